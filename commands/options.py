@@ -1,0 +1,100 @@
+"""click, with option groups in `--help` and one environment variable for every option."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from asgibus.commands.logs import LEVELS
+from asgibus.protocol.channels import require_pool
+
+DEFAULT_LAYER = "redis://127.0.0.1:6379"
+ENVIRONMENT_PREFIX = "ASGIBUS"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class GroupedOption(click.Option):
+    """An option that belongs to a heading of `--help`."""
+
+    def __init__(self, *args: Any, heading: str = "General", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.heading = heading
+
+
+class GroupedCommand(click.Command):
+    """A command whose `--help` lists its options under their headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                heading = parameter.heading if isinstance(parameter, GroupedOption) else "General"
+                groups.setdefault(heading, []).append(record)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def option(heading: str, *names: str, **kwargs: Any) -> Callable[[F], F]:
+    """A click option under a heading, with its default and its environment variable shown."""
+    kwargs.setdefault("show_default", True)
+    return click.option(*names, cls=GroupedOption, heading=heading, show_envvar=True, **kwargs)
+
+
+def pool_name(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    """click callback: refuse what cannot be the name of a pool."""
+    try:
+        return require_pool(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+SECONDS = click.FloatRange(min=0, min_open=True)
+COUNT = click.IntRange(min=1)
+
+
+def bus_options(command: F) -> F:
+    """Options of both commands: which layer, which pool, how to log."""
+    for decorate in (
+        option("Logging", "--log-level", type=click.Choice(LEVELS), default="info", help="Log this and what is worse."),
+        option(
+            "Bus",
+            "--pool",
+            default="default",
+            callback=pool_name,
+            metavar="NAME",
+            help="Connections of a pool go to the workers of that pool only.",
+        ),
+        option("Bus", "--prefix", default="asgibus", metavar="TEXT", help="Starts every key in Redis."),
+    ):
+        command = decorate(command)
+    return command
+
+
+def app_options(command: F) -> F:
+    """Options that say how the app is loaded and run."""
+    for decorate in (
+        option(
+            "Application",
+            "--lifespan",
+            type=click.Choice(("auto", "on", "off")),
+            default="auto",
+            help="Run the app's start-up and shut-down: if it has one, always, or never.",
+        ),
+        option(
+            "Application",
+            "--concurrency",
+            type=COUNT,
+            default=10_000,
+            metavar="COUNT",
+            help="Connections that a worker serves at once.",
+        ),
+        option("Application", "--factory", is_flag=True, help="APP is a function that gives the app."),
+        option("Application", "--app-dir", default="", metavar="DIR", help="Look for APP here first.  [default: .]"),
+    ):
+        command = decorate(command)
+    return command

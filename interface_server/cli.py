@@ -1,0 +1,204 @@
+"""The command `asgi-interface`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import fields
+from typing import Any
+
+import click
+
+from asgibus.commands.embedded import EXPECTED, serve_with_worker
+from asgibus.commands.logs import set_up_logging
+from asgibus.commands.options import (
+    COUNT,
+    DEFAULT_LAYER,
+    ENVIRONMENT_PREFIX,
+    SECONDS,
+    GroupedCommand,
+    app_options,
+    bus_options,
+    option,
+)
+from asgibus.commands.run import run
+from asgibus.interface_server.listeners import ListenError
+from asgibus.interface_server.proxy import TrustedProxies
+from asgibus.interface_server.server import Server
+from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.layers import open_layer
+from asgibus.protocol.channels import require_pool
+from asgibus.worker.settings import WorkerSettings
+
+logger = logging.getLogger("asgibus.interface")
+
+
+def _routes(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    routes = []
+    for value in values:
+        prefix, mark, pool = value.rpartition("=")
+        if not mark or not prefix.startswith("/"):
+            raise click.BadParameter(f"{value!r} is not of the form /path/prefix=pool")
+        try:
+            routes.append((prefix, require_pool(pool)))
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+    return tuple(routes)
+
+
+def _trusted(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    try:
+        TrustedProxies(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}: give IP addresses or networks, 'unix', or '*'") from error
+    return value
+
+
+_LISTEN = "Listening"
+_PROXY = "Behind a proxy"
+_TLS = "TLS"
+_TIMES = "Time limits (seconds)"
+_LIMITS = "Size limits"
+_GROUPS = "Groups"
+_FILE = click.Path(exists=True, dir_okay=False)
+
+
+@click.command(cls=GroupedCommand, context_settings={"auto_envvar_prefix": ENVIRONMENT_PREFIX})
+@click.argument("app", required=False)
+@option(_LISTEN, "--host", default="127.0.0.1", help="Address to listen on.")
+@option(_LISTEN, "--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on; 0 takes a free one.")
+@option(_LISTEN, "--uds", type=click.Path(), help="Listen on a unix socket instead.")
+@option(_LISTEN, "--fd", type=click.IntRange(min=0), help="Listen on a socket that was passed in, by its number.")
+@option(_LISTEN, "--backlog", type=COUNT, default=2048, help="Connections that may wait to be accepted.")
+@option("Bus", "--layer", metavar="URL", help=f"The channel layer.  [default: {DEFAULT_LAYER}; memory:// with APP]")
+@option(
+    "Bus",
+    "--route",
+    "routes",
+    multiple=True,
+    callback=_routes,
+    metavar="PREFIX=POOL",
+    help="Send paths that begin with PREFIX to another pool; the first match wins. Repeatable.",
+)
+@bus_options
+@app_options
+@option(_PROXY, "--root-path", default="", help="ASGI root_path: where a proxy has mounted the app.")
+@option(
+    _PROXY, "--proxy-headers/--no-proxy-headers", default=True, help="Believe X-Forwarded-For and -Proto of trusted peers."
+)
+@option(
+    _PROXY,
+    "--forwarded-allow-ips",
+    default="127.0.0.1",
+    callback=_trusted,
+    metavar="LIST",
+    help="Trusted peers: addresses, networks, 'unix', or '*'.",
+)
+@option(_PROXY, "--server-header/--no-server-header", default=True, help="Send a Server header.")
+@option(_PROXY, "--date-header/--no-date-header", default=True, help="Send a Date header.")
+@option(_TLS, "--ssl-certfile", type=_FILE, help="Certificate chain; turns TLS on.")
+@option(_TLS, "--ssl-keyfile", type=_FILE, help="Private key, if it is not in the certificate file.")
+@option(_TLS, "--ssl-keyfile-password", show_default=False, help="Password of the private key.")
+@option(_TLS, "--ssl-ca-certs", type=_FILE, help="Require client certificates of these authorities.")
+@option(_TIMES, "--http-timeout", type=SECONDS, help="From the head of a request to the end of its response.  [default: none]")
+@option(_TIMES, "--websocket-timeout", type=SECONDS, default=86400.0, help="How long a WebSocket may stay open.")
+@option(_TIMES, "--connect-timeout", type=SECONDS, default=10.0, help="How long a connection waits for a worker.")
+@option(_TIMES, "--ping-interval", "--ws-ping-interval", "ping_interval", type=SECONDS, default=20.0, help="Between pings.")
+@option(
+    _TIMES, "--ping-timeout", "--ws-ping-timeout", "ping_timeout", type=SECONDS, default=20.0, help="For the answer to a ping."
+)
+@option(
+    _TIMES,
+    "--keep-alive-timeout",
+    "--timeout-keep-alive",
+    "keep_alive_timeout",
+    type=SECONDS,
+    default=5.0,
+    help="How long an idle connection is kept.",
+)
+@option(_TIMES, "--head-timeout", type=SECONDS, default=10.0, help="For the head of a request to come.")
+@option(
+    _TIMES,
+    "--graceful-timeout",
+    "--timeout-graceful-shutdown",
+    "graceful_timeout",
+    type=SECONDS,
+    default=30.0,
+    help="How long requests may finish after SIGTERM or SIGINT.",
+)
+@option(_LIMITS, "--max-connections", "--limit-concurrency", "max_connections", type=COUNT, default=10_000, help="Open sockets.")
+@option(_LIMITS, "--max-head-size", type=COUNT, default=64 * 1024, help="Request line and headers, in bytes.")
+@option(_LIMITS, "--min-body-rate", type=click.IntRange(min=0), default=240, help="Slowest request body, in bytes a second.")
+@option(
+    _LIMITS,
+    "--websocket-max-message-size",
+    "--ws-max-size",
+    "websocket_max_message_size",
+    type=COUNT,
+    default=1024 * 1024,
+    help="Message from a client, in bytes.",
+)
+@option(_LIMITS, "--window", type=COUNT, default=256 * 1024, help="Bytes under way per connection and direction.")
+@option(_GROUPS, "--slow-client-buffer", type=COUNT, default=1024 * 1024, help="Unsent bytes past which a member is slow.")
+@option(
+    _GROUPS,
+    "--slow-client",
+    type=click.Choice(("close", "skip")),
+    default="close",
+    help="A slow member is closed with 1013, or misses the message.",
+)
+@option("Logging", "--access-log/--no-access-log", default=True, help="Log every request.")
+@click.version_option(package_name="asgibus")
+def command(log_level: str, **options: Any) -> None:
+    """Terminate HTTP and WebSocket and put the connections on the bus.
+
+    With APP (module:attribute) also run it, in this process.
+    """
+    app = options["app"]
+    if options["layer"] is None:
+        options["layer"] = "memory://" if app else DEFAULT_LAYER
+    if app is None and options["layer"].startswith("memory:"):
+        raise click.UsageError(
+            "memory:// lives within one process, so no worker would ever see a connection: "
+            "use a Redis URL, or give an APP to run it here"
+        )
+    if options["uds"] is not None and options["fd"] is not None:
+        raise click.UsageError("--uds and --fd exclude each other")
+    if options["ssl_keyfile"] is not None and options["ssl_certfile"] is None:
+        raise click.UsageError("--ssl-keyfile needs --ssl-certfile")
+    names = {field.name for field in fields(InterfaceSettings)}
+    settings = InterfaceSettings(**{name: value for name, value in options.items() if name in names})
+    set_up_logging(log_level, access=settings.access_log)
+    try:
+        layer = open_layer(settings.layer, prefix=settings.prefix)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+    def ready(where: str) -> None:
+        logger.info(
+            "Listening on %s (layer %s, pool %s, app %s)",
+            where,
+            getattr(layer, "address", settings.layer),
+            settings.pool,
+            app or "in the workers",
+        )
+
+    async def serve(stop: asyncio.Event) -> None:
+        server = Server(settings, layer)
+        try:
+            if app is None:
+                await server.serve(stop, ready)
+            else:
+                names = {field.name for field in fields(WorkerSettings)}
+                worker = WorkerSettings(**{name: value for name, value in options.items() if name in names})
+                await serve_with_worker(worker, layer, lambda: server.serve(stop, ready))
+        finally:
+            await layer.close()
+        logger.info("Interface server stopped")
+
+    raise SystemExit(run(serve, ListenError, *EXPECTED))
+
+
+def main() -> None:
+    """Entry point of `asgi-interface`."""
+    command(prog_name="asgi-interface")

@@ -1,0 +1,114 @@
+"""Groups at the interface server: which of its connections are members, and the fan-out of a broadcast to them.
+
+Redis knows only which mailboxes have members. The process joins a group with its first member and leaves it with its
+last. Both are written in order by one writer, so the newest word wins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from asgibus.layers.contract import Message
+from asgibus.layers.errors import LayerUnavailable
+from asgibus.protocol.events import GROUP_ADD, encode
+
+if TYPE_CHECKING:
+    from asgibus.interface_server.connection import Connection
+    from asgibus.interface_server.connections import Connections
+
+logger = logging.getLogger("asgibus.interface")
+
+
+class _Group:
+    """The members here of one group, and who waits until the process has joined it."""
+
+    __slots__ = ("members", "waiting")
+
+    def __init__(self) -> None:
+        self.members: dict[Connection, None] = {}
+        self.waiting: list[Connection] | None = []  # None: joined
+
+
+class Groups:
+    """The groups that have members here."""
+
+    tasks: asyncio.TaskGroup
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._groups: dict[str, _Group] = {}
+
+    def change(self, connection: Connection, code: int, name: str) -> None:
+        """A member comes (GROUP_ADD) or goes; the connection is told when it is done."""
+        if code == GROUP_ADD:
+            self._add(connection, name)
+        else:
+            self._discard(connection, name)
+            if connection.groups is not None:
+                connection.groups.discard(name)
+            connection.group_done(None)
+
+    def forget(self, connection: Connection) -> None:
+        """A connection has ended, and with it its memberships."""
+        for name in connection.groups or ():
+            self._discard(connection, name)
+        connection.groups = None
+
+    def _add(self, connection: Connection, name: str) -> None:
+        group = self._groups.get(name)
+        if group is None:
+            group = self._groups[name] = _Group()
+            self.tasks.create_task(self._join(name, group))
+        group.members[connection] = None
+        if connection.groups is None:
+            connection.groups = set()
+        connection.groups.add(name)
+        if group.waiting is None:
+            connection.group_done(None)
+        else:
+            group.waiting.append(connection)
+
+    async def _join(self, name: str, group: _Group) -> None:
+        error: str | None = None
+        try:
+            await self._connections.bus.join_group(name)
+        except LayerUnavailable as unavailable:
+            error = str(unavailable)
+            logger.warning("group %r could not be joined: %s", name, error)
+            if self._groups.get(name) is group:
+                del self._groups[name]
+        waiting, group.waiting = group.waiting, None
+        for connection in waiting or ():
+            connection.group_done(error)
+
+    def _discard(self, connection: Connection, name: str) -> None:
+        group = self._groups.get(name)
+        if group is None:
+            return
+        group.members.pop(connection, None)
+        if not group.members:
+            del self._groups[name]
+            self.tasks.create_task(self._leave(name))
+
+    async def _leave(self, name: str) -> None:
+        try:
+            await self._connections.bus.leave_group(name)
+        except LayerUnavailable as error:  # harmless: the next broadcast finds no member here
+            logger.info("group %r could not be left: %s", name, error)
+
+    def broadcast(self, name: str, message: Message) -> None:
+        """Write an event to every member here: encoded once, without waiting for anyone."""
+        group = self._groups.get(name)
+        if group is None:
+            return
+        try:
+            event = encode(message)
+        except (ValueError, TypeError) as error:
+            self._connections.counts["bad message"] += 1
+            logger.warning("a broadcast to group %r was dropped: %s", name, error)
+            return
+        shared: dict[str, Any] = {}
+        for connection in list(group.members):
+            connection.terminator.broadcast(event, shared)

@@ -1,0 +1,97 @@
+"""What the server listens on: a TCP port, a unix socket, or a socket that was passed in, with TLS or without."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import ssl
+import stat
+from collections.abc import Callable
+
+from asgibus.interface_server.settings import InterfaceSettings
+
+SOCKET_MODE = 0o666  # a proxy that runs as another user must be able to connect
+
+
+class ListenError(Exception):
+    """The server cannot listen; the text says on what, and why not."""
+
+
+def tls_context(settings: InterfaceSettings) -> ssl.SSLContext | None:
+    """The TLS settings, or None for plain text. Raises ListenError."""
+    if settings.ssl_certfile is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, settings.ssl_keyfile_password)
+        if settings.ssl_ca_certs is not None:
+            context.load_verify_locations(settings.ssl_ca_certs)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as error:
+        raise ListenError(f"the TLS certificate {settings.ssl_certfile} cannot be used: {error}") from error
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def listening_socket(settings: InterfaceSettings) -> socket.socket:
+    """The bound socket. Raises ListenError."""
+    try:
+        if settings.fd is not None:
+            return socket.socket(fileno=settings.fd)
+        if settings.uds is not None:
+            return _unix_socket(settings.uds)
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((settings.host, settings.port))
+    except OSError as error:
+        where = settings.uds or (f"fd {settings.fd}" if settings.fd is not None else f"{settings.host}:{settings.port}")
+        raise ListenError(f"cannot listen on {where}: {error.strerror or error}") from error
+    return listening
+
+
+def _unix_socket(path: str) -> socket.socket:
+    """Bind to a path; a socket that nobody serves any more is replaced, anything else is left alone."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        pass
+    else:
+        if not stat.S_ISSOCK(mode) or listening.connect_ex(path) == 0:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        listening.close()
+        os.unlink(path)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(path)
+    os.chmod(path, SOCKET_MODE)
+    return listening
+
+
+def describe(listening: socket.socket, *, tls: bool) -> str:
+    """Where clients find it, as a URL or a path."""
+    if listening.family == socket.AF_UNIX:
+        return f"unix:{listening.getsockname()}"
+    host, port = listening.getsockname()[:2]
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def host_and_port(address: object) -> tuple[str, int | None] | None:
+    """A socket's address as ASGI wants it: (host, port), (path, None), or None for a nameless unix socket."""
+    if isinstance(address, tuple):
+        return (address[0], address[1])
+    if isinstance(address, bytes):
+        address = address.decode("utf-8", "replace")
+    return (address, None) if isinstance(address, str) and address else None
+
+
+async def listen(
+    listening: socket.socket, factory: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None, backlog: int
+) -> asyncio.Server:
+    """Accept connections on a bound socket."""
+    loop = asyncio.get_running_loop()
+    if listening.family == socket.AF_UNIX:
+        return await loop.create_unix_server(factory, sock=listening, ssl=tls, backlog=backlog)
+    return await loop.create_server(factory, sock=listening, ssl=tls, backlog=backlog)

@@ -1,0 +1,68 @@
+"""X-Forwarded-For and X-Forwarded-Proto, believed only from trusted addresses."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+
+from asgibus.protocol.opening import Address
+
+_SCHEMES = {b"http": "http", b"https": "https", b"ws": "http", b"wss": "https"}
+
+
+class TrustedProxies:
+    """The addresses and networks whose forwarding headers are believed: `*`, or a comma-separated list.
+
+    Raises ValueError for what is neither. A client without an address (a unix socket) is a local proxy and trusted
+    where the list says `*` or `unix`.
+    """
+
+    def __init__(self, allowed: str) -> None:
+        names = [name.strip() for name in allowed.split(",") if name.strip()]
+        self._all = "*" in names
+        self._unix = "unix" in names
+        self._networks = [ipaddress.ip_network(name, strict=False) for name in names if name not in ("*", "unix")]
+        self._known: dict[str, bool] = {}
+
+    def trusts(self, host: str | None) -> bool:
+        """Whether the peer at this address is a trusted proxy."""
+        if self._all:
+            return True
+        if host is None:
+            return self._unix
+        known = self._known.get(host)
+        if known is None:
+            try:
+                address = ipaddress.ip_address(host)
+            except ValueError:
+                return False
+            known = any(address in network for network in self._networks)
+            if len(self._known) < 1024:  # proxies are few; a flood of clients must not fill the memory
+                self._known[host] = known
+        return known
+
+    def forwarded(
+        self, headers: Sequence[tuple[bytes, bytes]], client: Address | None, scheme: str
+    ) -> tuple[Address | None, str]:
+        """The client and the scheme that a trusted peer reports; what it does not report stays as it is.
+
+        Of several addresses, the last one that is not a trusted proxy itself is the client: what stands before it
+        could have been written by the client.
+        """
+        if not self.trusts(client[0] if client else None):
+            return client, scheme
+        for name, value in headers:
+            if name == b"x-forwarded-proto":
+                scheme = _SCHEMES.get(value.split(b",")[-1].strip().lower(), scheme)
+        hosts = [
+            host.strip().decode("latin-1")
+            for name, value in headers
+            if name == b"x-forwarded-for"
+            for host in value.split(b",")
+            if host.strip()
+        ]
+        if hosts:
+            client = (next((host for host in reversed(hosts) if self._all or not self.trusts(host)), hosts[0]), 0)
+            if self._all:
+                client = (hosts[0], 0)
+        return client, scheme

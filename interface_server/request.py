@@ -1,0 +1,124 @@
+"""One request as it was parsed, and the rules by which it is refused."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from asgibus.protocol.opening import HTTP, WEBSOCKET, Address
+
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_TARGET = re.compile(rb"[!-~\x80-\xff]*\Z")
+_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request is not served: an HTTP status and one sentence for the client."""
+
+    status: int
+    reason: str
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A request's head, and the parts of its body that have come and not gone on."""
+
+    client: Address | None
+    server: Address | None
+    scheme: str
+    extensions: dict[str, Any]
+    target: bytes = b""
+    method: str = ""
+    http_version: str = "1.1"
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    kind: str = HTTP
+    raw_path: bytes = b""
+    query_string: bytes = b""
+    subprotocols: tuple[str, ...] = ()
+    keep_alive: bool = True
+    expects_continue: bool = False
+    wants_trailers: bool = False
+    parts: list[bytes] = field(default_factory=list)
+    head_complete: bool = False
+    complete: bool = False
+    refusal: Refusal | None = None
+
+    def finish_head(self, *, upgrade: bool, max_size: int) -> Refusal | None:
+        """Read the headers that matter here. Returns why the request must be refused, if it must.
+
+        The rules of RFC 9112 that keep a request from meaning two things to two servers: one Host, one way of saying
+        how long the body is, no control bytes anywhere.
+        """
+        self.head_complete = True
+        if self.http_version not in ("1.0", "1.1"):
+            return Refusal(505, "The HTTP versions understood are 1.0 and 1.1.")
+        if len(self.target) + sum([len(name) + len(value) + 4 for name, value in self.headers]) > max_size:
+            return Refusal(431, "The request head is too large.")
+        if not _TARGET.match(self.target):
+            return Refusal(400, "The request target holds control bytes.")
+        hosts = 0
+        chunked = has_length = websocket = False
+        for name, value in self.headers:
+            if _CONTROL.search(value):
+                return Refusal(400, "A header holds control bytes.")
+            if name == b"host":
+                hosts += 1
+                if not _HOST.match(value):
+                    return Refusal(400, "The Host header is not valid.")
+            elif name == b"content-length":
+                if has_length or not value.isdigit():
+                    return Refusal(400, "The Content-Length header is not one number.")
+                has_length = True
+            elif name == b"transfer-encoding":
+                if chunked or value.lower() != b"chunked":
+                    return Refusal(501, "The only transfer encoding understood is chunked.")
+                chunked = True
+            elif name == b"expect":
+                if value.lower() != b"100-continue":
+                    return Refusal(417, "The only expectation understood is 100-continue.")
+                self.expects_continue = self.http_version == "1.1"
+            elif name == b"te":
+                self.wants_trailers = b"trailers" in value.lower()
+            elif name == b"upgrade":
+                websocket = value.lower() == b"websocket"
+        if hosts > 1 or (hosts == 0 and self.http_version == "1.1"):
+            return Refusal(400, "A request needs exactly one Host header.")
+        if chunked and (has_length or self.http_version == "1.0"):
+            return Refusal(400, "The length of the body is given in two ways.")
+        if self.method == "CONNECT":
+            return Refusal(501, "This server is not a proxy.")
+        self._split_target()
+        if upgrade and websocket and self.method == "GET" and not chunked and not has_length:
+            self.kind = WEBSOCKET
+            self.scheme = "wss" if self.scheme in ("https", "wss") else "ws"
+            self.subprotocols = tuple(_tokens(self.headers, b"sec-websocket-protocol"))
+        elif self.kind == HTTP:
+            self.extensions = {**self.extensions, **_HTTP_EXTENSIONS}
+            if self.wants_trailers and self.http_version == "1.1":
+                self.extensions["http.response.trailers"] = {}
+        return None
+
+    def _split_target(self) -> None:
+        path, _, query = self.target.partition(b"?")
+        path = path.partition(b"#")[0]
+        if not path.startswith(b"/") and b"://" in path:  # absolute form, RFC 9112 section 3.2.2
+            rest = path.split(b"://", 1)[1]
+            slash = rest.find(b"/")
+            path = rest[slash:] if slash >= 0 else b"/"
+        self.raw_path = path or b"/"
+        self.query_string = query
+
+
+_HTTP_EXTENSIONS: dict[str, Any] = {"http.response.early_hint": {}}
+
+
+def _tokens(headers: list[tuple[bytes, bytes]], name: bytes) -> list[str]:
+    return [
+        token.strip().decode("latin-1")
+        for header, value in headers
+        if header == name
+        for token in value.split(b",")
+        if token.strip()
+    ]

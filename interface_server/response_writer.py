@@ -1,0 +1,136 @@
+"""Writes one response at a time to a socket: the head with the first of the body, then the body as it is framed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from asgibus.interface_server.request import Request
+from asgibus.interface_server.response import (
+    LAST_CHUNK,
+    Framing,
+    StandardHeaders,
+    chunk,
+    header_lines,
+    response_head,
+)
+from asgibus.protocol.events import RESPONSE_START_TRAILERS, Event, Headers
+
+logger = logging.getLogger("asgibus.interface")
+
+JOIN_BYTES = 16 * 1024  # a body up to this is copied behind its head, to be one write; a larger one is written as it is
+
+
+class ResponseWriter:
+    """The responses of one socket. `begin` names the request that the next events answer."""
+
+    __slots__ = ("_keep_alive", "_request", "_standard", "_start", "_transport", "close", "framing", "remaining", "status")
+
+    def __init__(self, transport: asyncio.Transport, standard: StandardHeaders) -> None:
+        self._transport = transport
+        self._standard = standard
+        self._start: Event | None = None
+        self._request: Request | None = None
+        self._keep_alive = True
+        self.framing: Framing | None = None
+        self.remaining = 0
+        self.close = False
+        self.status = 0
+
+    def begin(self, request: Request, *, keep_alive: bool) -> None:
+        """Forget the last response."""
+        self._request = request
+        self._keep_alive = keep_alive
+        self._start = None
+        self.framing = None
+        self.remaining = 0
+        self.close = not keep_alive
+        self.status = 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether the head is on its way to the client, or held to go with the first of the body."""
+        return self._start is not None or self.framing is not None
+
+    @property
+    def written(self) -> bool:
+        """Whether the client has seen something of the response."""
+        return self.framing is not None
+
+    def start(self, event: Event) -> None:
+        """Hold a RESPONSE_START event until the body begins, or `flush`."""
+        self._start = event
+        self.status = event[1]
+
+    def flush(self) -> None:
+        """Write the head if it is held."""
+        if self._start is not None:
+            self._transport.write(self._head(None))
+
+    def body(self, body: bytes) -> None:
+        """Write a part of the body."""
+        if self._start is not None:
+            self._first(body, None)
+        else:
+            self._write(body)
+
+    def end(self, body: bytes, *, trailers_follow: bool = False) -> bool:
+        """Write the last part of the body. False if the response is shorter than it promised."""
+        if self._start is not None:
+            self._first(body, len(body))
+        else:
+            self._write(body)
+        if self.framing is Framing.CHUNKED and not trailers_follow:
+            self._transport.write(LAST_CHUNK + b"\r\n")
+        if self.framing is Framing.LENGTH and self.remaining:
+            logger.error("a response's body is %d bytes shorter than its content-length", self.remaining)
+            return False
+        return True
+
+    def trailers(self, headers: Headers) -> None:
+        """Write the trailer section, if the client wants it."""
+        if self.framing is Framing.CHUNKED:
+            wanted = self._request is not None and self._request.wants_trailers
+            self._transport.write(LAST_CHUNK + (header_lines(headers) if wanted else b"") + b"\r\n")
+
+    def _head(self, whole: int | None) -> bytes:
+        start, self._start = self._start, None
+        request = self._request
+        assert start is not None and request is not None
+        head = response_head(
+            start[1],
+            start[2],
+            self._standard,
+            http_version=request.http_version,
+            method=request.method,
+            keep_alive=self._keep_alive,
+            whole=whole,
+            trailers=start[0] == RESPONSE_START_TRAILERS,
+        )
+        self.framing, self.remaining, self.close = head.framing, head.length, head.close
+        return head.data
+
+    def _first(self, body: bytes, whole: int | None) -> None:
+        head = self._head(whole)
+        if self.framing is Framing.LENGTH and len(body) <= JOIN_BYTES and len(body) <= self.remaining:
+            self.remaining -= len(body)
+            self._transport.write(head + body)
+        else:
+            self._transport.write(head)
+            self._write(body)
+
+    def _write(self, body: bytes) -> None:
+        if not body or self.framing is Framing.NONE:
+            return
+        if self.framing is Framing.CHUNKED:
+            if len(body) <= JOIN_BYTES:
+                self._transport.write(chunk(body))
+            else:
+                self._transport.writelines((b"%x\r\n" % len(body), body, b"\r\n"))
+            return
+        if self.framing is Framing.LENGTH:
+            if len(body) > self.remaining:
+                logger.error("a response's body is longer than its content-length: the rest was cut off")
+                body = body[: self.remaining]
+            self.remaining -= len(body)
+        self._transport.write(body)

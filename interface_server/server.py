@@ -1,0 +1,168 @@
+"""The interface server: listens, keeps the clock, and stops gracefully."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from asgibus.interface_server.connections import Connections
+from asgibus.interface_server.http import HttpTerminator
+from asgibus.interface_server.listeners import describe, host_and_port, listen, listening_socket, tls_context
+from asgibus.interface_server.proxy import TrustedProxies
+from asgibus.interface_server.request import Request
+from asgibus.interface_server.response import StandardHeaders
+from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.interface_server.terminator import Terminator
+from asgibus.layers.contract import ChannelLayer
+from asgibus.protocol.opening import Address
+
+logger = logging.getLogger("asgibus.interface")
+
+TICK_SECONDS = 0.25  # how exactly time limits are kept; one pass over all sockets each
+ACK_TICKS = 4  # what was written and not acknowledged with an event is acknowledged this often
+WRITE_HIGH_WATER = 64 * 1024  # bytes in a socket's write buffer at which its session's window stays shut
+
+Peer = tuple[Address | None, Address | None, str, dict[str, Any]]
+
+
+class Server:
+    """Terminates the sockets of one listener. `serve` is the whole life."""
+
+    connections: Connections
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(self, settings: InterfaceSettings, layer: ChannelLayer) -> None:
+        self.settings = settings
+        self.standard = StandardHeaders(server=settings.server_header, date=settings.date_header)
+        self.now = 0.0
+        """The event loop's time, as of the last tick."""
+        self.half_close = settings.ssl_certfile is None  # TLS knows no half-closed connection
+        self._layer = layer
+        self._proxies = TrustedProxies(settings.forwarded_allow_ips) if settings.proxy_headers else None
+        self._terminators: set[Terminator] = set()
+        self._emptied: asyncio.Event = asyncio.Event()
+
+    async def serve(self, stop: asyncio.Event, ready: Callable[[str], None]) -> None:
+        """Listen, call `ready` with where, serve until `stop` is set, then stop gracefully.
+
+        Raises ListenError and LayerUnavailable, both at the start only.
+        """
+        self.loop = asyncio.get_running_loop()
+        self.now = self.loop.time()
+        tls = tls_context(self.settings)
+        listening = listening_socket(self.settings)
+        try:
+            self.connections = Connections(self.settings)
+            async with self._layer.bus("interface", self.connections) as bus:
+                async with asyncio.TaskGroup() as tasks:
+                    self.connections.on_bus(bus, tasks)
+                    ticking = asyncio.create_task(self._tick(), name="tick")
+                    try:
+                        await self._accept(listening, tls, stop, ready)
+                        await bus.drain()
+                    finally:
+                        ticking.cancel()
+        finally:
+            listening.close()
+
+    async def _accept(
+        self, listening: socket.socket, tls: ssl.SSLContext | None, stop: asyncio.Event, ready: Callable[[str], None]
+    ) -> None:
+        where = describe(listening, tls=tls is not None)
+        server = await listen(listening, lambda: HttpTerminator(self), tls, self.settings.backlog)
+        try:
+            ready(where)
+            await stop.wait()
+            server.close()
+            await self._shut_down()
+        finally:
+            server.close()
+            for terminator in list(self._terminators):
+                terminator.abort()
+
+    async def _shut_down(self) -> None:
+        """Let every exchange end, within the graceful timeout."""
+        for terminator in list(self._terminators):
+            terminator.shut_down()
+        try:
+            async with asyncio.timeout(self.settings.graceful_timeout):
+                while self._terminators:
+                    self._emptied.clear()
+                    await self._emptied.wait()
+        except TimeoutError:
+            logger.warning(
+                "%d sockets were not done within %g s and are cut", len(self._terminators), self.settings.graceful_timeout
+            )
+
+    async def _tick(self) -> None:
+        """Keep the clock: one task for all time limits, so that no request costs a timer."""
+        ticks = 0
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            ticks += 1
+            self.now = now = self.loop.time()
+            self.connections.tick(now)
+            if ticks % ACK_TICKS == 0:
+                self.connections.acknowledge()
+            for terminator in [each for each in self._terminators if each.deadline <= now]:
+                terminator.expire(now)
+
+    # For the terminators.
+
+    def admit(self, terminator: Terminator) -> bool:
+        """A socket was accepted; False if there are too many already."""
+        self._terminators.add(terminator)
+        return len(self._terminators) <= self.settings.max_connections
+
+    def readmit(self, terminator: Terminator) -> None:
+        """A terminator took a socket over from another one."""
+        self._terminators.add(terminator)
+
+    def forget(self, terminator: Terminator) -> None:
+        """A terminator's socket has ended, or was handed over."""
+        self._terminators.discard(terminator)
+        if not self._terminators:
+            self._emptied.set()
+
+    def peer_of(self, transport: asyncio.Transport) -> Peer:
+        """What a scope says about a socket: client, server, scheme, extensions."""
+        transport.set_write_buffer_limits(high=WRITE_HIGH_WATER)
+        client = host_and_port(transport.get_extra_info("peername"))
+        server = host_and_port(transport.get_extra_info("sockname"))
+        tls = transport.get_extra_info("ssl_object")
+        if tls is None:
+            return client, server, "http", {}
+        return client, server, "https", {"tls": _tls_extension(tls)}
+
+    def trust_proxy(self, request: Request) -> None:
+        """Believe the forwarding headers of a request that came from a trusted proxy."""
+        if self._proxies is not None:
+            request.client, request.scheme = self._proxies.forwarded(request.headers, request.client, request.scheme)
+
+    def is_slow(self, transport: asyncio.Transport) -> bool:
+        """Whether so much waits for this client that it may not get more of a broadcast."""
+        if transport.get_write_buffer_size() <= self.settings.slow_client_buffer:
+            return False
+        self.connections.counts["slow client"] += 1
+        if self.connections.counts["slow client"] == 1 or self.settings.slow_client == "close":
+            logger.warning("a client is too slow for its group's broadcasts: %s", self.settings.slow_client)
+        return True
+
+
+_TLS_VERSIONS = {"TLSv1.2": 0x0303, "TLSv1.3": 0x0304}
+
+
+def _tls_extension(tls: ssl.SSLObject) -> dict[str, Any]:
+    """The scope extension "tls" 0.2: what is known of the connection; certificates are not passed on yet."""
+    return {
+        "server_cert": None,
+        "client_cert_chain": [],
+        "client_cert_name": None,
+        "client_cert_error": None,
+        "tls_version": _TLS_VERSIONS.get(tls.version() or ""),
+        "cipher_suite": None,
+    }

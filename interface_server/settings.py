@@ -1,0 +1,60 @@
+"""The interface server's settings: one field per option of `asgi-interface`, with its default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from asgibus.protocol.session import WINDOW
+
+SlowClient = Literal["close", "skip"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterfaceSettings:
+    """How an interface server runs. Times in seconds, sizes in bytes."""
+
+    app: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    uds: str | None = None
+    fd: int | None = None
+    backlog: int = 2048
+    """Connections that the kernel holds until they are accepted; what uvicorn uses."""
+    layer: str = "redis://127.0.0.1:6379"
+    prefix: str = "asgibus"
+    pool: str = "default"
+    routes: tuple[tuple[str, str], ...] = ()
+    """(path prefix, pool), first match wins."""
+    root_path: str = ""
+    proxy_headers: bool = True
+    forwarded_allow_ips: str = "127.0.0.1"
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    ssl_keyfile_password: str | None = None
+    ssl_ca_certs: str | None = None
+    server_header: bool = True
+    date_header: bool = True
+    access_log: bool = True
+
+    http_timeout: float | None = None
+    """From the end of the request's head to the end of the response; None: no limit."""
+    websocket_timeout: float = 86400.0
+    """How long a WebSocket may stay open, as Daphne has it."""
+    connect_timeout: float = 10.0
+    """How long a connection waits for a worker: longer than a worker needs to start, shorter than people wait."""
+    keep_alive_timeout: float = 5.0
+    head_timeout: float = 10.0
+    ping_interval: float = 20.0
+    ping_timeout: float = 20.0
+    graceful_timeout: float = 30.0
+
+    max_head_size: int = 64 * 1024
+    min_body_rate: int = 240
+    """Bytes per second below which a request's body is too slow; the usual defence against a dripping client."""
+    max_connections: int = 10_000
+    websocket_max_message_size: int = 1024 * 1024
+    window: int = WINDOW
+    slow_client_buffer: int = 1024 * 1024
+    """Unsent bytes past which a member of a group is slow."""
+    slow_client: SlowClient = "close"

@@ -1,0 +1,173 @@
+"""The contract of a channel layer: what an app may call (`ChannelLayer`), and what the servers need (`Bus`).
+
+The public half is the channel-layer interface of Channels 4. The servers' half has two ideas: a *mailbox* that one
+process reads in order (frames are posted to it), and *shared channels* whose entries are offered by one process and
+claimed by exactly one other.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from asgibus.layers.errors import ChannelFull, MessageTooLarge
+
+Message = dict[str, Any]
+Frame = tuple[Any, ...]
+
+# The first item of every frame in a mailbox is its kind. Kinds below 16 are the layer's own; the rest belong to the
+# protocol between the servers, and the layer carries them without looking.
+MESSAGE = 0  # (MESSAGE, local part, message): somebody called send() with a process-local name
+GROUP_MESSAGE = 1  # (GROUP_MESSAGE, group, message): somebody called group_send(), and this mailbox is a member
+FIRST_PROTOCOL_KIND = 16
+
+
+class Handler(Protocol):
+    """Who reads a mailbox. Called from the event loop, one batch after another; must not block and must not raise."""
+
+    def batch(self, sender: str, epoch: str, frames: Sequence[Frame]) -> None:
+        """Frames of one sender, in the order in which it posted them. `sender` is "" for public messages."""
+
+    def unreachable(self, mailbox: str) -> None:
+        """What was posted to `mailbox` found no mailbox there: its process is gone."""
+
+
+@dataclass(slots=True, eq=False)
+class Offer:
+    """An entry on its way to a shared channel. `id` is known once the store has it."""
+
+    channel: str
+    id: bytes | None = None
+    withdrawn: bool = False
+
+
+@dataclass(slots=True, frozen=True)
+class Claim:
+    """An entry of a shared channel that this process has taken and nobody else gets."""
+
+    channel: str
+    id: bytes
+    entry: Any
+
+
+class Bus(ABC):
+    """One process's place on the bus: its mailbox, and its claims. Made by `ChannelLayer.bus`."""
+
+    mailbox: str
+    """The own mailbox, ending in `!`. `mailbox + local part` is a channel name that anyone can send to."""
+    epoch: str
+    """Which life of the store this is: another one after it restarted empty."""
+
+    @abstractmethod
+    def post(self, mailbox: str, frame: Frame, size: int = 0) -> None:
+        """Write a frame to a mailbox: ordered per mailbox, buffered, at once.
+
+        `size` is about how many bytes the frame carries. The caller bounds what it posts (the session's window); while
+        the store is away the frames wait here. Frames are immutable and must not be altered afterwards.
+        """
+
+    @abstractmethod
+    def offer(self, channel: str, entry: Any) -> Offer:
+        """Put an entry on a shared channel, where one process claims it."""
+
+    @abstractmethod
+    def withdraw(self, offer: Offer) -> None:
+        """Take an offer back if nobody has claimed it yet; if somebody has, nothing happens."""
+
+    @abstractmethod
+    async def claim(self, channels: Sequence[str], limit: int) -> list[Claim]:
+        """Wait for entries of shared channels and take up to `limit` of them, oldest first per channel.
+
+        Returns an empty list only after `stop_claiming`. Not to be cancelled while entries may be on their way: call
+        `stop_claiming` and await what it still returns. One call at a time.
+        """
+
+    @abstractmethod
+    def stop_claiming(self) -> None:
+        """Make the running and every later `claim` return: with what it has taken, then with nothing."""
+
+    @abstractmethod
+    def done(self, claim: Claim) -> None:
+        """Say that a claimed entry is dealt with; buffered, written behind the frames posted before."""
+
+    @abstractmethod
+    async def join_group(self, group: str) -> None:
+        """Make the own mailbox a member: from the return on, a group_send from anywhere reaches the handler.
+
+        Raises LayerUnavailable.
+        """
+
+    @abstractmethod
+    async def leave_group(self, group: str) -> None:
+        """Take the own mailbox out of the group. Raises LayerUnavailable."""
+
+    @abstractmethod
+    async def drain(self) -> None:
+        """Wait until everything posted, offered and done so far is in the store."""
+
+
+class ChannelLayer(ABC):
+    """Named channels and groups between processes; the Channels 4 interface, plus `bus` for the servers.
+
+    Delivery is at-most-once: a message goes to one reader, once. Messages are copies: altering a dict after `send`
+    changes nothing.
+    """
+
+    ChannelFull = ChannelFull
+    MessageTooLarge = MessageTooLarge
+    extensions: Sequence[str] = ("groups", "flush")
+
+    expiry: int = 60
+    """Seconds after which an unread message is dropped."""
+    group_expiry: int = 86400
+    """Seconds after which a membership ends that nobody renewed."""
+    capacity: int = 100
+    """How many unread messages a channel holds before `send` raises ChannelFull."""
+
+    @abstractmethod
+    async def send(self, channel: str, message: Message) -> None:
+        """Send a message to a channel. Raises TypeError, ChannelFull, MessageTooLarge, LayerUnavailable."""
+
+    @abstractmethod
+    async def receive(self, channel: str) -> Message:
+        """Wait for the next message of a channel. A cancelled call loses no message. Raises TypeError.
+
+        A process-local name can be received only through the layer object that made it with `new_channel`.
+        """
+
+    @abstractmethod
+    async def new_channel(self, prefix: str = "specific") -> str:
+        """A new process-local channel name that nobody else has. Raises TypeError for a bad prefix."""
+
+    @abstractmethod
+    async def group_add(self, group: str, channel: str) -> None:
+        """Add a channel to a group. Raises TypeError, LayerUnavailable."""
+
+    @abstractmethod
+    async def group_discard(self, group: str, channel: str) -> None:
+        """Take a channel out of a group, if it is there. Raises TypeError, LayerUnavailable."""
+
+    @abstractmethod
+    async def group_send(self, group: str, message: Message) -> None:
+        """Send a message to every member. A full member misses it: counted and logged, never raised.
+
+        Raises TypeError, MessageTooLarge, LayerUnavailable.
+        """
+
+    @abstractmethod
+    async def flush(self) -> None:
+        """Delete every message and every group of this layer."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close the connections of the running event loop; the layer can be used again afterwards."""
+
+    @abstractmethod
+    def bus(self, role: str, handler: Handler) -> AbstractAsyncContextManager[Bus]:
+        """A place on the bus for a server of this process: `async with layer.bus("interface", handler) as bus`.
+
+        Entering raises LayerUnavailable when the store cannot be reached at all; later outages are waited out.
+        """

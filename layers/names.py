@@ -1,0 +1,51 @@
+"""The rules for channel and group names.
+
+A name is 1 to 100 characters of `[A-Za-z0-9._-]`. One `!` splits a process-local name into the mailbox of its process
+(up to and with the `!`) and the local part, which the owner makes: `interface.4f9c2a!17`.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+MAX_NAME_LENGTH = 100  # what the 2016 specification asks every layer to take
+PROCESS_ID_BYTES = 8  # 64 random bits: two processes of one deployment never meet
+
+_CHANNEL = re.compile(r"[A-Za-z0-9._-]+(?:![A-Za-z0-9._-]*)?\Z", re.ASCII)
+_GROUP = re.compile(r"[A-Za-z0-9._-]+\Z", re.ASCII)
+
+
+def require_channel(name: object, *, receive: bool = False) -> str:
+    """Give `name` back if it is a channel name, else raise TypeError with the rule.
+
+    `receive=True` refuses a mailbox without a local part, which only its owner's handler reads.
+    """
+    if isinstance(name, str) and len(name) <= MAX_NAME_LENGTH and _CHANNEL.match(name):
+        if receive and name.endswith("!"):
+            raise TypeError(f"cannot receive from the mailbox {name!r}: name the local part behind the '!'")
+        return name
+    raise TypeError(
+        f"channel names are 1 to {MAX_NAME_LENGTH} ASCII letters, digits, '.', '-' or '_', "
+        f"with at most one '!' for a process-local name; not {name!r}"
+    )
+
+
+def require_group(name: object) -> str:
+    """Give `name` back if it is a group name, else raise TypeError with the rule."""
+    if isinstance(name, str) and len(name) <= MAX_NAME_LENGTH and _GROUP.match(name):
+        return name
+    raise TypeError(
+        f"group names are 1 to {MAX_NAME_LENGTH} ASCII letters, digits, '.', '-' or '_'; not {name!r}"
+    )
+
+
+def split_local(name: str) -> tuple[str, str] | None:
+    """(mailbox, local part) of a process-local name, None for an ordinary one."""
+    mailbox, mark, local = name.partition("!")
+    return (mailbox + mark, local) if mark else None
+
+
+def new_mailbox(role: str) -> str:
+    """A mailbox name that no other process has, such as `interface.4f9c2a…!`."""
+    return require_channel(f"{role}.{secrets.token_hex(PROCESS_ID_BYTES)}!")

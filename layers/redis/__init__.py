@@ -1,0 +1,10 @@
+"""The Redis layer: channels, mailboxes and groups between processes, on Redis 7.0 or later, or Valkey.
+
+`address` says where Redis is, `connection` speaks RESP to it, `link` keeps a connection alive. On links stand the
+`writer` (everything that is written, coalesced), the `mailbox` reader and the `claims` reader. `bus` joins them for a
+server, `layer` is what apps see.
+"""
+
+from asgibus.layers.redis.layer import RedisChannelLayer
+
+__all__ = ["RedisChannelLayer"]

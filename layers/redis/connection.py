@@ -1,0 +1,145 @@
+"""One connection to Redis: RESP through hiredis on an `asyncio.Protocol`, pipelined, without a coroutine per command.
+
+Each command is written with the callback that takes its reply; replies come in the order of the commands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import hiredis
+
+from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.redis.address import CONNECT_SECONDS, Address
+
+pack_command = hiredis.pack_command
+RedisError = hiredis.ReplyError
+OnReply = Callable[[Any], None]
+
+OLDEST_REDIS = (7, 0)
+_NOTHING = object()
+
+
+class RedisConnection(asyncio.Protocol):
+    """A greeted connection. `lost` is done when it has ended; callbacks still waiting are dropped with it."""
+
+    __slots__ = ("_loop", "_reader", "_replies", "_transport", "client_id", "epoch", "lost", "owed_since")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+        self._replies: deque[OnReply] = deque()
+        self._transport: asyncio.Transport | None = None
+        self.lost: asyncio.Future[str] = loop.create_future()
+        self.owed_since = 0.0
+        self.client_id = 0
+        self.epoch = ""
+
+    def write(self, data: bytes, on_replies: Iterable[OnReply]) -> None:
+        """Write packed commands; `on_replies` take their replies, one each. A reply may be a RedisError."""
+        if self._transport is None or self._transport.is_closing():
+            return  # the owner learns of it by `lost`, and writes again on the next connection
+        if not self._replies:
+            self.owed_since = self._loop.time()
+        self._replies.extend(on_replies)
+        self._transport.write(data)
+
+    def call(self, *args: str | bytes | int) -> asyncio.Future[Any]:
+        """Write one command; the future has its reply, or raises RedisError, or LayerUnavailable when it is lost."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def reply(value: Any) -> None:
+            if not future.done():
+                if isinstance(value, RedisError):
+                    future.set_exception(value)
+                else:
+                    future.set_result(value)
+
+        def end(lost: asyncio.Future[str]) -> None:
+            if not future.done():
+                future.set_exception(LayerUnavailable(f"the connection to Redis ended: {lost.result()}"))
+
+        self.lost.add_done_callback(end)
+        future.add_done_callback(lambda _: self.lost.remove_done_callback(end))
+        self.write(pack_command(args), (reply,))
+        return future
+
+    def overdue(self, seconds: float) -> bool:
+        """Whether Redis owes a reply for longer than that."""
+        return bool(self._replies) and self._loop.time() - self.owed_since > seconds
+
+    def abort(self, reason: str) -> None:
+        """End the connection at once."""
+        if not self.lost.done():
+            self.lost.set_result(reason)
+        self._replies.clear()
+        if self._transport is not None:
+            self._transport.abort()
+
+    # Callbacks of the transport.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # a stream socket has a full transport
+
+    def data_received(self, data: bytes) -> None:
+        reader = self._reader
+        reader.feed(data)
+        replies = self._replies
+        self.owed_since = self._loop.time()
+        try:
+            while (reply := reader.gets()) is not _NOTHING:
+                if not replies:
+                    self.abort("Redis sent a reply that nobody asked for")
+                    return
+                replies.popleft()(reply)
+        except hiredis.ProtocolError as error:
+            self.abort(f"Redis sent something that is not RESP: {error}")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._replies.clear()
+        if not self.lost.done():
+            self.lost.set_result(str(error) if error else "Redis closed the connection")
+
+
+async def connect(address: Address, name: str) -> RedisConnection:
+    """A new connection, greeted (AUTH, SELECT, CLIENT SETNAME). Raises LayerUnavailable saying where and why not."""
+    loop = asyncio.get_running_loop()
+    connection: RedisConnection | None = None
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            if address.path is not None:
+                _, connection = await loop.create_unix_connection(lambda: RedisConnection(loop), address.path)
+            else:
+                _, connection = await loop.create_connection(
+                    lambda: RedisConnection(loop), address.host, address.port, ssl=address.tls
+                )
+            await _greet(connection, address, name)
+    except TimeoutError:
+        reason: str | None = f"no answer within {CONNECT_SECONDS:g} s"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except (RedisError, LayerUnavailable) as error:
+        reason = str(error)
+    else:
+        return connection
+    if connection is not None:
+        connection.abort("could not be greeted")
+    raise LayerUnavailable(f"Redis at {address} cannot be used: {reason}")
+
+
+async def _greet(connection: RedisConnection, address: Address, name: str) -> None:
+    if address.password is not None:
+        credentials = (address.username, address.password) if address.username else (address.password,)
+        await connection.call("AUTH", *credentials)
+    if address.db:
+        await connection.call("SELECT", address.db)
+    await connection.call("CLIENT", "SETNAME", name)
+    connection.client_id = await connection.call("CLIENT", "ID")
+    info = dict(line.split(":", 1) for line in (await connection.call("INFO", "server")).decode().split() if ":" in line)
+    version = tuple(int(part) for part in info.get("redis_version", "0.0").split(".")[:2])
+    if version < OLDEST_REDIS:
+        raise LayerUnavailable(f"it is version {info.get('redis_version')}, and 7.0 or later is needed")
+    connection.epoch = info.get("run_id", "")[:16]

@@ -1,0 +1,115 @@
+"""A connection to Redis that comes back: connects, watches, and connects again with growing pauses.
+
+All links of one process share an `Outage`, so that the log says once that Redis is gone and once that it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.redis.address import Address
+from asgibus.layers.redis.connection import RedisConnection, connect
+
+logger = logging.getLogger("asgibus.layers")
+
+FIRST_PAUSE = 0.05  # seconds: a connection that was cut, by a failover say, is usually welcome at once
+LONGEST_PAUSE = 2.0  # seconds: how long after its return Redis is noticed at the latest
+BLOCK_SECONDS = 5  # how long a blocking read waits in Redis before it is asked again
+SILENCE_SECONDS = BLOCK_SECONDS + 5.0  # a reply owed for longer: the connection is dead and TCP has not noticed
+
+
+class Outage:
+    """Whether Redis is away, for all links of a process; says so in the log once."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._down: set[Link] = set()
+
+    def down(self, link: Link, reason: str) -> None:
+        """A link lost its connection."""
+        if not self._down:
+            logger.warning("Redis at %s is gone (%s): trying again until it is back", self._address, reason)
+        self._down.add(link)
+
+    def up(self, link: Link) -> None:
+        """A link has its connection back."""
+        if link in self._down:
+            self._down.discard(link)
+            if not self._down:
+                logger.warning("Redis at %s is back", self._address)
+
+    @property
+    def over(self) -> bool:
+        """False while a link is down."""
+        return not self._down
+
+
+class Link:
+    """A connection that is kept up. `on_up` gets each new connection, greeted and empty; `on_down` says it is lost."""
+
+    def __init__(
+        self,
+        address: Address,
+        name: str,
+        outage: Outage,
+        on_up: Callable[[RedisConnection], None],
+        on_down: Callable[[], None] | None = None,
+    ) -> None:
+        self._address = address
+        self._name = name
+        self._outage = outage
+        self._on_up = on_up
+        self._on_down = on_down
+        self._task: asyncio.Task[None] | None = None
+        self.connection: RedisConnection | None = None
+
+    async def open(self) -> None:
+        """Connect, and stay connected until `close`. Raises LayerUnavailable when the first try fails."""
+        connection = await connect(self._address, self._name)
+        self._task = asyncio.create_task(self._keep(connection), name=f"redis {self._name}")
+
+    async def close(self) -> None:
+        """End the connection; returns when it has ended."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+
+    async def _keep(self, connection: RedisConnection) -> None:
+        try:
+            while True:
+                self.connection = connection
+                self._outage.up(self)
+                self._on_up(connection)
+                reason = await self._watch(connection)
+                self.connection = None
+                self._outage.down(self, reason)
+                if self._on_down is not None:
+                    self._on_down()
+                connection = await self._reconnect()
+        finally:
+            self.connection = None
+            connection.abort("closed here")
+
+    async def _watch(self, connection: RedisConnection) -> str:
+        """Why the connection ended."""
+        while True:
+            done, _ = await asyncio.wait([connection.lost], timeout=SILENCE_SECONDS / 4)
+            if done:
+                return connection.lost.result()
+            if connection.overdue(SILENCE_SECONDS):
+                connection.abort(f"no reply for {SILENCE_SECONDS:g} s")
+
+    async def _reconnect(self) -> RedisConnection:
+        pause = FIRST_PAUSE
+        while True:
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # spread, so that many processes do not come at once
+            try:
+                return await connect(self._address, self._name)
+            except LayerUnavailable as error:
+                logger.debug("still gone: %s", error)
+            pause = min(pause * 2, LONGEST_PAUSE)

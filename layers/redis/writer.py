@@ -1,0 +1,233 @@
+"""Everything that one process writes to Redis: one flush in flight; while it is, what comes gathers for the next.
+
+No timers, and no delay at low load: the first write goes out at the end of the loop's turn. A flush carries one entry
+per mailbox with all of its frames. What was in flight when a connection broke is written again on the next one: frames
+between the servers carry sequence numbers and are taken once; what may not be repeated is failed instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from asgibus.layers.codec import pack
+from asgibus.layers.contract import Frame
+from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.redis.address import Address
+from asgibus.layers.redis.connection import OnReply, RedisConnection, RedisError, pack_command
+from asgibus.layers.redis.link import Link, Outage
+
+logger = logging.getLogger("asgibus.layers")
+
+ENTRY_BYTES = 1024 * 1024  # frames gathered for one entry: larger ones delay the others and cost memory in one piece
+FRAME_OVERHEAD = 64  # bytes counted for a frame beside what it carries
+RETRY_SECONDS = 0.5  # until a write that Redis refused for now (out of memory, loading, read-only) is tried again
+REFUSED_FOR_NOW = ("OOM", "LOADING", "READONLY", "MISCONF", "BUSY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN")
+
+PAYLOAD_VERSION = 1  # first item of every payload; another one is a peer of another release
+
+
+class Sender(Protocol):
+    """Who posts frames: named in every entry, and told when a mailbox is gone."""
+
+    mailbox: str
+    epoch: str
+
+    def unreachable(self, mailbox: str) -> None: ...
+
+
+class _Command:
+    """A packed command, who takes its reply, and whether it may be written twice."""
+
+    __slots__ = ("data", "on_reply", "repeatable")
+
+    def __init__(self, data: bytes, on_reply: OnReply, repeatable: bool) -> None:
+        self.data = data
+        self.on_reply = on_reply
+        self.repeatable = repeatable
+
+
+class _Box:
+    """The frames that wait for one mailbox, in entries of bounded size."""
+
+    __slots__ = ("entries", "mailbox", "sender", "size")
+
+    def __init__(self, sender: Sender, mailbox: str) -> None:
+        self.sender = sender
+        self.mailbox = mailbox
+        self.entries: list[list[Frame]] = [[]]
+        self.size = 0
+
+
+class Writer:
+    """The writing side of a process, on one link. All methods are called from its event loop."""
+
+    def __init__(self, address: Address, prefix: str, name: str, outage: Outage) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._prefix = prefix
+        self._link = Link(address, name, outage, self._up, self._down)
+        self._boxes: dict[tuple[str, str], _Box] = {}
+        self._commands: list[_Command] = []
+        self._acks: dict[str, list[bytes]] = {}
+        self._in_flight: deque[_Command] = deque()
+        self._again: list[_Command] = []
+        self._scheduled = False
+        self._closed = False
+        self._drained: list[asyncio.Future[None]] = []
+        self.epoch = ""
+
+    async def open(self) -> None:
+        """Connect. Raises LayerUnavailable."""
+        await self._link.open()
+
+    async def close(self) -> None:
+        """End the connection; what was not written is lost, and its callers get LayerUnavailable."""
+        self._closed = True
+        await self._link.close()
+        for command in (*self._in_flight, *self._again, *self._commands):
+            command.on_reply(LayerUnavailable("the layer was closed"))
+        self._in_flight.clear()
+        self._again.clear()
+        self._commands.clear()
+
+    def post(self, sender: Sender, mailbox: str, frame: Frame, size: int) -> None:
+        """Add a frame to the next entry for a mailbox."""
+        box = self._boxes.get((sender.mailbox, mailbox))
+        if box is None:
+            box = self._boxes[sender.mailbox, mailbox] = _Box(sender, mailbox)
+            self._schedule()
+        elif box.size > ENTRY_BYTES:
+            box.entries.append([])
+            box.size = 0
+        box.entries[-1].append(frame)
+        box.size += size + FRAME_OVERHEAD
+
+    def ack(self, key: str, entry_id: bytes) -> None:
+        """Acknowledge and delete an entry that was claimed from a shared channel, behind what was posted before."""
+        self._acks.setdefault(key, []).append(entry_id)
+        self._schedule()
+
+    def write(self, args: tuple[str | bytes | int, ...], on_reply: OnReply, *, repeatable: bool = True) -> None:
+        """Write any command; `on_reply` takes its reply, a RedisError or a LayerUnavailable."""
+        self._commands.append(_Command(pack_command(args), on_reply, repeatable))
+        self._schedule()
+
+    async def call(self, *args: str | bytes | int, repeatable: bool = True) -> Any:
+        """Write any command and wait for its reply. Raises RedisError, LayerUnavailable.
+
+        `repeatable=False`: fail rather than write it twice when the connection breaks meanwhile.
+        """
+        if self._closed:
+            raise LayerUnavailable("the layer was closed")
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self.write(args, _into(future), repeatable=repeatable)
+        return await future
+
+    async def drain(self) -> None:
+        """Wait until everything asked for so far has been written and answered."""
+        if self._boxes or self._commands or self._acks or self._in_flight or self._again:
+            future: asyncio.Future[None] = self._loop.create_future()
+            self._drained.append(future)
+            await future
+
+    def mailbox_key(self, mailbox: str) -> str:
+        """The key of a mailbox's stream."""
+        return f"{self._prefix}:mailbox:{mailbox}"
+
+    def _schedule(self) -> None:
+        if not self._scheduled and not self._in_flight:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        connection = self._link.connection
+        if self._in_flight or connection is None:
+            return
+        commands = self._gather()
+        if not commands:
+            for future in self._drained:
+                if not future.done():
+                    future.set_result(None)
+            self._drained.clear()
+            return
+        self._in_flight.extend(commands)
+        self._write(connection, commands)
+
+    def _gather(self) -> list[_Command]:
+        commands = self._again
+        self._again = []
+        if self._boxes:
+            boxes, self._boxes = self._boxes, {}
+            for box in boxes.values():
+                gone = self._on_posted(box.sender, box.mailbox)
+                key = self.mailbox_key(box.mailbox)
+                for frames in box.entries:
+                    payload = pack((PAYLOAD_VERSION, box.sender.mailbox, box.sender.epoch, frames))
+                    commands.append(_Command(pack_command(("XADD", key, "NOMKSTREAM", "*", "b", payload)), gone, True))
+        if self._commands:
+            commands += self._commands
+            self._commands = []
+        if self._acks:
+            for key, ids in self._acks.items():
+                commands.append(_Command(pack_command(("XACK", key, "workers", *ids)), _ignore, True))
+                commands.append(_Command(pack_command(("XDEL", key, *ids)), _ignore, True))
+            self._acks = {}
+        return commands
+
+    def _write(self, connection: RedisConnection, commands: list[_Command]) -> None:
+        data = commands[0].data if len(commands) == 1 else b"".join([command.data for command in commands])
+        connection.write(data, [self._reply] * len(commands))
+
+    def _reply(self, reply: Any) -> None:
+        command = self._in_flight.popleft()
+        if isinstance(reply, RedisError) and command.repeatable and str(reply).startswith(REFUSED_FOR_NOW):
+            if not self._again:
+                logger.warning("Redis refuses writes for now (%s): trying again", reply)
+                self._loop.call_later(RETRY_SECONDS, self._flush)
+            self._again.append(command)
+        else:
+            command.on_reply(reply)
+        if not self._in_flight and not self._again:
+            self._flush()
+
+    def _up(self, connection: RedisConnection) -> None:
+        self.epoch = connection.epoch
+        if self._in_flight:
+            self._write(connection, list(self._in_flight))
+        else:
+            self._flush()
+
+    def _down(self) -> None:
+        once = [command for command in self._in_flight if not command.repeatable]
+        self._in_flight = deque(command for command in self._in_flight if command.repeatable)
+        for command in once:
+            command.on_reply(LayerUnavailable("the connection to Redis broke: it is unknown whether this was written"))
+
+    def _on_posted(self, sender: Sender, mailbox: str) -> OnReply:
+        def posted(reply: Any) -> None:
+            if reply is None:
+                sender.unreachable(mailbox)
+            elif isinstance(reply, Exception):
+                logger.error("frames for %s were not written: %s", mailbox, reply)
+
+        return posted
+
+
+def _into(future: asyncio.Future[Any]) -> Callable[[Any], None]:
+    def reply(value: Any) -> None:
+        if future.done():
+            return
+        if isinstance(value, Exception):
+            future.set_exception(value)
+        else:
+            future.set_result(value)
+
+    return reply
+
+
+def _ignore(reply: Any) -> None:
+    """An entry that was acknowledged twice, or trimmed meanwhile, needs nothing more."""

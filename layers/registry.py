@@ -1,0 +1,24 @@
+"""From a layer's URL to the layer."""
+
+from __future__ import annotations
+
+from asgibus.layers.contract import ChannelLayer
+from asgibus.layers.memory import InMemoryChannelLayer
+from asgibus.layers.redis import RedisChannelLayer
+
+REDIS_SCHEMES = ("redis", "rediss", "unix")
+
+
+def open_layer(url: str, *, prefix: str = "asgibus") -> ChannelLayer:
+    """The channel layer for `url`. Opens no connection: the first use does.
+
+    `memory://` (one process), `redis://[[user]:password@]host[:port][/db]`, `rediss://…` (TLS),
+    `unix://[[user]:password@]/path[?db=n]`. `prefix` starts every key. Raises ValueError for another scheme.
+    """
+    scheme, mark, _ = url.partition("://")
+    if mark and scheme == "memory":
+        return InMemoryChannelLayer()
+    if mark and scheme in REDIS_SCHEMES:
+        return RedisChannelLayer(url, prefix=prefix)
+    known = ", ".join(f"{name}://" for name in ("memory", *REDIS_SCHEMES))
+    raise ValueError(f"cannot open the layer {url!r}: use one of {known}")

@@ -1,0 +1,196 @@
+"""ASGI events as compact tuples, `(code, field, …)`, and back.
+
+`encode` takes what an app (or anyone who posts to a reply channel) sends and checks it: the ASGI rule is that an
+invalid event raises out of `send`. `decode` gives what the app receives. Sections cited are of the ASGI 3
+specification, "HTTP & WebSocket ASGI Message Format" 2.5.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Event = tuple[Any, ...]
+Headers = tuple[tuple[bytes, bytes], ...]
+
+# From the client to the app.
+REQUEST_BODY = 1  # (body,) and more follows
+REQUEST_END = 2  # (body,) the last part
+HTTP_DISCONNECT = 3  # (final,) the client will send nothing more; final: nor can it be written to
+MESSAGE_RECEIVED = 4  # (str or bytes,)
+WEBSOCKET_DISCONNECT = 5  # (code, reason)
+
+# From the app to the client. Which of two codes an event has says whether more follows, so that the state tables can
+# be keyed by code alone.
+RESPONSE_START = 16  # (status, headers)
+RESPONSE_START_TRAILERS = 17  # (status, headers) and trailers after the body
+RESPONSE_BODY = 18  # (body,) and more follows
+RESPONSE_END = 19  # (body,) the last part
+TRAILERS = 20  # (headers,) and more follow
+TRAILERS_END = 21  # (headers,)
+EARLY_HINT = 22  # (links,)
+ACCEPT = 23  # (subprotocol or None, headers)
+MESSAGE_SENT = 24  # (str or bytes,)
+CLOSE = 25  # (code, reason)
+
+# Between the worker and the interface server alone.
+CONTINUE = 32  # () the app asks for the body of a request that expects "100 Continue"
+ABORT = 33  # () the response cannot be completed: the client must see that it was cut off
+GROUP_ADD = 34  # (group,)
+GROUP_DISCARD = 35  # (group,)
+GROUP_DONE = 36  # (error or None,) the answer to the oldest unanswered GROUP_ADD or GROUP_DISCARD
+SAVE_STATE = 37  # (packed state,) kept at the interface for a later attempt
+
+NAMES = {
+    value: name
+    for name, value in list(globals().items())
+    if name.isupper() and isinstance(value, int) and not name.startswith("_")
+}
+
+EVENT_OVERHEAD = 64  # bytes that an event counts for beside what it carries, so that tiny ones are bounded too
+MAX_CLOSE_REASON = 123  # bytes of UTF-8 in a close frame, RFC 6455 section 5.5.1
+
+_HEADER_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")  # a token, RFC 9110 section 5.6.2
+_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # control bytes: they would split the response
+_SUBPROTOCOL = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z", re.ASCII)
+
+
+def size(event: Event) -> int:
+    """How many bytes an event counts for in the window. A str counts its characters."""
+    carried = event[1] if len(event) > 1 else b""
+    return EVENT_OVERHEAD + (len(carried) if isinstance(carried, (bytes, str)) else 0)
+
+
+def encode(event: Mapping[str, Any]) -> Event:
+    """An app's event as a tuple. Keys that the specification does not know are ignored.
+
+    Raises ValueError for an unknown type or a value out of range, TypeError for a value of a wrong type, KeyError never:
+    a missing key is a ValueError too.
+    """
+    try:
+        kind = event["type"]
+    except (KeyError, TypeError):
+        raise ValueError(f"an ASGI event is a dict with a 'type', not {event!r}") from None
+    encoder = _ENCODERS.get(kind)
+    if encoder is None:
+        raise ValueError(f"unknown ASGI event type {kind!r}")
+    try:
+        return encoder(event)
+    except KeyError as missing:
+        raise ValueError(f"the event {kind!r} lacks {missing}") from None
+
+
+def decode(event: Event) -> dict[str, Any]:
+    """What the app's `receive` returns for an event from the client."""
+    code = event[0]
+    if code == MESSAGE_RECEIVED:
+        data = event[1]
+        if isinstance(data, str):
+            return {"type": "websocket.receive", "text": data, "bytes": None}
+        return {"type": "websocket.receive", "bytes": data, "text": None}
+    if code == REQUEST_BODY or code == REQUEST_END:
+        return {"type": "http.request", "body": event[1], "more_body": code == REQUEST_BODY}
+    if code == HTTP_DISCONNECT:
+        return {"type": "http.disconnect"}
+    if code == WEBSOCKET_DISCONNECT:
+        return {"type": "websocket.disconnect", "code": event[1], "reason": event[2]}
+    raise ValueError(f"event {NAMES.get(code, code)} is not for the app")
+
+
+def _bytes(value: Any, what: str) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    raise TypeError(f"{what} must be bytes, not {type(value).__name__}")
+
+
+def _headers(value: Iterable[Iterable[Any]], what: str) -> Headers:
+    headers = []
+    for name, content in value:
+        name, content = _bytes(name, f"a name in {what}"), _bytes(content, f"a value in {what}")
+        if not _HEADER_NAME.match(name):
+            raise ValueError(f"{name!r} in {what} is not a header name")
+        if _BAD_VALUE.search(content):
+            raise ValueError(f"the value of {name!r} in {what} holds control bytes: {content!r}")
+        headers.append((name, content))
+    return tuple(headers)
+
+
+def _response_start(event: Mapping[str, Any]) -> Event:
+    status = event["status"]
+    if not isinstance(status, int):
+        raise TypeError(f"the status must be an int, not {type(status).__name__}")
+    if not 200 <= status <= 999:
+        raise ValueError(f"{status} is not the status of a final response")
+    code = RESPONSE_START_TRAILERS if event.get("trailers") else RESPONSE_START
+    return (code, int(status), _headers(event.get("headers", ()), "the response's headers"))
+
+
+def _response_body(event: Mapping[str, Any]) -> Event:
+    body = event.get("body", b"")
+    if type(body) is not bytes:
+        body = _bytes(body, "the body")
+    return (RESPONSE_BODY if event.get("more_body") else RESPONSE_END, body)
+
+
+def _trailers(event: Mapping[str, Any]) -> Event:
+    headers = _headers(event.get("headers", ()), "the trailers")
+    return (TRAILERS if event.get("more_trailers") else TRAILERS_END, headers)
+
+
+def _early_hint(event: Mapping[str, Any]) -> Event:
+    return (EARLY_HINT, _headers([(b"link", link) for link in event.get("links", ())], "the early hint"))
+
+
+def _accept(event: Mapping[str, Any]) -> Event:
+    subprotocol = event.get("subprotocol")
+    if subprotocol is not None:
+        if not isinstance(subprotocol, str):
+            raise TypeError(f"the subprotocol must be a str, not {type(subprotocol).__name__}")
+        if not _SUBPROTOCOL.match(subprotocol):
+            raise ValueError(f"{subprotocol!r} is not the name of a subprotocol")
+    headers = _headers(event.get("headers", ()), "the headers of websocket.accept")
+    if any(name.lower() == b"sec-websocket-protocol" for name, _ in headers):
+        raise ValueError("choose the subprotocol by 'subprotocol', not by a sec-websocket-protocol header")
+    return (ACCEPT, subprotocol, headers)
+
+
+def _message_sent(event: Mapping[str, Any]) -> Event:
+    text, data = event.get("text"), event.get("bytes")
+    if (text is None) == (data is None):
+        raise ValueError("websocket.send needs exactly one of 'text' and 'bytes'")
+    if text is not None:
+        if not isinstance(text, str):
+            raise TypeError(f"the text must be a str, not {type(text).__name__}")
+        if not text.isascii():
+            text.encode()  # a lone surrogate cannot travel: UnicodeEncodeError, a ValueError, while the app can see it
+        return (MESSAGE_SENT, text)
+    return (MESSAGE_SENT, _bytes(data, "the message"))
+
+
+def _close(event: Mapping[str, Any]) -> Event:
+    code, reason = event.get("code", 1000), event.get("reason") or ""
+    if not isinstance(code, int):
+        raise TypeError(f"the close code must be an int, not {type(code).__name__}")
+    if not (1000 <= code <= 1014 and code not in (1004, 1005, 1006) or 3000 <= code <= 4999):
+        raise ValueError(f"{code} may not be sent as a close code (RFC 6455 section 7.4)")
+    if not isinstance(reason, str):
+        raise TypeError(f"the close reason must be a str, not {type(reason).__name__}")
+    if len(reason.encode()) > MAX_CLOSE_REASON:
+        raise ValueError(f"a close reason has at most {MAX_CLOSE_REASON} bytes")
+    return (CLOSE, int(code), reason)
+
+
+_ENCODERS = {
+    "http.response.start": _response_start,
+    "http.response.body": _response_body,
+    "http.response.trailers": _trailers,
+    "http.response.early_hint": _early_hint,
+    "websocket.accept": _accept,
+    "websocket.send": _message_sent,
+    "websocket.close": _close,
+    "websocket.http.response.start": _response_start,
+    "websocket.http.response.body": _response_body,
+}

@@ -1,0 +1,17 @@
+"""The frames between an interface server and a worker: tuples, in the entries of a mailbox.
+
+Every frame names the connection (the interface's number for it) and the attempt (which run of the app it belongs to;
+frames of an earlier attempt are ignored). The sender of a batch is named once, in the entry.
+"""
+
+from __future__ import annotations
+
+from asgibus.layers.contract import FIRST_PROTOCOL_KIND
+
+EVENT = FIRST_PROTOCOL_KIND  # (EVENT, connection, attempt, sequence number, acknowledged, code, field, …)
+OWN = FIRST_PROTOCOL_KIND + 1  # (OWN, connection, attempt): the sender serves this connection
+ACK = FIRST_PROTOCOL_KIND + 2  # (ACK, connection, attempt, acknowledged)
+RESET = FIRST_PROTOCOL_KIND + 3  # (RESET, connection, attempt): the sender does not know this connection
+RESEND = FIRST_PROTOCOL_KIND + 4  # (RESEND, connection, attempt, acknowledged): send again from that number on
+
+HEAD = 5  # where the event begins in an EVENT frame

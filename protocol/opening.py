@@ -1,0 +1,89 @@
+"""The opening of a connection: what the interface server puts on a shared channel, and a worker makes a scope from."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from asgibus.protocol.events import Event, Headers
+
+OPENING_VERSION = 1
+
+HTTP = "http"
+WEBSOCKET = "websocket"
+
+Address = tuple[str, int | None]
+
+
+class Opening(NamedTuple):
+    """One connection as the interface server saw it. Travels as a plain tuple, in this order."""
+
+    version: int
+    interface: str
+    """The mailbox of the interface server; with the connection's number it is the reply channel."""
+    epoch: str
+    connection: int
+    attempt: int
+    """1 for the first run of the app, counted up for each further one."""
+    window: int
+    """Bytes that may be under way unacknowledged, each direction."""
+    kind: str
+    http_version: str
+    method: str
+    scheme: str
+    raw_path: bytes
+    query_string: bytes
+    root_path: str
+    headers: Headers
+    client: Address | None
+    server: Address | None
+    subprotocols: tuple[str, ...]
+    extensions: dict[str, Any]
+    expects_continue: bool
+    events: tuple[Event, ...]
+    """The first events, numbered from 0: for HTTP the first part of the body."""
+    state: bytes
+    """What the app saved in an earlier attempt, packed."""
+
+
+def reply_channel(interface: str, connection: int) -> str:
+    """The channel name on which a connection takes plain ASGI events from anyone."""
+    return f"{interface}{connection}"
+
+
+def read_opening(entry: object) -> Opening:
+    """The opening in an entry. Raises ValueError for anything else, naming what it found."""
+    if not isinstance(entry, tuple) or len(entry) != len(Opening._fields):
+        raise ValueError(f"not an opening: {str(entry)[:100]}")
+    opening = Opening._make(entry)
+    if opening.version != OPENING_VERSION:
+        raise ValueError(f"an opening of version {opening.version!r}, where {OPENING_VERSION} is understood")
+    return opening
+
+
+def scope_of(opening: Opening) -> dict[str, Any]:
+    """The ASGI scope of a connection: "HTTP Connection Scope" or "WebSocket Connection Scope", version 2.5.
+
+    `state` and `extensions["asgibus"]` belong to the worker, which adds them.
+    """
+    raw_path = opening.raw_path
+    path = (unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path).decode("utf-8", "replace")
+    scope: dict[str, Any] = {
+        "type": opening.kind,
+        "asgi": {"version": "3.0", "spec_version": "2.5"},
+        "http_version": opening.http_version,
+        "scheme": opening.scheme,
+        "path": opening.root_path + path,
+        "raw_path": opening.root_path.encode() + raw_path if opening.root_path else raw_path,
+        "query_string": opening.query_string,
+        "root_path": opening.root_path,
+        "headers": list(opening.headers),
+        "client": opening.client,
+        "server": opening.server,
+        "extensions": dict(opening.extensions),
+    }
+    if opening.kind == HTTP:
+        scope["method"] = opening.method
+    else:
+        scope["subprotocols"] = list(opening.subprotocols)
+    return scope

@@ -1,0 +1,143 @@
+"""The state tables: what may follow what. Each life cycle is one table, `(state, event code) -> state`.
+
+An illegal step is an `IllegalTransition` that names the state and the event; at the worker it raises out of the app's
+`send`, at the interface server it is a frame that is refused.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from asgibus.protocol.events import (
+    ABORT,
+    ACCEPT,
+    CLOSE,
+    CONTINUE,
+    EARLY_HINT,
+    MESSAGE_SENT,
+    NAMES,
+    RESPONSE_BODY,
+    RESPONSE_END,
+    RESPONSE_START,
+    RESPONSE_START_TRAILERS,
+    TRAILERS,
+    TRAILERS_END,
+)
+
+
+class App(Enum):
+    """Where an app is in answering a connection."""
+
+    WAITING = "waiting for the response to start"
+    STARTED = "response started"
+    STARTED_TRAILERS = "response started, trailers announced"
+    TRAILERS = "response body complete, trailers to come"
+    HANDSHAKE = "waiting for websocket.accept"
+    OPEN = "websocket open"
+    DENYING = "denial response started"
+    COMPLETE = "complete"
+
+
+class IllegalTransition(RuntimeError):
+    """An event that the state does not allow."""
+
+    def __init__(self, state: App, code: int) -> None:
+        super().__init__(state, code)
+        self.state = state
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"{NAMES.get(self.code, self.code)} is not allowed in the state {self.state.value!r}"
+
+
+Table = dict[tuple[App, int], App]
+
+HTTP_TABLE: Table = {
+    (App.WAITING, EARLY_HINT): App.WAITING,
+    (App.WAITING, CONTINUE): App.WAITING,
+    (App.WAITING, RESPONSE_START): App.STARTED,
+    (App.WAITING, RESPONSE_START_TRAILERS): App.STARTED_TRAILERS,
+    (App.WAITING, ABORT): App.COMPLETE,
+    (App.STARTED, CONTINUE): App.STARTED,
+    (App.STARTED, RESPONSE_BODY): App.STARTED,
+    (App.STARTED, RESPONSE_END): App.COMPLETE,
+    (App.STARTED, ABORT): App.COMPLETE,
+    (App.STARTED_TRAILERS, CONTINUE): App.STARTED_TRAILERS,
+    (App.STARTED_TRAILERS, RESPONSE_BODY): App.STARTED_TRAILERS,
+    (App.STARTED_TRAILERS, RESPONSE_END): App.TRAILERS,
+    (App.STARTED_TRAILERS, ABORT): App.COMPLETE,
+    (App.TRAILERS, TRAILERS): App.TRAILERS,
+    (App.TRAILERS, TRAILERS_END): App.COMPLETE,
+    (App.TRAILERS, ABORT): App.COMPLETE,
+}
+
+WEBSOCKET_TABLE: Table = {
+    (App.HANDSHAKE, ACCEPT): App.OPEN,
+    (App.HANDSHAKE, CLOSE): App.COMPLETE,  # refused: the client gets 403
+    (App.HANDSHAKE, RESPONSE_START): App.DENYING,  # the extension "websocket.http.response"
+    (App.HANDSHAKE, ABORT): App.COMPLETE,
+    (App.DENYING, RESPONSE_BODY): App.DENYING,
+    (App.DENYING, RESPONSE_END): App.COMPLETE,
+    (App.DENYING, ABORT): App.COMPLETE,
+    (App.OPEN, MESSAGE_SENT): App.OPEN,
+    (App.OPEN, CLOSE): App.COMPLETE,
+    (App.OPEN, ABORT): App.COMPLETE,
+}
+
+
+def step(table: Table, state: App, code: int) -> App:
+    """The state after an event. Raises IllegalTransition."""
+    after = table.get((state, code))
+    if after is None:
+        raise IllegalTransition(state, code)
+    return after
+
+
+class Life(Enum):
+    """Where a connection is at the interface server."""
+
+    OFFERED = "offered to the workers"
+    JOINED = "joined to a session"
+    LEFT = "left by its client before a worker took it"
+    ENDED = "ended"
+
+
+class Turn(Enum):
+    """What happens to a connection at the interface server."""
+
+    OWNED = "a worker names itself as owner"
+    CLIENT_GONE = "the client is gone"
+    COMPLETED = "the app has answered in full"
+    GIVEN_UP = "no worker took it in time, or its worker is gone"
+
+
+LIFE_TABLE: dict[tuple[Life, Turn], Life] = {
+    (Life.OFFERED, Turn.OWNED): Life.JOINED,
+    (Life.OFFERED, Turn.CLIENT_GONE): Life.LEFT,
+    (Life.OFFERED, Turn.GIVEN_UP): Life.ENDED,
+    (Life.JOINED, Turn.CLIENT_GONE): Life.ENDED,
+    (Life.JOINED, Turn.COMPLETED): Life.ENDED,
+    (Life.JOINED, Turn.GIVEN_UP): Life.ENDED,
+    (Life.LEFT, Turn.OWNED): Life.ENDED,
+    (Life.LEFT, Turn.GIVEN_UP): Life.ENDED,
+}
+
+
+class IllegalTurn(RuntimeError):
+    """A turn that the connection's life does not allow."""
+
+    def __init__(self, life: Life, turn: Turn) -> None:
+        super().__init__(life, turn)
+        self.life = life
+        self.turn = turn
+
+    def __str__(self) -> str:
+        return f"{self.turn.value!r} cannot happen to a connection that is {self.life.value!r}"
+
+
+def turn(life: Life, event: Turn) -> Life:
+    """The life after a turn. Raises IllegalTurn."""
+    after = LIFE_TABLE.get((life, event))
+    if after is None:
+        raise IllegalTurn(life, event)
+    return after

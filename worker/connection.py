@@ -1,0 +1,82 @@
+"""What an app sees of the bus: `asgibus.connection(scope)`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from asgibus.layers.contract import ChannelLayer, Message
+from asgibus.layers.names import require_group
+from asgibus.protocol.events import GROUP_ADD, GROUP_DISCARD
+from asgibus.protocol.opening import reply_channel
+
+if TYPE_CHECKING:
+    from asgibus.worker.session import Session
+
+
+class Connection:
+    """The connection that the app is serving, and the channel layer behind it."""
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @property
+    def reply_channel(self) -> str:
+        """The channel of this connection: plain ASGI events sent to it, by anyone, go to this client."""
+        return reply_channel(self._session.interface, self._session.number)
+
+    @property
+    def layer(self) -> ChannelLayer:
+        """The channel layer: `await connection.layer.send(channel, event)`, `group_send`, …"""
+        return self._session.layer
+
+    @property
+    def attempt(self) -> int:
+        """Which run of the app for this connection this is, from 1."""
+        return self._session.attempt
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the app keeps with the connection, at the interface server: changed here, kept by `save_state`."""
+        return self._session.state
+
+    async def save_state(self) -> None:
+        """Keep `state` at the interface server, where it outlives this worker.
+
+        Raises TypeError for values that a message cannot hold, MessageTooLarge over 16 KiB, OSError when the client is
+        gone.
+        """
+        await self._session.save_state()
+
+    async def group_add(self, group: str) -> None:
+        """Make this connection a member of a group.
+
+        From the return on, every `group_send` from anywhere reaches it. Membership ends with the connection.
+        Raises TypeError for a bad name, OSError when the client is gone, LayerUnavailable.
+        """
+        await self._session.change_group(GROUP_ADD, require_group(group))
+
+    async def group_discard(self, group: str) -> None:
+        """Take this connection out of a group, if it is a member. Raises as `group_add`."""
+        await self._session.change_group(GROUP_DISCARD, require_group(group))
+
+    async def group_send(self, group: str, event: Message) -> None:
+        """Send a plain ASGI event, such as `{"type": "websocket.send", "text": "…"}`, to every member of a group.
+
+        It goes straight to the interface servers: no app code runs for the members. Raises TypeError,
+        MessageTooLarge, LayerUnavailable.
+        """
+        await self._session.layer.group_send(group, event)
+
+
+def connection(scope: Mapping[str, Any]) -> Connection:
+    """The bus connection behind an ASGI scope. Raises RuntimeError when the app does not run on asgibus."""
+    extension = scope.get("extensions", {}).get("asgibus")
+    if extension is None:
+        raise RuntimeError(
+            f"this {scope.get('type', 'unknown')} scope did not come over asgibus: "
+            "run the app with asgi-interface APP, or with asgi-interface and asgi-worker APP"
+        )
+    return cast(Connection, extension["connection"])

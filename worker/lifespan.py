@@ -1,0 +1,105 @@
+"""The app's start-up and shut-down, ASGI "Lifespan Protocol" 2.0: once per worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+
+from asgibus.worker.application import Application
+
+logger = logging.getLogger("asgibus.worker")
+
+Mode = Literal["auto", "on", "off"]
+
+
+class LifespanError(Exception):
+    """The app said that its start-up failed, or raised in it where that counts as failure."""
+
+
+@asynccontextmanager
+async def lifespan(app: Application, mode: Mode = "auto") -> AsyncIterator[dict[str, Any]]:
+    """Run the app's start-up, give its state, and run its shut-down at the end.
+
+    "auto" goes on without when the app raises on the lifespan scope, as the specification asks; "on" takes that as a
+    failure; "off" does not ask the app. Raises LifespanError.
+    """
+    if mode == "off":
+        yield {}
+        return
+    runner = _Lifespan(app, mode)
+    await runner.start()
+    try:
+        yield runner.state
+    finally:
+        await runner.stop()
+
+
+class _Lifespan:
+    def __init__(self, app: Application, mode: Mode) -> None:
+        self._app = app
+        self._mode = mode
+        self.state: dict[str, Any] = {}
+        self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue(maxsize=2)  # start-up and shut-down, no more
+        self._started: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._stopped: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._task: asyncio.Task[None] | None = None
+        self._error: BaseException | None = None
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="lifespan")
+        self._events.put_nowait({"type": "lifespan.startup"})
+        failure = await self._started
+        if failure is not None:
+            await asyncio.wait([self._task])
+            raise LifespanError(f"the app's start-up failed: {failure}" if failure else "the app's start-up failed")
+
+    async def stop(self) -> None:
+        assert self._task is not None
+        if not self._task.done():
+            self._events.put_nowait({"type": "lifespan.shutdown"})
+            failure = await self._stopped
+            if failure is not None:
+                logger.error("the app's shut-down failed: %s", failure)
+            await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        scope = {
+            "type": "lifespan",
+            "asgi": {"version": "3.0", "spec_version": "2.0"},
+            "state": self.state,
+            "extensions": {},
+        }
+        try:
+            await self._app(scope, self._events.get, self._send)
+        except Exception as error:  # whatever the app raises is its answer
+            self._error = error
+            if self._started.done():
+                logger.error("the app raised in its lifespan", exc_info=error)
+            elif self._mode == "auto":
+                logger.debug("the app has no lifespan: %s: %s", type(error).__name__, error)
+            else:
+                self._resolve(self._started, f"{type(error).__name__}: {error}")
+        finally:
+            self._resolve(self._started, None)
+            self._resolve(self._stopped, None)
+
+    async def _send(self, event: MutableMapping[str, Any]) -> None:
+        kind = event.get("type")
+        if kind == "lifespan.startup.complete":
+            self._resolve(self._started, None)
+        elif kind == "lifespan.startup.failed":
+            self._resolve(self._started, str(event.get("message", "")))
+        elif kind == "lifespan.shutdown.complete":
+            self._resolve(self._stopped, None)
+        elif kind == "lifespan.shutdown.failed":
+            self._resolve(self._stopped, str(event.get("message", "")))
+        else:
+            raise ValueError(f"unknown lifespan event {kind!r}")
+
+    @staticmethod
+    def _resolve(future: asyncio.Future[str | None], value: str | None) -> None:
+        if not future.done():
+            future.set_result(value)

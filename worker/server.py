@@ -1,0 +1,183 @@
+"""The worker: claims connections from its pool, runs the app for each, and drains when it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from asgibus.layers.contract import Bus, ChannelLayer, Claim, Frame
+from asgibus.protocol.channels import shared_channels
+from asgibus.protocol.frames import ACK, EVENT, RESEND, RESET
+from asgibus.protocol.opening import read_opening
+from asgibus.worker.application import Application
+from asgibus.worker.lifespan import lifespan
+from asgibus.worker.session import ClientDisconnected, Session
+from asgibus.worker.settings import WorkerSettings
+
+logger = logging.getLogger("asgibus.worker")
+
+CLAIM_AT_ONCE = 64  # connections taken in one claim: more would take work that an idle worker could begin at once
+ANNOUNCE_SECONDS = 0.005  # an app that answers within this needs no frame that only names the owner
+ACK_SECONDS = 1.0  # what was taken and not acknowledged with an event is acknowledged this often
+CANCEL_SECONDS = 5.0  # for an app to end when it is cancelled; one that refuses must not keep the process
+SERVICE_RESTART = 1012  # close code: the service restarts, the client may come back
+
+
+class Worker:
+    """Runs `app` for connections of one pool. `serve` is the whole life."""
+
+    def __init__(self, settings: WorkerSettings, app: Application, layer: ChannelLayer) -> None:
+        self._settings = settings
+        self._app = app
+        self._layer = layer
+        self._sessions: dict[tuple[str, int], Session] = {}
+        self._tasks: dict[asyncio.Task[None], Session] = {}
+        self._slots = asyncio.Event()
+        self._bus: Bus | None = None
+        self._lifespan_state: dict[str, Any] = {}
+
+    @property
+    def open_sessions(self) -> int:
+        """How many connections are being served."""
+        return len(self._sessions)
+
+    async def serve(self, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+        """Start the app, call `ready`, serve until `stop` is set, then drain.
+
+        Draining: nothing more is claimed, WebSockets are closed with 1012, requests may finish within the graceful
+        timeout and are cancelled after it. Raises LifespanError, LayerUnavailable (at the start only).
+        """
+        async with self._layer.bus("worker", self) as bus, lifespan(self._app, self._settings.lifespan) as state:
+            self._bus = bus
+            self._lifespan_state = state
+            claiming = asyncio.create_task(self._claim(bus), name="claim")
+            acknowledging = asyncio.create_task(self._acknowledge(bus), name="acknowledge")
+            stopping = asyncio.create_task(stop.wait(), name="stop")
+            try:
+                ready()
+                await asyncio.wait([claiming, stopping], return_when=asyncio.FIRST_COMPLETED)
+                bus.stop_claiming()
+                self._slots.set()
+                await claiming
+                await self._drain()
+            finally:
+                for task in (claiming, acknowledging, stopping, *self._tasks):
+                    task.cancel()
+                await asyncio.wait([claiming, acknowledging, stopping, *self._tasks], timeout=CANCEL_SECONDS)
+            await bus.drain()
+
+    async def _claim(self, bus: Bus) -> None:
+        channels = shared_channels(self._settings.pool)
+        while True:
+            free = self._settings.concurrency - len(self._tasks)
+            if free <= 0:
+                self._slots.clear()
+                await self._slots.wait()
+                continue
+            claims = await bus.claim(channels, min(free, CLAIM_AT_ONCE))
+            if not claims:
+                return
+            started = [session for claim in claims if (session := self._start(bus, claim)) is not None]
+            asyncio.get_running_loop().call_later(ANNOUNCE_SECONDS, self._announce, started)
+
+    def _start(self, bus: Bus, claim: Claim) -> Session | None:
+        try:
+            opening = read_opening(claim.entry)
+        except ValueError as error:
+            logger.error("an entry of %s was dropped: %s", claim.channel, error)
+            bus.done(claim)
+            return None
+        session = Session(opening, claim, bus, self._layer, self._lifespan_state)
+        self._sessions[opening.interface, opening.connection] = session
+        task = asyncio.create_task(self._run(session))
+        self._tasks[task] = session
+        task.add_done_callback(self._ended)
+        if session.awaits_body:
+            session.announce()  # the interface server has more for us and must know where to send it
+        return session
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        session = self._tasks.pop(task)
+        self._sessions.pop((session.interface, session.number), None)
+        self._slots.set()
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a session ended with an error", exc_info=task.exception())
+
+    async def _run(self, session: Session) -> None:
+        error: BaseException | None = None
+        try:
+            await self._app(session.scope, session.receive, session.send)
+        except asyncio.CancelledError as cancelled:
+            error = cancelled
+            raise
+        except BaseException as raised:
+            error = raised
+            if not isinstance(raised, Exception) and not isinstance(raised, BaseExceptionGroup):
+                raise  # SystemExit and KeyboardInterrupt are for the process
+            if not (session.lost and _is_disconnect(raised)):
+                path = session.scope["path"]
+                logger.error("the app raised on %s %r", session.scope["type"], path, exc_info=raised)
+        finally:
+            wrong = session.finish(error)
+            if wrong:
+                logger.error("the app %s on %s %r", wrong, session.scope["type"], session.scope["path"])
+
+    def _announce(self, sessions: list[Session]) -> None:
+        for session in sessions:
+            if (session.interface, session.number) in self._sessions:
+                session.announce()
+
+    async def _acknowledge(self, bus: Bus) -> None:
+        while True:
+            await asyncio.sleep(ACK_SECONDS)
+            for session in self._sessions.values():
+                if session.untold and not session.lost:
+                    bus.post(session.interface, session.ack())
+
+    async def _drain(self) -> None:
+        for session in self._sessions.values():
+            if not session.is_http:
+                session.close(SERVICE_RESTART, "")
+        if self._tasks:
+            _, late = await asyncio.wait([*self._tasks], timeout=self._settings.graceful_timeout)
+            if late:
+                logger.warning(
+                    "%d connections were not finished within %g s and are cut", len(late), self._settings.graceful_timeout
+                )
+
+    # Handler of the mailbox.
+
+    def batch(self, sender: str, epoch: str, frames: Sequence[Frame]) -> None:
+        """Frames of an interface server for its sessions here."""
+        for frame in frames:
+            kind = frame[0]
+            session = self._sessions.get((sender, frame[1]))
+            if session is None or session.attempt != frame[2]:
+                if kind == EVENT:
+                    assert self._bus is not None
+                    self._bus.post(sender, (RESET, frame[1], frame[2]))
+            elif kind == EVENT:
+                session.event(frame)
+            elif kind == ACK:
+                session.acknowledgement(frame[3])
+            elif kind == RESET:
+                session.disconnected(1006)
+            elif kind == RESEND:
+                session.repeat(frame[3])
+            else:
+                logger.error("a frame of kind %r from %s was dropped", kind, sender)
+
+    def unreachable(self, mailbox: str) -> None:
+        """An interface server is gone: its clients are, too."""
+        for (interface, _), session in list(self._sessions.items()):
+            if interface == mailbox:
+                session.disconnected(1006)
+
+
+def _is_disconnect(error: BaseException) -> bool:
+    """Whether an app raised only what our `send` raised into it."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_disconnect(inner) for inner in error.exceptions)
+    return isinstance(error, ClientDisconnected)
