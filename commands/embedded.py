@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import fields
 from typing import Any
 
 from asgibus.layers.contract import ChannelLayer
@@ -16,14 +17,17 @@ EXPECTED = (ApplicationError, LifespanError)
 
 
 async def serve_with_worker(
-    settings: WorkerSettings,
+    options: Mapping[str, Any],
     layer: ChannelLayer,
     serve: Callable[[], Coroutine[Any, Any, None]],
 ) -> None:
-    """Run `serve` (an interface server) beside a worker: started after it, and stopped after it.
+    """Run `serve` (an interface server) beside a worker: started after it, and stopped before it.
 
+    `options` are those of the command; the worker takes the ones that it knows.
     Raises ApplicationError, LifespanError, and what `serve` raises.
     """
+    names = {field.name for field in fields(WorkerSettings)}
+    settings = WorkerSettings(**{name: value for name, value in options.items() if name in names})
     worker = Worker(settings, load_application(settings.app, app_dir=settings.app_dir, factory=settings.factory), layer)
     stop = asyncio.Event()
     ready = asyncio.Event()

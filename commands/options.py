@@ -46,7 +46,7 @@ def option(heading: str, *names: str, **kwargs: Any) -> Callable[[F], F]:
 
 
 def pool_name(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
-    """click callback: refuse what cannot be the name of a pool."""
+    """Click callback: refuse what cannot be the name of a pool."""
     try:
         return require_pool(value)
     except ValueError as error:

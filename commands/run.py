@@ -11,29 +11,32 @@ from typing import Any
 
 from asgibus.layers.errors import LayerError
 
+try:
+    import uvloop
+except ImportError:  # a platform without it: the loop of the standard library serves as well
+    uvloop = None  # type: ignore[assignment]
+
 logger = logging.getLogger("asgibus")
 
 Serve = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class StartError(Exception):
-    """The command cannot start; its text is the one line that the user sees."""
-
-
 def run(serve: Serve, *expected: type[Exception]) -> int:
     """Run `serve(stop)` on uvloop where it exists; `stop` is set by the first SIGINT or SIGTERM.
 
-    Returns the exit code: 0, or 1 with one line on standard error after a StartError, a LayerError or one of
+    Returns the exit code: 0, or 1 with one line on standard error after a LayerError or one of
     `expected`.
     """
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_until_signal(serve))
-    except (StartError, LayerError, *expected) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
     except _Forced:
+        return 1
+    except Exception as error:
+        if not isinstance(error, (LayerError, *expected)):
+            raise
+        print(f"Error: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -70,9 +73,4 @@ async def _until_signal(serve: Serve) -> None:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:  # a platform without it: the loop of the standard library serves as well
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
+    return None if uvloop is None else uvloop.new_event_loop

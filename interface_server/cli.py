@@ -28,7 +28,6 @@ from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers import open_layer
 from asgibus.protocol.channels import require_pool
-from asgibus.worker.settings import WorkerSettings
 
 logger = logging.getLogger("asgibus.interface")
 
@@ -84,7 +83,10 @@ _FILE = click.Path(exists=True, dir_okay=False)
 @app_options
 @option(_PROXY, "--root-path", default="", help="ASGI root_path: where a proxy has mounted the app.")
 @option(
-    _PROXY, "--proxy-headers/--no-proxy-headers", default=True, help="Believe X-Forwarded-For and -Proto of trusted peers."
+    _PROXY,
+    "--proxy-headers/--no-proxy-headers",
+    default=True,
+    help="Believe X-Forwarded-For and -Proto of trusted peers.",
 )
 @option(
     _PROXY,
@@ -100,12 +102,25 @@ _FILE = click.Path(exists=True, dir_okay=False)
 @option(_TLS, "--ssl-keyfile", type=_FILE, help="Private key, if it is not in the certificate file.")
 @option(_TLS, "--ssl-keyfile-password", show_default=False, help="Password of the private key.")
 @option(_TLS, "--ssl-ca-certs", type=_FILE, help="Require client certificates of these authorities.")
-@option(_TIMES, "--http-timeout", type=SECONDS, help="From the head of a request to the end of its response.  [default: none]")
+@option(
+    _TIMES,
+    "--http-timeout",
+    type=SECONDS,
+    help="From the head of a request to the end of its response.  [default: none]",
+)
 @option(_TIMES, "--websocket-timeout", type=SECONDS, default=86400.0, help="How long a WebSocket may stay open.")
 @option(_TIMES, "--connect-timeout", type=SECONDS, default=10.0, help="How long a connection waits for a worker.")
-@option(_TIMES, "--ping-interval", "--ws-ping-interval", "ping_interval", type=SECONDS, default=20.0, help="Between pings.")
 @option(
-    _TIMES, "--ping-timeout", "--ws-ping-timeout", "ping_timeout", type=SECONDS, default=20.0, help="For the answer to a ping."
+    _TIMES, "--ping-interval", "--ws-ping-interval", "ping_interval", type=SECONDS, default=20.0, help="Between pings."
+)
+@option(
+    _TIMES,
+    "--ping-timeout",
+    "--ws-ping-timeout",
+    "ping_timeout",
+    type=SECONDS,
+    default=20.0,
+    help="For the answer to a ping.",
 )
 @option(
     _TIMES,
@@ -126,9 +141,19 @@ _FILE = click.Path(exists=True, dir_okay=False)
     default=30.0,
     help="How long requests may finish after SIGTERM or SIGINT.",
 )
-@option(_LIMITS, "--max-connections", "--limit-concurrency", "max_connections", type=COUNT, default=10_000, help="Open sockets.")
+@option(
+    _LIMITS,
+    "--max-connections",
+    "--limit-concurrency",
+    "max_connections",
+    type=COUNT,
+    default=10_000,
+    help="Open sockets.",
+)
 @option(_LIMITS, "--max-head-size", type=COUNT, default=64 * 1024, help="Request line and headers, in bytes.")
-@option(_LIMITS, "--min-body-rate", type=click.IntRange(min=0), default=240, help="Slowest request body, in bytes a second.")
+@option(
+    _LIMITS, "--min-body-rate", type=click.IntRange(min=0), default=240, help="Slowest request body, in bytes a second."
+)
 @option(
     _LIMITS,
     "--websocket-max-message-size",
@@ -139,7 +164,9 @@ _FILE = click.Path(exists=True, dir_okay=False)
     help="Message from a client, in bytes.",
 )
 @option(_LIMITS, "--window", type=COUNT, default=256 * 1024, help="Bytes under way per connection and direction.")
-@option(_GROUPS, "--slow-client-buffer", type=COUNT, default=1024 * 1024, help="Unsent bytes past which a member is slow.")
+@option(
+    _GROUPS, "--slow-client-buffer", type=COUNT, default=1024 * 1024, help="Unsent bytes past which a member is slow."
+)
 @option(
     _GROUPS,
     "--slow-client",
@@ -189,9 +216,7 @@ def command(log_level: str, **options: Any) -> None:
             if app is None:
                 await server.serve(stop, ready)
             else:
-                names = {field.name for field in fields(WorkerSettings)}
-                worker = WorkerSettings(**{name: value for name, value in options.items() if name in names})
-                await serve_with_worker(worker, layer, lambda: server.serve(stop, ready))
+                await serve_with_worker(options, layer, lambda: server.serve(stop, ready))
         finally:
             await layer.close()
         logger.info("Interface server stopped")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import httptools
 
 from asgibus.interface_server.connection import Connection
-from asgibus.interface_server.request import Refusal, Request
+from asgibus.interface_server.request import Refusal, Request, address_text
 from asgibus.interface_server.response import Framing, chunk, header_lines, plain_response
 from asgibus.interface_server.response_writer import ResponseWriter
 from asgibus.interface_server.websocket import WebSocketTerminator
@@ -500,7 +500,7 @@ class HttpTerminator(asyncio.Protocol):
 
     def _log_access(self, request: Request) -> None:
         if self._server.settings.access_log:
-            client = "%s:%s" % request.client if request.client else "-"
+            client = address_text(request.client)
             target = request.target.decode("latin-1")
             status = self._writer.status or "-"
             access.info('%s - "%s %s HTTP/%s" %s', client, request.method, target, request.http_version, status)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from enum import Enum
 from email.utils import formatdate
+from enum import Enum
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -32,9 +32,7 @@ class Head(NamedTuple):
 
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
-_STATUS_LINES = {
-    status: f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n".encode() for status in range(100, 1000)
-}
+_STATUS_LINES = {status: f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n".encode() for status in range(100, 1000)}
 
 
 class StandardHeaders:
@@ -118,9 +116,7 @@ def plain_response(status: int, text: str, standard: StandardHeaders) -> bytes:
     headers: Headers = ((b"content-type", b"text/plain; charset=utf-8"),)
     if status == 503:
         headers += ((b"retry-after", b"1"),)
-    head = response_head(
-        status, headers, standard, http_version="1.1", method="GET", keep_alive=False, whole=len(body)
-    )
+    head = response_head(status, headers, standard, http_version="1.1", method="GET", keep_alive=False, whole=len(body))
     return head.data + body
 
 

@@ -24,7 +24,17 @@ JOIN_BYTES = 16 * 1024  # a body up to this is copied behind its head, to be one
 class ResponseWriter:
     """The responses of one socket. `begin` names the request that the next events answer."""
 
-    __slots__ = ("_keep_alive", "_request", "_standard", "_start", "_transport", "close", "framing", "remaining", "status")
+    __slots__ = (
+        "_keep_alive",
+        "_request",
+        "_standard",
+        "_start",
+        "_transport",
+        "close",
+        "framing",
+        "remaining",
+        "status",
+    )
 
     def __init__(self, transport: asyncio.Transport, standard: StandardHeaders) -> None:
         self._transport = transport

@@ -57,15 +57,14 @@ class Server:
         listening = listening_socket(self.settings)
         try:
             self.connections = Connections(self.settings)
-            async with self._layer.bus("interface", self.connections) as bus:
-                async with asyncio.TaskGroup() as tasks:
-                    self.connections.on_bus(bus, tasks)
-                    ticking = asyncio.create_task(self._tick(), name="tick")
-                    try:
-                        await self._accept(listening, tls, stop, ready)
-                        await bus.drain()
-                    finally:
-                        ticking.cancel()
+            async with self._layer.bus("interface", self.connections) as bus, asyncio.TaskGroup() as tasks:
+                self.connections.on_bus(bus, tasks)
+                ticking = asyncio.create_task(self._tick(), name="tick")
+                try:
+                    await self._accept(listening, tls, stop, ready)
+                    await bus.drain()
+                finally:
+                    ticking.cancel()
         finally:
             listening.close()
 
@@ -95,7 +94,9 @@ class Server:
                     await self._emptied.wait()
         except TimeoutError:
             logger.warning(
-                "%d sockets were not done within %g s and are cut", len(self._terminators), self.settings.graceful_timeout
+                "%d sockets were not done within %g s and are cut",
+                len(self._terminators),
+                self.settings.graceful_timeout,
             )
 
     async def _tick(self) -> None:

@@ -14,7 +14,7 @@ import struct
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from websockets.frames import CloseCode, Opcode
+from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import SERVER, Protocol
 from websockets.utils import accept_key
 
@@ -101,7 +101,9 @@ class WebSocketTerminator(asyncio.Protocol):
     def begin(self, request: Request, tail: bytes) -> None:
         """Take the socket over: check the handshake, and offer the connection to the workers."""
         self._request = request
-        self._log_line = f"{'%s:%s' % request.client if request.client else '-'} - \"WebSocket {request.target.decode('latin-1')}\""
+        self._log_line = (
+            f'{"%s:%s" % request.client if request.client else "-"} - "WebSocket {request.target.decode("latin-1")}"'
+        )
         self._early = tail
         self.deadline = self._server.now + self._server.settings.connect_timeout + CLOSE_SECONDS
         self._transport.set_protocol(self)
@@ -128,11 +130,12 @@ class WebSocketTerminator(asyncio.Protocol):
             return
         protocol.receive_data(data)
         for frame in protocol.events_received():
+            assert isinstance(frame, Frame)  # the handshake is ours, so nothing else comes
             opcode = frame.opcode
             if opcode is Opcode.CLOSE:
                 self._client_closed()
             elif opcode <= 2:
-                self._received(opcode is Opcode.TEXT, opcode is Opcode.CONT, frame.fin, frame.data)
+                self._received(opcode is Opcode.TEXT, opcode is Opcode.CONT, frame.fin, bytes(frame.data))
             elif opcode is Opcode.PONG:
                 self._pinged = 0.0
         if protocol.parser_exc is not None:
@@ -164,9 +167,9 @@ class WebSocketTerminator(asyncio.Protocol):
             return  # behind the end of the session: nobody is there to read it
         if continuation:
             assert self._fragments is not None  # the protocol lets no continuation through without a beginning
-            self._fragments.append(bytes(data))
+            self._fragments.append(data)
         elif not final:
-            self._fragments, self._text = [bytes(data)], text
+            self._fragments, self._text = [data], text
         if not final:
             return
         if continuation:
@@ -180,7 +183,7 @@ class WebSocketTerminator(asyncio.Protocol):
                 self._protocol.fail(CloseCode.INVALID_DATA, "not UTF-8")
                 self._failed()
         else:
-            connection.event((MESSAGE_RECEIVED, bytes(data)))
+            connection.event((MESSAGE_RECEIVED, data))
 
     def _client_closed(self) -> None:
         assert self._protocol is not None
@@ -261,7 +264,9 @@ class WebSocketTerminator(asyncio.Protocol):
         """See `Terminator`."""
         self._connection = None
         if self._phase is Phase.HANDSHAKE:
-            text = "No worker is ready for this WebSocket." if status == 503 else "The worker of this WebSocket is gone."
+            text = (
+                "No worker is ready for this WebSocket." if status == 503 else "The worker of this WebSocket is gone."
+            )
             self._answer(Refusal(status, text))
         else:
             self._close(close_code, "no worker" if close_code == CloseCode.TRY_AGAIN_LATER else "the worker is gone")

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgpack
 
+
 def pack(value: Any) -> bytes:
     """`value` as bytes. Raises TypeError for a type that a message may not hold, or an integer over 64 bits."""
     try:

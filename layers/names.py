@@ -35,9 +35,7 @@ def require_group(name: object) -> str:
     """Give `name` back if it is a group name, else raise TypeError with the rule."""
     if isinstance(name, str) and len(name) <= MAX_NAME_LENGTH and _GROUP.match(name):
         return name
-    raise TypeError(
-        f"group names are 1 to {MAX_NAME_LENGTH} ASCII letters, digits, '.', '-' or '_'; not {name!r}"
-    )
+    raise TypeError(f"group names are 1 to {MAX_NAME_LENGTH} ASCII letters, digits, '.', '-' or '_'; not {name!r}")
 
 
 def split_local(name: str) -> tuple[str, str] | None:

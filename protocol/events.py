@@ -65,8 +65,8 @@ def size(event: Event) -> int:
 def encode(event: Mapping[str, Any]) -> Event:
     """An app's event as a tuple. Keys that the specification does not know are ignored.
 
-    Raises ValueError for an unknown type or a value out of range, TypeError for a value of a wrong type, KeyError never:
-    a missing key is a ValueError too.
+    Raises ValueError for an unknown type or a value out of range, TypeError for a value of a wrong type; a missing
+    key is a ValueError too.
     """
     try:
         kind = event["type"]
@@ -108,8 +108,9 @@ def _bytes(value: Any, what: str) -> bytes:
 
 def _headers(value: Iterable[Iterable[Any]], what: str) -> Headers:
     headers = []
-    for name, content in value:
-        name, content = _bytes(name, f"a name in {what}"), _bytes(content, f"a value in {what}")
+    for given_name, given_content in value:
+        name = _bytes(given_name, f"a name in {what}")
+        content = _bytes(given_content, f"a value in {what}")
         if not _HEADER_NAME.match(name):
             raise ValueError(f"{name!r} in {what} is not a header name")
         if _BAD_VALUE.search(content):
@@ -174,7 +175,7 @@ def _close(event: Mapping[str, Any]) -> Event:
     code, reason = event.get("code", 1000), event.get("reason") or ""
     if not isinstance(code, int):
         raise TypeError(f"the close code must be an int, not {type(code).__name__}")
-    if not (1000 <= code <= 1014 and code not in (1004, 1005, 1006) or 3000 <= code <= 4999):
+    if not ((1000 <= code <= 1014 and code not in (1004, 1005, 1006)) or 3000 <= code <= 4999):
         raise ValueError(f"{code} may not be sent as a close code (RFC 6455 section 7.4)")
     if not isinstance(reason, str):
         raise TypeError(f"the close reason must be a str, not {type(reason).__name__}")

@@ -30,7 +30,18 @@ class Arrival(Enum):
 class SessionEnd:
     """The sequence numbers and windows of one connection, at one of its ends."""
 
-    __slots__ = ("_kept", "acked", "attempt", "expected", "in_flight", "next_number", "number", "taken", "untold", "window")
+    __slots__ = (
+        "_kept",
+        "acked",
+        "attempt",
+        "expected",
+        "in_flight",
+        "next_number",
+        "number",
+        "taken",
+        "untold",
+        "window",
+    )
 
     def __init__(self, number: int, attempt: int, window: int) -> None:
         self.number = number

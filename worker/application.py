@@ -43,7 +43,9 @@ def load_application(target: str, *, app_dir: str = "", factory: bool = False) -
         try:
             found = getattr(found, name)
         except AttributeError:
-            raise ApplicationError(f"module {module_name!r} has no attribute {attribute!r} for the app {target!r}") from None
+            raise ApplicationError(
+                f"module {module_name!r} has no attribute {attribute!r} for the app {target!r}"
+            ) from None
     if factory:
         try:
             found = found()

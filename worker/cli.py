@@ -31,7 +31,9 @@ logger = logging.getLogger("asgibus.worker")
 
 @click.command(cls=GroupedCommand, context_settings={"auto_envvar_prefix": ENVIRONMENT_PREFIX})
 @click.argument("app")
-@option("Bus", "--layer", default=DEFAULT_LAYER, metavar="URL", help="The channel layer: redis://, rediss:// or unix://.")
+@option(
+    "Bus", "--layer", default=DEFAULT_LAYER, metavar="URL", help="The channel layer: redis://, rediss:// or unix://."
+)
 @bus_options
 @app_options
 @option(

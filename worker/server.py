@@ -144,7 +144,9 @@ class Worker:
             _, late = await asyncio.wait([*self._tasks], timeout=self._settings.graceful_timeout)
             if late:
                 logger.warning(
-                    "%d connections were not finished within %g s and are cut", len(late), self._settings.graceful_timeout
+                    "%d connections were not finished within %g s and are cut",
+                    len(late),
+                    self._settings.graceful_timeout,
                 )
 
     # Handler of the mailbox.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import hiredis
@@ -15,7 +15,15 @@ import hiredis
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis.address import CONNECT_SECONDS, Address
 
-pack_command = hiredis.pack_command
+Argument = str | bytes | int
+
+
+def pack_command(args: Sequence[Argument]) -> bytes:
+    """A command as RESP."""
+    packed: bytes = hiredis.pack_command(tuple(args))  # type: ignore[arg-type]  # its stub names a tuple of one item
+    return packed
+
+
 RedisError = hiredis.ReplyError
 OnReply = Callable[[Any], None]
 
@@ -138,7 +146,9 @@ async def _greet(connection: RedisConnection, address: Address, name: str) -> No
         await connection.call("SELECT", address.db)
     await connection.call("CLIENT", "SETNAME", name)
     connection.client_id = await connection.call("CLIENT", "ID")
-    info = dict(line.split(":", 1) for line in (await connection.call("INFO", "server")).decode().split() if ":" in line)
+    info = dict(
+        line.split(":", 1) for line in (await connection.call("INFO", "server")).decode().split() if ":" in line
+    )
     version = tuple(int(part) for part in info.get("redis_version", "0.0").split(".")[:2])
     if version < OLDEST_REDIS:
         raise LayerUnavailable(f"it is version {info.get('redis_version')}, and 7.0 or later is needed")

@@ -328,7 +328,7 @@ async def _run(writer: Writer, *args: str | bytes | int) -> Any:
     try:
         return await writer.call(*args, repeatable=False)
     except RedisError as error:
-        raise LayerUnavailable(f"Redis refused {args[0]}: {error}") from error
+        raise LayerUnavailable(f"Redis refused {args[0]!r}: {error}") from error
 
 
 def _checked(message: Message) -> Message:
