@@ -7,14 +7,14 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from asgibus.layers.errors import LayerError
 
-try:
-    import uvloop
-except ImportError:  # a platform without it: the loop of the standard library serves as well
-    uvloop = None  # type: ignore[assignment]
+new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+with suppress(ImportError):  # a platform without it: the loop of the standard library serves as well
+    from uvloop import new_event_loop
 
 logger = logging.getLogger("asgibus")
 
@@ -29,7 +29,7 @@ def run(serve: Serve, *expected: type[Exception]) -> int:
     `expected`.
     """
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(_until_signal(serve))
     except _Forced:
         return 1
@@ -70,7 +70,3 @@ async def _until_signal(serve: Serve) -> None:
     serving.cancel()
     await asyncio.wait([serving])
     raise _Forced
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    return None if uvloop is None else uvloop.new_event_loop

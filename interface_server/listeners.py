@@ -9,6 +9,7 @@ import socket
 import ssl
 import stat
 from collections.abc import Callable
+from pathlib import Path
 
 from asgibus.interface_server.settings import InterfaceSettings
 
@@ -56,17 +57,17 @@ def _unix_socket(path: str) -> socket.socket:
     """Bind to a path; a socket that nobody serves any more is replaced, anything else is left alone."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        mode = os.stat(path).st_mode
+        mode = Path(path).stat().st_mode
     except FileNotFoundError:
         pass
     else:
         if not stat.S_ISSOCK(mode) or listening.connect_ex(path) == 0:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         listening.close()
-        os.unlink(path)
+        Path(path).unlink()
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.bind(path)
-    os.chmod(path, SOCKET_MODE)
+    Path(path).chmod(SOCKET_MODE)
     return listening
 
 

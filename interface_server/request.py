@@ -114,6 +114,11 @@ class Request:
 _HTTP_EXTENSIONS: dict[str, Any] = {"http.response.early_hint": {}}
 
 
+def address_text(address: Address | None) -> str:
+    """An address for the log."""
+    return f"{address[0]}:{address[1]}" if address else "-"
+
+
 def _tokens(headers: list[tuple[bytes, bytes]], name: bytes) -> list[str]:
     return [
         token.strip().decode("latin-1")

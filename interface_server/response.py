@@ -73,8 +73,8 @@ def response_head(
     length: int | None = None
     close = not keep_alive
     said_close = own_server = own_date = False
-    for name, value in headers:
-        name = name.lower()
+    for given, value in headers:
+        name = given.lower()
         if name == b"content-length":
             length = int(value)
             if status == 204:

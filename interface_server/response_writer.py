@@ -106,7 +106,8 @@ class ResponseWriter:
     def _head(self, whole: int | None) -> bytes:
         start, self._start = self._start, None
         request = self._request
-        assert start is not None and request is not None
+        assert start is not None
+        assert request is not None
         head = response_head(
             start[1],
             start[2],

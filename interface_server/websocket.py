@@ -19,7 +19,7 @@ from websockets.protocol import SERVER, Protocol
 from websockets.utils import accept_key
 
 from asgibus.interface_server.connection import Connection
-from asgibus.interface_server.request import Refusal, Request
+from asgibus.interface_server.request import Refusal, Request, address_text
 from asgibus.interface_server.response import header_lines, plain_response
 from asgibus.interface_server.response_writer import ResponseWriter
 from asgibus.protocol.events import (
@@ -101,9 +101,8 @@ class WebSocketTerminator(asyncio.Protocol):
     def begin(self, request: Request, tail: bytes) -> None:
         """Take the socket over: check the handshake, and offer the connection to the workers."""
         self._request = request
-        self._log_line = (
-            f'{"%s:%s" % request.client if request.client else "-"} - "WebSocket {request.target.decode("latin-1")}"'
-        )
+        target = request.target.decode("latin-1")
+        self._log_line = f'{address_text(request.client)} - "WebSocket {target}"'
         self._early = tail
         self.deadline = self._server.now + self._server.settings.connect_timeout + CLOSE_SECONDS
         self._transport.set_protocol(self)
@@ -214,7 +213,8 @@ class WebSocketTerminator(asyncio.Protocol):
             else:
                 self._close(event[1], event[2])
         elif code == RESPONSE_START:
-            assert self._request is not None and self._writer is not None
+            assert self._request is not None
+            assert self._writer is not None
             self._writer.begin(self._request, keep_alive=False)
             self._writer.start(event)
         elif code == RESPONSE_BODY or code == RESPONSE_END:

@@ -34,7 +34,7 @@ def load_application(target: str, *, app_dir: str = "", factory: bool = False) -
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise ApplicationError(
-                f"there is no module {module_name!r} for the app {target!r}: start in the app's folder, or use --app-dir"
+                f"there is no module {module_name!r} for the app {target!r}: start in its folder, or use --app-dir"
             ) from error
         raise ApplicationError(_failed(target, error)) from error
     except Exception as error:  # the user's module may raise anything while it is imported

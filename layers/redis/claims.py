@@ -88,7 +88,16 @@ class Claimant:
         """Ask for new entries; after a broken connection first for those that its last reply may have carried."""
         count = max(1, self._limit // len(self._channels))
         start = "0" if self._recover else ">"
-        args = ["XREADGROUP", "GROUP", "workers", self._consumer, "COUNT", count, "BLOCK", BLOCK_SECONDS * 1000]
+        args: tuple[str | int, ...] = (
+            "XREADGROUP",
+            "GROUP",
+            "workers",
+            self._consumer,
+            "COUNT",
+            count,
+            "BLOCK",
+            BLOCK_SECONDS * 1000,
+        )
         connection.write(
             pack_command((*args, "STREAMS", *self._channels, *(start for _ in self._channels))),
             (lambda reply: self._reply(connection, reply),),

@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -213,7 +214,7 @@ class _Loop:
                 try:
                     taken = await asyncio.shield(taking)
                 except asyncio.CancelledError:
-                    taking.add_done_callback(lambda future: self._put_back(channel, future, connection))
+                    taking.add_done_callback(partial(self._put_back, channel, connection))
                     raise
                 if taken is None:
                     await connection.call("XREAD", "COUNT", 1, "BLOCK", BLOCK_SECONDS * 1000, "STREAMS", key, "0")
@@ -244,7 +245,7 @@ class _Loop:
                 return connection
         return await connect(self.layer.address, "asgibus-receive")
 
-    def _put_back(self, channel: str, future: asyncio.Future[Any], connection: RedisConnection) -> None:
+    def _put_back(self, channel: str, connection: RedisConnection, future: asyncio.Future[Any]) -> None:
         """Keep what a cancelled receive had taken for the next one."""
         self._idle.append(connection)
         if not future.cancelled() and future.exception() is None and future.result() is not None:
