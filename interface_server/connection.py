@@ -159,10 +159,10 @@ class Connection(SessionEnd):
             if frame[3] >= number:
                 self._connections.post(self.owner, frame, counted)
 
-    def group_done(self, error: str | None) -> None:
-        """Answer the oldest GROUP_ADD or GROUP_DISCARD."""
+    def group_done(self, group: str, error: str | None) -> None:
+        """Answer the oldest GROUP_ADD or GROUP_DISCARD of that group."""
         if self.life is Life.JOINED:
-            self.event((GROUP_DONE, error))
+            self.event((GROUP_DONE, error, group))
 
     def give_up(self, answer: tuple[int, int]) -> None:
         """No worker took this in time, or its worker is gone: the client gets the status or the close code."""

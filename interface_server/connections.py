@@ -88,7 +88,7 @@ class Connections:
         )
         self._open[connection.number] = connection
         self._offered[connection.number] = connection
-        connection.offer = bus.offer(shared_channel(kind, self._pool(request.raw_path)), tuple(opening))
+        connection.offer = bus.offer(shared_channel(kind, self._pool(request.raw_path)), opening)
         return connection
 
     def _pool(self, raw_path: bytes) -> str:

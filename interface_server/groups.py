@@ -48,7 +48,7 @@ class Groups:
             self._discard(connection, name)
             if connection.groups is not None:
                 connection.groups.discard(name)
-            connection.group_done(None)
+            connection.group_done(name, None)
 
     def forget(self, connection: Connection) -> None:
         """A connection has ended, and with it its memberships."""
@@ -66,7 +66,7 @@ class Groups:
             connection.groups = set()
         connection.groups.add(name)
         if group.waiting is None:
-            connection.group_done(None)
+            connection.group_done(name, None)
         else:
             group.waiting.append(connection)
 
@@ -81,7 +81,7 @@ class Groups:
                 del self._groups[name]
         waiting, group.waiting = group.waiting, None
         for connection in waiting or ():
-            connection.group_done(error)
+            connection.group_done(name, error)
 
     def _discard(self, connection: Connection, name: str) -> None:
         group = self._groups.get(name)

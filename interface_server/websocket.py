@@ -135,8 +135,6 @@ class WebSocketTerminator(asyncio.Protocol):
                 self._client_closed()
             elif opcode <= 2:
                 self._received(opcode is Opcode.TEXT, opcode is Opcode.CONT, frame.fin, bytes(frame.data))
-            elif opcode is Opcode.PONG:
-                self._pinged = 0.0
         if protocol.parser_exc is not None:
             self._failed()
         if protocol.writes:
@@ -155,6 +153,9 @@ class WebSocketTerminator(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.write_paused = False
+        self._alive = True  # it reads, and with so much before it could not answer a ping
+        if self._protocol is not None and self._protocol.writes:
+            self._write_pending()
         if self._connection is not None:
             self._connection.acknowledge()
 
@@ -258,6 +259,7 @@ class WebSocketTerminator(asyncio.Protocol):
         """See `Terminator`."""
         if self._paused and not self._transport.is_closing():
             self._paused = False
+            self._alive = True  # an answer to a ping may be among what was not read
             self._transport.resume_reading()
 
     def fail(self, status: int, close_code: int) -> None:
@@ -279,23 +281,27 @@ class WebSocketTerminator(asyncio.Protocol):
             self.deadline = now + CLOSE_SECONDS
             return
         settings = self._server.settings
-        self.deadline = now + min(settings.ping_interval, settings.ping_timeout)
+        end = self._opened + settings.websocket_timeout
+        # A client that is not read cannot be heard; one with much data before the ping cannot answer yet.
+        unanswered = not self._alive and not self._paused and not self.write_paused
         if self._stalled(now):
             self._leave(CloseCode.ABNORMAL_CLOSURE)
             self._transport.abort()
-        elif now - self._opened > settings.websocket_timeout:
+        elif now >= end:
             self._leave(CloseCode.GOING_AWAY, "open for too long")
             self._close(CloseCode.GOING_AWAY, "open for too long")
-        elif self._pinged and not self._alive and not self._paused:
-            if now - self._pinged >= settings.ping_timeout:
-                self._leave(CloseCode.ABNORMAL_CLOSURE, "no answer to a ping")
-                self._transport.abort()
+        elif unanswered and now >= self._pinged + settings.ping_timeout:
+            self._leave(CloseCode.ABNORMAL_CLOSURE, "no answer to a ping")
+            self._transport.abort()
         else:
-            self._alive = False
-            self._pinged = now
-            assert self._protocol is not None
-            self._protocol.send_ping(b"")
-            self._write_pending()
+            if now >= self._pinged + settings.ping_interval and not unanswered and not self.write_paused:
+                self._alive = False
+                self._pinged = now
+                assert self._protocol is not None
+                self._protocol.send_ping(b"")
+                self._write_pending()
+            nexts = (self._pinged + settings.ping_interval, self._pinged + settings.ping_timeout)
+            self.deadline = min(end, *(at if at > now else now + settings.ping_interval for at in nexts))
 
     def shut_down(self) -> None:
         """See `Terminator`."""
@@ -315,26 +321,27 @@ class WebSocketTerminator(asyncio.Protocol):
         request = self._request
         assert request is not None
         key = next(value for name, value in request.headers if name == b"sec-websocket-key")
+        own = {name.lower() for name, _ in headers}
         lines = [
             b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-accept: ",
             accept_key(key.decode()).encode(),
             b"\r\n",
             b"sec-websocket-protocol: %s\r\n" % subprotocol.encode() if subprotocol is not None else b"",
             header_lines(headers),
-            self._server.standard.get(own_server=False, own_date=False),
+            self._server.standard.get(own_server=b"server" in own, own_date=b"date" in own),
             b"\r\n",
         ]
         self._transport.write(b"".join(lines))
         self._log(101)
         self._protocol = Protocol(SERVER, max_size=self._server.settings.websocket_max_message_size, logger=_quiet)
         self._phase = Phase.OPEN
-        self._opened = self._server.now
-        self.deadline = self._opened + self._server.settings.ping_interval
+        self._opened = self._pinged = now = self._server.now
+        self.deadline = now + min(self._server.settings.ping_interval, self._server.settings.websocket_timeout)
         self._request = self._writer = None
         early, self._early = self._early, b""
         if early:
             self.resume()
-            self._server.loop.call_soon(self.data_received, early)
+            self.data_received(early)  # at once: what comes next may be read before any later callback
 
     def _answer(self, refusal: Refusal) -> None:
         """Refuse the handshake."""
@@ -364,10 +371,21 @@ class WebSocketTerminator(asyncio.Protocol):
             self.deadline = self._server.now + CLOSE_SECONDS
 
     def _write_pending(self) -> None:
-        assert self._protocol is not None
-        for data in self._protocol.data_to_send():
+        protocol = self._protocol
+        assert protocol is not None
+        if self.write_paused and self._phase is Phase.OPEN:
+            # Only pongs are pending, and a client that does not read them must not make us keep them: the last one
+            # will do, RFC 6455 section 5.5.3. It is written when the client reads on.
+            del protocol.writes[:-1]
+            return
+        for data in protocol.data_to_send():
             if data:
                 self._transport.write(data)
+            elif protocol.close_rcvd is None and self._transport.can_write_eof():
+                # The client may be in the middle of what we refuse. Closing now would reset the connection, and the
+                # close frame would be lost with it: the rest is discarded until the client closes, or the deadline.
+                self.resume()
+                self._transport.write_eof()
             else:  # the protocol's sign that nothing more will be sent
                 self._transport.close()
 

@@ -39,7 +39,7 @@ CONTINUE = 32  # () the app asks for the body of a request that expects "100 Con
 ABORT = 33  # () the response cannot be completed: the client must see that it was cut off
 GROUP_ADD = 34  # (group,)
 GROUP_DISCARD = 35  # (group,)
-GROUP_DONE = 36  # (error or None,) the answer to the oldest unanswered GROUP_ADD or GROUP_DISCARD
+GROUP_DONE = 36  # (error or None, group) the answer to the oldest unanswered GROUP_ADD or GROUP_DISCARD of the group
 SAVE_STATE = 37  # (packed state,) kept at the interface for a later attempt
 
 NAMES = {

@@ -1,12 +1,14 @@
 """The state tables: what may follow what. Each life cycle is one table, `(state, event code) -> state`.
 
+States are strings, because those are found in a table without running Python code, and every event is looked up.
+
 An illegal step is an `IllegalTransition` that names the state and the event; at the worker it raises out of the app's
 `send`, at the interface server it is a frame that is refused.
 """
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 from asgibus.protocol.events import (
     ABORT,
@@ -25,7 +27,7 @@ from asgibus.protocol.events import (
 )
 
 
-class App(Enum):
+class App(StrEnum):
     """Where an app is in answering a connection."""
 
     WAITING = "waiting for the response to start"
@@ -93,7 +95,7 @@ def step(table: Table, state: App, code: int) -> App:
     return after
 
 
-class Life(Enum):
+class Life(StrEnum):
     """Where a connection is at the interface server."""
 
     OFFERED = "offered to the workers"
@@ -102,7 +104,7 @@ class Life(Enum):
     ENDED = "ended"
 
 
-class Turn(Enum):
+class Turn(StrEnum):
     """What happens to a connection at the interface server."""
 
     OWNED = "a worker names itself as owner"

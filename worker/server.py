@@ -28,12 +28,15 @@ SERVICE_RESTART = 1012  # close code: the service restarts, the client may come 
 class Worker:
     """Runs `app` for connections of one pool. `serve` is the whole life."""
 
+    _loop: asyncio.AbstractEventLoop
+
     def __init__(self, settings: WorkerSettings, app: Application, layer: ChannelLayer) -> None:
         self._settings = settings
         self._app = app
         self._layer = layer
         self._sessions: dict[tuple[str, int], Session] = {}
-        self._tasks: dict[asyncio.Task[None], Session] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._full = False
         self._slots = asyncio.Event()
         self._bus: Bus | None = None
         self._lifespan_state: dict[str, Any] = {}
@@ -51,8 +54,9 @@ class Worker:
         """
         async with self._layer.bus("worker", self) as bus, lifespan(self._app, self._settings.lifespan) as state:
             self._bus = bus
+            self._loop = asyncio.get_running_loop()
             self._lifespan_state = state
-            claiming = asyncio.create_task(self._claim(bus), name="claim")
+            claiming = asyncio.create_task(self._claim(bus, stop), name="claim")
             acknowledging = asyncio.create_task(self._acknowledge(bus), name="acknowledge")
             stopping = asyncio.create_task(stop.wait(), name="stop")
             try:
@@ -68,19 +72,27 @@ class Worker:
                 await asyncio.wait([claiming, acknowledging, stopping, *self._tasks], timeout=CANCEL_SECONDS)
             await bus.drain()
 
-    async def _claim(self, bus: Bus) -> None:
+    async def _claim(self, bus: Bus, stop: asyncio.Event) -> None:
+        loop = self._loop
         channels = shared_channels(self._settings.pool)
         while True:
             free = self._settings.concurrency - len(self._tasks)
-            if free <= 0:
+            self._full = free <= 0
+            if self._full:
                 self._slots.clear()
                 await self._slots.wait()
+                if stop.is_set():
+                    return
                 continue
             claims = await bus.claim(channels, min(free, CLAIM_AT_ONCE))
             if not claims:
                 return
             started = [session for claim in claims if (session := self._start(bus, claim)) is not None]
-            asyncio.get_running_loop().call_later(ANNOUNCE_SECONDS, self._announce, started)
+            loop.call_later(ANNOUNCE_SECONDS, self._announce, started)
+            # Let the apps begin, and what they answer at once be written, before Redis is asked for more: the two
+            # writes then wake Redis once, and meanwhile more has gathered.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
 
     def _start(self, bus: Bus, claim: Claim) -> Session | None:
         try:
@@ -91,19 +103,11 @@ class Worker:
             return None
         session = Session(opening, claim, bus, self._layer, self._lifespan_state)
         self._sessions[opening.interface, opening.connection] = session
-        task = asyncio.create_task(self._run(session))
-        self._tasks[task] = session
-        task.add_done_callback(self._ended)
+        session.task = task = self._loop.create_task(self._run(session))
+        self._tasks.add(task)
         if session.awaits_body:
             session.announce()  # the interface server has more for us and must know where to send it
         return session
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        session = self._tasks.pop(task)
-        self._sessions.pop((session.interface, session.number), None)
-        self._slots.set()
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("a session ended with an error", exc_info=task.exception())
 
     async def _run(self, session: Session) -> None:
         error: BaseException | None = None
@@ -123,6 +127,17 @@ class Worker:
             wrong = session.finish(error)
             if wrong:
                 logger.error("the app %s on %s %r", wrong, session.scope["type"], session.scope["path"])
+            self._forget(session)
+
+    def _forget(self, session: Session) -> None:
+        key = session.interface, session.number
+        if self._sessions.get(key) is session:
+            del self._sessions[key]
+        if session.task is not None:
+            self._tasks.discard(session.task)
+        session.release()
+        if self._full:
+            self._slots.set()
 
     def _announce(self, sessions: list[Session]) -> None:
         for session in sessions:

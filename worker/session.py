@@ -30,7 +30,7 @@ from asgibus.protocol.events import (
     size,
 )
 from asgibus.protocol.frames import HEAD
-from asgibus.protocol.opening import HTTP, Opening, reply_channel, scope_of
+from asgibus.protocol.opening import HTTP, Opening, scope_of
 from asgibus.protocol.session import PART, Arrival, SessionEnd
 from asgibus.protocol.states import HTTP_TABLE, WEBSOCKET_TABLE, App, step
 from asgibus.worker.connection import Connection
@@ -39,6 +39,11 @@ logger = logging.getLogger("asgibus.worker")
 
 MAX_STATE_BYTES = 16 * 1024  # kept in the interface server's memory for every open connection
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # one WebSocket message is one entry on the bus, and must not stall the others
+
+
+# What `receive` returns once the app itself has ended the connection: a WebSocket that it refused was never open.
+_HTTP_END: Event = (HTTP_DISCONNECT, True)
+_WEBSOCKET_END: Event = (WEBSOCKET_DISCONNECT, 1006, "")
 
 
 class ClientDisconnected(OSError):
@@ -60,6 +65,7 @@ class Session(SessionEnd):
         "_inbox",
         "_is_http",
         "_no_body",
+        "_own_end",
         "_receivers",
         "_remaining",
         "_saved",
@@ -68,6 +74,7 @@ class Session(SessionEnd):
         "layer",
         "lost",
         "scope",
+        "task",
     )
 
     def __init__(
@@ -87,19 +94,17 @@ class Session(SessionEnd):
         self._inbox: list[tuple[int, Event]] = list(enumerate(opening.events))
         self.expected = len(opening.events)
         self._disconnect: Event | None = None
+        self._own_end: Event = _HTTP_END if self._is_http else _WEBSOCKET_END
         self.lost = False
         self._announced = False
         self._receivers: list[asyncio.Future[None]] | None = None
         self._window_waiters: list[asyncio.Future[None]] | None = None
-        self._group_waiters: list[asyncio.Future[None]] | None = None
+        self._group_waiters: list[tuple[str, asyncio.Future[None]]] | None = None
         self._saved: Any = opening.state
         self.scope = scope_of(opening)
         self.scope["state"] = lifespan_state.copy()
-        self.scope["extensions"]["asgibus"] = {
-            "reply_channel": reply_channel(self.interface, self.number),
-            "attempt": self.attempt,
-            "connection": Connection(self),
-        }
+        self.scope["extensions"]["asgibus"] = {"connection": Connection(self)}
+        self.task: asyncio.Task[None] | None = None
 
     # What the app calls.
 
@@ -111,13 +116,13 @@ class Session(SessionEnd):
         while not self._inbox:
             if self._disconnect is not None:
                 return decode(self._disconnect)
-            if self._app_state is App.COMPLETE and self._is_http:
-                return {"type": "http.disconnect"}
+            if self._app_state is App.COMPLETE:
+                return decode(self._own_end)
             if self._expects_continue:
                 self._expects_continue = False
                 self._post((CONTINUE,))
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._receivers = [*(self._receivers or ()), waiter]
+            self._receivers = [*_waiting(self._receivers), waiter]
             await waiter
         event = self._inbox.pop(0)[1]
         if event[0] in (HTTP_DISCONNECT, WEBSOCKET_DISCONNECT):
@@ -136,13 +141,14 @@ class Session(SessionEnd):
         event = encode(message)
         kind = message["type"]
         if not kind.startswith("http." if self._is_http else "websocket."):
-            raise ValueError(f"{kind!r} cannot be sent on this {self.scope['type']} connection")
-        if self.lost or (self._disconnect is not None and not self._is_http):
+            raise ValueError(f"{kind!r} cannot be sent on {'an HTTP' if self._is_http else 'a WebSocket'} connection")
+        if self.lost:
             raise ClientDisconnected(f"the client is gone: {kind!r} was not sent")
         if self._app_state is App.COMPLETE and self._is_http:
             return  # "any further messages on the channel will be ignored", Response Body
         code = event[0]
-        after = step(HTTP_TABLE if self._is_http else WEBSOCKET_TABLE, self._app_state, code)
+        before = self._app_state
+        after = step(HTTP_TABLE if self._is_http else WEBSOCKET_TABLE, before, code)
         if code == RESPONSE_BODY or code == RESPONSE_END:
             if self._remaining is not None:
                 self._count_body(len(event[1]), last=code == RESPONSE_END)
@@ -156,7 +162,9 @@ class Session(SessionEnd):
             raise MessageTooLarge(len(event[1]), MAX_MESSAGE_BYTES)
         self._app_state = after
         self._post(event)
-        if after is App.COMPLETE and self._is_http:
+        if after is App.COMPLETE:
+            if code == CLOSE and before is App.OPEN:
+                self._own_end = (WEBSOCKET_DISCONNECT, event[1], event[2])
             self._wake()
         if not self.window_open:
             await self._window()
@@ -187,7 +195,7 @@ class Session(SessionEnd):
             if self.lost:
                 raise ClientDisconnected("the client is gone, and has not read all that was sent")
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._window_waiters = [*(self._window_waiters or ()), waiter]
+            self._window_waiters = [*_waiting(self._window_waiters), waiter]
             await waiter
 
     async def change_group(self, code: int, group: str) -> None:
@@ -195,7 +203,7 @@ class Session(SessionEnd):
         if self.lost or self._disconnect is not None:
             raise ClientDisconnected("the client is gone, and with it its memberships")
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._group_waiters = [*(self._group_waiters or ()), waiter]
+        self._group_waiters = [*(self._group_waiters or ()), (group, waiter)]
         self._post((code, group))
         await waiter
 
@@ -215,6 +223,7 @@ class Session(SessionEnd):
         if self.lost:
             raise ClientDisconnected("the client is gone, and with it its state")
         self._post((SAVE_STATE, packed))
+        await self._window()
 
     # What arrives from the interface server.
 
@@ -232,7 +241,7 @@ class Session(SessionEnd):
         code = event[0]
         if code == GROUP_DONE:
             self._took(event)
-            self._group_done(event[1])
+            self._group_done(event[2], event[1])
             return
         self._inbox.append((frame[3], event))
         if code == WEBSOCKET_DISCONNECT or (code == HTTP_DISCONNECT and event[1]):
@@ -261,7 +270,7 @@ class Session(SessionEnd):
     def _lose(self) -> None:
         self.lost = True
         self._open_window()
-        for waiter in self._group_waiters or ():
+        for _, waiter in self._group_waiters or ():
             if not waiter.done():
                 waiter.set_exception(ClientDisconnected("the client is gone, and with it its memberships"))
                 waiter.exception()  # looked at, so that nothing is logged if the app has stopped waiting
@@ -279,16 +288,18 @@ class Session(SessionEnd):
         waiters, self._window_waiters = self._window_waiters, None
         _resolve(waiters)
 
-    def _group_done(self, error: str | None) -> None:
-        if not self._group_waiters:
-            return
-        waiter, *rest = self._group_waiters
-        self._group_waiters = rest or None
-        if not waiter.done():
-            if error is None:
-                waiter.set_result(None)
-            else:
-                waiter.set_exception(LayerUnavailable(error))
+    def _group_done(self, group: str, error: str | None) -> None:
+        waiters = self._group_waiters or []
+        for index, (name, waiter) in enumerate(waiters):
+            if name == group:
+                del waiters[index]
+                if waiter.done():
+                    pass  # the app has stopped waiting
+                elif error is None:
+                    waiter.set_result(None)
+                else:
+                    waiter.set_exception(LayerUnavailable(error))
+                return
 
     # The end.
 
@@ -318,10 +329,7 @@ class Session(SessionEnd):
         if self.lost or self._app_state is App.COMPLETE:
             return None
         if self._app_state in (App.WAITING, App.HANDSHAKE):
-            body = b"Internal Server Error"
-            headers = ((b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body)))
-            self._post((RESPONSE_START, 500, headers))
-            self._post((RESPONSE_END, body))
+            self._answer(500, b"Internal Server Error")
             return None if error else "returned without answering"
         if self._app_state is App.OPEN:
             self._post((CLOSE, 1011 if error else 1000, ""))
@@ -329,12 +337,28 @@ class Session(SessionEnd):
         self._post((ABORT,))
         return None if error else "returned before its response was complete"
 
+    def release(self) -> None:
+        """Let go of what refers back to this session: its memory is then free without a garbage collection."""
+        self.scope = {}
+        self.task = None
+        self.lost = True  # an app's stray task that sends later is told so
+
     def close(self, code: int, reason: str) -> None:
         """Close the client's WebSocket and tell the app; for a worker that stops."""
-        if not self.lost and self._app_state is App.OPEN:
+        if not self.lost:
+            if self._app_state is App.OPEN:
+                self._post((CLOSE, code, reason))
+            elif self._app_state is App.HANDSHAKE:
+                self._answer(503, b"This server is stopping.")
+            elif self._app_state is App.DENYING:
+                self._post((ABORT,))
             self._app_state = App.COMPLETE
-            self._post((CLOSE, code, reason))
         self.disconnected(code, reason)
+
+    def _answer(self, status: int, body: bytes) -> None:
+        headers = ((b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body)))
+        self._post((RESPONSE_START, status, headers))
+        self._post((RESPONSE_END, body))
 
     def _post(self, event: Event) -> None:
         frame, counted = self.sent(event)
@@ -344,6 +368,11 @@ class Session(SessionEnd):
 
     def __repr__(self) -> str:
         return f"<Session {self.interface}{self.number} attempt {self.attempt}: {self._app_state.value}>"
+
+
+def _waiting(waiters: list[asyncio.Future[None]] | None) -> list[asyncio.Future[None]]:
+    """Those of `waiters` whose tasks were not cancelled: an app may give up waiting again and again."""
+    return [waiter for waiter in waiters or () if not waiter.done()]
 
 
 def _resolve(waiters: list[asyncio.Future[None]] | None) -> None:

@@ -77,7 +77,6 @@ class MailboxReader:
             self._cursor = entries[-1][0]
             self._entries += len(entries)
             self._bytes += sum(len(fields[1]) for _, fields in entries)
-        self._read(connection)  # asked before the entries are handled, so that Redis works meanwhile
         for entry_id, fields in entries:
             try:
                 version, sender, epoch, frames = unpack(fields[1])
@@ -88,3 +87,4 @@ class MailboxReader:
                 logger.error("mailbox %s: entry %s was skipped: %s", self._key, entry_id.decode(), error)
                 continue
             self._on_batch(sender, epoch, frames)
+        self._read(connection)  # asked when all is handled: clients get theirs first, and meanwhile more may gather
