@@ -2,71 +2,67 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
-from typing import Any
+from collections.abc import Awaitable, Callable
+from importlib.util import find_spec
+
+import anyio
+from anyio.abc import TaskStatus
 
 from asgibus.layers.errors import LayerError
 
-new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
-with suppress(ImportError):  # a platform without it: the loop of the standard library serves as well
-    from uvloop import new_event_loop
-
 logger = logging.getLogger("asgibus")
 
-Serve = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
+Serve = Callable[[anyio.Event], Awaitable[None]]
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(serve: Serve, *expected: type[Exception]) -> int:
     """Run `serve(stop)` on uvloop where it exists; `stop` is set by the first SIGINT or SIGTERM.
 
-    Returns the exit code: 0, or 1 with one line on standard error after a LayerError or one of
-    `expected`.
+    Returns the exit code: 0; or 1 after a second signal, and after a LayerError or one of `expected`, which is told in
+    one line on standard error.
     """
     try:
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            runner.run(_until_signal(serve))
-    except _Forced:
-        return 1
-    except Exception as error:
+        forced = anyio.run(_until_signal, serve, backend_options={"use_uvloop": find_spec("uvloop") is not None})
+    except Exception as raised:
+        error = _only(raised)
         if not isinstance(error, (LayerError, *expected)):
             raise
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    return 0
+    return 1 if forced else 0
 
 
-class _Forced(Exception):
-    """A second signal came."""
+async def _until_signal(serve: Serve) -> bool:
+    """Whether a second signal ended it."""
+    stop = anyio.Event()
+    forced = False
+
+    async def watch(*, task_status: TaskStatus[None]) -> None:
+        nonlocal forced
+        with anyio.open_signal_receiver(*SIGNALS) as signals:
+            task_status.started()
+            async for number in signals:
+                if stop.is_set():
+                    logger.warning("%s again: stopping at once", number.name)
+                    forced = True
+                    tasks.cancel_scope.cancel()
+                    return
+                logger.info("%s: stopping; a second signal stops at once", number.name)
+                stop.set()
+
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(watch)
+        await serve(stop)
+        tasks.cancel_scope.cancel()
+    return forced
 
 
-async def _until_signal(serve: Serve) -> None:
-    stop = asyncio.Event()
-    forced = asyncio.Event()
-
-    def on_signal(number: int) -> None:
-        if stop.is_set():
-            logger.warning("%s again: stopping at once", signal.Signals(number).name)
-            forced.set()
-        else:
-            logger.info("%s: stopping; a second signal stops at once", signal.Signals(number).name)
-            stop.set()
-
-    loop = asyncio.get_running_loop()
-    for number in SIGNALS:
-        loop.add_signal_handler(number, on_signal, number)
-    serving = asyncio.create_task(serve(stop), name="serve")
-    forcing = asyncio.create_task(forced.wait(), name="force")
-    await asyncio.wait([serving, forcing], return_when=asyncio.FIRST_COMPLETED)
-    forcing.cancel()
-    if serving.done():
-        serving.result()
-        return
-    serving.cancel()
-    await asyncio.wait([serving])
-    raise _Forced
+def _only(error: Exception) -> Exception:
+    """The one error in a group of one: task groups wrap what is raised in them."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

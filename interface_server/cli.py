@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import fields
 from typing import Any
 
+import anyio
 import click
 
 from asgibus.commands.embedded import EXPECTED, serve_with_worker
@@ -210,7 +210,7 @@ def command(log_level: str, **options: Any) -> None:
             app or "in the workers",
         )
 
-    async def serve(stop: asyncio.Event) -> None:
+    async def serve(stop: anyio.Event) -> None:
         server = Server(settings, layer)
         try:
             if app is None:

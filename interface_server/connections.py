@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from anyio.abc import TaskGroup
+
 from asgibus.interface_server.connection import NO_WORKER, WORKER_LOST, Connection
 from asgibus.interface_server.groups import Groups
 from asgibus.interface_server.settings import InterfaceSettings
-from asgibus.layers.contract import GROUP_MESSAGE, MESSAGE, Bus, Frame, Message
+from asgibus.layers.contract import FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE, Bus, Frame, Message
 from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.events import Event, encode
 from asgibus.protocol.frames import ACK, EVENT, OWN, RESEND, RESET
@@ -51,7 +52,7 @@ class Connections:
         assert self._bus is not None
         return self._bus
 
-    def on_bus(self, bus: Bus, tasks: asyncio.TaskGroup) -> None:
+    def on_bus(self, bus: Bus, tasks: TaskGroup) -> None:
         """The server has its place on the bus; `tasks` lives as long as that."""
         self._bus = bus
         self.groups.tasks = tasks
@@ -127,34 +128,42 @@ class Connections:
 
     def batch(self, sender: str, epoch: str, frames: Sequence[Frame]) -> None:
         """Frames of a worker, or a public message or broadcast."""
-        table = self._open
         for frame in frames:
-            kind = frame[0]
-            if kind == MESSAGE:
-                self._message(frame[1], frame[2])
-                continue
-            if kind == GROUP_MESSAGE:
-                self.groups.broadcast(frame[1], frame[2])
-                continue
-            connection = table.get(frame[1])
-            if connection is None or connection.attempt != frame[2] or not connection.owned_by(sender):
-                if kind == EVENT or kind == OWN:
-                    self.post(sender, (RESET, frame[1], frame[2]))
-            elif kind == EVENT:
-                connection.frame(frame)
-            elif kind == ACK:
-                connection.acknowledgement(frame[3])
-            elif kind == RESET:
-                self.counts["reset"] += 1
-                connection.give_up(WORKER_LOST)
-            elif kind == RESEND:
-                connection.repeat(frame[3])
-            elif kind != OWN:
-                logger.error("a frame of kind %r from %s was dropped", kind, sender)
+            try:
+                self._frame(sender, frame)
+            except Exception:  # noqa: BLE001 - a fault in one connection must not reach the others of the batch
+                logger.exception("a frame of kind %r from %s was dropped", frame[0], sender or "the layer")
+                self.counts["fault"] += 1
+                if frame[0] >= FIRST_PROTOCOL_KIND and frame[1] in self._open:
+                    self._open[frame[1]].terminator.abort()
         if self._held:
             held, self._held = self._held, []
             for terminator in held:
                 terminator.flush()
+
+    def _frame(self, sender: str, frame: Frame) -> None:
+        kind = frame[0]
+        if kind == MESSAGE:
+            self._message(frame[1], frame[2])
+            return
+        if kind == GROUP_MESSAGE:
+            self.groups.broadcast(frame[1], frame[2])
+            return
+        connection = self._open.get(frame[1])
+        if connection is None or connection.attempt != frame[2] or not connection.owned_by(sender):
+            if kind == EVENT or kind == OWN:
+                self.post(sender, (RESET, frame[1], frame[2]))
+        elif kind == EVENT:
+            connection.frame(frame)
+        elif kind == ACK:
+            connection.acknowledgement(frame[3])
+        elif kind == RESET:
+            self.counts["reset"] += 1
+            connection.give_up(WORKER_LOST)
+        elif kind == RESEND:
+            connection.repeat(frame[3])
+        elif kind != OWN:
+            logger.error("a frame of unknown kind %r from %s was dropped", kind, sender)
 
     def unreachable(self, mailbox: str) -> None:
         """A worker is gone."""
@@ -186,18 +195,19 @@ class Connections:
         """Give up what no worker took in time."""
         self.now = now
         limit = now - self._settings.connect_timeout
+        unserved = 0
         while self._offered:
             connection = next(iter(self._offered.values()))
             if connection.offered_at > limit:
-                return
-            if connection.life is Life.OFFERED:
-                self.counts["no worker"] += 1
-                logger.warning(
-                    "no worker of pool %r took a connection within %g s",
-                    self._settings.pool,
-                    self._settings.connect_timeout,
-                )
+                break
+            unserved += connection.life is Life.OFFERED
             connection.give_up(NO_WORKER)
+        if unserved:
+            self.counts["no worker"] += unserved
+            seconds = self._settings.connect_timeout
+            logger.warning(
+                "no worker took %d connections within %g s: is one running for their pool?", unserved, seconds
+            )
 
     def acknowledge(self) -> None:
         """Tell the workers what was written since they last heard of it."""

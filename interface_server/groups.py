@@ -6,9 +6,11 @@ last. Both are written in order by one writer, so the newest word wins.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio.abc import TaskGroup
 
 from asgibus.layers.contract import Message
 from asgibus.layers.errors import LayerUnavailable
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from asgibus.interface_server.connections import Connections
 
 logger = logging.getLogger("asgibus.interface")
+
+RENEW_SECONDS = 6 * 3600.0  # a membership ends after a day (group_expiry), and those of a lively group must not
 
 
 class _Group:
@@ -34,7 +38,7 @@ class _Group:
 class Groups:
     """The groups that have members here."""
 
-    tasks: asyncio.TaskGroup
+    tasks: TaskGroup
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
@@ -60,7 +64,7 @@ class Groups:
         group = self._groups.get(name)
         if group is None:
             group = self._groups[name] = _Group()
-            self.tasks.create_task(self._join(name, group))
+            self.tasks.start_soon(self._join, name, group)
         group.members[connection] = None
         if connection.groups is None:
             connection.groups = set()
@@ -83,6 +87,22 @@ class Groups:
         for connection in waiting or ():
             connection.group_done(name, error)
 
+    async def renew(self) -> None:
+        """Join every group again from time to time, before the layer forgets that this process is in it."""
+        while True:
+            await anyio.sleep(RENEW_SECONDS)
+            for name in list(self._groups):
+                await self._rejoin(name)
+
+    async def _rejoin(self, name: str) -> None:
+        try:
+            await self._connections.bus.join_group(name)
+        except LayerUnavailable as error:
+            logger.warning("the membership in group %r could not be renewed: %s", name, error)
+        else:
+            if name not in self._groups:  # left meanwhile
+                await self._leave(name)
+
     def _discard(self, connection: Connection, name: str) -> None:
         group = self._groups.get(name)
         if group is None:
@@ -90,7 +110,7 @@ class Groups:
         group.members.pop(connection, None)
         if not group.members:
             del self._groups[name]
-            self.tasks.create_task(self._leave(name))
+            self.tasks.start_soon(self._leave, name)
 
     async def _leave(self, name: str) -> None:
         try:

@@ -9,6 +9,8 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
+import anyio
+
 from asgibus.interface_server.connections import Connections
 from asgibus.interface_server.http import HttpTerminator
 from asgibus.interface_server.listeners import describe, host_and_port, listen, listening_socket, tls_context
@@ -24,6 +26,7 @@ logger = logging.getLogger("asgibus.interface")
 
 TICK_SECONDS = 0.25  # how exactly time limits are kept; one pass over all sockets each
 ACK_TICKS = 4  # what was written and not acknowledged with an event is acknowledged this often
+DRAIN_SECONDS = 5.0  # for the last words to reach the bus; a layer that is away must not keep the process
 WRITE_HIGH_WATER = 64 * 1024  # bytes in a socket's write buffer at which its session's window stays shut
 
 Peer = tuple[Address | None, Address | None, str, dict[str, Any]]
@@ -44,9 +47,9 @@ class Server:
         self._layer = layer
         self._proxies = TrustedProxies(settings.forwarded_allow_ips) if settings.proxy_headers else None
         self._terminators: set[Terminator] = set()
-        self._emptied: asyncio.Event = asyncio.Event()
+        self._emptied = anyio.Event()
 
-    async def serve(self, stop: asyncio.Event, ready: Callable[[str], None]) -> None:
+    async def serve(self, stop: anyio.Event, ready: Callable[[str], None]) -> None:
         """Listen, call `ready` with where, serve until `stop` is set, then stop gracefully.
 
         Raises ListenError and LayerUnavailable, both at the start only.
@@ -57,53 +60,55 @@ class Server:
         listening = listening_socket(self.settings)
         try:
             self.connections = Connections(self.settings)
-            async with self._layer.bus("interface", self.connections) as bus, asyncio.TaskGroup() as tasks:
-                self.connections.on_bus(bus, tasks)
-                ticking = asyncio.create_task(self._tick(), name="tick")
-                try:
-                    await self._accept(listening, tls, stop, ready)
+            async with self._layer.bus("interface", self.connections) as bus:
+                async with anyio.create_task_group() as tasks:
+                    self.connections.on_bus(bus, tasks)
+                    async with anyio.create_task_group() as clock:
+                        clock.start_soon(self._tick)
+                        clock.start_soon(self.connections.groups.renew)
+                        await self._accept(listening, tls, stop, ready)
+                        clock.cancel_scope.cancel()
+                    tasks.cancel_scope.deadline = anyio.current_time() + DRAIN_SECONDS
+                with anyio.move_on_after(DRAIN_SECONDS):
                     await bus.drain()
-                finally:
-                    ticking.cancel()
         finally:
             listening.close()
 
     async def _accept(
-        self, listening: socket.socket, tls: ssl.SSLContext | None, stop: asyncio.Event, ready: Callable[[str], None]
+        self, listening: socket.socket, tls: ssl.SSLContext | None, stop: anyio.Event, ready: Callable[[str], None]
     ) -> None:
         where = describe(listening, tls=tls is not None)
         server = await listen(listening, lambda: HttpTerminator(self), tls, self.settings.backlog)
         try:
             ready(where)
             await stop.wait()
-            server.close()
-            await self._shut_down()
         finally:
             server.close()
-            for terminator in list(self._terminators):
-                terminator.abort()
-
-    async def _shut_down(self) -> None:
-        """Let every exchange end, within the graceful timeout."""
         for terminator in list(self._terminators):
             terminator.shut_down()
-        try:
-            async with asyncio.timeout(self.settings.graceful_timeout):
-                while self._terminators:
-                    self._emptied.clear()
-                    await self._emptied.wait()
-        except TimeoutError:
+        await self._empty(self.settings.graceful_timeout)
+        if self._terminators:
             logger.warning(
                 "%d sockets were not done within %g s and are cut",
                 len(self._terminators),
                 self.settings.graceful_timeout,
             )
+            for terminator in list(self._terminators):
+                terminator.abort()
+            await self._empty(DRAIN_SECONDS)
+
+    async def _empty(self, seconds: float) -> None:
+        """Wait until every socket has ended, at most that long."""
+        with anyio.move_on_after(seconds):
+            while self._terminators:
+                self._emptied = anyio.Event()
+                await self._emptied.wait()
 
     async def _tick(self) -> None:
         """Keep the clock: one task for all time limits, so that no request costs a timer."""
         ticks = 0
         while True:
-            await asyncio.sleep(TICK_SECONDS)
+            await anyio.sleep(TICK_SECONDS)
             ticks += 1
             self.now = now = self.loop.time()
             self.connections.tick(now)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 from typing import Any
 
+import anyio
 import click
 
 from asgibus.commands.logs import set_up_logging
@@ -74,7 +74,7 @@ def command(log_level: str, **options: Any) -> None:
             settings.concurrency,
         )
 
-    async def serve(stop: asyncio.Event) -> None:
+    async def serve(stop: anyio.Event) -> None:
         try:
             await worker.serve(stop, ready)
         finally:

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import anyio
+
 from asgibus.layers.contract import Bus, ChannelLayer, Claim, Frame
 from asgibus.protocol.channels import shared_channels
 from asgibus.protocol.frames import ACK, EVENT, RESEND, RESET
@@ -46,7 +48,7 @@ class Worker:
         """How many connections are being served."""
         return len(self._sessions)
 
-    async def serve(self, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+    async def serve(self, stop: anyio.Event, ready: Callable[[], None]) -> None:
         """Start the app, call `ready`, serve until `stop` is set, then drain.
 
         Draining: nothing more is claimed, WebSockets are closed with 1012, requests may finish within the graceful
@@ -56,23 +58,33 @@ class Worker:
             self._bus = bus
             self._loop = asyncio.get_running_loop()
             self._lifespan_state = state
-            claiming = asyncio.create_task(self._claim(bus, stop), name="claim")
-            acknowledging = asyncio.create_task(self._acknowledge(bus), name="acknowledge")
-            stopping = asyncio.create_task(stop.wait(), name="stop")
-            try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._acknowledge, bus)
+                tasks.start_soon(self._stop_claiming, bus, stop)
                 ready()
-                await asyncio.wait([claiming, stopping], return_when=asyncio.FIRST_COMPLETED)
-                bus.stop_claiming()
-                self._slots.set()
-                await claiming
-                await self._drain()
-            finally:
-                for task in (claiming, acknowledging, stopping, *self._tasks):
-                    task.cancel()
-                await asyncio.wait([claiming, acknowledging, stopping, *self._tasks], timeout=CANCEL_SECONDS)
-            await bus.drain()
+                try:
+                    await self._claim(bus, stop)
+                    await self._drain()
+                finally:
+                    await self._cancel()
+                    tasks.cancel_scope.cancel()
+            with anyio.move_on_after(CANCEL_SECONDS):  # a layer that is away must not keep the process
+                await bus.drain()
 
-    async def _claim(self, bus: Bus, stop: asyncio.Event) -> None:
+    async def _stop_claiming(self, bus: Bus, stop: anyio.Event) -> None:
+        await stop.wait()
+        bus.stop_claiming()
+        self._slots.set()
+
+    async def _cancel(self) -> None:
+        """End the sessions that are left."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([*self._tasks], timeout=CANCEL_SECONDS)
+
+    async def _claim(self, bus: Bus, stop: anyio.Event) -> None:
         loop = self._loop
         channels = shared_channels(self._settings.pool)
         while True:
@@ -146,7 +158,7 @@ class Worker:
 
     async def _acknowledge(self, bus: Bus) -> None:
         while True:
-            await asyncio.sleep(ACK_SECONDS)
+            await anyio.sleep(ACK_SECONDS)
             for session in self._sessions.values():
                 if session.untold and not session.lost:
                     bus.post(session.interface, session.ack())
@@ -169,22 +181,28 @@ class Worker:
     def batch(self, sender: str, epoch: str, frames: Sequence[Frame]) -> None:
         """Frames of an interface server for its sessions here."""
         for frame in frames:
-            kind = frame[0]
-            session = self._sessions.get((sender, frame[1]))
-            if session is None or session.attempt != frame[2]:
-                if kind == EVENT:
-                    assert self._bus is not None
-                    self._bus.post(sender, (RESET, frame[1], frame[2]))
-            elif kind == EVENT:
-                session.event(frame)
-            elif kind == ACK:
-                session.acknowledgement(frame[3])
-            elif kind == RESET:
-                session.disconnected(1006)
-            elif kind == RESEND:
-                session.repeat(frame[3])
-            else:
-                logger.error("a frame of kind %r from %s was dropped", kind, sender)
+            try:
+                self._frame(sender, frame)
+            except Exception:  # noqa: BLE001 - a fault in one session must not reach the others of the batch
+                logger.exception("a frame of kind %r from %s was dropped", frame[0], sender)
+
+    def _frame(self, sender: str, frame: Frame) -> None:
+        kind = frame[0]
+        session = self._sessions.get((sender, frame[1]))
+        if session is None or session.attempt != frame[2]:
+            if kind == EVENT:
+                assert self._bus is not None
+                self._bus.post(sender, (RESET, frame[1], frame[2]))
+        elif kind == EVENT:
+            session.event(frame)
+        elif kind == ACK:
+            session.acknowledgement(frame[3])
+        elif kind == RESET:
+            session.disconnected(1006)
+        elif kind == RESEND:
+            session.repeat(frame[3])
+        else:
+            logger.error("a frame of unknown kind %r from %s was dropped", kind, sender)
 
     def unreachable(self, mailbox: str) -> None:
         """An interface server is gone: its clients are, too."""
