@@ -131,7 +131,7 @@ class Connections:
         for frame in frames:
             try:
                 self._frame(sender, frame)
-            except Exception:  # noqa: BLE001 - a fault in one connection must not reach the others of the batch
+            except Exception:  # a fault in one connection must not reach the others of the batch
                 logger.exception("a frame of kind %r from %s was dropped", frame[0], sender or "the layer")
                 self.counts["fault"] += 1
                 if frame[0] >= FIRST_PROTOCOL_KIND and frame[1] in self._open:

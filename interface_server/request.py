@@ -8,9 +8,6 @@ from typing import Any
 
 from asgibus.protocol.opening import HTTP, WEBSOCKET, Address
 
-Peer = tuple[Address | None, Address | None, str, dict[str, Any]]
-"""What a scope says about a socket: client, server, scheme, extensions."""
-
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _TARGET = re.compile(rb"[!-~\x80-\xff]*\Z")
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*\Z")

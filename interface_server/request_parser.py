@@ -6,11 +6,15 @@ llhttp refuses what is not HTTP. What is, and must be refused all the same, is s
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import httptools
 
-from asgibus.interface_server.request import Peer, Refusal, Request
+from asgibus.interface_server.request import Refusal, Request
 from asgibus.protocol.opening import WEBSOCKET
+
+if TYPE_CHECKING:
+    from asgibus.interface_server.server import Peer
 
 _FRAMING = (b"content-length", b"transfer-encoding", b"connection")
 

@@ -183,7 +183,7 @@ class Worker:
         for frame in frames:
             try:
                 self._frame(sender, frame)
-            except Exception:  # noqa: BLE001 - a fault in one session must not reach the others of the batch
+            except Exception:  # a fault in one session must not reach the others of the batch
                 logger.exception("a frame of kind %r from %s was dropped", frame[0], sender)
 
     def _frame(self, sender: str, frame: Frame) -> None:
