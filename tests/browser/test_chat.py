@@ -1,0 +1,316 @@
+"""The chat example in a real browser: two people, each at another interface server, with two workers on one Redis."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from support.processes import Process
+
+ROOT = Path(__file__).resolve().parents[2]
+SCREENSHOTS = ROOT / "screenshots"
+APP = ("examples.chat.app:app", "--app-dir", ROOT)
+DESKTOP = {"viewport": {"width": 1180, "height": 760}, "device_scale_factor": 2}
+PHONE = {"viewport": {"width": 390, "height": 780}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+
+pytestmark = pytest.mark.browser
+
+
+@dataclass
+class Person:
+    """Somebody who has the chat open, in a browser window of their own."""
+
+    page: Page
+    name: str
+
+    def join(self, url: str, room: str = "lobby") -> Self:
+        """Come in through the front door and wait until the server has let us in."""
+        self.page.goto(f"{url}/")
+        self.enter(self.name, room)
+        self.expect_state("Connected")
+        return self
+
+    def enter(self, name: str, room: str) -> None:
+        door = self.page.locator("#door")
+        door.get_by_label("Your name").fill(name)
+        door.get_by_label("Room").fill(room)
+        door.get_by_role("button", name="Join the room").click()
+
+    def open_room(self, room: str) -> None:
+        self.page.get_by_label("Room to open").fill(room)
+        self.page.keyboard.press("Enter")
+
+    def say(self, text: str) -> None:
+        self.page.get_by_label("Message", exact=True).fill(text)
+        self.page.keyboard.press("Enter")
+
+    def say_quickly(self, count: int) -> None:
+        """Say "<name> 1" to "<name> <count>" through the form, without waiting for any of them to arrive."""
+        self.page.evaluate(
+            """([name, count]) => {
+                for (let number = 1; number <= count; number++) {
+                    document.querySelector("#say textarea").value = `${name} ${number}`;
+                    document.querySelector("#say").requestSubmit();
+                }
+            }""",
+            [self.name, count],
+        )
+
+    def send_raw(self, message: str) -> None:
+        """Send over the page's own socket what the page would never send."""
+        self.page.evaluate("message => socket.send(message)", message)
+
+    @property
+    def messages(self) -> Locator:
+        """What was said, own and others', as far as it has come back from the server."""
+        return self.page.locator("#log .msg[data-seq] p")
+
+    @property
+    def own_messages(self) -> Locator:
+        return self.page.locator("#log .msg.mine[data-seq] p")
+
+    def worker(self) -> int:
+        """The process that runs the app for this page."""
+        return int(self.page.locator("#worker").inner_text())
+
+    def expect_state(self, state: str) -> None:
+        expect(self.page.locator("#state")).to_have_text(state)
+
+    def expect_here(self, *names: str) -> None:
+        """The list of who is here: oneself first, then the others by name."""
+        expect(self.page.locator("#people bdi")).to_have_text(list(names))
+
+    def expect_note(self, text: str) -> None:
+        expect(self.page.locator(".note", has_text=text)).not_to_have_count(0)
+
+    def expect_no_gap(self) -> None:
+        expect(self.page.locator(".note.gap")).to_have_count(0)
+
+    def screenshot(self, name: str) -> None:
+        self.page.screenshot(path=SCREENSHOTS / f"chat-{name}.png", animations="disabled")
+
+
+@pytest.fixture
+def workers(redis_url: str, start_worker: Callable[..., Process]) -> list[Process]:
+    return [start_worker(*APP, "--layer", redis_url) for _ in range(2)]
+
+
+@pytest.fixture
+def interfaces(redis_url: str, workers: list[Process], start_interface: Callable[..., Process]) -> list[Process]:
+    """Two interface servers on one Redis, with two workers behind them."""
+    return [start_interface("--layer", redis_url) for _ in range(2)]
+
+
+@pytest.fixture
+def person(browser: Browser) -> Iterator[Callable[..., Person]]:
+    """Open a window for somebody: `person(name, **window)`. A script error in any of them fails the test."""
+    contexts, errors = [], []
+
+    def open_window(name: str, **window: Any) -> Person:
+        context = browser.new_context(**(DESKTOP | window))
+        contexts.append(context)
+        page = context.new_page()
+        # Playwright sets an attribute on a handler, which a method of a list does not have.
+        page.on("pageerror", lambda error: errors.append(error))  # noqa: PLW0108
+        return Person(page, name)
+
+    yield open_window
+    for context in contexts:
+        context.close()
+    assert not errors
+
+
+def test_two_people_talk(interfaces: list[Process], person: Callable[..., Person]) -> None:
+    ada = person("Ada Lovelace", color_scheme="light").join(interfaces[0].url)
+    ada.expect_here("Ada Lovelace")
+    grace = person("Grace Hopper", color_scheme="dark", **PHONE).join(interfaces[1].url)
+    for one in (ada, grace):
+        one.expect_here(one.name, ({"Ada Lovelace", "Grace Hopper"} - {one.name}).pop())
+    ada.expect_note("Grace Hopper joined")
+
+    said: list[str] = []
+    for speaker, text in (
+        (ada, "Good morning! Is anybody on this line?"),
+        (grace, "Loud and clear, from another interface server."),
+        (grace, "Different process, different port, same room."),
+        (ada, "<b>And no markup gets through</b> & no harm done."),
+        (ada, "Two lines\nin one message."),
+        (grace, "Good."),
+    ):
+        speaker.say(text)
+        said.append(text)
+        for one in (ada, grace):
+            expect(one.messages).to_have_text(said, use_inner_text=True)
+    expect(ada.own_messages).to_have_count(3)
+    expect(grace.own_messages).to_have_count(3)
+    own, other = ada.own_messages.first.bounding_box(), ada.messages.nth(1).bounding_box()
+    assert own is not None
+    assert other is not None
+    assert own["x"] + own["width"] > other["x"] + other["width"], "own messages are on the right"
+    ada.screenshot("desktop-light")
+    grace.screenshot("phone-dark")
+
+    grace.page.close()
+    ada.expect_here("Ada Lovelace")
+    ada.expect_note("Grace Hopper left")
+    ada.expect_no_gap()
+
+
+def test_many_quick_messages_arrive_in_order(interfaces: list[Process], person: Callable[..., Person]) -> None:
+    people = [person(name).join(interface.url) for name, interface in zip(("Ada", "Grace"), interfaces, strict=True)]
+    people[0].expect_here("Ada", "Grace")
+    people[1].expect_here("Grace", "Ada")
+
+    for one in people:
+        one.say_quickly(50)
+
+    for one in people:
+        expect(one.messages).to_have_count(100)
+        texts = one.messages.all_inner_texts()
+        for sender in people:
+            assert [text for text in texts if text.startswith(sender.name)] == [
+                f"{sender.name} {number}" for number in range(1, 51)
+            ]
+        expect(one.own_messages).to_have_count(50)
+        expect(one.page.locator("#pending .msg")).to_have_count(0)
+        one.expect_no_gap()
+
+
+def test_rooms_are_apart(interfaces: list[Process], person: Callable[..., Person]) -> None:
+    ada = person("Ada").join(interfaces[0].url)
+    grace = person("Grace").join(interfaces[1].url)
+    ada.expect_here("Ada", "Grace")
+
+    grace.open_room("engine-room")
+    expect(grace.page).to_have_url(f"{interfaces[1].url}/room/engine-room")
+    grace.expect_state("Connected")
+    grace.expect_here("Grace")
+    ada.expect_here("Ada")
+    ada.expect_note("Grace left")
+
+    ada.say("Only for the lobby")
+    grace.say("Only for the engine room")
+    expect(ada.messages).to_have_text(["Only for the lobby"])
+    expect(grace.messages).to_have_text(["Only for the engine room"])
+
+    grace.page.go_back()
+    grace.expect_state("Connected")
+    grace.expect_here("Grace", "Ada")
+    expect(grace.messages).to_have_count(0)
+    ada.say("Welcome back")
+    expect(grace.messages).to_have_text(["Welcome back"])
+
+    # A reload stays in the room, under the same name.
+    grace.page.reload()
+    grace.expect_here("Grace", "Ada")
+    ada.expect_here("Ada", "Grace")
+
+    # Before the room there was the front door.
+    grace.page.go_back()
+    expect(grace.page.get_by_role("button", name="Join the room")).to_be_visible()
+    ada.expect_here("Ada")
+
+
+def test_invalid_input_is_answered(interfaces: list[Process], person: Callable[..., Person]) -> None:
+    ada = person("Ada").join(interfaces[0].url)
+    error = ada.page.locator("#error span")
+
+    # What the page itself refuses.
+    ada.open_room("no spaces!")
+    expect(ada.page.locator("#new-room")).to_contain_text("A room is 1 to 50 letters")
+    ada.say("   ")
+    expect(ada.page.get_by_role("button", name="Send", exact=True)).to_be_disabled()
+
+    # What the server refuses, one error for each, and the connection lives on.
+    for message, answer in (
+        ("this is not JSON", "JSON object"),
+        ("[" * 20_000, "JSON object"),
+        ('"a string"', "A message is {"),
+        ('{"type": "shout", "text": "hello"}', "A message is {"),
+        ('{"type": "say", "text": 5}', "A message is {"),
+        ('{"type": "present", "to": "http.request"}', "A message is {"),
+        (json.dumps({"type": "say", "text": " "}), "1 to 2000 characters"),
+        (json.dumps({"type": "say", "text": "x" * 2001}), "1 to 2000 characters"),
+        ("x" * 100_000, "at most"),
+    ):
+        ada.page.locator("#error").evaluate("node => showError('')")
+        ada.send_raw(message)
+        expect(error).to_contain_text(answer)
+    ada.page.evaluate("socket.send(new Uint8Array([1, 2, 3]))")
+    expect(error).to_contain_text("text frame")
+    ada.screenshot("error")
+    ada.say("x" * 2000)
+    expect(ada.messages).to_have_text(["x" * 2000])
+
+    # A room or a name that only the server can refuse brings the visitor back to the door, with the reason.
+    for name, room, reason in (
+        ("n" * 33, "lobby", "A name has"),
+        ("Ada\0", "lobby", "A name has"),
+        ("Ada", "no spaces", "A room is"),
+    ):
+        ada.page.evaluate("([as, to]) => { name = as; enter(to, {push: false}); }", [name, room])
+        expect(ada.page.locator("#door .bad")).to_contain_text(reason)
+    ada.enter("Ada", "lobby")
+    ada.expect_state("Connected")
+
+
+def test_a_page_moves_to_another_worker_when_its_own_stops(
+    workers: list[Process], interfaces: list[Process], person: Callable[..., Person]
+) -> None:
+    ada = person("Ada").join(interfaces[0].url)
+    grace = person("Grace").join(interfaces[1].url)
+    first, second = workers
+    if ada.worker() == second.pid:
+        first, second = second, first
+    assert ada.worker() == first.pid
+
+    first.terminate()
+    assert first.wait() == 0
+    expect(ada.page.locator("#worker")).to_have_text(str(second.pid))
+    ada.expect_state("Connected")
+    for one, names in ((ada, ("Ada", "Grace")), (grace, ("Grace", "Ada"))):
+        one.expect_here(*names)
+        one.say(f"{one.name} is still here")
+    for one in (ada, grace):
+        expect(one.messages).to_have_count(2)
+
+
+@pytest.mark.parametrize("end", ["terminate", "kill"])
+def test_a_page_reconnects_when_its_interface_is_back(
+    end: str,
+    redis_url: str,
+    interfaces: list[Process],
+    start_interface: Callable[..., Process],
+    person: Callable[..., Person],
+) -> None:
+    ada = person("Ada", color_scheme="dark").join(interfaces[0].url)
+    grace = person("Grace").join(interfaces[1].url)
+    ada.expect_here("Ada", "Grace")
+    ada.say("Before")
+    expect(grace.messages).to_have_text(["Before"])
+
+    getattr(interfaces[0], end)()
+    interfaces[0].wait()
+    ada.expect_state("Reconnecting…")
+    expect(ada.page.locator("#offline")).to_contain_text(re.compile(r"next try in \d+ s"))
+    grace.expect_state("Connected")
+    ada.page.get_by_label("Message", exact=True).fill("Written while away")
+    expect(ada.page.get_by_role("button", name="Send", exact=True)).to_be_disabled()
+    ada.screenshot("reconnecting")
+
+    start_interface("--host", "127.0.0.1", "--port", interfaces[0].port, "--layer", redis_url)
+    ada.expect_state("Connected")
+    expect(ada.page.locator("#offline")).to_be_hidden()
+    ada.expect_here("Ada", "Grace")
+    grace.expect_here("Grace", "Ada")
+    ada.page.get_by_role("button", name="Send", exact=True).click()
+    grace.say("You are back")
+    for one in (ada, grace):
+        expect(one.messages.filter(has_text="Written while away")).to_have_count(1)
+        expect(one.messages.filter(has_text="You are back")).to_have_count(1)
+        one.expect_no_gap()
