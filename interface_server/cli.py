@@ -74,6 +74,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
     "Bus",
     "--route",
     "routes",
+    envvar=f"{ENVIRONMENT_PREFIX}_ROUTE",
     multiple=True,
     callback=_routes,
     metavar="PREFIX=POOL",
