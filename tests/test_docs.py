@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from asgibus.commands.reference import reference
 
 ROOT = Path(__file__).parent.parent
