@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import sys
@@ -16,6 +17,7 @@ from asgibus.layers.errors import LayerError
 logger = logging.getLogger("asgibus")
 
 Serve = Callable[[anyio.Event], Awaitable[None]]
+YOUNG_OBJECTS = 10_000  # between two garbage collections: 700, the default, are the objects of a dozen requests
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -25,6 +27,7 @@ def run(serve: Serve, *expected: type[Exception]) -> int:
     Returns the exit code: 0; or 1 after a second signal, and after a LayerError or one of `expected`, which is told in
     one line on standard error.
     """
+    gc.set_threshold(YOUNG_OBJECTS, 10, 10)
     try:
         forced = anyio.run(_until_signal, serve, backend_options={"use_uvloop": find_spec("uvloop") is not None})
     except Exception as raised:
@@ -34,6 +37,12 @@ def run(serve: Serve, *expected: type[Exception]) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     return 1 if forced else 0
+
+
+def started() -> None:
+    """The start-up is over: what is loaded now stays, and garbage collections need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 async def _until_signal(serve: Serve) -> bool:

@@ -21,7 +21,7 @@ from asgibus.commands.options import (
     bus_options,
     option,
 )
-from asgibus.commands.run import run
+from asgibus.commands.run import run, started
 from asgibus.interface_server.listeners import ListenError
 from asgibus.interface_server.proxy import TrustedProxies
 from asgibus.interface_server.server import Server
@@ -203,6 +203,7 @@ def command(log_level: str, **options: Any) -> None:
         raise click.UsageError(str(error)) from error
 
     def ready(where: str) -> None:
+        started()
         logger.info(
             "Listening on %s (layer %s, pool %s, app %s)",
             where,

@@ -101,9 +101,9 @@ class Connection(SessionEnd):
         """An EVENT frame of the owner."""
         if self.life is not Life.JOINED:
             return  # it has just learned of its owner, who has just been told that the client is gone
-        self.acknowledgement(frame[4])
-        arrival = self.arrived(frame[3])
-        if arrival is not Arrival.NEW:
+        if frame[4] > self.acked:
+            self.acknowledgement(frame[4])
+        if (arrival := self.arrived(frame[3])) is not Arrival.NEW:
             if arrival is Arrival.GAP:
                 self._connections.post(self.owner, self.resend())
             return

@@ -19,7 +19,7 @@ from asgibus.commands.options import (
     bus_options,
     option,
 )
-from asgibus.commands.run import run
+from asgibus.commands.run import run, started
 from asgibus.layers import open_layer
 from asgibus.worker.application import ApplicationError, load_application
 from asgibus.worker.lifespan import LifespanError
@@ -66,6 +66,7 @@ def command(log_level: str, **options: Any) -> None:
     worker = Worker(settings, app, layer)
 
     def ready() -> None:
+        started()
         logger.info(
             "Worker ready: app %s, layer %s, pool %s, up to %d connections",
             settings.app,
