@@ -1,0 +1,16 @@
+# The two commands, for any app: run it with `asgi-interface …` or `asgi-worker module:app …`.
+# An app brings itself: FROM this image, COPY into /app, and pip install what it needs.
+
+FROM python:3.13-slim AS build
+RUN python -m venv /opt/asgibus
+COPY . /src
+RUN /opt/asgibus/bin/pip install --no-cache-dir --disable-pip-version-check /src
+
+FROM python:3.13-slim
+RUN useradd --system --no-create-home --shell /usr/sbin/nologin asgibus
+COPY --from=build /opt/asgibus /opt/asgibus
+ENV PATH=/opt/asgibus/bin:$PATH \
+    PYTHONUNBUFFERED=1
+WORKDIR /app
+USER asgibus
+CMD ["asgi-interface", "--help"]

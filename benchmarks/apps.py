@@ -1,0 +1,71 @@
+"""The ASGI apps under load: one for the bus, one for a server that runs the app in its own process.
+
+`/` answers 13 bytes, `/ws` echoes, `/fanout` joins a group, says so, and broadcasts at every message it gets.
+The apps share the first two; they differ only in how they reach the members of the group.
+"""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from benchmarks.payloads import BODY, BROADCAST, JOINED
+
+Scope = MutableMapping[str, Any]
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+
+GROUP = "everyone"
+HEADERS = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(BODY))]
+
+
+async def bus(scope: Scope, receive: Receive, send: Send) -> None:
+    """Broadcast with the bus's groups: one call, whoever holds the sockets writes to them."""
+    if scope["type"] == "websocket" and scope["path"] == "/fanout":
+        import asgibus  # noqa: PLC0415 - the in-process peer must not carry the bus in its memory
+
+        connection = asgibus.connection(scope)
+        await join(receive, send)
+        await connection.group_add(GROUP)
+        await send({"type": "websocket.send", "text": JOINED})
+        while (await receive())["type"] == "websocket.receive":
+            await connection.group_send(GROUP, {"type": "websocket.send", "text": BROADCAST})
+    else:
+        await answer(scope, receive, send)
+
+
+members: set[Send] = set()
+
+
+async def in_process(scope: Scope, receive: Receive, send: Send) -> None:
+    """Broadcast with a loop over the `send` of every member in this process."""
+    if scope["type"] == "websocket" and scope["path"] == "/fanout":
+        await join(receive, send)
+        members.add(send)
+        await send({"type": "websocket.send", "text": JOINED})
+        try:
+            while (await receive())["type"] == "websocket.receive":
+                for member in tuple(members):
+                    await member({"type": "websocket.send", "text": BROADCAST})
+        finally:
+            members.discard(send)
+    else:
+        await answer(scope, receive, send)
+
+
+async def join(receive: Receive, send: Send) -> None:
+    """Take the connect event and accept."""
+    await receive()
+    await send({"type": "websocket.accept"})
+
+
+async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+    """What is the same for every peer: the page and the echo."""
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        await send({"type": "http.response.body", "body": BODY})
+    elif scope["type"] == "websocket":
+        await join(receive, send)
+        while (event := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": event["text"]})
+    else:
+        raise ValueError(f"no answer to a scope of type {scope['type']!r}")

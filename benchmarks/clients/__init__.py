@@ -1,0 +1,1 @@
+"""The load client: one thread, raw non-blocking sockets, bytes counted instead of parsed."""

@@ -1,0 +1,76 @@
+"""One client socket, opened and upgraded by hand, and the frames that travel on it."""
+
+import socket
+
+HOST = "127.0.0.1"
+PATIENCE = 15.0
+"""Seconds without a byte after which a measure is given up."""
+
+KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
+ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+MASK = b"\x12\x34\x56\x78"
+
+
+class ClientError(Exception):
+    """The server did not answer, or not with what this benchmark serves."""
+
+
+class Connection:
+    """A socket with the two numbers that a measure keeps for it."""
+
+    __slots__ = ("received", "sent_at", "socket")
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection((HOST, port), PATIENCE)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.received = 0
+        self.sent_at = 0.0
+
+    def read_exactly(self, size: int) -> bytes:
+        """Block until `size` bytes are there."""
+        parts = bytearray()
+        while len(parts) < size:
+            part = self.socket.recv(size - len(parts))
+            if not part:
+                raise ClientError(f"closed by the server after {bytes(parts[:200])!r}")
+            parts += part
+        return bytes(parts)
+
+    def read_head(self) -> bytes:
+        """Block until the empty line, and take nothing behind it."""
+        head = bytearray()
+        while not head.endswith(b"\r\n\r\n"):
+            head += self.read_exactly(1)
+        return bytes(head)
+
+    def upgrade(self, path: str) -> None:
+        """Open a WebSocket.
+
+        Raises ClientError when the server does not answer 101 with the right key.
+        """
+        request = (
+            f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Key: {KEY.decode()}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        self.socket.sendall(request.encode())
+        head = self.read_head()
+        if not head.startswith(b"HTTP/1.1 101") or ACCEPT not in head:
+            raise ClientError(f"no WebSocket at {path}: {head[:200]!r}")
+
+    def expect(self, frame: bytes) -> None:
+        """Block until exactly this frame has come."""
+        if (found := self.read_exactly(len(frame))) != frame:
+            raise ClientError(f"expected {frame!r}, got {found!r}")
+
+
+def client_frame(text: str) -> bytes:
+    """A whole text frame of up to 125 bytes, masked."""
+    payload = text.encode()
+    masked = bytes(byte ^ MASK[index % 4] for index, byte in enumerate(payload))
+    return bytes((0x81, 0x80 | len(payload))) + MASK + masked
+
+
+def server_frame(text: str) -> bytes:
+    """The same frame as a server sends it."""
+    payload = text.encode()
+    return bytes((0x81, len(payload))) + payload

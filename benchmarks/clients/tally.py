@@ -1,0 +1,29 @@
+"""What a client hands back from one measure."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """So many answers or deliveries, in so many seconds, for so much CPU time of the client; the wait for each."""
+
+    count: int
+    seconds: float
+    client_cpu: float
+    waits: list[float]
+
+    def percentile(self, part: float) -> float | None:
+        """The wait in milliseconds that this part (0 to 1) of all stays below."""
+        if not self.waits:
+            return None
+        ordered = sorted(self.waits)
+        return 1000 * ordered[min(len(ordered) - 1, int(part * len(ordered)))]
+
+    def as_json(self) -> dict[str, float | None]:
+        return {
+            "count": self.count,
+            "seconds": self.seconds,
+            "client_cpu": self.client_cpu,
+            "p50_ms": self.percentile(0.50),
+            "p99_ms": self.percentile(0.99),
+        }

@@ -1,0 +1,205 @@
+"""Fixtures for all tests. What they promise stands in their docstrings; `pytest --fixtures` lists them.
+
+Redis is found in this order: the URL in ASGIBUS_TEST_REDIS_URL (its database is emptied, one database for each xdist
+worker), a private `redis-server`, a container, and last fakeredis, with which the tests marked `redis` are skipped.
+With CI or ASGIBUS_REQUIRE_ALL set, a test marked `redis` or `browser` may not be skipped: it fails.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import chromium
+from support import redis as redis_support
+from support.processes import Process, Processes
+from support.redis import RedisServer
+
+REQUIRED = ("redis", "browser")
+MARKED_BY_FIXTURE = {"redis_url": "redis", "start_redis": "redis", "browser": "browser"}
+
+_source_key = pytest.StashKey[redis_support.Source]()
+_processes_key = pytest.StashKey[Processes]()
+
+
+def _require_all() -> bool:
+    return any(os.environ.get(name, "").lower() not in {"", "0", "false"} for name in ("CI", "ASGIBUS_REQUIRE_ALL"))
+
+
+def _source(config: pytest.Config) -> redis_support.Source:
+    if _source_key not in config.stash:
+        config.stash[_source_key] = redis_support.find()
+    return config.stash[_source_key]
+
+
+# Markers, and what is said about what is missing.
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs Redis or a browser by the fixtures it uses."""
+    for item in items:
+        for fixture in getattr(item, "fixturenames", ()):
+            if fixture in MARKED_BY_FIXTURE:
+                item.add_marker(MARKED_BY_FIXTURE[fixture])
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return [f"redis: {_source(config)}", f"chromium: {chromium.find() or 'none'}"]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say loudly which tests a missing Redis or browser skipped."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    for name, missing in (("redis", "real Redis that the tests may use"), ("browser", "Chromium")):
+        ids = [report.nodeid for report in skipped if name in report.keywords]
+        if ids:
+            terminalreporter.section(f"NO {missing}: {len(ids)} tests SKIPPED", sep="!", red=True, bold=True)
+            if name == "redis":
+                terminalreporter.write_line(f"Redis: {_source(config)}")
+            for nodeid in ids:
+                terminalreporter.write_line(f"  {nodeid}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the logs of the processes of a failed test; where all is required, a skip is a failure."""
+    report = yield
+    if report.skipped and _require_all() and any(item.get_closest_marker(name) for name in REQUIRED):
+        report.outcome = "failed"
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.longrepr = f"{item.nodeid} may not be skipped with CI or ASGIBUS_REQUIRE_ALL set. {reason}"
+    if report.failed and (processes := item.stash.get(_processes_key, None)):
+        for process in processes.all:
+            if process.blamed:  # its log is in the failure already
+                continue
+            report.sections.append((f"log of {process!r}", process.log()[-20_000:]))
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Where all is required, a test module may not skip itself either."""
+    report = yield
+    if report.skipped and _require_all():
+        report.outcome = "failed"
+        report.longrepr = f"{collector.nodeid} skipped itself, and CI or ASGIBUS_REQUIRE_ALL forbids it"
+    return report
+
+
+# Async tests.
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+# Redis.
+
+
+@pytest.fixture(scope="session")
+def _real_redis(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    source = _source(pytestconfig)
+    if not source.real:
+        pytest.skip(f"no real Redis: {source}")
+    with redis_support.real_server(source, tmp_path_factory.mktemp("redis"), _xdist_number()) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def _fake_redis() -> Iterator[str]:
+    with redis_support.fake_server() as url:
+        yield url
+
+
+@pytest.fixture
+def redis_url(_real_redis: str) -> str:
+    """The URL of a real Redis whose database is empty and this test's own. Marks the test `redis`."""
+    redis_support.empty(_real_redis)
+    return _real_redis
+
+
+@pytest.fixture
+def any_redis_url(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> str:
+    """As `redis_url`; where there is no real Redis, fakeredis stands in, so the test runs all the same."""
+    source = _source(pytestconfig)
+    if not source.real and _require_all():
+        pytest.fail(f"no real Redis, but CI or ASGIBUS_REQUIRE_ALL is set: {source}", pytrace=False)
+    name = "_real_redis" if source.real else "_fake_redis"
+    url: str = request.getfixturevalue(name)
+    redis_support.empty(url)
+    return url
+
+
+@pytest.fixture
+def _own_redis_servers() -> Iterator[list[RedisServer]]:
+    servers: list[RedisServer] = []
+    yield servers
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def start_redis(_own_redis_servers: list[RedisServer], tmp_path: Path) -> Callable[..., RedisServer]:
+    """Start a Redis that the test may kill, pause and start again: `start_redis(*options) -> RedisServer`.
+
+    It needs a `redis-server` binary. Marks the test `redis`.
+    """
+    binary = shutil.which("redis-server") or shutil.which("valkey-server")
+    if binary is None:
+        pytest.skip("no redis-server binary")
+
+    def start(*options: str) -> RedisServer:
+        server = RedisServer(binary, tmp_path, *options)
+        _own_redis_servers.append(server)
+        return server
+
+    return start
+
+
+# The two commands.
+
+
+@pytest.fixture
+def processes(
+    request: pytest.FixtureRequest, tmp_path: Path, _own_redis_servers: list[RedisServer]
+) -> Iterator[Processes]:
+    """The processes of this test.
+
+    At its end they get SIGTERM. The test fails if one ended by itself before, does not end in time or not with 0, or
+    logged a traceback without `allow_traceback=True`.
+    """
+    processes = Processes(tmp_path)
+    request.node.stash[_processes_key] = processes
+    yield processes
+    if faults := processes.end():
+        pytest.fail("\n".join(faults), pytrace=False)
+
+
+@pytest.fixture
+def start_interface(processes: Processes) -> Callable[..., Process]:
+    """Start an interface server: `start_interface(*args, app=None, env=None) -> Process`.
+
+    Runs `python -m asgibus.interface_server [app] *args` in `tmp_path`, on a free port of 127.0.0.1 unless told
+    otherwise, and returns when it listens (`ready=False`: at once). `app` is found in `tmp_path` or in `tests/`.
+    `allow_traceback=True` if its log may hold one.
+    """
+    return processes.start_interface
+
+
+@pytest.fixture
+def start_worker(processes: Processes) -> Callable[..., Process]:
+    """Start a worker: `start_worker(app, *args, env=None) -> Process`; else as `start_interface`."""
+    return processes.start_worker
+
+
+def _xdist_number() -> int:
+    """0 for gw0 and for a run without xdist."""
+    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))

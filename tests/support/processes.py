@@ -1,0 +1,249 @@
+"""Real processes of the two commands (and any other), with their log at hand and an end that is checked."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from support.deadline import STEP
+
+TESTS = Path(__file__).resolve().parent.parent
+
+START_TIMEOUT = 20.0
+"""Seconds a process may take until it says that it is ready."""
+
+END_TIMEOUT = 10.0
+"""Seconds a process may take to end after SIGTERM. Above the graceful timeout that the tests set."""
+
+GRACEFUL_TIMEOUT = 3
+"""Seconds that the commands give to work in flight when a test, or its teardown, ends them."""
+
+TROUBLE = re.compile(r"Traceback \(most recent call last\)|was never awaited|was destroyed but it is pending")
+"""What no log may hold unless the test has said so."""
+
+LISTENING = re.compile(r"Listening on (?:(?P<url>https?://\S+)|unix:(?P<uds>\S+))")
+WORKER_READY = re.compile(r"Worker ready: ")
+
+
+class Process:
+    """One process in the background; its stdout and stderr go to one log file."""
+
+    def __init__(
+        self, name: str, command: Sequence[str], *, folder: Path, env: Mapping[str, str], allow_traceback: bool
+    ) -> None:
+        self.name = name
+        self.command = list(command)
+        self.log_path = folder / f"{name}.log"
+        self.allow_traceback = allow_traceback
+        self.url = ""
+        self.uds = ""
+        self.blamed = False  # a test failed because of it: its end tells nothing new
+        self._expected_to_end = False
+        with self.log_path.open("wb") as log:
+            self._popen = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env=dict(env),
+                start_new_session=True,
+            )
+
+    def __repr__(self) -> str:
+        return f"<{self.name} pid={self.pid} returncode={self._popen.poll()}>"
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def ws_url(self) -> str:
+        """The URL with `ws` for `http`, without a slash at its end."""
+        return re.sub(r"^http", "ws", self.url)
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def running(self) -> bool:
+        return self._popen.poll() is None
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs; negative for a signal. A test that looks expects the end."""
+        self._expected_to_end = True
+        return self._popen.poll()
+
+    def log(self) -> str:
+        """All that it wrote so far."""
+        return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    def wait_for(self, pattern: str | re.Pattern[str], timeout: float = 5.0) -> re.Match[str]:
+        """The first match in the log, as soon as it is there.
+
+        Fails with AssertionError after `timeout` seconds, or when the process ends without having written it.
+        """
+
+        deadline = time.monotonic() + timeout
+        while True:
+            # Looked at before the log, so that the last words of a process that just ended are not missed.
+            ended = not self.running
+            if match := re.search(pattern, self.log()):
+                return match
+            if ended:
+                self._fail(f"ended with code {self._popen.returncode} before it wrote {_text(pattern)}")
+            if time.monotonic() > deadline:
+                self._fail(f"did not write {_text(pattern)} within {timeout} s")
+            time.sleep(STEP)
+
+    def send_signal(self, number: int) -> None:
+        self._popen.send_signal(number)
+
+    def terminate(self) -> None:
+        """SIGTERM; does not wait."""
+        self._expected_to_end = True
+        self._popen.terminate()
+
+    def interrupt(self) -> None:
+        """SIGINT, as Ctrl+C sends it; does not wait."""
+        self._expected_to_end = True
+        self._popen.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        self._expected_to_end = True
+        self._popen.kill()
+        self._popen.wait(END_TIMEOUT)
+
+    def pause(self) -> None:
+        """Stop it in the middle of whatever it does."""
+        self._popen.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._popen.send_signal(signal.SIGCONT)
+
+    def wait(self, timeout: float = END_TIMEOUT) -> int:
+        """The exit code, once it ended. Fails with AssertionError after `timeout` seconds."""
+        self._expected_to_end = True
+        try:
+            return self._popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._fail(f"did not end within {timeout} s")
+
+    def _fail(self, what: str) -> NoReturn:
+        self.blamed = True
+        raise AssertionError(f"{self.name} {what}. Its log:\n{self.log()[-8000:]}") from None
+
+
+class Processes:
+    """All processes that one test started. `end` ends them and reports whatever is wrong with them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.all: list[Process] = []
+
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        ready: str | re.Pattern[str] | None,
+        env: Mapping[str, Any] | None = None,
+        allow_traceback: bool = False,
+    ) -> Process:
+        """Start it and wait until its log matches `ready` (None: do not wait)."""
+        count = sum(1 for process in self.all if process.name.rpartition("-")[0] == name)
+        process = Process(
+            f"{name}-{count + 1}",
+            command,
+            folder=self.folder,
+            env=_environment(env or {}),
+            allow_traceback=allow_traceback,
+        )
+        self.all.append(process)
+        if ready is not None:
+            process.wait_for(ready, START_TIMEOUT)
+        return process
+
+    def start_interface(
+        self,
+        *args: object,
+        app: str | None = None,
+        env: Mapping[str, Any] | None = None,
+        ready: bool = True,
+        allow_traceback: bool = False,
+    ) -> Process:
+        options = [str(arg) for arg in args]
+        if not any(option.partition("=")[0] in {"--port", "--uds", "--fd"} for option in options):
+            options = ["--host", "127.0.0.1", "--port", "0", *options]
+        command = [sys.executable, "-m", "asgibus.interface_server", *([app] if app else []), *options]
+        process = self.start(
+            "interface", command, ready=LISTENING if ready else None, env=env, allow_traceback=allow_traceback
+        )
+        if ready:
+            match = process.wait_for(LISTENING)
+            process.url, process.uds = match["url"] or "", match["uds"] or ""
+        return process
+
+    def start_worker(
+        self,
+        app: str,
+        *args: object,
+        env: Mapping[str, Any] | None = None,
+        ready: bool = True,
+        allow_traceback: bool = False,
+    ) -> Process:
+        command = [sys.executable, "-m", "asgibus.worker", app, *(str(arg) for arg in args)]
+        return self.start(
+            "worker", command, ready=WORKER_READY if ready else None, env=env, allow_traceback=allow_traceback
+        )
+
+    def end(self) -> list[str]:
+        """End what still runs; return one line for each thing that a good process would not have done."""
+        faults = [
+            f"{process.name} ended by itself with code {process._popen.returncode}"
+            for process in self.all
+            if not process.running and not process._expected_to_end and not process.blamed
+        ]
+        left = [process for process in self.all if process.running]
+        for process in left:
+            process.resume()
+            process.terminate()
+        for process in left:
+            try:
+                code = process._popen.wait(END_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                faults.append(f"{process.name} did not end within {END_TIMEOUT} s of SIGTERM and was killed")
+            else:
+                # A second SIGTERM, or one during start-up, may find the default action.
+                if code not in {0, -signal.SIGTERM}:
+                    faults.append(f"{process.name} ended with code {code} after SIGTERM")
+        for process in self.all:
+            if process.allow_traceback or process.blamed:
+                continue
+            if trouble := TROUBLE.search(process.log()):
+                excerpt = process.log()[max(0, trouble.start() - 300) :][:4000]
+                faults.append(f"{process.name} logged trouble that the test did not announce:\n{excerpt}")
+        return faults
+
+
+def _text(pattern: str | re.Pattern[str]) -> str:
+    return repr(pattern if isinstance(pattern, str) else pattern.pattern)
+
+
+def _environment(extra: Mapping[str, Any]) -> dict[str, str]:
+    """Ours without the user's ASGIBUS_ settings; apps of `tests/` are importable."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("ASGIBUS_")}
+    env["PYTHONUNBUFFERED"] = "1"
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), env.get("PYTHONPATH")]))
+    env["ASGIBUS_GRACEFUL_TIMEOUT"] = str(GRACEFUL_TIMEOUT)
+    env.update({name: str(value) for name, value in extra.items()})
+    return env
