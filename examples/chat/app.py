@@ -7,6 +7,7 @@ every page that hears it answers "present" through its own socket, which the app
 
 import json
 import os
+import platform
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -24,6 +25,7 @@ PAGE = Path(__file__).with_name("page.html").read_bytes()
 ROOM = re.compile(r"[A-Za-z0-9._-]{1,50}")
 # Only the reply channel of a connection: a page must not be able to write to any other channel of the bus.
 REPLY_CHANNEL = re.compile(r"interface\.[A-Za-z0-9._-]{1,60}![A-Za-z0-9._-]{1,30}")
+WORKER = f"{platform.node()}:{os.getpid()}"  # shown at the foot of the page
 MAX_NAME = 32
 MAX_TEXT = 2000
 # A character of text takes up to 12 in JSON (an escaped surrogate pair); what is longer is not even parsed.
@@ -67,7 +69,7 @@ async def chat(scope: Event, receive: Receive, send: Send) -> None:
 
     group = f"chat.{room}"
     sent = 0  # Counts this sender's messages, so that every page can see their order and notice a gap.
-    await send(event("welcome", id=me, name=name, room=room, worker=os.getpid()))
+    await send(event("welcome", id=me, name=name, room=room, worker=WORKER))
     await connection.group_add(group)
     await connection.group_send(group, event("join", id=me, name=name))
     try:
