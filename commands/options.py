@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -25,7 +27,16 @@ class GroupedOption(click.Option):
 
 
 class GroupedCommand(click.Command):
-    """A command whose `--help` lists its options under their headings."""
+    """A command whose `--help` lists its options under their headings, and that tells a mistake in one line."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it and exit: with 2 and one line on standard error if it was called wrongly."""
+        try:
+            code = super().main(*args, **(kwargs | {"standalone_mode": False}))
+        except click.ClickException as error:
+            print(f"Error: {error.format_message()} (--help lists all options)", file=sys.stderr)
+            code = error.exit_code
+        sys.exit(code)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -40,9 +51,15 @@ class GroupedCommand(click.Command):
 
 
 def option(heading: str, *names: str, **kwargs: Any) -> Callable[[F], F]:
-    """A click option under a heading, with its default and its environment variable shown."""
+    """A click option under a heading, with its default and its environment variable shown.
+
+    The variable is called as the option's first name: `--http-timeout` is ASGIBUS_HTTP_TIMEOUT.
+    """
     kwargs.setdefault("show_default", True)
-    return click.option(*names, cls=GroupedOption, heading=heading, show_envvar=True, **kwargs)
+    name = names[0].partition("/")[0].removeprefix("--").replace("-", "_").upper()
+    return click.option(
+        *names, cls=GroupedOption, heading=heading, envvar=f"{ENVIRONMENT_PREFIX}_{name}", show_envvar=True, **kwargs
+    )
 
 
 def pool_name(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -53,7 +70,17 @@ def pool_name(ctx: click.Context, parameter: click.Parameter, value: str) -> str
         raise click.BadParameter(str(error)) from error
 
 
-SECONDS = click.FloatRange(min=0, min_open=True)
+class Seconds(click.FloatRange):
+    """A length of time: more than nothing, and not for ever."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return seconds
+
+
+SECONDS = Seconds(min=0, min_open=True)
 COUNT = click.IntRange(min=1)
 
 

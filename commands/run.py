@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from importlib.util import find_spec
 
@@ -18,6 +20,8 @@ logger = logging.getLogger("asgibus")
 
 Serve = Callable[[anyio.Event], Awaitable[None]]
 YOUNG_OBJECTS = 10_000  # between two garbage collections: 700, the default, are the objects of a dozen requests
+LINGER_SECONDS = 2.0  # for what is left when the servers have ended: an app's threads and tasks that do not end
+FORCED_SECONDS = 1.0  # the same, after a second signal
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -39,6 +43,13 @@ def run(serve: Serve, *expected: type[Exception]) -> int:
     return 1 if forced else 0
 
 
+def _exit_within(seconds: float, code: int) -> None:
+    """End the process then, if it has not ended by itself."""
+    timer = threading.Timer(seconds, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
+
+
 def started() -> None:
     """The start-up is over: what is loaded now stays, and garbage collections need not look at it again."""
     gc.collect()
@@ -58,6 +69,7 @@ async def _until_signal(serve: Serve) -> bool:
                 if stop.is_set():
                     logger.warning("%s again: stopping at once", number.name)
                     forced = True
+                    _exit_within(FORCED_SECONDS, 1)
                     tasks.cancel_scope.cancel()
                     return
                 logger.info("%s: stopping; a second signal stops at once", number.name)
@@ -67,6 +79,7 @@ async def _until_signal(serve: Serve) -> bool:
         await tasks.start(watch)
         await serve(stop)
         tasks.cancel_scope.cancel()
+        _exit_within(LINGER_SECONDS, 0)
     return forced
 
 

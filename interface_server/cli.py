@@ -14,7 +14,6 @@ from asgibus.commands.logs import set_up_logging
 from asgibus.commands.options import (
     COUNT,
     DEFAULT_LAYER,
-    ENVIRONMENT_PREFIX,
     SECONDS,
     GroupedCommand,
     app_options,
@@ -62,7 +61,7 @@ _GROUPS = "Groups"
 _FILE = click.Path(exists=True, dir_okay=False)
 
 
-@click.command(cls=GroupedCommand, context_settings={"auto_envvar_prefix": ENVIRONMENT_PREFIX})
+@click.command(cls=GroupedCommand)
 @click.argument("app", required=False)
 @option(_LISTEN, "--host", default="127.0.0.1", help="Address to listen on.")
 @option(_LISTEN, "--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on; 0 takes a free one.")
@@ -74,7 +73,6 @@ _FILE = click.Path(exists=True, dir_okay=False)
     "Bus",
     "--route",
     "routes",
-    envvar=f"{ENVIRONMENT_PREFIX}_ROUTE",
     multiple=True,
     callback=_routes,
     metavar="PREFIX=POOL",
@@ -196,11 +194,11 @@ def command(log_level: str, **options: Any) -> None:
         raise click.UsageError("--ssl-keyfile needs --ssl-certfile")
     names = {field.name for field in fields(InterfaceSettings)}
     settings = InterfaceSettings(**{name: value for name, value in options.items() if name in names})
-    set_up_logging(log_level, access=settings.access_log)
     try:
         layer = open_layer(settings.layer, prefix=settings.prefix)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    set_up_logging(log_level, access=settings.access_log)
 
     def ready(where: str) -> None:
         started()
@@ -218,7 +216,7 @@ def command(log_level: str, **options: Any) -> None:
             if app is None:
                 await server.serve(stop, ready)
             else:
-                await serve_with_worker(options, layer, lambda: server.serve(stop, ready))
+                await serve_with_worker(options, layer, lambda: server.serve(stop, ready), stop)
         finally:
             await layer.close()
         logger.info("Interface server stopped")

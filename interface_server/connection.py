@@ -35,6 +35,7 @@ class Connection(SessionEnd):
     """One exchange on the bus. `terminator` holds its socket, `owner` is the mailbox of the worker that serves it."""
 
     __slots__ = (
+        "_behind",
         "_connections",
         "_unsent",
         "app",
@@ -62,6 +63,7 @@ class Connection(SessionEnd):
         self.owner = ""
         self.groups: set[str] | None = None
         self.saved_state = b""
+        self._behind = 0
         self._unsent: list[tuple[Frame, int]] | None = None
 
     # From the client.
@@ -110,12 +112,12 @@ class Connection(SessionEnd):
         event = frame[HEAD:]
         code = event[0]
         if code == GROUP_ADD or code == GROUP_DISCARD:
-            self.took(size(event), self.expected)
+            self._took(size(event))
             self._connections.groups.change(self, code, event[1])
             return
         if code == SAVE_STATE:
             self.saved_state = event[1]
-            self.took(size(event), self.expected)
+            self._took(size(event))
             return
         try:
             self.app = after = step(self.table, self.app, code)
@@ -126,9 +128,16 @@ class Connection(SessionEnd):
         if after is App.COMPLETE:
             self._turn(Turn.COMPLETED)
             return
-        self.took(size(event), self.expected)
+        self._took(size(event))
         if self.ack_due:
             self.acknowledge()
+
+    def _took(self, counted: int) -> None:
+        """Count an event as taken, once its socket has room: else its sender would not feel a slow client (I11)."""
+        self._behind += counted
+        if not self.terminator.write_paused:
+            self.took(self._behind, self.expected)
+            self._behind = 0
 
     def plain(self, event: Event) -> bool:
         """A plain ASGI event that anyone posted to the reply channel, or to a group. False if it is out of place."""
@@ -149,8 +158,12 @@ class Connection(SessionEnd):
             self.terminator.resume()
 
     def acknowledge(self) -> None:
-        """Tell the owner what was written, unless the client is behind: then its window stays shut (I11)."""
-        if self.untold and self.life is Life.JOINED and not self.terminator.write_paused:
+        """Tell the owner what was written, unless the client is behind: then its window stays shut."""
+        if self.life is not Life.JOINED or self.terminator.write_paused:
+            return
+        if self._behind:
+            self._took(0)
+        if self.untold:
             self._connections.post(self.owner, self.ack())
 
     def repeat(self, number: int) -> None:

@@ -1,7 +1,7 @@
-"""The HTTP/1.1 terminator: one object per socket, callbacks only, over httptools (llhttp).
+"""The HTTP/1.1 terminator: one object per socket, callbacks only.
 
-The way of a request: `data_received` feeds the parser, whose callbacks fill a `Request`; `_begin` opens a connection on
-the bus for it; its body follows as events; the app's events come back through `write_event`; `_finish` begins the next
+The way of a request: `data_received` feeds the parser, which calls `_head_complete`; `_begin` opens a connection on the
+bus for it; its body follows as events; the app's events come back through `write_event`; `_finish` begins the next
 request of the socket, or closes it. Requests that a client sends ahead wait in order, and reading is paused meanwhile.
 """
 
@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import struct
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import httptools
-
 from asgibus.interface_server.connection import Connection
+from asgibus.interface_server.pace import ClientPace, waiting_bytes
 from asgibus.interface_server.request import Refusal, Request, address_text
+from asgibus.interface_server.request_parser import RequestParser
 from asgibus.interface_server.response import Framing, chunk, header_lines, plain_response
 from asgibus.interface_server.response_writer import ResponseWriter
 from asgibus.interface_server.websocket import WebSocketTerminator
@@ -26,6 +29,7 @@ from asgibus.protocol.events import (
     HTTP_DISCONNECT,
     REQUEST_BODY,
     REQUEST_END,
+    RESPONSE,
     RESPONSE_BODY,
     RESPONSE_END,
     RESPONSE_START,
@@ -44,9 +48,10 @@ if TYPE_CHECKING:
 access = logging.getLogger("asgibus.access")
 
 CHECK_SECONDS = 1.0  # how often a running exchange is checked against its limits
-BODY_GRACE_SECONDS = 5.0  # a body may pause this long before its rate counts
-STALL_SECONDS = 60.0  # a client that reads nothing for this long while data waits for it is dropped
 LINGER_SECONDS = 2.0  # how long the rest of an unread body is discarded, so that the client sees the response
+
+
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER, on, for no time
 
 
 class HttpTerminator(asyncio.Protocol):
@@ -54,27 +59,20 @@ class HttpTerminator(asyncio.Protocol):
 
     __slots__ = (
         "_active",
-        "_body_bytes",
         "_body_ended",
-        "_body_since",
-        "_broken",
         "_connection",
+        "_deaf",
         "_eof",
-        "_head_bytes",
         "_lingering",
+        "_pace",
         "_parser",
-        "_parsing",
         "_paused",
-        "_peer",
         "_queue",
         "_server",
-        "_stall",
         "_started",
         "_stopping",
-        "_tail",
         "_trailers",
         "_transport",
-        "_upgrading",
         "_window_shut",
         "_writer",
         "deadline",
@@ -83,28 +81,22 @@ class HttpTerminator(asyncio.Protocol):
 
     _transport: asyncio.Transport
     _writer: ResponseWriter
+    _parser: RequestParser
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._parser = httptools.HttpRequestParser(self)
-        self._parsing: Request | None = None
+        self._pace = ClientPace()
         self._queue: deque[Request] | None = None
         self._active: Request | None = None
         self._connection: Connection | None = None
-        self._head_bytes = 0
-        self._upgrading = False
-        self._tail = b""
-        self._broken = False
+        self._deaf = False  # what comes from the client is not looked at any more
         self._eof = False
         self._lingering = False
         self._stopping = False
         self._paused = False
         self._window_shut = False
         self._trailers: Headers = ()
-        self._stall: tuple[float, int] = (0.0, 0)
         self._started = 0.0
-        self._body_since = 0.0
-        self._body_bytes = 0
         self._body_ended = False
         self.write_paused = False
         self.deadline = 0.0
@@ -112,40 +104,31 @@ class HttpTerminator(asyncio.Protocol):
     # From the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        server = self._server
         self._transport = transport  # type: ignore[assignment]  # a stream socket has a full transport
-        self._writer = ResponseWriter(self._transport, self._server.standard)
-        self._peer = self._server.peer_of(self._transport)
-        self.deadline = self._server.now + self._server.settings.head_timeout
-        if not self._server.admit(self):
-            self._broken = True
-            self._transport.write(plain_response(503, "Too many connections.", self._server.standard))
-            self._transport.close()
+        self._writer = ResponseWriter(self._transport, server.standard)
+        peer = server.peer_of(self._transport)
+        self._parser = RequestParser(peer, server.settings.max_head_size, self._head_complete)
+        self.deadline = server.now + server.settings.head_timeout
+        if not server.admit(self):
+            self._transport.write(plain_response(503, "Too many connections.", server.standard))
+            self._linger()
 
     def data_received(self, data: bytes) -> None:
-        if self._broken or self._lingering:
+        if self._deaf:
             return
-        if self._upgrading:
-            self._keep_tail(data)
-            return
-        if self._parsing is None and self._active is None:
+        parser = self._parser
+        idle = self._active is None and parser.request is None
+        refusal = parser.feed(data)
+        if idle and parser.request is not None:
             self.deadline = self._server.now + self._server.settings.head_timeout
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserError as error:
-            self._refuse(_refusal(error))
-        else:
-            parsing = self._parsing
-            if parsing is not None and not parsing.head_complete:
-                self._head_bytes += len(data)
-                if self._head_bytes > self._server.settings.max_head_size:
-                    self._refuse(Refusal(431, "The request head is too large."))
+        if refusal is not None:
+            self._refuse(refusal)
         if self._connection is None:
             self._next()
         elif self._active is not None:
             self._forward(self._active)
-        self._update_reading()
+            self._update_reading()
 
     def eof_received(self) -> bool:
         self._eof = True
@@ -165,56 +148,26 @@ class HttpTerminator(asyncio.Protocol):
         if self._active is not None:
             self._log_access(self._active)
         self._leave()
+        self._deaf = True
         self._active = None
         self._queue = None
+        self._parser.release()
 
     def pause_writing(self) -> None:
         self.write_paused = True
-        self._stall = (self._server.now, self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         self.write_paused = False
         if self._connection is not None:
             self._connection.acknowledge()
 
-    # From the parser.
-
-    def on_message_begin(self) -> None:
-        self._parsing = Request(*self._peer)
-        self._head_bytes = 0
-
-    def on_url(self, url: bytes) -> None:
-        assert self._parsing is not None
-        self._parsing.target += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        assert self._parsing is not None
-        if not self._parsing.head_complete:  # trailers of a chunked body are not headers of the request: dropped
-            self._parsing.headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        request, parser = self._parsing, self._parser
-        assert request is not None
-        request.method = parser.get_method().decode("latin-1")
-        request.http_version = parser.get_http_version()
-        request.keep_alive = parser.should_keep_alive()
-        request.refusal = request.finish_head(
-            upgrade=parser.should_upgrade(), max_size=self._server.settings.max_head_size
-        )
-        self._server.trust_proxy(request)
-        self._enqueue(request)
-
-    def on_body(self, body: bytes) -> None:
-        assert self._parsing is not None
-        self._body_bytes += len(body)
-        self._parsing.parts.append(body)
-
-    def on_message_complete(self) -> None:
-        assert self._parsing is not None
-        self._parsing.complete = True
-        self._parsing = None
-
     # The way of a request.
+
+    def _head_complete(self, request: Request, upgrade: bool) -> None:
+        """From the parser."""
+        self._server.trust_proxy(request)
+        request.refusal = request.finish_head(upgrade=upgrade, max_size=self._server.settings.max_head_size)
+        self._enqueue(request)
 
     def _enqueue(self, request: Request) -> None:
         if self._active is None and self._queue is None:
@@ -230,6 +183,7 @@ class HttpTerminator(asyncio.Protocol):
             self._queue = self._queue or None
         if self._active is not None and self._connection is None:
             self._begin(self._active)
+        self._update_reading()
 
     def _begin(self, request: Request) -> None:
         now = self._server.now
@@ -238,15 +192,22 @@ class HttpTerminator(asyncio.Protocol):
         self._writer.begin(request, keep_alive=request.keep_alive and not self._stopping)
         if request.refusal is not None:
             self._answer(request.refusal)
+        elif self._eof and (not request.complete or request.kind == WEBSOCKET):
+            self._active = None
+            self._transport.close()
         elif request.kind == WEBSOCKET:
-            if request.complete:
-                self._become_websocket(request)
+            self._become_websocket(request)
         else:
-            self._body_since, self._body_bytes = now, 0
             first = _first_event(request)
             self._body_ended = first[0] == REQUEST_END
+            if request.expects_continue:
+                self._pace.expect_nothing()
+            else:
+                self._pace.expect_body(now, self._parser.body_bytes)
             self._connection = self._server.connections.open(request, self, (first,))
             self._forward(request)
+            if self._eof:
+                self._connection.event((HTTP_DISCONNECT, False))
 
     def _forward(self, request: Request) -> None:
         """Give on what has come of the body since the last time."""
@@ -269,25 +230,31 @@ class HttpTerminator(asyncio.Protocol):
         self._window_shut = False
         if not request.complete:
             self._linger()
-        elif self._writer.close or self._stopping or self._eof or (self._broken and not self._queue):
-            self._broken = True
-            self._transport.close()
+        elif self._writer.close or self._stopping or ((self._deaf or self._eof) and not self._queue):
+            self._deaf = True
+            if self._paused or self._queue:
+                self._linger()
+            else:
+                self._transport.close()
         else:
-            self.deadline = self._server.now + self._server.settings.keep_alive_timeout
+            settings = self._server.settings
+            idle = self._parser.request is None
+            self.deadline = self._server.now + (settings.keep_alive_timeout if idle else settings.head_timeout)
             if self._queue:
                 self._server.loop.call_soon(self._next)
             self._update_reading()
 
     def _linger(self) -> None:
         """Close, but first discard for a while what the client still sends: else it may never see the response."""
-        self._lingering = True
+        self._lingering = self._deaf = True
         self._queue = None
         self.deadline = self._server.now + LINGER_SECONDS
-        if self._transport.can_write_eof() and not self._eof:
-            self._transport.write_eof()
-            self._update_reading()
-        else:
+        if self._eof:
             self._transport.close()
+            return
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._update_reading()
 
     # The seam: what the app sends.
 
@@ -295,25 +262,35 @@ class HttpTerminator(asyncio.Protocol):
         """See `Terminator`."""
         code = event[0]
         writer = self._writer
-        if code == RESPONSE_START or code == RESPONSE_START_TRAILERS:
+        if code == RESPONSE:
+            writer.start(event)
+            if writer.end(event[3]):
+                self._finish()
+            else:
+                self._connection = None
+                self._cut()
+        elif code == RESPONSE_START or code == RESPONSE_START_TRAILERS:
             writer.start(event)
             self._server.connections.hold(self)
         elif code == RESPONSE_END:
             trailers_follow = self._connection is not None and self._connection.app is App.TRAILERS
             if not writer.end(event[1], trailers_follow=trailers_follow):
+                self._connection = None
                 self._cut()
             elif not trailers_follow:
                 self._finish()
         elif code == RESPONSE_BODY:
             writer.body(event[1])
         elif code == CONTINUE:
-            if not writer.begun and self._active is not None and not self._active.complete:
-                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if self._active is not None and not self._active.complete:
+                self._pace.expect_body(self._server.now, self._parser.body_bytes)
+                if not writer.begun:
+                    self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         elif code == EARLY_HINT:
             if self._active is not None and self._active.http_version == "1.1":
                 self._transport.write(b"HTTP/1.1 103 Early Hints\r\n" + header_lines(event[1]) + b"\r\n")
         elif code == ABORT:
-            self._cut()
+            self._fail(Refusal(500, "The app failed."))
         else:  # TRAILERS, TRAILERS_END
             self._trailers += event[1]
             if code == TRAILERS_END:
@@ -353,42 +330,51 @@ class HttpTerminator(asyncio.Protocol):
     def resume(self) -> None:
         """See `Terminator`."""
         self._window_shut = False
-        self._body_since, self._body_bytes = self._server.now, 0
+        self._pace.expect_body(self._server.now, self._parser.body_bytes)
         self._update_reading()
 
     def fail(self, status: int, close_code: int) -> None:
         """See `Terminator`."""
-        if self._writer.written:
-            self._cut()
-        else:
-            text = "No worker is ready for this request." if status == 503 else "The worker of this request is gone."
-            self._answer(Refusal(status, text))
+        text = "No worker is ready for this request." if status == 503 else "The worker of this request is gone."
+        self._fail(Refusal(status, text))
 
     def expire(self, now: float) -> None:
         """See `Terminator`."""
         self.deadline = now + CHECK_SECONDS
-        active = self._active
-        limit = self._server.settings.http_timeout
-        if self._transport.is_closing() or self._lingering:
-            if self._lingering or self._stalled(now):
+        settings = self._server.settings
+        waiting = waiting_bytes(self._transport)
+        if self._pace.stalled(now, waiting):
+            self._cut()
+            self._transport.abort()
+        elif self._lingering or self._transport.is_closing():
+            if waiting:
+                pass  # the client is still reading the response
+            elif self._transport.is_closing():
                 self._transport.abort()
-        elif active is None:
-            if self._parsing is not None:
+            else:
+                self._transport.close()
+        elif self._active is None:
+            if self._parser.request is not None:
                 self._refuse(Refusal(408, "The request head did not come in time."))
                 self._next()
             else:
                 self._transport.close()  # a silent client, or one that is done
-        elif self._stalled(now):
-            self._cut()
-        elif not active.complete and not self._paused and self._too_slow(now):
+        elif (
+            not self._active.complete
+            and not self._paused
+            and not self._writer.begun  # then the two may well wait for each other in other ways
+            and self._pace.body_too_slow(now, self._parser.body_bytes, settings.min_body_rate)
+        ):
             self._give_up(Refusal(408, "The request body came too slowly."))
-        elif limit is not None and now - self._started > limit:
+        elif settings.http_timeout is not None and now - self._started > settings.http_timeout:
             self._give_up(Refusal(503, "The app did not answer in time."))
 
     def shut_down(self) -> None:
         """See `Terminator`."""
         self._stopping = True
-        if self._active is None:
+        if self._active is not None:
+            self._writer.close_after()
+        elif not self._lingering:
             self._transport.close()
 
     def abort(self) -> None:
@@ -403,19 +389,32 @@ class HttpTerminator(asyncio.Protocol):
         if self._active is not None:
             self._log_access(self._active)
         self._active = None
-        self._broken = True
+        self._deaf = True
         if self._writer.framing in (Framing.CHUNKED, Framing.LENGTH) and not self.write_paused:
             self._transport.close()
         else:
-            self._transport.abort()
+            self._reset()
 
-    def _give_up(self, refusal: Refusal) -> None:
-        """The exchange has hit a limit."""
-        self._leave()
+    def _reset(self) -> None:
+        """Break the connection off; where its end would end the response, the client must see a reset instead."""
+        if self._writer.framing is Framing.CLOSE:
+            with suppress(OSError):  # the client is gone already
+                plain = self._transport.get_extra_info("socket")
+                plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._transport.abort()
+
+    def _fail(self, refusal: Refusal) -> None:
+        """The app's side of the exchange has ended without a whole response."""
+        self._connection = None
         if self._writer.written:
             self._cut()
         else:
             self._answer(refusal)
+
+    def _give_up(self, refusal: Refusal) -> None:
+        """The client's side of the exchange has hit a limit, or the whole has."""
+        self._leave()
+        self._fail(refusal)
 
     def _answer(self, refusal: Refusal) -> None:
         """Answer the active request ourselves, and close."""
@@ -423,22 +422,24 @@ class HttpTerminator(asyncio.Protocol):
         assert request is not None
         self._writer.begin(request, keep_alive=False)
         self._writer.status = refusal.status
-        self._broken = True
-        self._transport.write(plain_response(refusal.status, refusal.reason, self._server.standard))
+        head_only = request.method == "HEAD"
+        self._transport.write(
+            plain_response(refusal.status, refusal.reason, self._server.standard, head_only=head_only)
+        )
         self._log_access(request)
         self._linger()
 
     def _refuse(self, refusal: Refusal) -> None:
         """What comes from this client cannot be read on: answer so, after the requests before it."""
-        request, self._parsing = self._parsing, None
+        request, self._parser.request = self._parser.request, None
         if request is not None and request is self._active and self._connection is not None:
             self._give_up(refusal)  # its body is broken
             return
-        self._broken = True
-        if request is None or not request.head_complete:
-            request = request or Request(*self._peer)
+        self._deaf = True
+        assert request is not None
+        if not request.head_complete:
             self._enqueue(request)
-        request.refusal = refusal
+        request.refusal = request.refusal or refusal
         request.complete = True
 
     def _leave(self) -> None:
@@ -447,35 +448,24 @@ class HttpTerminator(asyncio.Protocol):
         if connection is not None:
             connection.client_gone()
 
-    # Upgrading.
-
-    def _upgrade(self, tail: bytes) -> None:
-        """The parser has met the end of a request with Upgrade; `tail` is what came behind it."""
-        last = self._queue[-1] if self._queue else self._active
-        if last is None or last.refusal is not None:
-            self._broken = True
-        elif last.kind == WEBSOCKET:
-            self._upgrading = True
-            self._keep_tail(tail)
-        else:
-            self._parser = httptools.HttpRequestParser(self)  # an upgrade that is not taken: HTTP goes on
-            if tail:
-                self._server.loop.call_soon(self.data_received, tail)
-
-    def _keep_tail(self, data: bytes) -> None:
-        self._tail += data
-        self._update_reading()
-
     def _become_websocket(self, request: Request) -> None:
+        tail = self._parser.tail or b""
+        self._parser.release()
         self._active = None
-        self._broken = True
+        self._deaf = True
+        self._paused = False
         self._server.forget(self)
-        WebSocketTerminator(self._server, self._transport, self._writer).begin(request, self._tail)
+        WebSocketTerminator(self._server, self._transport, self._writer).begin(request, tail)
 
-    # Reading and limits.
+    # Reading.
 
     def _update_reading(self) -> None:
-        pause = not self._lingering and (self._window_shut or bool(self._queue) or len(self._tail) > PART)
+        if self._deaf and not self._lingering:
+            return
+        tail = self._parser.tail
+        pause = not self._lingering and (
+            self._window_shut or bool(self._queue) or (tail is not None and len(tail) > PART)
+        )
         if pause != self._paused and not self._transport.is_closing():
             self._paused = pause
             if pause:
@@ -483,27 +473,10 @@ class HttpTerminator(asyncio.Protocol):
             else:
                 self._transport.resume_reading()
 
-    def _stalled(self, now: float) -> bool:
-        """Whether the client has read nothing of what waits for it for too long."""
-        if not self.write_paused:
-            return False
-        since, size = self._stall
-        waiting = self._transport.get_write_buffer_size()
-        if waiting != size:
-            self._stall = (now, waiting)
-            return False
-        return now - since > STALL_SECONDS
-
-    def _too_slow(self, now: float) -> bool:
-        seconds = now - self._body_since
-        return seconds > BODY_GRACE_SECONDS and self._body_bytes < seconds * self._server.settings.min_body_rate
-
     def _log_access(self, request: Request) -> None:
         if self._server.settings.access_log:
-            client = address_text(request.client)
-            target = request.target.decode("latin-1")
-            status = self._writer.status or "-"
-            access.info('%s - "%s %s HTTP/%s" %s', client, request.method, target, request.http_version, status)
+            line = request.line if request.head_complete else "- - HTTP/-"
+            access.info('%s - "%s" %s', address_text(request.client), line, self._writer.status or "-")
 
 
 def _first_event(request: Request) -> Event:
@@ -515,9 +488,3 @@ def _first_event(request: Request) -> Event:
         request.parts.insert(0, first[PART:])
         first = first[:PART]
     return (REQUEST_END if request.complete and not request.parts else REQUEST_BODY, first)
-
-
-def _refusal(error: httptools.HttpParserError) -> Refusal:
-    if isinstance(error, httptools.HttpParserInvalidMethodError):
-        return Refusal(501, "The request method is not known.")
-    return Refusal(400, "The request is not valid HTTP.")

@@ -26,7 +26,8 @@ def tls_context(settings: InterfaceSettings) -> ssl.SSLContext | None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, settings.ssl_keyfile_password)
+        # Without a password OpenSSL would ask for one at the terminal, and wait.
+        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, settings.ssl_keyfile_password or "")
         if settings.ssl_ca_certs is not None:
             context.load_verify_locations(settings.ssl_ca_certs)
             context.verify_mode = ssl.CERT_REQUIRED
@@ -46,7 +47,7 @@ def listening_socket(settings: InterfaceSettings) -> socket.socket:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((settings.host, settings.port))
+        _bind(listening, (settings.host, settings.port))
     except OSError as error:
         where = settings.uds or (f"fd {settings.fd}" if settings.fd is not None else f"{settings.host}:{settings.port}")
         raise ListenError(f"cannot listen on {where}: {error.strerror or error}") from error
@@ -55,20 +56,28 @@ def listening_socket(settings: InterfaceSettings) -> socket.socket:
 
 def _unix_socket(path: str) -> socket.socket:
     """Bind to a path; a socket that nobody serves any more is replaced, anything else is left alone."""
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        mode = Path(path).stat().st_mode
-    except FileNotFoundError:
-        pass
-    else:
-        if not stat.S_ISSOCK(mode) or listening.connect_ex(path) == 0:
+    if Path(path).exists():
+        if not stat.S_ISSOCK(Path(path).stat().st_mode) or _is_served(path):
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        listening.close()
         Path(path).unlink()
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listening.bind(path)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    _bind(listening, path)
     Path(path).chmod(SOCKET_MODE)
     return listening
+
+
+def _is_served(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a server that is busy would keep us waiting
+        return probe.connect_ex(path) != errno.ECONNREFUSED
+
+
+def _bind(listening: socket.socket, address: tuple[str, int] | str) -> None:
+    try:
+        listening.bind(address)
+    except BaseException:
+        listening.close()
+        raise
 
 
 def describe(listening: socket.socket, *, tls: bool) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import math
+import sys
+import termios
+from contextlib import suppress
 
 BODY_GRACE_SECONDS = 5.0  # a body may pause this long before its rate counts
 STALL_SECONDS = 60.0  # a client that reads nothing for this long while data waits for it is dropped
 
 
 class ClientPace:
-    """Watches one client. It has no clock: each question says what time it is, and is to be asked about once a second."""
+    """Watches one client. It has no clock: each question says what time it is. Ask about once a second."""
 
     __slots__ = ("_body_since", "_received_before", "_waiting", "_waiting_since")
 
@@ -38,3 +43,17 @@ class ClientPace:
             self._waiting, self._waiting_since = waiting, now
             return False
         return now - self._waiting_since > STALL_SECONDS
+
+
+def waiting_bytes(transport: asyncio.WriteTransport) -> int:
+    """How much of what was written the client has not taken.
+
+    If our own buffer holds something, what the kernel holds counts too, where it tells: it asks for more only when a
+    third of megabytes is gone, so that a slow client would look like a stalled one.
+    """
+    waiting = transport.get_write_buffer_size()
+    if waiting:
+        with suppress(OSError):
+            descriptor = transport.get_extra_info("socket").fileno()
+            waiting += int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    return waiting

@@ -51,18 +51,29 @@ class TrustedProxies:
         """
         if not self.trusts(client[0] if client else None):
             return client, scheme
+        hosts: list[bytes] = []
         for name, value in headers:
-            if name == b"x-forwarded-proto":
-                scheme = _SCHEMES.get(value.split(b",")[-1].strip().lower(), scheme)
-        hosts = [
-            host.strip().decode("latin-1")
-            for name, value in headers
-            if name == b"x-forwarded-for"
-            for host in value.split(b",")
-            if host.strip()
-        ]
-        if hosts:
-            client = (next((host for host in reversed(hosts) if self._all or not self.trusts(host)), hosts[0]), 0)
-            if self._all:
-                client = (hosts[0], 0)
-        return client, scheme
+            if name == b"x-forwarded-for":
+                hosts += [host for entry in value.split(b",") if (host := entry.strip())]
+            elif name == b"x-forwarded-proto":
+                scheme = _SCHEMES.get(value.rpartition(b",")[2].strip().lower(), scheme)
+        if not hosts:
+            return client, scheme
+        if not self._all:
+            for host in reversed(hosts):
+                address = _address(host)
+                if not self.trusts(address[0]):
+                    return address, scheme
+        return _address(hosts[0]), scheme
+
+
+def _address(text: bytes) -> Address:
+    """Host and port of an entry: `host`, `1.2.3.4:port` or `[v6]:port`; the port is 0 where it says none."""
+    host = text.decode("ascii", "backslashreplace")
+    port = ""
+    if host.startswith("[") and "]" in host:
+        host, _, rest = host[1:].partition("]")
+        port = rest.removeprefix(":")
+    elif host.count(":") == 1:
+        host, _, port = host.partition(":")
+    return host, int(port) if port.isdecimal() and len(port) <= 5 else 0

@@ -8,8 +8,6 @@ from typing import Any
 
 from asgibus.protocol.opening import HTTP, WEBSOCKET, Address
 
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_TARGET = re.compile(rb"[!-~\x80-\xff]*\Z")
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*\Z")
 
 
@@ -45,24 +43,25 @@ class Request:
     complete: bool = False
     refusal: Refusal | None = None
 
+    @property
+    def line(self) -> str:
+        """The request line, for the log."""
+        return f"{self.method} {self.target.decode('latin-1')} HTTP/{self.http_version}"
+
     def finish_head(self, *, upgrade: bool, max_size: int) -> Refusal | None:
         """Read the headers that matter here. Returns why the request must be refused, if it must.
 
         The rules of RFC 9112 that keep a request from meaning two things to two servers: one Host, one way of saying
-        how long the body is, no control bytes anywhere.
+        how long the body is. Control bytes, folded lines and the like have not passed the parser.
         """
         self.head_complete = True
         if self.http_version not in ("1.0", "1.1"):
             return Refusal(505, "The HTTP versions understood are 1.0 and 1.1.")
         if len(self.target) + sum([len(name) + len(value) + 4 for name, value in self.headers]) > max_size:
             return Refusal(431, "The request head is too large.")
-        if not _TARGET.match(self.target):
-            return Refusal(400, "The request target holds control bytes.")
         hosts = 0
         chunked = has_length = websocket = False
         for name, value in self.headers:
-            if _CONTROL.search(value):
-                return Refusal(400, "A header holds control bytes.")
             if name == b"host":
                 hosts += 1
                 if not _HOST.match(value):
@@ -87,9 +86,13 @@ class Request:
             return Refusal(400, "A request needs exactly one Host header.")
         if chunked and (has_length or self.http_version == "1.0"):
             return Refusal(400, "The length of the body is given in two ways.")
-        if self.method == "CONNECT":
-            return Refusal(501, "This server is not a proxy.")
-        self._split_target()
+        if self.method in _OTHER_METHODS:
+            return Refusal(501, "This server is not a proxy, nor does it stream media.")
+        if self.target.startswith(b"/"):
+            target = self.target.partition(b"#")[0] if b"#" in self.target else self.target
+            self.raw_path, _, self.query_string = target.partition(b"?")
+        elif not self._split_odd_target():
+            return Refusal(400, "The request target is not valid.")
         if upgrade and websocket and self.method == "GET" and not chunked and not has_length:
             self.kind = WEBSOCKET
             self.scheme = "wss" if self.scheme in ("https", "wss") else "ws"
@@ -100,17 +103,31 @@ class Request:
                 self.extensions["http.response.trailers"] = {}
         return None
 
-    def _split_target(self) -> None:
-        path, _, query = self.target.partition(b"?")
-        path = path.partition(b"#")[0]
-        if not path.startswith(b"/") and b"://" in path:  # absolute form, RFC 9112 section 3.2.2
-            rest = path.split(b"://", 1)[1]
-            slash = rest.find(b"/")
-            path = rest[slash:] if slash >= 0 else b"/"
-        self.raw_path = path or b"/"
-        self.query_string = query
+    def _split_odd_target(self) -> bool:
+        """The forms of a target that are not a path: `*` and an absolute URL. False if it is neither."""
+        target, _, self.query_string = self.target.partition(b"#")[0].partition(b"?")
+        if target == b"*":
+            self.raw_path = target
+            return self.method == "OPTIONS"
+        scheme, mark, rest = target.partition(b"://")
+        authority, slash, path = rest.partition(b"/")
+        host = authority.rpartition(b"@")[2]
+        if not scheme or not mark or not host or not _HOST.match(host):
+            return False
+        self.raw_path = slash + path or b"/"
+        # Its host counts, and the header does not: RFC 9112 section 3.2.2.
+        self.headers = [header for header in self.headers if header[0] != b"host"]
+        self.headers.insert(0, (b"host", host))
+        return True
 
 
+# Known to the parser, but not of HTTP requests to an origin server: they belong to proxies, RTSP and Icecast.
+_OTHER_METHODS = frozenset(
+    (
+        *("CONNECT", "SOURCE", "DESCRIBE", "ANNOUNCE", "SETUP", "PLAY", "PAUSE", "TEARDOWN"),
+        *("GET_PARAMETER", "SET_PARAMETER", "REDIRECT", "RECORD", "FLUSH"),
+    )
+)
 _HTTP_EXTENSIONS: dict[str, Any] = {"http.response.early_hint": {}}
 
 

@@ -53,7 +53,7 @@ class RequestParser:
         self.tail: bytes | None = None
 
     def feed(self, data: bytes) -> Refusal | None:
-        """Read on. Returns why nothing that follows can be understood, if so; then it must not be called again."""
+        """Read on. Returns why `request` and what follows it cannot be understood, if so: then nothing more can."""
         if self.tail is not None:
             self.tail += data
             return None
@@ -69,6 +69,7 @@ class RequestParser:
             except httptools.HttpParserCallbackError:
                 raise  # not the client's fault, but ours
             except httptools.HttpParserError as error:
+                self.request = self.request or Request(*self._peer)
                 return _refusal(error)
         if self.request is None:
             return None

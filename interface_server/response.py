@@ -72,9 +72,9 @@ def response_head(
     lines = [_STATUS_LINES[status]]
     length: int | None = None
     close = not keep_alive
-    said_close = own_server = own_date = False
-    for given, value in headers:
-        name = given.lower()
+    own_server = own_date = False
+    for given_name, given_value in headers:
+        name, value = given_name.lower(), given_value
         if name == b"content-length":
             length = int(value)
             if status == 204:
@@ -82,8 +82,11 @@ def response_head(
         elif name == b"transfer-encoding":
             continue  # how the body travels is this server's business; ASGI, Response Start
         elif name == b"connection":
-            if b"close" in value.lower():
-                close = said_close = True
+            options = [option.strip() for option in value.split(b",")]
+            close = close or b"close" in [option.lower() for option in options]
+            value = b", ".join([option for option in options if option.lower() not in (b"close", b"keep-alive")])
+            if not value:
+                continue  # whether the connection goes on is said once, below
         elif name == b"server":
             own_server = True
         elif name == b"date":
@@ -102,7 +105,7 @@ def response_head(
     else:
         framing, close = Framing.CLOSE, True
     lines.append(standard.get(own_server=own_server, own_date=own_date))
-    if close and not said_close and http_version == "1.1":
+    if close and http_version == "1.1":
         lines.append(b"connection: close\r\n")
     elif not close and http_version == "1.0":
         lines.append(b"connection: keep-alive\r\n")
@@ -110,14 +113,14 @@ def response_head(
     return Head(b"".join(lines), framing, length or 0, close)
 
 
-def plain_response(status: int, text: str, standard: StandardHeaders) -> bytes:
-    """A whole response of this server itself, after which the connection is closed."""
+def plain_response(status: int, text: str, standard: StandardHeaders, *, head_only: bool = False) -> bytes:
+    """A whole response of this server itself, after which the connection is closed; without its body for HEAD."""
     body = (text + "\n").encode()
     headers: Headers = ((b"content-type", b"text/plain; charset=utf-8"),)
     if status == 503:
         headers += ((b"retry-after", b"1"),)
     head = response_head(status, headers, standard, http_version="1.1", method="GET", keep_alive=False, whole=len(body))
-    return head.data + body
+    return head.data if head_only else head.data + body
 
 
 def header_lines(headers: Headers) -> bytes:

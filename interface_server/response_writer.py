@@ -57,6 +57,11 @@ class ResponseWriter:
         self.close = not keep_alive
         self.status = 0
 
+    def close_after(self) -> None:
+        """The connection ends with this response; its head says so if it is not written yet."""
+        self._keep_alive = False
+        self.close = True
+
     @property
     def begun(self) -> bool:
         """Whether the head is on its way to the client, or held to go with the first of the body."""

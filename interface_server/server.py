@@ -55,7 +55,6 @@ class Server:
         Raises ListenError and LayerUnavailable, both at the start only.
         """
         self.loop = asyncio.get_running_loop()
-        self.now = self.loop.time()
         tls = tls_context(self.settings)
         listening = listening_socket(self.settings)
         try:
@@ -63,6 +62,7 @@ class Server:
             async with self._layer.bus("interface", self.connections) as bus:
                 async with anyio.create_task_group() as tasks:
                     self.connections.on_bus(bus, tasks)
+                    self.now = self.connections.now = self.loop.time()
                     async with anyio.create_task_group() as clock:
                         clock.start_soon(self._tick)
                         clock.start_soon(self.connections.groups.renew)

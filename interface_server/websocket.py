@@ -153,7 +153,7 @@ class WebSocketTerminator(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.write_paused = False
-        self._alive = True  # it reads, and with so much before it could not answer a ping
+        self._alive = True  # it reads
         if self._protocol is not None and self._protocol.writes:
             self._write_pending()
         if self._connection is not None:
@@ -282,8 +282,7 @@ class WebSocketTerminator(asyncio.Protocol):
             return
         settings = self._server.settings
         end = self._opened + settings.websocket_timeout
-        # A client that is not read cannot be heard; one with much data before the ping cannot answer yet.
-        unanswered = not self._alive and not self._paused and not self.write_paused
+        unanswered = not self._alive and not self._paused  # one that is not read cannot be heard
         if self._stalled(now):
             self._leave(CloseCode.ABNORMAL_CLOSURE)
             self._transport.abort()
@@ -294,6 +293,7 @@ class WebSocketTerminator(asyncio.Protocol):
             self._leave(CloseCode.ABNORMAL_CLOSURE, "no answer to a ping")
             self._transport.abort()
         else:
+            # No ping is sent behind much data: it would be answered late, and whoever reads that data is alive.
             if now >= self._pinged + settings.ping_interval and not unanswered and not self.write_paused:
                 self._alive = False
                 self._pinged = now

@@ -9,6 +9,10 @@ from typing import Any
 
 import msgpack
 
+from asgibus.layers.errors import MessageTooLarge
+
+MESSAGE_BYTES = 16 * 1024 * 1024  # one packed message: a store may take more, but one entry must not stall all others
+
 
 def pack(value: Any) -> bytes:
     """`value` as bytes. Raises TypeError for a type that a message may not hold, or an integer over 64 bits."""
@@ -27,16 +31,35 @@ def unpack(data: bytes) -> Any:
         raise ValueError(f"not a message: {error}") from error
 
 
-def copy(message: dict[str, Any]) -> dict[str, Any]:
-    """A deep copy of a message as another process would get it. Raises TypeError as `pack` does."""
-    copied: dict[str, Any] = listed(unpack(pack(message)))
-    return copied
+def pack_message(message: object) -> bytes:
+    """A public message as bytes. Raises TypeError for what is none, MessageTooLarge over 16 MiB."""
+    if not isinstance(message, dict):
+        raise TypeError(f"a message is a dict, not {type(message).__name__}")
+    packed = pack(message)
+    if len(packed) > MESSAGE_BYTES:
+        raise MessageTooLarge(len(packed), MESSAGE_BYTES)
+    return packed
+
+
+def unpack_message(data: bytes) -> dict[str, Any]:
+    """The message in `data`, with lists for arrays, as apps expect them. Raises ValueError when it is none."""
+    message = listed(unpack(data))
+    if not isinstance(message, dict):
+        raise ValueError(f"not a message: {type(message).__name__}")
+    return message
 
 
 def listed(value: Any) -> Any:
-    """`value` with lists for tuples, as an app expects the arrays in a message."""
+    """`value` with lists for tuples. Raises ValueError when it is nested too deeply to be walked."""
+    try:
+        return _listed(value)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _listed(value: Any) -> Any:
     if isinstance(value, tuple):
-        return [listed(item) for item in value]
+        return [_listed(item) for item in value]
     if isinstance(value, dict):
-        return {key: listed(item) for key, item in value.items()}
+        return {key: _listed(item) for key, item in value.items()}
     return value

@@ -66,12 +66,13 @@ class Bus(ABC):
         """Write a frame to a mailbox: ordered per mailbox, buffered, at once.
 
         `size` is about how many bytes the frame carries. The caller bounds what it posts (the session's window); while
-        the store is away the frames wait here. Frames are immutable and must not be altered afterwards.
+        the store is away the frames wait here. Frames are immutable and must not be altered afterwards. None is lost
+        while the mailbox exists, but a broken connection may deliver some again: what must be taken once is numbered.
         """
 
     @abstractmethod
     def offer(self, channel: str, entry: Any) -> Offer:
-        """Put an entry on a shared channel, where one process claims it."""
+        """Put an entry on a shared channel, where one process claims it. Raises TypeError for what cannot be packed."""
 
     @abstractmethod
     def withdraw(self, offer: Offer) -> None:
@@ -106,7 +107,7 @@ class Bus(ABC):
 
     @abstractmethod
     async def drain(self) -> None:
-        """Wait until everything posted, offered and done so far is in the store."""
+        """Wait until everything posted, offered and done so far is in the store; given up when the store is away."""
 
 
 class ChannelLayer(ABC):
@@ -123,7 +124,7 @@ class ChannelLayer(ABC):
     expiry: int = 60
     """Seconds after which an unread message is dropped."""
     group_expiry: int = 86400
-    """Seconds after which a membership ends that nobody renewed."""
+    """Seconds after which a membership ends that nobody renewed; a server on the bus renews its own."""
     capacity: int = 100
     """How many unread messages a channel holds before `send` raises ChannelFull."""
 
@@ -133,9 +134,10 @@ class ChannelLayer(ABC):
 
     @abstractmethod
     async def receive(self, channel: str) -> Message:
-        """Wait for the next message of a channel. A cancelled call loses no message. Raises TypeError.
+        """Wait for the next message of a channel. A cancelled call loses no message.
 
-        A process-local name can be received only through the layer object that made it with `new_channel`.
+        Raises TypeError, LayerUnavailable. A process-local name can be received only through the layer object that
+        made it with `new_channel`.
         """
 
     @abstractmethod
@@ -159,7 +161,7 @@ class ChannelLayer(ABC):
 
     @abstractmethod
     async def flush(self) -> None:
-        """Delete every message and every group of this layer."""
+        """Delete every public message and every group of this layer; what the servers have under way stays."""
 
     @abstractmethod
     async def close(self) -> None:

@@ -16,14 +16,14 @@ _CHANNEL = re.compile(r"[A-Za-z0-9._-]+(?:![A-Za-z0-9._-]*)?\Z", re.ASCII)
 _GROUP = re.compile(r"[A-Za-z0-9._-]+\Z", re.ASCII)
 
 
-def require_channel(name: object, *, receive: bool = False) -> str:
+def require_channel(name: object, *, whole: bool = False) -> str:
     """Give `name` back if it is a channel name, else raise TypeError with the rule.
 
-    `receive=True` refuses a mailbox without a local part, which only its owner's handler reads.
+    `whole=True` refuses a mailbox without a local part: it is no channel that can be sent to or received from.
     """
     if isinstance(name, str) and len(name) <= MAX_NAME_LENGTH and _CHANNEL.match(name):
-        if receive and name.endswith("!"):
-            raise TypeError(f"cannot receive from the mailbox {name!r}: name the local part behind the '!'")
+        if whole and name.endswith("!"):
+            raise TypeError(f"{name!r} is a mailbox, not a channel: name the local part behind the '!'")
         return name
     raise TypeError(
         f"channel names are 1 to {MAX_NAME_LENGTH} ASCII letters, digits, '.', '-' or '_', "

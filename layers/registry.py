@@ -20,5 +20,6 @@ def open_layer(url: str, *, prefix: str = "asgibus") -> ChannelLayer:
         return InMemoryChannelLayer()
     if mark and scheme in REDIS_SCHEMES:
         return RedisChannelLayer(url, prefix=prefix)
+    # The URL itself is not shown: it may hold a password.
     known = ", ".join(f"{name}://" for name in ("memory", *REDIS_SCHEMES))
-    raise ValueError(f"cannot open the layer {url!r}: use one of {known}")
+    raise ValueError(f"a layer's URL begins with one of {known}" + (f"; not with {scheme}://" if mark else ""))

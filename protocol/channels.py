@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asgibus.layers.names import MAX_NAME_LENGTH, require_channel
+from asgibus.layers.names import MAX_NAME_LENGTH, require_channel, require_group
 from asgibus.protocol.opening import HTTP, WEBSOCKET
 
 _STEMS = {HTTP: "http.request", WEBSOCKET: "websocket.connect"}
@@ -22,11 +22,10 @@ def shared_channels(pool: str) -> tuple[str, ...]:
 def require_pool(pool: str) -> str:
     """Give `pool` back if it can be the name of a pool, else raise ValueError with the rule."""
     try:
+        require_group(pool)  # the same letters, and no `!`
         require_channel(shared_channel(WEBSOCKET, pool))
     except TypeError:
         raise ValueError(
             f"a pool's name is 1 to {MAX_POOL_LENGTH} ASCII letters, digits, '.', '-' or '_'; not {pool!r}"
         ) from None
-    if "!" in pool or not pool:
-        raise ValueError(f"{pool!r} cannot be the name of a pool")
     return pool

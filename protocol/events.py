@@ -29,6 +29,7 @@ RESPONSE_BODY = 18  # (body,) and more follows
 RESPONSE_END = 19  # (body,) the last part
 TRAILERS = 20  # (headers,) and more follow
 TRAILERS_END = 21  # (headers,)
+RESPONSE = 26  # (status, headers, body) a whole response, from a start and an only part of the body in one breath
 EARLY_HINT = 22  # (links,)
 ACCEPT = 23  # (subprotocol or None, headers)
 MESSAGE_SENT = 24  # (str or bytes,)
@@ -57,9 +58,9 @@ _SUBPROTOCOL = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z", re.ASCII)
 
 
 def size(event: Event) -> int:
-    """How many bytes an event counts for in the window. A str counts its characters."""
-    carried = event[1] if len(event) > 1 else b""
-    return EVENT_OVERHEAD + (len(carried) if isinstance(carried, (bytes, str)) else 0)
+    """How many bytes an event counts for in the window: what it carries stands last. A str counts its characters."""
+    carried = event[-1]
+    return EVENT_OVERHEAD + len(carried) if isinstance(carried, (bytes, str)) else EVENT_OVERHEAD
 
 
 def encode(event: Mapping[str, Any]) -> Event:
@@ -126,7 +127,11 @@ def _response_start(event: Mapping[str, Any]) -> Event:
     if not 200 <= status <= 999:
         raise ValueError(f"{status} is not the status of a final response")
     code = RESPONSE_START_TRAILERS if event.get("trailers") else RESPONSE_START
-    return (code, int(status), _headers(event.get("headers", ()), "the response's headers"))
+    headers = _headers(event.get("headers", ()), "the response's headers")
+    lengths = [content for name, content in headers if name.lower() == b"content-length"]
+    if lengths and (len(lengths) > 1 or not lengths[0].isdigit()):
+        raise ValueError(f"the response's content-length is not one number: {lengths}")
+    return (code, int(status), headers)
 
 
 def _response_body(event: Mapping[str, Any]) -> Event:

@@ -6,6 +6,7 @@ import importlib
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -28,7 +29,7 @@ def load_application(target: str, *, app_dir: str = "", factory: bool = False) -
     attribute = attribute or "app"
     if not module_name:
         raise ApplicationError(f"the app {target!r} names no module: write module:attribute, such as main:app")
-    sys.path.insert(0, app_dir or ".")
+    sys.path.insert(0, str(Path(app_dir).resolve()))
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -62,6 +63,7 @@ def _failed(target: str, error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = next((frame for frame in reversed(frames) if "importlib" not in frame.filename), None)
     place = f" ({where.filename}, line {where.lineno})" if where is not None and where.filename != __file__ else ""
+    text = str(error)
     if isinstance(error, SyntaxError):
-        place = f" ({error.filename}, line {error.lineno})"
-    return f"the app {target!r} cannot be imported: {type(error).__name__}: {error}{place}".replace("\n", " ")
+        place, text = f" ({error.filename}, line {error.lineno})", error.msg
+    return " ".join(f"the app {target!r} cannot be loaded: {type(error).__name__}: {text}{place}".split())

@@ -12,7 +12,6 @@ import click
 from asgibus.commands.logs import set_up_logging
 from asgibus.commands.options import (
     DEFAULT_LAYER,
-    ENVIRONMENT_PREFIX,
     SECONDS,
     GroupedCommand,
     app_options,
@@ -29,7 +28,7 @@ from asgibus.worker.settings import WorkerSettings
 logger = logging.getLogger("asgibus.worker")
 
 
-@click.command(cls=GroupedCommand, context_settings={"auto_envvar_prefix": ENVIRONMENT_PREFIX})
+@click.command(cls=GroupedCommand)
 @click.argument("app")
 @option(
     "Bus", "--layer", default=DEFAULT_LAYER, metavar="URL", help="The channel layer: redis://, rediss:// or unix://."
@@ -48,7 +47,6 @@ logger = logging.getLogger("asgibus.worker")
 def command(log_level: str, **options: Any) -> None:
     """Run the ASGI app APP (module:attribute) for connections that interface servers put on the bus."""
     settings = WorkerSettings(**options)
-    set_up_logging(log_level, access=False)
     if settings.layer.startswith("memory:"):
         raise click.UsageError(
             "memory:// lives within one process, so a worker by itself would never see a connection: "
@@ -58,6 +56,7 @@ def command(log_level: str, **options: Any) -> None:
         layer = open_layer(settings.layer, prefix=settings.prefix)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    set_up_logging(log_level, access=False)
     try:
         app = load_application(settings.app, app_dir=settings.app_dir, factory=settings.factory)
     except ApplicationError as error:

@@ -15,6 +15,10 @@ logger = logging.getLogger("asgibus.worker")
 Mode = Literal["auto", "on", "off"]
 
 
+SHUTDOWN_SECONDS = 30.0  # for the app's shut-down: whoever stops the process waits for about as long
+END_SECONDS = 5.0  # for the app to return when it has said that it is done, and again when it is cancelled
+
+
 class LifespanError(Exception):
     """The app said that its start-up failed, or raised in it where that counts as failure."""
 
@@ -46,24 +50,36 @@ class _Lifespan:
         self._started: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._stopped: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._task: asyncio.Task[None] | None = None
-        self._error: BaseException | None = None
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="lifespan")
         self._events.put_nowait({"type": "lifespan.startup"})
         failure = await self._started
         if failure is not None:
-            await asyncio.wait([self._task])
+            await self._end()
             raise LifespanError(f"the app's start-up failed: {failure}" if failure else "the app's start-up failed")
 
     async def stop(self) -> None:
         assert self._task is not None
+        if self._task.done():
+            return
+        self._events.put_nowait({"type": "lifespan.shutdown"})
+        await asyncio.wait([self._stopped], timeout=SHUTDOWN_SECONDS)
+        if not self._stopped.done():
+            logger.error("the app's shut-down did not end within %g s and is cut", SHUTDOWN_SECONDS)
+            self._task.cancel()
+        elif (failure := self._stopped.result()) is not None:
+            logger.error("the app's shut-down failed: %s", failure)
+        await self._end()
+
+    async def _end(self) -> None:
+        """Wait until the app has returned; one that does not is cancelled."""
+        assert self._task is not None
+        await asyncio.wait([self._task], timeout=END_SECONDS)
         if not self._task.done():
-            self._events.put_nowait({"type": "lifespan.shutdown"})
-            failure = await self._stopped
-            if failure is not None:
-                logger.error("the app's shut-down failed: %s", failure)
-            await asyncio.wait([self._task])
+            logger.error("the app did not return from its lifespan within %g s and is cancelled", END_SECONDS)
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=END_SECONDS)
 
     async def _run(self) -> None:
         scope = {
@@ -75,7 +91,6 @@ class _Lifespan:
         try:
             await self._app(scope, self._events.get, self._send)
         except Exception as error:  # whatever the app raises is its answer
-            self._error = error
             if self._started.done():
                 logger.error("the app raised in its lifespan", exc_info=error)
             elif self._mode == "auto":

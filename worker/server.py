@@ -34,10 +34,12 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings, app: Application, layer: ChannelLayer) -> None:
         self._settings = settings
+        self.graceful_timeout = settings.graceful_timeout
         self._app = app
         self._layer = layer
         self._sessions: dict[tuple[str, int], Session] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._held: list[Session] = []
         self._full = False
         self._slots = asyncio.Event()
         self._bus: Bus | None = None
@@ -113,7 +115,11 @@ class Worker:
             logger.error("an entry of %s was dropped: %s", claim.channel, error)
             bus.done(claim)
             return None
-        session = Session(opening, claim, bus, self._layer, self._lifespan_state)
+        known = self._sessions.get((opening.interface, opening.connection))
+        if known is not None and known.attempt >= opening.attempt:
+            bus.done(claim)  # its offer was written twice, over a connection that broke
+            return None
+        session = Session(opening, claim, bus, self._layer, self._lifespan_state, self._hold)
         self._sessions[opening.interface, opening.connection] = session
         session.task = task = self._loop.create_task(self._run(session))
         self._tasks.add(task)
@@ -140,6 +146,17 @@ class Worker:
             if wrong:
                 logger.error("the app %s on %s %r", wrong, session.scope["type"], session.scope["path"])
             self._forget(session)
+
+    def _hold(self, session: Session) -> None:
+        """Call the session's `flush` at the end of this turn of the event loop."""
+        self._held.append(session)
+        if len(self._held) == 1:
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        held, self._held = self._held, []
+        for session in held:
+            session.flush()
 
     def _forget(self, session: Session) -> None:
         key = session.interface, session.number
@@ -168,12 +185,12 @@ class Worker:
             if not session.is_http:
                 session.close(SERVICE_RESTART, "")
         if self._tasks:
-            _, late = await asyncio.wait([*self._tasks], timeout=self._settings.graceful_timeout)
+            _, late = await asyncio.wait([*self._tasks], timeout=self.graceful_timeout)
             if late:
                 logger.warning(
                     "%d connections were not finished within %g s and are cut",
                     len(late),
-                    self._settings.graceful_timeout,
+                    self.graceful_timeout,
                 )
 
     # Handler of the mailbox.

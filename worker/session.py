@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from asgibus.layers.codec import listed, pack, unpack
@@ -18,6 +18,7 @@ from asgibus.protocol.events import (
     HTTP_DISCONNECT,
     MESSAGE_SENT,
     REQUEST_END,
+    RESPONSE,
     RESPONSE_BODY,
     RESPONSE_END,
     RESPONSE_START,
@@ -62,6 +63,8 @@ class Session(SessionEnd):
         "_disconnect",
         "_expects_continue",
         "_group_waiters",
+        "_held",
+        "_hold",
         "_inbox",
         "_is_http",
         "_no_body",
@@ -78,10 +81,18 @@ class Session(SessionEnd):
     )
 
     def __init__(
-        self, opening: Opening, claim: Claim, bus: Bus, layer: ChannelLayer, lifespan_state: dict[str, Any]
+        self,
+        opening: Opening,
+        claim: Claim,
+        bus: Bus,
+        layer: ChannelLayer,
+        lifespan_state: dict[str, Any],
+        hold: Callable[[Session], None],
     ) -> None:
         super().__init__(opening.connection, opening.attempt, opening.window)
         self._bus = bus
+        self._hold = hold
+        self._held: Event | None = None
         self._claim = claim
         self.layer = layer
         self.interface = opening.interface
@@ -153,6 +164,7 @@ class Session(SessionEnd):
             if self._remaining is not None:
                 self._count_body(len(event[1]), last=code == RESPONSE_END)
             if len(event[1]) > PART:
+                self.flush()
                 event = await self._send_parts(event)
         elif code == RESPONSE_START or code == RESPONSE_START_TRAILERS:
             self._remaining = _content_length(event)
@@ -161,6 +173,15 @@ class Session(SessionEnd):
         elif code == MESSAGE_SENT and len(event[1]) > MAX_MESSAGE_BYTES:
             raise MessageTooLarge(len(event[1]), MAX_MESSAGE_BYTES)
         self._app_state = after
+        if code == RESPONSE_START and self._is_http:
+            self._held = event  # most apps go on with the body at once: then both are one event
+            self._hold(self)
+            return
+        if self._held is not None:
+            if code == RESPONSE_END and len(event[1]) <= PART:
+                event, self._held = (RESPONSE, *self._held[1:], event[1]), None
+            else:
+                self.flush()
         self._post(event)
         if after is App.COMPLETE:
             if code == CLOSE and before is App.OPEN:
@@ -168,6 +189,12 @@ class Session(SessionEnd):
             self._wake()
         if not self.window_open:
             await self._window()
+
+    def flush(self) -> None:
+        """Post the start of the response if it is still held: the body does not follow at once."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._post(held)
 
     async def _send_parts(self, event: Event) -> Event:
         """Post a large body part by part, each when the window is open; gives the last one back."""
@@ -204,6 +231,7 @@ class Session(SessionEnd):
             raise ClientDisconnected("the client is gone, and with it its memberships")
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._group_waiters = [*(self._group_waiters or ()), (group, waiter)]
+        self.flush()
         self._post((code, group))
         await waiter
 
@@ -328,19 +356,24 @@ class Session(SessionEnd):
         """The app has returned, or raised: answer what it left open. Returns what it did wrong, if anything."""
         if self.lost or self._app_state is App.COMPLETE:
             return None
+        excused = error is not None or self._disconnect is not None
+        if self._held is not None:  # the client has seen nothing of it yet
+            self._held = None
+            self._app_state = App.WAITING
         if self._app_state in (App.WAITING, App.HANDSHAKE):
             self._answer(500, b"Internal Server Error")
-            return None if error else "returned without answering"
+            return None if excused else "returned without answering"
         if self._app_state is App.OPEN:
             self._post((CLOSE, 1011 if error else 1000, ""))
             return None
         self._post((ABORT,))
-        return None if error else "returned before its response was complete"
+        return None if excused else "returned before its response was complete"
 
     def release(self) -> None:
         """Let go of what refers back to this session: its memory is then free without a garbage collection."""
         self.scope = {}
         self.task = None
+        self._held = None
         self.lost = True  # an app's stray task that sends later is told so
 
     def close(self, code: int, reason: str) -> None:

@@ -2,7 +2,8 @@
 
 `address` says where Redis is, `connection` speaks RESP to it, `link` keeps a connection alive. On links stand the
 `writer` (everything that is written, coalesced), the `mailbox` reader and the `claims` reader. `bus` joins them for a
-server, `layer` is what apps see.
+server. `layer` is what apps see; an `attachment` is what it has in one event loop: the writer, the `receiver` of
+ordinary channels, and an `inbox` for process-local ones.
 """
 
 from asgibus.layers.redis.layer import RedisChannelLayer

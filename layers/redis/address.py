@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 
@@ -33,6 +34,7 @@ class Address:
     def from_url(cls, url: str) -> Address:
         """Read a `redis://`, `rediss://` or `unix://` URL. Raises ValueError when it is none."""
         options: dict[str, Any] = dict(parse_url(url))
+        database = urlsplit(url).path.strip("/")
         kind = options.get("connection_class")
         tls: ssl.SSLContext | None = None
         if isinstance(kind, type) and issubclass(kind, SSLConnection):
@@ -41,7 +43,9 @@ class Address:
         if isinstance(kind, type) and issubclass(kind, UnixDomainSocketConnection):
             path = options.get("path") or ""
             if not path:
-                raise ValueError(f"the layer URL {url!r} names no socket: write unix:///path/to/redis.sock")
+                raise ValueError("the layer's URL names no socket: write unix:///path/to/redis.sock")
+        elif database and not (database.isascii() and database.isdigit()):
+            raise ValueError(f"the layer's URL names the database {database!r}: a database is a number")
         return cls(
             host=options.get("host") or "127.0.0.1",
             port=int(options.get("port") or 6379),
@@ -55,9 +59,12 @@ class Address:
 
 def _tls(options: dict[str, Any]) -> ssl.SSLContext:
     """The TLS settings of redis-py's URL options: `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`, `ssl_cert_reqs`."""
-    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
-    if options.get("ssl_certfile"):
-        context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
+    try:
+        context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+        if options.get("ssl_certfile"):
+            context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
+    except OSError as error:
+        raise ValueError(f"the TLS files in the layer's URL cannot be used: {error.strerror or error}") from error
     if str(options.get("ssl_cert_reqs", "required")) == "none":
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import Bus, Claim, Frame, Handler, Offer
 from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.names import require_group
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.claims import Claimant
@@ -23,13 +24,22 @@ logger = logging.getLogger("asgibus.layers")
 
 MAILBOX_SECONDS = 60  # how long the mailbox of a process that is gone stays; nobody writes to it afterwards
 BEAT_SECONDS = 15.0  # how often a living process renews its mailbox
+RENEWALS = 4  # how often in its lifetime a membership is renewed
 
 
 class RedisBus(Bus):
-    """See `Bus`. Entered as a context manager through `opened`."""
+    """See `Bus`. `open` before use, `close` at the end."""
 
     def __init__(
-        self, address: Address, prefix: str, mailbox: str, outage: Outage, writer: Writer, handler: Handler
+        self,
+        address: Address,
+        prefix: str,
+        mailbox: str,
+        outage: Outage,
+        writer: Writer,
+        handler: Handler,
+        *,
+        group_expiry: int,
     ) -> None:
         self.mailbox = mailbox
         self.epoch = writer.epoch
@@ -38,22 +48,30 @@ class RedisBus(Bus):
         self._handler = handler
         self._key = writer.mailbox_key(mailbox)
         self._claimant = Claimant(address, prefix, mailbox, outage, writer)
-        self._reader = MailboxReader(address, self._key, f"{mailbox}mailbox", outage, handler.batch)
+        self._due = asyncio.Event()
+        self._reader = MailboxReader(address, self._key, f"{mailbox}mailbox", outage, handler.batch, self._due.set)
+        self._beating: asyncio.Task[None] | None = None
+        self._group_expiry = group_expiry
+        self._groups: dict[str, float] = {}  # when each membership is to be renewed, by the event loop's clock
 
-    @asynccontextmanager
-    async def opened(self) -> AsyncIterator[RedisBus]:
-        """The mailbox exists and is read while the context lasts. Entering raises LayerUnavailable."""
+    async def open(self) -> None:
+        """Make the mailbox and begin to read it. Raises LayerUnavailable."""
         await self._make_mailbox()
         await self._reader.open()
-        beat = asyncio.create_task(self._beat(), name=f"{self.mailbox} beat")
-        try:
-            yield self
-        finally:
-            beat.cancel()
-            await asyncio.wait([beat])
-            await self._reader.close()
-            await self._claimant.close()
-            self._writer.write(("DEL", self._key), _ignore)
+        self._beating = asyncio.create_task(self._beat(), name=f"{self.mailbox} beat")
+
+    async def close(self) -> None:
+        """Leave nothing behind: no mailbox, no membership, no claim that nobody deals with."""
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.wait([self._beating])
+        await self._reader.close()
+        await self._writer.drain()
+        await self._claimant.close()
+        for group in self._groups:
+            self._writer.write(("ZREM", self._group_key(group), self.mailbox), _ignore)
+        self._writer.write(("DEL", self._key), _ignore)
+        await self._writer.drain()
 
     def post(self, mailbox: str, frame: Frame, size: int = 0) -> None:
         self._writer.post(self, mailbox, frame, size)
@@ -96,16 +114,21 @@ class RedisBus(Bus):
         self._claimant.done(claim)
 
     async def join_group(self, group: str) -> None:
-        await self._group(("EVAL", scripts.GROUP_ADD, 1, f"{self._prefix}:group:{group}", self.mailbox, 86400))
+        key = self._group_key(group)
+        self._groups[group] = asyncio.get_running_loop().time() + self._group_expiry / RENEWALS
+        try:
+            await self._writer.call("EVAL", scripts.GROUP_ADD, 1, key, self.mailbox, self._group_expiry)
+        except LayerUnavailable:
+            self._groups.pop(group, None)
+            raise
 
     async def leave_group(self, group: str) -> None:
-        await self._group(("ZREM", f"{self._prefix}:group:{group}", self.mailbox))
+        key = self._group_key(group)
+        self._groups.pop(group, None)
+        await self._writer.call("ZREM", key, self.mailbox)
 
-    async def _group(self, command: tuple[str | int, ...]) -> None:
-        try:
-            await self._writer.call(*command)
-        except RedisError as error:
-            raise LayerUnavailable(f"Redis refused to change a group: {error}") from error
+    def _group_key(self, group: str) -> str:
+        return f"{self._prefix}:group:{require_group(group)}"
 
     async def drain(self) -> None:
         await self._writer.drain()
@@ -117,14 +140,26 @@ class RedisBus(Bus):
         await self._writer.call("EXPIRE", self._key, MAILBOX_SECONDS)
 
     async def _beat(self) -> None:
+        """Keep the mailbox and the memberships alive: now and then, and at once when Redis has come back."""
         while True:
-            await asyncio.sleep(BEAT_SECONDS)
+            self._due.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(BEAT_SECONDS):
+                    await self._due.wait()
             try:
-                if not await self._writer.call("EXPIRE", self._key, MAILBOX_SECONDS):
-                    logger.warning("the mailbox %s had vanished from Redis and was made anew", self.mailbox)
-                    await self._make_mailbox()
-            except (RedisError, LayerUnavailable) as error:
+                await self._renew()
+            except LayerUnavailable as error:
                 logger.warning("the mailbox %s could not be renewed: %s", self.mailbox, error)
+
+    async def _renew(self) -> None:
+        vanished = not await self._writer.call("EXPIRE", self._key, MAILBOX_SECONDS)
+        if vanished:
+            logger.warning("the mailbox %s had vanished from Redis and was made anew", self.mailbox)
+            await self._make_mailbox()
+        now = asyncio.get_running_loop().time()
+        for group in [group for group, due in self._groups.items() if vanished or due <= now]:
+            if group in self._groups:  # it may have been left while the one before was renewed
+                await self.join_group(group)
 
 
 def _ignore(reply: Any) -> None:

@@ -1,20 +1,29 @@
-"""Claims on shared channels: streams with one consumer group, `workers`; each entry goes to one claimant."""
+"""Claims on shared channels: streams with one consumer group, `workers`; each entry goes to one claimant.
+
+An entry stays pending, under the claimant's name, until it is done. So a reply that a broken connection swallowed is
+found again, and what was never given out is handed back at the end.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from asgibus.layers.codec import unpack
 from asgibus.layers.contract import Claim
+from asgibus.layers.redis import scripts
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.connection import RedisConnection, RedisError, pack_command
 from asgibus.layers.redis.link import BLOCK_SECONDS, Link, Outage
 from asgibus.layers.redis.writer import Writer
 
 logger = logging.getLogger("asgibus.layers")
+
+NO_GROUP = ("NOGROUP", "UNBLOCKED")  # nobody has made the stream yet, or it vanished while we were waiting
+UNBLOCK_SECONDS = 0.05  # until a read that was not blocked yet when it was to be ended is ended again
 
 
 class Claimant:
@@ -28,10 +37,13 @@ class Claimant:
         self._opened = False
         self._waiting: asyncio.Future[list[Claim]] | None = None
         self._channels: dict[str, str] = {}  # key -> channel
+        self._keys: list[str] = []  # the keys, in the order in which they are asked
         self._limit = 0
+        self._probed = 0  # how many of the keys were asked alone and had nothing
         self._held: set[tuple[str, bytes]] = set()
         self._recover = False
         self._stopped = False
+        self._on_acked = self._acked
         self.damaged = 0
 
     def key(self, channel: str) -> str:
@@ -39,16 +51,18 @@ class Claimant:
         return f"{self._prefix}:shared:{channel}"
 
     async def claim(self, channels: Sequence[str], limit: int) -> list[Claim]:
-        """As `Bus.claim`. Raises LayerUnavailable if the first connection fails."""
+        """As `Bus.claim`."""
         if self._stopped:
             return []
-        self._channels = {self.key(channel): channel for channel in channels}
+        if [*self._channels.values()] != [*channels]:
+            self._channels = {self.key(channel): channel for channel in channels}
+            self._keys = [*self._channels]
         self._limit = limit
+        self._probed = 0
         self._waiting = asyncio.get_running_loop().create_future()
         if not self._opened:
             self._opened = True
-            await self._make_groups()
-            await self._link.open()
+            self._link.start()
         elif self._link.connection is not None:
             self._ask(self._link.connection)
         return await self._waiting
@@ -56,51 +70,59 @@ class Claimant:
     def stop(self) -> None:
         """As `Bus.stop_claiming`."""
         self._stopped = True
+        self._end_read()
+
+    def done(self, claim: Claim) -> None:
+        """As `Bus.done`."""
+        self._writer.ack(self.key(claim.channel), claim.id, self._on_acked)
+
+    async def close(self) -> None:
+        """Stop reading; hand back what was not given out, and leave the groups unless something is still held."""
+        await self._link.close()
+        if not self._held:
+            for key in self._channels:
+                self._writer.write(("EVAL", scripts.LEAVE, 1, key, self._consumer), _ignore)
+
+    def _up(self, connection: RedisConnection) -> None:
+        self._recover = True
+        if self._waiting is not None and not self._waiting.done():
+            self._ask(connection)
+
+    def _end_read(self) -> None:
+        """Let Redis end the blocked read: with what it has given us, or with nothing, but never with both."""
         if self._waiting is None or self._waiting.done():
             return
         connection = self._link.connection
         if connection is None:
             self._waiting.set_result([])
-        else:  # Redis ends the blocked read: with what it has given us, or with nothing, but never with both
-            self._writer.write(("CLIENT", "UNBLOCK", connection.client_id), _ignore)
-
-    def done(self, claim: Claim) -> None:
-        """As `Bus.done`."""
-        key = self.key(claim.channel)
-        self._held.discard((key, claim.id))
-        self._writer.ack(key, claim.id)
-
-    async def close(self) -> None:
-        """Stop reading; leave the groups if nothing is held."""
-        await self._link.close()
-        if not self._held:
-            for key in self._channels:
-                self._writer.write(("XGROUP", "DELCONSUMER", key, "workers", self._consumer), _ignore)
-
-    def _up(self, connection: RedisConnection) -> None:
-        if self._waiting is not None and not self._waiting.done():
-            self._recover = bool(self._held) or self._recover
-            self._ask(connection)
         else:
-            self._recover = True
+            self._writer.write(("CLIENT", "UNBLOCK", connection.client_id), _ignore)
+            asyncio.get_running_loop().call_later(UNBLOCK_SECONDS, self._end_read)
 
     def _ask(self, connection: RedisConnection) -> None:
-        """Ask for new entries; after a broken connection first for those that its last reply may have carried."""
-        count = max(1, self._limit // len(self._channels))
+        """Ask for new entries; on a new connection first for those that the last one's reply may have carried."""
+        keys = self._keys
+        options: tuple[str | int, ...]
+        if self._recover:
+            options = ()
+        elif self._limit < len(keys) and self._probed < len(keys):
+            # A read takes as many from each stream: with room for less than that, each is asked alone, in turns.
+            keys = [keys[0]]
+            options = ("COUNT", self._limit)
+            self._probed += 1
+            self._keys = [*self._keys[1:], *keys]
+        else:
+            options = ("COUNT", max(1, self._limit // len(keys)), "BLOCK", BLOCK_SECONDS * 1000)
         start = "0" if self._recover else ">"
-        args: tuple[str | int, ...] = (
-            "XREADGROUP",
-            "GROUP",
-            "workers",
-            self._consumer,
-            "COUNT",
-            count,
-            "BLOCK",
-            BLOCK_SECONDS * 1000,
-        )
         connection.write(
-            pack_command((*args, "STREAMS", *self._channels, *(start for _ in self._channels))),
-            (lambda reply: self._reply(connection, reply),),
+            pack_command(
+                (
+                    *("XREADGROUP", "GROUP", "workers", self._consumer),
+                    *options,
+                    *("STREAMS", *keys, *(start for _ in keys)),
+                )
+            ),
+            (partial(self._reply, connection),),
         )
 
     def _reply(self, connection: RedisConnection, reply: Any) -> None:
@@ -108,50 +130,62 @@ class Claimant:
         if waiting is None or waiting.done():
             return
         if isinstance(reply, RedisError):
-            if str(reply).startswith("NOGROUP"):
-                self._writer.write(("PING",), lambda _: self._ask_again(connection))
-                for key in self._channels:
-                    self._make_group(key)
+            if str(reply).startswith(NO_GROUP):
+                self._make_groups(connection)
             else:
-                connection.abort(f"claiming was refused: {reply}")
+                connection.abort(f"claiming was refused: {reply}")  # the link tries again, with pauses
             return
         claims = [claim for key, entries in reply or () for claim in self._take(key.decode(), entries)]
         self._recover = False
         if claims or self._stopped:
-            waiting.set_result(claims)
+            waiting.set_result(claims[: self._limit])
+            for claim in claims[self._limit :]:
+                self._hand_back(claim)
         else:
-            self._ask(connection)
-
-    def _ask_again(self, connection: RedisConnection) -> None:
-        if connection is self._link.connection:
             self._ask(connection)
 
     def _take(self, key: str, entries: Sequence[Any]) -> list[Claim]:
         claims = []
         for entry_id, fields in entries:
-            if fields is None or (key, entry_id) in self._held:
-                continue  # withdrawn meanwhile, or already being served
+            if (key, entry_id) in self._held:
+                continue
             self._held.add((key, entry_id))
+            if fields is None:  # it was claimed, and deleted behind our back
+                self._writer.ack(key, entry_id, self._on_acked)
+                continue
             try:
                 claims.append(Claim(self._channels[key], entry_id, unpack(fields[1])))
             except ValueError as error:
                 self.damaged += 1
                 logger.error("shared channel %s: entry %s was dropped: %s", key, entry_id.decode(), error)
-                self._held.discard((key, entry_id))
-                self._writer.ack(key, entry_id)
+                self._writer.ack(key, entry_id, self._on_acked)
         return claims
 
-    async def _make_groups(self) -> None:
-        for key in self._channels:
-            try:
-                await self._writer.call("XGROUP", "CREATE", key, "workers", "0", "MKSTREAM")
-            except RedisError as error:
-                if not str(error).startswith("BUSYGROUP"):
-                    raise
+    def _hand_back(self, claim: Claim) -> None:
+        """More came than there was room for: somebody else may have it."""
+        key = self.key(claim.channel)
+        self._writer.write(("EVAL", scripts.HAND_BACK, 1, key, claim.id), lambda _: self._held.discard((key, claim.id)))
 
-    def _make_group(self, key: str) -> None:
-        self._writer.write(("XGROUP", "CREATE", key, "workers", "0", "MKSTREAM"), _ignore)
+    def _acked(self, key: str, ids: list[bytes]) -> None:
+        """Redis knows that these are done: they cannot come again, so they need not be remembered."""
+        for entry_id in ids:
+            self._held.discard((key, entry_id))
+
+    def _make_groups(self, connection: RedisConnection) -> None:
+        """Make the streams with their groups, from the first entry on, and ask again."""
+        last = self._keys[-1]
+
+        def made(key: str, reply: Any) -> None:
+            if connection is not self._link.connection:
+                return  # the next one asks by itself
+            if isinstance(reply, RedisError) and not str(reply).startswith("BUSYGROUP"):
+                connection.abort(f"making the group of {key} was refused: {reply}")
+            elif key == last:
+                self._ask(connection)
+
+        for key in self._keys:
+            self._writer.write(("XGROUP", "CREATE", key, "workers", "0", "MKSTREAM"), partial(made, key))
 
 
 def _ignore(reply: Any) -> None:
-    """A group that exists already, or a client that was not blocked, needs nothing more."""
+    """A client that was not blocked, or a group that is not there any more, needs nothing more."""

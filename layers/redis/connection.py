@@ -115,26 +115,27 @@ class RedisConnection(asyncio.Protocol):
 async def connect(address: Address, name: str) -> RedisConnection:
     """A new connection, greeted (AUTH, SELECT, CLIENT SETNAME). Raises LayerUnavailable saying where and why not."""
     loop = asyncio.get_running_loop()
-    connection: RedisConnection | None = None
+    connection = RedisConnection(loop)
+    greeted = False
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             if address.path is not None:
-                _, connection = await loop.create_unix_connection(lambda: RedisConnection(loop), address.path)
+                await loop.create_unix_connection(lambda: connection, address.path)
             else:
-                _, connection = await loop.create_connection(
-                    lambda: RedisConnection(loop), address.host, address.port, ssl=address.tls
-                )
+                await loop.create_connection(lambda: connection, address.host, address.port, ssl=address.tls)
             await _greet(connection, address, name)
+        greeted = True
     except TimeoutError:
-        reason: str | None = f"no answer within {CONNECT_SECONDS:g} s"
+        reason = f"no answer within {CONNECT_SECONDS:g} s"
     except OSError as error:
         reason = error.strerror or str(error)
     except (RedisError, LayerUnavailable) as error:
         reason = str(error)
     else:
         return connection
-    if connection is not None:
-        connection.abort("could not be greeted")
+    finally:
+        if not greeted:
+            connection.abort("could not be greeted")
     raise LayerUnavailable(f"Redis at {address} cannot be used: {reason}")
 
 

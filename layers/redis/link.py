@@ -42,10 +42,9 @@ class Outage:
             if not self._down:
                 logger.warning("Redis at %s is back", self._address)
 
-    @property
-    def over(self) -> bool:
-        """False while a link is down."""
-        return not self._down
+    def forget(self, link: Link) -> None:
+        """A link is closed: it does not matter any more."""
+        self._down.discard(link)
 
 
 class Link:
@@ -69,8 +68,12 @@ class Link:
 
     async def open(self) -> None:
         """Connect, and stay connected until `close`. Raises LayerUnavailable when the first try fails."""
-        connection = await connect(self._address, self._name)
-        self._task = asyncio.create_task(self._keep(connection), name=f"redis {self._name}")
+        self._use(await connect(self._address, self._name))
+        self.start()
+
+    def start(self) -> None:
+        """Connect in the background, and stay connected until `close`: for a store that is known to be usable."""
+        self._task = asyncio.create_task(self._keep(), name=f"redis {self._name}")
 
     async def close(self) -> None:
         """End the connection; returns when it has ended."""
@@ -78,22 +81,32 @@ class Link:
             self._task.cancel()
             await asyncio.wait([self._task])
             self._task = None
+        self._end()
 
-    async def _keep(self, connection: RedisConnection) -> None:
+    def _use(self, connection: RedisConnection) -> None:
+        self.connection = connection
+        self._outage.up(self)
+        self._on_up(connection)
+
+    def _end(self) -> None:
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.abort("closed here")
+        self._outage.forget(self)
+
+    async def _keep(self) -> None:
         try:
-            while True:
-                self.connection = connection
-                self._outage.up(self)
-                self._on_up(connection)
-                reason = await self._watch(connection)
+            if self.connection is None:
+                self._use(await self._reconnect(0))
+            while self.connection is not None:
+                reason = await self._watch(self.connection)
                 self.connection = None
                 self._outage.down(self, reason)
                 if self._on_down is not None:
                     self._on_down()
-                connection = await self._reconnect()
+                self._use(await self._reconnect(FIRST_PAUSE))
         finally:
-            self.connection = None
-            connection.abort("closed here")
+            self._end()  # also when the event loop ends without a `close`
 
     async def _watch(self, connection: RedisConnection) -> str:
         """Why the connection ended."""
@@ -104,12 +117,11 @@ class Link:
             if connection.overdue(SILENCE_SECONDS):
                 connection.abort(f"no reply for {SILENCE_SECONDS:g} s")
 
-    async def _reconnect(self) -> RedisConnection:
-        pause = FIRST_PAUSE
+    async def _reconnect(self, pause: float) -> RedisConnection:
         while True:
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # spread, so that many processes do not come at once
             try:
                 return await connect(self._address, self._name)
             except LayerUnavailable as error:
                 logger.debug("still gone: %s", error)
-            pause = min(pause * 2, LONGEST_PAUSE)
+            pause = min(max(pause * 2, FIRST_PAUSE), LONGEST_PAUSE)

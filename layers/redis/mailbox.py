@@ -1,6 +1,7 @@
 """The reader of a mailbox: a stream read with a cursor, trimmed by its reader.
 
-The cursor is kept here, so a dropped connection loses nothing: the next one reads on.
+The cursor is kept here, so a dropped connection loses nothing: the next one reads on. An entry that is damaged, or that
+its handler cannot stand, is counted, logged and skipped.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ OnBatch = Callable[[str, str, Sequence[Frame]], None]
 class MailboxReader:
     """Reads one mailbox and hands each entry to `on_batch(sender, epoch, frames)` from the connection's callback."""
 
-    def __init__(self, address: Address, key: str, name: str, outage: Outage, on_batch: OnBatch) -> None:
+    def __init__(
+        self, address: Address, key: str, name: str, outage: Outage, on_batch: OnBatch, on_up: Callable[[], None]
+    ) -> None:
         self._key = key
         self._on_batch = on_batch
+        self._on_up = on_up
         self._link = Link(address, name, outage, self._up)
         self._connection: RedisConnection | None = None
         self._cursor: bytes = b"0-0"
@@ -49,6 +53,7 @@ class MailboxReader:
     def _up(self, connection: RedisConnection) -> None:
         self._connection = connection
         self._read(connection)
+        self._on_up()
 
     def _read(self, connection: RedisConnection) -> None:
         read = pack_command(
@@ -82,9 +87,13 @@ class MailboxReader:
                 version, sender, epoch, frames = unpack(fields[1])
                 if version != PAYLOAD_VERSION:
                     raise ValueError(f"payload version {version!r}")
-            except ValueError as error:
+            except (ValueError, TypeError) as error:  # TypeError: it holds no four things
                 self.damaged += 1
                 logger.error("mailbox %s: entry %s was skipped: %s", self._key, entry_id.decode(), error)
                 continue
-            self._on_batch(sender, epoch, frames)
+            try:
+                self._on_batch(sender, epoch, frames)
+            except Exception:
+                self.damaged += 1
+                logger.exception("mailbox %s: handling entry %s failed", self._key, entry_id.decode())
         self._read(connection)  # asked when all is handled: clients get theirs first, and meanwhile more may gather

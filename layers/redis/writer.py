@@ -2,7 +2,8 @@
 
 No timers, and no delay at low load: the first write goes out at the end of the loop's turn. A flush carries one entry
 per mailbox with all of its frames. What was in flight when a connection broke is written again on the next one: frames
-between the servers carry sequence numbers and are taken once; what may not be repeated is failed instead.
+between the servers carry sequence numbers and are taken once; what may not be repeated is failed instead. What Redis
+refuses for now is tried again, and what comes meanwhile waits behind it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from asgibus.layers.codec import pack
@@ -25,9 +27,13 @@ logger = logging.getLogger("asgibus.layers")
 ENTRY_BYTES = 1024 * 1024  # frames gathered for one entry: larger ones delay the others and cost memory in one piece
 FRAME_OVERHEAD = 64  # bytes counted for a frame beside what it carries
 RETRY_SECONDS = 0.5  # until a write that Redis refused for now (out of memory, loading, read-only) is tried again
-REFUSED_FOR_NOW = ("OOM", "LOADING", "READONLY", "MISCONF", "BUSY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN")
+DRAIN_SECONDS = 2.0  # for what was written last to reach Redis: a process that stops does not wait for a lost Redis
+# The first word of such a refusal, as a whole: BUSY is a script that runs too long, BUSYGROUP an answer like any other.
+REFUSED_FOR_NOW = {"OOM", "LOADING", "READONLY", "MISCONF", "BUSY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN"}
 
 PAYLOAD_VERSION = 1  # first item of every payload; another one is a peer of another release
+
+OnAcked = Callable[[str, list[bytes]], None]
 
 
 class Sender(Protocol):
@@ -71,10 +77,12 @@ class Writer:
         self._link = Link(address, name, outage, self._up, self._down)
         self._boxes: dict[tuple[str, str], _Box] = {}
         self._commands: list[_Command] = []
-        self._acks: dict[str, list[bytes]] = {}
+        self._acks: dict[tuple[str, OnAcked], list[bytes]] = {}
         self._in_flight: deque[_Command] = deque()
         self._again: list[_Command] = []
-        self._scheduled = False
+        self._scheduled = False  # a flush is on its way, or waits until Redis may take writes again
+        self._refused = False
+        self._given_up = False  # waiting until all is written took too long; not to be waited for again
         self._closed = False
         self._drained: list[asyncio.Future[None]] = []
         self.epoch = ""
@@ -92,6 +100,7 @@ class Writer:
         self._in_flight.clear()
         self._again.clear()
         self._commands.clear()
+        self._let_go()
 
     def post(self, sender: Sender, mailbox: str, frame: Frame, size: int) -> None:
         """Add a frame to the next entry for a mailbox."""
@@ -105,9 +114,12 @@ class Writer:
         box.entries[-1].append(frame)
         box.size += size + FRAME_OVERHEAD
 
-    def ack(self, key: str, entry_id: bytes) -> None:
-        """Acknowledge and delete an entry that was claimed from a shared channel, behind what was posted before."""
-        self._acks.setdefault(key, []).append(entry_id)
+    def ack(self, key: str, entry_id: bytes, on_acked: OnAcked) -> None:
+        """Acknowledge and delete an entry that was claimed from a shared channel, behind what was posted before.
+
+        `on_acked(key, ids)` is called when Redis has done it.
+        """
+        self._acks.setdefault((key, on_acked), []).append(entry_id)
         self._schedule()
 
     def write(self, args: tuple[str | bytes | int, ...], on_reply: OnReply, *, repeatable: bool = True) -> None:
@@ -116,7 +128,7 @@ class Writer:
         self._schedule()
 
     async def call(self, *args: str | bytes | int, repeatable: bool = True) -> Any:
-        """Write any command and wait for its reply. Raises RedisError, LayerUnavailable.
+        """Write any command and wait for its reply. Raises LayerUnavailable, also when Redis refuses it.
 
         `repeatable=False`: fail rather than write it twice when the connection breaks meanwhile.
         """
@@ -124,14 +136,22 @@ class Writer:
             raise LayerUnavailable("the layer was closed")
         future: asyncio.Future[Any] = self._loop.create_future()
         self.write(args, _into(future), repeatable=repeatable)
-        return await future
+        try:
+            return await future
+        except RedisError as error:
+            raise LayerUnavailable(f"Redis refused {args[0]!r}: {error}") from error
 
     async def drain(self) -> None:
-        """Wait until everything asked for so far has been written and answered."""
-        if self._boxes or self._commands or self._acks or self._in_flight or self._again:
-            future: asyncio.Future[None] = self._loop.create_future()
-            self._drained.append(future)
-            await future
+        """Wait until everything asked for so far has been written and answered; given up, and said so, after 2 s."""
+        if self._given_up or not (self._boxes or self._commands or self._acks or self._in_flight or self._again):
+            return
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._drained.append(future)
+        done, _ = await asyncio.wait([future], timeout=DRAIN_SECONDS)
+        if not done:
+            self._drained.remove(future)
+            self._given_up = True
+            logger.warning("what was written last did not reach Redis within %g s", DRAIN_SECONDS)
 
     def mailbox_key(self, mailbox: str) -> str:
         """The key of a mailbox's stream."""
@@ -149,10 +169,7 @@ class Writer:
             return
         commands = self._gather()
         if not commands:
-            for future in self._drained:
-                if not future.done():
-                    future.set_result(None)
-            self._drained.clear()
+            self._let_go()
             return
         self._in_flight.extend(commands)
         self._write(connection, commands)
@@ -166,14 +183,19 @@ class Writer:
                 gone = self._on_posted(box.sender, box.mailbox)
                 key = self.mailbox_key(box.mailbox)
                 for frames in box.entries:
-                    payload = pack((PAYLOAD_VERSION, box.sender.mailbox, box.sender.epoch, frames))
+                    try:
+                        payload = pack((PAYLOAD_VERSION, box.sender.mailbox, box.sender.epoch, frames))
+                    except TypeError:  # whoever posted it is wrong, and the others must not suffer
+                        logger.exception("frames for %s were dropped", box.mailbox)
+                        continue
                     commands.append(_Command(pack_command(("XADD", key, "NOMKSTREAM", "*", "b", payload)), gone, True))
         if self._commands:
             commands += self._commands
             self._commands = []
         if self._acks:
-            for key, ids in self._acks.items():
-                commands.append(_Command(pack_command(("XACK", key, "workers", *ids)), _ignore, True))
+            for (key, on_acked), ids in self._acks.items():
+                acked = partial(_acked, on_acked, key, ids)
+                commands.append(_Command(pack_command(("XACK", key, "workers", *ids)), acked, True))
                 commands.append(_Command(pack_command(("XDEL", key, *ids)), _ignore, True))
             self._acks = {}
         return commands
@@ -184,18 +206,34 @@ class Writer:
 
     def _reply(self, reply: Any) -> None:
         command = self._in_flight.popleft()
-        if isinstance(reply, RedisError) and command.repeatable and str(reply).startswith(REFUSED_FOR_NOW):
-            if not self._again:
-                logger.warning("Redis refuses writes for now (%s): trying again", reply)
-                self._loop.call_later(RETRY_SECONDS, self._flush)
+        if isinstance(reply, RedisError) and command.repeatable and str(reply).partition(" ")[0] in REFUSED_FOR_NOW:
             self._again.append(command)
+            if not self._refused:
+                self._refused = True
+                logger.warning("Redis refuses writes for now (%s): trying again until it takes them", reply)
         else:
             command.on_reply(reply)
-        if not self._in_flight and not self._again:
+        if self._in_flight:
+            return
+        if self._again:
+            self._scheduled = True  # so that nothing overtakes what waits
+            self._loop.call_later(RETRY_SECONDS, self._flush)
+        else:
+            if self._refused:
+                self._refused = False
+                logger.warning("Redis takes writes again")
             self._flush()
+
+    def _let_go(self) -> None:
+        """Nothing is left to be written."""
+        for future in self._drained:
+            if not future.done():
+                future.set_result(None)
+        self._drained.clear()
 
     def _up(self, connection: RedisConnection) -> None:
         self.epoch = connection.epoch
+        self._given_up = False
         if self._in_flight:
             self._write(connection, list(self._in_flight))
         else:
@@ -227,6 +265,11 @@ def _into(future: asyncio.Future[Any]) -> Callable[[Any], None]:
             future.set_result(value)
 
     return reply
+
+
+def _acked(on_acked: OnAcked, key: str, ids: list[bytes], reply: Any) -> None:
+    if not isinstance(reply, LayerUnavailable):  # Redis refuses it only when it knows of no such claim any more
+        on_acked(key, ids)
 
 
 def _ignore(reply: Any) -> None:

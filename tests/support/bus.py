@@ -30,10 +30,10 @@ class Recorder:
         self.gone.append(mailbox)
 
 
-async def until(condition: Callable[[], T], timeout: float = 10.0, what: str = "the condition") -> T:
-    """Ask every 2 ms until the answer is true, and return it. Fails with AssertionError after `timeout` seconds."""
-    deadline = asyncio.get_running_loop().time() + timeout
+async def until(condition: Callable[[], T], seconds: float = 10.0, what: str = "the condition") -> T:
+    """Ask every 2 ms until the answer is true, and return it. Fails with AssertionError after `seconds`."""
+    deadline = asyncio.get_running_loop().time() + seconds
     while not (answer := condition()):
-        assert asyncio.get_running_loop().time() < deadline, f"{what} did not come true within {timeout} s"
+        assert asyncio.get_running_loop().time() < deadline, f"{what} did not come true within {seconds} s"
         await asyncio.sleep(0.002)
     return answer

@@ -54,7 +54,7 @@ def close_frame(code: int, reason: str = "") -> bytes:
 
 
 class RawWebSocket(RawClient):
-    """A `RawClient` after a WebSocket handshake; the handshake and `early` go out as one segment.
+    """A `RawClient` after a WebSocket handshake; `before`, the handshake and `early` go out as one segment.
 
     `answered=False`: the answer is left to `read_answer`.
     """
@@ -63,10 +63,17 @@ class RawWebSocket(RawClient):
     headers: list[tuple[str, str]]
 
     def __init__(
-        self, server: Server, target: str, *headers: str, early: bytes = b"", answered: bool = True, **options: Any
+        self,
+        server: Server,
+        target: str,
+        *headers: str,
+        before: bytes = b"",
+        early: bytes = b"",
+        answered: bool = True,
+        **options: Any,
     ) -> None:
         super().__init__(server, **options)
-        self.send(handshake(target, *headers) + early)
+        self.send(before + handshake(target, *headers) + early)
         if answered:
             self.read_answer()
 

@@ -1,0 +1,191 @@
+"""The options of both commands: help, environment, and what is said to a wrong one."""
+
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from asgibus.commands.options import GroupedCommand, GroupedOption
+from asgibus.interface_server.cli import command as interface
+from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.worker.cli import command as worker
+from asgibus.worker.settings import WorkerSettings
+
+INTERFACE_FIELDS = {field.name: field for field in fields(InterfaceSettings)}
+WORKER_FIELDS = {field.name: field for field in fields(WorkerSettings)}
+COMMANDS = {"asgi-interface": interface, "asgi-worker": worker}
+OPTIONS = [
+    pytest.param(command, option, id=f"{name}-{option.name}")
+    for name, command in COMMANDS.items()
+    for option in command.params
+    if isinstance(option, GroupedOption)
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("ASGIBUS_")]:
+        monkeypatch.delenv(name)
+
+
+def run(command: click.Command, *args: str) -> Result:
+    return CliRunner().invoke(command, args, prog_name="command")
+
+
+def variable(option: GroupedOption) -> str:
+    return "ASGIBUS_" + option.opts[0].removeprefix("--").replace("-", "_").upper()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_grouped_and_names_the_environment(name: str) -> None:
+    result = run(COMMANDS[name], "--help")
+    assert result.exit_code == 0
+    headings = [line for line in result.stdout.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert {"General:", "Bus:", "Application:", "Logging:"} <= set(headings)
+    words = " ".join(result.stdout.split())
+    for option in COMMANDS[name].params:
+        if isinstance(option, GroupedOption):
+            assert option.opts[0] in words
+            assert f"[env var: {variable(option)}" in words, f"{option.name} does not name {variable(option)}"
+            assert option.help
+
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS)
+def test_help_names_units(command: click.Command, option: GroupedOption) -> None:
+    """Whoever reads one line of the help knows whether to write seconds, bytes or a count."""
+    text = f"{option.heading} {option.help} {option.metavar}".lower()
+    if isinstance(option.type, click.FloatRange):
+        assert "second" in text
+    if option.name and ("size" in option.name or option.name in ("window", "slow_client_buffer", "min_body_rate")):
+        assert "byte" in text
+
+
+def test_every_option_is_a_setting_and_every_setting_an_option() -> None:
+    def names(command: click.Command) -> set[str]:
+        return {str(parameter.name) for parameter in command.params} - {"log_level", "version", "help"}
+
+    assert names(worker) == set(WORKER_FIELDS)
+    assert names(interface) == set(WORKER_FIELDS) | set(INTERFACE_FIELDS)
+
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS)
+def test_the_option_and_the_setting_have_one_default(command: GroupedCommand, option: GroupedOption) -> None:
+    if option.name == "log_level" or (command is interface and option.name == "layer"):
+        return
+    setting = (WORKER_FIELDS if command is worker else INTERFACE_FIELDS | WORKER_FIELDS)[str(option.name)]
+    assert command.make_context("command", ["app"]).params[str(option.name)] == setting.default
+
+
+def sample(option: GroupedOption, default: Any, folder: Path) -> tuple[str, Any]:
+    """A value that is not the default, as text and as what it should become."""
+    special = {
+        "routes": ("/ws=chat /api=x", (("/ws", "chat"), ("/api", "x"))),
+        "forwarded_allow_ips": ("10.0.0.0/8",) * 2,
+    }
+    if option.name in special:
+        return special[str(option.name)]
+    if option.is_flag:
+        return ("0", False) if default else ("1", True)
+    if isinstance(option.type, click.FloatRange):
+        return "2.5", 2.5
+    if isinstance(option.type, click.IntRange):
+        return "7", 7
+    if isinstance(option.type, click.Choice):
+        return (str(option.type.choices[-1]),) * 2
+    if isinstance(option.type, click.Path):
+        path = folder / "file"
+        path.touch()
+        return (str(path),) * 2
+    return "other", "other"
+
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS)
+def test_every_option_is_an_environment_variable_too(
+    command: GroupedCommand, option: GroupedOption, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default = command.make_context("command", ["app"]).params[str(option.name)]
+    text, value = sample(option, default, tmp_path)
+    monkeypatch.setenv(variable(option), text)
+    assert command.make_context("command", ["app"]).params[str(option.name)] == value != default
+    if not option.is_flag and not option.multiple:
+        given = command.make_context("command", ["app", option.opts[0], str(default)] if default else ["app"])
+        assert given.params[str(option.name)] == (default or value), "the command line wins"
+
+
+def refused(result: Result) -> str:
+    """The one line in which a command that was called wrongly says so."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--nonsense"], "--nonsense"),
+        (["--port", "x"], "'x' is not a valid integer"),
+        (["--port", "65536"], "65536"),
+        (["--http-timeout", "0"], "0.0 is not in the range x>0"),
+        (["--http-timeout", "-1"], "-1"),
+        (["--http-timeout", "nan"], "not a number of seconds"),
+        (["--http-timeout", "inf"], "not a number of seconds"),
+        (["--max-connections", "0"], "0 is not in the range"),
+        (["--log-level", "loud"], "loud"),
+        (["--pool", "a!b"], "a pool's name is"),
+        (["--pool", ""], "a pool's name is"),
+        (["--route", "chat"], "'chat' is not of the form /path/prefix=pool"),
+        (["--route", "chat=chat"], "is not of the form"),
+        (["--route", "/chat="], "a pool's name is"),
+        (["--route", "/chat=a b"], "a pool's name is"),
+        (["--forwarded-allow-ips", "everybody"], "everybody"),
+        (["--forwarded-allow-ips", "10.0.0.0/99"], "10.0.0.0/99"),
+        (["--ssl-certfile", "/no/such/file"], "/no/such/file"),
+        (["--ssl-keyfile", __file__], "--ssl-keyfile needs --ssl-certfile"),
+        (["--uds", "x", "--fd", "3"], "--uds and --fd exclude each other"),
+        (["--slow-client", "wait"], "wait"),
+        (["--layer", "http://host"], "a layer's URL begins with one of memory://"),
+        (["--layer", "redis://host/database"], "a database is a number"),
+        (["--layer", "memory://"], "no worker would ever see a connection"),
+        (["app", "another"], "another"),
+    ],
+)
+def test_a_wrong_call_of_the_interface(args: list[str], said: str) -> None:
+    assert said in refused(run(interface, *args))
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "APP"),
+        (["app", "--nonsense"], "--nonsense"),
+        (["app", "--port", "1"], "--port"),
+        (["app", "--concurrency", "0"], "0 is not in the range"),
+        (["app", "--graceful-timeout", "soon"], "soon"),
+        (["app", "--lifespan", "maybe"], "maybe"),
+        (["app", "--pool", "a\n"], "a pool's name is"),
+        (["app", "--layer", "memory://"], "would never see a connection"),
+        (["app", "--layer", "http://:s3cret@host"], "a layer's URL begins with one of memory://"),
+    ],
+)
+def test_a_wrong_call_of_the_worker(args: list[str], said: str) -> None:
+    line = refused(run(worker, *args))
+    assert said in line
+    assert "s3cret" not in line
+
+
+def test_a_wrong_environment_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASGIBUS_CONCURRENCY", "many")
+    assert "ASGIBUS_CONCURRENCY" in refused(run(worker, "app"))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_version(name: str) -> None:
+    result = run(COMMANDS[name], "--version")
+    assert result.exit_code == 0
+    assert "version" in result.stdout

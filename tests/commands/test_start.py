@@ -1,0 +1,132 @@
+"""How the two commands start, and the one line with which they do not."""
+
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support.processes import Process
+from support.redis import RedisServer
+
+APP = "commands.simple_app:app"
+SECRET = "s3cret"
+Start = Callable[..., Process]
+StartRedis = Callable[..., RedisServer]
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def refusal(process: Process, code: int = 1) -> str:
+    """The one line with which a process ended."""
+    assert process.wait() == code, process.log()
+    lines = [line for line in process.log().splitlines() if "INFO" not in line]
+    (line,) = lines
+    assert line.startswith("Error: ")
+    assert SECRET not in line
+    return line
+
+
+def test_what_is_said_at_the_start(start_redis: StartRedis, start_interface: Start, start_worker: Start) -> None:
+    server = start_redis("--requirepass", SECRET)
+    url = f"redis://:{SECRET}@127.0.0.1:{server.port}/1"
+    worker = start_worker(APP, "--layer", url, "--pool", "blue", "--concurrency", 5)
+    interface = start_interface(env={"ASGIBUS_LAYER": url, "ASGIBUS_POOL": "blue"})
+    shown = re.escape(f"redis://127.0.0.1:{server.port}/1")
+    worker.wait_for(rf"INFO +Worker ready: app {APP}, layer {shown}, pool blue, up to 5 connections")
+    interface.wait_for(rf"INFO +Listening on {interface.url} \(layer {shown}, pool blue, app in the workers\)")
+    assert SECRET not in worker.log() + interface.log()
+
+
+def test_what_is_said_with_an_embedded_worker(start_interface: Start) -> None:
+    interface = start_interface(app=APP)
+    interface.wait_for(rf"Listening on {interface.url} \(layer memory://, pool default, app {APP}\)")
+
+
+def test_a_unix_socket(start_interface: Start, tmp_path: Path) -> None:
+    interface = start_interface("--uds", tmp_path / "http.sock", app=APP)
+    assert interface.uds == str(tmp_path / "http.sock")
+    second = start_interface("--uds", tmp_path / "http.sock", app=APP, ready=False)
+    assert refusal(second) == f"Error: cannot listen on {tmp_path}/http.sock: Address already in use"
+
+
+def test_a_quiet_log(start_interface: Start, free_port: int) -> None:
+    """Errors are told at every level; the rest is what was asked for."""
+    process = start_interface("--log-level", "error", "--port", "70000", app=APP, ready=False)
+    assert process.wait() == 2
+    process = start_interface("--log-level", "critical", "--layer", f"redis://127.0.0.1:{free_port}", ready=False)
+    refusal(process)
+
+
+@pytest.mark.parametrize(
+    ("app", "said"),
+    [
+        ("commands.no_such_app:app", "there is no module 'commands.no_such_app'"),
+        ("commands.simple_app:nothing", "has no attribute 'nothing'"),
+        ("commands.simple_app:not_an_app", "is a int, not an ASGI app"),
+        ("broken:app", "SyntaxError"),
+    ],
+)
+def test_an_app_that_cannot_be_loaded(
+    start_interface: Start, start_worker: Start, tmp_path: Path, app: str, said: str
+) -> None:
+    (tmp_path / "broken.py").write_text("def app(:\n")
+    processes = [start_worker(app, ready=False), start_interface(app=app, ready=False)]
+    assert all(said in refusal(process) for process in processes)
+
+
+def test_a_factory_and_its_folder(start_interface: Start, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "site_app.py").write_text("from commands.simple_app import make\n")
+    start_interface("--factory", "--app-dir", "sub", app="site_app:make")
+
+
+def test_a_start_up_that_fails(start_redis: StartRedis, start_interface: Start, start_worker: Start) -> None:
+    app = "commands.simple_app:start_up_fails"
+    for process in (
+        start_worker(app, "--layer", start_redis().url, ready=False),
+        start_interface(app=app, ready=False),
+    ):
+        assert refusal(process) == "Error: the app's start-up failed: no database"
+        assert "Listening" not in process.log()
+
+
+def test_the_lifespan_modes(start_interface: Start, tmp_path: Path) -> None:
+    app = "commands.simple_app:no_lifespan"
+    start_interface(app=app)
+    assert refusal(start_interface("--lifespan", "on", app=app, ready=False)) == (
+        "Error: the app's start-up failed: ValueError: only http here"
+    )
+    start_interface("--lifespan", "off", app="commands.simple_app:start_up_fails")
+    process = start_interface("--lifespan", "on", app=APP)
+    process.terminate()
+    assert process.wait() == 0
+    assert (tmp_path / "shut-down").exists()
+
+
+def test_a_redis_that_is_not_there(start_interface: Start, start_worker: Start, free_port: int) -> None:
+    url = f"redis://:{SECRET}@127.0.0.1:{free_port}"
+    for process in (start_worker(APP, "--layer", url, ready=False), start_interface("--layer", url, ready=False)):
+        assert refusal(process) == f"Error: Redis at redis://127.0.0.1:{free_port} cannot be used: Connection refused"
+
+
+def test_a_redis_that_refuses_the_password(
+    start_redis: StartRedis, start_interface: Start, start_worker: Start
+) -> None:
+    server = start_redis("--requirepass", "another")
+    url = f"redis://:{SECRET}@127.0.0.1:{server.port}"
+    for process in (start_worker(APP, "--layer", url, ready=False), start_interface("--layer", url, ready=False)):
+        assert f"Redis at redis://127.0.0.1:{server.port} cannot be used: WRONGPASS" in refusal(process)
+
+
+def test_a_port_that_is_taken(start_interface: Start) -> None:
+    first = start_interface(app=APP)
+    second = start_interface("--port", first.port, app=APP, ready=False)
+    assert refusal(second) == f"Error: cannot listen on 127.0.0.1:{first.port}: Address already in use"

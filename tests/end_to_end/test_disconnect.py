@@ -1,0 +1,64 @@
+"""A client that leaves frees its session at the worker at once."""
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.deadline import wait_until
+from support.processes import Process
+from support.raw import RawClient
+from support.servers import LAYERS, serving
+from support.websocket import handshake
+
+APP = "end_to_end.disconnect_app:app"
+figures = logging.getLogger("figures")  # shown by `pytest -rP --log-level=info`
+
+AT_ONCE = 0.5  # seconds; on a machine that has nothing else to do it is a few milliseconds
+
+
+@pytest.fixture(scope="module", params=LAYERS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Path]]:
+    """An interface server, and the folder of its app's notes."""
+    folder = tmp_path_factory.mktemp("notes")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("NOTES", str(folder))
+    try:
+        with serving(request, APP, layer=request.param) as running:
+            yield running.interfaces[0], folder
+    finally:
+        patch.undo()
+
+
+HTTP = ["stream", "flood", "poll", "poll_beside", "upload"]
+WEBSOCKET = ["listen", "push", "hesitate"]
+
+
+@pytest.mark.parametrize("leave", ["close", "reset"])
+@pytest.mark.parametrize("path", HTTP + WEBSOCKET)
+def test_the_app_hears_at_once(server: tuple[Process, Path], path: str, leave: str) -> None:
+    interface, folder = server
+    name = f"{path}-{leave}"
+    target = f"/{path}?name={name}"
+    with RawClient(interface) as client:
+        if path in WEBSOCKET:
+            client.send(handshake(target))
+        elif path == "upload":
+            client.send(f"POST {target} HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000\r\n\r\nabc".encode())
+        else:
+            client.send(f"GET {target} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+        if path == "stream":
+            client.read_until(b"tick")
+        else:
+            wait_until((folder / f"{name}.sending").exists, what="the app's sign of life")
+        left = time.monotonic()
+        getattr(client, leave)()
+    ended = folder / f"{name}.ended"
+    wait_until(ended.exists, what="the end of the app")
+    at, how = ended.read_text().split()
+    delay = float(at) - left
+    figures.info("%s: %.1f ms, %s", name, delay * 1000, how)
+    assert 0 <= delay < AT_ONCE
+    assert how == ("ClientDisconnected" if path in ("stream", "flood", "push") else "returned")

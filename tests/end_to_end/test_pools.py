@@ -1,0 +1,50 @@
+"""Pools: which workers get which connections."""
+
+from collections.abc import Callable
+
+from support.processes import Process
+from support.raw import RawClient
+from support.websocket import BINARY, RawWebSocket
+
+APP = "end_to_end.pool_app:app"
+
+Start = Callable[..., Process]
+
+
+def test_connections_go_to_the_workers_of_their_pool(
+    start_interface: Start, start_worker: Start, redis_url: str
+) -> None:
+    for name in ("default", "chat", "heavy"):
+        start_worker(APP, "--layer", redis_url, "--pool", name, env={"POOL": name})
+    routed = start_interface(
+        *("--layer", redis_url, "--route", "/ws/heavy=heavy", "--route", "/ws=chat", "--route", "/idle=nobody"),
+        *("--connect-timeout", 1),
+    )
+    whole = start_interface("--layer", redis_url, "--pool", "heavy")
+    for server, path, pool in (
+        (routed, "/", b"default"),
+        (routed, "/w", b"default"),
+        (routed, "/ws", b"chat"),
+        (routed, "/ws/room?path=/ws/heavy", b"chat"),
+        (routed, "/ws/heavy/x", b"heavy"),
+        (whole, "/", b"heavy"),
+        (whole, "/ws", b"heavy"),
+    ):
+        with RawClient(server) as client:
+            assert client.request("GET", path).body == pool
+        with RawWebSocket(server, path) as client:
+            assert client.read_frame() == (BINARY, pool)
+    with RawClient(routed) as client:
+        assert client.request("GET", "/idle").status == 503
+    routed.wait_for("is one running for their pool")
+
+
+def test_pool_and_routes_are_environment_variables_too(
+    start_interface: Start, start_worker: Start, redis_url: str
+) -> None:
+    env = {"ASGIBUS_LAYER": redis_url, "ASGIBUS_POOL": "blue"}
+    start_worker(APP, env=env | {"POOL": "blue"})
+    server = start_interface(env=env | {"ASGIBUS_ROUTE": "/red=red /blue=blue", "ASGIBUS_CONNECT_TIMEOUT": 1})
+    for path, status in (("/", 200), ("/blue", 200), ("/red", 503)):
+        with RawClient(server) as client:
+            assert client.request("GET", path).status == status

@@ -1,0 +1,277 @@
+"""Limits of size, time and number, and the graceful stop."""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from support.processes import Process
+from support.raw import RawClient
+from support.servers import serving
+from support.websocket import seen, wait_seen
+
+APP = "interface_server.http_app:app"
+GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
+Start = Callable[..., Process]
+
+HEAD_TIMEOUT = 0.6
+KEEP_ALIVE_TIMEOUT = 0.5
+HTTP_TIMEOUT = 0.7
+MAX_HEAD = 4096
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest) -> Iterator[Process]:
+    options = ("--head-timeout", HEAD_TIMEOUT, "--keep-alive-timeout", KEEP_ALIVE_TIMEOUT, "--max-head-size", MAX_HEAD)
+    with serving(request, APP, *options, "--http-timeout", HTTP_TIMEOUT, layer="memory") as servers:
+        yield servers.interfaces[0]
+
+
+@pytest.fixture
+def client(server: Process) -> Iterator[RawClient]:
+    with RawClient(server) as client:
+        yield client
+
+
+@pytest.fixture
+def name() -> str:
+    """What this test's notes are kept under in the app."""
+    return uuid.uuid4().hex
+
+
+# The size of the head.
+
+
+def test_a_head_of_the_limit_is_read(client: RawClient) -> None:
+    rest = MAX_HEAD - len("/") - len("host: test\r\n") - len("a: \r\n")
+    assert client.request("GET", "/", "A: " + "x" * rest).status == 200
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"GET / HTTP/1.1\r\nHost: test\r\nA: " + b"x" * MAX_HEAD + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: test\r\n" + b"A: b\r\n" * (MAX_HEAD // 5) + b"\r\n",
+        b"GET /" + b"x" * MAX_HEAD + b" HTTP/1.1\r\nHost: test\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: test\r\nA: " + b"x" * MAX_HEAD,
+        b"GET / HTTP/1.1\r\n" + b"x" * MAX_HEAD,
+        b"GET /" + b"x" * MAX_HEAD,
+    ],
+    ids=["value", "lines", "target", "endless value", "endless name", "endless target"],
+)
+@pytest.mark.parametrize("piece", [100_000, 1000])
+def test_a_larger_head_is_refused(client: RawClient, wire: bytes, piece: int) -> None:
+    client.send_pieces([wire[start : start + piece] for start in range(0, len(wire), piece)])
+    response = client.read_response()
+    assert (response.status, response.get("connection")) == (431, "close")
+    assert client.read_until_close() == b""
+
+
+def test_endless_trailers_are_refused(server: Process, client: RawClient, name: str) -> None:
+    head = f"POST /torn-body?name={name} HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
+    client.send(head.encode() + b"1\r\na\r\n")
+    wait_seen(server, name, "reading")
+    client.send_pieces([b"0\r\nTrailer: ", b"x" * MAX_HEAD])
+    assert client.read_response().status == 431
+    wait_seen(server, name, "disconnect")
+
+
+def test_the_end_of_a_body_is_not_counted_as_head(client: RawClient) -> None:
+    body = bytes(3 * MAX_HEAD)
+    head = b"POST /count HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % len(body)
+    client.send_pieces([head, body + GET[:10], GET[10:]])
+    assert client.read_response().body == b"%d" % len(body)
+    assert client.read_response().status == 200
+
+
+# Time for the head.
+
+
+def test_a_silent_client_is_closed(client: RawClient) -> None:
+    began = time.monotonic()
+    assert client.read_until_close() == b""
+    assert time.monotonic() - began > HEAD_TIMEOUT / 2
+
+
+def test_empty_lines_do_not_keep_a_silent_client_open(client: RawClient) -> None:
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        client.send_pieces([b"\r\n"] * 200, pause=HEAD_TIMEOUT / 20)
+
+
+def test_half_a_head_is_answered_408(client: RawClient) -> None:
+    client.send(GET[:-2])
+    response = client.read_response()
+    assert (response.status, response.get("connection")) == (408, "close")
+    assert client.read_until_close() == b""
+
+
+def test_a_head_that_drips_is_answered_408(client: RawClient) -> None:
+    drip = [b"GET / HTTP/1.1\r\n", *[b"A: b\r\n"] * 8]
+    client.send_pieces(drip, pause=HEAD_TIMEOUT / 8)
+    assert client.read_response().status == 408
+
+
+def test_an_idle_connection_is_closed(client: RawClient) -> None:
+    assert client.request("GET").status == 200
+    began = time.monotonic()
+    assert client.read_until_close() == b""
+    assert time.monotonic() - began > KEEP_ALIVE_TIMEOUT / 2
+
+
+def test_half_a_pipelined_head_has_its_time_too(client: RawClient) -> None:
+    client.send(GET + GET[:-2])
+    assert client.read_response().status == 200
+    assert client.read_response().status == 408
+
+
+# Time for the whole.
+
+
+def test_an_app_that_does_not_answer_in_time_is_a_503(server: Process, client: RawClient, name: str) -> None:
+    response = client.request("GET", f"/sleepy?name={name}")
+    assert (response.status, response.get("retry-after"), response.get("connection")) == (503, "1", "close")
+    assert client.read_until_close() == b""
+    wait_seen(server, name, "over")
+    assert seen(server, name) == ["waiting", "http.disconnect", "over"]
+
+
+def test_a_response_that_takes_too_long_is_cut(server: Process, client: RawClient, name: str) -> None:
+    client.send(f"GET /sleepy?start=1&name={name} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+    with pytest.raises(EOFError):
+        client.read_response()
+    wait_seen(server, name, "over")
+    assert seen(server, name) == ["waiting", "http.disconnect", "over"]
+
+
+def test_a_body_that_does_not_come_is_cut_off_too(server: Process, client: RawClient, name: str) -> None:
+    client.send(f"POST /torn-body?name={name} HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\n1234".encode())
+    assert client.read_response().status == 503
+    wait_seen(server, name, "disconnect")
+
+
+# Numbers.
+
+
+def test_more_connections_than_allowed_are_refused(start_interface: Start) -> None:
+    server = start_interface("--max-connections", 2, app=APP)
+    with RawClient(server) as first, RawClient(server) as second:
+        assert first.request("GET").status == second.request("GET").status == 200
+        for _ in range(3):
+            with RawClient(server) as third:
+                third.send(GET)
+                response = third.read_response()
+                assert (response.status, response.get("retry-after"), response.get("connection")) == (503, "1", "close")
+                assert third.read_until_close() == b""
+        assert first.request("GET").status == second.request("GET").status == 200
+        first.close()
+        server.wait_for("Listening")
+        deadline = time.monotonic() + 5
+        while True:
+            with RawClient(server) as fourth:
+                fourth.send(GET)
+                if fourth.read_response().status == 200:
+                    break
+            assert time.monotonic() < deadline, "the place of the first was never free"
+
+
+def test_no_worker_is_a_503_within_the_connect_timeout(start_interface: Start, redis_url: str) -> None:
+    server = start_interface("--layer", redis_url, "--connect-timeout", 0.5)
+    with RawClient(server) as client:
+        client.send(GET + GET)
+        response = client.read_response()
+        assert (response.status, response.get("retry-after"), response.get("connection")) == (503, "1", "close")
+        assert client.read_until_close() == b""
+
+
+def test_a_worker_that_comes_in_time_serves_what_waited(
+    start_interface: Start, start_worker: Start, redis_url: str
+) -> None:
+    server = start_interface("--layer", redis_url)
+    body = bytes(1_000_000)
+    with RawClient(server) as client, RawClient(server) as gone:
+        client.send(b"POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % len(body))
+        client.socket.setblocking(False)
+        sent = client.socket.send(body)  # more than the window is not read before a worker takes it
+        gone.send(b"GET /gone?name=gone HTTP/1.1\r\nHost: test\r\n\r\n")
+        gone.close()
+        start_worker(APP, "--layer", redis_url)
+        client.send(body[sent:])
+        assert client.read_response().body == body
+
+
+def test_a_worker_that_dies_is_a_cut_or_a_502_and_the_next_one_serves(
+    start_interface: Start, start_worker: Start, redis_url: str
+) -> None:
+    """Only what holds for any way in which a death is noticed: no answer is invented."""
+    server = start_interface("--layer", redis_url, "--http-timeout", 1)
+    worker = start_worker(APP, "--layer", redis_url)
+    with RawClient(server) as client:
+        client.send(b"GET /sleepy?name=x HTTP/1.1\r\nHost: test\r\n\r\n")
+        wait_seen(server, "x", "waiting")
+        worker.kill()
+        assert client.read_response().status in {502, 503}
+        assert client.read_until_close() == b""
+    start_worker(APP, "--layer", redis_url)
+    with RawClient(server) as client:
+        assert client.request("GET").status == 200
+
+
+# The graceful stop.
+
+
+def test_a_graceful_stop_finishes_what_is_in_flight(start_interface: Start) -> None:
+    server = start_interface("--graceful-timeout", 5, app=APP)
+    with RawClient(server) as busy, RawClient(server) as idle, RawClient(server) as uploading:
+        assert idle.request("GET").status == 200
+        busy.send(b"GET /wait?name=n&gate=g HTTP/1.1\r\nHost: test\r\n\r\n")
+        wait_seen(server, "n", "waiting")
+        uploading.send(b"POST /stream-back HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        assert uploading.read_head()[1] == 200
+        assert uploading.read_chunk() == b"a"
+        with RawClient(server) as opener:
+            opener.send(b"POST /open-gate?gate=g HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\n")
+            server.terminate()
+            assert idle.read_until_close() == b""
+            with pytest.raises(ConnectionRefusedError):
+                RawClient(server)
+            assert opener.read_response().status == 200  # it did not wait for its body
+        response = busy.read_response()
+        assert (response.status, response.text, response.get("connection")) == (200, "g", "close")
+        assert busy.read_until_close() == b""
+        uploading.send(b"1\r\nb\r\n0\r\n\r\n")
+        assert (uploading.read_chunk(), uploading.read_chunk()) == (b"b", b"")
+    assert server.wait() == 0
+
+
+def test_a_graceful_stop_has_an_end(start_interface: Start) -> None:
+    server = start_interface("--graceful-timeout", 0.5, app=APP)
+    with RawClient(server) as client:
+        client.send(b"GET /sleepy?name=n&start=1 HTTP/1.1\r\nHost: test\r\n\r\n")
+        wait_seen(server, "n", "waiting")
+        server.terminate()
+        with pytest.raises((EOFError, ConnectionResetError)):
+            client.read_response()
+    assert server.wait() == 0
+
+
+def test_the_access_log(start_interface: Start) -> None:
+    server = start_interface(app=APP, allow_traceback=True)
+    with RawClient(server) as client:
+        client.request("GET", "/a%20b?q=%0A")
+        client.request("GET", "/boom/1", "X-Forwarded-For: 203.0.113.7:99")
+        client.send(b"nonsense\r\n\r\n")
+        client.read_until_close()
+    server.wait_for(r'127\.0\.0\.1:\d+ - "GET /a%20b\?q=%0A HTTP/1\.1" 200')
+    server.wait_for(r'203\.0\.113\.7:99 - "GET /boom/1 HTTP/1\.1" 500')
+    server.wait_for(r'127\.0\.0\.1:\d+ - "- - HTTP/-" 501')
+
+
+def test_the_access_log_can_be_turned_off(start_interface: Start) -> None:
+    server = start_interface("--no-access-log", app=APP)
+    with RawClient(server) as client:
+        assert json.loads(client.request("GET", "/quiet").body)["path"] == "/quiet"
+    server.terminate()
+    assert server.wait() == 0
+    assert "/quiet" not in server.log()

@@ -1,0 +1,211 @@
+"""Clients that are too slow, with the patience of the server shortened: so this server runs in the test's process."""
+
+import socket
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio.to_thread import run_sync
+
+from asgibus.commands.embedded import serve_with_worker
+from asgibus.interface_server import http, pace
+from asgibus.interface_server import server as server_module
+from asgibus.interface_server.server import Server
+from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.layers import open_layer
+from support.raw import RawClient
+from support.websocket import seen, wait_seen
+
+pytestmark = pytest.mark.anyio
+
+APP = {"app": "http_app:app", "app_dir": str(Path(__file__).parent)}
+PATIENCE = 0.3
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the app's folder is put on it
+    monkeypatch.setattr(pace, "BODY_GRACE_SECONDS", PATIENCE)
+    monkeypatch.setattr(pace, "STALL_SECONDS", PATIENCE)
+    monkeypatch.setattr(http, "LINGER_SECONDS", PATIENCE)
+    monkeypatch.setattr(http, "CHECK_SECONDS", PATIENCE / 4)
+    monkeypatch.setattr(server_module, "TICK_SECONDS", PATIENCE / 10)
+
+
+@pytest.fixture
+def name() -> str:
+    """What this test's notes are kept under in the app."""
+    return uuid.uuid4().hex
+
+
+class Address:
+    def __init__(self, port: int) -> None:
+        self.url, self.uds, self.port = f"http://127.0.0.1:{port}", "", port
+
+
+@asynccontextmanager
+async def serving_here(min_body_rate: int = 1000) -> AsyncIterator[Address]:
+    layer = open_layer("memory://")
+    server = Server(InterfaceSettings(port=0, min_body_rate=min_body_rate, graceful_timeout=0.1), layer)
+    listening = anyio.Event()
+    where: list[str] = []
+
+    def ready(url: str) -> None:
+        where.append(url)
+        listening.set()
+
+    stop = anyio.Event()
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(serve_with_worker, APP, layer, lambda: server.serve(stop, ready))
+            await listening.wait()
+            yield Address(int(where[0].rpartition(":")[2]))
+            stop.set()
+    finally:
+        await layer.close()
+
+
+def post(target: str, *headers: str) -> bytes:
+    lines = [f"POST {target} HTTP/1.1", "Host: test", "Content-Length: 1000000", *headers]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def drip(client: RawClient, size: int, seconds: float) -> None:
+    """Send `size` bytes ten times a second, for so long or until there is an answer."""
+    client.socket.settimeout(0.1)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        client.socket.sendall(bytes(size))
+        try:
+            client.socket.recv(1, socket.MSG_PEEK)
+        except TimeoutError:
+            continue
+        return
+
+
+async def test_a_body_that_comes_too_slowly_is_answered_408(name: str) -> None:
+    def test(server: Address) -> None:
+        with RawClient(server) as client:
+            client.send(post(f"/torn-body?name={name}"))
+            drip(client, 10, 5)
+            response = client.read_response()
+            assert (response.status, response.get("connection")) == (408, "close")
+            assert client.read_until_close() == b""
+        wait_seen(server, name, "disconnect")
+
+    async with serving_here() as server:
+        await run_sync(test, server)
+
+
+async def test_a_body_that_comes_steadily_is_read(name: str) -> None:
+    def test(server: Address) -> None:
+        with RawClient(server) as client:
+            client.send(post(f"/torn-body?name={name}"))
+            drip(client, 200, 3 * PATIENCE)
+            client.send(bytes(900_000))
+            client.half_close()
+        wait_seen(server, name, "disconnect")
+        assert seen(server, name) == ["reading", "disconnect", "over"]
+
+    async with serving_here() as server:
+        await run_sync(test, server)
+
+
+async def test_a_rate_of_zero_is_no_limit(name: str) -> None:
+    def test(server: Address) -> None:
+        with RawClient(server) as client:
+            client.send(post(f"/torn-body?name={name}"))
+            client.assert_silent(3 * PATIENCE)
+
+    async with serving_here(min_body_rate=0) as server:
+        await run_sync(test, server)
+
+
+async def test_a_client_that_waits_for_100_continue_is_not_too_slow(name: str) -> None:
+    def test(server: Address) -> None:
+        with RawClient(server) as client, RawClient(server) as opener:
+            client.send(post(f"/slow-ask?name={name}&gate={name}", "Expect: 100-continue"))
+            client.assert_silent(3 * PATIENCE)
+            assert opener.request("GET", f"/open-gate?gate={name}").status == 200
+            assert client.read_response().status == 100
+            assert client.read_response().status == 408  # from now on it is
+
+    async with serving_here() as server:
+        await run_sync(test, server)
+
+
+async def test_an_app_that_does_not_read_is_not_the_clients_fault(name: str) -> None:
+    def test(server: Address) -> None:
+        body = bytes(1_000_000)
+        with RawClient(server) as client, RawClient(server) as opener:
+            client.send(post(f"/slow-ask?name={name}&gate={name}"))
+            client.socket.setblocking(False)
+            sent = client.socket.send(body)
+            wait_seen(server, name, "waiting")
+            time.sleep(3 * PATIENCE)  # the server must lose its patience here, if it is going to
+            assert opener.request("GET", f"/open-gate?gate={name}").status == 200
+            client.send(body[sent:])
+            assert client.read_response().body == body
+
+    async with serving_here() as server:
+        await run_sync(test, server)
+
+
+@pytest.mark.parametrize("target", ["/large?size=100000000&part=100000", "/large?size=3000000"])
+async def test_a_client_that_reads_nothing_is_dropped(name: str, target: str) -> None:
+    """Whether the app still waits to send more, or has sent all of it."""
+
+    def test(server: Address) -> None:
+        with RawClient(server, receive_buffer=4096) as client:
+            client.send(f"GET {target}&name={name} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+            client.read_head()
+            wait_seen(server, name, "over")
+            deadline = time.monotonic() + 5
+            while True:  # it was reset, which shows without reading what came before
+                try:
+                    client.socket.sendall(b"x")
+                except (BrokenPipeError, ConnectionResetError):
+                    break
+                assert time.monotonic() < deadline, "the client was not dropped"
+                time.sleep(0.05)
+
+    async with serving_here() as server:
+        await run_sync(test, server)
+
+
+async def test_a_client_that_reads_slowly_is_not_dropped(name: str) -> None:
+    def test(server: Address) -> None:
+        size = 8_000_000
+        with RawClient(server, receive_buffer=65536) as client:
+            client.send(f"GET /large?size={size}&name={name} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+            client.read_head()
+            got, end = 0, time.monotonic() + 3 * PATIENCE
+            while time.monotonic() < end:
+                got += len(client.read_exactly(100_000))
+                time.sleep(0.1)
+            assert client.read_exactly(size - got) == bytes(size - got)
+
+    async with serving_here() as server:
+        await run_sync(test, server)
+
+
+async def test_an_early_response_is_read_as_slowly_as_the_client_likes(name: str) -> None:
+    def test(server: Address) -> None:
+        size = 6_000_000
+        with RawClient(server, receive_buffer=65536) as client:
+            client.send(post(f"/unread?size={size}"))
+            client.read_head()
+            got, end = 0, time.monotonic() + 3 * PATIENCE
+            while time.monotonic() < end:
+                got += len(client.read_exactly(100_000))
+                time.sleep(0.1)
+            assert client.read_exactly(size - got) == bytes(size - got)
+            assert client.read_until_close() == b""
+
+    async with serving_here() as server:
+        await run_sync(test, server)

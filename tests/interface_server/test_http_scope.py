@@ -1,0 +1,279 @@
+"""What an app learns of a request: the scope, behind proxies, TLS and every kind of listener."""
+
+import json
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.processes import LISTENING, Process, Processes
+from support.raw import RawClient
+from support.servers import LAYERS, serving
+
+APP = "interface_server.http_app:app"
+Start = Callable[..., Process]
+
+
+@pytest.fixture(scope="module", params=LAYERS)
+def server(request: pytest.FixtureRequest) -> Iterator[Process]:
+    with serving(request, APP, layer=request.param) as servers:
+        yield servers.interfaces[0]
+
+
+def scope_of(server: Process, wire: bytes, **options: Any) -> dict[str, Any]:
+    with RawClient(server, **options) as client:
+        client.send(wire)
+        response = client.read_response()
+        assert response.status == 200, response
+        scope: dict[str, Any] = json.loads(response.body)
+        return scope
+
+
+def get(target: str, *headers: str) -> bytes:
+    return "\r\n".join([f"GET {target} HTTP/1.1", "Host: test", *headers, "", ""]).encode("latin-1")
+
+
+def test_every_key_of_the_scope(server: Process) -> None:
+    with RawClient(server) as client:
+        client.send(
+            b"PUT /a%20b/%C3%BC?x=%20y&x HTTP/1.1\r\nHost: Test:80\r\nX-A:  1 \t\r\nx-A: 2\r\nEmpty:\r\n"
+            b"Latin: gr\xfc\xdfe\r\nContent-Length: 2\r\n\r\nhi"
+        )
+        scope = json.loads(client.read_response().body)
+        host, port = client.socket.getsockname()
+    assert scope == {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.5"},
+        "http_version": "1.1",
+        "method": "PUT",
+        "scheme": "http",
+        "path": "/a b/ü",
+        "raw_path": "/a%20b/%C3%BC",
+        "query_string": "x=%20y&x",
+        "root_path": "",
+        "headers": [
+            ["host", "Test:80"],
+            ["x-a", "1"],
+            ["x-a", "2"],
+            ["empty", ""],
+            ["latin", "grüße"],
+            ["content-length", "2"],
+        ],
+        "client": [host, port],
+        "server": ["127.0.0.1", server.port],
+        "state": {"made at start-up": "yes"},
+        "extensions": ["asgibus", "http.response.early_hint"],
+        "body": "hi",
+    }
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "raw_path", "query"),
+    [
+        ("/", "/", "/", ""),
+        ("/?", "/", "/", ""),
+        ("//a//b/../c/.", "//a//b/../c/.", "//a//b/../c/.", ""),
+        ("/a?b?c", "/a", "/a", "b?c"),
+        ("/a#b?c", "/a", "/a", ""),
+        ("/a?b#c?d", "/a", "/a", "b"),
+        ("/%2F%3f%25", "//?%", "/%2F%3f%25", ""),
+        ("/%zz%", "/%zz%", "/%zz%", ""),
+        ("/%ff", "/\ufffd", "/%ff", ""),
+        ("/+;=@:!$&'()*,~[]", "/+;=@:!$&'()*,~[]", "/+;=@:!$&'()*,~[]", ""),
+        ("http://other.example", "/", "/", ""),
+        ("http://other.example?q", "/", "/", "q"),
+        ("HTTPS://me:pw@other.example:81/x/%41?q=1", "/x/A", "/x/%41", "q=1"),
+    ],
+)
+def test_targets(server: Process, target: str, path: str, raw_path: str, query: str) -> None:
+    scope = scope_of(server, get(target))
+    assert (scope["path"], scope["raw_path"], scope["query_string"]) == (path, raw_path, query)
+    assert scope["scheme"] == "http"
+    if "other.example" in target:
+        host = "other.example:81" if ":81" in target else "other.example"
+        assert scope["headers"] == [["host", host]]  # RFC 9112 section 3.2.2: that of the target counts
+    else:
+        assert scope["headers"] == [["host", "test"]]
+
+
+def test_the_server_itself_as_target(server: Process) -> None:
+    scope = scope_of(server, b"OPTIONS * HTTP/1.1\r\nHost: test\r\n\r\n")
+    assert (scope["method"], scope["path"], scope["raw_path"]) == ("OPTIONS", "*", "*")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
+def test_methods(server: Process, method: str) -> None:
+    with RawClient(server) as client:
+        client.send(f"{method} /headers HTTP/1.1\r\nHost: test\r\nContent-Length: 3\r\n\r\na=b".encode())
+        response = client.read_response(method)
+        assert (response.status, response.get("a")) == (200, "b")
+
+
+def test_http_1_0_needs_no_host(server: Process) -> None:
+    scope = scope_of(server, b"GET / HTTP/1.0\r\n\r\n")
+    assert (scope["http_version"], scope["headers"]) == ("1.0", [])
+
+
+def test_the_state_is_a_copy_for_every_request(server: Process) -> None:
+    for _ in range(2):
+        assert scope_of(server, get("/"))["state"] == {"made at start-up": "yes"}
+
+
+def test_root_path(start_interface: Start) -> None:
+    scope = scope_of(start_interface("--root-path", "/api", app=APP), get("/users%20?q"))
+    assert (scope["root_path"], scope["path"], scope["raw_path"]) == ("/api", "/api/users ", "/api/users%20")
+
+
+# Behind a proxy.
+
+FORWARDED = ("X-Forwarded-For: 203.0.113.7, 10.0.0.9", "X-Forwarded-Proto: https")
+
+
+def test_a_trusted_proxy_is_believed(start_interface: Start) -> None:
+    server = start_interface("--forwarded-allow-ips", "127.0.0.1,10.0.0.0/8", app=APP)
+    scope = scope_of(server, get("/", *FORWARDED))
+    assert (scope["client"], scope["scheme"]) == (["203.0.113.7", 0], "https")
+
+
+@pytest.mark.parametrize("options", [("--no-proxy-headers",), ("--forwarded-allow-ips", "10.0.0.1")])
+def test_nobody_else_is_believed(start_interface: Start, options: tuple[str, ...]) -> None:
+    scope = scope_of(start_interface(*options, app=APP), get("/", *FORWARDED))
+    assert (scope["client"][0], scope["scheme"]) == ("127.0.0.1", "http")
+
+
+# Other listeners.
+
+
+def test_a_unix_socket(start_interface: Start, tmp_path: Path) -> None:
+    path = str(tmp_path / "http.sock")
+    server = start_interface("--uds", path, "--forwarded-allow-ips", "unix", app=APP)
+    assert server.uds == path
+    assert Path(path).stat().st_mode & 0o777 == 0o666
+    scope = scope_of(server, get("/"))
+    assert (scope["client"], scope["server"], scope["scheme"]) == (None, [path, None], "http")
+    scope = scope_of(server, get("/", *FORWARDED))
+    assert (scope["client"], scope["scheme"]) == (["10.0.0.9", 0], "https")
+
+
+def test_a_dead_unix_socket_is_replaced_and_a_living_one_is_not(start_interface: Start, tmp_path: Path) -> None:
+    path = str(tmp_path / "http.sock")
+    start_interface("--uds", path, app=APP).kill()
+    assert scope_of(start_interface("--uds", path, app=APP), get("/"))["path"] == "/"
+    second = start_interface("--uds", path, app=APP, ready=False)
+    assert second.wait() == 1
+    assert f"cannot listen on {path}: Address already in use" in second.log()
+
+
+def test_a_port_that_is_taken(start_interface: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        server = start_interface("--port", port, app=APP, ready=False)
+        assert server.wait() == 1
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in server.log()
+
+
+def test_a_socket_that_was_passed_in(processes: Processes, tmp_path: Path) -> None:
+    launcher = (
+        "import os, socket, sys\n"
+        "listening = socket.create_server(('127.0.0.1', 0))\n"
+        "listening.set_inheritable(True)\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'asgibus.interface_server', sys.argv[1],"
+        " '--fd', str(listening.fileno())])\n"
+    )
+    server = processes.start("interface", [sys.executable, "-c", launcher, APP], ready=LISTENING)
+    server.url = server.wait_for(LISTENING)["url"]
+    assert scope_of(server, get("/"))["server"] == ["127.0.0.1", server.port]
+
+
+def test_an_ipv6_address(start_interface: Start) -> None:
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6")
+    server = start_interface("--host", "::1", "--port", 0, app=APP)
+    assert server.url.startswith("http://[::1]:")
+    with socket.create_connection(("::1", server.port)) as client:
+        client.sendall(get("/refuse-early", "Connection: close"))
+        assert client.recv(65536).startswith(b"HTTP/1.1 403")
+
+
+# TLS.
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for localhost and its key, in one file; the key again, with a password, beside it."""
+    folder = tmp_path_factory.mktemp("tls")
+    run = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2"]
+    subprocess.run([*run, *names, "-keyout", folder / "key", "-out", folder / "cert"], check=True, capture_output=True)
+    subprocess.run(
+        ["openssl", "ec", "-aes256", "-passout", "pass:secret", "-in", folder / "key", "-out", folder / "locked"],
+        check=True,
+        capture_output=True,
+    )
+    both = folder / "both.pem"
+    both.write_bytes((folder / "key").read_bytes() + (folder / "cert").read_bytes())
+    return both
+
+
+@pytest.fixture
+def trusting(certificate: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(certificate))
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    return context
+
+
+def test_tls(start_interface: Start, certificate: Path, trusting: ssl.SSLContext) -> None:
+    server = start_interface("--ssl-certfile", certificate, app=APP)
+    assert server.url.startswith("https://127.0.0.1:")
+    scope = scope_of(server, get("/"), tls=trusting)
+    assert (scope["scheme"], scope["server"]) == ("https", ["127.0.0.1", server.port])
+    assert scope["extensions"] == ["asgibus", "http.response.early_hint", "tls"]
+    with RawClient(server, tls=trusting) as client:
+        assert client.socket.selected_alpn_protocol() == "http/1.1"  # type: ignore[attr-defined]
+        body = bytes(range(256)) * 8192
+        for _ in range(2):
+            assert client.request("POST", "/body", body=body).body == body
+        assert client.request("GET", "/", "Connection: close").status == 200
+        assert client.read_until_close() == b""
+
+
+def test_an_early_response_over_tls_is_seen(
+    start_interface: Start, certificate: Path, trusting: ssl.SSLContext
+) -> None:
+    server = start_interface("--ssl-certfile", certificate, app=APP)
+    with RawClient(server, tls=trusting) as client:
+        client.send(b"POST /unread?size=100000 HTTP/1.1\r\nHost: test\r\nContent-Length: 8000000\r\n\r\n")
+        client.send(bytes(4_000_000))
+        assert client.read_response().body == bytes(100_000)
+
+
+def test_a_key_with_a_password(start_interface: Start, certificate: Path, trusting: ssl.SSLContext) -> None:
+    files = ("--ssl-certfile", certificate.parent / "cert", "--ssl-keyfile", certificate.parent / "locked")
+    server = start_interface(*files, "--ssl-keyfile-password", "secret", app=APP)
+    assert scope_of(server, get("/"), tls=trusting)["scheme"] == "https"
+    for password in ((), ("--ssl-keyfile-password", "wrong")):
+        refused = start_interface(*files, *password, app=APP, ready=False)
+        assert refused.wait() == 1
+        assert f"the TLS certificate {certificate.parent / 'cert'} cannot be used" in refused.log()
+
+
+def test_client_certificates_may_be_required(
+    start_interface: Start, certificate: Path, trusting: ssl.SSLContext
+) -> None:
+    server = start_interface("--ssl-certfile", certificate, "--ssl-ca-certs", certificate, app=APP)
+    with pytest.raises((OSError, EOFError)):
+        scope_of(server, get("/"), tls=trusting)
+    trusting.load_cert_chain(certificate)
+    assert scope_of(server, get("/"), tls=trusting)["scheme"] == "https"
+
+
+def test_plain_http_at_a_tls_port_gets_no_answer(start_interface: Start, certificate: Path) -> None:
+    server = start_interface("--ssl-certfile", certificate, app=APP)
+    with RawClient(server) as client:
+        client.send(get("/"))
+        assert b"HTTP/1.1 200" not in client.read_until_close()

@@ -1,0 +1,425 @@
+"""WebSockets over real sockets, on both layers: what client and app see of each other."""
+
+import json
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.utils import accept_key
+
+from support.processes import Process
+from support.raw import RawClient
+from support.servers import LAYERS, serving
+from support.websocket import (
+    BINARY,
+    CLOSE,
+    CONT,
+    KEY,
+    PING,
+    PONG,
+    TEXT,
+    RawWebSocket,
+    close_frame,
+    frame,
+    handshake,
+    seen,
+    wait_seen,
+    ws,
+)
+
+APP = "interface_server.websocket_app:app"
+
+
+@pytest.fixture(scope="module", params=LAYERS)
+def server(request: pytest.FixtureRequest) -> Iterator[Process]:
+    with serving(request, APP, layer=request.param) as servers:
+        yield servers.interfaces[0]
+
+
+@pytest.fixture
+def name() -> str:
+    """What this test's notes are kept under in the app."""
+    return uuid.uuid4().hex
+
+
+# Messages.
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "",
+        "a",
+        "grüße 🐦",
+        "a\x00b",
+        b"",
+        b"\x00\xff",
+        bytes(125),
+        bytes(126),
+        bytes(65535),
+        bytes(65536),
+        bytes(1 << 20),
+        "é" * (1 << 19),
+    ],
+    ids=lambda message: f"{type(message).__name__}-{len(message)}",
+)
+def test_messages_come_back_as_they_went(server: Process, message: str | bytes) -> None:
+    with ws(server, "/echo", max_size=None) as client:
+        client.send(message)
+        assert client.recv(timeout=5) == message
+
+
+def test_fragments_are_one_message_with_control_frames_between_them(server: Process) -> None:
+    text = "grüße".encode()
+    with RawWebSocket(server, "/echo") as client:
+        client.send(frame(TEXT, text[:3], fin=False))  # in the middle of a character
+        client.send(frame(PING, b"between"))
+        client.send(frame(CONT, b"", fin=False) + frame(CONT, text[3:]))
+        assert client.read_frame() == (PONG, b"between")
+        assert client.read_frame() == (TEXT, text)
+        client.send(frame(BINARY, b"\xff", fin=False) + frame(CONT, b"\xfe"))
+        assert client.read_frame() == (BINARY, b"\xff\xfe")
+
+
+def test_a_frame_may_come_byte_by_byte(server: Process) -> None:
+    with RawWebSocket(server, "/echo") as client:
+        client.send_pieces(frame(TEXT, b"slow") + frame(BINARY, bytes(130)), pause=0.0005)
+        assert client.read_frame() == (TEXT, b"slow")
+        assert client.read_frame() == (BINARY, bytes(130))
+
+
+def test_many_frames_in_one_segment_come_back_in_order(server: Process) -> None:
+    with RawWebSocket(server, "/echo") as client:
+        client.send(b"".join(frame(TEXT, b"%d" % number) for number in range(1000)))
+        assert [client.read_frame() for _ in range(1000)] == [(TEXT, b"%d" % number) for number in range(1000)]
+
+
+def test_pings_are_answered_with_their_payload(server: Process) -> None:
+    with RawWebSocket(server, "/listen") as client:
+        for payload in (b"", b"a", bytes(125)):
+            client.send(frame(PING, payload))
+            assert client.read_frame() == (PONG, payload)
+        client.send(frame(PONG, b"unasked"))
+        client.assert_silent()
+
+
+def test_what_came_behind_the_handshake_is_read(server: Process) -> None:
+    early = frame(TEXT, b"one") + frame(TEXT, b"two")
+    with RawWebSocket(server, "/echo", early=early) as client:
+        assert client.status == 101
+        assert [client.read_frame() for _ in range(2)] == [(TEXT, b"one"), (TEXT, b"two")]
+
+
+def test_the_handshake_waits_for_accept_and_what_comes_meanwhile_is_kept_in_order(server: Process, name: str) -> None:
+    with RawWebSocket(server, f"/echo?gate={name}", early=frame(TEXT, b"0"), answered=False) as client:
+        for number in range(1, 100):
+            client.send(frame(TEXT, b"%d" % number))
+        client.assert_silent()
+        with RawClient(server) as other:
+            other.request("GET", f"/open?name={name}")
+        for number in range(100, 200):
+            client.send(frame(TEXT, b"%d" % number))
+        assert client.read_answer() == 101
+        assert [client.read_frame() for _ in range(200)] == [(TEXT, b"%d" % number) for number in range(200)]
+
+
+def test_more_than_is_kept_before_accept_stays_in_the_clients_socket(server: Process, name: str) -> None:
+    wire = frame(BINARY, bytes(60_000)) * 500  # 30 MB, more than the kernel takes
+    with RawWebSocket(server, f"/deaf?gate=first&name={name}", answered=False) as client:
+        sent = client.send_until_blocked(wire)
+        assert sent < len(wire) // 2
+        with RawClient(server) as other:
+            other.request("GET", f"/open?name={name}")
+        client.send(wire[sent:] + close_frame(1000))
+        assert client.read_answer() == 101
+        wait_seen(server, name, ["total", 500 * 60_000])
+
+
+# The handshake.
+
+
+def test_accept_carries_subprotocol_and_headers(server: Process, name: str) -> None:
+    with RawWebSocket(
+        server, f"/subprotocol?choose=chat.v2&name={name}", "Sec-WebSocket-Protocol: x, chat.v2"
+    ) as client:
+        headers: dict[str, list[str]] = {}
+        for key, value in client.headers:
+            headers.setdefault(key.lower(), []).append(value)
+        assert client.status == 101
+        assert headers["sec-websocket-accept"] == [accept_key(KEY)]
+        assert headers["sec-websocket-protocol"] == ["chat.v2"]
+        assert headers["x-one"] == ["1"]
+        assert headers["set-cookie"] == ["a=1", "b=2"]
+        assert headers["upgrade"] == ["websocket"]
+        assert headers["server"] == ["asgibus"]
+        assert len(headers["date"]) == 1
+    assert seen(server, name)[0] == ["x", "chat.v2"]
+
+
+def test_no_subprotocol_unless_the_app_chooses_one(server: Process, name: str) -> None:
+    with ws(server, "/subprotocol", query={"name": name}, subprotocols=["a"]) as client:
+        assert client.subprotocol is None
+    assert seen(server, name)[0] == ["a"]
+
+
+def test_the_scope(server: Process) -> None:
+    with RawWebSocket(server, "/show%2Dscope?a=%20b", "X-Two: 1", "x-two: 2") as client:
+        scope = json.loads(client.read_frame()[1])
+        headers = scope.pop("headers")
+        assert headers[0] == ["host", "test"]
+        assert headers[-2:] == [["x-two", "1"], ["x-two", "2"]]
+        assert scope == {
+            "type": "websocket",
+            "asgi": {"version": "3.0", "spec_version": "2.5"},
+            "http_version": "1.1",
+            "scheme": "ws",
+            "path": "/show-scope",
+            "raw_path": "/show%2Dscope",
+            "query_string": "a=%20b",
+            "root_path": "",
+            "client": list(client.socket.getsockname()),
+            "server": ["127.0.0.1", server.port],
+            "subprotocols": [],
+            "state": None,
+            "extensions": ["asgibus", "websocket.http.response"],
+        }
+
+
+def test_a_close_before_accept_is_403(server: Process, name: str) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        ws(server, "/refuse", query={"name": name})
+    assert refused.value.response.status_code == 403
+    wait_seen(server, name, ["disconnect", 1006, ""])
+    wait_seen(server, name, "over")
+
+
+def test_a_denial_response_reaches_the_client_whole(server: Process, name: str) -> None:
+    with RawClient(server) as client:
+        client.send(handshake(f"/deny?name={name}"))
+        response = client.read_response()
+        assert (response.status, response.text) == (401, "log in first")
+        assert response.get("www-authenticate") == "Basic"
+        assert client.read_until_close() == b""
+    wait_seen(server, name, ["disconnect", 1006, ""])
+
+
+@pytest.mark.parametrize("path", ["/raise-early", "/return-early"])
+def test_an_app_that_ends_before_accept_is_500(server: Process, path: str) -> None:
+    with RawClient(server) as client:
+        client.send(handshake(path))
+        assert client.read_response().status == 500
+        assert client.read_until_close() == b""
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"Version: 13": "Version: 8"}, 426),
+        ({"Version: 13": "Version: x"}, 426),
+        ({"Sec-WebSocket-Key: ": "Sec-WebSocket-Key: !"}, 400),
+        ({"Sec-WebSocket-Key": "X-Key"}, 400),
+        ({"Sec-WebSocket-Key: ": "Sec-WebSocket-Key: AAAA\r\nSec-WebSocket-Key: "}, 400),
+    ],
+)
+def test_a_handshake_that_is_none_is_refused(server: Process, change: dict[str, str], status: int) -> None:
+    head = handshake("/echo").decode()
+    for old, new in change.items():
+        assert old in head
+        head = head.replace(old, new)
+    with RawClient(server) as client:
+        client.send(head.encode())
+        response = client.read_response()
+        assert response.status == status
+        assert response.get("sec-websocket-version") == ("13" if status == 426 else None)
+        assert client.read_until_close() == b""
+
+
+def test_a_denial_that_is_not_finished_is_cut_off(server: Process) -> None:
+    with RawClient(server) as client:
+        client.send(handshake("/deny-and-return"))
+        assert client.read_head()[1] == 401
+        assert client.read_chunk() == b"log in "
+        assert client.read_until_close() == b""
+
+
+def test_browsers_and_proxies_word_the_handshake_in_their_ways(server: Process) -> None:
+    head = handshake("/echo", "Origin: http://test", "Sec-WebSocket-Extensions: permessage-deflate").decode()
+    head = head.replace("Connection: Upgrade", "Connection: keep-alive, upgrade").replace("websocket", "WebSocket")
+    with RawWebSocket(server, "/echo", answered=False) as client:
+        assert client.read_answer() == 101
+    with RawClient(server) as raw:
+        raw.send(head.encode())
+        _, status, _, headers = raw.read_head()
+        assert status == 101
+        assert "sec-websocket-extensions" not in {name.lower() for name, _ in headers}
+    with ws(server, "/echo", compression="deflate") as compressing:
+        compressing.send("a" * 1000)
+        assert compressing.recv(timeout=5) == "a" * 1000
+
+
+def test_a_handshake_may_follow_other_requests_on_its_connection(server: Process, name: str) -> None:
+    before = f"GET /seen?name={name} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
+    with RawWebSocket(server, "/echo", early=frame(TEXT, b"early"), before=before * 2, answered=False) as client:
+        assert [client.read_response().text for _ in range(2)] == ["[]", "[]"]
+        assert client.read_answer() == 101
+        assert client.read_frame() == (TEXT, b"early")
+
+
+# Closing.
+
+
+@pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1001, "going"), (3000, "a"), (4999, "é" * 61 + "x")])
+def test_the_clients_close_reaches_the_app(server: Process, name: str, code: int, reason: str) -> None:
+    with RawWebSocket(server, f"/listen?name={name}") as client:
+        client.send(close_frame(code, reason))
+        assert client.read_close() == (code, reason)
+        assert client.read_until_close() == b""
+    wait_seen(server, name, ["disconnect", code, reason])
+
+
+def test_a_close_without_a_code_is_1005(server: Process, name: str) -> None:
+    with RawWebSocket(server, f"/listen?name={name}") as client:
+        client.send(frame(CLOSE))
+        assert client.read_frame() == (CLOSE, b"")
+        assert client.read_until_close() == b""
+    wait_seen(server, name, ["disconnect", 1005, ""])
+
+
+@pytest.mark.parametrize("leave", ["close", "reset", "half_close"])
+def test_a_client_that_vanishes_is_1006(server: Process, name: str, leave: str) -> None:
+    with RawWebSocket(server, f"/listen?name={name}") as client:
+        client.send(frame(TEXT, b"hello") + frame(TEXT, b"unfinished")[:5])
+        wait_seen(server, name, ["text", "hello"])
+        getattr(client, leave)()
+        wait_seen(server, name, ["disconnect", 1006, ""])
+
+
+def test_all_that_came_before_the_close_is_received(server: Process, name: str) -> None:
+    with RawWebSocket(server, f"/listen?name={name}") as client:
+        client.send(b"".join(frame(TEXT, b"%d" % number) for number in range(500)) + close_frame(1000))
+        wait_seen(server, name, "over")
+    assert seen(server, name) == [*(["text", str(number)] for number in range(500)), ["disconnect", 1000, ""], "over"]
+
+
+@pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1011, ""), (1014, ""), (4000, "bye ü")])
+def test_the_apps_close_reaches_the_client_and_ends_its_receive(
+    server: Process, name: str, code: int, reason: str
+) -> None:
+    with ws(server, "/close", query={"code": code, "reason": reason, "name": name}) as client:
+        with pytest.raises(ConnectionClosed) as closed:
+            client.recv(timeout=5)
+        assert closed.value.rcvd is not None
+        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (code, reason)
+    wait_seen(server, name, ["disconnect", code, reason])
+    wait_seen(server, name, "MESSAGE_SENT is not allowed in the state 'complete'")
+
+
+def test_the_apps_close_wakes_its_own_receive(server: Process, name: str) -> None:
+    with ws(server, "/close-beside-receive", query={"name": name}) as client, pytest.raises(ConnectionClosed):
+        client.recv(timeout=5)
+    wait_seen(server, name, ["disconnect", 4002, ""])
+
+
+def test_after_the_apps_close_the_clients_answer_is_awaited(server: Process) -> None:
+    with RawWebSocket(server, "/close?code=4000") as client:
+        assert client.read_close() == (4000, "")
+        client.assert_silent()
+        client.send(frame(TEXT, b"ignored") + close_frame(4000))
+        assert client.read_until_close() == b""
+
+
+@pytest.mark.parametrize(("path", "code"), [("/raise-late", 1011), ("/return-late", 1000)])
+def test_an_app_that_ends_closes(server: Process, path: str, code: int) -> None:
+    with RawWebSocket(server, path) as client:
+        assert client.read_close() == (code, "")
+
+
+# What the client may not send.
+
+
+@pytest.mark.parametrize(
+    ("wire", "code"),
+    [
+        (frame(TEXT, b"a", masked=False), 1002),
+        (frame(TEXT, b"a", rsv=4), 1002),
+        (frame(TEXT, b"a", rsv=1), 1002),
+        (frame(0x3, b"a"), 1002),
+        (frame(0xB, b"a"), 1002),
+        (frame(CONT, b"a"), 1002),
+        (frame(TEXT, b"a", fin=False) + frame(TEXT, b"b"), 1002),
+        (frame(PING, b"a", fin=False), 1002),
+        (frame(PING, bytes(126)), 1002),
+        (frame(CLOSE, b"\x03"), 1002),
+        (close_frame(1005), 1002),
+        (close_frame(999), 1002),
+        (frame(CLOSE, b"\x03\xe8\xff"), 1007),
+        (frame(TEXT, b"\xff"), 1007),
+        (frame(TEXT, b"\xed\xa0\x80"), 1007),
+        (frame(TEXT, "ü".encode()[:1]), 1007),
+        (frame(TEXT, b"ok", fin=False) + frame(CONT, b"\xc3"), 1007),
+        (frame(BINARY, bytes((1 << 20) + 1)), 1009),
+        (frame(BINARY, bytes(1 << 19), fin=False) + frame(CONT, bytes((1 << 19) + 1)), 1009),
+    ],
+    ids=lambda value: repr(value[:12]) if isinstance(value, bytes) else str(value),
+)
+def test_a_client_that_breaks_the_protocol_is_told_why_and_the_app_hears_it(
+    server: Process, name: str, wire: bytes, code: int
+) -> None:
+    with RawWebSocket(server, f"/listen?name={name}") as client:
+        client.send(frame(TEXT, b"before") + wire)
+        assert client.read_close()[0] == code
+        client.send(frame(TEXT, b"after"))
+        assert client.read_until_close() == b""
+    wait_seen(server, name, "over")
+    before, (kind, told, _), _ = seen(server, name)
+    assert (before, kind, told) == (["text", "before"], "disconnect", code)
+
+
+def test_the_reason_arrives_even_in_the_middle_of_a_message_that_is_too_long(server: Process) -> None:
+    """Closing at once would reset the connection under a client that still sends, and lose the close frame."""
+    with ws(server, "/listen") as client:
+        with pytest.raises(ConnectionClosed) as closed:
+            client.send(bytes(20 << 20))
+            client.recv(timeout=5)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1009
+
+
+# What the app may not send.
+
+
+def test_invalid_events_raise_out_of_send_and_harm_nothing(server: Process, name: str) -> None:
+    with ws(server, "/invalid", query={"name": name}) as client:
+        assert client.recv(timeout=5) == "alive"
+    wait_seen(server, name, "over")
+    *errors, _ = seen(server, name)
+    assert errors == [
+        *["ValueError"] * 5,
+        "TypeError",
+        "TypeError",
+        "UnicodeEncodeError",
+        "ValueError",
+        "TypeError",
+        "ValueError",
+        "IllegalTransition",
+    ]
+
+
+def test_send_after_the_client_is_gone_is_an_oserror(server: Process, name: str) -> None:
+    with RawWebSocket(server, f"/send-after?name={name}") as client:
+        client.send(close_frame(1001))
+        client.read_close()
+        client.read_until_close()
+    with RawClient(server) as other:
+        other.request("GET", f"/open?name={name}")
+    wait_seen(server, name, "over")
+    error, disconnect = ["OSError", "ClientDisconnected"], ["disconnect", 1001, ""]
+    assert seen(server, name) == [error, disconnect, error, disconnect, "over"]
+
+
+def test_receive_may_be_given_up_any_number_of_times(server: Process, name: str) -> None:
+    with ws(server, "/impatient", query={"name": name}) as client:
+        assert client.recv(timeout=6) == "patient at last"
+        client.send(b"still heard")
+    wait_seen(server, name, ["total", 11])

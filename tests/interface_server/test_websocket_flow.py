@@ -1,0 +1,111 @@
+"""Who reads slowly, or not at all, slows the other end, and costs the servers no memory."""
+
+import uuid
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from support.deadline import wait_until
+from support.processes import Process
+from support.raw import RawClient
+from support.servers import LAYERS, Servers, serving
+from support.websocket import BINARY, PING, PONG, RawWebSocket, close_frame, frame, seen, wait_seen
+
+APP = "interface_server.websocket_app:app"
+
+MIB = 1 << 20
+MESSAGE = 65_536
+KERNEL = 14 * MIB  # more than the buffers of both sockets, the windows and what is on its way together
+
+
+@pytest.fixture(scope="module", params=LAYERS)
+def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
+    with serving(request, APP, layer=request.param) as servers:
+        yield servers
+
+
+@pytest.fixture
+def server(servers: Servers) -> Process:
+    return servers.interfaces[0]
+
+
+@pytest.fixture
+def name() -> str:
+    return uuid.uuid4().hex
+
+
+@pytest.fixture
+def lean(servers: Servers) -> Iterator[None]:
+    """The test fails if a process has grown during it by more than a connection may take."""
+    before = [psutil.Process(process.pid).memory_info().rss for process in servers.all]
+    yield
+    after = [psutil.Process(process.pid).memory_info().rss for process in servers.all]
+    grown = [(new - old) / MIB for old, new in zip(before, after, strict=True)]
+    assert max(grown) < 16, f"grown by MiB: {grown}"
+
+
+@pytest.mark.usefixtures("lean")
+def test_send_waits_for_a_client_that_does_not_read(server: Process, name: str) -> None:
+    count = 500
+    with RawWebSocket(server, f"/flood?count={count}&name={name}", receive_buffer=16384) as client:
+        sent = settled(server, name)
+        assert sent * MESSAGE < KERNEL
+        for number in range(count):
+            opcode, payload = client.read_frame()
+            assert (opcode, len(payload), int.from_bytes(payload[:8])) == (BINARY, MESSAGE, number)
+        client.send(close_frame(1000))
+        wait_seen(server, name, count)
+
+
+@pytest.mark.usefixtures("lean")
+def test_a_client_is_not_read_while_its_app_does_not_receive(server: Process, name: str) -> None:
+    wire = frame(BINARY, bytes(MESSAGE)) * 500
+    with RawWebSocket(server, f"/deaf?name={name}") as client:
+        sent = client.send_until_blocked(wire)
+        assert sent < KERNEL
+        with RawClient(server) as other:
+            other.request("GET", f"/open?name={name}")
+        client.send(wire[sent:] + close_frame(1000))
+        wait_seen(server, name, ["total", 500 * MESSAGE], timeout=10)
+
+
+@pytest.mark.usefixtures("lean")
+def test_a_client_that_sends_and_does_not_read_is_stopped(server: Process) -> None:
+    """Its messages must not acknowledge, on their way to the app, what it has not read of the app's."""
+    wire = frame(BINARY, bytes(MESSAGE)) * 1000
+    with RawWebSocket(server, "/echo", receive_buffer=16384) as client:
+        assert client.send_until_blocked(wire) < 2 * KERNEL
+
+
+@pytest.mark.usefixtures("lean")
+def test_pings_of_a_client_that_does_not_read_cost_nothing(server: Process) -> None:
+    pings = b"".join(frame(PING, b"%0125d" % number) for number in range(1000))
+    with RawWebSocket(server, "/listen", receive_buffer=16384) as client:
+        for _ in range(200):  # 25 MB
+            client.send(pings)
+        client.send(frame(PING, b"last"))
+        answers = 1
+        while client.read_frame() != (PONG, b"last"):
+            answers += 1
+        assert answers < 200_000
+
+
+def test_a_client_that_leaves_while_send_waits_ends_the_app(server: Process, name: str) -> None:
+    with RawWebSocket(server, f"/let-raise?name={name}", receive_buffer=16384):
+        pass
+    wait_seen(server, name, "over")
+
+
+def settled(server: Process, name: str) -> int:
+    """The first note, once it stays the same for a while."""
+    last = [-1, 0]
+
+    def same() -> bool:
+        (now,) = seen(server, name)
+        last[1] = last[1] + 1 if now == last[0] else 0
+        last[0] = now
+        return last[1] >= 20 and now > 0
+
+    wait_until(same, 10, "a standstill of the app")
+    return last[0]

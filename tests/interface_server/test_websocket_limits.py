@@ -1,0 +1,205 @@
+"""Time limits, stops, and a bus without workers."""
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from support.processes import Process
+from support.raw import RawClient
+from support.websocket import (
+    BINARY,
+    PING,
+    PONG,
+    TEXT,
+    RawWebSocket,
+    close_frame,
+    frame,
+    handshake,
+    seen,
+    wait_seen,
+    ws,
+)
+
+APP = "interface_server.websocket_app:app"
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def name() -> str:
+    return uuid.uuid4().hex
+
+
+def test_a_client_is_pinged_and_stays_while_it_answers(start_interface: Start, name: str) -> None:
+    server = start_interface("--ping-interval", 0.3, "--ping-timeout", 0.9, app=APP)
+    with RawWebSocket(server, f"/listen?name={name}") as client:
+        for _ in range(4):
+            opcode, payload = client.read_frame()
+            assert opcode == PING
+            client.send(frame(PONG, payload))
+        client.send(close_frame(1000))
+    wait_seen(server, name, ["disconnect", 1000, ""])
+
+
+def test_a_client_that_talks_need_not_answer_pings(start_interface: Start, name: str) -> None:
+    server = start_interface("--ping-interval", 0.3, "--ping-timeout", 0.6, app=APP)
+    with RawWebSocket(server, f"/echo?name={name}") as client:
+        pings = 0
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            client.send(frame(TEXT, b"hello"))
+            opcode, _ = client.read_frame()
+            pings += opcode == PING
+            time.sleep(0.02)
+        assert 2 <= pings <= 5
+
+
+def test_a_client_that_answers_no_ping_is_dropped_and_the_app_hears_it(start_interface: Start, name: str) -> None:
+    server = start_interface("--ping-interval", 0.5, "--ping-timeout", 1, app=APP)
+    with RawWebSocket(server, f"/listen?name={name}") as client:
+        opened = time.monotonic()
+        assert client.read_frame() == (PING, b"")
+        assert client.read_until_close() == b""
+        assert 1.25 <= time.monotonic() - opened <= 3
+    wait_seen(server, name, ["disconnect", 1006, "no answer to a ping"])
+
+
+def test_a_pause_in_a_download_is_no_silence(start_interface: Start, name: str) -> None:
+    """A ping behind megabytes of data could not be answered: a client is alive while it has those to read."""
+    server = start_interface("--ping-interval", 0.2, "--ping-timeout", 0.4, app=APP)
+    with RawWebSocket(server, f"/flood?count=200&name={name}", receive_buffer=16384) as client:
+        time.sleep(1.5)
+        messages = 0
+        while messages < 200:
+            opcode, payload = client.read_frame()
+            messages += opcode == BINARY
+            if opcode == PING:
+                client.send(frame(PONG, payload))
+        client.send(close_frame(1000))
+        wait_seen(server, name, "over")
+    assert seen(server, name)[0] == 200
+
+
+def test_a_websocket_stays_open_for_so_long(start_interface: Start, name: str) -> None:
+    server = start_interface("--websocket-timeout", 1, app=APP)
+    with RawWebSocket(server, f"/listen?name={name}") as client:
+        assert client.read_close() == (1001, "open for too long")
+        client.send(close_frame(1001))
+        assert client.read_until_close() == b""
+    wait_seen(server, name, ["disconnect", 1001, "open for too long"])
+
+
+def test_the_limit_of_a_message_is_an_option(start_interface: Start) -> None:
+    server = start_interface("--websocket-max-message-size", 10, app=APP)
+    with RawWebSocket(server, "/echo") as client:
+        client.send(frame(TEXT, b"0123456789"))
+        assert client.read_frame() == (TEXT, b"0123456789")
+        client.send(frame(TEXT, b"0123456789a"))
+        assert client.read_close()[0] == 1009
+
+
+def test_no_worker_is_503_on_the_handshake_after_the_connect_timeout(
+    start_interface: Start, start_worker: Start, redis_url: str, name: str
+) -> None:
+    server = start_interface("--layer", redis_url, "--connect-timeout", 1)
+    begun = time.monotonic()
+    with pytest.raises(InvalidStatus) as refused:
+        ws(server, "/listen", query={"name": name})
+    assert refused.value.response.status_code == 503
+    assert 0.7 <= time.monotonic() - begun <= 2.5
+
+    # A worker that comes later is not bothered with it.
+    start_worker(APP, "--layer", redis_url)
+    with ws(server, "/echo") as client:
+        client.send("a")
+        assert client.recv(timeout=5) == "a"
+    assert seen(server, name) == []
+
+
+def test_an_interface_that_stops_says_1012_to_both_ends(
+    start_interface: Start, start_worker: Start, redis_url: str, name: str
+) -> None:
+    start_worker(APP, "--layer", redis_url)
+    server, other = start_interface("--layer", redis_url), start_interface("--layer", redis_url)
+    with (
+        RawWebSocket(server, f"/listen?name={name}") as client,
+        RawWebSocket(server, "/listen") as late,
+        RawClient(server) as waiting,
+    ):
+        waiting.send(handshake("/hesitate"))
+        server.terminate()
+        assert client.read_close() == (1012, "")
+        client.send(close_frame(1012))
+        assert client.read_until_close() == b""
+        assert waiting.read_response().status == 503
+        wait_seen(other, name, ["disconnect", 1012, ""])
+        assert server.running  # `late` has not answered the close frame yet, and may within the graceful timeout
+        late.read_close()
+        late.send(close_frame(1012))
+        assert server.wait() == 0
+
+
+def test_a_worker_that_stops_says_1012_to_both_ends(
+    start_interface: Start, start_worker: Start, redis_url: str, name: str
+) -> None:
+    worker = start_worker(APP, "--layer", redis_url)
+    server = start_interface("--layer", redis_url)
+    with (
+        RawWebSocket(server, f"/listen?name={name}") as client,
+        RawClient(server) as waiting,
+    ):
+        waiting.send(handshake(f"/hesitate?name={name}"))
+        wait_seen(server, name, "connected")
+        worker.terminate()
+        assert client.read_close() == (1012, "")
+        client.send(close_frame(1012))
+        assert client.read_until_close() == b""
+        assert waiting.read_response().status == 503
+    assert worker.wait() == 0
+
+
+def test_an_embedded_server_stops_at_once_when_its_clients_do(start_interface: Start, name: str) -> None:
+    server = start_interface(app=APP)
+    with RawWebSocket(server, f"/listen?name={name}") as client:
+        begun = time.monotonic()
+        server.interrupt()
+        assert client.read_close() == (1012, "")
+        client.send(close_frame(1012))
+        assert server.wait() == 0
+        assert time.monotonic() - begun < 2
+
+
+@pytest.fixture
+def tls(tmp_path: Any) -> tuple[str, str]:
+    import subprocess
+
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(cert)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return str(cert), str(key)
+
+
+def test_over_tls_a_refused_message_closes_with_its_reason(start_interface: Start, tls: tuple[str, str]) -> None:
+    """TLS cannot be closed one way only, so this goes another way than over plain TCP."""
+    import ssl
+
+    server = start_interface("--ssl-certfile", tls[0], "--ssl-keyfile", tls[1], app=APP)
+    context = ssl.create_default_context(cafile=tls[0])
+    with RawWebSocket(server, "/show-scope", tls=context) as client:
+        assert b'"scheme": "wss"' in client.read_frame()[1]
+    with RawWebSocket(server, "/echo", tls=context) as client:
+        client.send(frame(TEXT, b"secret"))
+        assert client.read_frame() == (TEXT, b"secret")
+        client.send(frame(TEXT, b"\xff"))
+        assert client.read_close()[0] == 1007
+        assert client.read_until_close() == b""

@@ -1,0 +1,51 @@
+"""One suite for every layer: `make_layer` makes the memory layer in one run of a test, the Redis layer in the other.
+
+fakeredis does not stand in for Redis here: its server knows neither INFO nor CLIENT ID, and its blocking reads cannot
+be ended with CLIENT UNBLOCK. Without a real Redis half of the suite is skipped, and said to be.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from asgibus.layers import ChannelLayer, InMemoryChannelLayer, RedisChannelLayer
+from support.bus import MakeLayer
+
+
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.redis)])
+def kind(request: pytest.FixtureRequest) -> str:
+    if request.param == "redis":
+        request.getfixturevalue("redis_url")
+    return str(request.param)
+
+
+@pytest.fixture
+def new_layer(request: pytest.FixtureRequest, kind: str) -> MakeLayer:
+    """A layer that the test closes itself."""
+
+    def new(**options: Any) -> ChannelLayer:
+        if kind == "memory":
+            return InMemoryChannelLayer(**options)
+        return RedisChannelLayer(request.getfixturevalue("redis_url"), **options)
+
+    return new
+
+
+@pytest.fixture
+async def make_layer(new_layer: MakeLayer) -> AsyncIterator[MakeLayer]:
+    """A layer that is closed at the end of the test."""
+    made: list[ChannelLayer] = []
+
+    def make(**options: Any) -> ChannelLayer:
+        made.append(new_layer(**options))
+        return made[-1]
+
+    yield make
+    for layer in made:
+        await layer.close()
+
+
+@pytest.fixture
+def layer(make_layer: MakeLayer) -> ChannelLayer:
+    return make_layer()

@@ -1,0 +1,214 @@
+"""Reaching Redis: every kind of URL, and what is said when it does not work."""
+
+import asyncio
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from asgibus.layers import LayerUnavailable, open_layer
+from asgibus.layers.redis import connection as redis_connection
+from support.bus import Recorder
+from support.redis import RedisServer
+
+pytestmark = pytest.mark.anyio
+
+StartRedis = Callable[..., RedisServer]
+SECRET = "s3cret"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def works(url: str) -> None:
+    layer = open_layer(url)
+    try:
+        await layer.send("a", {"n": 1})
+        assert await layer.receive("a") == {"n": 1}
+        async with layer.bus("x", Recorder()) as bus:
+            bus.offer("shared", (1,))
+            (claim,) = await bus.claim(["shared"], 1)
+            bus.done(claim)
+    finally:
+        await layer.close()
+
+
+async def refusal(url: str) -> str:
+    """The one line that says why this URL cannot be used, whatever is tried first."""
+    layer = open_layer(url)
+    with pytest.raises(LayerUnavailable) as raised:
+        await layer.send("a", {})
+    with pytest.raises(LayerUnavailable):
+        await layer.receive("a")
+    with pytest.raises(LayerUnavailable):
+        async with layer.bus("x", Recorder()):
+            pass
+    await layer.close()
+    text = str(raised.value)
+    assert "\n" not in text
+    assert SECRET not in text
+    return text
+
+
+@asynccontextmanager
+async def peer(answer: Callable[[bytes], bytes | None]) -> AsyncIterator[int]:
+    """A server that answers what it reads with `answer`; None closes the connection."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                answered = answer(data)
+                if answered is None:
+                    break
+                writer.write(answered)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+async def test_nobody_is_there() -> None:
+    port = free_port()
+    assert await refusal(f"redis://:{SECRET}@127.0.0.1:{port}/3") == (
+        f"Redis at redis://127.0.0.1:{port}/3 cannot be used: Connect call failed ('127.0.0.1', {port})"
+    )
+
+
+async def test_no_socket_is_there(tmp_path: Path) -> None:
+    assert await refusal(f"unix://{tmp_path}/none.sock") == (
+        f"Redis at unix://{tmp_path}/none.sock cannot be used: No such file or directory"
+    )
+
+
+async def test_a_host_that_has_no_address() -> None:
+    assert "Redis at redis://no-such-host.invalid:6379 cannot be used: " in await refusal(
+        "redis://no-such-host.invalid"
+    )
+
+
+async def test_a_peer_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_connection, "CONNECT_SECONDS", 0.2)
+    async with peer(lambda data: b"") as port:
+        assert (await refusal(f"redis://127.0.0.1:{port}")).endswith("cannot be used: no answer within 0.2 s")
+
+
+async def test_a_peer_that_is_not_redis() -> None:
+    async with peer(lambda data: b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
+        assert "cannot be used: the connection to Redis ended: Redis sent something that is not RESP" in await refusal(
+            f"redis://127.0.0.1:{port}"
+        )
+
+
+async def test_a_peer_that_closes() -> None:
+    async with peer(lambda data: None) as port:
+        assert "the connection to Redis ended" in await refusal(f"redis://127.0.0.1:{port}")
+
+
+async def test_a_redis_that_is_too_old() -> None:
+    def answer(data: bytes) -> bytes:
+        if b"INFO" in data:
+            text = b"# Server\r\nredis_version:6.2.14\r\nrun_id:abc\r\n"
+            return b"$%d\r\n%s\r\n" % (len(text), text)
+        return b":1\r\n" if b"ID" in data else b"+OK\r\n"
+
+    async with peer(answer) as port:
+        text = await refusal(f"redis://127.0.0.1:{port}")
+    assert text.endswith("it is version 6.2.14, and 7.0 or later is needed")
+
+
+async def test_a_password(start_redis: StartRedis) -> None:
+    server = start_redis("--requirepass", SECRET)
+    url = server.url.removeprefix("redis://")
+    assert "NOAUTH" in await refusal(server.url)
+    assert "WRONGPASS" in await refusal(f"redis://:{SECRET}x@{url}")
+    await works(f"redis://:{SECRET}@{url}")
+    await works(f"redis://default:{SECRET}@{url}/2")
+
+
+async def test_a_user(start_redis: StartRedis) -> None:
+    server = start_redis("--user", "bus", "on", f">{SECRET}", "~asgibus:*", "&*", "+@all")
+    url = server.url.removeprefix("redis://")
+    assert "WRONGPASS" in await refusal(f"redis://somebody:{SECRET}@{url}")
+    await works(f"redis://bus:{SECRET}@{url}")
+
+
+async def test_a_user_who_may_not_use_our_keys(start_redis: StartRedis) -> None:
+    server = start_redis("--user", "bus", "on", f">{SECRET}", "~other:*", "&*", "+@all")
+    url = server.url.removeprefix("redis://")
+    assert "NOPERM" in await refusal(f"redis://bus:{SECRET}@{url}")
+
+
+async def test_a_unix_socket(start_redis: StartRedis, tmp_path: Path) -> None:
+    start_redis("--unixsocket", f"{tmp_path}/redis.sock")
+    await works(f"unix://{tmp_path}/redis.sock")
+    await works(f"unix://{tmp_path}/redis.sock?db=2")
+
+
+def make_certificate(certificate: Path, key: Path) -> None:
+    options = ["-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=redis"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(["openssl", "req", "-x509", *options, *names], check=True, capture_output=True)
+
+
+async def test_tls(start_redis: StartRedis, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl command to make a certificate")
+    certificate, key = tmp_path / "redis.crt", tmp_path / "redis.key"
+    make_certificate(certificate, key)
+    port = free_port()
+    tls = ["--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
+    start_redis(*tls, "--tls-auth-clients", "no")
+    url = f"rediss://127.0.0.1:{port}"
+    await works(f"{url}?ssl_ca_certs={certificate}")
+    await works(f"{url}?ssl_cert_reqs=none")
+    assert "certificate verify failed" in await refusal(url)
+    assert "cannot be used" in await refusal(f"rediss://localhost:{port}?ssl_ca_certs={certificate}")  # another name
+    assert "cannot be used" in await refusal(f"redis://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://:{SECRET}@h",
+        f":{SECRET}@h",
+        "memory",
+        "",
+        "redis",
+        "redis://h/database",
+        f"redis://:{SECRET}@h:port",
+        f"redis://:{SECRET}@h:99999",
+        f"redis://:{SECRET}@h?db=x",
+        "unix://",
+        f"unix://:{SECRET}@",
+        f"rediss://:{SECRET}@h?ssl_ca_certs=/no/such/file",
+        f"rediss://:{SECRET}@h?ssl_certfile=/no/such/file",
+    ],
+)
+async def test_bad_urls(url: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as raised:
+        open_layer(url)
+    assert SECRET not in str(raised.value)
+
+
+async def test_a_layer_says_where_it_is_without_its_password() -> None:
+    for url, shown in (
+        (f"redis://user:{SECRET}@host:1/2", "redis://host:1/2"),
+        (f"rediss://:{SECRET}@[::1]", "rediss://[::1]:6379"),
+        (f"unix://:{SECRET}@/run/redis.sock?db=1", "unix:///run/redis.sock?db=1"),
+    ):
+        layer = open_layer(url)
+        assert str(getattr(layer, "address", None)) == shown
+        assert SECRET not in repr(getattr(layer, "address", None))

@@ -1,0 +1,272 @@
+"""What goes wrong between us and Redis: cut connections, refusals, a Redis that comes back empty, damaged entries."""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from asgibus.layers import LayerUnavailable, RedisChannelLayer
+from asgibus.layers.codec import pack
+from asgibus.layers.contract import FIRST_PROTOCOL_KIND, GROUP_MESSAGE, Bus
+from support.bus import Recorder, until
+from support.redis import RedisServer
+
+pytestmark = pytest.mark.anyio
+
+KIND = FIRST_PROTOCOL_KIND
+StartRedis = Callable[..., RedisServer]
+Kill = Callable[[str], int]
+
+
+@pytest.fixture
+async def layer(redis_url: str) -> AsyncIterator[RedisChannelLayer]:
+    layer = RedisChannelLayer(redis_url)
+    yield layer
+    await layer.close()
+
+
+@pytest.fixture
+def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
+    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=10) as client:
+        yield client
+
+
+@pytest.fixture
+def kill(admin: "redis.Redis[bytes]") -> Kill:
+    """Cut the connections whose name ends so; how many there were."""
+
+    def kill(name: str) -> int:
+        clients = [each for each in admin.client_list() if each["name"] and each["name"].endswith(name)]
+        return sum(int(admin.client_kill_filter(_id=each["id"])) for each in clients)
+
+    return kill
+
+
+class Numbered(Recorder):
+    """Takes frames as a session does: each number once, and a gap is an error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expected = 0
+        self.repeated = 0
+        self.gaps: list[tuple[int, int]] = []
+
+    def batch(self, sender: str, epoch: str, frames: Any) -> None:
+        for _, number, *_ in frames:
+            if number == self.expected:
+                self.expected += 1
+            elif number < self.expected:
+                self.repeated += 1
+            else:
+                self.gaps.append((self.expected, number))
+
+
+@pytest.mark.parametrize("names", [["writer"], ["!mailbox"], ["writer", "!mailbox"]], ids="+".join)
+async def test_posted_frames_survive_cut_connections(layer: RedisChannelLayer, kill: Kill, names: list[str]) -> None:
+    reader = Numbered()
+    count = 4000
+    async with layer.bus("a", reader) as a, layer.bus("b", Recorder()) as b:
+        cut = 0
+        for number in range(count):
+            b.post(a.mailbox, (KIND, number, b"x" * 100))
+            if number % 20 == 0:
+                await asyncio.sleep(0)
+            if number % 500 == 250:
+                for name in names:
+                    cut += await asyncio.to_thread(kill, name)
+        await until(lambda: reader.expected == count or reader.gaps)
+        assert reader.gaps == []
+        assert cut
+        if names == ["!mailbox"]:
+            assert reader.repeated == 0
+
+
+async def test_an_outage_is_told_once(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]", caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = Recorder()
+    with caplog.at_level(logging.INFO, logger="asgibus.layers"):
+        async with layer.bus("a", reader) as a, layer.bus("b", Recorder()) as b:
+            admin.client_kill_filter(_type="normal")
+            await until(lambda: f"{layer.address} is back" in caplog.text)
+            b.post(a.mailbox, (KIND, 1))
+            await until(lambda: reader.frames)
+    assert caplog.text.count("is gone") == caplog.text.count(f"{layer.address} is back") == 1
+
+
+async def claim_all(bus: Bus, claimed: list[int]) -> None:
+    while claims := await bus.claim(["x", "y"], 5):
+        for claim in claims:
+            claimed.append(claim.entry[0])
+            bus.done(claim)
+        await asyncio.sleep(0)
+
+
+async def test_claims_survive_cut_connections(layer: RedisChannelLayer, kill: Kill) -> None:
+    """Even when the reply that carried them was lost: Redis thinks we have them, and gives them to us again."""
+    claimed: list[int] = []
+    dice = random.Random(5)
+    async with layer.bus("i", Recorder()) as interface, layer.bus("w", Recorder()) as worker:
+        claiming = asyncio.create_task(claim_all(worker, claimed))
+        number = 0
+        for _ in range(12):
+            killing = asyncio.create_task(asyncio.to_thread(kill, "!claims"))
+            while not killing.done():
+                interface.offer("xy"[number % 2], (number,))
+                number += 1
+                await asyncio.sleep(dice.uniform(0, 0.001))
+            await killing
+        await until(lambda: len(claimed) >= number)
+        worker.stop_claiming()
+        await claiming
+    assert sorted(claimed) == list(range(number))
+
+
+async def test_a_claim_whose_reply_was_lost_comes_again(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]", kill: Kill
+) -> None:
+    async with layer.bus("i", Recorder()) as interface, layer.bus("w", Recorder()) as worker:
+        claiming = asyncio.create_task(worker.claim(["x"], 5))
+        await until(lambda: admin.exists("asgibus:shared:x"))
+        interface.offer("x", (1,))
+        (first,) = await claiming
+        # As if Redis had sent it in a reply that never came: claimed under our name, and unknown to us.
+        admin.xadd("asgibus:shared:x", {"b": pack((2,))})
+        admin.xreadgroup("workers", worker.mailbox, {"asgibus:shared:x": ">"}, count=1)
+        claiming = asyncio.create_task(worker.claim(["x"], 5))
+        await until(lambda: kill("!claims"))
+        (second,) = await asyncio.wait_for(claiming, 10)
+        assert second.entry == (2,)  # and not the first again, which is being served
+        worker.done(first)
+        worker.done(second)
+        await worker.drain()
+        assert admin.xpending("asgibus:shared:x", "workers")["pending"] == 0
+
+
+async def test_what_was_claimed_and_never_given_out_goes_to_another_one(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
+) -> None:
+    async with layer.bus("w", Recorder()) as other:
+        async with layer.bus("w", Recorder()) as worker:
+            claiming = asyncio.create_task(worker.claim(["x"], 5))
+            await until(lambda: admin.exists("asgibus:shared:x"))
+            worker.stop_claiming()
+            assert await claiming == []
+            admin.xadd("asgibus:shared:x", {"b": pack((1,))})
+            admin.xreadgroup("workers", worker.mailbox, {"asgibus:shared:x": ">"}, count=1)
+        (claim,) = await asyncio.wait_for(other.claim(["x"], 5), 10)
+        assert claim.entry == (1,)
+        other.done(claim)
+
+
+async def test_a_waiting_receive_survives_or_says_so(layer: RedisChannelLayer, kill: Kill) -> None:
+    receiving = asyncio.create_task(layer.receive("a"))
+    await asyncio.to_thread(lambda: None)
+    for _ in range(100):
+        if await asyncio.to_thread(kill, "-receive"):
+            break
+    with pytest.raises(LayerUnavailable):
+        await asyncio.wait_for(receiving, 10)
+    await layer.send("a", {"n": 1})
+    assert await layer.receive("a") == {"n": 1}
+
+
+async def test_a_redis_without_room_is_waited_for(start_redis: StartRedis, caplog: pytest.LogCaptureFixture) -> None:
+    server = start_redis()
+    layer = RedisChannelLayer(server.url)
+    reader = Numbered()
+    with redis.Redis.from_url(server.url, protocol=2) as admin:
+        async with layer.bus("a", reader) as a, layer.bus("b", Recorder()) as b:
+            admin.config_set("maxmemory", "1kb")
+            with caplog.at_level(logging.INFO, logger="asgibus.layers"):
+                for number in range(200):
+                    b.post(a.mailbox, (KIND, number))
+                    if number % 10 == 0:
+                        await asyncio.sleep(0.005)
+                await until(lambda: "refuses writes" in caplog.text)
+                with pytest.raises(LayerUnavailable, match="OOM"):
+                    await layer.send("ordinary", {})
+                assert reader.expected == 0
+                admin.config_set("maxmemory", "0")
+                await until(lambda: reader.expected == 200)
+            assert reader.gaps == []
+            assert caplog.text.count("refuses writes") == caplog.text.count("takes writes again") == 1
+        await layer.close()
+
+
+async def test_a_redis_that_comes_back_empty(start_redis: StartRedis) -> None:
+    """Mailboxes and memberships are made again at once, and claiming goes on."""
+    server = start_redis()
+    layer = RedisChannelLayer(server.url)
+    reader = Recorder()
+    claimed: list[int] = []
+    async with layer.bus("a", reader) as a, layer.bus("w", Recorder()) as worker:
+        await a.join_group("group")
+        claiming = asyncio.create_task(claim_all(worker, claimed))
+        a.offer("x", (1,))
+        await until(lambda: claimed == [1])
+        await asyncio.to_thread(server.kill)
+        a.offer("x", (2,))
+        await asyncio.to_thread(server.start)
+        await until(lambda: claimed == [1, 2])
+        with redis.Redis.from_url(server.url, protocol=2) as admin:
+            await until(lambda: admin.zcard("asgibus:group:group") == 1)
+        worker.post(a.mailbox, (KIND, 3))
+        await layer.group_send("group", {"n": 4})
+        await until(lambda: len(reader.frames) == 2)
+        assert reader.frames == [(KIND, 3), (GROUP_MESSAGE, "group", {"n": 4})]
+        worker.stop_claiming()
+        await asyncio.wait_for(claiming, 5)
+    await layer.close()
+
+
+async def test_nobody_waits_for_a_redis_that_is_gone(start_redis: StartRedis) -> None:
+    """Who stops gives its last words a few seconds, once."""
+    server = start_redis()
+    layer = RedisChannelLayer(server.url)
+    loop = asyncio.get_running_loop()
+    async with layer.bus("a", Recorder()) as a, layer.bus("b", Recorder()) as b:
+        claiming = asyncio.create_task(b.claim(["x"], 1))
+        await a.join_group("group")
+        await asyncio.to_thread(server.kill)
+        a.post(b.mailbox, (KIND, 1))
+        await asyncio.wait([claiming], timeout=0.1)
+        b.stop_claiming()
+        assert await asyncio.wait_for(claiming, 2) == []
+        started = loop.time()
+    await layer.close()
+    assert loop.time() - started < 8
+
+
+async def test_damaged_entries_are_skipped_and_told(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]", caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = Recorder()
+    damaged = [b"", b"\xc1", b"noise", pack(5), pack((1, 2)), pack((99, "s", "e", ())), pack({"a": 1}), b"\x94\x01"]
+    async with layer.bus("a", reader) as a:
+        key = f"asgibus:mailbox:{a.mailbox}"
+        for data in [*damaged, pack((1, "sender", "epoch", 5))]:  # the last is well-formed, and its handler raises
+            admin.xadd(key, {"b": data})
+        admin.xadd(key, {"b": pack((1, "sender", "epoch", ((KIND, "good"),)))})
+        await until(lambda: reader.frames)
+        assert reader.batches == [("sender", "epoch", [(KIND, "good")])]
+        assert caplog.text.count("was skipped") == len(damaged)
+        assert caplog.text.count("handling entry") == 1
+
+        caplog.clear()
+        for data in (b"\xc1", b"", pack(("good",))):
+            admin.xadd("asgibus:shared:x", {"b": data})
+        (claim,) = await asyncio.wait_for(a.claim(["x"], 10), 10)
+        assert claim.entry == ("good",)
+        assert caplog.text.count("was dropped") == 2
+        a.done(claim)
+
+    caplog.clear()
+    for data in (b"\xc1", b"", pack(("no dict",)), pack({"good": True})):
+        admin.xadd("asgibus:channel:c", {"m": data})
+    assert await layer.receive("c") == {"good": True}
+    assert caplog.text.count("was dropped") == 3

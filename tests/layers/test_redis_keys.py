@@ -1,0 +1,198 @@
+"""What we write to Redis, how much of it, and what is left."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import redis
+
+from asgibus.layers import RedisChannelLayer
+from asgibus.layers.contract import FIRST_PROTOCOL_KIND
+from support.bus import Recorder, until
+
+pytestmark = pytest.mark.anyio
+
+KIND = FIRST_PROTOCOL_KIND
+
+
+@pytest.fixture
+async def layer(redis_url: str) -> AsyncIterator[RedisChannelLayer]:
+    layer = RedisChannelLayer(redis_url)
+    yield layer
+    await layer.close()
+
+
+@pytest.fixture
+def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
+    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=10) as client:
+        yield client
+
+
+def calls(admin: "redis.Redis[bytes]", command: str) -> int:
+    return int(admin.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+
+async def test_what_gathers_during_a_flush_is_one_entry_for_each_mailbox(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
+) -> None:
+    readers = [Recorder() for _ in range(3)]
+    async with (
+        layer.bus("a", readers[0]) as a,
+        layer.bus("b", readers[1]) as b,
+        layer.bus("c", readers[2]) as c,
+        layer.bus("d", Recorder()) as d,
+    ):
+        before = calls(admin, "xadd")
+        d.post(a.mailbox, (KIND, "first"))
+        await asyncio.sleep(0)  # the flush is written; its reply comes later
+        for number in range(200):
+            for bus in (a, b, c):
+                d.post(bus.mailbox, (KIND, number))
+        await d.drain()
+        assert calls(admin, "xadd") - before == 1 + 3
+        await until(lambda: [len(reader.frames) for reader in readers] == [201, 200, 200])
+        assert all(len(reader.batches) <= 2 for reader in readers)
+
+
+async def test_a_lone_frame_is_written_at_once(layer: RedisChannelLayer) -> None:
+    reader = Recorder()
+    loop = asyncio.get_running_loop()
+    async with layer.bus("a", reader) as a:
+        started = loop.time()
+        for number in range(20):
+            a.post(a.mailbox, (KIND, number))
+            await until(lambda number=number: len(reader.frames) > number)  # type: ignore[misc]
+        assert loop.time() - started < 1, "there must be no timer on the way"
+
+
+async def test_a_mailbox_does_not_grow(layer: RedisChannelLayer, admin: "redis.Redis[bytes]") -> None:
+    reader = Recorder()
+    async with layer.bus("a", reader) as a:
+        key = f"asgibus:mailbox:{a.mailbox}"
+        for number in range(1500):
+            a.post(a.mailbox, (KIND, number))
+            await a.drain()
+        await until(lambda: len(reader.frames) == 1500)
+        assert admin.xlen(key) <= 256 + 64 + 2
+        assert 0 < admin.ttl(key) <= 60
+
+
+async def test_a_mailbox_does_not_grow_by_large_frames(layer: RedisChannelLayer, admin: "redis.Redis[bytes]") -> None:
+    reader = Recorder()
+    part = bytes(64 * 1024)
+    async with layer.bus("a", reader) as a:
+        key = f"asgibus:mailbox:{a.mailbox}"
+        for number in range(200):
+            a.post(a.mailbox, (KIND, number, part), len(part))
+            await a.drain()
+            await until(lambda number=number: len(reader.frames) > number)  # type: ignore[misc]
+        assert admin.memory_usage(key) < 3 * 1024 * 1024
+
+
+async def test_shared_channels_hold_only_what_is_not_done(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
+) -> None:
+    async with layer.bus("i", Recorder()) as interface, layer.bus("w", Recorder()) as worker:
+        for number in range(10):
+            interface.offer("x", (number,))
+        await interface.drain()
+        claims = await worker.claim(["x"], 10)
+        assert admin.xpending("asgibus:shared:x", "workers")["pending"] == len(claims) == 10
+        for claim in claims:
+            worker.done(claim)
+        await worker.drain()
+        assert admin.xpending("asgibus:shared:x", "workers")["pending"] == 0
+        assert admin.xlen("asgibus:shared:x") == 0
+
+
+async def test_a_clean_exit_leaves_nothing_but_the_shared_channels(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]", redis_url: str
+) -> None:
+    local = await layer.new_channel()
+    await layer.send(local, {})
+    await layer.receive(local)
+    await layer.send("ordinary", {})
+    await layer.receive("ordinary")
+    await layer.group_add("group", local)
+    async with layer.bus("i", Recorder()) as interface, layer.bus("w", Recorder()) as worker:
+        await interface.join_group("group")
+        await interface.join_group("other")
+        interface.offer("x", (1,))
+        withdrawn = interface.offer("y", (2,))
+        (claim,) = await worker.claim(["x"], 5)
+        interface.withdraw(withdrawn)
+        worker.post(interface.mailbox, (KIND, 1))
+        worker.done(claim)
+        claiming = asyncio.create_task(worker.claim(["x", "y"], 5))
+        await asyncio.wait([claiming], timeout=0.05)
+        worker.stop_claiming()
+        await claiming
+    await layer.close()
+    other = RedisChannelLayer(redis_url)
+    await other.group_send("group", {})  # finds out that the local channel is gone with its process
+    await other.close()
+    assert sorted(admin.keys("*")) == [b"asgibus:shared:x", b"asgibus:shared:y"]
+    for key in ("asgibus:shared:x", "asgibus:shared:y"):
+        assert admin.xlen(key) == 0
+        (group,) = admin.xinfo_groups(key)
+        assert (group["name"], group["consumers"], group["pending"]) == (b"workers", 0, 0)
+    await until(lambda: not [each for each in admin.client_list() if each["name"]])
+
+
+async def test_every_key_begins_with_the_prefix(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+    first, second = (RedisChannelLayer(redis_url, prefix=prefix) for prefix in ("one*", "one"))
+    for layer in (first, second):
+        await layer.send("a", {"n": layer.prefix})
+        await layer.group_add("group", "a")
+    async with first.bus("x", Recorder()) as bus:
+        bus.offer("x", (1,))
+        await bus.drain()
+        assert {key.partition(b":")[0] for key in admin.keys("*")} == {b"one*", b"one"}
+    await first.flush()
+    assert await second.receive("a") == {"n": "one"}
+    assert admin.exists("one:group:group")
+    assert not admin.exists("one*:group:group")
+    await first.close()
+    await second.close()
+
+
+async def test_expired_messages_leave_redis(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+    layer = RedisChannelLayer(redis_url, expiry=1)
+    await layer.send("a", {})
+    assert admin.exists("asgibus:channel:a")
+    await until(lambda: not admin.exists("asgibus:channel:a"))
+    await layer.close()
+
+
+READER = """
+import asyncio, sys
+from asgibus.layers import RedisChannelLayer
+
+async def main():
+    layer = RedisChannelLayer(sys.argv[1])
+    while (message := await layer.receive("work"))["n"] is not None:
+        print(message["n"], flush=True)
+    await layer.close()
+
+asyncio.run(main())
+"""
+
+
+def start_readers(count: int, url: str) -> list["subprocess.Popen[str]"]:
+    command = [sys.executable, "-c", READER, url]
+    return [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+
+
+async def test_several_processes_get_each_message_once(redis_url: str) -> None:
+    layer = RedisChannelLayer(redis_url, capacity=1000)
+    readers = start_readers(3, redis_url)
+    for number in range(400):
+        await layer.send("work", {"n": number})
+    for _ in readers:
+        await layer.send("work", {"n": None})
+    outputs = [(await asyncio.to_thread(reader.communicate, timeout=20))[0] for reader in readers]
+    assert [reader.returncode for reader in readers] == [0, 0, 0]
+    assert sorted(int(line) for output in outputs for line in output.split()) == list(range(400))
+    await layer.close()

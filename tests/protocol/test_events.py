@@ -1,0 +1,212 @@
+"""ASGI events as tuples: what an app may send, what it may not, and what it receives."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asgibus.layers.codec import pack, unpack
+from asgibus.protocol import events
+from asgibus.protocol.events import EVENT_OVERHEAD, NAMES, decode, encode, size
+
+H = [(b"x-a", b"1")]
+
+GOOD: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
+    ({"type": "http.response.start", "status": 200}, (events.RESPONSE_START, 200, ())),
+    ({"type": "http.response.start", "status": 999, "headers": H}, (events.RESPONSE_START, 999, ((b"x-a", b"1"),))),
+    (
+        {"type": "http.response.start", "status": 200, "headers": iter([[b"X-A", b""]]), "trailers": True},
+        (events.RESPONSE_START_TRAILERS, 200, ((b"X-A", b""),)),
+    ),
+    ({"type": "http.response.body"}, (events.RESPONSE_END, b"")),
+    ({"type": "http.response.body", "body": b"a", "more_body": True}, (events.RESPONSE_BODY, b"a")),
+    ({"type": "http.response.body", "body": bytearray(b"a"), "more_body": False}, (events.RESPONSE_END, b"a")),
+    ({"type": "http.response.body", "body": memoryview(b"ab")[1:]}, (events.RESPONSE_END, b"b")),
+    ({"type": "http.response.trailers"}, (events.TRAILERS_END, ())),
+    ({"type": "http.response.trailers", "headers": H, "more_trailers": True}, (events.TRAILERS, ((b"x-a", b"1"),))),
+    ({"type": "http.response.early_hint"}, (events.EARLY_HINT, ())),
+    ({"type": "http.response.early_hint", "links": [b"</a>"]}, (events.EARLY_HINT, ((b"link", b"</a>"),))),
+    ({"type": "websocket.accept"}, (events.ACCEPT, None, ())),
+    ({"type": "websocket.accept", "subprotocol": None, "headers": []}, (events.ACCEPT, None, ())),
+    ({"type": "websocket.accept", "subprotocol": "a.b", "headers": H}, (events.ACCEPT, "a.b", ((b"x-a", b"1"),))),
+    ({"type": "websocket.send", "text": ""}, (events.MESSAGE_SENT, "")),
+    ({"type": "websocket.send", "text": "\u00fc\U0001f600", "bytes": None}, (events.MESSAGE_SENT, "\u00fc\U0001f600")),
+    ({"type": "websocket.send", "bytes": b""}, (events.MESSAGE_SENT, b"")),
+    ({"type": "websocket.send", "bytes": bytearray(b"a"), "text": None}, (events.MESSAGE_SENT, b"a")),
+    ({"type": "websocket.close"}, (events.CLOSE, 1000, "")),
+    ({"type": "websocket.close", "code": 4999, "reason": None}, (events.CLOSE, 4999, "")),
+    ({"type": "websocket.close", "code": 3000, "reason": "\u00fc" * 61}, (events.CLOSE, 3000, "\u00fc" * 61)),
+    ({"type": "websocket.http.response.start", "status": 403}, (events.RESPONSE_START, 403, ())),
+    ({"type": "websocket.http.response.body", "body": b"a"}, (events.RESPONSE_END, b"a")),
+]
+KINDS = sorted({event["type"] for event, _ in GOOD})
+
+
+@pytest.mark.parametrize(("event", "expected"), GOOD)
+def test_good_events(event: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    encoded = encode({**event, "extra": object(), "key": {1}})
+    assert encoded == expected
+    assert [type(field) for field in encoded] == [type(field) for field in expected]
+    assert unpack(pack(encoded)) == encoded, "it crosses the bus unchanged"
+
+
+VALUE, TYPE = ValueError, TypeError
+BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"type": "http.response.start"}, VALUE, "lacks 'status'"),
+    ({"type": "http.response.start", "status": "200"}, TYPE, "status must be an int"),
+    ({"type": "http.response.start", "status": None}, TYPE, "status must be an int"),
+    ({"type": "http.response.start", "status": 200.0}, TYPE, "status must be an int"),
+    *(({"type": "http.response.start", "status": status}, VALUE, str(status)) for status in (-1, 0, 100, 199, 1000)),
+    ({"type": "http.response.start", "status": 200, "headers": [("a", b"1")]}, TYPE, "must be bytes, not str"),
+    ({"type": "http.response.start", "status": 200, "headers": [(b"a", "1")]}, TYPE, "must be bytes, not str"),
+    ({"type": "http.response.start", "status": 200, "headers": [(b"a", 1)]}, TYPE, "must be bytes, not int"),
+    ({"type": "http.response.start", "status": 200, "headers": 5}, TYPE, "."),
+    ({"type": "http.response.start", "status": 200, "headers": [(b"a",)]}, VALUE, "."),
+    *(
+        ({"type": "http.response.start", "status": 200, "headers": [(name, b"1")]}, VALUE, "not a header name")
+        for name in (b"", b" ", b"a b", b"a:", b"a\n", b"a\r\nb", b"a\x00", b"\xe4", b"(a)")
+    ),
+    *(
+        ({"type": "http.response.start", "status": 200, "headers": [(b"a", value)]}, VALUE, "control bytes")
+        for value in (b"\n", b"a\r\nb: c", b"\x00", b"a\r", b"\x7f", b"\x1f")
+    ),
+    *(
+        (
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", v) for v in values]},
+            VALUE,
+            ".",
+        )
+        for values in ([b"x"], [b"-1"], [b""], [b"1", b"2"], [b"1, 1"])
+    ),
+    ({"type": "http.response.body", "body": "text"}, TYPE, "must be bytes, not str"),
+    ({"type": "http.response.body", "body": None}, TYPE, "must be bytes, not NoneType"),
+    ({"type": "http.response.body", "body": 5}, TYPE, "must be bytes, not int"),
+    ({"type": "http.response.trailers", "headers": [(b"a", b"\n")]}, VALUE, "control bytes"),
+    ({"type": "http.response.early_hint", "links": ["</a>"]}, TYPE, "must be bytes"),
+    ({"type": "http.response.early_hint", "links": [b"</a>\r\n"]}, VALUE, "control bytes"),
+    ({"type": "websocket.accept", "subprotocol": b"a"}, TYPE, "subprotocol must be a str"),
+    *(
+        ({"type": "websocket.accept", "subprotocol": name}, VALUE, "not the name of a subprotocol")
+        for name in ("", "a b", "a,b", "a\n", "\u00e9")
+    ),
+    ({"type": "websocket.accept", "headers": [(b"Sec-WebSocket-Protocol", b"a")]}, VALUE, "choose the subprotocol"),
+    ({"type": "websocket.send"}, VALUE, "exactly one"),
+    ({"type": "websocket.send", "text": None, "bytes": None}, VALUE, "exactly one"),
+    ({"type": "websocket.send", "text": "a", "bytes": b"a"}, VALUE, "exactly one"),
+    ({"type": "websocket.send", "text": b"a"}, TYPE, "text must be a str"),
+    ({"type": "websocket.send", "bytes": "a"}, TYPE, "must be bytes"),
+    ({"type": "websocket.send", "text": "\ud800"}, VALUE, "surrogates"),
+    ({"type": "websocket.close", "code": "1000"}, TYPE, "close code must be an int"),
+    *(
+        ({"type": "websocket.close", "code": code}, VALUE, "may not be sent")
+        for code in (-1, 0, 999, 1004, 1005, 1006, 1015, 2999, 5000)
+    ),
+    ({"type": "websocket.close", "reason": b"a"}, TYPE, "reason must be a str"),
+    ({"type": "websocket.close", "reason": "x" * 124}, VALUE, "at most 123 bytes"),
+    ({"type": "websocket.close", "reason": "\u00fc" * 62}, VALUE, "at most 123 bytes"),
+    ({"type": "http.request", "body": b""}, VALUE, "unknown ASGI event type 'http.request'"),
+    ({"type": "websocket.receive", "text": ""}, VALUE, "unknown ASGI event type"),
+    ({"type": "http.response.pathsend", "path": "/"}, VALUE, "unknown ASGI event type"),
+    ({"type": None}, VALUE, "unknown ASGI event type None"),
+    ({"type": ["http.response.body"]}, TYPE, "unhashable"),
+    ({}, VALUE, "a dict with a 'type'"),
+]
+
+
+@pytest.mark.parametrize(("event", "error", "text"), BAD)
+def test_bad_events(event: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        encode(event)
+
+
+@pytest.mark.parametrize("event", [None, 5, "http.response.body", [("type", "websocket.close")]])
+def test_what_is_no_event(event: Any) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        encode(event)
+
+
+FIELDS = [
+    "status",
+    "headers",
+    "trailers",
+    "body",
+    "more_body",
+    "links",
+    "subprotocol",
+    "text",
+    "bytes",
+    "code",
+    "reason",
+]
+ODD = (
+    st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.lists(st.tuples(st.binary(), st.binary()))
+)
+
+
+@given(st.sampled_from(KINDS), st.dictionaries(st.sampled_from(FIELDS), ODD))
+def test_an_event_is_encoded_or_refused(kind: str, fields: dict[str, Any]) -> None:
+    try:
+        encoded = encode({"type": kind, **fields})
+    except (ValueError, TypeError):
+        return
+    assert unpack(pack(encoded)) == encoded
+
+
+@given(st.text() | st.binary())
+def test_a_message_keeps_its_type(data: str | bytes) -> None:
+    key, other = ("text", "bytes") if isinstance(data, str) else ("bytes", "text")
+    assert encode({"type": "websocket.send", key: data}) == (events.MESSAGE_SENT, data)
+    received = decode(unpack(pack((events.MESSAGE_RECEIVED, data))))
+    assert received == {"type": "websocket.receive", key: data, other: None}
+    assert type(received[key]) is type(data)
+
+
+@given(st.binary(), st.booleans())
+def test_a_body_keeps_its_bytes(body: bytes, more: bool) -> None:
+    event = encode({"type": "http.response.body", "body": body, "more_body": more})
+    assert event == ((events.RESPONSE_BODY if more else events.RESPONSE_END), body)
+    code = events.REQUEST_BODY if more else events.REQUEST_END
+    assert decode((code, body)) == {"type": "http.request", "body": body, "more_body": more}
+
+
+def test_disconnects() -> None:
+    for final in (True, False):
+        assert decode((events.HTTP_DISCONNECT, final)) == {"type": "http.disconnect"}
+    assert decode((events.WEBSOCKET_DISCONNECT, 1006, "gone")) == {
+        "type": "websocket.disconnect",
+        "code": 1006,
+        "reason": "gone",
+    }
+
+
+TO_APP = {
+    events.REQUEST_BODY,
+    events.REQUEST_END,
+    events.HTTP_DISCONNECT,
+    events.MESSAGE_RECEIVED,
+    events.WEBSOCKET_DISCONNECT,
+}
+
+
+@pytest.mark.parametrize("code", sorted(set(NAMES) - TO_APP))
+def test_what_is_not_for_the_app_is_never_given_to_it(code: int) -> None:
+    with pytest.raises(ValueError, match=f"event {NAMES[code]} is not for the app"):
+        decode((code, b"", ()))
+
+
+@given(st.binary(max_size=1000) | st.text(max_size=1000))
+def test_an_event_counts_what_it_carries(data: bytes | str) -> None:
+    assert size((events.MESSAGE_SENT, data)) == EVENT_OVERHEAD + len(data)
+    assert size((events.RESPONSE, 200, (), data)) == EVENT_OVERHEAD + len(data)
+
+
+@pytest.mark.parametrize("event", [(events.ABORT,), (events.RESPONSE_START, 200, ()), (events.ACCEPT, None, ())])
+def test_even_the_smallest_event_counts(event: tuple[Any, ...]) -> None:
+    assert size(event) == EVENT_OVERHEAD
+
+
+def test_codes_have_names_of_their_own() -> None:
+    codes = [value for name, value in vars(events).items() if name in NAMES.values()]
+    assert len(codes) == len(set(codes)) == len(NAMES)
+    assert not {"EVENT_OVERHEAD", "MAX_CLOSE_REASON"} & set(NAMES.values())

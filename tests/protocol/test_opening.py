@@ -1,0 +1,129 @@
+"""The opening of a connection, and the scope that a worker makes from it."""
+
+from typing import Any
+
+import pytest
+
+from asgibus.layers.codec import pack, unpack
+from asgibus.protocol.channels import require_pool, shared_channel, shared_channels
+from asgibus.protocol.events import REQUEST_END
+from asgibus.protocol.opening import HTTP, OPENING_VERSION, WEBSOCKET, Opening, read_opening, reply_channel, scope_of
+
+
+def opening(**fields: Any) -> Opening:
+    values: dict[str, Any] = {
+        "version": OPENING_VERSION,
+        "interface": "interface.1!",
+        "epoch": "e",
+        "connection": 7,
+        "attempt": 1,
+        "window": 1000,
+        "kind": HTTP,
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "https",
+        "raw_path": b"/a%20b/%C3%BC",
+        "query_string": b"q=%20",
+        "root_path": "",
+        "headers": ((b"host", b"h"), (b"x", b"1"), (b"x", b"2")),
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2),
+        "subprotocols": (),
+        "extensions": {"tls": {"tls_version": None}},
+        "expects_continue": False,
+        "events": ((REQUEST_END, b"body"),),
+        "state": b"",
+    }
+    return Opening(**(values | fields))
+
+
+def test_it_crosses_the_bus_unchanged() -> None:
+    sent = opening()
+    assert read_opening(unpack(pack(tuple(sent)))) == sent
+
+
+def test_an_http_scope() -> None:
+    assert scope_of(opening()) == {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.5"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "https",
+        "path": "/a b/\u00fc",
+        "raw_path": b"/a%20b/%C3%BC",
+        "query_string": b"q=%20",
+        "root_path": "",
+        "headers": [(b"host", b"h"), (b"x", b"1"), (b"x", b"2")],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2),
+        "extensions": {"tls": {"tls_version": None}},
+    }
+
+
+def test_a_websocket_scope() -> None:
+    scope = scope_of(opening(kind=WEBSOCKET, method="GET", scheme="wss", subprotocols=("a", "b")))
+    assert (scope["type"], scope["scheme"], scope["subprotocols"]) == ("websocket", "wss", ["a", "b"])
+    assert "method" not in scope
+
+
+@pytest.mark.parametrize(
+    ("raw_path", "path"),
+    [
+        (b"/", "/"),
+        (b"/a%2Fb", "/a/b"),
+        (b"/%", "/%"),
+        (b"/%zz", "/%zz"),
+        (b"/%FF", "/\ufffd"),
+        (b"/\xc3\xbc", "/\u00fc"),
+        (b"/a+b", "/a+b"),
+        (b"/a//../b", "/a//../b"),
+    ],
+)
+def test_paths(raw_path: bytes, path: str) -> None:
+    scope = scope_of(opening(raw_path=raw_path))
+    assert (scope["path"], scope["raw_path"]) == (path, raw_path)
+
+
+def test_a_root_path_is_part_of_the_path() -> None:
+    scope = scope_of(opening(raw_path=b"/a%20b", root_path="/root"))
+    assert (scope["root_path"], scope["path"], scope["raw_path"]) == ("/root", "/root/a b", b"/root/a%20b")
+
+
+def test_two_scopes_of_one_opening_share_nothing_that_can_be_altered() -> None:
+    one = opening()
+    first, second = scope_of(one), scope_of(one)
+    first["headers"].append((b"a", b"b"))
+    first["extensions"]["new"] = {}
+    assert second == scope_of(one)
+
+
+@pytest.mark.parametrize("entry", [None, 5, b"", (), (1, 2), {"version": 1}, list(opening()), tuple(opening())[:-1]])
+def test_what_is_no_opening(entry: Any) -> None:
+    with pytest.raises(ValueError, match="not an opening"):
+        read_opening(entry)
+
+
+@pytest.mark.parametrize("version", [0, OPENING_VERSION + 1, None, "1"])
+def test_an_opening_of_another_release(version: Any) -> None:
+    with pytest.raises(ValueError, match="version"):
+        read_opening(tuple(opening(version=version)))
+
+
+def test_the_reply_channel() -> None:
+    assert reply_channel("interface.1!", 7) == "interface.1!7"
+
+
+def test_shared_channels_of_a_pool() -> None:
+    assert shared_channels("default") == ("http.request.default", "websocket.connect.default")
+    assert shared_channel(WEBSOCKET, "chat") == "websocket.connect.chat"
+
+
+@pytest.mark.parametrize("pool", ["default", "a.b-c_1", "x" * 82])
+def test_good_pools(pool: str) -> None:
+    assert require_pool(pool) == pool
+
+
+@pytest.mark.parametrize("pool", ["", "a b", "a\n", "a!", "!", "\u00e9", "a/b", "x" * 83])
+def test_bad_pools(pool: str) -> None:
+    with pytest.raises(ValueError, match="pool"):
+        require_pool(pool)

@@ -1,0 +1,37 @@
+"""An interface server and a worker in the event loop of the test, where a test has to look or reach inside."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+
+from asgibus.interface_server.server import Server
+from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.layers.contract import ChannelLayer
+from asgibus.worker.application import Application
+from asgibus.worker.server import Worker
+from asgibus.worker.settings import WorkerSettings
+
+
+@asynccontextmanager
+async def serving_here(app: Application, layer: ChannelLayer) -> AsyncIterator[int]:
+    """Serve `app` over `layer` while the context lasts; gives the port. Fails if that takes more than 10 s."""
+    stop, working, listening = anyio.Event(), anyio.Event(), anyio.Event()
+    where: list[str] = []
+
+    def ready(place: str) -> None:
+        where.append(place)
+        listening.set()
+
+    worker = Worker(WorkerSettings(app=""), app, layer)
+    server = Server(InterfaceSettings(port=0, access_log=False, graceful_timeout=1), layer)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(worker.serve, stop, working.set)
+            tasks.start_soon(server.serve, stop, ready)
+            await working.wait()
+            await listening.wait()
+            try:
+                yield int(where[0].rpartition(":")[2])
+            finally:
+                stop.set()

@@ -1,0 +1,62 @@
+"""What users import, and from where."""
+
+import importlib
+
+import pytest
+
+import asgibus
+
+PUBLIC = {
+    "asgibus": {"Connection", "connection"},
+    "asgibus.layers": {
+        "Bus",
+        "ChannelFull",
+        "ChannelLayer",
+        "Claim",
+        "Handler",
+        "InMemoryChannelLayer",
+        "LayerError",
+        "LayerUnavailable",
+        "MessageTooLarge",
+        "Offer",
+        "RedisChannelLayer",
+        "open_layer",
+    },
+}
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_what_a_module_exports(module: str) -> None:
+    exported = importlib.import_module(module)
+    assert set(exported.__all__) == PUBLIC[module]
+    assert all(hasattr(exported, name) for name in PUBLIC[module])
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "asgibus.interface_server.cli",
+        "asgibus.interface_server.server",
+        "asgibus.worker.cli",
+        "asgibus.worker.server",
+        "asgibus.protocol.session",
+        "asgibus.commands.run",
+        "asgibus.layers.redis",
+    ],
+)
+def test_every_room_can_be_imported(module: str) -> None:
+    importlib.import_module(module)
+
+
+def test_outside_the_bus_connection_says_what_to_do() -> None:
+    for scope in ({}, {"type": "http"}, {"type": "websocket", "extensions": {"tls": {}}}):
+        with pytest.raises(RuntimeError, match=r"did not come over asgibus: run the app with asgi-interface APP"):
+            asgibus.connection(scope)
+
+
+def test_layer_errors_are_found_on_the_layer_too() -> None:
+    from asgibus.layers import ChannelFull, ChannelLayer, LayerError, LayerUnavailable, MessageTooLarge
+
+    assert ChannelLayer.ChannelFull is ChannelFull
+    assert ChannelLayer.MessageTooLarge is MessageTooLarge
+    assert all(issubclass(error, LayerError) for error in (ChannelFull, MessageTooLarge, LayerUnavailable))

@@ -1,0 +1,161 @@
+"""The app's start-up and shut-down, by the ASGI "Lifespan Protocol"."""
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from asgibus.worker import lifespan as lifespan_module
+from asgibus.worker.lifespan import LifespanError, Mode, lifespan
+
+pytestmark = pytest.mark.anyio
+
+seen: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> None:
+    seen.clear()
+
+
+async def good(scope: Any, receive: Any, send: Any) -> None:
+    seen.append(scope)
+    seen.append(await receive())
+    scope["state"]["db"] = "pool"
+    await send({"type": "lifespan.startup.complete"})
+    seen.append(await receive())
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+async def test_an_app_with_a_lifespan(mode: Mode) -> None:
+    async with lifespan(good, mode) as state:
+        assert state == {"db": "pool"}
+        assert [event["type"] for event in seen[1:]] == ["lifespan.startup"]
+    assert [event["type"] for event in seen[1:]] == ["lifespan.startup", "lifespan.shutdown"]
+    assert seen[0]["type"] == "lifespan"
+    assert seen[0]["asgi"] == {"version": "3.0", "spec_version": "2.0"}
+
+
+async def test_off_does_not_ask_the_app() -> None:
+    async with lifespan(good, "off") as state:
+        assert state == {}
+    assert seen == []
+
+
+async def refuses(scope: Any, receive: Any, send: Any) -> None:
+    raise ValueError("only http")
+
+
+async def test_auto_goes_on_without(caplog: pytest.LogCaptureFixture) -> None:
+    async with lifespan(refuses) as state:
+        assert state == {}
+    assert "Traceback" not in caplog.text
+
+
+async def test_on_takes_that_as_a_failure() -> None:
+    with pytest.raises(LifespanError, match=r"the app's start-up failed: ValueError: only http"):
+        async with lifespan(refuses, "on"):
+            pass
+
+
+async def returns(scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+
+
+async def test_an_app_that_returns_has_no_lifespan() -> None:
+    for mode in ("auto", "on"):
+        async with lifespan(returns, mode) as state:  # type: ignore[arg-type]
+            assert state == {}
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+@pytest.mark.parametrize(("message", "told"), [("no db", "failed: no db$"), ("", "failed$")])
+async def test_a_start_up_that_failed(mode: Mode, message: str, told: str) -> None:
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": message})
+        raise RuntimeError("as Starlette does")
+
+    with pytest.raises(LifespanError, match=told):
+        async with lifespan(fails, mode):
+            pass
+
+
+async def test_a_start_up_that_failed_in_an_app_that_goes_on_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifespan_module, "END_SECONDS", 0.05)
+    ended = asyncio.Event()
+
+    async def waits(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await receive()
+            await send({"type": "lifespan.startup.failed"})
+            await receive()
+        finally:
+            ended.set()
+
+    with pytest.raises(LifespanError):
+        async with lifespan(waits):
+            pass
+    assert ended.is_set()
+
+
+async def test_a_shut_down_that_failed_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.failed", "message": "still busy"})
+
+    async with lifespan(fails):
+        pass
+    assert "the app's shut-down failed: still busy" in caplog.text
+
+
+async def test_an_app_that_raises_later_is_told_and_does_not_end_the_worker(caplog: pytest.LogCaptureFixture) -> None:
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        raise ValueError("later")
+
+    with caplog.at_level(logging.ERROR):
+        async with lifespan(fails):
+            await asyncio.sleep(0)
+    assert "the app raised in its lifespan" in caplog.text
+    assert "ValueError: later" in caplog.text
+
+
+async def test_a_shut_down_that_does_not_end_is_cut(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lifespan_module, "SHUTDOWN_SECONDS", 0.05)
+
+    async def waits(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await asyncio.get_running_loop().create_future()
+
+    async with asyncio.timeout(5), lifespan(waits):
+        pass
+    assert "did not end within 0.05 s and is cut" in caplog.text
+
+
+async def test_an_unknown_event_raises_out_of_send() -> None:
+    raised: list[BaseException] = []
+
+    async def odd(scope: Any, receive: Any, send: Any) -> None:
+        for event in ({"type": "http.response.start", "status": 200}, {}):
+            try:
+                await send(event)
+            except ValueError as error:
+                raised.append(error)
+        await good(scope, receive, send)
+
+    async with lifespan(odd) as state:
+        assert state == {"db": "pool"}
+    assert [str(error) for error in raised] == [
+        "unknown lifespan event 'http.response.start'",
+        "unknown lifespan event None",
+    ]
