@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from asgibus.layers.contract import Frame, Offer
 from asgibus.protocol.events import (
+    CLOSE,
     GROUP_ADD,
     GROUP_DISCARD,
     GROUP_DONE,
@@ -149,7 +150,7 @@ class Connection(SessionEnd):
             return False
         self.terminator.write_event(event)
         if self.app is App.COMPLETE:
-            self.client_gone(*event[1:3]) if self.table is WEBSOCKET_TABLE else self.client_gone()
+            self.client_gone(*event[1:3]) if event[0] == CLOSE else self.client_gone()
         return True
 
     def acknowledgement(self, number: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-import anyio
 from anyio.abc import TaskGroup
 
 from asgibus.layers.contract import Message
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from asgibus.interface_server.connections import Connections
 
 logger = logging.getLogger("asgibus.interface")
-
-RENEW_SECONDS = 6 * 3600.0  # a membership ends after a day (group_expiry), and those of a lively group must not
 
 
 class _Group:
@@ -86,22 +83,6 @@ class Groups:
         waiting, group.waiting = group.waiting, None
         for connection in waiting or ():
             connection.group_done(name, error)
-
-    async def renew(self) -> None:
-        """Join every group again from time to time, before the layer forgets that this process is in it."""
-        while True:
-            await anyio.sleep(RENEW_SECONDS)
-            for name in list(self._groups):
-                await self._rejoin(name)
-
-    async def _rejoin(self, name: str) -> None:
-        try:
-            await self._connections.bus.join_group(name)
-        except LayerUnavailable as error:
-            logger.warning("the membership in group %r could not be renewed: %s", name, error)
-        else:
-            if name not in self._groups:  # left meanwhile
-                await self._leave(name)
 
     def _discard(self, connection: Connection, name: str) -> None:
         group = self._groups.get(name)

@@ -80,6 +80,9 @@ class Request:
                 self.expects_continue = self.http_version == "1.1"
             elif name == b"te":
                 self.wants_trailers = b"trailers" in value.lower()
+            elif name == b"connection":
+                if self.http_version == "1.0" and b"close" in value.lower():
+                    self.keep_alive = False  # "close" outweighs "keep-alive", RFC 9112 section 9.3
             elif name == b"upgrade":
                 websocket = value.lower() == b"websocket"
         if hosts > 1 or (hosts == 0 and self.http_version == "1.1"):

@@ -65,7 +65,6 @@ class Server:
                     self.now = self.connections.now = self.loop.time()
                     async with anyio.create_task_group() as clock:
                         clock.start_soon(self._tick)
-                        clock.start_soon(self.connections.groups.renew)
                         await self._accept(listening, tls, stop, ready)
                         clock.cancel_scope.cancel()
                     tasks.cancel_scope.deadline = anyio.current_time() + DRAIN_SECONDS

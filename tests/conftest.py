@@ -69,7 +69,12 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show the logs of the processes of a failed test; where all is required, a skip is a failure."""
     report = yield
-    if report.skipped and _require_all() and any(item.get_closest_marker(name) for name in REQUIRED):
+    if (
+        report.skipped
+        and not hasattr(report, "wasxfail")
+        and _require_all()
+        and any(item.get_closest_marker(name) for name in REQUIRED)
+    ):
         report.outcome = "failed"
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.longrepr = f"{item.nodeid} may not be skipped with CI or ASGIBUS_REQUIRE_ALL set. {reason}"

@@ -25,6 +25,7 @@ class Connection:
     @property
     def reply_channel(self) -> str:
         """The channel of this connection: plain ASGI events sent to it, by anyone, go to this client."""
+        self._session.announce()  # who gets the name from us must find the connection joined
         return reply_channel(self._session.interface, self._session.number)
 
     @property

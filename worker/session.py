@@ -147,7 +147,8 @@ class Session(SessionEnd):
         """ASGI's send. Waits while the client is slow.
 
         Raises ClientDisconnected (an OSError) when the client is gone, ValueError or TypeError for an invalid event,
-        IllegalTransition (a RuntimeError) for one that is out of order.
+        IllegalTransition (a RuntimeError) for one that is out of order, MessageTooLarge for a WebSocket message over
+        16 MiB.
         """
         event = encode(message)
         kind = message["type"]

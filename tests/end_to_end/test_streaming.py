@@ -21,7 +21,7 @@ from support.raw import RawClient
 from support.redis import RedisServer
 
 SIZE = int(os.environ.get("ASGIBUS_TEST_STREAM_MIB", "96"))
-PACE = 48  # mebibytes a second of the slow end; the fast one does more than a hundred
+PACE = 64  # mebibytes a second of the slow end; the fast one does more than a hundred
 MAY_GROW = 64  # mebibytes
 
 figures = logging.getLogger("figures")  # shown by `pytest -rP --log-level=info`

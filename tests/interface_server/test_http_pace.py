@@ -62,7 +62,7 @@ async def serving_here(min_body_rate: int = 1000) -> AsyncIterator[Address]:
     stop = anyio.Event()
     try:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(serve_with_worker, APP, layer, lambda: server.serve(stop, ready))
+            tasks.start_soon(serve_with_worker, APP, layer, lambda: server.serve(stop, ready), stop)
             await listening.wait()
             yield Address(int(where[0].rpartition(":")[2]))
             stop.set()

@@ -97,6 +97,12 @@ def test_http_1_0_goes_on_where_the_client_asks_for_it(client: RawClient) -> Non
         assert (path_of(response), response.get("connection")) == ("/old", "keep-alive")
 
 
+def test_close_outweighs_keep_alive(client: RawClient) -> None:
+    client.send(get("/", "Connection: keep-alive", "Connection: close", version="1.0"))
+    assert client.read_response().status == 200
+    assert client.read_until_close() == b""
+
+
 def test_http_1_0_gets_no_chunks(client: RawClient) -> None:
     client.send(get("/stream", "Connection: keep-alive", version="1.0"))
     response = client.read_response()

@@ -179,7 +179,7 @@ def receive_all(client: RawClient) -> None:
 
 
 def test_a_start_without_a_body_is_a_500_or_a_cut(client: RawClient) -> None:
-    client.send(b"GET /start-only HTTP/1.1\r\nHost: test\r\n\r\n")
+    client.send(b"GET /start-only HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
     wire = client.read_until_close()
     assert wire.startswith(b"HTTP/1.1 500") or not wire.endswith(b"0\r\n\r\n")
 

@@ -274,12 +274,20 @@ async def test_stop_claiming_before_the_first_claim(layer: ChannelLayer) -> None
     async with layer.bus("w", Recorder()) as worker:
         worker.stop_claiming()
         assert await asyncio.wait_for(worker.claim(["x"], 10), 2) == []
-        starting = layer.bus("w", Recorder())
-        async with starting as other:
+        async with layer.bus("w", Recorder()) as other:
             claiming = asyncio.create_task(other.claim(["x"], 10))
             await asyncio.sleep(0)
             other.stop_claiming()
             assert await asyncio.wait_for(claiming, 2) == []
+
+
+async def test_who_has_stopped_claims_nothing_more(layer: ChannelLayer) -> None:
+    async with layer.bus("w", Recorder()) as stopped, layer.bus("w", Recorder()) as other:
+        stopped.stop_claiming()
+        stopped.offer("x", (1,))
+        await stopped.drain()
+        assert await asyncio.wait_for(stopped.claim(["x"], 10), 2) == []
+        assert await entries(other, "x") == [(1,)]
 
 
 async def test_a_claimant_that_stops_takes_nothing_with_it(layer: ChannelLayer) -> None:

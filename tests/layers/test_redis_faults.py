@@ -191,6 +191,8 @@ async def test_a_redis_without_room_is_waited_for(start_redis: StartRedis, caplo
                 with pytest.raises(LayerUnavailable, match="OOM"):
                     await layer.send("ordinary", {})
                 assert reader.expected == 0
+                refused = admin.info("commandstats")["cmdstat_xadd"]["rejected_calls"]
+                assert refused < 10, "it is asked now and then, not with every frame"
                 admin.config_set("maxmemory", "0")
                 await until(lambda: reader.expected == 200)
             assert reader.gaps == []

@@ -1,0 +1,83 @@
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from asgibus.interface_server.listeners import ListenError, describe, host_and_port, listening_socket, tls_context
+from asgibus.interface_server.settings import InterfaceSettings
+
+
+def test_a_port_is_described_as_a_url() -> None:
+    with listening_socket(InterfaceSettings(port=0)) as listening:
+        port = listening.getsockname()[1]
+        assert describe(listening, tls=False) == f"http://127.0.0.1:{port}"
+        assert describe(listening, tls=True) == f"https://127.0.0.1:{port}"
+
+
+def test_a_unix_socket_is_open_to_other_users_and_left_alone_while_served(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with listening_socket(InterfaceSettings(uds=path)) as listening:
+        assert describe(listening, tls=False) == f"unix:{path}"
+        assert stat.S_IMODE(Path(path).stat().st_mode) == 0o666
+        listening.listen(0)
+        with pytest.raises(ListenError, match=f"cannot listen on {path}: Address already in use"):
+            listening_socket(InterfaceSettings(uds=path))
+    listening_socket(InterfaceSettings(uds=path)).close()
+
+
+def test_a_file_in_the_way_stays(tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text("data")
+    with pytest.raises(ListenError, match="Address already in use"):
+        listening_socket(InterfaceSettings(uds=str(path)))
+    assert path.read_text() == "data"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        InterfaceSettings(host="203.0.113.1", port=0),
+        InterfaceSettings(uds="/nowhere/socket"),
+        InterfaceSettings(uds="/tmp/" + "x" * 200),
+        InterfaceSettings(fd=9999),
+    ],
+)
+def test_what_cannot_be_listened_on(settings: InterfaceSettings) -> None:
+    with pytest.raises(ListenError, match="cannot listen on"):
+        listening_socket(settings)
+
+
+def test_no_certificate_no_tls() -> None:
+    assert tls_context(InterfaceSettings()) is None
+
+
+def test_a_file_that_is_no_certificate(tmp_path: Path) -> None:
+    file = tmp_path / "cert"
+    file.write_text("nonsense")
+    with pytest.raises(ListenError, match="cannot be used"):
+        tls_context(InterfaceSettings(ssl_certfile=str(file)))
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        (("127.0.0.1", 80), ("127.0.0.1", 80)),
+        (("::1", 80, 0, 0), ("::1", 80)),
+        ("/run/socket", ("/run/socket", None)),
+        (b"\0abstract", ("\0abstract", None)),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_addresses_as_the_scope_has_them(address: object, expected: object) -> None:
+    assert host_and_port(address) == expected
+
+
+def test_a_socket_that_was_passed_in() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as given,
+        listening_socket(InterfaceSettings(fd=given.fileno())) as taken,
+    ):
+        assert taken.getsockname() == given.getsockname()
+        taken.detach()

@@ -1,0 +1,77 @@
+import pytest
+
+from asgibus.interface_server.response import Framing, Head, StandardHeaders, plain_response, response_head
+
+PLAIN = StandardHeaders(server=False, date=False)
+
+
+def head(
+    *headers: tuple[bytes, bytes], status: int = 200, version: str = "1.1", method: str = "GET", **options: bool | int
+) -> Head:
+    keep_alive = bool(options.pop("keep_alive", True))
+    return response_head(
+        status,
+        headers,
+        PLAIN,
+        http_version=version,
+        method=method,
+        keep_alive=keep_alive,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize(
+    ("made", "framing", "length", "close"),
+    [
+        (head(), Framing.CHUNKED, 0, False),
+        (head(whole=3), Framing.LENGTH, 3, False),
+        (head(whole=0), Framing.LENGTH, 0, False),
+        (head((b"Content-Length", b"7")), Framing.LENGTH, 7, False),
+        (head((b"content-length", b"7"), whole=3), Framing.LENGTH, 7, False),
+        (head(whole=3, trailers=True), Framing.CHUNKED, 0, False),
+        (head(version="1.0"), Framing.CLOSE, 0, True),
+        (head(version="1.0", whole=3), Framing.LENGTH, 3, False),
+        (head(method="HEAD"), Framing.NONE, 0, False),
+        (head(status=204), Framing.NONE, 0, False),
+        (head((b"content-length", b"7"), status=304), Framing.NONE, 7, False),
+        (head(keep_alive=False), Framing.CHUNKED, 0, True),
+        (head((b"connection", b"x, Close")), Framing.CHUNKED, 0, True),
+        (head((b"connection", b"closed")), Framing.CHUNKED, 0, False),
+    ],
+)
+def test_how_the_client_knows_the_end(made: Head, framing: Framing, length: int, close: bool) -> None:
+    assert (made.framing, made.length, made.close) == (framing, length, close)
+    lines = made.data.split(b"\r\n")
+    assert (b"transfer-encoding: chunked" in lines) == (framing is Framing.CHUNKED)
+    assert lines[-2:] == [b"", b""]
+
+
+def test_the_head_on_the_wire() -> None:
+    made = head((b"X-A", b"1"), (b"x-a", b"2"), (b"transfer-encoding", b"gzip"), status=404, whole=2)
+    assert made.data == b"HTTP/1.1 404 Not Found\r\nx-a: 1\r\nx-a: 2\r\ncontent-length: 2\r\n\r\n"
+
+
+def test_a_204_has_no_length() -> None:
+    assert head((b"content-length", b"0"), status=204).data == b"HTTP/1.1 204 No Content\r\n\r\n"
+
+
+def test_keep_alive_is_said_to_http_1_0_only() -> None:
+    assert b"connection: keep-alive\r\n" in head(version="1.0", whole=0).data
+    assert b"connection" not in head(whole=0).data
+    assert b"connection: close\r\n" in head(whole=0, keep_alive=False).data
+    assert b"connection" not in head(version="1.0", whole=0, keep_alive=False).data
+
+
+def test_standard_headers_give_way_to_the_apps() -> None:
+    standard = StandardHeaders(server=True, date=True)
+    assert standard.get(own_server=False, own_date=True) == b"server: asgibus\r\n"
+    assert standard.get(own_server=True, own_date=False).startswith(b"date: ")
+    assert standard.get(own_server=True, own_date=True) == b""
+    assert PLAIN.get(own_server=False, own_date=False) == b""
+
+
+def test_a_response_of_the_server_itself() -> None:
+    whole = plain_response(503, "Later.", PLAIN)
+    assert whole.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert whole.endswith(b"retry-after: 1\r\ncontent-length: 7\r\nconnection: close\r\n\r\nLater.\n")
+    assert plain_response(503, "Later.", PLAIN, head_only=True) == whole.removesuffix(b"Later.\n")
