@@ -42,6 +42,8 @@ class Offer:
     channel: str
     id: bytes | None = None
     withdrawn: bool = False
+    unwritten: object = None
+    """The layer's own: what it needs to take the offer back before the store has it."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -63,6 +63,7 @@ class InMemoryChannelLayer(ChannelLayer):
     async def send(self, channel: str, message: Message) -> None:
         require_channel(channel, whole=True)
         self._deliver(channel, unpack_message(pack_message(message)))
+        await asyncio.sleep(0)  # a sender in a loop must not keep its readers from running
 
     async def receive(self, channel: str) -> Message:
         local = split_local(require_channel(channel, whole=True))
@@ -103,6 +104,7 @@ class InMemoryChannelLayer(ChannelLayer):
                 missed += 1
         if missed:
             logger.warning("group %r: %d of %d members were full and missed a message", group, missed, len(targets))
+        await asyncio.sleep(0)
 
     async def flush(self) -> None:
         self._queues.clear()

@@ -18,7 +18,7 @@ from asgibus.layers.redis.claims import Claimant
 from asgibus.layers.redis.connection import RedisError
 from asgibus.layers.redis.link import Outage
 from asgibus.layers.redis.mailbox import MailboxReader
-from asgibus.layers.redis.writer import PAYLOAD_VERSION, Writer
+from asgibus.layers.redis.writer import PAYLOAD_VERSION, Command, Writer
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -87,16 +87,19 @@ class RedisBus(Bus):
         def written(reply: Any) -> None:
             if isinstance(reply, bytes):
                 offer.id = reply
+                offer.unwritten = None
                 if offer.withdrawn:
                     self._delete(key, reply)
             elif not isinstance(reply, LayerUnavailable):
                 logger.error("an offer on %s was not written: %s", channel, reply)
 
-        self._writer.write(("XADD", key, "*", "b", pack(entry)), written)
+        offer.unwritten = self._writer.write(("XADD", key, "*", "b", pack(entry)), written)
         return offer
 
     def withdraw(self, offer: Offer) -> None:
         offer.withdrawn = True
+        if isinstance(offer.unwritten, Command) and self._writer.cancel(offer.unwritten):
+            return  # so that what is offered while Redis is away does not pile up here
         if offer.id is not None:
             self._delete(self._claimant.key(offer.channel), offer.id)
 

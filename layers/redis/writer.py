@@ -45,7 +45,7 @@ class Sender(Protocol):
     def unreachable(self, mailbox: str) -> None: ...
 
 
-class _Command:
+class Command:
     """A packed command, who takes its reply, and whether it may be written twice."""
 
     __slots__ = ("data", "on_reply", "repeatable")
@@ -76,10 +76,10 @@ class Writer:
         self._prefix = prefix
         self._link = Link(address, name, outage, self._up, self._down)
         self._boxes: dict[tuple[str, str], _Box] = {}
-        self._commands: list[_Command] = []
+        self._commands: dict[Command, None] = {}  # in order, and quick to take one out
         self._acks: dict[tuple[str, OnAcked], list[bytes]] = {}
-        self._in_flight: deque[_Command] = deque()
-        self._again: list[_Command] = []
+        self._in_flight: deque[Command] = deque()
+        self._again: list[Command] = []
         self._scheduled = False  # a flush is on its way, or waits until Redis may take writes again
         self._refused = False
         self._given_up = False  # waiting until all is written took too long; not to be waited for again
@@ -122,10 +122,22 @@ class Writer:
         self._acks.setdefault((key, on_acked), []).append(entry_id)
         self._schedule()
 
-    def write(self, args: tuple[str | bytes | int, ...], on_reply: OnReply, *, repeatable: bool = True) -> None:
-        """Write any command; `on_reply` takes its reply, a RedisError or a LayerUnavailable."""
-        self._commands.append(_Command(pack_command(args), on_reply, repeatable))
+    def write(self, args: tuple[str | bytes | int, ...], on_reply: OnReply, *, repeatable: bool = True) -> Command:
+        """Write any command; `on_reply` takes its reply, a RedisError or a LayerUnavailable.
+
+        What is returned can be cancelled.
+        """
+        command = Command(pack_command(args), on_reply, repeatable)
+        self._commands[command] = None
         self._schedule()
+        return command
+
+    def cancel(self, command: Command) -> bool:
+        """Take a command back that has not been written yet, without an answer to it. False if it is too late."""
+        if command in self._commands:
+            del self._commands[command]
+            return True
+        return False
 
     async def call(self, *args: str | bytes | int, repeatable: bool = True) -> Any:
         """Write any command and wait for its reply. Raises LayerUnavailable, also when Redis refuses it.
@@ -174,7 +186,7 @@ class Writer:
         self._in_flight.extend(commands)
         self._write(connection, commands)
 
-    def _gather(self) -> list[_Command]:
+    def _gather(self) -> list[Command]:
         commands = self._again
         self._again = []
         if self._boxes:
@@ -188,19 +200,19 @@ class Writer:
                     except TypeError:  # whoever posted it is wrong, and the others must not suffer
                         logger.exception("frames for %s were dropped", box.mailbox)
                         continue
-                    commands.append(_Command(pack_command(("XADD", key, "NOMKSTREAM", "*", "b", payload)), gone, True))
+                    commands.append(Command(pack_command(("XADD", key, "NOMKSTREAM", "*", "b", payload)), gone, True))
         if self._commands:
             commands += self._commands
-            self._commands = []
+            self._commands = {}
         if self._acks:
             for (key, on_acked), ids in self._acks.items():
                 acked = partial(_acked, on_acked, key, ids)
-                commands.append(_Command(pack_command(("XACK", key, "workers", *ids)), acked, True))
-                commands.append(_Command(pack_command(("XDEL", key, *ids)), _ignore, True))
+                commands.append(Command(pack_command(("XACK", key, "workers", *ids)), acked, True))
+                commands.append(Command(pack_command(("XDEL", key, *ids)), _ignore, True))
             self._acks = {}
         return commands
 
-    def _write(self, connection: RedisConnection, commands: list[_Command]) -> None:
+    def _write(self, connection: RedisConnection, commands: list[Command]) -> None:
         data = commands[0].data if len(commands) == 1 else b"".join([command.data for command in commands])
         connection.write(data, [self._reply] * len(commands))
 

@@ -226,6 +226,24 @@ async def test_a_redis_that_comes_back_empty(start_redis: StartRedis) -> None:
     await layer.close()
 
 
+async def test_what_was_offered_and_withdrawn_while_redis_was_away_is_never_written(start_redis: StartRedis) -> None:
+    """An outage under load must not fill the memory, nor flood Redis afterwards."""
+    server = start_redis()
+    layer = RedisChannelLayer(server.url)
+    async with layer.bus("a", Recorder()) as a:
+        await asyncio.to_thread(server.kill)
+        a.offer("x", ("in flight when the connection is found lost",))
+        await asyncio.sleep(0)
+        for number in range(1000):
+            a.withdraw(a.offer("x", (number,)))
+        a.offer("x", ("kept",))
+        await asyncio.to_thread(server.start)
+        with redis.Redis.from_url(server.url, protocol=2) as admin:
+            await until(lambda: any(b"kept" in entry[b"b"] for _, entry in admin.xrange("asgibus:shared:x")))
+            assert admin.info("commandstats")["cmdstat_xadd"]["calls"] <= 3  # these two, and the mailbox
+    await layer.close()
+
+
 async def test_nobody_waits_for_a_redis_that_is_gone(start_redis: StartRedis) -> None:
     """Who stops gives its last words a few seconds, once."""
     server = start_redis()
