@@ -1,0 +1,50 @@
+"""The opening handshake of a WebSocket, RFC 6455 section 4: what makes a request one, and the answer to it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+from websockets.utils import accept_key
+
+from asgibus.interface_server.request import Refusal, Request
+from asgibus.interface_server.response import StandardHeaders, header_lines
+from asgibus.protocol.events import Headers
+
+
+def check_handshake(request: Request) -> Refusal | None:
+    """Why the handshake request is not one, if it is not: RFC 6455 section 4.2.1."""
+    headers: dict[bytes, list[bytes]] = {}
+    for name, value in request.headers:
+        headers.setdefault(name, []).append(value)
+    if request.http_version != "1.1":
+        return Refusal(505, "A WebSocket handshake needs HTTP/1.1.")
+    if headers.get(b"sec-websocket-version", [b""])[0] != b"13":
+        return Refusal(426, "The WebSocket version understood is 13.")
+    keys = headers.get(b"sec-websocket-key", [])
+    try:
+        valid = len(keys) == 1 and len(base64.b64decode(keys[0], validate=True)) == 16
+    except binascii.Error:
+        valid = False
+    if not valid:
+        return Refusal(400, "The Sec-WebSocket-Key header is not a key.")
+    return None
+
+
+def switching_protocols(
+    request: Request, subprotocol: str | None, headers: Headers, standard: StandardHeaders
+) -> bytes:
+    """The answer that accepts a request which `check_handshake` found in order, with the app's headers."""
+    key = next(value for name, value in request.headers if name == b"sec-websocket-key")
+    own = {name.lower() for name, _ in headers}
+    return b"".join(
+        [
+            b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-accept: ",
+            accept_key(key.decode()).encode(),
+            b"\r\n",
+            b"sec-websocket-protocol: %s\r\n" % subprotocol.encode() if subprotocol is not None else b"",
+            header_lines(headers),
+            standard.get(own_server=b"server" in own, own_date=b"date" in own),
+            b"\r\n",
+        ]
+    )
