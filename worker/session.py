@@ -371,7 +371,9 @@ class Session(SessionEnd):
         return None if excused else "returned before its response was complete"
 
     def release(self) -> None:
-        """Let go of what refers back to this session: its memory is then free without a garbage collection."""
+        """Let go of the claim, and of what refers back to this session: its memory is then free at once."""
+        if not self._announced:
+            self._owned()
         self.scope = {}
         self.task = None
         self._held = None
