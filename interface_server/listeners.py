@@ -98,10 +98,18 @@ def host_and_port(address: object) -> tuple[str, int | None] | None:
 
 
 async def listen(
-    listening: socket.socket, factory: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None, backlog: int
+    listening: socket.socket,
+    factory: Callable[[], asyncio.Protocol],
+    tls: ssl.SSLContext | None,
+    settings: InterfaceSettings,
 ) -> asyncio.Server:
-    """Accept connections on a bound socket."""
+    """Accept connections on a bound socket. A TLS handshake has the time of a request head."""
     loop = asyncio.get_running_loop()
-    if listening.family == socket.AF_UNIX:
-        return await loop.create_unix_server(factory, sock=listening, ssl=tls, backlog=backlog)
-    return await loop.create_server(factory, sock=listening, ssl=tls, backlog=backlog)
+    create = loop.create_unix_server if listening.family == socket.AF_UNIX else loop.create_server
+    return await create(
+        factory,
+        sock=listening,
+        ssl=tls,
+        backlog=settings.backlog,
+        ssl_handshake_timeout=settings.head_timeout if tls is not None else None,
+    )

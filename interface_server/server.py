@@ -77,7 +77,7 @@ class Server:
         self, listening: socket.socket, tls: ssl.SSLContext | None, stop: anyio.Event, ready: Callable[[str], None]
     ) -> None:
         where = describe(listening, tls=tls is not None)
-        server = await listen(listening, lambda: HttpTerminator(self), tls, self.settings.backlog)
+        server = await listen(listening, lambda: HttpTerminator(self), tls, self.settings)
         try:
             ready(where)
             await stop.wait()

@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from support import chromium
 from support import redis as redis_support
 from support.processes import Process, Processes
 from support.redis import RedisServer
+
+# How fast a machine makes examples says nothing about the code.
+settings.register_profile("asgibus", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("asgibus")
 
 REQUIRED = ("redis", "browser")
 MARKED_BY_FIXTURE = {"redis_url": "redis", "start_redis": "redis", "browser": "browser"}

@@ -252,6 +252,12 @@ def test_an_early_response_over_tls_is_seen(
         assert client.read_response().body == bytes(100_000)
 
 
+def test_a_handshake_that_does_not_come_is_not_waited_for(start_interface: Start, certificate: Path) -> None:
+    server = start_interface("--ssl-certfile", certificate, "--head-timeout", 0.3, app=APP)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as silent:
+        assert silent.recv(1) == b""
+
+
 def test_a_key_with_a_password(start_interface: Start, certificate: Path, trusting: ssl.SSLContext) -> None:
     files = ("--ssl-certfile", certificate.parent / "cert", "--ssl-keyfile", certificate.parent / "locked")
     server = start_interface(*files, "--ssl-keyfile-password", "secret", app=APP)
