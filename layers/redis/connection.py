@@ -28,6 +28,7 @@ RedisError = hiredis.ReplyError
 OnReply = Callable[[Any], None]
 
 OLDEST_REDIS = (7, 0)
+NO_INFO = ("NOPERM", "ERR unknown command")
 _NOTHING = object()
 
 
@@ -147,9 +148,13 @@ async def _greet(connection: RedisConnection, address: Address, name: str) -> No
         await connection.call("SELECT", address.db)
     await connection.call("CLIENT", "SETNAME", name)
     connection.client_id = await connection.call("CLIENT", "ID")
-    info = dict(
-        line.split(":", 1) for line in (await connection.call("INFO", "server")).decode().split() if ":" in line
-    )
+    try:
+        answer = await connection.call("INFO", "server")
+    except RedisError as error:
+        if str(error).startswith(NO_INFO):
+            return  # a user who may not ask, or a store that cannot say: then its version is taken on trust
+        raise
+    info = dict(line.split(":", 1) for line in answer.decode().split() if ":" in line)
     version = tuple(int(part) for part in info.get("redis_version", "0.0").split(".")[:2])
     if version < OLDEST_REDIS:
         raise LayerUnavailable(f"it is version {info.get('redis_version')}, and 7.0 or later is needed")

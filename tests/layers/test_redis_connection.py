@@ -145,6 +145,12 @@ async def test_a_user(start_redis: StartRedis) -> None:
     await works(f"redis://bus:{SECRET}@{url}")
 
 
+async def test_a_user_who_may_not_ask_for_the_version(start_redis: StartRedis) -> None:
+    server = start_redis("--user", "bus", "on", f">{SECRET}", "~asgibus:*", "&*", "+@all", "-info")
+    url = server.url.removeprefix("redis://")
+    await works(f"redis://bus:{SECRET}@{url}")
+
+
 async def test_a_user_who_may_not_use_our_keys(start_redis: StartRedis) -> None:
     server = start_redis("--user", "bus", "on", f">{SECRET}", "~other:*", "&*", "+@all")
     url = server.url.removeprefix("redis://")
