@@ -85,8 +85,8 @@ def test_paths(raw_path: bytes, path: str) -> None:
 
 
 def test_a_root_path_is_part_of_the_path() -> None:
-    scope = scope_of(opening(raw_path=b"/a%20b", root_path="/root"))
-    assert (scope["root_path"], scope["path"], scope["raw_path"]) == ("/root", "/root/a b", b"/root/a%20b")
+    scope = scope_of(opening(raw_path=b"/a%20b", root_path="/mounted"))
+    assert (scope["root_path"], scope["path"], scope["raw_path"]) == ("/mounted", "/mounted/a b", b"/mounted/a%20b")
 
 
 def test_two_scopes_of_one_opening_share_nothing_that_can_be_altered() -> None:
