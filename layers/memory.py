@@ -104,7 +104,7 @@ class InMemoryChannelLayer(ChannelLayer):
                 missed += 1
         if missed:
             logger.warning("group %r: %d of %d members were full and missed a message", group, missed, len(targets))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # likewise
 
     async def flush(self) -> None:
         self._queues.clear()

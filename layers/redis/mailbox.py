@@ -93,7 +93,7 @@ class MailboxReader:
                 continue
             try:
                 self._on_batch(sender, epoch, frames)
-            except Exception:
+            except Exception:  # a fault of the handler must not end the reading, nor drop the entries behind this one
                 self.damaged += 1
                 logger.exception("mailbox %s: handling entry %s failed", self._key, entry_id.decode())
-        self._read(connection)  # asked when all is handled: clients get theirs first, and meanwhile more may gather
+        self._read(connection)  # behind the handling, so that clients get theirs first

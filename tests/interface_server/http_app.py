@@ -211,7 +211,7 @@ async def leave(scope, receive, send, query, notes):
     try:
         while True:
             await send(BODY | {"body": bytes(1000), "more_body": True})
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # a stream that goes on and on
     except OSError as error:
         notes.append(f"OSError: {type(error).__name__}")
         raise

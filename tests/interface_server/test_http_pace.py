@@ -172,7 +172,7 @@ async def test_a_client_that_reads_nothing_is_dropped(name: str, target: str) ->
                 except (BrokenPipeError, ConnectionResetError):
                     break
                 assert time.monotonic() < deadline, "the client was not dropped"
-                time.sleep(0.05)
+                time.sleep(0.05)  # between two looks, until the deadline above
 
     async with serving_here() as server:
         await run_sync(test, server)
@@ -187,7 +187,7 @@ async def test_a_client_that_reads_slowly_is_not_dropped(name: str) -> None:
             got, end = 0, time.monotonic() + 3 * PATIENCE
             while time.monotonic() < end:
                 got += len(client.read_exactly(100_000))
-                time.sleep(0.1)
+                time.sleep(0.1)  # a slow reader: the pace is what is tested
             assert client.read_exactly(size - got) == bytes(size - got)
 
     async with serving_here() as server:
@@ -203,7 +203,7 @@ async def test_an_early_response_is_read_as_slowly_as_the_client_likes(name: str
             got, end = 0, time.monotonic() + 3 * PATIENCE
             while time.monotonic() < end:
                 got += len(client.read_exactly(100_000))
-                time.sleep(0.1)
+                time.sleep(0.1)  # a slow reader: the pace is what is tested
             assert client.read_exactly(size - got) == bytes(size - got)
             assert client.read_until_close() == b""
 

@@ -171,7 +171,7 @@ async def test_a_server_s_membership_does_not_end_while_it_lives(
     layer, reader = make_layer(group_expiry=1), Recorder()
     async with layer.bus("a", reader) as a:
         await a.join_group("group")
-        await asyncio.sleep(1.3)
+        await asyncio.sleep(1.3)  # by the clock of the store, which a test cannot turn
         await layer.group_send("group", {"n": 1})
         await until(lambda: reader.frames)
 

@@ -135,7 +135,7 @@ async def test_expired_messages_are_never_delivered(make_layer: MakeLayer) -> No
     local = await layer.new_channel()
     for channel in ("ordinary", local):
         await layer.send(channel, {"n": "old"})
-    await asyncio.sleep(1.2)
+    await asyncio.sleep(1.2)  # by the clock of the store, which a test cannot turn
     for channel in ("ordinary", local):
         await layer.send(channel, {"n": "new"})  # the old one does not count for the capacity either
         assert await layer.receive(channel) == {"n": "new"}

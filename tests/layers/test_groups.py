@@ -57,9 +57,9 @@ async def test_a_full_member_misses_it_and_the_others_do_not(
 async def test_a_membership_ends(make_layer: MakeLayer) -> None:
     layer = make_layer(group_expiry=1)
     await layer.group_add("group", "old")
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(0.6)  # by the clock of the store, which a test cannot turn
     await layer.group_add("group", "new")  # which keeps the group, but not the other member
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(0.6)  # likewise
     await layer.group_send("group", {"n": 1})
     assert await layer.receive("new") == {"n": 1}
     await layer.send("old", {"n": 2})

@@ -283,7 +283,7 @@ async def test_no_more_than_the_concurrency_runs_at_once() -> None:
     async with running(app, concurrency=3) as interface:
         numbers = [interface.open() for _ in range(10)]
         await until(lambda: len(active) == 3)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # time for a fourth to begin, which must not
         assert len(active) == 3
         go.set()
         for number in numbers:
