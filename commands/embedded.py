@@ -8,7 +8,6 @@ from dataclasses import fields
 from typing import Any
 
 import anyio
-from anyio.abc import TaskStatus
 
 from asgibus.layers.contract import ChannelLayer
 from asgibus.worker.application import ApplicationError, load_application
@@ -19,36 +18,44 @@ from asgibus.worker.settings import WorkerSettings
 EXPECTED = (ApplicationError, LifespanError)
 
 
-async def serve_with_worker(
-    options: Mapping[str, Any],
-    layer: ChannelLayer,
-    serve: Callable[[], Awaitable[None]],
-    stop: anyio.Event,
-) -> None:
-    """Run `serve` (an interface server) beside a worker, which is ready before it and stops after it.
+def embedded_worker(options: Mapping[str, Any], layer: ChannelLayer) -> Worker:
+    """The worker for an interface server's process, with its app loaded.
 
-    `stop` is what ends `serve`; both together get the graceful timeout. `options` are those of the command; the worker
-    takes the ones that it knows. Raises ApplicationError, LifespanError, and what `serve` raises.
+    `options` are those of the command; the worker takes the ones that it knows. Raises ApplicationError.
     """
     names = {field.name for field in fields(WorkerSettings)}
     settings = WorkerSettings(**{name: value for name, value in options.items() if name in names})
-    worker = Worker(settings, load_application(settings.app, app_dir=settings.app_dir, factory=settings.factory), layer)
-    stop_worker = anyio.Event()
+    return Worker(settings, load_application(settings.app, app_dir=settings.app_dir, factory=settings.factory), layer)
 
-    async def work(*, task_status: TaskStatus[None]) -> None:
-        await worker.serve(stop_worker, task_status.started)
 
+async def serve_with_worker(
+    worker: Worker, serve: Callable[[], Awaitable[None]], stop: anyio.Event, graceful_timeout: float
+) -> None:
+    """Run `serve` (an interface server) beside a worker, which is ready before it and stops after it.
+
+    `stop` is what ends `serve`; both together get `graceful_timeout` seconds. Raises LifespanError, and what `serve`
+    raises.
+    """
+    ready, stop_worker = anyio.Event(), anyio.Event()
     end = math.inf
+
+    async def work() -> None:
+        await worker.serve(stop_worker, ready.set)
+        ready.set()  # or it was stopped before it was
 
     async def watch() -> None:
         nonlocal end
         await stop.wait()
-        end = anyio.current_time() + settings.graceful_timeout
+        end = anyio.current_time() + graceful_timeout
+        if not ready.is_set():
+            stop_worker.set()
 
     async with anyio.create_task_group() as tasks:
-        await tasks.start(work)
         tasks.start_soon(watch)
-        await serve()
+        tasks.start_soon(work)
+        await ready.wait()
+        if not stop.is_set():
+            await serve()
         # What the interface server took of the graceful timeout, the worker has not.
-        worker.graceful_timeout = max(0.0, min(settings.graceful_timeout, end - anyio.current_time()))
+        worker.graceful_timeout = max(0.0, min(graceful_timeout, end - anyio.current_time()))
         stop_worker.set()

@@ -8,10 +8,14 @@ import sys
 LEVELS = ("critical", "error", "warning", "info", "debug")
 
 
-def set_up_logging(level: str, *, access: bool) -> None:
-    """Send the log of `level` and above to standard error; `access=False` leaves out the access log."""
+def set_up_logging(level: str, *, access: bool, pid: bool = False) -> None:
+    """Send the log of `level` and above to standard error.
+
+    `access=False` leaves out the access log; `pid=True` says of every line which process wrote it.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-8s %(message)s"))
+    process = "[%(process)d] " if pid else ""
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-8s {process}%(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.WARNING)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -81,7 +81,10 @@ class Seconds(click.FloatRange):
 
 
 SECONDS = Seconds(min=0, min_open=True)
+SECONDS_OR_NONE = Seconds(min=0)
 COUNT = click.IntRange(min=1)
+LAST_PORT = 65535
+PORT = click.IntRange(0, LAST_PORT)
 
 
 def bus_options(command: F) -> F:
@@ -120,8 +123,53 @@ def app_options(command: F) -> F:
             metavar="COUNT",
             help="Connections that a worker serves at once.",
         ),
+        option(
+            "Stopping", "--resume", is_flag=True, help="WebSockets outlive this worker: the app runs again elsewhere."
+        ),
+        option(
+            "Stopping",
+            "--drain-period",
+            type=SECONDS_OR_NONE,
+            default=5.0,
+            metavar="SECONDS",
+            help="Over how long, at most, a worker that stops hands its WebSockets over, or closes them.",
+        ),
         option("Application", "--factory", is_flag=True, help="APP is a function that gives the app."),
         option("Application", "--app-dir", default="", metavar="DIR", help="Look for APP here first.  [default: .]"),
     ):
         command = decorate(command)
     return command
+
+
+def process_options(command: F) -> F:
+    """Options of both commands: how many processes, and where they tell how they are."""
+    for decorate in (
+        option(
+            "Processes",
+            "--admin-port",
+            type=PORT,
+            metavar="PORT",
+            help="Serve /healthz, /readyz and /metrics there; 0 takes a free port. "
+            "With several processes, each has the next port.  [default: none]",
+        ),
+        option("Processes", "--admin-host", default="127.0.0.1", metavar="HOST", help="Address of the admin port."),
+        option(
+            "Processes",
+            "--processes",
+            type=COUNT,
+            default=1,
+            metavar="COUNT",
+            help="Run so many processes, and start one again that dies.",
+        ),
+    ):
+        command = decorate(command)
+    return command
+
+
+def check_processes(options: Mapping[str, Any]) -> None:
+    """Refuse several processes where there can be only one. Raises click.UsageError."""
+    processes, port = options["processes"], options["admin_port"]
+    if processes > 1 and options["layer"].startswith("memory:"):
+        raise click.UsageError("memory:// lives within one process: with --processes use a Redis URL as --layer")
+    if port and port + processes - 1 > LAST_PORT:
+        raise click.UsageError(f"--admin-port {port} leaves no ports for {processes} processes")

@@ -2,43 +2,80 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from importlib.util import find_spec
 
 import anyio
 from anyio.abc import TaskStatus
 
+from asgibus.commands.lifeline import Lifeline
 from asgibus.layers.errors import LayerError
 
 logger = logging.getLogger("asgibus")
 
-Serve = Callable[[anyio.Event], Awaitable[None]]
 YOUNG_OBJECTS = 10_000  # between two garbage collections: 700, the default, are the objects of a dozen requests
+START_SECONDS = 2.0  # for a start-up to end once it is no longer wanted
 LINGER_SECONDS = 2.0  # for what is left when the servers have ended: an app's threads and tasks that do not end
 FORCED_SECONDS = 1.0  # the same, after a second signal
+END_MARGIN = 8.0  # beyond the graceful timeout: for the app's shut-down, and for the last words to the bus
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def run(serve: Serve, *expected: type[Exception]) -> int:
-    """Run `serve(stop)` on uvloop where it exists; `stop` is set by the first SIGINT or SIGTERM.
+class Life:
+    """The life of this process: told by what is served how far it is, and telling it when to stop."""
+
+    def __init__(self, lifeline: Lifeline) -> None:
+        self.stop = anyio.Event()
+        """Set when the process shall end gracefully."""
+        self.has_started = False
+        self._lifeline = lifeline
+
+    def started(self, *mailboxes: str) -> None:
+        """The start-up is over, and these mailboxes are read."""
+        self.has_started = True
+        # What is loaded now stays, and garbage collections need not look at it again.
+        gc.collect()
+        gc.freeze()
+        self._lifeline.ready(*mailboxes)
+
+    def retiring(self) -> None:
+        """Nothing new is taken from now on, though nobody asked for it: a supervisor may start another process."""
+        self._lifeline.retiring()
+
+
+Serve = Callable[[Life], Awaitable[None]]
+
+
+def run(serve: Serve, *expected: type[Exception], lifeline: Lifeline, graceful_timeout: float) -> int:
+    """Run `serve(life)` on uvloop where it exists, until it returns; the first SIGINT or SIGTERM sets `life.stop`.
+
+    A start-up that is not over 2 s after that is cancelled. A supervisor at the other end of the lifeline sets
+    `life.stop` as well; then the process is ended hard if it takes much longer than `graceful_timeout` seconds.
 
     Returns the exit code: 0; or 1 after a second signal, and after a LayerError or one of `expected`, which is told in
-    one line on standard error.
+    one line on standard error, or to the supervisor.
     """
     gc.set_threshold(YOUNG_OBJECTS, 10, 10)
     try:
-        forced = anyio.run(_until_signal, serve, backend_options={"use_uvloop": find_spec("uvloop") is not None})
+        forced = anyio.run(
+            _until_signal,
+            serve,
+            lifeline,
+            graceful_timeout + END_MARGIN,
+            backend_options={"use_uvloop": find_spec("uvloop") is not None},
+        )
     except Exception as raised:
         error = _only(raised)
         if not isinstance(error, (LayerError, *expected)):
             raise
-        print(f"Error: {error}", file=sys.stderr)
+        lifeline.failed(str(error))
         return 1
     return 1 if forced else 0
 
@@ -50,37 +87,52 @@ def _exit_within(seconds: float, code: int) -> None:
     timer.start()
 
 
-def started() -> None:
-    """The start-up is over: what is loaded now stays, and garbage collections need not look at it again."""
-    gc.collect()
-    gc.freeze()
-
-
-async def _until_signal(serve: Serve) -> bool:
+async def _until_signal(serve: Serve, lifeline: Lifeline, limit: float) -> bool:
     """Whether a second signal ended it."""
-    stop = anyio.Event()
+    life = Life(lifeline)
     forced = False
+
+    def stop(why: str) -> None:
+        if not life.stop.is_set():
+            logger.info("%s: stopping%s", why, "" if lifeline.held else "; a second signal stops at once")
+            life.stop.set()
+            life.retiring()
+            tasks.start_soon(give_up_start)
+
+    async def give_up_start() -> None:
+        await anyio.sleep(START_SECONDS)
+        if not life.has_started:
+            tasks.cancel_scope.cancel()
 
     async def watch(*, task_status: TaskStatus[None]) -> None:
         nonlocal forced
+        signalled = False  # it may be stopping for another reason, and a first signal then says nothing new
         with anyio.open_signal_receiver(*SIGNALS) as signals:
             task_status.started()
             async for number in signals:
-                if stop.is_set():
-                    logger.warning("%s again: stopping at once", number.name)
-                    forced = True
-                    _exit_within(FORCED_SECONDS, 1)
-                    tasks.cancel_scope.cancel()
-                    return
-                logger.info("%s: stopping; a second signal stops at once", number.name)
-                stop.set()
+                if not signalled:
+                    signalled = True
+                    stop(number.name)
+                    continue
+                logger.warning("%s again: stopping at once", number.name)
+                forced = True
+                _exit_within(FORCED_SECONDS, 1)
+                tasks.cancel_scope.cancel()
+                return
 
     async with anyio.create_task_group() as tasks:
         await tasks.start(watch)
-        await serve(stop)
+        loop = asyncio.get_running_loop()
+        lifeline.on_stop(lambda why: _in(loop, stop, why), within=limit)
+        await serve(life)
         tasks.cancel_scope.cancel()
-        _exit_within(LINGER_SECONDS, 0)
+    _exit_within(LINGER_SECONDS, 1 if forced else 0)
     return forced
+
+
+def _in(loop: asyncio.AbstractEventLoop, call: Callable[[str], None], why: str) -> None:
+    with suppress(RuntimeError):  # the loop has ended, and the process ends
+        loop.call_soon_threadsafe(call, why)
 
 
 def _only(error: Exception) -> Exception:

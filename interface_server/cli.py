@@ -6,22 +6,28 @@ import logging
 from dataclasses import fields
 from typing import Any
 
-import anyio
 import click
 
-from asgibus.commands.embedded import EXPECTED, serve_with_worker
+from asgibus.commands.admin import AdminError
+from asgibus.commands.embedded import EXPECTED, embedded_worker, serve_with_worker
+from asgibus.commands.health import ProcessHealth, admin_port
+from asgibus.commands.lifeline import Lifeline
 from asgibus.commands.logs import set_up_logging
 from asgibus.commands.options import (
     COUNT,
     DEFAULT_LAYER,
+    PORT,
     SECONDS,
     GroupedCommand,
     app_options,
     bus_options,
+    check_processes,
     option,
+    process_options,
 )
-from asgibus.commands.run import run, started
-from asgibus.interface_server.listeners import ListenError
+from asgibus.commands.run import Life, run
+from asgibus.commands.supervisor import supervise
+from asgibus.interface_server.listeners import ListenError, describe, listening_socket
 from asgibus.interface_server.proxy import TrustedProxies
 from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
@@ -64,7 +70,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
 @click.command(cls=GroupedCommand)
 @click.argument("app", required=False)
 @option(_LISTEN, "--host", default="127.0.0.1", help="Address to listen on.")
-@option(_LISTEN, "--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on; 0 takes a free one.")
+@option(_LISTEN, "--port", type=PORT, default=8000, help="Port to listen on; 0 takes a free one.")
 @option(_LISTEN, "--uds", type=click.Path(), help="Listen on a unix socket instead.")
 @option(_LISTEN, "--fd", type=click.IntRange(min=0), help="Listen on a socket that was passed in, by its number.")
 @option(_LISTEN, "--backlog", type=COUNT, default=2048, help="Connections that may wait to be accepted.")
@@ -109,6 +115,9 @@ _FILE = click.Path(exists=True, dir_okay=False)
 )
 @option(_TIMES, "--websocket-timeout", type=SECONDS, default=86400.0, help="How long a WebSocket may stay open.")
 @option(_TIMES, "--connect-timeout", type=SECONDS, default=10.0, help="How long a connection waits for a worker.")
+@option(
+    _TIMES, "--resume-timeout", type=SECONDS, default=60.0, help="How long an open WebSocket waits for another worker."
+)
 @option(
     _TIMES, "--ping-interval", "--ws-ping-interval", "ping_interval", type=SECONDS, default=20.0, help="Between pings."
 )
@@ -173,6 +182,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
     default="close",
     help="A slow member is closed with 1013, or misses the message.",
 )
+@process_options
 @option("Logging", "--access-log/--no-access-log", default=True, help="Log every request.")
 @click.version_option(package_name="asgibus")
 def command(log_level: str, **options: Any) -> None:
@@ -180,6 +190,7 @@ def command(log_level: str, **options: Any) -> None:
 
     With APP (module:attribute) also run it, in this process.
     """
+    lifeline = Lifeline.inherited()
     app = options["app"]
     if options["layer"] is None:
         options["layer"] = "memory://" if app else DEFAULT_LAYER
@@ -188,20 +199,21 @@ def command(log_level: str, **options: Any) -> None:
             "memory:// lives within one process, so no worker would ever see a connection: "
             "use a Redis URL, or give an APP to run it here"
         )
-    if options["uds"] is not None and options["fd"] is not None:
+    if options["uds"] is not None and options["fd"] is not None and not lifeline.held:
         raise click.UsageError("--uds and --fd exclude each other")
     if options["ssl_keyfile"] is not None and options["ssl_certfile"] is None:
         raise click.UsageError("--ssl-keyfile needs --ssl-certfile")
+    check_processes(options)
     names = {field.name for field in fields(InterfaceSettings)}
     settings = InterfaceSettings(**{name: value for name, value in options.items() if name in names})
     try:
         layer = open_layer(settings.layer, prefix=settings.prefix)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    set_up_logging(log_level, access=settings.access_log)
+    supervises = options["processes"] > 1 and not lifeline.held
+    set_up_logging(log_level, access=settings.access_log, pid=supervises or lifeline.held)
 
-    def ready(where: str) -> None:
-        started()
+    def tell(where: str) -> None:
         logger.info(
             "Listening on %s (layer %s, pool %s, app %s)",
             where,
@@ -210,18 +222,44 @@ def command(log_level: str, **options: Any) -> None:
             app or "in the workers",
         )
 
-    async def serve(stop: anyio.Event) -> None:
-        server = Server(settings, layer)
+    if supervises:
         try:
-            if app is None:
-                await server.serve(stop, ready)
+            listening = listening_socket(settings)
+        except ListenError as error:
+            lifeline.failed(str(error))
+            raise SystemExit(1) from None
+        where = describe(listening, tls=settings.ssl_certfile is not None)
+        raise SystemExit(supervise(options, layer, fd=listening.fileno(), ready=lambda: tell(where)))
+    try:
+        worker = embedded_worker(options, layer) if app else None
+    except EXPECTED as error:
+        lifeline.failed(str(error))
+        raise SystemExit(1) from None
+    server = Server(settings, layer)
+
+    async def serve(life: Life) -> None:
+        def ready(where: str) -> None:
+            if lifeline.held:
+                logger.info("Interface server ready")
             else:
-                await serve_with_worker(options, layer, lambda: server.serve(stop, ready), stop)
+                tell(where)
+            life.started(server.connections.bus.mailbox, *([worker.mailbox] if worker else []))
+
+        health = ProcessHealth(life, layer, server, *([worker] if worker else []))
+        try:
+            async with admin_port(options, health, supervised=lifeline.held):
+                if worker is None:
+                    await server.serve(life.stop, ready)
+                else:
+                    await serve_with_worker(
+                        worker, lambda: server.serve(life.stop, ready), life.stop, settings.graceful_timeout
+                    )
         finally:
             await layer.close()
         logger.info("Interface server stopped")
 
-    raise SystemExit(run(serve, ListenError, *EXPECTED))
+    expected = (ListenError, AdminError, *EXPECTED)
+    raise SystemExit(run(serve, *expected, lifeline=lifeline, graceful_timeout=settings.graceful_timeout))
 
 
 def main() -> None:

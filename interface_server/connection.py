@@ -5,21 +5,25 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from asgibus.layers.codec import pack, unpack
 from asgibus.layers.contract import Frame, Offer
 from asgibus.protocol.events import (
+    ACCEPT,
     CLOSE,
     GROUP_ADD,
-    GROUP_DISCARD,
     GROUP_DONE,
+    HANDOVER,
     HTTP_DISCONNECT,
+    MESSAGE_RECEIVED,
     SAVE_STATE,
     WEBSOCKET_DISCONNECT,
     Event,
     size,
 )
 from asgibus.protocol.frames import HEAD
-from asgibus.protocol.opening import HTTP
-from asgibus.protocol.session import Arrival, SessionEnd
+from asgibus.protocol.opening import HTTP, Opening, read_opening
+from asgibus.protocol.recovery import Deaths, Ending, may_run_http_again, may_run_websocket_again
+from asgibus.protocol.session import PART, Arrival, SessionEnd
 from asgibus.protocol.states import HTTP_TABLE, WEBSOCKET_TABLE, App, IllegalTransition, Life, Turn, step, turn
 
 if TYPE_CHECKING:
@@ -29,7 +33,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("asgibus.interface")
 
 NO_WORKER = (503, 1013)  # HTTP status and close code while no worker takes a connection: try again later
-WORKER_LOST = (502, 1012)  # when the worker that served it is gone
+WORKER_LOST = (502, 1012)  # when the worker that served it is gone, and no other may go on
+KILLER = (502, 1011)  # when it has killed the workers that served it
+APP_FAILED = (500, 1011)  # when a further run of the app answers otherwise than the first
+_CONNECT: Event = ()  # the event in hand of a WebSocket that waits to be accepted
 
 
 class Connection(SessionEnd):
@@ -39,16 +46,24 @@ class Connection(SessionEnd):
         "_behind",
         "_connections",
         "_unsent",
+        "accepted",
         "app",
+        "deaths",
         "groups",
         "life",
         "offer",
         "offered_at",
+        "opening",
         "owner",
+        "resumable",
         "saved_state",
+        "subprotocol",
         "table",
         "terminator",
     )
+
+    opening: Opening | bytes
+    """What a further run begins with. A WebSocket's, which stays for long, is kept packed."""
 
     def __init__(
         self, connections: Connections, number: int, kind: str, window: int, terminator: Terminator, now: float
@@ -62,6 +77,10 @@ class Connection(SessionEnd):
         self.offer: Offer | None = None
         self.offered_at = now
         self.owner = ""
+        self.accepted = False
+        self.subprotocol: str | None = None
+        self.resumable = False
+        self.deaths: Deaths | None = None
         self.groups: set[str] | None = None
         self.saved_state = b""
         self._behind = 0
@@ -75,7 +94,9 @@ class Connection(SessionEnd):
         if self.life is Life.JOINED:
             self._connections.post(self.owner, frame, counted)
         elif self.life is Life.OFFERED:
-            self._unsent = [*(self._unsent or ()), (frame, counted)]
+            if self._unsent is None:
+                self._unsent = []
+            self._unsent.append((frame, counted))
         if self.in_flight >= self.window:
             self.terminator.pause()
 
@@ -94,6 +115,8 @@ class Connection(SessionEnd):
         if self.owner:
             return self.owner == sender
         self.owner = sender
+        if self.table is WEBSOCKET_TABLE:
+            self.opening = pack(self.opening)
         unsent, self._unsent = self._unsent, None
         self._turn(Turn.OWNED)
         for frame, counted in unsent or ():
@@ -108,30 +131,63 @@ class Connection(SessionEnd):
             self.acknowledgement(frame[4])
         if (arrival := self.arrived(frame[3])) is not Arrival.NEW:
             if arrival is Arrival.GAP:
-                self._connections.post(self.owner, self.resend())
+                self._connections.missed(self.owner, self.resend())
             return
         event = frame[HEAD:]
         code = event[0]
-        if code == GROUP_ADD or code == GROUP_DISCARD:
-            self._took(size(event))
-            self._connections.groups.change(self, code, event[1])
-            return
-        if code == SAVE_STATE:
-            self.saved_state = event[1]
-            self._took(size(event))
+        if code >= GROUP_ADD:
+            self._control(event)
             return
         try:
-            self.app = after = step(self.table, self.app, code)
+            after = step(self.table, self.app, code)
         except IllegalTransition as error:
             logger.error("connection %d of %s: %s", self.number, self.owner, error)
             return
+        if self.app is App.HANDSHAKE and not self._first_answer(event):
+            return
+        self.app = after
         self.terminator.write_event(event)
         if after is App.COMPLETE:
+            if self.table is WEBSOCKET_TABLE:
+                self._tell_all_taken()
             self._turn(Turn.COMPLETED)
             return
         self._took(size(event))
         if self.ack_due:
             self.acknowledge()
+
+    def _control(self, event: Event) -> None:
+        """An event of the worker that is not for the client."""
+        code = event[0]
+        self._took(size(event))
+        if code == SAVE_STATE:
+            self.saved_state = event[1]
+        elif code == HANDOVER:
+            self._tell_all_taken()
+            self.run_ended(Ending.HANDED_OVER)
+        else:
+            self._connections.groups.change(self, code, event[1])
+
+    def _first_answer(self, event: Event) -> bool:
+        """The answer of a run to a WebSocket's opening; whether it is for the client. A client is accepted once."""
+        code = event[0]
+        if code == ACCEPT:
+            self.resumable = event[3]
+            if not self.accepted:
+                self.accepted, self.subprotocol = True, event[1]
+                return True
+            if event[1] == self.subprotocol:
+                self.app = App.OPEN
+                self._took(size(event))
+                return False
+            wrong = f"accepted it with the subprotocol {event[1]!r}, where it was {self.subprotocol!r}"
+        elif code == CLOSE or not self.accepted:
+            return True
+        else:
+            wrong = "answered with an HTTP response, where it was open already"
+        logger.error("connection %d was closed: run %d of the app %s", self.number, self.attempt, wrong)
+        self.fail(APP_FAILED)
+        return False
 
     def _took(self, counted: int) -> None:
         """Count an event as taken, once its socket has room: else its sender would not feel a slow client (I11)."""
@@ -140,16 +196,25 @@ class Connection(SessionEnd):
             self.took(self._behind, self.expected)
             self._behind = 0
 
+    def _tell_all_taken(self) -> None:
+        """Acknowledge the last event of a run, which its worker keeps until it hears of it."""
+        self.took(0, self.expected)
+        self._connections.post(self.owner, self.ack())
+
     def plain(self, event: Event) -> bool:
         """A plain ASGI event that anyone posted to the reply channel, or to a group. False if it is out of place."""
-        if self.life is not Life.JOINED:
+        if self.life is not Life.JOINED and not (self.life is Life.OFFERED and self.accepted):
             return False
+        # Between two runs the client is open, whatever the next run is going to say.
+        state = App.OPEN if self.accepted and self.app is App.HANDSHAKE else self.app
         try:
-            self.app = step(self.table, self.app, event[0])
+            after = step(self.table, state, event[0])
         except IllegalTransition:
             return False
+        if state is self.app or after is App.COMPLETE:
+            self.app = after
         self.terminator.write_event(event)
-        if self.app is App.COMPLETE:
+        if after is App.COMPLETE:
             self.client_gone(*event[1:3]) if event[0] == CLOSE else self.client_gone()
         return True
 
@@ -178,6 +243,72 @@ class Connection(SessionEnd):
         if self.life is Life.JOINED:
             self.event((GROUP_DONE, error, group))
 
+    # Endings.
+
+    def run_ended(self, ending: Ending) -> None:
+        """The run of the app that served this has ended before its time: offer it for another one, or end it."""
+        if self.life is Life.LEFT:
+            self._turn(Turn.GIVEN_UP)
+        elif self.life is not Life.ENDED:
+            if ending.by_death and self._is_killer():
+                logger.error(
+                    "connection %d is ended: %s, and so were those before it, with the same event in hand",
+                    self.number,
+                    ending.value,
+                )
+                self._connections.counts["killer"] += 1
+                self.give_up(KILLER)
+            elif self._may_run_again():
+                self._connections.counts[ending.name.lower().replace("_", " ")] += 1
+                self._run_again()
+            else:
+                self._connections.counts["worker lost"] += 1
+                self.give_up(WORKER_LOST)
+
+    def _is_killer(self) -> bool:
+        """Count the death of a worker; whether this connection has brought about too many."""
+        event: Event | None
+        if isinstance(self.opening, Opening) and self.table is HTTP_TABLE:
+            event = self.opening.events[0]
+        elif not self.accepted:
+            event = _CONNECT
+        else:
+            event = next((event for event in self.unacknowledged if event[0] == MESSAGE_RECEIVED), None)
+        self.deaths = self.deaths or Deaths()
+        return self.deaths.count_one(event, lived=self._connections.now - self.offered_at)
+
+    def _may_run_again(self) -> bool:
+        if isinstance(self.opening, Opening) and self.table is HTTP_TABLE:
+            return may_run_http_again(self.app, self.opening.method, whole=self.acked <= len(self.opening.events))
+        return may_run_websocket_again(self.app, accepted=self.accepted, resumable=self.resumable)
+
+    def _run_again(self) -> None:
+        """Offer it again, with what no run has taken yet."""
+        opening = self.opening if isinstance(self.opening, Opening) else read_opening(unpack(self.opening))
+        events = self.unacknowledged
+        if self.table is HTTP_TABLE:
+            events = [*opening.events[: self.acked], *events]
+        self.renew(self.attempt + 1, [event for event in events if event[0] != GROUP_DONE])
+        self.app = App.WAITING if self.table is HTTP_TABLE else App.HANDSHAKE
+        self.owner = ""
+        self._behind = 0
+        self._turn(Turn.REOPENED)
+        first, carried = 0, 0
+        kept = self.kept()
+        while first < len(kept) and carried + kept[first][1] <= 2 * PART:
+            carried += kept[first][1]
+            first += 1
+        self._unsent = kept[first:]
+        self.opening = opening._replace(
+            attempt=self.attempt,
+            resumed=self.accepted,
+            events=tuple(self.unacknowledged[:first]),
+            state=self.saved_state,
+        )
+        self._connections.reopen(self, self.opening)
+        if self.in_flight < self.window:
+            self.terminator.resume()
+
     def give_up(self, answer: tuple[int, int]) -> None:
         """No worker took this in time, or its worker is gone: the client gets the status or the close code."""
         if self.life is Life.LEFT:
@@ -187,15 +318,21 @@ class Connection(SessionEnd):
             self.app = App.COMPLETE
             self.terminator.fail(*answer)
 
+    def fail(self, answer: tuple[int, int]) -> None:
+        """End this though its worker lives: the app learns it, and the client gets the status or the close code."""
+        self.client_gone(answer[1])
+        self.app = App.COMPLETE
+        self.terminator.fail(*answer)
+
     def _turn(self, event: Turn) -> None:
         before, self.life = self.life, turn(self.life, event)
-        if event is Turn.OWNED and before is Life.LEFT:
-            self._connections.ended(self)
-        elif event is Turn.OWNED:
+        if event is Turn.OWNED:
             self._connections.joined(self)
+            if before is Life.LEFT:
+                self._connections.ended(self)
         elif self.life is Life.LEFT:
             self._connections.withdraw(self)
-        else:
+        elif self.life is Life.ENDED:
             if before is Life.OFFERED:
                 self._connections.withdraw(self)
             self._connections.ended(self)

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 from anyio.abc import TaskGroup
 
-from asgibus.interface_server.connection import NO_WORKER, WORKER_LOST, Connection
+from asgibus.interface_server.connection import NO_WORKER, Connection
 from asgibus.interface_server.groups import Groups
 from asgibus.interface_server.settings import InterfaceSettings
-from asgibus.layers.contract import FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE, Bus, Frame, Message
+from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE, Bus, Claim, Frame, Message, Offer
 from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.events import Event, encode
-from asgibus.protocol.frames import ACK, EVENT, OWN, RESEND, RESET
+from asgibus.protocol.frames import ABANDONED, ACK, EVENT, OWN, PROBE, RESEND, RESET
 from asgibus.protocol.opening import OPENING_VERSION, Opening
+from asgibus.protocol.recovery import Ending
 from asgibus.protocol.states import App, Life
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from asgibus.interface_server.terminator import Terminator
 
 logger = logging.getLogger("asgibus.interface")
+
+DEAD_REMEMBERED = 100  # workers whose last words may still be on their way
+OFFER_AGAIN_SECONDS = 3.0  # after the store lost its data: by then a worker that had claimed an offer has said so
 
 
 class Connections:
@@ -35,7 +39,13 @@ class Connections:
         self._bus: Bus | None = None
         self._numbers = itertools.count(1)
         self._open: dict[int, Connection] = {}
-        self._offered: dict[int, Connection] = {}  # in the order of their opening, so the oldest stands first
+        # In the order in which they were offered, so the oldest stands first.
+        self._offered: dict[int, Connection] = {}
+        self._reopened: dict[int, Connection] = {}  # those whose client is open already: they may wait for longer
+        self._suspects: set[str] = set()  # workers who had no mailbox when something was posted to them
+        self._dead_workers: dict[str, None] = {}  # the latest ones
+        self._doubted: list[tuple[float, Connection, Offer]] = []  # what may be lost, and when it is offered again
+        self._away_since: float | None = None
         self._held: list[Terminator] = []
         self.groups = Groups(self)
         self.counts: Counter[str] = Counter()
@@ -67,9 +77,9 @@ class Connections:
         opening = Opening(
             OPENING_VERSION,
             bus.mailbox,
-            bus.epoch,
             connection.number,
             connection.attempt,
+            False,
             connection.window,
             kind,
             request.http_version,
@@ -87,10 +97,17 @@ class Connections:
             events,
             b"",
         )
+        connection.opening = opening
         self._open[connection.number] = connection
         self._offered[connection.number] = connection
         connection.offer = bus.offer(shared_channel(kind, self._pool(request.raw_path)), opening)
         return connection
+
+    def reopen(self, connection: Connection, opening: Opening) -> None:
+        """Offer a connection for a further run of the app."""
+        (self._reopened if connection.accepted else self._offered)[connection.number] = connection
+        connection.offered_at = self.now
+        connection.offer = self.bus.offer(shared_channel(opening.kind, self._pool(opening.raw_path)), opening)
 
     def _pool(self, raw_path: bytes) -> str:
         for prefix, pool in self._settings.routes:
@@ -106,7 +123,12 @@ class Connections:
 
     def joined(self, connection: Connection) -> None:
         """A worker has taken it."""
-        self._offered.pop(connection.number, None)
+        self._no_longer_offered(connection)
+        if connection.owner in self._dead_workers:  # what it wrote last came behind the news of its death
+            self._suspects.add(connection.owner)
+        offer, connection.offer = connection.offer, None
+        if offer is not None:
+            offer.taken = True
 
     def withdraw(self, connection: Connection) -> None:
         """Take its offer back."""
@@ -115,10 +137,19 @@ class Connections:
 
     def ended(self, connection: Connection) -> None:
         """It has ended."""
-        self._offered.pop(connection.number, None)
+        self._no_longer_offered(connection)
         self._open.pop(connection.number, None)
         if connection.groups:
             self.groups.forget(connection)
+
+    def _no_longer_offered(self, connection: Connection) -> None:
+        if self._offered.pop(connection.number, None) is None:
+            self._reopened.pop(connection.number, None)
+
+    def missed(self, mailbox: str, resend: Frame) -> None:
+        """Ask a worker for events that are missing."""
+        self.counts["gap"] += 1
+        self.post(mailbox, resend)
 
     def hold(self, terminator: Terminator) -> None:
         """Call the terminator's `flush` when the batch is through."""
@@ -126,7 +157,7 @@ class Connections:
 
     # Handler of the mailbox.
 
-    def batch(self, sender: str, epoch: str, frames: Sequence[Frame]) -> None:
+    def batch(self, sender: str, frames: Sequence[Frame]) -> None:
         """Frames of a worker, or a public message or broadcast."""
         for frame in frames:
             try:
@@ -149,9 +180,15 @@ class Connections:
         if kind == GROUP_MESSAGE:
             self.groups.broadcast(frame[1], frame[2])
             return
+        if kind == DEAD:
+            self._dead(frame[1])
+            return
         connection = self._open.get(frame[1])
-        if connection is None or connection.attempt != frame[2] or not connection.owned_by(sender):
-            if kind == EVENT or kind == OWN:
+        if kind == ABANDONED:
+            if connection is not None and connection.attempt == frame[2] and not connection.owner:
+                connection.run_ended(Ending.ABANDONED)
+        elif connection is None or connection.attempt != frame[2] or not connection.owned_by(sender):
+            if kind == EVENT or kind == OWN or kind == PROBE:
                 self.post(sender, (RESET, frame[1], frame[2]))
         elif kind == EVENT:
             connection.frame(frame)
@@ -159,19 +196,51 @@ class Connections:
             connection.acknowledgement(frame[3])
         elif kind == RESET:
             self.counts["reset"] += 1
-            connection.give_up(WORKER_LOST)
+            connection.run_ended(Ending.FORGOTTEN)
         elif kind == RESEND:
+            self.counts["repeated"] += 1
             connection.repeat(frame[3])
+        elif kind == PROBE:
+            self.post(sender, connection.probed(frame[3]))
         elif kind != OWN:
             logger.error("a frame of unknown kind %r from %s was dropped", kind, sender)
 
-    def unreachable(self, mailbox: str) -> None:
-        """A worker is gone."""
+    def _dead(self, mailbox: str) -> None:
+        """A worker is gone: others go on with what it served, where that is possible."""
+        self._suspects.discard(mailbox)
+        self._dead_workers[mailbox] = None
+        if len(self._dead_workers) > DEAD_REMEMBERED:
+            del self._dead_workers[next(iter(self._dead_workers))]
         lost = [connection for connection in self._open.values() if connection.owner == mailbox]
-        if lost:
-            logger.warning("the worker %s is gone, and with it %d connections", mailbox, len(lost))
         for connection in lost:
-            connection.give_up(WORKER_LOST)
+            connection.run_ended(Ending.KILLED)
+        if lost:
+            again = sum(connection.life is Life.OFFERED for connection in lost)
+            logger.warning(
+                "the worker %s is dead: of its %d connections here, %d were offered to other workers",
+                mailbox,
+                len(lost),
+                again,
+            )
+
+    def undelivered(self, mailbox: str) -> None:
+        """See `Handler`."""
+        self._suspects.add(mailbox)
+
+    def interrupted(self) -> None:
+        """See `Handler`."""
+        joined = 0
+        for connection in self._open.values():
+            if connection.life is Life.JOINED:
+                joined += 1
+                self.post(connection.owner, connection.probe())
+            elif connection.life is Life.OFFERED and connection.offer is not None:
+                self._doubted.append((self.now + OFFER_AGAIN_SECONDS, connection, connection.offer))
+        self.counts["interruption"] += 1
+        logger.warning("the bus was interrupted: %d connections are checked with their workers", joined)
+
+    def orphaned(self, claim: Claim) -> None:
+        """See `Handler`: an interface server claims nothing."""
 
     def _message(self, local: str, message: Message) -> None:
         connection = self._open.get(int(local)) if local.isdigit() else None
@@ -192,25 +261,54 @@ class Connections:
     # The passing of time.
 
     def tick(self, now: float) -> None:
-        """Give up what no worker took in time."""
+        """Give up what no worker took in time, and make again the offers that may be lost."""
         self.now = now
-        limit = now - self._settings.connect_timeout
+        self._give_up(self._offered, self._settings.connect_timeout)
+        self._give_up(self._reopened, self._settings.resume_timeout)
+        while self._doubted and self._doubted[0][0] <= now:
+            _, connection, offer = self._doubted.pop(0)
+            if connection.offer is offer:
+                self.bus.offer_again(offer)
+        if self.bus.available:
+            self._away_since = None
+        elif self._away_since is None:
+            self._away_since = now
+        elif now - self._away_since > self._settings.resume_timeout:
+            self._end_all(now)
+
+    def _give_up(self, offered: dict[int, Connection], seconds: float) -> None:
         unserved = 0
-        while self._offered:
-            connection = next(iter(self._offered.values()))
-            if connection.offered_at > limit:
+        while offered:
+            connection = next(iter(offered.values()))
+            if connection.offered_at > self.now - seconds:
                 break
             unserved += connection.life is Life.OFFERED
             connection.give_up(NO_WORKER)
         if unserved:
             self.counts["no worker"] += unserved
-            seconds = self._settings.connect_timeout
             logger.warning(
                 "no worker took %d connections within %g s: is one running for their pool?", unserved, seconds
             )
 
-    def acknowledge(self) -> None:
-        """Tell the workers what was written since they last heard of it."""
+    def _end_all(self, now: float) -> None:
+        """The layer is away for too long: nobody can say when the connections would go on."""
+        self._away_since = now
+        joined = [connection for connection in self._open.values() if connection.life is Life.JOINED]
+        for connection in joined:
+            connection.fail(NO_WORKER)
+        if joined:
+            self.counts["layer away"] += len(joined)
+            seconds = self._settings.resume_timeout
+            logger.error("the channel layer is away for %g s: %d connections were ended", seconds, len(joined))
+
+    def check(self, *, stalled: bool) -> None:
+        """Tell the workers what was written since they last heard of it, and ask those who may have missed something.
+
+        `stalled`: ask also where nothing was acknowledged for a while.
+        """
+        suspects, self._suspects = self._suspects, set()
         for connection in self._open.values():
             if connection.untold and connection.app is not App.COMPLETE:
                 connection.acknowledge()
+            if connection.owner in suspects or (stalled and connection.stalled() and connection.owner):
+                self.post(connection.owner, connection.probe())

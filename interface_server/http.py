@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 access = logging.getLogger("asgibus.access")
 
 CHECK_SECONDS = 1.0  # how often a running exchange is checked against its limits
+FIRST_REQUEST_SECONDS = 1.0  # how long a stopping server still waits for it on a socket that was just accepted
 LINGER_SECONDS = 2.0  # how long the rest of an unread body is discarded, so that the client sees the response
 
 
@@ -374,6 +375,8 @@ class HttpTerminator(asyncio.Protocol):
         self._stopping = True
         if self._active is not None:
             self._writer.close_after()
+        elif self._started == 0.0 and not self._lingering:  # accepted just now: its first request is on its way
+            self.deadline = min(self.deadline, self._server.now + FIRST_REQUEST_SECONDS)
         elif not self._lingering:
             self._transport.close()
 

@@ -25,7 +25,8 @@ from asgibus.protocol.opening import Address
 logger = logging.getLogger("asgibus.interface")
 
 TICK_SECONDS = 0.25  # how exactly time limits are kept; one pass over all sockets each
-ACK_TICKS = 4  # what was written and not acknowledged with an event is acknowledged this often
+CHECK_TICKS = 4  # what was written and not acknowledged with an event is acknowledged this often
+PROBE_TICKS = 20  # what was sent and is not acknowledged for as long is asked after: it may be lost
 DRAIN_SECONDS = 5.0  # for the last words to reach the bus; a layer that is away must not keep the process
 WRITE_HIGH_WATER = 64 * 1024  # bytes in a socket's write buffer at which its session's window stays shut
 
@@ -48,6 +49,23 @@ class Server:
         self._proxies = TrustedProxies(settings.forwarded_allow_ips) if settings.proxy_headers else None
         self._terminators: set[Terminator] = set()
         self._emptied = anyio.Event()
+        self._draining = False
+
+    def ready(self) -> str | None:
+        """None if new sockets are served; else why not, in a sentence."""
+        if self._draining:
+            return "stopping: no new sockets are taken"
+        if not self.connections.bus.available:
+            return "the channel layer cannot be reached"
+        return None
+
+    def counts(self) -> dict[str, int]:
+        """What went wrong or was repaired so far, by what it was."""
+        return dict(self.connections.counts + self._layer.counts)
+
+    def gauges(self) -> dict[str, int]:
+        """How much there is of what, now."""
+        return {"sockets": len(self._terminators), "connections": len(self.connections)}
 
     async def serve(self, stop: anyio.Event, ready: Callable[[str], None]) -> None:
         """Listen, call `ready` with where, serve until `stop` is set, then stop gracefully.
@@ -82,6 +100,7 @@ class Server:
             ready(where)
             await stop.wait()
         finally:
+            self._draining = True
             server.close()
         for terminator in list(self._terminators):
             terminator.shut_down()
@@ -111,8 +130,8 @@ class Server:
             ticks += 1
             self.now = now = self.loop.time()
             self.connections.tick(now)
-            if ticks % ACK_TICKS == 0:
-                self.connections.acknowledge()
+            if ticks % CHECK_TICKS == 0:
+                self.connections.check(stalled=ticks % PROBE_TICKS == 0)
             for terminator in [each for each in self._terminators if each.deadline <= now]:
                 terminator.expire(now)
 
@@ -121,6 +140,8 @@ class Server:
     def admit(self, terminator: Terminator) -> bool:
         """A socket was accepted; False if there are too many already."""
         self._terminators.add(terminator)
+        if self._draining:  # its TLS handshake took until now
+            self.loop.call_soon(terminator.shut_down)
         return len(self._terminators) <= self.settings.max_connections
 
     def readmit(self, terminator: Terminator) -> None:

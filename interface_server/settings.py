@@ -43,6 +43,8 @@ class InterfaceSettings:
     """How long a WebSocket may stay open, as Daphne has it."""
     connect_timeout: float = 10.0
     """How long a connection waits for a worker: longer than a worker needs to start, shorter than people wait."""
+    resume_timeout: float = 60.0
+    """How long an open WebSocket waits for another worker: longer than a deploy leaves none."""
     keep_alive_timeout: float = 5.0
     head_timeout: float = 10.0
     ping_interval: float = 20.0

@@ -44,6 +44,13 @@ CLOSE_SECONDS = 10.0  # how long a client may take to answer our close frame
 EARLY_BYTES = PART  # kept of what a client sends before it is accepted; then its socket is not read
 
 
+_REASONS: dict[int, str] = {
+    CloseCode.TRY_AGAIN_LATER: "no worker",
+    CloseCode.SERVICE_RESTART: "the worker is gone",
+    CloseCode.INTERNAL_ERROR: "the app failed",
+}
+
+
 class Phase(Enum):
     """Where a WebSocket is."""
 
@@ -268,7 +275,7 @@ class WebSocketTerminator(asyncio.Protocol):
             )
             self._answer(Refusal(status, text))
         else:
-            self._close(close_code, "no worker" if close_code == CloseCode.TRY_AGAIN_LATER else "the worker is gone")
+            self._close(close_code, _REASONS.get(close_code, ""))
 
     def expire(self, now: float) -> None:
         """See `Terminator`."""

@@ -8,6 +8,7 @@ claimed by exactly one other.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -22,28 +23,43 @@ Frame = tuple[Any, ...]
 # protocol between the servers, and the layer carries them without looking.
 MESSAGE = 0  # (MESSAGE, local part, message): somebody called send() with a process-local name
 GROUP_MESSAGE = 1  # (GROUP_MESSAGE, group, message): somebody called group_send(), and this mailbox is a member
+DEAD = 2  # (DEAD, mailbox): the process of that mailbox is gone; all that it posted here stands before this
 FIRST_PROTOCOL_KIND = 16
 
 
 class Handler(Protocol):
-    """Who reads a mailbox. Called from the event loop, one batch after another; must not block and must not raise."""
+    """Who reads a mailbox. Called from the event loop, one call after another; must not block and must not raise."""
 
-    def batch(self, sender: str, epoch: str, frames: Sequence[Frame]) -> None:
-        """Frames of one sender, in the order in which it posted them. `sender` is "" for public messages."""
+    def batch(self, sender: str, frames: Sequence[Frame]) -> None:
+        """Frames of one sender, in the order in which it posted them. `sender` is "" for the layer's own."""
 
-    def unreachable(self, mailbox: str) -> None:
-        """What was posted to `mailbox` found no mailbox there: its process is gone."""
+    def undelivered(self, mailbox: str) -> None:
+        """Frames posted to `mailbox` found none there and are lost.
+
+        Its process is gone, which a DEAD frame will say; or it is about to make its mailbox anew.
+        """
+
+    def interrupted(self) -> None:
+        """Frames may be lost, to here and from here: what is under way has to be checked with the other end.
+
+        The store has lost its data or was replaced, or the own lease had ended so that others gave this process up.
+        The mailbox, the lease and the groups are in place again.
+        """
+
+    def orphaned(self, claim: Claim) -> None:
+        """A process died with this claim. It belongs to this process now, which has to deal with it and call `done`."""
 
 
 @dataclass(slots=True, eq=False)
 class Offer:
-    """An entry on its way to a shared channel. `id` is known once the store has it."""
+    """An entry on its way to a shared channel."""
 
     channel: str
-    id: bytes | None = None
     withdrawn: bool = False
-    unwritten: object = None
-    """The layer's own: what it needs to take the offer back before the store has it."""
+    taken: bool = False
+    """Set by whoever offered it once it is known who has claimed it: it is not offered again."""
+    state: Any = None
+    """The layer's own: what it needs to take the offer back, or to make it again."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -60,8 +76,11 @@ class Bus(ABC):
 
     mailbox: str
     """The own mailbox, ending in `!`. `mailbox + local part` is a channel name that anyone can send to."""
-    epoch: str
-    """Which life of the store this is: another one after it restarted empty."""
+
+    @property
+    @abstractmethod
+    def available(self) -> bool:
+        """Whether the store could be reached when it was last tried."""
 
     @abstractmethod
     def post(self, mailbox: str, frame: Frame, size: int = 0) -> None:
@@ -79,6 +98,10 @@ class Bus(ABC):
     @abstractmethod
     def withdraw(self, offer: Offer) -> None:
         """Take an offer back if nobody has claimed it yet; if somebody has, nothing happens."""
+
+    @abstractmethod
+    def offer_again(self, offer: Offer) -> None:
+        """Make an offer again, unless it is still there or claimed: the store may have lost it."""
 
     @abstractmethod
     async def claim(self, channels: Sequence[str], limit: int) -> list[Claim]:
@@ -129,6 +152,8 @@ class ChannelLayer(ABC):
     """Seconds after which a membership ends that nobody renewed; a server on the bus renews its own."""
     capacity: int = 100
     """How many unread messages a channel holds before `send` raises ChannelFull."""
+    counts: Counter[str]
+    """How often something was tried again, lost or dropped, by what it was; for the admin port."""
 
     @abstractmethod
     async def send(self, channel: str, message: Message) -> None:
@@ -168,6 +193,13 @@ class ChannelLayer(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Close the connections of the running event loop; the layer can be used again afterwards."""
+
+    @abstractmethod
+    async def declare_dead(self, mailbox: str) -> None:
+        """Tell every process on the bus at once that the process of this mailbox is gone; for whoever reaped it.
+
+        Raises LayerUnavailable.
+        """
 
     @abstractmethod
     def bus(self, role: str, handler: Handler) -> AbstractAsyncContextManager[Bus]:

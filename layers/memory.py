@@ -11,13 +11,15 @@ import logging
 import math
 import threading
 import time
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from asgibus.layers.codec import pack_message, unpack_message
 from asgibus.layers.contract import (
+    DEAD,
     GROUP_MESSAGE,
     MESSAGE,
     Bus,
@@ -34,8 +36,6 @@ from asgibus.layers.queues import Queues
 
 logger = logging.getLogger("asgibus.layers")
 
-EPOCH = "memory"  # this store lives and dies with its process, so it has one life
-
 
 class InMemoryChannelLayer(ChannelLayer):
     """A channel layer within one process. `clock` gives seconds and may be replaced in tests."""
@@ -51,6 +51,7 @@ class InMemoryChannelLayer(ChannelLayer):
         self.expiry = expiry
         self.group_expiry = group_expiry
         self.capacity = capacity
+        self.counts = Counter()
         self._clock = clock
         self._queues = Queues(expiry=expiry, capacity=capacity, clock=clock)
         self._process = new_mailbox("")  # behind the prefix of every process-local name made here
@@ -58,7 +59,9 @@ class InMemoryChannelLayer(ChannelLayer):
         self._lock = threading.Lock()
         self._groups: dict[str, dict[str, float]] = {}
         self._buses: dict[str, MemoryBus] = {}
-        self._shared: dict[str, OrderedDict[Offer, Any]] = defaultdict(OrderedDict)
+        self._shared: dict[str, OrderedDict[Offer, None]] = defaultdict(OrderedDict)
+        self._claimed = 0
+        self._orphans: list[Claim] = []  # of buses that are closed, until somebody claims from their channels
 
     async def send(self, channel: str, message: Message) -> None:
         require_channel(channel, whole=True)
@@ -127,6 +130,38 @@ class InMemoryChannelLayer(ChannelLayer):
                 groups = [group for group, members in self._groups.items() if bus.mailbox in members]
             for group in groups:
                 self._leave(group, bus.mailbox)
+            self._bury(bus.mailbox, bus)
+
+    async def declare_dead(self, mailbox: str) -> None:
+        bus = self._buses.get(mailbox)
+        self._bury(mailbox, bus)
+        if bus is not None:
+            bus._soon(bus._handler.interrupted)  # as anyone who lives and was given up by the others
+
+    def _bury(self, mailbox: str, bus: MemoryBus | None) -> None:
+        """Tell all others, behind what it posted, and hand on what it had claimed."""
+        with self._lock:
+            others = [other for other in self._buses.values() if other.mailbox != mailbox]
+            if bus is not None:
+                self._orphans += bus._claims.values()
+                bus._claims.clear()
+        for other in others:
+            other.deliver("", (DEAD, mailbox))
+        self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Give each claim of a bus that is closed to one that claims from its channel, if there is one."""
+        with self._lock:
+            orphans, self._orphans = self._orphans, []
+            for claim in orphans:
+                heirs = (bus for bus in self._buses.values() if claim.channel in bus._channels and not bus._stopped)
+                heir = next(heirs, None)
+                if heir is None:
+                    self._orphans.append(claim)
+                else:
+                    self.counts["orphan"] += 1
+                    heir._claims[claim.id] = claim
+                    heir._soon(partial(heir._handler.orphaned, claim))
 
     def _deliver(self, channel: str, message: Message) -> None:
         local = split_local(channel)
@@ -157,13 +192,18 @@ class MemoryBus(Bus):
         self, layer: InMemoryChannelLayer, mailbox: str, handler: Handler, loop: asyncio.AbstractEventLoop
     ) -> None:
         self.mailbox = mailbox
-        self.epoch = EPOCH
         self._layer = layer
         self._handler = handler
         self._loop = loop
         self._inbox: list[tuple[str, Frame]] = []
         self._claiming: asyncio.Future[None] | None = None
+        self._channels: frozenset[str] = frozenset()  # from which it claims
+        self._claims: dict[bytes, Claim] = {}  # what it has claimed and not dealt with
         self._stopped = False
+
+    @property
+    def available(self) -> bool:
+        return True
 
     def deliver(self, sender: str, frame: Frame) -> None:
         """Put a frame into this mailbox; from any thread."""
@@ -179,34 +219,44 @@ class MemoryBus(Bus):
         start = 0
         for end in range(1, len(inbox) + 1):
             if end == len(inbox) or inbox[end][0] != inbox[start][0]:
-                self._handler.batch(inbox[start][0], EPOCH, [frame for _, frame in inbox[start:end]])
+                self._handler.batch(inbox[start][0], [frame for _, frame in inbox[start:end]])
                 start = end
 
     def post(self, mailbox: str, frame: Frame, size: int = 0) -> None:
         bus = self._layer._buses.get(mailbox)
         if bus is None:
-            self._loop.call_soon(self._handler.unreachable, mailbox)
+            self._loop.call_soon(self._handler.undelivered, mailbox)
+            self.deliver("", (DEAD, mailbox))
         else:
             bus.deliver(self.mailbox, frame)
 
     def offer(self, channel: str, entry: Any) -> Offer:
-        offer = Offer(channel)
+        offer = Offer(channel, state=entry)
+        self._put(offer)
+        return offer
+
+    def _put(self, offer: Offer) -> None:
         with self._layer._lock:
-            self._layer._shared[channel][offer] = entry
+            self._layer._shared[offer.channel][offer] = None
             waiting = [bus for bus in self._layer._buses.values() if bus._claiming is not None]
         for bus in waiting:
             if bus._loop is self._loop:
                 bus._wake_claim()
             else:
                 bus._soon(bus._wake_claim)
-        return offer
 
     def withdraw(self, offer: Offer) -> None:
         offer.withdrawn = True
         with self._layer._lock:
             self._layer._shared[offer.channel].pop(offer, None)
 
+    def offer_again(self, offer: Offer) -> None:
+        """Nothing to do: nothing gets lost here, so an offer that is not there is claimed."""
+
     async def claim(self, channels: Sequence[str], limit: int) -> list[Claim]:
+        if not self._channels.issuperset(channels):
+            self._channels = self._channels.union(channels)
+            self._layer._hand_on()
         while True:
             claims: list[Claim] = []
             with self._layer._lock:
@@ -214,7 +264,12 @@ class MemoryBus(Bus):
                     for channel in channels:
                         shared = self._layer._shared[channel]
                         while shared and len(claims) < limit:
-                            claims.append(Claim(channel, b"", shared.popitem(last=False)[1]))
+                            offer, _ = shared.popitem(last=False)
+                            self._layer._claimed += 1
+                            claim = Claim(channel, b"%d" % self._layer._claimed, offer.state)
+                            offer.state = None
+                            self._claims[claim.id] = claim
+                            claims.append(claim)
                 if claims or self._stopped:
                     return claims
                 self._claiming = claiming = self._loop.create_future()
@@ -232,7 +287,7 @@ class MemoryBus(Bus):
             self._claiming.set_result(None)
 
     def done(self, claim: Claim) -> None:
-        """Nothing to do: a claim here lives exactly as long as its claimant."""
+        self._claims.pop(claim.id, None)
 
     async def join_group(self, group: str) -> None:
         self._layer._join(require_group(group), self.mailbox, math.inf)

@@ -6,14 +6,15 @@ from asgibus.layers.contract import ChannelLayer
 from asgibus.layers.memory import InMemoryChannelLayer
 from asgibus.layers.redis import RedisChannelLayer
 
-REDIS_SCHEMES = ("redis", "rediss", "unix")
+REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel")
 
 
 def open_layer(url: str, *, prefix: str = "asgibus") -> ChannelLayer:
     """The channel layer for `url`. Opens no connection: the first use does.
 
     `memory://` (one process), `redis://[[user]:password@]host[:port][/db]`, `rediss://…` (TLS),
-    `unix://[[user]:password@]/path[?db=n]`. `prefix` starts every key. Raises ValueError for another scheme.
+    `unix://[[user]:password@]/path[?db=n]`, `redis+sentinel://[user:password@]host:port[,host:port...]/service[/db]`.
+    `prefix` starts every key. Raises ValueError for another scheme.
     """
     scheme, mark, _ = url.partition("://")
     if mark and scheme == "memory":

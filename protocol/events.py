@@ -31,7 +31,7 @@ TRAILERS = 20  # (headers,) and more follow
 TRAILERS_END = 21  # (headers,)
 RESPONSE = 26  # (status, headers, body) a whole response, from a start and an only part of the body in one breath
 EARLY_HINT = 22  # (links,)
-ACCEPT = 23  # (subprotocol or None, headers)
+ACCEPT = 23  # (subprotocol or None, headers, resumable) resumable: another run of the app may go on with the client
 MESSAGE_SENT = 24  # (str or bytes,)
 CLOSE = 25  # (code, reason)
 
@@ -42,6 +42,7 @@ GROUP_ADD = 34  # (group,)
 GROUP_DISCARD = 35  # (group,)
 GROUP_DONE = 36  # (error or None, group) the answer to the oldest unanswered GROUP_ADD or GROUP_DISCARD of the group
 SAVE_STATE = 37  # (packed state,) kept at the interface for a later attempt
+HANDOVER = 38  # () the last of a run that ends before its connection does: another run goes on with it
 
 NAMES = {
     value: name
@@ -160,7 +161,7 @@ def _accept(event: Mapping[str, Any]) -> Event:
     headers = _headers(event.get("headers", ()), "the headers of websocket.accept")
     if any(name.lower() == b"sec-websocket-protocol" for name, _ in headers):
         raise ValueError("choose the subprotocol by 'subprotocol', not by a sec-websocket-protocol header")
-    return (ACCEPT, subprotocol, headers)
+    return (ACCEPT, subprotocol, headers, False)
 
 
 def _message_sent(event: Mapping[str, Any]) -> Event:

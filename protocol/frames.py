@@ -13,5 +13,7 @@ OWN = FIRST_PROTOCOL_KIND + 1  # (OWN, connection, attempt): the sender serves t
 ACK = FIRST_PROTOCOL_KIND + 2  # (ACK, connection, attempt, acknowledged)
 RESET = FIRST_PROTOCOL_KIND + 3  # (RESET, connection, attempt): the sender does not know this connection
 RESEND = FIRST_PROTOCOL_KIND + 4  # (RESEND, connection, attempt, acknowledged): send again from that number on
+PROBE = FIRST_PROTOCOL_KIND + 5  # (PROBE, connection, attempt, number): is all below it there? RESEND, ACK or RESET
+ABANDONED = FIRST_PROTOCOL_KIND + 6  # (ABANDONED, connection, attempt): its claimant died before it named itself
 
 HEAD = 5  # where the event begins in an EVENT frame

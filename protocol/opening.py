@@ -21,10 +21,11 @@ class Opening(NamedTuple):
     version: int
     interface: str
     """The mailbox of the interface server; with the connection's number it is the reply channel."""
-    epoch: str
     connection: int
     attempt: int
     """1 for the first run of the app, counted up for each further one."""
+    resumed: bool
+    """Whether an earlier run has accepted the client, so that this one goes on with it."""
     window: int
     """Bytes that may be under way unacknowledged, each direction."""
     kind: str
@@ -41,7 +42,7 @@ class Opening(NamedTuple):
     extensions: dict[str, Any]
     expects_continue: bool
     events: tuple[Event, ...]
-    """The first events, numbered from 0: for HTTP the first part of the body."""
+    """The first events, numbered from 0: for HTTP the first part of the body, for a further run what is left."""
     state: bytes
     """What the app saved in an earlier attempt, packed."""
 

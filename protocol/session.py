@@ -4,15 +4,18 @@ Sending: events are numbered from 0 and kept until they are acknowledged; what i
 the window (I11, I12). Receiving: an event is taken once, in order, without a gap (I10); what has been *taken* (by the
 app, or by the socket) is acknowledged, which opens the other end's window.
 
+What got lost is found by probing: the one end says how much it has sent, and the other asks for what it misses.
+
 No IO: the owner posts what `sent` gives, and asks `ack_due` when to acknowledge without an event to carry it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 
 from asgibus.protocol.events import Event, size
-from asgibus.protocol.frames import ACK, EVENT, OWN, RESEND, RESET
+from asgibus.protocol.frames import ACK, EVENT, OWN, PROBE, RESEND, RESET
 
 WINDOW = 256 * 1024  # bytes under way per connection and direction
 PART = 64 * 1024  # bytes of a body in one event
@@ -32,6 +35,7 @@ class SessionEnd:
 
     __slots__ = (
         "_kept",
+        "_probed",
         "acked",
         "attempt",
         "expected",
@@ -52,6 +56,7 @@ class SessionEnd:
         self.acked = 0
         self.in_flight = 0
         self._kept: dict[int, tuple[Event, int]] = {}
+        self._probed = -1
         # Receiving.
         self.expected = 0
         self.taken = 0
@@ -92,6 +97,26 @@ class SessionEnd:
             for number, (event, counted) in self._kept.items()
         ]
 
+    @property
+    def unacknowledged(self) -> list[Event]:
+        """The events that the other end has not taken, as far as is known here, in their order."""
+        return [event for event, _ in self._kept.values()]
+
+    def stalled(self) -> bool:
+        """Whether something is under way and nothing of it was acknowledged since this was asked last."""
+        stalled = self.in_flight > 0 and self._probed == self.acked
+        self._probed = self.acked
+        return stalled
+
+    def renew(self, attempt: int, events: Iterable[Event]) -> None:
+        """Begin again with another end, which is to get `events` first: all numbers start from 0."""
+        self.attempt = attempt
+        self._kept = {number: (event, size(event)) for number, event in enumerate(events)}
+        self.in_flight = sum(counted for _, counted in self._kept.values())
+        self.next_number = len(self._kept)
+        self.acked = self.expected = self.taken = self.untold = 0
+        self._probed = -1
+
     # Receiving.
 
     def arrived(self, number: int) -> Arrival:
@@ -129,3 +154,11 @@ class SessionEnd:
     def resend(self) -> Event:
         """The frame that asks for everything from the first missing event on."""
         return (RESEND, self.number, self.attempt, self.expected)
+
+    def probe(self) -> Event:
+        """The frame that asks whether all that was sent has arrived."""
+        return (PROBE, self.number, self.attempt, self.next_number)
+
+    def probed(self, number: int) -> Event:
+        """The answer to a probe: the frame that asks for what is missing below `number`, or an acknowledgement."""
+        return self.resend() if self.expected < number else self.ack()

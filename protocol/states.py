@@ -112,36 +112,82 @@ class Turn(StrEnum):
     OWNED = "a worker names itself as owner"
     CLIENT_GONE = "the client is gone"
     COMPLETED = "the app has answered in full"
-    GIVEN_UP = "no worker took it in time, or its worker is gone"
+    REOPENED = "its run has ended, and it is offered for another one"
+    GIVEN_UP = "no worker took it in time, or its worker is gone for good"
 
 
 LIFE_TABLE: dict[tuple[Life, Turn], Life] = {
     (Life.OFFERED, Turn.OWNED): Life.JOINED,
     (Life.OFFERED, Turn.CLIENT_GONE): Life.LEFT,
+    (Life.OFFERED, Turn.REOPENED): Life.OFFERED,  # whoever had claimed it died before it said so
     (Life.OFFERED, Turn.GIVEN_UP): Life.ENDED,
     (Life.JOINED, Turn.CLIENT_GONE): Life.ENDED,
     (Life.JOINED, Turn.COMPLETED): Life.ENDED,
+    (Life.JOINED, Turn.REOPENED): Life.OFFERED,
     (Life.JOINED, Turn.GIVEN_UP): Life.ENDED,
     (Life.LEFT, Turn.OWNED): Life.ENDED,
     (Life.LEFT, Turn.GIVEN_UP): Life.ENDED,
 }
 
 
-class IllegalTurn(RuntimeError):
-    """A turn that the connection's life does not allow."""
+class Run(StrEnum):
+    """Where a session at the worker is, which is one run of the app."""
 
-    def __init__(self, life: Life, turn: Turn) -> None:
+    SERVING = "serving its connection"
+    LEAVING = "to be handed over"
+    TOLD = "to be handed over, as the app knows"
+    LOST = "without its client"
+    HANDED_OVER = "handed over"
+    ENDED = "ended"
+
+
+class Change(StrEnum):
+    """What happens to a session at the worker."""
+
+    DRAIN = "its worker stops"
+    TELL = "the app is told that its client is gone"
+    LOSE = "its client is gone, or belongs to another run"
+    RETURN = "the app returns"
+
+
+RUN_TABLE: dict[tuple[Run, Change], Run] = {
+    (Run.SERVING, Change.DRAIN): Run.LEAVING,
+    (Run.SERVING, Change.LOSE): Run.LOST,
+    (Run.SERVING, Change.RETURN): Run.ENDED,
+    (Run.LEAVING, Change.TELL): Run.TOLD,
+    (Run.LEAVING, Change.LOSE): Run.LOST,
+    (Run.LEAVING, Change.RETURN): Run.ENDED,  # by itself: it has ended its connection
+    (Run.TOLD, Change.LOSE): Run.LOST,
+    (Run.TOLD, Change.RETURN): Run.HANDED_OVER,
+    (Run.LOST, Change.RETURN): Run.ENDED,
+    (Run.HANDED_OVER, Change.LOSE): Run.ENDED,
+    (Run.ENDED, Change.LOSE): Run.ENDED,
+}
+
+
+class IllegalTurn(RuntimeError):
+    """A turn that the life of a connection, or of a session, does not allow."""
+
+    def __init__(self, life: Life | Run, turn: Turn | Change) -> None:
         super().__init__(life, turn)
         self.life = life
         self.turn = turn
 
     def __str__(self) -> str:
-        return f"{self.turn.value!r} cannot happen to a connection that is {self.life.value!r}"
+        return f"{self.turn.value!r} cannot happen to what is {self.life.value!r}"
 
 
 def turn(life: Life, event: Turn) -> Life:
-    """The life after a turn. Raises IllegalTurn."""
+    """The life of a connection after a turn. Raises IllegalTurn."""
     after = LIFE_TABLE.get((life, event))
     if after is None:
         raise IllegalTurn(life, event)
+    return after
+
+
+def change(run: Run, event: Change) -> Run:
+    """The state of a session after a change. Raises IllegalTurn."""
+    after = RUN_TABLE.get((run, event))
+    if after is None:
+        raise IllegalTurn(run, event)
     return after

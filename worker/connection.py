@@ -39,8 +39,16 @@ class Connection:
         return self._session.attempt
 
     @property
+    def resumed(self) -> bool:
+        """Whether an earlier run has accepted this client: this one goes on with it, and `accept` sends nothing."""
+        return self._session.resumed
+
+    @property
     def state(self) -> dict[str, Any]:
-        """What the app keeps with the connection, at the interface server: changed here, kept by `save_state`."""
+        """What the app keeps with the connection: changed here, kept at the interface server by `save_state`.
+
+        It is saved by itself when the worker hands the connection over.
+        """
         return self._session.state
 
     async def save_state(self) -> None:

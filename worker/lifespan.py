@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
+import anyio
+
 from asgibus.worker.application import Application
 
 logger = logging.getLogger("asgibus.worker")
@@ -24,8 +26,10 @@ class LifespanError(Exception):
 
 
 @asynccontextmanager
-async def lifespan(app: Application, mode: Mode = "auto") -> AsyncIterator[dict[str, Any]]:
+async def lifespan(app: Application, mode: Mode, stop: anyio.Event) -> AsyncIterator[dict[str, Any]]:
     """Run the app's start-up, give its state, and run its shut-down at the end.
+
+    A start-up that has not ended when `stop` is set is cancelled, and whoever uses this must then do nothing more.
 
     "auto" goes on without when the app raises on the lifespan scope, as the specification asks; "on" takes that as a
     failure; "off" does not ask the app. Raises LifespanError.
@@ -34,7 +38,12 @@ async def lifespan(app: Application, mode: Mode = "auto") -> AsyncIterator[dict[
         yield {}
         return
     runner = _Lifespan(app, mode)
-    await runner.start()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(runner.cancel_start, stop)
+        failure = await runner.start()
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise LifespanError(f"the app's start-up failed: {failure}" if failure else "the app's start-up failed")
     try:
         yield runner.state
     finally:
@@ -51,13 +60,21 @@ class _Lifespan:
         self._stopped: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._task: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
+    async def start(self) -> str | None:
+        """Run the app's start-up. Returns why it failed, or None."""
         self._task = asyncio.create_task(self._run(), name="lifespan")
         self._events.put_nowait({"type": "lifespan.startup"})
         failure = await self._started
         if failure is not None:
             await self._end()
-            raise LifespanError(f"the app's start-up failed: {failure}" if failure else "the app's start-up failed")
+        return failure
+
+    async def cancel_start(self, stop: anyio.Event) -> None:
+        """Cancel the app once `stop` is set."""
+        await stop.wait()
+        if self._task is not None:
+            logger.info("the app's start-up is cancelled")
+            self._task.cancel()
 
     async def stop(self) -> None:
         assert self._task is not None

@@ -4,79 +4,130 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import math
+import random
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 
-from asgibus.layers.contract import Bus, ChannelLayer, Claim, Frame
+from asgibus.layers.contract import Bus, ChannelLayer, Claim
 from asgibus.protocol.channels import shared_channels
-from asgibus.protocol.frames import ACK, EVENT, RESEND, RESET
 from asgibus.protocol.opening import read_opening
+from asgibus.protocol.states import Run
 from asgibus.worker.application import Application
 from asgibus.worker.lifespan import lifespan
-from asgibus.worker.session import ClientDisconnected, Session
+from asgibus.worker.sending import ClientDisconnected, Sending
+from asgibus.worker.session import Session
+from asgibus.worker.sessions import Sessions
 from asgibus.worker.settings import WorkerSettings
 
 logger = logging.getLogger("asgibus.worker")
 
 CLAIM_AT_ONCE = 64  # connections taken in one claim: more would take work that an idle worker could begin at once
 ANNOUNCE_SECONDS = 0.005  # an app that answers within this needs no frame that only names the owner
-ACK_SECONDS = 1.0  # what was taken and not acknowledged with an event is acknowledged this often
 CANCEL_SECONDS = 5.0  # for an app to end when it is cancelled; one that refuses must not keep the process
-SERVICE_RESTART = 1012  # close code: the service restarts, the client may come back
+INSIST_SECONDS = 5.0  # an app that asks for no event for as long learns from `send` that it is to hand over
+DRAIN_PAUSE = 0.01  # at most between two WebSockets that are handed over or closed, so that a few go at once
+SPREAD = 0.1  # by which share of it max_requests and max_lifetime vary, so that not all workers end at once
 
 
 class Worker:
     """Runs `app` for connections of one pool. `serve` is the whole life."""
 
+    bus: Bus
     _loop: asyncio.AbstractEventLoop
 
     def __init__(self, settings: WorkerSettings, app: Application, layer: ChannelLayer) -> None:
         self._settings = settings
         self.graceful_timeout = settings.graceful_timeout
+        self.resume = settings.resume
+        self.layer = layer
+        self.lifespan_state: dict[str, Any] = {}
         self._app = app
-        self._layer = layer
-        self._sessions: dict[tuple[str, int], Session] = {}
+        self._sessions = Sessions()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._held: list[Session] = []
+        self._held: list[Sending] = []
         self._full = False
         self._slots = asyncio.Event()
-        self._bus: Bus | None = None
-        self._lifespan_state: dict[str, Any] = {}
+        self._stop = anyio.Event()
+        self._spent = anyio.Event()  # it has served as many connections as it may
+        self._left = _spread(settings.max_requests)
 
     @property
     def open_sessions(self) -> int:
         """How many connections are being served."""
-        return len(self._sessions)
+        return len(self._tasks)
 
-    async def serve(self, stop: anyio.Event, ready: Callable[[], None]) -> None:
+    @property
+    def mailbox(self) -> str:
+        """Its name on the bus, once it is ready."""
+        return self.bus.mailbox
+
+    def ready(self) -> str | None:
+        """None if connections are taken; else why not, in a sentence."""
+        if self._stop.is_set():
+            return "stopping: no new connections are taken"
+        if not self.bus.available:
+            return "the channel layer cannot be reached"
+        return None
+
+    def counts(self) -> dict[str, int]:
+        """What went wrong or was repaired so far, by what it was."""
+        return dict(self._sessions.counts + self.layer.counts)
+
+    def gauges(self) -> dict[str, int]:
+        """How much there is of what, now."""
+        return {"sessions": len(self._tasks)}
+
+    async def serve(
+        self, stop: anyio.Event, ready: Callable[[], None], retiring: Callable[[], None] = lambda: None
+    ) -> None:
         """Start the app, call `ready`, serve until `stop` is set, then drain.
 
-        Draining: nothing more is claimed, WebSockets are closed with 1012, requests may finish within the graceful
-        timeout and are cancelled after it. Raises LifespanError, LayerUnavailable (at the start only).
+        Draining: nothing more is claimed; WebSockets are handed over to other workers (with `resume`) or closed with
+        1012; requests may finish within the graceful timeout and are cancelled after it. Calls `retiring` and drains
+        by itself after `max_requests` or `max_lifetime`. Raises LifespanError, LayerUnavailable (at the start only).
         """
-        async with self._layer.bus("worker", self) as bus, lifespan(self._app, self._settings.lifespan) as state:
-            self._bus = bus
-            self._loop = asyncio.get_running_loop()
-            self._lifespan_state = state
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._acknowledge, bus)
-                tasks.start_soon(self._stop_claiming, bus, stop)
-                ready()
-                try:
-                    await self._claim(bus, stop)
-                    await self._drain()
-                finally:
-                    await self._cancel()
-                    tasks.cancel_scope.cancel()
-            with anyio.move_on_after(CANCEL_SECONDS):  # a layer that is away must not keep the process
-                await bus.drain()
+        self._stop = stop
+        async with self.layer.bus("worker", self._sessions) as bus:
+            self.bus = self._sessions.bus = bus
+            async with lifespan(self._app, self._settings.lifespan, stop) as state:
+                if not stop.is_set():
+                    self.lifespan_state = state
+                    await self._serve(stop, ready, retiring)
 
-    async def _stop_claiming(self, bus: Bus, stop: anyio.Event) -> None:
+    async def _serve(self, stop: anyio.Event, ready: Callable[[], None], retiring: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._sessions.tick)
+            tasks.start_soon(self._stop_claiming, stop)
+            tasks.start_soon(self._retire, stop, retiring)
+            ready()
+            try:
+                await self._claim(stop)
+                await self._drain()
+            finally:
+                await self._cancel()
+                await self._sessions.settle()
+                tasks.cancel_scope.cancel()
+        with anyio.move_on_after(CANCEL_SECONDS):  # a layer that is away must not keep the process
+            await self.bus.drain()
+
+    async def _stop_claiming(self, stop: anyio.Event) -> None:
         await stop.wait()
-        bus.stop_claiming()
+        self.bus.stop_claiming()
         self._slots.set()
+
+    async def _retire(self, stop: anyio.Event, retiring: Callable[[], None]) -> None:
+        """End after as long, or as many connections, as the settings say."""
+        with anyio.move_on_after(_spread(self._settings.max_lifetime)):
+            await self._spent.wait()
+        if stop.is_set():
+            return
+        logger.info("retiring after %s", "its last connection" if self._spent.is_set() else "its lifetime")
+        retiring()
+        stop.set()
 
     async def _cancel(self) -> None:
         """End the sessions that are left."""
@@ -86,8 +137,9 @@ class Worker:
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([*self._tasks], timeout=CANCEL_SECONDS)
 
-    async def _claim(self, bus: Bus, stop: anyio.Event) -> None:
+    async def _claim(self, stop: anyio.Event) -> None:
         loop = self._loop
+        bus = self.bus
         channels = shared_channels(self._settings.pool)
         while True:
             free = self._settings.concurrency - len(self._tasks)
@@ -101,26 +153,29 @@ class Worker:
             claims = await bus.claim(channels, min(free, CLAIM_AT_ONCE))
             if not claims:
                 return
-            started = [session for claim in claims if (session := self._start(bus, claim)) is not None]
+            started = [session for claim in claims if (session := self._start(claim)) is not None]
             loop.call_later(ANNOUNCE_SECONDS, self._announce, started)
+            self._left -= len(claims)
+            if self._left <= 0:
+                self._spent.set()
             # Let the apps begin, and what they answer at once be written, before Redis is asked for more: the two
             # writes then wake Redis once, and meanwhile more has gathered.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
-    def _start(self, bus: Bus, claim: Claim) -> Session | None:
+    def _start(self, claim: Claim) -> Session | None:
         try:
             opening = read_opening(claim.entry)
         except ValueError as error:
             logger.error("an entry of %s was dropped: %s", claim.channel, error)
-            bus.done(claim)
+            self._sessions.counts["bad opening"] += 1
+            self.bus.done(claim)
             return None
-        known = self._sessions.get((opening.interface, opening.connection))
-        if known is not None and known.attempt >= opening.attempt:
-            bus.done(claim)  # its offer was written twice, over a connection that broke
+        if self._sessions.known(opening):
+            self.bus.done(claim)
             return None
-        session = Session(opening, claim, bus, self._layer, self._lifespan_state, self._hold)
-        self._sessions[opening.interface, opening.connection] = session
+        session = Session(opening, claim, self)
+        self._sessions.add(session)
         session.task = task = self._loop.create_task(self._run(session))
         self._tasks.add(task)
         if session.awaits_body:
@@ -142,13 +197,20 @@ class Worker:
                 path = session.scope["path"]
                 logger.error("the app raised on %s %r", session.scope["type"], path, exc_info=raised)
         finally:
-            wrong = session.finish(error)
-            if wrong:
-                logger.error("the app %s on %s %r", wrong, session.scope["type"], session.scope["path"])
-            self._forget(session)
+            lost = session.run is Run.LOST
+            if session.task is not None:
+                self._tasks.discard(session.task)
+            session.end(error)
+            self._sessions.ended(session, lost=lost)
+            if self._full:
+                self._slots.set()
 
-    def _hold(self, session: Session) -> None:
-        """Call the session's `flush` at the end of this turn of the event loop."""
+    def took(self, session: Sending) -> None:
+        """See `Host`."""
+        self._sessions.took(session)
+
+    def hold(self, session: Sending) -> None:
+        """See `Host`."""
         self._held.append(session)
         if len(self._held) == 1:
             self._loop.call_soon(self._flush)
@@ -158,34 +220,28 @@ class Worker:
         for session in held:
             session.flush()
 
-    def _forget(self, session: Session) -> None:
-        key = session.interface, session.number
-        if self._sessions.get(key) is session:
-            del self._sessions[key]
-        if session.task is not None:
-            self._tasks.discard(session.task)
-        session.release()
-        if self._full:
-            self._slots.set()
-
     def _announce(self, sessions: list[Session]) -> None:
         for session in sessions:
-            if (session.interface, session.number) in self._sessions:
+            if session in self._sessions:
                 session.announce()
 
-    async def _acknowledge(self, bus: Bus) -> None:
-        while True:
-            await anyio.sleep(ACK_SECONDS)
-            for session in self._sessions.values():
-                if session.untold and not session.lost:
-                    bus.post(session.interface, session.ack())
-
     async def _drain(self) -> None:
-        for session in self._sessions.values():
-            if not session.is_http:
-                session.close(SERVICE_RESTART, "")
+        """Let go of the WebSockets, one after another, and wait for the apps."""
+        sockets = [session for session in self._sessions if not session.is_http and session.task is not None]
+        random.shuffle(sockets)
+        end = anyio.current_time() + self.graceful_timeout
+        period = min(self._settings.drain_period, self.graceful_timeout)
+        pause = min(DRAIN_PAUSE, period / len(sockets)) if sockets else 0.0
+        start = anyio.current_time()
+        for index, session in enumerate(sockets):
+            await anyio.sleep(max(0.0, start + index * pause - anyio.current_time()))
+            session.drain(resume=self.resume)
+        if leaving := [session.task for session in sockets if session.task is not None]:
+            await asyncio.wait(leaving, timeout=min(INSIST_SECONDS, self.graceful_timeout / 2))
+        for session in sockets:
+            session.insist()
         if self._tasks:
-            _, late = await asyncio.wait([*self._tasks], timeout=self.graceful_timeout)
+            _, late = await asyncio.wait([*self._tasks], timeout=max(0.0, end - anyio.current_time()))
             if late:
                 logger.warning(
                     "%d connections were not finished within %g s and are cut",
@@ -193,43 +249,14 @@ class Worker:
                     self.graceful_timeout,
                 )
 
-    # Handler of the mailbox.
-
-    def batch(self, sender: str, epoch: str, frames: Sequence[Frame]) -> None:
-        """Frames of an interface server for its sessions here."""
-        for frame in frames:
-            try:
-                self._frame(sender, frame)
-            except Exception:  # a fault in one session must not reach the others of the batch
-                logger.exception("a frame of kind %r from %s was dropped", frame[0], sender)
-
-    def _frame(self, sender: str, frame: Frame) -> None:
-        kind = frame[0]
-        session = self._sessions.get((sender, frame[1]))
-        if session is None or session.attempt != frame[2]:
-            if kind == EVENT:
-                assert self._bus is not None
-                self._bus.post(sender, (RESET, frame[1], frame[2]))
-        elif kind == EVENT:
-            session.event(frame)
-        elif kind == ACK:
-            session.acknowledgement(frame[3])
-        elif kind == RESET:
-            session.disconnected(1006)
-        elif kind == RESEND:
-            session.repeat(frame[3])
-        else:
-            logger.error("a frame of unknown kind %r from %s was dropped", kind, sender)
-
-    def unreachable(self, mailbox: str) -> None:
-        """An interface server is gone: its clients are, too."""
-        for (interface, _), session in list(self._sessions.items()):
-            if interface == mailbox:
-                session.disconnected(1006)
-
 
 def _is_disconnect(error: BaseException) -> bool:
     """Whether an app raised only what our `send` raised into it."""
     if isinstance(error, BaseExceptionGroup):
         return all(_is_disconnect(inner) for inner in error.exceptions)
     return isinstance(error, ClientDisconnected)
+
+
+def _spread(limit: float | None) -> float:
+    """A limit that varies a little from worker to worker; without end if there is none."""
+    return math.inf if limit is None else limit * random.uniform(1 - SPREAD, 1 + SPREAD)

@@ -21,3 +21,11 @@ class WorkerSettings:
     """Connections served at once. An idle WebSocket costs about 10 KB; lower it for apps that compute."""
     lifespan: Mode = "auto"
     graceful_timeout: float = 30.0
+    resume: bool = False
+    """Whether a WebSocket outlives this worker: the app runs for it again elsewhere."""
+    drain_period: float = 5.0
+    """Over how long the WebSockets are handed over or closed, so that they do not all come back at once."""
+    max_requests: int | None = None
+    """Connections, HTTP or WebSocket, after which the worker drains and ends; None: no limit."""
+    max_lifetime: float | None = None
+    """After how long the worker drains and ends; None: no limit."""

@@ -1,20 +1,29 @@
-"""Where Redis is and how to greet it, read from a URL by redis-py."""
+"""Where Redis is and how to greet it, read from a URL by redis-py; behind Sentinel, found anew at every connection."""
 
 from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
+from asgibus.layers.errors import LayerUnavailable
+
+SENTINEL_SCHEME = "redis+sentinel"
+SENTINEL_PORT = 26379
+SENTINEL_SECONDS = 1.0  # for one Sentinel to answer, before the next one is asked
 CONNECT_SECONDS = 5.0  # a host that does not answer a SYN for this long is treated as down
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One Redis server. `str()` gives it without its password."""
+    """One Redis server, or one service that Sentinels know. `str()` gives it without its password."""
 
     host: str = "127.0.0.1"
     port: int = 6379
@@ -23,18 +32,46 @@ class Address:
     password: str | None = field(default=None, repr=False)
     db: int = 0
     tls: ssl.SSLContext | None = field(default=None, repr=False)
+    sentinels: tuple[tuple[str, int], ...] = ()
+    service: str = ""
 
     def __str__(self) -> str:
+        if self.sentinels:
+            hosts = ",".join(_host_port(*sentinel) for sentinel in self.sentinels)
+            return f"{SENTINEL_SCHEME}://{hosts}/{self.service}" + (f"/{self.db}" if self.db else "")
         if self.path is not None:
             return f"unix://{self.path}" + (f"?db={self.db}" if self.db else "")
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}" + (f"/{self.db}" if self.db else "")
+        scheme = "rediss" if self.tls else "redis"
+        return f"{scheme}://{_host_port(self.host, self.port)}" + (f"/{self.db}" if self.db else "")
+
+    async def locate(self) -> tuple[str, int]:
+        """Host and port to connect to now. Raises LayerUnavailable when no Sentinel knows."""
+        if not self.sentinels:
+            return self.host, self.port
+        options: dict[str, Any] = {
+            "socket_timeout": SENTINEL_SECONDS,
+            "socket_connect_timeout": SENTINEL_SECONDS,
+            "retry": Retry(NoBackoff(), 0),
+            "protocol": 2,
+        }
+        sentinel = Sentinel(list(self.sentinels), sentinel_kwargs=options)  # type: ignore[no-untyped-call]  # redis-py says nothing
+        try:
+            host, port = await sentinel.discover_master(self.service)
+        except RedisError as error:
+            raise LayerUnavailable(f"no Sentinel names a master: {error}") from error
+        finally:
+            for client in sentinel.sentinels:
+                await client.aclose()
+        return str(host), int(port)
 
     @classmethod
     def from_url(cls, url: str) -> Address:
-        """Read a `redis://`, `rediss://` or `unix://` URL. Raises ValueError when it is none."""
+        """Read a `redis://`, `rediss://`, `unix://` or `redis+sentinel://` URL. Raises ValueError when it is none."""
+        parts = urlsplit(url)
+        if parts.scheme == SENTINEL_SCHEME:
+            return _behind_sentinel(parts)
         options: dict[str, Any] = dict(parse_url(url))
-        database = urlsplit(url).path.strip("/")
+        database = parts.path.strip("/")
         kind = options.get("connection_class")
         tls: ssl.SSLContext | None = None
         if isinstance(kind, type) and issubclass(kind, SSLConnection):
@@ -55,6 +92,33 @@ class Address:
             db=int(options.get("db") or 0),
             tls=tls,
         )
+
+
+def _host_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _behind_sentinel(parts: SplitResult) -> Address:
+    """`redis+sentinel://[user:password@]host:port[,host:port...]/service[/db]`; the user is one of Redis."""
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    username, _, password = credentials.partition(":")
+    try:
+        each = [urlsplit(f"//{host}") for host in hosts.split(",")]
+        sentinels = tuple((host.hostname or "", host.port or SENTINEL_PORT) for host in each)
+    except ValueError:
+        sentinels = ()
+    service, _, database = parts.path.strip("/").partition("/")
+    if not sentinels or not all(host for host, _ in sentinels) or not service:
+        raise ValueError("a layer behind Sentinel is written redis+sentinel://host:port[,host:port...]/service[/db]")
+    if database and not (database.isascii() and database.isdigit()):
+        raise ValueError(f"the layer's URL names the database {database!r}: a database is a number")
+    return Address(
+        username=unquote(username) or None,
+        password=unquote(password) or None,
+        db=int(database or 0),
+        sentinels=sentinels,
+        service=service,
+    )
 
 
 def _tls(options: dict[str, Any]) -> ssl.SSLContext:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,14 +24,23 @@ ANY_CAPACITY = 2**31  # for a message that had its place in the channel before
 class Attachment:
     """The connections and tasks of a layer in the event loop in which this is made."""
 
-    def __init__(self, address: Address, prefix: str, *, expiry: int, group_expiry: int, capacity: int) -> None:
+    def __init__(
+        self,
+        address: Address,
+        prefix: str,
+        counts: Counter[str],
+        *,
+        expiry: int,
+        group_expiry: int,
+        capacity: int,
+    ) -> None:
         self._address = address
         self._prefix = prefix
         self._expiry = expiry
         self._group_expiry = group_expiry
         self._capacity = capacity
-        self._outage = Outage(address)
-        self.writer = Writer(address, prefix, "asgibus-writer", self._outage)
+        self.outage = Outage(address, counts)
+        self.writer = Writer(address, prefix, "asgibus-writer", self.outage)
         self.receiver = Receiver(address, expiry=expiry)
         self._lock = asyncio.Lock()
         self._open = False
@@ -71,7 +81,7 @@ class Attachment:
             self._address,
             self._prefix,
             new_mailbox(role),
-            self._outage,
+            self.outage,
             self.writer,
             handler,
             group_expiry=self._group_expiry,

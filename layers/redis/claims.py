@@ -1,14 +1,15 @@
 """Claims on shared channels: streams with one consumer group, `workers`; each entry goes to one claimant.
 
 An entry stays pending, under the claimant's name, until it is done. So a reply that a broken connection swallowed is
-found again, and what was never given out is handed back at the end.
+found again, what was never given out is handed back at the end, and what a dead process had claimed is taken over by
+another one. It keeps those under a second name, so that it knows them apart whatever gets lost on the way.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,13 +17,16 @@ from asgibus.layers.codec import unpack
 from asgibus.layers.contract import Claim
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.address import Address
-from asgibus.layers.redis.connection import RedisConnection, RedisError, pack_command
-from asgibus.layers.redis.link import BLOCK_SECONDS, Link, Outage
+from asgibus.layers.redis.connection import BLOCK_SECONDS, RedisConnection, RedisError, pack_command
+from asgibus.layers.redis.link import Link, Outage
 from asgibus.layers.redis.writer import Writer
 
 logger = logging.getLogger("asgibus.layers")
 
 NO_GROUP = ("NOGROUP", "UNBLOCKED")  # nobody has made the stream yet, or it vanished while we were waiting
+ORPHANS = "orphans"  # behind the name of a claimant: what it took over from the dead
+ORPHANS_AT_ONCE = 1000  # that one script takes over: it holds up Redis for a millisecond
+ORPHANS_READ = 100  # whose payloads are read in one go
 UNBLOCK_SECONDS = 0.05  # until a read that was not blocked yet when it was to be ended is ended again
 
 
@@ -33,6 +37,7 @@ class Claimant:
         self._prefix = prefix
         self._consumer = consumer
         self._writer = writer
+        self._counts = outage.counts
         self._link = Link(address, f"{consumer}claims", outage, self._up)
         self._opened = False
         self._waiting: asyncio.Future[list[Claim]] | None = None
@@ -43,8 +48,8 @@ class Claimant:
         self._held: set[tuple[str, bytes]] = set()
         self._recover = False
         self._stopped = False
+        self._took_over = False
         self._on_acked = self._acked
-        self.damaged = 0
 
     def key(self, channel: str) -> str:
         """The key of a shared channel's stream."""
@@ -76,12 +81,57 @@ class Claimant:
         """As `Bus.done`."""
         self._writer.ack(self.key(claim.channel), claim.id, self._on_acked)
 
+    @property
+    def active(self) -> bool:
+        """Whether it claims."""
+        return bool(self._channels) and not self._stopped
+
+    async def consumers(self) -> dict[str, list[str]]:
+        """The names of the others who claim or claimed, by key."""
+        keys = list(self._channels)
+        calls = (self._writer.call("XINFO", "CONSUMERS", key) for key in keys)
+        replies = await asyncio.gather(*calls, return_exceptions=True)
+        names = {
+            key: [consumer[consumer.index(b"name") + 1].decode() for consumer in reply]
+            for key, reply in zip(keys, replies, strict=True)
+            if isinstance(reply, list)  # else nobody has made the stream yet
+        }
+        return {key: [name for name in each if not name.startswith(self._consumer)] for key, each in names.items()}
+
+    async def take_over(self, dead: Mapping[str, Sequence[str]], orphaned: Callable[[Claim], None]) -> None:
+        """Take what these had claimed, by key, and call `orphaned` with each claim. Raises LayerUnavailable."""
+        name = self._consumer + ORPHANS
+        for key, names in dead.items():
+            if not names:
+                continue
+            self._took_over = True
+            while await self._writer.call("EVAL", scripts.TAKE_OVER, 1, key, name, ORPHANS_AT_ONCE, *names):
+                pass
+            start = b"0"
+            full = True
+            while full:
+                arguments = ("GROUP", "workers", name, "COUNT", ORPHANS_READ, "STREAMS", key, start)
+                entries = (await self._writer.call("XREADGROUP", *arguments))[0][1]
+                full = len(entries) == ORPHANS_READ
+                for claim in self._take(key, entries):
+                    self._counts["orphan"] += 1
+                    orphaned(claim)
+                if full:
+                    start = entries[-1][0]
+
+    def leave(self, run_id: str) -> None:
+        """Leave a Redis that is not this one: another has taken its place."""
+        self._link.leave(run_id)
+
     async def close(self) -> None:
         """Stop reading; hand back what was not given out, and leave the groups unless something is still held."""
         await self._link.close()
         if not self._held:
             for key in self._channels:
                 self._writer.write(("EVAL", scripts.LEAVE, 1, key, self._consumer), _ignore)
+        if self._took_over:
+            for key in self._channels:
+                self._writer.write(("EVAL", scripts.END_CONSUMER, 1, key, self._consumer + ORPHANS), _ignore)
 
     def _up(self, connection: RedisConnection) -> None:
         self._recover = True
@@ -156,7 +206,7 @@ class Claimant:
             try:
                 claims.append(Claim(self._channels[key], entry_id, unpack(fields[1])))
             except ValueError as error:
-                self.damaged += 1
+                self._counts["damaged entry"] += 1
                 logger.error("shared channel %s: entry %s was dropped: %s", key, entry_id.decode(), error)
                 self._writer.ack(key, entry_id, self._on_acked)
         return claims

@@ -27,6 +27,13 @@ def pack_command(args: Sequence[Argument]) -> bytes:
 RedisError = hiredis.ReplyError
 OnReply = Callable[[Any], None]
 
+# How long a blocking read waits in Redis before it is asked again, and after how long a reply is owed in vain: then the
+# connection is dead and TCP has not noticed. An answer of a Redis in order comes within milliseconds, one that blocks
+# within two seconds; three more are for a process that forks, swaps or runs a slow script. Both are below the life of a
+# lease, so that a process whose connection is silent is on a new one when others learn that it does not renew.
+BLOCK_SECONDS = 2
+SILENCE_SECONDS = 5.0
+
 OLDEST_REDIS = (7, 0)
 NO_INFO = ("NOPERM", "ERR unknown command")
 _NOTHING = object()
@@ -35,7 +42,7 @@ _NOTHING = object()
 class RedisConnection(asyncio.Protocol):
     """A greeted connection. `lost` is done when it has ended; callbacks still waiting are dropped with it."""
 
-    __slots__ = ("_loop", "_reader", "_replies", "_transport", "client_id", "epoch", "lost", "owed_since")
+    __slots__ = ("_loop", "_reader", "_replies", "_transport", "client_id", "lost", "owed_since", "run_id")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -45,7 +52,7 @@ class RedisConnection(asyncio.Protocol):
         self.lost: asyncio.Future[str] = loop.create_future()
         self.owed_since = 0.0
         self.client_id = 0
-        self.epoch = ""
+        self.run_id = ""
 
     def write(self, data: bytes, on_replies: Iterable[OnReply]) -> None:
         """Write packed commands; `on_replies` take their replies, one each. A reply may be a RedisError."""
@@ -57,7 +64,10 @@ class RedisConnection(asyncio.Protocol):
         self._transport.write(data)
 
     def call(self, *args: str | bytes | int) -> asyncio.Future[Any]:
-        """Write one command; the future has its reply, or raises RedisError, or LayerUnavailable when it is lost."""
+        """Write one command; the future has its reply, or raises RedisError, or LayerUnavailable when it is lost.
+
+        A reply that does not come within `SILENCE_SECONDS` ends the connection.
+        """
         future: asyncio.Future[Any] = self._loop.create_future()
 
         def reply(value: Any) -> None:
@@ -71,8 +81,13 @@ class RedisConnection(asyncio.Protocol):
             if not future.done():
                 future.set_exception(LayerUnavailable(f"the connection to Redis ended: {lost.result()}"))
 
+        def settled(_: asyncio.Future[Any]) -> None:
+            self.lost.remove_done_callback(end)
+            timer.cancel()
+
+        timer = self._loop.call_later(SILENCE_SECONDS, self.abort, f"no reply for {SILENCE_SECONDS:g} s")
         self.lost.add_done_callback(end)
-        future.add_done_callback(lambda _: self.lost.remove_done_callback(end))
+        future.add_done_callback(settled)
         self.write(pack_command(args), (reply,))
         return future
 
@@ -114,7 +129,10 @@ class RedisConnection(asyncio.Protocol):
 
 
 async def connect(address: Address, name: str) -> RedisConnection:
-    """A new connection, greeted (AUTH, SELECT, CLIENT SETNAME). Raises LayerUnavailable saying where and why not."""
+    """A new connection to a master, greeted (AUTH, SELECT, CLIENT SETNAME).
+
+    Raises LayerUnavailable saying where and why not.
+    """
     loop = asyncio.get_running_loop()
     connection = RedisConnection(loop)
     greeted = False
@@ -123,7 +141,8 @@ async def connect(address: Address, name: str) -> RedisConnection:
             if address.path is not None:
                 await loop.create_unix_connection(lambda: connection, address.path)
             else:
-                await loop.create_connection(lambda: connection, address.host, address.port, ssl=address.tls)
+                host, port = await address.locate()
+                await loop.create_connection(lambda: connection, host, port, ssl=address.tls)
             await _greet(connection, address, name)
         greeted = True
     except TimeoutError:
@@ -148,14 +167,23 @@ async def _greet(connection: RedisConnection, address: Address, name: str) -> No
         await connection.call("SELECT", address.db)
     await connection.call("CLIENT", "SETNAME", name)
     connection.client_id = await connection.call("CLIENT", "ID")
+    answer = await _ask(connection, "INFO", "server")
+    if answer is not None:
+        info = dict(line.split(":", 1) for line in answer.decode().split() if ":" in line)
+        version = tuple(int(part) for part in info.get("redis_version", "0.0").split(".")[:2])
+        if version < OLDEST_REDIS:
+            raise LayerUnavailable(f"it is version {info.get('redis_version')}, and 7.0 or later is needed")
+        connection.run_id = info.get("run_id", "")
+    role = await _ask(connection, "ROLE")
+    if role is not None and role[0] != b"master":
+        raise LayerUnavailable("it is a replica")  # after a failover: whoever took its place is found by trying again
+
+
+async def _ask(connection: RedisConnection, *args: str) -> Any:
+    """What Redis says; None to a user who may not ask, or from a store that cannot say: it is taken on trust then."""
     try:
-        answer = await connection.call("INFO", "server")
+        return await connection.call(*args)
     except RedisError as error:
         if str(error).startswith(NO_INFO):
-            return  # a user who may not ask, or a store that cannot say: then its version is taken on trust
+            return None
         raise
-    info = dict(line.split(":", 1) for line in answer.decode().split() if ":" in line)
-    version = tuple(int(part) for part in info.get("redis_version", "0.0").split(".")[:2])
-    if version < OLDEST_REDIS:
-        raise LayerUnavailable(f"it is version {info.get('redis_version')}, and 7.0 or later is needed")
-    connection.epoch = info.get("run_id", "")[:16]

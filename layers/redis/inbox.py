@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from asgibus.layers.codec import listed
-from asgibus.layers.contract import MESSAGE, Frame, Message
+from asgibus.layers.contract import DEAD, MESSAGE, Claim, Frame, Message
 from asgibus.layers.errors import ChannelFull
 from asgibus.layers.queues import Queues
 
@@ -37,16 +37,24 @@ class Inbox:
 
     # Handler of the mailbox.
 
-    def batch(self, sender: str, epoch: str, frames: Sequence[Frame]) -> None:
-        for kind, local, message in frames:
+    def batch(self, sender: str, frames: Sequence[Frame]) -> None:
+        for kind, *rest in frames:
             if kind != MESSAGE:
-                logger.error("mailbox %s: a frame of kind %r was dropped", self.mailbox, kind)
+                if kind != DEAD:
+                    logger.error("mailbox %s: a frame of kind %r was dropped", self.mailbox, kind)
                 continue
+            local, message = rest
             try:
                 self._queues.put(local, listed(message))
             except ChannelFull:
                 self.dropped += 1
                 logger.warning("channel %s%s is full: a message was dropped", self.mailbox, local)
 
-    def unreachable(self, mailbox: str) -> None:
+    def undelivered(self, mailbox: str) -> None:
         """Nothing is posted from here."""
+
+    def interrupted(self) -> None:
+        """Messages are delivered at most once: what was lost stays lost."""
+
+    def orphaned(self, claim: Claim) -> None:
+        """Nothing is claimed from here."""

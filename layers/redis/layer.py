@@ -10,17 +10,19 @@ import asyncio
 import logging
 import re
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from asgibus.layers.codec import pack, pack_message
-from asgibus.layers.contract import GROUP_MESSAGE, MESSAGE, Bus, ChannelLayer, Handler, Message
+from asgibus.layers.contract import DEAD, GROUP_MESSAGE, MESSAGE, Bus, ChannelLayer, Handler, Message
 from asgibus.layers.errors import ChannelFull
 from asgibus.layers.names import require_channel, require_group, split_local
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.attachment import Attachment
-from asgibus.layers.redis.writer import PAYLOAD_VERSION, Writer
+from asgibus.layers.redis.writer import CALL_SECONDS, PAYLOAD_VERSION, Writer
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -42,18 +44,21 @@ class RedisChannelLayer(ChannelLayer):
         self.expiry = expiry
         self.group_expiry = group_expiry
         self.capacity = capacity
+        self.counts = Counter()
         self._lock = threading.Lock()
         self._attachments: dict[asyncio.AbstractEventLoop, Attachment] = {}
 
     async def send(self, channel: str, message: Message) -> None:
         local = split_local(require_channel(channel, whole=True))
         payload = pack_message(message)
-        writer = (await self._attachment()).writer
-        if local is None:
-            if not await self._send_ordinary(writer, channel, payload):
-                raise ChannelFull(channel, self.capacity)
-        elif not await _to_mailbox(writer, local[0], _entry((MESSAGE, local[1], message))):
-            logger.info("a message to %s was dropped: its process is gone", channel)
+        attachment = await self._attachment()
+        writer = attachment.writer
+        with attachment.outage.counted():
+            if local is None:
+                if not await self._send_ordinary(writer, channel, payload):
+                    raise ChannelFull(channel, self.capacity)
+            elif not await _to_mailbox(writer, local[0], _entry((MESSAGE, local[1], message))):
+                logger.info("a message to %s was dropped: its process is gone", channel)
 
     async def receive(self, channel: str) -> Message:
         local = split_local(require_channel(channel, whole=True))
@@ -70,18 +75,23 @@ class RedisChannelLayer(ChannelLayer):
         key = self._group_key(group)
         member = require_channel(channel)
         writer = (await self._attachment()).writer
-        await writer.call("EVAL", scripts.GROUP_ADD, 1, key, member, self.group_expiry)
+        await writer.call("EVAL", scripts.GROUP_ADD, 1, key, member, self.group_expiry, until=_until())
 
     async def group_discard(self, group: str, channel: str) -> None:
         key = self._group_key(group)
         member = require_channel(channel)
-        await (await self._attachment()).writer.call("ZREM", key, member)
+        await (await self._attachment()).writer.call("ZREM", key, member, until=_until())
 
     async def group_send(self, group: str, message: Message) -> None:
         key = self._group_key(group)
         payload = pack_message(message)
-        writer = (await self._attachment()).writer
-        members = [member.decode() for member in await writer.call("EVAL", scripts.GROUP_MEMBERS, 1, key)]
+        attachment = await self._attachment()
+        with attachment.outage.counted():
+            await self._group_send(attachment.writer, group, key, message, payload)
+
+    async def _group_send(self, writer: Writer, group: str, key: str, message: Message, payload: bytes) -> None:
+        found = await writer.call("EVAL", scripts.GROUP_MEMBERS, 1, key, until=_until())
+        members = [member.decode() for member in found]
         # A mailbox gets one entry: for the group as a whole, or for each of its channels that is a member.
         entries: dict[str, bytes] = {}
         ordinary: list[str] = []
@@ -100,7 +110,7 @@ class RedisChannelLayer(ChannelLayer):
         reached = dict(zip([*entries, *locals_of], await asyncio.gather(*calls), strict=True))
         gone = [member for member in members if reached.get(member[: member.find("!") + 1]) is False]
         if gone:
-            await writer.call("ZREM", key, *gone)
+            await writer.call("ZREM", key, *gone, until=_until())
             logger.info("group %r: %d members of processes that are gone were removed", group, len(gone))
         sent = await asyncio.gather(*(self._send_ordinary(writer, channel, payload) for channel in ordinary))
         if not all(sent):
@@ -126,6 +136,13 @@ class RedisChannelLayer(ChannelLayer):
         if attachment is not None:
             await attachment.close()
 
+    async def declare_dead(self, mailbox: str) -> None:
+        writer = (await self._attachment()).writer
+        until = _until()
+        living = await writer.call("EVAL", scripts.DECLARE_DEAD, 1, f"{self.prefix}:processes", mailbox, until=until)
+        news = _entry((DEAD, mailbox))
+        await asyncio.gather(*(_to_mailbox(writer, each.decode(), news) for each in living))
+
     @asynccontextmanager
     async def bus(self, role: str, handler: Handler) -> AsyncIterator[Bus]:
         async with (await self._attachment()).bus(role, handler) as bus:
@@ -141,7 +158,7 @@ class RedisChannelLayer(ChannelLayer):
         """False if the channel is full."""
         key = self._channel_key(channel)
         sent = await writer.call(
-            "EVAL", scripts.SEND, 1, key, payload, self.capacity, self.expiry * 1000, repeatable=False
+            "EVAL", scripts.SEND, 1, key, payload, self.capacity, self.expiry * 1000, repeatable=False, until=_until()
         )
         return bool(sent)
 
@@ -155,6 +172,7 @@ class RedisChannelLayer(ChannelLayer):
                 attachment = self._attachments[running] = Attachment(
                     self.address,
                     self.prefix,
+                    self.counts,
                     expiry=self.expiry,
                     group_expiry=self.group_expiry,
                     capacity=self.capacity,
@@ -166,9 +184,14 @@ class RedisChannelLayer(ChannelLayer):
 async def _to_mailbox(writer: Writer, mailbox: str, entry: bytes) -> bool:
     """Write one entry to a mailbox at most once; False if there is no such mailbox."""
     key = writer.mailbox_key(mailbox)
-    return await writer.call("XADD", key, "NOMKSTREAM", "*", "b", entry, repeatable=False) is not None
+    return await writer.call("XADD", key, "NOMKSTREAM", "*", "b", entry, repeatable=False, until=_until()) is not None
 
 
-def _entry(*frames: tuple[int, str, Message]) -> bytes:
+def _until() -> float:
+    """When a call gives up, by the event loop's clock."""
+    return asyncio.get_running_loop().time() + CALL_SECONDS
+
+
+def _entry(*frames: tuple[Any, ...]) -> bytes:
     """A mailbox's entry of public messages, which have no sender."""
-    return pack((PAYLOAD_VERSION, "", "", frames))
+    return pack((PAYLOAD_VERSION, "", frames))

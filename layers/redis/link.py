@@ -8,26 +8,50 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis.address import Address
-from asgibus.layers.redis.connection import RedisConnection, connect
+from asgibus.layers.redis.connection import SILENCE_SECONDS, RedisConnection, connect
 
 logger = logging.getLogger("asgibus.layers")
 
 FIRST_PAUSE = 0.05  # seconds: a connection that was cut, by a failover say, is usually welcome at once
 LONGEST_PAUSE = 2.0  # seconds: how long after its return Redis is noticed at the latest
-BLOCK_SECONDS = 5  # how long a blocking read waits in Redis before it is asked again
-SILENCE_SECONDS = BLOCK_SECONDS + 5.0  # a reply owed for longer: the connection is dead and TCP has not noticed
+LOOK_SECONDS = 1.0  # how often a connection is looked at for a reply that is owed for too long
 
 
 class Outage:
-    """Whether Redis is away, for all links of a process; says so in the log once."""
+    """Whether Redis is away, for all links of a process, and what that cost; says so in the log once."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, counts: Counter[str]) -> None:
+        self.counts = counts
         self._address = address
         self._down: set[Link] = set()
+        self._failed = 0
+
+    @property
+    def available(self) -> bool:
+        """Whether no link waits for Redis."""
+        return not self._down
+
+    def failed(self, reason: object) -> None:
+        """A call of the app could not be made for lack of Redis."""
+        self.counts["send failed"] += 1
+        self._failed += 1
+        if self._failed == 1:
+            logger.warning("what an app sent did not go out (%s); later ones are counted", reason)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """For a call of an app: if it fails for lack of Redis, that is counted, and logged once."""
+        try:
+            yield
+        except LayerUnavailable as error:
+            self.failed(error)
+            raise
 
     def down(self, link: Link, reason: str) -> None:
         """A link lost its connection."""
@@ -39,8 +63,12 @@ class Outage:
         """A link has its connection back."""
         if link in self._down:
             self._down.discard(link)
+            self.counts["reconnect"] += 1
             if not self._down:
                 logger.warning("Redis at %s is back", self._address)
+        if self._failed and not self._down:
+            logger.warning("%d calls of apps failed while Redis was away", self._failed)
+            self._failed = 0
 
     def forget(self, link: Link) -> None:
         """A link is closed: it does not matter any more."""
@@ -83,6 +111,11 @@ class Link:
             self._task = None
         self._end()
 
+    def leave(self, run_id: str) -> None:
+        """End the connection and make another one, unless it goes to the Redis with this run id."""
+        if self.connection is not None and self.connection.run_id != run_id:
+            self.connection.abort("another Redis has taken its place")
+
     def _use(self, connection: RedisConnection) -> None:
         self.connection = connection
         self._outage.up(self)
@@ -111,7 +144,7 @@ class Link:
     async def _watch(self, connection: RedisConnection) -> str:
         """Why the connection ended."""
         while True:
-            done, _ = await asyncio.wait([connection.lost], timeout=SILENCE_SECONDS / 4)
+            done, _ = await asyncio.wait([connection.lost], timeout=LOOK_SECONDS)
             if done:
                 return connection.lost.result()
             if connection.overdue(SILENCE_SECONDS):

@@ -13,8 +13,7 @@ from asgibus.layers.contract import Message
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.address import Address
-from asgibus.layers.redis.connection import RedisConnection, RedisError, connect
-from asgibus.layers.redis.link import BLOCK_SECONDS
+from asgibus.layers.redis.connection import BLOCK_SECONDS, RedisConnection, RedisError, connect
 
 logger = logging.getLogger("asgibus.layers")
 

@@ -1,6 +1,7 @@
 """The Lua scripts: each touches one key, and time in them is Redis's own.
 
-Those that begin with `#!lua` are refused as a whole when Redis has no memory left; the others make room.
+Those that begin with `#!lua` are refused as a whole when Redis has no memory left; the others make room, or begin with
+a write that needs none, behind which Redis allows the others.
 """
 
 from __future__ import annotations
@@ -89,4 +90,122 @@ end
 if #redis.call('XPENDING', KEYS[1], 'workers', '-', '+', 1, ARGV[1]) == 0 then
   redis.call('XGROUP', 'DELCONSUMER', KEYS[1], 'workers', ARGV[1])
 end
+"""
+
+# KEYS[1] stream of a shared channel. ARGV: consumer. Ends it if nothing is pending under its name.
+END_CONSUMER = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+if #redis.call('XPENDING', KEYS[1], 'workers', '-', '+', 1, ARGV[1]) > 0 then return 0 end
+return redis.call('XGROUP', 'DELCONSUMER', KEYS[1], 'workers', ARGV[1])
+"""
+
+# KEYS[1] stream of a shared channel. ARGV: consumer, limit, other consumers. Gives the consumer what is pending under
+# the names of the others, and ends those; 1 if there may be more than the limit allowed.
+TAKE_OVER = """
+local room = tonumber(ARGV[2])
+for i = 3, #ARGV do
+  if room == 0 then return 1 end
+  local pending = redis.call('XPENDING', KEYS[1], 'workers', '-', '+', room, ARGV[i])
+  if #pending > 0 then
+    local ids = {}
+    for n, each in ipairs(pending) do ids[n] = each[1] end
+    redis.call('XCLAIM', KEYS[1], 'workers', ARGV[1], 0, unpack(ids))
+    room = room - #ids
+  end
+  if room > 0 then redis.call('XGROUP', 'DELCONSUMER', KEYS[1], 'workers', ARGV[i]) end
+end
+return room == 0 and 1 or 0
+"""
+
+# KEYS[1] stream of a shared channel. ARGV: an id before all of these offers, how many entries to look through, then for
+# each offer its id or '', and its payload. Adds those that are not there; the ids under which they are there now.
+OFFER_AGAIN = """
+local ids, there = {}, nil
+for i = 3, #ARGV, 2 do
+  local id = ARGV[i]
+  if id == '' or #redis.call('XRANGE', KEYS[1], id, id) == 0 then
+    if not there then
+      there = {}
+      for _, entry in ipairs(redis.call('XREVRANGE', KEYS[1], '+', ARGV[1], 'COUNT', ARGV[2])) do
+        there[entry[2][2]] = entry[1]
+      end
+    end
+    id = there[ARGV[i + 1]] or redis.call('XADD', KEYS[1], '*', 'b', ARGV[i + 1])
+  end
+  ids[#ids + 1] = id
+end
+return ids
+"""
+
+# KEYS[1] sorted set of the processes: mailboxes, scores are the ends of their leases in ms. Two members more: `beaten`,
+# when anybody was last here, and `grace`, until when it is unknown who is absent and who has not been here yet.
+# ARGV: mailbox, length of a lease, silence after which there is grace, length of the grace, how long an ended lease is
+# listed; all in ms. Renews the lease. When nobody was here for long, that was the store's fault or everybody's: the
+# leases that ran when somebody was last here are lengthened over the grace.
+# Returns: whether the lease had ended, whether there is grace, now, ms until a lease ends that is not renewed (or -1),
+# the mailboxes whose leases run, and those whose leases have ended.
+RENEW = (
+    _NOW
+    + """
+local function text(number) return string.format('%.0f', number) end
+local beaten = tonumber(redis.call('ZSCORE', KEYS[1], 'beaten') or 0)
+local grace = tonumber(redis.call('ZSCORE', KEYS[1], 'grace') or 0)
+local own = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0)
+local silent = now - beaten > tonumber(ARGV[3])
+if silent then grace = now + ARGV[4] end
+local forgotten = grace > now - ARGV[5] and -1 or now - ARGV[5]
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', text(forgotten))
+if silent then
+  for _, member in ipairs(redis.call('ZRANGE', KEYS[1], '(' .. text(beaten), '+inf', 'BYSCORE')) do
+    redis.call('ZADD', KEYS[1], 'GT', text(grace), member)
+  end
+  redis.call('ZADD', KEYS[1], text(grace), 'grace')
+end
+redis.call('ZADD', KEYS[1], text(now + ARGV[2]), ARGV[1], text(now), 'beaten')
+redis.call('PEXPIRE', KEYS[1], 86400000)
+local live, ended, first = {}, {}, -1
+local members = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+for i = 1, #members, 2 do
+  local member, score = members[i], tonumber(members[i + 1])
+  if string.sub(member, -1) == '!' then
+    if score <= now then
+      ended[#ended + 1] = member
+    else
+      live[#live + 1] = member
+      if first == -1 and member ~= ARGV[1] then first = score - now end
+    end
+  end
+end
+return {own <= (silent and beaten or now) and 1 or 0, grace > now and 1 or 0, now, first, live, ended}
+"""
+)
+
+# KEYS[1] as RENEW. ARGV: mailbox. Takes it out, and the whole set with the last one.
+END_LEASE = """
+redis.call('ZREM', KEYS[1], ARGV[1])
+for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+  if string.sub(member, -1) == '!' then return 0 end
+end
+return redis.call('DEL', KEYS[1])
+"""
+
+# KEYS[1] as RENEW. ARGV: mailbox. Ends its lease if it runs; the mailboxes of those that were alive, it among them.
+DECLARE_DEAD = (
+    _NOW
+    + """
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '-1')
+local live = {}
+for _, member in ipairs(redis.call('ZRANGE', KEYS[1], string.format('(%.0f', now), '+inf', 'BYSCORE')) do
+  if string.sub(member, -1) == '!' then live[#live + 1] = member end
+end
+redis.call('ZADD', KEYS[1], 'XX', 'LT', string.format('%.0f', now), ARGV[1])
+return live
+"""
+)
+
+# KEYS[1] sorted set of a group. ARGV: member, lifetime of a membership in s, a time in ms. Takes the member out unless
+# it has joined again since that time.
+GROUP_BURY = """
+local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if ends and ends - ARGV[2] * 1000 <= tonumber(ARGV[3]) then redis.call('ZREM', KEYS[1], ARGV[1]) end
 """

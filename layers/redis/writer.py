@@ -3,7 +3,8 @@
 No timers, and no delay at low load: the first write goes out at the end of the loop's turn. A flush carries one entry
 per mailbox with all of its frames. What was in flight when a connection broke is written again on the next one: frames
 between the servers carry sequence numbers and are taken once; what may not be repeated is failed instead. What Redis
-refuses for now is tried again, and what comes meanwhile waits behind it.
+refuses for now is tried again, and what comes meanwhile waits behind it. A Redis that has become a replica is left at
+once, so that the next connection goes to the one that took its place.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ logger = logging.getLogger("asgibus.layers")
 ENTRY_BYTES = 1024 * 1024  # frames gathered for one entry: larger ones delay the others and cost memory in one piece
 FRAME_OVERHEAD = 64  # bytes counted for a frame beside what it carries
 RETRY_SECONDS = 0.5  # until a write that Redis refused for now (out of memory, loading, read-only) is tried again
+CALL_SECONDS = 5.0  # for what an app asks of the layer: then it hears that Redis is away, and can say so to somebody
 DRAIN_SECONDS = 2.0  # for what was written last to reach Redis: a process that stops does not wait for a lost Redis
 # The first word of such a refusal, as a whole: BUSY is a script that runs too long, BUSYGROUP an answer like any other.
 REFUSED_FOR_NOW = {"OOM", "LOADING", "READONLY", "MISCONF", "BUSY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN"}
 
-PAYLOAD_VERSION = 1  # first item of every payload; another one is a peer of another release
+PAYLOAD_VERSION = 2  # first item of every payload; another one is a peer of another release
 
 OnAcked = Callable[[str, list[bytes]], None]
 
@@ -40,20 +42,23 @@ class Sender(Protocol):
     """Who posts frames: named in every entry, and told when a mailbox is gone."""
 
     mailbox: str
-    epoch: str
 
-    def unreachable(self, mailbox: str) -> None: ...
+    def undelivered(self, mailbox: str) -> None: ...
 
 
 class Command:
-    """A packed command, who takes its reply, and whether it may be written twice."""
+    """A packed command and who takes its reply.
 
-    __slots__ = ("data", "on_reply", "repeatable")
+    `repeatable`: it may be written twice. `patient`: when Redis refuses it for now, it waits.
+    """
 
-    def __init__(self, data: bytes, on_reply: OnReply, repeatable: bool) -> None:
+    __slots__ = ("data", "on_reply", "patient", "repeatable")
+
+    def __init__(self, data: bytes, on_reply: OnReply, repeatable: bool, patient: bool) -> None:
         self.data = data
         self.on_reply = on_reply
         self.repeatable = repeatable
+        self.patient = patient
 
 
 class _Box:
@@ -74,6 +79,7 @@ class Writer:
     def __init__(self, address: Address, prefix: str, name: str, outage: Outage) -> None:
         self._loop = asyncio.get_running_loop()
         self._prefix = prefix
+        self._counts = outage.counts
         self._link = Link(address, name, outage, self._up, self._down)
         self._boxes: dict[tuple[str, str], _Box] = {}
         self._commands: dict[Command, None] = {}  # in order, and quick to take one out
@@ -85,7 +91,9 @@ class Writer:
         self._given_up = False  # waiting until all is written took too long; not to be waited for again
         self._closed = False
         self._drained: list[asyncio.Future[None]] = []
-        self.epoch = ""
+        self.run_id = ""
+        self.on_up: set[Callable[[], None]] = set()
+        """Called whenever the connection is there again, before anything is written to it."""
 
     async def open(self) -> None:
         """Connect. Raises LayerUnavailable."""
@@ -122,12 +130,20 @@ class Writer:
         self._acks.setdefault((key, on_acked), []).append(entry_id)
         self._schedule()
 
-    def write(self, args: tuple[str | bytes | int, ...], on_reply: OnReply, *, repeatable: bool = True) -> Command:
+    def write(
+        self,
+        args: tuple[str | bytes | int, ...],
+        on_reply: OnReply,
+        *,
+        repeatable: bool = True,
+        patient: bool = True,
+    ) -> Command:
         """Write any command; `on_reply` takes its reply, a RedisError or a LayerUnavailable.
 
-        What is returned can be cancelled.
+        `repeatable=False`: fail rather than write it twice when the connection breaks meanwhile. `patient=False`: fail
+        rather than wait when Redis refuses it for now. What is returned can be cancelled.
         """
-        command = Command(pack_command(args), on_reply, repeatable)
+        command = Command(pack_command(args), on_reply, repeatable, patient)
         self._commands[command] = None
         self._schedule()
         return command
@@ -139,19 +155,39 @@ class Writer:
             return True
         return False
 
-    async def call(self, *args: str | bytes | int, repeatable: bool = True) -> Any:
+    async def call(self, *args: str | bytes | int, repeatable: bool = True, until: float | None = None) -> Any:
         """Write any command and wait for its reply. Raises LayerUnavailable, also when Redis refuses it.
 
-        `repeatable=False`: fail rather than write it twice when the connection breaks meanwhile.
+        `repeatable=False`: fail rather than write it twice, or wait until Redis takes it. `until`: fail at that time of
+        the event loop's clock; it is not written any more then, and the error says so, or that this is unknown.
         """
         if self._closed:
             raise LayerUnavailable("the layer was closed")
         future: asyncio.Future[Any] = self._loop.create_future()
-        self.write(args, _into(future), repeatable=repeatable)
+        command = self.write(args, _into(future), repeatable=repeatable, patient=repeatable)
+        timer = None if until is None else self._loop.call_at(until, self._give_up, command, future)
         try:
             return await future
         except RedisError as error:
             raise LayerUnavailable(f"Redis refused {args[0]!r}: {error}") from error
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _give_up(self, command: Command, future: asyncio.Future[Any]) -> None:
+        if future.done():
+            return
+        if self.cancel(command):
+            reason = "Redis could not be reached in time: nothing was written"
+        elif command in self._again:
+            self._again.remove(command)
+            reason = "Redis refused it for too long: nothing was written"
+        else:
+            reason = "Redis did not answer in time: it is unknown whether this was written"
+            command.repeatable = command.patient = False
+            if self._link.connection is None and command in self._in_flight:
+                self._in_flight.remove(command)
+        future.set_exception(LayerUnavailable(reason))
 
     async def drain(self) -> None:
         """Wait until everything asked for so far has been written and answered; given up, and said so, after 2 s."""
@@ -196,19 +232,20 @@ class Writer:
                 key = self.mailbox_key(box.mailbox)
                 for frames in box.entries:
                     try:
-                        payload = pack((PAYLOAD_VERSION, box.sender.mailbox, box.sender.epoch, frames))
+                        payload = pack((PAYLOAD_VERSION, box.sender.mailbox, frames))
                     except TypeError:  # whoever posted it is wrong, and the others must not suffer
                         logger.exception("frames for %s were dropped", box.mailbox)
                         continue
-                    commands.append(Command(pack_command(("XADD", key, "NOMKSTREAM", "*", "b", payload)), gone, True))
+                    data = pack_command(("XADD", key, "NOMKSTREAM", "*", "b", payload))
+                    commands.append(Command(data, gone, True, True))
         if self._commands:
             commands += self._commands
             self._commands = {}
         if self._acks:
             for (key, on_acked), ids in self._acks.items():
                 acked = partial(_acked, on_acked, key, ids)
-                commands.append(Command(pack_command(("XACK", key, "workers", *ids)), acked, True))
-                commands.append(Command(pack_command(("XDEL", key, *ids)), _ignore, True))
+                commands.append(Command(pack_command(("XACK", key, "workers", *ids)), acked, True, True))
+                commands.append(Command(pack_command(("XDEL", key, *ids)), _ignore, True, True))
             self._acks = {}
         return commands
 
@@ -218,8 +255,11 @@ class Writer:
 
     def _reply(self, reply: Any) -> None:
         command = self._in_flight.popleft()
-        if isinstance(reply, RedisError) and command.repeatable and str(reply).partition(" ")[0] in REFUSED_FOR_NOW:
+        if isinstance(reply, RedisError) and command.patient and str(reply).partition(" ")[0] in REFUSED_FOR_NOW:
             self._again.append(command)
+            if str(reply).startswith("READONLY") and self._link.connection is not None:
+                self._link.connection.abort("it has become a replica")
+                return
             if not self._refused:
                 self._refused = True
                 logger.warning("Redis refuses writes for now (%s): trying again until it takes them", reply)
@@ -244,23 +284,29 @@ class Writer:
         self._drained.clear()
 
     def _up(self, connection: RedisConnection) -> None:
-        self.epoch = connection.epoch
+        self.run_id = connection.run_id
         self._given_up = False
+        for on_up in self.on_up:
+            on_up()
         if self._in_flight:
+            self._counts["repeated write"] += len(self._in_flight)
             self._write(connection, list(self._in_flight))
         else:
             self._flush()
 
     def _down(self) -> None:
         once = [command for command in self._in_flight if not command.repeatable]
-        self._in_flight = deque(command for command in self._in_flight if command.repeatable)
+        again = (command for command in self._in_flight if command.repeatable)
+        self._in_flight = deque((*self._again, *again))
+        self._again = []
         for command in once:
             command.on_reply(LayerUnavailable("the connection to Redis broke: it is unknown whether this was written"))
 
     def _on_posted(self, sender: Sender, mailbox: str) -> OnReply:
         def posted(reply: Any) -> None:
             if reply is None:
-                sender.unreachable(mailbox)
+                self._counts["undelivered"] += 1
+                sender.undelivered(mailbox)
             elif isinstance(reply, Exception):
                 logger.error("frames for %s were not written: %s", mailbox, reply)
 

@@ -17,6 +17,10 @@ from asgibus.worker.settings import WorkerSettings
 
 INTERFACE_FIELDS = {field.name: field for field in fields(InterfaceSettings)}
 WORKER_FIELDS = {field.name: field for field in fields(WorkerSettings)}
+# Options of a process, and not of the server in it: their defaults.
+PROCESS_OPTIONS = {"processes": 1, "admin_host": "127.0.0.1", "admin_port": None}
+# Options of a worker that are none of an interface server with APP: it cannot end its sockets to renew the app.
+WORKER_ALONE = {"max_requests", "max_lifetime"}
 COMMANDS = {"asgi-interface": interface, "asgi-worker": worker}
 OPTIONS = [
     pytest.param(command, option, id=f"{name}-{option.name}")
@@ -68,16 +72,17 @@ def test_every_option_is_a_setting_and_every_setting_an_option() -> None:
     def names(command: click.Command) -> set[str]:
         return {str(parameter.name) for parameter in command.params} - {"log_level", "version", "help"}
 
-    assert names(worker) == set(WORKER_FIELDS)
-    assert names(interface) == set(WORKER_FIELDS) | set(INTERFACE_FIELDS)
+    assert names(worker) == set(WORKER_FIELDS) | set(PROCESS_OPTIONS)
+    assert names(interface) == set(WORKER_FIELDS) - WORKER_ALONE | set(INTERFACE_FIELDS) | set(PROCESS_OPTIONS)
 
 
 @pytest.mark.parametrize(("command", "option"), OPTIONS)
 def test_the_option_and_the_setting_have_one_default(command: GroupedCommand, option: GroupedOption) -> None:
     if option.name == "log_level" or (command is interface and option.name == "layer"):
         return
-    setting = (WORKER_FIELDS if command is worker else INTERFACE_FIELDS | WORKER_FIELDS)[str(option.name)]
-    assert command.make_context("command", ["app"]).params[str(option.name)] == setting.default
+    settings = WORKER_FIELDS if command is worker else INTERFACE_FIELDS | WORKER_FIELDS
+    defaults = {name: field.default for name, field in settings.items()} | PROCESS_OPTIONS
+    assert command.make_context("command", ["app"]).params[str(option.name)] == defaults[str(option.name)]
 
 
 def sample(option: GroupedOption, default: Any, folder: Path) -> tuple[str, Any]:
@@ -153,6 +158,10 @@ def refused(result: Result) -> str:
         (["--layer", "redis://host/database"], "a database is a number"),
         (["--layer", "memory://"], "no worker would ever see a connection"),
         (["app", "another"], "another"),
+        (["app", "--processes", "2"], "memory:// lives within one process: with --processes use a Redis URL"),
+        (["--admin-port", "65535", "--processes", "2"], "--admin-port 65535 leaves no ports for 2 processes"),
+        (["--processes", "0"], "0 is not in the range"),
+        (["app", "--max-requests", "5"], "--max-requests"),
     ],
 )
 def test_a_wrong_call_of_the_interface(args: list[str], said: str) -> None:
@@ -167,6 +176,9 @@ def test_a_wrong_call_of_the_interface(args: list[str], said: str) -> None:
         (["app", "--port", "1"], "--port"),
         (["app", "--concurrency", "0"], "0 is not in the range"),
         (["app", "--graceful-timeout", "soon"], "soon"),
+        (["app", "--max-requests", "0"], "0 is not in the range"),
+        (["app", "--drain-period", "-1"], "-1"),
+        (["app", "--processes", "2", "--layer", "memory://"], "memory:// lives within one process"),
         (["app", "--lifespan", "maybe"], "maybe"),
         (["app", "--pool", "a\n"], "a pool's name is"),
         (["app", "--layer", "memory://"], "would never see a connection"),

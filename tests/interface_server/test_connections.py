@@ -1,13 +1,8 @@
 """Faults between the two ends, as frames: what a lost, late or faulty frame does to a connection, and to the others."""
 
-from typing import Any, cast
-
 import pytest
 
-from asgibus.interface_server.connections import Connections
-from asgibus.interface_server.request import Request
-from asgibus.interface_server.settings import InterfaceSettings
-from asgibus.layers.contract import Bus, Offer
+from asgibus.layers.contract import MESSAGE
 from asgibus.protocol.events import (
     ACCEPT,
     HTTP_DISCONNECT,
@@ -17,92 +12,16 @@ from asgibus.protocol.events import (
     REQUEST_END,
     RESPONSE,
     RESPONSE_START,
+    WEBSOCKET_DISCONNECT,
 )
-from asgibus.protocol.frames import ACK, EVENT, OWN, RESEND, RESET
-from asgibus.protocol.opening import HTTP, WEBSOCKET
-
-WORKER = "worker.1!"
-OTHER = "worker.2!"
-
-
-class RecordingBus:
-    """Keeps what is posted and offered."""
-
-    mailbox = "interface.1!"
-    epoch = "e"
-
-    def __init__(self) -> None:
-        self.posted: list[tuple[str, tuple[Any, ...]]] = []
-        self.withdrawn: list[Offer] = []
-
-    def post(self, mailbox: str, frame: tuple[Any, ...], size: int = 0) -> None:
-        self.posted.append((mailbox, frame))
-
-    def offer(self, channel: str, entry: Any) -> Offer:
-        return Offer(channel)
-
-    def withdraw(self, offer: Offer) -> None:
-        self.withdrawn.append(offer)
-
-
-class RecordingTerminator:
-    """A terminator without a socket."""
-
-    def __init__(self) -> None:
-        self.deadline = 0.0
-        self.write_paused = False
-        self.written: list[tuple[Any, ...]] = []
-        self.failed: list[tuple[int, int]] = []
-        self.reading = True
-        self.aborted = False
-        self.faulty = False
-
-    def write_event(self, event: tuple[Any, ...]) -> None:
-        if self.faulty:
-            raise ZeroDivisionError
-        self.written.append(event)
-
-    def pause(self) -> None:
-        self.reading = False
-
-    def resume(self) -> None:
-        self.reading = True
-
-    def fail(self, status: int, close_code: int) -> None:
-        self.failed.append((status, close_code))
-
-    def abort(self) -> None:
-        self.aborted = True
-
-
-class Table:
-    """A table of connections on a recording bus."""
-
-    def __init__(self, **settings: Any) -> None:
-        self.bus = RecordingBus()
-        self.connections = Connections(InterfaceSettings(**settings))
-        self.connections.on_bus(cast(Bus, self.bus), cast(Any, None))
-
-    def open(self, kind: str = WEBSOCKET, events: tuple[Any, ...] = ()) -> tuple[Any, RecordingTerminator]:
-        terminator = RecordingTerminator()
-        request = Request(None, None, "http", {}, raw_path=b"/", kind=kind)
-        return self.connections.open(request, cast(Any, terminator), events), terminator
-
-    def frames(self, *frames: tuple[Any, ...], sender: str = WORKER) -> None:
-        self.connections.batch(sender, "e", frames)
+from asgibus.protocol.frames import ABANDONED, ACK, EVENT, OWN, PROBE, RESEND, RESET
+from asgibus.protocol.opening import HTTP
+from interface_server.recording import OTHER, WORKER, Table, accept, message, own
 
 
 @pytest.fixture
 def table() -> Table:
     return Table()
-
-
-def accept(number: int) -> tuple[Any, ...]:
-    return (EVENT, number, 1, 0, 0, ACCEPT, None, ())
-
-
-def message(number: int, sequence: int, text: str) -> tuple[Any, ...]:
-    return (EVENT, number, 1, sequence, 0, MESSAGE_SENT, text)
 
 
 def test_a_gap_is_asked_for_and_nothing_behind_it_is_written(table: Table) -> None:
@@ -131,22 +50,27 @@ def test_what_the_worker_misses_is_sent_again(table: Table) -> None:
     assert [frame[-1] for _, frame in table.bus.posted] == ["c"]
 
 
-@pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
-def test_a_worker_that_does_not_know_a_connection_fails_it(table: Table, kind: str) -> None:
-    connection, terminator = table.open(kind)
-    table.frames((OWN, connection.number, 1), (RESET, connection.number, 1))
-    assert terminator.failed == [(502, 1012)]
+def test_a_worker_that_does_not_know_a_connection_fails_it(table: Table) -> None:
+    _, answer = table.open(HTTP, ((REQUEST_END, b""),), method="POST")
+    _, terminator = table.open_accepted(resumable=False)
+    table.frames(own(1), (RESET, 1, 1), (RESET, 2, 1))
+    assert (answer.failed, terminator.failed) == ([(502, 1012)], [(502, 1012)])
     assert len(table.connections) == 0
+    assert table.connections.counts["reset"] == 2
 
 
-def test_a_worker_that_is_gone_fails_its_connections_and_no_others(table: Table) -> None:
-    connection, terminator = table.open()
+def test_a_worker_that_is_dead_fails_its_connections_and_no_others(
+    table: Table, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, terminator = table.open_accepted(resumable=False)
     other, other_terminator = table.open()
-    table.frames((OWN, connection.number, 1))
-    table.frames((OWN, other.number, 1), sender=OTHER)
-    table.connections.unreachable(WORKER)
+    table.frames(own(other.number), sender=OTHER)
+    table.dead(WORKER)
     assert (terminator.failed, other_terminator.failed) == ([(502, 1012)], [])
     assert len(table.connections) == 1
+    assert f"the worker {WORKER} is dead: of its 1 connections here, 0 were offered" in caplog.text
+    table.dead("worker.3!")
+    assert caplog.text.count("is dead") == 1, "nobody cares for one that served nothing"
 
 
 def test_a_second_worker_and_an_earlier_attempt_are_reset(table: Table) -> None:
@@ -231,3 +155,132 @@ def test_no_worker_in_time_is_told_once_for_all(caplog: pytest.LogCaptureFixture
     assert [terminator.failed for terminator in terminators] == [[(503, 1013)]] * 3
     assert caplog.text.count("no worker took 3 connections") == 1
     assert len(table.bus.withdrawn) == 3
+
+
+# What may be lost is asked after.
+
+
+def test_a_worker_that_asks_is_told_what_is_missing_or_how_much_was_taken(table: Table) -> None:
+    connection, _ = table.open_accepted()
+    table.posted()
+    table.frames((PROBE, connection.number, 1, 3))
+    assert table.posted() == [(RESEND, connection.number, 1, 1)]
+    table.frames((PROBE, connection.number, 1, 1))
+    assert table.posted() == [(ACK, connection.number, 1, 1)]
+
+
+def test_a_probe_names_the_owner_where_its_first_frame_was_lost(table: Table) -> None:
+    connection, terminator = table.open()
+    table.frames((PROBE, connection.number, 1, 1))
+    assert table.posted() == [(RESEND, connection.number, 1, 0)]
+    table.frames((PROBE, connection.number, 1, 1), sender=OTHER)
+    assert table.posted(OTHER) == [(RESET, connection.number, 1)]
+    table.frames(accept(connection.number))
+    assert [event[0] for event in terminator.written] == [ACCEPT]
+
+
+@pytest.mark.parametrize("kind", [EVENT, OWN, PROBE])
+def test_who_speaks_of_a_connection_that_is_not_known_is_reset(table: Table, kind: int) -> None:
+    table.frames((kind, 77, 3, 0, 0, MESSAGE_SENT, "?"))
+    assert table.posted() == [(RESET, 77, 3)]
+
+
+@pytest.mark.parametrize("kind", [ACK, RESET, RESEND, ABANDONED])
+def test_other_frames_of_a_connection_that_is_not_known_are_not_answered(table: Table, kind: int) -> None:
+    table.frames((kind, 77, 3, 0))
+    assert table.posted() == []
+
+
+def test_the_owner_is_asked_when_what_was_sent_to_it_found_no_mailbox(table: Table) -> None:
+    connection, _ = table.open_accepted()
+    other, _ = table.open()
+    table.frames(own(other.number), sender=OTHER)
+    connection.event((MESSAGE_RECEIVED, "a"))
+    table.connections.undelivered(WORKER)
+    table.posted()
+    table.connections.check(stalled=False)
+    assert table.posted() == [(PROBE, connection.number, 1, 1)]
+    assert table.posted(OTHER) == []
+    table.connections.check(stalled=False)
+    assert table.posted() == [], "it is asked again only when that found no mailbox either"
+    table.connections.undelivered(WORKER)
+    table.connections.check(stalled=False)
+    assert table.posted() == [(PROBE, connection.number, 1, 1)]
+
+
+def test_the_owner_is_asked_after_what_it_has_not_acknowledged_for_long(table: Table) -> None:
+    connection, _ = table.open_accepted()
+    idle, _ = table.open_accepted()
+    connection.event((MESSAGE_RECEIVED, "a"))
+    table.connections.check(stalled=True)
+    table.posted()
+    table.connections.check(stalled=False)
+    assert table.posted() == []
+    table.connections.check(stalled=True)
+    assert table.posted() == [(PROBE, connection.number, 1, 1)]
+    table.frames((ACK, connection.number, 1, 1))
+    connection.event((MESSAGE_RECEIVED, "b"))
+    table.posted()
+    table.connections.check(stalled=True)
+    assert table.posted() == [], "it has acknowledged something in the meantime"
+    assert idle.in_flight == 0
+
+
+def test_after_an_interruption_every_owner_is_asked_at_once(table: Table, caplog: pytest.LogCaptureFixture) -> None:
+    connection, _ = table.open_accepted()
+    quiet, _ = table.open()
+    table.frames(own(quiet.number), sender=OTHER)
+    table.open()
+    connection.event((MESSAGE_RECEIVED, "a"))
+    table.posted()
+    table.connections.interrupted()
+    assert table.posted() == [(PROBE, connection.number, 1, 1)]
+    assert table.posted(OTHER) == [(PROBE, quiet.number, 1, 0)]
+    assert "2 connections are checked" in caplog.text
+
+
+def test_after_an_interruption_what_nobody_has_taken_within_three_seconds_is_offered_again(table: Table) -> None:
+    table.connections.tick(100.0)
+    waiting, _ = table.open()
+    taken, _ = table.open()
+    left, _ = table.open()
+    left.client_gone()
+    table.connections.interrupted()
+    table.connections.tick(102.9)
+    table.frames((PROBE, taken.number, 1, 0))
+    assert table.bus.again == []
+    table.connections.tick(103.1)
+    assert [offer.state.connection for offer in table.bus.again] == [waiting.number]
+    assert [offer.taken for offer in table.bus.offered] == [False, True, False]
+    table.connections.tick(110.0)
+    assert len(table.bus.again) == 1
+    assert len(table.bus.offered) == 3, "the same offer, not another one"
+
+
+def test_a_layer_that_is_away_for_too_long_ends_what_is_joined(caplog: pytest.LogCaptureFixture) -> None:
+    table = Table(resume_timeout=20.0, connect_timeout=1000.0)
+    _, terminator = table.open_accepted()
+    _, waiting = table.open()
+    table.connections.tick(100.0)
+    table.bus.available = False
+    table.connections.tick(101.0)
+    table.connections.tick(110.0)
+    table.bus.available = True
+    table.connections.tick(115.0)
+    table.bus.available = False
+    table.connections.tick(116.0)
+    table.connections.tick(135.9)
+    assert terminator.failed == [], "it was back in between"
+    table.connections.tick(136.1)
+    assert (terminator.failed, waiting.failed) == ([(503, 1013)], [])
+    assert table.events()[-1] == (WEBSOCKET_DISCONNECT, 1013, "")
+    assert "away for 20 s: 1 connections were ended" in caplog.text
+    table.connections.tick(1101.0)
+    assert waiting.failed == [(503, 1013)]
+    assert len(table.connections) == 0
+
+
+def test_a_message_for_a_connection_that_is_not_open_is_counted(table: Table) -> None:
+    for local in ("77", "x", ""):
+        table.frames((MESSAGE, local, {"type": "websocket.send", "text": "?"}), sender="")
+    assert table.connections.counts["message to nobody"] == 3

@@ -12,7 +12,7 @@ import anyio
 import pytest
 from anyio.to_thread import run_sync
 
-from asgibus.commands.embedded import serve_with_worker
+from asgibus.commands.embedded import embedded_worker, serve_with_worker
 from asgibus.interface_server import http, pace
 from asgibus.interface_server import server as server_module
 from asgibus.interface_server.server import Server
@@ -62,7 +62,8 @@ async def serving_here(min_body_rate: int = 1000) -> AsyncIterator[Address]:
     stop = anyio.Event()
     try:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(serve_with_worker, APP, layer, lambda: server.serve(stop, ready), stop)
+            worker = embedded_worker(APP, layer)
+            tasks.start_soon(serve_with_worker, worker, lambda: server.serve(stop, ready), stop, 0.1)
             await listening.wait()
             yield Address(int(where[0].rpartition(":")[2]))
             stop.set()

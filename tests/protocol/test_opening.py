@@ -14,9 +14,9 @@ def opening(**fields: Any) -> Opening:
     values: dict[str, Any] = {
         "version": OPENING_VERSION,
         "interface": "interface.1!",
-        "epoch": "e",
         "connection": 7,
         "attempt": 1,
+        "resumed": False,
         "window": 1000,
         "kind": HTTP,
         "http_version": "1.1",

@@ -41,13 +41,13 @@ WEBSOCKET = {
     App.COMPLETE: "",
 }
 LIFE = {
-    Life.OFFERED: "OWNED>JOINED CLIENT_GONE>LEFT GIVEN_UP>ENDED",
-    Life.JOINED: "CLIENT_GONE>ENDED COMPLETED>ENDED GIVEN_UP>ENDED",
+    Life.OFFERED: "OWNED>JOINED CLIENT_GONE>LEFT REOPENED>OFFERED GIVEN_UP>ENDED",
+    Life.JOINED: "CLIENT_GONE>ENDED COMPLETED>ENDED REOPENED>OFFERED GIVEN_UP>ENDED",
     Life.LEFT: "OWNED>ENDED GIVEN_UP>ENDED",
     Life.ENDED: "",
 }
 # What the bus itself keeps from the state machine: handled before, in every state.
-OUTSIDE = {"GROUP_ADD", "GROUP_DISCARD", "GROUP_DONE", "SAVE_STATE"}
+OUTSIDE = {"GROUP_ADD", "GROUP_DISCARD", "GROUP_DONE", "SAVE_STATE", "HANDOVER"}
 
 
 def cases(table: Table, expected: dict[App, str]) -> list[tuple[Table, App, int, App | None]]:

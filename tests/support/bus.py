@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from asgibus.layers.contract import ChannelLayer, Frame
+from asgibus.layers.contract import DEAD, ChannelLayer, Claim, Frame
 
 T = TypeVar("T")
 
@@ -15,19 +15,38 @@ class Recorder:
     """A mailbox's handler that keeps what it gets."""
 
     def __init__(self) -> None:
-        self.batches: list[tuple[str, str, list[Frame]]] = []
-        self.gone: list[str] = []
+        self.batches: list[tuple[str, list[Frame]]] = []  # without the deaths
+        self.events: list[Frame | str] = []  # all that came, in order
+        self.lost: list[str] = []  # mailboxes for which something was undelivered
+        self.interruptions = 0
+        self.orphans: list[Claim] = []
 
     @property
     def frames(self) -> list[Frame]:
-        return [frame for _, _, frames in self.batches for frame in frames]
+        """All frames but those that tell of a death."""
+        return [frame for _, frames in self.batches for frame in frames]
 
-    def batch(self, sender: str, epoch: str, frames: Sequence[Frame]) -> None:
-        if frames:
-            self.batches.append((sender, epoch, list(frames)))
+    @property
+    def dead(self) -> list[str]:
+        """The mailboxes that were said to be dead, in that order, as often as it was said."""
+        return [event[1] for event in self.events if isinstance(event, tuple) and event[0] == DEAD]
 
-    def unreachable(self, mailbox: str) -> None:
-        self.gone.append(mailbox)
+    def batch(self, sender: str, frames: Sequence[Frame]) -> None:
+        self.events += frames
+        if others := [frame for frame in frames if frame[0] != DEAD]:
+            self.batches.append((sender, others))
+
+    def undelivered(self, mailbox: str) -> None:
+        self.events.append("undelivered")
+        self.lost.append(mailbox)
+
+    def interrupted(self) -> None:
+        self.events.append("interrupted")
+        self.interruptions += 1
+
+    def orphaned(self, claim: Claim) -> None:
+        self.events.append("orphaned")
+        self.orphans.append(claim)
 
 
 async def until(condition: Callable[[], T], seconds: float = 10.0, what: str = "the condition") -> T:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from typing import Any
 
+import anyio
 import pytest
 
 from asgibus.worker import lifespan as lifespan_module
@@ -30,7 +31,7 @@ async def good(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.mark.parametrize("mode", ["auto", "on"])
 async def test_an_app_with_a_lifespan(mode: Mode) -> None:
-    async with lifespan(good, mode) as state:
+    async with lifespan(good, mode, anyio.Event()) as state:
         assert state == {"db": "pool"}
         assert [event["type"] for event in seen[1:]] == ["lifespan.startup"]
     assert [event["type"] for event in seen[1:]] == ["lifespan.startup", "lifespan.shutdown"]
@@ -39,7 +40,7 @@ async def test_an_app_with_a_lifespan(mode: Mode) -> None:
 
 
 async def test_off_does_not_ask_the_app() -> None:
-    async with lifespan(good, "off") as state:
+    async with lifespan(good, "off", anyio.Event()) as state:
         assert state == {}
     assert seen == []
 
@@ -49,14 +50,14 @@ async def refuses(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def test_auto_goes_on_without(caplog: pytest.LogCaptureFixture) -> None:
-    async with lifespan(refuses) as state:
+    async with lifespan(refuses, "auto", anyio.Event()) as state:
         assert state == {}
     assert "Traceback" not in caplog.text
 
 
 async def test_on_takes_that_as_a_failure() -> None:
     with pytest.raises(LifespanError, match=r"the app's start-up failed: ValueError: only http"):
-        async with lifespan(refuses, "on"):
+        async with lifespan(refuses, "on", anyio.Event()):
             pass
 
 
@@ -66,7 +67,7 @@ async def returns(scope: Any, receive: Any, send: Any) -> None:
 
 async def test_an_app_that_returns_has_no_lifespan() -> None:
     for mode in ("auto", "on"):
-        async with lifespan(returns, mode) as state:  # type: ignore[arg-type]
+        async with lifespan(returns, mode, anyio.Event()) as state:  # type: ignore[arg-type]
             assert state == {}
 
 
@@ -79,7 +80,7 @@ async def test_a_start_up_that_failed(mode: Mode, message: str, told: str) -> No
         raise RuntimeError("as Starlette does")
 
     with pytest.raises(LifespanError, match=told):
-        async with lifespan(fails, mode):
+        async with lifespan(fails, mode, anyio.Event()):
             pass
 
 
@@ -96,7 +97,7 @@ async def test_a_start_up_that_failed_in_an_app_that_goes_on_waiting(monkeypatch
             ended.set()
 
     with pytest.raises(LifespanError):
-        async with lifespan(waits):
+        async with lifespan(waits, "auto", anyio.Event()):
             pass
     assert ended.is_set()
 
@@ -108,7 +109,7 @@ async def test_a_shut_down_that_failed_is_told(caplog: pytest.LogCaptureFixture)
         await receive()
         await send({"type": "lifespan.shutdown.failed", "message": "still busy"})
 
-    async with lifespan(fails):
+    async with lifespan(fails, "auto", anyio.Event()):
         pass
     assert "the app's shut-down failed: still busy" in caplog.text
 
@@ -120,7 +121,7 @@ async def test_an_app_that_raises_later_is_told_and_does_not_end_the_worker(capl
         raise ValueError("later")
 
     with caplog.at_level(logging.ERROR):
-        async with lifespan(fails):
+        async with lifespan(fails, "auto", anyio.Event()):
             await asyncio.sleep(0)
     assert "the app raised in its lifespan" in caplog.text
     assert "ValueError: later" in caplog.text
@@ -137,7 +138,7 @@ async def test_a_shut_down_that_does_not_end_is_cut(
         await receive()
         await asyncio.get_running_loop().create_future()
 
-    async with asyncio.timeout(5), lifespan(waits):
+    async with asyncio.timeout(5), lifespan(waits, "auto", anyio.Event()):
         pass
     assert "did not end within 0.05 s and is cut" in caplog.text
 
@@ -153,7 +154,7 @@ async def test_an_unknown_event_raises_out_of_send() -> None:
                 raised.append(error)
         await good(scope, receive, send)
 
-    async with lifespan(odd) as state:
+    async with lifespan(odd, "auto", anyio.Event()) as state:
         assert state == {"db": "pool"}
     assert [str(error) for error in raised] == [
         "unknown lifespan event 'http.response.start'",

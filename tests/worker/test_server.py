@@ -30,6 +30,7 @@ class Interface:
     """An interface server as the worker sees it."""
 
     bus: Bus
+    layer: ChannelLayer
     recorder: Recorder
     worker: Worker
     stop: anyio.Event
@@ -42,9 +43,9 @@ class Interface:
         values: dict[str, Any] = {
             "version": OPENING_VERSION,
             "interface": self.bus.mailbox,
-            "epoch": self.bus.epoch,
             "connection": self.numbers,
             "attempt": 1,
+            "resumed": False,
             "window": 1000,
             "kind": kind,
             "http_version": "1.1",
@@ -93,7 +94,7 @@ async def running(app: App, **settings: Any) -> AsyncIterator[Interface]:
         waiting.cancel()
         if ended.done():
             ended.result()
-        yield Interface(bus, recorder, worker, stop, ended)
+        yield Interface(bus, layer, recorder, worker, stop, ended)
         stop.set()
         await asyncio.wait_for(ended, 10)
         assert worker.open_sessions == 0
@@ -218,7 +219,7 @@ async def test_a_connection_that_was_offered_twice_is_served_once() -> None:
         interface.open(WEBSOCKET, connection=number)
         other = interface.open(WEBSOCKET)
         await until(lambda: interface.events(number) and interface.events(other))
-        assert interface.events(number) == [(events.ACCEPT, None, ())]
+        assert interface.events(number) == [(events.ACCEPT, None, (), False)]
         assert len([scope for scope in runs if scope["type"] == "websocket"]) == 2
 
 
@@ -248,9 +249,10 @@ async def test_an_interface_that_is_gone_takes_its_connections_with_it() -> None
     async with running(app) as interface:
         number = interface.open(WEBSOCKET)
         await until(lambda: interface.events(number))
-        interface.worker.unreachable("interface.other!")
+        await interface.layer.declare_dead("interface.other!")
+        await asyncio.sleep(0.01)  # time to hear of it, which must change nothing
         assert interface.worker.open_sessions == 1
-        interface.worker.unreachable(interface.bus.mailbox)
+        await interface.layer.declare_dead(interface.bus.mailbox)
         await until(lambda: interface.worker.open_sessions == 0)
         assert seen[0] == {"type": "websocket.disconnect", "code": 1006, "reason": ""}
         assert isinstance(seen[1], OSError)

@@ -1,0 +1,93 @@
+"""The line between a supervisor and one of its processes, seen from the process.
+
+The process writes how far it has come, one line each: `ready <mailbox> …`, `retiring`, `failed <why>`. It ends
+gracefully when the supervisor writes anything, and also when the line breaks: then the supervisor is gone, however it
+ended, and nobody would ever end what it has left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+VARIABLE = "ASGIBUS_LIFELINE"  # in the environment of a supervised process: the number of its end
+READY, RETIRING, FAILED = "ready", "retiring", "failed"
+STOP = b"stop\n"
+
+OnStop = Callable[[str], None]
+
+
+class Lifeline:
+    """One end of the line; without an end, of a process that nobody supervises, it tells nobody."""
+
+    def __init__(self, end: socket.socket | None = None) -> None:
+        self._end = end
+        self._told: set[str] = set()
+        self._lock = threading.Lock()
+        self._on_stop: tuple[OnStop, float] | None = None
+        if end is not None:
+            # A thread, as the event loop may not run yet, or be kept by an app that blocks it.
+            threading.Thread(target=self._wait, args=(end,), name="lifeline", daemon=True).start()
+
+    @classmethod
+    def inherited(cls) -> Lifeline:
+        """The line that the environment names, taken out of it: what the app starts is not on it."""
+        number = os.environ.pop(VARIABLE, None)
+        if number is None:
+            return cls()
+        end = socket.socket(fileno=int(number))
+        end.set_inheritable(False)
+        return cls(end)
+
+    @property
+    def held(self) -> bool:
+        """Whether there is a supervisor."""
+        return self._end is not None
+
+    def ready(self, *mailboxes: str) -> None:
+        """The process serves, and reads these mailboxes."""
+        self._tell(READY, *mailboxes)
+
+    def retiring(self) -> None:
+        """The process takes nothing new: another may take its place now."""
+        self._tell(RETIRING)
+
+    def failed(self, why: str) -> None:
+        """The process ends with an error, which the supervisor tells; without one it goes to standard error."""
+        if self._end is None:
+            print(f"Error: {why}", file=sys.stderr)
+        else:
+            self._tell(FAILED, *why.split())
+
+    def on_stop(self, call: OnStop, within: float) -> None:
+        """Call `call(reason)`, from another thread, when the process has to stop; it is ended hard `within` seconds.
+
+        Until this is called there is nothing that could stop gracefully, and the process would be ended at once.
+        """
+        with self._lock:
+            self._on_stop = call, within
+
+    def _tell(self, word: str, *rest: str) -> None:
+        if self._end is None or word in self._told:
+            return
+        self._told.add(word)
+        with suppress(OSError):  # the supervisor is gone, which the thread sees too
+            self._end.sendall(" ".join((word, *rest)).encode() + b"\n")
+
+    def _wait(self, end: socket.socket) -> None:
+        try:
+            said = end.recv(len(STOP))
+        except OSError:
+            said = b""
+        with self._lock:
+            if self._on_stop is None:
+                os._exit(0)
+            call, within = self._on_stop
+        call("Told by the supervisor" if said else "The supervisor is gone")
+        time.sleep(within)
+        os._exit(1)

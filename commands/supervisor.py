@@ -1,0 +1,241 @@
+"""Several processes of one command: started, replaced when they die or retire, and ended together.
+
+The supervisor runs none of the user's code. Each process is this command run afresh, with a lifeline to the supervisor.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from asgibus.commands.child import Child, State
+from asgibus.commands.lifeline import Lifeline
+from asgibus.commands.run import END_MARGIN, Life, run
+from asgibus.layers.contract import ChannelLayer
+from asgibus.layers.errors import LayerError
+
+logger = logging.getLogger("asgibus.supervisor")
+
+SHORT_LIFE = (
+    10.0  # seconds; what dies so young is likely to die again: a start may take some, a rare fault takes longer
+)
+FIRST_PAUSE = 0.5  # seconds before the second restart in a row: about what a start costs a core
+LONGEST_PAUSE = 30.0  # seconds; whoever mends the cause waits no longer than that
+ANNOUNCE_SECONDS = 5.0  # a lease's life: after that the others know by themselves
+
+
+class StartError(Exception):
+    """The first processes could not start; the text says why."""
+
+
+class Pause:
+    """How long to wait before a process is started in the place of one that died."""
+
+    def __init__(self) -> None:
+        self._short_lives = 0
+
+    def after(self, age: float) -> float:
+        """Seconds: none the first time, then from 0.5 doubling up to 30 while processes die young."""
+        if age >= SHORT_LIFE:
+            self._short_lives = 0
+        self._short_lives += 1
+        if self._short_lives == 1:
+            return 0.0
+        return min(FIRST_PAUSE * 2.0 ** min(self._short_lives - 2, 16), LONGEST_PAUSE)
+
+
+def supervise(
+    options: Mapping[str, Any], layer: ChannelLayer, *, fd: int | None = None, ready: Callable[[], None] = lambda: None
+) -> int:
+    """Run this command as several processes, until a signal; returns the exit code, as `run` does.
+
+    `options` are those of the command. Each process listens on the socket `fd` if there is one, and has the admin port
+    behind the one before. `ready` is called when the first process serves.
+    """
+    port = options["admin_port"]
+    graceful_timeout = options["graceful_timeout"]
+
+    def command(number: int) -> list[str]:
+        listen = [] if fd is None else ["--fd", str(fd)]
+        admin = ["--admin-port", str(port + number)] if port else []
+        return same_command("--processes", "1", *listen, *admin)
+
+    supervisor = Supervisor(
+        options["processes"],
+        command,
+        layer,
+        kill_after=graceful_timeout + END_MARGIN,
+        fds=() if fd is None else (fd,),
+        ready=ready,
+    )
+
+    async def serve(life: Life) -> None:
+        try:
+            await supervisor.serve(life)
+        finally:
+            await layer.close()
+        logger.info("Supervisor stopped")
+
+    return run(serve, StartError, lifeline=Lifeline(), graceful_timeout=graceful_timeout)
+
+
+def same_command(*options: str) -> list[str]:
+    """The command that runs this process, with more options, which win over those before."""
+    command = [sys.executable, *sys.orig_argv[1:]]
+    end = command.index("--") if "--" in command else len(command)
+    return [*command[:end], *options, *command[end:]]
+
+
+class Supervisor:
+    """Keeps `count` processes running. `serve` is the whole life.
+
+    `command(number)` is what the process in that place runs. `ready` is called when the first of all serves.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        command: Callable[[int], Sequence[str]],
+        layer: ChannelLayer,
+        *,
+        kill_after: float,
+        fds: Sequence[int] = (),
+        ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._count = count
+        self._command = command
+        self._layer = layer
+        self._kill_after = kill_after
+        self._fds = fds
+        self._ready = ready
+        self._places: dict[int, Child] = {}
+        """Who has each place; whoever had it before may still be leaving."""
+        self._running: set[Child] = set()
+        self._greeted = 0
+        self._failure = ""
+        self._tasks: TaskGroup
+
+    async def serve(self, life: Life) -> None:
+        """Run the processes until `life.stop`, then tell all to end and wait for them. Cancelled, it kills them.
+
+        SIGHUP replaces one after another by a new process. Raises StartError if one ends before any was ready.
+        """
+        life.started()
+        terminal = _has_terminal()
+        async with anyio.create_task_group() as self._tasks:
+            async with anyio.create_task_group() as keepers:
+                for number in range(self._count):
+                    keepers.start_soon(self._keep, number, life)
+                keepers.start_soon(self._hang_ups, life, terminal)
+                await life.stop.wait()
+                keepers.cancel_scope.cancel()
+            for child in self._running:
+                child.stop()
+        if self._failure:
+            raise StartError(self._failure)
+
+    async def _keep(self, number: int, life: Life) -> None:
+        """Have a process in this place at all times."""
+        pause = Pause()
+        child = self._start(number)
+        while True:
+            await child.until(State.LEAVING)
+            if self._places[number] is not child:
+                child = self._places[number]
+                continue
+            if child.state is State.LEAVING:
+                logger.info("Process %d retires: starting another", child.pid)
+            elif not self._greeted:
+                self._failure = child.failure or f"process {child.pid} {child.end} before it was ready"
+                life.stop.set()
+                return
+            else:
+                seconds = pause.after(child.age)
+                then = f"in {seconds:g} s" if seconds else "now"
+                logger.error("Process %d %s: starting another %s", child.pid, child.end, then)
+                await anyio.sleep(seconds)
+            child = self._start(number)
+
+    def _start(self, number: int, *, takes_place: bool = True) -> Child:
+        child = Child(self._command(number), fds=self._fds, kill_after=self._kill_after)
+        if takes_place:
+            self._places[number] = child
+        self._running.add(child)
+        self._tasks.start_soon(self._run, child)
+        return child
+
+    async def _run(self, child: Child) -> None:
+        self._tasks.start_soon(self._greet, child)
+        await child.run()
+        self._running.discard(child)
+        if child.left and child.code and not self._failure:
+            logger.error("Process %d %s while it was leaving", child.pid, child.end)
+        if child.code or not child.left:
+            self._tasks.start_soon(self._announce, child)
+
+    async def _greet(self, child: Child) -> None:
+        await child.until(State.READY)
+        if not child.was_ready:
+            return
+        self._greeted += 1
+        if self._greeted == 1:
+            self._ready()
+        if self._greeted == self._count:
+            pids = ", ".join(str(child.pid) for child in self._places.values())
+            logger.info("Supervisor ready: %d processes (%s)", self._count, pids)
+
+    async def _announce(self, child: Child) -> None:
+        """Tell the others at once that it is dead: they need not wait for its lease to end."""
+        for mailbox in child.mailboxes:
+            try:
+                with anyio.fail_after(ANNOUNCE_SECONDS):
+                    await self._layer.declare_dead(mailbox)
+            except (LayerError, TimeoutError) as error:
+                reason = str(error) or f"no answer within {ANNOUNCE_SECONDS:g} s"
+                logger.error("The death of process %d could not be announced: %s", child.pid, reason)
+
+    async def _hang_ups(self, life: Life, terminal: bool) -> None:
+        with anyio.open_signal_receiver(signal.SIGHUP) as signals:
+            async for _ in signals:
+                if terminal and not _has_terminal():
+                    logger.info("The terminal is gone: stopping")
+                    life.stop.set()
+                    return
+                logger.info("SIGHUP: replacing one process after another")
+                if await self._roll():
+                    logger.info("All processes are replaced")
+
+    async def _roll(self) -> bool:
+        """Whether each place has a new process; the first that cannot start ends it, and the old ones stay."""
+        for number, old in list(self._places.items()):
+            if self._places[number] is not old or old.state is not State.READY:
+                continue  # it was replaced since, or is about to be
+            new = self._start(number, takes_place=False)
+            await new.until(State.READY)
+            if not new.was_ready:
+                await new.until(State.GONE)
+                logger.error("Process %d %s: the old processes stay", new.pid, new.end)
+                return False
+            if self._places[number] is not old:
+                new.stop()
+                continue
+            self._places[number] = new
+            old.stop()
+            await old.until(State.GONE)
+        return True
+
+
+def _has_terminal() -> bool:
+    """Whether somebody sees this process on a terminal, which may be closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

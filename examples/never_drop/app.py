@@ -1,0 +1,60 @@
+"""The app of the demo: a page at `/`, and a WebSocket that answers every numbered message and passes on what is said.
+
+Nothing in here deals with workers that die or are replaced. It only tells the page which of them it runs in.
+"""
+
+import json
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import asgibus
+
+Event = dict[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+
+PAGE = Path(__file__).with_name("page.html").read_bytes()
+GROUP = "never_drop"  # every open page is in it; the demo itself tells there what it does
+MAX_TEXT = 500
+
+
+async def app(scope: Event, receive: Receive, send: Send) -> None:
+    """The ASGI application. Raises ValueError for scopes that it does not serve, such as lifespan."""
+    if scope["type"] == "http":
+        await serve_page(scope, send)
+    elif scope["type"] == "websocket":
+        await serve_socket(scope, receive, send)
+    else:
+        raise ValueError(f"the demo serves http and websocket, not {scope['type']}")
+
+
+async def serve_page(scope: Event, send: Send) -> None:
+    status, kind, body = 200, b"text/html; charset=utf-8", PAGE
+    if scope["path"] != "/":
+        status, kind, body = 404, b"text/plain", b"There is only /\n"
+    headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), (b"cache-control", b"no-cache")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def serve_socket(scope: Event, receive: Receive, send: Send) -> None:
+    """Serve one socket, from the client's coming or from where another worker left it."""
+    connection = asgibus.connection(scope)
+    here = {"pid": os.getpid(), "version": os.environ.get("NEVER_DROP_VERSION"), "attempt": connection.attempt}
+    await receive()  # websocket.connect
+    await send({"type": "websocket.accept"})
+    await connection.group_add(GROUP)
+    await send(event("serving", **here))
+    while (incoming := await receive())["type"] == "websocket.receive":
+        match json.loads(incoming["text"]):
+            case {"number": int(number)}:
+                await send(event("answer", number=number, **here))
+            case {"say": str(text), "name": str(name)} if 0 < len(text) <= MAX_TEXT:
+                await connection.group_send(GROUP, event("said", name=name[:20], text=text))
+
+
+def event(kind: str, /, **fields: Any) -> Event:
+    """Return the ASGI event that puts one JSON message on a socket."""
+    return {"type": "websocket.send", "text": json.dumps({"type": kind, **fields})}

@@ -1,0 +1,256 @@
+"""Runs Redis, an interface server and workers, and kills and redeploys the workers while pages stay connected.
+
+Three steps go round: SIGKILL to one worker, SIGKILL to another, a deploy (new workers start, then the old ones get
+SIGTERM). Each is printed, and told to every open page through the group that they are in.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from itertools import cycle
+from pathlib import Path
+
+import anyio
+from anyio.abc import Process, TaskStatus
+from anyio.streams.buffered import BufferedByteReceiveStream
+from app import GROUP, event
+
+from asgibus.layers import open_layer
+from asgibus.layers.errors import LayerError
+
+HERE = Path(__file__).resolve().parent
+PREFIX = "never_drop"  # of the keys in Redis, which may be somebody else's
+PYTHON = (sys.executable, "-m")
+WORKERS = 2
+START_SECONDS = 30.0
+END_SECONDS = 8.0
+
+
+class DemoError(Exception):
+    """The demo cannot go on; the text says why."""
+
+
+class Deployment:
+    """The workers of one version of the app: one `asgi-worker --processes`, which replaces those that die."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+        self.leaving = False
+        self.serving: list[int] = []  # process ids, the longest there first
+        self._process: Process
+
+    async def run(self, url: str, *, task_status: TaskStatus["Deployment"]) -> None:
+        """Start the workers; started when all of them serve; returns when all have ended."""
+        options = ("--app-dir", str(HERE), "--layer", url, "--prefix", PREFIX, "--processes", str(WORKERS), "--resume")
+        times = ("--drain-period", "1", "--graceful-timeout", "3")
+        command = (*PYTHON, "asgibus.worker", "app:app", *options, *times)
+        told = False
+        async with running(*command, NEVER_DROP_VERSION=str(self.version)) as self._process:
+            async for line in lines(self._process):
+                before, ready, _ = line.partition("] Worker ready")
+                if ready:
+                    self.serving.append(int(before.rpartition("[")[2]))
+                if not told and len(self.serving) == WORKERS:
+                    told = True
+                    task_status.started(self)
+        self.serving.clear()
+        if not self.leaving:
+            raise DemoError(f"the workers of version {self.version} ended by themselves")
+
+    def kill(self) -> int | None:
+        """SIGKILL the worker that has served longest, and return its process id; None while none serves."""
+        if not self.serving:
+            return None
+        pid = self.serving.pop(0)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def leave(self) -> None:
+        """SIGTERM: the workers hand their sockets over and end."""
+        self.leaving = True
+        signal_to(self._process, signal.SIGTERM)
+
+
+class Demo:
+    """What goes on around the page, once the interface server listens."""
+
+    def __init__(self, url: str, seconds: float) -> None:
+        self._url = url
+        self._seconds = seconds
+        self._layer = open_layer(url, prefix=PREFIX)
+        self._deployments: list[Deployment] = []
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Started when the first workers serve; then kill and redeploy for ever."""
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                await self._deploy()
+                task_status.started()
+                await self._go_round()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._layer.close()
+
+    async def _go_round(self) -> None:
+        for step in cycle((self._kill, self._kill, self._redeploy)):
+            end = anyio.current_time() + self._seconds
+            while anyio.current_time() < end:
+                await self._tell()
+                await anyio.sleep(min(1.0, self._seconds))
+            await step()
+
+    async def _kill(self) -> None:
+        deployment = self._deployments[-1]
+        if (pid := deployment.kill()) is not None:
+            await self._say("kill", f"SIGKILL to worker {pid}")
+
+    async def _redeploy(self) -> None:
+        old = self._deployments[-1]
+        await self._say("start", f"Deploy: version {old.version + 1} starts beside version {old.version}")
+        await self._deploy()
+        await self._say("deploy", f"SIGTERM to version {old.version}, which hands its sockets over")
+        old.leave()
+
+    async def _deploy(self) -> None:
+        version = self._deployments[-1].version + 1 if self._deployments else 1
+        deployment = await self._tasks.start(Deployment(version).run, self._url)
+        self._deployments = [*self._deployments[-1:], deployment]
+
+    async def _say(self, kind: str, text: str) -> None:
+        print(time.strftime("%H:%M:%S"), text, flush=True)
+        await self._tell(kind=kind, text=text)
+
+    async def _tell(self, **what: str) -> None:
+        """Tell every open page what happened, and which workers there are."""
+        workers = [
+            {"pid": pid, "version": deployment.version, "leaving": deployment.leaving}
+            for deployment in self._deployments
+            for pid in deployment.serving
+        ]
+        try:
+            await self._layer.group_send(GROUP, event("news", workers=workers, **what))
+        except LayerError as error:
+            print(f"The pages could not be told: {error}", file=sys.stderr)
+
+
+async def interface_server(url: str, port: int, *, task_status: TaskStatus[str]) -> None:
+    """Hold the sockets; started, with the URL for browsers, when it listens."""
+    options = ("--port", str(port), "--layer", url, "--prefix", PREFIX, "--graceful-timeout", "2", "--no-access-log")
+    async with running(*PYTHON, "asgibus.interface_server", *options) as process:
+        async for line in lines(process):
+            if " Listening on " in line:
+                task_status.started(line.partition(" Listening on ")[2].split()[0])
+    raise DemoError("the interface server ended by itself")
+
+
+@asynccontextmanager
+async def private_redis() -> AsyncIterator[str]:
+    """The URL of a Redis that ends, with all it holds, when the context does. Raises DemoError."""
+    binary = shutil.which("redis-server") or shutil.which("valkey-server")
+    if binary is None:
+        raise DemoError("there is no redis-server here: install one, or name a running one with --redis URL")
+    with tempfile.TemporaryDirectory(prefix="never-drop-") as folder:
+        path = f"{folder}/redis.sock"
+        options = ("--port", "0", "--unixsocket", path, "--dir", folder, "--save", "", "--appendonly", "no")
+        async with running(binary, *options) as process:
+            while not await anyio.Path(path).exists():
+                if process.returncode is not None:
+                    raise DemoError(f"{binary} does not start")
+                await anyio.sleep(0.02)
+            yield f"unix://{path}"
+
+
+@asynccontextmanager
+async def running(*command: str, **env: str) -> AsyncIterator[Process]:
+    """A process that is ended with the context: asked, and after some seconds forced."""
+    process = await anyio.open_process(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **env},
+        start_new_session=True,  # Ctrl+C is for us: we end the others in our order
+    )
+    try:
+        yield process
+    finally:
+        with anyio.CancelScope(shield=True):
+            signal_to(process, signal.SIGTERM)
+            with anyio.move_on_after(END_SECONDS):
+                await process.wait()
+            signal_to(process, signal.SIGKILL)
+            await process.aclose()
+
+
+def signal_to(process: Process, number: int) -> None:
+    """Send a signal to a process that runs. (Its own methods would take its exit code away from asyncio.)"""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+
+
+async def lines(process: Process) -> AsyncIterator[str]:
+    """What a process logs, until it ends. Errors are shown as well; that workers have died is no news here."""
+    assert process.stderr is not None
+    log = BufferedByteReceiveStream(process.stderr)
+    with suppress(anyio.IncompleteRead):  # the end
+        while True:
+            line = (await log.receive_until(b"\n", 100_000)).decode(errors="replace")
+            if " INFO " not in line and " WARNING " not in line:
+                print("        ", line, file=sys.stderr, flush=True)
+            yield line
+
+
+async def main(port: int, redis: str | None, seconds: float) -> None:
+    """Run the demo until SIGINT, SIGTERM or SIGHUP. Raises DemoError, LayerError."""
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async with AsyncExitStack() as stack:
+            url = redis or await stack.enter_async_context(private_redis())
+            tasks = await stack.enter_async_context(anyio.create_task_group())
+            with anyio.fail_after(START_SECONDS):
+                where = await tasks.start(interface_server, url, port)
+                await tasks.start(Demo(url, seconds).run)
+            print(f"Open {where} in one or more tabs. Ctrl+C ends everything.\n", flush=True)
+            async for _ in signals:
+                break
+            print("\nEnding everything …", flush=True)
+            tasks.cancel_scope.cancel()
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(prog="never_drop", description=__doc__)
+    parser.add_argument("--port", type=int, default=8000, help="port of the page (default 8000; 0 takes a free one)")
+    parser.add_argument("--redis", metavar="URL", help="use this Redis (default: a private redis-server)")
+    parser.add_argument(
+        "--every", type=float, default=4.0, metavar="SECONDS", help="pause between two steps (default 4)"
+    )
+    return parser.parse_args(arguments)
+
+
+def only(error: Exception) -> Exception:
+    """The first error of nested groups: task groups wrap what is raised in them."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+if __name__ == "__main__":
+    options = parse()
+    try:
+        anyio.run(main, options.port, options.redis, options.every)
+    except Exception as raised:
+        error = only(raised)
+        if isinstance(error, TimeoutError):
+            error = DemoError(f"not all processes were ready within {START_SECONDS:g} s")
+        if not isinstance(error, (DemoError, LayerError)):
+            raise
+        sys.exit(f"Error: {error}")

@@ -1,0 +1,253 @@
+"""A process's lease in Redis: the beat that renews it, and all that is learned by it.
+
+Each beat says who else lives; that the own lease had ended, or that Redis has lost what we had there; and when to come
+again. So everything that has to be put right is put right here, by one task, one thing after another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+
+from asgibus.layers.codec import pack
+from asgibus.layers.contract import DEAD, Frame, Handler
+from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.leases import Beat, Leases
+from asgibus.layers.redis import scripts
+from asgibus.layers.redis.claims import Claimant
+from asgibus.layers.redis.link import Outage
+from asgibus.layers.redis.mailbox import MailboxReader
+from asgibus.layers.redis.memberships import Memberships
+from asgibus.layers.redis.writer import PAYLOAD_VERSION, Writer
+
+logger = logging.getLogger("asgibus.layers")
+
+LIFE_SECONDS = 5.0  # of a lease that is not renewed
+BEAT_SECONDS = 1.0  # how often it is renewed, and how late at most something is noticed that nobody tells us
+SOONEST_SECONDS = 0.01  # between two beats that wait for the end of a lease
+SILENT_SECONDS = 3.0  # without a beat of anybody: that was the store's fault, or everybody's, and nobody is dead
+GRACE_SECONDS = 10.0  # for everybody to renew after that: a link comes back within 2 s, and then beats at once
+LISTED_SECONDS = 60.0  # how long an ended lease stays visible, so that everybody learns of it
+MAILBOX_SECONDS = 60  # how long a mailbox stays that nobody renews; others remove it sooner
+PATIENCE_SECONDS = 2.5  # for putting things right: then the lease is renewed before it is tried again
+
+
+class Presence:
+    """The lease of one mailbox. `now` is Redis's time at the last beat, in ms."""
+
+    def __init__(
+        self,
+        mailbox: str,
+        prefix: str,
+        outage: Outage,
+        writer: Writer,
+        reader: MailboxReader,
+        memberships: Memberships,
+        claimant: Claimant,
+        handler: Handler,
+    ) -> None:
+        self.now = 0
+        self._loop = asyncio.get_running_loop()
+        self._mailbox = mailbox
+        self._key = f"{prefix}:processes"
+        self._counts = outage.counts
+        self._writer = writer
+        self._reader = reader
+        self._memberships = memberships
+        self._claimant = claimant
+        self._handler = handler
+        self._leases = Leases(mailbox)
+        self._run_id = ""
+        self._due = asyncio.Event()
+        self._pause = BEAT_SECONDS
+        self._in_doubt = False
+        self._dead: set[str] = set()  # to be buried
+        self._orphans = True  # claims of dead processes may wait for a claimant
+        self._failing = False
+        self._beating: asyncio.Task[None] | None = None
+
+    async def open(self, until: float) -> None:
+        """Make the mailbox and take the lease. Raises LayerUnavailable, at the time `until` at the latest."""
+        self._run_id = self._writer.run_id
+        await self._make_mailbox(until)
+        beat, _, _ = await self._renew(until)
+        await self._judge(beat)
+
+    def start(self) -> None:
+        """Keep the lease until `close`."""
+        self._writer.on_up.add(self._due.set)
+        self._beating = asyncio.create_task(self._keep(), name=f"{self._mailbox} beat")
+
+    async def close(self) -> None:
+        """End the beat; the lease stays until `leave` or its end."""
+        self._writer.on_up.discard(self._due.set)
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.wait([self._beating])
+
+    def leave(self) -> None:
+        """Give the lease and the mailbox back; written behind all that was posted, not waited for."""
+        self._writer.write(("UNLINK", self._writer.mailbox_key(self._mailbox)), _ignore)
+        self._writer.write(("EVAL", scripts.END_LEASE, 1, self._key, self._mailbox), _ignore)
+
+    def heard(self, sender: str) -> None:
+        """Something came from there: if its process dies, we want to know."""
+        self._leases.watch(sender)
+
+    def missed(self, mailbox: str) -> None:
+        """Something did not get there: its process is dead, or in doubt as we may be."""
+        self._leases.watch(mailbox)
+        if mailbox == self._mailbox:
+            self._due.set()
+
+    def told(self, frames: Sequence[Frame]) -> Sequence[Frame]:
+        """Look for deaths in frames that the layer itself has posted. Returns the frames that the handler gets."""
+        for frame in frames:
+            if frame[0] != DEAD:
+                continue
+            if frame[1] == self._mailbox:
+                self._in_doubt = True
+                self._due.set()
+                logger.warning("%s was declared dead and is alive", self._mailbox)
+                return [each for each in frames if each != frame]
+            if self._leases.told(frame[1]):
+                self._counts["death"] += 1
+                self._dead.add(frame[1])
+                self._orphans = True
+                self._due.set()
+                logger.warning("%s was declared dead", frame[1])
+        return frames
+
+    async def _keep(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._pause):
+                    await self._due.wait()
+            self._due.clear()
+            self._pause = BEAT_SECONDS
+            try:
+                await self._beat()
+                self._failing = False
+            except LayerUnavailable as error:
+                if not self._failing:
+                    logger.warning("%s cannot be kept up: %s; trying again", self._mailbox, error)
+                self._failing = True
+            except Exception:  # without a beat we would be dead to all others
+                logger.exception("%s: a beat failed", self._mailbox)
+
+    async def _beat(self) -> None:
+        # Consumers are listed first: one that comes later has its lease before, and is not taken for dead.
+        looking = self._orphans and self._claimant.active
+        consumers = await self._claimant.consumers() if looking else {}
+        beat, lapsed, vanished = await self._renew(None)
+        run_id = self._writer.run_id
+        if vanished or lapsed or run_id != self._run_id or self._in_doubt:
+            self._in_doubt = True
+            why = (
+                "its mailbox had vanished" if vanished else "its lease had ended" if lapsed else "Redis is another one"
+            )
+            await self._restore(vanished, run_id, why)
+        await self._judge(beat)
+        if looking:
+            self._orphans = beat.grace
+            await self._claimant.take_over(
+                {
+                    key: [
+                        name
+                        for name in names
+                        if _owner(name) in beat.ended or not (beat.grace or _owner(name) in beat.live)
+                    ]
+                    for key, names in consumers.items()
+                },
+                self._handler.orphaned,
+            )
+        await self._memberships.renew(everything=False, until=self._loop.time() + PATIENCE_SECONDS)
+
+    async def _renew(self, until: float | None) -> tuple[Beat, bool, bool]:
+        """What Redis says of all; whether the own lease had ended; whether the own mailbox has vanished."""
+        times = (LIFE_SECONDS, SILENT_SECONDS, GRACE_SECONDS, LISTED_SECONDS)
+        arguments: tuple[str | int, ...] = (self._mailbox, *(round(seconds * 1000) for seconds in times))
+        reply, there = await asyncio.gather(
+            self._writer.call("EVAL", scripts.RENEW, 1, self._key, *arguments, until=until),
+            self._writer.call("EXPIRE", self._writer.mailbox_key(self._mailbox), MAILBOX_SECONDS, until=until),
+        )
+        lapsed, grace, self.now, next_end, live, ended = reply
+        if next_end >= 0:
+            self._pause = min(BEAT_SECONDS, max(SOONEST_SECONDS, (next_end + 2) / 1000))
+        return Beat(_mailboxes(live), _mailboxes(ended), bool(grace)), bool(lapsed), not there
+
+    async def _judge(self, beat: Beat) -> None:
+        """Report the dead behind all that they had posted here, and clean up after them."""
+        dead = self._leases.beat(beat)
+        if dead:
+            self._counts["death"] += len(dead)
+            self._dead.update(dead)
+            self._orphans = True
+            self._due.set()
+            for mailbox in dead:
+                gone = "has died: its lease has ended" if mailbox in beat.ended else "is gone"
+                logger.log(logging.WARNING if mailbox in beat.ended else logging.INFO, "%s %s", mailbox, gone)
+            entry = pack((PAYLOAD_VERSION, "", [(DEAD, mailbox) for mailbox in dead]))
+            key = self._writer.mailbox_key(self._mailbox)
+            self._writer.write(("XADD", key, "NOMKSTREAM", "*", "b", entry), self._posted)
+        self._dead -= beat.live
+        for mailbox in list(self._dead):
+            await self._writer.call("UNLINK", self._writer.mailbox_key(mailbox))
+            await self._memberships.bury(mailbox, self.now)
+            self._dead.discard(mailbox)
+
+    def _posted(self, reply: object) -> None:
+        if not isinstance(reply, bytes):
+            self._due.set()  # the mailbox has vanished: what was reported is reported again once it is there
+
+    async def _restore(self, vanished: bool, run_id: str, why: str) -> None:
+        """Put everything in its place again, and say that something may have been lost."""
+        until = self._loop.time() + PATIENCE_SECONDS
+        self._leases.forget()
+        self._reader.leave(run_id)
+        self._claimant.leave(run_id)
+        if vanished:
+            await self._make_mailbox(until)
+            self._read_from(b"0-0")
+        elif run_id != self._run_id:
+            about = await self._writer.call("XINFO", "STREAM", self._writer.mailbox_key(self._mailbox), until=until)
+            last = about[about.index(b"last-generated-id") + 1]
+            if _order(last) < _order(self._reader.cursor):
+                self._read_from(last)  # a replica took over that had not got all of what we have read
+        await self._memberships.renew(everything=True, until=until)
+        self._run_id = run_id
+        self._in_doubt = False
+        self._counts["interruption"] += 1
+        logger.warning("%s was interrupted: %s; it is in place again", self._mailbox, why)
+        self._handler.interrupted()
+
+    def _read_from(self, cursor: bytes) -> None:
+        client_id = self._reader.restart(cursor)
+        if client_id is not None:
+            self._writer.write(("CLIENT", "UNBLOCK", client_id), _ignore)
+
+    async def _make_mailbox(self, until: float) -> None:
+        """Make the stream, so that others may write to it; an entry without frames is the shortest way."""
+        key = self._writer.mailbox_key(self._mailbox)
+        await self._writer.call("XADD", key, "*", "b", pack((PAYLOAD_VERSION, self._mailbox, ())), until=until)
+        await self._writer.call("EXPIRE", key, MAILBOX_SECONDS, until=until)
+
+
+def _mailboxes(names: Sequence[bytes]) -> frozenset[str]:
+    return frozenset(name.decode() for name in names)
+
+
+def _owner(consumer: str) -> str:
+    """The mailbox of the process that claims under this name."""
+    return consumer.partition("!")[0] + "!"
+
+
+def _order(entry_id: bytes) -> tuple[int, int]:
+    milliseconds, _, number = entry_id.partition(b"-")
+    return int(milliseconds), int(number)
+
+
+def _ignore(reply: object) -> None:
+    """A read that does not block any more, or a store that is gone and ends the lease by itself."""

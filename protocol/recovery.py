@@ -1,0 +1,58 @@
+"""What becomes of a connection when the run of the app that served it ends before it does.
+
+A run ends early because its worker hands it over, forgets it, or dies. Then the connection is either offered again, to
+begin a further run, or it ends: what may be repeated is decided here, and so is when to stop trying.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from asgibus.protocol.events import Event
+from asgibus.protocol.states import App
+
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})  # RFC 9110 section 9.2.2
+KILLS = 2  # deaths of workers with the same event in hand: the first may be chance, the second is its doing
+IDLE_KILLS = 5  # the same where no event is in hand: the start of the run itself may be what kills
+IDLE_SECONDS = 10.0  # a run that lived for longer was not killed by its start
+
+
+class Ending(StrEnum):
+    """How a run ended before its connection."""
+
+    HANDED_OVER = "its worker handed it over"
+    FORGOTTEN = "its worker does not know it any more"
+    KILLED = "its worker is dead"
+    ABANDONED = "the worker that claimed it died before it named itself"
+
+    @property
+    def by_death(self) -> bool:
+        """Whether a worker died of it, or with it."""
+        return self is Ending.KILLED or self is Ending.ABANDONED
+
+
+@dataclass(slots=True)
+class Deaths:
+    """How many runs of a connection in a row died with the same event in hand."""
+
+    event: Event | None = None
+    """The oldest event that the dead run had not acknowledged: the one in hand, as far as can be known."""
+    count: int = 0
+
+    def count_one(self, event: Event | None, *, lived: float) -> bool:
+        """Count a death. `lived`: how long the run was under way, in seconds. True if there were too many."""
+        again = self.count > 0 and event is self.event and (event is not None or lived < IDLE_SECONDS)
+        self.count = self.count + 1 if again else 1
+        self.event = event
+        return self.count >= (IDLE_KILLS if event is None else KILLS)
+
+
+def may_run_http_again(state: App, method: str, *, whole: bool) -> bool:
+    """Whether the app may run again for a request: idempotent, still here as a whole, and not answered at all."""
+    return state is App.WAITING and whole and method in IDEMPOTENT
+
+
+def may_run_websocket_again(state: App, *, accepted: bool, resumable: bool) -> bool:
+    """Whether the app may run again for a WebSocket: it was not answered yet, or the app can resume it."""
+    return resumable if accepted else state is App.HANDSHAKE

@@ -1,0 +1,328 @@
+"""The admin port, asked over real sockets."""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+
+import anyio
+import anyio.to_thread
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from prometheus_client import REGISTRY
+from prometheus_client.parser import text_string_to_metric_families
+
+from asgibus.commands.admin import MAX_HEAD_SIZE, MAX_SOCKETS, SECONDS, AdminError, admin
+from support.deadline import wait_until
+from support.raw import RawClient, Response
+
+Address = tuple[str, int]
+
+
+class State:
+    """What a server would say of itself."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.counted = {"takeover": 2, "slow client": 7}
+
+    def ready(self) -> str | None:
+        return self.reason
+
+    def counts(self) -> dict[str, int]:
+        return self.counted
+
+    def gauges(self) -> dict[str, int]:
+        return {"connections": 3, "waiting offers": 0}
+
+
+@pytest.fixture
+def state() -> State:
+    return State()
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def portal(request: pytest.FixtureRequest) -> Iterator[BlockingPortal]:
+    with start_blocking_portal(backend_options={"use_uvloop": request.param == "uvloop"}) as portal:
+        yield portal
+
+
+@pytest.fixture
+def address(portal: BlockingPortal, state: State) -> Iterator[Address]:
+    with portal.wrap_async_context_manager(admin("127.0.0.1", 0, state)) as url:
+        assert url.startswith("http://127.0.0.1:")
+        yield ("127.0.0.1", int(url.rpartition(":")[2]))
+
+
+@pytest.fixture
+def connect(address: Address) -> Iterator[Callable[[], RawClient]]:
+    with ExitStack() as clients:
+        yield lambda: clients.enter_context(RawClient(address, timeout=SECONDS + 3))
+
+
+def ask(address: Address, target: str, method: str = "GET") -> Response:
+    """The answer to one request, after which the server must close."""
+    with RawClient(address) as client:
+        response = client.request(method, target)
+        assert client.read_until_close() == b""
+    assert response.get("Connection") == "close"
+    assert response.get("Cache-Control") == "no-store"
+    return response
+
+
+def scrape(address: Address) -> dict[tuple[str, str], float]:
+    """(name of the sample, kind) -> value, as Prometheus would understand it."""
+    response = ask(address, "/metrics")
+    assert response.status == 200
+    assert response.get("Content-Type") == "text/plain; version=0.0.4; charset=utf-8"
+    return {
+        (sample.name, sample.labels.get("kind", "")): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+def test_it_lives(address: Address) -> None:
+    response = ask(address, "/healthz")
+    assert (response.status, response.text) == (200, "ok\n")
+
+
+def test_it_is_ready_or_says_why_not(address: Address, state: State) -> None:
+    response = ask(address, "/readyz")
+    assert (response.status, response.text) == (200, "ready\n")
+    state.reason = "Redis at redis://127.0.0.1:6379 cannot be reached"
+    response = ask(address, "/readyz?verbose=1")
+    assert (response.status, response.text) == (503, "Redis at redis://127.0.0.1:6379 cannot be reached\n")
+    assert ask(address, "/healthz").status == 200
+
+
+def test_a_scrape_has_the_counts_of_that_moment(address: Address, state: State) -> None:
+    first = scrape(address)
+    assert first["asgibus_events_total", "takeover"] == 2
+    assert first["asgibus_events_total", "slow client"] == 7
+    assert first["asgibus_connections", ""] == 3
+    assert first["asgibus_waiting_offers", ""] == 0
+    state.counted["takeover"] += 1
+    state.counted['a "quoted"\nkind'] = 1
+    second = scrape(address)
+    assert second["asgibus_events_total", "takeover"] == 3
+    assert second["asgibus_events_total", 'a "quoted"\nkind'] == 1
+    assert first["asgibus_events_total", "slow client"] == second["asgibus_events_total", "slow client"]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="no /proc")  # noqa: PTH110
+def test_a_scrape_has_the_figures_of_the_process(address: Address) -> None:
+    figures = scrape(address)
+    assert figures["process_resident_memory_bytes", ""] > 1_000_000
+    assert figures["process_open_fds", ""] > 3
+    assert figures["process_cpu_seconds_total", ""] > 0
+
+
+def test_nothing_is_left_in_the_registry_of_the_whole_process(address: Address) -> None:
+    scrape(address)
+    assert not [family.name for family in REGISTRY.collect() if family.name.startswith("asgibus")]
+
+
+@pytest.mark.parametrize("target", ["/healthz", "/readyz", "/metrics"])
+def test_head_is_get_without_the_body(address: Address, target: str) -> None:
+    head, get = ask(address, target, "HEAD"), ask(address, target)
+    assert head.status == get.status == 200
+    assert head.get("Content-Type") == get.get("Content-Type")
+    assert int(head.get("Content-Length") or 0) > 0
+
+
+@pytest.mark.parametrize("target", ["/", "/healthz/", "/Healthz", "*", "http://elsewhere/healthz"])
+def test_there_is_nothing_else(address: Address, target: str) -> None:
+    response = ask(address, target)
+    assert (response.status, response.text) == (404, "There are /healthz, /readyz and /metrics.\n")
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE", "OPTIONS"])
+def test_nothing_can_be_changed(address: Address, method: str) -> None:
+    response = ask(address, "/readyz", method)
+    assert response.status == 405
+    assert response.get("Allow") == "GET, HEAD"
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET /healthz HTTP/1.0\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nbytes",
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\nGET /metrics HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n\x00\x01 no request",
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000,
+    ],
+    ids=["HTTP/1.0", "upgrade", "pipelined", "garbage behind", "body"],
+)
+def test_one_request_is_answered_whatever_follows_it(connect: Callable[[], RawClient], request_bytes: bytes) -> None:
+    client = connect()
+    client.send(request_bytes)
+    assert client.read_response().text == "ok\n"
+    assert client.read_until_close() == b""
+
+
+def test_a_request_in_small_pieces(connect: Callable[[], RawClient]) -> None:
+    client = connect()
+    client.send_pieces(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert client.read_response().text == "ok\n"
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # a client that wants TLS
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nno colon\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"\n" * 3 + b"nonsense",
+        bytes(range(256)) * 64,
+    ],
+    ids=["TLS", "HTTP/2", "header", "lengths", "nonsense", "bytes"],
+)
+def test_garbage_is_refused(address: Address, connect: Callable[[], RawClient], garbage: bytes) -> None:
+    client = connect()
+    client.send(garbage)
+    response = client.read_response()
+    assert (response.status, response.text) == (400, "The request is not valid HTTP.\n")
+    assert client.read_until_close() == b""
+    assert ask(address, "/healthz").status == 200
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"GET /healthz HTTP/1.1\r\nX-Long: ", b"GET /", b"\r\n"],
+    ids=["header", "target", "empty lines"],
+)
+def test_a_head_that_is_too_large(connect: Callable[[], RawClient], start: bytes) -> None:
+    client = connect()
+    client.send(start + (b"\r\n" if start == b"\r\n" else b"xx") * MAX_HEAD_SIZE)
+    assert client.read_response().status == 431
+    assert client.read_until_close() == b""
+
+
+def test_a_head_that_just_fits(connect: Callable[[], RawClient]) -> None:
+    head = b"GET /healthz HTTP/1.1\r\nX-Long: %s\r\n\r\n"
+    client = connect()
+    client.send(head % (b"x" * (MAX_HEAD_SIZE - len(head) + 2)))
+    assert client.read_response().status == 200
+
+
+@pytest.mark.slow
+def test_slow_clients_are_given_up(address: Address, connect: Callable[[], RawClient]) -> None:
+    began = time.monotonic()
+    silent, halfway, lingering = connect(), connect(), connect()
+    halfway.send(b"GET /healthz HTTP/1.1\r\nHo")
+    lingering.send(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert ask(address, "/healthz").status == 200, "others are not kept waiting"
+    for client in (silent, halfway):
+        assert client.read_response().status == 408
+        assert client.read_until_close() == b""
+    assert SECONDS - 0.5 < time.monotonic() - began < SECONDS + 2
+    assert lingering.read_response().status == 200
+
+    def reset() -> bool:
+        """Whether the server has closed its end of a socket that the client keeps open after the answer."""
+        try:
+            lingering.send(b"x")
+        except (BrokenPipeError, ConnectionResetError):
+            return True
+        return False
+
+    wait_until(reset, SECONDS, "the end of a socket that was not closed by its client")
+
+
+def test_sockets_over_the_limit_are_closed_at_once(address: Address, connect: Callable[[], RawClient]) -> None:
+    clients = [connect() for _ in range(MAX_SOCKETS)]
+    for client in clients:
+        client.send(b"GET /healthz ")  # so that the last of them has been accepted before the next comes
+    assert connect().read_until_close(1) == b""
+    for client in clients:
+        client.close()
+
+    def served() -> bool:
+        try:
+            return ask(address, "/healthz").status == 200
+        except (EOFError, ConnectionResetError):
+            return False
+
+    wait_until(served, what="room for another socket")
+
+
+def test_clients_that_go_early_do_no_harm(address: Address, connect: Callable[[], RawClient]) -> None:
+    for sent in (b"", b"GET /he", b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"):
+        client = connect()
+        client.send(sent)
+        client.reset()
+        client = connect()
+        client.send(sent)
+        client.close()
+    assert ask(address, "/healthz").status == 200
+
+
+def test_a_fault_in_counting_is_logged_and_no_more(
+    address: Address, state: State, caplog: pytest.LogCaptureFixture
+) -> None:
+    state.counted = {"takeover": "many"}  # type: ignore[dict-item]
+    assert ask(address, "/metrics").status == 500
+    assert "no answer to /metrics" in caplog.text
+    assert ask(address, "/healthz").status == 200
+
+
+def test_nothing_outlives_the_context(portal: BlockingPortal, state: State) -> None:
+    async def open_sockets_to_the_end() -> list[socket.socket]:
+        async with admin("127.0.0.1", 0, state) as url:
+            address = ("127.0.0.1", int(url.rpartition(":")[2]))
+            before = anyio.get_running_tasks()
+            clients = [socket.create_connection(address) for _ in range(3)]
+            clients[0].sendall(b"GET /healthz HTTP/1.1\r\n")
+            # They are accepted in turn, so that now all are.
+            assert (await anyio.to_thread.run_sync(ask, address, "/healthz")).status == 200
+        assert len(anyio.get_running_tasks()) <= len(before)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+        return clients
+
+    for client in portal.call(open_sockets_to_the_end):
+        with client:
+            client.settimeout(2)
+            with suppress(ConnectionResetError):  # closed all the same
+                assert client.recv(100) == b""
+
+
+def test_an_error_inside_ends_it_too(portal: BlockingPortal, state: State) -> None:
+    async def fail() -> None:
+        async with admin("127.0.0.1", 0, state):
+            raise LookupError
+
+    with pytest.raises(ExceptionGroup) as raised:
+        portal.call(fail)
+    assert raised.group_contains(LookupError)
+
+
+def test_ipv6(portal: BlockingPortal, state: State) -> None:
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6")
+    with portal.wrap_async_context_manager(admin("::1", 0, state)) as url:
+        assert url.startswith("http://[::1]:")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("host", "port", "reason"),
+    [
+        ("127.0.0.1", None, "Address already in use"),
+        ("203.0.113.1", 0, "Cannot assign requested address"),
+        ("127.0.0.1", 65536, "port must be 0-65535"),
+        ("no.such.host.invalid", 0, ""),
+    ],
+)
+async def test_what_cannot_be_listened_on(state: State, host: str, port: int | None, reason: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1] if port is None else port
+        with pytest.raises(AdminError) as raised:
+            async with admin(host, port, state):
+                pass
+    assert str(raised.value).startswith(f"cannot listen on {host}:{port} for the admin port: ")
+    assert reason in str(raised.value)

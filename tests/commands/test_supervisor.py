@@ -1,0 +1,401 @@
+"""`--processes`: what dies is replaced and announced, and nothing outlives the supervisor."""
+
+import http.client
+import os
+import pty
+import re
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import anyio
+import psutil
+import pytest
+
+from asgibus.commands.supervisor import Pause
+from asgibus.layers import open_layer
+from asgibus.layers.contract import DEAD, Claim, Frame
+from support.deadline import wait_until
+from support.processes import Process, Processes
+from support.redis import RedisServer
+
+APP = "commands.supervised_app:app"
+Start = Callable[..., Process]
+
+
+def children(process: Process) -> list[int]:
+    """The processes that a supervisor has now."""
+    return [child.pid for child in psutil.Process(process.pid).children() if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def running(pids: Sequence[int]) -> list[int]:
+    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+
+
+def get(server: Process, path: str = "/", port: int | None = None) -> tuple[int, str]:
+    """(status, body); (0, why not) if there was no answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port or server.port, timeout=20)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    except (OSError, http.client.HTTPException) as error:
+        return 0, repr(error)
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def workers(redis_url: str, start_worker: Start) -> Process:
+    """A supervisor of two workers, both ready."""
+    return supervised(start_worker(APP, "--layer", redis_url, "--processes", 2))
+
+
+@pytest.fixture
+def interfaces(redis_url: str, start_interface: Start) -> Process:
+    """A supervisor of two interface servers, both ready."""
+    return supervised(start_interface("--layer", redis_url, "--processes", 2))
+
+
+@pytest.fixture(params=["workers", "interfaces", "both in one"])
+def supervisor(request: pytest.FixtureRequest, start_interface: Start) -> Process:
+    if request.param == "both in one":
+        url = request.getfixturevalue("redis_url")
+        return supervised(start_interface("--layer", url, "--processes", 2, app=APP))
+    process: Process = request.getfixturevalue(request.param)
+    return process
+
+
+def supervised(process: Process, count: int = 2) -> Process:
+    process.wait_for(f"Supervisor ready: {count} processes", 20)
+    assert len(children(process)) == count
+    return process
+
+
+def readied(process: Process) -> list[int]:
+    """Who has said that it is ready, in that order."""
+    return [int(pid) for pid in re.findall(r"\[(\d+)\] (?:Worker|Interface server) ready", process.log())]
+
+
+@pytest.fixture
+def load(interfaces: Process) -> Iterator[list[tuple[int, str]]]:
+    """Requests one after another, from four clients, for as long as the test runs; their answers."""
+    answers: list[tuple[int, str]] = []
+    over = Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            answers.append(get(interfaces))
+
+    with ThreadPoolExecutor(4) as clients:
+        for _ in range(4):
+            clients.submit(ask)
+        yield answers
+        over.set()
+
+
+def test_what_is_said_at_the_start(interfaces: Process, workers: Process) -> None:
+    for process, said in ((interfaces, "Interface server ready"), (workers, "Worker ready: ")):
+        pids = children(process)
+        assert sorted(readied(process)) == sorted(pids)
+        assert process.log().count(said) == 2
+        process.wait_for(rf"INFO +\[{process.pid}\] Supervisor ready: 2 processes \((\d+), (\d+)\)")
+    assert interfaces.log().count("Listening on http://127.0.0.1:") == 1
+    assert {get(interfaces)[1] for _ in range(40)} == {str(pid) for pid in children(workers)}
+
+
+def test_a_killed_process_is_replaced_at_once(supervisor: Process) -> None:
+    victim, other = children(supervisor)
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: len(readied(supervisor)) == 3, 8, "another ready process")
+    supervisor.wait_for(rf"ERROR +\[{supervisor.pid}\] Process {victim} was killed by SIGKILL: starting another now")
+    assert set(children(supervisor)) == {other, readied(supervisor)[-1]}
+
+
+class Mourner:
+    """A place on the bus that hears who is dead."""
+
+    def __init__(self) -> None:
+        self.dead: list[str] = []
+
+    def batch(self, sender: str, frames: Sequence[Frame]) -> None:
+        self.dead += [frame[1] for frame in frames if frame[0] == DEAD]
+
+    def undelivered(self, mailbox: str) -> None: ...
+    def interrupted(self) -> None: ...
+    def orphaned(self, claim: Claim) -> None: ...
+
+
+@pytest.mark.anyio
+async def test_a_death_is_announced_at_once(redis_url: str, supervisor: Process) -> None:
+    """Long before the lease of the dead process would end, which is after 5 s."""
+    layer = open_layer(redis_url)
+    mourner = Mourner()
+    async with layer.bus("test", mourner):
+        os.kill(children(supervisor)[0], signal.SIGKILL)
+        with anyio.fail_after(3.5):
+            while not mourner.dead:  # noqa: ASYNC110 - the handler is not told whom to wake
+                await anyio.sleep(0.01)
+    await layer.close()
+    assert mourner.dead[0].endswith("!")
+
+
+def test_nothing_outlives_a_killed_supervisor(supervisor: Process) -> None:
+    pids = children(supervisor)
+    supervisor.kill()
+    wait_until(lambda: not running(pids), 8, "the end of all processes")
+    for pid in pids:
+        supervisor.wait_for(rf"\[{pid}\] The supervisor is gone: stopping\n")
+        supervisor.wait_for(rf"\[{pid}\] (Worker|Interface server) stopped")
+
+
+def test_nothing_outlives_a_supervisor_that_was_killed_at_the_start(
+    redis_url: str, start_worker: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "start-up-hangs").touch()
+    process = start_worker(APP, "--layer", redis_url, "--processes", 2, ready=False)
+    wait_until((tmp_path / "starting").exists, 10, "the app's start-up")
+    pids = children(process)
+    process.kill()
+    wait_until(lambda: not running(pids), 8, "the end of all processes")
+
+
+@pytest.mark.parametrize("stop", ["terminate", "interrupt"])
+def test_a_signal_ends_all(supervisor: Process, stop: str) -> None:
+    pids = children(supervisor)
+    getattr(supervisor, stop)()
+    assert supervisor.wait() == 0
+    assert not running(pids)
+    for pid in pids:
+        supervisor.wait_for(rf"\[{pid}\] Told by the supervisor: stopping\n")
+    assert supervisor.log().splitlines()[-1].endswith("Supervisor stopped")
+    assert "ERROR" not in supervisor.log()
+
+
+def test_a_signal_to_every_process_is_one_stop(workers: Process, tmp_path: Path) -> None:
+    """As systemd sends it: to the supervisor and, at the same time, to each of its processes."""
+    pids = children(workers)
+    for pid in [*pids, workers.pid]:
+        os.kill(pid, signal.SIGTERM)
+    assert workers.wait() == 0
+    assert "at once" not in workers.log().replace("a second signal stops at once", "")
+    assert set(pids) <= {int(pid) for pid in (tmp_path / "shut-down").read_text().split()}
+
+
+def test_a_second_signal_kills(redis_url: str, start_interface: Start, workers: Process, tmp_path: Path) -> None:
+    interface = start_interface("--layer", redis_url)
+    with ThreadPoolExecutor(1) as clients:
+        answer = clients.submit(get, interface, "/stubborn")
+        wait_until((tmp_path / "held").exists, 10, "the app's run")
+        pids = children(workers)
+        workers.terminate()
+        workers.wait_for("Told by the supervisor")
+        workers.terminate()
+        assert workers.wait(3) == 1
+        wait_until(lambda: not running(pids), 1, "the end of all processes")
+        interface.kill()
+        answer.result(10)
+
+
+IN_TERMINAL = (
+    "import os, sys; os.open(sys.argv[1], os.O_RDWR); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+)
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, str]]:
+    """What somebody types into, and the name of the terminal that a process may have."""
+    keyboard, screen = pty.openpty()
+    yield keyboard, os.ttyname(screen)
+    for end in (keyboard, screen):
+        with suppress(OSError):  # the test has closed it
+            os.close(end)
+
+
+@pytest.mark.parametrize("what", ["Ctrl+C", "close"])
+def test_a_terminal(redis_url: str, processes: Processes, terminal: tuple[int, str], what: str) -> None:
+    """Ctrl+C reaches all that runs in the foreground, and so does the end of the terminal."""
+    keyboard, name = terminal
+    arguments = [APP, "--layer", redis_url, "--processes", "2"]
+    process = processes.start(
+        "worker",
+        [sys.executable, "-c", IN_TERMINAL, name, "-m", "asgibus.worker", *arguments],
+        ready="Supervisor ready",
+    )
+    pids = children(process)
+    if what == "close":
+        os.close(keyboard)
+    else:
+        os.write(keyboard, b"\x03")
+    assert process.wait() == 0
+    process.wait_for("The terminal is gone: stopping" if what == "close" else "SIGINT: stopping")
+    assert not running(pids)
+    assert process.log().count("Told by the supervisor: stopping") == 2
+    assert process.log().count("Worker stopped") == 2
+
+
+def test_a_process_that_is_told_to_stop_is_replaced(supervisor: Process) -> None:
+    """Whoever ends one process means that one; nobody died."""
+    victim = children(supervisor)[0]
+    os.kill(victim, signal.SIGTERM)
+    supervisor.wait_for(rf"INFO +\[{supervisor.pid}\] Process {victim} retires: starting another")
+    wait_until(lambda: len(readied(supervisor)) == 3 and len(children(supervisor)) == 2, 10, "another ready process")
+    assert "ERROR" not in supervisor.log()
+
+
+def test_who_dies_young_comes_back_ever_later(workers: Process, tmp_path: Path) -> None:
+    (tmp_path / "crash").touch()
+    os.kill(children(workers)[0], signal.SIGKILL)
+    for seconds in ("0.5", "1"):
+        workers.wait_for(rf"was killed by SIGSEGV: starting another in {seconds} s", 10)
+    (tmp_path / "crash").unlink()
+    wait_until(lambda: len(children(workers)) == 2, 5, "another process")
+    count = len(readied(workers))
+    assert count < 7, "no more than the two, and a few that came back"
+
+
+def test_a_lost_redis_does_not_end_the_restarting(start_redis: Callable[..., RedisServer], start_worker: Start) -> None:
+    redis = start_redis()
+    workers = supervised(start_worker(APP, "--layer", redis.url, "--processes", 2))
+    redis.kill()
+    victim = children(workers)[0]
+    os.kill(victim, signal.SIGKILL)
+    workers.wait_for(rf"The death of process {victim} could not be announced: ", 10)
+    workers.wait_for(r"failed at its start: Redis at \S+ cannot be used: Connection refused: starting another in 0.5 s")
+    redis.start()
+    wait_until(lambda: len(readied(workers)) == 3, 10, "another ready process")
+
+
+def test_the_pauses() -> None:
+    pause = Pause()
+    assert [pause.after(1) for _ in range(9)] == [0, 0.5, 1, 2, 4, 8, 16, 30, 30]
+    assert pause.after(60) == 0, "it had lived for long"
+    assert pause.after(1) == 0.5
+
+
+def test_a_start_that_fails(redis_url: str, start_worker: Start, start_interface: Start, tmp_path: Path) -> None:
+    """One clear line, whatever the number of processes."""
+    (tmp_path / "import-fails").touch()
+    options = ("--layer", redis_url, "--processes", 3)
+    for process in (start_worker(APP, *options, ready=False), start_interface(*options, app=APP, ready=False)):
+        assert process.wait() == 1
+        (line,) = [line for line in process.log().splitlines() if "INFO" not in line]
+        assert line.startswith(f"Error: the app {APP!r} cannot be loaded: ValueError: a new version with a mistake")
+
+
+def test_a_port_that_is_taken(redis_url: str, interfaces: Process, start_interface: Start) -> None:
+    second = start_interface("--layer", redis_url, "--processes", 2, "--port", interfaces.port, ready=False)
+    assert second.wait() == 1
+    assert second.log() == f"Error: cannot listen on 127.0.0.1:{interfaces.port}: Address already in use\n"
+
+
+def test_a_rolling_restart_under_load(load: list[tuple[int, str]], interfaces: Process, workers: Process) -> None:
+    """Each process is replaced by a new one that was ready before, so no request fails."""
+    before = {process.pid: children(process) for process in (interfaces, workers)}
+    wait_until(lambda: len(load) > 20, 20, "answers")
+    for process in (workers, interfaces):
+        process.send_signal(signal.SIGHUP)
+        process.wait_for("SIGHUP: replacing one process after another")
+        process.wait_for("All processes are replaced", 25)
+        assert not set(children(process)) & set(before[process.pid])
+        assert len(children(process)) == 2
+    count = len(load)
+    wait_until(lambda: len(load) > count + 20, 20, "more answers")
+    assert {status for status, _ in load} == {200}, [answer for answer in load if answer[0] != 200]
+    assert "ERROR" not in interfaces.log() + workers.log()
+
+
+def test_a_rolling_restart_with_a_mistake(interfaces: Process, workers: Process, tmp_path: Path) -> None:
+    before = children(workers)
+    (tmp_path / "import-fails").touch()
+    workers.send_signal(signal.SIGHUP)
+    workers.wait_for(r"failed at its start: the app .* a new version with a mistake .*: the old processes stay", 10)
+    assert children(workers) == before
+    assert get(interfaces)[0] == 200
+
+
+def test_requests_of_a_worker_are_bounded(redis_url: str, start_worker: Start, interfaces: Process) -> None:
+    workers = supervised(start_worker(APP, "--layer", redis_url, "--processes", 2, "--max-requests", 20))
+    answers = [get(interfaces) for _ in range(100)]
+    assert {status for status, _ in answers} == {200}
+    counts = [[pid for _, pid in answers].count(pid) for pid in {pid for _, pid in answers}]
+    assert max(counts) <= 22, "10 % more, and what one claim took beyond"
+    assert len(counts) >= 4
+    workers.wait_for(r"Process \d+ retires: starting another")
+    assert "ERROR" not in workers.log()
+
+
+def test_the_lifetime_of_a_worker_is_bounded(redis_url: str, start_worker: Start) -> None:
+    workers = supervised(start_worker(APP, "--layer", redis_url, "--processes", 2, "--max-lifetime", 1))
+    first = set(children(workers))
+    wait_until(lambda: not first & set(children(workers)), 10, "the end of the first two")
+    assert "ERROR" not in workers.log()
+
+
+def two_free_ports() -> int:
+    """The first of two that stand side by side."""
+    while True:
+        with socket.socket() as first, socket.socket() as second, suppress(OSError, OverflowError):
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            second.bind(("127.0.0.1", port + 1))
+            return port
+
+
+def test_every_process_has_an_admin_port(redis_url: str, start_worker: Start) -> None:
+    port = two_free_ports()
+    workers = supervised(start_worker(APP, "--layer", redis_url, "--processes", 2, "--admin-port", port))
+    for number in (port, port + 1):
+        wait_until(lambda number=number: get(workers, "/readyz", number) == (200, "ready\n"), 5, "readiness")
+        assert "asgibus_sessions 0.0" in get(workers, "/metrics", number)[1]
+    old = children(workers)
+    workers.send_signal(signal.SIGHUP)
+    workers.wait_for("All processes are replaced", 20)
+    for number in (port, port + 1):
+        wait_until(lambda number=number: get(workers, "/readyz", number)[0] == 200, 5, "the new process's port")
+    assert not set(old) & set(children(workers))
+
+
+def test_a_unix_socket_survives_a_rolling_restart(redis_url: str, start_interface: Start, tmp_path: Path) -> None:
+    path = tmp_path / "http.sock"
+    interfaces = supervised(start_interface("--layer", redis_url, "--processes", 2, "--uds", path))
+    assert interfaces.uds == str(path)
+    interfaces.send_signal(signal.SIGHUP)
+    interfaces.wait_for("All processes are replaced", 20)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.sendall(b"nonsense\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 ")
+
+
+def test_the_app_does_not_see_the_lifeline(interfaces: Process, workers: Process) -> None:
+    assert get(interfaces, "/environment") == (200, "[]")
+
+
+def test_one_process_has_no_supervisor(redis_url: str, start_worker: Start) -> None:
+    worker = start_worker(APP, "--layer", redis_url, "--processes", 1)
+    assert children(worker) == []
+    assert "Supervisor" not in worker.log()
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+def test_a_start_up_is_given_up(
+    request: pytest.FixtureRequest, start_worker: Start, start_interface: Start, tmp_path: Path, embedded: bool
+) -> None:
+    (tmp_path / "start-up-hangs").touch()
+    process: Any = (
+        start_interface(app=APP, ready=False)
+        if embedded
+        else start_worker(APP, "--layer", request.getfixturevalue("redis_url"), ready=False)
+    )
+    wait_until((tmp_path / "starting").exists, 10, "the app's start-up")
+    process.terminate()
+    assert process.wait(3) == 0
+    assert "ready" not in process.log()
+    assert "Listening" not in process.log()

@@ -1,0 +1,169 @@
+"""Connections without sockets and bus: what they post, offer and write is kept, and the test is the worker."""
+
+from collections.abc import Coroutine
+from typing import Any, cast
+
+from asgibus.interface_server.connections import Connections
+from asgibus.interface_server.request import Request
+from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.layers.contract import DEAD, Bus, Offer
+from asgibus.protocol.events import ACCEPT, CLOSE, MESSAGE_SENT, Event
+from asgibus.protocol.frames import EVENT, HEAD, OWN
+from asgibus.protocol.opening import WEBSOCKET, Opening
+
+WORKER = "worker.1!"
+OTHER = "worker.2!"
+
+Frame = tuple[Any, ...]
+
+
+class RecordingBus:
+    """Keeps what is posted and offered."""
+
+    mailbox = "interface.1!"
+    available = True
+
+    def __init__(self) -> None:
+        self.posted: list[tuple[str, Frame]] = []
+        self.offered: list[Offer] = []
+        self.again: list[Offer] = []
+        self.withdrawn: list[Offer] = []
+        self.groups: list[str] = []
+
+    def post(self, mailbox: str, frame: Frame, size: int = 0) -> None:
+        self.posted.append((mailbox, frame))
+
+    def offer(self, channel: str, entry: Any) -> Offer:
+        self.offered.append(Offer(channel, state=entry))
+        return self.offered[-1]
+
+    def offer_again(self, offer: Offer) -> None:
+        self.again.append(offer)
+
+    def withdraw(self, offer: Offer) -> None:
+        self.withdrawn.append(offer)
+
+    async def join_group(self, group: str) -> None:
+        self.groups.append(group)
+
+    async def leave_group(self, group: str) -> None:
+        self.groups.remove(group)
+
+
+class AtOnce:
+    """A task group for what never waits."""
+
+    def start_soon(self, function: Any, *args: Any) -> None:
+        coroutine: Coroutine[Any, None, None] = function(*args)
+        try:
+            coroutine.send(None)
+        except StopIteration:
+            return
+        raise AssertionError(f"{function} waits")
+
+
+class RecordingTerminator:
+    """A terminator without a socket."""
+
+    def __init__(self) -> None:
+        self.deadline = 0.0
+        self.write_paused = False
+        self.written: list[Event] = []
+        self.failed: list[tuple[int, int]] = []
+        self.reading = True
+        self.aborted = False
+        self.faulty = False
+
+    @property
+    def messages(self) -> list[str]:
+        """What the client of a WebSocket got."""
+        return [event[1] for event in self.written if event[0] == MESSAGE_SENT]
+
+    def write_event(self, event: Event) -> None:
+        if self.faulty:
+            raise ZeroDivisionError
+        self.written.append(event)
+
+    def broadcast(self, event: Event, shared: dict[str, Any]) -> None:
+        self.written.append(event)
+
+    def pause(self) -> None:
+        self.reading = False
+
+    def resume(self) -> None:
+        self.reading = True
+
+    def fail(self, status: int, close_code: int) -> None:
+        self.failed.append((status, close_code))
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class Table:
+    """A table of connections on a recording bus."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.bus = RecordingBus()
+        self.connections = Connections(InterfaceSettings(**settings))
+        self.connections.on_bus(cast(Bus, self.bus), cast(Any, AtOnce()))
+
+    def open(
+        self, kind: str = WEBSOCKET, events: tuple[Event, ...] = (), method: str = "GET"
+    ) -> tuple[Any, RecordingTerminator]:
+        terminator = RecordingTerminator()
+        request = Request(None, None, "http", {}, raw_path=b"/", kind=kind, method=method)
+        return self.connections.open(request, cast(Any, terminator), events), terminator
+
+    def open_accepted(
+        self, *, resumable: bool = True, subprotocol: str | None = None
+    ) -> tuple[Any, RecordingTerminator]:
+        """A WebSocket that WORKER has accepted."""
+        connection, terminator = self.open()
+        self.frames(accept(connection.number, resumable=resumable, subprotocol=subprotocol))
+        return connection, terminator
+
+    def frames(self, *frames: Frame, sender: str = WORKER) -> None:
+        self.connections.batch(sender, frames)
+
+    def dead(self, mailbox: str = WORKER) -> None:
+        self.frames((DEAD, mailbox), sender="")
+
+    def posted(self, mailbox: str = WORKER) -> list[Frame]:
+        """What was posted to a worker since this was asked last."""
+        posted = [frame for to, frame in self.bus.posted if to == mailbox]
+        self.bus.posted = [(to, frame) for to, frame in self.bus.posted if to != mailbox]
+        return posted
+
+    def events(self, mailbox: str = WORKER) -> list[Event]:
+        """The events among that."""
+        return [frame[HEAD:] for frame in self.posted(mailbox) if frame[0] == EVENT]
+
+    @property
+    def openings(self) -> list[Opening]:
+        """All that was offered."""
+        return [offer.state for offer in self.bus.offered]
+
+
+def own(number: int, attempt: int = 1) -> Frame:
+    return (OWN, number, attempt)
+
+
+def accept(
+    number: int,
+    *,
+    attempt: int = 1,
+    sequence: int = 0,
+    acked: int = 0,
+    resumable: bool = False,
+    subprotocol: str | None = None,
+) -> Frame:
+    return (EVENT, number, attempt, sequence, acked, ACCEPT, subprotocol, (), resumable)
+
+
+def message(number: int, sequence: int, text: str, *, attempt: int = 1, acked: int = 0) -> Frame:
+    return (EVENT, number, attempt, sequence, acked, MESSAGE_SENT, text)
+
+
+def close(number: int, sequence: int, code: int = 1000, *, attempt: int = 1) -> Frame:
+    return (EVENT, number, attempt, sequence, 0, CLOSE, code, "")

@@ -1,0 +1,452 @@
+"""When a run of the app ends before its connection: which connections are offered again, with what, and which end."""
+
+from typing import Any
+
+import pytest
+
+from asgibus.layers.contract import GROUP_MESSAGE, MESSAGE
+from asgibus.protocol.events import (
+    CLOSE,
+    GROUP_ADD,
+    GROUP_DONE,
+    HANDOVER,
+    MESSAGE_RECEIVED,
+    MESSAGE_SENT,
+    REQUEST_BODY,
+    REQUEST_END,
+    RESPONSE_BODY,
+    RESPONSE_END,
+    RESPONSE_START,
+    SAVE_STATE,
+    WEBSOCKET_DISCONNECT,
+    Event,
+)
+from asgibus.protocol.frames import ABANDONED, ACK, EVENT, HEAD, RESET
+from asgibus.protocol.opening import HTTP, WEBSOCKET
+from asgibus.protocol.recovery import IDLE_KILLS
+from asgibus.protocol.session import PART
+from interface_server.recording import OTHER, Table, accept, close, message, own
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table()
+
+
+def event(sequence: int, *event: Any, attempt: int = 1, acked: int = 0, number: int = 1) -> tuple[Any, ...]:
+    return (EVENT, number, attempt, sequence, acked, *event)
+
+
+def say(connection: Any, *texts: str) -> None:
+    for text in texts:
+        connection.event((MESSAGE_RECEIVED, text))
+
+
+def received(*texts: str) -> tuple[Event, ...]:
+    return tuple((MESSAGE_RECEIVED, text) for text in texts)
+
+
+# A WebSocket that goes on.
+
+
+@pytest.mark.parametrize("how", ["handed over", "killed", "forgotten"])
+def test_a_resumable_websocket_goes_on_with_another_run(table: Table, how: str) -> None:
+    connection, terminator = table.open_accepted()
+    say(connection, "a", "b", "c")
+    table.frames(event(1, SAVE_STATE, b"old", acked=1), event(2, SAVE_STATE, b"new", acked=1))
+    if how == "handed over":
+        table.frames(event(3, HANDOVER, acked=2))
+    elif how == "killed":
+        table.frames((ACK, 1, 1, 2))
+        table.dead()
+    else:
+        table.frames((ACK, 1, 1, 2), (RESET, 1, 1))
+    opening = table.openings[-1]
+    assert len(table.openings) == 2
+    assert (opening.connection, opening.attempt, opening.resumed, opening.state) == (1, 2, True, b"new")
+    assert opening.events == received("c"), "what no run has taken"
+    assert opening._replace(attempt=1, resumed=False, events=(), state=b"") == table.openings[0]
+    assert table.connections.counts[how] == 1
+    # The second run accepts, and says something.
+    table.frames(accept(1, attempt=2, resumable=True), message(1, 1, "again", attempt=2, acked=1), sender=OTHER)
+    assert [written[0] for written in terminator.written].count(MESSAGE_SENT) == 1
+    assert len(terminator.written) == 2, "the client was accepted once"
+    assert terminator.messages == ["again"]
+    assert connection.unacknowledged == []
+    say(connection, "d")
+    assert table.posted(OTHER)[-1] == (EVENT, 1, 2, 1, 2, MESSAGE_RECEIVED, "d")
+    assert terminator.failed == []
+
+
+def test_the_last_of_a_run_is_acknowledged_at_once(table: Table) -> None:
+    table.open_accepted()
+    table.posted()
+    table.frames(event(1, HANDOVER))
+    assert table.posted() == [(ACK, 1, 1, 2)]
+    table.frames(accept(1, attempt=2), close(1, 1, attempt=2), sender=OTHER)
+    assert table.posted(OTHER) == [(ACK, 1, 2, 2)]
+
+
+def test_what_the_client_says_between_two_runs_follows_its_owner(table: Table) -> None:
+    connection, terminator = table.open_accepted()
+    say(connection, "a")
+    table.dead()
+    say(connection, "b", "c")
+    assert table.openings[-1].events == received("a")
+    assert table.posted(OTHER) == []
+    table.frames(own(1, 2), sender=OTHER)
+    assert table.posted(OTHER) == [(EVENT, 1, 2, 1, 0, *received("b")[0]), (EVENT, 1, 2, 2, 0, *received("c")[0])]
+    assert terminator.reading
+
+
+def test_an_opening_carries_two_parts_at_most_and_the_rest_follows_its_owner(table: Table) -> None:
+    connection, terminator = table.open_accepted()
+    texts = [f"{index}".ljust(PART // 2) for index in range(10)]
+    say(connection, *texts)
+    assert not terminator.reading
+    table.dead()
+    first = len(table.openings[-1].events)
+    assert first == 3
+    assert table.openings[-1].events == received(*texts[:first])
+    assert not terminator.reading, "the window is still full"
+    table.frames(own(1, 2), sender=OTHER)
+    posted = table.posted(OTHER)
+    assert [(frame[2], frame[3], frame[-1]) for frame in posted] == [
+        (2, index, text) for index, text in enumerate(texts) if index >= first
+    ]
+    table.frames((ACK, 1, 2, first), sender=OTHER)
+    assert terminator.reading
+
+
+def test_a_message_larger_than_an_opening_follows_its_owner_alone(table: Table) -> None:
+    connection, _ = table.open_accepted()
+    say(connection, "x" * 3 * PART, "small")
+    table.dead()
+    assert table.openings[-1].events == ()
+    table.frames(own(1, 2), sender=OTHER)
+    assert [(frame[3], len(frame[-1])) for frame in table.posted(OTHER)] == [(0, 3 * PART), (1, 5)]
+
+
+def test_the_client_is_read_on_when_the_window_of_the_next_run_has_room() -> None:
+    table = Table(window=1000)
+    connection, terminator = table.open_accepted()
+    connection.event((GROUP_DONE, None, "g" * 900))
+    say(connection, "x" * 100)
+    assert not terminator.reading
+    table.dead()
+    assert table.openings[-1].events == received("x" * 100), "an answer to the last run is none to the next"
+    assert terminator.reading
+
+
+def test_a_superseded_run_is_reset_and_reaches_neither_the_client_nor_its_state(table: Table) -> None:
+    connection, terminator = table.open_accepted()
+    say(connection, "a")
+    table.dead()
+    table.posted()
+    table.frames(message(1, 1, "late", acked=1), event(2, SAVE_STATE, b"late", acked=1), (RESET, 1, 1), (ACK, 1, 1, 1))
+    assert table.posted() == [(RESET, 1, 1)] * 2
+    assert terminator.messages == []
+    assert connection.saved_state == b""
+    assert connection.unacknowledged == [*received("a")]
+    assert (connection.attempt, len(table.openings)) == (2, 2)
+    table.frames(own(1, 2), sender=OTHER)
+    table.frames(own(1, 2))
+    assert table.posted() == [(RESET, 1, 2)]
+    assert connection.owner == OTHER
+
+
+def test_each_further_run_has_its_own_number(table: Table) -> None:
+    connection, _ = table.open_accepted()
+    for attempt in (2, 3, 4):
+        table.frames(event(1, HANDOVER, attempt=attempt - 1))
+        table.frames(accept(1, attempt=attempt, resumable=True))
+        assert connection.attempt == attempt
+    assert [opening.attempt for opening in table.openings] == [1, 2, 3, 4]
+
+
+# What the next run says first.
+
+
+def test_an_accept_with_another_subprotocol_closes_the_connection(
+    table: Table, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, terminator = table.open_accepted(subprotocol="chat.1")
+    table.dead()
+    table.frames(accept(1, attempt=2, resumable=True, subprotocol="chat.2"), sender=OTHER)
+    assert terminator.failed == [(500, 1011)]
+    assert table.events(OTHER) == [(WEBSOCKET_DISCONNECT, 1011, "")], "its app learns it, too"
+    assert "run 2 of the app accepted it with the subprotocol 'chat.2', where it was 'chat.1'" in caplog.text
+    assert len(table.connections) == 0
+
+
+def test_an_accept_with_the_same_subprotocol_is_swallowed(table: Table) -> None:
+    _, terminator = table.open_accepted(subprotocol="chat")
+    table.dead()
+    table.frames(accept(1, attempt=2, resumable=True, subprotocol="chat"), sender=OTHER)
+    assert len(terminator.written) == 1
+    assert terminator.failed == []
+
+
+def test_a_denial_of_a_client_that_is_open_closes_it(table: Table, caplog: pytest.LogCaptureFixture) -> None:
+    _, terminator = table.open_accepted()
+    table.dead()
+    table.frames(event(0, RESPONSE_START, 403, (), attempt=2), sender=OTHER)
+    assert terminator.failed == [(500, 1011)]
+    assert len(terminator.written) == 1
+    assert "answered with an HTTP response" in caplog.text
+
+
+def test_a_close_instead_of_a_second_accept_closes_the_client(table: Table) -> None:
+    _, terminator = table.open_accepted()
+    table.dead()
+    table.frames(close(1, 0, 4000, attempt=2), sender=OTHER)
+    assert terminator.written[1:] == [(CLOSE, 4000, "")]
+    assert len(table.connections) == 0
+
+
+def test_a_worker_that_cannot_resume_is_the_last(table: Table) -> None:
+    _, terminator = table.open_accepted(resumable=True)
+    table.dead()
+    table.frames(accept(1, attempt=2, resumable=False), sender=OTHER)
+    table.dead(OTHER)
+    assert terminator.failed == [(502, 1012)]
+
+
+# Between two runs.
+
+
+def test_plain_messages_and_broadcasts_reach_the_client_between_two_runs(table: Table) -> None:
+    connection, terminator = table.open_accepted()
+    table.frames(event(1, GROUP_ADD, "room"))
+    table.dead()
+    plain = {"type": "websocket.send", "text": "plain"}
+    table.frames((MESSAGE, "1", plain), (GROUP_MESSAGE, "room", plain), sender="")
+    table.frames(own(1, 2), sender=OTHER)
+    table.frames((MESSAGE, "1", plain), sender="")
+    assert terminator.messages == ["plain"] * 3
+    assert table.bus.groups == ["room"], "its membership stays"
+    table.frames(accept(1, attempt=2, resumable=True), sender=OTHER)
+    assert len(terminator.written) == 4
+    connection.client_gone()
+    assert table.bus.groups == []
+
+
+def test_a_plain_close_between_two_runs_ends_the_connection(table: Table) -> None:
+    connection, terminator = table.open_accepted()
+    table.dead()
+    table.frames((MESSAGE, "1", {"type": "websocket.close", "code": 4001}), sender="")
+    assert terminator.written[1:] == [(CLOSE, 4001, "")]
+    assert table.bus.withdrawn == table.bus.offered[1:]
+    table.frames(own(1, 2), sender=OTHER)
+    assert table.events(OTHER) == [(WEBSOCKET_DISCONNECT, 4001, "")], "whoever had claimed it learns it"
+    assert connection.number not in table.connections._open
+
+
+def test_no_plain_message_comes_before_the_first_accept(table: Table) -> None:
+    _, terminator = table.open()
+    table.dead()
+    table.frames((MESSAGE, "1", {"type": "websocket.send", "text": "plain"}), sender="")
+    assert terminator.written == []
+    assert table.connections.counts["message out of place"] == 1
+
+
+def test_an_answer_about_a_group_that_comes_between_two_runs_is_nobody_s(table: Table) -> None:
+    connection, _ = table.open_accepted()
+    table.dead()
+    connection.group_done("room", None)
+    table.frames(own(1, 2), sender=OTHER)
+    assert table.events(OTHER) == []
+
+
+def test_a_client_that_leaves_between_two_runs(table: Table) -> None:
+    connection, _ = table.open_accepted()
+    table.dead()
+    connection.client_gone(1001)
+    assert table.bus.withdrawn == table.bus.offered[1:]
+    table.frames(own(1, 2), sender=OTHER)
+    assert table.events(OTHER) == [(WEBSOCKET_DISCONNECT, 1001, "")]
+    assert len(table.connections) == 0
+
+
+def test_an_open_websocket_waits_longer_for_a_worker_than_a_new_one() -> None:
+    table = Table(connect_timeout=5.0, resume_timeout=50.0)
+    _, new = table.open()
+    _, terminator = table.open_accepted()
+    table.connections.tick(100.0)
+    assert new.failed == [(503, 1013)]
+    table.dead()
+    table.connections.tick(149.9)
+    assert terminator.failed == []
+    table.connections.tick(150.1)
+    assert terminator.failed == [(503, 1013)]
+    assert table.connections.counts["no worker"] == 2
+
+
+# Those that were not answered yet, and those that cannot go on.
+
+
+def test_a_websocket_that_was_not_accepted_begins_anew(table: Table) -> None:
+    _, terminator = table.open()
+    table.frames(own(1))
+    table.frames(event(0, HANDOVER))
+    assert table.openings[1] == table.openings[0]._replace(attempt=2)
+    assert not table.openings[1].resumed
+    table.frames(accept(1, attempt=2), sender=OTHER)
+    assert len(terminator.written) == 1
+    assert terminator.failed == []
+
+
+def test_a_websocket_whose_denial_had_begun_is_not_answered_twice(table: Table) -> None:
+    _, terminator = table.open()
+    table.frames(event(0, RESPONSE_START, 403, ()))
+    table.dead()
+    assert terminator.failed == [(502, 1012)]
+    assert len(table.openings) == 1
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"])
+def test_an_idempotent_request_without_an_answer_is_run_again(table: Table, method: str) -> None:
+    connection, terminator = table.open(HTTP, ((REQUEST_BODY, b"a"),), method=method)
+    table.frames(own(1))
+    connection.event((REQUEST_BODY, b"b"))
+    table.frames((ACK, 1, 1, 1))
+    table.dead()
+    assert table.openings[1].attempt == 2
+    assert table.openings[1].events == ((REQUEST_BODY, b"a"), (REQUEST_BODY, b"b")), "the whole body"
+    connection.event((REQUEST_END, b"c"))
+    table.frames(own(1, 2), sender=OTHER)
+    assert table.posted(OTHER) == [(EVENT, 1, 2, 2, 0, REQUEST_END, b"c")]
+    table.frames(event(0, RESPONSE_START, 200, (), attempt=2), event(1, RESPONSE_END, b"", attempt=2), sender=OTHER)
+    assert len(terminator.written) == 2
+    assert terminator.failed == []
+
+
+def test_a_request_whose_body_is_partly_gone_is_not_run_again(table: Table) -> None:
+    connection, terminator = table.open(HTTP, ((REQUEST_BODY, b"a"),), method="PUT")
+    table.frames(own(1))
+    connection.event((REQUEST_BODY, b"b"))
+    table.frames((ACK, 1, 1, 2))
+    table.dead()
+    assert terminator.failed == [(502, 1012)]
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "CONNECT", "get", ""])
+def test_any_other_request_that_a_worker_had_fails(table: Table, method: str) -> None:
+    _, terminator = table.open(HTTP, ((REQUEST_END, b""),), method=method)
+    table.frames(own(1))
+    table.dead()
+    assert terminator.failed == [(502, 1012)]
+    assert len(table.openings) == 1
+    assert len(table.connections) == 0
+
+
+@pytest.mark.parametrize("events", [[(RESPONSE_START, 200, ())], [(RESPONSE_START, 200, ()), (RESPONSE_BODY, b"a")]])
+def test_a_response_that_has_begun_is_not_begun_again(table: Table, events: list[Event]) -> None:
+    _, terminator = table.open(HTTP, ((REQUEST_END, b""),))
+    table.frames(*(event(sequence, *each) for sequence, each in enumerate(events)))
+    table.dead()
+    assert terminator.failed == [(502, 1012)], "which cuts off what has begun"
+    assert len(table.openings) == 1
+
+
+# Claims whose claimant died, and connections that kill.
+
+
+@pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
+def test_what_was_claimed_by_a_worker_that_died_is_offered_again(table: Table, kind: str) -> None:
+    _, terminator = table.open(kind, ((REQUEST_END, b""),) if kind == HTTP else ())
+    table.frames((ABANDONED, 1, 1), sender=OTHER)
+    assert [opening.attempt for opening in table.openings] == [1, 2]
+    table.frames((ABANDONED, 1, 1), sender=OTHER)
+    assert len(table.openings) == 2, "that was the first attempt"
+    table.frames(own(1))
+    assert table.posted() == [(RESET, 1, 1)], "if it lives after all, it is too late"
+    table.frames(own(1, 2), (ABANDONED, 1, 2), sender=OTHER)
+    assert len(table.openings) == 2, "its claimant has named itself"
+    assert terminator.failed == []
+
+
+def test_what_its_client_has_left_is_not_offered_again(table: Table) -> None:
+    connection, _ = table.open()
+    connection.client_gone()
+    table.frames((ABANDONED, 1, 1), sender=OTHER)
+    assert len(table.openings) == 1
+    assert len(table.connections) == 0
+
+
+def test_an_event_that_kills_two_workers_ends_its_connection(table: Table, caplog: pytest.LogCaptureFixture) -> None:
+    connection, terminator = table.open_accepted()
+    say(connection, "harmless", "poison", "more")
+    table.frames((ACK, 1, 1, 1))
+    table.dead()
+    table.frames(accept(1, attempt=2, resumable=True), sender=OTHER)
+    assert terminator.failed == []
+    table.dead(OTHER)
+    assert terminator.failed == [(502, 1011)]
+    assert table.connections.counts["killer"] == 1
+    assert "connection 1 is ended: its worker is dead, and so were those before it" in caplog.text
+    assert len(table.connections) == 0
+
+
+def test_another_event_in_hand_at_each_death_is_chance(table: Table) -> None:
+    connection, terminator = table.open_accepted()
+    say(connection, "a", "b", "c")
+    for attempt in range(2, 5):
+        table.dead()
+        table.frames(accept(1, attempt=attempt, acked=1, resumable=True))
+    assert terminator.failed == []
+    assert connection.unacknowledged == []
+
+
+def test_a_hand_over_is_no_death(table: Table) -> None:
+    connection, terminator = table.open_accepted()
+    say(connection, "a")
+    for attempt in range(2, 6):
+        table.frames(event(1, HANDOVER, attempt=attempt - 1))
+        table.frames(accept(1, attempt=attempt, resumable=True))
+    table.frames((RESET, 1, 5))
+    table.frames(own(1, 6))
+    table.dead()
+    assert terminator.failed == []
+
+
+def test_runs_that_die_soon_with_nothing_in_hand_end_their_connection(table: Table) -> None:
+    _, terminator = table.open_accepted()
+    for attempt in range(2, IDLE_KILLS + 1):
+        table.dead()
+        table.frames(accept(1, attempt=attempt, resumable=True))
+    assert terminator.failed == []
+    table.dead()
+    assert terminator.failed == [(502, 1011)]
+
+
+def test_runs_that_have_lived_are_not_killed_by_their_start(table: Table) -> None:
+    _, terminator = table.open_accepted()
+    for attempt in range(2, 2 * IDLE_KILLS):
+        table.connections.tick(60.0 * attempt)
+        table.dead()
+        table.frames(accept(1, attempt=attempt, resumable=True))
+    assert terminator.failed == []
+
+
+@pytest.mark.parametrize("how", ["killed", "abandoned"])
+@pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
+def test_an_opening_that_kills_two_workers_is_not_offered_a_third_time(table: Table, kind: str, how: str) -> None:
+    _, terminator = table.open(kind, ((REQUEST_END, b""),) if kind == HTTP else ())
+    for attempt in (1, 2):
+        assert terminator.failed == []
+        if how == "killed":
+            table.frames(own(1, attempt))
+            table.dead()
+        else:
+            table.frames((ABANDONED, 1, attempt), sender=OTHER)
+    assert terminator.failed == [(502, 1011)]
+    assert len(table.openings) == 2
+
+
+def test_frames_of_the_first_events_are_numbered_as_in_the_opening(table: Table) -> None:
+    connection, _ = table.open_accepted()
+    say(connection, "a", "b")
+    table.dead()
+    assert [frame[HEAD:] for frame, _ in connection.kept()] == [*table.openings[-1].events]
+    assert [frame[2:4] for frame, _ in connection.kept()] == [(2, 0), (2, 1)]

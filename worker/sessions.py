@@ -1,0 +1,191 @@
+"""The table of sessions, and the handler of the worker's mailbox."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import anyio
+
+from asgibus.layers.contract import DEAD, Bus, Claim, Frame
+from asgibus.protocol.frames import ABANDONED, ACK, EVENT, PROBE, RESEND, RESET
+from asgibus.protocol.opening import Opening, read_opening
+from asgibus.protocol.states import Run
+from asgibus.worker.sending import Sending
+from asgibus.worker.session import Session
+
+logger = logging.getLogger("asgibus.worker")
+
+TICK_SECONDS = 0.1  # what a WebSocket's app has taken is acknowledged this soon: after a crash it is not taken again
+CHECK_TICKS = 10  # what a request's app has taken is acknowledged this often, and missing mailboxes are tried again
+PROBE_TICKS = 50  # what was sent and is not acknowledged for as long is asked after: it may be lost
+SETTLE_SECONDS = 2.0  # for the interface servers to confirm what was said last
+
+
+class Sessions:
+    """Every session by its connection, and those whose last words are under way."""
+
+    bus: Bus
+
+    def __init__(self) -> None:
+        self._sessions: dict[tuple[str, int], Session] = {}
+        self._ended: dict[Session, None] = {}  # WebSockets whose last words the interface server has not confirmed
+        self._settled = asyncio.Event()
+        self._taken: list[Sending] = []
+        self._suspects: set[str] = set()  # interface servers who had no mailbox when something was posted to them
+        self.counts: Counter[str] = Counter()
+        """What was repaired, lost or dropped, by what it was."""
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter([*self._sessions.values()])
+
+    def __contains__(self, session: Session) -> bool:
+        return self._sessions.get((session.interface, session.number)) is session
+
+    def known(self, opening: Opening) -> bool:
+        """Whether the run that an opening asks for, or a later one, is here already; an earlier one is ended."""
+        known = self._sessions.get((opening.interface, opening.connection))
+        if known is None:
+            return False
+        if known.attempt >= opening.attempt:  # its offer was made twice, as the store seemed to have lost it
+            self.bus.post(known.interface, known.own())
+            return True
+        self._disconnect(known)  # the interface server has begun anew, without this run
+        return False
+
+    def add(self, session: Session) -> None:
+        """A run begins."""
+        self._sessions[session.interface, session.number] = session
+        if session.attempt > 1:
+            self.counts["further run"] += 1
+
+    def ended(self, session: Session, *, lost: bool) -> None:
+        """A run has ended. `lost`: its client was gone, so that nothing needs to arrive there any more."""
+        if session.in_flight and not session.is_http and not lost:
+            self._ended[session] = None  # what it said last is repeated if it does not arrive
+        else:
+            self._forget(session)
+
+    def took(self, session: Sending) -> None:
+        """See `Host`."""
+        self._taken.append(session)
+
+    async def settle(self) -> None:
+        """Wait until the interface servers have confirmed what was said last: it may have to be repeated."""
+        with anyio.move_on_after(SETTLE_SECONDS, shield=True):
+            while self._ended:
+                self._settled.clear()
+                await self._settled.wait()
+
+    def _forget(self, session: Session) -> None:
+        """Nothing more is to be said of it."""
+        if session in self:
+            del self._sessions[session.interface, session.number]
+        if self._ended:
+            self._ended.pop(session, None)
+            if not self._ended:
+                self._settled.set()
+
+    def _disconnect(self, session: Session) -> None:
+        """Its client is gone, or belongs to another run of the app."""
+        if session.task is None:
+            self._forget(session)
+        else:
+            session.disconnected(1006)
+
+    async def tick(self) -> None:
+        """Acknowledge what was taken, and ask after what may be lost."""
+        ticks = 0
+        while True:
+            await anyio.sleep(TICK_SECONDS)
+            ticks += 1
+            taken, self._taken = self._taken, []
+            for session in taken:
+                if session.untold and not session.lost:
+                    self.bus.post(session.interface, session.ack())
+            if ticks % CHECK_TICKS == 0:
+                self._check(stalled=ticks % PROBE_TICKS == 0)
+
+    def _check(self, *, stalled: bool) -> None:
+        suspects, self._suspects = self._suspects, set()
+        for session in self._sessions.values():
+            if session.untold and not session.lost:
+                self.bus.post(session.interface, session.ack())
+            if session.interface in suspects or (stalled and session.stalled()):
+                self._probe(session)
+
+    def _probe(self, session: Session) -> None:
+        """Ask whether the interface server has all that was sent, unless nothing more is expected of either."""
+        if session.run is not Run.LOST and not (session.is_http and session.complete):
+            self.bus.post(session.interface, session.probe())
+
+    # Handler of the mailbox.
+
+    def batch(self, sender: str, frames: Sequence[Frame]) -> None:
+        """Frames of an interface server for its sessions here."""
+        for frame in frames:
+            try:
+                self._frame(sender, frame)
+            except Exception:  # a fault in one session must not reach the others of the batch
+                logger.exception("a frame of kind %r from %s was dropped", frame[0], sender)
+
+    def _frame(self, sender: str, frame: Frame) -> None:
+        kind = frame[0]
+        if kind == DEAD:
+            self._dead(frame[1])
+            return
+        session = self._sessions.get((sender, frame[1]))
+        if session is None or session.attempt != frame[2]:
+            if kind == EVENT or kind == PROBE:
+                self.bus.post(sender, (RESET, frame[1], frame[2]))
+        elif kind == EVENT:
+            if session.task is not None:
+                session.event(frame)
+        elif kind == ACK:
+            session.acknowledgement(frame[3])
+            if session.task is None and not session.in_flight:
+                self._forget(session)
+        elif kind == RESET:
+            self.counts["reset"] += 1
+            self._disconnect(session)
+        elif kind == RESEND:
+            self.counts["repeated"] += 1
+            session.repeat(frame[3])
+        elif kind == PROBE:
+            self.bus.post(sender, session.probed(frame[3]))
+        else:
+            logger.error("a frame of unknown kind %r from %s was dropped", kind, sender)
+
+    def _dead(self, mailbox: str) -> None:
+        """An interface server is gone, and its clients are, too."""
+        self._suspects.discard(mailbox)
+        lost = [session for (interface, _), session in self._sessions.items() if interface == mailbox]
+        for session in lost:
+            self._disconnect(session)
+        if lost:
+            self.counts["interface died"] += 1
+            logger.warning("the interface server %s is dead, and with it %d connections here", mailbox, len(lost))
+
+    def undelivered(self, mailbox: str) -> None:
+        """See `Handler`."""
+        self._suspects.add(mailbox)
+
+    def interrupted(self) -> None:
+        """See `Handler`."""
+        self.counts["interruption"] += 1
+        logger.warning("the bus was interrupted: %d connections are checked", len(self._sessions))
+        for session in self._sessions.values():
+            self._probe(session)
+
+    def orphaned(self, claim: Claim) -> None:
+        """See `Handler`: only the interface server knows whether to offer the connection again."""
+        self.counts["orphan"] += 1
+        try:
+            opening = read_opening(claim.entry)
+        except ValueError as error:
+            logger.error("an entry of %s was dropped: %s", claim.channel, error)
+        else:
+            self.bus.post(opening.interface, (ABANDONED, opening.connection, opening.attempt))
+        self.bus.done(claim)
