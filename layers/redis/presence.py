@@ -187,8 +187,10 @@ class Presence:
             self._orphans = True
             self._due.set()
             for mailbox in dead:
-                gone = "has died: its lease has ended" if mailbox in beat.ended else "is gone"
-                logger.log(logging.WARNING if mailbox in beat.ended else logging.INFO, "%s %s", mailbox, gone)
+                if mailbox in beat.ended and self._beating is not None:
+                    logger.warning("%s has died: its lease has ended", mailbox)
+                else:  # it took its leave, or died before this process began
+                    logger.debug("%s is gone", mailbox)
             entry = pack((PAYLOAD_VERSION, "", [(DEAD, mailbox) for mailbox in dead]))
             key = self._writer.mailbox_key(self._mailbox)
             self._writer.write(("XADD", key, "NOMKSTREAM", "*", "b", entry), self._posted)
