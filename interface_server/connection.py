@@ -22,7 +22,7 @@ from asgibus.protocol.events import (
 )
 from asgibus.protocol.frames import HEAD
 from asgibus.protocol.opening import HTTP, Opening, read_opening
-from asgibus.protocol.recovery import Deaths, Ending, may_run_http_again, may_run_websocket_again
+from asgibus.protocol.recovery import KILLS, START_KILLS, Deaths, Ending, may_run_http_again, may_run_websocket_again
 from asgibus.protocol.session import PART, Arrival, SessionEnd
 from asgibus.protocol.states import HTTP_TABLE, WEBSOCKET_TABLE, App, IllegalTransition, Life, Turn, step, turn
 
@@ -164,6 +164,7 @@ class Connection(SessionEnd):
             self.saved_state = event[1]
         elif code == HANDOVER:
             self._tell_all_taken()
+            self.deaths = None
             self.run_ended(Ending.HANDED_OVER)
         else:
             self._connections.groups.change(self, code, event[1])
@@ -251,10 +252,9 @@ class Connection(SessionEnd):
             self._turn(Turn.GIVEN_UP)
         elif self.life is not Life.ENDED:
             if ending.by_death and self._is_killer():
+                deaths = self.deaths.count if self.deaths else 0
                 logger.error(
-                    "connection %d is ended: %s, and so were those before it, with the same event in hand",
-                    self.number,
-                    ending.value,
+                    "connection %d is ended: %d workers in a row died with the same event of it", self.number, deaths
                 )
                 self._connections.counts["killer"] += 1
                 self.give_up(KILLER)
@@ -267,15 +267,21 @@ class Connection(SessionEnd):
 
     def _is_killer(self) -> bool:
         """Count the death of a worker; whether this connection has brought about too many."""
-        event: Event | None
+        limit = KILLS
+        in_hand: Event | None
         if isinstance(self.opening, Opening) and self.table is HTTP_TABLE:
-            event = self.opening.events[0]
+            in_hand = self.opening.events[0]
         elif not self.accepted:
-            event = _CONNECT
+            in_hand = _CONNECT
         else:
-            event = next((event for event in self.unacknowledged if event[0] == MESSAGE_RECEIVED), None)
+            in_hand = next((event for event in self.unacknowledged if event[0] == MESSAGE_RECEIVED), None)
+            if in_hand is None and self.app is App.HANDSHAKE:
+                in_hand, limit = _CONNECT, START_KILLS
+        if in_hand is None:  # it was at rest
+            self.deaths = None
+            return False
         self.deaths = self.deaths or Deaths()
-        return self.deaths.count_one(event, lived=self._connections.now - self.offered_at)
+        return self.deaths.too_many(in_hand, limit)
 
     def _may_run_again(self) -> bool:
         if isinstance(self.opening, Opening) and self.table is HTTP_TABLE:

@@ -14,8 +14,7 @@ from asgibus.protocol.states import App
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})  # RFC 9110 section 9.2.2
 KILLS = 2  # deaths of workers with the same event in hand: the first may be chance, the second is its doing
-IDLE_KILLS = 5  # the same where no event is in hand: the start of the run itself may be what kills
-IDLE_SECONDS = 10.0  # a run that lived for longer was not killed by its start
+START_KILLS = 5  # deaths before a further run was under way: then a worker's own trouble is the likelier cause
 
 
 class Ending(StrEnum):
@@ -34,18 +33,17 @@ class Ending(StrEnum):
 
 @dataclass(slots=True)
 class Deaths:
-    """How many runs of a connection in a row died with the same event in hand."""
+    """How many workers in a row died with the same event of a connection in hand."""
 
     event: Event | None = None
     """The oldest event that the dead run had not acknowledged: the one in hand, as far as can be known."""
     count: int = 0
 
-    def count_one(self, event: Event | None, *, lived: float) -> bool:
-        """Count a death. `lived`: how long the run was under way, in seconds. True if there were too many."""
-        again = self.count > 0 and event is self.event and (event is not None or lived < IDLE_SECONDS)
-        self.count = self.count + 1 if again else 1
+    def too_many(self, event: Event, limit: int) -> bool:
+        """Count a death with this event in hand; whether that makes as many in a row as the limit."""
+        self.count = self.count + 1 if event is self.event else 1
         self.event = event
-        return self.count >= (IDLE_KILLS if event is None else KILLS)
+        return self.count >= limit
 
 
 def may_run_http_again(state: App, method: str, *, whole: bool) -> bool:

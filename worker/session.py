@@ -195,7 +195,8 @@ class Session(Sending):
             self._wake()
 
     def _lose(self) -> None:
-        self.run = change(self.run, Change.LOSE)
+        if self.run is not Run.LOST:
+            self.run = change(self.run, Change.LOSE)
         self._cut()
 
     def _cut(self) -> None:

@@ -154,7 +154,7 @@ class Sessions:
             self.counts["repeated"] += 1
             session.repeat(frame[3])
         elif kind == PROBE:
-            self.bus.post(sender, session.probed(frame[3]))
+            self.bus.post(sender, session.reset() if session.run is Run.LOST else session.probed(frame[3]))
         else:
             logger.error("a frame of unknown kind %r from %s was dropped", kind, sender)
 

@@ -49,6 +49,7 @@ class Claimant:
         self._recover = False
         self._stopped = False
         self._took_over = False
+        self._unread: set[str] = set()  # keys where something was taken over that has not been read yet
         self._on_acked = self._acked
 
     def key(self, channel: str) -> str:
@@ -87,26 +88,25 @@ class Claimant:
         return bool(self._channels) and not self._stopped
 
     async def consumers(self) -> dict[str, list[str]]:
-        """The names of the others who claim or claimed, by key."""
+        """The names of the others who claim or claimed, by key. Raises LayerUnavailable."""
         keys = list(self._channels)
-        calls = (self._writer.call("XINFO", "CONSUMERS", key) for key in keys)
-        replies = await asyncio.gather(*calls, return_exceptions=True)
-        names = {
-            key: [consumer[consumer.index(b"name") + 1].decode() for consumer in reply]
+        replies = await asyncio.gather(*(self._writer.call("EVAL", scripts.CONSUMERS, 1, key) for key in keys))
+        return {
+            key: [name for each in reply if not (name := each.decode()).startswith(self._consumer)]
             for key, reply in zip(keys, replies, strict=True)
-            if isinstance(reply, list)  # else nobody has made the stream yet
         }
-        return {key: [name for name in each if not name.startswith(self._consumer)] for key, each in names.items()}
 
     async def take_over(self, dead: Mapping[str, Sequence[str]], orphaned: Callable[[Claim], None]) -> None:
         """Take what these had claimed, by key, and call `orphaned` with each claim. Raises LayerUnavailable."""
         name = self._consumer + ORPHANS
         for key, names in dead.items():
-            if not names:
+            if names:
+                self._took_over = True
+                self._unread.add(key)
+                while await self._writer.call("EVAL", scripts.TAKE_OVER, 1, key, name, ORPHANS_AT_ONCE, *names):
+                    pass
+            if key not in self._unread:
                 continue
-            self._took_over = True
-            while await self._writer.call("EVAL", scripts.TAKE_OVER, 1, key, name, ORPHANS_AT_ONCE, *names):
-                pass
             start = b"0"
             full = True
             while full:
@@ -118,6 +118,7 @@ class Claimant:
                     orphaned(claim)
                 if full:
                     start = entries[-1][0]
+            self._unread.discard(key)
 
     def leave(self, run_id: str) -> None:
         """Leave a Redis that is not this one: another has taken its place."""

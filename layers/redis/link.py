@@ -19,6 +19,7 @@ from asgibus.layers.redis.connection import SILENCE_SECONDS, RedisConnection, co
 logger = logging.getLogger("asgibus.layers")
 
 FIRST_PAUSE = 0.05  # seconds: a connection that was cut, by a failover say, is usually welcome at once
+STEADY_SECONDS = 1.0  # a connection that ended sooner was no good: the next pause is longer than the one before
 LONGEST_PAUSE = 2.0  # seconds: how long after its return Redis is noticed at the latest
 LOOK_SECONDS = 1.0  # how often a connection is looked at for a reply that is owed for too long
 
@@ -128,16 +129,21 @@ class Link:
         self._outage.forget(self)
 
     async def _keep(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
             if self.connection is None:
                 self._use(await self._reconnect(0))
+            pause = 0.0
             while self.connection is not None:
+                since = loop.time()
                 reason = await self._watch(self.connection)
                 self.connection = None
                 self._outage.down(self, reason)
                 if self._on_down is not None:
                     self._on_down()
-                self._use(await self._reconnect(FIRST_PAUSE))
+                steady = loop.time() - since > STEADY_SECONDS
+                pause = FIRST_PAUSE if steady else min(max(pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+                self._use(await self._reconnect(pause))
         finally:
             self._end()  # also when the event loop ends without a `close`
 

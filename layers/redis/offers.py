@@ -121,8 +121,12 @@ class Offers:
         self._timer = None
         doubtful, self._doubtful = self._doubtful, []
         for offer in doubtful:
-            if offer.state is not None:
-                offer.state.pending = False
+            state: _Entry = offer.state
+            state.pending = False
+            if offer.withdrawn:
+                offer.state = None
+                self._delete(state)
+            else:
                 self.offer_again(offer)
 
     def _look(self) -> None:
@@ -148,8 +152,8 @@ class Offers:
 
     def _delete(self, state: _Entry) -> None:
         """Delete an entry unless somebody has claimed it: its claimant still has to acknowledge it."""
-        if state.id:
-            self._writer.write(("EVAL", scripts.WITHDRAW, 1, state.key, state.id), _log_error)
+        place = (state.id,) if state.id else (f"{state.since}-0", LOOK_THROUGH, state.payload)
+        self._writer.write(("EVAL", scripts.WITHDRAW, 1, state.key, *place), _log_error)
 
 
 def _log_error(reply: Any) -> None:

@@ -62,7 +62,7 @@ class Presence:
         self._run_id = ""
         self._due = asyncio.Event()
         self._pause = BEAT_SECONDS
-        self._in_doubt = False
+        self._doubt = ""  # why something may have been lost, until all is in place again
         self._dead: set[str] = set()  # to be buried
         self._orphans = True  # claims of dead processes may wait for a claimant
         self._failing = False
@@ -108,9 +108,8 @@ class Presence:
             if frame[0] != DEAD:
                 continue
             if frame[1] == self._mailbox:
-                self._in_doubt = True
+                self._doubt = "it was declared dead"
                 self._due.set()
-                logger.warning("%s was declared dead and is alive", self._mailbox)
                 return [each for each in frames if each != frame]
             if self._leases.told(frame[1]):
                 self._counts["death"] += 1
@@ -131,27 +130,33 @@ class Presence:
                 await self._beat()
                 self._failing = False
             except LayerUnavailable as error:
+                self._orphans = True  # looking for them may have been cut short
                 if not self._failing:
                     logger.warning("%s cannot be kept up: %s; trying again", self._mailbox, error)
                 self._failing = True
             except Exception:  # without a beat we would be dead to all others
+                self._orphans = True
                 logger.exception("%s: a beat failed", self._mailbox)
 
     async def _beat(self) -> None:
         # Consumers are listed first: one that comes later has its lease before, and is not taken for dead.
         looking = self._orphans and self._claimant.active
+        if looking:
+            self._orphans = False  # a death that is told from now on sets it again
         consumers = await self._claimant.consumers() if looking else {}
         beat, lapsed, vanished = await self._renew(None)
         run_id = self._writer.run_id
-        if vanished or lapsed or run_id != self._run_id or self._in_doubt:
-            self._in_doubt = True
-            why = (
-                "its mailbox had vanished" if vanished else "its lease had ended" if lapsed else "Redis is another one"
-            )
-            await self._restore(vanished, run_id, why)
+        if run_id != self._run_id:
+            self._doubt = "Redis is another one"
+        elif vanished:
+            self._doubt = "its mailbox had vanished"
+        elif lapsed:
+            self._doubt = self._doubt or "its lease had ended"
+        if self._doubt:
+            await self._restore(vanished, run_id)
         await self._judge(beat)
         if looking:
-            self._orphans = beat.grace
+            self._orphans = self._orphans or beat.grace
             await self._claimant.take_over(
                 {
                     key: [
@@ -204,7 +209,7 @@ class Presence:
         if not isinstance(reply, bytes):
             self._due.set()  # the mailbox has vanished: what was reported is reported again once it is there
 
-    async def _restore(self, vanished: bool, run_id: str, why: str) -> None:
+    async def _restore(self, vanished: bool, run_id: str) -> None:
         """Put everything in its place again, and say that something may have been lost."""
         until = self._loop.time() + PATIENCE_SECONDS
         self._leases.forget()
@@ -220,9 +225,9 @@ class Presence:
                 self._read_from(last)  # a replica took over that had not got all of what we have read
         await self._memberships.renew(everything=True, until=until)
         self._run_id = run_id
-        self._in_doubt = False
         self._counts["interruption"] += 1
-        logger.warning("%s was interrupted: %s; it is in place again", self._mailbox, why)
+        logger.warning("%s was interrupted: %s; it is in place again", self._mailbox, self._doubt)
+        self._doubt = ""
         self._handler.interrupted()
 
     def _read_from(self, cursor: bytes) -> None:

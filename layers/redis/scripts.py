@@ -57,13 +57,22 @@ return redis.call('ZRANGE', KEYS[1], string.format('(%.0f', now), '+inf', 'BYSCO
 """
 )
 
-# KEYS[1] stream of a shared channel, ARGV: entry id. Deletes the entry if nobody has claimed it.
+# KEYS[1] stream of a shared channel. Deletes an entry if nobody has claimed it. ARGV: its id; or, when that is unknown,
+# an id before it, how many entries to look through, newest first, and its payload.
 WITHDRAW = """
+local id = ARGV[1]
+if ARGV[3] then
+  id = nil
+  for _, entry in ipairs(redis.call('XREVRANGE', KEYS[1], '+', ARGV[1], 'COUNT', ARGV[2])) do
+    if entry[2][2] == ARGV[3] then id = entry[1] end
+  end
+  if not id then return 0 end
+end
 local groups = redis.call('EXISTS', KEYS[1]) == 1 and redis.call('XINFO', 'GROUPS', KEYS[1]) or {}
 for _ = 1, #groups do
-  if #redis.call('XPENDING', KEYS[1], 'workers', ARGV[1], ARGV[1], 1) > 0 then return 0 end
+  if #redis.call('XPENDING', KEYS[1], 'workers', id, id, 1) > 0 then return 0 end
 end
-return redis.call('XDEL', KEYS[1], ARGV[1])
+return redis.call('XDEL', KEYS[1], id)
 """
 
 # KEYS[1] stream of a shared channel. ARGV: ids of claimed entries. Puts them back, for another claimant, at the end.
@@ -90,6 +99,15 @@ end
 if #redis.call('XPENDING', KEYS[1], 'workers', '-', '+', 1, ARGV[1]) == 0 then
   redis.call('XGROUP', 'DELCONSUMER', KEYS[1], 'workers', ARGV[1])
 end
+"""
+
+# KEYS[1] stream of a shared channel. The names of those who claim or claimed from it.
+CONSUMERS = """
+local groups = redis.call('EXISTS', KEYS[1]) == 1 and redis.call('XINFO', 'GROUPS', KEYS[1]) or {}
+if #groups == 0 then return {} end
+local names = {}
+for n, each in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], 'workers')) do names[n] = each[2] end
+return names
 """
 
 # KEYS[1] stream of a shared channel. ARGV: consumer. Ends it if nothing is pending under its name.

@@ -23,7 +23,7 @@ from asgibus.protocol.events import (
 )
 from asgibus.protocol.frames import ABANDONED, ACK, EVENT, HEAD, RESET
 from asgibus.protocol.opening import HTTP, WEBSOCKET
-from asgibus.protocol.recovery import IDLE_KILLS
+from asgibus.protocol.recovery import START_KILLS
 from asgibus.protocol.session import PART
 from interface_server.recording import OTHER, Table, accept, close, message, own
 
@@ -384,7 +384,7 @@ def test_an_event_that_kills_two_workers_ends_its_connection(table: Table, caplo
     table.dead(OTHER)
     assert terminator.failed == [(502, 1011)]
     assert table.connections.counts["killer"] == 1
-    assert "connection 1 is ended: its worker is dead, and so were those before it" in caplog.text
+    assert "connection 1 is ended: 2 workers in a row died with the same event of it" in caplog.text
     assert len(table.connections) == 0
 
 
@@ -410,23 +410,35 @@ def test_a_hand_over_is_no_death(table: Table) -> None:
     assert terminator.failed == []
 
 
-def test_runs_that_die_soon_with_nothing_in_hand_end_their_connection(table: Table) -> None:
+def test_runs_that_die_before_they_accept_with_nothing_in_hand_end_their_connection(table: Table) -> None:
     _, terminator = table.open_accepted()
-    for attempt in range(2, IDLE_KILLS + 1):
-        table.dead()
-        table.frames(accept(1, attempt=attempt, resumable=True))
-    assert terminator.failed == []
     table.dead()
+    for attempt in range(2, START_KILLS + 2):
+        assert terminator.failed == []
+        table.frames(own(1, attempt))
+        table.dead()
     assert terminator.failed == [(502, 1011)]
 
 
-def test_runs_that_have_lived_are_not_killed_by_their_start(table: Table) -> None:
+def test_a_connection_at_rest_kills_nobody(table: Table) -> None:
     _, terminator = table.open_accepted()
-    for attempt in range(2, 2 * IDLE_KILLS):
-        table.connections.tick(60.0 * attempt)
+    for attempt in range(2, 3 * START_KILLS):
         table.dead()
         table.frames(accept(1, attempt=attempt, resumable=True))
     assert terminator.failed == []
+
+
+def test_a_run_that_was_handed_over_has_not_died_of_what_it_had_in_hand(table: Table) -> None:
+    connection, terminator = table.open_accepted()
+    say(connection, "a")
+    table.dead()
+    table.frames(accept(1, attempt=2, resumable=True), event(1, HANDOVER, attempt=2))
+    table.frames(accept(1, attempt=3, resumable=True))
+    table.dead()
+    assert terminator.failed == []
+    table.frames(own(1, 4))
+    table.dead()
+    assert terminator.failed == [(502, 1011)]
 
 
 @pytest.mark.parametrize("how", ["killed", "abandoned"])

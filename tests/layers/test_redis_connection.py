@@ -12,6 +12,7 @@ import pytest
 
 from asgibus.layers import LayerUnavailable, open_layer
 from asgibus.layers.redis import connection as redis_connection
+from asgibus.layers.redis.address import Address
 from support.bus import Recorder
 from support.redis import RedisServer
 
@@ -84,6 +85,14 @@ async def test_nobody_is_there() -> None:
     port = free_port()
     assert await refusal(f"redis://:{SECRET}@127.0.0.1:{port}/3") == (
         f"Redis at redis://127.0.0.1:{port}/3 cannot be used: Connect call failed ('127.0.0.1', {port})"
+    )
+
+
+async def test_nobody_is_there_behind_sentinel() -> None:
+    port = free_port()
+    text = await refusal(f"redis+sentinel://user:{SECRET}@127.0.0.1:{port}/bus/3")
+    assert text.startswith(
+        f"Redis at redis+sentinel://127.0.0.1:{port}/bus/3 cannot be used: no Sentinel names a master"
     )
 
 
@@ -201,6 +210,17 @@ async def test_tls(start_redis: StartRedis, tmp_path: Path) -> None:
         f"unix://:{SECRET}@",
         f"rediss://:{SECRET}@h?ssl_ca_certs=/no/such/file",
         f"rediss://:{SECRET}@h?ssl_certfile=/no/such/file",
+        f"redis+sentinel://:{SECRET}@",
+        f"redis+sentinel://:{SECRET}@h",
+        f"redis+sentinel://:{SECRET}@h:1/",
+        f"redis+sentinel://:{SECRET}@/bus",
+        f"redis+sentinel://:{SECRET}@h,/bus",
+        f"redis+sentinel://:{SECRET}@h:port/bus",
+        f"redis+sentinel://:{SECRET}@h:1,i:99999/bus",
+        f"redis+sentinel://:{SECRET}@h/bus/database",
+        f"redis+sentinel://:{SECRET}@h/bus/1/2",
+        f"redis+sentinel://:{SECRET}@[::1/bus",
+        f"sentinel://:{SECRET}@h/bus",
     ],
 )
 async def test_bad_urls(url: str) -> None:
@@ -214,7 +234,18 @@ async def test_a_layer_says_where_it_is_without_its_password() -> None:
         (f"redis://user:{SECRET}@host:1/2", "redis://host:1/2"),
         (f"rediss://:{SECRET}@[::1]", "rediss://[::1]:6379"),
         (f"unix://:{SECRET}@/run/redis.sock?db=1", "unix:///run/redis.sock?db=1"),
+        (f"redis+sentinel://user:{SECRET}@a,b:1,[::1]:2/bus", "redis+sentinel://a:26379,b:1,[::1]:2/bus"),
+        (f"redis+sentinel://:{SECRET}@a/bus/3", "redis+sentinel://a:26379/bus/3"),
     ):
         layer = open_layer(url)
         assert str(getattr(layer, "address", None)) == shown
         assert SECRET not in repr(getattr(layer, "address", None))
+
+
+async def test_what_a_url_of_sentinels_says() -> None:
+    address = Address.from_url("redis+sentinel://us%3Aer:p%40ss%2F@a,[::1]:5/my-bus/7")
+    assert address.sentinels == (("a", 26379), ("::1", 5))
+    assert (address.service, address.db) == ("my-bus", 7)
+    assert (address.username, address.password) == ("us:er", "p@ss/")
+    plain = Address.from_url("redis+sentinel://a:1/bus/")
+    assert (plain.service, plain.db, plain.username, plain.password) == ("bus", 0, None, None)

@@ -67,6 +67,15 @@ def test_only_what_nobody_has_claimed_is_withdrawn(run: Run, store: "redis.Redis
     assert [entry for entry, _ in store.xrange("s")] == [claimed]
 
 
+def test_what_is_withdrawn_without_its_id_is_looked_for(run: Run, store: "redis.Redis[bytes]") -> None:
+    assert run(scripts.WITHDRAW, "s", "0-0", 10, "1") == 0
+    store.xgroup_create("s", "workers", "0", mkstream=True)
+    claimed, _, other = (store.xadd("s", {"b": b"%d" % number}) for number in range(3))
+    store.xreadgroup("workers", "w", {"s": ">"}, count=1)
+    assert [run(scripts.WITHDRAW, "s", "0-0", 10, payload) for payload in ("0", "1", "3")] == [0, 1, 0]
+    assert [entry for entry, _ in store.xrange("s")] == [claimed, other]
+
+
 def test_a_claim_that_is_handed_back_goes_to_another_claimant(run: Run, store: "redis.Redis[bytes]") -> None:
     store.xgroup_create("s", "workers", "0", mkstream=True)
     entry = store.xadd("s", {"b": b"1"})

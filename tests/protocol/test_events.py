@@ -29,7 +29,10 @@ GOOD: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
     ({"type": "http.response.early_hint", "links": [b"</a>"]}, (events.EARLY_HINT, ((b"link", b"</a>"),))),
     ({"type": "websocket.accept"}, (events.ACCEPT, None, (), False)),
     ({"type": "websocket.accept", "subprotocol": None, "headers": []}, (events.ACCEPT, None, (), False)),
-    ({"type": "websocket.accept", "subprotocol": "a.b", "headers": H}, (events.ACCEPT, "a.b", ((b"x-a", b"1"),), False)),
+    (
+        {"type": "websocket.accept", "subprotocol": "a.b", "headers": H},
+        (events.ACCEPT, "a.b", ((b"x-a", b"1"),), False),
+    ),
     ({"type": "websocket.send", "text": ""}, (events.MESSAGE_SENT, "")),
     ({"type": "websocket.send", "text": "\u00fc\U0001f600", "bytes": None}, (events.MESSAGE_SENT, "\u00fc\U0001f600")),
     ({"type": "websocket.send", "bytes": b""}, (events.MESSAGE_SENT, b"")),

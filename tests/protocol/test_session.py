@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from asgibus.protocol.events import MESSAGE_SENT, size
-from asgibus.protocol.frames import ACK, EVENT, HEAD, OWN, RESEND, RESET
+from asgibus.protocol.events import MESSAGE_RECEIVED, MESSAGE_SENT, size
+from asgibus.protocol.frames import ACK, EVENT, HEAD, OWN, PROBE, RESEND, RESET
 from asgibus.protocol.session import PART, WINDOW, Arrival, SessionEnd
 
 NUMBER, ATTEMPT = 7, 2
@@ -51,9 +51,11 @@ class End(SessionEnd):
                 self.out.append(self.resend())
         elif frame[0] == ACK:
             self.acknowledged(frame[3])
-        else:
-            assert frame[0] == RESEND
+        elif frame[0] == RESEND:
             self.repeat(frame[3])
+        else:
+            assert frame[0] == PROBE
+            self.out.append(self.probed(frame[3]))
 
     def repeat(self, number: int) -> None:
         self.out += [frame for frame, _ in self.kept() if frame[3] >= number]
@@ -113,7 +115,7 @@ class Wire(RuleBasedStateMachine):
 
     @rule()
     def cut(self) -> None:
-        """All that is under way is lost; the ends learn of it and send again what is not acknowledged."""
+        """All that is under way is lost; the ends learn of it and ask each other what is missing."""
         self.under_way = [[], []]
         self.again()
 
@@ -125,10 +127,14 @@ class Wire(RuleBasedStateMachine):
         assert end.acknowledged(nonsense) is False
         assert (end.acked, end.in_flight, len(end.kept())) == before
 
+    @rule(index=st.integers(0, 1))
+    def probe(self, index: int) -> None:
+        self.ends[index].out.append(self.ends[index].probe())
+        self.posted()
+
     def again(self) -> None:
         for end in self.ends:
-            end.out.append(end.ack())
-            end.repeat(0)
+            end.out.append(end.probe())
         self.posted()
 
     @invariant()
@@ -241,3 +247,98 @@ def test_an_arrival_is_judged_by_its_number() -> None:
         Arrival.NEW,
         Arrival.NEW,
     ]
+
+
+def message(text: str) -> Frame:
+    return (MESSAGE_RECEIVED, text)
+
+
+def test_a_probe_says_how_much_was_sent() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, 1000)
+    assert end.probe() == (PROBE, NUMBER, ATTEMPT, 0)
+    end.sent(message("a"))
+    end.sent(message("b"))
+    end.acknowledged(1)
+    assert end.probe() == (PROBE, NUMBER, ATTEMPT, 2)
+
+
+def test_a_probe_is_answered_by_what_is_missing_or_by_how_much_was_taken() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, 1000)
+    assert end.probed(1) == (RESEND, NUMBER, ATTEMPT, 0)
+    assert end.probed(0) == (ACK, NUMBER, ATTEMPT, 0)
+    end.arrived(0)
+    end.arrived(1)
+    end.took(100, 1)
+    assert end.probed(3) == (RESEND, NUMBER, ATTEMPT, 2), "from the first that has not arrived"
+    assert end.untold == 100
+    assert end.probed(2) == (ACK, NUMBER, ATTEMPT, 1), "what has arrived is not yet taken"
+    assert end.untold == 0
+
+
+def test_an_end_is_stalled_when_nothing_was_acknowledged_between_two_questions() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, 1000)
+    assert not end.stalled()
+    assert not end.stalled(), "nothing is under way"
+    end.sent(message("a"))
+    end.sent(message("b"))
+    assert end.stalled(), "the last question was asked at the same acknowledgement"
+    end.acknowledged(1)
+    assert not end.stalled()
+    assert end.stalled()
+    end.acknowledged(2)
+    assert not end.stalled()
+    assert not end.stalled()
+
+
+def test_what_is_not_acknowledged_can_be_had_as_events() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, 1000)
+    events = [message(text) for text in "abc"]
+    for event in events:
+        end.sent(event)
+    end.acknowledged(1)
+    assert end.unacknowledged == events[1:]
+    assert all(one is other for one, other in zip(end.unacknowledged, events[1:], strict=True)), "the very same"
+
+
+def test_renewed_it_begins_at_nothing_with_what_it_is_given() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, 1000)
+    events = [message(text * 300) for text in "abc"]
+    for event in events:
+        end.sent(event)
+    for number in range(3):
+        end.arrived(number)
+        end.took(200, number + 1)
+    end.acknowledged(1)
+    end.stalled()
+    end.renew(ATTEMPT + 1, end.unacknowledged)
+    assert (end.attempt, end.number) == (ATTEMPT + 1, NUMBER)
+    assert end.kept() == [
+        ((EVENT, NUMBER, ATTEMPT + 1, number, 0, *event), size(event)) for number, event in enumerate(events[1:])
+    ]
+    assert end.in_flight == sum(size(event) for event in events[1:])
+    assert (end.next_number, end.acked, end.expected, end.taken, end.untold) == (2, 0, 0, 0, 0)
+    assert not end.ack_due
+    assert not end.stalled(), "the new end has not been asked yet"
+    assert end.arrived(0) is Arrival.NEW
+    assert end.sent(message("d"))[0][2:4] == (ATTEMPT + 1, 2)
+    assert end.acknowledged(3) is False
+    assert end.in_flight == 0
+
+
+def test_renewed_with_nothing_it_is_as_new() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, 1000)
+    end.sent(message("a"))
+    end.arrived(0)
+    end.renew(ATTEMPT + 1, [])
+    new = SessionEnd(NUMBER, ATTEMPT + 1, 1000)
+    assert {slot: getattr(end, slot) for slot in SessionEnd.__slots__} == {
+        slot: getattr(new, slot) for slot in SessionEnd.__slots__
+    }
+
+
+def test_the_window_stays_shut_when_what_is_left_still_fills_it() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, 100)
+    end.sent(message("x" * 500))
+    end.renew(ATTEMPT + 1, end.unacknowledged)
+    assert not end.window_open
+    assert end.acknowledged(1) is True

@@ -10,13 +10,17 @@ from asgibus.protocol.events import NAMES
 from asgibus.protocol.states import (
     HTTP_TABLE,
     LIFE_TABLE,
+    RUN_TABLE,
     WEBSOCKET_TABLE,
     App,
+    Change,
     IllegalTransition,
     IllegalTurn,
     Life,
+    Run,
     Table,
     Turn,
+    change,
     step,
     turn,
 )
@@ -45,6 +49,14 @@ LIFE = {
     Life.JOINED: "CLIENT_GONE>ENDED COMPLETED>ENDED REOPENED>OFFERED GIVEN_UP>ENDED",
     Life.LEFT: "OWNED>ENDED GIVEN_UP>ENDED",
     Life.ENDED: "",
+}
+RUN = {
+    Run.SERVING: "DRAIN>LEAVING LOSE>LOST RETURN>ENDED",
+    Run.LEAVING: "TELL>TOLD LOSE>LOST RETURN>ENDED",
+    Run.TOLD: "LOSE>LOST RETURN>HANDED_OVER",
+    Run.LOST: "RETURN>ENDED",
+    Run.HANDED_OVER: "LOSE>ENDED",
+    Run.ENDED: "LOSE>ENDED",
 }
 # What the bus itself keeps from the state machine: handled before, in every state.
 OUTSIDE = {"GROUP_ADD", "GROUP_DISCARD", "GROUP_DONE", "SAVE_STATE", "HANDOVER"}
@@ -93,6 +105,19 @@ def test_every_life_with_every_turn(life: Life, event: Turn) -> None:
     assert (raised.value.life, raised.value.turn) == (life, event)
 
 
+@pytest.mark.parametrize(("run", "event"), [*itertools.product(Run, Change)])
+def test_every_run_with_every_change(run: Run, event: Change) -> None:
+    after = dict(word.split(">") for word in RUN[run].split()).get(event.name)
+    if after is not None:
+        assert change(run, event) is Run[after]
+        return
+    with pytest.raises(
+        IllegalTurn, match=re.escape(f"'{event.value}' cannot happen to what is '{run.value}'")
+    ) as raised:
+        change(run, event)
+    assert (raised.value.life, raised.value.turn) == (run, event)
+
+
 @pytest.mark.parametrize(("table", "states"), [(HTTP_TABLE, HTTP_STATES), (WEBSOCKET_TABLE, WEBSOCKET_STATES)])
 def test_a_table_speaks_of_its_own_states_and_reaches_all_of_them(table: Table, states: list[App]) -> None:
     first = states[0]
@@ -107,6 +132,15 @@ def test_a_table_speaks_of_its_own_states_and_reaches_all_of_them(table: Table, 
 def test_every_life_comes_to_an_end() -> None:
     assert {life for life, _ in LIFE_TABLE} | set(LIFE_TABLE.values()) == set(Life)
     assert all((Life.ENDED, event) not in LIFE_TABLE for event in Turn)
+
+
+def test_every_run_comes_to_an_end() -> None:
+    assert {run for run, _ in RUN_TABLE} | set(RUN_TABLE.values()) == set(Run)
+    for first in Run:
+        reached = {first}
+        while more := {after for (run, _), after in RUN_TABLE.items() if run in reached} - reached:
+            reached |= more
+        assert Run.ENDED in reached
 
 
 def test_every_event_of_the_app_has_its_place() -> None:

@@ -1,126 +1,19 @@
 """The worker between a bus and an app. The test is the interface server: it offers connections and reads frames."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
-import anyio
 import pytest
 
-from asgibus.layers import Bus, ChannelLayer, InMemoryChannelLayer
-from asgibus.layers.contract import Frame
 from asgibus.protocol import events
 from asgibus.protocol.channels import shared_channel
-from asgibus.protocol.frames import ACK, EVENT, HEAD, OWN, RESET
-from asgibus.protocol.opening import HTTP, OPENING_VERSION, WEBSOCKET, Opening
+from asgibus.protocol.frames import ACK, EVENT, OWN, RESET
+from asgibus.protocol.opening import HTTP, WEBSOCKET
 from asgibus.worker.lifespan import LifespanError
-from asgibus.worker.server import Worker
-from asgibus.worker.settings import WorkerSettings
-from support.bus import Recorder, until
+from support.bus import until
+from worker.harness import echo, hello, running, whole
 
 pytestmark = pytest.mark.anyio
-
-App = Callable[[Any, Any, Any], Awaitable[None]]
-
-
-@dataclass
-class Interface:
-    """An interface server as the worker sees it."""
-
-    bus: Bus
-    layer: ChannelLayer
-    recorder: Recorder
-    worker: Worker
-    stop: anyio.Event
-    ended: asyncio.Task[None]
-    numbers: int = 0
-    offered: list[Any] = field(default_factory=list)
-
-    def open(self, kind: str = HTTP, **fields: Any) -> int:
-        self.numbers += 1
-        values: dict[str, Any] = {
-            "version": OPENING_VERSION,
-            "interface": self.bus.mailbox,
-            "connection": self.numbers,
-            "attempt": 1,
-            "resumed": False,
-            "window": 1000,
-            "kind": kind,
-            "http_version": "1.1",
-            "method": "GET",
-            "scheme": "http",
-            "raw_path": b"/",
-            "query_string": b"",
-            "root_path": "",
-            "headers": (),
-            "client": None,
-            "server": None,
-            "subprotocols": (),
-            "extensions": {},
-            "expects_continue": False,
-            "events": ((events.REQUEST_END, b""),) if kind == HTTP else (),
-            "state": b"",
-        }
-        opening = Opening(**(values | fields))
-        self.bus.offer(shared_channel(kind, "default"), tuple(opening))
-        return opening.connection
-
-    def frames(self, number: int) -> list[Frame]:
-        return [frame for frame in self.recorder.frames if frame[1] == number]
-
-    def events(self, number: int) -> list[Frame]:
-        return [frame[HEAD:] for frame in self.frames(number) if frame[0] == EVENT]
-
-    async def answer(self, number: int) -> list[Frame]:
-        """The events of a response, once it is complete."""
-        ends = {events.RESPONSE_END, events.RESPONSE, events.ABORT, events.CLOSE}
-        await until(lambda: any(event[0] in ends for event in self.events(number)), what="the end of the response")
-        return self.events(number)
-
-
-@asynccontextmanager
-async def running(app: App, **settings: Any) -> AsyncIterator[Interface]:
-    """A worker that runs `app`, until the context ends or the test stops it."""
-    layer: ChannelLayer = InMemoryChannelLayer()
-    worker = Worker(WorkerSettings(app="test", **({"graceful_timeout": 5.0} | settings)), app, layer)
-    stop, ready = anyio.Event(), asyncio.Event()
-    recorder = Recorder()
-    async with layer.bus("interface", recorder) as bus:
-        ended = asyncio.create_task(worker.serve(stop, ready.set))
-        waiting = asyncio.create_task(ready.wait())
-        await asyncio.wait([ended, waiting], return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        if ended.done():
-            ended.result()
-        yield Interface(bus, layer, recorder, worker, stop, ended)
-        stop.set()
-        await asyncio.wait_for(ended, 10)
-        assert worker.open_sessions == 0
-
-
-async def hello(scope: Any, receive: Any, send: Any) -> None:
-    assert scope["type"] != "lifespan"
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": scope["raw_path"]})
-
-
-def whole(answer: list[Frame]) -> tuple[int, bytes]:
-    """(status, body) of an answer, however its events were put together."""
-    status = next(event[1] for event in answer if event[0] in (events.RESPONSE, events.RESPONSE_START))
-    body = b"".join(
-        event[-1] for event in answer if event[0] in (events.RESPONSE, events.RESPONSE_BODY, events.RESPONSE_END)
-    )
-    return status, body
-
-
-async def echo(scope: Any, receive: Any, send: Any) -> None:
-    assert scope["type"] == "websocket"
-    await receive()
-    await send({"type": "websocket.accept"})
-    while (event := await receive())["type"] == "websocket.receive":
-        await send({"type": "websocket.send", "text": event["text"]})
 
 
 async def test_many_requests_are_answered() -> None:

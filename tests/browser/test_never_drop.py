@@ -1,0 +1,111 @@
+"""The demo in a real browser: workers are killed and redeployed, and the page loses nothing."""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from support.deadline import wait_until
+from support.processes import Process, Processes
+
+ROOT = Path(__file__).resolve().parents[2]
+SCREENSHOTS = ROOT / "screenshots"
+OPEN = re.compile(r"Open (http://\S+)")
+WINDOW = {"viewport": {"width": 1180, "height": 900}, "device_scale_factor": 2}
+FAULTS = ("lost", "disorder", "drops")
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(120)]
+
+
+@pytest.fixture
+def demo(redis_url: str, processes: Processes) -> Process:
+    command = [sys.executable, str(ROOT / "examples" / "never_drop" / "demo.py")]
+    options = ["--port", "0", "--redis", redis_url, "--every", "1"]
+    demo = processes.start("demo", [*command, *options], ready=OPEN)
+    demo.url = demo.wait_for(OPEN)[1]
+    return demo
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    context = browser.new_context(**WINDOW)
+    errors: list[object] = []
+    page = context.new_page()
+    # Playwright sets an attribute on a handler, which a method of a list does not have.
+    page.on("pageerror", lambda error: errors.append(error))  # noqa: PLW0108
+    yield page
+    context.close()
+    assert not errors
+
+
+def count(page: Page, name: str) -> int:
+    return int(page.locator(f"#{name}").inner_text().replace(",", ""))
+
+
+def test_a_page_loses_nothing_while_workers_are_killed_and_redeployed(demo: Process, page: Page) -> None:
+    page.goto(demo.url)
+    expect(page.locator("#state")).to_have_text("Connected")
+    other = page.context.new_page()
+    other.goto(demo.url)
+    expect(other.locator("#state")).to_have_text("Connected")
+
+    # Two rounds of kill, kill, deploy.
+    demo.wait_for(r"SIGTERM to version 2", timeout=40)
+    page.get_by_label("Message").fill("Still here")
+    page.get_by_role("button", name="Send").click()
+    expect(other.locator("#said li")).to_contain_text("Still here")
+    page.screenshot(path=SCREENSHOTS / "never-drop.png")
+
+    assert demo.log().count("SIGKILL") >= 4
+    for one in (page, other):
+        sent = count(one, "sent")
+        wait_until(lambda one=one, sent=sent: count(one, "answered") >= sent, 10, "the answer to the last message")
+        assert {fault: count(one, fault) for fault in FAULTS} == dict.fromkeys(FAULTS, 0)
+        assert count(one, "takeovers") >= 2
+        assert sent >= 40
+        expect(one.locator("#state")).to_have_text("Connected")
+
+
+def test_ctrl_c_leaves_no_process(demo: Process, page: Page) -> None:
+    page.goto(demo.url)
+    expect(page.locator("#state")).to_have_text("Connected")
+    started = psutil.Process(demo.pid).children(recursive=True)
+    assert len(started) >= 4, "an interface server, and a supervisor with two workers"
+    demo.interrupt()
+    assert demo.wait() == 0
+    wait_until(lambda: not any(process.is_running() for process in started), what="the end of all processes")
+
+
+def test_the_page_counts_what_goes_wrong(start_interface: Callable[..., Process], page: Page) -> None:
+    """Its zeros would mean nothing otherwise."""
+    interface = start_interface("--app-dir", ROOT / "examples" / "never_drop", app="app:app")
+    page.goto(interface.url)
+    expect(page.locator("#state")).to_have_text("Connected")
+    page.evaluate(
+        """() => {
+            window.pass = socket.onmessage;
+            socket.onmessage = (message) => {
+                if (!window.held && JSON.parse(message.data).type === "answer") window.held = message;
+                else pass(message);
+            };
+        }"""
+    )
+    expect(page.locator("#lost")).to_have_text("1")
+    page.evaluate("pass(held)")
+    expect(page.locator("#disorder")).to_have_text("1")
+    expect(page.locator("#lost")).to_have_text("0")
+    page.evaluate("pass(held)")
+    expect(page.locator("#twice")).to_have_text("1")
+
+    # What is under way when the socket goes is lost.
+    page.evaluate("socket.onmessage = () => {}")
+    under_way = count(page, "sent") + 2
+    wait_until(lambda: count(page, "sent") >= under_way, what="two more messages")
+    page.evaluate("socket.close()")
+    expect(page.locator("#drops")).to_have_text("1")
+    expect(page.locator("#state")).to_have_text("Connected")
+    assert count(page, "lost") >= 2

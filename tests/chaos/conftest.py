@@ -1,0 +1,84 @@
+"""Fixtures of the chaos tests: the app's notes, workers of it, and figures that the summary shows."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chaos.notes import Notes
+from chaos.scale import DRAIN_PERIOD, LONG
+from support.processes import Process
+
+APP = "chaos.chaos_app:app"
+GRACEFUL_TIMEOUT = DRAIN_PERIOD + 3
+HERE = Path(__file__).parent
+TIMEOUT = 900 if LONG else 120
+"""Seconds for one test."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == HERE:
+            item.add_marker("slow")
+            item.add_marker(pytest.mark.timeout(TIMEOUT))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Show the figures of every test, also those of other processes."""
+    lines = [
+        (report.nodeid.partition("::")[2], text)
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", None) == "call"
+        for name, text in report.user_properties
+        if name == "figures"
+    ]
+    if lines:
+        terminalreporter.section("figures")
+        for test, text in lines:
+            terminalreporter.write_line(f"{test}: {text}")
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Callable[[object], None]:
+    """State what was measured: it is shown at the end of the run, whether the test passes or fails."""
+    return lambda text: request.node.user_properties.append(("figures", str(text)))
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Notes:
+    """What the app of `start_chaos_worker` has noted."""
+    return Notes(tmp_path)
+
+
+@pytest.fixture
+def start_chaos_worker(start_worker: Callable[..., Process], redis_url: str, notes: Notes) -> Callable[..., Process]:
+    """Start a worker of the chaos app: `start_chaos_worker(*args, layer=redis_url) -> Process`."""
+
+    def start(*args: object, layer: str = redis_url, **options: Any) -> Process:
+        # With several of an option the last one counts.
+        return start_worker(
+            APP,
+            "--layer",
+            layer,
+            "--drain-period",
+            DRAIN_PERIOD,
+            "--graceful-timeout",
+            GRACEFUL_TIMEOUT,
+            *args,
+            env=notes.env,
+            **options,
+        )
+
+    return start
+
+
+@pytest.fixture
+def start_chaos_interface(start_interface: Callable[..., Process], redis_url: str) -> Callable[..., Process]:
+    """Start an interface server: `start_chaos_interface(*args, layer=redis_url) -> Process`."""
+
+    def start(*args: object, layer: str = redis_url, **options: Any) -> Process:
+        return start_interface("--layer", layer, "--no-access-log", *args, **options)
+
+    return start

@@ -1,0 +1,523 @@
+"""Many WebSockets that number what they send, and know at the end what was lost, doubled or out of order.
+
+A crowd lives in a thread of its own, so that the test may start and kill processes meanwhile:
+
+    with Crowd(interface, "/echo", sockets=100, rate=200) as crowd:
+        crowd.begin()
+        ...  # faults
+        report = crowd.finish()
+
+In `/echo` each member expects an answer to each of its messages; in `/room` it expects every message of every member of
+its room, itself included.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import urlencode
+
+from support.deadline import wait_until
+from support.processes import Process
+from support.websocket import CLOSE, PING, PONG, TEXT, close_frame, frame, handshake
+
+T = TypeVar("T")
+
+AT_ONCE = 50
+"""Handshakes under way at once."""
+OPEN_TIMEOUT = 30.0
+STEP = 0.01
+ABNORMAL = 1006
+
+
+class Numbers:
+    """The numbers of one sender as one member saw them, beginning with `expected`."""
+
+    __slots__ = ("disordered", "doubled", "expected", "missing")
+
+    def __init__(self, expected: int = 0) -> None:
+        self.expected = expected
+        self.doubled = self.disordered = 0
+        self.missing: set[int] = set()
+
+    def saw(self, number: int) -> bool:
+        """Whether this is the first time."""
+        if number >= self.expected:
+            self.missing.update(range(self.expected, number))
+            self.expected = number + 1
+            return True
+        if number in self.missing:  # what follows it was there before it
+            self.missing.remove(number)
+            self.disordered += 1
+            return True
+        self.doubled += 1
+        return False
+
+    def lost(self, sent: int) -> int:
+        """How many of the numbers below `sent` never came."""
+        return len(self.missing) + max(0, sent - self.expected)
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """The first message of a member's own that another run of its app answered."""
+
+    at: float
+    attempt: int
+    pid: int
+    before: int
+    """The pid of the run before."""
+
+
+class Member(asyncio.Protocol):
+    """One WebSocket of a crowd."""
+
+    def __init__(self, crowd: "Crowd", number: int, target: str) -> None:
+        loop = asyncio.get_running_loop()
+        self.name = f"{crowd.label}{number}"
+        self.sent = 0
+        self.seen: dict[str, Numbers] = {}
+        self.takeovers: list[Takeover] = []
+        self.attempt = self.pid = 0
+        self.backward = 0
+        self.closed: tuple[int, str] | None = None
+        self.closed_at = 0.0
+        self.blocked = False
+        self.opened: asyncio.Future[None] = loop.create_future()
+        self.gone: asyncio.Future[None] = loop.create_future()
+        self.answers: list[Any] = []
+        self.waiting: dict[int, float] = {}
+        self.leaving = False
+        self._crowd = crowd
+        self._target = target
+        self._buffer = b""
+
+    def __repr__(self) -> str:
+        return f"<{self.name} sent {self.sent}, closed {self.closed}, run {self.attempt} in {self.pid}>"
+
+    @property
+    def open(self) -> bool:
+        return self.closed is None
+
+    @property
+    def answered(self) -> int:
+        """One more than the highest own number that came back."""
+        own = self.seen.get(self.name)
+        return own.expected if own else 0
+
+    def send(self) -> None:
+        """Send the next number."""
+        self.waiting[self.sent] = time.monotonic()
+        self._transport.write(frame(TEXT, b"%d %s" % (self.sent, self._crowd.padding)))
+        self.sent += 1
+
+    def say(self, text: str) -> None:
+        """Send something that is not counted."""
+        self._transport.write(frame(TEXT, text.encode()))
+
+    def leave(self) -> None:
+        """Close with 1000."""
+        self.leaving = True
+        if self.open:
+            self._transport.write(close_frame(1000))
+
+    def abort(self) -> None:
+        self.leaving = True
+        self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.write(handshake(self._target))
+
+    def pause_writing(self) -> None:
+        self.blocked = True
+
+    def resume_writing(self) -> None:
+        self.blocked = False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._close(ABNORMAL, repr(error))
+        if not self.opened.done():
+            self.opened.set_exception(ConnectionError(f"the handshake of {self.name} failed: {self._buffer[:80]!r}"))
+        self.gone.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if not self.opened.done():
+            head, mark, rest = self._buffer.partition(b"\r\n\r\n")
+            if not mark:
+                return
+            if not head.startswith(b"HTTP/1.1 101 "):
+                self._transport.abort()
+                return
+            self._buffer = rest
+            self.opened.set_result(None)
+        buffer, start = self._buffer, 0
+        while len(buffer) >= start + 2:
+            length, begin = buffer[start + 1], start + 2
+            if length == 126:
+                if len(buffer) < begin + 2:
+                    break
+                (length,), begin = struct.unpack_from("!H", buffer, begin), begin + 2
+            if len(buffer) < begin + length:
+                break
+            self._frame(buffer[start] & 0x0F, buffer[begin : begin + length])
+            start = begin + length
+        self._buffer = buffer[start:]
+
+    def _frame(self, opcode: int, payload: bytes) -> None:
+        if opcode == TEXT:
+            self._text(payload.decode())
+        elif opcode == PING:
+            self._transport.write(frame(PONG, payload))
+        elif opcode == CLOSE:
+            (code,) = struct.unpack_from("!H", payload)
+            self._close(code, payload[2:].decode())
+            self._transport.write(close_frame(code))
+            self._transport.close()
+
+    def _close(self, code: int, reason: str) -> None:
+        if self.closed is None:
+            self.closed = (code, reason)
+            self.closed_at = time.monotonic()
+
+    def _text(self, text: str) -> None:
+        if text.startswith("!"):
+            self.answers.append(json.loads(text[1:]))
+            return
+        *sender, number, attempt, pid = text.split(" ")
+        name = sender[0] if sender else self.name
+        sequence = self.seen.get(name)
+        if sequence is None:
+            sequence = self.seen[name] = Numbers()
+        first = sequence.saw(int(number))
+        self._crowd.received += 1
+        if name == self.name:
+            self._own(int(number), int(attempt), int(pid), first)
+
+    def _own(self, number: int, attempt: int, pid: int, first: bool) -> None:
+        now = time.monotonic()
+        if first:
+            self._crowd.waits.append(now - self.waiting.pop(number))
+        if attempt > self.attempt:
+            if self.attempt:
+                self.takeovers.append(Takeover(now, attempt, pid, self.pid))
+            self.attempt, self.pid = attempt, pid
+        elif (attempt < self.attempt or pid != self.pid) and (first or not self._crowd.rooms):
+            self.backward += 1  # a broadcast that comes once more may be of a run that could not know that it is over
+
+
+@dataclass
+class Report:
+    """What a crowd saw. What is counted of messages is counted for the members that were still open."""
+
+    sockets: int
+    sent: int
+    received: int
+    lost: int
+    doubled: int
+    disordered: int
+    backward: int
+    """Messages of a run that was not the newest: two runs served a socket at once."""
+    takeovers: int
+    closes: Counter[int]
+    spread: float
+    """Seconds from the first close to the last."""
+    slowest: float
+    """The longest that a sender waited for the first answer to a message, in seconds."""
+    median: float
+    losers: list[str] = field(default_factory=list, repr=False)
+
+    def __str__(self) -> str:
+        closes = ", ".join(f"{count} with {code}" for code, count in sorted(self.closes.items())) or "none"
+        text = (
+            f"{self.sockets} sockets, {self.sent} messages sent, {self.received} received, {self.lost} lost, "
+            f"{self.doubled} doubled, {self.disordered} out of order, {self.backward} of an older run; "
+            f"closes: {closes}; {self.takeovers} takeovers; answers took {self.median * 1000:.1f} ms (median), "
+            f"{self.slowest * 1000:.0f} ms (longest)"
+        )
+        if len(self.closes):
+            text += f"; closes spread over {self.spread:.2f} s"
+        return "; ".join([text, *self.losers[:5]])
+
+    def assert_whole(self, *, doubles: bool = False) -> None:
+        """No close, nothing lost, nothing out of order, no two runs at once; doubles only where they may be."""
+        assert not self.closes, self
+        assert self.sent > 0, self
+        assert self.lost == self.disordered == self.backward == 0, self
+        assert doubles or self.doubled == 0, self
+
+
+class Crowd:
+    """A context manager: entering opens all sockets, leaving closes them. See the module."""
+
+    def __init__(
+        self,
+        servers: Process | Sequence[Process],
+        path: str,
+        *,
+        sockets: int,
+        rate: float,
+        room_size: int = 10,
+        size: int = 0,
+        label: str = "",
+        send_buffer: int | None = None,
+        **query: object,
+    ) -> None:
+        """`rate`: messages per second of all together. `size`: bytes of padding in each.
+
+        `query`: more of the query string of each. `send_buffer`: the kernel's, for clients that feel it early when the
+        server does not read.
+        """
+        self.label = label or path.strip("/")
+        self.members: list[Member] = []
+        self.padding = b"x" * size
+        self.waits: list[float] = []
+        self.received = 0
+        self.skipped = 0
+        """Messages that were due while their sender's socket was blocked, and were not sent."""
+        self._servers = [servers] if isinstance(servers, Process) else list(servers)
+        self.rooms = path == "/room"
+        self._path = path
+        self._sockets = sockets
+        self._rate = rate
+        self.interval = sockets / rate
+        """Seconds between two messages of a member."""
+        self._room_size = room_size
+        self._send_buffer = send_buffer
+        self._query = query
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=f"crowd {self.label}", daemon=True)
+        self._pump: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        try:
+            self._call(self._open(), OPEN_TIMEOUT + self._sockets / 100)
+            if self.rooms:
+                self.probe(OPEN_TIMEOUT)  # nobody speaks before all have joined: an answer comes behind the joining
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._call(self._close(), 30)
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    # What a test calls, from its own thread.
+
+    def begin(self) -> None:
+        """Send numbered messages at the rate, member after member, until `pause` or `finish`."""
+        assert self._pump is None
+        self._pump = self._call(self._start_pump())
+
+    def pause(self) -> None:
+        """Stop sending."""
+        pump, self._pump = self._pump, None
+        if pump is not None:
+            self._call(self._stop_pump(pump))
+
+    def finish(self, timeout: float = 20.0) -> Report:
+        """Stop sending, wait until every open member has all it expects, and report. Does not fail by itself."""
+        self.pause()
+        deadline = time.monotonic() + timeout
+        while self._call(self._behind()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self.report()
+
+    def report(self) -> Report:
+        """As it stands."""
+        return self._call(self._report(), 30)
+
+    def probe(self, timeout: float = 5.0) -> list[dict[str, Any]]:
+        """Ask every open member's app what it knows of itself; fails with AssertionError if one does not answer."""
+        asked = self._call(self._ask(), 30)
+        silent = partial(self._silent, asked)
+        wait_until(lambda: not silent(), timeout, f"an answer to a question, from {silent()[:3]}")
+        return [member.answers[-1] for member, _ in asked if member.open]
+
+    def say(self, member: Member, text: str) -> None:
+        """Send what is not counted."""
+        self._loop.call_soon_threadsafe(member.say, text)
+
+    def wait_answered(self, count: int, timeout: float = 10.0) -> None:
+        """Until `count` more own messages have come back."""
+        aim = len(self.waits) + count
+        wait_until(lambda: len(self.waits) >= aim, timeout, f"{count} more answers for {self.label}")
+
+    def wait_each_answered(self, timeout: float = 10.0) -> None:
+        """Until every open member got an answer to a message that it sent from now on.
+
+        `timeout` is for the answers; the time in which each member sends one comes on top.
+        """
+        marks = [(member, member.sent) for member in self.members]
+        wait_until(
+            lambda: all(not member.open or member.answered > sent for member, sent in marks),
+            timeout + self.interval,
+            f"an answer for each of {self.label}",
+        )
+
+    def forget(self) -> None:
+        """What was lost, doubled or disordered so far is not counted: everything is expected from here on."""
+        self._call(self._forget())
+
+    def closed(self) -> list[Member]:
+        """The members whose sockets were closed on them."""
+        return [member for member in self.members if member.closed is not None and not member.leaving]
+
+    def of_pid(self, pid: int) -> list[Member]:
+        """The open members whose last answer came from that process."""
+        return [member for member in self.members if member.open and member.pid == pid]
+
+    def takeovers(self, since: float = 0.0) -> list[Takeover]:
+        """In the order in which the clients saw them."""
+        found = [takeover for member in self.members for takeover in member.takeovers if takeover.at >= since]
+        return sorted(found, key=lambda takeover: takeover.at)
+
+    # In the crowd's thread.
+
+    def _call(self, coroutine: Coroutine[Any, Any, T], timeout: float = 10.0) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout)
+
+    async def _open(self) -> None:
+        slots = asyncio.Semaphore(AT_ONCE)
+
+        async def connect(number: int) -> Member:
+            query = dict(self._query) | {"name": f"{self.label}{number}"}
+            if self.rooms:
+                query["room"] = f"{self.label}.{number // self._room_size}"
+            target = f"{self._path}?{urlencode(query)}"
+            port = self._servers[number % len(self._servers)].port
+            async with slots:
+                sock = socket.socket()
+                sock.setblocking(False)
+                if self._send_buffer is not None:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer)
+                await self._loop.sock_connect(sock, ("127.0.0.1", port))
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                _, member = await self._loop.create_connection(partial(Member, self, number, target), sock=sock)
+                await member.opened
+            return member
+
+        self.members = await asyncio.gather(*map(connect, range(self._sockets)))
+
+    async def _start_pump(self) -> asyncio.Task[None]:
+        return asyncio.create_task(self._send())
+
+    async def _stop_pump(self, pump: asyncio.Task[None]) -> None:
+        pump.cancel()
+        await asyncio.wait([pump])
+        if not pump.cancelled():
+            pump.result()
+
+    async def _send(self) -> None:
+        begun, count = time.monotonic(), 0
+        while True:
+            due = int((time.monotonic() - begun) * self._rate)
+            for number in range(count, due):
+                member = self.members[number % len(self.members)]
+                if member.blocked:
+                    self.skipped += 1
+                elif member.open:
+                    member.send()
+            count = due
+            await asyncio.sleep(STEP)
+
+    async def _close(self) -> None:
+        if self._pump is not None:
+            self._pump.cancel()
+        for member in self.members:
+            member.leave()
+        if self.members:
+            _, late = await asyncio.wait([member.gone for member in self.members], timeout=5)
+            for member in self.members:
+                if member.gone in late:
+                    member.abort()
+            await asyncio.wait([member.gone for member in self.members])
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _ask(self) -> list[tuple[Member, int]]:
+        asked = []
+        for member in self.members:
+            if member.open:
+                asked.append((member, len(member.answers) + 1))
+                member.say("?")
+        return asked
+
+    @staticmethod
+    def _silent(asked: list[tuple[Member, int]]) -> list[Member]:
+        return [member for member, count in asked if member.open and len(member.answers) < count]
+
+    async def _behind(self) -> bool:
+        return any(True for _ in self._expectations())
+
+    def _expectations(self) -> list[tuple[Member, Member, int]]:
+        """(who, of whom, how many) for all that open members still miss."""
+        missed = []
+        for index, member in enumerate(self.members):
+            if not member.open:
+                continue
+            room = index - index % self._room_size
+            senders = self.members[room : room + self._room_size] if self.rooms else [member]
+            for sender in senders:
+                sequence = member.seen.get(sender.name)
+                if sender.open and (lost := sequence.lost(sender.sent) if sequence else sender.sent):
+                    missed.append((member, sender, lost))
+        return missed
+
+    async def _forget(self) -> None:
+        for member in self.members:
+            for sender in self.members:
+                if sender.name in member.seen:
+                    member.seen[sender.name] = Numbers(sender.sent)
+
+    async def _report(self) -> Report:
+        closed = self.closed()
+        times = [member.closed_at for member in closed]
+        missed = self._expectations()
+        sequences = [sequence for member in self.members for sequence in member.seen.values()]
+        waits = sorted(self.waits)
+        return Report(
+            sockets=len(self.members),
+            sent=sum(member.sent for member in self.members),
+            received=self.received,
+            lost=sum(lost for _, _, lost in missed),
+            doubled=sum(sequence.doubled for sequence in sequences),
+            disordered=sum(sequence.disordered for sequence in sequences),
+            backward=sum(member.backward for member in self.members),
+            takeovers=sum(len(member.takeovers) for member in self.members),
+            closes=Counter(member.closed[0] for member in closed if member.closed is not None),
+            spread=max(times) - min(times) if times else 0.0,
+            slowest=waits[-1] if waits else 0.0,
+            median=waits[len(waits) // 2] if waits else 0.0,
+            losers=[f"{who.name} misses {count} of {whom.sent} of {whom.name}" for who, whom, count in missed],
+        )
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of that id exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,108 @@
+"""Workers are replaced one after another by SIGTERM, under load."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from chaos.crowd import Crowd
+from chaos.notes import Notes
+from chaos.scale import LONG, RATE, ROUNDS, SOCKETS
+from support.processes import Process
+
+Start = Callable[..., Process]
+Figures = Callable[[object], None]
+RESTART = 1012
+
+
+def deploy(workers: list[Process], start: Start) -> list[float]:
+    """SIGTERM to each in turn, a new one for each; how long each took to end."""
+    seconds = []
+    for index, old in enumerate(workers):
+        begun = time.monotonic()
+        old.terminate()
+        workers[index] = start("--resume")
+        assert old.wait(60) == 0
+        seconds.append(time.monotonic() - begun)
+    return seconds
+
+
+def test_with_resume_nothing_is_noticed(
+    start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
+) -> None:
+    workers = [start_chaos_worker("--resume") for _ in range(2)]
+    interface = start_chaos_interface()
+    seconds = []
+    with (
+        Crowd(interface, "/echo", sockets=SOCKETS // 2, rate=RATE / 2) as echo,
+        Crowd(interface, "/room", sockets=SOCKETS // 2, rate=RATE / 2) as room,
+    ):
+        crowds = (echo, room)
+        for crowd in crowds:
+            crowd.begin()
+            crowd.wait_each_answered()
+        for _ in range(ROUNDS):
+            seconds += deploy(workers, start_chaos_worker)
+            for crowd in crowds:
+                crowd.wait_each_answered()
+        for crowd in crowds:
+            report = crowd.finish()
+            figures(f"{crowd.label}: {report}")
+            report.assert_whole()
+        figures(f"workers ended within {max(seconds):.2f} s of SIGTERM")
+        for crowd in crowds:
+            for member, known in zip(crowd.members, crowd.probe(), strict=True):
+                assert known["name"] == member.name
+                assert known["attempt"] >= 2
+                assert known["resumed"]
+                assert known["pid"] in {worker.pid for worker in workers}
+                assert known["state"] == {"last": member.sent - 1, "cleaned": known["attempt"] - 1}
+    assert not notes.all("disorder")
+    assert not notes.all("send failed")
+    ended = {(note["name"], note["attempt"]): note for note in notes.all("disconnected", code=RESTART)}
+    cleaned = {(note["name"], note["attempt"]) for note in notes.all("cleaned")}
+    assert ended.keys() <= cleaned
+    runs = Counter(note["attempt"] > 1 for note in notes.all("connected"))
+    assert runs[False] == SOCKETS
+    assert runs[True] == len(ended) >= SOCKETS * ROUNDS
+    for run in notes.all("connected"):
+        assert run["resumed"] == (run["attempt"] > 1)
+        if run["resumed"]:
+            before = ended[run["name"], run["attempt"] - 1]
+            assert run["state"] == {"last": before["last"], "cleaned": run["attempt"] - 1}
+            assert run["at"] >= before["at"], "two runs at once"
+
+
+def test_without_resume_each_is_closed_in_its_time(
+    start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
+) -> None:
+    sockets, period = (2000, 5.0) if LONG else (200, 1.0)
+    worker = start_chaos_worker("--drain-period", period)
+    interface = start_chaos_interface()
+    with Crowd(interface, "/echo", sockets=sockets, rate=RATE) as crowd:
+        crowd.begin()
+        crowd.wait_answered(RATE)
+        begun = time.monotonic()
+        worker.terminate()
+        assert worker.wait(30) == 0
+        report = crowd.finish()
+        figures(report)
+        assert report.closes == {RESTART: sockets}
+        assert report.disordered == report.doubled == 0
+        assert 0.5 * period < report.spread < 1.5 * period
+        tenths = Counter(int((member.closed_at - begun) / (period / 10)) for member in crowd.closed())
+        figures(f"at most {max(tenths.values())} of {sockets} were closed in one tenth of {period} s")
+        assert max(tenths.values()) < 0.3 * sockets, tenths
+    assert len(notes.all("disconnected", code=RESTART)) == len(notes.all("cleaned")) == sockets
+
+
+def test_without_resume_few_sockets_do_not_hold_a_worker_up(
+    start_chaos_interface: Start, start_chaos_worker: Start
+) -> None:
+    worker = start_chaos_worker("--drain-period", 30)
+    interface = start_chaos_interface()
+    with Crowd(interface, "/echo", sockets=10, rate=100) as crowd:
+        begun = time.monotonic()
+        worker.terminate()
+        assert worker.wait() == 0
+        assert time.monotonic() - begun < 3
+        assert crowd.finish().closes == {RESTART: 10}

@@ -1,0 +1,205 @@
+"""Who is dead is learnt in time, and nobody else is taken for dead: not for a pause, a clock or an outage."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
+
+from chaos.notes import Notes
+from chaos.scale import LEASE, NOTICED, PAUSE, by_form
+from support import clocks
+from support.clocks import WallClock
+from support.deadline import wait_until
+from support.load import RATE, Load
+from support.processes import Processes
+from support.redis import RedisServer
+
+StartRedis = Callable[..., RedisServer]
+Figures = Callable[[object], None]
+
+HOUR = 3600.0
+STEADY = by_form(2.5, 8.0)
+"""Seconds that a clock stands where it was set: several beats."""
+OUTAGE = by_form(LEASE + 2, 4 * LEASE)
+GRACE = 10.0
+"""Seconds after an outage in which nobody is judged dead."""
+
+
+@pytest.fixture
+def server(start_redis: StartRedis) -> RedisServer:
+    return start_redis()
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> WallClock:
+    if clocks.library() is None:
+        pytest.skip("libfaketime is not installed")
+    return WallClock(tmp_path / "clock")
+
+
+def living(url: str) -> set[str]:
+    """The mailboxes whose leases run."""
+    with redis.Redis.from_url(url, protocol=2, socket_timeout=10) as client:
+        seconds, microseconds = client.time()
+        now = seconds * 1000 + microseconds // 1000
+        names = [name.decode() for name in client.zrange("asgibus:processes", now, "+inf", byscore=True)]
+    return {name for name in names if name.endswith("!")}
+
+
+def test_a_killed_worker(server: RedisServer, processes: Processes, notes: Notes, figures: Figures) -> None:
+    with Load(processes, notes, server.url) as load:
+        before = len(living(server.url))
+        victim = load.workers[0]
+        held = [member for crowd in (load.echo, load.room) for member in crowd.of_pid(victim.pid)]
+        killed = time.monotonic()
+        victim.kill()
+        for crowd in (load.echo, load.room):
+            crowd.wait_each_answered(NOTICED + 2)
+        times = [takeover.at - killed for crowd in (load.echo, load.room) for takeover in crowd.takeovers(killed)]
+        left = len(living(server.url))
+        load.wait_recovered(killed)
+        outcome = load.finish()
+    figures(f"{len(held)} sockets, taken over {min(times):.2f} to {max(times):.2f} s after the kill; {outcome}")
+    assert held
+    assert len(times) == len(held)
+    assert max(times) < NOTICED
+    outcome.echo.assert_whole()
+    assert not outcome.room.closes
+    assert not outcome.disconnects
+    assert not outcome.doubled_runs
+    assert not outcome.posts["503"]  # what it had claimed without a word is not forgotten
+    assert left == before - 1
+
+
+def test_a_killed_interface(server: RedisServer, processes: Processes, notes: Notes, figures: Figures) -> None:
+    with Load(processes, notes, server.url) as load:
+        before = len(living(server.url))
+        victim = load.interfaces[0]
+        mine = [member for crowd in (load.echo, load.room) for member in crowd.members[0::2]]
+        others = [member for crowd in (load.echo, load.room) for member in crowd.members[1::2]]
+        killed = time.monotonic()
+        victim.kill()
+        told = notes.wait("disconnected", len(mine), NOTICED + 3, code=1006)
+        times = [each["at"] - killed for each in told]
+        load.echo.wait_each_answered()
+        load.room.wait_each_answered()
+        assert len(living(server.url)) == before - 1
+    figures(f"{len(mine)} sockets, their apps told {min(times):.2f} to {max(times):.2f} s after the kill")
+    assert max(times) < NOTICED
+    assert {each["name"] for each in told} == {member.name for member in mine}
+    assert all(member.closed is None or member.leaving for member in others)
+
+
+@pytest.mark.parametrize("kind", ["worker", "interface"])
+def test_who_was_paused_is_dead_and_kills_nobody(
+    kind: str, server: RedisServer, processes: Processes, notes: Notes, figures: Figures
+) -> None:
+    with Load(processes, notes, server.url) as load:
+        victim = (load.workers if kind == "worker" else load.interfaces)[0]
+        untouched = [
+            member
+            for crowd in (load.echo, load.room)
+            for index, member in enumerate(crowd.members)
+            if (member.pid != victim.pid if kind == "worker" else index % 2)
+        ]
+        paused = time.monotonic()
+        victim.pause()
+        wait_until(lambda: time.monotonic() > paused + PAUSE, PAUSE + 1)
+        seen_dead = len(load.echo.takeovers(paused)) if kind == "worker" else len(notes.all("disconnected", code=1006))
+        moved = [member for member in untouched if member.takeovers]
+        victim.resume()
+        load.wait_recovered(time.monotonic())
+        outcome = load.finish()
+        moved += [member for member in untouched if member.takeovers]
+        served = {(answer["name"], answer["attempt"]) for crowd in (load.echo, load.room) for answer in crowd.probe()}
+    figures(f"{seen_dead} sockets were known to be lost during the pause; {outcome}")
+    assert seen_dead
+    assert not moved
+    assert len(served) == len(load.echo.members) + len(load.room.members)
+    outcome.echo.assert_whole()
+    assert not outcome.room.closes
+    assert not outcome.late
+    assert not outcome.doubled_runs
+
+
+def test_steps_of_the_clock_of_a_host(
+    clock: WallClock, server: RedisServer, processes: Processes, notes: Notes, figures: Figures
+) -> None:
+    with Load(processes, notes, server.url, env=clock.env) as load:
+        for step in (HOUR, -HOUR):
+            clock.step(step)
+            load.echo.wait_answered(int(STEADY * RATE))
+        load.wait_recovered(time.monotonic())
+        outcome = load.finish()
+    figures(outcome)
+    outcome.assert_whole()
+    assert not outcome.lost
+
+
+def step_redis(url: str, seconds: float) -> None:
+    """Make all leases look as if Redis's clock had been set: there is no way to give it one of its own."""
+    with redis.Redis.from_url(url, protocol=2, socket_timeout=10) as client:
+        client.eval(
+            "for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do "
+            "redis.call('ZINCRBY', KEYS[1], -ARGV[1], member) end",
+            1,
+            "asgibus:processes",
+            str(int(seconds * 1000)),
+        )
+
+
+def test_steps_of_the_clock_of_redis(server: RedisServer, processes: Processes, notes: Notes, figures: Figures) -> None:
+    """Nobody dies of it, and who dies later is still noticed in time."""
+    with Load(processes, notes, server.url) as load:
+        for step in (HOUR, -HOUR):  # the first looks as if everybody had been silent for an hour
+            step_redis(server.url, step)
+            load.echo.wait_answered(int(STEADY * RATE))
+        load.echo.wait_each_answered()
+        assert not load.echo.takeovers()
+        assert not notes.all("disconnected")
+        victim = load.workers[0]
+        killed = time.monotonic()
+        victim.kill()
+        load.echo.wait_each_answered(NOTICED + 3)
+        noticed = max(takeover.at - killed for takeover in load.echo.takeovers(killed))
+        load.wait_recovered(killed)
+        outcome = load.finish()
+    figures(f"a worker killed afterwards was noticed after {noticed:.2f} s; {outcome}")
+    assert noticed < NOTICED
+    outcome.echo.assert_whole()
+    assert not outcome.disconnects
+
+
+def test_an_outage_longer_than_a_lease(
+    start_redis: StartRedis, processes: Processes, notes: Notes, figures: Figures
+) -> None:
+    """Redis comes back with its data, in which every lease has run out. Only who really died is dead."""
+    server = start_redis("--appendonly", "yes", "--appendfsync", "always")
+    with Load(processes, notes, server.url) as load:
+        victim = load.workers[0]
+        held = load.echo.of_pid(victim.pid)
+        server.terminate()
+        gone = time.monotonic()
+        wait_until(lambda: time.monotonic() > gone + OUTAGE / 2, OUTAGE)
+        victim.kill()
+        wait_until(lambda: time.monotonic() > gone + OUTAGE, OUTAGE)
+        server.start()
+        back = time.monotonic()
+        load.echo.wait_each_answered(GRACE + NOTICED + 2)
+        took = load.wait_recovered(back, 30)
+        moved = {takeover.pid for crowd in (load.echo, load.room) for takeover in crowd.takeovers()}
+        before = {takeover.before for crowd in (load.echo, load.room) for takeover in crowd.takeovers()}
+        taken = load.echo.takeovers(back)
+        outcome = load.finish()
+    figures(
+        f"{len(taken)} of {len(held)} sockets taken over {taken[0].at - back:.2f} to {taken[-1].at - back:.2f} s "
+        f"after Redis was back, recovered after {took:.2f} s; {outcome}"
+    )
+    assert held
+    assert before == {victim.pid}
+    assert moved == {load.workers[1].pid}
+    outcome.echo.assert_whole()
+    assert not outcome.room.closes
+    assert not outcome.disconnects

@@ -1,0 +1,200 @@
+"""A process is stopped for longer than its lease and goes on: nothing is served twice, and nothing is half dead."""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+
+from chaos.crowd import Crowd
+from chaos.notes import Notes
+from chaos.scale import LEASE, PAUSE, RATE, SOCKETS
+from support.deadline import wait_until
+from support.processes import Process
+from support.raw import RawClient
+
+Start = Callable[..., Process]
+Figures = Callable[[object], None]
+
+AWAKE = 8.0
+"""Seconds after the pause in which all must be well again."""
+
+
+def test_a_worker(start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures) -> None:
+    paused, other = start_chaos_worker("--resume"), start_chaos_worker("--resume")
+    interface = start_chaos_interface()
+    with (
+        Crowd(interface, "/echo", sockets=SOCKETS // 2, rate=RATE / 2) as echo,
+        Crowd(interface, "/room", sockets=SOCKETS // 2, rate=RATE / 2) as room,
+    ):
+        for crowd in (echo, room):
+            crowd.begin()
+            crowd.wait_each_answered()
+        runs = notes.all("connected", pid=paused.pid)
+        assert runs
+        paused.pause()
+        time.sleep(PAUSE)
+        for crowd in (echo, room):
+            crowd.wait_each_answered(AWAKE)  # by the other one
+        paused.resume()
+        for crowd in (echo, room):
+            crowd.wait_each_answered(AWAKE)
+        # Its runs of before have ended; what it does now it does for others.
+        wait_until(
+            lambda: (
+                {note["name"] for note in notes.all(pid=paused.pid) if note["what"] in {"cleaned", "send failed"}}
+                >= {run["name"] for run in runs}
+            ),
+            AWAKE,
+            "the end of the old runs",
+        )
+        for crowd in (echo, room):
+            report = crowd.finish()
+            figures(f"{len(runs)} sockets on the paused worker, {crowd.label}: {report}")
+            report.assert_whole(doubles=True)
+            crowd.probe()
+            crowd.begin()
+        other.terminate()
+        assert other.wait(20) == 0
+        for crowd in (echo, room):
+            crowd.wait_each_answered(AWAKE)
+            report = crowd.finish()
+            report.assert_whole(doubles=True)
+            assert {known["pid"] for known in crowd.probe()} == {paused.pid}
+
+
+def test_one_that_is_stopped_when_it_should_take_over(
+    start_chaos_interface: Start, start_chaos_worker: Start, figures: Figures
+) -> None:
+    """Redis still answers its last read: it claims what it never sees, which is no connection's fault."""
+    first, second = (start_chaos_worker("--resume") for _ in range(2))
+    interface = start_chaos_interface()
+    with (
+        Crowd(interface, "/echo", sockets=SOCKETS // 2, rate=RATE / 2) as echo,
+        Crowd(interface, "/room", sockets=SOCKETS // 2, rate=RATE / 2) as room,
+    ):
+        for crowd in (echo, room):
+            crowd.begin()
+            crowd.wait_each_answered()
+        first.kill()
+        time.sleep(LEASE - 1.5)
+        second.pause()
+        third = start_chaos_worker("--resume")
+        for crowd in (echo, room):
+            crowd.wait_each_answered(2 * LEASE + AWAKE)
+            report = crowd.finish()
+            figures(f"{crowd.label}: {report}")
+            report.assert_whole(doubles=True)
+        second.resume()
+        for crowd in (echo, room):
+            assert {known["pid"] for known in crowd.probe()} == {third.pid}
+
+
+def test_a_short_pause_changes_nothing(
+    start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
+) -> None:
+    workers = [start_chaos_worker("--resume") for _ in range(2)]
+    interface = start_chaos_interface()
+    with (
+        Crowd(interface, "/echo", sockets=SOCKETS // 2, rate=RATE / 2) as echo,
+        Crowd(interface, "/room", sockets=SOCKETS // 2, rate=RATE / 2) as room,
+    ):
+        for crowd in (echo, room):
+            crowd.begin()
+            crowd.wait_each_answered()
+        for process in (workers[0], interface):
+            process.pause()
+            time.sleep(LEASE - 2.0)  # it beats once a second
+            process.resume()
+            for crowd in (echo, room):
+                crowd.wait_each_answered()
+        for crowd in (echo, room):
+            report = crowd.finish()
+            figures(f"{crowd.label}: {report}")
+            report.assert_whole()
+            assert report.takeovers == 0
+    assert not notes.all("connected", attempt=2)
+
+
+def test_requests_at_a_paused_interface(
+    start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
+) -> None:
+    start_chaos_worker()
+    interface = start_chaos_interface()
+    with ExitStack() as clients:
+
+        def begin(method: str, path: str) -> RawClient:
+            client = clients.enter_context(RawClient(interface, timeout=AWAKE))
+            client.send(f"{method} {path}?gate=open&name={path[1:]} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+            return client
+
+        get, post, stream = begin("GET", "/slow"), begin("POST", "/slow"), begin("GET", "/stream")
+        notes.wait("request", 3)
+        stream.read_until(b"begun\n")
+        interface.pause()
+        time.sleep(PAUSE)
+        left = notes.wait("left", 3)
+        assert {note["event"] for note in left} == {"http.disconnect"}
+        interface.resume()
+        awake = time.monotonic()
+        assert post.read_response().status == 502
+        assert stream.read_until_close() in {b"", b"\r\n"}, "it ends without its end"
+        notes.wait("request", timeout=AWAKE, attempt=2, method="GET")
+        notes.open_gate("open")
+        assert get.read_response().status == 200
+        figures(f"a POST refused, a response cut off and a GET run again within {time.monotonic() - awake:.2f} s")
+    assert not notes.all("request", attempt=2, method="POST")
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_an_interface(
+    resume: bool, start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
+) -> None:
+    for _ in range(2):
+        start_chaos_worker(*(["--resume"] if resume else []))
+    paused, other = start_chaos_interface(), start_chaos_interface()
+    with (
+        Crowd(paused, "/echo", sockets=SOCKETS // 2, rate=RATE / 3, label="hit") as hit,
+        Crowd(other, "/echo", sockets=SOCKETS // 2, rate=RATE / 3, label="spared") as spared,
+        Crowd([paused, other], "/room", sockets=20, rate=RATE / 3) as room,
+    ):
+        crowds = (hit, spared, room)
+        for crowd in crowds:
+            crowd.begin()
+            crowd.wait_each_answered()
+        runs = notes.all("connected")
+        paused.pause()
+        time.sleep(PAUSE)
+        told = len(notes.all("disconnected", code=1006))
+        assert told == len(hit.members) + 10, "the apps learned that its clients are gone"
+        spared.wait_each_answered(2)
+        paused.resume()
+        for crowd in crowds:
+            crowd.wait_each_answered(AWAKE)
+        for crowd in (hit, spared):
+            report = crowd.finish()
+            figures(f"{crowd.label}: {report}")
+            assert report.lost == report.disordered == report.backward == 0
+            crowd.probe(2)
+        figures(f"room, with what was sent during the pause: {room.finish(1)}")
+        room.probe(2)
+        if resume:
+            assert not any(crowd.closed() for crowd in crowds)
+            assert len(notes.all("connected", resumed=True)) >= told
+        else:
+            assert set(hit.report().closes) <= {1012}
+            assert not spared.closed()
+        # Groups work again.
+        room.forget()
+        room.begin()
+        room.wait_each_answered()
+        report = room.finish()
+        figures(f"room afterwards: {report}")
+        assert report.lost == report.doubled == report.disordered == 0
+    names = {run["name"] for run in notes.all("connected")}
+    assert names == {run["name"] for run in runs}
+    wait_until(
+        lambda: len(notes.all("cleaned")) + len(notes.all("send failed")) == len(notes.all("connected")),
+        AWAKE,
+        "the end of every run",
+    )

@@ -1,0 +1,100 @@
+"""The way to Redis swallows everything, or Redis moves to another server, while clients talk all the time."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from chaos.notes import Notes
+from chaos.scale import by_form
+from support import namespaces
+from support.deadline import wait_until
+from support.load import Load
+from support.namespaces import Namespace
+from support.processes import Processes
+from support.sentinel import SentinelSet
+
+Figures = Callable[[object], None]
+
+BLACKHOLE = by_form(6.0, 10.0)
+RECOVERED = 8.0
+"""Seconds after packets arrive again: a connection that waits in silence has to be given up first."""
+FAILED_OVER = 10.0
+"""Seconds after the master was killed, of which the sentinels need two or three."""
+MASTER_PAUSE = 4.0
+PORT = 6379
+
+
+@pytest.fixture
+def binary() -> str:
+    binary = shutil.which("redis-server") or shutil.which("valkey-server")
+    if binary is None:
+        pytest.skip("no redis-server binary")
+    return binary
+
+
+@pytest.fixture
+def far(binary: str, tmp_path: Path) -> Iterator[Namespace]:
+    """A namespace in which Redis runs on PORT."""
+    if reason := namespaces.why_not():
+        pytest.skip(reason)
+    with Namespace() as namespace:
+        inside = Processes(tmp_path)
+        options = ("--bind", namespace.address, "--port", str(PORT), "--protected-mode", "no", "--save", "")
+        inside.start("redis", namespace.command(binary, *options), ready="Ready to accept connections")
+        try:
+            yield namespace
+        finally:
+            faults = inside.end()
+        assert not faults, faults
+
+
+def test_packets_are_lost(far: Namespace, processes: Processes, notes: Notes, figures: Figures) -> None:
+    with Load(processes, notes, f"redis://{far.address}:{PORT}") as load:
+        far.lose_packets()
+        lost = time.monotonic()
+        unready = load.wait_ready(503, BLACKHOLE)
+        wait_until(lambda: time.monotonic() > lost + BLACKHOLE, BLACKHOLE + 1)
+        far.heal()
+        load.wait_recovered(time.monotonic(), 30)
+        outcome = load.finish()
+    figures(f"not ready after {unready:.2f} s; {outcome}")
+    outcome.assert_whole()
+    assert outcome.recovery is not None
+    assert outcome.recovery < RECOVERED
+    assert len(outcome.failed) > 0
+    assert len(outcome.program_failed) > 0
+
+
+@pytest.fixture
+def sentinels(binary: str, tmp_path: Path) -> Iterator[SentinelSet]:
+    with SentinelSet(binary, tmp_path) as servers:
+        yield servers
+
+
+@pytest.mark.parametrize("fault", by_form(["killed"], ["killed", "paused"]))
+def test_another_server_becomes_master(
+    fault: str, sentinels: SentinelSet, processes: Processes, notes: Notes, figures: Figures
+) -> None:
+    """A master that was only paused comes back as one, for some seconds, until the sentinels make it a replica."""
+    with Load(processes, notes, sentinels.url) as load:
+        began = time.monotonic()
+        if fault == "killed":
+            sentinels.master.kill()
+        else:
+            sentinels.master.pause()
+        sentinels.wait_promoted()
+        promoted = time.monotonic() - began
+        if fault == "paused":
+            wait_until(lambda: time.monotonic() > began + MASTER_PAUSE, MASTER_PAUSE + 1)
+            sentinels.master.resume()
+            sentinels.wait_demoted()
+            began = time.monotonic()
+        load.wait_recovered(began, 30)
+        outcome = load.finish()
+    figures(f"promoted after {promoted:.2f} s; {outcome}")
+    outcome.assert_whole(posts_once=False)
+    assert outcome.recovery is not None
+    assert outcome.recovery < FAILED_OVER

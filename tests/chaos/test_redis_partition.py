@@ -1,0 +1,60 @@
+"""One server is cut off from Redis while all others go on, for longer than its lease lives."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from chaos.notes import Notes
+from chaos.scale import LEASE, by_form
+from support.deadline import wait_until
+from support.load import Load
+from support.processes import Processes
+from support.redis import RedisServer
+from support.tcp_proxy import TcpProxy
+
+Figures = Callable[[object], None]
+
+CUT = by_form(LEASE + 1.2, 3 * LEASE)
+
+
+@pytest.fixture
+def server(start_redis: Callable[..., RedisServer]) -> RedisServer:
+    return start_redis()
+
+
+@pytest.fixture
+def proxy(server: RedisServer) -> Iterator[TcpProxy]:
+    with TcpProxy(("127.0.0.1", server.port)) as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize("kind", by_form(["interface"], ["worker", "interface"]))
+def test_one_server_is_cut_off(
+    kind: str, proxy: TcpProxy, server: RedisServer, processes: Processes, notes: Notes, figures: Figures
+) -> None:
+    """The others take it for dead, and it is: what it did in vain is not heard, and its sockets go on."""
+    with Load(processes, notes, server.url, **{f"first_{kind}": proxy.url}) as load:
+        victim = (load.workers if kind == "worker" else load.interfaces)[0]
+        untouched = [
+            member
+            for crowd in (load.echo, load.room)
+            for index, member in enumerate(crowd.members)
+            if (member.pid != victim.pid if kind == "worker" else index % 2)
+        ]
+        cut = time.monotonic()
+        proxy.blackhole()
+        wait_until(lambda: time.monotonic() > cut + CUT, CUT + 1)
+        moved = len(load.echo.takeovers(cut)) if kind == "worker" else len(notes.all("disconnected", code=1006))
+        proxy.heal()
+        load.wait_recovered(time.monotonic(), 20)
+        outcome = load.finish()
+        served = {(answer["name"], answer["attempt"]) for crowd in (load.echo, load.room) for answer in crowd.probe()}
+    figures(f"{moved} sockets were taken over, or given up by their apps, meanwhile; {outcome}")
+    assert moved
+    assert not [member for member in untouched if member.takeovers]
+    assert len(served) == len(load.echo.members) + len(load.room.members)
+    outcome.echo.assert_whole()
+    assert not outcome.room.closes
+    assert not outcome.late
+    assert not outcome.doubled_runs

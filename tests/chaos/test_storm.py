@@ -1,0 +1,63 @@
+"""All that can happen to workers, at random, under load."""
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from chaos.crowd import Crowd
+from chaos.scale import LEASE, RATE, SOCKETS, by_form
+from support.processes import Process
+
+Start = Callable[..., Process]
+Figures = Callable[[object], None]
+SEED = 5
+
+
+def test_workers_in_a_storm(start_chaos_interface: Start, start_chaos_worker: Start, figures: Figures) -> None:
+    choice = random.Random(SEED)
+    workers = [start_chaos_worker("--resume") for _ in range(3)]
+    interfaces = [start_chaos_interface() for _ in range(2)]
+    happened: Counter[str] = Counter()
+    woken: list[threading.Timer] = []
+    with (
+        Crowd(interfaces, "/echo", sockets=SOCKETS // 2, rate=RATE / 2) as echo,
+        Crowd(interfaces, "/room", sockets=SOCKETS // 2, rate=RATE / 2) as room,
+    ):
+        for crowd in (echo, room):
+            crowd.begin()
+            crowd.wait_each_answered()
+        until = time.monotonic() + by_form(12, 120)
+        while time.monotonic() < until:
+            index = choice.randrange(len(workers))
+            worker = workers[index]
+            fault = choice.choice(["terminate", "kill", "terminate, then kill", "short pause", "long pause"])
+            happened[fault] += 1
+            if fault.startswith("terminate"):
+                worker.terminate()
+                if fault.endswith("kill"):
+                    time.sleep(choice.uniform(0, 0.3))
+                    worker.kill()
+            elif fault == "kill":
+                worker.kill()
+            else:
+                worker.pause()
+                wake = threading.Timer(LEASE + 1.5 if fault == "long pause" else 1.0, worker.resume)
+                wake.start()
+                woken.append(wake)
+            if not worker.running or fault == "terminate":
+                workers[index] = start_chaos_worker("--resume")
+            else:
+                workers[index], workers[0] = workers[0], worker
+            time.sleep(choice.uniform(0, 1.0))
+        for wake in woken:
+            wake.join()
+        for crowd in (echo, room):
+            crowd.wait_each_answered(30)
+            report = crowd.finish(30)
+            figures(f"{dict(happened)}, {crowd.label}: {report}")
+            # Where two workers die at once, who was at both with the same message in hand is taken for the killer.
+            assert report.closes.keys() <= {1011}
+            assert report.lost == report.disordered == report.backward == 0
+            crowd.probe()

@@ -1,0 +1,161 @@
+"""Workers under a supervisor, which announces a death at once."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from chaos.crowd import Crowd, alive
+from chaos.notes import Notes
+from chaos.scale import RATE, SOCKETS, by_form
+from support.deadline import wait_until
+from support.processes import Process
+from support.websocket import ws
+
+Start = Callable[..., Process]
+Figures = Callable[[object], None]
+
+
+def children(notes: Notes) -> list[int]:
+    """The worker processes that are there."""
+    return [note["pid"] for note in notes.all("lifespan.startup") if alive(note["pid"])]
+
+
+def test_a_killed_child_is_replaced_at_once(
+    start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
+) -> None:
+    start_chaos_worker("--processes", 2, "--resume")
+    interface = start_chaos_interface()
+    notes.wait("lifespan.startup", 2)
+    with (
+        Crowd(interface, "/echo", sockets=SOCKETS // 2, rate=RATE / 2) as echo,
+        Crowd(interface, "/room", sockets=SOCKETS // 2, rate=RATE / 2) as room,
+    ):
+        for crowd in (echo, room):
+            crowd.begin()
+            crowd.wait_each_answered()
+        victim = max(children(notes), key=lambda pid: len(echo.of_pid(pid)))
+        hit = len(echo.of_pid(victim)) + len(room.of_pid(victim))
+        assert hit > 0
+        killed = time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+        for crowd in (echo, room):
+            crowd.wait_each_answered()
+        taken_over = [takeover.at - killed for crowd in (echo, room) for takeover in crowd.takeovers(killed)]
+        figures(
+            f"{hit} sockets on the killed child; first messages of {len(taken_over)} taken over "
+            f"after {min(taken_over) * 1000:.0f} to {max(taken_over) * 1000:.0f} ms"
+        )
+        for crowd in (echo, room):
+            report = crowd.finish()
+            figures(f"{crowd.label}: {report}")
+            report.assert_whole(doubles=True)
+        assert len(taken_over) == hit
+        assert min(taken_over) < 1
+        assert by_form(max(taken_over), 0) < 1  # in the long form a socket speaks only every few seconds
+    notes.wait("lifespan.startup", 3)
+    wait_until(lambda: len(children(notes)) == 2)
+
+
+def test_children_are_killed_all_the_time(
+    start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
+) -> None:
+    start_chaos_worker("--processes", 3, "--resume")
+    interface = start_chaos_interface()
+    notes.wait("lifespan.startup", 3)
+    choice = random.Random(3)
+    kills = 0
+    with (
+        Crowd(interface, "/echo", sockets=SOCKETS // 2, rate=RATE / 2) as echo,
+        Crowd(interface, "/room", sockets=SOCKETS // 2, rate=RATE / 2) as room,
+    ):
+        for crowd in (echo, room):
+            crowd.begin()
+        until = time.monotonic() + by_form(10, 60)
+        while time.monotonic() < until:
+            for crowd in (echo, room):
+                crowd.wait_each_answered(20)
+            os.kill(choice.choice(children(notes)), signal.SIGKILL)
+            kills += 1
+        for crowd in (echo, room):
+            report = crowd.finish()
+            figures(f"{kills} kills, {crowd.label}: {report}")
+            report.assert_whole(doubles=True)
+            crowd.probe()
+
+
+def test_two_children_are_killed_at_once(
+    start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
+) -> None:
+    """A limit: whoever was at both with the same message in hand cannot be told from one that kills its workers."""
+    start_chaos_worker("--processes", 3, "--resume")
+    interface = start_chaos_interface()
+    notes.wait("lifespan.startup", 3)
+    with (
+        Crowd(interface, "/echo", sockets=SOCKETS // 2, rate=RATE / 2) as echo,
+        Crowd(interface, "/room", sockets=SOCKETS // 2, rate=RATE / 2) as room,
+    ):
+        for crowd in (echo, room):
+            crowd.begin()
+            crowd.wait_each_answered()
+        first, second, _ = children(notes)
+        os.kill(first, signal.SIGKILL)
+        moved = len(notes.all("connected", attempt=1, pid=first))
+        notes.wait("connected", moved, attempt=2)
+        os.kill(second, signal.SIGKILL)
+        for crowd in (echo, room):
+            crowd.wait_each_answered()
+            report = crowd.finish()
+            figures(f"{crowd.label}: {report}")
+            assert report.closes.keys() <= {1011}
+            assert report.closes.total() < SOCKETS / 5
+            assert report.lost == report.disordered == report.backward == 0
+            crowd.probe()
+
+
+def test_children_are_recycled(
+    start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
+) -> None:
+    start_chaos_worker("--processes", 2, "--resume", "--max-lifetime", 3)
+    interface = start_chaos_interface()
+    notes.wait("lifespan.startup", 2)
+    with Crowd(interface, "/echo", sockets=SOCKETS, rate=RATE) as crowd:
+        crowd.begin()
+        notes.wait("lifespan.startup", by_form(5, 12), 60)
+        crowd.wait_each_answered()
+        report = crowd.finish()
+        figures(f"{len(notes.all('lifespan.startup'))} lives of 2 workers: {report}")
+        report.assert_whole()
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_message_that_kills_its_worker(
+    count: int, start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
+) -> None:
+    start_chaos_worker("--processes", count, "--resume")
+    interface = start_chaos_interface()
+    notes.wait("lifespan.startup", count)
+    with Crowd(interface, "/echo", sockets=40, rate=200) as crowd, ws(interface, "/echo?name=poison") as poison:
+        crowd.begin()
+        crowd.wait_each_answered()
+        # With a message in hand at both deaths, one of the others might be taken for the killer.
+        crowd.finish()
+        begun = time.monotonic()
+        poison.send("kill")
+        poison.send("1")
+        with pytest.raises(Exception, match="1011"):
+            poison.recv(15)
+        seconds = time.monotonic() - begun
+        assert poison.close_code == 1011
+        assert len(notes.all("kill", name="poison")) == 2
+        interface.wait_for("ERROR.*connection")
+        crowd.begin()
+        crowd.wait_each_answered(20)
+        report = crowd.finish()
+        figures(f"closed with 1011 after {seconds:.2f} s; the others: {report}")
+        report.assert_whole(doubles=True)
+        crowd.probe()
+    assert len(notes.all("kill", name="poison")) == 2

@@ -1,0 +1,101 @@
+"""A process with one place on the bus: URL, prefix, role. `peers` starts it for tests that kill and pause it.
+
+It takes orders as lines of JSON, answers them, and tells all that its handler gets: what, of what, and when.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from asgibus.layers import Bus, Claim, RedisChannelLayer
+from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND, Frame
+
+KIND = FIRST_PROTOCOL_KIND
+
+
+class Place:
+    """What that process has on the bus: the handler, and the orders that it obeys."""
+
+    def __init__(self, layer: RedisChannelLayer) -> None:
+        self._layer = layer
+        self._claiming: asyncio.Task[None] | None = None
+        self._claims: list[Claim] = []
+
+    # The handler.
+
+    def batch(self, sender: str, frames: Sequence[Frame]) -> None:
+        for frame in frames:
+            if frame[0] == DEAD:
+                tell("dead", frame[1])
+            else:
+                tell("frame", frame[1:])
+
+    def undelivered(self, mailbox: str) -> None:
+        tell("undelivered", mailbox)
+
+    def interrupted(self) -> None:
+        tell("interrupted", None)
+
+    def orphaned(self, claim: Claim) -> None:
+        self._claims.append(claim)
+        tell("orphaned", claim.entry)
+
+    # Orders.
+
+    async def obey(self, bus: Bus, what: str, *values: Any) -> str | None:
+        """Do it; the answer."""
+        if what == "open":
+            return bus.mailbox
+        if what == "post":
+            mailbox, count = values
+            for number in range(count):
+                bus.post(mailbox, (KIND, number))
+            await bus.drain()
+        elif what == "join":
+            await bus.join_group(*values)
+        elif what == "group_send":
+            await self._layer.group_send(*values)
+        elif what == "claim":
+            self._claiming = asyncio.create_task(self._claim(bus, *values))
+        elif what == "done":
+            while self._claims:
+                bus.done(self._claims.pop())
+            await bus.drain()
+        else:
+            raise ValueError(what)
+        return None
+
+    async def end(self, bus: Bus) -> None:
+        """Claim nothing more."""
+        bus.stop_claiming()
+        if self._claiming is not None:
+            await self._claiming
+
+    async def _claim(self, bus: Bus, channel: str) -> None:
+        while claims := await bus.claim([channel], 10):
+            self._claims += claims
+            for claim in claims:
+                tell("claimed", claim.entry)
+
+
+def tell(what: str, value: Any) -> None:
+    """Say it to the test."""
+    sys.stdout.write(json.dumps((what, value, time.monotonic())) + "\n")
+    sys.stdout.flush()
+
+
+async def main(url: str, prefix: str, role: str) -> None:
+    layer = RedisChannelLayer(url, prefix=prefix)
+    place = Place(layer)
+    async with layer.bus(role, place) as bus:
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            tell("answer", await place.obey(bus, *json.loads(line)))
+        await place.end(bus)
+    await layer.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

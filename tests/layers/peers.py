@@ -1,0 +1,117 @@
+"""Places on the bus for tests of life and death: in a process that may be killed and paused, or in the test's own."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from asgibus.layers import Bus, RedisChannelLayer
+from support.bus import Recorder
+
+PROGRAM = Path(__file__).with_name("peer_program.py")
+LEASE = 5.0
+"""Seconds that a lease lives which nobody renews."""
+NOTICED = LEASE + 1.0
+"""Seconds within which everybody knows of a death."""
+GRACE = 10.0
+"""Seconds after an outage, or the birth of a store, in which nobody is judged for being absent."""
+SLACK = 1.5
+"""Seconds more for what takes a beat, on a machine with other things to do."""
+
+
+class Peer:
+    """A place in a process of its own. What it posts is `(KIND, n)`, numbered from 0 by each order."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._answers: asyncio.Queue[Any] = asyncio.Queue()
+        self.mailbox = ""
+        self.told: list[tuple[str, Any, float]] = []
+        """What its handler got: what it is, what of, and when (by the monotonic clock)."""
+
+    async def read(self) -> None:
+        """Take what it says until it ends."""
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            what, value, at = json.loads(line)
+            if what == "answer":
+                self._answers.put_nowait(value)
+            else:
+                self.told.append((what, value, at))
+
+    def all(self, what: str) -> list[Any]:
+        """All of one kind that its handler got: `frame`, `dead`, `undelivered`, `interrupted`,
+        `claimed`, `orphaned`."""
+        return [value for each, value, _ in self.told if each == what]
+
+    def when(self, what: str) -> float:
+        """When the first of that kind came; 0.0 if none did."""
+        return next((at for each, _, at in self.told if each == what), 0.0)
+
+    async def do(self, what: str, *values: Any) -> Any:
+        """Give it an order and wait for the answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([what, *values]).encode() + b"\n")
+        return await asyncio.wait_for(self._answers.get(), 15)
+
+    def signal(self, number: signal.Signals) -> float:
+        """Send it a signal; when that was."""
+        os.kill(self._process.pid, number)
+        return time.monotonic()
+
+    async def kill(self) -> float:
+        """SIGKILL; when that was."""
+        killed = self.signal(signal.SIGKILL)
+        await self._process.wait()
+        return killed
+
+    async def close(self) -> None:
+        """Let it leave the bus and end, if it still runs."""
+        assert self._process.stdin is not None
+        if self._process.returncode is None:
+            self._process.stdin.close()
+            assert await asyncio.wait_for(self._process.wait(), 15) == 0
+
+
+@asynccontextmanager
+async def peer(url: str, prefix: str, role: str = "peer") -> AsyncIterator[Peer]:
+    """A process on the bus while the context lasts."""
+    pipe = asyncio.subprocess.PIPE
+    command = (sys.executable, str(PROGRAM), url, prefix, role)
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+    new = Peer(process)
+    reading = asyncio.create_task(new.read())
+    try:
+        new.mailbox = await new.do("open")
+        yield new
+        await new.close()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await reading
+
+
+class Place:
+    """A place in the process of the test, with the layer and the handler behind it."""
+
+    def __init__(self, layer: RedisChannelLayer, bus: Bus, handler: Recorder) -> None:
+        self.layer = layer
+        self.bus = bus
+        self.mailbox = bus.mailbox
+        self.handler = handler
+
+
+@asynccontextmanager
+async def place(url: str, prefix: str) -> AsyncIterator[Place]:
+    """A place on the bus while the context lasts, of a layer of its own."""
+    layer, handler = RedisChannelLayer(url, prefix=prefix), Recorder()
+    async with layer.bus("place", handler) as bus:
+        yield Place(layer, bus, handler)
+    await layer.close()

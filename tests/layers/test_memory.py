@@ -1,0 +1,162 @@
+"""Life and death on the memory layer: there is no lease, so a place that is closed is dead for the others at once."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from asgibus.layers import Claim, InMemoryChannelLayer
+from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND
+from support.bus import Recorder, until
+
+pytestmark = pytest.mark.anyio
+
+KIND = FIRST_PROTOCOL_KIND
+
+
+@pytest.fixture
+def layer() -> InMemoryChannelLayer:
+    return InMemoryChannelLayer()
+
+
+def entries(claims: list[Claim]) -> list[Any]:
+    return [claim.entry for claim in claims]
+
+
+async def turns() -> None:
+    """Let the loop run what is due, and what that makes due."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_the_others_learn_of_an_end_behind_all_that_was_posted(layer: InMemoryChannelLayer) -> None:
+    one, two, mine = Recorder(), Recorder(), Recorder()
+    async with layer.bus("a", one) as a, layer.bus("b", two):
+        async with layer.bus("c", mine) as c:
+            gone = c.mailbox
+            for number in range(3):
+                c.post(a.mailbox, (KIND, number))
+        await until(lambda: one.dead and two.dead)
+        await turns()
+        assert one.events == [(KIND, 0), (KIND, 1), (KIND, 2), (DEAD, gone)]
+        assert two.events == [(DEAD, gone)]
+        assert mine.events == []
+        assert [sender for sender, _ in one.batches] == [gone]
+
+
+async def test_who_posts_to_nobody_is_told_that_it_is_lost_and_then_that_nobody_is_there(
+    layer: InMemoryChannelLayer,
+) -> None:
+    handler = Recorder()
+    async with layer.bus("a", handler) as a:
+        a.post("gone.0!", (KIND, 1))
+        a.post("gone.0!", (KIND, 2))
+        assert handler.events == [], "a handler is called from the event loop, not from within a call"
+        await until(lambda: len(handler.events) >= 4)
+        assert handler.lost == ["gone.0!", "gone.0!"]
+        assert set(handler.dead) == {"gone.0!"}
+        assert handler.events[0] == "undelivered"
+
+
+async def test_what_was_claimed_and_not_done_is_handed_on(layer: InMemoryChannelLayer) -> None:
+    heir, other = Recorder(), Recorder()
+    async with layer.bus("w", heir) as a, layer.bus("w", other) as b, layer.bus("i", Recorder()) as interface:
+        claiming = [asyncio.create_task(bus.claim([channel], 1)) for bus, channel in ((a, "x"), (b, "y"))]
+        await turns()
+        async with layer.bus("w", Recorder()) as c:
+            for number in range(3):
+                interface.offer("z", (number,))
+            first, second, third = await c.claim(["z", "x"], 5)
+            c.done(second)
+        await turns()
+        assert heir.orphans == other.orphans == []  # nobody claims from there
+        a.stop_claiming()
+        b.stop_claiming()
+        await asyncio.gather(*claiming)
+        late = Recorder()
+        async with layer.bus("w", late) as d:
+            claiming = [asyncio.create_task(d.claim(["y", "z"], 5))]
+            await until(lambda: len(late.orphans) == 2)
+            assert late.orphans == [first, third]
+            assert layer.counts["orphan"] == 2
+            d.done(first)
+            d.stop_claiming()
+            assert await claiming[0] == []
+        last = Recorder()
+        async with layer.bus("w", last) as e:
+            claiming = [asyncio.create_task(e.claim(["z"], 5))]
+            await until(lambda: last.orphans)
+            await turns()
+            assert last.orphans == [third]
+            e.done(third)
+            e.stop_claiming()
+            assert await claiming[0] == []
+
+
+async def test_an_heir_claims_from_that_channel_and_has_not_stopped(layer: InMemoryChannelLayer) -> None:
+    handlers = [Recorder() for _ in range(3)]
+    async with (
+        layer.bus("w", handlers[0]) as stopped,
+        layer.bus("w", handlers[1]) as elsewhere,
+        layer.bus("w", handlers[2]) as right,
+    ):
+        claiming = [
+            asyncio.create_task(bus.claim([channel], 1))
+            for bus, channel in ((stopped, "x"), (elsewhere, "y"), (right, "x"))
+        ]
+        await turns()
+        stopped.stop_claiming()
+        async with layer.bus("w", Recorder()) as victim:
+            right.offer("x", ("for the one that waits",))
+            assert entries(await claiming[2]) == [("for the one that waits",)]
+            right.offer("x", (1,))
+            assert entries(await victim.claim(["x"], 1)) == [(1,)]
+        await until(lambda: handlers[2].orphans)
+        await turns()
+        assert [entries(handler.orphans) for handler in handlers] == [[], [], [(1,)]]
+        elsewhere.stop_claiming()
+        await asyncio.gather(*claiming)
+
+
+async def test_who_is_declared_dead_and_lives_goes_on(layer: InMemoryChannelLayer) -> None:
+    one, living = Recorder(), Recorder()
+    async with layer.bus("a", one) as a, layer.bus("b", living) as b:
+        await b.join_group("group")
+        a.offer("x", (1,))
+        (claim,) = await b.claim(["x"], 1)
+        claiming = asyncio.create_task(a.claim(["x"], 1))
+        await turns()
+        await layer.declare_dead(b.mailbox)
+        await until(lambda: one.dead and living.interruptions and one.orphans)
+        assert one.dead == [b.mailbox]
+        assert one.orphans == [claim]
+        assert (living.dead, living.interruptions) == ([], 1)
+        a.post(b.mailbox, (KIND, 1))
+        b.post(a.mailbox, (KIND, 2))
+        await layer.group_send("group", {})
+        await until(lambda: len(living.frames) == 2 and one.frames == [(KIND, 2)])
+        a.stop_claiming()
+        await claiming
+
+
+async def test_anybody_may_be_declared_dead(layer: InMemoryChannelLayer) -> None:
+    handler = Recorder()
+    async with layer.bus("a", handler):
+        await layer.declare_dead("nobody.0!")
+        await until(lambda: handler.dead == ["nobody.0!"])
+        assert handler.interruptions == 0
+
+
+async def test_nothing_gets_lost_so_nothing_is_offered_again(layer: InMemoryChannelLayer) -> None:
+    async with layer.bus("i", Recorder()) as interface, layer.bus("w", Recorder()) as worker:
+        offers = [interface.offer("x", (number,)) for number in range(2)]
+        assert len(await worker.claim(["x"], 1)) == 1
+        for offer in offers:
+            interface.offer_again(offer)
+        assert entries(await worker.claim(["x"], 5)) == [(1,)]
+        interface.offer_again(offers[1])
+        assert interface.available
+        claiming = asyncio.create_task(worker.claim(["x"], 5))
+        await turns()
+        worker.stop_claiming()
+        assert await claiming == []

@@ -1,0 +1,396 @@
+"""Processes that die, pause or leave, with a Redis in order: who learns of it, when, and what is left of them.
+
+The waits are those of real leases, so what takes long happens at the same time, each under a prefix of its own.
+"""
+
+import asyncio
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+
+from asgibus.layers.codec import pack
+from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND, GROUP_MESSAGE
+from layers.peers import GRACE, LEASE, NOTICED, SLACK, peer, place
+from support.bus import until
+from support.tcp_proxy import TcpProxy
+
+pytestmark = pytest.mark.anyio
+
+KIND = FIRST_PROTOCOL_KIND
+PAUSE = LEASE + 2
+AT_ONCE = 0.3
+
+
+@pytest.fixture
+def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
+    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=10) as client:
+        yield client
+
+
+def keys(admin: "redis.Redis[bytes]", prefix: str) -> set[str]:
+    return {key.decode() for key in admin.keys(f"{prefix}:*")}
+
+
+def consumers(admin: "redis.Redis[bytes]", key: str) -> set[str]:
+    return {consumer["name"].decode() for consumer in admin.xinfo_consumers(key, "workers")}
+
+
+# Deaths.
+
+
+async def test_deaths(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+    async with asyncio.TaskGroup() as scenarios:
+        for scenario in (
+            a_killed_process_is_dead_and_leaves_nothing,
+            a_death_is_learnt_behind_all_that_the_dead_one_had_posted,
+            who_is_paused_is_dead_and_comes_back,
+            when_all_are_paused_nobody_is_dead,
+            what_the_dead_had_claimed_is_handed_on,
+            who_claims_later_finds_what_the_dead_had_claimed,
+            what_is_undelivered_is_not_yet_dead,
+        ):
+            scenarios.create_task(scenario(redis_url, admin), name=scenario.__name__)
+
+
+async def a_killed_process_is_dead_and_leaves_nothing(url: str, admin: "redis.Redis[bytes]") -> None:
+    prefix = "killed"
+    async with place(url, prefix) as one, place(url, prefix) as two:
+        await one.bus.join_group("both")
+        await one.bus.drain()
+        before = keys(admin, prefix)
+        async with peer(url, prefix) as victim:
+            await victim.do("join", "both")
+            await victim.do("join", "mine")
+            of_victim = {f"{prefix}:mailbox:{victim.mailbox}", f"{prefix}:joined:{victim.mailbox}"}
+            await victim.do("post", one.mailbox, 3)
+            assert keys(admin, prefix) == before | of_victim | {f"{prefix}:group:mine"}
+            killed = await victim.kill()
+            await until(lambda: one.handler.dead and two.handler.dead, NOTICED + SLACK)
+            took = time.monotonic() - killed
+            assert LEASE - 1.1 < took < NOTICED
+            await until(lambda: keys(admin, prefix) == before)
+            assert admin.zrange(f"{prefix}:group:both", 0, -1) == [one.mailbox.encode()]
+            await asyncio.sleep(2)  # two beats, in which nothing may be said twice
+            assert one.handler.dead == two.handler.dead == [victim.mailbox]
+            assert one.handler.events == [(KIND, 0), (KIND, 1), (KIND, 2), (DEAD, victim.mailbox)]
+            assert one.layer.counts["death"] == two.layer.counts["death"] == 1
+            assert one.handler.interruptions == two.handler.interruptions == 0
+    assert keys(admin, prefix) == {f"{prefix}:processes"}  # where the dead one is listed for those who come
+
+
+async def a_death_is_learnt_behind_all_that_the_dead_one_had_posted(url: str, admin: "redis.Redis[bytes]") -> None:
+    """Even if the mailbox cannot be read until long after the verdict."""
+    prefix = "behind"
+    parts = urlsplit(url)
+    with TcpProxy((parts.hostname or "", parts.port or 6379)) as proxy:
+        async with place(f"{proxy.url}{parts.path}", prefix) as one, peer(url, prefix) as victim:
+            await asyncio.to_thread(proxy.blackhole, "!mailbox")
+            await victim.do("post", one.mailbox, 500)
+            await victim.kill()
+            await until(lambda: one.layer.counts["death"] == 1, NOTICED + SLACK)
+            assert one.handler.events == []
+            await asyncio.to_thread(proxy.heal)
+            await until(lambda: one.handler.dead)
+            # What was read after the verdict is news of that process, so the death may be told again; always behind.
+            assert one.handler.events[:500] == [(KIND, number) for number in range(500)]
+            assert set(one.handler.events[500:]) == {(DEAD, victim.mailbox)}
+
+
+async def who_is_paused_is_dead_and_comes_back(url: str, admin: "redis.Redis[bytes]") -> None:
+    prefix = "paused"
+    async with place(url, prefix) as one, place(url, prefix) as two, peer(url, prefix) as victim:
+        for each in (one, two):
+            await each.bus.join_group("group")
+        await victim.do("join", "group")
+        paused = victim.signal(signal.SIGSTOP)
+        await until(lambda: one.handler.dead and two.handler.dead, NOTICED + SLACK)
+        assert LEASE - 1.1 < time.monotonic() - paused < NOTICED
+        await asyncio.sleep(paused + PAUSE - time.monotonic())  # the length of the pause is what this is about
+        resumed = victim.signal(signal.SIGCONT)
+        await until(lambda: victim.all("interrupted"))
+        assert victim.when("interrupted") - resumed < 1 + SLACK
+        one.bus.post(victim.mailbox, (KIND, "to"))
+        await one.layer.group_send("group", {"n": 1})
+        await until(lambda: victim.all("frame") == [["to"], ["group", {"n": 1}]])
+        await victim.do("post", one.mailbox, 2)
+        await victim.do("group_send", "group", {"n": 2})
+        everything = [(GROUP_MESSAGE, "group", {"n": 1}), (KIND, 0), (KIND, 1), (GROUP_MESSAGE, "group", {"n": 2})]
+        await until(lambda: one.handler.frames == everything)
+        assert one.handler.lost == []
+        assert victim.all("interrupted") == [None]
+        # It is alive again for the others, and dead once more when it dies.
+        killed = await victim.kill()
+        await until(lambda: len(one.handler.dead) == len(two.handler.dead) == 2, NOTICED + SLACK)
+        assert LEASE - 1.1 < time.monotonic() - killed < NOTICED
+        assert set(one.handler.dead + two.handler.dead) == {victim.mailbox}
+        assert victim.all("dead") == []
+
+
+async def when_all_are_paused_nobody_is_dead(url: str, admin: "redis.Redis[bytes]") -> None:
+    prefix = "all"
+    async with peer(url, prefix) as one, peer(url, prefix) as two, peer(url, prefix) as three:
+        everybody = (one, two, three)
+        for each in everybody:
+            await each.do("join", "group")
+        for each in everybody:
+            each.signal(signal.SIGSTOP)
+        await asyncio.sleep(PAUSE)
+        one.signal(signal.SIGCONT)
+        await one.do("post", three.mailbox, 1)
+        await asyncio.sleep(2)  # the last one comes later than the others, and has not lost its lease by that
+        two.signal(signal.SIGCONT)
+        three.signal(signal.SIGCONT)
+        await until(lambda: three.all("frame") == [[0]])
+        await three.do("post", one.mailbox, 1)
+        await two.do("group_send", "group", {})
+        await until(lambda: all(["group", {}] in each.all("frame") for each in everybody))
+        await asyncio.sleep(NOTICED)
+        assert [each.all("dead") for each in everybody] == [[], [], []]
+        assert [each.all("undelivered") for each in everybody] == [[], [], []]
+
+
+# What the dead had claimed.
+
+
+async def what_the_dead_had_claimed_is_handed_on(url: str, admin: "redis.Redis[bytes]") -> None:
+    prefix, key = "orphans", "orphans:shared:x"
+    async with place(url, prefix) as interface, peer(url, prefix) as heir, place(url, prefix) as other:
+        interface.bus.offer("x", ("of the other one",))
+        await other.bus.claim(["x"], 1)
+        async with peer(url, prefix) as victim:
+            await victim.do("claim", "x")
+            await until(lambda: victim.mailbox in consumers(admin, key))
+            entries = [[number, "scope"] for number in range(250)]
+            for entry in entries:
+                interface.bus.offer("x", entry)
+            await until(lambda: len(victim.all("claimed")) == len(entries))
+            await heir.do("claim", "x")
+            claiming = asyncio.create_task(other.bus.claim(["x"], 1))
+            killed = await victim.kill()
+
+            def orphans() -> list[Any]:
+                return sorted(heir.all("orphaned") + [list(claim.entry) for claim in other.handler.orphans])
+
+            await until(lambda: len(orphans()) >= len(entries), NOTICED + SLACK)
+            assert LEASE - 1.1 < time.monotonic() - killed < NOTICED
+            await asyncio.sleep(2)  # two beats, in which nothing may come twice, and nothing be taken from the living
+            assert orphans() == entries
+            assert admin.xpending(key, "workers")["pending"] == len(entries) + 1
+            assert victim.mailbox not in consumers(admin, key)
+            assert not claiming.done()
+            for claim in other.handler.orphans:
+                other.bus.done(claim)
+            await other.bus.drain()
+            await heir.do("done")
+            assert admin.xpending(key, "workers")["pending"] == 1
+            assert admin.xlen(key) == 1
+            other.bus.stop_claiming()
+            assert await asyncio.wait_for(claiming, 5) == []
+    assert [name for name in consumers(admin, key) if not name.startswith(other.mailbox)] == []
+
+
+async def who_claims_later_finds_what_the_dead_had_claimed(url: str, admin: "redis.Redis[bytes]") -> None:
+    """Also of one that nobody remembers; but not before it has had time to take its lease."""
+    prefix, key = "later", "later:shared:x"
+    began = time.monotonic()
+    async with place(url, prefix) as interface:
+        async with peer(url, prefix) as victim:
+            await victim.do("claim", "x")
+            await until(lambda: victim.mailbox.encode() in [each["name"] for each in groups_of(admin, key)])
+            for number in range(3):
+                interface.bus.offer("x", [number])
+            await until(lambda: len(victim.all("claimed")) == 3)
+            await victim.kill()
+        admin.xadd(key, {"b": pack(["forgotten"])})
+        admin.xreadgroup("workers", "w.forgotten!", {key: ">"}, count=1)
+        await until(lambda: interface.handler.dead == [victim.mailbox], NOTICED + SLACK)
+        async with place(url, prefix) as later:
+            claiming = asyncio.create_task(later.bus.claim(["x"], 1))
+            orphans = later.handler.orphans
+            await until(lambda: len(orphans) == 3, 1 + SLACK)
+            assert sorted(claim.entry for claim in orphans) == [(0,), (1,), (2,)]
+            assert time.monotonic() - began < GRACE, "too slow to see that one is spared within grace"
+            await until(lambda: len(orphans) == 4, GRACE + 1 + SLACK)
+            assert GRACE - 0.5 < time.monotonic() - began < GRACE + 1 + SLACK
+            assert orphans[3].entry == ("forgotten",)
+            for claim in orphans:
+                later.bus.done(claim)
+            await later.bus.drain()
+            assert admin.xpending(key, "workers")["pending"] == admin.xlen(key) == 0
+            later.bus.stop_claiming()
+            assert await asyncio.wait_for(claiming, 5) == []
+    assert consumers(admin, key) == set()
+    assert keys(admin, prefix) == {key, f"{prefix}:processes"}
+
+
+def groups_of(admin: "redis.Redis[bytes]", key: str) -> list[Any]:
+    """The consumers at a key that may not be there yet."""
+    return admin.xinfo_consumers(key, "workers") if admin.exists(key) and admin.xinfo_groups(key) else []
+
+
+# What does not arrive.
+
+
+async def what_is_undelivered_is_not_yet_dead(url: str, admin: "redis.Redis[bytes]") -> None:
+    """A mailbox may be missing for a moment: only the lease says that a process is dead."""
+    prefix = "undelivered"
+    began = time.monotonic()
+    async with place(url, prefix) as one, peer(url, prefix) as victim:
+        killed = await victim.kill()
+        admin.delete(f"{prefix}:mailbox:{victim.mailbox}")
+        one.bus.post(victim.mailbox, (KIND, 1))
+        await until(lambda: one.handler.lost == [victim.mailbox], 1)
+        assert one.handler.dead == []
+        one.bus.post("w.never!", (KIND, 1))
+        await until(lambda: one.handler.lost == [victim.mailbox, "w.never!"], 1)
+        await until(lambda: one.handler.dead, NOTICED + SLACK)
+        assert one.handler.dead == [victim.mailbox]
+        assert LEASE - 1.1 < time.monotonic() - killed < NOTICED
+        await until(lambda: len(one.handler.dead) == 2, GRACE + 1 + SLACK)
+        assert one.handler.dead == [victim.mailbox, "w.never!"]
+        assert time.monotonic() - began > GRACE - 0.5
+        # Whoever is dead and gets something again is reported again.
+        one.bus.post("w.never!", (KIND, 2))
+        await until(lambda: one.handler.dead[2:] == ["w.never!"], 1 + SLACK)
+        assert one.layer.counts["undelivered"] == 3
+
+
+# Deaths that are declared.
+
+
+async def test_a_declared_death_is_known_at_once(redis_url: str) -> None:
+    async with place(redis_url, "a") as one, place(redis_url, "a") as two, place(redis_url, "a") as sender:
+        async with peer(redis_url, "a") as victim:
+            await victim.do("post", one.mailbox, 100)
+            await victim.kill()
+            declared = time.monotonic()
+            await sender.layer.declare_dead(victim.mailbox)
+            await until(lambda: all(each.handler.dead for each in (one, two, sender)))
+            assert time.monotonic() - declared < AT_ONCE
+            assert one.handler.events == [*((KIND, number) for number in range(100)), (DEAD, victim.mailbox)]
+            await sender.layer.declare_dead(victim.mailbox)
+            await sender.layer.declare_dead("nobody.0!")
+            await until(lambda: "nobody.0!" in one.handler.dead)
+            assert [each.layer.counts["death"] for each in (one, two, sender)] == [2, 2, 2]
+        await asyncio.sleep(1.2)  # a beat, in which nothing may be said again
+        assert one.handler.dead == two.handler.dead == [victim.mailbox, victim.mailbox, "nobody.0!"]
+        assert one.handler.interruptions == two.handler.interruptions == sender.handler.interruptions == 0
+
+
+async def test_who_is_declared_dead_and_lives_goes_on(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+    async with place(redis_url, "a") as one, place(redis_url, "a") as living, place(redis_url, "a") as sender:
+        await living.bus.join_group("group")
+        declared = time.monotonic()
+        await sender.layer.declare_dead(living.mailbox)
+        await until(lambda: living.handler.interruptions and one.handler.dead)
+        assert time.monotonic() - declared < AT_ONCE
+        assert living.handler.dead == []
+        assert one.handler.dead == sender.handler.dead == [living.mailbox]
+        # All that was cleaned up behind it is there again, at the next beat at the latest.
+        key = f"a:mailbox:{living.mailbox}"
+        await asyncio.sleep(1.5)
+        assert admin.exists(key)
+        assert admin.zrange("a:group:group", 0, -1) == [living.mailbox.encode()]
+        one.bus.post(living.mailbox, (KIND, 1))
+        living.bus.post(one.mailbox, (KIND, 2))
+        await until(lambda: living.handler.frames == [(KIND, 1)] and one.handler.frames == [(KIND, 2)])
+        await one.layer.group_send("group", {})
+        await until(lambda: len(living.handler.frames) == 2)
+        # It is nothing special any more: the next time everybody is told again.
+        await sender.layer.declare_dead(living.mailbox)
+        await until(lambda: one.handler.dead == [living.mailbox] * 2)
+
+
+async def test_what_a_process_that_is_declared_dead_had_claimed_is_handed_on_at_once(
+    redis_url: str, admin: "redis.Redis[bytes]"
+) -> None:
+    async with place(redis_url, "a") as one, place(redis_url, "a") as heir, peer(redis_url, "a") as victim:
+        await victim.do("claim", "x")
+        one.bus.offer("x", (1,))
+        await until(lambda: victim.all("claimed"))
+        claiming = asyncio.create_task(heir.bus.claim(["x"], 1))
+        await until(lambda: heir.mailbox in consumers(admin, "a:shared:x"))
+        await victim.kill()
+        declared = time.monotonic()
+        await one.layer.declare_dead(victim.mailbox)
+        await until(lambda: heir.handler.orphans)
+        assert time.monotonic() - declared < AT_ONCE
+        assert [claim.entry for claim in heir.handler.orphans] == [(1,)]
+        heir.bus.done(heir.handler.orphans[0])
+        heir.bus.stop_claiming()
+        await claiming
+
+
+# What a process finds out about itself.
+
+
+@pytest.mark.parametrize("loss", ["mailbox", "lease"])
+async def test_who_finds_that_something_of_it_was_lost_puts_it_in_place(
+    loss: str, redis_url: str, admin: "redis.Redis[bytes]"
+) -> None:
+    async with place(redis_url, "a") as one:
+        if loss == "mailbox":
+            admin.delete(f"a:mailbox:{one.mailbox}")
+        else:
+            admin.zadd("a:processes", {one.mailbox: 1})
+        await until(lambda: one.handler.interruptions, 1 + SLACK)
+        assert admin.zscore("a:processes", one.mailbox) > admin.time()[0] * 1000
+        async with place(redis_url, "a") as two:
+            two.bus.post(one.mailbox, (KIND, 1))
+            await until(lambda: one.handler.frames == [(KIND, 1)])
+            await asyncio.sleep(1.2)  # a beat more, in which nothing is new
+            assert one.handler.interruptions == 1
+            assert two.handler.lost == []
+
+
+# Leaving, and staying.
+
+
+async def test_who_leaves_leaves_nothing(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+    async with peer(redis_url, "a") as one:
+        async with peer(redis_url, "a") as two:
+            for each in (one, two):
+                await each.do("join", "group")
+            await two.do("join", "mine")
+            await two.do("post", one.mailbox, 1)
+            assert len(keys(admin, "a")) == 1 + 2 + 2 + 2
+        assert keys(admin, "a") == {
+            "a:processes",
+            "a:group:group",
+            f"a:mailbox:{one.mailbox}",
+            f"a:joined:{one.mailbox}",
+        }
+    assert keys(admin, "a") == set()
+
+
+async def test_an_idle_bus_costs_two_commands_a_second(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+    """And the reads that block, each once in two seconds."""
+    seconds = 4
+    async with place(redis_url, "a") as one:
+        one.bus.offer("x", (1,))
+        claiming = asyncio.create_task(one.bus.claim(["x"], 1))
+        one.bus.done((await claiming)[0])
+        claiming = asyncio.create_task(one.bus.claim(["x"], 1))
+        admin.zrem("a:processes", "grace")  # in which orphans are looked for again and again
+        await asyncio.sleep(1.5)
+        with admin.monitor() as monitor:
+            await asyncio.sleep(seconds)
+            admin.echo("end")
+            seen = []
+            for each in monitor.listen():
+                if each["command"].startswith("ECHO"):
+                    break
+                if each["client_type"] != "lua":
+                    seen.append(each["command"].split()[0])
+        one.bus.stop_claiming()
+        await claiming
+    reads = [command for command in seen if command in {"XREAD", "XREADGROUP"}]
+    beats = [command for command in seen if command not in {"XREAD", "XREADGROUP"}]
+    assert 2 * (seconds - 1) <= len(beats) <= 2 * (seconds + 1)
+    assert set(beats) == {"EVAL", "EXPIRE"}
+    assert len(reads) <= seconds + 2

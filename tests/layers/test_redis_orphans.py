@@ -1,0 +1,112 @@
+"""Claims of dead processes, when something goes wrong or comes at the wrong moment while they are taken over."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from asgibus.layers import Bus, RedisChannelLayer
+from asgibus.layers.codec import pack
+from asgibus.layers.contract import DEAD
+from asgibus.layers.redis.presence import Presence
+from support.bus import Recorder, until
+
+pytestmark = pytest.mark.anyio
+
+PROCESSES = "asgibus:processes"
+SHARED = "asgibus:shared:x"
+
+
+@pytest.fixture
+async def layer(redis_url: str) -> AsyncIterator[RedisChannelLayer]:
+    layer = RedisChannelLayer(redis_url)
+    yield layer
+    await layer.close()
+
+
+@pytest.fixture
+def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
+    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=10) as client:
+        yield client
+
+
+def holder(admin: "redis.Redis[bytes]", mailbox: str, entry: Any) -> None:
+    """Somebody with a lease, which nothing but `die` ends, who has claimed this entry."""
+    admin.zadd(PROCESSES, {mailbox: 9e12, "beaten": 9e12})  # with `beaten`, no grace: it is no new store
+    if not admin.exists(SHARED):
+        admin.xgroup_create(SHARED, "workers", "0", mkstream=True)
+    admin.xadd(SHARED, {"b": pack(entry)})
+    admin.xreadgroup("workers", mailbox, {SHARED: ">"}, count=1)
+
+
+def die(admin: "redis.Redis[bytes]", mailbox: str) -> None:
+    """End that lease."""
+    seconds, _ = admin.time()
+    admin.zadd(PROCESSES, {mailbox: seconds * 1000 - 1})
+
+
+def looked(admin: "redis.Redis[bytes]") -> int:
+    """How often claimants have looked for claims of others."""
+    return int(admin.info("commandstats").get("cmdstat_xinfo|consumers", {"calls": 0})["calls"])
+
+
+async def stopped(bus: Bus, task: "asyncio.Task[Any]") -> None:
+    bus.stop_claiming()
+    assert await asyncio.wait_for(task, 5) == []
+
+
+async def test_a_death_that_is_told_while_a_beat_is_at_work_is_not_overlooked(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its claims are looked for by the next beat, although that one reports nothing new."""
+    handler = Recorder()
+    holder(admin, "w.first!", ("first",))
+    holder(admin, "w.second!", ("second",))
+    async with layer.bus("w", handler) as worker:
+        task = asyncio.create_task(worker.claim(["x"], 10))
+        judge = Presence._judge
+        told = asyncio.Event()
+
+        async def slow(self: Presence, beat: Any) -> None:
+            """A beat in which the second death is told, after the first was found."""
+            await judge(self, beat)
+            if "w.first!" in beat.ended and not told.is_set():
+                told.set()
+                die(admin, "w.second!")
+                admin.xadd(f"asgibus:mailbox:{worker.mailbox}", {"b": pack((2, "", [(DEAD, "w.second!")]))})
+                await until(lambda: "w.second!" in handler.dead)
+
+        monkeypatch.setattr(Presence, "_judge", slow)
+        die(admin, "w.first!")
+        await until(lambda: len(handler.orphans) == 2, 5)
+        assert {claim.entry for claim in handler.orphans} == {("first",), ("second",)}
+        for claim in handler.orphans:
+            worker.done(claim)
+        await stopped(worker, task)
+
+
+async def test_orphans_whose_reading_was_cut_short_come_with_the_next_beat(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]", caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are pending under the claimant's second name by then, and their first claimant is not known any more."""
+    handler = Recorder()
+    holder(admin, "w.first!", ("first",))
+    async with layer.bus("w", handler) as worker:
+        task = asyncio.create_task(worker.claim(["x"], 10))
+        before = looked(admin)
+        await until(lambda: looked(admin) > before)  # for what died before it began
+        # Whoever reads the second name's entries now is refused: as if Redis had a bad moment.
+        admin.acl_setuser("default", enabled=True, commands=["-xreadgroup"], reset=False)
+        try:
+            die(admin, "w.first!")
+            await until(lambda: "cannot be kept up" in caplog.text)
+            assert admin.xpending_range(SHARED, "workers", "-", "+", 9, f"{worker.mailbox}orphans")
+            assert handler.orphans == []
+        finally:
+            admin.acl_setuser("default", enabled=True, commands=["+xreadgroup"], reset=False)
+        await until(lambda: handler.orphans, 5)
+        assert handler.orphans[0].entry == ("first",)
+        worker.done(handler.orphans[0])
+        await stopped(worker, task)

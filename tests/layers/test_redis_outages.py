@@ -1,0 +1,272 @@
+"""Redis that pauses, loses its data, has no room or fails over: nobody dies of it, everybody learns of it.
+
+Each scenario has a Redis of its own. The waits are real, so what takes long happens at the same time.
+"""
+
+import asyncio
+import logging
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from asgibus.layers import LayerUnavailable
+from asgibus.layers.codec import pack
+from asgibus.layers.contract import FIRST_PROTOCOL_KIND, GROUP_MESSAGE
+from asgibus.layers.redis.writer import PAYLOAD_VERSION
+from layers.peers import GRACE, LEASE, NOTICED, SLACK, Peer, Place, peer, place
+from support.bus import until
+from support.redis import RedisServer
+from support.sentinel import SentinelSet
+from support.tcp_proxy import TcpProxy
+
+pytestmark = pytest.mark.anyio
+
+StartRedis = Callable[..., RedisServer]
+KIND = FIRST_PROTOCOL_KIND
+OUTAGE = LEASE + 3
+AT_ONCE = 1.0 + SLACK
+"""Seconds within which an interruption is known: a beat, and the pauses between the tries to connect."""
+
+
+@asynccontextmanager
+async def here(url: str) -> AsyncIterator[Place]:
+    """A place on the bus that is in a group."""
+    async with place(url, "asgibus") as here:
+        await here.bus.join_group("group")
+        yield here
+
+
+@asynccontextmanager
+async def three(url: str) -> AsyncIterator[tuple[Place, Place, Peer]]:
+    """Two that live on, and one that is going to die."""
+    async with here(url) as one, here(url) as two, peer(url, "asgibus") as victim:
+        await victim.do("join", "group")
+        for each in (one, two):  # who has never heard of a process needs not hear of its death
+            await victim.do("post", each.mailbox, 1)
+            await until(lambda: each.handler.frames)  # noqa: B023 - awaited here
+        yield one, two, victim
+
+
+async def talk(one: Place, two: Place) -> None:
+    """Frames and broadcasts get through, in both directions, though nobody has done anything for it."""
+    for sender, receiver in ((one, two), (two, one)):
+        token = f"{time.monotonic()}"
+        sender.bus.post(receiver.mailbox, (KIND, token))
+        await sender.layer.group_send("group", {"n": token})
+        expected = {(KIND, token), (GROUP_MESSAGE, "group", token)}
+        await until(lambda: expected <= {heard(frame) for frame in receiver.handler.frames})  # noqa: B023 - awaited here
+
+
+def heard(frame: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*frame[:2], frame[2]["n"]) if frame[0] == GROUP_MESSAGE else frame
+
+
+async def test_outages(start_redis: StartRedis) -> None:
+    servers = {scenario: start_redis() for scenario in (pauses, comes_back_empty, is_flushed, has_no_room)}
+    servers[comes_back_with_its_data] = start_redis("--appendonly", "yes", "--appendfsync", "always")
+    async with asyncio.TaskGroup() as scenarios:
+        for scenario, server in servers.items():
+            scenarios.create_task(scenario(server), name=scenario.__name__)
+
+
+async def pauses(server: RedisServer) -> None:
+    """It answers nothing for longer than a lease: who lives is not judged dead, and who died then is, in the end."""
+    async with three(server.url) as (one, two, victim):
+        server.pause()
+        began = time.monotonic()
+        await asyncio.sleep(1)
+        await victim.kill()
+        one.bus.post(two.mailbox, (KIND, "posted in the outage"))
+        await asyncio.sleep(began + OUTAGE - time.monotonic())  # the length of the outage is what this is about
+        assert not one.bus.available
+        server.resume()
+        back = time.monotonic()
+        await until(lambda: (KIND, "posted in the outage") in two.handler.frames)
+        await talk(one, two)
+        assert one.bus.available
+        await until(lambda: one.handler.dead and two.handler.dead, GRACE + SLACK)
+        # After grace; or a lease after the last beat of the dead one, which Redis read only now.
+        assert time.monotonic() - back > LEASE - 1
+        await asyncio.sleep(GRACE + 1 + SLACK - (time.monotonic() - back))
+        assert one.handler.dead == two.handler.dead == [victim.mailbox]
+        assert one.handler.lost == two.handler.lost == []
+
+
+async def comes_back_empty(server: RedisServer) -> None:
+    """All are interrupted at once, all is in place again, and who died in the outage is dead after grace."""
+    async with three(server.url) as (one, two, victim):
+        await asyncio.to_thread(server.kill)
+        await victim.kill()
+        await asyncio.to_thread(server.start)
+        back = time.monotonic()
+        await until(lambda: one.handler.interruptions and two.handler.interruptions)
+        assert time.monotonic() - back < AT_ONCE
+        await talk(one, two)
+        assert [one.handler.interruptions, two.handler.interruptions] == [1, 1]
+        await until(lambda: one.handler.dead and two.handler.dead, GRACE + 1 + SLACK)
+        assert time.monotonic() - back > GRACE - 0.5
+        await asyncio.sleep(1.2)
+        assert one.handler.dead == two.handler.dead == [victim.mailbox]
+        assert one.layer.counts["interruption"] == 1
+
+
+async def comes_back_with_its_data(server: RedisServer) -> None:
+    """All leases have run out by then; only that of the dead one is not renewed."""
+    async with three(server.url) as (one, two, victim):
+        await asyncio.to_thread(server.terminate)
+        await victim.kill()
+        await asyncio.sleep(OUTAGE)
+        await asyncio.to_thread(server.start)
+        back = time.monotonic()
+        await until(lambda: one.handler.interruptions and two.handler.interruptions)
+        await talk(one, two)
+        await until(lambda: one.handler.dead and two.handler.dead, GRACE + 1 + SLACK)
+        assert time.monotonic() - back > GRACE - 0.5
+        await asyncio.sleep(1.2)
+        assert one.handler.dead == two.handler.dead == [victim.mailbox]
+        assert [one.handler.interruptions, two.handler.interruptions] == [1, 1]
+
+
+async def is_flushed(server: RedisServer) -> None:
+    """As empty, though no connection has broken; and who has not made his mailbox anew is not dead by that."""
+    async with three(server.url) as (one, two, victim), peer(server.url, "asgibus") as late:
+        await late.do("join", "group")
+        await victim.kill()
+        late.signal(signal.SIGSTOP)
+        with redis.Redis.from_url(server.url, protocol=2) as admin:
+            admin.flushall()
+        flushed = time.monotonic()
+        one.bus.post(late.mailbox, (KIND, "lost"))
+        await until(lambda: one.handler.lost == [late.mailbox])
+        await until(lambda: one.handler.interruptions and two.handler.interruptions)
+        assert time.monotonic() - flushed < AT_ONCE
+        await talk(one, two)
+        late.signal(signal.SIGCONT)
+        await until(lambda: late.all("interrupted"))
+        one.bus.post(late.mailbox, (KIND, "found"))
+        await until(lambda: ["found"] in late.all("frame"))
+        assert ["lost"] not in late.all("frame")
+        await late.do("post", one.mailbox, 1)
+        await one.layer.group_send("group", {"n": "all"})
+        await until(lambda: ["group", {"n": "all"}] in late.all("frame"))
+        await until(lambda: one.handler.dead and two.handler.dead and late.all("dead"), GRACE + 1 + SLACK)
+        assert time.monotonic() - flushed > GRACE - 0.5
+        await asyncio.sleep(1.2)
+        assert one.handler.dead == two.handler.dead == late.all("dead") == [victim.mailbox]
+        assert [one.handler.interruptions, two.handler.interruptions, len(late.all("interrupted"))] == [1, 1, 1]
+
+
+async def has_no_room(server: RedisServer) -> None:
+    """Without memory nothing more can be written, but who lives goes on living."""
+    async with three(server.url) as (one, two, other):
+        with redis.Redis.from_url(server.url, protocol=2) as admin:
+            admin.config_set("maxmemory", "1kb")
+            with pytest.raises(LayerUnavailable, match="OOM"):
+                await one.layer.send("ordinary", {})
+            one.bus.post(other.mailbox, (KIND, 0))  # waits, and the beats must not wait behind it
+            await asyncio.sleep(LEASE + NOTICED)
+            now = admin.time()[0] * 1000
+            living = set(admin.zrange("asgibus:processes", now, "+inf", byscore=True))
+            assert living >= {each.mailbox.encode() for each in (one, two, other)}
+            admin.config_set("maxmemory", "0")
+        await until(lambda: other.all("frame") == [[0]])
+        await talk(one, two)
+        assert one.handler.dead == two.handler.dead == other.all("dead") == []
+        assert one.handler.interruptions == two.handler.interruptions == len(other.all("interrupted")) == 0
+
+
+# What apps send into an outage.
+
+
+async def failure(call: Any) -> tuple[str, float]:
+    """What a call says when Redis is away, and after how many seconds."""
+    began = time.monotonic()
+    with pytest.raises(LayerUnavailable) as raised:
+        await call
+    return str(raised.value), time.monotonic() - began
+
+
+async def test_what_is_sent_into_an_outage_fails_and_is_never_written(
+    start_redis: StartRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = start_redis()
+    with caplog.at_level(logging.INFO, logger="asgibus.layers"):
+        async with here(server.url) as one:
+            await asyncio.to_thread(server.kill)
+            calls = [
+                one.layer.send("ordinary", {"n": 1}),
+                one.layer.send(one.mailbox + "1", {"n": 2}),
+                one.layer.group_send("group", {"n": 3}),
+                one.layer.send("ordinary", {"n": 4}),
+            ]
+            failures = await asyncio.gather(*map(failure, calls))
+            assert all(took < 5 + SLACK for _, took in failures)
+            assert one.layer.counts["send failed"] == len(calls)
+            assert not one.bus.available
+            await asyncio.to_thread(server.start)
+            await until(lambda: one.bus.available and one.handler.interruptions)
+            await one.layer.send("ordinary", {"n": "after"})
+            assert await asyncio.wait_for(one.layer.receive("ordinary"), 5) == {"n": "after"}
+            await one.layer.group_send("group", {"n": "after"})
+            await until(lambda: one.handler.frames)
+            assert one.handler.frames == [(GROUP_MESSAGE, "group", {"n": "after"})]
+    assert all("nothing was written" in said for said, _ in failures)
+    assert caplog.text.count("what an app sent did not go out") == 1
+    assert caplog.text.count(f"{len(calls)} calls of apps failed while Redis was away") == 1
+    assert caplog.text.count(" is gone (") == caplog.text.count(f"{one.layer.address} is back") == 1
+
+
+# Failover.
+
+
+async def test_a_mailbox_is_read_on_when_a_replica_without_the_tail_takes_over(start_redis: StartRedis) -> None:
+    """With a clock behind that of the old master, all that it writes for a while would be before the cursor."""
+    master, replica = (start_redis("--repl-diskless-sync-delay", "0") for _ in range(2))
+    with TcpProxy(("127.0.0.1", master.port)) as proxy:
+        async with here(proxy.url) as one, here(proxy.url) as two:
+            key = f"asgibus:mailbox:{two.mailbox}"
+            with redis.Redis.from_url(replica.url, protocol=2) as admin:
+                admin.replicaof("127.0.0.1", master.port)
+                await until(lambda: admin.info("replication")["master_link_status"] == "up" and admin.exists(key))
+                admin.replicaof("NO", "ONE")
+            with redis.Redis.from_url(master.url, protocol=2) as admin:
+                ahead = (admin.time()[0] + 3600) * 1000
+                admin.xadd(key, {"b": pack((PAYLOAD_VERSION, one.mailbox, ((KIND, "tail"),)))}, id=f"{ahead}-0")
+            await until(lambda: two.handler.frames == [(KIND, "tail")])
+            proxy.target = ("127.0.0.1", replica.port)
+            await asyncio.to_thread(master.kill)
+            await until(lambda: one.handler.interruptions and two.handler.interruptions)
+            await talk(one, two)
+            assert [one.handler.interruptions, two.handler.interruptions] == [1, 1]
+            assert two.handler.dead == one.handler.dead == []
+
+
+async def test_a_failover(tmp_path: Path) -> None:
+    """By Sentinel, in the middle of the talk; one place on the bus for each end."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("no redis-server binary")
+    sentinels = SentinelSet(binary, tmp_path)
+    await asyncio.to_thread(sentinels.__enter__)
+    try:
+        async with here(sentinels.url) as one, here(sentinels.url) as two:
+            await talk(one, two)
+            await asyncio.to_thread(sentinels.master.kill)
+            one.bus.post(two.mailbox, (KIND, "posted in the outage"))
+            await asyncio.to_thread(sentinels.wait_promoted)
+            promoted = time.monotonic()
+            await until(lambda: one.handler.interruptions and two.handler.interruptions)
+            assert time.monotonic() - promoted < 3 + SLACK
+            await until(lambda: (KIND, "posted in the outage") in two.handler.frames or one.handler.lost)
+            await talk(one, two)
+            assert one.handler.dead == two.handler.dead == []
+            assert str(one.layer.address) == sentinels.url
+    finally:
+        await asyncio.to_thread(sentinels.__exit__, None, None, None)

@@ -1,0 +1,250 @@
+"""A bus that loses, repeats, delays and reorders as the contract of `Bus` allows, and an event loop without IO.
+
+Nothing happens by itself: whoever uses it says what is written, what is delivered, who claims, who dies, and how far
+time goes on.
+"""
+
+import asyncio
+import itertools
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from asgibus.layers.codec import pack, unpack
+from asgibus.layers.contract import DEAD, MESSAGE, Bus, Claim, Frame, Handler, Offer
+
+
+class SteppedLoop(asyncio.BaseEventLoop):
+    """An event loop of its own time, which stands still until it is moved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = 0.0
+        self._selector = SimpleNamespace(select=lambda timeout: [])
+
+    def time(self) -> float:
+        return self._now
+
+    def _process_events(self, events: Any) -> None:
+        pass
+
+    def _write_to_self(self) -> None:
+        pass
+
+    def run_ready(self) -> None:
+        """Run until everything waits for a later time, or for somebody else."""
+        while self._ready or (self._scheduled and self._scheduled[0].when() <= self._now):  # type: ignore[attr-defined]
+            self.call_soon(self.stop)
+            self.run_forever()
+
+    def advance(self, until: float) -> None:
+        """Let time go on until then, from timer to timer."""
+        self.run_ready()
+        while self._scheduled and self._scheduled[0].when() <= until:  # type: ignore[attr-defined]
+            self._now = max(self._now, self._scheduled[0].when())  # type: ignore[attr-defined]
+            self.run_ready()
+        self._now = max(self._now, until)
+
+
+class Store:
+    """What a Redis would hold: a mailbox for each process, in it a queue for each sender; offers, and claims."""
+
+    def __init__(self) -> None:
+        self.mailboxes: dict[str, dict[str, deque[tuple[str, Frame]]]] = {}
+        self.offers: dict[bytes, tuple[str, Any]] = {}
+        self.claims: dict[bytes, tuple[str, Claim]] = {}
+        self.buses: dict[str, ModelBus] = {}
+        self.dead: list[str] = []
+        self.ids = map(b"%d".__mod__, itertools.count(1))
+        self.on_offer: Callable[[Any], None] = lambda entry: None
+        self.on_death: Callable[[str], None] = lambda mailbox: None
+
+    def put(self, mailbox: str, sender: str, frame: Frame) -> bool:
+        """Append to a mailbox, if there is one."""
+        queues = self.mailboxes.get(mailbox)
+        if queues is None:
+            return False
+        queues.setdefault(sender, deque()).append((sender, frame))
+        return True
+
+    def message(self, mailbox: str, local: str, message: dict[str, Any]) -> bool:
+        """Somebody's plain message."""
+        return self.put(mailbox, "", (MESSAGE, local, message))
+
+    def empty(self) -> None:
+        """It restarts empty; each process finds out by itself, later."""
+        self.mailboxes.clear()
+        self.offers.clear()
+        self.claims.clear()
+        for bus in self.buses.values():
+            bus.doubts = True
+
+    def bury(self, mailbox: str) -> None:
+        """Its lease has ended: tell everybody behind what it had posted, and hand its claims on."""
+        self.on_death(mailbox)
+        self.dead.append(mailbox)
+        self.mailboxes.pop(mailbox, None)
+        for other in self.mailboxes:
+            if other != mailbox:
+                self.tell_dead(other, mailbox)
+        self.hand_on()
+
+    def tell_dead(self, mailbox: str, dead: str) -> None:
+        self.mailboxes[mailbox].setdefault(dead, deque()).append(("", (DEAD, dead)))
+
+    def hand_on(self) -> None:
+        heir = next((bus for bus in self.buses.values() if bus.waiting is not None and bus.up), None)
+        for name, (owner, claim) in [*self.claims.items()]:
+            if heir is not None and owner in self.dead and owner != heir.mailbox:
+                self.claims[name] = (heir.mailbox, claim)
+                heir.handler.orphaned(claim)
+
+
+class ModelBus(Bus):
+    """A process's place on it. What it writes waits in `outbox` until `flush`."""
+
+    def __init__(self, store: Store, mailbox: str, handler: Handler) -> None:
+        self.mailbox = mailbox
+        self.store = store
+        self.handler = handler
+        self.outbox: deque[Callable[[], None]] = deque()
+        self.waiting: asyncio.Future[list[Claim]] | None = None
+        self.limit = 0
+        self.stopped = False
+        self.up = True
+        """Whether its process runs: it is neither dead nor paused."""
+        self.doubts = False
+        """Whether it is going to find that it was interrupted."""
+        store.buses[mailbox] = self
+        store.mailboxes[mailbox] = {}
+
+    @property
+    def available(self) -> bool:
+        return True
+
+    # What a fault or a step of the model does.
+
+    def flush(self, count: int = 10**9, *, again: bool = False) -> None:
+        """Write the oldest of what waits. `again`: the reply is lost, so that it is going to be written once more."""
+        for write in [*itertools.islice(self.outbox, count)]:
+            write()
+            if not again:
+                self.outbox.popleft()
+
+    def deliver(self, sender: str, count: int) -> None:
+        """Hand over the oldest frames of one sender."""
+        queue = self.store.mailboxes[self.mailbox][sender]
+        batch = [queue.popleft() for _ in range(min(count, len(queue)))]
+        if not queue:
+            del self.store.mailboxes[self.mailbox][sender]
+        for named, items in itertools.groupby(batch, key=lambda item: item[0]):
+            self.handler.batch(named, [frame for _, frame in items])
+
+    def senders(self) -> list[str]:
+        """Of whom something waits in the mailbox."""
+        return [*self.store.mailboxes.get(self.mailbox, ())] if self.up else []
+
+    def take(self, count: int, *, twice: bool = False) -> None:
+        """Claim, if the process waits for that. `twice`: the store forgets it, so that somebody else may as well."""
+        names = [*itertools.islice(self.store.offers, min(count, self.limit))]
+        if self.waiting is None or self.waiting.done() or not names:
+            return
+        claims = []
+        for name in names:
+            channel, entry = self.store.offers[name] if twice else self.store.offers.pop(name)
+            claims.append(Claim(channel, name, entry))
+            if not twice:
+                self.store.claims[name] = (self.mailbox, claims[-1])
+        self.waiting.set_result(claims)
+
+    def notice(self) -> None:
+        """Find that the store is another, or that the own lease had ended, and make everything anew."""
+        self.doubts = False
+        if self.mailbox in self.store.dead:
+            self.store.dead.remove(self.mailbox)
+        if self.mailbox not in self.store.mailboxes:
+            self.store.mailboxes[self.mailbox] = {}
+            for dead in self.store.dead:
+                self.store.tell_dead(self.mailbox, dead)
+        self.handler.interrupted()
+
+    # The contract.
+
+    def post(self, mailbox: str, frame: Frame, size: int = 0) -> None:
+        def write() -> None:
+            if not self.store.put(mailbox, self.mailbox, frame):
+                self.handler.undelivered(mailbox)
+                if mailbox in self.store.dead and self.mailbox in self.store.mailboxes:
+                    self.store.tell_dead(self.mailbox, mailbox)
+
+        self.outbox.append(write)
+
+    def offer(self, channel: str, entry: Any) -> Offer:
+        offer = Offer(channel, state=(unpack(pack(entry)), []))
+        self.store.on_offer(entry)
+        self.outbox.append(lambda: self._put(offer))
+        return offer
+
+    def _put(self, offer: Offer) -> None:
+        if not offer.withdrawn:
+            entry, names = offer.state
+            names.append(next(self.store.ids))
+            self.store.offers[names[-1]] = (offer.channel, entry)
+
+    def withdraw(self, offer: Offer) -> None:
+        offer.withdrawn = True
+        for name in offer.state[1]:
+            self.store.offers.pop(name, None)
+
+    def offer_again(self, offer: Offer) -> None:
+        if not any(name in self.store.offers or name in self.store.claims for name in offer.state[1]):
+            self.outbox.append(lambda: self._put(offer))
+
+    async def claim(self, channels: Sequence[str], limit: int) -> list[Claim]:
+        if self.stopped:
+            return []
+        self.limit = limit
+        self.waiting = asyncio.get_running_loop().create_future()
+        self.store.hand_on()
+        try:
+            return await self.waiting
+        finally:
+            self.waiting = None
+
+    def stop_claiming(self) -> None:
+        self.stopped = True
+        if self.waiting is not None and not self.waiting.done():
+            self.waiting.set_result([])
+
+    def done(self, claim: Claim) -> None:
+        self.outbox.append(lambda: self.store.claims.pop(claim.id, None) and None)
+
+    async def join_group(self, group: str) -> None:
+        pass
+
+    async def leave_group(self, group: str) -> None:
+        pass
+
+    async def drain(self) -> None:
+        if self.up:
+            self.flush()
+
+
+class ModelLayer:
+    """The part of a channel layer that a worker uses. A bus that is left in an orderly way is buried at once."""
+
+    def __init__(self, store: Store, mailbox: str) -> None:
+        self.store = store
+        self.mailbox = mailbox
+        self.counts: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def bus(self, role: str, handler: Handler) -> AsyncIterator[Bus]:
+        bus = ModelBus(self.store, self.mailbox, handler)
+        yield bus
+        if bus.up:
+            bus.flush()
+            bus.up = False
+            self.store.bury(self.mailbox)

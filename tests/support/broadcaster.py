@@ -1,0 +1,34 @@
+"""A program beside the servers that broadcasts numbered messages through a `RedisChannelLayer`: URL, group, interval.
+
+It prints a JSON line for each call: the number, how long it took, and the error, if it was LayerUnavailable.
+"""
+
+import asyncio
+import json
+import sys
+import time
+
+from asgibus.layers import LayerUnavailable, RedisChannelLayer
+
+NAME = "program"
+"""The sender that the members of the group see."""
+
+
+async def main(url: str, group: str, interval: str) -> None:
+    layer = RedisChannelLayer(url)
+    number = 0
+    while True:
+        message = {"type": "websocket.send", "text": f"{NAME} {number} 1 1"}
+        began, reason = time.monotonic(), None
+        try:
+            await layer.group_send(group, message)
+        except LayerUnavailable as error:
+            reason = str(error)
+        took = time.monotonic() - began
+        print(json.dumps({"number": number, "at": began, "took": took, "error": reason}), flush=True)  # noqa: T201
+        number += 1
+        await asyncio.sleep(float(interval))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

@@ -1,0 +1,149 @@
+"""A worker with a bus and an app; the test is the interface server: it offers connections and reads frames."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+
+from asgibus.layers import Bus, ChannelLayer, InMemoryChannelLayer
+from asgibus.layers.contract import Frame
+from asgibus.protocol import events
+from asgibus.protocol.channels import shared_channel
+from asgibus.protocol.frames import ACK, EVENT, HEAD
+from asgibus.protocol.opening import HTTP, OPENING_VERSION, WEBSOCKET, Opening
+from asgibus.worker.server import Worker
+from asgibus.worker.settings import WorkerSettings
+from support.bus import Recorder, until
+
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+@dataclass
+class Interface:
+    """An interface server as the worker sees it."""
+
+    bus: Bus
+    layer: ChannelLayer
+    recorder: Recorder
+    worker: Worker
+    stop: anyio.Event
+    ended: asyncio.Task[None]
+    numbers: int = 0
+    offered: list[Any] = field(default_factory=list)
+
+    def open(self, kind: str = HTTP, **fields: Any) -> int:
+        self.numbers += 1
+        values: dict[str, Any] = {
+            "version": OPENING_VERSION,
+            "interface": self.bus.mailbox,
+            "connection": self.numbers,
+            "attempt": 1,
+            "resumed": False,
+            "window": 1000,
+            "kind": kind,
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "http",
+            "raw_path": b"/",
+            "query_string": b"",
+            "root_path": "",
+            "headers": (),
+            "client": None,
+            "server": None,
+            "subprotocols": (),
+            "extensions": {},
+            "expects_continue": False,
+            "events": ((events.REQUEST_END, b""),) if kind == HTTP else (),
+            "state": b"",
+        }
+        opening = Opening(**(values | fields))
+        self.bus.offer(shared_channel(kind, "default"), tuple(opening))
+        return opening.connection
+
+    def frames(self, number: int) -> list[Frame]:
+        return [frame for frame in self.recorder.frames if frame[1] == number]
+
+    def events(self, number: int) -> list[Frame]:
+        return [frame[HEAD:] for frame in self.frames(number) if frame[0] == EVENT]
+
+    @property
+    def owner(self) -> str:
+        """The worker's mailbox."""
+        return self.worker.mailbox
+
+    def post(self, *frames: Frame) -> None:
+        """Send frames to the worker."""
+        for frame in frames:
+            self.bus.post(self.owner, frame)
+
+    def say(self, number: int, *texts: str, attempt: int = 1, start: int = 0) -> None:
+        """Messages of a client."""
+        for sequence, text in enumerate(texts, start):
+            self.post((EVENT, number, attempt, sequence, 0, events.MESSAGE_RECEIVED, text))
+
+    def acknowledge(self, number: int, attempt: int = 1) -> None:
+        """Acknowledge all that has come."""
+        self.post((ACK, number, attempt, len(self.events(number))))
+
+    async def accepted(self, **fields: Any) -> int:
+        """A WebSocket that the app has accepted."""
+        number = self.open(WEBSOCKET, **fields)
+        await until(lambda: self.events(number), what="the accept")
+        return number
+
+    async def last(self, number: int, code: int) -> list[Frame]:
+        """The frames of a connection, once an event of that code is among them."""
+        await until(lambda: any(event[0] == code for event in self.events(number)), what=events.NAMES[code])
+        return self.frames(number)
+
+    async def answer(self, number: int) -> list[Frame]:
+        """The events of a response, once it is complete."""
+        ends = {events.RESPONSE_END, events.RESPONSE, events.ABORT, events.CLOSE}
+        await until(lambda: any(event[0] in ends for event in self.events(number)), what="the end of the response")
+        return self.events(number)
+
+
+@asynccontextmanager
+async def running(app: App, **settings: Any) -> AsyncIterator[Interface]:
+    """A worker that runs `app`, until the context ends or the test stops it."""
+    layer: ChannelLayer = InMemoryChannelLayer()
+    worker = Worker(WorkerSettings(app="test", **({"graceful_timeout": 5.0} | settings)), app, layer)
+    stop, ready = anyio.Event(), asyncio.Event()
+    recorder = Recorder()
+    async with layer.bus("interface", recorder) as bus:
+        ended = asyncio.create_task(worker.serve(stop, ready.set))
+        waiting = asyncio.create_task(ready.wait())
+        await asyncio.wait([ended, waiting], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if ended.done():
+            ended.result()
+        yield Interface(bus, layer, recorder, worker, stop, ended)
+        stop.set()
+        await asyncio.wait_for(ended, 10)
+        assert worker.open_sessions == 0
+
+
+async def hello(scope: Any, receive: Any, send: Any) -> None:
+    assert scope["type"] != "lifespan"
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": scope["raw_path"]})
+
+
+def whole(answer: list[Frame]) -> tuple[int, bytes]:
+    """(status, body) of an answer, however its events were put together."""
+    status = next(event[1] for event in answer if event[0] in (events.RESPONSE, events.RESPONSE_START))
+    body = b"".join(
+        event[-1] for event in answer if event[0] in (events.RESPONSE, events.RESPONSE_BODY, events.RESPONSE_END)
+    )
+    return status, body
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    assert scope["type"] == "websocket"
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (event := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": event["text"]})

@@ -1,0 +1,306 @@
+"""What may have been lost is asked after, what is served twice is ended, and no app waits for a client that is gone."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from asgibus.protocol import events
+from asgibus.protocol.channels import shared_channels
+from asgibus.protocol.frames import ABANDONED, ACK, EVENT, OWN, PROBE, RESEND, RESET
+from asgibus.protocol.opening import HTTP, WEBSOCKET
+from asgibus.worker import sessions
+from support.bus import Recorder, until
+from worker.harness import Interface, echo, hello, running, whole
+
+pytestmark = pytest.mark.anyio
+
+
+class Witness:
+    """An app for WebSockets that notes what it receives, and returns when it may."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+        self.runs: list[int] = []
+        self.may_return = asyncio.Event()
+        self.errors: list[BaseException] = []
+
+    @property
+    def codes(self) -> list[int]:
+        return [event["code"] for event in self.seen if event["type"] == "websocket.disconnect"]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        self.runs.append(scope["extensions"]["asgibus"]["connection"].attempt)
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (event := await receive())["type"] == "websocket.receive":
+            self.seen.append(event)
+        self.seen.append(event)
+        await self.may_return.wait()
+        try:
+            await send({"type": "websocket.send", "text": "too late"})
+        except OSError as error:
+            self.errors.append(error)
+
+
+@pytest.fixture
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens each second happens each 20 ms."""
+    monkeypatch.setattr(sessions, "TICK_SECONDS", 0.002)
+
+
+def count(interface: Interface, number: int, kind: int) -> int:
+    return [frame[0] for frame in interface.frames(number)].count(kind)
+
+
+# Probes.
+
+
+async def test_a_probe_is_answered_by_what_is_missing_or_by_how_much_was_taken() -> None:
+    async with running(echo) as interface:
+        number = await interface.accepted()
+        interface.say(number, "a")
+        await until(lambda: len(interface.events(number)) == 2)
+        interface.post((PROBE, number, 1, 3))
+        await until(lambda: (RESEND, number, 1, 1) in interface.frames(number))
+        interface.post((PROBE, number, 1, 1))
+        await until(lambda: (ACK, number, 1, 1) in interface.frames(number))
+        interface.post((PROBE, 77, 1, 0), (PROBE, number, 2, 0))
+        await until(lambda: interface.frames(77) and (RESET, number, 2) in interface.frames(number))
+        assert interface.frames(77) == [(RESET, 77, 1)]
+        assert interface.worker.open_sessions == 1
+
+
+async def test_a_gap_is_asked_for_and_nothing_behind_it_is_received() -> None:
+    app = Witness()
+    async with running(app) as interface:
+        number = await interface.accepted()
+        interface.say(number, "late", start=1)
+        await until(lambda: (RESEND, number, 1, 0) in interface.frames(number))
+        interface.say(number, "early", "late")
+        await until(lambda: len(app.seen) == 2)
+        app.may_return.set()
+    assert [event["text"] for event in app.seen[:2]] == ["early", "late"]
+
+
+async def test_what_the_interface_server_misses_is_sent_again() -> None:
+    async with running(echo) as interface:
+        number = await interface.accepted(window=100_000)
+        interface.say(number, "a", "b", "c")
+        await until(lambda: len(interface.events(number)) == 4)
+        interface.post((ACK, number, 1, 1), (RESEND, number, 1, 2))
+        await until(lambda: len(interface.events(number)) == 6)
+        assert interface.events(number)[4:] == [(events.MESSAGE_SENT, "b"), (events.MESSAGE_SENT, "c")]
+        assert interface.worker.counts()["repeated"] == 1
+
+
+async def test_after_an_interruption_every_interface_server_is_asked() -> None:
+    go = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await go.wait()
+            await hello(scope, receive, send)
+        else:
+            await echo(scope, receive, send)
+
+    async with running(app) as interface:
+        socket, request = await interface.accepted(), interface.open(HTTP)
+        await until(lambda: interface.frames(request))
+        await interface.layer.declare_dead(interface.owner)  # as it learns that others gave it up
+        await until(lambda: count(interface, socket, PROBE) and count(interface, request, PROBE))
+        assert interface.frames(socket)[-1] == (PROBE, socket, 1, 1)
+        assert interface.frames(request)[-1] == (PROBE, request, 1, 0)
+        go.set()
+        assert whole(await interface.answer(request)) == (200, b"/")
+
+
+@pytest.mark.usefixtures("_fast")
+async def test_what_is_not_acknowledged_for_long_is_asked_after() -> None:
+    async with running(echo) as interface:
+        number = await interface.accepted()
+        await until(lambda: count(interface, number, PROBE) >= 2)
+        interface.acknowledge(number)
+        await until(lambda: interface.worker._sessions._sessions[interface.bus.mailbox, number].in_flight == 0)
+        asked = count(interface, number, PROBE)
+        await asyncio.sleep(0.3)  # time for more questions, of which there must be none
+        assert count(interface, number, PROBE) == asked
+
+
+@pytest.mark.usefixtures("_fast")
+async def test_what_found_no_mailbox_is_asked_after_until_it_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "PROBE_TICKS", 10**9)
+    async with running(echo) as interface:
+        number = await interface.accepted()
+        other = await interface.accepted()
+        interface.worker._sessions.undelivered("interface.other!")
+        interface.worker._sessions.undelivered(interface.bus.mailbox)
+        await until(lambda: count(interface, number, PROBE) == count(interface, other, PROBE) == 1)
+        interface.worker._sessions.undelivered(interface.bus.mailbox)
+        await until(lambda: count(interface, number, PROBE) == 2)
+
+
+# Clients that are gone.
+
+
+async def test_a_dead_interface_server_s_clients_are_gone_everywhere(caplog: pytest.LogCaptureFixture) -> None:
+    app = Witness()
+    app.may_return.set()
+    async with running(app) as interface:
+        numbers = [await interface.accepted() for _ in range(3)]
+        recorder = Recorder()
+        async with interface.layer.bus("interface", recorder) as other:
+            own, interface.bus = interface.bus, other
+            elsewhere = interface.open(WEBSOCKET)
+            interface.bus = own
+            await until(lambda: [frame for frame in recorder.frames if frame[1] == elsewhere])
+            assert interface.worker.open_sessions == 4
+            await interface.layer.declare_dead(interface.bus.mailbox)
+            await until(lambda: interface.worker.open_sessions == 1)
+            assert app.codes == [1006] * len(numbers)
+        await until(lambda: interface.worker.open_sessions == 0)
+        assert interface.worker.counts()["interface died"] == 2
+    assert len(app.errors) == 4
+    assert "and with it 3 connections here" in caplog.text
+
+
+async def test_a_reset_is_a_disconnect() -> None:
+    app = Witness()
+    app.may_return.set()
+    async with running(app) as interface:
+        number = await interface.accepted()
+        interface.say(number, "before")
+        interface.post((RESET, number, 2))
+        interface.post((RESET, number, 1), (RESET, number, 1))
+        await until(lambda: interface.worker.open_sessions == 0)
+        assert [event.get("text") for event in app.seen] == ["before", None]
+        assert app.codes == [1006]
+        assert interface.worker.counts()["reset"] == 2
+
+
+async def test_a_disconnect_behind_another_one_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    app = Witness()
+    async with running(app) as interface:
+        number = await interface.accepted()
+        await interface.layer.declare_dead(interface.bus.mailbox)
+        await until(lambda: app.codes == [1006])
+        interface.post((EVENT, number, 1, 0, 1, events.WEBSOCKET_DISCONNECT, 1001, ""), (EVENT, 77, 1, 0, 0, 4, ""))
+        await until(lambda: interface.frames(77))
+        app.may_return.set()
+        await until(lambda: interface.worker.open_sessions == 0)
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_disconnect_behind_a_drain_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    app = Witness()
+    async with running(app) as interface:
+        number = await interface.accepted()
+        interface.stop.set()
+        await until(lambda: app.codes == [1012])
+        interface.post((EVENT, number, 1, 0, 1, events.WEBSOCKET_DISCONNECT, 1001, ""), (EVENT, 77, 1, 0, 0, 4, ""))
+        await until(lambda: interface.frames(77))
+        app.may_return.set()
+        await asyncio.wait_for(interface.ended, 5)
+    assert "Traceback" not in caplog.text
+
+
+async def test_an_interface_server_that_was_given_up_and_lives_is_told_so() -> None:
+    app = Witness()
+    async with running(app) as interface:
+        number = await interface.accepted()
+        await interface.layer.declare_dead(interface.bus.mailbox)
+        await until(lambda: app.codes == [1006])
+        interface.post((PROBE, number, 1, 0))
+        await until(lambda: count(interface, number, RESET) + count(interface, number, ACK))
+        assert interface.frames(number)[-1] == (RESET, number, 1), "else its client would be served by nobody"
+        app.may_return.set()
+
+
+# Offers.
+
+
+async def test_an_offer_that_was_made_twice_is_answered_and_not_served_twice() -> None:
+    app = Witness()
+    app.may_return.set()
+    async with running(app) as interface:
+        number = await interface.accepted(attempt=3)
+        for attempt in (3, 2):
+            interface.open(WEBSOCKET, connection=number, attempt=attempt)
+        await until(lambda: count(interface, number, OWN) == 2)
+        assert interface.frames(number)[1:] == [(OWN, number, 3)] * 2
+        assert app.runs == [3]
+
+
+async def test_a_newer_attempt_takes_the_place_of_an_older_one() -> None:
+    app = Witness()
+    async with running(app) as interface:
+        number = await interface.accepted()
+        interface.open(WEBSOCKET, connection=number, attempt=2, resumed=True)
+        await until(lambda: (EVENT, number, 2, 0, 0, events.ACCEPT, None, (), False) in interface.frames(number))
+        await until(lambda: app.codes == [1006])
+        interface.say(number, "for the new one", attempt=2)
+        interface.say(number, "for the old one")
+        await until(lambda: count(interface, number, RESET))
+        app.may_return.set()
+        await until(lambda: interface.worker.open_sessions == 1)
+        assert [event.get("text") for event in app.seen] == [None, "for the new one"]
+        assert app.runs == [1, 2]
+
+
+async def test_a_newer_attempt_takes_the_place_of_last_words() -> None:
+    async def closes(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.close"})
+
+    async with running(closes) as interface:
+        number = interface.open(WEBSOCKET)
+        await interface.answer(number)
+        interface.open(WEBSOCKET, connection=number, attempt=2)
+        await until(lambda: [frame[2] for frame in interface.frames(number)] == [1, 1, 2, 2])
+        interface.post((RESEND, number, 1, 0), (RESEND, number, 2, 0))
+        await until(lambda: len(interface.frames(number)) == 6)
+        assert [frame[2] for frame in interface.frames(number)[4:]] == [2, 2]
+
+
+async def test_a_further_run_gets_first_what_came_with_its_opening() -> None:
+    app = Witness()
+    app.may_return.set()
+    left = ((events.MESSAGE_RECEIVED, "a"), (events.MESSAGE_RECEIVED, "b"))
+    async with running(app) as interface:
+        number = await interface.accepted(attempt=2, resumed=True, events=left)
+        interface.say(number, "c", attempt=2, start=2)
+        await until(lambda: len(app.seen) == 3)
+        assert [event["text"] for event in app.seen] == ["a", "b", "c"]
+        await until(lambda: (ACK, number, 2, 3) in interface.frames(number))
+        assert interface.worker.counts()["further run"] == 1
+
+
+@pytest.mark.parametrize("interface_lives", [True, False])
+async def test_what_a_dead_worker_had_claimed_is_told_to_its_interface_server(interface_lives: bool) -> None:
+    async with running(echo, concurrency=1) as interface:
+        busy = await interface.accepted()
+        recorder = Recorder()
+        async with interface.layer.bus("worker", Recorder()) as other:
+            own = interface.bus
+            async with interface.layer.bus("interface", recorder) as short_lived:
+                if not interface_lives:
+                    interface.bus = short_lived
+                number = interface.open(WEBSOCKET, attempt=4)
+                interface.bus = own
+                assert len(await other.claim(shared_channels("default"), 10)) == 1
+        if interface_lives:
+            await until(lambda: interface.frames(number))
+            assert interface.frames(number) == [(ABANDONED, number, 4)]
+        await until(lambda: interface.worker.counts().get("orphan"))
+        interface.post((EVENT, busy, 1, 0, 1, events.WEBSOCKET_DISCONNECT, 1001, ""))
+        await until(lambda: interface.worker.open_sessions == 0)
+        assert open_claims(interface) == 0
+
+
+def open_claims(interface: Interface) -> int:
+    """How many claims are not dealt with, in a layer that lives in this process."""
+    layer: Any = interface.layer
+    return sum(len(bus._claims) for bus in layer._buses.values())

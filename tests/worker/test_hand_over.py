@@ -1,0 +1,416 @@
+"""A worker that stops and may resume: each WebSocket's app is told, may clean up, and then another run goes on."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+import asgibus
+from asgibus.layers.codec import unpack
+from asgibus.protocol import events
+from asgibus.protocol.frames import ACK, EVENT, HEAD, PROBE, RESEND, RESET
+from asgibus.protocol.opening import HTTP, WEBSOCKET
+from asgibus.worker import server, sessions
+from support.bus import until
+from worker.harness import Interface, echo, hello, running, whole
+
+pytestmark = pytest.mark.anyio
+
+TOLD = {"type": "websocket.disconnect", "code": 1012, "reason": ""}
+
+
+async def handed_over(interface: Interface, number: int) -> tuple[Any, ...]:
+    """The HANDOVER frame, which must be the last of its connection; acknowledged."""
+    frames = await interface.last(number, events.HANDOVER)
+    assert [frame[3] for frame in frames if frame[0] == EVENT] == list(range(len(interface.events(number))))
+    assert frames[-1][HEAD:] == (events.HANDOVER,)
+    interface.acknowledge(number, frames[-1][2])
+    return frames[-1]
+
+
+async def test_an_app_is_told_may_clean_up_and_is_then_handed_over() -> None:
+    seen: list[Any] = []
+    cleaned = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        connection = asgibus.connection(scope)
+        await receive()
+        await send({"type": "websocket.accept"})
+        seen.append((await receive())["text"])
+        connection.state["seen"] = list(seen)
+        seen.append(await receive())
+        with pytest.raises(OSError, match="was not sent"):
+            await send({"type": "websocket.send", "text": "too late"})
+        seen.append(await receive())
+        await cleaned.wait()
+        connection.state["cleaned"] = True
+
+    async with running(app, resume=True) as interface:
+        number = await interface.accepted()
+        assert interface.events(number) == [(events.ACCEPT, None, (), True)]
+        interface.say(number, "one")
+        await until(lambda: seen)
+        interface.stop.set()
+        await until(lambda: len(seen) == 3)
+        interface.say(number, "two", "three", start=1)
+        await until(lambda: interface.worker.open_sessions == 1)
+        assert not interface.ended.done()
+        assert interface.events(number)[1:] == [], "not before the app has returned"
+        cleaned.set()
+        last = await handed_over(interface, number)
+        assert last[4] == 1, "what the app has not taken is for the next run"
+        (state,) = [event[1] for event in interface.events(number) if event[0] == events.SAVE_STATE]
+        assert unpack(state)["cleaned"] is True
+        await asyncio.wait_for(interface.ended, 5)
+    assert seen == ["one", TOLD, TOLD]
+
+
+async def test_what_waits_for_the_app_is_left_to_the_next_run() -> None:
+    go = asyncio.Event()
+    seen: list[Any] = []
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        seen.append(await receive())
+        await go.wait()
+        seen.append(await receive())
+
+    async with running(slow, resume=True) as interface:
+        number = await interface.accepted(window=100_000)
+        interface.say(number, "a", "b", "c")
+        await until(lambda: seen)
+        await until(lambda: (ACK, number, 1, 1) in interface.frames(number))
+        interface.stop.set()
+        await asyncio.sleep(0.02)  # time for it to be told, which must wait until it asks
+        go.set()
+        assert (await handed_over(interface, number))[4] == 1
+    assert [event.get("text") for event in seen] == ["a", None]
+
+
+async def test_a_further_run_sees_what_the_last_one_saved() -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        connection = asgibus.connection(scope)
+        seen.append((connection.attempt, connection.resumed, dict(connection.state)))
+        connection.state["runs"] = connection.attempt
+        await receive()
+        await send({"type": "websocket.accept"})
+        seen.append((await receive()).get("text"))
+        await receive()
+
+    async with running(app, resume=True) as interface:
+        number = await interface.accepted()
+        interface.stop.set()
+        await handed_over(interface, number)
+        (state,) = [event[1] for event in interface.events(number) if event[0] == events.SAVE_STATE]
+    async with running(app, resume=True) as interface:
+        left = ((events.MESSAGE_RECEIVED, "left"),)
+        number = await interface.accepted(attempt=2, resumed=True, state=state, events=left)
+        await until(lambda: len(seen) == 4)
+        interface.stop.set()
+        last = await handed_over(interface, number)
+        assert last[2:5] == (2, 2, 1)
+    assert seen == [(1, False, {}), None, (2, True, {"runs": 1}), "left"]
+
+
+async def test_a_state_that_was_not_looked_at_or_not_changed_is_not_saved_again() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        connection = asgibus.connection(scope)
+        await receive()
+        if scope["raw_path"] == b"/look":
+            connection.state["a"] = 1
+            await connection.save_state()
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] == "websocket.receive":
+            pass
+
+    async with running(app, resume=True) as interface:
+        numbers = [await interface.accepted(raw_path=path) for path in (b"/", b"/look")]
+        interface.stop.set()
+        for number in numbers:
+            await handed_over(interface, number)
+        codes = [[event[0] for event in interface.events(number)] for number in numbers]
+    assert codes[0] == [events.ACCEPT, events.HANDOVER]
+    assert sorted(codes[1]) == sorted([events.SAVE_STATE, events.ACCEPT, events.HANDOVER])
+
+
+@pytest.mark.parametrize("state", [{"a": object()}, {"a": "x" * 20_000}])
+async def test_a_state_that_cannot_be_saved_is_told_and_the_hand_over_goes_on(
+    state: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        asgibus.connection(scope).state.update(state)
+        await receive()
+
+    async with running(app, resume=True) as interface:
+        number = await interface.accepted()
+        interface.stop.set()
+        await handed_over(interface, number)
+    assert "could not be handed over" in caplog.text
+
+
+async def test_an_app_may_save_its_state_while_it_cleans_up() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        connection = asgibus.connection(scope)
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+        connection.state["n"] = 1
+        await connection.save_state()
+        raise ValueError("in cleaning up")
+
+    async with running(app, resume=True) as interface:
+        number = await interface.accepted()
+        interface.stop.set()
+        await handed_over(interface, number)
+        assert [event[0] for event in interface.events(number)] == [
+            events.ACCEPT,
+            events.SAVE_STATE,
+            events.HANDOVER,
+        ]
+
+
+async def test_groups_are_kept_when_the_app_leaves_them_after_it_was_told() -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        connection = asgibus.connection(scope)
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+        await connection.group_discard("room")
+        seen.append("discarded")
+        with pytest.raises(OSError, match="memberships"):
+            await connection.group_add("room")
+
+    async with running(app, resume=True) as interface:
+        number = await interface.accepted()
+        interface.stop.set()
+        await handed_over(interface, number)
+        assert [event[0] for event in interface.events(number)] == [events.ACCEPT, events.HANDOVER]
+    assert seen == ["discarded"]
+
+
+async def test_an_app_that_never_asks_learns_it_from_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "INSIST_SECONDS", 0.05)
+    seen: list[Any] = []
+
+    async def ticker(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        try:
+            while True:
+                await send({"type": "websocket.send", "text": "tick"})
+                await asyncio.sleep(0.002)
+        except OSError as error:
+            seen.append(error)
+            raise
+
+    async with running(ticker, resume=True) as interface:
+        number = await interface.accepted(window=1_000_000)
+        interface.stop.set()
+        await handed_over(interface, number)
+        assert {event[0] for event in interface.events(number)[1:-1]} == {events.MESSAGE_SENT}
+    assert len(seen) == 1
+
+
+async def test_an_app_that_does_not_end_is_cancelled_and_handed_over() -> None:
+    async def stuck(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        await asyncio.get_running_loop().create_future()
+
+    async with running(stuck, resume=True, graceful_timeout=0.1) as interface:
+        number = await interface.accepted()
+        interface.say(number, "not taken")
+        interface.stop.set()
+        assert (await handed_over(interface, number))[4] == 0
+
+
+async def test_an_app_that_has_not_answered_yet_is_handed_over_too() -> None:
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await receive()
+        assert await receive() == TOLD
+        with pytest.raises(OSError, match="was not sent"):
+            await send({"type": "websocket.accept"})
+
+    async with running(slow, resume=True) as interface:
+        number = interface.open(WEBSOCKET)
+        await until(lambda: interface.frames(number))
+        interface.stop.set()
+        await handed_over(interface, number)
+        assert interface.events(number) == [(events.HANDOVER,)]
+
+
+async def test_an_app_that_ends_its_connection_itself_is_not_handed_over() -> None:
+    go = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        await go.wait()
+        await send({"type": "websocket.close", "code": 4000})
+
+    async with running(app, resume=True) as interface:
+        number = await interface.accepted()
+        interface.stop.set()
+        await asyncio.sleep(0.02)  # time for the drain to reach it
+        go.set()
+        assert (await interface.answer(number))[-1] == (events.CLOSE, 4000, "")
+        interface.acknowledge(number)
+
+
+async def test_a_client_that_leaves_while_it_is_handed_over_is_not() -> None:
+    go = asyncio.Event()
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        seen.append(await receive())
+        await go.wait()
+
+    async with running(app, resume=True) as interface:
+        number = await interface.accepted()
+        interface.stop.set()
+        await until(lambda: seen)
+        interface.post((EVENT, number, 1, 0, 1, events.WEBSOCKET_DISCONNECT, 1001, ""))
+        interface.post((PROBE, number, 1, 1))
+        await until(lambda: interface.frames(number)[-1][0] in (ACK, RESET))
+        go.set()
+        await asyncio.wait_for(interface.ended, 5)
+        assert [event[0] for event in interface.events(number)] == [events.ACCEPT]
+
+
+async def test_without_resume_a_websocket_is_closed(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await receive()
+        if scope["raw_path"] == b"/late":
+            seen.append(await receive())
+            return
+        await send({"type": "websocket.accept"})
+        seen.append(await receive())
+
+    async with running(app) as interface:
+        number = await interface.accepted()
+        assert interface.events(number) == [(events.ACCEPT, None, (), False)]
+        late = interface.open(WEBSOCKET, raw_path=b"/late")
+        await until(lambda: interface.frames(late))
+        resumed = await interface.accepted(attempt=2, resumed=True)
+        interface.stop.set()
+        for each in (number, resumed):
+            assert (await interface.answer(each))[-1] == (events.CLOSE, 1012, "")
+            interface.acknowledge(each, interface.frames(each)[-1][2])
+        assert whole(await interface.answer(late))[0] == 503
+        interface.acknowledge(late)
+        await asyncio.wait_for(interface.ended, 5)
+    assert seen == [TOLD] * 3
+    assert "ERROR" not in caplog.text
+
+
+async def test_requests_are_finished_while_websockets_are_handed_over() -> None:
+    go = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await go.wait()
+            await hello(scope, receive, send)
+        else:
+            await echo(scope, receive, send)
+
+    async with running(app, resume=True) as interface:
+        socket, request = await interface.accepted(), interface.open(HTTP)
+        await until(lambda: interface.frames(request))
+        interface.stop.set()
+        await handed_over(interface, socket)
+        assert not interface.ended.done()
+        go.set()
+        assert whole(await interface.answer(request)) == (200, b"/")
+
+
+async def test_many_websockets_are_handed_over_within_the_drain_period() -> None:
+    async with running(echo, resume=True, drain_period=0.2) as interface:
+        numbers = [await interface.accepted() for _ in range(50)]
+        start = asyncio.get_running_loop().time()
+        interface.stop.set()
+        for number in numbers:
+            await handed_over(interface, number)
+        assert 0.1 < asyncio.get_running_loop().time() - start < 5.0
+
+
+# The last words.
+
+
+async def test_the_last_words_are_kept_until_they_are_acknowledged_and_repeated_when_asked_for() -> None:
+    async with running(echo, resume=True) as interface:
+        number = await interface.accepted()
+        interface.say(number, "a")
+        await until(lambda: len(interface.events(number)) == 2)
+        interface.stop.set()
+        await interface.last(number, events.HANDOVER)
+        await until(lambda: interface.worker.open_sessions == 0)
+        interface.post((RESEND, number, 1, 1))
+        await until(lambda: len(interface.events(number)) == 5)
+        assert interface.events(number)[3:] == [(events.MESSAGE_SENT, "a"), (events.HANDOVER,)]
+        assert not interface.ended.done()
+        interface.post((ACK, number, 1, 2))
+        interface.say(number, "too late", start=1)
+        interface.post((PROBE, number, 1, 2))
+        await until(lambda: interface.frames(number)[-1][0] in (ACK, RESEND))
+        assert not interface.ended.done(), "the hand-over itself is not acknowledged"
+        interface.post((ACK, number, 1, 3))
+        await asyncio.wait_for(interface.ended, 1)
+
+
+async def test_the_last_words_to_an_interface_server_that_knows_better_are_forgotten() -> None:
+    async with running(echo, resume=True) as interface:
+        number = await interface.accepted()
+        interface.stop.set()
+        await interface.last(number, events.HANDOVER)
+        interface.post((RESET, number, 1))
+        await asyncio.wait_for(interface.ended, 1)
+
+
+async def test_a_worker_does_not_wait_for_ever_for_its_last_words_to_be_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "SETTLE_SECONDS", 0.05)
+    async with running(echo, resume=True) as interface:
+        number = await interface.accepted()
+        interface.stop.set()
+        await interface.last(number, events.HANDOVER)
+        await asyncio.wait_for(interface.ended, 1)
+
+
+async def test_what_was_closed_is_told_until_it_is_acknowledged() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.close", "code": 4000})
+
+    async with running(app) as interface:
+        number = interface.open(WEBSOCKET)
+        await interface.answer(number)
+        await until(lambda: interface.worker.open_sessions == 0)
+        interface.post((RESEND, number, 1, 1))
+        await until(lambda: interface.events(number).count((events.CLOSE, 4000, "")) == 2)
+        interface.post((ACK, number, 1, 2), (PROBE, number, 1, 0))
+        await until(lambda: (RESET, number, 1) in interface.frames(number))
