@@ -16,7 +16,7 @@ from asgibus.protocol.events import (
 )
 from asgibus.protocol.frames import ABANDONED, ACK, EVENT, OWN, PROBE, RESEND, RESET
 from asgibus.protocol.opening import HTTP
-from interface_server.recording import OTHER, WORKER, Table, accept, message, own
+from support.recording import OTHER, WORKER, Table, accept, message, own
 
 
 @pytest.fixture

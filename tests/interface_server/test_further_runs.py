@@ -25,7 +25,7 @@ from asgibus.protocol.frames import ABANDONED, ACK, EVENT, HEAD, RESET
 from asgibus.protocol.opening import HTTP, WEBSOCKET
 from asgibus.protocol.recovery import START_KILLS
 from asgibus.protocol.session import PART
-from interface_server.recording import OTHER, Table, accept, close, message, own
+from support.recording import OTHER, Table, accept, close, message, own
 
 
 @pytest.fixture

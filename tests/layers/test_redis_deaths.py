@@ -15,8 +15,8 @@ import redis
 
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND, GROUP_MESSAGE
-from layers.peers import GRACE, LEASE, NOTICED, SLACK, peer, place
 from support.bus import until
+from support.peers import GRACE, LEASE, NOTICED, SLACK, peer, place
 from support.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.anyio

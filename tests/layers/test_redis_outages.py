@@ -20,8 +20,8 @@ from asgibus.layers import LayerUnavailable
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import FIRST_PROTOCOL_KIND, GROUP_MESSAGE
 from asgibus.layers.redis.writer import PAYLOAD_VERSION
-from layers.peers import GRACE, LEASE, NOTICED, SLACK, Peer, Place, peer, place
 from support.bus import until
+from support.peers import GRACE, LEASE, NOTICED, SLACK, Peer, Place, peer, place
 from support.redis import RedisServer
 from support.sentinel import SentinelSet
 from support.tcp_proxy import TcpProxy

@@ -7,9 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from protocol.actors import Client, Process, Run
-from protocol.model_bus import ModelBus
-from protocol.world import WORKERS, World
+from support.model.actors import Client, Process, Run
+from support.model.bus import ModelBus
+from support.model.world import WORKERS, World
 
 SOME = st.integers(1, 4)
 PADS = st.sampled_from([0, 30, 200, 500])

@@ -11,7 +11,7 @@ from asgibus.protocol.frames import ABANDONED, ACK, EVENT, OWN, PROBE, RESEND, R
 from asgibus.protocol.opening import HTTP, WEBSOCKET
 from asgibus.worker import sessions
 from support.bus import Recorder, until
-from worker.harness import Interface, echo, hello, running, whole
+from support.worker_harness import Interface, echo, hello, running, whole
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ from asgibus.protocol.frames import ACK, EVENT, HEAD, PROBE, RESEND, RESET
 from asgibus.protocol.opening import HTTP, WEBSOCKET
 from asgibus.worker import server, sessions
 from support.bus import until
-from worker.harness import Interface, echo, hello, running, whole
+from support.worker_harness import Interface, echo, hello, running, whole
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ from asgibus.protocol.frames import ACK, EVENT, OWN, RESET
 from asgibus.protocol.opening import HTTP, WEBSOCKET
 from asgibus.worker.lifespan import LifespanError
 from support.bus import until
-from worker.harness import echo, hello, running, whole
+from support.worker_harness import echo, hello, running, whole
 
 pytestmark = pytest.mark.anyio
 

@@ -8,8 +8,8 @@ from asgibus.interface_server.request import Request
 from asgibus.protocol.events import MESSAGE_RECEIVED, MESSAGE_SENT, Event, size
 from asgibus.protocol.opening import WEBSOCKET, read_opening
 from asgibus.protocol.states import App, Life
-from protocol.actors import Client, Interface, Process, Run
-from protocol.model_bus import ModelBus, Store
+from support.model.actors import Client, Interface, Process, Run
+from support.model.bus import ModelBus, Store
 
 WORKERS = 3
 ROUNDS, FRAMES = 100, 10_000  # of frames and answers, after which nobody should have anything to say

@@ -21,11 +21,11 @@ from asgibus.protocol.events import ACCEPT, CLOSE, MESSAGE_SENT, Event
 from asgibus.worker.server import Worker
 from asgibus.worker.session import Session
 from asgibus.worker.settings import WorkerSettings
-from interface_server.recording import AtOnce
-from protocol.model_bus import ModelBus, ModelLayer, SteppedLoop, Store
+from support.model.bus import ModelBus, ModelLayer, SteppedLoop, Store
+from support.recording import AtOnce
 
 if TYPE_CHECKING:
-    from protocol.world import World
+    from support.model.world import World
 
 FOR_EVER = 1e9
 UNSENT = 8  # messages that an app holds back while its window is shut
