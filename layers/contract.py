@@ -46,6 +46,9 @@ class Handler(Protocol):
         The mailbox, the lease and the groups are in place again.
         """
 
+    def offer_lost(self, offer: Offer) -> None:
+        """An offer that is to be made once is not on its channel, and may have been claimed: it is gone."""
+
     def orphaned(self, claim: Claim) -> None:
         """A process died with this claim. It belongs to this process now, which has to deal with it and call `done`."""
 
@@ -55,6 +58,8 @@ class Offer:
     """An entry on its way to a shared channel."""
 
     channel: str
+    once: bool = False
+    """Whoever claims it does what must not be done twice: it is made again only if nobody can have claimed it."""
     withdrawn: bool = False
     taken: bool = False
     """Set by whoever offered it once it is known who has claimed it: it is not offered again."""
@@ -92,16 +97,30 @@ class Bus(ABC):
         """
 
     @abstractmethod
-    def offer(self, channel: str, entry: Any) -> Offer:
-        """Put an entry on a shared channel, where one process claims it. Raises TypeError for what cannot be packed."""
+    async def posted(self) -> None:
+        """Wait until everything posted so far is in the store. Raises LayerUnavailable."""
 
     @abstractmethod
-    def withdraw(self, offer: Offer) -> None:
-        """Take an offer back if nobody has claimed it yet; if somebody has, nothing happens."""
+    def offer(self, channel: str, entry: Any, *, once: bool = False) -> Offer:
+        """Put an entry on a shared channel, where one process claims it. Raises TypeError for what cannot be packed.
+
+        `once`: see `Offer`.
+        """
+
+    @abstractmethod
+    def withdraw(self, offer: Offer) -> bool:
+        """Take an offer back if nobody has claimed it yet; if somebody has, nothing happens.
+
+        False if the layer has lost sight of the offer, or of the store: it may have been claimed, and dealt with.
+        """
 
     @abstractmethod
     def offer_again(self, offer: Offer) -> None:
-        """Make an offer again, unless it is still there or claimed: the store may have lost it."""
+        """Make an offer again, unless it is still there or claimed: the store may have lost it.
+
+        One that is to be made once is made again only if it cannot have been claimed; else `Handler.offer_lost` is
+        called.
+        """
 
     @abstractmethod
     async def claim(self, channels: Sequence[str], limit: int) -> list[Claim]:
@@ -188,7 +207,10 @@ class ChannelLayer(ABC):
 
     @abstractmethod
     async def flush(self) -> None:
-        """Delete every public message and every group of this layer; what the servers have under way stays."""
+        """Delete every public message and every group of this layer; what the servers have under way stays.
+
+        Raises LayerUnavailable.
+        """
 
     @abstractmethod
     async def close(self) -> None:

@@ -230,8 +230,11 @@ class MemoryBus(Bus):
         else:
             bus.deliver(self.mailbox, frame)
 
-    def offer(self, channel: str, entry: Any) -> Offer:
-        offer = Offer(channel, state=entry)
+    async def posted(self) -> None:
+        """Nothing to wait for: what was posted is already with its reader."""
+
+    def offer(self, channel: str, entry: Any, *, once: bool = False) -> Offer:
+        offer = Offer(channel, once, state=entry)
         self._put(offer)
         return offer
 
@@ -245,10 +248,11 @@ class MemoryBus(Bus):
             else:
                 bus._soon(bus._wake_claim)
 
-    def withdraw(self, offer: Offer) -> None:
+    def withdraw(self, offer: Offer) -> bool:
         offer.withdrawn = True
         with self._layer._lock:
             self._layer._shared[offer.channel].pop(offer, None)
+        return True
 
     def offer_again(self, offer: Offer) -> None:
         """Nothing to do: nothing gets lost here, so an offer that is not there is claimed."""
@@ -296,7 +300,7 @@ class MemoryBus(Bus):
         self._layer._leave(require_group(group), self.mailbox)
 
     async def drain(self) -> None:
-        """Nothing to wait for: what was posted is already with its reader."""
+        """As `posted`."""
 
     def _soon(self, callback: Callable[[], None]) -> None:
         """Call from this bus's event loop, whichever is running here."""

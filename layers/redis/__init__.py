@@ -2,8 +2,8 @@
 
 `address` says where Redis is, `connection` speaks RESP to it, `link` keeps a connection alive. On links stand the
 `writer` (everything that is written, coalesced), the `mailbox` reader and the `claims` reader. `bus` joins them for a
-server. `layer` is what apps see; an `attachment` is what it has in one event loop: the writer, the `receiver` of
-ordinary channels, and an `inbox` for process-local ones.
+server, and its `presence` keeps the lease. `layer` is what apps see; an `attachment` is what it has in one event loop:
+the writer, the `receiver` of ordinary channels, an `inbox` for process-local ones, and the `epoch` of the store.
 """
 
 from asgibus.layers.redis.layer import RedisChannelLayer

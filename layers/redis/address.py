@@ -100,6 +100,8 @@ def _host_port(host: str, port: int) -> str:
 
 def _behind_sentinel(parts: SplitResult) -> Address:
     """`redis+sentinel://[user:password@]host:port[,host:port...]/service[/db]`; the user is one of Redis."""
+    if parts.query or parts.fragment:  # nothing that it may hold is to be shown
+        raise ValueError("a layer's URL for Sentinels takes no options: nothing may stand behind a '?' or '#'")
     credentials, _, hosts = parts.netloc.rpartition("@")
     username, _, password = credentials.partition(":")
     try:

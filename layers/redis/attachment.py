@@ -13,6 +13,7 @@ from asgibus.layers.names import new_mailbox
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.bus import RedisBus
+from asgibus.layers.redis.epoch import Epoch
 from asgibus.layers.redis.inbox import Inbox
 from asgibus.layers.redis.link import Outage
 from asgibus.layers.redis.receiver import Receiver
@@ -40,6 +41,8 @@ class Attachment:
         self._group_expiry = group_expiry
         self._capacity = capacity
         self.outage = Outage(address, counts)
+        self.epoch = Epoch()
+        self._deaths: dict[str, int] = {}
         self.writer = Writer(address, prefix, "asgibus-writer", self.outage)
         self.receiver = Receiver(address, expiry=expiry)
         self._lock = asyncio.Lock()
@@ -83,6 +86,8 @@ class Attachment:
             new_mailbox(role),
             self.outage,
             self.writer,
+            self.epoch,
+            self._deaths,
             handler,
             group_expiry=self._group_expiry,
         )

@@ -9,6 +9,7 @@ from typing import Any
 from asgibus.layers.contract import Bus, Claim, Frame, Handler, Offer
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.claims import Claimant
+from asgibus.layers.redis.epoch import Epoch
 from asgibus.layers.redis.link import Outage
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.memberships import Memberships
@@ -27,6 +28,8 @@ class RedisBus(Bus):
         mailbox: str,
         outage: Outage,
         writer: Writer,
+        epoch: Epoch,
+        deaths: dict[str, int],
         handler: Handler,
         *,
         group_expiry: int,
@@ -38,10 +41,28 @@ class RedisBus(Bus):
         self._claimant = Claimant(address, prefix, mailbox, outage, writer)
         self._memberships = Memberships(writer, prefix, mailbox, group_expiry)
         self._reader = MailboxReader(address, writer.mailbox_key(mailbox), f"{mailbox}mailbox", outage, self._batch)
-        self._presence = Presence(
-            mailbox, prefix, outage, writer, self._reader, self._memberships, self._claimant, handler
+        self._offers = Offers(
+            writer,
+            prefix,
+            mailbox,
+            outage,
+            handler,
+            now=lambda: self._presence.now,
+            missed=self._missed,
         )
-        self._offers = Offers(writer, prefix, outage.counts, lambda: self._presence.now)
+        self._presence = Presence(
+            mailbox,
+            prefix,
+            outage,
+            writer,
+            self._reader,
+            self._memberships,
+            self._claimant,
+            self._offers,
+            epoch,
+            deaths,
+            handler,
+        )
 
     @property
     def available(self) -> bool:
@@ -68,22 +89,30 @@ class RedisBus(Bus):
         if sender:
             self._presence.heard(sender)
         else:
-            frames = self._presence.told(frames)
-        self._handler.batch(sender, frames)
+            frames = self._offers.told(self._presence.told(frames))
+        if frames:
+            self._handler.batch(sender, frames)
 
     def post(self, mailbox: str, frame: Frame, size: int = 0) -> None:
         self._writer.post(self, mailbox, frame, size)
+
+    def _missed(self) -> None:
+        """The own mailbox is not there."""
+        self._presence.missed(self.mailbox)
 
     def undelivered(self, mailbox: str) -> None:
         """The writer says so: find out why, and pass it on to the handler."""
         self._presence.missed(mailbox)
         self._handler.undelivered(mailbox)
 
-    def offer(self, channel: str, entry: Any) -> Offer:
-        return self._offers.offer(channel, entry)
+    async def posted(self) -> None:
+        await self._writer.posted(_soon())
 
-    def withdraw(self, offer: Offer) -> None:
-        self._offers.withdraw(offer)
+    def offer(self, channel: str, entry: Any, *, once: bool = False) -> Offer:
+        return self._offers.offer(channel, entry, once)
+
+    def withdraw(self, offer: Offer) -> bool:
+        return self._offers.withdraw(offer)
 
     def offer_again(self, offer: Offer) -> None:
         self._offers.offer_again(offer)

@@ -46,7 +46,8 @@ class Claimant:
         self._limit = 0
         self._probed = 0  # how many of the keys were asked alone and had nothing
         self._held: set[tuple[str, bytes]] = set()
-        self._recover = False
+        self._recover = False  # the next answer may be of any age
+        self._acked_meanwhile: list[tuple[str, bytes]] = []
         self._stopped = False
         self._took_over = False
         self._unread: set[str] = set()  # keys where something was taken over that has not been read yet
@@ -187,7 +188,10 @@ class Claimant:
                 connection.abort(f"claiming was refused: {reply}")  # the link tries again, with pauses
             return
         claims = [claim for key, entries in reply or () for claim in self._take(key.decode(), entries)]
-        self._recover = False
+        if self._recover:
+            self._recover = False
+            self._held.difference_update(self._acked_meanwhile)
+            self._acked_meanwhile.clear()
         if claims or self._stopped:
             waiting.set_result(claims[: self._limit])
             for claim in claims[self._limit :]:
@@ -218,9 +222,14 @@ class Claimant:
         self._writer.write(("EVAL", scripts.HAND_BACK, 1, key, claim.id), lambda _: self._held.discard((key, claim.id)))
 
     def _acked(self, key: str, ids: list[bytes]) -> None:
-        """Redis knows that these are done: they cannot come again, so they need not be remembered."""
-        for entry_id in ids:
-            self._held.discard((key, entry_id))
+        """Redis knows that these are done: they cannot come again, so they need not be remembered.
+
+        But the answer to the first question on a new connection may be older than that.
+        """
+        if self._recover:
+            self._acked_meanwhile += [(key, entry_id) for entry_id in ids]
+        else:
+            self._held.difference_update([(key, entry_id) for entry_id in ids])
 
     def _make_groups(self, connection: RedisConnection) -> None:
         """Make the streams with their groups, from the first entry on, and ask again."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from asgibus.layers.codec import listed
-from asgibus.layers.contract import DEAD, MESSAGE, Claim, Frame, Message
+from asgibus.layers.contract import DEAD, MESSAGE, Claim, Frame, Message, Offer
 from asgibus.layers.errors import ChannelFull
 from asgibus.layers.queues import Queues
 
@@ -55,6 +55,9 @@ class Inbox:
 
     def interrupted(self) -> None:
         """Messages are delivered at most once: what was lost stays lost."""
+
+    def offer_lost(self, offer: Offer) -> None:
+        """Nothing is offered from here."""
 
     def orphaned(self, claim: Claim) -> None:
         """Nothing is claimed from here."""

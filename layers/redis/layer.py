@@ -17,7 +17,7 @@ from typing import Any
 
 from asgibus.layers.codec import pack, pack_message
 from asgibus.layers.contract import DEAD, GROUP_MESSAGE, MESSAGE, Bus, ChannelLayer, Handler, Message
-from asgibus.layers.errors import ChannelFull
+from asgibus.layers.errors import ChannelFull, LayerUnavailable
 from asgibus.layers.names import require_channel, require_group, split_local
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.address import Address
@@ -87,11 +87,11 @@ class RedisChannelLayer(ChannelLayer):
         payload = pack_message(message)
         attachment = await self._attachment()
         with attachment.outage.counted():
-            await self._group_send(attachment.writer, group, key, message, payload)
+            await self._group_send(attachment, group, key, message, payload)
 
-    async def _group_send(self, writer: Writer, group: str, key: str, message: Message, payload: bytes) -> None:
-        found = await writer.call("EVAL", scripts.GROUP_MEMBERS, 1, key, until=_until())
-        members = [member.decode() for member in found]
+    async def _group_send(self, attachment: Attachment, group: str, key: str, message: Message, payload: bytes) -> None:
+        writer = attachment.writer
+        members, epoch = await self._members(attachment, key)
         # A mailbox gets one entry: for the group as a whole, or for each of its channels that is a member.
         entries: dict[str, bytes] = {}
         ordinary: list[str] = []
@@ -110,6 +110,8 @@ class RedisChannelLayer(ChannelLayer):
         reached = dict(zip([*entries, *locals_of], await asyncio.gather(*calls), strict=True))
         gone = [member for member in members if reached.get(member[: member.find("!") + 1]) is False]
         if gone:
+            if await writer.call("ZRANGE", *self._epoch_range(), until=_until()) != epoch:
+                raise LayerUnavailable("Redis has lost its data meanwhile: some members may have missed this")
             await writer.call("ZREM", key, *gone, until=_until())
             logger.info("group %r: %d members of processes that are gone were removed", group, len(gone))
         sent = await asyncio.gather(*(self._send_ordinary(writer, channel, payload) for channel in ordinary))
@@ -118,17 +120,41 @@ class RedisChannelLayer(ChannelLayer):
                 "group %r: %d of %d members were full and missed a message", group, sent.count(False), len(members)
             )
 
+    async def _members(self, attachment: Attachment, key: str) -> tuple[list[str], list[bytes]]:
+        """The members of a group, once those who are on the bus have had time to be back in it; and the epoch."""
+        loop, writer, until = asyncio.get_running_loop(), attachment.writer, _until()
+        while True:
+            found: list[Any] = []
+            look = writer.write(("EVAL", scripts.GROUP_MEMBERS, 1, key), found.append)
+            try:  # in one flush; and the epoch behind, so that it was this one when the members were read
+                epoch = await writer.call("ZRANGE", *self._epoch_range(), until=until)
+            finally:
+                writer.cancel(look)
+            if not found or isinstance(found[0], Exception):
+                raise LayerUnavailable(f"Redis refused to name the members of a group: {found}")
+            now, members = found[0]
+            wait = attachment.epoch.use(epoch[0] if epoch else b"", now)
+            if not wait:
+                return [member.decode() for member in members], epoch
+            if loop.time() + wait > until:
+                raise LayerUnavailable("Redis has lost its data, and the members are not back yet: nothing was sent")
+            await asyncio.sleep(wait)
+
+    def _epoch_range(self) -> tuple[str, ...]:
+        return f"{self.prefix}:processes", "+inf", "+inf", "BYSCORE"
+
     async def flush(self) -> None:
         attachment = await self._attachment()
+        writer = attachment.writer
         attachment.clear()
         prefix = re.sub(r"([*?\[\]\\^-])", r"\\\1", self.prefix)
         for kind in ("channel", "group"):
             cursor: bytes | str = "0"
             while cursor != b"0":
                 pattern = f"{prefix}:{kind}:*"
-                cursor, keys = await attachment.writer.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+                cursor, keys = await writer.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000, until=_until())
                 if keys:
-                    await attachment.writer.call("UNLINK", *keys)
+                    await writer.call("UNLINK", *keys, until=_until())
 
     async def close(self) -> None:
         with self._lock:

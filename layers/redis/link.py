@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis.address import Address
-from asgibus.layers.redis.connection import SILENCE_SECONDS, RedisConnection, connect
+from asgibus.layers.redis.connection import SILENCE_SECONDS, RedisConnection, connect, pack_command
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -93,6 +93,7 @@ class Link:
         self._on_up = on_up
         self._on_down = on_down
         self._task: asyncio.Task[None] | None = None
+        self._last = ("", 0)  # the run id of Redis, and our client id there, of the last connection
         self.connection: RedisConnection | None = None
 
     async def open(self) -> None:
@@ -118,6 +119,11 @@ class Link:
             self.connection.abort("another Redis has taken its place")
 
     def _use(self, connection: RedisConnection) -> None:
+        last, self._last = self._last, (connection.run_id, connection.client_id)
+        if connection.run_id and last[0] == connection.run_id:
+            # Redis may think that the last one lives: what is still on its way by it must not be carried out after what
+            # comes now, and nothing may be given to a reader that is gone.
+            connection.write(pack_command(("CLIENT", "KILL", "ID", last[1])), (_ignore,))
         self.connection = connection
         self._outage.up(self)
         self._on_up(connection)
@@ -164,3 +170,7 @@ class Link:
             except LayerUnavailable as error:
                 logger.debug("still gone: %s", error)
             pause = min(max(pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+
+
+def _ignore(reply: object) -> None:
+    """Mostly it was gone already; to a user who may not do this, Redis closes it by itself in time."""

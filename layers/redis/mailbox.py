@@ -1,13 +1,15 @@
 """The reader of a mailbox: a stream read with a cursor, trimmed by its reader.
 
-The cursor is kept here, so a dropped connection loses nothing: the next one reads on. An entry that is damaged, or that
-its handler cannot stand, is counted, logged and skipped.
+The cursor is kept here, so a dropped connection loses nothing: the next one reads on. Should the stream that it finds
+end before the cursor (a replica took over that had not got all of what was read here), it reads on from that end. An
+entry that is damaged, or that its handler cannot stand, is counted, logged and skipped.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from asgibus.layers.codec import unpack
@@ -21,6 +23,8 @@ logger = logging.getLogger("asgibus.layers")
 
 READ_ENTRIES = 64  # entries a read returns at most; each holds up to a mebibyte, and mostly far less
 TRIM_ENTRIES = 256  # entries read before the stream is trimmed: a command less per read
+BEGINNING = b"0-0"
+UNBLOCK_SECONDS = 0.05  # until a read that was not blocked yet when it was to be ended is ended again
 TRIM_BYTES = 1024 * 1024  # bytes read before the stream is trimmed, so that large frames do not pile up in Redis
 
 OnBatch = Callable[[str, Sequence[Frame]], None]
@@ -35,8 +39,10 @@ class MailboxReader:
         self._on_batch = on_batch
         self._link = Link(address, name, outage, self._up)
         self._connection: RedisConnection | None = None
-        self.cursor: bytes = b"0-0"
-        self._stale = False  # the read that is under way began before `restart`
+        self._cursor = BEGINNING
+        self._reading = False
+        self._stale = False  # the read that is under way is of a stream that is not there any more
+        self._ended: asyncio.Future[None] | None = None  # done when such a read has ended
         self._entries = 0
         self._bytes = 0
 
@@ -48,13 +54,18 @@ class MailboxReader:
         """Stop reading."""
         await self._link.close()
 
-    def restart(self, cursor: bytes) -> int | None:
-        """Read on behind `cursor`: the stream is another one. Gives the id of the client whose read may be ended."""
-        self.cursor = cursor
-        if self._link.connection is None:
-            return None
-        self._stale = True
-        return self._link.connection.client_id
+    async def restart(self, unblock: Callable[[int], Awaitable[object]]) -> None:
+        """Read from the beginning, because the stream has vanished; to be awaited before it is made anew.
+
+        Returns when no read of the old stream is under way: what it had given is handled then, and what the new one
+        gives is read once. `unblock` ends the blocked read of the client with that id.
+        """
+        self._cursor = BEGINNING
+        self._stale = self._reading
+        while self._stale and self._connection is not None and not self._connection.lost.done():
+            self._ended = asyncio.get_running_loop().create_future()
+            await unblock(self._connection.client_id)
+            await asyncio.wait([self._ended], timeout=UNBLOCK_SECONDS)
 
     def leave(self, run_id: str) -> None:
         """Leave a Redis that is not this one: another has taken its place."""
@@ -62,17 +73,26 @@ class MailboxReader:
 
     def _up(self, connection: RedisConnection) -> None:
         self._connection = connection
-        self._stale = False
-        self._read(connection)
+        self._reading = self._stale = False
+        connection.write(pack_command(("XINFO", "STREAM", self._key)), (self._about,))
+
+    def _about(self, reply: Any) -> None:
+        assert self._connection is not None
+        if not isinstance(reply, RedisError):  # without a stream there is nothing to be put right here
+            last = reply[reply.index(b"last-generated-id") + 1]
+            if _order(last) < _order(self._cursor):
+                self._cursor = last
+        self._read(self._connection)
 
     def _read(self, connection: RedisConnection) -> None:
+        self._reading = True
         read = pack_command(
-            ("XREAD", "COUNT", READ_ENTRIES, "BLOCK", BLOCK_SECONDS * 1000, "STREAMS", self._key, self.cursor)
+            ("XREAD", "COUNT", READ_ENTRIES, "BLOCK", BLOCK_SECONDS * 1000, "STREAMS", self._key, self._cursor)
         )
         if self._entries >= TRIM_ENTRIES or self._bytes >= TRIM_BYTES:
             self._entries = self._bytes = 0
             connection.write(
-                pack_command(("XTRIM", self._key, "MINID", self.cursor)) + read, (self._trimmed, self._reply)
+                pack_command(("XTRIM", self._key, "MINID", self._cursor)) + read, (self._trimmed, self._reply)
             )
         else:
             connection.write(read, (self._reply,))
@@ -87,13 +107,10 @@ class MailboxReader:
         if isinstance(reply, RedisError):
             connection.abort(f"reading the mailbox was refused: {reply}")  # the link tries again, with pauses
             return
-        if self._stale:
-            self._stale = False
-            self._read(connection)
-            return
         entries = reply[0][1] if reply else ()
         if entries:
-            self.cursor = entries[-1][0]
+            if not self._stale:
+                self._cursor = entries[-1][0]
             self._entries += len(entries)
             self._bytes += sum(len(fields[1]) for _, fields in entries)
         for entry_id, fields in entries:
@@ -110,4 +127,12 @@ class MailboxReader:
             except Exception:  # a fault of the handler must not end the reading, nor drop the entries behind this one
                 self._counts["damaged entry"] += 1
                 logger.exception("mailbox %s: handling entry %s failed", self._key, entry_id.decode())
+        self._stale = False
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
         self._read(connection)  # behind the handling, so that clients get theirs first
+
+
+def _order(entry_id: bytes) -> tuple[int, int]:
+    milliseconds, _, number = entry_id.partition(b"-")
+    return int(milliseconds), int(number)

@@ -17,9 +17,11 @@ from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.leases import Beat, Leases
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.claims import Claimant
+from asgibus.layers.redis.epoch import Epoch
 from asgibus.layers.redis.link import Outage
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.memberships import Memberships
+from asgibus.layers.redis.offers import Offers
 from asgibus.layers.redis.writer import PAYLOAD_VERSION, Writer
 
 logger = logging.getLogger("asgibus.layers")
@@ -46,6 +48,9 @@ class Presence:
         reader: MailboxReader,
         memberships: Memberships,
         claimant: Claimant,
+        offers: Offers,
+        epoch: Epoch,
+        deaths: dict[str, int],
         handler: Handler,
     ) -> None:
         self.now = 0
@@ -57,6 +62,9 @@ class Presence:
         self._reader = reader
         self._memberships = memberships
         self._claimant = claimant
+        self._offers = offers
+        self._epoch = epoch
+        self._deaths = deaths  # of this process's buses: which were counted, and when there was last news of them
         self._handler = handler
         self._leases = Leases(mailbox)
         self._run_id = ""
@@ -90,7 +98,11 @@ class Presence:
     def leave(self) -> None:
         """Give the lease and the mailbox back; written behind all that was posted, not waited for."""
         self._writer.write(("UNLINK", self._writer.mailbox_key(self._mailbox)), _ignore)
-        self._writer.write(("EVAL", scripts.END_LEASE, 1, self._key, self._mailbox), _ignore)
+        self._writer.write(("EVAL", scripts.END_LEASE, 1, self._key, self._mailbox), self._left)
+
+    def _left(self, reply: object) -> None:
+        if reply == 1:
+            self._epoch.forget()
 
     def heard(self, sender: str) -> None:
         """Something came from there: if its process dies, we want to know."""
@@ -112,11 +124,11 @@ class Presence:
                 self._due.set()
                 return [each for each in frames if each != frame]
             if self._leases.told(frame[1]):
-                self._counts["death"] += 1
                 self._dead.add(frame[1])
                 self._orphans = True
                 self._due.set()
-                logger.warning("%s was declared dead", frame[1])
+                if self._counted(frame[1]):
+                    logger.warning("%s was declared dead", frame[1])
         return frames
 
     async def _keep(self) -> None:
@@ -178,21 +190,25 @@ class Presence:
             self._writer.call("EVAL", scripts.RENEW, 1, self._key, *arguments, until=until),
             self._writer.call("EXPIRE", self._writer.mailbox_key(self._mailbox), MAILBOX_SECONDS, until=until),
         )
-        lapsed, grace, self.now, next_end, live, ended = reply
+        lapsed, grace, self.now, next_end, live, ended, epoch = reply
+        self._epoch.seen(epoch)
+        beat = Beat(_mailboxes(live), _mailboxes(ended), bool(grace))
+        forgotten = self.now - LISTED_SECONDS * 1000
+        for mailbox in [each for each, at in self._deaths.items() if each in beat.live or at < forgotten]:
+            del self._deaths[mailbox]
         if next_end >= 0:
             self._pause = min(BEAT_SECONDS, max(SOONEST_SECONDS, (next_end + 2) / 1000))
-        return Beat(_mailboxes(live), _mailboxes(ended), bool(grace)), bool(lapsed), not there
+        return beat, bool(lapsed), not there
 
     async def _judge(self, beat: Beat) -> None:
         """Report the dead behind all that they had posted here, and clean up after them."""
         dead = self._leases.beat(beat)
         if dead:
-            self._counts["death"] += len(dead)
             self._dead.update(dead)
             self._orphans = True
             self._due.set()
             for mailbox in dead:
-                if mailbox in beat.ended and self._beating is not None:
+                if self._counted(mailbox) and mailbox in beat.ended and self._beating is not None:
                     logger.warning("%s has died: its lease has ended", mailbox)
                 else:  # it took its leave, or died before this process began
                     logger.debug("%s is gone", mailbox)
@@ -205,6 +221,13 @@ class Presence:
             await self._memberships.bury(mailbox, self.now)
             self._dead.discard(mailbox)
 
+    def _counted(self, mailbox: str) -> bool:
+        """Count a death once, however often it is reported. False if it was counted before."""
+        new = mailbox not in self._deaths
+        self._deaths[mailbox] = self.now
+        self._counts["death"] += new
+        return new
+
     def _posted(self, reply: object) -> None:
         if not isinstance(reply, bytes):
             self._due.set()  # the mailbox has vanished: what was reported is reported again once it is there
@@ -213,27 +236,19 @@ class Presence:
         """Put everything in its place again, and say that something may have been lost."""
         until = self._loop.time() + PATIENCE_SECONDS
         self._leases.forget()
+        self._offers.interrupted()
         self._reader.leave(run_id)
         self._claimant.leave(run_id)
         if vanished:
+            await self._reader.restart(lambda client: self._writer.call("CLIENT", "UNBLOCK", client, until=until))
             await self._make_mailbox(until)
-            self._read_from(b"0-0")
-        elif run_id != self._run_id:
-            about = await self._writer.call("XINFO", "STREAM", self._writer.mailbox_key(self._mailbox), until=until)
-            last = about[about.index(b"last-generated-id") + 1]
-            if _order(last) < _order(self._reader.cursor):
-                self._read_from(last)  # a replica took over that had not got all of what we have read
         await self._memberships.renew(everything=True, until=until)
         self._run_id = run_id
         self._counts["interruption"] += 1
         logger.warning("%s was interrupted: %s; it is in place again", self._mailbox, self._doubt)
         self._doubt = ""
+        self._offers.restored()
         self._handler.interrupted()
-
-    def _read_from(self, cursor: bytes) -> None:
-        client_id = self._reader.restart(cursor)
-        if client_id is not None:
-            self._writer.write(("CLIENT", "UNBLOCK", client_id), _ignore)
 
     async def _make_mailbox(self, until: float) -> None:
         """Make the stream, so that others may write to it; an entry without frames is the shortest way."""
@@ -251,10 +266,5 @@ def _owner(consumer: str) -> str:
     return consumer.partition("!")[0] + "!"
 
 
-def _order(entry_id: bytes) -> tuple[int, int]:
-    milliseconds, _, number = entry_id.partition(b"-")
-    return int(milliseconds), int(number)
-
-
 def _ignore(reply: object) -> None:
-    """A read that does not block any more, or a store that is gone and ends the lease by itself."""
+    """A store that is gone, and with it what was to be removed."""

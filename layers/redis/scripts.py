@@ -49,30 +49,21 @@ return 1
 """
 )
 
-# KEYS[1] sorted set of a group. The members whose membership has not ended.
+# KEYS[1] sorted set of a group. The time in ms, and the members whose membership has not ended.
 GROUP_MEMBERS = (
     _NOW
     + """
-return redis.call('ZRANGE', KEYS[1], string.format('(%.0f', now), '+inf', 'BYSCORE')
+return {now, redis.call('ZRANGE', KEYS[1], string.format('(%.0f', now), '+inf', 'BYSCORE')}
 """
 )
 
-# KEYS[1] stream of a shared channel. Deletes an entry if nobody has claimed it. ARGV: its id; or, when that is unknown,
-# an id before it, how many entries to look through, newest first, and its payload.
+# KEYS[1] stream of a shared channel. ARGV: id of an entry. Deletes it if nobody has claimed it.
 WITHDRAW = """
-local id = ARGV[1]
-if ARGV[3] then
-  id = nil
-  for _, entry in ipairs(redis.call('XREVRANGE', KEYS[1], '+', ARGV[1], 'COUNT', ARGV[2])) do
-    if entry[2][2] == ARGV[3] then id = entry[1] end
-  end
-  if not id then return 0 end
-end
 local groups = redis.call('EXISTS', KEYS[1]) == 1 and redis.call('XINFO', 'GROUPS', KEYS[1]) or {}
 for _ = 1, #groups do
-  if #redis.call('XPENDING', KEYS[1], 'workers', id, id, 1) > 0 then return 0 end
+  if #redis.call('XPENDING', KEYS[1], 'workers', ARGV[1], ARGV[1], 1) > 0 then return 0 end
 end
-return redis.call('XDEL', KEYS[1], id)
+return redis.call('XDEL', KEYS[1], ARGV[1])
 """
 
 # KEYS[1] stream of a shared channel. ARGV: ids of claimed entries. Puts them back, for another claimant, at the end.
@@ -136,32 +127,35 @@ return room == 0 and 1 or 0
 """
 
 # KEYS[1] stream of a shared channel. ARGV: an id before all of these offers, how many entries to look through, then for
-# each offer its id or '', and its payload. Adds those that are not there; the ids under which they are there now.
-OFFER_AGAIN = """
-local ids, there = {}, nil
+# each offer its id or '', and its payload. The ids under which they are there, claimed or not; '' for those
+# that are not, '?' if there was more than what was looked through.
+FIND_OFFERS = """
+local ids, there, none = {}, nil, ''
 for i = 3, #ARGV, 2 do
   local id = ARGV[i]
   if id == '' or #redis.call('XRANGE', KEYS[1], id, id) == 0 then
     if not there then
       there = {}
-      for _, entry in ipairs(redis.call('XREVRANGE', KEYS[1], '+', ARGV[1], 'COUNT', ARGV[2])) do
-        there[entry[2][2]] = entry[1]
-      end
+      local entries = redis.call('XREVRANGE', KEYS[1], '+', ARGV[1], 'COUNT', ARGV[2])
+      for _, entry in ipairs(entries) do there[entry[2][2]] = entry[1] end
+      if #entries == tonumber(ARGV[2]) then none = '?' end
     end
-    id = there[ARGV[i + 1]] or redis.call('XADD', KEYS[1], '*', 'b', ARGV[i + 1])
+    id = there[ARGV[i + 1]] or none
   end
   ids[#ids + 1] = id
 end
 return ids
 """
 
-# KEYS[1] sorted set of the processes: mailboxes, scores are the ends of their leases in ms. Two members more: `beaten`,
-# when anybody was last here, and `grace`, until when it is unknown who is absent and who has not been here yet.
+# KEYS[1] sorted set of the processes: mailboxes, scores are the ends of their leases in ms. Three members more:
+# `beaten`, when anybody was last here; `grace`, until when it is unknown who is absent and who has not been here yet;
+# and, with the score +inf, `epoch:` with the time at which this set was begun.
 # ARGV: mailbox, length of a lease, silence after which there is grace, length of the grace, how long an ended lease is
 # listed; all in ms. Renews the lease. When nobody was here for long, that was the store's fault or everybody's: the
-# leases that ran when somebody was last here are lengthened over the grace.
+# leases that ran when somebody was last here are lengthened over the grace. When the clock was put back, no lease may
+# run longer from now than one that begins now, or than the grace.
 # Returns: whether the lease had ended, whether there is grace, now, ms until a lease ends that is not renewed (or -1),
-# the mailboxes whose leases run, and those whose leases have ended.
+# the mailboxes whose leases run, those whose leases have ended, and the epoch.
 RENEW = (
     _NOW
     + """
@@ -171,6 +165,14 @@ local grace = tonumber(redis.call('ZSCORE', KEYS[1], 'grace') or 0)
 local own = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0)
 local silent = now - beaten > tonumber(ARGV[3])
 if silent then grace = now + ARGV[4] end
+if grace > now + ARGV[4] then
+  grace = now + ARGV[4]
+  redis.call('ZADD', KEYS[1], text(grace), 'grace')
+end
+local longest = text(math.max(now + ARGV[2], grace))
+for _, member in ipairs(redis.call('ZRANGE', KEYS[1], '(' .. longest, '+inf', 'BYSCORE')) do
+  if string.sub(member, -1) == '!' then redis.call('ZADD', KEYS[1], longest, member) end
+end
 local forgotten = grace > now - ARGV[5] and -1 or now - ARGV[5]
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', text(forgotten))
 if silent then
@@ -181,6 +183,8 @@ if silent then
 end
 redis.call('ZADD', KEYS[1], text(now + ARGV[2]), ARGV[1], text(now), 'beaten')
 redis.call('PEXPIRE', KEYS[1], 86400000)
+if beaten == 0 then redis.call('ZADD', KEYS[1], '+inf', 'epoch:' .. text(now)) end
+local epoch = redis.call('ZRANGE', KEYS[1], '+inf', '+inf', 'BYSCORE')[1] or ''
 local live, ended, first = {}, {}, -1
 local members = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
 for i = 1, #members, 2 do
@@ -194,11 +198,11 @@ for i = 1, #members, 2 do
     end
   end
 end
-return {own <= (silent and beaten or now) and 1 or 0, grace > now and 1 or 0, now, first, live, ended}
+return {own <= (silent and beaten or now) and 1 or 0, grace > now and 1 or 0, now, first, live, ended, epoch}
 """
 )
 
-# KEYS[1] as RENEW. ARGV: mailbox. Takes it out, and the whole set with the last one.
+# KEYS[1] as RENEW. ARGV: mailbox. Takes it out, and the whole set with the last one: then it returns 1.
 END_LEASE = """
 redis.call('ZREM', KEYS[1], ARGV[1])
 for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do

@@ -49,16 +49,18 @@ class Sender(Protocol):
 class Command:
     """A packed command and who takes its reply.
 
-    `repeatable`: it may be written twice. `patient`: when Redis refuses it for now, it waits.
+    `repeatable`: it may be written twice. `patient`: when Redis refuses it for now, it waits. `behind`: it waits for
+    all that was written before it and is refused for now.
     """
 
-    __slots__ = ("data", "on_reply", "patient", "repeatable")
+    __slots__ = ("behind", "data", "on_reply", "patient", "repeatable")
 
     def __init__(self, data: bytes, on_reply: OnReply, repeatable: bool, patient: bool) -> None:
         self.data = data
         self.on_reply = on_reply
         self.repeatable = repeatable
         self.patient = patient
+        self.behind = False
 
 
 class _Box:
@@ -155,16 +157,24 @@ class Writer:
             return True
         return False
 
-    async def call(self, *args: str | bytes | int, repeatable: bool = True, until: float | None = None) -> Any:
+    async def call(
+        self,
+        *args: str | bytes | int,
+        repeatable: bool = True,
+        behind: bool = False,
+        until: float | None = None,
+    ) -> Any:
         """Write any command and wait for its reply. Raises LayerUnavailable, also when Redis refuses it.
 
-        `repeatable=False`: fail rather than write it twice, or wait until Redis takes it. `until`: fail at that time of
-        the event loop's clock; it is not written any more then, and the error says so, or that this is unknown.
+        `repeatable=False`: fail rather than write it twice, or wait until Redis takes it. `behind`: be answered behind
+        all that was posted and written before, also what Redis refuses for now. `until`: fail at that time of the event
+        loop's clock; it is not written any more then, and the error says so, or that this is unknown.
         """
         if self._closed:
             raise LayerUnavailable("the layer was closed")
         future: asyncio.Future[Any] = self._loop.create_future()
         command = self.write(args, _into(future), repeatable=repeatable, patient=repeatable)
+        command.behind = behind
         timer = None if until is None else self._loop.call_at(until, self._give_up, command, future)
         try:
             return await future
@@ -184,7 +194,7 @@ class Writer:
             reason = "Redis refused it for too long: nothing was written"
         else:
             reason = "Redis did not answer in time: it is unknown whether this was written"
-            command.repeatable = command.patient = False
+            command.repeatable = command.patient = command.behind = False
             if self._link.connection is None and command in self._in_flight:
                 self._in_flight.remove(command)
         future.set_exception(LayerUnavailable(reason))
@@ -200,6 +210,15 @@ class Writer:
             self._drained.remove(future)
             self._given_up = True
             logger.warning("what was written last did not reach Redis within %g s", DRAIN_SECONDS)
+
+    async def posted(self, until: float) -> None:
+        """Wait until what was posted is in Redis. Raises LayerUnavailable, at the time `until` at the latest."""
+        await self.call("PING", until=until, behind=True)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection."""
+        return self._link.connection is not None
 
     def mailbox_key(self, mailbox: str) -> str:
         """The key of a mailbox's stream."""
@@ -263,6 +282,8 @@ class Writer:
             if not self._refused:
                 self._refused = True
                 logger.warning("Redis refuses writes for now (%s): trying again until it takes them", reply)
+        elif command.behind and self._again:
+            self._again.append(command)
         else:
             command.on_reply(reply)
         if self._in_flight:
@@ -331,4 +352,4 @@ def _acked(on_acked: OnAcked, key: str, ids: list[bytes], reply: Any) -> None:
 
 
 def _ignore(reply: Any) -> None:
-    """An entry that was acknowledged twice, or trimmed meanwhile, needs nothing more."""
+    """An entry that was acknowledged twice, or trimmed meanwhile, or a client that has left, needs nothing more."""

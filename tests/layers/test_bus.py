@@ -59,6 +59,21 @@ async def test_frames_arrive_in_the_order_of_their_posting(layer: ChannelLayer) 
         assert len(readers[0].batches) < 20, "frames of one turn of the loop belong together"
 
 
+async def test_no_batch_is_empty(layer: ChannelLayer) -> None:
+    class Counting(Recorder):
+        sizes: list[int] = []  # noqa: RUF012 - one is made
+
+        def batch(self, sender: str, frames: Any) -> None:
+            self.sizes.append(len(frames))
+
+    reader = Counting()
+    async with layer.bus("a", reader) as a:
+        a.post(a.mailbox, (KIND, 1))
+        await a.posted()
+        await until(lambda: reader.sizes)
+        assert reader.sizes == [1]
+
+
 async def test_every_sender_s_frames_come_under_its_name(layer: ChannelLayer) -> None:
     reader = Recorder()
     async with layer.bus("a", reader) as a, layer.bus("b", Recorder()) as b, layer.bus("b", Recorder()) as c:

@@ -220,6 +220,9 @@ async def test_tls(start_redis: StartRedis, tmp_path: Path) -> None:
         f"redis+sentinel://:{SECRET}@h/bus/database",
         f"redis+sentinel://:{SECRET}@h/bus/1/2",
         f"redis+sentinel://:{SECRET}@[::1/bus",
+        f"redis+sentinel://h/bus?password={SECRET}",
+        f"redis+sentinel://h/bus/1?ssl_ca_certs={SECRET}",
+        f"redis+sentinel://h/bus#{SECRET}",
         f"sentinel://:{SECRET}@h/bus",
     ],
 )

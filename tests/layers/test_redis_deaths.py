@@ -61,6 +61,7 @@ async def a_killed_process_is_dead_and_leaves_nothing(url: str, admin: "redis.Re
     prefix = "killed"
     async with place(url, prefix) as one, place(url, prefix) as two:
         await one.bus.join_group("both")
+        await one.layer.new_channel()  # a second place of the same process, which counts nothing twice
         await one.bus.drain()
         before = keys(admin, prefix)
         async with peer(url, prefix) as victim:
@@ -258,6 +259,7 @@ async def what_is_undelivered_is_not_yet_dead(url: str, admin: "redis.Redis[byte
         one.bus.post("w.never!", (KIND, 2))
         await until(lambda: one.handler.dead[2:] == ["w.never!"], 1 + SLACK)
         assert one.layer.counts["undelivered"] == 3
+        assert one.layer.counts["death"] == 2
 
 
 # Deaths that are declared.

@@ -200,6 +200,29 @@ async def test_a_redis_without_room_is_waited_for(start_redis: StartRedis, caplo
         await layer.close()
 
 
+async def test_what_was_posted_is_waited_for(start_redis: StartRedis) -> None:
+    """Also when Redis refuses it for now, but not what is asked behind it."""
+    server = start_redis()
+    layer = RedisChannelLayer(server.url)
+    reader = Recorder()
+    with redis.Redis.from_url(server.url, protocol=2) as admin:
+        async with layer.bus("a", reader) as a, layer.bus("b", Recorder()) as b:
+            b.post(a.mailbox, (KIND, 0))
+            await b.posted()
+            assert admin.xlen(f"asgibus:mailbox:{a.mailbox}") == 2
+            admin.config_set("maxmemory", "1kb")
+            b.post(a.mailbox, (KIND, 1))
+            waiting = asyncio.create_task(b.posted())
+            await until(lambda: admin.info("commandstats").get("cmdstat_xadd", {}).get("rejected_calls"))
+            await b.leave_group("none")  # written and answered meanwhile
+            assert not waiting.done()
+            admin.config_set("maxmemory", "0")
+            await waiting
+            assert admin.xlen(f"asgibus:mailbox:{a.mailbox}") == 3
+            await until(lambda: reader.frames == [(KIND, 0), (KIND, 1)])
+        await layer.close()
+
+
 async def test_a_redis_that_comes_back_empty(start_redis: StartRedis) -> None:
     """Mailboxes and memberships are made again at once, and claiming goes on."""
     server = start_redis()

@@ -1,22 +1,54 @@
-"""Offers in doubt: each is on the shared channel exactly once, whatever the connection or Redis lost."""
+"""Offers in doubt: each is served exactly once, whatever the connection or Redis lost, or its owner hears that it may
+have been."""
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from urllib.parse import urlsplit
 
 import pytest
 import redis
 
-from asgibus.layers import RedisChannelLayer
-from asgibus.layers.codec import unpack
+from asgibus.layers import Bus, LayerUnavailable, Offer, RedisChannelLayer
+from asgibus.layers.codec import pack, unpack
+from asgibus.layers.contract import FIRST_PROTOCOL_KIND, Frame
+from asgibus.layers.redis import offers
 from support.bus import Recorder, until
+from support.redis import RedisServer
 
 pytestmark = pytest.mark.anyio
 
 KEY = "asgibus:shared:x"
-RESOLVED = 3.0
-"""Seconds after a cut within which an offer in doubt is looked for: it is left alone for one, for its claimant."""
+KIND = FIRST_PROTOCOL_KIND
+WRITTEN = rb"XADD\r\n\$\d+\r\n" + KEY.encode()
+MARKED = rb"XADD\r\n\$\d+\r\nasgibus:mailbox:"
+SETNAME = re.compile(rb"SETNAME\r\n\$\d+\r\n([^\r\n]*)\r\n")
+
+
+class Offerer(Recorder):
+    """Hears of its offers: that one is lost, and, by any frame, that one is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offer: Offer | None = None
+        self.gone: list[Offer] = []
+
+    def batch(self, sender: str, frames: Sequence[Frame]) -> None:
+        super().batch(sender, frames)
+        if self.offer is not None:
+            self.offer.taken = True
+
+    def offer_lost(self, offer: Offer) -> None:
+        self.gone.append(offer)
+
+
+async def read_all(bus: Bus, handler: Recorder) -> None:
+    """Until all is read that is in the mailbox now, and what was decided by it is written."""
+    token = f"{time.monotonic()}"
+    bus.post(bus.mailbox, (KIND, token))
+    await until(lambda: (KIND, token) in handler.frames)
+    await bus.drain()
 
 
 @pytest.fixture
@@ -33,7 +65,10 @@ async def layer(redis_url: str) -> AsyncIterator[RedisChannelLayer]:
 
 
 class Cutter:
-    """A proxy before Redis that breaks a connection at a command: before that arrives, or before its reply."""
+    """A proxy before Redis that breaks a connection at a command: before that arrives, or before its reply.
+
+    It can also hold back what Redis answers to connections whose name ends so.
+    """
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -42,20 +77,49 @@ class Cutter:
         self.cuts = 0
         self._command: re.Pattern[bytes] | None = None
         self._arrives = False
+        self._late: asyncio.Event | None = None
+        self.executed: bytes | None = None
+        """What Redis answered to a command that came late; nothing if it had closed the connection."""
+        self._held = b""
+        self._passes = asyncio.Event()
 
-    def cut_at(self, command: bytes, *, arrives: bool) -> None:
-        """Cut once, at the next command that matches."""
+    def cut_at(self, command: bytes, *, arrives: bool, late: bool = False) -> None:
+        """Cut once, at the next command that matches; `late`: it arrives when `arrive` is called."""
         self._command, self._arrives = re.compile(command, re.DOTALL), arrives
+        self._late = asyncio.Event() if late else None
+
+    def arrive(self) -> None:
+        """Let the late command arrive."""
+        assert self._late is not None
+        self._late.set()
+
+    def hold(self, name: bytes) -> None:
+        """Hold back the answers to those connections."""
+        self._held = name
+
+    def release(self) -> None:
+        """Pass what was held back."""
+        self._held = b""
+        self._passes.set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         to_reader, to_writer = await asyncio.open_connection(*self._target)
-        replies = asyncio.create_task(self._replies(to_reader, writer))
+        name: list[bytes] = []
+        replies = asyncio.create_task(self._replies(to_reader, writer, name))
         try:
             while data := await reader.read(65536):
+                name += SETNAME.findall(data)
                 if self._command is not None and self._command.search(data):
                     self._command = None
                     self.cuts += 1
-                    if self._arrives:
+                    if self._late is not None:
+                        replies.cancel()
+                        await asyncio.wait([replies])
+                        writer.transport.abort()
+                        await self._late.wait()
+                        to_writer.write(data)
+                        self.executed = await to_reader.read(1)
+                    elif self._arrives:
                         replies.cancel()
                         await asyncio.wait([replies])
                         to_writer.write(data)
@@ -69,8 +133,10 @@ class Cutter:
             writer.transport.abort()
             to_writer.transport.abort()
 
-    async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: list[bytes]) -> None:
         while data := await reader.read(65536):
+            while self._held and name and name[0].endswith(self._held):
+                await self._passes.wait()
             writer.write(data)
 
 
@@ -95,36 +161,113 @@ async def test_an_offer_in_flight_when_the_connection_breaks_is_there_once(
     arrives: bool, cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
 ) -> None:
     proxy, layer = cutter
-    async with layer.bus("i", Recorder()) as interface:
+    """Also one that may be made once only: nobody has had it."""
+    proxy, layer = cutter
+    handler = Offerer()
+    async with layer.bus("i", handler) as interface:
         interface.offer("x", (0,))
         await interface.drain()
-        proxy.cut_at(rb"XADD\r\n\$\d+\r\n" + KEY.encode(), arrives=arrives)
-        for number in range(1, 4):
-            interface.offer("x", (number,))  # one flush, so all in flight together
-        await until(lambda: layer.counts["offer looked for"] >= 3, RESOLVED)
+        proxy.cut_at(WRITTEN, arrives=arrives)
+        offers = [interface.offer("x", (number,), once=number == 2) for number in range(1, 4)]  # one flush for all
+        await until(lambda: layer.counts["offer looked for"] >= 3)
         await interface.drain()
+        await read_all(interface, handler)
         assert proxy.cuts == 1
         assert sorted(there(admin)) == [(0,), (1,), (2,), (3,)]  # type: ignore[type-var]
-        interface.offer("x", (4,))
+        assert handler.gone == []
+        assert [interface.withdraw(offer) for offer in offers] == [True, True, True]
         await interface.drain()
-        await asyncio.sleep(0.2)
-        assert len(there(admin)) == 5
+        assert there(admin) == [(0,)]
 
 
-async def test_an_offer_that_was_lost_twice_is_there_once(
+@pytest.mark.parametrize("once", [True, False], ids=["once", "again"])
+@pytest.mark.parametrize("late", [True, False], ids=["reader later", "reader there"])
+async def test_what_was_claimed_and_done_before_its_offer_was_answered_is_not_served_twice(
+    late: bool, once: bool, cutter: tuple[Cutter, RedisChannelLayer], layer: RedisChannelLayer
+) -> None:
+    """Even if what its claimant had said is read long after the offer was looked for."""
+    proxy, behind = cutter
+    handler = Offerer()
+    async with behind.bus("i", handler) as interface, layer.bus("w", Recorder()) as worker:
+        if late:
+            proxy.hold(b"!mailbox")
+        proxy.cut_at(WRITTEN, arrives=True)
+        handler.offer = interface.offer("x", (1,), once=once)
+        (claim,) = await worker.claim(["x"], 1)
+        worker.post(interface.mailbox, (KIND, "taken"))
+        worker.done(claim)
+        await worker.drain()
+        await until(lambda: behind.counts["offer looked for"])
+        await interface.drain()
+        assert bool(handler.frames) is not late
+        proxy.release()
+        await read_all(interface, handler)
+        assert handler.frames[0] == (KIND, "taken")
+        interface.offer("x", (2,))
+        (claim,) = await worker.claim(["x"], 2)
+        assert claim.entry == (2,)
+        worker.done(claim)
+        assert handler.gone == []
+
+
+async def test_an_offer_that_arrives_late_is_there_once(
     cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
+) -> None:
+    """It was on its way when the connection was given up, and comes when it has been looked for and made again."""
+    proxy, layer = cutter
+    handler = Offerer()
+    async with layer.bus("i", handler) as interface:
+        proxy.cut_at(WRITTEN, arrives=True, late=True)
+        interface.offer("x", (1,), once=True)
+        await until(lambda: layer.counts["offer made again"])
+        await interface.drain()
+        proxy.arrive()
+        await until(lambda: proxy.executed is not None)
+        assert there(admin) == [(1,)]
+        assert handler.gone == []
+
+
+@pytest.mark.parametrize("arrives", [True, False], ids=["reply lost", "command lost"])
+async def test_an_offer_that_was_lost_twice_is_there_once(
+    arrives: bool, cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
 ) -> None:
     """The search for it is cut too."""
     proxy, layer = cutter
-    async with layer.bus("i", Recorder()) as interface:
-        proxy.cut_at(rb"XADD\r\n\$\d+\r\n" + KEY.encode(), arrives=True)
-        interface.offer("x", (1,))
+    handler = Offerer()
+    async with layer.bus("i", handler) as interface:
+        proxy.cut_at(WRITTEN, arrives=arrives)
+        offer = interface.offer("x", (1,), once=True)
         await until(lambda: proxy.cuts == 1)
         proxy.cut_at(rb"XREVRANGE", arrives=True)
-        await until(lambda: layer.counts["offer looked for"] == 2, 2 * RESOLVED)
+        await until(lambda: proxy.cuts == 2)
+        await until(lambda: there(admin))
         await interface.drain()
+        await read_all(interface, handler)
+        assert there(admin) == [(1,)]
+        assert interface.withdraw(offer)
+        await interface.drain()
+        assert there(admin) == []
+        assert handler.gone == []
+
+
+@pytest.mark.parametrize("arrives", [True, False], ids=["reply lost", "command lost"])
+async def test_a_marker_that_is_lost_or_repeated_makes_it_again_once(
+    arrives: bool, cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
+) -> None:
+    proxy, layer = cutter
+    handler = Offerer()
+    async with layer.bus("i", handler) as interface:
+        proxy.cut_at(WRITTEN, arrives=False)
+        interface.offer("x", (1,), once=True)
+        await until(lambda: proxy.cuts == 1)
+        proxy.cut_at(MARKED, arrives=arrives)
+        await until(lambda: there(admin))
+        await interface.drain()
+        await read_all(interface, handler)
         assert proxy.cuts == 2
         assert there(admin) == [(1,)]
+        assert handler.gone == []
+        assert handler.frames == handler.events  # and no marker among them
 
 
 async def test_an_offer_in_doubt_that_is_taken_or_withdrawn_is_not_made_again(
@@ -132,12 +275,12 @@ async def test_an_offer_in_doubt_that_is_taken_or_withdrawn_is_not_made_again(
 ) -> None:
     proxy, layer = cutter
     async with layer.bus("i", Recorder()) as interface:
-        proxy.cut_at(rb"XADD\r\n\$\d+\r\n" + KEY.encode(), arrives=False)
+        proxy.cut_at(WRITTEN, arrives=False)
         taken, withdrawn, kept = (interface.offer("x", (number,)) for number in range(3))
         await until(lambda: proxy.cuts == 1)
         taken.taken = True  # its claimant has named itself, though it was never said that it was written
-        interface.withdraw(withdrawn)
-        await until(lambda: there(admin), RESOLVED)
+        assert not interface.withdraw(withdrawn)
+        await until(lambda: there(admin))
         await interface.drain()
         assert there(admin) == [(2,)]
         assert not kept.taken
@@ -149,11 +292,52 @@ async def test_an_offer_that_was_withdrawn_while_in_doubt_does_not_stay(
     """Though it was written: nobody waits for it any more."""
     proxy, layer = cutter
     async with layer.bus("i", Recorder()) as interface:
-        proxy.cut_at(rb"XADD\r\n\$\d+\r\n" + KEY.encode(), arrives=True)
+        proxy.cut_at(WRITTEN, arrives=True)
         offer = interface.offer("x", (1,))
         await until(lambda: proxy.cuts == 1)
-        interface.withdraw(offer)
-        await until(lambda: not there(admin), RESOLVED)
+        assert not interface.withdraw(offer)
+        assert there(admin) == [(1,)]
+        await until(lambda: not there(admin))
+
+
+@pytest.mark.parametrize("once", [True, False], ids=["once", "again"])
+async def test_an_offer_in_flight_when_redis_loses_its_data_may_have_been_claimed(
+    once: bool, cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
+) -> None:
+    proxy, layer = cutter
+    handler = Offerer()
+    async with layer.bus("i", handler) as interface:
+        proxy.cut_at(WRITTEN, arrives=True)
+        offer = interface.offer("x", (1,), once=once)
+        await until(lambda: proxy.cuts == 1)
+        admin.flushall()
+        await until(lambda: handler.gone or there(admin))
+        interface.offer_again(offer)  # as its owner does some time after it was interrupted
+        await interface.drain()
+        await read_all(interface, handler)
+        assert handler.interruptions == 1
+        assert there(admin) == ([] if once else [(1,)])
+        assert handler.gone == ([offer] if once else [])
+        assert not interface.withdraw(offer)
+        await interface.drain()
+        assert there(admin) == []
+
+
+async def test_an_offer_behind_more_than_can_be_looked_through_is_not_made_twice(
+    cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offers, "LOOK_THROUGH", 3)
+    proxy, layer = cutter
+    handler = Offerer()
+    async with layer.bus("i", handler) as interface:
+        proxy.cut_at(WRITTEN, arrives=True)
+        offer = interface.offer("x", (1,), once=True)
+        await until(lambda: proxy.cuts == 1)
+        for _ in range(3):
+            admin.xadd(KEY, {"b": pack(("another",))})
+        await until(lambda: handler.gone == [offer])
+        await interface.drain()
+        assert there(admin) == [(1,), ("another",), ("another",), ("another",)]
 
 
 # Offers that may be lost.
@@ -179,23 +363,46 @@ async def test_what_is_there_or_claimed_is_not_offered_again(
 
 
 async def test_what_was_lost_is_offered_again_once(layer: RedisChannelLayer, admin: "redis.Redis[bytes]") -> None:
-    async with layer.bus("i", Recorder()) as interface:
+    """But what may be made once only is lost, and its owner is told once."""
+    handler = Offerer()
+    async with layer.bus("i", handler) as interface:
         offers = [interface.offer("x", (number,)) for number in range(250)]
+        once = [interface.offer("x", ("once", number), once=True) for number in range(120)]
         await interface.drain()
         admin.flushall()
         for _ in range(3):
-            for offer in offers:
+            for offer in offers + once:
                 interface.offer_again(offer)
         await until(lambda: admin.xlen(KEY) == 250)
-        for offer in offers:
+        await interface.drain()  # they are known here too, so the next look is for all of them
+        looked = layer.counts["offer looked for"]
+        for offer in offers + once:
             interface.offer_again(offer)
-        await until(lambda: layer.counts["offer looked for"] == 500)
+        await until(lambda: layer.counts["offer looked for"] == looked + 250)
         await interface.drain()
+        await read_all(interface, handler)
         assert there(admin) == [(number,) for number in range(250)]
-        # They can be taken back as the first time.
-        for offer in offers[1:]:
-            interface.withdraw(offer)
+        assert handler.gone == once
+        # They can be taken back as the first time, but somebody may have dealt with them before.
+        withdrawn = [interface.withdraw(offer) for offer in offers[1:]]
+        assert not any(withdrawn)
         await until(lambda: there(admin) == [(0,)])
+        assert handler.interruptions == 1
+
+
+async def test_what_was_dealt_with_by_somebody_silent_is_not_done_twice(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
+) -> None:
+    handler = Offerer()
+    async with layer.bus("i", handler) as interface, layer.bus("w", Recorder()) as worker:
+        offer = interface.offer("x", (1,), once=True)
+        (claim,) = await worker.claim(["x"], 1)
+        worker.done(claim)
+        await worker.drain()
+        interface.offer_again(offer)
+        await until(lambda: handler.gone == [offer])
+        await interface.drain()
+        assert there(admin) == []
 
 
 @pytest.mark.parametrize("end", ["taken", "withdrawn"])
@@ -228,7 +435,7 @@ async def test_what_is_withdrawn_while_it_is_offered_again_does_not_stay(
         for offer in offers:
             interface.offer_again(offer)
             interface.withdraw(offer)
-        await until(lambda: layer.counts["offer looked for"] == 10)
+        await until(lambda: layer.counts["interruption"])
         await interface.drain()
         await until(lambda: there(admin) == [])
 
@@ -241,3 +448,30 @@ async def test_nobody_is_asked_to_look_after_the_end(layer: RedisChannelLayer, a
     interface.offer_again(offer)
     await asyncio.sleep(0.1)
     assert there(admin) == []
+
+
+# Taking offers back.
+
+
+async def test_who_takes_an_offer_back_hears_whether_somebody_may_have_had_it(
+    start_redis: Callable[..., RedisServer],
+) -> None:
+    server = start_redis()
+    layer = RedisChannelLayer(server.url)
+    async with layer.bus("i", Offerer()) as interface:
+        assert interface.withdraw(interface.offer("x", ("not written",)))
+        offers = [interface.offer("x", (number,)) for number in range(4)]
+        await asyncio.sleep(0)  # the flush is written
+        assert not interface.withdraw(offers[0])
+        await interface.drain()
+        assert interface.withdraw(offers[1])
+        await asyncio.to_thread(server.kill)
+        await until(lambda: not interface.available)
+        assert not interface.withdraw(offers[2])
+        assert interface.withdraw(interface.offer("x", ("not written",)))
+        with pytest.raises(LayerUnavailable):
+            await interface.posted()
+        await asyncio.to_thread(server.start)
+        await until(lambda: interface.available and layer.counts["interruption"])
+        assert not interface.withdraw(offers[3])
+    await layer.close()

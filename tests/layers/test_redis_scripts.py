@@ -3,6 +3,7 @@
 It knows no script flags (`#!lua`), so that line is left out for it; what the flags do is tested with a real Redis.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -54,7 +55,9 @@ def test_what_has_expired_is_not_delivered_and_does_not_count(run: Run, store: "
 def test_memberships_end(run: Run, store: "redis.Redis[bytes]") -> None:
     run(scripts.GROUP_ADD, "g", "a!", 60)
     store.zadd("g", {"gone!": (time.time() - 1) * 1000})
-    assert run(scripts.GROUP_MEMBERS, "g") == [b"a!"]
+    now, members = run(scripts.GROUP_MEMBERS, "g")
+    assert members == [b"a!"]
+    assert abs(now / 1000 - time.time()) < 5
     run(scripts.GROUP_ADD, "g", "b!", 60)
     assert store.zrange("g", 0, -1) == [b"a!", b"b!"]
 
@@ -67,13 +70,54 @@ def test_only_what_nobody_has_claimed_is_withdrawn(run: Run, store: "redis.Redis
     assert [entry for entry, _ in store.xrange("s")] == [claimed]
 
 
-def test_what_is_withdrawn_without_its_id_is_looked_for(run: Run, store: "redis.Redis[bytes]") -> None:
-    assert run(scripts.WITHDRAW, "s", "0-0", 10, "1") == 0
+def test_offers_are_found_by_their_id_or_by_what_they_hold(run: Run, store: "redis.Redis[bytes]") -> None:
+    assert run(scripts.FIND_OFFERS, "s", "0-0", 10, "", "0", "1-1", "1") == [b"", b""]
     store.xgroup_create("s", "workers", "0", mkstream=True)
-    claimed, _, other = (store.xadd("s", {"b": b"%d" % number}) for number in range(3))
+    claimed, waiting, moved, done = (store.xadd("s", {"b": b"%d" % number}) for number in range(4))
     store.xreadgroup("workers", "w", {"s": ">"}, count=1)
-    assert [run(scripts.WITHDRAW, "s", "0-0", 10, payload) for payload in ("0", "1", "3")] == [0, 1, 0]
-    assert [entry for entry, _ in store.xrange("s")] == [claimed, other]
+    store.xdel("s", done)
+    ids_and_payloads = ("", "0", waiting, "1", "1-1", "2", done, "3", "", "4")
+    assert run(scripts.FIND_OFFERS, "s", "0-0", 10, *ids_and_payloads) == [claimed, waiting, moved, b"", b""]
+    assert run(scripts.FIND_OFFERS, "s", "0-0", 1, *ids_and_payloads) == [b"?", waiting, moved, b"?", b"?"]
+    assert run(scripts.FIND_OFFERS, "s", moved, 10, *ids_and_payloads) == [b"", waiting, moved, b"", b""]
+    assert [entry for entry, _ in store.xrange("s")] == [claimed, waiting, moved]
+
+
+@pytest.mark.parametrize("grace", [True, False], ids=["grace", "no grace"])
+def test_a_clock_that_is_put_back_lengthens_no_lease(grace: bool, run: Run, store: "redis.Redis[bytes]") -> None:
+    ahead = time.time() * 1000 + HOUR
+    store.zadd("p", {"a!": ahead + 1000, "b!": ahead + 3000, "beaten": ahead, "epoch:1": math.inf})
+    if grace:
+        store.zadd("p", {"grace": ahead + 5000})
+    times = (5_000, 3_000, 10_000, 60_000)  # the lease, silence, grace, listed
+    lapsed, in_grace, now, next_end, live, ended, epoch = run(scripts.RENEW, "p", "own!", *times)
+    longest = 10_000 if grace else 5_000
+    assert {name: score - now for name, score in store.zrange("p", 0, -1, withscores=True)} == {
+        b"a!": longest,
+        b"b!": longest,
+        b"own!": 5_000,
+        b"beaten": 0,
+        b"epoch:1": math.inf,
+        **({b"grace": 10_000} if grace else {}),
+    }
+    assert (lapsed, in_grace, next_end, epoch) == (1, int(grace), longest, b"epoch:1")
+    assert (sorted(live), ended) == ([b"a!", b"b!", b"own!"], [])
+
+
+def test_an_epoch_lasts_until_the_last_process_leaves(run: Run, store: "redis.Redis[bytes]") -> None:
+    times = (5_000, 3_000, 10_000, 0)
+    *_, now, _, _, _, first = run(scripts.RENEW, "p", "a!", *times)
+    assert first == b"epoch:%d" % now
+    assert store.zrange("p", "+inf", "+inf", byscore=True) == [first]
+    store.zrem("p", first)
+    first = b"epoch:1"
+    store.zadd("p", {first: math.inf})
+    store.zadd("p", {"beaten": now - HOUR, "grace": now - HOUR, "a!": now - HOUR})
+    assert run(scripts.RENEW, "p", "b!", *times)[-1] == first
+    assert run(scripts.RENEW, "p", "a!", *times)[-1] == first
+    assert store.zrange("p", "+inf", "+inf", byscore=True) == [first]
+    assert [run(scripts.END_LEASE, "p", mailbox) for mailbox in ("a!", "b!")] == [0, 1]
+    assert not store.exists("p")
 
 
 def test_a_claim_that_is_handed_back_goes_to_another_claimant(run: Run, store: "redis.Redis[bytes]") -> None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from asgibus.layers.contract import DEAD, ChannelLayer, Claim, Frame
+from asgibus.layers.contract import DEAD, ChannelLayer, Claim, Frame, Offer
 
 T = TypeVar("T")
 
@@ -19,6 +19,7 @@ class Recorder:
         self.events: list[Frame | str] = []  # all that came, in order
         self.lost: list[str] = []  # mailboxes for which something was undelivered
         self.interruptions = 0
+        self.lost_offers: list[Offer] = []
         self.orphans: list[Claim] = []
 
     @property
@@ -39,6 +40,9 @@ class Recorder:
     def undelivered(self, mailbox: str) -> None:
         self.events.append("undelivered")
         self.lost.append(mailbox)
+
+    def offer_lost(self, offer: Offer) -> None:
+        self.lost_offers.append(offer)
 
     def interrupted(self) -> None:
         self.events.append("interrupted")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from asgibus.layers import Bus, Claim, RedisChannelLayer
+from asgibus.layers import Bus, Claim, Offer, RedisChannelLayer
 from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND, Frame
 
 KIND = FIRST_PROTOCOL_KIND
@@ -38,6 +38,9 @@ class Place:
 
     def interrupted(self) -> None:
         tell("interrupted", None)
+
+    def offer_lost(self, offer: Offer) -> None:
+        tell("offer lost", offer.channel)
 
     def orphaned(self, claim: Claim) -> None:
         self._claims.append(claim)

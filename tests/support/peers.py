@@ -83,7 +83,7 @@ class Peer:
 async def peer(url: str, prefix: str, role: str = "peer") -> AsyncIterator[Peer]:
     """A process on the bus while the context lasts."""
     pipe = asyncio.subprocess.PIPE
-    command = (sys.executable, str(PROGRAM), url, prefix, role)
+    command = (sys.executable, "-P", str(PROGRAM), url, prefix, role)  # beside it is a `redis.py` that is ours
     process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
     new = Peer(process)
     reading = asyncio.create_task(new.read())

@@ -1,0 +1,38 @@
+"""The epoch of the store: from when on Redis has had what is in it. In an empty one the first beat begins another.
+
+When an epoch begins, the processes on the bus are not back in their groups yet. So a broadcast waits until they have
+had time for that.
+"""
+
+from __future__ import annotations
+
+REGROUP_SECONDS = 3.0  # for everybody to be back in a new epoch: a link comes back within 2 s, and then beats at once
+LOOK_AGAIN_SECONDS = 0.1  # until it is looked again whether anybody has come back
+PREFIX = b"epoch:"  # behind it the time at which the epoch began, by Redis's clock in ms
+
+
+class Epoch:
+    """The last epoch that one event loop has used. Empty is one that nobody has begun."""
+
+    def __init__(self) -> None:
+        self._used = b""
+
+    def seen(self, epoch: bytes) -> None:
+        """A beat has found this one: if it is the first, nothing was there before that could be lost."""
+        if not self._used:
+            self._used = epoch
+
+    def forget(self) -> None:
+        """The last process has left, and with it went the epoch: the next one is as the first."""
+        self._used = b""
+
+    def use(self, epoch: bytes, now: int) -> float:
+        """Seconds to wait until everybody has had time to be back in this one; if 0, it is used. `now` as in Redis."""
+        if self._used and epoch != self._used:
+            if not epoch:
+                return LOOK_AGAIN_SECONDS
+            age = (now - int(epoch.removeprefix(PREFIX))) / 1000
+            if 0 <= age < REGROUP_SECONDS:  # below 0 the clock was put back
+                return REGROUP_SECONDS - age
+        self._used = epoch
+        return 0.0

@@ -1,0 +1,199 @@
+"""Broadcasts while Redis loses its data: each member gets them once, or their sender is told that it may have not."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+
+from asgibus.layers import LayerUnavailable, RedisChannelLayer
+from asgibus.layers.contract import GROUP_MESSAGE
+from support.bus import Recorder, until
+from support.peers import Place, peer, place
+from support.redis import RedisServer
+
+pytestmark = pytest.mark.anyio
+
+StartRedis = Callable[..., RedisServer]
+AT_ONCE = 0.5
+"""Seconds that a broadcast takes at most when there is nothing to wait for."""
+
+
+@pytest.fixture
+def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
+    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=10) as client:
+        yield client
+
+
+@asynccontextmanager
+async def member(url: str) -> AsyncIterator[Place]:
+    async with place(url, "asgibus") as one:
+        await one.bus.join_group("group")
+        yield one
+
+
+@asynccontextmanager
+async def proxy(url: str, command: bytes, what: Callable[[], object]) -> AsyncIterator[str]:
+    """A way to Redis on which something happens before such a command arrives there."""
+    parts = urlsplit(url)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        redis_reader, redis_writer = await asyncio.open_connection(parts.hostname, parts.port)
+        replies = asyncio.create_task(copy(redis_reader, writer))
+        while data := await reader.read(65536):
+            if command in data:
+                what()
+            redis_writer.write(data)
+        replies.cancel()
+        for each in (writer, redis_writer):
+            each.transport.abort()
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}{parts.path}"
+    server.close()
+
+
+def got(*members: Place) -> list[list[str]]:
+    """What each of them got, in order."""
+    return [[frame[2]["n"] for frame in one.handler.frames if frame[0] == GROUP_MESSAGE] for one in members]
+
+
+async def sent(layer: RedisChannelLayer, what: str) -> tuple[str, str]:
+    """Send it; what the sender is told, if it fails."""
+    try:
+        await layer.group_send("group", {"n": what})
+    except LayerUnavailable as error:
+        return what, str(error)
+    return what, ""
+
+
+async def took(layer: RedisChannelLayer) -> float:
+    """Seconds that a broadcast takes."""
+    began = asyncio.get_running_loop().time()
+    await layer.group_send("group", {"n": "in time"})
+    return asyncio.get_running_loop().time() - began
+
+
+async def test_broadcasts_into_a_redis_that_loses_its_data(start_redis: StartRedis) -> None:
+    async with asyncio.TaskGroup() as scenarios:
+        for scenario in (is_flushed, is_flushed_while_a_member_hangs, comes_back_empty, nobody_comes_back):
+            scenarios.create_task(scenario(start_redis()), name=scenario.__name__)
+
+
+async def is_flushed(server: RedisServer) -> None:
+    """Nobody has noticed it yet; and who has just begun has nothing to wait for."""
+    other, fresh = (RedisChannelLayer(server.url) for _ in range(2))
+    async with member(server.url) as one, member(server.url) as two:
+        await other.group_send("group", {"n": "before"})
+        with redis.Redis.from_url(server.url, protocol=2) as admin:
+            admin.flushall()
+        assert await took(fresh) < AT_ONCE
+        told = await asyncio.gather(
+            *(sent(layer, what) for layer, what in ((other, "other"), (one.layer, "one"), (two.layer, "two")))
+        )
+        assert told == [("other", ""), ("one", ""), ("two", "")]
+        await until(lambda: all(len(each) >= 4 for each in got(one, two)))
+        assert await took(other) < AT_ONCE
+        await until(lambda: all(len(each) >= 5 for each in got(one, two)))
+        assert [sorted(each) for each in got(one, two)] == [["before", "in time", "one", "other", "two"]] * 2
+        assert other.counts["send failed"] == 0
+    await other.close()
+    await fresh.close()
+
+
+async def is_flushed_while_a_member_hangs(server: RedisServer) -> None:
+    """That the sender has been back for a while does not mean that all are."""
+    async with member(server.url) as one, peer(server.url, "asgibus") as two:
+        await two.do("join", "group")
+        await one.layer.group_send("group", {"n": "before"})
+        two.signal(signal.SIGSTOP)
+        with redis.Redis.from_url(server.url, protocol=2) as admin:
+            admin.flushall()
+            sending = asyncio.create_task(sent(one.layer, "after"))
+            await until(lambda: one.handler.interruptions and admin.zcard("asgibus:group:group") == 1)
+            began = asyncio.get_running_loop().time()
+            await asyncio.wait([sending], timeout=1)  # it hangs for longer than the others need
+            assert not sending.done()
+        two.signal(signal.SIGCONT)
+        assert await sending == ("after", "")
+        assert asyncio.get_running_loop().time() - began < 3.5
+        await until(lambda: len(two.all("frame")) == 2 and len(one.handler.frames) == 2)
+        assert got(one) == [["before", "after"]]
+        assert [frame[1]["n"] for frame in two.all("frame")] == ["before", "after"]
+
+
+async def comes_back_empty(server: RedisServer) -> None:
+    """Some of these are sent while it is away, some when it is back and the members are not: all, or told."""
+    other = RedisChannelLayer(server.url)
+    async with member(server.url) as one, member(server.url) as two:
+        await other.group_send("group", {"n": "before"})
+        await asyncio.to_thread(server.kill)
+        sending = [asyncio.create_task(sent(other, f"away {number}")) for number in range(3)]
+        await asyncio.to_thread(server.start)
+        sending += [asyncio.create_task(sent(layer, "back")) for layer in (one.layer, other)]
+        told = [await each for each in sending]
+        assert (await sent(other, "after"))[1] == ""
+        await until(lambda: all("after" in each for each in got(one, two)))
+        expected = sorted(["before", "after", *(what for what, why in told if not why)])
+        assert [sorted(each) for each in got(one, two)] == [expected] * 2
+        assert other.counts["send failed"] + one.layer.counts["send failed"] == sum(bool(why) for _, why in told)
+    await other.close()
+
+
+async def nobody_comes_back(server: RedisServer) -> None:
+    """Then it was in vain, which is said in time."""
+    other = RedisChannelLayer(server.url)
+    async with member(server.url):
+        await other.group_send("group", {"n": "before"})
+    with redis.Redis.from_url(server.url, protocol=2) as admin:
+        assert admin.keys("asgibus:processes") == []
+    began = asyncio.get_running_loop().time()
+    _, why = await sent(other, "in vain")
+    assert "nothing was sent" in why
+    assert asyncio.get_running_loop().time() - began < 5.5
+    assert other.counts["send failed"] == 1
+    await other.close()
+
+
+async def test_a_broadcast_that_found_mailboxes_missing_says_why(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+    """If Redis lost its data, members may have missed it; else they are gone, and out of the group."""
+    async with member(redis_url) as one, proxy(redis_url, b"lost", admin.flushall) as url:
+        other = RedisChannelLayer(url)
+        admin.zadd("asgibus:group:group", {"gone.1!": 2**45, "gone.2!local": 2**45})
+        await other.group_send("group", {"n": "before"})
+        await until(lambda: got(one) == [["before"]])
+        assert admin.zrange("asgibus:group:group", 0, -1) == [one.mailbox.encode()]
+        assert await sent(other, "lost") == (
+            "lost",
+            "Redis has lost its data meanwhile: some members may have missed this",
+        )
+        assert other.counts["send failed"] == 1
+        await other.close()
+
+
+async def test_who_has_seen_all_leave_does_not_wait_for_them(redis_url: str) -> None:
+    layer = RedisChannelLayer(redis_url)
+    async with layer.bus("a", Recorder()) as bus:
+        await bus.join_group("group")
+        assert await took(layer) < AT_ONCE
+    assert await took(layer) < AT_ONCE
+    async with layer.bus("a", Recorder()) as bus:
+        await bus.join_group("group")
+        assert await took(layer) < AT_ONCE
+    await layer.close()
+
+
+async def test_without_a_bus_there_is_nobody_to_wait_for(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+    layer = RedisChannelLayer(redis_url)
+    await layer.group_add("group", "ordinary")
+    assert await took(layer) < AT_ONCE
+    admin.flushall()
+    assert await took(layer) < AT_ONCE
+    await layer.close()

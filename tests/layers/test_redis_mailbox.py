@@ -1,0 +1,130 @@
+"""A mailbox that vanishes, or is another one after a failover, while public messages flow: each is read once."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+
+from asgibus.layers import LayerUnavailable, RedisChannelLayer
+from asgibus.layers.codec import pack
+from asgibus.layers.contract import FIRST_PROTOCOL_KIND, MESSAGE
+from asgibus.layers.redis.writer import PAYLOAD_VERSION
+from support.bus import until
+from support.peers import Place, place
+from support.redis import RedisServer
+from support.tcp_proxy import TcpProxy
+
+pytestmark = pytest.mark.anyio
+
+StartRedis = Callable[..., RedisServer]
+KIND = FIRST_PROTOCOL_KIND
+
+
+class Flood:
+    """Numbered messages to a mailbox, as fast as they can be sent. `sent`: how many were."""
+
+    def __init__(self, layer: RedisChannelLayer, mailbox: str) -> None:
+        self._layer = layer
+        self._mailbox = mailbox
+        self.sent = 0
+
+    async def run(self) -> None:
+        while True:
+            with suppress(LayerUnavailable):  # it may be written or not: here it counts only that none is read twice
+                await self._layer.send(self._mailbox + "local", {"n": self.sent})
+            self.sent += 1
+
+    async def some(self) -> None:
+        """Until some more are sent."""
+        sent = self.sent
+        await until(lambda: self.sent > sent + 50)
+
+
+@asynccontextmanager
+async def flood(url: str, mailbox: str) -> AsyncIterator[Flood]:
+    layer = RedisChannelLayer(url)
+    flood = Flood(layer, mailbox)
+    running = asyncio.create_task(flood.run())
+    try:
+        yield flood
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+        await layer.close()
+
+
+def numbers(one: Place) -> list[int]:
+    """Those that were read, in order."""
+    return [frame[2]["n"] for frame in one.handler.frames if frame[0] == MESSAGE]
+
+
+async def test_a_mailbox_that_vanishes_again_and_again(redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url, protocol=2) as admin:
+        async with place(redis_url, "asgibus") as one, flood(redis_url, one.mailbox) as sending:
+            for times in range(1, 5):
+                admin.flushall()
+                await until(lambda times=times: one.handler.interruptions == times)  # type: ignore[misc]
+                await sending.some()
+                await until(lambda: max(numbers(one), default=0) > sending.sent - 20)
+            assert numbers(one) == sorted(set(numbers(one)))
+            assert all(frames for _, frames in one.handler.batches)
+
+
+async def test_what_was_read_of_a_mailbox_before_it_vanished_is_handled(redis_url: str) -> None:
+    """Though it comes when that is known; and the new mailbox is read from its beginning."""
+    parts = urlsplit(redis_url)
+    with (
+        redis.Redis.from_url(redis_url, protocol=2) as admin,
+        TcpProxy((parts.hostname or "", parts.port or 6379)) as proxy,
+    ):
+        async with place(f"{proxy.url}{parts.path}", "asgibus") as one, place(redis_url, "asgibus") as two:
+            key = f"asgibus:mailbox:{one.mailbox}"
+            await asyncio.to_thread(proxy.blackhole, "!mailbox")
+            ahead = (admin.time()[0] + 3600) * 1000  # by a clock that has been put back since
+            admin.xadd(key, {"b": pack((PAYLOAD_VERSION, two.mailbox, ((KIND, "before"),)))}, id=f"{ahead}-0")
+            tries = unblocked(admin)
+            admin.flushall()
+            await until(lambda: unblocked(admin) >= tries + 5)
+            assert one.handler.frames == []
+            assert not admin.exists(key)
+            await asyncio.to_thread(proxy.heal)
+            await until(lambda: one.handler.interruptions)
+            two.bus.post(one.mailbox, (KIND, "after"))
+            await until(lambda: len(one.handler.frames) >= 2)
+            await two.layer.send(one.mailbox + "local", {"n": 0})
+            await until(lambda: numbers(one))
+            assert one.handler.frames == [(KIND, "before"), (KIND, "after"), (MESSAGE, "local", {"n": 0})]
+
+
+def unblocked(admin: Any) -> int:
+    return int(admin.info("commandstats").get("cmdstat_client|unblock", {"calls": 0})["calls"])
+
+
+async def test_a_failover_that_is_noticed_late_repeats_nothing(start_redis: StartRedis) -> None:
+    """Much is written and read on the new master before it is known that it is another one."""
+    master, replica = (start_redis("--repl-diskless-sync-delay", "0") for _ in range(2))
+    with (
+        TcpProxy(("127.0.0.1", master.port)) as proxy,
+        redis.Redis.from_url(replica.url, protocol=2) as admin,
+    ):
+        async with place(proxy.url, "asgibus") as one:
+            await one.layer.send(one.mailbox + "local", {"n": -1})
+            key = f"asgibus:mailbox:{one.mailbox}"
+            admin.replicaof("127.0.0.1", master.port)
+            await until(lambda: admin.info("replication")["master_link_status"] == "up" and admin.exists(key))
+            await until(lambda: numbers(one) == [-1])
+            admin.replicaof("NO", "ONE")
+            proxy.target = ("127.0.0.1", replica.port)
+            await asyncio.to_thread(proxy.delay, 0.2, "writer")
+            await asyncio.to_thread(master.kill)
+            async with flood(replica.url, one.mailbox) as sending:
+                await until(lambda: one.handler.interruptions)
+                await sending.some()
+                await until(lambda: max(numbers(one)) > sending.sent - 20)
+            await until(lambda: max(numbers(one)) >= sending.sent - 1)
+            assert numbers(one)[: sending.sent] == list(range(-1, sending.sent - 1))
+            assert numbers(one) == sorted(set(numbers(one)))
