@@ -14,7 +14,6 @@ from asgibus.protocol.events import (
     GROUP_DONE,
     HANDOVER,
     HTTP_DISCONNECT,
-    MESSAGE_RECEIVED,
     SAVE_STATE,
     WEBSOCKET_DISCONNECT,
     Event,
@@ -48,6 +47,7 @@ class Connection(SessionEnd):
         "_unsent",
         "accepted",
         "app",
+        "begun",
         "deaths",
         "groups",
         "life",
@@ -81,6 +81,8 @@ class Connection(SessionEnd):
         self.subprotocol: str | None = None
         self.resumable = False
         self.deaths: Deaths | None = None
+        self.begun = -1
+        """How many events the app has got or is about to get, if its worker says so: see `Opening.suspect`."""
         self.groups: set[str] | None = None
         self.saved_state = b""
         self._behind = 0
@@ -102,7 +104,7 @@ class Connection(SessionEnd):
 
     def client_gone(self, code: int = 1006, reason: str = "") -> None:
         """The client is gone, or its request cannot be finished: the app learns it at once, and this ends."""
-        if self.life is Life.ENDED or self.life is Life.LEFT:
+        if self.life is not Life.OFFERED and self.life is not Life.JOINED:
             return
         event = (HTTP_DISCONNECT, True) if self.table is HTTP_TABLE else (WEBSOCKET_DISCONNECT, code, reason)
         self.event(event)
@@ -116,7 +118,8 @@ class Connection(SessionEnd):
             return self.owner == sender
         self.owner = sender
         if self.table is WEBSOCKET_TABLE:
-            self.opening = pack(self.opening)
+            assert isinstance(self.opening, Opening)
+            self.opening = pack(self.opening._replace(events=(), state=b""))  # a further run gets them as they are then
         unsent, self._unsent = self._unsent, None
         self._turn(Turn.OWNED)
         for frame, counted in unsent or ():
@@ -125,7 +128,7 @@ class Connection(SessionEnd):
 
     def frame(self, frame: Frame) -> None:
         """An EVENT frame of the owner."""
-        if self.life is not Life.JOINED:
+        if self.life is not Life.JOINED and self.life is not Life.PARTING:
             return  # it has just learned of its owner, who has just been told that the client is gone
         if frame[4] > self.acked:
             self.acknowledgement(frame[4])
@@ -137,6 +140,8 @@ class Connection(SessionEnd):
         code = event[0]
         if code >= GROUP_ADD:
             self._control(event)
+            return
+        if self.life is not Life.JOINED:
             return
         try:
             after = step(self.table, self.app, code)
@@ -166,7 +171,7 @@ class Connection(SessionEnd):
             self._tell_all_taken()
             self.deaths = None
             self.run_ended(Ending.HANDED_OVER)
-        else:
+        elif self.life is Life.JOINED:
             self._connections.groups.change(self, code, event[1])
 
     def _first_answer(self, event: Event) -> bool:
@@ -221,7 +226,11 @@ class Connection(SessionEnd):
 
     def acknowledgement(self, number: int) -> None:
         """The owner has taken everything below `number`."""
-        if self.acknowledged(number):
+        opened = self.acknowledged(number)
+        if self.life is Life.PARTING:
+            if not self.in_flight:
+                self._turn(Turn.HEARD)
+        elif opened:
             self.terminator.resume()
 
     def acknowledge(self) -> None:
@@ -248,7 +257,9 @@ class Connection(SessionEnd):
 
     def run_ended(self, ending: Ending) -> None:
         """The run of the app that served this has ended before its time: offer it for another one, or end it."""
-        if self.life is Life.LEFT:
+        if (self.life is Life.LEFT or self.life is Life.PARTING) and (
+            ending is Ending.FORGOTTEN or not self._must_be_heard
+        ):
             self._turn(Turn.GIVEN_UP)
         elif self.life is not Life.ENDED:
             if ending.by_death and self._is_killer():
@@ -265,23 +276,30 @@ class Connection(SessionEnd):
                 self._connections.counts["worker lost"] += 1
                 self.give_up(WORKER_LOST)
 
+    @property
+    def _must_be_heard(self) -> bool:
+        """Whether an app has to hear that the client is gone, if not this run of it then another one."""
+        return self.accepted and self.resumable
+
     def _is_killer(self) -> bool:
         """Count the death of a worker; whether this connection has brought about too many."""
-        limit = KILLS
+        limit, needed = KILLS, 0
         in_hand: Event | None
         if isinstance(self.opening, Opening) and self.table is HTTP_TABLE:
             in_hand = self.opening.events[0]
         elif not self.accepted:
             in_hand = _CONNECT
         else:
-            in_hand = next((event for event in self.unacknowledged if event[0] == MESSAGE_RECEIVED), None)
+            waiting = ((number, event) for number, event in enumerate(self.unacknowledged, self.acked))
+            number, in_hand = next(((n, each) for n, each in waiting if each[0] != GROUP_DONE), (0, None))
+            needed = number + 1
             if in_hand is None and self.app is App.HANDSHAKE:
-                in_hand, limit = _CONNECT, START_KILLS
+                in_hand, limit, needed = _CONNECT, START_KILLS, 0
         if in_hand is None:  # it was at rest
             self.deaths = None
             return False
         self.deaths = self.deaths or Deaths()
-        return self.deaths.too_many(in_hand, limit)
+        return self.deaths.too_many(in_hand, limit, begun=self.begun >= needed)
 
     def _may_run_again(self) -> bool:
         if isinstance(self.opening, Opening) and self.table is HTTP_TABLE:
@@ -297,6 +315,7 @@ class Connection(SessionEnd):
         self.renew(self.attempt + 1, [event for event in events if event[0] != GROUP_DONE])
         self.app = App.WAITING if self.table is HTTP_TABLE else App.HANDSHAKE
         self.owner = ""
+        self.begun = -1
         self._behind = 0
         self._turn(Turn.REOPENED)
         first, carried = 0, 0
@@ -308,16 +327,23 @@ class Connection(SessionEnd):
         self.opening = opening._replace(
             attempt=self.attempt,
             resumed=self.accepted,
+            suspect=self.deaths is not None,
             events=tuple(self.unacknowledged[:first]),
             state=self.saved_state,
         )
         self._connections.reopen(self, self.opening)
-        if self.in_flight < self.window:
+        if self.in_flight < self.window and self.life is Life.OFFERED:
             self.terminator.resume()
+
+    def not_taken(self) -> None:
+        """No worker has named itself in time."""
+        may_have_begun = self.offer is not None and self.offer.once
+        sure = self._connections.withdraw(self)
+        self.give_up(WORKER_LOST if may_have_begun and not sure else NO_WORKER)
 
     def give_up(self, answer: tuple[int, int]) -> None:
         """No worker took this in time, or its worker is gone: the client gets the status or the close code."""
-        if self.life is Life.LEFT:
+        if self.life is Life.LEFT or self.life is Life.PARTING:
             self._turn(Turn.GIVEN_UP)
         elif self.life is not Life.ENDED:
             self._turn(Turn.GIVEN_UP)
@@ -331,14 +357,15 @@ class Connection(SessionEnd):
         self.terminator.fail(*answer)
 
     def _turn(self, event: Turn) -> None:
-        before, self.life = self.life, turn(self.life, event)
+        self.life = turn(self.life, event)
         if event is Turn.OWNED:
             self._connections.joined(self)
-            if before is Life.LEFT:
-                self._connections.ended(self)
-        elif self.life is Life.LEFT:
+        elif event is Turn.CLIENT_GONE:
+            self._connections.left(self)
+        if self.life is Life.PARTING and not self._must_be_heard:
+            self.life = turn(self.life, Turn.HEARD)
+        if self.life is Life.LEFT and not self._must_be_heard:
             self._connections.withdraw(self)
         elif self.life is Life.ENDED:
-            if before is Life.OFFERED:
-                self._connections.withdraw(self)
+            self._connections.withdraw(self)
             self._connections.ended(self)

@@ -16,9 +16,9 @@ from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE, Bus, Claim, Frame, Message, Offer
 from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.events import Event, encode
-from asgibus.protocol.frames import ABANDONED, ACK, EVENT, OWN, PROBE, RESEND, RESET
-from asgibus.protocol.opening import OPENING_VERSION, Opening
-from asgibus.protocol.recovery import Ending
+from asgibus.protocol.frames import ABANDONED, ACK, EVENT, OWN, PROBE, RESEND, RESET, TAKING
+from asgibus.protocol.opening import HTTP, OPENING_VERSION, Opening
+from asgibus.protocol.recovery import IDEMPOTENT, Ending
 from asgibus.protocol.states import App, Life
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ logger = logging.getLogger("asgibus.interface")
 
 DEAD_REMEMBERED = 100  # workers whose last words may still be on their way
 OFFER_AGAIN_SECONDS = 3.0  # after the store lost its data: by then a worker that had claimed an offer has said so
+PROBE_AGAIN_SECONDS = 3.0  # after an interruption: what others judge of us for longer, they judge from a later beat
 
 
 class Connections:
@@ -45,6 +46,9 @@ class Connections:
         self._suspects: set[str] = set()  # workers who had no mailbox when something was posted to them
         self._dead_workers: dict[str, None] = {}  # the latest ones
         self._doubted: list[tuple[float, Connection, Offer]] = []  # what may be lost, and when it is offered again
+        self._settled_at = 0.0  # when those who have claimed offers have said so, after an interruption
+        self._lost: list[Offer] = []  # until then
+        self._probe_again: float | None = None
         self._away_since: float | None = None
         self._held: list[Terminator] = []
         self.groups = Groups(self)
@@ -80,6 +84,7 @@ class Connections:
             connection.number,
             connection.attempt,
             False,
+            False,
             connection.window,
             kind,
             request.http_version,
@@ -100,11 +105,13 @@ class Connections:
         connection.opening = opening
         self._open[connection.number] = connection
         self._offered[connection.number] = connection
-        connection.offer = bus.offer(shared_channel(kind, self._pool(request.raw_path)), opening)
+        once = kind == HTTP and request.method not in IDEMPOTENT
+        connection.offer = bus.offer(shared_channel(kind, self._pool(request.raw_path)), opening, once=once)
         return connection
 
     def reopen(self, connection: Connection, opening: Opening) -> None:
         """Offer a connection for a further run of the app."""
+        self._no_longer_offered(connection)  # so that it stands last
         (self._reopened if connection.accepted else self._offered)[connection.number] = connection
         connection.offered_at = self.now
         connection.offer = self.bus.offer(shared_channel(opening.kind, self._pool(opening.raw_path)), opening)
@@ -130,10 +137,15 @@ class Connections:
         if offer is not None:
             offer.taken = True
 
-    def withdraw(self, connection: Connection) -> None:
-        """Take its offer back."""
-        if connection.offer is not None:
-            self.bus.withdraw(connection.offer)
+    def withdraw(self, connection: Connection) -> bool:
+        """Take its offer back, if there is one. False if it may have been claimed all the same."""
+        offer, connection.offer = connection.offer, None
+        return offer is None or self.bus.withdraw(offer)
+
+    def left(self, connection: Connection) -> None:
+        """Its client is gone, and with it its memberships."""
+        if connection.groups:
+            self.groups.forget(connection)
 
     def ended(self, connection: Connection) -> None:
         """It has ended."""
@@ -188,7 +200,7 @@ class Connections:
             if connection is not None and connection.attempt == frame[2] and not connection.owner:
                 connection.run_ended(Ending.ABANDONED)
         elif connection is None or connection.attempt != frame[2] or not connection.owned_by(sender):
-            if kind == EVENT or kind == OWN or kind == PROBE:
+            if kind == EVENT or kind == OWN or kind == PROBE or kind == TAKING:
                 self.post(sender, (RESET, frame[1], frame[2]))
         elif kind == EVENT:
             connection.frame(frame)
@@ -202,6 +214,8 @@ class Connections:
             connection.repeat(frame[3])
         elif kind == PROBE:
             self.post(sender, connection.probed(frame[3]))
+        elif kind == TAKING:
+            connection.begun = frame[3]
         elif kind != OWN:
             logger.error("a frame of unknown kind %r from %s was dropped", kind, sender)
 
@@ -229,15 +243,31 @@ class Connections:
 
     def interrupted(self) -> None:
         """See `Handler`."""
-        joined = 0
+        joined = self._probe()
+        self._probe_again = self.now + PROBE_AGAIN_SECONDS
+        self._settled_at = self.now + OFFER_AGAIN_SECONDS
         for connection in self._open.values():
-            if connection.life is Life.JOINED:
-                joined += 1
-                self.post(connection.owner, connection.probe())
-            elif connection.life is Life.OFFERED and connection.offer is not None:
-                self._doubted.append((self.now + OFFER_AGAIN_SECONDS, connection, connection.offer))
+            if connection.offer is not None:
+                self._doubted.append((self._settled_at, connection, connection.offer))
         self.counts["interruption"] += 1
         logger.warning("the bus was interrupted: %d connections are checked with their workers", joined)
+
+    def _probe(self) -> int:
+        """Ask every worker whether it has all that was sent to it; for how many connections."""
+        owned = [connection for connection in self._open.values() if connection.owner]
+        for connection in owned:
+            self.post(connection.owner, connection.probe())
+        return len(owned)
+
+    def offer_lost(self, offer: Offer) -> None:
+        """See `Handler`. When the store has just lost its data, whoever has claimed it has a moment to say so."""
+        if self.now < self._settled_at:
+            self._lost.append(offer)
+            return
+        for connection in self._offered.values():
+            if connection.offer is offer:
+                connection.run_ended(Ending.LOST)
+                return
 
     def orphaned(self, claim: Claim) -> None:
         """See `Handler`: an interface server claims nothing."""
@@ -269,6 +299,13 @@ class Connections:
             _, connection, offer = self._doubted.pop(0)
             if connection.offer is offer:
                 self.bus.offer_again(offer)
+        if self._lost and self._settled_at <= now:
+            lost, self._lost = self._lost, []
+            for offer in lost:
+                self.offer_lost(offer)
+        if self._probe_again is not None and self._probe_again <= now:
+            self._probe_again = None
+            self._probe()
         if self.bus.available:
             self._away_since = None
         elif self._away_since is None:
@@ -283,7 +320,7 @@ class Connections:
             if connection.offered_at > self.now - seconds:
                 break
             unserved += connection.life is Life.OFFERED
-            connection.give_up(NO_WORKER)
+            connection.not_taken()
         if unserved:
             self.counts["no worker"] += unserved
             logger.warning(

@@ -8,7 +8,9 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import Callable
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 from asgibus.interface_server.settings import InterfaceSettings
@@ -105,7 +107,11 @@ async def listen(
 ) -> asyncio.Server:
     """Accept connections on a bound socket. A TLS handshake has the time of a request head."""
     loop = asyncio.get_running_loop()
-    create = loop.create_unix_server if listening.family == socket.AF_UNIX else loop.create_server
+    create: Callable[..., Awaitable[asyncio.Server]] = loop.create_server
+    if listening.family == socket.AF_UNIX:
+        create = loop.create_unix_server
+        if sys.version_info >= (3, 13) and isinstance(loop, asyncio.SelectorEventLoop):
+            create = partial(create, cleanup_socket=False)  # another process may go on listening at this path
     return await create(
         factory,
         sock=listening,

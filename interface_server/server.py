@@ -27,6 +27,7 @@ logger = logging.getLogger("asgibus.interface")
 TICK_SECONDS = 0.25  # how exactly time limits are kept; one pass over all sockets each
 CHECK_TICKS = 4  # what was written and not acknowledged with an event is acknowledged this often
 PROBE_TICKS = 20  # what was sent and is not acknowledged for as long is asked after: it may be lost
+PAUSE_SECONDS = 1.0  # between two ticks: more is a pause of this process, and no worker's fault
 DRAIN_SECONDS = 5.0  # for the last words to reach the bus; a layer that is away must not keep the process
 WRITE_HIGH_WATER = 64 * 1024  # bytes in a socket's write buffer at which its session's window stays shut
 
@@ -125,11 +126,14 @@ class Server:
     async def _tick(self) -> None:
         """Keep the clock: one task for all time limits, so that no request costs a timer."""
         ticks = 0
+        paused = 0.0
         while True:
             await anyio.sleep(TICK_SECONDS)
             ticks += 1
-            self.now = now = self.loop.time()
-            self.connections.tick(now)
+            before, self.now = self.now, self.loop.time()
+            now = self.now
+            paused += max(0.0, now - before - PAUSE_SECONDS)
+            self.connections.tick(now - paused)
             if ticks % CHECK_TICKS == 0:
                 self.connections.check(stalled=ticks % PROBE_TICKS == 0)
             for terminator in [each for each in self._terminators if each.deadline <= now]:

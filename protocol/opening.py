@@ -26,6 +26,9 @@ class Opening(NamedTuple):
     """1 for the first run of the app, counted up for each further one."""
     resumed: bool
     """Whether an earlier run has accepted the client, so that this one goes on with it."""
+    suspect: bool
+    """Whether the last worker died with the first of these events in hand, or as it began: then this one says TAKING
+    before its app begins (count 0) and before the app gets that event (the count of events it has got with it)."""
     window: int
     """Bytes that may be under way unacknowledged, each direction."""
     kind: str

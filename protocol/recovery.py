@@ -14,7 +14,7 @@ from asgibus.protocol.states import App
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})  # RFC 9110 section 9.2.2
 KILLS = 2  # deaths of workers with the same event in hand: the first may be chance, the second is its doing
-START_KILLS = 5  # deaths before a further run was under way: then a worker's own trouble is the likelier cause
+START_KILLS = 5  # deaths as a further run begins, or before: then a worker's own trouble is the likelier cause
 
 
 class Ending(StrEnum):
@@ -24,6 +24,7 @@ class Ending(StrEnum):
     FORGOTTEN = "its worker does not know it any more"
     KILLED = "its worker is dead"
     ABANDONED = "the worker that claimed it died before it named itself"
+    LOST = "it may have been claimed, by whom is unknown"
 
     @property
     def by_death(self) -> bool:
@@ -33,17 +34,32 @@ class Ending(StrEnum):
 
 @dataclass(slots=True)
 class Deaths:
-    """How many workers in a row died with the same event of a connection in hand."""
+    """How many workers in a row died while the same event of a connection was the next, or in hand."""
 
     event: Event | None = None
-    """The oldest event that the dead run had not acknowledged: the one in hand, as far as can be known."""
-    count: int = 0
+    """The oldest event that the dead run had not acknowledged."""
+    kills: int = 0
+    """Deaths of workers that had it in hand, as far as can be known."""
+    others: int = 0
+    """Deaths of workers that had not come so far."""
 
-    def too_many(self, event: Event, limit: int) -> bool:
-        """Count a death with this event in hand; whether that makes as many in a row as the limit."""
-        self.count = self.count + 1 if event is self.event else 1
-        self.event = event
-        return self.count >= limit
+    @property
+    def count(self) -> int:
+        """All of them."""
+        return self.kills + self.others
+
+    def too_many(self, event: Event, limit: int, *, begun: bool) -> bool:
+        """Count a death with this event at the head; whether that makes as many in a row as the limit.
+
+        `begun`: whether the worker had said that its app gets the event. The first one is not asked to say so.
+        """
+        if event is not self.event:
+            self.event, self.kills, self.others = event, 1, 0
+        elif begun:
+            self.kills += 1
+        else:
+            self.others += 1
+        return self.kills >= limit or self.count >= START_KILLS
 
 
 def may_run_http_again(state: App, method: str, *, whole: bool) -> bool:

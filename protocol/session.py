@@ -28,12 +28,14 @@ class Arrival(Enum):
     NEW = "take it"
     DUPLICATE = "ignore it"
     GAP = "ignore it, and ask for what is missing"
+    AHEAD = "ignore it: what is missing was asked for"
 
 
 class SessionEnd:
     """The sequence numbers and windows of one connection, at one of its ends."""
 
     __slots__ = (
+        "_asked",
         "_kept",
         "_probed",
         "acked",
@@ -61,6 +63,7 @@ class SessionEnd:
         self.expected = 0
         self.taken = 0
         self.untold = 0
+        self._asked = -1  # from where on events were asked for
 
     # Sending.
 
@@ -115,7 +118,7 @@ class SessionEnd:
         self.in_flight = sum(counted for _, counted in self._kept.values())
         self.next_number = len(self._kept)
         self.acked = self.expected = self.taken = self.untold = 0
-        self._probed = -1
+        self._probed = self._asked = -1
 
     # Receiving.
 
@@ -124,7 +127,9 @@ class SessionEnd:
         if number == self.expected:
             self.expected = number + 1
             return Arrival.NEW
-        return Arrival.DUPLICATE if number < self.expected else Arrival.GAP
+        if number < self.expected:
+            return Arrival.DUPLICATE
+        return Arrival.AHEAD if self._asked == self.expected else Arrival.GAP
 
     def took(self, counted: int, through: int) -> None:
         """An event of that size has reached the app or the socket; `through`: everything below that number has."""
@@ -153,6 +158,7 @@ class SessionEnd:
 
     def resend(self) -> Event:
         """The frame that asks for everything from the first missing event on."""
+        self._asked = self.expected
         return (RESEND, self.number, self.attempt, self.expected)
 
     def probe(self) -> Event:

@@ -102,7 +102,8 @@ class Life(StrEnum):
 
     OFFERED = "offered to the workers"
     JOINED = "joined to a session"
-    LEFT = "left by its client before a worker took it"
+    PARTING = "left by its client, and its app has not heard of it"
+    LEFT = "left by its client while no worker had it"
     ENDED = "ended"
 
 
@@ -111,6 +112,7 @@ class Turn(StrEnum):
 
     OWNED = "a worker names itself as owner"
     CLIENT_GONE = "the client is gone"
+    HEARD = "the app has heard that the client is gone, or need not"
     COMPLETED = "the app has answered in full"
     REOPENED = "its run has ended, and it is offered for another one"
     GIVEN_UP = "no worker took it in time, or its worker is gone for good"
@@ -121,11 +123,15 @@ LIFE_TABLE: dict[tuple[Life, Turn], Life] = {
     (Life.OFFERED, Turn.CLIENT_GONE): Life.LEFT,
     (Life.OFFERED, Turn.REOPENED): Life.OFFERED,  # whoever had claimed it died before it said so
     (Life.OFFERED, Turn.GIVEN_UP): Life.ENDED,
-    (Life.JOINED, Turn.CLIENT_GONE): Life.ENDED,
+    (Life.JOINED, Turn.CLIENT_GONE): Life.PARTING,
     (Life.JOINED, Turn.COMPLETED): Life.ENDED,
     (Life.JOINED, Turn.REOPENED): Life.OFFERED,
     (Life.JOINED, Turn.GIVEN_UP): Life.ENDED,
-    (Life.LEFT, Turn.OWNED): Life.ENDED,
+    (Life.PARTING, Turn.HEARD): Life.ENDED,
+    (Life.PARTING, Turn.REOPENED): Life.LEFT,
+    (Life.PARTING, Turn.GIVEN_UP): Life.ENDED,
+    (Life.LEFT, Turn.OWNED): Life.PARTING,
+    (Life.LEFT, Turn.REOPENED): Life.LEFT,
     (Life.LEFT, Turn.GIVEN_UP): Life.ENDED,
 }
 

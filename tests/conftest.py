@@ -56,7 +56,19 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Say loudly which tests a missing Redis or browser skipped."""
+    """State what the chaos tests measured, and say loudly which tests a missing Redis or browser skipped."""
+    figures = [
+        (report.nodeid.partition("::")[2], text)
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", None) == "call"
+        for name, text in report.user_properties
+        if name == "figures"
+    ]
+    if figures:
+        terminalreporter.section("figures")
+    for test, text in figures:
+        terminalreporter.write_line(f"{test}: {text}")
     skipped = terminalreporter.stats.get("skipped", [])
     for name, missing in (("redis", "real Redis that the tests may use"), ("browser", "Chromium")):
         ids = [report.nodeid for report in skipped if name in report.keywords]

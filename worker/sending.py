@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import MutableMapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 from asgibus.layers.contract import Bus, ChannelLayer, Claim
-from asgibus.layers.errors import MessageTooLarge
+from asgibus.layers.errors import LayerUnavailable, MessageTooLarge
 from asgibus.protocol.events import (
     ABORT,
     ACCEPT,
@@ -22,6 +23,7 @@ from asgibus.protocol.events import (
     Event,
     encode,
 )
+from asgibus.protocol.frames import TAKING
 from asgibus.protocol.opening import HTTP, Opening
 from asgibus.protocol.session import PART, SessionEnd
 from asgibus.protocol.states import HTTP_TABLE, WEBSOCKET_TABLE, App, step
@@ -147,6 +149,17 @@ class Sending(SessionEnd):
         self.host.bus.post(self.interface, frame, counted)
         if not self._announced:
             self._owned()
+
+    async def say_taking(self, count: int) -> None:
+        """Let the interface server know how many events the app is about to have got, before it gets the last of them.
+
+        If the worker then dies, that may be the event's doing.
+        """
+        self.host.bus.post(self.interface, (TAKING, self.number, self.attempt, count))
+        if not self._announced:
+            self._owned()
+        with suppress(LayerUnavailable):  # nobody can be told now; that must not keep the app from its work
+            await self.host.bus.posted()
 
     def announce(self) -> None:
         """Name this worker as the owner, if no event has done so yet."""

@@ -185,6 +185,8 @@ class Worker:
     async def _run(self, session: Session) -> None:
         error: BaseException | None = None
         try:
+            if session.suspect:
+                await session.say_taking(0)
             await self._app(session.scope, session.receive, session.send)
         except asyncio.CancelledError as cancelled:
             error = cancelled

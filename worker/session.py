@@ -52,14 +52,23 @@ class Session(Sending):
         "_receivers",
         "_saved",
         "_saved_bytes",
+        "_tried",
+        "parting",
         "run",
         "scope",
+        "suspect",
         "task",
     )
 
     def __init__(self, opening: Opening, claim: Claim, host: Host) -> None:
         super().__init__(opening, claim, host)
         self.run = Run.SERVING
+        self.suspect = opening.suspect
+        """Whether an event that the app has not got yet was in hand when the last worker died."""
+        self._tried = False
+        """Whether the app has the suspect event, and has not come for more."""
+        self.parting = False
+        """Whether the interface server waits for the end of this run, which has heard that the client is gone."""
         self._connecting = not self._is_http
         self._expects_continue = opening.expects_continue
         self._inbox: list[tuple[int, Event]] = list(enumerate(opening.events))
@@ -106,11 +115,18 @@ class Session(Sending):
         if self._connecting:
             self._connecting = False
             return {"type": "websocket.connect"}
+        if self._tried:
+            self._tried = False
+            self.host.bus.post(self.interface, self.ack())  # at once: if the worker dies now, that was not its doing
         while True:
             if self.run is Run.LEAVING:
                 self._tell()
             if self._disconnect is not None:
                 return decode(self._disconnect)
+            if self._inbox and self.suspect and not self._is_http:
+                self.suspect, self._tried = False, True
+                await self.say_taking(self._inbox[0][0] + 1)
+                continue  # meanwhile much may have happened
             if self._inbox:
                 break
             if self._app_state is App.COMPLETE:
@@ -148,7 +164,7 @@ class Session(Sending):
 
     async def save_state(self) -> None:
         """See `Connection.save_state`."""
-        if self.run is Run.LOST or self.run is Run.ENDED:
+        if self.run in (Run.LOST, Run.HANDED_OVER, Run.ENDED):
             raise ClientDisconnected("the client is gone, and with it its state")
         self._save()
         if self.run is not Run.TOLD:
@@ -169,11 +185,9 @@ class Session(Sending):
         """An EVENT frame for this session."""
         if self.acknowledged(frame[4]):
             self._open_window()
-        arrival = self.arrived(frame[3])
-        if arrival is Arrival.GAP:
-            self.host.bus.post(self.interface, self.resend())
-            return
-        if arrival is Arrival.DUPLICATE:
+        if (arrival := self.arrived(frame[3])) is not Arrival.NEW:
+            if arrival is Arrival.GAP:
+                self.host.bus.post(self.interface, self.resend())
             return
         event = frame[HEAD:]
         code = event[0]
@@ -182,7 +196,11 @@ class Session(Sending):
             self._group_done(event[2], event[1])
             return
         self._inbox.append((frame[3], event))
-        if code == WEBSOCKET_DISCONNECT or (code == HTTP_DISCONNECT and event[1]):
+        if code == WEBSOCKET_DISCONNECT:
+            self.parting = self.host.resume
+            if self.run is not Run.TOLD:  # else the next run hears of it, and this one has still to be handed over
+                self._lose()
+        elif code == HTTP_DISCONNECT and event[1]:
             self._lose()
         self._wake()
 

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 
 import anyio
 
-from asgibus.layers.contract import DEAD, Bus, Claim, Frame
+from asgibus.layers.contract import DEAD, Bus, Claim, Frame, Offer
 from asgibus.protocol.frames import ABANDONED, ACK, EVENT, PROBE, RESEND, RESET
 from asgibus.protocol.opening import Opening, read_opening
 from asgibus.protocol.states import Run
+from asgibus.worker.answers import Answers
 from asgibus.worker.sending import Sending
 from asgibus.worker.session import Session
 
@@ -21,6 +22,8 @@ logger = logging.getLogger("asgibus.worker")
 TICK_SECONDS = 0.1  # what a WebSocket's app has taken is acknowledged this soon: after a crash it is not taken again
 CHECK_TICKS = 10  # what a request's app has taken is acknowledged this often, and missing mailboxes are tried again
 PROBE_TICKS = 50  # what was sent and is not acknowledged for as long is asked after: it may be lost
+PROBE_AGAIN_TICKS = 30  # after an interruption: what others judge of us for longer, they judge from a later beat
+ANSWER_TICKS = 25  # an answer to a request is kept for one to two times as long: see `Answers`
 SETTLE_SECONDS = 2.0  # for the interface servers to confirm what was said last
 
 
@@ -32,8 +35,11 @@ class Sessions:
     def __init__(self) -> None:
         self._sessions: dict[tuple[str, int], Session] = {}
         self._ended: dict[Session, None] = {}  # WebSockets whose last words the interface server has not confirmed
+        self._answers = Answers()
         self._settled = asyncio.Event()
         self._taken: list[Sending] = []
+        self._ticks = 0
+        self._probe_again = 0  # the tick when all is asked after once more
         self._suspects: set[str] = set()  # interface servers who had no mailbox when something was posted to them
         self.counts: Counter[str] = Counter()
         """What was repaired, lost or dropped, by what it was."""
@@ -46,11 +52,12 @@ class Sessions:
 
     def known(self, opening: Opening) -> bool:
         """Whether the run that an opening asks for, or a later one, is here already; an earlier one is ended."""
-        known = self._sessions.get((opening.interface, opening.connection))
+        known = self._find(opening.interface, opening.connection)
         if known is None:
             return False
         if known.attempt >= opening.attempt:  # its offer was made twice, as the store seemed to have lost it
-            self.bus.post(known.interface, known.own())
+            # A probe names the owner, and finds what else was lost; but this run may believe that its client is gone.
+            self.bus.post(known.interface, known.reset() if known.run is Run.LOST else known.probe())
             return True
         self._disconnect(known)  # the interface server has begun anew, without this run
         return False
@@ -63,10 +70,16 @@ class Sessions:
 
     def ended(self, session: Session, *, lost: bool) -> None:
         """A run has ended. `lost`: its client was gone, so that nothing needs to arrive there any more."""
-        if session.in_flight and not session.is_http and not lost:
-            self._ended[session] = None  # what it said last is repeated if it does not arrive
-        else:
+        if lost and session.parting:
+            session.took(0, session.expected)
+            self.bus.post(session.interface, session.ack())
+        if lost or not session.in_flight:
             self._forget(session)
+        elif session.is_http:
+            self._forget(session)
+            self._answers.add(session)
+        else:
+            self._ended[session] = None  # what it said last is repeated if it does not arrive
 
     def took(self, session: Sending) -> None:
         """See `Host`."""
@@ -79,10 +92,16 @@ class Sessions:
                 self._settled.clear()
                 await self._settled.wait()
 
+    def _find(self, interface: str, number: int) -> Session | None:
+        """The session of a connection, also when it has ended and may have to repeat its answer."""
+        return self._sessions.get((interface, number)) or self._answers.find(interface, number)
+
     def _forget(self, session: Session) -> None:
         """Nothing more is to be said of it."""
         if session in self:
             del self._sessions[session.interface, session.number]
+        else:
+            self._answers.forget(session)
         if self._ended:
             self._ended.pop(session, None)
             if not self._ended:
@@ -97,16 +116,19 @@ class Sessions:
 
     async def tick(self) -> None:
         """Acknowledge what was taken, and ask after what may be lost."""
-        ticks = 0
         while True:
             await anyio.sleep(TICK_SECONDS)
-            ticks += 1
+            self._ticks = ticks = self._ticks + 1
             taken, self._taken = self._taken, []
             for session in taken:
                 if session.untold and not session.lost:
                     self.bus.post(session.interface, session.ack())
             if ticks % CHECK_TICKS == 0:
                 self._check(stalled=ticks % PROBE_TICKS == 0)
+            if ticks % ANSWER_TICKS == 0 and self.bus.available:
+                self._answers.age()
+            if ticks == self._probe_again:
+                self._probe_all()
 
     def _check(self, *, stalled: bool) -> None:
         suspects, self._suspects = self._suspects, set()
@@ -115,11 +137,19 @@ class Sessions:
                 self.bus.post(session.interface, session.ack())
             if session.interface in suspects or (stalled and session.stalled()):
                 self._probe(session)
+        if suspects:
+            for session in self._answers:
+                if session.interface in suspects:
+                    self._probe(session)
 
     def _probe(self, session: Session) -> None:
-        """Ask whether the interface server has all that was sent, unless nothing more is expected of either."""
-        if session.run is not Run.LOST and not (session.is_http and session.complete):
+        """Ask whether the interface server has all that was sent, unless the client is gone."""
+        if session.run is not Run.LOST:
             self.bus.post(session.interface, session.probe())
+
+    def _probe_all(self) -> None:
+        for session in (*self._sessions.values(), *self._answers):
+            self._probe(session)
 
     # Handler of the mailbox.
 
@@ -136,7 +166,7 @@ class Sessions:
         if kind == DEAD:
             self._dead(frame[1])
             return
-        session = self._sessions.get((sender, frame[1]))
+        session = self._find(sender, frame[1])
         if session is None or session.attempt != frame[2]:
             if kind == EVENT or kind == PROBE:
                 self.bus.post(sender, (RESET, frame[1], frame[2]))
@@ -162,7 +192,7 @@ class Sessions:
         """An interface server is gone, and its clients are, too."""
         self._suspects.discard(mailbox)
         lost = [session for (interface, _), session in self._sessions.items() if interface == mailbox]
-        for session in lost:
+        for session in (*lost, *(each for each in self._answers if each.interface == mailbox)):
             self._disconnect(session)
         if lost:
             self.counts["interface died"] += 1
@@ -176,8 +206,11 @@ class Sessions:
         """See `Handler`."""
         self.counts["interruption"] += 1
         logger.warning("the bus was interrupted: %d connections are checked", len(self._sessions))
-        for session in self._sessions.values():
-            self._probe(session)
+        self._probe_all()
+        self._probe_again = self._ticks + PROBE_AGAIN_TICKS
+
+    def offer_lost(self, offer: Offer) -> None:
+        """See `Handler`: a worker offers nothing."""
 
     def orphaned(self, claim: Claim) -> None:
         """See `Handler`: only the interface server knows whether to offer the connection again."""

@@ -24,22 +24,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(TIMEOUT))
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Show the figures of every test, also those of other processes."""
-    lines = [
-        (report.nodeid.partition("::")[2], text)
-        for reports in terminalreporter.stats.values()
-        for report in reports
-        if getattr(report, "when", None) == "call"
-        for name, text in report.user_properties
-        if name == "figures"
-    ]
-    if lines:
-        terminalreporter.section("figures")
-        for test, text in lines:
-            terminalreporter.write_line(f"{test}: {text}")
-
-
 @pytest.fixture
 def figures(request: pytest.FixtureRequest) -> Callable[[object], None]:
     """State what was measured: it is shown at the end of the run, whether the test passes or fails."""

@@ -95,6 +95,6 @@ def test_another_server_becomes_master(
         load.wait_recovered(began, 30)
         outcome = load.finish()
     figures(f"promoted after {promoted:.2f} s; {outcome}")
-    outcome.assert_whole(posts_once=False)
+    outcome.assert_whole()
     assert outcome.recovery is not None
     assert outcome.recovery < FAILED_OVER

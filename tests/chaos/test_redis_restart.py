@@ -35,7 +35,7 @@ def test_a_restart_without_data(start_redis: StartRedis, processes: Processes, n
         ready = load.wait_ready(200, 5)
         outcome = load.finish()
     figures(f"not ready {unready:.2f} s after the kill, ready {ready:.2f} s after the recovery; {outcome}")
-    outcome.assert_whole(posts_once=False)
+    outcome.assert_whole()
     assert outcome.recovery is not None
     assert outcome.recovery < RECOVERED
     assert unready < 1
@@ -60,7 +60,7 @@ def test_all_data_is_deleted(start_redis: StartRedis, processes: Processes, note
             recoveries.append(load.wait_recovered(time.monotonic()))
         outcome = load.finish()
     figures(f"recovered after {[round(each, 2) for each in recoveries]} s; {outcome}")
-    outcome.assert_whole(posts_once=False)
+    outcome.assert_whole()
     assert max(recoveries) < RECOVERED
 
 

@@ -237,6 +237,44 @@ def test_after_an_interruption_every_owner_is_asked_at_once(table: Table, caplog
     assert table.posted() == [(PROBE, connection.number, 1, 1)]
     assert table.posted(OTHER) == [(PROBE, quiet.number, 1, 0)]
     assert "2 connections are checked" in caplog.text
+    table.connections.tick(table.connections.now + 3.1)
+    assert table.posted() == [(PROBE, connection.number, 1, 1)], "what others judged late is found by a second look"
+    table.connections.tick(table.connections.now + 10.0)
+    assert table.posted() == []
+
+
+@pytest.mark.parametrize(("method", "once"), [("GET", False), ("PUT", False), ("POST", True), ("PATCH", True)])
+def test_a_request_that_must_not_run_twice_is_offered_once(table: Table, method: str, once: bool) -> None:
+    _, terminator = table.open(HTTP, ((REQUEST_END, b""),), method)
+    assert table.bus.offered[0].once is once
+    table.connections.offer_lost(table.bus.offered[0])
+    assert terminator.failed == ([(502, 1012)] if once else [])
+    assert len(table.openings) == (1 if once else 2)
+
+
+def test_after_an_interruption_a_lost_offer_has_three_seconds_to_turn_up(table: Table) -> None:
+    (taken, served), (_, refused) = (table.open(HTTP, ((REQUEST_END, b""),), "POST") for _ in range(2))
+    table.connections.interrupted()
+    for offer in table.bus.offered:
+        table.connections.offer_lost(offer)
+    table.connections.tick(2.9)
+    table.frames((PROBE, taken.number, 1, 1))
+    assert refused.failed == []
+    table.connections.tick(3.1)
+    assert (served.failed, refused.failed) == ([], [(502, 1012)])
+
+
+@pytest.mark.parametrize(
+    ("method", "in_sight", "status"), [("POST", True, 503), ("POST", False, 502), ("GET", False, 503)]
+)
+def test_a_request_that_may_have_run_is_not_said_to_have_found_no_worker(
+    method: str, in_sight: bool, status: int
+) -> None:
+    table = Table(connect_timeout=5.0)
+    table.bus.in_sight = in_sight
+    _, terminator = table.open(HTTP, ((REQUEST_END, b""),), method)
+    table.connections.tick(5.1)
+    assert [failed[0] for failed in terminator.failed] == [status]
 
 
 def test_after_an_interruption_what_nobody_has_taken_within_three_seconds_is_offered_again(table: Table) -> None:
@@ -277,6 +315,8 @@ def test_a_layer_that_is_away_for_too_long_ends_what_is_joined(caplog: pytest.Lo
     assert "away for 20 s: 1 connections were ended" in caplog.text
     table.connections.tick(1101.0)
     assert waiting.failed == [(503, 1013)]
+    assert len(table.connections) == 1, "its app has not heard of it"
+    table.frames((ACK, 1, 1, 1))
     assert len(table.connections) == 0
 
 

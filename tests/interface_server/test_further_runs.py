@@ -21,7 +21,7 @@ from asgibus.protocol.events import (
     WEBSOCKET_DISCONNECT,
     Event,
 )
-from asgibus.protocol.frames import ABANDONED, ACK, EVENT, HEAD, RESET
+from asgibus.protocol.frames import ABANDONED, ACK, EVENT, HEAD, RESET, TAKING
 from asgibus.protocol.opening import HTTP, WEBSOCKET
 from asgibus.protocol.recovery import START_KILLS
 from asgibus.protocol.session import PART
@@ -65,7 +65,8 @@ def test_a_resumable_websocket_goes_on_with_another_run(table: Table, how: str) 
     assert len(table.openings) == 2
     assert (opening.connection, opening.attempt, opening.resumed, opening.state) == (1, 2, True, b"new")
     assert opening.events == received("c"), "what no run has taken"
-    assert opening._replace(attempt=1, resumed=False, events=(), state=b"") == table.openings[0]
+    assert opening.suspect is (how == "killed")
+    assert opening._replace(attempt=1, resumed=False, suspect=False, events=(), state=b"") == table.openings[0]
     assert table.connections.counts[how] == 1
     # The second run accepts, and says something.
     table.frames(accept(1, attempt=2, resumable=True), message(1, 1, "again", attempt=2, acked=1), sender=OTHER)
@@ -176,6 +177,7 @@ def test_an_accept_with_another_subprotocol_closes_the_connection(
     assert terminator.failed == [(500, 1011)]
     assert table.events(OTHER) == [(WEBSOCKET_DISCONNECT, 1011, "")], "its app learns it, too"
     assert "run 2 of the app accepted it with the subprotocol 'chat.2', where it was 'chat.1'" in caplog.text
+    table.frames((ACK, 1, 2, 1), sender=OTHER)
     assert len(table.connections) == 0
 
 
@@ -236,9 +238,10 @@ def test_a_plain_close_between_two_runs_ends_the_connection(table: Table) -> Non
     table.dead()
     table.frames((MESSAGE, "1", {"type": "websocket.close", "code": 4001}), sender="")
     assert terminator.written[1:] == [(CLOSE, 4001, "")]
-    assert table.bus.withdrawn == table.bus.offered[1:]
+    assert table.bus.withdrawn == [], "an app has begun with it, and has to hear of its end"
     table.frames(own(1, 2), sender=OTHER)
-    assert table.events(OTHER) == [(WEBSOCKET_DISCONNECT, 4001, "")], "whoever had claimed it learns it"
+    assert table.events(OTHER) == [(WEBSOCKET_DISCONNECT, 4001, "")]
+    table.frames((ACK, 1, 2, 1), sender=OTHER)
     assert connection.number not in table.connections._open
 
 
@@ -262,10 +265,58 @@ def test_a_client_that_leaves_between_two_runs(table: Table) -> None:
     connection, _ = table.open_accepted()
     table.dead()
     connection.client_gone(1001)
-    assert table.bus.withdrawn == table.bus.offered[1:]
+    assert table.bus.withdrawn == [], "an app has begun with it, and has to hear of its end"
     table.frames(own(1, 2), sender=OTHER)
     assert table.events(OTHER) == [(WEBSOCKET_DISCONNECT, 1001, "")]
+    table.frames((ACK, 1, 2, 1), sender=OTHER)
     assert len(table.connections) == 0
+
+
+def test_a_client_that_leaves_while_its_worker_dies_is_told_to_a_further_run(table: Table) -> None:
+    connection, _ = table.open_accepted()
+    say(connection, "a")
+    connection.client_gone(1001)
+    table.dead()
+    assert [each[0] for each in table.openings[-1].events] == [MESSAGE_RECEIVED, WEBSOCKET_DISCONNECT]
+    table.frames((ABANDONED, 1, 2), sender=OTHER)
+    assert len(table.openings) == 3, "whoever had claimed it has told nobody"
+    table.frames(own(1, 3), sender=OTHER)
+    table.frames((RESET, 1, 3), sender=OTHER)
+    assert len(table.connections) == 0, "its app was told, and has ended"
+
+
+def test_a_client_that_leaves_while_it_is_handed_over_is_told_to_the_next_run(table: Table) -> None:
+    connection, _ = table.open_accepted()
+    connection.client_gone(1001)
+    table.frames(event(1, HANDOVER))
+    assert [each[0] for each in table.openings[-1].events] == [WEBSOCKET_DISCONNECT]
+
+
+def test_nobody_is_told_of_a_client_whose_app_cannot_resume(table: Table) -> None:
+    connection, _ = table.open_accepted(resumable=False)
+    connection.client_gone(1001)
+    assert len(table.connections) == 0
+    assert table.events() == [(WEBSOCKET_DISCONNECT, 1001, "")]
+
+
+def test_a_client_that_is_gone_without_any_worker_is_given_up_in_silence(table: Table) -> None:
+    connection, terminator = table.open_accepted()
+    connection.client_gone(1001)
+    table.dead()
+    table.connections.tick(10_000.0)
+    assert len(table.connections) == 0
+    assert terminator.failed == []
+    assert table.bus.withdrawn == table.bus.offered[1:]
+
+
+def test_a_disconnect_that_kills_two_workers_is_told_to_no_third(table: Table) -> None:
+    connection, _ = table.open_accepted()
+    connection.client_gone(1001)
+    table.dead()
+    table.frames((TAKING, 1, 2, 1))
+    table.dead()
+    assert len(table.connections) == 0
+    assert len(table.openings) == 2
 
 
 def test_an_open_websocket_waits_longer_for_a_worker_than_a_new_one() -> None:
@@ -380,12 +431,34 @@ def test_an_event_that_kills_two_workers_ends_its_connection(table: Table, caplo
     table.frames((ACK, 1, 1, 1))
     table.dead()
     table.frames(accept(1, attempt=2, resumable=True), sender=OTHER)
+    assert table.openings[-1].suspect
+    table.frames((TAKING, 1, 2, 1), sender=OTHER)
     assert terminator.failed == []
     table.dead(OTHER)
     assert terminator.failed == [(502, 1011)]
     assert table.connections.counts["killer"] == 1
     assert "connection 1 is ended: 2 workers in a row died with the same event of it" in caplog.text
     assert len(table.connections) == 0
+
+
+def test_a_worker_that_dies_before_its_app_gets_the_event_is_not_its_victim(table: Table) -> None:
+    connection, terminator = table.open_accepted()
+    say(connection, "slow")
+    table.dead()
+    for attempt in range(2, START_KILLS):
+        table.frames((TAKING, 1, attempt, 0), accept(1, attempt=attempt, resumable=True))
+        table.dead()
+    assert terminator.failed == []
+    table.frames((TAKING, 1, START_KILLS, 1))
+    table.dead()
+    assert terminator.failed == [(502, 1011)]
+
+
+def test_a_first_run_is_not_asked_to_say_what_it_takes(table: Table) -> None:
+    table.open()
+    assert not table.openings[0].suspect
+    table.frames(event(0, HANDOVER))
+    assert not table.openings[1].suspect
 
 
 def test_another_event_in_hand_at_each_death_is_chance(table: Table) -> None:
@@ -436,24 +509,30 @@ def test_a_run_that_was_handed_over_has_not_died_of_what_it_had_in_hand(table: T
     table.frames(accept(1, attempt=3, resumable=True))
     table.dead()
     assert terminator.failed == []
-    table.frames(own(1, 4))
+    table.frames((TAKING, 1, 4, 1))
     table.dead()
     assert terminator.failed == [(502, 1011)]
 
 
-@pytest.mark.parametrize("how", ["killed", "abandoned"])
 @pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
-def test_an_opening_that_kills_two_workers_is_not_offered_a_third_time(table: Table, kind: str, how: str) -> None:
+def test_an_opening_that_kills_two_workers_is_not_offered_a_third_time(table: Table, kind: str) -> None:
     _, terminator = table.open(kind, ((REQUEST_END, b""),) if kind == HTTP else ())
     for attempt in (1, 2):
         assert terminator.failed == []
-        if how == "killed":
-            table.frames(own(1, attempt))
-            table.dead()
-        else:
-            table.frames((ABANDONED, 1, attempt), sender=OTHER)
+        table.frames(own(1, attempt) if attempt == 1 else (TAKING, 1, 2, 0))
+        table.dead()
     assert terminator.failed == [(502, 1011)]
     assert len(table.openings) == 2
+
+
+@pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
+def test_an_opening_whose_claimants_die_is_not_offered_for_ever(table: Table, kind: str) -> None:
+    _, terminator = table.open(kind, ((REQUEST_END, b""),) if kind == HTTP else ())
+    for attempt in range(1, START_KILLS + 1):
+        assert terminator.failed == []
+        table.frames((ABANDONED, 1, attempt), sender=OTHER)
+    assert terminator.failed == [(502, 1011)]
+    assert len(table.openings) == START_KILLS
 
 
 def test_frames_of_the_first_events_are_numbered_as_in_the_opening(table: Table) -> None:

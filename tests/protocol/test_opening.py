@@ -17,6 +17,7 @@ def opening(**fields: Any) -> Opening:
         "connection": 7,
         "attempt": 1,
         "resumed": False,
+        "suspect": False,
         "window": 1000,
         "kind": HTTP,
         "http_version": "1.1",

@@ -249,6 +249,18 @@ def test_an_arrival_is_judged_by_its_number() -> None:
     ]
 
 
+def test_what_is_missing_is_asked_for_once() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, 1000)
+    assert end.arrived(1) is Arrival.GAP
+    end.resend()
+    assert [end.arrived(number) for number in (2, 3)] == [Arrival.AHEAD] * 2
+    assert end.arrived(0) is Arrival.NEW
+    assert end.arrived(2) is Arrival.GAP, "another one is missing"
+    end.resend()
+    end.renew(2, [])
+    assert end.arrived(1) is Arrival.GAP
+
+
 def message(text: str) -> Frame:
     return (MESSAGE_RECEIVED, text)
 

@@ -22,6 +22,7 @@ class RecordingBus:
 
     mailbox = "interface.1!"
     available = True
+    in_sight = True  # whether it knows what became of the offers
 
     def __init__(self) -> None:
         self.posted: list[tuple[str, Frame]] = []
@@ -33,15 +34,16 @@ class RecordingBus:
     def post(self, mailbox: str, frame: Frame, size: int = 0) -> None:
         self.posted.append((mailbox, frame))
 
-    def offer(self, channel: str, entry: Any) -> Offer:
-        self.offered.append(Offer(channel, state=entry))
+    def offer(self, channel: str, entry: Any, *, once: bool = False) -> Offer:
+        self.offered.append(Offer(channel, once=once, state=entry))
         return self.offered[-1]
 
     def offer_again(self, offer: Offer) -> None:
         self.again.append(offer)
 
-    def withdraw(self, offer: Offer) -> None:
+    def withdraw(self, offer: Offer) -> bool:
         self.withdrawn.append(offer)
+        return self.in_sight
 
     async def join_group(self, group: str) -> None:
         self.groups.append(group)

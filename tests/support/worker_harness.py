@@ -42,6 +42,7 @@ class Interface:
             "connection": self.numbers,
             "attempt": 1,
             "resumed": False,
+            "suspect": False,
             "window": 1000,
             "kind": kind,
             "http_version": "1.1",

@@ -1,15 +1,17 @@
 """What may have been lost is asked after, what is served twice is ended, and no app waits for a client that is gone."""
 
 import asyncio
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from asgibus.protocol import events
 from asgibus.protocol.channels import shared_channels
-from asgibus.protocol.frames import ABANDONED, ACK, EVENT, OWN, PROBE, RESEND, RESET
+from asgibus.protocol.frames import ABANDONED, ACK, EVENT, PROBE, RESEND, RESET, TAKING
 from asgibus.protocol.opening import HTTP, WEBSOCKET
-from asgibus.worker import sessions
+from asgibus.worker import answers, sessions
+from asgibus.worker.session import Session
 from support.bus import Recorder, until
 from support.worker_harness import Interface, echo, hello, running, whole
 
@@ -227,9 +229,20 @@ async def test_an_offer_that_was_made_twice_is_answered_and_not_served_twice() -
         number = await interface.accepted(attempt=3)
         for attempt in (3, 2):
             interface.open(WEBSOCKET, connection=number, attempt=attempt)
-        await until(lambda: count(interface, number, OWN) == 2)
-        assert interface.frames(number)[1:] == [(OWN, number, 3)] * 2
+        await until(lambda: count(interface, number, PROBE) == 2)
+        assert interface.frames(number)[1:] == [(PROBE, number, 3, 1)] * 2
         assert app.runs == [3]
+
+
+async def test_an_offer_that_comes_again_while_its_run_ends_needs_another_run() -> None:
+    app = Witness()
+    async with running(app) as interface:
+        number = await interface.accepted()
+        interface.post((RESET, number, 1))
+        await until(lambda: app.codes == [1006])
+        interface.open(WEBSOCKET, connection=number)
+        await until(lambda: (RESET, number, 1) in interface.frames(number))
+        app.may_return.set()
 
 
 async def test_a_newer_attempt_takes_the_place_of_an_older_one() -> None:
@@ -276,6 +289,101 @@ async def test_a_further_run_gets_first_what_came_with_its_opening() -> None:
         assert [event["text"] for event in app.seen] == ["a", "b", "c"]
         await until(lambda: (ACK, number, 2, 3) in interface.frames(number))
         assert interface.worker.counts()["further run"] == 1
+
+
+# Answers that may be lost.
+
+
+async def test_an_answer_is_kept_for_a_moment_and_repeated_when_asked_for() -> None:
+    async with running(hello) as interface:
+        number = interface.open(HTTP)
+        answer = [*await interface.answer(number)]
+        await until(lambda: interface.worker.open_sessions == 0)
+        interface.post((PROBE, number, 1, 1))
+        await until(lambda: count(interface, number, ACK))
+        await interface.layer.declare_dead(interface.owner)
+        await until(lambda: (PROBE, number, 1, 1) in interface.frames(number))
+        interface.post((RESEND, number, 1, 0))
+        await until(lambda: interface.events(number) == answer * 2)
+        interface.post((RESET, number, 1), (PROBE, number, 1, 1))
+        await until(lambda: (RESET, number, 1) in interface.frames(number), what="it is forgotten")
+
+
+async def test_a_request_that_is_offered_again_after_its_answer_does_not_run_again() -> None:
+    runs: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        runs.append(scope["path"])
+        await hello(scope, receive, send)
+
+    async with running(app) as interface:
+        number = interface.open(HTTP)
+        await interface.answer(number)
+        interface.open(HTTP, connection=number)
+        await until(lambda: (PROBE, number, 1, 1) in interface.frames(number))
+        assert len(runs) == 1
+
+
+def test_answers_are_bounded_in_number_and_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "GENERATION_BYTES", 3 * (answers.SESSION_BYTES + 100))
+    kept = answers.Answers()
+    sessions = [cast(Session, SimpleNamespace(interface="i!", number=n, in_flight=100)) for n in range(9)]
+    for session in sessions:
+        kept.add(session)
+    assert [*kept] == sessions[4:], "four make a generation too many"
+    kept.forget(sessions[5])
+    kept.age()
+    assert [*kept] == sessions[8:]
+    assert kept.find("i!", 8) is sessions[8]
+    kept.age()
+    assert [*kept] == []
+
+
+# What an app is about to get, when the last worker died of it perhaps.
+
+
+@pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
+async def test_a_suspect_opening_is_told_before_the_app_begins(kind: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.close"}) if kind == WEBSOCKET else await hello(scope, receive, send)
+
+    async with running(app) as interface:
+        number = interface.open(kind, attempt=2, suspect=True)
+        await interface.answer(number)
+        assert [frame[0] for frame in interface.frames(number)] == [TAKING, EVENT]
+        assert interface.frames(number)[0] == (TAKING, number, 2, 0)
+
+
+async def test_a_suspect_event_is_told_before_the_app_gets_it() -> None:
+    app = Witness()
+    app.may_return.set()
+    left = ((events.MESSAGE_RECEIVED, "poison"), (events.MESSAGE_RECEIVED, "b"))
+    async with running(app) as interface:
+        number = await interface.accepted(attempt=2, resumed=True, suspect=True, events=left)
+        await until(lambda: len(app.seen) == 2)
+        told = [frame for frame in interface.frames(number) if frame[0] in (TAKING, ACK)]
+        assert told[:2] == [(TAKING, number, 2, 0), (TAKING, number, 2, 1)]
+        assert told[2] == (ACK, number, 2, 1), "it did no harm"
+
+
+# A client that is gone.
+
+
+@pytest.mark.parametrize("resume", [True, False])
+async def test_the_interface_server_hears_when_the_app_has_dealt_with_it(resume: bool) -> None:
+    app = Witness()
+    async with running(app, resume=resume) as interface:
+        number = await interface.accepted()
+        interface.say(number, "a")
+        interface.post((EVENT, number, 1, 1, 1, events.WEBSOCKET_DISCONNECT, 1001, ""))
+        await until(lambda: app.codes == [1001])
+        assert (ACK, number, 1, 2) not in interface.frames(number), "it is cleaning up"
+        app.may_return.set()
+        await until(lambda: interface.worker.open_sessions == 0)
+        other = interface.open(HTTP, connection=number + 1)
+        await until(lambda: interface.frames(other))
+        assert ((ACK, number, 1, 2) in interface.frames(number)) is resume
 
 
 @pytest.mark.parametrize("interface_lives", [True, False])

@@ -113,6 +113,8 @@ class Run:
     took: list[int] = field(default_factory=list)
     sent: int = 0
     told: int | None = None
+    refused: bool = False
+    """Whether `send` has told it that the client is gone."""
     ended: bool = False
     permits: int = 0
     waiter: asyncio.Future[None] | None = None
@@ -200,7 +202,7 @@ class Process:
                     await connection.save_state()
             await run.permit()  # cleaning up
         except OSError:
-            pass
+            run.refused = True
         finally:
             run.ended = True
             if talker is not None:

@@ -181,8 +181,11 @@ class ModelBus(Bus):
 
         self.outbox.append(write)
 
-    def offer(self, channel: str, entry: Any) -> Offer:
-        offer = Offer(channel, state=(unpack(pack(entry)), []))
+    async def posted(self) -> None:
+        """What is posted waits in any case until it is delivered."""
+
+    def offer(self, channel: str, entry: Any, *, once: bool = False) -> Offer:
+        offer = Offer(channel, once, state=(unpack(pack(entry)), []))
         self.store.on_offer(entry)
         self.outbox.append(lambda: self._put(offer))
         return offer
@@ -193,10 +196,11 @@ class ModelBus(Bus):
             names.append(next(self.store.ids))
             self.store.offers[names[-1]] = (offer.channel, entry)
 
-    def withdraw(self, offer: Offer) -> None:
+    def withdraw(self, offer: Offer) -> bool:
         offer.withdrawn = True
         for name in offer.state[1]:
             self.store.offers.pop(name, None)
+        return True
 
     def offer_again(self, offer: Offer) -> None:
         if not any(name in self.store.offers or name in self.store.claims for name in offer.state[1]):

@@ -132,7 +132,7 @@ class World(logging.Handler):
             return  # its offer was claimed twice, and both were told to end
         (run,) = candidates
         client.handed_over[opening.attempt] = run
-        if client.heard.get(run.attempt, (run.worker.mailbox, 0)) != (run.worker.mailbox, run.sent):
+        if not client.left and client.heard.get(run.attempt, (run.worker.mailbox, 0)) != (run.worker.mailbox, run.sent):
             self.faults.append("a hand-over came before what was sent")
         if run.took and run.took[-1] + 1 != base:
             self.faults.append("a hand-over acknowledged something else than what was taken")
@@ -247,6 +247,10 @@ class World(logging.Handler):
             left = {run for run in self.runs if run.worker is worker and not run.ended}
             assert left <= served, "an app was not told that its client is gone"
         for client in self.clients:
+            if client.left and client.accepted and client.interface.bus.mailbox in self.store.buses:
+                assert client.connection.life is Life.ENDED, "nobody has heard that its client is gone"
+                told = any(run.told in (1001, 1006) or run.refused for run in self.runs if run.client is client)
+                assert told or client.deaths >= 2, "no app was told that the client is gone"
             if client.closed:
                 assert client.closed == (502, 1011)
                 assert client.deaths >= 2, "only a connection that killed two workers is ended"
