@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 from redis.asyncio.retry import Retry
@@ -67,9 +67,10 @@ class Address:
     @classmethod
     def from_url(cls, url: str) -> Address:
         """Read a `redis://`, `rediss://`, `unix://` or `redis+sentinel://` URL. Raises ValueError when it is none."""
+        scheme, _, rest = url.partition("://")
+        if scheme == SENTINEL_SCHEME:
+            return _behind_sentinel(rest)
         parts = urlsplit(url)
-        if parts.scheme == SENTINEL_SCHEME:
-            return _behind_sentinel(parts)
         options: dict[str, Any] = dict(parse_url(url))
         database = parts.path.strip("/")
         kind = options.get("connection_class")
@@ -98,18 +99,22 @@ def _host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _behind_sentinel(parts: SplitResult) -> Address:
-    """`redis+sentinel://[user:password@]host:port[,host:port...]/service[/db]`; the user is one of Redis."""
-    if parts.query or parts.fragment:  # nothing that it may hold is to be shown
+def _behind_sentinel(rest: str) -> Address:
+    """`redis+sentinel://[user:password@]host:port[,host:port...]/service[/db]`; the user is one of Redis.
+
+    `rest` stands behind the scheme. It is no URL to Python, which knows only one host.
+    """
+    place, _, path = rest.partition("/")
+    if "?" in path or "#" in path:  # nothing that it may hold is to be shown
         raise ValueError("a layer's URL for Sentinels takes no options: nothing may stand behind a '?' or '#'")
-    credentials, _, hosts = parts.netloc.rpartition("@")
+    credentials, _, hosts = place.rpartition("@")
     username, _, password = credentials.partition(":")
     try:
         each = [urlsplit(f"//{host}") for host in hosts.split(",")]
         sentinels = tuple((host.hostname or "", host.port or SENTINEL_PORT) for host in each)
     except ValueError:
         sentinels = ()
-    service, _, database = parts.path.strip("/").partition("/")
+    service, _, database = path.strip("/").partition("/")
     if not sentinels or not all(host for host, _ in sentinels) or not service:
         raise ValueError("a layer behind Sentinel is written redis+sentinel://host:port[,host:port...]/service[/db]")
     if database and not (database.isascii() and database.isdigit()):

@@ -14,6 +14,7 @@ from typing import Any
 
 from asgibus.layers.codec import unpack
 from asgibus.layers.contract import Frame
+from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.connection import BLOCK_SECONDS, RedisConnection, RedisError, pack_command
 from asgibus.layers.redis.link import Link, Outage
@@ -41,6 +42,7 @@ class MailboxReader:
         self._connection: RedisConnection | None = None
         self._cursor = BEGINNING
         self._reading = False
+        self._begun = asyncio.Event()  # set once this connection reads, from where the stream can go on
         self._stale = False  # the read that is under way is of a stream that is not there any more
         self._ended: asyncio.Future[None] | None = None  # done when such a read has ended
         self._entries = 0
@@ -67,6 +69,19 @@ class MailboxReader:
             await unblock(self._connection.client_id)
             await asyncio.wait([self._ended], timeout=UNBLOCK_SECONDS)
 
+    async def moved(self, run_id: str, until: float) -> None:
+        """Wait until it reads from the Redis with this run id: what is written there from then on is not overlooked.
+
+        Raises LayerUnavailable at the time `until`.
+        """
+        try:
+            async with asyncio.timeout_at(until):
+                while not self._begun.is_set() or self._connection is None or self._connection.run_id != run_id:
+                    self._begun.clear()
+                    await self._begun.wait()
+        except TimeoutError:
+            raise LayerUnavailable("the mailbox cannot be read yet") from None
+
     def leave(self, run_id: str) -> None:
         """Leave a Redis that is not this one: another has taken its place."""
         self._link.leave(run_id)
@@ -74,6 +89,7 @@ class MailboxReader:
     def _up(self, connection: RedisConnection) -> None:
         self._connection = connection
         self._reading = self._stale = False
+        self._begun.clear()
         connection.write(pack_command(("XINFO", "STREAM", self._key)), (self._about,))
 
     def _about(self, reply: Any) -> None:
@@ -83,6 +99,7 @@ class MailboxReader:
             if _order(last) < _order(self._cursor):
                 self._cursor = last
         self._read(self._connection)
+        self._begun.set()
 
     def _read(self, connection: RedisConnection) -> None:
         self._reading = True

@@ -242,6 +242,8 @@ class Presence:
         if vanished:
             await self._reader.restart(lambda client: self._writer.call("CLIENT", "UNBLOCK", client, until=until))
             await self._make_mailbox(until)
+        elif run_id != self._run_id:
+            await self._reader.moved(run_id, until)
         await self._memberships.renew(everything=True, until=until)
         self._run_id = run_id
         self._counts["interruption"] += 1

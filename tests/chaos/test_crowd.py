@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from chaos.crowd import Crowd, Numbers
+from chaos.crowd import Crowd
+from chaos.member import Numbers
 from support.processes import Process
 
 Start = Callable[..., Process]

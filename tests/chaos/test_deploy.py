@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from chaos.crowd import Crowd
+from chaos.crowd import Crowd, echo_and_room
 from chaos.notes import Notes
 from chaos.scale import LONG, RATE, ROUNDS, SOCKETS
 from support.processes import Process
@@ -32,14 +32,7 @@ def test_with_resume_nothing_is_noticed(
     workers = [start_chaos_worker("--resume") for _ in range(2)]
     interface = start_chaos_interface()
     seconds = []
-    with (
-        Crowd(interface, "/echo", sockets=SOCKETS // 2, rate=RATE / 2) as echo,
-        Crowd(interface, "/room", sockets=SOCKETS // 2, rate=RATE / 2) as room,
-    ):
-        crowds = (echo, room)
-        for crowd in crowds:
-            crowd.begin()
-            crowd.wait_each_answered()
+    with echo_and_room(interface) as crowds:
         for _ in range(ROUNDS):
             seconds += deploy(workers, start_chaos_worker)
             for crowd in crowds:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from chaos.crowd import Crowd
+from chaos.crowd import Crowd, echo_and_room
 from chaos.notes import Notes
 from chaos.scale import LEASE, PAUSE, RATE, SOCKETS
 from support.deadline import wait_until
@@ -23,13 +23,7 @@ AWAKE = 8.0
 def test_a_worker(start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures) -> None:
     paused, other = start_chaos_worker("--resume"), start_chaos_worker("--resume")
     interface = start_chaos_interface()
-    with (
-        Crowd(interface, "/echo", sockets=SOCKETS // 2, rate=RATE / 2) as echo,
-        Crowd(interface, "/room", sockets=SOCKETS // 2, rate=RATE / 2) as room,
-    ):
-        for crowd in (echo, room):
-            crowd.begin()
-            crowd.wait_each_answered()
+    with echo_and_room(interface) as (echo, room):
         runs = notes.all("connected", pid=paused.pid)
         assert runs
         paused.pause()
@@ -69,13 +63,7 @@ def test_one_that_is_stopped_when_it_should_take_over(
     """Redis still answers its last read: it claims what it never sees, which is no connection's fault."""
     first, second = (start_chaos_worker("--resume") for _ in range(2))
     interface = start_chaos_interface()
-    with (
-        Crowd(interface, "/echo", sockets=SOCKETS // 2, rate=RATE / 2) as echo,
-        Crowd(interface, "/room", sockets=SOCKETS // 2, rate=RATE / 2) as room,
-    ):
-        for crowd in (echo, room):
-            crowd.begin()
-            crowd.wait_each_answered()
+    with echo_and_room(interface) as (echo, room):
         first.kill()
         time.sleep(LEASE - 1.5)
         second.pause()
@@ -95,13 +83,7 @@ def test_a_short_pause_changes_nothing(
 ) -> None:
     workers = [start_chaos_worker("--resume") for _ in range(2)]
     interface = start_chaos_interface()
-    with (
-        Crowd(interface, "/echo", sockets=SOCKETS // 2, rate=RATE / 2) as echo,
-        Crowd(interface, "/room", sockets=SOCKETS // 2, rate=RATE / 2) as room,
-    ):
-        for crowd in (echo, room):
-            crowd.begin()
-            crowd.wait_each_answered()
+    with echo_and_room(interface) as (echo, room):
         for process in (workers[0], interface):
             process.pause()
             time.sleep(LEASE - 2.0)  # it beats once a second

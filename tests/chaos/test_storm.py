@@ -6,8 +6,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from chaos.crowd import Crowd
-from chaos.scale import LEASE, RATE, SOCKETS, by_form
+from chaos.crowd import echo_and_room
+from chaos.scale import LEASE, by_form
 from support.processes import Process
 
 Start = Callable[..., Process]
@@ -21,13 +21,7 @@ def test_workers_in_a_storm(start_chaos_interface: Start, start_chaos_worker: St
     interfaces = [start_chaos_interface() for _ in range(2)]
     happened: Counter[str] = Counter()
     woken: list[threading.Timer] = []
-    with (
-        Crowd(interfaces, "/echo", sockets=SOCKETS // 2, rate=RATE / 2) as echo,
-        Crowd(interfaces, "/room", sockets=SOCKETS // 2, rate=RATE / 2) as room,
-    ):
-        for crowd in (echo, room):
-            crowd.begin()
-            crowd.wait_each_answered()
+    with echo_and_room(interfaces) as (echo, room):
         until = time.monotonic() + by_form(12, 120)
         while time.monotonic() < until:
             index = choice.randrange(len(workers))

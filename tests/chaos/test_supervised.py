@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from chaos.crowd import Crowd, alive
+from chaos.crowd import Crowd, alive, echo_and_room
 from chaos.notes import Notes
 from chaos.scale import RATE, SOCKETS, by_form
 from support.deadline import wait_until
@@ -30,13 +30,7 @@ def test_a_killed_child_is_replaced_at_once(
     start_chaos_worker("--processes", 2, "--resume")
     interface = start_chaos_interface()
     notes.wait("lifespan.startup", 2)
-    with (
-        Crowd(interface, "/echo", sockets=SOCKETS // 2, rate=RATE / 2) as echo,
-        Crowd(interface, "/room", sockets=SOCKETS // 2, rate=RATE / 2) as room,
-    ):
-        for crowd in (echo, room):
-            crowd.begin()
-            crowd.wait_each_answered()
+    with echo_and_room(interface) as (echo, room):
         victim = max(children(notes), key=lambda pid: len(echo.of_pid(pid)))
         hit = len(echo.of_pid(victim)) + len(room.of_pid(victim))
         assert hit > 0
@@ -68,12 +62,7 @@ def test_children_are_killed_all_the_time(
     notes.wait("lifespan.startup", 3)
     choice = random.Random(3)
     kills = 0
-    with (
-        Crowd(interface, "/echo", sockets=SOCKETS // 2, rate=RATE / 2) as echo,
-        Crowd(interface, "/room", sockets=SOCKETS // 2, rate=RATE / 2) as room,
-    ):
-        for crowd in (echo, room):
-            crowd.begin()
+    with echo_and_room(interface) as (echo, room):
         until = time.monotonic() + by_form(10, 60)
         while time.monotonic() < until:
             for crowd in (echo, room):
@@ -94,13 +83,7 @@ def test_two_children_are_killed_at_once(
     start_chaos_worker("--processes", 3, "--resume")
     interface = start_chaos_interface()
     notes.wait("lifespan.startup", 3)
-    with (
-        Crowd(interface, "/echo", sockets=SOCKETS // 2, rate=RATE / 2) as echo,
-        Crowd(interface, "/room", sockets=SOCKETS // 2, rate=RATE / 2) as room,
-    ):
-        for crowd in (echo, room):
-            crowd.begin()
-            crowd.wait_each_answered()
+    with echo_and_room(interface) as (echo, room):
         first, second, _ = children(notes)
         os.kill(first, signal.SIGKILL)
         moved = len(notes.all("connected", attempt=1, pid=first))

@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable
 
-from chaos.crowd import Crowd
+from chaos.crowd import Crowd, echo_and_room
 from chaos.notes import Notes
-from chaos.scale import NOTICED, RATE, SOCKETS
+from chaos.scale import NOTICED
 from support.processes import Process
 from support.websocket import RawWebSocket
 
@@ -18,13 +18,7 @@ def test_its_sockets_go_on_elsewhere(
 ) -> None:
     workers = [start_chaos_worker("--resume") for _ in range(2)]
     interface = start_chaos_interface()
-    with (
-        Crowd(interface, "/echo", sockets=SOCKETS // 2, rate=RATE / 2) as echo,
-        Crowd(interface, "/room", sockets=SOCKETS // 2, rate=RATE / 2) as room,
-    ):
-        for crowd in (echo, room):
-            crowd.begin()
-            crowd.wait_each_answered()
+    with echo_and_room(interface) as (echo, room):
         dead = workers[0]
         hit = len(echo.of_pid(dead.pid)) + len(room.of_pid(dead.pid))
         assert hit > 0

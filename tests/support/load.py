@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from chaos.crowd import Crowd, Numbers, Report
+from chaos.crowd import Crowd, Report
+from chaos.member import Numbers
 from chaos.notes import Notes
 from chaos.scale import DRAIN_PERIOD, by_form
 from support.broadcaster import NAME as PROGRAM
@@ -93,8 +94,8 @@ class Outcome:
     def assert_whole(self) -> None:
         """No socket closed, every direct message came once and in order, and groups work again for all.
 
-        No POST ran twice. A broadcast may be lost without a word only if Redis died with it in the millisecond between
-        its arrival there and its being read.
+        No POST ran twice. Broadcasts may be lost without a word only if Redis died with them between their arrival
+        there and their being read: that takes milliseconds here, in which there are one or two.
         """
         self.echo.assert_whole()
         assert not self.room.closes, self
@@ -105,7 +106,7 @@ class Outcome:
         assert max(self.failed + self.program_failed, default=0) < CALL_SECONDS, self
         assert self.posts["200"] > 0, self
         assert not self.doubled_runs, self
-        assert self.lost[SILENT] + self.ticker_lost[SILENT] + self.program_lost[SILENT] <= ROOM_SIZE, self
+        assert self.lost[SILENT] + self.ticker_lost[SILENT] + self.program_lost[SILENT] <= 3 * ROOM_SIZE, self
 
 
 class Load:
@@ -207,6 +208,9 @@ class Load:
                 break
             except AssertionError:
                 assert time.monotonic() < deadline, f"rooms are not whole: {self._missed(marks, heard)[:5]}"
+        # What was held back meanwhile goes out all at once.
+        members = self.room.members
+        wait_until(lambda: all(each.sent - each.answered <= 1 for each in members), 10, "what was held back to be out")
         self._recovery = began - since
         self._marks = marks
         return self._recovery

@@ -98,6 +98,8 @@ class Interface:
         self.connections = Connections(self.settings)
         self.bus = ModelBus(store, mailbox, self.connections)
         self.connections.on_bus(self.bus, cast(Any, AtOnce()))
+        self.lapsed = False
+        """Whether it was taken for dead: what a worker was about to hand over is then given up."""
         self.handed_over = 0  # how often, when something was offered last
 
 
