@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from asgibus.layers.codec import pack, unpack
@@ -290,9 +291,8 @@ class Connection(SessionEnd):
         elif not self.accepted:
             in_hand = _CONNECT
         else:
-            waiting = ((number, event) for number, event in enumerate(self.unacknowledged, self.acked))
-            number, in_hand = next(((n, each) for n, each in waiting if each[0] != GROUP_DONE), (0, None))
-            needed = number + 1
+            waiting = enumerate(self.unacknowledged, self.acked + 1)
+            needed, in_hand = next(((count, event) for count, event in waiting if event[0] != GROUP_DONE), (0, None))
             if in_hand is None and self.app is App.HANDSHAKE:
                 in_hand, limit, needed = _CONNECT, START_KILLS, 0
         if in_hand is None:  # it was at rest
@@ -318,12 +318,8 @@ class Connection(SessionEnd):
         self.begun = -1
         self._behind = 0
         self._turn(Turn.REOPENED)
-        first, carried = 0, 0
-        kept = self.kept()
-        while first < len(kept) and carried + kept[first][1] <= 2 * PART:
-            carried += kept[first][1]
-            first += 1
-        self._unsent = kept[first:]
+        first = sum(end <= 2 * PART for end in accumulate(counted for _, counted in self.kept()))
+        self._unsent = self.kept()[first:]
         self.opening = opening._replace(
             attempt=self.attempt,
             resumed=self.accepted,
