@@ -140,7 +140,8 @@ class Session(Sending):
         event = self._inbox.pop(0)[1]
         if event[0] in (HTTP_DISCONNECT, WEBSOCKET_DISCONNECT):
             self._disconnect = event
-        self._took(event)
+        if self._disconnect is None or not self.parting:  # else it counts as taken when the app has dealt with it
+            self._took(event)
         return decode(event)
 
     async def change_group(self, code: int, group: str) -> None:

@@ -184,7 +184,8 @@ class Sessions:
             self.counts["repeated"] += 1
             session.repeat(frame[3])
         elif kind == PROBE:
-            self.bus.post(sender, session.reset() if session.run is Run.LOST else session.probed(frame[3]))
+            given_up = session.run is Run.LOST and not session.parting
+            self.bus.post(sender, session.reset() if given_up else session.probed(frame[3]))
         else:
             logger.error("a frame of unknown kind %r from %s was dropped", kind, sender)
 

@@ -378,7 +378,10 @@ async def test_the_interface_server_hears_when_the_app_has_dealt_with_it(resume:
         interface.say(number, "a")
         interface.post((EVENT, number, 1, 1, 1, events.WEBSOCKET_DISCONNECT, 1001, ""))
         await until(lambda: app.codes == [1001])
-        assert (ACK, number, 1, 2) not in interface.frames(number), "it is cleaning up"
+        interface.post((PROBE, number, 1, 2))
+        await until(lambda: {frame[0] for frame in interface.frames(number)} & {ACK, RESET})
+        cleaning_up = [(ACK, number, 1, 1)] if resume else [(RESET, number, 1)]
+        assert interface.frames(number)[-1:] == cleaning_up
         app.may_return.set()
         await until(lambda: interface.worker.open_sessions == 0)
         other = interface.open(HTTP, connection=number + 1)
