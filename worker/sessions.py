@@ -135,7 +135,9 @@ class Sessions:
         for session in self._sessions.values():
             if session.untold and not session.lost:
                 self.bus.post(session.interface, session.ack())
-            if session.interface in suspects or (stalled and session.stalled()):
+            # A whole answer is not acknowledged, so nothing can be said of one that its app has not returned from.
+            waits = stalled and session.stalled() and not (session.is_http and session.complete)
+            if session.interface in suspects or waits:
                 self._probe(session)
         if suspects:
             for session in self._answers:
