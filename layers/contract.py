@@ -74,6 +74,9 @@ class Claim:
     channel: str
     id: bytes
     entry: Any
+    stale: bool = False
+    """It was there before this process, or before the store was replaced: it may have been dealt with already. Whoever
+    offered it knows."""
 
 
 class Bus(ABC):

@@ -65,17 +65,23 @@ class Sending(SessionEnd):
         "_remaining",
         "_resumed",
         "_window_waiters",
+        "confirmation",
         "host",
         "interface",
         "lost",
+        "stale",
     )
 
     def __init__(self, opening: Opening, claim: Claim, host: Host) -> None:
         super().__init__(opening.connection, opening.attempt, opening.window)
         self.host = host
         self.interface = opening.interface
+        self.confirmation: asyncio.Future[None] | None = None
+        """Done when the interface server has answered whether there is such a connection."""
         self.lost = False
         """Whether nothing more can be sent to the client by this run."""
+        self.stale = claim.stale
+        """Whether this may have been served already, by somebody else."""
         self._claim = claim
         self._resumed = opening.resumed
         self._announced = False
@@ -150,6 +156,18 @@ class Sending(SessionEnd):
         if not self._announced:
             self._owned()
 
+    async def confirm(self) -> None:
+        """Ask the interface server whether this connection is still to be served; if not, it is lost then."""
+        self.confirmation = asyncio.get_running_loop().create_future()
+        self.host.bus.post(self.interface, self.probe())
+        await self.confirmation
+        if not self.lost and not self._announced:
+            self._owned()
+
+    def _confirmed(self) -> None:
+        if self.confirmation is not None and not self.confirmation.done():
+            self.confirmation.set_result(None)
+
     async def say_taking(self, count: int) -> None:
         """Let the interface server know how many events the app is about to have got, before it gets the last of them.
 
@@ -205,6 +223,7 @@ class Sending(SessionEnd):
         """The interface server has taken everything below `number`."""
         if self.acknowledged(number):
             self._open_window()
+        self._confirmed()
 
     def repeat(self, number: int) -> None:
         """A RESEND frame: the interface server misses events from that number on."""

@@ -185,6 +185,10 @@ class Worker:
     async def _run(self, session: Session) -> None:
         error: BaseException | None = None
         try:
+            if session.stale:
+                await session.confirm()
+                if session.lost:
+                    return
             if session.suspect:
                 await session.say_taking(0)
             await self._app(session.scope, session.receive, session.send)

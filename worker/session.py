@@ -221,6 +221,7 @@ class Session(Sending):
     def _cut(self) -> None:
         """Nothing can be sent any more, and nothing need be waited for."""
         self.lost = True
+        self._confirmed()
         self._open_window()
         for _, waiter in self._group_waiters or ():
             if not waiter.done():

@@ -27,6 +27,7 @@ NO_GROUP = ("NOGROUP", "UNBLOCKED")  # nobody has made the stream yet, or it van
 ORPHANS = "orphans"  # behind the name of a claimant: what it took over from the dead
 ORPHANS_AT_ONCE = 1000  # that one script takes over: it holds up Redis for a millisecond
 ORPHANS_READ = 100  # whose payloads are read in one go
+CLOCKS_DIFFER_SECONDS = 1  # between a Redis and the replica that takes over from it
 UNBLOCK_SECONDS = 0.05  # until a read that was not blocked yet when it was to be ended is ended again
 
 
@@ -46,6 +47,8 @@ class Claimant:
         self._limit = 0
         self._probed = 0  # how many of the keys were asked alone and had nothing
         self._held: set[tuple[str, bytes]] = set()
+        self._run_id = ""  # of the Redis that was claimed from last
+        self._stale_before = 0  # in ms, by its clock
         self._recover = False  # the next answer may be of any age
         self._acked_meanwhile: list[tuple[str, bytes]] = []
         self._stopped = False
@@ -137,8 +140,16 @@ class Claimant:
 
     def _up(self, connection: RedisConnection) -> None:
         self._recover = True
+        if not connection.run_id or connection.run_id != self._run_id:
+            self._run_id = connection.run_id
+            connection.write(pack_command(("TIME",)), (self._moved,))
         if self._waiting is not None and not self._waiting.done():
             self._ask(connection)
+
+    def _moved(self, reply: Any) -> None:
+        """This is another Redis than before, or the first. A replica that took over may not know what was done last."""
+        if not isinstance(reply, RedisError):
+            self._stale_before = (int(reply[0]) + CLOCKS_DIFFER_SECONDS) * 1000
 
     def _end_read(self) -> None:
         """Let Redis end the blocked read: with what it has given us, or with nothing, but never with both."""
@@ -209,7 +220,8 @@ class Claimant:
                 self._writer.ack(key, entry_id, self._on_acked)
                 continue
             try:
-                claims.append(Claim(self._channels[key], entry_id, unpack(fields[1])))
+                stale = int(entry_id.partition(b"-")[0]) < self._stale_before
+                claims.append(Claim(self._channels[key], entry_id, unpack(fields[1]), stale))
             except ValueError as error:
                 self._counts["damaged entry"] += 1
                 logger.error("shared channel %s: entry %s was dropped: %s", key, entry_id.decode(), error)

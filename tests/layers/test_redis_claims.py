@@ -1,17 +1,20 @@
-"""The claims of one process, in an order of replies that no test can bring about from outside."""
+"""What may have been dealt with before, and claims in an order of replies that no test can bring about from outside."""
 
 import asyncio
 from collections import Counter
 from typing import Any, cast
 
 import pytest
+import redis
 
+from asgibus.layers import RedisChannelLayer
 from asgibus.layers.codec import pack
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.claims import Claimant
 from asgibus.layers.redis.connection import RedisConnection
 from asgibus.layers.redis.link import Outage
 from asgibus.layers.redis.writer import Writer
+from support.bus import Recorder, until
 
 pytestmark = pytest.mark.anyio
 
@@ -21,6 +24,8 @@ OTHER = [b"2-0", [b"b", pack("another")]]
 
 class Connection:
     """Takes what is asked; the test answers."""
+
+    run_id = "the same"
 
     def __init__(self) -> None:
         self.asked: list[bytes] = []
@@ -39,6 +44,24 @@ class Acks:
         self.acked.append((key, entry_id, on_acked))
 
 
+async def test_what_was_there_before_a_claimant_may_have_been_dealt_with(redis_url: str) -> None:
+    offering, claiming = (RedisChannelLayer(redis_url) for _ in range(2))
+    async with offering.bus("interface", Recorder()) as interface, claiming.bus("worker", Recorder()) as worker:
+        interface.offer("work", "old")
+        await interface.drain()
+        (old,) = await worker.claim(["work"], 10)
+        with redis.Redis.from_url(redis_url, protocol=2) as admin:
+            began = admin.time()[0]
+            await until(lambda: admin.time()[0] > began + 1)
+        interface.offer("work", "new")
+        (new,) = await worker.claim(["work"], 10)
+        assert [(claim.entry, claim.stale) for claim in (old, new)] == [("old", True), ("new", False)]
+        for claim in (old, new):
+            worker.done(claim)
+    for layer in (offering, claiming):
+        await layer.close()
+
+
 async def test_an_answer_that_an_acknowledgement_has_overtaken_is_no_new_claim() -> None:
     """The first answer on a new connection lists what is pending; it may be older than what the writer heard since."""
     address = Address.from_url("redis://127.0.0.1:1")
@@ -51,6 +74,7 @@ async def test_an_answer_that_an_acknowledgement_has_overtaken_is_no_new_claim()
         await asyncio.sleep(0)
         connection = cast(RedisConnection, Connection())
         claimant._up(connection)
+        claimant._moved([b"0", b"0"])
         for number, entries in enumerate(answers):
             if number == acked_before:
                 for stream, entry_id, on_acked in writer.acked:

@@ -1,11 +1,15 @@
 """What may have been lost is asked after, what is served twice is ended, and no app waits for a client that is gone."""
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from asgibus.layers.contract import Claim
+from asgibus.layers.memory import MemoryBus
 from asgibus.protocol import events
 from asgibus.protocol.channels import shared_channels
 from asgibus.protocol.frames import ABANDONED, ACK, EVENT, PROBE, RESEND, RESET, TAKING
@@ -337,6 +341,39 @@ def test_answers_are_bounded_in_number_and_age(monkeypatch: pytest.MonkeyPatch) 
     assert kept.find("i!", 8) is sessions[8]
     kept.age()
     assert [*kept] == []
+
+
+# Claims that may have been dealt with before.
+
+
+@pytest.mark.parametrize("served_already", [True, False])
+@pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
+async def test_a_stale_claim_is_served_only_if_its_interface_server_says_so(
+    served_already: bool, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[str] = []
+    claim = MemoryBus.claim
+
+    async def stale(bus: MemoryBus, channels: Sequence[str], limit: int) -> list[Claim]:
+        return [replace(each, stale=True) for each in await claim(bus, channels, limit)]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        runs.append(scope["path"])
+        await (hello if kind == HTTP else echo)(scope, receive, send)
+
+    monkeypatch.setattr(MemoryBus, "claim", stale)
+    async with running(app) as interface:
+        number = interface.open(kind)
+        await until(lambda: (PROBE, number, 1, 0) in interface.frames(number))
+        assert runs == []
+        interface.post((RESET, number, 1) if served_already else (ACK, number, 1, 0))
+        if served_already:
+            await until(lambda: interface.worker.open_sessions == 0)
+            assert runs == []
+            assert interface.events(number) == []
+        else:
+            await until(lambda: interface.events(number))
+            assert len(runs) == 1
 
 
 # What an app is about to get, when the last worker died of it perhaps.

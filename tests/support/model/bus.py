@@ -154,7 +154,7 @@ class ModelBus(Bus):
         claims = []
         for name in names:
             channel, entry = self.store.offers[name] if twice else self.store.offers.pop(name)
-            claims.append(Claim(channel, name, entry))
+            claims.append(Claim(channel, name, entry, stale=twice))
             if not twice:
                 self.store.claims[name] = (self.mailbox, claims[-1])
         self.waiting.set_result(claims)
