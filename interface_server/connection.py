@@ -256,14 +256,17 @@ class Connection(SessionEnd):
 
     # Endings.
 
-    def run_ended(self, ending: Ending) -> None:
-        """The run of the app that served this has ended before its time: offer it for another one, or end it."""
+    def run_ended(self, ending: Ending, *, alone: bool = True) -> None:
+        """The run of the app that served this has ended before its time: offer it for another one, or end it.
+
+        `alone`: when its worker died, it had nothing else in hand.
+        """
         if (self.life is Life.LEFT or self.life is Life.PARTING) and (
             ending is Ending.FORGOTTEN or not self._must_be_heard
         ):
             self._turn(Turn.GIVEN_UP)
         elif self.life is not Life.ENDED:
-            if ending.by_death and self._is_killer():
+            if ending.by_death and self._is_killer(alone=alone):
                 deaths = self.deaths.count if self.deaths else 0
                 logger.error(
                     "connection %d is ended: %d workers in a row died with the same event of it", self.number, deaths
@@ -282,24 +285,28 @@ class Connection(SessionEnd):
         """Whether an app has to hear that the client is gone, if not this run of it then another one."""
         return self.accepted and self.resumable
 
-    def _is_killer(self) -> bool:
-        """Count the death of a worker; whether this connection has brought about too many."""
-        limit, needed = KILLS, 0
-        in_hand: Event | None
+    def in_hand(self) -> tuple[Event, int] | None:
+        """What its worker may have in hand, and how many events its app has got with that; None if it is at rest."""
         if isinstance(self.opening, Opening) and self.table is HTTP_TABLE:
-            in_hand = self.opening.events[0]
-        elif not self.accepted:
-            in_hand = _CONNECT
-        else:
-            waiting = enumerate(self.unacknowledged, self.acked + 1)
-            needed, in_hand = next(((count, event) for count, event in waiting if event[0] != GROUP_DONE), (0, None))
-            if in_hand is None and self.app is App.HANDSHAKE:
-                in_hand, limit, needed = _CONNECT, START_KILLS, 0
-        if in_hand is None:  # it was at rest
+            return self.opening.events[0], 0
+        if not self.accepted:
+            return _CONNECT, 0
+        waiting = enumerate(self.unacknowledged, self.acked + 1)
+        for count, event in waiting:
+            if event[0] != GROUP_DONE:
+                return event, count
+        return (_CONNECT, 0) if self.app is App.HANDSHAKE else None
+
+    def _is_killer(self, *, alone: bool) -> bool:
+        """Count the death of a worker; whether this connection has brought about too many."""
+        found = self.in_hand()
+        if found is None:
             self.deaths = None
             return False
+        in_hand, needed = found
+        limit = START_KILLS if in_hand is _CONNECT and self.accepted else KILLS
         self.deaths = self.deaths or Deaths()
-        return self.deaths.too_many(in_hand, limit, begun=self.begun >= needed)
+        return self.deaths.too_many(in_hand, limit, begun=self.begun >= needed, alone=alone)
 
     def _may_run_again(self) -> bool:
         if isinstance(self.opening, Opening) and self.table is HTTP_TABLE:

@@ -226,8 +226,9 @@ class Connections:
         if len(self._dead_workers) > DEAD_REMEMBERED:
             del self._dead_workers[next(iter(self._dead_workers))]
         lost = [connection for connection in self._open.values() if connection.owner == mailbox]
+        alone = sum(connection.in_hand() is not None for connection in lost) == 1
         for connection in lost:
-            connection.run_ended(Ending.KILLED)
+            connection.run_ended(Ending.KILLED, alone=alone)
         if lost:
             again = sum(connection.life is Life.OFFERED for connection in lost)
             logger.warning(

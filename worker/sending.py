@@ -44,6 +44,9 @@ class Host(Protocol):
     resume: bool
     """Whether the app can go on with a WebSocket that an earlier run has accepted."""
 
+    trial: asyncio.Lock
+    """Held while an app has an event that was in hand when the last worker died: if this one dies, that was it."""
+
     def hold(self, session: Sending) -> None:
         """Call the session's `flush` at the end of this turn of the event loop."""
 

@@ -44,6 +44,7 @@ class Worker:
         self.resume = settings.resume
         self.layer = layer
         self.lifespan_state: dict[str, Any] = {}
+        self.trial = asyncio.Lock()
         self._app = app
         self._sessions = Sessions()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -31,6 +31,7 @@ from asgibus.worker.sending import ClientDisconnected, Host, Sending, resolve, w
 
 logger = logging.getLogger("asgibus.worker")
 
+TRIAL_SECONDS = 0.1  # an event is acknowledged so long after the app took it, and then it is not given to another run
 MAX_STATE_BYTES = 16 * 1024  # kept in the interface server's memory for every open connection
 SERVICE_RESTART = 1012  # close code: the service restarts, the client may come back
 
@@ -52,7 +53,7 @@ class Session(Sending):
         "_receivers",
         "_saved",
         "_saved_bytes",
-        "_tried",
+        "_trial",
         "parting",
         "run",
         "scope",
@@ -65,8 +66,7 @@ class Session(Sending):
         self.run = Run.SERVING
         self.suspect = opening.suspect
         """Whether an event that the app has not got yet was in hand when the last worker died."""
-        self._tried = False
-        """Whether the app has the suspect event, and has not come for more."""
+        self._trial: asyncio.TimerHandle | None = None  # while the app has the suspect event, and has not come for more
         self.parting = False
         """Whether the interface server waits for the end of this run, which has heard that the client is gone."""
         self._connecting = not self._is_http
@@ -115,17 +115,15 @@ class Session(Sending):
         if self._connecting:
             self._connecting = False
             return {"type": "websocket.connect"}
-        if self._tried:
-            self._tried = False
-            self.host.bus.post(self.interface, self.ack())  # at once: if the worker dies now, that was not its doing
+        if self._trial is not None:
+            self._survived()
         while True:
             if self.run is Run.LEAVING:
                 self._tell()
             if self._disconnect is not None:
                 return decode(self._disconnect)
             if self._inbox and self.suspect and not self._is_http:
-                self.suspect, self._tried = False, True
-                await self.say_taking(self._inbox[0][0] + 1)
+                await self._try()
                 continue  # meanwhile much may have happened
             if self._inbox:
                 break
@@ -143,6 +141,27 @@ class Session(Sending):
         if self._disconnect is None or not self.parting:  # else it counts as taken when the app has dealt with it
             self._took(event)
         return decode(event)
+
+    async def _try(self) -> None:
+        """Say that the app is about to get the suspect event; the worker does so with one at a time."""
+        await self.host.trial.acquire()
+        try:
+            if self._inbox:
+                await self.say_taking(self._inbox[0][0] + 1)
+        except BaseException:
+            self.host.trial.release()
+            raise
+        self._trial = asyncio.get_running_loop().call_later(TRIAL_SECONDS, self._survived)
+        self.suspect = False
+
+    def _survived(self) -> None:
+        """The worker lives: if it dies now, that is not the doing of the suspect event."""
+        if self._trial is not None:
+            self._trial.cancel()
+            self._trial = None
+            self.host.trial.release()
+            if not self.lost:
+                self.host.bus.post(self.interface, self.ack())
 
     async def change_group(self, code: int, group: str) -> None:
         """Ask the interface server to add this connection to a group, or to take it out, and wait until it has."""
@@ -280,6 +299,7 @@ class Session(Sending):
 
     def end(self, error: BaseException | None) -> None:
         """The app has returned, or raised: answer what it left open, and log what it did wrong."""
+        self._survived()
         if self.run is Run.TOLD and self._app_state is not App.COMPLETE:
             self._hand_over()
         elif wrong := self.finish(error, excused=self._disconnect is not None):

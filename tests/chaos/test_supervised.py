@@ -112,18 +112,19 @@ def test_children_are_recycled(
         report.assert_whole()
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize(("busy", "kills"), [(False, {2}), (True, {2, 3})])
 def test_a_message_that_kills_its_worker(
-    count: int, start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
+    busy: bool, kills: set[int], start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
-    start_chaos_worker("--processes", count, "--resume")
+    """Among others the first death is nobody's doing for certain, so there may be a third."""
+    start_chaos_worker("--processes", 3, "--resume")
     interface = start_chaos_interface()
-    notes.wait("lifespan.startup", count)
-    with Crowd(interface, "/echo", sockets=40, rate=200) as crowd, ws(interface, "/echo?name=poison") as poison:
+    notes.wait("lifespan.startup", 3)
+    with Crowd(interface, "/echo", sockets=SOCKETS, rate=RATE) as crowd, ws(interface, "/echo?name=poison") as poison:
         crowd.begin()
         crowd.wait_each_answered()
-        # With a message in hand at both deaths, one of the others might be taken for the killer.
-        crowd.finish()
+        if not busy:
+            crowd.finish()
         begun = time.monotonic()
         poison.send("kill")
         poison.send("1")
@@ -131,12 +132,12 @@ def test_a_message_that_kills_its_worker(
             poison.recv(15)
         seconds = time.monotonic() - begun
         assert poison.close_code == 1011
-        assert len(notes.all("kill", name="poison")) == 2
         interface.wait_for("ERROR.*connection")
-        crowd.begin()
+        if not busy:
+            crowd.begin()
         crowd.wait_each_answered(20)
         report = crowd.finish()
         figures(f"closed with 1011 after {seconds:.2f} s; the others: {report}")
         report.assert_whole(doubles=True)
         crowd.probe()
-    assert len(notes.all("kill", name="poison")) == 2
+    assert len(notes.all("kill", name="poison")) in kills

@@ -454,6 +454,21 @@ def test_a_worker_that_dies_before_its_app_gets_the_event_is_not_its_victim(tabl
     assert terminator.failed == [(502, 1011)]
 
 
+def test_where_several_events_were_in_hand_the_first_death_is_nobody_s_doing(table: Table) -> None:
+    terminators = []
+    for _ in range(2):
+        connection, terminator = table.open_accepted()
+        say(connection, "a")
+        terminators.append(terminator)
+    table.open_accepted()  # at rest
+    table.dead()
+    for attempt in (2, 3):
+        assert [each.failed for each in terminators] == [[], []]
+        table.frames((TAKING, 1, attempt, 1))
+        table.dead()
+    assert [each.failed for each in terminators] == [[(502, 1011)], []]
+
+
 def test_a_first_run_is_not_asked_to_say_what_it_takes(table: Table) -> None:
     table.open()
     assert not table.openings[0].suspect

@@ -404,6 +404,59 @@ async def test_a_suspect_event_is_told_before_the_app_gets_it() -> None:
         assert told[2] == (ACK, number, 2, 1), "it did no harm"
 
 
+async def test_suspect_events_are_tried_one_at_a_time() -> None:
+    """Else, if the worker died, all that their apps have in hand would be taken for the killer."""
+    begun: list[int] = []
+    go: dict[int, asyncio.Event] = {number: asyncio.Event() for number in range(1, 4)}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        number = int((await receive())["text"])
+        begun.append(number)
+        await go[number].wait()
+        await receive()
+
+    def trying(interface: Interface, number: int) -> bool:
+        return (TAKING, number, 2, 1) in interface.frames(number)
+
+    async with running(app) as interface:
+        for number in go:
+            event = (events.MESSAGE_RECEIVED, str(number))
+            await interface.accepted(attempt=2, resumed=True, suspect=True, events=(event,))
+        await until(lambda: begun == [1])
+        assert [trying(interface, number) for number in go] == [True, False, False]
+        go[1].set()
+        await until(lambda: begun == [1, 2])
+        await until(lambda: begun == [1, 2, 3], what="the one that takes its time is no suspect any more")
+        await until(lambda: trying(interface, 3))
+        assert (ACK, 2, 2, 1) in interface.frames(2)
+        for each in go.values():
+            each.set()
+
+
+async def test_an_app_that_gives_up_to_wait_for_its_suspect_event_gets_it_later() -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        async with interface.worker.trial:  # another one is tried
+            receiving = asyncio.create_task(receive())
+            await asyncio.sleep(0)
+            receiving.cancel()
+            await asyncio.wait([receiving])
+        seen.append(await receive())
+        await receive()
+
+    async with running(app) as interface:
+        left = ((events.MESSAGE_RECEIVED, "a"),)
+        number = await interface.accepted(attempt=2, resumed=True, suspect=True, events=left)
+        await until(lambda: seen)
+        assert seen[0]["text"] == "a"
+        assert (TAKING, number, 2, 1) in interface.frames(number)
+
+
 # A client that is gone.
 
 
