@@ -10,7 +10,10 @@ from collections.abc import Iterator
 
 from asgibus.worker.session import Session
 
-GENERATION_BYTES = 8 * 1024 * 1024  # in each of two generations; more comes only when it was read long ago, mostly
+# In each of two generations. The usual one has room for what comes while an answer is on its way: some milliseconds.
+# More would cost each request a fifth of the worker's time, for memory that is not in the processor's caches.
+USUAL_BYTES = 256 * 1024
+MOST_BYTES = 8 * 1024 * 1024
 SESSION_BYTES = 1024  # what a session takes beside its answer
 
 
@@ -21,6 +24,7 @@ class Answers:
         self._young: dict[tuple[str, int], Session] = {}
         self._old: dict[tuple[str, int], Session] = {}
         self._bytes = 0
+        self._limit = USUAL_BYTES
 
     def __iter__(self) -> Iterator[Session]:
         return iter([*self._old.values(), *self._young.values()])
@@ -29,11 +33,19 @@ class Answers:
         """Keep one."""
         self._young[session.interface, session.number] = session
         self._bytes += session.in_flight + SESSION_BYTES
-        if self._bytes > GENERATION_BYTES:
-            self.age()
+        if self._bytes > self._limit:
+            self._turn()
+
+    def keep_more(self) -> None:
+        """Answers are being lost: keep more of them, until the next call of `age`."""
+        self._limit = MOST_BYTES
 
     def age(self) -> None:
         """Forget those that have been here since before the last call."""
+        self._turn()
+        self._limit = USUAL_BYTES
+
+    def _turn(self) -> None:
         self._old, self._young, self._bytes = self._young, {}, 0
 
     def find(self, interface: str, number: int) -> Session | None:

@@ -204,10 +204,12 @@ class Sessions:
     def undelivered(self, mailbox: str) -> None:
         """See `Handler`."""
         self._suspects.add(mailbox)
+        self._answers.keep_more()
 
     def interrupted(self) -> None:
         """See `Handler`."""
         self.counts["interruption"] += 1
+        self._answers.keep_more()
         logger.warning("the bus was interrupted: %d connections are checked", len(self._sessions))
         self._probe_all()
         self._probe_again = self._ticks + PROBE_AGAIN_TICKS

@@ -329,7 +329,8 @@ async def test_a_request_that_is_offered_again_after_its_answer_does_not_run_aga
 
 
 def test_answers_are_bounded_in_number_and_age(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "GENERATION_BYTES", 3 * (answers.SESSION_BYTES + 100))
+    for limit, count in (("USUAL_BYTES", 3), ("MOST_BYTES", 8)):
+        monkeypatch.setattr(answers, limit, count * (answers.SESSION_BYTES + 100))
     kept = answers.Answers()
     sessions = [cast(Session, SimpleNamespace(interface="i!", number=n, in_flight=100)) for n in range(9)]
     for session in sessions:
@@ -341,6 +342,10 @@ def test_answers_are_bounded_in_number_and_age(monkeypatch: pytest.MonkeyPatch) 
     assert kept.find("i!", 8) is sessions[8]
     kept.age()
     assert [*kept] == []
+    kept.keep_more()
+    for session in sessions:
+        kept.add(session)
+    assert [*kept] == sessions, "while answers are lost"
 
 
 # Claims that may have been dealt with before.
