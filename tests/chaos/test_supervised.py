@@ -89,12 +89,17 @@ def test_two_children_are_killed_at_once(
         moved = len(notes.all("connected", attempt=1, pid=first))
         notes.wait("connected", moved, attempt=2)
         os.kill(second, signal.SIGKILL)
+        closed = 0
         for crowd in (echo, room):
             crowd.wait_each_answered()
             report = crowd.finish()
             figures(f"{crowd.label}: {report}")
-            report.assert_whole(doubles=True)
+            assert report.closes.keys() <= {1011}
+            assert report.lost == report.disordered == report.backward == 0
             crowd.probe()
+            closed += report.closes.total()
+    # The second dies as it tries what the first had in hand: if that was one event, it looks like the killer.
+    assert closed <= 1
 
 
 def test_children_are_recycled(
