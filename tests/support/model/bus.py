@@ -84,7 +84,8 @@ class Store:
     def bury(self, mailbox: str) -> None:
         """Its lease has ended: tell everybody behind what it had posted, and hand its claims on."""
         self.on_death(mailbox)
-        self.dead.append(mailbox)
+        if mailbox not in self.dead:
+            self.dead.append(mailbox)
         self.mailboxes.pop(mailbox, None)
         for other in self.mailboxes:
             if other != mailbox:
