@@ -160,7 +160,7 @@ class Crowd:
         self.pause()
         deadline = time.monotonic() + timeout
         while self._call(self._behind()) and time.monotonic() < deadline:
-            time.sleep(0.05)
+            time.sleep(0.05)  # between two looks, until the deadline
         return self.report()
 
     def report(self) -> Report:

@@ -71,7 +71,7 @@ async def test_an_answer_that_an_acknowledgement_has_overtaken_is_no_new_claim()
 
     async def claim(answers: list[Any], *, acked_before: int | None = None) -> list[str]:
         claiming = asyncio.create_task(claimant.claim(["work"], 10))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # it begins to wait
         connection = cast(RedisConnection, Connection())
         claimant._up(connection)
         claimant._moved([b"0", b"0"])

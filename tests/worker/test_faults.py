@@ -448,7 +448,7 @@ async def test_an_app_that_gives_up_to_wait_for_its_suspect_event_gets_it_later(
         await send({"type": "websocket.accept"})
         async with interface.worker.trial:  # another one is tried
             receiving = asyncio.create_task(receive())
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # it begins to wait
             receiving.cancel()
             await asyncio.wait([receiving])
         seen.append(await receive())
