@@ -15,6 +15,7 @@ from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.bus import RedisBus
 from asgibus.layers.redis.epoch import Epoch
 from asgibus.layers.redis.inbox import Inbox
+from asgibus.layers.redis.kept import Sent
 from asgibus.layers.redis.link import Outage
 from asgibus.layers.redis.receiver import Receiver
 from asgibus.layers.redis.writer import Writer
@@ -41,9 +42,12 @@ class Attachment:
         self._group_expiry = group_expiry
         self._capacity = capacity
         self.outage = Outage(address, counts)
-        self.epoch = Epoch()
         self._deaths: dict[str, int] = {}
         self.writer = Writer(address, prefix, "asgibus-writer", self.outage)
+        self.writer.on_up.add(self._up)
+        self._run_id = ""
+        self.sent = Sent(self.writer, counts)
+        self.epoch = Epoch(self.sent.lost)
         self.receiver = Receiver(address, expiry=expiry)
         self._lock = asyncio.Lock()
         self._open = False
@@ -57,8 +61,15 @@ class Attachment:
                     await self.writer.open()
                     self._open = True
 
+    def _up(self) -> None:
+        """The connection is there, or there again."""
+        last, self._run_id = self._run_id, self.writer.run_id
+        if last and last != self._run_id:
+            self.sent.lost()
+
     async def close(self) -> None:
         """End everything, behind what was written before."""
+        await self.sent.close()
         for _, bus in self._inboxes.values():
             await bus.close()
         self._inboxes.clear()

@@ -10,6 +10,7 @@ from asgibus.layers.contract import Bus, Claim, Frame, Handler, Offer
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.claims import Claimant
 from asgibus.layers.redis.epoch import Epoch
+from asgibus.layers.redis.kept import Taken
 from asgibus.layers.redis.link import Outage
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.memberships import Memberships
@@ -38,6 +39,7 @@ class RedisBus(Bus):
         self._outage = outage
         self._writer = writer
         self._handler = handler
+        self._taken = Taken()
         self._claimant = Claimant(address, prefix, mailbox, outage, writer)
         self._memberships = Memberships(writer, prefix, mailbox, group_expiry)
         self._reader = MailboxReader(address, writer.mailbox_key(mailbox), f"{mailbox}mailbox", outage, self._batch)
@@ -89,7 +91,7 @@ class RedisBus(Bus):
         if sender:
             self._presence.heard(sender)
         else:
-            frames = self._offers.told(self._presence.told(frames))
+            frames = self._offers.told(self._presence.told(self._taken.once(frames)))
         if frames:
             self._handler.batch(sender, frames)
 

@@ -6,28 +6,43 @@ had time for that.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 REGROUP_SECONDS = 3.0  # for everybody to be back in a new epoch: a link comes back within 2 s, and then beats at once
 LOOK_AGAIN_SECONDS = 0.1  # until it is looked again whether anybody has come back
 PREFIX = b"epoch:"  # behind it the time at which the epoch began, by Redis's clock in ms
 
 
 class Epoch:
-    """The last epoch that one event loop has used. Empty is one that nobody has begun."""
+    """The last epoch that one event loop has used. Empty is one that nobody has begun.
 
-    def __init__(self) -> None:
+    `on_lost` is called once for each that ended with what was in the store, as soon as that is noticed.
+    """
+
+    def __init__(self, on_lost: Callable[[], None]) -> None:
+        self._on_lost = on_lost
         self._used = b""
+        self._seen = b""
 
     def seen(self, epoch: bytes) -> None:
         """A beat has found this one: if it is the first, nothing was there before that could be lost."""
+        self._notice(epoch)
         if not self._used:
             self._used = epoch
 
     def forget(self) -> None:
         """The last process has left, and with it went the epoch: the next one is as the first."""
-        self._used = b""
+        self._used = self._seen = b""
+
+    def _notice(self, epoch: bytes) -> None:
+        if epoch and epoch != self._seen:
+            lost, self._seen = self._seen, epoch
+            if lost:
+                self._on_lost()
 
     def use(self, epoch: bytes, now: int) -> float:
         """Seconds to wait until everybody has had time to be back in this one; if 0, it is used. `now` as in Redis."""
+        self._notice(epoch)
         if self._used and epoch != self._used:
             if not epoch:
                 return LOOK_AGAIN_SECONDS

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from asgibus.layers.codec import pack, pack_message
-from asgibus.layers.contract import DEAD, GROUP_MESSAGE, MESSAGE, Bus, ChannelLayer, Handler, Message
+from asgibus.layers.contract import DEAD, GROUP_MESSAGE, MESSAGE, Bus, ChannelLayer, Frame, Handler, Message
 from asgibus.layers.errors import ChannelFull, LayerUnavailable
 from asgibus.layers.names import require_channel, require_group, split_local
 from asgibus.layers.redis import scripts
@@ -57,7 +57,7 @@ class RedisChannelLayer(ChannelLayer):
             if local is None:
                 if not await self._send_ordinary(writer, channel, payload):
                     raise ChannelFull(channel, self.capacity)
-            elif not await _to_mailbox(writer, local[0], _entry((MESSAGE, local[1], message))):
+            elif not await attachment.sent.send(local[0], (MESSAGE, local[1], message), until=_until()):
                 logger.info("a message to %s was dropped: its process is gone", channel)
 
     async def receive(self, channel: str) -> Message:
@@ -93,21 +93,19 @@ class RedisChannelLayer(ChannelLayer):
         writer = attachment.writer
         members, epoch = await self._members(attachment, key)
         # A mailbox gets one entry: for the group as a whole, or for each of its channels that is a member.
-        entries: dict[str, bytes] = {}
+        entries: dict[str, list[Frame]] = {}
         ordinary: list[str] = []
-        locals_of: dict[str, list[str]] = {}
         for member in members:
             local = split_local(member)
             if local is None:
                 ordinary.append(member)
             elif local[1]:
-                locals_of.setdefault(local[0], []).append(local[1])
+                entries.setdefault(local[0], []).append((MESSAGE, local[1], message))
             else:
-                entries[member] = _entry((GROUP_MESSAGE, group, message))
-        calls = [_to_mailbox(writer, mailbox, entry) for mailbox, entry in entries.items()]
-        for mailbox, parts in locals_of.items():
-            calls.append(_to_mailbox(writer, mailbox, _entry(*((MESSAGE, part, message) for part in parts))))
-        reached = dict(zip([*entries, *locals_of], await asyncio.gather(*calls), strict=True))
+                entries.setdefault(member, []).append((GROUP_MESSAGE, group, message))
+        until = _until()
+        calls = [attachment.sent.send(mailbox, *frames, until=until) for mailbox, frames in entries.items()]
+        reached = dict(zip(entries, await asyncio.gather(*calls), strict=True))
         gone = [member for member in members if reached.get(member[: member.find("!") + 1]) is False]
         if gone:
             if await writer.call("ZRANGE", *self._epoch_range(), until=_until()) != epoch:
@@ -169,8 +167,10 @@ class RedisChannelLayer(ChannelLayer):
         writer = (await self._attachment()).writer
         until = _until()
         living = await writer.call("EVAL", scripts.DECLARE_DEAD, 1, f"{self.prefix}:processes", mailbox, until=until)
-        news = _entry((DEAD, mailbox))
-        await asyncio.gather(*(_to_mailbox(writer, each.decode(), news) for each in living))
+        news = pack((PAYLOAD_VERSION, "", [(DEAD, mailbox)]))
+        keys = (writer.mailbox_key(each.decode()) for each in living)
+        add = ("NOMKSTREAM", "*", "b", news)
+        await asyncio.gather(*(writer.call("XADD", key, *add, repeatable=False, until=until) for key in keys))
 
     @asynccontextmanager
     async def bus(self, role: str, handler: Handler) -> AsyncIterator[Bus]:
@@ -210,17 +210,6 @@ class RedisChannelLayer(ChannelLayer):
         return attachment
 
 
-async def _to_mailbox(writer: Writer, mailbox: str, entry: bytes) -> bool:
-    """Write one entry to a mailbox at most once; False if there is no such mailbox."""
-    key = writer.mailbox_key(mailbox)
-    return await writer.call("XADD", key, "NOMKSTREAM", "*", "b", entry, repeatable=False, until=_until()) is not None
-
-
 def _until() -> float:
     """When a call gives up, by the event loop's clock."""
     return asyncio.get_running_loop().time() + CALL_SECONDS
-
-
-def _entry(*frames: tuple[Any, ...]) -> bytes:
-    """A mailbox's entry of public messages, which have no sender."""
-    return pack((PAYLOAD_VERSION, "", frames))

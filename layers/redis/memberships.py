@@ -25,6 +25,10 @@ class Memberships:
         self._lifetime = lifetime
         self._due: dict[str, float] = {}  # when each membership is to be renewed, by the event loop's clock
 
+    def __len__(self) -> int:
+        """How many groups it is in."""
+        return len(self._due)
+
     async def join(self, group: str, until: float) -> None:
         """Be a member from the return on. Raises LayerUnavailable, at the time `until` at the latest."""
         try:

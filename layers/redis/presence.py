@@ -74,6 +74,8 @@ class Presence:
         self._dead: set[str] = set()  # to be buried
         self._orphans = True  # claims of dead processes may wait for a claimant
         self._failing = False
+        self._renewed = 0.0
+        self._listed = b""  # the epoch of the store in which we have the lease
         self._beating: asyncio.Task[None] | None = None
 
     async def open(self, until: float) -> None:
@@ -192,6 +194,10 @@ class Presence:
         )
         lapsed, grace, self.now, next_end, live, ended, epoch = reply
         self._epoch.seen(epoch)
+        if lapsed and epoch == self._listed:
+            self._unheard(self._loop.time() - self._renewed)
+        self._listed = epoch
+        self._renewed = self._loop.time()
         beat = Beat(_mailboxes(live), _mailboxes(ended), bool(grace))
         forgotten = self.now - LISTED_SECONDS * 1000
         for mailbox in [each for each, at in self._deaths.items() if each in beat.live or at < forgotten]:
@@ -227,6 +233,17 @@ class Presence:
         self._deaths[mailbox] = self.now
         self._counts["death"] += new
         return new
+
+    def _unheard(self, seconds: float) -> None:
+        """The lease had ended, and the others broadcast without this process."""
+        if len(self._memberships):
+            self._counts["group unheard"] += len(self._memberships)
+            logger.warning(
+                "%s was taken for dead: broadcasts of the last %.0f s to its %d groups may be missing here",
+                self._mailbox,
+                seconds,
+                len(self._memberships),
+            )
 
     def _posted(self, reply: object) -> None:
         if not isinstance(reply, bytes):

@@ -104,6 +104,7 @@ async def is_flushed(server: RedisServer) -> None:
         await until(lambda: all(len(each) >= 5 for each in got(one, two)))
         assert [sorted(each) for each in got(one, two)] == [["before", "in time", "one", "other", "two"]] * 2
         assert other.counts["send failed"] == 0
+        assert one.layer.counts["group unheard"] == 0
     await other.close()
     await fresh.close()
 
@@ -197,3 +198,67 @@ async def test_without_a_bus_there_is_nobody_to_wait_for(redis_url: str, admin: 
     admin.flushall()
     assert await took(layer) < AT_ONCE
     await layer.close()
+
+
+async def test_what_nobody_had_read_when_the_data_went(start_redis: StartRedis) -> None:
+    async with asyncio.TaskGroup() as scenarios:
+        for scenario in (unread_and_flushed, unread_and_killed, unread_of_one_who_is_gone):
+            scenarios.create_task(scenario(start_redis()), name=scenario.__name__)
+
+
+async def unread_and_flushed(server: RedisServer) -> None:
+    """Also of a sender who only notices it when it broadcasts again; and direct messages."""
+    other = RedisChannelLayer(server.url)
+    async with member(server.url) as one, peer(server.url, "asgibus") as two:
+        await two.do("join", "group")
+        two.signal(signal.SIGSTOP)
+        for layer, name in ((one.layer, "one"), (other, "other")):
+            for number in range(3):
+                await layer.group_send("group", {"n": f"{name} {number}"})
+            await layer.send(f"{two.mailbox}1", {"n": f"{name} direct"})
+        with redis.Redis.from_url(server.url, protocol=2) as admin:
+            admin.flushall()
+        two.signal(signal.SIGCONT)
+        assert (await asyncio.gather(sent(one.layer, "one 3"), sent(other, "other 3"))) == [
+            ("one 3", ""),
+            ("other 3", ""),
+        ]
+        await until(lambda: {"one 3", "other 3"} <= {frame[-1]["n"] for frame in two.all("frame")})
+        heard = [frame[-1]["n"] for frame in two.all("frame")]
+        for name in ("one", "other"):
+            mine = [each for each in heard if each.startswith(f"{name} ")]
+            assert mine == [f"{name} 0", f"{name} 1", f"{name} 2", f"{name} direct", f"{name} 3"]
+        assert sorted(got(one)[0]) == sorted(each for each in heard if "direct" not in each)
+        for layer in (one.layer, other):
+            assert layer.counts["message repeated"] == 7  # to the one who had read it, too
+            assert layer.counts["message lost"] == 0
+    await other.close()
+
+
+async def unread_and_killed(server: RedisServer) -> None:
+    """Its sender is silent afterwards."""
+    async with member(server.url) as one, peer(server.url, "asgibus") as two:
+        await two.do("join", "group")
+        two.signal(signal.SIGSTOP)
+        for number in range(3):
+            await one.layer.group_send("group", {"n": number})
+        await asyncio.to_thread(server.kill)
+        two.signal(signal.SIGCONT)
+        await asyncio.to_thread(server.start)
+        await until(lambda: len(two.all("frame")) == 3)
+        assert [frame[1]["n"] for frame in two.all("frame")] == [0, 1, 2]
+        await until(lambda: one.layer.counts["message repeated"] >= 6)  # twice, if the new run id is noticed first
+        assert got(one) == [[0, 1, 2]]
+
+
+async def unread_of_one_who_is_gone(server: RedisServer) -> None:
+    """That is counted, and said in the log."""
+    async with member(server.url) as one, peer(server.url, "asgibus") as two:
+        await two.do("join", "group")
+        two.signal(signal.SIGSTOP)
+        for number in range(3):
+            await one.layer.group_send("group", {"n": number})
+        await two.kill()
+        with redis.Redis.from_url(server.url, protocol=2) as admin:
+            admin.flushall()
+        await until(lambda: one.layer.counts["message lost"] == 3, 10)

@@ -124,6 +124,8 @@ async def who_is_paused_is_dead_and_comes_back(url: str, admin: "redis.Redis[byt
         await until(lambda: one.handler.frames == everything)
         assert one.handler.lost == []
         assert victim.all("interrupted") == [None]
+        assert await victim.do("counts", "group unheard") == 1
+        assert one.layer.counts["group unheard"] == 0
         # It is alive again for the others, and dead once more when it dies.
         killed = await victim.kill()
         await until(lambda: len(one.handler.dead) == len(two.handler.dead) == 2, NOTICED + SLACK)
@@ -153,6 +155,7 @@ async def when_all_are_paused_nobody_is_dead(url: str, admin: "redis.Redis[bytes
         await asyncio.sleep(NOTICED)
         assert [each.all("dead") for each in everybody] == [[], [], []]
         assert [each.all("undelivered") for each in everybody] == [[], [], []]
+        assert [await each.do("counts", "group unheard") for each in everybody] == [0, 0, 0]
 
 
 # What the dead had claimed.

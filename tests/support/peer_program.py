@@ -48,7 +48,7 @@ class Place:
 
     # Orders.
 
-    async def obey(self, bus: Bus, what: str, *values: Any) -> str | None:
+    async def obey(self, bus: Bus, what: str, *values: Any) -> str | int | None:
         """Do it; the answer."""
         if what == "open":
             return bus.mailbox
@@ -63,6 +63,8 @@ class Place:
             await self._layer.group_send(*values)
         elif what == "claim":
             self._claiming = asyncio.create_task(self._claim(bus, *values))
+        elif what == "counts":
+            return self._layer.counts[values[0]]
         elif what == "done":
             while self._claims:
                 bus.done(self._claims.pop())

@@ -1,0 +1,153 @@
+"""Messages for mailboxes, kept for a moment by whoever sent them: if Redis loses its data, they are sent again.
+
+Redis holds such a message for milliseconds, until its reader has it: what it loses in them would be lost without a
+word. Each message carries the name of its source and a number, so that a reader takes it once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import Counter, OrderedDict, deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from asgibus.layers.codec import pack
+from asgibus.layers.contract import Frame
+from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.redis.writer import PAYLOAD_VERSION, Writer
+
+logger = logging.getLogger("asgibus.layers")
+
+NUMBERED = 4  # (NUMBERED, source, number), a frame of the layer's own: what stands behind it in its entry is taken once
+
+KEPT_ENTRIES = 1000  # of one source; a reader knows as many of it, and so takes none of them twice
+KEPT_BYTES = 256 * 1024  # of one source: more falls out of the processor's caches, which costs more than the keeping
+KEPT_SECONDS = 5.0  # since a message was sent: what is older has been read, or its reader hangs
+PATIENCE_SECONDS = 5.0  # for the mailboxes to be back: a link comes back within 2 s, and a mailbox within a second
+LOOK_AGAIN_SECONDS = 0.25  # until it is looked again whether a mailbox is back
+SOURCES = 1024  # whose numbers a reader knows; the one not heard of for longest is forgotten
+
+
+class _Kept(NamedTuple):
+    sent: float
+    mailbox: str
+    entry: bytes
+
+
+class Sent:
+    """What one event loop sends to mailboxes, at most once each. All methods are called from that loop."""
+
+    def __init__(self, writer: Writer, counts: Counter[str]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._writer = writer
+        self._counts = counts
+        self._source = secrets.token_hex(8)
+        self._number = 0
+        self._kept: deque[_Kept] = deque()
+        self._bytes = 0
+        self._lost: dict[str, deque[_Kept]] = {}  # to be sent again, by mailbox
+        self._order = asyncio.Lock()  # one after another sends something again
+        self._repeating: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        """Send nothing again any more."""
+        if self._repeating is not None:
+            self._repeating.cancel()
+            await asyncio.wait([self._repeating])
+
+    async def send(self, mailbox: str, *frames: Frame, until: float) -> bool:
+        """Write the frames as one entry, behind what is to be sent there again; False if there is no such mailbox.
+
+        Raises LayerUnavailable, at the time `until` of the event loop's clock at the latest.
+        """
+        self._number += 1
+        entry = pack((PAYLOAD_VERSION, "", ((NUMBERED, self._source, self._number), *frames)))
+        if mailbox in self._lost and not await self._repeat(mailbox, until):
+            return False
+        if await self._write(mailbox, entry, until, repeatable=False):
+            self._keep(_Kept(self._loop.time(), mailbox, entry))
+            return True
+        return False
+
+    def lost(self) -> None:
+        """Redis has lost its data, or was replaced: what may not have been read is sent again."""
+        oldest = self._loop.time() - KEPT_SECONDS
+        for kept in self._kept:
+            if kept.sent >= oldest:
+                self._lost.setdefault(kept.mailbox, deque()).append(kept)
+        self._kept.clear()
+        self._bytes = 0
+        if self._lost and (self._repeating is None or self._repeating.done()):
+            self._repeating = asyncio.create_task(self._repeat_all(), name="asgibus repeat")
+
+    async def _repeat_all(self) -> None:
+        until = self._loop.time() + PATIENCE_SECONDS
+        while self._lost:
+            for mailbox in list(self._lost):
+                try:
+                    await self._repeat(mailbox, until)
+                except LayerUnavailable as error:
+                    logger.debug("%s cannot be sent its messages again yet: %s", mailbox, error)
+            if self._loop.time() >= until:
+                break
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+        for mailbox in list(self._lost):
+            messages = self._lost.pop(mailbox)
+            self._counts["message lost"] += len(messages)
+            logger.warning(
+                "%d messages to %s may be lost: Redis has lost its data, and that process is not back",
+                len(messages),
+                mailbox,
+            )
+
+    async def _repeat(self, mailbox: str, until: float) -> bool:
+        """Send there again what may be lost, in order. False if the mailbox is not back."""
+        async with self._order:
+            while messages := self._lost.get(mailbox):
+                if not await self._write(mailbox, messages[0].entry, until, repeatable=True):
+                    return False
+                self._counts["message repeated"] += 1
+                self._keep(messages.popleft())
+            self._lost.pop(mailbox, None)
+        return True
+
+    async def _write(self, mailbox: str, entry: bytes, until: float, *, repeatable: bool) -> bool:
+        key = self._writer.mailbox_key(mailbox)
+        written = await self._writer.call(
+            "XADD", key, "NOMKSTREAM", "*", "b", entry, repeatable=repeatable, until=until
+        )
+        return written is not None
+
+    def _keep(self, kept: _Kept) -> None:
+        self._kept.append(kept)
+        self._bytes += len(kept.entry)
+        while self._bytes > KEPT_BYTES or len(self._kept) > KEPT_ENTRIES:
+            self._bytes -= len(self._kept.popleft().entry)
+
+
+class Taken:
+    """Which numbered messages the reader of a mailbox has had."""
+
+    def __init__(self) -> None:
+        self._sources: OrderedDict[str, OrderedDict[int, None]] = OrderedDict()
+
+    def once(self, frames: Sequence[Frame]) -> Sequence[Frame]:
+        """What an entry holds, without its number; nothing if it was there before."""
+        if frames and frames[0][0] == NUMBERED:
+            _, source, number = frames[0]
+            return frames[1:] if self._is_new(source, number) else ()
+        return frames
+
+    def _is_new(self, source: str, number: int) -> bool:
+        numbers = self._sources.setdefault(source, OrderedDict())
+        self._sources.move_to_end(source)
+        if number in numbers:
+            return False
+        numbers[number] = None
+        if len(numbers) > KEPT_ENTRIES:
+            numbers.popitem(last=False)
+        if len(self._sources) > SOURCES:
+            self._sources.popitem(last=False)
+        return True
