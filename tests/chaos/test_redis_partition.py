@@ -54,7 +54,9 @@ def test_one_server_is_cut_off(
     assert moved
     assert not [member for member in untouched if member.takeovers]
     assert len(served) == len(load.echo.members) + len(load.room.members)
-    assert outcome.counts[victim.name].get("group unheard", 0) == (ROOM_SOCKETS // ROOM_SIZE if kind == "interface" else 0)
+    assert outcome.counts[victim.name].get("group unheard", 0) == (
+        ROOM_SOCKETS // ROOM_SIZE if kind == "interface" else 0
+    )
     outcome.echo.assert_whole()
     assert not outcome.room.closes
     assert not outcome.late
