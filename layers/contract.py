@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from asgibus.layers.errors import ChannelFull, MessageTooLarge
+from asgibus.layers.settings import LayerSettings
 
 Message = dict[str, Any]
 Frame = tuple[Any, ...]
@@ -79,6 +80,17 @@ class Claim:
     offered it knows."""
 
 
+@dataclass(slots=True, frozen=True)
+class Delivery:
+    """A message of an ordinary channel that this process has taken, and has to acknowledge when it is handled."""
+
+    channel: str
+    id: str
+    message: Message
+    attempt: int
+    """1 at first; more after it was given back, or its process died."""
+
+
 class Bus(ABC):
     """One process's place on the bus: its mailbox, and its claims. Made by `ChannelLayer.bus`."""
 
@@ -135,11 +147,28 @@ class Bus(ABC):
 
     @abstractmethod
     def stop_claiming(self) -> None:
-        """Make the running and every later `claim` return: with what it has taken, then with nothing."""
+        """Make every running and later `claim` and `take` return: with what it has taken, then with nothing."""
 
     @abstractmethod
     def done(self, claim: Claim) -> None:
         """Say that a claimed entry is dealt with; buffered, written behind the frames posted before."""
+
+    @abstractmethod
+    async def take(self, channel: str, limit: int, *, once: bool = False) -> list[Delivery]:
+        """Wait for messages of an ordinary channel and take up to `limit` of them, oldest first.
+
+        Each stays under the name of this process until it is acknowledged or given back; if the process dies, another
+        one that takes from this channel gets it. With `once` it is acknowledged from the beginning, and lost then.
+        Returns an empty list only after `stop_claiming`. Not to be cancelled; one call at a time for a channel.
+        """
+
+    @abstractmethod
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Say that a message is handled; buffered."""
+
+    @abstractmethod
+    def give_back(self, delivery: Delivery, *, delay: float = 0.0) -> None:
+        """Let a message be taken again, by anyone, after `delay` seconds; buffered."""
 
     @abstractmethod
     async def join_group(self, group: str) -> None:
@@ -157,6 +186,19 @@ class Bus(ABC):
         """Wait until everything posted, offered and done so far is in the store; given up when the store is away."""
 
 
+class Statistics(TypedDict):
+    """What the statistics extension of 2016 tells of a channel, or of all."""
+
+    messages_count: int
+    """Messages sent, since there were none for a day."""
+    messages_pending: int
+    """Unread messages, delayed ones among them."""
+    messages_max_age: float
+    """Seconds since the oldest unread one could be received; 0.0 if there is none."""
+    channel_full_count: int
+    """Messages that were refused or, in a group, dropped, because the channel was at its capacity."""
+
+
 class ChannelLayer(ABC):
     """Named channels and groups between processes; the Channels 4 interface, plus `bus` for the servers.
 
@@ -166,20 +208,34 @@ class ChannelLayer(ABC):
 
     ChannelFull = ChannelFull
     MessageTooLarge = MessageTooLarge
-    extensions: Sequence[str] = ("groups", "flush")
+    extensions: Sequence[str] = ("groups", "flush", "statistics", "delay")
 
-    expiry: int = 60
-    """Seconds after which an unread message is dropped."""
-    group_expiry: int = 86400
-    """Seconds after which a membership ends that nobody renewed; a server on the bus renews its own."""
-    capacity: int = 100
-    """How many unread messages a channel holds before `send` raises ChannelFull."""
+    settings: LayerSettings
     counts: Counter[str]
     """How often something was tried again, lost or dropped, by what it was; for the admin port."""
 
+    @property
+    def expiry(self) -> float:
+        """Seconds after which an unread message is dropped."""
+        return self.settings.expiry
+
+    @property
+    def group_expiry(self) -> float:
+        """Seconds after which a membership ends that nobody renewed; a server on the bus renews its own."""
+        return self.settings.group_expiry
+
+    @property
+    def capacity(self) -> int:
+        """How many unread messages a channel holds before `send` raises ChannelFull, unless it has its own."""
+        return self.settings.capacity
+
     @abstractmethod
-    async def send(self, channel: str, message: Message) -> None:
-        """Send a message to a channel. Raises TypeError, ChannelFull, MessageTooLarge, LayerUnavailable."""
+    async def send(self, channel: str, message: Message, *, delay: float = 0.0) -> None:
+        """Send a message to a channel, where it can be received after `delay` seconds.
+
+        The delay runs by the store's clock, and outlives this process. What is delayed counts for the capacity.
+        Raises TypeError, ValueError for a delay below 0, ChannelFull, MessageTooLarge, LayerUnavailable.
+        """
 
     @abstractmethod
     async def receive(self, channel: str) -> Message:
@@ -207,6 +263,14 @@ class ChannelLayer(ABC):
 
         Raises TypeError, MessageTooLarge, LayerUnavailable.
         """
+
+    @abstractmethod
+    async def channel_statistics(self, channel: str) -> Statistics:
+        """What is known of a channel, without touching its messages. Raises TypeError, LayerUnavailable."""
+
+    @abstractmethod
+    async def global_statistics(self) -> Statistics:
+        """The same of all ordinary channels together. Raises LayerUnavailable."""
 
     @abstractmethod
     async def flush(self) -> None:

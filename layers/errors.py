@@ -5,17 +5,43 @@ LayerError
 ├── MessageTooLarge    the message is larger than the layer carries
 └── LayerUnavailable   the store cannot be reached, or refuses us
 
-Bad names and messages are a caller's mistake and raise TypeError.
+Bad names and messages are a caller's mistake and raise TypeError. Where Channels is in use, what is raised is also of
+the class of the same name in `channels.exceptions`, which its users catch.
 """
 
 from __future__ import annotations
+
+import sys
+from functools import cache
+from typing import Any, Self
 
 
 class LayerError(Exception):
     """Something between us and the layer's store; the base of the others."""
 
 
-class ChannelFull(LayerError):
+@cache
+def _both(ours: Any, theirs: Any) -> type[Any]:
+    return type(ours.__name__, (ours, theirs), {"__module__": ours.__module__, "__reduce__": _reduce(ours)})
+
+
+def _reduce(ours: Any) -> Any:
+    return lambda error: (ours, error.args)
+
+
+class _Known(LayerError):
+    """An error whose instances are also of the class of that name in Channels, if that has been imported."""
+
+    def __new__(cls, *args: object) -> Self:
+        theirs = getattr(sys.modules.get("channels.exceptions"), cls.__name__, None)
+        kind: Any = cls
+        if isinstance(theirs, type) and not issubclass(cls, theirs):
+            kind = _both(kind, theirs)
+        error: Self = super().__new__(kind, *args)
+        return error
+
+
+class ChannelFull(_Known):
     """The channel is at its capacity: nothing was sent. Try again later, or give up."""
 
     def __init__(self, channel: str, capacity: int) -> None:
@@ -27,7 +53,7 @@ class ChannelFull(LayerError):
         return f"channel {self.channel!r} is at its capacity of {self.capacity} messages"
 
 
-class MessageTooLarge(LayerError):
+class MessageTooLarge(_Known):
     """The message does not fit into one entry of the layer: nothing was sent."""
 
     def __init__(self, size: int, limit: int) -> None:

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -25,14 +25,24 @@ from asgibus.layers.contract import (
     Bus,
     ChannelLayer,
     Claim,
+    Delivery,
     Frame,
     Handler,
     Message,
     Offer,
+    Statistics,
 )
 from asgibus.layers.errors import ChannelFull
 from asgibus.layers.names import new_mailbox, require_channel, require_group, split_local
 from asgibus.layers.queues import Queues
+from asgibus.layers.settings import (
+    CAPACITY,
+    EXPIRY_SECONDS,
+    GROUP_EXPIRY_SECONDS,
+    LayerSettings,
+    Pattern,
+    require_delay,
+)
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -43,17 +53,19 @@ class InMemoryChannelLayer(ChannelLayer):
     def __init__(
         self,
         *,
-        expiry: int = 60,
-        group_expiry: int = 86400,
-        capacity: int = 100,
+        expiry: float = EXPIRY_SECONDS,
+        group_expiry: float = GROUP_EXPIRY_SECONDS,
+        capacity: int = CAPACITY,
+        channel_capacity: Mapping[Pattern, int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.expiry = expiry
-        self.group_expiry = group_expiry
-        self.capacity = capacity
+        """The options have the names and the meaning that Channels gives them. Raises ValueError for a bad one."""
+        self.settings = LayerSettings.of(
+            expiry=expiry, group_expiry=group_expiry, capacity=capacity, channel_capacity=channel_capacity
+        )
         self.counts = Counter()
         self._clock = clock
-        self._queues = Queues(expiry=expiry, capacity=capacity, clock=clock)
+        self._queues = Queues(self.settings.expiry, self.settings.capacity_of, clock=clock)
         self._process = new_mailbox("")  # behind the prefix of every process-local name made here
         self._locals = 0
         self._lock = threading.Lock()
@@ -63,9 +75,9 @@ class InMemoryChannelLayer(ChannelLayer):
         self._claimed = 0
         self._orphans: list[Claim] = []  # of buses that are closed, until somebody claims from their channels
 
-    async def send(self, channel: str, message: Message) -> None:
+    async def send(self, channel: str, message: Message, *, delay: float = 0.0) -> None:
         require_channel(channel, whole=True)
-        self._deliver(channel, unpack_message(pack_message(message)))
+        self._deliver(channel, unpack_message(pack_message(message)), require_delay(delay))
         await asyncio.sleep(0)  # a sender in a loop must not keep its readers from running
 
     async def receive(self, channel: str) -> Message:
@@ -102,12 +114,18 @@ class InMemoryChannelLayer(ChannelLayer):
                 bus.deliver("", (GROUP_MESSAGE, group, unpack_message(packed)))
                 continue
             try:
-                self._deliver(member, unpack_message(packed))
+                self._deliver(member, unpack_message(packed), 0.0)
             except ChannelFull:
                 missed += 1
         if missed:
             logger.warning("group %r: %d of %d members were full and missed a message", group, missed, len(targets))
         await asyncio.sleep(0)  # likewise
+
+    async def channel_statistics(self, channel: str) -> Statistics:
+        return self._queues.statistics(require_channel(channel, whole=True))
+
+    async def global_statistics(self) -> Statistics:
+        return self._queues.statistics()
 
     async def flush(self) -> None:
         self._queues.clear()
@@ -145,6 +163,8 @@ class InMemoryChannelLayer(ChannelLayer):
             if bus is not None:
                 self._orphans += bus._claims.values()
                 bus._claims.clear()
+        if bus is not None:
+            bus.give_all_back()
         for other in others:
             other.deliver("", (DEAD, mailbox))
         self._hand_on()
@@ -163,15 +183,15 @@ class InMemoryChannelLayer(ChannelLayer):
                     heir._claims[claim.id] = claim
                     heir._soon(partial(heir._handler.orphaned, claim))
 
-    def _deliver(self, channel: str, message: Message) -> None:
+    def _deliver(self, channel: str, message: Message, delay: float) -> None:
         local = split_local(channel)
         bus = self._buses.get(local[0]) if local else None
         if local and bus is not None:
-            bus.deliver("", (MESSAGE, local[1], message))
+            bus.deliver("", (MESSAGE, local[1], message), delay)
         elif local and not local[0].endswith(self._process):
             logger.info("a message to %s was dropped: its process is gone", channel)
         else:
-            self._queues.put(channel, message)
+            self._queues.put(channel, message, delay=delay)
 
     def _join(self, group: str, member: str, until: float) -> None:
         with self._lock:
@@ -199,19 +219,28 @@ class MemoryBus(Bus):
         self._claiming: asyncio.Future[None] | None = None
         self._channels: frozenset[str] = frozenset()  # from which it claims
         self._claims: dict[bytes, Claim] = {}  # what it has claimed and not dealt with
+        self._taken: dict[str, Delivery] = {}
+        self._number = 0
         self._stopped = False
+        self._stopping = asyncio.Event()
 
     @property
     def available(self) -> bool:
         return True
 
-    def deliver(self, sender: str, frame: Frame) -> None:
+    def deliver(self, sender: str, frame: Frame, delay: float = 0.0) -> None:
         """Put a frame into this mailbox; from any thread."""
+        if delay:
+            self._soon(lambda: self._later(delay, sender, frame))
+            return
         with self._layer._lock:
             self._inbox.append((sender, frame))
             first = len(self._inbox) == 1
         if first:
             self._soon(self._hand_over)
+
+    def _later(self, delay: float, sender: str, frame: Frame) -> None:
+        self._loop.call_later(delay, self.deliver, sender, frame)
 
     def _hand_over(self) -> None:
         with self._layer._lock:
@@ -282,8 +311,40 @@ class MemoryBus(Bus):
             finally:
                 self._claiming = None
 
+    async def take(self, channel: str, limit: int, *, once: bool = False) -> list[Delivery]:
+        require_channel(channel)
+        if self._stopped:
+            return []
+        taking = self._loop.create_task(self._layer._queues.take(channel, limit))
+        stopping = self._loop.create_task(self._stopping.wait())
+        await asyncio.wait([taking, stopping], return_when=asyncio.FIRST_COMPLETED)
+        for task in (taking, stopping):
+            task.cancel()
+        await asyncio.wait([taking, stopping])
+        deliveries = []
+        for queued in () if taking.cancelled() else taking.result():
+            self._number += 1
+            delivery = Delivery(channel, str(self._number), queued.message, queued.attempt)
+            deliveries.append(delivery)
+            if not once:
+                self._taken[delivery.id] = delivery
+        return deliveries
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        self._taken.pop(delivery.id, None)
+
+    def give_back(self, delivery: Delivery, *, delay: float = 0.0) -> None:
+        if self._taken.pop(delivery.id, None) is not None:
+            self._layer._queues.put(delivery.channel, delivery.message, delay=delay, attempt=delivery.attempt + 1)
+
+    def give_all_back(self) -> None:
+        """It has ended, or was declared dead: what it had taken is for others."""
+        for delivery in list(self._taken.values()):
+            self.give_back(delivery)
+
     def stop_claiming(self) -> None:
         self._stopped = True
+        self._stopping.set()
         self._wake_claim()
 
     def _wake_claim(self) -> None:

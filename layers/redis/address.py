@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -34,6 +35,8 @@ class Address:
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     sentinels: tuple[tuple[str, int], ...] = ()
     service: str = ""
+    sentinel_username: str | None = None
+    sentinel_password: str | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         if self.sentinels:
@@ -53,6 +56,8 @@ class Address:
             "socket_connect_timeout": SENTINEL_SECONDS,
             "retry": Retry(NoBackoff(), 0),
             "protocol": 2,
+            "username": self.sentinel_username,
+            "password": self.sentinel_password,
         }
         sentinel = Sentinel(list(self.sentinels), sentinel_kwargs=options)  # type: ignore[no-untyped-call]  # redis-py says nothing
         try:
@@ -76,7 +81,7 @@ class Address:
         kind = options.get("connection_class")
         tls: ssl.SSLContext | None = None
         if isinstance(kind, type) and issubclass(kind, SSLConnection):
-            tls = _tls(options)
+            tls = client_tls(options)
         path = None
         if isinstance(kind, type) and issubclass(kind, UnixDomainSocketConnection):
             path = options.get("path") or ""
@@ -128,15 +133,24 @@ def _behind_sentinel(rest: str) -> Address:
     )
 
 
-def _tls(options: dict[str, Any]) -> ssl.SSLContext:
-    """The TLS settings of redis-py's URL options: `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`, `ssl_cert_reqs`."""
+def client_tls(options: Mapping[str, Any]) -> ssl.SSLContext:
+    """The TLS settings of redis-py's options. Raises ValueError for files that cannot be used."""
     try:
-        context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+        context = ssl.create_default_context(
+            cafile=options.get("ssl_ca_certs"), capath=options.get("ssl_ca_path"), cadata=options.get("ssl_ca_data")
+        )
         if options.get("ssl_certfile"):
-            context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
+            password = options.get("ssl_keyfile_password") or options.get("ssl_password")
+            context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"), password)
+        if options.get("ssl_ciphers"):
+            context.set_ciphers(options["ssl_ciphers"])
     except OSError as error:
-        raise ValueError(f"the TLS files in the layer's URL cannot be used: {error.strerror or error}") from error
-    if str(options.get("ssl_cert_reqs", "required")) == "none":
+        raise ValueError(f"the TLS files of the layer's Redis cannot be used: {error.strerror or error}") from error
+    if options.get("ssl_min_version"):
+        context.minimum_version = options["ssl_min_version"]
+    if options.get("ssl_check_hostname") is False:
+        context.check_hostname = False
+    if options.get("ssl_cert_reqs", "required") in ("none", None, ssl.CERT_NONE):
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context

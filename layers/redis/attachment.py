@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,11 +17,14 @@ from asgibus.layers.redis.bus import RedisBus
 from asgibus.layers.redis.epoch import Epoch
 from asgibus.layers.redis.inbox import Inbox
 from asgibus.layers.redis.kept import Sent
+from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.link import Outage
 from asgibus.layers.redis.receiver import Receiver
 from asgibus.layers.redis.writer import Writer
+from asgibus.layers.settings import LayerSettings
 
-ANY_CAPACITY = 2**31  # for a message that had its place in the channel before
+ANY_CAPACITY = -1  # for a message that had its place in the channel before
+COUNTED_MS = 86_400_000  # how long it is known what went through a channel that nobody uses
 
 
 class Attachment:
@@ -29,26 +33,22 @@ class Attachment:
     def __init__(
         self,
         address: Address,
-        prefix: str,
+        keys: Keys,
+        settings: LayerSettings,
         counts: Counter[str],
-        *,
-        expiry: int,
-        group_expiry: int,
-        capacity: int,
     ) -> None:
-        self._address = address
-        self._prefix = prefix
-        self._expiry = expiry
-        self._group_expiry = group_expiry
-        self._capacity = capacity
+        self.address = address
+        self.keys = keys
+        self.settings = settings
         self.outage = Outage(address, counts)
-        self._deaths: dict[str, int] = {}
-        self.writer = Writer(address, prefix, "asgibus-writer", self.outage)
+        self.deaths: dict[str, int] = {}
+        """Of the buses here: which deaths were counted, and when there was last news of them."""
+        self.writer = Writer(address, keys, "asgibus-writer", self.outage)
         self.writer.on_up.add(self._up)
         self._run_id = ""
-        self.sent = Sent(self.writer, counts)
+        self.sent = Sent(self.writer, keys, counts)
         self.epoch = Epoch(self.sent.lost)
-        self.receiver = Receiver(address, expiry=expiry)
+        self.receiver = Receiver(address, keys, expiry=settings.expiry, group_expiry=settings.group_expiry)
         self._lock = asyncio.Lock()
         self._open = False
         self._inboxes: dict[str, tuple[Inbox, RedisBus]] = {}
@@ -70,12 +70,13 @@ class Attachment:
     async def close(self) -> None:
         """End everything, behind what was written before."""
         await self.sent.close()
-        for _, bus in self._inboxes.values():
+        for inbox, bus in self._inboxes.values():
+            inbox.close()
             await bus.close()
         self._inboxes.clear()
-        for key, payloads in self.receiver.close().items():
+        for channel, payloads in self.receiver.close().items():
             for payload in payloads:
-                self.writer.write(("EVAL", scripts.SEND, 1, key, payload, ANY_CAPACITY, self._expiry * 1000), _ignore)
+                self.writer.write(self.send_command(channel, payload, ANY_CAPACITY, 0.0), _ignore)
         if self._open:
             await self.writer.drain()
             await self.writer.close()
@@ -83,33 +84,27 @@ class Attachment:
     @asynccontextmanager
     async def bus(self, role: str, handler: Handler) -> AsyncIterator[RedisBus]:
         """A mailbox of that role, read while the context lasts. Entering raises LayerUnavailable."""
-        bus = self._bus(role, handler)
+        bus = RedisBus(self, new_mailbox(role), handler)
         try:
             await bus.open()
             yield bus
         finally:
             await bus.close()
 
-    def _bus(self, role: str, handler: Handler) -> RedisBus:
-        return RedisBus(
-            self._address,
-            self._prefix,
-            new_mailbox(role),
-            self.outage,
-            self.writer,
-            self.epoch,
-            self._deaths,
-            handler,
-            group_expiry=self._group_expiry,
-        )
+    def send_command(self, channel: str, payload: bytes, capacity: int, delay: float) -> tuple[str | bytes | int, ...]:
+        """The command that adds a message to an ordinary channel; its reply is 0 if the channel is full."""
+        keys, settings = self.keys, self.settings
+        names = keys.messages(channel), keys.delayed(channel), keys.wake(channel), keys.counts(channel)
+        limits = capacity, round(settings.expiry * 1000), round(delay * 1000)
+        return ("EVAL", scripts.SEND, 4, *names, payload, *limits, secrets.token_hex(8) if delay else "", COUNTED_MS)
 
     async def new_channel(self, prefix: str) -> str:
         """A process-local channel; the mailbox for its prefix is made at the first call."""
         async with self._lock:
             if prefix not in self._inboxes:
-                inbox = Inbox(expiry=self._expiry, capacity=self._capacity)
-                bus = self._bus(prefix, inbox)
-                inbox.mailbox = bus.mailbox
+                inbox = Inbox()
+                bus = RedisBus(self, new_mailbox(prefix), inbox, bounded=True)
+                inbox.on_bus(bus, self.settings.expiry)
                 await bus.open()
                 self._inboxes[prefix] = inbox, bus
         return self._inboxes[prefix][0].new_channel()

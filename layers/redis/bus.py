@@ -4,66 +4,64 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from asgibus.layers.contract import Bus, Claim, Frame, Handler, Offer
-from asgibus.layers.redis.address import Address
+from asgibus.layers.contract import Bus, Claim, Delivery, Frame, Handler, Offer
+from asgibus.layers.names import require_channel, require_group
+from asgibus.layers.redis import scripts
 from asgibus.layers.redis.claims import Claimant
-from asgibus.layers.redis.epoch import Epoch
+from asgibus.layers.redis.deliveries import Deliveries
 from asgibus.layers.redis.kept import Taken
-from asgibus.layers.redis.link import Outage
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.memberships import Memberships
 from asgibus.layers.redis.offers import Offers
 from asgibus.layers.redis.presence import Presence
-from asgibus.layers.redis.writer import CALL_SECONDS, Writer
+from asgibus.layers.redis.writer import CALL_SECONDS
+from asgibus.layers.settings import require_delay
+
+if TYPE_CHECKING:
+    from asgibus.layers.redis.attachment import Attachment
 
 
 class RedisBus(Bus):
     """See `Bus`. `open` before use, `close` at the end."""
 
-    def __init__(
-        self,
-        address: Address,
-        prefix: str,
-        mailbox: str,
-        outage: Outage,
-        writer: Writer,
-        epoch: Epoch,
-        deaths: dict[str, int],
-        handler: Handler,
-        *,
-        group_expiry: int,
-    ) -> None:
+    def __init__(self, attachment: Attachment, mailbox: str, handler: Handler, *, bounded: bool = False) -> None:
+        """`bounded`: the channels of the mailbox have a capacity, and the handler says what has been received."""
         self.mailbox = mailbox
-        self._outage = outage
-        self._writer = writer
+        self.sent = 0.0
+        """When the frames that the handler is given were written, in seconds by Redis's clock."""
+        self._loop = asyncio.get_running_loop()
         self._handler = handler
+        self._keys = keys = attachment.keys
+        self._outage = outage = attachment.outage
+        self._writer = writer = attachment.writer
+        settings = attachment.settings
         self._taken = Taken()
-        self._claimant = Claimant(address, prefix, mailbox, outage, writer)
-        self._memberships = Memberships(writer, prefix, mailbox, group_expiry)
-        self._reader = MailboxReader(address, writer.mailbox_key(mailbox), f"{mailbox}mailbox", outage, self._batch)
+        self._later: set[asyncio.TimerHandle] = set()
+        self._claimant = Claimant(attachment.address, keys, mailbox, outage, writer)
+        self._deliveries = Deliveries(writer, attachment.receiver, keys, mailbox, outage.counts, settings.expiry)
+        self._memberships = Memberships(writer, keys, mailbox, round(settings.group_expiry))
+        self._reader = MailboxReader(
+            attachment.address, keys.mailbox(mailbox), f"{mailbox}mailbox", outage, self._batch
+        )
         self._offers = Offers(
-            writer,
-            prefix,
-            mailbox,
-            outage,
-            handler,
-            now=lambda: self._presence.now,
-            missed=self._missed,
+            writer, keys, mailbox, outage, handler, now=lambda: self._presence.now, missed=self._missed
         )
         self._presence = Presence(
             mailbox,
-            prefix,
+            keys,
             outage,
             writer,
             self._reader,
             self._memberships,
             self._claimant,
+            self._deliveries,
             self._offers,
-            epoch,
-            deaths,
+            attachment.epoch,
+            attachment.deaths,
             handler,
+            bounded=bounded,
         )
 
     @property
@@ -80,20 +78,47 @@ class RedisBus(Bus):
         """Leave nothing behind: no mailbox, no lease, no membership, no claim that nobody deals with."""
         await self._presence.close()
         await self._reader.close()
+        for timer in self._later:
+            timer.cancel()
         self._offers.close()
         await self._writer.drain()
         await self._claimant.close()
+        await self._deliveries.close()
         self._memberships.close()
         self._presence.leave()
         await self._writer.drain()
 
-    def _batch(self, sender: str, frames: Sequence[Frame]) -> None:
+    def _batch(self, sender: str, frames: Sequence[Frame], sent: float, full: bytes) -> None:
+        delay = 0.0
         if sender:
             self._presence.heard(sender)
         else:
-            frames = self._offers.told(self._presence.told(self._taken.once(frames)))
-        if frames:
+            frames, delay = self._taken.once(frames, full)
+            frames = self._offers.told(self._presence.told(frames))
+        if delay:
+            self._delay(frames, sent + delay)
+        elif frames:
+            self.sent = sent
             self._handler.batch(sender, frames)
+
+    def _delay(self, frames: Sequence[Frame], due: float) -> None:
+        """Hand messages on when they are due; the mailbox has been read, so they are kept here until then."""
+
+        def hand_on() -> None:
+            self._later.discard(timer)
+            self.sent = due
+            self._handler.batch("", frames)
+
+        timer = self._loop.call_later(due - self.time(), hand_on)
+        self._later.add(timer)
+
+    def time(self) -> float:
+        """Now, in seconds by Redis's clock, or a little ahead of it."""
+        return self._presence.time()
+
+    def received(self, parts: Sequence[str]) -> None:
+        """A message of each of these process-local channels is not unread any more."""
+        self._writer.write(("EVAL", scripts.RECEIVED, 1, self._keys.unread(self.mailbox), *parts), _ignore)
 
     def post(self, mailbox: str, frame: Frame, size: int = 0) -> None:
         self._writer.post(self, mailbox, frame, size)
@@ -124,18 +149,32 @@ class RedisBus(Bus):
 
     def stop_claiming(self) -> None:
         self._claimant.stop()
+        self._deliveries.stop()
 
     def done(self, claim: Claim) -> None:
         self._claimant.done(claim)
 
+    async def take(self, channel: str, limit: int, *, once: bool = False) -> list[Delivery]:
+        return await self._deliveries.take(require_channel(channel), limit, once=once)
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        self._deliveries.acknowledge(delivery)
+
+    def give_back(self, delivery: Delivery, *, delay: float = 0.0) -> None:
+        self._deliveries.give_back(delivery, require_delay(delay))
+
     async def join_group(self, group: str) -> None:
-        await self._memberships.join(group, _soon())
+        await self._memberships.join(require_group(group), _soon())
 
     async def leave_group(self, group: str) -> None:
-        await self._memberships.leave(group, _soon())
+        await self._memberships.leave(require_group(group), _soon())
 
     async def drain(self) -> None:
         await self._writer.drain()
+
+
+def _ignore(reply: Any) -> None:
+    """A store that has lost what was counted there has lost the messages, too."""
 
 
 def _soon() -> float:

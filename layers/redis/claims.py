@@ -18,6 +18,7 @@ from asgibus.layers.contract import Claim
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.connection import BLOCK_SECONDS, RedisConnection, RedisError, pack_command
+from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.link import Link, Outage
 from asgibus.layers.redis.writer import Writer
 
@@ -34,8 +35,8 @@ UNBLOCK_SECONDS = 0.05  # until a read that was not blocked yet when it was to b
 class Claimant:
     """Takes entries of shared channels for one process. `consumer` is its name in the group."""
 
-    def __init__(self, address: Address, prefix: str, consumer: str, outage: Outage, writer: Writer) -> None:
-        self._prefix = prefix
+    def __init__(self, address: Address, keys: Keys, consumer: str, outage: Outage, writer: Writer) -> None:
+        self._keys = keys
         self._consumer = consumer
         self._writer = writer
         self._counts = outage.counts
@@ -43,7 +44,7 @@ class Claimant:
         self._opened = False
         self._waiting: asyncio.Future[list[Claim]] | None = None
         self._channels: dict[str, str] = {}  # key -> channel
-        self._keys: list[str] = []  # the keys, in the order in which they are asked
+        self._turns: list[str] = []  # the keys, in the order in which they are asked
         self._limit = 0
         self._probed = 0  # how many of the keys were asked alone and had nothing
         self._held: set[tuple[str, bytes]] = set()
@@ -56,17 +57,13 @@ class Claimant:
         self._unread: set[str] = set()  # keys where something was taken over that has not been read yet
         self._on_acked = self._acked
 
-    def key(self, channel: str) -> str:
-        """The key of a shared channel's stream."""
-        return f"{self._prefix}:shared:{channel}"
-
     async def claim(self, channels: Sequence[str], limit: int) -> list[Claim]:
         """As `Bus.claim`."""
         if self._stopped:
             return []
         if [*self._channels.values()] != [*channels]:
-            self._channels = {self.key(channel): channel for channel in channels}
-            self._keys = [*self._channels]
+            self._channels = {self._keys.shared(channel): channel for channel in channels}
+            self._turns = [*self._channels]
         self._limit = limit
         self._probed = 0
         self._waiting = asyncio.get_running_loop().create_future()
@@ -84,7 +81,7 @@ class Claimant:
 
     def done(self, claim: Claim) -> None:
         """As `Bus.done`."""
-        self._writer.ack(self.key(claim.channel), claim.id, self._on_acked)
+        self._writer.ack(self._keys.shared(claim.channel), claim.id, self._on_acked)
 
     @property
     def active(self) -> bool:
@@ -164,7 +161,7 @@ class Claimant:
 
     def _ask(self, connection: RedisConnection) -> None:
         """Ask for new entries; on a new connection first for those that the last one's reply may have carried."""
-        keys = self._keys
+        keys = self._turns
         options: tuple[str | int, ...]
         if self._recover:
             options = ()
@@ -173,7 +170,7 @@ class Claimant:
             keys = [keys[0]]
             options = ("COUNT", self._limit)
             self._probed += 1
-            self._keys = [*self._keys[1:], *keys]
+            self._turns = [*self._turns[1:], *keys]
         else:
             options = ("COUNT", max(1, self._limit // len(keys)), "BLOCK", BLOCK_SECONDS * 1000)
         start = "0" if self._recover else ">"
@@ -230,7 +227,7 @@ class Claimant:
 
     def _hand_back(self, claim: Claim) -> None:
         """More came than there was room for: somebody else may have it."""
-        key = self.key(claim.channel)
+        key = self._keys.shared(claim.channel)
         self._writer.write(("EVAL", scripts.HAND_BACK, 1, key, claim.id), lambda _: self._held.discard((key, claim.id)))
 
     def _acked(self, key: str, ids: list[bytes]) -> None:
@@ -245,7 +242,7 @@ class Claimant:
 
     def _make_groups(self, connection: RedisConnection) -> None:
         """Make the streams with their groups, from the first entry on, and ask again."""
-        last = self._keys[-1]
+        last = self._turns[-1]
 
         def made(key: str, reply: Any) -> None:
             if connection is not self._link.connection:
@@ -255,7 +252,7 @@ class Claimant:
             elif key == last:
                 self._ask(connection)
 
-        for key in self._keys:
+        for key in self._turns:
             self._writer.write(("XGROUP", "CREATE", key, "workers", "0", "MKSTREAM"), partial(made, key))
 
 

@@ -10,17 +10,21 @@ import asyncio
 import logging
 import secrets
 from collections import Counter, OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from asgibus.layers.codec import pack
-from asgibus.layers.contract import Frame
+from asgibus.layers.contract import MESSAGE, Frame, Message
 from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.redis import scripts
+from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.writer import PAYLOAD_VERSION, Writer
 
 logger = logging.getLogger("asgibus.layers")
 
 NUMBERED = 4  # (NUMBERED, source, number), a frame of the layer's own: what stands behind it in its entry is taken once
+MESSAGES = 5  # (MESSAGES, local parts, message, delay in seconds), likewise: for process-local channels of that mailbox
+FULL = "full"  # a field of an entry: the places among those channels of such that do not get it, with commas between
 
 KEPT_ENTRIES = 1000  # of one source; a reader knows as many of it, and so takes none of them twice
 KEPT_BYTES = 256 * 1024  # of one source: more falls out of the processor's caches, which costs more than the keeping
@@ -34,13 +38,15 @@ class _Kept(NamedTuple):
     sent: float
     mailbox: str
     entry: bytes
+    full: bytes
 
 
 class Sent:
     """What one event loop sends to mailboxes, at most once each. All methods are called from that loop."""
 
-    def __init__(self, writer: Writer, counts: Counter[str]) -> None:
+    def __init__(self, writer: Writer, keys: Keys, counts: Counter[str]) -> None:
         self._loop = asyncio.get_running_loop()
+        self._keys = keys
         self._writer = writer
         self._counts = counts
         self._source = secrets.token_hex(8)
@@ -57,19 +63,39 @@ class Sent:
             self._repeating.cancel()
             await asyncio.wait([self._repeating])
 
-    async def send(self, mailbox: str, *frames: Frame, until: float) -> bool:
-        """Write the frames as one entry, behind what is to be sent there again; False if there is no such mailbox.
+    async def send(self, mailbox: str, frame: Frame, until: float) -> bool:
+        """Write the frame as one entry, behind what is to be sent there again; False if there is no such mailbox.
 
         Raises LayerUnavailable, at the time `until` of the event loop's clock at the latest.
         """
-        self._number += 1
-        entry = pack((PAYLOAD_VERSION, "", ((NUMBERED, self._source, self._number), *frames)))
+        entry = self._entry(frame)
         if mailbox in self._lost and not await self._repeat(mailbox, until):
             return False
-        if await self._write(mailbox, entry, until, repeatable=False):
-            self._keep(_Kept(self._loop.time(), mailbox, entry))
-            return True
-        return False
+        return await self._add(_Kept(self._loop.time(), mailbox, entry, b""), until, repeatable=False)
+
+    async def send_local(
+        self, mailbox: str, message: Message, capacities: Mapping[str, int], until: float, delay: float = 0.0
+    ) -> Sequence[str] | None:
+        """The same with a message for channels of that mailbox, by their local parts, each with its capacity.
+
+        It can be received after `delay` seconds.
+
+        Returns those that are full and do not get it, or None if there is no such mailbox.
+        """
+        parts = list(capacities)
+        entry = self._entry((MESSAGES, parts, message, delay))
+        if mailbox in self._lost and not await self._repeat(mailbox, until):
+            return None
+        keys = self._keys.mailbox(mailbox), self._keys.unread(mailbox)
+        bounds = [value for bound in capacities.items() for value in bound]
+        full = await self._writer.call(
+            "EVAL", scripts.SEND_LOCAL, 2, *keys, entry, *bounds, repeatable=False, until=until
+        )
+        if full is None:
+            return None
+        if len(full) < len(parts):
+            self._keep(_Kept(self._loop.time(), mailbox, entry, b",".join(b"%d" % place for place in full)))
+        return [parts[place] for place in full]
 
     def lost(self) -> None:
         """Redis has lost its data, or was replaced: what may not have been read is sent again."""
@@ -106,19 +132,25 @@ class Sent:
         """Send there again what may be lost, in order. False if the mailbox is not back."""
         async with self._order:
             while messages := self._lost.get(mailbox):
-                if not await self._write(mailbox, messages[0].entry, until, repeatable=True):
+                if not await self._add(messages[0], until, repeatable=True):
                     return False
                 self._counts["message repeated"] += 1
-                self._keep(messages.popleft())
+                messages.popleft()
             self._lost.pop(mailbox, None)
         return True
 
-    async def _write(self, mailbox: str, entry: bytes, until: float, *, repeatable: bool) -> bool:
-        key = self._writer.mailbox_key(mailbox)
-        written = await self._writer.call(
-            "XADD", key, "NOMKSTREAM", "*", "b", entry, repeatable=repeatable, until=until
-        )
-        return written is not None
+    def _entry(self, frame: Frame) -> bytes:
+        self._number += 1
+        return pack((PAYLOAD_VERSION, "", ((NUMBERED, self._source, self._number), frame)))
+
+    async def _add(self, kept: _Kept, until: float, *, repeatable: bool) -> bool:
+        key = self._keys.mailbox(kept.mailbox)
+        fields = ("b", kept.entry, FULL, kept.full) if kept.full else ("b", kept.entry)
+        added = await self._writer.call("XADD", key, "NOMKSTREAM", "*", *fields, repeatable=repeatable, until=until)
+        if added is None:
+            return False
+        self._keep(kept)
+        return True
 
     def _keep(self, kept: _Kept) -> None:
         self._kept.append(kept)
@@ -128,17 +160,26 @@ class Sent:
 
 
 class Taken:
-    """Which numbered messages the reader of a mailbox has had."""
+    """Which numbered messages the reader of a mailbox has had, and what they hold."""
 
     def __init__(self) -> None:
         self._sources: OrderedDict[str, OrderedDict[int, None]] = OrderedDict()
 
-    def once(self, frames: Sequence[Frame]) -> Sequence[Frame]:
-        """What an entry holds, without its number; nothing if it was there before."""
-        if frames and frames[0][0] == NUMBERED:
-            _, source, number = frames[0]
-            return frames[1:] if self._is_new(source, number) else ()
-        return frames
+    def once(self, frames: Sequence[Frame], full: bytes) -> tuple[Sequence[Frame], float]:
+        """What an entry holds, as handlers know it, and its delay in seconds; nothing if it was there before.
+
+        `full`: that field of the entry.
+        """
+        if not frames or frames[0][0] != NUMBERED:
+            return frames, 0.0
+        (_, source, number), frame = frames
+        if not self._is_new(source, number):
+            return (), 0.0
+        if frame[0] != MESSAGES:
+            return (frame,), 0.0
+        _, parts, message, delay = frame
+        skipped = {int(place) for place in full.split(b",")} if full else ()
+        return [(MESSAGE, part, message) for place, part in enumerate(parts) if place not in skipped], delay
 
     def _is_new(self, source: str, number: int) -> bool:
         numbers = self._sources.setdefault(source, OrderedDict())

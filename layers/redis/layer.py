@@ -8,63 +8,84 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 from asgibus.layers.codec import pack, pack_message
-from asgibus.layers.contract import DEAD, GROUP_MESSAGE, MESSAGE, Bus, ChannelLayer, Frame, Handler, Message
+from asgibus.layers.contract import DEAD, GROUP_MESSAGE, Bus, ChannelLayer, Handler, Message, Statistics
 from asgibus.layers.errors import ChannelFull, LayerUnavailable
 from asgibus.layers.names import require_channel, require_group, split_local
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.attachment import Attachment
+from asgibus.layers.redis.hosts import DEFAULT_HOST, Hosts, addresses
+from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.writer import CALL_SECONDS, PAYLOAD_VERSION, Writer
+from asgibus.layers.settings import (
+    CAPACITY,
+    EXPIRY_SECONDS,
+    GROUP_EXPIRY_SECONDS,
+    LayerSettings,
+    Pattern,
+    require_delay,
+)
 
 logger = logging.getLogger("asgibus.layers")
 
 
 class RedisChannelLayer(ChannelLayer):
-    """A channel layer between processes. `url` as in `open_layer`; `prefix` starts every key in Redis."""
+    """A channel layer between processes."""
 
     def __init__(
         self,
-        url: str = "redis://127.0.0.1:6379",
+        hosts: Hosts = DEFAULT_HOST,
         *,
         prefix: str = "asgibus",
-        expiry: int = 60,
-        group_expiry: int = 86400,
-        capacity: int = 100,
+        expiry: float = EXPIRY_SECONDS,
+        group_expiry: float = GROUP_EXPIRY_SECONDS,
+        capacity: int = CAPACITY,
+        channel_capacity: Mapping[Pattern, int] | None = None,
     ) -> None:
-        self.address = Address.from_url(url)
+        """`hosts`: a URL as in `open_layer`, or what `CHANNEL_LAYERS` has for channels_redis. `prefix` starts all keys.
+
+        The other options have the names and the meaning that Channels gives them. Raises ValueError for a bad one.
+        """
+        (self.address,) = addresses(hosts)
         self.prefix = prefix
-        self.expiry = expiry
-        self.group_expiry = group_expiry
-        self.capacity = capacity
+        self.settings = LayerSettings.of(
+            expiry=expiry, group_expiry=group_expiry, capacity=capacity, channel_capacity=channel_capacity
+        )
         self.counts = Counter()
+        self._keys = Keys(prefix)
         self._lock = threading.Lock()
         self._attachments: dict[asyncio.AbstractEventLoop, Attachment] = {}
 
-    async def send(self, channel: str, message: Message) -> None:
+    async def send(self, channel: str, message: Message, *, delay: float = 0.0) -> None:
         local = split_local(require_channel(channel, whole=True))
+        require_delay(delay)
         payload = pack_message(message)
+        capacity = self.settings.capacity_of(channel)
         attachment = await self._attachment()
-        writer = attachment.writer
         with attachment.outage.counted():
             if local is None:
-                if not await self._send_ordinary(writer, channel, payload):
-                    raise ChannelFull(channel, self.capacity)
-            elif not await attachment.sent.send(local[0], (MESSAGE, local[1], message), until=_until()):
-                logger.info("a message to %s was dropped: its process is gone", channel)
+                full = not await self._send_ordinary(attachment, channel, payload, delay)
+            else:
+                capacities = {local[1]: capacity}
+                unsent = await attachment.sent.send_local(local[0], message, capacities, _until(), delay)
+                full = bool(unsent)
+                if unsent is None:
+                    logger.info("a message to %s was dropped: its process is gone", channel)
+        if full:
+            self.counts["channel full"] += 1
+            raise ChannelFull(channel, capacity)
 
     async def receive(self, channel: str) -> Message:
         local = split_local(require_channel(channel, whole=True))
         attachment = await self._attachment()
         if local is None:
-            return await attachment.receiver.receive(self._channel_key(channel))
+            return await attachment.receiver.receive(channel)
         return await attachment.receive_local(*local)
 
     async def new_channel(self, prefix: str = "specific") -> str:
@@ -72,51 +93,66 @@ class RedisChannelLayer(ChannelLayer):
         return require_channel(await (await self._attachment()).new_channel(prefix))
 
     async def group_add(self, group: str, channel: str) -> None:
-        key = self._group_key(group)
+        key = self._keys.group(require_group(group))
         member = require_channel(channel)
         writer = (await self._attachment()).writer
-        await writer.call("EVAL", scripts.GROUP_ADD, 1, key, member, self.group_expiry, until=_until())
+        await writer.call("EVAL", scripts.GROUP_ADD, 1, key, member, round(self.group_expiry), until=_until())
 
     async def group_discard(self, group: str, channel: str) -> None:
-        key = self._group_key(group)
+        key = self._keys.group(require_group(group))
         member = require_channel(channel)
         await (await self._attachment()).writer.call("ZREM", key, member, until=_until())
 
     async def group_send(self, group: str, message: Message) -> None:
-        key = self._group_key(group)
+        key = self._keys.group(require_group(group))
         payload = pack_message(message)
         attachment = await self._attachment()
         with attachment.outage.counted():
-            await self._group_send(attachment, group, key, message, payload)
+            full = await self._group_send(attachment, group, key, message, payload)
+        if full:
+            self.counts["channel full"] += len(full)
+            logger.warning("group %r: %d members were full and missed a message: %s", group, len(full), full[:3])
 
-    async def _group_send(self, attachment: Attachment, group: str, key: str, message: Message, payload: bytes) -> None:
-        writer = attachment.writer
+    async def _group_send(
+        self, attachment: Attachment, group: str, key: str, message: Message, payload: bytes
+    ) -> list[str]:
+        """The channels that are full."""
         members, epoch = await self._members(attachment, key)
-        # A mailbox gets one entry: for the group as a whole, or for each of its channels that is a member.
-        entries: dict[str, list[Frame]] = {}
+        # A mailbox gets one entry: for the group as a whole, or for all of its channels that are members.
+        whole: list[str] = []
         ordinary: list[str] = []
+        channels: dict[str, dict[str, int]] = {}
         for member in members:
             local = split_local(member)
             if local is None:
                 ordinary.append(member)
             elif local[1]:
-                entries.setdefault(local[0], []).append((MESSAGE, local[1], message))
+                channels.setdefault(local[0], {})[local[1]] = self.settings.capacity_of(member)
             else:
-                entries.setdefault(member, []).append((GROUP_MESSAGE, group, message))
-        until = _until()
-        calls = [attachment.sent.send(mailbox, *frames, until=until) for mailbox, frames in entries.items()]
-        reached = dict(zip(entries, await asyncio.gather(*calls), strict=True))
-        gone = [member for member in members if reached.get(member[: member.find("!") + 1]) is False]
+                whole.append(member)
+        sent, until = attachment.sent, _until()
+        to_whole, to_channels, to_ordinary = await asyncio.gather(
+            asyncio.gather(*(sent.send(mailbox, (GROUP_MESSAGE, group, message), until) for mailbox in whole)),
+            asyncio.gather(*(sent.send_local(mailbox, message, each, until) for mailbox, each in channels.items())),
+            asyncio.gather(*(self._send_ordinary(attachment, channel, payload, 0.0) for channel in ordinary)),
+        )
+        gone = [mailbox for mailbox, there in zip(whole, to_whole, strict=True) if not there]
+        full = [channel for channel, there in zip(ordinary, to_ordinary, strict=True) if not there]
+        for (mailbox, each), unsent in zip(channels.items(), to_channels, strict=True):
+            if unsent is None:
+                gone += [mailbox + part for part in each]
+            else:
+                full += [mailbox + part for part in unsent]
         if gone:
-            if await writer.call("ZRANGE", *self._epoch_range(), until=_until()) != epoch:
-                raise LayerUnavailable("Redis has lost its data meanwhile: some members may have missed this")
-            await writer.call("ZREM", key, *gone, until=_until())
-            logger.info("group %r: %d members of processes that are gone were removed", group, len(gone))
-        sent = await asyncio.gather(*(self._send_ordinary(writer, channel, payload) for channel in ordinary))
-        if not all(sent):
-            logger.warning(
-                "group %r: %d of %d members were full and missed a message", group, sent.count(False), len(members)
-            )
+            await self._remove(attachment.writer, group, key, gone, epoch)
+        return full
+
+    async def _remove(self, writer: Writer, group: str, key: str, gone: list[str], epoch: list[bytes]) -> None:
+        """Take members whose processes are gone out of a group; in another epoch they may only be missing."""
+        if await writer.call("ZRANGE", *self._epoch_range(), until=_until()) != epoch:
+            raise LayerUnavailable("Redis has lost its data meanwhile: some members may have missed this")
+        await writer.call("ZREM", key, *gone, until=_until())
+        logger.info("group %r: %d members of processes that are gone were removed", group, len(gone))
 
     async def _members(self, attachment: Attachment, key: str) -> tuple[list[str], list[bytes]]:
         """The members of a group, once those who are on the bus have had time to be back in it; and the epoch."""
@@ -142,20 +178,51 @@ class RedisChannelLayer(ChannelLayer):
             await asyncio.sleep(wait)
 
     def _epoch_range(self) -> tuple[str, ...]:
-        return f"{self.prefix}:processes", "+inf", "+inf", "BYSCORE"
+        return self._keys.processes, "+inf", "+inf", "BYSCORE"
+
+    async def channel_statistics(self, channel: str) -> Statistics:
+        local = split_local(require_channel(channel, whole=True))
+        writer = (await self._attachment()).writer
+        keys = self._keys
+        if local is None:
+            names = keys.messages(channel), keys.delayed(channel), keys.counts(channel)
+            expiry = round(self.expiry * 1000)
+            sent, pending, age, full = await writer.call("EVAL", scripts.STATISTICS, 3, *names, expiry, until=_until())
+            return Statistics(
+                messages_count=sent, messages_pending=pending, messages_max_age=age / 1000, channel_full_count=full
+            )
+        pending = await writer.call("HGET", keys.unread(local[0]), local[1], until=_until())
+        return Statistics(
+            messages_count=0, messages_pending=int(pending or 0), messages_max_age=0.0, channel_full_count=0
+        )
+
+    async def global_statistics(self) -> Statistics:
+        writer = (await self._attachment()).writer
+        begin, end = self._keys.counts("x").split("x")
+        names = {key.decode() async for key in self._scan(writer, "counts")}
+        channels = [name.removeprefix(begin).removesuffix(end) for name in names]
+        each = [await self.channel_statistics(channel) for channel in channels]
+        return Statistics(
+            messages_count=sum(one["messages_count"] for one in each),
+            messages_pending=sum(one["messages_pending"] for one in each),
+            messages_max_age=max((one["messages_max_age"] for one in each), default=0.0),
+            channel_full_count=sum(one["channel_full_count"] for one in each),
+        )
+
+    async def _scan(self, writer: Writer, *kinds: str) -> AsyncIterator[bytes]:
+        for pattern in self._keys.patterns(*kinds):
+            cursor: bytes | str = "0"
+            while cursor != b"0":
+                cursor, keys = await writer.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000, until=_until())
+                for key in keys:
+                    yield key
 
     async def flush(self) -> None:
         attachment = await self._attachment()
-        writer = attachment.writer
         attachment.clear()
-        prefix = re.sub(r"([*?\[\]\\^-])", r"\\\1", self.prefix)
-        for kind in ("channel", "group"):
-            cursor: bytes | str = "0"
-            while cursor != b"0":
-                pattern = f"{prefix}:{kind}:*"
-                cursor, keys = await writer.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000, until=_until())
-                if keys:
-                    await writer.call("UNLINK", *keys, until=_until())
+        async for key in self._scan(attachment.writer, "channel", "delayed", "wake", "taken", "counts", "group"):
+            attachment.writer.write(("UNLINK", key), _ignore)
+        await attachment.writer.posted(_until())
 
     async def close(self) -> None:
         with self._lock:
@@ -166,9 +233,9 @@ class RedisChannelLayer(ChannelLayer):
     async def declare_dead(self, mailbox: str) -> None:
         writer = (await self._attachment()).writer
         until = _until()
-        living = await writer.call("EVAL", scripts.DECLARE_DEAD, 1, f"{self.prefix}:processes", mailbox, until=until)
+        living = await writer.call("EVAL", scripts.DECLARE_DEAD, 1, self._keys.processes, mailbox, until=until)
         news = pack((PAYLOAD_VERSION, "", [(DEAD, mailbox)]))
-        keys = (writer.mailbox_key(each.decode()) for each in living)
+        keys = (self._keys.mailbox(each.decode()) for each in living)
         add = ("NOMKSTREAM", "*", "b", news)
         await asyncio.gather(*(writer.call("XADD", key, *add, repeatable=False, until=until) for key in keys))
 
@@ -177,19 +244,10 @@ class RedisChannelLayer(ChannelLayer):
         async with (await self._attachment()).bus(role, handler) as bus:
             yield bus
 
-    def _channel_key(self, channel: str) -> str:
-        return f"{self.prefix}:channel:{channel}"
-
-    def _group_key(self, group: str) -> str:
-        return f"{self.prefix}:group:{require_group(group)}"
-
-    async def _send_ordinary(self, writer: Writer, channel: str, payload: bytes) -> bool:
+    async def _send_ordinary(self, attachment: Attachment, channel: str, payload: bytes, delay: float) -> bool:
         """False if the channel is full."""
-        key = self._channel_key(channel)
-        sent = await writer.call(
-            "EVAL", scripts.SEND, 1, key, payload, self.capacity, self.expiry * 1000, repeatable=False, until=_until()
-        )
-        return bool(sent)
+        command = attachment.send_command(channel, payload, self.settings.capacity_of(channel), delay)
+        return bool(await attachment.writer.call(*command, repeatable=False, until=_until()))
 
     async def _attachment(self) -> Attachment:
         running = asyncio.get_running_loop()
@@ -199,12 +257,7 @@ class RedisChannelLayer(ChannelLayer):
                 for loop in [loop for loop in self._attachments if loop.is_closed()]:
                     del self._attachments[loop]  # it ended without `close`: its tasks and sockets ended with it
                 attachment = self._attachments[running] = Attachment(
-                    self.address,
-                    self.prefix,
-                    self.counts,
-                    expiry=self.expiry,
-                    group_expiry=self.group_expiry,
-                    capacity=self.capacity,
+                    self.address, self._keys, self.settings, self.counts
                 )
         await attachment.open()
         return attachment
@@ -213,3 +266,7 @@ class RedisChannelLayer(ChannelLayer):
 def _until() -> float:
     """When a call gives up, by the event loop's clock."""
     return asyncio.get_running_loop().time() + CALL_SECONDS
+
+
+def _ignore(reply: Any) -> None:
+    """What could not be deleted is still there: whoever looks sees it."""

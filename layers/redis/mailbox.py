@@ -28,11 +28,14 @@ BEGINNING = b"0-0"
 UNBLOCK_SECONDS = 0.05  # until a read that was not blocked yet when it was to be ended is ended again
 TRIM_BYTES = 1024 * 1024  # bytes read before the stream is trimmed, so that large frames do not pile up in Redis
 
-OnBatch = Callable[[str, Sequence[Frame]], None]
+OnBatch = Callable[[str, Sequence[Frame], float, bytes], None]
 
 
 class MailboxReader:
-    """Reads one mailbox and hands each entry to `on_batch(sender, frames)` from the connection's callback."""
+    """Reads one mailbox and hands each entry to `on_batch`, from the connection's callback.
+
+    It gets the sender, the frames, when that was written (in seconds by Redis's clock), and the field FULL, if any.
+    """
 
     def __init__(self, address: Address, key: str, name: str, outage: Outage, on_batch: OnBatch) -> None:
         self._key = key
@@ -140,7 +143,8 @@ class MailboxReader:
                 logger.error("mailbox %s: entry %s was skipped: %s", self._key, entry_id.decode(), error)
                 continue
             try:
-                self._on_batch(sender, frames)
+                sent = _order(entry_id)[0] / 1000
+                self._on_batch(sender, frames, sent, fields[3] if len(fields) > 2 else b"")
             except Exception:  # a fault of the handler must not end the reading, nor drop the entries behind this one
                 self._counts["damaged entry"] += 1
                 logger.exception("mailbox %s: handling entry %s failed", self._key, entry_id.decode())

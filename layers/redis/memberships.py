@@ -6,8 +6,8 @@ import asyncio
 from typing import Any
 
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.layers.names import require_group
 from asgibus.layers.redis import scripts
+from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.writer import Writer
 
 RENEWALS = 4  # how often in its lifetime a membership is renewed
@@ -17,10 +17,10 @@ AT_ONCE = 256  # groups that are joined again, or left by the dead, in one go
 class Memberships:
     """Those of one mailbox. `lifetime` in seconds: that of a membership which nobody renews."""
 
-    def __init__(self, writer: Writer, prefix: str, mailbox: str, lifetime: int) -> None:
+    def __init__(self, writer: Writer, keys: Keys, mailbox: str, lifetime: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._writer = writer
-        self._prefix = prefix
+        self._keys = keys
         self._mailbox = mailbox
         self._lifetime = lifetime
         self._due: dict[str, float] = {}  # when each membership is to be renewed, by the event loop's clock
@@ -39,10 +39,10 @@ class Memberships:
 
     async def leave(self, group: str, until: float) -> None:
         """Be no member from the return on. Raises LayerUnavailable, at the time `until` at the latest."""
-        key = self._group_key(group)
+        key = self._keys.group(group)
         self._due.pop(group, None)
         await self._writer.call("ZREM", key, self._mailbox, until=until)
-        self._writer.write(("SREM", self._joined_key(self._mailbox), group), _ignore)
+        self._writer.write(("SREM", self._keys.joined(self._mailbox), group), _ignore)
 
     async def renew(self, *, everything: bool, until: float) -> None:
         """Renew what is due, or everything, because Redis may have lost it. Raises LayerUnavailable."""
@@ -56,34 +56,28 @@ class Memberships:
     def close(self) -> None:
         """Leave all groups; written, not waited for."""
         for group in self._due:
-            self._writer.write(("ZREM", self._group_key(group), self._mailbox), _ignore)
-        self._writer.write(("UNLINK", self._joined_key(self._mailbox)), _ignore)
+            self._writer.write(("ZREM", self._keys.group(group), self._mailbox), _ignore)
+        self._writer.write(("UNLINK", self._keys.joined(self._mailbox)), _ignore)
 
     async def bury(self, mailbox: str, died: int) -> None:
         """Take the mailbox of a dead process out of its groups; if it lives and joined again since `died`, it stays.
 
         `died` in ms by Redis's clock. Several may do so at once: each group is handled by one. Raises LayerUnavailable.
         """
-        while groups := await self._writer.call("SPOP", self._joined_key(mailbox), AT_ONCE):
-            keys = [self._group_key(group.decode()) for group in groups]
+        while groups := await self._writer.call("SPOP", self._keys.joined(mailbox), AT_ONCE):
+            keys = [self._keys.group(group.decode()) for group in groups]
             arguments = (mailbox, self._lifetime, died)
             await asyncio.gather(
                 *(self._writer.call("EVAL", scripts.GROUP_BURY, 1, key, *arguments) for key in keys),
             )
 
     async def _add(self, group: str, until: float) -> None:
-        key = self._group_key(group)
+        key = self._keys.group(group)
         self._due[group] = self._loop.time() + self._lifetime / RENEWALS
         await self._writer.call("EVAL", scripts.GROUP_ADD, 1, key, self._mailbox, self._lifetime, until=until)
-        joined = self._joined_key(self._mailbox)
+        joined = self._keys.joined(self._mailbox)
         self._writer.write(("SADD", joined, group), _ignore)
         self._writer.write(("EXPIRE", joined, self._lifetime), _ignore)
-
-    def _group_key(self, group: str) -> str:
-        return f"{self._prefix}:group:{require_group(group)}"
-
-    def _joined_key(self, mailbox: str) -> str:
-        return f"{self._prefix}:joined:{mailbox}"
 
 
 def _ignore(reply: Any) -> None:

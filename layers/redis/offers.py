@@ -18,6 +18,7 @@ from asgibus.layers.codec import pack
 from asgibus.layers.contract import Frame, Handler, Offer
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.connection import RedisError
+from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.link import Outage
 from asgibus.layers.redis.writer import PAYLOAD_VERSION, Command, Writer
 
@@ -56,7 +57,7 @@ class Offers:
     def __init__(
         self,
         writer: Writer,
-        prefix: str,
+        keys: Keys,
         mailbox: str,
         outage: Outage,
         handler: Handler,
@@ -66,7 +67,7 @@ class Offers:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._writer = writer
-        self._prefix = prefix
+        self._keys = keys
         self._mailbox = mailbox
         self._outage = outage
         self._handler = handler
@@ -84,7 +85,7 @@ class Offers:
     def offer(self, channel: str, entry: Any, once: bool) -> Offer:
         """As `Bus.offer`."""
         offer = Offer(channel, once)
-        key = f"{self._prefix}:shared:{channel}"
+        key = self._keys.shared(channel)
         offer.state = _Entry(key, pack(entry), max(0, self._now() - STEP))
         self._write(offer)
         return offer
@@ -221,7 +222,7 @@ class Offers:
             self._token += 1
             self._looked_for[self._token] = missing
             marker = pack((PAYLOAD_VERSION, "", [(LOOKED, self._token)]))
-            key = self._writer.mailbox_key(self._mailbox)
+            key = self._keys.mailbox(self._mailbox)
             self._writer.write(("XADD", key, "NOMKSTREAM", "*", "b", marker), partial(self._marked, self._token))
 
     def _marked(self, token: int, reply: Any) -> None:

@@ -17,7 +17,9 @@ from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.leases import Beat, Leases
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.claims import Claimant
+from asgibus.layers.redis.deliveries import Deliveries
 from asgibus.layers.redis.epoch import Epoch
+from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.link import Outage
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.memberships import Memberships
@@ -42,26 +44,33 @@ class Presence:
     def __init__(
         self,
         mailbox: str,
-        prefix: str,
+        keys: Keys,
         outage: Outage,
         writer: Writer,
         reader: MailboxReader,
         memberships: Memberships,
         claimant: Claimant,
+        deliveries: Deliveries,
         offers: Offers,
         epoch: Epoch,
         deaths: dict[str, int],
         handler: Handler,
+        *,
+        bounded: bool,
     ) -> None:
         self.now = 0
+        self._ahead = 0.0  # of the event loop's clock
+        self._bounded = bounded  # the channels of the mailbox have a capacity
         self._loop = asyncio.get_running_loop()
         self._mailbox = mailbox
-        self._key = f"{prefix}:processes"
+        self._keys = keys
+        self._key = keys.processes
         self._counts = outage.counts
         self._writer = writer
         self._reader = reader
         self._memberships = memberships
         self._claimant = claimant
+        self._deliveries = deliveries
         self._offers = offers
         self._epoch = epoch
         self._deaths = deaths  # of this process's buses: which were counted, and when there was last news of them
@@ -99,12 +108,16 @@ class Presence:
 
     def leave(self) -> None:
         """Give the lease and the mailbox back; written behind all that was posted, not waited for."""
-        self._writer.write(("UNLINK", self._writer.mailbox_key(self._mailbox)), _ignore)
+        self._writer.write(("UNLINK", *self._mailbox_keys(self._mailbox)), _ignore)
         self._writer.write(("EVAL", scripts.END_LEASE, 1, self._key, self._mailbox), self._left)
 
     def _left(self, reply: object) -> None:
         if reply == 1:
             self._epoch.forget()
+
+    def time(self) -> float:
+        """Now, in seconds by Redis's clock; ahead of it by no more than the last beat took."""
+        return self._loop.time() + self._ahead
 
     def heard(self, sender: str) -> None:
         """Something came from there: if its process dies, we want to know."""
@@ -154,7 +167,7 @@ class Presence:
 
     async def _beat(self) -> None:
         # Consumers are listed first: one that comes later has its lease before, and is not taken for dead.
-        looking = self._orphans and self._claimant.active
+        looking = self._orphans and (self._claimant.active or self._deliveries.active)
         if looking:
             self._orphans = False  # a death that is told from now on sets it again
         consumers = await self._claimant.consumers() if looking else {}
@@ -182,17 +195,23 @@ class Presence:
                 },
                 self._handler.orphaned,
             )
+            await self._deliveries.bury(beat)
         await self._memberships.renew(everything=False, until=self._loop.time() + PATIENCE_SECONDS)
 
     async def _renew(self, until: float | None) -> tuple[Beat, bool, bool]:
         """What Redis says of all; whether the own lease had ended; whether the own mailbox has vanished."""
         times = (LIFE_SECONDS, SILENT_SECONDS, GRACE_SECONDS, LISTED_SECONDS)
         arguments: tuple[str | int, ...] = (self._mailbox, *(round(seconds * 1000) for seconds in times))
-        reply, there = await asyncio.gather(
+        asked = self._loop.time()
+        reply, *there = await asyncio.gather(
             self._writer.call("EVAL", scripts.RENEW, 1, self._key, *arguments, until=until),
-            self._writer.call("EXPIRE", self._writer.mailbox_key(self._mailbox), MAILBOX_SECONDS, until=until),
+            *(
+                self._writer.call("EXPIRE", key, MAILBOX_SECONDS, until=until)
+                for key in self._mailbox_keys(self._mailbox)
+            ),
         )
         lapsed, grace, self.now, next_end, live, ended, epoch = reply
+        self._ahead = self.now / 1000 - asked
         self._epoch.seen(epoch)
         if lapsed and epoch == self._listed:
             self._unheard(self._loop.time() - self._renewed)
@@ -204,7 +223,7 @@ class Presence:
             del self._deaths[mailbox]
         if next_end >= 0:
             self._pause = min(BEAT_SECONDS, max(SOONEST_SECONDS, (next_end + 2) / 1000))
-        return beat, bool(lapsed), not there
+        return beat, bool(lapsed), not all(there)
 
     async def _judge(self, beat: Beat) -> None:
         """Report the dead behind all that they had posted here, and clean up after them."""
@@ -219,11 +238,11 @@ class Presence:
                 else:  # it took its leave, or died before this process began
                     logger.debug("%s is gone", mailbox)
             entry = pack((PAYLOAD_VERSION, "", [(DEAD, mailbox) for mailbox in dead]))
-            key = self._writer.mailbox_key(self._mailbox)
+            key = self._keys.mailbox(self._mailbox)
             self._writer.write(("XADD", key, "NOMKSTREAM", "*", "b", entry), self._posted)
         self._dead -= beat.live
         for mailbox in list(self._dead):
-            await self._writer.call("UNLINK", self._writer.mailbox_key(mailbox))
+            await self._writer.call("UNLINK", *self._mailbox_keys(mailbox, of_others=True))
             await self._memberships.bury(mailbox, self.now)
             self._dead.discard(mailbox)
 
@@ -271,9 +290,17 @@ class Presence:
 
     async def _make_mailbox(self, until: float) -> None:
         """Make the stream, so that others may write to it; an entry without frames is the shortest way."""
-        key = self._writer.mailbox_key(self._mailbox)
+        key = self._keys.mailbox(self._mailbox)
+        if self._bounded:
+            await self._writer.call("HSET", self._keys.unread(self._mailbox), "!", 1, until=until)
         await self._writer.call("XADD", key, "*", "b", pack((PAYLOAD_VERSION, self._mailbox, ())), until=until)
-        await self._writer.call("EXPIRE", key, MAILBOX_SECONDS, until=until)
+        for each in self._mailbox_keys(self._mailbox):
+            await self._writer.call("EXPIRE", each, MAILBOX_SECONDS, until=until)
+
+    def _mailbox_keys(self, mailbox: str, *, of_others: bool = False) -> list[str]:
+        """The keys of a mailbox; with `of_others` those that it may have."""
+        bounded = of_others or self._bounded
+        return [self._keys.mailbox(mailbox), *([self._keys.unread(mailbox)] if bounded else [])]
 
 
 def _mailboxes(names: Sequence[bytes]) -> frozenset[str]:

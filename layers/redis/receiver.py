@@ -1,12 +1,14 @@
-"""Receiving from ordinary channels: each waiting reader has a connection of its own, kept for the next reader."""
+"""Taking messages out of ordinary channels: a reader that waits has a connection of its own, kept for the next."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from asgibus.layers.codec import unpack_message
 from asgibus.layers.contract import Message
@@ -14,8 +16,24 @@ from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.connection import BLOCK_SECONDS, RedisConnection, RedisError, connect
+from asgibus.layers.redis.keys import Keys
 
 logger = logging.getLogger("asgibus.layers")
+
+
+class Entry(NamedTuple):
+    """A message as it was taken out of a channel. `payload` is packed."""
+
+    id: str
+    attempt: int
+    payload: bytes
+
+
+class Pause(NamedTuple):
+    """How to wait for a channel: the last id of the stream that wakes its readers; ms until a message is due, or -1."""
+
+    woken: bytes
+    due: int
 
 
 class Receiver:
@@ -26,120 +44,155 @@ class Receiver:
     here takes it over, so that nothing is lost and the order is kept.
     """
 
-    def __init__(self, address: Address, *, expiry: int) -> None:
+    def __init__(self, address: Address, keys: Keys, *, expiry: float, group_expiry: float) -> None:
         self._address = address
+        self._keys = keys
         self._expiry = expiry
+        self._taken_expiry = group_expiry
         self._idle: list[RedisConnection] = []
         self._blocked: dict[str, list[tuple[RedisConnection, asyncio.Future[Any]]]] = {}
-        # By key: what was left behind, and until when it may be delivered.
-        self._left: dict[str, deque[tuple[float, asyncio.Future[bytes | None]]]] = {}
+        # By channel: what was left behind, and until when it may be delivered.
+        self._left: dict[str, deque[tuple[float, asyncio.Future[Any]]]] = {}
         self.damaged = 0
 
-    async def receive(self, key: str) -> Message:
-        """The next message of the channel at `key`, as `ChannelLayer.receive` gives it. Raises LayerUnavailable."""
+    async def receive(self, channel: str) -> Message:
+        """The next message of a channel, as `ChannelLayer.receive` gives it. Raises LayerUnavailable."""
         while True:
-            payload = await self._take_over(key) or await self._take(key)
-            if payload is None:
-                continue
+            entry = await self._take_over(channel)
+            if entry is None:
+                entries, pause = await self.take(channel, 1, "")
+                if not entries:
+                    await self.wait(channel, pause)
+                    continue
+                entry = entries[0]
             try:
-                return unpack_message(payload)
+                return unpack_message(entry.payload)
             except ValueError as error:
                 self.damaged += 1
-                logger.error("channel %s: an entry was dropped: %s", key, error)
+                logger.error("channel %s: an entry was dropped: %s", channel, error)
+
+    async def take(self, channel: str, limit: int, consumer: str) -> tuple[list[Entry], Pause]:
+        """Take up to `limit` messages if there are any; and what `wait` needs to know. Raises LayerUnavailable.
+
+        `consumer`: under whose name they stay until they are acknowledged; "" if they need not be.
+        """
+        async with self._connected() as connection:
+            return await self._run_script(connection, channel, limit, consumer)
+
+    async def wait(self, channel: str, pause: Pause) -> None:
+        """Until the channel holds something, or something is due or was left behind, or for a while.
+
+        Raises LayerUnavailable.
+        """
+        async with self._connected() as connection:
+            await self._block(connection, channel, pause)
 
     def close(self) -> dict[str, list[bytes]]:
-        """End the idle connections. Returns, by key, what cancelled readers had taken and nobody has read since."""
+        """End the idle connections. Returns, by channel, what cancelled readers had taken and nobody has read since."""
         for connection in self._idle:
             connection.abort("closed here")
         self._idle.clear()
         left = {
-            key: [taking.result() for _, taking in kept if taking.done() and taking.exception() is None]
-            for key, kept in self._left.items()
+            channel: [entry.payload for _, taking in kept if _has_ended(taking) for entry in _read(taking.result())[0]]
+            for channel, kept in self._left.items()
         }
         self._left.clear()
-        return {key: [payload for payload in payloads if payload] for key, payloads in left.items()}
+        return left
 
-    async def _take(self, key: str) -> bytes | None:
-        """The next payload, or None after a while without one."""
-        connection = await self._connection()
+    async def _run_script(
+        self, connection: RedisConnection, channel: str, limit: int, consumer: str
+    ) -> tuple[list[Entry], Pause]:
+        keys = self._keys
+        names = keys.messages(channel), keys.delayed(channel), keys.wake(channel), keys.taken(channel)
+        expiry, taken_expiry = round(self._expiry * 1000), round(self._taken_expiry * 1000)
+        taking = connection.call("EVAL", scripts.TAKE, 4, *names, expiry, limit, consumer, taken_expiry)
         try:
-            payload = await self._run_script(connection, key)
-            if payload is None:
-                await self._block(connection, key)
-        except RedisError as error:
-            connection.abort("a read was refused")
-            raise LayerUnavailable(f"Redis refused to receive: {error}") from error
-        if not connection.lost.done():
-            self._idle.append(connection)
-        return payload
-
-    async def _run_script(self, connection: RedisConnection, key: str) -> bytes | None:
-        taking: asyncio.Future[bytes | None] = connection.call("EVAL", scripts.RECEIVE, 1, key, self._expiry * 1000)
-        try:
-            return await asyncio.shield(taking)
+            return _read(await asyncio.shield(taking))
         except asyncio.CancelledError:
-            end = asyncio.get_running_loop().time() + self._expiry
-            self._left.setdefault(key, deque()).append((end, taking))
-            taking.add_done_callback(partial(self._settled, key, connection))
+            if not consumer:  # else it is given back when the consumer ends
+                end = asyncio.get_running_loop().time() + self._expiry
+                self._left.setdefault(channel, deque()).append((end, taking))
+                taking.add_done_callback(partial(self._settled, channel, connection))
             raise
 
-    async def _take_over(self, key: str) -> bytes | None:
+    async def _take_over(self, channel: str) -> Entry | None:
         """What an earlier reader left behind, if anything."""
-        while kept := self._left.get(key):
+        while kept := self._left.get(channel):
             end, taking = kept.popleft()
             if not kept:
-                del self._left[key]
+                del self._left[channel]
             try:
-                payload = await asyncio.shield(taking)
+                entries, _ = _read(await asyncio.shield(taking))
             except asyncio.CancelledError:
-                self._left.setdefault(key, deque()).appendleft((end, taking))
+                self._left.setdefault(channel, deque()).appendleft((end, taking))
                 raise
             except (RedisError, LayerUnavailable):
                 continue  # nobody knows whether it took anything: at most once is what was promised
-            if payload is not None and end > asyncio.get_running_loop().time():
-                return payload
+            if entries and end > asyncio.get_running_loop().time():
+                return entries[0]
         return None
 
-    def _settled(self, key: str, connection: RedisConnection, taking: asyncio.Future[bytes | None]) -> None:
+    def _settled(self, channel: str, connection: RedisConnection, taking: asyncio.Future[Any]) -> None:
         """A script that was left behind has ended."""
-        if taking.exception() is None:
+        if _has_ended(taking):
             self._idle.append(connection)
-            if taking.result() is not None:
-                self._nudge(key)
+            if _read(taking.result())[0]:
+                self._nudge(channel)
                 return
-        kept = self._left.get(key, deque())
+        kept = self._left.get(channel, deque())
         for entry in [entry for entry in kept if entry[1] is taking]:
             kept.remove(entry)
         if not kept:
-            self._left.pop(key, None)
+            self._left.pop(channel, None)
 
-    async def _block(self, connection: RedisConnection, key: str) -> None:
-        """Wait until the channel holds something, or somebody left something behind, or a while has passed."""
-        waiting = connection.call("XREAD", "COUNT", 1, "BLOCK", BLOCK_SECONDS * 1000, "STREAMS", key, "0")
+    async def _block(self, connection: RedisConnection, channel: str, pause: Pause) -> None:
+        longest = BLOCK_SECONDS * 1000
+        milliseconds = longest if pause.due < 0 else max(1, min(pause.due, longest))
+        streams = self._keys.messages(channel), self._keys.wake(channel), "0", pause.woken
+        waiting = connection.call("XREAD", "COUNT", 1, "BLOCK", milliseconds, "STREAMS", *streams)
         entry = (connection, waiting)
-        self._blocked.setdefault(key, []).append(entry)
+        self._blocked.setdefault(channel, []).append(entry)
         try:
             await waiting
         except asyncio.CancelledError:
             connection.abort("a blocking read was given up")
             raise
         finally:
-            blocked = self._blocked[key]
+            blocked = self._blocked[channel]
             blocked.remove(entry)
             if not blocked:
-                del self._blocked[key]
+                del self._blocked[channel]
 
-    def _nudge(self, key: str) -> None:
+    def _nudge(self, channel: str) -> None:
         """Let one reader that blocks look for what was left behind."""
-        for connection, waiting in self._blocked.get(key, ()):
+        for connection, waiting in self._blocked.get(channel, ()):
             if not waiting.done():
                 waiting.set_result(None)
                 connection.abort("it blocks, and its reader does not")
                 return
 
-    async def _connection(self) -> RedisConnection:
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.lost.done():
-                return connection
-        return await connect(self._address, "asgibus-receive")
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[RedisConnection]:
+        """A connection for one command; it is kept for the next one unless that was cancelled."""
+        while self._idle and self._idle[-1].lost.done():
+            self._idle.pop()
+        connection = self._idle.pop() if self._idle else await connect(self._address, "asgibus-receive")
+        try:
+            yield connection
+        except RedisError as error:
+            connection.abort("a read was refused")
+            raise LayerUnavailable(f"Redis refused to receive: {error}") from error
+        if not connection.lost.done():
+            self._idle.append(connection)
+
+
+def _has_ended(taking: asyncio.Future[Any]) -> bool:
+    return taking.done() and taking.exception() is None
+
+
+def _read(reply: Any) -> tuple[list[Entry], Pause]:
+    """What TAKE answers."""
+    woken, due, *rest = reply
+    triples = zip(rest[::3], rest[1::3], rest[2::3], strict=True)
+    entries = [Entry(entry_id.decode(), int(attempt), payload) for entry_id, attempt, payload in triples]
+    return entries, Pause(woken, int(due))

@@ -21,6 +21,7 @@ from asgibus.layers.contract import Frame
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.connection import OnReply, RedisConnection, RedisError, pack_command
+from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.link import Link, Outage
 
 logger = logging.getLogger("asgibus.layers")
@@ -33,7 +34,7 @@ DRAIN_SECONDS = 2.0  # for what was written last to reach Redis: a process that 
 # The first word of such a refusal, as a whole: BUSY is a script that runs too long, BUSYGROUP an answer like any other.
 REFUSED_FOR_NOW = {"OOM", "LOADING", "READONLY", "MISCONF", "BUSY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN"}
 
-PAYLOAD_VERSION = 2  # first item of every payload; another one is a peer of another release
+PAYLOAD_VERSION = 3  # first item of every payload; another one is a peer of another release
 
 OnAcked = Callable[[str, list[bytes]], None]
 
@@ -78,9 +79,9 @@ class _Box:
 class Writer:
     """The writing side of a process, on one link. All methods are called from its event loop."""
 
-    def __init__(self, address: Address, prefix: str, name: str, outage: Outage) -> None:
+    def __init__(self, address: Address, keys: Keys, name: str, outage: Outage) -> None:
         self._loop = asyncio.get_running_loop()
-        self._prefix = prefix
+        self._keys = keys
         self._counts = outage.counts
         self._link = Link(address, name, outage, self._up, self._down)
         self._boxes: dict[tuple[str, str], _Box] = {}
@@ -220,10 +221,6 @@ class Writer:
         """Whether there is a connection."""
         return self._link.connection is not None
 
-    def mailbox_key(self, mailbox: str) -> str:
-        """The key of a mailbox's stream."""
-        return f"{self._prefix}:mailbox:{mailbox}"
-
     def _schedule(self) -> None:
         if not self._scheduled and not self._in_flight:
             self._scheduled = True
@@ -248,7 +245,7 @@ class Writer:
             boxes, self._boxes = self._boxes, {}
             for box in boxes.values():
                 gone = self._on_posted(box.sender, box.mailbox)
-                key = self.mailbox_key(box.mailbox)
+                key = self._keys.mailbox(box.mailbox)
                 for frames in box.entries:
                     try:
                         payload = pack((PAYLOAD_VERSION, box.sender.mailbox, frames))

@@ -12,6 +12,7 @@ import redis
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import FIRST_PROTOCOL_KIND, GROUP_MESSAGE, Bus
+from asgibus.layers.redis.writer import PAYLOAD_VERSION
 from support.bus import Recorder, until
 from support.redis import RedisServer
 
@@ -292,9 +293,9 @@ async def test_damaged_entries_are_skipped_and_told(
     damaged = [b"", b"\xc1", b"noise", pack(5), pack((2, 2)), pack((99, "s", ())), pack({"a": 1}), b"\x94\x02"]
     async with layer.bus("a", reader) as a:
         key = f"asgibus:mailbox:{a.mailbox}"
-        for data in [*damaged, pack((2, "sender", 5))]:  # the last is well-formed, and its handler raises
+        for data in [*damaged, pack((PAYLOAD_VERSION, "sender", 5))]:  # the last is well-formed, and its handler raises
             admin.xadd(key, {"b": data})
-        admin.xadd(key, {"b": pack((2, "sender", ((KIND, "good"),)))})
+        admin.xadd(key, {"b": pack((PAYLOAD_VERSION, "sender", ((KIND, "good"),)))})
         await until(lambda: reader.frames)
         assert reader.batches == [("sender", [(KIND, "good")])]
         assert caplog.text.count("was skipped") == len(damaged)

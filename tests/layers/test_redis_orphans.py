@@ -11,6 +11,7 @@ from asgibus.layers import Bus, RedisChannelLayer
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import DEAD
 from asgibus.layers.redis.presence import Presence
+from asgibus.layers.redis.writer import PAYLOAD_VERSION
 from support.bus import Recorder, until
 
 pytestmark = pytest.mark.anyio
@@ -75,7 +76,9 @@ async def test_a_death_that_is_told_while_a_beat_is_at_work_is_not_overlooked(
             if "w.first!" in beat.ended and not told.is_set():
                 told.set()
                 die(admin, "w.second!")
-                admin.xadd(f"asgibus:mailbox:{worker.mailbox}", {"b": pack((2, "", [(DEAD, "w.second!")]))})
+                admin.xadd(
+                    f"asgibus:mailbox:{worker.mailbox}", {"b": pack((PAYLOAD_VERSION, "", [(DEAD, "w.second!")]))}
+                )
                 await until(lambda: "w.second!" in handler.dead)
 
         monkeypatch.setattr(Presence, "_judge", slow)

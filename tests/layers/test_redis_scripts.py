@@ -26,30 +26,141 @@ def store(any_redis_url: str) -> Iterator["redis.Redis[bytes]"]:
 
 @pytest.fixture
 def run(store: "redis.Redis[bytes]") -> Run:
-    def run(script: str, key: str, *arguments: Any) -> Any:
-        return store.eval(script.removeprefix("#!lua\n"), 1, key, *arguments)
+    def run(script: str, keys: str | tuple[str, ...], *arguments: Any) -> Any:
+        names = (keys,) if isinstance(keys, str) else keys
+        return store.eval(script.removeprefix("#!lua\n"), len(names), *names, *arguments)
 
     return run
 
 
-def test_a_channel_is_read_in_order_and_each_message_once(run: Run) -> None:
-    assert [run(scripts.SEND, "c", payload, 10, HOUR) for payload in ("a", "b")] == [1, 1]
-    assert [run(scripts.RECEIVE, "c", HOUR) for _ in range(3)] == [b"a", b"b", None]
+SENT = ("c", "delayed", "wake", "counts")
+TAKEN = ("c", "delayed", "wake", "taken")
 
 
-def test_a_full_channel_takes_nothing_until_it_is_read(run: Run) -> None:
-    assert [run(scripts.SEND, "c", "x", 2, HOUR) for _ in range(3)] == [1, 1, 0]
-    run(scripts.RECEIVE, "c", HOUR)
-    assert run(scripts.SEND, "c", "x", 2, HOUR) == 1
+@pytest.fixture
+def send(run: Run) -> Run:
+    def send(payload: str, *, capacity: int = 10, expiry: int = HOUR, delay: int = 0, name: str = "id") -> Any:
+        return run(scripts.SEND, SENT, payload, capacity, expiry, delay, name, HOUR)
+
+    return send
 
 
-def test_what_has_expired_is_not_delivered_and_does_not_count(run: Run, store: "redis.Redis[bytes]") -> None:
+@pytest.fixture
+def take(run: Run) -> Run:
+    """What is taken, as (attempt, payload)."""
+
+    def take(limit: int = 1, *, expiry: int = HOUR, consumer: str = "") -> list[tuple[bytes, bytes]]:
+        _, _, *rest = run(scripts.TAKE, TAKEN, expiry, limit, consumer, HOUR)
+        return list(zip(rest[1::3], rest[2::3], strict=True))
+
+    return take
+
+
+@pytest.fixture
+def give_back(run: Run) -> Run:
+    def give_back(*ids: bytes, delay: int = 0) -> Any:
+        return run(scripts.GIVE_BACK, TAKEN, HOUR, delay, *ids)
+
+    return give_back
+
+
+def test_a_channel_is_read_in_order_and_each_message_once(send: Run, take: Run) -> None:
+    assert [send(payload) for payload in ("a", "b", "c:d\n")] == [1, 1, 1]
+    assert [take(), take(5), take()] == [[(b"1", b"a")], [(b"1", b"b"), (b"1", b"c:d\n")], []]
+
+
+def test_a_full_channel_takes_nothing_until_it_is_read(send: Run, take: Run) -> None:
+    assert [send("x", capacity=2), send("x", capacity=2, delay=HOUR), send("x", capacity=2)] == [1, 1, 0]
+    assert send("x", capacity=-1) == 1
+    take(2)
+    assert send("x", capacity=2) == 1
+
+
+def test_what_has_expired_is_not_delivered_and_does_not_count(
+    send: Run, take: Run, store: "redis.Redis[bytes]"
+) -> None:
     long_ago = round((time.time() - 100) * 1000)
-    store.xadd("c", {"m": b"old"}, id=f"{long_ago}-0")
-    assert run(scripts.SEND, "c", "new", 1, 60_000) == 1
-    assert run(scripts.RECEIVE, "c", 60_000) == b"new"
-    store.xadd("d", {"m": b"old"}, id=f"{long_ago}-0")
-    assert run(scripts.RECEIVE, "d", 60_000) is None
+    for again in range(2):
+        store.xadd("c", {"m": b"old"}, id=f"{long_ago + again}-0")
+        store.zadd("delayed", {"1:1:old": long_ago})
+        if not again:
+            assert send("new", capacity=1, expiry=60_000) == 1
+            assert take(expiry=60_000) == [(b"1", b"new")]
+    assert take(expiry=60_000) == []
+    assert store.keys("*") == [b"counts"]
+
+
+def test_a_delayed_message_comes_when_it_is_due(send: Run, run: Run, take: Run, store: "redis.Redis[bytes]") -> None:
+    send("later", delay=100, name="x")
+    send("now")
+    send("never", delay=HOUR, name="y")
+    woken, due, *_ = run(scripts.TAKE, TAKEN, HOUR, 0, "", HOUR)
+    assert 0 < due <= 100
+    assert woken == store.xrevrange("wake", count=1)[0][0]
+    assert take(5) == [(b"1", b"now")]
+    time.sleep(0.11)  # by the clock of the store, which a test cannot turn
+    assert take(5) == [(b"1", b"later")]
+    assert store.pttl("delayed") > HOUR
+
+
+def test_what_was_due_before_comes_before(send: Run, take: Run) -> None:
+    send("second", delay=30, name="x")
+    send("first")
+    time.sleep(0.05)  # as above
+    send("third")
+    assert take(5) == [(b"1", b"first"), (b"1", b"second"), (b"1", b"third")]
+
+
+def test_what_is_not_acknowledged_is_taken_again(
+    send: Run, run: Run, take: Run, give_back: Run, store: "redis.Redis[bytes]"
+) -> None:
+    for payload in ("a", "b:1!c"):
+        send(payload)
+    assert take(2, consumer="w.1!") == [(b"1", b"a"), (b"1", b"b:1!c")]
+    assert take() == []
+    ids = store.hkeys("taken")
+    assert run(scripts.TAKEN, "taken") == [value for name in ids for value in (name, b"w.1!")]
+    assert give_back(*ids) == 2
+    assert give_back(*ids) == 0
+    assert take(consumer="w.2!") == [(b"2", b"a")]
+    (name,) = store.hkeys("taken")
+    assert give_back(name, delay=20) == 1
+    assert take(5) == [(b"2", b"b:1!c")]
+    time.sleep(0.03)  # as above
+    assert take(5) == [(b"3", b"a")]
+
+
+def test_statistics_change_nothing(send: Run, run: Run, store: "redis.Redis[bytes]") -> None:
+    keys = ("c", "delayed", "counts")
+    assert run(scripts.STATISTICS, keys, HOUR) == [0, 0, 0, 0]
+    for delay in (0, 0, HOUR, 0):
+        send("x", capacity=3, delay=delay)
+    long_ago = round((time.time() - 100) * 1000)
+    time.sleep(0.01)  # as above
+    sent, pending, age, full = run(scripts.STATISTICS, keys, HOUR)
+    assert (sent, pending, full) == (3, 3, 1)
+    assert 10 <= age < 5000
+    store.zadd("delayed", {"1:1:old": long_ago})
+    assert run(scripts.STATISTICS, keys, 60_000)[1] == 3
+    assert 100_000 <= run(scripts.STATISTICS, keys, HOUR)[2] < 105_000
+    assert (store.xlen("c"), store.zcard("delayed")) == (2, 2)
+
+
+def test_local_channels_are_full_one_by_one(run: Run, store: "redis.Redis[bytes]") -> None:
+    keys = ("mailbox", "unread")
+    assert run(scripts.SEND_LOCAL, keys, "x", "a", 1) is None
+    store.xadd("mailbox", {"b": ""})
+    assert [run(scripts.SEND_LOCAL, keys, "x", "a", 1) for _ in range(2)] == [[], []]  # nobody counts
+    store.hset("unread", "!", 1)
+    assert run(scripts.SEND_LOCAL, keys, "x", "a", 1, "b", 2) == []
+    assert run(scripts.SEND_LOCAL, keys, "x", "a", 1, "b", 2) == [0]
+    before = store.xlen("mailbox")
+    assert run(scripts.SEND_LOCAL, keys, "x", "a", 1, "b", 2) == [0, 1]
+    assert store.xlen("mailbox") == before
+    assert store.xrevrange("mailbox", count=1)[0][1] == {b"b": b"x", b"full": b"0"}
+    run(scripts.RECEIVED, "unread", "a", "b", "b")
+    assert store.hgetall("unread") == {b"!": b"1"}
+    assert run(scripts.SEND_LOCAL, keys, "x", "a", 1, "b", 2) == []
 
 
 def test_memberships_end(run: Run, store: "redis.Redis[bytes]") -> None:

@@ -1,0 +1,145 @@
+"""Messages of ordinary channels that a process takes and has to acknowledge: they stay under its name until then.
+
+They lie in a hash beside their channel. What a dead process had taken is put back by others that take from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Collection
+from typing import Any
+
+from asgibus.layers.codec import unpack_message
+from asgibus.layers.contract import Delivery
+from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.leases import Beat
+from asgibus.layers.redis import scripts
+from asgibus.layers.redis.connection import RedisError
+from asgibus.layers.redis.keys import Keys
+from asgibus.layers.redis.receiver import Entry, Receiver
+from asgibus.layers.redis.writer import Writer
+
+logger = logging.getLogger("asgibus.layers")
+
+AGAIN_SECONDS = 0.5  # until a store that cannot be reached is asked again
+GIVE_BACK_AT_ONCE = 100  # messages that one script puts back: it holds up Redis for less than a millisecond
+
+
+class Deliveries:
+    """What one process takes. `consumer`: its mailbox."""
+
+    def __init__(
+        self, writer: Writer, receiver: Receiver, keys: Keys, consumer: str, counts: Counter[str], expiry: float
+    ) -> None:
+        self._writer = writer
+        self._receiver = receiver
+        self._keys = keys
+        self._consumer = consumer
+        self._counts = counts
+        self._expiry = round(expiry * 1000)
+        self._channels: set[str] = set()
+        self._stopped = asyncio.Event()
+
+    async def take(self, channel: str, limit: int, *, once: bool) -> list[Delivery]:
+        """As `Bus.take`."""
+        if not once:
+            self._channels.add(channel)
+        while not self._stopped.is_set():
+            try:
+                entries, pause = await self._receiver.take(channel, limit, "" if once else self._consumer)
+                if deliveries := self._read(channel, entries):
+                    return deliveries
+                await self._unless_stopped(self._receiver.wait(channel, pause))
+            except LayerUnavailable as error:
+                logger.debug("nothing can be taken from %s: %s", channel, error)
+                await self._unless_stopped(asyncio.sleep(AGAIN_SECONDS))
+        return []
+
+    def stop(self) -> None:
+        """As `Bus.stop_claiming`."""
+        self._stopped.set()
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """As `Bus.acknowledge`."""
+        self._writer.write(("HDEL", self._keys.taken(delivery.channel), delivery.id), _log_error)
+
+    def give_back(self, delivery: Delivery, delay: float) -> None:
+        """As `Bus.give_back`."""
+        self._put_back(delivery.channel, [delivery.id], delay)
+
+    @property
+    def active(self) -> bool:
+        """Whether it takes."""
+        return bool(self._channels) and not self._stopped.is_set()
+
+    async def bury(self, beat: Beat) -> None:
+        """Put back what the dead had taken from the same channels. Raises LayerUnavailable."""
+        for channel in list(self._channels):
+            ids = []
+            for entry_id, consumer in await self._taken(channel):
+                if consumer in beat.ended or not (beat.grace or consumer in beat.live):
+                    ids.append(entry_id)
+            if ids:
+                self._counts["message given back"] += len(ids)
+                logger.warning("%d messages of %s were in the hands of processes that died", len(ids), channel)
+                self._put_back(channel, ids, 0.0)
+
+    async def close(self) -> None:
+        """Put back what was not acknowledged."""
+        for channel in self._channels:
+            try:
+                ids = [entry_id for entry_id, consumer in await self._taken(channel) if consumer == self._consumer]
+            except LayerUnavailable as error:
+                logger.debug("what was taken from %s is for others to put back: %s", channel, error)
+            else:
+                self._put_back(channel, ids, 0.0)
+
+    async def _taken(self, channel: str) -> list[tuple[str, str]]:
+        """The id and the consumer of each message that is not acknowledged."""
+        reply = await self._writer.call("EVAL", scripts.TAKEN, 1, self._keys.taken(channel), until=_soon())
+        return [(reply[i].decode(), reply[i + 1].decode()) for i in range(0, len(reply), 2)]
+
+    def _put_back(self, channel: str, ids: list[str], delay: float) -> None:
+        keys = self._keys
+        names = keys.messages(channel), keys.delayed(channel), keys.wake(channel), keys.taken(channel)
+        for start in range(0, len(ids), GIVE_BACK_AT_ONCE):
+            some = ids[start : start + GIVE_BACK_AT_ONCE]
+            milliseconds = round(delay * 1000)
+            self._writer.write(("EVAL", scripts.GIVE_BACK, 4, *names, self._expiry, milliseconds, *some), _log_error)
+
+    def _read(self, channel: str, entries: Collection[Entry]) -> list[Delivery]:
+        deliveries = []
+        for entry in entries:
+            try:
+                message = unpack_message(entry.payload)
+            except ValueError as error:
+                self._counts["damaged entry"] += 1
+                logger.error("channel %s: message %s was dropped: %s", channel, entry.id, error)
+                self._writer.write(("HDEL", self._keys.taken(channel), entry.id), _log_error)
+            else:
+                deliveries.append(Delivery(channel, entry.id, message, entry.attempt))
+        return deliveries
+
+    async def _unless_stopped(self, waiting: Any) -> None:
+        """Wait, and give it up when it is stopped. Raises what the waiting raises."""
+        tasks = asyncio.ensure_future(waiting), asyncio.ensure_future(self._stopped.wait())
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        if not tasks[0].cancelled():
+            tasks[0].result()
+
+
+def _soon() -> float:
+    """For a process that ends, or one with others to look after."""
+    return asyncio.get_running_loop().time() + AGAIN_SECONDS
+
+
+def _log_error(reply: Any) -> None:
+    if isinstance(reply, RedisError):
+        logger.error("Redis refused a command: %s", reply)

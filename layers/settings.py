@@ -1,0 +1,67 @@
+"""What a channel layer is told when it is made: limits and times, and the names of its keys."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import translate
+
+EXPIRY_SECONDS = 60.0  # what the 2016 specification suggests
+GROUP_EXPIRY_SECONDS = 86400.0  # likewise
+CAPACITY = 100  # likewise
+
+Pattern = str | re.Pattern[str]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSettings:
+    """The options that every layer takes, by the names that Channels gives them."""
+
+    expiry: float = EXPIRY_SECONDS
+    """Seconds after which an unread message is dropped."""
+    group_expiry: float = GROUP_EXPIRY_SECONDS
+    """Seconds after which a membership ends that nobody renewed."""
+    capacity: int = CAPACITY
+    """How many unread messages a channel holds."""
+    channel_capacity: tuple[tuple[re.Pattern[str], int], ...] = ()
+    """Other capacities, by what a channel's name matches; the first counts."""
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        expiry: float = EXPIRY_SECONDS,
+        group_expiry: float = GROUP_EXPIRY_SECONDS,
+        capacity: int = CAPACITY,
+        channel_capacity: Mapping[Pattern, int] | None = None,
+    ) -> LayerSettings:
+        """Check the options and compile the patterns: globs, or compiled expressions.
+
+        Raises ValueError for a time or a capacity that is not above 0.
+        """
+        capacities = tuple(
+            (re.compile(translate(pattern)) if isinstance(pattern, str) else pattern, number)
+            for pattern, number in (channel_capacity or {}).items()
+        )
+        numbers: list[tuple[str, float]] = [("expiry", expiry), ("group_expiry", group_expiry), ("capacity", capacity)]
+        numbers += [(f"channel_capacity of {pattern.pattern!r}", number) for pattern, number in capacities]
+        for name, number in numbers:
+            if isinstance(number, bool) or not number > 0:
+                raise ValueError(f"a channel layer's {name} is a number above 0, not {number!r}")
+        return cls(expiry, group_expiry, capacity, capacities)
+
+    def capacity_of(self, channel: str) -> int:
+        """How many unread messages this channel holds."""
+        for pattern, capacity in self.channel_capacity:
+            if pattern.match(channel):
+                return capacity
+        return self.capacity
+
+
+def require_delay(delay: object) -> float:
+    """Give back how many seconds a message is to be delayed. Raises ValueError if that is no number from 0 on."""
+    if isinstance(delay, int | float) and not isinstance(delay, bool) and 0 <= delay < math.inf:
+        return float(delay)
+    raise ValueError(f"a delay is a number of seconds from 0 on, not {delay!r}")
