@@ -23,6 +23,7 @@ class Epoch:
         self._on_lost = on_lost
         self._used = b""
         self._seen = b""
+        self._absent: int | None = None  # since when there has been none, by Redis's clock
 
     def seen(self, epoch: bytes) -> None:
         """A beat has found this one: if it is the first, nothing was there before that could be lost."""
@@ -33,6 +34,11 @@ class Epoch:
     def forget(self) -> None:
         """The last process has left, and with it went the epoch: the next one is as the first."""
         self._used = self._seen = b""
+        self._absent = None
+
+    def is_gone(self, now: int) -> bool:
+        """Whether nobody has begun another one, though everybody has had time for that. `now` as in Redis."""
+        return self._absent is not None and now - self._absent >= REGROUP_SECONDS * 1000
 
     def _notice(self, epoch: bytes) -> None:
         if epoch and epoch != self._seen:
@@ -45,9 +51,12 @@ class Epoch:
         self._notice(epoch)
         if self._used and epoch != self._used:
             if not epoch:
+                self._absent = now if self._absent is None else self._absent
                 return LOOK_AGAIN_SECONDS
+            self._absent = None
             age = (now - int(epoch.removeprefix(PREFIX))) / 1000
             if 0 <= age < REGROUP_SECONDS:  # below 0 the clock was put back
                 return REGROUP_SECONDS - age
         self._used = epoch
+        self._absent = None
         return 0.0

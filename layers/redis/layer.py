@@ -169,7 +169,7 @@ class RedisChannelLayer(ChannelLayer):
             now, members = found[0]
             wait = attachment.epoch.use(epoch[0] if epoch else b"", now)
             if wait and loop.time() + wait > until:
-                if epoch:
+                if epoch or not attachment.epoch.is_gone(now):
                     raise LayerUnavailable("Redis has lost its data, and its members are not back: nothing was sent")
                 attachment.epoch.forget()  # nobody is on the bus any more, and so nobody misses anything
                 wait = 0

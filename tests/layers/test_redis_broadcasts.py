@@ -83,7 +83,11 @@ async def took(layer: RedisChannelLayer) -> float:
 
 async def test_broadcasts_into_a_redis_that_loses_its_data(start_redis: StartRedis) -> None:
     async with asyncio.TaskGroup() as scenarios:
-        for scenario in (is_flushed, is_flushed_while_a_member_hangs, comes_back_empty, nobody_comes_back):
+        scenarios_of_loss = (
+            *(is_flushed, is_flushed_while_a_member_hangs, comes_back_empty, nobody_comes_back),
+            comes_back_when_a_call_has_waited_long,
+        )
+        for scenario in scenarios_of_loss:
             scenarios.create_task(scenario(start_redis()), name=scenario.__name__)
 
 
@@ -145,6 +149,27 @@ async def comes_back_empty(server: RedisServer) -> None:
         expected = sorted(["before", "after", *(what for what, why in told if not why)])
         assert [sorted(each) for each in got(one, two)] == [expected] * 2
         assert other.counts["send failed"] + one.layer.counts["send failed"] == sum(bool(why) for _, why in told)
+    await other.close()
+
+
+async def comes_back_when_a_call_has_waited_long(server: RedisServer) -> None:
+    """That nobody is there yet when its time is over does not mean that nobody is going to be."""
+    other = RedisChannelLayer(server.url)
+    async with peer(server.url, "asgibus") as two:
+        await two.do("join", "group")
+        await other.group_send("group", {"n": "before"})
+        await until(lambda: two.all("frame"))
+        await asyncio.to_thread(server.kill)
+        two.signal(signal.SIGSTOP)
+        sending = asyncio.create_task(sent(other, "away"))
+        await asyncio.wait([sending], timeout=3.5)  # of its five seconds
+        await asyncio.to_thread(server.start)
+        what, why = await sending
+        assert (what, "" if not why else "an error") == ("away", "an error")
+        two.signal(signal.SIGCONT)
+        assert await sent(other, "back") == ("back", "")
+        await until(lambda: len(two.all("frame")) == 2)
+        assert two.all("frame")[1] == ["group", {"n": "back"}]
     await other.close()
 
 
