@@ -77,7 +77,11 @@ class InMemoryChannelLayer(ChannelLayer):
 
     async def send(self, channel: str, message: Message, *, delay: float = 0.0) -> None:
         require_channel(channel, whole=True)
-        self._deliver(channel, unpack_message(pack_message(message)), require_delay(delay))
+        try:
+            self._deliver(channel, unpack_message(pack_message(message)), require_delay(delay))
+        except ChannelFull:
+            self.counts["channel full"] += 1
+            raise
         await asyncio.sleep(0)  # a sender in a loop must not keep its readers from running
 
     async def receive(self, channel: str) -> Message:
@@ -118,6 +122,7 @@ class InMemoryChannelLayer(ChannelLayer):
             except ChannelFull:
                 missed += 1
         if missed:
+            self.counts["channel full"] += missed
             logger.warning("group %r: %d of %d members were full and missed a message", group, missed, len(targets))
         await asyncio.sleep(0)  # likewise
 

@@ -108,15 +108,15 @@ class RedisChannelLayer(ChannelLayer):
         payload = pack_message(message)
         attachment = await self._attachment()
         with attachment.outage.counted():
-            full = await self._group_send(attachment, group, key, message, payload)
+            full, members = await self._group_send(attachment, group, key, message, payload)
         if full:
-            self.counts["channel full"] += len(full)
-            logger.warning("group %r: %d members were full and missed a message: %s", group, len(full), full[:3])
+            self.counts["channel full"] += full
+            logger.warning("group %r: %d of %d members were full and missed a message", group, full, members)
 
     async def _group_send(
         self, attachment: Attachment, group: str, key: str, message: Message, payload: bytes
-    ) -> list[str]:
-        """The channels that are full."""
+    ) -> tuple[int, int]:
+        """How many members were full, and of how many."""
         members, epoch = await self._members(attachment, key)
         # A mailbox gets one entry: for the group as a whole, or for all of its channels that are members.
         whole: list[str] = []
@@ -137,15 +137,15 @@ class RedisChannelLayer(ChannelLayer):
             asyncio.gather(*(self._send_ordinary(attachment, channel, payload, 0.0) for channel in ordinary)),
         )
         gone = [mailbox for mailbox, there in zip(whole, to_whole, strict=True) if not there]
-        full = [channel for channel, there in zip(ordinary, to_ordinary, strict=True) if not there]
+        full = to_ordinary.count(False)
         for (mailbox, each), unsent in zip(channels.items(), to_channels, strict=True):
             if unsent is None:
                 gone += [mailbox + part for part in each]
             else:
-                full += [mailbox + part for part in unsent]
+                full += len(unsent)
         if gone:
             await self._remove(attachment.writer, group, key, gone, epoch)
-        return full
+        return full, len(members)
 
     async def _remove(self, writer: Writer, group: str, key: str, gone: list[str], epoch: list[bytes]) -> None:
         """Take members whose processes are gone out of a group; in another epoch they may only be missing."""
