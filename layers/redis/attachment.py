@@ -36,7 +36,9 @@ class Attachment:
         keys: Keys,
         settings: LayerSettings,
         counts: Counter[str],
+        epoch: bytes,
     ) -> None:
+        """`epoch`: see `Epoch`."""
         self.address = address
         self.keys = keys
         self.settings = settings
@@ -47,7 +49,7 @@ class Attachment:
         self.writer.on_up.add(self._up)
         self._run_id = ""
         self.sent = Sent(self.writer, keys, counts)
-        self.epoch = Epoch(self.sent.lost)
+        self.epoch = Epoch(self.sent.lost, epoch)
         self.receiver = Receiver(address, keys, expiry=settings.expiry, group_expiry=settings.group_expiry)
         self._lock = asyncio.Lock()
         self._open = False

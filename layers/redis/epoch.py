@@ -19,21 +19,22 @@ class Epoch:
     `on_lost` is called once for each that ended with what was in the store, as soon as that is noticed.
     """
 
-    def __init__(self, on_lost: Callable[[], None]) -> None:
+    def __init__(self, on_lost: Callable[[], None], used: bytes) -> None:
+        """`used`: the one that this process has used last, in another loop."""
         self._on_lost = on_lost
-        self._used = b""
-        self._seen = b""
+        self.used = used
+        self._seen = used
         self._absent: int | None = None  # since when there has been none, by Redis's clock
 
     def seen(self, epoch: bytes) -> None:
         """A beat has found this one: if it is the first, nothing was there before that could be lost."""
         self._notice(epoch)
-        if not self._used:
-            self._used = epoch
+        if not self.used:
+            self.used = epoch
 
     def forget(self) -> None:
         """The last process has left, and with it went the epoch: the next one is as the first."""
-        self._used = self._seen = b""
+        self.used = self._seen = b""
         self._absent = None
 
     def is_gone(self, now: int) -> bool:
@@ -49,7 +50,7 @@ class Epoch:
     def use(self, epoch: bytes, now: int) -> float:
         """Seconds to wait until everybody has had time to be back in this one; if 0, it is used. `now` as in Redis."""
         self._notice(epoch)
-        if self._used and epoch != self._used:
+        if self.used and epoch != self.used:
             if not epoch:
                 self._absent = now if self._absent is None else self._absent
                 return LOOK_AGAIN_SECONDS
@@ -57,6 +58,6 @@ class Epoch:
             age = (now - int(epoch.removeprefix(PREFIX))) / 1000
             if 0 <= age < REGROUP_SECONDS:  # below 0 the clock was put back
                 return REGROUP_SECONDS - age
-        self._used = epoch
+        self.used = epoch
         self._absent = None
         return 0.0

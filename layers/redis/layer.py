@@ -1,7 +1,7 @@
 """The channel layer on Redis, as apps see it.
 
-Everything that belongs to an event loop (connections, tasks, mailboxes) lives in an `Attachment`, made at the first use
-in that loop, so that one layer object serves several loops, one after another or at once.
+Everything that belongs to an event loop (connections, tasks, mailboxes) lives in an `Attachment`, so that one layer
+object serves several loops, one after another or at once. A loop that may be about to end uses the layer's own loop.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import asyncio
 import logging
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
 from asgibus.layers.codec import pack, pack_message
 from asgibus.layers.contract import DEAD, GROUP_MESSAGE, Bus, ChannelLayer, Handler, Message, Statistics
@@ -22,6 +23,7 @@ from asgibus.layers.redis import scripts
 from asgibus.layers.redis.attachment import Attachment
 from asgibus.layers.redis.hosts import DEFAULT_HOST, Hosts, addresses
 from asgibus.layers.redis.keys import Keys
+from asgibus.layers.redis.own_loop import OwnLoop
 from asgibus.layers.redis.writer import CALL_SECONDS, PAYLOAD_VERSION, Writer
 from asgibus.layers.settings import (
     CAPACITY,
@@ -33,6 +35,26 @@ from asgibus.layers.settings import (
 )
 
 logger = logging.getLogger("asgibus.layers")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _lasting(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Make a call of a loop that is perhaps about to end in the layer's own loop, whose connections last.
+
+    Not to receive: a call that is cancelled on its way back from another loop would lose what it got there.
+    """
+
+    @wraps(method)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        layer: Any = args[0]
+        if layer.lasts(asyncio.get_running_loop()):
+            return await method(*args, **kwargs)
+        work: T = await layer.own_loop.run(partial(method, *args, **kwargs))
+        return work
+
+    return call
 
 
 class RedisChannelLayer(ChannelLayer):
@@ -60,8 +82,10 @@ class RedisChannelLayer(ChannelLayer):
         self.counts = Counter()
         self._keys = Keys(prefix)
         self._lock = threading.Lock()
+        self.own_loop = OwnLoop()
         self._attachments: dict[asyncio.AbstractEventLoop, Attachment] = {}
 
+    @_lasting
     async def send(self, channel: str, message: Message, *, delay: float = 0.0) -> None:
         local = split_local(require_channel(channel, whole=True))
         require_delay(delay)
@@ -92,17 +116,20 @@ class RedisChannelLayer(ChannelLayer):
         require_channel(prefix)
         return require_channel(await (await self._attachment()).new_channel(prefix))
 
+    @_lasting
     async def group_add(self, group: str, channel: str) -> None:
         key = self._keys.group(require_group(group))
         member = require_channel(channel)
         writer = (await self._attachment()).writer
         await writer.call("EVAL", scripts.GROUP_ADD, 1, key, member, round(self.group_expiry), until=_until())
 
+    @_lasting
     async def group_discard(self, group: str, channel: str) -> None:
         key = self._keys.group(require_group(group))
         member = require_channel(channel)
         await (await self._attachment()).writer.call("ZREM", key, member, until=_until())
 
+    @_lasting
     async def group_send(self, group: str, message: Message) -> None:
         key = self._keys.group(require_group(group))
         payload = pack_message(message)
@@ -180,6 +207,7 @@ class RedisChannelLayer(ChannelLayer):
     def _epoch_range(self) -> tuple[str, ...]:
         return self._keys.processes, "+inf", "+inf", "BYSCORE"
 
+    @_lasting
     async def channel_statistics(self, channel: str) -> Statistics:
         local = split_local(require_channel(channel, whole=True))
         writer = (await self._attachment()).writer
@@ -196,6 +224,7 @@ class RedisChannelLayer(ChannelLayer):
             messages_count=0, messages_pending=int(pending or 0), messages_max_age=0.0, channel_full_count=0
         )
 
+    @_lasting
     async def global_statistics(self) -> Statistics:
         writer = (await self._attachment()).writer
         begin, end = self._keys.counts("x").split("x")
@@ -217,6 +246,7 @@ class RedisChannelLayer(ChannelLayer):
                 for key in keys:
                     yield key
 
+    @_lasting
     async def flush(self) -> None:
         attachment = await self._attachment()
         attachment.clear()
@@ -225,11 +255,20 @@ class RedisChannelLayer(ChannelLayer):
         await attachment.writer.posted(_until())
 
     async def close(self) -> None:
+        await self._close()
+        await self.own_loop.close(self._close)
+
+    async def _close(self) -> None:
         with self._lock:
             attachment = self._attachments.pop(asyncio.get_running_loop(), None)
         if attachment is not None:
             await attachment.close()
 
+    def lasts(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether the loop has connections of its own, or has been calling for long enough to get some."""
+        return loop in self._attachments or not self.own_loop.serves(loop)
+
+    @_lasting
     async def declare_dead(self, mailbox: str) -> None:
         writer = (await self._attachment()).writer
         until = _until()
@@ -256,8 +295,9 @@ class RedisChannelLayer(ChannelLayer):
             with self._lock:
                 for loop in [loop for loop in self._attachments if loop.is_closed()]:
                     del self._attachments[loop]  # it ended without `close`: its tasks and sockets ended with it
+                epoch = max((each.epoch.used for each in self._attachments.values()), default=b"")
                 attachment = self._attachments[running] = Attachment(
-                    self.address, self._keys, self.settings, self.counts
+                    self.address, self._keys, self.settings, self.counts, epoch
                 )
         await attachment.open()
         return attachment

@@ -2,14 +2,21 @@
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import redis
+from asgiref.sync import async_to_sync
 
-from asgibus.layers import ChannelLayer
+from asgibus.layers import ChannelLayer, RedisChannelLayer
 from asgibus.layers.contract import FIRST_PROTOCOL_KIND
+from asgibus.layers.redis.own_loop import YOUNG_SECONDS
 from support.bus import MakeLayer, Recorder, until
+from support.deadline import wait_until
 
 KIND = FIRST_PROTOCOL_KIND
 
@@ -105,3 +112,83 @@ async def test_a_bus_in_another_thread(layer: ChannelLayer) -> None:
     assert there.frames == [(KIND, number) for number in range(50)]
     assert here.frames == [(KIND, "claimed", number) for number in range(50)]
     assert claimed == [(number,) for number in range(50)]
+
+
+def own_threads() -> list[threading.Thread]:
+    """Those of the layers."""
+    return [thread for thread in threading.enumerate() if thread.name == "asgibus layer"]
+
+
+@pytest.fixture
+def connections(redis_url: str) -> Iterator[Callable[[], int]]:
+    """How many connections Redis has had so far."""
+    with redis.Redis.from_url(redis_url, protocol=2) as admin:
+        yield lambda: int(admin.info("stats")["total_connections_received"])
+
+
+@pytest.mark.redis
+def test_a_thousand_loops_use_one_connection(redis_url: str, connections: Callable[[], int]) -> None:
+    layer = RedisChannelLayer(redis_url, capacity=1000)
+    before = connections()
+    for number in range(1000):
+        async_to_sync(layer.send)("ordinary", {"n": number})
+    assert connections() - before == 1
+    assert async_to_sync(layer.channel_statistics)("ordinary")["messages_pending"] == 1000
+    assert connections() - before == 1
+    async_to_sync(layer.close)()
+    wait_until(lambda: not own_threads(), 5)
+
+
+@pytest.mark.redis
+def test_a_program_that_ends_without_close_says_nothing(redis_url: str) -> None:
+    program = (
+        "import asyncio\n"
+        "from asgibus.layers import RedisChannelLayer\n"
+        f"layer = RedisChannelLayer({redis_url!r})\n"
+        "async def main():\n"
+        "    await layer.send('a', {})\n"
+        "    await layer.group_add('g', await layer.new_channel())\n"
+        "    await layer.group_send('g', {})\n"
+        "    asyncio.create_task(layer.receive('b'))\n"
+        "    await asyncio.sleep(0)\n"
+        "for _ in range(2):\n"
+        "    asyncio.run(main())\n"
+        "print('done')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", program], check=False, capture_output=True, text=True, timeout=30
+    )
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("done\n", "", 0)
+
+
+@pytest.mark.redis
+def test_a_forked_process_has_its_own_thread(redis_url: str) -> None:
+    program = (
+        "import os, sys\n"
+        "from asgiref.sync import async_to_sync\n"
+        "from asgibus.layers import RedisChannelLayer\n"
+        f"layer = RedisChannelLayer({redis_url!r})\n"
+        "async_to_sync(layer.send)('forked', {'n': 1})\n"
+        "child = os.fork()\n"
+        "async_to_sync(layer.send)('forked', {'n': 2})\n"
+        "if child:\n"
+        "    assert os.waitpid(child, 0)[1] == 0\n"
+        "    print([async_to_sync(layer.receive)('forked')['n'] for _ in range(3)])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=30)
+    assert (ended.stdout, ended.stderr) == ("[1, 2, 2]\n", "")
+
+
+@pytest.mark.anyio
+async def test_a_loop_that_goes_on_calling_gets_its_own_connections(
+    redis_url: str, connections: Callable[[], int]
+) -> None:
+    layer = RedisChannelLayer(redis_url)
+    before = await asyncio.to_thread(connections)
+    end = asyncio.get_running_loop().time() + YOUNG_SECONDS + 0.1
+    while asyncio.get_running_loop().time() < end:
+        await layer.group_send("group", {})
+    assert await asyncio.to_thread(connections) - before == 2
+    assert len(own_threads()) == 1
+    await layer.close()
+    await until(lambda: not own_threads())

@@ -141,7 +141,7 @@ class Sessions(RuleBasedStateMachine):
     @precondition(lambda self: self.world.store.offers and self.claimants())
     @rule(data=st.data(), count=SOME, twice=st.booleans())
     def claim_some(self, data: st.DataObject, count: int, twice: bool) -> None:
-        self.pick(data, self.claimants()).take(count, twice=twice)
+        self.pick(data, self.claimants()).take_offers(count, twice=twice)
         self.world.run_loops()
 
     @precondition(lambda self: self.world.store.offers and len(self.claimants()) > 1)
@@ -149,7 +149,7 @@ class Sessions(RuleBasedStateMachine):
     def everybody_claims_the_same(self) -> None:
         claimants = self.claimants()
         for bus in claimants:
-            bus.take(10**9, twice=bus is not claimants[-1])
+            bus.take_offers(10**9, twice=bus is not claimants[-1])
         self.world.run_loops()
 
     def claimants(self) -> list[ModelBus]:

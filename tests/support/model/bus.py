@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from asgibus.layers.codec import pack, unpack
-from asgibus.layers.contract import DEAD, MESSAGE, Bus, Claim, Frame, Handler, Offer
+from asgibus.layers.contract import DEAD, MESSAGE, Bus, Claim, Delivery, Frame, Handler, Offer
 
 
 class SteppedLoop(asyncio.BaseEventLoop):
@@ -125,6 +125,17 @@ class ModelBus(Bus):
     def available(self) -> bool:
         return True
 
+    # Ordinary channels are no part of the model.
+
+    async def take(self, channel: str, limit: int, *, once: bool = False) -> list[Delivery]:
+        raise NotImplementedError
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        raise NotImplementedError
+
+    def give_back(self, delivery: Delivery, *, delay: float = 0.0) -> None:
+        raise NotImplementedError
+
     # What a fault or a step of the model does.
 
     def flush(self, count: int = 10**9, *, again: bool = False) -> None:
@@ -147,7 +158,7 @@ class ModelBus(Bus):
         """Of whom something waits in the mailbox."""
         return [*self.store.mailboxes.get(self.mailbox, ())] if self.up else []
 
-    def take(self, count: int, *, twice: bool = False) -> None:
+    def take_offers(self, count: int, *, twice: bool = False) -> None:
         """Claim, if the process waits for that. `twice`: the store forgets it, so that somebody else may as well."""
         names = [*itertools.islice(self.store.offers, min(count, self.limit))]
         if self.waiting is None or self.waiting.done() or not names:

@@ -215,7 +215,7 @@ class World(logging.Handler):
                     bus.deliver(sender, 10**9)
                 if bus.waiting is not None and not bus.waiting.done() and self.store.offers:
                     busy = True
-                    bus.take(10**9)
+                    bus.take_offers(10**9)
             self.run_loops()
 
     def check_settled(self) -> None:
