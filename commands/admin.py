@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import socket
 from asyncio import StreamReader, StreamWriter, start_server
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +19,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
+
+from asgibus.layers.contract import Statistics
 
 logger = logging.getLogger("asgibus.admin")
 
@@ -43,6 +45,9 @@ class Health(Protocol):
 
     def gauges(self) -> Mapping[str, int]:
         """How much there is of something now, by its name, such as "connections"."""
+
+    async def channels(self) -> Mapping[str, Statistics]:
+        """The channels that the process works for, by their names: few, and named by whoever runs it."""
 
 
 @asynccontextmanager
@@ -153,7 +158,7 @@ async def _serve(reader: StreamReader, writer: StreamWriter, answers: _Answers) 
     head = _Head()
     try:
         with anyio.fail_after(SECONDS):
-            answer = await _read(reader, head) or answers.to(head)
+            answer = await _read(reader, head) or await answers.to(head)
     except TimeoutError:
         answer = _Answer(b"408 Request Timeout", b"The request did not come in time.\n")
     except EOFError:
@@ -190,33 +195,35 @@ class _Answers:
     def __init__(self, health: Health) -> None:
         self._health = health
         self._registry = CollectorRegistry()
-        self._registry.register(_Counted(health))
+        self._counted = _Counted(health)
+        self._registry.register(self._counted)
         ProcessCollector(registry=self._registry)
         self._pages = {b"/healthz": self._healthz, b"/readyz": self._readyz, b"/metrics": self._metrics}
 
-    def to(self, head: _Head) -> _Answer:
+    async def to(self, head: _Head) -> _Answer:
         page = self._pages.get(head.target.partition(b"?")[0])
         if page is None:
             return _Answer(b"404 Not Found", b"There are /healthz, /readyz and /metrics.\n")
         if head.method not in {b"GET", b"HEAD"}:
             return _Answer(b"405 Method Not Allowed", b"Only GET and HEAD.\n")
         try:
-            return page()
+            return await page()
         except Exception:
             # A mistake in counting must not end the servers whose counts they are.
             logger.exception("no answer to %s", head.target.decode("latin-1"))
             return _Answer(b"500 Internal Server Error", b"See the log.\n")
 
-    def _healthz(self) -> _Answer:
+    async def _healthz(self) -> _Answer:
         return _Answer(b"200 OK", b"ok\n")
 
-    def _readyz(self) -> _Answer:
+    async def _readyz(self) -> _Answer:
         reason = self._health.ready()
         if reason is None:
             return _Answer(b"200 OK", b"ready\n")
         return _Answer(b"503 Service Unavailable", f"{reason}\n".encode())
 
-    def _metrics(self) -> _Answer:
+    async def _metrics(self) -> _Answer:
+        self._counted.channels = await self._health.channels()
         return _Answer(b"200 OK", generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4)
 
 
@@ -225,6 +232,7 @@ class _Counted(Collector):
 
     def __init__(self, health: Health) -> None:
         self._health = health
+        self.channels: Mapping[str, Statistics] = {}
 
     def collect(self) -> Iterable[Metric]:
         events = CounterMetricFamily("asgibus_events", "What happened since the start, by kind.", labels=["kind"])
@@ -233,3 +241,25 @@ class _Counted(Collector):
         yield events
         for name, value in sorted(self._health.gauges().items()):
             yield GaugeMetricFamily(f"asgibus_{name.replace(' ', '_')}", f"Now: {name}.", value=value)
+        families: list[tuple[CounterMetricFamily | GaugeMetricFamily, Callable[[Statistics], float]]] = [
+            (
+                CounterMetricFamily("asgibus_channel_messages", "Sent to a channel, by all.", labels=["channel"]),
+                lambda channel: channel["messages_count"],
+            ),
+            (
+                CounterMetricFamily("asgibus_channel_full", "Refused by a full channel.", labels=["channel"]),
+                lambda channel: channel["channel_full_count"],
+            ),
+            (
+                GaugeMetricFamily("asgibus_channel_pending", "Waiting in a channel.", labels=["channel"]),
+                lambda channel: channel["messages_pending"],
+            ),
+            (
+                GaugeMetricFamily("asgibus_channel_oldest_seconds", "The oldest has waited.", labels=["channel"]),
+                lambda channel: channel["messages_max_age"],
+            ),
+        ]
+        for family, value_of in families:
+            for name, channel in sorted(self.channels.items()):
+                family.add_metric([name], value_of(channel))
+            yield family

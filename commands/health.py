@@ -13,7 +13,7 @@ import anyio
 
 from asgibus.commands.admin import AdminError, Health, admin
 from asgibus.commands.run import END_MARGIN, Life
-from asgibus.layers.contract import ChannelLayer
+from asgibus.layers.contract import ChannelLayer, Statistics
 
 logger = logging.getLogger("asgibus.admin")
 
@@ -49,6 +49,14 @@ class ProcessHealth:
             for server in self._servers:
                 gauges.update(server.gauges())
         return gauges
+
+    async def channels(self) -> Mapping[str, Statistics]:
+        """Of all servers; none while the layer is away."""
+        channels: dict[str, Statistics] = {}
+        if self._life.has_started:
+            for server in self._servers:
+                channels |= await server.channels()
+        return channels
 
 
 @asynccontextmanager

@@ -19,7 +19,8 @@ from asgibus.interface_server.request import Request
 from asgibus.interface_server.response import StandardHeaders
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.terminator import Terminator
-from asgibus.layers.contract import ChannelLayer
+from asgibus.layers.contract import ChannelLayer, Statistics, statistics_of
+from asgibus.protocol.channels import shared_channels
 from asgibus.protocol.opening import Address
 
 logger = logging.getLogger("asgibus.interface")
@@ -67,6 +68,11 @@ class Server:
     def gauges(self) -> dict[str, int]:
         """How much there is of what, now."""
         return {"sockets": len(self._terminators), "connections": len(self.connections)}
+
+    async def channels(self) -> dict[str, Statistics]:
+        """The channels on which it offers; none while the layer is away."""
+        pools = dict.fromkeys([self.settings.pool, *(pool for _, pool in self.settings.routes)])
+        return await statistics_of(self.connections.bus, [each for pool in pools for each in shared_channels(pool)])
 
     async def serve(self, stop: anyio.Event, ready: Callable[[str], None]) -> None:
         """Listen, call `ready` with where, serve until `stop` is set, then stop gracefully.

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict
 
-from asgibus.layers.errors import ChannelFull, MessageTooLarge
+from asgibus.layers.errors import ChannelFull, LayerUnavailable, MessageTooLarge
 from asgibus.layers.settings import LayerSettings
 
 Message = dict[str, Any]
@@ -91,6 +91,19 @@ class Delivery:
     """1 at first; more after it was given back, or its process died."""
 
 
+class Statistics(TypedDict):
+    """What the statistics extension of 2016 tells of a channel, or of all."""
+
+    messages_count: int
+    """Messages sent, since there were none for a day."""
+    messages_pending: int
+    """Unread messages, delayed ones among them."""
+    messages_max_age: float
+    """Seconds since the oldest unread one could be received; 0.0 if there is none."""
+    channel_full_count: int
+    """Messages that were refused or, in a group, dropped, because the channel was at its capacity."""
+
+
 class Bus(ABC):
     """One process's place on the bus: its mailbox, and its claims. Made by `ChannelLayer.bus`."""
 
@@ -135,6 +148,13 @@ class Bus(ABC):
 
         One that is to be made once is made again only if it cannot have been claimed; else `Handler.offer_lost` is
         called.
+        """
+
+    @abstractmethod
+    async def shared_statistics(self, channel: str) -> Statistics:
+        """What is known of a shared channel: its messages are offers, unread is who is not claimed.
+
+        Raises LayerUnavailable soon when the store is away.
         """
 
     @abstractmethod
@@ -186,17 +206,13 @@ class Bus(ABC):
         """Wait until everything posted, offered and done so far is in the store; given up when the store is away."""
 
 
-class Statistics(TypedDict):
-    """What the statistics extension of 2016 tells of a channel, or of all."""
-
-    messages_count: int
-    """Messages sent, since there were none for a day."""
-    messages_pending: int
-    """Unread messages, delayed ones among them."""
-    messages_max_age: float
-    """Seconds since the oldest unread one could be received; 0.0 if there is none."""
-    channel_full_count: int
-    """Messages that were refused or, in a group, dropped, because the channel was at its capacity."""
+async def statistics_of(bus: Bus, channels: Iterable[str]) -> dict[str, Statistics]:
+    """Those of shared channels, by name; none of those that cannot be asked."""
+    statistics = {}
+    for channel in channels:
+        with suppress(LayerUnavailable):
+            statistics[channel] = await bus.shared_statistics(channel)
+    return statistics
 
 
 class ChannelLayer(ABC):

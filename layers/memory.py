@@ -71,7 +71,8 @@ class InMemoryChannelLayer(ChannelLayer):
         self._lock = threading.Lock()
         self._groups: dict[str, dict[str, float]] = {}
         self._buses: dict[str, MemoryBus] = {}
-        self._shared: dict[str, OrderedDict[Offer, None]] = defaultdict(OrderedDict)
+        self._shared: dict[str, OrderedDict[Offer, float]] = defaultdict(OrderedDict)  # and since when they are there
+        self._offered: Counter[str] = Counter()
         self._claimed = 0
         self._orphans: list[Claim] = []  # of buses that are closed, until somebody claims from their channels
 
@@ -274,7 +275,8 @@ class MemoryBus(Bus):
 
     def _put(self, offer: Offer) -> None:
         with self._layer._lock:
-            self._layer._shared[offer.channel][offer] = None
+            self._layer._shared[offer.channel][offer] = self._layer._clock()
+            self._layer._offered[offer.channel] += 1
             waiting = [bus for bus in self._layer._buses.values() if bus._claiming is not None]
         for bus in waiting:
             if bus._loop is self._loop:
@@ -290,6 +292,17 @@ class MemoryBus(Bus):
 
     def offer_again(self, offer: Offer) -> None:
         """Nothing to do: nothing gets lost here, so an offer that is not there is claimed."""
+
+    async def shared_statistics(self, channel: str) -> Statistics:
+        with self._layer._lock:
+            since = self._layer._shared[channel].values()
+            oldest = next(iter(since), None)
+            return Statistics(
+                messages_count=self._layer._offered[channel],
+                messages_pending=len(since),
+                messages_max_age=0.0 if oldest is None else self._layer._clock() - oldest,
+                channel_full_count=0,
+            )
 
     async def claim(self, channels: Sequence[str], limit: int) -> list[Claim]:
         if not self._channels.issuperset(channels):

@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 
-from asgibus.layers.contract import Bus, ChannelLayer, Claim
+from asgibus.layers.contract import Bus, ChannelLayer, Claim, Statistics, statistics_of
 from asgibus.protocol.channels import shared_channels
 from asgibus.protocol.opening import read_opening
 from asgibus.protocol.states import Run
@@ -80,6 +80,10 @@ class Worker:
     def gauges(self) -> dict[str, int]:
         """How much there is of what, now."""
         return {"sessions": len(self._tasks)}
+
+    async def channels(self) -> dict[str, Statistics]:
+        """The channels from which it takes; none while the layer is away."""
+        return await statistics_of(self.bus, shared_channels(self._settings.pool))
 
     async def serve(
         self, stop: anyio.Event, ready: Callable[[], None], retiring: Callable[[], None] = lambda: None

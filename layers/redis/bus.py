@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from asgibus.layers.contract import Bus, Claim, Delivery, Frame, Handler, Offer
+from asgibus.layers.contract import Bus, Claim, Delivery, Frame, Handler, Offer, Statistics
 from asgibus.layers.names import require_channel, require_group
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.claims import Claimant
@@ -21,6 +21,8 @@ from asgibus.layers.settings import require_delay
 
 if TYPE_CHECKING:
     from asgibus.layers.redis.attachment import Attachment
+
+STATISTICS_SECONDS = 1.0  # for what somebody looks at; who looks waits, and there is nothing to be repaired
 
 
 class RedisBus(Bus):
@@ -143,6 +145,14 @@ class RedisBus(Bus):
 
     def offer_again(self, offer: Offer) -> None:
         self._offers.offer_again(offer)
+
+    async def shared_statistics(self, channel: str) -> Statistics:
+        until = self._loop.time() + STATISTICS_SECONDS
+        key = self._keys.shared(channel)
+        offered, pending, age = await self._writer.call("EVAL", scripts.SHARED_STATISTICS, 1, key, until=until)
+        return Statistics(
+            messages_count=offered, messages_pending=pending, messages_max_age=age / 1000, channel_full_count=0
+        )
 
     async def claim(self, channels: Sequence[str], limit: int) -> list[Claim]:
         return await self._claimant.claim(channels, limit)

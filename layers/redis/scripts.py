@@ -139,6 +139,29 @@ return {tonumber(counts[1] or 0), #entries + waiting, now - oldest, tonumber(cou
 """
 )
 
+# KEYS[1] stream of a shared channel. As STATISTICS: how many were offered, how many are not claimed, for how long the
+# oldest of these has waited.
+SHARED_STATISTICS = (
+    _NOW
+    + """
+if redis.call('EXISTS', KEYS[1]) == 0 then return {0, 0, 0} end
+local stream = redis.call('XINFO', 'STREAM', KEYS[1])
+local added, last, claimed = 0, '0-0', 0
+for i = 1, #stream, 2 do
+  if stream[i] == 'entries-added' then added = stream[i + 1] end
+end
+for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  for i = 1, #group, 2 do
+    if group[i] == 'last-delivered-id' then last = group[i + 1] end
+    if group[i] == 'pending' then claimed = group[i + 1] end
+  end
+end
+local first = redis.call('XRANGE', KEYS[1], '(' .. last, '+', 'COUNT', 1)[1]
+local age = first and now - tonumber(string.match(first[1], '^%d+')) or 0
+return {added, redis.call('XLEN', KEYS[1]) - claimed, math.max(0, age)}
+"""
+)
+
 # KEYS[1] stream of a mailbox, KEYS[2] hash of how many messages its process-local channels hold, if it counts them.
 # ARGV: entry, then the local part and the capacity of each channel that the entry is for, in its order. Adds the entry,
 # and to it which channels it is not for because they are full: their places in that order, from 0, which are returned.

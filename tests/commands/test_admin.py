@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from asgibus.commands.admin import MAX_HEAD_SIZE, MAX_SOCKETS, SECONDS, AdminError, admin
+from asgibus.layers.contract import Statistics
 from support.deadline import wait_until
 from support.raw import RawClient, Response
 
@@ -35,6 +36,10 @@ class State:
 
     def gauges(self) -> dict[str, int]:
         return {"connections": 3, "waiting offers": 0}
+
+    async def channels(self) -> dict[str, Statistics]:
+        thumbnails = Statistics(messages_count=9, messages_pending=4, messages_max_age=1.5, channel_full_count=2)
+        return {"thumbnails": thumbnails}
 
 
 @pytest.fixture
@@ -72,12 +77,12 @@ def ask(address: Address, target: str, method: str = "GET") -> Response:
 
 
 def scrape(address: Address) -> dict[tuple[str, str], float]:
-    """(name of the sample, kind) -> value, as Prometheus would understand it."""
+    """(name of the sample, kind or channel) -> value, as Prometheus would understand it."""
     response = ask(address, "/metrics")
     assert response.status == 200
     assert response.get("Content-Type") == "text/plain; version=0.0.4; charset=utf-8"
     return {
-        (sample.name, sample.labels.get("kind", "")): sample.value
+        (sample.name, sample.labels.get("kind") or sample.labels.get("channel", "")): sample.value
         for family in text_string_to_metric_families(response.text)
         for sample in family.samples
     }
@@ -102,6 +107,8 @@ def test_a_scrape_has_the_counts_of_that_moment(address: Address, state: State) 
     assert first["asgibus_events_total", "takeover"] == 2
     assert first["asgibus_events_total", "slow client"] == 7
     assert first["asgibus_connections", ""] == 3
+    kinds = {"messages_total": 9, "full_total": 2, "pending": 4, "oldest_seconds": 1.5}
+    assert {kind: first[f"asgibus_channel_{kind}", "thumbnails"] for kind in kinds} == kinds
     assert first["asgibus_waiting_offers", ""] == 0
     state.counted["takeover"] += 1
     state.counted['a "quoted"\nkind'] = 1

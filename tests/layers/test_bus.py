@@ -194,6 +194,25 @@ async def test_a_server_s_membership_does_not_end_while_it_lives(
 # Shared channels.
 
 
+async def test_the_statistics_tell_who_waits(layer: ChannelLayer) -> None:
+    async with layer.bus("offer", Recorder()) as interface, layer.bus("w", Recorder()) as worker:
+        nothing = await interface.shared_statistics("x")
+        assert (nothing["messages_count"], nothing["messages_pending"], nothing["messages_max_age"]) == (0, 0, 0)
+        interface.offer("x", (0,))
+        (claim,) = await worker.claim(["x"], 1)
+        assert (await interface.shared_statistics("x"))["messages_pending"] == 0
+        for number in (1, 2):
+            interface.offer("x", (number,))
+        await interface.drain()
+        await asyncio.sleep(0.02)  # by the clock of the store, which a test cannot turn
+        waiting = await worker.shared_statistics("x")
+        assert (waiting["messages_count"], waiting["messages_pending"]) == (3, 2)
+        assert 0.01 < waiting["messages_max_age"] < 5
+        worker.done(claim)
+        await worker.drain()
+        assert (await worker.shared_statistics("x"))["messages_pending"] == 2
+
+
 async def test_an_entry_is_claimed_by_one(layer: ChannelLayer) -> None:
     count = 200
     claimed: list[list[Any]] = [[], [], []]

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from asgibus.layers.codec import pack, unpack
-from asgibus.layers.contract import DEAD, MESSAGE, Bus, Claim, Delivery, Frame, Handler, Offer
+from asgibus.layers.contract import DEAD, MESSAGE, Bus, Claim, Delivery, Frame, Handler, Offer, Statistics
 
 
 class SteppedLoop(asyncio.BaseEventLoop):
@@ -126,6 +126,9 @@ class ModelBus(Bus):
         return True
 
     # Ordinary channels are no part of the model.
+
+    async def shared_statistics(self, channel: str) -> Statistics:
+        raise NotImplementedError
 
     async def take(self, channel: str, limit: int, *, once: bool = False) -> list[Delivery]:
         raise NotImplementedError
