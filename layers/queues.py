@@ -222,7 +222,7 @@ class Queues:
             self._sweep(now)
             queues: Iterable[_Queue] = self._queues.values()
             if channel is not None:
-                queues = [queue] if (queue := self._queues.get(channel)) else []
+                queues = [self._queues[channel]] if channel in self._queues else []
             times = [since for queue in queues if (since := queue.since()) is not None]
             return Statistics(
                 messages_count=sum(queue.sent for queue in queues),
