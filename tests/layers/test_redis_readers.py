@@ -1,0 +1,119 @@
+"""Several processes receive from one channel: each message goes to one of them, once, whatever befalls the others."""
+
+import asyncio
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asgibus.layers import ChannelFull, RedisChannelLayer
+from support import clocks
+from support.bus import until
+from support.clocks import WallClock
+from support.reader_program import READERS, digest
+
+pytestmark = [pytest.mark.anyio, pytest.mark.redis]
+
+PROGRAM = Path(__file__).parents[1] / "support" / "reader_program.py"
+MESSAGES = 1500
+KILLS = 12
+HOUR = 3600
+
+
+class Reader:
+    """One of those processes."""
+
+    def __init__(self, folder: Path, number: int, url: str, channel: str, env: dict[str, str] | None = None) -> None:
+        self.out = folder / f"reader{number}"
+        with self.out.open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", str(PROGRAM), url, channel, str(number)], stdout=out, env=env
+            )
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def got(self) -> list[str]:
+        """The lines that it wrote."""
+        return self.out.read_text().splitlines()
+
+
+@pytest.fixture
+def readers() -> Iterator[list[Reader]]:
+    readers: list[Reader] = []
+    yield readers
+    for reader in readers:
+        reader.kill()
+
+
+def messages() -> Iterator[dict[str, Any]]:
+    """Of every type, and sizes up to a mebibyte."""
+    dice = random.Random(3)
+    for number in range(MESSAGES):
+        size = 2 ** dice.randrange(20) if number % 50 == 0 else dice.randrange(200)
+        values = [dice.randbytes(size), "\x00ü\U0001f600" * dice.randrange(5), dice.random(), None, True]
+        values += [dice.randrange(-(2**63), 2**63), [], {}, [1, [b"", ""]], {"": {"k": b"v"}}]
+        yield {"n": number, "values": dice.sample(values, dice.randrange(len(values)))}
+
+
+async def send_all(layer: RedisChannelLayer, channel: str) -> dict[int, str]:
+    """Send them, and wait while the channel is full; the digest of each."""
+    sent = {}
+    for message in messages():
+        while True:
+            try:
+                await layer.send(channel, message)
+            except ChannelFull:
+                await asyncio.sleep(0.002)
+            else:
+                break
+        sent[message["n"]] = digest(message)
+    return sent
+
+
+def lines(readers: list[Reader]) -> list[str]:
+    return [line for reader in readers for line in reader.got()]
+
+
+async def test_readers_that_give_up_and_are_killed(redis_url: str, tmp_path: Path, readers: list[Reader]) -> None:
+    layer = RedisChannelLayer(redis_url)
+    channel = "A-z_0.9"
+    readers.extend(Reader(tmp_path, number, redis_url, channel) for number in range(3))
+    sending = asyncio.create_task(send_all(layer, channel))
+    for kill in range(KILLS):
+        await until(lambda k=kill: len(lines(readers)) > (k + 1) * MESSAGES // (KILLS + 2), 30)  # type: ignore[misc]
+        readers[kill].kill()
+        readers.append(Reader(tmp_path, len(readers), redis_url, channel))
+    sent = await asyncio.wait_for(sending, 30)
+    await until(lambda: len(lines(readers)) >= MESSAGES - KILLS * READERS, 30)
+    assert (await layer.channel_statistics(channel))["messages_count"] == MESSAGES
+    got = Counter(int(line.split()[0]) for line in lines(readers))
+    assert set(got.values()) == {1}, "each to one, once"
+    assert all(sent[int(number)] == what for number, what in map(str.split, lines(readers))), "as it was sent"
+    # Whoever is killed may have taken one message with each of its readers, and takes it with it.
+    assert MESSAGES - len(got) <= KILLS * READERS
+    await layer.close()
+
+
+async def test_clocks_of_hosts_do_not_matter(redis_url: str, tmp_path: Path, readers: list[Reader]) -> None:
+    if clocks.library() is None:
+        pytest.skip("libfaketime is not installed")
+    layer = RedisChannelLayer(redis_url)
+    for number, offset in enumerate((-HOUR, HOUR)):
+        clock = WallClock(tmp_path / f"clock{number}")
+        clock.step(offset)
+        readers.append(Reader(tmp_path, number, redis_url, f"late{number}", clock.env))
+    for number in range(2):
+        for message in range(20):
+            await layer.send(f"late{number}", {"n": message})
+    await until(lambda: all(len(reader.got()) == 20 for reader in readers), 20)
+    for reader in readers:
+        assert sorted(int(line.split()[0]) for line in reader.got()) == list(range(20))
+    await layer.close()
