@@ -175,13 +175,15 @@ async def test_an_app_that_asks_for_the_next_message_keeps_its_instance() -> Non
 
 async def test_no_more_is_taken_than_can_be_handled() -> None:
     app = Gated()
-    async with running(app, InMemoryChannelLayer(capacity=5), channel_concurrency=3) as background:
-        await background.send(*range(3))
+    layer = InMemoryChannelLayer(capacity=5)
+    for number in range(5):
+        await layer.send("work", {"number": number})
+    async with running(app, layer, channel_concurrency=3) as background:
         await until(lambda: len(app.begun) == 3)
-        await background.send(*range(3, 8))
+        await background.send(*range(5, 8))
         with pytest.raises(ChannelFull):
             await background.send(8)
-        assert await background.pending() == 5
+        assert app.begun == [0, 1, 2]
         assert background.worker.gauges() == {"messages": 3}
         app.go.set()
         await until(lambda: len(app.seen) == 8)
@@ -390,6 +392,27 @@ async def test_a_drain_lets_what_was_begun_end_and_takes_no_more() -> None:
         await asyncio.wait_for(background.ended, 5)
         assert sorted(app.seen) == [0, 1]
         assert await background.pending() == 3
+
+
+async def test_what_a_drain_cuts_is_given_back_before_the_app_shuts_down() -> None:
+    begun, shut_down = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        if scope["type"] == "channel":
+            begun.set()
+            await asyncio.sleep(60)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await shut_down.wait()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async with running(app, graceful_timeout=0.01) as background:
+        await background.send(1)
+        await begun.wait()
+        background.stop.set()
+        assert (await asyncio.wait_for(background.layer.receive("work"), 5))["number"] == 1
+        shut_down.set()
 
 
 @pytest.mark.parametrize("once", [False, True])
