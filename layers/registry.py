@@ -5,22 +5,25 @@ from __future__ import annotations
 from asgibus.layers.contract import ChannelLayer
 from asgibus.layers.memory import InMemoryChannelLayer
 from asgibus.layers.redis import RedisChannelLayer
+from asgibus.layers.settings import CAPACITY, EXPIRY_SECONDS
 
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel")
 
 
-def open_layer(url: str, *, prefix: str = "asgibus") -> ChannelLayer:
+def open_layer(
+    url: str, *, prefix: str = "asgibus", expiry: float = EXPIRY_SECONDS, capacity: int = CAPACITY
+) -> ChannelLayer:
     """The channel layer for `url`. Opens no connection: the first use does.
 
     `memory://` (one process), `redis://[[user]:password@]host[:port][/db]`, `rediss://…` (TLS),
     `unix://[[user]:password@]/path[?db=n]`, `redis+sentinel://[user:password@]host:port[,host:port...]/service[/db]`.
-    `prefix` starts every key. Raises ValueError for another scheme.
+    `prefix` starts every key; `expiry` and `capacity` as in `LayerSettings`. Raises ValueError for another scheme.
     """
     scheme, mark, _ = url.partition("://")
     if mark and scheme == "memory":
-        return InMemoryChannelLayer()
+        return InMemoryChannelLayer(expiry=expiry, capacity=capacity)
     if mark and scheme in REDIS_SCHEMES:
-        return RedisChannelLayer(url, prefix=prefix)
+        return RedisChannelLayer(url, prefix=prefix, expiry=expiry, capacity=capacity)
     # The URL itself is not shown: it may hold a password.
     known = ", ".join(f"{name}://" for name in ("memory", *REDIS_SCHEMES))
     raise ValueError(f"a layer's URL begins with one of {known}" + (f"; not with {scheme}://" if mark else ""))

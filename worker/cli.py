@@ -27,6 +27,8 @@ from asgibus.commands.run import Life, run
 from asgibus.commands.supervisor import supervise
 from asgibus.layers import open_layer
 from asgibus.worker.application import ApplicationError, load_application
+from asgibus.worker.background import BackgroundWorker
+from asgibus.worker.background_options import background_options, check_background
 from asgibus.worker.lifespan import LifespanError
 from asgibus.worker.server import Worker
 from asgibus.worker.settings import WorkerSettings
@@ -47,14 +49,14 @@ logger = logging.getLogger("asgibus.worker")
     type=SECONDS,
     default=30.0,
     metavar="SECONDS",
-    help="How long requests may finish after SIGTERM or SIGINT.",
+    help="How long requests and messages may finish after SIGTERM or SIGINT.",
 )
 @option(
     "Stopping",
     "--max-requests",
     type=COUNT,
     metavar="COUNT",
-    help="Connections, HTTP or WebSocket, after which the worker stops, give or take 10 %; "
+    help="Connections, HTTP or WebSocket, or messages, after which the worker stops, give or take 10 %; "
     "with --processes another takes its place.  [default: none]",
 )
 @option(
@@ -64,21 +66,27 @@ logger = logging.getLogger("asgibus.worker")
     metavar="SECONDS",
     help="After how long the worker stops; with --processes another takes its place.  [default: none]",
 )
+@background_options
 @process_options
 @click.version_option(package_name="asgibus")
 def command(log_level: str, **options: Any) -> None:
-    """Run the ASGI app APP (module:attribute) for connections that interface servers put on the bus."""
+    """Run the ASGI app APP (module:attribute) for connections that interface servers put on the bus.
+
+    With --channel, run it for the messages of channels instead: then it serves no connections.
+    """
     lifeline = Lifeline.inherited()
     names = {field.name for field in fields(WorkerSettings)}
     settings = WorkerSettings(**{name: value for name, value in options.items() if name in names})
     if settings.layer.startswith("memory:"):
+        hint = "" if settings.channels else ", or run asgi-interface with APP"
         raise click.UsageError(
-            "memory:// lives within one process, so a worker by itself would never see a connection: "
-            "use a Redis URL, or run asgi-interface with APP"
+            "memory:// lives within one process, so a worker by itself would never see a connection or a message: "
+            f"use a Redis URL{hint}"
         )
+    check_background(settings)
     check_processes(options)
     try:
-        layer = open_layer(settings.layer, prefix=settings.prefix)
+        layer = open_layer(settings.layer, prefix=settings.prefix, expiry=settings.expiry, capacity=settings.capacity)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     supervises = options["processes"] > 1 and not lifeline.held
@@ -90,16 +98,15 @@ def command(log_level: str, **options: Any) -> None:
     except ApplicationError as error:
         lifeline.failed(str(error))
         raise SystemExit(1) from None
-    worker = Worker(settings, app, layer)
+    worker = (BackgroundWorker if settings.channels else Worker)(settings, app, layer)
 
     async def serve(life: Life) -> None:
         def ready() -> None:
             logger.info(
-                "Worker ready: app %s, layer %s, pool %s, up to %d connections",
+                "Worker ready: app %s, layer %s, %s",
                 settings.app,
                 getattr(layer, "address", settings.layer),
-                settings.pool,
-                settings.concurrency,
+                _work(settings),
             )
             life.started(worker.mailbox)
 
@@ -113,6 +120,14 @@ def command(log_level: str, **options: Any) -> None:
 
     expected = (LifespanError, AdminError)
     raise SystemExit(run(serve, *expected, lifeline=lifeline, graceful_timeout=settings.graceful_timeout))
+
+
+def _work(settings: WorkerSettings) -> str:
+    """What it takes, in words."""
+    if not settings.channels:
+        return f"pool {settings.pool}, up to {settings.concurrency} connections"
+    channels = ", ".join(settings.channels)
+    return f"no connections, up to {settings.channel_concurrency} messages at once of each channel: {channels}"
 
 
 def main() -> None:

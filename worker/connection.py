@@ -81,11 +81,16 @@ class Connection:
 
 
 def connection(scope: Mapping[str, Any]) -> Connection:
-    """The bus connection behind an ASGI scope. Raises RuntimeError when the app does not run on asgibus."""
+    """The bus connection behind an ASGI scope. Raises RuntimeError when there is none: see the text."""
     extension = scope.get("extensions", {}).get("asgibus")
     if extension is None:
         raise RuntimeError(
             f"this {scope.get('type', 'unknown')} scope did not come over asgibus: "
             "run the app with asgi-interface APP, or with asgi-interface and asgi-worker APP"
+        )
+    if "connection" not in extension:
+        raise RuntimeError(
+            f"there is no connection behind a {scope.get('type')} scope; "
+            'its channel layer is scope["extensions"]["asgibus"]["layer"]'
         )
     return cast(Connection, extension["connection"])

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
 from collections.abc import Callable
-from typing import Any
 
 import anyio
 
@@ -16,7 +14,7 @@ from asgibus.protocol.channels import shared_channels
 from asgibus.protocol.opening import read_opening
 from asgibus.protocol.states import Run
 from asgibus.worker.application import Application
-from asgibus.worker.lifespan import lifespan
+from asgibus.worker.base import CANCEL_SECONDS, BaseWorker
 from asgibus.worker.sending import ClientDisconnected, Sending
 from asgibus.worker.session import Session
 from asgibus.worker.sessions import Sessions
@@ -26,88 +24,52 @@ logger = logging.getLogger("asgibus.worker")
 
 CLAIM_AT_ONCE = 64  # connections taken in one claim: more would take work that an idle worker could begin at once
 ANNOUNCE_SECONDS = 0.005  # an app that answers within this needs no frame that only names the owner
-CANCEL_SECONDS = 5.0  # for an app to end when it is cancelled; one that refuses must not keep the process
 INSIST_SECONDS = 5.0  # an app that asks for no event for as long learns from `send` that it is to hand over
 DRAIN_PAUSE = 0.01  # at most between two WebSockets that are handed over or closed, so that a few go at once
-SPREAD = 0.1  # by which share of it max_requests and max_lifetime vary, so that not all workers end at once
 
 
-class Worker:
-    """Runs `app` for connections of one pool. `serve` is the whole life."""
+class Worker(BaseWorker):
+    """Runs `app` for connections of one pool.
 
-    bus: Bus
+    When it drains, WebSockets are handed over to other workers (with `resume`) or closed with 1012; requests may finish
+    within the graceful timeout and are cancelled after it.
+    """
+
+    _unit = "connection"
     _loop: asyncio.AbstractEventLoop
 
     def __init__(self, settings: WorkerSettings, app: Application, layer: ChannelLayer) -> None:
-        self._settings = settings
-        self.graceful_timeout = settings.graceful_timeout
-        self.resume = settings.resume
-        self.layer = layer
-        self.lifespan_state: dict[str, Any] = {}
-        self.trial = asyncio.Lock()
-        self._app = app
         self._sessions = Sessions()
+        super().__init__(settings, app, layer, self._sessions)
+        self.resume = settings.resume
+        self.trial = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._held: list[Sending] = []
         self._full = False
         self._slots = asyncio.Event()
-        self._stop = anyio.Event()
-        self._spent = anyio.Event()  # it has served as many connections as it may
-        self._left = _spread(settings.max_requests)
 
     @property
     def open_sessions(self) -> int:
         """How many connections are being served."""
         return len(self._tasks)
 
-    @property
-    def mailbox(self) -> str:
-        """Its name on the bus, once it is ready."""
-        return self.bus.mailbox
-
-    def ready(self) -> str | None:
-        """None if connections are taken; else why not, in a sentence."""
-        if self._stop.is_set():
-            return "stopping: no new connections are taken"
-        if not self.bus.available:
-            return "the channel layer cannot be reached"
-        return None
-
     def counts(self) -> dict[str, int]:
-        """What went wrong or was repaired so far, by what it was."""
         return dict(self._sessions.counts + self.layer.counts)
 
     def gauges(self) -> dict[str, int]:
-        """How much there is of what, now."""
         return {"sessions": len(self._tasks)}
 
     async def channels(self) -> dict[str, Statistics]:
-        """The channels from which it takes; none while the layer is away."""
         return await statistics_of(self.bus, shared_channels(self._settings.pool))
 
-    async def serve(
-        self, stop: anyio.Event, ready: Callable[[], None], retiring: Callable[[], None] = lambda: None
-    ) -> None:
-        """Start the app, call `ready`, serve until `stop` is set, then drain.
+    def _joined(self, bus: Bus) -> None:
+        super()._joined(bus)
+        self._sessions.bus = bus
 
-        Draining: nothing more is claimed; WebSockets are handed over to other workers (with `resume`) or closed with
-        1012; requests may finish within the graceful timeout and are cancelled after it. Calls `retiring` and drains
-        by itself after `max_requests` or `max_lifetime`. Raises LifespanError, LayerUnavailable (at the start only).
-        """
-        self._stop = stop
-        async with self.layer.bus("worker", self._sessions) as bus:
-            self.bus = self._sessions.bus = bus
-            async with lifespan(self._app, self._settings.lifespan, stop) as state:
-                if not stop.is_set():
-                    self.lifespan_state = state
-                    await self._serve(stop, ready, retiring)
-
-    async def _serve(self, stop: anyio.Event, ready: Callable[[], None], retiring: Callable[[], None]) -> None:
+    async def _work(self, stop: anyio.Event, ready: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._sessions.tick)
-            tasks.start_soon(self._stop_claiming, stop)
-            tasks.start_soon(self._retire, stop, retiring)
             ready()
             try:
                 await self._claim(stop)
@@ -116,23 +78,9 @@ class Worker:
                 await self._cancel()
                 await self._sessions.settle()
                 tasks.cancel_scope.cancel()
-        with anyio.move_on_after(CANCEL_SECONDS):  # a layer that is away must not keep the process
-            await self.bus.drain()
 
-    async def _stop_claiming(self, stop: anyio.Event) -> None:
-        await stop.wait()
-        self.bus.stop_claiming()
+    def _wake(self) -> None:
         self._slots.set()
-
-    async def _retire(self, stop: anyio.Event, retiring: Callable[[], None]) -> None:
-        """End after as long, or as many connections, as the settings say."""
-        with anyio.move_on_after(_spread(self._settings.max_lifetime)):
-            await self._spent.wait()
-        if stop.is_set():
-            return
-        logger.info("retiring after %s", "its last connection" if self._spent.is_set() else "its lifetime")
-        retiring()
-        stop.set()
 
     async def _cancel(self) -> None:
         """End the sessions that are left."""
@@ -160,9 +108,7 @@ class Worker:
                 return
             started = [session for claim in claims if (session := self._start(claim)) is not None]
             loop.call_later(ANNOUNCE_SECONDS, self._announce, started)
-            self._left -= len(claims)
-            if self._left <= 0:
-                self._spent.set()
+            self._took(len(claims))
             # Let the apps begin, and what they answer at once be written, before Redis is asked for more: the two
             # writes then wake Redis once, and meanwhile more has gathered.
             await asyncio.sleep(0)
@@ -266,8 +212,3 @@ def _is_disconnect(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return all(_is_disconnect(inner) for inner in error.exceptions)
     return isinstance(error, ClientDisconnected)
-
-
-def _spread(limit: float | None) -> float:
-    """A limit that varies a little from worker to worker; without end if there is none."""
-    return math.inf if limit is None else limit * random.uniform(1 - SPREAD, 1 + SPREAD)

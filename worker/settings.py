@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from asgibus.layers.settings import CAPACITY, EXPIRY_SECONDS
 from asgibus.worker.lifespan import Mode
 
 
@@ -26,6 +27,20 @@ class WorkerSettings:
     drain_period: float = 5.0
     """Over how long the WebSockets are handed over or closed, so that they do not all come back at once."""
     max_requests: int | None = None
-    """Connections, HTTP or WebSocket, after which the worker drains and ends; None: no limit."""
+    """Connections, HTTP or WebSocket, or messages, after which the worker drains and ends; None: no limit."""
     max_lifetime: float | None = None
     """After how long the worker drains and ends; None: no limit."""
+    channels: tuple[str, ...] = ()
+    """Ordinary channels whose messages the app handles; the worker then serves these, and no connections."""
+    channel_concurrency: int = 10
+    """Messages of each channel that are handled at once, each by an instance of the app; 1 keeps their order."""
+    attempts: int = 5
+    """How often a message is tried before it becomes a dead letter."""
+    dead_letter: str | None = None
+    """The channel of dead letters; None: the message's own channel and `.dead`."""
+    at_most_once: bool = False
+    """Whether a message is lost if the app fails at it or the worker dies, and never handled twice."""
+    expiry: float = EXPIRY_SECONDS
+    """After how long an unread message is dropped."""
+    capacity: int = CAPACITY
+    """How many unread messages a channel of dead letters holds."""

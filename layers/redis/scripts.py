@@ -48,6 +48,7 @@ return 1
 # KEYS: messages, delayed, wake, taken. ARGV: expiry in ms, how many at most, the consumer ('' if they need no
 # acknowledgement), how long it has at most to acknowledge them. The last id of the stream that wakes readers, ms until
 # the next delayed one is due (or -1), and for each message that was taken out, oldest first: id, attempt, payload.
+# An empty stream stays for a second: one that is made anew at once would give the ids of what was taken again.
 TAKE = (
     _NOW
     + """
@@ -78,7 +79,7 @@ for _ = 1, tonumber(ARGV[2]) do
 end
 local next = delayed and redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
 if next then reply[2] = math.max(0, tonumber(next) - now) end
-if redis.call('XLEN', KEYS[1]) == 0 then redis.call('DEL', KEYS[1]) end
+if redis.call('XLEN', KEYS[1]) == 0 then redis.call('PEXPIRE', KEYS[1], 1000) end
 return reply
 """
 )

@@ -21,6 +21,8 @@ WORKER_FIELDS = {field.name: field for field in fields(WorkerSettings)}
 PROCESS_OPTIONS = {"processes": 1, "admin_host": "127.0.0.1", "admin_port": None}
 # Options of a worker that are none of an interface server with APP: it cannot end its sockets to renew the app.
 WORKER_ALONE = {"max_requests", "max_lifetime"}
+# Likewise: messages of channels are for workers that serve no connections.
+WORKER_ALONE |= {"channels", "channel_concurrency", "attempts", "dead_letter", "at_most_once", "expiry", "capacity"}
 COMMANDS = {"asgi-interface": interface, "asgi-worker": worker}
 OPTIONS = [
     pytest.param(command, option, id=f"{name}-{option.name}")
@@ -89,6 +91,7 @@ def sample(option: GroupedOption, default: Any, folder: Path) -> tuple[str, Any]
     """A value that is not the default, as text and as what it should become."""
     special = {
         "routes": ("/ws=chat /api=x", (("/ws", "chat"), ("/api", "x"))),
+        "channels": ("thumbnails mails", ("thumbnails", "mails")),
         "forwarded_allow_ips": ("10.0.0.0/8",) * 2,
     }
     if option.name in special:
@@ -182,6 +185,18 @@ def test_a_wrong_call_of_the_interface(args: list[str], said: str) -> None:
         (["app", "--lifespan", "maybe"], "maybe"),
         (["app", "--pool", "a\n"], "a pool's name is"),
         (["app", "--layer", "memory://"], "would never see a connection"),
+        (["app", "--channel", "work", "--layer", "memory://"], "a connection or a message: use a Redis URL"),
+        (["app", "--channel", "a b"], "channel names are"),
+        (["app", "--channel", ""], "channel names are"),
+        (["app", "--channel", "own.1!x"], "only the process that made it can receive from it"),
+        (["app", "--channel", "work", "--dead-letter", "a!b"], "is process-local"),
+        (["app", "--channel", "a", "--channel", "b", "--dead-letter", "b"], "which this worker handles itself"),
+        (["app", "--channel", "a" * 96], "more than 100 characters: name another"),
+        (["app", "--channel", "work", "--pool", "chat"], "--pool is for connections"),
+        (["app", "--channel", "work", "--resume"], "--resume is for connections"),
+        (["app", "--attempts", "3"], "--attempts is for messages: it needs --channel"),
+        (["app", "--channel", "work", "--at-most-once", "--attempts", "3"], "--attempts means nothing"),
+        (["app", "--channel", "work", "--channel-concurrency", "0"], "0 is not in the range"),
         (["app", "--layer", "http://:s3cret@host"], "a layer's URL begins with one of memory://"),
     ],
 )

@@ -1,0 +1,474 @@
+"""The background worker between a layer and an app."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import anyio
+import pytest
+
+from asgibus.layers import ChannelFull, ChannelLayer, InMemoryChannelLayer
+from asgibus.worker import listener
+from asgibus.worker.background import BackgroundWorker
+from asgibus.worker.connection import connection
+from asgibus.worker.settings import WorkerSettings
+from support.bus import Recorder, until
+
+pytestmark = pytest.mark.anyio
+
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+class Background:
+    """A worker, its layer and its end."""
+
+    def __init__(self, worker: BackgroundWorker, layer: ChannelLayer) -> None:
+        self.worker = worker
+        self.layer = layer
+        self.stop = anyio.Event()
+        self.ended: asyncio.Task[None]
+
+    async def send(self, *numbers: int, channel: str = "work", **fields: Any) -> None:
+        for number in numbers:
+            await self.layer.send(channel, {"type": "job", "number": number} | fields)
+
+    async def pending(self, channel: str = "work") -> int:
+        return (await self.layer.channel_statistics(channel))["messages_pending"]
+
+    async def end(self) -> None:
+        self.stop.set()
+        await asyncio.wait_for(self.ended, 10)
+
+    async def count(self, kind: str, number: int = 1) -> None:
+        await until(lambda: self.worker.counts().get(kind, 0) >= number, what=f"{number} of {kind}")
+        assert self.worker.counts()[kind] == number
+
+
+@asynccontextmanager
+async def running(app: App, layer: ChannelLayer | None = None, **settings: Any) -> AsyncIterator[Background]:
+    """A worker for the channel "work", until the context ends or the test stops it."""
+    layer = layer or InMemoryChannelLayer()
+    values: dict[str, Any] = {"channels": ("work",), "graceful_timeout": 5.0}
+    background = Background(BackgroundWorker(WorkerSettings(app="test", **values | settings), app, layer), layer)
+    ready = anyio.Event()
+    background.ended = asyncio.create_task(background.worker.serve(background.stop, ready.set))
+    await asyncio.wait_for(ready.wait(), 5)
+    yield background
+    await background.end()
+    assert background.worker.busy == 0
+
+
+class Log:
+    """An app that handles one message and returns; `seen` are their numbers."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+        self.scopes: list[Any] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "channel"
+        self.scopes.append(scope)
+        message = await receive()
+        await self.handle(message)
+        self.seen.append(message["number"])
+
+    async def handle(self, message: Any) -> None:
+        await asyncio.sleep(0)
+
+
+class Gated(Log):
+    """One that handles each message only when `go` is set; `begun` are those it has begun with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+        self.begun: list[int] = []
+
+    async def handle(self, message: Any) -> None:
+        self.begun.append(message["number"])
+        await self.go.wait()
+
+
+class Failing(Log):
+    """One that raises at odd numbers, `times` times at each."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+        self.tried: Counter[int] = Counter()
+
+    async def handle(self, message: Any) -> None:
+        number = message["number"]
+        self.tried[number] += 1
+        if number % 2 and self.tried[number] <= self.times:
+            raise ArithmeticError(f"{number} is odd")
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries wait for milliseconds."""
+    monkeypatch.setattr(listener, "RETRY_SECONDS", 0.01)
+
+
+async def test_each_message_is_handled_once_and_acknowledged() -> None:
+    app = Log()
+    async with running(app) as background:
+        await background.send(*range(50))
+        await until(lambda: len(app.seen) == 50)
+        await until(lambda: background.worker.busy == 0)
+        await background.end()
+        assert sorted(app.seen) == list(range(50))
+        assert await background.pending() == 0, "nothing is given back"
+        assert background.worker.counts() == {}
+
+
+async def test_the_scope_names_the_channel_and_has_the_state_of_the_lifespan() -> None:
+    scopes = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            scope["state"]["started"] = True
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        assert await receive() == {"type": "job", "number": 1, "data": b"x"}
+        scope["state"]["mine"] = True
+        scopes.append(scope)
+
+    async with running(app, channels=("work", "more"), channel_concurrency=1) as background:
+        await background.send(1, channel="more", data=b"x")
+        await until(lambda: len(scopes) == 1)
+        await background.send(1, data=b"x")
+        await until(lambda: len(scopes) == 2)
+        assert [scope["channel"] for scope in scopes] == ["more", "work"]
+        assert scopes[1]["asgi"]["version"] == "3.0"
+        assert scopes[1]["state"] == {"started": True, "mine": True}
+        assert scopes[1]["state"] is not scopes[0]["state"], "each instance has a copy"
+        assert scopes[1]["extensions"]["asgibus"]["layer"] is background.layer
+        with pytest.raises(RuntimeError, match="no connection behind a channel scope"):
+            connection(scopes[1])
+
+
+async def test_an_app_that_asks_for_the_next_message_keeps_its_instance() -> None:
+    instances: list[list[int]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "channel"
+        mine: list[int] = []
+        instances.append(mine)
+        while True:
+            mine.append((await receive())["number"])
+
+    async with running(app, channel_concurrency=1) as background:
+        await background.send(*range(20))
+        await until(lambda: instances and len(instances[0]) == 20)
+        await until(lambda: background.worker.busy == 0)
+        await background.end()
+        assert instances == [list(range(20))], "in order, by one instance"
+        assert await background.pending() == 0
+
+
+async def test_no_more_is_taken_than_can_be_handled() -> None:
+    app = Gated()
+    layer = InMemoryChannelLayer(capacity=5)
+    for number in range(5):
+        await layer.send("work", {"number": number})
+    async with running(app, layer, channel_concurrency=3) as background:
+        await until(lambda: len(app.begun) == 3)
+        await background.send(*range(5, 8))
+        with pytest.raises(ChannelFull):
+            await background.send(8)
+        assert app.begun == [0, 1, 2]
+        assert background.worker.gauges() == {"messages": 3}
+        app.go.set()
+        await until(lambda: len(app.seen) == 8)
+
+
+async def test_a_slow_channel_does_not_hold_up_another() -> None:
+    slow = Gated()
+    fast = Log()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await (slow if scope.get("channel") == "slow" else fast)(scope, receive, send)
+
+    async with running(app, channels=("slow", "work"), channel_concurrency=1) as background:
+        await background.send(1, 2, channel="slow")
+        await until(lambda: slow.begun)
+        await background.send(*range(10))
+        await until(lambda: len(fast.seen) == 10)
+        slow.go.set()
+        await until(lambda: len(slow.seen) == 2)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_message_that_raises_is_tried_again_and_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    app = Failing(2)
+    async with running(app, channel_concurrency=1) as background:
+        await background.send(*range(4))
+        await until(lambda: len(app.seen) == 4)
+        assert set(app.seen[:2]) == {0, 2}, "the others wait for nothing"
+        assert app.tried == {0: 1, 1: 3, 2: 1, 3: 3}
+        await background.count("message failed", 4)
+    assert "the app raised on a message of work, type 'job': attempt 1 of 5, again in 0.01 s" in caplog.text
+
+
+async def test_retries_wait_longer_and_longer_but_not_for_ever() -> None:
+    assert [listener.retry_delay(attempt) for attempt in (1, 2, 3, 6, 7, 10_000)] == [1, 2, 4, 32, 60, 60]
+
+
+async def test_a_failed_message_waits_before_it_is_tried_again() -> None:
+    app = Failing(1)
+    async with running(app) as background:
+        start = asyncio.get_running_loop().time()
+        await background.send(1)
+        await until(lambda: app.tried[1] == 2)
+        assert asyncio.get_running_loop().time() - start > 0.95
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize(("option", "channel"), [({}, "work.dead"), ({"dead_letter": "graveyard"}, "graveyard")])
+async def test_after_its_last_attempt_it_is_a_dead_letter(
+    option: dict[str, str], channel: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Failing(1000)
+    async with running(app, attempts=3, **option) as background:
+        await background.send(1, 2, data=b"kept")
+        assert await background.layer.receive(channel) == {"type": "job", "number": 1, "data": b"kept"}
+        await background.count("dead letter")
+        assert app.tried == {1: 3, 2: 1}
+        await background.end()
+        assert await background.pending() == await background.pending(channel) == 0
+    lines = [record for record in caplog.records if "goes to" in record.message]
+    assert [line.message for line in lines] == [
+        f"a message of work, type 'job', goes to {channel} after 3 attempts (the app raised)"
+    ]
+
+
+async def test_a_dead_letter_that_finds_no_room_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    app = Failing(1000)
+    layer = InMemoryChannelLayer(channel_capacity={"*.dead": 1})
+    async with running(app, layer, attempts=1) as background:
+        await background.send(1, 3)
+        await background.count("dead letter dropped")
+        await background.count("dead letter")
+        assert await background.pending() == 0
+    assert "is lost after 1 attempts (the app raised): channel 'work.dead' is at its capacity" in caplog.text
+
+
+async def test_a_message_whose_workers_died_is_not_tried_for_ever() -> None:
+    layer = InMemoryChannelLayer()
+    await layer.send("work", {"type": "job", "number": 1})
+    for attempt in (1, 2):
+        async with layer.bus("worker", Recorder()) as dying:
+            (delivery,) = await dying.take("work", 1)
+            assert delivery.attempt == attempt
+    last = Log()
+    async with running(last, layer, attempts=2) as background:
+        assert (await layer.receive("work.dead"))["number"] == 1
+        await background.count("dead letter")
+        assert last.seen == []
+
+
+@pytest.mark.usefixtures("soon")
+async def test_an_app_that_never_receives_the_message_has_not_handled_it() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        """Knows nothing of channels."""
+
+    async with running(app, attempts=2) as background:
+        await background.send(1)
+        await background.count("dead letter")
+        await background.count("message failed", 2)
+
+
+async def test_a_message_that_comes_while_the_app_leaves_is_for_the_next_instance() -> None:
+    seen = []
+    waits, leave = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "channel"
+        seen.append((await receive())["number"])
+        with suppress(TimeoutError):
+            await asyncio.wait_for(receive(), 0.001)
+        waits.set()
+        await leave.wait()
+
+    async with running(app, channel_concurrency=1) as background:
+        await background.send(1)
+        await waits.wait()
+        await background.send(2)
+        await until(lambda: background.worker.busy)
+        leave.set()
+        await until(lambda: seen == [1, 2])
+        assert background.worker.counts() == {}
+
+
+async def test_what_raises_between_two_messages_harms_none(caplog: pytest.LogCaptureFixture) -> None:
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "channel"
+        seen.append((await receive())["number"])
+        async with asyncio.timeout(0.005):
+            await receive()
+
+    async with running(app) as background:
+        await background.send(1)
+        await until(lambda: "the app raised between two messages of work" in caplog.text)
+        await background.send(2)
+        await until(lambda: seen == [1, 2])
+        assert background.worker.counts() == {}
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_cancellation_of_its_own_is_a_failure_like_any_other() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if (await receive())["number"] == 1:
+            raise asyncio.CancelledError
+        seen.append(2)
+
+    seen: list[int] = []
+    async with running(app, attempts=2, lifespan="off") as background:
+        await background.send(1, 2)
+        await background.count("dead letter")
+        assert seen == [2]
+
+
+async def test_send_says_that_there_is_nobody() -> None:
+    raised = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "channel"
+        await receive()
+        try:
+            await send({"type": "http.response.start"})
+        except RuntimeError as error:
+            raised.append(str(error))
+
+    async with running(app) as background:
+        await background.send(1)
+        await until(lambda: raised)
+        assert "nobody to send 'http.response.start' to" in raised[0]
+        assert "use the channel layer" in raised[0]
+
+
+async def test_a_message_without_a_type_is_handed_over_as_it_is() -> None:
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "channel"
+        seen.append(await receive())
+
+    async with running(app) as background:
+        await background.layer.send("work", {"no": "type"})
+        await until(lambda: seen == [{"no": "type"}])
+
+
+async def test_at_most_once_nothing_comes_again(caplog: pytest.LogCaptureFixture) -> None:
+    app = Failing(1)
+    async with running(app, at_most_once=True) as background:
+        await background.send(0, 1, 2)
+        await background.count("message lost")
+        await until(lambda: len(app.seen) == 2)
+        await background.end()
+        assert app.tried == {0: 1, 1: 1, 2: 1}
+        assert await background.pending() == await background.pending("work.dead") == 0
+    assert "the app raised on a message of work, type 'job': it is lost" in caplog.text
+
+
+async def test_a_drain_lets_what_was_begun_end_and_takes_no_more() -> None:
+    app = Gated()
+    async with running(app, channel_concurrency=2) as background:
+        await background.send(*range(5))
+        await until(lambda: len(app.begun) == 2)
+        background.stop.set()
+        await until(lambda: background.worker.ready() == "stopping: no new messages are taken")
+        assert not background.ended.done()
+        app.go.set()
+        await asyncio.wait_for(background.ended, 5)
+        assert sorted(app.seen) == [0, 1]
+        assert await background.pending() == 3
+
+
+async def test_what_a_drain_cuts_is_given_back_before_the_app_shuts_down() -> None:
+    begun, shut_down = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        if scope["type"] == "channel":
+            begun.set()
+            await asyncio.sleep(60)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await shut_down.wait()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async with running(app, graceful_timeout=0.01) as background:
+        await background.send(1)
+        await begun.wait()
+        background.stop.set()
+        assert (await asyncio.wait_for(background.layer.receive("work"), 5))["number"] == 1
+        shut_down.set()
+
+
+@pytest.mark.parametrize("once", [False, True])
+async def test_what_a_drain_cuts_is_given_back(once: bool, caplog: pytest.LogCaptureFixture) -> None:
+    app = Gated()
+    layer = InMemoryChannelLayer()
+    async with running(app, layer, graceful_timeout=0.05, at_most_once=once) as background:
+        await background.send(1, 2)
+        await until(lambda: len(app.begun) == 2)
+        await background.end()
+        assert app.seen == []
+        assert await background.pending() == (0 if once else 2)
+        assert background.worker.counts() == {"message lost" if once else "message cut": 2}
+    assert f"2 messages were not handled within 0.05 s and are {'lost' if once else 'given back'}" in caplog.text
+    if not once:
+        second = Log()
+        async with running(second, layer):
+            await until(lambda: sorted(second.seen) == [1, 2])
+
+
+async def test_instances_that_wait_end_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    ends = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "channel"
+        try:
+            while True:
+                await receive()
+        finally:
+            ends.append(scope["channel"])
+
+    async with running(app) as background:
+        await background.send(1)
+        await until(lambda: background.worker._listeners[0]._idle)
+        await background.end()
+    assert ends == ["work"]
+    assert [record.message for record in caplog.records if record.levelno > logging.DEBUG] == []
+
+
+async def test_it_retires_after_so_many_messages() -> None:
+    app = Log()
+    async with running(app, max_requests=20, channel_concurrency=1) as background:
+        await background.send(*range(40))
+        await asyncio.wait_for(background.ended, 5)
+        assert 18 <= len(app.seen) <= 23
+        assert await background.pending() == 40 - len(app.seen)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"dead_letter": "work"}, "which this worker handles itself"),
+        ({"channels": ("a" * 96,)}, "more than 100 characters: name another"),
+    ],
+)
+async def test_dead_letters_need_a_place_to_go_to(settings: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        BackgroundWorker(WorkerSettings(app="x", **{"channels": ("work",)} | settings), Log(), InMemoryChannelLayer())
