@@ -164,7 +164,8 @@ async def sender(row: Row, layer: Any, confirmed: socket.socket) -> None:
 
 async def ask() -> str:
     """The next line of stdin."""
-    return (await asyncio.to_thread(sys.stdin.readline)).strip()
+    line: str = await asyncio.to_thread(sys.stdin.readline)
+    return line.strip()
 
 
 def say(words: Any) -> None:

@@ -78,7 +78,7 @@ class End:
     def cpu(self) -> float:
         """CPU seconds so far."""
         try:
-            return sum(psutil.Process(self._process.pid).cpu_times()[:2])
+            return float(sum(psutil.Process(self._process.pid).cpu_times()[:2]))
         except psutil.NoSuchProcess:
             raise BenchmarkError(f"the {self.name} ended") from None
 
@@ -107,7 +107,7 @@ def measure(row: Row, peer: str, redis: Server, url: str, loop: str, seconds: fl
         channels = reader.ask()
         sender = stack.enter_context(End("sender", row, peer, url, loop, theirs))
         sender.ask(json.dumps(channels))
-        processes = {"sender": sender, "reader": reader, "redis": redis}
+        processes: dict[str, End | Server] = {"sender": sender, "reader": reader, "redis": redis}
         before = run(sender, reader, WARM_UP)
         cpu_before, busy_before = {name: process.cpu() for name, process in processes.items()}, busy()
         tally = run(sender, reader, seconds)
