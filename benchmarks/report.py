@@ -65,10 +65,15 @@ def table(samples: Samples) -> str:
                 spread([sample.other_cpu for sample in found], ".0%"),
             ]
         )
+    return drawn(lines)
+
+
+def drawn(lines: list[list[str]]) -> str:
+    """Cells as a table; the first line is its head."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
+    ruled = [lines[0], ["-" * width for width in widths], *lines[1:]]
     return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in ruled
     )
 
 

@@ -11,6 +11,7 @@ import msgpack
 
 from asgibus.layers.errors import MessageTooLarge
 
+_NESTED = (dict, tuple)
 MESSAGE_BYTES = 16 * 1024 * 1024  # one packed message: a store may take more, but one entry must not stall all others
 
 
@@ -58,8 +59,8 @@ def listed(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_listed(item) for item in value]
     if isinstance(value, dict):
-        return {key: _listed(item) for key, item in value.items()}
+        return {key: _listed(item) if isinstance(item, _NESTED) else item for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_listed(item) if isinstance(item, _NESTED) else item for item in value]
     return value

@@ -11,15 +11,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import count
+from typing import NamedTuple
 
 from asgibus.layers.contract import Message, Statistics
 from asgibus.layers.errors import ChannelFull
 
 
-@dataclass(slots=True, frozen=True)
-class Queued:
+class Queued(NamedTuple):
     """A message, from when on it can be received, and for the how-many-eth time."""
 
     since: float
@@ -30,16 +29,20 @@ class Queued:
 class _Waiter:
     """A reader that waits. `wake` may be called from any thread."""
 
-    __slots__ = ("future", "loop")
+    __slots__ = ("future", "loop", "thread")
 
     def __init__(self) -> None:
+        self.thread = threading.get_ident()
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[None] = self.loop.create_future()
 
     def wake(self) -> bool:
         """False if its loop was closed while it waited: somebody else has to be woken."""
         try:
-            self.loop.call_soon_threadsafe(self._wake)
+            if threading.get_ident() == self.thread:
+                self._wake()
+            else:
+                self.loop.call_soon_threadsafe(self._wake)
         except RuntimeError:
             return False
         return True
@@ -79,12 +82,14 @@ class _Queue:
 
     def expire(self, oldest: float) -> int:
         """Drop what could be received since then or longer; how many that were."""
-        before = len(self)
+        dropped = 0
         while self.ready and self.ready[0].since <= oldest:
             self.ready.popleft()
+            dropped += 1
         while self.delayed and self.delayed[0][0] <= oldest:
             heapq.heappop(self.delayed)
-        return before - len(self)
+            dropped += 1
+        return dropped
 
     def pop(self, now: float) -> Queued | None:
         """The oldest that can be received, taken out."""
@@ -177,7 +182,7 @@ class Queues:
                 while len(taken) < limit and (queued := queue.pop(now)) is not None:
                     taken.append(queued)
                 if taken:
-                    if len(queue):
+                    if queue.waiting and len(queue):
                         queue.wake_one()
                     self._tidy(channel, queue, now)
                     return taken
@@ -249,6 +254,8 @@ class Queues:
 
     def _tidy(self, channel: str, queue: _Queue, now: float) -> None:
         """Forget a channel that is empty. What went through an ordinary one stays known for a day."""
+        if queue.ready or queue.delayed or queue.waiting:
+            return
         counted = queue.sent + queue.full > 0 and "!" not in channel and queue.counted > now - COUNTED_SECONDS
-        if not (len(queue) or queue.waiting or counted) and self._queues.get(channel) is queue:
+        if not counted and self._queues.get(channel) is queue:
             del self._queues[channel]

@@ -20,6 +20,8 @@ from asgibus.layers.redis.keys import Keys
 
 logger = logging.getLogger("asgibus.layers")
 
+EMPTIED_CHANNELS = 1000  # of which it is known that their last message was taken here
+
 
 class Entry(NamedTuple):
     """A message as it was taken out of a channel. `payload` is packed."""
@@ -30,7 +32,10 @@ class Entry(NamedTuple):
 
 
 class Pause(NamedTuple):
-    """How to wait for a channel: the last id of the stream that wakes its readers; ms until a message is due, or -1."""
+    """How to wait for a channel: the last id of the stream that wakes its readers; ms until a message is due, or -1.
+
+    With -1 the channel was empty.
+    """
 
     woken: bytes
     due: int
@@ -53,6 +58,7 @@ class Receiver:
         self._blocked: dict[str, list[tuple[RedisConnection, asyncio.Future[Any]]]] = {}
         # By channel: what was left behind, and until when it may be delivered.
         self._left: dict[str, deque[tuple[float, asyncio.Future[Any]]]] = {}
+        self._emptied: dict[str, Pause] = {}
         self.damaged = 0
 
     async def receive(self, channel: str) -> Message:
@@ -60,11 +66,18 @@ class Receiver:
         while True:
             entry = await self._take_over(channel)
             if entry is None:
+                if pause := self._emptied.pop(channel, None):  # it is not asked again what it has just said
+                    await self.wait(channel, pause)
+                    continue
                 entries, pause = await self.take(channel, 1, "")
                 if not entries:
                     await self.wait(channel, pause)
                     continue
                 entry = entries[0]
+                if pause.due < 0:
+                    if len(self._emptied) >= EMPTIED_CHANNELS:
+                        self._emptied.clear()
+                    self._emptied[channel] = pause
             try:
                 return unpack_message(entry.payload)
             except ValueError as error:

@@ -47,16 +47,16 @@ return 1
 
 # KEYS: messages, delayed, wake, taken. ARGV: expiry in ms, how many at most, the consumer ('' if they need no
 # acknowledgement), how long it has at most to acknowledge them. The last id of the stream that wakes readers, ms until
-# the next delayed one is due (or -1), and for each message that was taken out, oldest first: id, attempt, payload.
+# there is another one to be taken (or -1), and for each message that was taken out, oldest first: id, attempt, payload.
 # An empty stream stays for a second: one that is made anew at once would give the ids of what was taken again.
 TAKE = (
     _NOW
     + """
 redis.call('XTRIM', KEYS[1], 'MINID', string.format('%.0f', now - ARGV[1] + 1))
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now - ARGV[1]))
+local delayed = redis.call('EXISTS', KEYS[2]) == 1
+if delayed then redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now - ARGV[1])) end
 local woken = redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 1)[1]
 local reply = {woken and woken[1] or '0', -1}
-local delayed = redis.call('EXISTS', KEYS[2]) == 1
 for _ = 1, tonumber(ARGV[2]) do
   local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
   local due = delayed and redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES') or {}
@@ -79,7 +79,11 @@ for _ = 1, tonumber(ARGV[2]) do
 end
 local next = delayed and redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
 if next then reply[2] = math.max(0, tonumber(next) - now) end
-if redis.call('XLEN', KEYS[1]) == 0 then redis.call('PEXPIRE', KEYS[1], 1000) end
+if redis.call('XLEN', KEYS[1]) == 0 then
+  redis.call('PEXPIRE', KEYS[1], 1000)
+else
+  reply[2] = 0
+end
 return reply
 """
 )

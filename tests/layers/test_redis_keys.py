@@ -188,6 +188,25 @@ def start_readers(count: int, url: str) -> list["subprocess.Popen[str]"]:
     return [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
 
 
+async def test_a_reader_that_keeps_up_asks_twice_for_a_message(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
+) -> None:
+    await layer.send("x", {"number": 0})
+    assert (await layer.receive("x"))["number"] == 0
+    before = calls(admin, "eval"), calls(admin, "xread")
+    for number in range(1, 11):
+        reader = asyncio.create_task(layer.receive("x"))
+        await until(lambda: admin.info("clients")["blocked_clients"] == 1)
+        await layer.send("x", {"number": number})
+        assert (await reader)["number"] == number
+    assert calls(admin, "eval") - before[0] == 10 + 10
+    assert calls(admin, "xread") - before[1] == 10
+    reader = asyncio.create_task(layer.receive("x"))
+    await until(lambda: admin.info("clients")["blocked_clients"] == 1)
+    await layer.send("x", {"number": 11}, delay=0.01)
+    assert (await reader)["number"] == 11
+
+
 async def test_several_processes_get_each_message_once(redis_url: str) -> None:
     layer = RedisChannelLayer(redis_url, capacity=1000)
     readers = start_readers(3, redis_url)
