@@ -10,16 +10,17 @@ import asyncio
 import logging
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from asgibus.layers.codec import pack, pack_message
+from asgibus.layers.codec import pack_message
 from asgibus.layers.contract import DEAD, GROUP_MESSAGE, Bus, ChannelLayer, Handler, Message, Statistics
 from asgibus.layers.errors import ChannelFull, LayerUnavailable
 from asgibus.layers.names import require_channel, require_group, split_local
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.attachment import Attachment
+from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.hosts import DEFAULT_HOST, Hosts, addresses
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.writer import CALL_SECONDS, PAYLOAD_VERSION, Writer
@@ -47,9 +48,11 @@ class RedisChannelLayer(ChannelLayer):
         group_expiry: float = GROUP_EXPIRY_SECONDS,
         capacity: int = CAPACITY,
         channel_capacity: Mapping[Pattern, int] | None = None,
+        symmetric_encryption_keys: Sequence[str | bytes] = (),
     ) -> None:
         """`hosts`: a URL as in `open_layer`, or what `CHANNEL_LAYERS` has for channels_redis. `prefix` starts all keys.
 
+        `symmetric_encryption_keys`: secrets; what is in Redis is encrypted with the first, and read with all of them.
         The other options have the names and the meaning that Channels gives them. Raises ValueError for a bad one.
         """
         (self.address,) = addresses(hosts)
@@ -59,6 +62,7 @@ class RedisChannelLayer(ChannelLayer):
         )
         self.counts = Counter()
         self._keys = Keys(prefix)
+        self._entries = Entries(symmetric_encryption_keys, self.counts)
         self._lock = threading.Lock()
         self._attachments: dict[asyncio.AbstractEventLoop, Attachment] = {}
 
@@ -234,10 +238,10 @@ class RedisChannelLayer(ChannelLayer):
         writer = (await self._attachment()).writer
         until = _until()
         living = await writer.call("EVAL", scripts.DECLARE_DEAD, 1, self._keys.processes, mailbox, until=until)
-        news = pack((PAYLOAD_VERSION, "", [(DEAD, mailbox)]))
+        news = PAYLOAD_VERSION, "", [(DEAD, mailbox)]
         keys = (self._keys.mailbox(each.decode()) for each in living)
-        add = ("NOMKSTREAM", "*", "b", news)
-        await asyncio.gather(*(writer.call("XADD", key, *add, repeatable=False, until=until) for key in keys))
+        commands = (("XADD", key, "NOMKSTREAM", "*", "b", self._entries.pack(key, news)) for key in keys)
+        await asyncio.gather(*(writer.call(*command, repeatable=False, until=until) for command in commands))
 
     @asynccontextmanager
     async def bus(self, role: str, handler: Handler) -> AsyncIterator[Bus]:
@@ -246,7 +250,8 @@ class RedisChannelLayer(ChannelLayer):
 
     async def _send_ordinary(self, attachment: Attachment, channel: str, payload: bytes, delay: float) -> bool:
         """False if the channel is full."""
-        command = attachment.send_command(channel, payload, self.settings.capacity_of(channel), delay)
+        entry = self._entries.seal(self._keys.messages(channel), payload)
+        command = attachment.send_command(channel, entry, self.settings.capacity_of(channel), delay)
         return bool(await attachment.writer.call(*command, repeatable=False, until=_until()))
 
     async def _attachment(self) -> Attachment:
@@ -257,7 +262,7 @@ class RedisChannelLayer(ChannelLayer):
                 for loop in [loop for loop in self._attachments if loop.is_closed()]:
                     del self._attachments[loop]  # it ended without `close`: its tasks and sockets ended with it
                 attachment = self._attachments[running] = Attachment(
-                    self.address, self._keys, self.settings, self.counts
+                    self.address, self._keys, self._entries, self.settings, self.counts
                 )
         await attachment.open()
         return attachment

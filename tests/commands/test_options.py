@@ -89,6 +89,7 @@ def sample(option: GroupedOption, default: Any, folder: Path) -> tuple[str, Any]
     """A value that is not the default, as text and as what it should become."""
     special = {
         "routes": ("/ws=chat /api=x", (("/ws", "chat"), ("/api", "x"))),
+        "encryption_keys": ("one two", ("one", "two")),
         "forwarded_allow_ips": ("10.0.0.0/8",) * 2,
     }
     if option.name in special:
@@ -161,6 +162,8 @@ def refused(result: Result) -> str:
         (["app", "--processes", "2"], "memory:// lives within one process: with --processes use a Redis URL"),
         (["--admin-port", "65535", "--processes", "2"], "--admin-port 65535 leaves no ports for 2 processes"),
         (["--processes", "0"], "0 is not in the range"),
+        (["--encryption-key", "@/no/such/file"], "the file '/no/such/file' cannot be read: No such file"),
+        (["--encryption-key", ""], "a key must not be empty"),
         (["app", "--max-requests", "5"], "--max-requests"),
     ],
 )
