@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("asgibus.layers")
 
-SEALED = b"\xc1"  # begins every sealed entry, and no other
+MARK = b"\xc1\x01"  # begins a sealed entry; no msgpack begins so. The second byte is the version of the seal
 KEY_ID = slice(2, 6)  # where such an entry names its key
 FOREIGN_KEYS = 16  # that are logged one by one: whoever makes up more of them does not fill the log
 
@@ -84,7 +84,7 @@ class Entries:
     def _open(self, place: str, data: bytes) -> bytes:
         if self._seal is not None:
             return self._seal.open(place, data)
-        if data[:1] == SEALED:
+        if data.startswith(MARK) and len(data) >= KEY_ID.stop:
             raise UnknownKey(data[KEY_ID].hex())
         return data
 

@@ -21,14 +21,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from asgibus.layers.redis.entries import NotSealed, UnknownKey
+from asgibus.layers.redis.entries import KEY_ID, MARK, NotSealed, UnknownKey
 
-MARK = b"\xc1\x01"  # no msgpack, and the version of this format
 KEY_BYTES = 32  # AES-256, and what HMAC-SHA256 wants
 ID_BYTES = 4
 SALT_BYTES = 12
 NONCE_BYTES = 12
-HEAD_BYTES = len(MARK) + ID_BYTES + SALT_BYTES + NONCE_BYTES
+HEAD_BYTES = KEY_ID.stop + SALT_BYTES + NONCE_BYTES
 TAG_BYTES = 16
 
 
@@ -37,9 +36,7 @@ class Seal:
 
     def __init__(self, secrets: Sequence[str | bytes]) -> None:
         """Derive the keys from the secrets; str is taken as UTF-8. Raises ValueError for what is no secret."""
-        if not all(isinstance(secret, str | bytes) and secret for secret in secrets):
-            raise ValueError("an encryption key is made of a secret: str or bytes, and not empty")
-        made = [_derive(secret.encode() if isinstance(secret, str) else secret) for secret in secrets]
+        made = [_derive(_secret(secret)) for secret in secrets]
         self._keys = dict(made)
         if len(self._keys) < len(set(made)):
             raise ValueError("two encryption keys have the same id by chance: replace one of them")
@@ -63,11 +60,11 @@ class Seal:
             raise NotSealed
         if not data.startswith(MARK) or len(data) < HEAD_BYTES + TAG_BYTES:
             raise ValueError("it is cut off, or sealed in a way that is not known here")
-        key_id = data[len(MARK) : len(MARK) + ID_BYTES]
+        key_id = data[KEY_ID]
         key = self._keys.get(key_id)
         if key is None:
             raise UnknownKey(key_id.hex())
-        random = data[len(MARK) + ID_BYTES : HEAD_BYTES]
+        random = data[KEY_ID.stop : HEAD_BYTES]
         cipher = AESGCM(hmac.digest(key, random[:SALT_BYTES], "sha256"))
         try:
             return cipher.decrypt(random[SALT_BYTES:], data[HEAD_BYTES:], MARK + place.encode())
@@ -75,6 +72,12 @@ class Seal:
             raise ValueError(
                 f"it was altered, or moved from elsewhere, since the key {key_id.hex()} sealed it"
             ) from None
+
+
+def _secret(secret: object) -> bytes:
+    if not isinstance(secret, str | bytes) or not secret:
+        raise ValueError("an encryption key is made of a secret: str or bytes, and not empty")
+    return secret.encode() if isinstance(secret, str) else secret
 
 
 def _derive(secret: bytes) -> tuple[bytes, bytes]:

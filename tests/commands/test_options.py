@@ -204,3 +204,29 @@ def test_the_version(name: str) -> None:
     result = run(COMMANDS[name], "--version")
     assert result.exit_code == 0
     assert "version" in result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_encryption_keys_are_read_from_files(
+    command: GroupedCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text("new key\n\n  old\r\n")
+    args = ["app", "--encryption-key", "first", "--encryption-key", f"@{file}"]
+    assert command.make_context("command", args).params["encryption_keys"] == ("first", "new key", "old")
+    monkeypatch.setenv("ASGIBUS_ENCRYPTION_KEY", f"@{file} last")
+    assert command.make_context("command", ["app"]).params["encryption_keys"] == ("new key", "old", "last")
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"\n \n", "holds no key"), (b"s3cret\xff", "it is not text")])
+def test_a_file_without_keys_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(content)
+    line = refused(run(worker, "app", "--encryption-key", f"@{file}"))
+    assert said in line
+    assert "s3cret" not in line
+
+
+def test_settings_do_not_show_encryption_keys() -> None:
+    assert "s3cret" not in repr(WorkerSettings(app="", encryption_keys=("s3cret",)))
+    assert "s3cret" not in repr(InterfaceSettings(encryption_keys=("s3cret",)))
