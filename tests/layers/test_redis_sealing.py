@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from asgibus.layers import RedisChannelLayer, open_layer
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import FIRST_PROTOCOL_KIND
+from asgibus.layers.redis import presence
 from asgibus.layers.redis.entries import FOREIGN_KEYS, Entries, NotSealed, UnknownKey
 from asgibus.layers.redis.sealing import HEAD_BYTES, TAG_BYTES, Seal
 from asgibus.layers.redis.writer import PAYLOAD_VERSION
@@ -335,3 +336,22 @@ async def test_a_peer_with_another_key_is_one_line_and_nobody_s_end(
     secret, own = Seal(["secret"]).key_ids[0], ", ".join(Seal(keys).key_ids) if keys else "none"
     (said,) = [line for line in lines if f"(known here: {own})" in line]
     assert f"sealed with the key {secret}: give this process that encryption key" in said
+
+
+async def test_what_a_process_tells_itself_is_understood(
+    make: Make, admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That another has left, and that an offer is to be made again."""
+    monkeypatch.setattr(presence, "GRACE_SECONDS", 0.1)
+    layer, reader = make("new", "old"), Recorder()
+    async with layer.bus("a", reader) as a:
+        async with make("old", "new").bus("b", Recorder()) as b:
+            b.post(a.mailbox, (KIND, 1))
+            await until(lambda: reader.frames)
+        offer = a.offer("s", (1,))
+        await a.drain()
+        assert admin.xtrim("asgibus:shared:s", maxlen=0, approximate=False) == 1
+        a.offer_again(offer)
+        await until(lambda: admin.xlen("asgibus:shared:s"))
+        await until(lambda: b.mailbox in reader.dead)
+    assert not layer.counts["entry not sealed"] + layer.counts["damaged entry"]
