@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -70,6 +71,27 @@ def pool_name(ctx: click.Context, parameter: click.Parameter, value: str) -> str
         raise click.BadParameter(str(error)) from error
 
 
+def encryption_keys(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Click callback: put the lines of a file in the place of `@/path/to/file`. No message shows a key."""
+    keys: list[str] = []
+    for value in values:
+        if not value.startswith("@"):
+            keys.append(value)
+            continue
+        try:
+            lines = Path(value[1:]).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise click.BadParameter(f"the file {value[1:]!r} cannot be read: {reason}") from error
+        found = [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise click.BadParameter(f"the file {value[1:]!r} holds no key")
+        keys += found
+    if not all(keys):
+        raise click.BadParameter("a key must not be empty")
+    return tuple(keys)
+
+
 class Seconds(click.FloatRange):
     """A length of time: more than nothing, and not for ever."""
 
@@ -98,6 +120,17 @@ def bus_options(command: F) -> F:
             callback=pool_name,
             metavar="NAME",
             help="Connections of a pool go to the workers of that pool only.",
+        ),
+        option(
+            "Bus",
+            "--encryption-key",
+            "encryption_keys",
+            multiple=True,
+            callback=encryption_keys,
+            show_default=False,
+            metavar="SECRET",
+            help="Encrypt what goes through Redis; @FILE reads a key from each line. Repeatable: the first encrypts, "
+            "all decrypt.",
         ),
         option("Bus", "--prefix", default="asgibus", metavar="TEXT", help="Starts every key in Redis."),
     ):

@@ -207,7 +207,7 @@ def command(log_level: str, **options: Any) -> None:
     names = {field.name for field in fields(InterfaceSettings)}
     settings = InterfaceSettings(**{name: value for name, value in options.items() if name in names})
     try:
-        layer = open_layer(settings.layer, prefix=settings.prefix)
+        layer = open_layer(settings.layer, prefix=settings.prefix, encryption_keys=settings.encryption_keys)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     supervises = options["processes"] > 1 and not lifeline.held

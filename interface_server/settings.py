@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from asgibus.protocol.session import WINDOW
@@ -23,6 +23,8 @@ class InterfaceSettings:
     """Connections that the kernel holds until they are accepted; what uvicorn uses."""
     layer: str = "redis://127.0.0.1:6379"
     prefix: str = "asgibus"
+    encryption_keys: tuple[str, ...] = field(default=(), repr=False)
+    """Secrets: the first encrypts what goes through Redis, all decrypt."""
     pool: str = "default"
     routes: tuple[tuple[str, str], ...] = ()
     """(path prefix, pool), first match wins."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from asgibus.layers.contract import ChannelLayer
 from asgibus.layers.memory import InMemoryChannelLayer
 from asgibus.layers.redis import RedisChannelLayer
@@ -11,19 +13,28 @@ REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel")
 
 
 def open_layer(
-    url: str, *, prefix: str = "asgibus", expiry: float = EXPIRY_SECONDS, capacity: int = CAPACITY
+    url: str,
+    *,
+    prefix: str = "asgibus",
+    expiry: float = EXPIRY_SECONDS,
+    capacity: int = CAPACITY,
+    encryption_keys: Sequence[str | bytes] = (),
 ) -> ChannelLayer:
     """The channel layer for `url`. Opens no connection: the first use does.
 
     `memory://` (one process), `redis://[[user]:password@]host[:port][/db]`, `rediss://…` (TLS),
     `unix://[[user]:password@]/path[?db=n]`, `redis+sentinel://[user:password@]host:port[,host:port...]/service[/db]`.
-    `prefix` starts every key; `expiry` and `capacity` as in `LayerSettings`. Raises ValueError for another scheme.
+    `prefix` starts every key; `expiry` and `capacity` as in `LayerSettings`. `encryption_keys`: what is in Redis is
+    encrypted with the first of these secrets, and read with all of them; in memory nothing is. Raises ValueError for
+    another scheme, or for what is no key.
     """
     scheme, mark, _ = url.partition("://")
     if mark and scheme == "memory":
         return InMemoryChannelLayer(expiry=expiry, capacity=capacity)
     if mark and scheme in REDIS_SCHEMES:
-        return RedisChannelLayer(url, prefix=prefix, expiry=expiry, capacity=capacity)
+        return RedisChannelLayer(
+            url, prefix=prefix, expiry=expiry, capacity=capacity, symmetric_encryption_keys=encryption_keys
+        )
     # The URL itself is not shown: it may hold a password.
     known = ", ".join(f"{name}://" for name in ("memory", *REDIS_SCHEMES))
     raise ValueError(f"a layer's URL begins with one of {known}" + (f"; not with {scheme}://" if mark else ""))

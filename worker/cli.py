@@ -86,7 +86,13 @@ def command(log_level: str, **options: Any) -> None:
     check_background(settings)
     check_processes(options)
     try:
-        layer = open_layer(settings.layer, prefix=settings.prefix, expiry=settings.expiry, capacity=settings.capacity)
+        layer = open_layer(
+            settings.layer,
+            prefix=settings.prefix,
+            expiry=settings.expiry,
+            capacity=settings.capacity,
+            encryption_keys=settings.encryption_keys,
+        )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     supervises = options["processes"] > 1 and not lifeline.held

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from asgibus.layers.settings import CAPACITY, EXPIRY_SECONDS
 from asgibus.worker.lifespan import Mode
@@ -17,6 +17,8 @@ class WorkerSettings:
     factory: bool = False
     layer: str = "redis://127.0.0.1:6379"
     prefix: str = "asgibus"
+    encryption_keys: tuple[str, ...] = field(default=(), repr=False)
+    """Secrets: the first encrypts what goes through Redis, all decrypt."""
     pool: str = "default"
     concurrency: int = 10_000
     """Connections served at once. An idle WebSocket costs about 10 KB; lower it for apps that compute."""

@@ -14,6 +14,7 @@ from asgibus.layers.names import new_mailbox
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.bus import RedisBus
+from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.epoch import Epoch
 from asgibus.layers.redis.inbox import Inbox
 from asgibus.layers.redis.kept import Sent
@@ -34,6 +35,7 @@ class Attachment:
         self,
         address: Address,
         keys: Keys,
+        entries: Entries,
         settings: LayerSettings,
         counts: Counter[str],
         epoch: bytes,
@@ -41,16 +43,17 @@ class Attachment:
         """`epoch`: see `Epoch`."""
         self.address = address
         self.keys = keys
+        self.entries = entries
         self.settings = settings
         self.outage = Outage(address, counts)
         self.deaths: dict[str, int] = {}
         """Of the buses here: which deaths were counted, and when there was last news of them."""
-        self.writer = Writer(address, keys, "asgibus-writer", self.outage)
+        self.writer = Writer(address, keys, entries, "asgibus-writer", self.outage)
         self.writer.on_up.add(self._up)
         self._run_id = ""
-        self.sent = Sent(self.writer, keys, counts)
+        self.sent = Sent(self.writer, keys, entries, counts)
         self.epoch = Epoch(self.sent.lost, epoch)
-        self.receiver = Receiver(address, keys, expiry=settings.expiry, group_expiry=settings.group_expiry)
+        self.receiver = Receiver(address, keys, entries, expiry=settings.expiry, group_expiry=settings.group_expiry)
         self._lock = asyncio.Lock()
         self._open = False
         self._inboxes: dict[str, tuple[Inbox, RedisBus]] = {}
@@ -76,9 +79,9 @@ class Attachment:
             inbox.close()
             await bus.close()
         self._inboxes.clear()
-        for channel, payloads in self.receiver.close().items():
-            for payload in payloads:
-                self.writer.write(self.send_command(channel, payload, ANY_CAPACITY, 0.0), _ignore)
+        for channel, entries in self.receiver.close().items():
+            for entry in entries:
+                self.writer.write(self.send_command(channel, entry, ANY_CAPACITY, 0.0), _ignore)
         if self._open:
             await self.writer.drain()
             await self.writer.close()
@@ -93,12 +96,12 @@ class Attachment:
         finally:
             await bus.close()
 
-    def send_command(self, channel: str, payload: bytes, capacity: int, delay: float) -> tuple[str | bytes | int, ...]:
+    def send_command(self, channel: str, entry: bytes, capacity: int, delay: float) -> tuple[str | bytes | int, ...]:
         """The command that adds a message to an ordinary channel; its reply is 0 if the channel is full."""
         keys, settings = self.keys, self.settings
         names = keys.messages(channel), keys.delayed(channel), keys.wake(channel), keys.counts(channel)
         limits = capacity, round(settings.expiry * 1000), round(delay * 1000)
-        return ("EVAL", scripts.SEND, 4, *names, payload, *limits, secrets.token_hex(8) if delay else "", COUNTED_MS)
+        return ("EVAL", scripts.SEND, 4, *names, entry, *limits, secrets.token_hex(8) if delay else "", COUNTED_MS)
 
     async def new_channel(self, prefix: str) -> str:
         """A process-local channel; the mailbox for its prefix is made at the first call."""

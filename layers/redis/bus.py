@@ -36,23 +36,27 @@ class RedisBus(Bus):
         self._loop = asyncio.get_running_loop()
         self._handler = handler
         self._keys = keys = attachment.keys
+        entries = attachment.entries
         self._outage = outage = attachment.outage
         self._writer = writer = attachment.writer
         settings = attachment.settings
         self._taken = Taken()
         self._later: set[asyncio.TimerHandle] = set()
-        self._claimant = Claimant(attachment.address, keys, mailbox, outage, writer)
-        self._deliveries = Deliveries(writer, attachment.receiver, keys, mailbox, outage.counts, settings.expiry)
+        self._claimant = Claimant(attachment.address, keys, entries, mailbox, outage, writer)
+        self._deliveries = Deliveries(
+            writer, attachment.receiver, keys, entries, mailbox, outage.counts, settings.expiry
+        )
         self._memberships = Memberships(writer, keys, mailbox, round(settings.group_expiry))
         self._reader = MailboxReader(
-            attachment.address, keys.mailbox(mailbox), f"{mailbox}mailbox", outage, self._batch
+            attachment.address, keys.mailbox(mailbox), entries, f"{mailbox}mailbox", outage, self._batch
         )
         self._offers = Offers(
-            writer, keys, mailbox, outage, handler, now=lambda: self._presence.now, missed=self._missed
+            writer, keys, entries, mailbox, outage, handler, now=lambda: self._presence.now, missed=self._missed
         )
         self._presence = Presence(
             mailbox,
             keys,
+            entries,
             outage,
             writer,
             self._reader,

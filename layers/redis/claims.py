@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from asgibus.layers.codec import unpack
 from asgibus.layers.contract import Claim
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.connection import BLOCK_SECONDS, RedisConnection, RedisError, pack_command
+from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.link import Link, Outage
 from asgibus.layers.redis.writer import Writer
@@ -35,8 +35,11 @@ UNBLOCK_SECONDS = 0.05  # until a read that was not blocked yet when it was to b
 class Claimant:
     """Takes entries of shared channels for one process. `consumer` is its name in the group."""
 
-    def __init__(self, address: Address, keys: Keys, consumer: str, outage: Outage, writer: Writer) -> None:
+    def __init__(
+        self, address: Address, keys: Keys, entries: Entries, consumer: str, outage: Outage, writer: Writer
+    ) -> None:
         self._keys = keys
+        self._entries = entries
         self._consumer = consumer
         self._writer = writer
         self._counts = outage.counts
@@ -218,10 +221,9 @@ class Claimant:
                 continue
             try:
                 stale = int(entry_id.partition(b"-")[0]) < self._stale_before
-                claims.append(Claim(self._channels[key], entry_id, unpack(fields[1]), stale))
+                claims.append(Claim(self._channels[key], entry_id, self._entries.unpack(key, fields[1]), stale))
             except ValueError as error:
-                self._counts["damaged entry"] += 1
-                logger.error("shared channel %s: entry %s was dropped: %s", key, entry_id.decode(), error)
+                self._entries.refused(f"shared channel {key}", entry_id.decode(), error)
                 self._writer.ack(key, entry_id, self._on_acked)
         return claims
 

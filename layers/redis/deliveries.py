@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
-from asgibus.layers.codec import unpack_message
 from asgibus.layers.contract import Delivery
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.leases import Beat
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.connection import RedisError
+from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.receiver import Entry, Receiver
 from asgibus.layers.redis.writer import Writer
@@ -31,11 +31,19 @@ class Deliveries:
     """What one process takes. `consumer`: its mailbox."""
 
     def __init__(
-        self, writer: Writer, receiver: Receiver, keys: Keys, consumer: str, counts: Counter[str], expiry: float
+        self,
+        writer: Writer,
+        receiver: Receiver,
+        keys: Keys,
+        entries: Entries,
+        consumer: str,
+        counts: Counter[str],
+        expiry: float,
     ) -> None:
         self._writer = writer
         self._receiver = receiver
         self._keys = keys
+        self._entries = entries
         self._consumer = consumer
         self._counts = counts
         self._expiry = round(expiry * 1000)
@@ -110,13 +118,13 @@ class Deliveries:
             self._writer.write(("EVAL", scripts.GIVE_BACK, 4, *names, self._expiry, milliseconds, *some), _log_error)
 
     def _read(self, channel: str, entries: Collection[Entry]) -> list[Delivery]:
+        place = self._keys.messages(channel)
         deliveries = []
         for entry in entries:
             try:
-                message = unpack_message(entry.payload)
+                message = self._entries.unpack_message(place, entry.payload)
             except ValueError as error:
-                self._counts["damaged entry"] += 1
-                logger.error("channel %s: message %s was dropped: %s", channel, entry.id, error)
+                self._entries.refused(f"channel {channel}", entry.id, error)
                 self._writer.write(("HDEL", self._keys.taken(channel), entry.id), _log_error)
             else:
                 deliveries.append(Delivery(channel, entry.id, message, entry.attempt))

@@ -13,10 +13,10 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from asgibus.layers.codec import pack
 from asgibus.layers.contract import MESSAGE, Frame, Message
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis import scripts
+from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.writer import PAYLOAD_VERSION, Writer
 
@@ -44,9 +44,10 @@ class _Kept(NamedTuple):
 class Sent:
     """What one event loop sends to mailboxes, at most once each. All methods are called from that loop."""
 
-    def __init__(self, writer: Writer, keys: Keys, counts: Counter[str]) -> None:
+    def __init__(self, writer: Writer, keys: Keys, entries: Entries, counts: Counter[str]) -> None:
         self._loop = asyncio.get_running_loop()
         self._keys = keys
+        self._entries = entries
         self._writer = writer
         self._counts = counts
         self._source = secrets.token_hex(8)
@@ -68,7 +69,7 @@ class Sent:
 
         Raises LayerUnavailable, at the time `until` of the event loop's clock at the latest.
         """
-        entry = self._entry(frame)
+        entry = self._entry(mailbox, frame)
         if mailbox in self._lost and not await self._repeat(mailbox, until):
             return False
         return await self._add(_Kept(self._loop.time(), mailbox, entry, b""), until, repeatable=False)
@@ -83,7 +84,7 @@ class Sent:
         Returns those that are full and do not get it, or None if there is no such mailbox.
         """
         parts = list(capacities)
-        entry = self._entry((MESSAGES, parts, message, delay))
+        entry = self._entry(mailbox, (MESSAGES, parts, message, delay))
         if mailbox in self._lost and not await self._repeat(mailbox, until):
             return None
         keys = self._keys.mailbox(mailbox), self._keys.unread(mailbox)
@@ -139,9 +140,10 @@ class Sent:
             self._lost.pop(mailbox, None)
         return True
 
-    def _entry(self, frame: Frame) -> bytes:
+    def _entry(self, mailbox: str, frame: Frame) -> bytes:
         self._number += 1
-        return pack((PAYLOAD_VERSION, "", ((NUMBERED, self._source, self._number), frame)))
+        numbered = NUMBERED, self._source, self._number
+        return self._entries.pack(self._keys.mailbox(mailbox), (PAYLOAD_VERSION, "", (numbered, frame)))
 
     async def _add(self, kept: _Kept, until: float, *, repeatable: bool) -> bool:
         key = self._keys.mailbox(kept.mailbox)

@@ -10,17 +10,18 @@ import asyncio
 import logging
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
-from asgibus.layers.codec import pack, pack_message
+from asgibus.layers.codec import pack_message
 from asgibus.layers.contract import DEAD, GROUP_MESSAGE, Bus, ChannelLayer, Handler, Message, Statistics
 from asgibus.layers.errors import ChannelFull, LayerUnavailable
 from asgibus.layers.names import require_channel, require_group, split_local
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.attachment import Attachment
+from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.hosts import DEFAULT_HOST, Hosts, addresses
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.own_loop import OwnLoop
@@ -69,9 +70,11 @@ class RedisChannelLayer(ChannelLayer):
         group_expiry: float = GROUP_EXPIRY_SECONDS,
         capacity: int = CAPACITY,
         channel_capacity: Mapping[Pattern, int] | None = None,
+        symmetric_encryption_keys: Sequence[str | bytes] = (),
     ) -> None:
         """`hosts`: a URL as in `open_layer`, or what `CHANNEL_LAYERS` has for channels_redis. `prefix` starts all keys.
 
+        `symmetric_encryption_keys`: secrets; what is in Redis is encrypted with the first, and read with all of them.
         The other options have the names and the meaning that Channels gives them. Raises ValueError for a bad one.
         """
         (self.address,) = addresses(hosts)
@@ -81,6 +84,7 @@ class RedisChannelLayer(ChannelLayer):
         )
         self.counts = Counter()
         self._keys = Keys(prefix)
+        self._entries = Entries(symmetric_encryption_keys, self.counts)
         self._lock = threading.Lock()
         self.own_loop = OwnLoop()
         self._attachments: dict[asyncio.AbstractEventLoop, Attachment] = {}
@@ -273,10 +277,10 @@ class RedisChannelLayer(ChannelLayer):
         writer = (await self._attachment()).writer
         until = _until()
         living = await writer.call("EVAL", scripts.DECLARE_DEAD, 1, self._keys.processes, mailbox, until=until)
-        news = pack((PAYLOAD_VERSION, "", [(DEAD, mailbox)]))
+        news = PAYLOAD_VERSION, "", [(DEAD, mailbox)]
         keys = (self._keys.mailbox(each.decode()) for each in living)
-        add = ("NOMKSTREAM", "*", "b", news)
-        await asyncio.gather(*(writer.call("XADD", key, *add, repeatable=False, until=until) for key in keys))
+        commands = (("XADD", key, "NOMKSTREAM", "*", "b", self._entries.pack(key, news)) for key in keys)
+        await asyncio.gather(*(writer.call(*command, repeatable=False, until=until) for command in commands))
 
     @asynccontextmanager
     async def bus(self, role: str, handler: Handler) -> AsyncIterator[Bus]:
@@ -285,7 +289,8 @@ class RedisChannelLayer(ChannelLayer):
 
     async def _send_ordinary(self, attachment: Attachment, channel: str, payload: bytes, delay: float) -> bool:
         """False if the channel is full."""
-        command = attachment.send_command(channel, payload, self.settings.capacity_of(channel), delay)
+        entry = self._entries.seal(self._keys.messages(channel), payload)
+        command = attachment.send_command(channel, entry, self.settings.capacity_of(channel), delay)
         return bool(await attachment.writer.call(*command, repeatable=False, until=_until()))
 
     async def _attachment(self) -> Attachment:
@@ -297,7 +302,7 @@ class RedisChannelLayer(ChannelLayer):
                     del self._attachments[loop]  # it ended without `close`: its tasks and sockets ended with it
                 epoch = max((each.epoch.used for each in self._attachments.values()), default=b"")
                 attachment = self._attachments[running] = Attachment(
-                    self.address, self._keys, self.settings, self.counts, epoch
+                    self.address, self._keys, self._entries, self.settings, self.counts, epoch
                 )
         await attachment.open()
         return attachment

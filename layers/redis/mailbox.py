@@ -12,11 +12,11 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from asgibus.layers.codec import unpack
 from asgibus.layers.contract import Frame
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.connection import BLOCK_SECONDS, RedisConnection, RedisError, pack_command
+from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.link import Link, Outage
 from asgibus.layers.redis.writer import PAYLOAD_VERSION
 
@@ -37,8 +37,11 @@ class MailboxReader:
     It gets the sender, the frames, when that was written (in seconds by Redis's clock), and the field FULL, if any.
     """
 
-    def __init__(self, address: Address, key: str, name: str, outage: Outage, on_batch: OnBatch) -> None:
+    def __init__(
+        self, address: Address, key: str, entries: Entries, name: str, outage: Outage, on_batch: OnBatch
+    ) -> None:
         self._key = key
+        self._codec = entries
         self._counts = outage.counts
         self._on_batch = on_batch
         self._link = Link(address, name, outage, self._up)
@@ -135,12 +138,11 @@ class MailboxReader:
             self._bytes += sum(len(fields[1]) for _, fields in entries)
         for entry_id, fields in entries:
             try:
-                version, sender, frames = unpack(fields[1])
+                version, sender, frames = self._codec.unpack(self._key, fields[1])
                 if version != PAYLOAD_VERSION:
                     raise ValueError(f"payload version {version!r}")
             except (ValueError, TypeError) as error:  # TypeError: it holds no three things
-                self._counts["damaged entry"] += 1
-                logger.error("mailbox %s: entry %s was skipped: %s", self._key, entry_id.decode(), error)
+                self._codec.refused(f"mailbox {self._key}", entry_id.decode(), error)
                 continue
             try:
                 sent = _order(entry_id)[0] / 1000

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from asgibus.layers.codec import pack
 from asgibus.layers.contract import Frame, Handler, Offer
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.connection import RedisError
+from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.link import Outage
 from asgibus.layers.redis.writer import PAYLOAD_VERSION, Command, Writer
@@ -58,6 +58,7 @@ class Offers:
         self,
         writer: Writer,
         keys: Keys,
+        entries: Entries,
         mailbox: str,
         outage: Outage,
         handler: Handler,
@@ -68,6 +69,7 @@ class Offers:
         self._loop = asyncio.get_running_loop()
         self._writer = writer
         self._keys = keys
+        self._entries = entries
         self._mailbox = mailbox
         self._outage = outage
         self._handler = handler
@@ -86,7 +88,7 @@ class Offers:
         """As `Bus.offer`."""
         offer = Offer(channel, once)
         key = self._keys.shared(channel)
-        offer.state = _Entry(key, pack(entry), max(0, self._now() - STEP))
+        offer.state = _Entry(key, self._entries.pack(key, entry), max(0, self._now() - STEP))
         self._write(offer)
         return offer
 
@@ -221,8 +223,8 @@ class Offers:
         if missing and not self._closed:
             self._token += 1
             self._looked_for[self._token] = missing
-            marker = pack((PAYLOAD_VERSION, "", [(LOOKED, self._token)]))
             key = self._keys.mailbox(self._mailbox)
+            marker = self._entries.pack(key, (PAYLOAD_VERSION, "", [(LOOKED, self._token)]))
             self._writer.write(("XADD", key, "NOMKSTREAM", "*", "b", marker), partial(self._marked, self._token))
 
     def _marked(self, token: int, reply: Any) -> None:

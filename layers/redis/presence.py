@@ -11,13 +11,13 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 
-from asgibus.layers.codec import pack
 from asgibus.layers.contract import DEAD, Frame, Handler
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.leases import Beat, Leases
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.claims import Claimant
 from asgibus.layers.redis.deliveries import Deliveries
+from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.epoch import Epoch
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.link import Outage
@@ -45,6 +45,7 @@ class Presence:
         self,
         mailbox: str,
         keys: Keys,
+        entries: Entries,
         outage: Outage,
         writer: Writer,
         reader: MailboxReader,
@@ -64,6 +65,7 @@ class Presence:
         self._loop = asyncio.get_running_loop()
         self._mailbox = mailbox
         self._keys = keys
+        self._entries = entries
         self._key = keys.processes
         self._counts = outage.counts
         self._writer = writer
@@ -237,8 +239,8 @@ class Presence:
                     logger.warning("%s has died: its lease has ended", mailbox)
                 else:  # it took its leave, or died before this process began
                     logger.debug("%s is gone", mailbox)
-            entry = pack((PAYLOAD_VERSION, "", [(DEAD, mailbox) for mailbox in dead]))
             key = self._keys.mailbox(self._mailbox)
+            entry = self._entries.pack(key, (PAYLOAD_VERSION, "", [(DEAD, mailbox) for mailbox in dead]))
             self._writer.write(("XADD", key, "NOMKSTREAM", "*", "b", entry), self._posted)
         self._dead -= beat.live
         for mailbox in list(self._dead):
@@ -293,7 +295,8 @@ class Presence:
         key = self._keys.mailbox(self._mailbox)
         if self._bounded:
             await self._writer.call("HSET", self._keys.unread(self._mailbox), "!", 1, until=until)
-        await self._writer.call("XADD", key, "*", "b", pack((PAYLOAD_VERSION, self._mailbox, ())), until=until)
+        entry = self._entries.pack(key, (PAYLOAD_VERSION, self._mailbox, ()))
+        await self._writer.call("XADD", key, "*", "b", entry, until=until)
         for each in self._mailbox_keys(self._mailbox):
             await self._writer.call("EXPIRE", each, MAILBOX_SECONDS, until=until)
 

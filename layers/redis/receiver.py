@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
-from asgibus.layers.codec import unpack_message
 from asgibus.layers.contract import Message
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.connection import BLOCK_SECONDS, RedisConnection, RedisError, connect
+from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.keys import Keys
 
 logger = logging.getLogger("asgibus.layers")
@@ -49,9 +49,10 @@ class Receiver:
     here takes it over, so that nothing is lost and the order is kept.
     """
 
-    def __init__(self, address: Address, keys: Keys, *, expiry: float, group_expiry: float) -> None:
+    def __init__(self, address: Address, keys: Keys, entries: Entries, *, expiry: float, group_expiry: float) -> None:
         self._address = address
         self._keys = keys
+        self._entries = entries
         self._expiry = expiry
         self._taken_expiry = group_expiry
         self._idle: list[RedisConnection] = []
@@ -59,7 +60,6 @@ class Receiver:
         # By channel: what was left behind, and until when it may be delivered.
         self._left: dict[str, deque[tuple[float, asyncio.Future[Any]]]] = {}
         self._emptied: dict[str, Pause] = {}
-        self.damaged = 0
 
     async def receive(self, channel: str) -> Message:
         """The next message of a channel, as `ChannelLayer.receive` gives it. Raises LayerUnavailable."""
@@ -79,10 +79,9 @@ class Receiver:
                         self._emptied.clear()
                     self._emptied[channel] = pause
             try:
-                return unpack_message(entry.payload)
+                return self._entries.unpack_message(self._keys.messages(channel), entry.payload)
             except ValueError as error:
-                self.damaged += 1
-                logger.error("channel %s: an entry was dropped: %s", channel, error)
+                self._entries.refused(f"channel {channel}", entry.id, error)
 
     async def take(self, channel: str, limit: int, consumer: str) -> tuple[list[Entry], Pause]:
         """Take up to `limit` messages if there are any; and what `wait` needs to know. Raises LayerUnavailable.

@@ -16,11 +16,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from asgibus.layers.codec import pack
 from asgibus.layers.contract import Frame
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.connection import OnReply, RedisConnection, RedisError, pack_command
+from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.link import Link, Outage
 
@@ -79,9 +79,10 @@ class _Box:
 class Writer:
     """The writing side of a process, on one link. All methods are called from its event loop."""
 
-    def __init__(self, address: Address, keys: Keys, name: str, outage: Outage) -> None:
+    def __init__(self, address: Address, keys: Keys, entries: Entries, name: str, outage: Outage) -> None:
         self._loop = asyncio.get_running_loop()
         self._keys = keys
+        self._entries = entries
         self._counts = outage.counts
         self._link = Link(address, name, outage, self._up, self._down)
         self._boxes: dict[tuple[str, str], _Box] = {}
@@ -248,7 +249,7 @@ class Writer:
                 key = self._keys.mailbox(box.mailbox)
                 for frames in box.entries:
                     try:
-                        payload = pack((PAYLOAD_VERSION, box.sender.mailbox, frames))
+                        payload = self._entries.pack(key, (PAYLOAD_VERSION, box.sender.mailbox, frames))
                     except TypeError:  # whoever posted it is wrong, and the others must not suffer
                         logger.exception("frames for %s were dropped", box.mailbox)
                         continue

@@ -92,6 +92,7 @@ def sample(option: GroupedOption, default: Any, folder: Path) -> tuple[str, Any]
     special = {
         "routes": ("/ws=chat /api=x", (("/ws", "chat"), ("/api", "x"))),
         "channels": ("thumbnails mails", ("thumbnails", "mails")),
+        "encryption_keys": ("one two", ("one", "two")),
         "forwarded_allow_ips": ("10.0.0.0/8",) * 2,
     }
     if option.name in special:
@@ -164,6 +165,8 @@ def refused(result: Result) -> str:
         (["app", "--processes", "2"], "memory:// lives within one process: with --processes use a Redis URL"),
         (["--admin-port", "65535", "--processes", "2"], "--admin-port 65535 leaves no ports for 2 processes"),
         (["--processes", "0"], "0 is not in the range"),
+        (["--encryption-key", "@/no/such/file"], "the file '/no/such/file' cannot be read: No such file"),
+        (["--encryption-key", ""], "a key must not be empty"),
         (["app", "--max-requests", "5"], "--max-requests"),
     ],
 )
@@ -216,3 +219,29 @@ def test_the_version(name: str) -> None:
     result = run(COMMANDS[name], "--version")
     assert result.exit_code == 0
     assert "version" in result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_encryption_keys_are_read_from_files(
+    command: GroupedCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text("new key\n\n  old\r\n")
+    args = ["app", "--encryption-key", "first", "--encryption-key", f"@{file}"]
+    assert command.make_context("command", args).params["encryption_keys"] == ("first", "new key", "old")
+    monkeypatch.setenv("ASGIBUS_ENCRYPTION_KEY", f"@{file} last")
+    assert command.make_context("command", ["app"]).params["encryption_keys"] == ("new key", "old", "last")
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"\n \n", "holds no key"), (b"s3cret\xff", "it is not text")])
+def test_a_file_without_keys_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(content)
+    line = refused(run(worker, "app", "--encryption-key", f"@{file}"))
+    assert said in line
+    assert "s3cret" not in line
+
+
+def test_settings_do_not_show_encryption_keys() -> None:
+    assert "s3cret" not in repr(WorkerSettings(app="", encryption_keys=("s3cret",)))
+    assert "s3cret" not in repr(InterfaceSettings(encryption_keys=("s3cret",)))

@@ -1,4 +1,5 @@
-"""One suite for every layer: `make_layer` makes the memory layer in one run of a test, the Redis layer in the other.
+"""One suite for every layer: `make_layer` makes the memory layer in one run of a test, the Redis layer in
+the next, and the Redis layer with encryption in the last.
 
 fakeredis does not stand in for Redis here, only for the scripts (`test_redis_scripts.py`): the blocking reads of its
 server cannot be ended. Without a real Redis half of the suite is skipped, and said to be.
@@ -13,9 +14,9 @@ from asgibus.layers import ChannelLayer, InMemoryChannelLayer, RedisChannelLayer
 from support.bus import MakeLayer
 
 
-@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.redis)])
+@pytest.fixture(params=["memory", *(pytest.param(kind, marks=pytest.mark.redis) for kind in ("redis", "redis sealed"))])
 def kind(request: pytest.FixtureRequest) -> str:
-    if request.param == "redis":
+    if request.param != "memory":
         request.getfixturevalue("redis_url")
     return str(request.param)
 
@@ -27,7 +28,8 @@ def new_layer(request: pytest.FixtureRequest, kind: str) -> MakeLayer:
     def new(**options: Any) -> ChannelLayer:
         if kind == "memory":
             return InMemoryChannelLayer(**options)
-        return RedisChannelLayer(request.getfixturevalue("redis_url"), **options)
+        keys = ["new", "old"] if kind == "redis sealed" else []
+        return RedisChannelLayer(request.getfixturevalue("redis_url"), symmetric_encryption_keys=keys, **options)
 
     return new
 

@@ -12,6 +12,7 @@ from asgibus.layers.codec import pack
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.claims import Claimant
 from asgibus.layers.redis.connection import RedisConnection
+from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.link import Outage
 from asgibus.layers.redis.writer import Writer
@@ -67,7 +68,9 @@ async def test_an_answer_that_an_acknowledgement_has_overtaken_is_no_new_claim()
     """The first answer on a new connection lists what is pending; it may be older than what the writer heard since."""
     address = Address.from_url("redis://127.0.0.1:1")
     writer = Acks()
-    claimant = Claimant(address, Keys("p"), "worker.1!", Outage(address, Counter()), cast(Writer, writer))
+    claimant = Claimant(
+        address, Keys("p"), Entries((), Counter()), "worker.1!", Outage(address, Counter()), cast(Writer, writer)
+    )
     key = Keys("p").shared("work")
 
     async def claim(answers: list[Any], *, acked_before: int | None = None) -> list[str]:

@@ -1,0 +1,64 @@
+"""Servers with encryption keys: what clients see, with the right keys and with wrong ones."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from support.processes import Process
+from support.raw import RawClient
+from support.websocket import BINARY, RawWebSocket
+
+APP = "end_to_end.pool_app:app"
+DROPPED = "as all like it will be"
+
+Start = Callable[..., Process]
+
+
+def get(server: Process) -> int:
+    with RawClient(server) as client:
+        return client.request("GET", "/").status
+
+
+def test_clients_are_served_with_keys(
+    start_interface: Start, start_worker: Start, redis_url: str, tmp_path: Path
+) -> None:
+    """Given in each of the ways, and with the next key known already; under supervisors, too."""
+    file = tmp_path / "keys"
+    file.write_text("now\nnext\n")
+    env = {"POOL": "served"}
+    worker = start_worker(*(APP, "--layer", redis_url, "--encryption-key", f"@{file}", "--processes", 2), env=env)
+    server = start_interface("--layer", redis_url, env={"ASGIBUS_ENCRYPTION_KEY": "next now"})
+    for _ in range(5):
+        with RawClient(server) as client:
+            assert client.request("GET", "/").body == b"served"
+        with RawWebSocket(server, "/") as client:
+            assert client.read_frame() == (BINARY, b"served")
+    assert "was dropped" not in worker.log() + server.log()
+
+
+def test_a_worker_with_a_wrong_key_logs_one_line_and_its_clients_get_503(
+    start_interface: Start, start_worker: Start, redis_url: str
+) -> None:
+    worker = start_worker(APP, "--layer", redis_url, "--encryption-key", "wrong", env={"POOL": "wrong"})
+    server = start_interface("--layer", redis_url, "--encryption-key", "right", "--connect-timeout", 1)
+    for _ in range(3):
+        assert get(server) == 503
+    with RawWebSocket(server, "/", answered=False) as client:
+        assert client.read_answer() == 503
+    worker.wait_for("give this process that encryption key")
+    assert worker.log().count(DROPPED) == 1
+    worker.terminate()
+    start_worker(APP, "--layer", redis_url, "--encryption-key", "right", env={"POOL": "right"})
+    assert get(server) == 200
+
+
+def test_an_interface_that_cannot_read_its_worker_answers_in_time(
+    start_interface: Start, start_worker: Start, redis_url: str
+) -> None:
+    """A new key was used before all knew it: the worker reads, and its answers are not understood."""
+    env = {"POOL": "default", "ASGIBUS_ENCRYPTION_KEY": "new old"}
+    start_worker(APP, "--layer", redis_url, "--graceful-timeout", 1, env=env)
+    server = start_interface("--layer", redis_url, "--encryption-key", "old", "--connect-timeout", 1)
+    for _ in range(2):
+        assert get(server) == 503
+    server.wait_for("give this process that encryption key")
+    assert server.log().count(DROPPED) == 1

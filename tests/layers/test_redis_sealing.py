@@ -1,0 +1,357 @@
+"""Encryption of what is in Redis: what a thief sees, keys that change while all runs, and peers with other keys."""
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asgibus.layers import RedisChannelLayer, open_layer
+from asgibus.layers.codec import pack
+from asgibus.layers.contract import FIRST_PROTOCOL_KIND
+from asgibus.layers.redis import presence
+from asgibus.layers.redis.entries import FOREIGN_KEYS, Entries, NotSealed, UnknownKey
+from asgibus.layers.redis.sealing import HEAD_BYTES, TAG_BYTES, Seal
+from asgibus.layers.redis.writer import PAYLOAD_VERSION
+from support.bus import Recorder, until
+
+pytestmark = pytest.mark.anyio
+
+KIND = FIRST_PROTOCOL_KIND
+REFUSED = (NotSealed, UnknownKey, ValueError)
+MARKER = "plaintext-marker"
+PLACE = "asgibus:mailbox:a!"
+SEALED_BY_THE_FIRST_VERSION = (
+    "c1019e3fb239e29e09d6f267a8cf4361c784b179891e194ebbd6590766b1e291d6750e1c3e68d2cd27fe97dd2ba456e48266"
+)
+
+Make = Callable[..., RedisChannelLayer]
+
+
+@pytest.fixture
+async def make(redis_url: str) -> AsyncIterator[Make]:
+    """A layer with these keys, closed at the end."""
+    made: list[RedisChannelLayer] = []
+
+    def make(*keys: str | bytes) -> RedisChannelLayer:
+        made.append(RedisChannelLayer(redis_url, symmetric_encryption_keys=keys))
+        return made[-1]
+
+    yield make
+    for layer in made:
+        await layer.close()
+
+
+@pytest.fixture
+def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
+    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=10) as client:
+        yield client
+
+
+def everything(admin: "redis.Redis[bytes]") -> bytes:
+    """All that somebody sees who can read Redis."""
+    seen: list[Any] = []
+    for key in admin.scan_iter(count=1000):
+        kind = admin.type(key)
+        seen.append(key)
+        if kind == b"stream":
+            seen.append(admin.xrange(key))
+        elif kind == b"hash":
+            seen.append(admin.hgetall(key))
+        elif kind == b"zset":
+            seen.append(admin.zrange(key, 0, -1))
+        elif kind == b"set":
+            seen.append(admin.smembers(key))
+        else:
+            raise AssertionError(f"{key!r} is a {kind!r}")
+    return repr(seen).encode()
+
+
+def logged(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if text in record.getMessage()]
+
+
+# The seal itself.
+
+
+@given(
+    st.binary(max_size=500), st.text(max_size=30), st.lists(st.binary(min_size=1), min_size=1, max_size=4), st.data()
+)
+def test_what_is_sealed_is_opened_with_each_of_the_keys(
+    data: bytes, place: str, secrets: list[bytes], draw: st.DataObject
+) -> None:
+    first = draw.draw(st.sampled_from(secrets))
+    sealed = Seal([first]).seal(place, data)
+    assert Seal(secrets).open(place, sealed) == data
+    assert len(sealed) == HEAD_BYTES + len(data) + TAG_BYTES
+
+
+@given(st.binary(max_size=100), st.data())
+def test_what_was_altered_or_cut_off_is_not_opened(data: bytes, draw: st.DataObject) -> None:
+    seal = Seal(["a", "b"])
+    sealed = seal.seal(PLACE, data)
+    at = draw.draw(st.integers(0, len(sealed) - 1))
+    changed = sealed[at] ^ draw.draw(st.integers(1, 255))
+    for wrong in (sealed[:at] + bytes([changed]) + sealed[at + 1 :], sealed[:at], sealed + b"x"):
+        with pytest.raises(REFUSED):
+            seal.open(PLACE, wrong)
+
+
+@pytest.mark.parametrize("at", [*range(HEAD_BYTES), -TAG_BYTES - 1, -TAG_BYTES, -1])
+def test_every_part_is_protected(at: int) -> None:
+    seal = Seal(["a"])
+    sealed = bytearray(seal.seal(PLACE, b"data"))
+    sealed[at] ^= 1
+    with pytest.raises(REFUSED) as raised:
+        seal.open(PLACE, bytes(sealed))
+    expected = NotSealed if at == 0 else UnknownKey if 2 <= at < 6 else ValueError
+    assert type(raised.value) is expected
+
+
+def test_an_entry_is_of_one_place_only() -> None:
+    seal = Seal(["a"])
+    with pytest.raises(ValueError, match="moved from elsewhere"):
+        seal.open("asgibus:mailbox:b!", seal.seal(PLACE, b"data"))
+
+
+def test_the_same_is_never_sealed_the_same_way() -> None:
+    seal = Seal(["a"])
+    assert len({seal.seal(PLACE, b"data") for _ in range(1000)}) == 1000
+
+
+def test_the_form_is_that_of_the_first_version() -> None:
+    """What one release seals, later ones open."""
+    sealed = bytes.fromhex(SEALED_BY_THE_FIRST_VERSION)
+    assert Seal(["other", "secret"]).open(PLACE, sealed) == b"data"
+    assert Seal([b"secret"]).key_ids == Seal(["secret"]).key_ids == [sealed[2:6].hex()]
+
+
+@pytest.mark.parametrize("keys", ["secret", b"secret", [""], [b"", "a"], [5], [None]])
+def test_what_is_no_list_of_keys_is_refused(keys: Any) -> None:
+    with pytest.raises(ValueError, match="encryption key"):
+        RedisChannelLayer(symmetric_encryption_keys=keys)
+
+
+def test_without_the_library_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
+    monkeypatch.delitem(sys.modules, "asgibus.layers.redis.sealing")
+    with pytest.raises(ValueError, match=r"pip install 'asgibus\[encryption\]'"):
+        open_layer("redis://127.0.0.1:1", encryption_keys=["secret"])
+    open_layer("redis://127.0.0.1:1")
+
+
+def test_keys_mean_nothing_to_the_memory_layer() -> None:
+    open_layer("memory://", encryption_keys=["secret"])
+
+
+def test_made_up_keys_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    counts: Counter[str] = Counter()
+    entries = Entries(["a"], counts)
+    for number in range(1000):
+        entries.refused(PLACE, "1-1", UnknownKey(f"{number:08x}"))
+    assert len(caplog.records) == FOREIGN_KEYS
+    assert counts["entry of unknown key"] == 1000
+
+
+# What is in Redis.
+
+
+async def test_nobody_reads_in_redis_what_was_sent(make: Make, admin: "redis.Redis[bytes]") -> None:
+    layer, message = make("secret"), {"text": MARKER, "b": MARKER.encode()}
+    async with layer.bus("a", Recorder()) as a, layer.bus("b", Recorder()) as b:
+        local = await layer.new_channel()
+        await layer.send("taken", message)
+        (delivery,) = await b.take("taken", 1)
+        await layer.send("given", message)
+        (given,) = await b.take("given", 1)
+        b.give_back(given, delay=60)
+        await layer.send("again", message)
+        (again,) = await b.take("again", 1)
+        b.give_back(again)
+        b.offer("offered", (MARKER, message))
+        b.post(a.mailbox, (KIND, MARKER, message))
+        for channel in ("ordinary", "delayed", local, a.mailbox + "x"):
+            await layer.send(channel, message, delay=60 if channel == "delayed" else 0)
+            await layer.group_add("group", channel)
+        await a.join_group("group")
+        await layer.group_send("group", message)
+        await layer.declare_dead("worker.0123456789abcdef!")
+        await b.drain()
+        seen = everything(admin)
+        for kind in (b"taken:", b"delayed:", b"shared:", b"mailbox:", b"channel:ordinary", b"channel:again"):
+            assert kind in seen
+        assert MARKER.encode() not in seen
+        assert b"worker.0123456789abcdef" not in seen
+        assert delivery.message == given.message == again.message == message
+    await layer.close()
+    assert MARKER.encode() not in everything(admin)
+    assert await layer.receive("taken") == message  # put back at the end
+
+
+async def test_what_was_put_aside_is_opened_when_it_is_back(make: Make) -> None:
+    """Delayed, given back (at once and later), handed back and taken over: each is still at its place."""
+    layer = make("secret")
+    await layer.send("x", {"n": 1}, delay=0.05)
+    async with layer.bus("w", Recorder()) as worker:
+        (first,) = await worker.take("x", 1)
+        worker.give_back(first)
+        (second,) = await worker.take("x", 1)
+        worker.give_back(second, delay=0.05)
+        (third,) = await worker.take("x", 1)
+        assert (third.attempt, third.message) == (3, {"n": 1})
+    async with layer.bus("i", Recorder()) as interface:
+        async with layer.bus("w", Recorder()) as worker:
+            claiming = asyncio.create_task(worker.claim(["s"], 10))
+            interface.offer("s", ("a",))
+            (claim,) = await claiming
+            assert claim.entry == ("a",)
+        interface.offer("s", ("b",))
+        async with layer.bus("w", Recorder()) as other:
+            claims = []
+            async with asyncio.timeout(10):
+                while len(claims) < 1:
+                    claims += await other.claim(["s"], 10)
+            assert {each.entry for each in claims} <= {("a",), ("b",)}
+            for each in claims:
+                other.done(each)
+
+
+async def test_an_entry_that_was_moved_or_altered_is_dropped(
+    make: Make, admin: "redis.Redis[bytes]", caplog: pytest.LogCaptureFixture
+) -> None:
+    layer, reader = make("secret"), Recorder()
+    await layer.send("from", {"n": "moved"})
+    ((_, fields),) = admin.xrange("asgibus:channel:from")
+    async with layer.bus("a", reader) as a, layer.bus("b", Recorder()) as b:
+        b.offer("other", ("moved",))
+        await b.drain()
+        ((_, offered),) = admin.xrange("asgibus:shared:other")
+        altered = fields[b"m"][:-1] + bytes([fields[b"m"][-1] ^ 1])
+        for payload in (fields[b"m"], altered):
+            admin.xadd("asgibus:channel:to", {"m": payload})
+        admin.xadd("asgibus:shared:to", {"b": offered[b"b"]})
+        admin.xadd(f"asgibus:mailbox:{a.mailbox}", {"b": offered[b"b"]})
+        await layer.send("to", {"n": "good"})
+        b.offer("to", ("good",))
+        b.post(a.mailbox, (KIND, "good"))
+        assert await layer.receive("to") == {"n": "good"}
+        (claim,) = await asyncio.wait_for(a.claim(["to"], 10), 10)
+        assert claim.entry == ("good",)
+        a.done(claim)
+        await until(lambda: reader.frames)
+        assert reader.frames == [(KIND, "good")]
+    assert layer.counts["damaged entry"] == len(logged(caplog, "altered, or moved from elsewhere")) == 4
+
+
+async def test_what_is_not_sealed_is_refused_where_there_are_keys(
+    make: Make, admin: "redis.Redis[bytes]", caplog: pytest.LogCaptureFixture
+) -> None:
+    layer, reader = make("secret"), Recorder()
+    async with layer.bus("a", reader) as a:
+        for number in range(5):
+            admin.xadd("asgibus:channel:c", {"m": pack({"n": number})})
+            admin.xadd("asgibus:shared:s", {"b": pack((number,))})
+            admin.xadd(f"asgibus:mailbox:{a.mailbox}", {"b": pack((PAYLOAD_VERSION, "", [(KIND, number)]))})
+        await layer.send("c", {"n": "good"})
+        a.offer("s", ("good",))
+        a.post(a.mailbox, (KIND, "good"))
+        assert await layer.receive("c") == {"n": "good"}
+        (claim,) = await asyncio.wait_for(a.claim(["s"], 10), 10)
+        assert claim.entry == ("good",)
+        a.done(claim)
+        await until(lambda: reader.frames)
+        assert reader.frames == [(KIND, "good")]
+    assert layer.counts["entry not sealed"] == 15
+    (line,) = logged(caplog, "is not sealed")
+    assert "give whoever wrote it the encryption key" in line
+
+
+# Other keys.
+
+
+@pytest.mark.parametrize("reader_keys", [("old", "new"), ("new", "old")], ids="+".join)
+@pytest.mark.parametrize("writer_keys", [("old",), ("old", "new"), ("new", "old")], ids="+".join)
+async def test_keys_change_while_all_runs(
+    make: Make, writer_keys: tuple[str, ...], reader_keys: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One step of a rotation at a time: nobody misses anything of anybody."""
+    reader, writer = make(*reader_keys), make(*writer_keys)
+    got, back = Recorder(), Recorder()
+    async with reader.bus("a", got) as a, writer.bus("b", back) as b:
+        await writer.send("x", {"n": 1})
+        assert await reader.receive("x") == {"n": 1}
+        b.post(a.mailbox, (KIND, 1))
+        local = await reader.new_channel()
+        await writer.send(local, {"n": 2})
+        assert await reader.receive(local) == {"n": 2}
+        b.offer("s", (3,))
+        (claim,) = await asyncio.wait_for(a.claim(["s"], 1), 10)
+        assert claim.entry == (3,)
+        a.done(claim)
+        if reader_keys[0] in writer_keys:
+            a.post(b.mailbox, (KIND, 4))
+            await until(lambda: back.frames == [(KIND, 4)])
+        await until(lambda: got.frames == [(KIND, 1)])
+    assert not logged(caplog, "was dropped")
+
+
+@pytest.mark.parametrize("keys", [(), ("other",), ("other", "another")], ids=["no key", "other", "others"])
+async def test_a_peer_with_another_key_is_one_line_and_nobody_s_end(
+    make: Make, keys: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    right, too, wrong = make("secret"), make("secret"), make(*keys)
+    readers = [Recorder(), Recorder(), Recorder()]
+    async with right.bus("a", readers[0]) as a, too.bus("b", readers[1]) as b, wrong.bus("c", readers[2]) as c:
+        await right.send("x", {"n": 0})
+        receiving = asyncio.create_task(wrong.receive("x"))
+        claiming = asyncio.create_task(c.claim(["s"], 10))
+        for number in range(20):
+            a.offer("s", (number,))
+            a.post(b.mailbox, (KIND, number))
+            a.post(c.mailbox, (KIND, number))
+            c.post(a.mailbox, (KIND, number))
+            c.post(b.mailbox, (KIND, number))
+            await a.drain()
+            await c.drain()
+        unknown = "entry of unknown key"
+        await until(lambda: readers[1].frames == [(KIND, number) for number in range(20)])
+        await until(lambda: wrong.counts[unknown] == 20 + 20 + 1)  # posts, offers, the message
+        other = unknown if keys else "entry not sealed"
+        await until(lambda: right.counts[other] == too.counts[other] == 20)
+        assert readers[0].frames == readers[2].frames == []
+
+        c.offer("s", ("own",))  # it goes on with its own kind
+        await wrong.send("x", {"n": "own"})
+        assert await asyncio.wait_for(receiving, 10) == {"n": "own"}
+        (claim,) = await asyncio.wait_for(claiming, 10)
+        assert claim.entry == ("own",)
+        c.done(claim)
+    lines = logged(caplog, "was dropped, as all like it will be")
+    assert len(lines) == 3  # one for each layer
+    secret, own = Seal(["secret"]).key_ids[0], ", ".join(Seal(keys).key_ids) if keys else "none"
+    (said,) = [line for line in lines if f"(known here: {own})" in line]
+    assert f"sealed with the key {secret}: give this process that encryption key" in said
+
+
+async def test_what_a_process_tells_itself_is_understood(
+    make: Make, admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That another has left, and that an offer is to be made again."""
+    monkeypatch.setattr(presence, "GRACE_SECONDS", 0.1)
+    layer, reader = make("new", "old"), Recorder()
+    async with layer.bus("a", reader) as a:
+        async with make("old", "new").bus("b", Recorder()) as b:
+            b.post(a.mailbox, (KIND, 1))
+            await until(lambda: reader.frames)
+        offer = a.offer("s", (1,))
+        await a.drain()
+        assert admin.xtrim("asgibus:shared:s", maxlen=0, approximate=False) == 1
+        a.offer_again(offer)
+        await until(lambda: admin.xlen("asgibus:shared:s"))
+        await until(lambda: b.mailbox in reader.dead)
+    assert not layer.counts["entry not sealed"] + layer.counts["damaged entry"]
