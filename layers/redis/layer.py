@@ -72,6 +72,7 @@ class RedisChannelLayer(ChannelLayer):
             if local is None:
                 full = not await self._send_ordinary(attachment, channel, payload, delay)
             else:
+                attachment.tell_received()
                 capacities = {local[1]: capacity}
                 unsent = await attachment.sent.send_local(local[0], message, capacities, _until(), delay)
                 full = bool(unsent)
@@ -107,6 +108,7 @@ class RedisChannelLayer(ChannelLayer):
         key = self._keys.group(require_group(group))
         payload = pack_message(message)
         attachment = await self._attachment()
+        attachment.tell_received()
         with attachment.outage.counted():
             full, members = await self._group_send(attachment, group, key, message, payload)
         if full:
@@ -182,8 +184,9 @@ class RedisChannelLayer(ChannelLayer):
 
     async def channel_statistics(self, channel: str) -> Statistics:
         local = split_local(require_channel(channel, whole=True))
-        writer = (await self._attachment()).writer
-        keys = self._keys
+        attachment = await self._attachment()
+        attachment.tell_received()
+        writer, keys = attachment.writer, self._keys
         if local is None:
             names = keys.messages(channel), keys.delayed(channel), keys.counts(channel)
             expiry = round(self.expiry * 1000)
