@@ -40,7 +40,7 @@ class RedisChannelLayer(ChannelLayer):
 
     def __init__(
         self,
-        hosts: Hosts = DEFAULT_HOST,
+        hosts: Hosts | None = DEFAULT_HOST,
         *,
         prefix: str = "asgibus",
         expiry: float = EXPIRY_SECONDS,
