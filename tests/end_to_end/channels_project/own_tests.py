@@ -42,9 +42,10 @@ async def test_a_full_channel_is_the_error_of_channels():
 
 
 async def test_the_errors_of_the_layer_itself():
-    from asgibus.layers import ChannelFull, MessageTooLarge
     from channels import exceptions
     from channels.layers import get_channel_layer
+
+    from asgibus.layers import ChannelFull, MessageTooLarge
 
     layer = get_channel_layer()
     assert (layer.expiry, layer.group_expiry, layer.capacity) == (30, 3600, 50)
@@ -77,4 +78,4 @@ async def main():
 if __name__ == "__main__":
     asyncio.run(main())
     asyncio.run(test_a_full_channel_is_the_error_of_channels())  # and once more, in another event loop
-    print("all is well")
+    print("all is well")  # noqa: T201 - a program of tests says so
