@@ -110,7 +110,7 @@ async def check_what_is_no_message_is_refused(make_layer: LayerFactory) -> None:
 async def check_messages_of_many_sizes(make_layer: LayerFactory) -> None:
     """Strings, bytes, lists and dicts of the lengths at which encodings change, and deep ones."""
     deep: list[Any] = []
-    for _ in range(200):
+    for _ in range(450):
         deep = [deep]
     async with fresh_layer(make_layer) as layer:
         for channel in await both_kinds(layer):
