@@ -97,7 +97,7 @@ class RedisChannelLayer(ChannelLayer):
         key = self._keys.group(require_group(group))
         member = require_channel(channel)
         writer = (await self._attachment()).writer
-        await writer.call("EVAL", scripts.GROUP_ADD, 1, key, member, round(self.group_expiry), until=_until())
+        await writer.call("EVAL", scripts.GROUP_ADD, 1, key, member, f"{self.group_expiry:f}", until=_until())
 
     async def group_discard(self, group: str, channel: str) -> None:
         key = self._keys.group(require_group(group))
