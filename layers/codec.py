@@ -11,7 +11,6 @@ import msgpack
 
 from asgibus.layers.errors import MessageTooLarge
 
-_NESTED = (dict, tuple)
 MESSAGE_BYTES = 16 * 1024 * 1024  # one packed message: a store may take more, but one entry must not stall all others
 
 
@@ -51,16 +50,16 @@ def unpack_message(data: bytes) -> dict[str, Any]:
 
 
 def listed(value: Any) -> Any:
-    """`value` with lists for tuples. Raises ValueError when it is nested too deeply to be walked."""
-    try:
-        return _listed(value)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _listed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _listed(item) if isinstance(item, _NESTED) else item for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [_listed(item) if isinstance(item, _NESTED) else item for item in value]
-    return value
+    """A copy of `value` with lists for tuples. It walks without recursion: a message may be nested as deep as any."""
+    top = [value]
+    unwalked: list[list[Any] | dict[Any, Any]] = [top]
+    while unwalked:
+        inner = unwalked.pop()
+        for key, item in enumerate(inner) if isinstance(inner, list) else inner.items():
+            if isinstance(item, tuple):
+                inner[key] = copy = list(item)
+                unwalked.append(copy)
+            elif isinstance(item, dict):
+                inner[key] = items = dict(item)
+                unwalked.append(items)
+    return top[0]

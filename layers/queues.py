@@ -10,7 +10,7 @@ import heapq
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import count
 from typing import NamedTuple
 
@@ -112,8 +112,8 @@ class _Queue:
 class Queues:
     """Messages by channel. `clock` gives seconds.
 
-    `capacity_of` says how many a channel holds; without it, all that is put there. `on_expired` is told how many
-    messages of a channel were dropped because nobody read them in time; it must not call anything here.
+    `capacity_of` says how many a channel holds; without it, all that is put there. `on_dropped` is told how many
+    messages of a channel were dropped, because nobody read them in time or by `clear`; it must not call anything here.
     """
 
     def __init__(
@@ -122,12 +122,12 @@ class Queues:
         capacity_of: Callable[[str], int] | None,
         *,
         clock: Callable[[], float] = time.monotonic,
-        on_expired: Callable[[str, int], None] | None = None,
+        on_dropped: Callable[[str, int], None] | None = None,
     ) -> None:
         self._expiry = expiry
         self._capacity_of = capacity_of
         self._clock = clock
-        self._on_expired = on_expired
+        self._on_dropped = on_dropped
         self._lock = threading.Lock()
         self._queues: dict[str, _Queue] = {}
         self._order = count()  # of what is due at the same time
@@ -215,19 +215,22 @@ class Queues:
         """Drop every message, and what was counted."""
         with self._lock:
             for channel, queue in list(self._queues.items()):
+                if len(queue) and self._on_dropped is not None:
+                    self._on_dropped(channel, len(queue))
                 queue.ready.clear()
                 queue.delayed.clear()
                 queue.sent = queue.full = 0
                 self._tidy(channel, queue, self._clock())
 
     def statistics(self, channel: str | None = None) -> Statistics:
-        """Of one channel, or of all."""
+        """Of one channel, or of all ordinary ones."""
         now = self._clock()
         with self._lock:
             self._sweep(now)
-            queues: Iterable[_Queue] = self._queues.values()
-            if channel is not None:
-                queues = [self._queues[channel]] if channel in self._queues else []
+            if channel is None:
+                queues = [queue for name, queue in self._queues.items() if "!" not in name]
+            else:
+                queues = [queue] if (queue := self._queues.get(channel)) is not None else []
             times = [since for queue in queues if (since := queue.since()) is not None]
             return Statistics(
                 messages_count=sum(queue.sent for queue in queues),
@@ -244,8 +247,8 @@ class Queues:
 
     def _expire(self, channel: str, queue: _Queue, now: float) -> None:
         dropped = queue.expire(now - self._expiry)
-        if dropped and self._on_expired is not None:
-            self._on_expired(channel, dropped)
+        if dropped and self._on_dropped is not None:
+            self._on_dropped(channel, dropped)
 
     def _sweep(self, now: float) -> None:
         for channel, queue in list(self._queues.items()):

@@ -45,10 +45,10 @@ class LayerSettings:
             (re.compile(translate(pattern)) if isinstance(pattern, str) else pattern, number)
             for pattern, number in (channel_capacity or {}).items()
         )
-        numbers: list[tuple[str, float]] = [("expiry", expiry), ("group_expiry", group_expiry), ("capacity", capacity)]
+        numbers: list[tuple[str, object]] = [("expiry", expiry), ("group_expiry", group_expiry), ("capacity", capacity)]
         numbers += [(f"channel_capacity of {pattern.pattern!r}", number) for pattern, number in capacities]
         for name, number in numbers:
-            if isinstance(number, bool) or not number > 0:
+            if isinstance(number, bool) or not isinstance(number, int | float) or not number > 0:
                 raise ValueError(f"a channel layer's {name} is a number above 0, not {number!r}")
         return cls(expiry, group_expiry, capacity, capacities)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ class Address:
     service: str = ""
     sentinel_username: str | None = None
     sentinel_password: str | None = field(default=None, repr=False)
+    sentinel_tls: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
+    """Arguments for redis-py, by name."""
 
     def __str__(self) -> str:
         if self.sentinels:
@@ -51,7 +54,19 @@ class Address:
         """Host and port to connect to now. Raises LayerUnavailable when no Sentinel knows."""
         if not self.sentinels:
             return self.host, self.port
+        finding = asyncio.create_task(self._ask_sentinels(), name="asgibus sentinels")
+        try:
+            return await asyncio.shield(finding)
+        except asyncio.CancelledError:
+            # redis-py may go on although it is cancelled, or leave a socket open: it is given time to come to an end.
+            finding.add_done_callback(lambda found: found.cancelled() or found.exception())
+            await asyncio.wait([finding], timeout=SENTINEL_SECONDS)
+            finding.cancel()
+            raise
+
+    async def _ask_sentinels(self) -> tuple[str, int]:
         options: dict[str, Any] = {
+            **dict(self.sentinel_tls),
             "socket_timeout": SENTINEL_SECONDS,
             "socket_connect_timeout": SENTINEL_SECONDS,
             "retry": Retry(NoBackoff(), 0),

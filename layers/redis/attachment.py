@@ -121,10 +121,16 @@ class Attachment:
                 return await inbox.receive(local)
         raise TypeError(f"'{mailbox}{local}' was made by another process or event loop: only that can receive from it")
 
+    def tell_received(self) -> None:
+        """Say now what was received from process-local channels: what is asked or sent next counts without it."""
+        for inbox, _ in self._inboxes.values():
+            inbox.tell()
+
     def clear(self) -> None:
         """Drop what has arrived for process-local channels."""
-        for inbox, _ in self._inboxes.values():
+        for inbox, bus in self._inboxes.values():
             inbox.clear()
+            bus.clear()
 
 
 def _ignore(reply: Any) -> None:

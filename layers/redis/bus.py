@@ -41,7 +41,7 @@ class RedisBus(Bus):
         self._writer = writer = attachment.writer
         settings = attachment.settings
         self._taken = Taken()
-        self._later: set[asyncio.TimerHandle] = set()
+        self._later: dict[asyncio.TimerHandle, Sequence[Frame]] = {}
         self._claimant = Claimant(attachment.address, keys, entries, mailbox, outage, writer)
         self._deliveries = Deliveries(
             writer, attachment.receiver, keys, entries, mailbox, outage.counts, settings.expiry
@@ -111,12 +111,20 @@ class RedisBus(Bus):
         """Hand messages on when they are due; the mailbox has been read, so they are kept here until then."""
 
         def hand_on() -> None:
-            self._later.discard(timer)
+            del self._later[timer]
             self.sent = due
             self._handler.batch("", frames)
 
         timer = self._loop.call_later(due - self.time(), hand_on)
-        self._later.add(timer)
+        self._later[timer] = frames
+
+    def clear(self) -> None:
+        """Drop the messages that are not due yet."""
+        later, self._later = self._later, {}
+        for timer in later:
+            timer.cancel()
+        if later:
+            self.received([local for frames in later.values() for _, local, _ in frames])
 
     def time(self) -> float:
         """Now, in seconds by Redis's clock, or a little ahead of it."""

@@ -9,7 +9,10 @@ from __future__ import annotations
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
+
+from redis import SSLConnection
+from redis.asyncio import SSLConnection as AsyncSSLConnection
 
 from asgibus.layers.redis.address import SENTINEL_PORT, Address, client_tls
 
@@ -31,14 +34,17 @@ PASSED_OVER = (
     *("decode_responses", "single_connection_client", "auto_close_connection_pool", "connection_class", "parser_class"),
     *("min_other_sentinels", "sentinel_kwargs", "is_master", "check_connection", "connection_pool"),
 )
+SSL_CLASSES = (SSLConnection, AsyncSSLConnection)
 KNOWN = {"host", "port", "path", "unix_socket_path", "username", "password", "db", *TLS_ARGUMENTS, *PASSED_OVER}
 
 
-def addresses(hosts: Hosts) -> list[Address]:
+def addresses(hosts: Hosts | None) -> list[Address]:
     """Where the layer's stores are. Raises ValueError, saying what is wrong, for hosts that cannot be read."""
+    if hosts is None:
+        hosts = DEFAULT_HOST
     if isinstance(hosts, str):
         return [_address(hosts)]
-    if isinstance(hosts, Mapping) or not isinstance(hosts, Sequence):
+    if isinstance(hosts, Mapping | bytes) or not isinstance(hosts, Sequence):
         raise ValueError(f"hosts is a list of hosts, not a {type(hosts).__name__}")
     if not hosts:
         raise ValueError("hosts is an empty list: name at least one Redis")
@@ -49,54 +55,88 @@ def _address(host: Host) -> Address:
     if isinstance(host, str):
         return Address.from_url(host)
     if isinstance(host, Mapping):
-        return _behind_sentinels(host) if "sentinels" in host else _from_arguments(host)
+        return _behind_sentinels(host) if "sentinels" in host or "master_name" in host else _from_arguments(host)
     return Address(*_pair(host))
 
 
 def _pair(host: object) -> tuple[str, int]:
-    if isinstance(host, tuple | list) and len(host) == 2:
-        name, port = host
-        if isinstance(name, str) and name and isinstance(port, int) and 0 < port < 65536:
-            return name, port
+    if isinstance(host, tuple | list) and len(host) == 2 and isinstance(host[0], str) and host[0]:
+        return host[0], _number("port", host[1], 1, 65535)
     raise ValueError("a host is a URL, a pair of a name and a port, or a dict of arguments, and this is none of them")
 
 
 def _from_arguments(arguments: Mapping[str, Any]) -> Address:
     rest = dict(arguments)
-    address = _address(rest.pop("address")) if "address" in rest else Address()
+    address = Address()
+    if "address" in rest:
+        given = rest.pop("address")
+        if isinstance(given, Mapping):
+            raise ValueError("a host's 'address' is a URL or a pair; the other arguments stand beside it")
+        address = _address(given)
     return _with_arguments(address, rest)
 
 
 def _behind_sentinels(arguments: Mapping[str, Any]) -> Address:
     rest = dict(arguments)
-    sentinels = tuple(
-        _pair(each if not isinstance(each, str) else (each, SENTINEL_PORT)) for each in rest.pop("sentinels")
-    )
-    service = rest.pop("master_name", None)
-    if not sentinels or not service:
+    sentinels, service = rest.pop("sentinels", None), rest.pop("master_name", None)
+    if not isinstance(sentinels, list | tuple) or not sentinels or not isinstance(service, str) or not service:
         raise ValueError("a host behind Sentinel needs 'sentinels', a list of pairs, and 'master_name'")
     of_sentinels = rest.pop("sentinel_kwargs", None) or {}
+    if not isinstance(of_sentinels, Mapping):
+        raise ValueError("a host's 'sentinel_kwargs' is a dict of arguments")
     address = Address(
-        sentinels=sentinels,
-        service=str(service),
-        sentinel_username=of_sentinels.get("username"),
-        sentinel_password=of_sentinels.get("password"),
+        sentinels=tuple(_pair(each if not isinstance(each, str) else (each, SENTINEL_PORT)) for each in sentinels),
+        service=service,
+        sentinel_username=_text("username", of_sentinels.get("username")),
+        sentinel_password=_text("password", of_sentinels.get("password")),
+        sentinel_tls=tuple((name, value) for name, value in of_sentinels.items() if name in TLS_ARGUMENTS),
     )
     return _with_arguments(address, rest)
 
 
 def _with_arguments(address: Address, arguments: Mapping[str, Any]) -> Address:
-    unknown = sorted(set(arguments) - KNOWN)
+    unknown = sorted(str(name) for name in set(arguments) - KNOWN)
     if unknown:
         raise ValueError(f"a host has arguments that are not known: {', '.join(unknown)}")
-    changes: dict[str, Any] = {name: arguments[name] for name in ("host", "username", "password") if name in arguments}
-    changes |= {name: int(arguments[name]) for name in ("port", "db") if name in arguments}
-    path = arguments.get("unix_socket_path") or arguments.get("path")
-    if path:
+    changes: dict[str, Any] = {
+        name: _text(name, arguments[name]) for name in ("username", "password") if name in arguments
+    }
+    if "host" in arguments:
+        changes["host"] = _text("host", arguments["host"] or 0)
+    if "port" in arguments:
+        changes["port"] = _number("port", arguments["port"], 1, 65535)
+    if "db" in arguments:
+        changes["db"] = _number("db", arguments["db"] or 0, 0, 2**31)
+    if path := arguments.get("unix_socket_path") or arguments.get("path"):
         changes["path"] = str(path)
-    context = arguments.get("ssl_context")
-    if isinstance(context, ssl.SSLContext):
-        changes["tls"] = context
-    elif arguments.get("ssl") or any(name in arguments for name in TLS_ARGUMENTS if name not in ("ssl", "ssl_context")):
-        changes["tls"] = client_tls(arguments)
+    if (tls := _tls(arguments)) is not None:
+        changes["tls"] = tls or None
     return replace(address, **changes)
+
+
+def _tls(arguments: Mapping[str, Any]) -> ssl.SSLContext | Literal[False] | None:
+    """False if it is refused, None if nothing is said."""
+    for name in ("ssl_context", "ssl"):
+        if isinstance(context := arguments.get(name), ssl.SSLContext):
+            return context
+    if arguments.get("ssl_context") is not None:
+        raise ValueError("a host's 'ssl_context' is an ssl.SSLContext")
+    kind = arguments.get("connection_class")
+    wanted = arguments.get("ssl", True if isinstance(kind, type) and issubclass(kind, SSL_CLASSES) else None)
+    if wanted is None and any(name in arguments for name in TLS_ARGUMENTS):
+        wanted = True
+    return client_tls(arguments) if wanted else False if wanted is False else None
+
+
+def _text(name: str, value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise ValueError(f"a host's {name!r} is a text, not a {type(value).__name__}")
+
+
+def _number(name: str, value: object, least: int, most: int) -> int:
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
+        return value
+    raise ValueError(f"a host's {name!r} is a number from {least} to {most}")

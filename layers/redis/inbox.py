@@ -49,7 +49,7 @@ class Inbox:
     def on_bus(self, store: Store, expiry: float) -> None:
         """It is the handler there."""
         self._store = store
-        self._queues = Queues(expiry, None, clock=store.time, on_expired=self._expired)
+        self._queues = Queues(expiry, None, clock=store.time, on_dropped=self._dropped)
 
     @property
     def mailbox(self) -> str:
@@ -76,18 +76,20 @@ class Inbox:
         if self._sweeping is not None:
             self._sweeping.cancel()
 
-    def _expired(self, local: str, number: int) -> None:
+    def _dropped(self, local: str, number: int) -> None:
         self._loop.call_soon(self._gone, local, number)
 
     def _gone(self, local: str, number: int) -> None:
         """They are not unread any more; said once for all that happens in this turn of the event loop."""
         if not self._received:
-            self._loop.call_soon(self._tell)
+            self._loop.call_soon(self.tell)
         self._received += [local] * number
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Say what is not unread any more; by itself in the next turn of the event loop."""
         received, self._received = self._received, []
-        self._store.received(received)
+        if received:
+            self._store.received(received)
 
     def _sweep(self) -> None:
         seconds = self._queues.sweep()

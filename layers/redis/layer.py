@@ -63,7 +63,7 @@ class RedisChannelLayer(ChannelLayer):
 
     def __init__(
         self,
-        hosts: Hosts = DEFAULT_HOST,
+        hosts: Hosts | None = DEFAULT_HOST,
         *,
         prefix: str = "asgibus",
         expiry: float = EXPIRY_SECONDS,
@@ -100,6 +100,7 @@ class RedisChannelLayer(ChannelLayer):
             if local is None:
                 full = not await self._send_ordinary(attachment, channel, payload, delay)
             else:
+                attachment.tell_received()
                 capacities = {local[1]: capacity}
                 unsent = await attachment.sent.send_local(local[0], message, capacities, _until(), delay)
                 full = bool(unsent)
@@ -125,7 +126,7 @@ class RedisChannelLayer(ChannelLayer):
         key = self._keys.group(require_group(group))
         member = require_channel(channel)
         writer = (await self._attachment()).writer
-        await writer.call("EVAL", scripts.GROUP_ADD, 1, key, member, round(self.group_expiry), until=_until())
+        await writer.call("EVAL", scripts.GROUP_ADD, 1, key, member, f"{self.group_expiry:f}", until=_until())
 
     @_lasting
     async def group_discard(self, group: str, channel: str) -> None:
@@ -138,6 +139,7 @@ class RedisChannelLayer(ChannelLayer):
         key = self._keys.group(require_group(group))
         payload = pack_message(message)
         attachment = await self._attachment()
+        attachment.tell_received()
         with attachment.outage.counted():
             full, members = await self._group_send(attachment, group, key, message, payload)
         if full:
@@ -214,8 +216,9 @@ class RedisChannelLayer(ChannelLayer):
     @_lasting
     async def channel_statistics(self, channel: str) -> Statistics:
         local = split_local(require_channel(channel, whole=True))
-        writer = (await self._attachment()).writer
-        keys = self._keys
+        attachment = await self._attachment()
+        attachment.tell_received()
+        writer, keys = attachment.writer, self._keys
         if local is None:
             names = keys.messages(channel), keys.delayed(channel), keys.counts(channel)
             expiry = round(self.expiry * 1000)

@@ -160,3 +160,11 @@ async def test_nothing_gets_lost_so_nothing_is_offered_again(layer: InMemoryChan
         await turns()
         worker.stop_claiming()
         assert await claiming == []
+
+
+async def test_an_empty_channel_keeps_its_counts_and_local_ones_are_not_among_all(layer: InMemoryChannelLayer) -> None:
+    await layer.send("a", {})
+    await layer.receive("a")
+    await layer.send(await layer.new_channel(), {})
+    for statistics in (await layer.channel_statistics("a"), await layer.global_statistics()):
+        assert (statistics["messages_count"], statistics["messages_pending"]) == (1, 0)

@@ -2,8 +2,6 @@
 
 import asyncio
 import shutil
-import socket
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,18 +13,12 @@ from asgibus.layers.redis import connection as redis_connection
 from asgibus.layers.redis.address import Address
 from support.bus import Recorder
 from support.redis import RedisServer
+from support.topologies import free_port, make_certificate
 
 pytestmark = pytest.mark.anyio
 
 StartRedis = Callable[..., RedisServer]
 SECRET = "s3cret"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def works(url: str) -> None:
@@ -170,12 +162,6 @@ async def test_a_unix_socket(start_redis: StartRedis, tmp_path: Path) -> None:
     start_redis("--unixsocket", f"{tmp_path}/redis.sock")
     await works(f"unix://{tmp_path}/redis.sock")
     await works(f"unix://{tmp_path}/redis.sock?db=2")
-
-
-def make_certificate(certificate: Path, key: Path) -> None:
-    options = ["-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=redis"]
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(["openssl", "req", "-x509", *options, *names], check=True, capture_output=True)
 
 
 async def test_tls(start_redis: StartRedis, tmp_path: Path) -> None:

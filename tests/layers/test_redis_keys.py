@@ -169,6 +169,27 @@ async def test_expired_messages_leave_redis(redis_url: str, admin: "redis.Redis[
     await layer.close()
 
 
+async def test_what_was_received_or_flushed_makes_room_in_a_local_channel_at_once(
+    redis_url: str, admin: "redis.Redis[bytes]"
+) -> None:
+    layer = RedisChannelLayer(redis_url, capacity=1)
+    channel = await layer.new_channel()
+    key = f"asgibus:unread:{{asgibus:mailbox:{channel.partition('!')[0]}!}}"
+    for number in range(20):
+        await layer.send(channel, {"n": number})
+        assert await layer.receive(channel) == {"n": number}
+    await layer.send(channel, {}, delay=0.1)
+    await layer.flush()
+    await layer.send(channel, {"n": "last"})
+    local = channel.partition("!")[2]
+    assert admin.hget(key, local) == b"1"
+    await asyncio.sleep(0.2)  # by Redis's clock, which a test cannot turn
+    assert await layer.receive(channel) == {"n": "last"}
+    assert (await layer.channel_statistics(channel))["messages_pending"] == 0
+    assert not admin.hexists(key, local)
+    await layer.close()
+
+
 READER = """
 import asyncio, sys
 from asgibus.layers import RedisChannelLayer

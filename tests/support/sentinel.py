@@ -44,8 +44,13 @@ class SentinelSet:
 
     @property
     def url(self) -> str:
-        places = ",".join(f"127.0.0.1:{port}" for port, _ in self._sentinels)
+        places = ",".join(f"{host}:{port}" for host, port in self.places)
         return f"redis+sentinel://{places}/{SERVICE}"
+
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """Hosts and ports of the sentinels."""
+        return [("127.0.0.1", port) for port, _ in self._sentinels]
 
     @property
     def master_port(self) -> int:

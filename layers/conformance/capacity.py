@@ -1,0 +1,122 @@
+"""How many unread messages a channel holds."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+from asgibus.layers.conformance.tools import (
+    LayerFactory,
+    another_layer,
+    both_kinds,
+    expect,
+    expect_equal,
+    expect_error,
+    expect_silence,
+    fresh_layer,
+    receive,
+    receive_all,
+    within,
+)
+from asgibus.layers.contract import ChannelLayer
+from asgibus.layers.errors import ChannelFull
+
+
+async def _sent(layers: list[ChannelLayer], channel: str, numbers: range) -> list[int]:
+    """Send them all at once, from these layers in turn. Those that were not refused."""
+
+    async def send(number: int) -> None:
+        await layers[number % len(layers)].send(channel, {"n": number})
+
+    sending = asyncio.gather(*(send(number) for number in numbers), return_exceptions=True)
+    outcomes = await within(sending, f"{len(numbers)} sends to {channel}")
+    others = [outcome for outcome in outcomes if outcome is not None and not isinstance(outcome, ChannelFull)]
+    expect(not others, f"sends to {channel} raised something else than ChannelFull: {others[:1]}")
+    return [number for number, outcome in zip(numbers, outcomes, strict=True) if outcome is None]
+
+
+async def check_a_full_channel_is_an_error_and_no_other_channel_s_business(make_layer: LayerFactory) -> None:
+    """ChannelFull names the channel and its capacity; nothing that is in the channel makes room for what comes."""
+    async with fresh_layer(make_layer, capacity=2) as layer:
+        for full, other in zip(await both_kinds(layer), ("other", await layer.new_channel()), strict=True):
+            await layer.send(full, {"n": 1})
+            await layer.send(full, {"n": 2})
+            for _ in range(2):
+                error = await expect_error(ChannelFull, layer.send(full, {"n": 3}), f"send to the full {full}")
+            expect(isinstance(error, layer.ChannelFull), "layer.ChannelFull is another error")
+            expect_equal((error.channel, error.capacity), (full, 2), "what the error says")
+            expect(f"{full!r} is at its capacity of 2" in str(error), f"the error does not say what is full: {error}")
+            await layer.send(other, {"n": 5})
+            expect_equal(await receive(layer, other), {"n": 5}, f"message of {other}")
+            expect_equal(await receive(layer, full), {"n": 1}, f"first message of {full}")
+            await layer.send(full, {"n": 4})
+            expect_equal(await receive_all(layer, full, 2), [{"n": 2}, {"n": 4}], f"the others of {full}")
+            await expect_silence(layer, full)
+
+
+async def check_capacity_is_exact_under_many_senders(make_layer: LayerFactory) -> None:
+    """Of many sends at once as many succeed as there is room for; the others raise ChannelFull, and are not there."""
+    async with fresh_layer(make_layer, capacity=10) as layer:
+        for channel in await both_kinds(layer):
+            sent = await _sent([layer], channel, range(50))
+            expect_equal(len(sent), 10, f"messages that {channel} took")
+            first = [message["n"] for message in await receive_all(layer, channel, 4)]
+            sent += await _sent([layer], channel, range(50, 100))
+            expect_equal(len(sent), 14, f"messages that {channel} took, four of which had been received")
+            received = first + [message["n"] for message in await receive_all(layer, channel, 10)]
+            expect_equal(sorted(received), sent, f"what was received from {channel}")
+            await expect_silence(layer, channel)
+
+
+async def check_capacity_is_exact_under_several_layers(make_layer: LayerFactory) -> None:
+    """The same with senders that do not know of each other."""
+    async with (
+        fresh_layer(make_layer, capacity=10) as layer,
+        another_layer(make_layer, capacity=10) as second,
+        another_layer(make_layer, capacity=10) as third,
+    ):
+        for channel in await both_kinds(layer):
+            sent = await _sent([layer, second, third], channel, range(60))
+            expect_equal(len(sent), 10, f"messages that {channel} took")
+            received = [message["n"] for message in await receive_all(layer, channel, 10)]
+            expect_equal(sorted(received), sent, f"what was received from {channel}")
+            await expect_silence(layer, channel)
+
+
+async def check_channels_have_capacities_of_their_own(make_layer: LayerFactory) -> None:
+    """By globs and compiled patterns over the whole name; the first that matches counts, `capacity` if none does."""
+    capacities = {"jobs.?": 1, re.compile(r"jobs\.[a-z]+"): 3, "jobs.*": 4, "wide.*!*": 5, "*.narrow": 6}
+    async with fresh_layer(make_layer, capacity=2, channel_capacity=capacities) as layer:
+        channels = {
+            "jobs.1": 1,
+            "jobs.a": 1,
+            "jobs.ab": 3,
+            "jobs.ab.narrow": 3,
+            "jobs.12": 4,
+            "jobs": 2,
+            "my.jobs.1": 2,
+            await layer.new_channel("wide"): 5,
+            await layer.new_channel("jobs"): 4,
+            await layer.new_channel("other"): 2,
+            "wide.x": 2,
+            "x.narrow": 6,
+        }
+        # `jobs.<hex>!1` may begin with a letter, and then the second pattern matches it.
+        channels = {
+            name: 3 if "!" in name and re.match(r"jobs\.[a-z]", name) else capacity
+            for name, capacity in channels.items()
+        }
+        for channel, capacity in channels.items():
+            for number in range(capacity):
+                await layer.send(channel, {"n": number})
+            error = await expect_error(ChannelFull, layer.send(channel, {}), f"message {capacity + 1} of {channel}")
+            expect_equal(error.capacity, capacity, f"the capacity of {channel}")
+            await receive_all(layer, channel, capacity)
+
+
+CHECKS = (
+    check_a_full_channel_is_an_error_and_no_other_channel_s_business,
+    check_capacity_is_exact_under_many_senders,
+    check_channels_have_capacities_of_their_own,
+)
+SHARED_CHECKS = (check_capacity_is_exact_under_several_layers,)

@@ -1,0 +1,260 @@
+"""Shared channels, whose entries are offered and claimed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from typing import Any
+
+from asgibus.layers.conformance.recorder import Recorder
+from asgibus.layers.conformance.tools import (
+    LayerFactory,
+    expect,
+    expect_equal,
+    fresh_layer,
+    until,
+    within,
+)
+from asgibus.layers.contract import Bus
+
+
+def _channel(name: str) -> str:
+    """A shared channel that nothing was offered on: `flush` leaves those alone."""
+    return f"{name}.{secrets.token_hex(4)}"
+
+
+async def _entries(bus: Bus, *channels: str, limit: int = 100) -> list[Any]:
+    """What can be claimed now, oldest first."""
+    claims = await within(bus.claim(channels, limit), f"something to claim on {', '.join(channels)}")
+    for claim in claims:
+        bus.done(claim)
+    return [claim.entry for claim in claims]
+
+
+async def _rest(bus: Bus, *channels: str) -> list[Any]:
+    """All that is left, claimed until the claimant is told to stop; it is of no use afterwards."""
+    left: list[Any] = []
+    claiming = asyncio.create_task(bus.claim(channels, 100))
+    while True:
+        await asyncio.wait([claiming], timeout=0.1)
+        if not claiming.done():
+            bus.stop_claiming()
+        claims = await within(claiming, "claim, stopped")
+        if not claims:
+            return left
+        for claim in claims:
+            bus.done(claim)
+        left += [claim.entry for claim in claims]
+        claiming = asyncio.create_task(bus.claim(channels, 100))
+
+
+async def _claim_all(bus: Bus, channels: list[str], limit: int, claimed: list[Any]) -> None:
+    """Until the claimant is told to stop."""
+    while claims := await bus.claim(channels, limit):
+        expect(len(claims) <= limit, f"{len(claims)} were claimed where the limit is {limit}")
+        for claim in claims:
+            claimed.append((claim.channel, claim.entry))
+            bus.done(claim)
+
+
+async def check_an_entry_is_claimed_by_one(make_layer: LayerFactory) -> None:
+    """Once, and oldest first per channel."""
+    count, channels = 200, [_channel("x"), _channel("y")]
+    claimed: list[list[Any]] = [[], [], []]
+    async with (
+        fresh_layer(make_layer) as layer,
+        layer.bus("offer", Recorder()) as interface,
+        layer.bus("w", Recorder()) as a,
+        layer.bus("w", Recorder()) as b,
+        layer.bus("w", Recorder()) as c,
+        asyncio.TaskGroup() as tasks,
+    ):
+        for bus, mine in zip((a, b, c), claimed, strict=True):
+            tasks.create_task(_claim_all(bus, channels, 7, mine))
+        for number in range(count):
+            interface.offer(channels[number % 2], (number, b"scope", "text", None))
+            if number % 20 == 0:
+                await asyncio.sleep(0.001)
+        await until(lambda: sum(map(len, claimed)) >= count, what=f"that {count} entries were claimed")
+        for bus in (a, b, c):
+            bus.stop_claiming()
+    everything = sorted(entry for mine in claimed for entry in mine)
+    expected = sorted((channels[number % 2], (number, b"scope", "text", None)) for number in range(count))
+    expect_equal(everything, expected, "what was claimed")
+    for mine in claimed:
+        for channel in channels:
+            numbers = [entry[0] for name, entry in mine if name == channel]
+            expect_equal(numbers, sorted(numbers), "what one claimed from a channel, oldest first")
+
+
+async def check_what_was_offered_before_anyone_claims_waits(make_layer: LayerFactory) -> None:
+    """And is claimed up to a limit."""
+    channel = _channel("x")
+    async with fresh_layer(make_layer) as layer, layer.bus("offer", Recorder()) as interface:
+        for number in range(5):
+            interface.offer(channel, (number,))
+        await within(interface.drain(), "drain")
+        async with layer.bus("w", Recorder()) as worker:
+            expect_equal(await _entries(worker, channel, limit=3), [(0,), (1,), (2,)], "what was claimed first")
+            expect_equal(await _entries(worker, channel, limit=3), [(3,), (4,)], "what was claimed then")
+
+
+async def check_no_more_is_claimed_than_there_is_room_for(make_layer: LayerFactory) -> None:
+    """From several channels together."""
+    x, y = _channel("x"), _channel("y")
+    async with (
+        fresh_layer(make_layer) as layer,
+        layer.bus("offer", Recorder()) as interface,
+        layer.bus("w", Recorder()) as worker,
+    ):
+        for number in range(6):
+            interface.offer(x, ("x", number))
+            interface.offer(y, ("y", number))
+        await within(interface.drain(), "drain")
+        claimed = []
+        for _ in range(12):
+            entries = await _entries(worker, x, y, limit=1)
+            expect_equal(len(entries), 1, "entries of one claim")
+            claimed += entries
+        expect_equal(
+            sorted(claimed), sorted((name, number) for name in "xy" for number in range(6)), "what was claimed"
+        )
+
+
+async def check_a_withdrawn_offer_is_not_claimed(make_layer: LayerFactory) -> None:
+    """Whether the store has it already or not, and however often it is withdrawn."""
+    channel = _channel("x")
+    async with (
+        fresh_layer(make_layer) as layer,
+        layer.bus("offer", Recorder()) as interface,
+        layer.bus("w", Recorder()) as worker,
+    ):
+        offers = [interface.offer(channel, (number,)) for number in range(4)]
+        interface.withdraw(offers[0])
+        await within(interface.drain(), "drain")
+        interface.withdraw(offers[2])
+        interface.withdraw(offers[2])
+        await within(interface.drain(), "drain")
+        expect_equal(await _rest(worker, channel), [(1,), (3,)], "what was claimed of four, two of them withdrawn")
+
+
+async def check_what_is_claimed_cannot_be_withdrawn(make_layer: LayerFactory) -> None:
+    """Nothing happens."""
+    channel = _channel("x")
+    async with (
+        fresh_layer(make_layer) as layer,
+        layer.bus("offer", Recorder()) as interface,
+        layer.bus("w", Recorder()) as worker,
+    ):
+        offer = interface.offer(channel, (1,))
+        (claim,) = await within(worker.claim([channel], 10), "claim")
+        interface.withdraw(offer)
+        await within(interface.drain(), "drain")
+        worker.done(claim)
+        expect_equal(claim.entry, (1,), "what was claimed")
+        interface.offer(channel, (2,))
+        expect_equal(await _entries(worker, channel), [(2,)], "what was claimed then")
+
+
+async def check_stop_claiming_ends_a_waiting_claim_at_once(make_layer: LayerFactory) -> None:
+    """With nothing, and every later one."""
+    channel = _channel("x")
+    async with fresh_layer(make_layer) as layer, layer.bus("w", Recorder()) as worker:
+        claiming = asyncio.create_task(worker.claim([channel], 10))
+        done, _ = await asyncio.wait([claiming], timeout=0.05)
+        expect(not done, "claim from an empty channel did not wait")
+        worker.stop_claiming()
+        expect_equal(await within(claiming, "claim, stopped", 2), [], "what was claimed")
+        expect_equal(await within(worker.claim([channel], 10), "claim, stopped", 2), [], "what was claimed then")
+
+
+async def check_stop_claiming_before_the_first_claim(make_layer: LayerFactory) -> None:
+    """Likewise; and when it has just begun."""
+    channel = _channel("x")
+    async with fresh_layer(make_layer) as layer, layer.bus("w", Recorder()) as worker:
+        worker.stop_claiming()
+        expect_equal(await within(worker.claim([channel], 10), "claim, stopped", 2), [], "what was claimed")
+        async with layer.bus("w", Recorder()) as other:
+            claiming = asyncio.create_task(other.claim([channel], 10))
+            await asyncio.sleep(0)
+            other.stop_claiming()
+            expect_equal(await within(claiming, "claim, stopped", 2), [], "what was claimed")
+
+
+async def check_who_has_stopped_claims_nothing_more(make_layer: LayerFactory) -> None:
+    """It is there for others, though."""
+    channel = _channel("x")
+    async with (
+        fresh_layer(make_layer) as layer,
+        layer.bus("w", Recorder()) as stopped,
+        layer.bus("w", Recorder()) as other,
+    ):
+        stopped.stop_claiming()
+        stopped.offer(channel, (1,))
+        await within(stopped.drain(), "drain")
+        expect_equal(await within(stopped.claim([channel], 10), "claim, stopped", 2), [], "what was claimed")
+        expect_equal(await _entries(other, channel), [(1,)], "what another one claimed")
+
+
+async def check_a_claimant_that_stops_takes_nothing_with_it(make_layer: LayerFactory) -> None:
+    """Whenever it is told to stop: what was offered is claimed by it or by another one, once."""
+    dice = random.Random(3)
+    async with fresh_layer(make_layer) as layer, layer.bus("offer", Recorder()) as interface:
+        for _ in range(25):
+            channel = _channel("x")
+            claimed: list[Any] = []
+            async with layer.bus("w", Recorder()) as stopping:
+                claiming = asyncio.create_task(_claim_all(stopping, [channel], 4, claimed))
+                await asyncio.sleep(dice.uniform(0, 0.002))
+                for number in range(8):
+                    interface.offer(channel, (number,))
+                await asyncio.sleep(dice.choice([0, 0, dice.uniform(0, 0.002)]))
+                stopping.stop_claiming()
+                await within(claiming, "claim, stopped", 3)
+            await within(interface.drain(), "drain")
+            entries = [entry for _, entry in claimed]
+            if len(entries) < 8:
+                async with layer.bus("w", Recorder()) as other:
+                    while len(entries) < 8:
+                        entries += await _entries(other, channel)
+            expect_equal(sorted(entries), [(number,) for number in range(8)], "what was claimed by one or the other")
+
+
+async def check_the_statistics_tell_who_waits(make_layer: LayerFactory) -> None:
+    """Offers count as messages, those that nobody has claimed as unread."""
+    channel = _channel("waiting")
+    async with (
+        fresh_layer(make_layer) as layer,
+        layer.bus("offer", Recorder()) as interface,
+        layer.bus("w", Recorder()) as worker,
+    ):
+        nothing = await interface.shared_statistics(channel)
+        expect_equal((nothing["messages_count"], nothing["messages_pending"]), (0, 0), "an unused channel")
+        interface.offer(channel, (0,))
+        (claim,) = await within(worker.claim([channel], 1), "something to claim")
+        expect_equal((await interface.shared_statistics(channel))["messages_pending"], 0, "unclaimed ones")
+        for number in (1, 2):
+            interface.offer(channel, (number,))
+        await interface.drain()
+        await asyncio.sleep(0.02)  # by the clock of the store, which cannot be turned from here
+        waiting = await worker.shared_statistics(channel)
+        expect_equal((waiting["messages_count"], waiting["messages_pending"]), (3, 2), "offers and unclaimed ones")
+        expect(0.01 < waiting["messages_max_age"] < 10, f"the oldest has waited {waiting['messages_max_age']} s")
+        worker.done(claim)
+        await worker.drain()
+        expect_equal((await worker.shared_statistics(channel))["messages_pending"], 2, "unclaimed ones")
+
+
+CHECKS = (
+    check_the_statistics_tell_who_waits,
+    check_an_entry_is_claimed_by_one,
+    check_what_was_offered_before_anyone_claims_waits,
+    check_no_more_is_claimed_than_there_is_room_for,
+    check_a_withdrawn_offer_is_not_claimed,
+    check_what_is_claimed_cannot_be_withdrawn,
+    check_stop_claiming_ends_a_waiting_claim_at_once,
+    check_stop_claiming_before_the_first_claim,
+    check_who_has_stopped_claims_nothing_more,
+    check_a_claimant_that_stops_takes_nothing_with_it,
+)

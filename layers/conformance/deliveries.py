@@ -1,0 +1,181 @@
+"""Messages that a server takes and acknowledges."""
+
+from __future__ import annotations
+
+import asyncio
+
+from asgibus.layers.conformance.recorder import Recorder
+from asgibus.layers.conformance.tools import (
+    PATIENCE_SECONDS,
+    SILENCE_SECONDS,
+    LayerFactory,
+    expect,
+    expect_equal,
+    expect_error,
+    expect_silence,
+    fresh_layer,
+    receive,
+    until,
+    within,
+)
+from asgibus.layers.contract import Bus, ChannelLayer, Delivery
+
+
+async def _take(bus: Bus, channel: str, number: int) -> list[Delivery]:
+    """That many, in as many calls as it takes."""
+    taken: list[Delivery] = []
+    while len(taken) < number:
+        taken += await within(bus.take(channel, number - len(taken)), f"{number} messages of {channel} to take")
+    return taken
+
+
+def _seen(deliveries: list[Delivery]) -> list[tuple[str, object, int]]:
+    return [(each.channel, each.message["n"], each.attempt) for each in deliveries]
+
+
+async def _nothing_left(layer: ChannelLayer, channel: str) -> None:
+    """Neither unread nor in anybody's hands."""
+    async with layer.bus("w", Recorder()) as bus:
+        taking = asyncio.create_task(bus.take(channel, 10))
+        await asyncio.wait([taking], timeout=SILENCE_SECONDS)
+        bus.stop_claiming()
+        expect_equal(_seen(await within(taking, "take, stopped")), [], f"what could still be taken from {channel}")
+
+
+async def check_messages_are_taken_in_order_and_up_to_a_limit(make_layer: LayerFactory) -> None:
+    """For the first time each."""
+    async with fresh_layer(make_layer) as layer, layer.bus("w", Recorder()) as bus:
+        for number in range(5):
+            await layer.send("jobs", {"n": number})
+        first = await within(bus.take("jobs", 3), "messages to take")
+        expect(1 <= len(first) <= 3, f"{len(first)} messages were taken where the limit is 3")
+        others = await _take(bus, "jobs", 5 - len(first))
+        expect_equal(_seen(first + others), [("jobs", number, 1) for number in range(5)], "what was taken")
+        for delivery in first + others:
+            bus.acknowledge(delivery)
+        await layer.send("jobs", {"n": 5})
+        expect_equal(_seen(await _take(bus, "jobs", 1)), [("jobs", 5, 1)], "what was taken next")
+
+
+async def check_take_waits_until_it_is_stopped(make_layer: LayerFactory) -> None:
+    """For a message; and returns nothing from then on."""
+    async with fresh_layer(make_layer) as layer, layer.bus("w", Recorder()) as bus:
+        taking = asyncio.create_task(bus.take("jobs", 5))
+        await asyncio.sleep(0.02)
+        await layer.send("jobs", {"n": 1})
+        expect_equal(_seen(await within(taking, "a message to take")), [("jobs", 1, 1)], "what was waited for")
+        taking = asyncio.create_task(bus.take("jobs", 5))
+        done, _ = await asyncio.wait([taking], timeout=0.05)
+        expect(not done, "take from an empty channel did not wait")
+        bus.stop_claiming()
+        expect_equal(await within(taking, "take, stopped", 2), [], "what was taken when it was stopped")
+        await layer.send("jobs", {"n": 2})
+        expect_equal(await within(bus.take("jobs", 5), "take, stopped", 2), [], "what was taken after it was stopped")
+        expect_equal(await receive(layer, "jobs"), {"n": 2}, "message that nobody had taken")
+
+
+async def check_what_is_acknowledged_is_not_taken_again(make_layer: LayerFactory) -> None:
+    """And what is not, is, when its taker has gone; it is the second attempt then."""
+    async with fresh_layer(make_layer) as layer:
+        for number in range(4):
+            await layer.send("jobs", {"n": number})
+        async with layer.bus("w", Recorder()) as bus:
+            deliveries = await _take(bus, "jobs", 4)
+            await expect_silence(layer, "jobs")
+            bus.acknowledge(deliveries[0])
+            bus.acknowledge(deliveries[2])
+        async with layer.bus("w", Recorder()) as bus:
+            again = await _take(bus, "jobs", 2)
+            expect_equal(sorted(_seen(again)), [("jobs", 1, 2), ("jobs", 3, 2)], "what was taken again")
+            for delivery in again:
+                bus.acknowledge(delivery)
+        await _nothing_left(layer, "jobs")
+
+
+async def check_what_is_given_back_is_taken_again(make_layer: LayerFactory) -> None:
+    """By anyone, with the next attempt, and not before its delay is over; a full channel takes it back all the same."""
+    async with fresh_layer(make_layer, capacity=1) as layer:
+        clock = asyncio.get_running_loop().time
+        async with layer.bus("w", Recorder()) as bus, layer.bus("w", Recorder()) as other:
+            await layer.send("jobs", {"n": 1})
+            (delivery,) = await _take(bus, "jobs", 1)
+            await layer.send("jobs", {"n": 2})
+            bus.give_back(delivery)
+            await within(bus.drain(), "drain")
+            deliveries = await _take(other, "jobs", 2)
+            expect_equal(sorted(_seen(deliveries)), [("jobs", 1, 2), ("jobs", 2, 1)], "what was taken")
+            for delivery in deliveries:
+                if delivery.attempt == 1:
+                    other.acknowledge(delivery)
+                else:
+                    began = clock()
+                    other.give_back(delivery, delay=0.2)
+            (delivery,) = await _take(bus, "jobs", 1)
+            waited = clock() - began
+            expect_equal(_seen([delivery]), [("jobs", 1, 3)], "what was taken after its delay")
+            expect(0.19 <= waited < PATIENCE_SECONDS, f"it was taken {waited:.3f} s into its delay of 0.2 s")
+            bus.acknowledge(delivery)
+            bus.give_back(delivery)  # it is acknowledged: nothing happens
+            await within(bus.drain(), "drain")
+        await _nothing_left(layer, "jobs")
+
+
+async def check_what_is_taken_at_most_once_is_not_taken_again(make_layer: LayerFactory) -> None:
+    """Whether or not anybody says that it was handled."""
+    async with fresh_layer(make_layer) as layer:
+        for number in range(2):
+            await layer.send("jobs", {"n": number})
+        async with layer.bus("w", Recorder()) as bus:
+            for number in range(2):
+                (delivery,) = await within(bus.take("jobs", 1, once=True), "a message to take")
+                expect_equal(_seen([delivery]), [("jobs", number, 1)], "what was taken")
+        await _nothing_left(layer, "jobs")
+
+
+async def check_each_message_goes_to_one_taker_or_reader(make_layer: LayerFactory) -> None:
+    """Once."""
+    received: list[object] = []
+
+    async def take(bus: Bus) -> None:
+        while deliveries := await bus.take("jobs", 3):
+            for delivery in deliveries:
+                received.append(delivery.message["n"])
+                bus.acknowledge(delivery)
+
+    async def read(layer: ChannelLayer) -> None:
+        while True:
+            received.append((await layer.receive("jobs"))["n"])
+
+    async with (
+        fresh_layer(make_layer, capacity=1000) as layer,
+        layer.bus("w", Recorder()) as one,
+        layer.bus("w", Recorder()) as two,
+    ):
+        takers = [asyncio.create_task(take(one)), asyncio.create_task(take(two))]
+        reader = asyncio.create_task(read(layer))
+        for number in range(100):
+            await layer.send("jobs", {"n": number})
+        await until(lambda: len(received) >= 100, what="that 100 messages were taken or received")
+        reader.cancel()
+        one.stop_claiming()
+        two.stop_claiming()
+        await within(asyncio.wait([*takers, reader]), "the end of the takers")
+        expect_equal(sorted(map(str, received)), sorted(map(str, range(100))), "what was taken or received")
+
+
+async def check_bad_names_cannot_be_taken_from(make_layer: LayerFactory) -> None:
+    """TypeError."""
+    async with fresh_layer(make_layer) as layer, layer.bus("w", Recorder()) as bus:
+        for name in ("", "a b", "a!b!c"):
+            await expect_error(TypeError, bus.take(name, 1), f"take({name!r})")
+
+
+CHECKS = (
+    check_messages_are_taken_in_order_and_up_to_a_limit,
+    check_take_waits_until_it_is_stopped,
+    check_what_is_acknowledged_is_not_taken_again,
+    check_what_is_given_back_is_taken_again,
+    check_what_is_taken_at_most_once_is_not_taken_again,
+    check_each_message_goes_to_one_taker_or_reader,
+    check_bad_names_cannot_be_taken_from,
+)

@@ -1,0 +1,57 @@
+"""A handler of a mailbox that remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from asgibus.layers.contract import DEAD, Claim, Frame, Offer
+
+
+class Recorder:
+    """Keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[str, list[Frame]]] = []
+        """Senders and their frames, without the deaths."""
+        self.events: list[Frame | str] = []
+        """All that came, in order."""
+        self.lost: list[str] = []
+        """Mailboxes for which something was undelivered."""
+        self.interruptions = 0
+        self.lost_offers: list[Offer] = []
+        self.orphans: list[Claim] = []
+
+    @property
+    def frames(self) -> list[Frame]:
+        """All frames but those that tell of a death."""
+        return [frame for _, frames in self.batches for frame in frames]
+
+    @property
+    def dead(self) -> list[str]:
+        """The mailboxes that were said to be dead, in that order, as often as it was said."""
+        return [event[1] for event in self.events if isinstance(event, tuple) and event[0] == DEAD]
+
+    def batch(self, sender: str, frames: Sequence[Frame]) -> None:
+        """See `Handler`."""
+        self.events += frames
+        if others := [frame for frame in frames if frame[0] != DEAD]:
+            self.batches.append((sender, others))
+
+    def undelivered(self, mailbox: str) -> None:
+        """See `Handler`."""
+        self.events.append("undelivered")
+        self.lost.append(mailbox)
+
+    def offer_lost(self, offer: Offer) -> None:
+        """See `Handler`."""
+        self.lost_offers.append(offer)
+
+    def interrupted(self) -> None:
+        """See `Handler`."""
+        self.events.append("interrupted")
+        self.interruptions += 1
+
+    def orphaned(self, claim: Claim) -> None:
+        """See `Handler`."""
+        self.events.append("orphaned")
+        self.orphans.append(claim)

@@ -1,0 +1,101 @@
+"""What a layer tells of its channels."""
+
+from __future__ import annotations
+
+import asyncio
+
+from asgibus.layers.conformance.tools import (
+    LayerFactory,
+    both_kinds,
+    expect,
+    expect_equal,
+    expect_error,
+    fresh_layer,
+    receive,
+    receive_all,
+)
+from asgibus.layers.contract import Statistics
+from asgibus.layers.errors import ChannelFull
+
+
+def _numbers(statistics: Statistics) -> tuple[int, int, int]:
+    return (
+        statistics["messages_count"],
+        statistics["messages_pending"],
+        statistics["channel_full_count"],
+    )
+
+
+async def check_a_channel_has_statistics(make_layer: LayerFactory) -> None:
+    """What was sent, waits, was refused, and the age of the oldest; a channel that nobody knows has none of it."""
+    async with fresh_layer(make_layer, capacity=3) as layer:
+        expect_equal(
+            _numbers(await layer.channel_statistics("unknown")), (0, 0, 0), "sent, pending, full of no channel"
+        )
+        for number in range(3):
+            await layer.send("a", {"n": number})
+        for _ in range(2):
+            await expect_error(ChannelFull, layer.send("a", {}), "send to the full channel")
+        await layer.group_add("group", "a")
+        await layer.group_send("group", {})
+        await asyncio.sleep(0.15)  # by the clock of the store, which a check cannot turn
+        await layer.send("b", {})
+        statistics = await layer.channel_statistics("a")
+        expect_equal(_numbers(statistics), (3, 3, 3), "sent, pending, full")
+        age = statistics["messages_max_age"]
+        expect(0.14 <= age < 5, f"the oldest message is 0.15 s old, not {age}")
+        await receive(layer, "a")
+        expect_equal(_numbers(await layer.channel_statistics("a")), (3, 2, 3), "sent, pending, full, one was received")
+        await receive_all(layer, "a", 2)
+        statistics = await layer.channel_statistics("a")
+        expect_equal(_numbers(statistics), (3, 0, 3), "sent, pending, full of the empty channel")
+        expect_equal(statistics["messages_max_age"], 0.0, "the age of nothing")
+
+
+async def check_a_local_channel_has_statistics(make_layer: LayerFactory) -> None:
+    """What waits."""
+    async with fresh_layer(make_layer) as layer:
+        local = await layer.new_channel()
+        for pending in range(1, 4):
+            await layer.send(local, {})
+            expect_equal((await layer.channel_statistics(local))["messages_pending"], pending, f"unread in {local}")
+        for pending in (2, 1, 0):
+            await receive(layer, local)
+            expect_equal((await layer.channel_statistics(local))["messages_pending"], pending, f"unread in {local}")
+
+
+async def check_reading_statistics_changes_nothing(make_layer: LayerFactory) -> None:
+    """The messages are all there, in order."""
+    async with fresh_layer(make_layer) as layer:
+        for channel in await both_kinds(layer):
+            for number in range(5):
+                await layer.send(channel, {"n": number}, delay=0.05 if number == 4 else 0)
+            seen = [_numbers(await layer.channel_statistics(channel)) for _ in range(5)]
+            expect_equal(seen, [seen[0]] * 5, f"sent, pending, full of {channel}, read again and again")
+            await layer.global_statistics()
+            received = [message["n"] for message in await receive_all(layer, channel, 5)]
+            expect_equal(received, list(range(5)), f"messages of {channel}")
+
+
+async def check_all_channels_together_have_statistics(make_layer: LayerFactory) -> None:
+    """All ordinary ones, with the age of the oldest message of all."""
+    async with fresh_layer(make_layer, capacity=2) as layer:
+        expect_equal(_numbers(await layer.global_statistics()), (0, 0, 0), "sent, pending, full of nothing")
+        for channel in ("a", "b", "b"):
+            await layer.send(channel, {})
+        await layer.send(await layer.new_channel(), {})
+        await expect_error(ChannelFull, layer.send("b", {}), "send to the full channel")
+        await receive(layer, "b")
+        await asyncio.sleep(0.05)  # by the clock of the store, which a check cannot turn
+        statistics = await layer.global_statistics()
+        expect_equal(_numbers(statistics), (3, 2, 1), "sent, pending, full of all ordinary channels")
+        age = statistics["messages_max_age"]
+        expect(0.04 <= age < 5, f"the oldest message is 0.05 s old, not {age}")
+
+
+CHECKS = (
+    check_a_channel_has_statistics,
+    check_a_local_channel_has_statistics,
+    check_reading_statistics_changes_nothing,
+    check_all_channels_together_have_statistics,
+)

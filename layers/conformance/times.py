@@ -1,0 +1,128 @@
+"""Messages that come later, and messages that come too late; by the clock of the store, which a check cannot turn."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+from asgibus.layers.conformance.tools import (
+    LayerFactory,
+    another_layer,
+    both_kinds,
+    expect,
+    expect_equal,
+    expect_error,
+    expect_silence,
+    fresh_layer,
+    receive,
+    receive_all,
+)
+from asgibus.layers.errors import ChannelFull
+
+TICK_SECONDS = 0.005  # stores may count in milliseconds, and round
+BAD_DELAYS: list[Any] = [-1, -0.001, math.nan, math.inf, "1", None, True]
+
+
+async def check_expired_messages_are_never_delivered(make_layer: LayerFactory) -> None:
+    """Nor counted: neither for the capacity nor as pending. A delayed one expires as if it was sent when it was due."""
+    async with fresh_layer(make_layer, expiry=1, capacity=2) as layer:
+        channels = await both_kinds(layer)
+        for channel in channels:
+            await layer.send(channel, {"n": "old"})
+            await layer.send(channel, {"n": "late"}, delay=1.1)
+        await asyncio.sleep(1.2)
+        for channel in channels:
+            expect_equal((await layer.channel_statistics(channel))["messages_pending"], 1, f"unread in {channel}")
+            await layer.send(channel, {"n": "new"})
+            await expect_error(ChannelFull, layer.send(channel, {"n": "more"}), f"send to the full {channel}")
+            received = [message["n"] for message in await receive_all(layer, channel, 2)]
+            expect_equal(received, ["late", "new"], f"what was received from {channel}")
+            await expect_silence(layer, channel)
+
+
+async def check_a_delayed_message_comes_when_it_is_due(make_layer: LayerFactory) -> None:
+    """Not before, and soon then; in the order in which they are due, behind what can be received at once."""
+    async with fresh_layer(make_layer) as layer:
+        clock = asyncio.get_running_loop().time
+        for channel in await both_kinds(layer):
+            began = clock()
+            await layer.send(channel, {"n": 3}, delay=0.3)
+            await layer.send(channel, {"n": 2}, delay=0.15)
+            await layer.send(channel, {"n": 1})
+            await layer.send(channel, {"n": 1}, delay=0)
+            for number, delay in ((1, 0.0), (1, 0.0), (2, 0.15), (3, 0.3)):
+                message, waited = await receive(layer, channel), clock() - began
+                expect_equal(message, {"n": number}, f"message of {channel} after {waited:.3f} s")
+                expect(waited >= delay - TICK_SECONDS, f"a message of {channel} came {waited:.3f} s into {delay} s")
+                expect(waited < delay + 2, f"a message of {channel} came {waited:.3f} s after it was sent, not {delay}")
+
+
+async def check_a_reader_that_waits_gets_what_is_sent_with_a_delay(make_layer: LayerFactory) -> None:
+    """Also one that waits for a later one already; and what comes meanwhile is not held up."""
+    async with fresh_layer(make_layer) as layer:
+        for channel in await both_kinds(layer):
+            receiving = asyncio.create_task(receive_all(layer, channel, 3))
+            await asyncio.sleep(0.02)
+            await layer.send(channel, {"n": "late"}, delay=0.3)
+            await asyncio.sleep(0.02)
+            await layer.send(channel, {"n": "soon"}, delay=0.1)
+            await asyncio.sleep(0.02)
+            await layer.send(channel, {"n": "now"})
+            received = [message["n"] for message in await receiving]
+            expect_equal(received, ["now", "soon", "late"], f"what was received from {channel}")
+
+
+async def check_what_is_delayed_counts_for_the_capacity(make_layer: LayerFactory) -> None:
+    """From the beginning; it is pending, and has no age."""
+    async with fresh_layer(make_layer, capacity=2) as layer:
+        for channel in await both_kinds(layer):
+            await layer.send(channel, {"n": 2}, delay=0.2)
+            await layer.send(channel, {"n": 1})
+            await expect_error(ChannelFull, layer.send(channel, {}), f"send to the full {channel}")
+            await expect_error(ChannelFull, layer.send(channel, {}, delay=0.1), f"delayed send to the full {channel}")
+            expect_equal((await layer.channel_statistics(channel))["messages_pending"], 2, f"unread in {channel}")
+            expect_equal(await receive(layer, channel), {"n": 1}, f"message of {channel}")
+            age = (await layer.channel_statistics(channel))["messages_max_age"]
+            expect_equal(age, 0.0, f"the age of what is delayed in {channel}")
+            expect_equal(await receive(layer, channel), {"n": 2}, f"message of {channel}")
+            await layer.send(channel, {"n": 3}, delay=0.01)
+            await layer.send(channel, {"n": 4}, delay=0.02)
+            expect_equal(await receive_all(layer, channel, 2), [{"n": 3}, {"n": 4}], f"messages of {channel}")
+
+
+async def check_a_delayed_message_outlives_the_close_of_its_sender(make_layer: LayerFactory) -> None:
+    """It lies in the store."""
+    async with fresh_layer(make_layer) as layer:
+        await layer.send("a", {"n": 1}, delay=0.1)
+        await layer.close()
+        expect_equal(await receive(layer, "a"), {"n": 1}, "message that was delayed before the close")
+
+
+async def check_a_delayed_message_outlives_its_sender(make_layer: LayerFactory) -> None:
+    """Another layer object receives it."""
+    async with fresh_layer(make_layer) as layer:
+        for channel in await both_kinds(layer):
+            async with another_layer(make_layer) as sender:
+                await sender.send(channel, {"n": 1}, delay=0.2)
+            expect_equal(await receive(layer, channel), {"n": 1}, f"message of {channel} whose sender is closed")
+
+
+async def check_bad_delays_are_refused(make_layer: LayerFactory) -> None:
+    """ValueError for what is no number of seconds from 0 on, and nothing is sent."""
+    async with fresh_layer(make_layer) as layer:
+        for channel in await both_kinds(layer):
+            for delay in BAD_DELAYS:
+                await expect_error(ValueError, layer.send(channel, {}, delay=delay), f"send(delay={delay!r})")
+            await expect_silence(layer, channel)
+
+
+CHECKS = (
+    check_expired_messages_are_never_delivered,
+    check_a_delayed_message_comes_when_it_is_due,
+    check_a_reader_that_waits_gets_what_is_sent_with_a_delay,
+    check_what_is_delayed_counts_for_the_capacity,
+    check_a_delayed_message_outlives_the_close_of_its_sender,
+    check_bad_delays_are_refused,
+)
+SHARED_CHECKS = (check_a_delayed_message_outlives_its_sender,)

@@ -1,0 +1,136 @@
+"""What the checks are made with: layers over the store, and expectations that say what is wrong.
+
+`assert` would not do: `python -O` leaves it out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import reprlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Protocol, TypeVar
+
+from asgibus.layers.contract import ChannelLayer, Message
+from asgibus.layers.errors import ChannelFull
+from asgibus.layers.settings import CAPACITY, EXPIRY_SECONDS, GROUP_EXPIRY_SECONDS, Pattern
+
+T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
+
+PATIENCE_SECONDS = 10.0  # for what comes within milliseconds on a machine that has nothing else to do
+SILENCE_SECONDS = 0.1  # in which what was sent before would have come
+
+
+class LayerFactory(Protocol):
+    """Makes a new layer object with these options; all objects of one factory use the same store, if it can be shared.
+
+    The check closes what it has made.
+    """
+
+    def __call__(
+        self,
+        *,
+        expiry: float = EXPIRY_SECONDS,
+        group_expiry: float = GROUP_EXPIRY_SECONDS,
+        capacity: int = CAPACITY,
+        channel_capacity: Mapping[Pattern, int] | None = None,
+    ) -> ChannelLayer: ...
+
+
+@asynccontextmanager
+async def another_layer(make_layer: LayerFactory, **options: Any) -> AsyncIterator[ChannelLayer]:
+    """A layer over the store; closed at the end."""
+    layer = make_layer(**options)
+    try:
+        yield layer
+    finally:
+        await layer.close()
+
+
+@asynccontextmanager
+async def fresh_layer(make_layer: LayerFactory, **options: Any) -> AsyncIterator[ChannelLayer]:
+    """The same; all messages and groups that were in the store are deleted first."""
+    async with another_layer(make_layer, **options) as layer:
+        await layer.flush()
+        yield layer
+
+
+async def both_kinds(layer: ChannelLayer) -> tuple[str, str]:
+    """An ordinary channel and a process-local one."""
+    return "some.channel", await layer.new_channel()
+
+
+def expect(condition: object, message: str) -> None:
+    """Raise AssertionError with that message unless the condition is true."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def expect_equal(got: object, expected: object, what: str) -> None:
+    """Raise AssertionError unless the two are equal; it shows how they begin."""
+    expect(got == expected, f"{what}: expected {_SHORT.repr(expected)}, got {_SHORT.repr(got)}")
+
+
+async def expect_error(kind: type[E], call: Awaitable[object], what: str) -> E:
+    """The error of that kind that the call raises. Raises AssertionError if it raises none."""
+    try:
+        await within(call, what)
+    except kind as error:
+        return error
+    raise AssertionError(f"{what}: {kind.__name__} was expected, and nothing was raised")
+
+
+async def expect_silence(layer: ChannelLayer, channel: str) -> None:
+    """Raise AssertionError if there is something to receive, now that all that was sent has arrived."""
+    try:
+        async with asyncio.timeout(SILENCE_SECONDS):
+            message = await layer.receive(channel)
+    except TimeoutError:
+        return
+    raise AssertionError(f"nothing was expected from {channel}, and {_SHORT.repr(message)} came")
+
+
+async def within(call: Awaitable[T], what: str, seconds: float = PATIENCE_SECONDS) -> T:
+    """What the call returns. Raises AssertionError if that takes too long."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await call
+    except TimeoutError:
+        if limit.expired():
+            raise AssertionError(f"{what}: nothing for {seconds:g} s") from None
+        raise
+
+
+async def receive(layer: ChannelLayer, channel: str) -> Message:
+    """The next message of a channel. Raises AssertionError if none comes."""
+    return await within(layer.receive(channel), f"a message was expected from {channel}", PATIENCE_SECONDS)
+
+
+async def receive_all(layer: ChannelLayer, channel: str, number: int) -> list[Message]:
+    """The next messages of a channel. Raises AssertionError if there are fewer."""
+    return [await receive(layer, channel) for _ in range(number)]
+
+
+async def send_when_there_is_room(layer: ChannelLayer, channel: str, message: Message) -> None:
+    """Send a message, again and again while the channel is full."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            try:
+                return await layer.send(channel, message)
+            except ChannelFull:
+                await asyncio.sleep(0.001)
+
+
+async def until(condition: Callable[[], T], seconds: float = PATIENCE_SECONDS, what: str = "the condition") -> T:
+    """Ask every 2 ms until the answer is true, and return it. Raises AssertionError after `seconds`."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not (answer := condition()):
+        expect(asyncio.get_running_loop().time() < deadline, f"{what} did not come true within {seconds:g} s")
+        await asyncio.sleep(0.002)
+    return answer
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = 20

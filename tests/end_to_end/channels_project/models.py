@@ -1,0 +1,6 @@
+from django.db import models
+
+
+class Line(models.Model):
+    room = models.CharField(max_length=50)
+    text = models.TextField()

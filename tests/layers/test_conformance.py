@@ -1,0 +1,102 @@
+"""Every check of `asgibus.layers.conformance`, on the memory layer and on Redis in every topology."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from asgibus.layers import ChannelLayer, InMemoryChannelLayer, RedisChannelLayer, conformance
+from asgibus.layers.conformance import CHECKS, SERVER_CHECKS, SHARED_CHECKS, SHARED_SERVER_CHECKS, Check, LayerFactory
+from support import redis as redis_support
+from support.topologies import TOPOLOGIES, redis_binary
+
+pytestmark = pytest.mark.anyio
+
+SEALED = "redis, sealed"
+STORES = ["memory", *(pytest.param(name, marks=pytest.mark.redis) for name in ("redis", SEALED, *TOPOLOGIES))]
+
+
+@pytest.fixture(scope="module", params=STORES)
+def make_layer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LayerFactory]:
+    """For all tests of a store, one after another: the checks empty it themselves."""
+    if request.param == "memory":
+        yield InMemoryChannelLayer
+    elif request.param in ("redis", SEALED):
+        url = request.getfixturevalue("_real_redis")
+        redis_support.empty(url)
+        yield _on(url, **({"symmetric_encryption_keys": ["a secret"]} if request.param == SEALED else {}))
+    else:
+        with TOPOLOGIES[request.param](redis_binary(), tmp_path_factory.mktemp("redis")) as hosts:
+            yield _on(hosts)
+
+
+def _on(hosts: Any, **settings: Any) -> LayerFactory:
+    def make(**options: Any) -> ChannelLayer:
+        return RedisChannelLayer(hosts, **settings, **options)
+
+    return make
+
+
+def _name(check: Check) -> str:
+    return getattr(check, "__name__", "").removeprefix("check_")
+
+
+@pytest.mark.parametrize("check", [*CHECKS, *SERVER_CHECKS], ids=_name)
+async def test_every_layer(make_layer: LayerFactory, check: Check) -> None:
+    await check(make_layer)
+
+
+@pytest.mark.parametrize("check", [*SHARED_CHECKS, *SHARED_SERVER_CHECKS], ids=_name)
+@pytest.mark.parametrize("make_layer", STORES[1:], indirect=True)
+async def test_every_layer_whose_store_is_shared(make_layer: LayerFactory, check: Check) -> None:
+    await check(make_layer)
+
+
+class Forgetful(InMemoryChannelLayer):
+    """Loses every third message."""
+
+    number = 0
+
+    async def send(self, channel: str, message: dict[str, Any], *, delay: float = 0.0) -> None:
+        Forgetful.number += 1
+        if Forgetful.number % 3:
+            await super().send(channel, message, delay=delay)
+
+
+async def test_a_bad_layer_is_found_out_without_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = [check for check in CHECKS if "order_in_which" in _name(check) or "prefixes" in _name(check)]
+    monkeypatch.setattr("asgibus.layers.conformance.tools.PATIENCE_SECONDS", 0.1)
+    ((name, error),) = await conformance.run(Forgetful, some)
+    assert name == "check_messages_come_in_the_order_in_which_they_were_sent"
+    assert isinstance(error, AssertionError)
+    assert await conformance.run(InMemoryChannelLayer, some) == []
+
+
+async def test_a_check_that_hangs_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check_for_ever(make_layer: LayerFactory) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(conformance, "CHECK_SECONDS", 0.05)
+    ((name, error),) = await conformance.run(InMemoryChannelLayer, [check_for_ever])
+    assert (name, type(error)) == ("check_for_ever", TimeoutError)
+
+
+def test_the_checks_need_no_pytest_and_no_assert() -> None:
+    program = """
+import asyncio, sys
+from asgibus.layers import InMemoryChannelLayer
+from asgibus.layers.conformance import CHECKS, run
+
+class Wrong(InMemoryChannelLayer):
+    async def new_channel(self, prefix="specific"):
+        return "always.0!1"
+
+failures = asyncio.run(run(Wrong, [check for check in CHECKS if "new_channels_differ" in check.__name__]))
+assert False, "python -O passes this over"
+print(len(failures), "pytest" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-O", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "False"]

@@ -1,0 +1,267 @@
+"""Where Redis is, in every form that Channels' users write in `CHANNEL_LAYERS`."""
+
+import asyncio
+import random
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from asgibus.layers import LayerUnavailable, RedisChannelLayer
+from asgibus.layers.redis.address import Address
+from asgibus.layers.redis.hosts import addresses
+from support.redis import RedisServer
+from support.sentinel import SERVICE, SentinelSet
+from support.topologies import PASSWORD, USER, redis_binary, tls_server
+
+pytestmark = pytest.mark.anyio
+
+SECRET = "s3cret"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "shown"),
+    [
+        ("redis://h:1/2", "redis://h:1/2"),
+        (["redis://h"], "redis://h:6379"),
+        (["redis://[::1]:1"], "redis://[::1]:1"),
+        (("redis://h",), "redis://h:6379"),
+        ([("h", 1)], "redis://h:1"),
+        ([["h", 1]], "redis://h:1"),
+        ([("h", "1")], "redis://h:1"),
+        ([{"address": "redis://h:1/2"}], "redis://h:1/2"),
+        ([{"address": ("h", 1)}], "redis://h:1"),
+        ([{"address": "redis://h:1/2", "db": 3}], "redis://h:1/3"),
+        ([{"address": "rediss://h:1"}], "rediss://h:1"),
+        ([{"address": "unix:///run/redis.sock"}], "unix:///run/redis.sock"),
+        ([{"host": "h"}], "redis://h:6379"),
+        ([{"port": 1}], "redis://127.0.0.1:1"),
+        ([{"host": "h", "port": "1", "db": "2"}], "redis://h:1/2"),
+        ([{"host": "h", "port": 1, "db": 2, "ssl": True}], "rediss://h:1/2"),
+        ([{"host": "h", "ssl": False}], "redis://h:6379"),
+        ([{"host": "h", "ssl": False, "ssl_cert_reqs": "required"}], "redis://h:6379"),
+        ([{"unix_socket_path": "/run/redis.sock", "db": 1}], "unix:///run/redis.sock?db=1"),
+        ([{"path": "/run/redis.sock"}], "unix:///run/redis.sock"),
+        ([{"host": "h", "socket_timeout": 5, "retry_on_timeout": True, "max_connections": 3}], "redis://h:6379"),
+        ([{"sentinels": [("a", 1), ["b", 2]], "master_name": "m"}], "redis+sentinel://a:1,b:2/m"),
+        ([{"sentinels": [("a", 1)], "master_name": "m", "db": 3}], "redis+sentinel://a:1/m/3"),
+        ([{"sentinels": [("a", 1)], "master_name": "m", "sentinel_kwargs": None}], "redis+sentinel://a:1/m"),
+        (["redis+sentinel://a,b:2/m"], "redis+sentinel://a:26379,b:2/m"),
+        (None, "redis://127.0.0.1:6379"),
+        ([{"host": "h", "connection_class": redis.asyncio.SSLConnection}], "rediss://h:6379"),
+        ([{"address": "rediss://h", "ssl_cert_reqs": None}], "rediss://h:6379"),
+        ([{"host": "h", "ssl": ssl.create_default_context()}], "rediss://h:6379"),
+    ],
+)
+async def test_every_form(hosts: Any, shown: str) -> None:
+    layer = RedisChannelLayer(hosts)
+    assert str(layer.address) == shown
+
+
+async def test_who_we_are() -> None:
+    for host in (
+        f"redis://bus:{SECRET}@h",
+        {"address": "redis://h", "username": "bus", "password": SECRET},
+        {"address": ("h", 6379), "username": "bus", "password": SECRET},
+        {"host": "h", "username": "bus", "password": SECRET},
+        {"sentinels": [("h", 1)], "master_name": "m", "username": "bus", "password": SECRET},
+    ):
+        (address,) = addresses([host])
+        assert (address.username, address.password) == ("bus", SECRET)
+        assert SECRET not in f"{address} {address!r}"
+    behind = {"sentinels": [("h", 1)], "master_name": "m", "sentinel_kwargs": {"username": "s", "password": SECRET}}
+    (address,) = addresses([behind])
+    assert (address.sentinel_username, address.sentinel_password) == ("s", SECRET)
+    assert (address.username, address.password) == (None, None)
+    assert SECRET not in f"{address} {address!r}"
+
+
+async def test_a_host_is_not_altered() -> None:
+    host = {"sentinels": [("h", 1)], "master_name": "m", "sentinel_kwargs": {"password": SECRET}, "db": 1}
+    before = {**host}
+    addresses([host])
+    addresses([host])
+    assert host == before
+
+
+async def test_a_context_of_one_s_own_is_used() -> None:
+    context = ssl.create_default_context()
+    for host in ({"host": "h", "ssl_context": context}, {"address": "rediss://h", "ssl_context": context}):
+        (address,) = addresses([host])
+        assert address.tls is context
+    (address,) = addresses([{"host": "h", "ssl": True, "ssl_cert_reqs": "none"}])
+    assert address.tls is not None
+    assert address.tls.verify_mode is ssl.CERT_NONE
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        (f"http://:{SECRET}@h", "redis://"),
+        (f":{SECRET}@h", "redis://"),
+        (b"redis://h", "none of them"),
+        (("h",), "none of them"),
+        (("h", 0), "'port' is a number from 1 to 65535"),
+        (("h", 65536), "'port' is a number"),
+        (("h", "port"), "'port' is a number"),
+        (("", 1), "none of them"),
+        (("h", True), "'port' is a number"),
+        (("h", 1, SECRET), "none of them"),
+        (6379, "none of them"),
+        (None, "none of them"),
+        ({"adress": f"redis://:{SECRET}@h"}, "not known: adress"),
+        ({"host": "h", "passwort": SECRET}, "not known: passwort"),
+        ({"host": "h", 1: SECRET}, "not known: 1"),
+        ({"host": ""}, "host"),
+        ({"host": 1}, "host"),
+        ({"host": "h", "port": "x"}, "port"),
+        ({"host": "h", "port": 0}, "port"),
+        ({"host": "h", "port": None}, "port"),
+        ({"host": "h", "db": "x"}, "db"),
+        ({"host": "h", "db": -1}, "db"),
+        ({"host": "h", "username": 1, "password": SECRET}, "username"),
+        ({"host": "h", "password": [SECRET]}, "password"),
+        ({"address": {"host": "h"}}, "address"),
+        ({"address": None, "password": SECRET}, "none of them"),
+        ({"host": "h", "ssl": True, "ssl_ca_certs": "/no/such/file"}, "TLS files"),
+        ({"host": "h", "ssl": True, "ssl_context": "context"}, "ssl_context"),
+        ({"sentinels": [("h", 1)], "password": SECRET}, "master_name"),
+        ({"sentinels": [], "master_name": "m"}, "sentinels"),
+        ({"sentinels": None, "master_name": "m"}, "sentinels"),
+        ({"sentinels": "h", "master_name": "m"}, "sentinels"),
+        ({"sentinels": [("h", "x")], "master_name": "m"}, "'port' is a number"),
+        ({"master_name": "m", "password": SECRET}, "sentinels"),
+        ({"sentinels": [("h", 1)], "master_name": "m", "sentinel_kwargs": [SECRET]}, "sentinel_kwargs"),
+        ({"sentinels": [("h", 1)], "master_name": "m", "passwort": SECRET}, "not known: passwort"),
+    ],
+)
+async def test_what_is_no_host(host: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as raised:
+        RedisChannelLayer([host])
+    assert said in str(raised.value)
+    assert SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize("hosts", [{"host": "h"}, 1, b"redis://h", {("h", 1)}])
+async def test_what_is_no_list_of_hosts(hosts: Any) -> None:
+    with pytest.raises(ValueError, match="hosts is a list of hosts, not a"):
+        RedisChannelLayer(hosts)
+
+
+# For real.
+
+
+async def works(*hosts: Any) -> None:
+    for host in hosts:
+        layer = RedisChannelLayer([host])
+        try:
+            channel = await layer.new_channel()
+            for name in (channel, "ordinary"):
+                await layer.send(name, {"n": 1})
+                assert await layer.receive(name) == {"n": 1}
+        finally:
+            await layer.close()
+
+
+async def refusal(host: Any) -> str:
+    layer = RedisChannelLayer([host])
+    with pytest.raises(LayerUnavailable) as raised:
+        await layer.send("a", {})
+    await layer.close()
+    return str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
+    with tls_server(redis_binary(), tmp_path_factory.mktemp("tls")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelSet]:
+    with SentinelSet(redis_binary(), tmp_path_factory.mktemp("sentinel")) as servers:
+        yield servers
+
+
+@pytest.mark.redis
+async def test_tls_and_a_user(tls: tuple[int, Path]) -> None:
+    port, certificate = tls
+    who = {"username": USER, "password": PASSWORD}
+    trusted = {"ssl_ca_certs": str(certificate)}
+    where = {"host": "127.0.0.1", "port": port}
+    context = ssl.create_default_context(cafile=str(certificate))
+    await works(
+        {**where, **who, "ssl": True, **trusted, "db": 1},
+        {**where, **who, "ssl_context": context},
+        {**where, **who, "ssl": True, "ssl_ca_data": certificate.read_text()},
+        {**where, **who, "ssl": True, "ssl_cert_reqs": "none", "ssl_check_hostname": False},
+        {**where, **who, "ssl": True, "ssl_cert_reqs": None},
+        {"address": f"rediss://127.0.0.1:{port}", **who, **trusted},
+        {"address": ("127.0.0.1", port), **who, "ssl": True, **trusted},
+        {"address": f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}", **who},
+    )
+    assert "certificate verify failed" in await refusal({**where, **who, "ssl": True})
+    assert "cannot be used" in await refusal({**where, **who})
+    refused = await refusal({**where, **who, "password": SECRET, "ssl": True, **trusted})
+    assert "WRONGPASS" in refused
+    assert SECRET not in refused
+
+
+@pytest.mark.redis
+async def test_a_socket_of_this_machine(start_redis: Callable[..., RedisServer], tmp_path: Path) -> None:
+    path = f"{tmp_path}/redis.sock"
+    start_redis("--unixsocket", path, "--user", USER, "on", f">{SECRET}", "~asgibus:*", "&*", "+@all")
+    who = {"username": USER, "password": SECRET}
+    await works(
+        f"unix://{USER}:{SECRET}@{path}",
+        {"address": f"unix://{path}", **who},
+        {"unix_socket_path": path, **who, "db": 1},
+        {"path": path, **who},
+    )
+
+
+@pytest.mark.redis
+async def test_behind_sentinels(sentinels: SentinelSet) -> None:
+    await works(
+        sentinels.url,
+        {"sentinels": sentinels.places, "master_name": SERVICE},
+        {"sentinels": sentinels.places, "master_name": SERVICE, "db": 1, "sentinel_kwargs": {"socket_timeout": 1}},
+        {"sentinels": [("127.0.0.1", 1), *sentinels.places], "master_name": SERVICE},
+    )
+    assert "no Sentinel names a master" in await refusal({"sentinels": sentinels.places, "master_name": "other"})
+
+
+@pytest.mark.redis
+async def test_behind_sentinels_that_want_a_password(sentinels: SentinelSet) -> None:
+    passwords = [*sentinels.places]
+    clients = [redis.Redis(host=host, port=port, protocol=2) for host, port in passwords]
+    for client in clients:
+        client.execute_command("ACL", "SETUSER", USER, "on", f">{SECRET}", "~*", "&*", "+@all")
+        client.execute_command("ACL", "SETUSER", "default", "-@all", "+auth", "+ping")
+    try:
+        host = {"sentinels": sentinels.places, "master_name": SERVICE}
+        await works({**host, "sentinel_kwargs": {"username": USER, "password": SECRET}})
+        assert "cannot be used" in await refusal(host)
+    finally:
+        for client in clients:
+            client.execute_command("AUTH", USER, SECRET)
+            client.execute_command("ACL", "SETUSER", "default", "+@all")
+            client.close()
+
+
+@pytest.mark.redis
+async def test_who_looks_for_a_master_can_be_cancelled_at_any_time(sentinels: SentinelSet) -> None:
+    address, dice = Address.from_url(sentinels.url), random.Random(1)
+    for _ in range(200):
+        looking = asyncio.create_task(address.locate())
+        for _ in range(dice.randrange(40)):
+            await asyncio.sleep(0)
+        if looking.done():
+            assert looking.result() == ("127.0.0.1", sentinels.master.port)
+        else:
+            looking.cancel()
+            await asyncio.wait([looking])
+            assert looking.cancelled()
