@@ -17,6 +17,7 @@ from asgibus.layers.conformance.tools import (
     fresh_layer,
     receive,
     receive_all,
+    within,
 )
 from asgibus.layers.errors import ChannelFull
 
@@ -31,7 +32,15 @@ async def check_expired_messages_are_never_delivered(make_layer: LayerFactory) -
         for channel in channels:
             await layer.send(channel, {"n": "old"})
             await layer.send(channel, {"n": "late"}, delay=1.1)
-        await asyncio.sleep(1.2)
+        quiet = "quiet", await layer.new_channel()  # to these, nothing is sent before they are read
+        for channel in quiet:
+            await layer.send(channel, {"n": "old"})
+        await asyncio.sleep(0.6)
+        for channel in quiet:
+            await layer.send(channel, {"n": "young"})
+        await asyncio.sleep(0.6)
+        for channel in quiet:
+            expect_equal(await receive(layer, channel), {"n": "young"}, f"first message of {channel}")
         for channel in channels:
             expect_equal((await layer.channel_statistics(channel))["messages_pending"], 1, f"unread in {channel}")
             await layer.send(channel, {"n": "new"})
@@ -62,14 +71,18 @@ async def check_a_reader_that_waits_gets_what_is_sent_with_a_delay(make_layer: L
     """Also one that waits for a later one already; and what comes meanwhile is not held up."""
     async with fresh_layer(make_layer) as layer:
         for channel in await both_kinds(layer):
-            receiving = asyncio.create_task(receive_all(layer, channel, 3))
+            receiving = asyncio.create_task(layer.receive(channel))
+            await asyncio.sleep(0.02)
+            await layer.send(channel, {"n": 1}, delay=0.1)
+            expect_equal(await within(receiving, "the only message, due after 0.1 s", 1), {"n": 1}, "what came")
+            receiving_all = asyncio.create_task(receive_all(layer, channel, 3))
             await asyncio.sleep(0.02)
             await layer.send(channel, {"n": "late"}, delay=0.3)
             await asyncio.sleep(0.02)
             await layer.send(channel, {"n": "soon"}, delay=0.1)
             await asyncio.sleep(0.02)
             await layer.send(channel, {"n": "now"})
-            received = [message["n"] for message in await receiving]
+            received = [message["n"] for message in await receiving_all]
             expect_equal(received, ["now", "soon", "late"], f"what was received from {channel}")
 
 
