@@ -43,7 +43,10 @@ def pack_message(message: object) -> bytes:
 
 def unpack_message(data: bytes) -> dict[str, Any]:
     """The message in `data`, with lists for arrays, as apps expect them. Raises ValueError when it is none."""
-    message = listed(unpack(data))
+    try:
+        message = msgpack.unpackb(data, use_list=True, raw=False, strict_map_key=False)
+    except (ValueError, TypeError, msgpack.UnpackException):  # damaged, or with an array for a key: look closer
+        message = listed(unpack(data))
     if not isinstance(message, dict):
         raise ValueError(f"not a message: {type(message).__name__}")
     return message

@@ -108,7 +108,7 @@ class Attachment:
         async with self._lock:
             if prefix not in self._inboxes:
                 inbox = Inbox()
-                bus = RedisBus(self, new_mailbox(prefix), inbox, bounded=True)
+                bus = RedisBus(self, new_mailbox(prefix), inbox)
                 inbox.on_bus(bus, self.settings.expiry)
                 await bus.open()
                 self._inboxes[prefix] = inbox, bus

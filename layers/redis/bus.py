@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from asgibus.layers.contract import Bus, Claim, Delivery, Frame, Handler, Offer, Statistics
+from asgibus.layers.codec import unpack
+from asgibus.layers.contract import MESSAGE, Bus, Claim, Delivery, Frame, Handler, Offer, Statistics
 from asgibus.layers.names import require_channel, require_group
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.claims import Claimant
 from asgibus.layers.redis.deliveries import Deliveries
-from asgibus.layers.redis.kept import Taken
+from asgibus.layers.redis.inbox import Inbox
+from asgibus.layers.redis.kept import MESSAGES, Taken
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.memberships import Memberships
 from asgibus.layers.redis.offers import Offers
@@ -22,17 +25,16 @@ from asgibus.layers.settings import require_delay
 if TYPE_CHECKING:
     from asgibus.layers.redis.attachment import Attachment
 
+RECEIVED_AT_ONCE = 1000  # channels in one script: it holds up Redis for half a millisecond
 STATISTICS_SECONDS = 1.0  # for what somebody looks at; who looks waits, and there is nothing to be repaired
 
 
 class RedisBus(Bus):
     """See `Bus`. `open` before use, `close` at the end."""
 
-    def __init__(self, attachment: Attachment, mailbox: str, handler: Handler, *, bounded: bool = False) -> None:
-        """`bounded`: the channels of the mailbox have a capacity, and the handler says what has been received."""
+    def __init__(self, attachment: Attachment, mailbox: str, handler: Handler | Inbox) -> None:
         self.mailbox = mailbox
-        self.sent = 0.0
-        """When the frames that the handler is given were written, in seconds by Redis's clock."""
+        self._inbox = handler if isinstance(handler, Inbox) else None
         self._loop = asyncio.get_running_loop()
         self._handler = handler
         self._keys = keys = attachment.keys
@@ -41,7 +43,7 @@ class RedisBus(Bus):
         self._writer = writer = attachment.writer
         settings = attachment.settings
         self._taken = Taken()
-        self._later: dict[asyncio.TimerHandle, Sequence[Frame]] = {}
+        self._later: dict[asyncio.TimerHandle, Sequence[str]] = {}
         self._claimant = Claimant(attachment.address, keys, entries, mailbox, outage, writer)
         self._deliveries = Deliveries(
             writer, attachment.receiver, keys, entries, mailbox, outage.counts, settings.expiry
@@ -67,7 +69,7 @@ class RedisBus(Bus):
             attachment.epoch,
             attachment.deaths,
             handler,
-            bounded=bounded,
+            bounded=self._inbox is not None,
         )
 
     @property
@@ -95,28 +97,39 @@ class RedisBus(Bus):
         await self._writer.drain()
 
     def _batch(self, sender: str, frames: Sequence[Frame], sent: float, full: bytes) -> None:
-        delay = 0.0
         if sender:
             self._presence.heard(sender)
         else:
-            frames, delay = self._taken.once(frames, full)
+            frames = self._taken.once(frames)
+            if frames and frames[0][0] == MESSAGES:
+                _, parts, message, delay = frames[0]
+                if full:
+                    skipped = {int(place) for place in full.split(b",")}
+                    parts = [part for place, part in enumerate(parts) if place not in skipped]
+                if delay:
+                    self._delay(parts, message, sent + delay)
+                else:
+                    self._deliver(parts, message, sent)
+                return
             frames = self._offers.told(self._presence.told(frames))
-        if delay:
-            self._delay(frames, sent + delay)
-        elif frames:
-            self.sent = sent
+        if frames:
             self._handler.batch(sender, frames)
 
-    def _delay(self, frames: Sequence[Frame], due: float) -> None:
-        """Hand messages on when they are due; the mailbox has been read, so they are kept here until then."""
+    def _deliver(self, parts: Sequence[str], message: bytes, sent: float) -> None:
+        if self._inbox is not None:
+            self._inbox.deliver(parts, message, sent)
+        else:
+            self._handler.batch("", [(MESSAGE, part, unpack(message)) for part in parts])
+
+    def _delay(self, parts: Sequence[str], message: bytes, due: float) -> None:
+        """Hand a message on when it is due; the mailbox has been read, so it is kept here until then."""
 
         def hand_on() -> None:
             del self._later[timer]
-            self.sent = due
-            self._handler.batch("", frames)
+            self._deliver(parts, message, due)
 
         timer = self._loop.call_later(due - self.time(), hand_on)
-        self._later[timer] = frames
+        self._later[timer] = parts
 
     def clear(self) -> None:
         """Drop the messages that are not due yet."""
@@ -124,15 +137,19 @@ class RedisBus(Bus):
         for timer in later:
             timer.cancel()
         if later:
-            self.received([local for frames in later.values() for _, local, _ in frames])
+            self.received(Counter(part for parts in later.values() for part in parts))
 
     def time(self) -> float:
         """Now, in seconds by Redis's clock, or a little ahead of it."""
         return self._presence.time()
 
-    def received(self, parts: Sequence[str]) -> None:
-        """A message of each of these process-local channels is not unread any more."""
-        self._writer.write(("EVAL", scripts.RECEIVED, 1, self._keys.unread(self.mailbox), *parts), _ignore)
+    def received(self, parts: Mapping[str, int]) -> None:
+        """So many messages of each of these process-local channels are not unread any more."""
+        key = self._keys.unread(self.mailbox)
+        flat = [value for pair in parts.items() for value in pair]
+        for start in range(0, len(flat), 2 * RECEIVED_AT_ONCE):
+            some = flat[start : start + 2 * RECEIVED_AT_ONCE]
+            self._writer.write(("EVAL", scripts.RECEIVED, 1, key, *some), _ignore)
 
     def post(self, mailbox: str, frame: Frame, size: int = 0) -> None:
         self._writer.post(self, mailbox, frame, size)

@@ -13,7 +13,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from asgibus.layers.contract import MESSAGE, Frame, Message
+from asgibus.layers.contract import Frame
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.entries import Entries
@@ -23,7 +23,9 @@ from asgibus.layers.redis.writer import PAYLOAD_VERSION, Writer
 logger = logging.getLogger("asgibus.layers")
 
 NUMBERED = 4  # (NUMBERED, source, number), a frame of the layer's own: what stands behind it in its entry is taken once
-MESSAGES = 5  # (MESSAGES, local parts, message, delay in seconds), likewise: for process-local channels of that mailbox
+MESSAGES = (
+    5  # (MESSAGES, local parts, packed message, delay in seconds), likewise: for process-local channels of that mailbox
+)
 FULL = "full"  # a field of an entry: the places among those channels of such that do not get it, with commas between
 
 KEPT_ENTRIES = 1000  # of one source; a reader knows as many of it, and so takes none of them twice
@@ -75,9 +77,9 @@ class Sent:
         return await self._add(_Kept(self._loop.time(), mailbox, entry, b""), until, repeatable=False)
 
     async def send_local(
-        self, mailbox: str, message: Message, capacities: Mapping[str, int], until: float, delay: float = 0.0
+        self, mailbox: str, message: bytes, capacities: Mapping[str, int], until: float, delay: float = 0.0
     ) -> Sequence[str] | None:
-        """The same with a message for channels of that mailbox, by their local parts, each with its capacity.
+        """The same with a message, packed, for channels of that mailbox, by their local parts, each with its capacity.
 
         It can be received after `delay` seconds.
 
@@ -162,26 +164,17 @@ class Sent:
 
 
 class Taken:
-    """Which numbered messages the reader of a mailbox has had, and what they hold."""
+    """Which numbered messages the reader of a mailbox has had."""
 
     def __init__(self) -> None:
         self._sources: OrderedDict[str, OrderedDict[int, None]] = OrderedDict()
 
-    def once(self, frames: Sequence[Frame], full: bytes) -> tuple[Sequence[Frame], float]:
-        """What an entry holds, as handlers know it, and its delay in seconds; nothing if it was there before.
-
-        `full`: that field of the entry.
-        """
+    def once(self, frames: Sequence[Frame]) -> Sequence[Frame]:
+        """What an entry holds without its number; nothing if it was there before."""
         if not frames or frames[0][0] != NUMBERED:
-            return frames, 0.0
-        (_, source, number), frame = frames
-        if not self._is_new(source, number):
-            return (), 0.0
-        if frame[0] != MESSAGES:
-            return (frame,), 0.0
-        _, parts, message, delay = frame
-        skipped = {int(place) for place in full.split(b",")} if full else ()
-        return [(MESSAGE, part, message) for place, part in enumerate(parts) if place not in skipped], delay
+            return frames
+        _, source, number = frames[0]
+        return frames[1:] if self._is_new(source, number) else ()
 
     def _is_new(self, source: str, number: int) -> bool:
         numbers = self._sources.setdefault(source, OrderedDict())

@@ -102,7 +102,7 @@ class RedisChannelLayer(ChannelLayer):
             else:
                 attachment.tell_received()
                 capacities = {local[1]: capacity}
-                unsent = await attachment.sent.send_local(local[0], message, capacities, _until(), delay)
+                unsent = await attachment.sent.send_local(local[0], payload, capacities, _until(), delay)
                 full = bool(unsent)
                 if unsent is None:
                     logger.info("a message to %s was dropped: its process is gone", channel)
@@ -166,7 +166,7 @@ class RedisChannelLayer(ChannelLayer):
         sent, until = attachment.sent, _until()
         to_whole, to_channels, to_ordinary = await asyncio.gather(
             asyncio.gather(*(sent.send(mailbox, (GROUP_MESSAGE, group, message), until) for mailbox in whole)),
-            asyncio.gather(*(sent.send_local(mailbox, message, each, until) for mailbox, each in channels.items())),
+            asyncio.gather(*(sent.send_local(mailbox, payload, each, until) for mailbox, each in channels.items())),
             asyncio.gather(*(self._send_ordinary(attachment, channel, payload, 0.0) for channel in ordinary)),
         )
         gone = [mailbox for mailbox, there in zip(whole, to_whole, strict=True) if not there]

@@ -82,6 +82,7 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
         task.cancel()
     if tasks:
         loop.run_until_complete(asyncio.wait(tasks))
+    loop.run_until_complete(asyncio.sleep(0))  # in which their sockets are closed
     loop.close()
 
 

@@ -23,13 +23,16 @@ SEND = (
     + _NOW
     + """
 local expiry, delay = tonumber(ARGV[3]), tonumber(ARGV[4])
-redis.call('XTRIM', KEYS[1], 'MINID', string.format('%.0f', now - expiry + 1))
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now - expiry))
-redis.call('PEXPIRE', KEYS[4], ARGV[6])
 local capacity = tonumber(ARGV[2])
-if capacity >= 0 and redis.call('XLEN', KEYS[1]) + redis.call('ZCARD', KEYS[2]) >= capacity then
-  redis.call('HINCRBY', KEYS[4], 'full', 1)
-  return 0
+local function full() return redis.call('XLEN', KEYS[1]) + redis.call('ZCARD', KEYS[2]) >= capacity end
+redis.call('PEXPIRE', KEYS[4], ARGV[6])
+if capacity >= 0 and full() then
+  redis.call('XTRIM', KEYS[1], 'MINID', string.format('%.0f', now - expiry + 1))
+  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now - expiry))
+  if full() then
+    redis.call('HINCRBY', KEYS[4], 'full', 1)
+    return 0
+  end
 end
 if delay > 0 then
   redis.call('ZADD', KEYS[2], string.format('%.0f', now + delay), ARGV[5] .. ':1:' .. ARGV[1])
@@ -52,13 +55,18 @@ return 1
 TAKE = (
     _NOW
     + """
-redis.call('XTRIM', KEYS[1], 'MINID', string.format('%.0f', now - ARGV[1] + 1))
+local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+if oldest and tonumber(string.match(oldest[1], '^%d+')) <= now - ARGV[1] then
+  redis.call('XTRIM', KEYS[1], 'MINID', string.format('%.0f', now - ARGV[1] + 1))
+  oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+end
 local delayed = redis.call('EXISTS', KEYS[2]) == 1
 if delayed then redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now - ARGV[1])) end
 local woken = redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 1)[1]
 local reply = {woken and woken[1] or '0', -1}
-for _ = 1, tonumber(ARGV[2]) do
-  local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+for n = 1, tonumber(ARGV[2]) do
+  local first = oldest
+  if n > 1 then first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1] end
   local due = delayed and redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES') or {}
   local score = tonumber(due[2])
   local id, attempt, payload
@@ -175,11 +183,19 @@ SEND_LOCAL = """#!lua
 if redis.call('EXISTS', KEYS[1]) == 0 then return nil end
 local full = {}
 if redis.call('EXISTS', KEYS[2]) == 1 then
-  for i = 2, #ARGV, 2 do
-    if redis.call('HINCRBY', KEYS[2], ARGV[i], 1) > tonumber(ARGV[i + 1]) then
-      redis.call('HINCRBY', KEYS[2], ARGV[i], -1)
-      full[#full + 1] = i / 2 - 1
+  for start = 2, #ARGV, 2000 do
+    local parts = {}
+    for i = start, math.min(start + 1998, #ARGV), 2 do parts[#parts + 1] = ARGV[i] end
+    local counts, fields = redis.call('HMGET', KEYS[2], unpack(parts)), {}
+    for n, part in ipairs(parts) do
+      local count = tonumber(counts[n] or 0)
+      if count >= tonumber(ARGV[start + 2 * n - 1]) then
+        full[#full + 1] = start / 2 + n - 2
+      else
+        fields[#fields + 1], fields[#fields + 2] = part, count + 1
+      end
     end
+    if #fields > 0 then redis.call('HSET', KEYS[2], unpack(fields)) end
   end
 end
 if #full * 2 < #ARGV - 1 then
@@ -192,11 +208,22 @@ end
 return full
 """
 
-# KEYS[1] the hash of SEND_LOCAL. ARGV: local parts of channels from which a message was received, or expired.
+# KEYS[1] the hash of SEND_LOCAL. ARGV: local parts of channels, and for each how many of its messages were received, or
+# have expired; at most 1000.
 RECEIVED = """
-for i = 1, #ARGV do
-  if redis.call('HINCRBY', KEYS[1], ARGV[i], -1) <= 0 then redis.call('HDEL', KEYS[1], ARGV[i]) end
+local parts, fields, empty = {}, {}, {}
+for i = 1, #ARGV, 2 do parts[#parts + 1] = ARGV[i] end
+local counts = redis.call('HMGET', KEYS[1], unpack(parts))
+for n, part in ipairs(parts) do
+  local count = tonumber(counts[n] or 0) - ARGV[2 * n]
+  if count > 0 then
+    fields[#fields + 1], fields[#fields + 2] = part, count
+  else
+    empty[#empty + 1] = part
+  end
 end
+if #empty > 0 then redis.call('HDEL', KEYS[1], unpack(empty)) end
+if #fields > 0 then redis.call('HSET', KEYS[1], unpack(fields)) end
 """
 
 # KEYS[1] sorted set of a group. ARGV: member, lifetime in s. Scores are the end of the membership, in ms.

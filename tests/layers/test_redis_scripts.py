@@ -176,7 +176,7 @@ def test_local_channels_are_full_one_by_one(run: Run, store: "redis.Redis[bytes]
     assert run(scripts.SEND_LOCAL, keys, "x", "a", 1, "b", 2) == [0, 1]
     assert store.xlen("mailbox") == before
     assert store.xrevrange("mailbox", count=1)[0][1] == {b"b": b"x", b"full": b"0"}
-    run(scripts.RECEIVED, "unread", "a", "b", "b")
+    run(scripts.RECEIVED, "unread", "a", 1, "b", 2)
     assert store.hgetall("unread") == {b"!": b"1"}
     assert run(scripts.SEND_LOCAL, keys, "x", "a", 1, "b", 2) == []
 
