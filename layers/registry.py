@@ -24,17 +24,22 @@ def open_layer(
 
     `memory://` (one process), `redis://[[user]:password@]host[:port][/db]`, `rediss://…` (TLS),
     `unix://[[user]:password@]/path[?db=n]`, `redis+sentinel://[user:password@]host:port[,host:port...]/service[/db]`.
-    `prefix` starts every key; `expiry` and `capacity` as in `LayerSettings`. `encryption_keys`: what is in Redis is
-    encrypted with the first of these secrets, and read with all of them; in memory nothing is. Raises ValueError for
-    another scheme, or for what is no key.
+    Several Redis URLs with spaces between them are stores that share what there is among them. `prefix` starts every
+    key; `expiry` and `capacity` as in `LayerSettings`. `encryption_keys`: what is in Redis is encrypted with the first
+    of these secrets, and read with all of them; in memory nothing is. Raises ValueError for another scheme, or for what
+    is no key.
     """
-    scheme, mark, _ = url.partition("://")
-    if mark and scheme == "memory":
+    urls = url.split() or [""]
+    schemes = [each.partition("://")[0] if "://" in each else "" for each in urls]
+    if schemes == ["memory"]:
         return InMemoryChannelLayer(expiry=expiry, capacity=capacity)
-    if mark and scheme in REDIS_SCHEMES:
-        return RedisChannelLayer(
-            url, prefix=prefix, expiry=expiry, capacity=capacity, symmetric_encryption_keys=encryption_keys
-        )
-    # The URL itself is not shown: it may hold a password.
-    known = ", ".join(f"{name}://" for name in ("memory", *REDIS_SCHEMES))
-    raise ValueError(f"a layer's URL begins with one of {known}" + (f"; not with {scheme}://" if mark else ""))
+    for scheme in schemes:
+        if scheme not in REDIS_SCHEMES:
+            # The URL itself is not shown: it may hold a password.
+            known = ", ".join(f"{name}://" for name in ("memory", *REDIS_SCHEMES))
+            raise ValueError(
+                f"a layer's URL begins with one of {known}" + (f"; not with {scheme}://" if scheme else "")
+            )
+    return RedisChannelLayer(
+        urls, prefix=prefix, expiry=expiry, capacity=capacity, symmetric_encryption_keys=encryption_keys
+    )

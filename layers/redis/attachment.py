@@ -7,10 +7,9 @@ import secrets
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asgibus.layers.contract import Handler, Message
-from asgibus.layers.names import new_mailbox
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.bus import RedisBus
@@ -24,12 +23,15 @@ from asgibus.layers.redis.receiver import Receiver
 from asgibus.layers.redis.writer import Writer
 from asgibus.layers.settings import LayerSettings
 
+if TYPE_CHECKING:
+    from asgibus.layers.redis.shards import Shard
+
 ANY_CAPACITY = -1  # for a message that had its place in the channel before
 COUNTED_MS = 86_400_000  # how long it is known what went through a channel that nobody uses
 
 
 class Attachment:
-    """The connections and tasks of a layer in the event loop in which this is made."""
+    """The connections and tasks of a layer for one store, in the event loop in which this is made."""
 
     def __init__(
         self,
@@ -39,8 +41,11 @@ class Attachment:
         settings: LayerSettings,
         counts: Counter[str],
         epoch: bytes,
+        shard: Shard,
     ) -> None:
         """`epoch`: see `Epoch`."""
+        self.shard = shard
+        self.shards = shard.shards
         self.address = address
         self.keys = keys
         self.entries = entries
@@ -89,7 +94,7 @@ class Attachment:
     @asynccontextmanager
     async def bus(self, role: str, handler: Handler) -> AsyncIterator[RedisBus]:
         """A mailbox of that role, read while the context lasts. Entering raises LayerUnavailable."""
-        bus = RedisBus(self, new_mailbox(role), handler)
+        bus = RedisBus(self, self.shards.new_mailbox(role, self.shards.home), handler)
         try:
             await bus.open()
             yield bus
@@ -103,12 +108,12 @@ class Attachment:
         limits = capacity, round(settings.expiry * 1000), round(delay * 1000)
         return ("EVAL", scripts.SEND, 4, *names, entry, *limits, secrets.token_hex(8) if delay else "", COUNTED_MS)
 
-    async def new_channel(self, prefix: str) -> str:
-        """A process-local channel; the mailbox for its prefix is made at the first call."""
+    async def new_channel(self, prefix: str, mailbox: str) -> str:
+        """A process-local channel; the mailbox for its prefix is made at the first call, with that name."""
         async with self._lock:
             if prefix not in self._inboxes:
                 inbox = Inbox()
-                bus = RedisBus(self, new_mailbox(prefix), inbox)
+                bus = RedisBus(self, mailbox, inbox)
                 inbox.on_bus(bus, self.settings.expiry)
                 await bus.open()
                 self._inboxes[prefix] = inbox, bus

@@ -18,7 +18,7 @@ from asgibus.layers.redis.kept import MESSAGES, Taken
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.memberships import Memberships
 from asgibus.layers.redis.offers import Offers
-from asgibus.layers.redis.presence import Presence
+from asgibus.layers.redis.presence import Presence, lease_times
 from asgibus.layers.redis.writer import CALL_SECONDS
 from asgibus.layers.settings import require_delay
 
@@ -43,12 +43,21 @@ class RedisBus(Bus):
         self._writer = writer = attachment.writer
         settings = attachment.settings
         self._taken = Taken()
+
+        async def place(name: str) -> Attachment:
+            return await attachment.shards.of(name).attachment()
+
         self._later: dict[asyncio.TimerHandle, Sequence[str]] = {}
         self._claimant = Claimant(attachment.address, keys, entries, mailbox, outage, writer)
-        self._deliveries = Deliveries(
-            writer, attachment.receiver, keys, entries, mailbox, outage.counts, settings.expiry
+        self._deliveries = Deliveries(place, keys, entries, mailbox, outage.counts, settings.expiry)
+        self._memberships = Memberships(
+            attachment,
+            place,
+            lambda: (shard.attachment() for shard in attachment.shards),
+            mailbox,
+            round(settings.group_expiry),
+            lease_times(),
         )
-        self._memberships = Memberships(writer, keys, mailbox, round(settings.group_expiry))
         self._reader = MailboxReader(
             attachment.address, keys.mailbox(mailbox), entries, f"{mailbox}mailbox", outage, self._batch
         )

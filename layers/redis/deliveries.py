@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection
+from typing import TYPE_CHECKING, Any
 
 from asgibus.layers.contract import Delivery
 from asgibus.layers.errors import LayerUnavailable
@@ -18,8 +18,11 @@ from asgibus.layers.redis import scripts
 from asgibus.layers.redis.connection import RedisError
 from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.keys import Keys
-from asgibus.layers.redis.receiver import Entry, Receiver
+from asgibus.layers.redis.receiver import Entry
 from asgibus.layers.redis.writer import Writer
+
+if TYPE_CHECKING:
+    from asgibus.layers.redis.attachment import Attachment
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -32,16 +35,15 @@ class Deliveries:
 
     def __init__(
         self,
-        writer: Writer,
-        receiver: Receiver,
+        place: Callable[[str], Awaitable[Attachment]],
         keys: Keys,
         entries: Entries,
         consumer: str,
         counts: Counter[str],
         expiry: float,
     ) -> None:
-        self._writer = writer
-        self._receiver = receiver
+        self._place = place
+        self._places: dict[str, Attachment] = {}
         self._keys = keys
         self._entries = entries
         self._consumer = consumer
@@ -56,10 +58,11 @@ class Deliveries:
             self._channels.add(channel)
         while not self._stopped.is_set():
             try:
-                entries, pause = await self._receiver.take(channel, limit, "" if once else self._consumer)
+                receiver = (await self._at(channel)).receiver
+                entries, pause = await receiver.take(channel, limit, "" if once else self._consumer)
                 if deliveries := self._read(channel, entries):
                     return deliveries
-                await self._unless_stopped(self._receiver.wait(channel, pause))
+                await self._unless_stopped(receiver.wait(channel, pause))
             except LayerUnavailable as error:
                 logger.debug("nothing can be taken from %s: %s", channel, error)
                 await self._unless_stopped(asyncio.sleep(AGAIN_SECONDS))
@@ -71,7 +74,7 @@ class Deliveries:
 
     def acknowledge(self, delivery: Delivery) -> None:
         """As `Bus.acknowledge`."""
-        self._writer.write(("HDEL", self._keys.taken(delivery.channel), delivery.id), _log_error)
+        self._writer(delivery.channel).write(("HDEL", self._keys.taken(delivery.channel), delivery.id), _log_error)
 
     def give_back(self, delivery: Delivery, delay: float) -> None:
         """As `Bus.give_back`."""
@@ -106,8 +109,18 @@ class Deliveries:
 
     async def _taken(self, channel: str) -> list[tuple[str, str]]:
         """The id and the consumer of each message that is not acknowledged."""
-        reply = await self._writer.call("EVAL", scripts.TAKEN, 1, self._keys.taken(channel), until=_soon())
+        writer = (await self._at(channel)).writer
+        reply = await writer.call("EVAL", scripts.TAKEN, 1, self._keys.taken(channel), until=_soon())
         return [(reply[i].decode(), reply[i + 1].decode()) for i in range(0, len(reply), 2)]
+
+    async def _at(self, channel: str) -> Attachment:
+        """The store of the channel. Raises LayerUnavailable."""
+        attachment = self._places[channel] = await self._place(channel)
+        return attachment
+
+    def _writer(self, channel: str) -> Writer:
+        """Of a channel from which something was taken."""
+        return self._places[channel].writer
 
     def _put_back(self, channel: str, ids: list[str], delay: float) -> None:
         keys = self._keys
@@ -115,7 +128,9 @@ class Deliveries:
         for start in range(0, len(ids), GIVE_BACK_AT_ONCE):
             some = ids[start : start + GIVE_BACK_AT_ONCE]
             milliseconds = round(delay * 1000)
-            self._writer.write(("EVAL", scripts.GIVE_BACK, 4, *names, self._expiry, milliseconds, *some), _log_error)
+            self._writer(channel).write(
+                ("EVAL", scripts.GIVE_BACK, 4, *names, self._expiry, milliseconds, *some), _log_error
+            )
 
     def _read(self, channel: str, entries: Collection[Entry]) -> list[Delivery]:
         place = self._keys.messages(channel)
@@ -125,7 +140,7 @@ class Deliveries:
                 message = self._entries.unpack_message(place, entry.payload)
             except ValueError as error:
                 self._entries.refused(f"channel {channel}", entry.id, error)
-                self._writer.write(("HDEL", self._keys.taken(channel), entry.id), _log_error)
+                self._writer(channel).write(("HDEL", self._keys.taken(channel), entry.id), _log_error)
             else:
                 deliveries.append(Delivery(channel, entry.id, message, entry.attempt))
         return deliveries

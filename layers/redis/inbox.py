@@ -107,7 +107,7 @@ class Inbox:
             if waiting.done() and not waiting.cancelled():  # it was handed to us, and is for the next one
                 channel.messages.appendleft(waiting.result())
                 channel.add(channel.messages.popleft())
-            else:
+            elif waiting in channel.waiting:  # else it was passed over, as it was cancelled already
                 channel.waiting.remove(waiting)
             if not channel.messages and not channel.waiting:
                 self._channels.pop(part, None)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 from asgibus.layers.codec import pack_message
-from asgibus.layers.contract import DEAD, GROUP_MESSAGE, Bus, ChannelLayer, Handler, Message, Statistics
+from asgibus.layers.contract import DEAD, GROUP_MESSAGE, Bus, ChannelLayer, Frame, Handler, Message, Statistics
 from asgibus.layers.errors import ChannelFull, LayerUnavailable
 from asgibus.layers.names import require_channel, require_group, split_local
 from asgibus.layers.redis import scripts
@@ -25,6 +25,7 @@ from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.hosts import DEFAULT_HOST, Hosts, addresses
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.own_loop import OwnLoop
+from asgibus.layers.redis.shards import Shard, Shards
 from asgibus.layers.redis.writer import CALL_SECONDS, PAYLOAD_VERSION, Writer
 from asgibus.layers.settings import (
     CAPACITY,
@@ -36,6 +37,8 @@ from asgibus.layers.settings import (
 )
 
 logger = logging.getLogger("asgibus.layers")
+
+_Missed = tuple[list[str], int]  # the members whose processes are gone, and how many were full
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -77,7 +80,6 @@ class RedisChannelLayer(ChannelLayer):
         `symmetric_encryption_keys`: secrets; what is in Redis is encrypted with the first, and read with all of them.
         The other options have the names and the meaning that Channels gives them. Raises ValueError for a bad one.
         """
-        (self.address,) = addresses(hosts)
         self.prefix = prefix
         self.settings = LayerSettings.of(
             expiry=expiry, group_expiry=group_expiry, capacity=capacity, channel_capacity=channel_capacity
@@ -85,9 +87,16 @@ class RedisChannelLayer(ChannelLayer):
         self.counts = Counter()
         self._keys = Keys(prefix)
         self._entries = Entries(symmetric_encryption_keys, self.counts)
-        self._lock = threading.Lock()
+        self._shards = Shards(
+            [Shard(address, self._keys, self._entries, self.settings, self.counts) for address in addresses(hosts)]
+        )
         self.own_loop = OwnLoop()
-        self._attachments: dict[asyncio.AbstractEventLoop, Attachment] = {}
+        self._homes: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Attachment]] = WeakKeyDictionary()
+
+    @property
+    def address(self) -> str:
+        """Where its stores are, for people to read."""
+        return ", ".join(str(shard.address) for shard in self._shards)
 
     @_lasting
     async def send(self, channel: str, message: Message, *, delay: float = 0.0) -> None:
@@ -95,7 +104,7 @@ class RedisChannelLayer(ChannelLayer):
         require_delay(delay)
         payload = pack_message(message)
         capacity = self.settings.capacity_of(channel)
-        attachment = await self._attachment()
+        attachment = await self._shards.of(local[0] if local else channel).attachment()
         with attachment.outage.counted():
             if local is None:
                 full = not await self._send_ordinary(attachment, channel, payload, delay)
@@ -112,34 +121,39 @@ class RedisChannelLayer(ChannelLayer):
 
     async def receive(self, channel: str) -> Message:
         local = split_local(require_channel(channel, whole=True))
-        attachment = await self._attachment()
+        attachment = await self._shards.of(local[0] if local else channel).attachment()
         if local is None:
             return await attachment.receiver.receive(channel)
         return await attachment.receive_local(*local)
 
     async def new_channel(self, prefix: str = "specific") -> str:
         require_channel(prefix)
-        return require_channel(await (await self._attachment()).new_channel(prefix))
+        homes = self._homes.setdefault(asyncio.get_running_loop(), {})
+        if prefix not in homes:
+            homes[prefix] = await self._shards.anywhere()
+        attachment = homes[prefix]
+        mailbox = self._shards.new_mailbox(prefix, attachment.shard)
+        return require_channel(await attachment.new_channel(prefix, mailbox))
 
     @_lasting
     async def group_add(self, group: str, channel: str) -> None:
         key = self._keys.group(require_group(group))
         member = require_channel(channel)
-        writer = (await self._attachment()).writer
+        writer = (await self._shards.of(group).attachment()).writer
         await writer.call("EVAL", scripts.GROUP_ADD, 1, key, member, f"{self.group_expiry:f}", until=_until())
 
     @_lasting
     async def group_discard(self, group: str, channel: str) -> None:
         key = self._keys.group(require_group(group))
         member = require_channel(channel)
-        await (await self._attachment()).writer.call("ZREM", key, member, until=_until())
+        await (await self._shards.of(group).attachment()).writer.call("ZREM", key, member, until=_until())
 
     @_lasting
     async def group_send(self, group: str, message: Message) -> None:
         key = self._keys.group(require_group(group))
         payload = pack_message(message)
-        attachment = await self._attachment()
-        attachment.tell_received()
+        attachment = await self._shards.of(group).attachment()
+        self._shards.tell_received()
         with attachment.outage.counted():
             full, members = await self._group_send(attachment, group, key, message, payload)
         if full:
@@ -152,33 +166,40 @@ class RedisChannelLayer(ChannelLayer):
         """How many members were full, and of how many."""
         members, epoch = await self._members(attachment, key)
         # A mailbox gets one entry: for the group as a whole, or for all of its channels that are members.
-        whole: list[str] = []
-        ordinary: list[str] = []
+        calls: list[Coroutine[Any, Any, _Missed]] = []
         channels: dict[str, dict[str, int]] = {}
+        until = _until()
         for member in members:
             local = split_local(member)
             if local is None:
-                ordinary.append(member)
+                calls.append(self._to_ordinary(member, payload))
             elif local[1]:
                 channels.setdefault(local[0], {})[local[1]] = self.settings.capacity_of(member)
             else:
-                whole.append(member)
-        sent, until = attachment.sent, _until()
-        to_whole, to_channels, to_ordinary = await asyncio.gather(
-            asyncio.gather(*(sent.send(mailbox, (GROUP_MESSAGE, group, message), until) for mailbox in whole)),
-            asyncio.gather(*(sent.send_local(mailbox, payload, each, until) for mailbox, each in channels.items())),
-            asyncio.gather(*(self._send_ordinary(attachment, channel, payload, 0.0) for channel in ordinary)),
-        )
-        gone = [mailbox for mailbox, there in zip(whole, to_whole, strict=True) if not there]
-        full = to_ordinary.count(False)
-        for (mailbox, each), unsent in zip(channels.items(), to_channels, strict=True):
-            if unsent is None:
-                gone += [mailbox + part for part in each]
-            else:
-                full += len(unsent)
+                calls.append(self._to_mailbox(member, (GROUP_MESSAGE, group, message), until))
+        calls += [self._to_channels(mailbox, each, payload, until) for mailbox, each in channels.items()]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        missed = [each for each in outcomes if isinstance(each, tuple)]
+        gone = [member for each, _ in missed for member in each]
         if gone:
             await self._remove(attachment.writer, group, key, gone, epoch)
-        return full, len(members)
+        for each in outcomes:
+            if isinstance(each, BaseException):
+                raise each  # of those whose store is away; the others have it
+        return sum(full for _, full in missed), len(members)
+
+    async def _to_mailbox(self, mailbox: str, frame: Frame, until: float) -> _Missed:
+        there = await (await self._shards.of(mailbox).attachment()).sent.send(mailbox, frame, until)
+        return ([] if there else [mailbox]), 0
+
+    async def _to_channels(self, mailbox: str, parts: Mapping[str, int], payload: bytes, until: float) -> _Missed:
+        sent = (await self._shards.of(mailbox).attachment()).sent
+        full = await sent.send_local(mailbox, payload, parts, until)
+        return ([mailbox + part for part in parts], 0) if full is None else ([], len(full))
+
+    async def _to_ordinary(self, channel: str, payload: bytes) -> _Missed:
+        attachment = await self._shards.of(channel).attachment()
+        return [], not await self._send_ordinary(attachment, channel, payload, 0.0)
 
     async def _remove(self, writer: Writer, group: str, key: str, gone: list[str], epoch: list[bytes]) -> None:
         """Take members whose processes are gone out of a group; in another epoch they may only be missing."""
@@ -216,8 +237,7 @@ class RedisChannelLayer(ChannelLayer):
     @_lasting
     async def channel_statistics(self, channel: str) -> Statistics:
         local = split_local(require_channel(channel, whole=True))
-        attachment = await self._attachment()
-        attachment.tell_received()
+        attachment = await self._shards.of(local[0] if local else channel).attachment()
         writer, keys = attachment.writer, self._keys
         if local is None:
             names = keys.messages(channel), keys.delayed(channel), keys.counts(channel)
@@ -226,6 +246,7 @@ class RedisChannelLayer(ChannelLayer):
             return Statistics(
                 messages_count=sent, messages_pending=pending, messages_max_age=age / 1000, channel_full_count=full
             )
+        attachment.tell_received()
         pending = await writer.call("HGET", keys.unread(local[0]), local[1], until=_until())
         return Statistics(
             messages_count=0, messages_pending=int(pending or 0), messages_max_age=0.0, channel_full_count=0
@@ -233,9 +254,8 @@ class RedisChannelLayer(ChannelLayer):
 
     @_lasting
     async def global_statistics(self) -> Statistics:
-        writer = (await self._attachment()).writer
         begin, end = self._keys.counts("x").split("x")
-        names = {key.decode() async for key in self._scan(writer, "counts")}
+        names = {key.decode() async for _, key in self._scan("counts")}
         channels = [name.removeprefix(begin).removesuffix(end) for name in names]
         each = [await self.channel_statistics(channel) for channel in channels]
         return Statistics(
@@ -245,39 +265,43 @@ class RedisChannelLayer(ChannelLayer):
             channel_full_count=sum(one["channel_full_count"] for one in each),
         )
 
-    async def _scan(self, writer: Writer, *kinds: str) -> AsyncIterator[bytes]:
-        for pattern in self._keys.patterns(*kinds):
-            cursor: bytes | str = "0"
-            while cursor != b"0":
-                cursor, keys = await writer.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000, until=_until())
-                for key in keys:
-                    yield key
+    async def _scan(self, *kinds: str) -> AsyncIterator[tuple[Writer, bytes]]:
+        """All keys of these kinds, each with the writer of its store."""
+        for shard in self._shards:
+            writer = (await shard.attachment()).writer
+            for pattern in self._keys.patterns(*kinds):
+                cursor: bytes | str = "0"
+                while cursor != b"0":
+                    cursor, keys = await writer.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000, until=_until())
+                    for key in keys:
+                        yield writer, key
 
     @_lasting
     async def flush(self) -> None:
-        attachment = await self._attachment()
-        attachment.clear()
-        async for key in self._scan(attachment.writer, "channel", "delayed", "wake", "taken", "counts", "group"):
-            attachment.writer.write(("UNLINK", key), _ignore)
-        await attachment.writer.posted(_until())
+        attachments = [await shard.attachment() for shard in self._shards]
+        for attachment in attachments:
+            attachment.clear()
+        async for writer, key in self._scan("channel", "delayed", "wake", "taken", "counts", "group"):
+            writer.write(("UNLINK", key), _ignore)
+        for attachment in attachments:
+            await attachment.writer.posted(_until())
 
     async def close(self) -> None:
         await self._close()
         await self.own_loop.close(self._close)
 
     async def _close(self) -> None:
-        with self._lock:
-            attachment = self._attachments.pop(asyncio.get_running_loop(), None)
-        if attachment is not None:
-            await attachment.close()
+        self._homes.pop(asyncio.get_running_loop(), None)
+        for shard in self._shards:
+            await shard.close()
 
     def lasts(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether the loop has connections of its own, or has been calling for long enough to get some."""
-        return loop in self._attachments or not self.own_loop.serves(loop)
+        return any(shard.serves(loop) for shard in self._shards) or not self.own_loop.serves(loop)
 
     @_lasting
     async def declare_dead(self, mailbox: str) -> None:
-        writer = (await self._attachment()).writer
+        writer = (await self._shards.home.attachment()).writer
         until = _until()
         living = await writer.call("EVAL", scripts.DECLARE_DEAD, 1, self._keys.processes, mailbox, until=until)
         news = PAYLOAD_VERSION, "", [(DEAD, mailbox)]
@@ -287,7 +311,7 @@ class RedisChannelLayer(ChannelLayer):
 
     @asynccontextmanager
     async def bus(self, role: str, handler: Handler) -> AsyncIterator[Bus]:
-        async with (await self._attachment()).bus(role, handler) as bus:
+        async with (await self._shards.home.attachment()).bus(role, handler) as bus:
             yield bus
 
     async def _send_ordinary(self, attachment: Attachment, channel: str, payload: bytes, delay: float) -> bool:
@@ -295,20 +319,6 @@ class RedisChannelLayer(ChannelLayer):
         entry = self._entries.seal(self._keys.messages(channel), payload)
         command = attachment.send_command(channel, entry, self.settings.capacity_of(channel), delay)
         return bool(await attachment.writer.call(*command, repeatable=False, until=_until()))
-
-    async def _attachment(self) -> Attachment:
-        running = asyncio.get_running_loop()
-        attachment = self._attachments.get(running)
-        if attachment is None:
-            with self._lock:
-                for loop in [loop for loop in self._attachments if loop.is_closed()]:
-                    del self._attachments[loop]  # it ended without `close`: its tasks and sockets ended with it
-                epoch = max((each.epoch.used for each in self._attachments.values()), default=b"")
-                attachment = self._attachments[running] = Attachment(
-                    self.address, self._keys, self._entries, self.settings, self.counts, epoch
-                )
-        await attachment.open()
-        return attachment
 
 
 def _until() -> float:

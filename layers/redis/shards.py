@@ -1,0 +1,132 @@
+"""The stores of a layer: one Redis, or several that share its channels, mailboxes and groups among them, by name.
+
+Which of them has a name is decided by rendezvous hashing: every process comes to the same result without asking, and a
+store that is added or taken away moves only what it gets or had. What belongs together (a channel and all that is kept
+beside it, a mailbox and its lease) lies on one. The bus of the servers is at `home`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import blake2b
+
+from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.names import new_mailbox
+from asgibus.layers.redis.address import Address
+from asgibus.layers.redis.attachment import Attachment
+from asgibus.layers.redis.entries import Entries
+from asgibus.layers.redis.keys import Keys
+from asgibus.layers.settings import LayerSettings
+
+HOME = "home"  # the name whose store is the home of the bus
+NAMES = 4096  # whose places are remembered: to look one up costs a microsecond for each store
+
+
+class Shard:
+    """One of the stores, with what each event loop has there."""
+
+    def __init__(
+        self, address: Address, keys: Keys, entries: Entries, settings: LayerSettings, counts: Counter[str]
+    ) -> None:
+        self.address = address
+        self.name = str(address).encode()
+        self._keys = keys
+        self._entries = entries
+        self._settings = settings
+        self._counts = counts
+        self.shards: Shards
+        self._lock = threading.Lock()
+        self._attachments: dict[asyncio.AbstractEventLoop, Attachment] = {}
+
+    async def attachment(self) -> Attachment:
+        """What the running event loop has there; made and connected at the first call. Raises LayerUnavailable."""
+        running = asyncio.get_running_loop()
+        attachment = self._attachments.get(running)
+        if attachment is None:
+            with self._lock:
+                for loop in [loop for loop in self._attachments if loop.is_closed()]:
+                    del self._attachments[loop]  # it ended without `close`: its tasks and sockets ended with it
+                epoch = max((each.epoch.used for each in self._attachments.values()), default=b"")
+                attachment = self._attachments[running] = Attachment(
+                    self.address, self._keys, self._entries, self._settings, self._counts, epoch, self
+                )
+        await attachment.open()
+        return attachment
+
+    def serves(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether that loop has something there."""
+        return loop in self._attachments
+
+    def tell_received(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Say what that loop has received from process-local channels here."""
+        if (attachment := self._attachments.get(loop)) is not None:
+            attachment.tell_received()
+
+    async def close(self) -> None:
+        """End what the running event loop has there."""
+        with self._lock:
+            attachment = self._attachments.pop(asyncio.get_running_loop(), None)
+        if attachment is not None:
+            await attachment.close()
+
+
+class Shards(Sequence[Shard]):
+    """All stores of a layer."""
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._shards = list(shards)
+        for shard in self._shards:
+            shard.shards = self
+        self.of = self._of if len(self._shards) > 1 else self._only
+        """The store that has a channel, a mailbox or a group, by its name."""
+        self._find = lru_cache(NAMES)(self._rendezvous)
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # as a list does
+        return self._shards[index]
+
+    @property
+    def home(self) -> Shard:
+        """The store with the leases, the mailboxes and the shared channels of the servers."""
+        return self.of(HOME)
+
+    def tell_received(self) -> None:
+        """Say everywhere what this event loop has received from process-local channels."""
+        loop = asyncio.get_running_loop()
+        for shard in self._shards:
+            shard.tell_received(loop)
+
+    async def anywhere(self) -> Attachment:
+        """What the running event loop has at a store that can be reached, whichever. Raises LayerUnavailable."""
+        shards = random.sample(self._shards, len(self._shards))
+        for shard in shards[:-1]:
+            try:
+                attachment = await shard.attachment()
+            except LayerUnavailable:
+                continue
+            if attachment.outage.available:
+                return attachment
+        return await shards[-1].attachment()
+
+    def new_mailbox(self, role: str, shard: Shard) -> str:
+        """A mailbox name that no other process has, and that belongs to this store."""
+        while self.of(mailbox := new_mailbox(role)) is not shard:
+            pass
+        return mailbox
+
+    def _only(self, name: str) -> Shard:
+        return self._shards[0]
+
+    def _of(self, name: str) -> Shard:
+        return self._find(name)
+
+    def _rendezvous(self, name: str) -> Shard:
+        encoded = name.encode()
+        return max(self._shards, key=lambda shard: blake2b(encoded, key=shard.name[:64], digest_size=8).digest())
