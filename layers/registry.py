@@ -9,7 +9,7 @@ from asgibus.layers.memory import InMemoryChannelLayer
 from asgibus.layers.redis import RedisChannelLayer
 from asgibus.layers.settings import CAPACITY, EXPIRY_SECONDS
 
-REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel")
+REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster", "redis+clusters")
 
 
 def open_layer(
@@ -24,6 +24,7 @@ def open_layer(
 
     `memory://` (one process), `redis://[[user]:password@]host[:port][/db]`, `rediss://…` (TLS),
     `unix://[[user]:password@]/path[?db=n]`, `redis+sentinel://[user:password@]host:port[,host:port...]/service[/db]`.
+    `redis+cluster://[user:password@]host:port[,host:port...]` is a Redis Cluster, `redis+clusters://` one with TLS.
     Several Redis URLs with spaces between them are stores that share what there is among them. `prefix` starts every
     key; `expiry` and `capacity` as in `LayerSettings`. `encryption_keys`: what is in Redis is encrypted with the first
     of these secrets, and read with all of them; in memory nothing is. Raises ValueError for another scheme, or for what

@@ -19,6 +19,8 @@ from asgibus.layers.errors import LayerUnavailable
 
 SENTINEL_SCHEME = "redis+sentinel"
 SENTINEL_PORT = 26379
+CLUSTER_SCHEME = "redis+cluster"
+CLUSTER_PORT = 6379
 SENTINEL_SECONDS = 1.0  # for one Sentinel to answer, before the next one is asked
 CONNECT_SECONDS = 5.0  # a host that does not answer a SYN for this long is treated as down
 
@@ -40,8 +42,15 @@ class Address:
     sentinel_password: str | None = field(default=None, repr=False)
     sentinel_tls: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
     """Arguments for redis-py, by name."""
+    nodes: tuple[tuple[str, int], ...] = ()
+    """Of a cluster: those that are asked where to go."""
+    tag: str = ""
+    """The hash tag of all keys of that part of the cluster."""
 
     def __str__(self) -> str:
+        if self.nodes:
+            scheme = f"{CLUSTER_SCHEME}s" if self.tls else CLUSTER_SCHEME
+            return f"{scheme}://" + ",".join(_host_port(*node) for node in self.nodes)
         if self.sentinels:
             hosts = ",".join(_host_port(*sentinel) for sentinel in self.sentinels)
             return f"{SENTINEL_SCHEME}://{hosts}/{self.service}" + (f"/{self.db}" if self.db else "")
@@ -50,11 +59,18 @@ class Address:
         scheme = "rediss" if self.tls else "redis"
         return f"{scheme}://{_host_port(self.host, self.port)}" + (f"/{self.db}" if self.db else "")
 
+    @property
+    def identity(self) -> str:
+        """What this store is called among others, by every process; of a cluster and of a service it is not where."""
+        if self.nodes:
+            return f"cluster {self.tag}"
+        return f"service {self.service} {self.db}" if self.sentinels else str(self)
+
     async def locate(self) -> tuple[str, int]:
-        """Host and port to connect to now. Raises LayerUnavailable when no Sentinel knows."""
-        if not self.sentinels:
+        """Host and port to connect to now. Raises LayerUnavailable when no Sentinel, or no node of a cluster, knows."""
+        if not self.sentinels and not self.nodes:
             return self.host, self.port
-        finding = asyncio.create_task(self._ask_sentinels(), name="asgibus sentinels")
+        finding = asyncio.create_task(self._find(), name="asgibus locate")
         try:
             return await asyncio.shield(finding)
         except asyncio.CancelledError:
@@ -63,6 +79,13 @@ class Address:
             await asyncio.wait([finding], timeout=SENTINEL_SECONDS)
             finding.cancel()
             raise
+
+    async def _find(self) -> tuple[str, int]:
+        if self.sentinels:
+            return await self._ask_sentinels()
+        from asgibus.layers.redis.cluster import locate  # noqa: PLC0415  # it stands on this module
+
+        return await locate(self)
 
     async def _ask_sentinels(self) -> tuple[str, int]:
         options: dict[str, Any] = {
@@ -90,6 +113,8 @@ class Address:
         scheme, _, rest = url.partition("://")
         if scheme == SENTINEL_SCHEME:
             return _behind_sentinel(rest)
+        if scheme in (CLUSTER_SCHEME, f"{CLUSTER_SCHEME}s"):
+            return _cluster(rest, tls=scheme.endswith("s"))
         parts = urlsplit(url)
         options: dict[str, Any] = dict(parse_url(url))
         database = parts.path.strip("/")
@@ -145,6 +170,26 @@ def _behind_sentinel(rest: str) -> Address:
         db=int(database or 0),
         sentinels=sentinels,
         service=service,
+    )
+
+
+def _cluster(rest: str, *, tls: bool) -> Address:
+    """`redis+cluster://[user:password@]host:port[,host:port...]`, or `redis+clusters` with TLS."""
+    place, _, path = rest.partition("/")
+    credentials, _, hosts = place.rpartition("@")
+    username, _, password = credentials.partition(":")
+    try:
+        each = [urlsplit(f"//{host}") for host in hosts.split(",")]
+        nodes = tuple((host.hostname or "", host.port or CLUSTER_PORT) for host in each)
+    except ValueError:
+        nodes = ()
+    if path or not nodes or not all(host for host, _ in nodes):
+        raise ValueError("a layer on a cluster is written redis+cluster://host:port[,host:port...]")
+    return Address(
+        username=unquote(username) or None,
+        password=unquote(password) or None,
+        tls=client_tls({}) if tls else None,
+        nodes=nodes,
     )
 
 

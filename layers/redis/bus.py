@@ -49,7 +49,7 @@ class RedisBus(Bus):
 
         self._later: dict[asyncio.TimerHandle, Sequence[str]] = {}
         self._claimant = Claimant(attachment.address, keys, entries, mailbox, outage, writer)
-        self._deliveries = Deliveries(place, keys, entries, mailbox, outage.counts, settings.expiry)
+        self._deliveries = Deliveries(place, entries, mailbox, outage.counts, settings.expiry)
         self._memberships = Memberships(
             attachment,
             place,

@@ -17,9 +17,7 @@ from asgibus.layers.leases import Beat
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.connection import RedisError
 from asgibus.layers.redis.entries import Entries
-from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.receiver import Entry
-from asgibus.layers.redis.writer import Writer
 
 if TYPE_CHECKING:
     from asgibus.layers.redis.attachment import Attachment
@@ -36,7 +34,6 @@ class Deliveries:
     def __init__(
         self,
         place: Callable[[str], Awaitable[Attachment]],
-        keys: Keys,
         entries: Entries,
         consumer: str,
         counts: Counter[str],
@@ -44,7 +41,6 @@ class Deliveries:
     ) -> None:
         self._place = place
         self._places: dict[str, Attachment] = {}
-        self._keys = keys
         self._entries = entries
         self._consumer = consumer
         self._counts = counts
@@ -74,7 +70,7 @@ class Deliveries:
 
     def acknowledge(self, delivery: Delivery) -> None:
         """As `Bus.acknowledge`."""
-        self._writer(delivery.channel).write(("HDEL", self._keys.taken(delivery.channel), delivery.id), _log_error)
+        self._forget(delivery.channel, delivery.id)
 
     def give_back(self, delivery: Delivery, delay: float) -> None:
         """As `Bus.give_back`."""
@@ -109,8 +105,8 @@ class Deliveries:
 
     async def _taken(self, channel: str) -> list[tuple[str, str]]:
         """The id and the consumer of each message that is not acknowledged."""
-        writer = (await self._at(channel)).writer
-        reply = await writer.call("EVAL", scripts.TAKEN, 1, self._keys.taken(channel), until=_soon())
+        place = await self._at(channel)
+        reply = await place.writer.call("EVAL", scripts.TAKEN, 1, place.keys.taken(channel), until=_soon())
         return [(reply[i].decode(), reply[i + 1].decode()) for i in range(0, len(reply), 2)]
 
     async def _at(self, channel: str) -> Attachment:
@@ -118,29 +114,29 @@ class Deliveries:
         attachment = self._places[channel] = await self._place(channel)
         return attachment
 
-    def _writer(self, channel: str) -> Writer:
-        """Of a channel from which something was taken."""
-        return self._places[channel].writer
+    def _forget(self, channel: str, entry_id: str) -> None:
+        """It is acknowledged."""
+        place = self._places[channel]
+        place.writer.write(("HDEL", place.keys.taken(channel), entry_id), _log_error)
 
     def _put_back(self, channel: str, ids: list[str], delay: float) -> None:
-        keys = self._keys
+        place = self._places[channel]
+        keys = place.keys
         names = keys.messages(channel), keys.delayed(channel), keys.wake(channel), keys.taken(channel)
         for start in range(0, len(ids), GIVE_BACK_AT_ONCE):
             some = ids[start : start + GIVE_BACK_AT_ONCE]
             milliseconds = round(delay * 1000)
-            self._writer(channel).write(
-                ("EVAL", scripts.GIVE_BACK, 4, *names, self._expiry, milliseconds, *some), _log_error
-            )
+            place.writer.write(("EVAL", scripts.GIVE_BACK, 4, *names, self._expiry, milliseconds, *some), _log_error)
 
     def _read(self, channel: str, entries: Collection[Entry]) -> list[Delivery]:
-        place = self._keys.messages(channel)
+        place = self._places[channel].keys.messages(channel)
         deliveries = []
         for entry in entries:
             try:
                 message = self._entries.unpack_message(place, entry.payload)
             except ValueError as error:
                 self._entries.refused(f"channel {channel}", entry.id, error)
-                self._writer(channel).write(("HDEL", self._keys.taken(channel), entry.id), _log_error)
+                self._forget(channel, entry.id)
             else:
                 deliveries.append(Delivery(channel, entry.id, message, entry.attempt))
         return deliveries

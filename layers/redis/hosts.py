@@ -1,7 +1,7 @@
 """The hosts of a layer, in the forms in which users of Channels write them.
 
 A URL; a pair of host and port; a dict of redis-py's connection arguments, with or without `address`, which holds one of
-the two; or a dict with `sentinels` and `master_name`.
+the two; or a dict with `sentinels` and `master_name`. And, which is ours, a dict with `cluster_nodes`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from redis import SSLConnection
 from redis.asyncio import SSLConnection as AsyncSSLConnection
 
 from asgibus.layers.redis.address import SENTINEL_PORT, Address, client_tls
+from asgibus.layers.redis.cluster import parts
 
 DEFAULT_HOST = "redis://127.0.0.1:6379"
 
@@ -43,18 +44,21 @@ def addresses(hosts: Hosts | None) -> list[Address]:
     if hosts is None:
         hosts = DEFAULT_HOST
     if isinstance(hosts, str):
-        return [_address(hosts)]
+        hosts = [hosts]
     if isinstance(hosts, Mapping | bytes) or not isinstance(hosts, Sequence):
         raise ValueError(f"hosts is a list of hosts, not a {type(hosts).__name__}")
     if not hosts:
         raise ValueError("hosts is an empty list: name at least one Redis")
-    return [_address(host) for host in hosts]
+    stores = [_address(host) for host in hosts]
+    return [store for each in stores for store in (parts(each) if each.nodes else [each])]
 
 
 def _address(host: Host) -> Address:
     if isinstance(host, str):
         return Address.from_url(host)
     if isinstance(host, Mapping):
+        if "cluster_nodes" in host:
+            return _in_cluster(host)
         return _behind_sentinels(host) if "sentinels" in host or "master_name" in host else _from_arguments(host)
     return Address(*_pair(host))
 
@@ -92,6 +96,14 @@ def _behind_sentinels(arguments: Mapping[str, Any]) -> Address:
         sentinel_tls=tuple((name, value) for name, value in of_sentinels.items() if name in TLS_ARGUMENTS),
     )
     return _with_arguments(address, rest)
+
+
+def _in_cluster(arguments: Mapping[str, Any]) -> Address:
+    rest = dict(arguments)
+    nodes = rest.pop("cluster_nodes")
+    if not isinstance(nodes, list | tuple) or not nodes:
+        raise ValueError("a host's 'cluster_nodes' is a list of pairs")
+    return _with_arguments(Address(nodes=tuple(_pair(node) for node in nodes)), rest)
 
 
 def _with_arguments(address: Address, arguments: Mapping[str, Any]) -> Address:

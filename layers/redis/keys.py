@@ -60,6 +60,11 @@ class Keys:
         """Hash: what went through a channel."""
         return f"{self.prefix}:counts:{{{self.messages(channel)}}}"
 
+    def counted(self, key: str) -> str:
+        """The channel whose `counts` that key is."""
+        begin, end = self.counts("!").split("!")
+        return key.removeprefix(begin).removesuffix(end)
+
     def patterns(self, *kinds: str) -> list[str]:
         """What SCAN has to match to find all keys of these kinds."""
         prefix = re.sub(r"([*?\[\]\\^-])", r"\\\1", self.prefix)

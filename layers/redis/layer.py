@@ -23,10 +23,9 @@ from asgibus.layers.redis import scripts
 from asgibus.layers.redis.attachment import Attachment
 from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.hosts import DEFAULT_HOST, Hosts, addresses
-from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.own_loop import OwnLoop
 from asgibus.layers.redis.shards import Shard, Shards
-from asgibus.layers.redis.writer import CALL_SECONDS, PAYLOAD_VERSION, Writer
+from asgibus.layers.redis.writer import CALL_SECONDS, PAYLOAD_VERSION
 from asgibus.layers.settings import (
     CAPACITY,
     EXPIRY_SECONDS,
@@ -85,10 +84,9 @@ class RedisChannelLayer(ChannelLayer):
             expiry=expiry, group_expiry=group_expiry, capacity=capacity, channel_capacity=channel_capacity
         )
         self.counts = Counter()
-        self._keys = Keys(prefix)
         self._entries = Entries(symmetric_encryption_keys, self.counts)
         self._shards = Shards(
-            [Shard(address, self._keys, self._entries, self.settings, self.counts) for address in addresses(hosts)]
+            [Shard(address, prefix, self._entries, self.settings, self.counts) for address in addresses(hosts)]
         )
         self.own_loop = OwnLoop()
         self._homes: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Attachment]] = WeakKeyDictionary()
@@ -96,7 +94,7 @@ class RedisChannelLayer(ChannelLayer):
     @property
     def address(self) -> str:
         """Where its stores are, for people to read."""
-        return ", ".join(str(shard.address) for shard in self._shards)
+        return ", ".join(dict.fromkeys(str(shard.address) for shard in self._shards))
 
     @_lasting
     async def send(self, channel: str, message: Message, *, delay: float = 0.0) -> None:
@@ -137,22 +135,23 @@ class RedisChannelLayer(ChannelLayer):
 
     @_lasting
     async def group_add(self, group: str, channel: str) -> None:
-        key = self._keys.group(require_group(group))
-        member = require_channel(channel)
-        writer = (await self._shards.of(group).attachment()).writer
+        shard = self._shards.of(require_group(group))
+        key, member = shard.keys.group(group), require_channel(channel)
+        writer = (await shard.attachment()).writer
         await writer.call("EVAL", scripts.GROUP_ADD, 1, key, member, f"{self.group_expiry:f}", until=_until())
 
     @_lasting
     async def group_discard(self, group: str, channel: str) -> None:
-        key = self._keys.group(require_group(group))
-        member = require_channel(channel)
-        await (await self._shards.of(group).attachment()).writer.call("ZREM", key, member, until=_until())
+        shard = self._shards.of(require_group(group))
+        key, member = shard.keys.group(group), require_channel(channel)
+        await (await shard.attachment()).writer.call("ZREM", key, member, until=_until())
 
     @_lasting
     async def group_send(self, group: str, message: Message) -> None:
-        key = self._keys.group(require_group(group))
+        shard = self._shards.of(require_group(group))
+        key = shard.keys.group(group)
         payload = pack_message(message)
-        attachment = await self._shards.of(group).attachment()
+        attachment = await shard.attachment()
         self._shards.tell_received()
         with attachment.outage.counted():
             full, members = await self._group_send(attachment, group, key, message, payload)
@@ -182,7 +181,7 @@ class RedisChannelLayer(ChannelLayer):
         missed = [each for each in outcomes if isinstance(each, tuple)]
         gone = [member for each, _ in missed for member in each]
         if gone:
-            await self._remove(attachment.writer, group, key, gone, epoch)
+            await self._remove(attachment, group, key, gone, epoch)
         for each in outcomes:
             if isinstance(each, BaseException):
                 raise each  # of those whose store is away; the others have it
@@ -201,9 +200,10 @@ class RedisChannelLayer(ChannelLayer):
         attachment = await self._shards.of(channel).attachment()
         return [], not await self._send_ordinary(attachment, channel, payload, 0.0)
 
-    async def _remove(self, writer: Writer, group: str, key: str, gone: list[str], epoch: list[bytes]) -> None:
+    async def _remove(self, attachment: Attachment, group: str, key: str, gone: list[str], epoch: list[bytes]) -> None:
         """Take members whose processes are gone out of a group; in another epoch they may only be missing."""
-        if await writer.call("ZRANGE", *self._epoch_range(), until=_until()) != epoch:
+        writer = attachment.writer
+        if await writer.call("ZRANGE", *_epoch_range(attachment), until=_until()) != epoch:
             raise LayerUnavailable("Redis has lost its data meanwhile: some members may have missed this")
         await writer.call("ZREM", key, *gone, until=_until())
         logger.info("group %r: %d members of processes that are gone were removed", group, len(gone))
@@ -215,7 +215,7 @@ class RedisChannelLayer(ChannelLayer):
             found: list[Any] = []
             look = writer.write(("EVAL", scripts.GROUP_MEMBERS, 1, key), found.append)
             try:  # in one flush; and the epoch behind, so that it was this one when the members were read
-                epoch = await writer.call("ZRANGE", *self._epoch_range(), until=until)
+                epoch = await writer.call("ZRANGE", *_epoch_range(attachment), until=until)
             finally:
                 writer.cancel(look)
             if not found or isinstance(found[0], Exception):
@@ -231,14 +231,11 @@ class RedisChannelLayer(ChannelLayer):
                 return [member.decode() for member in members], epoch
             await asyncio.sleep(wait)
 
-    def _epoch_range(self) -> tuple[str, ...]:
-        return self._keys.processes, "+inf", "+inf", "BYSCORE"
-
     @_lasting
     async def channel_statistics(self, channel: str) -> Statistics:
         local = split_local(require_channel(channel, whole=True))
         attachment = await self._shards.of(local[0] if local else channel).attachment()
-        writer, keys = attachment.writer, self._keys
+        writer, keys = attachment.writer, attachment.keys
         if local is None:
             names = keys.messages(channel), keys.delayed(channel), keys.counts(channel)
             expiry = round(self.expiry * 1000)
@@ -254,9 +251,7 @@ class RedisChannelLayer(ChannelLayer):
 
     @_lasting
     async def global_statistics(self) -> Statistics:
-        begin, end = self._keys.counts("x").split("x")
-        names = {key.decode() async for _, key in self._scan("counts")}
-        channels = [name.removeprefix(begin).removesuffix(end) for name in names]
+        channels = {shard.keys.counted(key.decode()) async for shard, key in self._scan("counts")}
         each = [await self.channel_statistics(channel) for channel in channels]
         return Statistics(
             messages_count=sum(one["messages_count"] for one in each),
@@ -265,24 +260,24 @@ class RedisChannelLayer(ChannelLayer):
             channel_full_count=sum(one["channel_full_count"] for one in each),
         )
 
-    async def _scan(self, *kinds: str) -> AsyncIterator[tuple[Writer, bytes]]:
-        """All keys of these kinds, each with the writer of its store."""
+    async def _scan(self, *kinds: str) -> AsyncIterator[tuple[Shard, bytes]]:
+        """All keys of these kinds, each with its store."""
         for shard in self._shards:
             writer = (await shard.attachment()).writer
-            for pattern in self._keys.patterns(*kinds):
+            for pattern in shard.keys.patterns(*kinds):
                 cursor: bytes | str = "0"
                 while cursor != b"0":
                     cursor, keys = await writer.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000, until=_until())
                     for key in keys:
-                        yield writer, key
+                        yield shard, key
 
     @_lasting
     async def flush(self) -> None:
         attachments = [await shard.attachment() for shard in self._shards]
         for attachment in attachments:
             attachment.clear()
-        async for writer, key in self._scan("channel", "delayed", "wake", "taken", "counts", "group"):
-            writer.write(("UNLINK", key), _ignore)
+        async for shard, key in self._scan("channel", "delayed", "wake", "taken", "counts", "group"):
+            (await shard.attachment()).writer.write(("UNLINK", key), _ignore)
         for attachment in attachments:
             await attachment.writer.posted(_until())
 
@@ -301,11 +296,12 @@ class RedisChannelLayer(ChannelLayer):
 
     @_lasting
     async def declare_dead(self, mailbox: str) -> None:
-        writer = (await self._shards.home.attachment()).writer
+        home = self._shards.home
+        writer = (await home.attachment()).writer
         until = _until()
-        living = await writer.call("EVAL", scripts.DECLARE_DEAD, 1, self._keys.processes, mailbox, until=until)
+        living = await writer.call("EVAL", scripts.DECLARE_DEAD, 1, home.keys.processes, mailbox, until=until)
         news = PAYLOAD_VERSION, "", [(DEAD, mailbox)]
-        keys = (self._keys.mailbox(each.decode()) for each in living)
+        keys = (home.keys.mailbox(each.decode()) for each in living)
         commands = (("XADD", key, "NOMKSTREAM", "*", "b", self._entries.pack(key, news)) for key in keys)
         await asyncio.gather(*(writer.call(*command, repeatable=False, until=until) for command in commands))
 
@@ -316,9 +312,13 @@ class RedisChannelLayer(ChannelLayer):
 
     async def _send_ordinary(self, attachment: Attachment, channel: str, payload: bytes, delay: float) -> bool:
         """False if the channel is full."""
-        entry = self._entries.seal(self._keys.messages(channel), payload)
+        entry = self._entries.seal(attachment.keys.messages(channel), payload)
         command = attachment.send_command(channel, entry, self.settings.capacity_of(channel), delay)
         return bool(await attachment.writer.call(*command, repeatable=False, until=_until()))
+
+
+def _epoch_range(attachment: Attachment) -> tuple[str, ...]:
+    return attachment.keys.processes, "+inf", "+inf", "BYSCORE"
 
 
 def _until() -> float:

@@ -41,6 +41,10 @@ class Pause(NamedTuple):
     due: int
 
 
+class _Moved(LayerUnavailable):
+    """A connection went to a node of a cluster that has not the slot any more; the next one goes to the right one."""
+
+
 class Receiver:
     """Takes messages out of ordinary channels, for one event loop.
 
@@ -66,12 +70,15 @@ class Receiver:
         while True:
             entry = await self._take_over(channel)
             if entry is None:
-                if pause := self._emptied.pop(channel, None):  # it is not asked again what it has just said
-                    await self.wait(channel, pause)
-                    continue
-                entries, pause = await self.take(channel, 1, "")
-                if not entries:
-                    await self.wait(channel, pause)
+                try:
+                    if pause := self._emptied.pop(channel, None):  # it is not asked again what it has just said
+                        await self.wait(channel, pause)
+                        continue
+                    entries, pause = await self.take(channel, 1, "")
+                    if not entries:
+                        await self.wait(channel, pause)
+                        continue
+                except _Moved:
                     continue
                 entry = entries[0]
                 if pause.due < 0:
@@ -193,6 +200,10 @@ class Receiver:
             yield connection
         except RedisError as error:
             connection.abort("a read was refused")
+            if str(error).startswith("MOVED"):
+                for each in self._idle:
+                    each.abort("its slot of the cluster has moved")
+                raise _Moved("the channel has moved to another node of the cluster") from error
             raise LayerUnavailable(f"Redis refused to receive: {error}") from error
         if not connection.lost.done():
             self._idle.append(connection)

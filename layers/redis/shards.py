@@ -31,11 +31,11 @@ class Shard:
     """One of the stores, with what each event loop has there."""
 
     def __init__(
-        self, address: Address, keys: Keys, entries: Entries, settings: LayerSettings, counts: Counter[str]
+        self, address: Address, prefix: str, entries: Entries, settings: LayerSettings, counts: Counter[str]
     ) -> None:
         self.address = address
-        self.name = str(address).encode()
-        self._keys = keys
+        self._hash_key = blake2b(address.identity.encode(), digest_size=32).digest()
+        self.keys = Keys(prefix + f"{{{address.tag}}}" if address.tag else prefix)
         self._entries = entries
         self._settings = settings
         self._counts = counts
@@ -53,10 +53,14 @@ class Shard:
                     del self._attachments[loop]  # it ended without `close`: its tasks and sockets ended with it
                 epoch = max((each.epoch.used for each in self._attachments.values()), default=b"")
                 attachment = self._attachments[running] = Attachment(
-                    self.address, self._keys, self._entries, self._settings, self._counts, epoch, self
+                    self.address, self.keys, self._entries, self._settings, self._counts, epoch, self
                 )
         await attachment.open()
         return attachment
+
+    def weight(self, name: bytes) -> bytes:
+        """Of all stores, the one with the highest has that name."""
+        return blake2b(name, key=self._hash_key, digest_size=8).digest()
 
     def serves(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether that loop has something there."""
@@ -129,4 +133,4 @@ class Shards(Sequence[Shard]):
 
     def _rendezvous(self, name: str) -> Shard:
         encoded = name.encode()
-        return max(self._shards, key=lambda shard: blake2b(encoded, key=shard.name[:64], digest_size=8).digest())
+        return max(self._shards, key=lambda shard: shard.weight(encoded))

