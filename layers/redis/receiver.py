@@ -21,6 +21,8 @@ from asgibus.layers.redis.keys import Keys
 logger = logging.getLogger("asgibus.layers")
 
 EMPTIED_CHANNELS = 1000  # of which it is known that their last message was taken here
+MOVING = ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")  # what a node of a cluster says meanwhile
+MOVING_SECONDS = 0.1  # until it is tried again: a slot moves in less, and a new master comes in seconds
 
 
 class Entry(NamedTuple):
@@ -41,8 +43,8 @@ class Pause(NamedTuple):
     due: int
 
 
-class _Moved(LayerUnavailable):
-    """A connection went to a node of a cluster that has not the slot any more; the next one goes to the right one."""
+class _Moving(LayerUnavailable):
+    """The slot of a cluster has moved to another node, or is about to; the next connection goes where it is then."""
 
 
 class Receiver:
@@ -78,7 +80,8 @@ class Receiver:
                     if not entries:
                         await self.wait(channel, pause)
                         continue
-                except _Moved:
+                except _Moving:
+                    await asyncio.sleep(MOVING_SECONDS)
                     continue
                 entry = entries[0]
                 if pause.due < 0:
@@ -200,10 +203,10 @@ class Receiver:
             yield connection
         except RedisError as error:
             connection.abort("a read was refused")
-            if str(error).startswith("MOVED"):
+            if str(error).startswith(MOVING):
                 for each in self._idle:
                     each.abort("its slot of the cluster has moved")
-                raise _Moved("the channel has moved to another node of the cluster") from error
+                raise _Moving("the channel is moving to another node of the cluster") from error
             raise LayerUnavailable(f"Redis refused to receive: {error}") from error
         if not connection.lost.done():
             self._idle.append(connection)

@@ -33,7 +33,8 @@ CALL_SECONDS = 5.0  # for what an app asks of the layer: then it hears that Redi
 DRAIN_SECONDS = 2.0  # for what was written last to reach Redis: a process that stops does not wait for a lost Redis
 # The first word of such a refusal, as a whole: BUSY is a script that runs too long, BUSYGROUP an answer like any other.
 REFUSED_FOR_NOW = {"OOM", "LOADING", "READONLY", "MISCONF", "BUSY", "MASTERDOWN", "NOREPLICAS"}
-REFUSED_FOR_NOW |= {"CLUSTERDOWN", "TRYAGAIN", "ASK"}  # by a cluster: a slot has no master, or is just moving
+# By a cluster: a slot is just moving, or has no master. That takes moments: what waits for nothing else waits for it.
+MOVING = {"ASK", "TRYAGAIN", "CLUSTERDOWN"}
 
 PAYLOAD_VERSION = 3  # first item of every payload; another one is a peer of another release
 
@@ -277,7 +278,7 @@ class Writer:
         if isinstance(reply, RedisError) and str(reply).startswith("MOVED"):
             self._again.append(command)  # it was not carried out
             self._moved = True
-        elif isinstance(reply, RedisError) and command.patient and str(reply).partition(" ")[0] in REFUSED_FOR_NOW:
+        elif isinstance(reply, RedisError) and _waits(command, str(reply).partition(" ")[0]):
             self._again.append(command)
             if str(reply).startswith("READONLY") and self._link.connection is not None:
                 self._link.connection.abort("it has become a replica")
@@ -339,6 +340,11 @@ class Writer:
                 logger.error("frames for %s were not written: %s", mailbox, reply)
 
         return posted
+
+
+def _waits(command: Command, refusal: str) -> bool:
+    """Whether it is tried again, now that Redis has refused it with that word."""
+    return refusal in MOVING or (command.patient and refusal in REFUSED_FOR_NOW)
 
 
 def _into(future: asyncio.Future[Any]) -> Callable[[Any], None]:

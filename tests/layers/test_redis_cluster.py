@@ -1,0 +1,135 @@
+"""A Redis Cluster whose slots move, and whose masters die, under a layer that is in use."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis.crc import key_slot
+
+from asgibus.layers import LayerUnavailable, RedisChannelLayer, open_layer
+from asgibus.layers.contract import FIRST_PROTOCOL_KIND
+from asgibus.layers.redis.cluster import PARTS, TAGS
+from support.bus import Recorder, until
+from support.cluster import MASTERS, Cluster
+from support.topologies import redis_binary
+
+pytestmark = [pytest.mark.anyio, pytest.mark.redis]
+
+KIND = FIRST_PROTOCOL_KIND
+PROMOTED = 20.0
+"""Seconds within which a replica takes over: the nodes wait two before they ask each other."""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with Cluster(redis_binary(), tmp_path) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster_with_replicas(tmp_path: Path) -> Iterator[Cluster]:
+    with Cluster(redis_binary(), tmp_path, replicas=True) as cluster:
+        yield cluster
+
+
+def tag_of(layer: RedisChannelLayer, name: str) -> str:
+    return layer._shards.of(name).address.tag
+
+
+def test_the_parts_are_spread_over_the_slots() -> None:
+    assert [key_slot(tag.encode()) * PARTS // 16384 for tag in TAGS] == list(range(PARTS))
+
+
+@pytest.mark.parametrize(
+    "url", ["redis+cluster://", "redis+cluster://h:x", "redis+cluster://h/1", "redis+cluster://,h"]
+)
+def test_what_is_no_cluster_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="a layer on a cluster is written"):
+        open_layer(url)
+
+
+def test_no_password_is_shown() -> None:
+    layer = RedisChannelLayer([{"cluster_nodes": [("a", 1), ("b", 2)], "username": "bus", "password": "s3cret"}])
+    assert str(layer.address) == "redis+cluster://a:1,b:2"
+
+
+async def test_slots_that_move(cluster: Cluster) -> None:
+    """What is sent and posted meanwhile comes once, in order."""
+    one, two = RedisChannelLayer(cluster.url), RedisChannelLayer(cluster.url)
+    here, there = Recorder(), Recorder()
+    received: list[int] = []
+    stopped = False
+
+    async def receive() -> None:
+        while True:
+            received.append((await two.receive("ordinary"))["n"])
+
+    async with one.bus("a", here) as a, two.bus("b", there) as b:
+        await b.join_group("group")
+        local = await two.new_channel()
+        reading = asyncio.create_task(receive())
+
+        async def talk() -> int:
+            number = 0
+            while not stopped:
+                await one.send("ordinary", {"n": number})
+                await one.group_send("group", {"n": number})
+                a.post(b.mailbox, (KIND, number))
+                await one.send(local, {"n": number})
+                assert await two.receive(local) == {"n": number}
+                number += 1
+                await asyncio.sleep(0.002)  # the rate at which it talks
+            return number
+
+        talking = asyncio.create_task(talk())
+        for name in ("ordinary", "group", b.mailbox, local.partition("!")[0] + "!"):
+            before = len(received)
+            owner = cluster.owner(tag_of(one, name))
+            target = next(server for server in cluster.servers if server is not owner)
+            await asyncio.to_thread(cluster.move, tag_of(one, name), target)
+            await until(lambda count=before + 20: len(received) > count or talking.done(), 20)  # type: ignore[misc]
+        stopped = True
+        count = await talking
+        assert count > 80
+        await until(lambda: len(received) == count)
+        await until(lambda: len(there.frames) == 2 * count)
+        reading.cancel()
+    assert received == list(range(count))
+    assert [frame[1] for frame in there.frames if frame[0] == KIND] == list(range(count))
+    assert [frame[2]["n"] for frame in there.frames if frame[0] != KIND] == list(range(count))
+    for layer in (one, two):
+        await layer.close()
+
+
+async def test_a_master_that_dies(cluster_with_replicas: Cluster) -> None:
+    """Its replica takes over: the bus goes on, groups are whole, and what is posted comes."""
+    cluster = cluster_with_replicas
+    one, two = RedisChannelLayer(cluster.url), RedisChannelLayer(cluster.url)
+    here, there = Recorder(), Recorder()
+    async with one.bus("a", here) as a, two.bus("b", there) as b:
+        await b.join_group("group")
+        a.post(b.mailbox, (KIND, "before"))
+        await one.group_send("group", {"n": "before"})
+        await until(lambda: len(there.frames) == 2)
+        victim = cluster.owner(tag_of(one, b.mailbox))
+        assert victim in cluster.servers[:MASTERS]
+        await asyncio.to_thread(victim.kill)
+        a.post(b.mailbox, (KIND, "meanwhile"))
+        await until(
+            lambda: (KIND, "meanwhile") in there.frames or (there.interruptions and here.interruptions), PROMOTED
+        )
+        sent = False
+        while not sent:  # it says so as long as it cannot
+            try:
+                await one.group_send("group", {"n": "after"})
+            except LayerUnavailable:
+                continue
+            sent = True
+        await until(lambda: {"n": "after"} in [frame[-1] for frame in there.frames])
+        a.post(b.mailbox, (KIND, "after"))
+        await until(lambda: (KIND, "after") in there.frames)
+        assert [frame for frame in there.frames if frame == (KIND, "before")] == [(KIND, "before")]
+        assert b.mailbox not in here.dead
+    for layer in (one, two):
+        await layer.close()
