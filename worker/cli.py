@@ -39,7 +39,11 @@ logger = logging.getLogger("asgibus.worker")
 @click.command(cls=GroupedCommand)
 @click.argument("app")
 @option(
-    "Bus", "--layer", default=DEFAULT_LAYER, metavar="URL", help="The channel layer: redis://, rediss:// or unix://."
+    "Bus",
+    "--layer",
+    default=DEFAULT_LAYER,
+    metavar="URL",
+    help="The channel layer: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://.",
 )
 @bus_options
 @app_options
