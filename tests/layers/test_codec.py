@@ -108,3 +108,8 @@ def test_a_message_that_can_be_packed_can_be_read_however_deep_it_is() -> None:
 def test_noise_is_a_value_or_a_value_error(data: bytes) -> None:
     with suppress(ValueError):
         unpack(data)
+
+
+def test_an_array_may_be_a_key() -> None:
+    message = {"by place": {(1, 2): [3, [4]]}, "list": [5]}
+    assert unpack_message(pack_message(message)) == message

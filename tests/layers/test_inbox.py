@@ -1,0 +1,41 @@
+"""What has arrived for process-local channels, by a clock that the test turns."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+
+import pytest
+
+from asgibus.layers.codec import pack_message
+from asgibus.layers.redis.inbox import Inbox
+
+pytestmark = pytest.mark.anyio
+
+
+class Store:
+    """A store's clock, and what it is told."""
+
+    mailbox = "a.1!"
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.told: Counter[str] = Counter()
+
+    def time(self) -> float:
+        return self.now
+
+    def received(self, parts: Mapping[str, int]) -> None:
+        self.told.update(parts)
+
+
+async def test_what_has_expired_is_not_received_although_it_was_not_swept_yet() -> None:
+    store, inbox = Store(), Inbox()
+    inbox.on_bus(store, 60.0)
+    inbox.deliver(["1"], pack_message({"n": "old"}), store.now)
+    store.now += 60
+    inbox.deliver(["1"], pack_message({"n": "new"}), store.now - 1)
+    inbox.deliver(["1"], pack_message({"n": "late"}), store.now - 60)
+    assert await asyncio.wait_for(inbox.receive("1"), 1) == {"n": "new"}
+    inbox.tell()
+    assert store.told == {"1": 3}
+    inbox.close()
