@@ -34,6 +34,8 @@ def open_layer(
     schemes = [each.partition("://")[0] if "://" in each else "" for each in urls]
     if schemes == ["memory"]:
         return InMemoryChannelLayer(expiry=expiry, capacity=capacity)
+    if "memory" in schemes:
+        raise ValueError("memory:// lies within one process: it cannot be one of several stores")
     for scheme in schemes:
         if scheme not in REDIS_SCHEMES:
             # The URL itself is not shown: it may hold a password.

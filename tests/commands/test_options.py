@@ -159,6 +159,8 @@ def refused(result: Result) -> str:
         (["--uds", "x", "--fd", "3"], "--uds and --fd exclude each other"),
         (["--slow-client", "wait"], "wait"),
         (["--layer", "http://host"], "a layer's URL begins with one of memory://"),
+        (["--layer", "redis://host memory://"], "cannot be one of several stores"),
+        (["--layer", "redis+cluster://"], "a layer on a cluster is written redis+cluster://"),
         (["--layer", "redis://host/database"], "a database is a number"),
         (["--layer", "memory://"], "no worker would ever see a connection"),
         (["app", "another"], "another"),
