@@ -256,17 +256,18 @@ class Connection(SessionEnd):
 
     # Endings.
 
-    def run_ended(self, ending: Ending, *, alone: bool = True) -> None:
+    def run_ended(self, ending: Ending, *, suspect: bool = True) -> None:
         """The run of the app that served this has ended before its time: offer it for another one, or end it.
 
-        `alone`: when its worker died, it had nothing else in hand.
+        `suspect`: what its worker had in hand of this may be why it died: it had nothing else in hand, or is known to
+        have ended by its own doing.
         """
         if (self.life is Life.LEFT or self.life is Life.PARTING) and (
             ending is Ending.FORGOTTEN or not self._must_be_heard
         ):
             self._turn(Turn.GIVEN_UP)
         elif self.life is not Life.ENDED:
-            if ending.by_death and self._is_killer(alone=alone):
+            if ending.by_death and self._is_killer(suspect=suspect):
                 deaths = self.deaths.count if self.deaths else 0
                 logger.error(
                     "connection %d is ended: %d workers in a row died with the same event of it", self.number, deaths
@@ -297,7 +298,7 @@ class Connection(SessionEnd):
                 return event, count
         return (_CONNECT, 0) if self.app is App.HANDSHAKE else None
 
-    def _is_killer(self, *, alone: bool) -> bool:
+    def _is_killer(self, *, suspect: bool) -> bool:
         """Count the death of a worker; whether this connection has brought about too many."""
         found = self.in_hand()
         if found is None:
@@ -306,7 +307,7 @@ class Connection(SessionEnd):
         in_hand, needed = found
         limit = START_KILLS if in_hand is _CONNECT and self.accepted else KILLS
         self.deaths = self.deaths or Deaths()
-        return self.deaths.too_many(in_hand, limit, begun=self.begun >= needed, alone=alone)
+        return self.deaths.too_many(in_hand, limit, begun=self.begun >= needed, suspect=suspect)
 
     def _may_run_again(self) -> bool:
         if isinstance(self.opening, Opening) and self.table is HTTP_TABLE:

@@ -193,7 +193,7 @@ class Connections:
             self.groups.broadcast(frame[1], frame[2])
             return
         if kind == DEAD:
-            self._dead(frame[1])
+            self._dead(frame[1], crashed=frame[2])
             return
         connection = self._open.get(frame[1])
         if kind == ABANDONED:
@@ -219,7 +219,7 @@ class Connections:
         elif kind != OWN:
             logger.error("a frame of unknown kind %r from %s was dropped", kind, sender)
 
-    def _dead(self, mailbox: str) -> None:
+    def _dead(self, mailbox: str, *, crashed: bool | None) -> None:
         """A worker is gone: others go on with what it served, where that is possible."""
         self._suspects.discard(mailbox)
         self._dead_workers[mailbox] = None
@@ -228,7 +228,7 @@ class Connections:
         lost = [connection for connection in self._open.values() if connection.owner == mailbox]
         alone = sum(connection.in_hand() is not None for connection in lost) == 1
         for connection in lost:
-            connection.run_ended(Ending.KILLED, alone=alone)
+            connection.run_ended(Ending.KILLED, suspect=bool(crashed) or alone)
         if lost:
             again = sum(connection.life is Life.OFFERED for connection in lost)
             logger.warning(
