@@ -35,9 +35,7 @@ SILENT_SECONDS = 3.0  # without a beat of anybody: that was the store's fault, o
 GRACE_SECONDS = 10.0  # for everybody to renew after that: a link comes back within 2 s, and then beats at once
 LISTED_SECONDS = 60.0  # how long an ended lease stays visible, so that everybody learns of it
 MAILBOX_SECONDS = 60  # how long a mailbox stays that nobody renews; others remove it sooner
-RETURN_SECONDS = (
-    15.0  # how long broadcasts are kept for one whose lease has ended: it may hang, or be cut off, and return
-)
+RETURN_SECONDS = 25.0  # how long broadcasts wait for one whose lease has ended: it may hang or be cut off, and return
 PATIENCE_SECONDS = 2.5  # for putting things right: then the lease is renewed before it is tried again
 
 

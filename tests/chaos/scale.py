@@ -12,7 +12,7 @@ LEASE = 5.0
 NOTICED = LEASE + 1.0
 """Seconds within which the end of a lease is known everywhere."""
 
-RETURN = 15.0
+RETURN = 25.0
 """Seconds more for which broadcasts are kept for one whose lease has ended."""
 
 

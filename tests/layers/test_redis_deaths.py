@@ -48,13 +48,20 @@ async def test_deaths(redis_url: str, admin: "redis.Redis[bytes]") -> None:
         for scenario in (
             a_killed_process_is_dead_and_leaves_nothing,
             a_death_is_learnt_behind_all_that_the_dead_one_had_posted,
-            who_is_paused_is_dead_and_comes_back,
-            consumers_of_a_blocked_process_are_not_deaf_afterwards,
-            who_comes_back_too_late_has_missed_broadcasts,
             when_all_are_paused_nobody_is_dead,
             what_the_dead_had_claimed_is_handed_on,
             who_claims_later_finds_what_the_dead_had_claimed,
             what_is_undelivered_is_not_yet_dead,
+        ):
+            scenarios.create_task(scenario(redis_url, admin), name=scenario.__name__)
+
+
+async def test_returns(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+    async with asyncio.TaskGroup() as scenarios:
+        for scenario in (
+            who_is_paused_is_dead_and_comes_back,
+            consumers_of_a_blocked_process_are_not_deaf_afterwards,
+            who_comes_back_too_late_has_missed_broadcasts,
         ):
             scenarios.create_task(scenario(redis_url, admin), name=scenario.__name__)
 
