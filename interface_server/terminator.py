@@ -13,11 +13,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from asgibus.protocol.events import Event
+from asgibus.protocol.events import ABORT, OTHER_CLOSE, OTHER_RECEIVED, OTHER_SENT, Event, message_of, other
 
 if TYPE_CHECKING:
     from asgibus.interface_server.connections import Connections
     from asgibus.interface_server.settings import InterfaceSettings
+
+
+__all__ = [
+    "ABORT",
+    "OTHER_CLOSE",
+    "OTHER_RECEIVED",
+    "OTHER_SENT",
+    "Event",
+    "Factory",
+    "Holder",
+    "Host",
+    "Listener",
+    "Terminator",
+    "message_of",
+    "other",
+]
 
 
 class Terminator(Protocol):

@@ -15,8 +15,15 @@ from typing import Any
 from asgibus.interface_server.connection import Connection
 from asgibus.interface_server.listeners import ListenError
 from asgibus.interface_server.settings import InterfaceSettings
-from asgibus.interface_server.terminator import Host
-from asgibus.protocol.events import ABORT, OTHER_RECEIVED, OTHER_SENT, Event, message_of, other
+from asgibus.interface_server.terminator import (
+    ABORT,
+    OTHER_RECEIVED,
+    OTHER_SENT,
+    Event,
+    Host,
+    message_of,
+    other,
+)
 
 logger = logging.getLogger("asgibus.interface")
 

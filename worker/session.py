@@ -288,7 +288,7 @@ class Session(Sending):
             self._wake()
         else:
             self.close(SERVICE_RESTART, "")
-            self.disconnected(SERVICE_RESTART)
+            self.disconnected(SERVICE_RESTART, "" if self.kind == WEBSOCKET else "the worker stops")
 
     def insist(self) -> None:
         """The app has not asked for what comes: let it learn from `send` that it is to end."""
