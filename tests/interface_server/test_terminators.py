@@ -1,8 +1,9 @@
-"""A terminator of another package: the example of docs/terminators.md, installed as pip would, with our own two ends."""
+"""A terminator of another package: the example of docs/terminators.md, installed as pip does, with our two ends."""
 
 import os
 import re
 import socket
+import textwrap
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -186,5 +187,4 @@ def test_a_port_that_is_taken(start_interface: Start, install: Install) -> None:
 
 @pytest.mark.parametrize("name", ["lines.py", "app.py"])
 def test_the_page_shows_the_example_as_it_is(name: str) -> None:
-    shown = "".join(f"    {line}" if line.strip() else line for line in (EXAMPLE / name).open())
-    assert shown.rstrip() in PAGE.read_text()
+    assert textwrap.indent((EXAMPLE / name).read_text(), "    ") in PAGE.read_text()

@@ -29,6 +29,7 @@ def test_a_silent_peer_is_forgotten(start_interface: Start) -> None:
         run = peer.ask(b"hello")["run"]
         wait_until(lambda: f"disconnect of run {run}: silent" in server.log() or not other.ask(b"alive"))
         assert peer.ask(b"again")["run"] != run
+        server.wait_for(f"send in run {run}: the client is gone: 'udp.send' was not sent")
         assert server.log().count("disconnect of run") == 1, "who is heard from is kept"
 
 

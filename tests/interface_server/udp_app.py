@@ -25,6 +25,10 @@ async def app(scope, receive, send):
             event = await receive()
             if event["type"] == "udp.disconnect":
                 logging.getLogger("asgibus").info("disconnect of run %d: %s", run, event["reason"])
+                try:
+                    await send({"type": "udp.send", "bytes": b"too late"})
+                except OSError as error:
+                    logging.getLogger("asgibus").info("send in run %d: %s", run, error)
                 return
             await answer(scope, send, run, count, event["bytes"])
             if event["bytes"].startswith(b"once"):
