@@ -133,6 +133,8 @@ class Connection(SessionEnd):
         if self.table is WEBSOCKET_TABLE:
             assert isinstance(self.opening, Opening)
             self.opening = pack(self.opening._replace(events=(), state=b""))  # a further run gets them as they are then
+        elif self.table is OTHER_TABLE:
+            self.opening = b""  # there is no further run
         unsent, self._unsent = self._unsent, None
         self._turn(Turn.OWNED)
         for frame, counted in unsent or ():
@@ -324,8 +326,6 @@ class Connection(SessionEnd):
         return self.deaths.too_many(in_hand, limit, begun=self.begun >= needed, alone=alone)
 
     def _may_run_again(self) -> bool:
-        if self.table is OTHER_TABLE:
-            return False
         if isinstance(self.opening, Opening) and self.table is HTTP_TABLE:
             return may_run_http_again(self.app, self.opening.method, whole=self.acked <= len(self.opening.events))
         return may_run_websocket_again(self.app, accepted=self.accepted, resumable=self.resumable)

@@ -52,13 +52,13 @@ class UdpPeer:
             UdpListener.kind, scope, self, events, window=PEER_WINDOW
         )
 
-    def received(self, event: Event) -> None:
+    def received(self, data: bytes) -> None:
         """A datagram came from it."""
         self.heard = self._listener.host.now
         if self._paused:
             self._listener.count("udp window full")
         else:
-            self._connection.event(event)
+            self._connection.event(_datagram(data))
 
     def leave(self, why: str) -> None:
         """It was silent, or the server stops: the app is told."""
@@ -218,21 +218,25 @@ class UdpListener:
             except OSError as error:  # what the network says of a datagram that we sent
                 logger.debug("the UDP socket says: %s", error)
                 return
-            self._received(other(OTHER_RECEIVED, {"type": "udp.receive", "bytes": data}), address)
+            self._received(data, address)
 
-    def _received(self, event: Event, address: Address) -> None:
+    def _received(self, data: bytes, address: Address) -> None:
         peer = self._peers.pop(address, None)
         if peer is not None:
             self._peers[address] = peer  # behind all others
-            peer.received(event)
+            peer.received(data)
         elif len(self._peers) < self._most:
-            self.meet(address, (event,))
+            self.meet(address, (_datagram(data),))
         else:
             self.count("udp too many peers")
 
     def _leave_first(self, why: str) -> None:
         address = next(iter(self._peers))
         self._peers.pop(address).leave(why)
+
+
+def _datagram(data: bytes) -> Event:
+    return other(OTHER_RECEIVED, {"type": "udp.receive", "bytes": data})
 
 
 def parse_address(text: str) -> tuple[str, int]:
