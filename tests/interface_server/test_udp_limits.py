@@ -10,6 +10,7 @@ import pytest
 from support.deadline import wait_until
 from support.processes import Process
 from support.raw import RawClient
+from support.redis import RedisServer
 from support.servers import LAYERS, Servers, serving
 from support.udp import Peer, counts
 
@@ -120,6 +121,22 @@ def test_another_worker_takes_the_next_datagram(
         peer.__exit__()
     if end is stop:
         assert gone.log().count(": the worker stops") == first.count(gone.pid)
+
+
+def test_peers_outlive_an_empty_restart_of_redis(
+    start_interface: Start, start_worker: Start, start_redis: Callable[..., RedisServer]
+) -> None:
+    redis = start_redis()
+    start_worker(APP, "--layer", redis.url, "--protocol", "udp")
+    server = start_interface("--layer", redis.url, "--udp", "127.0.0.1:0")
+    with Peer(server) as peer:
+        run = peer.ask(b"before")["run"]
+        redis.kill()
+        for _ in range(3):
+            peer.send(b"meanwhile")
+        redis.start()
+        answers = [json.loads(peer.receive()) for _ in range(3)]
+        assert [(answer["run"], answer["data"]) for answer in answers] == [(run, "meanwhile")] * 3
 
 
 def test_several_processes_share_the_port(start_interface: Start, start_worker: Start, redis_url: str) -> None:
