@@ -6,7 +6,8 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -123,18 +124,13 @@ class Server:
     ) -> None:
         where = describe(listening, tls=tls is not None)
         server = await listen(listening, lambda: HttpTerminator(self), tls, self.settings)
-        started: list[Listener] = []
         try:
-            for listener in self._listeners:
-                logger.info("Listening on %s", await _started(listener, self))
-                started.append(listener)
-            ready(where)
-            await stop.wait()
+            async with _listening(self._listeners, self):
+                ready(where)
+                await stop.wait()
         finally:
             self._draining = True
             server.close()
-            for listener in started:
-                listener.stop()
         for terminator in list(self._terminators):
             terminator.shut_down()
         await self._empty(self.settings.graceful_timeout)
@@ -215,11 +211,22 @@ class Server:
         return True
 
 
-async def _started(listener: Listener, host: Host) -> str:
+@asynccontextmanager
+async def _listening(listeners: Sequence[Listener], host: Host) -> AsyncIterator[None]:
+    """Listen for further protocols until the context ends. Raises ListenError."""
+    started: list[Listener] = []
     try:
-        return await listener.start(host)
-    except OSError as error:
-        raise ListenError(f"cannot listen for {listener.kind}: {error.strerror or error}") from error
+        for listener in listeners:
+            try:
+                where = await listener.start(host)
+            except OSError as error:
+                raise ListenError(f"cannot listen for {listener.kind}: {error.strerror or error}") from error
+            started.append(listener)
+            logger.info("Listening on %s", where)
+        yield
+    finally:
+        for listener in started:
+            listener.stop()
 
 
 _TLS_VERSIONS = {"TLSv1.2": 0x0303, "TLSv1.3": 0x0304}
