@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anyio.abc import TaskGroup
 
@@ -107,6 +107,52 @@ class Connections:
         self._offered[connection.number] = connection
         once = kind == HTTP and request.method not in IDEMPOTENT
         connection.offer = bus.offer(shared_channel(kind, self._pool(request.raw_path)), opening, once=once)
+        return connection
+
+    def open_other(
+        self,
+        kind: str,
+        scope: dict[str, Any],
+        terminator: Terminator,
+        events: tuple[Event, ...] = (),
+        *,
+        window: int | None = None,
+    ) -> Connection:
+        """Offer a connection of a protocol that is neither HTTP nor WebSocket, which is open from the start.
+
+        `scope` is what the app gets, less `type` and `asgi`. `window` are the bytes that may be under way to the app,
+        and from it; by default those of the option.
+        """
+        connection = Connection(self, next(self._numbers), kind, window or self._settings.window, terminator, self.now)
+        for event in events:
+            connection.sent(event)
+        connection.opening = Opening(
+            version=OPENING_VERSION,
+            interface=self.bus.mailbox,
+            connection=connection.number,
+            attempt=connection.attempt,
+            resumed=False,
+            suspect=False,
+            window=connection.window,
+            kind=kind,
+            http_version="",
+            method="",
+            scheme="",
+            raw_path=b"",
+            query_string=b"",
+            root_path="",
+            headers=(),
+            client=None,
+            server=None,
+            subprotocols=(),
+            extensions={},
+            expects_continue=False,
+            events=events,
+            state=b"",
+            scope=scope,
+        )
+        self._open[connection.number] = self._offered[connection.number] = connection
+        connection.offer = self.bus.offer(shared_channel(kind, self._settings.pool), connection.opening)
         return connection
 
     def reopen(self, connection: Connection, opening: Opening) -> None:
