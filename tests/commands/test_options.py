@@ -18,7 +18,8 @@ from asgibus.worker.settings import WorkerSettings
 INTERFACE_FIELDS = {field.name: field for field in fields(InterfaceSettings)}
 WORKER_FIELDS = {field.name: field for field in fields(WorkerSettings)}
 # Options of a process, and not of the server in it: their defaults.
-PROCESS_OPTIONS = {"processes": 1, "admin_host": "127.0.0.1", "admin_port": None}
+PROCESS_OPTIONS = {"processes": 1, "admin_host": "127.0.0.1", "admin_port": None, "log_config": None, "env_file": None}
+PROCESS_OPTIONS |= {"reload": False, "reload_dirs": (), "reload_includes": (), "reload_excludes": ()}
 # Options of a worker that are none of an interface server with APP: it cannot end its sockets to renew the app.
 WORKER_ALONE = {"max_requests", "max_lifetime"}
 # Likewise: messages of channels are for workers that serve no connections.
@@ -94,6 +95,9 @@ def sample(option: GroupedOption, default: Any, folder: Path) -> tuple[str, Any]
         "channels": ("thumbnails mails", ("thumbnails", "mails")),
         "encryption_keys": ("one two", ("one", "two")),
         "forwarded_allow_ips": ("10.0.0.0/8",) * 2,
+        "reload_dirs": (str(folder), (str(folder),)),
+        "reload_includes": ("*.html *.css", ("*.html", "*.css")),
+        "reload_excludes": ("build test_*", ("build", "test_*")),
     }
     if option.name in special:
         return special[str(option.name)]
@@ -170,6 +174,7 @@ def refused(result: Result) -> str:
         (["--encryption-key", "@/no/such/file"], "the file '/no/such/file' cannot be read: No such file"),
         (["--encryption-key", ""], "a key must not be empty"),
         (["app", "--max-requests", "5"], "--max-requests"),
+        (["--reload"], "--reload is for apps, and here is none: give APP, or use it with asgi-worker"),
     ],
 )
 def test_a_wrong_call_of_the_interface(args: list[str], said: str) -> None:
@@ -203,6 +208,11 @@ def test_a_wrong_call_of_the_interface(args: list[str], said: str) -> None:
         (["app", "--channel", "work", "--at-most-once", "--attempts", "3"], "--attempts means nothing"),
         (["app", "--channel", "work", "--channel-concurrency", "0"], "0 is not in the range"),
         (["app", "--layer", "http://:s3cret@host"], "a layer's URL begins with one of memory://"),
+        (["app", "--interface", "wsgi3"], "wsgi3"),
+        (["app", "--threads", "0"], "0 is not in the range"),
+        (["app", "--reload", "--reload-dir", "/no/such/folder"], "/no/such/folder"),
+        (["app", "--env-file", "/no/such/file"], "/no/such/file"),
+        (["app", "--log-config", "/no/such/file"], "/no/such/file"),
     ],
 )
 def test_a_wrong_call_of_the_worker(args: list[str], said: str) -> None:

@@ -118,6 +118,6 @@ def test_a_factory_that_raises(write: Write) -> None:
 
 def test_what_is_not_called(write: Write) -> None:
     name = write("app = {'not': 'an app'}\ndef make(): return 5\n")
-    assert f"'{name}:app' is a dict, not an ASGI app" in refusal(f"{name}:app")
+    assert f"'{name}:app' is a dict, not an app: an app is called" in refusal(f"{name}:app")
     assert f"'{name}:make' is a int, not an ASGI app" in refusal(f"{name}:make", factory=True)
     assert "'dict' object is not callable" in refusal(f"{name}:app", factory=True)
