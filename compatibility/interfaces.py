@@ -6,13 +6,15 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from types import MethodType
+from itertools import islice
+from types import BuiltinFunctionType, FunctionType, MethodType, MethodWrapperType
 from typing import Any, Literal
 
 Interface = Literal["asgi3", "asgi2", "wsgi"]
 
 INTERFACES: tuple[Interface, ...] = ("asgi3", "asgi2", "wsgi")
 _BY_COUNT: dict[int, Interface] = {1: "asgi2", 2: "wsgi", 3: "asgi3"}
+_PLAIN = (FunctionType, BuiltinFunctionType, MethodWrapperType, type)  # they have no `__call__` that tells more
 _LAYERS = 100  # of wrappers around an app, after which they are taken for endless
 
 _SIGNATURE_OPTIONS: dict[str, Any] = {"follow_wrapped": False}
@@ -51,29 +53,24 @@ def takes(call: Callable[..., Any], count: int) -> bool:
     return True
 
 
-def _layers(app: Any) -> Iterator[Any]:
+def _layers(app: Any, depth: int = 0) -> Iterator[Any]:
     """What is called, and then what that calls in its place, as far as it can be seen."""
-    for _ in range(_LAYERS):
-        yield app
-        app = _inside(app)
-        if app is None:
-            return
-
-
-def _inside(app: Any) -> Any:
+    yield app
+    if depth == _LAYERS:
+        return
     if isinstance(app, functools.partial):
-        inside = _inside(app.func)
-        return None if inside is None else functools.partial(inside, *app.args, **app.keywords)
+        for inside in islice(_layers(app.func, depth + 1), 1, None):
+            yield functools.partial(inside, *app.args, **app.keywords)
+        return
     if inspect.ismethod(app):
-        wrapped = getattr(app.__func__, "__wrapped__", None)
-        return None if wrapped is None else MethodType(wrapped, app.__self__)
-    wrapped = getattr(app, "__wrapped__", None)
-    if wrapped is not None:
-        return wrapped
-    if inspect.isroutine(app) or inspect.isclass(app):
-        return None
-    call = type(app).__call__  # where Python looks for it, though some keep it in a slot
-    return call.__get__(app) if hasattr(call, "__get__") else call
+        if hasattr(app.__func__, "__wrapped__"):
+            yield from _layers(MethodType(app.__func__.__wrapped__, app.__self__), depth + 1)
+        return
+    if not isinstance(app, _PLAIN):
+        call = type(app).__call__  # where Python looks for it, though some keep it in a slot
+        yield from _layers(call.__get__(app) if hasattr(call, "__get__") else call, depth + 1)
+    if (wrapped := getattr(app, "__wrapped__", None)) is not None:
+        yield from _layers(wrapped, depth + 1)
 
 
 def _told_by(call: Any) -> Interface | None:
@@ -127,8 +124,9 @@ def _signature(call: Any) -> inspect.Signature | None:
 
 def _seen(app: Any) -> str:
     """How the app looks, for people to read."""
-    what = "class" if inspect.isclass(app) else "function" if inspect.isroutine(app) else type(app).__name__
     if inspect.iscoroutinefunction(app):
         what = "async function"
+    else:
+        what = "class" if inspect.isclass(app) else "function" if inspect.isfunction(app) else type(app).__name__
     signature = _signature(app)
-    return f"{what} {getattr(app, '__name__', '')}{'(?)' if signature is None else signature}"
+    return f"{what} {getattr(app, '__name__', '')}".rstrip() + ("(?)" if signature is None else str(signature))
