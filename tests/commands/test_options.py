@@ -1,6 +1,7 @@
 """The options of both commands: help, environment, and what is said to a wrong one."""
 
 import os
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,28 @@ def test_a_wrong_call_of_the_worker(args: list[str], said: str) -> None:
 def test_a_wrong_environment_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASGIBUS_CONCURRENCY", "many")
     assert "ASGIBUS_CONCURRENCY" in refused(run(worker, "app"))
+
+
+@pytest.mark.parametrize(
+    ("package", "options", "said"),
+    [
+        ("watchfiles", ["--reload"], "--reload needs watchfiles: pip install 'asgibus[reload]'"),
+        ("yaml", ["--log-config", "log.yaml"], "--log-config needs PyYAML for YAML: pip install 'asgibus[yaml]'"),
+    ],
+)
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_what_an_option_needs_is_named(
+    command: GroupedCommand,
+    package: str,
+    options: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "log.yaml").touch()
+    assert said in refused(run(command, "app", *options))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
