@@ -128,7 +128,6 @@ class _Exchange:
                 if part:
                     self._begin()
                     yield part
-                    self._check()
             self._begin()
         finally:
             if close := getattr(parts, "close", None):
@@ -161,23 +160,18 @@ class _Exchange:
     def _write(self, data: bytes) -> None:
         if data:
             self._begin()(data)
-            self._check()
 
     def _begin(self) -> Write:
         """Send the head if it is still to be sent."""
-        self._check()
+        if self.failure is not None:
+            raise self.failure
         if self._head is None:
             raise RuntimeError("the WSGI app did not call start_response")
         if not self._begun:
             self._begun = True
             status, headers = self._head
             self._writer = self._start(status if " " in status else f"{status} ", headers)
-            self._check()
         return self._writer
-
-    def _check(self) -> None:
-        if self.failure is not None:
-            raise self.failure
 
     def _complete(self, environ: Environ) -> None:
         """What a2wsgi leaves out, or makes otherwise.
@@ -219,14 +213,14 @@ class _Body(io.RawIOBase):
         return count
 
     def cut(self) -> None:
-        """End a wait for more."""
+        """End a wait for more. To be called when there is a failure."""
         if self._waiting is not None:
             self._waiting.cancel()
 
     def _next(self) -> None:
-        if self._exchange.failure is not None:
-            raise self._exchange.failure
         self._waiting = waiting = self._exchange.message()
+        if self._exchange.failure is not None:  # looked at after `_waiting` is set: else `cut` could miss both
+            waiting.cancel()
         try:
             event = waiting.result()
         except concurrent.futures.CancelledError:

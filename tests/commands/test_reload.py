@@ -10,6 +10,7 @@ import httpx
 import psutil
 import pytest
 
+from asgibus.commands.sources import Sources
 from support.deadline import wait_until
 from support.processes import Process
 from support.websocket import ws
@@ -167,3 +168,14 @@ def test_a_hang_up_reads_the_env_file_again(
 def test_ctrl_c_ends_it_while_it_watches(worker: Process) -> None:
     worker.interrupt()
     assert worker.wait(4) == 0
+
+
+def test_what_belongs_to_the_sources(tmp_path: Path) -> None:
+    """Seen from the folder that is watched: where that lies does not matter."""
+    folder = tmp_path / ".hidden" / "node_modules"
+    sources = Sources([str(folder), str(folder / "sub")], ["*.html", "static/*"], ["old", "sub/b*.py"])
+    for name in ("a.py", "sub/a.py", "page.html", "static/style.css"):
+        assert str(folder / name) in sources, name
+    for name in ("a.txt", ".git/a.py", "old/a.py", "sub/__pycache__/a.py", "a.pyc", "node_modules/a.py"):
+        assert str(folder / name) not in sources, name
+    assert str(tmp_path / "a.py") not in sources

@@ -177,6 +177,12 @@ def test_the_head_waits_for_the_body(client: httpx.Client) -> None:
     assert client.head("/written").status_code == 201
 
 
+def test_the_channel_layer_is_there(client: httpx.Client) -> None:
+    with ThreadPoolExecutor(THREADS) as clients:
+        answers = list(clients.map(lambda number: client.get(f"/bus?{number}").text, range(20)))
+    assert sorted(answers, key=int) == [str(number) for number in range(20)]
+
+
 def test_a_websocket_is_refused(server: Process, client: httpx.Client) -> None:
     for _ in range(THREADS + 1):
         with pytest.raises(InvalidStatus) as refused, ws(server, "/"):

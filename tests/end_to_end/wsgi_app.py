@@ -9,6 +9,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from asgiref.sync import async_to_sync
+
+import asgibus
+
 Environ = dict[str, Any]
 StartResponse = Callable[..., Callable[[bytes], object]]
 
@@ -169,3 +173,10 @@ def wait(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     time.sleep(float(environ["QUERY_STRING"]))
     notes.append("waited")
     return text(start_response, "waited")
+
+
+def bus(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """A message to itself, through the channel layer."""
+    layer = asgibus.connection(environ["asgi.scope"]).layer
+    async_to_sync(layer.send)("work", {"type": "work", "text": environ["QUERY_STRING"]})
+    return text(start_response, async_to_sync(layer.receive)("work")["text"])
