@@ -75,7 +75,7 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._loop = asyncio.get_running_loop()
-        self._sending: asyncio.Future[None] | None = None
+        self._sending: asyncio.Task[Any] | None = None  # a2wsgi's, while it waits for the client
         self._body = _Body(self)
         self._head: tuple[str, list[tuple[str, str]]] | None = None
         self._begun = False
@@ -98,12 +98,13 @@ class _Exchange:
         """
         if self.failure is not None:
             return
-        self._sending = asyncio.ensure_future(self._send(event))
+        self._sending = sender = asyncio.current_task()
         try:
-            await self._sending
+            await self._send(event)
         except asyncio.CancelledError:
-            if self.failure is None:
+            if self.failure is None or sender is None or sender.uncancel() > 0:
                 raise
+            # Only `cut` has ended this wait: a2wsgi shall go on to take from the thread.
         except Exception as error:  # noqa: BLE001 - whatever it is, it is raised into the app
             self.failure = error
         finally:
