@@ -39,9 +39,10 @@ def test_the_app_and_the_options_see_it_and_what_is_set_wins(start_interface: St
 
 
 def test_the_environment_can_name_it(start_interface: Start, tmp_path: Path) -> None:
-    (tmp_path / "other").write_text("FIRST=1\n")
+    (tmp_path / "other").write_text("FIRST=1\nASGIBUS_POOL=blue\n")
     server = start_interface(app="env_app", env={"ASGIBUS_ENV_FILE": "other"})
     assert httpx.get(server.url, trust_env=False).text == "1 None None"
+    server.wait_for("pool blue")
 
 
 def test_a_worker_has_it_too(redis_url: str, start_interface: Start, start_worker: Start, tmp_path: Path) -> None:

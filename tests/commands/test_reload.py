@@ -58,6 +58,11 @@ def ready(process: Process) -> int:
     return len(re.findall(r"Worker ready|Interface server ready", process.log()))
 
 
+def children(process: Process) -> list[psutil.Process]:
+    found = psutil.Process(process.pid).children()
+    return [child for child in found if child.status() != psutil.STATUS_ZOMBIE]
+
+
 @pytest.fixture
 def worker(redis_url: str, start_worker: Start, source: Path) -> Process:
     app_dir = ["--app-dir", str(source.parent)]
@@ -83,8 +88,7 @@ def test_a_socket_stays_open_while_the_app_changes(worker: Process, interface: P
 
             wait_until(lambda greeting=greeting: asked() == f"{greeting}!", 10)
     assert "reloaded_app.py changed: reloading" in worker.log()
-    children = psutil.Process(worker.pid).children()
-    wait_until(lambda: len([child for child in children if child.is_running()]) <= 1)
+    wait_until(lambda: len(children(worker)) == 1)
 
 
 def test_code_that_cannot_be_loaded_leaves_the_old_process_there(
@@ -122,6 +126,7 @@ def test_a_process_that_never_gets_ready_is_replaced_too(
     worker.wait_for("busy again", 10)
     write(source, "once more")
     wait_until(lambda: answer(interface) == "once more None", 10)
+    wait_until(lambda: len(children(worker)) == 1)
 
 
 def test_only_what_is_asked_for_is_watched(redis_url: str, start_worker: Start, source: Path, tmp_path: Path) -> None:
