@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from enum import IntEnum
 import anyio
 from anyio.abc import Process
 
+from asgibus.commands.env_file import without_env_file
 from asgibus.commands.lifeline import FAILED, READY, RETIRING, STOP, VARIABLE
 
 logger = logging.getLogger("asgibus.supervisor")
@@ -140,7 +140,7 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=None,
             stderr=None,
-            env=os.environ | {VARIABLE: str(line)},
+            env={**without_env_file(), VARIABLE: str(line)},
             start_new_session=True,
             pass_fds=(line, *self._fds),
         )

@@ -24,8 +24,10 @@ from asgibus.commands.options import (
     check_processes,
     option,
     process_options,
+    reload_options,
 )
 from asgibus.commands.run import Life, run
+from asgibus.commands.sources import sources_of
 from asgibus.commands.supervisor import supervise
 from asgibus.interface_server.installed import listeners_of
 from asgibus.interface_server.listeners import ListenError, describe, listening_socket
@@ -207,6 +209,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
     help="A slow member is closed with 1013, or misses the message.",
 )
 @process_options
+@reload_options
 @option("Logging", "--access-log/--no-access-log", default=True, help="Log every request.")
 @click.version_option(package_name="asgibus")
 def command(log_level: str, **options: Any) -> None:
@@ -228,6 +231,8 @@ def command(log_level: str, **options: Any) -> None:
     if options["ssl_keyfile"] is not None and options["ssl_certfile"] is None:
         raise click.UsageError("--ssl-keyfile needs --ssl-certfile")
     check_processes(options)
+    if options["reload"] and app is None:
+        raise click.UsageError("--reload is for apps, and here is none: give APP, or use it with asgi-worker")
     names = {field.name for field in fields(InterfaceSettings)}
     settings = InterfaceSettings(**{name: value for name, value in options.items() if name in names})
     try:
@@ -235,8 +240,9 @@ def command(log_level: str, **options: Any) -> None:
         layer = open_layer(settings.layer, prefix=settings.prefix, encryption_keys=settings.encryption_keys)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    supervises = options["processes"] > 1 and not lifeline.held
-    set_up_logging(log_level, access=settings.access_log, pid=supervises or lifeline.held)
+    sources = sources_of(options)
+    supervises = (options["processes"] > 1 or sources is not None) and not lifeline.held
+    set_up_logging(log_level, access=settings.access_log, pid=supervises or lifeline.held, config=options["log_config"])
 
     def tell(where: str) -> None:
         logger.info(
@@ -254,7 +260,7 @@ def command(log_level: str, **options: Any) -> None:
             lifeline.failed(str(error))
             raise SystemExit(1) from None
         where = describe(listening, tls=settings.ssl_certfile is not None)
-        raise SystemExit(supervise(options, layer, fd=listening.fileno(), ready=lambda: tell(where)))
+        raise SystemExit(supervise(options, layer, sources=sources, fd=listening.fileno(), ready=lambda: tell(where)))
     protocols = tuple(dict.fromkeys(listener.kind for listener in listeners))
     try:
         worker = embedded_worker({**options, "protocols": protocols}, layer) if app else None

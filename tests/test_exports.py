@@ -22,6 +22,13 @@ PUBLIC = {
         "message_of",
         "other",
     },
+    "asgibus.compatibility": {
+        "Interface",
+        "UnknownInterface",
+        "double_to_single_callable",
+        "interface_of",
+        "single_to_double_callable",
+    },
     "asgibus.layers": {
         "Bus",
         "ChannelFull",

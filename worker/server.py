@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import anyio
 
+from asgibus.compatibility.callables import Application
 from asgibus.layers.contract import Bus, ChannelLayer, Claim, Statistics, statistics_of
 from asgibus.protocol.channels import shared_channels
 from asgibus.protocol.opening import read_opening
 from asgibus.protocol.states import Run
-from asgibus.worker.application import Application
 from asgibus.worker.base import CANCEL_SECONDS, BaseWorker
 from asgibus.worker.complaints import Complaints
 from asgibus.worker.sending import ClientDisconnected, Sending

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from asgibus.layers.settings import CAPACITY, EXPIRY_SECONDS
 from asgibus.worker.lifespan import Mode
@@ -48,3 +49,11 @@ class WorkerSettings:
     """After how long an unread message is dropped."""
     capacity: int = CAPACITY
     """How many unread messages a channel of dead letters holds."""
+    interface: Literal["auto", "asgi3", "asgi2", "wsgi"] = "auto"
+    """How the app is called; "auto": found out from its signature."""
+    threads: int = 10
+    """Requests that run at once in a WSGI app.
+
+    They wait for databases and other services for most of their time, so that about ten keep a core busy; and as each
+    thread may hold a connection to a database, ten such workers stay within the hundred that PostgreSQL allows.
+    """
