@@ -56,8 +56,8 @@ class VirtualWorker:
         """From now on it gets everything that much later, in order, as if it, or its way to the bus, were slow.
 
         A new connection is taken as ever, so that nobody else gets it, and its app begins so much later; until then
-        this worker takes no others. What a client sends, and that it leaves, reaches the app so much later. What the app
-        sends is not delayed, nor are its own calls of the layer. 0 ends the delay; what is under way keeps its time.
+        this worker takes no others. What a client sends, and that it leaves, reaches the app so much later. What the
+        app sends is not delayed, nor are its own calls of the layer. 0 ends the delay; what is under way keeps its time.
         Raises ValueError below 0.
         """
         if seconds < 0:
@@ -122,6 +122,7 @@ class VirtualWorker:
         """Wait for the end of its start-up; for `Bus`. Raises what ended it, such as LifespanError."""
         await self._ready.wait()
         if self._start_failure is not None:
+            await self._ended.wait()
             raise self._start_failure
 
     async def _run_app(self, scope: Scope, receive: Receive, send: Send) -> None:
