@@ -19,7 +19,7 @@ from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.contract import ChannelLayer
 from asgibus.layers.memory import InMemoryChannelLayer
-from asgibus.testing.tasks import nobodys, watching
+from asgibus.testing.tasks import watching
 from asgibus.testing.websocket import WebSocket
 from asgibus.testing.worker import VirtualWorker
 from asgibus.worker.application import Application
@@ -143,8 +143,7 @@ class Bus:
         settings = WorkerSettings(app="", **_named(_WORKER, self._options | options))
         worker = VirtualWorker(self._app, settings, self._layer, self.errors.append)
         self.workers.append(worker)
-        with nobodys():
-            self._tasks.start_soon(worker.run)
+        self._tasks.start_soon(worker.run)
         await worker.started()
         return worker
 

@@ -117,8 +117,6 @@ class _LateHandler:
             self._handler.batch(sender, frames)
             return
         due = self._loop.time() + self._layer.delay
-        if self._waiting:  # the delay may have become less
-            due = max(due, self._waiting[-1][0])
         self._waiting.append((due, sender, frames))
         if len(self._waiting) == 1:
             self._loop.call_at(due, self._give)

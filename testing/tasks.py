@@ -48,16 +48,6 @@ _owner: ContextVar[Tasks | None] = ContextVar("asgibus.testing.owner", default=N
 
 
 @contextmanager
-def nobodys() -> Iterator[None]:
-    """Start tasks that belong to nobody, whoever asks for it."""
-    token = _owner.set(None)
-    try:
-        yield
-    finally:
-        _owner.reset(token)
-
-
-@contextmanager
 def watching() -> Iterator[None]:
     """Let new tasks of the running event loop be known to their owners, beside whatever task factory it has."""
     loop = asyncio.get_running_loop()

@@ -57,7 +57,7 @@ class VirtualWorker:
 
         A new connection is taken as ever, so that nobody else gets it, and its app begins so much later; until then
         this worker takes no others. What a client sends, and that it leaves, reaches the app so much later. What the
-        app sends is not delayed, nor are its own calls of the layer. 0 ends the delay; what is under way keeps its time.
+        app sends is not delayed, nor are its own calls of the layer. 0 ends it, and what is under way keeps its time.
         Raises ValueError below 0.
         """
         if seconds < 0:

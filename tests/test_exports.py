@@ -22,6 +22,7 @@ PUBLIC = {
         "RedisChannelLayer",
         "open_layer",
     },
+    "asgibus.testing": {"Bus", "VirtualWorker", "WebSocket"},
 }
 
 

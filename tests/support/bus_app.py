@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import asgibus
+from support.bus import until
 
 
 class App:
@@ -26,9 +27,7 @@ class App:
 
     async def until(self, line: str, number: int = 1) -> None:
         """Until `line` is in the log so many times."""
-        async with asyncio.timeout(5):
-            while self.log.count(line) < number:
-                await asyncio.sleep(0.001)
+        await until(lambda: self.log.count(line) >= number, what=f"{line} in the log")
 
     async def lifespan(self, scope: Any, receive: Any, send: Any) -> None:
         await receive()
@@ -61,8 +60,7 @@ class App:
 
     async def for_ever(self) -> None:
         try:
-            while True:
-                await asyncio.sleep(60)
+            await asyncio.Event().wait()
         finally:
             self.log.append("stray task ended")
 

@@ -1,6 +1,7 @@
 """Virtual workers that are killed, drained and delayed."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -56,6 +57,33 @@ async def test_the_dead_say_nothing_more() -> None:
         for each in (socket, other):
             await each.send("here")
             assert await each.receive() == "here 1"  # and nobody left
+
+
+async def test_an_app_that_dies_neither_answers_nor_raises() -> None:
+    began = asyncio.Queue[str]()
+    release = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await began.put("run")
+        words = b"last words"
+        try:
+            await release.wait()
+            words = b"answer"
+        finally:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": words})
+            if words == b"last words":
+                raise ArithmeticError("in its own death")
+
+    async with Bus(app) as bus, asyncio.TaskGroup() as tasks:
+        answer = tasks.create_task(bus.http.get("/"))
+        await began.get()
+        await bus.workers[0].kill()
+        await bus.add_worker()
+        await began.get()
+        release.set()
+        assert (await answer).text == "answer"
 
 
 async def test_without_resume_a_socket_is_closed_for_a_restart() -> None:
@@ -141,10 +169,8 @@ async def test_an_app_that_does_not_let_itself_be_cancelled_is_an_error(monkeypa
         assert scope["type"] == "http"
         waiting.set()
         while not enough.is_set():
-            try:
+            with suppress(asyncio.CancelledError):
                 await enough.wait()
-            except asyncio.CancelledError:
-                pass
 
     async with Bus(app, workers=2) as bus, asyncio.TaskGroup() as tasks:
         answer = tasks.create_task(bus.http.post("/"))
@@ -306,7 +332,8 @@ async def test_a_start_up_that_fails_is_raised_where_the_worker_was_started() ->
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         if fails:
-            return await send({"type": "lifespan.startup.failed"})
+            await send({"type": "lifespan.startup.failed"})
+            return
         await send({"type": "lifespan.startup.complete"})
         await receive()
 
