@@ -65,5 +65,5 @@ def watching() -> Iterator[None]:
     try:
         yield
     finally:
-        if loop.get_task_factory() is make:
+        if loop.get_task_factory() is make:  # else somebody has put another one around it, which it stays below
             loop.set_task_factory(before)

@@ -89,13 +89,19 @@ class VirtualWorker:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._serve)
-                await self._over.wait()
                 try:
-                    await self._tasks.cancel()  # what the app has left running goes as with a process
-                except RuntimeError as error:
-                    self._failed(error)
+                    await self._over.wait()
+                finally:  # as with a process, whatever the app has left running goes
+                    with anyio.CancelScope(shield=True):
+                        await self._cancel()
         finally:
             self._ended.set()
+
+    async def _cancel(self) -> None:
+        try:
+            await self._tasks.cancel()
+        except RuntimeError as error:
+            self._failed(error)
 
     async def _serve(self) -> None:
         self._tasks.own_this_context()
@@ -127,25 +133,24 @@ class VirtualWorker:
 
     async def _run_app(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the app, and keep what it raises."""
-        running = scope["type"] == "lifespan"
-        started = not running
+        is_lifespan = scope["type"] == "lifespan"
+        started = not is_lifespan
 
         async def heed(event: MutableMapping[str, Any]) -> None:
             nonlocal started
             started = started or event.get("type") == "lifespan.startup.complete"
             await send(event)
 
-        if not running:
+        if not is_lifespan:
             self._serving[id(scope)] = scope
         try:
-            await cast("Application", self._app)(scope, receive, heed if running else send)
+            await cast("Application", self._app)(scope, receive, heed if is_lifespan else send)
         except (Exception, BaseExceptionGroup) as error:
             if self._layer.is_cut:
                 raise asyncio.CancelledError("this worker was killed") from None
-            # An app may raise on the lifespan scope to say that it does not know it.
+            # Before its start-up is complete, an app says by raising that it does not know the lifespan.
             if started and not is_disconnect(error) and isinstance(error, Exception):
                 self._failed(error)
             raise
         finally:
-            if not running:
-                del self._serving[id(scope)]
+            self._serving.pop(id(scope), None)

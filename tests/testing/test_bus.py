@@ -220,6 +220,7 @@ async def test_a_bus_that_is_cancelled_ends_at_once() -> None:
     start = asyncio.get_running_loop().time()
     with anyio.move_on_after(5) as scope:
         async with Bus(app, graceful_timeout=30) as bus, bus.websocket("/") as socket:
+            await bus.http.get("/stray")
             await socket.send("hold")
             await app.until("hold")
             scope.cancel()
