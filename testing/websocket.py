@@ -41,9 +41,12 @@ class WebSocket:
 
         Messages that come before are dropped.
         """
+        return await self._within(self._until_closed(), "the server did not close this")
+
+    async def _until_closed(self) -> int:
         try:
             while True:
-                await self.receive()
+                await self.client.recv()
         except ConnectionClosed as closed:
             return closed.rcvd.code if closed.rcvd is not None else 1006
 

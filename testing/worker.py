@@ -45,7 +45,7 @@ class VirtualWorker:
     @property
     def alive(self) -> bool:
         """Whether it has neither been killed nor ended; one that drains is alive until it has."""
-        return not self._layer.is_cut and not self._ended.is_set()
+        return not self._layer.is_cut
 
     @property
     def serving(self) -> list[Scope]:
@@ -95,6 +95,7 @@ class VirtualWorker:
                     with anyio.CancelScope(shield=True):
                         await self._cancel()
         finally:
+            self._layer.cut()
             self._ended.set()
 
     async def _cancel(self) -> None:

@@ -78,6 +78,8 @@ async def test_no_client_waits_without_end() -> None:
         async with bus.websocket("/") as socket:
             with pytest.raises(TimeoutError, match=r"nothing came within 0\.05 s"):
                 await socket.receive()
+            with pytest.raises(TimeoutError, match="the server did not close this"):
+                await socket.closed()
             await socket.send("late")
             assert await socket.receive() == "late 1"
         app.release.set()
