@@ -175,14 +175,12 @@ async def test_an_app_that_does_not_let_itself_be_cancelled_is_an_error(monkeypa
     async with Bus(app, workers=2) as bus, asyncio.TaskGroup() as tasks:
         answer = tasks.create_task(bus.http.post("/"))
         await waiting.wait()
-        await asyncio.gather(busy(bus).kill(), release(enough))
-        assert (await answer).status_code == 502
+        killing = tasks.create_task(busy(bus).kill())
+        await until(lambda: bus.errors, what="the error")
         assert "goes on for" in str(bus.errors.pop())
-
-
-async def release(event: asyncio.Event) -> None:
-    await asyncio.sleep(0.2)
-    event.set()
+        enough.set()
+        await killing
+        assert (await answer).status_code == 502
 
 
 async def test_the_second_kill_of_a_worker_does_nothing() -> None:
@@ -256,21 +254,21 @@ async def test_a_worker_that_drains_can_still_be_killed() -> None:
 async def test_a_delayed_worker_begins_later_and_hears_later_in_order() -> None:
     now = asyncio.get_running_loop().time
     async with Bus(App()) as bus:
-        bus.workers[0].delay(0.1)
+        bus.workers[0].delay(0.3)
         start = now()
         async with bus.websocket("/") as socket:
-            assert 0.09 < now() - start < 1
+            assert 0.29 < now() - start < 3
             start = now()
             await socket.send("first")
             bus.workers[0].delay(0)
             await socket.send("second")
             assert await socket.receive() == "first 1"
-            assert 0.09 < now() - start < 1
+            assert 0.29 < now() - start < 3
             assert await socket.receive() == "second 2"
             start = now()
             await socket.send("third")
             assert await socket.receive() == "third 3"
-            assert now() - start < 0.09
+            assert now() - start < 0.29
         with pytest.raises(ValueError, match="0 or more"):
             bus.workers[0].delay(-1)
 
