@@ -8,6 +8,20 @@ import asgibus
 
 PUBLIC = {
     "asgibus": {"Connection", "connection"},
+    "asgibus.interface_server.terminator": {
+        "ABORT",
+        "OTHER_CLOSE",
+        "OTHER_RECEIVED",
+        "OTHER_SENT",
+        "Event",
+        "Factory",
+        "Holder",
+        "Host",
+        "Listener",
+        "Terminator",
+        "message_of",
+        "other",
+    },
     "asgibus.layers": {
         "Bus",
         "ChannelFull",
