@@ -43,6 +43,7 @@ PUBLIC = {
         "RedisChannelLayer",
         "open_layer",
     },
+    "asgibus.testing": {"Bus", "VirtualWorker", "WebSocket"},
 }
 
 

@@ -152,7 +152,7 @@ class Worker(BaseWorker):
             error = raised
             if not isinstance(raised, Exception) and not isinstance(raised, BaseExceptionGroup):
                 raise  # SystemExit and KeyboardInterrupt are for the process
-            if not (session.lost and _is_disconnect(raised)):
+            if not (session.lost and is_disconnect(raised)):
                 self._complaints.raised(session, raised, self._loop.time())
         finally:
             lost = session.run is Run.LOST
@@ -208,8 +208,8 @@ class Worker(BaseWorker):
                 )
 
 
-def _is_disconnect(error: BaseException) -> bool:
+def is_disconnect(error: BaseException) -> bool:
     """Whether an app raised only what our `send` raised into it."""
     if isinstance(error, BaseExceptionGroup):
-        return all(_is_disconnect(inner) for inner in error.exceptions)
+        return all(is_disconnect(inner) for inner in error.exceptions)
     return isinstance(error, ClientDisconnected)
