@@ -29,6 +29,7 @@ from asgibus.commands.options import (
 from asgibus.commands.run import Life, run
 from asgibus.commands.sources import sources_of
 from asgibus.commands.supervisor import supervise
+from asgibus.interface_server.installed import listeners_of
 from asgibus.interface_server.listeners import ListenError, describe, listening_socket
 from asgibus.interface_server.proxy import TrustedProxies
 from asgibus.interface_server.server import Server
@@ -76,6 +77,21 @@ _FILE = click.Path(exists=True, dir_okay=False)
 @option(_LISTEN, "--uds", type=click.Path(), help="Listen on a unix socket instead.")
 @option(_LISTEN, "--fd", type=click.IntRange(min=0), help="Listen on a socket that was passed in, by its number.")
 @option(_LISTEN, "--backlog", type=COUNT, default=2048, help="Connections that may wait to be accepted.")
+@option(
+    _LISTEN,
+    "--udp",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="Turn datagrams to this address into events, for workers with --protocol udp. Repeatable.",
+)
+@option(
+    _LISTEN,
+    "--terminator",
+    "terminators",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="Serve a further protocol, whose terminator is installed under this name. Repeatable.",
+)
 @option("Bus", "--layer", metavar="URL", help=f"The channel layer.  [default: {DEFAULT_LAYER}; memory:// with APP]")
 @option(
     "Bus",
@@ -151,6 +167,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
     default=30.0,
     help="How long requests may finish after SIGTERM or SIGINT.",
 )
+@option(_TIMES, "--udp-timeout", type=SECONDS, default=60.0, help="How long a UDP peer may be silent.")
 @option(
     _LIMITS,
     "--max-connections",
@@ -175,6 +192,13 @@ _FILE = click.Path(exists=True, dir_okay=False)
 )
 @option(_LIMITS, "--window", type=COUNT, default=256 * 1024, help="Bytes under way per connection and direction.")
 @option(
+    _LIMITS,
+    "--udp-max-peers",
+    type=COUNT,
+    default=1000,
+    help="UDP peers at once; datagrams of further ones are dropped.",
+)
+@option(
     _GROUPS, "--slow-client-buffer", type=COUNT, default=1024 * 1024, help="Unsent bytes past which a member is slow."
 )
 @option(
@@ -189,7 +213,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
 @option("Logging", "--access-log/--no-access-log", default=True, help="Log every request.")
 @click.version_option(package_name="asgibus")
 def command(log_level: str, **options: Any) -> None:
-    """Terminate HTTP and WebSocket and put the connections on the bus.
+    """Terminate HTTP and WebSocket, and what else it is told to, and put the connections on the bus.
 
     With APP (module:attribute) also run it, in this process.
     """
@@ -212,6 +236,7 @@ def command(log_level: str, **options: Any) -> None:
     names = {field.name for field in fields(InterfaceSettings)}
     settings = InterfaceSettings(**{name: value for name, value in options.items() if name in names})
     try:
+        listeners = listeners_of(settings)
         layer = open_layer(settings.layer, prefix=settings.prefix, encryption_keys=settings.encryption_keys)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
@@ -236,12 +261,13 @@ def command(log_level: str, **options: Any) -> None:
             raise SystemExit(1) from None
         where = describe(listening, tls=settings.ssl_certfile is not None)
         raise SystemExit(supervise(options, layer, sources=sources, fd=listening.fileno(), ready=lambda: tell(where)))
+    protocols = tuple(dict.fromkeys(listener.kind for listener in listeners))
     try:
-        worker = embedded_worker(options, layer) if app else None
+        worker = embedded_worker({**options, "protocols": protocols}, layer) if app else None
     except EXPECTED as error:
         lifeline.failed(str(error))
         raise SystemExit(1) from None
-    server = Server(settings, layer)
+    server = Server(settings, layer, listeners, shared=lifeline.held)
 
     async def serve(life: Life) -> None:
         def ready(where: str) -> None:

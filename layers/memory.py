@@ -156,13 +156,13 @@ class InMemoryChannelLayer(ChannelLayer):
                 self._leave(group, bus.mailbox)
             self._bury(bus.mailbox, bus)
 
-    async def declare_dead(self, mailbox: str) -> None:
+    async def declare_dead(self, mailbox: str, *, crashed: bool = False) -> None:
         bus = self._buses.get(mailbox)
-        self._bury(mailbox, bus)
+        self._bury(mailbox, bus, crashed=crashed)
         if bus is not None:
             bus._soon(bus._handler.interrupted)  # as anyone who lives and was given up by the others
 
-    def _bury(self, mailbox: str, bus: MemoryBus | None) -> None:
+    def _bury(self, mailbox: str, bus: MemoryBus | None, *, crashed: bool | None = None) -> None:
         """Tell all others, behind what it posted, and hand on what it had claimed."""
         with self._lock:
             others = [other for other in self._buses.values() if other.mailbox != mailbox]
@@ -172,7 +172,7 @@ class InMemoryChannelLayer(ChannelLayer):
         if bus is not None:
             bus.give_all_back()
         for other in others:
-            other.deliver("", (DEAD, mailbox))
+            other.deliver("", (DEAD, mailbox, crashed))
         self._hand_on()
 
     def _hand_on(self) -> None:
@@ -261,7 +261,7 @@ class MemoryBus(Bus):
         bus = self._layer._buses.get(mailbox)
         if bus is None:
             self._loop.call_soon(self._handler.undelivered, mailbox)
-            self.deliver("", (DEAD, mailbox))
+            self.deliver("", (DEAD, mailbox, None))
         else:
             bus.deliver(self.mailbox, frame)
 

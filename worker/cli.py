@@ -28,6 +28,7 @@ from asgibus.commands.run import Life, run
 from asgibus.commands.sources import sources_of
 from asgibus.commands.supervisor import supervise
 from asgibus.layers import open_layer
+from asgibus.protocol.channels import require_protocol
 from asgibus.worker.application import ApplicationError, application_of
 from asgibus.worker.background import BackgroundWorker
 from asgibus.worker.background_options import background_options, check_background
@@ -36,6 +37,13 @@ from asgibus.worker.server import Worker
 from asgibus.worker.settings import WorkerSettings
 
 logger = logging.getLogger("asgibus.worker")
+
+
+def _protocols(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        return tuple(dict.fromkeys(require_protocol(value) for value in values))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.command(cls=GroupedCommand)
@@ -73,6 +81,16 @@ logger = logging.getLogger("asgibus.worker")
     help="After how long the worker stops; with --processes another takes its place.  [default: none]",
 )
 @background_options
+@option(
+    "Application",
+    "--protocol",
+    "protocols",
+    multiple=True,
+    callback=_protocols,
+    metavar="NAME",
+    help="Serve connections of this protocol, too, such as udp; an interface server must have a terminator for it. "
+    "Repeatable.",
+)
 @process_options
 @reload_options
 @click.version_option(package_name="asgibus")
@@ -140,7 +158,8 @@ def command(log_level: str, **options: Any) -> None:
 def _work(settings: WorkerSettings) -> str:
     """What it takes, in words."""
     if not settings.channels:
-        return f"pool {settings.pool}, up to {settings.concurrency} connections"
+        protocols = "".join(f", {name}" for name in settings.protocols)
+    return f"pool {settings.pool}{protocols}, up to {settings.concurrency} connections"
     channels = ", ".join(settings.channels)
     return f"no connections, up to {settings.channel_concurrency} messages at once of each channel: {channels}"
 

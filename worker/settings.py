@@ -33,6 +33,8 @@ class WorkerSettings:
     """Connections, HTTP or WebSocket, or messages, after which the worker drains and ends; None: no limit."""
     max_lifetime: float | None = None
     """After how long the worker drains and ends; None: no limit."""
+    protocols: tuple[str, ...] = ()
+    """Protocols beside HTTP and WebSocket whose connections the app serves, such as `udp`."""
     channels: tuple[str, ...] = ()
     """Ordinary channels whose messages the app handles; the worker then serves these, and no connections."""
     channel_concurrency: int = 10

@@ -25,6 +25,8 @@ PROCESS_OPTIONS |= {"reload": False, "reload_dirs": (), "reload_includes": (), "
 WORKER_ALONE = {"max_requests", "max_lifetime"}
 # Likewise: messages of channels are for workers that serve no connections.
 WORKER_ALONE |= {"channels", "channel_concurrency", "attempts", "dead_letter", "at_most_once", "expiry", "capacity"}
+# An embedded worker serves the protocols that its interface server terminates.
+WORKER_ALONE |= {"protocols"}
 COMMANDS = {"asgi-interface": interface, "asgi-worker": worker}
 OPTIONS = [
     pytest.param(command, option, id=f"{name}-{option.name}")
@@ -93,6 +95,9 @@ def sample(option: GroupedOption, default: Any, folder: Path) -> tuple[str, Any]
     """A value that is not the default, as text and as what it should become."""
     special = {
         "routes": ("/ws=chat /api=x", (("/ws", "chat"), ("/api", "x"))),
+        "udp": ("127.0.0.1:1 [::1]:2", ("127.0.0.1:1", "[::1]:2")),
+        "terminators": ("a b=c", ("a", "b=c")),
+        "protocols": ("udp line", ("udp", "line")),
         "channels": ("thumbnails mails", ("thumbnails", "mails")),
         "encryption_keys": ("one two", ("one", "two")),
         "forwarded_allow_ips": ("10.0.0.0/8",) * 2,
@@ -176,6 +181,14 @@ def refused(result: Result) -> str:
         (["--encryption-key", ""], "a key must not be empty"),
         (["app", "--max-requests", "5"], "--max-requests"),
         (["--reload"], "--reload is for apps, and here is none: give APP, or use it with asgi-worker"),
+        *(
+            (["--udp", value], f"--udp: {value!r} is not of the form HOST:PORT")
+            for value in ("", "9000", ":9000", "host", "host:", "host:x", "host:65536", "::1:9000", "[]:1", "[host]:1")
+        ),
+        (["--udp-timeout", "0"], "0.0 is not in the range x>0"),
+        (["--udp-max-peers", "0"], "0 is not in the range"),
+        (["--terminator", "udp"], "--terminator udp: '' is not of the form HOST:PORT"),
+        (["--terminator", "gopher=1"], "there is no terminator 'gopher'; installed: udp"),
     ],
 )
 def test_a_wrong_call_of_the_interface(args: list[str], said: str) -> None:
@@ -205,6 +218,9 @@ def test_a_wrong_call_of_the_interface(args: list[str], said: str) -> None:
         (["app", "--channel", "a" * 96], "more than 100 characters: name another"),
         (["app", "--channel", "work", "--pool", "chat"], "--pool is for connections"),
         (["app", "--channel", "work", "--resume"], "--resume is for connections"),
+        (["app", "--channel", "work", "--protocol", "udp"], "--protocol is for connections"),
+        (["app", "--protocol", "http"], "'http' is not a protocol beside HTTP and WebSocket"),
+        (["app", "--protocol", "a b"], "a protocol's name is"),
         (["app", "--attempts", "3"], "--attempts is for messages: it needs --channel"),
         (["app", "--channel", "work", "--at-most-once", "--attempts", "3"], "--attempts means nothing"),
         (["app", "--channel", "work", "--channel-concurrency", "0"], "0 is not in the range"),
