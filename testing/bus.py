@@ -15,6 +15,7 @@ import anyio
 from anyio.abc import TaskGroup
 from websockets.asyncio.client import connect
 
+from asgibus.compatibility.callables import Application
 from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.contract import ChannelLayer
@@ -22,7 +23,6 @@ from asgibus.layers.memory import InMemoryChannelLayer
 from asgibus.testing.tasks import watching
 from asgibus.testing.websocket import WebSocket
 from asgibus.testing.worker import VirtualWorker
-from asgibus.worker.application import Application
 from asgibus.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import anyio
 
+from asgibus.compatibility.callables import Application, Receive, Scope, Send
 from asgibus.layers.memory import InMemoryChannelLayer
 from asgibus.testing.layer import WorkerLayer
 from asgibus.testing.tasks import Tasks
-from asgibus.worker.application import Application, Receive, Scope, Send
 from asgibus.worker.background import BackgroundWorker
 from asgibus.worker.server import Worker, is_disconnect
 from asgibus.worker.settings import WorkerSettings

@@ -8,6 +8,13 @@ import asgibus
 
 PUBLIC = {
     "asgibus": {"Connection", "connection"},
+    "asgibus.compatibility": {
+        "Interface",
+        "UnknownInterface",
+        "double_to_single_callable",
+        "interface_of",
+        "single_to_double_callable",
+    },
     "asgibus.interface_server.terminator": {
         "ABORT",
         "OTHER_CLOSE",
@@ -21,13 +28,6 @@ PUBLIC = {
         "Terminator",
         "message_of",
         "other",
-    },
-    "asgibus.compatibility": {
-        "Interface",
-        "UnknownInterface",
-        "double_to_single_callable",
-        "interface_of",
-        "single_to_double_callable",
     },
     "asgibus.layers": {
         "Bus",

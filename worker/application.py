@@ -42,6 +42,9 @@ def application_of(settings: WorkerSettings) -> tuple[Application, WorkerSetting
         return double_to_single_callable(app), settings
     if settings.channels:
         raise ApplicationError(f"{settings.app!r} is a WSGI app: messages of channels are for ASGI apps")
+    if settings.protocols:
+        other = ", ".join(settings.protocols)
+        raise ApplicationError(f"{settings.app!r} is a WSGI app: it has HTTP alone, and cannot serve {other}")
     settings = replace(settings, concurrency=min(settings.concurrency, settings.threads))
     return WSGIApplication(app, settings.threads), settings
 

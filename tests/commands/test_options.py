@@ -180,6 +180,7 @@ def refused(result: Result) -> str:
         (["--encryption-key", "@/no/such/file"], "the file '/no/such/file' cannot be read: No such file"),
         (["--encryption-key", ""], "a key must not be empty"),
         (["app", "--max-requests", "5"], "--max-requests"),
+        (["--reload"], "--reload is for apps, and here is none: give APP, or use it with asgi-worker"),
         *(
             (["--udp", value], f"--udp: {value!r} is not of the form HOST:PORT")
             for value in ("", "9000", ":9000", "host", "host:", "host:x", "host:65536", "::1:9000", "[]:1", "[host]:1")
@@ -188,7 +189,6 @@ def refused(result: Result) -> str:
         (["--udp-max-peers", "0"], "0 is not in the range"),
         (["--terminator", "udp"], "--terminator udp: '' is not of the form HOST:PORT"),
         (["--terminator", "gopher=1"], "there is no terminator 'gopher'; installed: udp"),
-        (["--reload"], "--reload is for apps, and here is none: give APP, or use it with asgi-worker"),
     ],
 )
 def test_a_wrong_call_of_the_interface(args: list[str], said: str) -> None:

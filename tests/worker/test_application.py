@@ -151,6 +151,7 @@ def test_a_wsgi_app_sets_how_many_connections_are_taken(write: Write) -> None:
         _, settings = opened(name, threads=3, concurrency=given)
         assert (settings.interface, settings.concurrency) == ("wsgi", taken)
     assert "is a WSGI app: messages of channels are for ASGI apps" in opening_refused(name, channels=("work",))
+    assert "it has HTTP alone, and cannot serve udp" in opening_refused(name, protocols=("udp",))
 
 
 def test_the_interface_that_is_said_is_believed(write: Write) -> None:
