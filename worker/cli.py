@@ -159,7 +159,7 @@ def _work(settings: WorkerSettings) -> str:
     """What it takes, in words."""
     if not settings.channels:
         protocols = "".join(f", {name}" for name in settings.protocols)
-    return f"pool {settings.pool}{protocols}, up to {settings.concurrency} connections"
+        return f"pool {settings.pool}{protocols}, up to {settings.concurrency} connections"
     channels = ", ".join(settings.channels)
     return f"no connections, up to {settings.channel_concurrency} messages at once of each channel: {channels}"
 
