@@ -159,6 +159,7 @@ class Worker(BaseWorker):
             if session.task is not None:
                 self._tasks.discard(session.task)
             session.end(error)
+            error = None  # its traceback refers to this frame: a stream that the app left open would wait for the collector
             self._sessions.ended(session, lost=lost)
             if self._full:
                 self._slots.set()

@@ -2,7 +2,7 @@ from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull
 from channels.layers import get_channel_layer
 from django.http import HttpResponse, JsonResponse
-from django.urls import path
+from django.urls import include, path
 
 
 def announce(request, room, times):
@@ -11,6 +11,12 @@ def announce(request, room, times):
     for number in range(times):
         async_to_sync(layer.group_send)(room, {"type": "chat.line", "text": f"announcement {number}"})
     return HttpResponse("announced")
+
+
+def later(request, name):
+    """Background work: for whoever runs the consumers of the channel."""
+    async_to_sync(get_channel_layer().send)("work", {"type": "work.do", "name": name})
+    return HttpResponse("soon")
 
 
 def fill(request):
@@ -33,6 +39,8 @@ def bad_name(request):
 
 urlpatterns = [
     path("announce/<str:room>/<int:times>", announce),
+    path("work/<str:name>", later),
     path("fill", fill),
     path("bad-name", bad_name),
+    path("", include("frameworks.django_project.urls")),
 ]

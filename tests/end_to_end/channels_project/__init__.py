@@ -1,1 +1,0 @@
-"""An ordinary project with Channels; nothing in it knows of the bus but `CHANNEL_LAYERS`."""

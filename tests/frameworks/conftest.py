@@ -1,0 +1,47 @@
+"""`site`: each framework's app on each setup of servers. `@pytest.mark.needs(...)` chooses the frameworks."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from frameworks.matrix import FRAMEWORKS, SETUPS, Site, Sites
+
+HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the checks of what a framework does not have."""
+    kept, left_out = [], []
+    for item in items:
+        kept.append(item) if _is_for(item) else left_out.append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
+
+
+def _is_for(item: pytest.Item) -> bool:
+    if HERE not in item.path.parents or not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+        return True
+    needed = {name for mark in item.iter_markers("needs") for name in mark.args}
+    framework = item.callspec.params.get("sites")
+    return framework is None or needed <= FRAMEWORKS[framework].has | {framework}
+
+
+@pytest.fixture(scope="module", params=FRAMEWORKS)
+def sites(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
+    """The servers of one framework, for all checks of a module."""
+    framework = FRAMEWORKS[request.param]
+    servers = Sites(framework, tmp_path_factory.mktemp(framework.name), lambda: request.getfixturevalue("_real_redis"))
+    try:
+        yield servers
+    finally:
+        faults = servers.end()
+    assert not faults, "\n".join(faults)
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.redis] * (name == "redis")) for name in SETUPS])
+def site(request: pytest.FixtureRequest, sites: Sites) -> Site:
+    """The app on one setup: "redis" (separate processes), "memory" (one process) or "uvicorn"."""
+    return sites.get(request.param)

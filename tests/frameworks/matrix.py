@@ -1,0 +1,180 @@
+"""The frameworks, what each of them has, and the servers that run its app: ours on both layers, and uvicorn."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from support.processes import Process, Processes
+
+SETUPS = ("redis", "memory", "uvicorn")
+MOUNT = "/mount"
+UVICORN_READY = r"Uvicorn running on (http://\S+)"
+ASKED = "as asked"
+"""The text of each exception that the apps raise."""
+
+EXPECTED = (ASKED, "sub-exception", "Exception caught after response started", "No route found for path 'missing'")
+ERRORS = re.compile(r"^(?:  [|] )*((?:\w+\.)*\w*(?:Error|Exception|ExceptionGroup)\b.*)", re.MULTILINE)
+WRONG = re.compile(r"was never awaited|was destroyed but it is pending|never retrieved")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framework:
+    """An app, and which of the checks are for it: those that need no more than it `has`."""
+
+    name: str
+    app: str
+    has: frozenset[str]
+    interface: str = "asgi3"
+    project: str = ""
+    """Of Django: the package with the settings."""
+    failure_code: int = 1011
+    """With which a WebSocket is closed when its handler raises: 1011 by the server, or what the framework sends."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _framework(name: str, has: str, *, app: str = "", **fields: Any) -> Framework:
+    return Framework(name=name, app=app or f"frameworks.{name}_app:app", has=frozenset(has.split()), **fields)
+
+
+_ALL = "lifespan sessions static conditional background websocket debug"
+
+FRAMEWORKS = {
+    framework.name: framework
+    for framework in (
+        _framework("starlette", f"{_ALL} ranges denial reasons"),
+        _framework("fastapi", f"{_ALL} ranges denial reasons"),
+        _framework("django", "sessions static conditional background debug django", app="frameworks.django_project.asgi:app",
+                   project="frameworks.django_project"),
+        _framework("channels", "sessions static conditional background websocket debug django",
+                   app="frameworks.channels_project.asgi:app", project="frameworks.channels_project"),
+        _framework("quart", f"{_ALL} ranges denial", failure_code=1000),
+        _framework("litestar", "lifespan sessions static background websocket debug reasons", failure_code=4500),
+        _framework("flask", "sessions static conditional ranges background debug", interface="wsgi"),
+        _framework("asgi2", "background websocket reasons", interface="asgi2"),
+    )
+}  # fmt: skip
+
+
+class Sites:
+    """The servers of one framework's app. Each is started when it is first asked for."""
+
+    def __init__(self, framework: Framework, folder: Path, redis_url: Callable[[], str]) -> None:
+        self.framework = framework
+        self.processes = Processes(folder)
+        self._redis_url = redis_url
+        self._sites: dict[tuple[str, bool], Site] = {}
+        self._env: dict[str, Any] = {}
+        if framework.project:
+            self._prepare()
+
+    def get(self, setup: str, *, mounted: bool = False) -> Site:
+        """The site of a setup; `mounted`: below a root path, and in the debug mode of the framework."""
+        key = setup, mounted
+        if key not in self._sites:
+            self._sites[key] = Site(self.framework, setup, *getattr(self, f"_{setup}")(mounted))
+        return self._sites[key]
+
+    def end(self) -> list[str]:
+        """End all; return what went wrong in them, beside the errors that the apps raise as asked."""
+        for site in self._sites.values():
+            site.client.close()
+        faults = self.processes.end()
+        for process in self.processes.all:
+            if process.name.startswith("uvicorn"):
+                continue
+            log = process.log()
+            wrong = [match[0] for match in WRONG.finditer(log)]
+            wrong += [match[1] for match in ERRORS.finditer(log) if not any(text in match[1] for text in EXPECTED)]
+            faults += [f"{process.name} ({' '.join(process.command)}): {line}" for line in dict.fromkeys(wrong)]
+        return faults
+
+    def run(self, *command: str) -> Process:
+        """A program beside the servers, such as `python -m django migrate`."""
+        return self.processes.start("program", [sys.executable, *command], ready=None, env=self._env)
+
+    def background_worker(self) -> Process:
+        """Of Channels: a worker for the messages of the channel "work"."""
+        prefix = self._env_of("redis")["CHANNELS_PREFIX"]
+        options = ["--layer", self._redis_url(), "--prefix", prefix, "--channel", "work"]
+        return self.processes.start_worker(self.framework.app, *options, env=self._env_of("redis"))
+
+    def _prepare(self) -> None:
+        self._env = {
+            "DATABASE": self.processes.folder / "database.sqlite3",
+            "DJANGO_SETTINGS_MODULE": f"{self.framework.project}.settings",
+            "DJANGO_SUPERUSER_PASSWORD": "secret",
+        }
+        assert self.run("-m", "django", "migrate", "--verbosity", "0").wait(30) == 0
+        user = ["--username", "admin", "--email", "admin@example.org", "--noinput"]
+        assert self.run("-m", "django", "createsuperuser", *user).wait(30) == 0
+
+    def _env_of(self, setup: str, mounted: bool = False) -> dict[str, Any]:
+        env = self._env | ({"DEBUG": "1"} if mounted else {})
+        if self.framework.name == "channels" and setup == "redis":
+            env |= {"CHANNELS_REDIS": self._redis_url(), "CHANNELS_PREFIX": "chat-debug" if mounted else "chat"}
+        return env
+
+    def _redis(self, mounted: bool) -> tuple[Process, Process]:
+        name = self.framework.name
+        bus = ["--layer", self._redis_url(), "--prefix", f"{name}-debug" if mounted else name]
+        root = ["--root-path", MOUNT] if mounted else []
+        interface = self.processes.start_interface(*bus, *root, ready=False)
+        env = self._env_of("redis", mounted)
+        worker = self.processes.start_worker(self.framework.app, *bus, env=env, allow_traceback=True)
+        interface.url = interface.wait_for(r"Listening on (\S+)", 20)[1]
+        return interface, worker
+
+    def _memory(self, mounted: bool) -> tuple[Process, Process]:
+        root = ["--root-path", MOUNT] if mounted else []
+        env = self._env_of("memory", mounted)
+        both = self.processes.start_interface(*root, app=self.framework.app, env=env, allow_traceback=True)
+        return both, both
+
+    def _uvicorn(self, mounted: bool) -> tuple[Process, Process]:
+        root = ["--root-path", MOUNT] if mounted else []
+        command = [sys.executable, "-m", "uvicorn", self.framework.app, "--port", "0", "--http", "httptools"]
+        server = self.processes.start(
+            "uvicorn",
+            [*command, "--interface", self.framework.interface, "--timeout-graceful-shutdown", "2", *root],
+            ready=UVICORN_READY,
+            env=self._env_of("uvicorn", mounted),
+            allow_traceback=True,
+        )
+        server.url = server.wait_for(UVICORN_READY)[1]
+        return server, server
+
+
+@dataclass
+class Site:
+    """One app on one setup of servers, and a client of it."""
+
+    framework: Framework
+    setup: str
+    server: Process
+    worker: Process
+    """Whose log has what the app writes."""
+
+    def __post_init__(self) -> None:
+        self.client = httpx.Client(base_url=self.server.url, trust_env=False, timeout=10)
+
+    @property
+    def ours(self) -> bool:
+        """Whether this is the bus, and not uvicorn."""
+        return self.setup != "uvicorn"
+
+    def has(self, feature: str) -> bool:
+        return feature in self.framework.has
+
+    def notes(self) -> list[str]:
+        """What the app has noted."""
+        found: list[str] = self.client.get("/noted").json()
+        return found

@@ -1,0 +1,286 @@
+"""Unmodified apps of each framework, over Redis with separate processes, in one process, and on uvicorn."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from frameworks.matrix import Site, Sites
+from support.deadline import wait_until
+from support.raw import RawClient
+from support.websocket import ws
+
+MIB = 1 << 20
+LARGE = b"".join(b"%d\n" % number * 1000 for number in range(1000))
+
+
+def reads(parts: Iterator[str], mark: str) -> str:
+    """What comes of a body up to and with `mark`."""
+    read = ""
+    while mark not in read:
+        read += next(parts)
+    return read
+
+
+# HTTP.
+
+
+def test_what_the_app_sees_of_a_request(site: Site) -> None:
+    client = httpx.Client(base_url=site.server.url, trust_env=False, cookies={"c": "3"})
+    with client:
+        answer = client.get("/", params={"q": "ü ?"}, headers={"x-forwarded-for": "10.1.2.3", "x-forwarded-proto": "https"})
+    seen = {
+        "method": "GET",
+        "root_path": "",
+        "path": "/",
+        "scheme": "https",
+        "host": f"127.0.0.1:{site.server.port}",
+        "client": "10.1.2.3",
+        "query": {"q": "ü ?"},
+        "cookies": {"c": "3"},
+    }
+    if site.has("lifespan"):
+        seen["greeting"] = "hello from start-up"
+    assert answer.json() == seen
+    assert dict(answer.cookies) == {"a": "1", "b": "2"}
+
+
+def test_a_form(site: Site) -> None:
+    for _ in range(2):
+        answer = site.client.post("/form", data={"a": ["1", "2"], "ü": "ö & ="})
+        assert answer.json() == {"a": ["1", "2"], "ü": ["ö & ="]}
+
+
+def test_an_upload_of_several_megabytes(site: Site) -> None:
+    content = bytes(range(256)) * (5 * 4096)
+    answer = site.client.post("/upload", data={"title": "größer"}, files={"file": ("a.bin", content)})
+    digest = hashlib.sha256(content).hexdigest()
+    assert answer.json() == {"title": "größer", "name": "a.bin", "size": 5 * MIB, "digest": digest}
+
+
+def test_a_chunked_body(site: Site) -> None:
+    content = bytes(range(256)) * 8192
+    parts = (content[start : start + 100_000] for start in range(0, len(content), 100_000))
+    answer = site.client.post("/raw", content=parts)
+    if site.framework.name == "flask" and not site.ours:
+        content = b""  # Flask reads it only if `wsgi.input_terminated` is set
+    assert answer.text == hashlib.sha256(content).hexdigest()
+    assert site.client.post("/raw").text == hashlib.sha256().hexdigest()
+
+
+def test_a_stream_arrives_part_by_part(site: Site) -> None:
+    with site.client.stream("GET", f"/stream/{site.setup}") as answer:
+        parts = answer.iter_text()
+        assert reads(parts, "first\n") == "first\n"
+        site.client.get(f"/go/{site.setup}")  # the app waits for this one before it sends the second part
+        assert reads(parts, "second\n") == "second\n"
+        assert list(parts) == []
+
+
+def test_a_large_stream(site: Site) -> None:
+    assert site.client.get("/large").content == LARGE
+
+
+def test_server_sent_events_and_a_client_that_leaves(site: Site) -> None:
+    name = f"listener-{site.setup}"
+    with site.client.stream("GET", f"/events/{name}", headers={"accept": "text/event-stream"}) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = answer.iter_lines()
+        found = [line for line in (next(lines) for _ in range(12)) if line.startswith("data:")]
+        assert [line.removeprefix("data: ").strip('"') for line in found[:3]] == ["tick 0", "tick 1", "tick 2"]
+        assert f"{name} left" not in site.notes()
+    if site.ours or site.framework.name != "flask":  # there, a WSGI app is never told
+        wait_until(lambda: f"{name} left" in site.notes())
+
+
+@pytest.mark.needs("background")
+def test_background_work_goes_on_behind_the_response(site: Site) -> None:
+    name = f"work-{site.setup}"
+    assert site.client.get(f"/later/{name}").text == "soon"
+    assert f"{name} done" not in site.notes()
+    site.client.get(f"/go/{name}")
+    wait_until(lambda: f"{name} done" in site.notes())
+
+
+def test_error_pages(site: Site) -> None:
+    failed = site.client.get("/error")
+    assert failed.status_code == 500
+    assert "as asked" not in failed.text
+    if site.ours or not site.has("django"):  # whose logger needs a handler of the root, and uvicorn sets none
+        site.worker.wait_for("ArithmeticError: as asked")
+    assert site.client.get("/missing").status_code == 404
+    teapot = site.client.get("/teapot")
+    assert teapot.status_code == 418
+    assert "short and stout" in teapot.text
+
+
+def test_a_response_that_breaks_is_seen_to_be_broken(site: Site) -> None:
+    name = f"broken-{site.setup}"
+    with site.client.stream("GET", f"/broken/{name}") as answer:
+        parts = answer.iter_text()
+        assert reads(parts, "some\n") == "some\n"
+        site.client.get(f"/go/{name}")
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(parts)
+
+
+def test_redirects_and_paths_that_are_not_ascii(site: Site) -> None:
+    answer = site.client.get("/old")
+    assert answer.status_code == 303
+    assert answer.headers["location"].removeprefix(site.server.url) == "/%C3%A4pfel/gr%C3%BCn?q=%C3%BC"
+    followed = site.client.get("/old", follow_redirects=True)
+    assert followed.json() == {"name": "grün", "q": "ü"}
+
+
+def test_head_and_no_content(site: Site) -> None:
+    with RawClient(site.server) as client:
+        for path in ("/%C3%A4pfel/x?q=1", "/empty"):
+            assert client.request("HEAD", path).status in {200, 204, 405}
+        empty = client.request("GET", "/empty")
+        assert (empty.status, empty.body) == (204, b"")
+        assert client.request("GET", "/noted").status == 200
+
+
+@pytest.mark.needs("sessions")
+def test_sessions(site: Site) -> None:
+    with httpx.Client(base_url=site.server.url, trust_env=False) as client:
+        assert [client.get("/visits").text for _ in range(3)] == ["1", "2", "3"]
+    with httpx.Client(base_url=site.server.url, trust_env=False) as other:
+        assert other.get("/visits").text == "1"
+
+
+@pytest.mark.needs("static")
+def test_static_files(site: Site) -> None:
+    file = site.client.get("/static/hello.txt")
+    assert file.text == "hello from a file\n"
+    assert file.headers["content-length"] == "18"
+    assert file.headers["content-type"].startswith("text/plain")
+    head = site.client.head("/static/hello.txt")
+    assert (head.status_code, head.headers["content-length"], head.content) == (200, "18", b"")
+    assert site.client.get("/static/missing.txt").status_code == 404
+    assert site.client.get("/static/../test_matrix.py").status_code == 404
+
+
+@pytest.mark.needs("static", "conditional")
+def test_a_static_file_that_the_client_has(site: Site) -> None:
+    file = site.client.get("/static/hello.txt")
+    fresh = {"if-modified-since": file.headers["last-modified"]}
+    if "etag" in file.headers:
+        fresh["if-none-match"] = file.headers["etag"]
+    unchanged = site.client.get("/static/hello.txt", headers=fresh)
+    assert (unchanged.status_code, unchanged.content) == (304, b"")
+
+
+@pytest.mark.needs("static", "ranges")
+def test_a_part_of_a_static_file(site: Site) -> None:
+    part = site.client.get("/static/hello.txt", headers={"range": "bytes=6-9"})
+    assert (part.status_code, part.text, part.headers["content-range"]) == (206, "from", "bytes 6-9/18")
+
+
+# Against uvicorn.
+
+
+def head_of(site: Site, method: str, path: str) -> tuple[int, list[tuple[str, str]], bytes]:
+    """Status, headers and body of an answer, without what differs from one request, or port, to the next."""
+    with RawClient(site.server) as client:
+        answer = client.request(method, path, "Accept-Encoding: gzip")
+    here = f"127.0.0.1:{site.server.port}"
+    headers = sorted(
+        (name.lower(), re.sub(r"session=[^;]*", "session=", value).replace(here, "here"))
+        for name, value in answer.headers
+        if name.lower() not in {"date", "server", "x-process-time"}
+    )
+    return answer.status, headers, answer.body.replace(here.encode(), b"here")
+
+
+PAGES = ("/", "/empty", "/large", "/old", "/static/hello.txt", "/missing", "/teapot", "/visits", "/error")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("site", ["redis", "memory"], indirect=True)
+def test_answers_are_those_of_uvicorn(site: Site, sites: Sites, method: str) -> None:
+    other = sites.get("uvicorn")
+    differ = {}
+    for path in PAGES:
+        ours, theirs = head_of(site, method, path), head_of(other, method, path)
+        if ours != theirs:
+            differ[path] = ours[0], theirs[0], set(ours[1]) ^ set(theirs[1]), ours[2]==theirs[2]
+    print("DIFF", site.framework.name, site.setup, method, *differ.items(), sep="\n  ")
+    assert differ == {}
+
+
+# WebSockets.
+
+
+@pytest.mark.needs("websocket")
+def test_a_websocket(site: Site) -> None:
+    name = f"caller-{site.setup}"
+    options = {"subprotocols": ["v0", "v1"], "additional_headers": {"cookie": "c=3"}}
+    with ws(site.server, f"/talk/{name}", **options) as socket:
+        assert socket.subprotocol == "v1"
+        assert socket.response is not None
+        assert socket.response.headers["x-room"] == name
+        hello = {"name": name}
+        if site.framework.name != "asgi2":
+            hello["cookies"] = {"c": "3"}
+        if site.has("lifespan"):
+            hello["greeting"] = "hello from start-up"
+        assert json.loads(socket.recv(5)) == hello
+        for text in ("abc", "grüße", "x" * 100_000):
+            socket.send(text)
+            assert socket.recv(5) == text[::-1]
+        for data in (b"\x00\xff", bytes(200_000)):
+            socket.send(data)
+            assert socket.recv(5) == data
+        socket.close(4000, "bye")
+    left = f"{name} left"
+    (note,) = wait_until(lambda: [note for note in site.notes() if note.startswith(left)])
+    if site.has("reasons"):
+        assert note == f"{left}: 4000 bye"
+
+
+@pytest.mark.needs("websocket")
+def test_the_app_closes_a_websocket(site: Site) -> None:
+    with ws(site.server, "/talk/x") as socket:
+        socket.recv(5)
+        socket.send("close")
+        with pytest.raises(ConnectionClosed):
+            socket.recv(5)
+        assert (socket.close_code, socket.close_reason) == (4001, "as asked")
+
+
+@pytest.mark.needs("websocket")
+def test_the_app_raises_in_a_websocket(site: Site) -> None:
+    with ws(site.server, "/talk/x") as socket:
+        socket.recv(5)
+        socket.send("raise")
+        with pytest.raises(ConnectionClosed):
+            socket.recv(5)
+        code = site.framework.failure_code
+        assert socket.close_code == (1006 if code == 1011 and not site.ours else code)  # 1006: without a close frame
+
+
+@pytest.mark.needs("websocket")
+def test_a_websocket_that_is_refused(site: Site) -> None:
+    with pytest.raises(InvalidStatus) as refused, ws(site.server, "/closed"):
+        pass
+    assert refused.value.response.status_code == (410 if site.framework.name == "quart" else 403)
+
+
+@pytest.mark.needs("websocket", "denial")
+def test_a_websocket_that_is_refused_with_a_page(site: Site) -> None:
+    with pytest.raises(InvalidStatus) as refused, ws(site.server, "/private"):
+        pass
+    response = refused.value.response
+    assert (response.status_code, "members only" in response.body.decode()) == (403, True)
+
+
+@pytest.mark.needs("websocket")
+def test_a_websocket_that_is_not_there(site: Site) -> None:
+    with pytest.raises(InvalidStatus) as refused, ws(site.server, "/missing"):
+        pass
+    assert refused.value.response.status_code in {403, 404, 500}
