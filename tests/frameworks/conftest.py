@@ -42,6 +42,19 @@ def sites(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.redis] * (name == "redis")) for name in SETUPS])
-def site(request: pytest.FixtureRequest, sites: Sites) -> Site:
-    """The app on one setup: "redis" (separate processes), "memory" (one process) or "uvicorn"."""
-    return sites.get(request.param)
+def setup(request: pytest.FixtureRequest) -> str:
+    """Which servers: "redis" (separate processes), "memory" (one process) or "uvicorn"."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def site(setup: str, sites: Sites) -> Site:
+    """The app on one setup of servers."""
+    return sites.get(setup)
+
+
+@pytest.fixture
+def mounted(setup: str, sites: Sites) -> Site:
+    """As `site`, below a root path and in the debug mode of its framework."""
+    return sites.get(setup, mounted=True)

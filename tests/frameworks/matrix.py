@@ -19,7 +19,7 @@ UVICORN_READY = r"Uvicorn running on (http://\S+)"
 ASKED = "as asked"
 """The text of each exception that the apps raise."""
 
-EXPECTED = (ASKED, "sub-exception", "Exception caught after response started", "No route found for path 'missing'")
+EXPECTED = (ASKED, "Django can only handle ASGI/HTTP connections", "418: short and stout", "sub-exception", "Exception caught after response started", "No route found for path 'missing'")
 ERRORS = re.compile(r"^(?:  [|] )*((?:\w+\.)*\w*(?:Error|Exception|ExceptionGroup)\b.*)", re.MULTILINE)
 WRONG = re.compile(r"was never awaited|was destroyed but it is pending|never retrieved")
 
@@ -52,13 +52,13 @@ FRAMEWORKS = {
     for framework in (
         _framework("starlette", f"{_ALL} ranges denial reasons"),
         _framework("fastapi", f"{_ALL} ranges denial reasons"),
-        _framework("django", "sessions static conditional background debug django", app="frameworks.django_project.asgi:app",
+        _framework("django", "only_http sessions static conditional background debug django", app="frameworks.django_project.asgi:app",
                    project="frameworks.django_project"),
         _framework("channels", "sessions static conditional background websocket debug django",
                    app="frameworks.channels_project.asgi:app", project="frameworks.channels_project"),
         _framework("quart", f"{_ALL} ranges denial", failure_code=1000),
         _framework("litestar", "lifespan sessions static background websocket debug reasons", failure_code=4500),
-        _framework("flask", "sessions static conditional ranges background debug", interface="wsgi"),
+        _framework("flask", "sessions static conditional ranges background", interface="wsgi"),
         _framework("asgi2", "background websocket reasons", interface="asgi2"),
     )
 }  # fmt: skip
@@ -97,15 +97,15 @@ class Sites:
             faults += [f"{process.name} ({' '.join(process.command)}): {line}" for line in dict.fromkeys(wrong)]
         return faults
 
-    def run(self, *command: str) -> Process:
+    def run(self, *command: str, layer: str = "memory", **env: str) -> Process:
         """A program beside the servers, such as `python -m django migrate`."""
-        return self.processes.start("program", [sys.executable, *command], ready=None, env=self._env)
+        env = self._env_of(layer) | env
+        return self.processes.start("program", [sys.executable, *command], ready=None, env=env)
 
-    def background_worker(self) -> Process:
-        """Of Channels: a worker for the messages of the channel "work"."""
-        prefix = self._env_of("redis")["CHANNELS_PREFIX"]
-        options = ["--layer", self._redis_url(), "--prefix", prefix, "--channel", "work"]
-        return self.processes.start_worker(self.framework.app, *options, env=self._env_of("redis"))
+    def more_workers(self, *options: str, prefix: str = "") -> Process:
+        """One more worker for the site "redis"; with `--channel` and the prefix of the project's layer, for messages."""
+        bus = ["--layer", self._redis_url(), "--prefix", prefix or self.framework.name]
+        return self.processes.start_worker(self.framework.app, *bus, *options, env=self._env_of("redis"))
 
     def _prepare(self) -> None:
         self._env = {
@@ -119,7 +119,7 @@ class Sites:
 
     def _env_of(self, setup: str, mounted: bool = False) -> dict[str, Any]:
         env = self._env | ({"DEBUG": "1"} if mounted else {})
-        if self.framework.name == "channels" and setup == "redis":
+        if self.framework.name == "channels" and setup in {"redis", "uvicorn_redis"}:
             env |= {"CHANNELS_REDIS": self._redis_url(), "CHANNELS_PREFIX": "chat-debug" if mounted else "chat"}
         return env
 
@@ -139,14 +139,18 @@ class Sites:
         both = self.processes.start_interface(*root, app=self.framework.app, env=env, allow_traceback=True)
         return both, both
 
-    def _uvicorn(self, mounted: bool) -> tuple[Process, Process]:
+    def _uvicorn_redis(self, mounted: bool) -> tuple[Process, Process]:
+        """Of Channels: with the project's layer on Redis."""
+        return self._uvicorn(mounted, "uvicorn_redis")
+
+    def _uvicorn(self, mounted: bool, setup: str = "uvicorn") -> tuple[Process, Process]:
         root = ["--root-path", MOUNT] if mounted else []
         command = [sys.executable, "-m", "uvicorn", self.framework.app, "--port", "0", "--http", "httptools"]
         server = self.processes.start(
             "uvicorn",
             [*command, "--interface", self.framework.interface, "--timeout-graceful-shutdown", "2", *root],
             ready=UVICORN_READY,
-            env=self._env_of("uvicorn", mounted),
+            env=self._env_of(setup, mounted),
             allow_traceback=True,
         )
         server.url = server.wait_for(UVICORN_READY)[1]
@@ -169,7 +173,7 @@ class Site:
     @property
     def ours(self) -> bool:
         """Whether this is the bus, and not uvicorn."""
-        return self.setup != "uvicorn"
+        return not self.setup.startswith("uvicorn")
 
     def has(self, feature: str) -> bool:
         return feature in self.framework.has

@@ -107,15 +107,15 @@ def test_background_work_goes_on_behind_the_response(site: Site) -> None:
 
 
 def test_error_pages(site: Site) -> None:
-    failed = site.client.get("/error")
+    failed = httpx.get(f"{site.server.url}/error", trust_env=False)
     assert failed.status_code == 500
     assert "as asked" not in failed.text
-    if site.ours or not site.has("django"):  # whose logger needs a handler of the root, and uvicorn sets none
-        site.worker.wait_for("ArithmeticError: as asked")
     assert site.client.get("/missing").status_code == 404
     teapot = site.client.get("/teapot")
     assert teapot.status_code == 418
     assert "short and stout" in teapot.text
+    if site.ours or not site.has("django"):  # whose logger needs a handler of the root, and uvicorn sets none
+        site.worker.wait_for("ArithmeticError: as asked")
 
 
 def test_a_response_that_breaks_is_seen_to_be_broken(site: Site) -> None:
@@ -190,9 +190,9 @@ def head_of(site: Site, method: str, path: str) -> tuple[int, list[tuple[str, st
         answer = client.request(method, path, "Accept-Encoding: gzip")
     here = f"127.0.0.1:{site.server.port}"
     headers = sorted(
-        (name.lower(), re.sub(r"session=[^;]*", "session=", value).replace(here, "here"))
+        (name.lower(), re.sub(r"(session\w*|expires)=[^;]*", r"\1=", value).replace(here, "here"))
         for name, value in answer.headers
-        if name.lower() not in {"date", "server", "x-process-time"}
+        if name.lower() not in {"date", "server"}
     )
     return answer.status, headers, answer.body.replace(here.encode(), b"here")
 
@@ -201,16 +201,15 @@ PAGES = ("/", "/empty", "/large", "/old", "/static/hello.txt", "/missing", "/tea
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-@pytest.mark.parametrize("site", ["redis", "memory"], indirect=True)
+@pytest.mark.parametrize("setup", [pytest.param("redis", marks=pytest.mark.redis), "memory"], indirect=True)
 def test_answers_are_those_of_uvicorn(site: Site, sites: Sites, method: str) -> None:
-    other = sites.get("uvicorn")
-    differ = {}
     for path in PAGES:
-        ours, theirs = head_of(site, method, path), head_of(other, method, path)
-        if ours != theirs:
-            differ[path] = ours[0], theirs[0], set(ours[1]) ^ set(theirs[1]), ours[2]==theirs[2]
-    print("DIFF", site.framework.name, site.setup, method, *differ.items(), sep="\n  ")
-    assert differ == {}
+        status, headers, body = head_of(sites.get("uvicorn"), method, path)
+        if status == 204:  # it must not have a length, RFC 9110 section 8.6; uvicorn sends what the app says
+            headers = [header for header in headers if header[0] != "content-length"]
+        if (site.framework.name, path) == ("asgi2", "/error"):  # the server's own page; here the connection goes on
+            headers.remove(("connection", "close"))
+        assert head_of(site, method, path) == (status, headers, body), path
 
 
 # WebSockets.

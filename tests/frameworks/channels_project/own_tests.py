@@ -5,7 +5,8 @@ import json
 
 from channels.testing import WebsocketCommunicator
 
-from .asgi import app
+from .asgi import app  # isort: skip - models can be imported once Django is set up
+from frameworks.django_project.models import Line  # isort: skip
 
 
 async def joined(room, earlier):
@@ -76,6 +77,7 @@ async def main():
 
 
 if __name__ == "__main__":
+    Line.objects.filter(room__in=["red", "green", "blue"]).delete()
     asyncio.run(main())
     asyncio.run(test_a_full_channel_is_the_error_of_channels())  # and once more, in another event loop
     print("all is well")  # noqa: T201 - a program of tests says so

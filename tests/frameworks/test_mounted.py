@@ -1,0 +1,47 @@
+"""The apps below a root path, in the debug mode of their framework: a proxy in front has taken the path away."""
+
+import json
+
+import httpx
+import pytest
+
+from frameworks.matrix import MOUNT, Site, Sites
+from support.websocket import ws
+
+
+def test_the_app_knows_where_it_is(mounted: Site, sites: Sites) -> None:
+    seen, theirs = (
+        httpx.get(f"{each.server.url}/", headers={"host": "test"}, trust_env=False).json()
+        for each in (mounted, sites.get("uvicorn", mounted=True))
+    )
+    assert seen["root_path"] == MOUNT
+    assert seen == theirs
+
+
+@pytest.mark.needs("static")
+def test_static_files_there(mounted: Site) -> None:
+    status = 404 if mounted.has("django") else 200  # Django's handler compares the path with the mount and all
+    assert mounted.client.get("/static/hello.txt").status_code == status
+
+
+def test_links_lead_back_to_it(mounted: Site) -> None:
+    location = mounted.client.get("/old").headers["location"].removeprefix(mounted.server.url)
+    assert location == f"{MOUNT}/%C3%A4pfel/gr%C3%BCn?q=%C3%BC"
+    assert mounted.client.get(location.removeprefix(MOUNT)).json() == {"name": "grün", "q": "ü"}
+
+
+@pytest.mark.needs("websocket")
+def test_a_websocket_there(mounted: Site) -> None:
+    with ws(mounted.server, "/talk/x") as socket:
+        assert json.loads(socket.recv(5))["name"] == "x"
+        socket.send("abc")
+        assert socket.recv(5) == "cba"
+
+
+@pytest.mark.needs("debug")
+def test_error_pages_for_those_who_write_the_app(mounted: Site) -> None:
+    for accept in ("text/html", "*/*"):
+        failed = httpx.get(f"{mounted.server.url}/error", headers={"accept": accept}, trust_env=False)
+        assert failed.status_code == 500
+        assert "ArithmeticError" in failed.text
+        assert "as asked" in failed.text
