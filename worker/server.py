@@ -159,7 +159,8 @@ class Worker(BaseWorker):
             if session.task is not None:
                 self._tasks.discard(session.task)
             session.end(error)
-            error = None  # its traceback refers to this frame: a stream that the app left open would wait for the collector
+            # Its traceback refers to this frame: what the app left open would wait for the garbage collector.
+            error = None
             self._sessions.ended(session, lost=lost)
             if self._full:
                 self._slots.set()

@@ -10,6 +10,8 @@ from urllib.parse import parse_qs, parse_qsl
 
 import python_multipart
 
+import asgibus
+
 NOTES: list[str] = []
 gates: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
 tasks: set[asyncio.Task[None]] = set()
@@ -105,7 +107,10 @@ class App:
         await self.start(b"text/plain")
         await self.part(b"first\n")
         await gates[self.name].wait()
-        await self.part(b"second\n", more=False)
+        try:
+            await self.part(b"second\n", more=False)
+        finally:
+            NOTES.append(f"{self.name} over")
 
     async def http_go(self) -> None:
         gates[self.name].set()
@@ -183,6 +188,14 @@ class App:
             else:
                 await self.send({"type": "websocket.send", "bytes": event["bytes"]})
         NOTES.append(f"{self.name} left: {event['code']} {event.get('reason')}")
+
+    async def ws_everybody(self) -> None:
+        await self.receive()
+        await self.send({"type": "websocket.accept"})
+        connection = asgibus.connection(self.scope)
+        await connection.group_add("everybody")
+        while (event := await self.receive())["type"] == "websocket.receive":
+            await connection.group_send("everybody", {"type": "websocket.send", "text": event["text"]})
 
     async def ws_closed(self) -> None:
         await self.send({"type": "websocket.close"})

@@ -1,4 +1,4 @@
-"""An ordinary FastAPI app; nothing in it knows of the bus."""
+"""An ordinary FastAPI app; only `everybody` knows of the bus."""
 
 import asyncio
 import hashlib
@@ -28,6 +28,8 @@ from fastapi.sse import EventSourceResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.middleware.sessions import SessionMiddleware
+
+import asgibus
 
 NOTES = []
 gates = defaultdict(threading.Event)
@@ -101,10 +103,13 @@ async def raw(request: Request) -> str:
 
 @app.get("/stream/{name}")
 async def stream(name: str) -> StreamingResponse:
-    def parts():  # runs in a thread
-        yield "first\n"
-        gates[name].wait(10)
-        yield "second\n"
+    async def parts():
+        try:
+            yield "first\n"
+            await gate(name)
+            yield "second\n"
+        finally:
+            NOTES.append(f"{name} over")
 
     return StreamingResponse(parts(), media_type="text/plain")
 
@@ -221,6 +226,15 @@ async def talk(websocket: WebSocket, name: str) -> None:
                 await websocket.send_bytes(message["bytes"])
     except WebSocketDisconnect as gone:
         NOTES.append(f"{name} left: {gone.code} {gone.reason}".rstrip())
+
+
+@app.websocket("/everybody")
+async def everybody(websocket: WebSocket) -> None:
+    await websocket.accept()
+    connection = asgibus.connection(websocket.scope)
+    await connection.group_add("everybody")
+    async for text in websocket.iter_text():
+        await connection.group_send("everybody", {"type": "websocket.send", "text": text})
 
 
 @app.websocket("/private")

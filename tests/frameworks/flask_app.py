@@ -61,9 +61,12 @@ def raw():
 @app.get("/stream/<name>")
 def stream(name):
     def parts():
-        yield "first\n"
-        gates[name].wait(10)
-        yield "second\n"
+        try:
+            yield "first\n"
+            gates[name].wait(10)
+            yield "second\n"
+        finally:
+            NOTES.append(f"{name} over")
 
     return Response(parts(), mimetype="text/plain")
 

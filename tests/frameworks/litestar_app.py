@@ -1,4 +1,4 @@
-"""An ordinary Litestar app; nothing in it knows of the bus."""
+"""An ordinary Litestar app; only `everybody` knows of the bus."""
 
 import asyncio
 import hashlib
@@ -19,6 +19,8 @@ from litestar.middleware.session.client_side import CookieBackendConfig
 from litestar.params import Body
 from litestar.response import Redirect, ServerSentEvent, Stream
 from litestar.static_files import create_static_files_router
+
+import asgibus
 
 NOTES: list[str] = []
 gates: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
@@ -79,9 +81,12 @@ async def raw(request: Request[Any, Any, Any]) -> str:
 @get("/stream/{name:str}")
 async def stream(name: str) -> Stream:
     async def parts() -> AsyncIterator[str]:
-        yield "first\n"
-        await gates[name].wait()
-        yield "second\n"
+        try:
+            yield "first\n"
+            await gates[name].wait()
+            yield "second\n"
+        finally:
+            NOTES.append(f"{name} over")
 
     return Stream(parts(), media_type="text/plain")
 
@@ -191,6 +196,15 @@ async def talk(socket: WebSocket[Any, Any, Any], name: str) -> None:
         NOTES.append(f"{name} left: {gone.code} {gone.detail}".rstrip())
 
 
+@websocket("/everybody")
+async def everybody(socket: WebSocket[Any, Any, Any]) -> None:
+    await socket.accept()
+    connection = asgibus.connection(socket.scope)
+    await connection.group_add("everybody")
+    async for text in socket.iter_data():
+        await connection.group_send("everybody", {"type": "websocket.send", "text": text})
+
+
 @websocket("/private")
 async def private(socket: WebSocket[Any, Any, Any]) -> None:
     raise NotAuthorizedException("members only")
@@ -204,7 +218,7 @@ async def closed(socket: WebSocket[Any, Any, Any]) -> None:
 app = Litestar(
     [
         *(seen, form, upload, raw, stream, go, large, events, later, noted, error, broken, teapot),
-        *(visits, old, fruit, empty, talk, private, closed),
+        *(visits, old, fruit, empty, talk, everybody, private, closed),
         create_static_files_router("/static", directories=[Path(__file__).parent / "public"]),
     ],
     lifespan=[lifespan],

@@ -19,7 +19,16 @@ UVICORN_READY = r"Uvicorn running on (http://\S+)"
 ASKED = "as asked"
 """The text of each exception that the apps raise."""
 
-EXPECTED = (ASKED, "Django can only handle ASGI/HTTP connections", "418: short and stout", "sub-exception", "Exception caught after response started", "No route found for path 'missing'")
+EXPECTED = (
+    ASKED,
+    "sub-exception",  # the head of a group of those
+    "418: short and stout",
+    "Django can only handle ASGI/HTTP connections",
+    "Exception caught after response started",
+    "No route found for path 'missing'",
+)
+"""What the lines of the errors hold that may be logged."""
+
 ERRORS = re.compile(r"^(?:  [|] )*((?:\w+\.)*\w*(?:Error|Exception|ExceptionGroup)\b.*)", re.MULTILINE)
 WRONG = re.compile(r"was never awaited|was destroyed but it is pending|never retrieved")
 
@@ -41,27 +50,30 @@ class Framework:
         return self.name
 
 
-def _framework(name: str, has: str, *, app: str = "", **fields: Any) -> Framework:
-    return Framework(name=name, app=app or f"frameworks.{name}_app:app", has=frozenset(has.split()), **fields)
+def _framework(name: str, *has: str, app: str = "", **fields: Any) -> Framework:
+    return Framework(name=name, app=app or f"frameworks.{name}_app:app", has=frozenset(has), **fields)
 
 
-_ALL = "lifespan sessions static conditional background websocket debug"
+_HTTP = ("sessions", "static", "background")
+_ALL = (*_HTTP, "lifespan", "websocket", "debug")
+_STARLETTE = (*_ALL, "conditional", "ranges", "denial", "reasons", "hears before ASGI 2.4")
+_DJANGO = (*_HTTP, "conditional", "debug", "django", "hears", "long polling")
+_PROJECTS = "frameworks.django_project", "frameworks.channels_project"
 
 FRAMEWORKS = {
     framework.name: framework
     for framework in (
-        _framework("starlette", f"{_ALL} ranges denial reasons"),
-        _framework("fastapi", f"{_ALL} ranges denial reasons"),
-        _framework("django", "only_http sessions static conditional background debug django", app="frameworks.django_project.asgi:app",
-                   project="frameworks.django_project"),
-        _framework("channels", "sessions static conditional background websocket debug django",
-                   app="frameworks.channels_project.asgi:app", project="frameworks.channels_project"),
-        _framework("quart", f"{_ALL} ranges denial", failure_code=1000),
-        _framework("litestar", "lifespan sessions static background websocket debug reasons", failure_code=4500),
-        _framework("flask", "sessions static conditional ranges background", interface="wsgi"),
-        _framework("asgi2", "background websocket reasons", interface="asgi2"),
+        _framework("starlette", *_STARLETTE, "long polling"),
+        _framework("fastapi", *_STARLETTE),
+        _framework("django", *_DJANGO, "only_http", app=f"{_PROJECTS[0]}.asgi:app", project=_PROJECTS[0]),
+        _framework("channels", *_DJANGO, "websocket", app=f"{_PROJECTS[1]}.asgi:app", project=_PROJECTS[1]),
+        _framework("quart", *_ALL, "conditional", "ranges", "denial", "hears", failure_code=1000),
+        _framework("litestar", *_ALL, "reasons", "hears", failure_code=4500),
+        _framework("flask", *_HTTP, "conditional", "ranges", interface="wsgi"),
+        _framework("asgi2", "background", "websocket", "reasons", interface="asgi2"),
     )
-}  # fmt: skip
+}
+"""By name. What the words of `has` mean, the checks that need them say."""
 
 
 class Sites:
@@ -102,8 +114,8 @@ class Sites:
         env = self._env_of(layer) | env
         return self.processes.start("program", [sys.executable, *command], ready=None, env=env)
 
-    def more_workers(self, *options: str, prefix: str = "") -> Process:
-        """One more worker for the site "redis"; with `--channel` and the prefix of the project's layer, for messages."""
+    def add_worker(self, *options: str, prefix: str = "") -> Process:
+        """One more worker of the site "redis"; for messages with `--channel` and the prefix of the project's layer."""
         bus = ["--layer", self._redis_url(), "--prefix", prefix or self.framework.name]
         return self.processes.start_worker(self.framework.app, *bus, *options, env=self._env_of("redis"))
 

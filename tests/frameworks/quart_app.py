@@ -1,4 +1,4 @@
-"""An ordinary Quart app; nothing in it knows of the bus."""
+"""An ordinary Quart app; only `everybody` knows of the bus."""
 
 import asyncio
 import hashlib
@@ -6,6 +6,8 @@ import os
 from collections import defaultdict
 
 from quart import Quart, abort, g, jsonify, redirect, request, session, stream_with_context, url_for, websocket
+
+import asgibus
 
 NOTES = []
 gates = defaultdict(asyncio.Event)
@@ -73,9 +75,12 @@ async def raw():
 async def stream(name):
     @stream_with_context
     async def parts():
-        yield "first\n"
-        await gates[name].wait()
-        yield "second\n"
+        try:
+            yield "first\n"
+            await gates[name].wait()
+            yield "second\n"
+        finally:
+            NOTES.append(f"{name} over")
 
     return parts(), {"content-type": "text/plain"}
 
@@ -173,9 +178,7 @@ async def talk(name):
     g.name = name
     offered = websocket.requested_subprotocols
     await websocket.accept({"x-room": name}, "v1" if "v1" in offered else None)
-    await websocket.send_json(
-        {"name": name, "greeting": app.config["GREETING"], "cookies": dict(websocket.cookies)}
-    )
+    await websocket.send_json({"name": name, "greeting": app.config["GREETING"], "cookies": dict(websocket.cookies)})
     try:
         while True:
             message = await websocket.receive()
@@ -188,6 +191,16 @@ async def talk(name):
     except asyncio.CancelledError:
         NOTES.append(f"{name} left")
         raise
+
+
+@app.websocket("/everybody")
+async def everybody():
+    await websocket.accept()
+    connection = asgibus.connection(websocket.scope)
+    await connection.group_add("everybody")
+    while True:
+        text = await websocket.receive()
+        await connection.group_send("everybody", {"type": "websocket.send", "text": text})
 
 
 @app.websocket("/private")

@@ -1,4 +1,4 @@
-"""An ordinary Starlette app; nothing in it knows of the bus."""
+"""An ordinary Starlette app; only `everybody` knows of the bus."""
 
 import asyncio
 import hashlib
@@ -18,6 +18,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocketDisconnect
+
+import asgibus
 
 PUBLIC = Path(__file__).parent / "public"
 NOTES = []
@@ -77,9 +79,12 @@ async def raw(request):
 
 async def stream(request):
     async def parts():
-        yield "first\n"
-        await gates[request.path_params["name"]].wait()
-        yield "second\n"
+        try:
+            yield "first\n"
+            await gates[request.path_params["name"]].wait()
+            yield "second\n"
+        finally:
+            NOTES.append(f"{request.path_params['name']} over")
 
     return StreamingResponse(parts(), media_type="text/plain")
 
@@ -121,6 +126,14 @@ async def later(request):
 
 async def noted(request):
     return JSONResponse(NOTES)
+
+
+async def wait(request):
+    """Long polling: until the client is gone."""
+    while not await request.is_disconnected():  # noqa: ASYNC110 - apps do it
+        await asyncio.sleep(0.01)
+    NOTES.append(f"{request.path_params['name']} left")
+    return PlainTextResponse("to nobody")
 
 
 async def error(request):
@@ -180,6 +193,14 @@ async def talk(websocket):
         NOTES.append(f"{name} left: {gone.code} {gone.reason}".rstrip())
 
 
+async def everybody(websocket):
+    await websocket.accept()
+    connection = asgibus.connection(websocket.scope)
+    await connection.group_add("everybody")
+    async for text in websocket.iter_text():
+        await connection.group_send("everybody", {"type": "websocket.send", "text": text})
+
+
 async def private(websocket):
     await websocket.send_denial_response(PlainTextResponse("members only", 403))
 
@@ -209,6 +230,7 @@ app = Starlette(
         Route("/events/{name}", events),
         Route("/later/{name}", later),
         Route("/noted", noted),
+        Route("/wait/{name}", wait),
         Route("/error", error),
         Route("/broken/{name}", broken),
         Route("/teapot", teapot),
@@ -218,6 +240,7 @@ app = Starlette(
         Route("/empty", empty),
         Mount("/static", StaticFiles(directory=PUBLIC)),
         WebSocketRoute("/talk/{name}", talk),
+        WebSocketRoute("/everybody", everybody),
         WebSocketRoute("/private", private),
         WebSocketRoute("/closed", closed),
     ],

@@ -5,7 +5,6 @@ from typing import Any
 
 import httpx
 import pytest
-from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
 from frameworks.matrix import Site, Sites
@@ -14,7 +13,6 @@ from support.websocket import ws
 
 pytestmark = pytest.mark.needs("channels")
 ON_REDIS = [pytest.param("redis", marks=pytest.mark.redis)]
-ON_THE_BUS = [*ON_REDIS, "memory"]
 LAYER_PREFIX = "chat"
 
 
@@ -60,7 +58,7 @@ def test_a_chat_through_the_project_s_layer(site: Site) -> None:
 @pytest.mark.parametrize("setup", ON_REDIS, indirect=True)
 def test_a_chat_between_two_workers_and_uvicorn(site: Site, sites: Sites) -> None:
     """The servers and the project use one Redis, each under a prefix of its own."""
-    sites.more_workers()
+    sites.add_worker()
     chat(site, sites.get("uvicorn_redis"), "several")
 
 
@@ -70,35 +68,18 @@ def test_errors_of_the_layer(site: Site) -> None:
     assert get(site, "/bad-name").text.startswith("channel names are 1 to 100 ASCII letters, digits, '.', '-' or '_'")
 
 
-@pytest.mark.parametrize("setup", ON_THE_BUS, indirect=True)
-def test_groups_straight_from_the_interface_server(site: Site) -> None:
-    room = f"straight-{site.setup}"
-    with ws(site.server, f"/straight/{room}") as one, ws(site.server, f"/straight/{room}") as other:
-        assert said(one) == said(other) == {"joined": room}
-        for number in range(20):
-            one.send(f"message {number}")
-        for client in (one, other):
-            assert [client.recv(5) for _ in range(20)] == [f"message {number}" for number in range(20)]
-
-
-@pytest.mark.parametrize("setup", ["uvicorn"], indirect=True)
-def test_those_groups_are_not_there_without_the_bus(site: Site) -> None:
-    with ws(site.server, "/straight/x") as socket, pytest.raises(ConnectionClosed):
-        socket.recv(5)
-    site.worker.wait_for("RuntimeError: this websocket scope did not come over asgibus")
-
-
 def test_server_sent_events_of_a_consumer(site: Site) -> None:
     name = f"ticker-{site.setup}"
     with site.client.stream("GET", f"/ticker/{name}") as answer:
         lines = answer.iter_lines()
         assert [next(lines) for _ in range(4)] == ["data: tick 0", "", "data: tick 1", ""]
-    wait_until(lambda: f"{name} left" in site.notes())
+    if site.ours:  # its `send_body` raises; on uvicorn it goes on for ever
+        wait_until(lambda: f"{name} left" in site.notes())
 
 
 @pytest.mark.parametrize("setup", ON_REDIS, indirect=True)
 def test_background_consumers(site: Site, sites: Sites) -> None:
-    sites.more_workers("--channel", "work", prefix=LAYER_PREFIX)
+    sites.add_worker("--channel", "work", prefix=LAYER_PREFIX)
     assert get(site, "/work/one").text == "soon"
     assert get(site, "/work/two").text == "soon"
     wait_until(lambda: set(get(site, "/lines/work").json()) == {"one done", "two done"})

@@ -9,7 +9,6 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from frameworks.matrix import Site
-from support.deadline import wait_until
 from support.websocket import ws
 
 pytestmark = pytest.mark.needs("django")
@@ -63,13 +62,6 @@ def test_a_post_without_a_token_is_refused(site: Site) -> None:
     refused = site.client.post("/protected", data={})
     assert refused.status_code == 403
     assert "CSRF verification failed" in refused.text
-
-
-def test_an_asynchronous_view_is_cancelled_when_its_client_leaves(site: Site) -> None:
-    name = f"poller-{site.setup}"
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.get(f"{site.server.url}/wait/{name}", trust_env=False, timeout=0.3)
-    wait_until(lambda: f"{name} left" in site.notes())
 
 
 @pytest.mark.needs("only_http")

@@ -30,9 +30,9 @@ def reads(parts: Iterator[str], mark: str) -> str:
 
 
 def test_what_the_app_sees_of_a_request(site: Site) -> None:
-    client = httpx.Client(base_url=site.server.url, trust_env=False, cookies={"c": "3"})
-    with client:
-        answer = client.get("/", params={"q": "ü ?"}, headers={"x-forwarded-for": "10.1.2.3", "x-forwarded-proto": "https"})
+    forwarded = {"x-forwarded-for": "10.1.2.3", "x-forwarded-proto": "https"}
+    with httpx.Client(base_url=site.server.url, trust_env=False, cookies={"c": "3"}) as client:
+        answer = client.get("/", params={"q": "ü ?"}, headers=forwarded)
     seen = {
         "method": "GET",
         "root_path": "",
@@ -97,6 +97,26 @@ def test_server_sent_events_and_a_client_that_leaves(site: Site) -> None:
         wait_until(lambda: f"{name} left" in site.notes())
 
 
+def test_a_client_that_leaves_a_silent_stream(site: Site) -> None:
+    """Some frameworks hear it at once; the app of the others learns of it when it sends again."""
+    name = f"silent-{site.setup}"
+    with site.client.stream("GET", f"/stream/{name}") as answer:
+        assert reads(answer.iter_text(), "first\n") == "first\n"
+    if not (site.has("hears") or (site.has("hears before ASGI 2.4") and not site.ours)):
+        assert f"{name} over" not in site.notes()
+        site.client.get(f"/go/{name}")
+    wait_until(lambda: f"{name} over" in site.notes())
+
+
+@pytest.mark.needs("long polling")
+def test_a_client_that_stops_waiting_for_an_answer(site: Site) -> None:
+    """Starlette tells an app that asks; Django cancels an asynchronous view."""
+    name = f"poller-{site.setup}"
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.get(f"{site.server.url}/wait/{name}", trust_env=False, timeout=0.3)
+    wait_until(lambda: f"{name} left" in site.notes())
+
+
 @pytest.mark.needs("background")
 def test_background_work_goes_on_behind_the_response(site: Site) -> None:
     name = f"work-{site.setup}"
@@ -151,6 +171,26 @@ def test_sessions(site: Site) -> None:
         assert [client.get("/visits").text for _ in range(3)] == ["1", "2", "3"]
     with httpx.Client(base_url=site.server.url, trust_env=False) as other:
         assert other.get("/visits").text == "1"
+
+
+@pytest.mark.needs("fastapi")
+def test_what_fastapi_makes_of_types(site: Site) -> None:
+    created = site.client.post("/items", json={"name": "rake", "price": 9.5})
+    assert (created.status_code, created.json()) == (201, {"number": 2, "item": {"name": "rake", "price": 9.5}})
+    assert site.client.get("/items/2").json() == "rake"
+    missing = site.client.get("/items/3")
+    assert (missing.status_code, missing.json()) == (404, {"detail": "not on the shelf"})
+    invalid = site.client.post("/items", json={"name": "rake"})
+    assert (invalid.status_code, invalid.json()["detail"][0]["type"]) == (422, "missing")
+    assert site.client.get("/docs").status_code == 200
+    assert site.client.get("/openapi.json").json()["info"]["title"] == "FastAPI"
+
+
+@pytest.mark.needs("lifespan")
+def test_shut_down_runs_in_the_worker(sites: Sites) -> None:
+    site = sites.get("memory", mounted=True)
+    site.worker.terminate()
+    site.worker.wait_for("good-bye from shut-down")
 
 
 @pytest.mark.needs("static")
@@ -240,6 +280,22 @@ def test_a_websocket(site: Site) -> None:
     (note,) = wait_until(lambda: [note for note in site.notes() if note.startswith(left)])
     if site.has("reasons"):
         assert note == f"{left}: 4000 bye"
+
+
+@pytest.mark.needs("websocket")
+def test_a_group_straight_from_the_interface_server(site: Site) -> None:
+    with ws(site.server, "/everybody") as one, ws(site.server, "/everybody") as other:
+        if not site.ours:
+            with pytest.raises(ConnectionClosed):
+                one.recv(5)
+            site.worker.wait_for(r"RuntimeError: this websocket scope did not come over asgibus")
+            return
+        other.send("joined")
+        assert other.recv(5) == "joined"
+        one.send("to all")
+        assert other.recv(5) == "to all"
+        while one.recv(5) != "to all":
+            pass
 
 
 @pytest.mark.needs("websocket")

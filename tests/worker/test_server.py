@@ -1,6 +1,8 @@
 """The worker between a bus and an app. The test is the interface server: it offers connections and reads frames."""
 
 import asyncio
+import gc
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -159,6 +161,35 @@ async def test_an_app_that_raises_is_told_once_and_answered(caplog: pytest.LogCa
         assert whole(await interface.answer(interface.open()))[0] == 500
     assert caplog.text.count("ValueError: the app's own") == 1
     assert "the app raised on http '/'" in caplog.text
+
+
+async def test_a_stream_whose_client_left_is_closed_at_once() -> None:
+    """What the app's frames hold goes with them, without waiting for the garbage collector."""
+    closed = asyncio.Event()
+
+    async def parts() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"part"
+        finally:
+            closed.set()
+
+    async def stream(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        body = parts()
+        async for part in body:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+            await asyncio.sleep(0)
+
+    gc.disable()
+    try:
+        async with running(stream) as interface:
+            number = interface.open(events=((events.REQUEST_END, b""),))
+            await until(lambda: len(interface.events(number)) > 1)
+            interface.post((EVENT, number, 1, 1, 0, events.HTTP_DISCONNECT, True))
+            await asyncio.wait_for(closed.wait(), 5)
+    finally:
+        gc.enable()
 
 
 async def test_no_more_than_the_concurrency_runs_at_once() -> None:

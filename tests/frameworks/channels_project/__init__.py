@@ -1,1 +1,1 @@
-"""The Django project with Channels; nothing in it knows of the bus but `CHANNEL_LAYERS` and the consumer `Straight`."""
+"""The Django project with Channels; only `CHANNEL_LAYERS` and the consumer `Everybody` know of the bus."""

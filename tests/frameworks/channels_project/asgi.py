@@ -19,7 +19,7 @@ app = ProtocolTypeRouter(
                 [
                     path("talk/<str:name>", consumers.Talk.as_asgi()),
                     path("chat/<str:room>", consumers.Chat.as_asgi()),
-                    path("straight/<str:room>", consumers.Straight.as_asgi()),
+                    path("everybody", consumers.Everybody.as_asgi()),
                     path("closed", consumers.Closed.as_asgi()),
                 ]
             )

@@ -83,18 +83,16 @@ class Chat(AsyncWebsocketConsumer):
         return [line.text for line in Line.objects.filter(room=self.room).order_by("id")]
 
 
-class Straight(AsyncWebsocketConsumer):
+class Everybody(AsyncWebsocketConsumer):
     """In a group of the bus: what is sent there goes to the sockets, and no consumer wakes up for it."""
 
     async def connect(self):
-        self.room = self.scope["url_route"]["kwargs"]["room"]
         await self.accept()
-        await asgibus.connection(self.scope).group_add(self.room)
-        await self.send(json.dumps({"joined": self.room}))
+        self.connection = asgibus.connection(self.scope)
+        await self.connection.group_add("everybody")
 
     async def receive(self, text_data=None, bytes_data=None):
-        event = {"type": "websocket.send", "text": text_data}
-        await asgibus.connection(self.scope).group_send(self.room, event)
+        await self.connection.group_send("everybody", {"type": "websocket.send", "text": text_data})
 
 
 class Ticker(AsyncHttpConsumer):

@@ -64,9 +64,12 @@ def raw(request):
 
 async def stream(request, name):
     async def parts():
-        yield "first\n"
-        await opened(name)
-        yield "second\n"
+        try:
+            yield "first\n"
+            await opened(name)
+            yield "second\n"
+        finally:
+            NOTES.append(f"{name} over")
 
     return StreamingHttpResponse(parts(), content_type="text/plain")
 

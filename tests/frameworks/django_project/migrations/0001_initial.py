@@ -3,8 +3,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     initial = True
-    dependencies = []
-    operations = [
+    operations = (
         migrations.CreateModel(
             name="Line",
             fields=[
@@ -13,4 +12,4 @@ class Migration(migrations.Migration):
                 ("text", models.TextField()),
             ],
         ),
-    ]
+    )
