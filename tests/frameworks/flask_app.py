@@ -1,4 +1,4 @@
-"""A Flask app as one writes it; nothing in it knows of the bus, nor of ASGI."""
+"""A Flask app as one writes it; only `publish` knows of the bus."""
 
 import hashlib
 import os
@@ -6,7 +6,10 @@ import threading
 import time
 from collections import defaultdict
 
+from asgiref.sync import async_to_sync
 from flask import Flask, Response, abort, jsonify, redirect, request, session, url_for
+
+import asgibus
 
 NOTES = []
 gates = defaultdict(threading.Event)
@@ -146,6 +149,13 @@ def old():
 @app.get("/äpfel/<name>")
 def fruit(name):
     return {"name": name, "q": request.args.get("q")}
+
+
+@app.post("/publish")
+def publish():
+    event = {"type": "websocket.send", "text": request.form["text"]}
+    async_to_sync(asgibus.connection(request.environ["asgi.scope"]).group_send)("everybody", event)
+    return "published"
 
 
 @app.get("/empty")

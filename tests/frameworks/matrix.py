@@ -55,7 +55,7 @@ def _framework(name: str, *has: str, app: str = "", **fields: Any) -> Framework:
 
 
 _HTTP = ("sessions", "static", "background")
-_ALL = (*_HTTP, "lifespan", "websocket", "debug")
+_ALL = (*_HTTP, "lifespan", "websocket", "private", "debug")
 _STARLETTE = (*_ALL, "conditional", "ranges", "denial", "reasons", "hears before ASGI 2.4")
 _DJANGO = (*_HTTP, "conditional", "debug", "django", "hears", "long polling")
 _PROJECTS = "frameworks.django_project", "frameworks.channels_project"
@@ -83,7 +83,7 @@ class Sites:
         self.framework = framework
         self.processes = Processes(folder)
         self._redis_url = redis_url
-        self._sites: dict[tuple[str, bool], Site] = {}
+        self._sites: dict[tuple[str, int], Site] = {}
         self._env: dict[str, Any] = {}
         if framework.project:
             self._prepare()
@@ -92,8 +92,15 @@ class Sites:
         """The site of a setup; `mounted`: below a root path, and in the debug mode of the framework."""
         key = setup, mounted
         if key not in self._sites:
-            self._sites[key] = Site(self.framework, setup, *getattr(self, f"_{setup}")(mounted))
+            self._sites[key] = self._start(setup, mounted=mounted)
         return self._sites[key]
+
+    def _start(self, setup: str, *, mounted: bool) -> Site:
+        return Site(self.framework, setup, *getattr(self, f"_{setup}")(mounted))
+
+    def start(self, setup: str) -> Site:
+        """A site that the caller may end, beside the one of `get`."""
+        return self._sites.setdefault((setup, len(self._sites)), self._start(setup, mounted=False))
 
     def end(self) -> list[str]:
         """End all; return what went wrong in them, beside the errors that the apps raise as asked."""

@@ -68,6 +68,15 @@ def test_errors_of_the_layer(site: Site) -> None:
     assert get(site, "/bad-name").text.startswith("channel names are 1 to 100 ASCII letters, digits, '.', '-' or '_'")
 
 
+@pytest.mark.parametrize("setup", [*ON_REDIS, "memory"], indirect=True)
+def test_a_view_speaks_to_a_group_of_the_bus(site: Site) -> None:
+    with ws(site.server, "/everybody") as socket:
+        socket.send("joined")
+        assert socket.recv(5) == "joined"
+        assert get(site, "/publish").text == "published"
+        assert socket.recv(5) == "news"
+
+
 def test_server_sent_events_of_a_consumer(site: Site) -> None:
     name = f"ticker-{site.setup}"
     with site.client.stream("GET", f"/ticker/{name}") as answer:

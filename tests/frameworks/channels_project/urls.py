@@ -4,6 +4,8 @@ from channels.layers import get_channel_layer
 from django.http import HttpResponse, JsonResponse
 from django.urls import include, path
 
+import asgibus
+
 
 def announce(request, room, times):
     """From a synchronous view, as a form or a signal handler would."""
@@ -11,6 +13,12 @@ def announce(request, room, times):
     for number in range(times):
         async_to_sync(layer.group_send)(room, {"type": "chat.line", "text": f"announcement {number}"})
     return HttpResponse("announced")
+
+
+def publish(request):
+    event = {"type": "websocket.send", "text": "news"}
+    async_to_sync(asgibus.connection(request.scope).group_send)("everybody", event)
+    return HttpResponse("published")
 
 
 def later(request, name):
@@ -39,6 +47,7 @@ def bad_name(request):
 
 urlpatterns = [
     path("announce/<str:room>/<int:times>", announce),
+    path("publish", publish),
     path("work/<str:name>", later),
     path("fill", fill),
     path("bad-name", bad_name),
