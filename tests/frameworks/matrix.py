@@ -23,6 +23,7 @@ EXPECTED = (
     ASKED,
     "sub-exception",  # the head of a group of those
     "418: short and stout",
+    "401: members only",
     "Django can only handle ASGI/HTTP connections",
     "Exception caught after response started",
     "No route found for path 'missing'",
@@ -57,7 +58,7 @@ def _framework(name: str, *has: str, app: str = "", **fields: Any) -> Framework:
 _HTTP = ("sessions", "static", "background")
 _ALL = (*_HTTP, "lifespan", "websocket", "private", "debug")
 _STARLETTE = (*_ALL, "conditional", "ranges", "denial", "reasons", "hears before ASGI 2.4")
-_DJANGO = (*_HTTP, "conditional", "debug", "django", "hears", "long polling")
+_DJANGO = (*_HTTP, "conditional", "debug", "project", "hears", "long polling")
 _PROJECTS = "frameworks.django_project", "frameworks.channels_project"
 
 FRAMEWORKS = {
@@ -65,7 +66,7 @@ FRAMEWORKS = {
     for framework in (
         _framework("starlette", *_STARLETTE, "long polling"),
         _framework("fastapi", *_STARLETTE),
-        _framework("django", *_DJANGO, "only_http", app=f"{_PROJECTS[0]}.asgi:app", project=_PROJECTS[0]),
+        _framework("django", *_DJANGO, app=f"{_PROJECTS[0]}.asgi:app", project=_PROJECTS[0]),
         _framework("channels", *_DJANGO, "websocket", app=f"{_PROJECTS[1]}.asgi:app", project=_PROJECTS[1]),
         _framework("quart", *_ALL, "conditional", "ranges", "denial", "hears", failure_code=1000),
         _framework("litestar", *_ALL, "reasons", "hears", failure_code=4500),
@@ -83,7 +84,8 @@ class Sites:
         self.framework = framework
         self.processes = Processes(folder)
         self._redis_url = redis_url
-        self._sites: dict[tuple[str, int], Site] = {}
+        self._sites: dict[tuple[str, bool], Site] = {}
+        self._started: list[Site] = []
         self._env: dict[str, Any] = {}
         if framework.project:
             self._prepare()
@@ -92,19 +94,18 @@ class Sites:
         """The site of a setup; `mounted`: below a root path, and in the debug mode of the framework."""
         key = setup, mounted
         if key not in self._sites:
-            self._sites[key] = self._start(setup, mounted=mounted)
+            self._sites[key] = self.start(setup, mounted=mounted)
         return self._sites[key]
 
-    def _start(self, setup: str, *, mounted: bool) -> Site:
-        return Site(self.framework, setup, *getattr(self, f"_{setup}")(mounted))
-
-    def start(self, setup: str) -> Site:
-        """A site that the caller may end, beside the one of `get`."""
-        return self._sites.setdefault((setup, len(self._sites)), self._start(setup, mounted=False))
+    def start(self, setup: str, *, mounted: bool = False) -> Site:
+        """A site of the caller's own, which may be ended before the others."""
+        site = Site(self.framework, setup, *getattr(self, f"_{setup}")(mounted))
+        self._started.append(site)
+        return site
 
     def end(self) -> list[str]:
         """End all; return what went wrong in them, beside the errors that the apps raise as asked."""
-        for site in self._sites.values():
+        for site in self._started:
             site.client.close()
         faults = self.processes.end()
         for process in self.processes.all:

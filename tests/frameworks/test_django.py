@@ -1,4 +1,4 @@
-"""What Django has beside the checks of all: the ORM, the admin and its login, CSRF, views that are cancelled."""
+"""What Django has beside the checks of all: the ORM, the admin and its login, CSRF."""
 
 import re
 from collections.abc import Iterator
@@ -64,7 +64,6 @@ def test_a_post_without_a_token_is_refused(site: Site) -> None:
     assert "CSRF verification failed" in refused.text
 
 
-@pytest.mark.needs("only_http")
 def test_there_are_no_websockets(site: Site) -> None:
     with pytest.raises(InvalidStatus) as refused, ws(site.server, "/"):
         pass

@@ -134,7 +134,7 @@ def test_error_pages(site: Site) -> None:
     teapot = site.client.get("/teapot")
     assert teapot.status_code == 418
     assert "short and stout" in teapot.text
-    if site.ours or not site.has("django"):  # whose logger needs a handler of the root, and uvicorn sets none
+    if site.ours or not site.has("project"):  # whose logger needs a handler of the root, and uvicorn sets none
         site.worker.wait_for("ArithmeticError: as asked")
 
 

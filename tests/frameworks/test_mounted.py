@@ -20,7 +20,7 @@ def test_the_app_knows_where_it_is(mounted: Site, sites: Sites) -> None:
 
 @pytest.mark.needs("static")
 def test_static_files_there(mounted: Site) -> None:
-    status = 404 if mounted.has("django") else 200  # Django's handler compares the path with the mount and all
+    status = 404 if mounted.has("project") else 200  # Django's handler compares the path with the mount and all
     assert mounted.client.get("/static/hello.txt").status_code == status
 
 
