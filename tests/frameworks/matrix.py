@@ -19,6 +19,9 @@ UVICORN_READY = r"Uvicorn running on (http://\S+)"
 ASKED = "as asked"
 """The text of each exception that the apps raise."""
 
+GOOD_BYE = "good-bye from shut-down"
+"""What the apps print there, if they have a lifespan."""
+
 EXPECTED = (
     ASKED,
     "sub-exception",  # the head of a group of those
@@ -85,7 +88,6 @@ class Sites:
         self.processes = Processes(folder)
         self._redis_url = redis_url
         self._sites: dict[tuple[str, bool], Site] = {}
-        self._started: list[Site] = []
         self._env: dict[str, Any] = {}
         if framework.project:
             self._prepare()
@@ -94,20 +96,19 @@ class Sites:
         """The site of a setup; `mounted`: below a root path, and in the debug mode of the framework."""
         key = setup, mounted
         if key not in self._sites:
-            self._sites[key] = self.start(setup, mounted=mounted)
+            self._sites[key] = Site(self.framework, setup, *getattr(self, f"_{setup}")(mounted))
         return self._sites[key]
-
-    def start(self, setup: str, *, mounted: bool = False) -> Site:
-        """A site of the caller's own, which may be ended before the others."""
-        site = Site(self.framework, setup, *getattr(self, f"_{setup}")(mounted))
-        self._started.append(site)
-        return site
 
     def end(self) -> list[str]:
         """End all; return what went wrong in them, beside the errors that the apps raise as asked."""
-        for site in self._started:
+        for site in self._sites.values():
             site.client.close()
         faults = self.processes.end()
+        faults += [
+            f"{site.worker.name}: its app was not shut down"
+            for site in self._sites.values()
+            if site.has("lifespan") and GOOD_BYE not in site.worker.log()
+        ]
         for process in self.processes.all:
             if process.name.startswith("uvicorn"):
                 continue

@@ -45,12 +45,3 @@ def test_error_pages_for_those_who_write_the_app(mounted: Site) -> None:
         assert failed.status_code == 500
         assert "ArithmeticError" in failed.text
         assert "as asked" in failed.text
-
-
-@pytest.mark.needs("lifespan")
-@pytest.mark.parametrize("setup", [pytest.param("redis", marks=pytest.mark.redis), "memory"], indirect=True)
-def test_shut_down_runs_in_the_worker(setup: str, sites: Sites) -> None:
-    worker = sites.start(setup).worker
-    worker.terminate()
-    worker.wait_for("good-bye from shut-down")
-    assert worker.wait() == 0
