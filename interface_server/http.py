@@ -19,7 +19,7 @@ from asgibus.interface_server.connection import Connection
 from asgibus.interface_server.pace import ClientPace, waiting_bytes
 from asgibus.interface_server.request import Refusal, Request, address_text
 from asgibus.interface_server.request_parser import RequestParser
-from asgibus.interface_server.response import Framing, chunk, header_lines, plain_response
+from asgibus.interface_server.response import Framing, chunk, plain_response
 from asgibus.interface_server.response_writer import ResponseWriter
 from asgibus.interface_server.websocket import WebSocketTerminator
 from asgibus.protocol.events import (
@@ -36,7 +36,6 @@ from asgibus.protocol.events import (
     RESPONSE_START_TRAILERS,
     TRAILERS_END,
     Event,
-    Headers,
 )
 from asgibus.protocol.opening import WEBSOCKET
 from asgibus.protocol.session import PART
@@ -72,7 +71,6 @@ class HttpTerminator(asyncio.Protocol):
         "_server",
         "_started",
         "_stopping",
-        "_trailers",
         "_transport",
         "_window_shut",
         "_writer",
@@ -96,7 +94,6 @@ class HttpTerminator(asyncio.Protocol):
         self._stopping = False
         self._paused = False
         self._window_shut = False
-        self._trailers: Headers = ()
         self._started = 0.0
         self._body_ended = False
         self.write_paused = False
@@ -285,18 +282,14 @@ class HttpTerminator(asyncio.Protocol):
         elif code == CONTINUE:
             if self._active is not None and not self._active.complete:
                 self._pace.expect_body(self._server.now, self._parser.body_bytes)
-                if not writer.begun:
-                    self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                writer.ask_for_body()
         elif code == EARLY_HINT:
-            if self._active is not None and self._active.http_version == "1.1":
-                self._transport.write(b"HTTP/1.1 103 Early Hints\r\n" + header_lines(event[1]) + b"\r\n")
+            writer.early_hint(event[1])
         elif code == ABORT:
             self._fail(Refusal(500, "The app failed."))
         else:  # TRAILERS, TRAILERS_END
-            self._trailers += event[1]
+            writer.trailers(event)
             if code == TRAILERS_END:
-                trailers, self._trailers = self._trailers, ()
-                writer.trailers(trailers)
                 self._finish()
 
     def flush(self) -> None:

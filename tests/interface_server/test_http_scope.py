@@ -16,6 +16,7 @@ from support.raw import RawClient
 from support.servers import LAYERS, serving
 
 APP = "interface_server.http_app:app"
+EVERYWHERE = ["asgibus", "http.response.early_hint", "http.response.pathsend", "http.response.zerocopysend"]
 Start = Callable[..., Process]
 
 
@@ -67,7 +68,7 @@ def test_every_key_of_the_scope(server: Process) -> None:
         "client": [host, port],
         "server": ["127.0.0.1", server.port],
         "state": {"made at start-up": "yes"},
-        "extensions": ["asgibus", "http.response.early_hint"],
+        "extensions": EVERYWHERE,
         "body": "hi",
     }
 
@@ -232,7 +233,7 @@ def test_tls(start_interface: Start, certificate: Path, trusting: ssl.SSLContext
     assert server.url.startswith("https://127.0.0.1:")
     scope = scope_of(server, get("/"), tls=trusting)
     assert (scope["scheme"], scope["server"]) == ("https", ["127.0.0.1", server.port])
-    assert scope["extensions"] == ["asgibus", "http.response.early_hint", "tls"]
+    assert scope["extensions"] == [*EVERYWHERE, "tls"]
     with RawClient(server, tls=trusting) as client:
         assert client.socket.selected_alpn_protocol() == "http/1.1"  # type: ignore[attr-defined]
         body = bytes(range(256)) * 8192
