@@ -6,8 +6,6 @@ The supervisor runs none of the user's code. Each process is this command run af
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +14,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from asgibus.commands.child import Child, State
+from asgibus.commands.hang_ups import hang_ups
 from asgibus.commands.lifeline import Lifeline
 from asgibus.commands.run import END_MARGIN, Life, run
 from asgibus.layers.contract import ChannelLayer
@@ -128,12 +127,11 @@ class Supervisor:
         SIGHUP replaces one after another by a new process. Raises StartError if one ends before any was ready.
         """
         life.started()
-        terminal = _has_terminal()
         async with anyio.create_task_group() as self._tasks:
             async with anyio.create_task_group() as keepers:
                 for number in range(self._count):
                     keepers.start_soon(self._keep, number, life)
-                keepers.start_soon(self._hang_ups, life, terminal)
+                keepers.start_soon(hang_ups, life, self._roll)
                 await life.stop.wait()
                 keepers.cancel_scope.cancel()
             for child in self._running:
@@ -201,19 +199,9 @@ class Supervisor:
                 reason = str(error) or f"no answer within {ANNOUNCE_SECONDS:g} s"
                 logger.error("The death of process %d could not be announced: %s", child.pid, reason)
 
-    async def _hang_ups(self, life: Life, terminal: bool) -> None:
-        with anyio.open_signal_receiver(signal.SIGHUP) as signals:
-            async for _ in signals:
-                if terminal and not _has_terminal():
-                    logger.info("The terminal is gone: stopping")
-                    life.stop.set()
-                    return
-                logger.info("SIGHUP: replacing one process after another")
-                if await self._roll():
-                    logger.info("All processes are replaced")
-
-    async def _roll(self) -> bool:
-        """Whether each place has a new process; the first that cannot start ends it, and the old ones stay."""
+    async def _roll(self) -> None:
+        """Replace each process by a new one; the first that cannot start ends it, and the old ones stay."""
+        logger.info("SIGHUP: replacing one process after another")
         for number, old in list(self._places.items()):
             if self._places[number] is not old or old.state is not State.READY:
                 continue  # it was replaced since, or is about to be
@@ -222,20 +210,11 @@ class Supervisor:
             if not new.was_ready:
                 await new.until(State.GONE)
                 logger.error("Process %d %s: the old processes stay", new.pid, new.end)
-                return False
+                return
             if self._places[number] is not old:
                 new.stop()
                 continue
             self._places[number] = new
             old.stop()
             await old.until(State.GONE)
-        return True
-
-
-def _has_terminal() -> bool:
-    """Whether somebody sees this process on a terminal, which may be closed."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
+        logger.info("All processes are replaced")

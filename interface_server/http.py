@@ -42,6 +42,7 @@ from asgibus.protocol.session import PART
 from asgibus.protocol.states import App
 
 if TYPE_CHECKING:
+    from asgibus.interface_server.proxy_protocol import Origin
     from asgibus.interface_server.server import Server
 
 access = logging.getLogger("asgibus.access")
@@ -64,6 +65,7 @@ class HttpTerminator(asyncio.Protocol):
         "_deaf",
         "_eof",
         "_lingering",
+        "_origin",
         "_pace",
         "_parser",
         "_paused",
@@ -82,8 +84,9 @@ class HttpTerminator(asyncio.Protocol):
     _writer: ResponseWriter
     _parser: RequestParser
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, origin: Origin | None = None) -> None:
         self._server = server
+        self._origin = origin
         self._pace = ClientPace()
         self._queue: deque[Request] | None = None
         self._active: Request | None = None
@@ -105,7 +108,7 @@ class HttpTerminator(asyncio.Protocol):
         server = self._server
         self._transport = transport  # type: ignore[assignment]  # a stream socket has a full transport
         self._writer = ResponseWriter(self._transport, server.standard)
-        peer = server.peer_of(self._transport)
+        peer = server.peer_of(self._transport, self._origin)
         self._parser = RequestParser(peer, server.settings.max_head_size, self._head_complete)
         self.deadline = server.now + server.settings.head_timeout
         if not server.admit(self):

@@ -107,6 +107,11 @@ async def echo(scope, receive, send, query, notes):
     await answer(send, text.encode(), (b"content-type", b"application/json"))
 
 
+async def tls(scope, receive, send, query, notes):
+    """What the scope says of TLS, as JSON."""
+    await answer(send, json.dumps(scope["extensions"].get("tls")).encode())
+
+
 async def body(scope, receive, send, query, notes):
     """The request's body as it came, with its length."""
     content = await read_all(receive)
