@@ -60,11 +60,6 @@ def _trusted(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
     return value
 
 
-def _requirement(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    return _REQUIREMENTS[int(value)] if value is not None and value.isdecimal() else value
-
-
-_REQUIREMENTS = ("none", "optional", "required")  # by the numbers of Python's ssl, which uvicorn takes
 _LISTEN = "Listening"
 _PROXY = "Behind a proxy"
 _TLS = "TLS"
@@ -123,10 +118,8 @@ _FILE = click.Path(exists=True, dir_okay=False)
 @option(
     _TLS,
     "--ssl-cert-reqs",
-    type=click.Choice((*_REQUIREMENTS, "0", "1", "2")),
-    callback=_requirement,
-    metavar="[none|optional|required]",
-    help="Whether clients need a certificate.  [default: required with --ssl-ca-certs]",
+    type=click.Choice(("none", "optional", "required")),
+    help="Client certificates: none, optional or required.  [default: required with --ssl-ca-certs]",
 )
 @option(
     _TIMES,

@@ -14,7 +14,7 @@ MAX_LINE = 107  # bytes of the longest header of version 1, its CRLF included
 
 _WORD = b"PROXY "
 _HEAD = struct.Struct("!12sBBH")  # signature, version and command, family and transport, bytes that follow
-_PORT = re.compile(r"0|[1-9][0-9]{0,4}\Z", re.ASCII)
+_PORT = re.compile(r"(?:0|[1-9][0-9]{0,4})\Z", re.ASCII)
 _LOCAL, _PROXY = 0, 1
 _UNSPECIFIED, _INET, _INET6, _UNIX = 0, 1, 2, 3
 _ADDRESS_BYTES = {_UNSPECIFIED: 0, _INET: 12, _INET6: 36, _UNIX: 216}
@@ -64,7 +64,7 @@ class ProxyHeader:
     def _version_1(self) -> int | None:
         """Where the header ends, if it has come."""
         line, end, _ = self._data.partition(b"\r\n")
-        if len(line) + 2 > MAX_LINE or (not end and len(line) >= MAX_LINE):
+        if len(line + end) > MAX_LINE or (not end and len(line) == MAX_LINE):
             raise ProxyProtocolError(f"the line is longer than {MAX_LINE} bytes")
         if b"\n" in line:
             raise ProxyProtocolError("the line does not end with CR LF")

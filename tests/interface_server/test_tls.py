@@ -167,9 +167,9 @@ SUBJECT = [
 ]
 
 
-@pytest.mark.parametrize("requirement", [(), ("--ssl-cert-reqs", "optional"), ("--ssl-cert-reqs", 1)])
+@pytest.mark.parametrize("requirement", [(), ("--ssl-cert-reqs", "optional")])
 def test_the_certificate_of_a_client(
-    start_interface: Start, authority: Authority, requirement: tuple[object, ...]
+    start_interface: Start, authority: Authority, requirement: tuple[str, ...]
 ) -> None:
     files = ("--ssl-certfile", authority.issue("server.pem"), "--ssl-ca-certs", authority.file)
     server = start_interface(*files, *requirement, app=APP)
