@@ -185,6 +185,12 @@ _FILE = click.Path(exists=True, dir_okay=False)
     default=1024 * 1024,
     help="Message from a client, in bytes.",
 )
+@option(
+    _LIMITS,
+    "--websocket-compression/--no-websocket-compression",
+    default=False,
+    help="Compress WebSocket messages, each by itself; the size limit is for what comes out.",
+)
 @option(_LIMITS, "--window", type=COUNT, default=256 * 1024, help="Bytes under way per connection and direction.")
 @option(
     _GROUPS, "--slow-client-buffer", type=COUNT, default=1024 * 1024, help="Unsent bytes past which a member is slow."

@@ -62,6 +62,7 @@ class InterfaceSettings:
     """Bytes per second below which a request's body is too slow; the usual defence against a dripping client."""
     max_connections: int = 10_000
     websocket_max_message_size: int = 1024 * 1024
+    websocket_compression: bool = False
     window: int = WINDOW
     slow_client_buffer: int = 1024 * 1024
     """Unsent bytes past which a member of a group is slow."""

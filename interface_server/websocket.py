@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import SERVER, Protocol
 
+from asgibus.interface_server.compression import agree, encode_compressed
 from asgibus.interface_server.connection import Connection
 from asgibus.interface_server.handshake import check_handshake, switching_protocols
 from asgibus.interface_server.pace import ClientPace, waiting_bytes
@@ -78,6 +79,7 @@ class WebSocketTerminator(asyncio.Protocol):
         "_server",
         "_text",
         "_transport",
+        "_window_bits",
         "_writer",
         "deadline",
         "write_paused",
@@ -100,6 +102,7 @@ class WebSocketTerminator(asyncio.Protocol):
         self._opened = server.now
         self._pace: ClientPace | None = None
         self._log_line = ""
+        self._window_bits = 0  # of compressed messages to the client; 0: they are not compressed
         self.deadline = 0.0
         self.write_paused = False
 
@@ -208,7 +211,8 @@ class WebSocketTerminator(asyncio.Protocol):
         """See `Terminator`."""
         code = event[0]
         if code == MESSAGE_SENT:
-            self._transport.write(encode_message(event[1]))
+            bits = self._window_bits
+            self._transport.write(encode_compressed(event[1], bits) if bits else encode_message(event[1]))
         elif code == ACCEPT:
             self._accept(event[1], event[2])
         elif code == CLOSE:
@@ -324,12 +328,18 @@ class WebSocketTerminator(asyncio.Protocol):
     def _accept(self, subprotocol: str | None, headers: tuple[tuple[bytes, bytes], ...]) -> None:
         request = self._request
         assert request is not None
-        self._transport.write(switching_protocols(request, subprotocol, headers, self._server.standard))
+        settings = self._server.settings
+        agreed = agree(request) if settings.websocket_compression else None
+        extensions = agreed.header if agreed else b""
+        self._transport.write(switching_protocols(request, subprotocol, headers, self._server.standard, extensions))
         self._log(101)
-        self._protocol = Protocol(SERVER, max_size=self._server.settings.websocket_max_message_size, logger=_quiet)
+        self._protocol = Protocol(SERVER, max_size=settings.websocket_max_message_size, logger=_quiet)
+        if agreed:
+            self._protocol.extensions = [agreed.reading]
+            self._window_bits = agreed.window_bits
         self._phase = Phase.OPEN
         self._opened = self._pinged = now = self._server.now
-        self.deadline = now + min(self._server.settings.ping_interval, self._server.settings.websocket_timeout)
+        self.deadline = now + min(settings.ping_interval, settings.websocket_timeout)
         self._request = self._writer = None
         early, self._early = self._early, b""
         if early:
