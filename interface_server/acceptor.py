@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -29,21 +29,21 @@ Factory = Callable[[Origin | None], asyncio.Protocol]
 class Acceptor:
     """Makes a protocol for each connection that is accepted, once its TLS handshake is done."""
 
-    def __init__(self, settings: InterfaceSettings, listening: socket.socket, tls: Tls, factory: Factory) -> None:
+    def __init__(
+        self, settings: InterfaceSettings, listening: socket.socket, tls: Tls, factory: Factory, counts: Counter[str]
+    ) -> None:
         self._settings = settings
         self._listening = listening
         self._tls = tls
         self._factory = factory
-        self._context: ssl.SSLContext | None = None
+        self._counts = counts
         self._server: asyncio.Server | None = None
         self._trusted = TrustedProxies(settings.forwarded_allow_ips)
         self._beginning: set[socket.socket] = set()  # those whose header or handshake has not come yet
 
     @asynccontextmanager
     async def accepting(self) -> AsyncIterator[None]:
-        """Accept as long as the context lasts. Raises ListenError when it begins."""
-        if self._settings.ssl_certfile is not None:
-            self._context = self._tls.load()
+        """Accept as long as the context lasts."""
         if not self._settings.proxy_protocol:
             self._server = await self._serve()
             try:
@@ -60,10 +60,8 @@ class Acceptor:
 
     async def reload(self) -> None:
         """Read the certificates again, for the handshakes to come. If they are bad, those in force stay."""
-        if self._context is None:
-            return
         try:
-            self._context = self._tls.load()
+            self._tls.load()
         except ListenError as error:
             logger.error("The certificates stay as they are: %s", error)
             return
@@ -77,7 +75,7 @@ class Acceptor:
         # A copy of the descriptor: a server closes its own when it ends, and another may follow.
         copy = self._listening.dup()
         try:
-            return await listen(copy, partial(self._factory, None), self._context, self._settings)
+            return await listen(copy, partial(self._factory, None), self._tls.context, self._settings)
         except BaseException:
             copy.close()
             raise
@@ -97,7 +95,7 @@ class Acceptor:
                 await anyio.sleep(PAUSE_SECONDS)
                 continue
             if not self._trusted.trusts(address[0] if isinstance(address, tuple) else None):
-                logger.warning("a connection from %s was refused: it is no trusted proxy", _text(address))
+                self._refused("untrusted proxy", address, "it is no trusted proxy")
                 accepted.close()
             elif len(self._beginning) >= self._settings.max_connections:
                 accepted.close()
@@ -117,17 +115,22 @@ class Acceptor:
             await loop.connect_accepted_socket(
                 partial(self._factory, origin),
                 accepted,
-                ssl=self._context,
-                ssl_handshake_timeout=self._settings.head_timeout if self._context is not None else None,
+                ssl=self._tls.context,
+                ssl_handshake_timeout=self._settings.head_timeout if self._tls.context is not None else None,
             )
         except ProxyProtocolError as error:
-            logger.warning("a connection from %s was refused: no PROXY header: %s", _text(address), error)
+            self._refused("no PROXY header", address, f"no PROXY header: {error}")
         except (OSError, TimeoutError) as error:  # the client has left, or has not come to the point
             logger.debug("a connection from %s has not begun: %r", _text(address), error)
         finally:
             self._beginning.discard(accepted)
             if not taken:
                 accepted.close()
+
+    def _refused(self, kind: str, address: object, why: str) -> None:
+        self._counts[kind] += 1
+        level = logging.WARNING if self._counts[kind] == 1 else logging.INFO  # a stranger must not fill the log
+        logger.log(level, "a connection from %s was refused: %s", _text(address), why)
 
 
 async def _read_header(connection: socket.socket) -> Origin | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 _SEQUENCE_OF_NAMES = 4  # of a certificate's fields, behind the version: serial, signature, issuer, validity, subject
 _VERSION = 0xA0
@@ -55,7 +56,8 @@ def _attribute(attribute: bytes) -> str:
     (_, number, _), (tag, value, encoded) = _elements(attribute)
     dotted = _dotted(number)
     if dotted in _TYPES and tag in _ENCODINGS:
-        return f"{_TYPES[dotted]}={_escaped(value.decode(_ENCODINGS[tag]))}"
+        with suppress(UnicodeDecodeError):  # authorities sign all kinds of things
+            return f"{_TYPES[dotted]}={_escaped(value.decode(_ENCODINGS[tag]))}"
     return f"{_TYPES.get(dotted, dotted)}=#{encoded.hex()}"
 
 

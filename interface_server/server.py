@@ -84,6 +84,7 @@ class Server:
         Raises ListenError and LayerUnavailable, both at the start only.
         """
         self.loop = asyncio.get_running_loop()
+        self._tls.load()
         listening = listening_socket(self.settings)
         try:
             self.connections = Connections(self.settings)
@@ -103,7 +104,9 @@ class Server:
 
     async def _accept(self, listening: socket.socket, stop: anyio.Event, ready: Callable[[str], None]) -> None:
         where = describe(listening, tls=self.settings.ssl_certfile is not None)
-        acceptor = Acceptor(self.settings, listening, self._tls, lambda origin: HttpTerminator(self, origin))
+        acceptor = Acceptor(
+            self.settings, listening, self._tls, lambda origin: HttpTerminator(self, origin), self.connections.counts
+        )
         async with acceptor.accepting():
             self._acceptor = acceptor
             try:

@@ -27,16 +27,19 @@ class _Facts:
 
 
 class Tls:
-    """Makes contexts from the settings' files, and remembers what it needs to know of each."""
+    """The certificates in force. `load` reads them from the settings' files, the first time and again."""
 
     def __init__(self, settings: InterfaceSettings) -> None:
         self._settings = settings
+        self.context: ssl.SSLContext | None = None
+        """For the handshakes to come; None for plain text."""
         self._facts: WeakKeyDictionary[ssl.SSLContext, _Facts] = WeakKeyDictionary()
 
-    def load(self) -> ssl.SSLContext:
-        """A context with the certificates as the files have them now. Raises ListenError."""
+    def load(self) -> None:
+        """Take the certificates as the files have them now. Raises ListenError, and leaves all as it was."""
         settings = self._settings
-        assert settings.ssl_certfile is not None
+        if settings.ssl_certfile is None:
+            return
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
             # Without a password OpenSSL would ask for one at the terminal, and wait.
@@ -50,7 +53,7 @@ class Tls:
         context.set_alpn_protocols(["http/1.1"])
         suites = {cipher["name"]: cipher["id"] & 0xFFFF for cipher in context.get_ciphers()}
         self._facts[context] = _Facts(found[0] if found else None, suites)
-        return context
+        self.context = context
 
     def extension(self, tls: ssl.SSLObject) -> dict[str, Any]:
         """The scope extension "tls" of a connection."""

@@ -49,6 +49,12 @@ def test_what_cannot_be_listened_on(settings: InterfaceSettings) -> None:
         listening_socket(settings)
 
 
+def test_no_certificate_no_tls() -> None:
+    tls = Tls(InterfaceSettings())
+    tls.load()
+    assert tls.context is None
+
+
 def test_a_file_that_is_no_certificate(tmp_path: Path) -> None:
     file = tmp_path / "cert"
     file.write_text("nonsense")
