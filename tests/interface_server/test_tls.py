@@ -243,6 +243,19 @@ def test_new_connections_get_the_new_certificate(
         assert old.request("GET", "/tls").body == shown  # open connections stay
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted by /proc")
+def test_nothing_piles_up(start_interface: Start, authority: Authority) -> None:
+    server = start_interface("--ssl-certfile", authority.issue("server.pem"), app=APP)
+
+    def open_files() -> int:
+        return len(list(Path(f"/proc/{server.pid}/fd").iterdir()))
+
+    before = open_files()
+    for times in range(1, 6):
+        hang_up(server, "The certificates are read again", times)
+    wait_until(lambda: open_files() == before)
+
+
 def test_a_bad_new_certificate_leaves_the_old_one(start_interface: Start, authority: Authority) -> None:
     file = authority.issue("server.pem")
     server = start_interface("--ssl-certfile", file, app=APP)

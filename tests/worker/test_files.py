@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from asgibus.protocol import events
 from asgibus.protocol.frames import RESET
 from asgibus.protocol.session import PART
+from asgibus.worker import files
 from support.bus import until
 from support.worker_harness import running, whole
 
@@ -253,6 +255,34 @@ async def test_a_cancelled_app_lets_go_of_its_file(file: Path) -> None:
         interface.stop.set()
         await interface.ended
         assert str(file) not in open_files()
+
+
+async def test_a_cancelled_app_lets_go_of_a_file_that_opens_late(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    opened: list[io.FileIO] = []
+    open_now = files._open
+
+    def open_late(path: str) -> io.FileIO:  # as a disk does that is busy
+        begun.set()
+        go_on.wait(5)
+        opened.append(open_now(path))
+        return opened[0]
+
+    monkeypatch.setattr(files, "_open", open_late)
+    async with running(sending(START, path_send(file)), graceful_timeout=0.1) as interface:
+        interface.open()
+        await until(begun.is_set, what="the opening")
+        interface.stop.set()
+        await interface.ended
+    go_on.set()
+    await until(lambda: bool(opened) and opened[0].closed, what="the file to be closed")
+
+
+async def test_a_hint_overtakes_the_start_that_is_held() -> None:
+    app = sending(START, {"type": "http.response.early_hint", "links": [b"</a>"]}, BODY | {"body": b"body"})
+    async with running(app) as interface:
+        answer = await interface.answer(interface.open())
+        assert answer == [(events.EARLY_HINT, ((b"link", b"</a>"),)), (events.RESPONSE, 200, (), b"body")]
 
 
 async def test_files_are_offered_to_http_alone() -> None:
