@@ -43,20 +43,24 @@ class Acceptor:
 
     @asynccontextmanager
     async def accepting(self) -> AsyncIterator[None]:
-        """Accept as long as the context lasts."""
-        if not self._settings.proxy_protocol:
-            self._server = await self._serve()
-            try:
-                yield
-            finally:
-                self._server.close()
-            return
-        self._listening.setblocking(False)
-        self._listening.listen(self._settings.backlog)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._accept, tasks)
-            yield
-            tasks.cancel_scope.cancel()
+        """Accept as long as the context lasts; then the socket is closed, and whoever still comes is refused."""
+        with self._listening:
+            if not self._settings.proxy_protocol:
+                self._server = await self._serve()
+                try:
+                    yield
+                finally:
+                    self._server.close()
+                return
+            self._listening.setblocking(False)
+            self._listening.listen(self._settings.backlog)
+            async with anyio.create_task_group() as beginning:
+                async with anyio.create_task_group() as accepting:
+                    accepting.start_soon(self._accept, beginning)
+                    yield
+                    accepting.cancel_scope.cancel()
+                self._listening.close()
+                beginning.cancel_scope.cancel()
 
     async def reload(self) -> None:
         """Read the certificates again, for the handshakes to come. If they are bad, those in force stay."""
@@ -83,7 +87,7 @@ class Acceptor:
     # With PROXY headers. The header is read from the bare socket, and not a byte more: what follows may be a handshake,
     # which then begins as on any other socket.
 
-    async def _accept(self, tasks: TaskGroup) -> None:
+    async def _accept(self, beginning: TaskGroup) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -101,7 +105,7 @@ class Acceptor:
                 accepted.close()
             else:
                 self._beginning.add(accepted)
-                tasks.start_soon(self._begin, accepted, address)
+                beginning.start_soon(self._begin, accepted, address)
 
     async def _begin(self, accepted: socket.socket, address: object) -> None:
         loop = asyncio.get_running_loop()

@@ -11,7 +11,14 @@ from typing import Any, Protocol
 from asgibus.protocol.events import Event
 
 
-class Terminator(Protocol):
+class Holding(Protocol):
+    """What writes some things only when a batch is through."""
+
+    def flush(self) -> None:
+        """Write what is still held: no more comes in this batch."""
+
+
+class Terminator(Holding, Protocol):
     """What a `Connection` asks of the protocol that holds the socket. Nothing here may block or raise."""
 
     deadline: float
@@ -21,9 +28,6 @@ class Terminator(Protocol):
 
     def write_event(self, event: Event) -> None:
         """An event of the app, legal in the connection's state; written at once, or held until `flush`."""
-
-    def flush(self) -> None:
-        """Write what is still held: no more comes in this batch."""
 
     def broadcast(self, event: Event, shared: dict[str, Any]) -> None:
         """An event for a whole group. `shared` keeps its encoded form from one member to the next."""

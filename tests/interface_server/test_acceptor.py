@@ -1,5 +1,6 @@
 """Connections behind a proxy that speaks the PROXY protocol, with TLS and without."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -126,12 +127,12 @@ def test_header_and_handshake_in_one_segment(proxied: Callable[..., Process], au
         plain.sendall(outgoing.read())
         text = b""
         while b'"client": ["203.0.113.7", 4711]' not in text:
-            incoming.write(plain.recv(65536))
-            while True:
-                try:
-                    text += tls.read()
-                except ssl.SSLWantReadError:
-                    break
+            data = plain.recv(65536)
+            assert data, text
+            incoming.write(data)
+            with contextlib.suppress(ssl.SSLWantReadError):
+                while part := tls.read():
+                    text += part
 
 
 @pytest.mark.parametrize("name", ["a request", "a handshake", "v1 LF alone", "v1 port too large", "v2 family 4"])
@@ -211,6 +212,8 @@ def test_a_stop_does_not_wait_for_headers(proxied: Callable[..., Process]) -> No
         begun = time.monotonic()
         server.terminate()
         assert silent.read_until_close() == b""
+        with pytest.raises(ConnectionRefusedError):
+            RawClient(server)
         assert server.wait() == 0
         assert time.monotonic() - begun < 3
 
