@@ -19,12 +19,7 @@ from asgibus.interface_server.request_parser import RequestParser
 from asgibus.interface_server.response import plain_response
 from asgibus.interface_server.response_writer import ResponseWriter
 from asgibus.interface_server.websocket import WebSocketTerminator
-from asgibus.protocol.events import (
-    HTTP_DISCONNECT,
-    REQUEST_BODY,
-    REQUEST_END,
-    Event,
-)
+from asgibus.protocol.events import HTTP_DISCONNECT, REQUEST_BODY, REQUEST_END, Event
 from asgibus.protocol.opening import WEBSOCKET
 from asgibus.protocol.session import PART
 
