@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import subprocess
@@ -15,11 +14,22 @@ from enum import IntEnum
 import anyio
 from anyio.abc import Process
 
+from asgibus.commands.env_file import without_env_file
 from asgibus.commands.lifeline import FAILED, READY, RETIRING, STOP, VARIABLE
 
 logger = logging.getLogger("asgibus.supervisor")
 
 LINE_LIMIT = 64 * 1024  # bytes read at once; all that a process says in its life is far less
+# What a process gets for what it does; all other signals come from outside.
+CRASHES = {
+    signal.SIGABRT,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGSEGV,
+    signal.SIGSYS,
+    signal.SIGTRAP,
+}
 
 
 class State(IntEnum):
@@ -118,6 +128,11 @@ class Child:
         except ValueError:
             return f"was killed by signal {-code}"
 
+    @property
+    def crashed(self) -> bool:
+        """Whether it ended by its own doing, as far as its end tells: SIGKILL may come from anybody."""
+        return not self.left and self.code is not None and (self.code >= 0 or -self.code in CRASHES)
+
     async def _open(self, line: int) -> Process:
         # A session of its own: what a terminal sends when somebody types Ctrl+C reaches the supervisor alone.
         return await anyio.open_process(
@@ -125,7 +140,7 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=None,
             stderr=None,
-            env=os.environ | {VARIABLE: str(line)},
+            env={**without_env_file(), VARIABLE: str(line)},
             start_new_session=True,
             pass_fds=(line, *self._fds),
         )

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 
 from asgibus.layers.contract import ChannelLayer
-from asgibus.worker.application import ApplicationError, load_application
+from asgibus.worker.application import ApplicationError, application_of
 from asgibus.worker.lifespan import LifespanError
 from asgibus.worker.server import Worker
 from asgibus.worker.settings import WorkerSettings
@@ -25,7 +25,8 @@ def embedded_worker(options: Mapping[str, Any], layer: ChannelLayer) -> Worker:
     """
     names = {field.name for field in fields(WorkerSettings)}
     settings = WorkerSettings(**{name: value for name, value in options.items() if name in names})
-    return Worker(settings, load_application(settings.app, app_dir=settings.app_dir, factory=settings.factory), layer)
+    app, settings = application_of(settings)
+    return Worker(settings, app, layer)
 
 
 async def serve_with_worker(

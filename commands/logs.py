@@ -2,23 +2,69 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import logging.config
 import sys
+from pathlib import Path
+from typing import Any
+
+import click
 
 LEVELS = ("critical", "error", "warning", "info", "debug")
 
 
-def set_up_logging(level: str, *, access: bool, pid: bool = False) -> None:
+def set_up_logging(level: str, *, access: bool, pid: bool = False, config: str | None = None) -> None:
     """Send the log of `level` and above to standard error.
 
-    `access=False` leaves out the access log; `pid=True` says of every line which process wrote it.
+    `access=False` leaves out the access log; `pid=True` says of every line which process wrote it. `config` is a file
+    that says all of this in place of them, but for the access log, and but for a level that was given as an option.
+    Raises click.UsageError if the file does not configure logging.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    process = "[%(process)d] " if pid else ""
-    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-8s {process}%(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    root.setLevel(logging.WARNING)
-    logging.getLogger("asgibus").setLevel(level.upper())
+    if config is None:
+        handler = logging.StreamHandler(sys.stderr)
+        process = "[%(process)d] " if pid else ""
+        handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-8s {process}%(message)s"))
+        root = logging.getLogger()
+        root.addHandler(handler)
+        root.setLevel(logging.WARNING)
+    else:
+        _configure(config)
+    if config is None or _given("log_level"):
+        logging.getLogger("asgibus").setLevel(level.upper())
     if not access:
         logging.getLogger("asgibus.access").setLevel(logging.CRITICAL + 1)
+
+
+def _given(name: str) -> bool:
+    """Whether the option was given, and is not its default."""
+    context = click.get_current_context()
+    return context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+
+
+def _configure(path: str) -> None:
+    try:
+        suffix = Path(path).suffix
+        if suffix in (".json", ".yaml", ".yml"):
+            text = Path(path).read_text(encoding="utf-8")
+            found: Any = json.loads(text) if suffix == ".json" else _yaml(text)
+            if not isinstance(found, dict):
+                raise TypeError("it holds no mapping")
+            # Ours exist by now, and whoever does not name them does not mean to silence them.
+            logging.config.dictConfig({"disable_existing_loggers": False, **found})
+        else:
+            logging.config.fileConfig(path, disable_existing_loggers=False)
+    except click.UsageError:
+        raise
+    except Exception as error:  # what the file names is imported and called, and may raise anything
+        cause = error.__cause__ or error
+        said = " ".join(f"{error}{f': {cause}' if cause is not error else ''}".split())
+        raise click.UsageError(f"--log-config {path}: {type(cause).__name__}: {said}") from error
+
+
+def _yaml(text: str) -> Any:
+    try:
+        import yaml  # noqa: PLC0415  # an extra, needed for this alone
+    except ModuleNotFoundError:
+        raise click.UsageError("--log-config needs PyYAML for YAML: pip install 'asgibus[yaml]'") from None
+    return yaml.safe_load(text)

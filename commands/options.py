@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 import click
 
+from asgibus.commands.env_file import load_env_file
 from asgibus.commands.logs import LEVELS
+from asgibus.compatibility.interfaces import INTERFACES
 from asgibus.protocol.channels import require_pool
 
 DEFAULT_LAYER = "redis://127.0.0.1:6379"
@@ -107,6 +109,7 @@ SECONDS_OR_NONE = Seconds(min=0)
 COUNT = click.IntRange(min=1)
 LAST_PORT = 65535
 PORT = click.IntRange(0, LAST_PORT)
+FILE = click.Path(exists=True, dir_okay=False)
 
 
 def bus_options(command: F) -> F:
@@ -169,6 +172,55 @@ def app_options(command: F) -> F:
         ),
         option("Application", "--factory", is_flag=True, help="APP is a function that gives the app."),
         option("Application", "--app-dir", default="", metavar="DIR", help="Look for APP here first.  [default: .]"),
+        option(
+            "Application",
+            "--threads",
+            type=COUNT,
+            default=10,
+            metavar="COUNT",
+            help="Requests that a WSGI app runs at once; a worker takes no more connections.",
+        ),
+        option(
+            "Application",
+            "--interface",
+            type=click.Choice(("auto", *INTERFACES)),
+            default="auto",
+            help="How APP is called: found out from its arguments, or as it is said here.",
+        ),
+    ):
+        command = decorate(command)
+    return command
+
+
+def reload_options(command: F) -> F:
+    """Options for development: the app is loaded again when its files change."""
+    for decorate in (
+        option(
+            "Development",
+            "--reload-exclude",
+            "reload_excludes",
+            multiple=True,
+            metavar="GLOB",
+            help="Leave these files out, by name or path. Repeatable.",
+        ),
+        option(
+            "Development",
+            "--reload-include",
+            "reload_includes",
+            multiple=True,
+            metavar="GLOB",
+            help="Watch these files too, by name or path. Repeatable.  [default: *.py]",
+        ),
+        option(
+            "Development",
+            "--reload-dir",
+            "reload_dirs",
+            type=click.Path(exists=True, file_okay=False),
+            multiple=True,
+            metavar="DIR",
+            help="Watch this folder. Repeatable.  [default: . and --app-dir]",
+        ),
+        option("Development", "--reload", is_flag=True, help="Replace the process when a file of the app changes."),
     ):
         command = decorate(command)
     return command
@@ -193,6 +245,22 @@ def process_options(command: F) -> F:
             default=1,
             metavar="COUNT",
             help="Run so many processes, and start one again that dies.",
+        ),
+        option(
+            "Logging",
+            "--log-config",
+            type=FILE,
+            metavar="FILE",
+            help="Logging as a .json or .yaml file (dictConfig) or any other (fileConfig) says.  [default: none]",
+        ),
+        option(
+            "Application",
+            "--env-file",
+            type=FILE,
+            is_eager=True,  # what it holds may be options, too
+            callback=load_env_file,
+            metavar="FILE",
+            help="Add the variables of this file to the environment, before all else.  [default: none]",
         ),
     ):
         command = decorate(command)

@@ -17,6 +17,7 @@ from asgibus.commands.child import Child, State
 from asgibus.commands.hang_ups import hang_ups
 from asgibus.commands.lifeline import Lifeline
 from asgibus.commands.run import END_MARGIN, Life, run
+from asgibus.commands.sources import Sources
 from asgibus.layers.contract import ChannelLayer
 from asgibus.layers.errors import LayerError
 
@@ -51,12 +52,18 @@ class Pause:
 
 
 def supervise(
-    options: Mapping[str, Any], layer: ChannelLayer, *, fd: int | None = None, ready: Callable[[], None] = lambda: None
+    options: Mapping[str, Any],
+    layer: ChannelLayer,
+    *,
+    sources: Sources | None = None,
+    fd: int | None = None,
+    ready: Callable[[], None] = lambda: None,
 ) -> int:
     """Run this command as several processes, until a signal; returns the exit code, as `run` does.
 
     `options` are those of the command. Each process listens on the socket `fd` if there is one, and has the admin port
-    behind the one before. `ready` is called when the first process serves.
+    behind the one before. `ready` is called when the first process serves. When `sources` change, the processes are
+    replaced.
     """
     port = options["admin_port"]
     graceful_timeout = options["graceful_timeout"]
@@ -71,6 +78,7 @@ def supervise(
         command,
         layer,
         kill_after=graceful_timeout + END_MARGIN,
+        sources=sources,
         fds=() if fd is None else (fd,),
         ready=ready,
     )
@@ -95,7 +103,8 @@ def same_command(*options: str) -> list[str]:
 class Supervisor:
     """Keeps `count` processes running. `serve` is the whole life.
 
-    `command(number)` is what the process in that place runs. `ready` is called when the first of all serves.
+    `command(number)` is what the process in that place runs. `ready` is called when the first of all serves. With
+    `sources` they are replaced when these change, and what cannot start is started again no sooner.
     """
 
     def __init__(
@@ -105,6 +114,7 @@ class Supervisor:
         layer: ChannelLayer,
         *,
         kill_after: float,
+        sources: Sources | None = None,
         fds: Sequence[int] = (),
         ready: Callable[[], None] = lambda: None,
     ) -> None:
@@ -112,6 +122,9 @@ class Supervisor:
         self._command = command
         self._layer = layer
         self._kill_after = kill_after
+        self._sources = sources
+        self._changes = 0
+        self._changed = anyio.Event()
         self._fds = fds
         self._ready = ready
         self._places: dict[int, Child] = {}
@@ -124,14 +137,17 @@ class Supervisor:
     async def serve(self, life: Life) -> None:
         """Run the processes until `life.stop`, then tell all to end and wait for them. Cancelled, it kills them.
 
-        SIGHUP replaces one after another by a new process. Raises StartError if one ends before any was ready.
+        SIGHUP replaces one after another by a new process. Raises StartError if one ends before any was ready, and if
+        the sources cannot be watched.
         """
         life.started()
         async with anyio.create_task_group() as self._tasks:
             async with anyio.create_task_group() as keepers:
                 for number in range(self._count):
                     keepers.start_soon(self._keep, number, life)
-                keepers.start_soon(hang_ups, life, self._roll)
+                keepers.start_soon(hang_ups, life, self._hung_up)
+                if self._sources is not None:
+                    keepers.start_soon(self._reload, self._sources, life)
                 await life.stop.wait()
                 keepers.cancel_scope.cancel()
             for child in self._running:
@@ -142,6 +158,7 @@ class Supervisor:
     async def _keep(self, number: int, life: Life) -> None:
         """Have a process in this place at all times."""
         pause = Pause()
+        changes = self._changes
         child = self._start(number)
         while True:
             await child.until(State.LEAVING)
@@ -150,6 +167,10 @@ class Supervisor:
                 continue
             if child.state is State.LEAVING:
                 logger.info("Process %d retires: starting another", child.pid)
+            elif self._sources is not None and not child.was_ready:
+                logger.error("Process %d %s: waiting for a change", child.pid, child.end)
+                while self._changes == changes:
+                    await self._changed.wait()
             elif not self._greeted:
                 self._failure = child.failure or f"process {child.pid} {child.end} before it was ready"
                 life.stop.set()
@@ -159,6 +180,7 @@ class Supervisor:
                 then = f"in {seconds:g} s" if seconds else "now"
                 logger.error("Process %d %s: starting another %s", child.pid, child.end, then)
                 await anyio.sleep(seconds)
+            changes = self._changes
             child = self._start(number)
 
     def _start(self, number: int, *, takes_place: bool = True) -> Child:
@@ -194,27 +216,62 @@ class Supervisor:
         for mailbox in child.mailboxes:
             try:
                 with anyio.fail_after(ANNOUNCE_SECONDS):
-                    await self._layer.declare_dead(mailbox)
+                    await self._layer.declare_dead(mailbox, crashed=child.crashed)
             except (LayerError, TimeoutError) as error:
                 reason = str(error) or f"no answer within {ANNOUNCE_SECONDS:g} s"
                 logger.error("The death of process %d could not be announced: %s", child.pid, reason)
 
-    async def _roll(self) -> None:
-        """Replace each process by a new one; the first that cannot start ends it, and the old ones stay."""
+    async def _hung_up(self) -> None:
         logger.info("SIGHUP: replacing one process after another")
+        if await self._roll():
+            logger.info("All processes are replaced")
+
+    async def _reload(self, sources: Sources, life: Life) -> None:
+        """Replace all processes at every change; one that comes meanwhile begins anew."""
+        try:
+            async with anyio.create_task_group() as rolls:
+                roll = anyio.CancelScope()
+                async for names in sources.changes(life.stop):
+                    logger.info("%s changed: reloading", ", ".join(names))
+                    roll.cancel()
+                    roll = anyio.CancelScope()
+                    self._changes += 1
+                    self._changed.set()
+                    self._changed = anyio.Event()
+                    rolls.start_soon(self._roll_within, roll)
+        except* OSError as errors:
+            self._failure = f"--reload: {errors.exceptions[0]}"
+            life.stop.set()
+
+    async def _roll_within(self, scope: anyio.CancelScope) -> None:
+        with scope:
+            await self._roll(at_once=True)
+
+    async def _roll(self, *, at_once: bool = False) -> bool:
+        """Whether each place has a new process; the first that cannot start ends it, and the old ones stay.
+
+        `at_once`: do not wait for the old ones to end, nor for one that has not started yet.
+        """
         for number, old in list(self._places.items()):
+            if self._places[number] is old and old.state is State.STARTING and at_once:
+                old.stop()  # whoever keeps the place starts another
             if self._places[number] is not old or old.state is not State.READY:
                 continue  # it was replaced since, or is about to be
             new = self._start(number, takes_place=False)
-            await new.until(State.READY)
+            try:
+                await new.until(State.READY)
+            except anyio.get_cancelled_exc_class():
+                new.stop()
+                raise
             if not new.was_ready:
                 await new.until(State.GONE)
                 logger.error("Process %d %s: the old processes stay", new.pid, new.end)
-                return
+                return False
             if self._places[number] is not old:
                 new.stop()
                 continue
             self._places[number] = new
             old.stop()
-            await old.until(State.GONE)
-        logger.info("All processes are replaced")
+            if not at_once:
+                await old.until(State.GONE)
+        return True

@@ -26,9 +26,12 @@ from asgibus.commands.options import (
     check_processes,
     option,
     process_options,
+    reload_options,
 )
 from asgibus.commands.run import Life, run
+from asgibus.commands.sources import sources_of
 from asgibus.commands.supervisor import supervise
+from asgibus.interface_server.installed import listeners_of
 from asgibus.interface_server.listeners import ListenError, describe, listening_socket
 from asgibus.interface_server.proxy import TrustedProxies
 from asgibus.interface_server.server import Server
@@ -76,6 +79,21 @@ _FILE = click.Path(exists=True, dir_okay=False)
 @option(_LISTEN, "--uds", type=click.Path(), help="Listen on a unix socket instead.")
 @option(_LISTEN, "--fd", type=click.IntRange(min=0), help="Listen on a socket that was passed in, by its number.")
 @option(_LISTEN, "--backlog", type=COUNT, default=2048, help="Connections that may wait to be accepted.")
+@option(
+    _LISTEN,
+    "--udp",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="Turn datagrams to this address into events, for workers with --protocol udp. Repeatable.",
+)
+@option(
+    _LISTEN,
+    "--terminator",
+    "terminators",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="Serve a further protocol, whose terminator is installed under this name. Repeatable.",
+)
 @option("Bus", "--layer", metavar="URL", help=f"The channel layer.  [default: {DEFAULT_LAYER}; memory:// with APP]")
 @option(
     "Bus",
@@ -163,6 +181,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
     default=30.0,
     help="How long requests may finish after SIGTERM or SIGINT.",
 )
+@option(_TIMES, "--udp-timeout", type=SECONDS, default=60.0, help="How long a UDP peer may be silent.")
 @option(
     _LIMITS,
     "--max-connections",
@@ -193,6 +212,13 @@ _FILE = click.Path(exists=True, dir_okay=False)
 )
 @option(_LIMITS, "--window", type=COUNT, default=256 * 1024, help="Bytes under way per connection and direction.")
 @option(
+    _LIMITS,
+    "--udp-max-peers",
+    type=COUNT,
+    default=1000,
+    help="UDP peers at once; datagrams of further ones are dropped.",
+)
+@option(
     _GROUPS, "--slow-client-buffer", type=COUNT, default=1024 * 1024, help="Unsent bytes past which a member is slow."
 )
 @option(
@@ -203,10 +229,11 @@ _FILE = click.Path(exists=True, dir_okay=False)
     help="A slow member is closed with 1013, or misses the message.",
 )
 @process_options
+@reload_options
 @option("Logging", "--access-log/--no-access-log", default=True, help="Log every request.")
 @click.version_option(package_name="asgibus")
 def command(log_level: str, **options: Any) -> None:
-    """Terminate HTTP and WebSocket and put the connections on the bus.
+    """Terminate HTTP and WebSocket, and what else it is told to, and put the connections on the bus.
 
     With APP (module:attribute) also run it, in this process.
     """
@@ -226,14 +253,18 @@ def command(log_level: str, **options: Any) -> None:
     if options["ssl_cert_reqs"] in ("optional", "required") and options["ssl_ca_certs"] is None:
         raise click.UsageError("--ssl-cert-reqs needs --ssl-ca-certs, the authorities that sign them")
     check_processes(options)
+    if options["reload"] and app is None:
+        raise click.UsageError("--reload is for apps, and here is none: give APP, or use it with asgi-worker")
     names = {field.name for field in fields(InterfaceSettings)}
     settings = InterfaceSettings(**{name: value for name, value in options.items() if name in names})
     try:
+        listeners = listeners_of(settings)
         layer = open_layer(settings.layer, prefix=settings.prefix, encryption_keys=settings.encryption_keys)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    supervises = options["processes"] > 1 and not lifeline.held
-    set_up_logging(log_level, access=settings.access_log, pid=supervises or lifeline.held)
+    sources = sources_of(options)
+    supervises = (options["processes"] > 1 or sources is not None) and not lifeline.held
+    set_up_logging(log_level, access=settings.access_log, pid=supervises or lifeline.held, config=options["log_config"])
 
     def tell(where: str) -> None:
         logger.info(
@@ -251,13 +282,14 @@ def command(log_level: str, **options: Any) -> None:
             lifeline.failed(str(error))
             raise SystemExit(1) from None
         where = describe(listening, tls=settings.ssl_certfile is not None)
-        raise SystemExit(supervise(options, layer, fd=listening.fileno(), ready=lambda: tell(where)))
+        raise SystemExit(supervise(options, layer, sources=sources, fd=listening.fileno(), ready=lambda: tell(where)))
+    protocols = tuple(dict.fromkeys(listener.kind for listener in listeners))
     try:
-        worker = embedded_worker(options, layer) if app else None
+        worker = embedded_worker({**options, "protocols": protocols}, layer) if app else None
     except EXPECTED as error:
         lifeline.failed(str(error))
         raise SystemExit(1) from None
-    server = Server(settings, layer)
+    server = Server(settings, layer, listeners, shared=lifeline.held)
 
     async def serve(life: Life) -> None:
         def ready(where: str) -> None:

@@ -14,17 +14,29 @@ from asgibus.protocol.events import (
     GROUP_ADD,
     GROUP_DONE,
     HANDOVER,
-    HTTP_DISCONNECT,
+    OTHER_CLOSE,
+    OTHER_SENT,
     SAVE_STATE,
-    WEBSOCKET_DISCONNECT,
     Event,
+    disconnect,
     size,
 )
 from asgibus.protocol.frames import HEAD
-from asgibus.protocol.opening import HTTP, Opening, read_opening
+from asgibus.protocol.opening import Opening, read_opening
 from asgibus.protocol.recovery import KILLS, START_KILLS, Deaths, Ending, may_run_http_again, may_run_websocket_again
 from asgibus.protocol.session import PART, Arrival, SessionEnd
-from asgibus.protocol.states import HTTP_TABLE, WEBSOCKET_TABLE, App, IllegalTransition, Life, Turn, step, turn
+from asgibus.protocol.states import (
+    HTTP_TABLE,
+    OTHER_TABLE,
+    WEBSOCKET_TABLE,
+    App,
+    IllegalTransition,
+    Life,
+    Turn,
+    beginning,
+    step,
+    turn,
+)
 
 if TYPE_CHECKING:
     from asgibus.interface_server.connections import Connections
@@ -51,6 +63,7 @@ class Connection(SessionEnd):
         "begun",
         "deaths",
         "groups",
+        "kind",
         "life",
         "offer",
         "offered_at",
@@ -72,13 +85,13 @@ class Connection(SessionEnd):
         super().__init__(number, 1, window)
         self._connections = connections
         self.terminator = terminator
-        self.table = HTTP_TABLE if kind == HTTP else WEBSOCKET_TABLE
-        self.app = App.WAITING if kind == HTTP else App.HANDSHAKE
+        self.kind = kind
+        self.table, self.app = beginning(kind)
         self.life = Life.OFFERED
         self.offer: Offer | None = None
         self.offered_at = now
         self.owner = ""
-        self.accepted = False
+        self.accepted = self.app is App.OPEN
         self.subprotocol: str | None = None
         self.resumable = False
         self.deaths: Deaths | None = None
@@ -107,8 +120,7 @@ class Connection(SessionEnd):
         """The client is gone, or its request cannot be finished: the app learns it at once, and this ends."""
         if self.life is not Life.OFFERED and self.life is not Life.JOINED:
             return
-        event = (HTTP_DISCONNECT, True) if self.table is HTTP_TABLE else (WEBSOCKET_DISCONNECT, code, reason)
-        self.event(event)
+        self.event(disconnect(self.kind, code, reason))
         self._turn(Turn.CLIENT_GONE)
 
     # From the bus.
@@ -121,6 +133,8 @@ class Connection(SessionEnd):
         if self.table is WEBSOCKET_TABLE:
             assert isinstance(self.opening, Opening)
             self.opening = pack(self.opening._replace(events=(), state=b""))  # a further run gets them as they are then
+        elif self.table is OTHER_TABLE:
+            self.opening = b""  # there is no further run
         unsent, self._unsent = self._unsent, None
         self._turn(Turn.OWNED)
         for frame, counted in unsent or ():
@@ -154,7 +168,7 @@ class Connection(SessionEnd):
         self.app = after
         self.terminator.write_event(event)
         if after is App.COMPLETE:
-            if self.table is WEBSOCKET_TABLE:
+            if self.table is not HTTP_TABLE:
                 self._tell_all_taken()
             self._turn(Turn.COMPLETED)
             return
@@ -212,17 +226,20 @@ class Connection(SessionEnd):
         """A plain ASGI event that anyone posted to the reply channel, or to a group. False if it is out of place."""
         if self.life is not Life.JOINED and not (self.life is Life.OFFERED and self.accepted):
             return False
+        code = event[0]
+        if (code == OTHER_SENT or code == OTHER_CLOSE) and not event[1].startswith(f"{self.kind}."):
+            return False
         # Between two runs the client is open, whatever the next run is going to say.
         state = App.OPEN if self.accepted and self.app is App.HANDSHAKE else self.app
         try:
-            after = step(self.table, state, event[0])
+            after = step(self.table, state, code)
         except IllegalTransition:
             return False
         if state is self.app or after is App.COMPLETE:
             self.app = after
         self.terminator.write_event(event)
         if after is App.COMPLETE:
-            self.client_gone(*event[1:3]) if event[0] == CLOSE else self.client_gone()
+            self.client_gone(*event[1:3]) if code == CLOSE else self.client_gone()
         return True
 
     def acknowledgement(self, number: int) -> None:
@@ -256,17 +273,18 @@ class Connection(SessionEnd):
 
     # Endings.
 
-    def run_ended(self, ending: Ending, *, alone: bool = True) -> None:
+    def run_ended(self, ending: Ending, *, suspect: bool = True) -> None:
         """The run of the app that served this has ended before its time: offer it for another one, or end it.
 
-        `alone`: when its worker died, it had nothing else in hand.
+        `suspect`: what its worker had in hand of this may be why it died: it had nothing else in hand, or is known to
+        have ended by its own doing.
         """
         if (self.life is Life.LEFT or self.life is Life.PARTING) and (
             ending is Ending.FORGOTTEN or not self._must_be_heard
         ):
             self._turn(Turn.GIVEN_UP)
         elif self.life is not Life.ENDED:
-            if ending.by_death and self._is_killer(alone=alone):
+            if ending.by_death and self._is_killer(suspect=suspect):
                 deaths = self.deaths.count if self.deaths else 0
                 logger.error(
                     "connection %d is ended: %d workers in a row died with the same event of it", self.number, deaths
@@ -297,7 +315,7 @@ class Connection(SessionEnd):
                 return event, count
         return (_CONNECT, 0) if self.app is App.HANDSHAKE else None
 
-    def _is_killer(self, *, alone: bool) -> bool:
+    def _is_killer(self, *, suspect: bool) -> bool:
         """Count the death of a worker; whether this connection has brought about too many."""
         found = self.in_hand()
         if found is None:
@@ -306,7 +324,7 @@ class Connection(SessionEnd):
         in_hand, needed = found
         limit = START_KILLS if in_hand is _CONNECT and self.accepted else KILLS
         self.deaths = self.deaths or Deaths()
-        return self.deaths.too_many(in_hand, limit, begun=self.begun >= needed, alone=alone)
+        return self.deaths.too_many(in_hand, limit, begun=self.begun >= needed, suspect=suspect)
 
     def _may_run_again(self) -> bool:
         if isinstance(self.opening, Opening) and self.table is HTTP_TABLE:

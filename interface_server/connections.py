@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anyio.abc import TaskGroup
 
@@ -109,6 +109,52 @@ class Connections:
         connection.offer = bus.offer(shared_channel(kind, self._pool(request.raw_path)), opening, once=once)
         return connection
 
+    def open_other(
+        self,
+        kind: str,
+        scope: dict[str, Any],
+        terminator: Terminator,
+        events: tuple[Event, ...] = (),
+        *,
+        window: int | None = None,
+    ) -> Connection:
+        """Offer a connection of a protocol that is neither HTTP nor WebSocket, which is open from the start.
+
+        `scope` is what the app gets, less `type` and `asgi`. `window` are the bytes that may be under way to the app,
+        and from it; by default those of the option.
+        """
+        connection = Connection(self, next(self._numbers), kind, window or self._settings.window, terminator, self.now)
+        for event in events:
+            connection.sent(event)
+        connection.opening = Opening(
+            version=OPENING_VERSION,
+            interface=self.bus.mailbox,
+            connection=connection.number,
+            attempt=connection.attempt,
+            resumed=False,
+            suspect=False,
+            window=connection.window,
+            kind=kind,
+            http_version="",
+            method="",
+            scheme="",
+            raw_path=b"",
+            query_string=b"",
+            root_path="",
+            headers=(),
+            client=None,
+            server=None,
+            subprotocols=(),
+            extensions={},
+            expects_continue=False,
+            events=events,
+            state=b"",
+            scope=scope,
+        )
+        self._open[connection.number] = self._offered[connection.number] = connection
+        connection.offer = self.bus.offer(shared_channel(kind, self._settings.pool), connection.opening)
+        return connection
+
     def reopen(self, connection: Connection, opening: Opening) -> None:
         """Offer a connection for a further run of the app."""
         self._no_longer_offered(connection)  # so that it stands last
@@ -193,7 +239,7 @@ class Connections:
             self.groups.broadcast(frame[1], frame[2])
             return
         if kind == DEAD:
-            self._dead(frame[1])
+            self._dead(frame[1], crashed=frame[2])
             return
         connection = self._open.get(frame[1])
         if kind == ABANDONED:
@@ -219,7 +265,7 @@ class Connections:
         elif kind != OWN:
             logger.error("a frame of unknown kind %r from %s was dropped", kind, sender)
 
-    def _dead(self, mailbox: str) -> None:
+    def _dead(self, mailbox: str, *, crashed: bool | None) -> None:
         """A worker is gone: others go on with what it served, where that is possible."""
         self._suspects.discard(mailbox)
         self._dead_workers[mailbox] = None
@@ -228,7 +274,7 @@ class Connections:
         lost = [connection for connection in self._open.values() if connection.owner == mailbox]
         alone = sum(connection.in_hand() is not None for connection in lost) == 1
         for connection in lost:
-            connection.run_ended(Ending.KILLED, alone=alone)
+            connection.run_ended(Ending.KILLED, suspect=bool(crashed) or alone)
         if lost:
             again = sum(connection.life is Life.OFFERED for connection in lost)
             logger.warning(

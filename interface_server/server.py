@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -13,13 +14,13 @@ import anyio
 from asgibus.interface_server.acceptor import Acceptor
 from asgibus.interface_server.connections import Connections
 from asgibus.interface_server.http import HttpTerminator
-from asgibus.interface_server.listeners import describe, host_and_port, listening_socket
+from asgibus.interface_server.listeners import ListenError, describe, host_and_port, listening_socket
 from asgibus.interface_server.proxy import TrustedProxies
 from asgibus.interface_server.proxy_protocol import Origin
 from asgibus.interface_server.request import Request
 from asgibus.interface_server.response import StandardHeaders
 from asgibus.interface_server.settings import InterfaceSettings
-from asgibus.interface_server.terminator import Terminator
+from asgibus.interface_server.terminator import Holder, Host, Listener
 from asgibus.interface_server.tls import Tls
 from asgibus.layers.contract import ChannelLayer, Statistics, statistics_of
 from asgibus.protocol.channels import shared_channels
@@ -38,13 +39,25 @@ Peer = tuple[Address | None, Address | None, str, dict[str, Any]]
 
 
 class Server:
-    """Terminates the sockets of one listener. `serve` is the whole life."""
+    """Terminates the sockets of one TCP listener, and those of `listeners`, for other protocols: it is their `Host`.
+
+    `shared`: other processes listen at the same addresses. `serve` is the whole life.
+    """
 
     connections: Connections
     loop: asyncio.AbstractEventLoop
 
-    def __init__(self, settings: InterfaceSettings, layer: ChannelLayer) -> None:
+    def __init__(
+        self,
+        settings: InterfaceSettings,
+        layer: ChannelLayer,
+        listeners: Sequence[Listener] = (),
+        *,
+        shared: bool = False,
+    ) -> None:
         self.settings = settings
+        self.shared = shared
+        self._listeners = listeners
         self.standard = StandardHeaders(server=settings.server_header, date=settings.date_header)
         self.now = 0.0
         """The event loop's time, as of the last tick."""
@@ -53,7 +66,7 @@ class Server:
         self._proxies = TrustedProxies(settings.forwarded_allow_ips) if settings.proxy_headers else None
         self._tls = Tls(settings)
         self._acceptor: Acceptor | None = None
-        self._terminators: set[Terminator] = set()
+        self._terminators: set[Holder] = set()
         self._emptied = anyio.Event()
         self._draining = False
 
@@ -75,8 +88,9 @@ class Server:
 
     async def channels(self) -> dict[str, Statistics]:
         """The channels on which it offers; none while the layer is away."""
-        pools = dict.fromkeys([self.settings.pool, *(pool for _, pool in self.settings.routes)])
-        return await statistics_of(self.connections.bus, [each for pool in pools for each in shared_channels(pool)])
+        names = [*shared_channels(self.settings.pool, [listener.kind for listener in self._listeners])]
+        names += [each for _, pool in self.settings.routes for each in shared_channels(pool)]
+        return await statistics_of(self.connections.bus, [*dict.fromkeys(names)])
 
     async def serve(self, stop: anyio.Event, ready: Callable[[str], None]) -> None:
         """Listen, call `ready` with where, serve until `stop` is set, then stop gracefully.
@@ -110,8 +124,9 @@ class Server:
         async with acceptor.accepting():
             self._acceptor = acceptor
             try:
-                ready(where)
-                await stop.wait()
+                async with _listening(self._listeners, self):
+                    ready(where)
+                    await stop.wait()
             finally:
                 self._draining = True
                 self._acceptor = None
@@ -158,18 +173,18 @@ class Server:
 
     # For the terminators.
 
-    def admit(self, terminator: Terminator) -> bool:
+    def admit(self, terminator: Holder) -> bool:
         """A socket was accepted; False if there are too many already."""
         self._terminators.add(terminator)
         if self._draining:  # its TLS handshake took until now
             self.loop.call_soon(terminator.shut_down)
         return len(self._terminators) <= self.settings.max_connections
 
-    def readmit(self, terminator: Terminator) -> None:
+    def readmit(self, terminator: Holder) -> None:
         """A terminator took a socket over from another one."""
         self._terminators.add(terminator)
 
-    def forget(self, terminator: Terminator) -> None:
+    def forget(self, terminator: Holder) -> None:
         """A terminator's socket has ended, or was handed over."""
         self._terminators.discard(terminator)
         if not self._terminators:
@@ -200,3 +215,21 @@ class Server:
         if self.connections.counts["slow client"] == 1 or self.settings.slow_client == "close":
             logger.warning("a client is too slow for its group's broadcasts: %s", self.settings.slow_client)
         return True
+
+
+@asynccontextmanager
+async def _listening(listeners: Sequence[Listener], host: Host) -> AsyncIterator[None]:
+    """Listen for further protocols until the context ends. Raises ListenError."""
+    started: list[Listener] = []
+    try:
+        for listener in listeners:
+            try:
+                where = await listener.start(host)
+            except OSError as error:
+                raise ListenError(f"cannot listen for {listener.kind}: {error.strerror or error}") from error
+            started.append(listener)
+            logger.info("Listening on %s", where)
+        yield
+    finally:
+        for listener in started:
+            listener.stop()

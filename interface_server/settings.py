@@ -20,6 +20,10 @@ class InterfaceSettings:
     port: int = 8000
     uds: str | None = None
     fd: int | None = None
+    udp: tuple[str, ...] = ()
+    """Addresses, HOST:PORT, whose datagrams become events of scope type `udp`."""
+    terminators: tuple[str, ...] = ()
+    """NAME or NAME=VALUE: further protocols, of installed packages."""
     backlog: int = 2048
     """Connections that the kernel holds until they are accepted; what uvicorn uses."""
     layer: str = "redis://127.0.0.1:6379"
@@ -56,6 +60,8 @@ class InterfaceSettings:
     ping_interval: float = 20.0
     ping_timeout: float = 20.0
     graceful_timeout: float = 30.0
+    udp_timeout: float = 60.0
+    """How long a UDP peer may be silent: longer than most clients pause, as short as most NATs forget them."""
 
     max_head_size: int = 64 * 1024
     min_body_rate: int = 240
@@ -64,6 +70,8 @@ class InterfaceSettings:
     websocket_max_message_size: int = 1024 * 1024
     websocket_compression: bool = False
     window: int = WINDOW
+    udp_max_peers: int = 1000
+    """Remote addresses with a run of the app, for each UDP address; senders' addresses can be forged."""
     slow_client_buffer: int = 1024 * 1024
     """Unsent bytes past which a member of a group is slow."""
     slow_client: SlowClient = "close"

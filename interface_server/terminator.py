@@ -1,14 +1,39 @@
 """The seam between a protocol's terminator and the rest of the interface server.
 
 A terminator holds a client's socket. For each exchange on it (an HTTP request, a WebSocket) it opens a `Connection`,
-gives it what the client sends, and is called with what the app sends. Another protocol needs only this.
+gives it what the client sends, and is called with what the app sends. Another protocol needs only this:
+docs/terminators.md says how.
+
+`Terminator` is what a connection asks of it, `Holder` what the server's clock and its end do. Where a socket is one
+client, as with TCP, both are one object. `Listener` is what accepts the clients, and `Host` what it is given.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
-from asgibus.protocol.events import Event
+from asgibus.protocol.events import ABORT, OTHER_CLOSE, OTHER_RECEIVED, OTHER_SENT, Event, message_of, other
+
+if TYPE_CHECKING:
+    from asgibus.interface_server.connections import Connections
+    from asgibus.interface_server.settings import InterfaceSettings
+
+
+__all__ = [
+    "ABORT",
+    "OTHER_CLOSE",
+    "OTHER_RECEIVED",
+    "OTHER_SENT",
+    "Event",
+    "Factory",
+    "Holder",
+    "Host",
+    "Listener",
+    "Terminator",
+    "message_of",
+    "other",
+]
 
 
 class Holding(Protocol):
@@ -21,8 +46,6 @@ class Holding(Protocol):
 class Terminator(Holding, Protocol):
     """What a `Connection` asks of the protocol that holds the socket. Nothing here may block or raise."""
 
-    deadline: float
-    """When `expire` is to be called, by the clock of the event loop."""
     write_paused: bool
     """Whether the socket's write buffer is full: what is written waits for the client."""
 
@@ -41,6 +64,16 @@ class Terminator(Holding, Protocol):
     def fail(self, status: int, close_code: int) -> None:
         """No worker serves this connection, or none any more: answer with the HTTP status, or the close code."""
 
+    def abort(self) -> None:
+        """End it at once."""
+
+
+class Holder(Protocol):
+    """What the server asks of whoever holds a socket. Nothing here may block or raise."""
+
+    deadline: float
+    """When `expire` is to be called, by the clock of the event loop."""
+
     def expire(self, now: float) -> None:
         """The deadline has passed."""
 
@@ -49,3 +82,42 @@ class Terminator(Holding, Protocol):
 
     def abort(self) -> None:
         """End the socket at once."""
+
+
+class Host(Protocol):
+    """What the server gives a listener."""
+
+    settings: InterfaceSettings
+    connections: Connections
+    """Where connections are opened, with `open_other`; its `counts` are told as metrics."""
+    now: float
+    """The event loop's time, as of the last tick: a quarter of a second exact."""
+    shared: bool
+    """Whether other processes listen at the same address: then bind with SO_REUSEPORT."""
+
+    def admit(self, terminator: Holder, /) -> bool:
+        """A socket was opened: from now on it is looked after. False if there are too many already."""
+
+    def forget(self, terminator: Holder, /) -> None:
+        """A socket has ended. The server stops when it has heard this of all of them."""
+
+
+class Listener(Protocol):
+    """What accepts the clients of one protocol, at one address."""
+
+    kind: str
+    """The scope type of its connections: 1 to 9 lower-case letters, digits or '-'."""
+
+    async def start(self, host: Host) -> str:
+        """Listen; returns where, for the log. Raises OSError or ListenError."""
+
+    def stop(self) -> None:
+        """Accept nobody any more. Those who were accepted are told to `shut_down` after this, by the server."""
+
+
+Factory = Callable[["str | None", "InterfaceSettings"], Listener]
+"""What an entry point of the group `asgibus.terminators` names.
+
+It gets the VALUE of `--terminator NAME=VALUE`, or None, and all settings, and opens nothing yet. Raises ValueError with
+a sentence for a value that it cannot use.
+"""

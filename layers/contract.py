@@ -24,7 +24,9 @@ Frame = tuple[Any, ...]
 # protocol between the servers, and the layer carries them without looking.
 MESSAGE = 0  # (MESSAGE, local part, message): somebody called send() with a process-local name
 GROUP_MESSAGE = 1  # (GROUP_MESSAGE, group, message): somebody called group_send(), and this mailbox is a member
-DEAD = 2  # (DEAD, mailbox): the process of that mailbox is gone; all that it posted here stands before this
+# (DEAD, mailbox, crashed): the process of that mailbox is gone; all that it posted here stands before this. `crashed`:
+# whether it ended by its own doing; None if nobody has reaped it, and it is only silent.
+DEAD = 2
 FIRST_PROTOCOL_KIND = 16
 
 
@@ -300,10 +302,10 @@ class ChannelLayer(ABC):
         """Close the connections of the running event loop; the layer can be used again afterwards."""
 
     @abstractmethod
-    async def declare_dead(self, mailbox: str) -> None:
+    async def declare_dead(self, mailbox: str, *, crashed: bool = False) -> None:
         """Tell every process on the bus at once that the process of this mailbox is gone; for whoever reaped it.
 
-        Raises LayerUnavailable.
+        `crashed`: it ended by its own doing, so what it was at may be the cause. Raises LayerUnavailable.
         """
 
     @abstractmethod

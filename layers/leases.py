@@ -81,6 +81,8 @@ class Beat:
     live: frozenset[str]
     ended: frozenset[str]
     grace: bool
+    gone: frozenset[str] = frozenset()
+    """Those in `ended` that have been dead for so long that they are not expected back."""
 
 
 class Leases:

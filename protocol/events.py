@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from asgibus.layers.codec import pack, unpack_message
+
 Event = tuple[Any, ...]
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -20,6 +22,8 @@ REQUEST_END = 2  # (body,) the last part
 HTTP_DISCONNECT = 3  # (final,) the client will send nothing more; final: nor can it be written to
 MESSAGE_RECEIVED = 4  # (str or bytes,)
 WEBSOCKET_DISCONNECT = 5  # (code, reason)
+OTHER_RECEIVED = 6  # (type, packed fields) of a protocol that is neither HTTP nor WebSocket
+OTHER_DISCONNECT = 7  # (type, packed fields) its last event
 
 # From the app to the client. Which of two codes an event has says whether more follows, so that the state tables can
 # be keyed by code alone.
@@ -34,6 +38,8 @@ EARLY_HINT = 22  # (links,)
 ACCEPT = 23  # (subprotocol or None, headers, resumable) resumable: another run of the app may go on with the client
 MESSAGE_SENT = 24  # (str or bytes,)
 CLOSE = 25  # (code, reason)
+OTHER_SENT = 27  # (type, packed fields)
+OTHER_CLOSE = 28  # (type, packed fields) the app ends the connection
 
 # From the app to its worker, which reads the file and sends parts of a body instead: these never travel.
 PATH_SEND = 48  # (path,)
@@ -56,6 +62,9 @@ NAMES = {
 
 EVENT_OVERHEAD = 64  # bytes that an event counts for beside what it carries, so that tiny ones are bounded too
 MAX_CLOSE_REASON = 123  # bytes of UTF-8 in a close frame, RFC 6455 section 5.5.1
+MAX_DATAGRAM = 65_507  # bytes of payload in a UDP datagram over IPv4: 65,535 without the two headers
+
+_KNOWN = frozenset({"http", "websocket", "lifespan", "udp"})  # an event of these that is not known here is wrong
 
 _HEADER_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")  # a token, RFC 9110 section 5.6.2
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # control bytes: they would split the response
@@ -96,7 +105,9 @@ def encode(event: Mapping[str, Any]) -> Event:
         raise ValueError(f"an ASGI event is a dict with a 'type', not {event!r}") from None
     encoder = _ENCODERS.get(kind)
     if encoder is None:
-        raise ValueError(f"unknown ASGI event type {kind!r}")
+        if not isinstance(kind, str) or "." not in kind or kind.partition(".")[0] in _KNOWN:
+            raise ValueError(f"unknown ASGI event type {kind!r}")
+        return other(OTHER_CLOSE if kind.endswith(".close") else OTHER_SENT, event)
     try:
         return encoder(event)
     except KeyError as missing:
@@ -117,7 +128,31 @@ def decode(event: Event) -> dict[str, Any]:
         return {"type": "http.disconnect"}
     if code == WEBSOCKET_DISCONNECT:
         return {"type": "websocket.disconnect", "code": event[1], "reason": event[2]}
+    if code == OTHER_RECEIVED or code == OTHER_DISCONNECT:
+        return message_of(event)
     raise ValueError(f"event {NAMES.get(code, code)} is not for the app")
+
+
+def other(code: int, event: Mapping[str, Any]) -> Event:
+    """An event of a protocol that is neither HTTP nor WebSocket: its fields travel as they are.
+
+    Raises TypeError for a value that a message cannot hold.
+    """
+    return (code, event["type"], pack({name: value for name, value in event.items() if name != "type"}))
+
+
+def message_of(event: Event) -> dict[str, Any]:
+    """The dict of an event that `other` has made."""
+    return {"type": event[1], **unpack_message(event[2])}
+
+
+def disconnect(kind: str, code: int, reason: str) -> Event:
+    """The event that tells an app of a connection of that kind that its client is gone."""
+    if kind == "http":
+        return (HTTP_DISCONNECT, True)
+    if kind == "websocket":
+        return (WEBSOCKET_DISCONNECT, code, reason)
+    return other(OTHER_DISCONNECT, {"type": f"{kind}.disconnect", "reason": reason})
 
 
 def _bytes(value: Any, what: str) -> bytes:
@@ -233,6 +268,17 @@ def _close(event: Mapping[str, Any]) -> Event:
     return (CLOSE, int(code), reason)
 
 
+def _datagram(event: Mapping[str, Any]) -> Event:
+    data = _bytes(event["bytes"], "a datagram")
+    if len(data) > MAX_DATAGRAM:
+        raise ValueError(f"a datagram has at most {MAX_DATAGRAM} bytes, not {len(data)}")
+    return other(OTHER_SENT, {"type": "udp.send", "bytes": data})
+
+
+def _forget_peer(event: Mapping[str, Any]) -> Event:
+    return other(OTHER_CLOSE, {"type": "udp.close"})
+
+
 _ENCODERS = {
     "http.response.start": _response_start,
     "http.response.body": _response_body,
@@ -245,4 +291,6 @@ _ENCODERS = {
     "websocket.close": _close,
     "websocket.http.response.start": _response_start,
     "websocket.http.response.body": _response_body,
+    "udp.send": _datagram,
+    "udp.close": _forget_peer,
 }

@@ -48,6 +48,8 @@ class Opening(NamedTuple):
     """The first events, numbered from 0: for HTTP the first part of the body, for a further run what is left."""
     state: bytes
     """What the app saved in an earlier attempt, packed."""
+    scope: dict[str, Any] | None = None
+    """The scope of a connection that is neither HTTP nor WebSocket; what only these two have is then empty."""
 
 
 def reply_channel(interface: str, connection: int) -> str:
@@ -68,8 +70,12 @@ def read_opening(entry: object) -> Opening:
 def scope_of(opening: Opening) -> dict[str, Any]:
     """The ASGI scope of a connection: "HTTP Connection Scope" or "WebSocket Connection Scope", version 2.5.
 
-    `state` and `extensions["asgibus"]` belong to the worker, which adds them.
+    Of any other kind it is what the terminator says. `state` and `extensions["asgibus"]` belong to the worker, which
+    adds them.
     """
+    if opening.scope is not None:
+        own = {"type": opening.kind, "asgi": {"version": "3.0"}}
+        return {**opening.scope, **own, "extensions": dict(opening.scope.get("extensions", {}))}
     raw_path = opening.raw_path
     path = (unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path).decode("utf-8", "replace")
     scope: dict[str, Any] = {

@@ -48,15 +48,15 @@ class Deaths:
         """All of them."""
         return self.kills + self.others
 
-    def too_many(self, event: Event, limit: int, *, begun: bool, alone: bool) -> bool:
+    def too_many(self, event: Event, limit: int, *, begun: bool, suspect: bool) -> bool:
         """Count a death with this event at the head; whether that makes as many in a row as the limit.
 
         `begun`: whether the worker had said that its app gets the event. The first one is not asked to say so: then it
-        counts if nothing else was in its hands (`alone`), as far as is known here.
+        counts if it had nothing else in hand or ended by its own doing (`suspect`), as far as is known here.
         """
         if event is not self.event:
             self.event, self.kills, self.others = event, 0, 0
-            begun = alone
+            begun = suspect
         if begun:
             self.kills += 1
         else:

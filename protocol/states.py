@@ -18,6 +18,8 @@ from asgibus.protocol.events import (
     EARLY_HINT,
     MESSAGE_SENT,
     NAMES,
+    OTHER_CLOSE,
+    OTHER_SENT,
     RESPONSE,
     RESPONSE_BODY,
     RESPONSE_END,
@@ -26,6 +28,7 @@ from asgibus.protocol.events import (
     TRAILERS,
     TRAILERS_END,
 )
+from asgibus.protocol.opening import HTTP, WEBSOCKET
 
 
 class App(StrEnum):
@@ -36,7 +39,7 @@ class App(StrEnum):
     STARTED_TRAILERS = "response started, trailers announced"
     TRAILERS = "response body complete, trailers to come"
     HANDSHAKE = "waiting for websocket.accept"
-    OPEN = "websocket open"
+    OPEN = "open"
     DENYING = "denial response started"
     COMPLETE = "complete"
 
@@ -89,6 +92,22 @@ WEBSOCKET_TABLE: Table = {
     (App.OPEN, CLOSE): App.COMPLETE,
     (App.OPEN, ABORT): App.COMPLETE,
 }
+
+# UDP and every protocol that another package brings: its connections are open from the start.
+OTHER_TABLE: Table = {
+    (App.OPEN, OTHER_SENT): App.OPEN,
+    (App.OPEN, OTHER_CLOSE): App.COMPLETE,
+    (App.OPEN, ABORT): App.COMPLETE,
+}
+
+
+def beginning(kind: str) -> tuple[Table, App]:
+    """What an app may send when on a connection of that kind, and where it begins."""
+    if kind == HTTP:
+        return HTTP_TABLE, App.WAITING
+    if kind == WEBSOCKET:
+        return WEBSOCKET_TABLE, App.HANDSHAKE
+    return OTHER_TABLE, App.OPEN
 
 
 def step(table: Table, state: App, code: int) -> App:

@@ -8,6 +8,27 @@ import asgibus
 
 PUBLIC = {
     "asgibus": {"Connection", "connection"},
+    "asgibus.compatibility": {
+        "Interface",
+        "UnknownInterface",
+        "double_to_single_callable",
+        "interface_of",
+        "single_to_double_callable",
+    },
+    "asgibus.interface_server.terminator": {
+        "ABORT",
+        "OTHER_CLOSE",
+        "OTHER_RECEIVED",
+        "OTHER_SENT",
+        "Event",
+        "Factory",
+        "Holder",
+        "Host",
+        "Listener",
+        "Terminator",
+        "message_of",
+        "other",
+    },
     "asgibus.layers": {
         "Bus",
         "ChannelFull",
@@ -22,6 +43,7 @@ PUBLIC = {
         "RedisChannelLayer",
         "open_layer",
     },
+    "asgibus.testing": {"Bus", "VirtualWorker", "WebSocket"},
 }
 
 

@@ -1,26 +1,75 @@
-"""Load the user's app from `module:attribute`, as uvicorn takes it."""
+"""Load the user's app from `module:attribute`, as uvicorn takes it, and make an ASGI 3 app of what it is."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
+import logging
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+from asgibus.compatibility.callables import Application, double_to_single_callable
+from asgibus.compatibility.interfaces import Interface, UnknownInterface, interface_of, takes
+from asgibus.worker.settings import WorkerSettings
+from asgibus.worker.wsgi import WSGIApplication
+
+logger = logging.getLogger("asgibus.worker")
 
 
 class ApplicationError(Exception):
     """The app cannot be loaded; the text says what, where and what to do, in one line."""
 
 
-def load_application(target: str, *, app_dir: str = "", factory: bool = False) -> Application:
-    """The ASGI 3 app at `module:attribute` (attribute may have dots; "app" if left out).
+def application_of(settings: WorkerSettings) -> tuple[Application, WorkerSettings]:
+    """The app that the settings name, as an ASGI 3 app, and the settings with what the app sets.
+
+    That is its interface, if it was to be found out, and for a WSGI app a concurrency within its threads. Raises
+    ApplicationError.
+    """
+    app = load_application(settings.app, app_dir=settings.app_dir, factory=settings.factory)
+    if settings.interface == "auto":
+        app, interface = _recognised(settings, app)
+    else:
+        interface = settings.interface
+    settings = replace(settings, interface=interface)
+    if interface == "asgi3":
+        return app, settings
+    if interface == "asgi2":
+        return double_to_single_callable(app), settings
+    if settings.channels:
+        raise ApplicationError(f"{settings.app!r} is a WSGI app: messages of channels are for ASGI apps")
+    if settings.protocols:
+        other = ", ".join(settings.protocols)
+        raise ApplicationError(f"{settings.app!r} is a WSGI app: it has HTTP alone, and cannot serve {other}")
+    settings = replace(settings, concurrency=min(settings.concurrency, settings.threads))
+    return WSGIApplication(app, settings.threads), settings
+
+
+def _recognised(settings: WorkerSettings, app: Callable[..., Any]) -> tuple[Callable[..., Any], Interface]:
+    """The app with its interface; of a factory that is not called one, as with uvicorn, the app that it gives."""
+    try:
+        return app, interface_of(app)
+    except UnknownInterface as error:
+        if settings.factory or not takes(app, 0) or takes(app, 1):
+            raise _unknown(settings, error) from None
+    logger.warning("%r takes no arguments, so it is taken for a factory: say so with --factory", settings.app)
+    app = _made(settings.app, app)
+    try:
+        return app, interface_of(app)
+    except UnknownInterface as error:
+        raise _unknown(settings, error) from None
+
+
+def _unknown(settings: WorkerSettings, error: UnknownInterface) -> ApplicationError:
+    return ApplicationError(f"the app {settings.app!r}: {error}: say --interface asgi3, asgi2 or wsgi")
+
+
+def load_application(target: str, *, app_dir: str = "", factory: bool = False) -> Callable[..., Any]:
+    """The app at `module:attribute` (attribute may have dots; "app" if left out), whatever its interface.
 
     `app_dir` is put in front of the import path. `factory=True`: the attribute is called without arguments and gives
     the app. Raises ApplicationError.
@@ -47,15 +96,27 @@ def load_application(target: str, *, app_dir: str = "", factory: bool = False) -
             raise ApplicationError(
                 f"module {module_name!r} has no attribute {attribute!r} for the app {target!r}"
             ) from None
-    if factory:
-        try:
-            found = found()
-        except Exception as error:  # the user's factory may raise anything
-            raise ApplicationError(_failed(target, error)) from error
+    return _made(target, found) if factory else _callable(target, found)
+
+
+def _made(target: str, factory: Any) -> Callable[..., Any]:
+    try:
+        app = _callable(target, factory)()
+    except ApplicationError:
+        raise
+    except Exception as error:  # the user's factory may raise anything
+        raise ApplicationError(_failed(target, error)) from error
+    if inspect.iscoroutine(app):
+        app.close()
+        raise ApplicationError(f"{target!r} is an async function: a factory is called before there is an event loop")
+    return _callable(target, app)
+
+
+def _callable(target: str, found: Any) -> Callable[..., Any]:
     if not callable(found):
-        raise ApplicationError(f"{target!r} is a {type(found).__name__}, not an ASGI app: an app is called")
-    application: Application = found
-    return application
+        raise ApplicationError(f"{target!r} is a {type(found).__name__}, not an app: an app is called")
+    app: Callable[..., Any] = found
+    return app
 
 
 def _failed(target: str, error: Exception) -> str:

@@ -10,9 +10,9 @@ from contextlib import suppress
 
 import anyio
 
+from asgibus.compatibility.callables import Application
 from asgibus.layers.contract import ChannelLayer, Claim, Frame, Offer, Statistics
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.worker.application import Application
 from asgibus.worker.base import CANCEL_SECONDS, BaseWorker
 from asgibus.worker.listener import Listener
 from asgibus.worker.settings import WorkerSettings

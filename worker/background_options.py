@@ -15,7 +15,7 @@ from asgibus.worker.listener import dead_letter_channel
 from asgibus.worker.settings import WorkerSettings
 
 HEADING = "Background work"
-FOR_CONNECTIONS = ("pool", "concurrency", "resume", "drain_period")
+FOR_CONNECTIONS = ("pool", "concurrency", "resume", "drain_period", "protocols", "threads")
 FOR_CHANNELS = ("channel_concurrency", "attempts", "dead_letter", "at_most_once", "expiry", "capacity")
 FOR_ATTEMPTS = ("attempts", "dead_letter", "capacity")
 
@@ -119,6 +119,7 @@ def check_background(settings: WorkerSettings) -> None:
 
 def _refuse(names: tuple[str, ...], why: str) -> None:
     context = click.get_current_context()
+    options = {parameter.name: parameter.opts[0] for parameter in context.command.params}
     for name in names:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name.replace('_', '-')} {why}")
+            raise click.UsageError(f"{options[name]} {why}")

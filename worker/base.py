@@ -11,8 +11,8 @@ from typing import Any
 
 import anyio
 
+from asgibus.compatibility.callables import Application
 from asgibus.layers.contract import Bus, ChannelLayer, Handler, Statistics
-from asgibus.worker.application import Application
 from asgibus.worker.lifespan import lifespan
 from asgibus.worker.settings import WorkerSettings
 

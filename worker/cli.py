@@ -22,11 +22,14 @@ from asgibus.commands.options import (
     check_processes,
     option,
     process_options,
+    reload_options,
 )
 from asgibus.commands.run import Life, run
+from asgibus.commands.sources import sources_of
 from asgibus.commands.supervisor import supervise
 from asgibus.layers import open_layer
-from asgibus.worker.application import ApplicationError, load_application
+from asgibus.protocol.channels import require_protocol
+from asgibus.worker.application import ApplicationError, application_of
 from asgibus.worker.background import BackgroundWorker
 from asgibus.worker.background_options import background_options, check_background
 from asgibus.worker.lifespan import LifespanError
@@ -34,6 +37,13 @@ from asgibus.worker.server import Worker
 from asgibus.worker.settings import WorkerSettings
 
 logger = logging.getLogger("asgibus.worker")
+
+
+def _protocols(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        return tuple(dict.fromkeys(require_protocol(value) for value in values))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.command(cls=GroupedCommand)
@@ -71,7 +81,18 @@ logger = logging.getLogger("asgibus.worker")
     help="After how long the worker stops; with --processes another takes its place.  [default: none]",
 )
 @background_options
+@option(
+    "Application",
+    "--protocol",
+    "protocols",
+    multiple=True,
+    callback=_protocols,
+    metavar="NAME",
+    help="Serve connections of this protocol, too, such as udp; an interface server must have a terminator for it. "
+    "Repeatable.",
+)
 @process_options
+@reload_options
 @click.version_option(package_name="asgibus")
 def command(log_level: str, **options: Any) -> None:
     """Run the ASGI app APP (module:attribute) for connections that interface servers put on the bus.
@@ -99,12 +120,13 @@ def command(log_level: str, **options: Any) -> None:
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    supervises = options["processes"] > 1 and not lifeline.held
-    set_up_logging(log_level, access=False, pid=supervises or lifeline.held)
+    sources = sources_of(options)
+    supervises = (options["processes"] > 1 or sources is not None) and not lifeline.held
+    set_up_logging(log_level, access=False, pid=supervises or lifeline.held, config=options["log_config"])
     if supervises:
-        raise SystemExit(supervise(options, layer))
+        raise SystemExit(supervise(options, layer, sources=sources))
     try:
-        app = load_application(settings.app, app_dir=settings.app_dir, factory=settings.factory)
+        app, settings = application_of(settings)
     except ApplicationError as error:
         lifeline.failed(str(error))
         raise SystemExit(1) from None
@@ -113,8 +135,9 @@ def command(log_level: str, **options: Any) -> None:
     async def serve(life: Life) -> None:
         def ready() -> None:
             logger.info(
-                "Worker ready: app %s, layer %s, %s",
+                "Worker ready: app %s%s, layer %s, %s",
                 settings.app,
+                "" if settings.interface == "asgi3" else f" ({settings.interface})",
                 getattr(layer, "address", settings.layer),
                 _work(settings),
             )
@@ -135,7 +158,8 @@ def command(log_level: str, **options: Any) -> None:
 def _work(settings: WorkerSettings) -> str:
     """What it takes, in words."""
     if not settings.channels:
-        return f"pool {settings.pool}, up to {settings.concurrency} connections"
+        protocols = "".join(f", {name}" for name in settings.protocols)
+        return f"pool {settings.pool}{protocols}, up to {settings.concurrency} connections"
     channels = ", ".join(settings.channels)
     return f"no connections, up to {settings.channel_concurrency} messages at once of each channel: {channels}"
 

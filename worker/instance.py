@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
+from asgibus.compatibility.callables import Scope
 from asgibus.layers.contract import Delivery, Message
-from asgibus.worker.application import Scope
 
 
 class Instance:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import anyio
 
-from asgibus.worker.application import Application
+from asgibus.compatibility.callables import Application
 
 logger = logging.getLogger("asgibus.worker")
 

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from asgibus.compatibility.callables import Application
 from asgibus.layers.contract import Bus, ChannelLayer, Delivery
 from asgibus.layers.errors import ChannelFull, LayerUnavailable, MessageTooLarge
 from asgibus.layers.names import MAX_NAME_LENGTH, require_channel
-from asgibus.worker.application import Application
 from asgibus.worker.instance import Instance
 from asgibus.worker.settings import WorkerSettings
 

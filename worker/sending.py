@@ -16,6 +16,8 @@ from asgibus.protocol.events import (
     CLOSE,
     EARLY_HINT,
     MESSAGE_SENT,
+    OTHER_CLOSE,
+    OTHER_SENT,
     PATH_SEND,
     RESPONSE,
     RESPONSE_BODY,
@@ -25,13 +27,15 @@ from asgibus.protocol.events import (
     WEBSOCKET_DISCONNECT,
     Event,
     encode,
+    other,
 )
 from asgibus.protocol.frames import TAKING
-from asgibus.protocol.opening import HTTP, Opening
+from asgibus.protocol.opening import HTTP, WEBSOCKET, Opening
 from asgibus.protocol.session import PART, SessionEnd
-from asgibus.protocol.states import HTTP_TABLE, WEBSOCKET_TABLE, App, step
+from asgibus.protocol.states import HTTP_TABLE, OTHER_TABLE, App, beginning, step
 from asgibus.worker.files import send_file
 
+_NAMES = {HTTP: "an HTTP", WEBSOCKET: "a WebSocket"}
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # one WebSocket message is one entry on the bus, and must not stall the others
 
 
@@ -74,10 +78,12 @@ class Sending(SessionEnd):
         "_own_end",
         "_remaining",
         "_resumed",
+        "_table",
         "_window_waiters",
         "confirmation",
         "host",
         "interface",
+        "kind",
         "lost",
         "stale",
     )
@@ -95,8 +101,9 @@ class Sending(SessionEnd):
         self._claim = claim
         self._resumed = opening.resumed
         self._announced = False
+        self.kind = opening.kind
         self._is_http = opening.kind == HTTP
-        self._app_state = App.WAITING if self._is_http else App.HANDSHAKE
+        self._table, self._app_state = beginning(opening.kind)
         self._no_body = opening.method == "HEAD"
         self._held: Event | None = None
         self._remaining: int | None = None
@@ -112,8 +119,8 @@ class Sending(SessionEnd):
         """
         event = encode(message)
         kind = message["type"]
-        if not kind.startswith("http." if self._is_http else "websocket."):
-            raise ValueError(f"{kind!r} cannot be sent on {'an HTTP' if self._is_http else 'a WebSocket'} connection")
+        if kind.partition(".")[0] != self.kind:
+            raise ValueError(f"{kind!r} cannot be sent on {_NAMES.get(self.kind) or 'a ' + self.kind} connection")
         if self.lost:
             raise ClientDisconnected(f"the client is gone: {kind!r} was not sent")
         if self._app_state is App.COMPLETE and self._is_http:
@@ -123,7 +130,7 @@ class Sending(SessionEnd):
         if code >= PATH_SEND:
             await self._send_file(event)
             return
-        after = step(HTTP_TABLE if self._is_http else WEBSOCKET_TABLE, before, code)
+        after = step(self._table, before, code)
         if code == RESPONSE_BODY or code == RESPONSE_END:
             if self._remaining is not None:
                 self._count_body(len(event[1]), last=code == RESPONSE_END)
@@ -134,8 +141,8 @@ class Sending(SessionEnd):
             self._remaining = _content_length(event)
             if self._no_body or event[1] in (204, 304):
                 self._remaining = None
-        elif code == MESSAGE_SENT and len(event[1]) > MAX_MESSAGE_BYTES:
-            raise MessageTooLarge(len(event[1]), MAX_MESSAGE_BYTES)
+        elif (code == MESSAGE_SENT or code == OTHER_SENT) and len(event[-1]) > MAX_MESSAGE_BYTES:
+            raise MessageTooLarge(len(event[-1]), MAX_MESSAGE_BYTES)
         elif code == ACCEPT:
             event = (*event[:3], self.host.resume)
         self._app_state = after
@@ -275,6 +282,9 @@ class Sending(SessionEnd):
         if self.lost or self._app_state is App.COMPLETE:
             return None
         excused = excused or error is not None
+        if self._table is OTHER_TABLE:
+            self.post((ABORT,) if error is not None else self._other_close())
+            return None
         if self._held is not None:  # the client has seen nothing of it yet
             self._held = None
             self._app_state = App.WAITING
@@ -288,15 +298,21 @@ class Sending(SessionEnd):
         return None if excused else "returned before its response was complete"
 
     def close(self, code: int, reason: str) -> None:
-        """Close the client's WebSocket; for a worker that stops."""
+        """Close the client's WebSocket, or its connection of another protocol; for a worker that stops."""
         if not self.lost:
-            if self._app_state is App.OPEN or self._resumed:
+            if self._table is OTHER_TABLE:
+                if self._app_state is App.OPEN:
+                    self.post(self._other_close())
+            elif self._app_state is App.OPEN or self._resumed:
                 self.post((CLOSE, code, reason))
             elif self._app_state is App.HANDSHAKE:
                 self._answer(503, b"This server is stopping.")
             elif self._app_state is App.DENYING:
                 self.post((ABORT,))
             self._app_state = App.COMPLETE
+
+    def _other_close(self) -> Event:
+        return other(OTHER_CLOSE, {"type": f"{self.kind}.close"})
 
     def _answer(self, status: int, body: bytes) -> None:
         headers = ((b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body)))

@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 import anyio
 
+from asgibus.compatibility.callables import Application
 from asgibus.layers.contract import Bus, ChannelLayer, Claim, Statistics, statistics_of
 from asgibus.protocol.channels import shared_channels
 from asgibus.protocol.opening import read_opening
 from asgibus.protocol.states import Run
-from asgibus.worker.application import Application
 from asgibus.worker.base import CANCEL_SECONDS, BaseWorker
+from asgibus.worker.complaints import Complaints
 from asgibus.worker.sending import ClientDisconnected, Sending
 from asgibus.worker.session import Session
 from asgibus.worker.sessions import Sessions
@@ -45,6 +46,7 @@ class Worker(BaseWorker):
         self.trial = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._held: list[Sending] = []
+        self._complaints = Complaints()
         self._full = False
         self._slots = asyncio.Event()
 
@@ -60,7 +62,7 @@ class Worker(BaseWorker):
         return {"sessions": len(self._tasks)}
 
     async def channels(self) -> dict[str, Statistics]:
-        return await statistics_of(self.bus, shared_channels(self._settings.pool))
+        return await statistics_of(self.bus, shared_channels(self._settings.pool, self._settings.protocols))
 
     def _joined(self, bus: Bus) -> None:
         super()._joined(bus)
@@ -93,7 +95,7 @@ class Worker(BaseWorker):
     async def _claim(self, stop: anyio.Event) -> None:
         loop = self._loop
         bus = self.bus
-        channels = shared_channels(self._settings.pool)
+        channels = shared_channels(self._settings.pool, self._settings.protocols)
         while True:
             free = self._settings.concurrency - len(self._tasks)
             self._full = free <= 0
@@ -150,9 +152,8 @@ class Worker(BaseWorker):
             error = raised
             if not isinstance(raised, Exception) and not isinstance(raised, BaseExceptionGroup):
                 raise  # SystemExit and KeyboardInterrupt are for the process
-            if not (session.lost and _is_disconnect(raised)):
-                path = session.scope["path"]
-                logger.error("the app raised on %s %r", session.scope["type"], path, exc_info=raised)
+            if not (session.lost and is_disconnect(raised)):
+                self._complaints.raised(session, raised, self._loop.time())
         finally:
             lost = session.run is Run.LOST
             if session.task is not None:
@@ -212,8 +213,8 @@ class Worker(BaseWorker):
                 )
 
 
-def _is_disconnect(error: BaseException) -> bool:
+def is_disconnect(error: BaseException) -> bool:
     """Whether an app raised only what our `send` raised into it."""
     if isinstance(error, BaseExceptionGroup):
-        return all(_is_disconnect(inner) for inner in error.exceptions)
+        return all(is_disconnect(inner) for inner in error.exceptions)
     return isinstance(error, ClientDisconnected)

@@ -15,15 +15,17 @@ from asgibus.protocol.events import (
     GROUP_DONE,
     HANDOVER,
     HTTP_DISCONNECT,
+    OTHER_DISCONNECT,
     REQUEST_END,
     SAVE_STATE,
     WEBSOCKET_DISCONNECT,
     Event,
     decode,
+    disconnect,
     size,
 )
 from asgibus.protocol.frames import HEAD
-from asgibus.protocol.opening import Opening, scope_of
+from asgibus.protocol.opening import WEBSOCKET, Opening, scope_of
 from asgibus.protocol.session import Arrival
 from asgibus.protocol.states import App, Change, Run, change
 from asgibus.worker.connection import Connection
@@ -35,9 +37,6 @@ TRIAL_SECONDS = 0.1  # an event is acknowledged so long after the app took it, a
 MAX_STATE_BYTES = 16 * 1024  # kept in the interface server's memory for every open connection
 SERVICE_RESTART = 1012  # close code: the service restarts, the client may come back
 
-# What `receive` returns once the app itself has ended the connection: a WebSocket that it refused was never open.
-_HTTP_END: Event = (HTTP_DISCONNECT, True)
-_WEBSOCKET_END: Event = (WEBSOCKET_DISCONNECT, 1006, "")
 _HANDED_OVER: Event = (WEBSOCKET_DISCONNECT, SERVICE_RESTART, "")
 
 
@@ -69,7 +68,7 @@ class Session(Sending):
         self._trial: asyncio.TimerHandle | None = None  # while the app has the suspect event, and has not come for more
         self.parting = False
         """Whether the interface server waits for the end of this run, which has heard that the client is gone."""
-        self._connecting = not self._is_http
+        self._connecting = opening.kind == WEBSOCKET
         self._expects_continue = opening.expects_continue
         self._inbox: list[tuple[int, Event]] = list(enumerate(opening.events))
         self.expected = len(opening.events)
@@ -89,7 +88,7 @@ class Session(Sending):
 
     @property
     def is_http(self) -> bool:
-        """Whether this is an HTTP connection; else it is a WebSocket."""
+        """Whether this is an HTTP connection; else it is a WebSocket, or of a protocol that is open from the start."""
         return self._is_http
 
     @property
@@ -101,6 +100,11 @@ class Session(Sending):
     def awaits_body(self) -> bool:
         """Whether the request has more of its body than came with the opening."""
         return self._is_http and not (self._inbox and self._inbox[-1][1][0] == REQUEST_END)
+
+    @property
+    def target(self) -> object:
+        """What the connection is to, or from whom: for people to read."""
+        return self.scope.get("path") or self.scope.get("client")
 
     @property
     def complete(self) -> bool:
@@ -132,7 +136,8 @@ class Session(Sending):
             if self._inbox:
                 break
             if self._app_state is App.COMPLETE:
-                return decode(self._own_end or (_HTTP_END if self._is_http else _WEBSOCKET_END))
+                # The app itself has ended the connection; a WebSocket that it refused was never open.
+                return decode(self._own_end or disconnect(self.kind, 1006, ""))
             if self._expects_continue:
                 self._expects_continue = False
                 self.post((CONTINUE,))
@@ -140,7 +145,7 @@ class Session(Sending):
             self._receivers = [*waiting(self._receivers), waiter]
             await waiter
         event = self._inbox.pop(0)[1]
-        if event[0] in (HTTP_DISCONNECT, WEBSOCKET_DISCONNECT):
+        if event[0] in (HTTP_DISCONNECT, WEBSOCKET_DISCONNECT, OTHER_DISCONNECT):
             self._disconnect = event
         if self._disconnect is None or not self.parting:  # else it counts as taken when the app has dealt with it
             self._took(event)
@@ -224,15 +229,14 @@ class Session(Sending):
             self.parting = self.host.resume
             if self.run is not Run.TOLD:  # else the next run hears of it, and this one has still to be handed over
                 self._lose()
-        elif code == HTTP_DISCONNECT and event[1]:
+        elif code == OTHER_DISCONNECT or (code == HTTP_DISCONNECT and event[1]):
             self._lose()
         self._wake()
 
     def disconnected(self, code: int, reason: str = "") -> None:
         """The client is gone, or another run's, without the interface server having said so in an event."""
         if self.run is not Run.LOST:
-            event = (HTTP_DISCONNECT, True) if self._is_http else (WEBSOCKET_DISCONNECT, code, reason)
-            self._inbox.append((self.expected, event))
+            self._inbox.append((self.expected, disconnect(self.kind, code, reason)))
             self._lose()
             self._wake()
 
@@ -283,12 +287,12 @@ class Session(Sending):
         """The worker stops: hand a WebSocket over to another run when the app has cleaned up, or close it."""
         if self.run is not Run.SERVING:
             return
-        if resume and self._app_state in (App.HANDSHAKE, App.OPEN):
+        if resume and self.kind == WEBSOCKET and self._app_state in (App.HANDSHAKE, App.OPEN):
             self.run = change(self.run, Change.DRAIN)
             self._wake()
         else:
             self.close(SERVICE_RESTART, "")
-            self.disconnected(SERVICE_RESTART)
+            self.disconnected(SERVICE_RESTART, "" if self.kind == WEBSOCKET else "the worker stops")
 
     def insist(self) -> None:
         """The app has not asked for what comes: let it learn from `send` that it is to end."""
@@ -307,7 +311,7 @@ class Session(Sending):
         if self.run is Run.TOLD and self._app_state is not App.COMPLETE:
             self._hand_over()
         elif wrong := self.finish(error, excused=self._disconnect is not None):
-            logger.error("the app %s on %s %r", wrong, self.scope["type"], self.scope["path"])
+            logger.error("the app %s on %s %r", wrong, self.scope["type"], self.target)
         self.run = change(self.run, Change.RETURN)
         if not self._announced:
             self._owned()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from asgibus.layers.settings import CAPACITY, EXPIRY_SECONDS
 from asgibus.worker.lifespan import Mode
@@ -32,6 +33,8 @@ class WorkerSettings:
     """Connections, HTTP or WebSocket, or messages, after which the worker drains and ends; None: no limit."""
     max_lifetime: float | None = None
     """After how long the worker drains and ends; None: no limit."""
+    protocols: tuple[str, ...] = ()
+    """Protocols beside HTTP and WebSocket whose connections the app serves, such as `udp`."""
     channels: tuple[str, ...] = ()
     """Ordinary channels whose messages the app handles; the worker then serves these, and no connections."""
     channel_concurrency: int = 10
@@ -46,3 +49,11 @@ class WorkerSettings:
     """After how long an unread message is dropped."""
     capacity: int = CAPACITY
     """How many unread messages a channel of dead letters holds."""
+    interface: Literal["auto", "asgi3", "asgi2", "wsgi"] = "auto"
+    """How the app is called; "auto": found out from its signature."""
+    threads: int = 10
+    """Requests that run at once in a WSGI app.
+
+    They wait for databases and other services for most of their time, so that about ten keep a core busy; and as each
+    thread may hold a connection to a database, ten such workers stay within the hundred that PostgreSQL allows.
+    """

@@ -85,6 +85,18 @@ class Memberships:
         for attachment, branch in self._branches.items():
             branch.close(leave=attachment is not self._home)
 
+    async def has(self, mailbox: str) -> bool:
+        """Whether a process is in a group, as far as that can be asked now. Raises LayerUnavailable."""
+        for place in self._places():
+            try:
+                attachment = await place
+                if await attachment.writer.call("EXISTS", attachment.keys.joined(mailbox)):
+                    return True
+            except LayerUnavailable:
+                if not self._home.outage.available:
+                    raise
+        return False
+
     async def bury(self, mailbox: str, died: int) -> None:
         """Take the mailbox of a dead process out of its groups; if it lives and joined again since `died`, it stays.
 
@@ -137,10 +149,11 @@ class _Branch:
     async def add(self, group: str, until: float) -> None:
         key = self._keys.group(group)
         self.due[group] = self._loop.time() + self._lifetime / RENEWALS
-        await self._writer.call("EVAL", scripts.GROUP_ADD, 1, key, self._mailbox, self._lifetime, until=until)
         joined = self._keys.joined(self._mailbox)
+        # First, in the same flush: there is no member whom nobody could tidy up after, should it die now.
         self._writer.write(("SADD", joined, group), _ignore)
         self._writer.write(("EXPIRE", joined, self._lifetime), _ignore)
+        await self._writer.call("EVAL", scripts.GROUP_ADD, 1, key, self._mailbox, self._lifetime, until=until)
 
     async def leave(self, group: str, until: float) -> None:
         self.due.pop(group, None)

@@ -35,6 +35,7 @@ SILENT_SECONDS = 3.0  # without a beat of anybody: that was the store's fault, o
 GRACE_SECONDS = 10.0  # for everybody to renew after that: a link comes back within 2 s, and then beats at once
 LISTED_SECONDS = 60.0  # how long an ended lease stays visible, so that everybody learns of it
 MAILBOX_SECONDS = 60  # how long a mailbox stays that nobody renews; others remove it sooner
+RETURN_SECONDS = 25.0  # how long broadcasts wait for one whose lease has ended: it may hang or be cut off, and return
 PATIENCE_SECONDS = 2.5  # for putting things right: then the lease is renewed before it is tried again
 
 
@@ -83,6 +84,7 @@ class Presence:
         self._pause = BEAT_SECONDS
         self._doubt = ""  # why something may have been lost, until all is in place again
         self._dead: set[str] = set()  # to be buried
+        self._told: set[str] = set()  # those of them that will not come back, as somebody knows
         self._orphans = True  # claims of dead processes may wait for a claimant
         self._failing = False
         self._renewed = 0.0
@@ -132,9 +134,9 @@ class Presence:
             self._due.set()
 
     def told(self, frames: Sequence[Frame]) -> Sequence[Frame]:
-        """Look for deaths in frames that the layer itself has posted. Returns the frames that the handler gets."""
+        """Look for deaths that others declare, in frames of the layer itself. Returns the frames for the handler."""
         for frame in frames:
-            if frame[0] != DEAD:
+            if frame[0] != DEAD or frame[2] is None:
                 continue
             if frame[1] == self._mailbox:
                 self._doubt = "it was declared dead"
@@ -142,6 +144,7 @@ class Presence:
                 return [each for each in frames if each != frame]
             if self._leases.told(frame[1]):
                 self._dead.add(frame[1])
+                self._told.add(frame[1])
                 self._orphans = True
                 self._due.set()
                 if self._counted(frame[1]):
@@ -211,14 +214,14 @@ class Presence:
                 for key in self._mailbox_keys(self._mailbox)
             ),
         )
-        lapsed, grace, self.now, next_end, live, ended, epoch = reply
+        lapsed, grace, self.now, next_end, live, ended, gone, epoch = reply
         self._ahead = self.now / 1000 - asked
         self._epoch.seen(epoch)
-        if lapsed and epoch == self._listed:
+        if not all(there) and epoch == self._listed:
             self._unheard(self._loop.time() - self._renewed)
         self._listed = epoch
         self._renewed = self._loop.time()
-        beat = Beat(_mailboxes(live), _mailboxes(ended), bool(grace))
+        beat = Beat(_mailboxes(live), _mailboxes(ended), bool(grace), _mailboxes(gone))
         forgotten = self.now - LISTED_SECONDS * 1000
         for mailbox in [each for each, at in self._deaths.items() if each in beat.live or at < forgotten]:
             del self._deaths[mailbox]
@@ -239,13 +242,23 @@ class Presence:
                 else:  # it took its leave, or died before this process began
                     logger.debug("%s is gone", mailbox)
             key = self._keys.mailbox(self._mailbox)
-            entry = self._entries.pack(key, (PAYLOAD_VERSION, "", [(DEAD, mailbox) for mailbox in dead]))
+            entry = self._entries.pack(key, (PAYLOAD_VERSION, "", [(DEAD, mailbox, None) for mailbox in dead]))
             self._writer.write(("XADD", key, "NOMKSTREAM", "*", "b", entry), self._posted)
         self._dead -= beat.live
+        self._told &= self._dead
+        may_return = beat.ended - beat.gone - self._told
         for mailbox in list(self._dead):
+            if mailbox in may_return and await self._hears_groups(mailbox):
+                continue
             await self._writer.call("UNLINK", *self._mailbox_keys(mailbox, of_others=True))
             await self._memberships.bury(mailbox, self.now)
             self._dead.discard(mailbox)
+
+    async def _hears_groups(self, mailbox: str) -> bool:
+        """Whether broadcasts go to a process: they wait for it. What is meant for its sessions is nobody's any more."""
+        if await self._writer.call("EXISTS", self._keys.unread(mailbox)):
+            return True
+        return await self._memberships.has(mailbox)
 
     def _counted(self, mailbox: str) -> bool:
         """Count a death once, however often it is reported. False if it was counted before."""
@@ -255,7 +268,7 @@ class Presence:
         return new
 
     def _unheard(self, seconds: float) -> None:
-        """The lease had ended, and the others broadcast without this process."""
+        """The lease had ended for so long that the others broadcast without this process."""
         if len(self._memberships):
             self._counts["group unheard"] += len(self._memberships)
             logger.warning(
@@ -305,9 +318,12 @@ class Presence:
         return [self._keys.mailbox(mailbox), *([self._keys.unread(mailbox)] if bounded else [])]
 
 
+_LEASE_TIMES = LIFE_SECONDS, SILENT_SECONDS, GRACE_SECONDS, LISTED_SECONDS, RETURN_SECONDS
+
+
 def lease_times() -> tuple[int, ...]:
     """What RENEW gets behind the mailbox: how long a lease is, and so on, in ms."""
-    return tuple(round(each * 1000) for each in (LIFE_SECONDS, SILENT_SECONDS, GRACE_SECONDS, LISTED_SECONDS))
+    return tuple(round(each * 1000) for each in _LEASE_TIMES)
 
 
 def _mailboxes(names: Sequence[bytes]) -> frozenset[str]:

@@ -340,11 +340,11 @@ return ids
 # `beaten`, when anybody was last here; `grace`, until when it is unknown who is absent and who has not been here yet;
 # and, with the score +inf, `epoch:` with the time at which this set was begun.
 # ARGV: mailbox, length of a lease, silence after which there is grace, length of the grace, how long an ended lease is
-# listed; all in ms. Renews the lease. When nobody was here for long, that was the store's fault or everybody's: the
-# leases that ran when somebody was last here are lengthened over the grace. When the clock was put back, no lease may
-# run longer from now than one that begins now, or than the grace.
+# listed, and how long its process is expected back; all in ms. Renews the lease. When nobody was here for long, that
+# was the store's fault or everybody's: the leases that ran when somebody was last here are lengthened over the grace.
+# When the clock was put back, no lease may run longer from now than one that begins now, or than the grace.
 # Returns: whether the lease had ended, whether there is grace, now, ms until a lease ends that is not renewed (or -1),
-# the mailboxes whose leases run, those whose leases have ended, and the epoch.
+# the mailboxes whose leases run, those whose leases have ended, those of these not expected back, and the epoch.
 RENEW = (
     _NOW
     + """
@@ -374,20 +374,21 @@ redis.call('ZADD', KEYS[1], text(now + ARGV[2]), ARGV[1], text(now), 'beaten')
 redis.call('PEXPIRE', KEYS[1], 86400000)
 if beaten == 0 then redis.call('ZADD', KEYS[1], '+inf', 'epoch:' .. text(now)) end
 local epoch = redis.call('ZRANGE', KEYS[1], '+inf', '+inf', 'BYSCORE')[1] or ''
-local live, ended, first = {}, {}, -1
+local live, ended, gone, first = {}, {}, {}, -1
 local members = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
 for i = 1, #members, 2 do
   local member, score = members[i], tonumber(members[i + 1])
   if string.sub(member, -1) == '!' then
     if score <= now then
       ended[#ended + 1] = member
+      if score <= now - ARGV[6] then gone[#gone + 1] = member end
     else
       live[#live + 1] = member
       if first == -1 and member ~= ARGV[1] then first = score - now end
     end
   end
 end
-return {own <= (silent and beaten or now) and 1 or 0, grace > now and 1 or 0, now, first, live, ended, epoch}
+return {own <= (silent and beaten or now) and 1 or 0, grace > now and 1 or 0, now, first, live, ended, gone, epoch}
 """
 )
 

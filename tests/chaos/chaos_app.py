@@ -7,8 +7,8 @@ WebSockets, called by name (`?name=`):
   `&gate=` accepts when the file of that name exists beside the notes.
 - `/room?room=`: sends "<name> <number> <attempt> <pid>" to everybody in the room.
 
-Both answer "?" with what the run knows of itself, as JSON, and "kill" with the death of their process. `&deaf=1`: the
-first run receives nothing. `&join=again`: a resumed run joins its room once more.
+Both answer "?" with what the run knows of itself, as JSON, and "kill" and "crash" with the death of their process.
+`&deaf=1`: the first run receives nothing. `&join=again`: a resumed run joins its room once more.
 
 HTTP: `/fast`; `/slow?gate=` answers when the file of that name exists beside the notes; `/stream?gate=` begins its
 response first; `/kill` kills its process, `?kills=` times at most. All of them answer with JSON: attempt and pid.
@@ -100,6 +100,9 @@ async def websocket(scope, receive, send, query):
                 continue
             if text == "kill":
                 kill(**run)
+            if text == "crash":
+                note("kill", **run)
+                os.kill(os.getpid(), signal.SIGSEGV)
             number = int(text.partition(" ")[0])
             if "last" in state and number != state["last"] + 1:
                 note("disorder", number=number, last=state["last"], **run)

@@ -12,6 +12,9 @@ LEASE = 5.0
 NOTICED = LEASE + 1.0
 """Seconds within which the end of a lease is known everywhere."""
 
+RETURN = 25.0
+"""Seconds more for which broadcasts are kept for one whose lease has ended."""
+
 
 def by_form(quick: T, long: T) -> T:
     """The value for the form that is run."""

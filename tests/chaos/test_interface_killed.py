@@ -10,7 +10,7 @@ import redis
 
 from chaos.crowd import Crowd
 from chaos.notes import Notes
-from chaos.scale import LONG, NOTICED, RATE
+from chaos.scale import LONG, NOTICED, RATE, RETURN
 from support.deadline import wait_until
 from support.processes import Process
 from support.raw import RawClient
@@ -103,7 +103,7 @@ def test_its_sessions_end_and_nothing_is_left(
             notes.wait("left", 2, event="http.disconnect")
             ended = [note["at"] - killed for note in notes.all("disconnected", code=1006) + notes.all("left")]
         try:
-            wait_until(lambda: not traces(admin, mailbox), 2, "a Redis without the dead one")
+            wait_until(lambda: not traces(admin, mailbox), RETURN + 2, "a Redis without the dead one")
         except AssertionError:
             raise AssertionError(f"still in Redis: {traces(admin, mailbox)}") from None
         forgotten = time.monotonic() - killed

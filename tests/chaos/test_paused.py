@@ -158,9 +158,11 @@ def test_an_interface(
             figures(f"{crowd.label}: {report}")
             assert report.lost == report.disordered == report.backward == 0
             crowd.probe(2)
-        figures(f"room, with what was sent during the pause: {room.finish(1)}")
+        report = room.finish()
+        figures(f"room, with what was sent during the pause: {report}")
         room.probe(2)
         if resume:
+            report.assert_whole()
             assert not any(crowd.closed() for crowd in crowds)
             assert len(notes.all("connected", resumed=True)) >= told
         else:

@@ -117,11 +117,17 @@ def test_children_are_recycled(
         report.assert_whole()
 
 
-@pytest.mark.parametrize(("busy", "kills"), [(False, {2}), (True, {2, 3})])
+@pytest.mark.parametrize(("how", "busy", "kills"), [("kill", False, {2}), ("crash", True, {2}), ("kill", True, {2, 3})])
 def test_a_message_that_kills_its_worker(
-    busy: bool, kills: set[int], start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
+    how: str,
+    busy: bool,
+    kills: set[int],
+    start_chaos_interface: Start,
+    start_chaos_worker: Start,
+    notes: Notes,
+    figures: Figures,
 ) -> None:
-    """Among others the first death is nobody's doing for certain, so there may be a third."""
+    """SIGKILL may come from anybody: then the first death is nobody's doing for certain, and there may be a third."""
     start_chaos_worker("--processes", 3, "--resume")
     interface = start_chaos_interface()
     notes.wait("lifespan.startup", 3)
@@ -131,7 +137,7 @@ def test_a_message_that_kills_its_worker(
         if not busy:
             crowd.finish()
         begun = time.monotonic()
-        poison.send("kill")
+        poison.send(how)
         poison.send("1")
         with pytest.raises(Exception, match="1011"):
             poison.recv(15)

@@ -1,6 +1,7 @@
 """The options of both commands: help, environment, and what is said to a wrong one."""
 
 import os
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ from asgibus.worker.settings import WorkerSettings
 INTERFACE_FIELDS = {field.name: field for field in fields(InterfaceSettings)}
 WORKER_FIELDS = {field.name: field for field in fields(WorkerSettings)}
 # Options of a process, and not of the server in it: their defaults.
-PROCESS_OPTIONS = {"processes": 1, "admin_host": "127.0.0.1", "admin_port": None}
+PROCESS_OPTIONS = {"processes": 1, "admin_host": "127.0.0.1", "admin_port": None, "log_config": None, "env_file": None}
+PROCESS_OPTIONS |= {"reload": False, "reload_dirs": (), "reload_includes": (), "reload_excludes": ()}
 # Options of a worker that are none of an interface server with APP: it cannot end its sockets to renew the app.
 WORKER_ALONE = {"max_requests", "max_lifetime"}
 # Likewise: messages of channels are for workers that serve no connections.
 WORKER_ALONE |= {"channels", "channel_concurrency", "attempts", "dead_letter", "at_most_once", "expiry", "capacity"}
+# An embedded worker serves the protocols that its interface server terminates.
+WORKER_ALONE |= {"protocols"}
 COMMANDS = {"asgi-interface": interface, "asgi-worker": worker}
 OPTIONS = [
     pytest.param(command, option, id=f"{name}-{option.name}")
@@ -91,9 +95,15 @@ def sample(option: GroupedOption, default: Any, folder: Path) -> tuple[str, Any]
     """A value that is not the default, as text and as what it should become."""
     special = {
         "routes": ("/ws=chat /api=x", (("/ws", "chat"), ("/api", "x"))),
+        "udp": ("127.0.0.1:1 [::1]:2", ("127.0.0.1:1", "[::1]:2")),
+        "terminators": ("a b=c", ("a", "b=c")),
+        "protocols": ("udp line", ("udp", "line")),
         "channels": ("thumbnails mails", ("thumbnails", "mails")),
         "encryption_keys": ("one two", ("one", "two")),
         "forwarded_allow_ips": ("10.0.0.0/8",) * 2,
+        "reload_dirs": (str(folder), (str(folder),)),
+        "reload_includes": ("*.html *.css", ("*.html", "*.css")),
+        "reload_excludes": ("build test_*", ("build", "test_*")),
     }
     if option.name in special:
         return special[str(option.name)]
@@ -172,6 +182,15 @@ def refused(result: Result) -> str:
         (["--encryption-key", "@/no/such/file"], "the file '/no/such/file' cannot be read: No such file"),
         (["--encryption-key", ""], "a key must not be empty"),
         (["app", "--max-requests", "5"], "--max-requests"),
+        (["--reload"], "--reload is for apps, and here is none: give APP, or use it with asgi-worker"),
+        *(
+            (["--udp", value], f"--udp: {value!r} is not of the form HOST:PORT")
+            for value in ("", "9000", ":9000", "host", "host:", "host:x", "host:65536", "::1:9000", "[]:1", "[host]:1")
+        ),
+        (["--udp-timeout", "0"], "0.0 is not in the range x>0"),
+        (["--udp-max-peers", "0"], "0 is not in the range"),
+        (["--terminator", "udp"], "--terminator udp: '' is not of the form HOST:PORT"),
+        (["--terminator", "gopher=1"], "there is no terminator 'gopher'; installed: udp"),
     ],
 )
 def test_a_wrong_call_of_the_interface(args: list[str], said: str) -> None:
@@ -201,10 +220,18 @@ def test_a_wrong_call_of_the_interface(args: list[str], said: str) -> None:
         (["app", "--channel", "a" * 96], "more than 100 characters: name another"),
         (["app", "--channel", "work", "--pool", "chat"], "--pool is for connections"),
         (["app", "--channel", "work", "--resume"], "--resume is for connections"),
+        (["app", "--channel", "work", "--protocol", "udp"], "--protocol is for connections"),
+        (["app", "--protocol", "http"], "'http' is not a protocol beside HTTP and WebSocket"),
+        (["app", "--protocol", "a b"], "a protocol's name is"),
         (["app", "--attempts", "3"], "--attempts is for messages: it needs --channel"),
         (["app", "--channel", "work", "--at-most-once", "--attempts", "3"], "--attempts means nothing"),
         (["app", "--channel", "work", "--channel-concurrency", "0"], "0 is not in the range"),
         (["app", "--layer", "http://:s3cret@host"], "a layer's URL begins with one of memory://"),
+        (["app", "--interface", "wsgi3"], "wsgi3"),
+        (["app", "--threads", "0"], "0 is not in the range"),
+        (["app", "--reload", "--reload-dir", "/no/such/folder"], "/no/such/folder"),
+        (["app", "--env-file", "/no/such/file"], "/no/such/file"),
+        (["app", "--log-config", "/no/such/file"], "/no/such/file"),
     ],
 )
 def test_a_wrong_call_of_the_worker(args: list[str], said: str) -> None:
@@ -216,6 +243,28 @@ def test_a_wrong_call_of_the_worker(args: list[str], said: str) -> None:
 def test_a_wrong_environment_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASGIBUS_CONCURRENCY", "many")
     assert "ASGIBUS_CONCURRENCY" in refused(run(worker, "app"))
+
+
+@pytest.mark.parametrize(
+    ("package", "options", "said"),
+    [
+        ("watchfiles", ["--reload"], "--reload needs watchfiles: pip install 'asgibus[reload]'"),
+        ("yaml", ["--log-config", "log.yaml"], "--log-config needs PyYAML for YAML: pip install 'asgibus[yaml]'"),
+    ],
+)
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_what_an_option_needs_is_named(
+    command: GroupedCommand,
+    package: str,
+    options: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "log.yaml").touch()
+    assert said in refused(run(command, "app", *options))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

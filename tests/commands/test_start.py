@@ -70,7 +70,7 @@ def test_a_quiet_log(start_interface: Start, free_port: int) -> None:
     [
         ("commands.no_such_app:app", "there is no module 'commands.no_such_app'"),
         ("commands.simple_app:nothing", "has no attribute 'nothing'"),
-        ("commands.simple_app:not_an_app", "is a int, not an ASGI app"),
+        ("commands.simple_app:not_an_app", "is a int, not an app"),
         ("broken:app", "SyntaxError"),
     ],
 )

@@ -144,3 +144,32 @@ def test_django(serve: Serve) -> None:
         with pytest.raises(InvalidStatus) as refused, ws(server, "/"):
             pass  # Django serves no WebSockets: it raises, which is a 500
         assert refused.value.response.status_code == 500
+
+
+def test_asgi_2(serve: Serve) -> None:
+    with serve("asgi2_app") as (server, client, _):
+        answer = {"version": "2.0", "path": "/ä", "body": "hello"}
+        assert client.post("/ä", content="hello").json() == answer
+        with ws(server, "/") as one, ws(server, "/") as other:
+            other.send("joined")
+            assert other.recv(5) == "joined"
+            one.send("to all")
+            assert other.recv(5) == "to all"
+
+
+def test_flask(serve: Serve) -> None:
+    with serve("flask_app") as (server, client, worker):
+        body = bytes(range(256)) * 8192
+        digest = hashlib.sha256(body).hexdigest()
+        form = client.post("/form", data={"name": "ü"}, files={"file": ("a.bin", body)})
+        assert form.json() == {"name": "ü", "file": "a.bin", "digest": digest, "address": "127.0.0.1"}
+        parts = (body[start : start + 100_000] for start in range(0, len(body), 100_000))
+        assert client.post("/raw", content=parts).text == digest
+        assert client.get("/stream").text == "".join(f"{number}\n" * 1000 for number in range(100))
+        assert [client.get("/visits").text for _ in range(3)] == ["1", "2", "3"]
+        assert client.get("/%C3%A4pfel/gr%C3%BCn").text == f"grün {server.url}/äpfel/grün"
+        assert client.get("/missing").status_code == 404
+        failed = client.get("/error")
+        assert failed.status_code == 500
+        assert "Internal Server Error" in failed.text
+        worker.wait_for("ArithmeticError: no such number")

@@ -454,6 +454,18 @@ def test_a_worker_that_dies_before_its_app_gets_the_event_is_not_its_victim(tabl
     assert terminator.failed == [(502, 1011)]
 
 
+def test_where_a_worker_crashed_its_death_counts_for_all_that_it_had_in_hand(table: Table) -> None:
+    terminators = []
+    for _ in range(2):
+        connection, terminator = table.open_accepted()
+        say(connection, "a")
+        terminators.append(terminator)
+    table.dead(crashed=True)
+    table.frames((TAKING, 1, 2, 1))
+    table.dead()
+    assert [each.failed for each in terminators] == [[(502, 1011)], []]
+
+
 def test_where_several_events_were_in_hand_the_first_death_is_nobody_s_doing(table: Table) -> None:
     terminators = []
     for _ in range(2):

@@ -1,12 +1,15 @@
 """Life and death on the memory layer: there is no lease, so a place that is closed is dead for the others at once."""
 
 import asyncio
+from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
 
 from asgibus.layers import Claim, InMemoryChannelLayer
-from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND
+from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND, Frame
+from asgibus.layers.memory_bus import MemoryBus
 from support.bus import Recorder, until
 
 pytestmark = pytest.mark.anyio
@@ -38,8 +41,8 @@ async def test_the_others_learn_of_an_end_behind_all_that_was_posted(layer: InMe
                 c.post(a.mailbox, (KIND, number))
         await until(lambda: one.dead and two.dead)
         await turns()
-        assert one.events == [(KIND, 0), (KIND, 1), (KIND, 2), (DEAD, gone)]
-        assert two.events == [(DEAD, gone)]
+        assert one.events == [(KIND, 0), (KIND, 1), (KIND, 2), (DEAD, gone, None)]
+        assert two.events == [(DEAD, gone, None)]
         assert mine.events == []
         assert [sender for sender, _ in one.batches] == [gone]
 
@@ -168,3 +171,37 @@ async def test_an_empty_channel_keeps_its_counts_and_local_ones_are_not_among_al
     await layer.send(await layer.new_channel(), {})
     for statistics in (await layer.channel_statistics("a"), await layer.global_statistics()):
         assert (statistics["messages_count"], statistics["messages_pending"]) == (1, 0)
+
+
+async def test_a_handler_runs_in_the_context_of_its_own_server(layer: InMemoryChannelLayer) -> None:
+    whose = ContextVar("whose", default="nobody's")
+    seen: list[str] = []
+
+    class Reader(Recorder):
+        def batch(self, sender: str, frames: Sequence[Frame]) -> None:
+            seen.append(whose.get())
+            super().batch(sender, frames)
+
+    async with layer.bus("a", Recorder()) as a:
+        whose.set("the reader's")
+        async with layer.bus("b", Reader()) as b:
+            whose.set("the sender's")
+            a.post(b.mailbox, (KIND, 1))
+            await layer.send(b.mailbox + "1", {})
+            await until(lambda: len(seen) == 2)
+    assert set(seen) == {"the reader's"}
+
+
+async def test_a_bus_that_is_taken_away_is_dead_once_and_reads_nothing_more(layer: InMemoryChannelLayer) -> None:
+    one, two = Recorder(), Recorder()
+    async with layer.bus("a", one) as a:
+        bus = MemoryBus(layer, "b.1!", two, asyncio.get_running_loop())
+        async with layer.place(bus):
+            await bus.join_group("group")
+            layer.remove(bus)
+            a.post(bus.mailbox, (KIND, 1))
+            await layer.group_send("group", {})
+            await until(lambda: one.lost == [bus.mailbox])
+        await turns()
+    assert two.frames == []
+    assert one.dead == [bus.mailbox, bus.mailbox]  # at its removal, and for what was posted in vain

@@ -16,7 +16,7 @@ import redis
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND, GROUP_MESSAGE
 from support.bus import until
-from support.peers import GRACE, LEASE, NOTICED, SLACK, peer, place
+from support.peers import GRACE, LEASE, NOTICED, RETURN, SLACK, peer, place
 from support.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.anyio
@@ -48,11 +48,20 @@ async def test_deaths(redis_url: str, admin: "redis.Redis[bytes]") -> None:
         for scenario in (
             a_killed_process_is_dead_and_leaves_nothing,
             a_death_is_learnt_behind_all_that_the_dead_one_had_posted,
-            who_is_paused_is_dead_and_comes_back,
             when_all_are_paused_nobody_is_dead,
             what_the_dead_had_claimed_is_handed_on,
             who_claims_later_finds_what_the_dead_had_claimed,
             what_is_undelivered_is_not_yet_dead,
+        ):
+            scenarios.create_task(scenario(redis_url, admin), name=scenario.__name__)
+
+
+async def test_returns(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+    async with asyncio.TaskGroup() as scenarios:
+        for scenario in (
+            who_is_paused_is_dead_and_comes_back,
+            consumers_of_a_blocked_process_are_not_deaf_afterwards,
+            who_comes_back_too_late_has_missed_broadcasts,
         ):
             scenarios.create_task(scenario(redis_url, admin), name=scenario.__name__)
 
@@ -74,11 +83,12 @@ async def a_killed_process_is_dead_and_leaves_nothing(url: str, admin: "redis.Re
             await until(lambda: one.handler.dead and two.handler.dead, NOTICED + SLACK)
             took = time.monotonic() - killed
             assert LEASE - 1.1 < took < NOTICED
-            await until(lambda: keys(admin, prefix) == before)
+            await until(lambda: keys(admin, prefix) == before, RETURN + 1 + SLACK)
+            assert time.monotonic() - killed > LEASE + RETURN - 1.1, "it might only have been cut off, and come back"
             assert admin.zrange(f"{prefix}:group:both", 0, -1) == [one.mailbox.encode()]
             await asyncio.sleep(2)  # two beats, in which nothing may be said twice
             assert one.handler.dead == two.handler.dead == [victim.mailbox]
-            assert one.handler.events == [(KIND, 0), (KIND, 1), (KIND, 2), (DEAD, victim.mailbox)]
+            assert one.handler.events == [(KIND, 0), (KIND, 1), (KIND, 2), (DEAD, victim.mailbox, None)]
             assert one.layer.counts["death"] == two.layer.counts["death"] == 1
             assert one.handler.interruptions == two.handler.interruptions == 0
     assert keys(admin, prefix) == {f"{prefix}:processes"}  # where the dead one is listed for those who come
@@ -99,7 +109,7 @@ async def a_death_is_learnt_behind_all_that_the_dead_one_had_posted(url: str, ad
             await until(lambda: one.handler.dead)
             # What was read after the verdict is news of that process, so the death may be told again; always behind.
             assert one.handler.events[:500] == [(KIND, number) for number in range(500)]
-            assert set(one.handler.events[500:]) == {(DEAD, victim.mailbox)}
+            assert set(one.handler.events[500:]) == {(DEAD, victim.mailbox, None)}
 
 
 async def who_is_paused_is_dead_and_comes_back(url: str, admin: "redis.Redis[bytes]") -> None:
@@ -111,27 +121,62 @@ async def who_is_paused_is_dead_and_comes_back(url: str, admin: "redis.Redis[byt
         paused = victim.signal(signal.SIGSTOP)
         await until(lambda: one.handler.dead and two.handler.dead, NOTICED + SLACK)
         assert LEASE - 1.1 < time.monotonic() - paused < NOTICED
+        await one.layer.group_send("group", {"n": 0})
         await asyncio.sleep(paused + PAUSE - time.monotonic())  # the length of the pause is what this is about
         resumed = victim.signal(signal.SIGCONT)
         await until(lambda: victim.all("interrupted"))
         assert victim.when("interrupted") - resumed < 1 + SLACK
         one.bus.post(victim.mailbox, (KIND, "to"))
         await one.layer.group_send("group", {"n": 1})
-        await until(lambda: victim.all("frame") == [["to"], ["group", {"n": 1}]])
+        await until(lambda: victim.all("frame") == [["group", {"n": 0}], ["to"], ["group", {"n": 1}]])
         await victim.do("post", one.mailbox, 2)
         await victim.do("group_send", "group", {"n": 2})
-        everything = [(GROUP_MESSAGE, "group", {"n": 1}), (KIND, 0), (KIND, 1), (GROUP_MESSAGE, "group", {"n": 2})]
+        everything = [(GROUP_MESSAGE, "group", {"n": n}) for n in (0, 1)]
+        everything += [(KIND, 0), (KIND, 1), (GROUP_MESSAGE, "group", {"n": 2})]
         await until(lambda: one.handler.frames == everything)
         assert one.handler.lost == []
         assert victim.all("interrupted") == [None]
-        assert await victim.do("counts", "group unheard") == 1
-        assert one.layer.counts["group unheard"] == 0
+        assert await victim.do("counts", "group unheard") == 0
         # It is alive again for the others, and dead once more when it dies.
         killed = await victim.kill()
         await until(lambda: len(one.handler.dead) == len(two.handler.dead) == 2, NOTICED + SLACK)
         assert LEASE - 1.1 < time.monotonic() - killed < NOTICED
         assert set(one.handler.dead + two.handler.dead) == {victim.mailbox}
         assert victim.all("dead") == []
+
+
+async def consumers_of_a_blocked_process_are_not_deaf_afterwards(url: str, admin: "redis.Redis[bytes]") -> None:
+    """A view that blocks the event loop of a Channels server for some seconds: nobody would join its groups again."""
+    prefix = "blocked"
+    async with place(url, prefix) as one, peer(url, prefix) as victim:
+        channel = await victim.do("local", "group")
+        victim.signal(signal.SIGSTOP)
+        await until(lambda: victim.mailbox in one.handler.dead, NOTICED + SLACK)
+        await one.layer.group_send("group", {"n": 1})
+        await one.layer.send(channel, {"n": 2})
+        victim.signal(signal.SIGCONT)
+        await until(lambda: victim.all("message") == [{"n": 1}, {"n": 2}])
+        await one.layer.group_send("group", {"n": 3})
+        await until(lambda: victim.all("message")[2:] == [{"n": 3}])
+
+
+async def who_comes_back_too_late_has_missed_broadcasts(url: str, admin: "redis.Redis[bytes]") -> None:
+    prefix = "late"
+    async with place(url, prefix) as one, peer(url, prefix) as victim:
+        await victim.do("join", "group")
+        await victim.do("join", "other")
+        victim.signal(signal.SIGSTOP)
+        await until(lambda: one.handler.dead, NOTICED + SLACK)
+        await one.layer.group_send("group", {"n": 1})
+        mailbox = f"{prefix}:mailbox:{victim.mailbox}"
+        assert admin.exists(mailbox)
+        await until(lambda: not admin.exists(mailbox) and not admin.exists(f"{prefix}:group:group"), RETURN + 1 + SLACK)
+        await one.layer.group_send("group", {"n": 2})
+        victim.signal(signal.SIGCONT)
+        await until(lambda: victim.all("interrupted"))
+        assert await victim.do("counts", "group unheard") == 2
+        await one.layer.group_send("group", {"n": 3})
+        await until(lambda: victim.all("frame") == [["group", {"n": 3}]])
 
 
 async def when_all_are_paused_nobody_is_dead(url: str, admin: "redis.Redis[bytes]") -> None:
@@ -277,7 +322,7 @@ async def test_a_declared_death_is_known_at_once(redis_url: str) -> None:
             await sender.layer.declare_dead(victim.mailbox)
             await until(lambda: all(each.handler.dead for each in (one, two, sender)))
             assert time.monotonic() - declared < AT_ONCE
-            assert one.handler.events == [*((KIND, number) for number in range(100)), (DEAD, victim.mailbox)]
+            assert one.handler.events == [*((KIND, number) for number in range(100)), (DEAD, victim.mailbox, False)]
             await sender.layer.declare_dead(victim.mailbox)
             await sender.layer.declare_dead("nobody.0!")
             await until(lambda: "nobody.0!" in one.handler.dead)

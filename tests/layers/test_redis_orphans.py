@@ -77,7 +77,8 @@ async def test_a_death_that_is_told_while_a_beat_is_at_work_is_not_overlooked(
                 told.set()
                 die(admin, "w.second!")
                 admin.xadd(
-                    f"asgibus:mailbox:{worker.mailbox}", {"b": pack((PAYLOAD_VERSION, "", [(DEAD, "w.second!")]))}
+                    f"asgibus:mailbox:{worker.mailbox}",
+                    {"b": pack((PAYLOAD_VERSION, "", [(DEAD, "w.second!", False)]))},
                 )
                 await until(lambda: "w.second!" in handler.dead)
 

@@ -218,8 +218,8 @@ def test_a_clock_that_is_put_back_lengthens_no_lease(grace: bool, run: Run, stor
     store.zadd("p", {"a!": ahead + 1000, "b!": ahead + 3000, "beaten": ahead, "epoch:1": math.inf})
     if grace:
         store.zadd("p", {"grace": ahead + 5000})
-    times = (5_000, 3_000, 10_000, 60_000)  # the lease, silence, grace, listed
-    lapsed, in_grace, now, next_end, live, ended, epoch = run(scripts.RENEW, "p", "own!", *times)
+    times = (5_000, 3_000, 10_000, 60_000, 15_000)  # the lease, silence, grace, listed, expected back
+    lapsed, in_grace, now, next_end, live, ended, gone, epoch = run(scripts.RENEW, "p", "own!", *times)
     longest = 10_000 if grace else 5_000
     assert {name: score - now for name, score in store.zrange("p", 0, -1, withscores=True)} == {
         b"a!": longest,
@@ -230,12 +230,21 @@ def test_a_clock_that_is_put_back_lengthens_no_lease(grace: bool, run: Run, stor
         **({b"grace": 10_000} if grace else {}),
     }
     assert (lapsed, in_grace, next_end, epoch) == (1, int(grace), longest, b"epoch:1")
-    assert (sorted(live), ended) == ([b"a!", b"b!", b"own!"], [])
+    assert (sorted(live), ended, gone) == ([b"a!", b"b!", b"own!"], [], [])
+
+
+def test_who_is_dead_for_long_is_not_expected_back(run: Run, store: "redis.Redis[bytes]") -> None:
+    now = time.time() * 1000
+    store.zadd(
+        "p", {"lives!": now + 3_000, "late!": now - 2_000, "gone!": now - 16_000, "beaten": now, "epoch:1": math.inf}
+    )
+    *_, live, ended, gone, _ = run(scripts.RENEW, "p", "own!", 5_000, 3_000, 10_000, 60_000, 15_000)
+    assert (sorted(live), sorted(ended), gone) == ([b"lives!", b"own!"], [b"gone!", b"late!"], [b"gone!"])
 
 
 def test_an_epoch_lasts_until_the_last_process_leaves(run: Run, store: "redis.Redis[bytes]") -> None:
-    times = (5_000, 3_000, 10_000, 0)
-    *_, now, _, _, _, first = run(scripts.RENEW, "p", "a!", *times)
+    times = (5_000, 3_000, 10_000, 0, 0)
+    *_, now, _, _, _, _, first = run(scripts.RENEW, "p", "a!", *times)
     assert first == b"epoch:%d" % now
     assert store.zrange("p", "+inf", "+inf", byscore=True) == [first]
     store.zrem("p", first)

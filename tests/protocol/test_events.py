@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from asgibus.layers.codec import pack, unpack
 from asgibus.protocol import events
-from asgibus.protocol.events import EVENT_OVERHEAD, NAMES, decode, encode, size
+from asgibus.protocol.events import EVENT_OVERHEAD, NAMES, decode, disconnect, encode, message_of, other, size
 
 H = [(b"x-a", b"1")]
 
@@ -42,6 +42,9 @@ GOOD: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
     ({"type": "websocket.close", "code": 3000, "reason": "\u00fc" * 61}, (events.CLOSE, 3000, "\u00fc" * 61)),
     ({"type": "websocket.http.response.start", "status": 403}, (events.RESPONSE_START, 403, ())),
     ({"type": "websocket.http.response.body", "body": b"a"}, (events.RESPONSE_END, b"a")),
+    ({"type": "udp.send", "bytes": bytearray(b"a")}, (events.OTHER_SENT, "udp.send", pack({"bytes": b"a"}))),
+    ({"type": "udp.send", "bytes": b""}, (events.OTHER_SENT, "udp.send", pack({"bytes": b""}))),
+    ({"type": "udp.close"}, (events.OTHER_CLOSE, "udp.close", pack({}))),
 ]
 KINDS = sorted({event["type"] for event, _ in GOOD})
 
@@ -122,6 +125,13 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"type": "http.response.trailers", "headers": [(name, b"1")]}, VALUE, "may not be a trailer")
         for name in (b"Content-Length", b"transfer-encoding", b"host", b"Set-Cookie")
     ),
+    ({"type": "lifespan.nonsense"}, VALUE, "unknown ASGI event type"),
+    ({"type": "nonsense"}, VALUE, "unknown ASGI event type"),
+    ({"type": "udp.sent", "bytes": b""}, VALUE, "unknown ASGI event type 'udp.sent'"),
+    ({"type": "udp.send"}, VALUE, "lacks 'bytes'"),
+    ({"type": "udp.send", "bytes": "a"}, TYPE, "a datagram must be bytes, not str"),
+    ({"type": "udp.send", "bytes": bytes(65508)}, VALUE, "a datagram has at most 65507 bytes, not 65508"),
+    ({"type": "line.send", "line": {1}}, TYPE, "set"),
     ({"type": None}, VALUE, "unknown ASGI event type None"),
     ({"type": ["http.response.body"]}, TYPE, "unhashable"),
     ({}, VALUE, "a dict with a 'type'"),
@@ -194,7 +204,37 @@ def test_disconnects() -> None:
     }
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.text().filter(lambda name: name != "type"), JSON))
+def test_an_event_of_another_protocol_travels_as_it_is(fields: dict[str, Any]) -> None:
+    event = {"type": "line.send", **fields}
+    encoded = encode(event)
+    assert encoded[0] == events.OTHER_SENT
+    assert message_of(unpack(pack(encoded))) == event
+    assert size(encoded) == EVENT_OVERHEAD + len(pack(fields))
+    received = {**event, "type": "line.receive"}
+    assert decode(other(events.OTHER_RECEIVED, received)) == received
+
+
+def test_close_ends_a_connection_of_another_protocol() -> None:
+    assert encode({"type": "line.close", "why": "over"})[0] == events.OTHER_CLOSE
+
+
+def test_every_kind_of_connection_has_its_disconnect() -> None:
+    assert decode(disconnect("http", 1006, "")) == {"type": "http.disconnect"}
+    assert decode(disconnect("websocket", 1006, "r")) == {"type": "websocket.disconnect", "code": 1006, "reason": "r"}
+    assert decode(disconnect("udp", 1006, "silent")) == {"type": "udp.disconnect", "reason": "silent"}
+
+
 TO_APP = {
+    events.OTHER_RECEIVED,
+    events.OTHER_DISCONNECT,
     events.REQUEST_BODY,
     events.REQUEST_END,
     events.HTTP_DISCONNECT,

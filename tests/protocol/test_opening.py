@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from asgibus.layers.codec import pack, unpack
-from asgibus.protocol.channels import require_pool, shared_channel, shared_channels
+from asgibus.protocol.channels import require_pool, require_protocol, shared_channel, shared_channels
 from asgibus.protocol.events import REQUEST_END
 from asgibus.protocol.opening import HTTP, OPENING_VERSION, WEBSOCKET, Opening, read_opening, reply_channel, scope_of
 
@@ -67,6 +67,15 @@ def test_a_websocket_scope() -> None:
     assert "method" not in scope
 
 
+def test_the_scope_of_another_protocol_is_what_its_terminator_says() -> None:
+    said = {"type": "http", "client": ("::1", 1), "server": ("::1", 2), "extensions": {"x": {}}}
+    scope = scope_of(opening(kind="udp", scope=said))
+    assert scope == {**said, "type": "udp", "asgi": {"version": "3.0"}}
+    scope["extensions"]["asgibus"] = {}
+    assert said["extensions"] == {"x": {}}, "what is added is not added for others"
+    assert scope_of(opening(kind="line", scope={})) == {"type": "line", "asgi": {"version": "3.0"}, "extensions": {}}
+
+
 @pytest.mark.parametrize(
     ("raw_path", "path"),
     [
@@ -117,6 +126,22 @@ def test_the_reply_channel() -> None:
 def test_shared_channels_of_a_pool() -> None:
     assert shared_channels("default") == ("http.request.default", "websocket.connect.default")
     assert shared_channel(WEBSOCKET, "chat") == "websocket.connect.chat"
+
+
+def test_shared_channels_of_further_protocols() -> None:
+    assert shared_channels("p", ["udp", "line"])[2:] == ("udp.connect.p", "line.connect.p")
+    assert len(shared_channel("x" * 9, "y" * 82)) == 100
+
+
+@pytest.mark.parametrize("name", ["udp", "line", "a", "x-1", "x" * 9])
+def test_good_protocols(name: str) -> None:
+    assert require_protocol(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "UDP", "1a", "a.b", "a b", "a\n", "x" * 10, "http", "websocket", "lifespan"])
+def test_bad_protocols(name: str) -> None:
+    with pytest.raises(ValueError, match="protocol"):
+        require_protocol(name)
 
 
 @pytest.mark.parametrize("pool", ["default", "a.b-c_1", "x" * 82])

@@ -51,12 +51,12 @@ def event(text: str) -> tuple[int, str]:
 def test_the_second_death_with_the_same_event_in_hand_is_one_too_many() -> None:
     deaths, poison = Deaths(), event("poison")
     assert KILLS == 2
-    assert [deaths.too_many(poison, KILLS, begun=True, alone=True) for _ in range(3)] == [False, True, True]
+    assert [deaths.too_many(poison, KILLS, begun=True, suspect=True) for _ in range(3)] == [False, True, True]
 
 
 def test_a_worker_that_had_not_come_to_the_event_was_not_killed_by_it() -> None:
     deaths, poison = Deaths(), event("poison")
-    assert [deaths.too_many(poison, KILLS, begun=begun, alone=True) for begun in (False, False, False, True)] == [
+    assert [deaths.too_many(poison, KILLS, begun=begun, suspect=True) for begun in (False, False, False, True)] == [
         *[False] * 3,
         True,
     ]
@@ -64,30 +64,30 @@ def test_a_worker_that_had_not_come_to_the_event_was_not_killed_by_it() -> None:
 
 def test_the_first_death_counts_if_nothing_else_was_in_hand() -> None:
     deaths, poison = Deaths(), event("poison")
-    told = [deaths.too_many(poison, KILLS, begun=begun, alone=False) for begun in (False, True, True)]
+    told = [deaths.too_many(poison, KILLS, begun=begun, suspect=False) for begun in (False, True, True)]
     assert told == [False, False, True]
 
 
 def test_deaths_end_somewhere_though_no_worker_comes_to_the_event() -> None:
     deaths, poison = Deaths(), event("poison")
-    told = [deaths.too_many(poison, KILLS, begun=False, alone=True) for _ in range(START_KILLS)]
+    told = [deaths.too_many(poison, KILLS, begun=False, suspect=True) for _ in range(START_KILLS)]
     assert told == [False] * (START_KILLS - 1) + [True]
 
 
 def test_the_same_text_twice_is_not_the_same_event() -> None:
     deaths = Deaths()
-    assert [deaths.too_many(event("ab"), KILLS, begun=True, alone=True) for _ in range(3)] == [False] * 3
+    assert [deaths.too_many(event("ab"), KILLS, begun=True, suspect=True) for _ in range(3)] == [False] * 3
 
 
 def test_another_event_in_hand_begins_the_count_anew() -> None:
     deaths, one, other = Deaths(), event("one"), event("other")
-    told = [deaths.too_many(each, KILLS, begun=True, alone=True) for each in (one, other, one, other, one, one)]
+    told = [deaths.too_many(each, KILLS, begun=True, suspect=True) for each in (one, other, one, other, one, one)]
     assert told == [False] * 5 + [True]
 
 
 def test_each_death_has_its_own_limit() -> None:
     deaths, start, poison = Deaths(), event(""), event("poison")
-    told = [deaths.too_many(start, START_KILLS, begun=True, alone=True) for _ in range(START_KILLS)]
+    told = [deaths.too_many(start, START_KILLS, begun=True, suspect=True) for _ in range(START_KILLS)]
     assert told == [False] * (START_KILLS - 1) + [True]
-    assert deaths.too_many(poison, KILLS, begun=True, alone=True) is False
-    assert deaths.too_many(start, START_KILLS, begun=True, alone=True) is False
+    assert deaths.too_many(poison, KILLS, begun=True, suspect=True) is False
+    assert deaths.too_many(start, START_KILLS, begun=True, suspect=True) is False

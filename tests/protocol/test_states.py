@@ -10,6 +10,7 @@ from asgibus.protocol.events import NAMES
 from asgibus.protocol.states import (
     HTTP_TABLE,
     LIFE_TABLE,
+    OTHER_TABLE,
     RUN_TABLE,
     WEBSOCKET_TABLE,
     App,
@@ -20,6 +21,7 @@ from asgibus.protocol.states import (
     Run,
     Table,
     Turn,
+    beginning,
     change,
     step,
     turn,
@@ -27,6 +29,7 @@ from asgibus.protocol.states import (
 
 HTTP_STATES = [App.WAITING, App.STARTED, App.STARTED_TRAILERS, App.TRAILERS, App.COMPLETE]
 WEBSOCKET_STATES = [App.HANDSHAKE, App.OPEN, App.DENYING, App.COMPLETE]
+OTHER_STATES = [App.OPEN, App.COMPLETE]
 
 # Written out from the ASGI specification, not from the tables: from each state, what may come, and where it leads.
 HTTP = {
@@ -42,6 +45,10 @@ WEBSOCKET = {
     App.HANDSHAKE: "ACCEPT>OPEN CLOSE>COMPLETE RESPONSE_START>DENYING ABORT>COMPLETE",
     App.OPEN: "MESSAGE_SENT>OPEN CLOSE>COMPLETE ABORT>COMPLETE",
     App.DENYING: "RESPONSE_BODY>DENYING RESPONSE_END>COMPLETE ABORT>COMPLETE",
+    App.COMPLETE: "",
+}
+OTHER = {
+    App.OPEN: "OTHER_SENT>OPEN OTHER_CLOSE>COMPLETE ABORT>COMPLETE",
     App.COMPLETE: "",
 }
 LIFE = {
@@ -75,7 +82,11 @@ def cases(table: Table, expected: dict[App, str]) -> list[tuple[Table, App, int,
     ("table", "state", "code", "after"),
     [
         pytest.param(*case, id=f"{kind}-{case[1].name}-{NAMES[case[2]]}")
-        for kind, table, expected in (("http", HTTP_TABLE, HTTP), ("websocket", WEBSOCKET_TABLE, WEBSOCKET))
+        for kind, table, expected in (
+            ("http", HTTP_TABLE, HTTP),
+            ("websocket", WEBSOCKET_TABLE, WEBSOCKET),
+            ("other", OTHER_TABLE, OTHER),
+        )
         for case in cases(table, expected)
     ],
 )
@@ -119,7 +130,10 @@ def test_every_run_with_every_change(run: Run, event: Change) -> None:
     assert (raised.value.life, raised.value.turn) == (run, event)
 
 
-@pytest.mark.parametrize(("table", "states"), [(HTTP_TABLE, HTTP_STATES), (WEBSOCKET_TABLE, WEBSOCKET_STATES)])
+@pytest.mark.parametrize(
+    ("table", "states"),
+    [(HTTP_TABLE, HTTP_STATES), (WEBSOCKET_TABLE, WEBSOCKET_STATES), (OTHER_TABLE, OTHER_STATES)],
+)
 def test_a_table_speaks_of_its_own_states_and_reaches_all_of_them(table: Table, states: list[App]) -> None:
     first = states[0]
     assert {state for state, _ in table} | set(table.values()) == set(states)
@@ -128,6 +142,12 @@ def test_a_table_speaks_of_its_own_states_and_reaches_all_of_them(table: Table, 
         reached |= more
     assert reached == set(states)
     assert all((App.COMPLETE, code) not in table for code in NAMES)
+
+
+def test_where_each_kind_of_connection_begins() -> None:
+    assert beginning("http") == (HTTP_TABLE, App.WAITING)
+    assert beginning("websocket") == (WEBSOCKET_TABLE, App.HANDSHAKE)
+    assert beginning("udp") == beginning("line") == (OTHER_TABLE, App.OPEN)
 
 
 def test_every_life_comes_to_an_end() -> None:
@@ -145,6 +165,6 @@ def test_every_run_comes_to_an_end() -> None:
 
 
 def test_every_event_of_the_app_has_its_place() -> None:
-    placed = {code for table in (HTTP_TABLE, WEBSOCKET_TABLE) for _, code in table}
+    placed = {code for table in (HTTP_TABLE, WEBSOCKET_TABLE, OTHER_TABLE) for _, code in table}
     from_app = {code for code, name in NAMES.items() if code >= events.RESPONSE_START and name not in OUTSIDE}
     assert placed == from_app

@@ -5,10 +5,10 @@ from contextlib import asynccontextmanager
 
 import anyio
 
+from asgibus.compatibility.callables import Application
 from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.contract import ChannelLayer
-from asgibus.worker.application import Application
 from asgibus.worker.server import Worker
 from asgibus.worker.settings import WorkerSettings
 

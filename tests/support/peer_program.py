@@ -22,6 +22,7 @@ class Place:
     def __init__(self, layer: RedisChannelLayer) -> None:
         self._layer = layer
         self._claiming: asyncio.Task[None] | None = None
+        self._listening: asyncio.Task[None] | None = None
         self._claims: list[Claim] = []
 
     # The handler.
@@ -48,6 +49,18 @@ class Place:
 
     # Orders.
 
+    async def _listen(self, group: str) -> str:
+        """A process-local channel in a group, and a task that tells what comes there."""
+        channel = await self._layer.new_channel()
+        await self._layer.group_add(group, channel)
+
+        async def receive() -> None:
+            while True:
+                tell("message", await self._layer.receive(channel))
+
+        self._listening = asyncio.create_task(receive())
+        return channel
+
     async def obey(self, bus: Bus, what: str, *values: Any) -> str | int | None:
         """Do it; the answer."""
         if what == "open":
@@ -59,6 +72,8 @@ class Place:
             await bus.drain()
         elif what == "join":
             await bus.join_group(*values)
+        elif what == "local":
+            return await self._listen(*values)
         elif what == "group_send":
             await self._layer.group_send(*values)
         elif what == "claim":
@@ -76,6 +91,8 @@ class Place:
     async def end(self, bus: Bus) -> None:
         """Claim nothing more."""
         bus.stop_claiming()
+        if self._listening is not None:
+            self._listening.cancel()
         if self._claiming is not None:
             await self._claiming
 

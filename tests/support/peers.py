@@ -19,6 +19,8 @@ LEASE = 5.0
 """Seconds that a lease lives which nobody renews."""
 NOTICED = LEASE + 1.0
 """Seconds within which everybody knows of a death."""
+RETURN = 25.0
+"""Seconds more for which broadcasts are kept for one whose lease has ended."""
 GRACE = 10.0
 """Seconds after an outage, or the birth of a store, in which nobody is judged for being absent."""
 SLACK = 1.5

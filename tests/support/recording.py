@@ -128,8 +128,8 @@ class Table:
     def frames(self, *frames: Frame, sender: str = WORKER) -> None:
         self.connections.batch(sender, frames)
 
-    def dead(self, mailbox: str = WORKER) -> None:
-        self.frames((DEAD, mailbox), sender="")
+    def dead(self, mailbox: str = WORKER, *, crashed: bool = False) -> None:
+        self.frames((DEAD, mailbox, crashed), sender="")
 
     def posted(self, mailbox: str = WORKER) -> list[Frame]:
         """What was posted to a worker since this was asked last."""

@@ -28,12 +28,19 @@ class Servers:
 
 @contextmanager
 def serving(
-    request: pytest.FixtureRequest, app: str, *options: object, layer: str, interfaces: int = 1, workers: int = 1
+    request: pytest.FixtureRequest,
+    app: str,
+    *options: object,
+    layer: str,
+    interfaces: int = 1,
+    workers: int = 1,
+    worker_options: Sequence[object] = (),
 ) -> Iterator[Servers]:
     """Interface servers and workers of `app` until the context ends, and then checked as `start_interface` does.
 
-    `options` are for the interface servers. `layer` is "memory" (one process) or "redis" (emptied first: no test that
-    shares them may use the fixture `redis_url`). The app may log tracebacks.
+    `options` are for the interface servers, `worker_options` for workers that are not within one. `layer` is "memory"
+    (one process) or "redis" (emptied first: no test that shares them may use the fixture `redis_url`). The app may log
+    tracebacks.
     """
     folder = request.getfixturevalue("tmp_path_factory").mktemp("servers")
     processes = Processes(folder)
@@ -44,7 +51,10 @@ def serving(
         else:
             url = request.getfixturevalue("_real_redis")
             redis_support.empty(url)
-            working = [processes.start_worker(app, "--layer", url, allow_traceback=True) for _ in range(workers)]
+            working = [
+                processes.start_worker(app, "--layer", url, *worker_options, allow_traceback=True)
+                for _ in range(workers)
+            ]
             listening = [processes.start_interface("--layer", url, *options) for _ in range(interfaces)]
             yield Servers(listening, working, url)
     finally:

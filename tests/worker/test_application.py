@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from asgibus.worker.application import ApplicationError, load_application
+from asgibus.worker.application import ApplicationError, application_of, load_application
+from asgibus.worker.settings import WorkerSettings
 
 Write = Callable[[str], str]
 
@@ -118,6 +119,61 @@ def test_a_factory_that_raises(write: Write) -> None:
 
 def test_what_is_not_called(write: Write) -> None:
     name = write("app = {'not': 'an app'}\ndef make(): return 5\n")
-    assert f"'{name}:app' is a dict, not an ASGI app" in refusal(f"{name}:app")
-    assert f"'{name}:make' is a int, not an ASGI app" in refusal(f"{name}:make", factory=True)
-    assert "'dict' object is not callable" in refusal(f"{name}:app", factory=True)
+    assert f"'{name}:app' is a dict, not an app: an app is called" in refusal(f"{name}:app")
+    assert f"'{name}:make' is a int, not an app" in refusal(f"{name}:make", factory=True)
+    assert f"'{name}:app' is a dict, not an app" in refusal(f"{name}:app", factory=True)
+
+
+def opened(app: str, **settings: object) -> tuple[object, WorkerSettings]:
+    return application_of(WorkerSettings(app=app, **settings))  # type: ignore[arg-type]
+
+
+def opening_refused(app: str, **settings: object) -> str:
+    with pytest.raises(ApplicationError) as raised:
+        opened(app, **settings)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+WSGI = "def app(environ, start_response): pass\n"
+
+
+def test_an_asgi_3_app_is_left_as_it_is(write: Write) -> None:
+    name = write(APP)
+    app, settings = opened(name)
+    assert app is sys.modules[name].app
+    assert (settings.interface, settings.concurrency) == ("asgi3", 10_000)
+
+
+def test_a_wsgi_app_sets_how_many_connections_are_taken(write: Write) -> None:
+    name = write(WSGI)
+    for given, taken in ((10_000, 3), (2, 2)):
+        _, settings = opened(name, threads=3, concurrency=given)
+        assert (settings.interface, settings.concurrency) == ("wsgi", taken)
+    assert "is a WSGI app: messages of channels are for ASGI apps" in opening_refused(name, channels=("work",))
+    assert "it has HTTP alone, and cannot serve udp" in opening_refused(name, protocols=("udp",))
+
+
+def test_the_interface_that_is_said_is_believed(write: Write) -> None:
+    name = write("def app(*args): pass\n")
+    said = opening_refused(name)
+    assert said == (
+        f"the app '{name}': function app(*args) is not told from its arguments to be ASGI 3, ASGI 2 or WSGI: "
+        "say --interface asgi3, asgi2 or wsgi"
+    )
+    for interface in ("asgi3", "asgi2", "wsgi"):
+        assert opened(name, interface=interface)[1].interface == interface
+
+
+def test_a_factory_that_is_not_called_one(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    name = write(APP + "def make(): return app\nclass App:\n  async def __call__(self, scope, receive, send): pass\n")
+    assert opened(f"{name}:make")[0] is sys.modules[name].app
+    assert f"'{name}:make' takes no arguments, so it is taken for a factory" in caplog.text
+    assert isinstance(opened(f"{name}:App")[0], sys.modules[name].App)
+    assert "--interface" in opening_refused(f"{write('def make(): return print')}:make")
+
+
+def test_an_async_factory(write: Write) -> None:
+    name = write(APP + "async def make(): return app\n")
+    for factory in (True, False):
+        assert "is an async function: a factory is called" in opening_refused(f"{name}:make", factory=factory)

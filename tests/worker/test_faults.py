@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from asgibus.layers.contract import Claim
-from asgibus.layers.memory import MemoryBus
+from asgibus.layers.memory_bus import MemoryBus
 from asgibus.protocol import events
 from asgibus.protocol.channels import shared_channels
 from asgibus.protocol.frames import ABANDONED, ACK, EVENT, PROBE, RESEND, RESET, TAKING

@@ -1,0 +1,132 @@
+"""Which calling convention an app follows, found out from its signature without calling it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from itertools import islice
+from types import BuiltinFunctionType, FunctionType, MethodType, MethodWrapperType
+from typing import Any, Literal
+
+Interface = Literal["asgi3", "asgi2", "wsgi"]
+
+INTERFACES: tuple[Interface, ...] = ("asgi3", "asgi2", "wsgi")
+_BY_COUNT: dict[int, Interface] = {1: "asgi2", 2: "wsgi", 3: "asgi3"}
+_PLAIN = (FunctionType, BuiltinFunctionType, MethodWrapperType, type)  # they have no `__call__` that tells more
+_LAYERS = 100  # of wrappers around an app, after which they are taken for endless
+
+_SIGNATURE_OPTIONS: dict[str, Any] = {"follow_wrapped": False}
+if sys.version_info >= (3, 14):
+    # Names in annotations that exist only for a type checker are then no error.
+    from annotationlib import Format
+
+    _SIGNATURE_OPTIONS["annotation_format"] = Format.FORWARDREF
+
+
+class UnknownInterface(TypeError):
+    """The signature fits none of the interfaces, or more than one; the text says what was seen."""
+
+
+def interface_of(app: Callable[..., Any]) -> Interface:
+    """Which interface the app has. Raises UnknownInterface.
+
+    What is called is looked at first, and what it wraps (`functools.partial`, `functools.wraps`, the `__call__` of an
+    instance) only if that takes any arguments: an adapter may well pose as the app inside it.
+    """
+    for layer in _layers(app):
+        if (interface := _told_by(layer)) is not None:
+            return interface
+    raise UnknownInterface(f"{_seen(app)} is not told from its arguments to be ASGI 3, ASGI 2 or WSGI")
+
+
+def takes(call: Callable[..., Any], count: int) -> bool:
+    """Whether it can be called with so many positional arguments and nothing else."""
+    signature = _signature(call)
+    if signature is None:
+        return False
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
+
+
+def _layers(app: Any, depth: int = 0) -> Iterator[Any]:
+    """What is called, and then what that calls in its place, as far as it can be seen."""
+    yield app
+    if depth == _LAYERS:
+        return
+    if isinstance(app, functools.partial):
+        for inside in islice(_layers(app.func, depth + 1), 1, None):
+            yield functools.partial(inside, *app.args, **app.keywords)
+        return
+    if inspect.ismethod(app):
+        if hasattr(app.__func__, "__wrapped__"):
+            yield from _layers(MethodType(app.__func__.__wrapped__, app.__self__), depth + 1)
+        return
+    if not isinstance(app, _PLAIN):
+        call = type(app).__call__  # where Python looks for it, though some keep it in a slot
+        yield from _layers(call.__get__(app) if hasattr(call, "__get__") else call, depth + 1)
+    if (wrapped := getattr(app, "__wrapped__", None)) is not None:
+        yield from _layers(wrapped, depth + 1)
+
+
+def _told_by(call: Any) -> Interface | None:
+    """What this layer by itself tells."""
+    counts = [count for count in _BY_COUNT if takes(call, count)]
+    bare = call
+    while isinstance(bare, functools.partial):
+        bare = bare.func
+    if inspect.isclass(bare):
+        return _told_by_class(bare, counts)
+    if inspect.iscoroutinefunction(bare) or inspect.iscoroutinefunction(type(bare).__call__):
+        return "asgi3" if 3 in counts else None
+    if len(counts) == 1:
+        return _BY_COUNT[counts[0]]
+    return _told_by_names(call, counts)
+
+
+def _told_by_class(cls: type, counts: list[int]) -> Interface | None:
+    """A class is called to make the instance that does the work, so that has to be able to."""
+    if 3 in counts and hasattr(cls, "__await__"):
+        return "asgi3"
+    if 2 in counts and hasattr(cls, "__iter__"):
+        return "wsgi"
+    call = next((vars(base)["__call__"] for base in cls.__mro__ if "__call__" in vars(base)), None)
+    if 1 in counts and call is not None and takes(call, 3):  # itself, receive and send
+        return "asgi2"
+    return None
+
+
+def _told_by_names(call: Any, counts: list[int]) -> Interface | None:
+    """Where the number of arguments leaves it open, because some may be left out."""
+    signature = _signature(call)
+    names = [name.lstrip("_") for name in signature.parameters] if signature is not None else []
+    if not names:
+        return None
+    if 3 in counts and {"receive", "send"} <= set(names):
+        return "asgi3"
+    if 2 in counts and (names[0] in ("environ", "env") or "start_response" in names):
+        return "wsgi"
+    if 1 in counts and 3 not in counts and names[0] == "scope":
+        return "asgi2"
+    return None
+
+
+def _signature(call: Any) -> inspect.Signature | None:
+    try:
+        return inspect.signature(call, **_SIGNATURE_OPTIONS)
+    except (TypeError, ValueError):  # it has none, as some that are written in C
+        return None
+
+
+def _seen(app: Any) -> str:
+    """How the app looks, for people to read."""
+    if inspect.iscoroutinefunction(app):
+        what = "async function"
+    else:
+        what = "class" if inspect.isclass(app) else "function" if inspect.isfunction(app) else type(app).__name__
+    signature = _signature(app)
+    return f"{what} {getattr(app, '__name__', '')}".rstrip() + ("(?)" if signature is None else str(signature))

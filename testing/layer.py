@@ -1,0 +1,143 @@
+"""The channel layer as one virtual worker has it: it can be cut off from it, and made to hear of everything late."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+
+from asgibus.layers.contract import Bus, ChannelLayer, Claim, Delivery, Frame, Handler, Message, Offer, Statistics
+from asgibus.layers.memory import InMemoryChannelLayer
+from asgibus.layers.memory_bus import MemoryBus
+from asgibus.layers.names import new_mailbox
+
+
+class WorkerLayer(ChannelLayer):
+    """`shared`, until it is cut: then the bus knows nothing of this worker, and its calls end as cancelled."""
+
+    def __init__(self, shared: InMemoryChannelLayer) -> None:
+        self.settings = shared.settings
+        self.counts = shared.counts
+        self.delay = 0.0
+        """Seconds by which this worker gets everything later."""
+        self.is_cut = False
+        self.shared = shared
+        self._bus: _WorkerBus | None = None
+
+    def cut(self) -> None:
+        """As when a process is killed: nothing more is said or heard, and the others know it at once."""
+        self.is_cut = True
+        if self._bus is not None:
+            self.shared.remove(self._bus)
+
+    def _alive(self) -> InMemoryChannelLayer:
+        if self.is_cut:
+            raise asyncio.CancelledError("this worker was killed")
+        return self.shared
+
+    def bus(self, role: str, handler: Handler) -> AbstractAsyncContextManager[Bus]:
+        self._bus = _WorkerBus(self, role, handler)
+        return self._alive().place(self._bus)
+
+    async def send(self, channel: str, message: Message, *, delay: float = 0.0) -> None:
+        await self._alive().send(channel, message, delay=delay)
+
+    async def receive(self, channel: str) -> Message:
+        return await self._alive().receive(channel)
+
+    async def new_channel(self, prefix: str = "specific") -> str:
+        return await self._alive().new_channel(prefix)
+
+    async def group_add(self, group: str, channel: str) -> None:
+        await self._alive().group_add(group, channel)
+
+    async def group_discard(self, group: str, channel: str) -> None:
+        await self._alive().group_discard(group, channel)
+
+    async def group_send(self, group: str, message: Message) -> None:
+        await self._alive().group_send(group, message)
+
+    async def channel_statistics(self, channel: str) -> Statistics:
+        return await self._alive().channel_statistics(channel)
+
+    async def global_statistics(self) -> Statistics:
+        return await self._alive().global_statistics()
+
+    async def flush(self) -> None:
+        await self._alive().flush()
+
+    async def declare_dead(self, mailbox: str, *, crashed: bool = False) -> None:
+        await self._alive().declare_dead(mailbox, crashed=crashed)
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+class _WorkerBus(MemoryBus):
+    """A worker's place on the shared layer."""
+
+    def __init__(self, layer: WorkerLayer, role: str, handler: Handler) -> None:
+        loop = asyncio.get_running_loop()
+        super().__init__(layer.shared, new_mailbox(role), _LateHandler(layer, handler, loop), loop)
+        self._worker_layer = layer
+
+    def post(self, mailbox: str, frame: Frame, size: int = 0) -> None:
+        if not self._worker_layer.is_cut:
+            super().post(mailbox, frame, size)
+
+    async def claim(self, channels: Sequence[str], limit: int) -> list[Claim]:
+        claims = await super().claim(channels, limit)
+        await self._late(bool(claims))
+        return claims
+
+    async def take(self, channel: str, limit: int, *, once: bool = False) -> list[Delivery]:
+        deliveries = await super().take(channel, limit, once=once)
+        await self._late(bool(deliveries))
+        return deliveries
+
+    async def _late(self, something: bool) -> None:
+        if something and self._worker_layer.delay:
+            await asyncio.sleep(self._worker_layer.delay)
+
+
+class _LateHandler:
+    """Gives a handler its frames late, in order, and none once the worker is cut off."""
+
+    def __init__(self, layer: WorkerLayer, handler: Handler, loop: asyncio.AbstractEventLoop) -> None:
+        self._layer = layer
+        self._handler = handler
+        self._loop = loop
+        self._waiting: deque[tuple[float, str, Sequence[Frame]]] = deque()
+
+    def batch(self, sender: str, frames: Sequence[Frame]) -> None:
+        if self._layer.is_cut:
+            return
+        if not self._layer.delay and not self._waiting:
+            self._handler.batch(sender, frames)
+            return
+        due = self._loop.time() + self._layer.delay
+        self._waiting.append((due, sender, frames))
+        if len(self._waiting) == 1:
+            self._loop.call_at(due, self._give)
+
+    def _give(self) -> None:
+        while self._waiting and not self._layer.is_cut:
+            due, sender, frames = self._waiting[0]
+            if due > self._loop.time():
+                self._loop.call_at(due, self._give)
+                return
+            self._handler.batch(sender, frames)
+            self._waiting.popleft()
+
+    def undelivered(self, mailbox: str) -> None:
+        self._handler.undelivered(mailbox)
+
+    def interrupted(self) -> None:
+        self._handler.interrupted()
+
+    def offer_lost(self, offer: Offer) -> None:
+        self._handler.offer_lost(offer)
+
+    def orphaned(self, claim: Claim) -> None:
+        self._handler.orphaned(claim)

@@ -1,0 +1,69 @@
+"""Whose tasks are whose: what a virtual worker, or its app, has started ends with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+from weakref import WeakSet
+
+AGAIN_SECONDS = 0.001  # until what has caught a cancellation is cancelled again: the dead do not clean up
+CANCEL_SECONDS = 5.0  # for tasks that go on all the same
+
+
+class Tasks:
+    """The tasks that were started in one context, and in those that come of it; while `watching` lasts."""
+
+    def __init__(self) -> None:
+        self._tasks: WeakSet[asyncio.Task[Any]] = WeakSet()
+
+    def own_this_context(self) -> None:
+        """From here on, what is started in this context is in here, and so is the running task."""
+        _owner.set(self)
+        if (task := asyncio.current_task()) is not None:
+            self._tasks.add(task)
+
+    def add(self, task: asyncio.Task[Any]) -> None:
+        """Own this task, too."""
+        self._tasks.add(task)
+
+    async def cancel(self) -> None:
+        """Cancel all of them, again and again, until they have ended. The caller must not be one of them.
+
+        Raises RuntimeError when one goes on for 5 s.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + CANCEL_SECONDS
+        while going := [task for task in self._tasks if not task.done()]:
+            if loop.time() > end:
+                raise RuntimeError(f"a task of a worker that has ended goes on for {CANCEL_SECONDS:g} s: {going[0]!r}")
+            for task in going:
+                task.cancel()
+            await asyncio.wait(going, timeout=AGAIN_SECONDS)
+
+
+_owner: ContextVar[Tasks | None] = ContextVar("asgibus.testing.owner", default=None)
+
+
+@contextmanager
+def watching() -> Iterator[None]:
+    """Let new tasks of the running event loop be known to their owners, beside whatever task factory it has."""
+    loop = asyncio.get_running_loop()
+    before = loop.get_task_factory()
+
+    def make(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
+        task = asyncio.Task(coroutine, loop=loop, **options) if before is None else before(loop, coroutine, **options)
+        context = options.get("context")
+        owner = _owner.get() if context is None else context.get(_owner)
+        if owner is not None and isinstance(task, asyncio.Task):
+            owner.add(task)
+        return task
+
+    loop.set_task_factory(make)
+    try:
+        yield
+    finally:
+        if loop.get_task_factory() is make:  # else somebody has put another one around it, which it stays below
+            loop.set_task_factory(before)

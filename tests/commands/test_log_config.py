@@ -1,0 +1,90 @@
+"""`--log-config`: logging as a file says."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from support.processes import Process
+
+APP = "commands.simple_app:app"
+Start = Callable[..., Process]
+
+CONFIG = {
+    "version": 1,
+    "formatters": {"plain": {"format": "<%(name)s %(levelname)s> %(message)s"}},
+    "handlers": {"out": {"class": "logging.StreamHandler", "formatter": "plain", "stream": "ext://sys.stdout"}},
+    "root": {"level": "INFO", "handlers": ["out"]},
+}
+INI = """[loggers]
+keys=root
+[handlers]
+keys=out
+[formatters]
+keys=plain
+[logger_root]
+level=INFO
+handlers=out
+[handler_out]
+class=StreamHandler
+formatter=plain
+args=(sys.stdout,)
+[formatter_plain]
+format=<%(name)s %(levelname)s> %(message)s
+"""
+YAML = yaml.safe_dump(CONFIG)
+FILES = {"log.json": json.dumps(CONFIG), "log.yaml": YAML, "log.yml": YAML, "log.ini": INI}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_kind_of_file(start_interface: Start, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(FILES[name])
+    server = start_interface("--log-config", name, app=APP)
+    httpx.get(server.url, trust_env=False)
+    server.wait_for(r"<asgibus.access INFO> .*GET / ")
+    server.wait_for("<asgibus.interface INFO> Listening")
+
+
+def test_a_worker_has_it_too(redis_url: str, start_worker: Start, tmp_path: Path) -> None:
+    (tmp_path / "log.json").write_text(FILES["log.json"])
+    worker = start_worker(APP, "--layer", redis_url, "--log-config", "log.json")
+    worker.wait_for("<asgibus.worker INFO> Worker ready")
+
+
+def test_options_that_are_given_win(start_interface: Start, tmp_path: Path) -> None:
+    (tmp_path / "log.json").write_text(FILES["log.json"])
+    server = start_interface("--log-config", "log.json", "--log-level", "error", app=APP, ready=False)
+    server.interrupt()
+    server.wait()
+    assert "INFO" not in server.log()
+    server = start_interface("--log-config", "log.json", "--no-access-log", app=APP)
+    httpx.get(server.url, trust_env=False)
+    server.terminate()
+    server.wait()
+    assert "asgibus.access" not in server.log()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("log.json", "{", "JSONDecodeError"),
+        ("log.json", "[]", "it holds no mapping"),
+        ("log.json", '{"version": 2}', "ValueError: Unsupported version: 2"),
+        ("log.yaml", "a: [", "ParserError"),
+        ("log.json", json.dumps({"version": 1, "handlers": {"x": {"class": "no.Such"}}}), "No module named 'no'"),
+        ("log.ini", "nonsense", "log.ini"),
+        ("log.ini", "", "log.ini"),
+    ],
+)
+def test_a_file_that_configures_nothing(
+    start_interface: Start, tmp_path: Path, name: str, content: str, said: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    server = start_interface("--log-config", name, app=APP, ready=False)
+    assert server.wait() == 2
+    (line,) = server.log().splitlines()
+    assert line.startswith(f"Error: --log-config {name}: ")
+    assert said in line

@@ -1,0 +1,186 @@
+"""`--reload`: the process is replaced when a file of its app changes, and sockets outlive that."""
+
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from asgibus.commands.sources import Sources
+from support.deadline import wait_until
+from support.processes import Process
+from support.websocket import ws
+
+Start = Callable[..., Process]
+
+APP = """
+import os
+
+GREETING = "{greeting}"
+
+
+async def app(scope, receive, send):
+    assert scope["type"] in ("http", "websocket")
+    if scope["type"] == "websocket":
+        await receive()
+        await send({{"type": "websocket.accept"}})
+        while (event := await receive())["type"] == "websocket.receive":
+            await send({{"type": "websocket.send", "text": GREETING + event["text"]}})
+        return
+    await send({{"type": "http.response.start", "status": 200, "headers": []}})
+    await send({{"type": "http.response.body", "body": f"{{GREETING}} {{os.environ.get('NAME')}}".encode()}})
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """The module of the app, in a folder of its own: the logs of the processes are beside it."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    path = folder / "reloaded_app.py"
+    write(path, "one")
+    return path
+
+
+def write(path: Path, greeting: str) -> None:
+    path.write_text(APP.format(greeting=greeting))
+
+
+def answer(server: Process) -> str:
+    return httpx.get(server.url, trust_env=False, timeout=10).text
+
+
+def ready(process: Process) -> int:
+    return len(re.findall(r"Worker ready|Interface server ready", process.log()))
+
+
+def children(process: Process) -> list[psutil.Process]:
+    found = psutil.Process(process.pid).children()
+    return [child for child in found if child.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture
+def worker(redis_url: str, start_worker: Start, source: Path) -> Process:
+    app_dir = ["--app-dir", str(source.parent)]
+    worker = start_worker("reloaded_app:app", "--layer", redis_url, "--reload", "--resume", *app_dir)
+    worker.wait_for("Supervisor ready: 1 processes")
+    return worker
+
+
+@pytest.fixture
+def interface(redis_url: str, start_interface: Start) -> Process:
+    return start_interface("--layer", redis_url)
+
+
+def test_a_socket_stays_open_while_the_app_changes(worker: Process, interface: Process, source: Path) -> None:
+    with ws(interface, "/") as socket:
+        for greeting in ("one", "two", "three"):
+            write(source, greeting)
+            wait_until(lambda greeting=greeting: answer(interface) == f"{greeting} None", 10)
+
+            def asked() -> str:
+                socket.send("!")
+                return str(socket.recv(5))
+
+            wait_until(lambda greeting=greeting: asked() == f"{greeting}!", 10)
+    assert "reloaded_app.py changed: reloading" in worker.log()
+    wait_until(lambda: len(children(worker)) == 1)
+
+
+def test_code_that_cannot_be_loaded_leaves_the_old_process_there(
+    worker: Process, interface: Process, source: Path
+) -> None:
+    source.write_text("def app(:")
+    worker.wait_for(r"failed at its start: the app 'reloaded_app:app' cannot be loaded: SyntaxError: .*: the old", 10)
+    assert answer(interface) == "one None"
+    write(source, "mended")
+    wait_until(lambda: answer(interface) == "mended None", 10)
+
+
+def test_what_is_broken_at_the_start_waits_for_a_change(
+    redis_url: str, start_worker: Start, interface: Process, source: Path
+) -> None:
+    source.write_text("1 / 0")
+    app_dir = ["--app-dir", str(source.parent)]
+    worker = start_worker("reloaded_app:app", "--layer", redis_url, "--reload", *app_dir, ready=False)
+    worker.wait_for("ZeroDivisionError: division by zero .*: waiting for a change", 10)
+    write(source, "mended")
+    worker.wait_for("Worker ready", 10)
+    assert answer(interface) == "mended None"
+
+
+def test_a_process_that_never_gets_ready_is_replaced_too(
+    redis_url: str, start_worker: Start, interface: Process, source: Path
+) -> None:
+    source.write_text("import time\nprint('busy', flush=True)\ntime.sleep(1000)\n")
+    app_dir = ["--app-dir", str(source.parent)]
+    worker = start_worker("reloaded_app:app", "--layer", redis_url, "--reload", *app_dir, ready=False)
+    worker.wait_for("busy", 10)
+    write(source, "mended")
+    worker.wait_for("Worker ready", 10)
+    source.write_text("import time\nprint('busy again', flush=True)\ntime.sleep(1000)\n")
+    worker.wait_for("busy again", 10)
+    write(source, "once more")
+    wait_until(lambda: answer(interface) == "once more None", 10)
+    wait_until(lambda: len(children(worker)) == 1)
+
+
+def test_only_what_is_asked_for_is_watched(redis_url: str, start_worker: Start, source: Path, tmp_path: Path) -> None:
+    templates = tmp_path / "templates"
+    for folder in (templates, *(source.parent / name for name in ("build", "__pycache__", "sub"))):
+        folder.mkdir()
+    watched = ["--reload-dir", source.parent, "--reload-dir", templates, "--reload-include", "*.html"]
+    unwatched = ["--reload-exclude", "test_*", "--reload-exclude", "build"]
+    env = {"ASGIBUS_APP_DIR": source.parent}
+    worker = start_worker("reloaded_app:app", "--layer", redis_url, "--reload", *watched, *unwatched, env=env)
+    worker.wait_for("Supervisor ready")
+    for name in ("notes.txt", "test_app.py", ".hidden.py", "build/made.py", "__pycache__/x.py", "sub/found.py"):
+        (source.parent / name).write_text("")
+    worker.wait_for(r" sub/found\.py changed: reloading", 10)
+    (templates / "page.html").write_text("")
+    worker.wait_for(r" page\.html changed: reloading", 10)
+    assert len(re.findall("changed: reloading", worker.log())) == 2
+    wait_until(lambda: ready(worker) >= 2, 10)
+
+
+def test_a_server_with_its_app_embedded(start_interface: Start, source: Path) -> None:
+    server = start_interface("--reload", "--app-dir", source.parent, app="reloaded_app:app")
+    assert answer(server) == "one None"
+    write(source, "two")
+    wait_until(lambda: answer(server) == "two None", 10)
+    assert server.log().count("Listening on") == 1
+
+
+def test_a_hang_up_reads_the_env_file_again(
+    redis_url: str, start_worker: Start, interface: Process, source: Path, tmp_path: Path
+) -> None:
+    env_file = tmp_path / "env"
+    env_file.write_text("NAME=first\n")
+    options = ["--layer", redis_url, "--processes", "1", "--reload", "--env-file", str(env_file)]
+    worker = start_worker("reloaded_app:app", *options, "--app-dir", source.parent)
+    worker.wait_for("Supervisor ready")
+    assert answer(interface) == "one first"
+    env_file.write_text("NAME=second\n")
+    os.kill(worker.pid, signal.SIGHUP)
+    worker.wait_for("All processes are replaced", 10)
+    assert answer(interface) == "one second"
+
+
+def test_ctrl_c_ends_it_while_it_watches(worker: Process) -> None:
+    worker.interrupt()
+    assert worker.wait(4) == 0
+
+
+def test_what_belongs_to_the_sources(tmp_path: Path) -> None:
+    """Seen from the folder that is watched: where that lies does not matter."""
+    folder = tmp_path / ".hidden" / "node_modules"
+    sources = Sources([str(folder), str(folder / "sub")], ["*.html", "static/*"], ["old", "sub/b*.py"])
+    for name in ("a.py", "sub/a.py", "page.html", "static/style.css"):
+        assert str(folder / name) in sources, name
+    for name in ("a.txt", ".git/a.py", "old/a.py", "sub/__pycache__/a.py", "a.pyc", "node_modules/a.py"):
+        assert str(folder / name) not in sources, name
+    assert str(tmp_path / "a.py") not in sources

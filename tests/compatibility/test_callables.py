@@ -1,0 +1,60 @@
+"""Adapters between ASGI 2 and ASGI 3, called as a server would."""
+
+from typing import Any
+
+import pytest
+from asgiref.testing import ApplicationCommunicator
+
+from asgibus.compatibility import double_to_single_callable, single_to_double_callable
+
+pytestmark = pytest.mark.anyio
+
+
+async def single(scope: Any, receive: Any, send: Any) -> None:
+    event = await receive()
+    await send({"type": "answer", "version": scope["asgi"]["version"], "path": scope["path"], "got": event})
+
+
+class Double:
+    def __init__(self, scope: Any) -> None:
+        self.scope = scope
+
+    async def __call__(self, receive: Any, send: Any) -> None:
+        await single(self.scope, receive, send)
+
+
+async def answer(app: Any) -> Any:
+    """Of an ASGI 3 app."""
+    scope = {"type": "http", "path": "/", "asgi": {"version": "other", "spec_version": "2.5"}, "extensions": {}}
+    given = {**scope, "asgi": scope["asgi"]}
+    communicator = ApplicationCommunicator(app, given)
+    await communicator.send_input({"type": "event"})
+    event = await communicator.receive_output(1)
+    await communicator.wait(1)
+    assert given == scope, "the scope is the server's"
+    return event
+
+
+async def test_an_asgi_2_app_as_asgi_3() -> None:
+    expected = {"type": "answer", "version": "2.0", "path": "/", "got": {"type": "event"}}
+    assert await answer(double_to_single_callable(Double)) == expected
+
+
+async def test_an_asgi_3_app_as_asgi_2() -> None:
+    double = single_to_double_callable(single)
+
+    async def server(scope: Any, receive: Any, send: Any) -> None:
+        await double(scope)(receive, send)
+
+    expected = {"type": "answer", "version": "3.0", "path": "/", "got": {"type": "event"}}
+    assert await answer(server) == expected
+
+
+async def test_a_scope_of_an_old_server_says_no_version() -> None:
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope)
+
+    await single_to_double_callable(app)({"type": "http"})(None, None)  # type: ignore[arg-type]
+    assert seen == [{"type": "http", "asgi": {"version": "3.0"}}]

@@ -1,0 +1,219 @@
+"""WSGI apps, in threads of a worker and embedded, driven by real clients."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from support.deadline import wait_until
+from support.processes import Process
+from support.raw import RawClient
+from support.servers import LAYERS
+from support.websocket import ws
+
+APP = "end_to_end.wsgi_app:app"
+THREADS = 3
+GONE = "upload: the client is gone before its request was whole"
+MIB = 1 << 20
+Start = Callable[..., Process]
+
+
+@pytest.fixture(params=LAYERS)
+def server(request: pytest.FixtureRequest, start_interface: Start) -> Process:
+    """An interface server with the app behind it, in three threads."""
+    options = ["--threads", str(THREADS)]
+    if request.param == "memory":
+        return start_interface(*options, "--root-path", "/mount", app=APP, allow_traceback=True)
+    url = request.getfixturevalue("redis_url")
+    worker = request.getfixturevalue("start_worker")(APP, "--layer", url, *options, allow_traceback=True)
+    worker.wait_for(r"app end_to_end.wsgi_app:app \(wsgi\), layer .*, up to 3 connections")
+    return start_interface("--layer", url, "--root-path", "/mount")
+
+
+@pytest.fixture
+def client(server: Process) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=10) as client:
+        yield client
+
+
+def notes(client: httpx.Client) -> list[str]:
+    found: list[str] = client.get("/noted").json()
+    return found
+
+
+def test_the_environ(server: Process, client: httpx.Client) -> None:
+    headers = [("x-two", "1"), ("x-two", "2"), ("cookie", "a=1"), ("cookie", "b=2"), ("x_forwarded_for", "evil")]
+    sent = [*headers, ("content-type", "text/x"), ("x-forwarded-for", "10.1.2.3"), ("x-forwarded-proto", "https")]
+    environ = client.post("/environ/a%20%C3%BC%FF%2Fb?q=%C3%BC&r", headers=sent, content=b"12345").json()
+    expected = {
+        "REQUEST_METHOD": "POST",
+        "SCRIPT_NAME": "/mount",
+        "PATH_INFO": "/environ/a \xc3\xbc\xff/b",
+        "QUERY_STRING": "q=%C3%BC&r",
+        "CONTENT_LENGTH": "5",
+        "CONTENT_TYPE": "text/x",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "SERVER_NAME": "127.0.0.1",
+        "SERVER_PORT": str(server.port),
+        "REMOTE_ADDR": "10.1.2.3",
+        "HTTP_X_TWO": "1,2",
+        "HTTP_COOKIE": "a=1; b=2",
+        "HTTP_X_FORWARDED_FOR": "10.1.2.3",
+        "HTTP_HOST": f"127.0.0.1:{server.port}",
+        "wsgi.url_scheme": "https",
+        "wsgi.multithread": True,
+        "wsgi.run_once": False,
+        "wsgi.input_terminated": True,
+        "errors": True,
+        "scope": True,
+    }
+    assert {name: environ.get(name) for name in expected} == expected
+
+
+def test_requests_run_at_once_in_as_many_threads_as_there_are(client: httpx.Client) -> None:
+    def meet(count: int) -> str:
+        return client.get(f"/meet?{count}").text
+
+    with ThreadPoolExecutor(12) as clients:
+        assert set(clients.map(meet, [THREADS] * THREADS)) == {f"True {THREADS}"}
+        answers = set(clients.map(meet, [1] * 12))
+    assert max(int(answer.split()[1]) for answer in answers) <= THREADS
+
+
+def test_a_second_worker_takes_what_the_threads_of_the_first_cannot(
+    redis_url: str, start_interface: Start, start_worker: Start
+) -> None:
+    """Whoever has no thread free claims nothing, so nobody waits behind a slow request while another worker idles."""
+    for _ in range(2):
+        start_worker(APP, "--layer", redis_url, "--threads", 1)
+    interface = start_interface("--layer", redis_url)
+    with httpx.Client(base_url=interface.url, trust_env=False, timeout=10) as client, ThreadPoolExecutor(1) as other:
+        slow = other.submit(client.get, "/wait?2")
+        for _ in range(10):
+            assert client.get("/environ").status_code == 200
+        assert not slow.done()
+        assert slow.result().text == "waited"
+
+
+def test_bodies_are_whole(client: httpx.Client) -> None:
+    body = bytes(range(256)) * (5 * 4096)
+    digest = hashlib.sha256(body).hexdigest()
+    parts = (body[start : start + 100_000] for start in range(0, len(body), 100_000))
+    assert client.post("/upload", content=parts).text == digest
+    assert client.post("/upload", content=body).text == digest
+    assert client.post("/upload").text == hashlib.sha256().hexdigest()
+    assert client.post("/echo", content=body).content == body
+
+
+def test_each_way_to_read_a_body(client: httpx.Client) -> None:
+    def slow() -> Iterator[bytes]:
+        yield from (b"a long ", b"line\n2\n", b"3", b"3333\n", b"4\n5", b"\nrest\n ", b"end")
+
+    expected = ["a lo", "ng line\n", "2\n", "33333\n", "4\n", "5\n", "rest\n end"]
+    assert client.post("/lines", content=slow()).json() == expected
+
+
+def test_a_body_goes_both_ways_at_once(server: Process) -> None:
+    with RawClient(server) as client:
+        client.send(b"POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n")
+        client.send(b"5\r\nfirst\r\n")
+        client.read_head()
+        assert client.read_chunk() == b"first"
+        client.send(b"6\r\nsecond\r\n")
+        assert client.read_chunk() == b"second"
+        client.send(b"0\r\n\r\n")
+        assert client.read_chunk() == b""
+
+
+def test_a_slow_client_holds_the_app_back_and_one_that_leaves_frees_its_thread(
+    server: Process, client: httpx.Client
+) -> None:
+    for count in range(1, THREADS + 2):  # more than there are threads, so each must have come free
+        with RawClient(server, receive_buffer=1 << 16) as slow:
+            slow.send(b"GET /stream HTTP/1.1\r\nHost: test\r\n\r\n")
+            slow.read_head()
+            seen: list[Any] = [None]
+
+            def stands_still(seen: list[Any] = seen) -> bool:
+                seen.append(notes(client)[-1])
+                return len(seen) > 8 and len(set(seen[-8:])) == 1
+
+            wait_until(stands_still, 10)
+            assert int(seen[-1].removeprefix("part ")) < 16 * MIB // (64 * 1024), "it ran ahead of its client"
+            slow.reset()
+        wait_until(lambda count=count: notes(client).count("stream closed") == count)
+
+
+def test_a_client_that_leaves_in_its_request_frees_the_thread(server: Process, client: httpx.Client) -> None:
+    for count in range(1, THREADS + 2):
+        with RawClient(server) as leaving:
+            leaving.send(b"POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\nsome")
+            wait_until(lambda count=count: notes(client).count("upload begun") == count)
+            leaving.reset()
+        wait_until(lambda count=count: notes(client).count(GONE) == count)
+
+
+def test_an_app_that_raises(server: Process, client: httpx.Client) -> None:
+    for path in ("raising", "stopping", "headless", "twice"):
+        assert client.get(f"/{path}").status_code == 500, path
+    for path in ("breaking", "late_error"):
+        with pytest.raises(httpx.RemoteProtocolError):
+            client.get(f"/{path}")
+    assert "breaking closed" in notes(client)
+
+
+def test_the_head_waits_for_the_body(client: httpx.Client) -> None:
+    page = client.get("/error_page")
+    assert (page.status_code, page.text) == (503, "sorry")
+    assert "x-second" in page.headers
+    assert "x-first" not in page.headers
+    answer = client.get("/written")
+    assert (answer.status_code, answer.text, answer.headers["content-length"]) == (201, "hello world", "11")
+    assert client.head("/written").status_code == 201
+
+
+def test_the_channel_layer_is_there(client: httpx.Client) -> None:
+    with ThreadPoolExecutor(THREADS) as clients:
+        answers = list(clients.map(lambda number: client.get(f"/bus?{number}").text, range(20)))
+    assert sorted(answers, key=int) == [str(number) for number in range(20)]
+
+
+def test_a_websocket_is_refused(server: Process, client: httpx.Client) -> None:
+    for _ in range(THREADS + 1):
+        with pytest.raises(InvalidStatus) as refused, ws(server, "/"):
+            pass
+        assert refused.value.response.status_code == 403
+    assert client.get("/").status_code == 200
+
+
+def test_what_runs_is_finished_when_the_worker_stops(start_interface: Start) -> None:
+    server = start_interface(app=APP)
+    with ThreadPoolExecutor(1) as clients:
+        answer = clients.submit(httpx.get, f"{server.url}/wait?1", trust_env=False)
+        wait_until(lambda: not answer.running() or httpx.get(f"{server.url}/noted", trust_env=False).is_success)
+        server.terminate()
+        assert answer.result().text == "waited"
+    assert server.wait() == 0
+
+
+def test_what_takes_too_long_is_cut_when_the_worker_stops(
+    redis_url: str, start_interface: Start, start_worker: Start
+) -> None:
+    """Also a thread that waits for its client, or for the body of its request."""
+    worker = start_worker(APP, "--layer", redis_url, "--graceful-timeout", 1)
+    server = start_interface("--layer", redis_url)
+    with RawClient(server, receive_buffer=1 << 16) as slow, RawClient(server) as silent:
+        slow.send(b"GET /stream HTTP/1.1\r\nHost: test\r\n\r\n")
+        silent.send(b"POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\nsome")
+        slow.read_head()
+        wait_until(lambda: "upload begun" in httpx.get(f"{server.url}/noted", trust_env=False).json())
+        worker.terminate()
+        assert worker.wait(4) == 0
+        assert "2 connections were not finished within 1 s and are cut" in worker.log()
+        assert silent.read_response().status == 500
+    assert re.findall("ERROR|Traceback", worker.log()) == []

@@ -1,0 +1,182 @@
+"""A WSGI app by the letter of PEP 3333, with what an adapter may get wrong."""
+
+import hashlib
+import io
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from asgiref.sync import async_to_sync
+
+import asgibus
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Callable[[bytes], object]]
+
+notes: list[str] = []
+met = threading.Condition()
+inside = 0
+
+
+def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """Calls the function that the path names."""
+    call = globals()[environ["PATH_INFO"].split("/")[1] or "environ"]
+    return call(environ, start_response)  # type: ignore[no-any-return]
+
+
+class Closing:
+    """A body that notes that it was closed."""
+
+    def __init__(self, name: str, parts: Iterable[bytes]) -> None:
+        self._name = name
+        self._parts = parts
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._parts)
+
+    def close(self) -> None:
+        notes.append(f"{self._name} closed")
+
+
+def text(start_response: StartResponse, body: str) -> list[bytes]:
+    start_response("200 OK", [("Content-Type", "text/plain; charset=utf-8")])
+    return [body.encode()]
+
+
+def environ(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    shown = {name: value for name, value in environ.items() if isinstance(value, str | bool)}
+    shown["errors"] = environ["wsgi.errors"] is sys.stderr
+    shown["scope"] = environ["asgi.scope"]["extensions"]["asgibus"].keys() >= {"connection"}
+    return text(start_response, json.dumps(shown))
+
+
+def noted(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    return text(start_response, json.dumps(notes))
+
+
+def threads(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    return text(start_response, str(inside))
+
+
+def meet(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """Answers when as many requests are inside as the query says; at once if that takes too long."""
+    global inside  # noqa: PLW0603
+    count = int(environ["QUERY_STRING"])
+    with met:
+        inside += 1
+        met.notify_all()
+        together = met.wait_for(lambda: inside >= count, 3)
+        most = inside
+    time.sleep(0.05)
+    with met:
+        inside -= 1
+    return text(start_response, f"{together} {most}")
+
+
+def upload(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    digest = hashlib.sha256()
+    notes.append("upload begun")
+    try:
+        while part := environ["wsgi.input"].read(100_000):
+            digest.update(part)
+    except OSError as error:
+        notes.append(f"upload: {error}")
+        raise
+    return text(start_response, digest.hexdigest())
+
+
+def lines(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """The body read in each way that PEP 3333 has."""
+    source: io.BufferedReader = environ["wsgi.input"]
+    read = [source.readline(4), source.readline(), *source.readlines(5), next(source), source.read(2), source.read()]
+    return text(start_response, json.dumps([part.decode() for part in read]))
+
+
+def echo(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """Each part of the body, as soon as it has come."""
+    start_response("200 OK", [])
+    while part := environ["wsgi.input"].read1():
+        yield part
+
+
+def stream(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """Endless; tells how far it has come."""
+    start_response("200 OK", [])
+
+    def parts() -> Iterator[bytes]:
+        for number in range(1 << 30):
+            notes[:] = [*(note for note in notes if not note.startswith("part")), f"part {number}"]
+            yield bytes(64 * 1024)
+
+    return Closing("stream", parts())
+
+
+def breaking(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    start_response("200 OK", [])
+
+    def parts() -> Iterator[bytes]:
+        yield b"begun"
+        raise ArithmeticError("no such number")
+
+    return Closing("breaking", parts())
+
+
+def raising(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    raise ArithmeticError("no such number")
+
+
+def stopping(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    raise StopIteration
+
+
+def error_page(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """Fails when the head is said already, but not sent."""
+    start_response("200 OK", [("X-First", "1")])
+    try:
+        raise ArithmeticError("no such number")
+    except ArithmeticError:
+        start_response("503 Later", [("X-Second", "2")], sys.exc_info())
+    return [b"", b"sorry"]
+
+
+def late_error(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """Fails when the head is sent: `start_response` raises the error."""
+    start_response("200 OK", [])
+    yield b"begun"
+    try:
+        raise ArithmeticError("no such number")
+    except ArithmeticError:
+        start_response("503 Later", [], sys.exc_info())
+
+
+def written(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    write = start_response("201 Created", [("Content-Length", "11")])
+    write(b"hello ")
+    write(b"")
+    return [b"world"]
+
+
+def twice(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    start_response("200 OK", [])
+    start_response("200 OK", [])
+    return []
+
+
+def headless(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    return [b"body"]
+
+
+def wait(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    time.sleep(float(environ["QUERY_STRING"]))
+    notes.append("waited")
+    return text(start_response, "waited")
+
+
+def bus(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """A message to itself, through the channel layer."""
+    layer = asgibus.connection(environ["asgi.scope"]).layer
+    async_to_sync(layer.send)("work", {"type": "work", "text": environ["QUERY_STRING"]})
+    return text(start_response, async_to_sync(layer.receive)("work")["text"])

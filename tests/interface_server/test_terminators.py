@@ -1,0 +1,190 @@
+"""A terminator of another package: the example of docs/terminators.md, installed as pip does, with our two ends."""
+
+import os
+import re
+import socket
+import textwrap
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from support.deadline import wait_until
+from support.processes import Process
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "lines"
+PAGE = EXAMPLE.parents[1] / "docs" / "terminators.md"
+
+Start = Callable[..., Process]
+Install = Callable[..., dict[str, str]]
+
+
+@pytest.fixture
+def install(tmp_path: Path) -> Install:
+    """`install(old, new)` puts the example into a folder, with `new` for `old`; returns the environment to find it."""
+
+    def install(old: str = "import asyncio", new: str = "import asyncio") -> dict[str, str]:
+        site = tmp_path / "site"
+        site.mkdir()
+        for name in ("lines.py", "app.py"):
+            (site / name).write_text((EXAMPLE / name).read_text().replace(old, new))
+        project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+        info = site / "asgibus_lines-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 1.0\n")
+        points = [
+            f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in entries.items())
+            for group, entries in project["entry-points"].items()
+        ]
+        (info / "entry_points.txt").write_text("\n".join(points))
+        return {"PYTHONPATH": os.pathsep.join([str(site), str(EXAMPLE.parents[1] / "tests"), os.environ["PYTHONPATH"]])}
+
+    return install
+
+
+@contextmanager
+def client(server: Process) -> Iterator[socket.socket]:
+    host, port = server.wait_for(r"Listening on line://(\S+):(\d+)").groups()
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        yield connection
+
+
+def read_lines(connection: socket.socket, count: int) -> list[bytes]:
+    data = b""
+    while data.count(b"\n") < count:
+        received = connection.recv(65536)
+        assert received, f"closed after {data[-200:]!r}"
+        data += received
+    return data.splitlines()
+
+
+def start(layer: str, request: pytest.FixtureRequest, env: dict[str, str], *options: object) -> Process:
+    interface, worker = (request.getfixturevalue(name) for name in ("start_interface", "start_worker"))
+    options = ("--terminator", "lines=127.0.0.1:0", *options)
+    if layer == "memory":
+        started: Process = interface(*options, app="app:app", env=env)
+    else:
+        url = request.getfixturevalue("redis_url")
+        worker("app:app", "--layer", url, "--protocol", "line", env=env)
+        started = interface(*options, "--layer", url, env=env)
+    return started
+
+
+@pytest.mark.parametrize("layer", ["memory", pytest.param("redis", marks=pytest.mark.redis)])
+def test_lines_come_back_and_an_empty_one_ends_it(request: pytest.FixtureRequest, install: Install, layer: str) -> None:
+    server = start(layer, request, install())
+    with client(server) as one, client(server) as other:
+        one.sendall(b"hel")
+        other.sendall(b"first\nsecond\n")
+        assert read_lines(other, 2) == [b"FIRST", b"SECOND"]
+        one.sendall(b"lo\n")
+        assert read_lines(one, 1) == [b"HELLO"]
+        one.sendall(b"\n")
+        assert one.recv(10) == b""
+        other.sendall(b"third\n")
+        assert read_lines(other, 1) == [b"THIRD"]
+
+
+@pytest.mark.parametrize("layer", ["memory", pytest.param("redis", marks=pytest.mark.redis)])
+def test_much_goes_through_in_order(request: pytest.FixtureRequest, install: Install, layer: str) -> None:
+    server = start(layer, request, install(), "--window", "4096")
+    lines = [b"line %d %s" % (number, b"x" * (number % 500)) for number in range(5000)]
+    with client(server) as connection:
+        connection.setblocking(False)
+        unsent, received = b"".join(line + b"\n" for line in lines), b""
+
+        def done() -> bool:
+            nonlocal unsent, received
+            with suppress(BlockingIOError):
+                unsent = unsent[connection.send(unsent[:65536]) :]
+            with suppress(BlockingIOError):
+                received += connection.recv(65536)
+            return received.count(b"\n") == len(lines)
+
+        wait_until(done, 20, "all lines")
+        assert received.splitlines() == [line.upper() for line in lines]
+
+
+def test_the_client_learns_that_its_worker_died(
+    start_interface: Start, start_worker: Start, redis_url: str, install: Install
+) -> None:
+    env = install()
+    workers = [start_worker("app:app", "--layer", redis_url, "--protocol", "line", env=env) for _ in range(2)]
+    server = start_interface("--layer", redis_url, "--terminator", "lines=127.0.0.1:0", env=env)
+    with client(server) as connection:
+        connection.sendall(b"a\n")
+        assert read_lines(connection, 1) == [b"A"]
+        workers[0].kill()
+        workers[1].terminate()
+        connection.settimeout(15)
+        assert connection.recv(10) == b""
+
+
+def test_without_a_worker_the_client_is_closed(start_interface: Start, redis_url: str, install: Install) -> None:
+    server = start_interface(
+        "--layer", redis_url, "--terminator", "lines=127.0.0.1:0", "--connect-timeout", "0.5", env=install()
+    )
+    with client(server) as connection:
+        assert connection.recv(10) == b""
+
+
+def test_stopping_closes_the_clients(request: pytest.FixtureRequest, install: Install) -> None:
+    server = start("memory", request, install())
+    with client(server) as connection:
+        connection.sendall(b"a\n")
+        assert read_lines(connection, 1) == [b"A"]
+        server.terminate()
+        assert connection.recv(10) == b""
+        assert server.wait() == 0
+
+
+# Mistakes.
+
+
+def refused(server: Process) -> str:
+    assert server.wait() == 2
+    (line,) = server.log().splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("lines", "Error: --terminator lines: None is not of the form HOST:PORT"),
+        ("lines=x", "Error: --terminator lines: 'x' is not of the form HOST:PORT"),
+        ("line=127.0.0.1:0", "Error: --terminator: there is no terminator 'line'; installed: udp, lines"),
+    ],
+)
+def test_a_wrong_value(start_interface: Start, install: Install, option: str, said: str) -> None:
+    assert said in refused(start_interface("--terminator", option, app="app:app", env=install(), ready=False))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("import asyncio", "import no_such_module", "cannot be loaded: ModuleNotFoundError: No module named"),
+        ("class LineListener", "class Other", "cannot be loaded: AttributeError"),
+        ('kind = "line"', 'kind = "http"', "'http' is not a protocol beside HTTP and WebSocket"),
+        ('kind = "line"', 'kind = "A B"', "a protocol's name is"),
+    ],
+)
+def test_a_package_that_is_broken(start_interface: Start, install: Install, old: str, new: str, said: str) -> None:
+    env = install(old, new)
+    server = start_interface("--terminator", "lines=127.0.0.1:0", app="app:app", env=env, ready=False)
+    assert said in refused(server)
+
+
+def test_a_port_that_is_taken(start_interface: Start, install: Install) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = start_interface("--terminator", f"lines=127.0.0.1:{port}", app="app:app", env=install(), ready=False)
+        assert server.wait() == 1
+    assert re.search(r"cannot listen for line: .*[Aa]ddress already in use", server.log())
+    assert "Traceback" not in server.log()
+
+
+@pytest.mark.parametrize("name", ["lines.py", "app.py"])
+def test_the_page_shows_the_example_as_it_is(name: str) -> None:
+    assert textwrap.indent((EXAMPLE / name).read_text(), "    ") in PAGE.read_text()

@@ -1,0 +1,74 @@
+"""A peer that speaks UDP with an interface server whose app is `interface_server.udp_app`."""
+
+import json
+import re
+import socket
+import urllib.request
+from typing import Any, Self
+
+import pytest
+
+from support.deadline import wait_until
+from support.processes import Process
+
+
+class Peer:
+    """A UDP socket of its own, connected to a server's."""
+
+    def __init__(self, server: Process, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.settimeout(5)
+        self._socket.connect((host, port or udp_port(server, host)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._socket.close()
+
+    @property
+    def address(self) -> list[Any]:
+        return list(self._socket.getsockname()[:2])
+
+    def send(self, data: bytes) -> None:
+        self._socket.send(data)
+
+    def receive(self) -> bytes:
+        return self._socket.recv(65535)
+
+    def ask(self, data: bytes) -> dict[str, Any]:
+        self.send(data)
+        answer: dict[str, Any] = json.loads(self.receive())
+        return answer
+
+    def insist(self, data: bytes) -> dict[str, Any]:
+        """Ask as often as it takes to get an answer: datagrams may be lost while a worker goes."""
+        self._socket.settimeout(0.2)
+
+        def answer() -> dict[str, Any] | None:
+            try:
+                return self.ask(data)
+            except TimeoutError:
+                return None
+
+        found = wait_until(answer, 15, "an answer")
+        self._socket.settimeout(5)
+        return found
+
+    def assert_silent(self, seconds: float = 0.3) -> None:
+        self._socket.settimeout(seconds)
+        with pytest.raises(TimeoutError):
+            self.receive()
+        self._socket.settimeout(5)
+
+
+def udp_port(server: Process, host: str = "127.0.0.1") -> int:
+    shown = re.escape(f"[{host}]" if ":" in host else host)
+    return int(server.wait_for(rf"Listening on udp://{shown}:(\d+)")[1])
+
+
+def counts(server: Process) -> dict[str, int]:
+    where = server.wait_for(r"Admin on (http://\S+)")[1]
+    with urllib.request.urlopen(f"{where}/metrics", timeout=5) as response:
+        lines = response.read().decode()
+    return {name: int(float(count)) for name, count in re.findall(r'events_total\{kind="([^"]+)"\} (\S+)', lines)}

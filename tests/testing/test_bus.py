@@ -1,0 +1,265 @@
+"""The bus of a test: clients, groups, errors, and that nothing is left of it."""
+
+import asyncio
+import sys
+import warnings
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+import uvloop
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from asgibus.layers import InMemoryChannelLayer
+from asgibus.testing import Bus
+from support.bus_app import App
+
+pytestmark = pytest.mark.anyio
+
+
+async def hello(scope: Any, receive: Any, send: Any) -> None:
+    assert scope["type"] == "http"
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+# Clients.
+
+
+async def test_clients_of_http_and_websocket() -> None:
+    async with Bus(App()) as bus:
+        assert (await bus.http.get("/")).text == "worker 1"
+        async with httpx.AsyncClient() as other:
+            assert (await other.get(bus.url + "/")).text == "worker 1"
+        async with bus.websocket("/") as socket:
+            await socket.send("hello")
+            assert await socket.receive() == "hello 1"
+
+
+async def test_a_websocket_has_what_the_handshake_says() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        assert dict(scope["headers"])[b"x-who"] == b"me"
+        await send({"type": "websocket.accept", "subprotocol": scope["subprotocols"][1]})
+        await send({"type": "websocket.send", "bytes": scope["query_string"]})
+        await send({"type": "websocket.close", "code": 4001})
+
+    async with (
+        Bus(app) as bus,
+        bus.websocket("/?room=1", subprotocols=["a", "b"], additional_headers={"x-who": "me"}) as socket,
+    ):
+        assert socket.subprotocol == "b"
+        assert await socket.receive() == b"room=1"
+        with pytest.raises(ConnectionClosed):
+            await socket.receive()
+        assert await socket.closed() == 4001
+
+
+async def test_a_websocket_that_the_app_refuses() -> None:
+    async with Bus(App()) as bus:
+        with pytest.raises(InvalidStatus, match="403"):
+            async with bus.websocket("/refuse"):
+                pytest.fail("it was refused")
+
+
+async def test_the_app_hears_the_code_with_which_a_client_leaves() -> None:
+    app = App()
+    async with Bus(app) as bus, bus.websocket("/") as socket:
+        await socket.close(4002)
+        await app.until("disconnect 4002")
+
+
+async def test_no_client_waits_without_end() -> None:
+    app = App()
+    async with Bus(app, timeout=0.2) as bus:
+        with pytest.raises(httpx.ReadTimeout):
+            await bus.http.get("/hold")
+        async with bus.websocket("/", open_timeout=5) as socket:
+            with pytest.raises(TimeoutError, match=r"nothing came within 0\.2 s"):
+                await socket.receive()
+            with pytest.raises(TimeoutError, match="the server did not close this"):
+                await socket.closed()
+            await socket.send("late")
+            assert await socket.receive() == "late 1"
+        app.release.set()
+
+
+async def test_a_socket_that_nobody_serves_has_no_worker() -> None:
+    async with Bus(App(), resume=True) as bus, bus.websocket("/") as socket:
+        await bus.worker_of(socket).kill()
+        with pytest.raises(LookupError, match="no worker serves this socket now"):
+            bus.worker_of(socket)
+
+
+async def test_groups_reach_the_sockets_from_the_test_and_across_buses_of_one_layer() -> None:
+    layer = InMemoryChannelLayer()
+    async with (
+        Bus(App(), layer=layer) as one,
+        Bus(App(), layer=layer) as two,
+        one.websocket("/") as first,
+        two.websocket("/") as second,
+    ):
+        for socket in (first, second):
+            await socket.send("here")
+            assert await socket.receive() == "here 1"
+        await one.layer.group_send("all", {"type": "websocket.send", "text": "to all"})
+        assert await first.receive() == await second.receive() == "to all"
+
+
+# Errors.
+
+
+async def test_what_the_app_raises_fails_the_test() -> None:
+    with pytest.raises(ExceptionGroup, match="the app raised") as caught:
+        async with Bus(App()) as bus:
+            assert (await bus.http.get("/raise")).status_code == 500
+            async with bus.websocket("/") as socket:
+                await socket.send("raise")
+                assert await socket.receive() == "somebody left"
+                assert await socket.closed() == 1011
+    assert [type(error) for error in caught.value.exceptions] == [ArithmeticError, ArithmeticError]
+
+
+async def test_an_error_that_a_test_expects_is_taken_out() -> None:
+    async with Bus(App()) as bus:
+        assert (await bus.http.get("/raise")).status_code == 500
+        assert isinstance(bus.errors.pop(), ArithmeticError)
+
+
+async def test_a_failure_of_the_test_itself_is_raised_with_the_app_s_errors_in_its_notes() -> None:
+    with pytest.raises(AssertionError, match="as the test says") as caught:
+        async with Bus(App()) as bus:
+            assert (await bus.http.get("/raise")).status_code == 200, "as the test says"
+    (note,) = caught.value.__notes__
+    assert "Meanwhile the app raised" in note
+    assert "ArithmeticError: as asked" in note
+
+
+async def test_a_client_that_leaves_and_an_app_without_lifespan_are_no_errors() -> None:
+    sending = asyncio.Event()
+    gone: list[OSError] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            raise ValueError(scope["type"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        sending.set()
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": b"more", "more_body": True})
+                await asyncio.sleep(0)
+        except OSError as error:
+            gone.append(error)
+            raise
+
+    async with Bus(app) as bus, bus.http.stream("GET", "/"):
+        await sending.wait()
+    assert gone
+
+
+async def test_an_error_in_the_app_s_shut_down_fails_the_test() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        raise ArithmeticError("as asked")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Bus(app):
+            pass
+    assert isinstance(caught.value.exceptions[0], ArithmeticError)
+
+
+async def test_unknown_options_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"unknown options: colour, port; there are .*resume"):
+        Bus(hello, port=80, colour="red")
+    async with Bus(hello) as bus:
+        with pytest.raises(TypeError, match="unknown options: connect_timeout"):
+            await bus.add_worker(connect_timeout=1)
+
+
+async def test_without_httpx_the_client_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    async with Bus(hello) as bus:
+        with pytest.raises(ImportError, match=r"pip install 'asgibus\[testing\]'"):
+            _ = bus.http
+
+
+async def test_a_bus_is_entered_once() -> None:
+    bus = Bus(hello)
+    async with bus:
+        with pytest.raises(RuntimeError, match="entered once"):
+            await bus.__aenter__()
+
+
+def test_outside_asyncio_it_says_so() -> None:
+    with pytest.raises(RuntimeError, match='choose the backend "asyncio"'):
+        Bus(hello).__aenter__().send(None)
+
+
+# Where it runs, and what is left.
+
+
+async def test_nothing_is_left() -> None:
+    app = App()
+    before = asyncio.all_tasks()
+    factory = asyncio.get_running_loop().get_task_factory()
+    async with Bus(app, workers=2, resume=True) as bus, bus.websocket("/") as socket:
+        await bus.http.get("/stray")
+        await bus.worker_of(socket).kill()
+    assert asyncio.all_tasks() == before
+    assert app.stray[0].cancelled()
+    assert asyncio.get_running_loop().get_task_factory() is factory
+    async with httpx.AsyncClient() as client:
+        with pytest.raises(httpx.ConnectError):
+            await client.get(bus.url)
+
+
+async def test_a_bus_that_is_cancelled_ends_at_once() -> None:
+    app = App()
+    before = asyncio.all_tasks()
+    start = asyncio.get_running_loop().time()
+    with anyio.move_on_after(5) as scope:
+        async with Bus(app, graceful_timeout=30) as bus, bus.websocket("/") as socket:
+            await bus.http.get("/stray")
+            await socket.send("hold")
+            await app.until("hold")
+            scope.cancel()
+            await anyio.sleep(5)
+    assert asyncio.all_tasks() == before
+    assert asyncio.get_running_loop().time() - start < 5
+
+
+async def test_an_app_that_does_not_end_is_cut_after_the_graceful_timeout() -> None:
+    start = asyncio.get_running_loop().time()
+    async with Bus(App(), timeout=0.05, graceful_timeout=0.1) as bus:
+        with pytest.raises(httpx.ReadTimeout):
+            await bus.http.get("/hold")
+    assert asyncio.get_running_loop().time() - start < 2
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_it_may_be_entered_in_one_task_and_left_in_another(loop: str) -> None:
+    factory = uvloop.new_event_loop if loop == "uvloop" else asyncio.new_event_loop
+    bus = Bus(App(), workers=2, resume=True)
+
+    async def use() -> None:
+        async with bus.websocket("/") as socket:
+            await socket.send("hello")
+            assert await socket.receive() == "hello 1"
+            await bus.worker_of(socket).kill()
+            await socket.send("hello")
+            assert await socket.receive() == "hello 1"
+        assert (await bus.http.get("/")).status_code == 200
+
+    async def leave() -> None:
+        await bus.__aexit__(None, None, None)
+
+    async def enter() -> None:
+        await bus.__aenter__()
+
+    with warnings.catch_warnings(), asyncio.Runner(debug=True, loop_factory=factory) as runner:
+        warnings.simplefilter("error")
+        for step in (enter, use, leave):  # as the fixtures of pytest-asyncio do
+            runner.run(step())

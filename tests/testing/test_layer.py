@@ -1,0 +1,38 @@
+"""The layer as a virtual worker has it is a layer like any other, until it is cut."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from asgibus.layers import ChannelLayer, InMemoryChannelLayer, conformance
+from asgibus.testing.layer import WorkerLayer
+from support.bus import Recorder
+
+pytestmark = pytest.mark.anyio
+
+
+def make_layer(**options: Any) -> ChannelLayer:
+    return WorkerLayer(InMemoryChannelLayer(**options))
+
+
+async def test_it_keeps_what_every_layer_promises() -> None:
+    checks = [*conformance.CHECKS, *conformance.SERVER_CHECKS]
+    await asyncio.gather(*(check(make_layer) for check in checks))  # each has a store of its own
+
+
+async def test_what_is_cut_off_hears_and_says_nothing_and_its_calls_end_as_cancelled() -> None:
+    shared = InMemoryChannelLayer()
+    layer = WorkerLayer(shared)
+    mine, other = Recorder(), Recorder()
+    async with shared.bus("interface", other) as interface, layer.bus("worker", mine) as worker:
+        interface.post(worker.mailbox, (16, "on its way"))
+        layer.cut()
+        worker.post(interface.mailbox, (16, "last words"))
+        for call in (layer.send("channel", {}), layer.group_send("group", {}), layer.receive("channel")):
+            with pytest.raises(asyncio.CancelledError):
+                await call
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert other.dead == [worker.mailbox]
+    assert (mine.frames, other.frames) == ([], [])

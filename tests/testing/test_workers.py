@@ -1,0 +1,365 @@
+"""Virtual workers that are killed, drained and delayed."""
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import pytest
+
+from asgibus.layers import InMemoryChannelLayer
+from asgibus.testing import Bus, VirtualWorker
+from asgibus.worker.lifespan import LifespanError
+from support.bus import until
+from support.bus_app import App
+
+pytestmark = pytest.mark.anyio
+
+
+def busy(bus: Bus) -> VirtualWorker:
+    """The worker that serves something."""
+    (worker,) = [worker for worker in bus.workers if worker.serving]
+    return worker
+
+
+# Killed.
+
+
+async def test_a_socket_that_can_be_resumed_survives_its_worker_with_what_it_saved() -> None:
+    async with Bus(App(), workers=2, resume=True) as bus, bus.websocket("/") as socket:
+        await socket.send("save")
+        assert await socket.receive() == "save 1"
+        await socket.send("unsaved")
+        assert await socket.receive() == "unsaved 2"
+
+        first = bus.worker_of(socket)
+        await first.kill()
+        await socket.send("again")
+
+        assert await socket.receive() == "again 2"
+        assert bus.worker_of(socket) is not first
+        assert not first.alive
+
+
+async def test_the_dead_say_nothing_more() -> None:
+    app = App()
+    async with Bus(app, workers=2, resume=True) as bus, bus.websocket("/") as socket, bus.websocket("/") as other:
+        for each in (socket, other):
+            await each.send("hello")
+            assert await each.receive() == "hello 1"
+        workers = {bus.worker_of(socket), bus.worker_of(other)}
+        for worker in workers:
+            await worker.kill()
+        assert "finally" in app.log  # code of Python cannot be kept from running
+        assert "finally sent" not in app.log
+
+        await bus.add_worker()
+        for each in (socket, other):
+            await each.send("here")
+            assert await each.receive() == "here 1"  # and nobody left
+
+
+async def test_an_app_that_dies_neither_answers_nor_raises() -> None:
+    began = asyncio.Queue[str]()
+    release = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await began.put("run")
+        words = b"last words"
+        try:
+            await release.wait()
+            words = b"answer"
+        finally:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": words})
+            if words == b"last words":
+                raise ArithmeticError("in its own death")
+
+    async with Bus(app) as bus, asyncio.TaskGroup() as tasks:
+        answer = tasks.create_task(bus.http.get("/"))
+        await began.get()
+        await bus.workers[0].kill()
+        await bus.add_worker()
+        await began.get()
+        release.set()
+        assert (await answer).text == "answer"
+
+
+async def test_without_resume_a_socket_is_closed_for_a_restart() -> None:
+    async with Bus(App(), workers=2) as bus, bus.websocket("/") as socket:
+        await bus.worker_of(socket).kill()
+        assert await socket.closed() == 1012
+
+
+async def test_a_message_in_hand_is_given_to_the_next_run_and_after_two_deaths_to_nobody() -> None:
+    app = App()
+    async with Bus(app, workers=3, resume=True) as bus, bus.websocket("/") as socket:
+        await socket.send("hold")
+        for run in (1, 2):
+            await app.until("hold", run)
+            await bus.worker_of(socket).kill()
+        assert await socket.closed() == 1011
+    assert app.log.count("hold") == 2
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+async def test_a_request_that_may_be_repeated_is_run_again(method: str) -> None:
+    app = App()
+    async with Bus(app, workers=2) as bus, asyncio.TaskGroup() as tasks:
+        answer = tasks.create_task(bus.http.request(method, "/hold"))
+        await app.until("hold")
+        await busy(bus).kill()
+        await app.until("hold", 2)
+        app.release.set()
+        assert (await answer).status_code == 200
+
+
+async def test_a_post_whose_worker_dies_is_a_bad_gateway() -> None:
+    app = App()
+    async with Bus(app, workers=2) as bus, asyncio.TaskGroup() as tasks:
+        answer = tasks.create_task(bus.http.post("/hold", content="pay"))
+        await app.until("hold")
+        await busy(bus).kill()
+        assert (await answer).status_code == 502
+    assert app.log.count("hold") == 1
+
+
+async def test_a_response_that_has_begun_is_cut_off() -> None:
+    app = App()
+    async with Bus(app, workers=2) as bus, asyncio.TaskGroup() as tasks:
+
+        async def kill() -> None:
+            await app.until("half sent")
+            await busy(bus).kill()
+
+        tasks.create_task(kill())
+        with pytest.raises(httpx.RemoteProtocolError):
+            await bus.http.get("/half")
+
+
+async def test_what_the_app_has_started_ends_with_its_worker() -> None:
+    app = App()
+    async with Bus(app) as bus:
+        await bus.http.get("/stray")
+        await bus.workers[0].kill()
+        assert app.stray[0].cancelled()
+
+
+async def test_an_app_can_kill_its_own_worker() -> None:
+    deaths = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        deaths.append(busy(bus))
+        await busy(bus).kill()
+        deaths.clear()
+
+    async with Bus(app, workers=3) as bus:
+        assert (await bus.http.get("/")).status_code == 502  # two in a row: it is the request's doing
+    assert len(set(deaths)) == 2
+
+
+async def test_an_app_that_does_not_let_itself_be_cancelled_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asgibus.testing.tasks.CANCEL_SECONDS", 0.05)
+    waiting = asyncio.Event()
+    enough = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        waiting.set()
+        while not enough.is_set():
+            with suppress(asyncio.CancelledError):
+                await enough.wait()
+
+    async with Bus(app, workers=2) as bus, asyncio.TaskGroup() as tasks:
+        answer = tasks.create_task(bus.http.post("/"))
+        await waiting.wait()
+        killing = tasks.create_task(busy(bus).kill())
+        await until(lambda: bus.errors, what="the error")
+        assert "goes on for" in str(bus.errors.pop())
+        enough.set()
+        await killing
+        assert (await answer).status_code == 502
+
+
+async def test_the_second_kill_of_a_worker_does_nothing() -> None:
+    async with Bus(App(), workers=2) as bus:
+        await bus.workers[0].drain()
+        await bus.workers[0].kill()
+        await bus.workers[1].kill()
+        await bus.workers[1].kill()
+        await bus.workers[1].drain()
+        assert [worker.alive for worker in bus.workers] == [False, False]
+
+
+# Drained.
+
+
+async def test_a_worker_that_drains_hands_its_sockets_over_with_their_state() -> None:
+    app = App()
+    async with Bus(app, workers=2, resume=True) as bus, bus.websocket("/") as socket:
+        await socket.send("unsaved")
+        assert await socket.receive() == "unsaved 1"
+        first = bus.worker_of(socket)
+
+        await first.drain()
+        assert app.log.count("disconnect 1012") == app.log.count("shut down") == 1
+        await socket.send("again")
+
+        assert await socket.receive() == "somebody left"  # said by the run that was told of a disconnect
+        assert await socket.receive() == "again 2"
+        assert bus.worker_of(socket) is not first
+
+
+async def test_without_resume_a_worker_that_drains_closes_its_sockets() -> None:
+    async with Bus(App()) as bus, bus.websocket("/") as socket:
+        await bus.workers[0].drain()
+        assert await socket.closed() == 1012
+
+
+async def test_a_worker_that_drains_finishes_its_requests() -> None:
+    app = App()
+    async with Bus(app) as bus, asyncio.TaskGroup() as tasks:
+        answer = tasks.create_task(bus.http.get("/half"))
+        await app.until("half sent")
+        draining = tasks.create_task(bus.workers[0].drain())
+        await bus.add_worker()
+        assert (await bus.http.get("/")).text == "worker 2"
+        assert bus.workers[0].alive
+        app.release.set()
+        assert (await answer).text == "half done"
+        await draining
+        assert not bus.workers[0].alive
+
+
+async def test_a_worker_that_drains_can_still_be_killed() -> None:
+    app = App()
+    async with Bus(app, workers=2, graceful_timeout=30) as bus, asyncio.TaskGroup() as tasks:
+        answer = tasks.create_task(bus.http.get("/hold"))
+        await app.until("hold")
+        worker = busy(bus)
+        draining = tasks.create_task(worker.drain())
+        await asyncio.sleep(0)
+        await worker.kill()
+        await draining
+        await app.until("hold", 2)
+        app.release.set()
+        assert (await answer).status_code == 200
+
+
+# Delayed.
+
+
+async def test_a_delayed_worker_begins_later_and_hears_later_in_order() -> None:
+    now = asyncio.get_running_loop().time
+    async with Bus(App()) as bus:
+        bus.workers[0].delay(0.3)
+        start = now()
+        async with bus.websocket("/") as socket:
+            assert 0.29 < now() - start < 3
+            start = now()
+            await socket.send("first")
+            bus.workers[0].delay(0)
+            await socket.send("second")
+            assert await socket.receive() == "first 1"
+            assert 0.29 < now() - start < 3
+            assert await socket.receive() == "second 2"
+            start = now()
+            await socket.send("third")
+            assert await socket.receive() == "third 3"
+            assert now() - start < 0.29
+        with pytest.raises(ValueError, match="0 or more"):
+            bus.workers[0].delay(-1)
+
+
+async def test_what_a_delayed_worker_has_taken_and_not_begun_goes_to_others_when_it_dies() -> None:
+    app = App()
+    layer = InMemoryChannelLayer()
+    async with Bus(app, layer=layer) as bus, asyncio.TaskGroup() as tasks:
+        bus.workers[0].delay(60)
+        answer = tasks.create_task(bus.http.get("/"))
+        await until(lambda: layer._claimed, what="the claim")
+        await bus.add_worker()
+        assert app.log == []
+        await bus.workers[0].kill()
+        assert (await answer).text == "worker 2"
+
+
+# Come and gone.
+
+
+async def test_what_comes_while_there_is_no_worker_waits_for_one() -> None:
+    async with Bus(App(), workers=0) as bus, asyncio.TaskGroup() as tasks:
+        answer = tasks.create_task(bus.http.post("/"))
+        await bus.add_worker()
+        assert (await answer).text == "worker 1"
+
+
+async def test_without_a_worker_a_client_is_told_to_come_again() -> None:
+    async with Bus(App(), workers=0, connect_timeout=0.01) as bus:
+        assert (await bus.http.get("/")).status_code == 503
+
+
+async def test_every_worker_has_a_start_up_of_its_own_and_a_killed_one_no_shut_down() -> None:
+    app = App()
+    async with Bus(app, workers=3) as bus:
+        assert app.counts["started"] == 3
+        await bus.workers[0].kill()
+        await bus.workers[1].drain()
+        assert app.log == ["shut down"]
+        assert (await bus.http.get("/")).text == "worker 3"
+    assert app.log.count("shut down") == 2
+
+
+async def test_each_worker_can_have_an_app_of_its_own() -> None:
+    apps: list[App] = []
+
+    def make() -> App:
+        apps.append(App())
+        return apps[-1]
+
+    async with Bus(make, workers=2, factory=True) as bus:
+        assert (await bus.http.get("/")).text == "worker 1"
+    assert [app.counts["started"] for app in apps] == [1, 1]
+
+
+async def test_a_start_up_that_fails_is_raised_where_the_worker_was_started() -> None:
+    fails = True
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        if fails:
+            await send({"type": "lifespan.startup.failed"})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+
+    with pytest.raises(LifespanError, match="start-up failed"):
+        async with Bus(app):
+            pytest.fail("there is no bus")
+
+    fails = False
+    async with Bus(app) as bus:
+        fails = True
+        with pytest.raises(LifespanError, match="start-up failed"):
+            await bus.add_worker()
+        assert [worker.alive for worker in bus.workers] == [True, False]
+
+
+async def test_a_worker_can_serve_another_pool_or_the_messages_of_channels() -> None:
+    app = App()
+    async with Bus(app, routes=(("/slow", "slow"),)) as bus:
+        await bus.add_worker(pool="slow")
+        assert (await bus.http.get("/slow")).text == "worker 2"
+        assert (await bus.http.get("/fast")).text == "worker 1"
+
+        for _ in range(2):
+            await bus.add_worker(channels=("mail",))
+        await bus.layer.send("mail", {"type": "mail", "text": "hold"})
+        await app.until("message hold")
+        await busy(bus).kill()
+        await app.until("message hold", 2)
+        app.release.set()
+        await app.until("handled hold")
+    assert app.log.count("handled hold") == 1
