@@ -13,6 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from interface_server.test_http_scope import get, scope_of
 from support.certificates import Authority, certificates_in
 from support.deadline import wait_until
 from support.processes import Process
@@ -21,19 +22,6 @@ from support.websocket import ws
 
 APP = "interface_server.http_app:app"
 Start = Callable[..., Process]
-
-
-def get(target: str, *headers: str) -> bytes:
-    return "\r\n".join([f"GET {target} HTTP/1.1", "Host: test", *headers, "", ""]).encode("latin-1")
-
-
-def scope_of(server: Process, wire: bytes, **options: Any) -> dict[str, Any]:
-    with RawClient(server, **options) as client:
-        client.send(wire)
-        response = client.read_response()
-        assert response.status == 200, response
-        scope: dict[str, Any] = json.loads(response.body)
-        return scope
 
 
 @pytest.fixture(scope="module")
