@@ -129,7 +129,7 @@ if redis.call('EXISTS', KEYS[2]) == 1 then wake() end
 """
 )
 
-# KEYS: messages. ARGV: expiry, then items that were taken and nobody has read, oldest first. Puts them back at the head.
+# KEYS: messages. ARGV: expiry, then items that were taken and not read, oldest first. Puts them back at the head.
 RETURN = """
 local token = redis.call('LINDEX', KEYS[1], 0) == ''
 if token then redis.call('LPOP', KEYS[1]) end

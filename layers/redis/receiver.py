@@ -97,7 +97,7 @@ class Receiver:
                     look, token = None, True
                 elif item is not None:
                     entry = _entry("", item)
-                    if not (look and self._is_fresh(entry, look)):
+                    if entry.payload and not (look and self._is_fresh(entry, look)):
                         look = await self._look_again(channel, item)
                         token = look.due >= 0
                         if entry.stamp <= look.now - self._expiry:

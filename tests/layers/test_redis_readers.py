@@ -1,6 +1,7 @@
 """Several processes receive from one channel: each message goes to one of them, once, whatever befalls the others."""
 
 import asyncio
+import os
 import random
 import signal
 import subprocess
@@ -33,7 +34,9 @@ class Reader:
         self.out = folder / f"reader{number}"
         with self.out.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", str(PROGRAM), url, channel, str(number)], stdout=out, env=env
+                [sys.executable, "-P", str(PROGRAM), url, channel, str(number)],
+                stdout=out,
+                env=env and {**os.environ, **env},
             )
 
     def kill(self) -> None:
