@@ -55,6 +55,7 @@ class Attachment:
         self.writer = Writer(address, keys, entries, "asgibus-writer", self.outage)
         self.writer.on_up.add(self._up)
         self._run_id = ""
+        self._expiry = round(settings.expiry * 1000)
         self.sent = Sent(self.writer, keys, entries, counts)
         self.epoch = Epoch(self.sent.lost, epoch)
         self.receiver = Receiver(
@@ -100,13 +101,18 @@ class Attachment:
         finally:
             await bus.close()
 
-    def send_command(self, channel: str, entry: bytes, capacity: int, delay: float) -> tuple[str | bytes | int, ...]:
-        """The command that adds a message to an ordinary channel; its reply is 0 if the channel is full."""
-        keys = self.keys
+    async def send(self, channel: str, entry: bytes, capacity: int, delay: float, until: float) -> bool:
+        """Add a message to an ordinary channel; False if that is full. Raises LayerUnavailable."""
+        keys, call = self.keys, self.writer.call
         names = keys.messages(channel), keys.delayed(channel), keys.counts(channel)
-        limits = capacity, round(self.settings.expiry * 1000), COUNTED_MS
+        limits = self._expiry, COUNTED_MS, capacity
         later = (round(delay * 1000), secrets.token_hex(8)) if delay else ()
-        return ("EVAL", channel_scripts.SEND, 3, *names, entry, *limits, *later)
+        if not delay and await call(
+            "EVAL", channel_scripts.SEND, 3, *names, entry, *limits, until=until, repeatable=False
+        ):
+            return True
+        slowly = channel_scripts.SEND_SLOWLY
+        return bool(await call("EVAL", slowly, 3, *names, entry, *limits, *later, until=until, repeatable=False))
 
     async def new_channel(self, prefix: str, mailbox: str) -> str:
         """A process-local channel; the mailbox for its prefix is made at the first call, with that name."""

@@ -35,35 +35,37 @@ local function wake()
 end
 """
 
-# KEYS: messages, delayed, counts. ARGV: payload, capacity, expiry, for how long the counts are kept; and for a delayed
-# message its delay and an id. 1 if sent, 0 if the channel is full. What happens mostly stands first, and is short.
-SEND = (
+# KEYS: messages, delayed, counts. ARGV: payload, expiry, for how long the counts are kept, capacity. 1 if sent; nil if
+# the channel is full at first sight: then SEND_SLOWLY decides. It is short because Redis hashes it each time.
+SEND = """#!lua
+if redis.call('LLEN', KEYS[1]) + redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[4]) then return nil end
+local time = redis.call('TIME')
+redis.call('RPUSH', KEYS[1], string.format('%.0f:1:', time[1] * 1000 + math.floor(time[2] / 1000)) .. ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+redis.call('HINCRBY', KEYS[3], 'sent', 1)
+redis.call('PEXPIRE', KEYS[3], ARGV[3])
+return 1
+"""
+
+# The same, and for a delayed message its delay and an id. Drops what has expired for room; 0 if the channel is full.
+SEND_SLOWLY = (
     "#!lua\n"
     + NOW
-    + """
-local capacity, expiry = tonumber(ARGV[2]), tonumber(ARGV[3])
-local function full() return redis.call('LLEN', KEYS[1]) + redis.call('ZCARD', KEYS[2]) >= capacity end
-redis.call('PEXPIRE', KEYS[3], ARGV[4])
-local is_full = full()
-if not is_full and not ARGV[5] then
-  redis.call('RPUSH', KEYS[1], string.format('%.0f:1:', now) .. ARGV[1])
-  redis.call('PEXPIRE', KEYS[1], expiry)
-  redis.call('HINCRBY', KEYS[3], 'sent', 1)
-  return 1
-end
-"""
     + _OLDEST
     + _WAKE
     + """
-if is_full then
+local expiry, capacity = tonumber(ARGV[2]), tonumber(ARGV[4])
+local function full() return redis.call('LLEN', KEYS[1]) + redis.call('ZCARD', KEYS[2]) >= capacity end
+redis.call('PEXPIRE', KEYS[3], ARGV[3])
+if full() then
   oldest(expiry)
   redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now - expiry))
-  is_full = full()
+  local is_full = full()
   if token then wake() end
-end
-if is_full then
-  redis.call('HINCRBY', KEYS[3], 'full', 1)
-  return 0
+  if is_full then
+    redis.call('HINCRBY', KEYS[3], 'full', 1)
+    return 0
+  end
 end
 if ARGV[5] then
   redis.call('ZADD', KEYS[2], string.format('%.0f', now + ARGV[5]), ARGV[6] .. ':1:' .. ARGV[1])
@@ -98,7 +100,7 @@ for n = 1, tonumber(ARGV[2]) do
   local id, item = '', first
   if score and score <= now and not (first and (tonumber(string.match(first, '^(%d+):')) or 0) <= score) then
     redis.call('ZREM', KEYS[2], due[1])
-    item = string.format('%.0f', score) .. string.match(due[1], '^%w+(:.*)$')
+    item = string.format('%.0f', score) .. (string.match(due[1], '^%w+(:.*)$') or ':1:')
   elseif first then
     redis.call('LPOP', KEYS[1])
     first = oldest(expiry)
@@ -181,22 +183,21 @@ return reply
 STATISTICS = (
     NOW
     + """
-local gone, passed, oldest = now - ARGV[1], 0, now
-local first = redis.call('LINDEX', KEYS[1], 0)
-while first do
-  local made = first ~= '' and (tonumber(string.match(first, '^(%d+):%d+:')) or now)
-  if made and made > gone then
-    oldest = made
-    break
-  end
-  passed = passed + 1
-  first = redis.call('LINDEX', KEYS[1], passed)
+local gone, oldest = now - ARGV[1], now
+local function made(place)
+  return tonumber(string.match(redis.call('LINDEX', KEYS[1], place), '^(%d+):%d+:')) or now
 end
+local length = redis.call('LLEN', KEYS[1])
+local first, last = redis.call('LINDEX', KEYS[1], 0) == '' and 1 or 0, length
+while first < last do
+  local middle = math.floor((first + last) / 2)
+  if made(middle) > gone then last = middle else first = middle + 1 end
+end
+if first < length then oldest = made(first) end
 local waiting = redis.call('ZCOUNT', KEYS[2], string.format('(%.0f', gone), '+inf')
 local due = redis.call('ZRANGE', KEYS[2], string.format('(%.0f', gone), '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
 if due[2] then oldest = math.min(oldest, tonumber(due[2])) end
 local counts = redis.call('HMGET', KEYS[3], 'sent', 'full')
-local pending = redis.call('LLEN', KEYS[1]) - passed + waiting
-return {tonumber(counts[1] or 0), pending, now - oldest, tonumber(counts[2] or 0)}
+return {tonumber(counts[1] or 0), length - first + waiting, now - oldest, tonumber(counts[2] or 0)}
 """
 )

@@ -315,8 +315,7 @@ class RedisChannelLayer(ChannelLayer):
     async def _send_ordinary(self, attachment: Attachment, channel: str, payload: bytes, delay: float) -> bool:
         """False if the channel is full."""
         entry = self._entries.seal(attachment.keys.messages(channel), payload)
-        command = attachment.send_command(channel, entry, self.settings.capacity_of(channel), delay)
-        return bool(await attachment.writer.call(*command, repeatable=False, until=_until()))
+        return await attachment.send(channel, entry, self.settings.capacity_of(channel), delay, _until())
 
 
 def _epoch_range(attachment: Attachment) -> tuple[str, ...]:

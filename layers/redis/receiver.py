@@ -9,6 +9,7 @@ is run again.
 from __future__ import annotations
 
 import asyncio
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from asgibus.layers.redis.writer import Writer
 
 LOOKED_AT_CHANNELS = 1000  # whose last look is remembered
 MOVING_SECONDS = 0.1  # until it is tried again: a slot moves in less, and a new master comes in seconds
-DOUBT_MS = 100  # before the end of a message: more than clocks drift apart between two looks
+DOUBT_MS = 100  # more than two clocks drift apart between two looks
 TOKEN = b""
 
 
@@ -54,7 +55,7 @@ class Look(NamedTuple):
     until: float
     """When the script has to be run again, by the loop's clock."""
     pop: bytes
-    """The command that waits for that long, and takes."""
+    """The command that waits for so long, and takes."""
 
 
 class Receiver:
@@ -79,31 +80,32 @@ class Receiver:
         token = False  # whether it is here
         try:
             while True:
+                entry = None
                 try:
                     if channel in self._left:
                         item = await self._left.take_over(channel)
                     elif look is None or not self._holds(look) or self._loop.time() >= look.until:
                         look, taken = await self._look(channel, 1)
                         token = not taken and look.due >= 0
-                        if taken and (message := self._unpack(channel, taken[0])) is not None:
-                            return message
-                        continue
+                        if not taken:
+                            continue
+                        entry, item = taken[0], None
                     else:
                         item = await self._pop(channel, look)
+                    if item == TOKEN:
+                        look, token = None, True
+                    elif item is not None:
+                        entry = _entry("", item)
+                        if entry.payload and not (look and self._is_fresh(entry, look)):
+                            look = await self._look_again(channel, item)
+                            token = look.due >= 0
+                            if entry.stamp <= look.now - self._expiry:
+                                continue
                 except Moving:
                     await asyncio.sleep(MOVING_SECONDS)
                     continue
-                if item == TOKEN:
-                    look, token = None, True
-                elif item is not None:
-                    entry = _entry("", item)
-                    if entry.payload and not (look and self._is_fresh(entry, look)):
-                        look = await self._look_again(channel, item)
-                        token = look.due >= 0
-                        if entry.stamp <= look.now - self._expiry:
-                            continue
-                    if (message := self._unpack(channel, entry)) is not None:
-                        return message
+                if entry is not None and (message := self._unpack(channel, entry)) is not None:
+                    return message
         finally:
             if token:
                 self._pass_on(channel)
@@ -150,7 +152,7 @@ class Receiver:
         reply = await self._connections.ask(channel, command, partial(self._left.add, channel, _left_by_script))
         now, due = reply[:2]
         seconds = _seconds(due)
-        pop = pack_command(("BLPOP", self._keys.messages(channel), seconds))
+        pop = self._pop_command(channel, seconds)
         look = Look(self._connections.generation, asked, now, due, self._loop.time() + float(seconds), pop)
         if due >= 0:
             self._looks.pop(channel, None)
@@ -171,8 +173,14 @@ class Receiver:
 
     async def _pop(self, channel: str, look: Look) -> bytes | None:
         """Wait for an item, which may be the token, and take it; None if there was none for a while."""
-        reply = await self._connections.ask(channel, look.pop, partial(self._left.add, channel, _left_by_pop))
+        command = look.pop
+        if look.due >= 0:  # the wait may have been ended before its time
+            command = self._pop_command(channel, _seconds(math.ceil((look.until - self._loop.time()) * 1000)))
+        reply = await self._connections.ask(channel, command, partial(self._left.add, channel, _left_by_pop))
         return None if reply is None else reply[1]
+
+    def _pop_command(self, channel: str, seconds: str) -> bytes:
+        return pack_command(("BLPOP", self._keys.messages(channel), seconds))
 
     def _take_command(self, channel: str, limit: int, *acknowledged: str | int) -> bytes:
         keys = self._keys
@@ -185,7 +193,7 @@ class Receiver:
     def _is_fresh(self, entry: Entry, look: Look) -> bool:
         """Whether there is no doubt that it has not expired."""
         now = look.now + (self._loop.time() - look.asked) * 1000 + 1  # or a little less
-        return self._holds(look) and now - self._expiry + DOUBT_MS < entry.stamp <= now
+        return self._holds(look) and now - self._expiry + DOUBT_MS < entry.stamp < now + DOUBT_MS
 
     def _unpack(self, channel: str, entry: Entry) -> Message | None:
         """None if there is no message in it, which is counted and logged."""
@@ -197,12 +205,12 @@ class Receiver:
 
     def _put_back(self, channel: str, items: list[bytes]) -> None:
         key = self._keys.messages(channel)
-        self._writer.write(("EVAL", channel_scripts.RETURN, 1, key, self._expiry, *items), _ignore)
+        self._writer.write(("EVAL", channel_scripts.RETURN, 1, key, self._expiry, *items), _ignore, repeatable=False)
 
     def _pass_on(self, channel: str) -> None:
         """Let another reader look when the next message is due."""
         names = self._keys.messages(channel), self._keys.delayed(channel)
-        self._writer.write(("EVAL", channel_scripts.PASS_ON, 2, *names), _ignore)
+        self._writer.write(("EVAL", channel_scripts.PASS_ON, 2, *names), _ignore, patient=False)
 
 
 def _seconds(due: int) -> str:

@@ -42,7 +42,9 @@ TOKEN = b""
 @pytest.fixture
 def send(run: Run) -> Run:
     def send(payload: str, *, capacity: int = 10, expiry: int = HOUR, delay: int = 0, name: str = "id") -> Any:
-        return run(channel_scripts.SEND, SENT, payload, capacity, expiry, HOUR, *((delay, name) if delay else ()))
+        arguments = payload, expiry, HOUR, capacity, *((delay, name) if delay else ())
+        sent = None if delay else run(channel_scripts.SEND, SENT, *arguments)
+        return run(channel_scripts.SEND_SLOWLY, SENT, *arguments) if sent is None else sent
 
     return send
 
