@@ -13,7 +13,7 @@ from typing import Any
 
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis.address import Address
-from asgibus.layers.redis.connection import SILENCE_SECONDS, RedisConnection, RedisError, connect
+from asgibus.layers.redis.connection import SILENCE_SECONDS, RedisConnection, RedisError, connect, pack_command
 from asgibus.layers.redis.link import LOOK_SECONDS
 from asgibus.layers.redis.writer import Writer
 
@@ -52,6 +52,7 @@ class BlockingConnections:
         self._idle: list[RedisConnection] = []
         self._busy: dict[RedisConnection, _Asked] = {}
         self._watching = False
+        self._closed = False
         self._run_id = ""
         self.generation = 0
         """What was learned of the store under another number may not hold any more: it may be another store."""
@@ -88,8 +89,16 @@ class BlockingConnections:
                 self._end_wait(asked)
                 return
 
+    def tell(self, *command: str | bytes | int) -> None:
+        """Write a command that needs no reply."""
+        if not self._writer.connected and self._idle:  # the layer may have been closed while somebody waited
+            self._idle[-1].write(pack_command(command), (_ignore,))
+        else:
+            self._writer.write(command, _ignore, repeatable=False, patient=False)
+
     def close(self) -> None:
-        """End the connections that nobody uses."""
+        """End the connections that nobody uses; the others, when their callers have been told."""
+        self._closed = True
         for connection in self._idle:
             connection.abort("closed here")
         self._idle.clear()
@@ -110,6 +119,8 @@ class BlockingConnections:
                 asked.reply.set_result(reply)
             else:
                 asked.late.set_result(reply)
+            if self._closed:
+                self._loop.call_soon(self.close)
             return
         asked.connection.abort("a read was refused")
         if str(reply).startswith(MOVING):
@@ -139,8 +150,9 @@ class BlockingConnections:
 
     def _end_wait(self, asked: _Asked) -> None:
         # An id is that of a client of one Redis: of another one, it might be anybody's.
-        if self._writer.connected and self._writer.run_id == asked.connection.run_id:
-            self._writer.write(("CLIENT", "UNBLOCK", asked.connection.client_id), _ignore)
+        run_id = self._writer.run_id if self._writer.connected or not self._idle else self._idle[-1].run_id
+        if run_id == asked.connection.run_id:
+            self.tell("CLIENT", "UNBLOCK", asked.connection.client_id)
 
     def _watch(self) -> None:
         """End connections that owe a reply for too long: TCP has not noticed that they are dead."""
@@ -153,4 +165,4 @@ class BlockingConnections:
 
 
 def _ignore(reply: Any) -> None:
-    """It had its reply already; or the user may not do this: then the wait ends by itself within two seconds."""
+    """What is told is a help: without it, waits end and readers look by themselves within two seconds."""

@@ -47,6 +47,7 @@ class Left:
         self._pass_on = pass_on
         self._channels: dict[str, deque[_Left]] = {}
         self._tended: set[str] = set()
+        self._closed = False
 
     def __contains__(self, channel: str) -> bool:
         return channel in self._channels
@@ -72,8 +73,8 @@ class Left:
     async def take_over(self, channel: str) -> bytes | None:
         """The first item, once its reply is here; None if it brought none."""
         left = self._channels[channel][0]
-        if not left.reply.done():
-            await asyncio.wait([left.reply])
+        if left.item is None:
+            await asyncio.wait([left.reply])  # behind `_settle`, which has asked for it before
         return left.item if self._remove(channel, left) else None
 
     def clear(self) -> None:
@@ -82,7 +83,8 @@ class Left:
             self._items(channel)
 
     async def close(self) -> None:
-        """Wait for the replies that are on their way, and put back what is here."""
+        """Wait for the replies that are on their way, and put back what is here; and what comes later, at once."""
+        self._closed = True
         if waiting := [left.reply for each in self._channels.values() for left in each if not left.reply.done()]:
             await asyncio.wait(waiting, timeout=CLOSE_SECONDS)
         for channel in list(self._channels):
@@ -95,6 +97,8 @@ class Left:
             self._pass_on(channel)
         if left.item is None:
             self._remove(channel, left)
+        elif self._closed:
+            self._put_back(channel, self._items(channel))
         else:
             self._tend(channel)
 

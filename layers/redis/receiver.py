@@ -67,7 +67,6 @@ class Receiver:
         self._loop = asyncio.get_running_loop()
         self._keys = keys
         self._entries = entries
-        self._writer = writer
         self._expiry = round(expiry * 1000)
         self._taken_expiry = round(group_expiry * 1000)
         self._connections = BlockingConnections(address, writer, "asgibus-receive")
@@ -147,13 +146,13 @@ class Receiver:
 
     async def _look(self, channel: str, limit: int) -> tuple[Look, list[Entry]]:
         """Run the script; it takes up to that many messages."""
-        asked = self._loop.time()
+        generation, asked = self._connections.generation, self._loop.time()
         command = self._take_command(channel, limit)
         reply = await self._connections.ask(channel, command, partial(self._left.add, channel, _left_by_script))
         now, due = reply[:2]
         seconds = _seconds(due)
         pop = self._pop_command(channel, seconds)
-        look = Look(self._connections.generation, asked, now, due, self._loop.time() + float(seconds), pop)
+        look = Look(generation, asked, now, due, self._loop.time() + float(seconds), pop)
         if due >= 0:
             self._looks.pop(channel, None)
         else:
@@ -204,13 +203,13 @@ class Receiver:
             return None
 
     def _put_back(self, channel: str, items: list[bytes]) -> None:
-        key = self._keys.messages(channel)
-        self._writer.write(("EVAL", channel_scripts.RETURN, 1, key, self._expiry, *items), _ignore, repeatable=False)
+        """At the head. If that fails they are lost: at most once is what was promised."""
+        self._connections.tell("EVAL", channel_scripts.RETURN, 1, self._keys.messages(channel), self._expiry, *items)
 
     def _pass_on(self, channel: str) -> None:
         """Let another reader look when the next message is due."""
         names = self._keys.messages(channel), self._keys.delayed(channel)
-        self._writer.write(("EVAL", channel_scripts.PASS_ON, 2, *names), _ignore, patient=False)
+        self._connections.tell("EVAL", channel_scripts.PASS_ON, 2, *names)
 
 
 def _seconds(due: int) -> str:
@@ -244,7 +243,3 @@ def _left_by_script(reply: Any) -> tuple[bytes | None, bool]:
         return None, False
     item = reply[3] if len(reply) > 2 else None
     return item, item is None and reply[1] >= 0
-
-
-def _ignore(reply: Any) -> None:
-    """What cannot be put back is lost: at most once is what was promised. Without the token, readers look by turns."""
