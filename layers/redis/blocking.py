@@ -97,8 +97,14 @@ class BlockingConnections:
             self._writer.write(command, _ignore, repeatable=False, patient=False)
 
     def close(self) -> None:
-        """End the connections that nobody uses; the others, when their callers have been told."""
+        """End the connections that nobody waits for; the others, when their callers have been told."""
         self._closed = True
+        for connection, asked in self._busy.items():
+            if asked.reply.done():
+                connection.abort("closed here")
+        self._end_idle()
+
+    def _end_idle(self) -> None:
         for connection in self._idle:
             connection.abort("closed here")
         self._idle.clear()
@@ -120,7 +126,7 @@ class BlockingConnections:
             else:
                 asked.late.set_result(reply)
             if self._closed:
-                self._loop.call_soon(self.close)
+                self._loop.call_soon(self._end_idle)
             return
         asked.connection.abort("a read was refused")
         if str(reply).startswith(MOVING):
@@ -150,9 +156,14 @@ class BlockingConnections:
 
     def _end_wait(self, asked: _Asked) -> None:
         # An id is that of a client of one Redis: of another one, it might be anybody's.
-        run_id = self._writer.run_id if self._writer.connected or not self._idle else self._idle[-1].run_id
-        if run_id == asked.connection.run_id:
-            self.tell("CLIENT", "UNBLOCK", asked.connection.client_id)
+        command = "CLIENT", "UNBLOCK", asked.connection.client_id
+        if self._writer.connected and self._writer.run_id == asked.connection.run_id:
+            self._writer.write(command, _ignore)
+        else:
+            for connection in self._idle:
+                if connection.run_id == asked.connection.run_id:
+                    connection.write(pack_command(command), (_ignore,))
+                    break
 
     def _watch(self) -> None:
         """End connections that owe a reply for too long: TCP has not noticed that they are dead."""

@@ -13,9 +13,10 @@ from functools import partial
 from typing import Any
 
 from asgibus.layers.redis.blocking import UNBLOCK_SECONDS, BlockingConnections
+from asgibus.layers.redis.connection import BLOCK_SECONDS
 
 KEPT_SECONDS = 1.0
-CLOSE_SECONDS = 1.0  # for the replies that are on their way
+CLOSE_SECONDS = BLOCK_SECONDS + 1.0  # for the replies that are on their way: mostly one is here in a moment
 
 Read = Callable[[Any], tuple[bytes | None, bool]]
 

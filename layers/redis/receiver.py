@@ -101,6 +101,8 @@ class Receiver:
                             if entry.stamp <= look.now - self._expiry:
                                 continue
                 except Moving:
+                    # The writer, which may have nothing else to write, has to follow: it ends our waits.
+                    self._connections.tell("EXISTS", self._keys.messages(channel))
                     await asyncio.sleep(MOVING_SECONDS)
                     continue
                 if entry is not None and (message := self._unpack(channel, entry)) is not None:

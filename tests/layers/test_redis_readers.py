@@ -69,10 +69,12 @@ def messages() -> Iterator[dict[str, Any]]:
 async def send_all(layer: RedisChannelLayer, channel: str) -> dict[int, str]:
     """Send them, and wait while the channel is full; the digest of each."""
     sent = {}
+    dice = random.Random(4)
     for message in messages():
+        delay = dice.choice([0.0] * 9 + [0.05])
         while True:
             try:
-                await layer.send(channel, message)
+                await layer.send(channel, message, delay=delay)
             except ChannelFull:
                 await asyncio.sleep(0.002)
             else:

@@ -21,6 +21,7 @@ from support.bus import Recorder, until
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
 KEY = "asgibus:channel:c"
+DELAYED = f"asgibus:delayed:{{{KEY}}}"
 EXPIRY = 30.0
 MESSAGES = 600
 Make = Callable[..., RedisChannelLayer]
@@ -165,7 +166,7 @@ async def test_it_goes_to_another_process_if_nobody_reads_here(
     layer, other = make(), make()
     readers = await waiting(admin, layer, layer)
     admin.rpush(KEY, item(1, 5), item(2), item(3))
-    admin.zadd(f"asgibus:delayed:{{{KEY}}}", {b"x:1:" + pack({"n": "late"}): time.time() * 1000 + 10_000})
+    admin.zadd(DELAYED, {b"x:1:" + pack({"n": "late"}): time.time() * 1000 + 10_000})
     admin.lpush(KEY, b"")
     await end(*readers)
     if closing:
@@ -240,7 +241,7 @@ async def test_delayed_messages_come_when_all_readers_block(
         done, rest = await asyncio.wait(readers, timeout=2, return_when=asyncio.FIRST_COMPLETED)
         (reader,) = done
         assert reader.result() == {"n": number}
-        assert 0.19 * number <= time.monotonic() - began < 0.2 * number + 0.3
+        assert 0.19 * number <= time.monotonic() - began < 0.2 * number + 1
         readers = list(rest)
 
 
@@ -300,13 +301,7 @@ async def test_takers_learn_of_delayed_messages(make: Make, admin: "redis.Redis[
 
 
 async def test_without_a_token_readers_look_by_themselves(make: Make, admin: "redis.Redis[bytes]") -> None:
-    """Who had it was killed."""
-    layer, sender = make(), make()
-    (reader,) = await waiting(admin, layer)
-    await sender.send("c", {"n": 1}, delay=0.1)
-    # As if another had popped it, and died.
-    layer_is_known = make()
-    await end(reader)
-    reader = asyncio.create_task(layer_is_known.receive("c"))
-    admin.delete(KEY)
-    assert await soon(reader) == {"n": 1}
+    """Whoever had it was killed."""
+    (reader,) = await waiting(admin, make())
+    admin.zadd(DELAYED, {b"x:1:" + pack({"n": 1}): time.time() * 1000 + 100})
+    assert await asyncio.wait_for(reader, BLOCK_SECONDS + 2) == {"n": 1}
