@@ -7,15 +7,18 @@ end the wait, and the reply that comes all the same is for whoever looks after i
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis.address import Address
-from asgibus.layers.redis.connection import SILENCE_SECONDS, RedisConnection, RedisError, connect, pack_command
+from asgibus.layers.redis.connection import SILENCE_SECONDS, RedisConnection, RedisError, connect
 from asgibus.layers.redis.link import LOOK_SECONDS
 from asgibus.layers.redis.writer import Writer
+
+logger = logging.getLogger("asgibus.layers")
 
 MOVING = ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")  # what a node of a cluster says meanwhile
 UNBLOCK_SECONDS = 0.05  # until a command that was not blocked yet when it was to be ended is ended again
@@ -53,6 +56,7 @@ class BlockingConnections:
         self._busy: dict[RedisConnection, _Asked] = {}
         self._watching = False
         self._closed = False
+        self._telling: set[asyncio.Task[None]] = set()
         self._run_id = ""
         self.generation = 0
         """What was learned of the store under another number may not hold any more: it may be another store."""
@@ -89,19 +93,37 @@ class BlockingConnections:
                 self._end_wait(asked)
                 return
 
-    def tell(self, *command: str | bytes | int) -> None:
-        """Write a command that needs no reply."""
-        if not self._writer.connected and self._idle:  # the layer may have been closed while somebody waited
-            self._idle[-1].write(pack_command(command), (_ignore,))
-        else:
+    def tell(self, *command: str | bytes | int, run_id: str | None = None) -> None:
+        """Write a command that needs no reply; also when this was closed while somebody waited.
+
+        `run_id`: that of the Redis for which it is.
+        """
+        if self._closed and not self._writer.connected:
+            task = self._loop.create_task(self._tell_by_itself(command, run_id), name="asgibus tell")
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+        elif run_id is None or (self._writer.connected and self._writer.run_id == run_id):
             self._writer.write(command, _ignore, repeatable=False, patient=False)
 
+    async def _tell_by_itself(self, command: tuple[str | bytes | int, ...], run_id: str | None) -> None:
+        try:
+            connection = await connect(self._address, self._name)
+        except LayerUnavailable as error:
+            logger.debug("what was left of a reader could not be put right: %s", error)
+            return
+        if run_id is not None and connection.run_id != run_id:
+            connection.abort("it is another Redis")
+            return
+        try:
+            await connection.call(*command)
+        except (RedisError, LayerUnavailable) as error:
+            logger.debug("what was left of a reader could not be put right: %s", error)
+        finally:
+            connection.abort("closed here")
+
     def close(self) -> None:
-        """End the connections that nobody waits for; the others, when their callers have been told."""
+        """End the connections that have nothing to do; the others, when they have their replies."""
         self._closed = True
-        for connection, asked in self._busy.items():
-            if asked.reply.done():
-                connection.abort("closed here")
         self._end_idle()
 
     def _end_idle(self) -> None:
@@ -156,14 +178,7 @@ class BlockingConnections:
 
     def _end_wait(self, asked: _Asked) -> None:
         # An id is that of a client of one Redis: of another one, it might be anybody's.
-        command = "CLIENT", "UNBLOCK", asked.connection.client_id
-        if self._writer.connected and self._writer.run_id == asked.connection.run_id:
-            self._writer.write(command, _ignore)
-        else:
-            for connection in self._idle:
-                if connection.run_id == asked.connection.run_id:
-                    connection.write(pack_command(command), (_ignore,))
-                    break
+        self.tell("CLIENT", "UNBLOCK", asked.connection.client_id, run_id=asked.connection.run_id)
 
     def _watch(self) -> None:
         """End connections that owe a reply for too long: TCP has not noticed that they are dead."""

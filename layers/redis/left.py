@@ -86,11 +86,15 @@ class Left:
     async def close(self) -> None:
         """Wait for the replies that are on their way, and put back what is here; and what comes later, at once."""
         self._closed = True
-        if waiting := [left.reply for each in self._channels.values() for left in each if not left.reply.done()]:
-            await asyncio.wait(waiting, timeout=CLOSE_SECONDS)
+        until = self._loop.time() + CLOSE_SECONDS
+        while (seconds := until - self._loop.time()) > 0 and (waiting := self._on_their_way()):
+            await asyncio.wait(waiting, timeout=seconds)
         for channel in list(self._channels):
             if items := self._items(channel):
                 self._put_back(channel, items)
+
+    def _on_their_way(self) -> list[asyncio.Future[Any]]:
+        return [left.reply for each in self._channels.values() for left in each if not left.reply.done()]
 
     def _settle(self, channel: str, left: _Left, read: Read, reply: asyncio.Future[Any]) -> None:
         left.item, token = read(reply.result())
@@ -98,13 +102,14 @@ class Left:
             self._pass_on(channel)
         if left.item is None:
             self._remove(channel, left)
-        elif self._closed:
-            self._put_back(channel, self._items(channel))
         else:
             self._tend(channel)
 
     def _tend(self, channel: str) -> None:
         """Let a reader that waits here look for an item that was left; put it back if there is none for long."""
+        if self._closed:
+            self._put_back(channel, self._items(channel))
+            return
         self._connections.nudge(channel)
         if channel not in self._tended:
             self._tended.add(channel)

@@ -74,6 +74,12 @@ def item(number: object, age: float = 0.0) -> bytes:
     return b"%d:1:%b" % ((time.time() - age) * 1000, pack({"n": number}))
 
 
+def delay(admin: "redis.Redis[bytes]", number: object, seconds: float) -> None:
+    """As `send` does it, but at once, while the event loop stands still."""
+    admin.zadd(DELAYED, {b"x:1:" + pack({"n": number}): time.time() * 1000 + seconds * 1000})
+    admin.lpush(KEY, b"")
+
+
 async def end(*tasks: "asyncio.Task[Any]") -> None:
     for task in tasks:
         task.cancel()
@@ -166,8 +172,7 @@ async def test_it_goes_to_another_process_if_nobody_reads_here(
     layer, other = make(), make()
     readers = await waiting(admin, layer, layer)
     admin.rpush(KEY, item(1, 5), item(2), item(3))
-    admin.zadd(DELAYED, {b"x:1:" + pack({"n": "late"}): time.time() * 1000 + 10_000})
-    admin.lpush(KEY, b"")
+    delay(admin, "late", 10)
     await end(*readers)
     if closing:
         await layer.close()
@@ -200,7 +205,7 @@ async def test_a_reader_whose_user_may_not_end_waits(make: Make, admin: "redis.R
         admin.execute_command("ACL", "DELUSER", "modest")
 
 
-async def test_readers_that_give_up_at_random_under_load(make: Make) -> None:
+async def test_readers_that_give_up_at_random_under_load(make: Make, admin: "redis.Redis[bytes]") -> None:
     """Nothing is lost and nothing comes twice, also when layers are closed meanwhile."""
     dice = random.Random(11)
     sender = make(capacity=MESSAGES)
@@ -223,6 +228,9 @@ async def test_readers_that_give_up_at_random_under_load(make: Make) -> None:
             await asyncio.sleep(dice.uniform(0, 0.01))  # the rate
     await until(lambda: len(received) >= MESSAGES, 20)
     await end(*readers)
+    for layer in layers:
+        await layer.close()
+    await until(lambda: not [each for each in admin.client_list() if each["name"] == "asgibus-receive"])
     assert sorted(received) == list(range(MESSAGES))
 
 
@@ -298,6 +306,53 @@ async def test_takers_learn_of_delayed_messages(make: Make, admin: "redis.Redis[
         assert took == list(range(4))
         two.stop_claiming()
         await soon(asyncio.gather(*takers))
+
+
+async def test_a_taker_that_ends_leaves_the_waiting_to_a_reader(
+    make: Make, admin: "redis.Redis[bytes]", only_the_token: None
+) -> None:
+    reading, taking = make(), make()
+    await is_known(reading)
+    began = time.monotonic()
+    await reading.send("c", {"n": "late"}, delay=0.7)
+    async with taking.bus("w", Recorder()) as bus:
+        taker = asyncio.create_task(bus.take("c", 1))
+        await until(lambda: not admin.exists(KEY))  # it has the token
+        reader = asyncio.create_task(reading.receive("c"))
+        await asyncio.sleep(0.05)  # a moment to block in, which does not show among the other blocked commands
+        bus.stop_claiming()
+        assert await soon(taker) == []
+        assert await soon(reader) == {"n": "late"}
+    assert 0.69 <= time.monotonic() - began < 2
+
+
+async def test_a_reader_in_doubt_leaves_the_waiting_to_another(
+    make: Make, admin: "redis.Redis[bytes]", only_the_token: None
+) -> None:
+    first, second = make(), make()
+    for layer in (first, second):
+        await is_known(layer)
+    (reader,) = await waiting(admin, first)
+    began = time.monotonic()
+    admin.rpush(KEY, item("in doubt", -10))
+    delay(admin, "late", 0.7)
+    assert await soon(reader) == {"n": "in doubt"}
+    assert await soon(second.receive("c")) == {"n": "late"}
+    assert 0.69 <= time.monotonic() - began < 2
+
+
+async def test_a_wait_that_is_ended_by_chance_goes_on_for_the_rest_only(
+    make: Make, admin: "redis.Redis[bytes]", only_the_token: None
+) -> None:
+    (reader,) = await waiting(admin, make())
+    began = time.monotonic()
+    delay(admin, "late", 1.0)
+    await asyncio.sleep(0.8)  # most of that
+    for client in admin.client_list():
+        if client["name"] == "asgibus-receive":
+            admin.client_unblock(int(client["id"]))
+    assert await soon(reader) == {"n": "late"}
+    assert 0.99 <= time.monotonic() - began < 1.6
 
 
 async def test_without_a_token_readers_look_by_themselves(make: Make, admin: "redis.Redis[bytes]") -> None:
