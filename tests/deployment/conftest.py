@@ -30,6 +30,7 @@ http {{
 CADDY = """
 {{
     admin off
+    default_bind 127.0.0.1
 }}
 import {file}
 """
@@ -73,7 +74,7 @@ def start_proxy(program: Callable[[str], str], processes: Processes, tmp_path: P
             command, ready = [binary, "-p", str(tmp_path), "-e", "stderr", "-c", str(main)], "start worker process "
         else:
             text = (DEPLOY / "Caddyfile").read_text()
-            ours.write_text(replaced(text, ("example.com {", f"http://127.0.0.1:{port} {{"), *servers))
+            ours.write_text(replaced(text, ("example.com {", f"http://:{port} {{"), *servers))
             main.write_text(CADDY.format(file=ours))
             command, ready = [binary, "run", "--adapter", "caddyfile", "--config", str(main)], "serving initial"
         env = {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
