@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from typing import Any
 
@@ -48,6 +49,8 @@ async def upload(receive: Any, send: Any) -> None:
     more = True
     while more:
         event = await receive()
+        if event["body"]:
+            logging.getLogger("asgibus").info("the upload has begun")
         digest.update(event["body"])
         more = event["more_body"]
     await answer(send, digest.hexdigest().encode())

@@ -1,4 +1,4 @@
-"""The files of `deploy/` for nginx and Caddy, in front of two interface servers: what the documentation says of them."""
+"""The files of `deploy/` for nginx and Caddy, in front of two interface servers, do what the documentation says."""
 
 import hashlib
 import json
@@ -107,10 +107,18 @@ def test_a_large_upload_arrives(site: Site) -> None:
     assert (response.status, response.text) == (200, hashlib.sha256(body).hexdigest())
 
 
+def test_an_upload_reaches_the_app_while_it_goes_on(site: Site) -> None:
+    with RawClient(site.proxy) as client:
+        client.send(b"POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 200000\r\n\r\n" + bytes(100_000))
+        site.workers.wait_for("the upload has begun")
+        client.send(bytes(100_000))
+        assert client.read_response().status == 200
+
+
 def test_nobody_notices_that_one_of_two_servers_restarts(
     site: Site, redis_url: str, start_interface: Callable[..., Process]
 ) -> None:
-    leaves, stays = site.interfaces
+    leaves = site.interfaces[0]
     leaves.terminate()
     assert leaves.wait() == 0
     assert len({site.ask()["interface"] for _ in range(20)}) == 1

@@ -19,7 +19,7 @@ Start = Callable[..., Process]
 
 
 def test_in_one_process(start_interface: Start) -> None:
-    server = start_interface(app="chat:app", env={"PYTHONPATH": EXAMPLE})
+    server = start_interface("--app-dir", EXAMPLE, app="chat:app")
     with RawClient(server) as client:
         assert b"new WebSocket" in client.request("GET").body
     with ws(server, "/ws") as one, ws(server, "/ws") as two:
