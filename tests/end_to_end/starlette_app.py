@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import tempfile
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -65,6 +66,13 @@ async def download(request):
     return FileResponse(request.state.file)
 
 
+async def download_gone(request):
+    """A file that is removed between the look at it and the sending."""
+    with tempfile.NamedTemporaryFile() as file:
+        status = Path(file.name).stat()  # noqa: ASYNC240  # apps do it
+    return FileResponse(file.name, stat_result=status)
+
+
 async def later(request):
     async def task():
         LOG.append("done behind the response")
@@ -119,6 +127,7 @@ app = Starlette(
         Route("/upload", upload, methods=["POST"], middleware=STAMPED),
         Route("/stream", stream, middleware=STAMPED),
         Route("/download", download),
+        Route("/download-gone", download_gone),
         Route("/later", later),
         Route("/log", log),
         Route("/wait", wait),

@@ -65,7 +65,14 @@ def test_starlette(serve: Serve) -> None:
         assert client.get("/download").content == body[: 1 << 20]
         part = client.get("/download", headers={"range": "bytes=1000-1009", "accept-encoding": "identity"})
         assert (part.status_code, part.content) == (206, body[1000:1010])
-        assert client.head("/download").headers["content-length"] == str(1 << 20)
+        parts = client.get("/download", headers={"range": "bytes=0-1,-2", "accept-encoding": "identity"})
+        assert (parts.status_code, len(parts.content)) == (206, int(parts.headers["content-length"]))
+        assert client.get("/download", headers={"range": "bytes=9999999-"}).status_code == 416
+        head = client.head("/download")
+        assert (head.headers["content-length"], head.content) == (str(1 << 20), b"")
+        gone = client.get("/download-gone")
+        assert (gone.status_code, gone.text) == (500, "Internal Server Error")
+        worker.wait_for("FileNotFoundError")
         assert client.get("/later").text == "soon"
         wait_until(lambda: "done behind the response" in client.get("/log").json())
 
