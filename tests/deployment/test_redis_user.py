@@ -1,5 +1,6 @@
 """The rules for a user of Redis that the documentation gives are enough, and keep to the keys of the bus."""
 
+import asyncio
 import json
 import re
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from asgibus.layers import open_layer
 from support.processes import Process
 from support.redis import RedisServer
 from support.websocket import ws
@@ -47,8 +49,25 @@ def test_the_rules_are_enough(
         after = json.loads(socket.recv(timeout=5))
 
     assert after["pid"] != before["pid"]
+    assert asyncio.run(channels(url)) == ["now", "later", "to the group"]
     with redis.Redis.from_url(store.url) as client:
         assert client.execute_command("ACL", "LOG") == []  # type: ignore[no-untyped-call]
+
+
+async def channels(url: str) -> list[str]:
+    """What went through ordinary channels, one of them with a delay, and through a group."""
+    layer = open_layer(url)
+    own = await layer.new_channel()
+    await layer.group_add("group", own)
+    await layer.send("work", {"type": "now"})
+    await layer.send("work", {"type": "later"}, delay=0.1)
+    await layer.group_send("group", {"type": "to the group"})
+    received = [(await layer.receive(name))["type"] for name in ("work", "work", own)]
+    await layer.channel_statistics("work")
+    await layer.group_discard("group", own)
+    await layer.flush()
+    await layer.close()
+    return received
 
 
 @pytest.mark.parametrize("command", ["FLUSHALL", "CONFIG GET *", "KEYS *", "SHUTDOWN", "GET other"])
