@@ -29,6 +29,7 @@ def test_in_one_process(start_interface: Start) -> None:
         with pytest.raises(ConnectionClosed):
             one.recv(timeout=5)
     assert one.close_code == 1012
+    assert server.wait() == 0
 
 
 def test_workers_are_killed_and_deployed(start_interface: Start, start_worker: Start, redis_url: str) -> None:
