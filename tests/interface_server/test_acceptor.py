@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -219,10 +218,10 @@ def test_a_stop_does_not_wait_for_headers(proxied: Callable[..., Process]) -> No
 
 
 @contextmanager
-def nginx(folder: Path, configuration: str) -> Iterator[None]:
+def nginx(binary: str, folder: Path, configuration: str) -> Iterator[None]:
     (folder / "nginx.conf").write_text(configuration)
     process = subprocess.Popen(
-        ["nginx", "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log", "-g", "daemon off;"],
+        [binary, "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log", "-g", "daemon off;"],
         stderr=subprocess.DEVNULL,
     )
     try:
@@ -232,25 +231,29 @@ def nginx(folder: Path, configuration: str) -> Iterator[None]:
         process.wait(5)
 
 
-STREAM = [path for path in ("/usr/lib/nginx/modules/ngx_stream_module.so",) if Path(path).exists()]
+STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")  # where Debian's package libnginx-mod-stream has it
 
 
-@pytest.mark.skipif(shutil.which("nginx") is None or not STREAM, reason="no nginx with its stream module")
 @pytest.mark.parametrize("tls", [False, True])
-def test_nginx(start_interface: Start, authority: Authority, tmp_path: Path, tls: bool) -> None:
+def test_nginx(
+    start_interface: Start, authority: Authority, program: Callable[[str], str], tmp_path: Path, tls: bool
+) -> None:
+    binary = program("nginx")
+    if not STREAM.exists():
+        pytest.skip("nginx has no stream module here")
     options = ("--ssl-certfile", authority.issue("server.pem")) if tls else ()
     server = start_interface("--proxy-protocol", *options, app=APP)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     configuration = f"""
-        load_module {STREAM[0]};
+        load_module {STREAM};
         pid {tmp_path}/nginx.pid;
         events {{}}
         stream {{
             server {{ listen 127.0.0.1:{port}; proxy_pass 127.0.0.1:{server.port}; proxy_protocol on; }}
         }}
     """
-    with nginx(tmp_path, configuration):
+    with nginx(binary, tmp_path, configuration):
 
         def listens() -> bool:
             with socket.socket() as probe:
