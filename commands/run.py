@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import logging
 import os
@@ -123,16 +124,18 @@ async def _until_signal(serve: Serve, lifeline: Lifeline, limit: float) -> bool:
     async with anyio.create_task_group() as tasks:
         await tasks.start(watch)
         loop = asyncio.get_running_loop()
-        lifeline.on_stop(lambda why: _in(loop, stop, why), within=limit)
+        context = contextvars.copy_context()
+        lifeline.on_stop(lambda why: _in(loop, context, stop, why), within=limit)
         await serve(life)
         tasks.cancel_scope.cancel()
     _exit_within(LINGER_SECONDS, 1 if forced else 0)
     return forced
 
 
-def _in(loop: asyncio.AbstractEventLoop, call: Callable[[str], None], why: str) -> None:
+def _in(loop: asyncio.AbstractEventLoop, context: contextvars.Context, call: Callable[[str], None], why: str) -> None:
+    """Call it in the loop. With sniffio installed, anyio knows which loop runs by the context alone."""
     with suppress(RuntimeError):  # the loop has ended, and the process ends
-        loop.call_soon_threadsafe(call, why)
+        loop.call_soon_threadsafe(call, why, context=context)
 
 
 def _only(error: Exception) -> Exception:

@@ -6,8 +6,6 @@ The supervisor runs none of the user's code. Each process is this command run af
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +14,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from asgibus.commands.child import Child, State
+from asgibus.commands.hang_ups import hang_ups
 from asgibus.commands.lifeline import Lifeline
 from asgibus.commands.run import END_MARGIN, Life, run
 from asgibus.commands.sources import Sources
@@ -142,12 +141,11 @@ class Supervisor:
         the sources cannot be watched.
         """
         life.started()
-        terminal = _has_terminal()
         async with anyio.create_task_group() as self._tasks:
             async with anyio.create_task_group() as keepers:
                 for number in range(self._count):
                     keepers.start_soon(self._keep, number, life)
-                keepers.start_soon(self._hang_ups, life, terminal)
+                keepers.start_soon(hang_ups, life, self._hung_up)
                 if self._sources is not None:
                     keepers.start_soon(self._reload, self._sources, life)
                 await life.stop.wait()
@@ -223,16 +221,10 @@ class Supervisor:
                 reason = str(error) or f"no answer within {ANNOUNCE_SECONDS:g} s"
                 logger.error("The death of process %d could not be announced: %s", child.pid, reason)
 
-    async def _hang_ups(self, life: Life, terminal: bool) -> None:
-        with anyio.open_signal_receiver(signal.SIGHUP) as signals:
-            async for _ in signals:
-                if terminal and not _has_terminal():
-                    logger.info("The terminal is gone: stopping")
-                    life.stop.set()
-                    return
-                logger.info("SIGHUP: replacing one process after another")
-                if await self._roll():
-                    logger.info("All processes are replaced")
+    async def _hung_up(self) -> None:
+        logger.info("SIGHUP: replacing one process after another")
+        if await self._roll():
+            logger.info("All processes are replaced")
 
     async def _reload(self, sources: Sources, life: Life) -> None:
         """Replace all processes at every change; one that comes meanwhile begins anew."""
@@ -283,12 +275,3 @@ class Supervisor:
             if not at_once:
                 await old.until(State.GONE)
         return True
-
-
-def _has_terminal() -> bool:
-    """Whether somebody sees this process on a terminal, which may be closed."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True

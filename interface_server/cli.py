@@ -6,10 +6,12 @@ import logging
 from dataclasses import fields
 from typing import Any
 
+import anyio
 import click
 
 from asgibus.commands.admin import AdminError
 from asgibus.commands.embedded import EXPECTED, embedded_worker, serve_with_worker
+from asgibus.commands.hang_ups import hang_ups
 from asgibus.commands.health import ProcessHealth, admin_port
 from asgibus.commands.lifeline import Lifeline
 from asgibus.commands.logs import set_up_logging
@@ -121,10 +123,22 @@ _FILE = click.Path(exists=True, dir_okay=False)
 )
 @option(_PROXY, "--server-header/--no-server-header", default=True, help="Send a Server header.")
 @option(_PROXY, "--date-header/--no-date-header", default=True, help="Send a Date header.")
+@option(
+    _PROXY,
+    "--proxy-protocol/--no-proxy-protocol",
+    default=False,
+    help="Expect a PROXY header (v1, v2) on each connection, before TLS too; only trusted peers may connect then.",
+)
 @option(_TLS, "--ssl-certfile", type=_FILE, help="Certificate chain; turns TLS on.")
 @option(_TLS, "--ssl-keyfile", type=_FILE, help="Private key, if it is not in the certificate file.")
 @option(_TLS, "--ssl-keyfile-password", show_default=False, help="Password of the private key.")
 @option(_TLS, "--ssl-ca-certs", type=_FILE, help="Require client certificates of these authorities.")
+@option(
+    _TLS,
+    "--ssl-cert-reqs",
+    type=click.Choice(("none", "optional", "required")),
+    help="Client certificates: none, optional or required.  [default: required with --ssl-ca-certs]",
+)
 @option(
     _TIMES,
     "--http-timeout",
@@ -190,6 +204,12 @@ _FILE = click.Path(exists=True, dir_okay=False)
     default=1024 * 1024,
     help="Message from a client, in bytes.",
 )
+@option(
+    _LIMITS,
+    "--websocket-compression/--no-websocket-compression",
+    default=False,
+    help="Compress WebSocket messages, each by itself; the size limit is for what comes out.",
+)
 @option(_LIMITS, "--window", type=COUNT, default=256 * 1024, help="Bytes under way per connection and direction.")
 @option(
     _LIMITS,
@@ -230,6 +250,8 @@ def command(log_level: str, **options: Any) -> None:
         raise click.UsageError("--uds and --fd exclude each other")
     if options["ssl_keyfile"] is not None and options["ssl_certfile"] is None:
         raise click.UsageError("--ssl-keyfile needs --ssl-certfile")
+    if options["ssl_cert_reqs"] in ("optional", "required") and options["ssl_ca_certs"] is None:
+        raise click.UsageError("--ssl-cert-reqs needs --ssl-ca-certs, the authorities that sign them")
     check_processes(options)
     if options["reload"] and app is None:
         raise click.UsageError("--reload is for apps, and here is none: give APP, or use it with asgi-worker")
@@ -279,13 +301,16 @@ def command(log_level: str, **options: Any) -> None:
 
         health = ProcessHealth(life, layer, server, *([worker] if worker else []))
         try:
-            async with admin_port(options, health, supervised=lifeline.held):
+            async with admin_port(options, health, supervised=lifeline.held), anyio.create_task_group() as tasks:
+                if settings.ssl_certfile is not None:
+                    tasks.start_soon(hang_ups, life, server.reload_certificates)
                 if worker is None:
                     await server.serve(life.stop, ready)
                 else:
                     await serve_with_worker(
                         worker, lambda: server.serve(life.stop, ready), life.stop, settings.graceful_timeout
                     )
+                tasks.cancel_scope.cancel()
         finally:
             await layer.close()
         logger.info("Interface server stopped")

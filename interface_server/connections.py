@@ -23,7 +23,7 @@ from asgibus.protocol.states import App, Life
 
 if TYPE_CHECKING:
     from asgibus.interface_server.request import Request
-    from asgibus.interface_server.terminator import Terminator
+    from asgibus.interface_server.terminator import Holding, Terminator
 
 logger = logging.getLogger("asgibus.interface")
 
@@ -50,7 +50,7 @@ class Connections:
         self._lost: list[Offer] = []  # until then
         self._probe_again: float | None = None
         self._away_since: float | None = None
-        self._held: list[Terminator] = []
+        self._held: list[Holding] = []
         self.groups = Groups(self)
         self.counts: Counter[str] = Counter()
         """What was dropped or refused, by kind."""
@@ -209,7 +209,7 @@ class Connections:
         self.counts["gap"] += 1
         self.post(mailbox, resend)
 
-    def hold(self, terminator: Terminator) -> None:
+    def hold(self, terminator: Holding) -> None:
         """Call the terminator's `flush` when the batch is through."""
         self._held.append(terminator)
 

@@ -32,7 +32,7 @@ def check_handshake(request: Request) -> Refusal | None:
 
 
 def switching_protocols(
-    request: Request, subprotocol: str | None, headers: Headers, standard: StandardHeaders
+    request: Request, subprotocol: str | None, headers: Headers, standard: StandardHeaders, extensions: bytes = b""
 ) -> bytes:
     """The answer that accepts a request which `check_handshake` found in order, with the app's headers."""
     key = next(value for name, value in request.headers if name == b"sec-websocket-key")
@@ -43,6 +43,7 @@ def switching_protocols(
             accept_key(key.decode()).encode(),
             b"\r\n",
             b"sec-websocket-protocol: %s\r\n" % subprotocol.encode() if subprotocol is not None else b"",
+            b"sec-websocket-extensions: %s\r\n" % extensions if extensions else b"",
             header_lines(headers),
             standard.get(own_server=b"server" in own, own_date=b"date" in own),
             b"\r\n",

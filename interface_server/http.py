@@ -1,102 +1,66 @@
 """The HTTP/1.1 terminator: one object per socket, callbacks only.
 
 The way of a request: `data_received` feeds the parser, which calls `_head_complete`; `_begin` opens a connection on the
-bus for it; its body follows as events; the app's events come back through `write_event`; `_finish` begins the next
-request of the socket, or closes it. Requests that a client sends ahead wait in order, and reading is paused meanwhile.
+bus for it; its body follows as events; the app's events come back through `write_event` (in `http_answers`, as is all
+writing); `_finish` begins the next request of the socket, or closes it. Requests that a client sends ahead wait in
+order, and reading is paused meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import socket
-import struct
 from collections import deque
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from asgibus.interface_server.connection import Connection
+from asgibus.interface_server.http_answers import Answering
 from asgibus.interface_server.pace import ClientPace, waiting_bytes
-from asgibus.interface_server.request import Refusal, Request, address_text
+from asgibus.interface_server.request import Refusal, Request
 from asgibus.interface_server.request_parser import RequestParser
-from asgibus.interface_server.response import Framing, chunk, header_lines, plain_response
+from asgibus.interface_server.response import plain_response
 from asgibus.interface_server.response_writer import ResponseWriter
 from asgibus.interface_server.websocket import WebSocketTerminator
-from asgibus.protocol.events import (
-    ABORT,
-    CONTINUE,
-    EARLY_HINT,
-    HTTP_DISCONNECT,
-    REQUEST_BODY,
-    REQUEST_END,
-    RESPONSE,
-    RESPONSE_BODY,
-    RESPONSE_END,
-    RESPONSE_START,
-    RESPONSE_START_TRAILERS,
-    TRAILERS_END,
-    Event,
-    Headers,
-)
+from asgibus.protocol.events import HTTP_DISCONNECT, REQUEST_BODY, REQUEST_END, Event
 from asgibus.protocol.opening import WEBSOCKET
 from asgibus.protocol.session import PART
-from asgibus.protocol.states import App
 
 if TYPE_CHECKING:
+    from asgibus.interface_server.proxy_protocol import Origin
     from asgibus.interface_server.server import Server
-
-access = logging.getLogger("asgibus.access")
 
 CHECK_SECONDS = 1.0  # how often a running exchange is checked against its limits
 FIRST_REQUEST_SECONDS = 1.0  # how long a stopping server still waits for it on a socket that was just accepted
 LINGER_SECONDS = 2.0  # how long the rest of an unread body is discarded, so that the client sees the response
 
 
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER, on, for no time
-
-
-class HttpTerminator(asyncio.Protocol):
+class HttpTerminator(Answering):
     """One client's socket that speaks HTTP/1.1 or 1.0. See `Terminator` for the seam."""
 
     __slots__ = (
-        "_active",
         "_body_ended",
-        "_connection",
-        "_deaf",
         "_eof",
         "_lingering",
-        "_pace",
-        "_parser",
+        "_origin",
         "_paused",
         "_queue",
-        "_server",
         "_started",
         "_stopping",
-        "_trailers",
-        "_transport",
         "_window_shut",
-        "_writer",
         "deadline",
-        "write_paused",
     )
 
-    _transport: asyncio.Transport
-    _writer: ResponseWriter
-    _parser: RequestParser
-
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, origin: Origin | None = None) -> None:
         self._server = server
+        self._origin = origin
         self._pace = ClientPace()
         self._queue: deque[Request] | None = None
-        self._active: Request | None = None
-        self._connection: Connection | None = None
-        self._deaf = False  # what comes from the client is not looked at any more
+        self._active = None
+        self._connection = None
+        self._deaf = False
         self._eof = False
         self._lingering = False
         self._stopping = False
         self._paused = False
         self._window_shut = False
-        self._trailers: Headers = ()
         self._started = 0.0
         self._body_ended = False
         self.write_paused = False
@@ -108,7 +72,7 @@ class HttpTerminator(asyncio.Protocol):
         server = self._server
         self._transport = transport  # type: ignore[assignment]  # a stream socket has a full transport
         self._writer = ResponseWriter(self._transport, server.standard)
-        peer = server.peer_of(self._transport)
+        peer = server.peer_of(self._transport, self._origin)
         self._parser = RequestParser(peer, server.settings.max_head_size, self._head_complete)
         self.deadline = server.now + server.settings.head_timeout
         if not server.admit(self):
@@ -224,7 +188,6 @@ class HttpTerminator(asyncio.Protocol):
             connection.event((REQUEST_END, b""))
 
     def _finish(self) -> None:
-        """The response is written in full."""
         request, self._active, self._connection = self._active, None, None
         assert request is not None
         self._log_access(request)
@@ -246,7 +209,6 @@ class HttpTerminator(asyncio.Protocol):
             self._update_reading()
 
     def _linger(self) -> None:
-        """Close, but first discard for a while what the client still sends: else it may never see the response."""
         self._lingering = self._deaf = True
         self._queue = None
         self.deadline = self._server.now + LINGER_SECONDS
@@ -257,71 +219,7 @@ class HttpTerminator(asyncio.Protocol):
             self._transport.write_eof()
         self._update_reading()
 
-    # The seam: what the app sends.
-
-    def write_event(self, event: Event) -> None:
-        """See `Terminator`."""
-        code = event[0]
-        writer = self._writer
-        if code == RESPONSE:
-            writer.start(event)
-            if writer.end(event[3]):
-                self._finish()
-            else:
-                self._connection = None
-                self._cut()
-        elif code == RESPONSE_START or code == RESPONSE_START_TRAILERS:
-            writer.start(event)
-            self._server.connections.hold(self)
-        elif code == RESPONSE_END:
-            trailers_follow = self._connection is not None and self._connection.app is App.TRAILERS
-            if not writer.end(event[1], trailers_follow=trailers_follow):
-                self._connection = None
-                self._cut()
-            elif not trailers_follow:
-                self._finish()
-        elif code == RESPONSE_BODY:
-            writer.body(event[1])
-        elif code == CONTINUE:
-            if self._active is not None and not self._active.complete:
-                self._pace.expect_body(self._server.now, self._parser.body_bytes)
-                if not writer.begun:
-                    self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        elif code == EARLY_HINT:
-            if self._active is not None and self._active.http_version == "1.1":
-                self._transport.write(b"HTTP/1.1 103 Early Hints\r\n" + header_lines(event[1]) + b"\r\n")
-        elif code == ABORT:
-            self._fail(Refusal(500, "The app failed."))
-        else:  # TRAILERS, TRAILERS_END
-            self._trailers += event[1]
-            if code == TRAILERS_END:
-                trailers, self._trailers = self._trailers, ()
-                writer.trailers(trailers)
-                self._finish()
-
-    def flush(self) -> None:
-        """See `Terminator`."""
-        if self._active is not None:
-            self._writer.flush()
-
-    def broadcast(self, event: Event, shared: dict[str, Any]) -> None:
-        """See `Terminator`: for HTTP, a part of the body of a stream."""
-        connection = self._connection
-        if connection is not None and self.write_paused and self._server.is_slow(self._transport):
-            if self._server.settings.slow_client == "close":
-                self._cut()
-        elif (
-            event[0] == RESPONSE_BODY
-            and connection is not None
-            and connection.app is App.STARTED
-            and self._writer.framing is Framing.CHUNKED
-        ):
-            data = shared.get("chunk")
-            if data is None:
-                data = shared["chunk"] = chunk(event[1]) if event[1] else b""
-            self._transport.write(data)
-        elif connection is None or not connection.plain(event):
-            self._server.connections.counts["broadcast out of place"] += 1
+    # The seam: what else a connection and the server ask for.
 
     def pause(self) -> None:
         """See `Terminator`."""
@@ -333,11 +231,6 @@ class HttpTerminator(asyncio.Protocol):
         self._window_shut = False
         self._pace.expect_body(self._server.now, self._parser.body_bytes)
         self._update_reading()
-
-    def fail(self, status: int, close_code: int) -> None:
-        """See `Terminator`."""
-        text = "No worker is ready for this request." if status == 503 else "The worker of this request is gone."
-        self._fail(Refusal(status, text))
 
     def expire(self, now: float) -> None:
         """See `Terminator`."""
@@ -380,57 +273,7 @@ class HttpTerminator(asyncio.Protocol):
         elif not self._lingering:
             self._transport.close()
 
-    def abort(self) -> None:
-        """See `Terminator`."""
-        self._transport.abort()
-
-    # Endings.
-
-    def _cut(self) -> None:
-        """End a response that cannot be completed, so that the client sees it."""
-        self._leave()
-        if self._active is not None:
-            self._log_access(self._active)
-        self._active = None
-        self._deaf = True
-        if self._writer.framing in (Framing.CHUNKED, Framing.LENGTH) and not self.write_paused:
-            self._transport.close()
-        else:
-            self._reset()
-
-    def _reset(self) -> None:
-        """Break the connection off; where its end would end the response, the client must see a reset instead."""
-        if self._writer.framing is Framing.CLOSE:
-            with suppress(OSError):  # the client is gone already
-                plain = self._transport.get_extra_info("socket")
-                plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self._transport.abort()
-
-    def _fail(self, refusal: Refusal) -> None:
-        """The app's side of the exchange has ended without a whole response."""
-        self._connection = None
-        if self._writer.written:
-            self._cut()
-        else:
-            self._answer(refusal)
-
-    def _give_up(self, refusal: Refusal) -> None:
-        """The client's side of the exchange has hit a limit, or the whole has."""
-        self._leave()
-        self._fail(refusal)
-
-    def _answer(self, refusal: Refusal) -> None:
-        """Answer the active request ourselves, and close."""
-        request, self._active, self._connection = self._active, None, None
-        assert request is not None
-        self._writer.begin(request, keep_alive=False)
-        self._writer.status = refusal.status
-        head_only = request.method == "HEAD"
-        self._transport.write(
-            plain_response(refusal.status, refusal.reason, self._server.standard, head_only=head_only)
-        )
-        self._log_access(request)
-        self._linger()
+    # What ends the reading of HTTP.
 
     def _refuse(self, refusal: Refusal) -> None:
         """What comes from this client cannot be read on: answer so, after the requests before it."""
@@ -444,12 +287,6 @@ class HttpTerminator(asyncio.Protocol):
             self._enqueue(request)
         request.refusal = request.refusal or refusal
         request.complete = True
-
-    def _leave(self) -> None:
-        """The client is gone, or as good as gone: the app learns it."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.client_gone()
 
     def _become_websocket(self, request: Request) -> None:
         tail = self._parser.tail or b""
@@ -475,11 +312,6 @@ class HttpTerminator(asyncio.Protocol):
                 self._transport.pause_reading()
             else:
                 self._transport.resume_reading()
-
-    def _log_access(self, request: Request) -> None:
-        if self._server.settings.access_log:
-            line = request.line if request.head_complete else "- - HTTP/-"
-            access.info('%s - "%s" %s', address_text(request.client), line, self._writer.status or "-")
 
 
 def _first_event(request: Request) -> Event:

@@ -22,23 +22,6 @@ class ListenError(Exception):
     """The server cannot listen; the text says on what, and why not."""
 
 
-def tls_context(settings: InterfaceSettings) -> ssl.SSLContext | None:
-    """The TLS settings, or None for plain text. Raises ListenError."""
-    if settings.ssl_certfile is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        # Without a password OpenSSL would ask for one at the terminal, and wait.
-        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, settings.ssl_keyfile_password or "")
-        if settings.ssl_ca_certs is not None:
-            context.load_verify_locations(settings.ssl_ca_certs)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ssl.SSLError) as error:
-        raise ListenError(f"the TLS certificate {settings.ssl_certfile} cannot be used: {error}") from error
-    context.set_alpn_protocols(["http/1.1"])
-    return context
-
-
 def listening_socket(settings: InterfaceSettings) -> socket.socket:
     """The bound socket. Raises ListenError."""
     try:

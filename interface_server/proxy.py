@@ -36,6 +36,8 @@ class TrustedProxies:
                 address = ipaddress.ip_address(host)
             except ValueError:
                 return False
+            if isinstance(address, ipaddress.IPv6Address):  # an IPv4 peer of a listener for both looks so
+                address = address.ipv4_mapped or address
             known = any(address in network for network in self._networks)
             if len(self._known) < 1024:  # proxies are few; a flood of clients must not fill the memory
                 self._known[host] = known
@@ -47,24 +49,29 @@ class TrustedProxies:
         """The client and the scheme that a trusted peer reports; what it does not report stays as it is.
 
         Of several addresses, the last one that is not a trusted proxy itself is the client: what stands before it
-        could have been written by the client.
+        could have been written by the client. Of several schemes, it is the one that its proxy has added.
         """
-        if not self.trusts(client[0] if client else None):
+        if not self.trusts(client[0] if client and client[1] is not None else None):
             return client, scheme
         hosts: list[bytes] = []
+        schemes: list[bytes] = []
         for name, value in headers:
             if name == b"x-forwarded-for":
-                hosts += [host for entry in value.split(b",") if (host := entry.strip())]
+                hosts += _entries(value)
             elif name == b"x-forwarded-proto":
-                scheme = _SCHEMES.get(value.rpartition(b",")[2].strip().lower(), scheme)
-        if not hosts:
-            return client, scheme
-        if not self._all:
-            for host in reversed(hosts):
-                address = _address(host)
-                if not self.trusts(address[0]):
-                    return address, scheme
-        return _address(hosts[0]), scheme
+                schemes += _entries(value)
+        hops = 1
+        if hosts:
+            while hops < len(hosts) and (self._all or self.trusts(_address(hosts[-hops])[0])):
+                hops += 1
+            client = _address(hosts[-hops])
+        if schemes:  # a proxy may have replaced what was there, so there may be fewer
+            scheme = _SCHEMES.get(schemes[-min(hops, len(schemes))].lower(), scheme)
+        return client, scheme
+
+
+def _entries(value: bytes) -> list[bytes]:
+    return [entry for each in value.split(b",") if (entry := each.strip())]
 
 
 def _address(text: bytes) -> Address:

@@ -79,7 +79,9 @@ class Request:
                     return Refusal(417, "The only expectation understood is 100-continue.")
                 self.expects_continue = self.http_version == "1.1"
             elif name == b"te":
-                self.wants_trailers = b"trailers" in value.lower()
+                self.wants_trailers = self.wants_trailers or b"trailers" in [
+                    coding.strip() for coding in value.lower().split(b",")
+                ]
             elif name == b"connection":
                 if self.http_version == "1.0" and b"close" in value.lower():
                     self.keep_alive = False  # "close" outweighs "keep-alive", RFC 9112 section 9.3
@@ -100,10 +102,14 @@ class Request:
             self.kind = WEBSOCKET
             self.scheme = "wss" if self.scheme in ("https", "wss") else "ws"
             self.subprotocols = tuple(_tokens(self.headers, b"sec-websocket-protocol"))
-        elif self.kind == HTTP:
-            self.extensions = {**self.extensions, **_HTTP_EXTENSIONS}
-            if self.wants_trailers and self.http_version == "1.1":
-                self.extensions["http.response.trailers"] = {}
+        elif self.http_version == "1.1":
+            self.extensions = {**self.extensions, **_HTTP_1_1_EXTENSIONS}
+            if self.wants_trailers:
+                self.wants_trailers = self.method != "HEAD"
+                if self.wants_trailers:
+                    self.extensions["http.response.trailers"] = {}
+        else:
+            self.wants_trailers = False  # they need the chunked coding, which HTTP/1.0 lacks
         return None
 
     def _split_odd_target(self) -> bool:
@@ -131,7 +137,7 @@ _OTHER_METHODS = frozenset(
         *("GET_PARAMETER", "SET_PARAMETER", "REDIRECT", "RECORD", "FLUSH"),
     )
 )
-_HTTP_EXTENSIONS: dict[str, Any] = {"http.response.early_hint": {}}
+_HTTP_1_1_EXTENSIONS: dict[str, Any] = {"http.response.early_hint": {}}
 
 
 def address_text(address: Address | None) -> str:

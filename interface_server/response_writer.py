@@ -14,7 +14,7 @@ from asgibus.interface_server.response import (
     header_lines,
     response_head,
 )
-from asgibus.protocol.events import RESPONSE_START_TRAILERS, Event, Headers
+from asgibus.protocol.events import RESPONSE_START_TRAILERS, TRAILERS_END, Event, Headers
 
 logger = logging.getLogger("asgibus.interface")
 
@@ -29,6 +29,7 @@ class ResponseWriter:
         "_request",
         "_standard",
         "_start",
+        "_trailers_begun",
         "_transport",
         "close",
         "framing",
@@ -42,6 +43,7 @@ class ResponseWriter:
         self._start: Event | None = None
         self._request: Request | None = None
         self._keep_alive = True
+        self._trailers_begun = False
         self.framing: Framing | None = None
         self.remaining = 0
         self.close = False
@@ -52,6 +54,7 @@ class ResponseWriter:
         self._request = request
         self._keep_alive = keep_alive
         self._start = None
+        self._trailers_begun = False
         self.framing = None
         self.remaining = 0
         self.close = not keep_alive
@@ -71,6 +74,16 @@ class ResponseWriter:
     def written(self) -> bool:
         """Whether the client has seen something of the response."""
         return self.framing is not None
+
+    def ask_for_body(self) -> None:
+        """Write "100 Continue", unless the response has begun."""
+        if not self.begun:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def early_hint(self, links: Headers) -> None:
+        """Write "103 Early Hints". Not behind the head, where it has no place, nor to HTTP/1.0, which knows no 1xx."""
+        if not self.written and self._request is not None and self._request.http_version == "1.1":
+            self._transport.write(b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % header_lines(links))
 
     def start(self, event: Event) -> None:
         """Hold a RESPONSE_START event until the body begins, or `flush`."""
@@ -102,26 +115,37 @@ class ResponseWriter:
             return False
         return True
 
-    def trailers(self, headers: Headers) -> None:
-        """Write the trailer section, if the client wants it."""
+    def trailers(self, event: Event) -> None:
+        """Write trailers where the response can have them and the client wants them; TRAILERS_END ends them."""
         if self.framing is Framing.CHUNKED:
-            wanted = self._request is not None and self._request.wants_trailers
-            self._transport.write(LAST_CHUNK + (header_lines(headers) if wanted else b"") + b"\r\n")
+            lines = b"" if self._trailers_begun else LAST_CHUNK
+            self._trailers_begun = True
+            if self._request is not None and self._request.wants_trailers:
+                lines += header_lines(event[1])
+            self._transport.write(lines + b"\r\n" if event[0] == TRAILERS_END else lines)
 
     def _head(self, whole: int | None) -> bytes:
         start, self._start = self._start, None
         request = self._request
         assert start is not None
         assert request is not None
+        headers = start[2]
+        trailers = False
+        if start[0] == RESPONSE_START_TRAILERS:
+            trailers = request.wants_trailers
+            # With trailers a body must be chunked, and its length must not be said: RFC 9112 section 6.2. Without,
+            # none must be announced.
+            unfit = b"content-length" if trailers else b"trailer"
+            headers = tuple([header for header in headers if header[0].lower() != unfit])
         head = response_head(
             start[1],
-            start[2],
+            headers,
             self._standard,
             http_version=request.http_version,
             method=request.method,
             keep_alive=self._keep_alive,
             whole=whole,
-            trailers=start[0] == RESPONSE_START_TRAILERS,
+            trailers=trailers,
         )
         self.framing, self.remaining, self.close = head.framing, head.length, head.close
         return head.data

@@ -5,28 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
 
+from asgibus.interface_server.acceptor import Acceptor
 from asgibus.interface_server.connections import Connections
 from asgibus.interface_server.http import HttpTerminator
-from asgibus.interface_server.listeners import (
-    ListenError,
-    describe,
-    host_and_port,
-    listen,
-    listening_socket,
-    tls_context,
-)
+from asgibus.interface_server.listeners import ListenError, describe, host_and_port, listening_socket
 from asgibus.interface_server.proxy import TrustedProxies
+from asgibus.interface_server.proxy_protocol import Origin
 from asgibus.interface_server.request import Request
 from asgibus.interface_server.response import StandardHeaders
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.terminator import Holder, Host, Listener
+from asgibus.interface_server.tls import Tls
 from asgibus.layers.contract import ChannelLayer, Statistics, statistics_of
 from asgibus.protocol.channels import shared_channels
 from asgibus.protocol.opening import Address
@@ -69,6 +64,8 @@ class Server:
         self.half_close = settings.ssl_certfile is None  # TLS knows no half-closed connection
         self._layer = layer
         self._proxies = TrustedProxies(settings.forwarded_allow_ips) if settings.proxy_headers else None
+        self._tls = Tls(settings)
+        self._acceptor: Acceptor | None = None
         self._terminators: set[Holder] = set()
         self._emptied = anyio.Event()
         self._draining = False
@@ -101,7 +98,7 @@ class Server:
         Raises ListenError and LayerUnavailable, both at the start only.
         """
         self.loop = asyncio.get_running_loop()
-        tls = tls_context(self.settings)
+        self._tls.load()
         listening = listening_socket(self.settings)
         try:
             self.connections = Connections(self.settings)
@@ -111,7 +108,7 @@ class Server:
                     self.now = self.connections.now = self.loop.time()
                     async with anyio.create_task_group() as clock:
                         clock.start_soon(self._tick)
-                        await self._accept(listening, tls, stop, ready)
+                        await self._accept(listening, stop, ready)
                         clock.cancel_scope.cancel()
                     tasks.cancel_scope.deadline = anyio.current_time() + DRAIN_SECONDS
                 with anyio.move_on_after(DRAIN_SECONDS):
@@ -119,18 +116,20 @@ class Server:
         finally:
             listening.close()
 
-    async def _accept(
-        self, listening: socket.socket, tls: ssl.SSLContext | None, stop: anyio.Event, ready: Callable[[str], None]
-    ) -> None:
-        where = describe(listening, tls=tls is not None)
-        server = await listen(listening, lambda: HttpTerminator(self), tls, self.settings)
-        try:
-            async with _listening(self._listeners, self):
-                ready(where)
-                await stop.wait()
-        finally:
-            self._draining = True
-            server.close()
+    async def _accept(self, listening: socket.socket, stop: anyio.Event, ready: Callable[[str], None]) -> None:
+        where = describe(listening, tls=self.settings.ssl_certfile is not None)
+        acceptor = Acceptor(
+            self.settings, listening, self._tls, lambda origin: HttpTerminator(self, origin), self.connections.counts
+        )
+        async with acceptor.accepting():
+            self._acceptor = acceptor
+            try:
+                async with _listening(self._listeners, self):
+                    ready(where)
+                    await stop.wait()
+            finally:
+                self._draining = True
+                self._acceptor = None
         for terminator in list(self._terminators):
             terminator.shut_down()
         await self._empty(self.settings.graceful_timeout)
@@ -143,6 +142,11 @@ class Server:
             for terminator in list(self._terminators):
                 terminator.abort()
             await self._empty(DRAIN_SECONDS)
+
+    async def reload_certificates(self) -> None:
+        """Read the TLS certificates again, for new connections; if they are bad, say so and keep those in force."""
+        if self._acceptor is not None:
+            await self._acceptor.reload()
 
     async def _empty(self, seconds: float) -> None:
         """Wait until every socket has ended, at most that long."""
@@ -186,15 +190,17 @@ class Server:
         if not self._terminators:
             self._emptied.set()
 
-    def peer_of(self, transport: asyncio.Transport) -> Peer:
-        """What a scope says about a socket: client, server, scheme, extensions."""
+    def peer_of(self, transport: asyncio.Transport, origin: Origin | None) -> Peer:
+        """What a scope says about a socket: client, server, scheme, extensions; `origin` if a proxy has told it."""
         transport.set_write_buffer_limits(high=WRITE_HIGH_WATER)
         client = host_and_port(transport.get_extra_info("peername"))
         server = host_and_port(transport.get_extra_info("sockname"))
+        if origin is not None:
+            client, server = origin.client, origin.server or server
         tls = transport.get_extra_info("ssl_object")
         if tls is None:
             return client, server, "http", {}
-        return client, server, "https", {"tls": _tls_extension(tls)}
+        return client, server, "https", {"tls": self._tls.extension(tls)}
 
     def trust_proxy(self, request: Request) -> None:
         """Believe the forwarding headers of a request that came from a trusted proxy."""
@@ -227,18 +233,3 @@ async def _listening(listeners: Sequence[Listener], host: Host) -> AsyncIterator
     finally:
         for listener in started:
             listener.stop()
-
-
-_TLS_VERSIONS = {"TLSv1.2": 0x0303, "TLSv1.3": 0x0304}
-
-
-def _tls_extension(tls: ssl.SSLObject) -> dict[str, Any]:
-    """The scope extension "tls" 0.2: what is known of the connection; certificates are not passed on yet."""
-    return {
-        "server_cert": None,
-        "client_cert_chain": [],
-        "client_cert_name": None,
-        "client_cert_error": None,
-        "tls_version": _TLS_VERSIONS.get(tls.version() or ""),
-        "cipher_suite": None,
-    }

@@ -8,6 +8,7 @@ from typing import Literal
 from asgibus.protocol.session import WINDOW
 
 SlowClient = Literal["close", "skip"]
+ClientCertificates = Literal["none", "optional", "required"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +36,13 @@ class InterfaceSettings:
     root_path: str = ""
     proxy_headers: bool = True
     forwarded_allow_ips: str = "127.0.0.1"
+    proxy_protocol: bool = False
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     ssl_keyfile_password: str | None = None
     ssl_ca_certs: str | None = None
+    ssl_cert_reqs: ClientCertificates | None = None
+    """None: required if there are `ssl_ca_certs`."""
     server_header: bool = True
     date_header: bool = True
     access_log: bool = True
@@ -64,6 +68,7 @@ class InterfaceSettings:
     """Bytes per second below which a request's body is too slow; the usual defence against a dripping client."""
     max_connections: int = 10_000
     websocket_max_message_size: int = 1024 * 1024
+    websocket_compression: bool = False
     window: int = WINDOW
     udp_max_peers: int = 1000
     """Remote addresses with a run of the app, for each UDP address; senders' addresses can be forged."""

@@ -36,7 +36,14 @@ __all__ = [
 ]
 
 
-class Terminator(Protocol):
+class Holding(Protocol):
+    """What writes some things only when a batch is through."""
+
+    def flush(self) -> None:
+        """Write what is still held: no more comes in this batch."""
+
+
+class Terminator(Holding, Protocol):
     """What a `Connection` asks of the protocol that holds the socket. Nothing here may block or raise."""
 
     write_paused: bool
@@ -44,9 +51,6 @@ class Terminator(Protocol):
 
     def write_event(self, event: Event) -> None:
         """An event of the app, legal in the connection's state; written at once, or held until `flush`."""
-
-    def flush(self) -> None:
-        """Write what is still held: no more comes in this batch."""
 
     def broadcast(self, event: Event, shared: dict[str, Any]) -> None:
         """An event for a whole group. `shared` keeps its encoded form from one member to the next."""

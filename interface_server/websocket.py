@@ -1,95 +1,55 @@
 """The WebSocket terminator: one object per socket, callbacks only, over the sans-IO protocol of websockets.
 
 It takes a socket over from the HTTP terminator at the end of the handshake request. Nothing is switched before the app
-has sent `websocket.accept`; what the client sends until then is kept.
+has sent `websocket.accept`; what the client sends until then is kept. All writing is in `websocket_answers`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import SERVER, Protocol
 
-from asgibus.interface_server.connection import Connection
+from asgibus.interface_server.compression import agree
 from asgibus.interface_server.handshake import check_handshake, switching_protocols
 from asgibus.interface_server.pace import ClientPace, waiting_bytes
 from asgibus.interface_server.request import Refusal, Request, address_text
-from asgibus.interface_server.response import plain_response
 from asgibus.interface_server.response_writer import ResponseWriter
-from asgibus.interface_server.websocket_frames import encode_message
-from asgibus.protocol.events import (
-    ACCEPT,
-    CLOSE,
-    MESSAGE_RECEIVED,
-    MESSAGE_SENT,
-    RESPONSE_BODY,
-    RESPONSE_END,
-    RESPONSE_START,
-    Event,
-)
+from asgibus.interface_server.websocket_answers import CLOSE_SECONDS, Answering, Phase
+from asgibus.protocol.events import MESSAGE_RECEIVED, Headers
 from asgibus.protocol.session import PART
 
 if TYPE_CHECKING:
     from asgibus.interface_server.server import Server
 
-logger = logging.getLogger("asgibus.interface")
-access = logging.getLogger("asgibus.access")
 _quiet = logging.getLogger("asgibus.websockets")  # the protocol's own log: bad input of clients, frame by frame
 
-CLOSE_SECONDS = 10.0  # how long a client may take to answer our close frame
 EARLY_BYTES = PART  # kept of what a client sends before it is accepted; then its socket is not read
 
 
-_REASONS: dict[int, str] = {
-    CloseCode.TRY_AGAIN_LATER: "no worker",
-    CloseCode.SERVICE_RESTART: "the worker is gone",
-    CloseCode.INTERNAL_ERROR: "the app failed",
-}
-
-
-class Phase(Enum):
-    """Where a WebSocket is."""
-
-    HANDSHAKE = "waiting for the app to accept"
-    OPEN = "open"
-    CLOSING = "closing"
-
-
-class WebSocketTerminator(asyncio.Protocol):
+class WebSocketTerminator(Answering):
     """One client's WebSocket. See `Terminator` for the seam."""
 
     __slots__ = (
         "_alive",
-        "_connection",
         "_early",
         "_fragments",
-        "_log_line",
         "_opened",
         "_pace",
-        "_paused",
-        "_phase",
         "_pinged",
-        "_protocol",
-        "_request",
-        "_server",
         "_text",
-        "_transport",
-        "_writer",
-        "deadline",
-        "write_paused",
     )
 
     def __init__(self, server: Server, transport: asyncio.Transport, writer: ResponseWriter) -> None:
         self._server = server
         self._transport = transport
-        self._writer: ResponseWriter | None = writer
-        self._request: Request | None = None
-        self._connection: Connection | None = None
-        self._protocol: Protocol | None = None
+        self._writer = writer
+        self._request = None
+        self._connection = None
+        self._protocol = None
         self._phase = Phase.HANDSHAKE
         self._early = b""
         self._fragments: list[bytes] | None = None
@@ -100,6 +60,7 @@ class WebSocketTerminator(asyncio.Protocol):
         self._opened = server.now
         self._pace: ClientPace | None = None
         self._log_line = ""
+        self._window_bits = 0
         self.deadline = 0.0
         self.write_paused = False
 
@@ -202,56 +163,7 @@ class WebSocketTerminator(asyncio.Protocol):
         self._begin_closing()
         self._leave(close.code if close else CloseCode.ABNORMAL_CLOSURE, close.reason if close else "")
 
-    # The seam: what the app sends.
-
-    def write_event(self, event: Event) -> None:
-        """See `Terminator`."""
-        code = event[0]
-        if code == MESSAGE_SENT:
-            self._transport.write(encode_message(event[1]))
-        elif code == ACCEPT:
-            self._accept(event[1], event[2])
-        elif code == CLOSE:
-            self._connection = None
-            if self._phase is Phase.HANDSHAKE:
-                self._answer(Refusal(403, "The app refused this WebSocket."))
-            else:
-                self._close(event[1], event[2])
-        elif code == RESPONSE_START:
-            assert self._request is not None
-            assert self._writer is not None
-            self._writer.begin(self._request, keep_alive=False)
-            self._writer.start(event)
-        elif code == RESPONSE_BODY or code == RESPONSE_END:
-            assert self._writer is not None
-            if code == RESPONSE_BODY:
-                self._writer.body(event[1])
-            else:
-                self._connection = None
-                self._writer.end(event[1])
-                self._log(self._writer.status)
-                self._finish_refused()
-        else:  # ABORT
-            self._connection = None
-            self._transport.abort()
-
-    def flush(self) -> None:
-        """See `Terminator`: nothing is held here."""
-
-    def broadcast(self, event: Event, shared: dict[str, Any]) -> None:
-        """See `Terminator`."""
-        if event[0] != MESSAGE_SENT or self._phase is not Phase.OPEN or self._connection is None:
-            if self._connection is None or not self._connection.plain(event):
-                self._server.connections.counts["broadcast out of place"] += 1
-            return
-        if self.write_paused and self._server.is_slow(self._transport):
-            if self._server.settings.slow_client == "close":
-                self._drop_slow()
-            return
-        frame = shared.get("frame")
-        if frame is None:
-            frame = shared["frame"] = encode_message(event[1])
-        self._transport.write(frame)
+    # The seam: what else a connection and the server ask for.
 
     def pause(self) -> None:
         """See `Terminator`."""
@@ -265,17 +177,6 @@ class WebSocketTerminator(asyncio.Protocol):
             self._paused = False
             self._alive = True  # an answer to a ping may be among what was not read
             self._transport.resume_reading()
-
-    def fail(self, status: int, close_code: int) -> None:
-        """See `Terminator`."""
-        self._connection = None
-        if self._phase is Phase.HANDSHAKE:
-            text = (
-                "No worker is ready for this WebSocket." if status == 503 else "The worker of this WebSocket is gone."
-            )
-            self._answer(Refusal(status, text))
-        else:
-            self._close(close_code, _REASONS.get(close_code, ""))
 
     def expire(self, now: float) -> None:
         """See `Terminator`."""
@@ -315,94 +216,27 @@ class WebSocketTerminator(asyncio.Protocol):
         elif self._phase is Phase.OPEN:
             self._close(CloseCode.SERVICE_RESTART, "")
 
-    def abort(self) -> None:
-        """See `Terminator`."""
-        self._transport.abort()
-
-    # Writing.
-
-    def _accept(self, subprotocol: str | None, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+    def _accept(self, subprotocol: str | None, headers: Headers) -> None:
         request = self._request
         assert request is not None
-        self._transport.write(switching_protocols(request, subprotocol, headers, self._server.standard))
+        settings = self._server.settings
+        agreed = agree(request) if settings.websocket_compression else None
+        extensions = agreed.header if agreed else b""
+        self._transport.write(switching_protocols(request, subprotocol, headers, self._server.standard, extensions))
         self._log(101)
-        self._protocol = Protocol(SERVER, max_size=self._server.settings.websocket_max_message_size, logger=_quiet)
+        self._protocol = Protocol(SERVER, max_size=settings.websocket_max_message_size, logger=_quiet)
+        if agreed:
+            self._protocol.extensions = [agreed.reading]
+            self._window_bits = agreed.window_bits
         self._phase = Phase.OPEN
         self._opened = self._pinged = now = self._server.now
-        self.deadline = now + min(self._server.settings.ping_interval, self._server.settings.websocket_timeout)
+        self.deadline = now + min(settings.ping_interval, settings.websocket_timeout)
         self._request = self._writer = None
         early, self._early = self._early, b""
         if early:
             self.resume()
             self.data_received(early)  # at once: what comes next may be read before any later callback
 
-    def _answer(self, refusal: Refusal) -> None:
-        """Refuse the handshake."""
-        self._connection = None
-        headers = b"sec-websocket-version: 13\r\n" if refusal.status == 426 else b""
-        response = plain_response(refusal.status, refusal.reason, self._server.standard)
-        self._transport.write(response.replace(b"\r\n\r\n", b"\r\n" + headers + b"\r\n", 1))
-        self._log(refusal.status)
-        self._finish_refused()
-
-    def _finish_refused(self) -> None:
-        self._phase = Phase.CLOSING
-        self.deadline = self._server.now + CLOSE_SECONDS
-        self._transport.close()
-
-    def _close(self, code: int, reason: str) -> None:
-        if self._phase is Phase.OPEN:
-            assert self._protocol is not None
-            self._protocol.send_close(code, reason)
-            self._begin_closing()
-            self._write_pending()
-            self.resume()  # to see the client's answer
-
-    def _begin_closing(self) -> None:
-        if self._phase is Phase.OPEN:
-            self._phase = Phase.CLOSING
-            self.deadline = self._server.now + CLOSE_SECONDS
-
-    def _write_pending(self) -> None:
-        protocol = self._protocol
-        assert protocol is not None
-        if self.write_paused and self._phase is Phase.OPEN:
-            # Only pongs are pending, and a client that does not read them must not make us keep them: the last one
-            # will do, RFC 6455 section 5.5.3. It is written when the client reads on.
-            del protocol.writes[:-1]
-            return
-        for data in protocol.data_to_send():
-            if data:
-                self._transport.write(data)
-            elif protocol.close_rcvd is None and self._transport.can_write_eof():
-                # The client may be in the middle of what we refuse. Closing now would reset the connection, and the
-                # close frame would be lost with it: the rest is discarded until the client closes, or the deadline.
-                self.resume()
-                self._transport.write_eof()
-            else:  # the protocol's sign that nothing more will be sent
-                self._transport.close()
-
-    def _drop_slow(self) -> None:
-        """The client cannot follow its group: it is told so, should it ever read it, and dropped."""
-        assert self._protocol is not None
-        self._protocol.send_close(CloseCode.TRY_AGAIN_LATER, "too slow")
-        self._begin_closing()
-        self._write_pending()
-        self._leave(CloseCode.TRY_AGAIN_LATER, "too slow")
-
-    # Endings and limits.
-
-    def _leave(self, code: int, reason: str = "") -> None:
-        """The client is gone, or as good as gone: the app learns it."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.client_gone(int(code), reason)
-
     def _stalled(self, now: float) -> bool:
         self._pace = self._pace or ClientPace()  # few sockets ever need one
         return self._pace.stalled(now, waiting_bytes(self._transport))
-
-    def _log(self, status: int) -> None:
-        if self._server.settings.access_log:
-            access.info("%s %s", self._log_line, status)
-        self._log_line = ""

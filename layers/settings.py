@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from fnmatch import translate
 EXPIRY_SECONDS = 60.0  # what the 2016 specification suggests
 GROUP_EXPIRY_SECONDS = 86400.0  # likewise
 CAPACITY = 100  # likewise
+LONGEST_SECONDS = 10 * 365 * 86400  # for a message or a membership: Redis refuses times that its clock cannot hold
 
 Pattern = str | re.Pattern[str]
 
@@ -39,7 +39,7 @@ class LayerSettings:
     ) -> LayerSettings:
         """Check the options and compile the patterns: globs, or compiled expressions.
 
-        Raises ValueError for a time or a capacity that is not above 0.
+        Raises ValueError for a time or a capacity that is not above 0, and a time above ten years.
         """
         capacities = tuple(
             (re.compile(translate(pattern)) if isinstance(pattern, str) else pattern, number)
@@ -50,6 +50,9 @@ class LayerSettings:
         for name, number in numbers:
             if isinstance(number, bool) or not isinstance(number, int | float) or not number > 0:
                 raise ValueError(f"a channel layer's {name} is a number above 0, not {number!r}")
+        for name, seconds in (("expiry", expiry), ("group_expiry", group_expiry)):
+            if seconds > LONGEST_SECONDS:
+                raise ValueError(f"a channel layer's {name} is at most {LONGEST_SECONDS} seconds, not {seconds!r}")
         return cls(expiry, group_expiry, capacity, capacities)
 
     def capacity_of(self, channel: str) -> int:
@@ -61,7 +64,7 @@ class LayerSettings:
 
 
 def require_delay(delay: object) -> float:
-    """Give back how many seconds a message is to be delayed. Raises ValueError if that is no number from 0 on."""
-    if isinstance(delay, int | float) and not isinstance(delay, bool) and 0 <= delay < math.inf:
+    """Give back for how many seconds a message is to wait. Raises ValueError if it is no number from 0 to ten years."""
+    if isinstance(delay, int | float) and not isinstance(delay, bool) and 0 <= delay <= LONGEST_SECONDS:
         return float(delay)
-    raise ValueError(f"a delay is a number of seconds from 0 on, not {delay!r}")
+    raise ValueError(f"a delay is a number of seconds from 0 to {LONGEST_SECONDS}, not {delay!r}")

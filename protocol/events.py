@@ -41,6 +41,10 @@ CLOSE = 25  # (code, reason)
 OTHER_SENT = 27  # (type, packed fields)
 OTHER_CLOSE = 28  # (type, packed fields) the app ends the connection
 
+# From the app to its worker, which reads the file and sends parts of a body instead: these never travel.
+PATH_SEND = 48  # (path,)
+ZERO_COPY_SEND = 49  # (more_body, file object or descriptor, offset or None, count or None)
+
 # Between the worker and the interface server alone.
 CONTINUE = 32  # () the app asks for the body of a request that expects "100 Continue"
 ABORT = 33  # () the response cannot be completed: the client must see that it was cut off
@@ -64,6 +68,22 @@ _KNOWN = frozenset({"http", "websocket", "lifespan", "udp"})  # an event of thes
 
 _HEADER_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")  # a token, RFC 9110 section 5.6.2
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # control bytes: they would split the response
+_NO_TRAILERS = frozenset(  # what RFC 9110 section 6.5.1 bars from trailers: framing, routing, authentication, content
+    (
+        *(
+            b"content-length",
+            b"transfer-encoding",
+            b"trailer",
+            b"te",
+            b"connection",
+            b"keep-alive",
+            b"upgrade",
+            b"host",
+        ),
+        *(b"authorization", b"proxy-authenticate", b"proxy-authorization", b"www-authenticate", b"set-cookie"),
+        *(b"content-encoding", b"content-type", b"content-range", b"cache-control", b"expires", b"date", b"location"),
+    )
+)
 _SUBPROTOCOL = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z", re.ASCII)
 
 
@@ -177,8 +197,31 @@ def _response_body(event: Mapping[str, Any]) -> Event:
     return (RESPONSE_BODY if event.get("more_body") else RESPONSE_END, body)
 
 
+def _path_send(event: Mapping[str, Any]) -> Event:
+    path = event["path"]
+    if not isinstance(path, str):
+        raise TypeError(f"the path must be a str, not {type(path).__name__}")
+    return (PATH_SEND, path)
+
+
+def _zero_copy_send(event: Mapping[str, Any]) -> Event:
+    file = event["file"]
+    if not isinstance(file, int) and not callable(getattr(file, "fileno", None)):
+        raise TypeError(f"the file must be one with a descriptor, not {type(file).__name__}")
+    numbers = (event.get("offset"), event.get("count"))
+    for name, number in zip(("offset", "count"), numbers, strict=True):
+        if number is not None and not isinstance(number, int):
+            raise TypeError(f"the {name} must be an int, not {type(number).__name__}")
+        if number is not None and number < 0:
+            raise ValueError(f"the {name} must not be negative: {number}")
+    return (ZERO_COPY_SEND, bool(event.get("more_body")), file, *numbers)
+
+
 def _trailers(event: Mapping[str, Any]) -> Event:
     headers = _headers(event.get("headers", ()), "the trailers")
+    for name, _ in headers:
+        if name.lower() in _NO_TRAILERS:
+            raise ValueError(f"{name!r} may not be a trailer (RFC 9110 section 6.5.1)")
     return (TRAILERS if event.get("more_trailers") else TRAILERS_END, headers)
 
 
@@ -239,6 +282,8 @@ def _forget_peer(event: Mapping[str, Any]) -> Event:
 _ENCODERS = {
     "http.response.start": _response_start,
     "http.response.body": _response_body,
+    "http.response.pathsend": _path_send,
+    "http.response.zerocopysend": _zero_copy_send,
     "http.response.trailers": _trailers,
     "http.response.early_hint": _early_hint,
     "websocket.accept": _accept,

@@ -2,7 +2,7 @@
 
 Redis is found in this order: the URL in ASGIBUS_TEST_REDIS_URL (its database is emptied, one database for each xdist
 worker), a private `redis-server`, a container, and last fakeredis, with which the tests marked `redis` are skipped.
-With CI or ASGIBUS_REQUIRE_ALL set, a test marked `redis` or `browser` may not be skipped: it fails.
+With CI or ASGIBUS_REQUIRE_ALL set, a test marked `redis`, `browser` or `program` may not be skipped: it fails.
 """
 
 import os
@@ -23,8 +23,8 @@ from support.redis import RedisServer
 settings.register_profile("asgibus", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("asgibus")
 
-REQUIRED = ("redis", "browser")
-MARKED_BY_FIXTURE = {"redis_url": "redis", "start_redis": "redis", "browser": "browser"}
+REQUIRED = ("redis", "browser", "program")
+MARKED_BY_FIXTURE = {"redis_url": "redis", "start_redis": "redis", "browser": "browser", "program": "program"}
 
 _source_key = pytest.StashKey[redis_support.Source]()
 _processes_key = pytest.StashKey[Processes]()
@@ -56,7 +56,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """State what the chaos tests measured, and say loudly which tests a missing Redis or browser skipped."""
+    """State what the chaos tests measured, and say loudly which tests a missing program skipped."""
     figures = [
         (report.nodeid.partition("::")[2], text)
         for reports in terminalreporter.stats.values()
@@ -70,7 +70,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for test, text in figures:
         terminalreporter.write_line(f"{test}: {text}")
     skipped = terminalreporter.stats.get("skipped", [])
-    for name, missing in (("redis", "real Redis that the tests may use"), ("browser", "Chromium")):
+    for name, missing in (
+        ("redis", "real Redis that the tests may use"),
+        ("browser", "Chromium"),
+        ("program", "nginx, Caddy or systemd"),
+    ):
         ids = [report.nodeid for report in skipped if name in report.keywords]
         if ids:
             terminalreporter.section(f"NO {missing}: {len(ids)} tests SKIPPED", sep="!", red=True, bold=True)
@@ -113,6 +117,23 @@ def pytest_make_collect_report(
         report.outcome = "failed"
         report.longrepr = f"{collector.nodeid} skipped itself, and CI or ASGIBUS_REQUIRE_ALL forbids it"
     return report
+
+
+# Programs beside Redis and the browser.
+
+
+@pytest.fixture
+def program() -> Callable[[str], str]:
+    """The path of a program of the machine, `program("nginx")`; skips the test if there is none. Marks it `program`."""
+
+    def find(name: str) -> str:
+        # Debian has servers where only root looks for them.
+        path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+        if path is None:
+            pytest.skip(f"no {name}")
+        return path
+
+    return find
 
 
 # Async tests.

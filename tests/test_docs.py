@@ -1,5 +1,8 @@
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,11 @@ from frameworks.matrix import FRAMEWORKS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+# What a browser loads by itself, at another host.
+LOADED = re.compile(
+    r"""<(?:script|img|iframe|link(?=[^>]*stylesheet|[^>]*icon|[^>]*pre))[^>]*\s(?:src|href)=["']?(?:https?:)?//"""
+)
 
 
 def test_the_page_of_options_is_made_from_the_commands_as_they_are() -> None:
@@ -29,3 +37,20 @@ def test_each_framework_has_a_page_with_its_commands_and_code_that_is_python(fra
     assert "## What differs from uvicorn" in text
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         compile(code, framework, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST)
+
+
+def test_the_site_is_built_without_a_warning_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+
+    built = subprocess.run(command, check=False, cwd=ROOT, env=env, capture_output=True, text=True, timeout=50)
+
+    assert built.returncode == 0, built.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) >= len(PAGES) - 2
+    for page in pages:
+        assert not LOADED.search(page.read_text()), f"{page.name} loads something from another host"
+    for style in tmp_path.rglob("*.css"):
+        assert not re.search(r"url\(\s*[\"']?(?:https?:)?//|@import", style.read_text()), (
+            f"{style.name} loads something"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import MutableMapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 from asgibus.layers.contract import Bus, ChannelLayer, Claim
@@ -13,9 +14,11 @@ from asgibus.protocol.events import (
     ABORT,
     ACCEPT,
     CLOSE,
+    EARLY_HINT,
     MESSAGE_SENT,
     OTHER_CLOSE,
     OTHER_SENT,
+    PATH_SEND,
     RESPONSE,
     RESPONSE_BODY,
     RESPONSE_END,
@@ -29,7 +32,8 @@ from asgibus.protocol.events import (
 from asgibus.protocol.frames import TAKING
 from asgibus.protocol.opening import HTTP, WEBSOCKET, Opening
 from asgibus.protocol.session import PART, SessionEnd
-from asgibus.protocol.states import OTHER_TABLE, App, beginning, step
+from asgibus.protocol.states import HTTP_TABLE, OTHER_TABLE, App, beginning, step
+from asgibus.worker.files import send_file
 
 _NAMES = {HTTP: "an HTTP", WEBSOCKET: "a WebSocket"}
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # one WebSocket message is one entry on the bus, and must not stall the others
@@ -53,6 +57,9 @@ class Host(Protocol):
 
     def hold(self, session: Sending) -> None:
         """Call the session's `flush` at the end of this turn of the event loop."""
+
+    def keep(self, session: Sending) -> None:
+        """Do not, after all."""
 
     def took(self, session: Sending) -> None:
         """The app has taken an event of a WebSocket that the interface server should soon hear of."""
@@ -108,7 +115,7 @@ class Sending(SessionEnd):
 
         Raises ClientDisconnected (an OSError) when the client is gone, ValueError or TypeError for an invalid event,
         IllegalTransition (a RuntimeError) for one that is out of order, MessageTooLarge for a WebSocket message over
-        16 MiB.
+        16 MiB, OSError for a file that cannot be read.
         """
         event = encode(message)
         kind = message["type"]
@@ -120,6 +127,9 @@ class Sending(SessionEnd):
             return  # "any further messages on the channel will be ignored", Response Body
         code = event[0]
         before = self._app_state
+        if code >= PATH_SEND:
+            await self._send_file(event)
+            return
         after = step(self._table, before, code)
         if code == RESPONSE_BODY or code == RESPONSE_END:
             if self._remaining is not None:
@@ -140,7 +150,7 @@ class Sending(SessionEnd):
             self._held = event  # most apps go on with the body at once: then both are one event
             self.host.hold(self)
             return
-        if self._held is not None:
+        if self._held is not None and code != EARLY_HINT:
             if code == RESPONSE_END and len(event[1]) <= PART:
                 event, self._held = (RESPONSE, *self._held[1:], event[1]), None
             else:
@@ -211,6 +221,22 @@ class Sending(SessionEnd):
         if not self.window_open:
             await self._window()
         return (event[0], bytes(body[cut:]))
+
+    async def _send_file(self, event: Event) -> None:
+        """Send a file as the body, or as a part of it."""
+        more = event[0] != PATH_SEND and event[1]
+        step(HTTP_TABLE, self._app_state, RESPONSE_BODY if more else RESPONSE_END)
+        # The start is kept for the first part: if there is none because the file cannot be read, the client gets a 500.
+        self.host.keep(self)
+        limit = 0 if self._no_body else self._remaining if event[0] == PATH_SEND else None
+        try:
+            await send_file(event, limit, partial(self._send_part, more))
+        finally:
+            if self._held is not None:
+                self.host.hold(self)
+
+    async def _send_part(self, more: bool, body: bytes, last: bool) -> None:
+        await self.send({"type": "http.response.body", "body": body, "more_body": more or not last})
 
     def _count_body(self, length: int, *, last: bool) -> None:
         assert self._remaining is not None

@@ -175,6 +175,11 @@ class Worker(BaseWorker):
         if len(self._held) == 1:
             self._loop.call_soon(self._flush)
 
+    def keep(self, session: Sending) -> None:
+        """See `Host`."""
+        if session in self._held:
+            self._held.remove(session)
+
     def _flush(self) -> None:
         held, self._held = self._held, []
         for session in held:

@@ -79,7 +79,11 @@ class Session(Sending):
         self._saved: dict[str, Any] | None = None
         self.scope = scope_of(opening)
         self.scope["state"] = host.lifespan_state.copy()
-        self.scope["extensions"]["asgibus"] = {"connection": Connection(self)}
+        extensions = self.scope["extensions"]
+        extensions["asgibus"] = {"connection": Connection(self)}
+        if self._is_http:
+            extensions["http.response.pathsend"] = {}
+            extensions["http.response.zerocopysend"] = {}
         self.task: asyncio.Task[None] | None = None
 
     @property

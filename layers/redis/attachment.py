@@ -7,10 +7,10 @@ import secrets
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from asgibus.layers.contract import Handler, Message
-from asgibus.layers.redis import scripts
+from asgibus.layers.redis import channel_scripts
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.bus import RedisBus
 from asgibus.layers.redis.entries import Entries
@@ -26,7 +26,6 @@ from asgibus.layers.settings import LayerSettings
 if TYPE_CHECKING:
     from asgibus.layers.redis.shards import Shard
 
-ANY_CAPACITY = -1  # for a message that had its place in the channel before
 COUNTED_MS = 86_400_000  # how long it is known what went through a channel that nobody uses
 
 
@@ -56,9 +55,12 @@ class Attachment:
         self.writer = Writer(address, keys, entries, "asgibus-writer", self.outage)
         self.writer.on_up.add(self._up)
         self._run_id = ""
+        self._expiry = round(settings.expiry * 1000)
         self.sent = Sent(self.writer, keys, entries, counts)
         self.epoch = Epoch(self.sent.lost, epoch)
-        self.receiver = Receiver(address, keys, entries, expiry=settings.expiry, group_expiry=settings.group_expiry)
+        self.receiver = Receiver(
+            address, keys, entries, self.writer, expiry=settings.expiry, group_expiry=settings.group_expiry
+        )
         self._lock = asyncio.Lock()
         self._open = False
         self._inboxes: dict[str, tuple[Inbox, RedisBus]] = {}
@@ -84,9 +86,7 @@ class Attachment:
             inbox.close()
             await bus.close()
         self._inboxes.clear()
-        for channel, entries in self.receiver.close().items():
-            for entry in entries:
-                self.writer.write(self.send_command(channel, entry, ANY_CAPACITY, 0.0), _ignore)
+        await self.receiver.close()
         if self._open:
             await self.writer.drain()
             await self.writer.close()
@@ -101,12 +101,18 @@ class Attachment:
         finally:
             await bus.close()
 
-    def send_command(self, channel: str, entry: bytes, capacity: int, delay: float) -> tuple[str | bytes | int, ...]:
-        """The command that adds a message to an ordinary channel; its reply is 0 if the channel is full."""
-        keys, settings = self.keys, self.settings
-        names = keys.messages(channel), keys.delayed(channel), keys.wake(channel), keys.counts(channel)
-        limits = capacity, round(settings.expiry * 1000), round(delay * 1000)
-        return ("EVAL", scripts.SEND, 4, *names, entry, *limits, secrets.token_hex(8) if delay else "", COUNTED_MS)
+    async def send(self, channel: str, entry: bytes, capacity: int, delay: float, until: float) -> bool:
+        """Add a message to an ordinary channel; False if that is full. Raises LayerUnavailable."""
+        keys, call = self.keys, self.writer.call
+        names = keys.messages(channel), keys.delayed(channel), keys.counts(channel)
+        limits = self._expiry, COUNTED_MS, capacity
+        later = (round(delay * 1000), secrets.token_hex(8)) if delay else ()
+        if not delay and await call(
+            "EVAL", channel_scripts.SEND, 3, *names, entry, *limits, until=until, repeatable=False
+        ):
+            return True
+        slowly = channel_scripts.SEND_SLOWLY
+        return bool(await call("EVAL", slowly, 3, *names, entry, *limits, *later, until=until, repeatable=False))
 
     async def new_channel(self, prefix: str, mailbox: str) -> str:
         """A process-local channel; the mailbox for its prefix is made at the first call, with that name."""
@@ -132,11 +138,8 @@ class Attachment:
             inbox.tell()
 
     def clear(self) -> None:
-        """Drop what has arrived for process-local channels."""
+        """Drop what has arrived for channels and was not received."""
+        self.receiver.clear()
         for inbox, bus in self._inboxes.values():
             inbox.clear()
             bus.clear()
-
-
-def _ignore(reply: Any) -> None:
-    """A message that was taken and cannot be given back is lost: at most once is what was promised."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from asgibus.layers.contract import Delivery
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.leases import Beat
-from asgibus.layers.redis import scripts
+from asgibus.layers.redis import channel_scripts
 from asgibus.layers.redis.connection import RedisError
 from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.receiver import Entry
@@ -55,10 +56,11 @@ class Deliveries:
         while not self._stopped.is_set():
             try:
                 receiver = (await self._at(channel)).receiver
-                entries, pause = await receiver.take(channel, limit, "" if once else self._consumer)
+                named = {} if once else {"consumer": self._consumer, "name": secrets.token_hex(8)}
+                entries, due = await receiver.take(channel, limit, **named)
                 if deliveries := self._read(channel, entries):
                     return deliveries
-                await self._unless_stopped(receiver.wait(channel, pause))
+                await self._unless_stopped(receiver.wait(channel, due))
             except LayerUnavailable as error:
                 logger.debug("nothing can be taken from %s: %s", channel, error)
                 await self._unless_stopped(asyncio.sleep(AGAIN_SECONDS))
@@ -106,7 +108,7 @@ class Deliveries:
     async def _taken(self, channel: str) -> list[tuple[str, str]]:
         """The id and the consumer of each message that is not acknowledged."""
         place = await self._at(channel)
-        reply = await place.writer.call("EVAL", scripts.TAKEN, 1, place.keys.taken(channel), until=_soon())
+        reply = await place.writer.call("EVAL", channel_scripts.TAKEN, 1, place.keys.taken(channel), until=_soon())
         return [(reply[i].decode(), reply[i + 1].decode()) for i in range(0, len(reply), 2)]
 
     async def _at(self, channel: str) -> Attachment:
@@ -122,11 +124,13 @@ class Deliveries:
     def _put_back(self, channel: str, ids: list[str], delay: float) -> None:
         place = self._places[channel]
         keys = place.keys
-        names = keys.messages(channel), keys.delayed(channel), keys.wake(channel), keys.taken(channel)
+        names = keys.messages(channel), keys.delayed(channel), keys.taken(channel)
         for start in range(0, len(ids), GIVE_BACK_AT_ONCE):
             some = ids[start : start + GIVE_BACK_AT_ONCE]
             milliseconds = round(delay * 1000)
-            place.writer.write(("EVAL", scripts.GIVE_BACK, 4, *names, self._expiry, milliseconds, *some), _log_error)
+            place.writer.write(
+                ("EVAL", channel_scripts.GIVE_BACK, 3, *names, self._expiry, milliseconds, *some), _log_error
+            )
 
     def _read(self, channel: str, entries: Collection[Entry]) -> list[Delivery]:
         place = self._places[channel].keys.messages(channel)

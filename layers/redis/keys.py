@@ -41,16 +41,12 @@ class Keys:
         return f"{self.prefix}:unread:{{{self.mailbox(mailbox)}}}"
 
     def messages(self, channel: str) -> str:
-        """Stream: the unread messages of an ordinary channel."""
+        """List: the unread messages of an ordinary channel."""
         return f"{self.prefix}:channel:{channel}"
 
     def delayed(self, channel: str) -> str:
         """Sorted set: those that nobody may read yet; scores are when they are due."""
         return f"{self.prefix}:delayed:{{{self.messages(channel)}}}"
-
-    def wake(self, channel: str) -> str:
-        """Stream: an entry for each of those, which wakes the readers."""
-        return f"{self.prefix}:wake:{{{self.messages(channel)}}}"
 
     def taken(self, channel: str) -> str:
         """Hash: the messages that somebody has taken and not acknowledged."""

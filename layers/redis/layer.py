@@ -19,7 +19,7 @@ from asgibus.layers.codec import pack_message
 from asgibus.layers.contract import DEAD, GROUP_MESSAGE, Bus, ChannelLayer, Frame, Handler, Message, Statistics
 from asgibus.layers.errors import ChannelFull, LayerUnavailable
 from asgibus.layers.names import require_channel, require_group, split_local
-from asgibus.layers.redis import scripts
+from asgibus.layers.redis import channel_scripts, scripts
 from asgibus.layers.redis.attachment import Attachment
 from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.hosts import DEFAULT_HOST, Hosts, addresses
@@ -239,7 +239,9 @@ class RedisChannelLayer(ChannelLayer):
         if local is None:
             names = keys.messages(channel), keys.delayed(channel), keys.counts(channel)
             expiry = round(self.expiry * 1000)
-            sent, pending, age, full = await writer.call("EVAL", scripts.STATISTICS, 3, *names, expiry, until=_until())
+            sent, pending, age, full = await writer.call(
+                "EVAL", channel_scripts.STATISTICS, 3, *names, expiry, until=_until()
+            )
             return Statistics(
                 messages_count=sent, messages_pending=pending, messages_max_age=age / 1000, channel_full_count=full
             )
@@ -276,7 +278,7 @@ class RedisChannelLayer(ChannelLayer):
         attachments = [await shard.attachment() for shard in self._shards]
         for attachment in attachments:
             attachment.clear()
-        async for shard, key in self._scan("channel", "delayed", "wake", "taken", "counts", "group"):
+        async for shard, key in self._scan("channel", "delayed", "taken", "counts", "group"):
             (await shard.attachment()).writer.write(("UNLINK", key), _ignore)
         for attachment in attachments:
             await attachment.writer.posted(_until())
@@ -313,8 +315,7 @@ class RedisChannelLayer(ChannelLayer):
     async def _send_ordinary(self, attachment: Attachment, channel: str, payload: bytes, delay: float) -> bool:
         """False if the channel is full."""
         entry = self._entries.seal(attachment.keys.messages(channel), payload)
-        command = attachment.send_command(channel, entry, self.settings.capacity_of(channel), delay)
-        return bool(await attachment.writer.call(*command, repeatable=False, until=_until()))
+        return await attachment.send(channel, entry, self.settings.capacity_of(channel), delay, _until())
 
 
 def _epoch_range(attachment: Attachment) -> tuple[str, ...]:

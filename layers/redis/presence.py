@@ -318,12 +318,10 @@ class Presence:
         return [self._keys.mailbox(mailbox), *([self._keys.unread(mailbox)] if bounded else [])]
 
 
-_LEASE_TIMES = LIFE_SECONDS, SILENT_SECONDS, GRACE_SECONDS, LISTED_SECONDS, RETURN_SECONDS
-
-
 def lease_times() -> tuple[int, ...]:
     """What RENEW gets behind the mailbox: how long a lease is, and so on, in ms."""
-    return tuple(round(each * 1000) for each in _LEASE_TIMES)
+    times = LIFE_SECONDS, SILENT_SECONDS, GRACE_SECONDS, LISTED_SECONDS, RETURN_SECONDS
+    return tuple(round(each * 1000) for each in times)
 
 
 def _mailboxes(names: Sequence[bytes]) -> frozenset[str]:

@@ -1,224 +1,247 @@
-"""Taking messages out of ordinary channels: a reader that waits has a connection of its own, kept for the next."""
+"""Taking messages out of ordinary channels.
+
+A reader waits with a command that takes (BLPOP), so a message costs it one round trip. Every other second, and when a
+delayed message is due, it runs a script instead, which says what time it is in Redis; until the next one, the age of a
+message follows from the stamp that it bears. Where that leaves a doubt, as behind a step of Redis's clock, the script
+is run again.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
 from asgibus.layers.contract import Message
-from asgibus.layers.errors import LayerUnavailable
-from asgibus.layers.redis import scripts
+from asgibus.layers.redis import channel_scripts
 from asgibus.layers.redis.address import Address
-from asgibus.layers.redis.connection import BLOCK_SECONDS, RedisConnection, RedisError, connect
+from asgibus.layers.redis.blocking import BlockingConnections, Moving
+from asgibus.layers.redis.connection import BLOCK_SECONDS, pack_command
 from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.keys import Keys
+from asgibus.layers.redis.left import Left
+from asgibus.layers.redis.writer import Writer
 
-logger = logging.getLogger("asgibus.layers")
-
-EMPTIED_CHANNELS = 1000  # of which it is known that their last message was taken here
-MOVING = ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")  # what a node of a cluster says meanwhile
+LOOKED_AT_CHANNELS = 1000  # whose last look is remembered
 MOVING_SECONDS = 0.1  # until it is tried again: a slot moves in less, and a new master comes in seconds
+DOUBT_MS = 100  # more than two clocks drift apart between two looks
+TOKEN = b""
 
 
 class Entry(NamedTuple):
-    """A message as it was taken out of a channel. `payload` is packed."""
+    """A message as it was taken out of a channel. `id`: of one that is to be acknowledged. `payload` is packed.
+
+    `stamp`: since when it can be received, by Redis's clock in ms.
+    """
 
     id: str
+    stamp: int
     attempt: int
     payload: bytes
 
 
-class Pause(NamedTuple):
-    """How to wait for a channel: the last id of the stream that wakes its readers; ms until a message is due, or -1.
+class Look(NamedTuple):
+    """What the script said of a channel."""
 
-    With -1 the channel was empty.
-    """
-
-    woken: bytes
+    generation: int
+    """See `BlockingConnections`."""
+    asked: float
+    """When, by the loop's clock."""
+    now: int
+    """Redis's time in ms, at that time or a moment later."""
     due: int
-
-
-class _Moving(LayerUnavailable):
-    """The slot of a cluster has moved to another node, or is about to; the next connection goes where it is then."""
+    """ms until a message is due, or -1."""
+    until: float
+    """When the script has to be run again, by the loop's clock."""
+    pop: bytes
+    """The command that waits for so long, and takes."""
 
 
 class Receiver:
-    """Takes messages out of ordinary channels, for one event loop.
+    """Takes messages out of ordinary channels, for one event loop."""
 
-    A message is taken by a script, so it goes to one reader; only to wait, the reader blocks on the stream, which
-    takes nothing. A reader that is cancelled while the script runs leaves it behind, and the next reader of the channel
-    here takes it over, so that nothing is lost and the order is kept.
-    """
-
-    def __init__(self, address: Address, keys: Keys, entries: Entries, *, expiry: float, group_expiry: float) -> None:
-        self._address = address
+    def __init__(
+        self, address: Address, keys: Keys, entries: Entries, writer: Writer, *, expiry: float, group_expiry: float
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._keys = keys
         self._entries = entries
-        self._expiry = expiry
-        self._taken_expiry = group_expiry
-        self._idle: list[RedisConnection] = []
-        self._blocked: dict[str, list[tuple[RedisConnection, asyncio.Future[Any]]]] = {}
-        # By channel: what was left behind, and until when it may be delivered.
-        self._left: dict[str, deque[tuple[float, asyncio.Future[Any]]]] = {}
-        self._emptied: dict[str, Pause] = {}
+        self._expiry = round(expiry * 1000)
+        self._taken_expiry = round(group_expiry * 1000)
+        self._connections = BlockingConnections(address, writer, "asgibus-receive")
+        self._left = Left(self._connections, self._put_back, self._pass_on)
+        self._looks: dict[str, Look] = {}  # of channels without delayed messages
 
     async def receive(self, channel: str) -> Message:
         """The next message of a channel, as `ChannelLayer.receive` gives it. Raises LayerUnavailable."""
-        while True:
-            entry = await self._take_over(channel)
-            if entry is None:
+        look = self._looks.get(channel)
+        token = False  # whether it is here
+        try:
+            while True:
+                entry = None
                 try:
-                    if pause := self._emptied.pop(channel, None):  # it is not asked again what it has just said
-                        await self.wait(channel, pause)
-                        continue
-                    entries, pause = await self.take(channel, 1, "")
-                    if not entries:
-                        await self.wait(channel, pause)
-                        continue
-                except _Moving:
+                    if channel in self._left:
+                        item = await self._left.take_over(channel)
+                    elif look is None or not self._holds(look) or self._loop.time() >= look.until:
+                        look, taken = await self._look(channel, 1)
+                        token = not taken and look.due >= 0
+                        if not taken:
+                            continue
+                        entry, item = taken[0], None
+                    else:
+                        item = await self._pop(channel, look)
+                    if item == TOKEN:
+                        look, token = None, True
+                    elif item is not None:
+                        entry = _entry("", item)
+                        if entry.payload and not (look and self._is_fresh(entry, look)):
+                            look = await self._look_again(channel, item)
+                            token = look.due >= 0
+                            if entry.stamp <= look.now - self._expiry:
+                                continue
+                except Moving:
+                    # The writer, which may have nothing else to write, has to follow: it ends our waits.
+                    self._connections.tell("EXISTS", self._keys.messages(channel))
                     await asyncio.sleep(MOVING_SECONDS)
                     continue
-                entry = entries[0]
-                if pause.due < 0:
-                    if len(self._emptied) >= EMPTIED_CHANNELS:
-                        self._emptied.clear()
-                    self._emptied[channel] = pause
-            try:
-                return self._entries.unpack_message(self._keys.messages(channel), entry.payload)
-            except ValueError as error:
-                self._entries.refused(f"channel {channel}", entry.id, error)
+                if entry is not None and (message := self._unpack(channel, entry)) is not None:
+                    return message
+        finally:
+            if token:
+                self._pass_on(channel)
 
-    async def take(self, channel: str, limit: int, consumer: str) -> tuple[list[Entry], Pause]:
-        """Take up to `limit` messages if there are any; and what `wait` needs to know. Raises LayerUnavailable.
+    async def take(self, channel: str, limit: int, *, consumer: str = "", name: str = "") -> tuple[list[Entry], int]:
+        """Take up to `limit` messages if there are any; and how many ms it is until another is due, or -1.
 
-        `consumer`: under whose name they stay until they are acknowledged; "" if they need not be.
+        `consumer`: under whose name they stay until they are acknowledged, with ids that begin with `name`, which no
+        other call has; "" if they need not be. If it has taken none, `wait` is to be called then. Not to be cancelled,
+        unless there is a consumer. Raises LayerUnavailable.
         """
-        async with self._connected() as connection:
-            return await self._run_script(connection, channel, limit, consumer)
+        acknowledged = (consumer, self._taken_expiry, name) if consumer else ()
+        reply = await self._connections.ask(channel, self._take_command(channel, limit, *acknowledged))
+        return _entries(reply[2:]), reply[1]
 
-    async def wait(self, channel: str, pause: Pause) -> None:
-        """Until the channel holds something, or something is due or was left behind, or for a while.
+    async def wait(self, channel: str, due: int) -> None:
+        """Until the channel holds something, or something is due, or for a while. `due`: as `take` says.
 
         Raises LayerUnavailable.
         """
-        async with self._connected() as connection:
-            await self._block(connection, channel, pause)
+        key = self._keys.messages(channel)
+        # What is taken from the head is put there: that waits and changes nothing.
+        command = pack_command(("BLMOVE", key, key, "LEFT", "LEFT", _seconds(due)))
+        try:
+            await self._connections.ask(channel, command)
+        except asyncio.CancelledError:
+            if due >= 0:
+                self._pass_on(channel)
+            raise
 
-    def close(self) -> dict[str, list[bytes]]:
-        """End the idle connections. Returns, by channel, what cancelled readers had taken and nobody has read since."""
-        for connection in self._idle:
-            connection.abort("closed here")
-        self._idle.clear()
-        left = {
-            channel: [entry.payload for _, taking in kept if _has_ended(taking) for entry in _read(taking.result())[0]]
-            for channel, kept in self._left.items()
-        }
+    def clear(self) -> None:
+        """Forget what cancelled readers had taken."""
         self._left.clear()
-        return left
 
-    async def _run_script(
-        self, connection: RedisConnection, channel: str, limit: int, consumer: str
-    ) -> tuple[list[Entry], Pause]:
+    async def close(self) -> None:
+        """End the idle connections; put back what cancelled readers had taken and nobody has read since."""
+        await self._left.close()
+        self._connections.close()
+
+    async def _look(self, channel: str, limit: int) -> tuple[Look, list[Entry]]:
+        """Run the script; it takes up to that many messages."""
+        generation, asked = self._connections.generation, self._loop.time()
+        command = self._take_command(channel, limit)
+        reply = await self._connections.ask(channel, command, partial(self._left.add, channel, _left_by_script))
+        now, due = reply[:2]
+        seconds = _seconds(due)
+        pop = self._pop_command(channel, seconds)
+        look = Look(generation, asked, now, due, self._loop.time() + float(seconds), pop)
+        if due >= 0:
+            self._looks.pop(channel, None)
+        else:
+            if len(self._looks) >= LOOKED_AT_CHANNELS:
+                self._looks.clear()
+            self._looks[channel] = look
+        return look, _entries(reply[2:])
+
+    async def _look_again(self, channel: str, item: bytes) -> Look:
+        """The same, to know more about an item that was taken, and is kept if this is cancelled."""
+        try:
+            look, _ = await self._look(channel, 0)
+        except BaseException:
+            self._left.keep(channel, item)
+            raise
+        return look
+
+    async def _pop(self, channel: str, look: Look) -> bytes | None:
+        """Wait for an item, which may be the token, and take it; None if there was none for a while."""
+        command = look.pop
+        if look.due >= 0:  # the wait may have been ended before its time
+            command = self._pop_command(channel, _seconds(math.ceil((look.until - self._loop.time()) * 1000)))
+        reply = await self._connections.ask(channel, command, partial(self._left.add, channel, _left_by_pop))
+        return None if reply is None else reply[1]
+
+    def _pop_command(self, channel: str, seconds: str) -> bytes:
+        return pack_command(("BLPOP", self._keys.messages(channel), seconds))
+
+    def _take_command(self, channel: str, limit: int, *acknowledged: str | int) -> bytes:
         keys = self._keys
-        names = keys.messages(channel), keys.delayed(channel), keys.wake(channel), keys.taken(channel)
-        expiry, taken_expiry = round(self._expiry * 1000), round(self._taken_expiry * 1000)
-        taking = connection.call("EVAL", scripts.TAKE, 4, *names, expiry, limit, consumer, taken_expiry)
+        names = keys.messages(channel), keys.delayed(channel), keys.taken(channel)
+        return pack_command(("EVAL", channel_scripts.TAKE, 3, *names, self._expiry, limit, *acknowledged))
+
+    def _holds(self, look: Look) -> bool:
+        return look.generation == self._connections.generation
+
+    def _is_fresh(self, entry: Entry, look: Look) -> bool:
+        """Whether there is no doubt that it has not expired."""
+        now = look.now + (self._loop.time() - look.asked) * 1000 + 1  # or a little less
+        return self._holds(look) and now - self._expiry + DOUBT_MS < entry.stamp < now + DOUBT_MS
+
+    def _unpack(self, channel: str, entry: Entry) -> Message | None:
+        """None if there is no message in it, which is counted and logged."""
         try:
-            return _read(await asyncio.shield(taking))
-        except asyncio.CancelledError:
-            if not consumer:  # else it is given back when the consumer ends
-                end = asyncio.get_running_loop().time() + self._expiry
-                self._left.setdefault(channel, deque()).append((end, taking))
-                taking.add_done_callback(partial(self._settled, channel, connection))
-            raise
+            return self._entries.unpack_message(self._keys.messages(channel), entry.payload)
+        except ValueError as error:
+            self._entries.refused(f"channel {channel}", str(entry.stamp), error)
+            return None
 
-    async def _take_over(self, channel: str) -> Entry | None:
-        """What an earlier reader left behind, if anything."""
-        while kept := self._left.get(channel):
-            end, taking = kept.popleft()
-            if not kept:
-                del self._left[channel]
-            try:
-                entries, _ = _read(await asyncio.shield(taking))
-            except asyncio.CancelledError:
-                self._left.setdefault(channel, deque()).appendleft((end, taking))
-                raise
-            except (RedisError, LayerUnavailable):
-                continue  # nobody knows whether it took anything: at most once is what was promised
-            if entries and end > asyncio.get_running_loop().time():
-                return entries[0]
-        return None
+    def _put_back(self, channel: str, items: list[bytes]) -> None:
+        """At the head. If that fails they are lost: at most once is what was promised."""
+        self._connections.tell("EVAL", channel_scripts.RETURN, 1, self._keys.messages(channel), self._expiry, *items)
 
-    def _settled(self, channel: str, connection: RedisConnection, taking: asyncio.Future[Any]) -> None:
-        """A script that was left behind has ended."""
-        if _has_ended(taking):
-            self._idle.append(connection)
-            if _read(taking.result())[0]:
-                self._nudge(channel)
-                return
-        kept = self._left.get(channel, deque())
-        for entry in [entry for entry in kept if entry[1] is taking]:
-            kept.remove(entry)
-        if not kept:
-            self._left.pop(channel, None)
-
-    async def _block(self, connection: RedisConnection, channel: str, pause: Pause) -> None:
-        longest = BLOCK_SECONDS * 1000
-        milliseconds = longest if pause.due < 0 else max(1, min(pause.due, longest))
-        streams = self._keys.messages(channel), self._keys.wake(channel), "0", pause.woken
-        waiting = connection.call("XREAD", "COUNT", 1, "BLOCK", milliseconds, "STREAMS", *streams)
-        entry = (connection, waiting)
-        self._blocked.setdefault(channel, []).append(entry)
-        try:
-            await waiting
-        except asyncio.CancelledError:
-            connection.abort("a blocking read was given up")
-            raise
-        finally:
-            blocked = self._blocked[channel]
-            blocked.remove(entry)
-            if not blocked:
-                del self._blocked[channel]
-
-    def _nudge(self, channel: str) -> None:
-        """Let one reader that blocks look for what was left behind."""
-        for connection, waiting in self._blocked.get(channel, ()):
-            if not waiting.done():
-                waiting.set_result(None)
-                connection.abort("it blocks, and its reader does not")
-                return
-
-    @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[RedisConnection]:
-        """A connection for one command; it is kept for the next one unless that was cancelled."""
-        while self._idle and self._idle[-1].lost.done():
-            self._idle.pop()
-        connection = self._idle.pop() if self._idle else await connect(self._address, "asgibus-receive")
-        try:
-            yield connection
-        except RedisError as error:
-            connection.abort("a read was refused")
-            if str(error).startswith(MOVING):
-                for each in self._idle:
-                    each.abort("its slot of the cluster has moved")
-                raise _Moving("the channel is moving to another node of the cluster") from error
-            raise LayerUnavailable(f"Redis refused to receive: {error}") from error
-        if not connection.lost.done():
-            self._idle.append(connection)
+    def _pass_on(self, channel: str) -> None:
+        """Let another reader look when the next message is due."""
+        names = self._keys.messages(channel), self._keys.delayed(channel)
+        self._connections.tell("EVAL", channel_scripts.PASS_ON, 2, *names)
 
 
-def _has_ended(taking: asyncio.Future[Any]) -> bool:
-    return taking.done() and taking.exception() is None
+def _seconds(due: int) -> str:
+    """For how long to wait."""
+    return str(BLOCK_SECONDS) if due < 0 else f"{min(BLOCK_SECONDS, max(due, 1) / 1000):.3f}"
 
 
-def _read(reply: Any) -> tuple[list[Entry], Pause]:
-    """What TAKE answers."""
-    woken, due, *rest = reply
-    triples = zip(rest[::3], rest[1::3], rest[2::3], strict=True)
-    entries = [Entry(entry_id.decode(), int(attempt), payload) for entry_id, attempt, payload in triples]
-    return entries, Pause(woken, int(due))
+def _entry(entry_id: str, item: bytes) -> Entry:
+    """An item that is none has an empty payload, which is no message, and no time at which it expires."""
+    try:
+        stamp, attempt, payload = item.split(b":", 2)
+        return Entry(entry_id, int(stamp), int(attempt), payload)
+    except ValueError:
+        return Entry(entry_id, 0, 1, b"")
+
+
+def _entries(taken: list[bytes]) -> list[Entry]:
+    """What TAKE names: ids and items."""
+    return [_entry(entry_id.decode(), item) for entry_id, item in zip(taken[::2], taken[1::2], strict=True)]
+
+
+def _left_by_pop(reply: Any) -> tuple[bytes | None, bool]:
+    """The item that a reply holds, if any, and whether the token came with it."""
+    item = None if reply is None else reply[1]
+    return item or None, item == TOKEN
+
+
+def _left_by_script(reply: Any) -> tuple[bytes | None, bool]:
+    """The same for TAKE, which was to take one."""
+    if reply is None:
+        return None, False
+    item = reply[3] if len(reply) > 2 else None
+    return item, item is None and reply[1] >= 0

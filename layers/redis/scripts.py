@@ -6,156 +6,15 @@ a write that needs none, behind which Redis allows the others.
 
 from __future__ import annotations
 
-_NOW = """
+NOW = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
 
-# The keys of an ordinary channel, which lie in one slot; all of its scripts get those of them that they use, in this
-# order: the stream of its messages, with the payload and, when it is not the first, the attempt; the sorted set of the
-# delayed ones, scores are when they are due, members `id:attempt:payload`; a stream that wakes readers for those; the
-# hash of those that were taken and are not acknowledged, `consumer` + `attempt:payload` by id; the hash of its counts.
-
-# KEYS: messages, delayed, wake, counts. ARGV: payload, capacity or -1 for any, expiry, delay, an id for a delayed one,
-# for how long the counts are kept; times in ms. 1 if sent, 0 if the channel is full.
-SEND = (
-    "#!lua\n"
-    + _NOW
-    + """
-local expiry, delay = tonumber(ARGV[3]), tonumber(ARGV[4])
-local capacity = tonumber(ARGV[2])
-local function full() return redis.call('XLEN', KEYS[1]) + redis.call('ZCARD', KEYS[2]) >= capacity end
-redis.call('PEXPIRE', KEYS[4], ARGV[6])
-if capacity >= 0 and full() then
-  redis.call('XTRIM', KEYS[1], 'MINID', string.format('%.0f', now - expiry + 1))
-  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now - expiry))
-  if full() then
-    redis.call('HINCRBY', KEYS[4], 'full', 1)
-    return 0
-  end
-end
-if delay > 0 then
-  redis.call('ZADD', KEYS[2], string.format('%.0f', now + delay), ARGV[5] .. ':1:' .. ARGV[1])
-  redis.call('PEXPIRE', KEYS[2], math.max(redis.call('PTTL', KEYS[2]), delay + expiry))
-  redis.call('XADD', KEYS[3], 'MAXLEN', 1, '*', 'w', '')
-  redis.call('PEXPIRE', KEYS[3], math.max(redis.call('PTTL', KEYS[3]), delay + expiry))
-else
-  redis.call('XADD', KEYS[1], '*', 'm', ARGV[1])
-  redis.call('PEXPIRE', KEYS[1], ARGV[3])
-end
-redis.call('HINCRBY', KEYS[4], 'sent', 1)
-return 1
-"""
-)
-
-# KEYS: messages, delayed, wake, taken. ARGV: expiry in ms, how many at most, the consumer ('' if they need no
-# acknowledgement), how long it has at most to acknowledge them. The last id of the stream that wakes readers, ms until
-# there is another one to be taken (or -1), and for each message that was taken out, oldest first: id, attempt, payload.
-# An empty stream stays for a second: one that is made anew at once would give the ids of what was taken again.
-TAKE = (
-    _NOW
-    + """
-local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
-if oldest and tonumber(string.match(oldest[1], '^%d+')) <= now - ARGV[1] then
-  redis.call('XTRIM', KEYS[1], 'MINID', string.format('%.0f', now - ARGV[1] + 1))
-  oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
-end
-local delayed = redis.call('EXISTS', KEYS[2]) == 1
-if delayed then redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now - ARGV[1])) end
-local woken = redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 1)[1]
-local reply = {woken and woken[1] or '0', -1}
-for n = 1, tonumber(ARGV[2]) do
-  local first = oldest
-  if n > 1 then first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1] end
-  local due = delayed and redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES') or {}
-  local score = tonumber(due[2])
-  local id, attempt, payload
-  if score and score <= now and not (first and tonumber(string.match(first[1], '^%d+')) <= score) then
-    redis.call('ZREM', KEYS[2], due[1])
-    id, attempt, payload = string.match(due[1], '^(%w+):(%d+):(.*)$')
-  elseif first then
-    redis.call('XDEL', KEYS[1], first[1])
-    id, attempt, payload = first[1], first[2][4] or '1', first[2][2]
-  else
-    break
-  end
-  if ARGV[3] ~= '' then
-    redis.call('HSET', KEYS[4], id, ARGV[3] .. attempt .. ':' .. payload)
-    redis.call('PEXPIRE', KEYS[4], ARGV[4])
-  end
-  reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = id, attempt, payload
-end
-local next = delayed and redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
-if next then reply[2] = math.max(0, tonumber(next) - now) end
-if redis.call('XLEN', KEYS[1]) == 0 then
-  redis.call('PEXPIRE', KEYS[1], 1000)
-else
-  reply[2] = 0
-end
-return reply
-"""
-)
-
-# KEYS: messages, delayed, wake, taken. ARGV: expiry and delay in ms, then ids. Puts back what was taken, for its next
-# attempt; how many that were.
-GIVE_BACK = (
-    _NOW
-    + """
-local back = 0
-for i = 3, #ARGV do
-  local value = redis.call('HGET', KEYS[4], ARGV[i])
-  if value then
-    redis.call('HDEL', KEYS[4], ARGV[i])
-    back = back + 1
-    local attempt, payload = string.match(value, '^[^!]*!(%d+):(.*)$')
-    attempt = string.format('%d', attempt + 1)
-    if tonumber(ARGV[2]) > 0 then
-      local id = string.gsub(ARGV[i], '-', 'x')
-      redis.call('ZADD', KEYS[2], string.format('%.0f', now + ARGV[2]), id .. ':' .. attempt .. ':' .. payload)
-      redis.call('PEXPIRE', KEYS[2], math.max(redis.call('PTTL', KEYS[2]), ARGV[2] + ARGV[1]))
-      redis.call('XADD', KEYS[3], 'MAXLEN', 1, '*', 'w', '')
-      redis.call('PEXPIRE', KEYS[3], math.max(redis.call('PTTL', KEYS[3]), ARGV[2] + ARGV[1]))
-    else
-      redis.call('XADD', KEYS[1], '*', 'm', payload, 'a', attempt)
-      redis.call('PEXPIRE', KEYS[1], ARGV[1])
-    end
-  end
-end
-return back
-"""
-)
-
-# KEYS[1] the hash of what was taken from a channel. The ids and consumers of all of it, one after the other.
-TAKEN = """
-local reply = {}
-local all = redis.call('HGETALL', KEYS[1])
-for i = 1, #all, 2 do
-  reply[#reply + 1], reply[#reply + 2] = all[i], string.match(all[i + 1], '^[^!]*!')
-end
-return reply
-"""
-
-# KEYS: messages, delayed, counts. ARGV: expiry in ms. How many were sent, how many wait, for how many ms the oldest
-# could have been received, how often the channel was full. Changes nothing.
-STATISTICS = (
-    _NOW
-    + """
-local gone = now - ARGV[1]
-local entries = redis.call('XRANGE', KEYS[1], string.format('%.0f', gone + 1), '+')
-local waiting = redis.call('ZCOUNT', KEYS[2], string.format('(%.0f', gone), '+inf')
-local oldest = now
-if entries[1] then oldest = tonumber(string.match(entries[1][1], '^%d+')) end
-local due = redis.call('ZRANGE', KEYS[2], string.format('(%.0f', gone), '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
-if due[2] then oldest = math.min(oldest, tonumber(due[2])) end
-local counts = redis.call('HMGET', KEYS[3], 'sent', 'full')
-return {tonumber(counts[1] or 0), #entries + waiting, now - oldest, tonumber(counts[2] or 0)}
-"""
-)
-
-# KEYS[1] stream of a shared channel. As STATISTICS: how many were offered, how many are not claimed, for how long the
+# KEYS[1] stream of a shared channel. How many were offered, how many are not claimed, for how long the
 # oldest of these has waited.
 SHARED_STATISTICS = (
-    _NOW
+    NOW
     + """
 if redis.call('EXISTS', KEYS[1]) == 0 then return {0, 0, 0} end
 local stream = redis.call('XINFO', 'STREAM', KEYS[1])
@@ -229,7 +88,7 @@ if #fields > 0 then redis.call('HSET', KEYS[1], unpack(fields)) end
 # KEYS[1] sorted set of a group. ARGV: member, lifetime in s. Scores are the end of the membership, in ms.
 GROUP_ADD = (
     "#!lua\n"
-    + _NOW
+    + NOW
     + """
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now))
 redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2] * 1000), ARGV[1])
@@ -240,7 +99,7 @@ return 1
 
 # KEYS[1] sorted set of a group. The time in ms, and the members whose membership has not ended.
 GROUP_MEMBERS = (
-    _NOW
+    NOW
     + """
 return {now, redis.call('ZRANGE', KEYS[1], string.format('(%.0f', now), '+inf', 'BYSCORE')}
 """
@@ -346,7 +205,7 @@ return ids
 # Returns: whether the lease had ended, whether there is grace, now, ms until a lease ends that is not renewed (or -1),
 # the mailboxes whose leases run, those whose leases have ended, those of these not expected back, and the epoch.
 RENEW = (
-    _NOW
+    NOW
     + """
 local function text(number) return string.format('%.0f', number) end
 local beaten = tonumber(redis.call('ZSCORE', KEYS[1], 'beaten') or 0)
@@ -403,7 +262,7 @@ return redis.call('DEL', KEYS[1])
 
 # KEYS[1] as RENEW. ARGV: mailbox. Ends its lease if it runs; the mailboxes of those that were alive, it among them.
 DECLARE_DEAD = (
-    _NOW
+    NOW
     + """
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '-1')
 local live = {}

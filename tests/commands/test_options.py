@@ -166,6 +166,8 @@ def refused(result: Result) -> str:
         (["--forwarded-allow-ips", "10.0.0.0/99"], "10.0.0.0/99"),
         (["--ssl-certfile", "/no/such/file"], "/no/such/file"),
         (["--ssl-keyfile", __file__], "--ssl-keyfile needs --ssl-certfile"),
+        (["--ssl-cert-reqs", "some"], "some"),
+        (["--ssl-cert-reqs", "optional"], "--ssl-cert-reqs needs --ssl-ca-certs"),
         (["--uds", "x", "--fd", "3"], "--uds and --fd exclude each other"),
         (["--slow-client", "wait"], "wait"),
         (["--layer", "http://host"], "a layer's URL begins with one of memory://"),

@@ -29,6 +29,7 @@ EXPECTED = (
     "401: members only",
     "Django can only handle ASGI/HTTP connections",
     "Exception caught after response started",
+    "FileNotFoundError: ",  # of a file that is removed, as it is asked
     "No route found for path 'missing'",
 )
 """What the lines of the errors hold that may be logged."""

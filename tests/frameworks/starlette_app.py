@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import tempfile
 from collections import defaultdict
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.sessions import SessionMiddleware
-from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocketDisconnect
@@ -128,6 +129,13 @@ async def noted(request):
     return JSONResponse(NOTES)
 
 
+async def gone(request):
+    """A file that is removed between the look at it and the sending."""
+    with tempfile.NamedTemporaryFile() as file:
+        status = Path(file.name).stat()  # noqa: ASYNC240 - apps do it
+    return FileResponse(file.name, stat_result=status)
+
+
 async def wait(request):
     """Long polling: until the client is gone."""
     while not await request.is_disconnected():  # noqa: ASYNC110 - apps do it
@@ -230,6 +238,7 @@ app = Starlette(
         Route("/events/{name}", events),
         Route("/later/{name}", later),
         Route("/noted", noted),
+        Route("/gone", gone),
         Route("/wait/{name}", wait),
         Route("/error", error),
         Route("/broken/{name}", broken),

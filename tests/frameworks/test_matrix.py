@@ -14,6 +14,7 @@ from support.deadline import wait_until
 from support.raw import RawClient
 from support.websocket import ws
 
+OURS = [pytest.param("redis", marks=pytest.mark.redis), "memory"]
 MIB = 1 << 20
 LARGE = b"".join(b"%d\n" % number * 1000 for number in range(1000))
 
@@ -214,6 +215,18 @@ def test_a_part_of_a_static_file(site: Site) -> None:
     assert (part.status_code, part.text, part.headers["content-range"]) == (206, "from", "bytes 6-9/18")
 
 
+@pytest.mark.needs("starlette")
+@pytest.mark.parametrize("setup", OURS, indirect=True)
+def test_further_files_of_starlette(site: Site) -> None:
+    path = "/static/hello.txt"
+    parts = site.client.get(path, headers={"range": "bytes=0-1,-2"})
+    assert (parts.status_code, len(parts.content)) == (206, int(parts.headers["content-length"]))
+    assert site.client.get(path, headers={"range": "bytes=9999999-"}).status_code == 416
+    gone = site.client.get("/gone")
+    assert (gone.status_code, gone.text) == (500, "Internal Server Error")
+    site.worker.wait_for("FileNotFoundError")
+
+
 # Against uvicorn.
 
 
@@ -234,7 +247,7 @@ PAGES = ("/", "/empty", "/large", "/old", "/static/hello.txt", "/missing", "/tea
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-@pytest.mark.parametrize("setup", [pytest.param("redis", marks=pytest.mark.redis), "memory"], indirect=True)
+@pytest.mark.parametrize("setup", OURS, indirect=True)
 def test_answers_are_those_of_uvicorn(site: Site, sites: Sites, method: str) -> None:
     for path in PAGES:
         status, headers, body = head_of(sites.get("uvicorn"), method, path)

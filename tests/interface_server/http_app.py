@@ -43,7 +43,10 @@ INVALID = {
 INVALID_AFTER_START = {
     "second start": (START, RuntimeError),
     "body as text": (BODY | {"body": "a"}, TypeError),
-    "early hint": ({"type": "http.response.early_hint", "links": [b"</a>"]}, RuntimeError),
+    "trailer that frames the body": (
+        {"type": "http.response.trailers", "headers": [(b"Content-Length", b"5")]},
+        ValueError,
+    ),
     "trailers that were not announced": ({"type": "http.response.trailers", "headers": []}, RuntimeError),
 }
 
@@ -102,6 +105,11 @@ async def echo(scope, receive, send, query, notes):
     scope = {**scope, "extensions": sorted(scope["extensions"]), "body": body}
     text = json.dumps(scope, default=lambda value: value.decode("latin-1"))
     await answer(send, text.encode(), (b"content-type", b"application/json"))
+
+
+async def tls(scope, receive, send, query, notes):
+    """What the scope says of TLS, as JSON."""
+    await answer(send, json.dumps(scope["extensions"].get("tls")).encode())
 
 
 async def body(scope, receive, send, query, notes):
@@ -301,10 +309,23 @@ async def hint(scope, receive, send, query, notes):
     await answer(send, b"hinted")
 
 
+async def late_hint(scope, receive, send, query, notes):
+    """Hints behind the start: the first is in time, the second is not."""
+    await send(START)
+    await send({"type": "http.response.early_hint", "links": [b"</a.css>; rel=preload"]})
+    await send(BODY | {"body": b"first ", "more_body": True})
+    await send({"type": "http.response.early_hint", "links": [b"</late.css>; rel=preload"]})
+    await send(BODY | {"body": b"last"})
+
+
 async def trailers(scope, receive, send, query, notes):
+    """Trailers; `length`: of a body whose length is given, too. `none`: none come, though they were announced."""
     notes.append("http.response.trailers" in scope["extensions"])
-    await send(START | {"trailers": True})
+    headers = [(b"Trailer", b"x-sum, x-more"), *([(b"Content-Length", b"4")] if "length" in query else [])]
+    await send(START | {"headers": headers, "trailers": True})
     await send(BODY | {"body": b"body"})
+    if "none" in query:
+        return
     await send({"type": "http.response.trailers", "headers": [(b"X-Sum", b"1")], "more_trailers": True})
     await send({"type": "http.response.trailers", "headers": [(b"x-more", b"2")]})
 

@@ -231,21 +231,59 @@ def test_early_hints_come_before_the_response(client: RawClient) -> None:
     assert (final.status, final.body) == (200, b"hinted")
 
 
+def test_early_hints_behind_the_start_come_while_the_head_is_not_written(client: RawClient) -> None:
+    client.send(b"GET /late-hint HTTP/1.1\r\nHost: test\r\n\r\n")
+    hint, final = client.read_response(), client.read_response()
+    assert (hint.status, hint.get("link")) == (103, "</a.css>; rel=preload")
+    assert (final.status, final.get("link"), final.body) == (200, None, b"first last")
+
+
+def test_hints_of_a_pipeline_stand_before_their_own_response(client: RawClient) -> None:
+    client.send(b"GET /stream HTTP/1.1\r\nHost: test\r\n\r\nHEAD /hint HTTP/1.1\r\nHost: test\r\n\r\n")
+    assert client.read_response().body == b"part" * 3
+    assert [client.read_response("HEAD").status for _ in range(3)] == [103, 103, 200]
+
+
 def test_no_early_hints_for_http_1_0(client: RawClient) -> None:
     client.send(b"GET /hint HTTP/1.0\r\n\r\n")
     assert client.read_response().status == 200
 
 
 def test_trailers_for_a_client_that_wants_them(server: Process, client: RawClient, name: str) -> None:
-    response = client.request("GET", f"/trailers?name={name}", "TE: trailers", "Connection: TE")
-    assert (response.body, response.trailers) == (b"body", [("x-sum", "1"), ("x-more", "2")])
-    assert client.request("GET").status == 200
+    for te in ("trailers", "gzip;q=0.5, Trailers"):
+        response = client.request("GET", f"/trailers?name={name}", f"TE: {te}", "Connection: TE")
+        assert (response.body, response.trailers) == (b"body", [("x-sum", "1"), ("x-more", "2")])
+        assert (response.get("transfer-encoding"), response.get("trailer")) == ("chunked", "x-sum, x-more")
+        assert client.request("GET").status == 200
     assert seen(server, name)[0] is True
 
 
+def test_a_body_with_trailers_is_chunked_though_its_length_is_known(client: RawClient) -> None:
+    response = client.request("GET", "/trailers?length=4", "TE: trailers")
+    assert (response.body, response.trailers) == (b"body", [("x-sum", "1"), ("x-more", "2")])
+    assert (response.get("transfer-encoding"), response.get("content-length")) == ("chunked", None)
+    plain = client.request("GET", "/trailers?length=4")
+    assert (plain.body, plain.get("transfer-encoding"), plain.get("content-length")) == (b"body", None, "4")
+
+
+def test_a_response_without_its_trailers_is_cut_off(client: RawClient) -> None:
+    client.send(b"GET /trailers?none=1 HTTP/1.1\r\nHost: test\r\nTE: trailers\r\n\r\n")
+    client.read_head()
+    assert client.read_chunk() == b"body"
+    assert client.read_until_close() == b""  # and so without the last chunk
+
+
 def test_no_trailers_for_a_client_that_did_not_ask(server: Process, client: RawClient, name: str) -> None:
-    response = client.request("GET", f"/trailers?name={name}")
-    assert (response.body, response.trailers) == (b"body", [])
+    for headers in ([], ["TE: gzip, x-trailers"]):
+        response = client.request("GET", f"/trailers?name={name}", *headers)
+        assert (response.body, response.trailers, response.get("trailer")) == (b"body", [], None)
+        assert client.request("GET").status == 200
+    assert seen(server, name)[0] is False
+
+
+def test_no_trailers_for_head(server: Process, client: RawClient, name: str) -> None:
+    response = client.request("HEAD", f"/trailers?name={name}&length=4", "TE: trailers")
+    assert (response.get("content-length"), response.get("trailer")) == ("4", None)
     assert client.request("GET").status == 200
     assert seen(server, name)[0] is False
 
@@ -260,4 +298,7 @@ def test_no_trailers_for_http_1_0(client: RawClient, method: str) -> None:
 
 def test_extensions_in_the_scope(client: RawClient) -> None:
     scope = json.loads(client.request("GET", "/", "TE: trailers").body)
-    assert scope["extensions"] == ["asgibus", "http.response.early_hint", "http.response.trailers"]
+    everywhere = ["asgibus", "http.response.pathsend", "http.response.zerocopysend"]
+    assert scope["extensions"] == sorted([*everywhere, "http.response.early_hint", "http.response.trailers"])
+    client.send(b"GET / HTTP/1.0\r\nTE: trailers\r\n\r\n")
+    assert json.loads(client.read_until_close().partition(b"\r\n\r\n")[2])["extensions"] == everywhere

@@ -2,8 +2,6 @@
 
 import json
 import socket
-import ssl
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from support.raw import RawClient
 from support.servers import LAYERS, serving
 
 APP = "interface_server.http_app:app"
+EVERYWHERE = ["asgibus", "http.response.early_hint", "http.response.pathsend", "http.response.zerocopysend"]
 Start = Callable[..., Process]
 
 
@@ -67,7 +66,7 @@ def test_every_key_of_the_scope(server: Process) -> None:
         "client": [host, port],
         "server": ["127.0.0.1", server.port],
         "state": {"made at start-up": "yes"},
-        "extensions": ["asgibus", "http.response.early_hint"],
+        "extensions": EVERYWHERE,
         "body": "hi",
     }
 
@@ -198,88 +197,3 @@ def test_an_ipv6_address(start_interface: Start) -> None:
     with socket.create_connection(("::1", server.port)) as client:
         client.sendall(get("/refuse-early", "Connection: close"))
         assert client.recv(65536).startswith(b"HTTP/1.1 403")
-
-
-# TLS.
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for localhost and its key, in one file; the key again, with a password, beside it."""
-    folder = tmp_path_factory.mktemp("tls")
-    run = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2"]
-    subprocess.run([*run, *names, "-keyout", folder / "key", "-out", folder / "cert"], check=True, capture_output=True)
-    subprocess.run(
-        ["openssl", "ec", "-aes256", "-passout", "pass:secret", "-in", folder / "key", "-out", folder / "locked"],
-        check=True,
-        capture_output=True,
-    )
-    both = folder / "both.pem"
-    both.write_bytes((folder / "key").read_bytes() + (folder / "cert").read_bytes())
-    return both
-
-
-@pytest.fixture
-def trusting(certificate: Path) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=str(certificate))
-    context.set_alpn_protocols(["h2", "http/1.1"])
-    return context
-
-
-def test_tls(start_interface: Start, certificate: Path, trusting: ssl.SSLContext) -> None:
-    server = start_interface("--ssl-certfile", certificate, app=APP)
-    assert server.url.startswith("https://127.0.0.1:")
-    scope = scope_of(server, get("/"), tls=trusting)
-    assert (scope["scheme"], scope["server"]) == ("https", ["127.0.0.1", server.port])
-    assert scope["extensions"] == ["asgibus", "http.response.early_hint", "tls"]
-    with RawClient(server, tls=trusting) as client:
-        assert client.socket.selected_alpn_protocol() == "http/1.1"  # type: ignore[attr-defined]
-        body = bytes(range(256)) * 8192
-        for _ in range(2):
-            assert client.request("POST", "/body", body=body).body == body
-        assert client.request("GET", "/", "Connection: close").status == 200
-        assert client.read_until_close() == b""
-
-
-def test_an_early_response_over_tls_is_seen(
-    start_interface: Start, certificate: Path, trusting: ssl.SSLContext
-) -> None:
-    server = start_interface("--ssl-certfile", certificate, app=APP)
-    with RawClient(server, tls=trusting) as client:
-        client.send(b"POST /unread?size=100000 HTTP/1.1\r\nHost: test\r\nContent-Length: 8000000\r\n\r\n")
-        client.send(bytes(4_000_000))
-        assert client.read_response().body == bytes(100_000)
-
-
-def test_a_handshake_that_does_not_come_is_not_waited_for(start_interface: Start, certificate: Path) -> None:
-    server = start_interface("--ssl-certfile", certificate, "--head-timeout", 0.3, app=APP)
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as silent:
-        assert silent.recv(1) == b""
-
-
-def test_a_key_with_a_password(start_interface: Start, certificate: Path, trusting: ssl.SSLContext) -> None:
-    files = ("--ssl-certfile", certificate.parent / "cert", "--ssl-keyfile", certificate.parent / "locked")
-    server = start_interface(*files, "--ssl-keyfile-password", "secret", app=APP)
-    assert scope_of(server, get("/"), tls=trusting)["scheme"] == "https"
-    for password in ((), ("--ssl-keyfile-password", "wrong")):
-        refused = start_interface(*files, *password, app=APP, ready=False)
-        assert refused.wait() == 1
-        assert f"the TLS certificate {certificate.parent / 'cert'} cannot be used" in refused.log()
-
-
-def test_client_certificates_may_be_required(
-    start_interface: Start, certificate: Path, trusting: ssl.SSLContext
-) -> None:
-    server = start_interface("--ssl-certfile", certificate, "--ssl-ca-certs", certificate, app=APP)
-    with pytest.raises((OSError, EOFError)):
-        scope_of(server, get("/"), tls=trusting)
-    trusting.load_cert_chain(certificate)
-    assert scope_of(server, get("/"), tls=trusting)["scheme"] == "https"
-
-
-def test_plain_http_at_a_tls_port_gets_no_answer(start_interface: Start, certificate: Path) -> None:
-    server = start_interface("--ssl-certfile", certificate, app=APP)
-    with RawClient(server) as client:
-        client.send(get("/"))
-        assert b"HTTP/1.1 200" not in client.read_until_close()

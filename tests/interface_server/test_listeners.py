@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from asgibus.interface_server.listeners import ListenError, describe, host_and_port, listening_socket, tls_context
+from asgibus.interface_server.listeners import ListenError, describe, host_and_port, listening_socket
 from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.interface_server.tls import Tls
 
 
 def test_a_port_is_described_as_a_url() -> None:
@@ -49,14 +50,16 @@ def test_what_cannot_be_listened_on(settings: InterfaceSettings) -> None:
 
 
 def test_no_certificate_no_tls() -> None:
-    assert tls_context(InterfaceSettings()) is None
+    tls = Tls(InterfaceSettings())
+    tls.load()
+    assert tls.context is None
 
 
 def test_a_file_that_is_no_certificate(tmp_path: Path) -> None:
     file = tmp_path / "cert"
     file.write_text("nonsense")
     with pytest.raises(ListenError, match="cannot be used"):
-        tls_context(InterfaceSettings(ssl_certfile=str(file)))
+        Tls(InterfaceSettings(ssl_certfile=str(file))).load()
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,15 @@ def headers(*forwarded_for: str, proto: str | None = None) -> list[tuple[bytes, 
         ("127.0.0.1", ["unknown"], ("unknown", 0)),
         ("127.0.0.1", ["1.2.3.4:99999999999999"], ("1.2.3.4", 0)),
         ("127.0.0.1", ["\x9b1m"], ("\\x9b1m", 0)),
+        (
+            "127.0.0.1,10.0.0.0/8,192.0.2.1",
+            ["6.6.6.6, 203.0.113.7, 192.0.2.1", "10.1.2.3,10.1.2.4"],
+            ("203.0.113.7", 0),
+        ),
+        ("127.0.0.1,10.0.0.0/8", ["203.0.113.7, ::ffff:10.1.2.3"], ("203.0.113.7", 0)),
+        ("127.0.0.1,2001:db8::/32", ["2001:db9::7, [2001:db8::1]:443, 2001:db8::2"], ("2001:db9::7", 0)),
+        ("127.0.0.1,10.0.0.0/8", ["10.1.2.3, unknown, 10.1.2.4"], ("unknown", 0)),
+        (" 127.0.0.1 , ,10.0.0.1/8 ", ["203.0.113.7, 10.1.2.3"], ("203.0.113.7", 0)),
         ("127.0.0.1", [" , "], PROXY),
         ("127.0.0.1", [], PROXY),
         ("10.0.0.0/8", ["203.0.113.7"], PROXY),
@@ -49,6 +58,33 @@ def test_the_client(allowed: str, forwarded_for: list[str], client: Address) -> 
 )
 def test_the_scheme(proto: str, scheme: str) -> None:
     assert TrustedProxies("127.0.0.1").forwarded(headers(proto=proto), PROXY, "http") == (PROXY, scheme)
+
+
+@pytest.mark.parametrize(
+    ("forwarded_for", "proto", "scheme"),
+    [
+        ("203.0.113.7, 10.1.2.3", "https, http", "https"),  # as each of two proxies has seen it
+        ("203.0.113.7, 10.1.2.3", "https", "https"),
+        ("203.0.113.7", "https, http", "http"),  # the first is the client's invention
+        ("203.0.113.7, 10.1.2.3", "https, http, http", "http"),
+        ("10.1.2.2, 10.1.2.3", "https, http", "https"),
+    ],
+)
+def test_the_scheme_of_several_hops(forwarded_for: str, proto: str, scheme: str) -> None:
+    trusted = TrustedProxies("127.0.0.1,10.0.0.0/8")
+    assert trusted.forwarded(headers(forwarded_for, proto=proto), PROXY, "http")[1] == scheme
+
+
+@pytest.mark.parametrize("peer", ["::ffff:127.0.0.1", "127.0.0.1"])
+def test_an_ipv4_proxy_at_a_listener_for_both(peer: str) -> None:
+    client, _ = TrustedProxies("127.0.0.1").forwarded(headers("203.0.113.7"), (peer, 1), "http")
+    assert client == ("203.0.113.7", 0)
+
+
+def test_a_client_on_a_unix_socket_with_a_name() -> None:
+    peer: Address = ("/run/client", None)
+    assert TrustedProxies("unix").forwarded(headers("203.0.113.7"), peer, "http")[0] == ("203.0.113.7", 0)
+    assert TrustedProxies("127.0.0.1").forwarded(headers("203.0.113.7"), peer, "http")[0] == peer
 
 
 @pytest.mark.parametrize(("allowed", "trusted"), [("127.0.0.1", False), ("unix", True), ("*", True)])

@@ -1,6 +1,7 @@
 """Groups and options on every layer, beyond what is checked in `test_conformance`."""
 
 import logging
+import math
 
 import pytest
 
@@ -37,3 +38,10 @@ def test_options_are_numbers_above_0(new_layer: MakeLayer, option: str) -> None:
             new_layer(**{option: bad})
     with pytest.raises(ValueError, match="channel_capacity of"):
         new_layer(channel_capacity={"a.*": 0})
+
+
+@pytest.mark.parametrize("option", ["expiry", "group_expiry"])
+def test_times_are_at_most_ten_years(new_layer: MakeLayer, option: str) -> None:
+    for bad in (1e15, math.inf):
+        with pytest.raises(ValueError, match=f"a channel layer's {option} is at most 315360000 seconds"):
+            new_layer(**{option: bad})

@@ -48,6 +48,11 @@ def age(admin: "redis.Redis[bytes]", prefix: str, seconds: float) -> None:
             for entry_id, fields in entries:
                 made, _, number = entry_id.partition(b"-")
                 admin.xadd(key, fields, id=f"{int(made) - milliseconds}-{number.decode()}")
+        elif kind == b"list":
+            items = [item.split(b":", 1) if item else (b"", b"") for item in admin.lrange(key, 0, -1)]
+            admin.delete(key)
+            for stamp, rest in items:
+                admin.rpush(key, b"%d:%b" % (int(stamp) - milliseconds, rest) if stamp else b"")
         elif kind == b"zset":
             for member in admin.zrange(key, 0, -1):
                 admin.zincrby(key, -milliseconds, member)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -310,7 +311,17 @@ async def test_damaged_entries_are_skipped_and_told(
         a.done(claim)
 
     caplog.clear()
-    for data in (b"\xc1", b"", pack(("no dict",)), pack({"good": True})):
-        admin.xadd("asgibus:channel:c", {"m": data})
-    assert await layer.receive("c") == {"good": True}
-    assert caplog.text.count("was dropped") == 3
+    now = b"%d:1:" % round(time.time() * 1000)
+    items = [pack({"no": "stamp"}), now, now + b"\xc1", now + pack(("no dict",)), b"noise", b"1:x:", b"\xff" * 9]
+    for _ in range(2):  # by the script, and by the command that waits
+        admin.rpush("asgibus:channel:c", *items, now + pack({"good": True}))
+        assert await layer.receive("c") == {"good": True}
+    assert caplog.text.count("was dropped") == 2 * len(items)
+    admin.rpush("asgibus:channel:c", *items, now + pack({"good": True}))
+    async with layer.bus("a", Recorder()) as a:
+        async with asyncio.timeout(10):
+            (delivery,) = await a.take("c", 1)
+        assert delivery.message == {"good": True}
+        a.acknowledge(delivery)
+    assert caplog.text.count("was dropped") == 3 * len(items)
+    assert not admin.exists("asgibus:taken:{asgibus:channel:c}")

@@ -134,9 +134,7 @@ async def test_a_clean_exit_leaves_nothing_but_the_shared_channels(
     await other.group_send("group", {})  # finds out that the local channel is gone with its process
     await other.close()
     counts = {b"asgibus:counts:{asgibus:channel:ordinary}"}  # for the statistics of a day
-    empty = b"asgibus:channel:ordinary"
-    assert admin.pttl(empty) <= 1000
-    assert set(admin.keys("*")) - counts - {empty} == {b"asgibus:shared:x", b"asgibus:shared:y"}
+    assert set(admin.keys("*")) - counts == {b"asgibus:shared:x", b"asgibus:shared:y"}
     for key in ("asgibus:shared:x", "asgibus:shared:y"):
         assert admin.xlen(key) == 0
         (group,) = admin.xinfo_groups(key)
@@ -209,19 +207,19 @@ def start_readers(count: int, url: str) -> list["subprocess.Popen[str]"]:
     return [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
 
 
-async def test_a_reader_that_keeps_up_asks_twice_for_a_message(
+async def test_a_reader_that_keeps_up_asks_once_for_a_message(
     layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
 ) -> None:
     await layer.send("x", {"number": 0})
     assert (await layer.receive("x"))["number"] == 0
-    before = calls(admin, "eval"), calls(admin, "xread")
+    before = calls(admin, "eval"), calls(admin, "blpop")
     for number in range(1, 11):
         reader = asyncio.create_task(layer.receive("x"))
         await until(lambda: admin.info("clients")["blocked_clients"] == 1)
         await layer.send("x", {"number": number})
         assert (await reader)["number"] == number
-    assert calls(admin, "eval") - before[0] == 10 + 10
-    assert calls(admin, "xread") - before[1] == 10
+    assert 10 <= calls(admin, "eval") - before[0] <= 12, "one to send; and every other second a look"
+    assert 10 <= calls(admin, "blpop") - before[1] <= 12
     reader = asyncio.create_task(layer.receive("x"))
     await until(lambda: admin.info("clients")["blocked_clients"] == 1)
     await layer.send("x", {"number": 11}, delay=0.01)

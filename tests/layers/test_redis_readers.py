@@ -1,6 +1,7 @@
 """Several processes receive from one channel: each message goes to one of them, once, whatever befalls the others."""
 
 import asyncio
+import os
 import random
 import signal
 import subprocess
@@ -33,7 +34,9 @@ class Reader:
         self.out = folder / f"reader{number}"
         with self.out.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", str(PROGRAM), url, channel, str(number)], stdout=out, env=env
+                [sys.executable, "-P", str(PROGRAM), url, channel, str(number)],
+                stdout=out,
+                env=env and {**os.environ, **env},
             )
 
     def kill(self) -> None:
@@ -66,10 +69,12 @@ def messages() -> Iterator[dict[str, Any]]:
 async def send_all(layer: RedisChannelLayer, channel: str) -> dict[int, str]:
     """Send them, and wait while the channel is full; the digest of each."""
     sent = {}
+    dice = random.Random(4)
     for message in messages():
+        delay = dice.choice([0.0] * 9 + [0.05])
         while True:
             try:
-                await layer.send(channel, message)
+                await layer.send(channel, message, delay=delay)
             except ChannelFull:
                 await asyncio.sleep(0.002)
             else:

@@ -113,7 +113,18 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"type": "websocket.close", "reason": "\u00fc" * 62}, VALUE, "at most 123 bytes"),
     ({"type": "http.request", "body": b""}, VALUE, "unknown ASGI event type 'http.request'"),
     ({"type": "websocket.receive", "text": ""}, VALUE, "unknown ASGI event type"),
-    ({"type": "http.response.pathsend", "path": "/"}, VALUE, "unknown ASGI event type"),
+    ({"type": "http.response.pathsend"}, VALUE, "lacks 'path'"),
+    ({"type": "http.response.pathsend", "path": b"/"}, TYPE, "path must be a str"),
+    ({"type": "http.response.zerocopysend"}, VALUE, "lacks 'file'"),
+    ({"type": "http.response.zerocopysend", "file": "/"}, TYPE, "one with a descriptor"),
+    ({"type": "http.response.zerocopysend", "file": 1, "offset": 1.5}, TYPE, "offset must be an int"),
+    ({"type": "http.response.zerocopysend", "file": 1, "count": "1"}, TYPE, "count must be an int"),
+    ({"type": "http.response.zerocopysend", "file": 1, "offset": -1}, VALUE, "must not be negative"),
+    ({"type": "http.response.zerocopysend", "file": 1, "count": -1}, VALUE, "must not be negative"),
+    *(
+        ({"type": "http.response.trailers", "headers": [(name, b"1")]}, VALUE, "may not be a trailer")
+        for name in (b"Content-Length", b"transfer-encoding", b"host", b"Set-Cookie")
+    ),
     ({"type": "lifespan.nonsense"}, VALUE, "unknown ASGI event type"),
     ({"type": "nonsense"}, VALUE, "unknown ASGI event type"),
     ({"type": "udp.sent", "bytes": b""}, VALUE, "unknown ASGI event type 'udp.sent'"),

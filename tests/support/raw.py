@@ -49,7 +49,7 @@ class RawClient:
     """One connection. Every wait is bounded by `timeout` seconds and ends in TimeoutError.
 
     `server` is a `Process`, a `(host, port)` or the path of a unix socket. `receive_buffer` makes a small window, for
-    clients that read slowly.
+    clients that read slowly. `before_tls` is sent first of all, before the handshake.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class RawClient:
         timeout: float = 5.0,
         receive_buffer: int | None = None,
         tls: ssl.SSLContext | None = None,
+        before_tls: bytes = b"",
     ) -> None:
         address = _address(server)
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
@@ -70,6 +71,7 @@ class RawClient:
             plain.connect(address)
             if family != socket.AF_UNIX:
                 plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            plain.sendall(before_tls)
             self.socket = plain if tls is None else tls.wrap_socket(plain, server_hostname="localhost")
         except BaseException:
             plain.close()

@@ -1,0 +1,194 @@
+"""Connections for commands that may block: each carries one command at a time and is kept for the next one.
+
+A command whose caller is cancelled may have taken something already. So its connection is not ended: Redis is told to
+end the wait, and the reply that comes all the same is for whoever looks after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.redis.address import Address
+from asgibus.layers.redis.connection import SILENCE_SECONDS, RedisConnection, RedisError, connect
+from asgibus.layers.redis.link import LOOK_SECONDS
+from asgibus.layers.redis.writer import Writer
+
+logger = logging.getLogger("asgibus.layers")
+
+MOVING = ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")  # what a node of a cluster says meanwhile
+UNBLOCK_SECONDS = 0.05  # until a command that was not blocked yet when it was to be ended is ended again
+
+OnGivenUp = Callable[["asyncio.Future[Any]"], None]
+
+
+class Moving(LayerUnavailable):
+    """The slot of a cluster has moved to another node, or is about to; the next connection goes where it is then."""
+
+
+class _Asked:
+    """A command under way. `late` takes the reply when the caller has been cancelled, None if it is not known."""
+
+    __slots__ = ("channel", "connection", "late", "reply", "takes")
+
+    def __init__(self, channel: str, connection: RedisConnection, takes: bool, loop: asyncio.AbstractEventLoop) -> None:
+        self.channel = channel
+        self.takes = takes
+        self.connection = connection
+        self.reply: asyncio.Future[Any] = loop.create_future()
+        self.late: asyncio.Future[Any] = loop.create_future()
+
+
+class BlockingConnections:
+    """Those of one event loop to one store."""
+
+    def __init__(self, address: Address, writer: Writer, name: str) -> None:
+        """`writer`: by it Redis is told to end the wait of a command."""
+        self._loop = asyncio.get_running_loop()
+        self._address = address
+        self._writer = writer
+        self._name = name
+        self._idle: list[RedisConnection] = []
+        self._busy: dict[RedisConnection, _Asked] = {}
+        self._watching = False
+        self._closed = False
+        self._telling: set[asyncio.Task[None]] = set()
+        self._run_id = ""
+        self.generation = 0
+        """What was learned of the store under another number may not hold any more: it may be another store."""
+
+    async def ask(self, channel: str, command: bytes, on_given_up: OnGivenUp | None = None) -> Any:
+        """The reply to a packed command, which is about that channel. Raises LayerUnavailable.
+
+        When it is cancelled, `on_given_up` gets a future that will have the reply, or None.
+        """
+        idle = self._idle
+        while idle and idle[-1].lost.done():
+            idle.pop()
+        connection = idle.pop() if idle else await self._connect()
+        asked = self._busy[connection] = _Asked(channel, connection, on_given_up is not None, self._loop)
+        connection.write(command, (partial(self._reply, asked),))
+        if not self._watching:
+            self._watching = True
+            self._loop.call_later(LOOK_SECONDS, self._watch)
+        try:
+            return await asked.reply
+        except asyncio.CancelledError:
+            if not asked.reply.cancelled():  # both at the same time
+                asked.late.set_result(None if asked.reply.exception() else asked.reply.result())
+            elif not asked.late.done():
+                self._unblock(asked)
+            if on_given_up is not None:
+                on_given_up(asked.late)
+            raise
+
+    def nudge(self, channel: str) -> None:
+        """Let one caller that waits for that channel, and would be told when given up, have its reply now, empty."""
+        for asked in self._busy.values():
+            if asked.takes and asked.channel == channel and not asked.reply.done():
+                self._end_wait(asked)
+                return
+
+    def tell(self, *command: str | bytes | int, run_id: str | None = None) -> None:
+        """Write a command that needs no reply; also when this was closed while somebody waited.
+
+        `run_id`: that of the Redis for which it is.
+        """
+        if self._closed and not self._writer.connected:
+            task = self._loop.create_task(self._tell_by_itself(command, run_id), name="asgibus tell")
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+        elif run_id is None or (self._writer.connected and self._writer.run_id == run_id):
+            self._writer.write(command, _ignore, repeatable=False, patient=False)
+
+    async def _tell_by_itself(self, command: tuple[str | bytes | int, ...], run_id: str | None) -> None:
+        try:
+            connection = await connect(self._address, self._name)
+        except LayerUnavailable as error:
+            logger.debug("what was left of a reader could not be put right: %s", error)
+            return
+        if run_id is not None and connection.run_id != run_id:
+            connection.abort("it is another Redis")
+            return
+        try:
+            await connection.call(*command)
+        except (RedisError, LayerUnavailable) as error:
+            logger.debug("what was left of a reader could not be put right: %s", error)
+        finally:
+            connection.abort("closed here")
+
+    def close(self) -> None:
+        """End the connections that have nothing to do; the others, when they have their replies."""
+        self._closed = True
+        self._end_idle()
+
+    def _end_idle(self) -> None:
+        for connection in self._idle:
+            connection.abort("closed here")
+        self._idle.clear()
+
+    async def _connect(self) -> RedisConnection:
+        connection = await connect(self._address, self._name)
+        if not connection.run_id or connection.run_id != self._run_id:
+            self._run_id = connection.run_id
+            self.generation += 1
+        connection.lost.add_done_callback(partial(self._lost, connection))
+        return connection
+
+    def _reply(self, asked: _Asked, reply: Any) -> None:
+        del self._busy[asked.connection]
+        if not isinstance(reply, RedisError):
+            self._idle.append(asked.connection)
+            if not asked.reply.done():
+                asked.reply.set_result(reply)
+            else:
+                asked.late.set_result(reply)
+            if self._closed:
+                self._loop.call_soon(self._end_idle)
+            return
+        asked.connection.abort("a read was refused")
+        if str(reply).startswith(MOVING):
+            for each in self._idle:
+                each.abort("its slot of the cluster has moved")
+            self._fail(asked, Moving("the channel is moving to another node of the cluster"))
+        else:
+            self._fail(asked, LayerUnavailable(f"Redis refused to receive: {reply}"))
+
+    def _lost(self, connection: RedisConnection, lost: asyncio.Future[str]) -> None:
+        asked = self._busy.pop(connection, None)
+        if asked is not None:
+            self._fail(asked, LayerUnavailable(f"the connection to Redis ended: {lost.result()}"))
+
+    def _fail(self, asked: _Asked, error: LayerUnavailable) -> None:
+        self.generation += 1
+        if not asked.reply.done():
+            asked.reply.set_exception(error)
+        else:
+            asked.late.set_result(None)
+
+    def _unblock(self, asked: _Asked) -> None:
+        """End the wait of a command that was given up; again, as long as it has no reply."""
+        if self._busy.get(asked.connection) is asked:
+            self._end_wait(asked)
+            self._loop.call_later(UNBLOCK_SECONDS, self._unblock, asked)
+
+    def _end_wait(self, asked: _Asked) -> None:
+        # An id is that of a client of one Redis: of another one, it might be anybody's.
+        self.tell("CLIENT", "UNBLOCK", asked.connection.client_id, run_id=asked.connection.run_id)
+
+    def _watch(self) -> None:
+        """End connections that owe a reply for too long: TCP has not noticed that they are dead."""
+        for connection in list(self._busy):
+            if connection.overdue(SILENCE_SECONDS):
+                connection.abort(f"no reply for {SILENCE_SECONDS:g} s")
+        self._watching = bool(self._busy)
+        if self._watching:
+            self._loop.call_later(LOOK_SECONDS, self._watch)
+
+
+def _ignore(reply: Any) -> None:
+    """What is told is a help: without it, waits end and readers look by themselves within two seconds."""

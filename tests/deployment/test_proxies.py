@@ -1,0 +1,127 @@
+"""The files of `deploy/` for nginx and Caddy, in front of two interface servers, do what the documentation says."""
+
+import hashlib
+import json
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from deployment.conftest import Proxy
+from support.deadline import wait_until
+from support.processes import Process
+from support.raw import RawClient
+from support.websocket import ws
+
+APP = "deployment.proxied_app:app"
+
+pytestmark = pytest.mark.parametrize("name", ["nginx", "caddy"])
+
+
+class Site:
+    """A proxy, two interface servers behind it, and a supervisor with two workers."""
+
+    def __init__(self, proxy: Proxy, interfaces: list[Process], workers: Process) -> None:
+        self.proxy = proxy
+        self.interfaces = interfaces
+        self.workers = workers
+
+    def ask(self, *headers: str) -> dict[str, Any]:
+        """What the app saw of a request on a connection of its own."""
+        with RawClient(self.proxy) as client:
+            response = client.request("GET", "/", *headers)
+        assert response.status == 200, response
+        seen: dict[str, Any] = json.loads(response.body)
+        return seen
+
+
+@pytest.fixture
+def site(
+    name: str,
+    redis_url: str,
+    start_worker: Callable[..., Process],
+    start_interface: Callable[..., Process],
+    start_proxy: Callable[..., Proxy],
+) -> Site:
+    workers = start_worker(APP, "--layer", redis_url, "--processes", 2, "--resume", ready=False)
+    interfaces = [start_interface("--layer", redis_url) for _ in range(2)]
+    workers.wait_for("Supervisor ready", 20)
+    return Site(start_proxy(name, *(interface.port for interface in interfaces)), interfaces, workers)
+
+
+def test_both_servers_get_requests(site: Site) -> None:
+    assert len({site.ask()["interface"] for _ in range(20)}) == 2
+
+
+def test_connections_are_kept_open(site: Site) -> None:
+    with RawClient(site.proxy) as client:
+        assert [client.request("GET").status for _ in range(3)] == [200, 200, 200]
+
+
+def test_the_app_learns_who_asks_and_for_what(site: Site) -> None:
+    seen = site.ask("X-Forwarded-For: 203.0.113.9", "X-Forwarded-Proto: https")
+
+    # What the client claims is not believed.
+    assert (seen["client"], seen["scheme"], seen["host"]) == ("127.0.0.1", "http", "test")
+    assert "203.0.113.9" not in "".join(interface.log() for interface in site.interfaces)
+
+
+def test_the_app_learns_it_for_websockets_too(site: Site) -> None:
+    with ws(site.proxy, "/") as socket:  # type: ignore[arg-type]
+        socket.send("hello")
+        seen = json.loads(socket.recv(timeout=5))
+
+    assert (seen["client"], seen["scheme"]) == ("127.0.0.1", "ws")
+    assert seen["host"] == f"127.0.0.1:{site.proxy.port}"
+
+
+def test_a_websocket_outlives_a_deploy_of_the_workers(site: Site) -> None:
+    with ws(site.proxy, "/") as socket:  # type: ignore[arg-type]
+        socket.send("before")
+        before = json.loads(socket.recv(timeout=5))
+        site.workers.send_signal(signal.SIGHUP)
+        site.workers.wait_for("All processes are replaced", 20)
+        socket.send("after")
+        after = json.loads(socket.recv(timeout=5))
+
+    assert (before["text"], before["attempt"]) == ("before", 1)
+    assert after["text"] == "after"
+    assert after["attempt"] > 1
+    assert after["pid"] != before["pid"]
+
+
+def test_events_are_not_held_back(site: Site) -> None:
+    with RawClient(site.proxy) as client:
+        client.send(b"GET /events HTTP/1.1\r\nHost: test\r\n\r\n")
+        read = b""
+        while b"data: first" not in read:  # a TimeoutError says that somebody waits for more
+            read += client.socket.recv(65536)
+
+
+def test_a_large_upload_arrives(site: Site) -> None:
+    body = bytes(range(256)) * (64 * 4096)  # 64 MiB
+    with RawClient(site.proxy, timeout=20) as client:
+        response = client.request("POST", "/upload", body=body)
+
+    assert (response.status, response.text) == (200, hashlib.sha256(body).hexdigest())
+
+
+def test_an_upload_reaches_the_app_while_it_goes_on(site: Site) -> None:
+    with RawClient(site.proxy) as client:
+        client.send(b"POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 200000\r\n\r\n" + bytes(100_000))
+        site.workers.wait_for("the upload has begun")
+        client.send(bytes(100_000))
+        assert client.read_response().status == 200
+
+
+def test_nobody_notices_that_one_of_two_servers_restarts(
+    site: Site, redis_url: str, start_interface: Callable[..., Process]
+) -> None:
+    leaves = site.interfaces[0]
+    leaves.terminate()
+    assert leaves.wait() == 0
+    assert len({site.ask()["interface"] for _ in range(20)}) == 1
+
+    start_interface("--layer", redis_url, "--host", "127.0.0.1", "--port", leaves.port)
+    wait_until(lambda: len({site.ask()["interface"] for _ in range(4)}) == 2, 10, "requests at both servers")

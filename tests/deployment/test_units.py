@@ -1,0 +1,33 @@
+"""The units of systemd, as systemd itself reads them."""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_systemd_finds_no_fault(unit: Path, program: Callable[[str], str], tmp_path: Path) -> None:
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name in ("asgi-interface", "asgi-worker"):
+        shutil.copy("/bin/true", commands / name)
+    copy = tmp_path / unit.name
+    text = unit.read_text()
+    assert text.count("/srv/app/.venv/bin/") == 1
+    copy.write_text(text.replace("/srv/app/.venv/bin", str(commands)))
+
+    verified = subprocess.run(
+        [program("systemd-analyze"), "verify", "--man=no", str(copy)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+    assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")

@@ -1,0 +1,54 @@
+"""What the page of first steps says happens to its chat."""
+
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from support.processes import Process
+from support.raw import RawClient
+from support.websocket import ws
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "first_steps"
+
+Start = Callable[..., Process]
+
+
+def test_in_one_process(start_interface: Start) -> None:
+    server = start_interface("--app-dir", EXAMPLE, app="chat:app")
+    with RawClient(server) as client:
+        assert b"new WebSocket" in client.request("GET").body
+    with ws(server, "/ws") as one, ws(server, "/ws") as two:
+        one.send("hello")
+        assert [one.recv(timeout=5), two.recv(timeout=5)] == ["1: hello (run 1)"] * 2
+        server.interrupt()
+        with pytest.raises(ConnectionClosed):
+            one.recv(timeout=5)
+    assert one.close_code == 1012
+    assert server.wait() == 0
+
+
+def test_workers_are_killed_and_deployed(start_interface: Start, start_worker: Start, redis_url: str) -> None:
+    server = start_interface("--layer", redis_url)
+    workers = start_worker(
+        *("chat:app", "--app-dir", EXAMPLE, "--layer", redis_url, "--resume", "--processes", 2), ready=False
+    )
+    pids = workers.wait_for(r"Supervisor ready: 2 processes \((\d+), (\d+)\)", 20).groups()
+    with ws(server, "/ws") as socket:
+        socket.send("hello")
+        assert socket.recv(timeout=5) == "1: hello (run 1)"
+
+        for pid in pids:
+            os.kill(int(pid), signal.SIGKILL)
+        workers.wait_for("was killed by SIGKILL: starting another")
+        socket.send("still there?")
+        assert re.fullmatch(r"2: still there\? \(run [23]\)", str(socket.recv(timeout=15)))
+
+        workers.send_signal(signal.SIGHUP)
+        workers.wait_for("All processes are replaced", 20)
+        socket.send("and now?")
+        assert str(socket.recv(timeout=5)).startswith("3: and now? (run ")

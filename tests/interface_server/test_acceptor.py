@@ -1,0 +1,266 @@
+"""Connections behind a proxy that speaks the PROXY protocol, with TLS and without."""
+
+import contextlib
+import json
+import os
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from interface_server.test_proxy_protocol import BAD, GOOD, IPV4, TLVS, version_2
+from support.certificates import Authority
+from support.deadline import wait_until
+from support.processes import Process
+from support.raw import RawClient
+from support.websocket import RawWebSocket
+
+APP = "interface_server.http_app:app"
+Start = Callable[..., Process]
+V1 = b"PROXY TCP4 203.0.113.7 192.0.2.1 4711 443\r\n"
+REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\n"
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(params=["uvloop", "asyncio"])
+def proxied(request: pytest.FixtureRequest, start_interface: Start, tmp_path: Path) -> Callable[..., Process]:
+    """Start an interface server that expects PROXY headers, on each event loop."""
+    env = {}
+    if request.param == "uvloop":
+        pytest.importorskip("uvloop")
+    else:
+        (tmp_path / "site").mkdir()
+        (tmp_path / "site" / "sitecustomize.py").write_text(
+            "import importlib.util\n"
+            "find = importlib.util.find_spec\n"
+            "importlib.util.find_spec = lambda name, *rest: None if name == 'uvloop' else find(name, *rest)\n"
+        )
+        tests = Path(__file__).parent.parent
+        env["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "site"), str(tests), os.environ.get("PYTHONPATH", "")])
+
+    def start(*options: object) -> Process:
+        return start_interface("--proxy-protocol", *options, app=APP, env=env)
+
+    return start
+
+
+def scope_of(client: RawClient, *headers: str) -> dict[str, Any]:
+    response = client.request("GET", "/", *headers)
+    assert response.status == 200
+    scope: dict[str, Any] = json.loads(response.body)
+    return scope
+
+
+def test_the_scope_has_the_addresses_of_the_header(proxied: Callable[..., Process]) -> None:
+    server = proxied()
+    for header in (V1, version_2(0x11, IPV4), version_2(0x11, IPV4 + TLVS)):
+        with RawClient(server) as client:
+            client.send(header)
+            for _ in range(2):
+                scope = scope_of(client)
+                assert (scope["client"], scope["server"]) == (["203.0.113.7", 4711], ["192.0.2.1", 443])
+                assert scope["scheme"] == "http"
+    assert '203.0.113.7:4711 - "GET / HTTP/1.1" 200' in server.log()
+
+
+@pytest.mark.parametrize("name", ["v1 unknown", "v2 local with addresses", "v2 unspecified with more"])
+def test_a_proxy_that_speaks_for_itself(proxied: Callable[..., Process], name: str) -> None:
+    server = proxied()
+    with RawClient(server) as client:
+        client.send(GOOD[name][0])
+        scope = scope_of(client)
+        assert (scope["client"][0], scope["server"]) == ("127.0.0.1", ["127.0.0.1", server.port])
+
+
+def test_the_header_and_all_else_in_any_pieces(proxied: Callable[..., Process]) -> None:
+    server = proxied()
+    body = bytes(range(256)) * 100
+    request = b"POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    with RawClient(server) as together:
+        together.send(V1 + request)
+        assert together.read_response().body == body
+    wire = version_2(0x11, IPV4 + TLVS) + REQUEST + b"\r\n"
+    with RawClient(server) as apart:
+        apart.send_pieces(wire)
+        assert json.loads(apart.read_response().body)["client"] == ["203.0.113.7", 4711]
+
+
+@pytest.mark.parametrize("header", [V1, version_2(0x11, IPV4 + TLVS)])
+def test_the_header_comes_before_the_handshake(
+    proxied: Callable[..., Process], authority: Authority, header: bytes
+) -> None:
+    server = proxied("--ssl-certfile", authority.issue("server.pem"))
+    body = bytes(range(256)) * 4096
+    with RawClient(server, tls=authority.client(), before_tls=header) as client:
+        scope = scope_of(client)
+        assert (scope["client"], scope["scheme"]) == (["203.0.113.7", 4711], "https")
+        assert "tls" in scope["extensions"]
+        assert client.request("POST", "/body", body=body).body == body
+
+
+def test_header_and_handshake_in_one_segment(proxied: Callable[..., Process], authority: Authority) -> None:
+    server = proxied("--ssl-certfile", authority.issue("server.pem"))
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = authority.client().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as plain:
+        header = V1
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                plain.sendall(header + outgoing.read())
+                header = b""
+                incoming.write(plain.recv(65536))
+        tls.write(REQUEST + b"Connection: close\r\n\r\n")
+        plain.sendall(outgoing.read())
+        text = b""
+        while b'"client": ["203.0.113.7", 4711]' not in text:
+            data = plain.recv(65536)
+            assert data, text
+            incoming.write(data)
+            with contextlib.suppress(ssl.SSLWantReadError):
+                while part := tls.read():
+                    text += part
+
+
+@pytest.mark.parametrize("name", ["a request", "a handshake", "v1 LF alone", "v1 port too large", "v2 family 4"])
+def test_whatever_is_no_header_is_refused(proxied: Callable[..., Process], name: str) -> None:
+    server = proxied()
+    with RawClient(server) as client:
+        client.send(BAD[name][0])
+        assert client.read_until_close() == b""
+    server.wait_for("a connection from 127.0.0.1 was refused: no PROXY header: ")
+    with RawClient(server) as client:
+        client.send(V1)
+        assert scope_of(client)["client"] == ["203.0.113.7", 4711]
+
+
+def test_a_header_that_does_not_come_is_not_waited_for(proxied: Callable[..., Process]) -> None:
+    server = proxied("--head-timeout", 0.3)
+    for beginning in (b"", V1[:20], version_2(0x11, IPV4)[:20]):
+        with RawClient(server) as client:
+            client.send(beginning)
+            assert client.read_until_close(2) == b""
+    with RawClient(server) as client:
+        client.send(V1[:20])
+        client.half_close()
+        assert client.read_until_close() == b""
+    server.wait_for("the connection was closed before it was complete")
+
+
+def test_a_handshake_that_does_not_come_is_not_waited_for(
+    proxied: Callable[..., Process], authority: Authority
+) -> None:
+    server = proxied("--ssl-certfile", authority.issue("server.pem"), "--head-timeout", 0.3)
+    for behind in (b"", b"no handshake at all\r\n\r\n"):
+        with RawClient(server) as client:
+            client.send(V1 + behind)
+            client.read_until_close(3)
+    with RawClient(server, tls=authority.client(), before_tls=V1) as client:
+        assert scope_of(client)["scheme"] == "https"
+
+
+def test_nobody_but_trusted_proxies_may_connect(proxied: Callable[..., Process]) -> None:
+    server = proxied("--forwarded-allow-ips", "10.0.0.0/8")
+    with RawClient(server) as client:
+        client.send(V1)
+        assert client.read_until_close() == b""
+    server.wait_for("a connection from 127.0.0.1 was refused: it is no trusted proxy")
+
+
+def test_forwarding_headers_are_those_of_whom_the_header_names(proxied: Callable[..., Process]) -> None:
+    """A chain: the proxy in front of us passes on bytes; whoever is before it may be trusted, or a client that lies."""
+    server = proxied("--forwarded-allow-ips", "127.0.0.1,203.0.113.0/24")
+    with RawClient(server) as client:
+        client.send(V1)
+        assert scope_of(client, "X-Forwarded-For: 198.51.100.9")["client"] == ["198.51.100.9", 0]
+    with RawClient(server) as client:
+        client.send(V1.replace(b"203.0.113.7", b"198.51.100.1"))
+        assert scope_of(client, "X-Forwarded-For: 198.51.100.9")["client"] == ["198.51.100.1", 4711]
+
+
+def test_a_unix_socket(proxied: Callable[..., Process], tmp_path: Path) -> None:
+    server = proxied("--uds", tmp_path / "s", "--forwarded-allow-ips", "unix")
+    with RawClient(server) as client:
+        client.send(V1)
+        assert scope_of(client)["client"] == ["203.0.113.7", 4711]
+
+
+def test_websockets(start_interface: Start) -> None:
+    server = start_interface("--proxy-protocol", app="interface_server.websocket_app:app")
+    with RawWebSocket(server, "/show-scope", before=V1) as client:
+        assert b'"client": ["203.0.113.7", 4711]' in client.read_frame()[1]
+
+
+def test_a_stop_does_not_wait_for_headers(proxied: Callable[..., Process]) -> None:
+    server = proxied()
+    with RawClient(server) as silent, RawClient(server) as served:
+        served.send(V1)
+        assert scope_of(served)["path"] == "/"
+        begun = time.monotonic()
+        server.terminate()
+        assert silent.read_until_close() == b""
+        with pytest.raises(ConnectionRefusedError):
+            RawClient(server)
+        assert server.wait() == 0
+        assert time.monotonic() - begun < 3
+
+
+@contextmanager
+def nginx(binary: str, folder: Path, configuration: str) -> Iterator[None]:
+    (folder / "nginx.conf").write_text(configuration)
+    process = subprocess.Popen(
+        [binary, "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log", "-g", "daemon off;"],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(5)
+
+
+STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")  # where Debian's package libnginx-mod-stream has it
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_nginx(
+    start_interface: Start, authority: Authority, program: Callable[[str], str], tmp_path: Path, tls: bool
+) -> None:
+    binary = program("nginx")
+    if not STREAM.exists():
+        pytest.skip("nginx has no stream module here")
+    options = ("--ssl-certfile", authority.issue("server.pem")) if tls else ()
+    server = start_interface("--proxy-protocol", *options, app=APP)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    configuration = f"""
+        load_module {STREAM};
+        pid {tmp_path}/nginx.pid;
+        events {{}}
+        stream {{
+            server {{ listen 127.0.0.1:{port}; proxy_pass 127.0.0.1:{server.port}; proxy_protocol on; }}
+        }}
+    """
+    with nginx(binary, tmp_path, configuration):
+
+        def listens() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        wait_until(listens)
+        with RawClient(("127.0.0.1", port), tls=authority.client() if tls else None) as client:
+            own = list(client.socket.getsockname())
+            scope = scope_of(client)
+            assert (scope["client"], scope["server"]) == (own, ["127.0.0.1", port])

@@ -1,0 +1,364 @@
+"""Readers of ordinary channels, which take with the command that waits: what they take late, when they give up, or not.
+
+What belongs to no single one of these is in `test_redis_readers.py` and in the checks for all layers.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from asgibus.layers import RedisChannelLayer
+from asgibus.layers.codec import pack
+from asgibus.layers.redis import receiver
+from asgibus.layers.redis.receiver import BLOCK_SECONDS
+from support.bus import Recorder, until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.redis]
+
+KEY = "asgibus:channel:c"
+DELAYED = f"asgibus:delayed:{{{KEY}}}"
+EXPIRY = 30.0
+MESSAGES = 600
+Make = Callable[..., RedisChannelLayer]
+
+
+@pytest.fixture
+async def make(redis_url: str) -> AsyncIterator[Make]:
+    made: list[RedisChannelLayer] = []
+
+    def make(**options: Any) -> RedisChannelLayer:
+        made.append(RedisChannelLayer(redis_url, **{"expiry": EXPIRY, **options}))
+        return made[-1]
+
+    yield make
+    for layer in made:
+        await layer.close()
+
+
+@pytest.fixture
+def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
+    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=10) as client:
+        yield client
+
+
+@pytest.fixture
+def only_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks by himself for as long as a test takes."""
+    monkeypatch.setattr(receiver, "BLOCK_SECONDS", 4)
+
+
+async def is_blocked(admin: "redis.Redis[bytes]", readers: int = 1) -> None:
+    await until(lambda: admin.info("clients")["blocked_clients"] == readers)
+
+
+async def waiting(admin: "redis.Redis[bytes]", *layers: RedisChannelLayer) -> list[asyncio.Task[Any]]:
+    """A reader for each of these, which blocks, one after another."""
+    tasks = []
+    for layer in layers:
+        tasks.append(asyncio.create_task(layer.receive("c")))
+        await is_blocked(admin, len(tasks))
+    return tasks
+
+
+async def soon(result: Awaitable[Any]) -> Any:
+    return await asyncio.wait_for(result, 10)
+
+
+def item(number: object, age: float = 0.0) -> bytes:
+    """As it lies in Redis."""
+    return b"%d:1:%b" % ((time.time() - age) * 1000, pack({"n": number}))
+
+
+def delay(admin: "redis.Redis[bytes]", number: object, seconds: float) -> None:
+    """As `send` does it, but at once, while the event loop stands still."""
+    admin.zadd(DELAYED, {b"x:1:" + pack({"n": number}): time.time() * 1000 + seconds * 1000})
+    admin.pexpire(DELAYED, 60_000)
+    admin.lpush(KEY, b"")
+
+
+async def end(*tasks: "asyncio.Task[Any]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+async def is_known(layer: RedisChannelLayer) -> None:
+    """From here on the layer takes directly; its first look was by a connection that was new."""
+    for number in range(2):
+        await layer.send("c", {"n": number})
+        assert await layer.receive("c") == {"n": number}
+
+
+# What is too old.
+
+
+async def test_what_has_expired_is_not_taken_directly(make: Make, admin: "redis.Redis[bytes]") -> None:
+    layer = make()
+    await is_known(layer)
+    looks = admin.info("commandstats")["cmdstat_eval"]["calls"]
+    (reader,) = await waiting(admin, layer)
+    admin.rpush(KEY, *(item("old", EXPIRY + 1) for _ in range(50)), item("young", EXPIRY - 5))
+    assert await soon(reader) == {"n": "young"}
+    assert admin.info("commandstats")["cmdstat_eval"]["calls"] - looks <= 2, (
+        "the first leaves a doubt, not each of them"
+    )
+    assert not admin.exists(KEY)
+
+
+async def test_what_has_nearly_expired_is_looked_at_closely(make: Make, admin: "redis.Redis[bytes]") -> None:
+    """A look says what time it is to a moment; the difference is asked for."""
+    layer = make(expiry=0.3)
+    for number in range(20):
+        age = number * 0.02
+        admin.rpush(KEY, item(number, age))
+        sent = time.time() - age
+        try:
+            message = await asyncio.wait_for(layer.receive("c"), 0.05)
+        except TimeoutError:
+            assert time.time() - sent >= 0.3
+        else:
+            assert message == {"n": number}
+            assert age < 0.3
+    assert not admin.exists(KEY)
+
+
+@pytest.mark.parametrize("ahead", [3600, 1])
+async def test_a_clock_of_redis_that_was_put_back(make: Make, admin: "redis.Redis[bytes]", ahead: int) -> None:
+    """What was sent before comes."""
+    layer = make()
+    await is_known(layer)
+    for number in range(3):
+        (reader,) = await waiting(admin, layer)
+        admin.rpush(KEY, item(number, -ahead))
+        assert await soon(reader) == {"n": number}
+
+
+# Who gives up.
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_what_came_when_its_reader_gave_up(make: Make, admin: "redis.Redis[bytes]", turns: int) -> None:
+    """So many turns of the event loop before: it is the first for the next reader."""
+    layer = make()
+    (reader,) = await waiting(admin, layer)
+    admin.rpush(KEY, item(1), item(2))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await end(reader)
+    first = {"n": 1}
+    assert (await soon(layer.receive("c")) if reader.cancelled() else reader.result()) == first
+    assert await soon(layer.receive("c")) == {"n": 2}
+
+
+async def test_it_goes_to_one_who_waits_already(make: Make, admin: "redis.Redis[bytes]") -> None:
+    layer = make()
+    first, second = await waiting(admin, layer, layer)
+    admin.rpush(KEY, item(1))
+    began = time.monotonic()
+    await end(first)
+    assert first.cancelled()
+    assert await soon(second) == {"n": 1}
+    assert time.monotonic() - began < BLOCK_SECONDS / 2
+
+
+@pytest.mark.parametrize("closing", [True, False], ids=["closed", "not closed"])
+async def test_it_goes_to_another_process_if_nobody_reads_here(
+    make: Make, admin: "redis.Redis[bytes]", closing: bool
+) -> None:
+    """In its order, and ahead of the token; with its age."""
+    layer, other = make(), make()
+    readers = await waiting(admin, layer, layer)
+    admin.rpush(KEY, item(1, 5), item(2), item(3))
+    delay(admin, "late", 10)
+    await end(*readers)
+    if closing:
+        await layer.close()
+    else:
+        await until(lambda: admin.llen(KEY) == 4, 3)
+    assert [(await soon(other.receive("c")))["n"] for _ in range(3)] == [1, 2, 3]
+    assert (await other.channel_statistics("c"))["messages_pending"] == 1
+
+
+async def test_giving_up_keeps_the_connection(make: Make, admin: "redis.Redis[bytes]") -> None:
+    layer = make()
+    await end(*await waiting(admin, layer))
+    connections = admin.info("stats")["total_connections_received"]
+    for _ in range(5):
+        await is_blocked(admin, 0)
+        await end(*await waiting(admin, layer))
+    assert admin.info("stats")["total_connections_received"] == connections
+
+
+async def test_a_reader_whose_user_may_not_end_waits(make: Make, admin: "redis.Redis[bytes]", redis_url: str) -> None:
+    """What it takes before its wait has ended by itself is not lost."""
+    admin.execute_command("ACL", "SETUSER", "modest", "on", ">secret", "~*", "&*", "+@all", "-client|unblock")
+    try:
+        layer, other = RedisChannelLayer(redis_url.replace("://", "://modest:secret@", 1)), make()
+        await end(*await waiting(admin, layer))
+        await other.send("c", {"n": 1})
+        assert await soon(other.receive("c")) == {"n": 1}
+        await layer.close()
+    finally:
+        admin.execute_command("ACL", "DELUSER", "modest")
+
+
+async def test_readers_that_give_up_at_random_under_load(make: Make, admin: "redis.Redis[bytes]") -> None:
+    """Nothing is lost and nothing comes twice, also when layers are closed meanwhile."""
+    dice = random.Random(11)
+    sender = make(capacity=MESSAGES)
+    layers = [make() for _ in range(3)]
+    received: list[int] = []
+
+    async def read(place: int) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(dice.choice([0.0003, 0.001, 0.005, 0.02])):
+                    received.append((await layers[place].receive("c"))["n"])
+            except TimeoutError:
+                if dice.random() < 0.02:
+                    await layers[place].close()
+
+    readers = [asyncio.create_task(read(number % 3)) for number in range(6)]
+    for number in range(MESSAGES):
+        await sender.send("c", {"n": number}, delay=dice.choice([0, 0, 0, 0, 0.01, 0.1]))
+        if number % 10 == 0:
+            await asyncio.sleep(dice.uniform(0, 0.01))  # the rate
+    await until(lambda: len(received) >= MESSAGES, 20)
+    await end(*readers)
+    for layer in layers:
+        await layer.close()
+    await until(lambda: not [each for each in admin.client_list() if each["name"] == "asgibus-receive"])
+    assert sorted(received) == list(range(MESSAGES))
+
+
+# Delayed messages, and who waits for them.
+
+
+async def test_delayed_messages_come_when_all_readers_block(
+    make: Make, admin: "redis.Redis[bytes]", only_the_token: None
+) -> None:
+    sender, layers = make(), [make() for _ in range(3)]
+    readers = await waiting(admin, *layers)
+    began = time.monotonic()
+    for number in (3, 1, 2):
+        await sender.send("c", {"n": number}, delay=number * 0.2)
+    for number in (1, 2, 3):
+        done, rest = await asyncio.wait(readers, timeout=2, return_when=asyncio.FIRST_COMPLETED)
+        (reader,) = done
+        assert reader.result() == {"n": number}
+        assert 0.19 * number <= time.monotonic() - began < 0.2 * number + 1
+        readers = list(rest)
+
+
+@pytest.mark.parametrize("how", ["gives up", "has a message", "gives up while it looks"])
+async def test_who_ends_leaves_the_waiting_to_another(
+    make: Make, admin: "redis.Redis[bytes]", only_the_token: None, how: str
+) -> None:
+    sender, one, two = make(), make(), make()
+    first, second = await waiting(admin, one, two)
+    began = time.monotonic()
+    await sender.send("c", {"n": "late"}, delay=0.5)
+    if how != "gives up while it looks":
+        await until(lambda: not admin.exists(KEY))  # the first has the token
+    if how == "has a message":
+        await is_blocked(admin, 2)
+        await end(second)  # so that the first gets it
+        await is_blocked(admin, 1)
+        await sender.send("c", {"n": "now"})
+        assert await soon(first) == {"n": "now"}
+        (second,) = await waiting(admin, two)
+    else:
+        await end(first)
+    assert await soon(second) == {"n": "late"}
+    assert 0.49 <= time.monotonic() - began < 1.5
+
+
+async def test_takers_learn_of_delayed_messages(make: Make, admin: "redis.Redis[bytes]", only_the_token: None) -> None:
+    """Two that acknowledge, and a reader: whoever ends, the others go on."""
+    layers = [make() for _ in range(4)]
+    took: list[int] = []
+
+    async def take(bus: Any) -> None:
+        while deliveries := await bus.take("c", 2):
+            for delivery in deliveries:
+                took.append(delivery.message["n"])
+                bus.acknowledge(delivery)
+
+    async def read() -> None:
+        while True:
+            took.append((await layers[2].receive("c"))["n"])
+
+    async with layers[0].bus("w", Recorder()) as one, layers[1].bus("w", Recorder()) as two:
+        takers = [asyncio.create_task(take(bus)) for bus in (one, two)]
+        reader = asyncio.create_task(read())
+        for number in range(4):
+            began = time.monotonic()
+            await layers[3].send("c", {"n": number}, delay=0.3)
+            if number == 1:
+                await end(reader)
+            if number == 2:
+                one.stop_claiming()
+            await until(lambda count=number + 1: len(took) == count)  # type: ignore[misc]
+            assert 0.29 <= time.monotonic() - began < 1.5
+        assert took == list(range(4))
+        two.stop_claiming()
+        await soon(asyncio.gather(*takers))
+
+
+async def test_a_taker_that_ends_leaves_the_waiting_to_a_reader(
+    make: Make, admin: "redis.Redis[bytes]", only_the_token: None
+) -> None:
+    reading, taking = make(), make()
+    await is_known(reading)
+    began = time.monotonic()
+    await reading.send("c", {"n": "late"}, delay=0.7)
+    async with taking.bus("w", Recorder()) as bus:
+        taker = asyncio.create_task(bus.take("c", 1))
+        await until(lambda: not admin.exists(KEY))  # it has the token
+        reader = asyncio.create_task(reading.receive("c"))
+        await asyncio.sleep(0.05)  # a moment to block in, which does not show among the other blocked commands
+        bus.stop_claiming()
+        assert await soon(taker) == []
+        assert await soon(reader) == {"n": "late"}
+    assert 0.69 <= time.monotonic() - began < 2
+
+
+async def test_a_reader_in_doubt_leaves_the_waiting_to_another(
+    make: Make, admin: "redis.Redis[bytes]", only_the_token: None
+) -> None:
+    first, second = make(), make()
+    for layer in (first, second):
+        await is_known(layer)
+    (reader,) = await waiting(admin, first)
+    began = time.monotonic()
+    admin.rpush(KEY, item("in doubt", -10))
+    delay(admin, "late", 0.7)
+    assert await soon(reader) == {"n": "in doubt"}
+    assert await soon(second.receive("c")) == {"n": "late"}
+    assert 0.69 <= time.monotonic() - began < 2
+
+
+async def test_a_wait_that_is_ended_by_chance_goes_on_for_the_rest_only(
+    make: Make, admin: "redis.Redis[bytes]", only_the_token: None
+) -> None:
+    (reader,) = await waiting(admin, make())
+    began = time.monotonic()
+    delay(admin, "late", 1.0)
+    await asyncio.sleep(0.8)  # most of that
+    for client in admin.client_list():
+        if client["name"] == "asgibus-receive":
+            admin.client_unblock(int(client["id"]))
+    assert await soon(reader) == {"n": "late"}
+    assert 0.99 <= time.monotonic() - began < 1.6
+
+
+async def test_without_a_token_readers_look_by_themselves(make: Make, admin: "redis.Redis[bytes]") -> None:
+    """Whoever had it was killed."""
+    (reader,) = await waiting(admin, make())
+    admin.zadd(DELAYED, {b"x:1:" + pack({"n": 1}): time.time() * 1000 + 100})
+    assert await asyncio.wait_for(reader, BLOCK_SECONDS + 2) == {"n": 1}
