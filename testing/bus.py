@@ -6,7 +6,8 @@ import asyncio
 import ssl
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from contextvars import Context, copy_context
 from dataclasses import fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -156,7 +157,7 @@ class Bus:
             raise RuntimeError("a Bus is entered once")
         opened = loop.create_future()
         # A task of its own: a test's fixtures may be entered in one task and left in another.
-        self._life = loop.create_task(self._live(opened))
+        self._life = loop.create_task(self._live(opened), context=_context())
         try:
             self.url = await opened
             for _ in range(self._count):
@@ -221,6 +222,16 @@ class Bus:
                 listening.set_exception(error)
         finally:
             ended.set()
+
+
+def _context() -> Context:
+    """One in which anyio knows the event loop in callbacks, too: with sniffio installed, it looks there."""
+    context = copy_context()
+    with suppress(ImportError):
+        import sniffio  # noqa: PLC0415  # other packages may bring it
+
+        context.run(sniffio.current_async_library_cvar.set, "asyncio")
+    return context
 
 
 def _named(names: set[str], options: Mapping[str, Any]) -> dict[str, Any]:

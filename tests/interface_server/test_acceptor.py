@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from interface_server.test_proxy_protocol import BAD, GOOD, IPV4, TLVS, version_2
 from support.certificates import Authority
 from support.deadline import wait_until
 from support.processes import Process
+from support.proxy_headers import BAD, GOOD, IPV4, TLVS, version_2
 from support.raw import RawClient
 from support.websocket import RawWebSocket
 

@@ -5,12 +5,12 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from support.processes import LISTENING, Process, Processes
 from support.raw import RawClient
+from support.scopes import get, scope_of
 from support.servers import LAYERS, serving
 
 APP = "interface_server.http_app:app"
@@ -22,19 +22,6 @@ Start = Callable[..., Process]
 def server(request: pytest.FixtureRequest) -> Iterator[Process]:
     with serving(request, APP, layer=request.param) as servers:
         yield servers.interfaces[0]
-
-
-def scope_of(server: Process, wire: bytes, **options: Any) -> dict[str, Any]:
-    with RawClient(server, **options) as client:
-        client.send(wire)
-        response = client.read_response()
-        assert response.status == 200, response
-        scope: dict[str, Any] = json.loads(response.body)
-        return scope
-
-
-def get(target: str, *headers: str) -> bytes:
-    return "\r\n".join([f"GET {target} HTTP/1.1", "Host: test", *headers, "", ""]).encode("latin-1")
 
 
 def test_every_key_of_the_scope(server: Process) -> None:

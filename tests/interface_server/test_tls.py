@@ -13,11 +13,11 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from interface_server.test_http_scope import get, scope_of
 from support.certificates import Authority, certificates_in
 from support.deadline import wait_until
 from support.processes import Process
 from support.raw import RawClient
+from support.scopes import get, scope_of
 from support.websocket import ws
 
 APP = "interface_server.http_app:app"
