@@ -54,6 +54,7 @@ class BlockingConnections:
         self._name = name
         self._idle: list[RedisConnection] = []
         self._busy: dict[RedisConnection, _Asked] = {}
+        self._making: list[asyncio.Task[RedisConnection]] = []  # connections whose callers have been cancelled
         self._watching = False
         self._closed = False
         self._telling: set[asyncio.Task[None]] = set()
@@ -66,10 +67,7 @@ class BlockingConnections:
 
         When it is cancelled, `on_given_up` gets a future that will have the reply, or None.
         """
-        idle = self._idle
-        while idle and idle[-1].lost.done():
-            idle.pop()
-        connection = idle.pop() if idle else await self._connect()
+        connection = await self._free()
         asked = self._busy[connection] = _Asked(channel, connection, on_given_up is not None, self._loop)
         connection.write(command, (partial(self._reply, asked),))
         if not self._watching:
@@ -98,7 +96,7 @@ class BlockingConnections:
 
         `run_id`: that of the Redis for which it is.
         """
-        if self._closed and not self._writer.connected:
+        if self._closed:  # and the writer may be closed before it writes this
             task = self._loop.create_task(self._tell_by_itself(command, run_id), name="asgibus tell")
             self._telling.add(task)
             task.add_done_callback(self._telling.discard)
@@ -130,6 +128,31 @@ class BlockingConnections:
         for connection in self._idle:
             connection.abort("closed here")
         self._idle.clear()
+        for making in self._making:
+            _drop(making)
+        self._making.clear()
+
+    async def _free(self) -> RedisConnection:
+        """An idle connection, or a new one. Raises LayerUnavailable.
+
+        One that is being made when its caller is cancelled is for the next: readers that wait for less than that takes
+        would never get one.
+        """
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.lost.done():
+                return connection
+        self._making = [making for making in self._making if not making.done() or _is_made(making)]
+        making = self._making.pop() if self._making else self._loop.create_task(self._connect(), name="asgibus connect")
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            making.add_done_callback(_is_made)  # looked at, so that nothing is logged if nobody comes for it
+            if self._closed:
+                _drop(making)
+            else:
+                self._making.append(making)
+            raise
 
     async def _connect(self) -> RedisConnection:
         connection = await connect(self._address, self._name)
@@ -188,6 +211,15 @@ class BlockingConnections:
         self._watching = bool(self._busy)
         if self._watching:
             self._loop.call_later(LOOK_SECONDS, self._watch)
+
+
+def _is_made(making: asyncio.Task[RedisConnection]) -> bool:
+    return making.done() and not making.cancelled() and making.exception() is None and not making.result().lost.done()
+
+
+def _drop(making: asyncio.Task[RedisConnection]) -> None:
+    making.cancel()
+    making.add_done_callback(lambda made: made.result().abort("closed here") if _is_made(made) else None)
 
 
 def _ignore(reply: Any) -> None:

@@ -39,7 +39,9 @@ def install(tmp_path: Path) -> Install:
             for group, entries in project["entry-points"].items()
         ]
         (info / "entry_points.txt").write_text("\n".join(points))
-        return {"PYTHONPATH": os.pathsep.join([str(site), str(EXAMPLE.parents[1] / "tests"), os.environ["PYTHONPATH"]])}
+        inherited = os.environ.get("PYTHONPATH")
+        paths = [str(site), str(EXAMPLE.parents[1] / "tests"), *([inherited] if inherited else [])]
+        return {"PYTHONPATH": os.pathsep.join(paths)}
 
     return install
 
