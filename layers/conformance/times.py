@@ -56,11 +56,11 @@ async def check_a_delayed_message_comes_when_it_is_due(make_layer: LayerFactory)
         clock = asyncio.get_running_loop().time
         for channel in await both_kinds(layer):
             began = clock()
-            await layer.send(channel, {"n": 3}, delay=0.3)
-            await layer.send(channel, {"n": 2}, delay=0.15)
+            await layer.send(channel, {"n": 3}, delay=0.8)
+            await layer.send(channel, {"n": 2}, delay=0.4)
             await layer.send(channel, {"n": 1})
             await layer.send(channel, {"n": 1}, delay=0)
-            for number, delay in ((1, 0.0), (1, 0.0), (2, 0.15), (3, 0.3)):
+            for number, delay in ((1, 0.0), (1, 0.0), (2, 0.4), (3, 0.8)):
                 message, waited = await receive(layer, channel), clock() - began
                 expect_equal(message, {"n": number}, f"message of {channel} after {waited:.3f} s")
                 expect(waited >= delay - TICK_SECONDS, f"a message of {channel} came {waited:.3f} s into {delay} s")
