@@ -89,8 +89,8 @@ def test_server_sent_events_of_a_consumer(site: Site) -> None:
 @pytest.mark.parametrize("setup", ON_REDIS, indirect=True)
 def test_background_consumers(site: Site, sites: Sites) -> None:
     sites.add_worker("--channel", "work", prefix=LAYER_PREFIX)
-    assert get(site, "/work/one").text == "soon"
-    assert get(site, "/work/two").text == "soon"
+    assert get(site, "/queue/one").text == "soon"
+    assert get(site, "/queue/two").text == "soon"
     wait_until(lambda: set(get(site, "/lines/work").json()) == {"one done", "two done"})
 
 

@@ -48,7 +48,7 @@ def bad_name(request):
 urlpatterns = [
     path("announce/<str:room>/<int:times>", announce),
     path("publish", publish),
-    path("work/<str:name>", later),
+    path("queue/<str:name>", later),
     path("fill", fill),
     path("bad-name", bad_name),
     path("", include("frameworks.django_project.urls")),
