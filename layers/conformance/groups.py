@@ -10,6 +10,7 @@ from asgibus.layers.conformance.tools import (
     LayerFactory,
     another_layer,
     both_kinds,
+    by_the_clock,
     expect,
     expect_equal,
     expect_silence,
@@ -73,15 +74,16 @@ async def check_a_full_member_misses_it_and_the_others_do_not(make_layer: LayerF
         expect_equal((await layer.channel_statistics(full[0]))["channel_full_count"], 1, "messages that it missed")
 
 
-async def check_a_membership_ends(make_layer: LayerFactory) -> None:
+@by_the_clock
+async def check_a_membership_ends(make_layer: LayerFactory, second: float) -> None:
     """After `group_expiry` seconds, unless the channel joins again; joins of others change nothing."""
-    async with fresh_layer(make_layer, group_expiry=1) as layer:
+    async with fresh_layer(make_layer, group_expiry=second) as layer:
         for member in ("old", "renewed"):
             await layer.group_add("group", member)
-        await asyncio.sleep(0.6)  # by the clock of the store, which a check cannot turn
+        await asyncio.sleep(0.6 * second)  # by the clock of the store, which a check cannot turn
         for member in ("new", "renewed"):
             await layer.group_add("group", member)
-        await asyncio.sleep(0.6)  # likewise
+        await asyncio.sleep(0.6 * second)  # likewise
         await layer.group_send("group", {"n": 1})
         for member in ("new", "renewed"):
             expect_equal(await receive(layer, member), {"n": 1}, f"message of {member}")

@@ -10,6 +10,7 @@ from asgibus.layers.conformance.tools import (
     LayerFactory,
     another_layer,
     both_kinds,
+    by_the_clock,
     expect,
     expect_equal,
     expect_error,
@@ -25,20 +26,21 @@ TICK_SECONDS = 0.005  # stores may count in milliseconds, and round
 BAD_DELAYS: list[Any] = [-1, -0.001, 1e15, math.nan, math.inf, "1", None, True]
 
 
-async def check_expired_messages_are_never_delivered(make_layer: LayerFactory) -> None:
+@by_the_clock
+async def check_expired_messages_are_never_delivered(make_layer: LayerFactory, second: float) -> None:
     """Nor counted: neither for the capacity nor as pending. A delayed one expires as if it was sent when it was due."""
-    async with fresh_layer(make_layer, expiry=1, capacity=2) as layer:
+    async with fresh_layer(make_layer, expiry=second, capacity=2) as layer:
         channels = await both_kinds(layer)
         for channel in channels:
             await layer.send(channel, {"n": "old"})
-            await layer.send(channel, {"n": "late"}, delay=1.1)
+            await layer.send(channel, {"n": "late"}, delay=1.1 * second)
         quiet = "quiet", await layer.new_channel()  # to these, nothing is sent before they are read
         for channel in quiet:
             await layer.send(channel, {"n": "old"})
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(0.6 * second)
         for channel in quiet:
             await layer.send(channel, {"n": "young"})
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(0.6 * second)
         for channel in quiet:
             expect_equal(await receive(layer, channel), {"n": "young"}, f"first message of {channel}")
         for channel in channels:
@@ -50,47 +52,50 @@ async def check_expired_messages_are_never_delivered(make_layer: LayerFactory) -
             await expect_silence(layer, channel)
 
 
-async def check_a_delayed_message_comes_when_it_is_due(make_layer: LayerFactory) -> None:
+@by_the_clock
+async def check_a_delayed_message_comes_when_it_is_due(make_layer: LayerFactory, second: float) -> None:
     """Not before, and soon then; in the order in which they are due, behind what can be received at once."""
     async with fresh_layer(make_layer) as layer:
         clock = asyncio.get_running_loop().time
         for channel in await both_kinds(layer):
             began = clock()
-            await layer.send(channel, {"n": 3}, delay=0.8)
-            await layer.send(channel, {"n": 2}, delay=0.4)
+            await layer.send(channel, {"n": 3}, delay=0.8 * second)
+            await layer.send(channel, {"n": 2}, delay=0.4 * second)
             await layer.send(channel, {"n": 1})
             await layer.send(channel, {"n": 1}, delay=0)
-            for number, delay in ((1, 0.0), (1, 0.0), (2, 0.4), (3, 0.8)):
+            for number, delay in ((1, 0.0), (1, 0.0), (2, 0.4 * second), (3, 0.8 * second)):
                 message, waited = await receive(layer, channel), clock() - began
                 expect_equal(message, {"n": number}, f"message of {channel} after {waited:.3f} s")
                 expect(waited >= delay - TICK_SECONDS, f"a message of {channel} came {waited:.3f} s into {delay} s")
                 expect(waited < delay + 2, f"a message of {channel} came {waited:.3f} s after it was sent, not {delay}")
 
 
-async def check_a_reader_that_waits_gets_what_is_sent_with_a_delay(make_layer: LayerFactory) -> None:
+@by_the_clock
+async def check_a_reader_that_waits_gets_what_is_sent_with_a_delay(make_layer: LayerFactory, second: float) -> None:
     """Also one that waits for a later one already; and what comes meanwhile is not held up."""
     async with fresh_layer(make_layer) as layer:
         for channel in await both_kinds(layer):
             receiving = asyncio.create_task(layer.receive(channel))
             await asyncio.sleep(0.02)
-            await layer.send(channel, {"n": 1}, delay=0.1)
-            expect_equal(await within(receiving, "the only message, due after 0.1 s", 1), {"n": 1}, "what came")
+            await layer.send(channel, {"n": 1}, delay=0.1 * second)
+            expect_equal(await within(receiving, "the only message, which is due", second), {"n": 1}, "what came")
             receiving_all = asyncio.create_task(receive_all(layer, channel, 3))
             await asyncio.sleep(0.02)
-            await layer.send(channel, {"n": "late"}, delay=0.3)
+            await layer.send(channel, {"n": "late"}, delay=0.3 * second)
             await asyncio.sleep(0.02)
-            await layer.send(channel, {"n": "soon"}, delay=0.1)
+            await layer.send(channel, {"n": "soon"}, delay=0.1 * second)
             await asyncio.sleep(0.02)
             await layer.send(channel, {"n": "now"})
             received = [message["n"] for message in await receiving_all]
             expect_equal(received, ["now", "soon", "late"], f"what was received from {channel}")
 
 
-async def check_what_is_delayed_counts_for_the_capacity(make_layer: LayerFactory) -> None:
+@by_the_clock
+async def check_what_is_delayed_counts_for_the_capacity(make_layer: LayerFactory, second: float) -> None:
     """From the beginning; it is pending, and has no age."""
     async with fresh_layer(make_layer, capacity=2) as layer:
         for channel in await both_kinds(layer):
-            await layer.send(channel, {"n": 2}, delay=0.2)
+            await layer.send(channel, {"n": 2}, delay=0.2 * second)
             await layer.send(channel, {"n": 1})
             await expect_error(ChannelFull, layer.send(channel, {}), f"send to the full {channel}")
             await expect_error(ChannelFull, layer.send(channel, {}, delay=0.1), f"delayed send to the full {channel}")
@@ -99,8 +104,8 @@ async def check_what_is_delayed_counts_for_the_capacity(make_layer: LayerFactory
             age = (await layer.channel_statistics(channel))["messages_max_age"]
             expect_equal(age, 0.0, f"the age of what is delayed in {channel}")
             expect_equal(await receive(layer, channel), {"n": 2}, f"message of {channel}")
-            await layer.send(channel, {"n": 3}, delay=0.01)
-            await layer.send(channel, {"n": 4}, delay=0.02)
+            await layer.send(channel, {"n": 3}, delay=0.01 * second)
+            await layer.send(channel, {"n": 4}, delay=0.02 * second)
             expect_equal(await receive_all(layer, channel, 2), [{"n": 3}, {"n": 4}], f"messages of {channel}")
 
 

@@ -9,6 +9,7 @@ import asyncio
 import reprlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import wraps
 from typing import Any, Protocol, TypeVar
 
 from asgibus.layers.contract import ChannelLayer, Message
@@ -20,6 +21,7 @@ E = TypeVar("E", bound=Exception)
 
 PATIENCE_SECONDS = 10.0  # for what comes within milliseconds on a machine that has nothing else to do
 SILENCE_SECONDS = 0.1  # in which what was sent before would have come
+SLOWER = 5.0  # times as slow is a check by the clock that is repeated
 
 
 class LayerFactory(Protocol):
@@ -36,6 +38,24 @@ class LayerFactory(Protocol):
         capacity: int = CAPACITY,
         channel_capacity: Mapping[Pattern, int] | None = None,
     ) -> ChannelLayer: ...
+
+
+def by_the_clock(
+    check: Callable[[LayerFactory, float], Awaitable[None]],
+) -> Callable[[LayerFactory], Awaitable[None]]:
+    """For a check whose steps have to be done in time; it gets the length of a second, by which it is to count.
+
+    A machine that stops for a moment must not fail a good layer: what fails is repeated once, with long seconds.
+    """
+
+    @wraps(check)
+    async def patient(make_layer: LayerFactory) -> None:
+        try:
+            await check(make_layer, 1.0)
+        except AssertionError:
+            await check(make_layer, SLOWER)
+
+    return patient
 
 
 @asynccontextmanager

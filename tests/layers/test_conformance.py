@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,6 +74,31 @@ async def test_a_bad_layer_is_found_out_without_pytest(monkeypatch: pytest.Monke
     assert name == "check_messages_come_in_the_order_in_which_they_were_sent"
     assert isinstance(error, AssertionError)
     assert await conformance.run(InMemoryChannelLayer, some) == []
+
+
+async def test_a_machine_that_stops_for_a_moment_fails_no_good_layer() -> None:
+    class Halting(InMemoryChannelLayer):
+        """What is sent first arrives when the delays of the check are over."""
+
+        halted = False
+
+        async def send(self, channel: str, message: dict[str, Any], *, delay: float = 0.0) -> None:
+            await super().send(channel, message, delay=delay)
+            if not Halting.halted:
+                Halting.halted = True
+                time.sleep(0.5)  # noqa: ASYNC251 - the whole machine stops, as it were
+
+    class Hasty(InMemoryChannelLayer):
+        """Delays are a tenth too short."""
+
+        async def send(self, channel: str, message: dict[str, Any], *, delay: float = 0.0) -> None:
+            await super().send(channel, message, delay=delay * 0.9)
+
+    by_the_clock = [check for check in CHECKS if "comes_when_it_is_due" in _name(check)]
+    assert await conformance.run(Halting, by_the_clock) == []
+    assert Halting.halted
+    ((_, error),) = await conformance.run(Hasty, by_the_clock)
+    assert "into" in str(error)
 
 
 async def test_a_check_that_hangs_fails(monkeypatch: pytest.MonkeyPatch) -> None:
