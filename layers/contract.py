@@ -97,7 +97,7 @@ class Statistics(TypedDict):
     """What the statistics extension of 2016 tells of a channel, or of all."""
 
     messages_count: int
-    """Messages sent, since there were none for a day."""
+    """Messages sent, since there were none for a day; to a process-local channel, for a minute or two."""
     messages_pending: int
     """Unread messages, delayed ones among them."""
     messages_max_age: float

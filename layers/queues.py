@@ -62,6 +62,7 @@ class _Waiter:
 
 
 COUNTED_SECONDS = 86400.0  # how long it is known what went through a channel that nobody uses
+COUNTED_LOCAL_SECONDS = 60.0  # and through a process-local one: an app may make thousands in that time
 
 
 class _Queue:
@@ -256,9 +257,10 @@ class Queues:
             self._tidy(channel, queue, now)
 
     def _tidy(self, channel: str, queue: _Queue, now: float) -> None:
-        """Forget a channel that is empty. What went through an ordinary one stays known for a day."""
+        """Forget a channel that is empty, once it need not be known any more what went through it."""
         if queue.ready or queue.delayed or queue.waiting:
             return
-        counted = queue.sent + queue.full > 0 and "!" not in channel and queue.counted > now - COUNTED_SECONDS
+        seconds = COUNTED_LOCAL_SECONDS if "!" in channel else COUNTED_SECONDS
+        counted = queue.sent + queue.full > 0 and queue.counted > now - seconds
         if not counted and self._queues.get(channel) is queue:
             del self._queues[channel]

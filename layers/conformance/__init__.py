@@ -50,6 +50,7 @@ SHARED_CHECKS: tuple[Check, ...] = (
     *times.SHARED_CHECKS,
     *readers.SHARED_CHECKS,
     *groups.SHARED_CHECKS,
+    *statistics.SHARED_CHECKS,
 )
 SERVER_CHECKS: tuple[Check, ...] = (*mailboxes.CHECKS, *claims.CHECKS, *deliveries.CHECKS)
 SHARED_SERVER_CHECKS: tuple[Check, ...] = mailboxes.SHARED_CHECKS

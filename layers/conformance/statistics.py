@@ -6,6 +6,7 @@ import asyncio
 
 from asgibus.layers.conformance.tools import (
     LayerFactory,
+    another_layer,
     both_kinds,
     expect,
     expect_equal,
@@ -53,15 +54,41 @@ async def check_a_channel_has_statistics(make_layer: LayerFactory) -> None:
 
 
 async def check_a_local_channel_has_statistics(make_layer: LayerFactory) -> None:
-    """What waits."""
-    async with fresh_layer(make_layer) as layer:
-        local = await layer.new_channel()
-        for pending in range(1, 4):
+    """The same of it; also when another one asks, while nobody reads, and with a delayed message among the others."""
+    async with fresh_layer(make_layer, capacity=3) as layer:
+        local, other = await layer.new_channel(), await layer.new_channel()
+        expect_equal(_numbers(await layer.channel_statistics(local)), (0, 0, 0), "sent, pending, full of a new channel")
+        await layer.send(local, {}, delay=60)
+        for sent in (2, 3):
             await layer.send(local, {})
-            expect_equal((await layer.channel_statistics(local))["messages_pending"], pending, f"unread in {local}")
-        for pending in (2, 1, 0):
+            expect_equal(_numbers(await layer.channel_statistics(local)), (sent, sent, 0), "sent, pending, full")
+        await expect_error(ChannelFull, layer.send(local, {}), "send to the full channel")
+        await layer.group_add("group", local)
+        await layer.group_add("group", other)
+        await layer.group_send("group", {})
+        await asyncio.sleep(0.15)  # by the clock of the store, which a check cannot turn
+        statistics = await layer.channel_statistics(local)
+        expect_equal(_numbers(statistics), (3, 3, 2), "sent, pending, full")
+        age = statistics["messages_max_age"]
+        expect(0.14 <= age < 5, f"the oldest message is 0.15 s old, not {age}")
+        expect_equal(_numbers(await layer.channel_statistics(other)), (1, 1, 0), "sent, pending, full of another one")
+        for pending in (2, 1):
             await receive(layer, local)
-            expect_equal((await layer.channel_statistics(local))["messages_pending"], pending, f"unread in {local}")
+            expect_equal(_numbers(await layer.channel_statistics(local)), (3, pending, 2), "sent, pending, full")
+        age = (await layer.channel_statistics(local))["messages_max_age"]
+        expect_equal(age, 0.0, "the age of a message that is delayed")
+
+
+async def check_a_local_channel_of_another_has_statistics(make_layer: LayerFactory) -> None:
+    """They are those of the layer object that made it; once that is closed, nobody knows it any more."""
+    async with fresh_layer(make_layer) as layer:
+        async with another_layer(make_layer) as maker:
+            local = await maker.new_channel()
+            for _ in range(2):
+                await layer.send(local, {})
+            await receive(maker, local)
+            expect_equal(_numbers(await layer.channel_statistics(local)), (2, 1, 0), "sent, pending, full")
+        expect_equal(_numbers(await layer.channel_statistics(local)), (0, 0, 0), "sent, pending, full of no channel")
 
 
 async def check_reading_statistics_changes_nothing(make_layer: LayerFactory) -> None:
@@ -99,3 +126,4 @@ CHECKS = (
     check_reading_statistics_changes_nothing,
     check_all_channels_together_have_statistics,
 )
+SHARED_CHECKS = (check_a_local_channel_of_another_has_statistics,)

@@ -9,14 +9,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from asgibus.layers.contract import Handler, Message
+from asgibus.layers.contract import Handler, Message, Statistics
+from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis import channel_scripts
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.bus import RedisBus
 from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.epoch import Epoch
 from asgibus.layers.redis.inbox import Inbox
-from asgibus.layers.redis.kept import Sent
+from asgibus.layers.redis.kept import ASKED, COUNTED_MS, Sent
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.link import Outage
 from asgibus.layers.redis.receiver import Receiver
@@ -25,8 +26,6 @@ from asgibus.layers.settings import LayerSettings
 
 if TYPE_CHECKING:
     from asgibus.layers.redis.shards import Shard
-
-COUNTED_MS = 86_400_000  # how long it is known what went through a channel that nobody uses
 
 
 class Attachment:
@@ -131,6 +130,23 @@ class Attachment:
             if inbox.mailbox == mailbox:
                 return await inbox.receive(local)
         raise TypeError(f"'{mailbox}{local}' was made by another process or event loop: only that can receive from it")
+
+    async def local_statistics(self, mailbox: str, local: str, until: float) -> Statistics:
+        """Those of a process-local channel, as its process says: nobody else knows what has arrived there, and when.
+
+        Of a process that is gone, nothing is known. Raises LayerUnavailable, at the time `until` at the latest.
+        """
+        key = self.keys.answer(secrets.token_hex(8))
+        full = await self.writer.call("HGET", self.keys.counts(mailbox + local), "full", until=until)
+        arrived, unread, age = 0, 0, 0.0
+        if await self.sent.send(mailbox, (ASKED, local, key), until):
+            answer = await self.receiver.answer(key, until)
+            if answer is None:
+                raise LayerUnavailable(f"the process of '{mailbox}{local}' does not say how the channel stands")
+            arrived, unread, age = self.entries.unpack(key, answer)
+        return Statistics(
+            messages_count=arrived, messages_pending=unread, messages_max_age=age, channel_full_count=int(full or 0)
+        )
 
     def tell_received(self) -> None:
         """Say now what was received from process-local channels: what is asked or sent next counts without it."""

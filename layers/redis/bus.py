@@ -14,7 +14,7 @@ from asgibus.layers.redis import scripts
 from asgibus.layers.redis.claims import Claimant
 from asgibus.layers.redis.deliveries import Deliveries
 from asgibus.layers.redis.inbox import Inbox
-from asgibus.layers.redis.kept import MESSAGES, Taken
+from asgibus.layers.redis.kept import ASKED, MESSAGES, Taken
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.memberships import Memberships
 from asgibus.layers.redis.offers import Offers
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from asgibus.layers.redis.attachment import Attachment
 
 RECEIVED_AT_ONCE = 1000  # channels in one script: it holds up Redis for half a millisecond
+ANSWER_MS = 10_000  # how long an answer is there for whoever has asked, who may have given up
 STATISTICS_SECONDS = 1.0  # for what somebody looks at; who looks waits, and there is nothing to be repaired
 
 
@@ -38,7 +39,7 @@ class RedisBus(Bus):
         self._loop = asyncio.get_running_loop()
         self._handler = handler
         self._keys = keys = attachment.keys
-        entries = attachment.entries
+        self._entries = entries = attachment.entries
         self._outage = outage = attachment.outage
         self._writer = writer = attachment.writer
         settings = attachment.settings
@@ -120,6 +121,9 @@ class RedisBus(Bus):
                 else:
                     self._deliver(parts, message, sent)
                 return
+            if frames and frames[0][0] == ASKED:
+                self._answer(*frames[0][1:])
+                return
             frames = self._offers.told(self._presence.told(frames))
         if frames:
             self._handler.batch(sender, frames)
@@ -139,6 +143,14 @@ class RedisBus(Bus):
 
         timer = self._loop.call_later(due - self.time(), hand_on)
         self._later[timer] = parts
+
+    def _answer(self, part: str, key: str) -> None:
+        """Say how a process-local channel stands, behind all that was sent to it before that was asked."""
+        arrived, unread, age = (0, 0, 0.0) if self._inbox is None else self._inbox.statistics(part)
+        delayed = sum(parts.count(part) for parts in self._later.values())
+        answer = self._entries.pack(key, (arrived + delayed, unread + delayed, age))
+        self._writer.write(("RPUSH", key, answer), _ignore)
+        self._writer.write(("PEXPIRE", key, ANSWER_MS), _ignore)
 
     def clear(self) -> None:
         """Drop the messages that are not due yet."""

@@ -1,7 +1,8 @@
 """The mailbox behind the process-local channels that `new_channel` makes: the handler that keeps what arrives.
 
 Senders count in Redis how many unread messages each channel has, so that none is over its capacity; here is said what
-was read, or has expired. What arrived is dropped when it has expired by Redis's clock, also when nobody reads.
+was read, or has expired. What arrived is dropped when it has expired by Redis's clock, also when nobody reads. What
+went through a channel is known until nobody has used it for a minute or two.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ logger = logging.getLogger("asgibus.layers")
 
 _Arrived = tuple[float, bytes]  # when it expires, in seconds by Redis's clock, and the message, packed
 
+FORGET_SECONDS = 60.0  # between two looks at which channels are used no more: an app may make thousands in that time
 SWEEP_SECONDS = 0.01  # behind the expiry of a message, so that those of the same moment go together
 
 
@@ -36,13 +38,18 @@ class Store(Protocol):
 
 
 class _Channel:
-    """What has arrived for a channel, each with the time at which it expires, and who waits for it."""
+    """What has arrived for a channel, each with the time at which it expires, and who waits for it.
 
-    __slots__ = ("messages", "waiting")
+    `arrived`: how many messages that were, of which some have gone. `used`: since it was last looked at.
+    """
+
+    __slots__ = ("arrived", "messages", "used", "waiting")
 
     def __init__(self) -> None:
         self.messages: deque[_Arrived] = deque()
         self.waiting: deque[asyncio.Future[_Arrived]] = deque()
+        self.arrived = 0
+        self.used = True
 
     def add(self, arrived: _Arrived) -> None:
         """Hand it to whoever waits, or keep it."""
@@ -66,6 +73,7 @@ class Inbox:
         self._channels: dict[str, _Channel] = {}
         self._received: Counter[str] = Counter()
         self._sweeping: asyncio.TimerHandle | None = None
+        self._forgetting: asyncio.TimerHandle | None = None
 
     def on_bus(self, store: Store, expiry: float) -> None:
         """It is the handler there."""
@@ -84,21 +92,18 @@ class Inbox:
 
     async def receive(self, part: str) -> Message:
         """Wait for the next message of a channel, named by its local part. A cancelled call takes nothing."""
-        channel = self._channels.get(part)
-        if channel is None:
-            channel = self._channels[part] = _Channel()
+        channel = self._channels.get(part) or self._new(part)
         while True:
+            channel.used = True
             if channel.messages:
                 arrived = channel.messages.popleft()
             else:
-                arrived = await self._wait(part, channel)
+                arrived = await self._wait(channel)
             self._gone(part, 1)
             if arrived[0] > self._store.time():
-                if not channel.messages and not channel.waiting:
-                    self._channels.pop(part, None)
                 return unpack_message(arrived[1])
 
-    async def _wait(self, part: str, channel: _Channel) -> _Arrived:
+    async def _wait(self, channel: _Channel) -> _Arrived:
         waiting: asyncio.Future[_Arrived] = self._loop.create_future()
         channel.waiting.append(waiting)
         try:
@@ -109,19 +114,42 @@ class Inbox:
                 channel.add(channel.messages.popleft())
             elif waiting in channel.waiting:  # else it was passed over, as it was cancelled already
                 channel.waiting.remove(waiting)
-            if not channel.messages and not channel.waiting:
-                self._channels.pop(part, None)
             raise
 
+    def statistics(self, part: str) -> tuple[int, int, float]:
+        """How many messages have arrived for a channel, how many are unread, and the age of the oldest in seconds."""
+        channel = self._channels.get(part)
+        if channel is None:
+            return 0, 0, 0.0
+        now = self._store.time()
+        ends = [end for end, _ in channel.messages if end > now]
+        return channel.arrived, len(ends), max(0.0, now - (ends[0] - self._expiry)) if ends else 0.0
+
     def clear(self) -> None:
-        """Drop every message."""
-        for part, channel in list(self._channels.items()):
+        """Drop every message, and what was counted."""
+        for part, channel in self._channels.items():
             self._drop(part, channel, len(channel.messages))
+            channel.arrived = 0
 
     def close(self) -> None:
         """Sweep no more."""
-        if self._sweeping is not None:
-            self._sweeping.cancel()
+        for timer in (self._sweeping, self._forgetting):
+            if timer is not None:
+                timer.cancel()
+
+    def _new(self, part: str) -> _Channel:
+        channel = self._channels[part] = _Channel()
+        if self._forgetting is None:
+            self._forgetting = self._loop.call_later(FORGET_SECONDS, self._forget)
+        return channel
+
+    def _forget(self) -> None:
+        """Forget the channels that nobody has used since this was done last."""
+        for part, channel in list(self._channels.items()):
+            if not (channel.used or channel.messages or channel.waiting):
+                del self._channels[part]
+            channel.used = False
+        self._forgetting = self._loop.call_later(FORGET_SECONDS, self._forget) if self._channels else None
 
     def tell(self) -> None:
         """Say what is not unread any more; by itself in the next turn of the event loop."""
@@ -139,14 +167,12 @@ class Inbox:
         for _ in range(number):
             channel.messages.popleft()
         self._gone(part, number)
-        if not channel.messages and not channel.waiting:
-            self._channels.pop(part, None)
 
     def _sweep(self) -> None:
         """Drop what has expired, also where nobody reads, and come again when the next one will have."""
         now = self._store.time()
         next_end = math.inf
-        for part, channel in list(self._channels.items()):
+        for part, channel in self._channels.items():
             expired = 0
             for end, _ in channel.messages:
                 if end > now:
@@ -161,17 +187,17 @@ class Inbox:
     def deliver(self, parts: Iterable[str], message: bytes, sent: float) -> None:
         """A message, packed, for these channels, written at that time by Redis's clock."""
         end = sent + self._expiry
-        if end <= self._store.time():
-            for part in parts:
-                self._gone(part, 1)
-            return
+        expired = end <= self._store.time()
         arrived = (end, message)
         channels = self._channels
         kept = False
         for part in parts:
-            channel = channels.get(part)
-            if channel is None:
-                channel = channels[part] = _Channel()
+            channel = channels.get(part) or self._new(part)
+            channel.arrived += 1
+            channel.used = True
+            if expired:
+                self._gone(part, 1)
+                continue
             channel.add(arrived)
             kept = kept or bool(channel.messages)
         if kept and self._sweeping is None:

@@ -56,6 +56,10 @@ class Keys:
         """Hash: what went through a channel."""
         return f"{self.prefix}:counts:{{{self.messages(channel)}}}"
 
+    def answer(self, token: str) -> str:
+        """List, for seconds: what the process of a mailbox says of a channel to whoever has asked."""
+        return f"{self.prefix}:answer:{token}"
+
     def counted(self, key: str) -> str:
         """The channel whose `counts` that key is."""
         begin, end = self.counts("!").split("!")

@@ -235,26 +235,22 @@ class RedisChannelLayer(ChannelLayer):
     async def channel_statistics(self, channel: str) -> Statistics:
         local = split_local(require_channel(channel, whole=True))
         attachment = await self._shards.of(local[0] if local else channel).attachment()
-        writer, keys = attachment.writer, attachment.keys
-        if local is None:
-            names = keys.messages(channel), keys.delayed(channel), keys.counts(channel)
-            expiry = round(self.expiry * 1000)
-            sent, pending, age, full = await writer.call(
-                "EVAL", channel_scripts.STATISTICS, 3, *names, expiry, until=_until()
-            )
-            return Statistics(
-                messages_count=sent, messages_pending=pending, messages_max_age=age / 1000, channel_full_count=full
-            )
-        attachment.tell_received()
-        pending = await writer.call("HGET", keys.unread(local[0]), local[1], until=_until())
+        if local is not None:
+            return await attachment.local_statistics(*local, _until())
+        keys = attachment.keys
+        names = keys.messages(channel), keys.delayed(channel), keys.counts(channel)
+        expiry = round(self.expiry * 1000)
+        sent, pending, age, full = await attachment.writer.call(
+            "EVAL", channel_scripts.STATISTICS, 3, *names, expiry, until=_until()
+        )
         return Statistics(
-            messages_count=0, messages_pending=int(pending or 0), messages_max_age=0.0, channel_full_count=0
+            messages_count=sent, messages_pending=pending, messages_max_age=age / 1000, channel_full_count=full
         )
 
     @_lasting
     async def global_statistics(self) -> Statistics:
         channels = {shard.keys.counted(key.decode()) async for shard, key in self._scan("counts")}
-        each = [await self.channel_statistics(channel) for channel in channels]
+        each = [await self.channel_statistics(channel) for channel in channels if "!" not in channel]
         return Statistics(
             messages_count=sum(one["messages_count"] for one in each),
             messages_pending=sum(one["messages_pending"] for one in each),

@@ -137,6 +137,19 @@ class Receiver:
                 self._pass_on(channel)
             raise
 
+    async def answer(self, key: str, until: float) -> bytes | None:
+        """Wait for the only item of a list that is no channel; None at the time `until` of the event loop's clock.
+
+        Raises LayerUnavailable.
+        """
+        while (seconds := until - self._loop.time()) > 0:
+            command = pack_command(("BLPOP", key, _seconds(math.ceil(seconds * 1000))))
+            reply = await self._connections.ask(key, command)
+            if reply is not None:
+                item: bytes = reply[1]
+                return item
+        return None
+
     def clear(self) -> None:
         """Forget what cancelled readers had taken."""
         self._left.clear()

@@ -201,10 +201,11 @@ class Layers(RuleBasedStateMachine):
         self.offset += STEP
         age(self.admin, self.prefix, STEP)
 
-    @rule(channel=st.sampled_from(CHANNELS))
-    def statistics(self, channel: str) -> None:
-        expected = self.run(self.model.channel_statistics(channel))
-        told = self.run(self.store.channel_statistics(channel))
+    @rule(data=st.data())
+    def statistics(self, data: st.DataObject) -> None:
+        names = self.pair(data)
+        expected = self.run(self.model.channel_statistics(names[0]))
+        told = self.run(self.store.channel_statistics(names[1]))
         for name in ("messages_count", "messages_pending", "channel_full_count"):
             assert told[name] == expected[name], (name, told, expected)
         assert abs(told["messages_max_age"] - expected["messages_max_age"]) < SOON

@@ -12,7 +12,7 @@ import pytest
 import redis
 from asgiref.sync import async_to_sync
 
-from asgibus.layers import ChannelLayer, RedisChannelLayer
+from asgibus.layers import ChannelLayer, LayerUnavailable, RedisChannelLayer
 from asgibus.layers.contract import FIRST_PROTOCOL_KIND
 from asgibus.layers.redis.own_loop import YOUNG_SECONDS
 from support.bus import MakeLayer, Recorder, until
@@ -40,6 +40,36 @@ def test_one_loop_after_another_without_close(new_layer: MakeLayer) -> None:
 
     assert asyncio.run(collect()) == [1, 2, 3, 4, 5]
     gc.collect()  # what was left open would warn now
+
+
+@pytest.mark.parametrize("kind", ["redis"])
+def test_a_loop_that_is_blocked_says_nothing_of_its_channels(
+    new_layer: MakeLayer, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = new_layer()
+    made: list[str] = []
+    blocked, over = threading.Event(), threading.Event()
+
+    async def be_blocked() -> None:
+        made.append(await layer.new_channel())
+        blocked.set()
+        over.wait(20)
+        await layer.close()
+
+    async def ask() -> None:
+        await layer.send(made[0], {})
+        with pytest.raises(LayerUnavailable, match="does not say how the channel stands"):
+            await layer.channel_statistics(made[0])
+        over.set()
+        thread.join()
+        assert (await layer.channel_statistics(made[0]))["messages_pending"] == 0  # nobody knows it any more
+        await layer.close()
+
+    monkeypatch.setattr("asgibus.layers.redis.layer.CALL_SECONDS", 0.5)
+    thread = threading.Thread(target=lambda: asyncio.run(be_blocked()))
+    thread.start()
+    assert blocked.wait(20)
+    asyncio.run(ask())
 
 
 def test_loops_in_several_threads_at_once(new_layer: MakeLayer) -> None:
