@@ -83,6 +83,24 @@ async def check_capacity_is_exact_under_several_layers(make_layer: LayerFactory)
             await expect_silence(layer, channel)
 
 
+async def check_what_was_received_makes_room_for_all(make_layer: LayerFactory) -> None:
+    """At once, also for senders that do not know of the receiver."""
+    for capacity in (1, 5, 100):
+        async with (
+            fresh_layer(make_layer, capacity=capacity) as layer,
+            another_layer(make_layer, capacity=capacity) as sender,
+        ):
+            for channel in await both_kinds(layer):
+                for number in range(capacity):
+                    await sender.send(channel, {"n": number})
+                for number in range(capacity, capacity + 5):
+                    await expect_error(ChannelFull, sender.send(channel, {}), f"send to the full {channel}")
+                    expect_equal(await receive(layer, channel), {"n": number - capacity}, f"message of {channel}")
+                    await within(sender.send(channel, {"n": number}), f"send to {channel}, which has room for one")
+                refused = (await sender.channel_statistics(channel))["channel_full_count"]
+                expect_equal(refused, 5, f"messages that {channel} has refused")
+
+
 async def check_channels_have_capacities_of_their_own(make_layer: LayerFactory) -> None:
     """By globs and compiled patterns over the whole name; the first that matches counts, `capacity` if none does."""
     capacities = {"jobs.?": 1, re.compile(r"jobs\.[a-z]+"): 3, "jobs.*": 4, "wide.*!*": 5, "*.narrow": 6}
@@ -119,4 +137,4 @@ CHECKS = (
     check_capacity_is_exact_under_many_senders,
     check_channels_have_capacities_of_their_own,
 )
-SHARED_CHECKS = (check_capacity_is_exact_under_several_layers,)
+SHARED_CHECKS = (check_capacity_is_exact_under_several_layers, check_what_was_received_makes_room_for_all)

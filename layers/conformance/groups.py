@@ -144,11 +144,13 @@ async def _race(layer: ChannelLayer, sender: ChannelLayer) -> None:
             broadcast.sent = broadcast.begun
 
     async def come_and_go(member: _Member) -> None:
-        for _ in range(8):
+        turn = 0
+        while turn < 8 or not any(each.due for each in members):
+            turn += 1
             first_allowed = broadcast.sent + 1
             await layer.group_add("race", member.channel)
             first_due = broadcast.begun + 1
-            await asyncio.sleep(dice.uniform(0, 0.01))
+            await asyncio.sleep(dice.uniform(0, 0.01) * turn / 4)  # longer and longer, for a machine that is slow
             last_due = broadcast.sent
             await layer.group_discard("race", member.channel)
             last_allowed = broadcast.begun
@@ -163,7 +165,6 @@ async def _race(layer: ChannelLayer, sender: ChannelLayer) -> None:
         sending.cancel()
         await asyncio.wait([sending])
     expect(sending.cancelled(), f"group_send failed: {sending}")
-    expect(any(member.due for member in members), "nothing was sent while anybody was a member")
     for member in members:
         await layer.send(member.channel, {"n": -1})
         received = []

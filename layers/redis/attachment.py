@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from asgibus.layers.contract import Handler, Message, Statistics
-from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis import channel_scripts
 from asgibus.layers.redis.address import Address
+from asgibus.layers.redis.asking import Asking
 from asgibus.layers.redis.bus import RedisBus
 from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.epoch import Epoch
 from asgibus.layers.redis.inbox import Inbox
-from asgibus.layers.redis.kept import ASKED, COUNTED_MS, Sent
+from asgibus.layers.redis.kept import Sent
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.link import Outage
 from asgibus.layers.redis.receiver import Receiver
@@ -26,6 +26,8 @@ from asgibus.layers.settings import LayerSettings
 
 if TYPE_CHECKING:
     from asgibus.layers.redis.shards import Shard
+
+COUNTED_MS = 86_400_000  # how long it is known what went through a channel that nobody uses
 
 
 class Attachment:
@@ -60,6 +62,7 @@ class Attachment:
         self.receiver = Receiver(
             address, keys, entries, self.writer, expiry=settings.expiry, group_expiry=settings.group_expiry
         )
+        self._asking = Asking(keys, entries, self.sent, self.receiver)
         self._lock = asyncio.Lock()
         self._open = False
         self._inboxes: dict[str, tuple[Inbox, RedisBus]] = {}
@@ -119,7 +122,7 @@ class Attachment:
             if prefix not in self._inboxes:
                 inbox = Inbox()
                 bus = RedisBus(self, mailbox, inbox)
-                inbox.on_bus(bus, self.settings.expiry)
+                inbox.on_bus(bus, self.settings)
                 await bus.open()
                 self._inboxes[prefix] = inbox, bus
         return self._inboxes[prefix][0].new_channel()
@@ -132,26 +135,26 @@ class Attachment:
         raise TypeError(f"'{mailbox}{local}' was made by another process or event loop: only that can receive from it")
 
     async def local_statistics(self, mailbox: str, local: str, until: float) -> Statistics:
-        """Those of a process-local channel, as its process says: nobody else knows what has arrived there, and when.
-
-        Of a process that is gone, nothing is known. Raises LayerUnavailable, at the time `until` at the latest.
-        """
-        key = self.keys.answer(secrets.token_hex(8))
+        """Those of a process-local channel. Raises LayerUnavailable, at the time `until` at the latest."""
         full = await self.writer.call("HGET", self.keys.counts(mailbox + local), "full", until=until)
-        arrived, unread, age = 0, 0, 0.0
-        if await self.sent.send(mailbox, (ASKED, local, key), until):
-            answer = await self.receiver.answer(key, until)
-            if answer is None:
-                raise LayerUnavailable(f"the process of '{mailbox}{local}' does not say how the channel stands")
-            arrived, unread, age = self.entries.unpack(key, answer)
+        sent, unread, age = await self._asking.ask(mailbox, local, until)
         return Statistics(
-            messages_count=arrived, messages_pending=unread, messages_max_age=age, channel_full_count=int(full or 0)
+            messages_count=sent, messages_pending=unread, messages_max_age=age, channel_full_count=int(full or 0)
         )
 
-    def tell_received(self) -> None:
-        """Say now what was received from process-local channels: what is asked or sent next counts without it."""
-        for inbox, _ in self._inboxes.values():
-            inbox.tell()
+    async def send_local(
+        self, mailbox: str, message: bytes, capacities: Mapping[str, int], until: float, delay: float = 0.0
+    ) -> Sequence[str] | None:
+        """As `Sent.send_local`; those that are full are so although their process has said what was received there."""
+        full = await self.sent.send_local(mailbox, message, capacities, until, delay)
+        if full and await self._asking.told(mailbox, full[0], until):
+            some = {part: capacities[part] for part in full}
+            full = await self.sent.send_local(mailbox, message, some, until, delay)
+        for part in full or ():
+            key = self.keys.counts(mailbox + part)
+            self.writer.write(("HINCRBY", key, "full", 1), _ignore, repeatable=False)
+            self.writer.write(("PEXPIRE", key, COUNTED_MS), _ignore)
+        return full
 
     def clear(self) -> None:
         """Drop what has arrived for channels and was not received."""
@@ -159,3 +162,7 @@ class Attachment:
         for inbox, bus in self._inboxes.values():
             inbox.clear()
             bus.clear()
+
+
+def _ignore(reply: object) -> None:
+    """A count that could not be written is missing; the call has said that the channel is full."""

@@ -11,10 +11,11 @@ from asgibus.layers.codec import unpack
 from asgibus.layers.contract import MESSAGE, Bus, Claim, Delivery, Frame, Handler, Offer, Statistics
 from asgibus.layers.names import require_channel, require_group
 from asgibus.layers.redis import scripts
+from asgibus.layers.redis.asking import ANSWER_MS, ASKED, Standing
 from asgibus.layers.redis.claims import Claimant
 from asgibus.layers.redis.deliveries import Deliveries
 from asgibus.layers.redis.inbox import Inbox
-from asgibus.layers.redis.kept import ASKED, MESSAGES, Taken
+from asgibus.layers.redis.kept import MESSAGES, Taken
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.memberships import Memberships
 from asgibus.layers.redis.offers import Offers
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from asgibus.layers.redis.attachment import Attachment
 
 RECEIVED_AT_ONCE = 1000  # channels in one script: it holds up Redis for half a millisecond
-ANSWER_MS = 10_000  # how long an answer is there for whoever has asked, who may have given up
 STATISTICS_SECONDS = 1.0  # for what somebody looks at; who looks waits, and there is nothing to be repaired
 
 
@@ -145,10 +145,13 @@ class RedisBus(Bus):
         self._later[timer] = parts
 
     def _answer(self, part: str, key: str) -> None:
-        """Say how a process-local channel stands, behind all that was sent to it before that was asked."""
-        arrived, unread, age = (0, 0, 0.0) if self._inbox is None else self._inbox.statistics(part)
+        """Say how a channel stands, behind all that was sent there before that was asked, and what was received."""
+        standing = Standing()
+        if self._inbox is not None:
+            self._inbox.tell()
+            standing = self._inbox.standing(part)
         delayed = sum(parts.count(part) for parts in self._later.values())
-        answer = self._entries.pack(key, (arrived + delayed, unread + delayed, age))
+        answer = self._entries.pack(key, (standing.sent + delayed, standing.unread + delayed, standing.age))
         self._writer.write(("RPUSH", key, answer), _ignore)
         self._writer.write(("PEXPIRE", key, ANSWER_MS), _ignore)
 

@@ -1,8 +1,9 @@
 """The mailbox behind the process-local channels that `new_channel` makes: the handler that keeps what arrives.
 
 Senders count in Redis how many unread messages each channel has, so that none is over its capacity; here is said what
-was read, or has expired. What arrived is dropped when it has expired by Redis's clock, also when nobody reads. What
-went through a channel is known until nobody has used it for a minute or two.
+was read, or has expired: not each time, but before anyone is refused for it (see `Asking`). What arrived is dropped
+when it has expired by Redis's clock, also when nobody reads. What went through a channel is known until nobody has
+used it for a minute or two.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ from typing import Protocol
 
 from asgibus.layers.codec import unpack_message
 from asgibus.layers.contract import DEAD, Claim, Frame, Message, Offer
+from asgibus.layers.redis.asking import Standing
+from asgibus.layers.settings import LayerSettings
 
 logger = logging.getLogger("asgibus.layers")
 
 _Arrived = tuple[float, bytes]  # when it expires, in seconds by Redis's clock, and the message, packed
 
+TELL_AT = 16  # received messages of a channel before that is said; or a quarter of the least capacity, if it is less
+TELL_SECONDS = 0.05  # until it is said at the latest, unless somebody asks
 FORGET_SECONDS = 60.0  # between two looks at which channels are used no more: an app may make thousands in that time
 SWEEP_SECONDS = 0.01  # behind the expiry of a message, so that those of the same moment go together
 
@@ -74,11 +79,16 @@ class Inbox:
         self._received: Counter[str] = Counter()
         self._sweeping: asyncio.TimerHandle | None = None
         self._forgetting: asyncio.TimerHandle | None = None
+        self._telling: asyncio.TimerHandle | None = None
+        self._tells = False  # in the next turn of the event loop
+        self._tell_at = 1
 
-    def on_bus(self, store: Store, expiry: float) -> None:
+    def on_bus(self, store: Store, settings: LayerSettings) -> None:
         """It is the handler there."""
         self._store = store
-        self._expiry = expiry
+        self._expiry = settings.expiry
+        capacities = settings.capacity, *(capacity for _, capacity in settings.channel_capacity)
+        self._tell_at = max(1, min(TELL_AT, *(capacity // 4 for capacity in capacities)))
 
     @property
     def mailbox(self) -> str:
@@ -116,14 +126,14 @@ class Inbox:
                 channel.waiting.remove(waiting)
             raise
 
-    def statistics(self, part: str) -> tuple[int, int, float]:
-        """How many messages have arrived for a channel, how many are unread, and the age of the oldest in seconds."""
+    def standing(self, part: str) -> Standing:
+        """How a channel stands, as far as its messages have arrived."""
         channel = self._channels.get(part)
         if channel is None:
-            return 0, 0, 0.0
+            return Standing()
         now = self._store.time()
         ends = [end for end, _ in channel.messages if end > now]
-        return channel.arrived, len(ends), max(0.0, now - (ends[0] - self._expiry)) if ends else 0.0
+        return Standing(channel.arrived, len(ends), max(0.0, now - (ends[0] - self._expiry)) if ends else 0.0)
 
     def clear(self) -> None:
         """Drop every message, and what was counted."""
@@ -133,7 +143,7 @@ class Inbox:
 
     def close(self) -> None:
         """Sweep no more."""
-        for timer in (self._sweeping, self._forgetting):
+        for timer in (self._sweeping, self._forgetting, self._telling):
             if timer is not None:
                 timer.cancel()
 
@@ -152,16 +162,23 @@ class Inbox:
         self._forgetting = self._loop.call_later(FORGET_SECONDS, self._forget) if self._channels else None
 
     def tell(self) -> None:
-        """Say what is not unread any more; by itself in the next turn of the event loop."""
+        """Say what is not unread any more."""
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
         received, self._received = self._received, Counter()
+        self._tells = False
         if received:
             self._store.received(received)
 
     def _gone(self, part: str, number: int) -> None:
-        """They are not unread any more; said once for all that happens in this turn of the event loop."""
-        if not self._received:
-            self._loop.call_soon(self.tell)
+        """They are not unread any more; said soon, with what goes meanwhile."""
+        if self._telling is None and not self._tells:
+            self._telling = self._loop.call_later(TELL_SECONDS, self.tell)
         self._received[part] += number
+        if self._received[part] >= self._tell_at and not self._tells:
+            self._tells = True
+            self._loop.call_soon(self.tell)
 
     def _drop(self, part: str, channel: _Channel, number: int) -> None:
         for _ in range(number):

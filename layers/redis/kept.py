@@ -26,7 +26,6 @@ NUMBERED = 4  # (NUMBERED, source, number), a frame of the layer's own: what sta
 MESSAGES = (
     5  # (MESSAGES, local parts, packed message, delay in seconds), likewise: for process-local channels of that mailbox
 )
-ASKED = 6  # (ASKED, local part, key), likewise: how that channel stands is to be said in the list at that key
 FULL = "full"  # a field of an entry: the places among those channels of such that do not get it, with commas between
 
 KEPT_ENTRIES = 1000  # of one source; a reader knows as many of it, and so takes none of them twice
@@ -34,7 +33,6 @@ KEPT_BYTES = 256 * 1024  # of one source: more falls out of the processor's cach
 KEPT_SECONDS = 5.0  # since a message was sent: what is older has been read, or its reader hangs
 PATIENCE_SECONDS = 5.0  # for the mailboxes to be back: a link comes back within 2 s, and a mailbox within a second
 LOOK_AGAIN_SECONDS = 0.25  # until it is looked again whether a mailbox is back
-COUNTED_MS = 86_400_000  # how long it is known what went through a channel that nobody uses
 SOURCES = 1024  # whose numbers a reader knows; the one not heard of for longest is forgotten
 
 
@@ -98,8 +96,6 @@ class Sent:
         )
         if full is None:
             return None
-        for place in full:
-            self._count_full(mailbox + parts[place])
         if len(full) < len(parts):
             self._keep(_Kept(self._loop.time(), mailbox, entry, b",".join(b"%d" % place for place in full)))
         return [parts[place] for place in full]
@@ -146,11 +142,6 @@ class Sent:
             self._lost.pop(mailbox, None)
         return True
 
-    def _count_full(self, channel: str) -> None:
-        key = self._keys.counts(channel)
-        self._writer.write(("HINCRBY", key, "full", 1), _ignore, repeatable=False)
-        self._writer.write(("PEXPIRE", key, COUNTED_MS), _ignore)
-
     def _entry(self, mailbox: str, frame: Frame) -> bytes:
         self._number += 1
         numbered = NUMBERED, self._source, self._number
@@ -196,7 +187,3 @@ class Taken:
         if len(self._sources) > SOURCES:
             self._sources.popitem(last=False)
         return True
-
-
-def _ignore(reply: object) -> None:
-    """A count that could not be written is missing; the call has said that the channel is full."""

@@ -107,9 +107,8 @@ class RedisChannelLayer(ChannelLayer):
             if local is None:
                 full = not await self._send_ordinary(attachment, channel, payload, delay)
             else:
-                attachment.tell_received()
                 capacities = {local[1]: capacity}
-                unsent = await attachment.sent.send_local(local[0], payload, capacities, _until(), delay)
+                unsent = await attachment.send_local(local[0], payload, capacities, _until(), delay)
                 full = bool(unsent)
                 if unsent is None:
                     logger.info("a message to %s was dropped: its process is gone", channel)
@@ -152,7 +151,6 @@ class RedisChannelLayer(ChannelLayer):
         key = shard.keys.group(group)
         payload = pack_message(message)
         attachment = await shard.attachment()
-        self._shards.tell_received()
         with attachment.outage.counted():
             full, members = await self._group_send(attachment, group, key, message, payload)
         if full:
@@ -192,8 +190,8 @@ class RedisChannelLayer(ChannelLayer):
         return ([] if there else [mailbox]), 0
 
     async def _to_channels(self, mailbox: str, parts: Mapping[str, int], payload: bytes, until: float) -> _Missed:
-        sent = (await self._shards.of(mailbox).attachment()).sent
-        full = await sent.send_local(mailbox, payload, parts, until)
+        attachment = await self._shards.of(mailbox).attachment()
+        full = await attachment.send_local(mailbox, payload, parts, until)
         return ([mailbox + part for part in parts], 0) if full is None else ([], len(full))
 
     async def _to_ordinary(self, channel: str, payload: bytes) -> _Missed:

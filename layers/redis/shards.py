@@ -66,11 +66,6 @@ class Shard:
         """Whether that loop has something there."""
         return loop in self._attachments
 
-    def tell_received(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Say what that loop has received from process-local channels here."""
-        if (attachment := self._attachments.get(loop)) is not None:
-            attachment.tell_received()
-
     async def close(self) -> None:
         """End what the running event loop has there."""
         with self._lock:
@@ -100,12 +95,6 @@ class Shards(Sequence[Shard]):
     def home(self) -> Shard:
         """The store with the leases, the mailboxes and the shared channels of the servers."""
         return self.of(HOME)
-
-    def tell_received(self) -> None:
-        """Say everywhere what this event loop has received from process-local channels."""
-        loop = asyncio.get_running_loop()
-        for shard in self._shards:
-            shard.tell_received(loop)
 
     async def anywhere(self) -> Attachment:
         """What the running event loop has at a store that can be reached, whichever. Raises LayerUnavailable."""

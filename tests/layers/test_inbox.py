@@ -9,6 +9,7 @@ import pytest
 from asgibus.layers.codec import pack_message
 from asgibus.layers.redis import inbox as inbox_module
 from asgibus.layers.redis.inbox import Inbox
+from asgibus.layers.settings import LayerSettings
 from support.bus import until
 
 pytestmark = pytest.mark.anyio
@@ -33,24 +34,24 @@ class Store:
 async def test_what_went_through_a_channel_is_forgotten_when_nobody_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inbox_module, "FORGET_SECONDS", 0.02)
     inbox = Inbox()
-    inbox.on_bus(Store(), 60.0)
+    inbox.on_bus(Store(), LayerSettings())
     for part in ("read", "unread", "waited for"):
         inbox.deliver([part], pack_message({}), 1000.0)
     for part in ("read", "waited for"):
         await inbox.receive(part)
     waiting = asyncio.create_task(inbox.receive("waited for"))
-    assert inbox.statistics("read") == (1, 0, 0.0)
-    await until(lambda: inbox.statistics("read") == (0, 0, 0.0))
-    assert inbox.statistics("unread")[:2] == (1, 1)
-    assert inbox.statistics("waited for")[:2] == (1, 0)
+    assert inbox.standing("read") == (1, 0, 0.0)
+    await until(lambda: inbox.standing("read") == (0, 0, 0.0))
+    assert inbox.standing("unread")[:2] == (1, 1)
+    assert inbox.standing("waited for")[:2] == (1, 0)
     waiting.cancel()
-    await until(lambda: inbox.statistics("waited for")[:2] == (0, 0))
+    await until(lambda: inbox.standing("waited for")[:2] == (0, 0))
     inbox.close()
 
 
 async def test_what_has_expired_is_not_received_although_it_was_not_swept_yet() -> None:
     store, inbox = Store(), Inbox()
-    inbox.on_bus(store, 60.0)
+    inbox.on_bus(store, LayerSettings())
     inbox.deliver(["1"], pack_message({"n": "old"}), store.now)
     store.now += 60
     inbox.deliver(["1"], pack_message({"n": "new"}), store.now - 1)

@@ -5,6 +5,7 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import redis
 from asgiref.sync import async_to_sync
 
-from asgibus.layers import ChannelLayer, LayerUnavailable, RedisChannelLayer
+from asgibus.layers import ChannelFull, ChannelLayer, LayerUnavailable, RedisChannelLayer
 from asgibus.layers.contract import FIRST_PROTOCOL_KIND
 from asgibus.layers.redis.own_loop import YOUNG_SECONDS
 from support.bus import MakeLayer, Recorder, until
@@ -46,7 +47,7 @@ def test_one_loop_after_another_without_close(new_layer: MakeLayer) -> None:
 def test_a_loop_that_is_blocked_says_nothing_of_its_channels(
     new_layer: MakeLayer, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer = new_layer()
+    layer = new_layer(capacity=1)
     made: list[str] = []
     blocked, over = threading.Event(), threading.Event()
 
@@ -58,6 +59,11 @@ def test_a_loop_that_is_blocked_says_nothing_of_its_channels(
 
     async def ask() -> None:
         await layer.send(made[0], {})
+        for seconds in (5.0, 0.5):  # it is asked, and then it is known that this is in vain
+            began = time.monotonic()
+            with pytest.raises(ChannelFull):
+                await layer.send(made[0], {})
+            assert time.monotonic() - began < seconds
         with pytest.raises(LayerUnavailable, match="does not say how the channel stands"):
             await layer.channel_statistics(made[0])
         over.set()
@@ -65,7 +71,8 @@ def test_a_loop_that_is_blocked_says_nothing_of_its_channels(
         assert (await layer.channel_statistics(made[0]))["messages_pending"] == 0  # nobody knows it any more
         await layer.close()
 
-    monkeypatch.setattr("asgibus.layers.redis.layer.CALL_SECONDS", 0.5)
+    monkeypatch.setattr("asgibus.layers.redis.asking.TOLD_SECONDS", 0.7)
+    monkeypatch.setattr("asgibus.layers.redis.layer.CALL_SECONDS", 1.0)
     thread = threading.Thread(target=lambda: asyncio.run(be_blocked()))
     thread.start()
     assert blocked.wait(20)
