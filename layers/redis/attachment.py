@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from asgibus.layers.contract import Handler, Message, Statistics
+from asgibus.layers.contract import Handler, Statistics
 from asgibus.layers.redis import channel_scripts
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.asking import Asking
@@ -65,7 +65,9 @@ class Attachment:
         self._asking = Asking(keys, entries, self.sent, self.receiver)
         self._lock = asyncio.Lock()
         self._open = False
-        self._inboxes: dict[str, tuple[Inbox, RedisBus]] = {}
+        self.inboxes: dict[str, Inbox] = {}
+        """What arrives for the process-local channels that were made here, by mailbox."""
+        self._buses: dict[str, RedisBus] = {}  # of these mailboxes, by the prefix of their channels
 
     async def open(self) -> None:
         """Connect at the first call. Raises LayerUnavailable."""
@@ -84,10 +86,10 @@ class Attachment:
     async def close(self) -> None:
         """End everything, behind what was written before."""
         await self.sent.close()
-        for inbox, bus in self._inboxes.values():
-            inbox.close()
+        for bus in self._buses.values():
+            self.inboxes.pop(bus.mailbox).close()
             await bus.close()
-        self._inboxes.clear()
+        self._buses.clear()
         await self.receiver.close()
         if self._open:
             await self.writer.drain()
@@ -119,20 +121,14 @@ class Attachment:
     async def new_channel(self, prefix: str, mailbox: str) -> str:
         """A process-local channel; the mailbox for its prefix is made at the first call, with that name."""
         async with self._lock:
-            if prefix not in self._inboxes:
+            if prefix not in self._buses:
                 inbox = Inbox()
                 bus = RedisBus(self, mailbox, inbox)
                 inbox.on_bus(bus, self.settings)
                 await bus.open()
-                self._inboxes[prefix] = inbox, bus
-        return self._inboxes[prefix][0].new_channel()
-
-    async def receive_local(self, mailbox: str, local: str) -> Message:
-        """The next message of a process-local channel. Raises TypeError if it was not made here."""
-        for inbox, _ in self._inboxes.values():
-            if inbox.mailbox == mailbox:
-                return await inbox.receive(local)
-        raise TypeError(f"'{mailbox}{local}' was made by another process or event loop: only that can receive from it")
+                self._buses[prefix] = bus
+                self.inboxes[mailbox] = inbox
+        return self.inboxes[self._buses[prefix].mailbox].new_channel()
 
     async def local_statistics(self, mailbox: str, local: str, until: float) -> Statistics:
         """Those of a process-local channel. Raises LayerUnavailable, at the time `until` at the latest."""
@@ -143,13 +139,12 @@ class Attachment:
         )
 
     async def send_local(
-        self, mailbox: str, message: bytes, capacities: Mapping[str, int], until: float, delay: float = 0.0
+        self, mailbox: str, message: bytes, parts: Sequence[str], capacity: int, until: float, delay: float = 0.0
     ) -> Sequence[str] | None:
         """As `Sent.send_local`; those that are full are so although their process has said what was received there."""
-        full = await self.sent.send_local(mailbox, message, capacities, until, delay)
+        full = await self.sent.send_local(mailbox, message, parts, capacity, until, delay)
         if full and await self._asking.told(mailbox, full[0], until):
-            some = {part: capacities[part] for part in full}
-            full = await self.sent.send_local(mailbox, message, some, until, delay)
+            full = await self.sent.send_local(mailbox, message, full, capacity, until, delay)
         for part in full or ():
             key = self.keys.counts(mailbox + part)
             self.writer.write(("HINCRBY", key, "full", 1), _ignore, repeatable=False)
@@ -159,8 +154,8 @@ class Attachment:
     def clear(self) -> None:
         """Drop what has arrived for channels and was not received."""
         self.receiver.clear()
-        for inbox, bus in self._inboxes.values():
-            inbox.clear()
+        for bus in self._buses.values():
+            self.inboxes[bus.mailbox].clear()
             bus.clear()
 
 

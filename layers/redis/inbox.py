@@ -65,6 +65,14 @@ class _Channel:
                 return
         self.messages.append(arrived)
 
+    def give_up(self, waiting: asyncio.Future[_Arrived]) -> None:
+        """Take out who waits no longer, or what it was handed already."""
+        if waiting.done() and not waiting.cancelled():  # it is for the next one
+            self.messages.appendleft(waiting.result())
+            self.add(self.messages.popleft())
+        elif waiting in self.waiting:  # else it was passed over, as it was cancelled already
+            self.waiting.remove(waiting)
+
 
 class Inbox:
     """The messages of one mailbox's channels, until `receive` takes them. `on_bus` before use."""
@@ -108,23 +116,16 @@ class Inbox:
             if channel.messages:
                 arrived = channel.messages.popleft()
             else:
-                arrived = await self._wait(channel)
+                waiting: asyncio.Future[_Arrived] = self._loop.create_future()
+                channel.waiting.append(waiting)
+                try:
+                    arrived = await waiting
+                except asyncio.CancelledError:
+                    channel.give_up(waiting)
+                    raise
             self._gone(part, 1)
             if arrived[0] > self._store.time():
                 return unpack_message(arrived[1])
-
-    async def _wait(self, channel: _Channel) -> _Arrived:
-        waiting: asyncio.Future[_Arrived] = self._loop.create_future()
-        channel.waiting.append(waiting)
-        try:
-            return await waiting
-        except asyncio.CancelledError:
-            if waiting.done() and not waiting.cancelled():  # it was handed to us, and is for the next one
-                channel.messages.appendleft(waiting.result())
-                channel.add(channel.messages.popleft())
-            elif waiting in channel.waiting:  # else it was passed over, as it was cancelled already
-                channel.waiting.remove(waiting)
-            raise
 
     def standing(self, part: str) -> Standing:
         """How a channel stands, as far as its messages have arrived."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections import Counter, OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from asgibus.layers.contract import Frame
@@ -77,22 +77,20 @@ class Sent:
         return await self._add(_Kept(self._loop.time(), mailbox, entry, b""), until, repeatable=False)
 
     async def send_local(
-        self, mailbox: str, message: bytes, capacities: Mapping[str, int], until: float, delay: float = 0.0
+        self, mailbox: str, message: bytes, parts: Sequence[str], capacity: int, until: float, delay: float = 0.0
     ) -> Sequence[str] | None:
-        """The same with a message, packed, for channels of that mailbox, by their local parts, each with its capacity.
+        """The same with a message, packed, for channels of that mailbox, by their local parts, with that capacity.
 
         It can be received after `delay` seconds.
 
         Returns those that are full and do not get it, or None if there is no such mailbox.
         """
-        parts = list(capacities)
         entry = self._entry(mailbox, (MESSAGES, parts, message, delay))
         if mailbox in self._lost and not await self._repeat(mailbox, until):
             return None
         keys = self._keys.mailbox(mailbox), self._keys.unread(mailbox)
-        bounds = [value for bound in capacities.items() for value in bound]
         full = await self._writer.call(
-            "EVAL", scripts.SEND_LOCAL, 2, *keys, entry, *bounds, repeatable=False, until=until
+            "EVAL", scripts.SEND_LOCAL, 2, *keys, entry, capacity, *parts, repeatable=False, until=until
         )
         if full is None:
             return None

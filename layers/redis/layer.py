@@ -107,8 +107,7 @@ class RedisChannelLayer(ChannelLayer):
             if local is None:
                 full = not await self._send_ordinary(attachment, channel, payload, delay)
             else:
-                capacities = {local[1]: capacity}
-                unsent = await attachment.send_local(local[0], payload, capacities, _until(), delay)
+                unsent = await attachment.send_local(local[0], payload, [local[1]], capacity, _until(), delay)
                 full = bool(unsent)
                 if unsent is None:
                     logger.info("a message to %s was dropped: its process is gone", channel)
@@ -118,10 +117,12 @@ class RedisChannelLayer(ChannelLayer):
 
     async def receive(self, channel: str) -> Message:
         local = split_local(require_channel(channel, whole=True))
-        attachment = await self._shards.of(local[0] if local else channel).attachment()
         if local is None:
-            return await attachment.receiver.receive(channel)
-        return await attachment.receive_local(*local)
+            return await (await self._shards.of(channel).attachment()).receiver.receive(channel)
+        inbox = self._shards.of(local[0]).inbox(local[0])
+        if inbox is None:
+            raise TypeError(f"{channel!r} was made by another process or event loop: only that can receive from it")
+        return await inbox.receive(local[1])
 
     async def new_channel(self, prefix: str = "specific") -> str:
         require_channel(prefix)
@@ -162,19 +163,23 @@ class RedisChannelLayer(ChannelLayer):
     ) -> tuple[int, int]:
         """How many members were full, and of how many."""
         members, epoch = await self._members(attachment, key)
-        # A mailbox gets one entry: for the group as a whole, or for all of its channels that are members.
+        # A mailbox gets one entry: for the group as a whole, or for all of its channels that are members (but for those
+        # with a capacity that others of it do not have).
         calls: list[Coroutine[Any, Any, _Missed]] = []
-        channels: dict[str, dict[str, int]] = {}
+        channels: dict[tuple[str, int], list[str]] = {}
         until = _until()
         for member in members:
             local = split_local(member)
             if local is None:
                 calls.append(self._to_ordinary(member, payload))
             elif local[1]:
-                channels.setdefault(local[0], {})[local[1]] = self.settings.capacity_of(member)
+                channels.setdefault((local[0], self.settings.capacity_of(member)), []).append(local[1])
             else:
                 calls.append(self._to_mailbox(member, (GROUP_MESSAGE, group, message), until))
-        calls += [self._to_channels(mailbox, each, payload, until) for mailbox, each in channels.items()]
+        calls += [
+            self._to_channels(mailbox, parts, capacity, payload, until)
+            for (mailbox, capacity), parts in channels.items()
+        ]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         missed = [each for each in outcomes if isinstance(each, tuple)]
         gone = [member for each, _ in missed for member in each]
@@ -189,9 +194,11 @@ class RedisChannelLayer(ChannelLayer):
         there = await (await self._shards.of(mailbox).attachment()).sent.send(mailbox, frame, until)
         return ([] if there else [mailbox]), 0
 
-    async def _to_channels(self, mailbox: str, parts: Mapping[str, int], payload: bytes, until: float) -> _Missed:
+    async def _to_channels(
+        self, mailbox: str, parts: Sequence[str], capacity: int, payload: bytes, until: float
+    ) -> _Missed:
         attachment = await self._shards.of(mailbox).attachment()
-        full = await attachment.send_local(mailbox, payload, parts, until)
+        full = await attachment.send_local(mailbox, payload, parts, capacity, until)
         return ([mailbox + part for part in parts], 0) if full is None else ([], len(full))
 
     async def _to_ordinary(self, channel: str, payload: bytes) -> _Missed:

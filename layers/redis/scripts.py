@@ -35,29 +35,28 @@ return {added, redis.call('XLEN', KEYS[1]) - claimed, math.max(0, age)}
 )
 
 # KEYS[1] stream of a mailbox, KEYS[2] hash of how many messages its process-local channels hold, if it counts them.
-# ARGV: entry, then the local part and the capacity of each channel that the entry is for, in its order. Adds the entry,
-# and to it which channels it is not for because they are full: their places in that order, from 0, which are returned.
+# ARGV: entry, capacity, then the local parts of the channels that the entry is for, in its order. Adds the entry, and
+# to it which channels it is not for because they are full: their places in that order, from 0, which are returned.
 # If that is all of them, it adds nothing. Nil if there is no such mailbox.
 SEND_LOCAL = """#!lua
 if redis.call('EXISTS', KEYS[1]) == 0 then return nil end
-local full = {}
+local full, capacity = {}, tonumber(ARGV[2])
 if redis.call('EXISTS', KEYS[2]) == 1 then
-  for start = 2, #ARGV, 2000 do
-    local parts = {}
-    for i = start, math.min(start + 1998, #ARGV), 2 do parts[#parts + 1] = ARGV[i] end
-    local counts, fields = redis.call('HMGET', KEYS[2], unpack(parts)), {}
-    for n, part in ipairs(parts) do
-      local count = tonumber(counts[n] or 0)
-      if count >= tonumber(ARGV[start + 2 * n - 1]) then
-        full[#full + 1] = start / 2 + n - 2
+  for start = 3, #ARGV, 1000 do
+    local last = math.min(start + 999, #ARGV)
+    local counts, fields = redis.call('HMGET', KEYS[2], unpack(ARGV, start, last)), {}
+    for n, count in ipairs(counts) do
+      count = tonumber(count or 0)
+      if count >= capacity then
+        full[#full + 1] = start + n - 4
       else
-        fields[#fields + 1], fields[#fields + 2] = part, count + 1
+        fields[#fields + 1], fields[#fields + 2] = ARGV[start + n - 1], count + 1
       end
     end
     if #fields > 0 then redis.call('HSET', KEYS[2], unpack(fields)) end
   end
 end
-if #full * 2 < #ARGV - 1 then
+if #full < #ARGV - 2 then
   if #full == 0 then
     redis.call('XADD', KEYS[1], '*', 'b', ARGV[1])
   else

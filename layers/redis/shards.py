@@ -20,6 +20,7 @@ from asgibus.layers.names import new_mailbox
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.attachment import Attachment
 from asgibus.layers.redis.entries import Entries
+from asgibus.layers.redis.inbox import Inbox
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.settings import LayerSettings
 
@@ -57,6 +58,11 @@ class Shard:
                 )
         await attachment.open()
         return attachment
+
+    def inbox(self, mailbox: str) -> Inbox | None:
+        """The inbox of that mailbox, if the running event loop has it."""
+        attachment = self._attachments.get(asyncio.get_running_loop())
+        return None if attachment is None else attachment.inboxes.get(mailbox)
 
     def weight(self, name: bytes) -> bytes:
         """Of all stores, the one with the highest has that name."""

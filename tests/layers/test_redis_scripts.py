@@ -216,19 +216,30 @@ def test_statistics_change_nothing(send: Run, run: Run, store: "redis.Redis[byte
 
 def test_local_channels_are_full_one_by_one(run: Run, store: "redis.Redis[bytes]") -> None:
     keys = ("mailbox", "unread")
-    assert run(scripts.SEND_LOCAL, keys, "x", "a", 1) is None
+    assert run(scripts.SEND_LOCAL, keys, "x", 1, "a") is None
     store.xadd("mailbox", {"b": ""})
-    assert [run(scripts.SEND_LOCAL, keys, "x", "a", 1) for _ in range(2)] == [[], []]  # nobody counts
+    assert [run(scripts.SEND_LOCAL, keys, "x", 1, "a") for _ in range(2)] == [[], []]  # nobody counts
     store.hset("unread", "!", 1)
-    assert run(scripts.SEND_LOCAL, keys, "x", "a", 1, "b", 2) == []
-    assert run(scripts.SEND_LOCAL, keys, "x", "a", 1, "b", 2) == [0]
+    assert run(scripts.SEND_LOCAL, keys, "x", 2, "a") == []
+    assert run(scripts.SEND_LOCAL, keys, "x", 2, "a", "b") == []
+    assert run(scripts.SEND_LOCAL, keys, "x", 2, "a", "b") == [0]
     before = store.xlen("mailbox")
-    assert run(scripts.SEND_LOCAL, keys, "x", "a", 1, "b", 2) == [0, 1]
+    assert run(scripts.SEND_LOCAL, keys, "x", 2, "a", "b") == [0, 1]
     assert store.xlen("mailbox") == before
     assert store.xrevrange("mailbox", count=1)[0][1] == {b"b": b"x", b"full": b"0"}
-    run(scripts.RECEIVED, "unread", "a", 1, "b", 2)
+    run(scripts.RECEIVED, "unread", "a", 2, "b", 2)
     assert store.hgetall("unread") == {b"!": b"1"}
-    assert run(scripts.SEND_LOCAL, keys, "x", "a", 1, "b", 2) == []
+    assert run(scripts.SEND_LOCAL, keys, "x", 2, "a", "b") == []
+
+
+def test_a_message_for_thousands_of_channels_leaves_out_the_full_ones(run: Run, store: "redis.Redis[bytes]") -> None:
+    keys = ("mailbox", "unread")
+    store.xadd("mailbox", {"b": ""})
+    store.hset("unread", mapping={"!": 1, "0": 3, "999": 3, "1000": 3, "2500": 2})
+    assert run(scripts.SEND_LOCAL, keys, "x", 3, *range(2501)) == [0, 999, 1000]
+    assert store.hmget("unread", "0", "1", "2500") == [b"3", b"1", b"3"]
+    assert run(scripts.SEND_LOCAL, keys, "x", 3, *range(2501)) == [0, 999, 1000, 2500]
+    assert store.xrevrange("mailbox", count=1)[0][1][b"full"] == b"0,999,1000,2500"
 
 
 def test_memberships_end(run: Run, store: "redis.Redis[bytes]") -> None:
