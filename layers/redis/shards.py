@@ -11,7 +11,7 @@ import asyncio
 import random
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 
@@ -93,6 +93,9 @@ class Shards(Sequence[Shard]):
 
     def __len__(self) -> int:
         return len(self._shards)
+
+    def __iter__(self) -> Iterator[Shard]:
+        return iter(self._shards)
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # as a list does
         return self._shards[index]

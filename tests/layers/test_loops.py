@@ -75,8 +75,12 @@ def test_a_loop_that_is_blocked_says_nothing_of_its_channels(
     monkeypatch.setattr("asgibus.layers.redis.layer.CALL_SECONDS", 1.0)
     thread = threading.Thread(target=lambda: asyncio.run(be_blocked()))
     thread.start()
-    assert blocked.wait(20)
-    asyncio.run(ask())
+    try:
+        assert blocked.wait(20)
+        asyncio.run(ask())
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_loops_in_several_threads_at_once(new_layer: MakeLayer) -> None:

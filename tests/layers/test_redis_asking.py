@@ -1,0 +1,46 @@
+"""Senders that find a process-local channel full, and ask its process what was received there."""
+
+import asyncio
+
+import pytest
+import redis
+
+from asgibus.layers import ChannelFull, RedisChannelLayer
+from support.bus import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.redis]
+
+SENDERS = 50
+
+
+async def test_however_many_are_refused_few_ask(redis_url: str) -> None:
+    layer, sender = RedisChannelLayer(redis_url, capacity=2), RedisChannelLayer(redis_url, capacity=2)
+    channel = await layer.new_channel()
+    for number in range(2):
+        await sender.send(channel, {"n": number})
+    outcomes = await asyncio.gather(*(sender.send(channel, {}) for _ in range(SENDERS)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [ChannelFull] * SENDERS
+    assert (await sender.channel_statistics(channel))["channel_full_count"] == SENDERS
+    mailbox = channel.partition("!")[0] + "!"
+    with redis.Redis.from_url(redis_url, protocol=2) as admin:
+        written = admin.xinfo_stream(f"asgibus:mailbox:{mailbox}")["entries-added"]
+    assert 2 < written <= 2 + 4 + 1 + 1  # the messages, the asks of senders, that for the statistics; how it was made
+    for each in (sender, layer):
+        await each.close()
+
+
+async def test_what_is_received_is_said_without_a_sender_that_asks(redis_url: str) -> None:
+    layer = RedisChannelLayer(redis_url)
+    channel = await layer.new_channel()
+    mailbox, _, part = channel.partition("!")
+    with redis.Redis.from_url(redis_url, protocol=2) as admin:
+        for number in range(3):
+            await layer.send(channel, {"n": number})
+        unread = f"asgibus:unread:{{asgibus:mailbox:{mailbox}!}}"
+        assert admin.hget(unread, part) == b"3"
+        await layer.receive(channel)
+        await layer.receive(channel)
+        await until(lambda: admin.hget(unread, part) == b"1")
+        await layer.receive(channel)
+        await until(lambda: not admin.hexists(unread, part))
+    await layer.close()
