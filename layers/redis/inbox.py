@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -84,7 +84,7 @@ class Inbox:
         self._count = 0
         self._expiry = 0.0
         self._channels: dict[str, _Channel] = {}
-        self._received: Counter[str] = Counter()
+        self._received: dict[str, int] = {}
         self._sweeping: asyncio.TimerHandle | None = None
         self._forgetting: asyncio.TimerHandle | None = None
         self._telling: asyncio.TimerHandle | None = None
@@ -167,7 +167,7 @@ class Inbox:
         if self._telling is not None:
             self._telling.cancel()
             self._telling = None
-        received, self._received = self._received, Counter()
+        received, self._received = self._received, {}
         self._tells = False
         if received:
             self._store.received(received)
@@ -176,8 +176,8 @@ class Inbox:
         """They are not unread any more; said soon, with what goes meanwhile."""
         if self._telling is None and not self._tells:
             self._telling = self._loop.call_later(TELL_SECONDS, self.tell)
-        self._received[part] += number
-        if self._received[part] >= self._tell_at and not self._tells:
+        self._received[part] = received = self._received.get(part, 0) + number
+        if received >= self._tell_at and not self._tells:
             self._tells = True
             self._loop.call_soon(self.tell)
 
