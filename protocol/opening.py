@@ -70,6 +70,9 @@ def read_opening(entry: object) -> Opening:
 def scope_of(opening: Opening) -> dict[str, Any]:
     """The ASGI scope of a connection: "HTTP Connection Scope" or "WebSocket Connection Scope", version 2.5.
 
+    That of HTTP says 2.3, as other servers do: from 2.4 on, Starlette looks only at what `send` raises, and would never
+    learn that the client of a stream that has nothing to say is gone.
+
     Of any other kind it is what the terminator says. `state` and `extensions["asgibus"]` belong to the worker, which
     adds them.
     """
@@ -80,7 +83,7 @@ def scope_of(opening: Opening) -> dict[str, Any]:
     path = (unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path).decode("utf-8", "replace")
     scope: dict[str, Any] = {
         "type": opening.kind,
-        "asgi": {"version": "3.0", "spec_version": "2.5"},
+        "asgi": {"version": "3.0", "spec_version": "2.3" if opening.kind == HTTP else "2.5"},
         "http_version": opening.http_version,
         "scheme": opening.scheme,
         "path": opening.root_path + path,

@@ -61,7 +61,7 @@ def _framework(name: str, *has: str, app: str = "", **fields: Any) -> Framework:
 
 _HTTP = ("sessions", "static", "background")
 _ALL = (*_HTTP, "lifespan", "websocket", "private", "debug")
-_STARLETTE = (*_ALL, "conditional", "ranges", "denial", "reasons", "hears before ASGI 2.4")
+_STARLETTE = (*_ALL, "conditional", "ranges", "denial", "reasons", "hears")
 _DJANGO = (*_HTTP, "conditional", "debug", "project", "hears", "long polling")
 _PROJECTS = "frameworks.django_project", "frameworks.channels_project"
 

@@ -34,7 +34,7 @@ def test_every_key_of_the_scope(server: Process) -> None:
         host, port = client.socket.getsockname()
     assert scope == {
         "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.5"},
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
         "method": "PUT",
         "scheme": "http",

@@ -46,7 +46,7 @@ def test_it_crosses_the_bus_unchanged() -> None:
 def test_an_http_scope() -> None:
     assert scope_of(opening()) == {
         "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.5"},
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
         "method": "POST",
         "scheme": "https",
