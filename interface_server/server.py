@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 
+from asgibus.commands.pacing import spread
 from asgibus.interface_server.acceptor import Acceptor
 from asgibus.interface_server.connections import Connections
 from asgibus.interface_server.http import HttpTerminator
@@ -22,6 +23,7 @@ from asgibus.interface_server.response import StandardHeaders
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.terminator import Holder, Host, Listener
 from asgibus.interface_server.tls import Tls
+from asgibus.interface_server.websocket import WebSocketTerminator
 from asgibus.layers.contract import ChannelLayer, Statistics, statistics_of
 from asgibus.protocol.channels import shared_channels
 from asgibus.protocol.opening import Address
@@ -130,9 +132,9 @@ class Server:
             finally:
                 self._draining = True
                 self._acceptor = None
-        for terminator in list(self._terminators):
-            terminator.shut_down()
-        await self._empty(self.settings.graceful_timeout)
+        end = anyio.current_time() + self.settings.graceful_timeout
+        await self._let_go(min(self.settings.drain_period, self.settings.graceful_timeout))
+        await self._empty(end - anyio.current_time())
         if self._terminators:
             logger.warning(
                 "%d sockets were not done within %g s and are cut",
@@ -142,6 +144,18 @@ class Server:
             for terminator in list(self._terminators):
                 terminator.abort()
             await self._empty(DRAIN_SECONDS)
+
+    async def _let_go(self, seconds: float) -> None:
+        """Tell every socket to end: open WebSockets one after another, the others at once."""
+        websockets = []
+        for terminator in list(self._terminators):
+            if isinstance(terminator, WebSocketTerminator) and terminator.is_open:
+                websockets.append(terminator)
+            else:
+                terminator.shut_down()
+        async for websocket in spread(websockets, seconds):
+            if websocket in self._terminators:
+                websocket.shut_down()
 
     async def reload_certificates(self) -> None:
         """Read the TLS certificates again, for new connections; if they are bad, say so and keep those in force."""

@@ -60,6 +60,8 @@ class InterfaceSettings:
     ping_interval: float = 20.0
     ping_timeout: float = 20.0
     graceful_timeout: float = 30.0
+    drain_period: float = 5.0
+    """Over how long WebSockets are closed when the server stops, so that their clients do not all come back at once."""
     udp_timeout: float = 60.0
     """How long a UDP peer may be silent: longer than most clients pause, as short as most NATs forget them."""
 

@@ -208,6 +208,11 @@ class WebSocketTerminator(Answering):
             nexts = (self._pinged + settings.ping_interval, self._pinged + settings.ping_timeout)
             self.deadline = min(end, *(at if at > now else now + settings.ping_interval for at in nexts))
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the handshake is done, and nobody has begun to close it."""
+        return self._phase is Phase.OPEN
+
     def shut_down(self) -> None:
         """See `Terminator`."""
         self._leave(CloseCode.SERVICE_RESTART)

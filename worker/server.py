@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable
 
 import anyio
 
+from asgibus.commands.pacing import spread
 from asgibus.compatibility.callables import Application
 from asgibus.layers.contract import Bus, ChannelLayer, Claim, Statistics, statistics_of
 from asgibus.protocol.channels import shared_channels
@@ -26,7 +26,6 @@ logger = logging.getLogger("asgibus.worker")
 CLAIM_AT_ONCE = 64  # connections taken in one claim: more would take work that an idle worker could begin at once
 ANNOUNCE_SECONDS = 0.005  # an app that answers within this needs no frame that only names the owner
 INSIST_SECONDS = 5.0  # an app that asks for no event for as long learns from `send` that it is to hand over
-DRAIN_PAUSE = 0.01  # at most between two WebSockets that are handed over or closed, so that a few go at once
 
 
 class Worker(BaseWorker):
@@ -193,13 +192,8 @@ class Worker(BaseWorker):
     async def _drain(self) -> None:
         """Let go of the WebSockets, one after another, and wait for the apps."""
         sockets = [session for session in self._sessions if not session.is_http and session.task is not None]
-        random.shuffle(sockets)
         end = anyio.current_time() + self.graceful_timeout
-        period = min(self._settings.drain_period, self.graceful_timeout)
-        pause = min(DRAIN_PAUSE, period / len(sockets)) if sockets else 0.0
-        start = anyio.current_time()
-        for index, session in enumerate(sockets):
-            await anyio.sleep(max(0.0, start + index * pause - anyio.current_time()))
+        async for session in spread(sockets, min(self._settings.drain_period, self.graceful_timeout)):
             session.drain(resume=self.resume)
         if leaving := [session.task for session in sockets if session.task is not None]:
             await asyncio.wait(leaving, timeout=min(INSIST_SECONDS, self.graceful_timeout / 2))

@@ -1,13 +1,16 @@
 """Time limits, stops, and a bus without workers."""
 
+import select
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from support.deadline import wait_until
 from support.processes import Process
 from support.raw import RawClient
 from support.websocket import (
@@ -118,6 +121,27 @@ def test_no_worker_is_503_on_the_handshake_after_the_connect_timeout(
         client.send("a")
         assert client.recv(timeout=5) == "a"
     assert seen(server, name) == []
+
+
+def test_an_interface_that_stops_closes_one_websocket_after_another(
+    start_interface: Start, start_worker: Start, redis_url: str
+) -> None:
+    """And serves those that are still open: their clients are not to come back all at once."""
+    start_worker(APP, "--layer", redis_url)
+    server = start_interface("--layer", redis_url)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(RawWebSocket(server, "/echo")) for _ in range(300)]
+        server.terminate()
+        closed, _, _ = select.select([client.socket for client in clients], [], [], 10)
+        assert 0 < len(closed) < 100
+        others = [client for client in clients if client.socket not in closed]
+        for client in others:
+            client.send(frame(TEXT, b"hello"))
+        answers = [client.read_frame() for client in others]
+        assert answers.count((TEXT, b"hello")) > 100  # the rest were closed meanwhile
+        for client in clients:
+            client.send(close_frame(1012))
+    wait_until(lambda: not server.running)
 
 
 def test_an_interface_that_stops_says_1012_to_both_ends(
