@@ -46,7 +46,7 @@ def site(
 ) -> Site:
     workers = start_worker(APP, "--layer", redis_url, "--processes", 2, "--resume", ready=False)
     interfaces = [start_interface("--layer", redis_url) for _ in range(2)]
-    workers.wait_for("Supervisor ready", 20)
+    workers.wait_for("Supervisor ready")
     return Site(start_proxy(name, *(interface.port for interface in interfaces)), interfaces, workers)
 
 
@@ -70,7 +70,7 @@ def test_the_app_learns_who_asks_and_for_what(site: Site) -> None:
 def test_the_app_learns_it_for_websockets_too(site: Site) -> None:
     with ws(site.proxy, "/") as socket:  # type: ignore[arg-type]
         socket.send("hello")
-        seen = json.loads(socket.recv(timeout=5))
+        seen = json.loads(socket.recv(timeout=30))
 
     assert (seen["client"], seen["scheme"]) == ("127.0.0.1", "ws")
     assert seen["host"] == f"127.0.0.1:{site.proxy.port}"
@@ -79,11 +79,11 @@ def test_the_app_learns_it_for_websockets_too(site: Site) -> None:
 def test_a_websocket_outlives_a_deploy_of_the_workers(site: Site) -> None:
     with ws(site.proxy, "/") as socket:  # type: ignore[arg-type]
         socket.send("before")
-        before = json.loads(socket.recv(timeout=5))
+        before = json.loads(socket.recv(timeout=30))
         site.workers.send_signal(signal.SIGHUP)
-        site.workers.wait_for("All processes are replaced", 20)
+        site.workers.wait_for("All processes are replaced")
         socket.send("after")
-        after = json.loads(socket.recv(timeout=5))
+        after = json.loads(socket.recv(timeout=30))
 
     assert (before["text"], before["attempt"]) == ("before", 1)
     assert after["text"] == "after"
@@ -124,4 +124,4 @@ def test_nobody_notices_that_one_of_two_servers_restarts(
     assert len({site.ask()["interface"] for _ in range(20)}) == 1
 
     start_interface("--layer", redis_url, "--host", "127.0.0.1", "--port", leaves.port)
-    wait_until(lambda: len({site.ask()["interface"] for _ in range(4)}) == 2, 10, "requests at both servers")
+    wait_until(lambda: len({site.ask()["interface"] for _ in range(4)}) == 2, what="requests at both servers")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from support.certificates import Authority
-from support.deadline import wait_until
+from support.deadline import in_time, wait_until
 from support.processes import Process
 from support.proxy_headers import BAD, GOOD, IPV4, TLVS, version_2
 from support.raw import RawClient
@@ -112,7 +112,7 @@ def test_header_and_handshake_in_one_segment(proxied: Callable[..., Process], au
     server = proxied("--ssl-certfile", authority.issue("server.pem"))
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = authority.client().wrap_bio(incoming, outgoing, server_hostname="localhost")
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as plain:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as plain:
         header = V1
         while True:
             try:
@@ -214,7 +214,7 @@ def test_a_stop_does_not_wait_for_headers(proxied: Callable[..., Process]) -> No
         with pytest.raises(ConnectionRefusedError):
             RawClient(server)
         assert server.wait() == 0
-        assert time.monotonic() - begun < 3
+        in_time(time.monotonic() - begun, 3)
 
 
 @contextmanager
@@ -228,7 +228,7 @@ def nginx(binary: str, folder: Path, configuration: str) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(5)
+        process.wait(30)
 
 
 STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")  # where Debian's package libnginx-mod-stream has it

@@ -76,7 +76,9 @@ async def test_a_bad_layer_is_found_out_without_pytest(monkeypatch: pytest.Monke
     assert await conformance.run(InMemoryChannelLayer, some) == []
 
 
-async def test_a_machine_that_stops_for_a_moment_fails_no_good_layer() -> None:
+async def test_a_machine_that_stops_for_a_moment_fails_no_good_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asgibus.layers.conformance.tools.SLOWER", 1.0)
+
     class Halting(InMemoryChannelLayer):
         """What is sent first arrives when the delays of the check are over."""
 

@@ -53,7 +53,7 @@ async def read_all(bus: Bus, handler: Recorder) -> None:
 
 @pytest.fixture
 def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
-    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=10) as client:
+    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=30) as client:
         yield client
 
 

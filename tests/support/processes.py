@@ -10,14 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from support.deadline import STEP
+from support.deadline import HANG, STEP, TooLate
 
 TESTS = Path(__file__).resolve().parent.parent
 
-START_TIMEOUT = 20.0
-"""Seconds a process may take until it says that it is ready."""
-
-END_TIMEOUT = 10.0
+END_TIMEOUT = 20.0
 """Seconds a process may take to end after SIGTERM. Above the graceful timeout that the tests set."""
 
 GRACEFUL_TIMEOUT = 3
@@ -85,7 +82,7 @@ class Process:
         """All that it wrote so far."""
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
-    def wait_for(self, pattern: str | re.Pattern[str], timeout: float = 5.0) -> re.Match[str]:
+    def wait_for(self, pattern: str | re.Pattern[str], timeout: float = HANG) -> re.Match[str]:
         """The first match in the log, as soon as it is there.
 
         Fails with AssertionError after `timeout` seconds, or when the process ends without having written it.
@@ -129,17 +126,23 @@ class Process:
     def resume(self) -> None:
         self._popen.send_signal(signal.SIGCONT)
 
-    def wait(self, timeout: float = END_TIMEOUT) -> int:
-        """The exit code, once it ended. Fails with AssertionError after `timeout` seconds."""
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, once it ended.
+
+        Fails with TooLate after `timeout` seconds, which is for times that are promised; without one with
+        AssertionError after END_TIMEOUT seconds.
+        """
         self._expected_to_end = True
         try:
-            return self._popen.wait(timeout)
+            return self._popen.wait(END_TIMEOUT if timeout is None else timeout)
         except subprocess.TimeoutExpired:
-            self._fail(f"did not end within {timeout} s")
+            if timeout is None:
+                self._fail(f"did not end within {END_TIMEOUT} s")
+            self._fail(f"did not end within {timeout} s", TooLate)
 
-    def _fail(self, what: str) -> NoReturn:
+    def _fail(self, what: str, kind: type[AssertionError] = AssertionError) -> NoReturn:
         self.blamed = True
-        raise AssertionError(f"{self.name} {what}. Its log:\n{self.log()[-8000:]}") from None
+        raise kind(f"{self.name} {what}. Its log:\n{self.log()[-8000:]}") from None
 
 
 class Processes:
@@ -169,7 +172,7 @@ class Processes:
         )
         self.all.append(process)
         if ready is not None:
-            process.wait_for(ready, START_TIMEOUT)
+            process.wait_for(ready)
         return process
 
     def start_interface(
