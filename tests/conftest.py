@@ -24,7 +24,13 @@ settings.register_profile("asgibus", deadline=None, suppress_health_check=[Healt
 settings.load_profile("asgibus")
 
 REQUIRED = ("redis", "browser", "program")
-MARKED_BY_FIXTURE = {"redis_url": "redis", "start_redis": "redis", "browser": "browser", "program": "program"}
+MARKED_BY_FIXTURE = {
+    "redis_url": "redis",
+    "shared_redis_url": "redis",
+    "start_redis": "redis",
+    "browser": "browser",
+    "program": "program",
+}
 
 _source_key = pytest.StashKey[redis_support.Source]()
 _processes_key = pytest.StashKey[Processes]()
@@ -99,8 +105,9 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.longrepr = f"{item.nodeid} may not be skipped with CI or ASGIBUS_REQUIRE_ALL set. {reason}"
-    if report.failed and (processes := item.stash.get(_processes_key, None)):
-        for process in processes.all:
+    if report.failed:
+        owners = [node.stash[_processes_key] for node in item.listchain() if _processes_key in node.stash]
+        for process in [process for processes in owners for process in processes.all]:
             if process.blamed:  # its log is in the failure already
                 continue
             report.sections.append((f"log of {process!r}", process.log()[-20_000:]))
@@ -122,7 +129,7 @@ def pytest_make_collect_report(
 # Programs beside Redis and the browser.
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def program() -> Callable[[str], str]:
     """The path of a program of the machine, `program("nginx")`; skips the test if there is none. Marks it `program`."""
 
@@ -165,6 +172,13 @@ def _fake_redis() -> Iterator[str]:
 @pytest.fixture
 def redis_url(_real_redis: str) -> str:
     """The URL of a real Redis whose database is empty and this test's own. Marks the test `redis`."""
+    redis_support.empty(_real_redis)
+    return _real_redis
+
+
+@pytest.fixture(scope="module")
+def shared_redis_url(_real_redis: str) -> str:
+    """As `redis_url`, for processes that all tests of a module share: none of these may use `redis_url`."""
     redis_support.empty(_real_redis)
     return _real_redis
 
@@ -220,6 +234,19 @@ def processes(
     logged a traceback without `allow_traceback=True`.
     """
     processes = Processes(tmp_path)
+    request.node.stash[_processes_key] = processes
+    yield processes
+    if faults := processes.end():
+        pytest.fail("\n".join(faults), pytrace=False)
+
+
+@pytest.fixture(scope="module")
+def shared_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """As `processes`, for all tests of a module, where a process for each would be slow.
+
+    Each test calls `mark` first of all, to see the log of its own time only.
+    """
+    processes = Processes(tmp_path_factory.mktemp("shared"))
     request.node.stash[_processes_key] = processes
     yield processes
     if faults := processes.end():

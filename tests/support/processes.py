@@ -41,6 +41,7 @@ class Process:
         self.uds = ""
         self.blamed = False  # a test failed because of it: its end tells nothing new
         self._expected_to_end = False
+        self._mark = 0
         with self.log_path.open("wb") as log:
             self._popen = subprocess.Popen(
                 self.command,
@@ -79,8 +80,16 @@ class Process:
         return self._popen.poll()
 
     def log(self) -> str:
-        """All that it wrote so far."""
+        """All that it wrote so far, since `mark` if that was called."""
+        return self.whole_log()[self._mark :]
+
+    def whole_log(self) -> str:
+        """All that it wrote since its start."""
         return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    def mark(self) -> None:
+        """Look no more at what it has written: a test begins that shares it with those before."""
+        self._mark = len(self.whole_log())
 
     def wait_for(self, pattern: str | re.Pattern[str], timeout: float = HANG) -> re.Match[str]:
         """The first match in the log, as soon as it is there.
@@ -146,7 +155,7 @@ class Process:
 
 
 class Processes:
-    """All processes that one test started. `end` ends them and reports whatever is wrong with them."""
+    """All processes that one test started, or one module. `end` ends them and reports whatever is wrong with them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -232,8 +241,8 @@ class Processes:
         for process in self.all:
             if process.allow_traceback or process.blamed:
                 continue
-            if trouble := TROUBLE.search(process.log()):
-                excerpt = process.log()[max(0, trouble.start() - 300) :][:4000]
+            if trouble := TROUBLE.search(process.whole_log()):
+                excerpt = process.whole_log()[max(0, trouble.start() - 300) :][:4000]
                 faults.append(f"{process.name} logged trouble that the test did not announce:\n{excerpt}")
         return faults
 
