@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 
 from support import chromium
 from support import redis as redis_support
-from support.processes import Process, Processes
+from support.processes import TESTS, Process, Processes
 from support.redis import RedisServer
 
 # How fast a machine makes examples says nothing about the code.
@@ -24,6 +24,9 @@ settings.register_profile("asgibus", deadline=None, suppress_health_check=[Healt
 settings.load_profile("asgibus")
 
 REQUIRED = ("redis", "browser", "program")
+UNCOVERED = {"browser", "chaos", "deployment", "differential", "end_to_end", "frameworks"}
+"""Folders whose processes are not measured by coverage, which makes a process half as slow again: the lines that they
+run are run in the tests of each part, too."""
 MARKED_BY_FIXTURE = {
     "redis_url": "redis",
     "shared_redis_url": "redis",
@@ -149,6 +152,18 @@ def program() -> Callable[[str], str]:
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+# Coverage.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _processes_without_coverage(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.relative_to(TESTS).parts[0] in UNCOVERED:
+            patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+            patch.delenv("COVERAGE_PROCESS_START", raising=False)
+        yield
 
 
 # Redis.

@@ -41,6 +41,7 @@ class Process:
         self.uds = ""
         self.blamed = False  # a test failed because of it: its end tells nothing new
         self._expected_to_end = False
+        self._told_to_end = False
         self._mark = 0
         with self.log_path.open("wb") as log:
             self._popen = subprocess.Popen(
@@ -114,12 +115,12 @@ class Process:
 
     def terminate(self) -> None:
         """SIGTERM; does not wait."""
-        self._expected_to_end = True
+        self._expected_to_end = self._told_to_end = True
         self._popen.terminate()
 
     def interrupt(self) -> None:
         """SIGINT, as Ctrl+C sends it; does not wait."""
-        self._expected_to_end = True
+        self._expected_to_end = self._told_to_end = True
         self._popen.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
@@ -227,7 +228,8 @@ class Processes:
         left = [process for process in self.all if process.running]
         for process in left:
             process.resume()
-            process.terminate()
+            if not process._told_to_end:  # a second signal would stop it at once, with work in flight
+                process.terminate()
         for process in left:
             try:
                 code = process._popen.wait(END_TIMEOUT)
