@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, settings
 
 from support import chromium
 from support import redis as redis_support
-from support.processes import TESTS, Process, Processes
+from support.deadline import TooLate
+from support.processes import Process, Processes
 from support.redis import RedisServer
 
 # How fast a machine makes examples says nothing about the code.
@@ -118,6 +119,18 @@ def pytest_runtest_makereport(
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> Generator[None, Any, Any]:
+    """Let a TooLate be seen that comes out of a task group, if nothing else is wrong."""
+    try:
+        return (yield)
+    except BaseExceptionGroup as group:
+        late, other = group.split(TooLate)
+        if late is None or other is not None:
+            raise
+        raise TooLate(", ".join(map(str, late.exceptions))) from group
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
@@ -160,7 +173,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module", autouse=True)
 def _processes_without_coverage(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        if request.path.relative_to(TESTS).parts[0] in UNCOVERED:
+        if request.path.parent.name in UNCOVERED:
             patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
             patch.delenv("COVERAGE_PROCESS_START", raising=False)
         yield

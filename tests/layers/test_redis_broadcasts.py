@@ -75,10 +75,10 @@ async def sent(layer: RedisChannelLayer, what: str) -> tuple[str, str]:
     return what, ""
 
 
-async def took(layer: RedisChannelLayer) -> float:
+async def took(layer: RedisChannelLayer, what: str = "in time") -> float:
     """Seconds that a broadcast takes."""
     began = asyncio.get_running_loop().time()
-    await layer.group_send("group", {"n": "in time"})
+    await layer.group_send("group", {"n": what})
     return asyncio.get_running_loop().time() - began
 
 
@@ -99,15 +99,19 @@ async def is_flushed(server: RedisServer) -> None:
         await other.group_send("group", {"n": "before"})
         with redis.Redis.from_url(server.url, protocol=2) as admin:
             admin.flushall()
-        in_time(await took(fresh), AT_ONCE)
+        in_time(await took(fresh, "perhaps"), AT_ONCE)  # if it comes behind a beat of the members, they get it
         told = await asyncio.gather(
             *(sent(layer, what) for layer, what in ((other, "other"), (one.layer, "one"), (two.layer, "two")))
         )
         assert told == [("other", ""), ("one", ""), ("two", "")]
-        await until(lambda: all(len(each) >= 4 for each in got(one, two)))
+
+        def got_of_others() -> list[list[str]]:
+            return [[text for text in each if text != "perhaps"] for each in got(one, two)]
+
+        await until(lambda: all(len(each) >= 4 for each in got_of_others()))
         in_time(await took(other), AT_ONCE)
-        await until(lambda: all(len(each) >= 5 for each in got(one, two)))
-        assert [sorted(each) for each in got(one, two)] == [["before", "in time", "one", "other", "two"]] * 2
+        await until(lambda: all(len(each) >= 5 for each in got_of_others()))
+        assert [sorted(each) for each in got_of_others()] == [["before", "in time", "one", "other", "two"]] * 2
         assert other.counts["send failed"] == 0
         assert one.layer.counts["group unheard"] == 0
     await other.close()

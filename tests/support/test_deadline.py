@@ -1,5 +1,6 @@
 """A test that finds a promised time not kept is run once more; any other failure is believed at once."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,10 +28,13 @@ def test_a_condition_that_does_not_come_true(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_who_is_run_once_more(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "tests/conftest.py", tmp_path)
     (tmp_path / "test_times.py").write_text(
         """
+import asyncio, pytest
 from support.deadline import in_time
 runs = []
+
 
 def test_late_once():
     runs.append("once")
@@ -44,10 +48,19 @@ def test_wrong():
     runs.append("wrong")
     assert False
 
+@pytest.mark.anyio
+async def test_late_among_tasks():
+    runs.append("task")
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(check(len(runs) == 6))
+
+async def check(late):
+    in_time(late, 1)
+
 def test_runs():
-    assert runs == ["once", "once", "ever", "ever", "wrong"]
+    assert runs == ["once", "once", "ever", "ever", "wrong", "task", "task"]
 """
     )
     command = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "-n0", "-p", "no:cacheprovider", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert "2 failed, 2 passed, 2 rerun" in done.stdout, done.stdout + done.stderr
+    assert "2 failed, 3 passed, 3 rerun" in done.stdout, done.stdout + done.stderr
