@@ -5,6 +5,7 @@ worker), a private `redis-server`, a container, and last fakeredis, with which t
 With CI or ASGIBUS_REQUIRE_ALL set, a test marked `redis`, `browser` or `program` may not be skipped: it fails.
 """
 
+import compileall
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator
@@ -14,10 +15,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+import asgibus
 from support import chromium
 from support import redis as redis_support
 from support.deadline import TooLate
-from support.processes import Process, Processes
+from support.processes import TESTS, Process, Processes
 from support.redis import RedisServer
 
 # How fast a machine makes examples says nothing about the code.
@@ -48,6 +50,14 @@ def _source(config: pytest.Config) -> redis_support.Source:
     if _source_key not in config.stash:
         config.stash[_source_key] = redis_support.find()
     return config.stash[_source_key]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile once what the tests' processes import: with PYTHONDONTWRITEBYTECODE set, each would compile it anew."""
+    if not hasattr(session.config, "workerinput"):
+        packages = Path(asgibus.__file__).parent
+        for folder in (*packages.glob("*/"), TESTS):  # through a link no folder is found from above
+            compileall.compile_dir(folder, quiet=2)
 
 
 # Markers, and what is said about what is missing.
