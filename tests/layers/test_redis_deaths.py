@@ -303,12 +303,13 @@ async def what_is_undelivered_is_not_yet_dead(url: str, admin: "redis.Redis[byte
         assert one.handler.dead == []
         one.bus.post("w.never!", (KIND, 1))
         await until(lambda: one.handler.lost == [victim.mailbox, "w.never!"], 1)
-        await until(lambda: one.handler.dead, NOTICED + SLACK)
-        assert one.handler.dead == [victim.mailbox]
+        await until(lambda: victim.mailbox in one.handler.dead, NOTICED + SLACK)
         assert time.monotonic() - killed > LEASE - 1.1
         in_time(time.monotonic() - killed, NOTICED)
+        if time.monotonic() - began < GRACE - 0.5:  # else it took long to start the victim
+            assert one.handler.dead == [victim.mailbox]
         await until(lambda: len(one.handler.dead) == 2, GRACE + 1 + SLACK)
-        assert one.handler.dead == [victim.mailbox, "w.never!"]
+        assert set(one.handler.dead) == {victim.mailbox, "w.never!"}
         assert time.monotonic() - began > GRACE - 0.5
         # Whoever is dead and gets something again is reported again.
         one.bus.post("w.never!", (KIND, 2))
