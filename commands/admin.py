@@ -8,17 +8,13 @@ from __future__ import annotations
 import logging
 import socket
 from asyncio import StreamReader, StreamWriter, start_server
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
 import httptools
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.registry import Collector
 
 from asgibus.layers.contract import Statistics
 
@@ -194,10 +190,10 @@ class _Answers:
 
     def __init__(self, health: Health) -> None:
         self._health = health
-        self._registry = CollectorRegistry()
-        self._counted = _Counted(health)
-        self._registry.register(self._counted)
-        ProcessCollector(registry=self._registry)
+        # Not above: its library takes a tenth of a command's start-up, and without an admin port nobody needs it.
+        from asgibus.commands.metrics import Metrics  # noqa: PLC0415
+
+        self._all_metrics = Metrics(health)
         self._pages = {b"/healthz": self._healthz, b"/readyz": self._readyz, b"/metrics": self._metrics}
 
     async def to(self, head: _Head) -> _Answer:
@@ -223,43 +219,5 @@ class _Answers:
         return _Answer(b"503 Service Unavailable", f"{reason}\n".encode())
 
     async def _metrics(self) -> _Answer:
-        self._counted.channels = await self._health.channels()
-        return _Answer(b"200 OK", generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4)
-
-
-class _Counted(Collector):
-    """Asks for the counts when they are scraped, so that counting costs the servers nothing but the adding up."""
-
-    def __init__(self, health: Health) -> None:
-        self._health = health
-        self.channels: Mapping[str, Statistics] = {}
-
-    def collect(self) -> Iterable[Metric]:
-        events = CounterMetricFamily("asgibus_events", "What happened since the start, by kind.", labels=["kind"])
-        for kind, count in sorted(self._health.counts().items()):
-            events.add_metric([kind], count)
-        yield events
-        for name, value in sorted(self._health.gauges().items()):
-            yield GaugeMetricFamily(f"asgibus_{name.replace(' ', '_')}", f"Now: {name}.", value=value)
-        families: list[tuple[CounterMetricFamily | GaugeMetricFamily, Callable[[Statistics], float]]] = [
-            (
-                CounterMetricFamily("asgibus_channel_messages", "Sent to a channel, by all.", labels=["channel"]),
-                lambda channel: channel["messages_count"],
-            ),
-            (
-                CounterMetricFamily("asgibus_channel_full", "Refused by a full channel.", labels=["channel"]),
-                lambda channel: channel["channel_full_count"],
-            ),
-            (
-                GaugeMetricFamily("asgibus_channel_pending", "Waiting in a channel.", labels=["channel"]),
-                lambda channel: channel["messages_pending"],
-            ),
-            (
-                GaugeMetricFamily("asgibus_channel_oldest_seconds", "The oldest has waited.", labels=["channel"]),
-                lambda channel: channel["messages_max_age"],
-            ),
-        ]
-        for family, value_of in families:
-            for name, channel in sorted(self.channels.items()):
-                family.add_metric([name], value_of(channel))
-            yield family
+        page, kind = await self._all_metrics.page()
+        return _Answer(b"200 OK", page, kind)

@@ -5,6 +5,7 @@ worker), a private `redis-server`, a container, and last fakeredis, with which t
 With CI or ASGIBUS_REQUIRE_ALL set, a test marked `redis`, `browser` or `program` may not be skipped: it fails.
 """
 
+import compileall
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+import asgibus
 from support import chromium
 from support import redis as redis_support
-from support.processes import Process, Processes
+from support.deadline import TooLate
+from support.processes import TESTS, Process, Processes
 from support.redis import RedisServer
 
 # How fast a machine makes examples says nothing about the code.
@@ -24,7 +27,16 @@ settings.register_profile("asgibus", deadline=None, suppress_health_check=[Healt
 settings.load_profile("asgibus")
 
 REQUIRED = ("redis", "browser", "program")
-MARKED_BY_FIXTURE = {"redis_url": "redis", "start_redis": "redis", "browser": "browser", "program": "program"}
+UNCOVERED = {"browser", "chaos", "deployment", "differential", "end_to_end", "frameworks"}
+"""Folders whose processes are not measured by coverage, which makes a process half as slow again: the lines that they
+run are run in the tests of each part, too."""
+MARKED_BY_FIXTURE = {
+    "redis_url": "redis",
+    "shared_redis_url": "redis",
+    "start_redis": "redis",
+    "browser": "browser",
+    "program": "program",
+}
 
 _source_key = pytest.StashKey[redis_support.Source]()
 _processes_key = pytest.StashKey[Processes]()
@@ -38,6 +50,14 @@ def _source(config: pytest.Config) -> redis_support.Source:
     if _source_key not in config.stash:
         config.stash[_source_key] = redis_support.find()
     return config.stash[_source_key]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile once what the tests' processes import: with PYTHONDONTWRITEBYTECODE set, each would compile it anew."""
+    if not hasattr(session.config, "workerinput"):
+        packages = Path(asgibus.__file__).parent
+        for folder in (*packages.glob("*/"), TESTS):  # through a link no folder is found from above
+            compileall.compile_dir(folder, quiet=2)
 
 
 # Markers, and what is said about what is missing.
@@ -99,12 +119,25 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.longrepr = f"{item.nodeid} may not be skipped with CI or ASGIBUS_REQUIRE_ALL set. {reason}"
-    if report.failed and (processes := item.stash.get(_processes_key, None)):
-        for process in processes.all:
+    if report.failed:
+        owners = [node.stash[_processes_key] for node in item.listchain() if _processes_key in node.stash]
+        for process in [process for processes in owners for process in processes.all]:
             if process.blamed:  # its log is in the failure already
                 continue
             report.sections.append((f"log of {process!r}", process.log()[-20_000:]))
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> Generator[None, Any, Any]:
+    """Let a TooLate be seen that comes out of a task group, if nothing else is wrong."""
+    try:
+        return (yield)
+    except BaseExceptionGroup as group:
+        late, other = group.split(TooLate)
+        if late is None or other is not None:
+            raise
+        raise TooLate(", ".join(map(str, late.exceptions))) from group
 
 
 @pytest.hookimpl(wrapper=True)
@@ -122,7 +155,7 @@ def pytest_make_collect_report(
 # Programs beside Redis and the browser.
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def program() -> Callable[[str], str]:
     """The path of a program of the machine, `program("nginx")`; skips the test if there is none. Marks it `program`."""
 
@@ -142,6 +175,18 @@ def program() -> Callable[[str], str]:
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+# Coverage.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _processes_without_coverage(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name in UNCOVERED:
+            patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+            patch.delenv("COVERAGE_PROCESS_START", raising=False)
+        yield
 
 
 # Redis.
@@ -165,6 +210,13 @@ def _fake_redis() -> Iterator[str]:
 @pytest.fixture
 def redis_url(_real_redis: str) -> str:
     """The URL of a real Redis whose database is empty and this test's own. Marks the test `redis`."""
+    redis_support.empty(_real_redis)
+    return _real_redis
+
+
+@pytest.fixture(scope="module")
+def shared_redis_url(_real_redis: str) -> str:
+    """As `redis_url`, for processes that all tests of a module share: none of these may use `redis_url`."""
     redis_support.empty(_real_redis)
     return _real_redis
 
@@ -220,6 +272,19 @@ def processes(
     logged a traceback without `allow_traceback=True`.
     """
     processes = Processes(tmp_path)
+    request.node.stash[_processes_key] = processes
+    yield processes
+    if faults := processes.end():
+        pytest.fail("\n".join(faults), pytrace=False)
+
+
+@pytest.fixture(scope="module")
+def shared_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """As `processes`, for all tests of a module, where a process for each would be slow.
+
+    Each test calls `mark` first of all, to see the log of its own time only.
+    """
+    processes = Processes(tmp_path_factory.mktemp("shared"))
     request.node.stash[_processes_key] = processes
     yield processes
     if faults := processes.end():

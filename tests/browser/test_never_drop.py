@@ -63,7 +63,7 @@ def test_a_page_loses_nothing_while_workers_are_killed_and_redeployed(demo: Proc
     assert demo.log().count("SIGKILL") >= 4
     for one in (page, other):
         sent = count(one, "sent")
-        wait_until(lambda one=one, sent=sent: count(one, "answered") >= sent, 10, "the answer to the last message")
+        wait_until(lambda one=one, sent=sent: count(one, "answered") >= sent, what="the answer to the last message")
         assert {fault: count(one, fault) for fault in FAULTS} == dict.fromkeys(FAULTS, 0)
         assert count(one, "takeovers") >= 2
         assert sent >= 40

@@ -27,7 +27,7 @@ from urllib.parse import urlencode
 
 from chaos.member import Member, Numbers, Takeover
 from chaos.scale import RATE, SOCKETS
-from support.deadline import wait_until
+from support.deadline import HANG, TooLate, wait_until
 from support.processes import Process
 
 T = TypeVar("T")
@@ -72,11 +72,17 @@ class Report:
         return "; ".join([text, *self.losers[:5]])
 
     def assert_whole(self, *, doubles: bool = False) -> None:
-        """No close, nothing lost, nothing out of order, no two runs at once; doubles only where they may be."""
+        """No close, nothing lost, nothing out of order, no two runs at once; doubles only where they may be.
+
+        They may be where workers are killed. What an app has had in hand for 0.1 s then goes to no other run: that it
+        is done with everything sooner is a matter of time (TooLate).
+        """
         assert not self.closes, self
         assert self.sent > 0, self
-        assert self.lost == self.disordered == self.backward == 0, self
-        assert doubles or self.doubled == 0, self
+        assert self.disordered == self.backward == 0, self
+        assert doubles or self.doubled == self.lost == 0, self
+        if self.lost:
+            raise TooLate(str(self))
 
 
 class Crowd:
@@ -155,7 +161,7 @@ class Crowd:
         if pump is not None:
             self._call(self._stop_pump(pump))
 
-    def finish(self, timeout: float = 20.0) -> Report:
+    def finish(self, timeout: float = HANG) -> Report:
         """Stop sending, wait until every open member has all it expects, and report. Does not fail by itself."""
         self.pause()
         deadline = time.monotonic() + timeout
@@ -167,7 +173,7 @@ class Crowd:
         """As it stands."""
         return self._call(self._report(), 30)
 
-    def probe(self, timeout: float = 5.0) -> list[dict[str, Any]]:
+    def probe(self, timeout: float | None = None) -> list[dict[str, Any]]:
         """Ask every open member's app what it knows of itself; fails with AssertionError if one does not answer."""
         asked = self._call(self._ask(), 30)
         silent = partial(self._silent, asked)
@@ -178,20 +184,21 @@ class Crowd:
         """Send what is not counted."""
         self._loop.call_soon_threadsafe(member.say, text)
 
-    def wait_answered(self, count: int, timeout: float = 10.0) -> None:
+    def wait_answered(self, count: int, timeout: float | None = None) -> None:
         """Until `count` more own messages have come back."""
         aim = len(self.waits) + count
         wait_until(lambda: len(self.waits) >= aim, timeout, f"{count} more answers for {self.label}")
 
-    def wait_each_answered(self, timeout: float = 10.0) -> None:
+    def wait_each_answered(self, timeout: float | None = None) -> None:
         """Until every open member got an answer to a message that it sent from now on.
 
-        `timeout` is for the answers; the time in which each member sends one comes on top.
+        `timeout`, for a time that is promised, is for the answers; the time in which each member sends one comes on
+        top.
         """
         marks = [(member, member.sent) for member in self.members]
         wait_until(
             lambda: all(not member.open or member.answered > sent for member, sent in marks),
-            timeout + self.interval,
+            None if timeout is None else timeout + self.interval,
             f"an answer for each of {self.label}",
         )
 
@@ -214,7 +221,7 @@ class Crowd:
 
     # In the crowd's thread.
 
-    def _call(self, coroutine: Coroutine[Any, Any, T], timeout: float = 10.0) -> T:
+    def _call(self, coroutine: Coroutine[Any, Any, T], timeout: float = HANG) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout)
 
     async def _open(self) -> None:

@@ -27,7 +27,7 @@ class Notes:
             and all(noted.get(name) == value for name, value in match.items())
         ]
 
-    def wait(self, what: str, count: int = 1, timeout: float = 10.0, **match: Any) -> list[dict[str, Any]]:
+    def wait(self, what: str, count: int = 1, timeout: float | None = None, **match: Any) -> list[dict[str, Any]]:
         """As `all`, once there are so many of them."""
         wait_until(lambda: len(self.all(what, **match)) >= count, timeout, f"{count} notes of {what} {match}")
         return self.all(what, **match)

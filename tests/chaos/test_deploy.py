@@ -7,6 +7,7 @@ from collections.abc import Callable
 from chaos.crowd import Crowd, echo_and_room
 from chaos.notes import Notes
 from chaos.scale import LONG, RATE, ROUNDS, SOCKETS
+from support.deadline import in_time
 from support.processes import Process
 
 Start = Callable[..., Process]
@@ -97,5 +98,5 @@ def test_without_resume_few_sockets_do_not_hold_a_worker_up(
         begun = time.monotonic()
         worker.terminate()
         assert worker.wait() == 0
-        assert time.monotonic() - begun < 3
+        in_time(time.monotonic() - begun, 3)
         assert crowd.finish().closes == {RESTART: 10}

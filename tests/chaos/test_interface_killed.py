@@ -11,7 +11,7 @@ import redis
 from chaos.crowd import Crowd
 from chaos.notes import Notes
 from chaos.scale import LONG, NOTICED, RATE, RETURN
-from support.deadline import wait_until
+from support.deadline import in_time, wait_until
 from support.processes import Process
 from support.raw import RawClient
 
@@ -22,7 +22,7 @@ SOCKETS = 1000 if LONG else 50
 
 @pytest.fixture
 def admin(redis_url: str) -> Iterator["redis.Redis[str]"]:
-    with redis.Redis.from_url(redis_url, protocol=2, decode_responses=True, socket_timeout=10) as client:
+    with redis.Redis.from_url(redis_url, protocol=2, decode_responses=True, socket_timeout=30) as client:
         yield client
 
 
@@ -108,12 +108,12 @@ def test_its_sessions_end_and_nothing_is_left(
             raise AssertionError(f"still in Redis: {traces(admin, mailbox)}") from None
         forgotten = time.monotonic() - killed
         notes.wait("cleaned", 2 * SOCKETS)
-        wait_until(lambda: shape(admin) == before, 5, "Redis as it was before")
+        wait_until(lambda: shape(admin) == before, what="Redis as it was before")
         figures(
             f"{len(ended)} apps learned it after {min(ended):.2f} to {max(ended):.2f} s; "
             f"Redis was as before after {time.monotonic() - killed:.2f} s (no name left after {forgotten:.2f} s)"
         )
-        assert max(ended) < NOTICED
+        in_time(max(ended), NOTICED)
         if LONG:
             ended_lease = partial(admin.zscore, "asgibus:processes", mailbox)
             wait_until(lambda: ended_lease() is None, 70, "the end of its tombstone")

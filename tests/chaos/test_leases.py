@@ -11,7 +11,7 @@ from chaos.notes import Notes
 from chaos.scale import LEASE, NOTICED, PAUSE, by_form
 from support import clocks
 from support.clocks import WallClock
-from support.deadline import wait_until
+from support.deadline import in_time, wait_until
 from support.load import RATE, Load
 from support.processes import Processes
 from support.redis import RedisServer
@@ -41,7 +41,7 @@ def clock(tmp_path: Path) -> WallClock:
 
 def living(url: str) -> set[str]:
     """The mailboxes whose leases run."""
-    with redis.Redis.from_url(url, protocol=2, socket_timeout=10) as client:
+    with redis.Redis.from_url(url, protocol=2, socket_timeout=30) as client:
         seconds, microseconds = client.time()
         now = seconds * 1000 + microseconds // 1000
         names = [name.decode() for name in client.zrange("asgibus:processes", now, "+inf", byscore=True)]
@@ -64,7 +64,7 @@ def test_a_killed_worker(server: RedisServer, processes: Processes, notes: Notes
     figures(f"{len(held)} sockets, taken over {min(times):.2f} to {max(times):.2f} s after the kill; {outcome}")
     assert held
     assert len(times) == len(held)
-    assert max(times) < NOTICED
+    in_time(max(times), NOTICED)
     outcome.echo.assert_whole()
     assert not outcome.room.closes
     assert not outcome.disconnects
@@ -87,7 +87,7 @@ def test_a_killed_interface(server: RedisServer, processes: Processes, notes: No
         load.room.wait_each_answered()
         assert len(living(server.url)) == before - 1
     figures(f"{len(mine)} sockets, their apps told {min(times):.2f} to {max(times):.2f} s after the kill")
-    assert max(times) < NOTICED
+    in_time(max(times), NOTICED)
     assert {each["name"] for each in told} == {member.name for member in mine}
     assert all(member.closed is None or member.leaving for member in others)
 
@@ -140,7 +140,7 @@ def test_steps_of_the_clock_of_a_host(
 
 def step_redis(url: str, seconds: float) -> None:
     """Make all leases look as if Redis's clock had been set: there is no way to give it one of its own."""
-    with redis.Redis.from_url(url, protocol=2, socket_timeout=10) as client:
+    with redis.Redis.from_url(url, protocol=2, socket_timeout=30) as client:
         client.eval(
             "for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do "
             "redis.call('ZINCRBY', KEYS[1], -ARGV[1], member) end",
@@ -167,7 +167,7 @@ def test_steps_of_the_clock_of_redis(server: RedisServer, processes: Processes, 
         load.wait_recovered(killed)
         outcome = load.finish()
     figures(f"a worker killed afterwards was noticed after {noticed:.2f} s; {outcome}")
-    assert noticed < NOTICED
+    in_time(noticed, NOTICED)
     outcome.echo.assert_whole()
     assert not outcome.disconnects
 

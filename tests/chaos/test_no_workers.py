@@ -9,7 +9,7 @@ import redis
 from chaos.crowd import Crowd
 from chaos.notes import Notes
 from chaos.scale import OUTAGE, by_form
-from support.deadline import wait_until
+from support.deadline import in_time, wait_until
 from support.processes import Process
 from support.raw import RawClient
 
@@ -89,7 +89,7 @@ def test_those_who_leave_meanwhile(
             5,
             "the end of all runs for those who left",
         )
-        with redis.Redis.from_url(redis_url, protocol=2, decode_responses=True, socket_timeout=10) as admin:
+        with redis.Redis.from_url(redis_url, protocol=2, decode_responses=True, socket_timeout=30) as admin:
             assert {key: admin.xlen(key) for key in admin.keys("*:shared:websocket*")} == dict.fromkeys(
                 admin.keys("*:shared:websocket*"), 0
             )
@@ -106,9 +106,10 @@ def test_those_who_wait_for_too_long(start_chaos_interface: Start, start_chaos_w
         begun = time.monotonic()
         with RawClient(interface) as client:
             assert client.request("GET", "/fast").status == 503
-        wait_until(lambda: len(crowd.closed()) == 20, 5, "the closes")
+        wait_until(lambda: len(crowd.closed()) == 20, what="the closes")
         seconds = time.monotonic() - begun
         report = crowd.finish()
         figures(f"closed after {seconds:.2f} s: {report}")
         assert report.closes == {1013: 20}
-        assert 1 < seconds < 3.5
+        assert seconds > 1
+        in_time(seconds, 3.5)

@@ -9,7 +9,7 @@ import redis
 
 from chaos.notes import Notes
 from chaos.scale import by_form
-from support.deadline import wait_until
+from support.deadline import in_time, wait_until
 from support.load import SILENT, Load
 from support.processes import Processes
 from support.redis import RedisServer
@@ -50,7 +50,7 @@ def test_resets_in_the_middle_of_replies(proxy: TcpProxy, processes: Processes, 
     figures(f"cuts: {dict(cuts)}, longest recovery by kind: {longest}; {outcome}")
     assert cuts == dict.fromkeys(KINDS, 2 * ROUNDS)
     outcome.assert_whole()
-    assert max(max(times) for times in recoveries.values()) < RECOVERED
+    in_time(max(max(times) for times in recoveries.values()), RECOVERED)
     # Nothing is lost but what was in the broken connection, and of that the sender is told.
     assert (outcome.lost + outcome.ticker_lost + outcome.program_lost)[SILENT] == 0
 
@@ -62,7 +62,7 @@ def test_connections_are_killed_by_name(
     recoveries = []
     with (
         Load(processes, notes, server.url) as load,
-        redis.Redis.from_url(server.url, protocol=2, socket_timeout=10) as admin,
+        redis.Redis.from_url(server.url, protocol=2, socket_timeout=30) as admin,
     ):
         for _ in range(ROUNDS):
             for kind in (*KINDS, ""):
@@ -74,9 +74,9 @@ def test_connections_are_killed_by_name(
     figures(f"killed: {dict(killed)}, longest recovery {max(recoveries):.2f} s; {outcome}")
     outcome.assert_whole()
     assert min(killed[kind] for kind in KINDS) >= 2 * ROUNDS
-    assert max(recoveries) < RECOVERED
+    in_time(max(recoveries), RECOVERED)
     assert (outcome.lost + outcome.ticker_lost + outcome.program_lost)[SILENT] == 0
 
 
 def wait_cut(proxy: TcpProxy) -> None:
-    wait_until(lambda: proxy.armed() == 0, 10, "the reset")
+    wait_until(lambda: proxy.armed() == 0, what="the reset")

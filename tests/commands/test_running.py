@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.deadline import wait_until
+from support.deadline import in_time, wait_until
 from support.processes import Process
 from support.redis import RedisServer
 
@@ -43,7 +43,7 @@ def hold(threads: ThreadPoolExecutor, tmp_path: Path) -> Iterator[Callable[..., 
 
     def hold(server: Process, path: str = "/hold") -> Future[tuple[int, str]]:
         answer = threads.submit(get, server, path)
-        wait_until((tmp_path / "held-").exists, 10, "the app's run")
+        wait_until((tmp_path / "held-").exists, what="the app's run")
         return answer
 
     yield hold
@@ -78,7 +78,7 @@ def test_what_is_in_flight_is_finished(stopped: Stopped, hold: Hold, tmp_path: P
     assert process.running
     assert not answer.done()
     (tmp_path / "release").touch()
-    assert answer.result(10)[0] == 200
+    assert answer.result(30)[0] == 200
     assert process.wait() == 0
     process.wait_for("stopped")
 
@@ -89,9 +89,9 @@ def test_what_does_not_finish_in_time_is_cut(stopped: Stopped, hold: Hold) -> No
     started = time.monotonic()
     process.terminate()
     assert process.wait() == 0
-    assert time.monotonic() - started < 2.8, "1.5 s are the graceful timeout"
+    in_time(time.monotonic() - started, 2.8)  # 1.5 s are the graceful timeout
     process.wait_for("cut")
-    assert answer.result(10)[0] != 200
+    assert answer.result(30)[0] != 200
 
 
 def test_a_second_signal_forces(stopped: Stopped, hold: Hold) -> None:
@@ -103,11 +103,11 @@ def test_a_second_signal_forces(stopped: Stopped, hold: Hold) -> None:
     started = time.monotonic()
     process.interrupt()
     assert process.wait() == 1
-    assert time.monotonic() - started < 2.5
+    in_time(time.monotonic() - started, 2.5)
     process.wait_for("SIGINT again: stopping at once")
     for other in stopped[2]:
         other.kill()
-    answer.result(10)
+    answer.result(30)
 
 
 def test_a_stubborn_app_does_not_keep_the_process(start_interface: Start, hold: Hold) -> None:
@@ -115,7 +115,7 @@ def test_a_stubborn_app_does_not_keep_the_process(start_interface: Start, hold: 
     answer = hold(interface, "/stubborn")
     interface.terminate()
     assert interface.wait(15) == 0
-    answer.result(10)
+    answer.result(30)
 
 
 def test_a_lost_redis_is_waited_for(
@@ -131,8 +131,8 @@ def test_a_lost_redis_is_waited_for(
     assert get(interface, "/")[0] == 503
     server.start()
     for process in (worker, interface):
-        process.wait_for(r"Redis at \S+ is back", 10)
-    wait_until(lambda: get(interface, "/")[0] == 200, 10, "an answer")
+        process.wait_for(r"Redis at \S+ is back")
+    wait_until(lambda: get(interface, "/")[0] == 200, what="an answer")
     assert [get(interface, "/")[0] for _ in range(5)] == [200] * 5
     for process in (worker, interface):
         assert process.log().count("is gone") == 1
@@ -162,9 +162,9 @@ def test_concurrency_bounds_what_runs_at_once(
     start_worker(APP, "--layer", url, "--concurrency", 2)
     interface = start_interface("--layer", url)
     answers = [threads.submit(get, interface, f"/hold?{number}") for number in range(6)]
-    wait_until(lambda: len(list(tmp_path.glob("held-*"))) == 2, 10)
+    wait_until(lambda: len(list(tmp_path.glob("held-*"))) == 2)
     (tmp_path / "release").touch()
-    assert [answer.result(10)[0] for answer in answers] == [200] * 6
+    assert [answer.result(30)[0] for answer in answers] == [200] * 6
     assert get(interface, "/most") == (200, "2")
 
 
@@ -179,9 +179,9 @@ def test_two_workers_share(
     workers = [start_worker(APP, "--layer", url, "--concurrency", 2) for _ in range(2)]
     interface = start_interface("--layer", url)
     answers = [threads.submit(get, interface, f"/hold?{number}") for number in range(4)]
-    wait_until(lambda: len(list(tmp_path.glob("held-*"))) == 4, 10)
+    wait_until(lambda: len(list(tmp_path.glob("held-*"))) == 4)
     (tmp_path / "release").touch()
-    assert Counter(answer.result(10)[1] for answer in answers) == {str(worker.pid): 2 for worker in workers}
+    assert Counter(answer.result(30)[1] for answer in answers) == {str(worker.pid): 2 for worker in workers}
     served = Counter(get(interface, "/")[1] for _ in range(60))
     assert set(served) == {str(worker.pid) for worker in workers}
 

@@ -58,27 +58,29 @@ def replaced(text: str, *replacements: tuple[str, str]) -> str:
     return text
 
 
-@pytest.fixture
-def start_proxy(program: Callable[[str], str], processes: Processes, tmp_path: Path) -> Callable[..., Proxy]:
+@pytest.fixture(scope="module")
+def start_proxy(program: Callable[[str], str], shared_processes: Processes) -> Callable[..., Proxy]:
     """Start "nginx" or "caddy" with our configuration, its own port and those of the servers put in."""
+
+    folder = shared_processes.folder
 
     def start(name: str, first: int, second: int) -> Proxy:
         binary = program(name)
         port = free_port()
         servers = ("127.0.0.1:8001", f"127.0.0.1:{first}"), ("127.0.0.1:8002", f"127.0.0.1:{second}")
-        ours, main = tmp_path / f"ours.{name}", tmp_path / f"main.{name}"
+        ours, main = folder / f"ours.{name}", folder / f"main.{name}"
         if name == "nginx":
             text = (DEPLOY / "nginx.conf").read_text()
             ours.write_text(replaced(text, ("listen 80;", f"listen 127.0.0.1:{port};"), *servers))
-            main.write_text(NGINX.format(folder=tmp_path, file=ours))
-            command, ready = [binary, "-p", str(tmp_path), "-e", "stderr", "-c", str(main)], "start worker process "
+            main.write_text(NGINX.format(folder=folder, file=ours))
+            command, ready = [binary, "-p", str(folder), "-e", "stderr", "-c", str(main)], "start worker process "
         else:
             text = (DEPLOY / "Caddyfile").read_text()
             ours.write_text(replaced(text, ("example.com {", f"http://:{port} {{"), *servers))
             main.write_text(CADDY.format(file=ours))
             command, ready = [binary, "run", "--adapter", "caddyfile", "--config", str(main)], "serving initial"
-        env = {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
-        process = processes.start(name, command, ready=ready, env=env)
+        env = {"HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
+        process = shared_processes.start(name, command, ready=ready, env=env)
         return Proxy(f"http://127.0.0.1:{port}", port, process)
 
     return start

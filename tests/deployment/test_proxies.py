@@ -3,20 +3,20 @@
 import hashlib
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from deployment.conftest import Proxy
 from support.deadline import wait_until
-from support.processes import Process
+from support.processes import Process, Processes
 from support.raw import RawClient
 from support.websocket import ws
 
 APP = "deployment.proxied_app:app"
 
-pytestmark = pytest.mark.parametrize("name", ["nginx", "caddy"])
+pytestmark = pytest.mark.parametrize("name", ["nginx", "caddy"], scope="module")
 
 
 class Site:
@@ -36,18 +36,26 @@ class Site:
         return seen
 
 
+@pytest.fixture(scope="module")
+def shared_site(
+    name: str, shared_redis_url: str, shared_processes: Processes, start_proxy: Callable[..., Proxy]
+) -> Iterator[Site]:
+    url = shared_redis_url
+    workers = shared_processes.start_worker(APP, "--layer", url, "--processes", 2, "--resume", ready=False)
+    interfaces = [shared_processes.start_interface("--layer", url) for _ in range(2)]
+    workers.wait_for("Supervisor ready")
+    site = Site(start_proxy(name, *(interface.port for interface in interfaces)), interfaces, workers)
+    yield site
+    for process in (*site.interfaces, workers):  # so that those behind the other proxy have the bus for themselves
+        process.terminate()
+        assert process.wait() == 0
+
+
 @pytest.fixture
-def site(
-    name: str,
-    redis_url: str,
-    start_worker: Callable[..., Process],
-    start_interface: Callable[..., Process],
-    start_proxy: Callable[..., Proxy],
-) -> Site:
-    workers = start_worker(APP, "--layer", redis_url, "--processes", 2, "--resume", ready=False)
-    interfaces = [start_interface("--layer", redis_url) for _ in range(2)]
-    workers.wait_for("Supervisor ready", 20)
-    return Site(start_proxy(name, *(interface.port for interface in interfaces)), interfaces, workers)
+def site(shared_site: Site) -> Site:
+    for process in (*shared_site.interfaces, shared_site.workers):
+        process.mark()
+    return shared_site
 
 
 def test_both_servers_get_requests(site: Site) -> None:
@@ -70,7 +78,7 @@ def test_the_app_learns_who_asks_and_for_what(site: Site) -> None:
 def test_the_app_learns_it_for_websockets_too(site: Site) -> None:
     with ws(site.proxy, "/") as socket:  # type: ignore[arg-type]
         socket.send("hello")
-        seen = json.loads(socket.recv(timeout=5))
+        seen = json.loads(socket.recv(timeout=30))
 
     assert (seen["client"], seen["scheme"]) == ("127.0.0.1", "ws")
     assert seen["host"] == f"127.0.0.1:{site.proxy.port}"
@@ -79,11 +87,11 @@ def test_the_app_learns_it_for_websockets_too(site: Site) -> None:
 def test_a_websocket_outlives_a_deploy_of_the_workers(site: Site) -> None:
     with ws(site.proxy, "/") as socket:  # type: ignore[arg-type]
         socket.send("before")
-        before = json.loads(socket.recv(timeout=5))
+        before = json.loads(socket.recv(timeout=30))
         site.workers.send_signal(signal.SIGHUP)
-        site.workers.wait_for("All processes are replaced", 20)
+        site.workers.wait_for("All processes are replaced")
         socket.send("after")
-        after = json.loads(socket.recv(timeout=5))
+        after = json.loads(socket.recv(timeout=30))
 
     assert (before["text"], before["attempt"]) == ("before", 1)
     assert after["text"] == "after"
@@ -116,12 +124,13 @@ def test_an_upload_reaches_the_app_while_it_goes_on(site: Site) -> None:
 
 
 def test_nobody_notices_that_one_of_two_servers_restarts(
-    site: Site, redis_url: str, start_interface: Callable[..., Process]
+    site: Site, shared_redis_url: str, shared_processes: Processes
 ) -> None:
     leaves = site.interfaces[0]
     leaves.terminate()
     assert leaves.wait() == 0
     assert len({site.ask()["interface"] for _ in range(20)}) == 1
 
-    start_interface("--layer", redis_url, "--host", "127.0.0.1", "--port", leaves.port)
-    wait_until(lambda: len({site.ask()["interface"] for _ in range(4)}) == 2, 10, "requests at both servers")
+    options = ("--layer", shared_redis_url, "--host", "127.0.0.1", "--port", leaves.port)
+    site.interfaces[0] = shared_processes.start_interface(*options)
+    wait_until(lambda: len({site.ask()["interface"] for _ in range(4)}) == 2, what="requests at both servers")

@@ -39,14 +39,14 @@ def test_the_rules_are_enough(
     url = store.url.replace("//", "//asgibus:SECRET@")
     workers = start_worker(APP, "--layer", url, "--processes", 2, "--resume", "--admin-port", 0, ready=False)
     interface = start_interface("--layer", url)
-    workers.wait_for("Supervisor ready", 20)
+    workers.wait_for("Supervisor ready")
     with ws(interface, "/") as socket:
         socket.send("before")
-        before = json.loads(socket.recv(timeout=5))
+        before = json.loads(socket.recv(timeout=30))
         workers.send_signal(signal.SIGHUP)
-        workers.wait_for("All processes are replaced", 20)
+        workers.wait_for("All processes are replaced")
         socket.send("after")
-        after = json.loads(socket.recv(timeout=5))
+        after = json.loads(socket.recv(timeout=30))
 
     assert after["pid"] != before["pid"]
     assert asyncio.run(channels(url)) == ["now", "later", "to the group"]

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from asgibus.layers import ChannelFull, ChannelLayer, RedisChannelLayer
-from support.deadline import wait_until
+from support.deadline import HANG, wait_until
 from support.processes import Process
 
 APP = "end_to_end.background_app:app"
@@ -46,7 +46,7 @@ class Work:
 
         self.on_layer(all_of)
 
-    def receive(self, channel: str, timeout: float = 10.0) -> dict[str, Any]:
+    def receive(self, channel: str, timeout: float = HANG) -> dict[str, Any]:
         return self.on_layer(lambda layer: asyncio.wait_for(layer.receive(channel), timeout))
 
     def pending(self, channel: str = "work") -> int:
@@ -107,10 +107,10 @@ def test_none_is_lost_while_workers_are_killed(start: Start, work: Work) -> None
 
 def test_a_poison_message_ends_as_a_dead_letter_and_stops_no_other(start: Start, work: Work) -> None:
     supervisor = start("--processes", 2, "--attempts", 2, "--channel-concurrency", 1, ready=False)
-    supervisor.wait_for("Supervisor ready", 20)
+    supervisor.wait_for("Supervisor ready")
     work.send(0, kind="poison")
     work.send(*range(1, 20))
-    assert work.receive("work.dead", 20) == {"type": "poison", "number": 0}
+    assert work.receive("work.dead") == {"type": "poison", "number": 0}
     wait_until(lambda: set(work.notes("done")) == set(range(1, 20)))
     assert Counter(work.notes("begun"))[0] == 2
     supervisor.wait_for("type 'poison', goes to work.dead after 2 attempts")
@@ -214,7 +214,7 @@ def test_a_channels_project_works_unmodified(start: Start, work: Work, redis_url
 
         async def ask(channel: str, kind: str, **fields: Any) -> None:
             await layer.send(channel, {"type": kind, "reply": reply} | fields)
-            answers.append(await asyncio.wait_for(layer.receive(reply), 5))
+            answers.append(await asyncio.wait_for(layer.receive(reply), 30))
 
         await ask("thumbnails", "thumbnail.make", name="a")
         await ask("thumbnails", "thumbnail.make", name="b")

@@ -37,7 +37,7 @@ def server(request: pytest.FixtureRequest, start_interface: Start) -> Process:
 
 @pytest.fixture
 def client(server: Process) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, trust_env=False, timeout=10) as client:
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
         yield client
 
 
@@ -92,7 +92,7 @@ def test_a_second_worker_takes_what_the_threads_of_the_first_cannot(
     for _ in range(2):
         start_worker(APP, "--layer", redis_url, "--threads", 1)
     interface = start_interface("--layer", redis_url)
-    with httpx.Client(base_url=interface.url, trust_env=False, timeout=10) as client, ThreadPoolExecutor(1) as other:
+    with httpx.Client(base_url=interface.url, trust_env=False, timeout=30) as client, ThreadPoolExecutor(1) as other:
         slow = other.submit(client.get, "/wait?2")
         for _ in range(10):
             assert client.get("/environ").status_code == 200
@@ -143,7 +143,7 @@ def test_a_slow_client_holds_the_app_back_and_one_that_leaves_frees_its_thread(
                 seen.append(notes(client)[-1])
                 return len(seen) > 8 and len(set(seen[-8:])) == 1
 
-            wait_until(stands_still, 10)
+            wait_until(stands_still)
             assert int(seen[-1].removeprefix("part ")) < 16 * MIB // (64 * 1024), "it ran ahead of its client"
             slow.reset()
         wait_until(lambda count=count: notes(client).count("stream closed") == count)

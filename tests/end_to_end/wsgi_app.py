@@ -68,7 +68,7 @@ def meet(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     with met:
         inside += 1
         met.notify_all()
-        together = met.wait_for(lambda: inside >= count, 3)
+        together = met.wait_for(lambda: inside >= count, 20)
         most = inside
     time.sleep(0.05)
     with met:

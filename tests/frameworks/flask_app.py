@@ -66,7 +66,7 @@ def stream(name):
     def parts():
         try:
             yield "first\n"
-            gates[name].wait(10)
+            gates[name].wait(30)
             yield "second\n"
         finally:
             NOTES.append(f"{name} over")
@@ -103,7 +103,7 @@ def events(name):
 @app.get("/later/<name>")
 def later(name):
     def work():
-        gates[name].wait(10)
+        gates[name].wait(30)
         NOTES.append(f"{name} done")
 
     threading.Thread(target=work, daemon=True).start()
@@ -124,7 +124,7 @@ def error():
 def broken(name):
     def parts():
         yield "some\n"
-        gates[name].wait(10)
+        gates[name].wait(30)
         raise ArithmeticError("as asked")
 
     return Response(parts(), mimetype="text/plain")

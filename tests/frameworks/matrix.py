@@ -152,7 +152,7 @@ class Sites:
         interface = self.processes.start_interface(*bus, *root, ready=False)
         env = self._env_of("redis", mounted)
         worker = self.processes.start_worker(self.framework.app, *bus, env=env, allow_traceback=True)
-        interface.url = interface.wait_for(r"Listening on (\S+)", 20)[1]
+        interface.url = interface.wait_for(r"Listening on (\S+)")[1]
         return interface, worker
 
     def _memory(self, mounted: bool) -> tuple[Process, Process]:
@@ -190,7 +190,7 @@ class Site:
     """Whose log has what the app writes."""
 
     def __post_init__(self) -> None:
-        self.client = httpx.Client(base_url=self.server.url, trust_env=False, timeout=10)
+        self.client = httpx.Client(base_url=self.server.url, trust_env=False, timeout=30)
 
     @property
     def ours(self) -> bool:

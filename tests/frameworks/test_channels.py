@@ -17,7 +17,7 @@ LAYER_PREFIX = "chat"
 
 
 def said(client: ClientConnection) -> Any:
-    return json.loads(client.recv(timeout=5))
+    return json.loads(client.recv(timeout=30))
 
 
 def get(site: Site, path: str) -> httpx.Response:
@@ -37,7 +37,7 @@ def chat(one: Site, other: Site, name: str) -> None:
         first.send("hello")
         assert (said(first), said(second)) == ({"line": "hello"}, {"line": "hello"})
         second.send(b"\x00\xff")
-        assert first.recv(timeout=5) == second.recv(timeout=5) == b"\x00\xff"
+        assert first.recv(timeout=30) == second.recv(timeout=30) == b"\x00\xff"
         for site in (one, other):
             assert get(site, f"/announce/{red}/20").text == "announced"
             expected = [{"line": f"announcement {number}"} for number in range(20)]
@@ -98,6 +98,6 @@ def test_background_consumers(site: Site, sites: Sites) -> None:
 def test_the_project_s_own_tests(layer: str, sites: Sites) -> None:
     command = ["-X", "dev", "-W", "error::ResourceWarning", "-m", "frameworks.channels_project.own_tests"]
     own = sites.run(*command, layer=layer, CHANNELS_PREFIX="own")
-    own.wait_for("all is well", 20)
+    own.wait_for("all is well")
     assert own.wait() == 0
     assert "Warning" not in own.log()

@@ -193,7 +193,7 @@ def test_event_streams_are_members_too(open_members: OpenMembers, servers: Serve
 
         # One of them leaves, and the last event ends the others.
         clients[0].close()
-        wait_until(lambda: any(seen(host, name) for host in servers.interfaces), 5, "the disconnect of the one")
+        wait_until(lambda: any(seen(host, name) for host in servers.interfaces), what="the disconnect of the one")
         speaker.do("send_event", group=group, event={"type": "http.response.body", "body": "bye"})
         for client in clients[1:]:
             assert client.read_chunk() == b"bye"
@@ -234,7 +234,7 @@ def test_a_handshake_may_be_denied_by_others(open_members: OpenMembers, servers:
     def noted() -> list[Any]:
         return [note for host in servers.interfaces for note in seen(host, name)]
 
-    with RawClient(servers.interfaces[0], timeout=2) as client:
+    with RawClient(servers.interfaces[0]) as client:
         client.send(handshake(f"/hesitate?name={name}"))
         channel = str(wait_until(noted)[0])
         start = {"type": "websocket.http.response.start", "status": 402}

@@ -70,7 +70,7 @@ def written(store: "redis.Redis") -> dict[str, int]:
         last = now
         return same > 120
 
-    wait_until(settled, 15, "silence on the bus")
+    wait_until(settled, what="silence on the bus")
     return last
 
 
@@ -111,9 +111,9 @@ def test_an_interface_without_members_is_in_no_group(
     assert store.zcard(key) == 2
     first.do("discard", group=group)
     second.do("discard", group=group)
-    wait_until(lambda: store.zcard(key) == 1, 5, "one interface server in the group")
+    wait_until(lambda: store.zcard(key) == 1, what="one interface server in the group")
     third.socket.close()
-    wait_until(lambda: store.zcard(key) == 0, 5, "nobody in the group")
+    wait_until(lambda: store.zcard(key) == 0, what="nobody in the group")
 
 
 @pytest.mark.anyio

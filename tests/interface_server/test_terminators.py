@@ -49,7 +49,7 @@ def install(tmp_path: Path) -> Install:
 @contextmanager
 def client(server: Process) -> Iterator[socket.socket]:
     host, port = server.wait_for(r"Listening on line://(\S+):(\d+)").groups()
-    with socket.create_connection((host, int(port)), timeout=5) as connection:
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
         yield connection
 
 
@@ -105,7 +105,7 @@ def test_much_goes_through_in_order(request: pytest.FixtureRequest, install: Ins
                 received += connection.recv(65536)
             return received.count(b"\n") == len(lines)
 
-        wait_until(done, 20, "all lines")
+        wait_until(done, what="all lines")
         assert received.splitlines() == [line.upper() for line in lines]
 
 

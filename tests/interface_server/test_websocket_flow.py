@@ -67,7 +67,7 @@ def test_a_client_is_not_read_while_its_app_does_not_receive(server: Process, na
         with RawClient(server) as other:
             other.request("GET", f"/open?name={name}")
         client.send(wire[sent:] + close_frame(1000))
-        wait_seen(server, name, ["total", 500 * MESSAGE], timeout=10)
+        wait_seen(server, name, ["total", 500 * MESSAGE])
 
 
 @pytest.mark.usefixtures("lean")
@@ -107,5 +107,5 @@ def settled(server: Process, name: str) -> int:
         last[0] = now
         return last[1] >= 20 and now > 0
 
-    wait_until(same, 10, "a standstill of the app")
+    wait_until(same, what="a standstill of the app")
     return last[0]

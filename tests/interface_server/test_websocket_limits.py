@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from support.deadline import wait_until
+from support.deadline import in_time, wait_until
 from support.processes import Process
 from support.raw import RawClient
 from support.websocket import (
@@ -28,6 +28,9 @@ from support.websocket import (
 )
 
 APP = "interface_server.websocket_app:app"
+
+# The limits are tenths of seconds: a machine that stops for a moment fails what keeps to them. Run once more, it holds.
+pytestmark = pytest.mark.flaky(reruns=1, only_rerun=".")
 
 Start = Callable[..., Process]
 
@@ -67,7 +70,8 @@ def test_a_client_that_answers_no_ping_is_dropped_and_the_app_hears_it(start_int
         opened = time.monotonic()
         assert client.read_frame() == (PING, b"")
         assert client.read_until_close() == b""
-        assert 1.25 <= time.monotonic() - opened <= 3
+        assert time.monotonic() - opened >= 1.25
+        in_time(time.monotonic() - opened, 3)
     wait_seen(server, name, ["disconnect", 1006, "no answer to a ping"])
 
 
@@ -113,13 +117,14 @@ def test_no_worker_is_503_on_the_handshake_after_the_connect_timeout(
     with pytest.raises(InvalidStatus) as refused:
         ws(server, "/listen", query={"name": name})
     assert refused.value.response.status_code == 503
-    assert 0.7 <= time.monotonic() - begun <= 2.5
+    assert time.monotonic() - begun >= 0.7
+    in_time(time.monotonic() - begun, 2.5)
 
     # A worker that comes later is not bothered with it.
     start_worker(APP, "--layer", redis_url)
     with ws(server, "/echo") as client:
         client.send("a")
-        assert client.recv(timeout=5) == "a"
+        assert client.recv(timeout=30) == "a"
     assert seen(server, name) == []
 
 
@@ -194,7 +199,7 @@ def test_an_embedded_server_stops_at_once_when_its_clients_do(start_interface: S
         assert client.read_close() == (1012, "")
         client.send(close_frame(1012))
         assert server.wait() == 0
-        assert time.monotonic() - begun < 2
+        in_time(time.monotonic() - begun, 2)
 
 
 @pytest.fixture

@@ -45,11 +45,17 @@ def _name(check: Check) -> str:
     return getattr(check, "__name__", "").removeprefix("check_")
 
 
+# A check that came to nothing, as on a machine with much else to do, is no finding.
+again_if_it_came_to_nothing = pytest.mark.flaky(reruns=2, only_rerun=["TooLate", "nothing was sent while anybody was"])
+
+
+@again_if_it_came_to_nothing
 @pytest.mark.parametrize("check", [*CHECKS, *SERVER_CHECKS], ids=_name)
 async def test_every_layer(make_layer: LayerFactory, check: Check) -> None:
     await check(make_layer)
 
 
+@again_if_it_came_to_nothing
 @pytest.mark.parametrize("check", [*SHARED_CHECKS, *SHARED_SERVER_CHECKS], ids=_name)
 @pytest.mark.parametrize("make_layer", STORES[1:], indirect=True)
 async def test_every_layer_whose_store_is_shared(make_layer: LayerFactory, check: Check) -> None:
@@ -76,7 +82,9 @@ async def test_a_bad_layer_is_found_out_without_pytest(monkeypatch: pytest.Monke
     assert await conformance.run(InMemoryChannelLayer, some) == []
 
 
-async def test_a_machine_that_stops_for_a_moment_fails_no_good_layer() -> None:
+async def test_a_machine_that_stops_for_a_moment_fails_no_good_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asgibus.layers.conformance.tools.SLOWER", 1.0)
+
     class Halting(InMemoryChannelLayer):
         """What is sent first arrives when the delays of the check are over."""
 

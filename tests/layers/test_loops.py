@@ -177,7 +177,7 @@ def test_a_thousand_loops_use_one_connection(redis_url: str, connections: Callab
     assert async_to_sync(layer.channel_statistics)("ordinary")["messages_pending"] == 1000
     assert connections() - before == 1
     async_to_sync(layer.close)()
-    wait_until(lambda: not own_threads(), 5)
+    wait_until(lambda: not own_threads())
 
 
 @pytest.mark.redis

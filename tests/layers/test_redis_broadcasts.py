@@ -12,6 +12,7 @@ import redis
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
 from asgibus.layers.contract import GROUP_MESSAGE
 from support.bus import Recorder, until
+from support.deadline import in_time
 from support.peers import Place, peer, place
 from support.redis import RedisServer
 
@@ -24,7 +25,7 @@ AT_ONCE = 0.5
 
 @pytest.fixture
 def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
-    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=10) as client:
+    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=30) as client:
         yield client
 
 
@@ -74,10 +75,10 @@ async def sent(layer: RedisChannelLayer, what: str) -> tuple[str, str]:
     return what, ""
 
 
-async def took(layer: RedisChannelLayer) -> float:
+async def took(layer: RedisChannelLayer, what: str = "in time") -> float:
     """Seconds that a broadcast takes."""
     began = asyncio.get_running_loop().time()
-    await layer.group_send("group", {"n": "in time"})
+    await layer.group_send("group", {"n": what})
     return asyncio.get_running_loop().time() - began
 
 
@@ -98,15 +99,19 @@ async def is_flushed(server: RedisServer) -> None:
         await other.group_send("group", {"n": "before"})
         with redis.Redis.from_url(server.url, protocol=2) as admin:
             admin.flushall()
-        assert await took(fresh) < AT_ONCE
+        in_time(await took(fresh, "perhaps"), AT_ONCE)  # if it comes behind a beat of the members, they get it
         told = await asyncio.gather(
             *(sent(layer, what) for layer, what in ((other, "other"), (one.layer, "one"), (two.layer, "two")))
         )
         assert told == [("other", ""), ("one", ""), ("two", "")]
-        await until(lambda: all(len(each) >= 4 for each in got(one, two)))
-        assert await took(other) < AT_ONCE
-        await until(lambda: all(len(each) >= 5 for each in got(one, two)))
-        assert [sorted(each) for each in got(one, two)] == [["before", "in time", "one", "other", "two"]] * 2
+
+        def got_of_others() -> list[list[str]]:
+            return [[text for text in each if text != "perhaps"] for each in got(one, two)]
+
+        await until(lambda: all(len(each) >= 4 for each in got_of_others()))
+        in_time(await took(other), AT_ONCE)
+        await until(lambda: all(len(each) >= 5 for each in got_of_others()))
+        assert [sorted(each) for each in got_of_others()] == [["before", "in time", "one", "other", "two"]] * 2
         assert other.counts["send failed"] == 0
         assert one.layer.counts["group unheard"] == 0
     await other.close()
@@ -128,7 +133,7 @@ async def is_flushed_while_a_member_hangs(server: RedisServer) -> None:
             assert not sending.done()
         two.signal(signal.SIGCONT)
         assert await sending == ("after", "")
-        assert asyncio.get_running_loop().time() - began < 3.5
+        in_time(asyncio.get_running_loop().time() - began, 3.5)
         await until(lambda: len(two.all("frame")) == 2 and len(one.handler.frames) == 2)
         assert got(one) == [["before", "after"]]
         assert [frame[1]["n"] for frame in two.all("frame")] == ["before", "after"]
@@ -182,8 +187,8 @@ async def nobody_comes_back(server: RedisServer) -> None:
         assert admin.keys("asgibus:processes") == []
     began = asyncio.get_running_loop().time()
     assert await sent(other, "in vain") == ("in vain", "")
-    assert asyncio.get_running_loop().time() - began < 5.5
-    assert await took(other) < AT_ONCE
+    in_time(asyncio.get_running_loop().time() - began, 5.5)
+    in_time(await took(other), AT_ONCE)
     assert other.counts["send failed"] == 0
     await other.close()
 
@@ -208,20 +213,20 @@ async def test_who_has_seen_all_leave_does_not_wait_for_them(redis_url: str) -> 
     layer = RedisChannelLayer(redis_url)
     async with layer.bus("a", Recorder()) as bus:
         await bus.join_group("group")
-        assert await took(layer) < AT_ONCE
-    assert await took(layer) < AT_ONCE
+        in_time(await took(layer), AT_ONCE)
+    in_time(await took(layer), AT_ONCE)
     async with layer.bus("a", Recorder()) as bus:
         await bus.join_group("group")
-        assert await took(layer) < AT_ONCE
+        in_time(await took(layer), AT_ONCE)
     await layer.close()
 
 
 async def test_without_a_bus_there_is_nobody_to_wait_for(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     layer = RedisChannelLayer(redis_url)
     await layer.group_add("group", "ordinary")
-    assert await took(layer) < AT_ONCE
+    in_time(await took(layer), AT_ONCE)
     admin.flushall()
-    assert await took(layer) < AT_ONCE
+    in_time(await took(layer), AT_ONCE)
     await layer.close()
 
 

@@ -15,6 +15,7 @@ from asgibus.layers.codec import pack
 from asgibus.layers.contract import FIRST_PROTOCOL_KIND, GROUP_MESSAGE, Bus
 from asgibus.layers.redis.writer import PAYLOAD_VERSION
 from support.bus import Recorder, until
+from support.deadline import HANG, in_time
 from support.redis import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -33,7 +34,7 @@ async def layer(redis_url: str) -> AsyncIterator[RedisChannelLayer]:
 
 @pytest.fixture
 def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
-    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=10) as client:
+    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=30) as client:
         yield client
 
 
@@ -141,7 +142,7 @@ async def test_a_claim_whose_reply_was_lost_comes_again(
         admin.xreadgroup("workers", worker.mailbox, {"asgibus:shared:x": ">"}, count=1)
         claiming = asyncio.create_task(worker.claim(["x"], 5))
         await until(lambda: kill("!claims"))
-        (second,) = await asyncio.wait_for(claiming, 10)
+        (second,) = await asyncio.wait_for(claiming, 30)
         assert second.entry == (2,)  # and not the first again, which is being served
         worker.done(first)
         worker.done(second)
@@ -160,7 +161,9 @@ async def test_what_was_claimed_and_never_given_out_goes_to_another_one(
             assert await claiming == []
             admin.xadd("asgibus:shared:x", {"b": pack((1,))})
             admin.xreadgroup("workers", worker.mailbox, {"asgibus:shared:x": ">"}, count=1)
-        (claim,) = await asyncio.wait_for(other.claim(["x"], 5), 10)
+        left = time.monotonic()
+        (claim,) = await asyncio.wait_for(other.claim(["x"], 5), HANG)
+        in_time(time.monotonic() - left, 8)  # in 10 s it would be found, whatever its owner does
         assert claim.entry == (1,)
         other.done(claim)
 
@@ -172,7 +175,7 @@ async def test_a_waiting_receive_survives_or_says_so(layer: RedisChannelLayer, k
         if await asyncio.to_thread(kill, "-receive"):
             break
     with pytest.raises(LayerUnavailable):
-        await asyncio.wait_for(receiving, 10)
+        await asyncio.wait_for(receiving, 30)
     await layer.send("a", {"n": 1})
     assert await layer.receive("a") == {"n": 1}
 
@@ -247,7 +250,7 @@ async def test_a_redis_that_comes_back_empty(start_redis: StartRedis) -> None:
         await until(lambda: len(reader.frames) == 2)
         assert reader.frames == [(KIND, 3), (GROUP_MESSAGE, "group", {"n": 4})]
         worker.stop_claiming()
-        await asyncio.wait_for(claiming, 5)
+        await asyncio.wait_for(claiming, 30)
     await layer.close()
 
 
@@ -280,11 +283,13 @@ async def test_nobody_waits_for_a_redis_that_is_gone(start_redis: StartRedis) ->
         await asyncio.to_thread(server.kill)
         a.post(b.mailbox, (KIND, 1))
         await asyncio.wait([claiming], timeout=0.1)
+        stopped = loop.time()
         b.stop_claiming()
-        assert await asyncio.wait_for(claiming, 2) == []
+        assert await asyncio.wait_for(claiming, HANG) == []
+        in_time(loop.time() - stopped, 2)
         started = loop.time()
     await layer.close()
-    assert loop.time() - started < 8
+    in_time(loop.time() - started, 8)
 
 
 async def test_damaged_entries_are_skipped_and_told(
@@ -305,7 +310,7 @@ async def test_damaged_entries_are_skipped_and_told(
         caplog.clear()
         for data in (b"\xc1", b"", pack(("good",))):
             admin.xadd("asgibus:shared:x", {"b": data})
-        (claim,) = await asyncio.wait_for(a.claim(["x"], 10), 10)
+        (claim,) = await asyncio.wait_for(a.claim(["x"], 10), 30)
         assert claim.entry == ("good",)
         assert caplog.text.count("was dropped") == 2
         a.done(claim)
@@ -319,7 +324,7 @@ async def test_damaged_entries_are_skipped_and_told(
     assert caplog.text.count("was dropped") == 2 * len(items)
     admin.rpush("asgibus:channel:c", *items, now + pack({"good": True}))
     async with layer.bus("a", Recorder()) as a:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             (delivery,) = await a.take("c", 1)
         assert delivery.message == {"good": True}
         a.acknowledge(delivery)

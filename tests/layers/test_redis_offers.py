@@ -53,7 +53,7 @@ async def read_all(bus: Bus, handler: Recorder) -> None:
 
 @pytest.fixture
 def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
-    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=10) as client:
+    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=30) as client:
         yield client
 
 
@@ -77,15 +77,21 @@ class Cutter:
         self.cuts = 0
         self._command: re.Pattern[bytes] | None = None
         self._arrives = False
+        self._then: Callable[[], object] | None = None
         self._late: asyncio.Event | None = None
         self.executed: bytes | None = None
         """What Redis answered to a command that came late; nothing if it had closed the connection."""
         self._held = b""
         self._passes = asyncio.Event()
 
-    def cut_at(self, command: bytes, *, arrives: bool, late: bool = False) -> None:
-        """Cut once, at the next command that matches; `late`: it arrives when `arrive` is called."""
-        self._command, self._arrives = re.compile(command, re.DOTALL), arrives
+    def cut_at(
+        self, command: bytes, *, arrives: bool, late: bool = False, then: Callable[[], object] | None = None
+    ) -> None:
+        """Cut once, at the next command that matches; `late`: it arrives when `arrive` is called.
+
+        `then` is done when the command has arrived, and before the connection breaks.
+        """
+        self._command, self._arrives, self._then = re.compile(command, re.DOTALL), arrives, then
         self._late = asyncio.Event() if late else None
 
     def arrive(self) -> None:
@@ -111,19 +117,23 @@ class Cutter:
                 name += SETNAME.findall(data)
                 if self._command is not None and self._command.search(data):
                     self._command = None
-                    self.cuts += 1
                     if self._late is not None:
                         replies.cancel()
                         await asyncio.wait([replies])
                         writer.transport.abort()
+                        self.cuts += 1
                         await self._late.wait()
                         to_writer.write(data)
                         self.executed = await to_reader.read(1)
-                    elif self._arrives:
+                        return
+                    if self._arrives:
                         replies.cancel()
                         await asyncio.wait([replies])
                         to_writer.write(data)
                         await to_reader.read(1)  # Redis has done it, and its reply goes no further
+                        if self._then is not None:
+                            self._then()
+                    self.cuts += 1
                     return
                 to_writer.write(data)
         except OSError:
@@ -307,10 +317,9 @@ async def test_an_offer_in_flight_when_redis_loses_its_data_may_have_been_claime
     proxy, layer = cutter
     handler = Offerer()
     async with layer.bus("i", handler) as interface:
-        proxy.cut_at(WRITTEN, arrives=True)
+        proxy.cut_at(WRITTEN, arrives=True, then=admin.flushall)
         offer = interface.offer("x", (1,), once=once)
         await until(lambda: proxy.cuts == 1)
-        admin.flushall()
         await until(lambda: handler.gone or there(admin))
         interface.offer_again(offer)  # as its owner does some time after it was interrupted
         await interface.drain()

@@ -29,7 +29,7 @@ async def layer(redis_url: str) -> AsyncIterator[RedisChannelLayer]:
 
 @pytest.fixture
 def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
-    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=10) as client:
+    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=30) as client:
         yield client
 
 
@@ -55,7 +55,7 @@ def looked(admin: "redis.Redis[bytes]") -> int:
 
 async def stopped(bus: Bus, task: "asyncio.Task[Any]") -> None:
     bus.stop_claiming()
-    assert await asyncio.wait_for(task, 5) == []
+    assert await asyncio.wait_for(task, 30) == []
 
 
 async def test_a_death_that_is_told_while_a_beat_is_at_work_is_not_overlooked(

@@ -21,6 +21,7 @@ from asgibus.layers.codec import pack
 from asgibus.layers.contract import FIRST_PROTOCOL_KIND, GROUP_MESSAGE
 from asgibus.layers.redis.writer import PAYLOAD_VERSION
 from support.bus import until
+from support.deadline import in_time
 from support.peers import GRACE, LEASE, NOTICED, SLACK, Peer, Place, peer, place
 from support.redis import RedisServer
 from support.sentinel import SentinelSet
@@ -107,7 +108,7 @@ async def comes_back_empty(server: RedisServer) -> None:
         await asyncio.to_thread(server.start)
         back = time.monotonic()
         await until(lambda: one.handler.interruptions and two.handler.interruptions)
-        assert time.monotonic() - back < AT_ONCE
+        in_time(time.monotonic() - back, AT_ONCE)
         await talk(one, two)
         assert [one.handler.interruptions, two.handler.interruptions] == [1, 1]
         await until(lambda: one.handler.dead and two.handler.dead, GRACE + 1 + SLACK)
@@ -146,7 +147,7 @@ async def is_flushed(server: RedisServer) -> None:
         one.bus.post(late.mailbox, (KIND, "lost"))
         await until(lambda: one.handler.lost == [late.mailbox])
         await until(lambda: one.handler.interruptions and two.handler.interruptions)
-        assert time.monotonic() - flushed < AT_ONCE
+        in_time(time.monotonic() - flushed, AT_ONCE)
         await talk(one, two)
         late.signal(signal.SIGCONT)
         await until(lambda: late.all("interrupted"))
@@ -209,13 +210,13 @@ async def test_what_is_sent_into_an_outage_fails_and_is_never_written(
             ]
             flushing = asyncio.create_task(failure(one.layer.flush()))
             failures = await asyncio.gather(*map(failure, calls))
-            assert all(took < 5 + SLACK for _, took in (*failures, await flushing))
+            in_time(max(took for _, took in (*failures, await flushing)), 5 + SLACK)
             assert one.layer.counts["send failed"] == len(calls)
             assert not one.bus.available
             await asyncio.to_thread(server.start)
             await until(lambda: one.bus.available and one.handler.interruptions)
             await one.layer.send("ordinary", {"n": "after"})
-            assert await asyncio.wait_for(one.layer.receive("ordinary"), 5) == {"n": "after"}
+            assert await asyncio.wait_for(one.layer.receive("ordinary"), 30) == {"n": "after"}
             await one.layer.group_send("group", {"n": "after"})
             await until(lambda: one.handler.frames)
             assert one.handler.frames == [(GROUP_MESSAGE, "group", {"n": "after"})]
@@ -265,7 +266,7 @@ async def test_a_failover(tmp_path: Path) -> None:
             await asyncio.to_thread(sentinels.wait_promoted)
             promoted = time.monotonic()
             await until(lambda: one.handler.interruptions and two.handler.interruptions)
-            assert time.monotonic() - promoted < 3 + SLACK
+            in_time(time.monotonic() - promoted, 3 + SLACK)
             await until(lambda: (KIND, "posted in the outage") in two.handler.frames or one.handler.lost)
             await talk(one, two)
             assert one.handler.dead == two.handler.dead == []

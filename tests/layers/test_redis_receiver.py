@@ -17,6 +17,7 @@ from asgibus.layers.codec import pack
 from asgibus.layers.redis import receiver
 from asgibus.layers.redis.receiver import BLOCK_SECONDS
 from support.bus import Recorder, until
+from support.deadline import in_time
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
@@ -42,7 +43,7 @@ async def make(redis_url: str) -> AsyncIterator[Make]:
 
 @pytest.fixture
 def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
-    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=10) as client:
+    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=30) as client:
         yield client
 
 
@@ -66,7 +67,7 @@ async def waiting(admin: "redis.Redis[bytes]", *layers: RedisChannelLayer) -> li
 
 
 async def soon(result: Awaitable[Any]) -> Any:
-    return await asyncio.wait_for(result, 10)
+    return await asyncio.wait_for(result, 30)
 
 
 def item(number: object, age: float = 0.0) -> bytes:
@@ -163,7 +164,7 @@ async def test_it_goes_to_one_who_waits_already(make: Make, admin: "redis.Redis[
     await end(first)
     assert first.cancelled()
     assert await soon(second) == {"n": 1}
-    assert time.monotonic() - began < BLOCK_SECONDS / 2
+    in_time(time.monotonic() - began, BLOCK_SECONDS / 2)
 
 
 @pytest.mark.parametrize("closing", [True, False], ids=["closed", "not closed"])
@@ -232,7 +233,7 @@ async def test_readers_that_give_up_at_random_under_load(make: Make, admin: "red
     for layer in layers:
         await layer.close()  # what the readers had left is put back
     while len(received) < MESSAGES:
-        received.append((await asyncio.wait_for(sender.receive("c"), 5))["n"])
+        received.append((await asyncio.wait_for(sender.receive("c"), 30))["n"])
     await sender.close()
     await until(lambda: not [each for each in admin.client_list() if each["name"] == "asgibus-receive"])
     assert sorted(received) == list(range(MESSAGES))
@@ -253,7 +254,8 @@ async def test_delayed_messages_come_when_all_readers_block(
         done, rest = await asyncio.wait(readers, timeout=2, return_when=asyncio.FIRST_COMPLETED)
         (reader,) = done
         assert reader.result() == {"n": number}
-        assert 0.19 * number <= time.monotonic() - began < 0.2 * number + 1
+        assert 0.19 * number <= time.monotonic() - began
+        in_time(time.monotonic() - began, 0.2 * number + 1)
         readers = list(rest)
 
 
@@ -277,7 +279,8 @@ async def test_who_ends_leaves_the_waiting_to_another(
     else:
         await end(first)
     assert await soon(second) == {"n": "late"}
-    assert 0.49 <= time.monotonic() - began < 1.5
+    assert time.monotonic() - began >= 0.49
+    in_time(time.monotonic() - began, 1.5)
 
 
 async def test_takers_learn_of_delayed_messages(make: Make, admin: "redis.Redis[bytes]", only_the_token: None) -> None:
@@ -306,7 +309,8 @@ async def test_takers_learn_of_delayed_messages(make: Make, admin: "redis.Redis[
             if number == 2:
                 one.stop_claiming()
             await until(lambda count=number + 1: len(took) == count)  # type: ignore[misc]
-            assert 0.29 <= time.monotonic() - began < 1.5
+            assert time.monotonic() - began >= 0.29
+            in_time(time.monotonic() - began, 1.5)
         assert took == list(range(4))
         two.stop_claiming()
         await soon(asyncio.gather(*takers))
@@ -327,7 +331,8 @@ async def test_a_taker_that_ends_leaves_the_waiting_to_a_reader(
         bus.stop_claiming()
         assert await soon(taker) == []
         assert await soon(reader) == {"n": "late"}
-    assert 0.69 <= time.monotonic() - began < 2
+    assert time.monotonic() - began >= 0.69
+    in_time(time.monotonic() - began, 2)
 
 
 async def test_a_reader_in_doubt_leaves_the_waiting_to_another(
@@ -342,7 +347,8 @@ async def test_a_reader_in_doubt_leaves_the_waiting_to_another(
     delay(admin, "late", 0.7)
     assert await soon(reader) == {"n": "in doubt"}
     assert await soon(second.receive("c")) == {"n": "late"}
-    assert 0.69 <= time.monotonic() - began < 2
+    assert time.monotonic() - began >= 0.69
+    in_time(time.monotonic() - began, 2)
 
 
 async def test_a_wait_that_is_ended_by_chance_goes_on_for_the_rest_only(
@@ -356,7 +362,8 @@ async def test_a_wait_that_is_ended_by_chance_goes_on_for_the_rest_only(
         if client["name"] == "asgibus-receive":
             admin.client_unblock(int(client["id"]))
     assert await soon(reader) == {"n": "late"}
-    assert 0.99 <= time.monotonic() - began < 1.6
+    assert time.monotonic() - began >= 0.99
+    in_time(time.monotonic() - began, 1.6)
 
 
 async def test_without_a_token_readers_look_by_themselves(make: Make, admin: "redis.Redis[bytes]") -> None:

@@ -21,7 +21,7 @@ HOUR = 3_600_000
 
 @pytest.fixture
 def store(any_redis_url: str) -> Iterator["redis.Redis[bytes]"]:
-    with redis.Redis.from_url(any_redis_url, protocol=2, socket_timeout=10) as client:
+    with redis.Redis.from_url(any_redis_url, protocol=2, socket_timeout=30) as client:
         yield client
 
 

@@ -50,7 +50,7 @@ async def make(redis_url: str) -> AsyncIterator[Make]:
 
 @pytest.fixture
 def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
-    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=10) as client:
+    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=30) as client:
         yield client
 
 
@@ -216,7 +216,7 @@ async def test_what_was_put_aside_is_opened_when_it_is_back(make: Make) -> None:
         interface.offer("s", ("b",))
         async with layer.bus("w", Recorder()) as other:
             claims = []
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while len(claims) < 1:
                     claims += await other.claim(["s"], 10)
             assert {each.entry for each in claims} <= {("a",), ("b",)}
@@ -241,7 +241,7 @@ async def test_an_entry_that_was_moved_or_altered_is_dropped(
         b.offer("to", ("good",))
         b.post(a.mailbox, (KIND, "good"))
         assert await layer.receive("to") == {"n": "good"}
-        (claim,) = await asyncio.wait_for(a.claim(["to"], 10), 10)
+        (claim,) = await asyncio.wait_for(a.claim(["to"], 10), 30)
         assert claim.entry == ("good",)
         a.done(claim)
         await until(lambda: reader.frames)
@@ -262,7 +262,7 @@ async def test_what_is_not_sealed_is_refused_where_there_are_keys(
         a.offer("s", ("good",))
         a.post(a.mailbox, (KIND, "good"))
         assert await layer.receive("c") == {"n": "good"}
-        (claim,) = await asyncio.wait_for(a.claim(["s"], 10), 10)
+        (claim,) = await asyncio.wait_for(a.claim(["s"], 10), 30)
         assert claim.entry == ("good",)
         a.done(claim)
         await until(lambda: reader.frames)
@@ -291,7 +291,7 @@ async def test_keys_change_while_all_runs(
         await writer.send(local, {"n": 2})
         assert await reader.receive(local) == {"n": 2}
         b.offer("s", (3,))
-        (claim,) = await asyncio.wait_for(a.claim(["s"], 1), 10)
+        (claim,) = await asyncio.wait_for(a.claim(["s"], 1), 30)
         assert claim.entry == (3,)
         a.done(claim)
         if reader_keys[0] in writer_keys:
@@ -328,8 +328,8 @@ async def test_a_peer_with_another_key_is_one_line_and_nobody_s_end(
 
         c.offer("s", ("own",))  # it goes on with its own kind
         await wrong.send("x", {"n": "own"})
-        assert await asyncio.wait_for(receiving, 10) == {"n": "own"}
-        (claim,) = await asyncio.wait_for(claiming, 10)
+        assert await asyncio.wait_for(receiving, 30) == {"n": "own"}
+        (claim,) = await asyncio.wait_for(claiming, 30)
         assert claim.entry == ("own",)
         c.done(claim)
     lines = logged(caplog, "was dropped, as all like it will be")

@@ -1,11 +1,25 @@
 """For tests of layers and of what stands on them: a handler that remembers, and waiting in async code."""
 
+import asyncio
 from collections.abc import Callable
+from typing import TypeVar
 
 from asgibus.layers.conformance.recorder import Recorder
-from asgibus.layers.conformance.tools import until
 from asgibus.layers.contract import ChannelLayer
+from support.deadline import HANG, over
 
 __all__ = ["MakeLayer", "Recorder", "until"]
 
+T = TypeVar("T")
 MakeLayer = Callable[..., ChannelLayer]
+
+
+async def until(condition: Callable[[], T], timeout: float | None = None, what: str = "the condition") -> T:
+    """As `support.deadline.wait_until`, for async code: asks every 2 ms."""
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + (HANG if timeout is None else timeout)
+    while not (answer := condition()):
+        if clock() > deadline:
+            raise over(timeout, what)
+        await asyncio.sleep(0.002)
+    return answer

@@ -44,7 +44,7 @@ class Cluster:
 
     def admin(self, server: RedisServer) -> "redis.Redis[bytes]":
         """A client of one node; closed with the cluster."""
-        client: redis.Redis[bytes] = redis.Redis(port=server.port, protocol=2, socket_timeout=10)
+        client: redis.Redis[bytes] = redis.Redis(port=server.port, protocol=2, socket_timeout=30)
         self._stack.callback(client.close)
         return client
 

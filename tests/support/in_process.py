@@ -25,7 +25,7 @@ async def serving_here(app: Application, layer: ChannelLayer) -> AsyncIterator[i
 
     worker = Worker(WorkerSettings(app=""), app, layer)
     server = Server(InterfaceSettings(port=0, access_log=False, graceful_timeout=1), layer)
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(worker.serve, stop, working.set)
             tasks.start_soon(server.serve, stop, ready)

@@ -26,7 +26,7 @@ from chaos.member import Numbers
 from chaos.notes import Notes
 from chaos.scale import DRAIN_PERIOD, by_form
 from support.broadcaster import NAME as PROGRAM
-from support.deadline import wait_until
+from support.deadline import HANG, in_time, wait_until
 from support.processes import Process, Processes
 from support.raw import RawClient
 from support.websocket import ws
@@ -102,7 +102,7 @@ class Outcome:
         assert not self.late, self
         assert not self.disconnects, self
         assert self.attempts.keys() <= {1}, self  # nobody was taken for dead
-        assert max(self.failed + self.program_failed, default=0) < CALL_SECONDS, self
+        in_time(max(self.failed + self.program_failed, default=0), CALL_SECONDS)
         assert self.posts["200"] > 0, self
         assert not self.doubled_runs, self
         assert self.lost[SILENT] + self.ticker_lost[SILENT] + self.program_lost[SILENT] == 0, self
@@ -189,7 +189,7 @@ class Load:
         self.room.wait_each_answered()
         self.posts.wait_answered(POSTERS)
 
-    def wait_recovered(self, since: float, timeout: float = 15.0) -> float:
+    def wait_recovered(self, since: float, timeout: float = HANG) -> float:
         """Until every socket got an answer, direct and by its room, and all rooms are whole again.
 
         How many seconds that took since `since` (of the monotonic clock). What is broadcast from then on may not be
@@ -209,7 +209,7 @@ class Load:
                 assert time.monotonic() < deadline, f"rooms are not whole: {self._missed(marks, heard)[:5]}"
         # What was held back meanwhile goes out all at once.
         members = self.room.members
-        wait_until(lambda: all(each.sent - each.answered <= 1 for each in members), 10, "what was held back to be out")
+        wait_until(lambda: all(each.sent - each.answered <= 1 for each in members), what="what was held back to be out")
         self._recovery = began - since
         self._marks = marks
         return self._recovery
@@ -232,7 +232,7 @@ class Load:
     def ready(self, server: Process) -> tuple[int, str]:
         """What its /readyz answers: the status and the reason."""
         try:
-            with urllib.request.urlopen(f"{_admin_url(server)}/readyz", timeout=5) as response:
+            with urllib.request.urlopen(f"{_admin_url(server)}/readyz", timeout=30) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -246,7 +246,7 @@ class Load:
 
     def counts(self, server: Process) -> dict[str, int]:
         """The counts that its admin port tells, those above 0."""
-        with urllib.request.urlopen(f"{_admin_url(server)}/metrics", timeout=5) as response:
+        with urllib.request.urlopen(f"{_admin_url(server)}/metrics", timeout=30) as response:
             text = response.read().decode()
         lines = [line.removeprefix("asgibus_events_total{kind=") for line in text.splitlines()]
         told = (line.rpartition("} ") for line in lines if line.startswith('"'))
@@ -258,7 +258,7 @@ class Load:
 
     def finish(self, *, seconds: float = 1.0) -> Outcome:
         """Go on for so long, then stop, wait for what is under way, and say what was seen."""
-        self.echo.wait_answered(int(RATE * seconds), timeout=seconds + 20)
+        self.echo.wait_answered(int(RATE * seconds))
         program = self._program_calls()
         self.ticker.close()
         tickers = self.notes.wait("ticked")

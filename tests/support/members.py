@@ -30,11 +30,11 @@ class Member:
     def do(self, what: str, **order: Any) -> Any:
         """Give an order and wait for the answer, which must be the next message."""
         self.socket.send(json.dumps({"do": what, **order}))
-        return json.loads(self.socket.recv(timeout=5))["answer"]
+        return json.loads(self.socket.recv(timeout=30))["answer"]
 
     def hear(self) -> Any:
         """The next message."""
-        return self.socket.recv(timeout=5)
+        return self.socket.recv(timeout=30)
 
     def silent(self) -> bool:
         """Whether nothing was waiting: what comes next is the answer to an order."""

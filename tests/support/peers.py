@@ -60,7 +60,7 @@ class Peer:
         """Give it an order and wait for the answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([what, *values]).encode() + b"\n")
-        return await asyncio.wait_for(self._answers.get(), 15)
+        return await asyncio.wait_for(self._answers.get(), 30)
 
     def signal(self, number: signal.Signals) -> float:
         """Send it a signal; when that was."""
@@ -78,7 +78,7 @@ class Peer:
         assert self._process.stdin is not None
         if self._process.returncode is None:
             self._process.stdin.close()
-            assert await asyncio.wait_for(self._process.wait(), 15) == 0
+            assert await asyncio.wait_for(self._process.wait(), 30) == 0
 
 
 @asynccontextmanager

@@ -10,14 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from support.deadline import STEP
+from support.deadline import HANG, STEP, TooLate
 
 TESTS = Path(__file__).resolve().parent.parent
 
-START_TIMEOUT = 20.0
-"""Seconds a process may take until it says that it is ready."""
-
-END_TIMEOUT = 10.0
+END_TIMEOUT = 20.0
 """Seconds a process may take to end after SIGTERM. Above the graceful timeout that the tests set."""
 
 GRACEFUL_TIMEOUT = 3
@@ -44,6 +41,8 @@ class Process:
         self.uds = ""
         self.blamed = False  # a test failed because of it: its end tells nothing new
         self._expected_to_end = False
+        self._told_to_end = False
+        self._mark = 0
         with self.log_path.open("wb") as log:
             self._popen = subprocess.Popen(
                 self.command,
@@ -82,10 +81,18 @@ class Process:
         return self._popen.poll()
 
     def log(self) -> str:
-        """All that it wrote so far."""
+        """All that it wrote so far, since `mark` if that was called."""
+        return self.whole_log()[self._mark :]
+
+    def whole_log(self) -> str:
+        """All that it wrote since its start."""
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
-    def wait_for(self, pattern: str | re.Pattern[str], timeout: float = 5.0) -> re.Match[str]:
+    def mark(self) -> None:
+        """Look no more at what it has written: a test begins that shares it with those before."""
+        self._mark = len(self.whole_log())
+
+    def wait_for(self, pattern: str | re.Pattern[str], timeout: float = HANG) -> re.Match[str]:
         """The first match in the log, as soon as it is there.
 
         Fails with AssertionError after `timeout` seconds, or when the process ends without having written it.
@@ -108,12 +115,12 @@ class Process:
 
     def terminate(self) -> None:
         """SIGTERM; does not wait."""
-        self._expected_to_end = True
+        self._expected_to_end = self._told_to_end = True
         self._popen.terminate()
 
     def interrupt(self) -> None:
         """SIGINT, as Ctrl+C sends it; does not wait."""
-        self._expected_to_end = True
+        self._expected_to_end = self._told_to_end = True
         self._popen.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
@@ -129,21 +136,27 @@ class Process:
     def resume(self) -> None:
         self._popen.send_signal(signal.SIGCONT)
 
-    def wait(self, timeout: float = END_TIMEOUT) -> int:
-        """The exit code, once it ended. Fails with AssertionError after `timeout` seconds."""
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, once it ended.
+
+        Fails with TooLate after `timeout` seconds, which is for times that are promised; without one with
+        AssertionError after END_TIMEOUT seconds.
+        """
         self._expected_to_end = True
         try:
-            return self._popen.wait(timeout)
+            return self._popen.wait(END_TIMEOUT if timeout is None else timeout)
         except subprocess.TimeoutExpired:
-            self._fail(f"did not end within {timeout} s")
+            if timeout is None:
+                self._fail(f"did not end within {END_TIMEOUT} s")
+            self._fail(f"did not end within {timeout} s", TooLate)
 
-    def _fail(self, what: str) -> NoReturn:
+    def _fail(self, what: str, kind: type[AssertionError] = AssertionError) -> NoReturn:
         self.blamed = True
-        raise AssertionError(f"{self.name} {what}. Its log:\n{self.log()[-8000:]}") from None
+        raise kind(f"{self.name} {what}. Its log:\n{self.log()[-8000:]}") from None
 
 
 class Processes:
-    """All processes that one test started. `end` ends them and reports whatever is wrong with them."""
+    """All processes that one test started, or one module. `end` ends them and reports whatever is wrong with them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -169,7 +182,7 @@ class Processes:
         )
         self.all.append(process)
         if ready is not None:
-            process.wait_for(ready, START_TIMEOUT)
+            process.wait_for(ready)
         return process
 
     def start_interface(
@@ -215,7 +228,8 @@ class Processes:
         left = [process for process in self.all if process.running]
         for process in left:
             process.resume()
-            process.terminate()
+            if not process._told_to_end:  # a second signal would stop it at once, with work in flight
+                process.terminate()
         for process in left:
             try:
                 code = process._popen.wait(END_TIMEOUT)
@@ -229,8 +243,8 @@ class Processes:
         for process in self.all:
             if process.allow_traceback or process.blamed:
                 continue
-            if trouble := TROUBLE.search(process.log()):
-                excerpt = process.log()[max(0, trouble.start() - 300) :][:4000]
+            if trouble := TROUBLE.search(process.whole_log()):
+                excerpt = process.whole_log()[max(0, trouble.start() - 300) :][:4000]
                 faults.append(f"{process.name} logged trouble that the test did not announce:\n{excerpt}")
         return faults
 

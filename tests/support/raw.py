@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
+from support.deadline import HANG, TooLate
+
+CLOSED = 4.5
+"""Seconds for a connection that the peer is about to close: fewer than it may be idle."""
+
 
 class Server(Protocol):
     """What a client can be pointed at: a `Process`, or anything with these."""
@@ -46,7 +51,7 @@ class Response:
 
 
 class RawClient:
-    """One connection. Every wait is bounded by `timeout` seconds and ends in TimeoutError.
+    """One connection. Every wait is bounded by `timeout` seconds (HANG without one) and ends in TimeoutError.
 
     `server` is a `Process`, a `(host, port)` or the path of a unix socket. `receive_buffer` makes a small window, for
     clients that read slowly. `before_tls` is sent first of all, before the handshake.
@@ -56,7 +61,7 @@ class RawClient:
         self,
         server: Server | tuple[str, int] | str,
         *,
-        timeout: float = 5.0,
+        timeout: float | None = None,
         receive_buffer: int | None = None,
         tls: ssl.SSLContext | None = None,
         before_tls: bytes = b"",
@@ -65,7 +70,9 @@ class RawClient:
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
         plain = socket.socket(family, socket.SOCK_STREAM)
         try:
-            plain.settimeout(timeout)
+            self._timeout = HANG if timeout is None else timeout
+            self._closed = CLOSED if timeout is None else timeout
+            plain.settimeout(self._timeout)
             if receive_buffer is not None:
                 plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             plain.connect(address)
@@ -76,7 +83,6 @@ class RawClient:
         except BaseException:
             plain.close()
             raise
-        self._timeout = timeout
         self._buffer = bytearray()
 
     def __enter__(self) -> Self:
@@ -172,13 +178,15 @@ class RawClient:
         return self._take(len(self._buffer))
 
     def read_until_close(self, timeout: float | None = None) -> bytes:
-        """Everything until the peer closes (or resets) the connection; TimeoutError if it does not."""
-        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
+        """Everything until the peer closes (or resets) the connection; TooLate if it does not in time."""
+        deadline = time.monotonic() + (self._closed if timeout is None else timeout)
         while True:
             try:
                 self._fill(deadline)
             except (EOFError, ConnectionResetError, ssl.SSLEOFError):
                 return self._take(len(self._buffer))
+            except TimeoutError as error:
+                raise TooLate(f"the peer did not close: {error}") from error
 
     def assert_silent(self, seconds: float = 0.2) -> None:
         """The peer neither sends nor closes for that long."""

@@ -15,6 +15,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self, TypeVar
 
+from support.deadline import HANG
+
 T = TypeVar("T")
 
 SETNAME = re.compile(rb"SETNAME\r\n\$\d+\r\n([^\r\n]*)\r\n", re.IGNORECASE)
@@ -49,7 +51,7 @@ class TcpProxy:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._listening.wait(10), "the proxy does not start"
+        assert self._listening.wait(HANG), "the proxy does not start"
         return self
 
     def __exit__(
@@ -111,7 +113,7 @@ class TcpProxy:
         async def call() -> T:
             return what()
 
-        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(30)
 
     def _run(self) -> None:
         try:

@@ -26,7 +26,7 @@ def test_lost_packets_are_silence() -> None:
         with subprocess.Popen(command, stdout=subprocess.PIPE) as peer:
             assert peer.stdout is not None
             port = int(peer.stdout.readline())
-            with socket.create_connection((namespace.address, port), timeout=5) as client:
+            with socket.create_connection((namespace.address, port), timeout=30) as client:
                 client.sendall(b"one")
                 assert client.recv(100) == b"one"
                 namespace.lose_packets()

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import pytest
 
-from support.deadline import wait_until
+from support.deadline import HANG, wait_until
 from support.processes import Process
 
 
@@ -17,7 +17,7 @@ class Peer:
 
     def __init__(self, server: Process, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.settimeout(5)
+        self._socket.settimeout(HANG)
         self._socket.connect((host, port or udp_port(server, host)))
 
     def __enter__(self) -> Self:
@@ -51,15 +51,15 @@ class Peer:
             except TimeoutError:
                 return None
 
-        found = wait_until(answer, 15, "an answer")
-        self._socket.settimeout(5)
+        found = wait_until(answer, what="an answer")
+        self._socket.settimeout(HANG)
         return found
 
     def assert_silent(self, seconds: float = 0.3) -> None:
         self._socket.settimeout(seconds)
         with pytest.raises(TimeoutError):
             self.receive()
-        self._socket.settimeout(5)
+        self._socket.settimeout(HANG)
 
 
 def udp_port(server: Process, host: str = "127.0.0.1") -> int:
@@ -69,6 +69,6 @@ def udp_port(server: Process, host: str = "127.0.0.1") -> int:
 
 def counts(server: Process) -> dict[str, int]:
     where = server.wait_for(r"Admin on (http://\S+)")[1]
-    with urllib.request.urlopen(f"{where}/metrics", timeout=5) as response:
+    with urllib.request.urlopen(f"{where}/metrics", timeout=30) as response:
         lines = response.read().decode()
     return {name: int(float(count)) for name, count in re.findall(r'events_total\{kind="([^"]+)"\} (\S+)', lines)}

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from websockets.sync.client import ClientConnection, connect
 
-from support.deadline import wait_until
+from support.deadline import HANG, wait_until
 from support.processes import Process
 from support.raw import RawClient, Server
 
@@ -25,7 +25,7 @@ def ws(server: Process, path: str, **options: Any) -> ClientConnection:
     """An open WebSocket; a context manager. It never pings by itself and never compresses."""
     query = options.pop("query", None)
     target = f"{path}?{urlencode(query)}" if query else path
-    defaults = {"compression": None, "ping_interval": None, "proxy": None, "close_timeout": 5, "open_timeout": 15}
+    defaults = {"compression": None, "ping_interval": None, "proxy": None, "close_timeout": HANG, "open_timeout": HANG}
     return connect(server.ws_url + target, **(defaults | options))
 
 
@@ -122,7 +122,7 @@ def seen(server: Server, name: str) -> list[Any]:
         return notes
 
 
-def wait_seen(server: Server, name: str, note: Any, timeout: float = 5.0) -> None:
+def wait_seen(server: Server, name: str, note: Any, timeout: float | None = None) -> None:
     """Until the app has noted that."""
     try:
         wait_until(lambda: note in seen(server, name), timeout)

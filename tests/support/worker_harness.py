@@ -123,7 +123,7 @@ async def running(app: App, **settings: Any) -> AsyncIterator[Interface]:
             ended.result()
         yield Interface(bus, layer, recorder, worker, stop, ended)
         stop.set()
-        await asyncio.wait_for(ended, 10)
+        await asyncio.wait_for(ended, 30)
         assert worker.open_sessions == 0
 
 

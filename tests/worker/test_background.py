@@ -40,7 +40,7 @@ class Background:
 
     async def end(self) -> None:
         self.stop.set()
-        await asyncio.wait_for(self.ended, 10)
+        await asyncio.wait_for(self.ended, 30)
 
     async def count(self, kind: str, number: int = 1) -> None:
         await until(lambda: self.worker.counts().get(kind, 0) >= number, what=f"{number} of {kind}")
@@ -55,7 +55,7 @@ async def running(app: App, layer: ChannelLayer | None = None, **settings: Any) 
     background = Background(BackgroundWorker(WorkerSettings(app="test", **values | settings), app, layer), layer)
     ready = anyio.Event()
     background.ended = asyncio.create_task(background.worker.serve(background.stop, ready.set))
-    await asyncio.wait_for(ready.wait(), 5)
+    await asyncio.wait_for(ready.wait(), 30)
     yield background
     await background.end()
     assert background.worker.busy == 0
@@ -389,7 +389,7 @@ async def test_a_drain_lets_what_was_begun_end_and_takes_no_more() -> None:
         await until(lambda: background.worker.ready() == "stopping: no new messages are taken")
         assert not background.ended.done()
         app.go.set()
-        await asyncio.wait_for(background.ended, 5)
+        await asyncio.wait_for(background.ended, 30)
         assert sorted(app.seen) == [0, 1]
         assert await background.pending() == 3
 
@@ -411,7 +411,7 @@ async def test_what_a_drain_cuts_is_given_back_before_the_app_shuts_down() -> No
         await background.send(1)
         await begun.wait()
         background.stop.set()
-        assert (await asyncio.wait_for(background.layer.receive("work"), 5))["number"] == 1
+        assert (await asyncio.wait_for(background.layer.receive("work"), 30))["number"] == 1
         shut_down.set()
 
 
@@ -457,7 +457,7 @@ async def test_it_retires_after_so_many_messages() -> None:
     app = Log()
     async with running(app, max_requests=20, channel_concurrency=1) as background:
         await background.send(*range(40))
-        await asyncio.wait_for(background.ended, 5)
+        await asyncio.wait_for(background.ended, 30)
         assert 18 <= len(app.seen) <= 23
         assert await background.pending() == 40 - len(app.seen)
 

@@ -264,7 +264,7 @@ async def test_a_cancelled_app_lets_go_of_a_file_that_opens_late(file: Path, mon
 
     def open_late(path: str) -> io.FileIO:  # as a disk does that is busy
         begun.set()
-        go_on.wait(5)
+        go_on.wait(30)
         opened.append(open_now(path))
         return opened[0]
 

@@ -12,6 +12,7 @@ from asgibus.protocol.frames import ACK, EVENT, HEAD, PROBE, RESEND, RESET
 from asgibus.protocol.opening import HTTP, WEBSOCKET
 from asgibus.worker import server, sessions
 from support.bus import until
+from support.deadline import in_time
 from support.worker_harness import Interface, echo, hello, running, whole
 
 pytestmark = pytest.mark.anyio
@@ -62,7 +63,7 @@ async def test_an_app_is_told_may_clean_up_and_is_then_handed_over() -> None:
         assert last[4] == 1, "what the app has not taken is for the next run"
         (state,) = [event[1] for event in interface.events(number) if event[0] == events.SAVE_STATE]
         assert unpack(state)["cleaned"] is True
-        await asyncio.wait_for(interface.ended, 5)
+        await asyncio.wait_for(interface.ended, 30)
     assert seen == ["one", TOLD, TOLD]
 
 
@@ -295,7 +296,7 @@ async def test_a_client_that_leaves_when_its_app_was_told_of_the_hand_over_is_ha
         interface.post((PROBE, number, 1, 1))
         await until(lambda: interface.frames(number)[-1][0] in (ACK, RESET))
         go.set()
-        await asyncio.wait_for(interface.ended, 5)
+        await asyncio.wait_for(interface.ended, 30)
         assert [event[0] for event in interface.events(number)] == [events.ACCEPT, events.HANDOVER]
 
 
@@ -323,7 +324,7 @@ async def test_without_resume_a_websocket_is_closed(caplog: pytest.LogCaptureFix
             interface.acknowledge(each, interface.frames(each)[-1][2])
         assert whole(await interface.answer(late))[0] == 503
         interface.acknowledge(late)
-        await asyncio.wait_for(interface.ended, 5)
+        await asyncio.wait_for(interface.ended, 30)
     assert seen == [TOLD] * 3
     assert "ERROR" not in caplog.text
 
@@ -355,7 +356,8 @@ async def test_many_websockets_are_handed_over_within_the_drain_period() -> None
         interface.stop.set()
         for number in numbers:
             await handed_over(interface, number)
-        assert 0.1 < asyncio.get_running_loop().time() - start < 5.0
+        assert asyncio.get_running_loop().time() - start > 0.1
+        in_time(asyncio.get_running_loop().time() - start, 5.0)
 
 
 # The last words.
@@ -379,7 +381,7 @@ async def test_the_last_words_are_kept_until_they_are_acknowledged_and_repeated_
         await until(lambda: interface.frames(number)[-1][0] in (ACK, RESEND))
         assert not interface.ended.done(), "the hand-over itself is not acknowledged"
         interface.post((ACK, number, 1, 3))
-        await asyncio.wait_for(interface.ended, 1)
+        await asyncio.wait_for(interface.ended, 30)
 
 
 async def test_the_last_words_to_an_interface_server_that_knows_better_are_forgotten() -> None:
@@ -388,7 +390,7 @@ async def test_the_last_words_to_an_interface_server_that_knows_better_are_forgo
         interface.stop.set()
         await interface.last(number, events.HANDOVER)
         interface.post((RESET, number, 1))
-        await asyncio.wait_for(interface.ended, 1)
+        await asyncio.wait_for(interface.ended, 30)
 
 
 async def test_a_worker_does_not_wait_for_ever_for_its_last_words_to_be_heard(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,7 +399,7 @@ async def test_a_worker_does_not_wait_for_ever_for_its_last_words_to_be_heard(mo
         number = await interface.accepted()
         interface.stop.set()
         await interface.last(number, events.HANDOVER)
-        await asyncio.wait_for(interface.ended, 1)
+        await asyncio.wait_for(interface.ended, 30)
 
 
 async def test_what_was_closed_is_told_until_it_is_acknowledged() -> None:

@@ -187,7 +187,7 @@ async def test_a_stream_whose_client_left_is_closed_at_once() -> None:
             number = interface.open(events=((events.REQUEST_END, b""),))
             await until(lambda: len(interface.events(number)) > 1)
             interface.post((EVENT, number, 1, 1, 0, events.HTTP_DISCONNECT, True))
-            await asyncio.wait_for(closed.wait(), 5)
+            await asyncio.wait_for(closed.wait(), 30)
     finally:
         gc.enable()
 
@@ -242,7 +242,7 @@ async def test_draining_closes_websockets_and_lets_requests_finish() -> None:
         assert not interface.ended.done()
         go.set()
         assert whole(await interface.answer(request)) == (200, b"/")
-        await asyncio.wait_for(interface.ended, 5)
+        await asyncio.wait_for(interface.ended, 30)
         assert interface.frames(late) == []
 
 
@@ -263,7 +263,7 @@ async def test_what_does_not_finish_is_cancelled(caplog: pytest.LogCaptureFixtur
         number = interface.open()
         await until(lambda: len(interface.events(number)) == 2)
         interface.stop.set()
-        await asyncio.wait_for(interface.ended, 5)
+        await asyncio.wait_for(interface.ended, 30)
         await until(lambda: len(interface.events(number)) == 3)
         assert interface.events(number)[-1] == (events.ABORT,)
     assert len(cancelled) == 1
