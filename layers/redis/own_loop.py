@@ -90,4 +90,5 @@ def _end_and_wait(loop: asyncio.AbstractEventLoop, thread: threading.Thread, pid
     """The layer is gone, or the interpreter ends."""
     if pid == os.getpid() and thread.is_alive():
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(STOP_SECONDS)
+        if thread is not threading.current_thread():  # garbage is collected in whichever runs
+            thread.join(STOP_SECONDS)

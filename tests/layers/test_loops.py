@@ -203,6 +203,26 @@ def test_a_program_that_ends_without_close_says_nothing(redis_url: str) -> None:
 
 
 @pytest.mark.redis
+def test_a_layer_may_be_collected_by_its_own_thread(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    layer = RedisChannelLayer(redis_url)
+    async_to_sync(layer.send)("ordinary", {})
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "asgibus layer"]
+    loop = layer.own_loop._loop
+    assert loop is not None
+    layer.cycle = layer  # type: ignore[attr-defined]
+    del layer
+
+    async def collect() -> None:
+        gc.collect()
+
+    asyncio.run_coroutine_threadsafe(collect(), loop).result(20)
+    thread.join(20)
+    assert not thread.is_alive()
+    assert unraisable == []
+
+
 def test_a_forked_process_has_its_own_thread(redis_url: str) -> None:
     program = (
         "import os, sys\n"
