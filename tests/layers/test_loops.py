@@ -206,9 +206,10 @@ def test_a_program_that_ends_without_close_says_nothing(redis_url: str) -> None:
 def test_a_layer_may_be_collected_by_its_own_thread(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     unraisable: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    others = threading.enumerate()
     layer = RedisChannelLayer(redis_url)
     async_to_sync(layer.send)("ordinary", {})
-    (thread,) = [thread for thread in threading.enumerate() if thread.name == "asgibus layer"]
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "asgibus layer" and thread not in others]
     loop = layer.own_loop._loop
     assert loop is not None
     layer.cycle = layer  # type: ignore[attr-defined]
