@@ -125,6 +125,8 @@ class HttpTerminator(Answering):
         self.write_paused = False
         if self._connection is not None:
             self._connection.acknowledge()
+        elif self._queue:
+            self._next()
 
     # The way of a request.
 
@@ -135,15 +137,18 @@ class HttpTerminator(Answering):
         self._enqueue(request)
 
     def _enqueue(self, request: Request) -> None:
-        if self._active is None and self._queue is None:
+        if self._active is None and self._queue is None and not self.write_paused:
             self._active = request
         else:
             self._queue = self._queue or deque()
             self._queue.append(request)
 
     def _next(self) -> None:
-        """Begin the next request that has its head, if there is one."""
-        if self._active is None and self._queue:
+        """Begin the next request that has its head, if there is one, and if the client has read the last response.
+
+        Else whoever asks and does not read would have us keep whole responses, of which each has a window of its own.
+        """
+        if self._active is None and self._queue and not self.write_paused:
             self._active = self._queue.popleft()
             self._queue = self._queue or None
         if self._active is not None and self._connection is None:
@@ -248,7 +253,9 @@ class HttpTerminator(Answering):
             else:
                 self._transport.close()
         elif self._active is None:
-            if self._parser.request is not None:
+            if self._queue:
+                pass  # it waits until the client has read the last response
+            elif self._parser.request is not None:
                 self._refuse(Refusal(408, "The request head did not come in time."))
                 self._next()
             else:
