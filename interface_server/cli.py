@@ -227,14 +227,14 @@ _FILE = click.Path(exists=True, dir_okay=False)
     help="UDP peers at once; datagrams of further ones are dropped.",
 )
 @option(
-    _GROUPS, "--slow-client-buffer", type=COUNT, default=1024 * 1024, help="Unsent bytes past which a member is slow."
+    _GROUPS, "--slow-client-buffer", type=COUNT, default=1024 * 1024, help="Unsent bytes past which a client is slow."
 )
 @option(
     _GROUPS,
     "--slow-client",
     type=click.Choice(("close", "skip")),
     default="close",
-    help="A slow member is closed with 1013, or misses the message.",
+    help="A slow client is closed with 1013, or misses what is sent to its groups or its reply channel.",
 )
 @process_options
 @reload_options

@@ -235,6 +235,8 @@ class Connection(SessionEnd):
             after = step(self.table, state, code)
         except IllegalTransition:
             return False
+        if after is not App.COMPLETE and self.terminator.write_paused and not self.terminator.keeps_up():
+            return True
         if state is self.app or after is App.COMPLETE:
             self.app = after
         self.terminator.write_event(event)
