@@ -180,6 +180,8 @@ class Supervisor:
                 then = f"in {seconds:g} s" if seconds else "now"
                 logger.error("Process %d %s: starting another %s", child.pid, child.end, then)
                 await anyio.sleep(seconds)
+                if self._places[number] is not child:
+                    continue  # a rolling restart has filled it meanwhile
             changes = self._changes
             child = self._start(number)
 
