@@ -345,6 +345,21 @@ def test_a_death_in_a_rolling_restart_leaves_no_process_too_many(workers: Proces
     workers.wait_for(rf"Process {new} was killed by SIGKILL: starting another", 10)
 
 
+def test_a_rolling_restart_does_not_spare_who_is_starting(workers: Process, tmp_path: Path) -> None:
+    """It may have read the old code."""
+    before = children(workers)
+    (tmp_path / "start-up-hangs").touch()
+    os.kill(before[0], signal.SIGKILL)
+    wait_until(lambda: set(children(workers)) - set(before), 5, "a process that starts")
+    (starting,) = set(children(workers)) - set(before)
+    workers.send_signal(signal.SIGHUP)
+    workers.wait_for("SIGHUP: replacing one process after another")
+    (tmp_path / "start-up-hangs").unlink()
+    workers.wait_for("All processes are replaced", 10)
+    wait_until(lambda: not running([*before, starting]), 10, "the end of all old processes")
+    wait_until(lambda: len(children(workers)) == 2, 10, "two processes")
+
+
 def test_requests_of_a_worker_are_bounded(redis_url: str, start_worker: Start, interfaces: Process) -> None:
     workers = supervised(start_worker(APP, "--layer", redis_url, "--processes", 2, "--max-requests", 20))
     answers = [get(interfaces) for _ in range(100)]
