@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from asgibus.layers.codec import pack, unpack
 from asgibus.layers.contract import Frame, Offer
 from asgibus.protocol.events import (
+    ABORT,
     ACCEPT,
     CLOSE,
     GROUP_ADD,
@@ -16,6 +17,7 @@ from asgibus.protocol.events import (
     HANDOVER,
     OTHER_CLOSE,
     OTHER_SENT,
+    RESPONSE_END,
     SAVE_STATE,
     Event,
     disconnect,
@@ -48,6 +50,7 @@ NO_WORKER = (503, 1013)  # HTTP status and close code while no worker takes a co
 WORKER_LOST = (502, 1012)  # when the worker that served it is gone, and no other may go on
 KILLER = (502, 1011)  # when it has killed the workers that served it
 APP_FAILED = (500, 1011)  # when a further run of the app answers otherwise than the first
+_LAST = (CLOSE, RESPONSE_END, ABORT)  # the last event of a run that has not been told of the end of its WebSocket
 _CONNECT: Event = ()  # the event in hand of a WebSocket that waits to be accepted
 
 
@@ -157,6 +160,11 @@ class Connection(SessionEnd):
             self._control(event)
             return
         if self.life is not Life.JOINED:
+            if code in _LAST:
+                # The app has ended the connection itself and may have returned: nobody is left who could hear more.
+                self._tell_all_taken()
+                if self.life is Life.PARTING:  # else the frame has said that the app has heard it
+                    self._turn(Turn.HEARD)
             return
         try:
             after = step(self.table, self.app, code)
