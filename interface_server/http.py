@@ -3,7 +3,7 @@
 The way of a request: `data_received` feeds the parser, which calls `_head_complete`; `_begin` opens a connection on the
 bus for it; its body follows as events; the app's events come back through `write_event` (in `http_answers`, as is all
 writing); `_finish` begins the next request of the socket, or closes it. Requests that a client sends ahead wait in
-order, and reading is paused meanwhile.
+order; reading is paused if they are many, or large.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 CHECK_SECONDS = 1.0  # how often a running exchange is checked against its limits
 FIRST_REQUEST_SECONDS = 1.0  # how long a stopping server still waits for it on a socket that was just accepted
+AHEAD = 16  # requests that may wait while the socket is read on: only so it is seen that the client leaves
 LINGER_SECONDS = 2.0  # how long the rest of an unread body is discarded, so that the client sees the response
 
 
@@ -99,7 +100,7 @@ class HttpTerminator(Answering):
         self._eof = True
         active, connection = self._active, self._connection
         if active is None or connection is None:
-            return False
+            return self._server.half_close and bool(self._queue)
         if active.complete:
             # The client may have closed, or only be done with sending. The app hears that no more comes, and may
             # still answer: whether the client is there shows when it is written to.
@@ -309,10 +310,9 @@ class HttpTerminator(Answering):
     def _update_reading(self) -> None:
         if self._deaf and not self._lingering:
             return
-        tail = self._parser.tail
-        pause = not self._lingering and (
-            self._window_shut or bool(self._queue) or (tail is not None and len(tail) > PART)
-        )
+        tail, queue = self._parser.tail, self._queue
+        crowded = queue is not None and (len(queue) > AHEAD or not queue[-1].complete)
+        pause = not self._lingering and (self._window_shut or crowded or (tail is not None and len(tail) > PART))
         if pause != self._paused and not self._transport.is_closing():
             self._paused = pause
             if pause:
