@@ -110,7 +110,7 @@ class Connection(SessionEnd):
     def event(self, event: Event) -> None:
         """Something came from the client. Pauses the terminator when the window is full."""
         frame, counted = self.sent(event)
-        if self.life is Life.JOINED:
+        if self.life is Life.JOINED or self.life is Life.PARTING:
             self._connections.post(self.owner, frame, counted)
         elif self.life is Life.OFFERED:
             if self._unsent is None:
@@ -165,6 +165,11 @@ class Connection(SessionEnd):
                 self._tell_all_taken()
                 if self.life is Life.PARTING:  # else the frame has said that the app has heard it
                     self._turn(Turn.HEARD)
+                return
+            # A further run, which comes to hear of it, goes on as if the client were there, and must not wait for that.
+            self.took(size(event), self.expected)
+            if self.ack_due:
+                self._connections.post(self.owner, self.ack())
             return
         try:
             after = step(self.table, self.app, code)
@@ -196,6 +201,8 @@ class Connection(SessionEnd):
             self.run_ended(Ending.HANDED_OVER)
         elif self.life is Life.JOINED:
             self._connections.groups.change(self, code, event[1])
+        else:
+            self.group_done(event[1], None)
 
     def _first_answer(self, event: Event) -> bool:
         """The answer of a run to a WebSocket's opening; whether it is for the client. A client is accepted once."""
@@ -256,7 +263,7 @@ class Connection(SessionEnd):
         """The owner has taken everything below `number`."""
         opened = self.acknowledged(number)
         if self.life is Life.PARTING:
-            if not self.in_flight:
+            if all(event[0] == GROUP_DONE for event in self.unacknowledged):  # an answer may come behind the disconnect
                 self._turn(Turn.HEARD)
         elif opened:
             self.terminator.resume()
@@ -278,7 +285,7 @@ class Connection(SessionEnd):
 
     def group_done(self, group: str, error: str | None) -> None:
         """Answer the oldest GROUP_ADD or GROUP_DISCARD of that group."""
-        if self.life is Life.JOINED:
+        if self.life is Life.JOINED or self.life is Life.PARTING:
             self.event((GROUP_DONE, error, group))
 
     # Endings.
