@@ -20,7 +20,6 @@ from asgibus.commands.options import (
     DEFAULT_LAYER,
     PORT,
     SECONDS,
-    SECONDS_OR_NONE,
     GroupedCommand,
     app_options,
     bus_options,
@@ -181,13 +180,6 @@ _FILE = click.Path(exists=True, dir_okay=False)
     type=SECONDS,
     default=30.0,
     help="How long requests may finish after SIGTERM or SIGINT.",
-)
-@option(
-    _TIMES,
-    "--drain-period",
-    type=SECONDS_OR_NONE,
-    default=5.0,
-    help="Over how long, at most, a server that stops closes its WebSockets.",
 )
 @option(_TIMES, "--udp-timeout", type=SECONDS, default=60.0, help="How long a UDP peer may be silent.")
 @option(
