@@ -68,8 +68,8 @@ async def admin(host: str, port: int, health: Health) -> AsyncIterator[str]:
     async def serve(reader: StreamReader, writer: StreamWriter) -> None:
         try:
             await _serve(reader, writer, answers)
-        except OSError:
-            pass  # the client is gone, and nobody else waits for the answer
+        except (OSError, RuntimeError):
+            pass  # the client is gone (uvloop: "the handler is closed"), and nobody else waits for the answer
         finally:
             sockets.discard(writer)
             writer.transport.abort()

@@ -168,7 +168,7 @@ def app_options(command: F) -> F:
             type=SECONDS_OR_NONE,
             default=5.0,
             metavar="SECONDS",
-            help="Over how long, at most, a worker that stops hands its WebSockets over, or closes them.",
+            help="Over how long, at most, a process that stops hands its WebSockets over, or closes them.",
         ),
         option("Application", "--factory", is_flag=True, help="APP is a function that gives the app."),
         option("Application", "--app-dir", default="", metavar="DIR", help="Look for APP here first.  [default: .]"),

@@ -180,6 +180,8 @@ class Supervisor:
                 then = f"in {seconds:g} s" if seconds else "now"
                 logger.error("Process %d %s: starting another %s", child.pid, child.end, then)
                 await anyio.sleep(seconds)
+                if self._places[number] is not child:
+                    continue  # a rolling restart has filled it meanwhile
             changes = self._changes
             child = self._start(number)
 
@@ -250,10 +252,10 @@ class Supervisor:
     async def _roll(self, *, at_once: bool = False) -> bool:
         """Whether each place has a new process; the first that cannot start ends it, and the old ones stay.
 
-        `at_once`: do not wait for the old ones to end, nor for one that has not started yet.
+        One that is starting may have read the old code: it is ended. `at_once`: do not wait for the old ones to end.
         """
         for number, old in list(self._places.items()):
-            if self._places[number] is old and old.state is State.STARTING and at_once:
+            if self._places[number] is old and old.state is State.STARTING:
                 old.stop()  # whoever keeps the place starts another
             if self._places[number] is not old or old.state is not State.READY:
                 continue  # it was replaced since, or is about to be

@@ -20,7 +20,6 @@ from asgibus.commands.options import (
     DEFAULT_LAYER,
     PORT,
     SECONDS,
-    SECONDS_OR_NONE,
     GroupedCommand,
     app_options,
     bus_options,
@@ -182,13 +181,6 @@ _FILE = click.Path(exists=True, dir_okay=False)
     default=30.0,
     help="How long requests may finish after SIGTERM or SIGINT.",
 )
-@option(
-    _TIMES,
-    "--drain-period",
-    type=SECONDS_OR_NONE,
-    default=5.0,
-    help="Over how long, at most, a server that stops closes its WebSockets.",
-)
 @option(_TIMES, "--udp-timeout", type=SECONDS, default=60.0, help="How long a UDP peer may be silent.")
 @option(
     _LIMITS,
@@ -227,14 +219,14 @@ _FILE = click.Path(exists=True, dir_okay=False)
     help="UDP peers at once; datagrams of further ones are dropped.",
 )
 @option(
-    _GROUPS, "--slow-client-buffer", type=COUNT, default=1024 * 1024, help="Unsent bytes past which a member is slow."
+    _GROUPS, "--slow-client-buffer", type=COUNT, default=1024 * 1024, help="Unsent bytes past which a client is slow."
 )
 @option(
     _GROUPS,
     "--slow-client",
     type=click.Choice(("close", "skip")),
     default="close",
-    help="A slow member is closed with 1013, or misses the message.",
+    help="A slow client is closed with 1013, or misses what is sent to its groups or its reply channel.",
 )
 @process_options
 @reload_options

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from asgibus.layers.codec import pack, unpack
 from asgibus.layers.contract import Frame, Offer
 from asgibus.protocol.events import (
+    ABORT,
     ACCEPT,
     CLOSE,
     GROUP_ADD,
@@ -16,6 +17,7 @@ from asgibus.protocol.events import (
     HANDOVER,
     OTHER_CLOSE,
     OTHER_SENT,
+    RESPONSE_END,
     SAVE_STATE,
     Event,
     disconnect,
@@ -48,6 +50,7 @@ NO_WORKER = (503, 1013)  # HTTP status and close code while no worker takes a co
 WORKER_LOST = (502, 1012)  # when the worker that served it is gone, and no other may go on
 KILLER = (502, 1011)  # when it has killed the workers that served it
 APP_FAILED = (500, 1011)  # when a further run of the app answers otherwise than the first
+_LAST = (CLOSE, RESPONSE_END, ABORT)  # the last event of a run that has not been told of the end of its WebSocket
 _CONNECT: Event = ()  # the event in hand of a WebSocket that waits to be accepted
 
 
@@ -107,7 +110,7 @@ class Connection(SessionEnd):
     def event(self, event: Event) -> None:
         """Something came from the client. Pauses the terminator when the window is full."""
         frame, counted = self.sent(event)
-        if self.life is Life.JOINED:
+        if self.life is Life.JOINED or self.life is Life.PARTING:
             self._connections.post(self.owner, frame, counted)
         elif self.life is Life.OFFERED:
             if self._unsent is None:
@@ -157,6 +160,16 @@ class Connection(SessionEnd):
             self._control(event)
             return
         if self.life is not Life.JOINED:
+            if code in _LAST:
+                # The app has ended the connection itself and may have returned: nobody is left who could hear more.
+                self._tell_all_taken()
+                if self.life is Life.PARTING:  # else the frame has said that the app has heard it
+                    self._turn(Turn.HEARD)
+                return
+            # A further run, which comes to hear of it, goes on as if the client were there, and must not wait for that.
+            self.took(size(event), self.expected)
+            if self.ack_due:
+                self._connections.post(self.owner, self.ack())
             return
         try:
             after = step(self.table, self.app, code)
@@ -188,6 +201,8 @@ class Connection(SessionEnd):
             self.run_ended(Ending.HANDED_OVER)
         elif self.life is Life.JOINED:
             self._connections.groups.change(self, code, event[1])
+        else:
+            self.group_done(event[1], None)
 
     def _first_answer(self, event: Event) -> bool:
         """The answer of a run to a WebSocket's opening; whether it is for the client. A client is accepted once."""
@@ -235,6 +250,8 @@ class Connection(SessionEnd):
             after = step(self.table, state, code)
         except IllegalTransition:
             return False
+        if after is not App.COMPLETE and self.terminator.write_paused and not self.terminator.keeps_up():
+            return True
         if state is self.app or after is App.COMPLETE:
             self.app = after
         self.terminator.write_event(event)
@@ -246,7 +263,7 @@ class Connection(SessionEnd):
         """The owner has taken everything below `number`."""
         opened = self.acknowledged(number)
         if self.life is Life.PARTING:
-            if not self.in_flight:
+            if all(event[0] == GROUP_DONE for event in self.unacknowledged):  # an answer may come behind the disconnect
                 self._turn(Turn.HEARD)
         elif opened:
             self.terminator.resume()
@@ -268,7 +285,7 @@ class Connection(SessionEnd):
 
     def group_done(self, group: str, error: str | None) -> None:
         """Answer the oldest GROUP_ADD or GROUP_DISCARD of that group."""
-        if self.life is Life.JOINED:
+        if self.life is Life.JOINED or self.life is Life.PARTING:
             self.event((GROUP_DONE, error, group))
 
     # Endings.

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
 
 from anyio.abc import TaskGroup
 
@@ -163,9 +164,11 @@ class Connections:
         connection.offer = self.bus.offer(shared_channel(opening.kind, self._pool(opening.raw_path)), opening)
 
     def _pool(self, raw_path: bytes) -> str:
-        for prefix, pool in self._settings.routes:
-            if raw_path.startswith(prefix.encode()):
-                return pool
+        if self._settings.routes:
+            path = unquote_to_bytes(raw_path)  # as the app sees it: one path may be written in many ways
+            for prefix, pool in self._settings.routes:
+                if path.startswith(prefix.encode()):
+                    return pool
         return self._settings.pool
 
     # What a connection asks for.

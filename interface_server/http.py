@@ -3,7 +3,7 @@
 The way of a request: `data_received` feeds the parser, which calls `_head_complete`; `_begin` opens a connection on the
 bus for it; its body follows as events; the app's events come back through `write_event` (in `http_answers`, as is all
 writing); `_finish` begins the next request of the socket, or closes it. Requests that a client sends ahead wait in
-order, and reading is paused meanwhile.
+order; reading is paused if they are many, or large.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 CHECK_SECONDS = 1.0  # how often a running exchange is checked against its limits
 FIRST_REQUEST_SECONDS = 1.0  # how long a stopping server still waits for it on a socket that was just accepted
+AHEAD = 16  # requests that may wait while the socket is read on: only so it is seen that the client leaves
 LINGER_SECONDS = 2.0  # how long the rest of an unread body is discarded, so that the client sees the response
 
 
@@ -99,7 +100,7 @@ class HttpTerminator(Answering):
         self._eof = True
         active, connection = self._active, self._connection
         if active is None or connection is None:
-            return False
+            return self._server.half_close and bool(self._queue)
         if active.complete:
             # The client may have closed, or only be done with sending. The app hears that no more comes, and may
             # still answer: whether the client is there shows when it is written to.
@@ -125,6 +126,8 @@ class HttpTerminator(Answering):
         self.write_paused = False
         if self._connection is not None:
             self._connection.acknowledge()
+        elif self._queue:
+            self._next()
 
     # The way of a request.
 
@@ -135,15 +138,18 @@ class HttpTerminator(Answering):
         self._enqueue(request)
 
     def _enqueue(self, request: Request) -> None:
-        if self._active is None and self._queue is None:
+        if self._active is None and self._queue is None and not self.write_paused:
             self._active = request
         else:
             self._queue = self._queue or deque()
             self._queue.append(request)
 
     def _next(self) -> None:
-        """Begin the next request that has its head, if there is one."""
-        if self._active is None and self._queue:
+        """Begin the next request that has its head, if there is one, and if the client has read the last response.
+
+        Else whoever asks and does not read would have us keep whole responses, of which each has a window of its own.
+        """
+        if self._active is None and self._queue and not self.write_paused:
             self._active = self._queue.popleft()
             self._queue = self._queue or None
         if self._active is not None and self._connection is None:
@@ -248,7 +254,9 @@ class HttpTerminator(Answering):
             else:
                 self._transport.close()
         elif self._active is None:
-            if self._parser.request is not None:
+            if self._queue:
+                pass  # it waits until the client has read the last response
+            elif self._parser.request is not None:
                 self._refuse(Refusal(408, "The request head did not come in time."))
                 self._next()
             else:
@@ -302,10 +310,9 @@ class HttpTerminator(Answering):
     def _update_reading(self) -> None:
         if self._deaf and not self._lingering:
             return
-        tail = self._parser.tail
-        pause = not self._lingering and (
-            self._window_shut or bool(self._queue) or (tail is not None and len(tail) > PART)
-        )
+        tail, queue = self._parser.tail, self._queue
+        crowded = queue is not None and (len(queue) > AHEAD or not queue[-1].complete)
+        pause = not self._lingering and (self._window_shut or crowded or (tail is not None and len(tail) > PART))
         if pause != self._paused and not self._transport.is_closing():
             self._paused = pause
             if pause:

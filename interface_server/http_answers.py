@@ -117,10 +117,9 @@ class Answering(asyncio.Protocol):
     def broadcast(self, event: Event, shared: dict[str, Any]) -> None:
         """See `Terminator`: for HTTP, a part of the body of a stream."""
         connection = self._connection
-        if connection is not None and self.write_paused and self._server.is_slow(self._transport):
-            if self._server.settings.slow_client == "close":
-                self._cut()
-        elif (
+        if connection is not None and self.write_paused and not self.keeps_up():
+            return
+        if (
             event[0] == RESPONSE_BODY
             and connection is not None
             and connection.app is App.STARTED
@@ -132,6 +131,14 @@ class Answering(asyncio.Protocol):
             self._transport.write(data)
         elif connection is None or not connection.plain(event):
             self._server.connections.counts["broadcast out of place"] += 1
+
+    def keeps_up(self) -> bool:
+        """See `Terminator`."""
+        if not self._server.is_slow(self._transport):
+            return True
+        if self._server.settings.slow_client == "close":
+            self._cut()
+        return False
 
     def fail(self, status: int, close_code: int) -> None:
         """See `Terminator`."""

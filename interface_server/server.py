@@ -222,12 +222,12 @@ class Server:
             request.client, request.scheme = self._proxies.forwarded(request.headers, request.client, request.scheme)
 
     def is_slow(self, transport: asyncio.Transport) -> bool:
-        """Whether so much waits for this client that it may not get more of a broadcast."""
+        """Whether so much waits for this client that it may not get more for which nobody waits."""
         if transport.get_write_buffer_size() <= self.settings.slow_client_buffer:
             return False
         self.connections.counts["slow client"] += 1
         if self.connections.counts["slow client"] == 1 or self.settings.slow_client == "close":
-            logger.warning("a client is too slow for its group's broadcasts: %s", self.settings.slow_client)
+            logger.warning("a client is too slow for what others send to it: %s", self.settings.slow_client)
         return True
 
 

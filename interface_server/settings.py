@@ -75,5 +75,5 @@ class InterfaceSettings:
     udp_max_peers: int = 1000
     """Remote addresses with a run of the app, for each UDP address; senders' addresses can be forged."""
     slow_client_buffer: int = 1024 * 1024
-    """Unsent bytes past which a member of a group is slow."""
+    """Unsent bytes past which a client is slow, for broadcasts and for messages to its reply channel."""
     slow_client: SlowClient = "close"

@@ -55,6 +55,12 @@ class Terminator(Holding, Protocol):
     def broadcast(self, event: Event, shared: dict[str, Any]) -> None:
         """An event for a whole group. `shared` keeps its encoded form from one member to the next."""
 
+    def keeps_up(self) -> bool:
+        """Asked while `write_paused`: whether more may be written for which nobody waits, as a message to its channel.
+
+        False: it is too slow for that and misses it. It may be ended by this, too.
+        """
+
     def pause(self) -> None:
         """Stop reading from the client: the app is behind."""
 

@@ -84,6 +84,10 @@ class UdpPeer:
         if not self._connection.plain(event):
             self._listener.count("broadcast out of place")
 
+    def keeps_up(self) -> bool:
+        """See `Terminator`: nothing is kept for a peer."""
+        return True
+
     def pause(self) -> None:
         """See `Terminator`: what comes is dropped."""
         self._paused = True

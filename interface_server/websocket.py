@@ -52,7 +52,7 @@ class WebSocketTerminator(Answering):
         self._protocol = None
         self._phase = Phase.HANDSHAKE
         self._early = b""
-        self._fragments: list[bytes] | None = None
+        self._fragments: bytearray | None = None  # no list: a client may send empty ones without end
         self._text = False
         self._paused = False
         self._alive = True
@@ -132,13 +132,13 @@ class WebSocketTerminator(Answering):
             return  # behind the end of the session: nobody is there to read it
         if continuation:
             assert self._fragments is not None  # the protocol lets no continuation through without a beginning
-            self._fragments.append(data)
+            self._fragments += data
         elif not final:
-            self._fragments, self._text = [data], text
+            self._fragments, self._text = bytearray(data), text
         if not final:
             return
         if continuation:
-            data, text = b"".join(self._fragments or ()), self._text
+            data, text = bytes(self._fragments or b""), self._text
             self._fragments = None
         if text:
             try:

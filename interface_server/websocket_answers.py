@@ -133,14 +133,20 @@ class Answering(asyncio.Protocol):
             if self._connection is None or not self._connection.plain(event):
                 self._server.connections.counts["broadcast out of place"] += 1
             return
-        if self.write_paused and self._server.is_slow(self._transport):
-            if self._server.settings.slow_client == "close":
-                self._drop_slow()
+        if self.write_paused and not self.keeps_up():
             return
         frame = shared.get("frame")
         if frame is None:
             frame = shared["frame"] = encode_message(event[1])
         self._transport.write(frame)
+
+    def keeps_up(self) -> bool:
+        """See `Terminator`."""
+        if not self._server.is_slow(self._transport):
+            return True
+        if self._server.settings.slow_client == "close" and self._phase is Phase.OPEN:
+            self._drop_slow()
+        return False
 
     def fail(self, status: int, close_code: int) -> None:
         """See `Terminator`."""
@@ -206,7 +212,7 @@ class Answering(asyncio.Protocol):
                 self._transport.close()
 
     def _drop_slow(self) -> None:
-        """The client cannot follow its group: it is told so, should it ever read it, and dropped."""
+        """The client cannot follow what is sent to it: it is told so, should it ever read it, and dropped."""
         assert self._protocol is not None
         self._protocol.send_close(CloseCode.TRY_AGAIN_LATER, "too slow")
         self._begin_closing()

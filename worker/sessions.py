@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 import anyio
 
 from asgibus.layers.contract import DEAD, Bus, Claim, Frame, Offer
-from asgibus.protocol.frames import ABANDONED, ACK, EVENT, PROBE, RESEND, RESET
+from asgibus.protocol.events import WEBSOCKET_DISCONNECT
+from asgibus.protocol.frames import ABANDONED, ACK, EVENT, HEAD, PROBE, RESEND, RESET
 from asgibus.protocol.opening import Opening, read_opening
 from asgibus.protocol.states import Run
 from asgibus.worker.answers import Answers
@@ -175,6 +176,8 @@ class Sessions:
         elif kind == EVENT:
             if session.task is not None:
                 session.event(frame)
+            elif frame[HEAD] == WEBSOCKET_DISCONNECT and session.run is Run.ENDED:
+                self._forget(session)  # nobody is left who could be told its last words
         elif kind == ACK:
             session.acknowledgement(frame[3])
             if session.task is None and not session.in_flight:

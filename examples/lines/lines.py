@@ -59,6 +59,9 @@ class LineTerminator(asyncio.Protocol):
     def broadcast(self, event, shared):
         self.connection.plain(event)
 
+    def keeps_up(self):
+        return self.transport.get_write_buffer_size() <= self.host.settings.slow_client_buffer
+
     def pause(self):
         self.transport.pause_reading()
 

@@ -2,11 +2,13 @@
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -267,6 +269,25 @@ def test_clients_that_go_early_do_no_harm(address: Address, connect: Callable[[]
         client.send(sent)
         client.close()
     assert ask(address, "/healthz").status == 200
+
+
+def test_a_client_that_goes_while_its_answer_is_made_does_no_harm(address: Address, state: State) -> None:
+    asked, gone = threading.Event(), threading.Event()
+
+    async def channels() -> dict[str, Statistics]:
+        asked.set()
+        await anyio.to_thread.run_sync(gone.wait, 5)
+        for _ in range(10):  # turns of the event loop, which reads the reset in the next one
+            await anyio.lowlevel.checkpoint()
+        return {}
+
+    state.channels = channels  # type: ignore[method-assign]
+    with RawClient(address) as client:
+        client.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert asked.wait(5)
+        client.reset()
+        gone.set()
+    assert ask(address, "/metrics").status == 200
 
 
 def test_a_fault_in_counting_is_logged_and_no_more(

@@ -318,6 +318,46 @@ def test_a_rolling_restart_with_a_mistake(interfaces: Process, workers: Process,
     assert get(interfaces)[0] == 200
 
 
+def test_a_death_in_a_rolling_restart_leaves_no_process_too_many(workers: Process, tmp_path: Path) -> None:
+    """The old one dies young, so that its place is to be filled after a pause; the restart fills it before."""
+    found = workers.wait_for(r"Supervisor ready: 2 processes \((\d+), \d+\)")
+    old = int(found[1])
+    for count in (3, 4, 5):
+        os.kill(old, signal.SIGKILL)
+        wait_until(lambda count=count: len(readied(workers)) == count, 10, "another ready process")
+        old = readied(workers)[-1]
+    workers.send_signal(signal.SIGHUP)  # behind this the supervisor knows, too, that both are ready
+    workers.wait_for("All processes are replaced", 10)
+    if old not in children(workers):
+        old = readied(workers)[-2]
+    before = set(children(workers))
+    (tmp_path / "start-up-hangs").touch()
+    workers.send_signal(signal.SIGHUP)
+    wait_until(lambda: len(children(workers)) == 3, 5, "its successor")
+    (new,) = set(children(workers)) - before
+    os.kill(old, signal.SIGKILL)
+    workers.wait_for(rf"Process {old} was killed by SIGKILL: starting another in 2 s")
+    (tmp_path / "start-up-hangs").unlink()
+    wait_until(lambda: workers.log().count("All processes are replaced") == 2, 10, "the end of the restart")
+    os.kill(new, signal.SIGKILL)
+    workers.wait_for(rf"Process {new} was killed by SIGKILL: starting another", 10)
+
+
+def test_a_rolling_restart_does_not_spare_who_is_starting(workers: Process, tmp_path: Path) -> None:
+    """It may have read the old code."""
+    before = children(workers)
+    (tmp_path / "start-up-hangs").touch()
+    os.kill(before[0], signal.SIGKILL)
+    wait_until(lambda: set(children(workers)) - set(before), 5, "a process that starts")
+    (starting,) = set(children(workers)) - set(before)
+    workers.send_signal(signal.SIGHUP)
+    workers.wait_for("SIGHUP: replacing one process after another")
+    (tmp_path / "start-up-hangs").unlink()
+    workers.wait_for("All processes are replaced", 10)
+    wait_until(lambda: not running([*before, starting]), 10, "the end of all old processes")
+    wait_until(lambda: len(children(workers)) == 2, 10, "two processes")
+
+
 def test_requests_of_a_worker_are_bounded(redis_url: str, start_worker: Start, interfaces: Process) -> None:
     workers = supervised(start_worker(APP, "--layer", redis_url, "--processes", 2, "--max-requests", 20))
     answers = [get(interfaces) for _ in range(100)]

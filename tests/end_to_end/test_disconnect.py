@@ -63,3 +63,15 @@ def test_the_app_hears_at_once(server: tuple[Process, Path], path: str, leave: s
     assert delay >= 0
     in_time(delay, AT_ONCE)
     assert how == ("ClientDisconnected" if path in ("stream", "flood", "push") else "returned")
+
+
+@pytest.mark.parametrize("leave", ["close", "reset"])
+def test_the_app_hears_it_though_another_request_waits(server: tuple[Process, Path], leave: str) -> None:
+    interface, folder = server
+    names = [f"ahead-{leave}-{number}" for number in range(2)]
+    with RawClient(interface) as client:
+        for name in names:
+            client.send(f"GET /poll?name={name} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+        wait_until((folder / f"{names[0]}.sending").exists, what="the app's sign of life")
+        getattr(client, leave)()
+    wait_until((folder / f"{names[0]}.ended").exists, what="the end of the app")

@@ -18,6 +18,7 @@ def test_connections_go_to_the_workers_of_their_pool(
         start_worker(APP, "--layer", redis_url, "--pool", name, env={"POOL": name})
     routed = start_interface(
         *("--layer", redis_url, "--route", "/ws/heavy=heavy", "--route", "/ws=chat", "--route", "/idle=nobody"),
+        *("--route", "/café=chat"),
         *("--connect-timeout", 1),
     )
     whole = start_interface("--layer", redis_url, "--pool", "heavy")
@@ -27,6 +28,8 @@ def test_connections_go_to_the_workers_of_their_pool(
         (routed, "/ws", b"chat"),
         (routed, "/ws/room?path=/ws/heavy", b"chat"),
         (routed, "/ws/heavy/x", b"heavy"),
+        (routed, "/%77s/heavy%2Fx", b"heavy"),  # as the app sees it
+        (routed, "/caf%C3%A9/menu", b"chat"),
         (whole, "/", b"heavy"),
         (whole, "/ws", b"heavy"),
     ):

@@ -5,6 +5,8 @@ import pytest
 from asgibus.layers.contract import MESSAGE
 from asgibus.protocol.events import (
     ACCEPT,
+    GROUP_ADD,
+    GROUP_DONE,
     HTTP_DISCONNECT,
     MESSAGE_RECEIVED,
     MESSAGE_SENT,
@@ -16,7 +18,7 @@ from asgibus.protocol.events import (
 )
 from asgibus.protocol.frames import ABANDONED, ACK, EVENT, OWN, PROBE, RESEND, RESET
 from asgibus.protocol.opening import HTTP
-from support.recording import OTHER, WORKER, Table, accept, message, own
+from support.recording import OTHER, WORKER, Table, accept, close, message, own
 
 
 @pytest.fixture
@@ -275,6 +277,33 @@ def test_a_request_that_may_have_run_is_not_said_to_have_found_no_worker(
     _, terminator = table.open(HTTP, ((REQUEST_END, b""),), method)
     table.connections.tick(5.1)
     assert [failed[0] for failed in terminator.failed] == [status]
+
+
+def test_an_app_that_closes_when_its_client_has_just_left_ends_the_connection(table: Table) -> None:
+    """It may have returned by then: nobody is left who could hear of the client."""
+    connection, terminator = table.open_accepted()
+    connection.client_gone()
+    assert len(table.connections) == 1, "the app has to hear of it"
+    table.frames(close(connection.number, 1))
+    assert len(table.connections) == 0
+    assert [event[0] for event in terminator.written] == [ACCEPT]
+    assert table.posted()[-1] == (ACK, connection.number, 1, 2), "its worker keeps these words until it hears that"
+
+
+def test_a_further_run_of_a_client_that_has_left_waits_for_nothing(table: Table) -> None:
+    """It has to come to where it asks for events, and so to hear of it."""
+    connection, terminator = table.open_accepted()
+    connection.client_gone()
+    table.dead()
+    number, part = connection.number, "x" * 65536
+    table.frames(own(number, 2), accept(number, attempt=2, resumable=True), sender=OTHER)
+    table.frames((EVENT, number, 2, 1, 0, GROUP_ADD, "news"), sender=OTHER)
+    assert (GROUP_DONE, None, "news") in table.events(OTHER)
+    table.frames(*[message(number, sequence, part, attempt=2) for sequence in range(2, 6)], sender=OTHER)
+    assert (ACK, number, 2, 6) in table.posted(OTHER)
+    assert [event[0] for event in terminator.written] == [ACCEPT], "nothing is written to who is gone"
+    table.frames((ACK, number, 2, 2), sender=OTHER)
+    assert len(table.connections) == 0
 
 
 def test_after_an_interruption_what_nobody_has_taken_within_three_seconds_is_offered_again(table: Table) -> None:

@@ -1,5 +1,6 @@
 """Members that are slow, and servers that stop."""
 
+import json
 import uuid
 from collections.abc import Callable
 
@@ -121,6 +122,46 @@ def test_a_slow_member_may_miss_messages_instead(
         for number in range(3):
             order(speaker, "say", group=group, text=f"hello {number}")
             assert slow.read_frame() == (TEXT, b"hello %d" % number)
+
+
+def channel_of(client: RawWebSocket) -> str:
+    order(client, "who")
+    _, answer = client.read_frame()
+    return str(json.loads(answer)["answer"][1])
+
+
+def tell_much(speaker: RawWebSocket, channel: str) -> None:
+    """Send 150 messages of 64 KB to a channel: more than the kernel takes, and a mebibyte more."""
+    for _ in range(150):
+        order(speaker, "tell", channel=channel, event={"type": "websocket.send", "text": "x" * 65536})
+        obeyed(speaker)
+
+
+def test_a_slow_client_of_direct_messages_is_closed(serve: Callable[..., Servers], name: str) -> None:
+    (server,) = serve().interfaces
+    with RawWebSocket(server, "/") as speaker, RawWebSocket(server, f"/?name={name}", receive_buffer=16384) as slow:
+        tell_much(speaker, channel_of(slow))
+        wait_seen(server, name, ["disconnect", 1013, "too slow"])
+        messages = 0
+        while (got := slow.read_frame())[0] == TEXT:
+            messages += 1
+        assert got == (CLOSE, (1013).to_bytes(2) + b"too slow")
+        assert 0 < messages < 150
+
+
+def test_a_slow_client_may_miss_direct_messages_instead(serve: Callable[..., Servers]) -> None:
+    (server,) = serve("--slow-client", "skip").interfaces
+    with RawWebSocket(server, "/") as speaker, RawWebSocket(server, "/", receive_buffer=16384) as slow:
+        channel = channel_of(slow)
+        tell_much(speaker, channel)
+        order(slow, "who")
+        messages = 0
+        while len(slow.read_frame()[1]) == 65536:
+            messages += 1
+        assert 0 < messages < 150
+        # Once it has read on, it misses nothing more.
+        order(speaker, "tell", channel=channel, event={"type": "websocket.send", "text": "hello"})
+        assert slow.read_frame() == (TEXT, b"hello")
 
 
 def test_an_interface_that_stops_leaves_its_groups(

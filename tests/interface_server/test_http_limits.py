@@ -116,6 +116,18 @@ def test_a_head_that_drips_is_answered_408(client: RawClient) -> None:
     assert client.read_response().status == 408
 
 
+def test_requests_of_a_client_that_does_not_read_wait(server: Process, name: str) -> None:
+    """Each response has a window of its own: all of them together would fill the memory."""
+    count, size = 1000, 60_000
+    with RawClient(server, receive_buffer=4096) as client:
+        client.send(f"GET /large?size={size}&name={name} HTTP/1.1\r\nHost: test\r\n\r\n".encode() * count)
+        time.sleep(3 * KEEP_ALIVE_TIMEOUT)  # all have long been answered by then, if they do not wait
+        assert 0 < seen(server, name).count("over") < count / 2
+        assert [len(client.read_response().body) for _ in range(count)] == [size] * count
+        assert seen(server, name).count("over") == count
+        assert client.request("GET", "/").status == 200
+
+
 def test_an_idle_connection_is_closed(client: RawClient) -> None:
     assert client.request("GET").status == 200
     began = time.monotonic()

@@ -118,6 +118,15 @@ def test_an_unknown_status_has_an_empty_reason(client: RawClient) -> None:
     assert (response.status, response.reason, response.body) == (799, "", b"")
 
 
+def test_a_pipeline_of_a_client_that_has_closed_its_half_is_answered_at_its_pace(server: Process) -> None:
+    count, size = 8, 2_000_000
+    with RawClient(server, receive_buffer=16384) as client:
+        client.send(f"GET /large?size={size} HTTP/1.1\r\nHost: test\r\n\r\n".encode() * count)
+        client.half_close()
+        assert [len(client.read_response().body) for _ in range(count)] == [size] * count
+        assert client.read_until_close() == b""
+
+
 @pytest.mark.parametrize("part", [3_000_000, 1_000_000, 1000, 100_000])
 def test_large_responses_arrive_whole(client: RawClient, part: int) -> None:
     response = client.request("GET", f"/large?size=3000000&part={part}")

@@ -10,7 +10,7 @@ from support.deadline import wait_until
 from support.processes import Process
 from support.raw import RawClient
 from support.servers import LAYERS, Servers, serving
-from support.websocket import BINARY, PING, PONG, RawWebSocket, close_frame, frame, seen, wait_seen
+from support.websocket import BINARY, CONT, PING, PONG, TEXT, RawWebSocket, close_frame, frame, seen, wait_seen
 
 APP = "interface_server.websocket_app:app"
 
@@ -89,6 +89,20 @@ def test_pings_of_a_client_that_does_not_read_cost_nothing(server: Process) -> N
         while client.read_frame() != (PONG, b"last"):
             answers += 1
         assert answers < 200_000
+
+
+def test_fragments_take_no_more_than_what_they_hold(server: Process, name: str) -> None:
+    """The message's limit bounds what they hold together, and nothing bounds their number."""
+    process = psutil.Process(server.pid)
+    with RawWebSocket(server, f"/listen?name={name}") as client:
+        client.send(frame(TEXT, b"a", fin=False))
+        before = process.memory_info().rss
+        client.send(frame(CONT, b"ab", fin=False) * 400_000)
+        client.send(frame(PING))
+        assert client.read_frame() == (PONG, b"")
+        assert process.memory_info().rss - before < 8 * MIB
+        client.send(frame(CONT, b"z"))
+        wait_seen(server, name, ["text", "a" + "ab" * 400_000 + "z"])
 
 
 def test_a_client_that_leaves_while_send_waits_ends_the_app(server: Process, name: str) -> None:

@@ -89,6 +89,9 @@ class RecordingTerminator:
     def broadcast(self, event: Event, shared: dict[str, Any]) -> None:
         self.written.append(event)
 
+    def keeps_up(self) -> bool:
+        return True
+
     def pause(self) -> None:
         self.reading = False
 

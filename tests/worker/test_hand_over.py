@@ -393,6 +393,20 @@ async def test_the_last_words_to_an_interface_server_that_knows_better_are_forgo
         await asyncio.wait_for(interface.ended, 30)
 
 
+async def test_the_last_words_to_a_client_that_has_left_meanwhile_are_forgotten() -> None:
+    async def refuse(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await send({"type": "websocket.close"})
+
+    async with running(refuse) as interface:
+        number = interface.open(WEBSOCKET)
+        await interface.last(number, events.CLOSE)
+        await until(lambda: interface.worker.open_sessions == 0)
+        interface.post((EVENT, number, 1, 0, 0, events.WEBSOCKET_DISCONNECT, 1006, ""))
+        interface.stop.set()
+        await asyncio.wait_for(interface.ended, 1)
+
+
 async def test_a_worker_does_not_wait_for_ever_for_its_last_words_to_be_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "SETTLE_SECONDS", 0.05)
     async with running(echo, resume=True) as interface:

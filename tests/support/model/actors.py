@@ -83,6 +83,9 @@ class Client:
     def resume(self) -> None:
         self.reading = True
 
+    def keeps_up(self) -> bool:
+        return True
+
     def fail(self, status: int, close_code: int) -> None:
         self.closed = (status, close_code)
 
