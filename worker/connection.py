@@ -9,6 +9,7 @@ from asgibus.layers.contract import ChannelLayer, Message
 from asgibus.layers.names import require_group
 from asgibus.protocol.events import GROUP_ADD, GROUP_DISCARD
 from asgibus.protocol.opening import reply_channel
+from asgibus.protocol.states import Run
 
 if TYPE_CHECKING:
     from asgibus.worker.session import Session
@@ -42,6 +43,15 @@ class Connection:
     def resumed(self) -> bool:
         """Whether an earlier run has accepted this client: this one goes on with it, and `accept` sends nothing."""
         return self._session.resumed
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether this run ends because its worker stops and another run will go on with the client.
+
+        True from the `websocket.disconnect` that says so on. An interface server that stops gives the same code, 1012,
+        but its clients are gone.
+        """
+        return self._session.run in (Run.TOLD, Run.HANDED_OVER)
 
     @property
     def state(self) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 The app keeps no list of who is where. A room is a group: whatever is sent to it reaches every socket in the room,
 whichever interface server holds it, without waking the app. A newcomer announces its reply channel to the group, and
 every page that hears it answers "present" through its own socket, which the app passes on to that reply channel.
+
+With `asgi-worker --resume` a socket outlives its worker: the next run of the app neither welcomes nor announces it
+again, and goes on counting where the last one was.
 """
 
 import json
@@ -54,7 +57,7 @@ async def serve_page(scope: Event, send: Send) -> None:
 
 
 async def chat(scope: Event, receive: Receive, send: Send) -> None:
-    """Serve one socket from its coming to its going."""
+    """Serve one socket from its coming, or from where another worker left it, to its going."""
     connection = asgibus.connection(scope)
     me = connection.reply_channel
     await receive()  # websocket.connect
@@ -68,10 +71,14 @@ async def chat(scope: Event, receive: Receive, send: Send) -> None:
         return
 
     group = f"chat.{room}"
-    sent = 0  # Counts this sender's messages, so that every page can see their order and notice a gap.
-    await send(event("welcome", id=me, name=name, room=room, worker=WORKER))
-    await connection.group_add(group)
-    await connection.group_send(group, event("join", id=me, name=name))
+    if connection.resumed:
+        await send(event("served", worker=WORKER))
+    else:
+        await send(event("welcome", id=me, name=name, room=room, worker=WORKER))
+        await connection.group_add(group)
+        await connection.group_send(group, event("join", id=me, name=name))
+    # Counts this sender's messages, so that every page can see their order and notice a gap.
+    sent = connection.state.get("sent", 0)
     try:
         while (incoming := await receive())["type"] == "websocket.receive":
             try:
@@ -84,9 +91,15 @@ async def chat(scope: Event, receive: Receive, send: Send) -> None:
             else:
                 sent += 1
                 await connection.group_send(group, event("message", id=me, name=name, seq=sent, text=message["text"]))
+                # Behind the message: if the worker dies between the two, the next one says it again, with the same
+                # number, and the pages leave it out.
+                connection.state["sent"] = sent
+                await connection.save_state()
     finally:
-        # The group itself forgets a socket that is gone; only people have to be told.
-        await connection.group_send(group, event("leave", id=me, name=name))
+        # The group itself forgets a socket that is gone; only people have to be told, if it is not just another
+        # worker's turn.
+        if not connection.handed_over:
+            await connection.group_send(group, event("leave", id=me, name=name))
 
 
 class InvalidInputError(ValueError):

@@ -281,6 +281,34 @@ def test_a_page_moves_to_another_worker_when_its_own_stops(
 
 
 @pytest.mark.parametrize("end", ["terminate", "kill"])
+def test_a_page_keeps_its_socket_when_its_worker_ends(
+    end: str, redis_url: str, start_worker: Callable[..., Process], start_interface: Callable[..., Process], person: Any
+) -> None:
+    workers = [start_worker(*APP, "--layer", redis_url, "--resume") for _ in range(2)]
+    interface = start_interface("--layer", redis_url)
+    ada = person("Ada").join(interface.url)
+    grace = person("Grace").join(interface.url)
+    ada.say("Before")
+    expect(grace.messages).to_have_text(["Before"])
+    (first,) = [worker for worker in workers if worker.pid == ada.worker()]
+    (second,) = [worker for worker in workers if worker is not first]
+
+    getattr(first, end)()
+    first.wait()
+
+    expect(ada.page.locator("#worker")).to_have_text(re.compile(rf":{second.pid}$"), timeout=10_000)
+    ada.say("After")
+    for one in (ada, grace):
+        one.expect_state("Connected")
+        expect(one.messages).to_have_text(["Before", "After"])
+        one.expect_no_gap()
+        expect(one.page.locator(".note", has_text="left")).to_have_count(0)
+        expect(one.page.locator(".note", has_text="lost")).to_have_count(0)
+    ada.page.close()
+    grace.expect_note("Ada left")
+
+
+@pytest.mark.parametrize("end", ["terminate", "kill"])
 def test_a_page_reconnects_when_its_interface_is_back(
     end: str,
     redis_url: str,

@@ -1,12 +1,13 @@
 """Virtual workers that are killed, drained and delayed."""
 
 import asyncio
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import httpx
 import pytest
 
+import asgibus
 from asgibus.layers import InMemoryChannelLayer
 from asgibus.testing import Bus, VirtualWorker
 from asgibus.worker.lifespan import LifespanError
@@ -211,6 +212,44 @@ async def test_a_worker_that_drains_hands_its_sockets_over_with_their_state() ->
         assert await socket.receive() == "somebody left"  # said by the run that was told of a disconnect
         assert await socket.receive() == "again 2"
         assert bus.worker_of(socket) is not first
+
+
+async def test_an_app_can_tell_that_it_is_handed_over_from_a_client_that_is_gone() -> None:
+    ends: list[tuple[int, bool]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "websocket":
+            raise ValueError("no lifespan")
+        connection = asgibus.connection(scope)
+        await receive()
+        await send({"type": "websocket.accept"})
+        assert not connection.handed_over
+        while (event := await receive())["type"] != "websocket.disconnect":
+            await send({"type": "websocket.send", "text": event["text"]})
+        ends.append((event["code"], connection.handed_over))
+
+    async with Bus(app, resume=True) as bus, bus.websocket("/") as socket:
+        await socket.send("hello")
+        assert await socket.receive() == "hello"
+        await bus.add_worker()
+        await bus.workers[0].drain()
+        assert ends == [(1012, True)]
+        await socket.send("again")
+        assert await socket.receive() == "again"
+        await socket.close()
+        await until(lambda: ends == [(1012, True), (1000, False)])
+
+    async with AsyncExitStack() as sockets, Bus(app, resume=True) as bus:
+        socket = await sockets.enter_async_context(bus.websocket("/"))
+        await socket.send("hello")
+        assert await socket.receive() == "hello"
+    assert ends[2:] == [(1012, False)]  # the interface server has stopped, and with it the socket
+
+    async with Bus(app) as bus, bus.websocket("/") as socket:
+        await socket.send("hello")
+        assert await socket.receive() == "hello"
+        await bus.workers[0].drain()
+        assert ends[3:] == [(1012, False)]  # without --resume there is no other run
 
 
 async def test_without_resume_a_worker_that_drains_closes_its_sockets() -> None:
