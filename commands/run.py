@@ -17,7 +17,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from asgibus.commands.lifeline import Lifeline
-from asgibus.layers.errors import LayerError
+from asgibus.layers.errors import LayerError, LayerUnavailable
 
 logger = logging.getLogger("asgibus")
 
@@ -54,14 +54,17 @@ class Life:
 Serve = Callable[[Life], Awaitable[None]]
 
 
-def run(serve: Serve, *expected: type[Exception], lifeline: Lifeline, graceful_timeout: float) -> int:
+def run(
+    serve: Serve, *expected: type[Exception], lifeline: Lifeline, graceful_timeout: float, layer_hint: str = ""
+) -> int:
     """Run `serve(life)` on uvloop where it exists, until it returns; the first SIGINT or SIGTERM sets `life.stop`.
 
     A start-up that is not over 2 s after that is cancelled. A supervisor at the other end of the lifeline sets
     `life.stop` as well; then the process is ended hard if it takes much longer than `graceful_timeout` seconds.
 
     Returns the exit code: 0; or 1 after a second signal, and after a LayerError or one of `expected`, which is told in
-    one line on standard error, or to the supervisor.
+    one line on standard error, or to the supervisor. `layer_hint` is what can be done about a layer that cannot be
+    reached.
     """
     gc.set_threshold(YOUNG_OBJECTS, 10, 10)
     try:
@@ -76,7 +79,8 @@ def run(serve: Serve, *expected: type[Exception], lifeline: Lifeline, graceful_t
         error = _only(raised)
         if not isinstance(error, (LayerError, *expected)):
             raise
-        lifeline.failed(str(error))
+        hint = f" ({layer_hint})" if isinstance(error, LayerUnavailable) and layer_hint and not lifeline.held else ""
+        lifeline.failed(f"{error}{hint}")
         return 1
     return 1 if forced else 0
 

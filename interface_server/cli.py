@@ -316,7 +316,10 @@ def command(log_level: str, **options: Any) -> None:
         logger.info("Interface server stopped")
 
     expected = (ListenError, AdminError, *EXPECTED)
-    raise SystemExit(run(serve, *expected, lifeline=lifeline, graceful_timeout=settings.graceful_timeout))
+    graceful, hint = settings.graceful_timeout, "--layer names another one"
+    if app is None:
+        hint += "; to run an app in this process, without Redis, give APP"
+    raise SystemExit(run(serve, *expected, lifeline=lifeline, graceful_timeout=graceful, layer_hint=hint))
 
 
 def main() -> None:

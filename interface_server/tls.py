@@ -44,12 +44,17 @@ class Tls:
         try:
             # Without a password OpenSSL would ask for one at the terminal, and wait.
             context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, settings.ssl_keyfile_password or "")
-            if settings.ssl_ca_certs is not None:
-                context.load_verify_locations(settings.ssl_ca_certs)
-                context.verify_mode = _REQUIREMENTS[settings.ssl_cert_reqs or "required"]
-            found = _CERTIFICATE.search(Path(settings.ssl_certfile).read_text("latin-1"))
+            found = _CERTIFICATE.search(_text(settings.ssl_certfile))
         except (OSError, ssl.SSLError) as error:
-            raise ListenError(f"the TLS certificate {settings.ssl_certfile} cannot be used: {error}") from error
+            reason = _reason(settings.ssl_certfile, settings.ssl_keyfile or settings.ssl_certfile, error)
+            raise ListenError(f"the TLS certificate {settings.ssl_certfile} cannot be used: {reason}") from error
+        if settings.ssl_ca_certs is not None:
+            try:
+                context.load_verify_locations(settings.ssl_ca_certs)
+            except (OSError, ssl.SSLError) as error:
+                text = f"the authorities in {settings.ssl_ca_certs} (--ssl-ca-certs) cannot be used: {error}"
+                raise ListenError(text) from error
+            context.verify_mode = _REQUIREMENTS[settings.ssl_cert_reqs or "required"]
         context.set_alpn_protocols(["http/1.1"])
         suites = {cipher["name"]: cipher["id"] & 0xFFFF for cipher in context.get_ciphers()}
         self._facts[context] = _Facts(found[0] if found else None, suites)
@@ -68,6 +73,27 @@ class Tls:
             "tls_version": _VERSIONS.get(tls.version() or ""),
             "cipher_suite": facts.suites.get(cipher[0]) if cipher else None,
         }
+
+
+def _text(file: str) -> str:
+    return Path(file).read_text("latin-1")
+
+
+def _reason(certfile: str, keyfile: str, error: OSError) -> str:
+    """Why OpenSSL does not take these files: of most of it, its own words say no more than "PEM lib"."""
+    if "KEY_VALUES_MISMATCH" in str(error):
+        return f"the private key in {keyfile} belongs to another one"
+    try:
+        certificates, key = _text(certfile), _text(keyfile)
+    except OSError:
+        return str(error)
+    if not _CERTIFICATE.search(certificates):
+        return "there is no certificate in PEM format in it"
+    if "PRIVATE KEY-----" not in key:
+        return f"there is no private key in PEM format in {keyfile}: name its file with --ssl-keyfile"
+    if "ENCRYPTED" in key:
+        return f"--ssl-keyfile-password is missing or wrong for the private key in {keyfile}"
+    return str(error)
 
 
 def _client_chain(tls: ssl.SSLObject) -> list[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -78,14 +79,17 @@ def load_application(target: str, *, app_dir: str = "", factory: bool = False) -
     attribute = attribute or "app"
     if not module_name:
         raise ApplicationError(f"the app {target!r} names no module: write module:attribute, such as main:app")
+    if module_name.startswith("."):
+        raise ApplicationError(f"the app {target!r} names no module: {_rather(target)}")
     sys.path.insert(0, str(Path(app_dir).resolve()))
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise ApplicationError(
-                f"there is no module {module_name!r} for the app {target!r}: start in its folder, or use --app-dir"
-            ) from error
+            is_path = "/" in module_name or module_name.endswith(".py")
+            is_dotted = ":" not in target and "." in target
+            hint = _rather(target) if is_path or is_dotted else "start in its folder, or use --app-dir"
+            raise ApplicationError(f"there is no module {module_name!r} for the app {target!r}: {hint}") from error
         raise ApplicationError(_failed(target, error)) from error
     except Exception as error:  # the user's module may raise anything while it is imported
         raise ApplicationError(_failed(target, error)) from error
@@ -93,10 +97,22 @@ def load_application(target: str, *, app_dir: str = "", factory: bool = False) -
         try:
             found = getattr(found, name)
         except AttributeError:
+            # The file says so if it is another module than was meant, such as `test` of Python itself.
+            where = getattr(sys.modules[module_name], "__file__", None)
             raise ApplicationError(
-                f"module {module_name!r} has no attribute {attribute!r} for the app {target!r}"
+                f"module {module_name!r}{f' ({where})' if where else ''} has no attribute {attribute!r} "
+                f"for the app {target!r}"
             ) from None
     return _made(target, found) if factory else _callable(target, found)
+
+
+def _rather(target: str) -> str:
+    """What to write in place of a path or of a name with a dot: "./shop/main.py" is "shop.main:app"."""
+    path, _, attribute = target.partition(":")
+    module = ".".join(re.findall(r"\w+", path.removesuffix(".py"))) or "main"
+    if not attribute and path == module and "." in module:
+        module, attribute = module.rsplit(".", 1)
+    return f"write module:attribute, such as {module}:{attribute or 'app'}"
 
 
 def _made(target: str, factory: Any) -> Callable[..., Any]:
@@ -114,7 +130,7 @@ def _made(target: str, factory: Any) -> Callable[..., Any]:
 
 def _callable(target: str, found: Any) -> Callable[..., Any]:
     if not callable(found):
-        raise ApplicationError(f"{target!r} is a {type(found).__name__}, not an app: an app is called")
+        raise ApplicationError(f"{target!r} is of type {type(found).__name__}, not an app: an app can be called")
     app: Callable[..., Any] = found
     return app
 

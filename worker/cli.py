@@ -152,7 +152,8 @@ def command(log_level: str, **options: Any) -> None:
         logger.info("Worker stopped")
 
     expected = (LifespanError, AdminError)
-    raise SystemExit(run(serve, *expected, lifeline=lifeline, graceful_timeout=settings.graceful_timeout))
+    graceful, hint = settings.graceful_timeout, "--layer names another one"
+    raise SystemExit(run(serve, *expected, lifeline=lifeline, graceful_timeout=graceful, layer_hint=hint))
 
 
 def _work(settings: WorkerSettings) -> str:

@@ -58,6 +58,7 @@ class _Lifespan:
         self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue(maxsize=2)  # start-up and shut-down, no more
         self._started: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._stopped: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._asked = False
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> str | None:
@@ -106,10 +107,16 @@ class _Lifespan:
             "extensions": {},
         }
         try:
-            await self._app(scope, self._events.get, self._send)
+            await self._app(scope, self._receive, self._send)
         except Exception as error:  # whatever the app raises is its answer
             if self._started.done():
                 logger.error("the app raised in its lifespan", exc_info=error)
+            elif self._mode == "auto" and self._asked:
+                # An app without a lifespan refuses the scope; this one has taken the event, and then failed.
+                logger.warning(
+                    "the app raised in its start-up and is served all the same; --lifespan on prevents it",
+                    exc_info=error,
+                )
             elif self._mode == "auto":
                 logger.debug("the app has no lifespan: %s: %s", type(error).__name__, error)
             else:
@@ -117,6 +124,11 @@ class _Lifespan:
         finally:
             self._resolve(self._started, None)
             self._resolve(self._stopped, None)
+
+    async def _receive(self) -> dict[str, Any]:
+        event = await self._events.get()
+        self._asked = True
+        return event
 
     async def _send(self, event: MutableMapping[str, Any]) -> None:
         kind = event.get("type")
@@ -129,6 +141,7 @@ class _Lifespan:
         elif kind == "lifespan.shutdown.failed":
             self._resolve(self._stopped, str(event.get("message", "")))
         else:
+            self._asked = False  # it takes this for another scope
             raise ValueError(f"unknown lifespan event {kind!r}")
 
     @staticmethod

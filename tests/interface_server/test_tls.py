@@ -87,6 +87,26 @@ def test_a_key_with_a_password(start_interface: Start, certificate: Path, trusti
         refused = start_interface(*files, *password, app=APP, ready=False)
         assert refused.wait() == 1
         assert f"the TLS certificate {certificate.parent / 'cert'} cannot be used" in refused.log()
+        assert f"password is missing or wrong for the private key in {certificate.parent / 'locked'}" in refused.log()
+
+
+def test_files_that_are_no_good_are_told_by_what_is_wrong(
+    start_interface: Start, certificate: Path, authority: Authority, tmp_path: Path
+) -> None:
+    cert, other, nothing = certificate.parent / "cert", authority.issue("other.pem"), tmp_path / "nothing"
+    nothing.touch()
+    for options, said in (
+        (
+            ("--ssl-certfile", cert),
+            f"there is no private key in PEM format in {cert}: name its file with --ssl-keyfile",
+        ),
+        (("--ssl-certfile", nothing), "there is no certificate in PEM format in it"),
+        (("--ssl-certfile", cert, "--ssl-keyfile", other), f"the private key in {other} belongs to another one"),
+        (("--ssl-certfile", certificate, "--ssl-ca-certs", nothing), f"the authorities in {nothing} (--ssl-ca-certs)"),
+    ):
+        refused = start_interface(*options, app=APP, ready=False)
+        assert refused.wait() == 1
+        assert said in refused.log()
 
 
 def test_client_certificates_may_be_required(

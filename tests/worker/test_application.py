@@ -83,9 +83,26 @@ def test_no_module_named() -> None:
         assert "names no module" in refusal(target)
 
 
+@pytest.mark.parametrize(
+    ("target", "meant"),
+    [
+        ("main.py", "main:app"),
+        ("./shop/main.py", "shop.main:app"),
+        ("../shop/main.py:site", "shop.main:site"),
+        ("shop/main:site", "shop.main:site"),
+        ("shop.main.site", "shop.main:site"),
+    ],
+)
+def test_a_path_or_a_name_with_dots_is_told_what_was_meant(write: Write, target: str, meant: str) -> None:
+    write("")
+    assert refusal(target).endswith(f": write module:attribute, such as {meant}")
+
+
 def test_no_such_attribute(write: Write) -> None:
     name = write(APP)
-    assert refusal(f"{name}:other") == f"module {name!r} has no attribute 'other' for the app '{name}:other'"
+    text = refusal(f"{name}:other")
+    assert text.startswith(f"module {name!r} (")
+    assert text.endswith(f"{name}.py) has no attribute 'other' for the app '{name}:other'")
     assert "no attribute 'app.x'" in refusal(f"{name}:app.x")
 
 
@@ -119,8 +136,8 @@ def test_a_factory_that_raises(write: Write) -> None:
 
 def test_what_is_not_called(write: Write) -> None:
     name = write("app = {'not': 'an app'}\ndef make(): return 5\n")
-    assert f"'{name}:app' is a dict, not an app: an app is called" in refusal(f"{name}:app")
-    assert f"'{name}:make' is a int, not an app" in refusal(f"{name}:make", factory=True)
+    assert f"'{name}:app' is of type dict, not an app: an app can be called" in refusal(f"{name}:app")
+    assert f"'{name}:make' is of type int, not an app" in refusal(f"{name}:make", factory=True)
     assert f"'{name}:app' is a dict, not an app" in refusal(f"{name}:app", factory=True)
 
 

@@ -55,6 +55,26 @@ async def test_auto_goes_on_without(caplog: pytest.LogCaptureFixture) -> None:
     assert "Traceback" not in caplog.text
 
 
+async def breaks_in_its_start_up(scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+    raise RuntimeError("no database")
+
+
+async def takes_it_for_a_socket(scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "websocket.accept"})
+
+
+@pytest.mark.parametrize(("app", "told"), [(breaks_in_its_start_up, True), (takes_it_for_a_socket, False)])
+async def test_a_start_up_that_breaks_is_told_though_the_app_is_served(
+    app: Any, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with lifespan(app, "auto", anyio.Event()) as state:
+        assert state == {}
+    assert ("RuntimeError: no database" in caplog.text) == told
+    assert ("the app raised in its start-up" in caplog.text) == told
+
+
 async def test_on_takes_that_as_a_failure() -> None:
     with pytest.raises(LifespanError, match=r"the app's start-up failed: ValueError: only http"):
         async with lifespan(refuses, "on", anyio.Event()):
