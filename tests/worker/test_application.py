@@ -138,7 +138,7 @@ def test_what_is_not_called(write: Write) -> None:
     name = write("app = {'not': 'an app'}\ndef make(): return 5\n")
     assert f"'{name}:app' is of type dict, not an app: an app can be called" in refusal(f"{name}:app")
     assert f"'{name}:make' is of type int, not an app" in refusal(f"{name}:make", factory=True)
-    assert f"'{name}:app' is a dict, not an app" in refusal(f"{name}:app", factory=True)
+    assert f"'{name}:app' is of type dict, not an app" in refusal(f"{name}:app", factory=True)
 
 
 def opened(app: str, **settings: object) -> tuple[object, WorkerSettings]:
