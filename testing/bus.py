@@ -16,7 +16,6 @@ import anyio
 from anyio.abc import TaskGroup
 from websockets.asyncio.client import connect
 
-from asgibus.compatibility.callables import Application
 from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.contract import ChannelLayer
@@ -54,18 +53,19 @@ _INTERFACE = {field.name for field in fields(InterfaceSettings)} - _OURS
 class Bus:
     """The servers of asgibus around `app`, over the memory layer, while `async with Bus(app) as bus` lasts.
 
-    `workers` are started at once. `options` are those of `asgi-interface` and `asgi-worker`, with underscores, such as
-    `resume=True`, `connect_timeout=0.2`, `lifespan="on"`; with `factory=True` each worker calls `app` for an app of
-    its own. Clients wait for `timeout` seconds at most. Buses on one `layer` are several interface servers, and their
-    workers serve them all.
+    `app` is ASGI 3, ASGI 2 or WSGI; with `factory=True` each worker calls it for an app of its own. `workers` are
+    started at once. `options` are those of `asgi-interface` and `asgi-worker`, with underscores, such as `resume=True`,
+    `connect_timeout=0.2`, `lifespan="on"`. Clients wait for `timeout` seconds at most. Buses on one `layer` are several
+    interface servers, and their workers serve them all.
 
-    Raises TypeError for an unknown option. Entering raises LifespanError, and what a factory raises. Leaving raises an
-    ExceptionGroup of what is left in `errors`; when the test fails by itself, they are notes of its exception instead.
+    Raises TypeError for an unknown option. Entering raises LifespanError, ApplicationError for what is no app, and what
+    a factory raises. Leaving raises an ExceptionGroup of what is left in `errors`; when the test fails by itself, they
+    are notes of its exception instead.
     """
 
     def __init__(
         self,
-        app: Application | Callable[[], Application],
+        app: Callable[..., Any],
         *,
         workers: int = 1,
         layer: InMemoryChannelLayer | None = None,
@@ -138,10 +138,12 @@ class Bus:
         """Start one more worker, and wait until it is ready.
 
         `options` are those of `asgi-worker`, over those of this bus: `pool="slow"`, or `channels=("mail",)` for
-        background work. Raises TypeError, LifespanError, and what a factory raises.
+        background work. Raises TypeError, LifespanError, ApplicationError, and what a factory raises.
         """
         _check(options, _WORKER)
-        settings = WorkerSettings(app="", **_named(_WORKER, self._options | options))
+        settings = WorkerSettings(
+            app=getattr(self._app, "__name__", type(self._app).__name__), **_named(_WORKER, self._options | options)
+        )
         worker = VirtualWorker(self._app, settings, self._layer, self.errors.append)
         self.workers.append(worker)
         self._tasks.start_soon(worker.run)

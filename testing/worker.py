@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, MutableMapping
-from typing import Any, cast
+from typing import Any
 
 import anyio
 
-from asgibus.compatibility.callables import Application, Receive, Scope, Send
+from asgibus.compatibility.callables import Receive, Scope, Send
 from asgibus.layers.memory import InMemoryChannelLayer
 from asgibus.testing.layer import WorkerLayer
 from asgibus.testing.tasks import Tasks
+from asgibus.worker.application import adapted
 from asgibus.worker.background import BackgroundWorker
 from asgibus.worker.server import Worker, is_disconnect
 from asgibus.worker.settings import WorkerSettings
@@ -25,7 +26,7 @@ class VirtualWorker:
 
     def __init__(
         self,
-        app: Application | Callable[[], Application],
+        app: Callable[..., Any],
         settings: WorkerSettings,
         layer: InMemoryChannelLayer,
         failed: Callable[[Exception], None],
@@ -108,9 +109,10 @@ class VirtualWorker:
         self._tasks.own_this_context()
         try:
             if self._settings.factory:
-                self._app = cast("Callable[[], Application]", self._app)()
-            kind = BackgroundWorker if self._settings.channels else Worker
-            await kind(self._settings, self._run_app, self._layer).serve(self._stop, self._ready.set)
+                self._app = self._app()
+            self._app, settings = adapted(self._app, self._settings)
+            kind = BackgroundWorker if settings.channels else Worker
+            await kind(settings, self._run_app, self._layer).serve(self._stop, self._ready.set)
         except asyncio.CancelledError:
             if not self._layer.is_cut:
                 raise
@@ -145,7 +147,7 @@ class VirtualWorker:
         if not is_lifespan:
             self._serving[id(scope)] = scope
         try:
-            await cast("Application", self._app)(scope, receive, heed if is_lifespan else send)
+            await self._app(scope, receive, heed if is_lifespan else send)
         except (Exception, BaseExceptionGroup) as error:
             if self._layer.is_cut:
                 raise asyncio.CancelledError("this worker was killed") from None

@@ -31,7 +31,11 @@ def application_of(settings: WorkerSettings) -> tuple[Application, WorkerSetting
     That is its interface, if it was to be found out, and for a WSGI app a concurrency within its threads. Raises
     ApplicationError.
     """
-    app = load_application(settings.app, app_dir=settings.app_dir, factory=settings.factory)
+    return adapted(load_application(settings.app, app_dir=settings.app_dir, factory=settings.factory), settings)
+
+
+def adapted(app: Callable[..., Any], settings: WorkerSettings) -> tuple[Application, WorkerSettings]:
+    """As `application_of`, for an app that is loaded; `settings.app` is its name. Raises ApplicationError."""
     if settings.interface == "auto":
         app, interface = _recognised(settings, app)
     else:

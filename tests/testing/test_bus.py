@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from asgibus.layers import InMemoryChannelLayer
 from asgibus.testing import Bus
+from asgibus.worker.application import ApplicationError
 from support.bus_app import App
 from support.deadline import in_time
 
@@ -23,6 +24,43 @@ async def hello(scope: Any, receive: Any, send: Any) -> None:
     assert scope["type"] == "http"
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"hello"})
+
+
+# Apps.
+
+
+class Older:
+    def __init__(self, scope: Any) -> None:
+        self.scope = scope
+
+    async def __call__(self, receive: Any, send: Any) -> None:
+        await hello(self.scope, receive, send)
+
+
+def synchronous(environ: Any, start_response: Any) -> list[bytes]:
+    if environ["PATH_INFO"] == "/broken":
+        raise ZeroDivisionError
+    start_response("200 OK", [])
+    return [b"hello"]
+
+
+@pytest.mark.parametrize("app", [hello, Older, synchronous])
+async def test_apps_of_each_interface(app: Any) -> None:
+    async with Bus(app) as bus:
+        assert (await bus.http.get("/")).text == "hello"
+
+
+async def test_what_a_wsgi_app_raises_fails_the_test_too() -> None:
+    async with Bus(synchronous, interface="wsgi") as bus:
+        assert (await bus.http.get("/broken")).status_code == 500
+        assert isinstance(bus.errors.pop(), ZeroDivisionError)
+
+
+@pytest.mark.parametrize("app", ["main:app", lambda one, two, three, four: None])
+async def test_what_is_no_app_is_refused(app: Any) -> None:
+    with pytest.raises(ApplicationError, match="the app '"):
+        async with Bus(app):
+            pass
 
 
 # Clients.
