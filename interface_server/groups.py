@@ -13,13 +13,15 @@ from anyio.abc import TaskGroup
 
 from asgibus.layers.contract import Message
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.protocol.events import GROUP_ADD, encode
+from asgibus.protocol.events import GROUP_ADD, OTHER_CLOSE, OTHER_SENT, encode
 
 if TYPE_CHECKING:
     from asgibus.interface_server.connection import Connection
     from asgibus.interface_server.connections import Connections
 
 logger = logging.getLogger("asgibus.interface")
+
+MOST_TYPES = 100  # of events that no member could take are told, each once
 
 
 class _Group:
@@ -40,6 +42,7 @@ class Groups:
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
         self._groups: dict[str, _Group] = {}
+        self._told: set[str] = set()
 
     def change(self, connection: Connection, code: int, name: str) -> None:
         """A member comes (GROUP_ADD) or goes; the connection is told when it is done."""
@@ -111,5 +114,22 @@ class Groups:
             logger.warning("a broadcast to group %r was dropped: %s", name, error)
             return
         shared: dict[str, Any] = {}
+        counts = self._connections.counts
+        before = counts["broadcast out of place"]
         for connection in list(group.members):
             connection.terminator.broadcast(event, shared)
+        if event[0] in (OTHER_SENT, OTHER_CLOSE) and (missed := counts["broadcast out of place"] - before):
+            self._tell(name, event[1], missed)
+
+    def _tell(self, name: str, kind: str, missed: int) -> None:
+        """Somebody takes this for a group of consumers, whose events the app would read."""
+        if kind in self._told or len(self._told) >= MOST_TYPES:
+            return
+        self._told.add(kind)
+        logger.warning(
+            "%r to group %r was dropped for %d members here (said once for this type): what is sent to a group goes "
+            "straight to clients, as websocket.send to WebSockets and as http.response.body to responses",
+            kind,
+            name,
+            missed,
+        )

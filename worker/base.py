@@ -19,6 +19,8 @@ from asgibus.worker.settings import WorkerSettings
 logger = logging.getLogger("asgibus.worker")
 
 CANCEL_SECONDS = 5.0  # for an app to end when it is cancelled; one that refuses must not keep the process
+WATCH_SECONDS = 1.0  # between two looks at the clock
+STALL_SECONDS = 3.0  # of standing still are told: the lease lasts for 5
 SPREAD = 0.1  # by which share of it max_requests and max_lifetime vary, so that not all workers end at once
 
 
@@ -83,6 +85,7 @@ class BaseWorker(ABC):
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._stop_taking, stop)
                     tasks.start_soon(self._retire, stop, retiring)
+                    tasks.start_soon(_tell_stalls)
                     try:
                         await self._work(stop, ready)
                     finally:
@@ -122,6 +125,19 @@ class BaseWorker(ABC):
         logger.info("retiring after %s", f"its last {self._unit}" if self._spent.is_set() else "its lifetime")
         retiring()
         stop.set()
+
+
+async def _tell_stalls() -> None:
+    """Say so when the event loop stood still: what others make of it, a dead worker, does not tell the cause."""
+    while True:
+        due = anyio.current_time() + WATCH_SECONDS
+        await anyio.sleep(WATCH_SECONDS)
+        if (late := anyio.current_time() - due) >= STALL_SECONDS:
+            logger.warning(
+                "nothing ran here for %.0f s: the app blocked the event loop (let a thread do such work), or the "
+                "process was stopped; a worker that is silent for 5 s is taken for dead",
+                late,
+            )
 
 
 def _spread(limit: float | None) -> float:

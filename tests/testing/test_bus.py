@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 import warnings
 from typing import Any
 
@@ -13,7 +14,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from asgibus.layers import InMemoryChannelLayer
 from asgibus.testing import Bus
+from asgibus.worker import base
 from asgibus.worker.application import ApplicationError
+from support.bus import until
 from support.bus_app import App
 from support.deadline import in_time
 
@@ -147,6 +150,37 @@ async def test_groups_reach_the_sockets_from_the_test_and_across_buses_of_one_la
 
 
 # Errors.
+
+
+async def test_a_broadcast_that_no_client_can_be_sent_is_told_once_for_its_type(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Bus(App()) as bus, bus.websocket("/") as socket:
+        await socket.send("join")
+        assert await socket.receive() == "join 1"
+        for kind in ("chat.message", "chat.message", "websocket.send"):
+            await bus.layer.group_send("all", {"type": kind, "text": "hello"})
+        assert await socket.receive() == "hello"
+    (line,) = [record.getMessage() for record in caplog.records if "was dropped" in record.getMessage()]
+    assert line.startswith("'chat.message' to group 'all' was dropped for 1 members here")
+
+
+async def test_an_app_that_blocks_the_event_loop_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(base, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(base, "STALL_SECONDS", 0.5)
+
+    async def blocks(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"] == "/block":
+            time.sleep(0.6)  # noqa: ASYNC251
+        await hello(scope, receive, send)
+
+    async with Bus(blocks) as bus:
+        await bus.http.get("/")
+        assert "nothing ran here" not in caplog.text
+        await bus.http.get("/block")
+        await until(lambda: "nothing ran here for 1 s: the app blocked the event loop" in caplog.text)
 
 
 async def test_what_the_app_raises_fails_the_test() -> None:
