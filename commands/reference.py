@@ -32,7 +32,8 @@ def _row(parameter: GroupedOption, context: click.Context) -> str:
     shown = f"`{default}`" if default and type(default) in (str, int, float) else ""
     if isinstance(default, bool) and parameter.secondary_opts:
         shown = f"`{(parameter.opts if default else parameter.secondary_opts)[0]}`"
-    help_text = (parameter.help or "").split("  [default")[0]
+    help_text, _, said = (parameter.help or "").partition("  [default: ")
+    shown = shown or said.removesuffix("]").removesuffix("none")
     variable = parameter.envvar or f"{ENVIRONMENT_PREFIX}_{(parameter.name or '').upper()}"
     return f"| {names} | `{variable}` | {shown} | {help_text} |"
 
