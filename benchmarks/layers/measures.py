@@ -16,7 +16,7 @@ from benchmarks.layers.rows import Row
 from benchmarks.measures import busy
 from benchmarks.processes import GRACE, ROOT, START_UP, BenchmarkError, Server
 
-WARM_UP = 0.3
+WARM_UP = 1.5
 """Seconds of load before the measure."""
 LATE = 0.3
 """Seconds in which surplus messages are waited for."""
