@@ -36,11 +36,15 @@ end
 """
 
 # KEYS: messages, delayed, counts. ARGV: payload, expiry, for how long the counts are kept, capacity. 1 if sent; nil if
-# the channel is full at first sight: then SEND_SLOWLY decides. It is short because Redis hashes it each time.
+# the channel is full at first sight: then SEND_SLOWLY decides. It is short because Redis hashes it each time, and each
+# command in it costs as much as the rest.
 SEND = """#!lua
-if redis.call('LLEN', KEYS[1]) + redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[4]) then return nil end
 local time = redis.call('TIME')
-redis.call('RPUSH', KEYS[1], string.format('%.0f:1:', time[1] * 1000 + math.floor(time[2] / 1000)) .. ARGV[1])
+local item = string.format('%.0f:1:', time[1] * 1000 + math.floor(time[2] / 1000)) .. ARGV[1]
+if redis.call('RPUSH', KEYS[1], item) + redis.call('ZCARD', KEYS[2]) > tonumber(ARGV[4]) then
+  redis.call('RPOP', KEYS[1])
+  return nil
+end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 redis.call('HINCRBY', KEYS[3], 'sent', 1)
 redis.call('PEXPIRE', KEYS[3], ARGV[3])

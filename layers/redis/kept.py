@@ -89,9 +89,8 @@ class Sent:
         if mailbox in self._lost and not await self._repeat(mailbox, until):
             return None
         keys = self._keys.mailbox(mailbox), self._keys.unread(mailbox)
-        full = await self._writer.call(
-            "EVAL", scripts.SEND_LOCAL, 2, *keys, entry, capacity, *parts, repeatable=False, until=until
-        )
+        script = scripts.SEND_TO_ONE if len(parts) == 1 else scripts.SEND_LOCAL
+        full = await self._writer.call("EVAL", script, 2, *keys, entry, capacity, *parts, repeatable=False, until=until)
         if full is None:
             return None
         if len(full) < len(parts):

@@ -66,6 +66,18 @@ end
 return full
 """
 
+# The same for one channel, as most messages are: a command in a script costs as much as the rest of it.
+SEND_TO_ONE = """#!lua
+local counts = redis.call('EXISTS', KEYS[2]) == 1
+if counts and redis.call('HINCRBY', KEYS[2], ARGV[3], 1) > tonumber(ARGV[2]) then
+  redis.call('HINCRBY', KEYS[2], ARGV[3], -1)
+  return {0}
+end
+if redis.call('XADD', KEYS[1], 'NOMKSTREAM', '*', 'b', ARGV[1]) then return {} end
+if counts then redis.call('HINCRBY', KEYS[2], ARGV[3], -1) end
+return nil
+"""
+
 # KEYS[1] the hash of SEND_LOCAL. ARGV: local parts of channels, and for each how many of its messages were received, or
 # have expired; at most 1000.
 RECEIVED = """

@@ -232,6 +232,24 @@ def test_local_channels_are_full_one_by_one(run: Run, store: "redis.Redis[bytes]
     assert run(scripts.SEND_LOCAL, keys, "x", 2, "a", "b") == []
 
 
+def test_one_local_channel_is_full(run: Run, store: "redis.Redis[bytes]") -> None:
+    keys = ("mailbox", "unread")
+    assert run(scripts.SEND_TO_ONE, keys, "x", 1, "a") is None
+    assert store.keys() == []
+    store.hset("unread", "!", 1)
+    assert run(scripts.SEND_TO_ONE, keys, "x", 1, "a") is None
+    assert int(store.hget("unread", "a") or 0) == 0
+    store.delete("unread")
+    store.xadd("mailbox", {"b": ""})
+    assert [run(scripts.SEND_TO_ONE, keys, "x", 1, "a") for _ in range(2)] == [[], []]  # nobody counts
+    assert not store.exists("unread")
+    store.hset("unread", "!", 1)
+    assert [run(scripts.SEND_TO_ONE, keys, "x", 2, "a") for _ in range(4)] == [[], [], [0], [0]]
+    assert store.hget("unread", "a") == b"2"
+    assert [fields for _, fields in store.xrange("mailbox")][1:] == [{b"b": b"x"}] * 4
+    assert run(scripts.SEND_TO_ONE, keys, "x", 2, "b") == []
+
+
 def test_a_message_for_thousands_of_channels_leaves_out_the_full_ones(run: Run, store: "redis.Redis[bytes]") -> None:
     keys = ("mailbox", "unread")
     store.xadd("mailbox", {"b": ""})
