@@ -17,6 +17,7 @@ from asgibus.protocol.events import GROUP_ADD, OTHER_CLOSE, OTHER_SENT, encode
 
 if TYPE_CHECKING:
     from asgibus.interface_server.connection import Connection
+    from asgibus.interface_server.connection_life import Living
     from asgibus.interface_server.connections import Connections
 
 logger = logging.getLogger("asgibus.interface")
@@ -30,7 +31,7 @@ class _Group:
     __slots__ = ("members", "waiting")
 
     def __init__(self) -> None:
-        self.members: dict[Connection, None] = {}
+        self.members: dict[Living, None] = {}
         self.waiting: list[Connection] | None = []  # None: joined
 
 
@@ -54,7 +55,7 @@ class Groups:
                 connection.groups.discard(name)
             connection.group_done(name, None)
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: Living) -> None:
         """A connection has ended, and with it its memberships."""
         for name in connection.groups or ():
             self._discard(connection, name)
@@ -87,7 +88,7 @@ class Groups:
         for connection in waiting or ():
             connection.group_done(name, error)
 
-    def _discard(self, connection: Connection, name: str) -> None:
+    def _discard(self, connection: Living, name: str) -> None:
         group = self._groups.get(name)
         if group is None:
             return
