@@ -10,6 +10,7 @@ import logging
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from asgibus.interface_server.terminator import FAULT, cut
 from asgibus.layers.codec import unpack
 from asgibus.layers.contract import Frame, Offer
 from asgibus.protocol.events import GROUP_DONE, Event, disconnect
@@ -188,13 +189,19 @@ class Living(SessionEnd):
         elif self.life is not Life.ENDED:
             self._turn(Turn.GIVEN_UP)
             self.app = App.COMPLETE
-            self.terminator.fail(*answer)
+            self._answer(answer)
 
     def fail(self, answer: tuple[int, int]) -> None:
         """End this though its worker lives: the app learns it, and the client gets the status or the close code."""
         self.client_gone(answer[1])
         self.app = App.COMPLETE
-        self.terminator.fail(*answer)
+        self._answer(answer)
+
+    def _answer(self, answer: tuple[int, int]) -> None:
+        try:
+            self.terminator.fail(*answer)
+        except Exception:
+            logger.exception(FAULT, cut(self.terminator, self._connections.counts))
 
     def _turn(self, event: Turn) -> None:
         self.life = turn(self.life, event)

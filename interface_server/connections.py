@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from anyio.abc import TaskGroup
@@ -199,7 +200,8 @@ class Connections:
                 logger.exception("a frame of kind %r from %s was dropped", frame[0], sender or "the layer")
                 self.counts["fault"] += 1
                 if frame[0] >= FIRST_PROTOCOL_KIND and frame[1] in self._open:
-                    self._open[frame[1]].terminator.abort()
+                    with suppress(Exception):  # what is at fault may not even do that
+                        self._open[frame[1]].terminator.abort()
         if self._held:
             held, self._held = self._held, []
             for terminator in held:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyio.abc import TaskGroup
 
+from asgibus.interface_server.terminator import FAULT, cut
 from asgibus.layers.contract import Message
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.protocol.events import GROUP_ADD, OTHER_CLOSE, OTHER_SENT, encode
@@ -118,7 +119,10 @@ class Groups:
         counts = self._connections.counts
         before = counts["broadcast out of place"]
         for connection in list(group.members):
-            connection.terminator.broadcast(event, shared)
+            try:
+                connection.terminator.broadcast(event, shared)
+            except Exception:
+                logger.exception(FAULT, cut(connection.terminator, counts))
         if event[0] in (OTHER_SENT, OTHER_CLOSE) and (missed := counts["broadcast out of place"] - before):
             self._tell(name, event[1], missed)
 
