@@ -116,6 +116,17 @@ async def deny_and_return(scope, receive, send, query, notes):
     await send({"type": "websocket.http.response.body", "body": b"log in ", "more_body": True})
 
 
+async def deny_at_length(scope, receive, send, query, notes):
+    """Refuse with so many parts of 100,000 bytes; at a `gate` wait before the last."""
+    await send({"type": "websocket.http.response.start", "status": 403})
+    for number in range(int(query["parts"])):
+        await send({"type": "websocket.http.response.body", "body": bytes(100_000), "more_body": True})
+        notes.append(number)
+    if "gate" in query:
+        await GATES[query["gate"]].wait()
+    await send({"type": "websocket.http.response.body"})
+
+
 async def close(scope, receive, send, query, notes):
     await send(ACCEPT)
     await send({"type": "websocket.close", "code": int(query.get("code", 1000)), "reason": query.get("reason")})
