@@ -188,6 +188,8 @@ class Connection(Living):
             after = step(self.table, state, code)
         except IllegalTransition:
             return False
+        if code == ACCEPT and event[1] is not None and event[1] not in self.whole_opening.subprotocols:
+            return False
         if after is not App.COMPLETE and self.terminator.write_paused and not self.terminator.keeps_up():
             return True
         if state is self.app or after is App.COMPLETE:

@@ -151,9 +151,14 @@ class Living(SessionEnd):
             return may_run_http_again(self.app, self.opening.method, whole=self.acked <= len(self.opening.events))
         return may_run_websocket_again(self.app, accepted=self.accepted, resumable=self.resumable)
 
+    @property
+    def whole_opening(self) -> Opening:
+        """The opening, unpacked."""
+        return self.opening if isinstance(self.opening, Opening) else read_opening(unpack(self.opening))
+
     def _run_again(self) -> None:
         """Offer it again, with what no run has taken yet."""
-        opening = self.opening if isinstance(self.opening, Opening) else read_opening(unpack(self.opening))
+        opening = self.whole_opening
         events = self.unacknowledged
         if self.table is HTTP_TABLE:
             events = [*opening.events[: self.acked], *events]

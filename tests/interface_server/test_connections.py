@@ -94,6 +94,19 @@ def test_a_fault_in_one_connection_does_not_reach_the_others(table: Table, caplo
     assert "ZeroDivisionError" in caplog.text
 
 
+def test_a_message_cannot_choose_a_subprotocol_that_was_not_offered(
+    table: Table, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection, terminator = table.open()
+    table.frames(own(connection.number))
+    plain = {"type": "websocket.accept", "subprotocol": "chat"}
+    table.frames((MESSAGE, str(connection.number), plain), sender="")
+    assert terminator.written == []
+    assert "a websocket.accept for connection 1 was dropped" in caplog.text
+    table.frames((MESSAGE, str(connection.number), plain | {"subprotocol": None}), sender="")
+    assert [event[0] for event in terminator.written] == [ACCEPT]
+
+
 def test_an_event_out_of_place_is_refused(table: Table, caplog: pytest.LogCaptureFixture) -> None:
     connection, terminator = table.open()
     table.frames(message(connection.number, 0, "before accept"))

@@ -86,7 +86,12 @@ async def hesitate(scope, receive, send, query, notes):
 async def subprotocol(scope, receive, send, query, notes):
     notes.append(scope["subprotocols"])
     headers = [(b"x-one", b"1"), (b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")]
-    await send(ACCEPT | {"subprotocol": query.get("choose"), "headers": headers})
+    accept = ACCEPT | {"subprotocol": query.get("choose"), "headers": headers}
+    try:
+        await send(accept)
+    except ValueError as error:
+        notes.append(str(error))
+        await send(accept | {"subprotocol": None})
     await receive()
 
 
