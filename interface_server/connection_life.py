@@ -217,7 +217,7 @@ class Living(SessionEnd):
         if self.life is Life.PARTING and not self._must_be_heard:
             self.life = turn(self.life, Turn.HEARD)
         if self.life is Life.LEFT and not self._must_be_heard:
-            self._connections.withdraw(self)
+            self._connections.left_early(self)
         elif self.life is Life.ENDED:
             self._connections.withdraw(self)
             self._connections.ended(self)

@@ -173,6 +173,11 @@ class Connections:
         if connection.groups:
             self.groups.forget(connection)
 
+    def left_early(self, connection: Living) -> None:
+        """Its client is gone before a worker named itself, and no app need hear of that unless one has it already."""
+        self.withdraw(connection)
+        self._waiting.left(connection, self.now)
+
     def ended(self, connection: Living) -> None:
         """It has ended."""
         self._waiting.remove(connection)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("asgibus.interface")
 
+LEFT_SECONDS = 3.0  # after an offer was withdrawn: by then a worker that had claimed it before has said so
 OFFER_AGAIN_SECONDS = 3.0  # after the store lost its data: by then a worker that had claimed an offer has said so
 
 
@@ -28,6 +29,7 @@ class Waiting:
         # In the order in which they were offered, so the oldest stands first.
         self._new: dict[int, Living] = {}
         self._reopened: dict[int, Living] = {}  # those whose client is open already: they may wait for longer
+        self._left: dict[int, Living] = {}  # those whose client has left: a worker may have claimed them just before
         self._doubted: list[tuple[float, Living, Offer]] = []  # what may be lost, and when it is offered again
         self._settled_at = 0.0  # when those who have claimed offers have said so, after an interruption
         self._lost: list[Offer] = []  # until then
@@ -36,10 +38,17 @@ class Waiting:
         """It is offered now; `is_open`: again, as an earlier run has accepted its client."""
         (self._reopened if is_open else self._new)[connection.number] = connection
 
+    def left(self, connection: Living, now: float) -> None:
+        """Its client has left, and its offer is withdrawn."""
+        self.remove(connection)
+        connection.offered_at = now
+        self._left[connection.number] = connection
+
     def remove(self, connection: Living) -> None:
         """It waits no longer, if it did."""
-        if self._new.pop(connection.number, None) is None:
-            self._reopened.pop(connection.number, None)
+        for waiting in (self._new, self._reopened, self._left):
+            if waiting.pop(connection.number, None) is not None:
+                return
 
     def interrupted(self, now: float) -> None:
         """The store has lost its data: offers may be gone, and so may the news that they were claimed."""
@@ -62,6 +71,7 @@ class Waiting:
         """Give up what no worker took in time, and make again the offers that may be lost."""
         self._give_up(self._new, self._settings.connect_timeout, now)
         self._give_up(self._reopened, self._settings.resume_timeout, now)
+        self._give_up(self._left, LEFT_SECONDS, now)
         while self._doubted and self._doubted[0][0] <= now:
             _, connection, offer = self._doubted.pop(0)
             if connection.offer is offer:
