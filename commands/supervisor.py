@@ -23,11 +23,10 @@ from asgibus.layers.errors import LayerError
 
 logger = logging.getLogger("asgibus.supervisor")
 
-SHORT_LIFE = (
-    10.0  # seconds; what dies so young is likely to die again: a start may take some, a rare fault takes longer
-)
+SHORT_LIFE = 10.0  # seconds; what dies so young is likely to die again: a start takes some, a rare fault more
 FIRST_PAUSE = 0.5  # seconds before the second restart in a row: about what a start costs a core
 LONGEST_PAUSE = 30.0  # seconds; whoever mends the cause waits no longer than that
+START_SECONDS = 300.0  # for a new process to serve in the place of an old one: apps that load models need minutes
 ANNOUNCE_SECONDS = 5.0  # a lease's life: after that the others know by themselves
 
 
@@ -250,7 +249,7 @@ class Supervisor:
             await self._roll(at_once=True)
 
     async def _roll(self, *, at_once: bool = False) -> bool:
-        """Whether each place has a new process; the first that cannot start ends it, and the old ones stay.
+        """Whether each place has a new process; the first that cannot start, or hangs, ends it, and the old ones stay.
 
         One that is starting may have read the old code: it is ended. `at_once`: do not wait for the old ones to end.
         """
@@ -261,10 +260,15 @@ class Supervisor:
                 continue  # it was replaced since, or is about to be
             new = self._start(number, takes_place=False)
             try:
-                await new.until(State.READY)
+                with anyio.move_on_after(START_SECONDS) as start:
+                    await new.until(State.READY)
             except anyio.get_cancelled_exc_class():
                 new.stop()
                 raise
+            if start.cancelled_caught:
+                logger.error("Process %d was not ready within %g s: the old processes stay", new.pid, START_SECONDS)
+                new.stop()
+                return False
             if not new.was_ready:
                 await new.until(State.GONE)
                 logger.error("Process %d %s: the old processes stay", new.pid, new.end)

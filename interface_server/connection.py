@@ -1,13 +1,15 @@
-"""The interface server's end of one session: an HTTP exchange or a WebSocket, from its opening to its end."""
+"""The interface server's end of one session: what passes between a client and its app.
+
+When a run of the app ends, `connection_life` has what becomes of it.
+"""
 
 from __future__ import annotations
 
 import logging
-from itertools import accumulate
-from typing import TYPE_CHECKING
 
-from asgibus.layers.codec import pack, unpack
-from asgibus.layers.contract import Frame, Offer
+from asgibus.interface_server.connection_life import Living
+from asgibus.layers.codec import pack
+from asgibus.layers.contract import Frame
 from asgibus.protocol.events import (
     ABORT,
     ACCEPT,
@@ -20,13 +22,12 @@ from asgibus.protocol.events import (
     RESPONSE_END,
     SAVE_STATE,
     Event,
-    disconnect,
     size,
 )
 from asgibus.protocol.frames import HEAD
-from asgibus.protocol.opening import Opening, read_opening
-from asgibus.protocol.recovery import KILLS, START_KILLS, Deaths, Ending, may_run_http_again, may_run_websocket_again
-from asgibus.protocol.session import PART, Arrival, SessionEnd
+from asgibus.protocol.opening import Opening
+from asgibus.protocol.recovery import Ending
+from asgibus.protocol.session import Arrival
 from asgibus.protocol.states import (
     HTTP_TABLE,
     OTHER_TABLE,
@@ -35,75 +36,19 @@ from asgibus.protocol.states import (
     IllegalTransition,
     Life,
     Turn,
-    beginning,
     step,
-    turn,
 )
-
-if TYPE_CHECKING:
-    from asgibus.interface_server.connections import Connections
-    from asgibus.interface_server.terminator import Terminator
 
 logger = logging.getLogger("asgibus.interface")
 
-NO_WORKER = (503, 1013)  # HTTP status and close code while no worker takes a connection: try again later
-WORKER_LOST = (502, 1012)  # when the worker that served it is gone, and no other may go on
-KILLER = (502, 1011)  # when it has killed the workers that served it
 APP_FAILED = (500, 1011)  # when a further run of the app answers otherwise than the first
 _LAST = (CLOSE, RESPONSE_END, ABORT)  # the last event of a run that has not been told of the end of its WebSocket
-_CONNECT: Event = ()  # the event in hand of a WebSocket that waits to be accepted
 
 
-class Connection(SessionEnd):
+class Connection(Living):
     """One exchange on the bus. `terminator` holds its socket, `owner` is the mailbox of the worker that serves it."""
 
-    __slots__ = (
-        "_behind",
-        "_connections",
-        "_unsent",
-        "accepted",
-        "app",
-        "begun",
-        "deaths",
-        "groups",
-        "kind",
-        "life",
-        "offer",
-        "offered_at",
-        "opening",
-        "owner",
-        "resumable",
-        "saved_state",
-        "subprotocol",
-        "table",
-        "terminator",
-    )
-
-    opening: Opening | bytes
-    """What a further run begins with. A WebSocket's, which stays for long, is kept packed."""
-
-    def __init__(
-        self, connections: Connections, number: int, kind: str, window: int, terminator: Terminator, now: float
-    ) -> None:
-        super().__init__(number, 1, window)
-        self._connections = connections
-        self.terminator = terminator
-        self.kind = kind
-        self.table, self.app = beginning(kind)
-        self.life = Life.OFFERED
-        self.offer: Offer | None = None
-        self.offered_at = now
-        self.owner = ""
-        self.accepted = self.app is App.OPEN
-        self.subprotocol: str | None = None
-        self.resumable = False
-        self.deaths: Deaths | None = None
-        self.begun = -1
-        """How many events the app has got or is about to get, if its worker says so: see `Opening.suspect`."""
-        self.groups: set[str] | None = None
-        self.saved_state = b""
-        self._behind = 0
-        self._unsent: list[tuple[Frame, int]] | None = None
+    __slots__ = ()
 
     # From the client.
 
@@ -118,13 +63,6 @@ class Connection(SessionEnd):
             self._unsent.append((frame, counted))
         if self.in_flight >= self.window:
             self.terminator.pause()
-
-    def client_gone(self, code: int = 1006, reason: str = "") -> None:
-        """The client is gone, or its request cannot be finished: the app learns it at once, and this ends."""
-        if self.life is not Life.OFFERED and self.life is not Life.JOINED:
-            return
-        self.event(disconnect(self.kind, code, reason))
-        self._turn(Turn.CLIENT_GONE)
 
     # From the bus.
 
@@ -250,6 +188,8 @@ class Connection(SessionEnd):
             after = step(self.table, state, code)
         except IllegalTransition:
             return False
+        if code == ACCEPT and event[1] is not None and event[1] not in self.whole_opening.subprotocols:
+            return False
         if after is not App.COMPLETE and self.terminator.write_paused and not self.terminator.keeps_up():
             return True
         if state is self.app or after is App.COMPLETE:
@@ -287,123 +227,3 @@ class Connection(SessionEnd):
         """Answer the oldest GROUP_ADD or GROUP_DISCARD of that group."""
         if self.life is Life.JOINED or self.life is Life.PARTING:
             self.event((GROUP_DONE, error, group))
-
-    # Endings.
-
-    def run_ended(self, ending: Ending, *, suspect: bool = True) -> None:
-        """The run of the app that served this has ended before its time: offer it for another one, or end it.
-
-        `suspect`: what its worker had in hand of this may be why it died: it had nothing else in hand, or is known to
-        have ended by its own doing.
-        """
-        if (self.life is Life.LEFT or self.life is Life.PARTING) and (
-            ending is Ending.FORGOTTEN or not self._must_be_heard
-        ):
-            self._turn(Turn.GIVEN_UP)
-        elif self.life is not Life.ENDED:
-            if ending.by_death and self._is_killer(suspect=suspect):
-                deaths = self.deaths.count if self.deaths else 0
-                logger.error(
-                    "connection %d is ended: %d workers in a row died with the same event of it", self.number, deaths
-                )
-                self._connections.counts["killer"] += 1
-                self.give_up(KILLER)
-            elif self._may_run_again():
-                self._connections.counts[ending.name.lower().replace("_", " ")] += 1
-                self._run_again()
-            else:
-                self._connections.counts["worker lost"] += 1
-                self.give_up(WORKER_LOST)
-
-    @property
-    def _must_be_heard(self) -> bool:
-        """Whether an app has to hear that the client is gone, if not this run of it then another one."""
-        return self.accepted and self.resumable
-
-    def in_hand(self) -> tuple[Event, int] | None:
-        """What its worker may have in hand, and how many events its app has got with that; None if it is at rest."""
-        if isinstance(self.opening, Opening) and self.table is HTTP_TABLE:
-            return self.opening.events[0], 0
-        if not self.accepted:
-            return _CONNECT, 0
-        waiting = enumerate(self.unacknowledged, self.acked + 1)
-        for count, event in waiting:
-            if event[0] != GROUP_DONE:
-                return event, count
-        return (_CONNECT, 0) if self.app is App.HANDSHAKE else None
-
-    def _is_killer(self, *, suspect: bool) -> bool:
-        """Count the death of a worker; whether this connection has brought about too many."""
-        found = self.in_hand()
-        if found is None:
-            self.deaths = None
-            return False
-        in_hand, needed = found
-        limit = START_KILLS if in_hand is _CONNECT and self.accepted else KILLS
-        self.deaths = self.deaths or Deaths()
-        return self.deaths.too_many(in_hand, limit, begun=self.begun >= needed, suspect=suspect)
-
-    def _may_run_again(self) -> bool:
-        if isinstance(self.opening, Opening) and self.table is HTTP_TABLE:
-            return may_run_http_again(self.app, self.opening.method, whole=self.acked <= len(self.opening.events))
-        return may_run_websocket_again(self.app, accepted=self.accepted, resumable=self.resumable)
-
-    def _run_again(self) -> None:
-        """Offer it again, with what no run has taken yet."""
-        opening = self.opening if isinstance(self.opening, Opening) else read_opening(unpack(self.opening))
-        events = self.unacknowledged
-        if self.table is HTTP_TABLE:
-            events = [*opening.events[: self.acked], *events]
-        self.renew(self.attempt + 1, [event for event in events if event[0] != GROUP_DONE])
-        self.app = App.WAITING if self.table is HTTP_TABLE else App.HANDSHAKE
-        self.owner = ""
-        self.begun = -1
-        self._behind = 0
-        self._turn(Turn.REOPENED)
-        first = sum(end <= 2 * PART for end in accumulate(counted for _, counted in self.kept()))
-        self._unsent = self.kept()[first:]
-        self.opening = opening._replace(
-            attempt=self.attempt,
-            resumed=self.accepted,
-            suspect=self.deaths is not None,
-            events=tuple(self.unacknowledged[:first]),
-            state=self.saved_state,
-        )
-        self._connections.reopen(self, self.opening)
-        if self.in_flight < self.window and self.life is Life.OFFERED:
-            self.terminator.resume()
-
-    def not_taken(self) -> None:
-        """No worker has named itself in time."""
-        may_have_begun = self.offer is not None and self.offer.once
-        sure = self._connections.withdraw(self)
-        self.give_up(WORKER_LOST if may_have_begun and not sure else NO_WORKER)
-
-    def give_up(self, answer: tuple[int, int]) -> None:
-        """No worker took this in time, or its worker is gone: the client gets the status or the close code."""
-        if self.life is Life.LEFT or self.life is Life.PARTING:
-            self._turn(Turn.GIVEN_UP)
-        elif self.life is not Life.ENDED:
-            self._turn(Turn.GIVEN_UP)
-            self.app = App.COMPLETE
-            self.terminator.fail(*answer)
-
-    def fail(self, answer: tuple[int, int]) -> None:
-        """End this though its worker lives: the app learns it, and the client gets the status or the close code."""
-        self.client_gone(answer[1])
-        self.app = App.COMPLETE
-        self.terminator.fail(*answer)
-
-    def _turn(self, event: Turn) -> None:
-        self.life = turn(self.life, event)
-        if event is Turn.OWNED:
-            self._connections.joined(self)
-        elif event is Turn.CLIENT_GONE:
-            self._connections.left(self)
-        if self.life is Life.PARTING and not self._must_be_heard:
-            self.life = turn(self.life, Turn.HEARD)
-        if self.life is Life.LEFT and not self._must_be_heard:
-            self._connections.withdraw(self)
-        elif self.life is Life.ENDED:
-            self._connections.withdraw(self)
-            self._connections.ended(self)

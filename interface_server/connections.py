@@ -6,14 +6,16 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_to_bytes
 
 from anyio.abc import TaskGroup
 
-from asgibus.interface_server.connection import NO_WORKER, Connection
+from asgibus.interface_server.connection import Connection
+from asgibus.interface_server.connection_life import NO_WORKER, Living
 from asgibus.interface_server.groups import Groups
 from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.interface_server.waiting import Waiting
 from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE, Bus, Claim, Frame, Message, Offer
 from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.events import Event, encode
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("asgibus.interface")
 
 DEAD_REMEMBERED = 100  # workers whose last words may still be on their way
-OFFER_AGAIN_SECONDS = 3.0  # after the store lost its data: by then a worker that had claimed an offer has said so
 PROBE_AGAIN_SECONDS = 3.0  # after an interruption: what others judge of us for longer, they judge from a later beat
 
 
@@ -41,20 +42,15 @@ class Connections:
         self._bus: Bus | None = None
         self._numbers = itertools.count(1)
         self._open: dict[int, Connection] = {}
-        # In the order in which they were offered, so the oldest stands first.
-        self._offered: dict[int, Connection] = {}
-        self._reopened: dict[int, Connection] = {}  # those whose client is open already: they may wait for longer
         self._suspects: set[str] = set()  # workers who had no mailbox when something was posted to them
         self._dead_workers: dict[str, None] = {}  # the latest ones
-        self._doubted: list[tuple[float, Connection, Offer]] = []  # what may be lost, and when it is offered again
-        self._settled_at = 0.0  # when those who have claimed offers have said so, after an interruption
-        self._lost: list[Offer] = []  # until then
         self._probe_again: float | None = None
         self._away_since: float | None = None
         self._held: list[Holding] = []
         self.groups = Groups(self)
         self.counts: Counter[str] = Counter()
         """What was dropped or refused, by kind."""
+        self._waiting = Waiting(settings, self.counts)
         self.now = 0.0
         """The event loop's time, as of the last tick."""
 
@@ -105,9 +101,9 @@ class Connections:
         )
         connection.opening = opening
         self._open[connection.number] = connection
-        self._offered[connection.number] = connection
+        self._waiting.add(connection)
         once = kind == HTTP and request.method not in IDEMPOTENT
-        connection.offer = bus.offer(shared_channel(kind, self._pool(request.raw_path)), opening, once=once)
+        connection.offer = bus.offer(shared_channel(kind, self._settings.pool_of(request.raw_path)), opening, once=once)
         return connection
 
     def open_other(
@@ -136,40 +132,21 @@ class Connections:
             suspect=False,
             window=connection.window,
             kind=kind,
-            http_version="",
-            method="",
-            scheme="",
-            raw_path=b"",
-            query_string=b"",
-            root_path="",
-            headers=(),
-            client=None,
-            server=None,
-            subprotocols=(),
-            extensions={},
-            expects_continue=False,
             events=events,
-            state=b"",
             scope=scope,
         )
-        self._open[connection.number] = self._offered[connection.number] = connection
+        self._open[connection.number] = connection
+        self._waiting.add(connection)
         connection.offer = self.bus.offer(shared_channel(kind, self._settings.pool), connection.opening)
         return connection
 
-    def reopen(self, connection: Connection, opening: Opening) -> None:
+    def reopen(self, connection: Living, opening: Opening) -> None:
         """Offer a connection for a further run of the app."""
-        self._no_longer_offered(connection)  # so that it stands last
-        (self._reopened if connection.accepted else self._offered)[connection.number] = connection
+        self._waiting.remove(connection)  # so that it stands last
+        self._waiting.add(connection, is_open=connection.accepted)
         connection.offered_at = self.now
-        connection.offer = self.bus.offer(shared_channel(opening.kind, self._pool(opening.raw_path)), opening)
-
-    def _pool(self, raw_path: bytes) -> str:
-        if self._settings.routes:
-            path = unquote_to_bytes(raw_path)  # as the app sees it: one path may be written in many ways
-            for prefix, pool in self._settings.routes:
-                if path.startswith(prefix.encode()):
-                    return pool
-        return self._settings.pool
+        pool = self._settings.pool_of(opening.raw_path)
+        connection.offer = self.bus.offer(shared_channel(opening.kind, pool), opening)
 
     # What a connection asks for.
 
@@ -177,35 +154,36 @@ class Connections:
         """Post a frame to a worker."""
         self.bus.post(mailbox, frame, counted)
 
-    def joined(self, connection: Connection) -> None:
+    def joined(self, connection: Living) -> None:
         """A worker has taken it."""
-        self._no_longer_offered(connection)
+        self._waiting.remove(connection)
         if connection.owner in self._dead_workers:  # what it wrote last came behind the news of its death
             self._suspects.add(connection.owner)
         offer, connection.offer = connection.offer, None
         if offer is not None:
             offer.taken = True
 
-    def withdraw(self, connection: Connection) -> bool:
+    def withdraw(self, connection: Living) -> bool:
         """Take its offer back, if there is one. False if it may have been claimed all the same."""
         offer, connection.offer = connection.offer, None
         return offer is None or self.bus.withdraw(offer)
 
-    def left(self, connection: Connection) -> None:
+    def left(self, connection: Living) -> None:
         """Its client is gone, and with it its memberships."""
         if connection.groups:
             self.groups.forget(connection)
 
-    def ended(self, connection: Connection) -> None:
+    def left_early(self, connection: Living) -> None:
+        """Its client is gone before a worker named itself, and no app need hear of that unless one has it already."""
+        self.withdraw(connection)
+        self._waiting.left(connection, self.now)
+
+    def ended(self, connection: Living) -> None:
         """It has ended."""
-        self._no_longer_offered(connection)
+        self._waiting.remove(connection)
         self._open.pop(connection.number, None)
         if connection.groups:
             self.groups.forget(connection)
-
-    def _no_longer_offered(self, connection: Connection) -> None:
-        if self._offered.pop(connection.number, None) is None:
-            self._reopened.pop(connection.number, None)
 
     def missed(self, mailbox: str, resend: Frame) -> None:
         """Ask a worker for events that are missing."""
@@ -227,7 +205,8 @@ class Connections:
                 logger.exception("a frame of kind %r from %s was dropped", frame[0], sender or "the layer")
                 self.counts["fault"] += 1
                 if frame[0] >= FIRST_PROTOCOL_KIND and frame[1] in self._open:
-                    self._open[frame[1]].terminator.abort()
+                    with suppress(Exception):  # what is at fault may not even do that
+                        self._open[frame[1]].terminator.abort()
         if self._held:
             held, self._held = self._held, []
             for terminator in held:
@@ -295,10 +274,7 @@ class Connections:
         """See `Handler`."""
         joined = self._probe()
         self._probe_again = self.now + PROBE_AGAIN_SECONDS
-        self._settled_at = self.now + OFFER_AGAIN_SECONDS
-        for connection in self._open.values():
-            if connection.offer is not None:
-                self._doubted.append((self._settled_at, connection, connection.offer))
+        self._waiting.interrupted(self.now)
         self.counts["interruption"] += 1
         logger.warning("the bus was interrupted: %d connections are checked with their workers", joined)
 
@@ -310,14 +286,8 @@ class Connections:
         return len(owned)
 
     def offer_lost(self, offer: Offer) -> None:
-        """See `Handler`. When the store has just lost its data, whoever has claimed it has a moment to say so."""
-        if self.now < self._settled_at:
-            self._lost.append(offer)
-            return
-        for connection in self._offered.values():
-            if connection.offer is offer:
-                connection.run_ended(Ending.LOST)
-                return
+        """See `Handler`."""
+        self._waiting.lost(offer, self.now)
 
     def orphaned(self, claim: Claim) -> None:
         """See `Handler`: an interface server claims nothing."""
@@ -341,18 +311,9 @@ class Connections:
     # The passing of time.
 
     def tick(self, now: float) -> None:
-        """Give up what no worker took in time, and make again the offers that may be lost."""
+        """Look after what waits: for a worker, for a second question to all workers, for the layer."""
         self.now = now
-        self._give_up(self._offered, self._settings.connect_timeout)
-        self._give_up(self._reopened, self._settings.resume_timeout)
-        while self._doubted and self._doubted[0][0] <= now:
-            _, connection, offer = self._doubted.pop(0)
-            if connection.offer is offer:
-                self.bus.offer_again(offer)
-        if self._lost and self._settled_at <= now:
-            lost, self._lost = self._lost, []
-            for offer in lost:
-                self.offer_lost(offer)
+        self._waiting.tick(self.bus, now)
         if self._probe_again is not None and self._probe_again <= now:
             self._probe_again = None
             self._probe()
@@ -362,20 +323,6 @@ class Connections:
             self._away_since = now
         elif now - self._away_since > self._settings.resume_timeout:
             self._end_all(now)
-
-    def _give_up(self, offered: dict[int, Connection], seconds: float) -> None:
-        unserved = 0
-        while offered:
-            connection = next(iter(offered.values()))
-            if connection.offered_at > self.now - seconds:
-                break
-            unserved += connection.life is Life.OFFERED
-            connection.not_taken()
-        if unserved:
-            self.counts["no worker"] += unserved
-            logger.warning(
-                "no worker took %d connections within %g s: is one running for their pool?", unserved, seconds
-            )
 
     def _end_all(self, now: float) -> None:
         """The layer is away for too long: nobody can say when the connections would go on."""

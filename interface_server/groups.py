@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from anyio.abc import TaskGroup
 
+from asgibus.interface_server.terminator import FAULT, cut
 from asgibus.layers.contract import Message
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.protocol.events import GROUP_ADD, OTHER_CLOSE, OTHER_SENT, encode
 
 if TYPE_CHECKING:
     from asgibus.interface_server.connection import Connection
+    from asgibus.interface_server.connection_life import Living
     from asgibus.interface_server.connections import Connections
 
 logger = logging.getLogger("asgibus.interface")
@@ -30,7 +32,7 @@ class _Group:
     __slots__ = ("members", "waiting")
 
     def __init__(self) -> None:
-        self.members: dict[Connection, None] = {}
+        self.members: dict[Living, None] = {}
         self.waiting: list[Connection] | None = []  # None: joined
 
 
@@ -54,7 +56,7 @@ class Groups:
                 connection.groups.discard(name)
             connection.group_done(name, None)
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: Living) -> None:
         """A connection has ended, and with it its memberships."""
         for name in connection.groups or ():
             self._discard(connection, name)
@@ -87,7 +89,7 @@ class Groups:
         for connection in waiting or ():
             connection.group_done(name, error)
 
-    def _discard(self, connection: Connection, name: str) -> None:
+    def _discard(self, connection: Living, name: str) -> None:
         group = self._groups.get(name)
         if group is None:
             return
@@ -117,7 +119,10 @@ class Groups:
         counts = self._connections.counts
         before = counts["broadcast out of place"]
         for connection in list(group.members):
-            connection.terminator.broadcast(event, shared)
+            try:
+                connection.terminator.broadcast(event, shared)
+            except Exception:
+                logger.exception(FAULT, cut(connection.terminator, counts))
         if event[0] in (OTHER_SENT, OTHER_CLOSE) and (missed := counts["broadcast out of place"] - before):
             self._tell(name, event[1], missed)
 

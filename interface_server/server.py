@@ -21,7 +21,7 @@ from asgibus.interface_server.proxy_protocol import Origin
 from asgibus.interface_server.request import Request
 from asgibus.interface_server.response import StandardHeaders
 from asgibus.interface_server.settings import InterfaceSettings
-from asgibus.interface_server.terminator import Holder, Host, Listener
+from asgibus.interface_server.terminator import FAULT, Holder, Host, Listener, cut
 from asgibus.interface_server.tls import Tls
 from asgibus.interface_server.websocket import WebSocketTerminator
 from asgibus.layers.contract import ChannelLayer, Statistics, statistics_of
@@ -142,7 +142,10 @@ class Server:
                 self.settings.graceful_timeout,
             )
             for terminator in list(self._terminators):
-                terminator.abort()
+                try:
+                    terminator.abort()
+                except Exception:
+                    logger.exception(FAULT, self._cut(terminator))
             await self._empty(DRAIN_SECONDS)
 
     async def _let_go(self, seconds: float) -> None:
@@ -152,10 +155,20 @@ class Server:
             if isinstance(terminator, WebSocketTerminator) and terminator.is_open:
                 websockets.append(terminator)
             else:
-                terminator.shut_down()
+                self._shut_down(terminator)
         async for websocket in spread(websockets, seconds):
             if websocket in self._terminators:
-                websocket.shut_down()
+                self._shut_down(websocket)
+
+    def _shut_down(self, terminator: Holder) -> None:
+        try:
+            terminator.shut_down()
+        except Exception:
+            logger.exception(FAULT, self._cut(terminator))
+
+    def _cut(self, terminator: Holder) -> str:
+        self.forget(terminator)  # it is not asked again, even if it cannot be ended
+        return cut(terminator, self.connections.counts)
 
     async def reload_certificates(self) -> None:
         """Read the TLS certificates again, for new connections; if they are bad, say so and keep those in force."""
@@ -183,7 +196,10 @@ class Server:
             if ticks % CHECK_TICKS == 0:
                 self.connections.check(stalled=ticks % PROBE_TICKS == 0)
             for terminator in [each for each in self._terminators if each.deadline <= now]:
-                terminator.expire(now)
+                try:
+                    terminator.expire(now)
+                except Exception:
+                    logger.exception(FAULT, self._cut(terminator))
 
     # For the terminators.
 
@@ -191,7 +207,7 @@ class Server:
         """A socket was accepted; False if there are too many already."""
         self._terminators.add(terminator)
         if self._draining:  # its TLS handshake took until now
-            self.loop.call_soon(terminator.shut_down)
+            self.loop.call_soon(self._shut_down, terminator)
         return len(self._terminators) <= self.settings.max_connections
 
     def readmit(self, terminator: Holder) -> None:
@@ -246,4 +262,7 @@ async def _listening(listeners: Sequence[Listener], host: Host) -> AsyncIterator
         yield
     finally:
         for listener in started:
-            listener.stop()
+            try:
+                listener.stop()
+            except Exception:
+                logger.exception("the listener for %s failed as it was stopped", listener.kind)

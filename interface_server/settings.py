@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
+from urllib.parse import unquote_to_bytes
 
 from asgibus.protocol.session import WINDOW
 
@@ -77,3 +78,12 @@ class InterfaceSettings:
     slow_client_buffer: int = 1024 * 1024
     """Unsent bytes past which a client is slow, for broadcasts and for messages to its reply channel."""
     slow_client: SlowClient = "close"
+
+    def pool_of(self, raw_path: bytes) -> str:
+        """The pool whose workers serve a path."""
+        if self.routes:
+            path = unquote_to_bytes(raw_path)  # as the app sees it: one path may be written in many ways
+            for prefix, pool in self.routes:
+                if path.startswith(prefix.encode()):
+                    return pool
+        return self.pool

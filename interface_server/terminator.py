@@ -10,7 +10,9 @@ client, as with TCP, both are one object. `Listener` is what accepts the clients
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asgibus.protocol.events import ABORT, OTHER_CLOSE, OTHER_RECEIVED, OTHER_SENT, Event, message_of, other
@@ -119,6 +121,17 @@ class Listener(Protocol):
 
     def stop(self) -> None:
         """Accept nobody any more. Those who were accepted are told to `shut_down` after this, by the server."""
+
+
+FAULT = "a terminator failed, and its socket is cut: %s"
+
+
+def cut(terminator: Terminator | Holder, counts: Counter[str]) -> str:
+    """End the socket of a terminator that has raised, so that no other ends with it; returns its name, for the log."""
+    counts["fault"] += 1
+    with suppress(Exception):  # that it is at fault is known
+        terminator.abort()
+    return f"{type(terminator).__module__}.{type(terminator).__qualname__}"
 
 
 Factory = Callable[["str | None", "InterfaceSettings"], Listener]

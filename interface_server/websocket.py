@@ -181,7 +181,11 @@ class WebSocketTerminator(Answering):
     def expire(self, now: float) -> None:
         """See `Terminator`."""
         if self._phase is not Phase.OPEN:
-            if self._connection is None or self._phase is Phase.CLOSING:
+            refused = self._protocol is None and self._transport.get_write_buffer_size() > 0  # it is to read why
+            if refused and self._stalled(now):
+                self._leave(CloseCode.ABNORMAL_CLOSURE)
+                self._transport.abort()
+            elif not refused and (self._connection is None or self._phase is Phase.CLOSING):
                 self._transport.abort()
             self.deadline = now + CLOSE_SECONDS
             return

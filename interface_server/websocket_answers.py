@@ -111,6 +111,7 @@ class Answering(asyncio.Protocol):
             assert self._writer is not None
             self._writer.begin(self._request, keep_alive=False)
             self._writer.start(event)
+            self.deadline = self._server.now + CLOSE_SECONDS  # from now on it is looked after how the client reads
         elif code == RESPONSE_BODY or code == RESPONSE_END:
             assert self._writer is not None
             if code == RESPONSE_BODY:
@@ -166,8 +167,13 @@ class Answering(asyncio.Protocol):
     # Writing.
 
     def _answer(self, refusal: Refusal) -> None:
-        """Refuse the handshake."""
+        """Refuse the handshake; if the app has begun to do so, what it has said is cut off."""
         self._connection = None
+        assert self._writer is not None
+        if self._writer.written:
+            self._log(self._writer.status)
+            self._transport.abort()
+            return
         headers = b"sec-websocket-version: 13\r\n" if refusal.status == 426 else b""
         response = plain_response(refusal.status, refusal.reason, self._server.standard)
         self._transport.write(response.replace(b"\r\n\r\n", b"\r\n" + headers + b"\r\n", 1))

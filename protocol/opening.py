@@ -32,21 +32,21 @@ class Opening(NamedTuple):
     window: int
     """Bytes that may be under way unacknowledged, each direction."""
     kind: str
-    http_version: str
-    method: str
-    scheme: str
-    raw_path: bytes
-    query_string: bytes
-    root_path: str
-    headers: Headers
-    client: Address | None
-    server: Address | None
-    subprotocols: tuple[str, ...]
-    extensions: dict[str, Any]
-    expects_continue: bool
-    events: tuple[Event, ...]
+    http_version: str = ""
+    method: str = ""
+    scheme: str = ""
+    raw_path: bytes = b""
+    query_string: bytes = b""
+    root_path: str = ""
+    headers: Headers = ()
+    client: Address | None = None
+    server: Address | None = None
+    subprotocols: tuple[str, ...] = ()
+    extensions: dict[str, Any] = {}  # noqa: RUF012 -- nobody alters what is to be packed
+    expects_continue: bool = False
+    events: tuple[Event, ...] = ()
     """The first events, numbered from 0: for HTTP the first part of the body, for a further run what is left."""
-    state: bytes
+    state: bytes = b""
     """What the app saved in an earlier attempt, packed."""
     scope: dict[str, Any] | None = None
     """The scope of a connection that is neither HTTP nor WebSocket; what only these two have is then empty."""

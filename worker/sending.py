@@ -78,6 +78,7 @@ class Sending(SessionEnd):
         "_own_end",
         "_remaining",
         "_resumed",
+        "_subprotocols",
         "_table",
         "_window_waiters",
         "confirmation",
@@ -100,6 +101,7 @@ class Sending(SessionEnd):
         """Whether this may have been served already, by somebody else."""
         self._claim = claim
         self._resumed = opening.resumed
+        self._subprotocols = opening.subprotocols
         self._announced = False
         self.kind = opening.kind
         self._is_http = opening.kind == HTTP
@@ -144,6 +146,8 @@ class Sending(SessionEnd):
         elif (code == MESSAGE_SENT or code == OTHER_SENT) and len(event[-1]) > MAX_MESSAGE_BYTES:
             raise MessageTooLarge(len(event[-1]), MAX_MESSAGE_BYTES)
         elif code == ACCEPT:
+            if event[1] is not None and event[1] not in self._subprotocols:
+                raise ValueError(f"the client did not offer the subprotocol {event[1]!r}, see scope['subprotocols']")
             event = (*event[:3], self.host.resume)
         self._app_state = after
         if code == RESPONSE_START and self._is_http:

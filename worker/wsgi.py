@@ -25,9 +25,7 @@ Write = Callable[[bytes], object]
 StartResponse = Callable[..., Write]
 WSGICallable = Callable[[Environ, StartResponse], Iterable[bytes]]
 
-QUEUED = (
-    1  # parts of a response between a thread and the event loop: an app that writes large ones must not fill memory
-)
+QUEUED = 1  # parts of a response between a thread and the event loop: large ones must not fill memory
 READ_BUFFER = 64 * 1024  # bytes, as much as a part of a body that comes over the bus
 _EXCHANGE = "asgibus.wsgi"
 

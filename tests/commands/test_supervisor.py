@@ -1,6 +1,7 @@
 """`--processes`: what dies is replaced and announced, and nothing outlives the supervisor."""
 
 import http.client
+import itertools
 import os
 import pty
 import re
@@ -26,6 +27,7 @@ from support.processes import Process, Processes
 from support.redis import RedisServer
 
 APP = "commands.supervised_app:app"
+REPLACED = "All processes are replaced"
 Start = Callable[..., Process]
 
 
@@ -318,6 +320,40 @@ def test_a_rolling_restart_with_a_mistake(interfaces: Process, workers: Process,
     assert get(interfaces)[0] == 200
 
 
+def test_a_rolling_restart_does_not_wait_for_ever(
+    redis_url: str, interfaces: Process, processes: Processes, tmp_path: Path
+) -> None:
+    """A start-up that hangs is given up, here by a command of less patience, and the next restart works."""
+    patience = "from asgibus.commands import supervisor; supervisor.START_SECONDS = 4.0"
+    program = f"{patience}; from asgibus.worker.cli import main; main()"
+    command = [sys.executable, "-c", program, APP, "--layer", redis_url, "--processes", "2"]
+    workers = supervised(processes.start("workers", command, ready=r"Worker ready"))
+    before = children(workers)
+    (tmp_path / "start-up-hangs").touch()
+    workers.send_signal(signal.SIGHUP)
+    said = workers.wait_for(r"ERROR +\[\d+\] Process (\d+) was not ready within 4 s: the old processes stay\n")
+    assert int(said[1]) not in before
+    wait_until(lambda: children(workers) == before, what="the end of the new process")
+    assert get(interfaces)[0] == 200
+    (tmp_path / "start-up-hangs").unlink()
+    workers.send_signal(signal.SIGHUP)
+    workers.wait_for("All processes are replaced")
+    assert not set(children(workers)) & set(before)
+    assert workers.log().count("ERROR") == 1
+
+
+def restart_all(workers: Process) -> int:
+    """Rolling restarts until one has found all processes ready, as far as the supervisor knew; how many it took."""
+    for count in itertools.count(1):
+        said = len(workers.log())
+        workers.send_signal(signal.SIGHUP)
+        wait_until(lambda count=count: workers.log().count(REPLACED) == count, what="the end of the restart")
+        if "retires" not in workers.log()[said:]:
+            wait_until(lambda: len(children(workers)) == 2, what="the end of the old processes")
+            return count
+    raise AssertionError
+
+
 def test_a_death_in_a_rolling_restart_leaves_no_process_too_many(workers: Process, tmp_path: Path) -> None:
     """The old one dies young, so that its place is to be filled after a pause; the restart fills it before."""
     found = workers.wait_for(r"Supervisor ready: 2 processes \((\d+), \d+\)")
@@ -326,10 +362,8 @@ def test_a_death_in_a_rolling_restart_leaves_no_process_too_many(workers: Proces
         os.kill(old, signal.SIGKILL)
         wait_until(lambda count=count: len(readied(workers)) == count, 10, "another ready process")
         old = readied(workers)[-1]
-    workers.send_signal(signal.SIGHUP)  # behind this the supervisor knows, too, that both are ready
-    workers.wait_for("All processes are replaced", 10)
-    if old not in children(workers):
-        old = readied(workers)[-2]
+    restarts = restart_all(workers)
+    old = readied(workers)[-2]  # the place that was filled first
     before = set(children(workers))
     (tmp_path / "start-up-hangs").touch()
     workers.send_signal(signal.SIGHUP)
@@ -338,7 +372,7 @@ def test_a_death_in_a_rolling_restart_leaves_no_process_too_many(workers: Proces
     os.kill(old, signal.SIGKILL)
     workers.wait_for(rf"Process {old} was killed by SIGKILL: starting another in 2 s")
     (tmp_path / "start-up-hangs").unlink()
-    wait_until(lambda: workers.log().count("All processes are replaced") == 2, 10, "the end of the restart")
+    wait_until(lambda: workers.log().count(REPLACED) == restarts + 1, 10, "the end of the restart")
     os.kill(new, signal.SIGKILL)
     workers.wait_for(rf"Process {new} was killed by SIGKILL: starting another", 10)
 

@@ -17,7 +17,7 @@ from asgibus.protocol.events import (
     WEBSOCKET_DISCONNECT,
 )
 from asgibus.protocol.frames import ABANDONED, ACK, EVENT, OWN, PROBE, RESEND, RESET
-from asgibus.protocol.opening import HTTP
+from asgibus.protocol.opening import HTTP, WEBSOCKET
 from support.recording import OTHER, WORKER, Table, accept, close, message, own
 
 
@@ -94,6 +94,19 @@ def test_a_fault_in_one_connection_does_not_reach_the_others(table: Table, caplo
     assert "ZeroDivisionError" in caplog.text
 
 
+def test_a_message_cannot_choose_a_subprotocol_that_was_not_offered(
+    table: Table, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection, terminator = table.open()
+    table.frames(own(connection.number))
+    plain = {"type": "websocket.accept", "subprotocol": "chat"}
+    table.frames((MESSAGE, str(connection.number), plain), sender="")
+    assert terminator.written == []
+    assert "a websocket.accept for connection 1 was dropped" in caplog.text
+    table.frames((MESSAGE, str(connection.number), plain | {"subprotocol": None}), sender="")
+    assert [event[0] for event in terminator.written] == [ACCEPT]
+
+
 def test_an_event_out_of_place_is_refused(table: Table, caplog: pytest.LogCaptureFixture) -> None:
     connection, terminator = table.open()
     table.frames(message(connection.number, 0, "before accept"))
@@ -113,6 +126,23 @@ def test_a_client_that_leaves_before_its_worker_is_known_is_told_to_that_worker(
         (WORKER, (HTTP_DISCONNECT, True)),
     ]
     assert len(table.connections) == 0
+
+
+@pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
+def test_a_client_that_left_is_forgotten_when_no_worker_has_it(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Its offer is withdrawn; who had claimed it has said so by then, long before `connect_timeout`."""
+    table = Table(connect_timeout=60.0)
+    table.connections.tick(100.0)
+    connection, terminator = table.open(kind, ((REQUEST_END, b""),) if kind == HTTP else ())
+    connection.client_gone()
+    table.connections.tick(102.9)
+    assert len(table.connections) == 1
+    table.connections.tick(103.1)
+    assert len(table.connections) == 0
+    assert terminator.failed == []
+    assert "no worker took" not in caplog.text
+    table.frames(own(connection.number))
+    assert table.bus.posted == [(WORKER, (RESET, connection.number, 1))]
 
 
 def test_the_socket_is_read_by_the_window_alone() -> None:

@@ -13,18 +13,17 @@ import pytest
 from anyio.to_thread import run_sync
 
 from asgibus.commands.embedded import embedded_worker, serve_with_worker
-from asgibus.interface_server import http, pace
+from asgibus.interface_server import http, pace, websocket, websocket_answers
 from asgibus.interface_server import server as server_module
 from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers import open_layer
 from support.raw import RawClient
-from support.websocket import seen, wait_seen
+from support.websocket import RawWebSocket, seen, wait_seen
 
 # The limits are tenths of seconds: a machine that stops for a moment fails what keeps to them. Run once more, it holds.
 pytestmark = [pytest.mark.anyio, pytest.mark.flaky(reruns=1, only_rerun=".")]
 
-APP = {"app": "http_app:app", "app_dir": str(Path(__file__).parent)}
 PATIENCE = 0.3
 
 
@@ -35,6 +34,8 @@ def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "STALL_SECONDS", PATIENCE)
     monkeypatch.setattr(http, "LINGER_SECONDS", PATIENCE)
     monkeypatch.setattr(http, "CHECK_SECONDS", PATIENCE / 4)
+    for module in (websocket, websocket_answers):
+        monkeypatch.setattr(module, "CLOSE_SECONDS", PATIENCE / 4)
     monkeypatch.setattr(server_module, "TICK_SECONDS", PATIENCE / 10)
 
 
@@ -50,7 +51,7 @@ class Address:
 
 
 @asynccontextmanager
-async def serving_here(min_body_rate: int = 1000) -> AsyncIterator[Address]:
+async def serving_here(min_body_rate: int = 1000, app: str = "http_app:app") -> AsyncIterator[Address]:
     layer = open_layer("memory://")
     server = Server(InterfaceSettings(port=0, min_body_rate=min_body_rate, graceful_timeout=0.1), layer)
     listening = anyio.Event()
@@ -63,7 +64,7 @@ async def serving_here(min_body_rate: int = 1000) -> AsyncIterator[Address]:
     stop = anyio.Event()
     try:
         async with anyio.create_task_group() as tasks:
-            worker = embedded_worker(APP, layer)
+            worker = embedded_worker({"app": app, "app_dir": str(Path(__file__).parent)}, layer)
             tasks.start_soon(serve_with_worker, worker, lambda: server.serve(stop, ready), stop, 0.1)
             await listening.wait()
             yield Address(int(where[0].rpartition(":")[2]))
@@ -158,6 +159,18 @@ async def test_an_app_that_does_not_read_is_not_the_clients_fault(name: str) -> 
         await run_sync(test, server)
 
 
+def wait_dropped(client: RawClient) -> None:
+    """Until it was reset, which shows without reading what came before."""
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            client.socket.sendall(b"x")
+        except (BrokenPipeError, ConnectionResetError):
+            return
+        assert time.monotonic() < deadline, "the client was not dropped"
+        time.sleep(0.05)  # between two looks, until the deadline above
+
+
 @pytest.mark.parametrize("target", ["/large?size=100000000&part=100000", "/large?size=3000000"])
 async def test_a_client_that_reads_nothing_is_dropped(name: str, target: str) -> None:
     """Whether the app still waits to send more, or has sent all of it."""
@@ -167,14 +180,7 @@ async def test_a_client_that_reads_nothing_is_dropped(name: str, target: str) ->
             client.send(f"GET {target}&name={name} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
             client.read_head()
             wait_seen(server, name, "over")
-            deadline = time.monotonic() + 5
-            while True:  # it was reset, which shows without reading what came before
-                try:
-                    client.socket.sendall(b"x")
-                except (BrokenPipeError, ConnectionResetError):
-                    break
-                assert time.monotonic() < deadline, "the client was not dropped"
-                time.sleep(0.05)  # between two looks, until the deadline above
+            wait_dropped(client)
 
     async with serving_here() as server:
         await run_sync(test, server)
@@ -210,4 +216,34 @@ async def test_an_early_response_is_read_as_slowly_as_the_client_likes(name: str
             assert client.read_until_close() == b""
 
     async with serving_here() as server:
+        await run_sync(test, server)
+
+
+# The response that refuses a WebSocket.
+
+
+@pytest.mark.parametrize("parts", [1000, 30])
+async def test_a_client_that_does_not_read_why_its_websocket_is_denied_is_dropped(name: str, parts: int) -> None:
+    """Whether the app still waits to send more, or has sent all of it."""
+
+    def test(server: Address) -> None:
+        target = f"/deny-at-length?parts={parts}&name={name}"
+        with RawWebSocket(server, target, receive_buffer=4096) as client:
+            assert client.status == 403
+            wait_seen(server, name, "over")
+            wait_dropped(client)
+
+    async with serving_here(app="websocket_app:app") as server:
+        await run_sync(test, server)
+
+
+async def test_a_client_that_reads_slowly_why_its_websocket_is_denied_is_not_dropped(name: str) -> None:
+    def test(server: Address) -> None:
+        with RawWebSocket(server, f"/deny-at-length?parts=40&name={name}", receive_buffer=65536) as client:
+            for _ in range(40):
+                client.read_exactly(100_000)
+                time.sleep(0.05)  # a slow reader: the pace is what is tested
+            assert client.read_until_close().endswith(b"0\r\n\r\n")
+
+    async with serving_here(app="websocket_app:app") as server:
         await run_sync(test, server)

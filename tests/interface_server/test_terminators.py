@@ -5,6 +5,7 @@ import re
 import socket
 import textwrap
 import tomllib
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from support.deadline import wait_until
 from support.processes import Process
+from support.raw import RawClient
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "lines"
 PAGE = EXAMPLE.parents[1] / "docs" / "terminators.md"
@@ -143,6 +145,86 @@ def test_stopping_closes_the_clients(request: pytest.FixtureRequest, install: In
 
 
 # Mistakes.
+
+BREAK = """def data_received(self, data):
+        if data == b"break\\n":
+            {}
+            return
+"""
+
+
+def break_at(install: Install, statement: str) -> dict[str, str]:
+    """The example, but a client that says "break" makes its terminator execute that."""
+    return install("def data_received(self, data):\n", BREAK.format(statement))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "self.deadline, self.expire = 0.0, lambda now: 1 / 0",
+        "self.deadline, self.expire, self.abort = 0.0, lambda now: 1 / 0, lambda: 1 / 0",
+    ],
+)
+def test_one_that_fails_at_its_deadline_ends_alone(start_interface: Start, install: Install, statement: str) -> None:
+    server = start_interface(
+        *("--terminator", "lines=127.0.0.1:0", "--admin-port", 0),
+        app="app:app",
+        env=break_at(install, statement),
+        allow_traceback=True,
+    )
+    with client(server) as other, client(server) as broken:
+        broken.sendall(b"break\n")
+        server.wait_for("a terminator failed, and its socket is cut: lines.LineTerminator")
+        if "abort" not in statement:
+            assert broken.recv(10) == b""
+        other.sendall(b"a\n")
+        assert read_lines(other, 1) == [b"A"]
+        admin = server.wait_for(r"Admin on (http://\S+)")[1]
+        with urllib.request.urlopen(f"{admin}/metrics", timeout=30) as response:
+            assert b'asgibus_events_total{kind="fault"} 1.0' in response.read()
+    assert server.log().count("a terminator failed") == 1
+
+
+def test_one_that_fails_when_the_server_stops_ends_alone(start_interface: Start, install: Install) -> None:
+    env = break_at(install, "self.shut_down = lambda: 1 / 0")
+    server = start_interface("--terminator", "lines=127.0.0.1:0", app="app:app", env=env, allow_traceback=True)
+    with client(server) as broken, client(server) as other:
+        broken.sendall(b"break\n")
+        other.sendall(b"a\n")
+        assert read_lines(other, 1) == [b"A"]
+        server.terminate()
+        assert broken.recv(10) == b""
+        assert other.recv(10) == b""
+        assert server.wait() == 0
+    assert server.log().count("a terminator failed, and its socket is cut: lines.LineTerminator") == 1
+    assert "not done within" not in server.log()
+
+
+def test_one_that_cannot_be_told_that_there_is_no_worker_ends_alone(
+    start_interface: Start, redis_url: str, install: Install
+) -> None:
+    server = start_interface(
+        *("--layer", redis_url, "--terminator", "lines=127.0.0.1:0", "--connect-timeout", "0.5"),
+        env=install("def fail(self, status, close_code):\n", "def fail(self, status, close_code):\n        1 / 0\n"),
+        allow_traceback=True,
+    )
+    with client(server) as one, client(server) as other:
+        assert one.recv(10) == other.recv(10) == b""
+        with RawClient(server) as http:
+            assert http.request("GET", "/").status == 503
+    assert server.log().count("a terminator failed, and its socket is cut: lines.LineTerminator") == 2
+
+
+def test_a_listener_that_fails_when_the_server_stops(start_interface: Start, install: Install) -> None:
+    env = install("        self.server.close()", "        self.server.close()\n        1 / 0")
+    server = start_interface("--terminator", "lines=127.0.0.1:0", app="app:app", env=env, allow_traceback=True)
+    with client(server) as connection:
+        connection.sendall(b"a\n")
+        assert read_lines(connection, 1) == [b"A"]
+        server.terminate()
+        assert connection.recv(10) == b""
+        assert server.wait() == 0
+    server.wait_for("the listener for line failed as it was stopped")
 
 
 def refused(server: Process) -> str:

@@ -157,6 +157,17 @@ def test_accept_carries_subprotocol_and_headers(server: Process, name: str) -> N
     assert seen(server, name)[0] == ["x", "chat.v2"]
 
 
+@pytest.mark.parametrize("offered", [["x", "Chat"], None])
+def test_a_subprotocol_that_was_not_offered_is_an_error_of_the_app(
+    server: Process, name: str, offered: list[str] | None
+) -> None:
+    """A client would have to fail the connection: RFC 6455, section 4.1."""
+    with ws(server, "/subprotocol", query={"name": name, "choose": "chat"}, subprotocols=offered) as client:
+        assert client.subprotocol is None
+    said = "the client did not offer the subprotocol 'chat', see scope['subprotocols']"
+    assert seen(server, name)[:2] == [offered or [], said]
+
+
 def test_no_subprotocol_unless_the_app_chooses_one(server: Process, name: str) -> None:
     with ws(server, "/subprotocol", query={"name": name}, subprotocols=["a"]) as client:
         assert client.subprotocol is None

@@ -109,6 +109,17 @@ def test_the_limit_of_a_message_is_an_option(start_interface: Start) -> None:
         assert client.read_close()[0] == 1009
 
 
+def test_a_denial_that_the_end_of_the_server_cuts_off_looks_so(start_interface: Start, name: str) -> None:
+    server = start_interface("--graceful-timeout", 1, app=APP)
+    with RawWebSocket(server, f"/deny-at-length?parts=1&gate={name}&name={name}") as client:
+        assert client.status == 403
+        wait_seen(server, name, 0)
+        server.terminate()
+        rest = client.read_until_close()
+    assert b"HTTP/1.1" not in rest, "another response in the middle of the first"
+    assert not rest.endswith(b"0\r\n\r\n"), "the body looks complete"
+
+
 def test_no_worker_is_503_on_the_handshake_after_the_connect_timeout(
     start_interface: Start, start_worker: Start, redis_url: str, name: str
 ) -> None:

@@ -86,7 +86,12 @@ async def hesitate(scope, receive, send, query, notes):
 async def subprotocol(scope, receive, send, query, notes):
     notes.append(scope["subprotocols"])
     headers = [(b"x-one", b"1"), (b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")]
-    await send(ACCEPT | {"subprotocol": query.get("choose"), "headers": headers})
+    accept = ACCEPT | {"subprotocol": query.get("choose"), "headers": headers}
+    try:
+        await send(accept)
+    except ValueError as error:
+        notes.append(str(error))
+        await send(accept | {"subprotocol": None})
     await receive()
 
 
@@ -114,6 +119,17 @@ async def deny(scope, receive, send, query, notes):
 async def deny_and_return(scope, receive, send, query, notes):
     await send({"type": "websocket.http.response.start", "status": 401})
     await send({"type": "websocket.http.response.body", "body": b"log in ", "more_body": True})
+
+
+async def deny_at_length(scope, receive, send, query, notes):
+    """Refuse with so many parts of 100,000 bytes; at a `gate` wait before the last."""
+    await send({"type": "websocket.http.response.start", "status": 403})
+    for number in range(int(query["parts"])):
+        await send({"type": "websocket.http.response.body", "body": bytes(100_000), "more_body": True})
+        notes.append(number)
+    if "gate" in query:
+        await GATES[query["gate"]].wait()
+    await send({"type": "websocket.http.response.body"})
 
 
 async def close(scope, receive, send, query, notes):

@@ -1,42 +1,27 @@
 """A Redis Cluster of private servers, for the tests; its slots can be moved."""
 
-from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from support.deadline import wait_until
 from support.redis import RedisServer
+from support.together import Together
 
 MASTERS = 3
 UP_SECONDS = 20.0
 
 
-class Cluster:
+class Cluster(Together):
     """A context manager: masters that have the slots among them, and a replica for each if asked for."""
 
     def __init__(self, binary: str, folder: Path, *, replicas: bool = False) -> None:
+        super().__init__()
         self._binary = binary
         self._folder = folder
         self._count = MASTERS * (2 if replicas else 1)
-        self._stack = ExitStack()
         self.servers: list[RedisServer] = []
-
-    def __enter__(self) -> Self:
-        try:
-            self._begin()
-        except BaseException:
-            self._stack.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
 
     @property
     def url(self) -> str:

@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +29,7 @@ from support.broadcaster import NAME as PROGRAM
 from support.deadline import HANG, in_time, wait_until
 from support.processes import Process, Processes
 from support.raw import RawClient
+from support.together import Together
 from support.websocket import ws
 
 APP = "support.outage_app:app"
@@ -108,7 +109,7 @@ class Outcome:
         assert self.lost[SILENT] + self.ticker_lost[SILENT] + self.program_lost[SILENT] == 0, self
 
 
-class Load:
+class Load(Together):
     """A context manager: entering starts the servers and the clients, leaving ends the clients."""
 
     def __init__(
@@ -127,6 +128,7 @@ class Load:
 
         `first_worker`, `first_interface`: the URL by which the first of them reaches Redis, if it is another one.
         """
+        super().__init__()
         self.url = url
         self.notes = notes
         self._processes = processes
@@ -134,24 +136,10 @@ class Load:
         self._worker_options = worker_options
         self._worker_urls = [first_worker or url, *([url] * (workers - 1))]
         self._interface_urls = [first_interface or url, *([url] * (interfaces - 1))]
-        self._stack = ExitStack()
         self.interfaces: list[Process] = []
         self.workers: list[Process] = []
         self._recovery: float | None = None
         self._marks: dict[str, int] | None = None
-
-    def __enter__(self) -> Self:
-        try:
-            self._begin()
-        except BaseException:
-            self._stack.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
 
     @property
     def servers(self) -> list[Process]:

@@ -2,15 +2,14 @@
 
 import socket
 import subprocess
-from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import redis
 
 from support.deadline import wait_until
 from support.redis import RedisServer
+from support.together import Together
 
 SERVICE = "bus"
 DOWN_AFTER = 500  # ms without an answer until a sentinel takes the master for dead
@@ -20,27 +19,14 @@ QUORUM = 2
 READY = 20.0  # seconds until sentinels, master and replica know each other
 
 
-class SentinelSet:
+class SentinelSet(Together):
     """The servers; a context manager."""
 
     def __init__(self, binary: str, folder: Path) -> None:
+        super().__init__()
         self._binary = binary
         self._folder = folder
         self._sentinels: list[tuple[int, subprocess.Popen[bytes]]] = []
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Self:
-        try:
-            self._start()
-        except BaseException:
-            self._stack.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
 
     @property
     def url(self) -> str:
@@ -72,7 +58,7 @@ class SentinelSet:
         """Until the first master, which must be running, is a replica of the other one: about ten seconds."""
         wait_until(lambda: self._role(self.master.port) == "slave", timeout, "the demotion")
 
-    def _start(self) -> None:
+    def _begin(self) -> None:
         # A replica that has just come gets its data at once.
         options = ("--repl-diskless-sync-delay", "0")
         self.master = RedisServer(self._binary, self._folder, *options)

@@ -1,0 +1,96 @@
+"""Connections that wait for a worker: how long each may, and what becomes of their offers when the store loses data."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.layers.contract import Bus, Offer
+from asgibus.protocol.recovery import Ending
+from asgibus.protocol.states import Life
+
+if TYPE_CHECKING:
+    from asgibus.interface_server.connection_life import Living
+
+logger = logging.getLogger("asgibus.interface")
+
+LEFT_SECONDS = 3.0  # after an offer was withdrawn: by then a worker that had claimed it before has said so
+OFFER_AGAIN_SECONDS = 3.0  # after the store lost its data: by then a worker that had claimed an offer has said so
+
+
+class Waiting:
+    """The connections on offer, by number. Each question says what time it is, by the clock of the event loop."""
+
+    def __init__(self, settings: InterfaceSettings, counts: Counter[str]) -> None:
+        self._settings = settings
+        self._counts = counts
+        # In the order in which they were offered, so the oldest stands first.
+        self._new: dict[int, Living] = {}
+        self._reopened: dict[int, Living] = {}  # those whose client is open already: they may wait for longer
+        self._left: dict[int, Living] = {}  # those whose client has left: a worker may have claimed them just before
+        self._doubted: list[tuple[float, Living, Offer]] = []  # what may be lost, and when it is offered again
+        self._settled_at = 0.0  # when those who have claimed offers have said so, after an interruption
+        self._lost: list[Offer] = []  # until then
+
+    def add(self, connection: Living, *, is_open: bool = False) -> None:
+        """It is offered now; `is_open`: again, as an earlier run has accepted its client."""
+        (self._reopened if is_open else self._new)[connection.number] = connection
+
+    def left(self, connection: Living, now: float) -> None:
+        """Its client has left, and its offer is withdrawn."""
+        self.remove(connection)
+        connection.offered_at = now
+        self._left[connection.number] = connection
+
+    def remove(self, connection: Living) -> None:
+        """It waits no longer, if it did."""
+        for waiting in (self._new, self._reopened, self._left):
+            if waiting.pop(connection.number, None) is not None:
+                return
+
+    def interrupted(self, now: float) -> None:
+        """The store has lost its data: offers may be gone, and so may the news that they were claimed."""
+        self._settled_at = now + OFFER_AGAIN_SECONDS
+        for connection in (*self._new.values(), *self._reopened.values()):
+            if connection.offer is not None:
+                self._doubted.append((self._settled_at, connection, connection.offer))
+
+    def lost(self, offer: Offer, now: float) -> None:
+        """An offer cannot be made again. When the store has just lost its data, its claimant has a moment to say so."""
+        if now < self._settled_at:
+            self._lost.append(offer)
+            return
+        for connection in self._new.values():
+            if connection.offer is offer:
+                connection.run_ended(Ending.LOST)
+                return
+
+    def tick(self, bus: Bus, now: float) -> None:
+        """Give up what no worker took in time, and make again the offers that may be lost."""
+        self._give_up(self._new, self._settings.connect_timeout, now)
+        self._give_up(self._reopened, self._settings.resume_timeout, now)
+        self._give_up(self._left, LEFT_SECONDS, now)
+        while self._doubted and self._doubted[0][0] <= now:
+            _, connection, offer = self._doubted.pop(0)
+            if connection.offer is offer:
+                bus.offer_again(offer)
+        if self._lost and self._settled_at <= now:
+            lost, self._lost = self._lost, []
+            for offer in lost:
+                self.lost(offer, now)
+
+    def _give_up(self, waiting: dict[int, Living], seconds: float, now: float) -> None:
+        unserved = 0
+        while waiting:
+            connection = next(iter(waiting.values()))
+            if connection.offered_at > now - seconds:
+                break
+            unserved += connection.life is Life.OFFERED
+            connection.not_taken()
+        if unserved:
+            self._counts["no worker"] += unserved
+            logger.warning(
+                "no worker took %d connections within %g s: is one running for their pool?", unserved, seconds
+            )
