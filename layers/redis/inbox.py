@@ -67,9 +67,12 @@ class _Channel:
 
     def give_up(self, waiting: asyncio.Future[_Arrived]) -> None:
         """Take out who waits no longer, or what it was handed already."""
-        if waiting.done() and not waiting.cancelled():  # it is for the next one
+        if waiting.done() and not waiting.cancelled():  # it is for the next one, and older than all that is here
+            while self.waiting:
+                if not (heir := self.waiting.popleft()).done():
+                    heir.set_result(waiting.result())
+                    return
             self.messages.appendleft(waiting.result())
-            self.add(self.messages.popleft())
         elif waiting in self.waiting:  # else it was passed over, as it was cancelled already
             self.waiting.remove(waiting)
 
