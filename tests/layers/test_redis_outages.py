@@ -226,6 +226,33 @@ async def test_what_is_sent_into_an_outage_fails_and_is_never_written(
     assert caplog.text.count(" is gone (") == caplog.text.count(f"{one.layer.address} is back") == 1
 
 
+async def test_what_was_given_up_while_redis_was_away_is_not_written_later(start_redis: StartRedis) -> None:
+    server = start_redis()
+    async with here(server.url) as one:
+        await asyncio.to_thread(server.kill)
+        await until(lambda: not one.bus.available)
+        calls = [
+            asyncio.create_task(call)
+            for call in (
+                one.layer.send("ordinary", {"n": 1}),
+                one.layer.send("ordinary", {"n": 2}, delay=0.01),
+                one.layer.send(one.mailbox + "1", {"n": 3}),
+                one.layer.group_add("late", "ordinary"),
+            )
+        ]
+        await asyncio.wait(calls, timeout=0.1)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await asyncio.to_thread(server.start)
+        await until(lambda: one.bus.available and one.handler.interruptions)
+        await one.layer.group_send("late", {"n": 4})
+        await one.layer.send("ordinary", {"n": "after"})
+        assert await asyncio.wait_for(one.layer.receive("ordinary"), 30) == {"n": "after"}
+        assert (await one.layer.channel_statistics("ordinary"))["messages_count"] == 1
+        assert one.handler.frames == []
+
+
 # Failover.
 
 
