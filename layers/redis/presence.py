@@ -30,6 +30,7 @@ logger = logging.getLogger("asgibus.layers")
 
 LIFE_SECONDS = 5.0  # of a lease that is not renewed
 BEAT_SECONDS = 1.0  # how often it is renewed, and how late at most something is noticed that nobody tells us
+LATE_SECONDS = 1.0  # a beat that took longer had to wait for Redis, before Redis said what time it is
 SOONEST_SECONDS = 0.01  # between two beats that wait for the end of a lease
 SILENT_SECONDS = 3.0  # without a beat of anybody: that was the store's fault, or everybody's, and nobody is dead
 GRACE_SECONDS = 10.0  # for everybody to renew after that: a link comes back within 2 s, and then beats at once
@@ -120,7 +121,7 @@ class Presence:
             self._epoch.forget()
 
     def time(self) -> float:
-        """Now, in seconds by Redis's clock; ahead of it by no more than the last beat took."""
+        """Now, in seconds by Redis's clock; ahead of it by no more than the last beat took, nor than LATE_SECONDS."""
         return self._loop.time() + self._ahead
 
     def heard(self, sender: str) -> None:
@@ -215,7 +216,7 @@ class Presence:
             ),
         )
         lapsed, grace, self.now, next_end, live, ended, gone, epoch = reply
-        self._ahead = self.now / 1000 - asked
+        self._ahead = self.now / 1000 - max(asked, self._loop.time() - LATE_SECONDS)
         self._epoch.seen(epoch)
         if not all(there) and epoch == self._listed:
             self._unheard(self._loop.time() - self._renewed)

@@ -12,11 +12,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis
 
-from asgibus.layers import LayerUnavailable
+from asgibus.layers import LayerUnavailable, RedisChannelLayer
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import FIRST_PROTOCOL_KIND, GROUP_MESSAGE
 from asgibus.layers.redis.writer import PAYLOAD_VERSION
@@ -251,6 +252,29 @@ async def test_what_was_given_up_while_redis_was_away_is_not_written_later(start
         assert await asyncio.wait_for(one.layer.receive("ordinary"), 30) == {"n": "after"}
         assert (await one.layer.channel_statistics("ordinary"))["messages_count"] == 1
         assert one.handler.frames == []
+
+
+async def test_what_comes_just_behind_an_outage_has_not_expired(redis_url: str) -> None:
+    url = urlsplit(redis_url)
+    with TcpProxy((str(url.hostname), int(url.port or 0))) as proxy:
+        layer = RedisChannelLayer(proxy.url + url.path, expiry=2)
+        sender = RedisChannelLayer(redis_url, expiry=2)
+        channel = await layer.new_channel()
+        proxy.blackhole("writer")
+        proxy.reset("writer")
+        await asyncio.sleep(3.5)  # of an outage that is longer than the expiry
+        proxy.heal()
+        proxy.delay(0.15, "writer")  # so that some time passes between two beats
+        sent, received = 0, []
+        for _ in range(200):
+            await sender.send(channel, {"n": sent})
+            sent += 1
+            received.append(await asyncio.wait_for(layer.receive(channel), 30))
+            await asyncio.sleep(0.01)
+        assert [message["n"] for message in received] == list(range(sent))
+        proxy.heal()
+        for each in (layer, sender):
+            await each.close()
 
 
 # Failover.
