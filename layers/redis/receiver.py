@@ -241,6 +241,11 @@ def _entry(entry_id: str, item: bytes) -> Entry:
         return Entry(entry_id, 0, 1, b"")
 
 
+def taken_entry(entry_id: str, value: bytes) -> Entry:
+    """What stands under that id in the hash of what was taken, which does not say since when it could be received."""
+    return _entry(entry_id, b"0:" + value.partition(b"!")[2])
+
+
 def _entries(taken: list[bytes]) -> list[Entry]:
     """What TAKE names: ids and items."""
     return [_entry(entry_id.decode(), item) for entry_id, item in zip(taken[::2], taken[1::2], strict=True)]

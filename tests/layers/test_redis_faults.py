@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -17,6 +18,7 @@ from asgibus.layers.redis.writer import PAYLOAD_VERSION
 from support.bus import Recorder, until
 from support.deadline import HANG, in_time
 from support.redis import RedisServer
+from support.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.anyio
 
@@ -107,6 +109,24 @@ async def claim_all(bus: Bus, claimed: list[int]) -> None:
             claimed.append(claim.entry[0])
             bus.done(claim)
         await asyncio.sleep(0)
+
+
+async def test_what_a_lost_reply_held_is_taken_all_the_same(redis_url: str) -> None:
+    """It stays under the name of a process that lives, and knows nothing of it."""
+    url = urlsplit(redis_url)
+    with TcpProxy((str(url.hostname), int(url.port or 0))) as proxy:
+        layer, direct = RedisChannelLayer(proxy.url + url.path), RedisChannelLayer(redis_url)
+        async with layer.bus("w", Recorder()) as worker:
+            await direct.send("jobs", {"text": "x" * 20_000})
+            proxy.cut_reply("receive", least=10_000)  # that which holds the message
+            (delivery,) = await asyncio.wait_for(worker.take("jobs", 1), 10)
+            assert proxy.armed() == 0
+            assert (delivery.message["text"], delivery.attempt) == ("x" * 20_000, 1)
+            worker.acknowledge(delivery)
+            await worker.drain()
+        assert (await direct.channel_statistics("jobs"))["messages_pending"] == 0
+        for each in (layer, direct):
+            await each.close()
 
 
 async def test_claims_survive_cut_connections(layer: RedisChannelLayer, kill: Kill) -> None:
