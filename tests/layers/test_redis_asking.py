@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import redis
 
-from asgibus.layers import ChannelFull, RedisChannelLayer
+from asgibus.layers import ChannelFull, LayerUnavailable, RedisChannelLayer
 from support.bus import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
@@ -44,3 +44,17 @@ async def test_what_is_received_is_said_without_a_sender_that_asks(redis_url: st
         await layer.receive(channel)
         await until(lambda: not admin.hexists(unread, part))
     await layer.close()
+
+
+async def test_an_answer_that_cannot_be_read_is_none(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    owner = RedisChannelLayer(redis_url, capacity=1, symmetric_encryption_keys=["new", "old"])
+    sender = RedisChannelLayer(redis_url, capacity=1, symmetric_encryption_keys=["old"])
+    channel = await owner.new_channel()
+    await sender.send(channel, {})
+    with pytest.raises(LayerUnavailable, match="stands cannot be read"):
+        await sender.channel_statistics(channel)
+    with pytest.raises(ChannelFull):
+        await sender.send(channel, {})
+    assert caplog.text.count("give this process that encryption key") == 1
+    for each in (owner, sender):
+        await each.close()
