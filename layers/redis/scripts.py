@@ -91,7 +91,7 @@ GROUP_ADD = (
     + """
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now))
 redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2] * 1000), ARGV[1])
-redis.call('PEXPIRE', KEYS[1], math.ceil(ARGV[2] * 1000))
+redis.call('PEXPIRE', KEYS[1], math.max(redis.call('PTTL', KEYS[1]), math.ceil(ARGV[2] * 1000)))
 return 1
 """
 )
