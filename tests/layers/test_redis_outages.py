@@ -277,6 +277,56 @@ async def test_what_comes_just_behind_an_outage_has_not_expired(redis_url: str) 
             await each.close()
 
 
+# What is being opened.
+
+
+async def test_who_comes_while_redis_is_silent_does_not_wait_for_those_before(redis_url: str) -> None:
+    url = urlsplit(redis_url)
+    with TcpProxy((str(url.hostname), int(url.port or 0))) as proxy:
+        proxy.blackhole()
+        layer = RedisChannelLayer(proxy.url + url.path)
+        calls = [call for _ in range(3) for call in (layer.send("a", {}), layer.group_add("a", "b"))]
+        made = [layer.new_channel() for _ in range(3)]
+        failures = await asyncio.gather(*map(failure, [*calls, *made]))
+        in_time(max(took for _, took in failures), 5 + SLACK)
+        proxy.heal()
+        await layer.new_channel()
+        proxy.blackhole()
+        failures = await asyncio.gather(*(failure(layer.new_channel("other")) for _ in range(3)))
+        in_time(max(took for _, took in failures), 5 + 2 + SLACK)
+        proxy.heal()
+        await layer.close()
+
+
+@pytest.mark.parametrize("turns", [1, 20, 60])
+async def test_closing_ends_what_is_being_opened(start_redis: StartRedis, turns: int) -> None:
+    server = start_redis()
+    layer = RedisChannelLayer(server.url)
+    opening = [asyncio.create_task(call) for call in (layer.new_channel(), layer.receive("a"))]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await layer.close()
+    opening[1].cancel()
+    await asyncio.gather(*opening, return_exceptions=True)
+    with redis.Redis.from_url(server.url, protocol=2) as admin:
+        await until(lambda: not [each for each in admin.client_list() if each["name"]])
+        assert admin.keys("*") == []
+
+
+async def test_a_mailbox_that_cannot_be_opened_leaves_nothing(start_redis: StartRedis) -> None:
+    server = start_redis()
+    with redis.Redis.from_url(server.url, protocol=2) as admin:
+        admin.execute_command("ACL", "SETUSER", "limited", "on", ">secret", "~*", "&*", "+@all", "-eval")
+        layer = RedisChannelLayer(server.url.replace("//", "//limited:secret@"))
+        for _ in range(2):
+            await failure(layer.new_channel())
+        assert admin.keys("*") == []
+        admin.execute_command("ACL", "SETUSER", "limited", "+eval")
+        assert await layer.new_channel()
+        await layer.close()
+        assert admin.keys("*") == []
+
+
 # Failover.
 
 
