@@ -17,6 +17,7 @@ from typing import Protocol
 
 from asgibus.layers.codec import unpack_message
 from asgibus.layers.contract import DEAD, Claim, Frame, Message, Offer
+from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis.asking import Standing
 from asgibus.layers.settings import LayerSettings
 
@@ -67,7 +68,7 @@ class _Channel:
 
     def give_up(self, waiting: asyncio.Future[_Arrived]) -> None:
         """Take out who waits no longer, or what it was handed already."""
-        if waiting.done() and not waiting.cancelled():  # it is for the next one, and older than all that is here
+        if waiting.done() and not waiting.cancelled() and waiting.exception() is None:  # it is for the next one, and older than all that is here
             while self.waiting:
                 if not (heir := self.waiting.popleft()).done():
                     heir.set_result(waiting.result())
@@ -146,7 +147,12 @@ class Inbox:
             channel.arrived = 0
 
     def close(self) -> None:
-        """Sweep no more."""
+        """Sweep no more; nothing comes any more for who waits."""
+        for channel in self._channels.values():
+            for waiting in channel.waiting:
+                if not waiting.done():
+                    waiting.set_exception(LayerUnavailable("the layer was closed"))
+            channel.waiting.clear()
         for timer in (self._sweeping, self._forgetting, self._telling):
             if timer is not None:
                 timer.cancel()

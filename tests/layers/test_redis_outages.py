@@ -313,6 +313,23 @@ async def test_closing_ends_what_is_being_opened(start_redis: StartRedis, turns:
         assert admin.keys("*") == []
 
 
+async def test_closing_ends_all_although_it_was_cancelled(start_redis: StartRedis) -> None:
+    server = start_redis()
+    layer = RedisChannelLayer(server.url)
+    channel = await layer.new_channel()
+    receiving = asyncio.create_task(layer.receive(channel))
+    await asyncio.sleep(0)
+    server.pause()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(layer.close(), 0.1)
+    server.resume()
+    with pytest.raises(LayerUnavailable, match="the layer was closed"):
+        await asyncio.wait_for(receiving, 10)
+    with redis.Redis.from_url(server.url, protocol=2) as admin:
+        await until(lambda: not [each for each in admin.client_list() if each["name"]])
+        assert admin.keys("*") == []
+
+
 async def test_a_mailbox_that_cannot_be_opened_leaves_nothing(start_redis: StartRedis) -> None:
     server = start_redis()
     with redis.Redis.from_url(server.url, protocol=2) as admin:
