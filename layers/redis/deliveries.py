@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from asgibus.layers.contract import Delivery
@@ -88,17 +88,31 @@ class Deliveries:
         """Whether it takes."""
         return bool(self._channels) and not self._stopped.is_set()
 
-    async def bury(self, beat: Beat) -> None:
-        """Put back what the dead had taken from the same channels. Raises LayerUnavailable."""
-        for channel in list(self._channels):
+    async def taken(self) -> dict[str, list[tuple[str, str]]]:
+        """The id and the consumer of each message that is not acknowledged, by channel; of those that can be asked."""
+        channels = [channel for channel in self._channels if channel in self._places]
+        replies = await asyncio.gather(*map(self._taken, channels), return_exceptions=True)
+        for reply in replies:
+            if isinstance(reply, BaseException) and not isinstance(reply, LayerUnavailable):
+                raise reply
+        each = zip(channels, replies, strict=True)
+        return {channel: reply for channel, reply in each if not isinstance(reply, BaseException)}
+
+    def bury(self, beat: Beat, taken: Mapping[str, Sequence[tuple[str, str]]]) -> bool:
+        """Put back what the dead had taken from the same channels. `taken`: from before that beat.
+
+        False if some of the channels are not in it.
+        """
+        for channel, each in taken.items():
             ids = []
-            for entry_id, consumer in await self._taken(channel):
+            for entry_id, consumer in each:
                 if consumer in beat.ended or not (beat.grace or consumer in beat.live):
                     ids.append(entry_id)
             if ids:
                 self._counts["message given back"] += len(ids)
                 logger.warning("%d messages of %s were in the hands of processes that died", len(ids), channel)
                 self._put_back(channel, ids, 0.0)
+        return self._channels <= taken.keys()
 
     async def close(self) -> None:
         """Put back what was not acknowledged."""

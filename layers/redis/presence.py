@@ -172,11 +172,12 @@ class Presence:
                 logger.exception("%s: a beat failed", self._mailbox)
 
     async def _beat(self) -> None:
-        # Consumers are listed first: one that comes later has its lease before, and is not taken for dead.
+        # Consumers and takers are listed first: one that comes later has its lease before, and is not taken for dead.
         looking = self._orphans and (self._claimant.active or self._deliveries.active)
         if looking:
             self._orphans = False  # a death that is told from now on sets it again
         consumers = await self._claimant.consumers() if looking else {}
+        taken = await self._deliveries.taken() if looking else {}
         beat, lapsed, vanished = await self._renew(None)
         run_id = self._writer.run_id
         if run_id != self._run_id:
@@ -201,7 +202,8 @@ class Presence:
                 },
                 self._handler.orphaned,
             )
-            await self._deliveries.bury(beat)
+            if not self._deliveries.bury(beat, taken):
+                self._orphans = True
         await self._memberships.renew(everything=False, until=self._loop.time() + PATIENCE_SECONDS)
 
     async def _renew(self, until: float | None) -> tuple[Beat, bool, bool]:
