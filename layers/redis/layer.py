@@ -85,9 +85,11 @@ class RedisChannelLayer(ChannelLayer):
         )
         self.counts = Counter()
         self._entries = Entries(symmetric_encryption_keys, self.counts)
-        self._shards = Shards(
-            [Shard(address, prefix, self._entries, self.settings, self.counts) for address in addresses(hosts)]
-        )
+        stores = addresses(hosts)
+        if "{" in prefix and any(store.tag for store in stores):
+            # What stands between the first braces of a key says where it lies, and that is to be the tag of its store.
+            raise ValueError(f"on a cluster, a layer's prefix holds no '{{', as {prefix!r} does")
+        self._shards = Shards([Shard(store, prefix, self._entries, self.settings, self.counts) for store in stores])
         self.own_loop = OwnLoop()
         self._homes: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Attachment]] = WeakKeyDictionary()
 
