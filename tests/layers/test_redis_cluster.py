@@ -51,7 +51,7 @@ def test_what_is_no_cluster_is_refused(url: str) -> None:
 
 def test_a_prefix_does_not_say_where_keys_lie() -> None:
     for prefix in ("{chat}", "a{b", "{}"):
-        with pytest.raises(ValueError, match="prefix holds no '{'"):
+        with pytest.raises(ValueError, match="prefix holds no"):
             open_layer("redis+cluster://127.0.0.1", prefix=prefix)
         open_layer("redis://127.0.0.1", prefix=prefix)
 
