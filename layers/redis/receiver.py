@@ -219,7 +219,8 @@ class Receiver:
 
     def _put_back(self, channel: str, items: list[bytes]) -> None:
         """At the head. If that fails they are lost: at most once is what was promised."""
-        self._connections.tell("EVAL", channel_scripts.RETURN, 1, self._keys.messages(channel), self._expiry, *items)
+        key = self._keys.messages(channel)
+        self._connections.tell("EVAL", channel_scripts.RETURN, 1, key, self._expiry, *items, patient=True)
 
     def _pass_on(self, channel: str) -> None:
         """Let another reader look when the next message is due."""
