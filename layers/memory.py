@@ -67,6 +67,7 @@ class InMemoryChannelLayer(ChannelLayer):
         self._locals = 0
         self._lock = threading.Lock()
         self._groups: dict[str, dict[str, float]] = {}
+        self._sweep_at = clock() + self.settings.group_expiry
         self._buses: dict[str, MemoryBus] = {}
         self._shared: dict[str, OrderedDict[Offer, float]] = defaultdict(OrderedDict)  # and since when they are there
         self._offered: Counter[str] = Counter()
@@ -103,12 +104,9 @@ class InMemoryChannelLayer(ChannelLayer):
     async def group_send(self, group: str, message: Message) -> None:
         require_group(group)
         packed = pack_message(message)
-        now = self._clock()
         with self._lock:
-            members = self._groups.get(group, {})
-            for member in [name for name, end in members.items() if end <= now]:
-                del members[member]
-            targets = list(members)
+            self._end_memberships(group)
+            targets = list(self._groups.get(group, ()))
         missed = 0
         for member in targets:
             bus = self._buses.get(member)
@@ -205,8 +203,22 @@ class InMemoryChannelLayer(ChannelLayer):
             self._queues.put(channel, message, delay=delay)
 
     def _join(self, group: str, member: str, until: float) -> None:
+        now = self._clock()
         with self._lock:
+            if now >= self._sweep_at:  # of groups that nobody sends to nothing else would be forgotten
+                self._sweep_at = now + self.group_expiry
+                for each in list(self._groups):
+                    self._end_memberships(each)
             self._groups.setdefault(group, {})[member] = until
+
+    def _end_memberships(self, group: str) -> None:
+        """Forget those that nobody has renewed, and a group without any."""
+        now = self._clock()
+        members = self._groups.get(group, {})
+        for member in [name for name, end in members.items() if end <= now]:
+            del members[member]
+        if not members:
+            self._groups.pop(group, None)
 
     def _leave(self, group: str, member: str) -> None:
         with self._lock:

@@ -66,7 +66,11 @@ class Asking:
         answer = await self._receiver.answer(key, until)
         if answer is None:
             raise LayerUnavailable(f"the process of '{mailbox}{part}' does not say how the channel stands")
-        return Standing(*self._entries.unpack(key, answer))
+        try:
+            return Standing(*self._entries.unpack(key, answer))
+        except ValueError as error:
+            self._entries.refused(f"answer of {mailbox}", part, error)
+            raise LayerUnavailable(f"how the channel '{mailbox}{part}' stands cannot be read: {error}") from error
 
     async def told(self, mailbox: str, part: str, until: float) -> bool:
         """Have it say to Redis what was received so far from its channels; False if it does not answer.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from asgibus.layers.contract import Handler, Statistics
+from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis import channel_scripts
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.asking import Asking
@@ -63,8 +65,9 @@ class Attachment:
             address, keys, entries, self.writer, expiry=settings.expiry, group_expiry=settings.group_expiry
         )
         self._asking = Asking(keys, entries, self.sent, self.receiver)
-        self._lock = asyncio.Lock()
         self._open = False
+        self._closed = False
+        self._opening: dict[str, asyncio.Task[None]] = {}  # what is being opened; "" is the writer
         self.inboxes: dict[str, Inbox] = {}
         """What arrives for the process-local channels that were made here, by mailbox."""
         self._buses: dict[str, RedisBus] = {}  # of these mailboxes, by the prefix of their channels
@@ -72,10 +75,29 @@ class Attachment:
     async def open(self) -> None:
         """Connect at the first call. Raises LayerUnavailable."""
         if not self._open:
-            async with self._lock:
-                if not self._open:
-                    await self.writer.open()
-                    self._open = True
+            await self._once("", self._connect)
+
+    async def _once(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Await this, or the try that is under way: who comes meanwhile does not wait for one try after another.
+
+        It goes on when a caller is cancelled. Raises what it raises, or LayerUnavailable.
+        """
+        if self._closed:
+            raise LayerUnavailable("the layer was closed")
+        opening = self._opening.get(name)
+        if opening is None:
+            opening = self._opening[name] = asyncio.create_task(work(), name=f"asgibus open {name}")
+            opening.add_done_callback(partial(self._opened, name))
+        await asyncio.shield(opening)
+
+    def _opened(self, name: str, opening: asyncio.Task[None]) -> None:
+        del self._opening[name]
+        if not opening.cancelled():
+            opening.exception()  # looked at, so that nothing is logged if its callers were cancelled
+
+    async def _connect(self) -> None:
+        await self.writer.open()
+        self._open = True
 
     def _up(self) -> None:
         """The connection is there, or there again."""
@@ -84,7 +106,10 @@ class Attachment:
             self.sent.lost()
 
     async def close(self) -> None:
-        """End everything, behind what was written before."""
+        """End everything, behind what was written before, and what is being opened."""
+        self._closed = True
+        if self._opening:
+            await asyncio.wait(self._opening.values())
         await self.sent.close()
         for bus in self._buses.values():
             self.inboxes.pop(bus.mailbox).close()
@@ -120,15 +145,24 @@ class Attachment:
 
     async def new_channel(self, prefix: str, mailbox: str) -> str:
         """A process-local channel; the mailbox for its prefix is made at the first call, with that name."""
-        async with self._lock:
-            if prefix not in self._buses:
-                inbox = Inbox()
-                bus = RedisBus(self, mailbox, inbox)
-                inbox.on_bus(bus, self.settings)
-                await bus.open()
-                self._buses[prefix] = bus
-                self.inboxes[mailbox] = inbox
-        return self.inboxes[self._buses[prefix].mailbox].new_channel()
+        if prefix not in self._buses:
+            await self._once(prefix, partial(self._make_inbox, prefix, mailbox))
+        bus = self._buses.get(prefix)
+        if bus is None:
+            raise LayerUnavailable("the layer was closed")
+        return self.inboxes[bus.mailbox].new_channel()
+
+    async def _make_inbox(self, prefix: str, mailbox: str) -> None:
+        inbox = Inbox()
+        bus = RedisBus(self, mailbox, inbox)
+        inbox.on_bus(bus, self.settings)
+        try:
+            await bus.open()
+        except BaseException:
+            await bus.close()
+            raise
+        self._buses[prefix] = bus
+        self.inboxes[mailbox] = inbox
 
     async def local_statistics(self, mailbox: str, local: str, until: float) -> Statistics:
         """Those of a process-local channel. Raises LayerUnavailable, at the time `until` at the latest."""

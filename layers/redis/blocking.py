@@ -91,17 +91,17 @@ class BlockingConnections:
                 self._end_wait(asked)
                 return
 
-    def tell(self, *command: str | bytes | int, run_id: str | None = None) -> None:
+    def tell(self, *command: str | bytes | int, run_id: str | None = None, patient: bool = False) -> None:
         """Write a command that needs no reply; also when this was closed while somebody waited.
 
-        `run_id`: that of the Redis for which it is.
+        `run_id`: that of the Redis for which it is. `patient`: when Redis refuses it for now, it waits.
         """
         if self._closed:  # and the writer may be closed before it writes this
             task = self._loop.create_task(self._tell_by_itself(command, run_id), name="asgibus tell")
             self._telling.add(task)
             task.add_done_callback(self._telling.discard)
         elif run_id is None or (self._writer.connected and self._writer.run_id == run_id):
-            self._writer.write(command, _ignore, repeatable=False, patient=False)
+            self._writer.write(command, _ignore, repeatable=False, patient=patient)
 
     async def _tell_by_itself(self, command: tuple[str | bytes | int, ...], run_id: str | None) -> None:
         try:

@@ -60,7 +60,13 @@ class RedisBus(Bus):
             lease_times(),
         )
         self._reader = MailboxReader(
-            attachment.address, keys.mailbox(mailbox), entries, f"{mailbox}mailbox", outage, self._batch
+            attachment.address,
+            keys.mailbox(mailbox),
+            entries,
+            f"{mailbox}mailbox",
+            outage,
+            self._batch,
+            self._inbox.count_anew if self._inbox is not None else _nothing,
         )
         self._offers = Offers(
             writer, keys, entries, mailbox, outage, handler, now=lambda: self._presence.now, missed=self._missed
@@ -167,6 +173,13 @@ class RedisBus(Bus):
         """Now, in seconds by Redis's clock, or a little ahead of it."""
         return self._presence.time()
 
+    def counted(self, parts: Mapping[str, int]) -> None:
+        """So many messages of each of these process-local channels are unread, beside those that are not due yet."""
+        unread = Counter(part for later in self._later.values() for part in later)
+        unread.update(parts)
+        self._writer.write(("EVAL", scripts.NONE_UNREAD, 1, self._keys.unread(self.mailbox)), _ignore)
+        self.received({part: -number for part, number in unread.items()})
+
     def received(self, parts: Mapping[str, int]) -> None:
         """So many messages of each of these process-local channels are not unread any more."""
         key = self._keys.unread(self.mailbox)
@@ -234,6 +247,10 @@ class RedisBus(Bus):
 
     async def drain(self) -> None:
         await self._writer.drain()
+
+
+def _nothing() -> None:
+    """What the handler of a server is sent is not counted."""
 
 
 def _ignore(reply: Any) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from asgibus.layers.contract import Delivery
@@ -18,7 +18,7 @@ from asgibus.layers.leases import Beat
 from asgibus.layers.redis import channel_scripts
 from asgibus.layers.redis.connection import RedisError
 from asgibus.layers.redis.entries import Entries
-from asgibus.layers.redis.receiver import Entry
+from asgibus.layers.redis.receiver import Entry, taken_entry
 
 if TYPE_CHECKING:
     from asgibus.layers.redis.attachment import Attachment
@@ -53,11 +53,16 @@ class Deliveries:
         """As `Bus.take`."""
         if not once:
             self._channels.add(channel)
+        name = ""  # in the ids of what was taken last, as long as its reply is not here
         while not self._stopped.is_set():
             try:
                 receiver = (await self._at(channel)).receiver
-                named = {} if once else {"consumer": self._consumer, "name": secrets.token_hex(8)}
+                if name and (deliveries := self._read(channel, await self._unheard(channel, name))):
+                    return deliveries
+                name = "" if once else secrets.token_hex(8)
+                named = {"consumer": self._consumer, "name": name} if name else {}
                 entries, due = await receiver.take(channel, limit, **named)
+                name = ""
                 if deliveries := self._read(channel, entries):
                     return deliveries
                 await self._unless_stopped(receiver.wait(channel, due))
@@ -83,17 +88,31 @@ class Deliveries:
         """Whether it takes."""
         return bool(self._channels) and not self._stopped.is_set()
 
-    async def bury(self, beat: Beat) -> None:
-        """Put back what the dead had taken from the same channels. Raises LayerUnavailable."""
-        for channel in list(self._channels):
+    async def taken(self) -> dict[str, list[tuple[str, str]]]:
+        """The id and the consumer of each message that is not acknowledged, by channel; of those that can be asked."""
+        channels = [channel for channel in self._channels if channel in self._places]
+        replies = await asyncio.gather(*map(self._taken, channels), return_exceptions=True)
+        for reply in replies:
+            if isinstance(reply, BaseException) and not isinstance(reply, LayerUnavailable):
+                raise reply
+        each = zip(channels, replies, strict=True)
+        return {channel: reply for channel, reply in each if not isinstance(reply, BaseException)}
+
+    def bury(self, beat: Beat, taken: Mapping[str, Sequence[tuple[str, str]]]) -> bool:
+        """Put back what the dead had taken from the same channels. `taken`: from before that beat.
+
+        False if some of the channels are not in it.
+        """
+        for channel, each in taken.items():
             ids = []
-            for entry_id, consumer in await self._taken(channel):
+            for entry_id, consumer in each:
                 if consumer in beat.ended or not (beat.grace or consumer in beat.live):
                     ids.append(entry_id)
             if ids:
                 self._counts["message given back"] += len(ids)
                 logger.warning("%d messages of %s were in the hands of processes that died", len(ids), channel)
                 self._put_back(channel, ids, 0.0)
+        return self._channels <= taken.keys()
 
     async def close(self) -> None:
         """Put back what was not acknowledged."""
@@ -110,6 +129,16 @@ class Deliveries:
         place = await self._at(channel)
         reply = await place.writer.call("EVAL", channel_scripts.TAKEN, 1, place.keys.taken(channel), until=_soon())
         return [(reply[i].decode(), reply[i + 1].decode()) for i in range(0, len(reply), 2)]
+
+    async def _unheard(self, channel: str, name: str) -> list[Entry]:
+        """What was taken with ids that begin so, though the reply was lost. Raises LayerUnavailable."""
+        place = await self._at(channel)
+        ids = [each for each, _ in await self._taken(channel) if each.startswith(name)]
+        if not ids:
+            return []
+        ids.sort(key=lambda each: int(each.removeprefix(f"{name}x")))  # the number in that take
+        values = await place.writer.call("HMGET", place.keys.taken(channel), *ids, until=_soon())
+        return [taken_entry(each, value) for each, value in zip(ids, values, strict=True) if value is not None]
 
     async def _at(self, channel: str) -> Attachment:
         """The store of the channel. Raises LayerUnavailable."""

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from asgibus.layers.codec import unpack_message
 from asgibus.layers.contract import DEAD, Claim, Frame, Message, Offer
+from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis.asking import Standing
 from asgibus.layers.settings import LayerSettings
 
@@ -27,6 +28,7 @@ _Arrived = tuple[float, bytes]  # when it expires, in seconds by Redis's clock, 
 TELL_AT = 16  # received messages of a channel before that is said; or a quarter of the least capacity, if it is less
 TELL_SECONDS = 0.05  # until it is said at the latest, unless somebody asks
 FORGET_SECONDS = 60.0  # between two looks at which channels are used no more: an app may make thousands in that time
+COUNT_SECONDS = 0.25  # behind an entry that cannot be read, so that those which come together go together
 SWEEP_SECONDS = 0.01  # behind the expiry of a message, so that those of the same moment go together
 
 
@@ -40,6 +42,9 @@ class Store(Protocol):
 
     def received(self, parts: Mapping[str, int]) -> None:
         """So many messages of each of these channels are not unread any more."""
+
+    def counted(self, parts: Mapping[str, int]) -> None:
+        """So many messages of each of these channels are unread, of no other one any, and of none more."""
 
 
 class _Channel:
@@ -67,9 +72,13 @@ class _Channel:
 
     def give_up(self, waiting: asyncio.Future[_Arrived]) -> None:
         """Take out who waits no longer, or what it was handed already."""
-        if waiting.done() and not waiting.cancelled():  # it is for the next one
+        if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+            # It is for the next one, and older than all that is here.
+            while self.waiting:
+                if not (heir := self.waiting.popleft()).done():
+                    heir.set_result(waiting.result())
+                    return
             self.messages.appendleft(waiting.result())
-            self.add(self.messages.popleft())
         elif waiting in self.waiting:  # else it was passed over, as it was cancelled already
             self.waiting.remove(waiting)
 
@@ -88,6 +97,7 @@ class Inbox:
         self._sweeping: asyncio.TimerHandle | None = None
         self._forgetting: asyncio.TimerHandle | None = None
         self._telling: asyncio.TimerHandle | None = None
+        self._counting: asyncio.TimerHandle | None = None
         self._tells = False  # in the next turn of the event loop
         self._tell_at = 1
 
@@ -143,8 +153,13 @@ class Inbox:
             channel.arrived = 0
 
     def close(self) -> None:
-        """Sweep no more."""
-        for timer in (self._sweeping, self._forgetting, self._telling):
+        """Sweep no more; nothing comes any more for who waits."""
+        for channel in self._channels.values():
+            for waiting in channel.waiting:
+                if not waiting.done():
+                    waiting.set_exception(LayerUnavailable("the layer was closed"))
+            channel.waiting.clear()
+        for timer in (self._sweeping, self._forgetting, self._telling, self._counting):
             if timer is not None:
                 timer.cancel()
 
@@ -161,6 +176,18 @@ class Inbox:
                 del self._channels[part]
             channel.used = False
         self._forgetting = self._loop.call_later(FORGET_SECONDS, self._forget) if self._channels else None
+
+    def count_anew(self) -> None:
+        """What was counted by its sender has come here as nothing that can be read, now or a moment ago."""
+        if self._counting is None:
+            self._counting = self._loop.call_later(COUNT_SECONDS, self._count_anew)
+
+    def _count_anew(self) -> None:
+        # What is on its way here just now is counted by nobody then: better that than a channel which stays full.
+        self._counting = None
+        self._received.clear()
+        unread = {part: len(channel.messages) for part, channel in self._channels.items() if channel.messages}
+        self._store.counted(unread)
 
     def tell(self) -> None:
         """Say what is not unread any more."""

@@ -62,8 +62,8 @@ class Keys:
 
     def counted(self, key: str) -> str:
         """The channel whose `counts` that key is."""
-        begin, end = self.counts("!").split("!")
-        return key.removeprefix(begin).removesuffix(end)
+        begin = self.counts("").removesuffix("}")
+        return key.removeprefix(begin).removesuffix("}")
 
     def patterns(self, *kinds: str) -> list[str]:
         """What SCAN has to match to find all keys of these kinds."""

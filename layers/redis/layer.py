@@ -85,9 +85,11 @@ class RedisChannelLayer(ChannelLayer):
         )
         self.counts = Counter()
         self._entries = Entries(symmetric_encryption_keys, self.counts)
-        self._shards = Shards(
-            [Shard(address, prefix, self._entries, self.settings, self.counts) for address in addresses(hosts)]
-        )
+        stores = addresses(hosts)
+        if "{" in prefix and any(store.tag for store in stores):
+            # What stands between the first braces of a key says where it lies, and that is to be the tag of its store.
+            raise ValueError(f"on a cluster, a layer's prefix holds no '{{', as {prefix!r} does")
+        self._shards = Shards([Shard(store, prefix, self._entries, self.settings, self.counts) for store in stores])
         self.own_loop = OwnLoop()
         self._homes: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Attachment]] = WeakKeyDictionary()
 
@@ -107,7 +109,10 @@ class RedisChannelLayer(ChannelLayer):
             if local is None:
                 full = not await self._send_ordinary(attachment, channel, payload, delay)
             else:
-                unsent = await attachment.send_local(local[0], payload, [local[1]], capacity, _until(), delay)
+                until = _until()
+                unsent = await attachment.send_local(local[0], payload, [local[1]], capacity, until, delay)
+                if unsent is None and await self._has_regrouped(attachment, until):
+                    unsent = await attachment.send_local(local[0], payload, [local[1]], capacity, until, delay)
                 full = bool(unsent)
                 if unsent is None:
                     logger.info("a message to %s was dropped: its process is gone", channel)
@@ -215,7 +220,7 @@ class RedisChannelLayer(ChannelLayer):
 
     async def _members(self, attachment: Attachment, key: str) -> tuple[list[str], list[bytes]]:
         """The members of a group, once those who are on the bus have had time to be back in it; and the epoch."""
-        loop, writer, until = asyncio.get_running_loop(), attachment.writer, _until()
+        writer, until = attachment.writer, _until()
         while True:
             found: list[Any] = []
             look = writer.write(("EVAL", scripts.GROUP_MEMBERS, 1, key), found.append)
@@ -226,15 +231,35 @@ class RedisChannelLayer(ChannelLayer):
             if not found or isinstance(found[0], Exception):
                 raise LayerUnavailable(f"Redis refused to name the members of a group: {found}")
             now, members = found[0]
-            wait = attachment.epoch.use(epoch[0] if epoch else b"", now)
-            if wait and loop.time() + wait > until:
-                if epoch or not attachment.epoch.is_gone(now):
-                    raise LayerUnavailable("Redis has lost its data, and its members are not back: nothing was sent")
-                attachment.epoch.forget()  # nobody is on the bus any more, and so nobody misses anything
-                wait = 0
-            if not wait:
+            if not await self._regroups(attachment, epoch, now, until):
                 return [member.decode() for member in members], epoch
-            await asyncio.sleep(wait)
+
+    async def _has_regrouped(self, attachment: Attachment, until: float) -> bool:
+        """Whether Redis had lost its data, so that a mailbox may only have been missing; those on the bus are back."""
+        call, regrouped = attachment.writer.call, False
+        while True:
+            epoch = await call("ZRANGE", *_epoch_range(attachment), until=until)
+            seconds, microseconds = await call("TIME", until=until)
+            now = int(seconds) * 1000 + int(microseconds) // 1000
+            if not await self._regroups(attachment, epoch, now, until):
+                return regrouped
+            regrouped = True
+
+    async def _regroups(self, attachment: Attachment, epoch: list[bytes], now: int, until: float) -> bool:
+        """Wait for those on the bus to be back in this epoch, or for some of that time: then it is to be looked again.
+
+        False if they are. `now` as in Redis. Raises LayerUnavailable if that is not so at the time `until`.
+        """
+        wait = attachment.epoch.use(epoch[0] if epoch else b"", now)
+        if not wait:
+            return False
+        if asyncio.get_running_loop().time() + wait > until:
+            if epoch or not attachment.epoch.is_gone(now):
+                raise LayerUnavailable("Redis has lost its data, and its members are not back: nothing was sent")
+            attachment.epoch.forget()  # nobody is on the bus any more, and so nobody misses anything
+            return False
+        await asyncio.sleep(wait)
+        return True
 
     @_lasting
     async def channel_statistics(self, channel: str) -> Statistics:

@@ -38,12 +38,21 @@ class MailboxReader:
     """
 
     def __init__(
-        self, address: Address, key: str, entries: Entries, name: str, outage: Outage, on_batch: OnBatch
+        self,
+        address: Address,
+        key: str,
+        entries: Entries,
+        name: str,
+        outage: Outage,
+        on_batch: OnBatch,
+        on_skipped: Callable[[], None],
     ) -> None:
+        """`on_skipped` is called for each entry that is skipped."""
         self._key = key
         self._codec = entries
         self._counts = outage.counts
         self._on_batch = on_batch
+        self._on_skipped = on_skipped
         self._link = Link(address, name, outage, self._up)
         self._connection: RedisConnection | None = None
         self._cursor = BEGINNING
@@ -143,6 +152,7 @@ class MailboxReader:
                     raise ValueError(f"payload version {version!r}")
             except (ValueError, TypeError) as error:  # TypeError: it holds no three things
                 self._codec.refused(f"mailbox {self._key}", entry_id.decode(), error)
+                self._on_skipped()
                 continue
             try:
                 sent = _order(entry_id)[0] / 1000
@@ -150,6 +160,7 @@ class MailboxReader:
             except Exception:  # a fault of the handler must not end the reading, nor drop the entries behind this one
                 self._counts["damaged entry"] += 1
                 logger.exception("mailbox %s: handling entry %s failed", self._key, entry_id.decode())
+                self._on_skipped()
         self._stale = False
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)

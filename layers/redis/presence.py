@@ -30,6 +30,7 @@ logger = logging.getLogger("asgibus.layers")
 
 LIFE_SECONDS = 5.0  # of a lease that is not renewed
 BEAT_SECONDS = 1.0  # how often it is renewed, and how late at most something is noticed that nobody tells us
+LATE_SECONDS = 1.0  # a beat that took longer had to wait for Redis, before Redis said what time it is
 SOONEST_SECONDS = 0.01  # between two beats that wait for the end of a lease
 SILENT_SECONDS = 3.0  # without a beat of anybody: that was the store's fault, or everybody's, and nobody is dead
 GRACE_SECONDS = 10.0  # for everybody to renew after that: a link comes back within 2 s, and then beats at once
@@ -120,7 +121,7 @@ class Presence:
             self._epoch.forget()
 
     def time(self) -> float:
-        """Now, in seconds by Redis's clock; ahead of it by no more than the last beat took."""
+        """Now, in seconds by Redis's clock; ahead of it by no more than the last beat took, nor than LATE_SECONDS."""
         return self._loop.time() + self._ahead
 
     def heard(self, sender: str) -> None:
@@ -171,11 +172,12 @@ class Presence:
                 logger.exception("%s: a beat failed", self._mailbox)
 
     async def _beat(self) -> None:
-        # Consumers are listed first: one that comes later has its lease before, and is not taken for dead.
+        # Consumers and takers are listed first: one that comes later has its lease before, and is not taken for dead.
         looking = self._orphans and (self._claimant.active or self._deliveries.active)
         if looking:
             self._orphans = False  # a death that is told from now on sets it again
         consumers = await self._claimant.consumers() if looking else {}
+        taken = await self._deliveries.taken() if looking else {}
         beat, lapsed, vanished = await self._renew(None)
         run_id = self._writer.run_id
         if run_id != self._run_id:
@@ -200,7 +202,8 @@ class Presence:
                 },
                 self._handler.orphaned,
             )
-            await self._deliveries.bury(beat)
+            if not self._deliveries.bury(beat, taken):
+                self._orphans = True
         await self._memberships.renew(everything=False, until=self._loop.time() + PATIENCE_SECONDS)
 
     async def _renew(self, until: float | None) -> tuple[Beat, bool, bool]:
@@ -215,7 +218,7 @@ class Presence:
             ),
         )
         lapsed, grace, self.now, next_end, live, ended, gone, epoch = reply
-        self._ahead = self.now / 1000 - asked
+        self._ahead = self.now / 1000 - max(asked, self._loop.time() - LATE_SECONDS)
         self._epoch.seen(epoch)
         if not all(there) and epoch == self._listed:
             self._unheard(self._loop.time() - self._renewed)

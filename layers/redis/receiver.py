@@ -219,7 +219,8 @@ class Receiver:
 
     def _put_back(self, channel: str, items: list[bytes]) -> None:
         """At the head. If that fails they are lost: at most once is what was promised."""
-        self._connections.tell("EVAL", channel_scripts.RETURN, 1, self._keys.messages(channel), self._expiry, *items)
+        key = self._keys.messages(channel)
+        self._connections.tell("EVAL", channel_scripts.RETURN, 1, key, self._expiry, *items, patient=True)
 
     def _pass_on(self, channel: str) -> None:
         """Let another reader look when the next message is due."""
@@ -239,6 +240,11 @@ def _entry(entry_id: str, item: bytes) -> Entry:
         return Entry(entry_id, int(stamp), int(attempt), payload)
     except ValueError:
         return Entry(entry_id, 0, 1, b"")
+
+
+def taken_entry(entry_id: str, value: bytes) -> Entry:
+    """What stands under that id in the hash of what was taken, which does not say since when it could be received."""
+    return _entry(entry_id, b"0:" + value.partition(b"!")[2])
 
 
 def _entries(taken: list[bytes]) -> list[Entry]:

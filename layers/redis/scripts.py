@@ -79,7 +79,7 @@ return nil
 """
 
 # KEYS[1] the hash of SEND_LOCAL. ARGV: local parts of channels, and for each how many of its messages were received, or
-# have expired; at most 1000.
+# have expired; at most 1000. A number below 0 is added.
 RECEIVED = """
 local parts, fields, empty = {}, {}, {}
 for i = 1, #ARGV, 2 do parts[#parts + 1] = ARGV[i] end
@@ -93,7 +93,14 @@ for n, part in ipairs(parts) do
   end
 end
 if #empty > 0 then redis.call('HDEL', KEYS[1], unpack(empty)) end
-if #fields > 0 then redis.call('HSET', KEYS[1], unpack(fields)) end
+if #fields > 0 and redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[1], unpack(fields)) end
+"""
+
+# KEYS[1] as RECEIVED. Takes out the counts of all channels.
+NONE_UNREAD = """
+for _, part in ipairs(redis.call('HKEYS', KEYS[1])) do
+  if part ~= '!' then redis.call('HDEL', KEYS[1], part) end
+end
 """
 
 # KEYS[1] sorted set of a group. ARGV: member, lifetime in s. Scores are the end of the membership, in ms.
@@ -103,7 +110,7 @@ GROUP_ADD = (
     + """
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now))
 redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2] * 1000), ARGV[1])
-redis.call('PEXPIRE', KEYS[1], math.ceil(ARGV[2] * 1000))
+redis.call('PEXPIRE', KEYS[1], math.max(redis.call('PTTL', KEYS[1]), math.ceil(ARGV[2] * 1000)))
 return 1
 """
 )

@@ -43,6 +43,7 @@ class Shard:
         self.shards: Shards
         self._lock = threading.Lock()
         self._attachments: dict[asyncio.AbstractEventLoop, Attachment] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def attachment(self) -> Attachment:
         """What the running event loop has there; made and connected at the first call. Raises LayerUnavailable."""
@@ -73,11 +74,14 @@ class Shard:
         return loop in self._attachments
 
     async def close(self) -> None:
-        """End what the running event loop has there."""
+        """End what the running event loop has there; when this is cancelled, it goes on by itself."""
         with self._lock:
             attachment = self._attachments.pop(asyncio.get_running_loop(), None)
         if attachment is not None:
-            await attachment.close()
+            closing = asyncio.create_task(attachment.close(), name="asgibus close")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            await asyncio.shield(closing)
 
 
 class Shards(Sequence[Shard]):

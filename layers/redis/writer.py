@@ -173,7 +173,8 @@ class Writer:
 
         `repeatable=False`: fail rather than write it twice, or wait until Redis takes it. `behind`: be answered behind
         all that was posted and written before, also what Redis refuses for now. `until`: fail at that time of the event
-        loop's clock; it is not written any more then, and the error says so, or that this is unknown.
+        loop's clock; it is not written any more then, and the error says so, or that this is unknown. Nor is it when
+        the call is cancelled before.
         """
         if self._closed:
             raise LayerUnavailable("the layer was closed")
@@ -185,24 +186,28 @@ class Writer:
             return await future
         except RedisError as error:
             raise LayerUnavailable(f"Redis refused {args[0]!r}: {error}") from error
+        except asyncio.CancelledError:
+            self._take_back(command)
+            raise
         finally:
             if timer is not None:
                 timer.cancel()
 
     def _give_up(self, command: Command, future: asyncio.Future[Any]) -> None:
-        if future.done():
-            return
+        if not future.done():
+            future.set_exception(LayerUnavailable(self._take_back(command)))
+
+    def _take_back(self, command: Command) -> str:
+        """See that a command whose caller has given up is not written any more; how far it had come."""
         if self.cancel(command):
-            reason = "Redis could not be reached in time: nothing was written"
-        elif command in self._again:
+            return "Redis could not be reached in time: nothing was written"
+        if command in self._again:
             self._again.remove(command)
-            reason = "Redis refused it for too long: nothing was written"
-        else:
-            reason = "Redis did not answer in time: it is unknown whether this was written"
-            command.repeatable = command.patient = command.behind = False
-            if self._link.connection is None and command in self._in_flight:
-                self._in_flight.remove(command)
-        future.set_exception(LayerUnavailable(reason))
+            return "Redis refused it for too long: nothing was written"
+        command.repeatable = command.patient = command.behind = False
+        if self._link.connection is None and command in self._in_flight:
+            self._in_flight.remove(command)
+        return "Redis did not answer in time: it is unknown whether this was written"
 
     async def drain(self) -> None:
         """Wait until everything asked for so far has been written and answered; given up, and said so, after 2 s."""

@@ -60,3 +60,16 @@ async def test_what_has_expired_is_not_received_although_it_was_not_swept_yet() 
     inbox.tell()
     assert store.told == {"1": 3}
     inbox.close()
+
+
+async def test_what_a_reader_that_gave_up_was_handed_comes_before_what_came_behind_it() -> None:
+    store, inbox = Store(), Inbox()
+    inbox.on_bus(store, LayerSettings())
+    first = asyncio.create_task(inbox.receive("1"))
+    await asyncio.sleep(0)
+    for number in range(3):
+        inbox.deliver(["1"], pack_message({"n": number}), store.now)
+    first.cancel()
+    await asyncio.wait([first])
+    assert [(await inbox.receive("1"))["n"] for _ in range(3)] == [0, 1, 2]
+    inbox.close()

@@ -205,3 +205,19 @@ async def test_a_bus_that_is_taken_away_is_dead_once_and_reads_nothing_more(laye
         await turns()
     assert two.frames == []
     assert one.dead == [bus.mailbox, bus.mailbox]  # at its removal, and for what was posted in vain
+
+
+async def test_groups_that_nobody_sends_to_are_forgotten_when_their_members_have_ended() -> None:
+    now = 0.0
+    layer = InMemoryChannelLayer(group_expiry=10, clock=lambda: now)
+    for number in range(100):
+        await layer.group_add(f"visitor.{number}", "channel")
+    now = 9.0
+    await layer.group_add("visitor.0", "channel")
+    now = 11.0
+    await layer.group_add("visitor.100", "channel")
+    assert sorted(layer._groups) == ["visitor.0", "visitor.100"]
+    now = 30.0
+    await layer.group_send("visitor.0", {})
+    await layer.group_send("visitor.100", {})
+    assert not layer._groups

@@ -49,6 +49,13 @@ def test_what_is_no_cluster_is_refused(url: str) -> None:
         open_layer(url)
 
 
+def test_a_prefix_does_not_say_where_keys_lie() -> None:
+    for prefix in ("{chat}", "a{b", "{}"):
+        with pytest.raises(ValueError, match="prefix holds no"):
+            open_layer("redis+cluster://127.0.0.1", prefix=prefix)
+        open_layer("redis://127.0.0.1", prefix=prefix)
+
+
 def test_no_password_is_shown() -> None:
     layer = RedisChannelLayer([{"cluster_nodes": [("a", 1), ("b", 2)], "username": "bus", "password": "s3cret"}])
     assert str(layer.address) == "redis+cluster://a:1,b:2"

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -13,10 +14,12 @@ import redis
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import FIRST_PROTOCOL_KIND, GROUP_MESSAGE, Bus
+from asgibus.layers.redis import presence
 from asgibus.layers.redis.writer import PAYLOAD_VERSION
 from support.bus import Recorder, until
 from support.deadline import HANG, in_time
 from support.redis import RedisServer
+from support.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.anyio
 
@@ -107,6 +110,53 @@ async def claim_all(bus: Bus, claimed: list[int]) -> None:
             claimed.append(claim.entry[0])
             bus.done(claim)
         await asyncio.sleep(0)
+
+
+async def test_what_a_lost_reply_held_is_taken_all_the_same(redis_url: str) -> None:
+    """It stays under the name of a process that lives, and knows nothing of it."""
+    url = urlsplit(redis_url)
+    with TcpProxy((str(url.hostname), int(url.port or 0))) as proxy:
+        layer, direct = RedisChannelLayer(proxy.url + url.path), RedisChannelLayer(redis_url)
+        async with layer.bus("w", Recorder()) as worker:
+            await direct.send("jobs", {"text": "x" * 20_000})
+            proxy.cut_reply("receive", least=10_000)  # that which holds the message
+            (delivery,) = await asyncio.wait_for(worker.take("jobs", 1), 10)
+            assert proxy.armed() == 0
+            assert (delivery.message["text"], delivery.attempt) == ("x" * 20_000, 1)
+            worker.acknowledge(delivery)
+            await worker.drain()
+        assert (await direct.channel_statistics("jobs"))["messages_pending"] == 0
+        for each in (layer, direct):
+            await each.close()
+
+
+async def test_what_a_process_takes_that_has_just_begun_is_not_given_to_others(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks for what the dead had taken has asked who lives before it began."""
+    monkeypatch.setattr(presence, "GRACE_SECONDS", 0.1)
+    url = urlsplit(redis_url)
+    with TcpProxy((str(url.hostname), int(url.port or 0))) as proxy:
+        slow, direct = RedisChannelLayer(proxy.url + url.path), RedisChannelLayer(redis_url)
+        async with slow.bus("old", Recorder()) as old:
+            await direct.send("jobs", {})
+            for delivery in await old.take("jobs", 1):  # once is enough: it looks after that channel
+                old.acknowledge(delivery)
+            await asyncio.sleep(1.5)  # until it has looked, and is sure of who is absent
+            proxy.delay(0.3, "writer")
+            for number in range(4):
+                await direct.declare_dead(f"worker.{number:016x}!")
+                await asyncio.sleep(0.1)  # in which it asks; the answer is on its way now
+                await direct.send("jobs", {"n": number})
+                async with direct.bus("new", Recorder()) as new:
+                    (delivery,) = await asyncio.wait_for(new.take("jobs", 1), 30)
+                    await asyncio.sleep(0.7)  # until it has looked
+                    new.acknowledge(delivery)
+                assert (await direct.channel_statistics("jobs"))["messages_pending"] == 0
+            proxy.heal()
+        assert slow.counts["message given back"] == 0
+        for each in (slow, direct):
+            await each.close()
 
 
 async def test_claims_survive_cut_connections(layer: RedisChannelLayer, kill: Kill) -> None:

@@ -160,6 +160,30 @@ async def test_every_key_begins_with_the_prefix(redis_url: str, admin: "redis.Re
     await second.close()
 
 
+async def test_a_membership_does_not_end_sooner_because_another_one_is_shorter(redis_url: str) -> None:
+    layer, brief = RedisChannelLayer(redis_url), RedisChannelLayer(redis_url, group_expiry=0.1)
+    await layer.group_add("group", "long")
+    await brief.group_add("group", "short")
+    await asyncio.sleep(0.2)  # by Redis's clock, which a test cannot turn
+    await layer.group_send("group", {"n": 1})
+    assert (await layer.channel_statistics("long"))["messages_pending"] == 1
+    assert (await layer.channel_statistics("short"))["messages_pending"] == 0
+    for each in (layer, brief):
+        await each.close()
+
+
+@pytest.mark.parametrize("prefix", ["a!b", "a b", "[a]*?", "{a", "a}", "ü:", "a\\"])
+async def test_a_prefix_may_hold_anything(redis_url: str, prefix: str) -> None:
+    layer = RedisChannelLayer(redis_url, prefix=prefix)
+    await layer.send("a", {"n": 1})
+    await layer.group_add("group", await layer.new_channel())
+    await layer.group_send("group", {"n": 2})
+    assert (await layer.global_statistics())["messages_pending"] == 1
+    await layer.flush()
+    assert (await layer.global_statistics())["messages_count"] == 0
+    await layer.close()
+
+
 async def test_expired_messages_leave_redis(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     layer = RedisChannelLayer(redis_url, expiry=1)
     await layer.send("a", {})

@@ -128,3 +128,18 @@ async def test_a_failover_that_is_noticed_late_repeats_nothing(start_redis: Star
             await until(lambda: max(numbers(one)) >= sending.sent - 1)
             assert numbers(one)[: sending.sent] == list(range(-1, sending.sent - 1))
             assert numbers(one) == sorted(set(numbers(one)))
+
+
+async def test_what_is_sent_just_after_redis_has_lost_its_data_arrives(start_redis: StartRedis) -> None:
+    """The mailbox is not there, but its process is: it needs a moment to make it anew."""
+    server = start_redis()
+    owner, sender = RedisChannelLayer(server.url), RedisChannelLayer(server.url)
+    channel, gone = await owner.new_channel(), "specific.0123456789abcdef!1"
+    await sender.new_channel()
+    with redis.Redis.from_url(server.url, protocol=2) as admin:
+        admin.flushall()
+    await asyncio.gather(*(sender.send(channel, {"n": number}) for number in range(5)), sender.send(gone, {}))
+    received = [(await asyncio.wait_for(owner.receive(channel), 10))["n"] for _ in range(5)]
+    assert sorted(received) == list(range(5))
+    for each in (owner, sender):
+        await each.close()

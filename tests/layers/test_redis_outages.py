@@ -12,11 +12,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis
 
-from asgibus.layers import LayerUnavailable
+from asgibus.layers import LayerUnavailable, RedisChannelLayer
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import FIRST_PROTOCOL_KIND, GROUP_MESSAGE
 from asgibus.layers.redis.writer import PAYLOAD_VERSION
@@ -224,6 +225,123 @@ async def test_what_is_sent_into_an_outage_fails_and_is_never_written(
     assert caplog.text.count("what an app sent did not go out") == 1
     assert caplog.text.count(f"{len(calls)} calls of apps failed while Redis was away") == 1
     assert caplog.text.count(" is gone (") == caplog.text.count(f"{one.layer.address} is back") == 1
+
+
+async def test_what_was_given_up_while_redis_was_away_is_not_written_later(start_redis: StartRedis) -> None:
+    server = start_redis()
+    async with here(server.url) as one:
+        await asyncio.to_thread(server.kill)
+        await until(lambda: not one.bus.available)
+        calls = [
+            asyncio.create_task(call)
+            for call in (
+                one.layer.send("ordinary", {"n": 1}),
+                one.layer.send("ordinary", {"n": 2}, delay=0.01),
+                one.layer.send(one.mailbox + "1", {"n": 3}),
+                one.layer.group_add("late", "ordinary"),
+            )
+        ]
+        await asyncio.wait(calls, timeout=0.1)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await asyncio.to_thread(server.start)
+        await until(lambda: one.bus.available and one.handler.interruptions)
+        await one.layer.group_send("late", {"n": 4})
+        await one.layer.send("ordinary", {"n": "after"})
+        assert await asyncio.wait_for(one.layer.receive("ordinary"), 30) == {"n": "after"}
+        assert (await one.layer.channel_statistics("ordinary"))["messages_count"] == 1
+        assert one.handler.frames == []
+
+
+async def test_what_comes_just_behind_an_outage_has_not_expired(redis_url: str) -> None:
+    url = urlsplit(redis_url)
+    with TcpProxy((str(url.hostname), int(url.port or 0))) as proxy:
+        layer = RedisChannelLayer(proxy.url + url.path, expiry=2)
+        sender = RedisChannelLayer(redis_url, expiry=2)
+        channel = await layer.new_channel()
+        proxy.blackhole("writer")
+        proxy.reset("writer")
+        await asyncio.sleep(3.5)  # of an outage that is longer than the expiry
+        proxy.heal()
+        proxy.delay(0.15, "writer")  # so that some time passes between two beats
+        sent, received = 0, []
+        for _ in range(200):
+            await sender.send(channel, {"n": sent})
+            sent += 1
+            received.append(await asyncio.wait_for(layer.receive(channel), 30))
+            await asyncio.sleep(0.01)
+        assert [message["n"] for message in received] == list(range(sent))
+        proxy.heal()
+        for each in (layer, sender):
+            await each.close()
+
+
+# What is being opened.
+
+
+async def test_who_comes_while_redis_is_silent_does_not_wait_for_those_before(redis_url: str) -> None:
+    url = urlsplit(redis_url)
+    with TcpProxy((str(url.hostname), int(url.port or 0))) as proxy:
+        proxy.blackhole()
+        layer = RedisChannelLayer(proxy.url + url.path)
+        calls = [call for _ in range(3) for call in (layer.send("a", {}), layer.group_add("a", "b"))]
+        made = [layer.new_channel() for _ in range(3)]
+        failures = await asyncio.gather(*map(failure, [*calls, *made]))
+        in_time(max(took for _, took in failures), 5 + SLACK)
+        proxy.heal()
+        await layer.new_channel()
+        proxy.blackhole()
+        failures = await asyncio.gather(*(failure(layer.new_channel("other")) for _ in range(3)))
+        in_time(max(took for _, took in failures), 5 + 2 + SLACK)
+        proxy.heal()
+        await layer.close()
+
+
+@pytest.mark.parametrize("turns", [1, 20, 60])
+async def test_closing_ends_what_is_being_opened(start_redis: StartRedis, turns: int) -> None:
+    server = start_redis()
+    layer = RedisChannelLayer(server.url)
+    opening = [asyncio.create_task(call) for call in (layer.new_channel(), layer.receive("a"))]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await layer.close()
+    opening[1].cancel()
+    await asyncio.gather(*opening, return_exceptions=True)
+    with redis.Redis.from_url(server.url, protocol=2) as admin:
+        await until(lambda: not [each for each in admin.client_list() if each["name"]])
+        assert admin.keys("*") == []
+
+
+async def test_closing_ends_all_although_it_was_cancelled(start_redis: StartRedis) -> None:
+    server = start_redis()
+    layer = RedisChannelLayer(server.url)
+    channel = await layer.new_channel()
+    receiving = asyncio.create_task(layer.receive(channel))
+    await asyncio.sleep(0)
+    server.pause()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(layer.close(), 0.1)
+    server.resume()
+    with pytest.raises(LayerUnavailable, match="the layer was closed"):
+        await asyncio.wait_for(receiving, 10)
+    with redis.Redis.from_url(server.url, protocol=2) as admin:
+        await until(lambda: not [each for each in admin.client_list() if each["name"]])
+        assert admin.keys("*") == []
+
+
+async def test_a_mailbox_that_cannot_be_opened_leaves_nothing(start_redis: StartRedis) -> None:
+    server = start_redis()
+    with redis.Redis.from_url(server.url, protocol=2) as admin:
+        admin.execute_command("ACL", "SETUSER", "limited", "on", ">secret", "~*", "&*", "+@all", "-eval")
+        layer = RedisChannelLayer(server.url.replace("//", "//limited:secret@"))
+        for _ in range(2):
+            await failure(layer.new_channel())
+        assert admin.keys("*") == []
+        admin.execute_command("ACL", "SETUSER", "limited", "+eval")
+        assert await layer.new_channel()
+        await layer.close()
+        assert admin.keys("*") == []
 
 
 # Failover.

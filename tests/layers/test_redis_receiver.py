@@ -18,6 +18,7 @@ from asgibus.layers.redis import receiver
 from asgibus.layers.redis.receiver import BLOCK_SECONDS
 from support.bus import Recorder, until
 from support.deadline import in_time
+from support.redis import RedisServer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
@@ -183,6 +184,22 @@ async def test_it_goes_to_another_process_if_nobody_reads_here(
         await until(lambda: admin.llen(KEY) == 4, 3)
     assert [(await soon(other.receive("c")))["n"] for _ in range(3)] == [1, 2, 3]
     assert (await other.channel_statistics("c"))["messages_pending"] == 1
+
+
+async def test_it_is_put_back_when_redis_has_room_again(start_redis: Callable[..., RedisServer]) -> None:
+    server = start_redis()
+    layer, other = RedisChannelLayer(server.url), RedisChannelLayer(server.url)
+    with redis.Redis.from_url(server.url, protocol=2) as admin:
+        reading = asyncio.create_task(layer.receive("c"))
+        await is_blocked(admin)
+        admin.rpush("asgibus:channel:c", item(1))
+        await end(reading)
+        admin.config_set("maxmemory", 1)
+        await until(lambda: int(admin.info("errorstats").get("errorstat_OOM", {"count": 0})["count"]))
+        admin.config_set("maxmemory", 0)
+        assert await asyncio.wait_for(other.receive("c"), 10) == {"n": 1}
+    for each in (layer, other):
+        await each.close()
 
 
 async def test_giving_up_keeps_the_connection(make: Make, admin: "redis.Redis[bytes]") -> None:
