@@ -37,6 +37,8 @@ from asgibus.layers.settings import (
 
 logger = logging.getLogger("asgibus.layers")
 
+LOOK_SECONDS = 0.5  # that a look at Redis may take behind a wait: without them it would end in its time limit
+
 _Missed = tuple[list[str], int]  # the members whose processes are gone, and how many were full
 
 P = ParamSpec("P")
@@ -253,7 +255,7 @@ class RedisChannelLayer(ChannelLayer):
         wait = attachment.epoch.use(epoch[0] if epoch else b"", now)
         if not wait:
             return False
-        if asyncio.get_running_loop().time() + wait > until:
+        if asyncio.get_running_loop().time() + wait + LOOK_SECONDS > until:
             if epoch or not attachment.epoch.is_gone(now):
                 raise LayerUnavailable("Redis has lost its data, and its members are not back: nothing was sent")
             attachment.epoch.forget()  # nobody is on the bus any more, and so nobody misses anything
