@@ -8,6 +8,7 @@ import httpx
 import pytest
 import yaml
 
+from support.deadline import wait_until
 from support.processes import Process
 
 APP = "commands.simple_app:app"
@@ -56,7 +57,9 @@ def test_a_worker_has_it_too(redis_url: str, start_worker: Start, tmp_path: Path
 
 def test_options_that_are_given_win(start_interface: Start, tmp_path: Path) -> None:
     (tmp_path / "log.json").write_text(FILES["log.json"])
-    server = start_interface("--log-config", "log.json", "--log-level", "error", app=APP, ready=False)
+    path = tmp_path / "socket"
+    server = start_interface("--log-config", "log.json", "--log-level", "error", "--uds", path, app=APP, ready=False)
+    wait_until(path.exists)  # before, a SIGINT may end in an import, and be lost there
     server.interrupt()
     server.wait()
     assert "INFO" not in server.log()
