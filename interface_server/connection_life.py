@@ -205,7 +205,7 @@ class Living(SessionEnd):
     def _answer(self, answer: tuple[int, int]) -> None:
         try:
             self.terminator.fail(*answer)
-        except Exception:
+        except Exception:  # others may be waiting behind it to be told the same
             logger.exception(FAULT, cut(self.terminator, self._connections.counts))
 
     def _turn(self, event: Turn) -> None:

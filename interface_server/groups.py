@@ -121,7 +121,7 @@ class Groups:
         for connection in list(group.members):
             try:
                 connection.terminator.broadcast(event, shared)
-            except Exception:
+            except Exception:  # the other members are to get it
                 logger.exception(FAULT, cut(connection.terminator, counts))
         if event[0] in (OTHER_SENT, OTHER_CLOSE) and (missed := counts["broadcast out of place"] - before):
             self._tell(name, event[1], missed)

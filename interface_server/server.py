@@ -144,7 +144,7 @@ class Server:
             for terminator in list(self._terminators):
                 try:
                     terminator.abort()
-                except Exception:
+                except Exception:  # one socket's fault is no reason to lose the others
                     logger.exception(FAULT, self._cut(terminator))
             await self._empty(DRAIN_SECONDS)
 
@@ -163,7 +163,7 @@ class Server:
     def _shut_down(self, terminator: Holder) -> None:
         try:
             terminator.shut_down()
-        except Exception:
+        except Exception:  # one socket's fault is no reason to lose the others
             logger.exception(FAULT, self._cut(terminator))
 
     def _cut(self, terminator: Holder) -> str:
@@ -198,7 +198,7 @@ class Server:
             for terminator in [each for each in self._terminators if each.deadline <= now]:
                 try:
                     terminator.expire(now)
-                except Exception:
+                except Exception:  # one socket's fault is no reason to lose the others
                     logger.exception(FAULT, self._cut(terminator))
 
     # For the terminators.
@@ -264,5 +264,5 @@ async def _listening(listeners: Sequence[Listener], host: Host) -> AsyncIterator
         for listener in started:
             try:
                 listener.stop()
-            except Exception:
+            except Exception:  # the sockets are still to be closed in good order
                 logger.exception("the listener for %s failed as it was stopped", listener.kind)

@@ -66,7 +66,7 @@ async def test_what_a_reader_that_gave_up_was_handed_comes_before_what_came_behi
     store, inbox = Store(), Inbox()
     inbox.on_bus(store, LayerSettings())
     first = asyncio.create_task(inbox.receive("1"))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # in which it begins to wait
     for number in range(3):
         inbox.deliver(["1"], pack_message({"n": number}), store.now)
     first.cancel()

@@ -304,7 +304,7 @@ async def test_closing_ends_what_is_being_opened(start_redis: StartRedis, turns:
     layer = RedisChannelLayer(server.url)
     opening = [asyncio.create_task(call) for call in (layer.new_channel(), layer.receive("a"))]
     for _ in range(turns):
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # how far it has come is what is tested
     await layer.close()
     opening[1].cancel()
     await asyncio.gather(*opening, return_exceptions=True)
@@ -318,7 +318,7 @@ async def test_closing_ends_all_although_it_was_cancelled(start_redis: StartRedi
     layer = RedisChannelLayer(server.url)
     channel = await layer.new_channel()
     receiving = asyncio.create_task(layer.receive(channel))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # in which it begins to wait
     server.pause()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(layer.close(), 0.1)
