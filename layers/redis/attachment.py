@@ -42,10 +42,10 @@ class Attachment:
         entries: Entries,
         settings: LayerSettings,
         counts: Counter[str],
-        epoch: bytes,
+        epoch: Epoch | None,
         shard: Shard,
     ) -> None:
-        """`epoch`: see `Epoch`."""
+        """`epoch`: that of another event loop, if the layer was used in one."""
         self.shard = shard
         self.shards = shard.shards
         self.address = address

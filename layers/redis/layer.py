@@ -22,6 +22,7 @@ from asgibus.layers.names import require_channel, require_group, split_local
 from asgibus.layers.redis import channel_scripts, scripts
 from asgibus.layers.redis.attachment import Attachment
 from asgibus.layers.redis.entries import Entries
+from asgibus.layers.redis.epoch import find_epoch
 from asgibus.layers.redis.hosts import DEFAULT_HOST, Hosts, addresses
 from asgibus.layers.redis.own_loop import OwnLoop
 from asgibus.layers.redis.shards import Shard, Shards
@@ -224,6 +225,7 @@ class RedisChannelLayer(ChannelLayer):
         """The members of a group, once those who are on the bus have had time to be back in it; and the epoch."""
         writer, until = attachment.writer, _until()
         while True:
+            run_id = writer.run_id
             found: list[Any] = []
             look = writer.write(("EVAL", scripts.GROUP_MEMBERS, 1, key), found.append)
             try:  # in one flush; and the epoch behind, so that it was this one when the members were read
@@ -232,6 +234,8 @@ class RedisChannelLayer(ChannelLayer):
                 writer.cancel(look)
             if not found or isinstance(found[0], Exception):
                 raise LayerUnavailable(f"Redis refused to name the members of a group: {found}")
+            if run_id != writer.run_id:
+                continue  # the one answer may be of one server, and the other of another
             now, members = found[0]
             if not await self._regroups(attachment, epoch, now, until):
                 return [member.decode() for member in members], epoch
@@ -252,13 +256,14 @@ class RedisChannelLayer(ChannelLayer):
 
         False if they are. `now` as in Redis. Raises LayerUnavailable if that is not so at the time `until`.
         """
-        wait = attachment.epoch.use(epoch[0] if epoch else b"", now)
+        name, run_id = find_epoch(epoch), attachment.writer.run_id
+        wait = attachment.epoch.use(name, run_id, now)
         if not wait:
             return False
         if asyncio.get_running_loop().time() + wait + LOOK_SECONDS > until:
-            if epoch or not attachment.epoch.is_gone(now):
+            if not attachment.epoch.is_gone(now):
                 raise LayerUnavailable("Redis has lost its data, and its members are not back: nothing was sent")
-            attachment.epoch.forget()  # nobody is on the bus any more, and so nobody misses anything
+            attachment.epoch.forget(name, run_id)  # nobody is on the bus any more, and so nobody misses anything
             return False
         await asyncio.sleep(wait)
         return True

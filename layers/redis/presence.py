@@ -178,9 +178,10 @@ class Presence:
             self._orphans = False  # a death that is told from now on sets it again
         consumers = await self._claimant.consumers() if looking else {}
         taken = await self._deliveries.taken() if looking else {}
+        listed = self._listed
         beat, lapsed, vanished = await self._renew(None)
         run_id = self._writer.run_id
-        if run_id != self._run_id:
+        if run_id != self._run_id or (self._listed != listed and not vanished):
             self._doubt = "Redis is another one"
         elif vanished:
             self._doubt = "its mailbox had vanished"

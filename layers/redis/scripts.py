@@ -215,7 +215,10 @@ return ids
 
 # KEYS[1] sorted set of the processes: mailboxes, scores are the ends of their leases in ms. Three members more:
 # `beaten`, when anybody was last here; `grace`, until when it is unknown who is absent and who has not been here yet;
-# and, with the score +inf, `epoch:` with the time at which this set was begun.
+# and, with the score +inf, the epoch: `epoch:`, the time at which it was begun, `:` and the run id of the Redis server
+# on which that was (nothing, if Redis may not be asked for it), and `:again` if the set was there before. A beat on
+# another server begins another epoch: what is there is a replica's or a snapshot's, older than what was lost.
+# Leases may be missing, too, so there is grace.
 # ARGV: mailbox, length of a lease, silence after which there is grace, length of the grace, how long an ended lease is
 # listed, and how long its process is expected back; all in ms. Renews the lease. When nobody was here for long, that
 # was the store's fault or everybody's: the leases that ran when somebody was last here are lengthened over the grace.
@@ -230,7 +233,13 @@ local beaten = tonumber(redis.call('ZSCORE', KEYS[1], 'beaten') or 0)
 local grace = tonumber(redis.call('ZSCORE', KEYS[1], 'grace') or 0)
 local own = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0)
 local silent = now - beaten > tonumber(ARGV[3])
-if silent then grace = now + ARGV[4] end
+local info, run, epoch, stamp = redis.pcall('INFO', 'server'), '', '', nil
+if type(info) == 'string' then run = string.match(info, 'run_id:(%x+)') or '' end
+for _, member in ipairs(redis.call('ZRANGE', KEYS[1], '+inf', '+inf', 'BYSCORE')) do
+  if string.match(member, '^epoch:%d+') then epoch, stamp = member, string.match(member, '^epoch:%d+:(%x*)') or '' end
+end
+local another = beaten > 0 and (not stamp or (run ~= '' and run ~= stamp))
+if silent or another then grace = now + ARGV[4] end
 if grace > now + ARGV[4] then
   grace = now + ARGV[4]
   redis.call('ZADD', KEYS[1], text(grace), 'grace')
@@ -245,12 +254,15 @@ if silent then
   for _, member in ipairs(redis.call('ZRANGE', KEYS[1], '(' .. text(beaten), '+inf', 'BYSCORE')) do
     redis.call('ZADD', KEYS[1], 'GT', text(grace), member)
   end
-  redis.call('ZADD', KEYS[1], text(grace), 'grace')
 end
+if silent or another then redis.call('ZADD', KEYS[1], text(grace), 'grace') end
 redis.call('ZADD', KEYS[1], text(now + ARGV[2]), ARGV[1], text(now), 'beaten')
 redis.call('PEXPIRE', KEYS[1], 86400000)
-if beaten == 0 then redis.call('ZADD', KEYS[1], '+inf', 'epoch:' .. text(now)) end
-local epoch = redis.call('ZRANGE', KEYS[1], '+inf', '+inf', 'BYSCORE')[1] or ''
+if beaten == 0 or another then
+  epoch = 'epoch:' .. text(now) .. ':' .. run .. (another and ':again' or '')
+  redis.call('ZREMRANGEBYSCORE', KEYS[1], '+inf', '+inf')
+  redis.call('ZADD', KEYS[1], '+inf', epoch)
+end
 local live, ended, gone, first = {}, {}, {}, -1
 local members = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
 for i = 1, #members, 2 do

@@ -53,7 +53,8 @@ class Shard:
             with self._lock:
                 for loop in [loop for loop in self._attachments if loop.is_closed()]:
                     del self._attachments[loop]  # it ended without `close`: its tasks and sockets ended with it
-                epoch = max((each.epoch.used for each in self._attachments.values()), default=b"")
+                epochs = (each.epoch for each in self._attachments.values())
+                epoch = max(epochs, key=lambda each: each.used, default=None)
                 attachment = self._attachments[running] = Attachment(
                     self.address, self.keys, self._entries, self._settings, self._counts, epoch, self
                 )

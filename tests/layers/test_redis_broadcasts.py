@@ -193,6 +193,49 @@ async def nobody_comes_back(server: RedisServer) -> None:
     await other.close()
 
 
+async def test_broadcasts_into_a_redis_that_starts_from_an_old_snapshot(start_redis: StartRedis) -> None:
+    """The store has an epoch and members, but those who joined behind the snapshot are missing."""
+    server = start_redis()
+    other = RedisChannelLayer(server.url)
+    async with member(server.url) as one, peer(server.url, "asgibus") as two:
+        with redis.Redis.from_url(server.url, protocol=2) as admin:
+            admin.save()
+        await two.do("join", "group")
+        await other.group_send("group", {"n": "before"})
+        await until(lambda: two.all("frame"))
+        two.signal(signal.SIGSTOP)  # it is back later than the others
+        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(server.start)
+        late = RedisChannelLayer(server.url)  # knows nothing of what was before
+        senders = {"one": one.layer, "other": other, "late": late}
+        sending = [asyncio.create_task(sent(layer, what)) for what, layer in senders.items()]
+        await until(lambda: one.handler.interruptions)
+        await asyncio.wait(sending, timeout=1)  # two hangs for longer than the others need
+        assert not any(each.done() for each in sending)
+        two.signal(signal.SIGCONT)
+        assert sorted([await each for each in sending]) == sorted((what, "") for what in senders)
+        await until(lambda: len(two.all("frame")) == 4 and len(one.handler.frames) == 4)
+        expected = ["before", *sorted(senders)]
+        assert sorted(got(one)[0]) == sorted(frame[1]["n"] for frame in two.all("frame")) == expected
+        for layer in (*senders.values(), RedisChannelLayer(server.url)):
+            in_time(await took(layer), AT_ONCE)
+            if layer is not one.layer:
+                await layer.close()
+
+
+async def test_nobody_is_waited_for_in_an_old_snapshot_of_a_bus_that_is_gone(start_redis: StartRedis) -> None:
+    server = start_redis()
+    async with member(server.url):
+        with redis.Redis.from_url(server.url, protocol=2) as admin:
+            admin.save()
+    await asyncio.to_thread(server.kill)
+    await asyncio.to_thread(server.start)
+    layer = RedisChannelLayer(server.url)
+    in_time(await took(layer), 5.5)
+    in_time(await took(layer), AT_ONCE)
+    await layer.close()
+
+
 async def test_a_broadcast_that_found_mailboxes_missing_says_why(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     """If Redis lost its data, members may have missed it; else they are gone, and out of the group."""
     async with member(redis_url) as one, proxy(redis_url, b"lost", admin.flushall) as url:
