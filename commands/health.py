@@ -31,7 +31,7 @@ class ProcessHealth:
     def ready(self) -> str | None:
         """Why one of them is not ready, or None."""
         if not self._life.has_started:
-            return "starting"
+            return self._life.status
         return next((reason for server in self._servers if (reason := server.ready()) is not None), None)
 
     def counts(self) -> Mapping[str, int]:

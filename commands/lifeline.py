@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from asgibus.commands.notify import ServiceManager
+
 VARIABLE = "ASGIBUS_LIFELINE"  # in the environment of a supervised process: the number of its end
 READY, RETIRING, FAILED = "ready", "retiring", "failed"
 STOP = b"stop\n"
@@ -23,9 +25,13 @@ OnStop = Callable[[str], None]
 
 
 class Lifeline:
-    """One end of the line; without an end, of a process that nobody supervises, it tells nobody."""
+    """One end of the line; without an end, of a process that nobody supervises, it tells nobody.
 
-    def __init__(self, end: socket.socket | None = None) -> None:
+    `manager`: the service manager that started this process, if no supervisor did.
+    """
+
+    def __init__(self, end: socket.socket | None = None, manager: ServiceManager | None = None) -> None:
+        self.manager = manager or ServiceManager()
         self._end = end
         self._told: set[str] = set()
         self._lock = threading.Lock()
@@ -37,9 +43,10 @@ class Lifeline:
     @classmethod
     def inherited(cls) -> Lifeline:
         """The line that the environment names, taken out of it: what the app starts is not on it."""
+        manager = ServiceManager.inherited()
         number = os.environ.pop(VARIABLE, None)
         if number is None:
-            return cls()
+            return cls(manager=manager)
         end = socket.socket(fileno=int(number))
         end.set_inheritable(False)
         return cls(end)
@@ -61,6 +68,7 @@ class Lifeline:
         """The process ends with an error, which the supervisor tells; without one it goes to standard error."""
         if self._end is None:
             print(f"Error: {why}", file=sys.stderr)
+            self.manager.status(f"failed: {why}")
         else:
             self._tell(FAILED, *why.split())
 

@@ -135,6 +135,14 @@ def bus_options(command: F) -> F:
             help="Encrypt what goes through Redis; @FILE reads a key from each line. Repeatable: the first encrypts, "
             "all decrypt.",
         ),
+        option(
+            "Bus",
+            "--wait-for-layer",
+            type=SECONDS_OR_NONE,
+            default=0.0,
+            metavar="SECONDS",
+            help="How long to wait at the start for a layer that cannot be used yet; 0 ends with an error at once.",
+        ),
         option("Bus", "--prefix", default="asgibus", metavar="TEXT", help="Starts every key in Redis."),
     ):
         command = decorate(command)
@@ -245,6 +253,12 @@ def process_options(command: F) -> F:
             default=1,
             metavar="COUNT",
             help="Run so many processes, and start one again that dies.",
+        ),
+        option(
+            "Processes",
+            "--check",
+            is_flag=True,
+            help="Look whether the options are good and APP can be loaded, then end: with 0 if so. Nothing is served.",
         ),
         option(
             "Logging",

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from importlib.util import find_spec
+from typing import NoReturn
 
 import anyio
 from anyio.abc import TaskStatus
@@ -30,24 +31,52 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Life:
-    """The life of this process: told by what is served how far it is, and telling it when to stop."""
+    """The life of this process: told by what is served how far it is, and telling it when to stop.
+
+    What is told goes to the supervisor, or to the service manager of a process that has no supervisor.
+    """
 
     def __init__(self, lifeline: Lifeline) -> None:
         self.stop = anyio.Event()
         """Set when the process shall end gracefully."""
         self.has_started = False
+        self.status = "starting"
+        """What the process does before it is ready."""
         self._lifeline = lifeline
+        self._is_ready = False
 
-    def started(self, *mailboxes: str) -> None:
-        """The start-up is over, and these mailboxes are read."""
+    def tell(self, status: str) -> None:
+        """Say what the process does, in one line for people to read."""
+        self.status = status
+        self._lifeline.manager.status(status)
+
+    def started(self) -> None:
+        """Say that the start-up is over: from now on the process stops gracefully, however long that takes."""
         self.has_started = True
         # What is loaded now stays, and garbage collections need not look at it again.
         gc.collect()
         gc.freeze()
+
+    def ready(self, status: str, *mailboxes: str) -> None:
+        """Say that the process serves, and reads these mailboxes. Call `started` before."""
+        self._is_ready = True
         self._lifeline.ready(*mailboxes)
+        self._lifeline.manager.ready(status)
+
+    def reloading(self, status: str) -> None:
+        """Say that a reload has begun, which a SIGHUP asked for."""
+        if self._is_ready:
+            self._lifeline.manager.reloading(status)
+
+    def reloaded(self, status: str) -> None:
+        """Say how the reload has ended. The process serves, with the new or with the old."""
+        if self._is_ready:
+            self._lifeline.manager.ready(status)
 
     def retiring(self) -> None:
-        """Nothing new is taken from now on, though nobody asked for it: a supervisor may start another process."""
+        """Say that nothing new is taken from now on: a supervisor may start another process."""
+        self._is_ready = False
+        self._lifeline.manager.stopping()
         self._lifeline.retiring()
 
 
@@ -90,6 +119,13 @@ def _exit_within(seconds: float, code: int) -> None:
     timer = threading.Timer(seconds, os._exit, (code,))
     timer.daemon = True
     timer.start()
+
+
+def end_check(found: str) -> NoReturn:
+    """Print what `--check` has found to be in order, and end the process with 0, whatever threads the app has."""
+    print(f"OK: {found}")
+    _exit_within(LINGER_SECONDS, 0)
+    raise SystemExit(0)
 
 
 async def _until_signal(serve: Serve, lifeline: Lifeline, limit: float) -> bool:

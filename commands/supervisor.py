@@ -53,6 +53,7 @@ class Pause:
 def supervise(
     options: Mapping[str, Any],
     layer: ChannelLayer,
+    lifeline: Lifeline,
     *,
     sources: Sources | None = None,
     fd: int | None = None,
@@ -89,7 +90,7 @@ def supervise(
             await layer.close()
         logger.info("Supervisor stopped")
 
-    return run(serve, StartError, lifeline=Lifeline(), graceful_timeout=graceful_timeout)
+    return run(serve, StartError, lifeline=lifeline, graceful_timeout=graceful_timeout)
 
 
 def same_command(*options: str) -> list[str]:
@@ -131,6 +132,7 @@ class Supervisor:
         self._running: set[Child] = set()
         self._greeted = 0
         self._failure = ""
+        self._life: Life
         self._tasks: TaskGroup
 
     async def serve(self, life: Life) -> None:
@@ -139,6 +141,7 @@ class Supervisor:
         SIGHUP replaces one after another by a new process. Raises StartError if one ends before any was ready, and if
         the sources cannot be watched.
         """
+        self._life = life
         life.started()
         async with anyio.create_task_group() as self._tasks:
             async with anyio.create_task_group() as keepers:
@@ -211,6 +214,7 @@ class Supervisor:
         if self._greeted == self._count:
             pids = ", ".join(str(child.pid) for child in self._places.values())
             logger.info("Supervisor ready: %d processes (%s)", self._count, pids)
+            self._life.ready(f"{self._count} processes serve")
 
     async def _announce(self, child: Child) -> None:
         """Tell the others at once that it is dead: they need not wait for its lease to end."""
@@ -224,8 +228,11 @@ class Supervisor:
 
     async def _hung_up(self) -> None:
         logger.info("SIGHUP: replacing one process after another")
-        if await self._roll():
+        self._life.reloading("replacing one process after another")
+        failure = await self._roll()
+        if failure is None:
             logger.info("All processes are replaced")
+        self._life.reloaded(failure or f"{self._count} processes serve, all replaced")
 
     async def _reload(self, sources: Sources, life: Life) -> None:
         """Replace all processes at every change; one that comes meanwhile begins anew."""
@@ -248,8 +255,8 @@ class Supervisor:
         with scope:
             await self._roll(at_once=True)
 
-    async def _roll(self, *, at_once: bool = False) -> bool:
-        """Whether each place has a new process; the first that cannot start, or hangs, ends it, and the old ones stay.
+    async def _roll(self, *, at_once: bool = False) -> str | None:
+        """Put a new process in each place. Return None, or why one cannot start, or hangs: then the old ones stay.
 
         One that is starting may have read the old code: it is ended. `at_once`: do not wait for the old ones to end.
         """
@@ -266,13 +273,11 @@ class Supervisor:
                 new.stop()
                 raise
             if start.cancelled_caught:
-                logger.error("Process %d was not ready within %g s: the old processes stay", new.pid, START_SECONDS)
                 new.stop()
-                return False
+                return self._old_stay(f"process {new.pid} was not ready within {START_SECONDS:g} s")
             if not new.was_ready:
                 await new.until(State.GONE)
-                logger.error("Process %d %s: the old processes stay", new.pid, new.end)
-                return False
+                return self._old_stay(f"process {new.pid} {new.end}")
             if self._places[number] is not old:
                 new.stop()
                 continue
@@ -280,4 +285,9 @@ class Supervisor:
             old.stop()
             if not at_once:
                 await old.until(State.GONE)
-        return True
+        return None
+
+    def _old_stay(self, why: str) -> str:
+        failure = f"{why[0].upper()}{why[1:]}: the old processes stay"
+        logger.error("%s", failure)
+        return failure

@@ -28,14 +28,16 @@ from asgibus.commands.options import (
     process_options,
     reload_options,
 )
-from asgibus.commands.run import Life, run
+from asgibus.commands.run import Life, end_check, run
 from asgibus.commands.sources import sources_of
 from asgibus.commands.supervisor import supervise
+from asgibus.commands.waiting import wait_for_layer
 from asgibus.interface_server.installed import listeners_of
 from asgibus.interface_server.listeners import ListenError, describe, listening_socket
 from asgibus.interface_server.proxy import TrustedProxies
 from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.interface_server.tls import Tls
 from asgibus.layers import open_layer
 from asgibus.protocol.channels import require_pool
 
@@ -263,7 +265,7 @@ def command(log_level: str, **options: Any) -> None:
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     sources = sources_of(options)
-    supervises = (options["processes"] > 1 or sources is not None) and not lifeline.held
+    supervises = (options["processes"] > 1 or sources is not None) and not lifeline.held and not options["check"]
     set_up_logging(log_level, access=settings.access_log, pid=supervises or lifeline.held, config=options["log_config"])
 
     def tell(where: str) -> None:
@@ -282,11 +284,16 @@ def command(log_level: str, **options: Any) -> None:
             lifeline.failed(str(error))
             raise SystemExit(1) from None
         where = describe(listening, tls=settings.ssl_certfile is not None)
-        raise SystemExit(supervise(options, layer, sources=sources, fd=listening.fileno(), ready=lambda: tell(where)))
+        raise SystemExit(
+            supervise(options, layer, lifeline, sources=sources, fd=listening.fileno(), ready=lambda: tell(where))
+        )
     protocols = tuple(dict.fromkeys(listener.kind for listener in listeners))
     try:
         worker = embedded_worker({**options, "protocols": protocols}, layer) if app else None
-    except EXPECTED as error:
+        if options["check"]:
+            Tls(settings).load()
+            end_check(f"the options, and the app {app}" if app else "the options")
+    except (ListenError, *EXPECTED) as error:
         lifeline.failed(str(error))
         raise SystemExit(1) from None
     server = Server(settings, layer, listeners, shared=lifeline.held)
@@ -297,14 +304,22 @@ def command(log_level: str, **options: Any) -> None:
                 logger.info("Interface server ready")
             else:
                 tell(where)
-            life.started(server.connections.bus.mailbox, *([worker.mailbox] if worker else []))
+            life.started()
+            life.ready(f"listening on {where}", server.connections.bus.mailbox, *([worker.mailbox] if worker else []))
+
+        async def reload_certificates() -> None:
+            life.reloading("reading the certificates again")
+            await server.reload_certificates()
+            life.reloaded("serving")
 
         health = ProcessHealth(life, layer, server, *([worker] if worker else []))
         try:
             async with admin_port(options, health, supervised=lifeline.held), anyio.create_task_group() as tasks:
                 if settings.ssl_certfile is not None:
-                    tasks.start_soon(hang_ups, life, server.reload_certificates)
-                if worker is None:
+                    tasks.start_soon(hang_ups, life, reload_certificates)
+                if not await wait_for_layer(layer, options["wait_for_layer"], life):
+                    pass
+                elif worker is None:
                     await server.serve(life.stop, ready)
                 else:
                     await serve_with_worker(

@@ -24,9 +24,10 @@ from asgibus.commands.options import (
     process_options,
     reload_options,
 )
-from asgibus.commands.run import Life, run
+from asgibus.commands.run import Life, end_check, run
 from asgibus.commands.sources import sources_of
 from asgibus.commands.supervisor import supervise
+from asgibus.commands.waiting import wait_for_layer
 from asgibus.layers import open_layer
 from asgibus.protocol.channels import require_protocol
 from asgibus.worker.application import ApplicationError, application_of
@@ -121,15 +122,17 @@ def command(log_level: str, **options: Any) -> None:
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     sources = sources_of(options)
-    supervises = (options["processes"] > 1 or sources is not None) and not lifeline.held
+    supervises = (options["processes"] > 1 or sources is not None) and not lifeline.held and not options["check"]
     set_up_logging(log_level, access=False, pid=supervises or lifeline.held, config=options["log_config"])
     if supervises:
-        raise SystemExit(supervise(options, layer, sources=sources))
+        raise SystemExit(supervise(options, layer, lifeline, sources=sources))
     try:
         app, settings = application_of(settings)
     except ApplicationError as error:
         lifeline.failed(str(error))
         raise SystemExit(1) from None
+    if options["check"]:
+        end_check(f"the options, and the app {settings.app}")
     worker = (BackgroundWorker if settings.channels else Worker)(settings, app, layer)
 
     async def serve(life: Life) -> None:
@@ -141,12 +144,14 @@ def command(log_level: str, **options: Any) -> None:
                 getattr(layer, "address", settings.layer),
                 _work(settings),
             )
-            life.started(worker.mailbox)
+            life.started()
+            life.ready("serving", worker.mailbox)
 
         health = ProcessHealth(life, layer, worker)
         try:
             async with admin_port(options, health, supervised=lifeline.held):
-                await worker.serve(life.stop, ready, life.retiring)
+                if await wait_for_layer(layer, options["wait_for_layer"], life):
+                    await worker.serve(life.stop, ready, life.retiring)
         finally:
             await layer.close()
         logger.info("Worker stopped")

@@ -108,6 +108,8 @@ class Attachment:
     async def close(self) -> None:
         """End everything, behind what was written before, and what is being opened."""
         self._closed = True
+        if connecting := self._opening.get(""):
+            connecting.cancel()  # to a store that does not answer it may take seconds, and nothing was written yet
         if self._opening:
             await asyncio.wait(self._opening.values())
         await self.sent.close()

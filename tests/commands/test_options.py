@@ -20,6 +20,7 @@ INTERFACE_FIELDS = {field.name: field for field in fields(InterfaceSettings)}
 WORKER_FIELDS = {field.name: field for field in fields(WorkerSettings)}
 # Options of a process, and not of the server in it: their defaults.
 PROCESS_OPTIONS = {"processes": 1, "admin_host": "127.0.0.1", "admin_port": None, "log_config": None, "env_file": None}
+PROCESS_OPTIONS |= {"wait_for_layer": 0.0, "check": False}
 PROCESS_OPTIONS |= {"reload": False, "reload_dirs": (), "reload_includes": (), "reload_excludes": ()}
 # Options of a worker that are none of an interface server with APP: it cannot end its sockets to renew the app.
 WORKER_ALONE = {"max_requests", "max_lifetime"}

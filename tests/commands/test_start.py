@@ -133,3 +133,24 @@ def test_a_port_that_is_taken(start_interface: Start) -> None:
     first = start_interface(app=APP)
     second = start_interface("--port", first.port, app=APP, ready=False)
     assert refusal(second) == f"Error: cannot listen on 127.0.0.1:{first.port}: Address already in use"
+
+
+@pytest.mark.parametrize("options", [[], ["--processes", 2, "--layer", "redis://127.0.0.1:1"], ["--reload"]])
+def test_a_check_loads_the_app_and_serves_nothing(start_worker: Start, tmp_path: Path, options: list[object]) -> None:
+    (tmp_path / "checked.py").write_text("import threading\nthreading.Thread(target=threading.Event().wait).start()\n")
+    with (tmp_path / "checked.py").open("a") as file:
+        file.write("from commands.simple_app import app\n")
+    process = start_worker("checked:app", "--check", *options, ready=False)
+    assert process.wait(10) == 0
+    assert process.log() == "OK: the options, and the app checked:app\n"
+    (tmp_path / "checked.py").write_text("def app(:\n")
+    process = start_worker("checked:app", "--check", *options, ready=False)
+    assert "SyntaxError" in refusal(process)
+
+
+def test_a_check_of_an_interface_server_reads_its_certificates(start_interface: Start, tmp_path: Path) -> None:
+    (tmp_path / "chain.pem").write_text("no certificate")
+    process = start_interface("--check", "--ssl-certfile", tmp_path / "chain.pem", ready=False)
+    assert "there is no certificate in PEM format in it" in refusal(process)
+    process = start_interface("--check", ready=False)
+    assert (process.wait(), process.log()) == (0, "OK: the options\n")

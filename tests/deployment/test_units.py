@@ -1,5 +1,6 @@
 """The units of systemd, as systemd itself reads them."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -19,7 +20,11 @@ def test_systemd_finds_no_fault(unit: Path, program: Callable[[str], str], tmp_p
         shutil.copy("/bin/true", commands / name)
     copy = tmp_path / unit.name
     text = unit.read_text()
-    assert text.count("/srv/app/.venv/bin/") == 1
+    assert (
+        text.count("/srv/app/.venv/bin/")
+        == len(re.findall(r"^Exec\w+=/srv/app/.venv/bin/asgi-", text, re.MULTILINE))
+        > 0
+    )
     copy.write_text(text.replace("/srv/app/.venv/bin", str(commands)))
 
     verified = subprocess.run(
@@ -31,3 +36,14 @@ def test_systemd_finds_no_fault(unit: Path, program: Callable[[str], str], tmp_p
     )
 
     assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_a_unit_is_started_again_for_ever_and_waits_for_redis(unit: Path) -> None:
+    lines = unit.read_text().splitlines()
+    assert {"Type=notify", "Restart=always", "StartLimitIntervalSec=0", "Environment=ASGIBUS_WAIT_FOR_LAYER=300"} <= {
+        *lines
+    }
+    # systemd waits for longer than the process does, or it would end the wait and begin it anew.
+    (start,) = [line.removeprefix("TimeoutStartSec=") for line in lines if line.startswith("TimeoutStartSec=")]
+    assert int(start.removesuffix("min")) * 60 > 300

@@ -1,0 +1,64 @@
+"""Tell the service manager how the process does: the `sd_notify` protocol of systemd, over a datagram socket."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+
+logger = logging.getLogger("asgibus")
+
+VARIABLE = "NOTIFY_SOCKET"
+SEND_SECONDS = 1.0  # the service manager may have stopped reading, and the event loop waits meanwhile
+
+
+class ServiceManager:
+    """The service manager that started this process. Without an address, all calls do nothing."""
+
+    def __init__(self, address: str = "") -> None:
+        self._address = address
+        self._failed = False
+
+    @classmethod
+    def inherited(cls) -> ServiceManager:
+        """Return the one that the environment names, and remove the name: processes that the app starts have none."""
+        return cls(os.environ.pop(VARIABLE, ""))
+
+    def ready(self, status: str) -> None:
+        """Say that the start-up, or a reload, is over."""
+        self._send("READY=1", f"STATUS={_line(status)}")
+
+    def stopping(self) -> None:
+        """Say that the process has begun to stop."""
+        self._send("STOPPING=1", "STATUS=stopping")
+
+    def reloading(self, status: str) -> None:
+        """Say that a reload has begun; `ready` ends it."""
+        microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send("RELOADING=1", f"MONOTONIC_USEC={microseconds}", f"STATUS={_line(status)}")
+
+    def status(self, status: str) -> None:
+        """Say what the process does, in one line for `systemctl status`."""
+        self._send(f"STATUS={_line(status)}")
+
+    def _send(self, *assignments: str) -> None:
+        if not self._address:
+            return
+        # A leading "@" names a socket in the abstract namespace, whose address begins with a null byte.
+        address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
+        try:
+            if not address.startswith(("/", "\0")):
+                raise OSError("only unix sockets are supported")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                sender.settimeout(SEND_SECONDS)
+                sender.sendto("\n".join(assignments).encode(errors="replace"), address)
+        except (OSError, ValueError) as error:  # the process serves all the same
+            if not self._failed:
+                self._failed = True
+                reason = getattr(error, "strerror", None) or error
+                logger.warning("The service manager at %s cannot be told anything: %s", self._address, reason)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,131 @@
+"""What the service manager (systemd) is told over the socket in NOTIFY_SOCKET."""
+
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.deadline import HANG
+from support.processes import Process
+
+APP = "commands.supervised_app:app"
+Start = Callable[..., Process]
+Told = dict[str, str]
+
+
+class Manager:
+    """A service manager's end of the protocol."""
+
+    def __init__(self, address: str) -> None:
+        self.env = {"NOTIFY_SOCKET": address}
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.settimeout(HANG)
+        self._socket.bind(address.replace("@", "\0", 1))
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def next(self) -> Told:
+        """Return the variables of the next datagram."""
+        return dict(line.split("=", 1) for line in self._socket.recv(65536).decode().split("\n"))
+
+    def until(self, name: str) -> Told:
+        """Return the next datagram with that variable."""
+        while name not in (told := self.next()):
+            pass
+        return told
+
+    def nothing_more(self) -> bool:
+        self._socket.setblocking(False)
+        try:
+            self._socket.recv(65536)
+        except BlockingIOError:
+            return True
+        return False
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
+    abstract = request.param == "abstract"
+    manager = Manager(f"@asgibus-{secrets.token_hex(8)}" if abstract else str(tmp_path / "notify"))
+    yield manager
+    manager.close()
+
+
+def test_the_start_and_the_end_are_told(manager: Manager, start_interface: Start) -> None:
+    interface = start_interface(app=APP, env=manager.env)
+    assert manager.until("READY") == {"READY": "1", "STATUS": f"listening on {interface.url}"}
+    interface.terminate()
+    assert manager.next()["STOPPING"] == "1"
+    assert interface.wait() == 0
+    assert manager.nothing_more()
+
+
+def test_a_wait_for_the_layer_is_told(manager: Manager, start_worker: Start) -> None:
+    options = ("--layer", "redis://127.0.0.1:1", "--wait-for-layer", 60)
+    worker = start_worker(APP, *options, env=manager.env, ready=False)
+    status = manager.until("STATUS")["STATUS"]
+    assert status.startswith("waiting for the channel layer: Redis at redis://127.0.0.1:1 cannot be used")
+    worker.terminate()
+
+
+@pytest.mark.parametrize("what", ["a rolling restart", "a version that cannot start"])
+def test_a_supervisor_tells_for_all_of_its_processes(
+    manager: Manager, redis_url: str, start_worker: Start, tmp_path: Path, what: str
+) -> None:
+    worker = start_worker(APP, "--layer", redis_url, "--processes", 2, env=manager.env, ready=False)
+    assert manager.until("READY")["STATUS"] == "2 processes serve"
+    assert "Supervisor ready" in worker.log()
+    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    if what == "a version that cannot start":
+        (tmp_path / "import-fails").touch()
+    os.kill(worker.pid, signal.SIGHUP)
+    reloading = manager.next()
+    assert reloading["RELOADING"] == "1"
+    assert before <= int(reloading["MONOTONIC_USEC"]) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    ended = manager.next()
+    assert ended["READY"] == "1"
+    if what == "a rolling restart":
+        assert ended["STATUS"] == "2 processes serve, all replaced"
+    else:
+        assert "a new version with a mistake" in ended["STATUS"]
+        assert ended["STATUS"].endswith("the old processes stay")
+    worker.terminate()
+    assert manager.next()["STOPPING"] == "1"
+    assert worker.wait() == 0
+
+
+def test_what_the_app_starts_does_not_know_the_socket(manager: Manager, start_interface: Start, tmp_path: Path) -> None:
+    (tmp_path / "nosy_app.py").write_text(
+        "import os\nfrom commands.simple_app import app\nopen('found', 'w').write(str('NOTIFY_SOCKET' in os.environ))\n"
+    )
+    start_interface(app="nosy_app:app", env=manager.env)
+    assert (tmp_path / "found").read_text() == "False"
+
+
+@pytest.mark.parametrize("address", ["/no/such/socket", "relative", "vsock:2:1", "@" + "a" * 200, "/tmp"])
+def test_a_manager_that_cannot_be_told_is_named_once(start_interface: Start, address: str) -> None:
+    interface = start_interface(app=APP, env={"NOTIFY_SOCKET": address})
+    interface.terminate()
+    assert interface.wait() == 0
+    assert interface.log().count(f"The service manager at {address} cannot be told anything: ") == 1
+
+
+def test_a_manager_that_does_not_read_does_not_stop_the_process(start_interface: Start, tmp_path: Path) -> None:
+    path = str(tmp_path / "notify")
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as full,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+    ):
+        full.bind(path)
+        sender.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                sender.sendto(b"x", path)
+        interface = start_interface(app=APP, env={"NOTIFY_SOCKET": path})
+        interface.wait_for("cannot be told anything: timed out")
