@@ -176,6 +176,23 @@ class Bus(ABC):
         """Say that a claimed entry is dealt with; buffered, written behind the frames posted before."""
 
     @abstractmethod
+    def release(self, claim: Claim, why: str) -> None:
+        """Give a claimed entry back, as it is, because this process cannot read it; buffered.
+
+        Another process may claim it at once. This one claims next to nothing as long as it can read nothing. An entry
+        that was given back too often is dropped, counted and logged.
+
+        Args:
+            claim: What was claimed.
+            why: Why it cannot be read, and what to do, for the log and for `unreadable`.
+        """
+
+    @property
+    @abstractmethod
+    def unreadable(self) -> str | None:
+        """Why this process cannot read what it claims or takes, in a sentence; None while it can."""
+
+    @abstractmethod
     async def take(self, channel: str, limit: int, *, once: bool = False) -> list[Delivery]:
         """Wait for messages of an ordinary channel and take up to `limit` of them, oldest first.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
@@ -13,6 +14,8 @@ from asgibus.layers.names import require_channel, require_group
 
 if TYPE_CHECKING:
     from asgibus.layers.memory import InMemoryChannelLayer
+
+logger = logging.getLogger("asgibus.layers")
 
 
 class MemoryBus(Bus):
@@ -177,6 +180,16 @@ class MemoryBus(Bus):
 
     def done(self, claim: Claim) -> None:
         self._claims.pop(claim.id, None)
+
+    def release(self, claim: Claim, why: str) -> None:
+        """Drop the entry: within one process, nobody else could read it either."""
+        if self._claims.pop(claim.id, None) is not None:
+            self._layer.counts["unreadable entry"] += 1
+            logger.error("an entry of %s was dropped: %s", claim.channel, why)
+
+    @property
+    def unreadable(self) -> str | None:
+        return None
 
     async def join_group(self, group: str) -> None:
         self._layer._join(require_group(group), self.mailbox, math.inf)

@@ -53,7 +53,7 @@ class BaseWorker(ABC):
             return f"stopping: no new {self._unit}s are taken"
         if not self.bus.available:
             return "the channel layer cannot be reached"
-        return None
+        return self.bus.unreadable
 
     @abstractmethod
     def counts(self) -> dict[str, int]:

@@ -230,6 +230,13 @@ class RedisBus(Bus):
     def done(self, claim: Claim) -> None:
         self._claimant.done(claim)
 
+    def release(self, claim: Claim, why: str) -> None:
+        self._claimant.release(claim, why)
+
+    @property
+    def unreadable(self) -> str | None:
+        return self._claimant.unreadable.why or self._deliveries.unreadable.why
+
     async def take(self, channel: str, limit: int, *, once: bool = False) -> list[Delivery]:
         return await self._deliveries.take(require_channel(channel), limit, once=once)
 

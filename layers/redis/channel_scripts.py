@@ -144,20 +144,20 @@ if token then redis.call('LPUSH', KEYS[1], '') end
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 """
 
-# KEYS: messages, delayed, taken. ARGV: expiry and delay in ms, then ids. Puts back what was taken, for its next
-# attempt; how many that were.
+# KEYS: messages, delayed, taken. ARGV: expiry and delay in ms, 1 if what was taken was tried (0: it could not be read),
+# then ids. Puts back what was taken, for its next attempt; how many that were.
 GIVE_BACK = (
     NOW
     + _WAKE
     + """
 local back = 0
-for i = 3, #ARGV do
+for i = 4, #ARGV do
   local value = redis.call('HGET', KEYS[3], ARGV[i])
   if value then
     redis.call('HDEL', KEYS[3], ARGV[i])
     back = back + 1
     local attempt, payload = string.match(value, '^[^!]*!(%d+):(.*)$')
-    attempt = string.format(':%d:', attempt + 1)
+    attempt = string.format(':%d:', attempt + ARGV[3])
     if tonumber(ARGV[2]) > 0 then
       redis.call('ZADD', KEYS[2], string.format('%.0f', now + ARGV[2]), ARGV[i] .. attempt .. payload)
       redis.call('PEXPIRE', KEYS[2], math.max(redis.call('PTTL', KEYS[2]), ARGV[2] + ARGV[1]))

@@ -20,6 +20,7 @@ from asgibus.layers.redis.connection import BLOCK_SECONDS, RedisConnection, Redi
 from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.link import Link, Outage
+from asgibus.layers.redis.unreadable import MOST_RELEASES, Unreadable
 from asgibus.layers.redis.writer import Writer
 
 logger = logging.getLogger("asgibus.layers")
@@ -59,6 +60,11 @@ class Claimant:
         self._took_over = False
         self._unread: set[str] = set()  # keys where something was taken over that has not been read yet
         self._on_acked = self._acked
+        self.unreadable = Unreadable()
+        self._given_out = 0  # claims of the last batch
+        self._released = 0  # those of them that were released
+        self._refused = ""  # why the last entry could not be read
+        self._pausing: asyncio.TimerHandle | None = None  # while nothing is to be claimed
 
     async def claim(self, channels: Sequence[str], limit: int) -> list[Claim]:
         """As `Bus.claim`."""
@@ -70,10 +76,11 @@ class Claimant:
         self._limit = limit
         self._probed = 0
         self._waiting = asyncio.get_running_loop().create_future()
+        self._judge_batch()
         if not self._opened:
             self._opened = True
             self._link.start()
-        elif self._link.connection is not None:
+        elif self._link.connection is not None and self._pausing is None:
             self._ask(self._link.connection)
         return await self._waiting
 
@@ -85,6 +92,10 @@ class Claimant:
     def done(self, claim: Claim) -> None:
         """As `Bus.done`."""
         self._writer.ack(self._keys.shared(claim.channel), claim.id, self._on_acked)
+
+    def release(self, claim: Claim, why: str) -> None:
+        """As `Bus.release`."""
+        self._release(self._keys.shared(claim.channel), claim.id, why)
 
     @property
     def active(self) -> bool:
@@ -117,7 +128,8 @@ class Claimant:
                 arguments = ("GROUP", "workers", name, "COUNT", ORPHANS_READ, "STREAMS", key, start)
                 entries = (await self._writer.call("XREADGROUP", *arguments))[0][1]
                 full = len(entries) == ORPHANS_READ
-                for claim in self._take(key, entries):
+                # What is unreadable here stays under our name: whoever takes over from us may read it.
+                for claim in self._take(key, entries, _ignore_unreadable):
                     self._counts["orphan"] += 1
                     orphaned(claim)
                 if full:
@@ -130,6 +142,8 @@ class Claimant:
 
     async def close(self) -> None:
         """Stop reading; hand back what was not given out, and leave the groups unless something is still held."""
+        if self._pausing is not None:
+            self._pausing.cancel()
         await self._link.close()
         if not self._held:
             for key in self._channels:
@@ -143,8 +157,28 @@ class Claimant:
         if not connection.run_id or connection.run_id != self._run_id:
             self._run_id = connection.run_id
             connection.write(pack_command(("TIME",)), (self._moved,))
-        if self._waiting is not None and not self._waiting.done():
+        if self._waiting is not None and not self._waiting.done() and self._pausing is None:
             self._ask(connection)
+
+    def _judge_batch(self) -> None:
+        """Pause if nothing of the last batch could be read by whoever got it."""
+        given_out, released = self._given_out, self._released
+        self._given_out = self._released = 0
+        if released and released >= given_out:
+            self._pause()
+        elif given_out:
+            self.unreadable.read()
+
+    def _pause(self) -> None:
+        """Nothing of a batch could be read: claim nothing for a while."""
+        seconds = self.unreadable.refused(" and ".join(self._channels.values()), self._refused)
+        if seconds:
+            self._pausing = asyncio.get_running_loop().call_later(seconds, self._go_on)
+
+    def _go_on(self) -> None:
+        self._pausing = None
+        if self._waiting is not None and not self._waiting.done() and self._link.connection is not None:
+            self._ask(self._link.connection)
 
     def _moved(self, reply: Any) -> None:
         """This is another Redis than before, or the first. A replica that took over may not know what was done last."""
@@ -156,7 +190,7 @@ class Claimant:
         if self._waiting is None or self._waiting.done():
             return
         connection = self._link.connection
-        if connection is None:
+        if connection is None or self._pausing is not None:
             self._waiting.set_result([])
         else:
             self._writer.write(("CLIENT", "UNBLOCK", connection.client_id), _ignore)
@@ -165,17 +199,18 @@ class Claimant:
     def _ask(self, connection: RedisConnection) -> None:
         """Ask for new entries; on a new connection first for those that the last one's reply may have carried."""
         keys = self._turns
+        limit = self._limit if self.unreadable.why is None else 1
         options: tuple[str | int, ...]
         if self._recover:
             options = ()
-        elif self._limit < len(keys) and self._probed < len(keys):
+        elif limit < len(keys) and self._probed < len(keys):
             # A read takes as many from each stream: with room for less than that, each is asked alone, in turns.
             keys = [keys[0]]
-            options = ("COUNT", self._limit)
+            options = ("COUNT", limit)
             self._probed += 1
             self._turns = [*self._turns[1:], *keys]
         else:
-            options = ("COUNT", max(1, self._limit // len(keys)), "BLOCK", BLOCK_SECONDS * 1000)
+            options = ("COUNT", max(1, limit // len(keys)), "BLOCK", BLOCK_SECONDS * 1000)
         start = "0" if self._recover else ">"
         connection.write(
             pack_command(
@@ -198,19 +233,26 @@ class Claimant:
             else:
                 connection.abort(f"claiming was refused: {reply}")  # the link tries again, with pauses
             return
-        claims = [claim for key, entries in reply or () for claim in self._take(key.decode(), entries)]
+        before = self._released
+        claims = [claim for key, entries in reply or () for claim in self._take(key.decode(), entries, self._release)]
         if self._recover:
             self._recover = False
             self._held.difference_update(self._acked_meanwhile)
             self._acked_meanwhile.clear()
         if claims or self._stopped:
+            self._given_out, self._released = len(claims[: self._limit]), 0
             waiting.set_result(claims[: self._limit])
             for claim in claims[self._limit :]:
                 self._hand_back(claim)
-        else:
+            return
+        if self._released > before:
+            self._given_out = self._released = 0
+            self._pause()
+        if self._pausing is None:
             self._ask(connection)
 
-    def _take(self, key: str, entries: Sequence[Any]) -> list[Claim]:
+    def _take(self, key: str, entries: Sequence[Any], release: Callable[[str, bytes, str], None]) -> list[Claim]:
+        """Return what can be read. `release` is called with what others may be able to read, and why it cannot here."""
         claims = []
         for entry_id, fields in entries:
             if (key, entry_id) in self._held:
@@ -220,12 +262,33 @@ class Claimant:
                 self._writer.ack(key, entry_id, self._on_acked)
                 continue
             try:
-                stale = int(entry_id.partition(b"-")[0]) < self._stale_before
-                claims.append(Claim(self._channels[key], entry_id, self._entries.unpack(key, fields[1]), stale))
+                entry = self._entries.unpack(key, fields[1])
             except ValueError as error:
-                self._entries.refused(f"shared channel {key}", entry_id.decode(), error)
-                self._writer.ack(key, entry_id, self._on_acked)
+                if why := self._entries.foreign(error):
+                    release(key, entry_id, why)
+                else:
+                    self._entries.refused(f"shared channel {key}", entry_id.decode(), error)
+                    self._writer.ack(key, entry_id, self._on_acked)
+                continue
+            since = fields[3] if len(fields) > 3 and fields[2] == b"since" else entry_id
+            stale = int(since.partition(b"-")[0]) < self._stale_before
+            claims.append(Claim(self._channels[key], entry_id, entry, stale))
         return claims
+
+    def _release(self, key: str, entry_id: bytes, why: str) -> None:
+        """It cannot be read here: others may have it."""
+        self._released += 1
+        self._refused = why
+
+        def put_back(reply: Any) -> None:
+            self._held.discard((key, entry_id))
+            if isinstance(reply, RedisError):
+                logger.error("an entry of %s could not be given back: %s", key, reply)
+            elif reply == 1:
+                self._counts["unreadable entry"] += 1
+                logger.error("an entry of %s was dropped: %d times nobody could read it", key, MOST_RELEASES)
+
+        self._writer.write(("EVAL", scripts.RELEASE, 1, key, entry_id, MOST_RELEASES), put_back)
 
     def _hand_back(self, claim: Claim) -> None:
         """More came than there was room for: somebody else may have it."""
@@ -256,6 +319,10 @@ class Claimant:
 
         for key in self._turns:
             self._writer.write(("XGROUP", "CREATE", key, "workers", "0", "MKSTREAM"), partial(made, key))
+
+
+def _ignore_unreadable(key: str, entry_id: bytes, why: str) -> None:
+    """It stays where it is; that it cannot be read is counted."""
 
 
 def _ignore(reply: Any) -> None:

@@ -19,6 +19,7 @@ from asgibus.layers.redis import channel_scripts
 from asgibus.layers.redis.connection import RedisError
 from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.receiver import Entry, taken_entry
+from asgibus.layers.redis.unreadable import Unreadable
 
 if TYPE_CHECKING:
     from asgibus.layers.redis.attachment import Attachment
@@ -47,6 +48,7 @@ class Deliveries:
         self._counts = counts
         self._expiry = round(expiry * 1000)
         self._channels: set[str] = set()
+        self.unreadable = Unreadable()
         self._stopped = asyncio.Event()
 
     async def take(self, channel: str, limit: int, *, once: bool) -> list[Delivery]:
@@ -57,14 +59,24 @@ class Deliveries:
         while not self._stopped.is_set():
             try:
                 receiver = (await self._at(channel)).receiver
-                if name and (deliveries := self._read(channel, await self._unheard(channel, name))):
-                    return deliveries
+                if name:
+                    deliveries, pause = self._read(channel, await self._unheard(channel, name), once=once)
+                    if deliveries:
+                        return deliveries
+                    if pause is not None:
+                        name = ""
+                        await self._unless_stopped(asyncio.sleep(pause))
+                        continue
                 name = "" if once else secrets.token_hex(8)
                 named = {"consumer": self._consumer, "name": name} if name else {}
                 entries, due = await receiver.take(channel, limit, **named)
                 name = ""
-                if deliveries := self._read(channel, entries):
+                deliveries, pause = self._read(channel, entries, once=once)
+                if deliveries:
                     return deliveries
+                if pause is not None:
+                    await self._unless_stopped(asyncio.sleep(pause))
+                    continue
                 await self._unless_stopped(receiver.wait(channel, due))
             except LayerUnavailable as error:
                 logger.debug("nothing can be taken from %s: %s", channel, error)
@@ -150,7 +162,7 @@ class Deliveries:
         place = self._places[channel]
         place.writer.write(("HDEL", place.keys.taken(channel), entry_id), _log_error)
 
-    def _put_back(self, channel: str, ids: list[str], delay: float) -> None:
+    def _put_back(self, channel: str, ids: list[str], delay: float, *, tried: bool = True) -> None:
         place = self._places[channel]
         keys = place.keys
         names = keys.messages(channel), keys.delayed(channel), keys.taken(channel)
@@ -158,21 +170,36 @@ class Deliveries:
             some = ids[start : start + GIVE_BACK_AT_ONCE]
             milliseconds = round(delay * 1000)
             place.writer.write(
-                ("EVAL", channel_scripts.GIVE_BACK, 3, *names, self._expiry, milliseconds, *some), _log_error
+                ("EVAL", channel_scripts.GIVE_BACK, 3, *names, self._expiry, milliseconds, int(tried), *some),
+                _log_error,
             )
 
-    def _read(self, channel: str, entries: Collection[Entry]) -> list[Delivery]:
+    def _read(self, channel: str, entries: Collection[Entry], *, once: bool) -> tuple[list[Delivery], float | None]:
+        """Return what can be read, and for how many seconds nothing is to be taken if nothing could be.
+
+        What others may be able to read is put back for them, unless it was acknowledged when it was taken.
+        """
         place = self._places[channel].keys.messages(channel)
-        deliveries = []
+        deliveries, foreign, why = [], [], ""
         for entry in entries:
             try:
                 message = self._entries.unpack_message(place, entry.payload)
             except ValueError as error:
-                self._entries.refused(f"channel {channel}", entry.id, error)
-                self._forget(channel, entry.id)
+                reason = None if once else self._entries.foreign(error)
+                if reason is None:
+                    self._entries.refused(f"channel {channel}", entry.id, error)
+                    self._forget(channel, entry.id)
+                else:
+                    foreign.append(entry.id)
+                    why = reason
             else:
                 deliveries.append(Delivery(channel, entry.id, message, entry.attempt))
-        return deliveries
+        if foreign:
+            self._put_back(channel, foreign, 0.0, tried=False)
+        if deliveries:
+            self.unreadable.read()
+            return deliveries, None
+        return [], self.unreadable.refused(f"channel {channel}", why) if foreign else None
 
     async def _unless_stopped(self, waiting: Any) -> None:
         """Wait, and give it up when it is stopped. Raises what the waiting raises."""

@@ -61,25 +61,30 @@ class Entries:
         """The same for an entry that holds a message and nothing else."""
         return unpack_message(self._open(place, data))
 
-    def refused(self, place: str, entry_id: str, error: Exception) -> None:
-        """Count and log that an entry was dropped. What comes of peers with another key is logged once for each key."""
+    def foreign(self, error: Exception) -> str | None:
+        """Count an entry that others may be able to read; return why this process cannot, or None for a damaged one."""
         if isinstance(error, NotSealed):
             self._counts["entry not sealed"] += 1
-            key, why = "", "it is not sealed: give whoever wrote it the encryption key, too"
+            why = "it is not sealed: give whoever wrote it the encryption key, too"
         elif isinstance(error, UnknownKey):
             self._counts["entry of unknown key"] += 1
             key = error.key_id
             why = f"it is sealed with the key {key}: give this process that encryption key, too, behind its first"
         else:
+            return None
+        return f"{why} (known here: {'none' if self._seal is None else ', '.join(self._seal.key_ids)})"
+
+    def refused(self, place: str, entry_id: str, error: Exception) -> None:
+        """Count and log that an entry was dropped. What comes of peers with another key is logged once for each key."""
+        why = self.foreign(error)
+        if why is None:
             self._counts["damaged entry"] += 1
             logger.error("%s: entry %s was dropped: %s", place, entry_id, error)
             return
+        key = error.key_id if isinstance(error, UnknownKey) else ""
         if key not in self._foreign and len(self._foreign) < FOREIGN_KEYS:
             self._foreign.add(key)
-            own = "none" if self._seal is None else ", ".join(self._seal.key_ids)
-            logger.error(
-                "%s: entry %s was dropped, as all like it will be: %s (known here: %s)", place, entry_id, why, own
-            )
+            logger.error("%s: entry %s was dropped, as all like it will be: %s", place, entry_id, why)
 
     def _open(self, place: str, data: bytes) -> bytes:
         if self._seal is not None:

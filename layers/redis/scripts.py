@@ -123,40 +123,81 @@ return {now, redis.call('ZRANGE', KEYS[1], string.format('(%.0f', now), '+inf', 
 """
 )
 
-# KEYS[1] stream of a shared channel. ARGV: id of an entry. Deletes it if nobody has claimed it.
+# KEYS[1] stream of a shared channel. ARGV: id of an entry. Deletes it if nobody has claimed it; also when a claimant
+# has put it back, so that it has another id.
 WITHDRAW = """
 local groups = redis.call('EXISTS', KEYS[1]) == 1 and redis.call('XINFO', 'GROUPS', KEYS[1]) or {}
-for _ = 1, #groups do
-  if #redis.call('XPENDING', KEYS[1], 'workers', ARGV[1], ARGV[1], 1) > 0 then return 0 end
+local function delete(id)
+  for _ = 1, #groups do
+    if #redis.call('XPENDING', KEYS[1], 'workers', id, id, 1) > 0 then return -1 end
+  end
+  return redis.call('XDEL', KEYS[1], id)
 end
-return redis.call('XDEL', KEYS[1], ARGV[1])
+local deleted = delete(ARGV[1])
+if deleted ~= 0 then return math.max(0, deleted) end
+for _, entry in ipairs(redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', 1000)) do
+  if entry[2][3] == 'since' and entry[2][4] == ARGV[1] then return math.max(0, delete(entry[1])) end
+end
+return 0
+"""
+
+# Puts an entry that was claimed and acknowledged back at the end. Its second field keeps the id that it had at first.
+_PUT_BACK = """
+local function put_back(id, fields)
+  if fields[3] ~= 'since' then
+    table.insert(fields, 3, 'since')
+    table.insert(fields, 4, id)
+  end
+  redis.call('XADD', KEYS[1], '*', unpack(fields))
+  redis.call('XDEL', KEYS[1], id)
+end
 """
 
 # KEYS[1] stream of a shared channel. ARGV: ids of claimed entries. Puts them back, for another claimant, at the end.
-HAND_BACK = """
+HAND_BACK = (
+    _PUT_BACK
+    + """
 for _, id in ipairs(ARGV) do
   local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
-  if redis.call('XACK', KEYS[1], 'workers', id) == 1 and entry then
-    redis.call('XADD', KEYS[1], '*', unpack(entry[2]))
-    redis.call('XDEL', KEYS[1], id)
-  end
+  if redis.call('XACK', KEYS[1], 'workers', id) == 1 and entry then put_back(id, entry[2]) end
 end
 """
+)
+
+# KEYS[1] stream of a shared channel. ARGV: id of a claimed entry that its claimant cannot read, how often that may be.
+# Puts it back, for another claimant, at the end; if that has been too often, deletes it and returns 1.
+RELEASE = (
+    _PUT_BACK
+    + """
+local entry = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])[1]
+if redis.call('XACK', KEYS[1], 'workers', ARGV[1]) == 0 or not entry then return 0 end
+local fields, count = entry[2], 1
+if fields[5] == 'released' then count = (tonumber(fields[6]) or 0) + 1 end
+if count > tonumber(ARGV[2]) then
+  redis.call('XDEL', KEYS[1], ARGV[1])
+  return 1
+end
+if fields[3] ~= 'since' then fields = {fields[1], fields[2], 'since', ARGV[1]} end
+fields[5], fields[6] = 'released', count
+put_back(ARGV[1], fields)
+return 0
+"""
+)
 
 # KEYS[1] stream of a shared channel. ARGV: consumer. Puts back what it has claimed and not dealt with; ends it.
-LEAVE = """
+LEAVE = (
+    _PUT_BACK
+    + """
 for _, pending in ipairs(redis.call('XPENDING', KEYS[1], 'workers', '-', '+', 1000, ARGV[1])) do
   local entry = redis.call('XRANGE', KEYS[1], pending[1], pending[1])[1]
   redis.call('XACK', KEYS[1], 'workers', pending[1])
-  if entry then
-    redis.call('XADD', KEYS[1], '*', unpack(entry[2]))
-    redis.call('XDEL', KEYS[1], pending[1])
-  end
+  if entry then put_back(pending[1], entry[2]) end
 end
 if #redis.call('XPENDING', KEYS[1], 'workers', '-', '+', 1, ARGV[1]) == 0 then
   redis.call('XGROUP', 'DELCONSUMER', KEYS[1], 'workers', ARGV[1])
 end
 """
+)
 
 # KEYS[1] stream of a shared channel. The names of those who claim or claimed from it.
 CONSUMERS = """

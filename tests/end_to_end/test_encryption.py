@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from support.admin import readiness
 from support.processes import Process
 from support.raw import RawClient
 from support.websocket import BINARY, RawWebSocket
@@ -45,10 +46,31 @@ def test_a_worker_with_a_wrong_key_logs_one_line_and_its_clients_get_503(
     with RawWebSocket(server, "/", answered=False) as client:
         assert client.read_answer() == 503
     worker.wait_for("give this process that encryption key")
-    assert worker.log().count(DROPPED) == 1
+    assert worker.log().count("claims next to nothing") == 1
     worker.terminate()
     start_worker(APP, "--layer", redis_url, "--encryption-key", "right", env={"POOL": "right"})
     assert get(server) == 200
+
+
+def test_of_several_workers_one_has_a_wrong_key_and_no_client_notices(
+    start_interface: Start, start_worker: Start, redis_url: str
+) -> None:
+    def start(key: str) -> Process:
+        options = ("--layer", redis_url, "--encryption-key", key, "--admin-port", 0)
+        return start_worker(APP, *options, env={"POOL": key})
+
+    odd = start("wrong")
+    server = start_interface("--layer", redis_url, "--encryption-key", "right", "--connect-timeout", 5)
+    even = [start("right") for _ in range(2)]
+    assert [get(server) for _ in range(20)] == [200] * 20
+    with RawWebSocket(server, "/") as client:
+        assert client.read_frame() == (BINARY, b"right")
+    odd.wait_for("give this process that encryption key")
+    assert odd.log().count("claims next to nothing") == 1
+    status, reason = readiness(odd)
+    assert status == 503
+    assert "sealed with the key" in reason
+    assert [readiness(worker)[0] for worker in even] == [200, 200]
 
 
 def test_an_interface_that_cannot_read_its_worker_answers_in_time(

@@ -72,7 +72,7 @@ def take(run: Run) -> Run:
 @pytest.fixture
 def give_back(run: Run) -> Run:
     def give_back(*ids: bytes, delay: int = 0) -> Any:
-        return run(channel_scripts.GIVE_BACK, TAKEN, HOUR, delay, *ids)
+        return run(channel_scripts.GIVE_BACK, TAKEN, HOUR, delay, 1, *ids)
 
     return give_back
 
@@ -366,8 +366,26 @@ def test_a_claim_that_is_handed_back_goes_to_another_claimant(run: Run, store: "
     entry = store.xadd("s", {"b": b"1"})
     store.xreadgroup("workers", "first", {"s": ">"})
     run(scripts.HAND_BACK, "s", entry)
-    [[_, [(_, fields)]]] = store.xreadgroup("workers", "second", {"s": ">"})
-    assert fields == {b"b": b"1"}
+    [[_, [(again, fields)]]] = store.xreadgroup("workers", "second", {"s": ">"})
+    assert fields == {b"b": b"1", b"since": entry}
+    run(scripts.HAND_BACK, "s", again)
+    [[_, [(last, fields)]]] = store.xreadgroup("workers", "second", {"s": ">"})
+    assert fields == {b"b": b"1", b"since": entry}
+    assert run(scripts.WITHDRAW, "s", entry) == 0  # it is claimed
+    run(scripts.HAND_BACK, "s", last)
+    assert run(scripts.WITHDRAW, "s", entry) == 1
+    assert store.xlen("s") == 0
+
+
+def test_an_entry_that_nobody_can_read_is_dropped_in_the_end(run: Run, store: "redis.Redis[bytes]") -> None:
+    store.xgroup_create("s", "workers", "0", mkstream=True)
+    first = entry = store.xadd("s", {"b": b"1"})
+    for number in range(3):
+        [[_, [(entry, fields)]]] = store.xreadgroup("workers", f"w{number}", {"s": ">"})
+        assert fields == {b"b": b"1"} | ({b"since": first, b"released": b"%d" % number} if number else {})
+        assert run(scripts.RELEASE, "s", entry, 2) == (number == 2)
+        assert run(scripts.RELEASE, "s", entry, 2) == 0  # it is not claimed any more
+    assert store.xlen("s") == 0
 
 
 def test_a_claimant_that_leaves_gives_back_what_it_holds(run: Run, store: "redis.Redis[bytes]") -> None:

@@ -256,18 +256,13 @@ async def test_what_is_not_sealed_is_refused_where_there_are_keys(
     async with layer.bus("a", reader) as a:
         for number in range(5):
             admin.rpush("asgibus:channel:c", b"%d:1:%b" % (round(time.time() * 1000), pack({"n": number})))
-            admin.xadd("asgibus:shared:s", {"b": pack((number,))})
             admin.xadd(f"asgibus:mailbox:{a.mailbox}", {"b": pack((PAYLOAD_VERSION, "", [(KIND, number)]))})
         await layer.send("c", {"n": "good"})
-        a.offer("s", ("good",))
         a.post(a.mailbox, (KIND, "good"))
         assert await layer.receive("c") == {"n": "good"}
-        (claim,) = await asyncio.wait_for(a.claim(["s"], 10), 30)
-        assert claim.entry == ("good",)
-        a.done(claim)
         await until(lambda: reader.frames)
         assert reader.frames == [(KIND, "good")]
-    assert layer.counts["entry not sealed"] == 15
+    assert layer.counts["entry not sealed"] == 10
     (line,) = logged(caplog, "is not sealed")
     assert "give whoever wrote it the encryption key" in line
 
@@ -312,7 +307,6 @@ async def test_a_peer_with_another_key_is_one_line_and_nobody_s_end(
         receiving = asyncio.create_task(wrong.receive("x"))
         claiming = asyncio.create_task(c.claim(["s"], 10))
         for number in range(20):
-            a.offer("s", (number,))
             a.post(b.mailbox, (KIND, number))
             a.post(c.mailbox, (KIND, number))
             c.post(a.mailbox, (KIND, number))
@@ -321,7 +315,7 @@ async def test_a_peer_with_another_key_is_one_line_and_nobody_s_end(
             await c.drain()
         unknown = "entry of unknown key"
         await until(lambda: readers[1].frames == [(KIND, number) for number in range(20)])
-        await until(lambda: wrong.counts[unknown] == 20 + 20 + 1)  # posts, offers, the message
+        await until(lambda: wrong.counts[unknown] == 20 + 1)  # posts, the message
         other = unknown if keys else "entry not sealed"
         await until(lambda: right.counts[other] == too.counts[other] == 20)
         assert readers[0].frames == readers[2].frames == []
@@ -337,6 +331,76 @@ async def test_a_peer_with_another_key_is_one_line_and_nobody_s_end(
     secret, own = Seal(["secret"]).key_ids[0], ", ".join(Seal(keys).key_ids) if keys else "none"
     (said,) = [line for line in lines if f"(known here: {own})" in line]
     assert f"sealed with the key {secret}: give this process that encryption key" in said
+
+
+@pytest.mark.parametrize("keys", [(), ("other",)], ids=["no key", "other"])
+async def test_what_a_claimant_cannot_read_goes_to_another_one(
+    make: Make, keys: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    offering, right, wrong = make("secret"), make("secret"), make(*keys)
+    async with (
+        offering.bus("interface", Recorder()) as interface,
+        wrong.bus("worker", Recorder()) as odd,
+        right.bus("worker", Recorder()) as even,
+    ):
+        claiming = asyncio.create_task(odd.claim(["s"], 10))
+        offers = [interface.offer("s", (number,)) for number in range(5)]
+        await until(lambda: odd.unreadable)
+        for number in range(5):
+            claims = await asyncio.wait_for(even.claim(["s"], 1), 30)
+            assert [claim.entry for claim in claims] == [(number,)]
+            even.done(claims[0])
+        for number in range(5, 10):
+            offers.append(interface.offer("s", (number,)))
+            claims = await asyncio.wait_for(even.claim(["s"], 10), 30)
+            assert [claim.entry for claim in claims] == [(number,)]
+            even.done(claims[0])
+        assert even.unreadable is None
+        assert "give" in str(odd.unreadable)
+
+        odd.stop_claiming()
+        assert await asyncio.wait_for(claiming, 5) == []
+    assert len(logged(caplog, "claims next to nothing")) == 1
+    assert wrong.counts["unreadable entry"] == 0
+
+
+async def test_a_claimant_that_reads_others_goes_on_and_what_nobody_reads_is_withdrawn(
+    make: Make, admin: "redis.Redis[bytes]"
+) -> None:
+    right, wrong = make("secret"), make("other")
+    async with (
+        right.bus("interface", Recorder()) as interface,
+        wrong.bus("interface", Recorder()) as odd,
+        right.bus("worker", Recorder()) as worker,
+    ):
+        interface.offer("s", ("good",))
+        (claim,) = await asyncio.wait_for(worker.claim(["s"], 10), 30)
+        worker.done(claim)
+        unread = [odd.offer("s", (number,)) for number in range(3)]
+        await odd.drain()
+        interface.offer("s", ("behind",))
+        (claim,) = await asyncio.wait_for(worker.claim(["s"], 10), 30)
+        assert claim.entry == ("behind",)
+        worker.done(claim)
+        await worker.drain()
+        assert worker.unreadable is None
+        for offer in unread:
+            odd.withdraw(offer)
+        await odd.drain()
+        assert admin.xlen("asgibus:shared:s") == 0
+
+
+async def test_a_message_that_its_taker_cannot_read_goes_to_another_one(make: Make) -> None:
+    sender, right, wrong = make("secret"), make("secret"), make("other")
+    async with wrong.bus("worker", Recorder()) as odd, right.bus("worker", Recorder()) as even:
+        taking = asyncio.create_task(odd.take("work", 10))
+        await sender.send("work", {"n": 1})
+        await until(lambda: odd.unreadable)
+        (delivery,) = await asyncio.wait_for(even.take("work", 10), 30)
+        assert (delivery.message, delivery.attempt) == ({"n": 1}, 1)
+        even.acknowledge(delivery)
+        odd.stop_claiming()
+        assert await asyncio.wait_for(taking, 5) == []
 
 
 async def test_what_a_process_tells_itself_is_understood(

@@ -12,8 +12,6 @@ import json
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -25,6 +23,7 @@ from chaos.crowd import Crowd, Report
 from chaos.member import Numbers
 from chaos.notes import Notes
 from chaos.scale import DRAIN_PERIOD, by_form
+from support import admin
 from support.broadcaster import NAME as PROGRAM
 from support.deadline import HANG, in_time, wait_until
 from support.processes import Process, Processes
@@ -48,7 +47,6 @@ CALL_SECONDS = 6.0
 """Within this a broadcast into an outage must say that it failed: about 5 s."""
 OWNED_UP = "that the call owned up to"
 SILENT = "without a word"
-ADMIN = r"Admin on (http://\S+)"
 
 
 @dataclass
@@ -219,12 +217,7 @@ class Load(Together):
 
     def ready(self, server: Process) -> tuple[int, str]:
         """What its /readyz answers: the status and the reason."""
-        try:
-            with urllib.request.urlopen(f"{_admin_url(server)}/readyz", timeout=30) as response:
-                return response.status, response.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
+        return admin.readiness(server)
 
     def wait_ready(self, status: int, timeout: float) -> float:
         """Until all servers' /readyz answers that; how many seconds it took."""
@@ -234,11 +227,7 @@ class Load(Together):
 
     def counts(self, server: Process) -> dict[str, int]:
         """The counts that its admin port tells, those above 0."""
-        with urllib.request.urlopen(f"{_admin_url(server)}/metrics", timeout=30) as response:
-            text = response.read().decode()
-        lines = [line.removeprefix("asgibus_events_total{kind=") for line in text.splitlines()]
-        told = (line.rpartition("} ") for line in lines if line.startswith('"'))
-        return {kind.strip('"'): int(float(value)) for kind, _, value in told if float(value)}
+        return admin.counts(server)
 
     def failed(self) -> dict[tuple[str, int], float]:
         """(sender, number) of each broadcast whose call raised, and how long it took."""
@@ -355,7 +344,3 @@ class Posts:
             except (OSError, EOFError) as error:
                 self.answers[name] = type(error).__name__
                 self._stopped.wait(0.1)
-
-
-def _admin_url(server: Process) -> str:
-    return server.wait_for(ADMIN)[1]

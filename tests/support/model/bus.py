@@ -139,6 +139,13 @@ class ModelBus(Bus):
     def give_back(self, delivery: Delivery, *, delay: float = 0.0) -> None:
         raise NotImplementedError
 
+    def release(self, claim: Claim, why: str) -> None:
+        raise NotImplementedError
+
+    @property
+    def unreadable(self) -> str | None:
+        return None
+
     # What a fault or a step of the model does.
 
     def flush(self, count: int = 10**9, *, again: bool = False) -> None:
