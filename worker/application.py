@@ -28,8 +28,7 @@ class ApplicationError(Exception):
 def application_of(settings: WorkerSettings) -> tuple[Application, WorkerSettings]:
     """The app that the settings name, as an ASGI 3 app, and the settings with what the app sets.
 
-    That is its interface, if it was to be found out, and for a WSGI app a concurrency within its threads. Raises
-    ApplicationError.
+    That is its interface, if it was to be found out. Raises ApplicationError.
     """
     return adapted(load_application(settings.app, app_dir=settings.app_dir, factory=settings.factory), settings)
 
@@ -50,8 +49,7 @@ def adapted(app: Callable[..., Any], settings: WorkerSettings) -> tuple[Applicat
     if settings.protocols:
         other = ", ".join(settings.protocols)
         raise ApplicationError(f"{settings.app!r} is a WSGI app: it has HTTP alone, and cannot serve {other}")
-    settings = replace(settings, concurrency=min(settings.concurrency, settings.threads))
-    return WSGIApplication(app, settings.threads), settings
+    return WSGIApplication(app, settings), settings
 
 
 def _recognised(settings: WorkerSettings, app: Callable[..., Any]) -> tuple[Callable[..., Any], Interface]:

@@ -15,7 +15,16 @@ from asgibus.worker.listener import dead_letter_channel
 from asgibus.worker.settings import WorkerSettings
 
 HEADING = "Background work"
-FOR_CONNECTIONS = ("pool", "concurrency", "resume", "drain_period", "protocols", "threads")
+FOR_CONNECTIONS = (
+    "pool",
+    "concurrency",
+    "resume",
+    "drain_period",
+    "protocols",
+    "threads",
+    "wsgi_max_body_size",
+    "wsgi_spool_size",
+)
 FOR_CHANNELS = ("channel_concurrency", "attempts", "dead_letter", "at_most_once", "expiry", "capacity")
 FOR_ATTEMPTS = ("attempts", "dead_letter", "capacity")
 

@@ -165,7 +165,8 @@ def _work(settings: WorkerSettings) -> str:
     """What it takes, in words."""
     if not settings.channels:
         protocols = "".join(f", {name}" for name in settings.protocols)
-        return f"pool {settings.pool}{protocols}, up to {settings.concurrency} connections"
+        threads = f" in {settings.threads} threads" if settings.interface == "wsgi" else ""
+        return f"pool {settings.pool}{protocols}, up to {settings.concurrency} connections{threads}"
     channels = ", ".join(settings.channels)
     return f"no connections, up to {settings.channel_concurrency} messages at once of each channel: {channels}"
 

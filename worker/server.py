@@ -20,6 +20,7 @@ from asgibus.worker.sending import ClientDisconnected, Sending
 from asgibus.worker.session import Session
 from asgibus.worker.sessions import Sessions
 from asgibus.worker.settings import WorkerSettings
+from asgibus.worker.wsgi import WSGIApplication
 
 logger = logging.getLogger("asgibus.worker")
 
@@ -48,6 +49,9 @@ class Worker(BaseWorker):
         self._complaints = Complaints()
         self._full = False
         self._slots = asyncio.Event()
+        self._wsgi = app if isinstance(app, WSGIApplication) else None
+        if self._wsgi is not None:
+            self._wsgi.on_free = self._slots.set
 
     @property
     def open_sessions(self) -> int:
@@ -96,7 +100,7 @@ class Worker(BaseWorker):
         bus = self.bus
         channels = shared_channels(self._settings.pool, self._settings.protocols)
         while True:
-            free = self._settings.concurrency - len(self._tasks)
+            free = self._free()
             self._full = free <= 0
             if self._full:
                 self._slots.clear()
@@ -114,6 +118,11 @@ class Worker(BaseWorker):
             # writes then wake Redis once, and meanwhile more has gathered.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
+
+    def _free(self) -> int:
+        """Return how many more connections could be served at once."""
+        free = self._settings.concurrency - len(self._tasks)
+        return free if self._wsgi is None else min(free, self._wsgi.free_threads(len(self._tasks)))
 
     def _start(self, claim: Claim) -> Session | None:
         try:

@@ -51,6 +51,10 @@ class WorkerSettings:
     """How many unread messages a channel of dead letters holds."""
     interface: Literal["auto", "asgi3", "asgi2", "wsgi"] = "auto"
     """How the app is called; "auto": found out from its signature."""
+    wsgi_max_body_size: int = 1024**3
+    """Bytes of the body of one request to a WSGI app; a larger one is answered with 413."""
+    wsgi_spool_size: int = 4 * 1024**3
+    """Bytes on disk that the bodies of requests to a WSGI app, and of its responses, may take up together."""
     threads: int = 10
     """Requests that run at once in a WSGI app.
 

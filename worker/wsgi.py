@@ -1,150 +1,192 @@
-"""WSGI apps (PEP 3333) in threads, through a2wsgi.
+"""WSGI apps (PEP 3333), in threads that never wait for the network.
 
-a2wsgi has the threads, the queue between them and the event loop, and most of the environ. What is done here is what
-it leaves open: a thread is freed when its client is gone, headers wait for the first byte of the body, and the body of
-the request and some of the environ are read otherwise.
+A request takes a thread when its body is whole. The thread writes the response as fast as the app goes, and is free for
+another request as soon as the app is done, whether or not the client has read the response by then.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import io
+import contextvars
 import sys
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
-from typing import Any
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from typing import IO, Any
 from urllib.parse import unquote_to_bytes
 
-from a2wsgi import WSGIMiddleware
-
 from asgibus.compatibility.callables import Receive, Scope, Send
-from asgibus.worker.sending import ClientDisconnected
+from asgibus.worker.settings import WorkerSettings
+from asgibus.worker.spool import RequestBody, ResponseBody, Spool, SpoolFull
 
 Environ = dict[str, Any]
 Write = Callable[[bytes], object]
 StartResponse = Callable[..., Write]
 WSGICallable = Callable[[Environ, StartResponse], Iterable[bytes]]
+Headers = list[tuple[bytes, bytes]]
 
-QUEUED = 1  # parts of a response between a thread and the event loop: large ones must not fill memory
-READ_BUFFER = 64 * 1024  # bytes, as much as a part of a body that comes over the bus
-_EXCHANGE = "asgibus.wsgi"
+
+class BodyTooLarge(Exception):
+    """The body of a request is larger than the settings allow."""
 
 
 class WSGIApplication:
-    """An ASGI 3 app that runs a WSGI app, each request in one of `threads` threads.
+    """An ASGI 3 app that runs a WSGI app, each request in one of the threads that the settings allow.
 
-    A run that is cancelled ends when its thread is free again: the app's next read or write raises. WebSockets are
-    refused with 403.
+    A run that is cancelled ends when its thread is free again: the app's next write raises. WebSockets are refused with
+    403.
     """
 
-    def __init__(self, app: WSGICallable, threads: int) -> None:
+    def __init__(self, app: WSGICallable, settings: WorkerSettings) -> None:
         self._app = app
-        self._adapter = WSGIMiddleware(_run, workers=threads, send_queue_size=QUEUED)  # type: ignore[arg-type]
+        self._threads = settings.threads
+        self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="WSGI")
+        self._max_body_size = settings.wsgi_max_body_size
+        self._spool = Spool(settings.wsgi_spool_size)
+        self._waiting = 0  # requests that wait for their client, and need no thread
+        self.on_free: Callable[[], object] = lambda: None
+        """Called when a request needs no thread any more."""
+
+    def free_threads(self, connections: int) -> int:
+        """Return how many threads are free while `connections` are served."""
+        return self._threads - (connections - self._waiting)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._adapter(scope, receive, send)  # type: ignore[arg-type]
-            return
-        exchange = _Exchange(self._app, scope, receive, send)
-        run = asyncio.ensure_future(self._adapter(exchange.scope, receive, exchange.send))  # type: ignore[arg-type]
+        if scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+        elif scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._wait()
+        request = RequestBody(self._spool)
         try:
-            await asyncio.shield(run)
-        except asyncio.CancelledError:
-            exchange.cut()
-            await asyncio.wait([run])
-            if not run.cancelled():
-                run.exception()  # what the app made of it is of no interest any more
+            body = await self._whole_body(request, scope, receive, send)
+            if body is not None:
+                exchange = _Exchange(self._app, _environ(scope, body, request.size), self._spool)
+                await self._respond(exchange, send)
+        finally:
+            await request.close()
+            self._waiting -= 1
+
+    async def _whole_body(self, request: RequestBody, scope: Scope, receive: Receive, send: Send) -> IO[bytes] | None:
+        """Wait until the body is whole. Returns None if the client has left, or was refused."""
+        try:
+            return await self._gather(request, scope, receive)
+        except BodyTooLarge:
+            status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+        except SpoolFull:
+            status = HTTPStatus.SERVICE_UNAVAILABLE
+            self._spool.warn("a request is answered with 503: --wsgi-spool-size is used up by other requests")
+        except OSError as error:
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            self._spool.warn(f"a request is answered with 500: its body cannot be kept in a temporary file: {error}")
+        await _refuse(send, status)
+        return None
+
+    async def _gather(self, request: RequestBody, scope: Scope, receive: Receive) -> IO[bytes] | None:
+        """Write the body to `request`. Returns it when it is whole, or None when the client has left.
+
+        Raises BodyTooLarge, SpoolFull, OSError.
+        """
+        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if int(length) > self._max_body_size:
+            raise BodyTooLarge
+        more = True
+        while more:
+            event = await receive()
+            if event["type"] != "http.request":
+                return None
+            await request.write(event.get("body", b""))
+            if request.size > self._max_body_size:
+                raise BodyTooLarge
+            more = event.get("more_body", False)
+        return await request.rewind()
+
+    async def _respond(self, exchange: _Exchange, send: Send) -> None:
+        """Run the app in a thread, and send its response."""
+        self._waiting -= 1
+        run = asyncio.get_running_loop().run_in_executor(self._pool, contextvars.copy_context().run, exchange.run)
+        run.add_done_callback(self._wait)
+        try:
+            await exchange.forward(send)
+            await run  # it has ended; this raises what the app raised
+        except BaseException as error:
+            if not run.done():
+                exchange.response.cut(error if isinstance(error, Exception) else OSError("the request was cut off"))
+                await asyncio.wait([run])
+                run.exception()  # what the app made of it is of no interest
             raise
-        if exchange.failure is not None:
-            raise exchange.failure
+        finally:
+            exchange.response.close()
 
-
-def _run(environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
-    exchange: _Exchange = environ["asgi.scope"][_EXCHANGE]
-    return exchange.run(environ, start_response)
+    def _wait(self, _: object = None) -> None:
+        self._waiting += 1
+        self.on_free()
 
 
 class _Exchange:
     """One request and its response, between a thread and the event loop."""
 
-    def __init__(self, app: WSGICallable, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, app: WSGICallable, environ: Environ, spool: Spool) -> None:
         self._app = app
-        self._scope = scope
-        self._receive = receive
-        self._send = send
-        self._loop = asyncio.get_running_loop()
-        self._sending: asyncio.Task[Any] | None = None  # a2wsgi's, while it waits for the client
-        self._body = _Body(self)
-        self._head: tuple[str, list[tuple[str, str]]] | None = None
+        self._environ = environ
+        self._head: tuple[int, Headers] | None = None
         self._begun = False
-        self._start: StartResponse
-        self.failure: Exception | None = None
-        """Why nothing can be written any more."""
-        self.scope = {
-            **scope,
-            "headers": list(_headers(scope["headers"])),
-            "query_string": b"",  # it need not be ASCII, which a2wsgi expects
-            _EXCHANGE: self,
-        }
+        self.response = ResponseBody(spool)
 
     # In the event loop.
 
-    async def send(self, event: MutableMapping[str, Any]) -> None:
-        """As ASGI's send, but what it would raise is kept for the thread.
-
-        a2wsgi stops to take from the thread once this raises, and the thread would wait for ever.
-        """
-        if self.failure is not None:
-            return
-        self._sending = sender = asyncio.current_task()
-        try:
-            await self._send(event)
-        except asyncio.CancelledError:
-            if self.failure is None or sender is None or sender.uncancel() > 0:
-                raise
-            # Only `cut` has ended this wait: a2wsgi shall go on to take from the thread.
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised into the app
-            self.failure = error
-        finally:
-            self._sending = None
-
-    def cut(self) -> None:
-        """Nothing is read or written from now on."""
-        self.failure = ClientDisconnected("the request was cut off")
-        if self._sending is not None:
-            self._sending.cancel()
-        self._body.cut()
+    async def forward(self, send: Send) -> None:
+        """Send the response while the thread writes it, until it ends; not the end if the app raised."""
+        started = False
+        last = False
+        while not last:
+            body, last = await self.response.read()
+            if not body and not last:
+                return
+            if not started:
+                started = True
+                assert self._head is not None
+                status, headers = self._head
+                await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": body, "more_body": not last})
 
     # In the thread.
 
-    def run(self, environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
-        """What a2wsgi takes for the app."""
-        self._start = start_response
-        self._complete(environ)
-        parts = self._app(environ, self._start_response)
+    def run(self) -> None:
+        """Call the app, and write what it returns."""
+        complete = False
+        try:
+            self.response.raise_if_cut()
+            self._write_all(self._app(self._environ, self._start_response))
+            complete = True
+        except StopIteration as error:  # a future cannot hold one
+            raise RuntimeError("the WSGI app raised StopIteration") from error
+        finally:
+            self.response.end(complete=complete)
+
+    def _write_all(self, parts: Iterable[bytes]) -> None:
         try:
             for part in parts:
                 if part:
-                    self._begin()
-                    yield part
+                    if not self._begun and isinstance(parts, list | tuple) and len(parts) == 1:
+                        self._say_length(len(part))
+                    self._write(part)
+                    if self._environ["REQUEST_METHOD"] == "HEAD":
+                        break  # the head is said, and nobody wants the body
             self._begin()
         finally:
             if close := getattr(parts, "close", None):
                 close()
 
-    def message(self) -> concurrent.futures.Future[dict[str, Any]]:
-        """The next event of the request."""
-
-        async def receive() -> dict[str, Any]:
-            return await self._receive()
-
-        return asyncio.run_coroutine_threadsafe(receive(), self._loop)
-
     def _start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Write:
-        """Note the head: until the body begins the app may call this again, with an error, and replace it.
-
-        a2wsgi would have sent the first one, and would take an `exc_info` for an error that nobody has dealt with.
-        """
+        """Note the head: until the body begins the app may call this again, with an error, and replace it."""
         if exc_info is not None:
             try:
                 if self._begun:
@@ -153,96 +195,75 @@ class _Exchange:
                 exc_info = None
         elif self._head is not None:
             raise RuntimeError("the WSGI app called start_response a second time, without exc_info")
-        self._head = (status, [*headers])
+        self._head = (int(status[:3]), [_header(name, value) for name, value in headers])
         return self._write
 
     def _write(self, data: bytes) -> None:
         if data:
-            self._begin()(data)
+            self._begin()
+            if self._environ["REQUEST_METHOD"] != "HEAD":
+                self.response.write(data)
 
-    def _begin(self) -> Write:
-        """Send the head if it is still to be sent."""
-        if self.failure is not None:
-            raise self.failure
+    def _begin(self) -> None:
+        """From now on the head cannot be replaced."""
         if self._head is None:
             raise RuntimeError("the WSGI app did not call start_response")
-        if not self._begun:
-            self._begun = True
-            status, headers = self._head
-            self._writer = self._start(status if " " in status else f"{status} ", headers)
-        return self._writer
+        self._begun = True
 
-    def _complete(self, environ: Environ) -> None:
-        """What a2wsgi leaves out, or makes otherwise.
-
-        It takes the path from the decoded one, where bytes that are not UTF-8 are lost, SCRIPT_NAME from the process's
-        environment, and writes errors to standard output. Its `wsgi.input` ends early where a line is longer than the
-        limit of `readline`, and when the client is gone.
-        """
-        scope = self._scope
-        root = scope["root_path"]
-        environ["SCRIPT_NAME"] = root.encode().decode("latin-1").rstrip("/")
-        environ["PATH_INFO"] = unquote_to_bytes(scope["raw_path"][len(root.encode()) :]).decode("latin-1")
-        environ["QUERY_STRING"] = scope["query_string"].decode("latin-1")
-        environ.setdefault("REMOTE_ADDR", "")
-        environ["wsgi.errors"] = sys.stderr
-        environ["wsgi.input"] = io.BufferedReader(self._body, READ_BUFFER)
-        environ["wsgi.input_terminated"] = True
-        environ["asgi.scope"] = scope
+    def _say_length(self, length: int) -> None:
+        """Add the length of a body that is known as a whole, PEP 3333, "Handling the Content-Length Header"."""
+        if self._head is not None and not any(name == b"content-length" for name, _ in self._head[1]):
+            self._head[1].append((b"content-length", b"%d" % length))
 
 
-class _Body(io.RawIOBase):
-    """The body of a request, read in the thread. Raises ClientDisconnected if it does not come whole."""
-
-    def __init__(self, exchange: _Exchange) -> None:
-        self._exchange = exchange
-        self._left = memoryview(b"")
-        self._more = True
-        self._waiting: concurrent.futures.Future[dict[str, Any]] | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._left and self._more:
-            self._next()
-        count = min(len(buffer), len(self._left))
-        buffer[:count] = self._left[:count]
-        self._left = self._left[count:]
-        return count
-
-    def cut(self) -> None:
-        """End a wait for more. To be called when there is a failure."""
-        if self._waiting is not None:
-            self._waiting.cancel()
-
-    def _next(self) -> None:
-        self._waiting = waiting = self._exchange.message()
-        if self._exchange.failure is not None:  # looked at after `_waiting` is set: else `cut` could miss both
-            waiting.cancel()
-        try:
-            event = waiting.result()
-        except concurrent.futures.CancelledError:
-            raise ClientDisconnected("the request was cut off") from None
-        finally:
-            self._waiting = None
-        if event["type"] != "http.request":
-            raise ClientDisconnected("the client is gone before its request was whole")
-        self._left = memoryview(event.get("body", b""))
-        self._more = event.get("more_body", False)
+def _header(name: str, value: str) -> tuple[bytes, bytes]:
+    return name.strip().lower().encode("latin-1"), value.strip().encode("latin-1")
 
 
-def _headers(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
-    """The headers as they can be in an environ.
+async def _refuse(send: Send, status: HTTPStatus) -> None:
+    """Answer a request whose body the app does not get."""
+    body = f"{status.phrase}\n".encode()
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
+    if status is HTTPStatus.SERVICE_UNAVAILABLE:
+        headers.append((b"retry-after", b"1"))
+    await send({"type": "http.response.start", "status": status.value, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
-    A name with an underscore would pass for another with a dash, which a proxy in front may have vouched for. Cookies
-    that came in several headers are joined by a semicolon, the others (by a2wsgi) by a comma.
-    """
-    cookies = []
-    for name, value in headers:
-        if name == b"cookie":
-            cookies.append(value)
-        elif b"_" not in name:
-            yield name, value
-    if cookies:
-        yield b"cookie", b"; ".join(cookies)
+
+def _environ(scope: Scope, body: IO[bytes], size: int) -> Environ:
+    """Return the environ of a request, PEP 3333, "environ Variables", whose `body` has `size` bytes."""
+    root = scope["root_path"].encode()
+    server, port = scope["server"] or ("localhost", 80)
+    client, client_port = scope["client"] or ("", None)
+    environ: Environ = {
+        "REQUEST_METHOD": scope["method"],
+        "SCRIPT_NAME": root.decode("latin-1").rstrip("/"),
+        # The decoded path would have lost the bytes that are not UTF-8.
+        "PATH_INFO": unquote_to_bytes(scope["raw_path"][len(root) :]).decode("latin-1"),
+        "QUERY_STRING": scope["query_string"].decode("latin-1"),
+        "SERVER_NAME": server,
+        "SERVER_PORT": str(port or 0),
+        "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
+        "REMOTE_ADDR": client,
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scope["scheme"],
+        "wsgi.input": body,
+        "wsgi.input_terminated": True,
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+        "asgi.scope": scope,
+    }
+    if client_port is not None:
+        environ["REMOTE_PORT"] = str(client_port)
+    for name, value in scope["headers"]:
+        if name == b"transfer-encoding":
+            environ["CONTENT_LENGTH"] = str(size)  # the body is not chunked any more, and its length is known
+        elif b"_" not in name:  # else it would pass for another with a dash, for which a proxy may have vouched
+            key = name.decode("latin-1").upper().replace("-", "_")
+            key = key if key in ("CONTENT_LENGTH", "CONTENT_TYPE") else f"HTTP_{key}"
+            text = value.decode("latin-1")
+            joint = "; " if name == b"cookie" else ","
+            environ[key] = f"{environ[key]}{joint}{text}" if key in environ else text
+    return environ

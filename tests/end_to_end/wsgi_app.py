@@ -3,11 +3,14 @@
 import hashlib
 import io
 import json
+import os
+import resource
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from wsgiref.validate import validator
 
 from asgiref.sync import async_to_sync
 
@@ -15,6 +18,9 @@ import asgibus
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Callable[[bytes], object]]
+
+if "LARGEST_FILE" in os.environ:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["LARGEST_FILE"]),) * 2)
 
 notes: list[str] = []
 met = threading.Condition()
@@ -96,10 +102,41 @@ def lines(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
 
 
 def echo(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """Each part of the body, as soon as it has come."""
     start_response("200 OK", [])
     while part := environ["wsgi.input"].read1():
         yield part
+
+
+def large(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """As many MiB as the query says, in small parts, or whole."""
+    count, _, whole = environ["QUERY_STRING"].partition("&")
+    start_response("200 OK", [("Content-Type", "application/octet-stream")])
+    size = int(count) << 20
+    parts = [pattern(0, size)] if whole else (pattern(start, 50_000, size) for start in range(0, size, 50_000))
+    return Closing("large", parts)
+
+
+def pattern(start: int, length: int, end: int = 1 << 40) -> bytes:
+    """Bytes that show where they belong."""
+    stop = min(start + length, end)
+    numbers = b"".join(b"%08d" % number for number in range(start // 8, stop // 8 + 1))
+    return numbers[start % 8 :][: stop - start]
+
+
+def prompt(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """Two parts, the second when another request has asked for it."""
+    start_response("200 OK", [])
+    yield b"first"
+    with met:
+        told = met.wait_for(lambda: "second" in notes, 20)
+    yield b"second" if told else b"never"
+
+
+def second(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    with met:
+        notes.append("second")
+        met.notify_all()
+    return text(start_response, "told")
 
 
 def stream(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -170,6 +207,7 @@ def headless(environ: Environ, start_response: StartResponse) -> Iterable[bytes]
 
 
 def wait(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    notes.append("waiting")
     time.sleep(float(environ["QUERY_STRING"]))
     notes.append("waited")
     return text(start_response, "waited")
@@ -180,3 +218,6 @@ def bus(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     layer = asgibus.connection(environ["asgi.scope"]).layer
     async_to_sync(layer.send)("work", {"type": "work", "text": environ["QUERY_STRING"]})
     return text(start_response, async_to_sync(layer.receive)("work")["text"])
+
+
+validated = validator(app)  # asserts what PEP 3333 asks of servers

@@ -1,0 +1,257 @@
+"""Bytes that wait for a thread of a WSGI app, or for a client: a few in memory, the others in temporary files.
+
+The files are unnamed, so nothing is left behind when the process dies. They lie in TMPDIR, or in /tmp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from typing import IO
+
+from anyio import to_thread
+
+logger = logging.getLogger("asgibus.worker")
+
+REQUEST_IN_MEMORY = 64 * 1024  # bytes of one body: there may be thousands of slow uploads
+RESPONSE_IN_MEMORY = 256 * 1024  # bytes of one body, as many as are under way to the client
+AHEAD = 16 * 1024 * 1024  # bytes of one response that its thread may write before the client has read them
+READ = 256 * 1024  # bytes read from a file at once
+QUIET_SECONDS = 10.0  # between two log lines of one kind: when a disk is full, it is full for everybody
+
+
+class SpoolFull(Exception):
+    """The files of all requests together take up all the room that they may have."""
+
+
+class Spool:
+    """The room on disk for the bodies of a worker's requests and responses: `size` bytes. For any thread."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._lock = threading.Lock()
+        self._quiet_until: dict[str, float] = {}
+
+    def take(self, count: int) -> bool:
+        """Take `count` bytes; or none, and return False, if there are fewer."""
+        with self._lock:
+            taken = count <= self._left
+            if taken:
+                self._left -= count
+            return taken
+
+    def give_back(self, count: int) -> None:
+        """Give back `count` of the bytes that were taken."""
+        with self._lock:
+            self._left += count
+
+    def warn(self, message: str) -> None:
+        """Log `message`, unless it was logged within the last ten seconds."""
+        now = time.monotonic()
+        with self._lock:
+            if now < self._quiet_until.get(message, 0.0):
+                return
+            self._quiet_until[message] = now + QUIET_SECONDS
+        logger.error("%s", message)
+
+
+class RequestBody:
+    """The body of a request, gathered part by part until it is whole. `size` is in bytes. To be closed."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._file = tempfile.SpooledTemporaryFile()  # noqa: SIM115  # closed by `close`
+        self._on_disk = False
+        self.size = 0
+
+    async def write(self, data: bytes) -> None:
+        """Add a part. Raises SpoolFull; and OSError, above all if the disk is full."""
+        self.size += len(data)
+        if self.size <= REQUEST_IN_MEMORY:
+            self._file.write(data)
+            return
+        if not self._spool.take(len(data) if self._on_disk else self.size):
+            self.size -= len(data)
+            raise SpoolFull
+        self._on_disk = True
+        await to_thread.run_sync(self._write_to_disk, data)
+
+    async def rewind(self) -> IO[bytes]:
+        """Return the body as a file, at its beginning. Raises OSError, above all if the disk is full."""
+        if self._on_disk:
+            await to_thread.run_sync(self._file.seek, 0)  # writes to the disk what is still in the file's buffer
+        else:
+            self._file.seek(0)
+        return self._file
+
+    async def close(self) -> None:
+        """Delete the file, and give back its room."""
+        if not self._on_disk:
+            self._file.close()
+            return
+        try:
+            with suppress(OSError):  # of a full disk, on which the buffer of the file finds no room
+                await to_thread.run_sync(self._file.close)  # to delete a large file takes its time
+        finally:
+            self._spool.give_back(self.size)
+
+    def _write_to_disk(self, data: bytes) -> None:
+        self._file.rollover()
+        self._file.write(data)
+
+
+class ResponseBody:
+    """The body of a response, on its way from the thread of the app to the event loop. To be closed.
+
+    The event loop reads as fast as the client does. The thread writes as fast as the app goes, until it is AHEAD bytes
+    before the event loop, or the spool is full.
+    """
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._loop = asyncio.get_running_loop()
+        self._changed = threading.Condition()  # protects what follows, and tells the thread that there is room again
+        self._parts: list[bytes] = []  # they come before what is in the file
+        self._in_memory = 0
+        self._file: IO[bytes] | None = None
+        self._size = 0  # of the file, in bytes, taken from the spool; it is used again from its beginning
+        self._written = 0
+        self._read = 0
+        self._writing = False
+        self._disk_failed = False
+        self._reader: asyncio.Future[None] | None = None
+        self._ended = False
+        self._complete = False
+        self._cut: Exception | None = None
+
+    def close(self) -> None:
+        """Delete the file, and give back its room. The thread must have ended."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self._spool.give_back(self._size)
+
+    # For the thread.
+
+    def write(self, data: bytes) -> None:
+        """Add a part, and wait while there is no room for it. Raises the error of `cut`."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._write(rest) :]
+
+    def end(self, *, complete: bool) -> None:
+        """Say that nothing follows, and whether the body is complete."""
+        with self._changed:
+            self._ended = True
+            self._complete = complete
+            self._wake()
+
+    def raise_if_cut(self) -> None:
+        """Raise the error of `cut` if it has been called."""
+        if self._cut is not None:
+            raise self._cut
+
+    def _write(self, data: memoryview) -> int:
+        """Write the beginning of `data` when there is room, and return its length; 0 if the disk failed."""
+        with self._changed:
+            while True:
+                self.raise_if_cut()
+                room = RESPONSE_IN_MEMORY - self._in_memory
+                if room > 0 and not self._written:
+                    part = bytes(data[:room])
+                    self._parts.append(part)
+                    self._in_memory += len(part)
+                    self._wake()
+                    return len(part)
+                length = min(len(data), AHEAD - self._written)
+                if length and not self._disk_failed and self._grow(self._written + length):
+                    break
+                self._changed.wait()
+            self._writing = True
+        # Without the lock, for the event loop must not wait for a disk.
+        written = self._write_to_disk(data[:length])
+        with self._changed:
+            self._writing = False
+            self._disk_failed = not written
+            self._written += written
+            self._begin_again()
+            self._wake()
+        return written
+
+    def _grow(self, size: int) -> bool:
+        """Take room for a file of `size` bytes; return whether there is room."""
+        more = max(0, size - self._size)
+        if not self._spool.take(more):
+            return False
+        self._size += more
+        return True
+
+    def _write_to_disk(self, data: memoryview) -> int:
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed by `close`
+            return os.pwrite(self._file.fileno(), data, self._written)
+        except OSError as error:
+            self._spool.warn(f"a response cannot be kept in a temporary file, so its thread waits: {error}")
+            return 0
+
+    # For the event loop.
+
+    async def read(self) -> tuple[bytes, bool]:
+        """Wait for more of the body. Returns the bytes, and whether they are the last of a complete body.
+
+        When the body has ended and is not complete, no bytes are returned.
+        """
+        while True:
+            with self._changed:
+                if self._parts:
+                    data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+                    self._parts.clear()
+                    self._in_memory = 0
+                    self._changed.notify()
+                    return data, self._finished()
+                start, end = self._read, self._written
+                if start == end:
+                    if self._ended:
+                        return b"", self._complete
+                    reader = self._reader = self._loop.create_future()
+            if start == end:
+                await reader
+                continue
+            assert self._file is not None
+            data = await to_thread.run_sync(os.pread, self._file.fileno(), min(READ, end - start), start)
+            with self._changed:
+                self._read += len(data)
+                self._begin_again()
+                return data, self._finished()
+
+    def cut(self, error: Exception) -> None:
+        """Let the thread's next write, and one that waits, raise `error`."""
+        with self._changed:
+            self._cut = error
+            self._changed.notify()
+
+    def _begin_again(self) -> None:
+        """Write to the beginning of the file again, if all of it has been read."""
+        if self._read == self._written and not self._writing:
+            self._read = self._written = 0
+            self._changed.notify()
+
+    def _finished(self) -> bool:
+        return self._complete and not self._parts and self._read == self._written
+
+    def _wake(self) -> None:
+        """Let the event loop go on with `read`."""
+        if self._reader is not None:
+            self._loop.call_soon_threadsafe(_resolve, self._reader)
+            self._reader = None
+
+
+def _resolve(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
