@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import socket
@@ -54,6 +55,8 @@ class Child:
         self.mailboxes: tuple[str, ...] = ()
         self.failure = ""
         """Why it could not start, in its own words."""
+        self.trace = ""
+        """The traceback of that, of code of the app."""
         self.started = time.monotonic()
         self.code: int | None = None
         """How it ended; negative for a signal, None if it never ran."""
@@ -187,7 +190,7 @@ class Child:
             elif word == RETIRING:
                 self._to(State.LEAVING)
             elif word == FAILED:
-                self.failure = rest
+                self.failure, self.trace = json.loads(rest)
         return bool(data)
 
 

@@ -1,12 +1,13 @@
 """The line between a supervisor and one of its processes, seen from the process.
 
-The process writes how far it has come, one line each: `ready <mailbox> …`, `retiring`, `failed <why>`. It ends
-gracefully when the supervisor writes anything, and also when the line breaks: then the supervisor is gone, however it
-ended, and nobody would ever end what it has left behind.
+The process writes how far it has come, one line each: `ready <mailbox> …`, `retiring`, `failed <text and traceback, as
+JSON>`. It ends gracefully when the supervisor writes anything, and also when the line breaks: then the supervisor is
+gone, however it ended, and nobody would ever end what it has left behind.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -64,13 +65,17 @@ class Lifeline:
         """The process takes nothing new: another may take its place now."""
         self._tell(RETIRING)
 
-    def failed(self, why: str) -> None:
-        """The process ends with an error, which the supervisor tells; without one it goes to standard error."""
+    def failed(self, why: str, trace: str = "") -> None:
+        """The process ends with an error, which the supervisor tells; without one it goes to standard error.
+
+        `trace` is written there before.
+        """
         if self._end is None:
+            print(trace, end="", file=sys.stderr)
             print(f"Error: {why}", file=sys.stderr)
             self.manager.status(f"failed: {why}")
         else:
-            self._tell(FAILED, *why.split())
+            self._tell(FAILED, json.dumps([" ".join(why.split()), trace]))
 
     def on_stop(self, call: OnStop, within: float) -> None:
         """Call `call(reason)`, from another thread, when the process has to stop; it is ended hard `within` seconds.

@@ -109,7 +109,7 @@ def run(
         if not isinstance(error, (LayerError, *expected)):
             raise
         hint = f" ({layer_hint})" if isinstance(error, LayerUnavailable) and layer_hint and not lifeline.held else ""
-        lifeline.failed(f"{error}{hint}")
+        lifeline.failed(f"{error}{hint}", getattr(error, "trace", ""))
         return 1
     return 1 if forced else 0
 

@@ -31,7 +31,11 @@ ANNOUNCE_SECONDS = 5.0  # a lease's life: after that the others know by themselv
 
 
 class StartError(Exception):
-    """The first processes could not start; the text says why."""
+    """The first processes could not start; the text says why. `trace` is the traceback of code of the app, if any."""
+
+    def __init__(self, text: str, trace: str = "") -> None:
+        super().__init__(text)
+        self.trace = trace
 
 
 class Pause:
@@ -131,7 +135,7 @@ class Supervisor:
         """Who has each place; whoever had it before may still be leaving."""
         self._running: set[Child] = set()
         self._greeted = 0
-        self._failure = ""
+        self._failure: StartError | None = None
         self._life: Life
         self._tasks: TaskGroup
 
@@ -154,8 +158,8 @@ class Supervisor:
                 keepers.cancel_scope.cancel()
             for child in self._running:
                 child.stop()
-        if self._failure:
-            raise StartError(self._failure)
+        if self._failure is not None:
+            raise self._failure
 
     async def _keep(self, number: int, life: Life) -> None:
         """Have a process in this place at all times."""
@@ -170,17 +174,19 @@ class Supervisor:
             if child.state is State.LEAVING:
                 logger.info("Process %d retires: starting another", child.pid)
             elif self._sources is not None and not child.was_ready:
-                logger.error("Process %d %s: waiting for a change", child.pid, child.end)
+                _tell_end(child, "waiting for a change")
                 while self._changes == changes:
                     await self._changed.wait()
             elif not self._greeted:
-                self._failure = child.failure or f"process {child.pid} {child.end} before it was ready"
+                if self._failure is None:
+                    why = child.failure or f"process {child.pid} {child.end} before it was ready"
+                    self._failure = StartError(why, child.trace)
                 life.stop.set()
                 return
             else:
                 seconds = pause.after(child.age)
                 then = f"in {seconds:g} s" if seconds else "now"
-                logger.error("Process %d %s: starting another %s", child.pid, child.end, then)
+                _tell_end(child, f"starting another {then}")
                 await anyio.sleep(seconds)
                 if self._places[number] is not child:
                     continue  # a rolling restart has filled it meanwhile
@@ -199,7 +205,7 @@ class Supervisor:
         self._tasks.start_soon(self._greet, child)
         await child.run()
         self._running.discard(child)
-        if child.left and child.code and not self._failure:
+        if child.left and child.code and self._failure is None:
             logger.error("Process %d %s while it was leaving", child.pid, child.end)
         if child.code or not child.left:
             self._tasks.start_soon(self._announce, child)
@@ -248,7 +254,7 @@ class Supervisor:
                     self._changed = anyio.Event()
                     rolls.start_soon(self._roll_within, roll)
         except* OSError as errors:
-            self._failure = f"--reload: {errors.exceptions[0]}"
+            self._failure = StartError(f"--reload: {errors.exceptions[0]}")
             life.stop.set()
 
     async def _roll_within(self, scope: anyio.CancelScope) -> None:
@@ -274,10 +280,12 @@ class Supervisor:
                 raise
             if start.cancelled_caught:
                 new.stop()
-                return self._old_stay(f"process {new.pid} was not ready within {START_SECONDS:g} s")
+                failure = f"Process {new.pid} was not ready within {START_SECONDS:g} s: the old processes stay"
+                logger.error("%s", failure)
+                return failure
             if not new.was_ready:
                 await new.until(State.GONE)
-                return self._old_stay(f"process {new.pid} {new.end}")
+                return _tell_end(new, "the old processes stay")
             if self._places[number] is not old:
                 new.stop()
                 continue
@@ -287,7 +295,10 @@ class Supervisor:
                 await old.until(State.GONE)
         return None
 
-    def _old_stay(self, why: str) -> str:
-        failure = f"{why[0].upper()}{why[1:]}: the old processes stay"
-        logger.error("%s", failure)
-        return failure
+
+def _tell_end(child: Child, then: str) -> str:
+    """Log how a process has ended and what happens then, behind the traceback of code of the app. Return the text."""
+    print(child.trace, end="", file=sys.stderr, flush=True)
+    text = f"Process {child.pid} {child.end}: {then}"
+    logger.error("%s", text)
+    return text

@@ -294,7 +294,7 @@ def command(log_level: str, **options: Any) -> None:
             Tls(settings).load()
             end_check(f"the options, and the app {app}" if app else "the options")
     except (ListenError, *EXPECTED) as error:
-        lifeline.failed(str(error))
+        lifeline.failed(str(error), getattr(error, "trace", ""))
         raise SystemExit(1) from None
     server = Server(settings, layer, listeners, shared=lifeline.held)
 

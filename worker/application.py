@@ -7,22 +7,24 @@ import inspect
 import logging
 import re
 import sys
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 from asgibus.compatibility.callables import Application, double_to_single_callable
 from asgibus.compatibility.interfaces import Interface, UnknownInterface, interface_of, takes
+from asgibus.worker.app_error import AppError, line_of, trace_of
 from asgibus.worker.settings import WorkerSettings
 from asgibus.worker.wsgi import WSGIApplication
 
 logger = logging.getLogger("asgibus.worker")
 
 
-class ApplicationError(Exception):
-    """The app cannot be loaded; the text says what, where and what to do, in one line."""
+class ApplicationError(AppError):
+    """The app cannot be loaded."""
 
 
 def application_of(settings: WorkerSettings) -> tuple[Application, WorkerSettings]:
@@ -83,7 +85,8 @@ def load_application(target: str, *, app_dir: str = "", factory: bool = False) -
         raise ApplicationError(f"the app {target!r} names no module: write module:attribute, such as main:app")
     if module_name.startswith("."):
         raise ApplicationError(f"the app {target!r} names no module: {_rather(target)}")
-    sys.path.insert(0, str(Path(app_dir).resolve()))
+    folder = str(Path(app_dir).resolve())
+    sys.path.insert(0, folder)
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -91,10 +94,13 @@ def load_application(target: str, *, app_dir: str = "", factory: bool = False) -
             is_path = "/" in module_name or module_name.endswith(".py")
             is_dotted = ":" not in target and "." in target
             hint = _rather(target) if is_path or is_dotted else "start in its folder, or use --app-dir"
-            raise ApplicationError(f"there is no module {module_name!r} for the app {target!r}: {hint}") from error
-        raise ApplicationError(_failed(target, error)) from error
+            near = _near(error.name.rpartition(".")[2], _modules(error.name, folder))
+            raise ApplicationError(
+                f"there is no module {module_name!r} for the app {target!r}: {hint}{near}"
+            ) from error
+        raise _failed(target, error) from error
     except Exception as error:  # the user's module may raise anything while it is imported
-        raise ApplicationError(_failed(target, error)) from error
+        raise _failed(target, error) from error
     for name in attribute.split("."):
         try:
             found = getattr(found, name)
@@ -103,8 +109,10 @@ def load_application(target: str, *, app_dir: str = "", factory: bool = False) -
             where = getattr(sys.modules[module_name], "__file__", None)
             raise ApplicationError(
                 f"module {module_name!r}{f' ({where})' if where else ''} has no attribute {attribute!r} "
-                f"for the app {target!r}"
+                f"for the app {target!r}{_near(name, _attributes(found))}"
             ) from None
+        except Exception as error:  # a property, or `__getattr__` of the module, may raise anything
+            raise _failed(target, error) from error
     return _made(target, found) if factory else _callable(target, found)
 
 
@@ -123,7 +131,7 @@ def _made(target: str, factory: Any) -> Callable[..., Any]:
     except ApplicationError:
         raise
     except Exception as error:  # the user's factory may raise anything
-        raise ApplicationError(_failed(target, error)) from error
+        raise _failed(target, error) from error
     if inspect.iscoroutine(app):
         app.close()
         raise ApplicationError(f"{target!r} is an async function: a factory is called before there is an event loop")
@@ -137,12 +145,24 @@ def _callable(target: str, found: Any) -> Callable[..., Any]:
     return app
 
 
-def _failed(target: str, error: Exception) -> str:
-    """One line that says where in the user's code the import stopped."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = next((frame for frame in reversed(frames) if "importlib" not in frame.filename), None)
-    place = f" ({where.filename}, line {where.lineno})" if where is not None and where.filename != __file__ else ""
-    text = str(error)
-    if isinstance(error, SyntaxError):
-        place, text = f" ({error.filename}, line {error.lineno})", error.msg
-    return " ".join(f"the app {target!r} cannot be loaded: {type(error).__name__}: {text}{place}".split())
+def _failed(target: str, error: Exception) -> ApplicationError:
+    return ApplicationError(f"the app {target!r} cannot be loaded: {line_of(error)}", trace_of(error))
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    """Return a question that names those which may have been meant, or nothing."""
+    found = get_close_matches(name, names, n=3, cutoff=0.4)
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
+def _attributes(owner: Any) -> list[str]:
+    """Return the names of what could be an app or hold one: no modules, and nothing private."""
+    names = (name for name in vars(owner) if not name.startswith("_")) if hasattr(owner, "__dict__") else ()
+    return [name for name in names if not inspect.ismodule(vars(owner)[name])]
+
+
+def _modules(name: str, folder: str) -> list[str]:
+    """Return the names of the modules beside the one with that name, in its package or in the folder."""
+    package = sys.modules.get(name.rpartition(".")[0])
+    path = getattr(package, "__path__", [folder])
+    return [module.name for module in iter_modules(path) if not module.name.startswith("_")]

@@ -129,7 +129,7 @@ def command(log_level: str, **options: Any) -> None:
     try:
         app, settings = application_of(settings)
     except ApplicationError as error:
-        lifeline.failed(str(error))
+        lifeline.failed(str(error), error.trace)
         raise SystemExit(1) from None
     if options["check"]:
         end_check(f"the options, and the app {settings.app}")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import anyio
 
 from asgibus.compatibility.callables import Application
+from asgibus.worker.app_error import AppError, line_of, trace_of
 
 logger = logging.getLogger("asgibus.worker")
 
@@ -21,7 +22,7 @@ SHUTDOWN_SECONDS = 30.0  # for the app's shut-down: whoever stops the process wa
 END_SECONDS = 5.0  # for the app to return when it has said that it is done, and again when it is cancelled
 
 
-class LifespanError(Exception):
+class LifespanError(AppError):
     """The app said that its start-up failed, or raised in it where that counts as failure."""
 
 
@@ -43,11 +44,19 @@ async def lifespan(app: Application, mode: Mode, stop: anyio.Event) -> AsyncIter
         failure = await runner.start()
         tasks.cancel_scope.cancel()
     if failure is not None:
-        raise LifespanError(f"the app's start-up failed: {failure}" if failure else "the app's start-up failed")
+        raise _failed(failure, runner.raised)
     try:
         yield runner.state
     finally:
         await runner.stop()
+
+
+def _failed(message: str, raised: BaseException | None) -> LifespanError:
+    """Return the error of a start-up. Frameworks send a whole traceback as its message: the last line is the error."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    trace = message if len(lines) > 1 else trace_of(raised) if raised is not None else ""
+    why = lines[-1] if lines else ""
+    return LifespanError(f"the app's start-up failed: {why}" if why else "the app's start-up failed", trace)
 
 
 class _Lifespan:
@@ -55,6 +64,8 @@ class _Lifespan:
         self._app = app
         self._mode = mode
         self.state: dict[str, Any] = {}
+        self.raised: BaseException | None = None
+        """What the app raised in its start-up, if that failed."""
         self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue(maxsize=2)  # start-up and shut-down, no more
         self._started: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._stopped: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
@@ -86,8 +97,6 @@ class _Lifespan:
         if not self._stopped.done():
             logger.error("the app's shut-down did not end within %g s and is cut", SHUTDOWN_SECONDS)
             self._task.cancel()
-        elif (failure := self._stopped.result()) is not None:
-            logger.error("the app's shut-down failed: %s", failure)
         await self._end()
 
     async def _end(self) -> None:
@@ -109,7 +118,9 @@ class _Lifespan:
         try:
             await self._app(scope, self._receive, self._send)
         except Exception as error:  # whatever the app raises is its answer
-            if self._started.done():
+            if self._started.done() and self._started.result() is not None:
+                self.raised = error  # it has said that its start-up failed
+            elif self._started.done():
                 logger.error("the app raised in its lifespan", exc_info=error)
             elif self._mode == "auto" and self._asked:
                 # An app without a lifespan refuses the scope; this one has taken the event, and then failed.
@@ -120,7 +131,8 @@ class _Lifespan:
             elif self._mode == "auto":
                 logger.debug("the app has no lifespan: %s: %s", type(error).__name__, error)
             else:
-                self._resolve(self._started, f"{type(error).__name__}: {error}")
+                self.raised = error
+                self._resolve(self._started, line_of(error))
         finally:
             self._resolve(self._started, None)
             self._resolve(self._stopped, None)
@@ -139,7 +151,9 @@ class _Lifespan:
         elif kind == "lifespan.shutdown.complete":
             self._resolve(self._stopped, None)
         elif kind == "lifespan.shutdown.failed":
-            self._resolve(self._stopped, str(event.get("message", "")))
+            # At any time: an app may tell while it serves that it has failed.
+            logger.error("the app's shut-down failed: %s", event.get("message", ""))
+            self._resolve(self._stopped, None)
         else:
             self._asked = False  # it takes this for another scope
             raise ValueError(f"unknown lifespan event {kind!r}")

@@ -78,7 +78,9 @@ def test_a_wait_for_the_layer_is_told(manager: Manager, start_worker: Start) -> 
 def test_a_supervisor_tells_for_all_of_its_processes(
     manager: Manager, redis_url: str, start_worker: Start, tmp_path: Path, what: str
 ) -> None:
-    worker = start_worker(APP, "--layer", redis_url, "--processes", 2, env=manager.env, ready=False)
+    worker = start_worker(
+        APP, "--layer", redis_url, "--processes", 2, env=manager.env, ready=False, allow_traceback=True
+    )
     assert manager.until("READY")["STATUS"] == "2 processes serve"
     assert "Supervisor ready" in worker.log()
     before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000

@@ -105,8 +105,8 @@ def test_what_is_broken_at_the_start_waits_for_a_change(
     redis_url: str, start_worker: Start, interface: Process, source: Path
 ) -> None:
     source.write_text("1 / 0")
-    app_dir = ["--app-dir", str(source.parent)]
-    worker = start_worker("reloaded_app:app", "--layer", redis_url, "--reload", *app_dir, ready=False)
+    options = ["--layer", redis_url, "--reload", "--app-dir", str(source.parent)]
+    worker = start_worker("reloaded_app:app", *options, ready=False, allow_traceback=True)
     worker.wait_for("ZeroDivisionError: division by zero .*: waiting for a change")
     write(source, "mended")
     worker.wait_for("Worker ready")

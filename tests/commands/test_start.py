@@ -24,11 +24,11 @@ def free_port() -> int:
         return port
 
 
-def refusal(process: Process, code: int = 1) -> str:
-    """The one line with which a process ended."""
+def refusal(process: Process, code: int = 1, *, trace: bool = False) -> str:
+    """The one line with which a process ended, behind a traceback if there is to be one."""
     assert process.wait() == code, process.log()
-    lines = [line for line in process.log().splitlines() if "INFO" not in line]
-    (line,) = lines
+    *above, line = [line for line in process.log().splitlines() if "INFO" not in line]
+    assert bool(above) == trace, process.log()
     assert line.startswith("Error: ")
     assert SECRET not in line
     return line
@@ -71,15 +71,46 @@ def test_a_quiet_log(start_interface: Start, free_port: int) -> None:
         ("commands.no_such_app:app", "there is no module 'commands.no_such_app'"),
         ("commands.simple_app:nothing", "has no attribute 'nothing'"),
         ("commands.simple_app:not_an_app", "is of type int, not an app"),
-        ("broken:app", "SyntaxError"),
     ],
 )
-def test_an_app_that_cannot_be_loaded(
-    start_interface: Start, start_worker: Start, tmp_path: Path, app: str, said: str
-) -> None:
-    (tmp_path / "broken.py").write_text("def app(:\n")
+def test_an_app_that_is_not_there(start_interface: Start, start_worker: Start, app: str, said: str) -> None:
     processes = [start_worker(app, ready=False), start_interface(app=app, ready=False)]
     assert all(said in refusal(process) for process in processes)
+
+
+BROKEN = {
+    "def app(:\n": "SyntaxError: invalid syntax (MODULE, line 1)",
+    "import os\nos.environ['MY_SECRET']\n": "KeyError: 'MY_SECRET' (MODULE, line 2)",
+    "import no_such_module.part\n": "ModuleNotFoundError: No module named 'no_such_module' (MODULE, line 1)",
+    "raise ValueError('first line\\nsecond line')\n": "ValueError: first line second line (MODULE, line 1)",
+}
+
+
+@pytest.mark.parametrize("source", BROKEN)
+@pytest.mark.parametrize("inside", [False, True], ids=["in the module", "in a module that it imports"])
+def test_an_app_that_cannot_be_loaded_shows_its_part_of_the_traceback(
+    start_interface: Start, start_worker: Start, tmp_path: Path, source: str, inside: bool
+) -> None:
+    (tmp_path / "broken.py").write_text(source)
+    (tmp_path / "outer.py").write_text("import broken\n")
+    name = "outer:app" if inside else "broken:app"
+    for start in (start_worker, lambda app, **options: start_interface(app=app, **options)):
+        process = start(name, ready=False, allow_traceback=True)
+        said = BROKEN[source].replace("MODULE", str(tmp_path / "broken.py"))
+        assert refusal(process, trace=True) == f"Error: the app '{name}' cannot be loaded: {said}"
+        files = re.findall(r'  File "(.*?)", line \d+', process.log())
+        assert files[0] == str(tmp_path / ("outer.py" if inside else "broken.py"))
+        assert source.splitlines()[-1] in process.log()
+        assert "asgibus" not in process.log().partition("Error: the app")[0]
+        assert "importlib" not in process.log()
+
+
+def test_a_supervised_app_that_cannot_be_loaded_shows_it_too(start_interface: Start, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import os\nos.environ['MY_SECRET']\n")
+    process = start_interface("--reload", app="broken:app", ready=False, allow_traceback=True)
+    process.wait_for("failed at its start: the app 'broken:app' cannot be loaded: KeyError: 'MY_SECRET'")
+    assert f'  File "{tmp_path}/broken.py", line 2, in <module>\n' in process.log()
+    process.interrupt()
 
 
 def test_a_factory_and_its_folder(start_interface: Start, tmp_path: Path) -> None:
@@ -101,8 +132,10 @@ def test_a_start_up_that_fails(start_redis: StartRedis, start_interface: Start, 
 def test_the_lifespan_modes(start_interface: Start, tmp_path: Path) -> None:
     app = "commands.simple_app:no_lifespan"
     start_interface(app=app)
-    assert refusal(start_interface("--lifespan", "on", app=app, ready=False)) == (
-        "Error: the app's start-up failed: ValueError: only http here"
+    process = start_interface("--lifespan", "on", app=app, ready=False, allow_traceback=True)
+    assert re.fullmatch(
+        r"Error: the app's start-up failed: ValueError: only http here \(\S+/simple_app.py, line \d+\)",
+        refusal(process, trace=True),
     )
     start_interface("--lifespan", "off", app="commands.simple_app:start_up_fails")
     process = start_interface("--lifespan", "on", app=APP)
@@ -145,7 +178,7 @@ def test_a_check_loads_the_app_and_serves_nothing(start_worker: Start, tmp_path:
     assert process.log() == "OK: the options, and the app checked:app\n"
     (tmp_path / "checked.py").write_text("def app(:\n")
     process = start_worker("checked:app", "--check", *options, ready=False)
-    assert "SyntaxError" in refusal(process)
+    assert "SyntaxError" in refusal(process, trace=True)
 
 
 def test_a_check_of_an_interface_server_reads_its_certificates(start_interface: Start, tmp_path: Path) -> None:

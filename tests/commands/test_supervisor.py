@@ -280,12 +280,16 @@ def test_the_pauses() -> None:
 
 
 def test_a_start_that_fails(redis_url: str, start_worker: Start, start_interface: Start, tmp_path: Path) -> None:
-    """One clear line, whatever the number of processes."""
+    """One traceback and one clear line, whatever the number of processes."""
     (tmp_path / "import-fails").touch()
-    options = ("--layer", redis_url, "--processes", 3)
-    for process in (start_worker(APP, *options, ready=False), start_interface(*options, app=APP, ready=False)):
+    options = {"ready": False, "allow_traceback": True}
+    arguments = ("--layer", redis_url, "--processes", 3)
+    for process in (start_worker(APP, *arguments, **options), start_interface(*arguments, app=APP, **options)):
         assert process.wait() == 1
-        (line,) = [line for line in process.log().splitlines() if "INFO" not in line]
+        *trace, line = [line for line in process.log().splitlines() if "INFO" not in line]
+        assert trace[0] == "Traceback (most recent call last):"
+        assert trace[-1] == "ValueError: a new version with a mistake"
+        assert len(trace) == 4
         assert line.startswith(f"Error: the app {APP!r} cannot be loaded: ValueError: a new version with a mistake")
 
 
@@ -313,6 +317,7 @@ def test_a_rolling_restart_under_load(load: list[tuple[int, str]], interfaces: P
 
 def test_a_rolling_restart_with_a_mistake(interfaces: Process, workers: Process, tmp_path: Path) -> None:
     before = children(workers)
+    workers.allow_traceback = True
     (tmp_path / "import-fails").touch()
     workers.send_signal(signal.SIGHUP)
     workers.wait_for(r"failed at its start: the app .* a new version with a mistake .*: the old processes stay")

@@ -134,6 +134,37 @@ def test_a_factory_that_raises(write: Write) -> None:
     assert f"{name}.py, line 2" in text
 
 
+def test_near_names_are_suggested(write: Write, tmp_path: Path) -> None:
+    name = write("import os\nasync def application(scope, receive, send): pass\nclass site:\n  handler = application\n")
+    assert "; did you mean 'application'?" in refusal(f"{name}:applicaton")
+    assert "; did you mean 'application'?" in refusal(name)
+    assert "; did you mean 'handler'?" in refusal(f"{name}:site.handle")
+    assert "did you mean" not in refusal(f"{name}:os_")
+    (tmp_path / "app_shop").mkdir()
+    (tmp_path / "app_shop" / "__init__.py").touch()
+    (tmp_path / "app_shop" / "main.py").write_text(APP)
+    assert refusal("app_shop.mian:app").endswith("; did you mean 'main'?")
+    assert "did you mean 'app_shop'" in refusal("app_sohp:app")
+
+
+def test_an_attribute_that_raises(write: Write) -> None:
+    name = write("def __getattr__(name): return 1 / 0\n")
+    assert "ZeroDivisionError: division by zero" in refusal(f"{name}:app")
+
+
+def test_a_traceback_shows_what_led_to_the_error(write: Write) -> None:
+    name = write(
+        "def make():\n  try:\n    {}['a']\n  except KeyError as error:\n    raise ValueError('no a') from error\n"
+    )
+    with pytest.raises(ApplicationError) as raised:
+        load_application(f"{name}:make", factory=True)
+    trace = raised.value.trace
+    assert trace.count("Traceback (most recent call last)") == 2
+    assert "KeyError: 'a'" in trace
+    assert trace.endswith("ValueError: no a\n")
+    assert "asgibus" not in trace
+
+
 def test_what_is_not_called(write: Write) -> None:
     name = write("app = {'not': 'an app'}\ndef make(): return 5\n")
     assert f"'{name}:app' is of type dict, not an app: an app can be called" in refusal(f"{name}:app")

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import traceback
 from typing import Any
 
 import anyio
@@ -102,6 +103,36 @@ async def test_a_start_up_that_failed(mode: Mode, message: str, told: str) -> No
     with pytest.raises(LifespanError, match=told):
         async with lifespan(fails, mode, anyio.Event()):
             pass
+
+
+async def test_a_start_up_that_failed_with_a_traceback_as_its_message() -> None:
+    """Starlette and frameworks upon it send all of it."""
+
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        try:
+            raise RuntimeError("no db")
+        except RuntimeError:
+            await send({"type": "lifespan.startup.failed", "message": traceback.format_exc()})
+            raise
+
+    with pytest.raises(LifespanError) as raised:
+        async with lifespan(fails, "auto", anyio.Event()):
+            pass
+    assert str(raised.value) == "the app's start-up failed: RuntimeError: no db"
+    assert raised.value.trace.startswith("Traceback (most recent call last)")
+
+
+async def test_a_shut_down_that_fails_while_the_app_is_served_is_told_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await send({"type": "lifespan.shutdown.failed", "message": "lost the database"})
+
+    async with lifespan(fails, "auto", anyio.Event()):
+        await anyio.wait_all_tasks_blocked()
+        assert "the app's shut-down failed: lost the database" in caplog.text
+    assert caplog.text.count("lost the database") == 1
 
 
 async def test_a_start_up_that_failed_in_an_app_that_goes_on_waiting(monkeypatch: pytest.MonkeyPatch) -> None:

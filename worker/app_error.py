@@ -1,0 +1,77 @@
+"""The error of an app that cannot be run, with the part of the traceback that belongs to the app."""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+OURS = {"asgibus", "importlib"}  # packages whose frames stand above the app's and say nothing about it
+LONGEST_TEXT = 300  # characters of an error's message that one line of a terminal still shows well
+
+
+class AppError(Exception):
+    """The app cannot be run. The text says what, where and what to do, in one line.
+
+    `trace` is the traceback from the first frame of the app on, or empty where no code of the app has raised.
+    """
+
+    def __init__(self, text: str, trace: str = "") -> None:
+        super().__init__(text)
+        self.trace = trace
+
+
+def trace_of(error: BaseException) -> str:
+    """Return the traceback as Python prints it, without the frames above the app's. Empty if the app has no frame."""
+    has_frames = False
+    for each in _chain(error):
+        each.__traceback__ = _of_app(each.__traceback__)
+        has_frames = has_frames or each.__traceback__ is not None
+    if has_frames:
+        return "".join(traceback.format_exception(error))
+    if isinstance(error, SyntaxError):  # no frame of the file has run, and the error itself shows the line
+        return "".join(traceback.format_exception_only(error))
+    return ""
+
+
+def line_of(error: BaseException) -> str:
+    """Return the error in one line: its type, its message, and where in the app it was raised."""
+    if isinstance(error, SyntaxError) and error.filename:
+        text, place = error.msg, f" ({error.filename}, line {error.lineno})"
+    else:
+        frames = traceback.extract_tb(_of_app(error.__traceback__))
+        frame = next((each for each in reversed(frames) if _is_of_app(each.filename)), None)
+        text, place = str(error), f" ({frame.filename}, line {frame.lineno})" if frame else ""
+    text = " ".join(text.split())
+    if len(text) > LONGEST_TEXT:
+        text = f"{text[:LONGEST_TEXT]}…"
+    return f"{type(error).__name__}{': ' if text else ''}{text}{place}"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and those that led to it."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            waiting += each.__cause__, each.__context__
+
+
+def _of_app(trace: TracebackType | None) -> TracebackType | None:
+    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] in OURS:
+        trace = trace.tb_next
+    return trace
+
+
+def _is_of_app(filename: str) -> bool:
+    """Whether a file belongs neither to Python nor to an installed package."""
+    if filename.startswith("<"):
+        return False
+    path = Path(filename)
+    libraries = "site-packages", "dist-packages"
+    return not (path.is_relative_to(sysconfig.get_path("stdlib")) or any(each in path.parts for each in libraries))
