@@ -172,6 +172,15 @@ def app_options(command: F) -> F:
         ),
         option(
             "Stopping",
+            "--acknowledge",
+            type=click.Choice(["done", "taken"]),
+            default="done",
+            help="A client's event counts as dealt with when the app is done with it (it asks for the next one, or "
+            "returns), or already when the app has taken it. What does not count when a worker dies is given to the "
+            "next run.",
+        ),
+        option(
+            "Stopping",
             "--drain-period",
             type=SECONDS_OR_NONE,
             default=5.0,

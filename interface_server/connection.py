@@ -135,7 +135,7 @@ class Connection(Living):
             self.saved_state = event[1]
         elif code == HANDOVER:
             self._tell_all_taken()
-            self.deaths = None
+            self.crashes = 0
             self.run_ended(Ending.HANDED_OVER)
         elif self.life is Life.JOINED:
             self._connections.groups.change(self, code, event[1])
@@ -226,4 +226,5 @@ class Connection(Living):
     def group_done(self, group: str, error: str | None) -> None:
         """Answer the oldest GROUP_ADD or GROUP_DISCARD of that group."""
         if self.life is Life.JOINED or self.life is Life.PARTING:
+            self.answers += 1
             self.event((GROUP_DONE, error, group))

@@ -15,7 +15,7 @@ from asgibus.layers.codec import unpack
 from asgibus.layers.contract import Frame, Offer
 from asgibus.protocol.events import GROUP_DONE, Event, disconnect
 from asgibus.protocol.opening import Opening, read_opening
-from asgibus.protocol.recovery import KILLS, START_KILLS, Deaths, Ending, may_run_http_again, may_run_websocket_again
+from asgibus.protocol.recovery import CRASHES, Ending, may_run_http_again, may_run_websocket_again
 from asgibus.protocol.session import PART, SessionEnd
 from asgibus.protocol.states import HTTP_TABLE, App, Life, Turn, beginning, turn
 
@@ -27,8 +27,7 @@ logger = logging.getLogger("asgibus.interface")
 
 NO_WORKER = (503, 1013)  # HTTP status and close code while no worker takes a connection: try again later
 WORKER_LOST = (502, 1012)  # when the worker that served it is gone, and no other may go on
-KILLER = (502, 1011)  # when it has killed the workers that served it
-_CONNECT: Event = ()  # the event in hand of a WebSocket that waits to be accepted
+POISON = (502, 1011)  # when one worker after another died with it
 
 
 class Living(SessionEnd):
@@ -39,10 +38,11 @@ class Living(SessionEnd):
         "_connections",
         "_unsent",
         "accepted",
+        "answers",
         "app",
-        "begun",
-        "deaths",
+        "crashes",
         "groups",
+        "handled",
         "kind",
         "life",
         "offer",
@@ -74,9 +74,12 @@ class Living(SessionEnd):
         self.accepted = self.app is App.OPEN
         self.subprotocol: str | None = None
         self.resumable = False
-        self.deaths: Deaths | None = None
-        self.begun = -1
-        """How many events the app has got or is about to get, if its worker says so: see `Opening.suspect`."""
+        self.crashes = 0
+        """How many workers in a row have died with this connection, without progress between."""
+        self.handled = 0
+        """How many of the client's events earlier runs were done with."""
+        self.answers = 0
+        """How many answers about groups are among the events of this run."""
         self.groups: set[str] | None = None
         self.saved_state = b""
         self._behind = 0
@@ -93,24 +96,19 @@ class Living(SessionEnd):
         self.event(disconnect(self.kind, code, reason))
         self._turn(Turn.CLIENT_GONE)
 
-    def run_ended(self, ending: Ending, *, suspect: bool = True) -> None:
-        """The run of the app that served this has ended before its time: offer it for another one, or end it.
-
-        `suspect`: what its worker had in hand of this may be why it died: it had nothing else in hand, or is known to
-        have ended by its own doing.
-        """
+    def run_ended(self, ending: Ending) -> None:
+        """Offer the connection for another run, as the last one has ended before its time; or end it."""
         if (self.life is Life.LEFT or self.life is Life.PARTING) and (
             ending is Ending.FORGOTTEN or not self._must_be_heard
         ):
             self._turn(Turn.GIVEN_UP)
         elif self.life is not Life.ENDED:
-            if ending.by_death and self._is_killer(suspect=suspect):
-                deaths = self.deaths.count if self.deaths else 0
+            if ending.by_death and self._is_poison():
                 logger.error(
-                    "connection %d is ended: %d workers in a row died with the same event of it", self.number, deaths
+                    "connection %d is ended: %d workers in a row died while they handled it", self.number, self.crashes
                 )
-                self._connections.counts["killer"] += 1
-                self.give_up(KILLER)
+                self._connections.counts["poison"] += 1
+                self.give_up(POISON)
             elif self._may_run_again():
                 self._connections.counts[ending.name.lower().replace("_", " ")] += 1
                 self._run_again()
@@ -123,28 +121,28 @@ class Living(SessionEnd):
         """Whether an app has to hear that the client is gone, if not this run of it then another one."""
         return self.accepted and self.resumable
 
-    def in_hand(self) -> tuple[Event, int] | None:
-        """What its worker may have in hand, and how many events its app has got with that; None if it is at rest."""
-        if isinstance(self.opening, Opening) and self.table is HTTP_TABLE:
-            return self.opening.events[0], 0
-        if not self.accepted:
-            return _CONNECT, 0
-        waiting = enumerate(self.unacknowledged, self.acked + 1)
-        for count, event in waiting:
-            if event[0] != GROUP_DONE:
-                return event, count
-        return (_CONNECT, 0) if self.app is App.HANDSHAKE else None
-
-    def _is_killer(self, *, suspect: bool) -> bool:
-        """Count the death of a worker; whether this connection has brought about too many."""
-        found = self.in_hand()
-        if found is None:
-            self.deaths = None
+    @property
+    def _at_rest(self) -> bool:
+        """Whether its worker had nothing to do for it."""
+        if self.table is HTTP_TABLE or not self.accepted or self.app is App.HANDSHAKE:
             return False
-        in_hand, needed = found
-        limit = START_KILLS if in_hand is _CONNECT and self.accepted else KILLS
-        self.deaths = self.deaths or Deaths()
-        return self.deaths.too_many(in_hand, limit, begun=self.begun >= needed, suspect=suspect)
+        return all(event[0] == GROUP_DONE for event in self.unacknowledged)
+
+    def _handled_now(self) -> int:
+        """Return how many of the client's events this run was done with."""
+        unanswered = len([event for event in self.unacknowledged if event[0] == GROUP_DONE])
+        return self.acked - (self.answers - unanswered)
+
+    def _is_poison(self) -> bool:
+        """Count the death of a worker; whether it was one too many without progress."""
+        if self._at_rest:
+            self.crashes = 0
+            return False
+        # A request begins again with its whole body, so that what was done of it is no progress.
+        if self.table is not HTTP_TABLE and self._handled_now():
+            self.crashes = 0
+        self.crashes += 1
+        return self.crashes >= CRASHES
 
     def _may_run_again(self) -> bool:
         if isinstance(self.opening, Opening) and self.table is HTTP_TABLE:
@@ -162,10 +160,12 @@ class Living(SessionEnd):
         events = self.unacknowledged
         if self.table is HTTP_TABLE:
             events = [*opening.events[: self.acked], *events]
+        else:
+            self.handled += self._handled_now()
         self.renew(self.attempt + 1, [event for event in events if event[0] != GROUP_DONE])
+        self.answers = 0
         self.app = App.WAITING if self.table is HTTP_TABLE else App.HANDSHAKE
         self.owner = ""
-        self.begun = -1
         self._behind = 0
         self._turn(Turn.REOPENED)
         first = sum(end <= 2 * PART for end in accumulate(counted for _, counted in self.kept()))
@@ -173,7 +173,7 @@ class Living(SessionEnd):
         self.opening = opening._replace(
             attempt=self.attempt,
             resumed=self.accepted,
-            suspect=self.deaths is not None,
+            handled=self.handled,
             events=tuple(self.unacknowledged[:first]),
             state=self.saved_state,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import random
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,9 +20,9 @@ from asgibus.interface_server.waiting import Waiting
 from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE, Bus, Claim, Frame, Message, Offer
 from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.events import Event, encode
-from asgibus.protocol.frames import ABANDONED, ACK, EVENT, OWN, PROBE, RESEND, RESET, TAKING
+from asgibus.protocol.frames import ABANDONED, ACK, EVENT, OWN, PROBE, RESEND, RESET, SUPERSEDED
 from asgibus.protocol.opening import HTTP, OPENING_VERSION, Opening
-from asgibus.protocol.recovery import IDEMPOTENT, Ending
+from asgibus.protocol.recovery import IDEMPOTENT, Ending, retry_delay
 from asgibus.protocol.states import App, Life
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Connections:
             connection.number,
             connection.attempt,
             False,
-            False,
+            0,
             connection.window,
             kind,
             request.http_version,
@@ -129,7 +130,7 @@ class Connections:
             connection=connection.number,
             attempt=connection.attempt,
             resumed=False,
-            suspect=False,
+            handled=0,
             window=connection.window,
             kind=kind,
             events=events,
@@ -145,6 +146,14 @@ class Connections:
         self._waiting.remove(connection)  # so that it stands last
         self._waiting.add(connection, is_open=connection.accepted)
         connection.offered_at = self.now
+        delay = retry_delay(connection.crashes, random.random())
+        if delay:
+            self._waiting.delay(connection, self.now + delay)
+        else:
+            self.offer(connection, opening)
+
+    def offer(self, connection: Living, opening: Opening) -> None:
+        """Put an opening on the shared channel of its pool."""
         pool = self._settings.pool_of(opening.raw_path)
         connection.offer = self.bus.offer(shared_channel(opening.kind, pool), opening)
 
@@ -221,15 +230,15 @@ class Connections:
             self.groups.broadcast(frame[1], frame[2])
             return
         if kind == DEAD:
-            self._dead(frame[1], crashed=frame[2])
+            self._dead(frame[1])
             return
         connection = self._open.get(frame[1])
         if kind == ABANDONED:
             if connection is not None and connection.attempt == frame[2] and not connection.owner:
                 connection.run_ended(Ending.ABANDONED)
         elif connection is None or connection.attempt != frame[2] or not connection.owned_by(sender):
-            if kind == EVENT or kind == OWN or kind == PROBE or kind == TAKING:
-                self.post(sender, (RESET, frame[1], frame[2]))
+            if kind == EVENT or kind == OWN or kind == PROBE:
+                self.post(sender, (RESET if connection is None else SUPERSEDED, frame[1], frame[2]))
         elif kind == EVENT:
             connection.frame(frame)
         elif kind == ACK:
@@ -242,21 +251,18 @@ class Connections:
             connection.repeat(frame[3])
         elif kind == PROBE:
             self.post(sender, connection.probed(frame[3]))
-        elif kind == TAKING:
-            connection.begun = frame[3]
         elif kind != OWN:
             logger.error("a frame of unknown kind %r from %s was dropped", kind, sender)
 
-    def _dead(self, mailbox: str, *, crashed: bool | None) -> None:
+    def _dead(self, mailbox: str) -> None:
         """A worker is gone: others go on with what it served, where that is possible."""
         self._suspects.discard(mailbox)
         self._dead_workers[mailbox] = None
         if len(self._dead_workers) > DEAD_REMEMBERED:
             del self._dead_workers[next(iter(self._dead_workers))]
         lost = [connection for connection in self._open.values() if connection.owner == mailbox]
-        alone = sum(connection.in_hand() is not None for connection in lost) == 1
         for connection in lost:
-            connection.run_ended(Ending.KILLED, suspect=bool(crashed) or alone)
+            connection.run_ended(Ending.KILLED)
         if lost:
             again = sum(connection.life is Life.OFFERED for connection in lost)
             logger.warning(
@@ -314,6 +320,8 @@ class Connections:
         """Look after what waits: for a worker, for a second question to all workers, for the layer."""
         self.now = now
         self._waiting.tick(self.bus, now)
+        for connection in self._waiting.due(now):
+            self.offer(connection, connection.whole_opening)
         if self._probe_again is not None and self._probe_again <= now:
             self._probe_again = None
             self._probe()

@@ -31,12 +31,24 @@ class Waiting:
         self._reopened: dict[int, Living] = {}  # those whose client is open already: they may wait for longer
         self._left: dict[int, Living] = {}  # those whose client has left: a worker may have claimed them just before
         self._doubted: list[tuple[float, Living, Offer]] = []  # what may be lost, and when it is offered again
+        self._delayed: dict[int, tuple[float, Living]] = {}  # those that are offered at that time
         self._settled_at = 0.0  # when those who have claimed offers have said so, after an interruption
         self._lost: list[Offer] = []  # until then
 
     def add(self, connection: Living, *, is_open: bool = False) -> None:
         """It is offered now; `is_open`: again, as an earlier run has accepted its client."""
         (self._reopened if is_open else self._new)[connection.number] = connection
+
+    def delay(self, connection: Living, until: float) -> None:
+        """Have a connection that was added offered at that time only."""
+        self._delayed[connection.number] = until, connection
+
+    def due(self, now: float) -> list[Living]:
+        """Return the delayed connections whose time has come, and delay them no longer."""
+        due = [connection for until, connection in self._delayed.values() if until <= now]
+        for connection in due:
+            del self._delayed[connection.number]
+        return due
 
     def left(self, connection: Living, now: float) -> None:
         """Its client has left, and its offer is withdrawn."""
@@ -46,6 +58,7 @@ class Waiting:
 
     def remove(self, connection: Living) -> None:
         """It waits no longer, if it did."""
+        self._delayed.pop(connection.number, None)
         for waiting in (self._new, self._reopened, self._left):
             if waiting.pop(connection.number, None) is not None:
                 return

@@ -19,6 +19,8 @@ from asgibus.layers.settings import LayerSettings
 
 Message = dict[str, Any]
 Frame = tuple[Any, ...]
+Draft = list[Any]
+"""A frame that was posted and may still be altered: see `Bus.packed`."""
 
 # The first item of every frame in a mailbox is its kind. Kinds below 16 are the layer's own; the rest belong to the
 # protocol between the servers, and the layer carries them without looking.
@@ -117,8 +119,17 @@ class Bus(ABC):
     def available(self) -> bool:
         """Whether the store could be reached when it was last tried."""
 
+    @property
     @abstractmethod
-    def post(self, mailbox: str, frame: Frame, size: int = 0) -> None:
+    def packed(self) -> int:
+        """How often frames that were posted have been packed.
+
+        A draft may be altered as long as this stays what it was when the draft was posted. Afterwards that has no
+        effect.
+        """
+
+    @abstractmethod
+    def post(self, mailbox: str, frame: Frame | Draft, size: int = 0) -> None:
         """Write a frame to a mailbox: ordered per mailbox, buffered, at once.
 
         `size` is about how many bytes the frame carries. The caller bounds what it posts (the session's window); while

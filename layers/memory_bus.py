@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from asgibus.layers.contract import DEAD, Bus, Claim, Delivery, Frame, Handler, Offer, Statistics
+from asgibus.layers.contract import DEAD, Bus, Claim, Delivery, Draft, Frame, Handler, Offer, Statistics
 from asgibus.layers.names import require_channel, require_group
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class MemoryBus(Bus):
         self._loop = loop
         # Handlers run in the context of their own server, not in that of the app which posted to it.
         self._context = copy_context()
-        self._inbox: list[tuple[str, Frame]] = []
+        self._inbox: list[tuple[str, Frame | Draft]] = []
         self._claiming: asyncio.Future[None] | None = None
         self._channels: frozenset[str] = frozenset()  # from which it claims
         self._claims: dict[bytes, Claim] = {}  # what it has claimed and not dealt with
@@ -43,7 +43,11 @@ class MemoryBus(Bus):
     def available(self) -> bool:
         return True
 
-    def deliver(self, sender: str, frame: Frame, delay: float = 0.0) -> None:
+    @property
+    def packed(self) -> int:
+        return self._layer.handed_over
+
+    def deliver(self, sender: str, frame: Frame | Draft, delay: float = 0.0) -> None:
         """Put a frame into this mailbox; from any thread."""
         if delay:
             self._soon(lambda: self._later(delay, sender, frame))
@@ -54,19 +58,20 @@ class MemoryBus(Bus):
         if first:
             self._soon(self._hand_over)
 
-    def _later(self, delay: float, sender: str, frame: Frame) -> None:
+    def _later(self, delay: float, sender: str, frame: Frame | Draft) -> None:
         self._loop.call_later(delay, self.deliver, sender, frame)
 
     def _hand_over(self) -> None:
         with self._layer._lock:
             inbox, self._inbox = self._inbox, []
+            self._layer.handed_over += 1
         start = 0
         for end in range(1, len(inbox) + 1):
             if end == len(inbox) or inbox[end][0] != inbox[start][0]:
-                self._handler.batch(inbox[start][0], [frame for _, frame in inbox[start:end]])
+                self._handler.batch(inbox[start][0], [tuple(frame) for _, frame in inbox[start:end]])
                 start = end
 
-    def post(self, mailbox: str, frame: Frame, size: int = 0) -> None:
+    def post(self, mailbox: str, frame: Frame | Draft, size: int = 0) -> None:
         bus = self._layer._buses.get(mailbox)
         if bus is None:
             self._loop.call_soon(self._handler.undelivered, mailbox)

@@ -119,9 +119,8 @@ def decode(event: Event) -> dict[str, Any]:
     code = event[0]
     if code == MESSAGE_RECEIVED:
         data = event[1]
-        if isinstance(data, str):
-            return {"type": "websocket.receive", "text": data, "bytes": None}
-        return {"type": "websocket.receive", "bytes": data, "text": None}
+        # One key, as other servers have it: apps ask `if "text" in message`.
+        return {"type": "websocket.receive", "text" if isinstance(data, str) else "bytes": data}
     if code == REQUEST_BODY or code == REQUEST_END:
         return {"type": "http.request", "body": event[1], "more_body": code == REQUEST_BODY}
     if code == HTTP_DISCONNECT:
@@ -244,9 +243,9 @@ def _accept(event: Mapping[str, Any]) -> Event:
 
 def _message_sent(event: Mapping[str, Any]) -> Event:
     text, data = event.get("text"), event.get("bytes")
-    if (text is None) == (data is None):
-        raise ValueError("websocket.send needs exactly one of 'text' and 'bytes'")
-    if text is not None:
+    if text is None and data is None:
+        raise ValueError("websocket.send needs one of 'text' and 'bytes'")
+    if data is None:
         if not isinstance(text, str):
             raise TypeError(f"the text must be a str, not {type(text).__name__}")
         if not text.isascii():
@@ -256,7 +255,9 @@ def _message_sent(event: Mapping[str, Any]) -> Event:
 
 
 def _close(event: Mapping[str, Any]) -> Event:
-    code, reason = event.get("code", 1000), event.get("reason") or ""
+    code, reason = event.get("code"), event.get("reason") or ""
+    if code is None:
+        code = 1000
     if not isinstance(code, int):
         raise TypeError(f"the close code must be an int, not {type(code).__name__}")
     if not ((1000 <= code <= 1014 and code not in (1004, 1005, 1006)) or 3000 <= code <= 4999):

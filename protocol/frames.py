@@ -15,6 +15,7 @@ RESET = FIRST_PROTOCOL_KIND + 3  # (RESET, connection, attempt): the sender does
 RESEND = FIRST_PROTOCOL_KIND + 4  # (RESEND, connection, attempt, acknowledged): send again from that number on
 PROBE = FIRST_PROTOCOL_KIND + 5  # (PROBE, connection, attempt, number): is all below it there? RESEND, ACK or RESET
 ABANDONED = FIRST_PROTOCOL_KIND + 6  # (ABANDONED, connection, attempt): its claimant died before it named itself
-TAKING = FIRST_PROTOCOL_KIND + 7  # (TAKING, connection, attempt, count): see `Opening.suspect`
+SUPERSEDED = FIRST_PROTOCOL_KIND + 7  # (SUPERSEDED, connection, attempt): another run has taken this connection over
 
+ACKNOWLEDGED = 4  # where an EVENT frame says how much of the other direction is dealt with
 HEAD = 5  # where the event begins in an EVENT frame

@@ -7,7 +7,7 @@ from urllib.parse import unquote_to_bytes
 
 from asgibus.protocol.events import Event, Headers
 
-OPENING_VERSION = 1
+OPENING_VERSION = 2  # raised with every change of the fields, of the events or of the frames
 
 HTTP = "http"
 WEBSOCKET = "websocket"
@@ -26,9 +26,8 @@ class Opening(NamedTuple):
     """1 for the first run of the app, counted up for each further one."""
     resumed: bool
     """Whether an earlier run has accepted the client, so that this one goes on with it."""
-    suspect: bool
-    """Whether the last worker died with the first of these events in hand, or as it began: then this one says TAKING
-    before its app begins (count 0) and before the app gets that event (the count of events it has got with it)."""
+    handled: int
+    """How many of the client's events earlier runs were done with."""
     window: int
     """Bytes that may be under way unacknowledged, each direction."""
     kind: str
@@ -57,14 +56,28 @@ def reply_channel(interface: str, connection: int) -> str:
     return f"{interface}{connection}"
 
 
+class ForeignVersion(ValueError):
+    """An opening of another version of asgibus, which this one cannot read."""
+
+
 def read_opening(entry: object) -> Opening:
-    """The opening in an entry. Raises ValueError for anything else, naming what it found."""
-    if not isinstance(entry, tuple) or len(entry) != len(Opening._fields):
+    """Return the opening in an entry of a shared channel.
+
+    Raises:
+        ForeignVersion: another version wrote the entry.
+        ValueError: the entry is no opening.
+    """
+    # The version stands first in every version, so that only this one's fields are judged.
+    if not isinstance(entry, tuple) or not entry or type(entry[0]) is not int:
         raise ValueError(f"not an opening: {str(entry)[:100]}")
-    opening = Opening._make(entry)
-    if opening.version != OPENING_VERSION:
-        raise ValueError(f"an opening of version {opening.version!r}, where {OPENING_VERSION} is understood")
-    return opening
+    if entry[0] != OPENING_VERSION:
+        raise ForeignVersion(
+            f"an opening of version {entry[0]}, where version {OPENING_VERSION} is understood: run the same version of "
+            "asgibus in interface servers and workers"
+        )
+    if len(entry) != len(Opening._fields):
+        raise ValueError(f"not an opening: {str(entry)[:100]}")
+    return Opening._make(entry)
 
 
 def scope_of(opening: Opening) -> dict[str, Any]:

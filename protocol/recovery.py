@@ -6,15 +6,13 @@ begin a further run, or it ends: what may be repeated is decided here, and so is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
-from asgibus.protocol.events import Event
 from asgibus.protocol.states import App
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})  # RFC 9110 section 9.2.2
-KILLS = 2  # deaths of workers with the same event in hand: the first may be chance, the second is its doing
-START_KILLS = 5  # deaths as a further run begins, or before: then a worker's own trouble is the likelier cause
+CRASHES = 5  # workers that died in a row with a connection, without progress between: then the connection is closed
+FIRST_DELAY = 0.5  # seconds, doubled with each further crash: see `retry_delay`
 
 
 class Ending(StrEnum):
@@ -32,36 +30,19 @@ class Ending(StrEnum):
         return self is Ending.KILLED or self is Ending.ABANDONED
 
 
-@dataclass(slots=True)
-class Deaths:
-    """How many workers in a row died while the same event of a connection was the next, or in hand."""
+def retry_delay(crashes: int, chance: float) -> float:
+    """Return the seconds to wait before a connection is offered again after a crash.
 
-    event: Event | None = None
-    """The oldest event that the dead run had not acknowledged."""
-    kills: int = 0
-    """Deaths of workers that had it in hand, as far as can be known."""
-    others: int = 0
-    """Deaths of workers that had not come so far."""
+    Connections that were in the same dead workers come back at different times, so that those which are not the
+    cause of the crashes make progress apart from the one that is.
 
-    @property
-    def count(self) -> int:
-        """All of them."""
-        return self.kills + self.others
-
-    def too_many(self, event: Event, limit: int, *, begun: bool, suspect: bool) -> bool:
-        """Count a death with this event at the head; whether that makes as many in a row as the limit.
-
-        `begun`: whether the worker had said that its app gets the event. The first one is not asked to say so: then it
-        counts if it had nothing else in hand or ended by its own doing (`suspect`), as far as is known here.
-        """
-        if event is not self.event:
-            self.event, self.kills, self.others = event, 0, 0
-            begun = suspect
-        if begun:
-            self.kills += 1
-        else:
-            self.others += 1
-        return self.kills >= limit or self.count >= START_KILLS
+    Args:
+        crashes: how many workers in a row have died with the connection, from 1.
+        chance: a random number from 0 to 1.
+    """
+    if crashes < 2:
+        return 0.0
+    return FIRST_DELAY * 2.0 ** (crashes - 2) * (1 + chance)
 
 
 def may_run_http_again(state: App, method: str, *, whole: bool) -> bool:

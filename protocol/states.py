@@ -163,6 +163,7 @@ class Run(StrEnum):
     SERVING = "serving its connection"
     LEAVING = "to be handed over"
     TOLD = "to be handed over, as the app knows"
+    SUPERSEDED = "replaced by another run"
     LOST = "without its client"
     HANDED_OVER = "handed over"
     ENDED = "ended"
@@ -173,21 +174,31 @@ class Change(StrEnum):
 
     DRAIN = "its worker stops"
     TELL = "the app is told that its client is gone"
-    LOSE = "its client is gone, or belongs to another run"
+    SUPERSEDE = "another run has taken its connection over"
+    LOSE = "its client is gone"
     RETURN = "the app returns"
 
 
 RUN_TABLE: dict[tuple[Run, Change], Run] = {
     (Run.SERVING, Change.DRAIN): Run.LEAVING,
+    (Run.SERVING, Change.SUPERSEDE): Run.SUPERSEDED,
     (Run.SERVING, Change.LOSE): Run.LOST,
     (Run.SERVING, Change.RETURN): Run.ENDED,
     (Run.LEAVING, Change.TELL): Run.TOLD,
+    (Run.LEAVING, Change.SUPERSEDE): Run.SUPERSEDED,
     (Run.LEAVING, Change.LOSE): Run.LOST,
     (Run.LEAVING, Change.RETURN): Run.ENDED,  # by itself: it has ended its connection
+    (Run.TOLD, Change.SUPERSEDE): Run.SUPERSEDED,
     (Run.TOLD, Change.LOSE): Run.LOST,
     (Run.TOLD, Change.RETURN): Run.HANDED_OVER,
+    (Run.SUPERSEDED, Change.SUPERSEDE): Run.SUPERSEDED,
+    (Run.SUPERSEDED, Change.LOSE): Run.SUPERSEDED,  # the other run hears of that
+    (Run.SUPERSEDED, Change.RETURN): Run.ENDED,
+    (Run.LOST, Change.SUPERSEDE): Run.LOST,
     (Run.LOST, Change.RETURN): Run.ENDED,
+    (Run.HANDED_OVER, Change.SUPERSEDE): Run.ENDED,
     (Run.HANDED_OVER, Change.LOSE): Run.ENDED,
+    (Run.ENDED, Change.SUPERSEDE): Run.ENDED,
     (Run.ENDED, Change.LOSE): Run.ENDED,
 }
 

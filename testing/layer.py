@@ -7,7 +7,18 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 
-from asgibus.layers.contract import Bus, ChannelLayer, Claim, Delivery, Frame, Handler, Message, Offer, Statistics
+from asgibus.layers.contract import (
+    Bus,
+    ChannelLayer,
+    Claim,
+    Delivery,
+    Draft,
+    Frame,
+    Handler,
+    Message,
+    Offer,
+    Statistics,
+)
 from asgibus.layers.memory import InMemoryChannelLayer
 from asgibus.layers.memory_bus import MemoryBus
 from asgibus.layers.names import new_mailbox
@@ -82,7 +93,7 @@ class _WorkerBus(MemoryBus):
         super().__init__(layer.shared, new_mailbox(role), _LateHandler(layer, handler, loop), loop)
         self._worker_layer = layer
 
-    def post(self, mailbox: str, frame: Frame, size: int = 0) -> None:
+    def post(self, mailbox: str, frame: Frame | Draft, size: int = 0) -> None:
         if not self._worker_layer.is_cut:
             super().post(mailbox, frame, size)
 

@@ -9,19 +9,30 @@ from asgibus.layers.contract import ChannelLayer, Message
 from asgibus.layers.names import require_group
 from asgibus.protocol.events import GROUP_ADD, GROUP_DISCARD
 from asgibus.protocol.opening import reply_channel
-from asgibus.protocol.states import Run
 
 if TYPE_CHECKING:
     from asgibus.worker.session import Session
 
 
 class Connection:
-    """The connection that the app is serving, and the channel layer behind it."""
+    """The connection that the app is serving, and the channel layer behind it.
+
+    A copy of a scope has the same connection. A pickled scope has one that raises RuntimeError when it is used.
+    """
 
     __slots__ = ("_session",)
 
     def __init__(self, session: Session) -> None:
         self._session = session
+
+    def __copy__(self) -> Connection:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Connection:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, ()
 
     @property
     def reply_channel(self) -> str:
@@ -45,13 +56,23 @@ class Connection:
         return self._session.resumed
 
     @property
-    def handed_over(self) -> bool:
-        """Whether this run ends because its worker stops and another run will go on with the client.
+    def received(self) -> int:
+        """The number, from 1, of the client's event that `receive` returned last; 0 before the first one.
 
-        True from the `websocket.disconnect` that says so on. An interface server that stops gives the same code, 1012,
-        but its clients are gone.
+        All runs of the app count on: an event that is given to the next run again, because its worker died before the
+        app was done with it, has the same number there.
         """
-        return self._session.run in (Run.TOLD, Run.HANDED_OVER)
+        return self._session.received
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether this run ends because another run goes on with the client.
+
+        True from the `websocket.disconnect` that says so on: the worker stops, or it was silent for so long that
+        another one has taken the connection over. An interface server that stops gives the same code, 1012, but its
+        clients are gone.
+        """
+        return self._session.handed_over
 
     @property
     def state(self) -> dict[str, Any]:
@@ -90,17 +111,53 @@ class Connection:
         await self._session.layer.group_send(group, event)
 
 
+class _NoSession:
+    """Stands for the session of a connection whose scope was pickled."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("this scope was pickled: only the run of the app that serves a connection can use it")
+
+
+def _unpickled() -> Connection:
+    return Connection(cast("Session", _NoSession()))
+
+
+class Extension(dict[str, Any]):
+    """What a scope has as `scope["extensions"]["asgibus"]`: plain values, and the connection beside them."""
+
+    __slots__ = ("connection",)
+
+    def __init__(self, connection: Connection, attempt: int, resumed: bool) -> None:
+        super().__init__(attempt=attempt, resumed=resumed)
+        self.connection = connection
+
+    def __copy__(self) -> Extension:
+        return Extension(self.connection, self["attempt"], self["resumed"])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Extension:
+        return self.__copy__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Extension, (self.connection, self["attempt"], self["resumed"])
+
+
 def connection(scope: Mapping[str, Any]) -> Connection:
-    """The bus connection behind an ASGI scope. Raises RuntimeError when there is none: see the text."""
-    extension = scope.get("extensions", {}).get("asgibus")
+    """Return the bus connection behind an ASGI scope.
+
+    Raises:
+        RuntimeError: there is none; the text says why.
+    """
+    extension = (scope.get("extensions") or {}).get("asgibus")
     if extension is None:
         raise RuntimeError(
             f"this {scope.get('type', 'unknown')} scope did not come over asgibus: "
             "run the app with asgi-interface APP, or with asgi-interface and asgi-worker APP"
         )
-    if "connection" not in extension:
+    if not isinstance(extension, Extension):
         raise RuntimeError(
             f"there is no connection behind a {scope.get('type')} scope; "
             'its channel layer is scope["extensions"]["asgibus"]["layer"]'
         )
-    return cast(Connection, extension["connection"])
+    return extension.connection

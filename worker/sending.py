@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import MutableMapping
-from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
-from asgibus.layers.contract import Bus, ChannelLayer, Claim
-from asgibus.layers.errors import LayerUnavailable, MessageTooLarge
+from asgibus.layers.contract import Bus, ChannelLayer, Claim, Draft
+from asgibus.layers.errors import MessageTooLarge
 from asgibus.protocol.events import (
     ABORT,
     ACCEPT,
@@ -29,10 +28,10 @@ from asgibus.protocol.events import (
     encode,
     other,
 )
-from asgibus.protocol.frames import TAKING
+from asgibus.protocol.frames import ACKNOWLEDGED
 from asgibus.protocol.opening import HTTP, WEBSOCKET, Opening
 from asgibus.protocol.session import PART, SessionEnd
-from asgibus.protocol.states import HTTP_TABLE, OTHER_TABLE, App, beginning, step
+from asgibus.protocol.states import HTTP_TABLE, OTHER_TABLE, App, Run, beginning, step
 from asgibus.worker.files import send_file
 
 _NAMES = {HTTP: "an HTTP", WEBSOCKET: "a WebSocket"}
@@ -52,8 +51,8 @@ class Host(Protocol):
     resume: bool
     """Whether the app can go on with a WebSocket that an earlier run has accepted."""
 
-    trial: asyncio.Lock
-    """Held while an app has an event that was in hand when the last worker died: if this one dies, that was it."""
+    acknowledge_early: bool
+    """Whether an event is acknowledged when the app gets it, and not only when the app is done with it."""
 
     def hold(self, session: Sending) -> None:
         """Call the session's `flush` at the end of this turn of the event loop."""
@@ -61,8 +60,11 @@ class Host(Protocol):
     def keep(self, session: Sending) -> None:
         """Do not, after all."""
 
+    def stream_begins(self, session: Sending) -> None:
+        """The app begins an event stream; a worker that stops ends it soon."""
+
     def took(self, session: Sending) -> None:
-        """The app has taken an event of a WebSocket that the interface server should soon hear of."""
+        """The app is done with an event of a WebSocket; the interface server is to hear of that soon."""
 
 
 class Sending(SessionEnd):
@@ -73,19 +75,25 @@ class Sending(SessionEnd):
         "_app_state",
         "_claim",
         "_held",
+        "_in_hand",
         "_is_http",
+        "_last_packed",
+        "_last_sent",
         "_no_body",
         "_own_end",
         "_remaining",
         "_resumed",
+        "_streaming",
         "_subprotocols",
         "_table",
         "_window_waiters",
         "confirmation",
         "host",
         "interface",
+        "is_event_stream",
         "kind",
         "lost",
+        "run",
         "stale",
     )
 
@@ -93,6 +101,7 @@ class Sending(SessionEnd):
         super().__init__(opening.connection, opening.attempt, opening.window)
         self.host = host
         self.interface = opening.interface
+        self.run = Run.SERVING
         self.confirmation: asyncio.Future[None] | None = None
         """Done when the interface server has answered whether there is such a connection."""
         self.lost = False
@@ -110,21 +119,33 @@ class Sending(SessionEnd):
         self._held: Event | None = None
         self._remaining: int | None = None
         self._own_end: Event | None = None
+        self.is_event_stream = False
+        """Whether the app has begun an event stream, which lasts until either side ends it."""
+        self._streaming = False  # whether the app has sent a part of a body that is not the last one
         self._window_waiters: list[asyncio.Future[None]] | None = None
+        self._in_hand: int | None = None  # the number of the first event that the app has got and is not done with
+        self._last_sent: Draft | None = None  # by the app, with an event in hand
+        self._last_packed = 0  # `Bus.packed` as that was posted
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         """ASGI's send. Waits while the client is slow.
 
-        Raises ClientDisconnected (an OSError) when the client is gone, ValueError or TypeError for an invalid event,
-        IllegalTransition (a RuntimeError) for one that is out of order, MessageTooLarge for a WebSocket message over
-        16 MiB, OSError for a file that cannot be read.
+        Once the client is gone, only a message to it raises, and a further part of a stream: see `_send_to_nobody`.
+
+        Raises:
+            ClientDisconnected: the client is gone. It is an OSError.
+            ValueError, TypeError: the event is invalid.
+            IllegalTransition: the event is out of order. It is a RuntimeError.
+            MessageTooLarge: a WebSocket message is over 16 MiB.
+            OSError: a file cannot be read.
         """
+        if self.lost:
+            self._send_to_nobody(message)
+            return
         event = encode(message)
         kind = message["type"]
         if kind.partition(".")[0] != self.kind:
             raise ValueError(f"{kind!r} cannot be sent on {_NAMES.get(self.kind) or 'a ' + self.kind} connection")
-        if self.lost:
-            raise ClientDisconnected(f"the client is gone: {kind!r} was not sent")
         if self._app_state is App.COMPLETE and self._is_http:
             return  # "any further messages on the channel will be ignored", Response Body
         code = event[0]
@@ -136,13 +157,15 @@ class Sending(SessionEnd):
         if code == RESPONSE_BODY or code == RESPONSE_END:
             if self._remaining is not None:
                 self._count_body(len(event[1]), last=code == RESPONSE_END)
+            if code == RESPONSE_BODY:
+                self._streaming = True
             if len(event[1]) > PART:
                 self.flush()
                 event = await self._send_parts(event)
+                if self.lost:
+                    return
         elif code == RESPONSE_START or code == RESPONSE_START_TRAILERS:
-            self._remaining = _content_length(event)
-            if self._no_body or event[1] in (204, 304):
-                self._remaining = None
+            self._begin_response(event)
         elif (code == MESSAGE_SENT or code == OTHER_SENT) and len(event[-1]) > MAX_MESSAGE_BYTES:
             raise MessageTooLarge(len(event[-1]), MAX_MESSAGE_BYTES)
         elif code == ACCEPT:
@@ -151,6 +174,8 @@ class Sending(SessionEnd):
             event = (*event[:3], self.host.resume)
         self._app_state = after
         if code == RESPONSE_START and self._is_http:
+            if self.is_event_stream:
+                self.host.stream_begins(self)
             self._held = event  # most apps go on with the body at once: then both are one event
             self.host.hold(self)
             return
@@ -166,6 +191,33 @@ class Sending(SessionEnd):
             self._wake()
         if not self.window_open:
             await self._window()
+            if self.is_gone and not self._is_http:
+                raise ClientDisconnected("the client is gone, and has not read all that was sent")
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the client is gone."""
+        return self.run is Run.LOST
+
+    def _send_to_nobody(self, message: MutableMapping[str, Any]) -> None:
+        """Judge what an app sends to a client that is gone.
+
+        A whole answer is no error, as ASGI has it up to version 2.3 of HTTP: the app has done its work. An accept, a
+        close and a refusal are none either: the app may not have heard yet. Whoever sends more, of a stream or of
+        messages, has to learn that nobody gets it.
+
+        Raises:
+            ClientDisconnected: for a message, and for a part of a stream behind its first.
+        """
+        kind = str(message.get("type"))
+        if kind.startswith(("http.response.", "websocket.http.response.")):
+            in_vain = self._streaming and bool(message.get("more_body"))
+            self._streaming = self._streaming or bool(message.get("more_body"))
+        else:
+            in_vain = not kind.endswith((".close", ".accept"))
+        if in_vain:
+            gone = "another run goes on with the client" if self.run is not Run.LOST else "the client is gone"
+            raise ClientDisconnected(f"{gone}: {kind!r} was not sent")
 
     def flush(self) -> None:
         """Post the start of the response if it is still held: the body does not follow at once."""
@@ -176,9 +228,27 @@ class Sending(SessionEnd):
     def post(self, event: Event) -> None:
         """Number an event and post it to the interface server."""
         frame, counted = self.sent(event)
-        self.host.bus.post(self.interface, frame, counted)
+        if self._in_hand is None:
+            self.host.bus.post(self.interface, frame, counted)
+        else:  # perhaps the answer to what the app has in hand: see `acknowledged_with_answer`
+            self._last_sent = [*frame]
+            self._last_packed = self.host.bus.packed
+            self.host.bus.post(self.interface, self._last_sent, counted)
         if not self._announced:
             self._owned()
+
+    def acknowledged_with_answer(self) -> bool:
+        """Have what was sent last acknowledge what the app was done with since, if that is not on its way yet.
+
+        Most apps ask for the next event as soon as they have answered one. Then answer and acknowledgement arrive
+        together, or neither does, so that an event whose answer was seen does not come again after a crash.
+        """
+        answer, self._last_sent = self._last_sent, None
+        if answer is None or self._last_packed != self.host.bus.packed:
+            return False
+        answer[ACKNOWLEDGED] = self.taken
+        self.untold = 0
+        return True
 
     async def confirm(self) -> None:
         """Ask the interface server whether this connection is still to be served; if not, it is lost then."""
@@ -192,17 +262,6 @@ class Sending(SessionEnd):
         if self.confirmation is not None and not self.confirmation.done():
             self.confirmation.set_result(None)
 
-    async def say_taking(self, count: int) -> None:
-        """Let the interface server know how many events the app is about to have got, before it gets the last of them.
-
-        If the worker then dies, that may be the event's doing.
-        """
-        self.host.bus.post(self.interface, (TAKING, self.number, self.attempt, count))
-        if not self._announced:
-            self._owned()
-        with suppress(LayerUnavailable):  # nobody can be told now; that must not keep the app from its work
-            await self.host.bus.posted()
-
     def announce(self) -> None:
         """Name this worker as the owner, if no event has done so yet."""
         if not self._announced:
@@ -215,12 +274,17 @@ class Sending(SessionEnd):
         self.host.bus.done(self._claim)
 
     async def _send_parts(self, event: Event) -> Event:
-        """Post a large body part by part, each when the window is open; gives the last one back."""
+        """Post a large body part by part, each when the window is open; give the last one back.
+
+        Ends early if the client is gone.
+        """
         body = memoryview(event[1])
         cut = (len(body) - 1) // PART * PART
         for start in range(0, cut, PART):
             if not self.window_open:
                 await self._window()
+            if self.lost:
+                return event
             self.post((RESPONSE_BODY, bytes(body[start : start + PART])))
         if not self.window_open:
             await self._window()
@@ -235,12 +299,35 @@ class Sending(SessionEnd):
         limit = 0 if self._no_body else self._remaining if event[0] == PATH_SEND else None
         try:
             await send_file(event, limit, partial(self._send_part, more))
+        except ClientDisconnected:
+            if more:
+                raise
         finally:
             if self._held is not None:
                 self.host.hold(self)
 
     async def _send_part(self, more: bool, body: bytes, last: bool) -> None:
         await self.send({"type": "http.response.body", "body": body, "more_body": more or not last})
+
+    def _begin_response(self, event: Event) -> None:
+        """Note what the head of a response says about its body."""
+        for given_name, value in event[2]:
+            name = given_name.lower()
+            if name == b"content-length":
+                self._remaining = int(value)
+            elif name == b"content-type":
+                self.is_event_stream = value.lower().startswith(b"text/event-stream")
+        if self._remaining is not None or event[0] != RESPONSE_START or not self._is_http:
+            self.is_event_stream = False
+        if self._no_body or event[1] in (204, 304):
+            self._remaining = None
+            self.is_event_stream = False
+
+    def end_stream(self) -> None:
+        """End an event stream in good order, for an app that was told to stop."""
+        self.flush()
+        self._app_state = App.COMPLETE
+        self.post((RESPONSE_END, b""))
 
     def _count_body(self, length: int, *, last: bool) -> None:
         assert self._remaining is not None
@@ -251,10 +338,8 @@ class Sending(SessionEnd):
             raise RuntimeError(f"the response's body is {self._remaining} bytes shorter than its content-length")
 
     async def _window(self) -> None:
-        """Wait until the window is open, or raise ClientDisconnected."""
-        while not self.window_open:
-            if self.lost:
-                raise ClientDisconnected("the client is gone, and has not read all that was sent")
+        """Wait until the window is open, or nothing can be sent any more."""
+        while not self.window_open and not self.lost:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._window_waiters = [*waiting(self._window_waiters), waiter]
             await waiter
@@ -337,13 +422,3 @@ def resolve(waiters: list[asyncio.Future[None]] | None) -> None:
     for waiter in waiters or ():
         if not waiter.done():
             waiter.set_result(None)
-
-
-def _content_length(event: Event) -> int | None:
-    for name, value in event[2]:
-        if name.lower() == b"content-length":
-            try:
-                return int(value)
-            except ValueError:
-                raise ValueError(f"the response's content-length is not a number: {value!r}") from None
-    return None

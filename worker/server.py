@@ -43,7 +43,7 @@ class Worker(BaseWorker):
         self._sessions = Sessions()
         super().__init__(settings, app, layer, self._sessions)
         self.resume = settings.resume
-        self.trial = asyncio.Lock()
+        self.acknowledge_early = settings.acknowledge == "taken"
         self._tasks: set[asyncio.Task[None]] = set()
         self._held: list[Sending] = []
         self._complaints = Complaints()
@@ -150,8 +150,6 @@ class Worker(BaseWorker):
                 await session.confirm()
                 if session.lost:
                     return
-            if session.suspect:
-                await session.say_taking(0)
             await self._app(session.scope, session.receive, session.send)
         except asyncio.CancelledError as cancelled:
             error = cancelled
@@ -163,7 +161,7 @@ class Worker(BaseWorker):
             if not (session.lost and is_disconnect(raised)):
                 self._complaints.raised(session, raised, self._loop.time())
         finally:
-            lost = session.run is Run.LOST
+            lost = session.run in (Run.LOST, Run.SUPERSEDED)
             if session.task is not None:
                 self._tasks.discard(session.task)
             session.end(error)
@@ -176,6 +174,12 @@ class Worker(BaseWorker):
     def took(self, session: Sending) -> None:
         """See `Host`."""
         self._sessions.took(session)
+
+    def stream_begins(self, session: Sending) -> None:
+        """See `Host`."""
+        assert isinstance(session, Session)
+        if self._stop.is_set():
+            self._loop.call_soon(session.drain)
 
     def hold(self, session: Sending) -> None:
         """See `Host`."""
@@ -199,15 +203,24 @@ class Worker(BaseWorker):
                 session.announce()
 
     async def _drain(self) -> None:
-        """Let go of the WebSockets, one after another, and wait for the apps."""
-        sockets = [session for session in self._sessions if not session.is_http and session.task is not None]
+        """Let go of WebSockets and event streams, one after another, and wait for the apps."""
+        lasting = [
+            session
+            for session in self._sessions
+            if session.task is not None and (session.is_event_stream or not session.is_http)
+        ]
+        patience = min(INSIST_SECONDS, self.graceful_timeout / 2)
         end = anyio.current_time() + self.graceful_timeout
-        async for session in spread(sockets, min(self._settings.drain_period, self.graceful_timeout)):
-            session.drain(resume=self.resume)
-        if leaving := [session.task for session in sockets if session.task is not None]:
-            await asyncio.wait(leaving, timeout=min(INSIST_SECONDS, self.graceful_timeout / 2))
-        for session in sockets:
+        async for session in spread(lasting, min(self._settings.drain_period, self.graceful_timeout)):
+            session.drain()
+        if leaving := [session.task for session in lasting if session.task is not None]:
+            await asyncio.wait(leaving, timeout=patience)
+        for session in self._sessions:
             session.insist()
+        if self._tasks:
+            await asyncio.wait([*self._tasks], timeout=max(0.0, end - patience - anyio.current_time()))
+        for session in self._sessions:
+            session.warn()
         if self._tasks:
             _, late = await asyncio.wait([*self._tasks], timeout=max(0.0, end - anyio.current_time()))
             if late:
@@ -219,7 +232,10 @@ class Worker(BaseWorker):
 
 
 def is_disconnect(error: BaseException) -> bool:
-    """Whether an app raised only what our `send` raised into it."""
+    """Return whether an app raised only that its client is gone: our own error, or what a framework makes of it.
+
+    The frameworks' errors are known by their names, such as Starlette's and Litestar's WebSocketDisconnect.
+    """
     if isinstance(error, BaseExceptionGroup):
         return all(is_disconnect(inner) for inner in error.exceptions)
-    return isinstance(error, ClientDisconnected)
+    return isinstance(error, ClientDisconnected) or "Disconnect" in type(error).__name__

@@ -16,6 +16,7 @@ from asgibus.protocol.events import (
     HANDOVER,
     HTTP_DISCONNECT,
     OTHER_DISCONNECT,
+    REQUEST_BODY,
     REQUEST_END,
     SAVE_STATE,
     WEBSOCKET_DISCONNECT,
@@ -25,15 +26,14 @@ from asgibus.protocol.events import (
     size,
 )
 from asgibus.protocol.frames import HEAD
-from asgibus.protocol.opening import WEBSOCKET, Opening, scope_of
+from asgibus.protocol.opening import HTTP, WEBSOCKET, Opening, scope_of
 from asgibus.protocol.session import Arrival
 from asgibus.protocol.states import App, Change, Run, change
-from asgibus.worker.connection import Connection
+from asgibus.worker.connection import Connection, Extension
 from asgibus.worker.sending import ClientDisconnected, Host, Sending, resolve, waiting
 
 logger = logging.getLogger("asgibus.worker")
 
-TRIAL_SECONDS = 0.1  # an event is acknowledged so long after the app took it, and then it is not given to another run
 MAX_STATE_BYTES = 16 * 1024  # kept in the interface server's memory for every open connection
 SERVICE_RESTART = 1012  # close code: the service restarts, the client may come back
 
@@ -48,30 +48,28 @@ class Session(Sending):
         "_disconnect",
         "_expects_continue",
         "_group_waiters",
+        "_in_hand_bytes",
         "_inbox",
         "_receivers",
         "_saved",
         "_saved_bytes",
-        "_trial",
         "parting",
-        "run",
+        "received",
         "scope",
-        "suspect",
         "task",
     )
 
     def __init__(self, opening: Opening, claim: Claim, host: Host) -> None:
         super().__init__(opening, claim, host)
-        self.run = Run.SERVING
-        self.suspect = opening.suspect
-        """Whether an event that the app has not got yet was in hand when the last worker died."""
-        self._trial: asyncio.TimerHandle | None = None  # while the app has the suspect event, and has not come for more
         self.parting = False
         """Whether the interface server waits for the end of this run, which has heard that the client is gone."""
         self._connecting = opening.kind == WEBSOCKET
         self._expects_continue = opening.expects_continue
         self._inbox: list[tuple[int, Event]] = list(enumerate(opening.events))
         self.expected = len(opening.events)
+        self._in_hand_bytes = 0
+        self.received = opening.handled
+        """How many of the client's events the app and its earlier runs have got."""
         self._disconnect: Event | None = None
         self._receivers: list[asyncio.Future[None]] | None = None
         self._group_waiters: list[tuple[str, asyncio.Future[None]]] | None = None
@@ -80,7 +78,7 @@ class Session(Sending):
         self.scope = scope_of(opening)
         self.scope["state"] = host.lifespan_state.copy()
         extensions = self.scope["extensions"]
-        extensions["asgibus"] = {"connection": Connection(self)}
+        extensions["asgibus"] = Extension(Connection(self), self.attempt, self._resumed)
         if self._is_http:
             extensions["http.response.pathsend"] = {}
             extensions["http.response.zerocopysend"] = {}
@@ -102,6 +100,11 @@ class Session(Sending):
         return self._is_http and not (self._inbox and self._inbox[-1][1][0] == REQUEST_END)
 
     @property
+    def handed_over(self) -> bool:
+        """Whether another run goes on with the WebSocket, as the app of this one knows."""
+        return self.kind == WEBSOCKET and self.run in (Run.TOLD, Run.HANDED_OVER, Run.SUPERSEDED)
+
+    @property
     def target(self) -> object:
         """What the connection is to, or from whom: for people to read."""
         return self.scope.get("path") or self.scope.get("client")
@@ -119,20 +122,21 @@ class Session(Sending):
     # What the app calls.
 
     async def receive(self) -> dict[str, Any]:
-        """ASGI's receive."""
+        """ASGI's receive. The app is done with the event before, which is acknowledged then."""
         if self._connecting:
             self._connecting = False
             return {"type": "websocket.connect"}
-        if self._trial is not None:
-            self._survived()
+        if self._disconnect is None:
+            self._done()
         while True:
             if self.run is Run.LEAVING:
                 self._tell()
             if self._disconnect is not None:
                 return decode(self._disconnect)
-            if self._inbox and self.suspect and not self._is_http:
-                await self._try()
-                continue  # meanwhile much may have happened
+            if self._is_http:
+                if self._app_state is App.COMPLETE:
+                    return decode(disconnect(HTTP, 1006, ""))
+                self._join_body()
             if self._inbox:
                 break
             if self._app_state is App.COMPLETE:
@@ -144,37 +148,35 @@ class Session(Sending):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._receivers = [*waiting(self._receivers), waiter]
             await waiter
-        event = self._inbox.pop(0)[1]
+        number, event = self._inbox.pop(0)
+        if self._in_hand is None:
+            self._in_hand = number
+        self._in_hand_bytes += size(event)
         if event[0] in (HTTP_DISCONNECT, WEBSOCKET_DISCONNECT, OTHER_DISCONNECT):
-            self._disconnect = event
-        if self._disconnect is None or not self.parting:  # else it counts as taken when the app has dealt with it
-            self._took(event)
+            self._disconnect = event  # in hand until the app returns
+        else:
+            self.received += 1
+            if self.host.acknowledge_early:
+                self._done()
         return decode(event)
 
-    async def _try(self) -> None:
-        """Say that the app is about to get the suspect event; the worker does so with one at a time."""
-        await self.host.trial.acquire()
-        try:
-            if self._inbox:
-                await self.say_taking(self._inbox[0][0] + 1)
-        except BaseException:
-            self.host.trial.release()
-            raise
-        self._trial = asyncio.get_running_loop().call_later(TRIAL_SECONDS, self._survived)
-        self.suspect = False
+    def _join_body(self) -> None:
+        """Spare the app parts of a body that carry nothing, as the first and the last one may be."""
+        inbox = self._inbox
+        while inbox and inbox[0][1] == (REQUEST_BODY, b""):
+            del inbox[0]
+        if len(inbox) > 1 and inbox[0][1][0] == REQUEST_BODY and inbox[1][1] == (REQUEST_END, b""):
+            inbox[:2] = [(inbox[0][0], (REQUEST_END, inbox[0][1][1]))]
 
-    def _survived(self) -> None:
-        """The worker lives: if it dies now, that is not the doing of the suspect event."""
-        if self._trial is not None:
-            self._trial.cancel()
-            self._trial = None
-            self.host.trial.release()
-            if not self.lost:
-                self.host.bus.post(self.interface, self.ack())
+    def _done(self) -> None:
+        """Acknowledge what the app has in hand: it is done with that."""
+        if self._in_hand is not None:
+            counted, self._in_hand, self._in_hand_bytes = self._in_hand_bytes, None, 0
+            self._took(counted)
 
     async def change_group(self, code: int, group: str) -> None:
         """Ask the interface server to add this connection to a group, or to take it out, and wait until it has."""
-        if self.run is Run.TOLD and code == GROUP_DISCARD:
+        if self.handed_over and code == GROUP_DISCARD:
             return  # the connection goes on, and so does its membership: nothing may be missed between two runs
         if self.lost or self._disconnect is not None:
             raise ClientDisconnected("the client is gone, and with it its memberships")
@@ -193,11 +195,15 @@ class Session(Sending):
 
     async def save_state(self) -> None:
         """See `Connection.save_state`."""
+        if self.run is Run.SUPERSEDED:
+            raise ClientDisconnected("another run serves this connection by now, with a state of its own")
         if self.run in (Run.LOST, Run.HANDED_OVER, Run.ENDED):
             raise ClientDisconnected("the client is gone, and with it its state")
         self._save()
         if self.run is not Run.TOLD:
             await self._window()
+            if self.is_gone:
+                raise ClientDisconnected("the client is gone, and with it its state")
 
     def _save(self) -> None:
         """Post the state if it is another than the interface server has. Raises TypeError, MessageTooLarge."""
@@ -221,7 +227,7 @@ class Session(Sending):
         event = frame[HEAD:]
         code = event[0]
         if code == GROUP_DONE:
-            self._took(event)
+            self._took(size(event))
             self._group_done(event[2], event[1])
             return
         self._inbox.append((frame[3], event))
@@ -233,9 +239,17 @@ class Session(Sending):
             self._lose()
         self._wake()
 
+    def superseded(self) -> None:
+        """End this run as one that was handed over, since another run serves its connection."""
+        self.run = change(self.run, Change.SUPERSEDE)
+        if self.run is Run.SUPERSEDED and self._disconnect is None:
+            self._disconnect = _HANDED_OVER if self.kind == WEBSOCKET else disconnect(self.kind, 1006, "")
+            self._cut()
+            self._wake()
+
     def disconnected(self, code: int, reason: str = "") -> None:
-        """The client is gone, or another run's, without the interface server having said so in an event."""
-        if self.run is not Run.LOST:
+        """The client is gone, without the interface server having said so in an event."""
+        if self.run not in (Run.LOST, Run.SUPERSEDED):
             self._inbox.append((self.expected, disconnect(self.kind, code, reason)))
             self._lose()
             self._wake()
@@ -256,11 +270,17 @@ class Session(Sending):
                 waiter.exception()  # looked at, so that nothing is logged if the app has stopped waiting
         self._group_waiters = None
 
-    def _took(self, event: Event) -> None:
-        """Count an event as taken; what is before the first one in the inbox has been taken."""
-        if not self.untold and not self._is_http:
+    def _took(self, counted: int) -> None:
+        """Count bytes as dealt with; and what is before the first event that the app has in hand, or has not got."""
+        told = not self.untold
+        through = self._in_hand
+        if through is None:
+            through = self._inbox[0][0] if self._inbox else self.expected
+        self.took(counted, through)
+        if self.acknowledged_with_answer():
+            return
+        if told and not self._is_http:
             self.host.took(self)
-        self.took(size(event), self._inbox[0][0] if self._inbox else self.expected)
         if self.ack_due and not self.lost:
             self.host.bus.post(self.interface, self.ack())
 
@@ -283,33 +303,51 @@ class Session(Sending):
 
     # The end.
 
-    def drain(self, *, resume: bool) -> None:
-        """The worker stops: hand a WebSocket over to another run when the app has cleaned up, or close it."""
+    def drain(self) -> None:
+        """End what would last, as the worker stops: hand a WebSocket over, or close it; end an event stream.
+
+        A WebSocket is handed over, and an event stream ended, when the app has cleaned up. Other requests may finish.
+        """
         if self.run is not Run.SERVING:
             return
-        if resume and self.kind == WEBSOCKET and self._app_state in (App.HANDSHAKE, App.OPEN):
+        if self._is_http:
+            leaves = self.is_event_stream
+        else:
+            leaves = self.host.resume and self.kind == WEBSOCKET and self._app_state in (App.HANDSHAKE, App.OPEN)
+        if leaves:
             self.run = change(self.run, Change.DRAIN)
             self._wake()
-        else:
+        elif not self._is_http:
             self.close(SERVICE_RESTART, "")
             self.disconnected(SERVICE_RESTART, "" if self.kind == WEBSOCKET else "the worker stops")
 
     def insist(self) -> None:
-        """The app has not asked for what comes: let it learn from `send` that it is to end."""
+        """Let an app that has not asked for what comes learn from `send` that it is to end."""
         if self.run is Run.LEAVING:
             self._tell()
             self._wake()
 
+    def warn(self) -> None:
+        """Tell the app of a request that it will soon be cut: it gets `http.disconnect`, and may still answer."""
+        if self._is_http and self._disconnect is None:
+            self._disconnect = (HTTP_DISCONNECT, False)
+            self._wake()
+
     def _tell(self) -> None:
         self.run = change(self.run, Change.TELL)
-        self._disconnect = _HANDED_OVER  # what is in the inbox was not taken, so the next run gets it
+        # What is in the inbox was not taken, so the next run gets it.
+        self._disconnect = (HTTP_DISCONNECT, False) if self._is_http else _HANDED_OVER
         self._cut()
 
     def end(self, error: BaseException | None) -> None:
         """The app has returned, or raised: answer what it left open, and log what it did wrong."""
-        self._survived()
+        if error is None:
+            self._done()
         if self.run is Run.TOLD and self._app_state is not App.COMPLETE:
-            self._hand_over()
+            if self._is_http:
+                self.end_stream()
+            else:
+                self._hand_over()
         elif wrong := self.finish(error, excused=self._disconnect is not None):
             logger.error("the app %s on %s %r", wrong, self.scope["type"], self.target)
         self.run = change(self.run, Change.RETURN)

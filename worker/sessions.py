@@ -11,7 +11,7 @@ import anyio
 
 from asgibus.layers.contract import DEAD, Bus, Claim, Frame, Offer
 from asgibus.protocol.events import WEBSOCKET_DISCONNECT
-from asgibus.protocol.frames import ABANDONED, ACK, EVENT, HEAD, PROBE, RESEND, RESET
+from asgibus.protocol.frames import ABANDONED, ACK, EVENT, HEAD, PROBE, RESEND, RESET, SUPERSEDED
 from asgibus.protocol.opening import Opening, read_opening
 from asgibus.protocol.states import Run
 from asgibus.worker.answers import Answers
@@ -20,8 +20,10 @@ from asgibus.worker.session import Session
 
 logger = logging.getLogger("asgibus.worker")
 
-TICK_SECONDS = 0.1  # what a WebSocket's app has taken is acknowledged this soon: after a crash it is not taken again
-CHECK_TICKS = 10  # what a request's app has taken is acknowledged this often, and missing mailboxes are tried again
+TICK_SECONDS = (
+    0.1  # what a WebSocket's app is done with is acknowledged this soon: after a crash it does not come again
+)
+CHECK_TICKS = 10  # what a request's app is done with is acknowledged this often, and missing mailboxes are tried again
 PROBE_TICKS = 50  # what was sent and is not acknowledged for as long is asked after: it may be lost
 PROBE_AGAIN_TICKS = 30  # after an interruption: what others judge of us for longer, they judge from a later beat
 ANSWER_TICKS = 25  # an answer to a request is kept for one to two times as long: see `Answers`
@@ -60,7 +62,7 @@ class Sessions:
             # A probe names the owner, and finds what else was lost; but this run may believe that its client is gone.
             self.bus.post(known.interface, known.reset() if known.run is Run.LOST else known.probe())
             return True
-        self._disconnect(known)  # the interface server has begun anew, without this run
+        self._supersede(known)  # the interface server has begun anew, without this run
         return False
 
     def add(self, session: Session) -> None:
@@ -109,11 +111,18 @@ class Sessions:
                 self._settled.set()
 
     def _disconnect(self, session: Session) -> None:
-        """Its client is gone, or belongs to another run of the app."""
+        """Tell a session that its client is gone."""
         if session.task is None:
             self._forget(session)
         else:
             session.disconnected(1006)
+
+    def _supersede(self, session: Session) -> None:
+        """Tell a session that another run of the app serves its connection."""
+        if session.task is None:
+            self._forget(session)
+        else:
+            session.superseded()
 
     async def tick(self) -> None:
         """Acknowledge what was taken, and ask after what may be lost."""
@@ -147,7 +156,7 @@ class Sessions:
 
     def _probe(self, session: Session) -> None:
         """Ask whether the interface server has all that was sent, unless the client is gone."""
-        if session.run is not Run.LOST:
+        if session.run not in (Run.LOST, Run.SUPERSEDED):
             self.bus.post(session.interface, session.probe())
 
     def _probe_all(self) -> None:
@@ -185,6 +194,9 @@ class Sessions:
         elif kind == RESET:
             self.counts["reset"] += 1
             self._disconnect(session)
+        elif kind == SUPERSEDED:
+            self.counts["superseded"] += 1
+            self._supersede(session)
         elif kind == RESEND:
             self.counts["repeated"] += 1
             session.repeat(frame[3])

@@ -27,6 +27,8 @@ class WorkerSettings:
     graceful_timeout: float = 30.0
     resume: bool = False
     """Whether a WebSocket outlives this worker: the app runs for it again elsewhere."""
+    acknowledge: Literal["done", "taken"] = "done"
+    """When a client's event counts as dealt with: when the app asks for the next one, or already when it gets it."""
     drain_period: float = 5.0
     """Over how long the WebSockets are handed over or closed, so that they do not all come back at once."""
     max_requests: int | None = None

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from asgibus.layers.codec import unpack
-from asgibus.layers.contract import MESSAGE, Bus, Claim, Delivery, Frame, Handler, Offer, Statistics
+from asgibus.layers.contract import MESSAGE, Bus, Claim, Delivery, Draft, Frame, Handler, Offer, Statistics
 from asgibus.layers.names import require_channel, require_group
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.asking import ANSWER_MS, ASKED, Standing
@@ -188,7 +188,11 @@ class RedisBus(Bus):
             some = flat[start : start + 2 * RECEIVED_AT_ONCE]
             self._writer.write(("EVAL", scripts.RECEIVED, 1, key, *some), _ignore)
 
-    def post(self, mailbox: str, frame: Frame, size: int = 0) -> None:
+    @property
+    def packed(self) -> int:
+        return self._writer.packed
+
+    def post(self, mailbox: str, frame: Frame | Draft, size: int = 0) -> None:
         self._writer.post(self, mailbox, frame, size)
 
     def _missed(self) -> None:

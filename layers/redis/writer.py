@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from asgibus.layers.contract import Frame
+from asgibus.layers.contract import Draft, Frame
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.connection import OnReply, RedisConnection, RedisError, pack_command
@@ -74,7 +74,7 @@ class _Box:
     def __init__(self, sender: Sender, mailbox: str) -> None:
         self.sender = sender
         self.mailbox = mailbox
-        self.entries: list[list[Frame]] = [[]]
+        self.entries: list[list[Frame | Draft]] = [[]]
         self.size = 0
 
 
@@ -95,6 +95,8 @@ class Writer:
         self._scheduled = False  # a flush is on its way, or waits until Redis may take writes again
         self._refused = False
         self._moved = False
+        self.packed = 0
+        """How often frames that were posted have been packed."""
         self._given_up = False  # waiting until all is written took too long; not to be waited for again
         self._closed = False
         self._drained: list[asyncio.Future[None]] = []
@@ -117,7 +119,7 @@ class Writer:
         self._commands.clear()
         self._let_go()
 
-    def post(self, sender: Sender, mailbox: str, frame: Frame, size: int) -> None:
+    def post(self, sender: Sender, mailbox: str, frame: Frame | Draft, size: int) -> None:
         """Add a frame to the next entry for a mailbox."""
         box = self._boxes.get((sender.mailbox, mailbox))
         if box is None:
@@ -251,6 +253,7 @@ class Writer:
         commands = self._again
         self._again = []
         if self._boxes:
+            self.packed += 1
             boxes, self._boxes = self._boxes, {}
             for box in boxes.values():
                 gone = self._on_posted(box.sender, box.mailbox)

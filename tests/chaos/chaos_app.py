@@ -4,7 +4,8 @@ WebSockets, called by name (`?name=`):
 
 - `/echo`: answers the text "<number> …" with "<number> <attempt> <pid>". It remembers the last number in the saved
   state, and notes a number that does not follow the one before. `&save=1` saves the state before each answer.
-  `&gate=` accepts when the file of that name exists beside the notes.
+  `&work=` takes up to so many seconds for each answer. `&gate=` accepts when the file of that name exists beside the
+  notes.
 - `/room?room=`: sends "<name> <number> <attempt> <pid>" to everybody in the room.
 
 Both answer "?" with what the run knows of itself, as JSON, and "kill" and "crash" with the death of their process.
@@ -17,6 +18,7 @@ response first; `/kill` kills its process, `?kills=` times at most. All of them 
 import asyncio
 import json
 import os
+import random
 import signal
 import time
 from pathlib import Path
@@ -89,7 +91,7 @@ async def websocket(scope, receive, send, query):
     if query.get("deaf") and bus.attempt == 1:
         note("deaf", **run)
         await asyncio.Event().wait()
-    state = bus.state
+    state, work = bus.state, float(query.get("work", 0))
     suffix = f"{bus.attempt} {os.getpid()}"
     try:
         while (event := await receive())["type"] == "websocket.receive":
@@ -103,6 +105,8 @@ async def websocket(scope, receive, send, query):
             if text == "crash":
                 note("kill", **run)
                 os.kill(os.getpid(), signal.SIGSEGV)
+            if work:
+                await asyncio.sleep(random.uniform(0, work))
             number = int(text.partition(" ")[0])
             if "last" in state and number != state["last"] + 1:
                 note("disorder", number=number, last=state["last"], **run)

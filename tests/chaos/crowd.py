@@ -27,7 +27,7 @@ from urllib.parse import urlencode
 
 from chaos.member import Member, Numbers, Takeover
 from chaos.scale import RATE, SOCKETS
-from support.deadline import HANG, TooLate, wait_until
+from support.deadline import HANG, wait_until
 from support.processes import Process
 
 T = TypeVar("T")
@@ -74,15 +74,13 @@ class Report:
     def assert_whole(self, *, doubles: bool = False) -> None:
         """No close, nothing lost, nothing out of order, no two runs at once; doubles only where they may be.
 
-        They may be where workers are killed. What an app has had in hand for 0.1 s then goes to no other run: that it
-        is done with everything sooner is a matter of time (TooLate).
+        They may be where workers are killed.
         """
         assert not self.closes, self
         assert self.sent > 0, self
         assert self.disordered == self.backward == 0, self
-        assert doubles or self.doubled == self.lost == 0, self
-        if self.lost:
-            raise TooLate(str(self))
+        assert self.lost == 0, self
+        assert doubles or self.doubled == 0, self
 
 
 class Crowd:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from asgibus.protocol.recovery import CRASHES
 from chaos.crowd import Crowd, alive, echo_and_room
 from chaos.notes import Notes
 from chaos.scale import RATE, SOCKETS, by_form
@@ -76,10 +77,32 @@ def test_children_are_killed_all_the_time(
             crowd.probe()
 
 
+def test_handlers_that_take_their_time_lose_nothing_as_children_are_killed(
+    start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
+) -> None:
+    """Whatever an app takes for an event: until it is done, the event belongs to the next run if this one dies."""
+    start_chaos_worker("--processes", 3, "--resume")
+    interface = start_chaos_interface()
+    notes.wait("lifespan.startup", 3)
+    choice = random.Random(5)
+    kills = 0
+    with Crowd(interface, "/echo", sockets=SOCKETS, rate=SOCKETS, work=1.0) as crowd:
+        crowd.begin()
+        until = time.monotonic() + by_form(10, 120)
+        while time.monotonic() < until:
+            time.sleep(3)  # between two kills: longer than any handler takes
+            if there := children(notes):
+                os.kill(choice.choice(there), signal.SIGKILL)
+                kills += 1
+        report = crowd.finish()
+        figures(f"{kills} kills, handlers of 0 to 1 s: {report}")
+        report.assert_whole(doubles=True)
+        crowd.probe()
+
+
 def test_two_children_are_killed_at_once(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
-    """A limit: whoever was at both with the same message in hand cannot be told from one that kills its workers."""
     start_chaos_worker("--processes", 3, "--resume")
     interface = start_chaos_interface()
     notes.wait("lifespan.startup", 3)
@@ -89,17 +112,12 @@ def test_two_children_are_killed_at_once(
         moved = len(notes.all("connected", attempt=1, pid=first))
         notes.wait("connected", moved, attempt=2)
         os.kill(second, signal.SIGKILL)
-        closed = 0
         for crowd in (echo, room):
             crowd.wait_each_answered()
             report = crowd.finish()
             figures(f"{crowd.label}: {report}")
-            assert report.closes.keys() <= {1011}
-            assert report.lost == report.disordered == report.backward == 0
+            report.assert_whole(doubles=True)
             crowd.probe()
-            closed += report.closes.total()
-    # The second dies as it tries what the first had in hand: if that was one event, it looks like the killer.
-    assert closed <= 1
 
 
 def test_children_are_recycled(
@@ -117,17 +135,16 @@ def test_children_are_recycled(
         report.assert_whole()
 
 
-@pytest.mark.parametrize(("how", "busy", "kills"), [("kill", False, {2}), ("crash", True, {2}), ("kill", True, {2, 3})])
+@pytest.mark.parametrize("how", ["kill", "crash"])
+@pytest.mark.parametrize("busy", [False, True])
 def test_a_message_that_kills_its_worker(
     how: str,
     busy: bool,
-    kills: set[int],
     start_chaos_interface: Start,
     start_chaos_worker: Start,
     notes: Notes,
     figures: Figures,
 ) -> None:
-    """SIGKILL may come from anybody: then the first death is nobody's doing for certain, and there may be a third."""
     start_chaos_worker("--processes", 3, "--resume")
     interface = start_chaos_interface()
     notes.wait("lifespan.startup", 3)
@@ -140,7 +157,7 @@ def test_a_message_that_kills_its_worker(
         poison.send(how)
         poison.send("1")
         with pytest.raises(Exception, match="1011"):
-            poison.recv(15)
+            poison.recv(30)
         seconds = time.monotonic() - begun
         assert poison.close_code == 1011
         interface.wait_for("ERROR.*connection")
@@ -151,4 +168,4 @@ def test_a_message_that_kills_its_worker(
         figures(f"closed with 1011 after {seconds:.2f} s; the others: {report}")
         report.assert_whole(doubles=True)
         crowd.probe()
-    assert len(notes.all("kill", name="poison")) in kills
+    assert len(notes.all("kill", name="poison")) == CRASHES

@@ -16,7 +16,7 @@ from asgibus.protocol.events import (
     RESPONSE_START,
     WEBSOCKET_DISCONNECT,
 )
-from asgibus.protocol.frames import ABANDONED, ACK, EVENT, OWN, PROBE, RESEND, RESET
+from asgibus.protocol.frames import ABANDONED, ACK, EVENT, OWN, PROBE, RESEND, RESET, SUPERSEDED
 from asgibus.protocol.opening import HTTP, WEBSOCKET
 from support.recording import OTHER, WORKER, Table, accept, close, message, own
 
@@ -75,12 +75,13 @@ def test_a_worker_that_is_dead_fails_its_connections_and_no_others(
     assert caplog.text.count("is dead") == 1, "nobody cares for one that served nothing"
 
 
-def test_a_second_worker_and_an_earlier_attempt_are_reset(table: Table) -> None:
+def test_a_second_worker_and_an_earlier_attempt_are_told_that_another_run_serves(table: Table) -> None:
     connection, terminator = table.open()
     table.frames(accept(connection.number))
     table.frames(message(connection.number, 1, "mine too"), sender=OTHER)
     table.frames((EVENT, connection.number, 0, 1, 0, MESSAGE_SENT, "from a former life"))
-    assert table.bus.posted == [(OTHER, (RESET, connection.number, 1)), (WORKER, (RESET, connection.number, 0))]
+    told = [(OTHER, (SUPERSEDED, connection.number, 1)), (WORKER, (SUPERSEDED, connection.number, 0))]
+    assert table.bus.posted == told
     assert len(terminator.written) == 1
 
 
@@ -206,7 +207,7 @@ def test_a_probe_names_the_owner_where_its_first_frame_was_lost(table: Table) ->
     table.frames((PROBE, connection.number, 1, 1))
     assert table.posted() == [(RESEND, connection.number, 1, 0)]
     table.frames((PROBE, connection.number, 1, 1), sender=OTHER)
-    assert table.posted(OTHER) == [(RESET, connection.number, 1)]
+    assert table.posted(OTHER) == [(SUPERSEDED, connection.number, 1)]
     table.frames(accept(connection.number))
     assert [event[0] for event in terminator.written] == [ACCEPT]
 

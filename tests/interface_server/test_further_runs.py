@@ -21,9 +21,9 @@ from asgibus.protocol.events import (
     WEBSOCKET_DISCONNECT,
     Event,
 )
-from asgibus.protocol.frames import ABANDONED, ACK, EVENT, HEAD, RESET, TAKING
+from asgibus.protocol.frames import ABANDONED, ACK, EVENT, HEAD, RESET, SUPERSEDED
 from asgibus.protocol.opening import HTTP, WEBSOCKET
-from asgibus.protocol.recovery import START_KILLS
+from asgibus.protocol.recovery import CRASHES
 from asgibus.protocol.session import PART
 from support.recording import OTHER, Table, accept, close, message, own
 
@@ -65,8 +65,8 @@ def test_a_resumable_websocket_goes_on_with_another_run(table: Table, how: str) 
     assert len(table.openings) == 2
     assert (opening.connection, opening.attempt, opening.resumed, opening.state) == (1, 2, True, b"new")
     assert opening.events == received("c"), "what no run has taken"
-    assert opening.suspect is (how == "killed")
-    assert opening._replace(attempt=1, resumed=False, suspect=False, events=(), state=b"") == table.openings[0]
+    assert opening.handled == 2
+    assert opening._replace(attempt=1, resumed=False, handled=0, events=(), state=b"") == table.openings[0]
     assert table.connections.counts[how] == 1
     # The second run accepts, and says something.
     table.frames(accept(1, attempt=2, resumable=True), message(1, 1, "again", attempt=2, acked=1), sender=OTHER)
@@ -139,20 +139,20 @@ def test_the_client_is_read_on_when_the_window_of_the_next_run_has_room() -> Non
     assert terminator.reading
 
 
-def test_a_superseded_run_is_reset_and_reaches_neither_the_client_nor_its_state(table: Table) -> None:
+def test_a_superseded_run_is_told_so_and_reaches_neither_the_client_nor_its_state(table: Table) -> None:
     connection, terminator = table.open_accepted()
     say(connection, "a")
     table.dead()
     table.posted()
     table.frames(message(1, 1, "late", acked=1), event(2, SAVE_STATE, b"late", acked=1), (RESET, 1, 1), (ACK, 1, 1, 1))
-    assert table.posted() == [(RESET, 1, 1)] * 2
+    assert table.posted() == [(SUPERSEDED, 1, 1)] * 2
     assert terminator.messages == []
     assert connection.saved_state == b""
     assert connection.unacknowledged == [*received("a")]
     assert (connection.attempt, len(table.openings)) == (2, 2)
     table.frames(own(1, 2), sender=OTHER)
     table.frames(own(1, 2))
-    assert table.posted() == [(RESET, 1, 2)]
+    assert table.posted() == [(SUPERSEDED, 1, 2)]
     assert connection.owner == OTHER
 
 
@@ -279,6 +279,7 @@ def test_a_client_that_leaves_while_its_worker_dies_is_told_to_a_further_run(tab
     table.dead()
     assert [each[0] for each in table.openings[-1].events] == [MESSAGE_RECEIVED, WEBSOCKET_DISCONNECT]
     table.frames((ABANDONED, 1, 2), sender=OTHER)
+    table.pass_time()
     assert len(table.openings) == 3, "whoever had claimed it has told nobody"
     table.frames(own(1, 3), sender=OTHER)
     table.frames((RESET, 1, 3), sender=OTHER)
@@ -309,14 +310,16 @@ def test_a_client_that_is_gone_without_any_worker_is_given_up_in_silence(table: 
     assert table.bus.withdrawn == table.bus.offered[1:]
 
 
-def test_a_disconnect_that_kills_two_workers_is_told_to_no_third(table: Table) -> None:
+def test_a_disconnect_that_kills_one_worker_after_another_is_given_up(table: Table) -> None:
     connection, _ = table.open_accepted()
     connection.client_gone(1001)
-    table.dead()
-    table.frames((TAKING, 1, 2, 1))
-    table.dead()
+    for attempt in range(1, CRASHES + 1):
+        assert len(table.connections) == 1
+        table.frames(own(1, attempt))
+        table.dead()
+        table.pass_time()
     assert len(table.connections) == 0
-    assert len(table.openings) == 2
+    assert len(table.openings) == CRASHES
 
 
 def test_an_open_websocket_waits_longer_for_a_worker_than_a_new_one() -> None:
@@ -411,7 +414,7 @@ def test_what_was_claimed_by_a_worker_that_died_is_offered_again(table: Table, k
     table.frames((ABANDONED, 1, 1), sender=OTHER)
     assert len(table.openings) == 2, "that was the first attempt"
     table.frames(own(1))
-    assert table.posted() == [(RESET, 1, 1)], "if it lives after all, it is too late"
+    assert table.posted() == [(SUPERSEDED, 1, 1)], "if it lives after all, it is too late"
     table.frames(own(1, 2), (ABANDONED, 1, 2), sender=OTHER)
     assert len(table.openings) == 2, "its claimant has named itself"
     assert terminator.failed == []
@@ -425,87 +428,92 @@ def test_what_its_client_has_left_is_not_offered_again(table: Table) -> None:
     assert len(table.connections) == 0
 
 
-def test_an_event_that_kills_two_workers_ends_its_connection(table: Table, caplog: pytest.LogCaptureFixture) -> None:
+def crash(table: Table, attempt: int, *frames: Any) -> None:
+    """The next run takes connection 1, says what it says, and dies."""
+    table.frames(accept(1, attempt=attempt, resumable=True), *frames)
+    table.dead()
+    table.pass_time()
+
+
+def test_an_event_that_kills_one_worker_after_another_ends_its_connection(
+    table: Table, caplog: pytest.LogCaptureFixture
+) -> None:
     connection, terminator = table.open_accepted()
     say(connection, "harmless", "poison", "more")
     table.frames((ACK, 1, 1, 1))
     table.dead()
-    table.frames(accept(1, attempt=2, resumable=True), sender=OTHER)
-    assert table.openings[-1].suspect
-    table.frames((TAKING, 1, 2, 1), sender=OTHER)
-    assert terminator.failed == []
-    table.dead(OTHER)
+    for attempt in range(2, CRASHES + 1):
+        assert terminator.failed == []
+        assert table.openings[-1].events == received("poison", "more")
+        crash(table, attempt)
     assert terminator.failed == [(502, 1011)]
-    assert table.connections.counts["killer"] == 1
-    assert "connection 1 is ended: 2 workers in a row died with the same event of it" in caplog.text
+    assert table.connections.counts["poison"] == 1
+    assert "connection 1 is ended: 5 workers in a row died while they handled it" in caplog.text
     assert len(table.connections) == 0
 
 
-def test_a_worker_that_dies_before_its_app_gets_the_event_is_not_its_victim(table: Table) -> None:
+def test_progress_begins_the_count_of_crashes_anew(table: Table) -> None:
     connection, terminator = table.open_accepted()
-    say(connection, "slow")
+    say(connection, *"abcdefgh")
     table.dead()
-    for attempt in range(2, START_KILLS):
-        table.frames((TAKING, 1, attempt, 0), accept(1, attempt=attempt, resumable=True))
-        table.dead()
+    for attempt in range(2, 7):
+        crash(table, attempt, (ACK, 1, attempt, 1))
     assert terminator.failed == []
-    table.frames((TAKING, 1, START_KILLS, 1))
-    table.dead()
+    assert table.openings[-1].events == received("f", "g", "h")
+    assert table.openings[-1].handled == 5
+
+
+def test_an_answer_about_a_group_is_no_progress(table: Table) -> None:
+    connection, terminator = table.open_accepted()
+    table.frames(event(1, GROUP_ADD, "room"), (ACK, 1, 1, 1))
+    say(connection, "poison")
+    for attempt in range(2, CRASHES + 2):
+        assert terminator.failed == []
+        table.dead()
+        table.pass_time()
+        table.frames(accept(1, attempt=attempt, resumable=True), event(1, GROUP_ADD, "room", attempt=attempt))
     assert terminator.failed == [(502, 1011)]
+    assert {opening.handled for opening in table.openings} == {0}
 
 
-def test_where_a_worker_crashed_its_death_counts_for_all_that_it_had_in_hand(table: Table) -> None:
-    terminators = []
-    for _ in range(2):
-        connection, terminator = table.open_accepted()
-        say(connection, "a")
-        terminators.append(terminator)
-    table.dead(crashed=True)
-    table.frames((TAKING, 1, 2, 1))
+def test_from_the_second_crash_on_a_connection_waits_before_it_is_offered_again(table: Table) -> None:
+    connection, _ = table.open_accepted()
+    say(connection, "a")
     table.dead()
-    assert [each.failed for each in terminators] == [[(502, 1011)], []]
-
-
-def test_where_several_events_were_in_hand_the_first_death_is_nobody_s_doing(table: Table) -> None:
-    terminators = []
-    for _ in range(2):
-        connection, terminator = table.open_accepted()
-        say(connection, "a")
-        terminators.append(terminator)
-    table.open_accepted()  # at rest
+    assert len(table.openings) == 2, "the first crash may be chance"
+    table.frames(accept(1, attempt=2, resumable=True))
     table.dead()
-    for attempt in (2, 3):
-        assert [each.failed for each in terminators] == [[], []]
-        table.frames((TAKING, 1, attempt, 1))
-        table.dead()
-    assert [each.failed for each in terminators] == [[(502, 1011)], []]
+    assert len(table.openings) == 2
+    table.connections.tick(0.4)
+    assert len(table.openings) == 2
+    say(connection, "b")
+    table.connections.tick(1.1)
+    assert table.openings[-1].attempt == 3
+    table.posted()
+    table.frames(own(1, 3))
+    assert [each[-1] for each in (*table.openings[-1].events, *table.events())] == ["a", "b"]
 
 
-def test_a_first_run_is_not_asked_to_say_what_it_takes(table: Table) -> None:
-    table.open()
-    assert not table.openings[0].suspect
-    table.frames(event(0, HANDOVER))
-    assert not table.openings[1].suspect
+def test_a_client_that_leaves_while_its_connection_waits_is_told_to_the_next_run(table: Table) -> None:
+    connection, _ = table.open_accepted()
+    say(connection, "a")
+    table.dead()
+    crash(table, 2)
+    table.frames(accept(1, attempt=3, resumable=True))
+    table.dead()
+    connection.client_gone(1001)
+    table.pass_time()
+    table.posted()
+    table.frames(own(1, 4))
+    assert [each[0] for each in table.events()] == [WEBSOCKET_DISCONNECT]
 
 
-def test_another_event_in_hand_at_each_death_is_chance(table: Table) -> None:
-    connection, terminator = table.open_accepted()
-    say(connection, "a", "b", "c")
-    for attempt in range(2, 5):
-        table.dead()
-        table.frames(accept(1, attempt=attempt, acked=1, resumable=True))
-    assert terminator.failed == []
-    assert connection.unacknowledged == []
-
-
-def test_a_hand_over_is_no_death(table: Table) -> None:
+def test_a_hand_over_is_no_crash(table: Table) -> None:
     connection, terminator = table.open_accepted()
     say(connection, "a")
-    for attempt in range(2, 6):
+    for attempt in range(2, 3 * CRASHES):
         table.frames(event(1, HANDOVER, attempt=attempt - 1))
         table.frames(accept(1, attempt=attempt, resumable=True))
-    table.frames((RESET, 1, 5))
-    table.frames(own(1, 6))
     table.dead()
     assert terminator.failed == []
 
@@ -513,53 +521,41 @@ def test_a_hand_over_is_no_death(table: Table) -> None:
 def test_runs_that_die_before_they_accept_with_nothing_in_hand_end_their_connection(table: Table) -> None:
     _, terminator = table.open_accepted()
     table.dead()
-    for attempt in range(2, START_KILLS + 2):
+    for attempt in range(2, CRASHES + 2):
         assert terminator.failed == []
         table.frames(own(1, attempt))
         table.dead()
+        table.pass_time()
     assert terminator.failed == [(502, 1011)]
 
 
 def test_a_connection_at_rest_kills_nobody(table: Table) -> None:
     _, terminator = table.open_accepted()
-    for attempt in range(2, 3 * START_KILLS):
+    for attempt in range(2, 3 * CRASHES):
         table.dead()
         table.frames(accept(1, attempt=attempt, resumable=True))
     assert terminator.failed == []
 
 
-def test_a_run_that_was_handed_over_has_not_died_of_what_it_had_in_hand(table: Table) -> None:
-    connection, terminator = table.open_accepted()
-    say(connection, "a")
-    table.dead()
-    table.frames(accept(1, attempt=2, resumable=True), event(1, HANDOVER, attempt=2))
-    table.frames(accept(1, attempt=3, resumable=True))
-    table.dead()
-    assert terminator.failed == []
-    table.frames((TAKING, 1, 4, 1))
-    table.dead()
-    assert terminator.failed == [(502, 1011)]
-
-
-@pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
-def test_an_opening_that_kills_two_workers_is_not_offered_a_third_time(table: Table, kind: str) -> None:
-    _, terminator = table.open(kind, ((REQUEST_END, b""),) if kind == HTTP else ())
-    for attempt in (1, 2):
-        assert terminator.failed == []
-        table.frames(own(1, attempt) if attempt == 1 else (TAKING, 1, 2, 0))
-        table.dead()
-    assert terminator.failed == [(502, 1011)]
-    assert len(table.openings) == 2
-
-
 @pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
 def test_an_opening_whose_claimants_die_is_not_offered_for_ever(table: Table, kind: str) -> None:
     _, terminator = table.open(kind, ((REQUEST_END, b""),) if kind == HTTP else ())
-    for attempt in range(1, START_KILLS + 1):
+    for attempt in range(1, CRASHES + 1):
         assert terminator.failed == []
         table.frames((ABANDONED, 1, attempt), sender=OTHER)
+        table.pass_time()
     assert terminator.failed == [(502, 1011)]
-    assert len(table.openings) == START_KILLS
+    assert len(table.openings) == CRASHES
+
+
+def test_what_was_done_of_a_request_is_no_progress(table: Table) -> None:
+    _, terminator = table.open(HTTP, ((REQUEST_END, b"body"),), method="PUT")
+    for attempt in range(1, CRASHES + 1):
+        assert terminator.failed == []
+        table.frames(own(1, attempt), (ACK, 1, attempt, 1))
+        table.dead()
+        table.pass_time()
+    assert terminator.failed == [(502, 1011)]
 
 
 def test_frames_of_the_first_events_are_numbered_as_in_the_opening(table: Table) -> None:

@@ -7,7 +7,16 @@ import pytest
 from asgibus.layers.codec import pack, unpack
 from asgibus.protocol.channels import require_pool, require_protocol, shared_channel, shared_channels
 from asgibus.protocol.events import REQUEST_END
-from asgibus.protocol.opening import HTTP, OPENING_VERSION, WEBSOCKET, Opening, read_opening, reply_channel, scope_of
+from asgibus.protocol.opening import (
+    HTTP,
+    OPENING_VERSION,
+    WEBSOCKET,
+    ForeignVersion,
+    Opening,
+    read_opening,
+    reply_channel,
+    scope_of,
+)
 
 
 def opening(**fields: Any) -> Opening:
@@ -17,7 +26,7 @@ def opening(**fields: Any) -> Opening:
         "connection": 7,
         "attempt": 1,
         "resumed": False,
-        "suspect": False,
+        "handled": 0,
         "window": 1000,
         "kind": HTTP,
         "http_version": "1.1",
@@ -107,16 +116,24 @@ def test_two_scopes_of_one_opening_share_nothing_that_can_be_altered() -> None:
     assert second == scope_of(one)
 
 
-@pytest.mark.parametrize("entry", [None, 5, b"", (), (1, 2), {"version": 1}, list(opening()), tuple(opening())[:-1]])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *(None, 5, b"", (), ("1", 2), (None,), {"version": 1}, list(opening()), tuple(opening())[:-1]),
+        *(tuple(opening(version=version)) for version in (None, "1", True, 2.0)),
+    ],
+)
 def test_what_is_no_opening(entry: Any) -> None:
     with pytest.raises(ValueError, match="not an opening"):
         read_opening(entry)
 
 
-@pytest.mark.parametrize("version", [0, OPENING_VERSION + 1, None, "1"])
-def test_an_opening_of_another_release(version: Any) -> None:
-    with pytest.raises(ValueError, match="version"):
-        read_opening(tuple(opening(version=version)))
+@pytest.mark.parametrize("version", [0, OPENING_VERSION - 1, OPENING_VERSION + 1])
+@pytest.mark.parametrize("fields", [1, 5, len(Opening._fields), len(Opening._fields) + 1])
+def test_an_opening_of_another_version_is_called_so_whatever_its_fields(version: int, fields: int) -> None:
+    entry = (*opening(version=version), "new")[:fields]
+    with pytest.raises(ForeignVersion, match=f"version {version}, where version {OPENING_VERSION} is understood"):
+        read_opening(entry)
 
 
 def test_the_reply_channel() -> None:

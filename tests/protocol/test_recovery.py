@@ -4,15 +4,7 @@ import itertools
 
 import pytest
 
-from asgibus.protocol.events import MESSAGE_RECEIVED
-from asgibus.protocol.recovery import (
-    KILLS,
-    START_KILLS,
-    Deaths,
-    Ending,
-    may_run_http_again,
-    may_run_websocket_again,
-)
+from asgibus.protocol.recovery import Ending, may_run_http_again, may_run_websocket_again, retry_delay
 from asgibus.protocol.states import App
 
 HTTP_STATES = [App.WAITING, App.STARTED, App.STARTED_TRAILERS, App.TRAILERS, App.COMPLETE]
@@ -44,50 +36,7 @@ def test_which_endings_are_deaths() -> None:
     assert {ending for ending in Ending if ending.by_death} == {Ending.KILLED, Ending.ABANDONED}
 
 
-def event(text: str) -> tuple[int, str]:
-    return (MESSAGE_RECEIVED, text)
-
-
-def test_the_second_death_with_the_same_event_in_hand_is_one_too_many() -> None:
-    deaths, poison = Deaths(), event("poison")
-    assert KILLS == 2
-    assert [deaths.too_many(poison, KILLS, begun=True, suspect=True) for _ in range(3)] == [False, True, True]
-
-
-def test_a_worker_that_had_not_come_to_the_event_was_not_killed_by_it() -> None:
-    deaths, poison = Deaths(), event("poison")
-    assert [deaths.too_many(poison, KILLS, begun=begun, suspect=True) for begun in (False, False, False, True)] == [
-        *[False] * 3,
-        True,
-    ]
-
-
-def test_the_first_death_counts_if_nothing_else_was_in_hand() -> None:
-    deaths, poison = Deaths(), event("poison")
-    told = [deaths.too_many(poison, KILLS, begun=begun, suspect=False) for begun in (False, True, True)]
-    assert told == [False, False, True]
-
-
-def test_deaths_end_somewhere_though_no_worker_comes_to_the_event() -> None:
-    deaths, poison = Deaths(), event("poison")
-    told = [deaths.too_many(poison, KILLS, begun=False, suspect=True) for _ in range(START_KILLS)]
-    assert told == [False] * (START_KILLS - 1) + [True]
-
-
-def test_the_same_text_twice_is_not_the_same_event() -> None:
-    deaths = Deaths()
-    assert [deaths.too_many(event("ab"), KILLS, begun=True, suspect=True) for _ in range(3)] == [False] * 3
-
-
-def test_another_event_in_hand_begins_the_count_anew() -> None:
-    deaths, one, other = Deaths(), event("one"), event("other")
-    told = [deaths.too_many(each, KILLS, begun=True, suspect=True) for each in (one, other, one, other, one, one)]
-    assert told == [False] * 5 + [True]
-
-
-def test_each_death_has_its_own_limit() -> None:
-    deaths, start, poison = Deaths(), event(""), event("poison")
-    told = [deaths.too_many(start, START_KILLS, begun=True, suspect=True) for _ in range(START_KILLS)]
-    assert told == [False] * (START_KILLS - 1) + [True]
-    assert deaths.too_many(poison, KILLS, begun=True, suspect=True) is False
-    assert deaths.too_many(start, START_KILLS, begun=True, suspect=True) is False
+def test_the_first_crash_is_followed_at_once_and_the_next_ones_later_and_later() -> None:
+    assert retry_delay(0, 1.0) == retry_delay(1, 1.0) == 0.0
+    assert [retry_delay(crashes, 0.0) for crashes in (2, 3, 4)] == [0.5, 1.0, 2.0]
+    assert [retry_delay(crashes, 1.0) for crashes in (2, 3, 4)] == [1.0, 2.0, 4.0]

@@ -134,6 +134,10 @@ class Table:
     def dead(self, mailbox: str = WORKER, *, crashed: bool = False) -> None:
         self.frames((DEAD, mailbox, crashed), sender="")
 
+    def pass_time(self, seconds: float = 5.0) -> None:
+        """Let time pass: long enough for a connection that waits before it is offered again."""
+        self.connections.tick(self.connections.now + seconds)
+
     def posted(self, mailbox: str = WORKER) -> list[Frame]:
         """What was posted to a worker since this was asked last."""
         posted = [frame for to, frame in self.bus.posted if to == mailbox]

@@ -42,7 +42,7 @@ class Interface:
             "connection": self.numbers,
             "attempt": 1,
             "resumed": False,
-            "suspect": False,
+            "handled": 0,
             "window": 1000,
             "kind": kind,
             "http_version": "1.1",

@@ -9,6 +9,8 @@ import pytest
 
 import asgibus
 from asgibus.layers import InMemoryChannelLayer
+from asgibus.protocol import recovery
+from asgibus.protocol.recovery import CRASHES
 from asgibus.testing import Bus, VirtualWorker
 from asgibus.worker.lifespan import LifespanError
 from support.bus import until
@@ -94,15 +96,18 @@ async def test_without_resume_a_socket_is_closed_for_a_restart() -> None:
         assert await socket.closed() == 1012
 
 
-async def test_a_message_in_hand_is_given_to_the_next_run_and_after_two_deaths_to_nobody() -> None:
+async def test_a_message_in_hand_is_given_to_the_next_run_until_it_has_killed_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recovery, "FIRST_DELAY", 0.0)
     app = App()
-    async with Bus(app, workers=3, resume=True) as bus, bus.websocket("/") as socket:
+    async with Bus(app, workers=CRASHES + 1, resume=True) as bus, bus.websocket("/") as socket:
         await socket.send("hold")
-        for run in (1, 2):
+        for run in range(1, CRASHES + 1):
             await app.until("hold", run)
             await bus.worker_of(socket).kill()
         assert await socket.closed() == 1011
-    assert app.log.count("hold") == 2
+    assert app.log.count("hold") == CRASHES
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])
@@ -148,7 +153,8 @@ async def test_what_the_app_has_started_ends_with_its_worker() -> None:
         assert app.stray[0].cancelled()
 
 
-async def test_an_app_can_kill_its_own_worker() -> None:
+async def test_an_app_can_kill_its_own_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "FIRST_DELAY", 0.0)
     deaths = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -157,9 +163,9 @@ async def test_an_app_can_kill_its_own_worker() -> None:
         await busy(bus).kill()
         deaths.clear()
 
-    async with Bus(app, workers=3) as bus:
-        assert (await bus.http.get("/")).status_code == 502  # two in a row: it is the request's doing
-    assert len(set(deaths)) == 2
+    async with Bus(app, workers=CRASHES + 1) as bus:
+        assert (await bus.http.get("/")).status_code == 502
+    assert len(set(deaths)) == CRASHES
 
 
 async def test_an_app_that_does_not_let_itself_be_cancelled_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

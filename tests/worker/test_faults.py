@@ -8,11 +8,12 @@ from typing import Any, cast
 
 import pytest
 
+import asgibus
 from asgibus.layers.contract import Claim
 from asgibus.layers.memory_bus import MemoryBus
 from asgibus.protocol import events
 from asgibus.protocol.channels import shared_channels
-from asgibus.protocol.frames import ABANDONED, ACK, EVENT, PROBE, RESEND, RESET, TAKING
+from asgibus.protocol.frames import ABANDONED, ACK, EVENT, PROBE, RESEND, RESET, SUPERSEDED
 from asgibus.protocol.opening import HTTP, WEBSOCKET
 from asgibus.worker import answers, sessions
 from asgibus.worker.session import Session
@@ -30,6 +31,7 @@ class Witness:
         self.runs: list[int] = []
         self.may_return = asyncio.Event()
         self.errors: list[BaseException] = []
+        self.handed_over: list[bool] = []
 
     @property
     def codes(self) -> list[int]:
@@ -37,12 +39,13 @@ class Witness:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "websocket"
-        self.runs.append(scope["extensions"]["asgibus"]["connection"].attempt)
+        self.runs.append(asgibus.connection(scope).attempt)
         await receive()
         await send({"type": "websocket.accept"})
         while (event := await receive())["type"] == "websocket.receive":
             self.seen.append(event)
         self.seen.append(event)
+        self.handed_over.append(asgibus.connection(scope).handed_over)
         await self.may_return.wait()
         try:
             await send({"type": "websocket.send", "text": "too late"})
@@ -185,6 +188,52 @@ async def test_a_reset_is_a_disconnect() -> None:
         assert interface.worker.counts()["reset"] == 2
 
 
+@pytest.mark.parametrize("resume", [True, False])
+async def test_a_run_that_was_replaced_is_told_that_its_connection_goes_on(resume: bool) -> None:
+    app = Witness()
+    async with running(app, resume=resume) as interface:
+        number = await interface.accepted()
+        interface.say(number, "before")
+        await until(lambda: app.seen)
+        interface.post((SUPERSEDED, number, 2), (SUPERSEDED, number, 1), (SUPERSEDED, number, 1))
+        await until(lambda: app.codes == [1012])
+        assert app.handed_over == [True]
+        interface.post((RESET, number, 1))
+        app.may_return.set()
+        await until(lambda: interface.worker.open_sessions == 0)
+        assert [type(error).__name__ for error in app.errors] == ["ClientDisconnected"]
+        assert "another run goes on with the client" in str(app.errors[0])
+        assert interface.worker.counts()["superseded"] == 2
+        assert [event[0] for event in interface.events(number)] == [events.ACCEPT], "nothing is handed over"
+
+
+async def test_a_run_that_was_replaced_keeps_its_memberships_and_cannot_save_its_state() -> None:
+    errors: list[OSError] = []
+    left: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        connection = asgibus.connection(scope)
+        await receive()
+        await send({"type": "websocket.accept"})
+        assert (await receive())["code"] == 1012
+        await connection.group_discard("room")
+        left.append("room")
+        connection.state["a"] = 1
+        try:
+            await connection.save_state()
+        except OSError as error:
+            errors.append(error)
+
+    async with running(app, resume=True) as interface:
+        number = await interface.accepted()
+        interface.post((SUPERSEDED, number, 1))
+        await until(lambda: interface.worker.open_sessions == 0)
+        assert left == ["room"]
+        assert "another run serves this connection by now" in str(errors[0])
+        assert [event[0] for event in interface.events(number)] == [events.ACCEPT]
+
+
 async def test_a_disconnect_behind_another_one_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
     app = Witness()
     async with running(app) as interface:
@@ -255,7 +304,8 @@ async def test_a_newer_attempt_takes_the_place_of_an_older_one() -> None:
         number = await interface.accepted()
         interface.open(WEBSOCKET, connection=number, attempt=2, resumed=True)
         await until(lambda: (EVENT, number, 2, 0, 0, events.ACCEPT, None, (), False) in interface.frames(number))
-        await until(lambda: app.codes == [1006])
+        await until(lambda: app.codes == [1012])
+        assert app.handed_over == [True]
         interface.say(number, "for the new one", attempt=2)
         interface.say(number, "for the old one")
         await until(lambda: count(interface, number, RESET))
@@ -379,87 +429,6 @@ async def test_a_stale_claim_is_served_only_if_its_interface_server_says_so(
         else:
             await until(lambda: interface.events(number))
             assert len(runs) == 1
-
-
-# What an app is about to get, when the last worker died of it perhaps.
-
-
-@pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
-async def test_a_suspect_opening_is_told_before_the_app_begins(kind: str) -> None:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        await send({"type": "websocket.close"}) if kind == WEBSOCKET else await hello(scope, receive, send)
-
-    async with running(app) as interface:
-        number = interface.open(kind, attempt=2, suspect=True)
-        await interface.answer(number)
-        assert [frame[0] for frame in interface.frames(number)] == [TAKING, EVENT]
-        assert interface.frames(number)[0] == (TAKING, number, 2, 0)
-
-
-async def test_a_suspect_event_is_told_before_the_app_gets_it() -> None:
-    app = Witness()
-    app.may_return.set()
-    left = ((events.MESSAGE_RECEIVED, "poison"), (events.MESSAGE_RECEIVED, "b"))
-    async with running(app) as interface:
-        number = await interface.accepted(attempt=2, resumed=True, suspect=True, events=left)
-        await until(lambda: len(app.seen) == 2)
-        told = [frame for frame in interface.frames(number) if frame[0] in (TAKING, ACK)]
-        assert told[:2] == [(TAKING, number, 2, 0), (TAKING, number, 2, 1)]
-        assert told[2] == (ACK, number, 2, 1), "it did no harm"
-
-
-async def test_suspect_events_are_tried_one_at_a_time() -> None:
-    """Else, if the worker died, all that their apps have in hand would be taken for the killer."""
-    begun: list[int] = []
-    go: dict[int, asyncio.Event] = {number: asyncio.Event() for number in range(1, 4)}
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        await send({"type": "websocket.accept"})
-        number = int((await receive())["text"])
-        begun.append(number)
-        await go[number].wait()
-        await receive()
-
-    def trying(interface: Interface, number: int) -> bool:
-        return (TAKING, number, 2, 1) in interface.frames(number)
-
-    async with running(app) as interface:
-        for number in go:
-            event = (events.MESSAGE_RECEIVED, str(number))
-            await interface.accepted(attempt=2, resumed=True, suspect=True, events=(event,))
-        await until(lambda: begun == [1])
-        assert [trying(interface, number) for number in go] == [True, False, False]
-        go[1].set()
-        await until(lambda: begun == [1, 2])
-        await until(lambda: begun == [1, 2, 3], what="the one that takes its time is no suspect any more")
-        await until(lambda: trying(interface, 3))
-        assert (ACK, 2, 2, 1) in interface.frames(2)
-        for each in go.values():
-            each.set()
-
-
-async def test_an_app_that_gives_up_to_wait_for_its_suspect_event_gets_it_later() -> None:
-    seen: list[Any] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        await send({"type": "websocket.accept"})
-        async with interface.worker.trial:  # another one is tried
-            receiving = asyncio.create_task(receive())
-            await asyncio.sleep(0)  # it begins to wait
-            receiving.cancel()
-            await asyncio.wait([receiving])
-        seen.append(await receive())
-        await receive()
-
-    async with running(app) as interface:
-        left = ((events.MESSAGE_RECEIVED, "a"),)
-        number = await interface.accepted(attempt=2, resumed=True, suspect=True, events=left)
-        await until(lambda: seen)
-        assert seen[0]["text"] == "a"
-        assert (TAKING, number, 2, 1) in interface.frames(number)
 
 
 # A client that is gone.

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from asgibus.layers.codec import pack, unpack
-from asgibus.layers.contract import DEAD, MESSAGE, Bus, Claim, Delivery, Frame, Handler, Offer, Statistics
+from asgibus.layers.contract import DEAD, MESSAGE, Bus, Claim, Delivery, Draft, Frame, Handler, Offer, Statistics
 
 
 class SteppedLoop(asyncio.BaseEventLoop):
@@ -113,6 +113,7 @@ class ModelBus(Bus):
         self.outbox: deque[Callable[[], None]] = deque()
         self.waiting: asyncio.Future[list[Claim]] | None = None
         self.limit = 0
+        self.flushes = 0
         self.stopped = False
         self.up = True
         """Whether its process runs: it is neither dead nor paused."""
@@ -150,6 +151,7 @@ class ModelBus(Bus):
 
     def flush(self, count: int = 10**9, *, again: bool = False) -> None:
         """Write the oldest of what waits. `again`: the reply is lost, so that it is going to be written once more."""
+        self.flushes += 1
         for write in [*itertools.islice(self.outbox, count)]:
             write()
             if not again:
@@ -194,9 +196,13 @@ class ModelBus(Bus):
 
     # The contract.
 
-    def post(self, mailbox: str, frame: Frame, size: int = 0) -> None:
+    @property
+    def packed(self) -> int:
+        return self.flushes
+
+    def post(self, mailbox: str, frame: Frame | Draft, size: int = 0) -> None:
         def write() -> None:
-            if not self.store.put(mailbox, self.mailbox, frame):
+            if not self.store.put(mailbox, self.mailbox, tuple(frame)):
                 self.handler.undelivered(mailbox)
                 if mailbox in self.store.dead and self.mailbox in self.store.mailboxes:
                     self.store.tell_dead(self.mailbox, mailbox)
