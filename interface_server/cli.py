@@ -57,6 +57,14 @@ def _routes(ctx: click.Context, parameter: click.Parameter, values: tuple[str, .
     return tuple(routes)
 
 
+def _root_path(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Return the path without a slash at its end: the paths of requests begin with one."""
+    path = value.rstrip("/")
+    if path and not path.startswith("/"):
+        raise click.BadParameter(f"{value!r} does not begin with a slash: write it as /{path}")
+    return path
+
+
 def _trusted(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
     try:
         TrustedProxies(value)
@@ -108,7 +116,13 @@ _FILE = click.Path(exists=True, dir_okay=False)
 )
 @bus_options
 @app_options
-@option(_PROXY, "--root-path", default="", help="ASGI root_path: where a proxy has mounted the app.")
+@option(
+    _PROXY,
+    "--root-path",
+    default="",
+    callback=_root_path,
+    help="ASGI root_path: where a proxy has mounted the app.",
+)
 @option(
     _PROXY,
     "--proxy-headers/--no-proxy-headers",

@@ -209,12 +209,15 @@ class Sessions:
     def _dead(self, mailbox: str) -> None:
         """An interface server is gone, and its clients are, too."""
         self._suspects.discard(mailbox)
-        lost = [session for (interface, _), session in self._sessions.items() if interface == mailbox]
-        for session in (*lost, *(each for each in self._answers if each.interface == mailbox)):
+        sessions = [session for (interface, _), session in self._sessions.items() if interface == mailbox]
+        # An app may go on after its answer, or behind its client's end: with one that leaves in good order only those
+        # are left.
+        lost = sum(session.task is not None and not session.lost and not session.complete for session in sessions)
+        for session in (*sessions, *(each for each in self._answers if each.interface == mailbox)):
             self._disconnect(session)
         if lost:
             self.counts["interface died"] += 1
-            logger.warning("the interface server %s is dead, and with it %d connections here", mailbox, len(lost))
+            logger.warning("the interface server %s is dead, and with it %d connections here", mailbox, lost)
 
     def undelivered(self, mailbox: str) -> None:
         """See `Handler`."""

@@ -50,6 +50,11 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
                 continue
+    elif scope["path"] == "/after":
+        await answer(send, "")
+        tell("held-")
+        while not released():  # noqa: ASYNC110 - the test is another process
+            await asyncio.sleep(0.01)
     elif scope["path"] == "/most":
         await answer(send, str(counts["most"]))
     else:

@@ -102,6 +102,7 @@ def sample(option: GroupedOption, default: Any, folder: Path) -> tuple[str, Any]
         "channels": ("thumbnails mails", ("thumbnails", "mails")),
         "encryption_keys": ("one two", ("one", "two")),
         "forwarded_allow_ips": ("10.0.0.0/8",) * 2,
+        "root_path": ("/other", "/other"),
         "reload_dirs": (str(folder), (str(folder),)),
         "reload_includes": ("*.html *.css", ("*.html", "*.css")),
         "reload_excludes": ("build test_*", ("build", "test_*")),
@@ -158,6 +159,7 @@ def refused(result: Result) -> str:
         (["--max-connections", "0"], "0 is not in the range"),
         (["--log-level", "loud"], "loud"),
         (["--pool", "a!b"], "a pool's name is"),
+        (["--root-path", "mount"], "'mount' does not begin with a slash: write it as /mount"),
         (["--pool", ""], "a pool's name is"),
         (["--route", "chat"], "'chat' is not of the form /path/prefix=pool"),
         (["--route", "chat=chat"], "is not of the form"),
@@ -266,6 +268,11 @@ def test_what_an_option_needs_is_named(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "log.yaml").touch()
     assert said in refused(run(command, "app", *options))
+
+
+@pytest.mark.parametrize(("value", "root"), [("/", ""), ("//", ""), ("/mount/", "/mount"), ("/a/b", "/a/b"), ("", "")])
+def test_a_root_path_has_no_slash_at_its_end(value: str, root: str) -> None:
+    assert interface.make_context("command", ["--root-path", value]).params["root_path"] == root
 
 
 @pytest.mark.parametrize("name", COMMANDS)

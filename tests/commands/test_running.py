@@ -118,6 +118,18 @@ def test_a_stubborn_app_does_not_keep_the_process(start_interface: Start, hold: 
     answer.result(30)
 
 
+def test_a_normal_stop_is_no_death(start_interface: Start, tmp_path: Path) -> None:
+    """An app that goes on behind its answer has lost no client when the interface server beside it leaves."""
+    interface = start_interface(app=APP)
+    assert get(interface, "/after")[0] == 200
+    wait_until((tmp_path / "held-").exists)
+    interface.terminate()
+    interface.wait_for("stopping")
+    (tmp_path / "release").touch()
+    assert interface.wait() == 0
+    assert "WARNING" not in interface.log()
+
+
 def test_a_lost_redis_is_waited_for(
     start_redis: StartRedis, start_interface: Start, start_worker: Start, threads: ThreadPoolExecutor
 ) -> None:
