@@ -10,18 +10,13 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-
-from asgibus.layers.errors import LayerUnavailable
 
 SENTINEL_SCHEME = "redis+sentinel"
 SENTINEL_PORT = 26379
 CLUSTER_SCHEME = "redis+cluster"
 CLUSTER_PORT = 6379
-SENTINEL_SECONDS = 1.0  # for one Sentinel to answer, before the next one is asked
+SENTINEL_SECONDS = 1.0  # for a Sentinel to answer
+LOCATE_SECONDS = 1.0  # for a question to the nodes of a cluster to come to an end that nobody waits for any more
 CONNECT_SECONDS = 5.0  # a host that does not answer a SYN for this long is treated as down
 
 
@@ -40,8 +35,7 @@ class Address:
     service: str = ""
     sentinel_username: str | None = None
     sentinel_password: str | None = field(default=None, repr=False)
-    sentinel_tls: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
-    """Arguments for redis-py, by name."""
+    sentinel_tls: ssl.SSLContext | None = field(default=None, repr=False)
     nodes: tuple[tuple[str, int], ...] = ()
     """Of a cluster: those that are asked where to go."""
     tag: str = ""
@@ -70,42 +64,21 @@ class Address:
         """Host and port to connect to now. Raises LayerUnavailable when no Sentinel, or no node of a cluster, knows."""
         if not self.sentinels and not self.nodes:
             return self.host, self.port
-        finding = asyncio.create_task(self._find(), name="asgibus locate")
+        if self.sentinels:
+            from asgibus.layers.redis import sentinel  # noqa: PLC0415  # it stands on this module
+
+            return await sentinel.locate(self)
+        from asgibus.layers.redis import cluster  # noqa: PLC0415  # likewise
+
+        finding = asyncio.create_task(cluster.locate(self), name="asgibus locate")
         try:
             return await asyncio.shield(finding)
         except asyncio.CancelledError:
             # redis-py may go on although it is cancelled, or leave a socket open: it is given time to come to an end.
             finding.add_done_callback(lambda found: found.cancelled() or found.exception())
-            await asyncio.wait([finding], timeout=SENTINEL_SECONDS)
+            await asyncio.wait([finding], timeout=LOCATE_SECONDS)
             finding.cancel()
             raise
-
-    async def _find(self) -> tuple[str, int]:
-        if self.sentinels:
-            return await self._ask_sentinels()
-        from asgibus.layers.redis.cluster import locate  # noqa: PLC0415  # it stands on this module
-
-        return await locate(self)
-
-    async def _ask_sentinels(self) -> tuple[str, int]:
-        options: dict[str, Any] = {
-            **dict(self.sentinel_tls),
-            "socket_timeout": SENTINEL_SECONDS,
-            "socket_connect_timeout": SENTINEL_SECONDS,
-            "retry": Retry(NoBackoff(), 0),
-            "protocol": 2,
-            "username": self.sentinel_username,
-            "password": self.sentinel_password,
-        }
-        sentinel = Sentinel(list(self.sentinels), sentinel_kwargs=options)  # type: ignore[no-untyped-call]  # redis-py says nothing
-        try:
-            host, port = await sentinel.discover_master(self.service)
-        except RedisError as error:
-            raise LayerUnavailable(f"no Sentinel names a master: {error}") from error
-        finally:
-            for client in sentinel.sentinels:
-                await client.aclose()
-        return str(host), int(port)
 
     @classmethod
     def from_url(cls, url: str) -> Address:

@@ -23,6 +23,7 @@ from asgibus.layers.redis.kept import Sent
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.link import Outage
 from asgibus.layers.redis.receiver import Receiver
+from asgibus.layers.redis.sentinel import MasterWatch
 from asgibus.layers.redis.writer import Writer
 from asgibus.layers.settings import LayerSettings
 
@@ -64,6 +65,7 @@ class Attachment:
         self.receiver = Receiver(
             address, keys, entries, self.writer, expiry=settings.expiry, group_expiry=settings.group_expiry
         )
+        self._watch = MasterWatch(address, self.outage.moved) if address.sentinels else None
         self._asking = Asking(keys, entries, self.sent, self.receiver)
         self._open = False
         self._closed = False
@@ -97,6 +99,8 @@ class Attachment:
 
     async def _connect(self) -> None:
         await self.writer.open()
+        if self._watch is not None:
+            self._watch.start()
         self._open = True
 
     def _up(self) -> None:

@@ -140,6 +140,8 @@ class BlockingConnections:
         """
         while self._idle:
             connection = self._idle.pop()
+            if self._is_left(connection):
+                connection.abort("another Redis has taken its place")
             if not connection.lost.done():
                 return connection
         self._making = [making for making in self._making if not making.done() or _is_made(making)]
@@ -153,6 +155,11 @@ class BlockingConnections:
             else:
                 self._making.append(making)
             raise
+
+    def _is_left(self, connection: RedisConnection) -> bool:
+        """Return whether the writer is connected to another Redis now. Nodes of a cluster say so themselves (MOVED)."""
+        current = self._writer.run_id if self._writer.connected and not self._address.nodes else ""
+        return bool(current and connection.run_id) and connection.run_id != current
 
     async def _connect(self) -> RedisConnection:
         connection = await connect(self._address, self._name)
@@ -204,10 +211,15 @@ class BlockingConnections:
         self.tell("CLIENT", "UNBLOCK", asked.connection.client_id, run_id=asked.connection.run_id)
 
     def _watch(self) -> None:
-        """End connections that owe a reply for too long: TCP has not noticed that they are dead."""
+        """End connections that owe a reply for too long: TCP has not noticed that they are dead.
+
+        Likewise those to a Redis that the writer has left: another one has taken its place.
+        """
         for connection in list(self._busy):
             if connection.overdue(SILENCE_SECONDS):
                 connection.abort(f"no reply for {SILENCE_SECONDS:g} s")
+            elif self._is_left(connection):
+                connection.abort("another Redis has taken its place")
         self._watching = bool(self._busy)
         if self._watching:
             self._loop.call_later(LOOK_SECONDS, self._watch)

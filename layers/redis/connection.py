@@ -42,7 +42,7 @@ _NOTHING = object()
 class RedisConnection(asyncio.Protocol):
     """A greeted connection. `lost` is done when it has ended; callbacks still waiting are dropped with it."""
 
-    __slots__ = ("_loop", "_reader", "_replies", "_transport", "client_id", "lost", "owed_since", "run_id")
+    __slots__ = ("_loop", "_reader", "_replies", "_transport", "client_id", "lost", "owed_since", "place", "run_id")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -53,6 +53,7 @@ class RedisConnection(asyncio.Protocol):
         self.owed_since = 0.0
         self.client_id = 0
         self.run_id = ""
+        self.place: tuple[str, int] | None = None  # host and port, as whoever named them has called them
 
     def write(self, data: bytes, on_replies: Iterable[OnReply]) -> None:
         """Write packed commands; `on_replies` take their replies, one each. A reply may be a RedisError."""
@@ -141,7 +142,7 @@ async def connect(address: Address, name: str) -> RedisConnection:
             if address.path is not None:
                 await loop.create_unix_connection(lambda: connection, address.path)
             else:
-                host, port = await address.locate()
+                connection.place = host, port = await address.locate()
                 await loop.create_connection(lambda: connection, host, port, ssl=address.tls)
             await _greet(connection, address, name)
         greeted = True

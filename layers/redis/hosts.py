@@ -93,7 +93,7 @@ def _behind_sentinels(arguments: Mapping[str, Any]) -> Address:
         service=service,
         sentinel_username=_text("username", of_sentinels.get("username")),
         sentinel_password=_text("password", of_sentinels.get("password")),
-        sentinel_tls=tuple((name, value) for name, value in of_sentinels.items() if name in TLS_ARGUMENTS),
+        sentinel_tls=_tls(of_sentinels) or None,
     )
     return _with_arguments(address, rest)
 

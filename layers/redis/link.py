@@ -30,6 +30,7 @@ class Outage:
     def __init__(self, address: Address, counts: Counter[str]) -> None:
         self.counts = counts
         self._address = address
+        self._links: set[Link] = set()
         self._down: set[Link] = set()
         self._failed = 0
 
@@ -61,7 +62,12 @@ class Outage:
         self._down.add(link)
 
     def up(self, link: Link) -> None:
-        """A link has its connection back."""
+        """A link has its connection, or has it back."""
+        self._links.add(link)
+        connection = link.connection
+        if connection is not None and connection.run_id:
+            for each in self._links:  # those that are connected to the one before would not meet this one
+                each.leave(connection.run_id)
         if link in self._down:
             self._down.discard(link)
             self.counts["reconnect"] += 1
@@ -71,8 +77,16 @@ class Outage:
             logger.warning("%d calls of apps failed while Redis was away", self._failed)
             self._failed = 0
 
+    def moved(self, place: tuple[str, int]) -> None:
+        """The master is at this host and port: leave servers elsewhere. One that hung may not know yet."""
+        for link in self._links:
+            connection = link.connection
+            if connection is not None and connection.place is not None and connection.place != place:
+                connection.abort("the master is {}:{} now, as Sentinels say".format(*place))
+
     def forget(self, link: Link) -> None:
         """A link is closed: it does not matter any more."""
+        self._links.discard(link)
         self._down.discard(link)
 
 
@@ -115,7 +129,7 @@ class Link:
 
     def leave(self, run_id: str) -> None:
         """End the connection and make another one, unless it goes to the Redis with this run id."""
-        if self.connection is not None and self.connection.run_id != run_id:
+        if self.connection is not None and self.connection.run_id not in ("", run_id):
             self.connection.abort("another Redis has taken its place")
 
     def _use(self, connection: RedisConnection) -> None:

@@ -95,6 +95,7 @@ class Writer:
         self._scheduled = False  # a flush is on its way, or waits until Redis may take writes again
         self._refused = False
         self._moved = False
+        self._replica = False
         self.packed = 0
         """How often frames that were posted have been packed."""
         self._given_up = False  # waiting until all is written took too long; not to be waited for again
@@ -288,22 +289,24 @@ class Writer:
             self._moved = True
         elif isinstance(reply, RedisError) and _waits(command, str(reply).partition(" ")[0]):
             self._again.append(command)
-            if str(reply).startswith("READONLY") and self._link.connection is not None:
-                self._link.connection.abort("it has become a replica")
-                return
-            if not self._refused:
+            if str(reply).startswith("READONLY"):
+                self._replica = True
+            elif not self._refused:
                 self._refused = True
                 logger.warning("Redis refuses writes for now (%s): trying again until it takes them", reply)
         elif command.behind and self._again:
             self._again.append(command)
         else:
+            if isinstance(reply, RedisError) and str(reply).startswith("READONLY"):
+                self._replica = True
             command.on_reply(reply)
         if self._in_flight:
             return
-        if self._moved:
-            self._moved = False
+        if self._moved or self._replica:
+            why = "its slot of the cluster has moved" if self._moved else "it has become a replica"
+            self._moved = self._replica = False
             if self._link.connection is not None:
-                self._link.connection.abort("its slot of the cluster has moved")
+                self._link.connection.abort(why)
         elif self._again:
             self._scheduled = True  # so that nothing overtakes what waits
             self._loop.call_later(RETRY_SECONDS, self._flush)

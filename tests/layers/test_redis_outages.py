@@ -369,25 +369,87 @@ async def test_a_mailbox_is_read_on_when_a_replica_without_the_tail_takes_over(s
             assert two.handler.dead == one.handler.dead == []
 
 
-async def test_a_failover(tmp_path: Path) -> None:
-    """By Sentinel, in the middle of the talk; one place on the bus for each end."""
+@asynccontextmanager
+async def sentinel_set(folder: Path) -> AsyncIterator[SentinelSet]:
     binary = shutil.which("redis-server")
     if binary is None:
         pytest.skip("no redis-server binary")
-    sentinels = SentinelSet(binary, tmp_path)
+    sentinels = SentinelSet(binary, folder)
     await asyncio.to_thread(sentinels.__enter__)
     try:
-        async with here(sentinels.url) as one, here(sentinels.url) as two:
-            await talk(one, two)
-            await asyncio.to_thread(sentinels.master.kill)
-            one.bus.post(two.mailbox, (KIND, "posted in the outage"))
-            await asyncio.to_thread(sentinels.wait_promoted)
-            promoted = time.monotonic()
-            await until(lambda: one.handler.interruptions and two.handler.interruptions)
-            in_time(time.monotonic() - promoted, 3 + SLACK)
-            await until(lambda: (KIND, "posted in the outage") in two.handler.frames or one.handler.lost)
-            await talk(one, two)
-            assert one.handler.dead == two.handler.dead == []
-            assert str(one.layer.address) == sentinels.url
+        yield sentinels
     finally:
         await asyncio.to_thread(sentinels.__exit__, None, None, None)
+
+
+async def test_a_failover(tmp_path: Path) -> None:
+    """By Sentinel, in the middle of the talk; one place on the bus for each end."""
+    async with sentinel_set(tmp_path) as sentinels, here(sentinels.url) as one, here(sentinels.url) as two:
+        await talk(one, two)
+        await asyncio.to_thread(sentinels.master.kill)
+        one.bus.post(two.mailbox, (KIND, "posted in the outage"))
+        await asyncio.to_thread(sentinels.wait_promoted)
+        promoted = time.monotonic()
+        await until(lambda: one.handler.interruptions and two.handler.interruptions)
+        in_time(time.monotonic() - promoted, 3 + SLACK)
+        await until(lambda: (KIND, "posted in the outage") in two.handler.frames or one.handler.lost)
+        await talk(one, two)
+        assert one.handler.dead == two.handler.dead == []
+        assert str(one.layer.address) == sentinels.url
+
+
+async def test_a_master_that_hangs_is_left_though_it_returns(tmp_path: Path) -> None:
+    """It believes to be the master for some seconds more; nobody is to write or to wait there."""
+    async with sentinel_set(tmp_path) as sentinels, here(sentinels.url) as one, here(sentinels.url) as two:
+        await talk(one, two)
+        other = RedisChannelLayer(sentinels.url)  # it only sends
+        await other.group_send("group", {"n": "before"})
+        receiving = asyncio.create_task(two.layer.receive("ordinary"))
+        claiming = asyncio.create_task(two.bus.claim(["work"], 1))
+        old = redis.Redis.from_url(sentinels.master.url, protocol=2)
+        with old:
+            await until(lambda: {client["cmd"] for client in old.client_list()} >= {"blpop", "xreadgroup", "xread"})
+            sentinels.master.pause()
+            await asyncio.to_thread(sentinels.wait_promoted)
+            sentinels.master.resume()
+            resumed = time.monotonic()
+            assert old.role()[0] == b"master"
+
+            def clients() -> list[str]:
+                names = (client["name"] for client in old.client_list())
+                return [name for name in names if name and not name.startswith("sentinel-")]
+
+            await until(lambda: not clients())
+            in_time(time.monotonic() - resumed, 2 + SLACK)
+            with pytest.raises(LayerUnavailable):  # as whenever its connection ends
+                await receiving
+            receiving = asyncio.create_task(two.layer.receive("ordinary"))
+            one.bus.offer("work", ("offered",))
+            await other.group_send("group", {"n": "behind"})
+            await other.send("ordinary", {"n": "ordinary"})
+            expected = (GROUP_MESSAGE, "group", {"n": "behind"})
+            await until(lambda: expected in one.handler.frames and expected in two.handler.frames)
+            in_time(time.monotonic() - resumed, 8 + SLACK)  # with the three seconds for all to be back
+            assert old.role()[0] == b"master"
+            await asyncio.wait([receiving, claiming], timeout=30)
+        (claim,) = claiming.result()
+        assert (claim.entry, receiving.result()) == (("offered",), {"n": "ordinary"})
+        two.bus.done(claim)
+        assert one.handler.dead == two.handler.dead == []
+        await other.close()
+
+
+async def test_a_master_that_was_demoted_is_left_by_who_only_sends(start_redis: StartRedis) -> None:
+    """Nobody has ended the connections to it, as Sentinel does."""
+    master, replica = start_redis(), start_redis()
+    with TcpProxy(("127.0.0.1", master.port)) as proxy:
+        layer = RedisChannelLayer(proxy.url)
+        await layer.send("ordinary", {"n": 1})
+        with redis.Redis.from_url(master.url, protocol=2) as admin:
+            admin.replicaof("127.0.0.1", replica.port)
+            proxy.target = ("127.0.0.1", replica.port)
+            with pytest.raises(LayerUnavailable, match="READONLY"):
+                await layer.send("ordinary", {"n": 2})
+            await layer.send("ordinary", {"n": 3})
+        assert await asyncio.wait_for(layer.receive("ordinary"), 30) == {"n": 3}
+        await layer.close()
