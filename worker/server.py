@@ -12,7 +12,7 @@ from asgibus.commands.pacing import spread
 from asgibus.compatibility.callables import Application
 from asgibus.layers.contract import Bus, ChannelLayer, Claim, Statistics, statistics_of
 from asgibus.protocol.channels import shared_channels
-from asgibus.protocol.opening import read_opening
+from asgibus.protocol.opening import ForeignVersion, read_opening
 from asgibus.protocol.states import Run
 from asgibus.worker.base import CANCEL_SECONDS, BaseWorker
 from asgibus.worker.complaints import Complaints
@@ -127,6 +127,10 @@ class Worker(BaseWorker):
     def _start(self, claim: Claim) -> Session | None:
         try:
             opening = read_opening(claim.entry)
+        except ForeignVersion as error:
+            self._sessions.counts["foreign version"] += 1
+            self.bus.release(claim, str(error))
+            return None
         except ValueError as error:
             logger.error("an entry of %s was dropped: %s", claim.channel, error)
             self._sessions.counts["bad opening"] += 1

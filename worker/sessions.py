@@ -12,7 +12,7 @@ import anyio
 from asgibus.layers.contract import DEAD, Bus, Claim, Frame, Offer
 from asgibus.protocol.events import WEBSOCKET_DISCONNECT
 from asgibus.protocol.frames import ABANDONED, ACK, EVENT, HEAD, PROBE, RESEND, RESET, SUPERSEDED
-from asgibus.protocol.opening import Opening, read_opening
+from asgibus.protocol.opening import ForeignVersion, Opening, read_opening
 from asgibus.protocol.states import Run
 from asgibus.worker.answers import Answers
 from asgibus.worker.sending import Sending
@@ -240,6 +240,10 @@ class Sessions:
         self.counts["orphan"] += 1
         try:
             opening = read_opening(claim.entry)
+        except ForeignVersion as error:
+            self.counts["foreign version"] += 1
+            logger.error("a connection of %s that a dead worker had waits for another one: %s", claim.channel, error)
+            return  # it stays under our name, for a worker that takes over from us and can read it
         except ValueError as error:
             logger.error("an entry of %s was dropped: %s", claim.channel, error)
         else:
