@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
+from asgibus.interface_server.closing import LINGER_SECONDS, ClosingSocket
 from asgibus.interface_server.http_answers import Answering
 from asgibus.interface_server.pace import ClientPace, waiting_bytes
 from asgibus.interface_server.request import Refusal, Request
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 CHECK_SECONDS = 1.0  # how often a running exchange is checked against its limits
 FIRST_REQUEST_SECONDS = 1.0  # how long a stopping server still waits for it on a socket that was just accepted
 AHEAD = 16  # requests that may wait while the socket is read on: only so it is seen that the client leaves
-LINGER_SECONDS = 2.0  # how long the rest of an unread body is discarded, so that the client sees the response
+REST_SECONDS = 30.0  # for the rest of a body behind its response, if it is short; then the next request may come
 
 
 class HttpTerminator(Answering):
@@ -39,7 +40,6 @@ class HttpTerminator(Answering):
     __slots__ = (
         "_body_ended",
         "_eof",
-        "_lingering",
         "_origin",
         "_paused",
         "_queue",
@@ -58,7 +58,6 @@ class HttpTerminator(Answering):
         self._connection = None
         self._deaf = False
         self._eof = False
-        self._lingering = False
         self._stopping = False
         self._paused = False
         self._window_shut = False
@@ -78,16 +77,18 @@ class HttpTerminator(Answering):
         self.deadline = server.now + server.settings.head_timeout
         if not server.admit(self):
             self._transport.write(plain_response(503, "Too many connections.", server.standard))
-            self._linger()
+            self._deaf = True
+            ClosingSocket(server, self._transport).begin(0, seconds=LINGER_SECONDS)
+            server.forget(self)
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
         parser = self._parser
-        idle = self._active is None and parser.request is None
+        before = parser.request
         refusal = parser.feed(data)
-        if idle and parser.request is not None:
-            self.deadline = self._server.now + self._server.settings.head_timeout
+        if self._active is None and parser.request is not before:
+            self._await_request()
         if refusal is not None:
             self._refuse(refusal)
         if self._connection is None:
@@ -198,32 +199,40 @@ class HttpTerminator(Answering):
         assert request is not None
         self._log_access(request)
         self._window_shut = False
-        if not request.complete:
-            self._linger()
-        elif self._writer.close or self._stopping or ((self._deaf or self._eof) and not self._queue):
+        request.answered = True
+        request.parts.clear()
+        if self._writer.close or self._stopping or ((self._deaf or self._eof) and not self._queue):
             self._deaf = True
-            if self._paused or self._queue:
-                self._linger()
+            if self._paused or self._queue or not request.complete:
+                self._close_behind(request)
             else:
                 self._transport.close()
         else:
-            settings = self._server.settings
-            idle = self._parser.request is None
-            self.deadline = self._server.now + (settings.keep_alive_timeout if idle else settings.head_timeout)
+            self._await_request()
             if self._queue:
                 self._server.loop.call_soon(self._next)
             self._update_reading()
 
-    def _linger(self) -> None:
-        self._lingering = self._deaf = True
+    def _await_request(self) -> None:
+        """Set the deadline of what comes next: the rest of a request that is answered, of a head, or a new request."""
+        settings, request = self._server.settings, self._parser.request
+        if request is None:
+            seconds = settings.keep_alive_timeout
+        elif request.answered:
+            seconds = REST_SECONDS
+        else:
+            seconds = settings.head_timeout
+        self.deadline = self._server.now + seconds
+
+    def _close_behind(self, request: Request) -> None:
+        self._deaf = True
         self._queue = None
-        self.deadline = self._server.now + LINGER_SECONDS
         if self._eof:
             self._transport.close()
             return
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        self._update_reading()
+        self._parser.release()
+        ClosingSocket(self._server, self._transport).begin(request.rest)
+        self._server.forget(self)
 
     # The seam: what else a connection and the server ask for.
 
@@ -246,17 +255,13 @@ class HttpTerminator(Answering):
         if self._pace.stalled(now, waiting):
             self._cut()
             self._transport.abort()
-        elif self._lingering or self._transport.is_closing():
-            if waiting:
-                pass  # the client is still reading the response
-            elif self._transport.is_closing():
+        elif self._transport.is_closing():
+            if not waiting:  # else the client is still reading the response
                 self._transport.abort()
-            else:
-                self._transport.close()
         elif self._active is None:
             if self._queue:
                 pass  # it waits until the client has read the last response
-            elif self._parser.request is not None:
+            elif self._parser.request is not None and not self._parser.request.answered:
                 self._refuse(Refusal(408, "The request head did not come in time."))
                 self._next()
             else:
@@ -276,9 +281,9 @@ class HttpTerminator(Answering):
         self._stopping = True
         if self._active is not None:
             self._writer.close_after()
-        elif self._started == 0.0 and not self._lingering:  # accepted just now: its first request is on its way
+        elif self._started == 0.0:  # accepted just now: its first request is on its way
             self.deadline = min(self.deadline, self._server.now + FIRST_REQUEST_SECONDS)
-        elif not self._lingering:
+        else:
             self._transport.close()
 
     # What ends the reading of HTTP.
@@ -287,7 +292,8 @@ class HttpTerminator(Answering):
         """What comes from this client cannot be read on: answer so, after the requests before it."""
         request, self._parser.request = self._parser.request, None
         if request is not None and request is self._active and self._connection is not None:
-            self._give_up(refusal)  # its body is broken
+            request.complete = True  # its body is broken: no rest can be told from what follows
+            self._give_up(refusal)
             return
         self._deaf = True
         assert request is not None
@@ -308,11 +314,11 @@ class HttpTerminator(Answering):
     # Reading.
 
     def _update_reading(self) -> None:
-        if self._deaf and not self._lingering:
+        if self._deaf:
             return
         tail, queue = self._parser.tail, self._queue
         crowded = queue is not None and (len(queue) > AHEAD or not queue[-1].complete)
-        pause = not self._lingering and (self._window_shut or crowded or (tail is not None and len(tail) > PART))
+        pause = self._window_shut or crowded or (tail is not None and len(tail) > PART)
         if pause != self._paused and not self._transport.is_closing():
             self._paused = pause
             if pause:

@@ -67,8 +67,8 @@ class Answering(asyncio.Protocol):
         """The response is written in full."""
         raise NotImplementedError
 
-    def _linger(self) -> None:
-        """Close, but first discard for a while what the client still sends: else it may never see the response."""
+    def _close_behind(self, request: Request) -> None:
+        """Close behind the response to `request`, in a way that lets the client read it."""
         raise NotImplementedError
 
     # The seam: what the app sends.
@@ -195,7 +195,7 @@ class Answering(asyncio.Protocol):
             plain_response(refusal.status, refusal.reason, self._server.standard, head_only=head_only)
         )
         self._log_access(request)
-        self._linger()
+        self._close_behind(request)
 
     def _leave(self) -> None:
         """The client is gone, or as good as gone: the app learns it."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
 from asgibus.protocol.opening import HTTP, WEBSOCKET, Address
 
+UNKNOWN = sys.maxsize
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*\Z")
 
 
@@ -39,14 +41,32 @@ class Request:
     expects_continue: bool = False
     wants_trailers: bool = False
     parts: list[bytes] = field(default_factory=list)
+    length: int = 0
+    """Bytes of body that the head announces; `UNKNOWN` for a chunked body."""
+    received: int = 0
+    """Bytes of body that have come."""
     head_complete: bool = False
     complete: bool = False
+    answered: bool = False
+    """Whether its response is written: what still comes of the body is dropped."""
     refusal: Refusal | None = None
 
     @property
     def line(self) -> str:
         """The request line, for the log."""
         return f"{self.method} {self.target.decode('latin-1')} HTTP/{self.http_version}"
+
+    @property
+    def rest(self) -> int:
+        """Return how many bytes of the body have not come yet; `UNKNOWN` or a little less if the client alone knows.
+
+        A client that waits for "100 Continue" and gets a final response may send the body, or not.
+        """
+        if self.complete:
+            return 0
+        if self.expects_continue and not self.received:
+            return UNKNOWN
+        return self.length - self.received
 
     def finish_head(self, *, upgrade: bool, max_size: int) -> Refusal | None:
         """Read the headers that matter here. Returns why the request must be refused, if it must.
@@ -70,10 +90,12 @@ class Request:
                 if has_length or not value.isdigit():
                     return Refusal(400, "The Content-Length header is not one number.")
                 has_length = True
+                self.length = int(value)
             elif name == b"transfer-encoding":
                 if chunked or value.lower() != b"chunked":
                     return Refusal(501, "The only transfer encoding understood is chunked.")
                 chunked = True
+                self.length = UNKNOWN
             elif name == b"expect":
                 if value.lower() != b"100-continue":
                     return Refusal(417, "The only expectation understood is 100-continue.")

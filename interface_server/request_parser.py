@@ -133,9 +133,12 @@ class RequestParser:
         self._on_head(request, upgrade)
 
     def on_body(self, body: bytes) -> None:
-        assert self.request is not None
+        request = self.request
+        assert request is not None
         self.body_bytes += len(body)
-        self.request.parts.append(body)
+        request.received += len(body)
+        if not request.answered:
+            request.parts.append(body)
 
     def on_message_complete(self) -> None:
         assert self.request is not None

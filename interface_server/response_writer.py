@@ -18,6 +18,7 @@ from asgibus.protocol.events import RESPONSE_START_TRAILERS, TRAILERS_END, Event
 
 logger = logging.getLogger("asgibus.interface")
 
+DRAIN_BYTES = 256 * 1024  # of a body that may come behind its response while the connection goes on: as in Go
 JOIN_BYTES = 16 * 1024  # a body up to this is copied behind its head, to be one write; a larger one is written as it is
 
 
@@ -77,7 +78,8 @@ class ResponseWriter:
 
     def ask_for_body(self) -> None:
         """Write "100 Continue", unless the response has begun."""
-        if not self.begun:
+        if not self.begun and self._request is not None:
+            self._request.expects_continue = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def early_hint(self, links: Headers) -> None:
@@ -143,7 +145,9 @@ class ResponseWriter:
             self._standard,
             http_version=request.http_version,
             method=request.method,
-            keep_alive=self._keep_alive,
+            # An early response: the rest of the body is read and dropped if it is short. If it is not, the client must
+            # know that the connection ends: RFC 9112 sections 9.3 and 9.6.
+            keep_alive=self._keep_alive and request.rest <= DRAIN_BYTES,
             whole=whole,
             trailers=trailers,
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import SERVER, Protocol
 
+from asgibus.interface_server.closing import ClosingSocket
 from asgibus.interface_server.compression import agree
 from asgibus.interface_server.handshake import check_handshake, switching_protocols
 from asgibus.interface_server.pace import ClientPace, waiting_bytes
@@ -245,6 +246,12 @@ class WebSocketTerminator(Answering):
         if early:
             self.resume()
             self.data_received(early)  # at once: what comes next may be read before any later callback
+
+    def _finish_refused(self) -> None:
+        self._phase = Phase.CLOSING
+        self._paused = True  # the socket is no longer this terminator's to pause
+        ClosingSocket(self._server, self._transport).begin(0)
+        self._server.forget(self)
 
     def _stalled(self, now: float) -> bool:
         self._pace = self._pace or ClientPace()  # few sockets ever need one

@@ -86,6 +86,10 @@ class Answering(asyncio.Protocol):
         """The app accepts the client."""
         raise NotImplementedError
 
+    def _finish_refused(self) -> None:
+        """Close behind the response that refuses the handshake, in a way that lets the client read it."""
+        raise NotImplementedError
+
     def resume(self) -> None:
         """See `Terminator`."""
         raise NotImplementedError
@@ -179,11 +183,6 @@ class Answering(asyncio.Protocol):
         self._transport.write(response.replace(b"\r\n\r\n", b"\r\n" + headers + b"\r\n", 1))
         self._log(refusal.status)
         self._finish_refused()
-
-    def _finish_refused(self) -> None:
-        self._phase = Phase.CLOSING
-        self.deadline = self._server.now + CLOSE_SECONDS
-        self._transport.close()
 
     def _close(self, code: int, reason: str) -> None:
         if self._phase is Phase.OPEN:

@@ -13,7 +13,7 @@ import pytest
 from anyio.to_thread import run_sync
 
 from asgibus.commands.embedded import embedded_worker, serve_with_worker
-from asgibus.interface_server import http, pace, websocket, websocket_answers
+from asgibus.interface_server import closing, http, pace, websocket, websocket_answers
 from asgibus.interface_server import server as server_module
 from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
@@ -32,7 +32,8 @@ def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])  # the app's folder is put on it
     monkeypatch.setattr(pace, "BODY_GRACE_SECONDS", PATIENCE)
     monkeypatch.setattr(pace, "STALL_SECONDS", PATIENCE)
-    monkeypatch.setattr(http, "LINGER_SECONDS", PATIENCE)
+    for limit in ("CHECK_SECONDS", "SILENCE_SECONDS", "LINGER_SECONDS", "REST_LINGER_SECONDS"):
+        monkeypatch.setattr(closing, limit, PATIENCE)
     monkeypatch.setattr(http, "CHECK_SECONDS", PATIENCE / 4)
     for module in (websocket, websocket_answers):
         monkeypatch.setattr(module, "CLOSE_SECONDS", PATIENCE / 4)
@@ -215,6 +216,54 @@ async def test_an_early_response_is_read_as_slowly_as_the_client_likes(name: str
             assert client.read_exactly(size - got) == bytes(size - got)
             assert client.read_until_close() == b""
 
+    async with serving_here() as server:
+        await run_sync(test, server)
+
+
+async def test_what_a_client_sends_behind_its_response_is_dropped_while_it_comes() -> None:
+    def test(server: Address) -> None:
+        with RawClient(server) as client:
+            client.send(post("/unread"))
+            end = time.monotonic() + 8 * PATIENCE
+            while time.monotonic() < end:
+                client.send(bytes(1000))
+                time.sleep(PATIENCE / 4)  # a slow uplink: the pace is what is tested
+            assert client.read_response().status == 413
+            client.send(bytes(1000))
+            client.assert_silent(PATIENCE / 4)
+
+    async with serving_here() as server:
+        await run_sync(test, server)
+
+
+@pytest.mark.parametrize("length", [1_000_000, 100])
+async def test_a_client_that_does_not_send_the_rest_of_its_body_is_closed(
+    monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    def test(server: Address) -> None:
+        with RawClient(server) as client:
+            client.send(post("/unread").replace(b"1000000", b"%d" % length))
+            assert client.read_response().status == 413
+            client.send(b"x")
+            assert client.read_until_close() == b""
+
+    monkeypatch.setattr(http, "REST_SECONDS", PATIENCE)
+    async with serving_here() as server:
+        await run_sync(test, server)
+
+
+async def test_a_client_that_never_stops_sending_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def test(server: Address) -> None:
+        with RawClient(server) as client, RawClient(server) as other:
+            client.send(post("/unread").replace(b"1000000", b"1000000000000"))
+            assert client.read_response().status == 413
+            end = time.monotonic() + 5
+            with pytest.raises((BrokenPipeError, ConnectionResetError)):
+                while time.monotonic() < end:
+                    client.send(bytes(1_000_000))
+                    assert other.request("GET", "/").status == 200
+
+    monkeypatch.setattr(closing, "DISCARD_SECONDS", 2 * PATIENCE)
     async with serving_here() as server:
         await run_sync(test, server)
 

@@ -231,13 +231,6 @@ def test_100_continue_is_sent_when_the_app_asks_for_the_body(server: Process, cl
     assert client.request("GET").status == 200
 
 
-def test_a_final_answer_may_come_instead_of_100(client: RawClient) -> None:
-    client.send(post("/refuse-early", b"abc", "Expect: 100-continue")[:-3])
-    response = client.read_response()
-    assert (response.status, response.get("connection")) == (403, None)
-    assert client.read_until_close() == b""
-
-
 def test_no_100_where_the_body_came_unasked(client: RawClient) -> None:
     client.send(post("/body", b"abc", "Expect: 100-Continue"))
     assert client.read_response().status == 200
