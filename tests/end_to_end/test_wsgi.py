@@ -4,7 +4,8 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -40,6 +41,16 @@ def server(request: pytest.FixtureRequest, start_interface: Start) -> Process:
 def client(server: Process) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
         yield client
+
+
+def open_files(server: Process) -> list[int]:
+    """The sizes of the temporary files that a server has open."""
+    sizes = []
+    for descriptor in Path(f"/proc/{server.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            if descriptor.readlink().name.endswith(" (deleted)"):
+                sizes.append(descriptor.stat().st_size)
+    return sizes
 
 
 def notes(client: httpx.Client) -> list[str]:
@@ -192,30 +203,31 @@ def test_a_body_over_the_limit_is_refused(start_interface: Start) -> None:
 
 
 def test_room_on_disk_is_shared_and_given_back(start_interface: Start) -> None:
-    server = start_interface("--wsgi-spool-size", MIB, app=APP)
+    server = start_interface("--wsgi-spool-size", 200_000, app=APP)
     with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
         for leaves in (True, False):
             with RawClient(server) as upload:
-                upload.send(b"POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 900000\r\n\r\n" + bytes(800_000))
-                wait_until(lambda: client.post("/upload", content=bytes(300_000)).status_code == 503)
+                upload.send(b"POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 170000\r\n\r\n" + bytes(160_000))
+                wait_until(lambda: any(size > 150_000 for size in open_files(server)))
+                assert client.post("/upload", content=bytes(100_000)).status_code == 503
                 assert client.post("/upload", content=bytes(50_000)).status_code == 200, "it needs no disk"
                 if leaves:
                     upload.reset()
                 else:
-                    upload.send(bytes(100_000))
+                    upload.send(bytes(10_000))
                     assert upload.read_response().status == 200
-            wait_until(lambda: client.post("/upload", content=bytes(300_000)).status_code == 200)
+            wait_until(lambda: client.post("/upload", content=bytes(100_000)).status_code == 200)
         assert client.get("/large?8").content == pattern(0, 8 * MIB), "it waits for its client in place of the disk"
-    assert "--wsgi-spool-size is used up" in server.log()
+    server.wait_for("--wsgi-spool-size is used up")
 
 
 def test_a_disk_that_takes_no_more_is_told(start_interface: Start) -> None:
-    server = start_interface(app=APP, env={"LARGEST_FILE": "1000000"})
+    server = start_interface(app=APP, env={"LARGEST_FILE": "100000"})
     with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
-        assert client.post("/upload", content=bytes(2_000_000)).status_code == 500
-        assert "its body cannot be kept in a temporary file: [Errno 27] File too large" in server.log()
+        assert client.post("/upload", content=bytes(150_000)).status_code == 500
+        server.wait_for(r"its body cannot be kept in a temporary file: \[Errno 27\] File too large")
         assert client.get("/large?8").content == pattern(0, 8 * MIB), "it waits for its client in place of the disk"
-        assert client.post("/upload", content=bytes(900_000)).status_code == 200
+        assert client.post("/upload", content=bytes(90_000)).status_code == 200
 
 
 def test_a_server_is_what_the_pep_asks_for(start_interface: Start) -> None:
