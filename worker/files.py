@@ -85,6 +85,19 @@ def _close_unused(opening: asyncio.Future[io.FileIO]) -> None:
         opening.result().close()
 
 
+def place_in_file(file: Any) -> tuple[int, int] | None:
+    """Return the descriptor of an open file and the position in it, if its descriptor gives what `read` would give.
+
+    None for anything but a regular file that Python itself has opened for bytes: what wraps one may unpack it.
+    """
+    if type(file) not in (io.BufferedReader, io.BufferedRandom, io.FileIO):
+        return None
+    if type(getattr(file, "raw", file)) is not io.FileIO or not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return None
+    file.flush()
+    return file.fileno(), file.tell()
+
+
 def _descriptor(file: Any) -> int:
     return file if isinstance(file, int) else int(file.fileno())
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import IO, Any
 from urllib.parse import unquote_to_bytes
 
 from asgibus.compatibility.callables import Receive, Scope, Send
+from asgibus.protocol.session import PART
+from asgibus.worker.files import place_in_file
 from asgibus.worker.settings import WorkerSettings
 from asgibus.worker.spool import RequestBody, ResponseBody, Spool, SpoolFull
 
@@ -111,7 +113,8 @@ class WSGIApplication:
     async def _respond(self, exchange: _Exchange, send: Send) -> None:
         """Run the app in a thread, and send its response."""
         self._waiting -= 1
-        run = asyncio.get_running_loop().run_in_executor(self._pool, contextvars.copy_context().run, exchange.run)
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+        run = loop.run_in_executor(self._pool, context.run, exchange.run)
         run.add_done_callback(self._wait)
         try:
             await exchange.forward(send)
@@ -124,10 +127,26 @@ class WSGIApplication:
             raise
         finally:
             exchange.response.close()
+            if exchange.close is not None:  # it may be the app's, and wait, so it is called in a thread
+                closing = loop.run_in_executor(self._pool, context.run, exchange.close)
+                await asyncio.shield(closing)
 
     def _wait(self, _: object = None) -> None:
         self._waiting += 1
         self.on_free()
+
+
+class FileWrapper:
+    """A file in the place of a body: `wsgi.file_wrapper`, PEP 3333, "Optional Platform-Specific File Handling"."""
+
+    def __init__(self, file: Any, block_size: int = PART) -> None:
+        self.file = file
+        self._block_size = block_size
+        if hasattr(file, "close"):
+            self.close = file.close
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(lambda: self.file.read(self._block_size), b"")
 
 
 class _Exchange:
@@ -138,7 +157,10 @@ class _Exchange:
         self._environ = environ
         self._head: tuple[int, Headers] | None = None
         self._begun = False
+        self._file: tuple[int, int] | None = None  # descriptor and position
         self.response = ResponseBody(spool)
+        self.close: Callable[[], object] | None = None
+        """To be called when the file is sent that the app has returned."""
 
     # In the event loop.
 
@@ -155,7 +177,12 @@ class _Exchange:
                 assert self._head is not None
                 status, headers = self._head
                 await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": body, "more_body": not last})
+            if self._file is not None:
+                descriptor, position = self._file
+                event = {"type": "http.response.zerocopysend", "file": descriptor, "offset": position}
+                await send(event if (length := self._length()) is None else {**event, "count": length})
+            else:
+                await send({"type": "http.response.body", "body": body, "more_body": not last})
 
     # In the thread.
 
@@ -172,7 +199,14 @@ class _Exchange:
             self.response.end(complete=complete)
 
     def _write_all(self, parts: Iterable[bytes]) -> None:
+        close = getattr(parts, "close", None)
         try:
+            if type(parts) is FileWrapper and not self._begun and self._environ["REQUEST_METHOD"] != "HEAD":
+                self._file = place_in_file(parts.file)
+                if self._file is not None:
+                    self._begin()
+                    self.close, close = close, None
+                    return
             for part in parts:
                 if part:
                     if not self._begun and isinstance(parts, list | tuple) and len(parts) == 1:
@@ -182,7 +216,7 @@ class _Exchange:
                         break  # the head is said, and nobody wants the body
             self._begin()
         finally:
-            if close := getattr(parts, "close", None):
+            if close is not None:
                 close()
 
     def _start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Write:
@@ -212,8 +246,13 @@ class _Exchange:
 
     def _say_length(self, length: int) -> None:
         """Add the length of a body that is known as a whole, PEP 3333, "Handling the Content-Length Header"."""
-        if self._head is not None and not any(name == b"content-length" for name, _ in self._head[1]):
+        if self._head is not None and self._length() is None:
             self._head[1].append((b"content-length", b"%d" % length))
+
+    def _length(self) -> int | None:
+        """Return the length of the body that the head promises."""
+        assert self._head is not None
+        return next((int(value) for name, value in self._head[1] if name == b"content-length"), None)
 
 
 def _header(name: str, value: str) -> tuple[bytes, bytes]:
@@ -248,6 +287,7 @@ def _environ(scope: Scope, body: IO[bytes], size: int) -> Environ:
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scope["scheme"],
         "wsgi.input": body,
+        "wsgi.file_wrapper": FileWrapper,
         "wsgi.input_terminated": True,
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": True,

@@ -166,9 +166,30 @@ def test_slow_readers_take_no_threads(server: Process, client: httpx.Client, que
         assert client.get("/meet?1").text.startswith("True")
         for leaving in readers[1::2]:
             leaving.reset()
-        expected = pattern(0, 8 * MIB)
+        expected = pattern(8 * MIB)
         for reader in readers[::2]:
             assert b"".join(iter(reader.read_chunk, b"")) == expected
+
+
+def test_readers_of_large_files_take_no_threads(server: Process, client: httpx.Client) -> None:
+    expected = pattern(32 * MIB)[8:]
+    with ExitStack() as stack:
+        readers = [stack.enter_context(RawClient(server, receive_buffer=1 << 16)) for _ in range(2 * THREADS)]
+        for reader in readers:
+            reader.send(b"GET /file?32 HTTP/1.1\r\nHost: test\r\n\r\n")
+            reader.read_head()
+        assert client.get("/meet?1").text.startswith("True")
+        assert notes(client).count("file closed") == 0
+        readers[0].reset()
+        assert b"".join(iter(readers[1].read_chunk, b"")) == expected
+        wait_until(lambda: notes(client).count("file closed") == 2)
+    wait_until(lambda: notes(client).count("file closed") == len(readers))
+
+
+def test_a_file_that_is_read_otherwise_than_it_lies_on_the_disk(client: httpx.Client) -> None:
+    assert client.get("/file?1&packed").content == pattern(MIB)[8:]
+    assert client.head("/file?1").content == b""
+    assert notes(client).count("file closed") == 2
 
 
 def test_what_a_stream_says_is_sent_at_once(server: Process, client: httpx.Client) -> None:
@@ -217,7 +238,7 @@ def test_room_on_disk_is_shared_and_given_back(start_interface: Start) -> None:
                     upload.send(bytes(10_000))
                     assert upload.read_response().status == 200
             wait_until(lambda: client.post("/upload", content=bytes(100_000)).status_code == 200)
-        assert client.get("/large?8").content == pattern(0, 8 * MIB), "it waits for its client in place of the disk"
+        assert client.get("/large?8").content == pattern(8 * MIB), "it waits for its client in place of the disk"
     server.wait_for("--wsgi-spool-size is used up")
 
 
@@ -226,7 +247,7 @@ def test_a_disk_that_takes_no_more_is_told(start_interface: Start) -> None:
     with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
         assert client.post("/upload", content=bytes(150_000)).status_code == 500
         server.wait_for(r"its body cannot be kept in a temporary file: \[Errno 27\] File too large")
-        assert client.get("/large?8").content == pattern(0, 8 * MIB), "it waits for its client in place of the disk"
+        assert client.get("/large?8").content == pattern(8 * MIB), "it waits for its client in place of the disk"
         assert client.post("/upload", content=bytes(90_000)).status_code == 200
 
 
@@ -235,7 +256,7 @@ def test_a_server_is_what_the_pep_asks_for(start_interface: Start) -> None:
     with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
         assert client.get("/environ?a=b").json()["QUERY_STRING"] == "a=b"
         assert client.post("/upload", content=bytes(100_000)).status_code == 200
-        assert client.get("/large?1").content == pattern(0, MIB)
+        assert client.get("/large?1").content == pattern(MIB)
         assert client.head("/large?1").content == b""
     server.terminate()
     assert server.wait() == 0

@@ -1,11 +1,14 @@
 """A WSGI app by the letter of PEP 3333, with what an adapter may get wrong."""
 
+import gzip
 import hashlib
 import io
 import json
 import os
+import random
 import resource
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -111,16 +114,31 @@ def large(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     """As many MiB as the query says, in small parts, or whole."""
     count, _, whole = environ["QUERY_STRING"].partition("&")
     start_response("200 OK", [("Content-Type", "application/octet-stream")])
-    size = int(count) << 20
-    parts = [pattern(0, size)] if whole else (pattern(start, 50_000, size) for start in range(0, size, 50_000))
+    body = pattern(int(count) << 20)
+    parts = [body] if whole else (body[start : start + 50_000] for start in range(0, len(body), 50_000))
     return Closing("large", parts)
 
 
-def pattern(start: int, length: int, end: int = 1 << 40) -> bytes:
-    """Bytes that show where they belong."""
-    stop = min(start + length, end)
-    numbers = b"".join(b"%08d" % number for number in range(start // 8, stop // 8 + 1))
-    return numbers[start % 8 :][: stop - start]
+def file(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """A file of as many MiB as the query says, from its ninth byte on; packed with gzip if it says so."""
+    count, _, packed = environ["QUERY_STRING"].partition("&")
+    kept = tempfile.TemporaryFile()  # noqa: SIM115
+    file = gzip.GzipFile(fileobj=kept, mode="wb") if packed else kept
+    file.write(pattern(int(count) << 20))
+    if packed:
+        file.close()
+        kept.seek(0)
+        file = gzip.GzipFile(fileobj=kept)
+    file.seek(8)
+    start_response("200 OK", [("Content-Type", "application/octet-stream")])
+    shown = environ["wsgi.file_wrapper"](file, 1000)
+    shown.close = lambda: (notes.append("file closed"), file.close())
+    return shown
+
+
+def pattern(size: int) -> bytes:
+    """So many bytes, of which no two parts are alike."""
+    return random.Random(size).randbytes(size)
 
 
 def prompt(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
