@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from asgibus.layers.contract import Handler, Statistics
+from asgibus.layers.contract import Frame, Handler, Statistics
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis import channel_scripts
 from asgibus.layers.redis.address import Address
@@ -23,6 +23,7 @@ from asgibus.layers.redis.kept import Sent
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.link import Outage
 from asgibus.layers.redis.receiver import Receiver
+from asgibus.layers.redis.regroup import Regroup
 from asgibus.layers.redis.sentinel import MasterWatch
 from asgibus.layers.redis.writer import Writer
 from asgibus.layers.settings import LayerSettings
@@ -62,6 +63,7 @@ class Attachment:
         self._expiry = round(settings.expiry * 1000)
         self.sent = Sent(self.writer, keys, entries, counts)
         self.epoch = Epoch(self.sent.lost, epoch)
+        self.regroup = Regroup(self.writer, keys, self.epoch)
         self.receiver = Receiver(
             address, keys, entries, self.writer, expiry=settings.expiry, group_expiry=settings.group_expiry
         )
@@ -181,8 +183,15 @@ class Attachment:
     async def send_local(
         self, mailbox: str, message: bytes, parts: Sequence[str], capacity: int, until: float, delay: float = 0.0
     ) -> Sequence[str] | None:
-        """As `Sent.send_local`; those that are full are so although their process has said what was received there."""
-        full = await self.sent.send_local(mailbox, message, parts, capacity, until, delay)
+        """As `Sent.send_local`; those that are full are so although their process has said what was received there.
+
+        None if the process of the mailbox is gone; raises LayerUnavailable if it lives, and its mailbox is not there.
+        """
+
+        async def send() -> Sequence[str] | None:
+            return await self.sent.send_local(mailbox, message, parts, capacity, until, delay)
+
+        full = await self.regroup.insist(mailbox, send, until)
         if full and await self._asking.told(mailbox, full[0], until):
             full = await self.sent.send_local(mailbox, message, full, capacity, until, delay)
         for part in full or ():
@@ -190,6 +199,17 @@ class Attachment:
             self.writer.write(("HINCRBY", key, "full", 1), _ignore, repeatable=False)
             self.writer.write(("PEXPIRE", key, COUNTED_MS), _ignore)
         return full
+
+    async def post(self, mailbox: str, frame: Frame, until: float) -> bool:
+        """As `Sent.send`; False if the process of the mailbox is gone.
+
+        Raises LayerUnavailable if it lives, and its mailbox is not there.
+        """
+
+        async def send() -> bool | None:
+            return await self.sent.send(mailbox, frame, until) or None
+
+        return bool(await self.regroup.insist(mailbox, send, until))
 
     def clear(self) -> None:
         """Drop what has arrived for channels and was not received."""

@@ -22,7 +22,6 @@ from asgibus.layers.names import require_channel, require_group, split_local
 from asgibus.layers.redis import channel_scripts, scripts
 from asgibus.layers.redis.attachment import Attachment
 from asgibus.layers.redis.entries import Entries
-from asgibus.layers.redis.epoch import find_epoch
 from asgibus.layers.redis.hosts import DEFAULT_HOST, Hosts, addresses
 from asgibus.layers.redis.own_loop import OwnLoop
 from asgibus.layers.redis.shards import Shard, Shards
@@ -37,8 +36,6 @@ from asgibus.layers.settings import (
 )
 
 logger = logging.getLogger("asgibus.layers")
-
-LOOK_SECONDS = 0.5  # that a look at Redis may take behind a wait: without them it would end in its time limit
 
 _Missed = tuple[list[str], int]  # the members whose processes are gone, and how many were full
 
@@ -112,10 +109,7 @@ class RedisChannelLayer(ChannelLayer):
             if local is None:
                 full = not await self._send_ordinary(attachment, channel, payload, delay)
             else:
-                until = _until()
-                unsent = await attachment.send_local(local[0], payload, [local[1]], capacity, until, delay)
-                if unsent is None and await self._has_regrouped(attachment, until):
-                    unsent = await attachment.send_local(local[0], payload, [local[1]], capacity, until, delay)
+                unsent = await attachment.send_local(local[0], payload, [local[1]], capacity, _until(), delay)
                 full = bool(unsent)
                 if unsent is None:
                     logger.info("a message to %s was dropped: its process is gone", channel)
@@ -199,7 +193,7 @@ class RedisChannelLayer(ChannelLayer):
         return sum(full for _, full in missed), len(members)
 
     async def _to_mailbox(self, mailbox: str, frame: Frame, until: float) -> _Missed:
-        there = await (await self._shards.of(mailbox).attachment()).sent.send(mailbox, frame, until)
+        there = await (await self._shards.of(mailbox).attachment()).post(mailbox, frame, until)
         return ([] if there else [mailbox]), 0
 
     async def _to_channels(
@@ -237,36 +231,8 @@ class RedisChannelLayer(ChannelLayer):
             if run_id != writer.run_id:
                 continue  # the one answer may be of one server, and the other of another
             now, members = found[0]
-            if not await self._regroups(attachment, epoch, now, until):
+            if not await attachment.regroup.waited(epoch, now, until):
                 return [member.decode() for member in members], epoch
-
-    async def _has_regrouped(self, attachment: Attachment, until: float) -> bool:
-        """Whether Redis had lost its data, so that a mailbox may only have been missing; those on the bus are back."""
-        call, regrouped = attachment.writer.call, False
-        while True:
-            epoch = await call("ZRANGE", *_epoch_range(attachment), until=until)
-            seconds, microseconds = await call("TIME", until=until)
-            now = int(seconds) * 1000 + int(microseconds) // 1000
-            if not await self._regroups(attachment, epoch, now, until):
-                return regrouped
-            regrouped = True
-
-    async def _regroups(self, attachment: Attachment, epoch: list[bytes], now: int, until: float) -> bool:
-        """Wait for those on the bus to be back in this epoch, or for some of that time: then it is to be looked again.
-
-        False if they are. `now` as in Redis. Raises LayerUnavailable if that is not so at the time `until`.
-        """
-        name, run_id = find_epoch(epoch), attachment.writer.run_id
-        wait = attachment.epoch.use(name, run_id, now)
-        if not wait:
-            return False
-        if asyncio.get_running_loop().time() + wait + LOOK_SECONDS > until:
-            if not attachment.epoch.is_gone(now):
-                raise LayerUnavailable("Redis has lost its data, and its members are not back: nothing was sent")
-            attachment.epoch.forget(name, run_id)  # nobody is on the bus any more, and so nobody misses anything
-            return False
-        await asyncio.sleep(wait)
-        return True
 
     @_lasting
     async def channel_statistics(self, channel: str) -> Statistics:

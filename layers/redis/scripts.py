@@ -322,6 +322,19 @@ return {own <= (silent and beaten or now) and 1 or 0, grace > now and 1 or 0, no
 """
 )
 
+# KEYS[1] as RENEW. ARGV: mailbox, the silence of RENEW. The time in ms, whether the lease runs, whether nobody was here
+# for so long (then the lease counts that ran when somebody was last here), and the members among which the epoch is.
+LEASE_RUNS = (
+    NOW
+    + """
+local beaten = tonumber(redis.call('ZSCORE', KEYS[1], 'beaten') or 0)
+local own = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0)
+local silent = now - beaten > tonumber(ARGV[2])
+local epochs = redis.call('ZRANGE', KEYS[1], '+inf', '+inf', 'BYSCORE')
+return {now, own > (silent and beaten or now) and 1 or 0, silent and 1 or 0, epochs}
+"""
+)
+
 # KEYS[1] as RENEW. ARGV: mailbox. Takes it out, and the whole set with the last one: then it returns 1.
 END_LEASE = """
 redis.call('ZREM', KEYS[1], ARGV[1])

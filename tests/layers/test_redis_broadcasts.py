@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -12,6 +13,7 @@ import redis
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
 from asgibus.layers.contract import GROUP_MESSAGE
 from support.bus import Recorder, until
+from support.clocks import WallClock, stepping_server
 from support.deadline import in_time
 from support.peers import Place, peer, place
 from support.redis import RedisServer
@@ -38,15 +40,16 @@ async def member(url: str) -> AsyncIterator[Place]:
 
 @asynccontextmanager
 async def proxy(url: str, command: bytes, what: Callable[[], object]) -> AsyncIterator[str]:
-    """A way to Redis on which something happens before such a command arrives there."""
+    """A way to Redis on which something happens once, before such a command arrives there."""
     parts = urlsplit(url)
+    happens = [what]
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         redis_reader, redis_writer = await asyncio.open_connection(parts.hostname, parts.port)
         replies = asyncio.create_task(copy(redis_reader, writer))
         while data := await reader.read(65536):
-            if command in data:
-                what()
+            if command in data and happens:
+                happens.pop()()
             redis_writer.write(data)
         replies.cancel()
         for each in (writer, redis_writer):
@@ -236,19 +239,74 @@ async def test_nobody_is_waited_for_in_an_old_snapshot_of_a_bus_that_is_gone(sta
     await layer.close()
 
 
-async def test_a_broadcast_that_found_mailboxes_missing_says_why(redis_url: str, admin: "redis.Redis[bytes]") -> None:
-    """If Redis lost its data, members may have missed it; else they are gone, and out of the group."""
+async def test_a_living_process_whose_mailbox_is_missing_gets_what_is_sent(
+    redis_url: str, admin: "redis.Redis[bytes]"
+) -> None:
+    """As when Redis has evicted it: the process makes it anew at its next beat."""
+    other = RedisChannelLayer(redis_url)
+    async with member(redis_url) as one:
+        for number in range(3):
+            admin.delete(f"asgibus:mailbox:{one.mailbox}")
+            await other.group_send("group", {"n": f"group {number}"})
+            admin.delete(f"asgibus:mailbox:{one.mailbox}")
+            await other.send(one.mailbox + "1", {"n": f"direct {number}"})
+        await until(lambda: len(one.handler.frames) == 6)
+        heard = [frame[2]["n"] for frame in one.handler.frames]
+        assert heard == [f"{what} {number}" for number in range(3) for what in ("group", "direct")]
+    await other.close()
+
+
+async def test_who_is_told_of_a_member_that_lives_and_makes_no_mailbox(
+    redis_url: str, admin: "redis.Redis[bytes]"
+) -> None:
+    other = RedisChannelLayer(redis_url)
+    async with peer(redis_url, "asgibus") as two:
+        await two.do("join", "group")
+        await two.kill()
+        admin.delete(f"asgibus:mailbox:{two.mailbox}")
+        assert "its process lives" in (await sent(other, "early"))[1]  # as far as anybody knows
+        admin.zadd("asgibus:processes", {two.mailbox: 1})
+        in_time(await took(other), AT_ONCE)
+        assert admin.zcard("asgibus:group:group") == 0
+    await other.close()
+
+
+async def test_a_step_of_the_clock_of_redis_loses_no_broadcast(tmp_path: Path) -> None:
+    """Its keys expire at once, mailboxes among them, and its leases end."""
+    with stepping_server(tmp_path) as (server, clock):
+        await steps(server, clock)
+
+
+async def steps(server: RedisServer, clock: WallClock) -> None:
+    other = RedisChannelLayer(server.url)
+    async with member(server.url) as one, member(server.url) as two:
+        await other.group_send("group", {"n": "before"})
+        expected = ["before"]
+        for step in (90, 180, -3600):
+            clock.step(step)
+            for number in range(50):
+                what, why = await sent(other, f"{step} {number}")
+                assert not why
+                expected.append(what)
+        await until(lambda: all(len(each) >= len(expected) for each in got(one, two)))
+        assert got(one, two) == [expected] * 2
+        assert one.handler.dead == two.handler.dead == []
+    await other.close()
+
+
+async def test_a_broadcast_that_finds_mailboxes_missing_waits_for_those_who_are_not_gone(
+    redis_url: str, admin: "redis.Redis[bytes]"
+) -> None:
+    """If Redis lost its data, it waits until they are back; else they are gone, and out of the group."""
     async with member(redis_url) as one, proxy(redis_url, b"lost", admin.flushall) as url:
         other = RedisChannelLayer(url)
         admin.zadd("asgibus:group:group", {"gone.1!": 2**45, "gone.2!local": 2**45})
         await other.group_send("group", {"n": "before"})
         await until(lambda: got(one) == [["before"]])
         assert admin.zrange("asgibus:group:group", 0, -1) == [one.mailbox.encode()]
-        assert await sent(other, "lost") == (
-            "lost",
-            "Redis has lost its data meanwhile: some members may have missed this",
-        )
-        assert other.counts["send failed"] == 1
+        assert await sent(other, "lost") == ("lost", "")
+        await until(lambda: got(one) == [["before", "lost"]])
+        assert other.counts["send failed"] == 0
         await other.close()
 
 

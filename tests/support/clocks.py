@@ -1,6 +1,13 @@
 """A wall clock that is wrong, for one process: libfaketime, which leaves the monotonic clock alone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
+
+from support.redis import RedisServer
+from support.topologies import valkey_binary
 
 LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 
@@ -23,6 +30,19 @@ class WallClock:
         new = self._path.with_suffix(".new")
         new.write_text(f"{seconds:+g}\n")
         new.replace(self._path)  # nobody reads half of it
+
+
+@contextmanager
+def stepping_server(folder: Path) -> Iterator[tuple[RedisServer, WallClock]]:
+    """Run a server with a clock of its own. It is a Valkey: libfaketime cannot be loaded beside Redis's jemalloc."""
+    if library() is None:
+        pytest.skip("libfaketime is not installed")
+    clock = WallClock(folder / "clock")
+    server = RedisServer(valkey_binary(), folder, env=clock.env)
+    try:
+        yield server, clock
+    finally:
+        server.close()
 
 
 def library() -> str | None:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,9 @@ def find() -> Source:
 class RedisServer:
     """A private `redis-server` on 127.0.0.1. Over restarts it keeps its port and loses its data."""
 
-    def __init__(self, binary: str, folder: Path, *options: str) -> None:
+    def __init__(self, binary: str, folder: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
+        """`env`: more of its environment."""
+        self._env = env
         self._binary = binary
         self._folder = folder
         self._options = options
@@ -102,6 +104,7 @@ class RedisServer:
                     *("--dir", str(self._folder), "--logfile", str(self.log_path)),
                     *self._options,
                 ],
+                env=None if self._env is None else {**os.environ, **self._env},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

