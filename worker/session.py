@@ -77,11 +77,8 @@ class Session(Sending):
         self._saved: dict[str, Any] | None = None
         self.scope = scope_of(opening)
         self.scope["state"] = host.lifespan_state.copy()
-        extensions = self.scope["extensions"]
-        extensions["asgibus"] = Extension(Connection(self), self.attempt, self._resumed)
-        if self._is_http:
-            extensions["http.response.pathsend"] = {}
-            extensions["http.response.zerocopysend"] = {}
+        # pathsend and zerocopysend are taken, but not offered: middleware that rewrites bodies drops unknown messages.
+        self.scope["extensions"]["asgibus"] = Extension(Connection(self), self.attempt, self._resumed)
         self.task: asyncio.Task[None] | None = None
 
     @property

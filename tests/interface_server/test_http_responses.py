@@ -307,7 +307,6 @@ def test_no_trailers_for_http_1_0(client: RawClient, method: str) -> None:
 
 def test_extensions_in_the_scope(client: RawClient) -> None:
     scope = json.loads(client.request("GET", "/", "TE: trailers").body)
-    everywhere = ["asgibus", "http.response.pathsend", "http.response.zerocopysend"]
-    assert scope["extensions"] == sorted([*everywhere, "http.response.early_hint", "http.response.trailers"])
+    assert scope["extensions"] == ["asgibus", "http.response.early_hint", "http.response.trailers"]
     client.send(b"GET / HTTP/1.0\r\nTE: trailers\r\n\r\n")
-    assert json.loads(client.read_until_close().partition(b"\r\n\r\n")[2])["extensions"] == everywhere
+    assert json.loads(client.read_until_close().partition(b"\r\n\r\n")[2])["extensions"] == ["asgibus"]

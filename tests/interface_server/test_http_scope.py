@@ -14,7 +14,7 @@ from support.scopes import get, scope_of
 from support.servers import LAYERS, serving
 
 APP = "interface_server.http_app:app"
-EVERYWHERE = ["asgibus", "http.response.early_hint", "http.response.pathsend", "http.response.zerocopysend"]
+EVERYWHERE = ["asgibus", "http.response.early_hint"]
 Start = Callable[..., Process]
 
 
