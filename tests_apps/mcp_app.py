@@ -1,0 +1,36 @@
+"""A server of the Model Context Protocol: streamable HTTP without state, or event streams with MCP_SSE."""
+
+import os
+
+from mcp.server.mcpserver import Context, MCPServer
+
+server = MCPServer("Tools")
+
+
+@server.tool()
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+@server.tool()
+async def slowly(steps: int, ctx: Context) -> str:
+    """Report each step."""
+    for step in range(1, steps + 1):
+        await ctx.report_progress(step, steps)
+    return f"{steps} steps done"
+
+
+@server.resource("greeting://{name}")
+def greeting(name: str) -> str:
+    """Greet somebody."""
+    return f"hello {name}"
+
+
+@server.prompt()
+def review(code: str) -> str:
+    """Ask for a review."""
+    return f"Please review {code}"
+
+
+app = server.sse_app() if os.environ.get("MCP_SSE") else server.streamable_http_app(stateless_http=True)
