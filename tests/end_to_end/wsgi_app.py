@@ -58,7 +58,7 @@ def text(start_response: StartResponse, body: str) -> list[bytes]:
 def environ(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     shown = {name: value for name, value in environ.items() if isinstance(value, str | bool)}
     shown["errors"] = environ["wsgi.errors"] is sys.stderr
-    shown["scope"] = environ["asgi.scope"]["extensions"]["asgibus"].keys() >= {"connection"}
+    shown["scope"] = environ["asgi.scope"]["extensions"]["asgibus"]["attempt"] == 1
     return text(start_response, json.dumps(shown))
 
 
