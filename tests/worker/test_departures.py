@@ -1,0 +1,342 @@
+"""What an app may still do once its client is gone, behind its own end, and while the worker drains."""
+
+import asyncio
+import copy
+import json
+import pickle
+from typing import Any
+
+import pytest
+
+import asgibus
+from asgibus.protocol import events
+from asgibus.protocol.frames import EVENT, RESET
+from asgibus.protocol.opening import HTTP, WEBSOCKET
+from asgibus.worker import server
+from support.bus import until
+from support.worker_harness import running, whole
+
+pytestmark = pytest.mark.anyio
+
+START = {"type": "http.response.start", "status": 200, "headers": []}
+STREAM = START | {"headers": [(b"content-type", b"text/event-stream; charset=utf-8")]}
+
+
+def body(data: bytes, *, more: bool = False) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+# The client is gone.
+
+
+@pytest.mark.parametrize("answer", [[body(b"all")], [body(b"part", more=True), body(b"")], [body(b"x" * 200_000)]])
+async def test_a_whole_answer_to_a_client_that_is_gone_is_no_error(
+    answer: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A framework that hands a response through its middleware sends it as one part and an empty end."""
+    work: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] != "lifespan"
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await send(START)
+        for part in answer:
+            await send(part)
+        work.append("mail sent, commit")
+
+    async with running(app) as interface:
+        number = interface.open(HTTP, method="POST")
+        await until(lambda: interface.worker.open_sessions)
+        interface.post((RESET, number, 1), (EVENT, number, 1, 1, 0, events.HTTP_DISCONNECT, True))
+        await until(lambda: work)
+        await until(lambda: not interface.worker.open_sessions)
+        assert interface.events(number) == []
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_stream_to_a_client_that_is_gone_is_told_so(begun: bool, caplog: pytest.LogCaptureFixture) -> None:
+    sent: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] != "lifespan"
+        if begun:
+            await send(START)
+            await send(body(b"0", more=True))
+        await receive()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if not begun:
+            await send(START)
+        for number in range(100):
+            await send(body(b"%d" % number, more=True))
+            sent.append(number)
+
+    async with running(app) as interface:
+        number = interface.open(HTTP)
+        await until(lambda: interface.worker.open_sessions)
+        if begun:
+            await until(lambda: len(interface.events(number)) == 2)
+        interface.post((RESET, number, 1))
+        await until(lambda: not interface.worker.open_sessions)
+    assert sent == ([] if begun else [0]), "the first part may be a whole answer"
+    assert caplog.text == ""
+
+
+async def test_what_an_app_sends_late_is_not_looked_at(caplog: pytest.LogCaptureFixture) -> None:
+    done: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] != "lifespan"
+        if scope["type"] == "websocket":
+            assert (await receive())["type"] == "websocket.connect"
+            await send({"type": "websocket.accept"})
+            assert (await receive())["type"] == "websocket.disconnect"
+            for code in (1005, 1006, None, "nonsense"):
+                await send({"type": "websocket.close", "code": code})
+            await send({"type": "websocket.accept"})
+            with pytest.raises(OSError, match=r"the client is gone: 'websocket\.send' was not sent"):
+                await send({"type": "websocket.send", "text": "late"})
+        else:
+            await receive()
+            await receive()
+            await send({"type": "http.response.start", "status": "nonsense"})
+            await send(START)
+            await send(START)
+            await send({"type": "http.response.trailers"})
+        done.append(scope["type"])
+
+    async with running(app) as interface:
+        socket, request = await interface.accepted(), interface.open(HTTP)
+        await until(lambda: interface.worker.open_sessions == 2)
+        interface.post((EVENT, socket, 1, 0, 1, events.WEBSOCKET_DISCONNECT, 1005, ""), (RESET, request, 1))
+        await until(lambda: sorted(done) == ["http", "websocket"])
+    assert caplog.text == ""
+
+
+class WebSocketDisconnect(Exception):
+    """As frameworks have it."""
+
+
+@pytest.mark.parametrize("gone", [True, False])
+async def test_what_a_framework_makes_of_a_client_that_is_gone_is_no_error_in_the_log(
+    gone: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        if gone:
+            await receive()
+        raise WebSocketDisconnect(1006)
+
+    async with running(app) as interface:
+        number = await interface.accepted()
+        interface.post((EVENT, number, 1, 0, 1, events.WEBSOCKET_DISCONNECT, 1001, ""))
+        await until(lambda: not interface.worker.open_sessions)
+    assert ("the app raised" in caplog.text) is not gone
+
+
+async def test_an_error_of_the_app_itself_is_logged_also_when_the_client_is_gone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+        raise ZeroDivisionError
+
+    async with running(app) as interface:
+        number = await interface.accepted()
+        interface.post((EVENT, number, 1, 0, 1, events.WEBSOCKET_DISCONNECT, 1001, ""))
+        await until(lambda: not interface.worker.open_sessions)
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_message_that_waits_as_its_run_is_handed_over_goes_out_and_raises_nothing() -> None:
+    """Else an app would send it again in the next run."""
+    sent: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": "x" * 1000})
+        sent.append("x")
+        assert (await receive())["code"] == 1012
+
+    async with running(app, resume=True) as interface:
+        number = interface.open(WEBSOCKET, window=500)
+        await until(lambda: len(interface.events(number)) == 2)
+        assert sent == []
+        server_insists = pytest.MonkeyPatch()
+        server_insists.setattr(server, "INSIST_SECONDS", 0.0)
+        try:
+            interface.stop.set()
+            await interface.last(number, events.HANDOVER)
+        finally:
+            server_insists.undo()
+        assert sent == ["x"]
+        interface.acknowledge(number)
+
+
+# Behind the app's own end.
+
+
+async def test_behind_a_complete_response_there_is_a_disconnect_and_no_body() -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] != "lifespan"
+        await send(START)
+        await send(body(b"early"))
+        seen.extend([await receive(), await receive()])
+
+    async with running(app) as interface:
+        number = interface.open(HTTP, method="POST", events=((events.REQUEST_BODY, b"unread"),))
+        interface.post((EVENT, number, 1, 1, 0, events.REQUEST_END, b"unread, too"))
+        assert whole(await interface.answer(number)) == (200, b"early")
+        await until(lambda: seen)
+    assert seen == [{"type": "http.disconnect"}] * 2
+
+
+# Shapes of events.
+
+
+async def test_a_body_has_no_empty_parts_but_a_last_one_that_comes_late() -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] != "lifespan"
+        while True:
+            seen.append(await receive())
+            if not seen[-1]["more_body"]:
+                break
+        await send(START)
+        await send(body(b""))
+
+    async with running(app) as interface:
+        number = interface.open(HTTP, method="POST", events=((events.REQUEST_BODY, b""),))
+        await until(lambda: interface.worker.open_sessions)
+        assert seen == []
+        interface.post(
+            (EVENT, number, 1, 1, 0, events.REQUEST_BODY, b"body"), (EVENT, number, 1, 2, 0, events.REQUEST_END, b"")
+        )
+        await interface.answer(number)
+        assert seen == [{"type": "http.request", "body": b"body", "more_body": False}]
+
+        seen.clear()
+        number = interface.open(HTTP, method="POST", events=((events.REQUEST_BODY, b"part"),))
+        await until(lambda: seen)
+        interface.post((EVENT, number, 1, 1, 0, events.REQUEST_END, b""))
+        await interface.answer(number)
+        assert [(event["body"], event["more_body"]) for event in seen] == [(b"part", True), (b"", False)]
+
+
+@pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
+async def test_a_scope_can_be_copied_pickled_and_dumped(kind: str) -> None:
+    scopes: list[Any] = []
+    connections: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] != "lifespan"
+        connections.extend(asgibus.connection(each) for each in (scope, copy.copy(scope), copy.deepcopy(scope)))
+        assert json.loads(json.dumps(scope["extensions"]))["asgibus"] == {"attempt": 1, "resumed": False}
+        scopes.append(pickle.loads(pickle.dumps(scope)))
+        await receive()
+        await send({"type": "websocket.close"} if kind == WEBSOCKET else START)
+        if kind == HTTP:
+            await send(body(b""))
+
+    async with running(app) as interface:
+        number = interface.open(kind)
+        await interface.answer(number)
+    assert len(set(connections)) == 1
+    assert scopes[0]["path"] == "/"
+    with pytest.raises(RuntimeError, match="this scope was pickled"):
+        _ = asgibus.connection(scopes[0]).reply_channel
+
+
+# A worker that drains.
+
+
+class Events:
+    """An event stream that notes how it ends; `listens`: it asks for `http.disconnect`."""
+
+    def __init__(self, *, listens: bool) -> None:
+        self.listens = listens
+        self.ended: list[str] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await receive()
+        await send(STREAM)
+        await send(body(b"data: 1\n\n", more=True))
+        try:
+            if self.listens:
+                self.ended.append((await receive())["type"])
+            else:
+                while True:
+                    await asyncio.sleep(0.01)  # an event now and then
+                    await send(body(b"data: 2\n\n", more=True))
+        except OSError as error:
+            self.ended.append(type(error).__name__)
+            raise
+
+
+@pytest.mark.parametrize("listens", [True, False])
+async def test_an_event_stream_is_told_of_a_drain_and_ends_in_good_order(
+    listens: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "INSIST_SECONDS", 0.05)
+    app = Events(listens=listens)
+    async with running(app, graceful_timeout=30.0) as interface:
+        number = interface.open(HTTP, window=100_000)
+        await until(lambda: len(interface.events(number)) >= 2)
+        interface.stop.set()
+        await asyncio.wait_for(interface.ended, 10)
+        assert app.ended == ["http.disconnect" if listens else "ClientDisconnected"]
+        assert interface.events(number)[-1] == (events.RESPONSE_END, b"")
+        assert {event[0] for event in interface.events(number)[1:-1]} == {events.RESPONSE_BODY}
+    assert caplog.text == ""
+
+
+async def test_an_event_stream_that_begins_as_the_worker_drains_is_told_so() -> None:
+    go = asyncio.Event()
+    stream = Events(listens=True)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] != "lifespan"
+        await go.wait()
+        await stream(scope, receive, send)
+
+    async with running(app, graceful_timeout=30.0) as interface:
+        number = interface.open(HTTP)
+        await until(lambda: interface.worker.open_sessions)
+        interface.stop.set()
+        await until(lambda: interface.worker.ready() is not None)
+        go.set()
+        await asyncio.wait_for(interface.ended, 10)
+        assert stream.ended == ["http.disconnect"]
+        assert interface.events(number)[-1] == (events.RESPONSE_END, b"")
+
+
+async def test_any_other_response_may_go_on_until_shortly_before_it_is_cut() -> None:
+    told: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] != "lifespan"
+        await receive()
+        await send(START)
+        await send(body(b"half", more=True))
+        told.append(await receive())
+        await send(body(b" and half"))
+
+    async with running(app, graceful_timeout=0.4) as interface:
+        number = interface.open(HTTP)
+        await until(lambda: len(interface.events(number)) == 2)
+        interface.stop.set()
+        assert whole(await interface.answer(number)) == (200, b"half and half")
+    assert told == [{"type": "http.disconnect"}]
