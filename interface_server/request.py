@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+from asgibus.interface_server.authority import is_authority
 from asgibus.protocol.opening import HTTP, WEBSOCKET, Address
 
 UNKNOWN = sys.maxsize
-_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +74,8 @@ class Request:
         how long the body is. Control bytes, folded lines and the like have not passed the parser.
         """
         self.head_complete = True
+        if self.method in _OTHER_METHODS:
+            return Refusal(501, "This server is not a proxy, nor does it stream media.")
         if self.http_version not in ("1.0", "1.1"):
             return Refusal(505, "The HTTP versions understood are 1.0 and 1.1.")
         if len(self.target) + sum([len(name) + len(value) + 4 for name, value in self.headers]) > max_size:
@@ -84,7 +85,7 @@ class Request:
         for name, value in self.headers:
             if name == b"host":
                 hosts += 1
-                if not _HOST.match(value):
+                if not is_authority(value):
                     return Refusal(400, "The Host header is not valid.")
             elif name == b"content-length":
                 if has_length or not value.isdigit():
@@ -113,15 +114,14 @@ class Request:
             return Refusal(400, "A request needs exactly one Host header.")
         if chunked and (has_length or self.http_version == "1.0"):
             return Refusal(400, "The length of the body is given in two ways.")
-        if self.method in _OTHER_METHODS:
-            return Refusal(501, "This server is not a proxy, nor does it stream media.")
         if self.target.startswith(b"/"):
             target = self.target.partition(b"#")[0] if b"#" in self.target else self.target
             self.raw_path, _, self.query_string = target.partition(b"?")
         elif not self._split_odd_target():
             return Refusal(400, "The request target is not valid.")
-        if upgrade and websocket and self.method == "GET" and not chunked and not has_length:
+        if upgrade and websocket and self.method == "GET" and not self.length:
             self.kind = WEBSOCKET
+            self.expects_continue = False  # there is no body to ask for
             self.scheme = "wss" if self.scheme in ("https", "wss") else "ws"
             self.subprotocols = tuple(_tokens(self.headers, b"sec-websocket-protocol"))
         elif self.http_version == "1.1":
@@ -143,7 +143,7 @@ class Request:
         scheme, mark, rest = target.partition(b"://")
         authority, slash, path = rest.partition(b"/")
         host = authority.rpartition(b"@")[2]
-        if not scheme or not mark or not host or not _HOST.match(host):
+        if not scheme or not mark or not host or not is_authority(host):
             return False
         self.raw_path = slash + path or b"/"
         # Its host counts, and the header does not: RFC 9112 section 3.2.2.

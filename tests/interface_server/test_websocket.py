@@ -223,6 +223,14 @@ def test_an_app_that_ends_before_accept_is_500(server: Process, path: str) -> No
         assert client.read_until_close() == b""
 
 
+@pytest.mark.parametrize("header", ["Content-Length: 0", "Content-Length: 00", "Expect: 100-continue"])
+def test_a_handshake_may_say_that_it_has_no_body(server: Process, header: str) -> None:
+    with RawWebSocket(server, "/echo", header, early=frame(TEXT, b"early")) as client:
+        assert client.status == 101
+        assert client.read_exactly(7)[2:] == b"early"
+    assert "is not allowed in the state" not in server.log()
+
+
 @pytest.mark.parametrize(
     ("change", "status"),
     [

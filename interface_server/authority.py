@@ -1,0 +1,38 @@
+"""The authority of a request, in `Host` or in an absolute target: a host, and perhaps a port."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+MAX_PORT = 65535
+
+_NAME = rb"[A-Za-z0-9._~!$&'()*+,;=-]*"  # unreserved and sub-delims; an IPv4 address is one of these, too
+_AUTHORITY = re.compile(
+    rb"(" + _NAME + rb"(?:%[0-9A-Fa-f]{2}" + _NAME + rb")*"
+    rb"|\[[0-9A-Fa-f:.]+\]"
+    rb"|\[[Vv][0-9A-Fa-f]+\.[A-Za-z0-9._~!$&'()*+,;=:-]+\])"
+    rb"(?::([0-9]*))?\Z"
+)
+
+
+def is_authority(value: bytes) -> bool:
+    """Return whether this is a host with an optional port, as in RFC 3986 section 3.2.2 and RFC 9110 section 7.2.
+
+    The host may be a name, with percent-encoded bytes, an IPv4 address, or an IPv6 or later address in brackets. An
+    empty value is one, too: the client knows no authority. A port is at most `MAX_PORT`, and does not stand alone.
+    """
+    match = _AUTHORITY.match(value)
+    if match is None:
+        return False
+    host, port = match.groups()
+    if port is not None:
+        digits = port.lstrip(b"0")
+        if not host or len(digits) > 5 or int(digits or b"0") > MAX_PORT:
+            return False
+    if host.startswith(b"[") and host[1:2] not in b"Vv":
+        try:
+            ipaddress.IPv6Address(host[1:-1].decode("ascii"))
+        except ValueError:
+            return False
+    return True
