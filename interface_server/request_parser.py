@@ -30,6 +30,7 @@ class RequestParser:
     __slots__ = (
         "_asks_upgrade",
         "_head_bytes",
+        "_line",
         "_max_head_size",
         "_on_head",
         "_parser",
@@ -44,7 +45,8 @@ class RequestParser:
         self._peer = peer
         self._max_head_size = max_head_size
         self._on_head = on_head
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser = self._new_parser()
+        self._line = b""
         self._head_bytes = 0
         self._section_ended = False
         self._asks_upgrade: Request | None = None
@@ -60,6 +62,7 @@ class RequestParser:
         self._section_ended = False
         body_before = self.body_bytes
         rest = data
+        self._line = self._line + data if self._line else data
         while rest:
             try:
                 self._parser.feed_data(rest)
@@ -71,7 +74,10 @@ class RequestParser:
             except httptools.HttpParserError as error:
                 self.request = self.request or Request(*self._peer)
                 return _refusal(error)
-        if self.request is None:
+        request = self.request
+        if request is None or request.head_complete or request.headers:
+            self._line = b""
+        if request is None:
             return None
         if self._section_ended or self.body_bytes != body_before:
             self._head_bytes = 0
@@ -93,12 +99,25 @@ class RequestParser:
             return b""
         # Not taken up: HTTP goes on. llhttp left out the request's body, so a new parser is told of it.
         framing = [b"%s: %s\r\n" % header for header in request.headers if header[0] in _FRAMING]
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser = self._new_parser()
         self.request, request.complete = request, False
         self._parser.feed_data(
             b"POST / HTTP/%s\r\n%s\r\n" % (request.http_version.encode(), b"".join(framing)),
         )
         return rest
+
+    def _new_parser(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self)
+        # llhttp takes "Connection: close" in a trailer for a header, and would refuse the next request. Whether the
+        # connection goes on is said by the head alone, and decided when the response is written.
+        parser.set_dangerous_leniencies(lenient_keep_alive=True)
+        return parser
+
+    def _speaks_rtsp(self, request: Request) -> bool:
+        """Return whether the request line ends with a version of RTSP, which llhttp takes for one of HTTP."""
+        return b" RTSP/" in self._line and (
+            b"%b %b RTSP/" % (request.method.encode("latin-1"), request.target) in self._line
+        )
 
     # From httptools. A head that is complete already is that of a request whose upgrade was not taken up.
 
@@ -124,7 +143,7 @@ class RequestParser:
         if request.head_complete:
             return
         request.method = parser.get_method().decode("latin-1")
-        request.http_version = parser.get_http_version()
+        request.http_version = "RTSP" if self._speaks_rtsp(request) else parser.get_http_version()
         request.keep_alive = parser.should_keep_alive()
         upgrade = parser.should_upgrade()
         if upgrade:

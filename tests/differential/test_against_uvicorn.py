@@ -136,9 +136,10 @@ EXPLAINED: dict[str, tuple[str, Rule]] = {
         lambda wire, ours, theirs: wire.lower().count(b"host: test\r\n") == 0 and refused(400, 200)(wire, ours, theirs),
     ),
     "version": (
-        "505 for versions that are not spoken here; uvicorn answers them as HTTP/1.1",
+        "505 for versions that are not spoken here, and for RTSP; uvicorn answers them as HTTP",
         lambda wire, ours, theirs: (
-            wire.split(b"\r\n")[0][-3:] in {b"0.9", b"2.0"} and refused(505, 200)(wire, ours, theirs)
+            (wire.split(b"\r\n")[0][-3:] in {b"0.9", b"2.0"} or b" RTSP/" in wire)
+            and refused(505, 200)(wire, ours, theirs)
         ),
     ),
     "HTTP/1.0 keep-alive": (

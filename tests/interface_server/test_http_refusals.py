@@ -57,6 +57,7 @@ REFUSED: dict[str, tuple[int, bytes]] = {
     "chunk size with a space": (400, CHUNKED + b"3 \r\nabc\r\n0\r\n\r\n"),
     "extension with LF": (400, CHUNKED + b"3;a\nb\r\nabc\r\n0\r\n\r\n"),
     "extension with NUL": (400, CHUNKED + b"3;\x00\r\nabc\r\n0\r\n\r\n"),
+    "coding in the trailers": (400, CHUNKED + b"0\r\nTransfer-Encoding: gzip\r\n\r\n"),
     "length in the trailers": (400, CHUNKED + b"0\r\nContent-Length: 5\r\n\r\n"),
     # Host.
     "no host": (400, b"GET / HTTP/1.1\r\n\r\n"),
@@ -66,6 +67,14 @@ REFUSED: dict[str, tuple[int, bytes]] = {
     "a path as host": (400, b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n"),
     "a host with a space": (400, b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n"),
     "a host with a user": (400, b"GET / HTTP/1.1\r\nHost: me@a\r\n\r\n"),
+    **{
+        f"host {host!r}": (400, b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+        for host in (b"]ufd", b"[::1", b"test:99999", b"::1", b"[g::1]", b"[]", b":80", b"a:b", b"a:80:80", b"%zz")
+    },
+    **{
+        f"authority {authority!r}": (400, b"GET http://" + authority + b"/ HTTP/1.1\r\nHost: test\r\n\r\n")
+        for authority in (b"test:65536", b"[::1]:99999", b"me@[::1", b"%4", b":80")
+    },
     "a host that is not ASCII": (400, b"GET / HTTP/1.1\r\nHost: \xc3\xbc\r\n\r\n"),
     # Heads.
     "NUL in a value": (400, HEAD + b"A: b\x00c\r\n\r\n"),
@@ -105,6 +114,8 @@ REFUSED: dict[str, tuple[int, bytes]] = {
     "unknown method": (501, b"BREW / HTTP/1.1\r\nHost: test\r\n\r\n"),
     "method in lower case": (501, b"get / HTTP/1.1\r\nHost: test\r\n\r\n"),
     "CONNECT": (501, b"CONNECT test:443 HTTP/1.1\r\nHost: test\r\n\r\n"),
+    "RTSP with a method of HTTP": (505, b"GET / RTSP/1.0\r\nCSeq: 1\r\n\r\n"),
+    "RTSP with a Host": (505, b"OPTIONS * RTSP/1.1\r\nHost: test\r\n\r\n"),
     "RTSP": (501, b"SETUP / RTSP/1.0\r\nHost: test\r\n\r\n"),
     "unknown expectation": (417, HEAD + b"Expect: miracles\r\nContent-Length: 0\r\n\r\n"),
     "TLS": (501, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
@@ -143,6 +154,12 @@ ACCEPTED: dict[str, tuple[bytes, bytes]] = {
     "space behind the coding": (HEAD + b"Transfer-Encoding: chunked \r\n\r\n3\r\nabc\r\n0\r\n\r\n", b"abc"),
     "an empty host": (b"GET / HTTP/1.1\r\nHost:\r\n\r\n", b""),
     "an IPv6 host": (b"GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", b""),
+    "a host with the last port": (b"GET / HTTP/1.1\r\nHost: a.b_c%20:65535\r\n\r\n", b""),
+    "a target that reads like RTSP": (b"GET / HTTP/1.1\r\nHost: test\r\nX: GET /a RTSP/1.0\r\n\r\n", b""),
+    **{
+        f"trailer {trailer!r}": (CHUNKED + b"3\r\nabc\r\n0\r\n" + trailer + b"\r\n\r\n", b"abc")
+        for trailer in (b"Connection: close", b"Proxy-Connection: close", b"Connection: upgrade\r\nUpgrade: websocket")
+    },
     "every byte that a value may hold": (HEAD + b"A: \t!~\x80\xff\r\nContent-Length: 0\r\n\r\n", b""),
     "every byte that a name may hold": (HEAD + b"!#$%&'*+-.^_`|~09azAZ: b\r\nContent-Length: 0\r\n\r\n", b""),
     "GET with a body": (b"GET / HTTP/1.1\r\nHost: test\r\nContent-Length: 3\r\n\r\nabc", b"abc"),

@@ -72,6 +72,16 @@ def test_nothing_that_a_client_sends_is_our_fault(noise: bytes, before: bytes) -
     assert refusal is None or (refusal.status in {400, 501} and reading.request is not None)
 
 
+@given(cut=st.integers(1, 25))
+def test_rtsp_is_seen_however_it_is_cut(cut: int) -> None:
+    wire = b"GET /a RTSP/1.0\r\nCSeq: 1\r\n\r\n"
+    reading, requests = parser()
+    for piece in (wire[:cut], wire[cut:]):
+        assert reading.feed(piece) is None
+    assert requests[0].refusal is not None
+    assert requests[0].refusal.status == 505
+
+
 def test_the_head_is_bounded_in_every_state() -> None:
     for before in (b"", b"GET /", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nA", b"GET / HTTP/1.1\r\nA: "):
         reading, _ = parser(max_head_size=1000)
