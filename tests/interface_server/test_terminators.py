@@ -3,7 +3,6 @@
 import os
 import re
 import socket
-import textwrap
 import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -17,7 +16,6 @@ from support.processes import Process
 from support.raw import RawClient
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "lines"
-PAGE = EXAMPLE.parents[1] / "docs" / "terminators.md"
 
 Start = Callable[..., Process]
 Install = Callable[..., dict[str, str]]
@@ -267,8 +265,3 @@ def test_a_port_that_is_taken(start_interface: Start, install: Install) -> None:
         assert server.wait() == 1
     assert re.search(r"cannot listen for line: .*[Aa]ddress already in use", server.log())
     assert "Traceback" not in server.log()
-
-
-@pytest.mark.parametrize("name", ["lines.py", "app.py"])
-def test_the_page_shows_the_example_as_it_is(name: str) -> None:
-    assert textwrap.indent((EXAMPLE / name).read_text(), "    ") in PAGE.read_text()

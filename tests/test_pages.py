@@ -1,0 +1,280 @@
+"""The programs and commands that the pages show, as somebody pastes them.
+
+A program is a block of Python that begins with a comment which names its file, such as `# main.py`.
+"""
+
+import ast
+import builtins
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from runpy import run_path
+
+import click
+import httpx
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import ClientConnection
+
+from asgibus.interface_server.cli import command as interface_command
+from asgibus.worker.cli import command as worker_command
+from support.deadline import HANG
+from support.processes import Process
+from support.websocket import ws
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^(<!-- shows \S+ -->\n)?```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+NAME = re.compile(r"# ([\w/]+\.py)\n")
+COMMANDS = {"asgi-interface": interface_command, "asgi-worker": worker_command}
+REDIS = "redis://127.0.0.1:6379"
+
+PROGRAMS = {
+    "background.md": ["main.py", "send.py"],
+    "frameworks/asgi2.md": ["myproject/main.py"],
+    "frameworks/channels.md": ["myproject/asgi.py", "myproject/consumers.py"],
+    "frameworks/django.md": ["myproject/asgi.py", "myproject/publish.py", "myproject/urls.py", "myproject/views.py"],
+    "frameworks/fastapi.md": ["myproject/main.py"],
+    "frameworks/flask.md": ["myproject/main.py", "myproject/sockets.py"],
+    "frameworks/litestar.md": ["myproject/main.py"],
+    "frameworks/quart.md": ["myproject/main.py"],
+    "frameworks/starlette.md": ["myproject/main.py"],
+    "groups.md": ["main.py"],
+    "layers.md": ["check.py", "script.py", "test_layer.py"],
+    "security.md": ["myproject/main.py"],
+    "survival.md": ["main.py"],
+    "terminators.md": ["main.py"],
+    "testing.md": ["conftest.py", "test_main.py"],
+}
+"""Those that the tests below run."""
+
+Start = Callable[..., Process]
+Paste = Callable[..., Path]
+
+
+def label(page: Path) -> str:
+    return str(page.relative_to(ROOT).as_posix()).removeprefix("docs/")
+
+
+def blocks(page: Path) -> list[str]:
+    """The blocks of Python on a page, without those that show a file of the repository."""
+    return [textwrap.dedent(code) for shown, code in BLOCK.findall(page.read_text()) if not shown]
+
+
+def programs(page: Path) -> dict[str, str]:
+    named = ((NAME.match(code), code) for code in blocks(page))
+    return {name[1]: code for name, code in named if name}
+
+
+def undefined(code: str) -> set[str]:
+    """The names that a block uses and does not define."""
+    tree = ast.parse(code)
+    used, defined = set(), set(dir(builtins))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.arg):
+            defined.add(node.arg)
+        elif isinstance(node, ast.alias):
+            defined.add((node.asname or node.name).partition(".")[0])
+    return used - defined
+
+
+# What is shown.
+
+
+@pytest.mark.parametrize("page", PAGES, ids=label)
+def test_a_page_shows_files_of_the_repository_as_they_are(page: Path) -> None:
+    shown = run_path(str(ROOT / "scripts" / "pages"))["shown"]
+    assert page.read_text() == shown(page.read_text()), "run scripts/pages"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=label)
+def test_a_whole_program_names_its_file_and_is_run_here(page: Path) -> None:
+    for code in blocks(page):
+        compile(code, str(page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST)
+        if NAME.match(code):
+            assert not undefined(code), f"{page.name} shows a program that cannot run"
+        elif re.search(r"^(import|from) ", code, re.MULTILINE):
+            assert undefined(code), f"{page.name} shows a program without the name of its file:\n{code}"
+    assert sorted(programs(page)) == PROGRAMS.get(label(page), [])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=label)
+def test_the_options_of_the_commands_exist(page: Path) -> None:
+    text = page.read_text().replace("\\\n", " ")
+    lines = re.findall(r"^(?:    |\$ )?(asgi-(?:interface|worker) .*)$", text, re.MULTILINE)
+    inline = re.findall(r"`(asgi-(?:interface|worker) [^`]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    for line in [*lines, *inline]:
+        if "…" in line or "..." in line:
+            continue
+        name, *arguments = shlex.split(" ".join(line.split()), comments=True)
+        command = COMMANDS[name]
+        try:
+            with suppress(click.BadOptionUsage):  # without its value: the text speaks of the option
+                command.make_parser(click.Context(command)).parse_args([*arguments])
+        except click.NoSuchOption as error:
+            pytest.fail(f"{label(page)} has {line!r}: {error.format_message()}")
+
+
+# What is run.
+
+
+@pytest.fixture
+def paste(tmp_path: Path) -> Paste:
+    """Write programs of a page into a folder, as their names say. `redis` takes the place of the usual URL."""
+
+    def paste(page: str, redis: str = REDIS, only: str = "") -> Path:
+        for name, code in programs(ROOT / "docs" / page).items():
+            if only in name:
+                (tmp_path / name).parent.mkdir(exist_ok=True)
+                (tmp_path / name).write_text(code.replace(REDIS, redis))
+        return tmp_path
+
+    return paste
+
+
+def python(folder: Path, *arguments: str) -> str:
+    """Run Python there; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, *arguments], check=False, cwd=folder, capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def hears(socket: ClientConnection, text: str) -> None:
+    """Wait for a message; others may come before."""
+    while socket.recv(timeout=HANG) != text:
+        pass
+
+
+@pytest.mark.parametrize("page", ["asgi2", "fastapi", "litestar", "quart", "starlette"])
+def test_the_app_of_a_framework(page: str, paste: Paste, start_interface: Start) -> None:
+    server = start_interface("--app-dir", paste(f"frameworks/{page}.md"), app="myproject.main:app")
+    with ws(server, "/everybody") as ann, ws(server, "/everybody") as bob:
+        ann.send("ann is in")
+        hears(ann, "ann is in")
+        bob.send("hello")
+        hears(bob, "hello")
+        hears(ann, "hello")
+        if page != "asgi2":
+            answer = httpx.post(f"{server.url}/publish", content="news", trust_env=False)
+            assert answer.is_success
+            assert "published" in answer.text
+            hears(ann, "news")
+            hears(bob, "news")
+
+
+def test_flask_beside_an_app_for_its_websockets(
+    paste: Paste, redis_url: str, start_interface: Start, start_worker: Start
+) -> None:
+    folder = paste("frameworks/flask.md")
+    start_worker("myproject.main:app", "--app-dir", folder, "--layer", redis_url)
+    start_worker("myproject.sockets:app", "--app-dir", folder, "--layer", redis_url, "--pool", "live")
+    server = start_interface("--layer", redis_url, "--route", "/ws=live")
+    with ws(server, "/ws") as client:
+        while True:  # until it is in the group
+            assert httpx.post(f"{server.url}/publish", content="hello", trust_env=False).text == "published"
+            try:
+                assert client.recv(timeout=0.5) == "hello"
+                return
+            except TimeoutError:
+                pass
+
+
+def test_django(tmp_path: Path, paste: Paste, start_interface: Start) -> None:
+    python(tmp_path, "-m", "django", "startproject", "myproject", ".")
+    server = start_interface("--app-dir", paste("frameworks/django.md"), app="myproject.asgi:application")
+    with httpx.stream("GET", f"{server.url}/events", trust_env=False, timeout=HANG) as events:
+        assert next(events.iter_text()) == "data: tick 0\n\n"
+    assert httpx.get(f"{server.url}/publish", trust_env=False).text == "published"
+    assert httpx.get(f"{server.url}/static/admin/css/base.css", trust_env=False).is_success
+
+
+def test_channels(tmp_path: Path, paste: Paste, start_interface: Start) -> None:
+    python(tmp_path, "-m", "django", "startproject", "myproject", ".")
+    server = start_interface("--app-dir", paste("frameworks/channels.md"), app="myproject.asgi:application")
+    own = {"origin": server.url}
+    with ws(server, "/everybody", **own) as ann, ws(server, "/everybody", **own) as bob:
+        ann.send("ann is in")
+        hears(ann, "ann is in")
+        bob.send("hello")
+        hears(ann, "hello")
+    with pytest.raises(InvalidStatus, match="403"), ws(server, "/everybody", origin="https://other.example"):
+        pass
+
+
+def test_a_group(paste: Paste, start_interface: Start) -> None:
+    server = start_interface("--app-dir", paste("groups.md"), app="main:app")
+    with ws(server, "/") as ann, ws(server, "/") as bob:
+        ann.send("ann is in")
+        hears(ann, "ann is in")
+        bob.send("hello")
+        hears(ann, "hello")
+
+
+def test_an_app_that_counts(paste: Paste, start_interface: Start) -> None:
+    server = start_interface("--app-dir", paste("survival.md"), app="main:app")
+    with ws(server, "/") as client:
+        client.send("one")
+        client.send("two")
+        assert [client.recv(timeout=HANG) for _ in range(3)] == ["welcome", "message 1", "message 2"]
+
+
+def test_pages_of_other_sites_are_refused(paste: Paste, start_interface: Start) -> None:
+    server = start_interface("--app-dir", paste("security.md"), app="myproject.main:app")
+    for origin in (None, "https://chat.example.org"):
+        with ws(server, "/", origin=origin) as client:
+            client.send("hello")
+            assert client.recv(timeout=HANG) == "hello"
+    with pytest.raises(InvalidStatus, match="403"), ws(server, "/", origin="https://other.example"):
+        pass
+
+
+def test_background_work(paste: Paste, redis_url: str, start_worker: Start) -> None:
+    folder = paste("background.md", redis_url)
+    channels = ["--channel", "thumbnails", "--channel", "mails"]
+    worker = start_worker("main:app", *channels, "--app-dir", folder, "--layer", redis_url)
+    python(folder, "send.py")
+    worker.wait_for(r"thumbnails \{'type': 'thumbnail.make', 'name': 'cat.png'\}")
+    worker.wait_for(r"mails \{'type': 'mail.send', 'to': 'someone'\}")
+
+
+def test_a_script_with_a_layer(paste: Paste, redis_url: str) -> None:
+    assert "'image': 17" in python(paste("layers.md", redis_url), "script.py")
+
+
+@pytest.mark.slow
+def test_the_checks_for_a_layer(paste: Paste) -> None:
+    folder = paste("layers.md")
+    assert python(folder, "check.py") == ""
+    assert " passed" in python(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_layer.py")
+
+
+def test_the_tests_of_an_app(paste: Paste) -> None:
+    paste("groups.md")
+    folder = paste("testing.md", only="test_main")  # the other one is for tests that want a bus
+    assert "1 passed" in python(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    paste("testing.md")
+    (folder / "test_bus.py").write_text(
+        "import pytest\n\n\n@pytest.mark.anyio\nasync def test_it(bus):\n    assert len(bus.workers) == 2\n"
+    )
+    assert "2 passed" in python(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+
+
+def test_udp(paste: Paste, start_interface: Start) -> None:
+    server = start_interface("--app-dir", paste("terminators.md"), "--udp", "127.0.0.1:0", app="main:app")
+    port = int(server.wait_for(r"udp://127.0.0.1:(\d+)")[1])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(HANG)
+        client.sendto(b"hello", ("127.0.0.1", port))
+        assert client.recv(100) == b"hello"
