@@ -208,6 +208,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
     help="Open sockets.",
 )
 @option(_LIMITS, "--max-head-size", type=COUNT, default=64 * 1024, help="Request line and headers, in bytes.")
+@option(_LIMITS, "--max-headers", type=COUNT, default=128, help="Headers of a request; more are answered with 431.")
 @option(
     _LIMITS, "--min-body-rate", type=click.IntRange(min=0), default=240, help="Slowest request body, in bytes a second."
 )

@@ -1,9 +1,9 @@
 """The HTTP/1.1 terminator: one object per socket, callbacks only.
 
-The way of a request: `data_received` feeds the parser, which calls `_head_complete`; `_begin` opens a connection on the
+The way of a request: `_read` feeds the parser, which calls `_head_complete`; `_begin` opens a connection on the
 bus for it; its body follows as events; the app's events come back through `write_event` (in `http_answers`, as is all
-writing); `_finish` begins the next request of the socket, or closes it. Requests that a client sends ahead wait in
-order; reading is paused if they are many, or large.
+writing); `_finish` begins the next request of the socket, or closes it. Requests that a client sends ahead are kept as
+they came, and are parsed when their turn comes; reading is paused if they are many, or large.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 CHECK_SECONDS = 1.0  # how often a running exchange is checked against its limits
 FIRST_REQUEST_SECONDS = 1.0  # how long a stopping server still waits for it on a socket that was just accepted
-AHEAD = 16  # requests that may wait while the socket is read on: only so it is seen that the client leaves
+HEAD_SLICE = 4 * 1024  # bytes that are parsed at once: few enough that the requests in them take little memory
+AHEAD_BYTES = PART  # kept of the next requests while the socket is read on: only so it is seen that the client leaves
 REST_SECONDS = 30.0  # for the rest of a body behind its response, if it is short; then the next request may come
 
 
@@ -50,7 +51,7 @@ class HttpTerminator(Answering):
     )
 
     def __init__(self, server: Server, origin: Origin | None = None) -> None:
-        self._server = server
+        super().__init__(server)
         self._origin = origin
         self._pace = ClientPace()
         self._queue: deque[Request] | None = None
@@ -73,17 +74,29 @@ class HttpTerminator(Answering):
         self._transport = transport  # type: ignore[assignment]  # a stream socket has a full transport
         self._writer = ResponseWriter(self._transport, server.standard)
         peer = server.peer_of(self._transport, self._origin)
-        self._parser = RequestParser(peer, server.settings.max_head_size, self._head_complete)
-        self.deadline = server.now + server.settings.head_timeout
+        settings = server.settings
+        self._parser = RequestParser(
+            peer, settings.max_head_size, self._head_complete, max_headers=settings.max_headers
+        )
+        self.deadline = server.now + settings.head_timeout
         if not server.admit(self):
             self._transport.write(plain_response(503, "Too many connections.", server.standard))
             self._deaf = True
             ClosingSocket(server, self._transport).begin(0, seconds=LINGER_SECONDS)
             server.forget(self)
 
-    def data_received(self, data: bytes) -> None:
+    def _slice_size(self) -> int:
         if self._deaf:
-            return
+            self._unread = b""
+            return 0
+        if self._window_shut or self._queue or self._parser.tail is not None:
+            return 0
+        request = self._parser.request
+        if request is None:  # the next one is parsed when its turn has come
+            return 0 if self._active is not None or self.write_paused else HEAD_SLICE
+        return min(self._parser.body_left, PART) or HEAD_SLICE
+
+    def _read(self, data: bytes | memoryview) -> None:
         parser = self._parser
         before = parser.request
         refusal = parser.feed(data)
@@ -91,17 +104,27 @@ class HttpTerminator(Answering):
             self._await_request()
         if refusal is not None:
             self._refuse(refusal)
+        if self._active is not None and (self._active.complete or self._active.held >= PART):
+            self._progress()
+
+    def _slices_read(self) -> None:
+        self._progress()
+        self._update_reading()
+        if self._eof and not self._deaf and self._active is None and not self._queue and not self._unread:
+            self._transport.close()  # what has come is no whole request, and the rest never comes
+
+    def _progress(self) -> None:
+        """Begin a request, or give on what has come of its body."""
         if self._connection is None:
             self._next()
         elif self._active is not None:
             self._forward(self._active)
-            self._update_reading()
 
     def eof_received(self) -> bool:
         self._eof = True
         active, connection = self._active, self._connection
         if active is None or connection is None:
-            return self._server.half_close and bool(self._queue)
+            return self._server.half_close and bool(self._queue or self._unread)
         if active.complete:
             # The client may have closed, or only be done with sending. The app hears that no more comes, and may
             # still answer: whether the client is there shows when it is written to.
@@ -127,15 +150,18 @@ class HttpTerminator(Answering):
         self.write_paused = False
         if self._connection is not None:
             self._connection.acknowledge()
-        elif self._queue:
-            self._next()
+        else:
+            self._go_on()
 
     # The way of a request.
 
     def _head_complete(self, request: Request, upgrade: bool) -> None:
         """From the parser."""
         self._server.trust_proxy(request)
-        request.refusal = request.finish_head(upgrade=upgrade, max_size=self._server.settings.max_head_size)
+        settings = self._server.settings
+        request.refusal = request.finish_head(
+            upgrade=upgrade, max_size=settings.max_head_size, max_headers=settings.max_headers
+        )
         self._enqueue(request)
 
     def _enqueue(self, request: Request) -> None:
@@ -155,7 +181,11 @@ class HttpTerminator(Answering):
             self._queue = self._queue or None
         if self._active is not None and self._connection is None:
             self._begin(self._active)
-        self._update_reading()
+
+    def _go_on(self) -> None:
+        """Begin the next request, if it has come."""
+        self._next()
+        self.read_on()
 
     def _begin(self, request: Request) -> None:
         now = self._server.now
@@ -186,10 +216,9 @@ class HttpTerminator(Answering):
         connection = self._connection
         if connection is None or self._body_ended:
             return
-        parts, request.parts = request.parts, []
-        for body in parts:
-            for start in range(0, len(body), PART):
-                connection.event((REQUEST_BODY, body[start : start + PART] if len(body) > PART else body))
+        body = request.take_body()
+        for start in range(0, len(body), PART):
+            connection.event((REQUEST_BODY, body[start : start + PART] if len(body) > PART else body))
         if request.complete:
             self._body_ended = True
             connection.event((REQUEST_END, b""))
@@ -200,17 +229,18 @@ class HttpTerminator(Answering):
         self._log_access(request)
         self._window_shut = False
         request.answered = True
-        request.parts.clear()
-        if self._writer.close or self._stopping or ((self._deaf or self._eof) and not self._queue):
+        request.take_body()
+        ends = (self._deaf or self._eof) and not self._queue and not self._unread
+        if self._writer.close or self._stopping or ends:
             self._deaf = True
-            if self._paused or self._queue or not request.complete:
+            if self._paused or self._queue or self._unread or not request.complete:
                 self._close_behind(request)
             else:
                 self._transport.close()
         else:
             self._await_request()
-            if self._queue:
-                self._server.loop.call_soon(self._next)
+            if self._queue or self._unread:
+                self._server.loop.call_soon(self._go_on)
             self._update_reading()
 
     def _await_request(self) -> None:
@@ -231,7 +261,7 @@ class HttpTerminator(Answering):
             self._transport.close()
             return
         self._parser.release()
-        ClosingSocket(self._server, self._transport).begin(request.rest)
+        ClosingSocket(self._server, self._transport).begin(max(0, request.rest - len(self._unread)))
         self._server.forget(self)
 
     # The seam: what else a connection and the server ask for.
@@ -245,7 +275,7 @@ class HttpTerminator(Answering):
         """See `Terminator`."""
         self._window_shut = False
         self._pace.expect_body(self._server.now, self._parser.body_bytes)
-        self._update_reading()
+        self.read_on()
 
     def expire(self, now: float) -> None:
         """See `Terminator`."""
@@ -259,7 +289,7 @@ class HttpTerminator(Answering):
             if not waiting:  # else the client is still reading the response
                 self._transport.abort()
         elif self._active is None:
-            if self._queue:
+            if self._queue or self._unread:
                 pass  # it waits until the client has read the last response
             elif self._parser.request is not None and not self._parser.request.answered:
                 self._refuse(Refusal(408, "The request head did not come in time."))
@@ -303,7 +333,8 @@ class HttpTerminator(Answering):
         request.complete = True
 
     def _become_websocket(self, request: Request) -> None:
-        tail = self._parser.tail or b""
+        tail = (self._parser.tail or b"") + self._unread
+        self._unread = b""
         self._parser.release()
         self._active = None
         self._deaf = True
@@ -316,9 +347,7 @@ class HttpTerminator(Answering):
     def _update_reading(self) -> None:
         if self._deaf:
             return
-        tail, queue = self._parser.tail, self._queue
-        crowded = queue is not None and (len(queue) > AHEAD or not queue[-1].complete)
-        pause = self._window_shut or crowded or (tail is not None and len(tail) > PART)
+        pause = self._window_shut or self._waits or len(self._unread) > AHEAD_BYTES
         if pause != self._paused and not self._transport.is_closing():
             self._paused = pause
             if pause:
@@ -329,10 +358,9 @@ class HttpTerminator(Answering):
 
 def _first_event(request: Request) -> Event:
     """The first part of the body, for the opening: for most requests all of it."""
-    if not request.parts:
-        return (REQUEST_END if request.complete else REQUEST_BODY, b"")
-    first = request.parts.pop(0)
-    if len(first) > PART:
-        request.parts.insert(0, first[PART:])
-        first = first[:PART]
-    return (REQUEST_END if request.complete and not request.parts else REQUEST_BODY, first)
+    body = request.take_body()
+    if len(body) > PART:
+        request.parts = [body[PART:]]
+        request.held = len(body) - PART
+        body = body[:PART]
+    return (REQUEST_END if request.complete and not request.parts else REQUEST_BODY, body)

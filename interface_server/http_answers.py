@@ -15,6 +15,7 @@ from asgibus.interface_server.request import Refusal, Request, address_text
 from asgibus.interface_server.request_parser import RequestParser
 from asgibus.interface_server.response import Framing, chunk, plain_response
 from asgibus.interface_server.response_writer import ResponseWriter
+from asgibus.interface_server.turns import SlicedReader
 from asgibus.protocol.events import (
     ABORT,
     CONTINUE,
@@ -30,14 +31,14 @@ from asgibus.protocol.events import (
 from asgibus.protocol.states import App
 
 if TYPE_CHECKING:
-    from asgibus.interface_server.server import Server
+    pass
 
 access = logging.getLogger("asgibus.access")
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER, on, for no time
 
 
-class Answering(asyncio.Protocol):
+class Answering(SlicedReader):
     """The half of the HTTP terminator that writes; the other half reads, and says when the next request's turn is."""
 
     __slots__ = (
@@ -46,13 +47,11 @@ class Answering(asyncio.Protocol):
         "_deaf",
         "_pace",
         "_parser",
-        "_server",
         "_transport",
         "_writer",
         "write_paused",
     )
 
-    _server: Server
     _transport: asyncio.Transport
     _writer: ResponseWriter
     _parser: RequestParser

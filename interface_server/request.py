@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asgibus.interface_server.authority import is_authority
+from asgibus.interface_server.settings import MAX_HEADERS
 from asgibus.protocol.opening import HTTP, WEBSOCKET, Address
 
 UNKNOWN = sys.maxsize
@@ -18,6 +19,10 @@ class Refusal:
 
     status: int
     reason: str
+
+
+HEAD_TOO_LARGE = Refusal(431, "The request head is too large.")
+TOO_MANY_HEADERS = Refusal(431, "The request has too many headers.")
 
 
 @dataclass(slots=True, eq=False)
@@ -44,6 +49,8 @@ class Request:
     """Bytes of body that the head announces; `UNKNOWN` for a chunked body."""
     received: int = 0
     """Bytes of body that have come."""
+    held: int = 0
+    """Bytes in `parts`."""
     head_complete: bool = False
     complete: bool = False
     answered: bool = False
@@ -54,6 +61,14 @@ class Request:
     def line(self) -> str:
         """The request line, for the log."""
         return f"{self.method} {self.target.decode('latin-1')} HTTP/{self.http_version}"
+
+    def take_body(self) -> bytes:
+        """Take what has come of the body and was not taken."""
+        parts = self.parts
+        if not parts:
+            return b""
+        self.parts, self.held = [], 0
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     @property
     def rest(self) -> int:
@@ -67,7 +82,7 @@ class Request:
             return UNKNOWN
         return self.length - self.received
 
-    def finish_head(self, *, upgrade: bool, max_size: int) -> Refusal | None:
+    def finish_head(self, *, upgrade: bool, max_size: int, max_headers: int = MAX_HEADERS) -> Refusal | None:
         """Read the headers that matter here. Returns why the request must be refused, if it must.
 
         The rules of RFC 9112 that keep a request from meaning two things to two servers: one Host, one way of saying
@@ -79,7 +94,9 @@ class Request:
         if self.http_version not in ("1.0", "1.1"):
             return Refusal(505, "The HTTP versions understood are 1.0 and 1.1.")
         if len(self.target) + sum([len(name) + len(value) + 4 for name, value in self.headers]) > max_size:
-            return Refusal(431, "The request head is too large.")
+            return HEAD_TOO_LARGE
+        if len(self.headers) > max_headers:
+            return TOO_MANY_HEADERS
         hosts = 0
         chunked = has_length = websocket = False
         for name, value in self.headers:

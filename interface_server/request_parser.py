@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import httptools
 
-from asgibus.interface_server.request import Refusal, Request
+from asgibus.interface_server.request import HEAD_TOO_LARGE, TOO_MANY_HEADERS, UNKNOWN, Refusal, Request
+from asgibus.interface_server.settings import MAX_HEADERS
 from asgibus.protocol.opening import WEBSOCKET
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class RequestParser:
         "_head_bytes",
         "_line",
         "_max_head_size",
+        "_max_headers",
         "_on_head",
         "_parser",
         "_peer",
@@ -41,8 +43,16 @@ class RequestParser:
         "tail",
     )
 
-    def __init__(self, peer: Peer, max_head_size: int, on_head: Callable[[Request, bool], None]) -> None:
+    def __init__(
+        self,
+        peer: Peer,
+        max_head_size: int,
+        on_head: Callable[[Request, bool], None],
+        *,
+        max_headers: int = MAX_HEADERS,
+    ) -> None:
         self._peer = peer
+        self._max_headers = max_headers
         self._max_head_size = max_head_size
         self._on_head = on_head
         self._parser = self._new_parser()
@@ -54,7 +64,15 @@ class RequestParser:
         self.request: Request | None = None
         self.tail: bytes | None = None
 
-    def feed(self, data: bytes) -> Refusal | None:
+    @property
+    def body_left(self) -> int:
+        """Return how much of the body of `request` is still to come, if its head says how long it is; else 0."""
+        request = self.request
+        if request is None or request.length == UNKNOWN:
+            return 0
+        return request.length - request.received
+
+    def feed(self, data: bytes | memoryview) -> Refusal | None:
         """Read on. Returns why `request` and what follows it cannot be understood, if so: then nothing more can."""
         if self.tail is not None:
             self.tail += data
@@ -62,7 +80,8 @@ class RequestParser:
         self._section_ended = False
         body_before = self.body_bytes
         rest = data
-        self._line = self._line + data if self._line else data
+        if self.request is None or not self.request.head_complete:
+            self._line = self._line + data if self._line else bytes(data)
         while rest:
             try:
                 self._parser.feed_data(rest)
@@ -79,6 +98,8 @@ class RequestParser:
             self._line = b""
         if request is None:
             return None
+        if not request.head_complete and len(request.headers) > self._max_headers:
+            return TOO_MANY_HEADERS
         if self._section_ended or self.body_bytes != body_before:
             self._head_bytes = 0
             return None
@@ -90,12 +111,12 @@ class RequestParser:
         """Free the memory at once: parser and callbacks refer to each other."""
         del self._parser, self._on_head
 
-    def _upgrade(self, rest: bytes) -> bytes:
+    def _upgrade(self, rest: bytes | memoryview) -> bytes | memoryview:
         """A request asked to go on with another protocol, so llhttp stopped at its head. Returns what to read on."""
         request, self._asks_upgrade = self._asks_upgrade, None
         assert request is not None
         if request.kind == WEBSOCKET or request.refusal is not None:
-            self.tail = rest
+            self.tail = bytes(rest)
             return b""
         # Not taken up: HTTP goes on. llhttp left out the request's body, so a new parser is told of it.
         framing = [b"%s: %s\r\n" % header for header in request.headers if header[0] in _FRAMING]
@@ -157,6 +178,7 @@ class RequestParser:
         self.body_bytes += len(body)
         request.received += len(body)
         if not request.answered:
+            request.held += len(body)
             request.parts.append(body)
 
     def on_message_complete(self) -> None:
@@ -164,9 +186,6 @@ class RequestParser:
         self.request.complete = True
         self.request = None
         self._section_ended = True
-
-
-HEAD_TOO_LARGE = Refusal(431, "The request head is too large.")
 
 
 def _refusal(error: httptools.HttpParserError) -> Refusal:

@@ -23,6 +23,7 @@ from asgibus.interface_server.response import StandardHeaders
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.terminator import FAULT, Holder, Host, Listener, cut
 from asgibus.interface_server.tls import Tls
+from asgibus.interface_server.turns import Turns
 from asgibus.interface_server.websocket import WebSocketTerminator
 from asgibus.layers.contract import ChannelLayer, Statistics, statistics_of
 from asgibus.protocol.channels import shared_channels
@@ -48,6 +49,7 @@ class Server:
 
     connections: Connections
     loop: asyncio.AbstractEventLoop
+    turns: Turns
 
     def __init__(
         self,
@@ -104,6 +106,7 @@ class Server:
         listening = listening_socket(self.settings)
         try:
             self.connections = Connections(self.settings)
+            self.turns = Turns(self.loop, self.connections.counts)
             async with self._layer.bus("interface", self.connections) as bus:
                 async with anyio.create_task_group() as tasks:
                     self.connections.on_bus(bus, tasks)

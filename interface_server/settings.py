@@ -9,6 +9,7 @@ from urllib.parse import unquote_to_bytes
 from asgibus.protocol.session import WINDOW
 
 SlowClient = Literal["close", "skip"]
+MAX_HEADERS = 128
 ClientCertificates = Literal["none", "optional", "required"]
 
 
@@ -67,6 +68,8 @@ class InterfaceSettings:
     """How long a UDP peer may be silent: longer than most clients pause, as short as most NATs forget them."""
 
     max_head_size: int = 64 * 1024
+    max_headers: int = MAX_HEADERS
+    """Lines of a request's head: browsers send twenty; each costs more memory than its bytes."""
     min_body_rate: int = 240
     """Bytes per second below which a request's body is too slow; the usual defence against a dripping client."""
     max_connections: int = 10_000

@@ -126,7 +126,14 @@ class Listener(Protocol):
 FAULT = "a terminator failed, and its socket is cut: %s"
 
 
-def cut(terminator: Terminator | Holder, counts: Counter[str]) -> str:
+class Abortable(Protocol):
+    """A socket that can be ended."""
+
+    def abort(self) -> None:
+        """End the socket at once."""
+
+
+def cut(terminator: Abortable, counts: Counter[str]) -> str:
     """End the socket of a terminator that has raised, so that no other ends with it; returns its name, for the log."""
     counts["fault"] += 1
     with suppress(Exception):  # that it is at fault is known

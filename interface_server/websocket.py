@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _quiet = logging.getLogger("asgibus.websockets")  # the protocol's own log: bad input of clients, frame by frame
 
+SLICE = 4 * 1024  # bytes that are parsed at once: some hundred of the smallest frames
+COMPRESSED_SLICE = 512  # where messages are compressed: half a megabyte can come of them
 EARLY_BYTES = PART  # kept of what a client sends before it is accepted; then its socket is not read
 
 
@@ -36,26 +38,25 @@ class WebSocketTerminator(Answering):
 
     __slots__ = (
         "_alive",
-        "_early",
         "_fragments",
         "_opened",
         "_pace",
         "_pinged",
         "_text",
+        "_window_shut",
     )
 
     def __init__(self, server: Server, transport: asyncio.Transport, writer: ResponseWriter) -> None:
-        self._server = server
+        super().__init__(server)
         self._transport = transport
         self._writer = writer
         self._request = None
         self._connection = None
         self._protocol = None
         self._phase = Phase.HANDSHAKE
-        self._early = b""
         self._fragments: bytearray | None = None  # no list: a client may send empty ones without end
         self._text = False
-        self._paused = False
+        self._paused = self._window_shut = False
         self._alive = True
         self._pinged = 0.0
         self._opened = server.now
@@ -70,7 +71,7 @@ class WebSocketTerminator(Answering):
         self._request = request
         target = request.target.decode("latin-1")
         self._log_line = f'{address_text(request.client)} - "WebSocket {target}"'
-        self._early = tail
+        self._unread = tail
         self.deadline = self._server.now + self._server.settings.connect_timeout + CLOSE_SECONDS
         self._transport.set_protocol(self)
         self._server.readmit(self)
@@ -80,21 +81,41 @@ class WebSocketTerminator(Answering):
             return
         request.extensions = {**request.extensions, "websocket.http.response": {}}
         self._connection = self._server.connections.open(request, self, ())
-        if not self._transport.is_reading():
+        self._slices_read()
+        if not self._paused and not self._transport.is_reading():
             self._transport.resume_reading()
 
     # From the transport.
 
-    def data_received(self, data: bytes) -> None:
-        self._alive = True
+    def _slice_size(self) -> int:
         protocol = self._protocol
         if protocol is None:
-            if self._phase is Phase.HANDSHAKE:
-                self._early += data
-                if len(self._early) > EARLY_BYTES:
-                    self.pause()
-            return
-        protocol.receive_data(data)
+            if self._phase is not Phase.HANDSHAKE:
+                self._unread = b""  # of a client that was refused
+            return 0
+        if self._window_shut or (self.write_paused and protocol.writes):
+            return 0
+        return COMPRESSED_SLICE if self._window_bits else SLICE
+
+    def data_received(self, data: bytes) -> None:
+        self._alive = True
+        super().data_received(data)
+
+    def _slices_read(self) -> None:
+        most = 0 if self._protocol is not None else EARLY_BYTES
+        pause = self._window_shut or len(self._unread) > most
+        if pause is not self._paused and not self._transport.is_closing():
+            self._paused = pause
+            if pause:
+                self._transport.pause_reading()
+            else:
+                self._alive = True  # an answer to a ping may be among what was not read
+                self._transport.resume_reading()
+
+    def _read(self, data: bytes | memoryview) -> None:
+        protocol = self._protocol
+        assert protocol is not None
+        protocol.receive_data(bytes(data))
         for frame in protocol.events_received():
             assert isinstance(frame, Frame)  # the handshake is ours, so nothing else comes
             opcode = frame.opcode
@@ -112,6 +133,7 @@ class WebSocketTerminator(Answering):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._server.forget(self)
+        self._unread = b""
         self._leave(CloseCode.ABNORMAL_CLOSURE)
 
     def pause_writing(self) -> None:
@@ -124,6 +146,7 @@ class WebSocketTerminator(Answering):
             self._write_pending()
         if self._connection is not None:
             self._connection.acknowledge()
+        self.read_on()
 
     # From the client.
 
@@ -168,16 +191,13 @@ class WebSocketTerminator(Answering):
 
     def pause(self) -> None:
         """See `Terminator`."""
-        if not self._paused and not self._transport.is_closing():
-            self._paused = True
-            self._transport.pause_reading()
+        self._window_shut = True
+        self._slices_read()
 
     def resume(self) -> None:
         """See `Terminator`."""
-        if self._paused and not self._transport.is_closing():
-            self._paused = False
-            self._alive = True  # an answer to a ping may be among what was not read
-            self._transport.resume_reading()
+        self._window_shut = False
+        self.read_on()
 
     def expire(self, now: float) -> None:
         """See `Terminator`."""
@@ -242,10 +262,7 @@ class WebSocketTerminator(Answering):
         self._opened = self._pinged = now = self._server.now
         self.deadline = now + min(settings.ping_interval, settings.websocket_timeout)
         self._request = self._writer = None
-        early, self._early = self._early, b""
-        if early:
-            self.resume()
-            self.data_received(early)  # at once: what comes next may be read before any later callback
+        self.resume()
 
     def _finish_refused(self) -> None:
         self._phase = Phase.CLOSING

@@ -15,6 +15,7 @@ from asgibus.interface_server.connection import Connection
 from asgibus.interface_server.request import Refusal, Request
 from asgibus.interface_server.response import plain_response
 from asgibus.interface_server.response_writer import ResponseWriter
+from asgibus.interface_server.turns import SlicedReader
 from asgibus.interface_server.websocket_frames import encode_message
 from asgibus.protocol.events import (
     ACCEPT,
@@ -28,10 +29,11 @@ from asgibus.protocol.events import (
 )
 
 if TYPE_CHECKING:
-    from asgibus.interface_server.server import Server
+    pass
 
 access = logging.getLogger("asgibus.access")
 
+PONGS = 16  # written for the pings of one slice: only the last one need be answered, RFC 6455 section 5.5.3
 CLOSE_SECONDS = 10.0  # how long a client may take to answer our close frame
 
 _REASONS: dict[int, str] = {
@@ -49,7 +51,7 @@ class Phase(Enum):
     CLOSING = "closing"
 
 
-class Answering(asyncio.Protocol):
+class Answering(SlicedReader):
     """The half of the WebSocket terminator that writes; the other half reads, and keeps the time."""
 
     __slots__ = (
@@ -59,7 +61,6 @@ class Answering(asyncio.Protocol):
         "_phase",
         "_protocol",
         "_request",
-        "_server",
         "_transport",
         "_window_bits",
         "_writer",
@@ -67,7 +68,6 @@ class Answering(asyncio.Protocol):
         "write_paused",
     )
 
-    _server: Server
     _transport: asyncio.Transport
     _connection: Connection | None
     _protocol: Protocol | None
@@ -200,11 +200,12 @@ class Answering(asyncio.Protocol):
     def _write_pending(self) -> None:
         protocol = self._protocol
         assert protocol is not None
+        # An older ping need not be answered, RFC 6455 section 5.5.3; if there is a close frame, it is the last.
         if self.write_paused and self._phase is Phase.OPEN:
-            # Only pongs are pending, and a client that does not read them must not make us keep them: the last one
-            # will do, RFC 6455 section 5.5.3. It is written when the client reads on.
-            del protocol.writes[:-1]
-            return
+            del protocol.writes[:-1]  # a client that does not read them must not make us keep them
+            return  # the last one is written when the client reads on; until then it is not read
+        if len(protocol.writes) > PONGS:
+            del protocol.writes[:-PONGS]
         for data in protocol.data_to_send():
             if data:
                 self._transport.write(data)

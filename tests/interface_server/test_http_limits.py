@@ -72,6 +72,27 @@ def test_a_larger_head_is_refused(client: RawClient, wire: bytes, piece: int) ->
     assert client.read_until_close() == b""
 
 
+@pytest.mark.parametrize("piece", [100_000, 100])
+@pytest.mark.parametrize("end", [b"\r\n", b""], ids=["whole", "endless"])
+def test_too_many_headers_are_refused(client: RawClient, end: bytes, piece: int) -> None:
+    """Each costs far more memory than its bytes, so their number is limited, too."""
+    allowed = b"GET / HTTP/1.1\r\nHost: test\r\n" + b"a:b\r\n" * 127
+    client.send(allowed + b"\r\n")
+    assert client.read_response().status == 200
+    wire = allowed + b"a:b\r\n" * 2 + end
+    client.send_pieces([wire[start : start + piece] for start in range(0, len(wire), piece)])
+    response = client.read_response()
+    assert (response.status, response.get("connection")) == (431, "close")
+    assert client.read_until_close() == b""
+
+
+def test_the_number_of_headers_is_an_option(start_interface: Start) -> None:
+    server = start_interface("--max-headers", 2, app=APP)
+    with RawClient(server) as client:
+        assert client.request("GET", "/", "A: b").status == 200
+        assert client.request("GET", "/", "A: b", "C: d").status == 431
+
+
 def test_endless_trailers_are_refused(server: Process, client: RawClient, name: str) -> None:
     head = f"POST /torn-body?name={name} HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
     client.send(head.encode() + b"1\r\na\r\n")

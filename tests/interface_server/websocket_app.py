@@ -54,8 +54,8 @@ async def control(scope, send):
 def note(event):
     """An event that the app received, as a list."""
     if event["type"] == "websocket.receive":
-        assert (event["text"] is None) != (event["bytes"] is None)
-        return ["text", event["text"]] if event["text"] is not None else ["bytes", len(event["bytes"])]
+        assert ("text" in event) != ("bytes" in event)
+        return ["text", event["text"]] if "text" in event else ["bytes", len(event["bytes"])]
     return ["disconnect", event["code"], event["reason"]]
 
 
@@ -64,7 +64,7 @@ async def echo(scope, receive, send, query, notes):
         await GATES[gate].wait()
     await send(ACCEPT)
     while (event := await receive())["type"] == "websocket.receive":
-        await send({"type": "websocket.send", "text": event["text"], "bytes": event["bytes"]})
+        await send({**event, "type": "websocket.send"})
     notes.append(note(event))
 
 
