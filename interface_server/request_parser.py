@@ -80,7 +80,7 @@ class RequestParser:
         self._section_ended = False
         body_before = self.body_bytes
         rest = data
-        if self.request is None or not self.request.head_complete:
+        if not self.body_left:
             self._line = self._line + data if self._line else bytes(data)
         while rest:
             try:

@@ -134,6 +134,8 @@ class WebSocketTerminator(Answering):
     def connection_lost(self, error: Exception | None) -> None:
         self._server.forget(self)
         self._unread = b""
+        if self._writer is not None:
+            self._log(self._writer.status)
         self._leave(CloseCode.ABNORMAL_CLOSURE)
 
     def pause_writing(self) -> None:

@@ -125,7 +125,9 @@ class Answering(SlicedReader):
                 self._writer.end(event[1])
                 self._log(self._writer.status)
                 self._finish_refused()
-        else:  # ABORT
+        elif self._phase is Phase.HANDSHAKE:  # ABORT
+            self._answer(Refusal(500, "The app failed."))
+        else:
             self._connection = None
             self._transport.abort()
 
@@ -232,6 +234,7 @@ class Answering(SlicedReader):
             connection.client_gone(int(code), reason)
 
     def _log(self, status: int) -> None:
-        if self._server.settings.access_log:
-            access.info("%s %s", self._log_line, status)
+        """Log the answer to the handshake, once; 0 if there was none."""
+        if self._server.settings.access_log and self._log_line:
+            access.info("%s %s", self._log_line, status or "-")
         self._log_line = ""

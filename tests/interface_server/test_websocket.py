@@ -262,6 +262,22 @@ def test_a_denial_that_is_not_finished_is_cut_off(server: Process) -> None:
         assert client.read_until_close() == b""
 
 
+@pytest.mark.parametrize("path", ["/begin-denial-and-return", "/begin-denial-and-raise"])
+def test_a_denial_of_which_nothing_is_written_becomes_a_500(server: Process, path: str) -> None:
+    with RawClient(server) as client:
+        client.send(handshake(path))
+        assert client.read_response().status == 500
+        assert client.read_until_close() == b""
+    server.wait_for(f'"WebSocket {path}" 500')
+
+
+def test_a_handshake_whose_client_leaves_is_in_the_access_log(server: Process, name: str) -> None:
+    with RawClient(server) as client:
+        client.send(handshake(f"/hesitate?name={name}"))
+        wait_seen(server, name, "connected")
+    server.wait_for(rf'"WebSocket /hesitate\?name={name}" -')
+
+
 def test_browsers_and_proxies_word_the_handshake_in_their_ways(server: Process) -> None:
     head = handshake("/echo", "Origin: http://test", "Sec-WebSocket-Extensions: permessage-deflate").decode()
     head = head.replace("Connection: Upgrade", "Connection: keep-alive, upgrade").replace("websocket", "WebSocket")

@@ -121,6 +121,15 @@ async def deny_and_return(scope, receive, send, query, notes):
     await send({"type": "websocket.http.response.body", "body": b"log in ", "more_body": True})
 
 
+async def begin_denial_and_return(scope, receive, send, query, notes):
+    await send({"type": "websocket.http.response.start", "status": 401})
+
+
+async def begin_denial_and_raise(scope, receive, send, query, notes):
+    await send({"type": "websocket.http.response.start", "status": 401})
+    raise RuntimeError("on purpose")
+
+
 async def deny_at_length(scope, receive, send, query, notes):
     """Refuse with so many parts of 100,000 bytes; at a `gate` wait before the last."""
     await send({"type": "websocket.http.response.start", "status": 403})
