@@ -218,7 +218,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
     "--ws-max-size",
     "websocket_max_message_size",
     type=COUNT,
-    default=1024 * 1024,
+    default=16 * 1024 * 1024,
     help="Message from a client, in bytes.",
 )
 @option(

@@ -73,7 +73,8 @@ class InterfaceSettings:
     min_body_rate: int = 240
     """Bytes per second below which a request's body is too slow; the usual defence against a dripping client."""
     max_connections: int = 10_000
-    websocket_max_message_size: int = 1024 * 1024
+    websocket_max_message_size: int = 16 * 1024 * 1024
+    """What uvicorn allows, and what the bus carries to clients, too."""
     websocket_compression: bool = False
     window: int = WINDOW
     udp_max_peers: int = 1000

@@ -393,8 +393,8 @@ def test_an_app_that_ends_closes(server: Process, path: str, code: int) -> None:
         (frame(TEXT, b"\xed\xa0\x80"), 1007),
         (frame(TEXT, "ü".encode()[:1]), 1007),
         (frame(TEXT, b"ok", fin=False) + frame(CONT, b"\xc3"), 1007),
-        (frame(BINARY, bytes((1 << 20) + 1)), 1009),
-        (frame(BINARY, bytes(1 << 19), fin=False) + frame(CONT, bytes((1 << 19) + 1)), 1009),
+        (frame(BINARY, bytes((16 << 20) + 1)), 1009),
+        (frame(BINARY, bytes(8 << 20), fin=False) + frame(CONT, bytes((8 << 20) + 1)), 1009),
     ],
     ids=lambda value: repr(value[:12]) if isinstance(value, bytes) else str(value),
 )
@@ -409,6 +409,13 @@ def test_a_client_that_breaks_the_protocol_is_told_why_and_the_app_hears_it(
     wait_seen(server, name, "over")
     before, (kind, told, _), _ = seen(server, name)
     assert (before, kind, told) == (["text", "before"], "disconnect", code)
+
+
+def test_messages_of_16_mib_pass_both_ways(server: Process) -> None:
+    message = bytes(16 << 20)
+    with RawWebSocket(server, "/echo") as client:
+        client.send(frame(BINARY, message))
+        assert client.read_frame() == (BINARY, message)
 
 
 def test_the_reason_arrives_even_in_the_middle_of_a_message_that_is_too_long(server: Process) -> None:
