@@ -1,10 +1,12 @@
 """A chat room whose messages are moderated, written to be tested: `make_app(allowed)` gives an ASGI app.
 
-`/room/<name>` is a WebSocket; `POST /room/<name>` says something from outside. Every message of a socket has a number,
-which the app keeps with the connection: one that is given to it twice, because a worker died, is said once.
+`/` is a page to try it with. `/room/<name>` is a WebSocket; `POST /room/<name>` says something from outside. Each
+message of a socket has a number, which the app keeps with the connection: one that is given to it twice, as a worker
+died, is said once.
 """
 
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,6 +18,15 @@ Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 Allowed = Callable[[str], Awaitable[bool]]
 
+PAGE = b"""<!doctype html><html lang="en"><meta name="viewport" content="width=device-width"><title>tea</title>
+<ul id=said aria-live=polite></ul><input id=text autofocus aria-label=Message placeholder="say something">
+<script>
+const socket = new WebSocket(`${location.protocol.replace("http", "ws")}//${location.host}/room/tea`)
+let number = 0
+socket.onmessage = event => said.append(Object.assign(document.createElement("li"), {textContent: event.data}))
+text.onchange = () => { socket.send(JSON.stringify({number: ++number, text: text.value})); text.value = "" }
+</script>"""
+
 
 def make_app(allowed: Allowed) -> Callable[[Event, Receive, Send], Awaitable[None]]:
     """Return the app. `allowed` is asked about every text; think of a service that takes its time."""
@@ -23,14 +34,21 @@ def make_app(allowed: Allowed) -> Callable[[Event, Receive, Send], Awaitable[Non
     async def app(scope: Event, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await chat(scope, receive, send)
-        elif scope["type"] == "http":
+        elif scope["type"] == "http" and scope["path"] == "/":
+            await answer(send, 200, PAGE)
+        elif scope["type"] == "http" and scope["method"] == "POST" and room(scope):
             await announce(scope, receive, send)
+        elif scope["type"] == "http":
+            await answer(send, 404, b"There is nothing here.")
         else:
             raise ValueError(f"the chat serves http and websocket, not {scope['type']}")
 
     async def chat(scope: Event, receive: Receive, send: Send) -> None:
         connection = asgibus.connection(scope)
         await receive()  # websocket.connect
+        if not room(scope):
+            await send({"type": "websocket.close"})
+            return
         await send({"type": "websocket.accept"})
         await connection.group_add(room(scope))
         if not connection.resumed:
@@ -49,8 +67,7 @@ def make_app(allowed: Allowed) -> Callable[[Event, Receive, Send], Awaitable[Non
             body += event["body"]
             if not event["more_body"]:
                 await say(asgibus.connection(scope).layer, room(scope), body.decode())
-                await send({"type": "http.response.start", "status": 204, "headers": []})
-                await send({"type": "http.response.body"})
+                await answer(send, 204)
                 return
 
     async def say(layer: ChannelLayer, group: str, text: str) -> None:
@@ -61,8 +78,16 @@ def make_app(allowed: Allowed) -> Callable[[Event, Receive, Send], Awaitable[Non
 
 
 def room(scope: Event) -> str:
-    """Return the group of the room in the path."""
-    return "room." + scope["path"].removeprefix("/room/")
+    """Return the group of the room in the path; empty if it names none."""
+    match = re.fullmatch(r"/room/([A-Za-z0-9_-]{1,50})", scope["path"])
+    return f"room.{match[1]}" if match else ""
+
+
+async def answer(send: Send, status: int, body: bytes = b"") -> None:
+    """Answer a request."""
+    headers = [(b"content-type", b"text/html; charset=utf-8")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def everything(text: str) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from app import make_app
+from websockets.exceptions import InvalidStatus
 
 from asgibus.testing import Bus, WebSocket
 
@@ -64,6 +65,14 @@ async def test_an_announcement_comes_from_outside(bus: Bus) -> None:
         assert await ann.receive() == "welcome"
         assert (await bus.http.post("/room/tea", content="tea is ready")).status_code == 204
         assert await ann.receive() == "tea is ready"
+
+
+async def test_there_is_a_page_and_nothing_where_no_room_is(bus: Bus) -> None:
+    assert "<title>tea</title>" in (await bus.http.get("/")).text
+    assert (await bus.http.post("/room/", content="tea is ready")).status_code == 404
+    with pytest.raises(InvalidStatus, match="403"):
+        async with bus.websocket("/room/no%20such"):
+            pass
 
 
 async def test_a_deploy_goes_unnoticed(bus: Bus) -> None:

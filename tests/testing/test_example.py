@@ -11,4 +11,4 @@ def test_the_example_passes_its_own_tests() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:asyncio"]
     done = subprocess.run(command, cwd=EXAMPLE, capture_output=True, text=True, check=False, timeout=50)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "7 passed" in done.stdout
+    assert "8 passed" in done.stdout
