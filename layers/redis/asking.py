@@ -68,7 +68,7 @@ class Asking:
             raise LayerUnavailable(f"the process of '{mailbox}{part}' does not say how the channel stands")
         try:
             return Standing(*self._entries.unpack(key, answer))
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # TypeError: it holds no three things
             self._entries.refused(f"answer of {mailbox}", part, error)
             raise LayerUnavailable(f"how the channel '{mailbox}{part}' stands cannot be read: {error}") from error
 

@@ -7,8 +7,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from asgibus.layers.codec import unpack
-from asgibus.layers.contract import MESSAGE, Bus, Claim, Delivery, Draft, Frame, Handler, Offer, Statistics
+from asgibus.layers.codec import unpack, unpack_message
+from asgibus.layers.contract import (
+    DEAD,
+    GROUP_MESSAGE,
+    MESSAGE,
+    Bus,
+    Claim,
+    Delivery,
+    Draft,
+    Frame,
+    Handler,
+    Offer,
+    Statistics,
+)
 from asgibus.layers.names import require_channel, require_group
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.asking import ANSWER_MS, ASKED, Standing
@@ -18,7 +30,7 @@ from asgibus.layers.redis.inbox import Inbox
 from asgibus.layers.redis.kept import MESSAGES, Taken
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.memberships import Memberships
-from asgibus.layers.redis.offers import Offers
+from asgibus.layers.redis.offers import LOOKED, Offers
 from asgibus.layers.redis.presence import Presence, lease_times
 from asgibus.layers.redis.writer import CALL_SECONDS
 from asgibus.layers.settings import require_delay
@@ -49,7 +61,7 @@ class RedisBus(Bus):
             return await attachment.shards.of(name).attachment()
 
         self._later: dict[asyncio.TimerHandle, Sequence[str]] = {}
-        self._claimant = Claimant(attachment.address, keys, entries, mailbox, outage, writer)
+        self._claimant = Claimant(attachment.address, keys, entries, mailbox, outage, writer, self._found_wrong_type)
         self._deliveries = Deliveries(place, entries, mailbox, outage.counts, settings.expiry)
         self._memberships = Memberships(
             attachment,
@@ -67,6 +79,7 @@ class RedisBus(Bus):
             outage,
             self._batch,
             self._inbox.count_anew if self._inbox is not None else _nothing,
+            self._found_wrong_type,
         )
         self._offers = Offers(
             writer, keys, entries, mailbox, outage, handler, now=lambda: self._presence.now, missed=self._missed
@@ -123,6 +136,7 @@ class RedisBus(Bus):
                     skipped = {int(place) for place in full.split(b",")}
                     parts = [part for place, part in enumerate(parts) if place not in skipped]
                 if delay:
+                    _check_delayed(parts, message, delay)
                     self._delay(parts, message, sent + delay)
                 else:
                     self._deliver(parts, message, sent)
@@ -130,6 +144,8 @@ class RedisBus(Bus):
             if frames and frames[0][0] == ASKED:
                 self._answer(*frames[0][1:])
                 return
+            for frame in frames:
+                _check(frame)
             frames = self._offers.told(self._presence.told(frames))
         if frames:
             self._handler.batch(sender, frames)
@@ -195,6 +211,10 @@ class RedisBus(Bus):
     def post(self, mailbox: str, frame: Frame | Draft, size: int = 0) -> None:
         self._writer.post(self, mailbox, frame, size)
 
+    def _found_wrong_type(self) -> None:
+        """A key of this place on the bus holds something else."""
+        self._presence.found_wrong_type()
+
     def _missed(self) -> None:
         """The own mailbox is not there."""
         self._presence.missed(self.mailbox)
@@ -258,6 +278,28 @@ class RedisBus(Bus):
 
     async def drain(self) -> None:
         await self._writer.drain()
+
+
+def _check(frame: Frame) -> None:
+    """Raise ValueError for a frame that is none of the layer's own, or not as it writes them."""
+    kind = frame[0]
+    if kind in (MESSAGE, GROUP_MESSAGE):
+        sound = len(frame) == 3 and isinstance(frame[1], str) and isinstance(frame[2], dict)
+    elif kind == DEAD:
+        sound = len(frame) == 3 and isinstance(frame[1], str) and frame[2] in (True, False, None)
+    else:
+        sound = kind == LOOKED and len(frame) == 2 and isinstance(frame[1], int)
+    if not sound:
+        raise ValueError(f"not a frame of the layer: {str(frame)[:100]}")
+
+
+def _check_delayed(parts: object, message: object, delay: object) -> None:
+    """Raise ValueError for a delayed message that could not be handed on when it is due."""
+    names = isinstance(parts, tuple | list) and all(isinstance(part, str) for part in parts)
+    if not names or not isinstance(message, bytes):
+        raise ValueError(f"not a delayed message: {str(parts)[:100]}")
+    require_delay(delay)
+    unpack_message(message)
 
 
 def _nothing() -> None:

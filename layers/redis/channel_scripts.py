@@ -177,7 +177,7 @@ TAKEN = """
 local reply = {}
 local all = redis.call('HGETALL', KEYS[1])
 for i = 1, #all, 2 do
-  reply[#reply + 1], reply[#reply + 2] = all[i], string.match(all[i + 1], '^[^!]*!')
+  reply[#reply + 1], reply[#reply + 2] = all[i], string.match(all[i + 1], '^[^!]*!') or ''
 end
 return reply
 """

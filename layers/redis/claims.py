@@ -37,8 +37,17 @@ class Claimant:
     """Takes entries of shared channels for one process. `consumer` is its name in the group."""
 
     def __init__(
-        self, address: Address, keys: Keys, entries: Entries, consumer: str, outage: Outage, writer: Writer
+        self,
+        address: Address,
+        keys: Keys,
+        entries: Entries,
+        consumer: str,
+        outage: Outage,
+        writer: Writer,
+        on_wrong_type: Callable[[], None],
     ) -> None:
+        """`on_wrong_type` is called when one of the keys holds something else than a stream."""
+        self._on_wrong_type = on_wrong_type
         self._keys = keys
         self._entries = entries
         self._consumer = consumer
@@ -107,9 +116,14 @@ class Claimant:
         keys = list(self._channels)
         replies = await asyncio.gather(*(self._writer.call("EVAL", scripts.CONSUMERS, 1, key) for key in keys))
         return {
-            key: [name for each in reply if not (name := each.decode()).startswith(self._consumer)]
+            key: [name for name in self._entries.names(key, reply) if not name.startswith(self._consumer)]
             for key, reply in zip(keys, replies, strict=True)
         }
+
+    @property
+    def keys(self) -> list[str]:
+        """The streams from which it claims."""
+        return list(self._channels)
 
     async def take_over(self, dead: Mapping[str, Sequence[str]], orphaned: Callable[[Claim], None]) -> None:
         """Take what these had claimed, by key, and call `orphaned` with each claim. Raises LayerUnavailable."""
@@ -232,6 +246,8 @@ class Claimant:
                 self._make_groups(connection)
             else:
                 connection.abort(f"claiming was refused: {reply}")  # the link tries again, with pauses
+                if str(reply).startswith("WRONGTYPE"):
+                    self._on_wrong_type()
             return
         before = self._released
         claims = [claim for key, entries in reply or () for claim in self._take(key.decode(), entries, self._release)]
@@ -270,9 +286,7 @@ class Claimant:
                     self._entries.refused(f"shared channel {key}", entry_id.decode(), error)
                     self._writer.ack(key, entry_id, self._on_acked)
                 continue
-            since = fields[3] if len(fields) > 3 and fields[2] == b"since" else entry_id
-            stale = int(since.partition(b"-")[0]) < self._stale_before
-            claims.append(Claim(self._channels[key], entry_id, entry, stale))
+            claims.append(Claim(self._channels[key], entry_id, entry, _since(entry_id, fields) < self._stale_before))
         return claims
 
     def _release(self, key: str, entry_id: bytes, why: str) -> None:
@@ -319,6 +333,13 @@ class Claimant:
 
         for key in self._turns:
             self._writer.write(("XGROUP", "CREATE", key, "workers", "0", "MKSTREAM"), partial(made, key))
+
+
+def _since(entry_id: bytes, fields: Sequence[bytes]) -> int:
+    """When an entry was written first, in ms by the clock of its Redis."""
+    if len(fields) > 3 and fields[2] == b"since" and (first := fields[3].partition(b"-")[0]).isdigit():
+        return int(first)
+    return int(entry_id.partition(b"-")[0])
 
 
 def _ignore_unreadable(key: str, entry_id: bytes, why: str) -> None:

@@ -20,6 +20,7 @@ from asgibus.layers.redis.connection import RedisError
 from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.receiver import Entry, taken_entry
 from asgibus.layers.redis.unreadable import Unreadable
+from asgibus.layers.redis.writer import Refused
 
 if TYPE_CHECKING:
     from asgibus.layers.redis.attachment import Attachment
@@ -79,6 +80,8 @@ class Deliveries:
                     continue
                 await self._unless_stopped(receiver.wait(channel, due))
             except LayerUnavailable as error:
+                if isinstance(error, Refused):
+                    self._entries.odd("take refused", f"channel {channel}", f"nothing can be taken: {error}")
                 logger.debug("nothing can be taken from %s: %s", channel, error)
                 await self._unless_stopped(asyncio.sleep(AGAIN_SECONDS))
         return []
@@ -140,7 +143,9 @@ class Deliveries:
         """The id and the consumer of each message that is not acknowledged."""
         place = await self._at(channel)
         reply = await place.writer.call("EVAL", channel_scripts.TAKEN, 1, place.keys.taken(channel), until=_soon())
-        return [(reply[i].decode(), reply[i + 1].decode()) for i in range(0, len(reply), 2)]
+        # What bears no name is nobody's, and is not given back to anybody.
+        pairs = (self._entries.names(f"taken of {channel}", reply[i : i + 2]) for i in range(0, len(reply), 2))
+        return [(pair[0], pair[1]) for pair in pairs if len(pair) == 2]
 
     async def _unheard(self, channel: str, name: str) -> list[Entry]:
         """What was taken with ids that begin so, though the reply was lost. Raises LayerUnavailable."""

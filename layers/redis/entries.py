@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from asgibus.layers.codec import pack, unpack, unpack_message
 from asgibus.layers.contract import Message
+from asgibus.layers.names import require_channel
 
 if TYPE_CHECKING:
     from asgibus.layers.redis.sealing import Seal
@@ -44,6 +45,7 @@ class Entries:
         self._counts = counts
         self._seal = _seal(encryption_keys)
         self._foreign: set[str] = set()
+        self._told: set[str] = set()
 
     def pack(self, place: str, value: Any) -> bytes:
         """`value` as an entry of that place. Raises TypeError as `codec.pack`."""
@@ -85,6 +87,34 @@ class Entries:
         if key not in self._foreign and len(self._foreign) < FOREIGN_KEYS:
             self._foreign.add(key)
             logger.error("%s: entry %s was dropped, as all like it will be: %s", place, entry_id, why)
+
+    def names(
+        self, place: str, found: Iterable[bytes], rule: Callable[[object], object] = require_channel
+    ) -> list[str]:
+        """Return the names that were found in a key of Redis; what is no name is skipped, counted, and logged once.
+
+        Args:
+            place: The key, for people to read.
+            found: What was found there.
+            rule: Raises TypeError for what is no name.
+        """
+        names = []
+        for each in found:
+            try:
+                name = each.decode()
+                rule(name)
+            except (UnicodeDecodeError, TypeError, AttributeError):
+                self.odd("odd name", place, f"{each!r:.200} in it is no name")
+            else:
+                names.append(name)
+        return names
+
+    def odd(self, kind: str, place: str, what: str) -> None:
+        """Count something in Redis that none of our processes has written; log the first of each kind."""
+        self._counts[kind] += 1
+        if kind not in self._told:
+            self._told.add(kind)
+            logger.error("%s: %s; something else writes to the keys of this prefix. Others are counted", place, what)
 
     def _open(self, place: str, data: bytes) -> bytes:
         if self._seal is not None:

@@ -226,13 +226,23 @@ class RedisChannelLayer(ChannelLayer):
                 epoch = await writer.call("ZRANGE", *_epoch_range(attachment), until=until)
             finally:
                 writer.cancel(look)
+            if found and isinstance(found[0], Exception) and str(found[0]).startswith("WRONGTYPE"):
+                self._entries.odd("wrong type", key, "it was no zset, and was removed")
+                await attachment.regroup.restore(key, until)
+                continue
             if not found or isinstance(found[0], Exception):
                 raise LayerUnavailable(f"Redis refused to name the members of a group: {found}")
             if run_id != writer.run_id:
                 continue  # the one answer may be of one server, and the other of another
             now, members = found[0]
             if not await attachment.regroup.waited(epoch, now, until):
-                return [member.decode() for member in members], epoch
+                return self._member_names(key, members), epoch
+
+    def _member_names(self, key: str, members: Sequence[bytes]) -> list[str]:
+        try:
+            return [member.decode() for member in members]
+        except UnicodeDecodeError:
+            return self._entries.names(key, members)
 
     @_lasting
     async def channel_statistics(self, channel: str) -> Statistics:
@@ -252,7 +262,8 @@ class RedisChannelLayer(ChannelLayer):
 
     @_lasting
     async def global_statistics(self) -> Statistics:
-        channels = {shard.keys.counted(key.decode()) async for shard, key in self._scan("counts")}
+        found = {shard.keys.counted(key.decode(errors="replace")) async for shard, key in self._scan("counts")}
+        channels = self._entries.names("counts", (channel.encode() for channel in found))
         each = [await self.channel_statistics(channel) for channel in channels if "!" not in channel]
         return Statistics(
             messages_count=sum(one["messages_count"] for one in each),
@@ -302,7 +313,7 @@ class RedisChannelLayer(ChannelLayer):
         until = _until()
         living = await writer.call("EVAL", scripts.DECLARE_DEAD, 1, home.keys.processes, mailbox, until=until)
         news = PAYLOAD_VERSION, "", [(DEAD, mailbox, crashed)]
-        keys = (home.keys.mailbox(each.decode()) for each in living)
+        keys = map(home.keys.mailbox, self._entries.names(home.keys.processes, living))
         commands = (("XADD", key, "NOMKSTREAM", "*", "b", self._entries.pack(key, news)) for key in keys)
         await asyncio.gather(*(writer.call(*command, repeatable=False, until=until) for command in commands))
 

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from asgibus.layers.contract import Frame
+from asgibus.layers.contract import FIRST_PROTOCOL_KIND, Frame
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.connection import BLOCK_SECONDS, RedisConnection, RedisError, pack_command
@@ -46,8 +46,10 @@ class MailboxReader:
         outage: Outage,
         on_batch: OnBatch,
         on_skipped: Callable[[], None],
+        on_wrong_type: Callable[[], None],
     ) -> None:
-        """`on_skipped` is called for each entry that is skipped."""
+        """`on_skipped` is called for each entry that is skipped, `on_wrong_type` when the key holds no stream."""
+        self._on_wrong_type = on_wrong_type
         self._key = key
         self._codec = entries
         self._counts = outage.counts
@@ -138,6 +140,8 @@ class MailboxReader:
         assert connection is not None
         if isinstance(reply, RedisError):
             connection.abort(f"reading the mailbox was refused: {reply}")  # the link tries again, with pauses
+            if str(reply).startswith("WRONGTYPE"):
+                self._on_wrong_type()
             return
         entries = reply[0][1] if reply else ()
         if entries:
@@ -150,6 +154,8 @@ class MailboxReader:
                 version, sender, frames = self._codec.unpack(self._key, fields[1])
                 if version != PAYLOAD_VERSION:
                     raise ValueError(f"payload version {version!r}")
+                if not isinstance(sender, str):
+                    raise ValueError(f"its sender is no name: {sender!r:.100}")
             except (ValueError, TypeError) as error:  # TypeError: it holds no three things
                 self._codec.refused(f"mailbox {self._key}", entry_id.decode(), error)
                 self._on_skipped()
@@ -157,14 +163,25 @@ class MailboxReader:
             try:
                 sent = _order(entry_id)[0] / 1000
                 self._on_batch(sender, frames, sent, fields[3] if len(fields) > 2 else b"")
-            except Exception:  # a fault of the handler must not end the reading, nor drop the entries behind this one
-                self._counts["damaged entry"] += 1
-                logger.exception("mailbox %s: handling entry %s failed", self._key, entry_id.decode())
+            except Exception as error:  # it must not end the reading, nor drop the entries behind this one
+                if _is_sound(sender, frames):  # a fault of the handler
+                    self._counts["damaged entry"] += 1
+                    logger.exception("mailbox %s: handling entry %s failed", self._key, entry_id.decode())
+                else:
+                    self._codec.refused(f"mailbox {self._key}", entry_id.decode(), error)
                 self._on_skipped()
         self._stale = False
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
         self._read(connection)  # behind the handling, so that clients get theirs first
+
+
+def _is_sound(sender: object, frames: object) -> bool:
+    """Return whether these are a sender and frames of its protocol; looked at only when handling them has failed."""
+    if not isinstance(sender, str) or not isinstance(frames, tuple | list):
+        return False
+    kinds = [frame[0] if isinstance(frame, tuple | list) and frame else None for frame in frames]
+    return all(isinstance(kind, int) and kind >= FIRST_PROTOCOL_KIND for kind in kinds)
 
 
 def _order(entry_id: bytes) -> tuple[int, int]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.names import require_group
 from asgibus.layers.redis import scripts
+from asgibus.layers.redis.writer import Refused
 
 if TYPE_CHECKING:
     from asgibus.layers.redis.attachment import Attachment
@@ -117,6 +119,11 @@ class Memberships:
                 if not self._home.outage.available:
                     raise
 
+    async def drop_other_types(self) -> None:
+        """Remove the keys that hold something else than memberships. Raises LayerUnavailable."""
+        for branch in list(self._branches.values()):
+            await branch.drop_other_types()
+
     async def _branch(self, group: str) -> _Branch:
         attachment = await self._place(group)
         branch = self._branches.get(attachment)
@@ -137,6 +144,13 @@ class _Branch:
         self._known = ("", b"")  # the run id and the epoch of the store
         self.attachment = attachment
         self.due: dict[str, float] = {}
+
+    async def drop_other_types(self) -> None:
+        """As `Memberships.drop_other_types`."""
+        keys = self._keys
+        kinds = {keys.processes: "zset", keys.joined(self._mailbox): "set"}
+        kinds |= {keys.group(group): "zset" for group in self.due}
+        await drop_other_types(self.attachment, kinds)
 
     async def look(self, lease: tuple[int, ...], until: float) -> bool:
         """Take or renew the lease there; whether the store has lost what was there before."""
@@ -179,10 +193,27 @@ class _Branch:
 
 async def _bury(attachment: Attachment, mailbox: str, lifetime: int, died: int) -> None:
     writer, keys = attachment.writer, attachment.keys
-    while groups := await writer.call("SPOP", keys.joined(mailbox), AT_ONCE):
-        each = [keys.group(group.decode()) for group in groups]
-        arguments = (mailbox, lifetime, died)
-        await asyncio.gather(*(writer.call("EVAL", scripts.GROUP_BURY, 1, key, *arguments) for key in each))
+    joined = keys.joined(mailbox)
+    try:
+        while groups := await writer.call("SPOP", joined, AT_ONCE):
+            names = attachment.entries.names(joined, groups, require_group)
+            arguments = (mailbox, lifetime, died)
+            await asyncio.gather(
+                *(writer.call("EVAL", scripts.GROUP_BURY, 1, keys.group(name), *arguments) for name in names)
+            )
+    except Refused as error:  # a key of another type holds no membership
+        attachment.entries.odd("wrong type", joined, str(error))
+        await drop_other_types(attachment, {joined: "set"})
+
+
+async def drop_other_types(attachment: Attachment, kinds: Mapping[str, str]) -> None:
+    """Remove those of these keys that are of another type than theirs, which are given: nothing of ours is in them.
+
+    Raises LayerUnavailable.
+    """
+    for key, kind in kinds.items():
+        if await attachment.writer.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind):
+            attachment.entries.odd("wrong type", key, f"it was no {kind}, and was removed")
 
 
 def _ignore(reply: Any) -> None:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from asgibus.layers.contract import DEAD, Frame, Handler
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.leases import Beat, Leases
+from asgibus.layers.names import require_channel
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.claims import Claimant
 from asgibus.layers.redis.deliveries import Deliveries
@@ -24,7 +25,7 @@ from asgibus.layers.redis.link import Outage
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.memberships import Memberships
 from asgibus.layers.redis.offers import Offers
-from asgibus.layers.redis.writer import PAYLOAD_VERSION, Writer
+from asgibus.layers.redis.writer import PAYLOAD_VERSION, Refused, Writer
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -88,6 +89,7 @@ class Presence:
         self._told: set[str] = set()  # those of them that will not come back, as somebody knows
         self._orphans = True  # claims of dead processes may wait for a claimant
         self._failing = False
+        self._wrong_type = False  # one of our keys may hold something else
         self._renewed = 0.0
         self._listed = b""  # the epoch of the store in which we have the lease
         self._beating: asyncio.Task[None] | None = None
@@ -134,6 +136,11 @@ class Presence:
         if mailbox == self._mailbox:
             self._due.set()
 
+    def found_wrong_type(self) -> None:
+        """A key of ours holds something else than it should: it is looked for, and made anew."""
+        self._wrong_type = True
+        self._due.set()
+
     def told(self, frames: Sequence[Frame]) -> Sequence[Frame]:
         """Look for deaths that others declare, in frames of the layer itself. Returns the frames for the handler."""
         for frame in frames:
@@ -164,6 +171,7 @@ class Presence:
                 self._failing = False
             except LayerUnavailable as error:
                 self._orphans = True  # looking for them may have been cut short
+                self._wrong_type = isinstance(error, Refused) and error.wrong_type
                 if not self._failing:
                     logger.warning("%s cannot be kept up: %s; trying again", self._mailbox, error)
                 self._failing = True
@@ -172,6 +180,9 @@ class Presence:
                 logger.exception("%s: a beat failed", self._mailbox)
 
     async def _beat(self) -> None:
+        if self._wrong_type:
+            self._wrong_type = False
+            await self._drop_other_types()
         # Consumers and takers are listed first: one that comes later has its lease before, and is not taken for dead.
         looking = self._orphans and (self._claimant.active or self._deliveries.active)
         if looking:
@@ -207,6 +218,18 @@ class Presence:
                 self._orphans = True
         await self._memberships.renew(everything=False, until=self._loop.time() + PATIENCE_SECONDS)
 
+    def _mailboxes(self, found: Sequence[bytes]) -> frozenset[str]:
+        return frozenset(self._entries.names(self._key, found, _require_mailbox))
+
+    async def _drop_other_types(self) -> None:
+        """Remove those of our keys that hold something else: what is ours is missing there, and is made anew."""
+        kinds = {self._keys.mailbox(self._mailbox): "stream", self._keys.unread(self._mailbox): "hash"}
+        kinds |= dict.fromkeys(self._claimant.keys, "stream")
+        for key, kind in kinds.items():
+            if await self._writer.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind):
+                self._entries.odd("wrong type", key, f"it was no {kind}, and was removed")
+        await self._memberships.drop_other_types()
+
     async def _renew(self, until: float | None) -> tuple[Beat, bool, bool]:
         """What Redis says of all; whether the own lease had ended; whether the own mailbox has vanished."""
         arguments: tuple[str | int, ...] = (self._mailbox, *lease_times())
@@ -225,7 +248,7 @@ class Presence:
             self._unheard(self._loop.time() - self._renewed)
         self._listed = epoch
         self._renewed = self._loop.time()
-        beat = Beat(_mailboxes(live), _mailboxes(ended), bool(grace), _mailboxes(gone))
+        beat = Beat(self._mailboxes(live), self._mailboxes(ended), bool(grace), self._mailboxes(gone))
         forgotten = self.now - LISTED_SECONDS * 1000
         for mailbox in [each for each, at in self._deaths.items() if each in beat.live or at < forgotten]:
             del self._deaths[mailbox]
@@ -328,8 +351,10 @@ def lease_times() -> tuple[int, ...]:
     return tuple(round(each * 1000) for each in times)
 
 
-def _mailboxes(names: Sequence[bytes]) -> frozenset[str]:
-    return frozenset(name.decode() for name in names)
+def _require_mailbox(name: object) -> None:
+    """Raise TypeError for what is no mailbox."""
+    if not require_channel(name).endswith("!"):
+        raise TypeError(f"{name!r} is no mailbox")
 
 
 def _owner(consumer: str) -> str:

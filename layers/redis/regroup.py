@@ -11,7 +11,7 @@ from asgibus.layers.redis import scripts
 from asgibus.layers.redis.epoch import Epoch, find_epoch
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.presence import BEAT_SECONDS, SILENT_SECONDS
-from asgibus.layers.redis.writer import Writer
+from asgibus.layers.redis.writer import Refused, Writer
 
 T = TypeVar("T")
 
@@ -55,6 +55,15 @@ class Regroup:
         await asyncio.sleep(wait)
         return True
 
+    async def restore(self, key: str, until: float) -> None:
+        """Have a group made anew by its members: its key holds something else. Raises LayerUnavailable.
+
+        Without an epoch, the next beat begins one, and all processes on the bus join their groups again.
+        """
+        call = self._writer.call
+        if await call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, "zset", until=until):
+            await call("ZREMRANGEBYSCORE", self._keys.processes, "+inf", "+inf", until=until)
+
     async def insist(self, mailbox: str, send: Callable[[], Awaitable[T | None]], until: float) -> T | None:
         """Send to a mailbox; when it is missing, wait for it as long as its process may make it anew.
 
@@ -71,7 +80,15 @@ class Regroup:
         Raises:
             LayerUnavailable: The process lives, and its mailbox is not back in time.
         """
-        answer = await send()
+        try:
+            answer = await send()
+        except Refused as error:
+            if not error.wrong_type:
+                raise
+            # Its process makes anew what is missing at its next beat; of what is of another type it may never hear.
+            for key, kind in ((self._keys.mailbox(mailbox), "stream"), (self._keys.unread(mailbox), "hash")):
+                await self._writer.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind, until=until)
+            answer = None
         began = self._loop.time()
         while answer is None:
             run_id = self._writer.run_id

@@ -254,6 +254,13 @@ end
 return ids
 """
 
+# KEYS[1] any key. ARGV: its type, as TYPE names it. Deletes it if it is of another type; whether it did.
+DROP_OTHER_TYPE = """
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind == 'none' or kind == ARGV[1] then return 0 end
+return redis.call('UNLINK', KEYS[1])
+"""
+
 # KEYS[1] sorted set of the processes: mailboxes, scores are the ends of their leases in ms. Three members more:
 # `beaten`, when anybody was last here; `grace`, until when it is unknown who is absent and who has not been here yet;
 # and, with the score +inf, the epoch: `epoch:`, the time at which it was begun, `:` and the run id of the Redis server
@@ -277,7 +284,8 @@ local silent = now - beaten > tonumber(ARGV[3])
 local info, run, epoch, stamp = redis.pcall('INFO', 'server'), '', '', nil
 if type(info) == 'string' then run = string.match(info, 'run_id:(%x+)') or '' end
 for _, member in ipairs(redis.call('ZRANGE', KEYS[1], '+inf', '+inf', 'BYSCORE')) do
-  if string.match(member, '^epoch:%d+') then epoch, stamp = member, string.match(member, '^epoch:%d+:(%x*)') or '' end
+  local begun, where = string.match(member, '^epoch:(%d+):?(%x*)')
+  if begun and #begun < 16 then epoch, stamp = member, where end
 end
 local another = beaten > 0 and (not stamp or (run ~= '' and run ~= stamp))
 if silent or another then grace = now + ARGV[4] end

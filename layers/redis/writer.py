@@ -41,6 +41,12 @@ PAYLOAD_VERSION = 3  # first item of every payload; another one is a peer of ano
 OnAcked = Callable[[str, list[bytes]], None]
 
 
+class Refused(LayerUnavailable):
+    """Redis is there, and refuses a command; `wrong_type`: as a key of it holds something else than ours do."""
+
+    wrong_type = False
+
+
 class Sender(Protocol):
     """Who posts frames: named in every entry, and told when a mailbox is gone."""
 
@@ -188,7 +194,9 @@ class Writer:
         try:
             return await future
         except RedisError as error:
-            raise LayerUnavailable(f"Redis refused {args[0]!r}: {error}") from error
+            refused = Refused(f"Redis refused {args[0]!r}: {error}")
+            refused.wrong_type = "WRONGTYPE" in str(error)
+            raise refused from error
         except asyncio.CancelledError:
             self._take_back(command)
             raise
@@ -348,7 +356,8 @@ class Writer:
                 self._counts["undelivered"] += 1
                 sender.undelivered(mailbox)
             elif isinstance(reply, Exception):
-                logger.error("frames for %s were not written: %s", mailbox, reply)
+                self._entries.odd("frames refused", f"mailbox {mailbox}", f"frames were not written: {reply}")
+                sender.undelivered(mailbox)
 
         return posted
 

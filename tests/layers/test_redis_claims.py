@@ -69,7 +69,13 @@ async def test_an_answer_that_an_acknowledgement_has_overtaken_is_no_new_claim()
     address = Address.from_url("redis://127.0.0.1:1")
     writer = Acks()
     claimant = Claimant(
-        address, Keys("p"), Entries((), Counter()), "worker.1!", Outage(address, Counter()), cast(Writer, writer)
+        address,
+        Keys("p"),
+        Entries((), Counter()),
+        "worker.1!",
+        Outage(address, Counter()),
+        cast(Writer, writer),
+        lambda: None,
     )
     key = Keys("p").shared("work")
 

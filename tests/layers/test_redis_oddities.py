@@ -1,0 +1,200 @@
+"""Keys, names and entries under the prefix that no server has written: skipped, counted, told once; the bus goes on."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import redis
+
+from asgibus.layers import LayerUnavailable
+from asgibus.layers.codec import pack
+from asgibus.layers.contract import FIRST_PROTOCOL_KIND, GROUP_MESSAGE
+from asgibus.layers.redis.writer import PAYLOAD_VERSION
+from support.bus import until
+from support.deadline import HANG
+from support.peers import Place, place
+
+pytestmark = pytest.mark.anyio
+
+Admin = "redis.Redis[bytes]"
+KIND = FIRST_PROTOCOL_KIND
+ODD = (b"\xff\xfe!", b"", b"!", b"a b!", b"x" * 200 + b"!", b"\x00", b"*[?!", b"..!!")
+RESTS = ((), (None,), ([],), ({}, {}), (-1, -1, -1), ("\0",) * 4, (2**63 - 1,) * 5, (float("nan"),) * 4)
+WRONG: dict[str, Callable[[Any, str], object]] = {
+    "string": lambda admin, key: admin.set(key, b"\xff"),
+    "list": lambda admin, key: admin.rpush(key, b"\xff"),
+    "hash": lambda admin, key: admin.hset(key, b"\xff", b"\xff"),
+    "set": lambda admin, key: admin.sadd(key, b"\xff"),
+    "zset": lambda admin, key: admin.zadd(key, {b"\xff": float("inf")}),
+    "stream": lambda admin, key: admin.xadd(key, {b"\xff": b"\xff"}),
+}
+
+
+@pytest.fixture
+def admin(redis_url: str) -> Iterator[Admin]:
+    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=30) as client:
+        yield client
+
+
+class Bus:
+    """Two places on a bus of their own, one of which claims and takes; and a channel of that one's process."""
+
+    def __init__(self, prefix: str, one: Place, two: Place, channel: str) -> None:
+        self.prefix = prefix
+        self.one = one
+        self.two = two
+        self.channel = channel
+        self.claimed: list[Any] = []
+        self.taken: list[Any] = []
+
+    async def claim(self) -> None:
+        while claims := await self.two.bus.claim(["work"], 10):
+            for claim in claims:
+                self.claimed.append(claim.entry)
+                self.two.bus.done(claim)
+
+    async def take(self) -> None:
+        while deliveries := await self.two.bus.take("jobs", 10):
+            for delivery in deliveries:
+                self.taken.append(delivery.message)
+                self.two.bus.acknowledge(delivery)
+
+    async def works(self, behind: str = "") -> None:
+        """Post, broadcast, offer and send, again and again until all of it arrives."""
+        until = time.monotonic() + HANG
+        while why := await self._what_fails():
+            assert time.monotonic() < until, f"{behind}: {why}"
+            await asyncio.sleep(0.1)
+
+    async def _what_fails(self) -> str:
+        token = secrets.token_hex(8)
+        one, two = self.one, self.two
+        one.bus.post(two.mailbox, (KIND, token))
+        two.bus.post(one.mailbox, (KIND, token))
+        one.bus.offer("work", token)
+        try:
+            await one.layer.group_send("group", {"n": token})
+            await one.layer.send(self.channel, {"n": token})
+            await one.layer.send("jobs", {"n": token})
+        except LayerUnavailable as error:
+            return str(error)
+        broadcast = GROUP_MESSAGE, "group", {"n": token}
+        arrived = {
+            "posted there": lambda: (KIND, token) in one.handler.frames,
+            "posted here": lambda: (KIND, token) in two.handler.frames,
+            "broadcast": lambda: broadcast in one.handler.frames and broadcast in two.handler.frames,
+            "offered": lambda: token in self.claimed,
+            "sent": lambda: {"n": token} in self.taken,
+        }
+        try:
+            await until(lambda: all(each() for each in arrived.values()), 1)
+            while (await asyncio.wait_for(two.layer.receive(self.channel), 1))["n"] != token:
+                pass
+        except (AssertionError, TimeoutError, LayerUnavailable) as error:
+            return f"{[what for what, has in arrived.items() if not has()]} {error!r}"
+        return ""
+
+    def counted(self, kind: str) -> int:
+        return self.one.layer.counts[kind] + self.two.layer.counts[kind]
+
+
+@asynccontextmanager
+async def odd_bus(url: str) -> AsyncIterator[Bus]:
+    prefix = f"odd.{secrets.token_hex(4)}"
+    async with place(url, prefix) as one, place(url, prefix) as two:
+        for each in (one, two):
+            await each.bus.join_group("group")
+        channel = await two.layer.new_channel()
+        bus = Bus(prefix, one, two, channel)
+        claiming, taking = asyncio.create_task(bus.claim()), asyncio.create_task(bus.take())
+        await bus.works()
+        yield bus
+        assert not claiming.done()
+        assert not taking.done()
+        two.bus.stop_claiming()
+        await asyncio.wait_for(asyncio.gather(claiming, taking), 30)
+
+
+async def test_keys_of_another_type_are_made_anew(redis_url: str, admin: Admin) -> None:
+    """Each key of the bus, by each other type; buses of their own at the same time."""
+
+    async def ruin(kind: str) -> None:
+        async with odd_bus(redis_url) as bus:
+            keys = [key.decode() for key in admin.keys(f"{bus.prefix}:*")]
+            assert {key.split(":")[1] for key in keys} >= {
+                "processes",
+                "mailbox",
+                "joined",
+                "group",
+                "shared",
+                "unread",
+            }
+            for key in keys:
+                # Messages are nobody's to remove: whoever sends there is told.
+                if key.split(":")[1] in ("channel", "counts") or admin.type(key) == kind.encode():
+                    continue
+                admin.delete(key)
+                WRONG[kind](admin, key)
+                await bus.works(f"{key} as {kind}")
+            assert bus.counted("wrong type")
+            assert bus.one.handler.dead == bus.two.handler.dead == []
+
+    async with asyncio.TaskGroup() as ruins:
+        for kind in WRONG:
+            ruins.create_task(ruin(kind), name=kind)
+
+
+async def test_odd_names_and_entries_are_skipped(
+    redis_url: str, admin: Admin, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR, logger="asgibus.layers"):
+        async with odd_bus(redis_url) as bus:
+            prefix, one = bus.prefix, bus.one
+            now = admin.time()[0] * 1000
+            for name in ODD:
+                admin.zadd(f"{prefix}:processes", {name: now + 3000, b"other" + name: float("inf"), name + b"1": 1})
+                admin.zadd(f"{prefix}:group:group", {name: now + 3_600_000})
+                admin.sadd(f"{prefix}:joined:{one.mailbox}", name)
+                admin.xgroup_createconsumer(f"{prefix}:shared:work", "workers", name)
+                admin.hset(f"{prefix}:taken:{{{prefix}:channel:jobs}}", name, name)
+                admin.sadd(f"{prefix}:joined:dead.1!", name)
+            # A process that has died, and whose groups others tidy up.
+            admin.zadd(f"{prefix}:processes", {b"dead.1!": now - 20_000, b"epoch:99999999999999999999": float("inf")})
+            for shape in (1, None, [], {}, "", (PAYLOAD_VERSION,), (PAYLOAD_VERSION, 1, [1]), (PAYLOAD_VERSION, "", 7)):
+                admin.xadd(f"{prefix}:mailbox:{one.mailbox}", {"b": pack(shape)})
+                admin.xadd(f"{prefix}:mailbox:{one.mailbox}", {b"\xff": b"\xff", b"b": pack(shape)})
+            for kind in (*range(-1, 17), "", None, 2**63 - 1):
+                for rest in (
+                    (),
+                    (None,),
+                    ([],),
+                    ({}, {}),
+                    (-1, -1, -1),
+                    ("\0",) * 4,
+                    (2**63 - 1,) * 5,
+                    (float("nan"),) * 4,
+                ):
+                    frames = [(kind, *rest)]
+                    for sender in ("", "odd!"):
+                        if (
+                            kind in range(16) or kind is None or sender == ""
+                        ):  # what the handler is given is the protocol's
+                            admin.xadd(
+                                f"{prefix}:mailbox:{one.mailbox}", {"b": pack((PAYLOAD_VERSION, sender, frames))}
+                            )
+            admin.xadd(f"{prefix}:shared:work", {b"\xff": b"\xff"})
+            admin.xadd(f"{prefix}:shared:work", {"b": pack("odd"), "since": b"\xff"})
+            await bus.works()
+            await until(lambda: bus.counted("odd name"))
+            await until(lambda: bus.counted("damaged entry"))
+            await asyncio.sleep(2.2)  # beats behind it
+            await bus.works()
+            assert "odd" in bus.claimed
+    assert "a beat failed" not in caplog.text
+    assert "cannot be kept up" not in caplog.text
+    assert caplog.text.count("is no name") <= 3  # one for each layer
