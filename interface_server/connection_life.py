@@ -14,7 +14,7 @@ from asgibus.interface_server.terminator import FAULT, cut
 from asgibus.layers.codec import unpack
 from asgibus.layers.contract import Frame, Offer
 from asgibus.protocol.events import GROUP_DONE, Event, disconnect
-from asgibus.protocol.opening import Opening, read_opening
+from asgibus.protocol.opening import Opening
 from asgibus.protocol.recovery import CRASHES, Ending, may_run_http_again, may_run_websocket_again
 from asgibus.protocol.session import PART, SessionEnd
 from asgibus.protocol.states import HTTP_TABLE, App, Life, Turn, beginning, turn
@@ -152,7 +152,7 @@ class Living(SessionEnd):
     @property
     def whole_opening(self) -> Opening:
         """The opening, unpacked."""
-        return self.opening if isinstance(self.opening, Opening) else read_opening(unpack(self.opening))
+        return self.opening if isinstance(self.opening, Opening) else Opening._make(unpack(self.opening))
 
     def _run_again(self) -> None:
         """Offer it again, with what no run has taken yet."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.waiting import Waiting
 from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE, Bus, Claim, Frame, Message, Offer
 from asgibus.protocol.channels import shared_channel
+from asgibus.protocol.checks import FROM_APP, BadFrame, check_frame
 from asgibus.protocol.events import Event, encode
 from asgibus.protocol.frames import ABANDONED, ACK, EVENT, OWN, PROBE, RESEND, RESET, SUPERSEDED
 from asgibus.protocol.opening import HTTP, OPENING_VERSION, Opening
@@ -33,6 +35,9 @@ logger = logging.getLogger("asgibus.interface")
 
 DEAD_REMEMBERED = 100  # workers whose last words may still be on their way
 PROBE_AGAIN_SECONDS = 3.0  # after an interruption: what others judge of us for longer, they judge from a later beat
+
+
+_NUMBER = re.compile(r"[0-9]{1,19}\Z", re.ASCII)  # of a connection, in the name of its reply channel
 
 
 class Connections:
@@ -209,7 +214,12 @@ class Connections:
         """Frames of a worker, or a public message or broadcast."""
         for frame in frames:
             try:
+                check_frame(frame, FROM_APP)
                 self._frame(sender, frame)
+            except BadFrame as error:
+                self.counts["bad frame"] += 1
+                level = logging.ERROR if self.counts["bad frame"] == 1 else logging.INFO  # it may come without end
+                logger.log(level, "a frame from %s was dropped: %s", sender or "the layer", error)
             except Exception:  # a fault in one connection must not reach the others of the batch
                 logger.exception("a frame of kind %r from %s was dropped", frame[0], sender or "the layer")
                 self.counts["fault"] += 1
@@ -299,7 +309,7 @@ class Connections:
         """See `Handler`: an interface server claims nothing."""
 
     def _message(self, local: str, message: Message) -> None:
-        connection = self._open.get(int(local)) if local.isdigit() else None
+        connection = self._open.get(int(local)) if _NUMBER.match(local) else None
         if connection is None:
             self.counts["message to nobody"] += 1
             logger.debug("a message for %r was dropped: it is not open here", local)

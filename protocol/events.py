@@ -155,11 +155,16 @@ def disconnect(kind: str, code: int, reason: str) -> Event:
 
 
 def _bytes(value: Any, what: str) -> bytes:
-    if isinstance(value, bytes):
+    if type(value) is bytes:
         return value
-    if isinstance(value, (bytearray, memoryview)):
+    if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     raise TypeError(f"{what} must be bytes, not {type(value).__name__}")
+
+
+def _plain(text: str) -> str:
+    """Return a str that is no instance of a subclass, as it would be once it has crossed a process."""
+    return text if type(text) is str else text.encode().decode()
 
 
 def _headers(value: Iterable[Iterable[Any]], what: str) -> Headers:
@@ -235,6 +240,7 @@ def _accept(event: Mapping[str, Any]) -> Event:
             raise TypeError(f"the subprotocol must be a str, not {type(subprotocol).__name__}")
         if not _SUBPROTOCOL.match(subprotocol):
             raise ValueError(f"{subprotocol!r} is not the name of a subprotocol")
+        subprotocol = _plain(subprotocol)
     headers = _headers(event.get("headers", ()), "the headers of websocket.accept")
     if any(name.lower() == b"sec-websocket-protocol" for name, _ in headers):
         raise ValueError("choose the subprotocol by 'subprotocol', not by a sec-websocket-protocol header")
@@ -250,7 +256,7 @@ def _message_sent(event: Mapping[str, Any]) -> Event:
             raise TypeError(f"the text must be a str, not {type(text).__name__}")
         if not text.isascii():
             text.encode()  # a lone surrogate cannot travel: UnicodeEncodeError, a ValueError, while the app can see it
-        return (MESSAGE_SENT, text)
+        return (MESSAGE_SENT, _plain(text))
     return (MESSAGE_SENT, _bytes(data, "the message"))
 
 
@@ -266,7 +272,7 @@ def _close(event: Mapping[str, Any]) -> Event:
         raise TypeError(f"the close reason must be a str, not {type(reason).__name__}")
     if len(reason.encode()) > MAX_CLOSE_REASON:
         raise ValueError(f"a close reason has at most {MAX_CLOSE_REASON} bytes")
-    return (CLOSE, int(code), reason)
+    return (CLOSE, int(code), _plain(reason))
 
 
 def _datagram(event: Mapping[str, Any]) -> Event:

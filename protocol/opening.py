@@ -56,30 +56,6 @@ def reply_channel(interface: str, connection: int) -> str:
     return f"{interface}{connection}"
 
 
-class ForeignVersion(ValueError):
-    """An opening of another version of asgibus, which this one cannot read."""
-
-
-def read_opening(entry: object) -> Opening:
-    """Return the opening in an entry of a shared channel.
-
-    Raises:
-        ForeignVersion: another version wrote the entry.
-        ValueError: the entry is no opening.
-    """
-    # The version stands first in every version, so that only this one's fields are judged.
-    if not isinstance(entry, tuple) or not entry or type(entry[0]) is not int:
-        raise ValueError(f"not an opening: {str(entry)[:100]}")
-    if entry[0] != OPENING_VERSION:
-        raise ForeignVersion(
-            f"an opening of version {entry[0]}, where version {OPENING_VERSION} is understood: run the same version of "
-            "asgibus in interface servers and workers"
-        )
-    if len(entry) != len(Opening._fields):
-        raise ValueError(f"not an opening: {str(entry)[:100]}")
-    return Opening._make(entry)
-
-
 def scope_of(opening: Opening) -> dict[str, Any]:
     """The ASGI scope of a connection: "HTTP Connection Scope" or "WebSocket Connection Scope", version 2.5.
 

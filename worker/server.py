@@ -12,7 +12,7 @@ from asgibus.commands.pacing import spread
 from asgibus.compatibility.callables import Application
 from asgibus.layers.contract import Bus, ChannelLayer, Claim, Statistics, statistics_of
 from asgibus.protocol.channels import shared_channels
-from asgibus.protocol.opening import ForeignVersion, read_opening
+from asgibus.protocol.checks import ForeignVersion, read_opening
 from asgibus.protocol.states import Run
 from asgibus.worker.base import CANCEL_SECONDS, BaseWorker
 from asgibus.worker.complaints import Complaints
@@ -132,8 +132,9 @@ class Worker(BaseWorker):
             self.bus.release(claim, str(error))
             return None
         except ValueError as error:
-            logger.error("an entry of %s was dropped: %s", claim.channel, error)
             self._sessions.counts["bad opening"] += 1
+            level = logging.ERROR if self._sessions.counts["bad opening"] == 1 else logging.INFO
+            logger.log(level, "an entry of %s was dropped: %s", claim.channel, error)
             self.bus.done(claim)
             return None
         if self._sessions.known(opening):

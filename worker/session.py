@@ -9,6 +9,7 @@ from typing import Any
 from asgibus.layers.codec import listed, pack, unpack
 from asgibus.layers.contract import ChannelLayer, Claim, Frame
 from asgibus.layers.errors import LayerUnavailable, MessageTooLarge
+from asgibus.protocol.checks import MAX_STATE_BYTES
 from asgibus.protocol.events import (
     CONTINUE,
     GROUP_DISCARD,
@@ -34,7 +35,6 @@ from asgibus.worker.sending import ClientDisconnected, Host, Sending, resolve, w
 
 logger = logging.getLogger("asgibus.worker")
 
-MAX_STATE_BYTES = 16 * 1024  # kept in the interface server's memory for every open connection
 SERVICE_RESTART = 1012  # close code: the service restarts, the client may come back
 
 _HANDED_OVER: Event = (WEBSOCKET_DISCONNECT, SERVICE_RESTART, "")

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 import anyio
 
 from asgibus.layers.contract import DEAD, Bus, Claim, Frame, Offer
+from asgibus.protocol.checks import FROM_CLIENT, BadFrame, ForeignVersion, check_frame, read_opening
 from asgibus.protocol.events import WEBSOCKET_DISCONNECT
 from asgibus.protocol.frames import ABANDONED, ACK, EVENT, HEAD, PROBE, RESEND, RESET, SUPERSEDED
-from asgibus.protocol.opening import ForeignVersion, Opening, read_opening
+from asgibus.protocol.opening import Opening
 from asgibus.protocol.states import Run
 from asgibus.worker.answers import Answers
 from asgibus.worker.sending import Sending
@@ -169,7 +170,12 @@ class Sessions:
         """Frames of an interface server for its sessions here."""
         for frame in frames:
             try:
+                check_frame(frame, FROM_CLIENT)
                 self._frame(sender, frame)
+            except BadFrame as error:
+                self.counts["bad frame"] += 1
+                level = logging.ERROR if self.counts["bad frame"] == 1 else logging.INFO  # it may come without end
+                logger.log(level, "a frame from %s was dropped: %s", sender or "the layer", error)
             except Exception:  # a fault in one session must not reach the others of the batch
                 logger.exception("a frame of kind %r from %s was dropped", frame[0], sender)
 

@@ -1,5 +1,7 @@
 """Faults between the two ends, as frames: what a lost, late or faulty frame does to a connection, and to the others."""
 
+from typing import Any
+
 import pytest
 
 from asgibus.layers.contract import MESSAGE
@@ -212,15 +214,15 @@ def test_a_probe_names_the_owner_where_its_first_frame_was_lost(table: Table) ->
     assert [event[0] for event in terminator.written] == [ACCEPT]
 
 
-@pytest.mark.parametrize("kind", [EVENT, OWN, PROBE])
-def test_who_speaks_of_a_connection_that_is_not_known_is_reset(table: Table, kind: int) -> None:
-    table.frames((kind, 77, 3, 0, 0, MESSAGE_SENT, "?"))
+@pytest.mark.parametrize("more", [(EVENT, 0, 0, MESSAGE_SENT, "?"), (OWN,), (PROBE, 0)])
+def test_who_speaks_of_a_connection_that_is_not_known_is_reset(table: Table, more: tuple[Any, ...]) -> None:
+    table.frames((more[0], 77, 3, *more[1:]))
     assert table.posted() == [(RESET, 77, 3)]
 
 
-@pytest.mark.parametrize("kind", [ACK, RESET, RESEND, ABANDONED])
-def test_other_frames_of_a_connection_that_is_not_known_are_not_answered(table: Table, kind: int) -> None:
-    table.frames((kind, 77, 3, 0))
+@pytest.mark.parametrize("more", [(ACK, 0), (RESET,), (RESEND, 0), (ABANDONED,)])
+def test_other_frames_of_a_connection_that_is_not_known_are_not_answered(table: Table, more: tuple[int, ...]) -> None:
+    table.frames((more[0], 77, 3, *more[1:]))
     assert table.posted() == []
 
 

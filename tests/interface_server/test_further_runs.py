@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from asgibus.layers.codec import pack
 from asgibus.layers.contract import GROUP_MESSAGE, MESSAGE
 from asgibus.protocol.events import (
     CLOSE,
@@ -53,7 +54,7 @@ def received(*texts: str) -> tuple[Event, ...]:
 def test_a_resumable_websocket_goes_on_with_another_run(table: Table, how: str) -> None:
     connection, terminator = table.open_accepted()
     say(connection, "a", "b", "c")
-    table.frames(event(1, SAVE_STATE, b"old", acked=1), event(2, SAVE_STATE, b"new", acked=1))
+    table.frames(event(1, SAVE_STATE, pack({"a": 1}), acked=1), event(2, SAVE_STATE, pack({"a": 2}), acked=1))
     if how == "handed over":
         table.frames(event(3, HANDOVER, acked=2))
     elif how == "killed":
@@ -63,7 +64,7 @@ def test_a_resumable_websocket_goes_on_with_another_run(table: Table, how: str) 
         table.frames((ACK, 1, 1, 2), (RESET, 1, 1))
     opening = table.openings[-1]
     assert len(table.openings) == 2
-    assert (opening.connection, opening.attempt, opening.resumed, opening.state) == (1, 2, True, b"new")
+    assert (opening.connection, opening.attempt, opening.resumed, opening.state) == (1, 2, True, pack({"a": 2}))
     assert opening.events == received("c"), "what no run has taken"
     assert opening.handled == 2
     assert opening._replace(attempt=1, resumed=False, handled=0, events=(), state=b"") == table.openings[0]
@@ -144,7 +145,9 @@ def test_a_superseded_run_is_told_so_and_reaches_neither_the_client_nor_its_stat
     say(connection, "a")
     table.dead()
     table.posted()
-    table.frames(message(1, 1, "late", acked=1), event(2, SAVE_STATE, b"late", acked=1), (RESET, 1, 1), (ACK, 1, 1, 1))
+    table.frames(
+        message(1, 1, "late", acked=1), event(2, SAVE_STATE, pack({"a": 3}), acked=1), (RESET, 1, 1), (ACK, 1, 1, 1)
+    )
     assert table.posted() == [(SUPERSEDED, 1, 1)] * 2
     assert terminator.messages == []
     assert connection.saved_state == b""

@@ -6,14 +6,13 @@ import pytest
 
 from asgibus.layers.codec import pack, unpack
 from asgibus.protocol.channels import require_pool, require_protocol, shared_channel, shared_channels
+from asgibus.protocol.checks import ForeignVersion, read_opening
 from asgibus.protocol.events import REQUEST_END
 from asgibus.protocol.opening import (
     HTTP,
     OPENING_VERSION,
     WEBSOCKET,
-    ForeignVersion,
     Opening,
-    read_opening,
     reply_channel,
     scope_of,
 )

@@ -5,8 +5,9 @@ import logging
 from typing import Any, cast
 
 from asgibus.interface_server.request import Request
+from asgibus.protocol.checks import read_opening
 from asgibus.protocol.events import MESSAGE_RECEIVED, MESSAGE_SENT, Event, size
-from asgibus.protocol.opening import WEBSOCKET, read_opening
+from asgibus.protocol.opening import WEBSOCKET
 from asgibus.protocol.states import App, Life
 from support.model.actors import Client, Interface, Process, Run
 from support.model.bus import ModelBus, Store

@@ -1,0 +1,328 @@
+"""Checks of what comes from the bus: the frames in a mailbox, and the openings on a shared channel.
+
+Whoever can write to the store can write anything. So each end has everything checked here before it looks at it, and
+nothing that passes can surprise what stands behind: types, lengths and ranges are right, and names are names. What an
+app sends was checked by `events.encode` already; here are only the checks that keep a process and a client safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import chain
+from types import NoneType
+from typing import Any
+
+from asgibus.layers.codec import unpack, unpack_message
+from asgibus.layers.contract import DEAD, GROUP_MESSAGE, MESSAGE, Frame
+from asgibus.layers.names import require_group
+from asgibus.protocol import events
+from asgibus.protocol.channels import require_protocol
+from asgibus.protocol.events import MAX_CLOSE_REASON, Event
+from asgibus.protocol.frames import ABANDONED, ACK, EVENT, HEAD, OWN, PROBE, RESEND, RESET, SUPERSEDED
+from asgibus.protocol.opening import HTTP, OPENING_VERSION, WEBSOCKET, Opening
+
+MAX_STATE_BYTES = 16 * 1024  # of `connection.state`, kept in the interface server's memory for every open connection
+MAX_NUMBER = 2**63 - 1
+
+Check = Callable[[Event], None]
+
+
+class BadFrame(ValueError):
+    """A frame or an opening that no version of asgibus writes. The text says what is wrong."""
+
+
+def _types(*expected: type | tuple[type, ...]) -> Check:
+    """Return a check of the fields of an event by their types alone."""
+    shapes: set[tuple[type, ...]] = {()}
+    for each in expected:
+        choices = each if isinstance(each, tuple) else (each,)
+        shapes = {(*shape, choice) for shape in shapes for choice in choices}
+
+    def check(event: Event) -> None:
+        if tuple(map(type, event[1:])) not in shapes:
+            raise BadFrame(f"the fields of {events.NAMES[event[0]]} are {_shape(event[1:])}")
+
+    return check
+
+
+def _shape(fields: tuple[Any, ...]) -> str:
+    return "(" + ", ".join(type(field).__name__ for field in fields) + ")"
+
+
+def _check_headers(headers: Any) -> None:
+    """Headers are pairs of bytes that cannot end a line: they are written to the client as they are."""
+    if type(headers) is not tuple:
+        raise BadFrame(f"headers are a {type(headers).__name__}")
+    try:
+        lines = b"".join(chain.from_iterable([(name, value) for name, value in headers]))
+    except (TypeError, ValueError):
+        raise BadFrame("headers are no pairs of bytes") from None
+    if b"\n" in lines or b"\r" in lines or b"\0" in lines:
+        raise BadFrame("a header holds a line break or a zero byte")
+
+
+def _check_status(status: Any) -> None:
+    if type(status) is not int or not 200 <= status <= 999:
+        raise BadFrame(f"{status!r:.20} is no status of a response")
+
+
+def _response(event: Event) -> None:
+    if len(event) != 4 or type(event[3]) is not bytes:
+        raise BadFrame(f"the fields of RESPONSE are {_shape(event[1:])}")
+    _check_status(event[1])
+    _check_headers(event[2])
+
+
+def _response_start(event: Event) -> None:
+    if len(event) != 3:
+        raise BadFrame(f"the fields of {events.NAMES[event[0]]} are {_shape(event[1:])}")
+    _check_status(event[1])
+    _check_headers(event[2])
+
+
+def _headers(event: Event) -> None:
+    if len(event) != 2:
+        raise BadFrame(f"the fields of {events.NAMES[event[0]]} are {_shape(event[1:])}")
+    _check_headers(event[1])
+
+
+_accept_types = _types((str, NoneType), tuple, bool)
+
+
+def _accept(event: Event) -> None:
+    _accept_types(event)
+    _check_headers(event[2])
+    if event[1] is not None:
+        _check_headers(((event[1].encode("utf-8", "replace"), b""),))
+
+
+_close_types = _types(int, str)
+
+
+def _close(event: Event) -> None:
+    _close_types(event)
+    if not 1000 <= event[1] <= 4999 or event[1] in (1004, 1005, 1006) or len(event[2].encode()) > MAX_CLOSE_REASON:
+        raise BadFrame(f"{event[1:]!r:.50} cannot be sent in a close frame")
+
+
+def _disconnected(event: Event) -> None:
+    _close_types(event)
+    if not 0 <= event[1] <= 65535:
+        raise BadFrame(f"{event[1]!r:.20} is no close code")
+
+
+def _group(event: Event) -> None:
+    if len(event) != 2:
+        raise BadFrame(f"the fields of {events.NAMES[event[0]]} are {_shape(event[1:])}")
+    try:
+        require_group(event[1])
+    except TypeError as error:
+        raise BadFrame(str(error)) from None
+
+
+def _state(event: Event) -> None:
+    if len(event) != 2:
+        raise BadFrame(f"the fields of SAVE_STATE are {_shape(event[1:])}")
+    _check_state(event[1])
+
+
+def _check_state(state: Any) -> None:
+    if type(state) is not bytes or len(state) > MAX_STATE_BYTES:
+        raise BadFrame("the state of a connection is no bytes, or too long")
+    try:
+        good = not state or type(unpack(state)) is dict
+    except ValueError:
+        good = False
+    if not good:
+        raise BadFrame("the state of a connection cannot be read")
+
+
+_other_types = _types(str, bytes)
+
+
+def _other(event: Event) -> None:
+    _other_types(event)
+    try:
+        unpack_message(event[2])
+    except ValueError as error:
+        raise BadFrame(f"an event of another protocol cannot be read: {error}") from None
+
+
+# Every message and every part of a body passes one of these two: they cost a third of `_types`.
+
+
+def _bytes(event: Event) -> None:
+    if len(event) != 2 or type(event[1]) is not bytes:
+        raise BadFrame(f"the fields of {events.NAMES[event[0]]} are {_shape(event[1:])}")
+
+
+def _message(event: Event) -> None:
+    if len(event) != 2 or (type(event[1]) is not str and type(event[1]) is not bytes):
+        raise BadFrame(f"the fields of {events.NAMES[event[0]]} are {_shape(event[1:])}")
+
+
+_nothing = _types()
+
+FROM_CLIENT: Mapping[int, Check] = {
+    events.REQUEST_BODY: _bytes,
+    events.REQUEST_END: _bytes,
+    events.HTTP_DISCONNECT: _types(bool),
+    events.MESSAGE_RECEIVED: _message,
+    events.WEBSOCKET_DISCONNECT: _disconnected,
+    events.OTHER_RECEIVED: _other,
+    events.OTHER_DISCONNECT: _other,
+    events.GROUP_DONE: _types((str, NoneType), str),
+}
+"""The checks of events from interface servers, by code."""
+
+FROM_APP: Mapping[int, Check] = {
+    events.RESPONSE: _response,
+    events.RESPONSE_START: _response_start,
+    events.RESPONSE_START_TRAILERS: _response_start,
+    events.RESPONSE_BODY: _bytes,
+    events.RESPONSE_END: _bytes,
+    events.TRAILERS: _headers,
+    events.TRAILERS_END: _headers,
+    events.EARLY_HINT: _headers,
+    events.ACCEPT: _accept,
+    events.MESSAGE_SENT: _message,
+    events.CLOSE: _close,
+    events.OTHER_SENT: _other,
+    events.OTHER_CLOSE: _other,
+    events.CONTINUE: _nothing,
+    events.ABORT: _nothing,
+    events.GROUP_ADD: _group,
+    events.GROUP_DISCARD: _group,
+    events.SAVE_STATE: _state,
+    events.HANDOVER: _nothing,
+}
+"""The checks of events from workers, by code."""
+
+_FIELDS: Mapping[int, frozenset[tuple[type, ...]]] = {
+    MESSAGE: frozenset({(int, str, dict)}),
+    GROUP_MESSAGE: frozenset({(int, str, dict)}),
+    DEAD: frozenset({(int, str, bool), (int, str, NoneType)}),
+    OWN: frozenset({(int, int, int)}),
+    ACK: frozenset({(int, int, int, int)}),
+    RESET: frozenset({(int, int, int)}),
+    SUPERSEDED: frozenset({(int, int, int)}),
+    RESEND: frozenset({(int, int, int, int)}),
+    PROBE: frozenset({(int, int, int, int)}),
+    ABANDONED: frozenset({(int, int, int)}),
+}
+
+
+def check_frame(frame: Frame, checks: Mapping[int, Check]) -> None:
+    """Check a frame of any kind.
+
+    Args:
+        frame: what was in a mailbox.
+        checks: `FROM_CLIENT` or `FROM_APP`: which events are expected in an EVENT frame.
+
+    Raises:
+        BadFrame: the frame is none.
+    """
+    if type(frame) is not tuple or not frame or type(frame[0]) is not int:
+        raise BadFrame(f"a frame is {frame!r:.50}")
+    if frame[0] == EVENT:
+        if (
+            len(frame) > HEAD
+            and type(frame[1]) is int
+            and type(frame[2]) is int
+            and type(frame[3]) is int
+            and type(frame[4]) is int
+            and type(frame[HEAD]) is int
+            and (check := checks.get(frame[HEAD])) is not None
+        ):
+            check(frame[HEAD:])
+            return
+        raise BadFrame(f"the fields of an EVENT frame are {_shape(frame[1:])}, its code {frame[HEAD : HEAD + 1]!r:.20}")
+    fields = _FIELDS.get(frame[0])
+    if fields is None:
+        raise BadFrame(f"a frame is of unknown kind {frame[0]!r:.20}")
+    if tuple(map(type, frame)) not in fields:
+        raise BadFrame(f"the fields of a frame of kind {frame[0]} are {_shape(frame[1:])}")
+
+
+_OPENING_TYPES: tuple[type, ...] = (
+    *(int, str, int, int, bool, int, int, str, str, str, str, bytes, bytes, str, tuple),
+    *(NoneType, NoneType, tuple, dict, bool, tuple, bytes, NoneType),
+)
+_CHOICES = {
+    Opening._fields.index("client"): tuple,
+    Opening._fields.index("server"): tuple,
+    Opening._fields.index("scope"): dict,
+}
+
+
+def _opening_shapes() -> frozenset[tuple[type, ...]]:
+    shapes = {_OPENING_TYPES}
+    for index, other in _CHOICES.items():
+        shapes |= {(*shape[:index], other, *shape[index + 1 :]) for shape in shapes}
+    return frozenset(shapes)
+
+
+_OPENING_SHAPES = _opening_shapes()
+
+
+class ForeignVersion(ValueError):
+    """An opening of another version of asgibus, which this one cannot read."""
+
+
+def read_opening(entry: object) -> Opening:
+    """Return the opening in an entry of a shared channel.
+
+    Raises:
+        ForeignVersion: another version wrote the entry.
+        BadFrame: the entry is no opening.
+    """
+    # The version stands first in every version, so that only this one's fields are judged.
+    if not isinstance(entry, tuple) or not entry or type(entry[0]) is not int:
+        raise BadFrame(f"not an opening: {str(entry)[:100]}")
+    if entry[0] != OPENING_VERSION:
+        raise ForeignVersion(
+            f"an opening of version {entry[0]}, where version {OPENING_VERSION} is understood: run the same version of "
+            "asgibus in interface servers and workers"
+        )
+    if len(entry) != len(Opening._fields):
+        raise BadFrame(f"not an opening: {str(entry)[:100]}")
+    opening = Opening._make(entry)
+    _check_opening(opening)
+    return opening
+
+
+def _check_opening(opening: Opening) -> None:
+    if tuple(map(type, opening)) not in _OPENING_SHAPES:
+        wrong = [
+            f"{name} a {type(value).__name__}"
+            for name, value, right in zip(Opening._fields, opening, _OPENING_TYPES, strict=True)
+            if type(value) is not right and type(value) is not _CHOICES.get(Opening._fields.index(name))
+        ]
+        raise BadFrame(f"an opening has as {', '.join(wrong)}")
+    if opening.window <= 0 or opening.handled < 0 or not opening.interface.endswith("!"):
+        raise BadFrame(f"an opening has the window {opening.window} and comes from {opening.interface!r:.50}")
+    if opening.kind != HTTP and opening.kind != WEBSOCKET:
+        try:
+            require_protocol(opening.kind)
+        except ValueError as error:
+            raise BadFrame(str(error)) from None
+    _check_headers(opening.headers)
+    _check_address(opening.client)
+    _check_address(opening.server)
+    if opening.scope is not None and type(opening.scope.get("extensions", {})) is not dict:
+        raise BadFrame("the extensions of a scope are no dict")
+    if opening.subprotocols and not all(type(each) is str for each in opening.subprotocols):
+        raise BadFrame("the subprotocols of an opening are no strings")
+    if opening.state:
+        _check_state(opening.state)
+    for event in opening.events:
+        if type(event) is not tuple or not event or type(event[0]) is not int or event[0] not in FROM_CLIENT:
+            raise BadFrame(f"an opening has the event {event!r:.50}")
+        FROM_CLIENT[event[0]](event)
+
+
+def _check_address(address: Any) -> None:
+    if address is not None and (
+        len(address) != 2 or type(address[0]) is not str or type(address[1]) not in (int, NoneType)
+    ):
+        raise BadFrame(f"{address!r:.50} is no address")

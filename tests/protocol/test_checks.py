@@ -1,0 +1,226 @@
+"""What is no frame and no opening is refused with a sentence, whatever it is."""
+
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asgibus.layers.codec import pack, unpack
+from asgibus.layers.contract import DEAD, GROUP_MESSAGE, MESSAGE
+from asgibus.protocol import events, frames
+from asgibus.protocol.checks import FROM_APP, FROM_CLIENT, BadFrame, check_frame, read_opening
+from asgibus.protocol.events import encode, other
+from asgibus.protocol.opening import HTTP, OPENING_VERSION, Opening
+
+HEADERS = ((b"content-type", b"text/plain"),)
+PACKED = other(events.OTHER_SENT, {"type": "udp.send", "bytes": b"x"})[1:]
+GOOD_FROM_APP: list[tuple[Any, ...]] = [
+    (events.RESPONSE, 200, HEADERS, b"body"),
+    (events.RESPONSE_START, 200, HEADERS),
+    (events.RESPONSE_START_TRAILERS, 999, ()),
+    (events.RESPONSE_BODY, b""),
+    (events.RESPONSE_END, b"x"),
+    (events.TRAILERS, HEADERS),
+    (events.TRAILERS_END, ()),
+    (events.EARLY_HINT, ((b"link", b"</a>"),)),
+    (events.ACCEPT, None, (), True),
+    (events.ACCEPT, "chat", HEADERS, False),
+    (events.MESSAGE_SENT, "text"),
+    (events.MESSAGE_SENT, b"bytes"),
+    (events.CLOSE, 1000, ""),
+    (events.CLOSE, 4999, "x" * 123),
+    (events.OTHER_SENT, *PACKED),
+    (events.OTHER_CLOSE, *PACKED),
+    (events.CONTINUE,),
+    (events.ABORT,),
+    (events.GROUP_ADD, "room"),
+    (events.GROUP_DISCARD, "room"),
+    (events.SAVE_STATE, pack({"a": 1})),
+    (events.HANDOVER,),
+]
+GOOD_FROM_CLIENT: list[tuple[Any, ...]] = [
+    (events.REQUEST_BODY, b""),
+    (events.REQUEST_END, b"x"),
+    (events.HTTP_DISCONNECT, True),
+    (events.MESSAGE_RECEIVED, "text"),
+    (events.MESSAGE_RECEIVED, b"bytes"),
+    (events.WEBSOCKET_DISCONNECT, 1005, ""),
+    (events.OTHER_RECEIVED, *PACKED),
+    (events.OTHER_DISCONNECT, *PACKED),
+    (events.GROUP_DONE, None, "room"),
+    (events.GROUP_DONE, "why not", "room"),
+]
+GOOD_FRAMES: list[tuple[Any, ...]] = [
+    (MESSAGE, "1", {"type": "websocket.send", "text": "x"}),
+    (GROUP_MESSAGE, "room", {}),
+    (DEAD, "worker.1!", None),
+    (DEAD, "worker.1!", True),
+    (frames.OWN, 1, 1),
+    (frames.ACK, 1, 1, 0),
+    (frames.RESET, 1, 1),
+    (frames.SUPERSEDED, 1, 1),
+    (frames.RESEND, 1, 1, 0),
+    (frames.PROBE, 1, 1, 0),
+    (frames.ABANDONED, 1, 1),
+]
+BAD_EVENTS: list[tuple[Any, ...]] = [
+    (events.RESPONSE, 99999, (), b""),
+    (events.RESPONSE_START, 100, ()),
+    (events.RESPONSE_START, True, ()),
+    (events.RESPONSE_START, 200, [(b"a", b"b")]),
+    (events.RESPONSE_START, 200, ((b"a", b"b", b"c"),)),
+    (events.RESPONSE_START, 200, (b"ab",)),
+    (events.RESPONSE_START, 200, ((b"a", "b"),)),
+    (events.RESPONSE_START, 200, ((b"a\r\nSet-Cookie: x", b"b"),)),
+    (events.RESPONSE_START, 200, ((b"a", b"b\r\n\r\nbody"),)),
+    (events.RESPONSE_START, 200, ((b"a", b"b\nc"),)),
+    (events.EARLY_HINT, ((b"link", b"a\r\nb"),)),
+    (events.TRAILERS, ((b"a", b"\0"),)),
+    (events.ACCEPT, "chat\r\nx: y", (), True),
+    (events.ACCEPT, "chat", ((b"a", b"b\r\n"),), True),
+    (events.CLOSE, 999, ""),
+    (events.CLOSE, 1005, ""),
+    (events.CLOSE, 70000, ""),
+    (events.CLOSE, 1000, "x" * 124),
+    (events.GROUP_ADD, "no group"),
+    (events.GROUP_ADD, None),
+    (events.SAVE_STATE, b"x" * 20_000),
+    (events.SAVE_STATE, b"\xc1"),
+    (events.SAVE_STATE, pack([1])),
+    (events.OTHER_SENT, "udp.send", b"\xc1"),
+    (events.PATH_SEND, "/etc/passwd"),
+    (events.MESSAGE_RECEIVED, "not from an app"),
+    (99,),
+]
+ODD = [None, True, -1, 2**70, 1.5, "x", b"x", (), (1,), [], {}, {"type": "x"}, "\u00b2", "a!b!c", b"\xff" * 10]
+
+
+def event(code: int, *fields: Any) -> tuple[Any, ...]:
+    return (frames.EVENT, 1, 1, 0, 0, code, *fields)
+
+
+@pytest.mark.parametrize("good", GOOD_FROM_APP)
+def test_events_from_apps_pass_at_the_interface_server_alone(good: tuple[Any, ...]) -> None:
+    check_frame(event(*good), FROM_APP)
+    with pytest.raises(BadFrame):
+        check_frame(event(*good), FROM_CLIENT)
+
+
+@pytest.mark.parametrize("good", GOOD_FROM_CLIENT)
+def test_events_from_clients_pass_at_the_worker_alone(good: tuple[Any, ...]) -> None:
+    check_frame(event(*good), FROM_CLIENT)
+    with pytest.raises(BadFrame):
+        check_frame(event(*good), FROM_APP)
+
+
+def test_every_event_that_travels_is_checked() -> None:
+    never = {"PATH_SEND", "ZERO_COPY_SEND"}
+    assert {events.NAMES[code] for code in (*FROM_APP, *FROM_CLIENT)} == {*events.NAMES.values()} - never
+    assert {good[0] for good in GOOD_FROM_APP} == {*FROM_APP}
+    assert {good[0] for good in GOOD_FROM_CLIENT} == {*FROM_CLIENT}
+
+
+@pytest.mark.parametrize("good", GOOD_FRAMES)
+def test_other_frames_pass(good: tuple[Any, ...]) -> None:
+    check_frame(good, FROM_APP)
+    check_frame(good, FROM_CLIENT)
+
+
+@pytest.mark.parametrize("bad", BAD_EVENTS)
+def test_bad_events_are_refused(bad: tuple[Any, ...]) -> None:
+    with pytest.raises(BadFrame):
+        check_frame(event(*bad), FROM_APP)
+
+
+@pytest.mark.parametrize("good", [*GOOD_FRAMES, *(event(*each) for each in GOOD_FROM_APP)])
+def test_a_field_too_many_too_few_or_of_another_type_is_refused(good: tuple[Any, ...]) -> None:
+    for bad in ((*good, 1), good[:-1], *((*good[:at], object(), *good[at + 1 :]) for at in range(len(good)))):
+        with pytest.raises(BadFrame):
+            check_frame(bad, FROM_APP)
+
+
+@given(st.recursive(st.sampled_from(ODD[:10]), lambda inner: st.lists(inner, max_size=8).map(tuple)))
+def test_nothing_but_a_refusal_comes_of_odd_frames(frame: Any) -> None:
+    for checks in (FROM_APP, FROM_CLIENT):
+        for candidate in (frame, (frames.EVENT, frame), event(4, frame), event(frame), (frames.ACK, 1, 1, frame)):
+            with suppress(BadFrame):
+                check_frame(candidate, checks)
+
+
+def opening(**fields: Any) -> Opening:
+    values: dict[str, Any] = {
+        "version": OPENING_VERSION,
+        "interface": "interface.1!",
+        "connection": 7,
+        "attempt": 1,
+        "resumed": False,
+        "handled": 0,
+        "window": 1000,
+        "kind": HTTP,
+        "headers": HEADERS,
+        "client": ("127.0.0.1", 1),
+        "server": ("unix", None),
+        "events": ((events.REQUEST_END, b""),),
+        "state": pack({}),
+    }
+    return Opening(**(values | fields))
+
+
+@pytest.mark.parametrize("name", Opening._fields)
+@pytest.mark.parametrize("value", ODD, ids=repr)
+def test_nothing_but_a_refusal_comes_of_an_opening_with_an_odd_field(name: str, value: Any) -> None:
+    try:
+        good = read_opening(tuple(opening(**{name: value})))
+    except ValueError:
+        return
+    assert type(getattr(good, name)) is type(getattr(opening(), name)) or name in ("client", "server", "scope")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("window", 0),
+        ("handled", -1),
+        ("interface", "interface.1"),
+        ("kind", "lifespan"),
+        ("kind", "a b"),
+        ("headers", ((b"a", b"b\r\n"),)),
+        ("client", ("127.0.0.1", 1, 2)),
+        ("server", (1, 2)),
+        ("subprotocols", (b"chat",)),
+        ("scope", {"extensions": None}),
+        ("state", b"\xc1"),
+        ("events", ((events.RESPONSE_END, b""),)),
+        ("events", ((events.REQUEST_END, "text"),)),
+        ("events", ((),)),
+        ("events", (5,)),
+    ],
+)
+def test_an_opening_with_a_value_out_of_range_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(BadFrame):
+        read_opening(tuple(opening(**{name: value})))
+
+
+def test_a_refusal_names_the_field() -> None:
+    with pytest.raises(BadFrame, match="an opening has as raw_path a str, headers a int"):
+        read_opening(tuple(opening(raw_path="/", headers=5)))
+
+
+class Text(str):
+    """As template engines have it."""
+
+    __slots__ = ()
+
+
+def test_what_an_app_sends_is_plain_also_where_nothing_is_packed() -> None:
+    accept = {"type": "websocket.accept", "subprotocol": Text("chat"), "headers": [(bytearray(b"a"), memoryview(b"b"))]}
+    for message in (
+        {"type": "websocket.send", "text": Text("<b>")},
+        {"type": "websocket.close", "code": True + 999, "reason": Text("bye")},
+        accept,
+    ):
+        encoded = encode(message)
+        check_frame(event(*encoded), FROM_APP)
+        assert unpack(pack(encoded)) == encoded
