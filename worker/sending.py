@@ -31,7 +31,7 @@ from asgibus.protocol.events import (
 from asgibus.protocol.frames import ACKNOWLEDGED
 from asgibus.protocol.opening import HTTP, WEBSOCKET, Opening
 from asgibus.protocol.session import PART, SessionEnd
-from asgibus.protocol.states import HTTP_TABLE, OTHER_TABLE, App, Run, beginning, step
+from asgibus.protocol.states import HTTP_TABLE, OTHER_TABLE, App, IllegalTransition, Run, beginning, step
 from asgibus.worker.files import send_file
 
 _NAMES = {HTTP: "an HTTP", WEBSOCKET: "a WebSocket"}
@@ -153,7 +153,12 @@ class Sending(SessionEnd):
         if code >= PATH_SEND:
             await self._send_file(event)
             return
-        after = step(self._table, before, code)
+        try:
+            after = step(self._table, before, code)
+        except IllegalTransition:
+            if self._has_heard:
+                return  # some apps answer again behind a stream that a disconnect has ended
+            raise
         if code == RESPONSE_BODY or code == RESPONSE_END:
             if self._remaining is not None:
                 self._count_body(len(event[1]), last=code == RESPONSE_END)
@@ -198,6 +203,11 @@ class Sending(SessionEnd):
     def is_gone(self) -> bool:
         """Whether the client is gone."""
         return self.run is Run.LOST
+
+    @property
+    def _has_heard(self) -> bool:
+        """Whether the app has heard that the connection ends."""
+        raise NotImplementedError
 
     def _send_to_nobody(self, message: MutableMapping[str, Any]) -> None:
         """Judge what an app sends to a client that is gone.

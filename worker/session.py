@@ -171,6 +171,10 @@ class Session(Sending):
             counted, self._in_hand, self._in_hand_bytes = self._in_hand_bytes, None, 0
             self._took(counted)
 
+    @property
+    def _has_heard(self) -> bool:
+        return self._disconnect is not None
+
     async def change_group(self, code: int, group: str) -> None:
         """Ask the interface server to add this connection to a group, or to take it out, and wait until it has."""
         if self.handed_over and code == GROUP_DISCARD:

@@ -115,6 +115,31 @@ async def test_what_an_app_sends_late_is_not_looked_at(caplog: pytest.LogCapture
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("heard", [True, False])
+async def test_a_second_answer_behind_a_stream_is_no_error_once_the_app_has_heard_of_the_end(
+    heard: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client has closed its sending side, and may still read."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] != "lifespan"
+        await receive()
+        await send(STREAM)
+        await send(body(b"data: 1\n\n", more=True))
+        if heard:
+            assert (await receive())["type"] == "http.disconnect"
+        await send(START)
+        await send(body(b""))
+
+    async with running(app) as interface:
+        number = interface.open(HTTP)
+        await until(lambda: len(interface.events(number)) >= 2)
+        interface.post((EVENT, number, 1, 1, 0, events.HTTP_DISCONNECT, False))
+        await until(lambda: not interface.worker.open_sessions)
+        assert interface.events(number)[-1] == ((events.RESPONSE_END, b"") if heard else (events.ABORT,))
+    assert ("RESPONSE_START is not allowed" in caplog.text) is not heard
+
+
 class WebSocketDisconnect(Exception):
     """As frameworks have it."""
 
