@@ -1,4 +1,4 @@
-"""WebSockets of Quart: an echo, two tasks on one socket, a broker as in its tutorial, and a refusal."""
+"""WebSockets of Quart: an echo, a chat with two tasks for each socket, and a refusal."""
 
 import asyncio
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from quart import Quart, abort, websocket
 
 app = Quart(__name__)
+listeners = set()
 
 
 def note(text):
@@ -30,22 +31,29 @@ async def as_json():
         await websocket.send_json({"got": await websocket.receive_json()})
 
 
-@app.websocket("/both/<name>")
-async def both(name):
+@app.websocket("/chat/<name>")
+async def chat(name):
+    """One task sends what all say, the other one hears what this one says."""
+
     async def sending():
-        number = 0
-        while True:
-            await websocket.send(str(number))
-            number += 1
-            await asyncio.sleep(0.01)
+        queue = asyncio.Queue()
+        listeners.add(queue)
+        try:
+            await websocket.send(f"hello {name}")
+            while True:
+                await websocket.send(await queue.get())
+        finally:
+            listeners.discard(queue)
 
-    async def receiving():
-        while True:
-            note(f"{name} said {await websocket.receive()}")
-
+    task = asyncio.ensure_future(sending())
     try:
-        await asyncio.gather(asyncio.create_task(sending()), asyncio.create_task(receiving()))
+        while True:
+            text = await websocket.receive()
+            for queue in listeners:
+                await queue.put(f"{name}: {text}")
     finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
         note(f"{name} left")
 
 

@@ -26,7 +26,7 @@ def test_a_call(gradio: Client) -> None:
 
 def test_a_call_that_streams(gradio: Client) -> None:
     job = gradio.submit(30, api_name="/count")
-    assert job.result(30) == 30
+    assert job.result(100) == 30
     assert job.outputs() == list(range(1, 31))
 
 
@@ -39,7 +39,7 @@ def test_files(gradio: Client, tmp_path: Path) -> None:
 
 def test_many_at_once(gradio: Client) -> None:
     jobs = [gradio.submit(str(number), api_name="/greet") for number in range(20)]
-    assert [job.result(30) for job in jobs] == [f"Hello {number}!" for number in range(20)]
+    assert [job.result(100) for job in jobs] == [f"Hello {number}!" for number in range(20)]
 
 
 def test_the_page(site: Site, page: Page) -> None:

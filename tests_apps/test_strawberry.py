@@ -13,12 +13,7 @@ from websockets.sync.client import connect
 
 from support.deadline import wait_until
 
-PROTOCOLS = [
-    "graphql-transport-ws",
-    pytest.param(
-        "graphql-ws", marks=pytest.mark.xfail(run=False, reason="a close behind the client's is an error yet")
-    ),
-]
+PROTOCOLS = ["graphql-transport-ws", "graphql-ws"]
 BEGIN = {"graphql-transport-ws": "subscribe", "graphql-ws": "start"}
 
 
