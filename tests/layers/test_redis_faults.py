@@ -71,6 +71,18 @@ class Numbered(Recorder):
                 self.gaps.append((self.expected, number))
 
 
+RAISES = KIND + 1
+
+
+class Raising(Recorder):
+    """Raises for a frame of the kind RAISES."""
+
+    def batch(self, sender: str, frames: Any) -> None:
+        if frames[0][0] == RAISES:
+            raise ZeroDivisionError
+        super().batch(sender, frames)
+
+
 @pytest.mark.parametrize("names", [["writer"], ["!mailbox"], ["writer", "!mailbox"]], ids="+".join)
 async def test_posted_frames_survive_cut_connections(layer: RedisChannelLayer, kill: Kill, names: list[str]) -> None:
     reader = Numbered()
@@ -345,11 +357,12 @@ async def test_nobody_waits_for_a_redis_that_is_gone(start_redis: StartRedis) ->
 async def test_damaged_entries_are_skipped_and_told(
     layer: RedisChannelLayer, admin: "redis.Redis[bytes]", caplog: pytest.LogCaptureFixture
 ) -> None:
-    reader = Recorder()
+    reader = Raising()
     damaged = [b"", b"\xc1", b"noise", pack(5), pack((2, 2)), pack((99, "s", ())), pack({"a": 1}), b"\x94\x02"]
+    damaged += [pack((PAYLOAD_VERSION, "sender", 5)), pack((PAYLOAD_VERSION, 5, ()))]
     async with layer.bus("a", reader) as a:
         key = f"asgibus:mailbox:{a.mailbox}"
-        for data in [*damaged, pack((PAYLOAD_VERSION, "sender", 5))]:  # the last is well-formed, and its handler raises
+        for data in [*damaged, pack((PAYLOAD_VERSION, "sender", ((RAISES,),)))]:
             admin.xadd(key, {"b": data})
         admin.xadd(key, {"b": pack((PAYLOAD_VERSION, "sender", ((KIND, "good"),)))})
         await until(lambda: reader.frames)
