@@ -31,10 +31,24 @@ def check_handshake(request: Request) -> Refusal | None:
     return None
 
 
+_FRAMING = frozenset((b"connection", b"upgrade", b"keep-alive", b"content-length", b"transfer-encoding", b"trailer"))
+
+
+def _is_ours(name: bytes) -> bool:
+    """Return whether a header of the response to a handshake is this server's alone to send."""
+    return name in _FRAMING or name.startswith(b"sec-websocket-")
+
+
 def switching_protocols(
     request: Request, subprotocol: str | None, headers: Headers, standard: StandardHeaders, extensions: bytes = b""
 ) -> bytes:
-    """The answer that accepts a request which `check_handshake` found in order, with the app's headers."""
+    """Return the response that accepts a request which `check_handshake` found in order.
+
+    Args:
+        headers: What the app adds. Those that frame the response or belong to the handshake are left out.
+        extensions: The value of Sec-WebSocket-Extensions; empty for none.
+    """
+    headers = tuple([header for header in headers if not _is_ours(header[0].lower())])
     key = next(value for name, value in request.headers if name == b"sec-websocket-key")
     own = {name.lower() for name, _ in headers}
     return b"".join(

@@ -157,6 +157,15 @@ def test_accept_carries_subprotocol_and_headers(server: Process, name: str) -> N
     assert seen(server, name)[0] == ["x", "chat.v2"]
 
 
+def test_headers_of_the_handshake_are_not_the_apps_to_send(server: Process) -> None:
+    with RawWebSocket(server, "/headers") as client:
+        names = [name for name, _ in client.headers]
+        assert sorted(names) == ["connection", "date", "sec-websocket-accept", "server", "upgrade", "x-one"]
+        assert dict(client.headers)["sec-websocket-accept"] == accept_key(KEY)
+        client.send(frame(TEXT, b"hello"))
+        assert client.read_exactly(7)[2:] == b"hello"
+
+
 @pytest.mark.parametrize("offered", [["x", "Chat"], None])
 def test_a_subprotocol_that_was_not_offered_is_an_error_of_the_app(
     server: Process, name: str, offered: list[str] | None

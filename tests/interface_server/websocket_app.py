@@ -95,6 +95,19 @@ async def subprotocol(scope, receive, send, query, notes):
     await receive()
 
 
+async def headers(scope, receive, send, query, notes):
+    """Accept with headers that are not the app's to send, as one does that passes on another server's handshake."""
+    names = ("Connection", "upgrade", "Keep-Alive", "Content-Length", "Transfer-Encoding", "Sec-WebSocket-Accept")
+    foreign = [(name.encode(), b"7") for name in (*names, "sec-websocket-extensions", "Sec-WebSocket-Version")]
+    await send(ACCEPT | {"headers": [*foreign, (b"X-One", b"1")]})
+    await echo_on(receive, send)
+
+
+async def echo_on(receive, send):
+    while (event := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": event["text"]})
+
+
 async def show_scope(scope, receive, send, query, notes):
     await send(ACCEPT)
     scope = {**scope, "extensions": sorted(scope["extensions"]), "state": None}
