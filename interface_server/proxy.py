@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Sequence
 
 from asgibus.protocol.opening import Address
@@ -49,7 +50,8 @@ class TrustedProxies:
         """The client and the scheme that a trusted peer reports; what it does not report stays as it is.
 
         Of several addresses, the last one that is not a trusted proxy itself is the client: what stands before it
-        could have been written by the client. Of several schemes, it is the one that its proxy has added.
+        could have been written by the client. If it is no IP address, the client stays as it is. Of several schemes,
+        it is the one that its proxy has added.
         """
         if not self.trusts(client[0] if client and client[1] is not None else None):
             return client, scheme
@@ -62,25 +64,40 @@ class TrustedProxies:
                 schemes += _entries(value)
         hops = 1
         if hosts:
-            while hops < len(hosts) and (self._all or self.trusts(_address(hosts[-hops])[0])):
+            while hops < len(hosts) and (self._all or self._is_proxy(hosts[-hops])):
                 hops += 1
-            client = _address(hosts[-hops])
+            client = _address(hosts[-hops]) or client
         if schemes:  # a proxy may have replaced what was there, so there may be fewer
             scheme = _SCHEMES.get(schemes[-min(hops, len(schemes))].lower(), scheme)
         return client, scheme
+
+    def _is_proxy(self, entry: bytes) -> bool:
+        address = _address(entry)
+        return address is not None and self.trusts(address[0])
 
 
 def _entries(value: bytes) -> list[bytes]:
     return [entry for each in value.split(b",") if (entry := each.strip())]
 
 
-def _address(text: bytes) -> Address:
-    """Host and port of an entry: `host`, `1.2.3.4:port` or `[v6]:port`; the port is 0 where it says none."""
-    host = text.decode("ascii", "backslashreplace")
+def _address(text: bytes) -> Address | None:
+    """Return the address of an entry, or None if it is none: others, such as `unknown`, are no use to an app.
+
+    An entry is `1.2.3.4`, `1.2.3.4:port`, `v6`, `[v6]` or `[v6]:port`. The port is 0 where it says none.
+    """
+    host = text.decode("latin-1")
     port = ""
     if host.startswith("[") and "]" in host:
         host, _, rest = host[1:].partition("]")
-        port = rest.removeprefix(":")
+        if rest and not rest.startswith(":"):
+            return None
+        port = rest[1:]
     elif host.count(":") == 1:
         host, _, port = host.partition(":")
-    return host, int(port) if port.isdecimal() and len(port) <= 5 else 0
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        host = socket.inet_ntop(family, socket.inet_pton(family, host))
+    except (OSError, ValueError):  # ValueError for a NUL
+        return None
+    number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else 0
+    return host, number if number <= 65535 else 0
