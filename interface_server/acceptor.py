@@ -137,7 +137,7 @@ class Acceptor:
         logger.log(level, "a connection from %s was refused: %s", _text(address), why)
 
 
-async def _read_header(connection: socket.socket) -> Origin | None:
+async def _read_header(connection: socket.socket) -> Origin:
     """Read a PROXY header and nothing of what follows it."""
     loop = asyncio.get_running_loop()
     header = ProxyHeader()

@@ -157,7 +157,8 @@ class HttpTerminator(Answering):
 
     def _head_complete(self, request: Request, upgrade: bool) -> None:
         """From the parser."""
-        self._server.trust_proxy(request)
+        if self._origin is None or self._origin.known:
+            self._server.trust_proxy(request)  # else its headers are those of an unknown client
         settings = self._server.settings
         request.refusal = request.finish_head(
             upgrade=upgrade, max_size=settings.max_head_size, max_headers=settings.max_headers

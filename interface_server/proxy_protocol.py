@@ -31,6 +31,11 @@ class Origin(NamedTuple):
     client: Address | None
     """None for a client on a unix socket."""
     server: Address | None
+    known: bool = True
+    """False: the proxy speaks for itself (health checks) or does not know. The socket's addresses count."""
+
+
+UNKNOWN = Origin(None, None, known=False)
 
 
 class ProxyHeader:
@@ -39,8 +44,7 @@ class ProxyHeader:
     def __init__(self) -> None:
         self._data = b""
         self.complete = False
-        self.origin: Origin | None = None
-        """None where the proxy speaks for itself (health checks) or does not know: the socket's addresses count."""
+        self.origin = UNKNOWN
 
     def feed(self, data: bytes) -> int:
         """Read on, and return how many of these bytes belong to the header; what is behind them does not.
@@ -116,7 +120,7 @@ def _origin_of(words: list[str]) -> Origin:
     return Origin((client, int(client_port)), (server, int(server_port)))
 
 
-def _packed_origin(family: int, addresses: bytes) -> Origin | None:
+def _packed_origin(family: int, addresses: bytes) -> Origin:
     if family == _INET or family == _INET6:
         size = 4 if family == _INET else 16
         client, server, client_port, server_port = struct.unpack(f"!{size}s{size}sHH", addresses)
@@ -126,4 +130,4 @@ def _packed_origin(family: int, addresses: bytes) -> Origin | None:
     if family == _UNIX:
         path = addresses[108:].partition(b"\0")[0].decode("utf-8", "replace")
         return Origin(None, (path, None) if path else None)
-    return None
+    return UNKNOWN

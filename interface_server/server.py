@@ -228,7 +228,7 @@ class Server:
         transport.set_write_buffer_limits(high=WRITE_HIGH_WATER)
         client = host_and_port(transport.get_extra_info("peername"))
         server = host_and_port(transport.get_extra_info("sockname"))
-        if origin is not None:
+        if origin is not None and origin.known:
             client, server = origin.client, origin.server or server
         tls = transport.get_extra_info("ssl_object")
         if tls is None:

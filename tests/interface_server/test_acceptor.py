@@ -94,7 +94,8 @@ def test_the_scope_has_the_addresses_of_the_header(server: Process) -> None:
 def test_a_proxy_that_speaks_for_itself(server: Process, name: str) -> None:
     with RawClient(server) as client:
         client.send(GOOD[name][0])
-        scope = scope_of(client)
+        scope = scope_of(client, "X-Forwarded-For: 6.6.6.6", "X-Forwarded-Proto: https")
+        assert scope["scheme"] == "http"
         assert (scope["client"][0], scope["server"]) == ("127.0.0.1", ["127.0.0.1", server.port])
 
 

@@ -11,14 +11,14 @@ from support.proxy_headers import BAD, GOOD, REST
 
 
 @pytest.mark.parametrize(("wire", "origin"), GOOD.values(), ids=GOOD)
-def test_headers(wire: bytes, origin: Origin | None) -> None:
+def test_headers(wire: bytes, origin: Origin) -> None:
     header = ProxyHeader()
     assert header.feed(wire + REST) == len(wire)
     assert (header.complete, header.origin) == (True, origin)
 
 
 @pytest.mark.parametrize(("wire", "origin"), [case for case in GOOD.values() if len(case[0]) < 1000])
-def test_headers_in_two_pieces(wire: bytes, origin: Origin | None) -> None:
+def test_headers_in_two_pieces(wire: bytes, origin: Origin) -> None:
     for at in range(len(wire)):
         header = ProxyHeader()
         assert header.feed(wire[:at]) == at
@@ -28,7 +28,7 @@ def test_headers_in_two_pieces(wire: bytes, origin: Origin | None) -> None:
 
 
 @pytest.mark.parametrize(("wire", "origin"), GOOD.values(), ids=GOOD)
-def test_headers_byte_by_byte(wire: bytes, origin: Origin | None) -> None:
+def test_headers_byte_by_byte(wire: bytes, origin: Origin) -> None:
     header = ProxyHeader()
     for byte in itertools.islice(wire, 1000):
         assert header.feed(bytes([byte])) == 1

@@ -3,7 +3,7 @@
 import socket
 import struct
 
-from asgibus.interface_server.proxy_protocol import SIGNATURE, Origin
+from asgibus.interface_server.proxy_protocol import SIGNATURE, UNKNOWN, Origin
 
 REST = b"GET / HTTP/1.1\r\n\r\n"
 IPV4 = socket.inet_aton("203.0.113.7") + socket.inet_aton("192.0.2.1") + struct.pack("!HH", 4711, 443)
@@ -31,9 +31,9 @@ GOOD = {
         Origin(("255.255.255.255", 65535), ("255.255.255.255", 65535)),
     ),
     "v1 ports of nothing": (b"PROXY TCP4 1.2.3.4 1.2.3.4 0 0\r\n", Origin(("1.2.3.4", 0), ("1.2.3.4", 0))),
-    "v1 unknown": (b"PROXY UNKNOWN\r\n", None),
-    "v1 unknown with more": (b"PROXY UNKNOWN ffff::1 nonsense  \x00 1 2\r\n", None),
-    "v1 unknown, as long as may be": (b"PROXY UNKNOWN " + b"x" * 91 + b"\r\n", None),
+    "v1 unknown": (b"PROXY UNKNOWN\r\n", UNKNOWN),
+    "v1 unknown with more": (b"PROXY UNKNOWN ffff::1 nonsense  \x00 1 2\r\n", UNKNOWN),
+    "v1 unknown, as long as may be": (b"PROXY UNKNOWN " + b"x" * 91 + b"\r\n", UNKNOWN),
     "v2 IPv4": (version_2(0x11, IPV4), V4),
     "v2 IPv6": (version_2(0x21, IPV6), V6),
     "v2 IPv4 datagram": (version_2(0x12, IPV4), V4),
@@ -43,13 +43,13 @@ GOOD = {
     "v2 with as much as may be": (version_2(0x11, IPV4 + bytes(65535 - 12)), V4),
     "v2 unix": (version_2(0x31, PATHS), Origin(None, ("/run/server", None))),
     "v2 nameless unix": (version_2(0x31, bytes(216)), Origin(None, None)),
-    "v2 local": (version_2(0x00, command=0x20), None),
-    "v2 local with addresses": (version_2(0x11, IPV4, command=0x20), None),
-    "v2 local with too few": (version_2(0x11, b"abc", command=0x20), None),
-    "v2 unspecified": (version_2(0x00), None),
-    "v2 unspecified with more": (version_2(0x00, TLVS), None),
-    "v2 of no family": (version_2(0x01, TLVS), None),
-    "v2 of no transport": (version_2(0x10, b""), None),
+    "v2 local": (version_2(0x00, command=0x20), UNKNOWN),
+    "v2 local with addresses": (version_2(0x11, IPV4, command=0x20), UNKNOWN),
+    "v2 local with too few": (version_2(0x11, b"abc", command=0x20), UNKNOWN),
+    "v2 unspecified": (version_2(0x00), UNKNOWN),
+    "v2 unspecified with more": (version_2(0x00, TLVS), UNKNOWN),
+    "v2 of no family": (version_2(0x01, TLVS), UNKNOWN),
+    "v2 of no transport": (version_2(0x10, b""), UNKNOWN),
 }
 BAD = {
     "a request": (REST, "neither signature"),
