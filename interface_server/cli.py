@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -65,6 +66,12 @@ def _root_path(ctx: click.Context, parameter: click.Parameter, value: str) -> st
     return path
 
 
+def _mode(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    if not re.fullmatch("0?[0-7]{3}", value):
+        raise click.BadParameter(f"{value!r} is not three octal digits, such as 660")
+    return value
+
+
 def _trusted(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
     try:
         TrustedProxies(value)
@@ -87,6 +94,14 @@ _FILE = click.Path(exists=True, dir_okay=False)
 @option(_LISTEN, "--host", default="127.0.0.1", help="Address to listen on.")
 @option(_LISTEN, "--port", type=PORT, default=8000, help="Port to listen on; 0 takes a free one.")
 @option(_LISTEN, "--uds", type=click.Path(), help="Listen on a unix socket instead.")
+@option(
+    _LISTEN,
+    "--uds-mode",
+    metavar="OCTAL",
+    default="666",
+    callback=_mode,
+    help="Permissions of the unix socket; 660 is for its user and group alone.",
+)
 @option(_LISTEN, "--fd", type=click.IntRange(min=0), help="Listen on a socket that was passed in, by its number.")
 @option(_LISTEN, "--backlog", type=COUNT, default=2048, help="Connections that may wait to be accepted.")
 @option(

@@ -15,8 +15,6 @@ from pathlib import Path
 
 from asgibus.interface_server.settings import InterfaceSettings
 
-SOCKET_MODE = 0o666  # a proxy that runs as another user must be able to connect
-
 
 class ListenError(Exception):
     """The server cannot listen; the text says on what, and why not."""
@@ -28,7 +26,7 @@ def listening_socket(settings: InterfaceSettings) -> socket.socket:
         if settings.fd is not None:
             return socket.socket(fileno=settings.fd)
         if settings.uds is not None:
-            return _unix_socket(settings.uds)
+            return _unix_socket(settings.uds, int(settings.uds_mode, 8))
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -39,15 +37,18 @@ def listening_socket(settings: InterfaceSettings) -> socket.socket:
     return listening
 
 
-def _unix_socket(path: str) -> socket.socket:
-    """Bind to a path; a socket that nobody serves any more is replaced, anything else is left alone."""
+def _unix_socket(path: str, mode: int) -> socket.socket:
+    """Bind to a path; a socket that nobody serves any more is replaced, anything else is left alone.
+
+    Nobody can connect before the mode is set, since the socket does not listen yet.
+    """
     if Path(path).exists():
         if not stat.S_ISSOCK(Path(path).stat().st_mode) or _is_served(path):
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         Path(path).unlink()
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     _bind(listening, path)
-    Path(path).chmod(SOCKET_MODE)
+    Path(path).chmod(mode)
     return listening
 
 

@@ -21,6 +21,8 @@ class InterfaceSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     uds: str | None = None
+    uds_mode: str = "666"
+    """Octal: who may connect to the unix socket: by default a proxy that runs as another user, as in uvicorn."""
     fd: int | None = None
     udp: tuple[str, ...] = ()
     """Addresses, HOST:PORT, whose datagrams become events of scope type `udp`."""

@@ -146,6 +146,13 @@ def test_a_unix_socket(start_interface: Start, tmp_path: Path) -> None:
     assert (scope["client"], scope["scheme"]) == (["10.0.0.9", 0], "https")
 
 
+def test_a_unix_socket_for_its_group_alone(start_interface: Start, tmp_path: Path) -> None:
+    path = tmp_path / "http.sock"
+    server = start_interface("--uds", path, "--uds-mode", "660", app=APP)
+    assert path.stat().st_mode & 0o777 == 0o660
+    assert scope_of(server, get("/"))["path"] == "/"
+
+
 def test_a_dead_unix_socket_is_replaced_and_a_living_one_is_not(start_interface: Start, tmp_path: Path) -> None:
     path = str(tmp_path / "http.sock")
     start_interface("--uds", path, app=APP).kill()

@@ -27,6 +27,13 @@ def test_a_unix_socket_is_open_to_other_users_and_left_alone_while_served(tmp_pa
     listening_socket(InterfaceSettings(uds=path)).close()
 
 
+@pytest.mark.parametrize("mode", ["660", "600", "0777"])
+def test_a_unix_socket_has_the_mode_that_was_asked_for(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "socket"
+    with listening_socket(InterfaceSettings(uds=str(path), uds_mode=mode)):
+        assert stat.S_IMODE(path.stat().st_mode) == int(mode, 8)
+
+
 def test_a_file_in_the_way_stays(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
