@@ -6,6 +6,7 @@ import json
 import logging
 import logging.config
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +15,46 @@ import click
 LEVELS = ("critical", "error", "warning", "info", "debug")
 
 
-def set_up_logging(level: str, *, access: bool, pid: bool = False, config: str | None = None) -> None:
+def set_up_logging(level: str, options: Mapping[str, Any], *, access: bool, pid: bool = False) -> None:
     """Send the log of `level` and above to standard error.
 
-    `access=False` leaves out the access log; `pid=True` says of every line which process wrote it. `config` is a file
-    that says all of this in place of them, but for the access log, and but for a level that was given as an option.
-    Raises click.UsageError if the file does not configure logging.
+    `access=False` leaves out the access log; `pid=True` says of every line which process wrote it. With --log-config
+    among the command's `options`, that file says all of this in place of them, but for the access log, and but for a
+    level that was given as an option. The classes that it names may be modules in --app-dir. Raises click.UsageError if
+    the file does not configure logging.
     """
+    config = options["log_config"]
     if config is None:
         handler = logging.StreamHandler(sys.stderr)
         process = "[%(process)d] " if pid else ""
+        handler.addFilter(_not_printed_yet)
         handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-8s {process}%(message)s"))
         root = logging.getLogger()
         root.addHandler(handler)
         root.setLevel(logging.WARNING)
     else:
+        sys.path.insert(0, str(Path(options["app_dir"]).resolve()))
         _configure(config)
     if config is None or _given("log_level"):
         logging.getLogger("asgibus").setLevel(level.upper())
     if not access:
         logging.getLogger("asgibus.access").setLevel(logging.CRITICAL + 1)
+
+
+def _not_printed_yet(record: logging.LogRecord) -> bool:
+    """Return whether no logger below the root has a handler that prints the record: Django has one in debug mode."""
+    logger: logging.Logger | None = logging.getLogger(record.name)
+    while logger is not None and logger.parent is not None:
+        if any(_prints(handler, record) for handler in logger.handlers):
+            return False
+        logger = logger.parent if logger.propagate else None
+    return True
+
+
+def _prints(handler: logging.Handler, record: logging.LogRecord) -> bool:
+    if not isinstance(handler, logging.StreamHandler) or handler.stream not in (sys.stdout, sys.stderr):
+        return False
+    return record.levelno >= handler.level and bool(handler.filter(record))
 
 
 def _given(name: str) -> bool:

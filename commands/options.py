@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import resource
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,10 +15,33 @@ import click
 from asgibus.commands.env_file import load_env_file
 from asgibus.commands.logs import LEVELS
 from asgibus.compatibility.interfaces import INTERFACES
+from asgibus.layers.settings import LONGEST_SECONDS
 from asgibus.protocol.channels import require_pool
 
 DEFAULT_LAYER = "redis://127.0.0.1:6379"
 ENVIRONMENT_PREFIX = "ASGIBUS"
+INTERRUPTED = 130  # the exit code of a shell for a program that SIGINT has ended
+FEWEST_DESCRIPTORS = 64  # for the event loop, Redis, the admin port, the app's files, and some clients
+LONGEST_MESSAGE = 500  # characters: values may be of any length
+
+ELSEWHERE = {
+    "--workers": "--processes",
+    "-w": "--processes",
+    "--bind": "--host and --port, or --uds",
+    "-b": "--host and --port, or --uds",
+    "-p": "--port",
+    "--unix-socket": "--uds",
+    "-u": "--uds",
+    "--limit-max-requests": "--max-requests",
+    "--timeout": "--http-timeout",
+    "--chdir": "--app-dir",
+    "--redis": "--layer",
+    "--certfile": "--ssl-certfile",
+    "--keyfile": "--ssl-keyfile",
+    "--h11-max-incomplete-event-size": "--max-head-size",
+    "--application-close-timeout": "--graceful-timeout",
+}
+"""Options of uvicorn, Gunicorn, Hypercorn and Daphne, and what they are called here."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,6 +53,14 @@ class GroupedOption(click.Option):
         super().__init__(*args, **kwargs)
         self.heading = heading
 
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """Return the value as the option's type. Text that is not UTF-8 is refused: no name may be written with it."""
+        found = super().type_cast_value(ctx, value)
+        for text in found if isinstance(found, tuple) else (found,):
+            if isinstance(text, str) and not isinstance(self.type, click.Path) and not _is_text(text):
+                raise click.BadParameter(f"{text!r} is not UTF-8", ctx=ctx, param=self)
+        return found
+
 
 class GroupedCommand(click.Command):
     """A command whose `--help` lists its options under their headings, and that tells a mistake in one line."""
@@ -35,11 +68,24 @@ class GroupedCommand(click.Command):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run it and exit: with 2 and one line on standard error if it was called wrongly."""
         try:
+            _need_descriptors()
             code = super().main(*args, **(kwargs | {"standalone_mode": False}))
         except click.ClickException as error:
-            print(f"Error: {error.format_message()} (--help lists all options)", file=sys.stderr)
+            hint = " (--help lists all options)" if isinstance(error, click.UsageError) else ""
+            _tell(f"{self._message(error)}{hint}")
             code = error.exit_code
+        except click.Abort:  # Ctrl+C before there is anything that could stop gracefully, such as in an app's import
+            _tell("interrupted")
+            code = INTERRUPTED
         sys.exit(code)
+
+    def _message(self, error: click.ClickException) -> str:
+        text = " ".join(error.format_message().split())
+        name = getattr(error, "option_name", "") if isinstance(error, click.NoSuchOption) else ""
+        ours = ELSEWHERE.get(name.replace("_", "-"))
+        if ours is not None and any(ours.partition(" ")[0] in parameter.opts for parameter in self.params):
+            text = f"there is no {name} here: it is called {ours}"
+        return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}…"
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -51,6 +97,29 @@ class GroupedCommand(click.Command):
         for heading, records in groups.items():
             with formatter.section(heading):
                 formatter.write_dl(records)
+
+
+def _tell(text: str) -> None:
+    # What was typed may hold bytes that are no text, which the stream may not take.
+    print(f"Error: {text}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+
+
+def _is_text(value: str) -> bool:
+    """Return whether a value of the command line or the environment was UTF-8: Python replaces what is not."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _need_descriptors() -> None:
+    """Raise the limit of file descriptors to the fewest that do. Raises click.ClickException if that is not allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < FEWEST_DESCRIPTORS:
+        raise click.ClickException(f"{FEWEST_DESCRIPTORS} file descriptors are needed, and ulimit -n allows {hard}")
+    if soft != resource.RLIM_INFINITY and soft < FEWEST_DESCRIPTORS:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FEWEST_DESCRIPTORS, hard))
 
 
 def option(heading: str, *names: str, **kwargs: Any) -> Callable[[F], F]:
@@ -89,9 +158,28 @@ def encryption_keys(ctx: click.Context, parameter: click.Parameter, values: tupl
         if not found:
             raise click.BadParameter(f"the file {value[1:]!r} holds no key")
         keys += found
-    if not all(keys):
+    if not all(key.strip() for key in keys):
         raise click.BadParameter("a key must not be empty")
     return tuple(keys)
+
+
+def not_empty(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Click callback: refuse an empty text, as a variable that was never set leaves it."""
+    if value is not None and not value.strip():
+        raise click.BadParameter("it is empty")
+    return value
+
+
+def folder(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Click callback: refuse what is no folder; nothing stands for the folder of the process."""
+    if value and not os.path.isdir(value):  # noqa: PTH112 - of a name that is too long, Path raises
+        raise click.BadParameter(f"{value!r} is no folder")
+    return value
+
+
+def folders(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Click callback: refuse what is no folder."""
+    return tuple(folder(ctx, parameter, value) for value in values)
 
 
 class Seconds(click.FloatRange):
@@ -101,12 +189,18 @@ class Seconds(click.FloatRange):
         seconds = super().convert(value, param, ctx)
         if not math.isfinite(seconds):
             self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        if seconds > LONGEST_SECONDS:
+            self.fail(f"{value} seconds are more than ten years", param, ctx)
         return seconds
 
 
+LARGEST_COUNT = 2**31 - 1  # what the kernel, and all else that counts, takes
+LARGEST_SIZE = 2**53  # bytes; up to there a number is exact wherever it goes
+MOST_PROCESSES = 1000  # more than any machine has cores for
 SECONDS = Seconds(min=0, min_open=True)
 SECONDS_OR_NONE = Seconds(min=0)
-COUNT = click.IntRange(min=1)
+COUNT = click.IntRange(min=1, max=LARGEST_COUNT)
+SIZE = click.IntRange(min=1, max=LARGEST_SIZE)
 LAST_PORT = 65535
 PORT = click.IntRange(0, LAST_PORT)
 FILE = click.Path(exists=True, dir_okay=False)
@@ -143,7 +237,14 @@ def bus_options(command: F) -> F:
             metavar="SECONDS",
             help="How long to wait at the start for a layer that cannot be used yet; 0 ends with an error at once.",
         ),
-        option("Bus", "--prefix", default="asgibus", metavar="TEXT", help="Starts every key in Redis."),
+        option(
+            "Bus",
+            "--prefix",
+            default="asgibus",
+            callback=not_empty,
+            metavar="TEXT",
+            help="Starts every key in Redis.",
+        ),
     ):
         command = decorate(command)
     return command
@@ -188,7 +289,15 @@ def app_options(command: F) -> F:
             help="Over how long, at most, a process that stops hands its WebSockets over, or closes them.",
         ),
         option("Application", "--factory", is_flag=True, help="APP is a function that gives the app."),
-        option("Application", "--app-dir", default="", metavar="DIR", help="Look for APP here first.  [default: .]"),
+        option(
+            "Application",
+            "--app-dir",
+            default="",
+            type=click.Path(),
+            callback=folder,
+            metavar="DIR",
+            help="Look for APP here first.  [default: .]",
+        ),
         option(
             "Application",
             "--threads",
@@ -200,7 +309,7 @@ def app_options(command: F) -> F:
         option(
             "Application",
             "--wsgi-max-body-size",
-            type=COUNT,
+            type=SIZE,
             default=1024**3,
             metavar="BYTES",
             help="Largest body of a request to a WSGI app, which gets it when it is whole; a larger one is a 413.",
@@ -208,7 +317,7 @@ def app_options(command: F) -> F:
         option(
             "Application",
             "--wsgi-spool-size",
-            type=COUNT,
+            type=SIZE,
             default=4 * 1024**3,
             metavar="BYTES",
             help="Disk space, in TMPDIR, for bodies of a WSGI app that wait for it or for a client, in each worker.",
@@ -248,7 +357,8 @@ def reload_options(command: F) -> F:
             "Development",
             "--reload-dir",
             "reload_dirs",
-            type=click.Path(exists=True, file_okay=False),
+            type=click.Path(exists=True),
+            callback=folders,
             multiple=True,
             metavar="DIR",
             help="Watch this folder. Repeatable.  [default: . and --app-dir]",
@@ -270,11 +380,18 @@ def process_options(command: F) -> F:
             help="Serve /healthz, /readyz and /metrics there; 0 takes a free port. "
             "With several processes, each has the next port.  [default: none]",
         ),
-        option("Processes", "--admin-host", default="127.0.0.1", metavar="HOST", help="Address of the admin port."),
+        option(
+            "Processes",
+            "--admin-host",
+            default="127.0.0.1",
+            callback=not_empty,
+            metavar="HOST",
+            help="Address of the admin port.",
+        ),
         option(
             "Processes",
             "--processes",
-            type=COUNT,
+            type=click.IntRange(1, MOST_PROCESSES),
             default=1,
             metavar="COUNT",
             help="Run so many processes, and start one again that dies.",

@@ -12,6 +12,7 @@ import click
 
 from asgibus.commands.admin import AdminError
 from asgibus.commands.embedded import EXPECTED, embedded_worker, serve_with_worker
+from asgibus.commands.environment import warn_of_unknown_variables
 from asgibus.commands.hang_ups import hang_ups
 from asgibus.commands.health import ProcessHealth, admin_port
 from asgibus.commands.lifeline import Lifeline
@@ -19,12 +20,16 @@ from asgibus.commands.logs import set_up_logging
 from asgibus.commands.options import (
     COUNT,
     DEFAULT_LAYER,
+    LARGEST_COUNT,
+    LARGEST_SIZE,
     PORT,
     SECONDS,
+    SIZE,
     GroupedCommand,
     app_options,
     bus_options,
     check_processes,
+    not_empty,
     option,
     process_options,
     reload_options,
@@ -91,9 +96,9 @@ _FILE = click.Path(exists=True, dir_okay=False)
 
 @click.command(cls=GroupedCommand)
 @click.argument("app", required=False)
-@option(_LISTEN, "--host", default="127.0.0.1", help="Address to listen on.")
+@option(_LISTEN, "--host", default="127.0.0.1", callback=not_empty, help="Address to listen on.")
 @option(_LISTEN, "--port", type=PORT, default=8000, help="Port to listen on; 0 takes a free one.")
-@option(_LISTEN, "--uds", type=click.Path(), help="Listen on a unix socket instead.")
+@option(_LISTEN, "--uds", type=click.Path(), callback=not_empty, help="Listen on a unix socket instead.")
 @option(
     _LISTEN,
     "--uds-mode",
@@ -102,7 +107,9 @@ _FILE = click.Path(exists=True, dir_okay=False)
     callback=_mode,
     help="Permissions of the unix socket; 660 is for its user and group alone.",
 )
-@option(_LISTEN, "--fd", type=click.IntRange(min=0), help="Listen on a socket that was passed in, by its number.")
+@option(
+    _LISTEN, "--fd", type=click.IntRange(0, LARGEST_COUNT), help="Listen on a socket that was passed in, by its number."
+)
 @option(_LISTEN, "--backlog", type=COUNT, default=2048, help="Connections that may wait to be accepted.")
 @option(
     _LISTEN,
@@ -222,17 +229,21 @@ _FILE = click.Path(exists=True, dir_okay=False)
     default=10_000,
     help="Open sockets.",
 )
-@option(_LIMITS, "--max-head-size", type=COUNT, default=64 * 1024, help="Request line and headers, in bytes.")
+@option(_LIMITS, "--max-head-size", type=SIZE, default=64 * 1024, help="Request line and headers, in bytes.")
 @option(_LIMITS, "--max-headers", type=COUNT, default=128, help="Headers of a request; more are answered with 431.")
 @option(
-    _LIMITS, "--min-body-rate", type=click.IntRange(min=0), default=240, help="Slowest request body, in bytes a second."
+    _LIMITS,
+    "--min-body-rate",
+    type=click.IntRange(0, LARGEST_SIZE),
+    default=240,
+    help="Slowest request body, in bytes a second.",
 )
 @option(
     _LIMITS,
     "--websocket-max-message-size",
     "--ws-max-size",
     "websocket_max_message_size",
-    type=COUNT,
+    type=SIZE,
     default=16 * 1024 * 1024,
     help="Message from a client, in bytes.",
 )
@@ -242,7 +253,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
     default=False,
     help="Compress WebSocket messages, each by itself; the size limit is for what comes out.",
 )
-@option(_LIMITS, "--window", type=COUNT, default=256 * 1024, help="Bytes under way per connection and direction.")
+@option(_LIMITS, "--window", type=SIZE, default=256 * 1024, help="Bytes under way per connection and direction.")
 @option(
     _LIMITS,
     "--udp-max-peers",
@@ -251,7 +262,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
     help="UDP peers at once; datagrams of further ones are dropped.",
 )
 @option(
-    _GROUPS, "--slow-client-buffer", type=COUNT, default=1024 * 1024, help="Unsent bytes past which a client is slow."
+    _GROUPS, "--slow-client-buffer", type=SIZE, default=1024 * 1024, help="Unsent bytes past which a client is slow."
 )
 @option(
     _GROUPS,
@@ -271,6 +282,8 @@ def command(log_level: str, **options: Any) -> None:
     """
     lifeline = Lifeline.inherited()
     app = options["app"]
+    if app == "":
+        raise click.UsageError("APP is empty: give module:attribute, or leave it out")
     if options["layer"] is None:
         options["layer"] = "memory://" if app else DEFAULT_LAYER
     if app is None and options["layer"].startswith("memory:"):
@@ -282,9 +295,13 @@ def command(log_level: str, **options: Any) -> None:
         raise click.UsageError("--uds and --fd exclude each other")
     if options["ssl_keyfile"] is not None and options["ssl_certfile"] is None:
         raise click.UsageError("--ssl-keyfile needs --ssl-certfile")
+    if options["ssl_ca_certs"] is not None and options["ssl_certfile"] is None:
+        raise click.UsageError("--ssl-ca-certs needs --ssl-certfile: without a certificate there is no TLS")
     if options["ssl_cert_reqs"] in ("optional", "required") and options["ssl_ca_certs"] is None:
         raise click.UsageError("--ssl-cert-reqs needs --ssl-ca-certs, the authorities that sign them")
     check_processes(options)
+    if options["resume"] and app is not None and options["layer"].startswith("memory:"):
+        raise click.UsageError("--resume is for workers on Redis: with memory:// the sockets end with this process")
     if options["reload"] and app is None:
         raise click.UsageError("--reload is for apps, and here is none: give APP, or use it with asgi-worker")
     names = {field.name for field in fields(InterfaceSettings)}
@@ -296,7 +313,9 @@ def command(log_level: str, **options: Any) -> None:
         raise click.UsageError(str(error)) from error
     sources = sources_of(options)
     supervises = (options["processes"] > 1 or sources is not None) and not lifeline.held and not options["check"]
-    set_up_logging(log_level, access=settings.access_log, pid=supervises or lifeline.held, config=options["log_config"])
+    set_up_logging(log_level, options, access=settings.access_log, pid=supervises or lifeline.held)
+    if not lifeline.held:
+        warn_of_unknown_variables()
 
     def tell(where: str) -> None:
         logger.info(

@@ -7,9 +7,8 @@ from importlib.metadata import entry_points
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.terminator import Factory, Listener
 from asgibus.interface_server.udp import UdpListener
-from asgibus.protocol.channels import require_protocol
+from asgibus.protocol.channels import TERMINATORS, require_protocol
 
-GROUP = "asgibus.terminators"
 OWN: dict[str, Factory] = {"udp": UdpListener.at}
 
 
@@ -35,7 +34,7 @@ def _listener(option: str, name: str, value: str | None, settings: InterfaceSett
 def _factory(name: str) -> Factory:
     if name in OWN:
         return OWN[name]
-    installed = {point.name: point for point in entry_points(group=GROUP)}
+    installed = {point.name: point for point in entry_points(group=TERMINATORS)}
     if name not in installed:
         known = ", ".join([*OWN, *sorted(installed.keys() - OWN.keys())])
         raise ValueError(f"--terminator: there is no terminator {name!r}; installed: {known}")

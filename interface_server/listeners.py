@@ -43,7 +43,9 @@ def _unix_socket(path: str, mode: int) -> socket.socket:
     Nobody can connect before the mode is set, since the socket does not listen yet.
     """
     if Path(path).exists():
-        if not stat.S_ISSOCK(Path(path).stat().st_mode) or _is_served(path):
+        if not stat.S_ISSOCK(Path(path).stat().st_mode):
+            raise OSError(errno.EEXIST, "there is something else than a socket")
+        if _is_served(path):
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         Path(path).unlink()
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

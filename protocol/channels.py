@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from asgibus.layers.names import MAX_NAME_LENGTH, require_channel, require_group
 from asgibus.protocol.opening import HTTP, WEBSOCKET
 
+TERMINATORS = "asgibus.terminators"  # the entry points of packages that bring a protocol
 _STEMS = {HTTP: "http.request", WEBSOCKET: "websocket.connect"}
 MAX_POOL_LENGTH = MAX_NAME_LENGTH - max(len(stem) for stem in _STEMS.values()) - 1
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import fields
+from difflib import get_close_matches
+from importlib.metadata import entry_points
 from typing import Any
 
 import click
 
 from asgibus.commands.admin import AdminError
+from asgibus.commands.environment import warn_of_unknown_variables
 from asgibus.commands.health import ProcessHealth, admin_port
 from asgibus.commands.lifeline import Lifeline
 from asgibus.commands.logs import set_up_logging
@@ -29,7 +33,7 @@ from asgibus.commands.sources import sources_of
 from asgibus.commands.supervisor import supervise
 from asgibus.commands.waiting import wait_for_layer
 from asgibus.layers import open_layer
-from asgibus.protocol.channels import require_protocol
+from asgibus.protocol.channels import TERMINATORS, require_protocol
 from asgibus.worker.application import ApplicationError, application_of
 from asgibus.worker.background import BackgroundWorker
 from asgibus.worker.background_options import background_options, check_background
@@ -123,7 +127,10 @@ def command(log_level: str, **options: Any) -> None:
         raise click.UsageError(str(error)) from error
     sources = sources_of(options)
     supervises = (options["processes"] > 1 or sources is not None) and not lifeline.held and not options["check"]
-    set_up_logging(log_level, access=False, pid=supervises or lifeline.held, config=options["log_config"])
+    set_up_logging(log_level, options, access=False, pid=supervises or lifeline.held)
+    if not lifeline.held:
+        warn_of_unknown_variables()
+        _warn_of_unknown_protocols(settings.protocols)
     if supervises:
         raise SystemExit(supervise(options, layer, lifeline, sources=sources))
     try:
@@ -159,6 +166,22 @@ def command(log_level: str, **options: Any) -> None:
     expected = (LifespanError, AdminError)
     graceful, hint = settings.graceful_timeout, "--layer names another one"
     raise SystemExit(run(serve, *expected, lifeline=lifeline, graceful_timeout=graceful, layer_hint=hint))
+
+
+def _warn_of_unknown_protocols(protocols: Sequence[str]) -> None:
+    """Log a warning for each protocol without a terminator here. An interface server elsewhere may have one."""
+    if set(protocols) <= {"udp"}:
+        return
+    known = ["udp", *(point.name for point in entry_points(group=TERMINATORS))]
+    for name in protocols:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            logger.warning(
+                "--protocol %s: no terminator of that name is installed here%s (installed: %s)",
+                name,
+                f"; is {near[0]} meant?" if near else "",
+                ", ".join(known),
+            )
 
 
 def _work(settings: WorkerSettings) -> str:

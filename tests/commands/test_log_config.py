@@ -91,3 +91,33 @@ def test_a_file_that_configures_nothing(
     (line,) = server.log().splitlines()
     assert line.startswith(f"Error: --log-config {name}: ")
     assert said in line
+
+
+def test_a_formatter_in_the_project_folder_is_found(start_interface: Start, tmp_path: Path) -> None:
+    """Also where the command is a script in another folder, as it is when it is installed."""
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "own_logs.py").write_text(
+        "import logging\nclass Shout(logging.Formatter):\n  def format(self, r): return 'SHOUT ' + super().format(r)\n"
+    )
+    config = {**CONFIG, "formatters": {"plain": {"()": "own_logs.Shout"}}}
+    (tmp_path / "log.json").write_text(json.dumps(config))
+    server = start_interface("--log-config", "log.json", "--app-dir", "project", app=APP)
+    assert "SHOUT Listening on" in server.log()
+
+
+def test_what_the_app_prints_itself_is_not_printed_again(start_interface: Start, tmp_path: Path) -> None:
+    """Django has a handler for its own logger in debug mode, and lets its records go on to the root."""
+    (tmp_path / "logging_app.py").write_text(
+        "import logging\n"
+        "from commands.simple_app import app\n"
+        "own = logging.getLogger('own')\n"
+        "handler = logging.StreamHandler()\n"
+        "handler.setLevel('ERROR')\n"
+        "own.addHandler(handler)\n"
+        "for logger in (own, logging.getLogger('own.child'), logging.getLogger('other')):\n"
+        "  logger.warning('a warning of %s', logger.name)\n"
+        "  logger.error('an error of %s', logger.name)\n"
+    )
+    server = start_interface(app="logging_app:app")
+    for line in ("a warning of own\n", "an error of own\n", "an error of own.child\n", "an error of other\n"):
+        assert server.log().count(line) == 1

@@ -104,6 +104,7 @@ def sample(option: GroupedOption, default: Any, folder: Path) -> tuple[str, Any]
         "forwarded_allow_ips": ("10.0.0.0/8",) * 2,
         "root_path": ("/other", "/other"),
         "uds_mode": ("660", "660"),
+        "app_dir": (str(folder), str(folder)),
         "reload_dirs": (str(folder), (str(folder),)),
         "reload_includes": ("*.html *.css", ("*.html", "*.css")),
         "reload_excludes": ("build test_*", ("build", "test_*")),
