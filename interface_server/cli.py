@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -317,13 +318,14 @@ def command(log_level: str, **options: Any) -> None:
     if not lifeline.held:
         warn_of_unknown_variables()
 
-    def tell(where: str) -> None:
+    def tell(where: str, *mailboxes: str) -> None:
         logger.info(
-            "Listening on %s (layer %s, pool %s, app %s)",
+            "Listening on %s (layer %s, pool %s, app %s)%s",
             where,
             getattr(layer, "address", settings.layer),
             settings.pool,
             app or "in the workers",
+            _named(mailboxes),
         )
 
     if supervises:
@@ -349,12 +351,13 @@ def command(log_level: str, **options: Any) -> None:
 
     async def serve(life: Life) -> None:
         def ready(where: str) -> None:
+            mailboxes = server.connections.bus.mailbox, *([worker.mailbox] if worker else [])
             if lifeline.held:
-                logger.info("Interface server ready")
+                logger.info("Interface server ready%s", _named(mailboxes))
             else:
-                tell(where)
+                tell(where, *mailboxes)
             life.started()
-            life.ready(f"listening on {where}", server.connections.bus.mailbox, *([worker.mailbox] if worker else []))
+            life.ready(f"listening on {where}", *mailboxes)
 
         async def reload_certificates() -> None:
             life.reloading("reading the certificates again")
@@ -384,6 +387,11 @@ def command(log_level: str, **options: Any) -> None:
     if app is None:
         hint += "; to run an app in this process, without Redis, give APP"
     raise SystemExit(run(serve, *expected, lifeline=lifeline, graceful_timeout=graceful, layer_hint=hint))
+
+
+def _named(mailboxes: Sequence[str]) -> str:
+    """Return the names by which the logs of other processes speak of this one."""
+    return "".join(f", mailbox {mailbox}" for mailbox in mailboxes)
 
 
 def main() -> None:

@@ -145,11 +145,12 @@ def command(log_level: str, **options: Any) -> None:
     async def serve(life: Life) -> None:
         def ready() -> None:
             logger.info(
-                "Worker ready: app %s%s, layer %s, %s",
+                "Worker ready: app %s%s, layer %s, %s, mailbox %s",
                 settings.app,
                 "" if settings.interface == "asgi3" else f" ({settings.interface})",
                 getattr(layer, "address", settings.layer),
                 _work(settings),
+                worker.mailbox,
             )
             life.started()
             life.ready("serving", worker.mailbox)

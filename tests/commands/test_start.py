@@ -45,6 +45,20 @@ def test_what_is_said_at_the_start(start_redis: StartRedis, start_interface: Sta
     assert SECRET not in worker.log() + interface.log()
 
 
+def test_processes_are_matched_with_what_others_log_of_them(
+    redis_url: str, start_interface: Start, start_worker: Start
+) -> None:
+    interface = start_interface("--layer", redis_url)
+    name = interface.wait_for(r"Listening on .*, mailbox (interface\.\w+!)\n")[1]
+    worker = start_worker(APP, "--layer", redis_url)
+    mailbox = worker.wait_for(r"Worker ready: .*, mailbox (worker\.\w+!)\n")[1]
+    worker.kill()
+    interface.wait_for(f"{mailbox} has died")
+    other = start_worker(APP, "--layer", redis_url)
+    interface.kill()
+    other.wait_for(f"{name} has died")
+
+
 def test_what_is_said_with_an_embedded_worker(start_interface: Start) -> None:
     interface = start_interface(app=APP)
     interface.wait_for(rf"Listening on {interface.url} \(layer memory://, pool default, app {APP}\)")
