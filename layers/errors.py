@@ -5,8 +5,8 @@ LayerError
 ├── MessageTooLarge    the message is larger than the layer carries
 └── LayerUnavailable   the store cannot be reached, or refuses us
 
-Bad names and messages are a caller's mistake and raise TypeError. Where Channels is in use, what is raised is also of
-the class of the same name in `channels.exceptions`, which its users catch.
+Bad names and messages are a caller's mistake and raise TypeError; `ForeignChannel` is one. Where Channels is in use,
+what is raised is also of the class of the same name in `channels.exceptions`, which its users catch.
 """
 
 from __future__ import annotations
@@ -67,3 +67,17 @@ class MessageTooLarge(_Known):
 
 class LayerUnavailable(LayerError):
     """The layer's store cannot be reached or refuses us; says which and why."""
+
+
+class ForeignChannel(TypeError, AssertionError):
+    """A process-local name that another process or layer object has made: only that one can receive from it.
+
+    It is an AssertionError, too, because users of channels_redis catch that.
+    """
+
+    def __init__(self, channel: str) -> None:
+        super().__init__(channel)
+        self.channel = channel
+
+    def __str__(self) -> str:
+        return f"{self.channel!r} was made by another process or layer object: only that one can receive from it"

@@ -2,6 +2,9 @@
 
 A name is 1 to 100 characters of `[A-Za-z0-9._-]`. One `!` splits a process-local name into the mailbox of its process
 (up to and with the `!`) and the local part, which the owner makes: `interface.4f9c2a!17`.
+
+The channels that an app makes with `new_channel` begin with a prefix of its choice: `chat.p4f9c2a!17`. All those of one
+process lie in one mailbox, so what stands before the id of the process says nothing of the place.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ import secrets
 
 MAX_NAME_LENGTH = 100  # what the 2016 specification asks every layer to take
 PROCESS_ID_BYTES = 8  # 64 random bits: two processes of one deployment never meet
+CHANNELS_MARK = "p"  # begins the id of a process that made channels; no id of a server begins so
+CHANNELS_ROLE = "specific."  # the prefix that `new_channel` has by default
 
 _CHANNEL = re.compile(r"[A-Za-z0-9._-]+(?:![A-Za-z0-9._-]*)?\Z", re.ASCII)
 _GROUP = re.compile(r"[A-Za-z0-9._-]+\Z", re.ASCII)
@@ -39,11 +44,31 @@ def require_group(name: object) -> str:
 
 
 def split_local(name: str) -> tuple[str, str] | None:
-    """(mailbox, local part) of a process-local name, None for an ordinary one."""
-    mailbox, mark, local = name.partition("!")
-    return (mailbox + mark, local) if mark else None
+    """Return (mailbox, local part) of a process-local name, None for an ordinary one."""
+    owner, mark, local = name.partition("!")
+    if not mark:
+        return None
+    process = owner.rpartition(".")[2]
+    if process.startswith(CHANNELS_MARK) and len(process) == 1 + 2 * PROCESS_ID_BYTES:
+        return channels_mailbox(process), local
+    return owner + mark, local
 
 
 def new_mailbox(role: str) -> str:
-    """A mailbox name that no other process has, such as `interface.4f9c2a…!`."""
+    """Return a mailbox name that no other process has, such as `interface.4f9c2a…!`."""
     return require_channel(f"{role}.{secrets.token_hex(PROCESS_ID_BYTES)}!")
+
+
+def new_process() -> str:
+    """Return an id for a process that makes channels, which no other process has."""
+    return CHANNELS_MARK + secrets.token_hex(PROCESS_ID_BYTES)
+
+
+def channels_mailbox(process: str) -> str:
+    """Return the mailbox of all channels that the process with this id has made."""
+    return f"{CHANNELS_ROLE}{process}!"
+
+
+def has_channels(mailbox: str) -> bool:
+    """Return whether this is a mailbox of channels that an app has made, and not that of a server."""
+    return mailbox.startswith(CHANNELS_ROLE + CHANNELS_MARK)

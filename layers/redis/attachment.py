@@ -1,4 +1,4 @@
-"""What the layer has in one event loop: the writer, the receiver, and mailboxes for process-local channels."""
+"""What the layer has in one event loop: the writer, the receiver, and in one of them the process-local channels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.asking import Asking
 from asgibus.layers.redis.bus import RedisBus
 from asgibus.layers.redis.entries import Entries
-from asgibus.layers.redis.epoch import Epoch
+from asgibus.layers.redis.epoch import Epoch, epoch_range, find_epoch
 from asgibus.layers.redis.inbox import Inbox
 from asgibus.layers.redis.kept import Sent
 from asgibus.layers.redis.keys import Keys
@@ -72,9 +72,7 @@ class Attachment:
         self._open = False
         self._closed = False
         self._opening: dict[str, asyncio.Task[None]] = {}  # what is being opened; "" is the writer
-        self.inboxes: dict[str, Inbox] = {}
-        """What arrives for the process-local channels that were made here, by mailbox."""
-        self._buses: dict[str, RedisBus] = {}  # of these mailboxes, by the prefix of their channels
+        self._channels: tuple[RedisBus, Inbox] | None = None  # the mailbox of the process-local channels, if it is here
 
     async def open(self) -> None:
         """Connect at the first call. Raises LayerUnavailable."""
@@ -103,7 +101,13 @@ class Attachment:
         await self.writer.open()
         if self._watch is not None:
             self._watch.start()
+        # Who sends later, for the first time, to what the store has lost meanwhile is to know that there was something.
+        self.writer.write(("ZRANGE", *epoch_range(self.keys)), self._first_epoch)
         self._open = True
+
+    def _first_epoch(self, reply: object) -> None:
+        if isinstance(reply, list):
+            self.epoch.seen(find_epoch(reply))
 
     def _up(self) -> None:
         """The connection is there, or there again."""
@@ -119,10 +123,10 @@ class Attachment:
         if self._opening:
             await asyncio.wait(self._opening.values())
         await self.sent.close()
-        for bus in self._buses.values():
-            self.inboxes.pop(bus.mailbox).close()
+        if self._channels is not None:
+            bus, inbox = self._channels
+            inbox.close()
             await bus.close()
-        self._buses.clear()
         await self.receiver.close()
         if self._open:
             await self.writer.drain()
@@ -151,26 +155,28 @@ class Attachment:
         slowly = channel_scripts.SEND_SLOWLY
         return bool(await call("EVAL", slowly, 3, *names, entry, *limits, *later, until=until, repeatable=False))
 
-    async def new_channel(self, prefix: str, mailbox: str) -> str:
-        """A process-local channel; the mailbox for its prefix is made at the first call, with that name."""
-        if prefix not in self._buses:
-            await self._once(prefix, partial(self._make_inbox, prefix, mailbox))
-        bus = self._buses.get(prefix)
-        if bus is None:
-            raise LayerUnavailable("the layer was closed")
-        return self.inboxes[bus.mailbox].new_channel()
+    async def channels(self, mailbox: str) -> tuple[RedisBus, Inbox]:
+        """Return the mailbox of the process-local channels, which is made at the first call. Raises LayerUnavailable.
 
-    async def _make_inbox(self, prefix: str, mailbox: str) -> None:
+        Their memberships are kept by the bus.
+        """
+        if self._channels is None:
+            await self._once("channels", partial(self._open_channels, mailbox))
+        if self._channels is None or self._closed:
+            raise LayerUnavailable("the layer was closed")
+        return self._channels
+
+    async def _open_channels(self, mailbox: str) -> None:
         inbox = Inbox()
         bus = RedisBus(self, mailbox, inbox)
         inbox.on_bus(bus, self.settings)
         try:
             await bus.open()
         except BaseException:
+            inbox.close()
             await bus.close()
             raise
-        self._buses[prefix] = bus
-        self.inboxes[mailbox] = inbox
+        self._channels = bus, inbox
 
     async def local_statistics(self, mailbox: str, local: str, until: float) -> Statistics:
         """Those of a process-local channel. Raises LayerUnavailable, at the time `until` at the latest."""
@@ -214,8 +220,9 @@ class Attachment:
     def clear(self) -> None:
         """Drop what has arrived for channels and was not received."""
         self.receiver.clear()
-        for bus in self._buses.values():
-            self.inboxes[bus.mailbox].clear()
+        if self._channels is not None:
+            bus, inbox = self._channels
+            inbox.clear()
             bus.clear()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.connection import SILENCE_SECONDS, RedisConnection, RedisError, connect
-from asgibus.layers.redis.link import LOOK_SECONDS
+from asgibus.layers.redis.link import LOOK_SECONDS, background
 from asgibus.layers.redis.writer import Writer
 
 logger = logging.getLogger("asgibus.layers")
@@ -59,6 +59,7 @@ class BlockingConnections:
         self._closed = False
         self._telling: set[asyncio.Task[None]] = set()
         self._run_id = ""
+        self._ending: asyncio.Task[None] | None = None  # ends the connections if the event loop ends without a `close`
         self.generation = 0
         """What was learned of the store under another number may not hold any more: it may be another store."""
 
@@ -122,7 +123,18 @@ class BlockingConnections:
     def close(self) -> None:
         """End the connections that have nothing to do; the others, when they have their replies."""
         self._closed = True
+        if self._ending is not None:
+            self._ending.cancel()
         self._end_idle()
+
+    async def _end_with_loop(self) -> None:
+        try:
+            await self._loop.create_future()  # until it is cancelled, as every task is at the end of `asyncio.run`
+        finally:
+            if not self._closed:
+                self._end_idle()
+                for connection in list(self._busy):
+                    connection.abort("the event loop has ended")
 
     def _end_idle(self) -> None:
         for connection in self._idle:
@@ -163,6 +175,8 @@ class BlockingConnections:
 
     async def _connect(self) -> RedisConnection:
         connection = await connect(self._address, self._name)
+        if self._ending is None and not self._closed:
+            self._ending = background(self._end_with_loop(), f"{self._name} end")
         if not connection.run_id or connection.run_id != self._run_id:
             self._run_id = connection.run_id
             self.generation += 1

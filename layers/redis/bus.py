@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from asgibus.layers.codec import unpack, unpack_message
@@ -21,7 +22,7 @@ from asgibus.layers.contract import (
     Offer,
     Statistics,
 )
-from asgibus.layers.names import require_channel, require_group
+from asgibus.layers.names import require_channel, require_group, split_local
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.asking import ANSWER_MS, ASKED, Standing
 from asgibus.layers.redis.claims import Claimant
@@ -38,6 +39,11 @@ from asgibus.layers.settings import require_delay
 if TYPE_CHECKING:
     from asgibus.layers.redis.attachment import Attachment
 
+logger = logging.getLogger("asgibus.layers")
+
+# (MEMBER, group, channel, whether it is one now), a frame of the layer's own: somebody else has added a channel of this
+# mailbox to a group, or taken it out.
+MEMBER = 7
 RECEIVED_AT_ONCE = 1000  # channels in one script: it holds up Redis for half a millisecond
 STATISTICS_SECONDS = 1.0  # for what somebody looks at; who looks waits, and there is nothing to be repaired
 
@@ -61,6 +67,7 @@ class RedisBus(Bus):
             return await attachment.shards.of(name).attachment()
 
         self._later: dict[asyncio.TimerHandle, Sequence[str]] = {}
+        self._noting: set[asyncio.Task[None]] = set()
         self._claimant = Claimant(attachment.address, keys, entries, mailbox, outage, writer, self._found_wrong_type)
         self._deliveries = Deliveries(place, entries, mailbox, outage.counts, settings.expiry)
         self._memberships = Memberships(
@@ -68,7 +75,7 @@ class RedisBus(Bus):
             place,
             lambda: (shard.attachment() for shard in attachment.shards),
             mailbox,
-            round(settings.group_expiry),
+            settings.group_expiry,
             lease_times(),
         )
         self._reader = MailboxReader(
@@ -117,6 +124,8 @@ class RedisBus(Bus):
         await self._reader.close()
         for timer in self._later:
             timer.cancel()
+        for noting in self._noting:
+            noting.cancel()
         self._offers.close()
         await self._writer.drain()
         await self._claimant.close()
@@ -143,6 +152,9 @@ class RedisBus(Bus):
                 return
             if frames and frames[0][0] == ASKED:
                 self._answer(*frames[0][1:])
+                return
+            if frames and frames[0][0] == MEMBER:
+                self._note(*frames[0][1:])
                 return
             for frame in frames:
                 _check(frame)
@@ -177,8 +189,45 @@ class RedisBus(Bus):
         self._writer.write(("RPUSH", key, answer), _ignore)
         self._writer.write(("PEXPIRE", key, ANSWER_MS), _ignore)
 
+    async def add_channel(self, group: str, channel: str) -> None:
+        """Make a channel of this mailbox a member, also of what the group is after the store has lost it.
+
+        Raises LayerUnavailable.
+        """
+        if self._inbox is not None:
+            self._inbox.join(channel.partition("!")[2])
+        await self._memberships.add_channel(group, channel, _soon())
+
+    async def discard_channel(self, group: str, channel: str) -> None:
+        """Take a channel of this mailbox out of a group. Raises LayerUnavailable."""
+        await self._memberships.discard_channel(group, channel, _soon())
+
+    def abandoned(self, parts: Collection[str]) -> None:
+        """Note no more which groups these channels are in: nobody reads them."""
+        self._memberships.forget_channels(parts)
+
+    def _note(self, group: str, channel: str, joins: bool) -> None:
+        """Do here what another process has done with the membership of a channel of this mailbox.
+
+        Raises TypeError for names that are none, ValueError for a channel of another mailbox.
+        """
+        local = split_local(require_channel(channel))
+        if local is None or local[0] != self.mailbox:
+            raise ValueError(f"a membership of {channel!r} was told to {self.mailbox}")
+        require_group(group)
+        work = self.add_channel(group, channel) if joins else self.discard_channel(group, channel)
+        noting = self._loop.create_task(work, name=f"{self.mailbox} member")
+        self._noting.add(noting)
+        noting.add_done_callback(self._noted)
+
+    def _noted(self, noting: asyncio.Task[None]) -> None:
+        self._noting.discard(noting)
+        if not noting.cancelled() and (error := noting.exception()) is not None:
+            logger.warning("%s: a membership that another process changed was not noted: %s", self.mailbox, error)
+
     def clear(self) -> None:
-        """Drop the messages that are not due yet."""
+        """Drop the messages that are not due yet, and note no more which groups the channels are in."""
+        self._memberships.forget_channels()
         later, self._later = self._later, {}
         for timer in later:
             timer.cancel()

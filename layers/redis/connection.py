@@ -98,10 +98,10 @@ class RedisConnection(asyncio.Protocol):
 
     def abort(self, reason: str) -> None:
         """End the connection at once."""
-        if not self.lost.done():
+        if not self.lost.done() and not self._loop.is_closed():
             self.lost.set_result(reason)
         self._replies.clear()
-        if self._transport is not None:
+        if self._transport is not None and not self._loop.is_closed():  # its end would be told in a turn of the loop
             self._transport.abort()
 
     # Callbacks of the transport.

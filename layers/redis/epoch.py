@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from asgibus.layers.redis.keys import Keys
+
 REGROUP_SECONDS = 3.0  # for everybody to be back in a new epoch: a link comes back within 2 s, and then beats at once
 LOOK_AGAIN_SECONDS = 0.1  # until it is looked again whether anybody has come back
 # When the epoch began, by Redis's clock in ms; the run id of that Redis, if it may be asked for it; whether the data
@@ -40,6 +42,11 @@ def _read(epoch: bytes) -> Begun | None:
     if found is None:
         return None
     return Begun(int(found["begun"]), (found["run_id"] or b"").decode(), bool(found["again"]))
+
+
+def epoch_range(keys: Keys) -> tuple[str, ...]:
+    """Return the arguments of ZRANGE that name the epoch, if there is one."""
+    return keys.processes, "+inf", "+inf", "BYSCORE"
 
 
 class Epoch:

@@ -1,9 +1,9 @@
 """The mailbox behind the process-local channels that `new_channel` makes: the handler that keeps what arrives.
 
-Senders count in Redis how many unread messages each channel has, so that none is over its capacity; here is said what
-was read, or has expired: not each time, but before anyone is refused for it (see `Asking`). What arrived is dropped
-when it has expired by Redis's clock, also when nobody reads. What went through a channel is known until nobody has
-used it for a minute or two.
+It is read in one event loop; `receive` may be called in any. Senders count in Redis how many unread messages each
+channel has, so that none is over its capacity; here is said what was read, or has expired: not each time, but before
+anyone is refused for it (see `Asking`). What arrived is dropped when it has expired by Redis's clock, also when nobody
+reads. What went through a channel is known until nobody has used it for a minute or two.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from asgibus.layers.codec import unpack_message
@@ -30,6 +32,7 @@ TELL_SECONDS = 0.05  # until it is said at the latest, unless somebody asks
 FORGET_SECONDS = 60.0  # between two looks at which channels are used no more: an app may make thousands in that time
 COUNT_SECONDS = 0.25  # behind an entry that cannot be read, so that those which come together go together
 SWEEP_SECONDS = 0.01  # behind the expiry of a message, so that those of the same moment go together
+ABANDONED_SECONDS = 600.0  # without a reader: an app that has lost interest in a channel does not say so
 
 
 class Store(Protocol):
@@ -38,7 +41,10 @@ class Store(Protocol):
     mailbox: str
 
     def time(self) -> float:
-        """Now, in seconds by Redis's clock, or a little ahead of it."""
+        """Return now, in seconds by Redis's clock, or a little ahead of it. Called from any thread."""
+
+    def abandoned(self, parts: Collection[str]) -> None:
+        """Forget the memberships of these channels: nobody reads them any more."""
 
     def received(self, parts: Mapping[str, int]) -> None:
         """So many messages of each of these channels are not unread any more."""
@@ -50,37 +56,19 @@ class Store(Protocol):
 class _Channel:
     """What has arrived for a channel, each with the time at which it expires, and who waits for it.
 
-    `arrived`: how many messages that were, of which some have gone. `used`: since it was last looked at.
+    `arrived`: how many messages that were, of which some have gone. `used`: since it was last looked at. `read`: when
+    somebody last received from it or began to, by the clock of this process. `member`: a group may have it.
     """
 
-    __slots__ = ("arrived", "messages", "used", "waiting")
+    __slots__ = ("arrived", "member", "messages", "read", "used", "waiting")
 
     def __init__(self) -> None:
         self.messages: deque[_Arrived] = deque()
-        self.waiting: deque[asyncio.Future[_Arrived]] = deque()
+        self.waiting: deque[asyncio.Future[None]] = deque()
         self.arrived = 0
         self.used = True
-
-    def add(self, arrived: _Arrived) -> None:
-        """Hand it to whoever waits, or keep it."""
-        while self.waiting:
-            waiting = self.waiting.popleft()
-            if not waiting.done():
-                waiting.set_result(arrived)
-                return
-        self.messages.append(arrived)
-
-    def give_up(self, waiting: asyncio.Future[_Arrived]) -> None:
-        """Take out who waits no longer, or what it was handed already."""
-        if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
-            # It is for the next one, and older than all that is here.
-            while self.waiting:
-                if not (heir := self.waiting.popleft()).done():
-                    heir.set_result(waiting.result())
-                    return
-            self.messages.appendleft(waiting.result())
-        elif waiting in self.waiting:  # else it was passed over, as it was cancelled already
-            self.waiting.remove(waiting)
+        self.member = False
+        self.read = time.monotonic()
 
 
 class Inbox:
@@ -89,8 +77,9 @@ class Inbox:
     _store: Store
 
     def __init__(self) -> None:
+        """Make it for the running event loop: all methods but `receive` and `join` are called there."""
         self._loop = asyncio.get_running_loop()
-        self._count = 0
+        self._lock = threading.Lock()  # never held across an await
         self._expiry = 0.0
         self._channels: dict[str, _Channel] = {}
         self._received: dict[str, int] = {}
@@ -98,95 +87,143 @@ class Inbox:
         self._forgetting: asyncio.TimerHandle | None = None
         self._telling: asyncio.TimerHandle | None = None
         self._counting: asyncio.TimerHandle | None = None
-        self._tells = False  # in the next turn of the event loop
+        self._tells = False  # soon
+        self._tells_at_once = False
         self._tell_at = 1
+        self.closed = False
+        """Whether nothing comes any more."""
 
     def on_bus(self, store: Store, settings: LayerSettings) -> None:
-        """It is the handler there."""
+        """Be the handler there."""
         self._store = store
         self._expiry = settings.expiry
         capacities = settings.capacity, *(capacity for _, capacity in settings.channel_capacity)
         self._tell_at = max(1, min(TELL_AT, *(capacity // 4 for capacity in capacities)))
+        self._forgetting = self._loop.call_later(FORGET_SECONDS, self._forget)
 
     @property
     def mailbox(self) -> str:
         """The mailbox of its channels."""
         return self._store.mailbox
 
-    def new_channel(self) -> str:
-        """A channel of this mailbox that nobody else has."""
-        self._count += 1
-        return f"{self.mailbox}{self._count}"
-
     async def receive(self, part: str) -> Message:
-        """Wait for the next message of a channel, named by its local part. A cancelled call takes nothing."""
-        channel = self._channels.get(part) or self._new(part)
+        """Wait for the next message of a channel, named by its local part. A cancelled call takes nothing.
+
+        Raises LayerUnavailable when the layer is closed meanwhile.
+        """
         while True:
-            channel.used = True
-            if channel.messages:
-                arrived = channel.messages.popleft()
-            else:
-                waiting: asyncio.Future[_Arrived] = self._loop.create_future()
-                channel.waiting.append(waiting)
-                try:
-                    arrived = await waiting
-                except asyncio.CancelledError:
-                    channel.give_up(waiting)
-                    raise
-            self._gone(part, 1)
-            if arrived[0] > self._store.time():
-                return unpack_message(arrived[1])
+            waiting: asyncio.Future[None] | None = None
+            with self._lock:
+                if self.closed:
+                    raise LayerUnavailable("the layer was closed")
+                channel = self._channel(part)
+                channel.used = True
+                channel.read = time.monotonic()
+                if channel.messages:
+                    end, message = channel.messages.popleft()
+                    self._gone(part, 1)
+                else:
+                    waiting = asyncio.get_running_loop().create_future()
+                    channel.waiting.append(waiting)
+            if waiting is None:
+                if end > self._store.time():
+                    return unpack_message(message)
+                continue
+            try:
+                await waiting
+            except asyncio.CancelledError:
+                with self._lock:
+                    if waiting in channel.waiting:
+                        channel.waiting.remove(waiting)
+                        woken = None
+                    else:  # it was woken for a message that somebody else has to take now
+                        woken = channel.waiting.popleft() if channel.messages and channel.waiting else None
+                if woken is not None:
+                    self._wake([(channel, woken)])
+                raise
+
+    def join(self, part: str) -> None:
+        """Note that this channel may be in a group, and say when it is abandoned. Called from any thread."""
+        with self._lock:
+            channel = self._channel(part)
+            channel.used = channel.member = True
+
+    def _wake(self, readers: Iterable[tuple[_Channel, asyncio.Future[None]]]) -> None:
+        """Let readers look at their channels, each in its own event loop."""
+        loops: dict[asyncio.AbstractEventLoop, list[tuple[_Channel, asyncio.Future[None]]]] = {}
+        for reader in readers:
+            loops.setdefault(reader[1].get_loop(), []).append(reader)
+        for loop, each in loops.items():
+            try:
+                loop.call_soon_threadsafe(_end_waits, [waiting for _, waiting in each])
+            except RuntimeError:  # the loop was closed while they waited: others may wait behind them
+                with self._lock:
+                    others = [(channel, channel.waiting.popleft()) for channel, _ in each if channel.waiting]
+                self._wake(others)
 
     def standing(self, part: str) -> Standing:
-        """How a channel stands, as far as its messages have arrived."""
-        channel = self._channels.get(part)
-        if channel is None:
-            return Standing()
-        now = self._store.time()
-        ends = [end for end, _ in channel.messages if end > now]
-        return Standing(channel.arrived, len(ends), max(0.0, now - (ends[0] - self._expiry)) if ends else 0.0)
+        """Return how a channel stands, as far as its messages have arrived."""
+        with self._lock:
+            channel = self._channels.get(part)
+            if channel is None:
+                return Standing()
+            now = self._store.time()
+            ends = [end for end, _ in channel.messages if end > now]
+            return Standing(channel.arrived, len(ends), max(0.0, now - (ends[0] - self._expiry)) if ends else 0.0)
 
     def clear(self) -> None:
         """Drop every message, and what was counted."""
-        for part, channel in self._channels.items():
-            self._drop(part, channel, len(channel.messages))
-            channel.arrived = 0
+        with self._lock:
+            for part, channel in self._channels.items():
+                self._drop(part, channel, len(channel.messages))
+                channel.arrived = 0
 
     def close(self) -> None:
         """Sweep no more; nothing comes any more for who waits."""
-        for channel in self._channels.values():
-            for waiting in channel.waiting:
-                if not waiting.done():
-                    waiting.set_exception(LayerUnavailable("the layer was closed"))
-            channel.waiting.clear()
+        with self._lock:
+            self.closed = True
+            waiting = [(channel, each) for channel in self._channels.values() for each in channel.waiting]
+            for channel in self._channels.values():
+                channel.waiting.clear()
+        self._wake(waiting)
         for timer in (self._sweeping, self._forgetting, self._telling, self._counting):
             if timer is not None:
                 timer.cancel()
 
-    def _new(self, part: str) -> _Channel:
-        channel = self._channels[part] = _Channel()
-        if self._forgetting is None:
-            self._forgetting = self._loop.call_later(FORGET_SECONDS, self._forget)
+    def _channel(self, part: str) -> _Channel:
+        """Return the channel with that local part, which is made if it is new. Called with the lock."""
+        channel = self._channels.get(part)
+        if channel is None:
+            channel = self._channels[part] = _Channel()
         return channel
 
     def _forget(self) -> None:
         """Forget the channels that nobody has used since this was done last."""
-        for part, channel in list(self._channels.items()):
-            if not (channel.used or channel.messages or channel.waiting):
-                del self._channels[part]
-            channel.used = False
-        self._forgetting = self._loop.call_later(FORGET_SECONDS, self._forget) if self._channels else None
+        abandoned = set()
+        with self._lock:
+            oldest = time.monotonic() - ABANDONED_SECONDS
+            for part, channel in list(self._channels.items()):
+                if channel.member and not channel.waiting and channel.read < oldest:
+                    channel.member = False
+                    abandoned.add(part)
+                if not (channel.used or channel.member or channel.messages or channel.waiting):
+                    del self._channels[part]
+                channel.used = False
+        if abandoned:
+            self._store.abandoned(abandoned)
+        self._forgetting = self._loop.call_later(FORGET_SECONDS, self._forget)
 
     def count_anew(self) -> None:
-        """What was counted by its sender has come here as nothing that can be read, now or a moment ago."""
+        """Count what is unread: an entry that its sender has counted was nothing that can be read."""
         if self._counting is None:
             self._counting = self._loop.call_later(COUNT_SECONDS, self._count_anew)
 
     def _count_anew(self) -> None:
         # What is on its way here just now is counted by nobody then: better that than a channel which stays full.
         self._counting = None
-        self._received.clear()
-        unread = {part: len(channel.messages) for part, channel in self._channels.items() if channel.messages}
+        with self._lock:
+            self._received.clear()
+            unread = {part: len(channel.messages) for part, channel in self._channels.items() if channel.messages}
         self._store.counted(unread)
 
     def tell(self) -> None:
@@ -194,19 +231,27 @@ class Inbox:
         if self._telling is not None:
             self._telling.cancel()
             self._telling = None
-        received, self._received = self._received, {}
-        self._tells = False
+        with self._lock:
+            received, self._received = self._received, {}
+            self._tells = self._tells_at_once = False
         if received:
             self._store.received(received)
 
     def _gone(self, part: str, number: int) -> None:
-        """They are not unread any more; said soon, with what goes meanwhile."""
-        if self._telling is None and not self._tells:
-            self._telling = self._loop.call_later(TELL_SECONDS, self.tell)
+        """Note that so many are not unread any more; said soon, with what goes meanwhile. Called with the lock."""
         self._received[part] = received = self._received.get(part, 0) + number
-        if received >= self._tell_at and not self._tells:
+        if self.closed:
+            return
+        if received >= self._tell_at and not self._tells_at_once:
+            self._tells = self._tells_at_once = True
+            self._loop.call_soon_threadsafe(self.tell)
+        elif not self._tells:
             self._tells = True
-            self._loop.call_soon(self.tell)
+            self._loop.call_soon_threadsafe(self._tell_soon)
+
+    def _tell_soon(self) -> None:
+        if self._telling is None and not self.closed:
+            self._telling = self._loop.call_later(TELL_SECONDS, self.tell)
 
     def _drop(self, part: str, channel: _Channel, number: int) -> None:
         for _ in range(number):
@@ -217,36 +262,41 @@ class Inbox:
         """Drop what has expired, also where nobody reads, and come again when the next one will have."""
         now = self._store.time()
         next_end = math.inf
-        for part, channel in self._channels.items():
-            expired = 0
-            for end, _ in channel.messages:
-                if end > now:
-                    next_end = min(next_end, end)
-                    break
-                expired += 1
-            if expired:
-                self._drop(part, channel, expired)
+        with self._lock:
+            for part, channel in self._channels.items():
+                expired = 0
+                for end, _ in channel.messages:
+                    if end > now:
+                        next_end = min(next_end, end)
+                        break
+                    expired += 1
+                if expired:
+                    self._drop(part, channel, expired)
         delay = next_end - now + SWEEP_SECONDS
         self._sweeping = self._loop.call_later(delay, self._sweep) if next_end < math.inf else None
 
     def deliver(self, parts: Iterable[str], message: bytes, sent: float) -> None:
-        """A message, packed, for these channels, written at that time by Redis's clock."""
+        """Keep a message, packed, for these channels, written at that time by Redis's clock."""
         end = sent + self._expiry
-        expired = end <= self._store.time()
+        now = self._store.time()
+        expired = end <= now
         arrived = (end, message)
-        channels = self._channels
-        kept = False
-        for part in parts:
-            channel = channels.get(part) or self._new(part)
-            channel.arrived += 1
-            channel.used = True
-            if expired:
-                self._gone(part, 1)
-                continue
-            channel.add(arrived)
-            kept = kept or bool(channel.messages)
-        if kept and self._sweeping is None:
-            self._sweep()
+        woken = []
+        with self._lock:
+            for part in parts:
+                channel = self._channel(part)
+                channel.arrived += 1
+                channel.used = True
+                if expired:
+                    self._gone(part, 1)
+                    continue
+                channel.messages.append(arrived)
+                if channel.waiting:
+                    woken.append((channel, channel.waiting.popleft()))
+        if woken:
+            self._wake(woken)
+        if self._sweeping is None and not expired:
+            self._sweeping = self._loop.call_later(end - now + SWEEP_SECONDS, self._sweep)
 
     # Handler of the mailbox.
 
@@ -256,13 +306,19 @@ class Inbox:
                 logger.error("mailbox %s: a frame of kind %r was dropped", self.mailbox, frame[0])
 
     def undelivered(self, mailbox: str) -> None:
-        """Nothing is posted from here."""
+        """Do nothing: nothing is posted from here."""
 
     def interrupted(self) -> None:
-        """What Redis lost is sent again by whoever sent it."""
+        """Do nothing: what Redis lost is sent again by whoever sent it."""
 
     def offer_lost(self, offer: Offer) -> None:
-        """Nothing is offered from here."""
+        """Do nothing: nothing is offered from here."""
 
     def orphaned(self, claim: Claim) -> None:
-        """Nothing is claimed from here."""
+        """Do nothing: nothing is claimed from here."""
+
+
+def _end_waits(readers: Iterable[asyncio.Future[None]]) -> None:
+    for waiting in readers:
+        if not waiting.done():
+            waiting.set_result(None)

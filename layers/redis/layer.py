@@ -1,7 +1,8 @@
 """The channel layer on Redis, as apps see it.
 
 Everything that belongs to an event loop (connections, tasks, mailboxes) lives in an `Attachment`, so that one layer
-object serves several loops, one after another or at once. A loop that may be about to end uses the layer's own loop.
+object serves several loops, one after another or at once. A loop that may be about to end uses the layer's own loop,
+and so do the process-local channels of all loops.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
-from weakref import WeakKeyDictionary
 
 from asgibus.layers.codec import pack_message
 from asgibus.layers.contract import DEAD, GROUP_MESSAGE, Bus, ChannelLayer, Frame, Handler, Message, Statistics
-from asgibus.layers.errors import ChannelFull, LayerUnavailable
-from asgibus.layers.names import require_channel, require_group, split_local
+from asgibus.layers.errors import ChannelFull, ForeignChannel, LayerUnavailable
+from asgibus.layers.names import has_channels, require_channel, require_group, split_local
 from asgibus.layers.redis import channel_scripts, scripts
 from asgibus.layers.redis.attachment import Attachment
+from asgibus.layers.redis.bus import MEMBER
 from asgibus.layers.redis.entries import Entries
+from asgibus.layers.redis.epoch import epoch_range
 from asgibus.layers.redis.hosts import DEFAULT_HOST, Hosts, addresses
+from asgibus.layers.redis.local_channels import LocalChannels
 from asgibus.layers.redis.own_loop import OwnLoop
 from asgibus.layers.redis.shards import Shard, Shards
 from asgibus.layers.redis.writer import CALL_SECONDS, PAYLOAD_VERSION
@@ -90,8 +93,8 @@ class RedisChannelLayer(ChannelLayer):
             # What stands between the first braces of a key says where it lies, and that is to be the tag of its store.
             raise ValueError(f"on a cluster, a layer's prefix holds no '{{', as {prefix!r} does")
         self._shards = Shards([Shard(store, prefix, self._entries, self.settings, self.counts) for store in stores])
-        self.own_loop = OwnLoop()
-        self._homes: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Attachment]] = WeakKeyDictionary()
+        self.own_loop = OwnLoop(self._shards.close)
+        self._local = LocalChannels(self._shards, self.own_loop)
 
     @property
     def address(self) -> str:
@@ -121,32 +124,52 @@ class RedisChannelLayer(ChannelLayer):
         local = split_local(require_channel(channel, whole=True))
         if local is None:
             return await (await self._shards.of(channel).attachment()).receiver.receive(channel)
-        inbox = self._shards.of(local[0]).inbox(local[0])
-        if inbox is None:
-            raise TypeError(f"{channel!r} was made by another process or event loop: only that can receive from it")
-        return await inbox.receive(local[1])
+        if not self._local.has(local[0]):
+            raise ForeignChannel(channel)
+        return await self._local.receive(local[1])
 
     async def new_channel(self, prefix: str = "specific") -> str:
-        require_channel(prefix)
-        homes = self._homes.setdefault(asyncio.get_running_loop(), {})
-        if prefix not in homes:
-            homes[prefix] = await self._shards.anywhere()
-        attachment = homes[prefix]
-        mailbox = self._shards.new_mailbox(prefix, attachment.shard)
-        return require_channel(await attachment.new_channel(prefix, mailbox))
+        return await self._local.new(prefix)
 
-    @_lasting
     async def group_add(self, group: str, channel: str) -> None:
-        shard = self._shards.of(require_group(group))
-        key, member = shard.keys.group(group), require_channel(channel)
-        writer = (await shard.attachment()).writer
-        await writer.call("EVAL", scripts.GROUP_ADD, 1, key, member, f"{self.group_expiry:f}", until=_until())
+        local = split_local(require_channel(channel))
+        if local is not None and self._local.has(local[0]):
+            await self._local.group_add(require_group(group), channel)
+        else:
+            await self._group_add(require_group(group), channel, local)
 
     @_lasting
+    async def _group_add(self, group: str, channel: str, local: tuple[str, str] | None) -> None:
+        """Add a channel that is not of this process."""
+        until = _until()
+        await self._tell_owner(group, channel, local, True, until)
+        shard = self._shards.of(group)
+        writer = (await shard.attachment()).writer
+        key = shard.keys.group(group)
+        await writer.call("EVAL", scripts.GROUP_ADD, 1, key, channel, f"{self.group_expiry:f}", until=until)
+
     async def group_discard(self, group: str, channel: str) -> None:
-        shard = self._shards.of(require_group(group))
-        key, member = shard.keys.group(group), require_channel(channel)
-        await (await shard.attachment()).writer.call("ZREM", key, member, until=_until())
+        local = split_local(require_channel(channel))
+        if local is not None and self._local.has(local[0]):
+            await self._local.group_discard(require_group(group), channel)
+        else:
+            await self._group_discard(require_group(group), channel, local)
+
+    @_lasting
+    async def _group_discard(self, group: str, channel: str, local: tuple[str, str] | None) -> None:
+        """Take out a channel that is not of this process."""
+        until = _until()
+        await self._tell_owner(group, channel, local, False, until)
+        shard = self._shards.of(group)
+        await (await shard.attachment()).writer.call("ZREM", shard.keys.group(group), channel, until=until)
+
+    async def _tell_owner(
+        self, group: str, channel: str, local: tuple[str, str] | None, joins: bool, until: float
+    ) -> None:
+        """Have the process of a channel note a membership, or its end: it restores what the store loses."""
+        if local is not None and has_channels(local[0]):
+            attachment = await self._shards.of(local[0]).attachment()
+            await attachment.sent.send(local[0], (MEMBER, group, channel, joins), until)
 
     @_lasting
     async def group_send(self, group: str, message: Message) -> None:
@@ -168,19 +191,18 @@ class RedisChannelLayer(ChannelLayer):
         # A mailbox gets one entry: for the group as a whole, or for all of its channels that are members (but for those
         # with a capacity that others of it do not have).
         calls: list[Coroutine[Any, Any, _Missed]] = []
-        channels: dict[tuple[str, int], list[str]] = {}
+        channels: dict[tuple[str, int], dict[str, str]] = {}
         until = _until()
         for member in members:
             local = split_local(member)
             if local is None:
                 calls.append(self._to_ordinary(member, payload))
             elif local[1]:
-                channels.setdefault((local[0], self.settings.capacity_of(member)), []).append(local[1])
+                channels.setdefault((local[0], self.settings.capacity_of(member)), {})[local[1]] = member
             else:
                 calls.append(self._to_mailbox(member, (GROUP_MESSAGE, group, message), until))
         calls += [
-            self._to_channels(mailbox, parts, capacity, payload, until)
-            for (mailbox, capacity), parts in channels.items()
+            self._to_channels(mailbox, each, capacity, payload, until) for (mailbox, capacity), each in channels.items()
         ]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         missed = [each for each in outcomes if isinstance(each, tuple)]
@@ -197,11 +219,12 @@ class RedisChannelLayer(ChannelLayer):
         return ([] if there else [mailbox]), 0
 
     async def _to_channels(
-        self, mailbox: str, parts: Sequence[str], capacity: int, payload: bytes, until: float
+        self, mailbox: str, channels: Mapping[str, str], capacity: int, payload: bytes, until: float
     ) -> _Missed:
+        """Send a message to channels of a mailbox, by their local parts."""
         attachment = await self._shards.of(mailbox).attachment()
-        full = await attachment.send_local(mailbox, payload, parts, capacity, until)
-        return ([mailbox + part for part in parts], 0) if full is None else ([], len(full))
+        full = await attachment.send_local(mailbox, payload, list(channels), capacity, until)
+        return (list(channels.values()), 0) if full is None else ([], len(full))
 
     async def _to_ordinary(self, channel: str, payload: bytes) -> _Missed:
         attachment = await self._shards.of(channel).attachment()
@@ -210,7 +233,7 @@ class RedisChannelLayer(ChannelLayer):
     async def _remove(self, attachment: Attachment, group: str, key: str, gone: list[str], epoch: list[bytes]) -> None:
         """Take members whose processes are gone out of a group; in another epoch they may only be missing."""
         writer = attachment.writer
-        if await writer.call("ZRANGE", *_epoch_range(attachment), until=_until()) != epoch:
+        if await writer.call("ZRANGE", *epoch_range(attachment.keys), until=_until()) != epoch:
             raise LayerUnavailable("Redis has lost its data meanwhile: some members may have missed this")
         await writer.call("ZREM", key, *gone, until=_until())
         logger.info("group %r: %d members of processes that are gone were removed", group, len(gone))
@@ -223,7 +246,7 @@ class RedisChannelLayer(ChannelLayer):
             found: list[Any] = []
             look = writer.write(("EVAL", scripts.GROUP_MEMBERS, 1, key), found.append)
             try:  # in one flush; and the epoch behind, so that it was this one when the members were read
-                epoch = await writer.call("ZRANGE", *_epoch_range(attachment), until=until)
+                epoch = await writer.call("ZRANGE", *epoch_range(attachment.keys), until=until)
             finally:
                 writer.cancel(look)
             if found and isinstance(found[0], Exception) and str(found[0]).startswith("WRONGTYPE"):
@@ -288,19 +311,15 @@ class RedisChannelLayer(ChannelLayer):
         attachments = [await shard.attachment() for shard in self._shards]
         for attachment in attachments:
             attachment.clear()
+        await self._local.clear()
         async for shard, key in self._scan("channel", "delayed", "taken", "counts", "group"):
             (await shard.attachment()).writer.write(("UNLINK", key), _ignore)
         for attachment in attachments:
             await attachment.writer.posted(_until())
 
     async def close(self) -> None:
-        await self._close()
-        await self.own_loop.close(self._close)
-
-    async def _close(self) -> None:
-        self._homes.pop(asyncio.get_running_loop(), None)
-        for shard in self._shards:
-            await shard.close()
+        await self._shards.close()
+        await self.own_loop.close()
 
     def lasts(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether the loop has connections of its own, or has been calling for long enough to get some."""
@@ -326,10 +345,6 @@ class RedisChannelLayer(ChannelLayer):
         """False if the channel is full."""
         entry = self._entries.seal(attachment.keys.messages(channel), payload)
         return await attachment.send(channel, entry, self.settings.capacity_of(channel), delay, _until())
-
-
-def _epoch_range(attachment: Attachment) -> tuple[str, ...]:
-    return attachment.keys.processes, "+inf", "+inf", "BYSCORE"
 
 
 def _until() -> float:

@@ -9,8 +9,9 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis.address import Address
@@ -117,7 +118,7 @@ class Link:
 
     def start(self) -> None:
         """Connect in the background, and stay connected until `close`: for a store that is known to be usable."""
-        self._task = asyncio.create_task(self._keep(), name=f"redis {self._name}")
+        self._task = background(self._keep(), f"redis {self._name}")
 
     async def close(self) -> None:
         """End the connection; returns when it has ended."""
@@ -184,6 +185,16 @@ class Link:
             except LayerUnavailable as error:
                 logger.debug("still gone: %s", error)
             pause = min(max(pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+
+
+def background(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    """Start a task of the running event loop that may be left there: `loop.close()` cancels nothing.
+
+    asyncio would report each such task when it is collected, to an app that has never seen it.
+    """
+    task = asyncio.create_task(work, name=name)
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio does itself for its inner futures
+    return task
 
 
 def _ignore(reply: object) -> None:

@@ -1,4 +1,7 @@
-"""The groups that a mailbox is in, and the set that names them, by which others clean up after a process that died.
+"""The groups that a mailbox and its channels are in, and the set that names those of the mailbox, for who cleans up.
+
+The membership of a mailbox is renewed, and ended by others when its process has died. That of a process-local channel
+lasts for its time; it is noted here to be written again should the store lose it.
 
 Each group lies on the store that has its name, and so do the memberships. On a store other than that of its mailbox a
 process takes a lease, too: it finds out by it that the store has lost its data, and so does who sends to a group there.
@@ -8,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from asgibus.layers.errors import LayerUnavailable
@@ -26,7 +30,7 @@ AT_ONCE = 256  # groups that are joined again, or left by the dead, in one go
 
 
 class Memberships:
-    """Those of one mailbox. `lifetime` in seconds: that of a membership which nobody renews.
+    """Those of one mailbox and of its channels. `lifetime` in seconds: that of a membership which nobody renews.
 
     `place` gives the store of a group, `places` all of them; `lease` the arguments of RENEW behind the mailbox.
     """
@@ -37,19 +41,20 @@ class Memberships:
         place: Callable[[str], Awaitable[Attachment]],
         places: Callable[[], Iterable[Awaitable[Attachment]]],
         mailbox: str,
-        lifetime: int,
+        lifetime: float,
         lease: tuple[int, ...],
     ) -> None:
         self._home = home
         self._place = place
         self._places = places
         self._mailbox = mailbox
-        self._lifetime = lifetime
+        self._lifetime = max(1, round(lifetime))
+        self._channels_lifetime = lifetime
         self._lease = lease
         self._branches = {home: _Branch(home, mailbox, lifetime)}
 
     def __len__(self) -> int:
-        """How many groups it is in."""
+        """Return how many groups the mailbox is in."""
         return sum(len(branch.due) for branch in self._branches.values())
 
     async def join(self, group: str, until: float) -> None:
@@ -67,8 +72,24 @@ class Memberships:
         """Be no member from the return on. Raises LayerUnavailable, at the time `until` at the latest."""
         await (await self._branch(group)).leave(group, until)
 
+    async def add_channel(self, group: str, channel: str, until: float) -> None:
+        """Make a channel of the mailbox a member, for its time. Raises LayerUnavailable, at `until` at the latest."""
+        branch = await self._branch(group)
+        if branch.attachment is not self._home:
+            await branch.look(self._lease, until)
+        await branch.add_channel(group, channel, until)
+
+    async def discard_channel(self, group: str, channel: str, until: float) -> None:
+        """Take a channel of the mailbox out. Raises LayerUnavailable, at the time `until` at the latest."""
+        await (await self._branch(group)).discard_channel(group, channel, until)
+
+    def forget_channels(self, parts: Collection[str] | None = None) -> None:
+        """Note no more which groups these channels are in, named by their local parts, or all. They stay members."""
+        for branch in self._branches.values():
+            branch.forget_channels(parts)
+
     async def renew(self, *, everything: bool, until: float) -> None:
-        """Renew what is due, or everything, because the home may have lost it. Raises LayerUnavailable.
+        """Renew what is due, or write everything again, because the home may have lost it. Raises LayerUnavailable.
 
         What another store has lost is seen and put right here; that it is away is no matter of the home.
         """
@@ -128,28 +149,35 @@ class Memberships:
         attachment = await self._place(group)
         branch = self._branches.get(attachment)
         if branch is None:
-            branch = self._branches[attachment] = _Branch(attachment, self._mailbox, self._lifetime)
+            branch = self._branches[attachment] = _Branch(attachment, self._mailbox, self._channels_lifetime)
         return branch
 
 
 class _Branch:
-    """The memberships on one store. `due`: when each is to be renewed, by the event loop's clock."""
+    """The memberships on one store. `due`: when each of the mailbox is to be renewed, by the event loop's clock.
 
-    def __init__(self, attachment: Attachment, mailbox: str, lifetime: int) -> None:
+    `channels`: when those of its channels end, by group and channel.
+    """
+
+    def __init__(self, attachment: Attachment, mailbox: str, lifetime: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._writer = attachment.writer
         self._keys = attachment.keys
         self._mailbox = mailbox
-        self._lifetime = lifetime
+        self._channels_lifetime = lifetime
+        self._lifetime = max(1, round(lifetime))
         self._known = ("", b"")  # the run id and the epoch of the store
         self.attachment = attachment
         self.due: dict[str, float] = {}
+        self.channels: dict[tuple[str, str], float] = {}
+        self._lost: dict[tuple[str, str], None] = {}  # of these, what has to be written again
+        self._lost_by = ("", b"")  # the run id and the epoch of the store that had lost it
 
     async def drop_other_types(self) -> None:
         """As `Memberships.drop_other_types`."""
         keys = self._keys
         kinds = {keys.processes: "zset", keys.joined(self._mailbox): "set"}
-        kinds |= {keys.group(group): "zset" for group in self.due}
+        kinds |= {keys.group(group): "zset" for group in (*self.due, *(group for group, _ in self.channels))}
         await drop_other_types(self.attachment, kinds)
 
     async def look(self, lease: tuple[int, ...], until: float) -> bool:
@@ -181,11 +209,57 @@ class _Branch:
             # Some may have been left while those before were renewed.
             groups = [group for group in due[start : start + AT_ONCE] if group in self.due]
             await asyncio.gather(*(self.add(group, until) for group in groups))
+        if everything:
+            self._end_channels()
+            # A try that was given up for lack of time goes on where it ended, unless the store is another one again.
+            store = self._writer.run_id, self.attachment.epoch.used
+            if not self._lost or self._lost_by != store:
+                self._lost, self._lost_by = dict.fromkeys(self.channels), store
+        while some := list(islice(self._lost, AT_ONCE)):
+            await asyncio.gather(*(self._write_channel(each, until) for each in some))
+            for each in some:
+                self._lost.pop(each, None)
+
+    async def add_channel(self, group: str, channel: str, until: float) -> None:
+        known = self.channels.get((group, channel))
+        self.channels[group, channel] = self._loop.time() + self._channels_lifetime
+        try:
+            await self._write_channel((group, channel), until)
+        except LayerUnavailable:
+            if known is None:
+                self.channels.pop((group, channel), None)
+            raise
+
+    async def discard_channel(self, group: str, channel: str, until: float) -> None:
+        self.channels.pop((group, channel), None)
+        await self._writer.call("ZREM", self._keys.group(group), channel, until=until)
+
+    def forget_channels(self, parts: Collection[str] | None) -> None:
+        """See `Memberships`; those that have ended are forgotten, too."""
+        if parts is None:
+            self.channels.clear()
+        self._end_channels()
+        for key in [key for key in self.channels if key[1].partition("!")[2] in (parts or ())]:
+            del self.channels[key]
+
+    def _end_channels(self) -> None:
+        now = self._loop.time()
+        for key in [key for key, end in self.channels.items() if end <= now]:
+            del self.channels[key]
+
+    async def _write_channel(self, key: tuple[str, str], until: float) -> None:
+        if (end := self.channels.get(key)) is None:
+            return  # it was discarded meanwhile
+        group, channel = key
+        left = f"{max(0.001, end - self._loop.time()):f}"
+        await self._writer.call("EVAL", scripts.GROUP_ADD, 1, self._keys.group(group), channel, left, until=until)
 
     def close(self, *, leave: bool) -> None:
         """`leave`: give the lease there back, too."""
         for group in self.due:
             self._writer.write(("ZREM", self._keys.group(group), self._mailbox), _ignore)
+        for group, channel in self.channels:
+            self._writer.write(("ZREM", self._keys.group(group), channel), _ignore)
         self._writer.write(("UNLINK", self._keys.joined(self._mailbox)), _ignore)
         if leave:
             self._writer.write(("EVAL", scripts.END_LEASE, 1, self._keys.processes, self._mailbox), _ignore)

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 
 from asgibus.layers.contract import DEAD, Frame, Handler
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.leases import Beat, Leases
-from asgibus.layers.names import require_channel
+from asgibus.layers.names import has_channels, require_channel
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.claims import Claimant
 from asgibus.layers.redis.deliveries import Deliveries
 from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.epoch import Epoch
 from asgibus.layers.redis.keys import Keys
-from asgibus.layers.redis.link import Outage
+from asgibus.layers.redis.link import Outage, background
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.memberships import Memberships
 from asgibus.layers.redis.offers import Offers
@@ -104,7 +105,7 @@ class Presence:
     def start(self) -> None:
         """Keep the lease until `close`."""
         self._writer.on_up.add(self._due.set)
-        self._beating = asyncio.create_task(self._keep(), name=f"{self._mailbox} beat")
+        self._beating = background(self._keep(), f"{self._mailbox} beat")
 
     async def close(self) -> None:
         """End the beat; the lease stays until `leave` or its end."""
@@ -124,7 +125,7 @@ class Presence:
 
     def time(self) -> float:
         """Now, in seconds by Redis's clock; ahead of it by no more than the last beat took, nor than LATE_SECONDS."""
-        return self._loop.time() + self._ahead
+        return time.monotonic() + self._ahead  # the clock of the event loop, which other threads may read
 
     def heard(self, sender: str) -> None:
         """Something came from there: if its process dies, we want to know."""
@@ -288,7 +289,12 @@ class Presence:
         return await self._memberships.has(mailbox)
 
     def _counted(self, mailbox: str) -> bool:
-        """Count a death once, however often it is reported. False if it was counted before."""
+        """Count a death once, however often it is reported. Return False if it was counted before, or is not counted.
+
+        An app that uses the layer without the servers comes and goes as it likes, and nobody looks to it for deaths.
+        """
+        if self._bounded or has_channels(mailbox):
+            return False
         new = mailbox not in self._deaths
         self._deaths[mailbox] = self.now
         self._counts["death"] += new

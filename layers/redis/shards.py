@@ -16,11 +16,10 @@ from functools import lru_cache
 from hashlib import blake2b
 
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.layers.names import new_mailbox
+from asgibus.layers.names import channels_mailbox, new_mailbox, new_process
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.attachment import Attachment
 from asgibus.layers.redis.entries import Entries
-from asgibus.layers.redis.inbox import Inbox
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.settings import LayerSettings
 
@@ -60,11 +59,6 @@ class Shard:
                 )
         await attachment.open()
         return attachment
-
-    def inbox(self, mailbox: str) -> Inbox | None:
-        """The inbox of that mailbox, if the running event loop has it."""
-        attachment = self._attachments.get(asyncio.get_running_loop())
-        return None if attachment is None else attachment.inboxes.get(mailbox)
 
     def weight(self, name: bytes) -> bytes:
         """Of all stores, the one with the highest has that name."""
@@ -123,10 +117,21 @@ class Shards(Sequence[Shard]):
         return await shards[-1].attachment()
 
     def new_mailbox(self, role: str, shard: Shard) -> str:
-        """A mailbox name that no other process has, and that belongs to this store."""
+        """Return a mailbox name that no other process has, and that belongs to this store."""
         while self.of(mailbox := new_mailbox(role)) is not shard:
             pass
         return mailbox
+
+    def new_process(self, shard: Shard) -> str:
+        """Return an id for a process that makes channels, whose mailbox belongs to this store."""
+        while self.of(channels_mailbox(process := new_process())) is not shard:
+            pass
+        return process
+
+    async def close(self) -> None:
+        """End what the running event loop has at all of them."""
+        for shard in self._shards:
+            await shard.close()
 
     def _only(self, name: str) -> Shard:
         return self._shards[0]
