@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict
 
 from asgibus.layers.errors import ChannelFull, LayerUnavailable, MessageTooLarge
+from asgibus.layers.names import require_channel, require_group
 from asgibus.layers.settings import LayerSettings
 
 Message = dict[str, Any]
@@ -288,7 +289,8 @@ class ChannelLayer(ABC):
         """Wait for the next message of a channel. A cancelled call loses no message.
 
         Raises TypeError, LayerUnavailable. A process-local name can be received only through the layer object that
-        made it with `new_channel`.
+        made it with `new_channel`, in any event loop; elsewhere ForeignChannel is raised, which is a TypeError and, as
+        in channels_redis, an AssertionError.
         """
 
     @abstractmethod
@@ -328,6 +330,29 @@ class ChannelLayer(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Close the connections of the running event loop; the layer can be used again afterwards."""
+
+    # What projects find in the layers of Channels and of channels_redis, by the names that these have there.
+
+    async def close_pools(self) -> None:
+        """Call `close`."""
+        await self.close()
+
+    def get_capacity(self, channel: str) -> int:
+        """Return how many unread messages this channel holds."""
+        return self.settings.capacity_of(channel)
+
+    def valid_channel_name(self, name: object, receive: bool = False) -> bool:  # as there
+        """Return True for a channel name. Raises TypeError, saying the rule, for another.
+
+        `receive` makes no difference: whoever may receive from a name is found out when it is tried.
+        """
+        require_channel(name, whole=True)
+        return True
+
+    def valid_group_name(self, name: object) -> bool:
+        """Return True for a group name. Raises TypeError, saying the rule, for another."""
+        require_group(name)
+        return True
 
     @abstractmethod
     async def declare_dead(self, mailbox: str, *, crashed: bool = False) -> None:

@@ -28,9 +28,10 @@ from asgibus.layers.contract import (
     Offer,
     Statistics,
 )
-from asgibus.layers.errors import ChannelFull
+from asgibus.layers.errors import ChannelFull, ForeignChannel
 from asgibus.layers.memory_bus import MemoryBus
 from asgibus.layers.names import new_mailbox, require_channel, require_group, split_local
+from asgibus.layers.over_capacity import OverCapacity
 from asgibus.layers.queues import Queues
 from asgibus.layers.settings import (
     CAPACITY,
@@ -61,6 +62,7 @@ class InMemoryChannelLayer(ChannelLayer):
             expiry=expiry, group_expiry=group_expiry, capacity=capacity, channel_capacity=channel_capacity
         )
         self.counts = Counter()
+        self._over_capacity = OverCapacity(self.counts)
         self._clock = clock
         self._queues = Queues(self.settings.expiry, self.settings.capacity_of, clock=clock)
         self._process = new_mailbox("")  # behind the prefix of every process-local name made here
@@ -76,6 +78,11 @@ class InMemoryChannelLayer(ChannelLayer):
         self._claimed = 0
         self._orphans: list[Claim] = []  # of buses that are closed, until somebody claims from their channels
 
+    @property
+    def client_prefix(self) -> str:
+        """What stands before the `!` in the names of this object's channels, behind their own prefix."""
+        return self._process.strip(".!")
+
     async def send(self, channel: str, message: Message, *, delay: float = 0.0) -> None:
         require_channel(channel, whole=True)
         try:
@@ -88,7 +95,7 @@ class InMemoryChannelLayer(ChannelLayer):
     async def receive(self, channel: str) -> Message:
         local = split_local(require_channel(channel, whole=True))
         if local is not None and not local[0].endswith(self._process):
-            raise TypeError(f"{channel!r} was made by another layer object; only that one can receive from it")
+            raise ForeignChannel(channel)
         return await self._queues.get(channel)
 
     async def new_channel(self, prefix: str = "specific") -> str:
@@ -120,8 +127,7 @@ class InMemoryChannelLayer(ChannelLayer):
             except ChannelFull:
                 missed += 1
         if missed:
-            self.counts["channel full"] += missed
-            logger.warning("group %r: %d of %d members were full and missed a message", group, missed, len(targets))
+            self._over_capacity.missed(group, missed, len(targets))
         await asyncio.sleep(0)  # likewise
 
     async def channel_statistics(self, channel: str) -> Statistics:

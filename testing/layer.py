@@ -60,6 +60,11 @@ class WorkerLayer(ChannelLayer):
     async def new_channel(self, prefix: str = "specific") -> str:
         return await self._alive().new_channel(prefix)
 
+    @property
+    def client_prefix(self) -> str:
+        """As the shared layer's."""
+        return self.shared.client_prefix
+
     async def group_add(self, group: str, channel: str) -> None:
         await self._alive().group_add(group, channel)
 

@@ -19,6 +19,7 @@ from asgibus.layers.codec import pack_message
 from asgibus.layers.contract import DEAD, GROUP_MESSAGE, Bus, ChannelLayer, Frame, Handler, Message, Statistics
 from asgibus.layers.errors import ChannelFull, ForeignChannel, LayerUnavailable
 from asgibus.layers.names import has_channels, require_channel, require_group, split_local
+from asgibus.layers.over_capacity import OverCapacity
 from asgibus.layers.redis import channel_scripts, scripts
 from asgibus.layers.redis.attachment import Attachment
 from asgibus.layers.redis.bus import MEMBER
@@ -87,6 +88,7 @@ class RedisChannelLayer(ChannelLayer):
             expiry=expiry, group_expiry=group_expiry, capacity=capacity, channel_capacity=channel_capacity
         )
         self.counts = Counter()
+        self._over_capacity = OverCapacity(self.counts)
         self._entries = Entries(symmetric_encryption_keys, self.counts)
         stores = addresses(hosts)
         if "{" in prefix and any(store.tag for store in stores):
@@ -95,6 +97,14 @@ class RedisChannelLayer(ChannelLayer):
         self._shards = Shards([Shard(store, prefix, self._entries, self.settings, self.counts) for store in stores])
         self.own_loop = OwnLoop(self._shards.close)
         self._local = LocalChannels(self._shards, self.own_loop)
+
+    @property
+    def client_prefix(self) -> str:
+        """What stands before the `!` in the names of this process's channels, behind their own prefix.
+
+        The name and the meaning are those of channels_redis.
+        """
+        return self._local.process
 
     @property
     def address(self) -> str:
@@ -180,8 +190,7 @@ class RedisChannelLayer(ChannelLayer):
         with attachment.outage.counted():
             full, members = await self._group_send(attachment, group, key, message, payload)
         if full:
-            self.counts["channel full"] += full
-            logger.warning("group %r: %d of %d members were full and missed a message", group, full, members)
+            self._over_capacity.missed(group, full, members)
 
     async def _group_send(
         self, attachment: Attachment, group: str, key: str, message: Message, payload: bytes

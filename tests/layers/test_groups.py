@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from support.bus import MakeLayer
+from support.bus import MakeLayer, until
 
 pytestmark = pytest.mark.anyio
 
@@ -19,9 +19,49 @@ async def test_a_full_member_misses_it_and_the_others_do_not(
     await layer.send("full", {"n": 0})
     with caplog.at_level(logging.WARNING, logger="asgibus.layers"):
         await layer.group_send("group", {"n": 1})
-    assert "group 'group': 1 of 2 members were full" in caplog.text
+    assert "1 of 2 channels over capacity in group group" in caplog.text
     assert await layer.receive("free") == {"n": 1}
     assert await layer.receive("full") == {"n": 0}
+
+
+async def test_full_members_do_not_fill_the_log(
+    make_layer: MakeLayer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asgibus.layers.over_capacity.SUMMARY_SECONDS", 1.0)
+    layer = make_layer(capacity=1)
+    for member in ("a", "b"):
+        await layer.group_add("group", member)
+    with caplog.at_level(logging.WARNING, logger="asgibus.layers"):
+        for number in range(51):
+            await layer.group_send("group", {"n": number})
+        assert layer.counts["channel full"] == 100
+        assert caplog.messages == ["2 of 2 channels over capacity in group group"]
+        await until(lambda: len(caplog.messages) == 2)
+        assert caplog.messages[1] == "49 further broadcasts found channels over capacity, which missed 98 messages"
+        await layer.group_send("group", {"n": 51})
+        await until(lambda: len(caplog.messages) == 3)
+        assert caplog.messages[2] == "1 further broadcasts found channels over capacity, which missed 2 messages"
+
+
+async def test_what_projects_of_channels_redis_use_is_there(make_layer: MakeLayer) -> None:
+    layer, other = make_layer(channel_capacity={"chat.*": 7}), make_layer()
+    name = await layer.new_channel("chat")
+    assert name.startswith(f"chat.{layer.client_prefix}!")
+    assert layer.client_prefix != other.client_prefix
+    with pytest.raises(AssertionError):
+        await other.receive(name)
+    own = f"specific.{layer.client_prefix}!made-up"
+    await layer.send(own, {"n": 1})
+    assert await layer.receive(own) == {"n": 1}
+    assert (layer.get_capacity(name), layer.get_capacity("b")) == (7, layer.capacity)
+    assert layer.valid_channel_name(name, receive=True)
+    assert layer.valid_group_name("group")
+    for call in (layer.valid_channel_name, layer.valid_group_name):
+        with pytest.raises(TypeError):
+            call("not a name")
+    await layer.close_pools()
+    await layer.send("a", {"n": 2})
+    assert await layer.receive("a") == {"n": 2}
 
 
 async def test_a_membership_may_be_shorter_than_a_second(make_layer: MakeLayer) -> None:
