@@ -257,6 +257,14 @@ _FILE = click.Path(exists=True, dir_okay=False)
 @option(_LIMITS, "--window", type=SIZE, default=256 * 1024, help="Bytes under way per connection and direction.")
 @option(
     _LIMITS,
+    "--max-unclaimed",
+    type=COUNT,
+    default=32 * 1024 * 1024,
+    help="Bytes of connections that wait for a worker in the layer; past half of it bodies wait here, past all of it "
+    "new connections get 503 or 1013 at once.",
+)
+@option(
+    _LIMITS,
     "--udp-max-peers",
     type=COUNT,
     default=1000,

@@ -80,6 +80,8 @@ class Connection(Living):
         self._turn(Turn.OWNED)
         for frame, counted in unsent or ():
             self._connections.post(sender, frame, counted)
+        if unsent and self.in_flight < self.window:
+            self.terminator.resume()  # if its events were withheld, it was paused
         return True
 
     def frame(self, frame: Frame) -> None:

@@ -89,6 +89,11 @@ class Living(SessionEnd):
         """Send the app an event."""
         raise NotImplementedError
 
+    def withhold(self) -> None:
+        """Keep all events until a worker has named itself, and read no more from the client until then."""
+        self._unsent = self.kept()
+        self.terminator.pause()
+
     def client_gone(self, code: int = 1006, reason: str = "") -> None:
         """The client is gone, or its request cannot be finished: the app learns it at once, and this ends."""
         if self.life is not Life.OFFERED and self.life is not Life.JOINED:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("asgibus.interface")
 
 DEAD_REMEMBERED = 100  # workers whose last words may still be on their way
+SMALL_BYTES = 1024  # of events that are not worth a journey of their own: the head is as large
+NO_ROOM_SECONDS = 1.0  # until an open connection is offered that found no room
 PROBE_AGAIN_SECONDS = 3.0  # after an interruption: what others judge of us for longer, they judge from a later beat
 
 
@@ -109,7 +111,11 @@ class Connections:
         self._open[connection.number] = connection
         self._waiting.add(connection)
         once = kind == HTTP and request.method not in IDEMPOTENT
-        connection.offer = bus.offer(shared_channel(kind, self._settings.pool_of(request.raw_path)), opening, once=once)
+        pool = self._settings.pool_of(request.raw_path)
+        if self._waiting.has_room(pool):
+            self._offer(connection, opening, pool, once=once)
+        else:
+            self._waiting.refuse(connection)
         return connection
 
     def open_other(
@@ -143,7 +149,10 @@ class Connections:
         )
         self._open[connection.number] = connection
         self._waiting.add(connection)
-        connection.offer = self.bus.offer(shared_channel(kind, self._settings.pool), connection.opening)
+        if self._waiting.has_room(self._settings.pool):
+            self._offer(connection, connection.opening, self._settings.pool)
+        else:
+            self._waiting.refuse(connection)
         return connection
 
     def reopen(self, connection: Living, opening: Opening) -> None:
@@ -158,9 +167,21 @@ class Connections:
             self.offer(connection, opening)
 
     def offer(self, connection: Living, opening: Opening) -> None:
-        """Put an opening on the shared channel of its pool."""
+        """Put the opening of a further run on the shared channel of its pool, once there is room for it."""
         pool = self._settings.pool_of(opening.raw_path)
-        connection.offer = self.bus.offer(shared_channel(opening.kind, pool), opening)
+        if self._waiting.has_room(pool):
+            self._offer(connection, opening, pool)
+        else:
+            self._waiting.delay(connection, self.now + NO_ROOM_SECONDS)
+
+    def _offer(self, connection: Living, opening: Opening, pool: str, *, once: bool = False) -> None:
+        """Offer a connection; its events wait here for a worker if too many bytes wait in the layer."""
+        if connection.in_flight > SMALL_BYTES and not self._waiting.has_room(pool, connection.in_flight):
+            self.counts["body withheld"] += 1
+            connection.withhold()
+            opening = opening._replace(events=())
+        connection.offer = self.bus.offer(shared_channel(opening.kind, pool), opening, once=once)
+        self._waiting.offered(connection, pool, connection.offer.size)
 
     # What a connection asks for.
 

@@ -79,6 +79,10 @@ class InterfaceSettings:
     """What uvicorn allows, and what the bus carries to clients, too."""
     websocket_compression: bool = False
     window: int = WINDOW
+    max_unclaimed: int = 32 * 1024 * 1024
+    """Bytes of connections that wait for a worker in the channel layer: half of it for first parts of bodies. A small
+    Redis has room for the offers of several interface servers, and the offers for thousands of requests without a body.
+    """
     udp_max_peers: int = 1000
     """Remote addresses with a run of the app, for each UDP address; senders' addresses can be forged."""
     slow_client_buffer: int = 1024 * 1024

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("asgibus.interface")
 
+POOL_SHARE = 16  # of the room for offers, one part is for each pool alone
+TELL_SECONDS = 10.0  # between two lines in the log that say the same
 LEFT_SECONDS = 3.0  # after an offer was withdrawn: by then a worker that had claimed it before has said so
 OFFER_AGAIN_SECONDS = 3.0  # after the store lost its data: by then a worker that had claimed an offer has said so
 
@@ -32,12 +34,43 @@ class Waiting:
         self._left: dict[int, Living] = {}  # those whose client has left: a worker may have claimed them just before
         self._doubted: list[tuple[float, Living, Offer]] = []  # what may be lost, and when it is offered again
         self._delayed: dict[int, tuple[float, Living]] = {}  # those that are offered at that time
+        self._sizes: dict[int, tuple[str, int]] = {}  # of the offers: the pool, and the bytes
+        self._bytes: Counter[str] = Counter()  # of these together, by pool
+        self._total = 0  # of all pools
+        self._refused: list[Living] = []  # those for which there was no room; they are told at the next tick
+        self._told_at = -TELL_SECONDS
         self._settled_at = 0.0  # when those who have claimed offers have said so, after an interruption
         self._lost: list[Offer] = []  # until then
 
     def add(self, connection: Living, *, is_open: bool = False) -> None:
         """It is offered now; `is_open`: again, as an earlier run has accepted its client."""
         (self._reopened if is_open else self._new)[connection.number] = connection
+
+    def has_room(self, pool: str, events: int = 0) -> bool:
+        """Return whether an offer to a pool may be made, with events of so many bytes.
+
+        Events may take half of the room at most. A pool for which little waits has room in any case, so that one
+        without workers does not shut out the others.
+        """
+        room = self._settings.max_unclaimed // 2 if events else self._settings.max_unclaimed
+        return self._total + events < room or self._bytes[pool] + events < room // POOL_SHARE
+
+    def offered(self, connection: Living, pool: str, size: int) -> None:
+        """Count the bytes of an offer until the connection waits no longer."""
+        self._uncount(connection)
+        self._bytes[pool] += size
+        self._total += size
+        self._sizes[connection.number] = pool, size
+
+    def _uncount(self, connection: Living) -> None:
+        pool, size = self._sizes.pop(connection.number, ("", 0))
+        if size:
+            self._bytes[pool] -= size
+            self._total -= size
+
+    def refuse(self, connection: Living) -> None:
+        """Answer a connection that was added that no worker can take it, at the next tick."""
+        self._refused.append(connection)
 
     def delay(self, connection: Living, until: float) -> None:
         """Have a connection that was added offered at that time only."""
@@ -59,6 +92,7 @@ class Waiting:
     def remove(self, connection: Living) -> None:
         """It waits no longer, if it did."""
         self._delayed.pop(connection.number, None)
+        self._uncount(connection)
         for waiting in (self._new, self._reopened, self._left):
             if waiting.pop(connection.number, None) is not None:
                 return
@@ -82,6 +116,8 @@ class Waiting:
 
     def tick(self, bus: Bus, now: float) -> None:
         """Give up what no worker took in time, and make again the offers that may be lost."""
+        if self._refused:
+            self._answer_refused(now)
         self._give_up(self._new, self._settings.connect_timeout, now)
         self._give_up(self._reopened, self._settings.resume_timeout, now)
         self._give_up(self._left, LEFT_SECONDS, now)
@@ -93,6 +129,19 @@ class Waiting:
             lost, self._lost = self._lost, []
             for offer in lost:
                 self.lost(offer, now)
+
+    def _answer_refused(self, now: float) -> None:
+        refused, self._refused = self._refused, []
+        for connection in refused:
+            connection.not_taken()
+        self._counts["no room"] += len(refused)
+        if now - self._told_at >= TELL_SECONDS:
+            self._told_at = now
+            logger.warning(
+                "new connections are refused: %d bytes of others wait for a worker, which is all that --max-unclaimed "
+                "allows. Are enough workers running?",
+                self._total,
+            )
 
     def _give_up(self, waiting: dict[int, Living], seconds: float, now: float) -> None:
         unserved = 0

@@ -71,6 +71,8 @@ class Offer:
     """Set by whoever offered it once it is known who has claimed it: it is not offered again."""
     state: Any = None
     """The layer's own: what it needs to take the offer back, or to make it again."""
+    size: int = 0
+    """The bytes that it takes in the store; 0 in a layer that has none."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -86,9 +86,9 @@ class Offers:
 
     def offer(self, channel: str, entry: Any, once: bool) -> Offer:
         """As `Bus.offer`."""
-        offer = Offer(channel, once)
         key = self._keys.shared(channel)
-        offer.state = _Entry(key, self._entries.pack(key, entry), max(0, self._now() - STEP))
+        payload = self._entries.pack(key, entry)
+        offer = Offer(channel, once, state=_Entry(key, payload, max(0, self._now() - STEP)), size=len(payload))
         self._write(offer)
         return offer
 

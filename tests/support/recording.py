@@ -6,6 +6,7 @@ from typing import Any, cast
 from asgibus.interface_server.connections import Connections
 from asgibus.interface_server.request import Request
 from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.layers.codec import pack
 from asgibus.layers.contract import DEAD, Bus, Offer
 from asgibus.protocol.events import ACCEPT, CLOSE, MESSAGE_SENT, Event
 from asgibus.protocol.frames import EVENT, HEAD, OWN
@@ -35,7 +36,7 @@ class RecordingBus:
         self.posted.append((mailbox, frame))
 
     def offer(self, channel: str, entry: Any, *, once: bool = False) -> Offer:
-        self.offered.append(Offer(channel, once=once, state=entry))
+        self.offered.append(Offer(channel, once=once, state=entry, size=len(pack(entry))))
         return self.offered[-1]
 
     def offer_again(self, offer: Offer) -> None:

@@ -1,0 +1,108 @@
+"""Connections that wait for a worker take so much of the layer and no more."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+import redis
+
+from asgibus.protocol.events import MESSAGE_RECEIVED, REQUEST_BODY, REQUEST_END
+from asgibus.protocol.frames import EVENT, HEAD
+from asgibus.protocol.opening import HTTP
+from asgibus.protocol.session import PART
+from support.admin import counts
+from support.deadline import in_time, wait_until
+from support.processes import Process
+from support.raw import RawClient
+from support.recording import Table, own
+from support.redis import RedisServer
+from support.websocket import BINARY, RawWebSocket
+
+BODY = b"x" * PART
+
+
+def test_past_half_of_the_room_bodies_wait_here(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table(max_unclaimed=3 * PART)
+    first, whole = table.open(HTTP, ((REQUEST_BODY, BODY),), method="POST")
+    second, cut = table.open(HTTP, ((REQUEST_BODY, BODY),), method="POST")
+    second.event((REQUEST_END, b"y"))
+    table.open(HTTP, ((REQUEST_END, b""),))
+    assert [len(opening.events) for opening in table.openings] == [1, 0, 1]
+    assert (whole.reading, cut.reading) == (True, False)
+    table.frames(own(second.number))
+    assert table.events() == [(REQUEST_BODY, BODY), (REQUEST_END, b"y")]
+    assert cut.reading
+    table.frames(own(first.number))  # there is room again
+    table.open(HTTP, ((REQUEST_BODY, BODY),), method="POST")
+    assert len(table.openings[-1].events) == 1
+    assert table.connections.counts["body withheld"] == 1
+
+
+def test_a_request_whose_body_was_withheld_is_run_again_with_it() -> None:
+    table = Table(max_unclaimed=PART)
+    connection, _ = table.open(HTTP, ((REQUEST_END, BODY),))
+    assert table.openings[-1].events == ()
+    table.frames(own(connection.number))
+    assert [frame[HEAD:] for frame in table.posted() if frame[0] == EVENT] == [(REQUEST_END, BODY)]
+    table.dead()
+    assert table.openings[-1].attempt == 2
+    table.frames(own(connection.number, 2), sender="worker.2!")
+    assert table.events("worker.2!") == [(REQUEST_END, BODY)]
+
+
+def test_without_room_new_connections_are_refused_and_open_ones_wait() -> None:
+    table = Table(max_unclaimed=3000)
+    connection, terminator = table.open_accepted()
+    opened = [table.open(HTTP, ((REQUEST_END, b""),))[1] for _ in range(200)]
+    table.dead()  # the open one is offered again
+    table.connections.tick(1.0)
+    refused = [each for each in opened if each.failed]
+    assert 0 < len(refused) < 200
+    assert {answer for each in refused for answer in each.failed} == {(503, 1013)}
+    assert table.connections.counts["no room"] == len(refused)
+    assert not terminator.failed
+    for offer in [*table.bus.offered]:
+        if offer.state.kind == HTTP:
+            table.frames(own(offer.state.connection))
+    connection.event((MESSAGE_RECEIVED, "meanwhile"))
+    table.connections.tick(5.0)
+    assert table.openings[-1].connection == connection.number
+    assert table.openings[-1].attempt == 2
+
+
+@contextmanager
+def waiting_uploads(server: Process, count: int) -> Iterator[None]:
+    """So many sockets that have sent the first parts of their bodies, for a pool that has no worker."""
+    with ExitStack() as clients:
+        for _ in range(count):
+            client = clients.enter_context(RawClient(server))
+            client.send(
+                b"POST /other/upload HTTP/1.1\r\nHost: a\r\nX-Pad: %s\r\nContent-Length: 1000000\r\n\r\n%s"
+                % (b"p" * 50_000, BODY)
+            )
+        yield
+
+
+def test_a_pool_without_workers_does_not_fill_redis_for_the_others(
+    start_redis: Callable[..., RedisServer],
+    start_interface: Callable[..., Process],
+    start_worker: Callable[..., Process],
+) -> None:
+    store = start_redis("--maxmemory", "60mb", "--maxmemory-policy", "noeviction")
+    url = store.url
+    start_worker("end_to_end.pool_app:app", "--layer", url, env={"POOL": "default"})
+    server = start_interface(*("--layer", url, "--route", "/other=other", "--connect-timeout", 30, "--admin-port", 0))
+    with waiting_uploads(server, 700):
+        with redis.Redis.from_url(url, protocol=2) as admin:
+            wait_until(lambda: counts(server).get("no room", 0) > 0)
+            assert admin.info("memory")["used_memory"] < 55_000_000
+        with RawClient(server) as client:
+            assert client.request("GET", "/").body == b"default"
+        with RawWebSocket(server, "/") as client:
+            assert client.read_frame() == (BINARY, b"default")
+        with RawClient(server) as client:
+            began = time.monotonic()
+            assert client.request("GET", "/other/").status == 503
+            in_time(time.monotonic() - began, 2)
+    assert server.log().count("new connections are refused") == 1
