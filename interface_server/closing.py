@@ -63,6 +63,7 @@ class ClosingSocket(asyncio.Protocol):
         self._heard_at = self._server.now
         self._rest -= len(data)
         if self._rest <= 0:
+            self._linger = LINGER_SECONDS
             self._end_writing()
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -17,7 +17,7 @@ from asgibus.interface_server.http_answers import Answering
 from asgibus.interface_server.pace import ClientPace, waiting_bytes
 from asgibus.interface_server.request import Refusal, Request
 from asgibus.interface_server.request_parser import RequestParser
-from asgibus.interface_server.response import plain_response
+from asgibus.interface_server.response import Framing, plain_response
 from asgibus.interface_server.response_writer import ResponseWriter
 from asgibus.interface_server.websocket import WebSocketTerminator
 from asgibus.protocol.events import HTTP_DISCONNECT, REQUEST_BODY, REQUEST_END, Event
@@ -262,7 +262,9 @@ class HttpTerminator(Answering):
             self._transport.close()
             return
         self._parser.release()
-        ClosingSocket(self._server, self._transport).begin(max(0, request.rest - len(self._unread)))
+        # Where the end of the connection ends the body of the response, the client must not wait for it.
+        rest = 0 if self._writer.framing is Framing.CLOSE else max(0, request.rest - len(self._unread))
+        ClosingSocket(self._server, self._transport).begin(rest)
         self._server.forget(self)
 
     # The seam: what else a connection and the server ask for.
@@ -292,11 +294,13 @@ class HttpTerminator(Answering):
         elif self._active is None:
             if self._queue or self._unread:
                 pass  # it waits until the client has read the last response
-            elif self._parser.request is not None and not self._parser.request.answered:
+            elif self._parser.request is None:
+                self._transport.close()  # a silent client, or one that is done
+            elif self._parser.request.answered:
+                self._close_behind(self._parser.request)  # the rest of its body did not come in time
+            else:
                 self._refuse(Refusal(408, "The request head did not come in time."))
                 self._next()
-            else:
-                self._transport.close()  # a silent client, or one that is done
         elif (
             not self._active.complete
             and not self._paused
@@ -314,6 +318,8 @@ class HttpTerminator(Answering):
             self._writer.close_after()
         elif self._started == 0.0:  # accepted just now: its first request is on its way
             self.deadline = min(self.deadline, self._server.now + FIRST_REQUEST_SECONDS)
+        elif self._parser.request is not None and self._parser.request.answered:
+            self._close_behind(self._parser.request)
         else:
             self._transport.close()
 

@@ -141,6 +141,13 @@ def test_http_1_0_is_told_alike(client: RawClient) -> None:
     assert client.read_until_close() == b""
 
 
+def test_a_stream_to_http_1_0_ends_at_once(client: RawClient) -> None:
+    """The end of the connection is the end of its body."""
+    client.send(post("/stream", LONG, version="1.0"))
+    client.read_head()
+    assert client.read_until_close(0.8) == b"part" * 3
+
+
 @pytest.mark.parametrize(
     ("method", "target", "status"),
     [("HEAD", "/unread", 413), ("POST", "/empty?status=204", 204), ("POST", "/empty?status=304", 304)],

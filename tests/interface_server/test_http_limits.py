@@ -281,6 +281,19 @@ def test_a_graceful_stop_finishes_what_is_in_flight(start_interface: Start) -> N
     assert server.wait() == 0
 
 
+def test_a_graceful_stop_does_not_reset_who_sends_the_rest_of_a_body(start_interface: Start) -> None:
+    server = start_interface("--graceful-timeout", 5, app=APP)
+    with RawClient(server) as client:
+        client.send(b"POST /unread HTTP/1.1\r\nHost: test\r\nContent-Length: 200000\r\n\r\n")
+        server.wait_for("POST /unread")
+        server.terminate()
+        server.wait_for("SIGTERM")
+        client.send(bytes(200_000))
+        assert client.read_response().status == 413
+        assert client.socket.recv(1) == b""
+    assert server.wait() == 0
+
+
 def test_a_graceful_stop_has_an_end(start_interface: Start) -> None:
     server = start_interface("--graceful-timeout", 0.5, app=APP)
     with RawClient(server) as client:
