@@ -21,6 +21,7 @@ from asgibus.layers.contract import Statistics
 logger = logging.getLogger("asgibus.admin")
 
 MAX_HEAD_SIZE = 8 * 1024  # bytes; a probe sends some hundred
+MAX_UNWANTED = 64 * 1024  # bytes that are read behind a request: what a client has on its way when it is answered
 MAX_SOCKETS = 16  # probes come one by one; what is more is a mistake, and must not take file descriptors from clients
 SECONDS = 5.0  # for a request's head to come, and again for its answer to be taken
 TEXT = "text/plain; charset=utf-8"
@@ -55,23 +56,22 @@ async def admin(host: str, port: int, health: Health) -> AsyncIterator[str]:
     """
     listening = _listening_socket(host, port)
     answers = _Answers(health)
-    sockets: set[StreamWriter] = set()
+    sockets = _Sockets()
     ended = False
 
     def accept(reader: StreamReader, writer: StreamWriter) -> None:
-        if ended or len(sockets) >= MAX_SOCKETS:
+        if ended or not sockets.admit(writer):
             writer.transport.abort()
-            return
-        sockets.add(writer)
-        tasks.start_soon(serve, reader, writer)
+        else:
+            tasks.start_soon(serve, reader, writer)
 
     async def serve(reader: StreamReader, writer: StreamWriter) -> None:
         try:
-            await _serve(reader, writer, answers)
+            await _serve(reader, writer, answers, sockets)
         except (OSError, RuntimeError):
             pass  # the client is gone (uvloop: "the handler is closed"), and nobody else waits for the answer
         finally:
-            sockets.discard(writer)
+            sockets.forget(writer)
             writer.transport.abort()
 
     async with (
@@ -104,6 +104,42 @@ def _listening_socket(host: str, port: int) -> socket.socket:
 def _url(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+class _Sockets:
+    """The open sockets, oldest first. Those that ask for nothing make room for new ones."""
+
+    def __init__(self) -> None:
+        self._idle: dict[StreamWriter, None] = {}
+        self._asking: set[StreamWriter] = set()
+
+    def admit(self, writer: StreamWriter) -> bool:
+        """Take a new socket in, and close the oldest idle one if there are too many. False if all ask for something."""
+        if len(self._idle) + len(self._asking) >= MAX_SOCKETS:
+            if not self._idle:
+                return False
+            oldest = next(iter(self._idle))
+            del self._idle[oldest]
+            oldest.transport.abort()
+        self._idle[writer] = None
+        return True
+
+    def asks(self, writer: StreamWriter) -> None:
+        """Keep a socket whose request is there, until it is answered."""
+        if writer in self._idle:
+            del self._idle[writer]
+            self._asking.add(writer)
+
+    def answered(self, writer: StreamWriter) -> None:
+        """Take a socket for idle again, which only waits for its client to go."""
+        if writer in self._asking:
+            self._asking.discard(writer)
+            self._idle[writer] = None
+
+    def forget(self, writer: StreamWriter) -> None:
+        """Leave out a socket that has ended."""
+        self._idle.pop(writer, None)
+        self._asking.discard(writer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +186,13 @@ class _Head:
             self.method = self._parser.get_method()
 
 
-async def _serve(reader: StreamReader, writer: StreamWriter, answers: _Answers) -> None:
+async def _serve(reader: StreamReader, writer: StreamWriter, answers: _Answers, sockets: _Sockets) -> None:
     head = _Head()
     try:
         with anyio.fail_after(SECONDS):
-            answer = await _read(reader, head) or await answers.to(head)
+            refusal = await _read(reader, head)
+            sockets.asks(writer)
+            answer = refusal or await answers.to(head)
     except TimeoutError:
         answer = _Answer(b"408 Request Timeout", b"The request did not come in time.\n")
     except EOFError:
@@ -163,9 +201,11 @@ async def _serve(reader: StreamReader, writer: StreamWriter, answers: _Answers) 
         writer.write(answer.head() + (b"" if head.method == b"HEAD" else answer.body))
         await writer.drain()
         writer.write_eof()
+        sockets.answered(writer)
         # Closing with bytes unread would reset the connection, and the client might not see the answer.
-        while await reader.read(MAX_HEAD_SIZE):
-            pass
+        unwanted = 0
+        while unwanted <= MAX_UNWANTED and (data := await reader.read(MAX_HEAD_SIZE)):
+            unwanted += len(data)
 
 
 async def _read(reader: StreamReader, head: _Head) -> _Answer | None:

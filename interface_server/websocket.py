@@ -7,12 +7,12 @@ has sent `websocket.accept`; what the client sends until then is kept. All writi
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import SERVER, Protocol
 
+from asgibus.interface_server import websocket_log
 from asgibus.interface_server.closing import ClosingSocket
 from asgibus.interface_server.compression import agree
 from asgibus.interface_server.handshake import check_handshake, switching_protocols
@@ -26,7 +26,6 @@ from asgibus.protocol.session import PART
 if TYPE_CHECKING:
     from asgibus.interface_server.server import Server
 
-_quiet = logging.getLogger("asgibus.websockets")  # the protocol's own log: bad input of clients, frame by frame
 
 SLICE = 4 * 1024  # bytes that are parsed at once: some hundred of the smallest frames
 COMPRESSED_SLICE = 512  # where messages are compressed: half a megabyte can come of them
@@ -256,7 +255,7 @@ class WebSocketTerminator(Answering):
         extensions = agreed.header if agreed else b""
         self._transport.write(switching_protocols(request, subprotocol, headers, self._server.standard, extensions))
         self._log(101)
-        self._protocol = Protocol(SERVER, max_size=settings.websocket_max_message_size, logger=_quiet)
+        self._protocol = Protocol(SERVER, max_size=settings.websocket_max_message_size, logger=websocket_log.logger)
         if agreed:
             self._protocol.extensions = [agreed.reading]
             self._window_bits = agreed.window_bits

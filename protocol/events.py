@@ -102,7 +102,7 @@ def encode(event: Mapping[str, Any]) -> Event:
     try:
         kind = event["type"]
     except (KeyError, TypeError):
-        raise ValueError(f"an ASGI event is a dict with a 'type', not {event!r}") from None
+        raise ValueError(f"an ASGI event is a dict with a 'type', not {_kind_of(event)}") from None
     encoder = _ENCODERS.get(kind)
     if encoder is None:
         if not isinstance(kind, str) or "." not in kind or kind.partition(".")[0] in _KNOWN:
@@ -112,6 +112,13 @@ def encode(event: Mapping[str, Any]) -> Event:
         return encoder(event)
     except KeyError as missing:
         raise ValueError(f"the event {kind!r} lacks {missing}") from None
+
+
+def _kind_of(event: object) -> str:
+    """Return what was sent in the place of an event, without its content: the text goes to a log."""
+    if not isinstance(event, Mapping):
+        return f"of type {type(event).__name__}"
+    return f"one with the keys {', '.join(sorted(map(repr, event)))[:100] or 'of nothing'}"
 
 
 def decode(event: Event) -> dict[str, Any]:
@@ -175,7 +182,7 @@ def _headers(value: Iterable[Iterable[Any]], what: str) -> Headers:
         if not _HEADER_NAME.match(name):
             raise ValueError(f"{name!r} in {what} is not a header name")
         if _BAD_VALUE.search(content):
-            raise ValueError(f"the value of {name!r} in {what} holds control bytes: {content!r}")
+            raise ValueError(f"the value of {name!r} in {what} holds control bytes")
         headers.append((name, content))
     return tuple(headers)
 

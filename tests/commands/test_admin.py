@@ -243,21 +243,70 @@ def test_slow_clients_are_given_up(address: Address, connect: Callable[[], RawCl
     wait_until(reset, SECONDS, "the end of a socket that was not closed by its client")
 
 
-def test_sockets_over_the_limit_are_closed_at_once(address: Address, connect: Callable[[], RawClient]) -> None:
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz ", b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"])
+def test_sockets_that_ask_for_nothing_make_room(
+    address: Address, connect: Callable[[], RawClient], sent: bytes
+) -> None:
+    """Silent, in the middle of a head, or answered and not closed by their clients: the oldest of them goes."""
     clients = [connect() for _ in range(MAX_SOCKETS)]
     for client in clients:
-        client.send(b"GET /healthz ")  # so that the last of them has been accepted before the next comes
-    assert connect().read_until_close(1) == b""
-    for client in clients:
-        client.close()
+        client.send(sent)
+    for _ in range(2 * MAX_SOCKETS):
+        assert ask(address, "/healthz").status == 200
+    with suppress(ConnectionResetError):
+        clients[0].read_until_close(2)
 
-    def served() -> bool:
-        try:
-            return ask(address, "/healthz").status == 200
-        except (EOFError, ConnectionResetError):
-            return False
 
-    wait_until(served, what="room for another socket")
+def test_sockets_that_are_being_answered_are_kept(address: Address, state: State) -> None:
+    release, asked = threading.Event(), threading.Semaphore(0)
+
+    async def channels() -> dict[str, Statistics]:
+        asked.release()
+        await anyio.to_thread.run_sync(release.wait, 5)
+        return {}
+
+    state.channels = channels  # type: ignore[method-assign]
+    with ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(address)) for _ in range(MAX_SOCKETS)]
+        for client in clients:
+            client.send(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert asked.acquire(timeout=5)
+        with RawClient(address) as late, suppress(ConnectionResetError):
+            assert late.read_until_close(2) == b""
+        release.set()
+        assert [client.read_response().status for client in clients] == [200] * MAX_SOCKETS
+
+
+HEAD = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
+FLOODS = {
+    "requests": HEAD * 2000,
+    "a body": HEAD + b"x" * 65536,
+    "bytes": b"\0" * 65536,
+    "empty lines": b"\r\n" * 32768,
+    "headers": b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 13000,
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_is_cut_off_and_does_not_hold_the_loop(address: Address, portal: BlockingPortal, flood: str) -> None:
+    longest = 0.0
+
+    async def beat() -> None:
+        nonlocal longest
+        while True:
+            began = anyio.current_time()
+            await anyio.sleep(0.001)
+            longest = max(longest, anyio.current_time() - began)
+
+    beating = portal.start_task_soon(beat)
+    sent = 0
+    with socket.create_connection(address, timeout=10) as client, suppress(BrokenPipeError, ConnectionResetError):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        while sent < 256 * 1024 * 1024:
+            sent += client.send(FLOODS[flood])
+    beating.cancel()
+    assert sent < 64 * 1024 * 1024, "the kernel's buffers hold some of it, and the server read none of the rest"
+    in_time(longest, 0.05, "a turn of the event loop")
 
 
 def test_clients_that_go_early_do_no_harm(address: Address, connect: Callable[[], RawClient]) -> None:
