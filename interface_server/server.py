@@ -34,7 +34,7 @@ logger = logging.getLogger("asgibus.interface")
 TICK_SECONDS = 0.25  # how exactly time limits are kept; one pass over all sockets each
 CHECK_TICKS = 4  # what was written and not acknowledged with an event is acknowledged this often
 PROBE_TICKS = 20  # what was sent and is not acknowledged for as long is asked after: it may be lost
-PAUSE_SECONDS = 1.0  # between two ticks: more is a pause of this process, and no worker's fault
+PAUSE_SECONDS = 1.0  # between two ticks: more is a pause of this process, and no worker's or client's fault
 DRAIN_SECONDS = 5.0  # for the last words to reach the bus; a layer that is away must not keep the process
 WRITE_HIGH_WATER = 64 * 1024  # bytes in a socket's write buffer at which its session's window stays shut
 
@@ -64,7 +64,7 @@ class Server:
         self._listeners = listeners
         self.standard = StandardHeaders(server=settings.server_header, date=settings.date_header)
         self.now = 0.0
-        """The event loop's time, as of the last tick."""
+        """The event loop's time, as of the last tick, without the times in which this process stood still."""
         self.half_close = settings.ssl_certfile is None  # TLS knows no half-closed connection
         self._layer = layer
         self._proxies = TrustedProxies(settings.forwarded_allow_ips) if settings.proxy_headers else None
@@ -189,15 +189,20 @@ class Server:
         """Keep the clock: one task for all time limits, so that no request costs a timer."""
         ticks = 0
         paused = 0.0
+        at = self.loop.time()
         while True:
             await anyio.sleep(TICK_SECONDS)
             ticks += 1
-            before, self.now = self.now, self.loop.time()
-            now = self.now
-            paused += max(0.0, now - before - PAUSE_SECONDS)
-            self.connections.tick(now - paused)
+            before, at = at, self.loop.time()
+            stood_still = at - before > PAUSE_SECONDS
+            if stood_still:
+                paused += at - before - TICK_SECONDS
+            self.now = now = at - paused
+            self.connections.tick(now)
             if ticks % CHECK_TICKS == 0:
                 self.connections.check(stalled=ticks % PROBE_TICKS == 0)
+            if stood_still:
+                continue  # what clients have sent meanwhile is read first
             for terminator in [each for each in self._terminators if each.deadline <= now]:
                 try:
                     terminator.expire(now)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from support.deadline import wait_until
 from support.processes import Process
 from support.raw import RawClient
 from support.servers import serving
@@ -324,3 +325,16 @@ def test_the_access_log_can_be_turned_off(start_interface: Start) -> None:
     server.terminate()
     assert server.wait() == 0
     assert "/quiet" not in server.log()
+
+
+def test_a_pause_of_the_server_is_not_the_idleness_of_a_client(server: Process, client: RawClient) -> None:
+    """What the client has sent meanwhile lies in the kernel, and is answered."""
+    assert client.request("GET", "/").status == 200
+    server.pause()
+    try:
+        client.send(GET)
+        paused = time.monotonic()
+        wait_until(lambda: time.monotonic() > paused + KEEP_ALIVE_TIMEOUT + 1.5)
+    finally:
+        server.resume()
+    assert client.read_response().status == 200
