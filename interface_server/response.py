@@ -8,7 +8,7 @@ from enum import Enum
 from http import HTTPStatus
 from typing import NamedTuple
 
-from asgibus.protocol.events import Headers
+from asgibus.protocol.events import Headers, is_length
 
 
 class Framing(Enum):
@@ -76,6 +76,8 @@ def response_head(
     for given_name, given_value in headers:
         name, value = given_name.lower(), given_value
         if name == b"content-length":
+            if length is not None or not is_length(value):
+                continue  # `events.encode` lets none through; a forged frame must not end the response elsewhere
             length = int(value)
             if status == 204:
                 continue  # RFC 9110 section 8.6: must not be sent

@@ -62,6 +62,7 @@ NAMES = {
 
 EVENT_OVERHEAD = 64  # bytes that an event counts for beside what it carries, so that tiny ones are bounded too
 MAX_CLOSE_REASON = 123  # bytes of UTF-8 in a close frame, RFC 6455 section 5.5.1
+MAX_LENGTH_DIGITS = 18  # of Content-Length: more than any body has, and they fit into 64 bits
 MAX_DATAGRAM = 65_507  # bytes of payload in a UDP datagram over IPv4: 65,535 without the two headers
 
 _KNOWN = frozenset({"http", "websocket", "lifespan", "udp"})  # an event of these that is not known here is wrong
@@ -187,6 +188,11 @@ def _headers(value: Iterable[Iterable[Any]], what: str) -> Headers:
     return tuple(headers)
 
 
+def is_length(value: bytes) -> bool:
+    """Return whether this is the value of a Content-Length header: digits, and no more than any body has."""
+    return value.isdigit() and len(value) <= MAX_LENGTH_DIGITS
+
+
 def _response_start(event: Mapping[str, Any]) -> Event:
     status = event["status"]
     if not isinstance(status, int):
@@ -196,7 +202,7 @@ def _response_start(event: Mapping[str, Any]) -> Event:
     code = RESPONSE_START_TRAILERS if event.get("trailers") else RESPONSE_START
     headers = _headers(event.get("headers", ()), "the response's headers")
     lengths = [content for name, content in headers if name.lower() == b"content-length"]
-    if lengths and (len(lengths) > 1 or not lengths[0].isdigit()):
+    if lengths and (len(lengths) > 1 or not is_length(lengths[0])):
         raise ValueError(f"the response's content-length is not one number: {lengths}")
     return (code, int(status), headers)
 

@@ -36,6 +36,7 @@ INVALID = {
     "negative content-length": (START | {"headers": [(b"content-length", b"-1")]}, ValueError),
     "content-length with a sign": (START | {"headers": [(b"content-length", b"+1")]}, ValueError),
     "content-length with an underscore": (START | {"headers": [(b"content-length", b"1_0")]}, ValueError),
+    "content-length of many digits": (START | {"headers": [(b"content-length", b"9" * 5000)]}, ValueError),
     "two content-lengths": (START | {"headers": [(b"content-length", b"1"), (b"content-length", b"2")]}, ValueError),
     "body before the start": (BODY | {"body": b"a"}, RuntimeError),
     "trailers before the start": ({"type": "http.response.trailers", "headers": []}, RuntimeError),

@@ -225,7 +225,7 @@ def test_invalid_events_raise_out_of_send(server: Process, client: RawClient, na
     assert client.request("GET", f"/invalid?name={name}").body == b"alive"
     wait_seen(server, name, "over")
     *results, _ = seen(server, name)
-    assert len(results) == 30
+    assert len(results) == 31
     assert [result for result in results if result[1] != result[2]] == []
 
 

@@ -28,6 +28,11 @@ def head(
         (head(whole=0), Framing.LENGTH, 0, False),
         (head((b"Content-Length", b"7")), Framing.LENGTH, 7, False),
         (head((b"content-length", b"7"), whole=3), Framing.LENGTH, 7, False),
+        *[
+            (head((b"content-length", value), whole=3), Framing.LENGTH, 3, False)
+            for value in (b"ten", b"-1", b"1_0", b"", b"9" * 19, b"9" * 5000)
+        ],
+        (head((b"content-length", b"3"), (b"Content-Length", b"300")), Framing.LENGTH, 3, False),
         (head(whole=3, trailers=True), Framing.CHUNKED, 0, False),
         (head(version="1.0"), Framing.CLOSE, 0, True),
         (head(version="1.0", whole=3), Framing.LENGTH, 3, False),
@@ -42,6 +47,9 @@ def head(
 def test_how_the_client_knows_the_end(made: Head, framing: Framing, length: int, close: bool) -> None:
     assert (made.framing, made.length, made.close) == (framing, length, close)
     lines = made.data.split(b"\r\n")
+    assert [line for line in lines if line.startswith(b"content-length")] == (
+        [b"content-length: %d" % length] if framing is Framing.LENGTH or length else []
+    )
     assert (b"transfer-encoding: chunked" in lines) == (framing is Framing.CHUNKED)
     assert lines[-2:] == [b"", b""]
 
