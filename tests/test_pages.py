@@ -48,7 +48,7 @@ PROGRAMS = {
     "groups.md": ["main.py"],
     "layers.md": ["check.py", "script.py", "test_layer.py"],
     "security.md": ["myproject/main.py"],
-    "survival.md": ["main.py"],
+    "survival.md": ["main.py", "orders.py"],
     "terminators.md": ["main.py"],
     "testing.md": ["conftest.py", "test_main.py"],
 }
@@ -228,6 +228,14 @@ def test_an_app_that_counts(paste: Paste, start_interface: Start) -> None:
         client.send("one")
         client.send("two")
         assert [client.recv(timeout=HANG) for _ in range(3)] == ["welcome", "message 1", "message 2"]
+
+
+def test_an_app_that_places_each_order_once(paste: Paste, start_interface: Start) -> None:
+    server = start_interface("--app-dir", paste("survival.md"), app="orders:app")
+    with ws(server, "/") as client:
+        for order in ("tea", "milk"):
+            client.send(order)
+            assert client.recv(timeout=HANG) == f"order {order} is placed"
 
 
 def test_pages_of_other_sites_are_refused(paste: Paste, start_interface: Start) -> None:
