@@ -216,6 +216,71 @@ def test_rooms_are_apart(interfaces: list[Process], person: Callable[..., Person
     ada.expect_here("Ada")
 
 
+def test_a_reload_keeps_what_was_said_and_nobody_notices(
+    interfaces: list[Process], person: Callable[..., Person]
+) -> None:
+    ada = person("Ada").join(interfaces[0].url)
+    grace = person("Grace").join(interfaces[1].url)
+    linus = person("Linus").join(interfaces[1].url)
+    ada.expect_here("Ada", "Grace", "Linus")
+    grace.say("Before")
+    ada.say("Also before")
+    said = ["Before", "Also before"]
+    expect(grace.messages).to_have_text(said)
+
+    grace.page.reload()
+    grace.expect_here("Grace", "Ada", "Linus")
+    grace.say("After")
+    for one in (grace, ada):
+        expect(one.messages).to_have_text([*said, "After"])
+    expect(grace.own_messages).to_have_text(["Before", "After"])
+    grace.expect_note("You are back")
+
+    linus.page.close()  # later than the reload: what would be told of it is told by now
+    ada.expect_note("Linus left")
+    expect(ada.page.locator(".note", has_text="Grace")).to_have_text(["Grace joined"])
+
+    # Another window of the same browser begins anew.
+    other = Person(grace.page.context.new_page(), "Grace").join(interfaces[1].url)
+    expect(other.messages).to_have_count(0)
+
+
+def test_everybody_has_a_colour_of_their_own(interfaces: list[Process], person: Callable[..., Person]) -> None:
+    names = ["Ada Lovelace", "Grace", "Linus", "Barbara", "Guido"]
+    people = [person(name).join(interfaces[0].url) for name in names]
+    people[0].expect_here(names[0], *sorted(names[1:]))
+    hues = (
+        people[0]
+        .page.locator("#people .face")
+        .evaluate_all("faces => faces.map(face => Number(face.style.getPropertyValue('--who')))")
+    )
+    for index, one in enumerate(hues):
+        for other in hues[index + 1 :]:
+            assert min((one - other) % 360, (other - one) % 360) >= 45, hues
+
+
+def test_addresses_can_be_followed(interfaces: list[Process], person: Callable[..., Person]) -> None:
+    ada = person("Ada").join(interfaces[0].url)
+    ada.say("See https://example.org/a?b=c#d, or (http://example.org/x). Not javascript:alert(1) or ftp://example.org.")
+    links = ada.messages.locator("a")
+    expect(links).to_have_text(["https://example.org/a?b=c#d", "http://example.org/x"])
+    for link in links.all():
+        assert link.get_attribute("href") == link.inner_text()
+        assert "noopener" in str(link.get_attribute("rel"))
+
+
+def test_the_menu_of_a_phone_has_names(interfaces: list[Process], person: Callable[..., Person]) -> None:
+    ada = person("Ada", **PHONE).join(interfaces[0].url)
+    menu = ada.page.get_by_role("button", name="Rooms and people, here now: 1")
+    menu.click()
+    close = ada.page.get_by_role("button", name="Close rooms and people")
+    expect(close).to_be_focused()
+    expect(menu).to_have_attribute("aria-expanded", "true")
+    ada.page.keyboard.press("Escape")
+    expect(close).to_be_hidden()
+    expect(menu).to_be_focused()
+
+
 def test_invalid_input_is_answered(interfaces: list[Process], person: Callable[..., Person]) -> None:
     ada = person("Ada").join(interfaces[0].url)
     error = ada.page.locator("#error span")
