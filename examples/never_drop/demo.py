@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import cycle
 from pathlib import Path
@@ -44,6 +44,7 @@ class Deployment:
         self.version = version
         self.leaving = False
         self.serving: list[int] = []  # process ids, the longest there first
+        self._killed: set[int] = set()
         self._process: Process
 
     async def run(self, url: str, *, task_status: TaskStatus["Deployment"]) -> None:
@@ -53,7 +54,7 @@ class Deployment:
         command = (*PYTHON, "asgibus.worker", "app:app", *options, *times)
         told = False
         async with running(*command, NEVER_DROP_VERSION=str(self.version)) as self._process:
-            async for line in lines(self._process):
+            async for line in lines(self._process, expected=self._killing):
                 before, ready, _ = line.partition("] Worker ready")
                 if ready:
                     self.serving.append(int(before.rpartition("[")[2]))
@@ -69,9 +70,14 @@ class Deployment:
         if not self.serving:
             return None
         pid = self.serving.pop(0)
+        self._killed.add(pid)
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         return pid
+
+    def _killing(self, line: str) -> bool:
+        """Whether the supervisor logs the death of a worker that was killed on purpose."""
+        return "SIGKILL" in line and any(str(pid) in line for pid in self._killed)
 
     def leave(self) -> None:
         """SIGTERM: the workers hand their sockets over and end."""
@@ -197,14 +203,14 @@ def signal_to(process: Process, number: int) -> None:
             os.kill(process.pid, number)
 
 
-async def lines(process: Process) -> AsyncIterator[str]:
-    """What a process logs, until it ends. Errors are shown as well; that workers have died is no news here."""
+async def lines(process: Process, expected: Callable[[str], bool] = lambda line: False) -> AsyncIterator[str]:
+    """What a process logs, until it ends. Errors are shown as well, unless they are expected."""
     assert process.stderr is not None
     log = BufferedByteReceiveStream(process.stderr)
     with suppress(anyio.IncompleteRead):  # the end
         while True:
             line = (await log.receive_until(b"\n", 100_000)).decode(errors="replace")
-            if " INFO " not in line and " WARNING " not in line:
+            if " INFO " not in line and " WARNING " not in line and not expected(line):
                 print("        ", line, file=sys.stderr, flush=True)
             yield line
 

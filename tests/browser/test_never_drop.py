@@ -61,6 +61,7 @@ def test_a_page_loses_nothing_while_workers_are_killed_and_redeployed(demo: Proc
     page.screenshot(path=SCREENSHOTS / "never-drop.png")
 
     assert demo.log().count("SIGKILL") >= 4
+    assert "ERROR" not in demo.log(), "deaths that were planned are no errors"
     for one in (page, other):
         sent = count(one, "sent")
         wait_until(lambda one=one, sent=sent: count(one, "answered") >= sent, what="the answer to the last message")
