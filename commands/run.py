@@ -17,6 +17,7 @@ from typing import NoReturn
 import anyio
 from anyio.abc import TaskStatus
 
+from asgibus.commands.descriptors import raise_limit
 from asgibus.commands.lifeline import Lifeline
 from asgibus.layers.errors import LayerError, LayerUnavailable
 
@@ -96,6 +97,7 @@ def run(
     reached.
     """
     gc.set_threshold(YOUNG_OBJECTS, 10, 10)
+    raise_limit()
     try:
         forced = anyio.run(
             _until_signal,

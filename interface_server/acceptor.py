@@ -7,60 +7,93 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import Protocol
 
 import anyio
-from anyio.abc import TaskGroup
 
-from asgibus.interface_server.listeners import ListenError, host_and_port, listen
+from asgibus.interface_server.listeners import ListenError, host_and_port
 from asgibus.interface_server.proxy import TrustedProxies
 from asgibus.interface_server.proxy_protocol import MAX_LINE, Origin, ProxyHeader, ProxyProtocolError
+from asgibus.interface_server.refusals import TOO_MANY, Refusals
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.tls import Tls
 
 logger = logging.getLogger("asgibus.interface")
 
+ACCEPTS = 32  # in one turn of the event loop: each costs as much as a small request
+REFUSED_AT_ONCE = 32  # sockets beyond --max-connections that are answered and closed in good order
+RECEIVED_BYTES = (
+    64 * 1024
+)  # read of a connection that is closed at once: more than the request of a client in good faith
 PAUSE_SECONDS = 1.0  # after an accept that failed because something ran out, file descriptors mostly
+STOP_SECONDS = 1.0  # for the header or handshake of a connection that was accepted before the server stops
+TOO_MANY_RESPONSE = (
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+)
 
-Factory = Callable[[Origin | None], asyncio.Protocol]
+
+class Factory(Protocol):
+    """Makes the protocol of a connection."""
+
+    def __call__(self, origin: Origin | None, *, refused: bool) -> asyncio.Protocol:
+        """Make it. `refused`: the client is to be told that there are too many."""
 
 
 class Acceptor:
-    """Makes a protocol for each connection that is accepted, once its TLS handshake is done."""
+    """Makes a protocol for each connection that is accepted, once its TLS handshake is done.
+
+    `opened` says how many sockets are open; those whose header or handshake has not come count beside them.
+    """
 
     def __init__(
-        self, settings: InterfaceSettings, listening: socket.socket, tls: Tls, factory: Factory, counts: Counter[str]
+        self,
+        settings: InterfaceSettings,
+        listening: socket.socket,
+        tls: Tls,
+        factory: Factory,
+        counts: Counter[str],
+        refusals: Refusals,
+        opened: Callable[[], int],
     ) -> None:
         self._settings = settings
         self._listening = listening
         self._tls = tls
         self._factory = factory
         self._counts = counts
-        self._server: asyncio.Server | None = None
+        self._refusals = refusals
+        self._opened = opened
         self._trusted = TrustedProxies(settings.forwarded_allow_ips)
-        self._beginning: set[socket.socket] = set()  # those whose header or handshake has not come yet
+        # Those whose header or handshake has not come yet. Plain tasks: a task group costs a tenth of a connection.
+        self._beginning: set[asyncio.Task[None]] = set()
+        self._paused: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
     async def accepting(self) -> AsyncIterator[None]:
         """Accept as long as the context lasts; then the socket is closed, and whoever still comes is refused."""
+        loop = asyncio.get_running_loop()
         with self._listening:
-            if not self._settings.proxy_protocol:
-                self._server = await self._serve()
-                try:
-                    yield
-                finally:
-                    self._server.close()
-                return
             self._listening.setblocking(False)
             self._listening.listen(self._settings.backlog)
-            async with anyio.create_task_group() as beginning:
-                async with anyio.create_task_group() as accepting:
-                    accepting.start_soon(self._accept, beginning)
-                    yield
-                    accepting.cancel_scope.cancel()
+            self._resume(loop)
+            try:
+                yield
+            finally:
+                if self._paused is not None:
+                    self._paused.cancel()
+                loop.remove_reader(self._listening)
                 self._listening.close()
-                beginning.cancel_scope.cancel()
+                with anyio.CancelScope(shield=True):
+                    await self._end_beginning()
+
+    async def _end_beginning(self) -> None:
+        if self._beginning:
+            await asyncio.wait(self._beginning, timeout=STOP_SECONDS)
+        for task in self._beginning:
+            task.cancel()
+        if self._beginning:
+            await asyncio.wait(self._beginning)
 
     async def reload(self) -> None:
         """Read the certificates again, for the handshakes to come. If they are bad, those in force stay."""
@@ -69,55 +102,71 @@ class Acceptor:
         except ListenError as error:
             logger.error("The certificates stay as they are: %s", error)
             return
-        if self._server is not None:
-            # Another server on the same socket, since the old context keeps what it once trusted.
-            old, self._server = self._server, await self._serve()
-            old.close()
         logger.info("The certificates are read again")
 
-    async def _serve(self) -> asyncio.Server:
-        # A copy of the descriptor: a server closes its own when it ends, and another may follow.
-        copy = self._listening.dup()
-        try:
-            return await listen(copy, partial(self._factory, None), self._tls.context, self._settings)
-        except BaseException:
-            copy.close()
-            raise
+    def _resume(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.add_reader(self._listening, self._accept, loop)
 
-    # With PROXY headers. The header is read from the bare socket, and not a byte more: what follows may be a handshake,
-    # which then begins as on any other socket.
-
-    async def _accept(self, beginning: TaskGroup) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
+    def _accept(self, loop: asyncio.AbstractEventLoop) -> None:
+        for _ in range(ACCEPTS):
             try:
-                accepted, address = await loop.sock_accept(self._listening)
+                accepted, address = self._listening.accept()
+            except (BlockingIOError, InterruptedError):
+                return
             except ConnectionError:
                 continue  # the client has left meanwhile
             except OSError as error:
-                logger.error("connections cannot be accepted for a moment: %s", error.strerror or error)
-                await anyio.sleep(PAUSE_SECONDS)
-                continue
-            if not self._trusted.trusts(address[0] if isinstance(address, tuple) else None):
-                self._refused("untrusted proxy", address, "it is no trusted proxy")
-                accepted.close()
-            elif len(self._beginning) >= self._settings.max_connections:
-                accepted.close()
-            else:
-                self._beginning.add(accepted)
-                beginning.start_soon(self._begin, accepted, address)
+                why = f"connections cannot be accepted for a moment: {error.strerror or error}"
+                self._refusals.count("accept failed", why)
+                loop.remove_reader(self._listening)
+                self._paused = loop.call_later(PAUSE_SECONDS, self._resume, loop)
+                return
+            self._accepted(accepted, address, loop)
 
-    async def _begin(self, accepted: socket.socket, address: object) -> None:
-        loop = asyncio.get_running_loop()
+    def _accepted(self, accepted: socket.socket, address: object, loop: asyncio.AbstractEventLoop) -> None:
+        most = self._settings.max_connections
+        used = self._opened() + len(self._beginning)
+        if self._settings.proxy_protocol and not self._trusted.trusts(
+            address[0] if isinstance(address, tuple) else None
+        ):
+            self._refused("untrusted proxy", address, "it is no trusted proxy")
+            accepted.close()
+            return
+        if used >= most:
+            self._refusals.count(TOO_MANY, f"{used} sockets are open, and --max-connections is {most}")
+        if used >= most + REFUSED_AT_ONCE:
+            self._turn_away(accepted)
+            return
+        task = loop.create_task(self._begin(accepted, address, loop, refused=used >= most))
+        self._beginning.add(task)
+        task.add_done_callback(self._beginning.discard)
+
+    def _turn_away(self, accepted: socket.socket) -> None:
+        """Close a connection at once, with an answer where that costs nothing."""
+        with accepted, suppress(OSError):
+            if not self._settings.proxy_protocol and self._tls.context is None:
+                accepted.setblocking(False)
+                accepted.send(TOO_MANY_RESPONSE)
+                accepted.recv(RECEIVED_BYTES)  # a socket that is closed with bytes unread is reset
+
+    # The PROXY header is read from the bare socket, and not a byte more: what follows may be a handshake, which then
+    # begins as on any other socket.
+
+    async def _begin(
+        self, accepted: socket.socket, address: object, loop: asyncio.AbstractEventLoop, *, refused: bool
+    ) -> None:
+        origin = None
         taken = False
         try:
-            with anyio.fail_after(self._settings.head_timeout):
-                origin = await _read_header(accepted)
+            accepted.setblocking(False)
+            if self._settings.proxy_protocol:
+                with anyio.fail_after(self._settings.head_timeout):
+                    origin = await _read_header(accepted)
             if accepted.family != socket.AF_UNIX:
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             taken = True
             await loop.connect_accepted_socket(
-                partial(self._factory, origin),
+                partial(self._factory, origin, refused=refused),
                 accepted,
                 ssl=self._tls.context,
                 ssl_handshake_timeout=self._settings.head_timeout if self._tls.context is not None else None,
@@ -126,8 +175,10 @@ class Acceptor:
             self._refused("no PROXY header", address, f"no PROXY header: {error}")
         except (OSError, TimeoutError) as error:  # the client has left, or has not come to the point
             logger.debug("a connection from %s has not begun: %r", _text(address), error)
+        except Exception:  # one connection's fault is no reason to lose the others
+            self._counts["fault"] += 1
+            logger.exception("a connection from %s could not begin", _text(address))
         finally:
-            self._beginning.discard(accepted)
             if not taken:
                 accepted.close()
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import anyio
 import click
 
 from asgibus.commands.admin import AdminError
+from asgibus.commands.descriptors import raise_limit, sockets_within
 from asgibus.commands.embedded import EXPECTED, embedded_worker, serve_with_worker
 from asgibus.commands.environment import warn_of_unknown_variables
 from asgibus.commands.hang_ups import hang_ups
@@ -355,6 +356,17 @@ def command(log_level: str, **options: Any) -> None:
     except (ListenError, *EXPECTED) as error:
         lifeline.failed(str(error), getattr(error, "trace", ""))
         raise SystemExit(1) from None
+    limit = raise_limit()
+    most = sockets_within(limit)
+    if most < settings.max_connections:
+        logger.warning(
+            "%d sockets at once, where --max-connections says %d: this process may open %d files. "
+            "`ulimit -n`, or LimitNOFILE, allows more",
+            most,
+            settings.max_connections,
+            limit,
+        )
+        settings = replace(settings, max_connections=most)
     server = Server(settings, layer, listeners, shared=lifeline.held)
 
     async def serve(life: Life) -> None:

@@ -44,14 +44,16 @@ class HttpTerminator(Answering):
         "_origin",
         "_paused",
         "_queue",
+        "_refused",
         "_started",
         "_stopping",
         "_window_shut",
         "deadline",
     )
 
-    def __init__(self, server: Server, origin: Origin | None = None) -> None:
+    def __init__(self, server: Server, origin: Origin | None = None, *, refused: bool = False) -> None:
         super().__init__(server)
+        self._refused = refused
         self._origin = origin
         self._pace = ClientPace()
         self._queue: deque[Request] | None = None
@@ -79,7 +81,7 @@ class HttpTerminator(Answering):
             peer, settings.max_head_size, self._head_complete, max_headers=settings.max_headers
         )
         self.deadline = server.now + settings.head_timeout
-        if not server.admit(self):
+        if self._refused or not server.admit(self):
             self._transport.write(plain_response(503, "Too many connections.", server.standard))
             self._deaf = True
             ClosingSocket(server, self._transport).begin(0, seconds=LINGER_SECONDS)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import socket
-import ssl
 import stat
-import sys
-from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
 
 from asgibus.interface_server.settings import InterfaceSettings
@@ -83,25 +78,3 @@ def host_and_port(address: object) -> tuple[str, int | None] | None:
     if isinstance(address, bytes):
         address = address.decode("utf-8", "replace")
     return (address, None) if isinstance(address, str) and address else None
-
-
-async def listen(
-    listening: socket.socket,
-    factory: Callable[[], asyncio.Protocol],
-    tls: ssl.SSLContext | None,
-    settings: InterfaceSettings,
-) -> asyncio.Server:
-    """Accept connections on a bound socket. A TLS handshake has the time of a request head."""
-    loop = asyncio.get_running_loop()
-    create: Callable[..., Awaitable[asyncio.Server]] = loop.create_server
-    if listening.family == socket.AF_UNIX:
-        create = loop.create_unix_server
-        if sys.version_info >= (3, 13) and isinstance(loop, asyncio.SelectorEventLoop):
-            create = partial(create, cleanup_socket=False)  # another process may go on listening at this path
-    return await create(
-        factory,
-        sock=listening,
-        ssl=tls,
-        backlog=settings.backlog,
-        ssl_handshake_timeout=settings.head_timeout if tls is not None else None,
-    )

@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -18,6 +19,7 @@ from asgibus.interface_server.http import HttpTerminator
 from asgibus.interface_server.listeners import ListenError, describe, host_and_port, listening_socket
 from asgibus.interface_server.proxy import TrustedProxies
 from asgibus.interface_server.proxy_protocol import Origin
+from asgibus.interface_server.refusals import TOO_MANY, Refusals
 from asgibus.interface_server.request import Request
 from asgibus.interface_server.response import StandardHeaders
 from asgibus.interface_server.settings import InterfaceSettings
@@ -107,6 +109,7 @@ class Server:
         try:
             self.connections = Connections(self.settings)
             self.turns = Turns(self.loop, self.connections.counts)
+            self._refusals = Refusals(self.connections.counts)
             async with self._layer.bus("interface", self.connections) as bus:
                 async with anyio.create_task_group() as tasks:
                     self.connections.on_bus(bus, tasks)
@@ -124,7 +127,13 @@ class Server:
     async def _accept(self, listening: socket.socket, stop: anyio.Event, ready: Callable[[str], None]) -> None:
         where = describe(listening, tls=self.settings.ssl_certfile is not None)
         acceptor = Acceptor(
-            self.settings, listening, self._tls, lambda origin: HttpTerminator(self, origin), self.connections.counts
+            self.settings,
+            listening,
+            self._tls,
+            partial(HttpTerminator, self),
+            self.connections.counts,
+            self._refusals,
+            lambda: len(self._terminators),
         )
         async with acceptor.accepting():
             self._acceptor = acceptor
@@ -216,7 +225,11 @@ class Server:
         self._terminators.add(terminator)
         if self._draining:  # its TLS handshake took until now
             self.loop.call_soon(self._shut_down, terminator)
-        return len(self._terminators) <= self.settings.max_connections
+        opened, most = len(self._terminators), self.settings.max_connections
+        if opened > most:
+            self._refusals.count(TOO_MANY, f"{opened} sockets are open, and --max-connections is {most}")
+            return False
+        return True
 
     def readmit(self, terminator: Holder) -> None:
         """A terminator took a socket over from another one."""

@@ -1,7 +1,9 @@
 """The app behind the flood tests, run in the process of its interface server: it measures how long the loop is held."""
 
 import asyncio
+import contextlib
 import json
+import os
 import time
 
 ACCEPT = {"type": "websocket.accept"}
@@ -28,6 +30,7 @@ class Heart:
 
 
 GATE = asyncio.Event()
+FILES = []
 
 
 async def app(scope, receive, send):
@@ -50,6 +53,13 @@ async def http(scope, receive, send):
     if scope["path"] == "/longest":
         body = json.dumps(heart.longest).encode()
         heart.longest = 0.0
+    elif scope["path"] == "/exhaust":
+        with contextlib.suppress(OSError):
+            while True:
+                FILES.append(os.open(os.devnull, os.O_RDONLY))
+    elif scope["path"] == "/release":
+        while FILES:
+            os.close(FILES.pop())
     elif scope["path"] == "/open":
         GATE.set()
     elif scope["path"] == "/shut":

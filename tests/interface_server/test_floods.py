@@ -233,6 +233,35 @@ def test_tls_records_of_one_byte(server: Process, tls: Authority | None, context
         flood.check()
 
 
+def test_connections(server: Process, context: ssl.SSLContext | None) -> None:
+    with Flood(server, context) as flood, ExitStack() as stack:
+        for _ in range(500):
+            stack.enter_context(RawClient(server))
+        flood.run(wire=b"")
+        flood.check(sockets=500)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\xff\xff" + bytes(65_535), b"PROXY " + b"x" * 6 * MIB],
+    ids=["the longest header", "an endless header"],
+)
+def test_proxy_headers(start_interface: Callable[..., Process], header: bytes) -> None:
+    server = start_interface("--proxy-protocol", app=APP)
+    process = psutil.Process(server.pid)
+    with ExitStack() as stack:
+        watch = stack.enter_context(RawWebSocket(server, "/echo", before=b"PROXY UNKNOWN\r\n"))
+        before = process.memory_info().rss
+        for _ in range(20):
+            _send(stack.enter_context(RawClient(server)), header)
+            watch.send(frame(TEXT, b"still there?"))
+            assert watch.read_frame() == (TEXT, b"still there?")
+        assert process.memory_info().rss - before < 20 * 2 * WINDOW + ALLOWANCE
+        client = stack.enter_context(RawClient(server))
+        client.send(b"PROXY UNKNOWN\r\n")
+        assert float(client.request("GET", "/longest").body) < LONGEST
+
+
 def test_a_server_on_redis_keeps_its_lease(
     start_interface: Callable[..., Process], start_worker: Callable[..., Process], redis_url: str
 ) -> None:
