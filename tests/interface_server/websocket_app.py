@@ -16,7 +16,6 @@ INVALID = (
     {"type": "websocket.nothing"},
     {"type": "http.response.start", "status": 200},
     {"type": "websocket.send"},
-    {"type": "websocket.send", "text": "a", "bytes": b"a"},
     {"type": "websocket.send", "text": 1},
     {"type": "websocket.send", "bytes": "a"},
     {"type": "websocket.send", "text": "\ud800"},
