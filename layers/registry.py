@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from asgibus.layers.contract import ChannelLayer
 from asgibus.layers.memory import InMemoryChannelLayer
 from asgibus.layers.redis import RedisChannelLayer
+from asgibus.layers.redis.url import SCHEMES
 from asgibus.layers.settings import CAPACITY, EXPIRY_SECONDS
-
-REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster", "redis+clusters")
 
 
 def open_layer(
@@ -36,13 +35,11 @@ def open_layer(
         return InMemoryChannelLayer(expiry=expiry, capacity=capacity)
     if "memory" in schemes:
         raise ValueError("memory:// lies within one process: it cannot be one of several stores")
-    for scheme in schemes:
-        if scheme not in REDIS_SCHEMES:
-            # The URL itself is not shown: it may hold a password.
-            known = ", ".join(f"{name}://" for name in ("memory", *REDIS_SCHEMES))
-            raise ValueError(
-                f"a layer's URL begins with one of {known}" + (f"; not with {scheme}://" if scheme else "")
-            )
+    if any(scheme not in SCHEMES for scheme in schemes):
+        # No part of the URL is shown, which may be one of a password. One with a space in it looks like several URLs.
+        known = ", ".join(f"{name}://" for name in ("memory", *SCHEMES))
+        several = " (a space is written as %20)" if len(urls) > 1 else ""
+        raise ValueError(f"a layer's URL begins with one of {known}{several}")
     return RedisChannelLayer(
         urls, prefix=prefix, expiry=expiry, capacity=capacity, symmetric_encryption_keys=encryption_keys
     )

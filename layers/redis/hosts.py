@@ -14,27 +14,16 @@ from typing import Any, Literal
 from redis import SSLConnection
 from redis.asyncio import SSLConnection as AsyncSSLConnection
 
-from asgibus.layers.redis.address import SENTINEL_PORT, Address, client_tls
+from asgibus.layers.redis.address import SENTINEL_PORT, Address
+from asgibus.layers.redis.arguments import PASSED_OVER, TLS_ARGUMENTS, client_tls
 from asgibus.layers.redis.cluster import parts
+from asgibus.layers.redis.url import read_url
 
 DEFAULT_HOST = "redis://127.0.0.1:6379"
 
 Host = str | tuple[str, int] | Mapping[str, Any]
 Hosts = str | Sequence[Host]
 
-# Of redis-py's arguments: those that say where Redis is and who we are, and those of TLS. What else it has (timeouts,
-# retries, pools, health checks) is about connections that are made here in another way, and is passed over.
-TLS_ARGUMENTS = (
-    *("ssl", "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile"),
-    *("ssl_keyfile_password", "ssl_password", "ssl_check_hostname", "ssl_context", "ssl_min_version", "ssl_ciphers"),
-)
-PASSED_OVER = (
-    *("socket_timeout", "socket_connect_timeout", "socket_keepalive", "socket_keepalive_options", "socket_read_size"),
-    *("retry", "retry_on_timeout", "retry_on_error", "health_check_interval", "max_connections", "timeout"),
-    *("client_name", "lib_name", "lib_version", "driver_info", "protocol", "encoding", "encoding_errors"),
-    *("decode_responses", "single_connection_client", "auto_close_connection_pool", "connection_class", "parser_class"),
-    *("min_other_sentinels", "sentinel_kwargs", "is_master", "check_connection", "connection_pool"),
-)
 SSL_CLASSES = (SSLConnection, AsyncSSLConnection)
 KNOWN = {"host", "port", "path", "unix_socket_path", "username", "password", "db", *TLS_ARGUMENTS, *PASSED_OVER}
 
@@ -55,7 +44,7 @@ def addresses(hosts: Hosts | None) -> list[Address]:
 
 def _address(host: Host) -> Address:
     if isinstance(host, str):
-        return Address.from_url(host)
+        return read_url(host)
     if isinstance(host, Mapping):
         if "cluster_nodes" in host:
             return _in_cluster(host)

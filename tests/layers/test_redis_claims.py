@@ -9,12 +9,12 @@ import redis
 
 from asgibus.layers import RedisChannelLayer
 from asgibus.layers.codec import pack
-from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.claims import Claimant
 from asgibus.layers.redis.connection import RedisConnection
 from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.link import Outage
+from asgibus.layers.redis.url import read_url
 from asgibus.layers.redis.writer import Writer
 from support.bus import Recorder, until
 
@@ -66,7 +66,7 @@ async def test_what_was_there_before_a_claimant_may_have_been_dealt_with(redis_u
 
 async def test_an_answer_that_an_acknowledgement_has_overtaken_is_no_new_claim() -> None:
     """The first answer on a new connection lists what is pending; it may be older than what the writer heard since."""
-    address = Address.from_url("redis://127.0.0.1:1")
+    address = read_url("redis://127.0.0.1:1")
     writer = Acks()
     claimant = Claimant(
         address,

@@ -11,8 +11,8 @@ import pytest
 import redis
 
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
-from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.hosts import addresses
+from asgibus.layers.redis.url import read_url
 from support.redis import RedisServer
 from support.sentinel import SERVICE, SentinelSet
 from support.topologies import PASSWORD, USER, redis_binary, tls_server
@@ -254,7 +254,7 @@ async def test_behind_sentinels_that_want_a_password(sentinels: SentinelSet) -> 
 
 @pytest.mark.redis
 async def test_who_looks_for_a_master_can_be_cancelled_at_any_time(sentinels: SentinelSet) -> None:
-    address, dice = Address.from_url(sentinels.url), random.Random(1)
+    address, dice = read_url(sentinels.url), random.Random(1)
     for _ in range(200):
         looking = asyncio.create_task(address.locate())
         for _ in range(dice.randrange(40)):
