@@ -7,18 +7,16 @@ are made to the node that has it then.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from itertools import count
 from typing import Any
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-from redis.exceptions import RedisError
 
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis.address import Address
+from asgibus.layers.redis.connection import RedisConnection, RedisError, authenticate, reason_of
 
 PARTS = 16  # more nodes than that get nothing; a process has at most one connection for writing to each part
 ASK_SECONDS = 1.0  # for one node to say who has which slots, before the next one is asked
@@ -39,40 +37,40 @@ def parts(address: Address) -> list[Address]:
 
 
 async def locate(address: Address) -> tuple[str, int]:
-    """Host and port of the node that has the slot of `address.tag` now. Raises LayerUnavailable if no node tells."""
+    """Return host and port of the node that has the slot of `address.tag` now.
+
+    Raises LayerUnavailable, with what each node has said, if none of them tells.
+    """
     slot = key_slot(address.tag.encode())
     errors = []
     for host, port in address.nodes:
         try:
             ranges = await _slots(address, host, port)
-        except RedisError as error:
+            for first, last, master, *_ in ranges:
+                if first <= slot <= last:
+                    return (master[0].decode() if master[0] else "") or host, int(master[1])
+        except TimeoutError:
+            errors.append(f"{host}:{port}: no answer within {ASK_SECONDS:g} s")
+        except OSError as error:
+            errors.append(f"{host}:{port}: {reason_of(error)}")
+        except (RedisError, LayerUnavailable) as error:
             errors.append(f"{host}:{port}: {error}")
-            continue
-        for first, last, master, *_ in ranges:
-            if first <= slot <= last:
-                name = master[0].decode() if master[0] else ""
-                return name or host, int(master[1])
-        errors.append(f"{host}:{port}: nobody has slot {slot}")
+        except (AttributeError, TypeError, ValueError, IndexError):
+            errors.append(f"{host}:{port}: an answer that cannot be read")
+        else:
+            errors.append(f"{host}:{port}: nobody has slot {slot}")
     raise LayerUnavailable(f"no node of the cluster tells where to go ({'; '.join(errors)})")
 
 
 async def _slots(address: Address, host: str, port: int) -> list[Any]:
-    node = Redis(
-        host=host,
-        port=port,
-        username=address.username,
-        password=address.password,
-        ssl=address.tls is not None,
-        protocol=2,
-        socket_timeout=ASK_SECONDS,
-        socket_connect_timeout=ASK_SECONDS,
-        retry=Retry(NoBackoff(), 0),
-    )
-    if address.tls is not None:
-        node.connection_pool.connection_kwargs["ssl_context"] = address.tls
+    """Return what a node says of all slots: first, last, and the nodes that have them, the master first."""
+    loop = asyncio.get_running_loop()
+    connection = RedisConnection(loop)
     try:
-        # In two words, so that redis-py does not make something else of the answer.
-        slots: list[Any] = await node.execute_command("CLUSTER", "SLOTS")  # type: ignore[no-untyped-call]  # redis-py says nothing
+        async with asyncio.timeout(ASK_SECONDS):
+            await loop.create_connection(lambda: connection, host, port, ssl=address.tls)
+            await authenticate(connection, address)
+            slots: list[Any] = await connection.call("CLUSTER", "SLOTS")
+            return slots
     finally:
-        await node.aclose()
-    return slots
+        connection.abort("closed here")

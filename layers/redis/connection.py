@@ -6,6 +6,8 @@ Each command is written with the callback that takes its reply; replies come in 
 from __future__ import annotations
 
 import asyncio
+import os
+import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -149,7 +151,9 @@ async def connect(address: Address, name: str) -> RedisConnection:
     except TimeoutError:
         reason = f"no answer within {CONNECT_SECONDS:g} s"
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = reason_of(error)
+    except UnicodeError:
+        reason = "that is no host name"
     except (RedisError, LayerUnavailable) as error:
         reason = str(error)
     else:
@@ -160,10 +164,22 @@ async def connect(address: Address, name: str) -> RedisConnection:
     raise LayerUnavailable(f"Redis at {address} cannot be used: {reason}")
 
 
-async def _greet(connection: RedisConnection, address: Address, name: str) -> None:
+async def authenticate(connection: RedisConnection, address: Address) -> None:
+    """Say who we are, if the address has a password. Raises RedisError when that is refused."""
     if address.password is not None:
         credentials = (address.username, address.password) if address.username else (address.password,)
         await connection.call("AUTH", *credentials)
+
+
+def reason_of(error: OSError) -> str:
+    """Return why there is no connection, in the words of the system: those of asyncio repeat the address."""
+    if error.errno is not None and error.errno > 0 and not isinstance(error, ssl.SSLError):
+        return os.strerror(error.errno)
+    return error.strerror or str(error) or type(error).__name__
+
+
+async def _greet(connection: RedisConnection, address: Address, name: str) -> None:
+    await authenticate(connection, address)
     if address.db:
         await connection.call("SELECT", address.db)
     await connection.call("CLIENT", "SETNAME", name)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis.address import SENTINEL_SECONDS, Address
-from asgibus.layers.redis.connection import RedisConnection, RedisError
+from asgibus.layers.redis.connection import RedisConnection, RedisError, reason_of
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -64,7 +64,7 @@ class Sentinels:
                 connection.abort("no answer")
             raise LayerUnavailable(f"no answer within {SENTINEL_SECONDS:g} s") from None
         except OSError as error:
-            raise LayerUnavailable(error.strerror or str(error)) from None
+            raise LayerUnavailable(reason_of(error)) from None
         except RedisError as error:
             raise LayerUnavailable(str(error)) from None
 

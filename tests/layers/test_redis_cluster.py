@@ -1,6 +1,7 @@
 """A Redis Cluster whose slots move, and whose masters die, under a layer that is in use."""
 
 import asyncio
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from asgibus.layers.contract import FIRST_PROTOCOL_KIND
 from asgibus.layers.redis.cluster import PARTS, TAGS
 from support.bus import Recorder, until
 from support.cluster import MASTERS, Cluster
-from support.topologies import redis_binary
+from support.topologies import make_certificate, redis_binary
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
@@ -41,14 +42,6 @@ def test_the_parts_are_spread_over_the_slots() -> None:
     assert [key_slot(tag.encode()) * PARTS // 16384 for tag in TAGS] == list(range(PARTS))
 
 
-@pytest.mark.parametrize(
-    "url", ["redis+cluster://", "redis+cluster://h:x", "redis+cluster://h/1", "redis+cluster://,h"]
-)
-def test_what_is_no_cluster_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="a layer on a cluster is written"):
-        open_layer(url)
-
-
 def test_a_prefix_does_not_say_where_keys_lie() -> None:
     for prefix in ("{chat}", "a{b", "{}"):
         with pytest.raises(ValueError, match="prefix holds no"):
@@ -59,6 +52,57 @@ def test_a_prefix_does_not_say_where_keys_lie() -> None:
 def test_no_password_is_shown() -> None:
     layer = RedisChannelLayer([{"cluster_nodes": [("a", 1), ("b", 2)], "username": "bus", "password": "s3cret"}])
     assert str(layer.address) == "redis+cluster://a:1,b:2"
+
+
+async def use(layer: RedisChannelLayer) -> None:
+    """Something for each part of the names, and the bus."""
+    names = [f"name.{number}" for number in range(40)]
+    assert {tag_of(layer, name) for name in names} > set(TAGS[:1])
+    local, reader = await layer.new_channel(), Recorder()
+    for number, name in enumerate(names):
+        await layer.send(name, {"n": number})
+        await layer.group_add(name, local)
+        await layer.group_send(name, {"n": number})
+    for number, name in enumerate(names):
+        assert await layer.receive(name) == await layer.receive(local) == {"n": number}
+    async with layer.bus("a", reader) as bus:
+        bus.post(bus.mailbox, (KIND, 1))
+        await until(lambda: reader.frames == [(KIND, 1)])
+
+
+async def test_tls(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "redis.crt", tmp_path / "redis.key"
+    make_certificate(certificate, key)
+    with Cluster(redis_binary(), tmp_path, tls=(certificate, key)) as cluster:
+        nodes = [("127.0.0.1", cluster.port(server)) for server in cluster.servers]
+        context = ssl.create_default_context(cafile=str(certificate))
+        for host in (
+            {"cluster_nodes": nodes, "ssl_ca_certs": str(certificate)},
+            {"cluster_nodes": nodes, "ssl_context": context},
+            {"cluster_nodes": nodes, "ssl": True, "ssl_cert_reqs": "none"},
+        ):
+            layer = RedisChannelLayer([host])
+            await use(layer)
+            await layer.close()
+        for server in cluster.servers:
+            admin = cluster.admin(server)
+            admin.acl_setuser(
+                "bus", enabled=True, passwords=["+s3cret"], keys=["*"], channels=["*"], categories=["+@all"]
+            )
+        for url in (
+            f"{cluster.url}?ssl_ca_certs={certificate}",
+            f"{cluster.url.replace('//', '//bus:s3cret@')}?ssl_cert_reqs=none",
+        ):
+            layer = RedisChannelLayer(url)
+            await use(layer)
+            await layer.close()
+        layer = RedisChannelLayer(cluster.url)
+        with pytest.raises(LayerUnavailable, match="certificate verify failed"):
+            await layer.send("a", {})
+        layer = RedisChannelLayer(f"{cluster.url.replace('//', '//bus:wr0ng@')}?ssl_cert_reqs=none")
+        with pytest.raises(LayerUnavailable, match="WRONGPASS") as refused:
+            await layer.send("a", {})
+        assert "wr0ng" not in str(refused.value)
 
 
 async def test_slots_that_move(cluster: Cluster) -> None:

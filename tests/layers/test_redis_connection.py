@@ -10,7 +10,7 @@ import pytest
 
 from asgibus.layers import LayerUnavailable, open_layer
 from asgibus.layers.redis import connection as redis_connection
-from asgibus.layers.redis.address import Address
+from asgibus.layers.redis.url import read_url
 from support.bus import Recorder
 from support.redis import RedisServer
 from support.topologies import free_port, make_certificate
@@ -76,7 +76,7 @@ async def peer(answer: Callable[[bytes], bytes | None]) -> AsyncIterator[int]:
 async def test_nobody_is_there() -> None:
     port = free_port()
     assert await refusal(f"redis://:{SECRET}@127.0.0.1:{port}/3") == (
-        f"Redis at redis://127.0.0.1:{port}/3 cannot be used: Connect call failed ('127.0.0.1', {port})"
+        f"Redis at redis://127.0.0.1:{port}/3 cannot be used: Connection refused"
     )
 
 
@@ -180,44 +180,6 @@ async def test_tls(start_redis: StartRedis, tmp_path: Path) -> None:
     assert "cannot be used" in await refusal(f"redis://127.0.0.1:{port}")
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        f"http://:{SECRET}@h",
-        f":{SECRET}@h",
-        "memory",
-        "",
-        "redis",
-        "redis://h/database",
-        f"redis://:{SECRET}@h:port",
-        f"redis://:{SECRET}@h:99999",
-        f"redis://:{SECRET}@h?db=x",
-        "unix://",
-        f"unix://:{SECRET}@",
-        f"rediss://:{SECRET}@h?ssl_ca_certs=/no/such/file",
-        f"rediss://:{SECRET}@h?ssl_certfile=/no/such/file",
-        f"redis+sentinel://:{SECRET}@",
-        f"redis+sentinel://:{SECRET}@h",
-        f"redis+sentinel://:{SECRET}@h:1/",
-        f"redis+sentinel://:{SECRET}@/bus",
-        f"redis+sentinel://:{SECRET}@h,/bus",
-        f"redis+sentinel://:{SECRET}@h:port/bus",
-        f"redis+sentinel://:{SECRET}@h:1,i:99999/bus",
-        f"redis+sentinel://:{SECRET}@h/bus/database",
-        f"redis+sentinel://:{SECRET}@h/bus/1/2",
-        f"redis+sentinel://:{SECRET}@[::1/bus",
-        f"redis+sentinel://h/bus?password={SECRET}",
-        f"redis+sentinel://h/bus/1?ssl_ca_certs={SECRET}",
-        f"redis+sentinel://h/bus#{SECRET}",
-        f"sentinel://:{SECRET}@h/bus",
-    ],
-)
-async def test_bad_urls(url: str) -> None:
-    with pytest.raises(ValueError, match=r"^[^\n]+$") as raised:
-        open_layer(url)
-    assert SECRET not in str(raised.value)
-
-
 async def test_a_layer_says_where_it_is_without_its_password() -> None:
     for url, shown in (
         (f"redis://user:{SECRET}@host:1/2", "redis://host:1/2"),
@@ -232,9 +194,9 @@ async def test_a_layer_says_where_it_is_without_its_password() -> None:
 
 
 async def test_what_a_url_of_sentinels_says() -> None:
-    address = Address.from_url("redis+sentinel://us%3Aer:p%40ss%2F@a,[::1]:5/my-bus/7")
+    address = read_url("redis+sentinel://us%3Aer:p%40ss%2F@a,[::1]:5/my-bus/7")
     assert address.sentinels == (("a", 26379), ("::1", 5))
     assert (address.service, address.db) == ("my-bus", 7)
     assert (address.username, address.password) == ("us:er", "p@ss/")
-    plain = Address.from_url("redis+sentinel://a:1/bus/")
+    plain = read_url("redis+sentinel://a:1/bus/")
     assert (plain.service, plain.db, plain.username, plain.password) == ("bus", 0, None, None)

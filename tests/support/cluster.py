@@ -1,4 +1,4 @@
-"""A Redis Cluster of private servers, for the tests; its slots can be moved."""
+"""A Redis Cluster of private servers, with TLS if asked for; its slots can be moved."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from support.deadline import wait_until
-from support.redis import RedisServer
+from support.redis import RedisServer, free_port
 from support.together import Together
 
 MASTERS = 3
@@ -16,8 +16,13 @@ UP_SECONDS = 20.0
 class Cluster(Together):
     """A context manager: masters that have the slots among them, and a replica for each if asked for."""
 
-    def __init__(self, binary: str, folder: Path, *, replicas: bool = False) -> None:
+    def __init__(
+        self, binary: str, folder: Path, *, replicas: bool = False, tls: tuple[Path, Path] | None = None
+    ) -> None:
+        """`tls`: the files of a certificate and its key, for all that is said between the nodes and with clients."""
         super().__init__()
+        self._tls = tls
+        self._tls_ports: dict[int, int] = {}
         self._binary = binary
         self._folder = folder
         self._count = MASTERS * (2 if replicas else 1)
@@ -25,7 +30,12 @@ class Cluster(Together):
 
     @property
     def url(self) -> str:
-        return "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers)
+        scheme = "redis+clusters" if self._tls else "redis+cluster"
+        return f"{scheme}://" + ",".join(f"127.0.0.1:{self.port(server)}" for server in self.servers)
+
+    def port(self, server: RedisServer) -> int:
+        """Return the port for clients."""
+        return self._tls_ports.get(server.port, server.port)
 
     def admin(self, server: RedisServer) -> "redis.Redis[bytes]":
         """A client of one node; closed with the cluster."""
@@ -57,9 +67,16 @@ class Cluster(Together):
         for number in range(self._count):
             folder = self._folder / f"node{number}"
             folder.mkdir()
-            options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--databases", "1")
+            options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--databases", "1"]
+            if self._tls is not None:
+                port = free_port(below=65535 - 10000)  # the nodes talk on the port that is 10,000 above it
+                certificate, key = map(str, self._tls)
+                options += ["--tls-cluster", "yes", "--tls-port", str(port), "--tls-auth-clients", "no"]
+                options += ["--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", certificate]
             server = RedisServer(self._binary, folder, *options)
             self._stack.callback(server.close)
+            if self._tls is not None:
+                self._tls_ports[server.port] = port
             self.servers.append(server)
         masters = self.servers[:MASTERS]
         admins = [self.admin(server) for server in self.servers]
@@ -68,7 +85,7 @@ class Cluster(Together):
             last = REDIS_CLUSTER_HASH_SLOTS - 1 if number == MASTERS - 1 else (number + 1) * width - 1
             admin.execute_command("CLUSTER", "ADDSLOTSRANGE", number * width, last)
         for admin in admins[1:]:
-            admin.execute_command("CLUSTER", "MEET", "127.0.0.1", masters[0].port)
+            admin.execute_command("CLUSTER", "MEET", "127.0.0.1", self.port(masters[0]))
         wait_until(lambda: all(self._up(admin) for admin in admins), UP_SECONDS, "the cluster to be up")
         for number, admin in enumerate(admins[MASTERS:]):
             name = admins[number].execute_command("CLUSTER", "MYID")

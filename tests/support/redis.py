@@ -95,7 +95,7 @@ class RedisServer:
         first = self.port == 0
         for _ in range(10):
             if first:
-                self.port = _free_port()
+                self.port = free_port()
             self._popen = subprocess.Popen(
                 [
                     self._binary,
@@ -257,11 +257,14 @@ def _pings(url: str) -> bool:
         return False
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port(*, below: int = 65536) -> int:
+    """Return a port on which nothing listens."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port < below:
+            return port
 
 
 def _with_database(url: str, offset: int) -> str:
