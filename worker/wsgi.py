@@ -79,7 +79,9 @@ class WSGIApplication:
     async def _whole_body(self, request: RequestBody, scope: Scope, receive: Receive, send: Send) -> IO[bytes] | None:
         """Wait until the body is whole. Returns None if the client has left, or was refused."""
         try:
-            return await self._gather(request, scope, receive)
+            if (body := await self._gather(request, scope, receive)) is not None:
+                return body
+            status = HTTPStatus.SERVICE_UNAVAILABLE  # the worker stops, or nobody is there to read this
         except BodyTooLarge:
             status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         except SpoolFull:
@@ -92,7 +94,7 @@ class WSGIApplication:
         return None
 
     async def _gather(self, request: RequestBody, scope: Scope, receive: Receive) -> IO[bytes] | None:
-        """Write the body to `request`. Returns it when it is whole, or None when the client has left.
+        """Write the body to `request`. Returns it when it is whole, or None when nothing more comes.
 
         Raises BodyTooLarge, SpoolFull, OSError.
         """
