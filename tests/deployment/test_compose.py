@@ -1,8 +1,9 @@
-"""The image is built from what it needs: .dockerignore lets through each package."""
+"""The image is built from what it needs, and Compose runs it with what it needs."""
 
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = sorted(path.name for path in (ROOT / "src" / "asgibus").iterdir() if path.is_symlink())
@@ -11,3 +12,13 @@ PACKAGES = sorted(path.name for path in (ROOT / "src" / "asgibus").iterdir() if 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_image_has_every_package(package: str) -> None:
     assert f"!{package}" in (ROOT / ".dockerignore").read_text().splitlines()
+
+
+def test_the_worker_has_a_place_for_uploads_and_redis_a_limit() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    worker = services["worker"]
+    assert worker["read_only"]
+    assert [mount for mount in worker["tmpfs"] if mount.startswith("/tmp:size=")]  # noqa: S108
+    assert "--maxmemory 512mb --maxmemory-policy noeviction" in services["redis"]["command"]
+    for name in ("interface", "worker"):
+        assert float(services[name]["environment"]["ASGIBUS_WAIT_FOR_LAYER"]) > 0
