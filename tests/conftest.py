@@ -124,7 +124,7 @@ def pytest_runtest_makereport(
         for process in [process for processes in owners for process in processes.all]:
             if process.blamed:  # its log is in the failure already
                 continue
-            report.sections.append((f"log of {process!r}", process.log()[-20_000:]))
+            report.sections.append((f"log of {process!r}", process.last_lines()))
     return report
 
 

@@ -18,7 +18,7 @@ def test_the_worker_has_a_place_for_uploads_and_redis_a_limit() -> None:
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     worker = services["worker"]
     assert worker["read_only"]
-    assert [mount for mount in worker["tmpfs"] if mount.startswith("/tmp:size=")]  # noqa: S108
+    assert [mount for mount in worker["tmpfs"] if mount.startswith("/tmp:size=")]
     assert "--maxmemory 512mb --maxmemory-policy noeviction" in services["redis"]["command"]
     for name in ("interface", "worker"):
         assert float(services[name]["environment"]["ASGIBUS_WAIT_FOR_LAYER"]) > 0

@@ -25,6 +25,7 @@ from support.websocket import RawWebSocket, seen, wait_seen
 pytestmark = [pytest.mark.anyio, pytest.mark.flaky(reruns=1, only_rerun=".")]
 
 PATIENCE = 0.3
+SEND_BUFFER = 64 * 1024  # bytes
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +55,11 @@ class Address:
 @asynccontextmanager
 async def serving_here(min_body_rate: int = 1000, app: str = "http_app:app") -> AsyncIterator[Address]:
     layer = open_layer("memory://")
-    server = Server(InterfaceSettings(port=0, min_body_rate=min_body_rate, graceful_timeout=0.1), layer)
+    # What the kernel takes from the server for a client that reads nothing is bounded here, and not by its own limits.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        fd = listener.detach()
+    server = Server(InterfaceSettings(fd=fd, min_body_rate=min_body_rate, graceful_timeout=0.1), layer)
     listening = anyio.Event()
     where: list[str] = []
 

@@ -23,6 +23,14 @@ GRACEFUL_TIMEOUT = 3
 TROUBLE = re.compile(r"Traceback \(most recent call last\)|was never awaited|was destroyed but it is pending")
 """What no log may hold unless the test has said so."""
 
+ACCESS = re.compile(r'INFO .* - "\S+ .*" \d{3}$')
+"""A line of the access log."""
+
+SHOWN_LINES = 60
+"""Lines of a process's log that a failure shows, each of SHOWN_CHARACTERS at most."""
+
+SHOWN_CHARACTERS = 500
+
 LISTENING = re.compile(r"Listening on (?:(?P<url>https?://\S+)|unix:(?P<uds>\S+))")
 WORKER_READY = re.compile(r"Worker ready: ")
 
@@ -88,6 +96,15 @@ class Process:
         """All that it wrote since its start."""
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
+    def last_lines(self) -> str:
+        """The end of the log for somebody who looks for a fault: without the access log, and with what is left out."""
+        lines = self.log().splitlines()
+        telling = [line[:SHOWN_CHARACTERS] for line in lines if not ACCESS.search(line)]
+        shown = telling[-SHOWN_LINES:]
+        counts = f"{len(telling) - len(shown)} earlier lines and {len(lines) - len(telling)} of the access log"
+        left_out = [f"({counts} are left out: {self.log_path})"] if len(shown) < len(lines) else []
+        return "\n".join([*left_out, *shown])
+
     def mark(self) -> None:
         """Look no more at what it has written: a test begins that shares it with those before."""
         self._mark = len(self.whole_log())
@@ -152,7 +169,7 @@ class Process:
 
     def _fail(self, what: str, kind: type[AssertionError] = AssertionError) -> NoReturn:
         self.blamed = True
-        raise kind(f"{self.name} {what}. Its log:\n{self.log()[-8000:]}") from None
+        raise kind(f"{self.name} {what}. Its log:\n{self.last_lines()}") from None
 
 
 class Processes:

@@ -94,3 +94,15 @@ def test_waiting_ends_at_its_deadline(group: Processes, start: Start) -> None:
     process = start("time.sleep(60)")
     with pytest.raises(AssertionError, match=r"did not write 'nothing' within 0\.1 s"):
         process.wait_for("nothing", timeout=0.1)
+
+
+def test_a_failure_shows_the_end_of_a_log_without_the_access_log(start: Start) -> None:
+    process = start(
+        "for n in range(100): print(f'INFO note {n}'); print(f'INFO     1.2.3.4:5 - \"GET /{n} HTTP/1.1\" 200')\n"
+        "print('x' * 9000, flush=True); time.sleep(60)"
+    )
+    process.wait_for("x{9000}")
+    first, *lines = process.last_lines().splitlines()
+    assert first.startswith("(42 earlier lines and 100 of the access log are left out: ")
+    assert len(lines) == 60
+    assert lines[-2:] == ["INFO note 99", "x" * 500]
