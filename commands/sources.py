@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
-from importlib.util import find_spec
+from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ class Sources:
             ignore_permission_denied=True,
         )
         async for changes in watched:
+            for _, path in changes:
+                _forget_compiled(path)
             yield sorted({self._shown(path) for _, path in changes})
 
     def __contains__(self, path: str) -> bool:
@@ -54,6 +57,12 @@ class Sources:
 
     def _shown(self, path: str) -> str:
         return str(Path(path).relative_to(self._above(path)[0]))
+
+
+def _forget_compiled(path: str) -> None:
+    """Remove the compiled form of a module. Python would still take it for good if time (in seconds) and size agree."""
+    with suppress(OSError, NotImplementedError):
+        Path(cache_from_source(path)).unlink()
 
 
 def sources_of(options: Mapping[str, Any]) -> Sources | None:

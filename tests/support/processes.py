@@ -7,8 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
+
+import psutil
 
 from support.deadline import HANG, STEP, TooLate
 
@@ -81,6 +84,15 @@ class Process:
     @property
     def running(self) -> bool:
         return self._popen.poll() is None
+
+    def children(self) -> list[int]:
+        """The processes that it has started and that run."""
+        found = []
+        for child in psutil.Process(self.pid).children():
+            with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                if child.status() != psutil.STATUS_ZOMBIE:
+                    found.append(child.pid)
+        return found
 
     @property
     def returncode(self) -> int | None:
