@@ -7,6 +7,7 @@ import re
 
 MAX_PORT = 65535
 
+_USUAL = re.compile(rb"[A-Za-z0-9.-]+(?::[0-9]{1,4})?\Z")  # of nearly all requests: a sixth of the time
 _NAME = rb"[A-Za-z0-9._~!$&'()*+,;=-]*"  # unreserved and sub-delims; an IPv4 address is one of these, too
 _AUTHORITY = re.compile(
     rb"(" + _NAME + rb"(?:%[0-9A-Fa-f]{2}" + _NAME + rb")*"
@@ -22,6 +23,8 @@ def is_authority(value: bytes) -> bool:
     The host may be a name, with percent-encoded bytes, an IPv4 address, or an IPv6 or later address in brackets. An
     empty value is one, too: the client knows no authority. A port is at most `MAX_PORT`, and does not stand alone.
     """
+    if _USUAL.match(value):
+        return True
     match = _AUTHORITY.match(value)
     if match is None:
         return False
