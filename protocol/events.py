@@ -60,7 +60,7 @@ NAMES = {
     if name.isupper() and isinstance(value, int) and not name.startswith("_")
 }
 
-EVENT_OVERHEAD = 64  # bytes that an event counts for beside what it carries, so that tiny ones are bounded too
+EVENT_OVERHEAD = 256  # bytes that an event counts for beside what it carries: the memory that an empty one takes
 MAX_CLOSE_REASON = 123  # bytes of UTF-8 in a close frame, RFC 6455 section 5.5.1
 MAX_LENGTH_DIGITS = 18  # of Content-Length: more than any body has, and they fit into 64 bits
 MAX_DATAGRAM = 65_507  # bytes of payload in a UDP datagram over IPv4: 65,535 without the two headers

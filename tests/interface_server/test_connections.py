@@ -152,9 +152,9 @@ def test_the_socket_is_read_by_the_window_alone() -> None:
     table = Table(window=1000)
     connection, terminator = table.open()
     table.frames(accept(connection.number))
-    connection.event((MESSAGE_RECEIVED, "x" * 900))
+    connection.event((MESSAGE_RECEIVED, "x" * 700))
     assert terminator.reading
-    connection.event((MESSAGE_RECEIVED, "x" * 900))
+    connection.event((MESSAGE_RECEIVED, "x" * 700))
     assert not terminator.reading
     table.frames((ACK, connection.number, 1, 2))
     assert terminator.reading

@@ -6,7 +6,7 @@ import pytest
 
 from asgibus.interface_server.terminator import ABORT, OTHER_CLOSE, OTHER_RECEIVED, OTHER_SENT, Event, other
 from asgibus.layers.contract import MESSAGE
-from asgibus.protocol.events import OTHER_DISCONNECT, decode
+from asgibus.protocol.events import OTHER_DISCONNECT, decode, size
 from asgibus.protocol.frames import ABANDONED, ACK, EVENT, RESET
 from support.recording import WORKER, RecordingTerminator, Table, own
 
@@ -50,7 +50,7 @@ def test_events_go_both_ways_and_the_last_one_is_acknowledged(table: Table) -> N
 
 
 def test_a_full_window_pauses_it(table: Table) -> None:
-    connection, terminator = open_line(table, window=200)
+    connection, terminator = open_line(table, window=2 * size(SAY) + 1)
     table.frames(own(1))
     while terminator.reading:
         connection.event(SAY)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from support.certificates import Authority
-from support.processes import Process
+from support.processes import Process, Processes
 from support.raw import RawClient
 from support.servers import serving
 from support.websocket import (
@@ -187,6 +187,15 @@ def test_a_websocket_that_is_not_accepted_yet(server: Process, context: ssl.SSLC
         flood.run(client, wire=WEBSOCKET_FLOODS[kind])
         flood.open_gate()
         flood.check()
+
+
+def test_tiny_messages_take_no_more_than_twice_the_window(processes: Processes) -> None:
+    """Their memory is what an event of them costs, not what they hold."""
+    server = processes.start_interface(app=APP)
+    with Flood(server, None) as flood:
+        clients = [RawWebSocket(server, "/deaf") for _ in range(40)]
+        flood.run(*clients, wire=filled(frame(TEXT), 250_000))
+        flood.check(sockets=40)
 
 
 def test_many_sockets(server: Process, context: ssl.SSLContext | None) -> None:

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from asgibus.protocol.events import MESSAGE_RECEIVED, MESSAGE_SENT, size
+from asgibus.protocol.events import EVENT_OVERHEAD, MESSAGE_RECEIVED, MESSAGE_SENT, size
 from asgibus.protocol.frames import ACK, EVENT, HEAD, OWN, PROBE, RESEND, RESET
 from asgibus.protocol.session import PART, WINDOW, Arrival, SessionEnd
 
@@ -188,7 +188,7 @@ def test_a_window_shuts_and_opens() -> None:
     end = SessionEnd(NUMBER, ATTEMPT, 1000)
     sent = 0
     while end.window_open:
-        end.sent((MESSAGE_SENT, b"x" * 236))  # 300 with its overhead
+        end.sent((MESSAGE_SENT, b"x" * (300 - EVENT_OVERHEAD)))
         sent += 1
     assert sent == 4
     assert end.acknowledged(0) is False
@@ -313,8 +313,8 @@ def test_what_is_not_acknowledged_can_be_had_as_events() -> None:
 
 
 def test_renewed_it_begins_at_nothing_with_what_it_is_given() -> None:
-    end = SessionEnd(NUMBER, ATTEMPT, 1000)
-    events = [message(text * 300) for text in "abc"]
+    end = SessionEnd(NUMBER, ATTEMPT, 2000)
+    events = [message(text * 600) for text in "abc"]
     for event in events:
         end.sent(event)
     for number in range(3):

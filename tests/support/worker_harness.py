@@ -43,7 +43,7 @@ class Interface:
             "attempt": 1,
             "resumed": False,
             "handled": 0,
-            "window": 1000,
+            "window": 2000,
             "kind": kind,
             "http_version": "1.1",
             "method": "GET",
