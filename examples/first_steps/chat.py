@@ -2,8 +2,8 @@
 
 import asgibus
 
-PAGE = b"""<!doctype html><title>chat</title>
-<ul id=said></ul><input id=text autofocus placeholder="say something">
+PAGE = b"""<!doctype html><html lang=en><title>chat</title>
+<ul id=said aria-live=polite></ul><input id=text autofocus aria-label=message placeholder="say something">
 <script>
 const socket = new WebSocket(`ws://${location.host}/ws`)
 socket.onmessage = event => said.append(Object.assign(document.createElement("li"), {textContent: event.data}))

@@ -46,9 +46,13 @@ def test_workers_are_killed_and_deployed(start_interface: Start, start_worker: S
             os.kill(int(pid), signal.SIGKILL)
         workers.wait_for("was killed by SIGKILL: starting another")
         socket.send("still there?")
-        assert re.fullmatch(r"2: still there\? \(run [23]\)", str(socket.recv(timeout=15)))
+        # The workers may have died before they could say that "hello" was done: then it comes again.
+        heard = str(socket.recv(timeout=15))
+        while "hello" in heard:
+            heard = str(socket.recv(timeout=15))
+        assert re.fullmatch(r"[23]: still there\? \(run [23]\)", heard)
 
         workers.send_signal(signal.SIGHUP)
         workers.wait_for("All processes are replaced")
         socket.send("and now?")
-        assert str(socket.recv(timeout=30)).startswith("3: and now? (run ")
+        assert re.match(r"[34]: and now\? \(run ", str(socket.recv(timeout=30)))
