@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from anyio.abc import TaskGroup
-
+from asgibus.interface_server.callback_tasks import CallbackTasks
 from asgibus.interface_server.connection import Connection
 from asgibus.interface_server.connection_life import NO_WORKER, Living
 from asgibus.interface_server.groups import Groups
@@ -71,8 +70,8 @@ class Connections:
         assert self._bus is not None
         return self._bus
 
-    def on_bus(self, bus: Bus, tasks: TaskGroup) -> None:
-        """The server has its place on the bus; `tasks` lives as long as that."""
+    def on_bus(self, bus: Bus, tasks: CallbackTasks) -> None:
+        """Take a place on the bus; `tasks` are to end before that does."""
         self._bus = bus
         self.groups.tasks = tasks
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from anyio.abc import TaskGroup
-
+from asgibus.interface_server.callback_tasks import CallbackTasks
 from asgibus.interface_server.terminator import FAULT, cut
 from asgibus.layers.contract import Message
 from asgibus.layers.errors import LayerUnavailable
@@ -39,7 +38,7 @@ class _Group:
 class Groups:
     """The groups that have members here."""
 
-    tasks: TaskGroup
+    tasks: CallbackTasks
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
@@ -83,6 +82,11 @@ class Groups:
         except LayerUnavailable as unavailable:
             error = str(unavailable)
             logger.warning("group %r could not be joined: %s", name, error)
+            if self._groups.get(name) is group:
+                del self._groups[name]
+        except Exception as fault:  # whatever it is, the app that waits has to hear of it
+            error = f"the layer failed: {type(fault).__name__}"
+            logger.exception("group %r could not be joined", name)
             if self._groups.get(name) is group:
                 del self._groups[name]
         waiting, group.waiting = group.waiting, None

@@ -14,6 +14,7 @@ import anyio
 
 from asgibus.commands.pacing import spread
 from asgibus.interface_server.acceptor import Acceptor
+from asgibus.interface_server.callback_tasks import CallbackTasks
 from asgibus.interface_server.connections import Connections
 from asgibus.interface_server.http import HttpTerminator
 from asgibus.interface_server.listeners import ListenError, describe, host_and_port, listening_socket
@@ -111,14 +112,16 @@ class Server:
             self.turns = Turns(self.loop, self.connections.counts)
             self._refusals = Refusals(self.connections.counts)
             async with self._layer.bus("interface", self.connections) as bus:
-                async with anyio.create_task_group() as tasks:
-                    self.connections.on_bus(bus, tasks)
-                    self.now = self.connections.now = self.loop.time()
+                tasks = CallbackTasks()
+                self.connections.on_bus(bus, tasks)
+                self.now = self.connections.now = self.loop.time()
+                try:
                     async with anyio.create_task_group() as clock:
                         clock.start_soon(self._tick)
                         await self._accept(listening, stop, ready)
                         clock.cancel_scope.cancel()
-                    tasks.cancel_scope.deadline = anyio.current_time() + DRAIN_SECONDS
+                finally:
+                    await tasks.end(DRAIN_SECONDS)
                 with anyio.move_on_after(DRAIN_SECONDS):
                     await bus.drain()
         finally:

@@ -1,0 +1,41 @@
+"""Tasks that callbacks of the event loop start.
+
+A task group of anyio has to be used in a task: in a callback, anyio cannot tell which event loop runs, unless the
+program was started by anyio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+logger = logging.getLogger("asgibus.interface")
+
+
+class CallbackTasks:
+    """The tasks of one server."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start_soon(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
+        """Start a task that awaits `work(*args)`. Should that raise, it is logged."""
+        task = asyncio.get_running_loop().create_task(work(*args))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a task of the interface server failed", exc_info=error)
+
+    async def end(self, seconds: float) -> None:
+        """Wait until all have ended, but no longer than that, and cancel the others."""
+        try:
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=seconds)
+        finally:
+            for task in self._tasks:
+                task.cancel()
