@@ -20,7 +20,7 @@ logger = logging.getLogger("asgibus.worker")
 
 CANCEL_SECONDS = 5.0  # for an app to end when it is cancelled; one that refuses must not keep the process
 WATCH_SECONDS = 1.0  # between two looks at the clock
-STALL_SECONDS = 3.0  # of standing still are told: the lease lasts for 5
+STALL_SECONDS = 3.0  # of standing still are told: the lease ends after 10 to 15
 SPREAD = 0.1  # by which share of it max_requests and max_lifetime vary, so that not all workers end at once
 
 
@@ -135,7 +135,7 @@ async def _tell_stalls() -> None:
         if (late := anyio.current_time() - due) >= STALL_SECONDS:
             logger.warning(
                 "nothing ran here for %.0f s: the app blocked the event loop (let a thread do such work), or the "
-                "process was stopped; a worker that is silent for 5 s is taken for dead",
+                "process was stopped; a worker is taken for dead when it was stopped for 5 s, or blocked for 10 s",
                 late,
             )
 

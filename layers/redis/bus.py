@@ -28,11 +28,12 @@ from asgibus.layers.redis.asking import ANSWER_MS, ASKED, Standing
 from asgibus.layers.redis.claims import Claimant
 from asgibus.layers.redis.deliveries import Deliveries
 from asgibus.layers.redis.inbox import Inbox
+from asgibus.layers.redis.keeper import LeaseKeeper
 from asgibus.layers.redis.kept import MESSAGES, Taken
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.memberships import Memberships
 from asgibus.layers.redis.offers import LOOKED, Offers
-from asgibus.layers.redis.presence import Presence, lease_times
+from asgibus.layers.redis.presence import LIFE_SECONDS, Presence, lease_times
 from asgibus.layers.redis.writer import CALL_SECONDS
 from asgibus.layers.settings import require_delay
 
@@ -44,6 +45,7 @@ logger = logging.getLogger("asgibus.layers")
 # (MEMBER, group, channel, whether it is one now), a frame of the layer's own: somebody else has added a channel of this
 # mailbox to a group, or taken it out.
 MEMBER = 7
+LIFE_MS = round(LIFE_SECONDS * 1000)
 RECEIVED_AT_ONCE = 1000  # channels in one script: it holds up Redis for half a millisecond
 STATISTICS_SECONDS = 1.0  # for what somebody looks at; who looks waits, and there is nothing to be repaired
 
@@ -105,6 +107,8 @@ class RedisBus(Bus):
             attachment.epoch,
             attachment.deaths,
             handler,
+            # The process-local channels have an event loop of the layer's own, which no app keeps busy.
+            None if self._inbox is not None else LeaseKeeper(attachment.address, keys.processes, mailbox, LIFE_MS),
             bounded=self._inbox is not None,
         )
 

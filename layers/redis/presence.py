@@ -21,6 +21,7 @@ from asgibus.layers.redis.claims import Claimant
 from asgibus.layers.redis.deliveries import Deliveries
 from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.epoch import Epoch
+from asgibus.layers.redis.keeper import LeaseKeeper
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.link import Outage, background
 from asgibus.layers.redis.mailbox import MailboxReader
@@ -60,12 +61,15 @@ class Presence:
         epoch: Epoch,
         deaths: dict[str, int],
         handler: Handler,
+        keeper: LeaseKeeper | None,
         *,
         bounded: bool,
     ) -> None:
+        """`keeper` keeps the lease while the event loop is busy; `bounded`: the channels have a capacity."""
         self.now = 0
         self._ahead = 0.0  # of the event loop's clock
-        self._bounded = bounded  # the channels of the mailbox have a capacity
+        self._bounded = bounded
+        self._keeper = keeper
         self._loop = asyncio.get_running_loop()
         self._mailbox = mailbox
         self._keys = keys
@@ -113,6 +117,8 @@ class Presence:
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.wait([self._beating])
+        if self._keeper is not None:
+            await self._keeper.close()
 
     def leave(self) -> None:
         """Give the lease and the mailbox back; written behind all that was posted, not waited for."""
@@ -193,6 +199,8 @@ class Presence:
         listed = self._listed
         beat, lapsed, vanished = await self._renew(None)
         run_id = self._writer.run_id
+        if self._keeper is not None:
+            self._keeper.beat(run_id)
         if run_id != self._run_id or (self._listed != listed and not vanished):
             self._doubt = "Redis is another one"
         elif vanished:

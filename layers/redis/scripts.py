@@ -343,6 +343,17 @@ return {now, own > (silent and beaten or now) and 1 or 0, silent and 1 or 0, epo
 """
 )
 
+# KEYS[1] as RENEW. ARGV: mailbox, length of a lease in ms. Lengthens its lease if that runs; whether it does.
+EXTEND_LEASE = (
+    NOW
+    + """
+if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0) <= now then return 0 end
+redis.call('ZADD', KEYS[1], 'XX', 'GT', string.format('%.0f', now + ARGV[2]), ARGV[1])
+redis.call('ZADD', KEYS[1], 'XX', 'GT', string.format('%.0f', now), 'beaten')
+return 1
+"""
+)
+
 # KEYS[1] as RENEW. ARGV: mailbox. Takes it out, and the whole set with the last one: then it returns 1.
 END_LEASE = """
 redis.call('ZREM', KEYS[1], ARGV[1])

@@ -17,7 +17,7 @@ from asgibus.layers.codec import pack
 from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND, GROUP_MESSAGE
 from support.bus import until
 from support.deadline import in_time
-from support.peers import GRACE, LEASE, NOTICED, RETURN, SLACK, peer, place
+from support.peers import GRACE, HANG, LEASE, NOTICED, RETURN, SLACK, peer, place
 from support.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.anyio
@@ -426,8 +426,8 @@ async def test_who_leaves_leaves_nothing(redis_url: str, admin: "redis.Redis[byt
     assert keys(admin, "a") == set()
 
 
-async def test_an_idle_bus_costs_two_commands_a_second(redis_url: str, admin: "redis.Redis[bytes]") -> None:
-    """And the reads that block, each once in two seconds."""
+async def test_an_idle_bus_costs_three_commands_a_second(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+    """Two of a beat, one of the thread that keeps the lease; and the reads that block, each once in two seconds."""
     seconds = 4
     async with place(redis_url, "a") as one:
         one.bus.offer("x", (1,))
@@ -449,6 +449,27 @@ async def test_an_idle_bus_costs_two_commands_a_second(redis_url: str, admin: "r
         await claiming
     reads = [command for command in seen if command in {"XREAD", "XREADGROUP"}]
     beats = [command for command in seen if command not in {"XREAD", "XREADGROUP"}]
-    assert 2 * (seconds - 1) <= len(beats) <= 2 * (seconds + 1)
+    assert 3 * (seconds - 1) <= len(beats) <= 3 * (seconds + 1)
     assert set(beats) == {"EVAL", "EXPIRE"}
     assert len(reads) <= seconds + 2
+
+
+async def test_a_busy_event_loop_keeps_its_lease_and_one_that_hangs_loses_it(redis_url: str) -> None:
+    async with place(redis_url, "asgibus") as one, peer(redis_url, "asgibus") as two:
+        await two.do("join", "group")
+        await two.do("post", one.mailbox, 1)
+        await until(lambda: one.handler.frames)
+        await asyncio.sleep(2)  # beats
+        await two.do("block", LEASE + 3)
+        await asyncio.sleep(1.5)
+        assert one.handler.dead == two.all("dead") == []
+        assert two.all("interrupted") == []
+        began = time.monotonic()
+        blocking = asyncio.create_task(two.do("block", HANG + LEASE + 3))
+        await until(lambda: one.handler.dead == [two.mailbox])
+        assert time.monotonic() - began > HANG - 1
+        in_time(time.monotonic() - began, HANG + NOTICED + SLACK)
+        await blocking
+        await until(lambda: two.all("interrupted"))
+        await one.layer.group_send("group", {"n": "after"})
+        await until(lambda: ["group", {"n": "after"}] in two.all("frame"))

@@ -72,6 +72,11 @@ class Place:
             await bus.drain()
         elif what == "join":
             await bus.join_group(*values)
+        elif what == "block":
+            (seconds,) = values
+            until = time.monotonic() + seconds
+            while time.monotonic() < until:  # what keeps the event loop, and lets other threads run
+                pass
         elif what == "local":
             return await self._listen(*values)
         elif what == "group_send":

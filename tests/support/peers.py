@@ -17,6 +17,8 @@ from support.bus import Recorder
 PROGRAM = Path(__file__).with_name("peer_program.py")
 LEASE = 5.0
 """Seconds that a lease lives which nobody renews."""
+HANG = 10.0
+"""Seconds that an event loop may stand still while its process keeps its lease."""
 NOTICED = LEASE + 1.0
 """Seconds within which everybody knows of a death."""
 RETURN = 25.0
