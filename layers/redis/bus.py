@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,7 @@ class RedisBus(Bus):
             self._batch,
             self._inbox.count_anew if self._inbox is not None else _nothing,
             self._found_wrong_type,
+            lambda asked: self._taken.read_until(asked - time.monotonic() + self.time()),
         )
         self._offers = Offers(
             writer, keys, entries, mailbox, outage, handler, now=lambda: self._presence.now, missed=self._missed
@@ -142,7 +144,7 @@ class RedisBus(Bus):
         if sender:
             self._presence.heard(sender)
         else:
-            frames = self._taken.once(frames)
+            frames = self._taken.once(frames, sent)
             if frames and frames[0][0] == MESSAGES:
                 _, parts, message, delay = frames[0]
                 if full:

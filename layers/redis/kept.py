@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from array import array
 from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -33,6 +34,9 @@ KEPT_BYTES = 256 * 1024  # of one source: more falls out of the processor's cach
 KEPT_SECONDS = 5.0  # since a message was sent: what is older has been read, or its reader hangs
 PATIENCE_SECONDS = 5.0  # for the mailboxes to be back: a link comes back within 2 s, and a mailbox within a second
 LOOK_AGAIN_SECONDS = 0.25  # until it is looked again whether a mailbox is back
+# After that time nothing of a source is sent again: a message is repeated if it was sent within KEPT_SECONDS, and only
+# for PATIENCE_SECONDS then; what is being written may take as long again.
+REPEAT_SECONDS = 2 * (KEPT_SECONDS + PATIENCE_SECONDS) + 10
 SOURCES = 1024  # whose numbers a reader knows; the one not heard of for longest is forgotten
 
 
@@ -160,27 +164,69 @@ class Sent:
             self._bytes -= len(self._kept.popleft().entry)
 
 
-class Taken:
-    """Which numbered messages the reader of a mailbox has had."""
+class _Source:
+    """The numbers that came from one source, the last ones, in the order in which they came.
+
+    `highest` of them; `heard`: when the last one came.
+    """
+
+    __slots__ = ("heard", "highest", "numbers")
 
     def __init__(self) -> None:
-        self._sources: OrderedDict[str, OrderedDict[int, None]] = OrderedDict()
+        self.numbers = array("Q")
+        self.highest = 0
+        self.heard = 0.0
 
-    def once(self, frames: Sequence[Frame]) -> Sequence[Frame]:
-        """What an entry holds without its number; nothing if it was there before."""
+    def is_new(self, number: int) -> bool:
+        """Note a number; return whether it is not among the last ones."""
+        if number > self.highest:
+            self.highest = number
+        elif number in self.numbers:  # nearly never looked for: numbers rise but for what is sent again
+            return False
+        self.numbers.append(number)
+        if len(self.numbers) > 2 * KEPT_ENTRIES:
+            del self.numbers[:KEPT_ENTRIES]
+        return True
+
+
+class Taken:
+    """Which numbered messages the reader of a mailbox has had.
+
+    Times are those of Redis, which it gives to entries, in seconds: they say what has been read, also when this
+    process was paused meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._sources: OrderedDict[str, _Source] = OrderedDict()  # those not heard of for longest first
+
+    def __len__(self) -> int:
+        """Return of how many sources numbers are known."""
+        return len(self._sources)
+
+    def once(self, frames: Sequence[Frame], at: float) -> Sequence[Frame]:
+        """Return the frames of an entry without its number, or nothing if it was there before.
+
+        `at`: when the entry was written. Raises ValueError for a number that is none.
+        """
         if not frames or frames[0][0] != NUMBERED:
             return frames
-        _, source, number = frames[0]
-        return frames[1:] if self._is_new(source, number) else ()
+        _, name, number = frames[0]
+        if not isinstance(number, int) or not 0 < number < 2**63:
+            raise ValueError(f"not a number of a message: {str(number)[:100]}")
+        source = self._sources.get(name)
+        if source is None:
+            source = self._sources[name] = _Source()
+            if len(self._sources) > SOURCES:
+                self._sources.popitem(last=False)
+        else:
+            self._sources.move_to_end(name)
+        source.heard = at
+        new = source.is_new(number)
+        self.read_until(at)
+        return frames[1:] if new else ()
 
-    def _is_new(self, source: str, number: int) -> bool:
-        numbers = self._sources.setdefault(source, OrderedDict())
-        self._sources.move_to_end(source)
-        if number in numbers:
-            return False
-        numbers[number] = None
-        if len(numbers) > KEPT_ENTRIES:
-            numbers.popitem(last=False)
-        if len(self._sources) > SOURCES:
-            self._sources.popitem(last=False)
-        return True
+    def read_until(self, at: float) -> None:
+        """Forget the sources that can send nothing again, now that all has been read that was written before then."""
+        sources = self._sources
+        while sources and next(iter(sources.values())).heard < at - REPEAT_SECONDS:
+            sources.popitem(last=False)

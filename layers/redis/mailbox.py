@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -47,8 +48,14 @@ class MailboxReader:
         on_batch: OnBatch,
         on_skipped: Callable[[], None],
         on_wrong_type: Callable[[], None],
+        on_idle: Callable[[float], None],
     ) -> None:
-        """`on_skipped` is called for each entry that is skipped, `on_wrong_type` when the key holds no stream."""
+        """`on_skipped` is called for each entry that is skipped, `on_wrong_type` when the key holds no stream.
+
+        `on_idle` is called when all has been read that was written before that time of the monotonic clock.
+        """
+        self._on_idle = on_idle
+        self._asked = 0.0  # when the read that is under way was written
         self._on_wrong_type = on_wrong_type
         self._key = key
         self._codec = entries
@@ -120,6 +127,7 @@ class MailboxReader:
 
     def _read(self, connection: RedisConnection) -> None:
         self._reading = True
+        self._asked = time.monotonic()
         read = pack_command(
             ("XREAD", "COUNT", READ_ENTRIES, "BLOCK", BLOCK_SECONDS * 1000, "STREAMS", self._key, self._cursor)
         )
@@ -170,6 +178,8 @@ class MailboxReader:
                 else:
                     self._codec.refused(f"mailbox {self._key}", entry_id.decode(), error)
                 self._on_skipped()
+        if not entries:
+            self._on_idle(self._asked)
         self._stale = False
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
