@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import tempfile
 import threading
 import time
@@ -22,18 +23,25 @@ REQUEST_IN_MEMORY = 64 * 1024  # bytes of one body: there may be thousands of sl
 RESPONSE_IN_MEMORY = 256 * 1024  # bytes of one body, as many as are under way to the client
 AHEAD = 16 * 1024 * 1024  # bytes of one response that its thread may write before the client has read them
 READ = 256 * 1024  # bytes read from a file at once
+FEWEST_FILES = 16
+FILES_SHARE = 16  # one in so many of the files that the process may have open
 QUIET_SECONDS = 10.0  # between two log lines of one kind: when a disk is full, it is full for everybody
 
 
 class SpoolFull(Exception):
-    """The files of all requests together take up all the room that they may have."""
+    """The files of all requests together take up all the room that they may have, or are too many."""
 
 
 class Spool:
-    """The room on disk for the bodies of a worker's requests and responses: `size` bytes. For any thread."""
+    """The room on disk for the bodies of a worker's requests and responses: `size` bytes. For any thread.
+
+    The files are also bounded in number, by a share of the files that the process may have open: a worker that has none
+    left cannot reach Redis again.
+    """
 
     def __init__(self, size: int) -> None:
         self._left = size
+        self._files = 0
         self._lock = threading.Lock()
         self._quiet_until: dict[str, float] = {}
 
@@ -49,6 +57,20 @@ class Spool:
         """Give back `count` of the bytes that were taken."""
         with self._lock:
             self._left += count
+
+    def take_file(self) -> bool:
+        """Count one more file; or none, and return False, if there are as many as there may be."""
+        most = max(FEWEST_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // FILES_SHARE)
+        with self._lock:
+            taken = self._files < most
+            if taken:
+                self._files += 1
+            return taken
+
+    def give_back_file(self) -> None:
+        """Count one file less."""
+        with self._lock:
+            self._files -= 1
 
     def warn(self, message: str) -> None:
         """Log `message`, unless it was logged within the last ten seconds."""
@@ -75,8 +97,12 @@ class RequestBody:
         if self.size <= REQUEST_IN_MEMORY:
             self._file.write(data)
             return
+        if not self._on_disk and not self._spool.take_file():
+            raise SpoolFull
         if not self._spool.take(len(data) if self._on_disk else self.size):
             self.size -= len(data)
+            if not self._on_disk:
+                self._spool.give_back_file()
             raise SpoolFull
         self._on_disk = True
         await to_thread.run_sync(self._write_to_disk, data)
@@ -99,6 +125,7 @@ class RequestBody:
                 await to_thread.run_sync(self._file.close)  # to delete a large file takes its time
         finally:
             self._spool.give_back(self.size)
+            self._spool.give_back_file()
 
     def _write_to_disk(self, data: bytes) -> None:
         self._file.rollover()
@@ -119,6 +146,7 @@ class ResponseBody:
         self._parts: list[bytes] = []  # they come before what is in the file
         self._in_memory = 0
         self._file: IO[bytes] | None = None
+        self._has_file = False  # has counted a file, which may not be made yet
         self._size = 0  # of the file, in bytes, taken from the spool; it is used again from its beginning
         self._written = 0
         self._read = 0
@@ -134,6 +162,9 @@ class ResponseBody:
         if self._file is not None:
             self._file.close()
             self._file = None
+        if self._has_file:
+            self._has_file = False
+            self._spool.give_back_file()
             self._spool.give_back(self._size)
 
     # For the thread.
@@ -185,6 +216,10 @@ class ResponseBody:
 
     def _grow(self, size: int) -> bool:
         """Take room for a file of `size` bytes; return whether there is room."""
+        if not self._has_file:
+            self._has_file = self._spool.take_file()
+            if not self._has_file:
+                return False
         more = max(0, size - self._size)
         if not self._spool.take(more):
             return False

@@ -86,10 +86,10 @@ class WSGIApplication:
             status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         except SpoolFull:
             status = HTTPStatus.SERVICE_UNAVAILABLE
-            self._spool.warn("a request is answered with 503: --wsgi-spool-size is used up by other requests")
+            self._spool.warn("a request gets 503: others have used up --wsgi-spool-size, or the number of open files")
         except OSError as error:
             status = HTTPStatus.INTERNAL_SERVER_ERROR
-            self._spool.warn(f"a request is answered with 500: its body cannot be kept in a temporary file: {error}")
+            self._spool.warn(f"a request gets 500: its body cannot be kept in a temporary file: {error}")
         await _refuse(send, status)
         return None
 
@@ -129,9 +129,8 @@ class WSGIApplication:
             raise
         finally:
             exchange.response.close()
-            if exchange.close is not None:  # it may be the app's, and wait, so it is called in a thread
-                closing = loop.run_in_executor(self._pool, context.run, exchange.close)
-                await asyncio.shield(closing)
+            if exchange.has_file:  # its `close` may be the app's, and wait, so it is called in a thread
+                await asyncio.shield(loop.run_in_executor(self._pool, context.run, exchange.close_file))
 
     def _wait(self, _: object = None) -> None:
         self._waiting += 1
@@ -157,12 +156,17 @@ class _Exchange:
     def __init__(self, app: WSGICallable, environ: Environ, spool: Spool) -> None:
         self._app = app
         self._environ = environ
+        self._spool = spool
         self._head: tuple[int, Headers] | None = None
         self._begun = False
         self._file: tuple[int, int] | None = None  # descriptor and position
+        self._close_file: Callable[[], object] | None = None
         self.response = ResponseBody(spool)
-        self.close: Callable[[], object] | None = None
-        """To be called when the file is sent that the app has returned."""
+
+    @property
+    def has_file(self) -> bool:
+        """Whether the app has returned a file, which is to be closed when it is sent."""
+        return self._file is not None
 
     # In the event loop.
 
@@ -200,14 +204,21 @@ class _Exchange:
         finally:
             self.response.end(complete=complete)
 
+    def close_file(self) -> None:
+        """Call `close` of what the app returned."""
+        self._spool.give_back_file()
+        if self._close_file is not None:
+            self._close_file()
+
     def _write_all(self, parts: Iterable[bytes]) -> None:
         close = getattr(parts, "close", None)
         try:
             if type(parts) is FileWrapper and not self._begun and self._environ["REQUEST_METHOD"] != "HEAD":
-                self._file = place_in_file(parts.file)
-                if self._file is not None:
+                place = place_in_file(parts.file)
+                if place is not None and self._spool.take_file():
                     self._begin()
-                    self.close, close = close, None
+                    self._file = place
+                    self._close_file, close = close, None
                     return
             for part in parts:
                 if part:

@@ -239,7 +239,23 @@ def test_room_on_disk_is_shared_and_given_back(start_interface: Start) -> None:
                     assert upload.read_response().status == 200
             wait_until(lambda: client.post("/upload", content=bytes(100_000)).status_code == 200)
         assert client.get("/large?8").content == pattern(8 * MIB), "it waits for its client in place of the disk"
-    server.wait_for("--wsgi-spool-size is used up")
+    server.wait_for("others have used up --wsgi-spool-size")
+
+
+def test_files_of_slow_uploads_leave_some_for_all_else(start_interface: Start) -> None:
+    server = start_interface(app=APP, env={"MOST_FILES": "512"})
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client, ExitStack() as stack:
+        uploads = [stack.enter_context(RawClient(server)) for _ in range(32)]
+        for upload in uploads:
+            upload.send(b"POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 100001\r\n\r\n" + bytes(100_000))
+        wait_until(lambda: sum(size > 90_000 for size in open_files(server)) == len(uploads))
+        assert client.post("/upload", content=bytes(100_000)).status_code == 503
+        assert client.post("/upload", content=bytes(50_000)).status_code == 200, "it needs no file"
+        assert client.get("/large?8").content == pattern(8 * MIB), "it waits for its client in place of the disk"
+        for upload in uploads:
+            upload.send(b"\0")
+            assert upload.read_response().status == 200
+        wait_until(lambda: client.post("/upload", content=bytes(100_000)).status_code == 200)
 
 
 def test_a_disk_that_takes_no_more_is_told(start_interface: Start) -> None:

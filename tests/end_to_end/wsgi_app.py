@@ -24,6 +24,8 @@ StartResponse = Callable[..., Callable[[bytes], object]]
 
 if "LARGEST_FILE" in os.environ:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["LARGEST_FILE"]),) * 2)
+if "MOST_FILES" in os.environ:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(os.environ["MOST_FILES"]),) * 2)
 
 notes: list[str] = []
 met = threading.Condition()
