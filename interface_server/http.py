@@ -1,6 +1,6 @@
 """The HTTP/1.1 terminator: one object per socket, callbacks only.
 
-The way of a request: `_read` feeds the parser, which calls `_head_complete`; `_begin` opens a connection on the
+The way of a request: `_read_slice` feeds the parser, which calls `_head_complete`; `_begin` opens a connection on the
 bus for it; its body follows as events; the app's events come back through `write_event` (in `http_answers`, as is all
 writing); `_finish` begins the next request of the socket, or closes it. Requests that a client sends ahead are kept as
 they came, and are parsed when their turn comes; reading is paused if they are many, or large.
@@ -87,21 +87,18 @@ class HttpTerminator(Answering):
             ClosingSocket(server, self._transport).begin(0, seconds=LINGER_SECONDS)
             server.forget(self)
 
-    def _slice_size(self) -> int:
+    def _more(self) -> bool:
         if self._deaf:
             self._unread = b""
-            return 0
-        if self._window_shut or self._queue or self._parser.tail is not None:
-            return 0
-        request = self._parser.request
-        if request is None:  # the next one is parsed when its turn has come
-            return 0 if self._active is not None or self.write_paused else HEAD_SLICE
-        return min(self._parser.body_left, PART) or HEAD_SLICE
+        if not self._unread or self._window_shut or self._queue or self._parser.tail is not None:
+            return False
+        # The next request is parsed when its turn has come.
+        return self._parser.request is not None or (self._active is None and not self.write_paused)
 
-    def _read(self, data: bytes | memoryview) -> None:
+    def _read_slice(self) -> None:
         parser = self._parser
         before = parser.request
-        refusal = parser.feed(data)
+        refusal = parser.feed(self._take(min(parser.body_left, PART) or HEAD_SLICE))
         if self._active is None and parser.request is not before:
             self._await_request()
         if refusal is not None:

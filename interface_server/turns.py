@@ -56,8 +56,8 @@ class Turns:
 class SlicedReader(asyncio.Protocol):
     """A protocol whose input is read in slices.
 
-    A subclass says with `_slice_size` how much may be read next, and reads it with `_read`. What may not be read yet is
-    kept; `_reading_changed` then pauses the transport.
+    A subclass says with `_more` whether something may be read now, and reads a little of it with `_read_slice`. What
+    may not be read yet is kept; `_slices_read` then pauses the transport.
     """
 
     __slots__ = ("_in_slice", "_server", "_unread", "_waits")
@@ -78,12 +78,12 @@ class SlicedReader(asyncio.Protocol):
         """See `Terminator`."""
         raise NotImplementedError
 
-    def _slice_size(self) -> int:
-        """Return how many bytes may be read now, at most; 0: none, and `read_on` is called when that changes."""
+    def _more(self) -> bool:
+        """Return whether something has come that may be read now. When that changes, `read_on` is to be called."""
         raise NotImplementedError
 
-    def _read(self, data: bytes | memoryview) -> None:
-        """Read the next bytes."""
+    def _read_slice(self) -> None:
+        """Read a little of what has come."""
         raise NotImplementedError
 
     def _slices_read(self) -> None:
@@ -101,34 +101,38 @@ class SlicedReader(asyncio.Protocol):
             return
         turns = self._server.turns
         share = READ_SECONDS
-        while self._unread and (size := self._slice_size()):
+        while self._more():
             if turns.over(share):
                 self._waits = True
                 turns.wait(self)
                 break
             share = REST_SECONDS
-            self._read_up_to(size)
+            self._read_guarded()
         self._slices_read()
 
     def read_slice(self) -> None:
         """Read one slice of what is kept. For `Turns`, which has waited for it."""
         self._waits = False
-        if self._unread and (size := self._slice_size()):
-            self._read_up_to(size)
-        if self._unread and self._slice_size():
+        if self._more():
+            self._read_guarded()
+        if self._more():
             self._waits = True
             self._server.turns.wait(self)
         self._slices_read()
 
-    def _read_up_to(self, size: int) -> None:
-        unread = self._unread
-        if len(unread) <= size:
-            self._unread, piece = b"", unread
-        else:
-            view = memoryview(unread)
-            self._unread, piece = view[size:], view[:size]
+    def _read_guarded(self) -> None:
         self._in_slice = True
         try:
-            self._read(piece)
+            self._read_slice()
         finally:
             self._in_slice = False
+
+    def _take(self, most: int) -> bytes | memoryview:
+        """Take the next bytes that have come, at most so many."""
+        unread = self._unread
+        if len(unread) <= most:
+            self._unread = b""
+            return unread
+        view = memoryview(unread)
+        self._unread = view[most:]
+        return view[:most]

@@ -7,6 +7,7 @@ has sent `websocket.accept`; what the client sends until then is kept. All writi
 from __future__ import annotations
 
 import asyncio
+import zlib
 from typing import TYPE_CHECKING
 
 from websockets.frames import CloseCode, Frame, Opcode
@@ -14,7 +15,7 @@ from websockets.protocol import SERVER, Protocol
 
 from asgibus.interface_server import websocket_log
 from asgibus.interface_server.closing import ClosingSocket
-from asgibus.interface_server.compression import agree
+from asgibus.interface_server.compression import CompressedFrame, CompressionMarks, Inflation, agree
 from asgibus.interface_server.handshake import check_handshake, switching_protocols
 from asgibus.interface_server.pace import ClientPace, waiting_bytes
 from asgibus.interface_server.request import Refusal, Request, address_text
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 
 SLICE = 4 * 1024  # bytes that are parsed at once: some hundred of the smallest frames
-COMPRESSED_SLICE = 512  # where messages are compressed: half a megabyte can come of them
 EARLY_BYTES = PART  # kept of what a client sends before it is accepted; then its socket is not read
 
 
@@ -38,9 +38,11 @@ class WebSocketTerminator(Answering):
     __slots__ = (
         "_alive",
         "_fragments",
+        "_inflation",
         "_opened",
         "_pace",
         "_pinged",
+        "_reading_bits",
         "_text",
         "_window_shut",
     )
@@ -61,7 +63,9 @@ class WebSocketTerminator(Answering):
         self._opened = server.now
         self._pace: ClientPace | None = None
         self._log_line = ""
-        self._window_bits = 0
+        self._window_bits = self._reading_bits = 0
+        self._inflation: Inflation | None = None  # of the message of which frames have come
+        self._frames = []
         self.deadline = 0.0
         self.write_paused = False
 
@@ -86,15 +90,15 @@ class WebSocketTerminator(Answering):
 
     # From the transport.
 
-    def _slice_size(self) -> int:
+    def _more(self) -> bool:
         protocol = self._protocol
         if protocol is None:
             if self._phase is not Phase.HANDSHAKE:
                 self._unread = b""  # of a client that was refused
-            return 0
+            return False
         if self._window_shut or (self.write_paused and protocol.writes):
-            return 0
-        return COMPRESSED_SLICE if self._window_bits else SLICE
+            return False
+        return bool(self._unread or self._frames)
 
     def data_received(self, data: bytes) -> None:
         self._alive = True
@@ -102,7 +106,7 @@ class WebSocketTerminator(Answering):
 
     def _slices_read(self) -> None:
         most = 0 if self._protocol is not None else EARLY_BYTES
-        pause = self._window_shut or len(self._unread) > most
+        pause = self._window_shut or bool(self._frames) or len(self._unread) > most
         if pause is not self._paused and not self._transport.is_closing():
             self._paused = pause
             if pause:
@@ -111,17 +115,19 @@ class WebSocketTerminator(Answering):
                 self._alive = True  # an answer to a ping may be among what was not read
                 self._transport.resume_reading()
 
-    def _read(self, data: bytes | memoryview) -> None:
+    def _read_slice(self) -> None:
         protocol = self._protocol
         assert protocol is not None
-        protocol.receive_data(bytes(data))
-        for frame in protocol.events_received():
+        frames = self._frames
+        if not frames:
+            protocol.receive_data(bytes(self._take(SLICE)))
+            frames = protocol.events_received()
+        for index, frame in enumerate(frames):
             assert isinstance(frame, Frame)  # the handshake is ours, so nothing else comes
-            opcode = frame.opcode
-            if opcode is Opcode.CLOSE:
-                self._client_closed()
-            elif opcode <= 2:
-                self._received(opcode is Opcode.TEXT, opcode is Opcode.CONT, frame.fin, bytes(frame.data))
+            if self._window_shut or not self._received(frame):
+                self._frames = frames[index:]
+                return
+        self._frames = []
         if protocol.parser_exc is not None:
             self._failed()
         if protocol.writes:
@@ -132,7 +138,7 @@ class WebSocketTerminator(Answering):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._server.forget(self)
-        self._unread = b""
+        self._unread, self._frames = b"", []
         if self._writer is not None:
             self._log(self._writer.status)
         self._leave(CloseCode.ABNORMAL_CLOSURE)
@@ -151,29 +157,73 @@ class WebSocketTerminator(Answering):
 
     # From the client.
 
-    def _received(self, text: bool, continuation: bool, final: bool, data: bytes) -> None:
-        connection = self._connection
-        if connection is None:
-            return  # behind the end of the session: nobody is there to read it
-        if continuation:
+    def _received(self, frame: Frame) -> bool:
+        """Take a frame. Return False if a part of it is left to be decompressed in the next slice."""
+        opcode = frame.opcode
+        if opcode is Opcode.CLOSE:
+            self._client_closed()
+            return True
+        if opcode > 2 or self._connection is None:
+            return True  # behind the end of the session nobody is there to read it
+        if isinstance(frame, CompressedFrame):
+            return self._decompress(frame)
+        data = bytes(frame.data)
+        if opcode is Opcode.CONT:
             assert self._fragments is not None  # the protocol lets no continuation through without a beginning
             self._fragments += data
-        elif not final:
-            self._fragments, self._text = bytearray(data), text
-        if not final:
-            return
-        if continuation:
-            data, text = bytes(self._fragments or b""), self._text
-            self._fragments = None
-        if text:
-            try:
-                connection.event((MESSAGE_RECEIVED, str(data, "utf-8")))
-            except UnicodeDecodeError:
-                assert self._protocol is not None
-                self._protocol.fail(CloseCode.INVALID_DATA, "not UTF-8")
-                self._failed()
+            if frame.fin:
+                self._end_message()
+        elif frame.fin:
+            self._message(opcode is Opcode.TEXT, data)
         else:
-            connection.event((MESSAGE_RECEIVED, data))
+            self._fragments, self._text = bytearray(data), opcode is Opcode.TEXT
+        return True
+
+    def _decompress(self, frame: CompressedFrame) -> bool:
+        """Decompress a piece of a frame. Return whether that was the last one."""
+        if self._inflation is None:
+            self._inflation = Inflation(self._reading_bits)
+            self._fragments, self._text = bytearray(), frame.opcode is Opcode.TEXT
+        inflation, fragments = self._inflation, self._fragments
+        assert fragments is not None
+        if inflation.done:
+            inflation.add(frame)
+        try:
+            fragments += inflation.piece()
+        except zlib.error:
+            self._fail(CloseCode.PROTOCOL_ERROR, "decompression failed")
+            return True
+        if len(fragments) > self._server.settings.websocket_max_message_size:
+            self._fail(CloseCode.MESSAGE_TOO_BIG, "the message is too large")
+            return True
+        if not inflation.done:
+            return False
+        if frame.fin:
+            self._inflation = None
+            self._end_message()
+        return True
+
+    def _end_message(self) -> None:
+        data = bytes(self._fragments or b"")
+        self._fragments = None
+        self._message(self._text, data)
+
+    def _message(self, text: bool, data: bytes) -> None:
+        assert self._connection is not None
+        if not text:
+            self._connection.event((MESSAGE_RECEIVED, data))
+            return
+        try:
+            self._connection.event((MESSAGE_RECEIVED, str(data, "utf-8")))
+        except UnicodeDecodeError:
+            self._fail(CloseCode.INVALID_DATA, "not UTF-8")
+
+    def _fail(self, code: CloseCode, reason: str) -> None:
+        """Close, because what the client has sent cannot be read."""
+        assert self._protocol is not None
+        self._fragments = self._inflation = None
+        self._protocol.fail(code, reason)
+        self._failed()
 
     def _client_closed(self) -> None:
         assert self._protocol is not None
@@ -257,8 +307,8 @@ class WebSocketTerminator(Answering):
         self._log(101)
         self._protocol = Protocol(SERVER, max_size=settings.websocket_max_message_size, logger=websocket_log.logger)
         if agreed:
-            self._protocol.extensions = [agreed.reading]
-            self._window_bits = agreed.window_bits
+            self._protocol.extensions = [CompressionMarks()]
+            self._window_bits, self._reading_bits = agreed.window_bits, agreed.reading_bits
         self._phase = Phase.OPEN
         self._opened = self._pinged = now = self._server.now
         self.deadline = now + min(settings.ping_interval, settings.websocket_timeout)

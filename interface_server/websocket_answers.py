@@ -8,7 +8,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from websockets.frames import CloseCode
-from websockets.protocol import Protocol
+from websockets.protocol import Event as ParsedEvent
+from websockets.protocol import Protocol, State
 
 from asgibus.interface_server.compression import encode_compressed
 from asgibus.interface_server.connection import Connection
@@ -56,6 +57,7 @@ class Answering(SlicedReader):
 
     __slots__ = (
         "_connection",
+        "_frames",
         "_log_line",
         "_paused",
         "_phase",
@@ -72,6 +74,8 @@ class Answering(SlicedReader):
     _connection: Connection | None
     _protocol: Protocol | None
     """From the accept on."""
+    _frames: list[ParsedEvent]
+    """Parsed, and waiting for the window, or to be decompressed. Until they are through, nothing pending is written."""
     _request: Request | None
     """Until the accept, as is the writer."""
     _writer: ResponseWriter | None
@@ -188,11 +192,16 @@ class Answering(SlicedReader):
 
     def _close(self, code: int, reason: str) -> None:
         if self._phase is Phase.OPEN:
-            assert self._protocol is not None
-            self._protocol.send_close(code, reason)
+            self._send_close(code, reason)
             self._begin_closing()
             self._write_pending()
             self.resume()  # to see the client's answer
+
+    def _send_close(self, code: int, reason: str) -> None:
+        assert self._protocol is not None
+        self._frames = []
+        if self._protocol.state is State.OPEN:  # else the client's close frame is parsed, and its answer is pending
+            self._protocol.send_close(code, reason)
 
     def _begin_closing(self) -> None:
         if self._phase is Phase.OPEN:
@@ -202,6 +211,8 @@ class Answering(SlicedReader):
     def _write_pending(self) -> None:
         protocol = self._protocol
         assert protocol is not None
+        if self._frames:
+            return
         # An older ping need not be answered, RFC 6455 section 5.5.3; if there is a close frame, it is the last.
         if self.write_paused and self._phase is Phase.OPEN:
             del protocol.writes[:-1]  # a client that does not read them must not make us keep them
@@ -221,8 +232,7 @@ class Answering(SlicedReader):
 
     def _drop_slow(self) -> None:
         """The client cannot follow what is sent to it: it is told so, should it ever read it, and dropped."""
-        assert self._protocol is not None
-        self._protocol.send_close(CloseCode.TRY_AGAIN_LATER, "too slow")
+        self._send_close(CloseCode.TRY_AGAIN_LATER, "too slow")
         self._begin_closing()
         self._write_pending()
         self._leave(CloseCode.TRY_AGAIN_LATER, "too slow")

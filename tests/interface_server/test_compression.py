@@ -1,19 +1,32 @@
 """Compressed WebSocket messages: what is agreed on, what is sent, and what a small message may not become."""
 
+import itertools
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from websockets.frames import Opcode
 
-from asgibus.interface_server.compression import MAX_BYTES, MIN_BYTES, agree, encode_compressed
+from asgibus.interface_server.compression import (
+    MAX_BYTES,
+    MIN_BYTES,
+    PIECE_IN,
+    PIECE_OUT,
+    CompressedFrame,
+    Inflation,
+    agree,
+    encode_compressed,
+)
 from asgibus.interface_server.request import Request
 from asgibus.interface_server.websocket_frames import encode_message
 from support.deadline import wait_until
 from support.members import Member, obeyed, order
 from support.processes import Process
+from support.raw import RawClient
 from support.servers import LAYERS, serving
 from support.websocket import BINARY, CONT, PING, PONG, TEXT, RawWebSocket, close_frame, frame, seen, wait_seen, ws
 
@@ -41,6 +54,11 @@ def deflate(data: bytes, bits: int = 12) -> bytes:
 
 def inflate(data: bytes, bits: int = 15) -> bytes:
     return zlib.decompressobj(-bits).decompress(data + b"\0\0\xff\xff")
+
+
+def noise(random: Random) -> bytes:
+    """So much that hardly shrinks that it comes in several pieces."""
+    return random.randbytes(3 * PIECE_IN)
 
 
 def extension(client: RawWebSocket) -> str | None:
@@ -175,6 +193,56 @@ def test_broadcasts_are_shared_uncompressed_frames(start_interface: Start) -> No
         for client in (one, other):
             assert client.read_frame() == (TEXT, text.encode())  # which knows no compressed frames
         assert third.hear() == text
+
+
+# Decompression in pieces.
+
+
+def inflated(*frames: CompressedFrame) -> list[bytes]:
+    inflation = Inflation(15)
+    pieces = []
+    for each in frames:
+        inflation.add(each)
+        while not inflation.done:
+            pieces.append(inflation.piece())
+    return pieces
+
+
+def cut(data: bytes, places: set[int]) -> list[CompressedFrame]:
+    """The frames of a message that is cut there."""
+    bounds = [0, *sorted(places), len(data)]
+    return [
+        CompressedFrame(Opcode.CONT if start else Opcode.TEXT, data[start:end], fin=end == len(data))
+        for start, end in itertools.pairwise(bounds)
+    ]
+
+
+@given(
+    data=st.one_of(st.binary(), st.builds(bytes, st.integers(0, 3 * PIECE_OUT)), st.randoms().map(noise)),
+    cuts=st.sets(st.floats(0.01, 0.99), max_size=5),
+)
+def test_any_frames_of_a_message_give_the_message(data: bytes, cuts: set[float]) -> None:
+    compressed = deflate(data, 15)
+    pieces = inflated(*cut(compressed, {int(share * len(compressed)) for share in cuts} - {0, len(compressed)}))
+    assert b"".join(pieces) == data
+    assert max(map(len, pieces), default=0) <= PIECE_OUT
+
+
+def test_what_stands_behind_the_last_block_is_not_kept() -> None:
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    ended = compressor.compress(b"all") + compressor.flush(zlib.Z_FINISH)
+    frames = [CompressedFrame(Opcode.CONT, bytes(PIECE_IN), fin=False)] * 100
+    assert b"".join(inflated(CompressedFrame(Opcode.TEXT, ended, fin=False), *frames)) == b"all"
+
+
+def test_messages_that_waited_for_the_window_arrive_before_the_close(server: Process) -> None:
+    name = uuid.uuid4().hex
+    with RawWebSocket(server, "/deaf?name=" + name, OFFER) as client:
+        client.send(frame(BINARY, deflate(bytes(LIMIT)), rsv=RSV1) * 50 + close_frame(4000))
+        with RawClient(server) as other:
+            other.request("GET", f"/open?name={name}")
+        assert client.read_close()[0] == 4000
+    wait_seen(server, name, ["total", 50 * LIMIT])
 
 
 # Limits.
