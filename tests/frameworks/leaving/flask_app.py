@@ -1,0 +1,36 @@
+"""Flask: views in threads, a generator, and what is to be called when the response is closed."""
+
+import time
+
+from flask import Flask, Response
+
+from frameworks.leaving.notes import PARTS, STEP, note, noting, released_thread
+
+app = Flask(__name__)
+
+
+@app.get("/ready")
+def ready():
+    return "ready"
+
+
+@app.post("/job/<name>")
+def work(name):
+    with noting(name):
+        released_thread(name)
+    response = Response("worked")
+    response.call_on_close(lambda: note(name, "closed"))
+    return response
+
+
+@app.get("/stream/<name>")
+def stream(name):
+    def parts():
+        with noting(name):
+            for _ in range(PARTS):
+                yield b"data: part\n\n"
+                time.sleep(STEP)
+
+    response = Response(parts(), content_type="text/event-stream")
+    response.call_on_close(lambda: note(name, "closed"))
+    return response

@@ -1,0 +1,273 @@
+"""What an app may do behind its client's end, behind its own, and while its server stops: as on uvicorn.
+
+Each case runs the same app here and there, and compares what the app notes: how its work ends, and whether its clean-up
+runs. The log must be clean, unless the app itself did something wrong.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from support.deadline import wait_until
+from support.processes import Process, Processes
+from support.raw import RawClient
+from support.websocket import ws
+
+UVICORN_READY = r"Uvicorn running on (http://\S+)"
+COMPLAINT = re.compile(
+    r"^.*\b(?:WARNING|ERROR|CRITICAL)\b.*|^(?:\w+\.)*\w*(?:Error|Exception|Disconnect(?:ed)?)\b.*", re.MULTILINE
+)
+
+
+@dataclass(frozen=True)
+class Program:
+    """An app, and its paths of each kind."""
+
+    app: str
+    works: tuple[str, ...] = ("job",)
+    streams: tuple[str, ...] = ("stream",)
+    sockets: tuple[str, ...] = ("socket",)
+    listeners: tuple[str, ...] = ()
+    interface: str = "asgi3"
+
+
+PROGRAMS = {
+    "asgi": Program("asgi_app:app"),
+    "starlette": Program("starlette_app:app"),
+    "starlette-middleware": Program("starlette_app:within"),
+    "fastapi": Program("fastapi_app:app"),
+    "django": Program("django_app:http", works=("job", "thread"), sockets=()),
+    "channels": Program("django_app:app", works=(), streams=(), sockets=("socket", "socket-in-thread")),
+    "quart": Program("quart_app:app"),
+    "litestar": Program("litestar_app:app", listeners=("listener",)),
+    "flask": Program("flask_app:app", sockets=(), interface="wsgi"),
+}
+
+
+@dataclass
+class Server:
+    """One program on one server. `worker` is the process that runs the app."""
+
+    listener: Process
+    worker: Process
+    names: Iterator[str] = field(default_factory=lambda: iter(f"case{number}" for number in range(1000)))
+
+    @property
+    def folder(self) -> Path:
+        return self.worker.log_path.parent
+
+    def notes(self, name: str) -> list[str]:
+        path = self.folder / name
+        return path.read_text().splitlines() if path.exists() else []
+
+    def noted(self, name: str, text: str) -> None:
+        wait_until(lambda: text in self.notes(name), what=f"a note {text!r} of {name}")
+
+    def release(self, name: str) -> None:
+        (self.folder / f"{name}.released").touch()
+
+    def settle(self) -> None:
+        """A request makes a whole round trip: what came before it has arrived."""
+        for _ in range(2):
+            httpx.get(f"{self.listener.url}/ready", trust_env=False).raise_for_status()
+
+
+def start(processes: Processes, program: Program, setup: str, redis_url: str = "") -> Server:
+    app = f"frameworks.leaving.{program.app}"
+    if setup == "uvicorn":
+        command = [sys.executable, "-m", "uvicorn", app, "--port", "0", "--interface", program.interface]
+        process = processes.start(
+            "uvicorn", [*command, "--timeout-graceful-shutdown", "3"], ready=UVICORN_READY, allow_traceback=True
+        )
+        process.url = process.wait_for(UVICORN_READY)[1]
+        return Server(process, process)
+    if setup == "embedded":
+        process = processes.start_interface("--interface", program.interface, app=app, allow_traceback=True)
+        return Server(process, process)
+    bus = ("--layer", redis_url)
+    worker = processes.start_worker(
+        app, *bus, "--interface", program.interface, "--drain-period", "0.2", allow_traceback=True
+    )
+    return Server(processes.start_interface(*bus), worker)
+
+
+# Cases: each takes a server, a path and how the client leaves, and returns the name under which the app has noted.
+
+
+def leave_work(server: Server, path: str, how: str) -> str:
+    """The client leaves while the app works on the answer."""
+    name = next(server.names)
+    client = RawClient(server.listener)
+    client.send(f"POST /{path}/{name} HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\nab".encode())
+    server.noted(name, "begun")
+    client.reset() if how == "breaks" else client.close()
+    server.settle()
+    server.release(name)
+    server.noted(name, "cleaned up")
+    return name
+
+
+def leave_stream(server: Server, path: str, how: str) -> str:
+    """The client leaves in the middle of a stream."""
+    name = next(server.names)
+    client = RawClient(server.listener)
+    client.send(f"GET /{path}/{name} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+    client.read_until(b"part")
+    client.reset() if how == "breaks" else client.close()
+    server.noted(name, "cleaned up")
+    return name
+
+
+def leave_socket(server: Server, path: str, how: str) -> str:
+    """The client leaves while the app waits for its messages."""
+    name = next(server.names)
+    with ws(server.listener, f"/{path}/{name}") as socket:
+        socket.send("x")
+        server.noted(name, "begun")
+        server.settle()
+        if how == "breaks":
+            socket.socket.shutdown(2)
+        else:
+            socket.close(4005)
+    server.noted(name, "cleaned up")
+    return name
+
+
+def send_late(server: Server, path: str, how: str) -> str:
+    """The client leaves while the app works on a message, and then the app answers it."""
+    name = next(server.names)
+    with ws(server.listener, f"/{path}/{name}") as socket:
+        socket.send("late")
+        server.noted(name, "begun")
+        server.settle()
+        if how == "breaks":
+            socket.socket.shutdown(2)
+    server.settle()
+    server.release(name)
+    server.noted(name, "cleaned up")
+    return name
+
+
+def send_behind_its_close(server: Server, path: str, how: str) -> str:
+    """The app sends behind its own end of a WebSocket: its own fault."""
+    name = next(server.names)
+    with ws(server.listener, f"/{path}/{name}") as socket:
+        socket.send("close")
+        with pytest.raises(ConnectionClosed):
+            socket.recv(30)
+        assert socket.close_code == 4001
+    server.noted(name, "cleaned up")
+    return name
+
+
+Case = Callable[[Server, str, str], str]
+CASES: dict[str, tuple[Case, tuple[str, ...], tuple[str, ...]]] = {
+    "work": (leave_work, ("works",), ("breaks", "closes")),
+    "stream": (leave_stream, ("streams",), ("breaks", "closes")),
+    "socket": (leave_socket, ("sockets", "listeners"), ("breaks", "closes")),
+    "late": (send_late, ("sockets", "listeners"), ("breaks", "closes")),
+    "behind its close": (send_behind_its_close, ("sockets",), ("",)),
+}
+"""Each with the kinds of paths that it is for, and the ways in which the client leaves."""
+
+FRAMEWORKS_OWN = {("litestar", "late"), *((program, "behind its close") for program in PROGRAMS)}
+"""Where the log may have errors, here and there: Litestar logs every exception, and to send behind a close is wrong."""
+
+
+def explained(program: str, case: str, how: str, ours: list[str], theirs: list[str]) -> bool:
+    """Whether a difference has a reason."""
+    if case == "socket" and how == "breaks":
+        # A connection that broke has the code 1006, RFC 6455 section 7.1.5; uvicorn says 1005. To close what has ended
+        # is no error here.
+        theirs = [note.replace("1005", "1006") for note in theirs]
+        return ours == ([note.replace("OSError", "done") for note in theirs] if program == "asgi" else theirs)
+    if case == "stream" and program in {"asgi", "flask"}:
+        # These do not ask whether the client is there. Here they learn it when they send; on uvicorn they never do.
+        ended = "OSError" if program == "asgi" else "GeneratorExit"
+        return [note.replace(ended, "done") for note in ours] == theirs
+    if case == "behind its close":
+        # The error depends on whether the client has answered the close by then.
+        return [each.replace("OSError", "RuntimeError") for each in ours] == [
+            each.replace("OSError", "RuntimeError") for each in theirs
+        ]
+    return False
+
+
+@pytest.fixture(scope="module", params=PROGRAMS)
+def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+    """One program on both servers."""
+    all_processes = {setup: Processes(tmp_path_factory.mktemp(setup)) for setup in ("embedded", "uvicorn")}
+    try:
+        yield {setup: start(processes, PROGRAMS[request.param], setup) for setup, processes in all_processes.items()}
+    finally:
+        faults = [fault for processes in all_processes.values() for fault in processes.end()]
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_app_ends_as_on_uvicorn(servers: dict[str, Server], case: str, request: pytest.FixtureRequest) -> None:
+    program = request.node.callspec.params["servers"]
+    play, kinds, ways = CASES[case]
+    for path in [path for kind in kinds for path in getattr(PROGRAMS[program], kind)]:
+        for how in ways:
+            outcomes = []
+            for server in servers.values():
+                server.worker.mark()
+                name = play(server, path, how)
+                server.settle()
+                outcomes.append((server.notes(name), COMPLAINT.findall(server.worker.log())))
+            (ours, complaints), (theirs, _) = outcomes
+            assert ours == theirs or explained(program, case, how, ours, theirs), (path, how, ours, theirs)
+            assert not complaints or (program, case) in FRAMEWORKS_OWN, (path, how, complaints)
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("name_of_program", PROGRAMS)
+def test_a_worker_that_stops_lets_its_apps_end(name_of_program: str, processes: Processes, redis_url: str) -> None:
+    """Work under way is done and answered, streams and sockets are told, and nothing of it is an error."""
+    program = PROGRAMS[name_of_program]
+    server = start(processes, program, "redis", redis_url)
+    works, streams, sockets = (
+        [(path, next(server.names)) for path in paths] for paths in (program.works, program.streams, program.sockets)
+    )
+    with ExitStack() as stack:
+        answers, listening = [], []
+        for path, name in works:
+            client = stack.enter_context(RawClient(server.listener))
+            client.send(f"POST /{path}/{name} HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\nab".encode())
+            answers.append(client)
+            server.noted(name, "begun")
+        for path, name in streams:
+            client = stack.enter_context(RawClient(server.listener))
+            client.send(f"GET /{path}/{name} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+            client.read_until(b"part\n\n\r\n")
+            listening.append(client)
+        clients = []
+        for path, name in sockets:
+            clients.append(stack.enter_context(ws(server.listener, f"/{path}/{name}")))
+            clients[-1].send("x")
+            server.settle()
+        server.worker.terminate()
+        for _, name in (*streams, *sockets):
+            server.noted(name, "cleaned up")
+        for (_, name), client in zip(streams, listening, strict=True):
+            assert "done" not in server.notes(name)
+            while client.read_chunk():  # up to the end in good order
+                pass
+        for client in clients:
+            with pytest.raises(ConnectionClosed):
+                client.recv(30)
+            assert client.close_code == 1012
+        for (_, name), client in zip(works, answers, strict=True):
+            server.release(name)
+            assert client.read_response().body == b"worked"
+            server.noted(name, "done")
+    assert server.worker.wait() == 0
+    assert COMPLAINT.findall(server.worker.log()) == []
