@@ -1,4 +1,4 @@
-"""How a socket is closed behind its last response so that the client can read it: RFC 9112 section 9.6."""
+"""Closing a socket behind its last response, so that the client can read it: RFC 9112 section 9.6."""
 
 from __future__ import annotations
 
