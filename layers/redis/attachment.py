@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -25,12 +26,15 @@ from asgibus.layers.redis.link import Outage
 from asgibus.layers.redis.receiver import Receiver
 from asgibus.layers.redis.regroup import Regroup
 from asgibus.layers.redis.sentinel import MasterWatch
-from asgibus.layers.redis.writer import Writer
+from asgibus.layers.redis.writer import CALL_SECONDS, Refused, Writer
 from asgibus.layers.settings import LayerSettings
 
 if TYPE_CHECKING:
     from asgibus.layers.redis.shards import Shard
 
+logger = logging.getLogger("asgibus.layers")
+
+KEEPS_ALL = "noeviction"  # the policy of a Redis that refuses writes when it is full
 COUNTED_MS = 86_400_000  # how long it is known what went through a channel that nobody uses
 
 
@@ -99,6 +103,7 @@ class Attachment:
 
     async def _connect(self) -> None:
         await self.writer.open()
+        await self._look_at_memory()
         if self._watch is not None:
             self._watch.start()
         # Who sends later, for the first time, to what the store has lost meanwhile is to know that there was something.
@@ -108,6 +113,24 @@ class Attachment:
     def _first_epoch(self, reply: object) -> None:
         if isinstance(reply, list):
             self.epoch.seen(find_epoch(reply))
+
+    async def _look_at_memory(self) -> None:
+        """Warn once of a Redis that evicts keys when it is full. Raises LayerUnavailable."""
+        try:
+            reply = await self.writer.call("INFO", "memory", until=asyncio.get_running_loop().time() + CALL_SECONDS)
+        except Refused:  # to a user who may not ask
+            return
+        said = dict(line.split(":", 1) for line in reply.decode(errors="replace").split() if ":" in line)
+        policy = said.get("maxmemory_policy", KEEPS_ALL)
+        evicts = policy != KEEPS_ALL and said.get("maxmemory", "0") != "0"
+        if evicts and self.entries.is_first(f"evicts {self.address}"):
+            logger.warning(
+                "Redis at %s has the maxmemory-policy %s: when it is full, it drops messages, groups and connections "
+                "that wait, without a word. Set maxmemory-policy %s",
+                self.address,
+                policy,
+                KEEPS_ALL,
+            )
 
     def _up(self) -> None:
         """The connection is there, or there again."""

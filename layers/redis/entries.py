@@ -109,11 +109,16 @@ class Entries:
                 names.append(name)
         return names
 
+    def is_first(self, kind: str) -> bool:
+        """Return whether this is asked for the first time of that kind: what is to be said once is said then."""
+        first = kind not in self._told
+        self._told.add(kind)
+        return first
+
     def odd(self, kind: str, place: str, what: str) -> None:
         """Count something in Redis that none of our processes has written; log the first of each kind."""
         self._counts[kind] += 1
-        if kind not in self._told:
-            self._told.add(kind)
+        if self.is_first(kind):
             logger.error("%s: %s; something else writes to the keys of this prefix. Others are counted", place, what)
 
     def _open(self, place: str, data: bytes) -> bytes:

@@ -40,6 +40,7 @@ GRACE_SECONDS = 10.0  # for everybody to renew after that: a link comes back wit
 LISTED_SECONDS = 60.0  # how long an ended lease stays visible, so that everybody learns of it
 MAILBOX_SECONDS = 60  # how long a mailbox stays that nobody renews; others remove it sooner
 RETURN_SECONDS = 25.0  # how long broadcasts wait for one whose lease has ended: it may hang or be cut off, and return
+RETURN_BYTES = 32 * 1024 * 1024  # that may wait for such a one: more would be taken from all others
 PATIENCE_SECONDS = 2.5  # for putting things right: then the lease is renewed before it is tried again
 
 
@@ -284,7 +285,7 @@ class Presence:
         self._told &= self._dead
         may_return = beat.ended - beat.gone - self._told
         for mailbox in list(self._dead):
-            if mailbox in may_return and await self._hears_groups(mailbox):
+            if mailbox in may_return and await self._hears_groups(mailbox) and not await self._is_too_large(mailbox):
                 continue
             await self._writer.call("UNLINK", *self._mailbox_keys(mailbox, of_others=True))
             await self._memberships.bury(mailbox, self.now)
@@ -295,6 +296,18 @@ class Presence:
         if await self._writer.call("EXISTS", self._keys.unread(mailbox)):
             return True
         return await self._memberships.has(mailbox)
+
+    async def _is_too_large(self, mailbox: str) -> bool:
+        """Return whether too much waits for a process whose lease has ended: then it is given up at once."""
+        try:
+            size = await self._writer.call("MEMORY", "USAGE", self._keys.mailbox(mailbox))
+        except Refused:  # to a user who may not ask
+            return False
+        if (size or 0) <= RETURN_BYTES:
+            return False
+        self._counts["mailbox dropped"] += 1
+        logger.warning("%s hangs, and %d bytes wait for it in Redis: they are dropped", mailbox, size)
+        return True
 
     def _counted(self, mailbox: str) -> bool:
         """Count a death once, however often it is reported. Return False if it was counted before, or is not counted.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from asgibus.layers import LayerUnavailable, open_layer
+from asgibus.layers import LayerUnavailable, RedisChannelLayer, open_layer
 from asgibus.layers.redis import connection as redis_connection
 from asgibus.layers.redis.url import read_url
 from support.bus import Recorder
@@ -200,3 +200,19 @@ async def test_what_a_url_of_sentinels_says() -> None:
     assert (address.username, address.password) == ("us:er", "p@ss/")
     plain = read_url("redis+sentinel://a:1/bus/")
     assert (plain.service, plain.db, plain.username, plain.password) == ("bus", 0, None, None)
+
+
+async def test_a_redis_that_evicts_keys_is_told_once(
+    start_redis: Callable[..., RedisServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    evicts = start_redis("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+    keeps = start_redis("--maxmemory", "100mb", "--maxmemory-policy", "noeviction")
+    unbounded = start_redis("--maxmemory-policy", "allkeys-lru")
+    for server in (evicts, keeps, unbounded):
+        layer = RedisChannelLayer(server.url)
+        for _ in range(2):
+            await layer.send("ordinary", {})
+            await layer.close()
+    (line,) = [record.message for record in caplog.records if "maxmemory-policy" in record.message]
+    assert evicts.url in line
+    assert "Set maxmemory-policy noeviction" in line

@@ -15,6 +15,7 @@ import redis
 
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND, GROUP_MESSAGE
+from asgibus.layers.redis import presence
 from support.bus import until
 from support.deadline import in_time
 from support.peers import GRACE, HANG, LEASE, NOTICED, RETURN, SLACK, peer, place
@@ -470,6 +471,28 @@ async def test_a_busy_event_loop_keeps_its_lease_and_one_that_hangs_loses_it(red
         assert time.monotonic() - began > HANG - 1
         in_time(time.monotonic() - began, HANG + NOTICED + SLACK)
         await blocking
+        await until(lambda: two.all("interrupted"))
+        await one.layer.group_send("group", {"n": "after"})
+        await until(lambda: ["group", {"n": "after"}] in two.all("frame"))
+
+
+async def test_what_waits_for_a_process_that_hangs_is_bounded(
+    redis_url: str, admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "RETURN_BYTES", 1_000_000)
+    async with place(redis_url, "asgibus") as one, peer(redis_url, "asgibus") as two:
+        await two.do("join", "group")
+        two.signal(signal.SIGSTOP)
+        stopped = time.monotonic()
+        for _ in range(200):
+            await one.layer.group_send("group", {"n": "x" * 10_000})
+        key = f"asgibus:mailbox:{two.mailbox}"
+        assert admin.memory_usage(key) > presence.RETURN_BYTES
+        await until(lambda: not admin.exists(key))
+        in_time(time.monotonic() - stopped, NOTICED + SLACK)
+        await one.layer.group_send("group", {"n": "nobody"})
+        assert one.layer.counts["mailbox dropped"] == 1
+        two.signal(signal.SIGCONT)
         await until(lambda: two.all("interrupted"))
         await one.layer.group_send("group", {"n": "after"})
         await until(lambda: ["group", {"n": "after"}] in two.all("frame"))
