@@ -336,7 +336,7 @@ class ChannelLayer(ABC):
     # What projects find in the layers of Channels and of channels_redis, by the names that these have there.
 
     async def close_pools(self) -> None:
-        """Call `close`."""
+        """Close the connections of the running event loop, and leave the process-local channels of others alone."""
         await self.close()
 
     def get_capacity(self, channel: str) -> int:

@@ -37,8 +37,8 @@ class OverCapacity:
                 return
             self._summarise()
             self._quiet_until = now + SUMMARY_SECONDS
-        # The words are those of channels_redis, which people look for.
-        logger.warning("%d of %d channels over capacity in group %s", full, members, group)
+        # The words and the level are those of channels_redis, which people look for.
+        logger.info("%d of %d channels over capacity in group %s", full, members, group)
         asyncio.get_running_loop().call_later(SUMMARY_SECONDS, self._end)
 
     def _end(self) -> None:
@@ -57,7 +57,5 @@ class OverCapacity:
         sends, messages = self._sends, self._messages
         self._sends = self._messages = 0
         if sends:
-            logger.warning(
-                "%d further broadcasts found channels over capacity, which missed %d messages", sends, messages
-            )
+            logger.info("%d further broadcasts found channels over capacity, which missed %d messages", sends, messages)
         return bool(sends)

@@ -330,6 +330,11 @@ class RedisChannelLayer(ChannelLayer):
         await self._shards.close()
         await self.own_loop.close()
 
+    async def close_pools(self) -> None:
+        await self._shards.close()
+        if not self._local.is_open:
+            await self.own_loop.close()
+
     def lasts(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether the loop has connections of its own, or has been calling for long enough to get some."""
         return any(shard.serves(loop) for shard in self._shards) or not self.own_loop.serves(loop)

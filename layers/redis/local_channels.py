@@ -51,14 +51,14 @@ class LocalChannels:
     async def new(self, prefix: str) -> str:
         """Return a name that nobody else has. Raises TypeError for a bad prefix, LayerUnavailable."""
         require_channel(prefix)
-        if not self._is_open():
+        if not self.is_open:
             await self._run(self._open)
         self._own_loop.hold()
         return require_channel(f"{prefix}.{self._process}!{next(self._numbers)}")
 
     async def receive(self, part: str) -> Message:
         """Wait for the next message of a channel, named by its local part. Raises LayerUnavailable."""
-        if not self._is_open():
+        if not self.is_open:
             await self._run(self._open)
         assert self._inbox is not None
         self._own_loop.hold()
@@ -74,7 +74,7 @@ class LocalChannels:
 
     async def clear(self) -> None:
         """Drop every message of the channels, and their memberships here, but not those in the store."""
-        if self._is_open():
+        if self.is_open:
             await self._run(self._clear)
 
     def _named(self) -> bool:
@@ -85,7 +85,9 @@ class LocalChannels:
             self._inbox = None
         return bool(self._process)
 
-    def _is_open(self) -> bool:
+    @property
+    def is_open(self) -> bool:
+        """Whether the mailbox is there."""
         return self._named() and self._inbox is not None and not self._inbox.closed
 
     async def _run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:

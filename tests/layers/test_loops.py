@@ -285,6 +285,28 @@ def test_closing_in_one_loop_leaves_the_channels_of_another(new_layer: MakeLayer
     wait_until(lambda: not own_threads())
 
 
+def test_names_outlive_the_pools_of_the_loops_that_use_them(new_layer: MakeLayer) -> None:
+    """As users of channels_redis write it, whose connections cannot be used in another loop."""
+    layer = new_layer()
+    name = async_to_sync(layer.new_channel)()
+
+    async def send() -> None:
+        await layer.group_add("group", name)
+        await layer.group_send("group", {"n": 1})
+        await layer.close_pools()
+
+    async def receive() -> Any:
+        received = await asyncio.wait_for(layer.receive(name), 20)
+        await layer.close_pools()
+        return received
+
+    async_to_sync(send)()
+    async_to_sync(send)()
+    assert [async_to_sync(receive)() for _ in range(2)] == [{"n": 1}, {"n": 1}]
+    async_to_sync(layer.close)()
+    wait_until(lambda: not own_threads())
+
+
 @pytest.mark.redis
 @pytest.mark.anyio
 async def test_prefixes_and_loops_share_one_mailbox(redis_url: str, connections: Callable[[], int]) -> None:
