@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import IntEnum
 
@@ -16,7 +16,7 @@ import anyio
 from anyio.abc import Process
 
 from asgibus.commands.env_file import without_env_file
-from asgibus.commands.lifeline import FAILED, READY, RETIRING, STOP, VARIABLE
+from asgibus.commands.lifeline import DOING, FAILED, READY, RETIRING, STOP, VARIABLE
 
 logger = logging.getLogger("asgibus.supervisor")
 
@@ -46,7 +46,15 @@ class State(IntEnum):
 class Child:
     """A process with its lifeline. `run` is the whole life; what is told of it afterwards stays."""
 
-    def __init__(self, command: Sequence[str], *, fds: Sequence[int] = (), kill_after: float) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        fds: Sequence[int] = (),
+        kill_after: float,
+        doing: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        """`doing` is called with what the process says that it does before it is ready."""
         self.state = State.STARTING
         self.pid = 0
         self.was_ready = False
@@ -63,6 +71,7 @@ class Child:
         self._command = command
         self._fds = fds
         self._kill_after = kill_after
+        self._doing = doing
         self._changed = anyio.Event()
         self._line: socket.socket | None = None
         self._unread = b""
@@ -183,7 +192,9 @@ class Child:
         *lines, self._unread = (self._unread + data).split(b"\n")
         for said in lines:
             word, _, rest = said.decode("utf-8", "replace").partition(" ")
-            if word == READY:
+            if word == DOING:
+                self._doing(rest)
+            elif word == READY:
                 self.was_ready = True
                 self.mailboxes = tuple(rest.split())
                 self._to(State.READY)

@@ -1,8 +1,8 @@
 """The line between a supervisor and one of its processes, seen from the process.
 
-The process writes how far it has come, one line each: `ready <mailbox> …`, `retiring`, `failed <text and traceback, as
-JSON>`. It ends gracefully when the supervisor writes anything, and also when the line breaks: then the supervisor is
-gone, however it ended, and nobody would ever end what it has left behind.
+The process writes how far it has come, one line each: `doing <what>`, `ready <mailbox> …`, `retiring`, `failed <text
+and traceback, as JSON>`. It ends gracefully when the supervisor writes anything, and also when the line breaks: then
+the supervisor is gone, however it ended, and nobody would ever end what it has left behind.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from contextlib import suppress
 from asgibus.commands.notify import ServiceManager
 
 VARIABLE = "ASGIBUS_LIFELINE"  # in the environment of a supervised process: the number of its end
-READY, RETIRING, FAILED = "ready", "retiring", "failed"
+DOING, READY, RETIRING, FAILED = "doing", "ready", "retiring", "failed"
 STOP = b"stop\n"
 
 OnStop = Callable[[str], None]
@@ -57,6 +57,11 @@ class Lifeline:
         """Whether there is a supervisor."""
         return self._end is not None
 
+    def doing(self, what: str) -> None:
+        """Say what the process does before it is ready, in one line for people to read."""
+        self.manager.status(what)
+        self._send(DOING, what)
+
     def ready(self, *mailboxes: str) -> None:
         """The process serves, and reads these mailboxes."""
         self._tell(READY, *mailboxes)
@@ -86,9 +91,13 @@ class Lifeline:
             self._on_stop = call, within
 
     def _tell(self, word: str, *rest: str) -> None:
-        if self._end is None or word in self._told:
+        if word not in self._told:
+            self._told.add(word)
+            self._send(word, *rest)
+
+    def _send(self, word: str, *rest: str) -> None:
+        if self._end is None:
             return
-        self._told.add(word)
         with suppress(OSError):  # the supervisor is gone, which the thread sees too
             self._end.sendall(" ".join((word, *rest)).encode() + b"\n")
 

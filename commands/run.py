@@ -49,7 +49,7 @@ class Life:
     def tell(self, status: str) -> None:
         """Say what the process does, in one line for people to read."""
         self.status = status
-        self._lifeline.manager.status(status)
+        self._lifeline.doing(status)
 
     def started(self) -> None:
         """Say that the start-up is over: from now on the process stops gracefully, however long that takes."""

@@ -194,12 +194,17 @@ class Supervisor:
             child = self._start(number)
 
     def _start(self, number: int, *, takes_place: bool = True) -> Child:
-        child = Child(self._command(number), fds=self._fds, kill_after=self._kill_after)
+        child = Child(self._command(number), fds=self._fds, kill_after=self._kill_after, doing=self._tell_doing)
         if takes_place:
             self._places[number] = child
         self._running.add(child)
         self._tasks.start_soon(self._run, child)
         return child
+
+    def _tell_doing(self, what: str) -> None:
+        """Tell what one of the first processes does, which all of them are likely to do."""
+        if self._greeted < self._count:
+            self._life.tell(what)
 
     async def _run(self, child: Child) -> None:
         self._tasks.start_soon(self._greet, child)

@@ -74,6 +74,15 @@ def test_a_wait_for_the_layer_is_told(manager: Manager, start_worker: Start) -> 
     worker.terminate()
 
 
+def test_a_supervisor_tells_what_its_processes_wait_for(manager: Manager, start_worker: Start) -> None:
+    options = ("--layer", "redis://127.0.0.1:1", "--wait-for-layer", 60, "--processes", 2)
+    worker = start_worker(APP, *options, env=manager.env, ready=False)
+    assert manager.until("STATUS")["STATUS"].startswith("waiting for the channel layer: Redis at redis://127.0.0.1:1")
+    worker.terminate()
+    assert manager.until("STOPPING")["STOPPING"] == "1"
+    assert worker.wait() == 0
+
+
 @pytest.mark.parametrize("what", ["a rolling restart", "a version that cannot start"])
 def test_a_supervisor_tells_for_all_of_its_processes(
     manager: Manager, redis_url: str, start_worker: Start, tmp_path: Path, what: str
