@@ -15,7 +15,7 @@ import click
 from asgibus.commands.env_file import load_env_file
 from asgibus.commands.logs import LEVELS
 from asgibus.compatibility.interfaces import INTERFACES
-from asgibus.layers.settings import LONGEST_SECONDS
+from asgibus.layers.settings import BACKLOG_BYTES, LONGEST_SECONDS
 from asgibus.protocol.channels import require_pool
 
 DEFAULT_LAYER = "redis://127.0.0.1:6379"
@@ -270,6 +270,15 @@ def app_options(command: F) -> F:
         ),
         option(
             "Stopping", "--resume", is_flag=True, help="WebSockets outlive this worker: the app runs again elsewhere."
+        ),
+        option(
+            "Bus",
+            "--layer-backlog",
+            type=COUNT,
+            default=BACKLOG_BYTES,
+            metavar="BYTES",
+            help="How much of what the app sends to groups and channels waits at once for a layer that is away; "
+            "whoever sends more waits in turn.",
         ),
         option(
             "Stopping",

@@ -318,7 +318,13 @@ def command(log_level: str, **options: Any) -> None:
     settings = InterfaceSettings(**{name: value for name, value in options.items() if name in names})
     try:
         listeners = listeners_of(settings)
-        layer = open_layer(settings.layer, prefix=settings.prefix, encryption_keys=settings.encryption_keys)
+        layer = open_layer(
+            settings.layer,
+            prefix=settings.prefix,
+            wait=settings.resume_timeout,
+            backlog=options["layer_backlog"],
+            encryption_keys=settings.encryption_keys,
+        )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     sources = sources_of(options)

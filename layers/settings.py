@@ -10,6 +10,8 @@ from fnmatch import translate
 EXPIRY_SECONDS = 60.0  # what the 2016 specification suggests
 GROUP_EXPIRY_SECONDS = 86400.0  # likewise
 CAPACITY = 100  # likewise
+WAIT_SECONDS = 5.0  # then whoever sends hears that the store is away, and can say so to somebody
+BACKLOG_BYTES = 16 * 1024 * 1024
 LONGEST_SECONDS = 10 * 365 * 86400  # for a message or a membership: Redis refuses times that its clock cannot hold
 
 Pattern = str | re.Pattern[str]
@@ -27,6 +29,10 @@ class LayerSettings:
     """How many unread messages a channel holds."""
     channel_capacity: tuple[tuple[re.Pattern[str], int], ...] = ()
     """Other capacities, by what a channel's name matches; the first counts."""
+    wait: float = WAIT_SECONDS
+    """Seconds that a call waits for a store that is away, before it raises LayerUnavailable."""
+    backlog: int = BACKLOG_BYTES
+    """Bytes of messages that wait for the store at once; whoever sends more waits in turn."""
 
     @classmethod
     def of(
@@ -36,6 +42,8 @@ class LayerSettings:
         group_expiry: float = GROUP_EXPIRY_SECONDS,
         capacity: int = CAPACITY,
         channel_capacity: Mapping[Pattern, int] | None = None,
+        wait: float = WAIT_SECONDS,
+        backlog: int = BACKLOG_BYTES,
     ) -> LayerSettings:
         """Check the options and compile the patterns: globs, or compiled expressions.
 
@@ -46,14 +54,15 @@ class LayerSettings:
             for pattern, number in (channel_capacity or {}).items()
         )
         numbers: list[tuple[str, object]] = [("expiry", expiry), ("group_expiry", group_expiry), ("capacity", capacity)]
+        numbers += [("wait", wait), ("backlog", backlog)]
         numbers += [(f"channel_capacity of {pattern.pattern!r}", number) for pattern, number in capacities]
         for name, number in numbers:
             if isinstance(number, bool) or not isinstance(number, int | float) or not number > 0:
                 raise ValueError(f"a channel layer's {name} is a number above 0, not {number!r}")
-        for name, seconds in (("expiry", expiry), ("group_expiry", group_expiry)):
+        for name, seconds in (("expiry", expiry), ("group_expiry", group_expiry), ("wait", wait)):
             if seconds > LONGEST_SECONDS:
                 raise ValueError(f"a channel layer's {name} is at most {LONGEST_SECONDS} seconds, not {seconds!r}")
-        return cls(expiry, group_expiry, capacity, capacities)
+        return cls(expiry, group_expiry, capacity, capacities, wait, backlog)
 
     def capacity_of(self, channel: str) -> int:
         """How many unread messages this channel holds."""

@@ -85,6 +85,14 @@ def _protocols(ctx: click.Context, parameter: click.Parameter, values: tuple[str
     metavar="SECONDS",
     help="After how long the worker stops; with --processes another takes its place.  [default: none]",
 )
+@option(
+    "Bus",
+    "--resume-timeout",
+    type=SECONDS,
+    default=60.0,
+    metavar="SECONDS",
+    help="How long what the app sends to groups and channels waits for a layer that is away.",
+)
 @background_options
 @option(
     "Application",
@@ -121,6 +129,8 @@ def command(log_level: str, **options: Any) -> None:
             prefix=settings.prefix,
             expiry=settings.expiry,
             capacity=settings.capacity,
+            wait=settings.resume_timeout,
+            backlog=settings.layer_backlog,
             encryption_keys=settings.encryption_keys,
         )
     except ValueError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from asgibus.layers.settings import CAPACITY, EXPIRY_SECONDS
+from asgibus.layers.settings import BACKLOG_BYTES, CAPACITY, EXPIRY_SECONDS
 from asgibus.worker.lifespan import Mode
 
 
@@ -27,6 +27,10 @@ class WorkerSettings:
     graceful_timeout: float = 30.0
     resume: bool = False
     """Whether a WebSocket outlives this worker: the app runs for it again elsewhere."""
+    resume_timeout: float = 60.0
+    """How long what the app sends to groups and channels waits for a layer that is away; then LayerUnavailable."""
+    layer_backlog: int = BACKLOG_BYTES
+    """Bytes of that which wait at once; whoever sends more waits in turn."""
     acknowledge: Literal["done", "taken"] = "done"
     """When a client's event counts as dealt with: when the app asks for the next one, or already when it gets it."""
     drain_period: float = 5.0

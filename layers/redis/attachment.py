@@ -16,6 +16,7 @@ from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis import channel_scripts
 from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.asking import Asking
+from asgibus.layers.redis.backlog import Backlog
 from asgibus.layers.redis.bus import RedisBus
 from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.epoch import Epoch, epoch_range, find_epoch
@@ -65,6 +66,7 @@ class Attachment:
         self.writer.on_up.add(self._up)
         self._run_id = ""
         self._expiry = round(settings.expiry * 1000)
+        self.backlog = Backlog(settings.backlog)
         self.sent = Sent(self.writer, keys, entries, counts)
         self.epoch = Epoch(self.sent.lost, epoch)
         self.regroup = Regroup(self.writer, keys, self.epoch)

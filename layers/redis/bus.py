@@ -64,6 +64,7 @@ class RedisBus(Bus):
         self._outage = outage = attachment.outage
         self._writer = writer = attachment.writer
         settings = attachment.settings
+        self._wait = settings.wait
         self._taken = Taken()
 
         async def place(name: str) -> Attachment:
@@ -144,17 +145,22 @@ class RedisBus(Bus):
         if sender:
             self._presence.heard(sender)
         else:
-            frames = self._taken.once(frames, sent)
+            frames, again = self._taken.once(frames, sent)
             if frames and frames[0][0] == MESSAGES:
                 _, parts, message, delay = frames[0]
                 if full:
                     skipped = {int(place) for place in full.split(b",")}
                     parts = [part for place, part in enumerate(parts) if place not in skipped]
-                if delay:
+                if again:
+                    if self._inbox is not None:  # they were counted once more, and are not unread
+                        self.received(Counter(parts))
+                elif delay:
                     _check_delayed(parts, message, delay)
                     self._delay(parts, message, sent + delay)
                 else:
                     self._deliver(parts, message, sent)
+                return
+            if again:
                 return
             if frames and frames[0][0] == ASKED:
                 self._answer(*frames[0][1:])
@@ -325,11 +331,15 @@ class RedisBus(Bus):
     def give_back(self, delivery: Delivery, *, delay: float = 0.0) -> None:
         self._deliveries.give_back(delivery, require_delay(delay))
 
+    def _patience(self) -> float:
+        """Return when a call gives up to wait for a Redis that is away, by the event loop's clock."""
+        return self._loop.time() + self._wait
+
     async def join_group(self, group: str) -> None:
-        await self._memberships.join(require_group(group), _soon())
+        await self._memberships.join(require_group(group), self._patience())
 
     async def leave_group(self, group: str) -> None:
-        await self._memberships.leave(require_group(group), _soon())
+        await self._memberships.leave(require_group(group), self._patience())
 
     async def drain(self) -> None:
         await self._writer.drain()

@@ -34,9 +34,9 @@ KEPT_BYTES = 256 * 1024  # of one source: more falls out of the processor's cach
 KEPT_SECONDS = 5.0  # since a message was sent: what is older has been read, or its reader hangs
 PATIENCE_SECONDS = 5.0  # for the mailboxes to be back: a link comes back within 2 s, and a mailbox within a second
 LOOK_AGAIN_SECONDS = 0.25  # until it is looked again whether a mailbox is back
-# After that time nothing of a source is sent again: a message is repeated if it was sent within KEPT_SECONDS, and only
-# for PATIENCE_SECONDS then; what is being written may take as long again.
-REPEAT_SECONDS = 2 * (KEPT_SECONDS + PATIENCE_SECONDS) + 10
+# After that time nothing of a source is sent again: what is being written when Redis goes away is written again when it
+# is back, if its sender waits for so long (a worker's for 60 s).
+REPEAT_SECONDS = 120.0
 SOURCES = 1024  # whose numbers a reader knows; the one not heard of for longest is forgotten
 
 
@@ -78,7 +78,7 @@ class Sent:
         entry = self._entry(mailbox, frame)
         if mailbox in self._lost and not await self._repeat(mailbox, until):
             return False
-        return await self._add(_Kept(self._loop.time(), mailbox, entry, b""), until, repeatable=False)
+        return await self._add(_Kept(self._loop.time(), mailbox, entry, b""), until)
 
     async def send_local(
         self, mailbox: str, message: bytes, parts: Sequence[str], capacity: int, until: float, delay: float = 0.0
@@ -94,7 +94,7 @@ class Sent:
             return None
         keys = self._keys.mailbox(mailbox), self._keys.unread(mailbox)
         script = scripts.SEND_TO_ONE if len(parts) == 1 else scripts.SEND_LOCAL
-        full = await self._writer.call("EVAL", script, 2, *keys, entry, capacity, *parts, repeatable=False, until=until)
+        full = await self._writer.call("EVAL", script, 2, *keys, entry, capacity, *parts, until=until)
         if full is None:
             return None
         if len(full) < len(parts):
@@ -136,7 +136,7 @@ class Sent:
         """Send there again what may be lost, in order. False if the mailbox is not back."""
         async with self._order:
             while messages := self._lost.get(mailbox):
-                if not await self._add(messages[0], until, repeatable=True):
+                if not await self._add(messages[0], until):
                     return False
                 self._counts["message repeated"] += 1
                 messages.popleft()
@@ -148,10 +148,10 @@ class Sent:
         numbered = NUMBERED, self._source, self._number
         return self._entries.pack(self._keys.mailbox(mailbox), (PAYLOAD_VERSION, "", (numbered, frame)))
 
-    async def _add(self, kept: _Kept, until: float, *, repeatable: bool) -> bool:
+    async def _add(self, kept: _Kept, until: float) -> bool:
         key = self._keys.mailbox(kept.mailbox)
         fields = ("b", kept.entry, FULL, kept.full) if kept.full else ("b", kept.entry)
-        added = await self._writer.call("XADD", key, "NOMKSTREAM", "*", *fields, repeatable=repeatable, until=until)
+        added = await self._writer.call("XADD", key, "NOMKSTREAM", "*", *fields, until=until)
         if added is None:
             return False
         self._keep(kept)
@@ -203,13 +203,13 @@ class Taken:
         """Return of how many sources numbers are known."""
         return len(self._sources)
 
-    def once(self, frames: Sequence[Frame], at: float) -> Sequence[Frame]:
-        """Return the frames of an entry without its number, or nothing if it was there before.
+    def once(self, frames: Sequence[Frame], at: float) -> tuple[Sequence[Frame], bool]:
+        """Return the frames of an entry without its number, and whether it was there before.
 
         `at`: when the entry was written. Raises ValueError for a number that is none.
         """
         if not frames or frames[0][0] != NUMBERED:
-            return frames
+            return frames, False
         _, name, number = frames[0]
         if not isinstance(number, int) or not 0 < number < 2**63:
             raise ValueError(f"not a number of a message: {str(number)[:100]}")
@@ -223,7 +223,7 @@ class Taken:
         source.heard = at
         new = source.is_new(number)
         self.read_until(at)
-        return frames[1:] if new else ()
+        return frames[1:], not new
 
     def read_until(self, at: float) -> None:
         """Forget the sources that can send nothing again, now that all has been read that was written before then."""

@@ -31,9 +31,11 @@ from asgibus.layers.redis.own_loop import OwnLoop
 from asgibus.layers.redis.shards import Shard, Shards
 from asgibus.layers.redis.writer import CALL_SECONDS, PAYLOAD_VERSION
 from asgibus.layers.settings import (
+    BACKLOG_BYTES,
     CAPACITY,
     EXPIRY_SECONDS,
     GROUP_EXPIRY_SECONDS,
+    WAIT_SECONDS,
     LayerSettings,
     Pattern,
     require_delay,
@@ -76,16 +78,25 @@ class RedisChannelLayer(ChannelLayer):
         group_expiry: float = GROUP_EXPIRY_SECONDS,
         capacity: int = CAPACITY,
         channel_capacity: Mapping[Pattern, int] | None = None,
+        wait: float = WAIT_SECONDS,
+        backlog: int = BACKLOG_BYTES,
         symmetric_encryption_keys: Sequence[str | bytes] = (),
     ) -> None:
         """`hosts`: a URL as in `open_layer`, or what `CHANNEL_LAYERS` has for channels_redis. `prefix` starts all keys.
 
+        `wait`: how many seconds a call waits for a Redis that is away before it raises LayerUnavailable; meanwhile at
+        most `backlog` bytes of messages wait there, and further calls wait in turn.
         `symmetric_encryption_keys`: secrets; what is in Redis is encrypted with the first, and read with all of them.
         The other options have the names and the meaning that Channels gives them. Raises ValueError for a bad one.
         """
         self.prefix = prefix
         self.settings = LayerSettings.of(
-            expiry=expiry, group_expiry=group_expiry, capacity=capacity, channel_capacity=channel_capacity
+            expiry=expiry,
+            group_expiry=group_expiry,
+            capacity=capacity,
+            channel_capacity=channel_capacity,
+            wait=wait,
+            backlog=backlog,
         )
         self.counts = Counter()
         self._over_capacity = OverCapacity(self.counts)
@@ -118,14 +129,19 @@ class RedisChannelLayer(ChannelLayer):
         payload = pack_message(message)
         capacity = self.settings.capacity_of(channel)
         attachment = await self._shards.of(local[0] if local else channel).attachment()
+        until = self._patience()
         with attachment.outage.counted():
-            if local is None:
-                full = not await self._send_ordinary(attachment, channel, payload, delay)
-            else:
-                unsent = await attachment.send_local(local[0], payload, [local[1]], capacity, _until(), delay)
-                full = bool(unsent)
-                if unsent is None:
-                    logger.info("a message to %s was dropped: its process is gone", channel)
+            room = await attachment.backlog.enter(len(payload), until)
+            try:
+                if local is None:
+                    full = not await self._send_ordinary(attachment, channel, payload, delay, until)
+                else:
+                    unsent = await attachment.send_local(local[0], payload, [local[1]], capacity, until, delay)
+                    full = bool(unsent)
+                    if unsent is None:
+                        logger.info("a message to %s was dropped: its process is gone", channel)
+            finally:
+                attachment.backlog.leave(room)
         if full:
             self.counts["channel full"] += 1
             raise ChannelFull(channel, capacity)
@@ -151,7 +167,7 @@ class RedisChannelLayer(ChannelLayer):
     @_lasting
     async def _group_add(self, group: str, channel: str, local: tuple[str, str] | None) -> None:
         """Add a channel that is not of this process."""
-        until = _until()
+        until = self._patience()
         await self._tell_owner(group, channel, local, True, until)
         shard = self._shards.of(group)
         writer = (await shard.attachment()).writer
@@ -168,7 +184,7 @@ class RedisChannelLayer(ChannelLayer):
     @_lasting
     async def _group_discard(self, group: str, channel: str, local: tuple[str, str] | None) -> None:
         """Take out a channel that is not of this process."""
-        until = _until()
+        until = self._patience()
         await self._tell_owner(group, channel, local, False, until)
         shard = self._shards.of(group)
         await (await shard.attachment()).writer.call("ZREM", shard.keys.group(group), channel, until=until)
@@ -187,25 +203,29 @@ class RedisChannelLayer(ChannelLayer):
         key = shard.keys.group(group)
         payload = pack_message(message)
         attachment = await shard.attachment()
+        until = self._patience()
         with attachment.outage.counted():
-            full, members = await self._group_send(attachment, group, key, message, payload)
+            room = await attachment.backlog.enter(len(payload), until)
+            try:
+                full, members = await self._group_send(attachment, group, key, message, payload, until)
+            finally:
+                attachment.backlog.leave(room)
         if full:
             self._over_capacity.missed(group, full, members)
 
     async def _group_send(
-        self, attachment: Attachment, group: str, key: str, message: Message, payload: bytes
+        self, attachment: Attachment, group: str, key: str, message: Message, payload: bytes, until: float
     ) -> tuple[int, int]:
         """How many members were full, and of how many."""
-        members, epoch = await self._members(attachment, key)
+        members, epoch = await self._members(attachment, key, until)
         # A mailbox gets one entry: for the group as a whole, or for all of its channels that are members (but for those
         # with a capacity that others of it do not have).
         calls: list[Coroutine[Any, Any, _Missed]] = []
         channels: dict[tuple[str, int], dict[str, str]] = {}
-        until = _until()
         for member in members:
             local = split_local(member)
             if local is None:
-                calls.append(self._to_ordinary(member, payload))
+                calls.append(self._to_ordinary(member, payload, until))
             elif local[1]:
                 channels.setdefault((local[0], self.settings.capacity_of(member)), {})[local[1]] = member
             else:
@@ -235,21 +255,21 @@ class RedisChannelLayer(ChannelLayer):
         full = await attachment.send_local(mailbox, payload, list(channels), capacity, until)
         return (list(channels.values()), 0) if full is None else ([], len(full))
 
-    async def _to_ordinary(self, channel: str, payload: bytes) -> _Missed:
+    async def _to_ordinary(self, channel: str, payload: bytes, until: float) -> _Missed:
         attachment = await self._shards.of(channel).attachment()
-        return [], not await self._send_ordinary(attachment, channel, payload, 0.0)
+        return [], not await self._send_ordinary(attachment, channel, payload, 0.0, until)
 
     async def _remove(self, attachment: Attachment, group: str, key: str, gone: list[str], epoch: list[bytes]) -> None:
-        """Take members whose processes are gone out of a group; in another epoch they may only be missing."""
+        """Take members whose processes are gone out of a group, if they are still in it: in this epoch."""
         writer = attachment.writer
         if await writer.call("ZRANGE", *epoch_range(attachment.keys), until=_until()) != epoch:
-            raise LayerUnavailable("Redis has lost its data meanwhile: some members may have missed this")
+            return
         await writer.call("ZREM", key, *gone, until=_until())
         logger.info("group %r: %d members of processes that are gone were removed", group, len(gone))
 
-    async def _members(self, attachment: Attachment, key: str) -> tuple[list[str], list[bytes]]:
+    async def _members(self, attachment: Attachment, key: str, until: float) -> tuple[list[str], list[bytes]]:
         """The members of a group, once those who are on the bus have had time to be back in it; and the epoch."""
-        writer, until = attachment.writer, _until()
+        writer = attachment.writer
         while True:
             run_id = writer.run_id
             found: list[Any] = []
@@ -355,10 +375,16 @@ class RedisChannelLayer(ChannelLayer):
         async with (await self._shards.home.attachment()).bus(role, handler) as bus:
             yield bus
 
-    async def _send_ordinary(self, attachment: Attachment, channel: str, payload: bytes, delay: float) -> bool:
+    def _patience(self) -> float:
+        """Return when a call that sends gives up, by the event loop's clock."""
+        return asyncio.get_running_loop().time() + self.settings.wait
+
+    async def _send_ordinary(
+        self, attachment: Attachment, channel: str, payload: bytes, delay: float, until: float
+    ) -> bool:
         """False if the channel is full."""
         entry = self._entries.seal(attachment.keys.messages(channel), payload)
-        return await attachment.send(channel, entry, self.settings.capacity_of(channel), delay, _until())
+        return await attachment.send(channel, entry, self.settings.capacity_of(channel), delay, until)
 
 
 def _until() -> float:

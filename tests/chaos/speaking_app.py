@@ -1,0 +1,32 @@
+"""An app whose every WebSocket speaks by itself: it broadcasts numbers to its room five times a second.
+
+As in every example, there is no `try` around `group_send`: what it raises ends the run.
+"""
+
+import asyncio
+from urllib.parse import parse_qsl
+
+from asgibus import connection
+
+INTERVAL = 0.2
+
+
+async def app(scope, receive, send):
+    assert scope["type"] == "websocket"
+    query = dict(parse_qsl(scope["query_string"].decode()))
+    bus = connection(scope)
+    await receive()
+    await send({"type": "websocket.accept"})
+    if not bus.resumed:
+        await bus.group_add(query["room"])
+    leaving = asyncio.create_task(receive())
+    number = 0
+    while not leaving.done():
+        text = f"{query['name']}.{bus.attempt} {number}"
+        if number % 2:
+            await bus.group_send(query["room"], {"type": "websocket.send", "text": text})
+        else:
+            await bus.layer.group_send(query["room"], {"type": "websocket.send", "text": text})
+        await bus.layer.send(bus.reply_channel, {"type": "websocket.send", "text": f"own.{text}"})
+        number += 1
+        await asyncio.wait([leaving], timeout=INTERVAL)

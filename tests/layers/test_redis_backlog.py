@@ -1,0 +1,119 @@
+"""What waits for a store that is away: bounded in bytes and in time, in order. What was written twice counts once."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from asgibus.layers import LayerUnavailable, RedisChannelLayer
+from asgibus.layers.codec import pack_message
+from asgibus.layers.names import split_local
+from asgibus.layers.redis import scripts
+from asgibus.layers.redis.backlog import Backlog
+from asgibus.layers.redis.kept import MESSAGES
+from support.bus import until
+from support.redis import RedisServer
+
+pytestmark = pytest.mark.anyio
+
+FAR = 1e9
+
+
+def soon(seconds: float) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+async def test_who_comes_beyond_the_bound_waits_in_turn() -> None:
+    backlog = Backlog(10_000)
+    rooms = [await backlog.enter(4000, FAR), await backlog.enter(4000, FAR)]
+    order: list[int] = []
+
+    async def enter(number: int, size: int) -> int:
+        room = await backlog.enter(size, FAR)
+        order.append(number)
+        return room
+
+    async with asyncio.TaskGroup() as tasks:
+        entering = [tasks.create_task(enter(number, size)) for number, size in enumerate([4000, 100, 50_000])]
+        await asyncio.sleep(0)
+        assert order == [], "the small one waits behind the large one"
+        backlog.leave(rooms[0])
+        await until(lambda: order == [0, 1])
+        for room in (rooms[1], entering[0].result(), entering[1].result()):
+            assert order == [0, 1]
+            backlog.leave(room)
+        await until(lambda: order == [0, 1, 2])
+        backlog.leave(entering[2].result())
+
+
+async def test_who_finds_no_room_in_time_has_written_nothing() -> None:
+    backlog = Backlog(1000)
+    room = await backlog.enter(1000, FAR)
+    with pytest.raises(LayerUnavailable, match="too much waits for Redis already"):
+        await backlog.enter(1, soon(0.01))
+    waiting = asyncio.create_task(backlog.enter(1, FAR))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    backlog.leave(room)
+    assert await backlog.enter(1000, soon(1)) == 1000
+
+
+async def test_one_message_may_exceed_the_bound_and_tiny_ones_are_bounded_too() -> None:
+    backlog = Backlog(100_000)
+    backlog.leave(await backlog.enter(10**6, soon(1)))
+    for _ in range(1000):
+        await backlog.enter(0, soon(1))
+    with pytest.raises(LayerUnavailable):
+        await backlog.enter(0, soon(0.01))
+
+
+@pytest.mark.parametrize("channels", [False, True])
+async def test_a_send_waits_for_redis_as_long_as_the_layer_is_told(
+    channels: bool, start_redis: Callable[..., RedisServer]
+) -> None:
+    server = start_redis()
+    patient, hasty = RedisChannelLayer(server.url, wait=60), RedisChannelLayer(server.url, wait=0.2)
+    try:
+        own = await patient.new_channel()
+        await patient.group_add("group", own)
+        await hasty.group_send("group", {"n": 0})
+        assert await patient.receive(own) == {"n": 0}
+        server.kill()
+        with pytest.raises(LayerUnavailable):
+            await hasty.group_send("group", {"n": 1})
+        sending = [
+            asyncio.create_task(patient.send(own, {"n": n}) if channels else patient.group_send("group", {"n": n}))
+            for n in range(2, 5)
+        ]
+        _, waiting = await asyncio.wait(sending, timeout=0.5)
+        assert len(waiting) == 3
+        await asyncio.to_thread(server.start)
+        await asyncio.gather(*sending)
+        assert sorted([(await patient.receive(own))["n"] for _ in range(3)]) == [2, 3, 4]
+        assert patient.counts["send failed"] == 0
+        assert hasty.counts["send failed"] == 1
+    finally:
+        await patient.close()
+        await hasty.close()
+
+
+async def test_what_was_written_twice_is_received_once_and_counts_once(redis_url: str) -> None:
+    layer = RedisChannelLayer(redis_url, capacity=3)
+    try:
+        own = await layer.new_channel()
+        local = split_local(own)
+        assert local is not None
+        mailbox, part = local
+        attachment = await layer._shards.of(mailbox).attachment()
+        entry = attachment.sent._entry(mailbox, (MESSAGES, [part], pack_message({"n": 1}), 0.0))
+        keys = attachment.keys.mailbox(mailbox), attachment.keys.unread(mailbox)
+        for _ in range(2):
+            assert await attachment.writer.call("EVAL", scripts.SEND_TO_ONE, 2, *keys, entry, 3, part) == []
+        assert await layer.receive(own) == {"n": 1}
+        for n in (2, 3, 4):
+            await layer.send(own, {"n": n})
+        assert [(await layer.receive(own))["n"] for _ in range(3)] == [2, 3, 4]
+        assert (await layer.channel_statistics(own))["messages_pending"] == 0
+    finally:
+        await layer.close()
