@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+import click
+
 from asgibus.commands.notify import ServiceManager
 
 VARIABLE = "ASGIBUS_LIFELINE"  # in the environment of a supervised process: the number of its end
@@ -43,12 +45,20 @@ class Lifeline:
 
     @classmethod
     def inherited(cls) -> Lifeline:
-        """The line that the environment names, taken out of it: what the app starts is not on it."""
+        """The line that the environment names, taken out of it: what the app starts is not on it.
+
+        Raises click.UsageError for a name that no supervisor has given.
+        """
         manager = ServiceManager.inherited()
         number = os.environ.pop(VARIABLE, None)
         if number is None:
             return cls(manager=manager)
-        end = socket.socket(fileno=int(number))
+        try:
+            end = socket.socket(fileno=int(number))
+        except (ValueError, OSError, OverflowError):
+            raise click.UsageError(
+                f"{VARIABLE} is for processes of a supervisor alone: take it out of the environment"
+            ) from None
         end.set_inheritable(False)
         return cls(end)
 

@@ -174,6 +174,12 @@ def test_unknown_variables_are_told(start_interface: Start) -> None:
     assert "MAX_REQUESTS" not in process.log(), "the other command has it"
 
 
+@pytest.mark.parametrize("value", ["", "x", "-1", "0", "99", "9" * 30])
+def test_a_lifeline_that_no_supervisor_has_made(start_interface: Start, value: str) -> None:
+    process = start_interface(app=APP, env={"ASGIBUS_LIFELINE": value}, ready=False)
+    assert "ASGIBUS_LIFELINE is for processes of a supervisor alone" in refusal(process, 2)
+
+
 def test_a_protocol_without_a_terminator_is_told(redis_url: str, start_worker: Start) -> None:
     process = start_worker(APP, "--layer", redis_url, "--protocol", "udb", "--protocol", "udp")
     assert (
