@@ -39,8 +39,9 @@ async def hesitate(connection, receive, notes):
 
 
 async def stream(connection, receive, send, query, notes):
+    kind = query.get("type", "text/event-stream")
     await connection.group_add(query["group"])
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind.encode())]})
     await send({"type": "http.response.body", "body": b"data: joined\n\n", "more_body": True})
     assert await receive() == {"type": "http.request", "body": b"", "more_body": False}
     notes.append((await receive())["type"])

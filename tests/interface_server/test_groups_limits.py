@@ -193,11 +193,14 @@ def test_an_interface_that_stops_leaves_its_groups(
 def test_a_group_outlives_a_worker_that_stops(
     start_interface: Start, start_worker: Start, redis_url: str, group: str
 ) -> None:
-    """Memberships are the sockets', not the workers': a stream whose worker is about to stop still hears."""
+    """Memberships are the sockets', not the workers': a stream whose worker is about to stop still hears.
+
+    It is no event stream: these end as soon as their worker stops.
+    """
     first = start_worker(APP, "--layer", redis_url)
     server = start_interface("--layer", redis_url)
     with RawClient(server) as stream:
-        stream.send(f"GET /stream?group={group} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+        stream.send(f"GET /stream?group={group}&type=text/plain HTTP/1.1\r\nHost: test\r\n\r\n".encode())
         stream.read_until(b"data: joined\n\n\r\n")
         start_worker(APP, "--layer", redis_url)
         first.terminate()
