@@ -8,7 +8,7 @@ import logging.config
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -25,13 +25,12 @@ def set_up_logging(level: str, options: Mapping[str, Any], *, access: bool, pid:
     """
     config = options["log_config"]
     if config is None:
-        handler = logging.StreamHandler(sys.stderr)
-        process = "[%(process)d] " if pid else ""
-        handler.addFilter(_not_printed_yet)
-        handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-8s {process}%(message)s"))
-        root = logging.getLogger()
-        root.addHandler(handler)
-        root.setLevel(logging.WARNING)
+        ours = logging.getLogger("asgibus")
+        ours.addHandler(_StandardError(pid=pid))
+        ours.propagate = False
+        # For what the app logs. Not the root's handler: logging.basicConfig in the app would then do nothing.
+        logging.lastResort = _StandardError(pid=pid)
+        logging.lastResort.addFilter(_not_printed_yet)
     else:
         sys.path.insert(0, str(Path(options["app_dir"]).resolve()))
         _configure(config)
@@ -39,6 +38,29 @@ def set_up_logging(level: str, options: Mapping[str, Any], *, access: bool, pid:
         logging.getLogger("asgibus").setLevel(level.upper())
     if not access:
         logging.getLogger("asgibus.access").setLevel(logging.CRITICAL + 1)
+
+
+def app_is_loaded() -> None:
+    """Go on with the logging that the app has set up, or has not.
+
+    Records of the app that no handler takes, or none that prints, go to standard error as ours do. Our loggers
+    that it does not name are not silenced, which is the default of `logging.config`.
+    """
+    root = logging.getLogger()
+    if not root.handlers and isinstance(logging.lastResort, _StandardError):
+        root.addHandler(logging.lastResort)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.partition(".")[0] == "asgibus" and isinstance(logger, logging.Logger):
+            logger.disabled = False
+
+
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to standard error, in the form of our log."""
+
+    def __init__(self, *, pid: bool) -> None:
+        super().__init__(sys.stderr)
+        process = "[%(process)d] " if pid else ""
+        self.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-8s {process}%(message)s"))
 
 
 def _not_printed_yet(record: logging.LogRecord) -> bool:

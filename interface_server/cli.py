@@ -18,7 +18,7 @@ from asgibus.commands.environment import warn_of_unknown_variables
 from asgibus.commands.hang_ups import hang_ups
 from asgibus.commands.health import ProcessHealth, admin_port
 from asgibus.commands.lifeline import Lifeline
-from asgibus.commands.logs import set_up_logging
+from asgibus.commands.logs import app_is_loaded, set_up_logging
 from asgibus.commands.options import (
     COUNT,
     DEFAULT_LAYER,
@@ -356,6 +356,7 @@ def command(log_level: str, **options: Any) -> None:
     protocols = tuple(dict.fromkeys(listener.kind for listener in listeners))
     try:
         worker = embedded_worker({**options, "protocols": protocols}, layer) if app else None
+        app_is_loaded()
         if options["check"]:
             Tls(settings).load()
             end_check(f"the options, and the app {app}" if app else "the options")

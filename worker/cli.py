@@ -15,7 +15,7 @@ from asgibus.commands.admin import AdminError
 from asgibus.commands.environment import warn_of_unknown_variables
 from asgibus.commands.health import ProcessHealth, admin_port
 from asgibus.commands.lifeline import Lifeline
-from asgibus.commands.logs import set_up_logging
+from asgibus.commands.logs import app_is_loaded, set_up_logging
 from asgibus.commands.options import (
     COUNT,
     DEFAULT_LAYER,
@@ -148,6 +148,7 @@ def command(log_level: str, **options: Any) -> None:
     except ApplicationError as error:
         lifeline.failed(str(error), error.trace)
         raise SystemExit(1) from None
+    app_is_loaded()
     if options["check"]:
         end_check(f"the options, and the app {settings.app}")
     worker = (BackgroundWorker if settings.channels else Worker)(settings, app, layer)

@@ -40,6 +40,8 @@ def _process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(run_module, "_exit_within", lambda seconds, code: None)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(logging, "lastResort", logging.lastResort)
+    monkeypatch.setattr(logging.getLogger("asgibus"), "propagate", True)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "text").write_text("text\n")

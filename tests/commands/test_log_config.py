@@ -109,15 +109,53 @@ def test_what_the_app_prints_itself_is_not_printed_again(start_interface: Start,
     """Django has a handler for its own logger in debug mode, and lets its records go on to the root."""
     (tmp_path / "logging_app.py").write_text(
         "import logging\n"
-        "from commands.simple_app import app\n"
+        "from commands import simple_app\n"
         "own = logging.getLogger('own')\n"
         "handler = logging.StreamHandler()\n"
         "handler.setLevel('ERROR')\n"
         "own.addHandler(handler)\n"
-        "for logger in (own, logging.getLogger('own.child'), logging.getLogger('other')):\n"
-        "  logger.warning('a warning of %s', logger.name)\n"
-        "  logger.error('an error of %s', logger.name)\n"
+        "async def app(scope, receive, send):\n"
+        "  if scope['type'] == 'http':\n"
+        "    for logger in (own, logging.getLogger('own.child'), logging.getLogger('other')):\n"
+        "      logger.warning('a warning of %s', logger.name)\n"
+        "      logger.error('an error of %s', logger.name)\n"
+        "  await simple_app.app(scope, receive, send)\n"
     )
     server = start_interface(app="logging_app:app")
+    assert httpx.get(server.url, trust_env=False).status_code == 200
     for line in ("a warning of own\n", "an error of own\n", "an error of own.child\n", "an error of other\n"):
         assert server.log().count(line) == 1
+
+
+DICT_CONFIG = (
+    "logging.config.dictConfig({'version': 1, 'formatters': {'own': {'format': 'own: %(message)s'}},"
+    " 'handlers': {'err': {'class': 'logging.StreamHandler', 'formatter': 'own'}},"
+    " 'root': {'level': 'INFO', 'handlers': ['err']}})"
+)
+
+
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [
+        ("", "WARNING  a warning"),
+        ("logging.basicConfig(level='INFO', format='own: %(message)s')", "own: a note"),
+        (DICT_CONFIG, "own: a note"),
+        ("logging.config.dictConfig({'version': 1, 'loggers': {'app': {'level': 'INFO'}}})", "INFO     a note"),
+    ],
+    ids=["nothing", "basicConfig", "dictConfig", "dictConfig of a logger"],
+)
+def test_an_app_may_set_up_logging(start_interface: Start, tmp_path: Path, setting: str, shown: str) -> None:
+    """What it logs is shown as it says, and ours as ever."""
+    (tmp_path / "logging_app.py").write_text(
+        "import logging, logging.config\nfrom commands.simple_app import app\n"
+        f"{setting}\nlogger = logging.getLogger('app')\nlogger.info('a note')\nlogger.warning('a warning')\n"
+    )
+    server = start_interface(app="logging_app:app")
+    assert httpx.get(server.url, trust_env=False).status_code == 200
+    server.terminate()
+    server.wait()
+    log = server.log()
+    for text in (shown, "INFO     Listening on", '"GET / HTTP/1.1" 200\n', "INFO     SIGTERM: stopping"):
+        assert log.count(text) == 1, text
+    assert log.count("a warning") == 1
+    assert log.count("a note") == ("note" in shown)
