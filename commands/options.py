@@ -325,6 +325,14 @@ def app_options(command: F) -> F:
         ),
         option(
             "Application",
+            "--wsgi-response-buffer",
+            type=COUNT,
+            default=16 * 1024**2,
+            metavar="BYTES",
+            help="How much of a response a WSGI app may write before a slow client has read it; then its thread waits.",
+        ),
+        option(
+            "Application",
             "--wsgi-spool-size",
             type=SIZE,
             default=4 * 1024**3,

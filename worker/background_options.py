@@ -23,6 +23,7 @@ FOR_CONNECTIONS = (
     "protocols",
     "threads",
     "wsgi_max_body_size",
+    "wsgi_response_buffer",
     "wsgi_spool_size",
 )
 FOR_CHANNELS = ("channel_concurrency", "attempts", "dead_letter", "at_most_once", "expiry", "capacity")

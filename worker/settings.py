@@ -59,6 +59,8 @@ class WorkerSettings:
     """How the app is called; "auto": found out from its signature."""
     wsgi_max_body_size: int = 1024**3
     """Bytes of the body of one request to a WSGI app; a larger one is answered with 413."""
+    wsgi_response_buffer: int = 16 * 1024**2
+    """Bytes of a response that a WSGI app may write before its client has read them."""
     wsgi_spool_size: int = 4 * 1024**3
     """Bytes on disk that the bodies of requests to a WSGI app, and of its responses, may take up together."""
     threads: int = 10

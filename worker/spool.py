@@ -21,7 +21,6 @@ logger = logging.getLogger("asgibus.worker")
 
 REQUEST_IN_MEMORY = 64 * 1024  # bytes of one body: there may be thousands of slow uploads
 RESPONSE_IN_MEMORY = 256 * 1024  # bytes of one body, as many as are under way to the client
-AHEAD = 16 * 1024 * 1024  # bytes of one response that its thread may write before the client has read them
 READ = 256 * 1024  # bytes read from a file at once
 FEWEST_FILES = 16
 FILES_SHARE = 16  # one in so many of the files that the process may have open
@@ -135,12 +134,13 @@ class RequestBody:
 class ResponseBody:
     """The body of a response, on its way from the thread of the app to the event loop. To be closed.
 
-    The event loop reads as fast as the client does. The thread writes as fast as the app goes, until it is AHEAD bytes
-    before the event loop, or the spool is full.
+    The event loop reads as fast as the client does. The thread writes as fast as the app goes, until it is `ahead`
+    bytes before the event loop, or the spool is full.
     """
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, ahead: int) -> None:
         self._spool = spool
+        self._ahead = ahead
         self._loop = asyncio.get_running_loop()
         self._changed = threading.Condition()  # protects what follows, and tells the thread that there is room again
         self._parts: list[bytes] = []  # they come before what is in the file
@@ -199,7 +199,7 @@ class ResponseBody:
                     self._in_memory += len(part)
                     self._wake()
                     return len(part)
-                length = min(len(data), AHEAD - self._written)
+                length = min(len(data), self._ahead - self._written)
                 if length and not self._disk_failed and self._grow(self._written + length):
                     break
                 self._changed.wait()

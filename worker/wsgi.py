@@ -44,6 +44,7 @@ class WSGIApplication:
         self._threads = settings.threads
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="WSGI")
         self._max_body_size = settings.wsgi_max_body_size
+        self._ahead = settings.wsgi_response_buffer
         self._spool = Spool(settings.wsgi_spool_size)
         self._waiting = 0  # requests that wait for their client, and need no thread
         self.on_free: Callable[[], object] = lambda: None
@@ -70,7 +71,8 @@ class WSGIApplication:
         try:
             body = await self._whole_body(request, scope, receive, send)
             if body is not None:
-                exchange = _Exchange(self._app, _environ(scope, body, request.size), self._spool)
+                response = ResponseBody(self._spool, self._ahead)
+                exchange = _Exchange(self._app, _environ(scope, body, request.size), self._spool, response)
                 await self._respond(exchange, send)
         finally:
             await request.close()
@@ -153,7 +155,7 @@ class FileWrapper:
 class _Exchange:
     """One request and its response, between a thread and the event loop."""
 
-    def __init__(self, app: WSGICallable, environ: Environ, spool: Spool) -> None:
+    def __init__(self, app: WSGICallable, environ: Environ, spool: Spool, response: ResponseBody) -> None:
         self._app = app
         self._environ = environ
         self._spool = spool
@@ -161,7 +163,7 @@ class _Exchange:
         self._begun = False
         self._file: tuple[int, int] | None = None  # descriptor and position
         self._close_file: Callable[[], object] | None = None
-        self.response = ResponseBody(spool)
+        self.response = response
 
     @property
     def has_file(self) -> bool:

@@ -192,6 +192,14 @@ def test_a_file_that_is_read_otherwise_than_it_lies_on_the_disk(client: httpx.Cl
     assert notes(client).count("file closed") == 2
 
 
+def test_how_far_a_response_runs_ahead_of_its_client_can_be_set(start_interface: Start) -> None:
+    server = start_interface("--threads", 1, "--wsgi-response-buffer", 100 * MIB, app=APP)
+    with RawClient(server, receive_buffer=1 << 16) as slow:
+        slow.send(b"GET /large?40 HTTP/1.1\r\nHost: test\r\n\r\n")
+        slow.read_head()
+        assert httpx.get(f"{server.url}/noted", trust_env=False, timeout=30).json()[-1] == "large closed"
+
+
 def test_what_a_stream_says_is_sent_at_once(server: Process, client: httpx.Client) -> None:
     with RawClient(server) as stream:
         stream.send(b"GET /prompt HTTP/1.1\r\nHost: test\r\n\r\n")
