@@ -185,6 +185,17 @@ class Bus(ABC):
     def stop_claiming(self) -> None:
         """Make every running and later `claim` and `take` return: with what it has taken, then with nothing."""
 
+    async def announce(self, pool: str, app: str) -> list[tuple[str, str]]:
+        """Say which app this process runs for a pool.
+
+        Returns:
+            The mailboxes of living processes that run another app for that pool, and what they run.
+
+        Raises:
+            LayerUnavailable: The store cannot be reached.
+        """
+        return []
+
     @abstractmethod
     def done(self, claim: Claim) -> None:
         """Say that a claimed entry is dealt with; buffered, written behind the frames posted before."""

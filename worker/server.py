@@ -11,6 +11,7 @@ import anyio
 from asgibus.commands.pacing import spread
 from asgibus.compatibility.callables import Application
 from asgibus.layers.contract import Bus, ChannelLayer, Claim, Statistics, statistics_of
+from asgibus.layers.errors import LayerUnavailable
 from asgibus.protocol.channels import shared_channels
 from asgibus.protocol.checks import ForeignVersion, read_opening
 from asgibus.protocol.states import Run
@@ -75,6 +76,7 @@ class Worker(BaseWorker):
         self._loop = asyncio.get_running_loop()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._sessions.tick)
+            tasks.start_soon(self._announce_app)
             ready()
             try:
                 await self._claim(stop)
@@ -83,6 +85,25 @@ class Worker(BaseWorker):
                 await self._cancel()
                 await self._sessions.settle()
                 tasks.cancel_scope.cancel()
+
+    async def _announce_app(self) -> None:
+        """Warn if others run another app for the same pool: who claims a connection is chance then."""
+        pool, app = self._settings.pool, str(self._settings.app)
+        try:
+            others = await self.bus.announce(pool, app)
+        except LayerUnavailable as error:
+            logger.debug("the app could not be announced: %s", error)
+            return
+        if others:
+            mailbox, other = others[0]
+            logger.warning(
+                "%s runs another app for the pool %r: %s, where this worker runs %s. Each serves connections that are "
+                "meant for the other: give each deployment its own --prefix, or its own --pool",
+                mailbox,
+                pool,
+                other,
+                app,
+            )
 
     def _wake(self) -> None:
         self._slots.set()

@@ -47,6 +47,7 @@ logger = logging.getLogger("asgibus.layers")
 # mailbox to a group, or taken it out.
 MEMBER = 7
 LIFE_MS = round(LIFE_SECONDS * 1000)
+APPS_SECONDS = 86_400  # how long it is known what was announced, if nobody tidies up
 RECEIVED_AT_ONCE = 1000  # channels in one script: it holds up Redis for half a millisecond
 STATISTICS_SECONDS = 1.0  # for what somebody looks at; who looks waits, and there is nothing to be repaired
 
@@ -314,6 +315,22 @@ class RedisBus(Bus):
 
     def done(self, claim: Claim) -> None:
         self._claimant.done(claim)
+
+    async def announce(self, pool: str, app: str) -> list[tuple[str, str]]:
+        key, until = self._keys.apps, _soon()
+        await self._writer.call("HSET", key, self.mailbox, self._entries.pack(key, (pool, app)), until=until)
+        await self._writer.call("EXPIRE", key, APPS_SECONDS, until=until)
+        told = await self._writer.call("HGETALL", key, until=until)
+        others = []
+        for field, value in zip(told[::2], told[1::2], strict=True):
+            try:
+                mailbox, (its_pool, its_app) = field.decode(), self._entries.unpack(key, value)
+            except (ValueError, TypeError) as error:
+                self._entries.odd("odd app", key, str(error))
+                continue
+            if mailbox in self._presence.live and its_pool == pool and its_app != app:
+                others.append((mailbox, str(its_app)))
+        return others
 
     def release(self, claim: Claim, why: str) -> None:
         self._claimant.release(claim, why)

@@ -22,6 +22,7 @@ logger = logging.getLogger("asgibus.layers")
 
 MARK = b"\xc1\x01"  # begins a sealed entry; no msgpack begins so. The second byte is the version of the seal
 KEY_ID = slice(2, 6)  # where such an entry names its key
+DAMAGED_LINES = 100  # that are written of damaged entries, for the same reason
 FOREIGN_KEYS = 16  # that are logged one by one: whoever makes up more of them does not fill the log
 
 
@@ -81,7 +82,10 @@ class Entries:
         why = self.foreign(error)
         if why is None:
             self._counts["damaged entry"] += 1
-            logger.error("%s: entry %s was dropped: %s", place, entry_id, error)
+            if self._counts["damaged entry"] <= DAMAGED_LINES:
+                logger.error("%s: entry %s was dropped: %s", place, entry_id, error)
+            elif self.is_first("damaged entry"):
+                logger.error("%d damaged entries were dropped; later ones are counted", DAMAGED_LINES)
             return
         key = error.key_id if isinstance(error, UnknownKey) else ""
         if key not in self._foreign and len(self._foreign) < FOREIGN_KEYS:

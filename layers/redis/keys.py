@@ -20,6 +20,11 @@ class Keys:
         """Sorted set: the leases, and the epoch."""
         return f"{self.prefix}:processes"
 
+    @property
+    def apps(self) -> str:
+        """Hash: which app a worker runs for which pool, by its mailbox."""
+        return f"{self.prefix}:apps"
+
     def shared(self, channel: str) -> str:
         """Stream with a consumer group: what is offered to the workers."""
         return f"{self.prefix}:shared:{channel}"

@@ -68,6 +68,8 @@ class Presence:
     ) -> None:
         """`keeper` keeps the lease while the event loop is busy; `bounded`: the channels have a capacity."""
         self.now = 0
+        self.live: frozenset[str] = frozenset()
+        """The mailboxes whose leases ran at the last beat."""
         self._ahead = 0.0  # of the event loop's clock
         self._bounded = bounded
         self._keeper = keeper
@@ -124,6 +126,7 @@ class Presence:
     def leave(self) -> None:
         """Give the lease and the mailbox back; written behind all that was posted, not waited for."""
         self._writer.write(("UNLINK", *self._mailbox_keys(self._mailbox)), _ignore)
+        self._writer.write(("HDEL", self._keys.apps, self._mailbox), _ignore)
         self._writer.write(("EVAL", scripts.END_LEASE, 1, self._key, self._mailbox), self._left)
 
     def _left(self, reply: object) -> None:
@@ -259,6 +262,7 @@ class Presence:
         self._listed = epoch
         self._renewed = self._loop.time()
         beat = Beat(self._mailboxes(live), self._mailboxes(ended), bool(grace), self._mailboxes(gone))
+        self.live = beat.live
         forgotten = self.now - LISTED_SECONDS * 1000
         for mailbox in [each for each, at in self._deaths.items() if each in beat.live or at < forgotten]:
             del self._deaths[mailbox]
@@ -288,6 +292,7 @@ class Presence:
             if mailbox in may_return and await self._hears_groups(mailbox) and not await self._is_too_large(mailbox):
                 continue
             await self._writer.call("UNLINK", *self._mailbox_keys(mailbox, of_others=True))
+            self._writer.write(("HDEL", self._keys.apps, mailbox), _ignore)
             await self._memberships.bury(mailbox, self.now)
             self._dead.discard(mailbox)
 

@@ -51,3 +51,20 @@ def test_pool_and_routes_are_environment_variables_too(
     for path, status in (("/", 200), ("/blue", 200), ("/red", 503)):
         with RawClient(server) as client:
             assert client.request("GET", path).status == status
+
+
+def test_two_apps_in_one_pool_are_told(start_worker: Start, redis_url: str) -> None:
+    """Mostly they are two deployments that share a Redis and know nothing of each other."""
+    other = "end_to_end.load_app:app"
+    first = start_worker(APP, "--layer", redis_url)
+    apart = [start_worker(other, "--layer", redis_url, option, "other") for option in ("--pool", "--prefix")]
+    same = start_worker(APP, "--layer", redis_url)
+    second = start_worker(other, "--layer", redis_url)
+    second.wait_for(f"runs another app for the pool 'default': {APP}, where this worker runs {other}")
+    second.terminate()
+    second.wait()
+    third = start_worker(APP, "--layer", redis_url)
+    third.wait_for("Worker ready: ")
+    third.terminate()
+    third.wait()
+    assert not [worker for worker in (first, *apart, same, third) if "runs another app" in worker.log()]

@@ -125,7 +125,8 @@ async def test_what_is_no_opening_is_dropped_and_told(caplog: pytest.LogCaptureF
         interface.bus.offer(channel, 5)
         interface.open(version=99)
         assert whole(await interface.answer(interface.open())) == (200, b"/")
-    assert caplog.text.count("was dropped") == 3
+        assert interface.worker.counts() == {"bad opening": 2, "foreign version": 1, "unreadable entry": 1}
+    assert caplog.text.count("was dropped") == 2  # the first of each kind is an error in the log
 
 
 async def test_an_interface_that_is_gone_takes_its_connections_with_it() -> None:
