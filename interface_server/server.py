@@ -83,6 +83,8 @@ class Server:
             return "stopping: no new sockets are taken"
         if not self.connections.bus.available:
             return "the channel layer cannot be reached"
+        if self.connections.bus.refusal is not None:
+            return f"the channel layer takes nothing: {self.connections.bus.refusal}"
         return None
 
     def counts(self) -> dict[str, int]:

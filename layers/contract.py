@@ -131,6 +131,11 @@ class Bus(ABC):
         effect.
         """
 
+    @property
+    def refusal(self) -> str | None:
+        """Why the store takes nothing for now though it can be reached, such as for lack of memory; None if it does."""
+        return None
+
     @abstractmethod
     def post(self, mailbox: str, frame: Frame | Draft, size: int = 0) -> None:
         """Write a frame to a mailbox: ordered per mailbox, buffered, at once.

@@ -53,6 +53,8 @@ class BaseWorker(ABC):
             return f"stopping: no new {self._unit}s are taken"
         if not self.bus.available:
             return "the channel layer cannot be reached"
+        if self.bus.refusal is not None:
+            return f"the channel layer takes nothing: {self.bus.refusal}"
         return self.bus.unreadable
 
     @abstractmethod

@@ -120,6 +120,10 @@ class RedisBus(Bus):
     def available(self) -> bool:
         return self._outage.available
 
+    @property
+    def refusal(self) -> str | None:
+        return self._writer.refusal
+
     async def open(self) -> None:
         """Make the mailbox, take the lease, and begin to read. Raises LayerUnavailable."""
         await self._presence.open(_soon())

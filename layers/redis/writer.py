@@ -99,7 +99,8 @@ class Writer:
         self._in_flight: deque[Command] = deque()
         self._again: list[Command] = []
         self._scheduled = False  # a flush is on its way, or waits until Redis may take writes again
-        self._refused = False
+        self.refusal: str | None = None
+        """Why Redis takes no writes for now; None while it does."""
         self._moved = False
         self._replica = False
         self.packed = 0
@@ -299,8 +300,8 @@ class Writer:
             self._again.append(command)
             if str(reply).startswith("READONLY"):
                 self._replica = True
-            elif not self._refused:
-                self._refused = True
+            elif self.refusal is None:
+                self.refusal = str(reply)
                 logger.warning("Redis refuses writes for now (%s): trying again until it takes them", reply)
         elif command.behind and self._again:
             self._again.append(command)
@@ -319,8 +320,8 @@ class Writer:
             self._scheduled = True  # so that nothing overtakes what waits
             self._loop.call_later(RETRY_SECONDS, self._flush)
         else:
-            if self._refused:
-                self._refused = False
+            if self.refusal is not None:
+                self.refusal = None
                 logger.warning("Redis takes writes again")
             self._flush()
 

@@ -11,7 +11,7 @@ from asgibus.protocol.events import MESSAGE_RECEIVED, REQUEST_BODY, REQUEST_END
 from asgibus.protocol.frames import EVENT, HEAD
 from asgibus.protocol.opening import HTTP
 from asgibus.protocol.session import PART
-from support.admin import counts
+from support.admin import counts, readiness
 from support.deadline import in_time, wait_until
 from support.processes import Process
 from support.raw import RawClient
@@ -106,3 +106,23 @@ def test_a_pool_without_workers_does_not_fill_redis_for_the_others(
             assert client.request("GET", "/other/").status == 503
             in_time(time.monotonic() - began, 2)
     assert server.log().count("new connections are refused") == 1
+
+
+def test_a_full_redis_is_said_and_waited_for(
+    start_redis: Callable[..., RedisServer],
+    start_interface: Callable[..., Process],
+    start_worker: Callable[..., Process],
+) -> None:
+    url = start_redis().url
+    start_worker("end_to_end.pool_app:app", "--layer", url, env={"POOL": "default"})
+    server = start_interface("--layer", url, "--admin-port", 0)
+    with redis.Redis.from_url(url, protocol=2) as admin, RawClient(server) as client:
+        assert client.request("GET", "/").status == 200
+        admin.config_set("maxmemory", "1kb")
+        client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        wait_until(lambda: readiness(server)[0] == 503)
+        assert "OOM" in readiness(server)[1]
+        admin.config_set("maxmemory", "0")
+        assert client.read_response().status == 200
+        wait_until(lambda: readiness(server)[0] == 200)
+    assert server.log().count("Redis refuses writes for now (OOM") == 1
