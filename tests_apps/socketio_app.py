@@ -10,7 +10,7 @@ from starlette.routing import Route
 sio = socketio.AsyncServer(
     async_mode="asgi",
     cors_allowed_origins="*",
-    transports=["websocket"],
+    transports=os.environ.get("TRANSPORTS", "websocket").split(),
     client_manager=socketio.AsyncRedisManager(os.environ["REDIS_URL"]),
 )
 

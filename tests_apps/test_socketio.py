@@ -1,4 +1,4 @@
-"""python-socketio with its own client, over WebSocket alone: polling needs sticky sessions."""
+"""python-socketio with its own client and that of browsers: over WebSocket, and with one worker over polling, too."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +19,11 @@ WAIT = 15
 @pytest.fixture(scope="module")
 def site(serve: Callable[..., Site]) -> Site:
     return serve("socketio_app:app")
+
+
+@pytest.fixture(scope="module")
+def one_worker(serve: Callable[..., Site]) -> Site:
+    return serve("socketio_app:app", workers=1, env={"TRANSPORTS": "polling websocket"})
 
 
 class Person:
@@ -110,6 +115,25 @@ async def test_others_hear_of_who_leaves(meet: Meet) -> None:
     assert await stays.next("gone") == "leaves"
     breaks.client.eio.ws._conn.transport.abort()
     assert await stays.next("gone") == "breaks"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("transports", [["polling"], ["polling", "websocket"]])
+async def test_polling_with_one_worker(one_worker: Site, transports: list[str]) -> None:
+    """All requests of a client have to reach the process that knows it."""
+    ann, ben = Person("Ann"), Person("Ben")
+    for person in (ann, ben):
+        await person.client.connect(one_worker.url, auth={"name": person.name}, transports=transports)
+        await person.call("enter", "polling")
+    assert ann.client.transport() == transports[-1]
+    for number in range(20):
+        await ann.client.emit("say", {"room": "polling", "text": str(number)})
+        assert await ben.next("said") == {"by": "Ann", "text": str(number)}
+    data = bytes(range(256)) * 1000
+    assert await ann.call("echo_bytes", data) == data[::-1]
+    await ann.client.disconnect()
+    assert await ben.next("gone") == "Ann"
+    await ben.client.disconnect()
 
 
 @pytest.mark.anyio
