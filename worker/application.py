@@ -109,7 +109,7 @@ def load_application(target: str, *, app_dir: str = "", factory: bool = False) -
             where = getattr(sys.modules[module_name], "__file__", None)
             raise ApplicationError(
                 f"module {module_name!r}{f' ({where})' if where else ''} has no attribute {attribute!r} "
-                f"for the app {target!r}{_near(name, _attributes(found))}"
+                f"for the app {target!r}{_near(name, _attributes(found)) or _inside(found)}"
             ) from None
         except Exception as error:  # a property, or `__getattr__` of the module, may raise anything
             raise _failed(target, error) from error
@@ -151,8 +151,18 @@ def _failed(target: str, error: Exception) -> ApplicationError:
 
 def _near(name: str, names: Iterable[str]) -> str:
     """Return a question that names those which may have been meant, or nothing."""
-    found = get_close_matches(name, names, n=3, cutoff=0.4)
+    names = list(names)
+    whole = [each for each in names if each.lower().startswith(name.lower()) or each.lower().endswith(name.lower())]
+    found = list(dict.fromkeys([*whole, *get_close_matches(name, names)]))[:3]
     return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
+def _inside(package: Any) -> str:
+    """Return the names of modules of a package, one of which may be meant, or nothing."""
+    if not inspect.ismodule(package):
+        return ""
+    names = [repr(f"{package.__name__}.{name}") for name in _modules(f"{package.__name__}.", "")]
+    return f"; it is a package, with the module {' or '.join(names[:3])}" if names else ""
 
 
 def _attributes(owner: Any) -> list[str]:
@@ -164,5 +174,5 @@ def _attributes(owner: Any) -> list[str]:
 def _modules(name: str, folder: str) -> list[str]:
     """Return the names of the modules beside the one with that name, in its package or in the folder."""
     package = sys.modules.get(name.rpartition(".")[0])
-    path = getattr(package, "__path__", [folder])
+    path = getattr(package, "__path__", [folder] if folder else [])
     return [module.name for module in iter_modules(path) if not module.name.startswith("_")]

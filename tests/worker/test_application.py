@@ -143,6 +143,7 @@ def test_near_names_are_suggested(write: Write, tmp_path: Path) -> None:
     (tmp_path / "app_shop").mkdir()
     (tmp_path / "app_shop" / "__init__.py").touch()
     (tmp_path / "app_shop" / "main.py").write_text(APP)
+    assert refusal("app_shop:app").endswith("; it is a package, with the module 'app_shop.main'")
     assert refusal("app_shop.mian:app").endswith("; did you mean 'main'?")
     assert "did you mean 'app_shop'" in refusal("app_sohp:app")
 
