@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from functools import lru_cache
 
 MAX_NAME_LENGTH = 100  # what the 2016 specification asks every layer to take
 PROCESS_ID_BYTES = 8  # 64 random bits: two processes of one deployment never meet
@@ -46,12 +47,16 @@ def require_group(name: object) -> str:
 def split_local(name: str) -> tuple[str, str] | None:
     """Return (mailbox, local part) of a process-local name, None for an ordinary one."""
     owner, mark, local = name.partition("!")
-    if not mark:
-        return None
+    return (mailbox_of(owner), local) if mark else None
+
+
+@lru_cache(1024)  # of processes and prefixes, not of channels
+def mailbox_of(owner: str) -> str:
+    """Return the mailbox of a process-local name that begins so, up to the `!`."""
     process = owner.rpartition(".")[2]
     if process.startswith(CHANNELS_MARK) and len(process) == 1 + 2 * PROCESS_ID_BYTES:
-        return channels_mailbox(process), local
-    return owner + mark, local
+        return channels_mailbox(process)
+    return owner + "!"
 
 
 def new_mailbox(role: str) -> str:

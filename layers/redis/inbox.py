@@ -53,22 +53,35 @@ class Store(Protocol):
         """So many messages of each of these channels are unread, of no other one any, and of none more."""
 
 
+class _Reader:
+    """Who waits for a message of a channel, in some event loop; `arrived` is the one that it is given."""
+
+    __slots__ = ("arrived", "channel", "done", "loop")
+
+    def __init__(self, channel: _Channel) -> None:
+        self.channel = channel
+        self.loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = self.loop.create_future()
+        self.arrived: _Arrived | None = None
+
+
 class _Channel:
     """What has arrived for a channel, each with the time at which it expires, and who waits for it.
 
-    `arrived`: how many messages that were, of which some have gone. `used`: since it was last looked at. `read`: when
-    somebody last received from it or began to, by the clock of this process. `member`: a group may have it.
+    `arrived`: how many messages that were, of which some have gone. `used`, `received`: since it was last looked at.
+    `read`: when somebody received from it, as far as that was looked at. `member`: a group may have it.
     """
 
-    __slots__ = ("arrived", "member", "messages", "read", "used", "waiting")
+    __slots__ = ("arrived", "member", "messages", "part", "read", "received", "used", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, part: str) -> None:
+        self.part = part
         self.messages: deque[_Arrived] = deque()
-        self.waiting: deque[asyncio.Future[None]] = deque()
+        self.waiting: deque[_Reader] = deque()
         self.arrived = 0
-        self.used = True
+        self.used = self.received = True
         self.member = False
-        self.read = time.monotonic()
+        self.read = 0.0
 
 
 class Inbox:
@@ -87,6 +100,7 @@ class Inbox:
         self._forgetting: asyncio.TimerHandle | None = None
         self._telling: asyncio.TimerHandle | None = None
         self._counting: asyncio.TimerHandle | None = None
+        self._woken: list[_Reader] = []  # who was given something, and does not know yet
         self._tells = False  # soon
         self._tells_at_once = False
         self._tell_at = 1
@@ -112,54 +126,62 @@ class Inbox:
         Raises LayerUnavailable when the layer is closed meanwhile.
         """
         while True:
-            waiting: asyncio.Future[None] | None = None
+            reader: _Reader | None = None
             with self._lock:
                 if self.closed:
                     raise LayerUnavailable("the layer was closed")
                 channel = self._channel(part)
-                channel.used = True
-                channel.read = time.monotonic()
+                channel.used = channel.received = True
                 if channel.messages:
-                    end, message = channel.messages.popleft()
+                    arrived = channel.messages.popleft()
                     self._gone(part, 1)
                 else:
-                    waiting = asyncio.get_running_loop().create_future()
-                    channel.waiting.append(waiting)
-            if waiting is None:
-                if end > self._store.time():
-                    return unpack_message(message)
-                continue
-            try:
-                await waiting
-            except asyncio.CancelledError:
-                with self._lock:
-                    if waiting in channel.waiting:
-                        channel.waiting.remove(waiting)
-                        woken = None
-                    else:  # it was woken for a message that somebody else has to take now
-                        woken = channel.waiting.popleft() if channel.messages and channel.waiting else None
-                if woken is not None:
-                    self._wake([(channel, woken)])
-                raise
+                    reader = _Reader(channel)
+                    channel.waiting.append(reader)
+            if reader is not None:
+                try:
+                    await reader.done
+                except asyncio.CancelledError:
+                    self._give_up(reader)
+                    raise
+                if reader.arrived is None:
+                    continue  # the layer was closed
+                arrived = reader.arrived
+            if arrived[0] > self._store.time():
+                return unpack_message(arrived[1])
 
     def join(self, part: str) -> None:
         """Note that this channel may be in a group, and say when it is abandoned. Called from any thread."""
         with self._lock:
             channel = self._channel(part)
-            channel.used = channel.member = True
+            channel.used = channel.received = channel.member = True
 
-    def _wake(self, readers: Iterable[tuple[_Channel, asyncio.Future[None]]]) -> None:
-        """Let readers look at their channels, each in its own event loop."""
-        loops: dict[asyncio.AbstractEventLoop, list[tuple[_Channel, asyncio.Future[None]]]] = {}
-        for reader in readers:
-            loops.setdefault(reader[1].get_loop(), []).append(reader)
-        for loop, each in loops.items():
-            try:
-                loop.call_soon_threadsafe(_end_waits, [waiting for _, waiting in each])
-            except RuntimeError:  # the loop was closed while they waited: others may wait behind them
-                with self._lock:
-                    others = [(channel, channel.waiting.popleft()) for channel, _ in each if channel.waiting]
-                self._wake(others)
+    def _give_up(self, reader: _Reader) -> None:
+        """Take out a reader that waits no longer; what it was given already is for the next one."""
+        channel = reader.channel
+        with self._lock:
+            if reader.arrived is None:
+                if reader in channel.waiting:
+                    channel.waiting.remove(reader)
+                return
+            arrived, reader.arrived = reader.arrived, None
+            while channel.waiting:
+                heir = channel.waiting.popleft()
+                if not heir.loop.is_closed():
+                    heir.arrived = arrived
+                    break
+            else:  # it is older than all that is here
+                channel.messages.appendleft(arrived)
+                self._gone(channel.part, -1)
+                return
+        for lost in _wake([heir]):
+            self._give_up(lost)
+
+    def _wake_all(self) -> None:
+        """Tell the readers that they were given a message, once for each event loop."""
+        woken, self._woken = self._woken, []
+        for reader in _wake(woken):
+            self._give_up(reader)
 
     def standing(self, part: str) -> Standing:
         """Return how a channel stands, as far as its messages have arrived."""
@@ -182,10 +204,11 @@ class Inbox:
         """Sweep no more; nothing comes any more for who waits."""
         with self._lock:
             self.closed = True
-            waiting = [(channel, each) for channel in self._channels.values() for each in channel.waiting]
+            waiting = [reader for channel in self._channels.values() for reader in channel.waiting]
             for channel in self._channels.values():
                 channel.waiting.clear()
-        self._wake(waiting)
+        self._wake_all()
+        _wake(waiting)
         for timer in (self._sweeping, self._forgetting, self._telling, self._counting):
             if timer is not None:
                 timer.cancel()
@@ -194,16 +217,19 @@ class Inbox:
         """Return the channel with that local part, which is made if it is new. Called with the lock."""
         channel = self._channels.get(part)
         if channel is None:
-            channel = self._channels[part] = _Channel()
+            channel = self._channels[part] = _Channel(part)
         return channel
 
     def _forget(self) -> None:
         """Forget the channels that nobody has used since this was done last."""
         abandoned = set()
         with self._lock:
-            oldest = time.monotonic() - ABANDONED_SECONDS
+            now = time.monotonic()
             for part, channel in list(self._channels.items()):
-                if channel.member and not channel.waiting and channel.read < oldest:
+                if channel.received or channel.waiting:
+                    channel.received = False
+                    channel.read = now
+                elif channel.member and channel.read < now - ABANDONED_SECONDS:
                     channel.member = False
                     abandoned.add(part)
                 if not (channel.used or channel.member or channel.messages or channel.waiting):
@@ -281,7 +307,8 @@ class Inbox:
         now = self._store.time()
         expired = end <= now
         arrived = (end, message)
-        woken = []
+        kept = False
+        scheduled = bool(self._woken)
         with self._lock:
             for part in parts:
                 channel = self._channel(part)
@@ -289,13 +316,17 @@ class Inbox:
                 channel.used = True
                 if expired:
                     self._gone(part, 1)
-                    continue
-                channel.messages.append(arrived)
-                if channel.waiting:
-                    woken.append((channel, channel.waiting.popleft()))
-        if woken:
-            self._wake(woken)
-        if self._sweeping is None and not expired:
+                elif channel.waiting:
+                    reader = channel.waiting.popleft()
+                    reader.arrived = arrived
+                    self._gone(part, 1)
+                    self._woken.append(reader)
+                else:
+                    channel.messages.append(arrived)
+                    kept = True
+        if self._woken and not scheduled:  # behind the other entries of this read, and the next read
+            self._loop.call_soon(self._wake_all)
+        if kept and self._sweeping is None:
             self._sweeping = self._loop.call_later(end - now + SWEEP_SECONDS, self._sweep)
 
     # Handler of the mailbox.
@@ -318,7 +349,21 @@ class Inbox:
         """Do nothing: nothing is claimed from here."""
 
 
-def _end_waits(readers: Iterable[asyncio.Future[None]]) -> None:
-    for waiting in readers:
-        if not waiting.done():
-            waiting.set_result(None)
+def _wake(readers: Iterable[_Reader]) -> list[_Reader]:
+    """End the waits of readers, each in its event loop. Return those whose loops were closed while they waited."""
+    loops: dict[asyncio.AbstractEventLoop, list[_Reader]] = {}
+    for reader in readers:
+        loops.setdefault(reader.loop, []).append(reader)
+    lost: list[_Reader] = []
+    for loop, each in loops.items():
+        try:
+            loop.call_soon_threadsafe(_end_waits, each)
+        except RuntimeError:
+            lost += each
+    return lost
+
+
+def _end_waits(readers: Iterable[_Reader]) -> None:
+    for reader in readers:
+        if not reader.done.done():
+            reader.done.set_result(None)

@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 from asgibus.layers.codec import pack_message
 from asgibus.layers.contract import DEAD, GROUP_MESSAGE, Bus, ChannelLayer, Frame, Handler, Message, Statistics
 from asgibus.layers.errors import ChannelFull, ForeignChannel, LayerUnavailable
-from asgibus.layers.names import has_channels, require_channel, require_group, split_local
+from asgibus.layers.names import has_channels, mailbox_of, require_channel, require_group, split_local
 from asgibus.layers.over_capacity import OverCapacity
 from asgibus.layers.redis import channel_scripts, scripts
 from asgibus.layers.redis.attachment import Attachment
@@ -152,7 +152,8 @@ class RedisChannelLayer(ChannelLayer):
             return await (await self._shards.of(channel).attachment()).receiver.receive(channel)
         if not self._local.has(local[0]):
             raise ForeignChannel(channel)
-        return await self._local.receive(local[1])
+        inbox = self._local.inbox or await self._local.open()
+        return await inbox.receive(local[1])
 
     async def new_channel(self, prefix: str = "specific") -> str:
         return await self._local.new(prefix)
@@ -223,11 +224,11 @@ class RedisChannelLayer(ChannelLayer):
         calls: list[Coroutine[Any, Any, _Missed]] = []
         channels: dict[tuple[str, int], dict[str, str]] = {}
         for member in members:
-            local = split_local(member)
-            if local is None:
+            owner, mark, part = member.partition("!")
+            if not mark:
                 calls.append(self._to_ordinary(member, payload, until))
-            elif local[1]:
-                channels.setdefault((local[0], self.settings.capacity_of(member)), {})[local[1]] = member
+            elif part:
+                channels.setdefault((mailbox_of(owner), self.settings.capacity_of(member)), {})[part] = member
             else:
                 calls.append(self._to_mailbox(member, (GROUP_MESSAGE, group, message), until))
         calls += [
@@ -352,7 +353,7 @@ class RedisChannelLayer(ChannelLayer):
 
     async def close_pools(self) -> None:
         await self._shards.close()
-        if not self._local.is_open:
+        if self._local.inbox is None:
             await self.own_loop.close()
 
     def lasts(self, loop: asyncio.AbstractEventLoop) -> bool:

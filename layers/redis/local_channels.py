@@ -7,21 +7,19 @@ that calls each by `async_to_sync`, and a further prefix costs nothing.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import threading
-from collections.abc import Callable, Coroutine
+import weakref
 from itertools import count
-from typing import Any, TypeVar
 
-from asgibus.layers.contract import Message
+from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.names import channels_mailbox, require_channel
 from asgibus.layers.redis.bus import RedisBus
 from asgibus.layers.redis.inbox import Inbox
 from asgibus.layers.redis.own_loop import OwnLoop
-from asgibus.layers.redis.shards import Shards
-
-T = TypeVar("T")
+from asgibus.layers.redis.shards import Shard, Shards
 
 
 class LocalChannels:
@@ -31,80 +29,103 @@ class LocalChannels:
         self._shards = shards
         self._own_loop = own_loop
         self._lock = threading.Lock()
-        self._pid = os.getpid()
         self._process = ""
+        self._mailbox = ""
         self._numbers = count(1)
         self._inbox: Inbox | None = None
+        self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None  # that has used them last
+        _all.add(self)
 
     @property
     def process(self) -> str:
         """The id of this process, which stands before the `!` in the names of its channels; a fork has another one."""
         with self._lock:
-            if not self._named():
-                self._process = self._shards.new_process(random.choice(self._shards))
+            if not self._process:
+                self._name(random.choice(self._shards))
             return self._process
+
+    @property
+    def inbox(self) -> Inbox | None:
+        """Where their messages arrive, for the running event loop; None if that has to be opened."""
+        inbox = self._inbox
+        if inbox is None or inbox.closed:
+            return None
+        loop = asyncio.get_running_loop()
+        if self._loop is None or self._loop() is not loop:
+            self._loop = weakref.ref(loop)
+            self._own_loop.hold()
+        return inbox
 
     def has(self, mailbox: str) -> bool:
         """Return whether this is the mailbox of these channels."""
-        return self._named() and mailbox == channels_mailbox(self._process)
+        return mailbox == self._mailbox
+
+    async def open(self) -> Inbox:
+        """Make the mailbox, unless it is there. Raises LayerUnavailable."""
+        await self._own_loop.run(self._open)
+        inbox = self.inbox
+        if inbox is None:
+            raise LayerUnavailable("the layer was closed")
+        return inbox
 
     async def new(self, prefix: str) -> str:
         """Return a name that nobody else has. Raises TypeError for a bad prefix, LayerUnavailable."""
         require_channel(prefix)
-        if not self.is_open:
-            await self._run(self._open)
-        self._own_loop.hold()
+        if self.inbox is None:
+            await self.open()
         return require_channel(f"{prefix}.{self._process}!{next(self._numbers)}")
-
-    async def receive(self, part: str) -> Message:
-        """Wait for the next message of a channel, named by its local part. Raises LayerUnavailable."""
-        if not self.is_open:
-            await self._run(self._open)
-        assert self._inbox is not None
-        self._own_loop.hold()
-        return await self._inbox.receive(part)
 
     async def group_add(self, group: str, channel: str) -> None:
         """Add a channel to a group, and again if the store loses that. Raises LayerUnavailable."""
-        await self._run(lambda: self._with_bus(lambda bus: bus.add_channel(group, channel)))
+
+        async def add() -> None:
+            await (await self._open()).add_channel(group, channel)
+
+        await self._own_loop.run(add)
 
     async def group_discard(self, group: str, channel: str) -> None:
         """Take a channel out of a group. Raises LayerUnavailable."""
-        await self._run(lambda: self._with_bus(lambda bus: bus.discard_channel(group, channel)))
+
+        async def discard() -> None:
+            await (await self._open()).discard_channel(group, channel)
+
+        await self._own_loop.run(discard)
 
     async def clear(self) -> None:
         """Drop every message of the channels, and their memberships here, but not those in the store."""
-        if self.is_open:
-            await self._run(self._clear)
 
-    def _named(self) -> bool:
-        """Return whether this process has its id. Forget that of the process from which it was forked."""
-        if self._pid != (pid := os.getpid()):
-            self._pid = pid
-            self._process = ""
-            self._inbox = None
-        return bool(self._process)
+        async def clear() -> None:
+            (await self._shards.of(self._mailbox).attachment()).clear()
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the mailbox is there."""
-        return self._named() and self._inbox is not None and not self._inbox.closed
-
-    async def _run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        return await self._own_loop.run(work)
+        if self.inbox is not None:
+            await self._own_loop.run(clear)
 
     async def _open(self) -> RedisBus:
-        if not self._named():
+        if not self._process:
             shard = (await self._shards.anywhere()).shard
             with self._lock:
                 if not self._process:
-                    self._process = self._shards.new_process(shard)
-        mailbox = channels_mailbox(self._process)
-        bus, self._inbox = await (await self._shards.of(mailbox).attachment()).channels(mailbox)
+                    self._name(shard)
+        bus, self._inbox = await (await self._shards.of(self._mailbox).attachment()).channels(self._mailbox)
         return bus
 
-    async def _with_bus(self, work: Callable[[RedisBus], Coroutine[Any, Any, None]]) -> None:
-        await work(await self._open())
+    def _name(self, shard: Shard) -> None:
+        self._process = self._shards.new_process(shard)
+        self._mailbox = channels_mailbox(self._process)
 
-    async def _clear(self) -> None:
-        (await self._shards.of(channels_mailbox(self._process)).attachment()).clear()
+    def forget(self) -> None:
+        """Be another process: a fork of the one that has those channels."""
+        self._lock = threading.Lock()
+        self._process = self._mailbox = ""
+        self._inbox = self._loop = None
+
+
+_all: weakref.WeakSet[LocalChannels] = weakref.WeakSet()
+
+
+def _forget() -> None:
+    for channels in list(_all):
+        channels.forget()
+
+
+os.register_at_fork(after_in_child=_forget)
