@@ -21,16 +21,6 @@ from asgibus.commands.lifeline import DOING, FAILED, READY, RETIRING, STOP, VARI
 logger = logging.getLogger("asgibus.supervisor")
 
 LINE_LIMIT = 64 * 1024  # bytes read at once; all that a process says in its life is far less
-# What a process gets for what it does; all other signals come from outside.
-CRASHES = {
-    signal.SIGABRT,
-    signal.SIGBUS,
-    signal.SIGFPE,
-    signal.SIGILL,
-    signal.SIGSEGV,
-    signal.SIGSYS,
-    signal.SIGTRAP,
-}
 
 
 class State(IntEnum):
@@ -139,11 +129,6 @@ class Child:
             return f"was killed by {signal.Signals(-code).name}"
         except ValueError:
             return f"was killed by signal {-code}"
-
-    @property
-    def crashed(self) -> bool:
-        """Whether it ended by its own doing, as far as its end tells: SIGKILL may come from anybody."""
-        return not self.left and self.code is not None and (self.code >= 0 or -self.code in CRASHES)
 
     async def _open(self, line: int) -> Process:
         # A session of its own: what a terminal sends when somebody types Ctrl+C reaches the supervisor alone.

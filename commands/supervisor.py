@@ -232,7 +232,7 @@ class Supervisor:
         for mailbox in child.mailboxes:
             try:
                 with anyio.fail_after(ANNOUNCE_SECONDS):
-                    await self._layer.declare_dead(mailbox, crashed=child.crashed)
+                    await self._layer.declare_dead(mailbox)
             except (LayerError, TimeoutError) as error:
                 reason = str(error) or f"no answer within {ANNOUNCE_SECONDS:g} s"
                 logger.error("The death of process %d could not be announced: %s", child.pid, reason)

@@ -27,8 +27,8 @@ Draft = list[Any]
 # protocol between the servers, and the layer carries them without looking.
 MESSAGE = 0  # (MESSAGE, local part, message): somebody called send() with a process-local name
 GROUP_MESSAGE = 1  # (GROUP_MESSAGE, group, message): somebody called group_send(), and this mailbox is a member
-# (DEAD, mailbox, crashed): the process of that mailbox is gone; all that it posted here stands before this. `crashed`:
-# whether it ended by its own doing; None if nobody has reaped it, and it is only silent.
+# (DEAD, mailbox, declared): the process of that mailbox is gone; all that it posted here stands before this. Somebody
+# has reaped and declared it; or its lease has ended.
 DEAD = 2
 FIRST_PROTOCOL_KIND = 16
 
@@ -373,10 +373,10 @@ class ChannelLayer(ABC):
         return True
 
     @abstractmethod
-    async def declare_dead(self, mailbox: str, *, crashed: bool = False) -> None:
+    async def declare_dead(self, mailbox: str) -> None:
         """Tell every process on the bus at once that the process of this mailbox is gone; for whoever reaped it.
 
-        `crashed`: it ended by its own doing, so what it was at may be the cause. Raises LayerUnavailable.
+        Raises LayerUnavailable.
         """
 
     @abstractmethod

@@ -167,13 +167,13 @@ class InMemoryChannelLayer(ChannelLayer):
             self._leave(group, bus.mailbox)
         self._bury(bus.mailbox, bus)
 
-    async def declare_dead(self, mailbox: str, *, crashed: bool = False) -> None:
+    async def declare_dead(self, mailbox: str) -> None:
         bus = self._buses.get(mailbox)
-        self._bury(mailbox, bus, crashed=crashed)
+        self._bury(mailbox, bus, declared=True)
         if bus is not None:
             bus._soon(bus._handler.interrupted)  # as anyone who lives and was given up by the others
 
-    def _bury(self, mailbox: str, bus: MemoryBus | None, *, crashed: bool | None = None) -> None:
+    def _bury(self, mailbox: str, bus: MemoryBus | None, *, declared: bool = False) -> None:
         """Tell all others, behind what it posted, and hand on what it had claimed."""
         with self._lock:
             others = [other for other in self._buses.values() if other.mailbox != mailbox]
@@ -183,7 +183,7 @@ class InMemoryChannelLayer(ChannelLayer):
         if bus is not None:
             bus.give_all_back()
         for other in others:
-            other.deliver("", (DEAD, mailbox, crashed))
+            other.deliver("", (DEAD, mailbox, declared))
         self._hand_on()
 
     def _hand_on(self) -> None:

@@ -75,7 +75,7 @@ class MemoryBus(Bus):
         bus = self._layer._buses.get(mailbox)
         if bus is None:
             self._loop.call_soon(self._handler.undelivered, mailbox)
-            self.deliver("", (DEAD, mailbox, None))
+            self.deliver("", (DEAD, mailbox, False))
         else:
             bus.deliver(self.mailbox, frame)
 

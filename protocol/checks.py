@@ -201,7 +201,7 @@ FROM_APP: Mapping[int, Check] = {
 _FIELDS: Mapping[int, frozenset[tuple[type, ...]]] = {
     MESSAGE: frozenset({(int, str, dict)}),
     GROUP_MESSAGE: frozenset({(int, str, dict)}),
-    DEAD: frozenset({(int, str, bool), (int, str, NoneType)}),
+    DEAD: frozenset({(int, str, bool)}),
     OWN: frozenset({(int, int, int)}),
     ACK: frozenset({(int, int, int, int)}),
     RESET: frozenset({(int, int, int)}),

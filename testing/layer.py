@@ -83,8 +83,8 @@ class WorkerLayer(ChannelLayer):
     async def flush(self) -> None:
         await self._alive().flush()
 
-    async def declare_dead(self, mailbox: str, *, crashed: bool = False) -> None:
-        await self._alive().declare_dead(mailbox, crashed=crashed)
+    async def declare_dead(self, mailbox: str) -> None:
+        await self._alive().declare_dead(mailbox)
 
     async def close(self) -> None:
         """Nothing to close."""

@@ -372,7 +372,7 @@ def _check(frame: Frame) -> None:
     if kind in (MESSAGE, GROUP_MESSAGE):
         sound = len(frame) == 3 and isinstance(frame[1], str) and isinstance(frame[2], dict)
     elif kind == DEAD:
-        sound = len(frame) == 3 and isinstance(frame[1], str) and frame[2] in (True, False, None)
+        sound = len(frame) == 3 and isinstance(frame[1], str) and isinstance(frame[2], bool)
     else:
         sound = kind == LOOKED and len(frame) == 2 and isinstance(frame[1], int)
     if not sound:

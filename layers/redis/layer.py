@@ -361,12 +361,12 @@ class RedisChannelLayer(ChannelLayer):
         return any(shard.serves(loop) for shard in self._shards) or not self.own_loop.serves(loop)
 
     @_lasting
-    async def declare_dead(self, mailbox: str, *, crashed: bool = False) -> None:
+    async def declare_dead(self, mailbox: str) -> None:
         home = self._shards.home
         writer = (await home.attachment()).writer
         until = _until()
         living = await writer.call("EVAL", scripts.DECLARE_DEAD, 1, home.keys.processes, mailbox, until=until)
-        news = PAYLOAD_VERSION, "", [(DEAD, mailbox, crashed)]
+        news = PAYLOAD_VERSION, "", [(DEAD, mailbox, True)]
         keys = map(home.keys.mailbox, self._entries.names(home.keys.processes, living))
         commands = (("XADD", key, "NOMKSTREAM", "*", "b", self._entries.pack(key, news)) for key in keys)
         await asyncio.gather(*(writer.call(*command, repeatable=False, until=until) for command in commands))

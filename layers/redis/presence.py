@@ -155,7 +155,7 @@ class Presence:
     def told(self, frames: Sequence[Frame]) -> Sequence[Frame]:
         """Look for deaths that others declare, in frames of the layer itself. Returns the frames for the handler."""
         for frame in frames:
-            if frame[0] != DEAD or frame[2] is None:
+            if frame[0] != DEAD or not frame[2]:
                 continue
             if frame[1] == self._mailbox:
                 self._doubt = "it was declared dead"
@@ -283,7 +283,7 @@ class Presence:
                 else:  # it took its leave, or died before this process began
                     logger.debug("%s is gone", mailbox)
             key = self._keys.mailbox(self._mailbox)
-            entry = self._entries.pack(key, (PAYLOAD_VERSION, "", [(DEAD, mailbox, None) for mailbox in dead]))
+            entry = self._entries.pack(key, (PAYLOAD_VERSION, "", [(DEAD, mailbox, False) for mailbox in dead]))
             self._writer.write(("XADD", key, "NOMKSTREAM", "*", "b", entry), self._posted)
         self._dead -= beat.live
         self._told &= self._dead

@@ -41,8 +41,8 @@ async def test_the_others_learn_of_an_end_behind_all_that_was_posted(layer: InMe
                 c.post(a.mailbox, (KIND, number))
         await until(lambda: one.dead and two.dead)
         await turns()
-        assert one.events == [(KIND, 0), (KIND, 1), (KIND, 2), (DEAD, gone, None)]
-        assert two.events == [(DEAD, gone, None)]
+        assert one.events == [(KIND, 0), (KIND, 1), (KIND, 2), (DEAD, gone, False)]
+        assert two.events == [(DEAD, gone, False)]
         assert mine.events == []
         assert [sender for sender, _ in one.batches] == [gone]
 

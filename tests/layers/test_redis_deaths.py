@@ -91,7 +91,7 @@ async def a_killed_process_is_dead_and_leaves_nothing(url: str, admin: "redis.Re
             assert admin.zrange(f"{prefix}:group:both", 0, -1) == [one.mailbox.encode()]
             await asyncio.sleep(2)  # two beats, in which nothing may be said twice
             assert one.handler.dead == two.handler.dead == [victim.mailbox]
-            assert one.handler.events == [(KIND, 0), (KIND, 1), (KIND, 2), (DEAD, victim.mailbox, None)]
+            assert one.handler.events == [(KIND, 0), (KIND, 1), (KIND, 2), (DEAD, victim.mailbox, False)]
             assert one.layer.counts["death"] == two.layer.counts["death"] == 1
             assert one.handler.interruptions == two.handler.interruptions == 0
     assert keys(admin, prefix) == {f"{prefix}:processes"}  # where the dead one is listed for those who come
@@ -112,7 +112,7 @@ async def a_death_is_learnt_behind_all_that_the_dead_one_had_posted(url: str, ad
             await until(lambda: one.handler.dead)
             # What was read after the verdict is news of that process, so the death may be told again; always behind.
             assert one.handler.events[:500] == [(KIND, number) for number in range(500)]
-            assert set(one.handler.events[500:]) == {(DEAD, victim.mailbox, None)}
+            assert set(one.handler.events[500:]) == {(DEAD, victim.mailbox, False)}
 
 
 async def who_is_paused_is_dead_and_comes_back(url: str, admin: "redis.Redis[bytes]") -> None:
@@ -331,7 +331,7 @@ async def test_a_declared_death_is_known_at_once(redis_url: str) -> None:
             await sender.layer.declare_dead(victim.mailbox)
             await until(lambda: all(each.handler.dead for each in (one, two, sender)))
             in_time(time.monotonic() - declared, AT_ONCE)
-            assert one.handler.events == [*((KIND, number) for number in range(100)), (DEAD, victim.mailbox, False)]
+            assert one.handler.events == [*((KIND, number) for number in range(100)), (DEAD, victim.mailbox, True)]
             await sender.layer.declare_dead(victim.mailbox)
             await sender.layer.declare_dead("nobody.0!")
             await until(lambda: "nobody.0!" in one.handler.dead)

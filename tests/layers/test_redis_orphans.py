@@ -78,7 +78,7 @@ async def test_a_death_that_is_told_while_a_beat_is_at_work_is_not_overlooked(
                 die(admin, "w.second!")
                 admin.xadd(
                     f"asgibus:mailbox:{worker.mailbox}",
-                    {"b": pack((PAYLOAD_VERSION, "", [(DEAD, "w.second!", False)]))},
+                    {"b": pack((PAYLOAD_VERSION, "", [(DEAD, "w.second!", True)]))},
                 )
                 await until(lambda: "w.second!" in handler.dead)
 

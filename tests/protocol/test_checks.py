@@ -55,7 +55,7 @@ GOOD_FROM_CLIENT: list[tuple[Any, ...]] = [
 GOOD_FRAMES: list[tuple[Any, ...]] = [
     (MESSAGE, "1", {"type": "websocket.send", "text": "x"}),
     (GROUP_MESSAGE, "room", {}),
-    (DEAD, "worker.1!", None),
+    (DEAD, "worker.1!", False),
     (DEAD, "worker.1!", True),
     (frames.OWN, 1, 1),
     (frames.ACK, 1, 1, 0),

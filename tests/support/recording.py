@@ -132,8 +132,8 @@ class Table:
     def frames(self, *frames: Frame, sender: str = WORKER) -> None:
         self.connections.batch(sender, frames)
 
-    def dead(self, mailbox: str = WORKER, *, crashed: bool = False) -> None:
-        self.frames((DEAD, mailbox, crashed), sender="")
+    def dead(self, mailbox: str = WORKER) -> None:
+        self.frames((DEAD, mailbox, True), sender="")
 
     def pass_time(self, seconds: float = 5.0) -> None:
         """Let time pass: long enough for a connection that waits before it is offered again."""

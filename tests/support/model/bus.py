@@ -93,7 +93,7 @@ class Store:
         self.hand_on()
 
     def tell_dead(self, mailbox: str, dead: str) -> None:
-        self.mailboxes[mailbox].setdefault(dead, deque()).append(("", (DEAD, dead, False)))
+        self.mailboxes[mailbox].setdefault(dead, deque()).append(("", (DEAD, dead, True)))
 
     def hand_on(self) -> None:
         heir = next((bus for bus in self.buses.values() if bus.waiting is not None and bus.up), None)
