@@ -67,6 +67,7 @@ class RedisBus(Bus):
         settings = attachment.settings
         self._wait = settings.wait
         self._taken = Taken()
+        self._wait = settings.wait
 
         async def place(name: str) -> Attachment:
             return await attachment.shards.of(name).attachment()
@@ -213,11 +214,11 @@ class RedisBus(Bus):
         """
         if self._inbox is not None:
             self._inbox.join(channel.partition("!")[2])
-        await self._memberships.add_channel(group, channel, _soon())
+        await self._memberships.add_channel(group, channel, self._loop.time() + self._wait)
 
     async def discard_channel(self, group: str, channel: str) -> None:
         """Take a channel of this mailbox out of a group. Raises LayerUnavailable."""
-        await self._memberships.discard_channel(group, channel, _soon())
+        await self._memberships.discard_channel(group, channel, self._loop.time() + self._wait)
 
     def abandoned(self, parts: Collection[str]) -> None:
         """Note no more which groups these channels are in: nobody reads them."""

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 
 import pytest
 
@@ -27,7 +28,7 @@ async def test_a_full_member_misses_it_and_the_others_do_not(
 async def test_full_members_do_not_fill_the_log(
     make_layer: MakeLayer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asgibus.layers.over_capacity.SUMMARY_SECONDS", 1.0)
+    monkeypatch.setattr("asgibus.layers.over_capacity.SUMMARY_SECONDS", 0.5)
     layer = make_layer(capacity=1)
     for member in ("a", "b"):
         await layer.group_add("group", member)
@@ -35,12 +36,18 @@ async def test_full_members_do_not_fill_the_log(
         for number in range(51):
             await layer.group_send("group", {"n": number})
         assert layer.counts["channel full"] == 100
-        assert caplog.messages == ["2 of 2 channels over capacity in group group"]
-        await until(lambda: len(caplog.messages) == 2)
-        assert caplog.messages[1] == "49 further broadcasts found channels over capacity, which missed 98 messages"
+        assert caplog.messages[0] == "2 of 2 channels over capacity in group group"
+
+        def missed() -> int:
+            """How many messages the log says were missed."""
+            said = "\n".join(caplog.messages)
+            summaries = re.findall(r"which missed (\d+) messages", said)
+            return 2 * said.count("2 of 2 channels over capacity") + sum(map(int, summaries))
+
+        await until(lambda: missed() == 100)
+        assert len(caplog.messages) < 20  # fewer than the broadcasts, also on a slow machine
         await layer.group_send("group", {"n": 51})
-        await until(lambda: len(caplog.messages) == 3)
-        assert caplog.messages[2] == "1 further broadcasts found channels over capacity, which missed 2 messages"
+        await until(lambda: missed() == 102)
 
 
 async def test_what_projects_of_channels_redis_use_is_there(make_layer: MakeLayer) -> None:
