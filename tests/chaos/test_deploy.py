@@ -5,10 +5,12 @@ from collections import Counter
 from collections.abc import Callable
 
 from chaos.crowd import Crowd, echo_and_room
+from chaos.flooding_app import COUNT
 from chaos.notes import Notes
 from chaos.scale import LONG, RATE, ROUNDS, SOCKETS
 from support.deadline import in_time
 from support.processes import Process
+from support.websocket import ws
 
 Start = Callable[..., Process]
 Figures = Callable[[object], None]
@@ -100,3 +102,19 @@ def test_without_resume_few_sockets_do_not_hold_a_worker_up(
         assert worker.wait() == 0
         in_time(time.monotonic() - begun, 3)
         assert crowd.finish().closes == {RESTART: 10}
+
+
+def test_a_slow_client_at_a_deploy_gets_each_message_once(
+    start_worker: Start, start_chaos_interface: Start, redis_url: str
+) -> None:
+    """A `send` that waits for the client as the worker stops has sent its message: the next run goes on behind it."""
+    first = start_worker("chaos.flooding_app:app", "--layer", redis_url, "--resume")
+    interface = start_chaos_interface()
+    with ws(interface, "/", max_queue=1) as socket:
+        heard = [int(socket.recv(30))]
+        start_worker("chaos.flooding_app:app", "--layer", redis_url, "--resume")
+        first.terminate()
+        assert first.wait() == 0
+        while len(heard) < COUNT:
+            heard.append(int(socket.recv(30)))
+    assert heard == list(range(COUNT))
