@@ -42,6 +42,8 @@ def test_a_worker(start_chaos_interface: Start, start_chaos_worker: Start, notes
             AWAKE,
             "the end of the old runs",
         )
+        told = notes.all("disconnected", pid=paused.pid)
+        assert {note["code"] for note in told} <= {1012}, "their clients are there, and another run serves them"
         for crowd in (echo, room):
             report = crowd.finish()
             figures(f"{len(runs)} sockets on the paused worker, {crowd.label}: {report}")
