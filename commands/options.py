@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from asgibus.commands.descriptors import raise_limit
 from asgibus.commands.env_file import load_env_file
 from asgibus.commands.logs import LEVELS
 from asgibus.compatibility.interfaces import INTERFACES
@@ -114,12 +114,9 @@ def _is_text(value: str) -> bool:
 
 
 def _need_descriptors() -> None:
-    """Raise the limit of file descriptors to the fewest that do. Raises click.ClickException if that is not allowed."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < FEWEST_DESCRIPTORS:
-        raise click.ClickException(f"{FEWEST_DESCRIPTORS} file descriptors are needed, and ulimit -n allows {hard}")
-    if soft != resource.RLIM_INFINITY and soft < FEWEST_DESCRIPTORS:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (FEWEST_DESCRIPTORS, hard))
+    """Raise click.ClickException if so few files may be open that the process would not even start."""
+    if (limit := raise_limit()) < FEWEST_DESCRIPTORS:
+        raise click.ClickException(f"{FEWEST_DESCRIPTORS} file descriptors are needed, and ulimit -n allows {limit}")
 
 
 def option(heading: str, *names: str, **kwargs: Any) -> Callable[[F], F]:
