@@ -16,6 +16,7 @@ from asgibus.interface_server.connection import Connection
 from asgibus.interface_server.connection_life import NO_WORKER, Living
 from asgibus.interface_server.groups import Groups
 from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.interface_server.terminator import FAULT, cut
 from asgibus.interface_server.waiting import Waiting
 from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE, Bus, Claim, Frame, Message, Offer
 from asgibus.protocol.channels import shared_channel
@@ -249,7 +250,10 @@ class Connections:
         if self._held:
             held, self._held = self._held, []
             for terminator in held:
-                terminator.flush()
+                try:
+                    terminator.flush()
+                except Exception:  # the others are to get theirs
+                    logger.exception(FAULT, cut(terminator, self.counts))
 
     def _frame(self, sender: str, frame: Frame) -> None:
         kind = frame[0]

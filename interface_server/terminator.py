@@ -38,8 +38,15 @@ __all__ = [
 ]
 
 
-class Holding(Protocol):
-    """What writes some things only when a batch is through."""
+class Abortable(Protocol):
+    """A socket that can be ended."""
+
+    def abort(self) -> None:
+        """End the socket at once."""
+
+
+class Holding(Abortable, Protocol):
+    """A socket to which some things are written only when a batch is through."""
 
     def flush(self) -> None:
         """Write what is still held: no more comes in this batch."""
@@ -124,13 +131,6 @@ class Listener(Protocol):
 
 
 FAULT = "a terminator failed, and its socket is cut: %s"
-
-
-class Abortable(Protocol):
-    """A socket that can be ended."""
-
-    def abort(self) -> None:
-        """End the socket at once."""
 
 
 def cut(terminator: Abortable, counts: Counter[str]) -> str:

@@ -20,7 +20,7 @@ from asgibus.protocol.events import (
 )
 from asgibus.protocol.frames import ABANDONED, ACK, EVENT, OWN, PROBE, RESEND, RESET, SUPERSEDED
 from asgibus.protocol.opening import HTTP, WEBSOCKET
-from support.recording import OTHER, WORKER, Table, accept, close, message, own
+from support.recording import OTHER, WORKER, RecordingTerminator, Table, accept, close, message, own
 
 
 @pytest.fixture
@@ -386,3 +386,16 @@ def test_a_message_for_a_connection_that_is_not_open_is_counted(table: Table) ->
     for local in ("77", "x", ""):
         table.frames((MESSAGE, local, {"type": "websocket.send", "text": "?"}), sender="")
     assert table.connections.counts["message to nobody"] == 3
+
+
+def test_a_terminator_that_fails_to_flush_ends_alone(table: Table, caplog: pytest.LogCaptureFixture) -> None:
+    flushed: list[str] = []
+    broken, good = (RecordingTerminator() for _ in range(2))
+    broken.flush = lambda: 1 / 0  # type: ignore[assignment,method-assign,return-value]
+    good.flush = lambda: flushed.append("good")  # type: ignore[method-assign]
+    for terminator in (broken, good):
+        table.connections.hold(terminator)  # type: ignore[arg-type]
+    table.frames(own(1))
+    assert flushed == ["good"]
+    assert broken.aborted
+    assert "ZeroDivisionError" in caplog.text
