@@ -12,7 +12,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     kind, _, name = scope["path"].strip("/").partition("/")
     if kind != "ready":
         with noting(name):
-            await {"job": work, "stream": stream, "socket": socket}[kind](name, receive, send)
+            await {"job": work, "upload": upload, "stream": stream, "socket": socket}[kind](name, receive, send)
     else:
         await answer(send, b"ready")
 
@@ -27,6 +27,13 @@ async def work(name: str, receive: Any, send: Any) -> None:
     await released(name)
     await answer(send, b"worked")
     note(name, (await receive())["type"])
+
+
+async def upload(name: str, receive: Any, send: Any) -> None:
+    while (event := await receive())["type"] == "http.request" and event["more_body"]:
+        pass
+    note(name, event["type"])
+    await answer(send, b"uploaded")
 
 
 async def stream(name: str, receive: Any, send: Any) -> None:

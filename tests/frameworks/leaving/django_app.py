@@ -35,6 +35,12 @@ def thread(request, name):
     return HttpResponse("worked")
 
 
+@csrf_exempt
+def upload(request, name):
+    with noting(name):
+        return HttpResponse(str(len(request.body)))
+
+
 async def stream(request, name):
     async def parts():
         with noting(name):
@@ -97,6 +103,7 @@ urlpatterns = [
     path("ready", ready),
     path("job/<name>", work),
     path("thread/<name>", thread),
+    path("upload/<name>", upload),
     path("stream/<name>", stream),
 ]
 http = get_asgi_application()

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Annotated
 
-from fastapi import BackgroundTasks, Depends, FastAPI, WebSocket, WebSocketDisconnect
+from fastapi import BackgroundTasks, Depends, FastAPI, Request, UploadFile, WebSocket, WebSocketDisconnect
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from frameworks.leaving.notes import PARTS, STEP, note, noting, released
@@ -32,6 +32,18 @@ async def work(name: Annotated[str, Depends(session)], tasks: BackgroundTasks):
         await released(name)
         tasks.add_task(note, name, "mail sent")
     return PlainTextResponse("worked", background=tasks)
+
+
+@app.post("/upload/{name}")
+async def upload(name: Annotated[str, Depends(session)], request: Request):
+    with noting(name):
+        await request.body()
+
+
+@app.post("/file/{name}")
+async def file(name: Annotated[str, Depends(session)], file: UploadFile):
+    with noting(name):
+        await file.read()
 
 
 @app.get("/stream/{name}")

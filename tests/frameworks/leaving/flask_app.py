@@ -2,7 +2,7 @@
 
 import time
 
-from flask import Flask, Response
+from flask import Flask, Response, request
 
 from frameworks.leaving.notes import PARTS, STEP, note, noting, released_thread
 
@@ -21,6 +21,12 @@ def work(name):
     response = Response("worked")
     response.call_on_close(lambda: note(name, "closed"))
     return response
+
+
+@app.post("/upload/<name>")
+def upload(name):
+    with noting(name):
+        return str(len(request.get_data()))
 
 
 @app.get("/stream/<name>")

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from litestar import Litestar, MediaType, Response, WebSocket, get, post, websocket, websocket_listener
+from litestar import Litestar, MediaType, Request, Response, WebSocket, get, post, websocket, websocket_listener
 from litestar.background_tasks import BackgroundTask
 from litestar.exceptions import WebSocketDisconnect
 from litestar.logging import LoggingConfig
@@ -23,6 +23,12 @@ async def work(name: str) -> Response[str]:
     with noting(name):
         await released(name)
     return Response("worked", background=BackgroundTask(note, name, "background"))
+
+
+@post("/upload/{name:str}", media_type=MediaType.TEXT)
+async def upload(name: str, request: Request[Any, Any, Any]) -> str:
+    with noting(name):
+        return str(len(await request.body()))
 
 
 @get("/stream/{name:str}")
@@ -62,6 +68,6 @@ async def listener(data: str, name: str) -> str:
 
 
 app = Litestar(
-    [ready, work, stream, socket, listener],
+    [ready, work, upload, stream, socket, listener],
     logging_config=LoggingConfig(log_exceptions="always"),
 )

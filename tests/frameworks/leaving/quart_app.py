@@ -2,7 +2,7 @@
 
 import asyncio
 
-from quart import Quart, websocket
+from quart import Quart, request, websocket
 
 from frameworks.leaving.notes import PARTS, STEP, note, noting, released
 
@@ -19,6 +19,12 @@ async def work(name):
     with noting(name):
         await released(name)
     return "worked"
+
+
+@app.post("/upload/<name>")
+async def upload(name):
+    with noting(name):
+        return str(len(await request.get_data()))
 
 
 @app.get("/stream/<name>")

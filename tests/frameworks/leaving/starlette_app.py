@@ -29,6 +29,12 @@ async def work(request):
     return PlainTextResponse("worked", background=BackgroundTask(note, name, "background"))
 
 
+async def upload(request):
+    with noting(request.path_params["name"]):
+        await request.body()
+    return PlainTextResponse("uploaded")
+
+
 async def stream(request):
     name = request.path_params["name"]
 
@@ -61,6 +67,7 @@ async def socket(websocket):
 routes = [
     Route("/ready", ready),
     Route("/job/{name}", work, methods=["POST"]),
+    Route("/upload/{name}", upload, methods=["POST"]),
     Route("/stream/{name}", stream),
     WebSocketRoute("/socket/{name}", socket),
 ]
