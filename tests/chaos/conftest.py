@@ -1,6 +1,7 @@
 """Fixtures of the chaos tests: the app's notes, workers of it, and figures that the summary shows."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,14 @@ import pytest
 
 from chaos.notes import Notes
 from chaos.scale import DRAIN_PERIOD, LONG
-from support.processes import Process
+from support import namespaces
+from support.namespaces import Namespace
+from support.processes import Process, Processes
 
 APP = "chaos.chaos_app:app"
 GRACEFUL_TIMEOUT = DRAIN_PERIOD + 3
 HERE = Path(__file__).parent
+FAR_PORT = 6379
 TIMEOUT = 900 if LONG else 120
 """Seconds for one test."""
 
@@ -66,3 +70,32 @@ def start_chaos_interface(start_interface: Callable[..., Process], redis_url: st
         return start_interface("--layer", layer, "--no-access-log", *args, **options)
 
     return start
+
+
+@pytest.fixture
+def binary() -> str:
+    binary = shutil.which("redis-server") or shutil.which("valkey-server")
+    if binary is None:
+        pytest.skip("no redis-server binary")
+    return binary
+
+
+@pytest.fixture
+def far(binary: str, tmp_path: Path) -> Iterator[Namespace]:
+    """A namespace in which Redis runs, at `far_url`."""
+    if reason := namespaces.why_not():
+        pytest.skip(reason)
+    with Namespace() as namespace:
+        inside = Processes(tmp_path)
+        options = ("--bind", namespace.address, "--port", str(FAR_PORT), "--protected-mode", "no", "--save", "")
+        inside.start("redis", namespace.command(binary, *options), ready="Ready to accept connections")
+        try:
+            yield namespace
+        finally:
+            faults = inside.end()
+        assert not faults, faults
+
+
+@pytest.fixture
+def far_url(far: Namespace) -> str:
+    return f"redis://{far.address}:{FAR_PORT}"

@@ -1,6 +1,5 @@
 """The way to Redis swallows everything, or Redis moves to another server, while clients talk all the time."""
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +8,6 @@ import pytest
 
 from chaos.notes import Notes
 from chaos.scale import by_form
-from support import namespaces
 from support.deadline import in_time, wait_until
 from support.load import Load
 from support.namespaces import Namespace
@@ -24,35 +22,10 @@ RECOVERED = 8.0
 FAILED_OVER = 10.0
 """Seconds after the master was killed, of which the sentinels need two or three."""
 MASTER_PAUSE = 4.0
-PORT = 6379
 
 
-@pytest.fixture
-def binary() -> str:
-    binary = shutil.which("redis-server") or shutil.which("valkey-server")
-    if binary is None:
-        pytest.skip("no redis-server binary")
-    return binary
-
-
-@pytest.fixture
-def far(binary: str, tmp_path: Path) -> Iterator[Namespace]:
-    """A namespace in which Redis runs on PORT."""
-    if reason := namespaces.why_not():
-        pytest.skip(reason)
-    with Namespace() as namespace:
-        inside = Processes(tmp_path)
-        options = ("--bind", namespace.address, "--port", str(PORT), "--protected-mode", "no", "--save", "")
-        inside.start("redis", namespace.command(binary, *options), ready="Ready to accept connections")
-        try:
-            yield namespace
-        finally:
-            faults = inside.end()
-        assert not faults, faults
-
-
-def test_packets_are_lost(far: Namespace, processes: Processes, notes: Notes, figures: Figures) -> None:
-    with Load(processes, notes, f"redis://{far.address}:{PORT}") as load:
+def test_packets_are_lost(far: Namespace, far_url: str, processes: Processes, notes: Notes, figures: Figures) -> None:
+    with Load(processes, notes, far_url) as load:
         far.lose_packets()
         lost = time.monotonic()
         unready = load.wait_ready(503, BLACKHOLE)

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from chaos.scale import by_form
 from support.bus import until
 from support.deadline import in_time
+from support.namespaces import Namespace
 from support.processes import Process
 from support.redis import RedisServer
 
@@ -20,10 +21,12 @@ pytestmark = pytest.mark.anyio
 
 Start = Callable[..., Process]
 Figures = Callable[[object], None]
+Watch = Callable[[str, Callable[[], Awaitable[None]]], Awaitable[None]]
 
 SOCKETS = 100
 ROOM = 10
-RECOVERED = 8.0
+SECONDS = by_form([3.0], [1.0, 3.0, 7.0, 30.0])
+RECOVERED = 12.0
 """Seconds after Redis is back: a connection that waits in silence has to be given up first."""
 
 
@@ -57,54 +60,64 @@ class Listener:
         ]
 
 
-async def outage(server: RedisServer, how: str, seconds: float) -> None:
-    """Take Redis away for so long."""
-    if how == "silence":
-        server.pause()
-        await asyncio.sleep(seconds)  # the length of the outage
-        server.resume()
-        return
-    await asyncio.to_thread(server.kill if how == "SIGKILL" else server.terminate)
-    await asyncio.sleep(seconds)  # the length of the outage
-    await asyncio.to_thread(server.start)
+@pytest.fixture
+def watch(start_interface: Start, start_worker: Start, figures: Figures) -> Watch:
+    """Have a crowd listen to apps that speak, over an outage of the Redis at a URL."""
+
+    async def watch(url: str, outage: Callable[[], Awaitable[None]]) -> None:
+        worker = start_worker("chaos.speaking_app:app", "--layer", url, "--resume", "--graceful-timeout", 3)
+        interface = start_interface("--layer", url, "--no-access-log")
+        listeners = [Listener(number) for number in range(SOCKETS)]
+        options: dict[str, Any] = {"compression": None, "ping_interval": None, "proxy": None, "close_timeout": 1}
+        async with asyncio.TaskGroup() as tasks:
+            sockets = []
+            for each in listeners:
+                target = f"{interface.ws_url}/?name={each.name}&room={each.room}"
+                sockets.append(await connect(target, **options))
+                tasks.create_task(each.listen(sockets[-1]))
+            await until_all_hear(listeners, time.monotonic())
+            await outage()
+            back = time.monotonic()
+            await until_all_hear(listeners, back)
+            recovered = time.monotonic() - back
+            closed = [each.close for each in listeners if each.close is not None]
+            for socket in sockets:
+                await socket.close()
+        holes = [hole for each in listeners for hole in each.holes]
+        heard = sum(len(numbers) for each in listeners for numbers in each.heard.values())
+        figures(f"{len(closed)} closed, {heard} messages heard, {len(holes)} missed, again after {recovered:.2f} s")
+        assert closed == []
+        assert holes == []
+        assert "did not go out" not in worker.log()
+        in_time(recovered, RECOVERED)
+
+    return watch
 
 
 @pytest.mark.parametrize("how", ["SIGKILL", "SHUTDOWN", "silence"])
-@pytest.mark.parametrize("seconds", by_form([3.0, 7.0], [1.0, 3.0, 7.0, 30.0]))
-async def test_nobody_is_closed_and_nothing_is_lost_while_redis_is_away(
-    how: str,
-    seconds: float,
-    start_redis: Callable[..., RedisServer],
-    start_interface: Start,
-    start_worker: Start,
-    figures: Figures,
-) -> None:
+@pytest.mark.parametrize("seconds", SECONDS)
+async def test_redis_is_away(how: str, seconds: float, start_redis: Callable[..., RedisServer], watch: Watch) -> None:
     server = start_redis()
-    worker = start_worker("chaos.speaking_app:app", "--layer", server.url, "--resume", "--graceful-timeout", 3)
-    interface = start_interface("--layer", server.url, "--no-access-log")
-    listeners = [Listener(number) for number in range(SOCKETS)]
-    options: dict[str, Any] = {"compression": None, "ping_interval": None, "proxy": None, "close_timeout": 1}
-    async with asyncio.TaskGroup() as tasks:
-        sockets = []
-        for each in listeners:
-            target = f"{interface.ws_url}/?name={each.name}&room={each.room}"
-            sockets.append(await connect(target, **options))
-            tasks.create_task(each.listen(sockets[-1]))
-        await until_all_hear(listeners, time.monotonic())
-        await outage(server, how, seconds)
-        back = time.monotonic()
-        await until_all_hear(listeners, back)
-        recovered = time.monotonic() - back
-        closed = [each.close for each in listeners if each.close is not None]
-        for socket in sockets:
-            await socket.close()
-    holes = [hole for each in listeners for hole in each.holes]
-    heard = sum(len(numbers) for each in listeners for numbers in each.heard.values())
-    figures(f"{len(closed)} closed, {heard} messages heard, {len(holes)} missed, again after {recovered:.2f} s")
-    assert closed == []
-    assert holes == []
-    assert "did not go out" not in worker.log()
-    in_time(recovered, RECOVERED)
+
+    async def outage() -> None:
+        if how == "silence":
+            server.pause()
+        else:
+            await asyncio.to_thread(server.kill if how == "SIGKILL" else server.terminate)
+        await asyncio.sleep(seconds)  # the length of the outage
+        await asyncio.to_thread(server.resume if how == "silence" else server.start)
+
+    await watch(server.url, outage)
+
+
+@pytest.mark.parametrize("seconds", SECONDS)
+async def test_packets_to_redis_are_lost(seconds: float, far: Namespace, far_url: str, watch: Watch) -> None:
+    async def outage() -> None:
+        far.lose_packets()
+        await asyncio.sleep(seconds)  # the length of the outage
+        far.heal()
+
+    await watch(far_url, outage)
 
 
 async def until_all_hear(listeners: list[Listener], since: float) -> None:
