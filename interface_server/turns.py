@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("asgibus.interface")
 
-REST_SECONDS = 0.008  # of a turn of the event loop, for what sockets have brought in earlier turns
-READ_SECONDS = 0.02  # of a turn, for all reading
+REST_SECONDS = 0.004  # of a turn of the event loop, for what sockets have brought in earlier turns
+READ_SECONDS = 0.01  # of a turn, for all reading
+SMALL = 4 * 1024  # bytes: a socket that has brought no more is read before those that have
 
 
 class Turns:
@@ -27,6 +28,7 @@ class Turns:
         self._counts = counts
         self._began = 0.0  # 0.0: nothing was read in this turn yet
         self._waiting: deque[SlicedReader] = deque()
+        self._small: deque[SlicedReader] = deque()  # those that have brought little wait for one turn only
 
     def over(self, share: float) -> bool:
         """Return whether that many seconds of the current turn have passed since the first reading in it."""
@@ -36,21 +38,22 @@ class Turns:
             return False
         return perf_counter() - self._began >= share
 
-    def wait(self, reader: SlicedReader) -> None:
-        """Call `read_slice` of a reader in a later turn."""
-        self._waiting.append(reader)
+    def wait(self, reader: SlicedReader, *, small: bool) -> None:
+        """Call `read_slice` of a reader in a later turn; if it has little to read, in the next one."""
+        (self._small if small else self._waiting).append(reader)
 
     def _next(self) -> None:
         """Begin a turn with one slice of each reader that waits, as far as the time allows."""
         self._began = 0.0
-        for _ in range(len(self._waiting)):
-            if self.over(REST_SECONDS):
-                break
-            reader = self._waiting.popleft()
-            try:
-                reader.read_slice()
-            except Exception:  # one socket's fault is no reason to lose the others
-                logger.exception(FAULT, cut(reader, self._counts))
+        for waiting, share in ((self._small, READ_SECONDS), (self._waiting, REST_SECONDS)):
+            for _ in range(len(waiting)):
+                if self.over(share):
+                    break
+                reader = waiting.popleft()
+                try:
+                    reader.read_slice()
+                except Exception:  # one socket's fault is no reason to lose the others
+                    logger.exception(FAULT, cut(reader, self._counts))
 
 
 class SlicedReader(asyncio.Protocol):
@@ -100,11 +103,11 @@ class SlicedReader(asyncio.Protocol):
         if self._waits or self._in_slice:
             return
         turns = self._server.turns
-        share = READ_SECONDS
+        small, share = len(self._unread) <= SMALL, READ_SECONDS
         while self._more():
             if turns.over(share):
                 self._waits = True
-                turns.wait(self)
+                turns.wait(self, small=small)
                 break
             share = REST_SECONDS
             self._read_guarded()
@@ -117,7 +120,7 @@ class SlicedReader(asyncio.Protocol):
             self._read_guarded()
         if self._more():
             self._waits = True
-            self._server.turns.wait(self)
+            self._server.turns.wait(self, small=False)
         self._slices_read()
 
     def _read_guarded(self) -> None:

@@ -1,0 +1,113 @@
+"""Who is read in which turn of the event loop."""
+
+from collections import Counter
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from asgibus.interface_server import turns as module
+from asgibus.interface_server.turns import READ_SECONDS, SMALL, SlicedReader, Turns
+
+SLICE = 1000
+
+
+class Loop:
+    """An event loop, turned by the test, whose clock stands still unless a reader moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1.0
+        self._soon: list[Callable[[], None]] = []
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self._soon.append(callback)
+
+    def turn(self) -> None:
+        soon, self._soon = self._soon, []
+        for callback in soon:
+            callback()
+
+
+class Reader(SlicedReader):
+    """Reads slices, each of which takes `cost` seconds."""
+
+    def __init__(self, name: str, server: Any, loop: Loop, order: list[str], cost: float) -> None:
+        super().__init__(server)
+        self.name, self.loop, self.order, self.cost = name, loop, order, cost
+        self.aborted = False
+
+    def _more(self) -> bool:
+        return bool(self._unread)
+
+    def _read_slice(self) -> None:
+        if self._take(SLICE) == b"raise":
+            raise RuntimeError("on purpose")
+        self.order.append(self.name)
+        self.loop.now += self.cost
+
+    def _slices_read(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
+    loop = Loop()
+    monkeypatch.setattr(module, "perf_counter", lambda: loop.now)
+    return loop
+
+
+@pytest.fixture
+def counts() -> Counter[str]:
+    return Counter()
+
+
+@pytest.fixture
+def make(loop: Loop, counts: Counter[str]) -> Callable[..., Reader]:
+    order: list[str] = []
+    server = SimpleNamespace(turns=Turns(loop, counts))  # type: ignore[arg-type]  # all that it needs of a loop
+    return lambda name, cost=READ_SECONDS / 2: Reader(name, server, loop, order, cost)
+
+
+def test_what_is_small_is_read_at_once(make: Callable[..., Reader]) -> None:
+    one, other = make("one"), make("other")
+    one.data_received(bytes(SLICE))
+    other.data_received(bytes(SLICE))
+    assert one.order == ["one", "other"]
+
+
+def test_those_who_flood_take_turns_and_nobody_waits_behind_them(loop: Loop, make: Callable[..., Reader]) -> None:
+    floods = [make(name) for name in "abc"]
+    for flood in floods:
+        flood.data_received(bytes(SMALL + 10 * SLICE))
+    late = make("late", 0.0)
+    late.data_received(b"small")
+    order = late.order
+    del order[:]
+    loop.turn()
+    assert order[0] == "late"
+    for _ in range(5):
+        loop.turn()
+    assert sorted(order[1:4]) == sorted(order[4:7]) == ["a", "b", "c"]
+
+
+def test_all_of_it_is_read_in_the_end_and_in_order(loop: Loop, make: Callable[..., Reader]) -> None:
+    flood = make("flood")
+    flood.data_received(bytes(5 * SLICE))
+    flood.data_received(bytes(5 * SLICE))
+    for _ in range(20):
+        loop.turn()
+    assert flood.order == ["flood"] * 10
+
+
+def test_a_reader_that_raises_is_cut_alone(loop: Loop, make: Callable[..., Reader], counts: Counter[str]) -> None:
+    flood, faulty, other = make("flood", READ_SECONDS), make("faulty"), make("other")
+    flood.data_received(bytes(10 * SLICE))
+    faulty.data_received(b"raise")
+    other.data_received(b"small")
+    loop.turn()
+    assert (faulty.aborted, flood.aborted, counts["fault"]) == (True, False, 1)
+    assert "other" in flood.order
