@@ -278,10 +278,10 @@ class Presence:
             self._orphans = True
             self._due.set()
             for mailbox in dead:
-                if self._counted(mailbox) and mailbox in beat.ended and self._beating is not None:
-                    logger.warning("%s has died: its lease has ended", mailbox)
-                else:  # it took its leave, or died before this process began
+                if mailbox not in beat.ended or self._beating is None:  # it took its leave, or died before we began
                     logger.debug("%s is gone", mailbox)
+                elif self._counted(mailbox):
+                    logger.warning("%s has died: its lease has ended", mailbox)
             key = self._keys.mailbox(self._mailbox)
             entry = self._entries.pack(key, (PAYLOAD_VERSION, "", [(DEAD, mailbox, False) for mailbox in dead]))
             self._writer.write(("XADD", key, "NOMKSTREAM", "*", "b", entry), self._posted)
