@@ -262,7 +262,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
     type=COUNT,
     default=32 * 1024 * 1024,
     help="Bytes of connections that wait for a worker in the layer; past half of it bodies wait here, past all of it "
-    "new connections get 503 or 1013 at once.",
+    "new connections get 503 at once.",
 )
 @option(
     _LIMITS,

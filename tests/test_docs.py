@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from asgibus.commands.reference import reference
+from asgibus.interface_server.refusals import TOO_MANY
+from asgibus.protocol.recovery import Ending
 from frameworks.matrix import FRAMEWORKS
 
 ROOT = Path(__file__).parent.parent
@@ -54,3 +56,17 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_other_hosts(
         assert not re.search(r"url\(\s*[\"']?(?:https?:)?//|@import", style.read_text()), (
             f"{style.name} loads something"
         )
+
+
+COUNTED = re.compile(r'counts\[\s*"([^"]+)"\s*\] \+=|\.(?:count|odd|_refused)\(\s*"([a-zA-Z ]+)"')
+
+
+def test_each_kind_of_event_that_is_counted_is_listed() -> None:
+    sources = [path for room in ("interface_server", "worker", "layers") for path in (ROOT / room).rglob("*.py")]
+    counted = {kind for path in sources for found in COUNTED.findall(path.read_text()) for kind in found if kind}
+    counted |= {TOO_MANY, *(ending.name.lower().replace("_", " ") for ending in Ending)}
+    _, _, table = (ROOT / "docs" / "survival.md").read_text().partition("## What is counted\n")
+    listed = [kind for row in table.splitlines() for kind in re.findall(r"`([^`]+)`", row.partition(" | ")[0])]
+    listed = listed[listed.index("reconnect") :]  # behind the text above the table
+    assert len(counted) > 50
+    assert sorted(listed) == sorted(counted)
