@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from websockets.frames import CloseCode, Frame, Opcode
-from websockets.protocol import SERVER, Protocol
+from websockets.protocol import SERVER, Event, Protocol
 
 from asgibus.interface_server import websocket_log
 from asgibus.interface_server.closing import ClosingSocket
@@ -65,7 +66,7 @@ class WebSocketTerminator(Answering):
         self._log_line = ""
         self._window_bits = self._reading_bits = 0
         self._inflation: Inflation | None = None  # of the message of which frames have come
-        self._frames = []
+        self._frames = ()
         self.deadline = 0.0
         self.write_paused = False
 
@@ -118,7 +119,7 @@ class WebSocketTerminator(Answering):
     def _read_slice(self) -> None:
         protocol = self._protocol
         assert protocol is not None
-        frames = self._frames
+        frames: Sequence[Event] = self._frames
         if not frames:
             protocol.receive_data(bytes(self._take(SLICE)))
             frames = protocol.events_received()
@@ -127,7 +128,7 @@ class WebSocketTerminator(Answering):
             if self._window_shut or not self._received(frame):
                 self._frames = frames[index:]
                 return
-        self._frames = []
+        self._frames = ()
         if protocol.parser_exc is not None:
             self._failed()
         if protocol.writes:
@@ -138,7 +139,7 @@ class WebSocketTerminator(Answering):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._server.forget(self)
-        self._unread, self._frames = b"", []
+        self._unread, self._frames = b"", ()
         if self._writer is not None:
             self._log(self._writer.status)
         self._leave(CloseCode.ABNORMAL_CLOSURE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ class Answering(SlicedReader):
     _connection: Connection | None
     _protocol: Protocol | None
     """From the accept on."""
-    _frames: list[ParsedEvent]
+    _frames: Sequence[ParsedEvent]
     """Parsed, and waiting for the window, or to be decompressed. Until they are through, nothing pending is written."""
     _request: Request | None
     """Until the accept, as is the writer."""
@@ -199,7 +200,7 @@ class Answering(SlicedReader):
 
     def _send_close(self, code: int, reason: str) -> None:
         assert self._protocol is not None
-        self._frames = []
+        self._frames = ()
         if self._protocol.state is State.OPEN:  # else the client's close frame is parsed, and its answer is pending
             self._protocol.send_close(code, reason)
 
