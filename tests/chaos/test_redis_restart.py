@@ -2,16 +2,23 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 import redis
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
 
 from chaos.notes import Notes
 from chaos.scale import by_form
-from support.deadline import in_time, wait_until
+from support.deadline import HANG, in_time, wait_until
 from support.load import Load
-from support.processes import Processes
+from support.processes import Process, Processes
+from support.raw import RawClient
 from support.redis import RedisServer
+from support.websocket import ws
 
+Start = Callable[..., Process]
 StartRedis = Callable[..., RedisServer]
 Figures = Callable[[object], None]
 
@@ -83,3 +90,34 @@ def test_a_pause_longer_than_a_lease(
     assert outcome.recovery is not None
     in_time(outcome.recovery, RECOVERED)
     assert outcome.failed == [], "what an app sends waits for Redis"
+
+
+@pytest.mark.parametrize("resume", [["--resume"], []], ids=["resume", "no resume"])
+def test_redis_stays_away(
+    resume: list[str],
+    start_redis: StartRedis,
+    start_interface: Start,
+    start_worker: Start,
+    notes: Notes,
+    tmp_path: Path,
+) -> None:
+    server = start_redis()
+    start_worker("support.outage_app:app", "--layer", server.url, *resume, env=notes.env)
+    start_worker("commands.simple_app:app", "--layer", server.url, "--pool", "slow")
+    interface = start_interface(
+        *("--layer", server.url, "--resume-timeout", 1, "--connect-timeout", 1.5, "--route", "/hold=slow")
+    )
+    with ws(interface, "/room", query={"name": "a", "room": "a"}) as socket, RawClient(interface) as client:
+        socket.send("?")
+        socket.recv(HANG)
+        client.send(b"GET /hold HTTP/1.1\r\nHost: test\r\n\r\n")
+        wait_until((tmp_path / "held-").exists)
+        server.kill()
+        assert client.read_response().status == 503
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.recv(HANG)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == CloseCode.TRY_AGAIN_LATER
+    with RawClient(interface) as client:
+        client.send(b"GET /hold HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert client.read_response().status == 503, "a new request waits no longer than --connect-timeout"
