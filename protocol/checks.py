@@ -49,6 +49,11 @@ def _shape(fields: tuple[Any, ...]) -> str:
     return "(" + ", ".join(type(field).__name__ for field in fields) + ")"
 
 
+def _of(entry: object) -> str:
+    """Return the type of what is no opening, without its contents: errors stand in the log."""
+    return f"tuple of {len(entry)}" if isinstance(entry, tuple) else type(entry).__name__
+
+
 def _check_headers(headers: Any) -> None:
     """Headers are pairs of bytes that cannot end a line: they are written to the client as they are."""
     if type(headers) is not tuple:
@@ -102,7 +107,7 @@ _close_types = _types(int, str)
 def _close(event: Event) -> None:
     _close_types(event)
     if not 1000 <= event[1] <= 4999 or event[1] in (1004, 1005, 1006) or len(event[2].encode()) > MAX_CLOSE_REASON:
-        raise BadFrame(f"{event[1:]!r:.50} cannot be sent in a close frame")
+        raise BadFrame(f"the close code {event[1]!r:.20}, or its reason, cannot be sent")
 
 
 def _disconnected(event: Event) -> None:
@@ -223,7 +228,7 @@ def check_frame(frame: Frame, checks: Mapping[int, Check]) -> None:
         BadFrame: the frame is none.
     """
     if type(frame) is not tuple or not frame or type(frame[0]) is not int:
-        raise BadFrame(f"a frame is {frame!r:.50}")
+        raise BadFrame(f"a frame is a {type(frame).__name__}")
     if frame[0] == EVENT:
         if (
             len(frame) > HEAD
@@ -278,14 +283,14 @@ def read_opening(entry: object) -> Opening:
     """
     # The version stands first in every version, so that only this one's fields are judged.
     if not isinstance(entry, tuple) or not entry or type(entry[0]) is not int:
-        raise BadFrame(f"not an opening: {str(entry)[:100]}")
+        raise BadFrame(f"not an opening, but a {_of(entry)}")
     if entry[0] != OPENING_VERSION:
         raise ForeignVersion(
             f"an opening of version {entry[0]}, where version {OPENING_VERSION} is understood: run the same version of "
             "asgibus in interface servers and workers"
         )
     if len(entry) != len(Opening._fields):
-        raise BadFrame(f"not an opening: {str(entry)[:100]}")
+        raise BadFrame(f"not an opening, but a {_of(entry)}")
     opening = Opening._make(entry)
     _check_opening(opening)
     return opening
@@ -317,7 +322,7 @@ def _check_opening(opening: Opening) -> None:
         _check_state(opening.state)
     for event in opening.events:
         if type(event) is not tuple or not event or type(event[0]) is not int or event[0] not in FROM_CLIENT:
-            raise BadFrame(f"an opening has the event {event!r:.50}")
+            raise BadFrame("an opening has an event that is none of a client")
         FROM_CLIENT[event[0]](event)
 
 
@@ -325,4 +330,4 @@ def _check_address(address: Any) -> None:
     if address is not None and (
         len(address) != 2 or type(address[0]) is not str or type(address[1]) not in (int, NoneType)
     ):
-        raise BadFrame(f"{address!r:.50} is no address")
+        raise BadFrame("an opening has an address that is none")
