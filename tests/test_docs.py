@@ -3,13 +3,16 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from asgibus.commands.reference import reference
 from asgibus.interface_server.refusals import TOO_MANY
+from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.protocol.recovery import Ending
+from asgibus.worker.settings import WorkerSettings
 from frameworks.matrix import FRAMEWORKS
 
 ROOT = Path(__file__).parent.parent
@@ -70,3 +73,31 @@ def test_each_kind_of_event_that_is_counted_is_listed() -> None:
     listed = listed[listed.index("reconnect") :]  # behind the text above the table
     assert len(counted) > 50
     assert sorted(listed) == sorted(counted)
+
+
+UNITS = {"": 1, "s": 1, "bytes/s": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+VALUE = r"(\d[\d,]*)(?:\s([KMG]iB|s\b|bytes/s))?"
+DEFAULTS = {each.name: each.default for kind in (WorkerSettings, InterfaceSettings) for each in fields(kind)}
+
+
+def number(value: str, unit: str) -> int:
+    """Return what a page says, in seconds or bytes."""
+    return int(value.replace(",", "")) * UNITS[unit]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_default_that_stands_behind_an_option_is_that_of_the_option(page: Path) -> None:
+    for option, value, unit in re.findall(r"`(?:--)?([a-z][a-z-]+)`\s\(" + VALUE + r"(?:[);]|,?\s)", page.read_text()):
+        assert DEFAULTS[option.replace("-", "_")] == number(value, unit), f"{option} ({value} {unit})"
+
+
+def test_the_limits_of_clients_are_the_defaults_of_their_options() -> None:
+    _, _, table = (ROOT / "docs" / "guarantees.md").read_text().partition("| what | default | then |\n")
+    said = {}
+    for row in table.partition("\n\n")[0].splitlines()[1:]:
+        what, default, _ = re.split(r"\s*\|\s*", row.strip("| "))
+        options = re.findall(r"`([a-z-]+)`", what)
+        for option, (value, unit) in zip(options, re.findall(VALUE, default), strict=False):
+            said[option] = number(value, unit)
+    assert len(said) > 12
+    assert said == {option: DEFAULTS[option.replace("-", "_")] for option in said}
