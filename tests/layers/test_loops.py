@@ -425,6 +425,32 @@ def test_a_forked_process_has_its_own_thread(redis_url: str) -> None:
     assert (ended.stdout, ended.stderr) == ("[1, 2, 2]\n", "")
 
 
+@pytest.mark.redis
+def test_a_forked_process_has_channels_of_its_own(redis_url: str) -> None:
+    program = (
+        "import os\n"
+        "from asgiref.sync import async_to_sync\n"
+        "from asgibus.layers import RedisChannelLayer\n"
+        f"layer = RedisChannelLayer({redis_url!r})\n"
+        "names = [async_to_sync(layer.new_channel)()]\n"
+        "async_to_sync(layer.group_add)('group', names[0])\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    names.append(async_to_sync(layer.new_channel)())\n"
+        "    try:\n"
+        "        async_to_sync(layer.receive)(names[0])\n"
+        "    except TypeError as error:\n"
+        "        assert 'was made by another' in str(error)\n"
+        "    async_to_sync(layer.group_add)('group', names[1])\n"
+        "    async_to_sync(layer.group_send)('group', {'n': 1})\n"
+        "else:\n"
+        "    assert os.waitpid(child, 0)[1] == 0\n"
+        "print(async_to_sync(layer.receive)(names[-1]), flush=True)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=30)
+    assert (ended.stdout, ended.stderr) == ("{'n': 1}\n" * 2, "")
+
+
 @pytest.mark.anyio
 async def test_a_loop_that_goes_on_calling_gets_its_own_connections(
     redis_url: str, connections: Callable[[], int]
