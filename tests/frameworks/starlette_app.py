@@ -132,6 +132,8 @@ async def noted(request):
 async def gone(request):
     """A file that is removed between the look at it and the sending."""
     with tempfile.NamedTemporaryFile() as file:
+        file.write(b"content")
+        file.flush()
         status = Path(file.name).stat()  # noqa: ASYNC240 - apps do it
     return FileResponse(file.name, stat_result=status)
 
