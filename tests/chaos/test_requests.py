@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from asgibus.protocol.recovery import CRASHES
 from chaos.notes import Notes
 from chaos.scale import NOTICED, by_form
 from support.deadline import in_time
@@ -167,9 +168,9 @@ def test_a_request_that_kills_its_worker(
     with begin(interface, "POST", "/kill?name=post") as client:
         assert client.read_response().status == 502
     post = time.monotonic() - begun
-    assert len(notes.all("kill", name="get")) == 2
+    assert len(notes.all("kill", name="get")) == CRASHES
     assert len(notes.all("kill", name="post")) == 1
     with begin(interface, "GET", "/kill?name=once&kills=1") as client:
         assert client.read_response().status == 200
-    figures(f"a GET killed two workers and was refused after {get:.2f} s, a POST one, after {post:.2f} s")
+    figures(f"a GET killed five workers and was refused after {get:.2f} s, a POST one, after {post:.2f} s")
     interface.wait_for("ERROR")
