@@ -64,6 +64,7 @@ async def test_returns(redis_url: str, admin: "redis.Redis[bytes]") -> None:
             who_is_paused_is_dead_and_comes_back,
             consumers_of_a_blocked_process_are_not_deaf_afterwards,
             who_comes_back_too_late_has_missed_broadcasts,
+            who_holds_the_interpreter_lock_is_dead_after_a_lease,
         ):
             scenarios.create_task(scenario(redis_url, admin), name=scenario.__name__)
 
@@ -163,6 +164,19 @@ async def consumers_of_a_blocked_process_are_not_deaf_afterwards(url: str, admin
         await until(lambda: victim.all("message") == [{"n": 1}, {"n": 2}])
         await one.layer.group_send("group", {"n": 3})
         await until(lambda: victim.all("message")[2:] == [{"n": 3}])
+
+
+async def who_holds_the_interpreter_lock_is_dead_after_a_lease(url: str, admin: "redis.Redis[bytes]") -> None:
+    prefix = "lock"
+    async with place(url, prefix) as one, peer(url, prefix) as victim:
+        await victim.do("post", one.mailbox, 1)
+        await until(lambda: one.handler.frames)
+        began = time.monotonic()
+        holding = asyncio.create_task(victim.do("hold", LEASE + 3))
+        await until(lambda: one.handler.dead == [victim.mailbox], NOTICED + SLACK)
+        assert time.monotonic() - began > LEASE - 1.1
+        await holding
+        await until(lambda: victim.all("interrupted"))
 
 
 async def who_comes_back_too_late_has_missed_broadcasts(url: str, admin: "redis.Redis[bytes]") -> None:

@@ -4,6 +4,7 @@ It takes orders as lines of JSON, answers them, and tells all that its handler g
 """
 
 import asyncio
+import ctypes
 import json
 import sys
 import time
@@ -77,6 +78,9 @@ class Place:
             until = time.monotonic() + seconds
             while time.monotonic() < until:  # what keeps the event loop, and lets other threads run
                 pass
+        elif what == "hold":
+            (seconds,) = values
+            ctypes.PyDLL(None).usleep(round(seconds * 1e6))  # what keeps the interpreter lock from all threads
         elif what == "local":
             return await self._listen(*values)
         elif what == "group_send":
