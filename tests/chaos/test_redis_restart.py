@@ -11,6 +11,7 @@ from websockets.frames import CloseCode
 
 from chaos.notes import Notes
 from chaos.scale import by_form
+from support.admin import counts
 from support.deadline import HANG, in_time, wait_until
 from support.load import Load
 from support.processes import Process, Processes
@@ -121,3 +122,21 @@ def test_redis_stays_away(
     with RawClient(interface) as client:
         client.send(b"GET /hold HTTP/1.1\r\nHost: test\r\n\r\n")
         assert client.read_response().status == 503, "a new request waits no longer than --connect-timeout"
+
+
+def test_what_an_app_sends_waits_for_redis_no_longer_than_the_resume_timeout(
+    start_redis: StartRedis, start_interface: Start, start_worker: Start, notes: Notes
+) -> None:
+    server = start_redis()
+    worker = start_worker(
+        *("support.outage_app:app", "--layer", server.url, "--resume-timeout", 1, "--admin-port", 0), env=notes.env
+    )
+    interface = start_interface("--layer", server.url)
+    with ws(interface, "/ticker", query={"name": "a", "room": "a", "interval": 0.05}):
+        notes.wait("ticking")
+        server.kill()
+        (failed, *_) = notes.wait("broadcast failed")
+        in_time(failed["took"], 2)
+        assert failed["took"] > 0.9
+        assert counts(worker)["send failed"] >= 1
+        worker.wait_for("what an app sent did not go out")

@@ -19,7 +19,7 @@ from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers import open_layer
 from support.raw import RawClient
-from support.websocket import RawWebSocket, seen, wait_seen
+from support.websocket import CLOSE, RawWebSocket, seen, wait_seen
 
 # The limits are tenths of seconds: a machine that stops for a moment fails what keeps to them. Run once more, it holds.
 pytestmark = [pytest.mark.anyio, pytest.mark.flaky(reruns=1, only_rerun=".")]
@@ -298,6 +298,16 @@ async def test_a_client_that_reads_slowly_why_its_websocket_is_denied_is_not_dro
                 client.read_exactly(100_000)
                 time.sleep(0.05)  # a slow reader: the pace is what is tested
             assert client.read_until_close().endswith(b"0\r\n\r\n")
+
+    async with serving_here(app="websocket_app:app") as server:
+        await run_sync(test, server)
+
+
+async def test_a_client_that_does_not_answer_our_close_frame_is_dropped(name: str) -> None:
+    def test(server: Address) -> None:
+        with RawWebSocket(server, f"/close?code=4000&reason=&name={name}") as client:
+            assert client.read_frame()[0] == CLOSE
+            assert client.read_until_close() == b""
 
     async with serving_here(app="websocket_app:app") as server:
         await run_sync(test, server)

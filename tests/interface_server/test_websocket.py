@@ -450,6 +450,7 @@ def test_invalid_events_raise_out_of_send_and_harm_nothing(server: Process, name
         "TypeError",
         "TypeError",
         "UnicodeEncodeError",
+        "MessageTooLarge",
         "ValueError",
         "TypeError",
         "ValueError",

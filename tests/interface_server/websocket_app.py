@@ -6,6 +6,8 @@ from collections import defaultdict
 from typing import Any
 from urllib.parse import parse_qs
 
+from asgibus.layers import MessageTooLarge
+
 NOTES: defaultdict[str, list[Any]] = defaultdict(list)
 GATES: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
@@ -19,6 +21,7 @@ INVALID = (
     {"type": "websocket.send", "text": 1},
     {"type": "websocket.send", "bytes": "a"},
     {"type": "websocket.send", "text": "\ud800"},
+    {"type": "websocket.send", "bytes": bytes((16 << 20) + 1)},
     {"type": "websocket.close", "code": 1005},
     {"type": "websocket.close", "code": "1000"},
     {"type": "websocket.close", "reason": "x" * 124},
@@ -194,7 +197,7 @@ async def invalid(scope, receive, send, query, notes):
     for event in INVALID:
         try:
             await send(event)
-        except (ValueError, TypeError, RuntimeError) as error:
+        except (ValueError, TypeError, RuntimeError, MessageTooLarge) as error:
             notes.append(type(error).__name__)
         else:
             notes.append(None)
