@@ -75,7 +75,8 @@ async def chat(scope: Event, receive: Receive, send: Send) -> None:
         await send(event("served", worker=WORKER))
     else:
         await send(event("welcome", id=me, name=name, room=room, worker=WORKER))
-        await connection.group_add(group)
+    await connection.group_add(group)  # also by a further run: the last one may have died before it got here
+    if not connection.resumed:
         await connection.group_send(group, event("join", id=me, name=name))
     # Counts this sender's messages, so that every page can see their order and notice a gap.
     sent = connection.state.get("sent", 0)
