@@ -49,11 +49,13 @@ class Living(SessionEnd):
         "offered_at",
         "opening",
         "owner",
+        "queue",
         "resumable",
         "saved_state",
         "subprotocol",
         "table",
         "terminator",
+        "unclaimed",
     )
 
     opening: Opening | bytes
@@ -70,6 +72,10 @@ class Living(SessionEnd):
         self.life = Life.OFFERED
         self.offer: Offer | None = None
         self.offered_at = now
+        self.queue: dict[int, Living] | None = None
+        """Where it stands among those that wait for a worker: see `Waiting`."""
+        self.unclaimed: tuple[str, int] | None = None
+        """The pool of its offer, and the bytes."""
         self.owner = ""
         self.accepted = self.app is App.OPEN
         self.subprotocol: str | None = None

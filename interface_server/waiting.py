@@ -34,8 +34,7 @@ class Waiting:
         self._left: dict[int, Living] = {}  # those whose client has left: a worker may have claimed them just before
         self._doubted: list[tuple[float, Living, Offer]] = []  # what may be lost, and when it is offered again
         self._delayed: dict[int, tuple[float, Living]] = {}  # those that are offered at that time
-        self._sizes: dict[int, tuple[str, int]] = {}  # of the offers: the pool, and the bytes
-        self._bytes: Counter[str] = Counter()  # of these together, by pool
+        self._bytes: Counter[str] = Counter()  # of the offers, by pool
         self._total = 0  # of all pools
         self._refused: list[Living] = []  # those for which there was no room; they are told at the next tick
         self._told_at = -TELL_SECONDS
@@ -44,7 +43,8 @@ class Waiting:
 
     def add(self, connection: Living, *, is_open: bool = False) -> None:
         """It is offered now; `is_open`: again, as an earlier run has accepted its client."""
-        (self._reopened if is_open else self._new)[connection.number] = connection
+        connection.queue = self._reopened if is_open else self._new
+        connection.queue[connection.number] = connection
 
     def has_room(self, pool: str, events: int = 0) -> bool:
         """Return whether an offer to a pool may be made, with events of so many bytes.
@@ -60,11 +60,12 @@ class Waiting:
         self._uncount(connection)
         self._bytes[pool] += size
         self._total += size
-        self._sizes[connection.number] = pool, size
+        connection.unclaimed = pool, size
 
     def _uncount(self, connection: Living) -> None:
-        pool, size = self._sizes.pop(connection.number, ("", 0))
-        if size:
+        if connection.unclaimed is not None:
+            pool, size = connection.unclaimed
+            connection.unclaimed = None
             self._bytes[pool] -= size
             self._total -= size
 
@@ -87,15 +88,16 @@ class Waiting:
         """Its client has left, and its offer is withdrawn."""
         self.remove(connection)
         connection.offered_at = now
+        connection.queue = self._left
         self._left[connection.number] = connection
 
     def remove(self, connection: Living) -> None:
         """It waits no longer, if it did."""
-        self._delayed.pop(connection.number, None)
-        self._uncount(connection)
-        for waiting in (self._new, self._reopened, self._left):
-            if waiting.pop(connection.number, None) is not None:
-                return
+        if connection.queue is not None:
+            del connection.queue[connection.number]
+            connection.queue = None
+            self._delayed.pop(connection.number, None)
+            self._uncount(connection)
 
     def interrupted(self, now: float) -> None:
         """The store has lost its data: offers may be gone, and so may the news that they were claimed."""

@@ -21,6 +21,7 @@ from asgibus.interface_server.handshake import check_handshake, switching_protoc
 from asgibus.interface_server.pace import ClientPace, waiting_bytes
 from asgibus.interface_server.request import Refusal, Request, address_text
 from asgibus.interface_server.response_writer import ResponseWriter
+from asgibus.interface_server.turns import READ_SECONDS
 from asgibus.interface_server.websocket_answers import CLOSE_SECONDS, Answering, Phase
 from asgibus.protocol.events import MESSAGE_RECEIVED, Headers
 from asgibus.protocol.session import PART
@@ -103,7 +104,28 @@ class WebSocketTerminator(Answering):
 
     def data_received(self, data: bytes) -> None:
         self._alive = True
-        super().data_received(data)
+        protocol = self._protocol
+        if (
+            protocol is None
+            or self._unread
+            or self._frames
+            or self._window_shut
+            or self.write_paused
+            or self._waits
+            or self._in_slice
+            or len(data) > SLICE
+            or self._server.turns.over(READ_SECONDS)
+        ):
+            super().data_received(data)
+            return
+        # The way of nearly every message: one slice, with nothing before it. It costs a third less than the other way.
+        self._in_slice = True
+        try:
+            self._parse(protocol, data)
+        finally:
+            self._in_slice = False
+        if self._frames:
+            self.read_on()
 
     def _slices_read(self) -> None:
         most = 0 if self._protocol is not None else EARLY_BYTES
@@ -119,9 +141,13 @@ class WebSocketTerminator(Answering):
     def _read_slice(self) -> None:
         protocol = self._protocol
         assert protocol is not None
+        self._parse(protocol, b"" if self._frames else bytes(self._take(SLICE)))
+
+    def _parse(self, protocol: Protocol, data: bytes) -> None:
+        """Take the frames that are left of the last slice, or those of the next one."""
         frames: Sequence[Event] = self._frames
         if not frames:
-            protocol.receive_data(bytes(self._take(SLICE)))
+            protocol.receive_data(data)
             frames = protocol.events_received()
         for index, frame in enumerate(frames):
             assert isinstance(frame, Frame)  # the handshake is ours, so nothing else comes

@@ -8,7 +8,6 @@ app sends was checked by `events.encode` already; here are only the checks that 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import chain
 from types import NoneType
 from typing import Any
 
@@ -59,7 +58,7 @@ def _check_headers(headers: Any) -> None:
     if type(headers) is not tuple:
         raise BadFrame(f"headers are a {type(headers).__name__}")
     try:
-        lines = b"".join(chain.from_iterable([(name, value) for name, value in headers]))
+        lines = b"".join([name + value for name, value in headers])
     except (TypeError, ValueError):
         raise BadFrame("headers are no pairs of bytes") from None
     if b"\n" in lines or b"\r" in lines or b"\0" in lines:
@@ -253,10 +252,11 @@ _OPENING_TYPES: tuple[type, ...] = (
     *(int, str, int, int, bool, int, int, str, str, str, str, bytes, bytes, str, tuple),
     *(NoneType, NoneType, tuple, dict, bool, tuple, bytes, NoneType),
 )
+_SCOPE = Opening._fields.index("scope")
 _CHOICES = {
     Opening._fields.index("client"): tuple,
     Opening._fields.index("server"): tuple,
-    Opening._fields.index("scope"): dict,
+    _SCOPE: dict,
 }
 
 
@@ -268,6 +268,8 @@ def _opening_shapes() -> frozenset[tuple[type, ...]]:
 
 
 _OPENING_SHAPES = _opening_shapes()
+_USUAL_SHAPE = tuple(_CHOICES.get(i, t) if i != _SCOPE else t for i, t in enumerate(_OPENING_TYPES))
+_HEADER_TYPES = (bytes, bytes)
 
 
 class ForeignVersion(ValueError):
@@ -297,21 +299,24 @@ def read_opening(entry: object) -> Opening:
 
 
 def _check_opening(opening: Opening) -> None:
-    if tuple(map(type, opening)) not in _OPENING_SHAPES:
+    shape = tuple(map(type, opening))
+    if shape != _USUAL_SHAPE and shape not in _OPENING_SHAPES:
         wrong = [
             f"{name} a {type(value).__name__}"
             for name, value, right in zip(Opening._fields, opening, _OPENING_TYPES, strict=True)
             if type(value) is not right and type(value) is not _CHOICES.get(Opening._fields.index(name))
         ]
         raise BadFrame(f"an opening has as {', '.join(wrong)}")
-    if opening.window <= 0 or opening.handled < 0 or not opening.interface.endswith("!"):
+    if opening.window <= 0 or opening.handled < 0 or opening.interface[-1:] != "!":
         raise BadFrame(f"an opening has the window {opening.window} and comes from {opening.interface!r:.50}")
     if opening.kind != HTTP and opening.kind != WEBSOCKET:
         try:
             require_protocol(opening.kind)
         except ValueError as error:
             raise BadFrame(str(error)) from None
-    _check_headers(opening.headers)
+    for header in opening.headers:  # they go to the app alone, which may get any bytes
+        if type(header) is not tuple or tuple(map(type, header)) != _HEADER_TYPES:
+            raise BadFrame("headers are no pairs of bytes")
     _check_address(opening.client)
     _check_address(opening.server)
     if opening.scope is not None and type(opening.scope.get("extensions", {})) is not dict:

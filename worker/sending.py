@@ -247,16 +247,19 @@ class Sending(SessionEnd):
         if not self._announced:
             self._owned()
 
-    def acknowledged_with_answer(self) -> bool:
+    def acknowledged_with_answer(self, through: int) -> bool:
         """Have what was sent last acknowledge what the app was done with since, if that is not on its way yet.
 
         Most apps ask for the next event as soon as they have answered one. Then answer and acknowledgement arrive
         together, or neither does, so that an event whose answer was seen does not come again after a crash.
+
+        Args:
+            through: The app is done with everything below that number.
         """
         answer, self._last_sent = self._last_sent, None
         if answer is None or self._last_packed != self.host.bus.packed:
             return False
-        answer[ACKNOWLEDGED] = self.taken
+        answer[ACKNOWLEDGED] = self.taken = through
         self.untold = 0
         return True
 

@@ -169,7 +169,10 @@ class Session(Sending):
         """Acknowledge what the app has in hand: it is done with that."""
         if self._in_hand is not None:
             counted, self._in_hand, self._in_hand_bytes = self._in_hand_bytes, None, 0
-            self._took(counted)
+            if self._last_sent is None or not self.acknowledged_with_answer(
+                self._inbox[0][0] if self._inbox else self.expected
+            ):
+                self._took(counted)
 
     @property
     def _has_heard(self) -> bool:
@@ -278,8 +281,6 @@ class Session(Sending):
         if through is None:
             through = self._inbox[0][0] if self._inbox else self.expected
         self.took(counted, through)
-        if self.acknowledged_with_answer():
-            return
         if told and not self._is_http:
             self.host.took(self)
         if self.ack_due and not self.lost:
