@@ -47,6 +47,7 @@ from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.tls import Tls
 from asgibus.layers import open_layer
+from asgibus.layers.settings import set_default_wait
 from asgibus.protocol.channels import require_pool
 
 logger = logging.getLogger("asgibus.interface")
@@ -316,6 +317,7 @@ def command(log_level: str, **options: Any) -> None:
         raise click.UsageError("--reload is for apps, and here is none: give APP, or use it with asgi-worker")
     names = {field.name for field in fields(InterfaceSettings)}
     settings = InterfaceSettings(**{name: value for name, value in options.items() if name in names})
+    set_default_wait(settings.resume_timeout)
     try:
         listeners = listeners_of(settings)
         layer = open_layer(

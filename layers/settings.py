@@ -42,7 +42,7 @@ class LayerSettings:
         group_expiry: float = GROUP_EXPIRY_SECONDS,
         capacity: int = CAPACITY,
         channel_capacity: Mapping[Pattern, int] | None = None,
-        wait: float = WAIT_SECONDS,
+        wait: float | None = None,
         backlog: int = BACKLOG_BYTES,
     ) -> LayerSettings:
         """Check the options and compile the patterns: globs, or compiled expressions.
@@ -54,6 +54,7 @@ class LayerSettings:
             for pattern, number in (channel_capacity or {}).items()
         )
         numbers: list[tuple[str, object]] = [("expiry", expiry), ("group_expiry", group_expiry), ("capacity", capacity)]
+        wait = _Process.wait if wait is None else wait
         numbers += [("wait", wait), ("backlog", backlog)]
         numbers += [(f"channel_capacity of {pattern.pattern!r}", number) for pattern, number in capacities]
         for name, number in numbers:
@@ -70,6 +71,21 @@ class LayerSettings:
             if pattern.match(channel):
                 return capacity
         return self.capacity
+
+
+class _Process:
+    """What holds in this process where a layer is not told otherwise."""
+
+    wait = WAIT_SECONDS
+
+
+def set_default_wait(seconds: float) -> None:
+    """Set `wait` for the layers that are made in this process from now on and are not told how long.
+
+    A worker does so before it loads its app, so that a layer of the app's own, such as that of Channels, waits as long
+    as the worker's.
+    """
+    _Process.wait = seconds
 
 
 def require_delay(delay: object) -> float:

@@ -33,6 +33,7 @@ from asgibus.commands.sources import sources_of
 from asgibus.commands.supervisor import supervise
 from asgibus.commands.waiting import wait_for_layer
 from asgibus.layers import open_layer
+from asgibus.layers.settings import set_default_wait
 from asgibus.protocol.channels import TERMINATORS, require_protocol
 from asgibus.worker.application import ApplicationError, application_of
 from asgibus.worker.background import BackgroundWorker
@@ -123,6 +124,7 @@ def command(log_level: str, **options: Any) -> None:
         )
     check_background(settings)
     check_processes(options)
+    set_default_wait(settings.resume_timeout)
     try:
         layer = open_layer(
             settings.layer,

@@ -35,7 +35,6 @@ from asgibus.layers.settings import (
     CAPACITY,
     EXPIRY_SECONDS,
     GROUP_EXPIRY_SECONDS,
-    WAIT_SECONDS,
     LayerSettings,
     Pattern,
     require_delay,
@@ -78,14 +77,15 @@ class RedisChannelLayer(ChannelLayer):
         group_expiry: float = GROUP_EXPIRY_SECONDS,
         capacity: int = CAPACITY,
         channel_capacity: Mapping[Pattern, int] | None = None,
-        wait: float = WAIT_SECONDS,
+        wait: float | None = None,
         backlog: int = BACKLOG_BYTES,
         symmetric_encryption_keys: Sequence[str | bytes] = (),
     ) -> None:
         """`hosts`: a URL as in `open_layer`, or what `CHANNEL_LAYERS` has for channels_redis. `prefix` starts all keys.
 
-        `wait`: how many seconds a call waits for a Redis that is away before it raises LayerUnavailable; meanwhile at
-        most `backlog` bytes of messages wait there, and further calls wait in turn.
+        `wait`: how many seconds a call waits for a Redis that is away before it raises LayerUnavailable: in a worker
+        its `--resume-timeout`, elsewhere 5, by default. Meanwhile at most `backlog` bytes of messages wait there, and
+        further calls wait in turn.
         `symmetric_encryption_keys`: secrets; what is in Redis is encrypted with the first, and read with all of them.
         The other options have the names and the meaning that Channels gives them. Raises ValueError for a bad one.
         """

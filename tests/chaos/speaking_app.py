@@ -1,14 +1,18 @@
 """An app whose every WebSocket speaks by itself: it broadcasts numbers to its room five times a second.
 
-As in every example, there is no `try` around `group_send`: what it raises ends the run.
+It does so through its connection, through the worker's layer, and through a layer of its own. As in every example,
+there is no `try` around `group_send`: what it raises ends the run.
 """
 
 import asyncio
+import os
 from urllib.parse import parse_qsl
 
 from asgibus import connection
+from asgibus.layers import RedisChannelLayer
 
 INTERVAL = 0.2
+own_layer = RedisChannelLayer(os.environ["OWN_LAYER"])
 
 
 async def app(scope, receive, send):
@@ -23,10 +27,8 @@ async def app(scope, receive, send):
     number = 0
     while not leaving.done():
         text = f"{query['name']}.{bus.attempt} {number}"
-        if number % 2:
-            await bus.group_send(query["room"], {"type": "websocket.send", "text": text})
-        else:
-            await bus.layer.group_send(query["room"], {"type": "websocket.send", "text": text})
+        sender = (bus, bus.layer, own_layer)[number % 3]
+        await sender.group_send(query["room"], {"type": "websocket.send", "text": text})
         await bus.layer.send(bus.reply_channel, {"type": "websocket.send", "text": f"own.{text}"})
         number += 1
         await asyncio.wait([leaving], timeout=INTERVAL)

@@ -65,7 +65,7 @@ def watch(start_interface: Start, start_worker: Start, figures: Figures) -> Watc
     """Have a crowd listen to apps that speak, over an outage of the Redis at a URL."""
 
     async def watch(url: str, outage: Callable[[], Awaitable[None]]) -> None:
-        worker = start_worker("chaos.speaking_app:app", "--layer", url, "--resume", "--graceful-timeout", 3)
+        worker = start_worker("chaos.speaking_app:app", *("--layer", url, "--resume"), env={"OWN_LAYER": url})
         interface = start_interface("--layer", url, "--no-access-log")
         listeners = [Listener(number) for number in range(SOCKETS)]
         options: dict[str, Any] = {"compression": None, "ping_interval": None, "proxy": None, "close_timeout": 1}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from asgibus.layers import LayerUnavailable, RedisChannelLayer
+from asgibus.layers import LayerUnavailable, RedisChannelLayer, settings
 from asgibus.layers.codec import pack_message
 from asgibus.layers.names import split_local
 from asgibus.layers.redis import scripts
@@ -117,3 +117,11 @@ async def test_what_was_written_twice_is_received_once_and_counts_once(redis_url
         assert (await layer.channel_statistics(own))["messages_pending"] == 0
     finally:
         await layer.close()
+
+
+def test_a_layer_waits_as_long_as_its_process_says_unless_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings._Process, "wait", settings.WAIT_SECONDS)
+    assert RedisChannelLayer().settings.wait == 5.0
+    settings.set_default_wait(60.0)
+    assert RedisChannelLayer().settings.wait == 60.0
+    assert RedisChannelLayer(wait=1.0).settings.wait == 1.0
