@@ -27,7 +27,7 @@ from asgibus.protocol.events import (
 from asgibus.protocol.frames import HEAD
 from asgibus.protocol.opening import Opening
 from asgibus.protocol.recovery import Ending
-from asgibus.protocol.session import Arrival
+from asgibus.protocol.session import NEW, Arrival
 from asgibus.protocol.states import (
     HTTP_TABLE,
     OTHER_TABLE,
@@ -43,6 +43,9 @@ logger = logging.getLogger("asgibus.interface")
 
 APP_FAILED = (500, 1011)  # when a further run of the app answers otherwise than the first
 _LAST = (CLOSE, RESPONSE_END, ABORT)  # the last event of a run that has not been told of the end of its WebSocket
+# Looked up once: see `protocol.session`.
+_OFFERED, _JOINED, _PARTING = Life.OFFERED, Life.JOINED, Life.PARTING
+_HANDSHAKE, _COMPLETE = App.HANDSHAKE, App.COMPLETE
 
 
 class Connection(Living):
@@ -55,9 +58,9 @@ class Connection(Living):
     def event(self, event: Event) -> None:
         """Something came from the client. Pauses the terminator when the window is full."""
         frame, counted = self.sent(event)
-        if self.life is Life.JOINED or self.life is Life.PARTING:
+        if self.life is _JOINED or self.life is _PARTING:
             self._connections.post(self.owner, frame, counted)
-        elif self.life is Life.OFFERED:
+        elif self.life is _OFFERED:
             if self._unsent is None:
                 self._unsent = []
             self._unsent.append((frame, counted))
@@ -86,11 +89,11 @@ class Connection(Living):
 
     def frame(self, frame: Frame) -> None:
         """An EVENT frame of the owner."""
-        if self.life is not Life.JOINED and self.life is not Life.PARTING:
+        if self.life is not _JOINED and self.life is not _PARTING:
             return  # it has just learned of its owner, who has just been told that the client is gone
         if frame[4] > self.acked:
             self.acknowledgement(frame[4])
-        if (arrival := self.arrived(frame[3])) is not Arrival.NEW:
+        if (arrival := self.arrived(frame[3])) is not NEW:
             if arrival is Arrival.GAP:
                 self._connections.missed(self.owner, self.resend())
             return
@@ -99,11 +102,11 @@ class Connection(Living):
         if code >= GROUP_ADD:
             self._control(event)
             return
-        if self.life is not Life.JOINED:
+        if self.life is not _JOINED:
             if code in _LAST:
                 # The app has ended the connection itself and may have returned: nobody is left who could hear more.
                 self._tell_all_taken()
-                if self.life is Life.PARTING:  # else the frame has said that the app has heard it
+                if self.life is _PARTING:  # else the frame has said that the app has heard it
                     self._turn(Turn.HEARD)
                 return
             # A further run, which comes to hear of it, goes on as if the client were there, and must not wait for that.
@@ -116,11 +119,11 @@ class Connection(Living):
         except IllegalTransition as error:
             logger.error("connection %d of %s: %s", self.number, self.owner, error)
             return
-        if self.app is App.HANDSHAKE and not self._first_answer(event):
+        if self.app is _HANDSHAKE and not self._first_answer(event):
             return
         self.app = after
         self.terminator.write_event(event)
-        if after is App.COMPLETE:
+        if after is _COMPLETE:
             if self.table is not HTTP_TABLE:
                 self._tell_all_taken()
             self._turn(Turn.COMPLETED)
@@ -139,7 +142,7 @@ class Connection(Living):
             self._tell_all_taken()
             self.crashes = 0
             self.run_ended(Ending.HANDED_OVER)
-        elif self.life is Life.JOINED:
+        elif self.life is _JOINED:
             self._connections.groups.change(self, code, event[1])
         else:
             self.group_done(event[1], None)
@@ -179,32 +182,32 @@ class Connection(Living):
 
     def plain(self, event: Event) -> bool:
         """A plain ASGI event that anyone posted to the reply channel, or to a group. False if it is out of place."""
-        if self.life is not Life.JOINED and not (self.life is Life.OFFERED and self.accepted):
+        if self.life is not _JOINED and not (self.life is _OFFERED and self.accepted):
             return False
         code = event[0]
         if (code == OTHER_SENT or code == OTHER_CLOSE) and not event[1].startswith(f"{self.kind}."):
             return False
         # Between two runs the client is open, whatever the next run is going to say.
-        state = App.OPEN if self.accepted and self.app is App.HANDSHAKE else self.app
+        state = App.OPEN if self.accepted and self.app is _HANDSHAKE else self.app
         try:
             after = step(self.table, state, code)
         except IllegalTransition:
             return False
         if code == ACCEPT and event[1] is not None and event[1] not in self.whole_opening.subprotocols:
             return False
-        if after is not App.COMPLETE and self.terminator.write_paused and not self.terminator.keeps_up():
+        if after is not _COMPLETE and self.terminator.write_paused and not self.terminator.keeps_up():
             return True
-        if state is self.app or after is App.COMPLETE:
+        if state is self.app or after is _COMPLETE:
             self.app = after
         self.terminator.write_event(event)
-        if after is App.COMPLETE:
+        if after is _COMPLETE:
             self.client_gone(*event[1:3]) if code == CLOSE else self.client_gone()
         return True
 
     def acknowledgement(self, number: int) -> None:
         """The owner has taken everything below `number`."""
         opened = self.acknowledged(number)
-        if self.life is Life.PARTING:
+        if self.life is _PARTING:
             if all(event[0] == GROUP_DONE for event in self.unacknowledged):  # an answer may come behind the disconnect
                 self._turn(Turn.HEARD)
         elif opened:
@@ -212,7 +215,7 @@ class Connection(Living):
 
     def acknowledge(self) -> None:
         """Tell the owner what was written, unless the client is behind: then its window stays shut."""
-        if self.life is not Life.JOINED or self.terminator.write_paused:
+        if self.life is not _JOINED or self.terminator.write_paused:
             return
         if self._behind:
             self._took(0)
@@ -227,6 +230,6 @@ class Connection(Living):
 
     def group_done(self, group: str, error: str | None) -> None:
         """Answer the oldest GROUP_ADD or GROUP_DISCARD of that group."""
-        if self.life is Life.JOINED or self.life is Life.PARTING:
+        if self.life is _JOINED or self.life is _PARTING:
             self.answers += 1
             self.event((GROUP_DONE, error, group))

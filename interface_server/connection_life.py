@@ -28,6 +28,9 @@ logger = logging.getLogger("asgibus.interface")
 NO_WORKER = (503, 1013)  # HTTP status and close code while no worker takes a connection: try again later
 WORKER_LOST = (502, 1012)  # when the worker that served it is gone, and no other may go on
 POISON = (502, 1011)  # when one worker after another died with it
+# Looked up once: see `protocol.session`.
+_PARTING, _LEFT, _ENDED = Life.PARTING, Life.LEFT, Life.ENDED
+_OWNED, _CLIENT_GONE = Turn.OWNED, Turn.CLIENT_GONE
 
 
 class Living(SessionEnd):
@@ -221,14 +224,14 @@ class Living(SessionEnd):
 
     def _turn(self, event: Turn) -> None:
         self.life = turn(self.life, event)
-        if event is Turn.OWNED:
+        if event is _OWNED:
             self._connections.joined(self)
-        elif event is Turn.CLIENT_GONE:
+        elif event is _CLIENT_GONE:
             self._connections.left(self)
-        if self.life is Life.PARTING and not self._must_be_heard:
+        if self.life is _PARTING and not self._must_be_heard:
             self.life = turn(self.life, Turn.HEARD)
-        if self.life is Life.LEFT and not self._must_be_heard:
+        if self.life is _LEFT and not self._must_be_heard:
             self._connections.left_early(self)
-        elif self.life is Life.ENDED:
+        elif self.life is _ENDED:
             self._connections.withdraw(self)
             self._connections.ended(self)

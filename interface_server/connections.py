@@ -18,7 +18,7 @@ from asgibus.interface_server.groups import Groups
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.terminator import FAULT, cut
 from asgibus.interface_server.waiting import Waiting
-from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE, Bus, Claim, Frame, Message, Offer
+from asgibus.layers.contract import FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE, Bus, Claim, Frame, Message, Offer
 from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.checks import FROM_APP, BadFrame, check_frame
 from asgibus.protocol.events import Event, encode
@@ -257,14 +257,13 @@ class Connections:
 
     def _frame(self, sender: str, frame: Frame) -> None:
         kind = frame[0]
-        if kind == MESSAGE:
-            self._message(frame[1], frame[2])
-            return
-        if kind == GROUP_MESSAGE:
-            self.groups.broadcast(frame[1], frame[2])
-            return
-        if kind == DEAD:
-            self._dead(frame[1])
+        if kind < FIRST_PROTOCOL_KIND:
+            if kind == MESSAGE:
+                self._message(frame[1], frame[2])
+            elif kind == GROUP_MESSAGE:
+                self.groups.broadcast(frame[1], frame[2])
+            else:
+                self._dead(frame[1])
             return
         connection = self._open.get(frame[1])
         if kind == ABANDONED:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 
 SLICE = 4 * 1024  # bytes that are parsed at once: some hundred of the smallest frames
+# Looked up once: see `protocol.session`.
+_CLOSE, _CONT, _TEXT = Opcode.CLOSE, Opcode.CONT, Opcode.TEXT
 EARLY_BYTES = PART  # kept of what a client sends before it is accepted; then its socket is not read
 
 
@@ -187,7 +189,7 @@ class WebSocketTerminator(Answering):
     def _received(self, frame: Frame) -> bool:
         """Take a frame. Return False if a part of it is left to be decompressed in the next slice."""
         opcode = frame.opcode
-        if opcode is Opcode.CLOSE:
+        if opcode is _CLOSE:
             self._client_closed()
             return True
         if opcode > 2 or self._connection is None:
@@ -195,22 +197,22 @@ class WebSocketTerminator(Answering):
         if isinstance(frame, CompressedFrame):
             return self._decompress(frame)
         data = bytes(frame.data)
-        if opcode is Opcode.CONT:
+        if opcode is _CONT:
             assert self._fragments is not None  # the protocol lets no continuation through without a beginning
             self._fragments += data
             if frame.fin:
                 self._end_message()
         elif frame.fin:
-            self._message(opcode is Opcode.TEXT, data)
+            self._message(opcode is _TEXT, data)
         else:
-            self._fragments, self._text = bytearray(data), opcode is Opcode.TEXT
+            self._fragments, self._text = bytearray(data), opcode is _TEXT
         return True
 
     def _decompress(self, frame: CompressedFrame) -> bool:
         """Decompress a piece of a frame. Return whether that was the last one."""
         if self._inflation is None:
             self._inflation = Inflation(self._reading_bits)
-            self._fragments, self._text = bytearray(), frame.opcode is Opcode.TEXT
+            self._fragments, self._text = bytearray(), frame.opcode is _TEXT
         inflation, fragments = self._inflation, self._fragments
         assert fragments is not None
         if inflation.done:

@@ -67,6 +67,10 @@ class Host(Protocol):
         """The app is done with an event of a WebSocket; the interface server is to hear of that soon."""
 
 
+# Looked up once: see `protocol.session`.
+_OPEN, _COMPLETE, _LOST = App.OPEN, App.COMPLETE, Run.LOST
+
+
 class Sending(SessionEnd):
     """The half of a session that the app's `send` uses."""
 
@@ -146,7 +150,7 @@ class Sending(SessionEnd):
         kind = message["type"]
         if kind.partition(".")[0] != self.kind:
             raise ValueError(f"{kind!r} cannot be sent on {_NAMES.get(self.kind) or 'a ' + self.kind} connection")
-        if self._app_state is App.COMPLETE and self._is_http:
+        if self._app_state is _COMPLETE and self._is_http:
             return  # "any further messages on the channel will be ignored", Response Body
         code = event[0]
         before = self._app_state
@@ -190,8 +194,8 @@ class Sending(SessionEnd):
             else:
                 self.flush()
         self.post(event)
-        if after is App.COMPLETE:
-            if code == CLOSE and before is App.OPEN:
+        if after is _COMPLETE:
+            if code == CLOSE and before is _OPEN:
                 self._own_end = (WEBSOCKET_DISCONNECT, event[1], event[2])
             self._wake()
         if not self.window_open:
@@ -202,7 +206,7 @@ class Sending(SessionEnd):
     @property
     def is_gone(self) -> bool:
         """Whether the client is gone."""
-        return self.run is Run.LOST
+        return self.run is _LOST
 
     @property
     def _has_heard(self) -> bool:
@@ -226,7 +230,7 @@ class Sending(SessionEnd):
         else:
             in_vain = not kind.endswith((".close", ".accept"))
         if in_vain:
-            gone = "another run goes on with the client" if self.run is not Run.LOST else "the client is gone"
+            gone = "another run goes on with the client" if self.run is not _LOST else "the client is gone"
             raise ClientDisconnected(f"{gone}: {kind!r} was not sent")
 
     def flush(self) -> None:
@@ -339,7 +343,7 @@ class Sending(SessionEnd):
     def end_stream(self) -> None:
         """End an event stream in good order, for an app that was told to stop."""
         self.flush()
-        self._app_state = App.COMPLETE
+        self._app_state = _COMPLETE
         self.post((RESPONSE_END, b""))
 
     def _count_body(self, length: int, *, last: bool) -> None:
@@ -381,7 +385,7 @@ class Sending(SessionEnd):
 
     def finish(self, error: BaseException | None, *, excused: bool) -> str | None:
         """The app has returned, or raised: answer what it left open. Returns what it did wrong, if anything."""
-        if self.lost or self._app_state is App.COMPLETE:
+        if self.lost or self._app_state is _COMPLETE:
             return None
         excused = excused or error is not None
         if self._table is OTHER_TABLE:
@@ -393,7 +397,7 @@ class Sending(SessionEnd):
         if self._app_state in (App.WAITING, App.HANDSHAKE) and not self._resumed:
             self._answer(500, b"Internal Server Error")
             return None if excused else "returned without answering"
-        if self._app_state in (App.OPEN, App.HANDSHAKE):
+        if self._app_state in (_OPEN, App.HANDSHAKE):
             self.post((CLOSE, 1011 if error else 1000, ""))
             return None
         self.post((ABORT,))
@@ -403,15 +407,15 @@ class Sending(SessionEnd):
         """Close the client's WebSocket, or its connection of another protocol; for a worker that stops."""
         if not self.lost:
             if self._table is OTHER_TABLE:
-                if self._app_state is App.OPEN:
+                if self._app_state is _OPEN:
                     self.post(self._other_close())
-            elif self._app_state is App.OPEN or self._resumed:
+            elif self._app_state is _OPEN or self._resumed:
                 self.post((CLOSE, code, reason))
             elif self._app_state is App.HANDSHAKE:
                 self._answer(503, b"This server is stopping.")
             elif self._app_state is App.DENYING:
                 self.post((ABORT,))
-            self._app_state = App.COMPLETE
+            self._app_state = _COMPLETE
 
     def _other_close(self) -> Event:
         return other(OTHER_CLOSE, {"type": f"{self.kind}.close"})

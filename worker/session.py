@@ -28,7 +28,7 @@ from asgibus.protocol.events import (
 )
 from asgibus.protocol.frames import HEAD
 from asgibus.protocol.opening import HTTP, WEBSOCKET, Opening, scope_of
-from asgibus.protocol.session import Arrival
+from asgibus.protocol.session import NEW, Arrival
 from asgibus.protocol.states import App, Change, Run, change
 from asgibus.worker.connection import Connection, Extension
 from asgibus.worker.sending import ClientDisconnected, Host, Sending, resolve, waiting
@@ -38,6 +38,8 @@ logger = logging.getLogger("asgibus.worker")
 SERVICE_RESTART = 1012  # close code: the service restarts, the client may come back
 
 _HANDED_OVER: Event = (WEBSOCKET_DISCONNECT, SERVICE_RESTART, "")
+# Looked up once: see `protocol.session`.
+_COMPLETE, _LEAVING = App.COMPLETE, Run.LEAVING
 
 
 class Session(Sending):
@@ -109,7 +111,7 @@ class Session(Sending):
     @property
     def complete(self) -> bool:
         """Whether the app has answered in full."""
-        return self._app_state is App.COMPLETE
+        return self._app_state is _COMPLETE
 
     @property
     def layer(self) -> ChannelLayer:
@@ -126,17 +128,17 @@ class Session(Sending):
         if self._disconnect is None:
             self._done()
         while True:
-            if self.run is Run.LEAVING:
+            if self.run is _LEAVING:
                 self._tell()
             if self._disconnect is not None:
                 return decode(self._disconnect)
             if self._is_http:
-                if self._app_state is App.COMPLETE:
+                if self._app_state is _COMPLETE:
                     return decode(disconnect(HTTP, 1006, ""))
                 self._join_body()
             if self._inbox:
                 break
-            if self._app_state is App.COMPLETE:
+            if self._app_state is _COMPLETE:
                 # The app itself has ended the connection; a WebSocket that it refused was never open.
                 return decode(self._own_end or disconnect(self.kind, 1006, ""))
             if self._expects_continue:
@@ -224,7 +226,7 @@ class Session(Sending):
         """An EVENT frame for this session."""
         if self.acknowledged(frame[4]):
             self._open_window()
-        if (arrival := self.arrived(frame[3])) is not Arrival.NEW:
+        if (arrival := self.arrived(frame[3])) is not NEW:
             if arrival is Arrival.GAP:
                 self.host.bus.post(self.interface, self.resend())
             return
@@ -325,7 +327,7 @@ class Session(Sending):
 
     def insist(self) -> None:
         """Let an app that has not asked for what comes learn from `send` that it is to end."""
-        if self.run is Run.LEAVING:
+        if self.run is _LEAVING:
             self._tell()
             self._wake()
 
@@ -345,7 +347,7 @@ class Session(Sending):
         """The app has returned, or raised: answer what it left open, and log what it did wrong."""
         if error is None:
             self._done()
-        if self.run is Run.TOLD and self._app_state is not App.COMPLETE:
+        if self.run is Run.TOLD and self._app_state is not _COMPLETE:
             if self._is_http:
                 self.end_stream()
             else:
