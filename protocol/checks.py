@@ -269,7 +269,6 @@ def _opening_shapes() -> frozenset[tuple[type, ...]]:
 
 _OPENING_SHAPES = _opening_shapes()
 _USUAL_SHAPE = tuple(_CHOICES.get(i, t) if i != _SCOPE else t for i, t in enumerate(_OPENING_TYPES))
-_HEADER_TYPES = (bytes, bytes)
 
 
 class ForeignVersion(ValueError):
@@ -314,9 +313,12 @@ def _check_opening(opening: Opening) -> None:
             require_protocol(opening.kind)
         except ValueError as error:
             raise BadFrame(str(error)) from None
-    for header in opening.headers:  # they go to the app alone, which may get any bytes
-        if type(header) is not tuple or tuple(map(type, header)) != _HEADER_TYPES:
-            raise BadFrame("headers are no pairs of bytes")
+    try:
+        for name, value in opening.headers:  # they go to the app alone, which may get any bytes
+            if type(name) is not bytes or type(value) is not bytes:
+                raise TypeError
+    except (TypeError, ValueError):
+        raise BadFrame("headers are no pairs of bytes") from None
     _check_address(opening.client)
     _check_address(opening.server)
     if opening.scope is not None and type(opening.scope.get("extensions", {})) is not dict:
@@ -333,6 +335,6 @@ def _check_opening(opening: Opening) -> None:
 
 def _check_address(address: Any) -> None:
     if address is not None and (
-        len(address) != 2 or type(address[0]) is not str or type(address[1]) not in (int, NoneType)
+        len(address) != 2 or type(address[0]) is not str or (type(address[1]) is not int and address[1] is not None)
     ):
         raise BadFrame("an opening has an address that is none")
