@@ -5,6 +5,7 @@ runs. The log must be clean, unless the app itself did something wrong.
 """
 
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -251,36 +252,31 @@ def test_an_app_ends_as_on_uvicorn(servers: dict[str, Server], case: str, reques
             assert not complaints or (program, case) in FRAMEWORKS_OWN, (path, how, complaints)
 
 
-@pytest.mark.redis
-@pytest.mark.parametrize("name_of_program", PROGRAMS)
-def test_a_worker_that_stops_lets_its_apps_end(name_of_program: str, processes: Processes, redis_url: str) -> None:
-    """Work under way is done and answered, streams and sockets are told, and nothing of it is an error."""
-    program = PROGRAMS[name_of_program]
-    server = start(processes, program, "redis", redis_url)
-    works, streams, sockets = (
-        [(path, next(server.names)) for path in paths] for paths in (program.works, program.streams, program.sockets)
+def stop(server: Server, program: Program, streams: tuple[str, ...]) -> list[list[str]]:
+    """Stop a server while its app works, streams and holds sockets; return what the app noted of work and sockets."""
+    works, listened, sockets = (
+        [(path, next(server.names)) for path in paths] for paths in (program.works, streams, program.sockets)
     )
     with ExitStack() as stack:
-        answers, listening = [], []
+        answers, listening, clients = [], [], []
         for path, name in works:
             client = stack.enter_context(RawClient(server.listener))
             client.send(f"POST /{path}/{name} HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\nab".encode())
             answers.append(client)
             server.noted(name, "begun")
-        for path, name in streams:
+        for path, name in listened:
             client = stack.enter_context(RawClient(server.listener))
             client.send(f"GET /{path}/{name} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
             client.read_until(b"part\n\n\r\n")
             listening.append(client)
-        clients = []
         for path, name in sockets:
             clients.append(stack.enter_context(ws(server.listener, f"/{path}/{name}")))
             clients[-1].send("x")
             server.settle()
         server.worker.terminate()
-        for _, name in (*streams, *sockets):
+        for _, name in (*listened, *sockets):
             server.noted(name, "cleaned up")
-        for (_, name), client in zip(streams, listening, strict=True):
+        for (_, name), client in zip(listened, listening, strict=True):
             assert "done" not in server.notes(name)
             while client.read_chunk():  # up to the end in good order
                 pass
@@ -292,5 +288,27 @@ def test_a_worker_that_stops_lets_its_apps_end(name_of_program: str, processes: 
             server.release(name)
             assert client.read_response().body == b"worked"
             server.noted(name, "done")
-    assert server.worker.wait() == 0
+    assert server.worker.wait() in (0, -signal.SIGTERM)  # uvicorn ends by the signal that it was sent
+    return [server.notes(name) for _, name in (*works, *sockets)]
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("name_of_program", PROGRAMS)
+def test_a_worker_that_stops_lets_its_apps_end(
+    name_of_program: str, processes: Processes, tmp_path_factory: pytest.TempPathFactory, redis_url: str
+) -> None:
+    """Work under way is done and answered, and sockets are told, as on uvicorn; streams, too, and nothing is an error.
+
+    On uvicorn streams hear nothing, and are cut off when its time is over, with an error in the log.
+    """
+    program = PROGRAMS[name_of_program]
+    server = start(processes, program, "redis", redis_url)
+    ours = stop(server, program, program.streams)
+    assert server.worker.returncode == 0
     assert COMPLAINT.findall(server.worker.log()) == []
+    beside = Processes(tmp_path_factory.mktemp("uvicorn"))
+    try:
+        theirs = stop(start(beside, program, "uvicorn"), program, ())
+    finally:
+        beside.end()
+    assert ours == theirs
