@@ -42,7 +42,7 @@ class Life:
         """Set when the process shall end gracefully."""
         self.has_started = False
         self.status = "starting"
-        """What the process does before it is ready."""
+        """Say what the process does before it is ready."""
         self._lifeline = lifeline
         self._is_ready = False
 

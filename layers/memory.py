@@ -80,7 +80,7 @@ class InMemoryChannelLayer(ChannelLayer):
 
     @property
     def client_prefix(self) -> str:
-        """What stands before the `!` in the names of this object's channels, behind their own prefix."""
+        """The part before the `!` in the names of this object's channels, behind their own prefix."""
         return self._process.strip(".!")
 
     async def send(self, channel: str, message: Message, *, delay: float = 0.0) -> None:

@@ -74,7 +74,7 @@ class LayerSettings:
 
 
 class _Process:
-    """What holds in this process where a layer is not told otherwise."""
+    """Defaults of this process for layers that are not told otherwise."""
 
     wait = WAIT_SECONDS
 

@@ -62,7 +62,7 @@ class WorkerLayer(ChannelLayer):
 
     @property
     def client_prefix(self) -> str:
-        """As the shared layer's."""
+        """See the shared layer."""
         return self.shared.client_prefix
 
     async def group_add(self, group: str, channel: str) -> None:

@@ -52,7 +52,7 @@ PROGRAMS = {
     "terminators.md": ["main.py"],
     "testing.md": ["conftest.py", "test_main.py"],
 }
-"""Those that the tests below run."""
+"""The programs that the tests below run."""
 
 Start = Callable[..., Process]
 Paste = Callable[..., Path]

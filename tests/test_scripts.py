@@ -1,4 +1,4 @@
-"""What the scripts of the repository do for those who have just cloned it."""
+"""The scripts of the repository work for those who have just cloned it."""
 
 import socket
 import subprocess

@@ -16,7 +16,7 @@ def note(text: str) -> None:
 
 @strawberry.type
 class Query:
-    """What may be asked once."""
+    """Queries: asked once."""
 
     @strawberry.field
     def greeting(self, name: str) -> str:
@@ -25,7 +25,7 @@ class Query:
 
 @strawberry.type
 class Subscription:
-    """What may be listened to."""
+    """Subscriptions: listened to."""
 
     @strawberry.subscription
     async def count(self, target: int) -> AsyncGenerator[int, None]:

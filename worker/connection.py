@@ -125,7 +125,7 @@ def _unpickled() -> Connection:
 
 
 class Extension(dict[str, Any]):
-    """What a scope has as `scope["extensions"]["asgibus"]`: plain values, and the connection beside them."""
+    """The value of `scope["extensions"]["asgibus"]`: plain values, and the connection beside them."""
 
     __slots__ = ("connection",)
 

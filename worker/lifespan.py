@@ -65,7 +65,7 @@ class _Lifespan:
         self._mode = mode
         self.state: dict[str, Any] = {}
         self.raised: BaseException | None = None
-        """What the app raised in its start-up, if that failed."""
+        """The error of the app's start-up, if that failed."""
         self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue(maxsize=2)  # start-up and shut-down, no more
         self._started: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._stopped: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()

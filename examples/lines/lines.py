@@ -89,7 +89,7 @@ class LineTerminator(asyncio.Protocol):
 
 
 class LineListener:
-    """What the entry point names: its class is the `Factory`."""
+    """Make listeners for lines of text: the `Factory` that the entry point names."""
 
     kind = "line"
 

@@ -204,7 +204,7 @@ def signal_to(process: Process, number: int) -> None:
 
 
 async def lines(process: Process, expected: Callable[[str], bool] = lambda line: False) -> AsyncIterator[str]:
-    """What a process logs, until it ends. Errors are shown as well, unless they are expected."""
+    """Yield what a process logs, until it ends. Errors are shown as well, unless they are expected."""
     assert process.stderr is not None
     log = BufferedByteReceiveStream(process.stderr)
     with suppress(anyio.IncompleteRead):  # the end

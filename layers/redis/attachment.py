@@ -1,4 +1,4 @@
-"""What the layer has in one event loop: the writer, the receiver, and in one of them the process-local channels."""
+"""The layer in one event loop: the writer, the receiver, and in one of the loops the process-local channels."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ class Attachment:
     async def send_local(
         self, mailbox: str, message: bytes, parts: Sequence[str], capacity: int, until: float, delay: float = 0.0
     ) -> Sequence[str] | None:
-        """As `Sent.send_local`; those that are full are so although their process has said what was received there.
+        """Send as `Sent.send_local`; ask the process of a full channel what was received there before believing it.
 
         None if the process of the mailbox is gone; raises LayerUnavailable if it lives, and its mailbox is not there.
         """
@@ -232,7 +232,7 @@ class Attachment:
         return full
 
     async def post(self, mailbox: str, frame: Frame, until: float) -> bool:
-        """As `Sent.send`; False if the process of the mailbox is gone.
+        """Send as `Sent.send`; return False if the process of the mailbox is gone.
 
         Raises LayerUnavailable if it lives, and its mailbox is not there.
         """

@@ -103,7 +103,7 @@ class Claimant:
         self._writer.ack(self._keys.shared(claim.channel), claim.id, self._on_acked)
 
     def release(self, claim: Claim, why: str) -> None:
-        """As `Bus.release`."""
+        """Give a claim back: see `Bus.release`."""
         self._release(self._keys.shared(claim.channel), claim.id, why)
 
     @property
@@ -184,7 +184,7 @@ class Claimant:
             self.unreadable.read()
 
     def _pause(self) -> None:
-        """Nothing of a batch could be read: claim nothing for a while."""
+        """Claim nothing for a while, as nothing of a batch could be read."""
         seconds = self.unreadable.refused(" and ".join(self._channels.values()), self._refused)
         if seconds:
             self._pausing = asyncio.get_running_loop().call_later(seconds, self._go_on)
@@ -290,7 +290,7 @@ class Claimant:
         return claims
 
     def _release(self, key: str, entry_id: bytes, why: str) -> None:
-        """It cannot be read here: others may have it."""
+        """Leave an entry that cannot be read here to others."""
         self._released += 1
         self._refused = why
 
@@ -343,7 +343,7 @@ def _since(entry_id: bytes, fields: Sequence[bytes]) -> int:
 
 
 def _ignore_unreadable(key: str, entry_id: bytes, why: str) -> None:
-    """It stays where it is; that it cannot be read is counted."""
+    """Count an entry that cannot be read, and leave it where it is."""
 
 
 def _ignore(reply: Any) -> None:

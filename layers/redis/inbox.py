@@ -54,7 +54,7 @@ class Store(Protocol):
 
 
 class _Reader:
-    """Who waits for a message of a channel, in some event loop; `arrived` is the one that it is given."""
+    """A reader that waits for a message of a channel, in some event loop; `arrived` gets the message."""
 
     __slots__ = ("arrived", "channel", "done", "loop")
 

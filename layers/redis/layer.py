@@ -111,7 +111,7 @@ class RedisChannelLayer(ChannelLayer):
 
     @property
     def client_prefix(self) -> str:
-        """What stands before the `!` in the names of this process's channels, behind their own prefix.
+        """The part before the `!` in the names of this process's channels, behind their own prefix.
 
         The name and the meaning are those of channels_redis.
         """

@@ -23,7 +23,7 @@ from asgibus.layers.redis.shards import Shard, Shards
 
 
 class LocalChannels:
-    """Those of one layer object. All methods may be called in any event loop of the process, and in several at once."""
+    """The process-local channels of one layer object. All methods may be called in several event loops at once."""
 
     def __init__(self, shards: Shards, own_loop: OwnLoop) -> None:
         self._shards = shards

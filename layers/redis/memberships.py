@@ -30,7 +30,7 @@ AT_ONCE = 256  # groups that are joined again, or left by the dead, in one go
 
 
 class Memberships:
-    """Those of one mailbox and of its channels. `lifetime` in seconds: that of a membership which nobody renews.
+    """The memberships of one mailbox and of its channels. `lifetime`: seconds of one that nobody renews.
 
     `place` gives the store of a group, `places` all of them; `lease` the arguments of RENEW behind the mailbox.
     """
@@ -174,7 +174,7 @@ class _Branch:
         self._lost_by = ("", b"")  # the run id and the epoch of the store that had lost it
 
     async def drop_other_types(self) -> None:
-        """As `Memberships.drop_other_types`."""
+        """Drop keys of other types: see `Memberships.drop_other_types`."""
         keys = self._keys
         kinds = {keys.processes: "zset", keys.joined(self._mailbox): "set"}
         kinds |= {keys.group(group): "zset" for group in (*self.due, *(group for group, _ in self.channels))}

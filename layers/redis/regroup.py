@@ -21,7 +21,7 @@ LOOK_AGAIN_SECONDS = 0.1  # until it is looked again whether a mailbox is back
 
 
 class Regroup:
-    """What one event loop waits for at one store."""
+    """The waits of one event loop at one store."""
 
     def __init__(self, writer: Writer, keys: Keys, epoch: Epoch) -> None:
         self._loop = asyncio.get_running_loop()

@@ -79,7 +79,7 @@ class Sentinels:
 
 
 def _read(reply: Any) -> _Answer:
-    """What SENTINEL MASTER answers. Raises LayerUnavailable for a master that cannot be reached."""
+    """Read the answer to SENTINEL MASTER. Raises LayerUnavailable for a master that cannot be reached."""
     try:
         fields = dict(zip(map(bytes.decode, reply[::2]), map(bytes.decode, reply[1::2]), strict=True))
         answer = _Answer(int(fields["config-epoch"]), fields["ip"], int(fields["port"]))

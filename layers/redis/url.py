@@ -43,7 +43,7 @@ _SERVICE = re.compile(r"[\w.:-]+\Z")
 
 
 class _Parts(NamedTuple):
-    """What a URL consists of; the user's parts are decoded."""
+    """The parts of a URL; those of the user are decoded."""
 
     scheme: str
     username: str | None

@@ -115,7 +115,7 @@ def test_steps_of_the_clock_of_the_store(tmp_path: Path, processes: Processes, n
 
 
 def test_a_master_that_hangs_and_returns(tmp_path: Path, processes: Processes, notes: Notes, figures: Figures) -> None:
-    """It believes to be the master for seconds more. No broadcast, request or run goes there."""
+    """A master that wakes believes to be one for seconds more. No broadcast, request or run goes there."""
     with SentinelSet(redis_binary(), tmp_path) as sentinels, Load(processes, notes, sentinels.url) as load:
         sentinels.master.pause()
         paused = time.monotonic()

@@ -51,7 +51,7 @@ class Listener:
 
     @property
     def holes(self) -> list[str]:
-        """What it misses, has twice, or out of order, from the first number that it heard of each speaker on."""
+        """Return each number that is missing, double or out of order behind the first one of its speaker."""
         return [
             f"{self.name} heard of {speaker}: {numbers[at - 1]}, then {numbers[at]}"
             for speaker, numbers in self.heard.items()

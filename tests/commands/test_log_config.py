@@ -145,7 +145,7 @@ DICT_CONFIG = (
     ids=["nothing", "basicConfig", "dictConfig", "dictConfig of a logger"],
 )
 def test_an_app_may_set_up_logging(start_interface: Start, tmp_path: Path, setting: str, shown: str) -> None:
-    """What it logs is shown as it says, and ours as ever."""
+    """An app's own logging stands as the app says, and ours as ever."""
     (tmp_path / "logging_app.py").write_text(
         "import logging, logging.config\nfrom commands.simple_app import app\n"
         f"{setting}\nlogger = logging.getLogger('app')\nlogger.info('a note')\nlogger.warning('a warning')\n"

@@ -1,4 +1,4 @@
-"""What the service manager (systemd) is told over the socket in NOTIFY_SOCKET."""
+"""Messages to the service manager (systemd), over the socket in NOTIFY_SOCKET."""
 
 import os
 import secrets

@@ -50,7 +50,7 @@ def write(path: Path, greeting: str) -> None:
 
 
 def write_in_the_same_second(path: Path, greeting: str) -> None:
-    """As people do who are quick: by its time and size the compiled module of before would still be good."""
+    """Change a module as quick people do: by time and size the compiled form of before would still be good."""
     before = path.stat()
     content = APP.format(greeting=greeting)
     assert len(content) == before.st_size

@@ -113,7 +113,7 @@ def echo(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
 
 
 def large(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """As many MiB as the query says, in small parts, or whole."""
+    """Answer with as many MiB as the query says, in small parts, or whole."""
     count, _, whole = environ["QUERY_STRING"].partition("&")
     start_response("200 OK", [("Content-Type", "application/octet-stream")])
     body = pattern(int(count) << 20)

@@ -1,4 +1,4 @@
-"""What an app may do behind its client's end, behind its own, and while its server stops: as on uvicorn.
+"""Apps may do behind their client's end, behind their own, and while their server stops what they may on uvicorn.
 
 Each case runs the same app here and there, and compares what the app notes: how its work ends, and whether its clean-up
 runs. The log must be clean, unless the app itself did something wrong.

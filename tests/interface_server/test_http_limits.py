@@ -328,7 +328,7 @@ def test_the_access_log_can_be_turned_off(start_interface: Start) -> None:
 
 
 def test_a_pause_of_the_server_is_not_the_idleness_of_a_client(server: Process, client: RawClient) -> None:
-    """What the client has sent meanwhile lies in the kernel, and is answered."""
+    """Requests that a client sent meanwhile lie in the kernel, and are answered."""
     assert client.request("GET", "/").status == 200
     server.pause()
     try:

@@ -1,4 +1,4 @@
-"""Who is read in which turn of the event loop."""
+"""Sockets are read in slices, turn by turn of the event loop."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -286,7 +286,7 @@ def test_closing_in_one_loop_leaves_the_channels_of_another(new_layer: MakeLayer
 
 
 def test_names_outlive_the_pools_of_the_loops_that_use_them(new_layer: MakeLayer) -> None:
-    """As users of channels_redis write it, whose connections cannot be used in another loop."""
+    """Make a layer as users of channels_redis do, whose connections cannot be used in another loop."""
     layer = new_layer()
     name = async_to_sync(layer.new_channel)()
 

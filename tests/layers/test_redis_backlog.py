@@ -1,4 +1,4 @@
-"""What waits for a store that is away: bounded in bytes and in time, in order. What was written twice counts once."""
+"""Messages wait for a store that is away, bounded in bytes and in time, in order; one written twice counts once."""
 
 import asyncio
 from collections.abc import Callable

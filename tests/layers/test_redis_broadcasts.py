@@ -242,7 +242,7 @@ async def test_nobody_is_waited_for_in_an_old_snapshot_of_a_bus_that_is_gone(sta
 async def test_a_living_process_whose_mailbox_is_missing_gets_what_is_sent(
     redis_url: str, admin: "redis.Redis[bytes]"
 ) -> None:
-    """As when Redis has evicted it: the process makes it anew at its next beat."""
+    """Delete a mailbox as Redis does that evicts it: its process makes it anew at its next beat."""
     other = RedisChannelLayer(redis_url)
     async with member(redis_url) as one:
         for number in range(3):
@@ -272,7 +272,7 @@ async def test_who_is_told_of_a_member_that_lives_and_makes_no_mailbox(
 
 
 async def test_a_step_of_the_clock_of_redis_loses_no_broadcast(tmp_path: Path) -> None:
-    """Its keys expire at once, mailboxes among them, and its leases end."""
+    """Keys expire at once, mailboxes among them, and leases end."""
     with stepping_server(tmp_path) as (server, clock):
         await steps(server, clock)
 

@@ -1,4 +1,4 @@
-"""What a reader knows of numbered messages, so that it takes each once, and for how long it knows that."""
+"""A reader remembers numbered messages for long enough to take each once."""
 
 import random
 import sys

@@ -403,7 +403,7 @@ async def test_a_failover(tmp_path: Path) -> None:
 
 
 async def test_a_master_that_hangs_is_left_though_it_returns(tmp_path: Path) -> None:
-    """It believes to be the master for some seconds more; nobody is to write or to wait there."""
+    """A master that wakes believes to be one for some seconds more; nobody is to write or to wait there."""
     async with sentinel_set(tmp_path) as sentinels, here(sentinels.url) as one, here(sentinels.url) as two:
         await talk(one, two)
         other = RedisChannelLayer(sentinels.url)  # it only sends

@@ -1,4 +1,4 @@
-"""What is no frame and no opening is refused with a sentence, whatever it is."""
+"""Whatever is no frame and no opening is refused with a sentence."""
 
 from contextlib import suppress
 from typing import Any
@@ -211,7 +211,7 @@ def test_a_refusal_names_the_field() -> None:
 
 
 class Text(str):
-    """As template engines have it."""
+    """A str as template engines make it."""
 
     __slots__ = ()
 

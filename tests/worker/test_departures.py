@@ -1,4 +1,4 @@
-"""What an app may still do once its client is gone, behind its own end, and while the worker drains."""
+"""Apps may do some things once their client is gone, behind their own end, and while the worker drains."""
 
 import asyncio
 import copy
@@ -141,7 +141,7 @@ async def test_a_second_answer_behind_a_stream_is_no_error_once_the_app_has_hear
 
 
 class WebSocketDisconnect(Exception):
-    """As frameworks have it."""
+    """An error as frameworks have it."""
 
 
 @pytest.mark.parametrize("gone", [True, False])

@@ -37,7 +37,7 @@ async def upload(name: str, receive: Any, send: Any) -> None:
 
 
 async def stream(name: str, receive: Any, send: Any) -> None:
-    """It never asks whether the client is there."""
+    """Stream without asking whether the client is there."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
     for _ in range(PARTS):
         await send({"type": "http.response.body", "body": b"data: part\n\n", "more_body": True})

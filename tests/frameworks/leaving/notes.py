@@ -1,4 +1,4 @@
-"""What an app notes in its folder, where the test reads it also when the process has ended; and what it waits for."""
+"""Notes of an app in its folder, where the test reads them also when the process has ended; and its waits."""
 
 import asyncio
 import time
