@@ -128,8 +128,8 @@ class RedisChannelLayer(ChannelLayer):
         require_delay(delay)
         payload = pack_message(message)
         capacity = self.settings.capacity_of(channel)
-        attachment = await self._shards.of(local[0] if local else channel).attachment()
         until = self._patience()
+        attachment = await self._shards.of(local[0] if local else channel).attachment(until)
         with attachment.outage.counted():
             room = await attachment.backlog.enter(len(payload), until)
             try:
@@ -171,7 +171,7 @@ class RedisChannelLayer(ChannelLayer):
         until = self._patience()
         await self._tell_owner(group, channel, local, True, until)
         shard = self._shards.of(group)
-        writer = (await shard.attachment()).writer
+        writer = (await shard.attachment(until)).writer
         key = shard.keys.group(group)
         await writer.call("EVAL", scripts.GROUP_ADD, 1, key, channel, f"{self.group_expiry:f}", until=until)
 
@@ -188,14 +188,14 @@ class RedisChannelLayer(ChannelLayer):
         until = self._patience()
         await self._tell_owner(group, channel, local, False, until)
         shard = self._shards.of(group)
-        await (await shard.attachment()).writer.call("ZREM", shard.keys.group(group), channel, until=until)
+        await (await shard.attachment(until)).writer.call("ZREM", shard.keys.group(group), channel, until=until)
 
     async def _tell_owner(
         self, group: str, channel: str, local: tuple[str, str] | None, joins: bool, until: float
     ) -> None:
         """Have the process of a channel note a membership, or its end: it restores what the store loses."""
         if local is not None and has_channels(local[0]):
-            attachment = await self._shards.of(local[0]).attachment()
+            attachment = await self._shards.of(local[0]).attachment(until)
             await attachment.sent.send(local[0], (MEMBER, group, channel, joins), until)
 
     @_lasting
@@ -203,8 +203,8 @@ class RedisChannelLayer(ChannelLayer):
         shard = self._shards.of(require_group(group))
         key = shard.keys.group(group)
         payload = pack_message(message)
-        attachment = await shard.attachment()
         until = self._patience()
+        attachment = await shard.attachment(until)
         with attachment.outage.counted():
             room = await attachment.backlog.enter(len(payload), until)
             try:
@@ -245,19 +245,19 @@ class RedisChannelLayer(ChannelLayer):
         return sum(full for _, full in missed), len(members)
 
     async def _to_mailbox(self, mailbox: str, frame: Frame, until: float) -> _Missed:
-        there = await (await self._shards.of(mailbox).attachment()).post(mailbox, frame, until)
+        there = await (await self._shards.of(mailbox).attachment(until)).post(mailbox, frame, until)
         return ([] if there else [mailbox]), 0
 
     async def _to_channels(
         self, mailbox: str, channels: Mapping[str, str], capacity: int, payload: bytes, until: float
     ) -> _Missed:
         """Send a message to channels of a mailbox, by their local parts."""
-        attachment = await self._shards.of(mailbox).attachment()
+        attachment = await self._shards.of(mailbox).attachment(until)
         full = await attachment.send_local(mailbox, payload, list(channels), capacity, until)
         return (list(channels.values()), 0) if full is None else ([], len(full))
 
     async def _to_ordinary(self, channel: str, payload: bytes, until: float) -> _Missed:
-        attachment = await self._shards.of(channel).attachment()
+        attachment = await self._shards.of(channel).attachment(until)
         return [], not await self._send_ordinary(attachment, channel, payload, 0.0, until)
 
     async def _remove(self, attachment: Attachment, group: str, key: str, gone: list[str], epoch: list[bytes]) -> None:

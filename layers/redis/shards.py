@@ -24,6 +24,7 @@ from asgibus.layers.redis.keys import Keys
 from asgibus.layers.settings import LayerSettings
 
 HOME = "home"  # the name whose store is the home of the bus
+RETRY_SECONDS = 0.25  # between two tries to connect
 NAMES = 4096  # whose places are remembered: to look one up costs a microsecond for each store
 
 
@@ -43,9 +44,18 @@ class Shard:
         self._lock = threading.Lock()
         self._attachments: dict[asyncio.AbstractEventLoop, Attachment] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._reached = False
 
-    async def attachment(self) -> Attachment:
-        """What the running event loop has there; made and connected at the first call. Raises LayerUnavailable."""
+    async def attachment(self, until: float | None = None) -> Attachment:
+        """Return what the running event loop has there, connected at the first call.
+
+        Args:
+            until: How long to try to connect, by the event loop's clock, where this layer has been connected before:
+                then its address is right, and the store is away. Else, and without it, one try is made.
+
+        Raises:
+            LayerUnavailable: The store cannot be reached.
+        """
         running = asyncio.get_running_loop()
         attachment = self._attachments.get(running)
         if attachment is None:
@@ -57,8 +67,17 @@ class Shard:
                 attachment = self._attachments[running] = Attachment(
                     self.address, self.keys, self._entries, self._settings, self._counts, epoch, self
                 )
-        await attachment.open()
-        return attachment
+        while True:
+            try:
+                await attachment.open()
+            except LayerUnavailable:
+                late = until is None or running.time() + RETRY_SECONDS > until
+                if late or not self._reached or self._attachments.get(running) is not attachment:
+                    raise
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                self._reached = True
+                return attachment
 
     def weight(self, name: bytes) -> bytes:
         """Of all stores, the one with the highest has that name."""

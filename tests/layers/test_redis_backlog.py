@@ -125,3 +125,28 @@ def test_a_layer_waits_as_long_as_its_process_says_unless_it_is_told(monkeypatch
     settings.set_default_wait(60.0)
     assert RedisChannelLayer().settings.wait == 60.0
     assert RedisChannelLayer(wait=1.0).settings.wait == 1.0
+
+
+async def test_an_event_loop_that_connects_during_an_outage_waits_as_well(
+    start_redis: Callable[..., RedisServer],
+) -> None:
+    server = start_redis()
+    layer = RedisChannelLayer(server.url)
+
+    async def connect() -> None:
+        await layer._shards.home.attachment(soon(60))
+        await layer.close()
+
+    await connect()
+    server.kill()
+    connecting = asyncio.create_task(asyncio.to_thread(asyncio.run, connect()))
+    _, waiting = await asyncio.wait([connecting], timeout=0.5)
+    assert waiting
+    await asyncio.to_thread(server.start)
+    await connecting
+
+
+async def test_a_store_that_was_never_reached_is_an_error_at_once() -> None:
+    layer = RedisChannelLayer("redis://127.0.0.1:1", wait=60)
+    with pytest.raises(LayerUnavailable, match="refused"):
+        await asyncio.wait_for(layer.send("channel", {"n": 1}), 10)
