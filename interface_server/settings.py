@@ -76,7 +76,7 @@ class InterfaceSettings:
     """Bytes per second below which a request's body is too slow; the usual defence against a dripping client."""
     max_connections: int = 10_000
     websocket_max_message_size: int = 16 * 1024 * 1024
-    """As much as uvicorn allows, and as the bus carries to clients."""
+    """The limit of uvicorn, and of what the bus carries to clients."""
     websocket_compression: bool = False
     window: int = WINDOW
     max_unclaimed: int = 32 * 1024 * 1024
