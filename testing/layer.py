@@ -19,8 +19,7 @@ from asgibus.layers.contract import (
     Offer,
     Statistics,
 )
-from asgibus.layers.memory import InMemoryChannelLayer
-from asgibus.layers.memory_bus import MemoryBus
+from asgibus.layers.memory import InMemoryChannelLayer, MemoryBus
 from asgibus.layers.names import new_mailbox
 
 

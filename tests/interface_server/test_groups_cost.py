@@ -13,7 +13,7 @@ import redis
 from asgibus import Connection, connection
 from asgibus.interface_server import websocket_answers
 from asgibus.layers import open_layer
-from asgibus.layers.memory_bus import MemoryBus
+from asgibus.layers.memory import MemoryBus
 from support.bus import until
 from support.deadline import wait_until
 from support.in_process import serving_here

@@ -9,7 +9,7 @@ import pytest
 
 from asgibus.layers import Claim, InMemoryChannelLayer
 from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND, Frame
-from asgibus.layers.memory_bus import MemoryBus
+from asgibus.layers.memory import MemoryBus
 from support.bus import Recorder, until
 
 pytestmark = pytest.mark.anyio

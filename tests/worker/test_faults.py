@@ -10,7 +10,7 @@ import pytest
 
 import asgibus
 from asgibus.layers.contract import Claim
-from asgibus.layers.memory_bus import MemoryBus
+from asgibus.layers.memory import MemoryBus
 from asgibus.protocol import events
 from asgibus.protocol.channels import shared_channels
 from asgibus.protocol.frames import ABANDONED, ACK, EVENT, PROBE, RESEND, RESET, SUPERSEDED
