@@ -67,7 +67,7 @@ class Attachment:
         self._run_id = ""
         self._expiry = round(settings.expiry * 1000)
         self.backlog = Backlog(settings.backlog)
-        self.sent = Sent(self.writer, keys, entries, counts)
+        self.sent = Sent(self.writer, keys, entries, counts, settings.expiry)
         self.epoch = Epoch(self.sent.lost, epoch)
         self.regroup = Regroup(self.writer, keys, self.epoch)
         self.receiver = Receiver(

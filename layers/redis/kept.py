@@ -31,12 +31,16 @@ FULL = "full"  # a field of an entry: the places among those channels of such th
 
 KEPT_ENTRIES = 1000  # of one source; a reader knows as many of it, and so takes none of them twice
 KEPT_BYTES = 256 * 1024  # of one source: more falls out of the processor's caches, which costs more than the keeping
-KEPT_SECONDS = 5.0  # since a message was sent: what is older has been read, or its reader hangs
+READ_SECONDS = (
+    5.0  # a message that was sent so long before the last one of its source has been read, or its reader hangs
+)
 PATIENCE_SECONDS = 5.0  # for the mailboxes to be back: a link comes back within 2 s, and a mailbox within a second
 LOOK_AGAIN_SECONDS = 0.25  # until it is looked again whether a mailbox is back
-# After that time nothing of a source is sent again: what is being written when Redis goes away is written again when it
-# is back, if its sender waits for so long (a worker's for 60 s).
+# Readers remember the numbers of a source for so long. No message is sent again later: one that is kept is sent again
+# for `expiry` or RESEND_SECONDS, and one that is being written when Redis goes away for as long as its sender waits (a
+# worker's for 60 s).
 REPEAT_SECONDS = 120.0
+RESEND_SECONDS = 100.0
 SOURCES = 1024  # whose numbers a reader knows; the one not heard of for longest is forgotten
 
 
@@ -50,8 +54,10 @@ class _Kept(NamedTuple):
 class Sent:
     """What one event loop sends to mailboxes, at most once each. All methods are called from that loop."""
 
-    def __init__(self, writer: Writer, keys: Keys, entries: Entries, counts: Counter[str]) -> None:
+    def __init__(self, writer: Writer, keys: Keys, entries: Entries, counts: Counter[str], expiry: float) -> None:
+        """`expiry`: the seconds for which a message may be delivered."""
         self._loop = asyncio.get_running_loop()
+        self._expiry = min(expiry, RESEND_SECONDS)
         self._keys = keys
         self._entries = entries
         self._writer = writer
@@ -102,13 +108,25 @@ class Sent:
         return [parts[place] for place in full]
 
     def lost(self) -> None:
-        """Redis has lost its data, or was replaced: what may not have been read is sent again."""
-        oldest = self._loop.time() - KEPT_SECONDS
+        """Send again what may not have been read: Redis has lost its data, or was replaced.
+
+        The time that Redis was away does not matter, since nobody could read then: a message is sent again for as long
+        as it may be delivered. One that is older, and was not long before the last one, is counted as lost.
+        """
+        expired = self._loop.time() - self._expiry
+        read = self._kept[-1].sent - READ_SECONDS if self._kept else 0.0
+        too_old: Counter[str] = Counter()
         for kept in self._kept:
-            if kept.sent >= oldest:
+            if kept.sent >= expired:
                 self._lost.setdefault(kept.mailbox, deque()).append(kept)
+            elif kept.sent >= read:
+                too_old[kept.mailbox] += 1
         self._kept.clear()
         self._bytes = 0
+        for mailbox, count in too_old.items():
+            self._count_lost(
+                mailbox, count, f"Redis was away for longer than {self._expiry:g} s, and has lost its data"
+            )
         if self._lost and (self._repeating is None or self._repeating.done()):
             self._repeating = asyncio.create_task(self._repeat_all(), name="asgibus repeat")
 
@@ -124,13 +142,12 @@ class Sent:
                 break
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
         for mailbox in list(self._lost):
-            messages = self._lost.pop(mailbox)
-            self._counts["message lost"] += len(messages)
-            logger.warning(
-                "%d messages to %s may be lost: Redis has lost its data, and that process is not back",
-                len(messages),
-                mailbox,
-            )
+            count = len(self._lost.pop(mailbox))
+            self._count_lost(mailbox, count, "Redis has lost its data, and that process is not back")
+
+    def _count_lost(self, mailbox: str, count: int, reason: str) -> None:
+        self._counts["message lost"] += count
+        logger.warning("%d messages to %s may be lost: %s", count, mailbox, reason)
 
     async def _repeat(self, mailbox: str, until: float) -> bool:
         """Send there again what may be lost, in order. False if the mailbox is not back."""

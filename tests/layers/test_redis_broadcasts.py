@@ -89,7 +89,7 @@ async def test_broadcasts_into_a_redis_that_loses_its_data(start_redis: StartRed
     async with asyncio.TaskGroup() as scenarios:
         scenarios_of_loss = (
             *(is_flushed, is_flushed_while_a_member_hangs, comes_back_empty, nobody_comes_back),
-            comes_back_when_a_call_has_waited_long,
+            *(comes_back_when_a_call_has_waited_long, is_killed_before_a_member_has_read, comes_back_too_late),
         )
         for scenario in scenarios_of_loss:
             scenarios.create_task(scenario(start_redis()), name=scenario.__name__)
@@ -178,6 +178,40 @@ async def comes_back_when_a_call_has_waited_long(server: RedisServer) -> None:
         assert await sent(other, "back") == ("back", "")
         await until(lambda: len(two.all("frame")) == 2)
         assert two.all("frame")[1] == ["group", {"n": "back"}]
+    await other.close()
+
+
+async def is_killed_before_a_member_has_read(server: RedisServer) -> None:
+    """Redis has confirmed a message that its reader did not fetch: it is sent again, however long Redis was away."""
+    other = RedisChannelLayer(server.url)
+    async with peer(server.url, "asgibus") as two:
+        await two.do("join", "group")
+        two.signal(signal.SIGSTOP)
+        for what in ("fetched", "not fetched"):  # the first one ends the read that waits in Redis
+            await other.group_send("group", {"n": what})
+        await asyncio.to_thread(server.kill)
+        two.signal(signal.SIGCONT)
+        await asyncio.sleep(6.0)  # the length of the outage
+        await asyncio.to_thread(server.start)
+        await until(lambda: len(two.all("frame")) == 2)
+        assert [frame[1]["n"] for frame in two.all("frame")] == ["fetched", "not fetched"]
+        assert other.counts["message repeated"] >= 1
+    await other.close()
+
+
+async def comes_back_too_late(server: RedisServer) -> None:
+    """The time in which a message may be delivered has ended: it is counted as lost."""
+    other = RedisChannelLayer(server.url, expiry=2, wait=20)
+    async with member(server.url) as one:
+        await other.group_send("group", {"n": "before"})
+        await until(lambda: len(one.handler.frames) == 1)
+        await asyncio.to_thread(server.kill)
+        await asyncio.sleep(2.5)  # the length of the outage
+        await asyncio.to_thread(server.start)
+        assert (await sent(other, "after"))[1] == ""
+        await until(lambda: len(one.handler.frames) == 2)
+        assert got(one) == [["before", "after"]]
+        assert (other.counts["message lost"], other.counts["message repeated"]) == (1, 0)
     await other.close()
 
 
