@@ -32,7 +32,8 @@ def test_the_built_package_is_whole_and_its_commands_run(tmp_path: Path) -> None
         assert not [entry.filename for entry in archive.infolist() if entry.external_attr >> 28 == 0o12], "symlinks"
     assert "asgibus/py.typed" in names
     for package in PACKAGES:
-        sources = {f"asgibus/{path.relative_to(ROOT)}" for path in (ROOT / package).rglob("*.py")}
+        paths = [path for path in (ROOT / package).rglob("*") if path.suffix in {".py", ".lua"}]
+        sources = {f"asgibus/{path.relative_to(ROOT)}" for path in paths}
         assert sources <= set(names), "not packaged"
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"asgibus"}
 
@@ -40,6 +41,7 @@ def test_the_built_package_is_whole_and_its_commands_run(tmp_path: Path) -> None
         files = [member.name.partition("/")[2] for member in archive.getmembers()]
     assert "LICENSE" in files
     assert [name for name in files if name.endswith("protocol/__init__.py")]
+    assert [name for name in files if name.endswith("layers/redis/scripts/renew_lease.lua")]
 
     run(*pip, "install", "--quiet", wheel)
     for script, module in COMMANDS.items():

@@ -161,10 +161,10 @@ class Claimant:
         await self._link.close()
         if not self._held:
             for key in self._channels:
-                self._writer.write(("EVAL", scripts.LEAVE, 1, key, self._consumer), _ignore)
+                self._writer.write(("EVAL", scripts.RELEASE_CONSUMER, 1, key, self._consumer), _ignore)
         if self._took_over:
             for key in self._channels:
-                self._writer.write(("EVAL", scripts.END_CONSUMER, 1, key, self._consumer + ORPHANS), _ignore)
+                self._writer.write(("EVAL", scripts.REMOVE_CONSUMER, 1, key, self._consumer + ORPHANS), _ignore)
 
     def _up(self, connection: RedisConnection) -> None:
         self._recover = True
@@ -307,7 +307,7 @@ class Claimant:
     def _hand_back(self, claim: Claim) -> None:
         """More came than there was room for: somebody else may have it."""
         key = self._keys.shared(claim.channel)
-        self._writer.write(("EVAL", scripts.HAND_BACK, 1, key, claim.id), lambda _: self._held.discard((key, claim.id)))
+        self._writer.write(("EVAL", scripts.REQUEUE, 1, key, claim.id), lambda _: self._held.discard((key, claim.id)))
 
     def _acked(self, key: str, ids: list[bytes]) -> None:
         """Redis knows that these are done: they cannot come again, so they need not be remembered.

@@ -183,7 +183,7 @@ class _Branch:
     async def look(self, lease: tuple[int, ...], until: float) -> bool:
         """Take or renew the lease there; whether the store has lost what was there before."""
         arguments: tuple[str | int, ...] = (self._keys.processes, self._mailbox, *lease)
-        *_, epoch = await self._writer.call("EVAL", scripts.RENEW, 1, *arguments, until=until)
+        *_, epoch = await self._writer.call("EVAL", scripts.RENEW_LEASE, 1, *arguments, until=until)
         self.attachment.epoch.seen(epoch)
         known, self._known = self._known, (self._writer.run_id, epoch)
         return known != self._known
@@ -273,7 +273,7 @@ async def _bury(attachment: Attachment, mailbox: str, lifetime: int, died: int) 
             names = attachment.entries.names(joined, groups, require_group)
             arguments = (mailbox, lifetime, died)
             await asyncio.gather(
-                *(writer.call("EVAL", scripts.GROUP_BURY, 1, keys.group(name), *arguments) for name in names)
+                *(writer.call("EVAL", scripts.GROUP_REMOVE_DEAD, 1, keys.group(name), *arguments) for name in names)
             )
     except Refused as error:  # a key of another type holds no membership
         attachment.entries.odd("wrong type", joined, str(error))

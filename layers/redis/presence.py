@@ -248,7 +248,7 @@ class Presence:
         arguments: tuple[str | int, ...] = (self._mailbox, *lease_times())
         asked = self._loop.time()
         reply, *there = await asyncio.gather(
-            self._writer.call("EVAL", scripts.RENEW, 1, self._key, *arguments, until=until),
+            self._writer.call("EVAL", scripts.RENEW_LEASE, 1, self._key, *arguments, until=until),
             *(
                 self._writer.call("EXPIRE", key, MAILBOX_SECONDS, until=until)
                 for key in self._mailbox_keys(self._mailbox)

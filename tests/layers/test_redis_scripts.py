@@ -307,7 +307,7 @@ def test_a_clock_that_is_put_back_lengthens_no_lease(
     if grace:
         store.zadd("p", {"grace": ahead + 5000})
     times = (5_000, 3_000, 10_000, 60_000, 15_000)  # the lease, silence, grace, listed, expected back
-    lapsed, in_grace, now, next_end, live, ended, gone, answered = run(scripts.RENEW, "p", "own!", *times)
+    lapsed, in_grace, now, next_end, live, ended, gone, answered = run(scripts.RENEW_LEASE, "p", "own!", *times)
     longest = 10_000 if grace else 5_000
     assert {name: score - now for name, score in store.zrange("p", 0, -1, withscores=True)} == {
         b"a!": longest,
@@ -326,13 +326,13 @@ def test_who_is_dead_for_long_is_not_expected_back(run: Run, epoch: bytes, store
     store.zadd(
         "p", {"lives!": now + 3_000, "late!": now - 2_000, "gone!": now - 16_000, "beaten": now, epoch: math.inf}
     )
-    *_, live, ended, gone, _ = run(scripts.RENEW, "p", "own!", 5_000, 3_000, 10_000, 60_000, 15_000)
+    *_, live, ended, gone, _ = run(scripts.RENEW_LEASE, "p", "own!", 5_000, 3_000, 10_000, 60_000, 15_000)
     assert (sorted(live), sorted(ended), gone) == ([b"lives!", b"own!"], [b"gone!", b"late!"], [b"gone!"])
 
 
 def test_an_epoch_lasts_until_the_last_process_leaves(run: Run, store: "redis.Redis[bytes]") -> None:
     times = (5_000, 3_000, 10_000, 0, 0)
-    *_, now, _, _, _, _, first = run(scripts.RENEW, "p", "a!", *times)
+    *_, now, _, _, _, _, first = run(scripts.RENEW_LEASE, "p", "a!", *times)
     assert first.startswith(b"epoch:%d:" % now)
     assert store.zrange("p", "+inf", "+inf", byscore=True) == [first]
     run_id = first.rpartition(b":")[2]
@@ -340,8 +340,8 @@ def test_an_epoch_lasts_until_the_last_process_leaves(run: Run, store: "redis.Re
     first = b"epoch:1:" + run_id
     store.zadd("p", {first: math.inf})
     store.zadd("p", {"beaten": now - HOUR, "grace": now - HOUR, "a!": now - HOUR})
-    assert run(scripts.RENEW, "p", "b!", *times)[-1] == first
-    assert run(scripts.RENEW, "p", "a!", *times)[-1] == first
+    assert run(scripts.RENEW_LEASE, "p", "b!", *times)[-1] == first
+    assert run(scripts.RENEW_LEASE, "p", "a!", *times)[-1] == first
     assert store.zrange("p", "+inf", "+inf", byscore=True) == [first]
     assert [run(scripts.END_LEASE, "p", mailbox) for mailbox in ("a!", "b!")] == [0, 1]
     assert not store.exists("p")
@@ -349,30 +349,30 @@ def test_an_epoch_lasts_until_the_last_process_leaves(run: Run, store: "redis.Re
 
 def test_another_server_begins_another_epoch_and_a_grace(run: Run, store: "redis.Redis[bytes]") -> None:
     times = (5_000, 3_000, 10_000, 60_000, 15_000)
-    first = run(scripts.RENEW, "p", "a!", *times)[-1]
+    first = run(scripts.RENEW_LEASE, "p", "a!", *times)[-1]
     run_id = first.rpartition(b":")[2]
     if not run_id:
         pytest.skip("this stand-in for Redis has no run id")
     store.zrem("p", first)
     store.zadd("p", {b"epoch:1:abc": math.inf, b"grace": 0})
-    _, in_grace, now, *_, second = run(scripts.RENEW, "p", "a!", *times)
+    _, in_grace, now, *_, second = run(scripts.RENEW_LEASE, "p", "a!", *times)
     assert (in_grace, second) == (1, b"epoch:%d:%s:again" % (now, run_id))
     assert store.zrange("p", "+inf", "+inf", byscore=True) == [second]
-    assert run(scripts.RENEW, "p", "a!", *times)[-1] == second
+    assert run(scripts.RENEW_LEASE, "p", "a!", *times)[-1] == second
 
 
 def test_a_claim_that_is_handed_back_goes_to_another_claimant(run: Run, store: "redis.Redis[bytes]") -> None:
     store.xgroup_create("s", "workers", "0", mkstream=True)
     entry = store.xadd("s", {"b": b"1"})
     store.xreadgroup("workers", "first", {"s": ">"})
-    run(scripts.HAND_BACK, "s", entry)
+    run(scripts.REQUEUE, "s", entry)
     [[_, [(again, fields)]]] = store.xreadgroup("workers", "second", {"s": ">"})
     assert fields == {b"b": b"1", b"since": entry}
-    run(scripts.HAND_BACK, "s", again)
+    run(scripts.REQUEUE, "s", again)
     [[_, [(last, fields)]]] = store.xreadgroup("workers", "second", {"s": ">"})
     assert fields == {b"b": b"1", b"since": entry}
     assert run(scripts.WITHDRAW, "s", entry) == 0  # it is claimed
-    run(scripts.HAND_BACK, "s", last)
+    run(scripts.REQUEUE, "s", last)
     assert run(scripts.WITHDRAW, "s", entry) == 1
     assert store.xlen("s") == 0
 
@@ -393,7 +393,7 @@ def test_a_claimant_that_leaves_gives_back_what_it_holds(run: Run, store: "redis
     for number in range(3):
         store.xadd("s", {"b": b"%d" % number})
     store.xreadgroup("workers", "first", {"s": ">"})
-    run(scripts.LEAVE, "s", "first")
+    run(scripts.RELEASE_CONSUMER, "s", "first")
     [[_, entries]] = store.xreadgroup("workers", "second", {"s": ">"})
     assert [fields[b"b"] for _, fields in entries] == [b"0", b"1", b"2"]
     assert [consumer["name"] for consumer in store.xinfo_consumers("s", "workers")] == [b"second"]

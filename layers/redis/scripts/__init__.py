@@ -1,0 +1,60 @@
+"""Lua scripts, one `.lua` file each. Every script touches keys of one hash slot, and reads the time from Redis.
+
+A script that begins with `#!lua` is refused as a whole when Redis is out of memory. The others free memory, or begin
+with a write that needs none, after which Redis allows further writes.
+
+In a script, the line `-- include now.lua` stands for the contents of that file.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Final
+
+_INCLUDE = "-- include "
+
+
+def load(name: str) -> str:
+    """Return the Lua source of `<name>.lua`, without comments and indentation: Redis hashes it at each call."""
+    lines = []
+    for line in files(__name__).joinpath(f"{name}.lua").read_text(encoding="utf-8").splitlines():
+        code = line.strip()
+        if code.startswith(_INCLUDE):
+            lines.append(load(code.removeprefix(_INCLUDE).removesuffix(".lua")))
+        elif code and not code.startswith("--"):
+            lines.append(code)
+    return "\n".join(lines)
+
+
+# Work queues.
+SHARED_STATISTICS: Final = load("shared_statistics")
+FIND_OFFERS: Final = load("find_offers")
+WITHDRAW: Final = load("withdraw")
+REQUEUE: Final = load("requeue")
+RELEASE: Final = load("release")
+CONSUMERS: Final = load("consumers")
+RELEASE_CONSUMER: Final = load("release_consumer")
+REMOVE_CONSUMER: Final = load("remove_consumer")
+TAKE_OVER: Final = load("take_over")
+
+# Leases.
+RENEW_LEASE: Final = load("renew_lease")
+EXTEND_LEASE: Final = load("extend_lease")
+LEASE_RUNS: Final = load("lease_runs")
+END_LEASE: Final = load("end_lease")
+DECLARE_DEAD: Final = load("declare_dead")
+
+# Groups.
+GROUP_ADD: Final = load("group_add")
+GROUP_MEMBERS: Final = load("group_members")
+GROUP_REMOVE_DEAD: Final = load("group_remove_dead")
+
+# Process-local channels.
+SEND_LOCAL: Final = load("send_local")
+SEND_TO_ONE: Final = load("send_to_one")
+RECEIVED: Final = load("received")
+NONE_UNREAD: Final = load("none_unread")
+
+DROP_OTHER_TYPE: Final = load("drop_other_type")
+
+NOW: Final = load("now") + "\n"
