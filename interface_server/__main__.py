@@ -1,5 +1,5 @@
 """`python -m asgibus.interface_server` is `asgi-interface`."""
 
-from asgibus.interface_server.cli import main
+from asgibus.cli.interface import main
 
 main()

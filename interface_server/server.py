@@ -12,7 +12,6 @@ from typing import Any
 
 import anyio
 
-from asgibus.commands.pacing import spread
 from asgibus.interface_server.acceptor import Acceptor
 from asgibus.interface_server.callback_tasks import CallbackTasks
 from asgibus.interface_server.connections import Connections
@@ -31,6 +30,7 @@ from asgibus.interface_server.websocket import WebSocketTerminator
 from asgibus.layers.contract import ChannelLayer, Statistics, statistics_of
 from asgibus.protocol.channels import shared_channels
 from asgibus.protocol.opening import Address
+from asgibus.protocol.pacing import staggered
 
 logger = logging.getLogger("asgibus.interface")
 
@@ -173,7 +173,9 @@ class Server:
                 websockets.append(terminator)
             else:
                 self._shut_down(terminator)
-        async for websocket in spread(websockets, seconds):
+        start = anyio.current_time()
+        for offset, websocket in staggered(websockets, seconds):
+            await anyio.sleep_until(start + offset)
             if websocket in self._terminators:
                 self._shut_down(websocket)
 

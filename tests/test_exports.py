@@ -57,12 +57,12 @@ def test_what_a_module_exports(module: str) -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "asgibus.interface_server.cli",
+        "asgibus.cli.interface",
         "asgibus.interface_server.server",
-        "asgibus.worker.cli",
+        "asgibus.cli.worker",
         "asgibus.worker.server",
         "asgibus.protocol.session",
-        "asgibus.commands.run",
+        "asgibus.cli.run",
         "asgibus.layers.redis",
     ],
 )

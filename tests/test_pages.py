@@ -22,8 +22,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection
 
-from asgibus.interface_server.cli import command as interface_command
-from asgibus.worker.cli import command as worker_command
+from asgibus.cli.interface import command as interface_command
+from asgibus.cli.worker import command as worker_command
 from support.deadline import HANG
 from support.processes import Process
 from support.websocket import ws

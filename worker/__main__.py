@@ -1,5 +1,5 @@
 """`python -m asgibus.worker` is `asgi-worker`."""
 
-from asgibus.worker.cli import main
+from asgibus.cli.worker import main
 
 main()

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import anyio
 
-from asgibus.commands.pacing import spread
 from asgibus.compatibility.callables import Application
 from asgibus.layers.contract import Bus, ChannelLayer, Claim, Statistics, statistics_of
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.protocol.channels import shared_channels
 from asgibus.protocol.checks import ForeignVersion, read_opening
+from asgibus.protocol.pacing import staggered
 from asgibus.protocol.states import Run
 from asgibus.worker.base import CANCEL_SECONDS, BaseWorker
 from asgibus.worker.complaints import Complaints
@@ -236,8 +236,10 @@ class Worker(BaseWorker):
             if session.task is not None and (session.is_event_stream or not session.is_http)
         ]
         patience = min(INSIST_SECONDS, self.graceful_timeout / 2)
-        end = anyio.current_time() + self.graceful_timeout
-        async for session in spread(lasting, min(self._settings.drain_period, self.graceful_timeout)):
+        start = anyio.current_time()
+        end = start + self.graceful_timeout
+        for offset, session in staggered(lasting, min(self._settings.drain_period, self.graceful_timeout)):
+            await anyio.sleep_until(start + offset)
             session.drain()
         if leaving := [session.task for session in lasting if session.task is not None]:
             await asyncio.wait(leaving, timeout=patience)

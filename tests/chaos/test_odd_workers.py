@@ -18,7 +18,7 @@ Figures = Callable[[object], None]
 SOCKETS = 40
 REQUESTS = 100
 OTHER_VERSION = (
-    "from asgibus.protocol import opening; opening.OPENING_VERSION += 1\nfrom asgibus.worker.cli import main; main()"
+    "from asgibus.protocol import opening; opening.OPENING_VERSION += 1\nfrom asgibus.cli.worker import main; main()"
 )
 
 

@@ -104,7 +104,7 @@ def test_redis_stays_away(
 ) -> None:
     server = start_redis()
     start_worker("support.outage_app:app", "--layer", server.url, *resume, env=notes.env)
-    start_worker("commands.simple_app:app", "--layer", server.url, "--pool", "slow")
+    start_worker("cli.simple_app:app", "--layer", server.url, "--pool", "slow")
     interface = start_interface(
         *("--layer", server.url, "--resume-timeout", 1, "--connect-timeout", 1.5, "--route", "/hold=slow")
     )

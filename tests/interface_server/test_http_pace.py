@@ -12,7 +12,7 @@ import anyio
 import pytest
 from anyio.to_thread import run_sync
 
-from asgibus.commands.embedded import embedded_worker, serve_with_worker
+from asgibus.cli.embedded import embedded_worker, serve_with_worker
 from asgibus.interface_server import closing, http, pace, websocket, websocket_answers
 from asgibus.interface_server import server as server_module
 from asgibus.interface_server.server import Server

@@ -1,4 +1,4 @@
-"""The page of all options, made from the commands: `python -m asgibus.commands.reference > docs/options.md`."""
+"""The page of all options, made from the commands: `python -m asgibus.cli.options_docs > docs/options.md`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from inspect import cleandoc
 
 import click
 
-from asgibus.commands.options import ENVIRONMENT_PREFIX, GroupedOption
-from asgibus.interface_server.cli import command as interface_command
-from asgibus.worker.cli import command as worker_command
+from asgibus.cli.interface import command as interface_command
+from asgibus.cli.options import ENVIRONMENT_PREFIX, GroupedOption
+from asgibus.cli.worker import command as worker_command
 
 
 def reference() -> str:
     """The page, in Markdown."""
-    lines = ["# Options", "", "Made from the commands by `python -m asgibus.commands.reference`."]
+    lines = ["# Options", "", "Made from the commands by `python -m asgibus.cli.options_docs`."]
     for name, command in (("asgi-interface", interface_command), ("asgi-worker", worker_command)):
         lines += ["", f"## {name}", "", cleandoc(command.help or "")]
         context = click.Context(command, info_name=name, auto_envvar_prefix=ENVIRONMENT_PREFIX)

@@ -10,7 +10,7 @@ from redis import Redis
 from support.processes import Process
 from support.redis import RedisServer
 
-APP = "commands.simple_app:app"
+APP = "cli.simple_app:app"
 Start = Callable[..., Process]
 StartRedis = Callable[..., RedisServer]
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import click
 
-from asgibus.commands.admin import AdminError
-from asgibus.commands.environment import warn_of_unknown_variables
-from asgibus.commands.health import ProcessHealth, admin_port
-from asgibus.commands.lifeline import Lifeline
-from asgibus.commands.logs import app_is_loaded, set_up_logging
-from asgibus.commands.options import (
+from asgibus.cli.admin import AdminError
+from asgibus.cli.background_options import background_options, check_background
+from asgibus.cli.environment import warn_of_unknown_variables
+from asgibus.cli.health import ProcessHealth, admin_port
+from asgibus.cli.lifeline import Lifeline
+from asgibus.cli.logging import app_is_loaded, set_up_logging
+from asgibus.cli.options import (
     COUNT,
     DEFAULT_LAYER,
     SECONDS,
@@ -28,16 +29,15 @@ from asgibus.commands.options import (
     process_options,
     reload_options,
 )
-from asgibus.commands.run import Life, end_check, run
-from asgibus.commands.sources import sources_of
-from asgibus.commands.supervisor import supervise
-from asgibus.commands.waiting import wait_for_layer
+from asgibus.cli.run import Life, end_check, run
+from asgibus.cli.sources import sources_of
+from asgibus.cli.supervisor import supervise
+from asgibus.cli.waiting import wait_for_layer
 from asgibus.layers import open_layer
 from asgibus.layers.settings import set_default_wait
 from asgibus.protocol.channels import TERMINATORS, require_protocol
 from asgibus.worker.application import ApplicationError, application_of
 from asgibus.worker.background import BackgroundWorker
-from asgibus.worker.background_options import background_options, check_background
 from asgibus.worker.lifespan import LifespanError
 from asgibus.worker.server import Worker
 from asgibus.worker.settings import WorkerSettings

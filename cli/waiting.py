@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import anyio
 
-from asgibus.commands.run import Life
+from asgibus.cli.run import Life
 from asgibus.layers.contract import ChannelLayer, Claim, Frame, Offer
 from asgibus.layers.errors import LayerUnavailable
 

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import click
 
-from asgibus.commands.descriptors import raise_limit
-from asgibus.commands.env_file import load_env_file
-from asgibus.commands.logs import LEVELS
+from asgibus.cli.descriptors import raise_limit
+from asgibus.cli.env_file import load_env_file
+from asgibus.cli.logging import LEVELS
 from asgibus.compatibility.interfaces import INTERFACES
 from asgibus.layers.settings import BACKLOG_BYTES, LONGEST_SECONDS
 from asgibus.protocol.channels import require_pool

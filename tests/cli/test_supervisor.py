@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from asgibus.commands.supervisor import Pause
+from asgibus.cli.supervisor import Pause
 from asgibus.layers import open_layer
 from asgibus.layers.contract import DEAD, Claim, Frame
 from support.bus import until
@@ -26,7 +26,7 @@ from support.deadline import wait_until
 from support.processes import Process, Processes
 from support.redis import RedisServer
 
-APP = "commands.supervised_app:app"
+APP = "cli.supervised_app:app"
 REPLACED = "All processes are replaced"
 Start = Callable[..., Process]
 
@@ -334,8 +334,8 @@ def test_a_rolling_restart_does_not_wait_for_ever(
     redis_url: str, interfaces: Process, processes: Processes, tmp_path: Path
 ) -> None:
     """A start-up that hangs is given up, here by a command of less patience, and the next restart works."""
-    patience = "from asgibus.commands import supervisor; supervisor.START_SECONDS = 4.0"
-    program = f"{patience}; from asgibus.worker.cli import main; main()"
+    patience = "from asgibus.cli import supervisor; supervisor.START_SECONDS = 4.0"
+    program = f"{patience}; from asgibus.cli.worker import main; main()"
     command = [sys.executable, "-c", program, APP, "--layer", redis_url, "--processes", "2"]
     workers = supervised(processes.start("workers", command, ready=r"Worker ready"))
     before = children(workers)

@@ -15,7 +15,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from asgibus.commands.admin import MAX_HEAD_SIZE, MAX_SOCKETS, SECONDS, AdminError, admin
+from asgibus.cli.admin import MAX_HEAD_SIZE, MAX_SOCKETS, SECONDS, AdminError, admin
 from asgibus.layers.contract import Statistics
 from support.deadline import in_time, wait_until
 from support.raw import RawClient, Response

@@ -13,7 +13,7 @@ from support.deadline import in_time, wait_until
 from support.processes import Process
 from support.redis import RedisServer
 
-APP = "commands.simple_app:app"
+APP = "cli.simple_app:app"
 Start = Callable[..., Process]
 StartRedis = Callable[..., RedisServer]
 

@@ -10,10 +10,10 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from asgibus.commands.options import GroupedCommand, GroupedOption
-from asgibus.interface_server.cli import command as interface
+from asgibus.cli.interface import command as interface
+from asgibus.cli.options import GroupedCommand, GroupedOption
+from asgibus.cli.worker import command as worker
 from asgibus.interface_server.settings import InterfaceSettings
-from asgibus.worker.cli import command as worker
 from asgibus.worker.settings import WorkerSettings
 
 INTERFACE_FIELDS = {field.name: field for field in fields(InterfaceSettings)}

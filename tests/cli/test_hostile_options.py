@@ -11,15 +11,15 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from asgibus.commands import run as run_module
-from asgibus.commands.options import GroupedOption
-from asgibus.interface_server.cli import command as interface
-from asgibus.worker.cli import command as worker
+from asgibus.cli import run as run_module
+from asgibus.cli.interface import command as interface
+from asgibus.cli.options import GroupedOption
+from asgibus.cli.worker import command as worker
 from support.processes import Process, Processes
 
 Start = Callable[..., Process]
 
-APP = "commands.simple_app:app"
+APP = "cli.simple_app:app"
 COMMANDS = {"asgi-interface": interface, "asgi-worker": worker}
 OPTIONS = [
     pytest.param(command, option, id=f"{name} {option.opts[0]}")
@@ -112,11 +112,11 @@ def test_a_port_that_is_taken(start_interface: Start, taken: str) -> None:
 
 def test_few_file_descriptors(processes: Processes) -> None:
     code = "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (12, 12))"
-    program = f"{code}; from asgibus.interface_server.cli import main; main()"
+    program = f"{code}; from asgibus.cli.interface import main; main()"
     process = processes.start("few", [sys.executable, "-c", program, APP, "--port", "0"], ready=None)
     assert refusal(process) == "Error: 64 file descriptors are needed, and ulimit -n allows 12"
     code = "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (12, r.getrlimit(r.RLIMIT_NOFILE)[1]))"
-    program = f"{code}; from asgibus.interface_server.cli import main; main()"
+    program = f"{code}; from asgibus.cli.interface import main; main()"
     processes.start("raised", [sys.executable, "-c", program, APP, "--port", "0"], ready="Listening on")
 
 

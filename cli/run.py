@@ -17,8 +17,8 @@ from typing import NoReturn
 import anyio
 from anyio.abc import TaskStatus
 
-from asgibus.commands.descriptors import raise_limit
-from asgibus.commands.lifeline import Lifeline
+from asgibus.cli.descriptors import raise_limit
+from asgibus.cli.lifeline import Lifeline
 from asgibus.layers.errors import LayerError, LayerUnavailable
 
 logger = logging.getLogger("asgibus")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from asgibus.commands.options import COUNT, SECONDS, option
+from asgibus.cli.options import COUNT, SECONDS, option
 from asgibus.layers.names import require_channel
 from asgibus.layers.settings import CAPACITY, EXPIRY_SECONDS
 from asgibus.worker.listener import dead_letter_channel

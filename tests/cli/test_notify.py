@@ -13,7 +13,7 @@ import pytest
 from support.deadline import HANG
 from support.processes import Process
 
-APP = "commands.supervised_app:app"
+APP = "cli.supervised_app:app"
 Start = Callable[..., Process]
 Told = dict[str, str]
 
@@ -113,7 +113,7 @@ def test_a_supervisor_tells_for_all_of_its_processes(
 
 def test_what_the_app_starts_does_not_know_the_socket(manager: Manager, start_interface: Start, tmp_path: Path) -> None:
     (tmp_path / "nosy_app.py").write_text(
-        "import os\nfrom commands.simple_app import app\nopen('found', 'w').write(str('NOTIFY_SOCKET' in os.environ))\n"
+        "import os\nfrom cli.simple_app import app\nopen('found', 'w').write(str('NOTIFY_SOCKET' in os.environ))\n"
     )
     start_interface(app="nosy_app:app", env=manager.env)
     assert (tmp_path / "found").read_text() == "False"

@@ -13,11 +13,11 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from asgibus.commands.child import Child, State
-from asgibus.commands.hang_ups import hang_ups
-from asgibus.commands.lifeline import Lifeline
-from asgibus.commands.run import END_MARGIN, Life, run
-from asgibus.commands.sources import Sources
+from asgibus.cli.child import Child, State
+from asgibus.cli.hang_ups import hang_ups
+from asgibus.cli.lifeline import Lifeline
+from asgibus.cli.run import END_MARGIN, Life, run
+from asgibus.cli.sources import Sources
 from asgibus.layers.contract import ChannelLayer
 from asgibus.layers.errors import LayerError
 

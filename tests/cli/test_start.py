@@ -10,7 +10,7 @@ import pytest
 from support.processes import Process
 from support.redis import RedisServer
 
-APP = "commands.simple_app:app"
+APP = "cli.simple_app:app"
 SECRET = "s3cret"
 Start = Callable[..., Process]
 StartRedis = Callable[..., RedisServer]
@@ -82,9 +82,9 @@ def test_a_quiet_log(start_interface: Start, free_port: int) -> None:
 @pytest.mark.parametrize(
     ("app", "said"),
     [
-        ("commands.no_such_app:app", "there is no module 'commands.no_such_app'"),
-        ("commands.simple_app:nothing", "has no attribute 'nothing'"),
-        ("commands.simple_app:not_an_app", "is of type int, not an app"),
+        ("cli.no_such_app:app", "there is no module 'cli.no_such_app'"),
+        ("cli.simple_app:nothing", "has no attribute 'nothing'"),
+        ("cli.simple_app:not_an_app", "is of type int, not an app"),
     ],
 )
 def test_an_app_that_is_not_there(start_interface: Start, start_worker: Start, app: str, said: str) -> None:
@@ -129,12 +129,12 @@ def test_a_supervised_app_that_cannot_be_loaded_shows_it_too(start_interface: St
 
 def test_a_factory_and_its_folder(start_interface: Start, tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "site_app.py").write_text("from commands.simple_app import make\n")
+    (tmp_path / "sub" / "site_app.py").write_text("from cli.simple_app import make\n")
     start_interface("--factory", "--app-dir", "sub", app="site_app:make")
 
 
 def test_a_start_up_that_fails(start_redis: StartRedis, start_interface: Start, start_worker: Start) -> None:
-    app = "commands.simple_app:start_up_fails"
+    app = "cli.simple_app:start_up_fails"
     for process in (
         start_worker(app, "--layer", start_redis().url, ready=False),
         start_interface(app=app, ready=False),
@@ -144,14 +144,14 @@ def test_a_start_up_that_fails(start_redis: StartRedis, start_interface: Start, 
 
 
 def test_the_lifespan_modes(start_interface: Start, tmp_path: Path) -> None:
-    app = "commands.simple_app:no_lifespan"
+    app = "cli.simple_app:no_lifespan"
     start_interface(app=app)
     process = start_interface("--lifespan", "on", app=app, ready=False, allow_traceback=True)
     assert re.fullmatch(
         r"Error: the app's start-up failed: ValueError: only http here \(\S+/simple_app.py, line \d+\)",
         refusal(process, trace=True),
     )
-    start_interface("--lifespan", "off", app="commands.simple_app:start_up_fails")
+    start_interface("--lifespan", "off", app="cli.simple_app:start_up_fails")
     process = start_interface("--lifespan", "on", app=APP)
     process.terminate()
     assert process.wait() == 0
@@ -186,7 +186,7 @@ def test_a_port_that_is_taken(start_interface: Start) -> None:
 def test_a_check_loads_the_app_and_serves_nothing(start_worker: Start, tmp_path: Path, options: list[object]) -> None:
     (tmp_path / "checked.py").write_text("import threading\nthreading.Thread(target=threading.Event().wait).start()\n")
     with (tmp_path / "checked.py").open("a") as file:
-        file.write("from commands.simple_app import app\n")
+        file.write("from cli.simple_app import app\n")
     process = start_worker("checked:app", "--check", *options, ready=False)
     assert process.wait(10) == 0
     assert process.log() == "OK: the options, and the app checked:app\n"

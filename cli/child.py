@@ -15,8 +15,8 @@ from enum import IntEnum
 import anyio
 from anyio.abc import Process
 
-from asgibus.commands.env_file import without_env_file
-from asgibus.commands.lifeline import DOING, FAILED, READY, RETIRING, STOP, VARIABLE
+from asgibus.cli.env_file import without_env_file
+from asgibus.cli.lifeline import DOING, FAILED, READY, RETIRING, STOP, VARIABLE
 
 logger = logging.getLogger("asgibus.supervisor")
 

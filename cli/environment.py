@@ -6,8 +6,8 @@ import logging
 import os
 from difflib import get_close_matches
 
-from asgibus.commands import lifeline
-from asgibus.commands.options import ELSEWHERE, ENVIRONMENT_PREFIX, GroupedOption
+from asgibus.cli import lifeline
+from asgibus.cli.options import ELSEWHERE, ENVIRONMENT_PREFIX, GroupedOption
 
 logger = logging.getLogger("asgibus")
 
@@ -42,8 +42,8 @@ def _variable(option: str) -> str:
 
 
 def _known() -> set[str]:
-    from asgibus.interface_server.cli import command as interface  # noqa: PLC0415  # each command imports this module
-    from asgibus.worker.cli import command as worker  # noqa: PLC0415
+    from asgibus.cli.interface import command as interface  # noqa: PLC0415  # each command imports this module
+    from asgibus.cli.worker import command as worker  # noqa: PLC0415
 
     options = [option for command in (interface, worker) for option in command.params]
     return {str(option.envvar) for option in options if isinstance(option, GroupedOption)}

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from asgibus.layers.contract import Statistics
 
 if TYPE_CHECKING:
-    from asgibus.commands.admin import Health
+    from asgibus.cli.admin import Health
 
 
 class Metrics:

@@ -11,7 +11,7 @@ import yaml
 from support.deadline import wait_until
 from support.processes import Process
 
-APP = "commands.simple_app:app"
+APP = "cli.simple_app:app"
 Start = Callable[..., Process]
 
 CONFIG = {
@@ -109,7 +109,7 @@ def test_what_the_app_prints_itself_is_not_printed_again(start_interface: Start,
     """Django has a handler for its own logger in debug mode, and lets its records go on to the root."""
     (tmp_path / "logging_app.py").write_text(
         "import logging\n"
-        "from commands import simple_app\n"
+        "from cli import simple_app\n"
         "own = logging.getLogger('own')\n"
         "handler = logging.StreamHandler()\n"
         "handler.setLevel('ERROR')\n"
@@ -147,7 +147,7 @@ DICT_CONFIG = (
 def test_an_app_may_set_up_logging(start_interface: Start, tmp_path: Path, setting: str, shown: str) -> None:
     """An app's own logging stands as the app says, and ours as ever."""
     (tmp_path / "logging_app.py").write_text(
-        "import logging, logging.config\nfrom commands.simple_app import app\n"
+        "import logging, logging.config\nfrom cli.simple_app import app\n"
         f"{setting}\nlogger = logging.getLogger('app')\nlogger.info('a note')\nlogger.warning('a warning')\n"
     )
     server = start_interface(app="logging_app:app")

@@ -231,7 +231,7 @@ class _Answers:
     def __init__(self, health: Health) -> None:
         self._health = health
         # Not above: its library takes a tenth of a command's start-up, and without an admin port nobody needs it.
-        from asgibus.commands.metrics import Metrics  # noqa: PLC0415
+        from asgibus.cli.metrics import Metrics  # noqa: PLC0415
 
         self._all_metrics = Metrics(health)
         self._pages = {b"/healthz": self._healthz, b"/readyz": self._readyz, b"/metrics": self._metrics}

@@ -11,15 +11,15 @@ from typing import Any
 import anyio
 import click
 
-from asgibus.commands.admin import AdminError
-from asgibus.commands.descriptors import raise_limit, sockets_within
-from asgibus.commands.embedded import EXPECTED, embedded_worker, serve_with_worker
-from asgibus.commands.environment import warn_of_unknown_variables
-from asgibus.commands.hang_ups import hang_ups
-from asgibus.commands.health import ProcessHealth, admin_port
-from asgibus.commands.lifeline import Lifeline
-from asgibus.commands.logs import app_is_loaded, set_up_logging
-from asgibus.commands.options import (
+from asgibus.cli.admin import AdminError
+from asgibus.cli.descriptors import raise_limit, sockets_within
+from asgibus.cli.embedded import EXPECTED, embedded_worker, serve_with_worker
+from asgibus.cli.environment import warn_of_unknown_variables
+from asgibus.cli.hang_ups import hang_ups
+from asgibus.cli.health import ProcessHealth, admin_port
+from asgibus.cli.lifeline import Lifeline
+from asgibus.cli.logging import app_is_loaded, set_up_logging
+from asgibus.cli.options import (
     COUNT,
     DEFAULT_LAYER,
     LARGEST_COUNT,
@@ -36,10 +36,10 @@ from asgibus.commands.options import (
     process_options,
     reload_options,
 )
-from asgibus.commands.run import Life, end_check, run
-from asgibus.commands.sources import sources_of
-from asgibus.commands.supervisor import supervise
-from asgibus.commands.waiting import wait_for_layer
+from asgibus.cli.run import Life, end_check, run
+from asgibus.cli.sources import sources_of
+from asgibus.cli.supervisor import supervise
+from asgibus.cli.waiting import wait_for_layer
 from asgibus.interface_server.installed import listeners_of
 from asgibus.interface_server.listeners import ListenError, describe, listening_socket
 from asgibus.interface_server.proxy import TrustedProxies

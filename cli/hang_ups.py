@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
-from asgibus.commands.run import Life
+from asgibus.cli.run import Life
 
 logger = logging.getLogger("asgibus")
 

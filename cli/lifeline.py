@@ -18,7 +18,7 @@ from contextlib import suppress
 
 import click
 
-from asgibus.commands.notify import ServiceManager
+from asgibus.cli.notify import ServiceManager
 
 VARIABLE = "ASGIBUS_LIFELINE"  # in the environment of a supervised process: the number of its end
 DOING, READY, RETIRING, FAILED = "doing", "ready", "retiring", "failed"

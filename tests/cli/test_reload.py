@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from asgibus.commands.sources import Sources
+from asgibus.cli.sources import Sources
 from support.deadline import wait_until
 from support.processes import Process
 from support.websocket import ws

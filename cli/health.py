@@ -11,8 +11,8 @@ from typing import Any
 
 import anyio
 
-from asgibus.commands.admin import AdminError, Health, admin
-from asgibus.commands.run import END_MARGIN, Life
+from asgibus.cli.admin import AdminError, Health, admin
+from asgibus.cli.run import END_MARGIN, Life
 from asgibus.layers.contract import ChannelLayer, Statistics
 
 logger = logging.getLogger("asgibus.admin")
