@@ -11,7 +11,7 @@ import secrets
 from typing import NamedTuple
 
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.layers.redis.entries import Entries
+from asgibus.layers.redis.codec import Entries
 from asgibus.layers.redis.kept import Sent
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.receiver import Receiver

@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any
 
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.layers.redis.address import Address
+from asgibus.layers.redis.client import LOOK_SECONDS, background
+from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.connection import SILENCE_SECONDS, RedisConnection, RedisError, connect
-from asgibus.layers.redis.link import LOOK_SECONDS, background
-from asgibus.layers.redis.writer import Writer
+from asgibus.layers.redis.pipeline import Writer
 
 logger = logging.getLogger("asgibus.layers")
 

@@ -26,20 +26,20 @@ from asgibus.layers.contract import (
 from asgibus.layers.names import require_channel, require_group, split_local
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.asking import ANSWER_MS, ASKED, Standing
-from asgibus.layers.redis.claims import Claimant
 from asgibus.layers.redis.deliveries import Deliveries
+from asgibus.layers.redis.groups import Memberships
+from asgibus.layers.redis.heartbeat import LIFE_SECONDS, Presence, lease_times
 from asgibus.layers.redis.inbox import Inbox
 from asgibus.layers.redis.keeper import LeaseKeeper
 from asgibus.layers.redis.kept import MESSAGES, Taken
 from asgibus.layers.redis.mailbox import MailboxReader
-from asgibus.layers.redis.memberships import Memberships
 from asgibus.layers.redis.offers import LOOKED, Offers
-from asgibus.layers.redis.presence import LIFE_SECONDS, Presence, lease_times
-from asgibus.layers.redis.writer import CALL_SECONDS
+from asgibus.layers.redis.pipeline import CALL_SECONDS
+from asgibus.layers.redis.work_queue import Claimant
 from asgibus.layers.settings import require_delay
 
 if TYPE_CHECKING:
-    from asgibus.layers.redis.attachment import Attachment
+    from asgibus.layers.redis.store import Attachment
 
 logger = logging.getLogger("asgibus.layers")
 

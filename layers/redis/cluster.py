@@ -15,7 +15,7 @@ from typing import Any
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.layers.redis.address import Address
+from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.connection import RedisConnection, RedisError, authenticate, reason_of
 
 PARTS = 16  # more nodes than that get nothing; a process has at most one connection for writing to each part

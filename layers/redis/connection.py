@@ -15,7 +15,7 @@ from typing import Any
 import hiredis
 
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.layers.redis.address import CONNECT_SECONDS, Address
+from asgibus.layers.redis.config import CONNECT_SECONDS, Address
 
 Argument = str | bytes | int
 

@@ -14,9 +14,9 @@ from typing import Any, Literal
 from redis import SSLConnection
 from redis.asyncio import SSLConnection as AsyncSSLConnection
 
-from asgibus.layers.redis.address import SENTINEL_PORT, Address
 from asgibus.layers.redis.arguments import PASSED_OVER, TLS_ARGUMENTS, client_tls
 from asgibus.layers.redis.cluster import parts
+from asgibus.layers.redis.config import SENTINEL_PORT, Address
 from asgibus.layers.redis.url import read_url
 
 DEFAULT_HOST = "redis://127.0.0.1:6379"

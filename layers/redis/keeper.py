@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.address import Address
+from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.connection import RedisConnection, RedisError, connect
 
 logger = logging.getLogger("asgibus.layers")

@@ -17,9 +17,9 @@ from typing import NamedTuple
 from asgibus.layers.contract import Frame
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.entries import Entries
+from asgibus.layers.redis.codec import Entries
 from asgibus.layers.redis.keys import Keys
-from asgibus.layers.redis.writer import PAYLOAD_VERSION, Writer
+from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Writer
 
 logger = logging.getLogger("asgibus.layers")
 

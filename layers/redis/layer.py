@@ -21,15 +21,15 @@ from asgibus.layers.errors import ChannelFull, ForeignChannel, LayerUnavailable
 from asgibus.layers.names import has_channels, mailbox_of, require_channel, require_group, split_local
 from asgibus.layers.over_capacity import OverCapacity
 from asgibus.layers.redis import channel_scripts, scripts
-from asgibus.layers.redis.attachment import Attachment
 from asgibus.layers.redis.bus import MEMBER
-from asgibus.layers.redis.entries import Entries
+from asgibus.layers.redis.codec import Entries
 from asgibus.layers.redis.epoch import epoch_range
 from asgibus.layers.redis.hosts import DEFAULT_HOST, Hosts, addresses
 from asgibus.layers.redis.local_channels import LocalChannels
 from asgibus.layers.redis.own_loop import OwnLoop
+from asgibus.layers.redis.pipeline import CALL_SECONDS, PAYLOAD_VERSION
 from asgibus.layers.redis.shards import Shard, Shards
-from asgibus.layers.redis.writer import CALL_SECONDS, PAYLOAD_VERSION
+from asgibus.layers.redis.store import Attachment
 from asgibus.layers.settings import (
     BACKLOG_BYTES,
     CAPACITY,

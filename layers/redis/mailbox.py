@@ -15,11 +15,11 @@ from typing import Any
 
 from asgibus.layers.contract import FIRST_PROTOCOL_KIND, Frame
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.layers.redis.address import Address
+from asgibus.layers.redis.client import Link, Outage
+from asgibus.layers.redis.codec import Entries
+from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.connection import BLOCK_SECONDS, RedisConnection, RedisError, pack_command
-from asgibus.layers.redis.entries import Entries
-from asgibus.layers.redis.link import Link, Outage
-from asgibus.layers.redis.writer import PAYLOAD_VERSION
+from asgibus.layers.redis.pipeline import PAYLOAD_VERSION
 
 logger = logging.getLogger("asgibus.layers")
 

@@ -16,11 +16,11 @@ from typing import Any
 
 from asgibus.layers.contract import Frame, Handler, Offer
 from asgibus.layers.redis import scripts
+from asgibus.layers.redis.client import Outage
+from asgibus.layers.redis.codec import Entries
 from asgibus.layers.redis.connection import RedisError
-from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.keys import Keys
-from asgibus.layers.redis.link import Outage
-from asgibus.layers.redis.writer import PAYLOAD_VERSION, Command, Writer
+from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Command, Writer
 
 logger = logging.getLogger("asgibus.layers")
 

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 from asgibus.layers.contract import Message
 from asgibus.layers.redis import channel_scripts
-from asgibus.layers.redis.address import Address
 from asgibus.layers.redis.blocking import BlockingConnections, Moving
+from asgibus.layers.redis.codec import Entries
+from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.connection import BLOCK_SECONDS, pack_command
-from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.left import Left
-from asgibus.layers.redis.writer import Writer
+from asgibus.layers.redis.pipeline import Writer
 
 LOOKED_AT_CHANNELS = 1000  # whose last look is remembered
 MOVING_SECONDS = 0.1  # until it is tried again: a slot moves in less, and a new master comes in seconds

@@ -9,9 +9,9 @@ from typing import TypeVar
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.epoch import Epoch, find_epoch
+from asgibus.layers.redis.heartbeat import BEAT_SECONDS, SILENT_SECONDS
 from asgibus.layers.redis.keys import Keys
-from asgibus.layers.redis.presence import BEAT_SECONDS, SILENT_SECONDS
-from asgibus.layers.redis.writer import Refused, Writer
+from asgibus.layers.redis.pipeline import Refused, Writer
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from asgibus.layers.redis.entries import KEY_ID, MARK, NotSealed, UnknownKey
+from asgibus.layers.redis.codec import KEY_ID, MARK, NotSealed, UnknownKey
 
 KEY_BYTES = 32  # AES-256, and what HMAC-SHA256 wants
 ID_BYTES = 4

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.layers.redis.address import SENTINEL_SECONDS, Address
+from asgibus.layers.redis.config import SENTINEL_SECONDS, Address
 from asgibus.layers.redis.connection import RedisConnection, RedisError, reason_of
 
 logger = logging.getLogger("asgibus.layers")

@@ -17,10 +17,10 @@ from hashlib import blake2b
 
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.names import channels_mailbox, new_mailbox, new_process
-from asgibus.layers.redis.address import Address
-from asgibus.layers.redis.attachment import Attachment
-from asgibus.layers.redis.entries import Entries
+from asgibus.layers.redis.codec import Entries
+from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.keys import Keys
+from asgibus.layers.redis.store import Attachment
 from asgibus.layers.settings import LayerSettings
 
 HOME = "home"  # the name whose store is the home of the bus

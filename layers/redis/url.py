@@ -12,8 +12,8 @@ from ipaddress import IPv6Address
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
-from asgibus.layers.redis.address import CLUSTER_PORT, CLUSTER_SCHEME, SENTINEL_PORT, SENTINEL_SCHEME, Address
 from asgibus.layers.redis.arguments import PASSED_OVER, TLS_ARGUMENTS, client_tls
+from asgibus.layers.redis.config import CLUSTER_PORT, CLUSTER_SCHEME, SENTINEL_PORT, SENTINEL_SCHEME, Address
 
 REDIS_PORT = 6379
 LARGEST_DATABASE = 2**31 - 1

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from asgibus.layers.redis import presence
+from asgibus.layers.redis import heartbeat
 from support.bus import MakeLayer, Recorder, until
 
 pytestmark = pytest.mark.anyio
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 async def test_a_server_s_membership_does_not_end_while_it_lives(
     make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(presence, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.1)
     layer, reader = make_layer(group_expiry=1), Recorder()
     async with layer.bus("a", reader) as a:
         await a.join_group("group")

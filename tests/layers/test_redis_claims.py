@@ -9,13 +9,13 @@ import redis
 
 from asgibus.layers import RedisChannelLayer
 from asgibus.layers.codec import pack
-from asgibus.layers.redis.claims import Claimant
+from asgibus.layers.redis.client import Outage
+from asgibus.layers.redis.codec import Entries
 from asgibus.layers.redis.connection import RedisConnection
-from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.keys import Keys
-from asgibus.layers.redis.link import Outage
+from asgibus.layers.redis.pipeline import Writer
 from asgibus.layers.redis.url import read_url
-from asgibus.layers.redis.writer import Writer
+from asgibus.layers.redis.work_queue import Claimant
 from support.bus import Recorder, until
 
 pytestmark = pytest.mark.anyio

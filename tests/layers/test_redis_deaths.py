@@ -15,7 +15,7 @@ import redis
 
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND, GROUP_MESSAGE
-from asgibus.layers.redis import presence
+from asgibus.layers.redis import heartbeat
 from support.bus import until
 from support.deadline import in_time
 from support.peers import GRACE, HANG, LEASE, NOTICED, RETURN, SLACK, peer, place
@@ -503,7 +503,7 @@ async def test_a_busy_event_loop_keeps_its_lease_and_one_that_hangs_loses_it(red
 async def test_what_waits_for_a_process_that_hangs_is_bounded(
     redis_url: str, admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(presence, "RETURN_BYTES", 1_000_000)
+    monkeypatch.setattr(heartbeat, "RETURN_BYTES", 1_000_000)
     async with place(redis_url, "asgibus") as one, peer(redis_url, "asgibus") as two:
         await two.do("join", "group")
         two.signal(signal.SIGSTOP)
@@ -511,7 +511,7 @@ async def test_what_waits_for_a_process_that_hangs_is_bounded(
         for _ in range(200):
             await one.layer.group_send("group", {"n": "x" * 10_000})
         key = f"asgibus:mailbox:{two.mailbox}"
-        assert admin.memory_usage(key) > presence.RETURN_BYTES
+        assert admin.memory_usage(key) > heartbeat.RETURN_BYTES
         await until(lambda: not admin.exists(key))
         in_time(time.monotonic() - stopped, NOTICED + SLACK)
         await one.layer.group_send("group", {"n": "nobody"})

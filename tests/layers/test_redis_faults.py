@@ -14,8 +14,8 @@ import redis
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import FIRST_PROTOCOL_KIND, GROUP_MESSAGE, Bus
-from asgibus.layers.redis import presence
-from asgibus.layers.redis.writer import PAYLOAD_VERSION
+from asgibus.layers.redis import heartbeat
+from asgibus.layers.redis.pipeline import PAYLOAD_VERSION
 from support.bus import Recorder, until
 from support.deadline import HANG, in_time
 from support.redis import RedisServer
@@ -146,7 +146,7 @@ async def test_what_a_process_takes_that_has_just_begun_is_not_given_to_others(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever looks for what the dead had taken has asked who lives before it began."""
-    monkeypatch.setattr(presence, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(heartbeat, "GRACE_SECONDS", 0.1)
     url = urlsplit(redis_url)
     with TcpProxy((str(url.hostname), int(url.port or 0))) as proxy:
         slow, direct = RedisChannelLayer(proxy.url + url.path), RedisChannelLayer(redis_url)

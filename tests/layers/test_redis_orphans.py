@@ -10,8 +10,8 @@ import redis
 from asgibus.layers import Bus, RedisChannelLayer
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import DEAD
-from asgibus.layers.redis.presence import Presence
-from asgibus.layers.redis.writer import PAYLOAD_VERSION
+from asgibus.layers.redis.heartbeat import Presence
+from asgibus.layers.redis.pipeline import PAYLOAD_VERSION
 from support.bus import Recorder, until
 
 pytestmark = pytest.mark.anyio

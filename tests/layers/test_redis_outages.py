@@ -20,7 +20,7 @@ import redis
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import FIRST_PROTOCOL_KIND, GROUP_MESSAGE
-from asgibus.layers.redis.writer import PAYLOAD_VERSION
+from asgibus.layers.redis.pipeline import PAYLOAD_VERSION
 from support.bus import until
 from support.deadline import in_time
 from support.peers import GRACE, LEASE, NOTICED, SLACK, Peer, Place, peer, place

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from asgibus.layers import RedisChannelLayer, open_layer
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import FIRST_PROTOCOL_KIND
-from asgibus.layers.redis import presence
-from asgibus.layers.redis.entries import FOREIGN_KEYS, Entries, NotSealed, UnknownKey
+from asgibus.layers.redis import heartbeat
+from asgibus.layers.redis.codec import FOREIGN_KEYS, Entries, NotSealed, UnknownKey
+from asgibus.layers.redis.pipeline import PAYLOAD_VERSION
 from asgibus.layers.redis.sealing import HEAD_BYTES, TAG_BYTES, Seal
-from asgibus.layers.redis.writer import PAYLOAD_VERSION
 from support.bus import Recorder, until
 
 pytestmark = pytest.mark.anyio
@@ -407,7 +407,7 @@ async def test_what_a_process_tells_itself_is_understood(
     make: Make, admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That another has left, and that an offer is to be made again."""
-    monkeypatch.setattr(presence, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(heartbeat, "GRACE_SECONDS", 0.1)
     layer, reader = make("new", "old"), Recorder()
     async with layer.bus("a", reader) as a:
         async with make("old", "new").bus("b", Recorder()) as b:

@@ -9,8 +9,8 @@ import redis
 
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
 from asgibus.layers.contract import GROUP_MESSAGE
-from asgibus.layers.redis.address import Address
-from asgibus.layers.redis.entries import Entries
+from asgibus.layers.redis.codec import Entries
+from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.shards import Shard, Shards
 from asgibus.layers.settings import LayerSettings

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from asgibus.layers import open_layer
-from asgibus.layers.redis.address import Address
+from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.url import OPTIONS, SCHEMES, read_url
 
 SECRET = "s3cr3t"

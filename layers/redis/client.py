@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.layers.redis.address import Address
+from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.connection import SILENCE_SECONDS, RedisConnection, connect, pack_command
 
 logger = logging.getLogger("asgibus.layers")

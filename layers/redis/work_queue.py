@@ -15,13 +15,13 @@ from typing import Any
 
 from asgibus.layers.contract import Claim
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.address import Address
+from asgibus.layers.redis.client import Link, Outage
+from asgibus.layers.redis.codec import Entries
+from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.connection import BLOCK_SECONDS, RedisConnection, RedisError, pack_command
-from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.keys import Keys
-from asgibus.layers.redis.link import Link, Outage
+from asgibus.layers.redis.pipeline import Writer
 from asgibus.layers.redis.unreadable import MOST_RELEASES, Unreadable
-from asgibus.layers.redis.writer import Writer
 
 logger = logging.getLogger("asgibus.layers")
 

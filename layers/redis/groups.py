@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.names import require_group
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.writer import Refused
+from asgibus.layers.redis.pipeline import Refused
 
 if TYPE_CHECKING:
-    from asgibus.layers.redis.attachment import Attachment
+    from asgibus.layers.redis.store import Attachment
 
 logger = logging.getLogger("asgibus.layers")
 

@@ -17,17 +17,17 @@ from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.leases import Beat, Leases
 from asgibus.layers.names import has_channels, require_channel
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.claims import Claimant
+from asgibus.layers.redis.client import Outage, background
+from asgibus.layers.redis.codec import Entries
 from asgibus.layers.redis.deliveries import Deliveries
-from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.epoch import Epoch
+from asgibus.layers.redis.groups import Memberships
 from asgibus.layers.redis.keeper import LeaseKeeper
 from asgibus.layers.redis.keys import Keys
-from asgibus.layers.redis.link import Outage, background
 from asgibus.layers.redis.mailbox import MailboxReader
-from asgibus.layers.redis.memberships import Memberships
 from asgibus.layers.redis.offers import Offers
-from asgibus.layers.redis.writer import PAYLOAD_VERSION, Refused, Writer
+from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Refused, Writer
+from asgibus.layers.redis.work_queue import Claimant
 
 logger = logging.getLogger("asgibus.layers")
 

@@ -18,11 +18,11 @@ from typing import Any, Protocol
 
 from asgibus.layers.contract import Draft, Frame
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.layers.redis.address import Address
+from asgibus.layers.redis.client import Link, Outage
+from asgibus.layers.redis.codec import Entries
+from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.connection import OnReply, RedisConnection, RedisError, pack_command
-from asgibus.layers.redis.entries import Entries
 from asgibus.layers.redis.keys import Keys
-from asgibus.layers.redis.link import Link, Outage
 
 logger = logging.getLogger("asgibus.layers")
 
