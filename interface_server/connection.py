@@ -36,7 +36,6 @@ from asgibus.protocol.states import (
     IllegalTransition,
     Life,
     Turn,
-    step,
 )
 
 logger = logging.getLogger("asgibus.interface")
@@ -59,7 +58,7 @@ class Connection(Living):
         """Something came from the client. Pauses the terminator when the window is full."""
         frame, counted = self.sent(event)
         if self.life is _JOINED or self.life is _PARTING:
-            self._connections.post(self.owner, frame, counted)
+            self._connections.bus.post(self.owner, frame, counted)
         elif self.life is _OFFERED:
             if self._unsent is None:
                 self._unsent = []
@@ -82,7 +81,7 @@ class Connection(Living):
         unsent, self._unsent = self._unsent, None
         self._turn(Turn.OWNED)
         for frame, counted in unsent or ():
-            self._connections.post(sender, frame, counted)
+            self._connections.bus.post(sender, frame, counted)
         if unsent and self.in_flight < self.window:
             self.terminator.resume()  # if its events were withheld, it was paused
         return True
@@ -112,12 +111,11 @@ class Connection(Living):
             # A further run, which comes to hear of it, goes on as if the client were there, and must not wait for that.
             self.took(size(event), self.expected)
             if self.ack_due:
-                self._connections.post(self.owner, self.ack())
+                self._connections.bus.post(self.owner, self.ack())
             return
-        try:
-            after = step(self.table, self.app, code)
-        except IllegalTransition as error:
-            logger.error("connection %d of %s: %s", self.number, self.owner, error)
+        after = self.table.get((self.app, code))
+        if after is None:
+            logger.error("connection %d of %s: %s", self.number, self.owner, IllegalTransition(self.app, code))
             return
         if self.app is _HANDSHAKE and not self._first_answer(event):
             return
@@ -128,9 +126,12 @@ class Connection(Living):
                 self._tell_all_taken()
             self._turn(Turn.COMPLETED)
             return
-        self._took(size(event))
-        if self.ack_due:
-            self.acknowledge()
+        self._behind += size(event)
+        if not self.terminator.write_paused:
+            self.took(self._behind, self.expected)
+            self._behind = 0
+            if self.ack_due:
+                self.acknowledge()
 
     def _control(self, event: Event) -> None:
         """An event of the worker that is not for the client."""
@@ -178,7 +179,7 @@ class Connection(Living):
     def _tell_all_taken(self) -> None:
         """Acknowledge the last event of a run, which its worker keeps until it hears of it."""
         self.took(0, self.expected)
-        self._connections.post(self.owner, self.ack())
+        self._connections.bus.post(self.owner, self.ack())
 
     def plain(self, event: Event) -> bool:
         """A plain ASGI event that anyone posted to the reply channel, or to a group. False if it is out of place."""
@@ -189,9 +190,8 @@ class Connection(Living):
             return False
         # Between two runs the client is open, whatever the next run is going to say.
         state = App.OPEN if self.accepted and self.app is _HANDSHAKE else self.app
-        try:
-            after = step(self.table, state, code)
-        except IllegalTransition:
+        after = self.table.get((state, code))
+        if after is None:
             return False
         if code == ACCEPT and event[1] is not None and event[1] not in self.whole_opening.subprotocols:
             return False
@@ -220,13 +220,13 @@ class Connection(Living):
         if self._behind:
             self._took(0)
         if self.untold:
-            self._connections.post(self.owner, self.ack())
+            self._connections.bus.post(self.owner, self.ack())
 
     def repeat(self, number: int) -> None:
         """The owner misses events from `number` on."""
         for frame, counted in self.kept():
             if frame[3] >= number:
-                self._connections.post(self.owner, frame, counted)
+                self._connections.bus.post(self.owner, frame, counted)
 
     def group_done(self, group: str, error: str | None) -> None:
         """Answer the oldest GROUP_ADD or GROUP_DISCARD of that group."""

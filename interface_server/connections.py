@@ -45,9 +45,11 @@ _NUMBER = re.compile(r"[0-9]{1,19}\Z", re.ASCII)  # of a connection, in the name
 class Connections:
     """Every open connection by its number; opens them on the bus and hands them what comes back."""
 
+    bus: Bus
+    """The bus, once the server is on it."""
+
     def __init__(self, settings: InterfaceSettings) -> None:
         self._settings = settings
-        self._bus: Bus | None = None
         self._numbers = itertools.count(1)
         self._open: dict[int, Connection] = {}
         self._suspects: set[str] = set()  # workers who had no mailbox when something was posted to them
@@ -65,15 +67,9 @@ class Connections:
     def __len__(self) -> int:
         return len(self._open)
 
-    @property
-    def bus(self) -> Bus:
-        """The bus, once the server is on it."""
-        assert self._bus is not None
-        return self._bus
-
     def on_bus(self, bus: Bus, tasks: CallbackTasks) -> None:
         """Take a place on the bus; `tasks` are to end before that does."""
-        self._bus = bus
+        self.bus = bus
         self.groups.tasks = tasks
 
     def open(self, request: Request, terminator: Terminator, events: tuple[Event, ...]) -> Connection:
@@ -185,10 +181,6 @@ class Connections:
 
     # What a connection asks for.
 
-    def post(self, mailbox: str, frame: Frame, counted: int = 0) -> None:
-        """Post a frame to a worker."""
-        self.bus.post(mailbox, frame, counted)
-
     def joined(self, connection: Living) -> None:
         """A worker has taken it."""
         self._waiting.remove(connection)
@@ -223,7 +215,7 @@ class Connections:
     def missed(self, mailbox: str, resend: Frame) -> None:
         """Ask a worker for events that are missing."""
         self.counts["gap"] += 1
-        self.post(mailbox, resend)
+        self.bus.post(mailbox, resend)
 
     def hold(self, terminator: Holding) -> None:
         """Call the terminator's `flush` when the batch is through."""
@@ -271,7 +263,7 @@ class Connections:
                 connection.run_ended(Ending.ABANDONED)
         elif connection is None or connection.attempt != frame[2] or not connection.owned_by(sender):
             if kind == EVENT or kind == OWN or kind == PROBE:
-                self.post(sender, (RESET if connection is None else SUPERSEDED, frame[1], frame[2]))
+                self.bus.post(sender, (RESET if connection is None else SUPERSEDED, frame[1], frame[2]))
         elif kind == EVENT:
             connection.frame(frame)
         elif kind == ACK:
@@ -283,7 +275,7 @@ class Connections:
             self.counts["repeated"] += 1
             connection.repeat(frame[3])
         elif kind == PROBE:
-            self.post(sender, connection.probed(frame[3]))
+            self.bus.post(sender, connection.probed(frame[3]))
         elif kind != OWN:
             logger.error("a frame of unknown kind %r from %s was dropped", kind, sender)
 
@@ -321,7 +313,7 @@ class Connections:
         """Ask every worker whether it has all that was sent to it; for how many connections."""
         owned = [connection for connection in self._open.values() if connection.owner]
         for connection in owned:
-            self.post(connection.owner, connection.probe())
+            self.bus.post(connection.owner, connection.probe())
         return len(owned)
 
     def offer_lost(self, offer: Offer) -> None:
@@ -386,4 +378,4 @@ class Connections:
             if connection.untold and connection.app is not App.COMPLETE:
                 connection.acknowledge()
             if connection.owner in suspects or (stalled and connection.stalled() and connection.owner):
-                self.post(connection.owner, connection.probe())
+                self.bus.post(connection.owner, connection.probe())

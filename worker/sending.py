@@ -157,12 +157,11 @@ class Sending(SessionEnd):
         if code >= PATH_SEND:
             await self._send_file(event)
             return
-        try:
-            after = step(self._table, before, code)
-        except IllegalTransition:
+        after = self._table.get((before, code))
+        if after is None:
             if self._has_heard:
                 return  # some apps answer again behind a stream that a disconnect has ended
-            raise
+            raise IllegalTransition(before, code)
         if code == RESPONSE_BODY or code == RESPONSE_END:
             if self._remaining is not None:
                 self._count_body(len(event[1]), last=code == RESPONSE_END)
@@ -198,7 +197,7 @@ class Sending(SessionEnd):
             if code == CLOSE and before is _OPEN:
                 self._own_end = (WEBSOCKET_DISCONNECT, event[1], event[2])
             self._wake()
-        if not self.window_open:
+        if self.in_flight >= self.window:
             await self._window()
             if self.is_gone and not self._is_http:
                 raise ClientDisconnected("the client is gone, and has not read all that was sent")
@@ -374,8 +373,9 @@ class Sending(SessionEnd):
                 self.host.bus.post(self.interface, frame, counted)
 
     def _open_window(self) -> None:
-        waiters, self._window_waiters = self._window_waiters, None
-        resolve(waiters)
+        if self._window_waiters is not None:
+            waiters, self._window_waiters = self._window_waiters, None
+            resolve(waiters)
 
     def _wake(self) -> None:
         """The app may have something to receive: that it has ended the connection itself."""
@@ -430,12 +430,12 @@ class Sending(SessionEnd):
 
 
 def waiting(waiters: list[asyncio.Future[None]] | None) -> list[asyncio.Future[None]]:
-    """Those of `waiters` whose tasks were not cancelled: an app may give up waiting again and again."""
-    return [waiter for waiter in waiters or () if not waiter.done()]
+    """Return those of `waiters` whose tasks were not cancelled: an app may give up waiting again and again."""
+    return [waiter for waiter in waiters if not waiter.done()] if waiters else []
 
 
-def resolve(waiters: list[asyncio.Future[None]] | None) -> None:
+def resolve(waiters: list[asyncio.Future[None]]) -> None:
     """Wake those who wait."""
-    for waiter in waiters or ():
+    for waiter in waiters:
         if not waiter.done():
             waiter.set_result(None)

@@ -145,7 +145,7 @@ class Session(Sending):
                 self._expects_continue = False
                 self.post((CONTINUE,))
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._receivers = [*waiting(self._receivers), waiter]
+            self._receivers = [waiter] if self._receivers is None else [*waiting(self._receivers), waiter]
             await waiter
         number, event = self._inbox.pop(0)
         if self._in_hand is None:
@@ -224,7 +224,7 @@ class Session(Sending):
 
     def event(self, frame: Frame) -> None:
         """An EVENT frame for this session."""
-        if self.acknowledged(frame[4]):
+        if frame[4] > self.acked and self.acknowledged(frame[4]):
             self._open_window()
         if (arrival := self.arrived(frame[3])) is not NEW:
             if arrival is Arrival.GAP:
@@ -289,8 +289,9 @@ class Session(Sending):
             self.host.bus.post(self.interface, self.ack())
 
     def _wake(self) -> None:
-        waiters, self._receivers = self._receivers, None
-        resolve(waiters)
+        if self._receivers is not None:
+            waiters, self._receivers = self._receivers, None
+            resolve(waiters)
 
     def _group_done(self, group: str, error: str | None) -> None:
         waiters = self._group_waiters or []
