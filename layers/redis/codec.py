@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("asgibus.layers")
 
-MARK = b"\xc1\x01"  # begins a sealed entry; no msgpack begins so. The second byte is the version of the seal
+MARK = b"\xc1\x02"  # begins a sealed entry; no msgpack begins so. The second byte is the version of the seal
 KEY_ID = slice(2, 6)  # where such an entry names its key
 DAMAGED_LINES = 100  # that are written of damaged entries, for the same reason
 FOREIGN_KEYS = 16  # that are logged one by one: whoever makes up more of them does not fill the log

@@ -5,6 +5,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from asgibus.layers.contract import FIRST_PROTOCOL_KIND
 from asgibus.layers.redis import heartbeat
 from asgibus.layers.redis.codec import FOREIGN_KEYS, Entries, NotSealed, UnknownKey
 from asgibus.layers.redis.pipeline import PAYLOAD_VERSION
-from asgibus.layers.redis.sealing import HEAD_BYTES, TAG_BYTES, Seal
+from asgibus.layers.redis.sealing import HEAD_BYTES, TAG_BYTES, ExtendedNonceCipher, Seal
 from support.bus import Recorder, until
 
 pytestmark = pytest.mark.anyio
@@ -27,8 +28,8 @@ KIND = FIRST_PROTOCOL_KIND
 REFUSED = (NotSealed, UnknownKey, ValueError)
 MARKER = "plaintext-marker"
 PLACE = "asgibus:mailbox:a!"
-SEALED_BY_THE_FIRST_VERSION = (
-    "c1019e3fb239e29e09d6f267a8cf4361c784b179891e194ebbd6590766b1e291d6750e1c3e68d2cd27fe97dd2ba456e48266"
+SEALED_BY_THE_FIRST_RELEASE = (
+    "c1020a5b4310000102030405060708090a0b0c0d0e0f101112131415161748805957044158d8d27004455b3413eb58ea564a"
 )
 
 Make = Callable[..., RedisChannelLayer]
@@ -127,9 +128,37 @@ def test_the_same_is_never_sealed_the_same_way() -> None:
     assert len({seal.seal(PLACE, b"data") for _ in range(1000)}) == 1000
 
 
-def test_the_form_is_that_of_the_first_version() -> None:
-    """What one release seals, later ones open."""
-    sealed = bytes.fromhex(SEALED_BY_THE_FIRST_VERSION)
+@pytest.mark.parametrize(
+    ("key", "associated", "ciphertext"),
+    [
+        (b"\x01" * 32, b"", "ce546ef63c9cc60765923609b33a9a1974e96e52daf2fcf7075e2271"),
+        (
+            b"\x03" * 32,
+            b"c2sp.org/XAES-256-GCM",
+            "986ec1832593df5443a179437fd083bf3fdb41abd740a21f71eb769d",
+        ),
+    ],
+)
+def test_the_cipher_is_xaes_256_gcm(key: bytes, associated: bytes, ciphertext: str) -> None:
+    """The vectors of its specification, one for each value of the highest bit that the subkey is made of."""
+    cipher, nonce = ExtendedNonceCipher(key), b"ABCDEFGHIJKLMNOPQRSTUVWX"
+    assert cipher.encrypt(nonce, b"XAES-256-GCM", associated).hex() == ciphertext
+    assert cipher.decrypt(nonce, bytes.fromhex(ciphertext), associated) == b"XAES-256-GCM"
+
+
+def test_threads_may_seal_and_open_at_once() -> None:
+    seal = Seal(["a"])
+
+    def work(number: int) -> bool:
+        data = number.to_bytes(4)
+        return all(seal.open(PLACE, seal.seal(PLACE, data)) == data for _ in range(200))
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(work, range(32)))
+
+
+def test_later_releases_open_entries_of_the_first_one() -> None:
+    sealed = bytes.fromhex(SEALED_BY_THE_FIRST_RELEASE)
     assert Seal(["other", "secret"]).open(PLACE, sealed) == b"data"
     assert Seal([b"secret"]).key_ids == Seal(["secret"]).key_ids == [sealed[2:6].hex()]
 
