@@ -40,11 +40,11 @@ from asgibus.cli.run import Life, end_check, run
 from asgibus.cli.sources import sources_of
 from asgibus.cli.supervisor import supervise
 from asgibus.cli.waiting import wait_for_layer
-from asgibus.interface_server.installed import listeners_of
-from asgibus.interface_server.listeners import ListenError, describe, listening_socket
-from asgibus.interface_server.proxy import TrustedProxies
+from asgibus.interface_server.plugins import listeners_of
+from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.interface_server.sockets import ListenError, describe, listening_socket
 from asgibus.interface_server.tls import Tls
 from asgibus.layers import open_layer
 from asgibus.layers.settings import set_default_wait

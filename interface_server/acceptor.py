@@ -13,11 +13,11 @@ from typing import Protocol
 
 import anyio
 
-from asgibus.interface_server.listeners import ListenError, host_and_port
-from asgibus.interface_server.proxy import TrustedProxies
+from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.interface_server.proxy_protocol import MAX_LINE, Origin, ProxyHeader, ProxyProtocolError
-from asgibus.interface_server.refusals import TOO_MANY, Refusals
+from asgibus.interface_server.rejections import TOO_MANY, Refusals
 from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.interface_server.sockets import ListenError, host_and_port
 from asgibus.interface_server.tls import Tls
 
 logger = logging.getLogger("asgibus.interface")

@@ -28,7 +28,7 @@ from asgibus.protocol.recovery import IDEMPOTENT, Ending, retry_delay
 from asgibus.protocol.states import App, Life
 
 if TYPE_CHECKING:
-    from asgibus.interface_server.request import Request
+    from asgibus.interface_server.http.request import Request
     from asgibus.interface_server.terminator import Holding, Terminator
 
 logger = logging.getLogger("asgibus.interface")

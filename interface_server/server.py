@@ -15,18 +15,18 @@ import anyio
 from asgibus.interface_server.acceptor import Acceptor
 from asgibus.interface_server.callback_tasks import CallbackTasks
 from asgibus.interface_server.connections import Connections
-from asgibus.interface_server.http import HttpTerminator
-from asgibus.interface_server.listeners import ListenError, describe, host_and_port, listening_socket
-from asgibus.interface_server.proxy import TrustedProxies
+from asgibus.interface_server.http.protocol import HttpTerminator
+from asgibus.interface_server.http.request import Request
+from asgibus.interface_server.http.response import StandardHeaders
+from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.interface_server.proxy_protocol import Origin
-from asgibus.interface_server.refusals import TOO_MANY, Refusals
-from asgibus.interface_server.request import Request
-from asgibus.interface_server.response import StandardHeaders
+from asgibus.interface_server.read_scheduler import Turns
+from asgibus.interface_server.rejections import TOO_MANY, Refusals
 from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.interface_server.sockets import ListenError, describe, host_and_port, listening_socket
 from asgibus.interface_server.terminator import FAULT, Holder, Host, Listener, cut
 from asgibus.interface_server.tls import Tls
-from asgibus.interface_server.turns import Turns
-from asgibus.interface_server.websocket import WebSocketTerminator
+from asgibus.interface_server.websocket.protocol import WebSocketTerminator
 from asgibus.layers.contract import ChannelLayer, Statistics, statistics_of
 from asgibus.protocol.channels import shared_channels
 from asgibus.protocol.opening import Address

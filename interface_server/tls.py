@@ -10,8 +10,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from asgibus.interface_server.distinguished_name import subject_of
-from asgibus.interface_server.listeners import ListenError
 from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.interface_server.sockets import ListenError
 
 _VERSIONS = {"TLSv1.2": 0x0303, "TLSv1.3": 0x0304}
 _REQUIREMENTS = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}

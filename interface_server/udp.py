@@ -13,8 +13,8 @@ import socket
 from typing import Any
 
 from asgibus.interface_server.connection import Connection
-from asgibus.interface_server.listeners import ListenError
 from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.interface_server.sockets import ListenError
 from asgibus.interface_server.terminator import (
     ABORT,
     OTHER_RECEIVED,

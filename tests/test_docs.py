@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asgibus.cli.options_docs import reference
-from asgibus.interface_server.refusals import TOO_MANY
+from asgibus.interface_server.rejections import TOO_MANY
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.protocol.recovery import Ending
 from asgibus.worker.settings import WorkerSettings

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Opcode
 
-from asgibus.interface_server.compression import (
+from asgibus.interface_server.http.request import Request
+from asgibus.interface_server.websocket.compression import (
     MAX_BYTES,
     MIN_BYTES,
     PIECE_IN,
@@ -21,8 +22,7 @@ from asgibus.interface_server.compression import (
     agree,
     encode_compressed,
 )
-from asgibus.interface_server.request import Request
-from asgibus.interface_server.websocket_frames import encode_message
+from asgibus.interface_server.websocket.frames import encode_message
 from support.deadline import wait_until
 from support.members import Member, obeyed, order
 from support.processes import Process

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from asgibus import Connection, connection
-from asgibus.interface_server import websocket_answers
+from asgibus.interface_server.websocket import answers as websocket_answers
 from asgibus.layers import open_layer
 from asgibus.layers.memory import MemoryBus
 from support.bus import until

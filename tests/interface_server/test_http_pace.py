@@ -13,10 +13,13 @@ import pytest
 from anyio.to_thread import run_sync
 
 from asgibus.cli.embedded import embedded_worker, serve_with_worker
-from asgibus.interface_server import closing, http, pace, websocket, websocket_answers
+from asgibus.interface_server import lingering_close, slow_client
 from asgibus.interface_server import server as server_module
+from asgibus.interface_server.http import protocol as http
 from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.interface_server.websocket import answers as websocket_answers
+from asgibus.interface_server.websocket import protocol as websocket
 from asgibus.layers import open_layer
 from support.raw import RawClient
 from support.websocket import CLOSE, RawWebSocket, seen, wait_seen
@@ -31,10 +34,10 @@ SEND_BUFFER = 64 * 1024  # bytes
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])  # the app's folder is put on it
-    monkeypatch.setattr(pace, "BODY_GRACE_SECONDS", PATIENCE)
-    monkeypatch.setattr(pace, "STALL_SECONDS", PATIENCE)
+    monkeypatch.setattr(slow_client, "BODY_GRACE_SECONDS", PATIENCE)
+    monkeypatch.setattr(slow_client, "STALL_SECONDS", PATIENCE)
     for limit in ("CHECK_SECONDS", "SILENCE_SECONDS", "LINGER_SECONDS", "REST_LINGER_SECONDS"):
-        monkeypatch.setattr(closing, limit, PATIENCE)
+        monkeypatch.setattr(lingering_close, limit, PATIENCE)
     monkeypatch.setattr(http, "CHECK_SECONDS", PATIENCE / 4)
     for module in (websocket, websocket_answers):
         monkeypatch.setattr(module, "CLOSE_SECONDS", PATIENCE / 4)
@@ -268,7 +271,7 @@ async def test_a_client_that_never_stops_sending_is_cut_off(monkeypatch: pytest.
                     client.send(bytes(1_000_000))
                     assert other.request("GET", "/").status == 200
 
-    monkeypatch.setattr(closing, "DISCARD_SECONDS", 2 * PATIENCE)
+    monkeypatch.setattr(lingering_close, "DISCARD_SECONDS", 2 * PATIENCE)
     async with serving_here() as server:
         await run_sync(test, server)
 

@@ -5,8 +5,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgibus.interface_server.request import Request
-from asgibus.interface_server.request_parser import RequestParser
+from asgibus.interface_server.http.request import Request
+from asgibus.interface_server.http.request_parser import RequestParser
 
 PIPELINE = (
     b"GET /1?q HTTP/1.1\r\nHost: a\r\nX-Long: one two  \r\n\r\n"

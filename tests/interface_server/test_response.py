@@ -1,6 +1,6 @@
 import pytest
 
-from asgibus.interface_server.response import Framing, Head, StandardHeaders, plain_response, response_head
+from asgibus.interface_server.http.response import Framing, Head, StandardHeaders, plain_response, response_head
 
 PLAIN = StandardHeaders(server=False, date=False)
 

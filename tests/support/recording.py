@@ -4,7 +4,7 @@ from collections.abc import Coroutine
 from typing import Any, cast
 
 from asgibus.interface_server.connections import Connections
-from asgibus.interface_server.request import Request
+from asgibus.interface_server.http.request import Request
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import DEAD, Bus, Offer

@@ -4,7 +4,7 @@ import itertools
 import logging
 from typing import Any, cast
 
-from asgibus.interface_server.request import Request
+from asgibus.interface_server.http.request import Request
 from asgibus.protocol.checks import read_opening
 from asgibus.protocol.events import MESSAGE_RECEIVED, MESSAGE_SENT, Event, size
 from asgibus.protocol.opening import WEBSOCKET

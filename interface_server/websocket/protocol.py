@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import SERVER, Event, Protocol
 
-from asgibus.interface_server import websocket_log
-from asgibus.interface_server.closing import ClosingSocket
-from asgibus.interface_server.compression import CompressedFrame, CompressionMarks, Inflation, agree
-from asgibus.interface_server.handshake import check_handshake, switching_protocols
-from asgibus.interface_server.pace import ClientPace, waiting_bytes
-from asgibus.interface_server.request import Refusal, Request, address_text
-from asgibus.interface_server.response_writer import ResponseWriter
-from asgibus.interface_server.turns import READ_SECONDS
-from asgibus.interface_server.websocket_answers import CLOSE_SECONDS, Answering, Phase
+from asgibus.interface_server.http.request import Refusal, Request, address_text
+from asgibus.interface_server.http.response_writer import ResponseWriter
+from asgibus.interface_server.lingering_close import ClosingSocket
+from asgibus.interface_server.read_scheduler import READ_SECONDS
+from asgibus.interface_server.slow_client import ClientPace, waiting_bytes
+from asgibus.interface_server.websocket import debug_log
+from asgibus.interface_server.websocket.answers import CLOSE_SECONDS, Answering, Phase
+from asgibus.interface_server.websocket.compression import CompressedFrame, CompressionMarks, Inflation, agree
+from asgibus.interface_server.websocket.handshake import check_handshake, switching_protocols
 from asgibus.protocol.events import MESSAGE_RECEIVED, Headers
 from asgibus.protocol.session import PART
 
@@ -334,7 +334,7 @@ class WebSocketTerminator(Answering):
         extensions = agreed.header if agreed else b""
         self._transport.write(switching_protocols(request, subprotocol, headers, self._server.standard, extensions))
         self._log(101)
-        self._protocol = Protocol(SERVER, max_size=settings.websocket_max_message_size, logger=websocket_log.logger)
+        self._protocol = Protocol(SERVER, max_size=settings.websocket_max_message_size, logger=debug_log.logger)
         if agreed:
             self._protocol.extensions = [CompressionMarks()]
             self._window_bits, self._reading_bits = agreed.window_bits, agreed.reading_bits

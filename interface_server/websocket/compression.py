@@ -16,8 +16,8 @@ from websockets.frames import CTRL_OPCODES, Frame, Opcode
 from websockets.headers import build_extension, parse_extension
 from websockets.typing import ExtensionName
 
-from asgibus.interface_server.request import Request
-from asgibus.interface_server.websocket_frames import encode_message
+from asgibus.interface_server.http.request import Request
+from asgibus.interface_server.websocket.frames import encode_message
 
 WINDOW_BITS = 12  # 4 KiB: messages end before a larger window pays, and this one costs a tenth of the time to set up
 MEMORY_LEVEL = 5

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from asgibus.interface_server.listeners import ListenError, describe, host_and_port, listening_socket
 from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.interface_server.sockets import ListenError, describe, host_and_port, listening_socket
 from asgibus.interface_server.tls import Tls
 
 

@@ -7,8 +7,8 @@ import binascii
 
 from websockets.utils import accept_key
 
-from asgibus.interface_server.request import Refusal, Request
-from asgibus.interface_server.response import StandardHeaders, header_lines
+from asgibus.interface_server.http.request import Refusal, Request
+from asgibus.interface_server.http.response import StandardHeaders, header_lines
 from asgibus.protocol.events import Headers
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from asgibus.interface_server.pace import ClientPace, waiting_bytes
+from asgibus.interface_server.slow_client import ClientPace, waiting_bytes
 
 if TYPE_CHECKING:
     from asgibus.interface_server.server import Server

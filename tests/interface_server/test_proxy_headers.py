@@ -1,6 +1,6 @@
 import pytest
 
-from asgibus.interface_server.proxy import TrustedProxies
+from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.protocol.opening import Address
 
 PROXY: Address = ("127.0.0.1", 5000)

@@ -12,14 +12,14 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
-from asgibus.interface_server.closing import LINGER_SECONDS, ClosingSocket
-from asgibus.interface_server.http_answers import Answering
-from asgibus.interface_server.pace import ClientPace, waiting_bytes
-from asgibus.interface_server.request import Refusal, Request
-from asgibus.interface_server.request_parser import RequestParser
-from asgibus.interface_server.response import Framing, plain_response
-from asgibus.interface_server.response_writer import ResponseWriter
-from asgibus.interface_server.websocket import WebSocketTerminator
+from asgibus.interface_server.http.answers import Answering
+from asgibus.interface_server.http.request import Refusal, Request
+from asgibus.interface_server.http.request_parser import RequestParser
+from asgibus.interface_server.http.response import Framing, plain_response
+from asgibus.interface_server.http.response_writer import ResponseWriter
+from asgibus.interface_server.lingering_close import LINGER_SECONDS, ClosingSocket
+from asgibus.interface_server.slow_client import ClientPace, waiting_bytes
+from asgibus.interface_server.websocket.protocol import WebSocketTerminator
 from asgibus.protocol.events import HTTP_DISCONNECT, REQUEST_BODY, REQUEST_END, Event
 from asgibus.protocol.opening import WEBSOCKET
 from asgibus.protocol.session import PART

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from asgibus.interface_server.authority import is_authority
+from asgibus.interface_server.http.authority import is_authority
 from asgibus.interface_server.settings import MAX_HEADERS
 from asgibus.protocol.opening import HTTP, WEBSOCKET, Address
 

@@ -12,13 +12,13 @@ from websockets.frames import CloseCode
 from websockets.protocol import Event as ParsedEvent
 from websockets.protocol import Protocol, State
 
-from asgibus.interface_server.compression import encode_compressed
 from asgibus.interface_server.connection import Connection
-from asgibus.interface_server.request import Refusal, Request
-from asgibus.interface_server.response import plain_response
-from asgibus.interface_server.response_writer import ResponseWriter
-from asgibus.interface_server.turns import SlicedReader
-from asgibus.interface_server.websocket_frames import encode_message
+from asgibus.interface_server.http.request import Refusal, Request
+from asgibus.interface_server.http.response import plain_response
+from asgibus.interface_server.http.response_writer import ResponseWriter
+from asgibus.interface_server.read_scheduler import SlicedReader
+from asgibus.interface_server.websocket.compression import encode_compressed
+from asgibus.interface_server.websocket.frames import encode_message
 from asgibus.protocol.events import (
     ACCEPT,
     CLOSE,

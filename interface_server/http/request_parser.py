@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import httptools
 
-from asgibus.interface_server.request import HEAD_TOO_LARGE, TOO_MANY_HEADERS, UNKNOWN, Refusal, Request
+from asgibus.interface_server.http.request import HEAD_TOO_LARGE, TOO_MANY_HEADERS, UNKNOWN, Refusal, Request
 from asgibus.interface_server.settings import MAX_HEADERS
 from asgibus.protocol.opening import WEBSOCKET
 

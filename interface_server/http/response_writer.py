@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from asgibus.interface_server.request import Request
-from asgibus.interface_server.response import (
+from asgibus.interface_server.http.request import Request
+from asgibus.interface_server.http.response import (
     LAST_CHUNK,
     Framing,
     StandardHeaders,

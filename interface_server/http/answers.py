@@ -10,12 +10,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from asgibus.interface_server.connection import Connection
-from asgibus.interface_server.pace import ClientPace
-from asgibus.interface_server.request import Refusal, Request, address_text
-from asgibus.interface_server.request_parser import RequestParser
-from asgibus.interface_server.response import Framing, chunk, plain_response
-from asgibus.interface_server.response_writer import ResponseWriter
-from asgibus.interface_server.turns import SlicedReader
+from asgibus.interface_server.http.request import Refusal, Request, address_text
+from asgibus.interface_server.http.request_parser import RequestParser
+from asgibus.interface_server.http.response import Framing, chunk, plain_response
+from asgibus.interface_server.http.response_writer import ResponseWriter
+from asgibus.interface_server.read_scheduler import SlicedReader
+from asgibus.interface_server.slow_client import ClientPace
 from asgibus.protocol.events import (
     ABORT,
     CONTINUE,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from asgibus.interface_server import turns as module
-from asgibus.interface_server.turns import READ_SECONDS, SMALL, SlicedReader, Turns
+from asgibus.interface_server import read_scheduler as module
+from asgibus.interface_server.read_scheduler import READ_SECONDS, SMALL, SlicedReader, Turns
 
 SLICE = 1000
 
