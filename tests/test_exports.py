@@ -44,6 +44,15 @@ PUBLIC = {
         "open_layer",
     },
     "asgibus.testing": {"Bus", "VirtualWorker", "WebSocket"},
+    "asgibus.testing.conformance": {
+        "CHECKS",
+        "SERVER_CHECKS",
+        "SHARED_CHECKS",
+        "SHARED_SERVER_CHECKS",
+        "Check",
+        "LayerFactory",
+        "run",
+    },
 }
 
 

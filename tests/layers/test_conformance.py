@@ -1,4 +1,4 @@
-"""Every check of `asgibus.layers.conformance`, on the memory layer and on Redis in every topology."""
+"""Every check of `asgibus.testing.conformance`, on the memory layer and on Redis in every topology."""
 
 import asyncio
 import subprocess
@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from asgibus.layers import ChannelLayer, InMemoryChannelLayer, RedisChannelLayer, conformance
-from asgibus.layers.conformance import CHECKS, SERVER_CHECKS, SHARED_CHECKS, SHARED_SERVER_CHECKS, Check, LayerFactory
+from asgibus.layers import ChannelLayer, InMemoryChannelLayer, RedisChannelLayer
+from asgibus.testing import conformance
+from asgibus.testing.conformance import CHECKS, SERVER_CHECKS, SHARED_CHECKS, SHARED_SERVER_CHECKS, Check, LayerFactory
 from support import redis as redis_support
 from support.topologies import TOPOLOGIES, redis_binary
 
@@ -75,7 +76,7 @@ class Forgetful(InMemoryChannelLayer):
 
 async def test_a_bad_layer_is_found_out_without_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
     some = [check for check in CHECKS if "order_in_which" in _name(check) or "prefixes" in _name(check)]
-    monkeypatch.setattr("asgibus.layers.conformance.tools.PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("asgibus.testing.conformance.tools.PATIENCE_SECONDS", 0.1)
     ((name, error),) = await conformance.run(Forgetful, some)
     assert name == "check_messages_come_in_the_order_in_which_they_were_sent"
     assert isinstance(error, AssertionError)
@@ -83,7 +84,7 @@ async def test_a_bad_layer_is_found_out_without_pytest(monkeypatch: pytest.Monke
 
 
 async def test_a_machine_that_stops_for_a_moment_fails_no_good_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asgibus.layers.conformance.tools.SLOWER", 1.0)
+    monkeypatch.setattr("asgibus.testing.conformance.tools.SLOWER", 1.0)
 
     class Halting(InMemoryChannelLayer):
         """What is sent first arrives when the delays of the check are over."""
@@ -122,7 +123,7 @@ def test_the_checks_need_no_pytest_and_no_assert() -> None:
     program = """
 import asyncio, sys
 from asgibus.layers import InMemoryChannelLayer
-from asgibus.layers.conformance import CHECKS, run
+from asgibus.testing.conformance import CHECKS, run
 
 class Wrong(InMemoryChannelLayer):
     async def new_channel(self, prefix="specific"):

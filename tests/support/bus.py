@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-from asgibus.layers.conformance.recorder import Recorder
 from asgibus.layers.contract import ChannelLayer
+from asgibus.testing.conformance.recorder import Recorder
 from support.deadline import HANG, over
 
 __all__ = ["MakeLayer", "Recorder", "until"]

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from asgibus.layers import ChannelLayer, InMemoryChannelLayer, conformance
+from asgibus.layers import ChannelLayer, InMemoryChannelLayer
+from asgibus.testing import conformance
 from asgibus.testing.layer import WorkerLayer
 from support.bus import Recorder
 

@@ -6,7 +6,8 @@ import asyncio
 import math
 from typing import Any
 
-from asgibus.layers.conformance.tools import (
+from asgibus.layers.errors import ChannelFull
+from asgibus.testing.conformance.tools import (
     LayerFactory,
     another_layer,
     both_kinds,
@@ -20,7 +21,6 @@ from asgibus.layers.conformance.tools import (
     receive_all,
     within,
 )
-from asgibus.layers.errors import ChannelFull
 
 TICK_SECONDS = 0.005  # stores may count in milliseconds, and round
 BAD_DELAYS: list[Any] = [-1, -0.001, 1e15, math.nan, math.inf, "1", None, True]

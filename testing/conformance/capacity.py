@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 
-from asgibus.layers.conformance.tools import (
+from asgibus.layers.contract import ChannelLayer
+from asgibus.layers.errors import ChannelFull
+from asgibus.testing.conformance.tools import (
     LayerFactory,
     another_layer,
     both_kinds,
@@ -18,8 +20,6 @@ from asgibus.layers.conformance.tools import (
     receive_all,
     within,
 )
-from asgibus.layers.contract import ChannelLayer
-from asgibus.layers.errors import ChannelFull
 
 
 async def _sent(layers: list[ChannelLayer], channel: str, numbers: range) -> list[int]:

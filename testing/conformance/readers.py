@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 
-from asgibus.layers.conformance.tools import (
+from asgibus.layers.contract import ChannelLayer
+from asgibus.testing.conformance.tools import (
     PATIENCE_SECONDS,
     LayerFactory,
     another_layer,
@@ -18,7 +19,6 @@ from asgibus.layers.conformance.tools import (
     until,
     within,
 )
-from asgibus.layers.contract import ChannelLayer
 
 
 async def check_a_cancelled_receive_loses_nothing(make_layer: LayerFactory) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from asgibus.layers.conformance.recorder import Recorder
-from asgibus.layers.conformance.tools import (
+from asgibus.layers.contract import Bus, ChannelLayer, Delivery
+from asgibus.testing.conformance.recorder import Recorder
+from asgibus.testing.conformance.tools import (
     PATIENCE_SECONDS,
     SILENCE_SECONDS,
     LayerFactory,
@@ -18,7 +19,6 @@ from asgibus.layers.conformance.tools import (
     until,
     within,
 )
-from asgibus.layers.contract import Bus, ChannelLayer, Delivery
 
 
 async def _take(bus: Bus, channel: str, number: int) -> list[Delivery]:

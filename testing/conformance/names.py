@@ -5,7 +5,8 @@ from __future__ import annotations
 import string
 from typing import Any
 
-from asgibus.layers.conformance.tools import (
+from asgibus.layers.names import MAX_NAME_LENGTH
+from asgibus.testing.conformance.tools import (
     LayerFactory,
     another_layer,
     expect,
@@ -14,7 +15,6 @@ from asgibus.layers.conformance.tools import (
     fresh_layer,
     receive,
 )
-from asgibus.layers.names import MAX_NAME_LENGTH
 
 LONGEST = "x" * MAX_NAME_LENGTH
 CHARACTERS = string.ascii_letters + string.digits + ".-_"

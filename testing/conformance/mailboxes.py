@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from asgibus.layers.conformance.recorder import Recorder
-from asgibus.layers.conformance.tools import (
+from asgibus.layers.contract import FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE, ChannelLayer, Frame
+from asgibus.testing.conformance.recorder import Recorder
+from asgibus.testing.conformance.tools import (
     LayerFactory,
     another_layer,
     expect,
@@ -16,7 +17,6 @@ from asgibus.layers.conformance.tools import (
     until,
     within,
 )
-from asgibus.layers.contract import FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE, ChannelLayer, Frame
 
 KIND = FIRST_PROTOCOL_KIND
 

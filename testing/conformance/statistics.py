@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from asgibus.layers.conformance.tools import (
+from asgibus.layers.contract import Statistics
+from asgibus.layers.errors import ChannelFull
+from asgibus.testing.conformance.tools import (
     LayerFactory,
     another_layer,
     both_kinds,
@@ -15,8 +17,6 @@ from asgibus.layers.conformance.tools import (
     receive,
     receive_all,
 )
-from asgibus.layers.contract import Statistics
-from asgibus.layers.errors import ChannelFull
 
 
 def _numbers(statistics: Statistics) -> tuple[int, int, int]:

@@ -7,8 +7,9 @@ import random
 import secrets
 from typing import Any
 
-from asgibus.layers.conformance.recorder import Recorder
-from asgibus.layers.conformance.tools import (
+from asgibus.layers.contract import Bus
+from asgibus.testing.conformance.recorder import Recorder
+from asgibus.testing.conformance.tools import (
     LayerFactory,
     expect,
     expect_equal,
@@ -16,7 +17,6 @@ from asgibus.layers.conformance.tools import (
     until,
     within,
 )
-from asgibus.layers.contract import Bus
 
 
 def _channel(name: str) -> str:

@@ -6,7 +6,8 @@ import asyncio
 import random
 from dataclasses import dataclass, field
 
-from asgibus.layers.conformance.tools import (
+from asgibus.layers.contract import ChannelLayer
+from asgibus.testing.conformance.tools import (
     LayerFactory,
     another_layer,
     both_kinds,
@@ -19,7 +20,6 @@ from asgibus.layers.conformance.tools import (
     receive_all,
     within,
 )
-from asgibus.layers.contract import ChannelLayer
 
 MEMBERS = 2000
 AT_ONCE = 200  # joins under way at the same time: a store may bound what it does at once

@@ -7,7 +7,8 @@ import math
 from typing import Any
 
 from asgibus.layers.codec import MESSAGE_BYTES, pack_message
-from asgibus.layers.conformance.tools import (
+from asgibus.layers.errors import MessageTooLarge
+from asgibus.testing.conformance.tools import (
     LayerFactory,
     both_kinds,
     expect,
@@ -19,7 +20,6 @@ from asgibus.layers.conformance.tools import (
     receive_all,
     within,
 )
-from asgibus.layers.errors import MessageTooLarge
 
 POWERS = (5, 7, 8, 15, 16, 31, 32, 62)  # around which an encoding may change
 VALUES: dict[Any, Any] = {

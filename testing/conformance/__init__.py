@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
-from asgibus.layers.conformance import (
+from asgibus.testing.conformance import (
     capacity,
     claims,
     deliveries,
@@ -30,7 +30,7 @@ from asgibus.layers.conformance import (
     statistics,
     times,
 )
-from asgibus.layers.conformance.tools import LayerFactory
+from asgibus.testing.conformance.tools import LayerFactory
 
 __all__ = ["CHECKS", "SERVER_CHECKS", "SHARED_CHECKS", "SHARED_SERVER_CHECKS", "Check", "LayerFactory", "run"]
 
