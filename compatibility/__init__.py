@@ -1,4 +1,4 @@
-"""The calling conventions of Python web apps: which one an app follows, and adapters between ASGI 2 and ASGI 3.
+"""Tell ASGI 3, ASGI 2 and WSGI apps apart, and adapt ASGI 2 and ASGI 3 to each other.
 
 An ASGI 3 app is one callable, `await app(scope, receive, send)`; an ASGI 2 app is a double one,
 `await app(scope)(receive, send)`; a WSGI app is `app(environ, start_response)`.

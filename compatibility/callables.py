@@ -1,4 +1,4 @@
-"""ASGI 2 apps as ASGI 3, and ASGI 3 apps as ASGI 2."""
+"""Adapt ASGI 2 apps to ASGI 3, and ASGI 3 apps to ASGI 2."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ DoubleApplication = Callable[[Scope], Instance]
 
 
 def double_to_single_callable(app: DoubleApplication) -> Application:
-    """The ASGI 3 app that runs this ASGI 2 app. The scope it hands on is a copy that says ASGI 2.0."""
+    """Return an ASGI 3 app that runs an ASGI 2 app.
+
+    The app gets a copy of the scope whose `asgi["version"]` is `"2.0"`.
+
+    Args:
+        app: An app that is called as `await app(scope)(receive, send)`.
+
+    Returns:
+        An app that is called as `await app(scope, receive, send)`.
+    """
 
     async def single_callable(scope: Scope, receive: Receive, send: Send) -> None:
         await app(_called(scope, "2.0"))(receive, send)
@@ -23,9 +32,15 @@ def double_to_single_callable(app: DoubleApplication) -> Application:
 
 
 def single_to_double_callable(app: Application) -> DoubleApplication:
-    """The ASGI 2 app that runs this ASGI 3 app, for a server that knows only these.
+    """Return an ASGI 2 app that runs an ASGI 3 app, for servers that know only ASGI 2.
 
-    The scope it hands on is a copy that says ASGI 3.0. What the server leaves out of it stays left out.
+    The app gets a copy of the scope whose `asgi["version"]` is `"3.0"`. Keys that the server leaves out stay missing.
+
+    Args:
+        app: An app that is called as `await app(scope, receive, send)`.
+
+    Returns:
+        An app that is called as `await app(scope)(receive, send)`.
     """
 
     def double_callable(scope: Scope) -> Instance:
@@ -38,5 +53,5 @@ def single_to_double_callable(app: Application) -> DoubleApplication:
 
 
 def _called(scope: Scope, version: str) -> Scope:
-    """The scope with the version of ASGI in which the app is called."""
+    """Return a copy of the scope with the version of ASGI that the app is called with."""
     return {**scope, "asgi": {**scope.get("asgi", {}), "version": version}}

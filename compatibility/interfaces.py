@@ -1,4 +1,4 @@
-"""Which calling convention an app follows, found out from its signature without calling it."""
+"""Find out from the signature which interface an app has, without calling the app."""
 
 from __future__ import annotations
 
@@ -26,14 +26,24 @@ if sys.version_info >= (3, 14):
 
 
 class UnknownInterface(TypeError):
-    """The signature fits none of the interfaces, or more than one; the text says what was seen."""
+    """The signature fits none of the interfaces, or several. The text shows the signature."""
 
 
 def interface_of(app: Callable[..., Any]) -> Interface:
-    """Which interface the app has. Raises UnknownInterface.
+    """Return the interface of an app.
 
-    What is called is looked at first, and what it wraps (`functools.partial`, `functools.wraps`, the `__call__` of an
-    instance) only if that takes any arguments: an adapter may well pose as the app inside it.
+    The callable itself decides. A callable that it wraps (`functools.partial`, `functools.wraps`, the `__call__` of an
+    instance) is examined only if the outer one takes any arguments, because an adapter may copy the name and signature
+    of the app that it adapts.
+
+    Args:
+        app: The app: a function, a class, an instance or a partial.
+
+    Returns:
+        `"asgi3"`, `"asgi2"` or `"wsgi"`.
+
+    Raises:
+        UnknownInterface: The signature does not tell.
     """
     for layer in _layers(app):
         if (interface := _told_by(layer)) is not None:
@@ -42,7 +52,7 @@ def interface_of(app: Callable[..., Any]) -> Interface:
 
 
 def takes(call: Callable[..., Any], count: int) -> bool:
-    """Whether it can be called with so many positional arguments and nothing else."""
+    """Return whether `call` accepts `count` positional arguments and nothing else."""
     signature = _signature(call)
     if signature is None:
         return False
@@ -54,7 +64,7 @@ def takes(call: Callable[..., Any], count: int) -> bool:
 
 
 def _layers(app: Any, depth: int = 0) -> Iterator[Any]:
-    """What is called, and then what that calls in its place, as far as it can be seen."""
+    """Yield the callable, then the callables that it wraps, from the outside to the inside."""
     yield app
     if depth == _LAYERS:
         return
@@ -74,7 +84,7 @@ def _layers(app: Any, depth: int = 0) -> Iterator[Any]:
 
 
 def _told_by(call: Any) -> Interface | None:
-    """What this layer by itself tells."""
+    """Return the interface that this callable by itself has, or None if it does not tell."""
     counts = [count for count in _BY_COUNT if takes(call, count)]
     bare = call
     while isinstance(bare, functools.partial):
@@ -89,7 +99,7 @@ def _told_by(call: Any) -> Interface | None:
 
 
 def _told_by_class(cls: type, counts: list[int]) -> Interface | None:
-    """A class is called to make the instance that does the work, so that has to be able to."""
+    """Return the interface of a class, which is called to make an instance: the instance must fit, too."""
     if 3 in counts and hasattr(cls, "__await__"):
         return "asgi3"
     if 2 in counts and hasattr(cls, "__iter__"):
@@ -101,7 +111,7 @@ def _told_by_class(cls: type, counts: list[int]) -> Interface | None:
 
 
 def _told_by_names(call: Any, counts: list[int]) -> Interface | None:
-    """Where the number of arguments leaves it open, because some may be left out."""
+    """Return the interface by the names of the arguments, where their number leaves it open."""
     signature = _signature(call)
     names = [name.lstrip("_") for name in signature.parameters] if signature is not None else []
     if not names:
@@ -123,7 +133,7 @@ def _signature(call: Any) -> inspect.Signature | None:
 
 
 def _seen(app: Any) -> str:
-    """How the app looks, for people to read."""
+    """Return a description of the app for an error message."""
     if inspect.iscoroutinefunction(app):
         what = "async function"
     else:

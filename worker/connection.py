@@ -1,4 +1,4 @@
-"""What an app sees of the bus: `asgibus.connection(scope)`."""
+"""The API of the bus for apps: `asgibus.connection(scope)`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 class Connection:
-    """The connection that the app is serving, and the channel layer behind it.
+    """The connection that the app serves: its groups, its reply channel and its state.
 
-    A copy of a scope has the same connection. A pickled scope has one that raises RuntimeError when it is used.
+    `asgibus.connection(scope)` returns it. A copy of the scope refers to the same connection. The connection of a
+    pickled scope raises RuntimeError when it is used.
     """
 
     __slots__ = ("_session",)
@@ -36,83 +37,114 @@ class Connection:
 
     @property
     def reply_channel(self) -> str:
-        """The channel of this connection: plain ASGI events sent to it, by anyone, go to this client."""
-        self._session.announce()  # who gets the name from us must find the connection joined
+        """The channel name of this connection.
+
+        An ASGI event that any process sends to this channel goes to this client.
+        """
+        self._session.announce()  # whoever gets the name from the app must find the connection joined
         return reply_channel(self._session.interface, self._session.number)
 
     @property
     def layer(self) -> ChannelLayer:
-        """The channel layer: `await connection.layer.send(channel, event)`, `group_send`, …"""
+        """The channel layer of the worker, for `await connection.layer.send(channel, event)` and so on."""
         return self._session.layer
 
     @property
     def attempt(self) -> int:
-        """Which run of the app for this connection this is, from 1."""
+        """The number of this run of the app for this connection, from 1."""
         return self._session.attempt
 
     @property
     def resumed(self) -> bool:
-        """Whether an earlier run has accepted this client: this one goes on with it, and `accept` sends nothing."""
+        """Whether an earlier run has accepted this client.
+
+        If so, this run continues the WebSocket, and its `websocket.accept` sends nothing to the client.
+        """
         return self._session.resumed
 
     @property
     def received(self) -> int:
         """The number, from 1, of the client's event that `receive` returned last; 0 before the first one.
 
-        All runs of the app count on: an event that is given to the next run again, because its worker died before the
-        app was done with it, has the same number there.
+        The count continues over all runs of the app. An event that is delivered again, because the worker died before
+        the app was done with it, has the same number in the next run.
         """
         return self._session.received
 
     @property
     def handed_over(self) -> bool:
-        """Whether this run ends because another run goes on with the client.
+        """Whether this run ends because another run continues with the client.
 
-        True from the `websocket.disconnect` that says so on: the worker stops, or it was silent for so long that
-        another one has taken the connection over. An interface server that stops gives the same code, 1012, but its
-        clients are gone.
+        It turns true with the `websocket.disconnect` event (code 1012) that announces the hand-over: the worker stops,
+        or its lease expired and another worker has taken the connection over. An interface server that stops uses the
+        same code, but then the client is gone and this is false.
         """
         return self._session.handed_over
 
     @property
     def state(self) -> dict[str, Any]:
-        """What the app keeps with the connection: changed here, kept at the interface server by `save_state`.
+        """Values that the app stores with the connection, at most 16 KiB when packed.
 
-        It is saved by itself when the worker hands the connection over.
+        `save_state` stores them at the interface server, and so does a hand-over. The next run of the app finds them
+        here.
         """
         return self._session.state
 
     async def save_state(self) -> None:
-        """Keep `state` at the interface server, where it outlives this worker.
+        """Store `state` at the interface server, where it outlives this worker.
 
-        Raises TypeError for values that a message cannot hold, MessageTooLarge over 16 KiB, OSError when the client is
-        gone.
+        Raises:
+            TypeError: The state holds a value that a message cannot hold.
+            MessageTooLarge: The packed state is larger than 16 KiB.
+            OSError: The client is gone.
         """
         await self._session.save_state()
 
     async def group_add(self, group: str) -> None:
-        """Make this connection a member of a group.
+        """Add this connection to a group.
 
-        From the return on, every `group_send` from anywhere reaches it. Membership ends with the connection.
-        Raises TypeError for a bad name, OSError when the client is gone, LayerUnavailable.
+        Once this returns, every `group_send` from any process reaches the connection. The membership ends with the
+        connection.
+
+        Args:
+            group: 1 to 100 ASCII letters, digits, `.`, `-` and `_`.
+
+        Raises:
+            TypeError: The name is not valid.
+            OSError: The client is gone.
+            LayerUnavailable: The store could not be reached in time.
         """
         await self._session.change_group(GROUP_ADD, require_group(group))
 
     async def group_discard(self, group: str) -> None:
-        """Take this connection out of a group, if it is a member. Raises as `group_add`."""
+        """Remove this connection from a group; do nothing if it is not a member.
+
+        Raises:
+            TypeError: The name is not valid.
+            OSError: The client is gone.
+            LayerUnavailable: The store could not be reached in time.
+        """
         await self._session.change_group(GROUP_DISCARD, require_group(group))
 
     async def group_send(self, group: str, event: Message) -> None:
-        """Send a plain ASGI event, such as `{"type": "websocket.send", "text": "…"}`, to every member of a group.
+        """Send an ASGI event, such as `{"type": "websocket.send", "text": "…"}`, to every member of a group.
 
-        It goes straight to the interface servers: no app code runs for the members. Raises TypeError,
-        MessageTooLarge, LayerUnavailable.
+        The event goes straight to the interface servers that hold the members' sockets. No app code runs there.
+
+        Args:
+            group: The name of the group.
+            event: An ASGI event for clients: `websocket.send`, or `http.response.body` with `more_body`.
+
+        Raises:
+            TypeError: The name is not valid, or the event holds a value that a message cannot hold.
+            MessageTooLarge: The packed event is larger than 16 MiB.
+            LayerUnavailable: The store could not be reached in time.
         """
         await self._session.layer.group_send(group, event)
 
 
 class _NoSession:
-    """Stands for the session of a connection whose scope was pickled."""
+    """Replace the session of a connection whose scope was pickled."""
 
     __slots__ = ()
 
@@ -125,7 +157,7 @@ def _unpickled() -> Connection:
 
 
 class Extension(dict[str, Any]):
-    """The value of `scope["extensions"]["asgibus"]`: plain values, and the connection beside them."""
+    """The value of `scope["extensions"]["asgibus"]`: plain values and the connection."""
 
     __slots__ = ("connection",)
 
@@ -144,10 +176,17 @@ class Extension(dict[str, Any]):
 
 
 def connection(scope: Mapping[str, Any]) -> Connection:
-    """Return the bus connection behind an ASGI scope.
+    """Return the connection on the bus that an ASGI scope belongs to.
+
+    Args:
+        scope: The scope of an HTTP request, a WebSocket or another connection, as the app got it, or a copy.
+
+    Returns:
+        The connection, for groups, the reply channel and the state.
 
     Raises:
-        RuntimeError: there is none; the text says why.
+        RuntimeError: The scope has no connection: another server runs the app, or the scope is that of a lifespan or of
+            background work. The text says which.
     """
     extension = (scope.get("extensions") or {}).get("asgibus")
     if extension is None:

@@ -1,7 +1,7 @@
-"""asgibus: a channel-layer message bus for Python web apps.
+"""A channel-layer message bus for Python web apps.
 
-Interface servers hold the sockets, workers run the app, a channel layer joins them. App authors need one name from
-here, `connection`, which gives an app the bus behind the connection that it serves.
+Interface servers hold the sockets, workers run the app, and a channel layer carries the events between them. An app
+needs one name from here: `connection(scope)` returns the connection that the app serves.
 """
 
 from asgibus.worker.connection import Connection, connection
