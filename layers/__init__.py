@@ -1,7 +1,7 @@
-"""Channel layers: the bus under the servers, and a channel layer for apps.
+"""Channel layers: messages between processes, by name, for apps and for the servers.
 
-`open_layer(url)` gives the layer for a URL: `memory://` within one process, `redis://`, `rediss://` and `unix://`
-between processes. The contract stands in `contract`, the rules for names in `names`, bytes in `codec`.
+`open_layer(url)` returns the layer for a URL: `memory://` within one process, `redis://`, `rediss://`, `unix://`,
+`redis+sentinel://` and `redis+cluster://` between processes. `ChannelLayer` is the contract of every layer.
 """
 
 from asgibus.layers.contract import Bus, ChannelLayer, Claim, Handler, Offer

@@ -1,8 +1,8 @@
-"""The contract of a channel layer: what an app may call (`ChannelLayer`), and what the servers need (`Bus`).
+"""The contract of a channel layer: `ChannelLayer` for apps, `Bus` and `Handler` for the servers.
 
-The public half is the channel-layer interface of Channels 4. The servers' half has two ideas: a *mailbox* that one
-process reads in order (frames are posted to it), and *shared channels* whose entries are offered by one process and
-claimed by exactly one other.
+`ChannelLayer` has the interface of Channels 4. `Bus` adds two concepts. A *mailbox* is an ordered queue of frames that
+one process reads and every process may post to. A *shared channel* holds entries that one process offers and exactly
+one other process claims.
 """
 
 from __future__ import annotations
@@ -34,167 +34,204 @@ FIRST_PROTOCOL_KIND = 16
 
 
 class Handler(Protocol):
-    """Who reads a mailbox. Called from the event loop, one call after another; must not block and must not raise."""
+    """The reader of a mailbox.
+
+    The layer calls its methods from the event loop, one after another. They must not block and must not raise.
+    """
 
     def batch(self, sender: str, frames: Sequence[Frame]) -> None:
-        """Frames of one sender, in the order in which it posted them. `sender` is "" for the layer's own."""
+        """Handle frames of one sender, in the order in which they were posted.
+
+        Args:
+            sender: The mailbox of the sender, or "" for frames of the layer itself.
+            frames: The frames.
+        """
 
     def undelivered(self, mailbox: str) -> None:
-        """Frames posted to `mailbox` found none there and are lost.
+        """Handle that frames were lost because the mailbox they were posted to does not exist.
 
-        Its process is gone, which a DEAD frame will say; or it is about to make its mailbox anew.
+        Either its process is gone, and a DEAD frame will follow, or that process is about to create its mailbox again.
+
+        Args:
+            mailbox: The mailbox that is missing.
         """
 
     def interrupted(self) -> None:
-        """Frames may be lost, to here and from here: what is under way has to be checked with the other end.
+        """Handle that frames in both directions may be lost: probe the other end of every session.
 
-        The store has lost its data or was replaced, or the own lease had ended so that others gave this process up.
-        The mailbox, the lease and the groups are in place again.
+        The store lost its data or was replaced, or the lease of this process had expired. The mailbox, the lease and
+        the group memberships have been restored already.
         """
 
     def offer_lost(self, offer: Offer) -> None:
-        """An offer that is to be made once is not on its channel, and may have been claimed: it is gone."""
+        """Handle that an offer with `once` has left its channel, so that it may have been claimed, and is lost."""
 
     def orphaned(self, claim: Claim) -> None:
-        """A process died with this claim. It belongs to this process now, which has to deal with it and call `done`."""
+        """Handle the claim of a process that has died. It belongs to this process now, which has to call `Bus.done`."""
 
 
 @dataclass(slots=True, eq=False)
 class Offer:
-    """An entry on its way to a shared channel."""
+    """An entry that was offered on a shared channel."""
 
     channel: str
     once: bool = False
-    """Whoever claims it does what must not be done twice: it is made again only if nobody can have claimed it."""
+    """Whether the entry must not be handled twice. If so, it is offered again only if it cannot have been claimed."""
     withdrawn: bool = False
     taken: bool = False
-    """Set by whoever offered it once it is known who has claimed it: it is not offered again."""
+    """Set by the process that made the offer, once the claimant is known: the entry is not offered again."""
     state: Any = None
-    """The layer's own: what it needs to take the offer back, or to make it again."""
+    """Private to the layer: what the layer needs to withdraw the offer or to repeat it."""
     size: int = 0
-    """The bytes that it takes in the store; 0 in a layer that has none."""
+    """The size of the entry in the store, in bytes; 0 in a layer without a store."""
 
 
 @dataclass(slots=True, frozen=True)
 class Claim:
-    """An entry of a shared channel that this process has taken and nobody else gets."""
+    """An entry of a shared channel that this process has claimed, and no other process gets."""
 
     channel: str
     id: bytes
     entry: Any
     stale: bool = False
-    """It was there before this process, or before the store was replaced: it may have been dealt with already. Whoever
-    offered it knows."""
+    """Whether the entry is older than this process or this store, so that it may have been handled before. The process
+    that offered it knows."""
 
 
 @dataclass(slots=True, frozen=True)
 class Delivery:
-    """A message of an ordinary channel that this process has taken, and has to acknowledge when it is handled."""
+    """A message of an ordinary channel that this process has taken and must acknowledge once it is handled."""
 
     channel: str
     id: str
     message: Message
     attempt: int
-    """1 at first; more after it was given back, or its process died."""
+    """The number of this delivery, from 1. It grows when a message is given back, or its process dies."""
 
 
 class Statistics(TypedDict):
-    """What the statistics extension of 2016 tells of a channel, or of all."""
+    """Statistics of one channel, or of all channels."""
 
     messages_count: int
-    """Messages sent, since there were none for a day; to a process-local channel, for a minute or two."""
+    """Messages that were sent. The count is forgotten after a day without messages; that of a process-local channel after
+    a minute or two."""
     messages_pending: int
-    """Unread messages, delayed ones among them."""
+    """Unread messages, including delayed ones."""
     messages_max_age: float
-    """Seconds since the oldest unread one could be received; 0.0 if there is none."""
+    """Seconds since the oldest unread message could be received; 0.0 if there is none."""
     channel_full_count: int
-    """Messages that were refused or, in a group, dropped, because the channel was at its capacity."""
+    """Messages that were refused, or dropped for a member of a group, because the channel was full."""
 
 
 class Bus(ABC):
-    """One process's place on the bus: its mailbox, and its claims. Made by `ChannelLayer.bus`."""
+    """The mailbox and the claims of one server process. `ChannelLayer.bus` makes it."""
 
     mailbox: str
-    """The own mailbox, ending in `!`. `mailbox + local part` is a channel name that anyone can send to."""
+    """The name of this process's mailbox, which ends in `!`. With a local part appended it is a channel name."""
 
     @property
     @abstractmethod
     def available(self) -> bool:
-        """Whether the store could be reached when it was last tried."""
+        """Whether the last attempt to reach the store succeeded."""
 
     @property
     @abstractmethod
     def packed(self) -> int:
-        """How often frames that were posted have been packed.
+        """The number of times that posted frames were packed.
 
-        A draft may be altered as long as this stays what it was when the draft was posted. Afterwards that has no
-        effect.
+        A draft may be altered while this number is the one at which it was posted. Later changes have no effect.
         """
 
     @property
     def refusal(self) -> str | None:
-        """Why the store takes nothing for now though it can be reached, such as for lack of memory; None if it does."""
+        """The reason why the store refuses writes though it can be reached, such as a lack of memory, or None."""
         return None
 
     @abstractmethod
     def post(self, mailbox: str, frame: Frame | Draft, size: int = 0) -> None:
-        """Write a frame to a mailbox: ordered per mailbox, buffered, at once.
+        """Append a frame to a mailbox. The call buffers the frame and returns at once.
 
-        `size` is about how many bytes the frame carries. The caller bounds what it posts (the session's window); while
-        the store is away the frames wait here. Frames are immutable and must not be altered afterwards. None is lost
-        while the mailbox exists, but a broken connection may deliver some again: what must be taken once is numbered.
+        Frames for one mailbox keep their order. While the store is away they wait in this process, so the caller must
+        bound what it posts. No frame is lost while the mailbox exists, but a broken connection may repeat some: frames
+        that must be handled once carry a number.
+
+        Args:
+            mailbox: The mailbox of the receiving process.
+            frame: The frame, which must not be altered afterwards unless it is a draft.
+            size: The approximate size of the frame in bytes.
         """
 
     @abstractmethod
     async def posted(self) -> None:
-        """Wait until everything posted so far is in the store. Raises LayerUnavailable."""
+        """Wait until everything posted so far is in the store.
+
+        Raises:
+            LayerUnavailable: The store could not be reached in time.
+        """
 
     @abstractmethod
     def offer(self, channel: str, entry: Any, *, once: bool = False) -> Offer:
-        """Put an entry on a shared channel, where one process claims it. Raises TypeError for what cannot be packed.
+        """Add an entry to a shared channel, where one process claims it. The call buffers it and returns at once.
 
-        `once`: see `Offer`.
+        Args:
+            channel: The shared channel.
+            entry: The entry, of types that msgpack knows.
+            once: Whether the entry must not be handled twice; see `Offer.once`.
+
+        Returns:
+            The offer, for `withdraw` and `offer_again`.
+
+        Raises:
+            TypeError: The entry cannot be packed.
         """
 
     @abstractmethod
     def withdraw(self, offer: Offer) -> bool:
-        """Take an offer back if nobody has claimed it yet; if somebody has, nothing happens.
+        """Remove an offer from its channel unless it has been claimed.
 
-        False if the layer has lost sight of the offer, or of the store: it may have been claimed, and dealt with.
+        Returns:
+            False if the state of the offer is not known: it may have been claimed and handled.
         """
 
     @abstractmethod
     def offer_again(self, offer: Offer) -> None:
-        """Make an offer again, unless it is still there or claimed: the store may have lost it.
+        """Offer an entry again if the store has lost it, and do nothing if it is still there or claimed.
 
-        One that is to be made once is made again only if it cannot have been claimed; else `Handler.offer_lost` is
-        called.
+        An offer with `once` is repeated only if it cannot have been claimed. Otherwise `Handler.offer_lost` is called.
         """
 
     @abstractmethod
     async def shared_statistics(self, channel: str) -> Statistics:
-        """What is known of a shared channel: its messages are offers, unread is who is not claimed.
+        """Return the statistics of a shared channel. Its messages are offers, and those not yet claimed are unread.
 
-        Raises LayerUnavailable soon when the store is away.
+        Raises:
+            LayerUnavailable: The store could not be reached within a short time.
         """
 
     @abstractmethod
     async def claim(self, channels: Sequence[str], limit: int) -> list[Claim]:
-        """Wait for entries of shared channels and take up to `limit` of them, oldest first per channel.
+        """Wait for entries of shared channels and claim up to `limit` of them, oldest first per channel.
 
-        Returns an empty list only after `stop_claiming`. Not to be cancelled while entries may be on their way: call
-        `stop_claiming` and await what it still returns. One call at a time.
+        Make one call at a time, and do not cancel it: entries may be on their way. Call `stop_claiming` and await the
+        result instead.
+
+        Args:
+            channels: The shared channels.
+            limit: The largest number of entries to claim.
+
+        Returns:
+            At least one claim, or an empty list after `stop_claiming`.
         """
 
     @abstractmethod
     def stop_claiming(self) -> None:
-        """Make every running and later `claim` and `take` return: with what it has taken, then with nothing."""
+        """Make every running `claim` and `take` return what it has, and every later one return an empty list."""
 
     async def announce(self, pool: str, app: str) -> list[tuple[str, str]]:
-        """Say which app this process runs for a pool.
+        """Register which app this process runs for a pool.
 
         Returns:
-            The mailboxes of living processes that run another app for that pool, and what they run.
+            The mailboxes of living processes that run another app for that pool, each with the name of its app.
 
         Raises:
             LayerUnavailable: The store cannot be reached.
@@ -203,60 +240,74 @@ class Bus(ABC):
 
     @abstractmethod
     def done(self, claim: Claim) -> None:
-        """Say that a claimed entry is dealt with; buffered, written behind the frames posted before."""
+        """Acknowledge a claimed entry. The acknowledgement is written after the frames that were posted before."""
 
     @abstractmethod
     def release(self, claim: Claim, why: str) -> None:
-        """Give a claimed entry back, as it is, because this process cannot read it; buffered.
+        """Return a claimed entry to its channel because this process cannot read it.
 
-        Another process may claim it at once. This one claims next to nothing as long as it can read nothing. An entry
-        that was given back too often is dropped, counted and logged.
+        Another process may claim it at once. This process claims at a very low rate until it can read an entry again.
+        An entry that was returned too often is dropped, counted and logged.
 
         Args:
-            claim: What was claimed.
-            why: Why it cannot be read, and what to do, for the log and for `unreadable`.
+            claim: The claim.
+            why: Why the entry cannot be read and what to do, for the log and for `unreadable`.
         """
 
     @property
     @abstractmethod
     def unreadable(self) -> str | None:
-        """Why this process cannot read what it claims or takes, in a sentence; None while it can."""
+        """The reason why this process cannot read the entries it claims or takes, in one sentence, or None."""
 
     @abstractmethod
     async def take(self, channel: str, limit: int, *, once: bool = False) -> list[Delivery]:
         """Wait for messages of an ordinary channel and take up to `limit` of them, oldest first.
 
-        Each stays under the name of this process until it is acknowledged or given back; if the process dies, another
-        one that takes from this channel gets it. With `once` it is acknowledged from the beginning, and lost then.
-        Returns an empty list only after `stop_claiming`. Not to be cancelled; one call at a time for a channel.
+        A message belongs to this process until it is acknowledged or given back. If the process dies, another process
+        that takes from this channel gets the message. Make one call at a time for a channel, and do not cancel it.
+
+        Args:
+            channel: The ordinary channel.
+            limit: The largest number of messages to take.
+            once: Whether a message is acknowledged when it is taken, so that it is lost if the process dies.
+
+        Returns:
+            At least one delivery, or an empty list after `stop_claiming`.
         """
 
     @abstractmethod
     def acknowledge(self, delivery: Delivery) -> None:
-        """Say that a message is handled; buffered."""
+        """Acknowledge a message that is handled. The call buffers and returns at once."""
 
     @abstractmethod
     def give_back(self, delivery: Delivery, *, delay: float = 0.0) -> None:
-        """Let a message be taken again, by anyone, after `delay` seconds; buffered."""
+        """Return a message to its channel, where any process may take it after `delay` seconds."""
 
     @abstractmethod
     async def join_group(self, group: str) -> None:
-        """Make the own mailbox a member: from the return on, a group_send from anywhere reaches the handler.
+        """Add this process's mailbox to a group.
 
-        Raises LayerUnavailable.
+        Once this returns, every `group_send` from any process reaches the handler.
+
+        Raises:
+            LayerUnavailable: The store could not be reached in time.
         """
 
     @abstractmethod
     async def leave_group(self, group: str) -> None:
-        """Take the own mailbox out of the group. Raises LayerUnavailable."""
+        """Remove this process's mailbox from a group.
+
+        Raises:
+            LayerUnavailable: The store could not be reached in time.
+        """
 
     @abstractmethod
     async def drain(self) -> None:
-        """Wait until everything posted, offered and done so far is in the store; given up when the store is away."""
+        """Wait until all buffered writes are in the store. Return early if the store is away."""
 
 
 async def statistics_of(bus: Bus, channels: Iterable[str]) -> dict[str, Statistics]:
-    """Those of shared channels, by name; none of those that cannot be asked."""
+    """Return the statistics of shared channels by name, without those that cannot be queried."""
     statistics = {}
     for channel in channels:
         with suppress(LayerUnavailable):
@@ -265,10 +316,13 @@ async def statistics_of(bus: Bus, channels: Iterable[str]) -> dict[str, Statisti
 
 
 class ChannelLayer(ABC):
-    """Named channels and groups between processes; the Channels 4 interface, plus `bus` for the servers.
+    """A channel layer: named channels and groups between processes.
 
-    Delivery is at-most-once: a message goes to one reader, once. Messages are copies: altering a dict after `send`
-    changes nothing.
+    The interface is that of Channels 4, with `bus` and `declare_dead` for the servers. A message is delivered to one
+    reader, at most once. Messages are copies: altering a dict after `send` changes nothing.
+
+    All names consist of 1 to 100 ASCII letters, digits, `.`, `-` and `_`; a process-local channel name also has one
+    `!`. Calls raise TypeError for other names.
     """
 
     ChannelFull = ChannelFull
@@ -277,7 +331,7 @@ class ChannelLayer(ABC):
 
     settings: LayerSettings
     counts: Counter[str]
-    """How often something was tried again, lost or dropped, by what it was; for the admin port."""
+    """The number of retries, losses and drops by kind, for the metrics."""
 
     @property
     def expiry(self) -> float:
@@ -286,102 +340,171 @@ class ChannelLayer(ABC):
 
     @property
     def group_expiry(self) -> float:
-        """Seconds after which a membership ends that nobody renewed; a server on the bus renews its own."""
+        """Seconds after which a membership ends unless it is renewed. Servers renew their own."""
         return self.settings.group_expiry
 
     @property
     def capacity(self) -> int:
-        """How many unread messages a channel holds before `send` raises ChannelFull, unless it has its own."""
+        """The number of unread messages that a channel holds, unless `channel_capacity` matches its name."""
         return self.settings.capacity
 
     @abstractmethod
     async def send(self, channel: str, message: Message, *, delay: float = 0.0) -> None:
-        """Send a message to a channel, where it can be received after `delay` seconds.
+        """Send a message to a channel.
 
-        The delay runs by the store's clock, and outlives this process. What is delayed counts for the capacity.
-        Raises TypeError, ValueError for a delay below 0, ChannelFull, MessageTooLarge, LayerUnavailable.
+        Args:
+            channel: The name of the channel, ordinary or process-local.
+            message: A dict of what msgpack knows: None, bool, integers of 64 bits, floats, str, bytes, lists, dicts.
+            delay: Seconds after which the message can be received, by the clock of the store. A delayed message counts
+                for the capacity, and outlives this process.
+
+        Raises:
+            TypeError: The name is not valid, or the message holds another type.
+            ValueError: The delay is below 0 or above ten years.
+            ChannelFull: The channel holds as many unread messages as its capacity allows.
+            MessageTooLarge: The packed message is larger than 16 MiB.
+            LayerUnavailable: The store could not be reached in time.
         """
 
     @abstractmethod
     async def receive(self, channel: str) -> Message:
         """Wait for the next message of a channel. A cancelled call loses no message.
 
-        Raises TypeError, LayerUnavailable. A process-local name can be received only through the layer object that
-        made it with `new_channel`, in any event loop; elsewhere ForeignChannel is raised, which is a TypeError and, as
-        in channels_redis, an AssertionError.
+        Args:
+            channel: The name of the channel. A process-local channel can be received from only through the layer object
+                that made it with `new_channel`, in any event loop.
+
+        Returns:
+            A copy of the message.
+
+        Raises:
+            TypeError: The name is not valid, or (as ForeignChannel, which is also an AssertionError) another layer
+                object made it.
+            LayerUnavailable: The store could not be reached in time.
         """
 
     @abstractmethod
     async def new_channel(self, prefix: str = "specific") -> str:
-        """A new process-local channel name that nobody else has. Raises TypeError for a bad prefix."""
+        """Return a new, unique process-local channel name.
+
+        Args:
+            prefix: The beginning of the name.
+
+        Raises:
+            TypeError: The prefix is not valid.
+        """
 
     @abstractmethod
     async def group_add(self, group: str, channel: str) -> None:
-        """Add a channel to a group. Raises TypeError, LayerUnavailable."""
+        """Add a channel to a group.
+
+        Raises:
+            TypeError: A name is not valid.
+            LayerUnavailable: The store could not be reached in time.
+        """
 
     @abstractmethod
     async def group_discard(self, group: str, channel: str) -> None:
-        """Take a channel out of a group, if it is there. Raises TypeError, LayerUnavailable."""
+        """Remove a channel from a group; do nothing if it is not a member.
+
+        Raises:
+            TypeError: A name is not valid.
+            LayerUnavailable: The store could not be reached in time.
+        """
 
     @abstractmethod
     async def group_send(self, group: str, message: Message) -> None:
-        """Send a message to every member. A full member misses it: counted and logged, never raised.
+        """Send a message to every member of a group.
 
-        Raises TypeError, MessageTooLarge, LayerUnavailable.
+        A member whose channel is full misses the message. That is counted and logged, and never raised.
+
+        Raises:
+            TypeError: The name is not valid, or the message holds a type that msgpack does not know.
+            MessageTooLarge: The packed message is larger than 16 MiB.
+            LayerUnavailable: The store could not be reached in time.
         """
 
     @abstractmethod
     async def channel_statistics(self, channel: str) -> Statistics:
-        """What is known of a channel, without touching its messages. Raises TypeError, LayerUnavailable."""
+        """Return the statistics of a channel. Its messages are not touched.
+
+        Raises:
+            TypeError: The name is not valid.
+            LayerUnavailable: The store could not be reached in time.
+        """
 
     @abstractmethod
     async def global_statistics(self) -> Statistics:
-        """The same of all ordinary channels together. Raises LayerUnavailable."""
+        """Return the statistics of all ordinary channels together.
+
+        Raises:
+            LayerUnavailable: The store could not be reached in time.
+        """
 
     @abstractmethod
     async def flush(self) -> None:
-        """Delete every public message and every group of this layer; what the servers have under way stays.
+        """Delete all messages of channels and all groups of this layer. The connections of the servers are untouched.
 
-        Raises LayerUnavailable.
+        Raises:
+            LayerUnavailable: The store could not be reached in time.
         """
 
     @abstractmethod
     async def close(self) -> None:
-        """Close the connections of the running event loop; the layer can be used again afterwards."""
+        """Close the connections of the running event loop. The layer can be used again afterwards."""
 
     # What projects find in the layers of Channels and of channels_redis, by the names that these have there.
 
     async def close_pools(self) -> None:
-        """Close the connections of the running event loop, and leave the process-local channels of others alone."""
+        """Close the connections of the running event loop, as `close` does; channels_redis has this name."""
         await self.close()
 
     def get_capacity(self, channel: str) -> int:
-        """Return how many unread messages this channel holds."""
+        """Return the number of unread messages that a channel holds."""
         return self.settings.capacity_of(channel)
 
     def valid_channel_name(self, name: object, receive: bool = False) -> bool:  # as there
-        """Return True for a channel name. Raises TypeError, saying the rule, for another.
+        """Return True if the name of a channel is valid.
 
-        `receive` makes no difference: whoever may receive from a name is found out when it is tried.
+        Args:
+            name: The name.
+            receive: Ignored, and accepted because Channels has it.
+
+        Raises:
+            TypeError: The name is not valid. The text states the rule.
         """
         require_channel(name, whole=True)
         return True
 
     def valid_group_name(self, name: object) -> bool:
-        """Return True for a group name. Raises TypeError, saying the rule, for another."""
+        """Return True if the name of a group is valid.
+
+        Raises:
+            TypeError: The name is not valid. The text states the rule.
+        """
         require_group(name)
         return True
 
     @abstractmethod
     async def declare_dead(self, mailbox: str) -> None:
-        """Tell every process on the bus at once that the process of this mailbox is gone; for whoever reaped it.
+        """Announce to every process on the bus that a process has ended. A supervisor calls this for its children.
 
-        Raises LayerUnavailable.
+        Args:
+            mailbox: The mailbox of the process that has ended.
+
+        Raises:
+            LayerUnavailable: The store could not be reached in time.
         """
 
     @abstractmethod
     def bus(self, role: str, handler: Handler) -> AbstractAsyncContextManager[Bus]:
-        """A place on the bus for a server of this process: `async with layer.bus("interface", handler) as bus`.
+        """Join the bus as a server process: `async with layer.bus("interface", handler) as bus`.
 
-        Entering raises LayerUnavailable when the store cannot be reached at all; later outages are waited out.
+        Args:
+            role: The beginning of the mailbox's name.
+            handler: The reader of the mailbox.
+
+        Returns:
+            A context manager. Entering it raises LayerUnavailable if the store cannot be reached. Later outages do not
+            end it.
         """

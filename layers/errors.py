@@ -1,12 +1,13 @@
-"""What a channel layer raises.
+"""The errors of channel layers.
 
 LayerError
 ├── ChannelFull        the channel holds as many messages as its capacity allows
 ├── MessageTooLarge    the message is larger than the layer carries
-└── LayerUnavailable   the store cannot be reached, or refuses us
+└── LayerUnavailable   the store cannot be reached, or refuses the connection
 
-Bad names and messages are a caller's mistake and raise TypeError; `ForeignChannel` is one. Where Channels is in use,
-what is raised is also of the class of the same name in `channels.exceptions`, which its users catch.
+Names and messages that are not valid are mistakes of the caller and raise TypeError, of which `ForeignChannel` is a
+subclass. Where Channels is in use, `ChannelFull` and `MessageTooLarge` are also instances of the class of the same name
+in `channels.exceptions`, which its users catch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Self
 
 
 class LayerError(Exception):
-    """Something between us and the layer's store; the base of the others."""
+    """The base of the errors of channel layers."""
 
 
 @cache
@@ -30,7 +31,7 @@ def _reduce(ours: Any) -> Any:
 
 
 class _Known(LayerError):
-    """An error whose instances are also of the class of that name in Channels, if that has been imported."""
+    """An error whose instances also belong to the class of that name in Channels, once Channels is imported."""
 
     def __new__(cls, *args: object) -> Self:
         theirs = getattr(sys.modules.get("channels.exceptions"), cls.__name__, None)
@@ -42,7 +43,12 @@ class _Known(LayerError):
 
 
 class ChannelFull(_Known):
-    """The channel is at its capacity: nothing was sent. Try again later, or give up."""
+    """The channel is at its capacity, and the message was not sent.
+
+    Attributes:
+        channel: The name of the channel.
+        capacity: How many unread messages the channel holds.
+    """
 
     def __init__(self, channel: str, capacity: int) -> None:
         super().__init__(channel, capacity)
@@ -54,7 +60,12 @@ class ChannelFull(_Known):
 
 
 class MessageTooLarge(_Known):
-    """The message does not fit into one entry of the layer: nothing was sent."""
+    """The message is larger than the layer carries, and was not sent.
+
+    Attributes:
+        size: The size of the packed message, in bytes.
+        limit: The limit of the layer, in bytes.
+    """
 
     def __init__(self, size: int, limit: int) -> None:
         super().__init__(size, limit)
@@ -66,13 +77,13 @@ class MessageTooLarge(_Known):
 
 
 class LayerUnavailable(LayerError):
-    """The layer's store cannot be reached or refuses us; says which and why."""
+    """The store of the layer cannot be reached, or refuses the connection. The text says which store, and why."""
 
 
 class ForeignChannel(TypeError, AssertionError):
-    """A process-local name that another process or layer object has made: only that one can receive from it.
+    """Another process or layer object made this process-local name: only that one can receive from it.
 
-    It is an AssertionError, too, because users of channels_redis catch that.
+    This is also an AssertionError, which users of channels_redis catch.
     """
 
     def __init__(self, channel: str) -> None:

@@ -1,4 +1,4 @@
-"""From a layer's URL to the layer."""
+"""Open the channel layer that a URL names."""
 
 from __future__ import annotations
 
@@ -21,15 +21,30 @@ def open_layer(
     backlog: int = BACKLOG_BYTES,
     encryption_keys: Sequence[str | bytes] = (),
 ) -> ChannelLayer:
-    """The channel layer for `url`. Opens no connection: the first use does.
+    """Return the channel layer for a URL.
 
-    `memory://` (one process), `redis://[[user]:password@]host[:port][/db]`, `rediss://…` (TLS),
-    `unix://[[user]:password@]/path[?db=n]`, `redis+sentinel://[user:password@]host:port[,host:port...]/service[/db]`.
-    `redis+cluster://[user:password@]host:port[,host:port...]` is a Redis Cluster, `redis+clusters://` one with TLS.
-    Several Redis URLs with spaces between them are stores that share what there is among them. `prefix` starts every
-    key; `expiry`, `capacity`, `wait` and `backlog` as in `LayerSettings`. `encryption_keys`: what is in Redis is
-    encrypted with the first of these secrets, and read with all of them; in memory nothing is. Raises ValueError for
-    another scheme, or for what is no key.
+    No connection is opened until the layer is used. The schemes are:
+
+    - `memory://`: within this process
+    - `redis://[[user]:password@]host[:port][/db]`, `rediss://…` with TLS
+    - `unix://[[user]:password@]/path[?db=n]`
+    - `redis+sentinel://[user:password@]host:port[,host:port...]/service[/db]`
+    - `redis+cluster://[user:password@]host:port[,host:port...]`, `redis+clusters://…` with TLS
+
+    Args:
+        url: The URL, or several Redis URLs with spaces between them: stores that share the names among them.
+        prefix: The beginning of every key in Redis. Processes with the same prefix belong together.
+        expiry: Seconds after which an unread message is dropped.
+        capacity: How many unread messages a channel holds.
+        wait: Seconds that a call waits for a store that is away, before it raises LayerUnavailable.
+        backlog: Bytes of messages that wait for the store at once. Further calls wait until there is room.
+        encryption_keys: Secrets. Data in Redis is encrypted with the first one, and decrypted with any of them.
+
+    Returns:
+        An `InMemoryChannelLayer` or a `RedisChannelLayer`.
+
+    Raises:
+        ValueError: The URL, a number or a key is not valid.
     """
     urls = url.split() or [""]
     schemes = [each.partition("://")[0] if "://" in each else "" for each in urls]

@@ -51,7 +51,7 @@ logger = logging.getLogger("asgibus.layers")
 
 
 class InMemoryChannelLayer(ChannelLayer):
-    """A channel layer within one process. `clock` gives seconds and may be replaced in tests."""
+    """A channel layer within one process, for development, tests and the embedded mode."""
 
     def __init__(
         self,
@@ -62,7 +62,19 @@ class InMemoryChannelLayer(ChannelLayer):
         channel_capacity: Mapping[Pattern, int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """The options have the names and the meaning that Channels gives them. Raises ValueError for a bad one."""
+        """Make a layer whose messages are in this object.
+
+        Args:
+            expiry: Seconds after which an unread message is dropped.
+            group_expiry: Seconds after which a channel leaves a group, unless it was added again.
+            capacity: How many unread messages a channel holds.
+            channel_capacity: Other capacities, by glob or compiled pattern of the channel's name. The first match
+                counts.
+            clock: Returns the time in seconds; tests may replace it.
+
+        Raises:
+            ValueError: An option is not valid.
+        """
         self.settings = LayerSettings.of(
             expiry=expiry, group_expiry=group_expiry, capacity=capacity, channel_capacity=channel_capacity
         )

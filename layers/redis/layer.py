@@ -66,7 +66,7 @@ def _lasting(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corouti
 
 
 class RedisChannelLayer(ChannelLayer):
-    """A channel layer between processes."""
+    """A channel layer between processes, over Redis 7.0 or newer, or Valkey."""
 
     def __init__(
         self,
@@ -81,13 +81,24 @@ class RedisChannelLayer(ChannelLayer):
         backlog: int = BACKLOG_BYTES,
         symmetric_encryption_keys: Sequence[str | bytes] = (),
     ) -> None:
-        """`hosts`: a URL as in `open_layer`, or what `CHANNEL_LAYERS` has for channels_redis. `prefix` starts all keys.
+        """Make a layer. No connection is opened until the layer is used.
 
-        `wait`: how many seconds a call waits for a Redis that is away before it raises LayerUnavailable: in a worker
-        its `--resume-timeout`, elsewhere 5, by default. Meanwhile at most `backlog` bytes of messages wait there, and
-        further calls wait in turn.
-        `symmetric_encryption_keys`: secrets; what is in Redis is encrypted with the first, and read with all of them.
-        The other options have the names and the meaning that Channels gives them. Raises ValueError for a bad one.
+        Args:
+            hosts: A URL as in `open_layer`, or a list of hosts as in the `CHANNEL_LAYERS` of channels_redis.
+            prefix: The beginning of every key in Redis. Processes with the same prefix belong together.
+            expiry: Seconds after which an unread message is dropped.
+            group_expiry: Seconds after which a channel leaves a group, unless it was added again.
+            capacity: How many unread messages a channel holds.
+            channel_capacity: Other capacities, by glob or compiled pattern of the channel's name. The first match
+                counts.
+            wait: Seconds that a call waits for a Redis that is away, before it raises LayerUnavailable. By default 5,
+                and in a worker its `--resume-timeout`.
+            backlog: Bytes of messages that wait for Redis at once. Further calls wait until there is room.
+            symmetric_encryption_keys: Secrets. Data in Redis is encrypted with the first one, and decrypted with any of
+                them.
+
+        Raises:
+            ValueError: An option is not valid.
         """
         self.prefix = prefix
         self.settings = LayerSettings.of(
