@@ -113,7 +113,7 @@ class Statistics(TypedDict):
     """Statistics of one channel, or of all channels."""
 
     messages_count: int
-    """Messages that were sent. The count is forgotten after a day without messages; that of a process-local channel after
+    """Messages that were sent. The count is forgotten after a day without messages; of a process-local channel after
     a minute or two."""
     messages_pending: int
     """Unread messages, including delayed ones."""

@@ -1,6 +1,6 @@
-"""For tests of apps: the bus within the process of the test, with clients, and workers that can be killed or drained.
+"""Test an app on the bus within one process: HTTP and WebSocket clients, and workers that can be killed or drained.
 
-`Bus` is all that a test imports from here.
+A test imports `Bus` from here.
 """
 
 from asgibus.testing.bus import Bus

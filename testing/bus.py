@@ -1,4 +1,4 @@
-"""The bus of a test: an interface server on a port of its own, workers, and clients, all in one event loop."""
+"""The bus of a test: an interface server on its own port, workers and clients, in one event loop."""
 
 from __future__ import annotations
 
@@ -51,16 +51,11 @@ _INTERFACE = {field.name for field in fields(InterfaceSettings)} - _OURS
 
 
 class Bus:
-    """The servers of asgibus around `app`, over the memory layer, while `async with Bus(app) as bus` lasts.
+    """An interface server and workers that run an app over the memory layer: `async with Bus(app) as bus`.
 
-    `app` is ASGI 3, ASGI 2 or WSGI; with `factory=True` each worker calls it for an app of its own. `workers` are
-    started at once. `options` are those of `asgi-interface` and `asgi-worker`, with underscores, such as `resume=True`,
-    `connect_timeout=0.2`, `lifespan="on"`. Clients wait for `timeout` seconds at most. Buses on one `layer` are several
-    interface servers, and their workers serve them all.
-
-    Raises TypeError for an unknown option. Entering raises LifespanError, ApplicationError for what is no app, and what
-    a factory raises. Leaving raises an ExceptionGroup of what is left in `errors`; when the test fails by itself, they
-    are notes of its exception instead.
+    Entering starts the server and the workers. It raises LifespanError if a start-up fails, ApplicationError if `app`
+    is not an app, and whatever a factory raises. Leaving raises an ExceptionGroup of the exceptions in `errors`. If the
+    test itself fails, they become notes of its exception instead.
     """
 
     def __init__(
@@ -72,14 +67,28 @@ class Bus:
         timeout: float = TIMEOUT,
         **options: Any,
     ) -> None:
+        """Make a bus that is not running yet.
+
+        Args:
+            app: An ASGI 3, ASGI 2 or WSGI app. With `factory=True` each worker calls it for an app of its own.
+            workers: How many workers are started at once.
+            layer: The layer to use. Buses on one layer are several interface servers, and their workers serve all of
+                them.
+            timeout: Seconds that the clients wait at most.
+            **options: Options of `asgi-interface` and `asgi-worker`, with underscores, such as `resume=True`,
+                `connect_timeout=0.2` or `lifespan="on"`.
+
+        Raises:
+            TypeError: An option is not known.
+        """
         options = {"graceful_timeout": GRACEFUL_TIMEOUT, "access_log": False} | options
         _check(options, _WORKER | _INTERFACE)
         self.errors: list[Exception] = []
-        """What the app raised, as it came; a test that expects an error takes it out."""
+        """The exceptions that the app raised. A test that expects one removes it."""
         self.workers: list[VirtualWorker] = []
-        """All that were started, in this order; those that have ended, too."""
+        """All workers in the order of their starts, including those that have ended."""
         self.url = ""
-        """Where the server listens, such as http://127.0.0.1:49152, for any other client."""
+        """The address of the server for any other client, such as http://127.0.0.1:49152."""
         self._app = app
         self._count = workers
         self._layer = InMemoryChannelLayer() if layer is None else layer
@@ -92,12 +101,16 @@ class Bus:
 
     @property
     def layer(self) -> ChannelLayer:
-        """The channel layer, as a program beside the servers has it."""
+        """The channel layer, as a program outside the servers would have it."""
         return self._layer
 
     @property
     def http(self) -> httpx.AsyncClient:
-        """An HTTP client of httpx for this server: `await bus.http.get("/")`. Raises ImportError without httpx."""
+        """An `httpx.AsyncClient` for this server: `await bus.http.get("/")`.
+
+        Raises:
+            ImportError: httpx is not installed.
+        """
         if self._http is None:
             try:
                 import httpx  # noqa: PLC0415  # only who uses it needs it
@@ -110,10 +123,19 @@ class Bus:
 
     @asynccontextmanager
     async def websocket(self, path: str, **options: Any) -> AsyncIterator[WebSocket]:
-        """An open WebSocket, closed at the end: `async with bus.websocket("/chat?room=1") as socket`.
+        """Open a WebSocket, and close it at the end: `async with bus.websocket("/chat?room=1") as socket`.
 
-        `options` are those of websockets' `connect`, such as `subprotocols`, `additional_headers`, `origin`. Raises
-        websockets.exceptions.InvalidStatus when the app refuses, TimeoutError.
+        Args:
+            path: The path, with the query string.
+            **options: Options of `connect` of the websockets package, such as `subprotocols`, `additional_headers` or
+                `origin`.
+
+        Yields:
+            The open WebSocket.
+
+        Raises:
+            websockets.exceptions.InvalidStatus: The app refused the WebSocket.
+            TimeoutError: The handshake took longer than the timeout of the bus.
         """
         defaults = {"compression": None, "ping_interval": None, "proxy": None}
         timeouts = {"open_timeout": self._timeout, "close_timeout": self._timeout}
@@ -122,9 +144,10 @@ class Bus:
             yield WebSocket(client, self._timeout)
 
     def worker_of(self, socket: WebSocket) -> VirtualWorker:
-        """The worker in which the app serves this socket.
+        """Return the worker that serves a WebSocket.
 
-        Raises LookupError when there is none: between two runs, until the next one has answered.
+        Raises:
+            LookupError: No worker serves it: one run has ended, and the next one has not answered yet.
         """
         assert socket.client.request is not None
         key = socket.client.request.headers["Sec-WebSocket-Key"].encode()  # every handshake has one of its own
@@ -135,10 +158,19 @@ class Bus:
         raise LookupError("no worker serves this socket now: let the app answer something first")
 
     async def add_worker(self, **options: Any) -> VirtualWorker:
-        """Start one more worker, and wait until it is ready.
+        """Start another worker, and wait until it is ready.
 
-        `options` are those of `asgi-worker`, over those of this bus: `pool="slow"`, or `channels=("mail",)` for
-        background work. Raises TypeError, LifespanError, ApplicationError, and what a factory raises.
+        Args:
+            **options: Options of `asgi-worker`, which override those of the bus, such as `pool="slow"`, or
+                `channels=("mail",)` for background work.
+
+        Returns:
+            The worker.
+
+        Raises:
+            TypeError: An option is not known.
+            LifespanError: The start-up of the app failed.
+            ApplicationError: `app` is not an app.
         """
         _check(options, _WORKER)
         settings = WorkerSettings(
@@ -196,7 +228,7 @@ class Bus:
         self._life.result()
 
     async def _live(self, listening: asyncio.Future[str]) -> None:
-        """Hold all that runs here. First the sockets end, then the apps."""
+        """Own all tasks of the bus. At the end the sockets are closed first, then the apps end."""
         stop, ended = anyio.Event(), anyio.Event()
         with watching():
             async with anyio.create_task_group() as tasks:
@@ -227,7 +259,7 @@ class Bus:
 
 
 def _context() -> Context:
-    """One in which anyio knows the event loop in callbacks, too: with sniffio installed, it looks there."""
+    """Return a context in which anyio finds the event loop in callbacks, where it asks sniffio if that is installed."""
     context = copy_context()
     with suppress(ImportError):
         import sniffio  # noqa: PLC0415  # other packages may bring it

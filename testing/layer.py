@@ -1,4 +1,4 @@
-"""The channel layer as one virtual worker has it: it can be cut off from it, and made to hear of everything late."""
+"""The channel layer of one virtual worker, which can be cut off and can deliver everything late."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from asgibus.layers.names import new_mailbox
 
 
 class WorkerLayer(ChannelLayer):
-    """`shared`, until it is cut: then the bus knows nothing of this worker, and its calls end as cancelled."""
+    """The shared layer until `cut` is called. Then the worker is off the bus, and its calls are cancelled."""
 
     def __init__(self, shared: InMemoryChannelLayer) -> None:
         self.settings = shared.settings
         self.counts = shared.counts
         self.delay = 0.0
-        """Seconds by which this worker gets everything later."""
+        """The delay of everything that reaches this worker, in seconds."""
         self.is_cut = False
         self.shared = shared
         self._bus: _WorkerBus | None = None
 
     def cut(self) -> None:
-        """As when a process is killed: nothing more is said or heard, and the others know it at once."""
+        """Take the worker off the bus, as if its process was killed. The others know it at once."""
         self.is_cut = True
         if self._bus is not None:
             self.shared.remove(self._bus)
@@ -61,7 +61,7 @@ class WorkerLayer(ChannelLayer):
 
     @property
     def client_prefix(self) -> str:
-        """See the shared layer."""
+        """Return the prefix of the shared layer."""
         return self.shared.client_prefix
 
     async def group_add(self, group: str, channel: str) -> None:
@@ -86,11 +86,11 @@ class WorkerLayer(ChannelLayer):
         await self._alive().declare_dead(mailbox)
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: the shared layer stays open."""
 
 
 class _WorkerBus(MemoryBus):
-    """A worker's place on the shared layer."""
+    """The bus of a worker on the shared layer."""
 
     def __init__(self, layer: WorkerLayer, role: str, handler: Handler) -> None:
         loop = asyncio.get_running_loop()
@@ -117,7 +117,7 @@ class _WorkerBus(MemoryBus):
 
 
 class _LateHandler:
-    """Gives a handler its frames late, in order, and none once the worker is cut off."""
+    """Pass frames to a handler late and in order, and none once the worker is cut off."""
 
     def __init__(self, layer: WorkerLayer, handler: Handler, loop: asyncio.AbstractEventLoop) -> None:
         self._layer = layer

@@ -1,4 +1,4 @@
-"""Whose tasks are whose: what a virtual worker, or its app, has started ends with it."""
+"""Track the tasks that a virtual worker and its app have started, to end them with the worker."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ CANCEL_SECONDS = 5.0  # for tasks that go on all the same
 
 
 class Tasks:
-    """The tasks that were started in one context, and in those that come of it; while `watching` lasts."""
+    """The tasks that were started in one context and its copies, while `watching` is active."""
 
     def __init__(self) -> None:
         self._tasks: WeakSet[asyncio.Task[Any]] = WeakSet()
 
     def own_this_context(self) -> None:
-        """From here on, what is started in this context is in here, and so is the running task."""
+        """Own the running task, and all tasks that are started in this context from now on."""
         _owner.set(self)
         if (task := asyncio.current_task()) is not None:
             self._tasks.add(task)
 
     def add(self, task: asyncio.Task[Any]) -> None:
-        """Own this task, too."""
+        """Own another task."""
         self._tasks.add(task)
 
     async def cancel(self) -> None:
-        """Cancel all of them, again and again, until they have ended. The caller must not be one of them.
+        """Cancel the tasks repeatedly until all have ended. The caller must not be one of them.
 
-        Raises RuntimeError when one goes on for 5 s.
+        Raises:
+            RuntimeError: A task did not end within 5 s.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + CANCEL_SECONDS
@@ -49,7 +50,7 @@ _owner: ContextVar[Tasks | None] = ContextVar("asgibus.testing.owner", default=N
 
 @contextmanager
 def watching() -> Iterator[None]:
-    """Let new tasks of the running event loop be known to their owners, beside whatever task factory it has."""
+    """Add new tasks of the running event loop to their owners, and keep its task factory in use."""
     loop = asyncio.get_running_loop()
     before = loop.get_task_factory()
 

@@ -1,4 +1,4 @@
-"""A WebSocket client for tests: it never waits without end."""
+"""A WebSocket client for tests, whose calls have a time limit."""
 
 from __future__ import annotations
 
@@ -13,33 +13,44 @@ T = TypeVar("T")
 
 
 class WebSocket:
-    """An open WebSocket. `Bus.websocket` makes them. A `str` is a text message, `bytes` a binary one.
-
-    What waits raises TimeoutError after `timeout` seconds.
-    """
+    """An open WebSocket, as `Bus.websocket` makes it. A `str` is a text message, `bytes` are a binary one."""
 
     def __init__(self, client: ClientConnection, timeout: float) -> None:
         self.client = client
-        """The connection of websockets, for all that is not here."""
+        """The client connection of the websockets package."""
         self._timeout = timeout
 
     @property
     def subprotocol(self) -> str | None:
-        """What the app has chosen."""
+        """The subprotocol that the app has chosen, or None."""
         return self.client.subprotocol
 
     async def send(self, message: str | bytes) -> None:
-        """Send one message. Raises websockets.exceptions.ConnectionClosed, TimeoutError."""
+        """Send one message.
+
+        Raises:
+            websockets.exceptions.ConnectionClosed: The WebSocket is closed.
+            TimeoutError: The server accepted nothing within the timeout of the bus.
+        """
         await self._within(self.client.send(message), "the server took nothing")
 
     async def receive(self) -> str | bytes:
-        """The next message. Raises websockets.exceptions.ConnectionClosed, TimeoutError."""
+        """Wait for the next message and return it.
+
+        Raises:
+            websockets.exceptions.ConnectionClosed: The WebSocket is closed.
+            TimeoutError: No message came within the timeout of the bus.
+        """
         return await self._within(self.client.recv(), "nothing came")
 
     async def closed(self) -> int:
-        """Wait until the server has closed this, and give its close code. Raises TimeoutError.
+        """Wait until the server has closed the WebSocket, dropping messages that come before.
 
-        Messages that come before are dropped.
+        Returns:
+            The close code of the server; 1006 if it sent none.
+
+        Raises:
+            TimeoutError: The server did not close the WebSocket within the timeout of the bus.
         """
         return await self._within(self._until_closed(), "the server did not close this")
 
@@ -51,7 +62,7 @@ class WebSocket:
             return closed.rcvd.code if closed.rcvd is not None else 1006
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Close it, and wait for the server's answer. Leaving `bus.websocket(...)` does this, too."""
+        """Close the WebSocket and wait for the answer of the server. Leaving `bus.websocket(...)` does the same."""
         await self.client.close(code, reason)
 
     async def _within(self, waiting: Awaitable[T], what: str) -> T:

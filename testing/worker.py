@@ -1,4 +1,4 @@
-"""A worker within the process of a test, as the test sees it: what it serves, and how it ends."""
+"""A worker within the process of a test, which the test can kill, drain or delay."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ from asgibus.worker.settings import WorkerSettings
 
 
 class VirtualWorker:
-    """What `asgi-worker` runs, with a mailbox, sessions and a lifespan of its own. `Bus.add_worker` makes them.
-
-    `failed` is told what the app raised.
-    """
+    """The code of `asgi-worker`, with its own mailbox, sessions and lifespan. `Bus.add_worker` makes it."""
 
     def __init__(
         self,
@@ -45,40 +42,46 @@ class VirtualWorker:
 
     @property
     def alive(self) -> bool:
-        """Whether it has neither been killed nor ended; one that drains is alive until it has."""
+        """Whether the worker has not ended yet. A worker that drains is alive until it has ended."""
         return not self._layer.is_cut
 
     @property
     def serving(self) -> list[Scope]:
-        """The scopes for which its app is running, the oldest first; without the lifespan."""
+        """The scopes that the app is running for, the oldest first, without the lifespan."""
         return [*self._serving.values()]
 
     def delay(self, seconds: float) -> None:
-        """From now on it gets everything that much later, in order, as if it, or its way to the bus, were slow.
+        """Deliver everything to this worker late, in order, as if the worker or its network were slow.
 
-        A new connection is taken as ever, so that nobody else gets it, and its app begins so much later; until then
-        this worker takes no others. What a client sends, and that it leaves, reaches the app so much later. What the
-        app sends is not delayed, nor are its own calls of the layer. 0 ends it, and what is under way keeps its time.
-        Raises ValueError below 0.
+        Events of clients and their disconnects reach the app late. A new connection is claimed at once, so that no
+        other worker gets it, but its app starts late, and until then this worker claims no others. Events that the app
+        sends are not delayed, nor are its own calls of the layer.
+
+        Args:
+            seconds: The delay of what arrives from now on; 0 ends it.
+
+        Raises:
+            ValueError: The delay is below 0.
         """
         if seconds < 0:
             raise ValueError(f"a delay is 0 or more seconds, not {seconds}")
         self._layer.delay = seconds
 
     async def drain(self) -> None:
-        """As SIGTERM: take nothing new, hand over or close the WebSockets, finish the requests; returns at the end.
+        """Stop the worker as SIGTERM does, and return when it has ended.
 
-        That takes at most `graceful_timeout` and the app's shut-down. Cancelling the call does not stop it.
+        The worker claims nothing new, hands over or closes its WebSockets, and finishes its requests within
+        `graceful_timeout`. Then the shut-down of the app runs. Cancelling the call does not stop the drain.
         """
         self._stop.set()
         await self._ended.wait()
 
     async def kill(self) -> None:
-        """As SIGKILL: nothing more is said, and the others learn it before this returns.
+        """End the worker as SIGKILL does: it sends nothing more, and the other processes know before this returns.
 
-        Everything that the app has started is cancelled, until it ends: `finally` blocks run, but nothing that they
-        send goes out, and what they wait for is cancelled. Code in threads goes on, unheard. Called by the app itself,
-        it does not return.
+        All tasks that the app has started are cancelled until they end. `finally` blocks run, but nothing that they
+        send goes out, and every wait in them is cancelled. Code in threads continues without effect. If the app itself
+        calls this, the call does not return.
         """
         if not self._ended.is_set():
             self._layer.cut()
@@ -86,7 +89,7 @@ class VirtualWorker:
             await self._ended.wait()
 
     async def run(self) -> None:
-        """Its whole life; for `Bus`. Raises nothing."""
+        """Run the worker from its start to its end; for `Bus`. Never raises."""
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._serve)
@@ -128,14 +131,14 @@ class VirtualWorker:
             self._ready.set()
 
     async def started(self) -> None:
-        """Wait for the end of its start-up; for `Bus`. Raises what ended it, such as LifespanError."""
+        """Wait for the end of the start-up; for `Bus`. Raise the error that ended it, such as LifespanError."""
         await self._ready.wait()
         if self._start_failure is not None:
             await self._ended.wait()
             raise self._start_failure
 
     async def _run_app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the app, and keep what it raises."""
+        """Run the app and record its exceptions."""
         is_lifespan = scope["type"] == "lifespan"
         started = not is_lifespan
 
