@@ -1,11 +1,13 @@
-"""The seam between a protocol's terminator and the rest of the interface server.
+"""The interfaces between a protocol's terminator and the rest of the interface server.
 
-A terminator holds a client's socket. For each exchange on it (an HTTP request, a WebSocket) it opens a `Connection`,
-gives it what the client sends, and is called with what the app sends. Another protocol needs only this:
-docs/terminators.md says how.
+A terminator handles one exchange with a client, such as an HTTP request or a WebSocket. It opens a `Connection`, passes
+the client's events to it, and is called with the events of the app. docs/terminators.md explains how a package adds a
+protocol.
 
-`Terminator` is what a connection asks of it, `Holder` what the server's clock and its end do. Where a socket is one
-client, as with TCP, both are one object. `Listener` is what accepts the clients, and `Host` what it is given.
+- `Listener` accepts the clients at one address.
+- `Terminator` is called by a `Connection`.
+- `Holder` owns a socket and is called by the server. With TCP, terminator and holder are one object.
+- `Host` is the server, as listeners see it.
 """
 
 from __future__ import annotations
@@ -39,102 +41,126 @@ __all__ = [
 
 
 class Abortable(Protocol):
-    """A socket that can be ended."""
+    """A socket that can be aborted."""
 
     def abort(self) -> None:
-        """End the socket at once."""
+        """Close the socket at once, without writing what is buffered."""
 
 
 class Holding(Abortable, Protocol):
-    """A socket to which some things are written only when a batch is through."""
+    """A socket that may buffer writes until the end of a batch."""
 
     def flush(self) -> None:
-        """Write what is still held: no more comes in this batch."""
+        """Write everything that is buffered: the batch has ended."""
 
 
 class Terminator(Holding, Protocol):
-    """What a `Connection` asks of the protocol that holds the socket. Nothing here may block or raise."""
+    """The protocol side of a `Connection`. Its methods must not block or raise."""
 
     write_paused: bool
-    """Whether the socket's write buffer is full: what is written waits for the client."""
+    """Whether the write buffer of the socket is full, so that writes wait for the client."""
 
     def write_event(self, event: Event) -> None:
-        """An event of the app, legal in the connection's state; written at once, or held until `flush`."""
+        """Write an event of the app, at once or at the next `flush`. The event is legal in the connection's state."""
 
     def broadcast(self, event: Event, shared: dict[str, Any]) -> None:
-        """An event for a whole group. `shared` keeps its encoded form from one member to the next."""
+        """Write an event that was sent to a group.
+
+        Args:
+            event: The event.
+            shared: A dict that is passed to every member, to encode the event only once.
+        """
 
     def keeps_up(self) -> bool:
-        """Asked while `write_paused`: whether more may be written for which nobody waits, as a message to its channel.
+        """Return whether the client can take a broadcast although `write_paused` is true.
 
-        False: it is too slow for that and misses it. It may be ended by this, too.
+        If not, the client misses the event; the terminator may also close the client here.
         """
 
     def pause(self) -> None:
-        """Stop reading from the client: the app is behind."""
+        """Stop reading from the client, because the app is too slow."""
 
     def resume(self) -> None:
-        """Read on."""
+        """Continue to read from the client."""
 
     def fail(self, status: int, close_code: int) -> None:
-        """No worker serves this connection, or none any more: answer with the HTTP status, or the close code."""
+        """Answer the client with an error, because no worker serves this connection.
+
+        Args:
+            status: The HTTP status, for a request or a handshake.
+            close_code: The close code, for an open WebSocket.
+        """
 
     def abort(self) -> None:
-        """End it at once."""
+        """Close the socket at once, without writing what is buffered."""
 
 
 class Holder(Protocol):
-    """What the server asks of whoever holds a socket. Nothing here may block or raise."""
+    """The owner of a socket. Its methods must not block or raise."""
 
     deadline: float
-    """When `expire` is to be called, by the clock of the event loop."""
+    """The time at which the server calls `expire`, by the clock of the event loop."""
 
     def expire(self, now: float) -> None:
-        """The deadline has passed."""
+        """Handle that the deadline has passed.
+
+        Args:
+            now: The time by the clock of the event loop, in seconds.
+        """
 
     def shut_down(self) -> None:
-        """The server stops: end as soon as the running exchange allows it."""
+        """Close the socket as soon as the current exchange allows it, because the server stops."""
 
     def abort(self) -> None:
-        """End the socket at once."""
+        """Close the socket at once, without writing what is buffered."""
 
 
 class Host(Protocol):
-    """What the server gives a listener."""
+    """The server, as listeners and terminators see it."""
 
     settings: InterfaceSettings
     connections: Connections
-    """Where connections are opened, with `open_other`; its `counts` are told as metrics."""
+    """Opens connections with `open_other`. Its `counts` are exported as metrics."""
     now: float
-    """The event loop's time, as of the last tick: a quarter of a second exact."""
+    """The time of the event loop at the last tick, in seconds; a tick takes a quarter of a second."""
     shared: bool
-    """Whether other processes listen at the same address: then bind with SO_REUSEPORT."""
+    """Whether other processes listen at the same address, so that the listener must set SO_REUSEPORT."""
 
     def admit(self, terminator: Holder, /) -> bool:
-        """A socket was opened: from now on it is looked after. False if there are too many already."""
+        """Register an open socket, and return False if `--max-connections` sockets are open already."""
 
     def forget(self, terminator: Holder, /) -> None:
-        """A socket has ended. The server stops when it has heard this of all of them."""
+        """Remove a socket that has been closed. The server ends when no socket is left."""
 
 
 class Listener(Protocol):
-    """What accepts the clients of one protocol, at one address."""
+    """Accepts the clients of one protocol at one address."""
 
     kind: str
-    """The scope type of its connections: 1 to 9 lower-case letters, digits or '-'."""
+    """The scope type of the connections: 1 to 9 lower-case letters, digits or '-'."""
 
     async def start(self, host: Host) -> str:
-        """Listen; returns where, for the log. Raises OSError or ListenError."""
+        """Start to listen.
+
+        Args:
+            host: The server.
+
+        Returns:
+            The address, for the log.
+
+        Raises:
+            OSError: The address cannot be used; or ListenError.
+        """
 
     def stop(self) -> None:
-        """Accept nobody any more. Those who were accepted are told to `shut_down` after this, by the server."""
+        """Stop to accept clients. Afterwards the server calls `shut_down` of every open socket."""
 
 
 FAULT = "a terminator failed, and its socket is cut: %s"
 
 
 def cut(terminator: Abortable, counts: Counter[str]) -> str:
-    """End the socket of a terminator that has raised, so that no other ends with it; returns its name, for the log."""
+    """Abort the socket of a terminator that has raised, and return the name of its class for the log."""
     counts["fault"] += 1
     with suppress(Exception):  # that it is at fault is known
         terminator.abort()
@@ -142,8 +168,8 @@ def cut(terminator: Abortable, counts: Counter[str]) -> str:
 
 
 Factory = Callable[["str | None", "InterfaceSettings"], Listener]
-"""What an entry point of the group `asgibus.terminators` names.
+"""The type of an entry point of the group `asgibus.terminators`.
 
-It gets the VALUE of `--terminator NAME=VALUE`, or None, and all settings, and opens nothing yet. Raises ValueError with
-a sentence for a value that it cannot use.
+A factory is called with the VALUE of `--terminator NAME=VALUE`, or None, and with all settings. It returns a listener
+that is not open yet, or raises ValueError with one sentence if the value is not valid.
 """

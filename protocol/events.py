@@ -141,15 +141,30 @@ def decode(event: Event) -> dict[str, Any]:
 
 
 def other(code: int, event: Mapping[str, Any]) -> Event:
-    """An event of a protocol that is neither HTTP nor WebSocket: its fields travel as they are.
+    """Encode an event of a protocol that is neither HTTP nor WebSocket.
 
-    Raises TypeError for a value that a message cannot hold.
+    Args:
+        code: `OTHER_RECEIVED` for an event of the client.
+        event: The event: a dict whose `type` begins with the kind and a dot.
+
+    Returns:
+        The event in the form that `Connection.event` takes.
+
+    Raises:
+        TypeError: The event holds a value that a message cannot hold.
     """
     return (code, event["type"], pack({name: value for name, value in event.items() if name != "type"}))
 
 
 def message_of(event: Event) -> dict[str, Any]:
-    """The dict of an event that `other` has made."""
+    """Decode an event that `other` has encoded.
+
+    Args:
+        event: An event that was passed to `Terminator.write_event`, of the code `OTHER_SENT` or `OTHER_CLOSE`.
+
+    Returns:
+        The dict that the app has sent.
+    """
     return {"type": event[1], **unpack_message(event[2])}
 
 
