@@ -16,6 +16,8 @@ import psutil
 from support.deadline import HANG, STEP, TooLate
 
 TESTS = Path(__file__).resolve().parent.parent
+APPS = TESTS / "integration"
+"""Where the apps of the integration tests are found, such as `interface_server.http_app`."""
 
 END_TIMEOUT = 20.0
 """Seconds a process may take to end after SIGTERM. Above the graceful timeout that the tests set."""
@@ -283,10 +285,10 @@ def _text(pattern: str | re.Pattern[str]) -> str:
 
 
 def _environment(extra: Mapping[str, Any]) -> dict[str, str]:
-    """Ours without the user's ASGIBUS_ settings; apps of `tests/` are importable."""
+    """Ours without the user's ASGIBUS_ settings; the apps of the tests are importable."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("ASGIBUS_")}
     env["PYTHONUNBUFFERED"] = "1"
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), env.get("PYTHONPATH")]))
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), str(APPS), env.get("PYTHONPATH")]))
     env["ASGIBUS_GRACEFUL_TIMEOUT"] = str(GRACEFUL_TIMEOUT)
     env.update({name: str(value) for name, value in extra.items()})
     return env

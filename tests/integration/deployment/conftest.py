@@ -9,7 +9,7 @@ import pytest
 from support.processes import Process, Processes
 from support.topologies import free_port
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+DEPLOY = Path(__file__).parents[3] / "deploy"
 
 NGINX = """
 daemon off;

@@ -28,7 +28,7 @@ from support.deadline import HANG
 from support.processes import Process
 from support.websocket import ws
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^(<!-- shows \S+ -->\n)?```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NAME = re.compile(r"# ([\w/]+\.py)\n")

@@ -16,7 +16,7 @@ import pytest
 
 from support.certificates import Authority
 from support.deadline import in_time, wait_until
-from support.processes import Process, Processes
+from support.processes import APPS, TESTS, Process, Processes
 from support.proxy_headers import BAD, GOOD, IPV4, TLVS, version_2
 from support.raw import RawClient
 from support.websocket import RawWebSocket
@@ -45,8 +45,7 @@ def loop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             "find = importlib.util.find_spec\n"
             "importlib.util.find_spec = lambda name, *rest: None if name == 'uvloop' else find(name, *rest)\n"
         )
-        tests = Path(__file__).parent.parent
-        env["PYTHONPATH"] = os.pathsep.join([str(site), str(tests), os.environ.get("PYTHONPATH", "")])
+        env["PYTHONPATH"] = os.pathsep.join([str(site), str(TESTS), str(APPS), os.environ.get("PYTHONPATH", "")])
     return env
 
 

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from support.deadline import wait_until
 from support.processes import Process, Processes
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SCREENSHOTS = ROOT / "screenshots"
 OPEN = re.compile(r"Open (http://\S+)")
 WINDOW = {"viewport": {"width": 1180, "height": 900}, "device_scale_factor": 2}

@@ -9,7 +9,7 @@ import pytest
 
 from support.deadline import TooLate, in_time, wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_in_time() -> None:

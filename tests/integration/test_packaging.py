@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).parents[2]
 
 COMMANDS = {"asgi-interface": "asgibus.interface_server", "asgi-worker": "asgibus.worker"}
 PACKAGES = [path.name for path in (ROOT / "src" / "asgibus").iterdir() if path.is_symlink()]

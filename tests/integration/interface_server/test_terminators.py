@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from support.deadline import wait_until
-from support.processes import Process
+from support.processes import APPS, Process
 from support.raw import RawClient
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "lines"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "lines"
 
 Start = Callable[..., Process]
 Install = Callable[..., dict[str, str]]
@@ -40,7 +40,7 @@ def install(tmp_path: Path) -> Install:
         ]
         (info / "entry_points.txt").write_text("\n".join(points))
         inherited = os.environ.get("PYTHONPATH")
-        paths = [str(site), str(EXAMPLE.parents[1] / "tests"), *([inherited] if inherited else [])]
+        paths = [str(site), str(APPS), *([inherited] if inherited else [])]
         return {"PYTHONPATH": os.pathsep.join(paths)}
 
     return install

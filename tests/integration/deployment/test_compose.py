@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PACKAGES = sorted(path.name for path in (ROOT / "src" / "asgibus").iterdir() if path.is_symlink())
 
 

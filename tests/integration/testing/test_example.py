@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "tested_chat"
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "tested_chat"
 
 
 def test_the_example_passes_its_own_tests() -> None:

@@ -16,7 +16,7 @@ from support.redis import RedisServer
 from support.websocket import ws
 
 APP = "deployment.proxied_app:app"
-PAGE = Path(__file__).parents[2] / "docs" / "deployment" / "redis.md"
+PAGE = Path(__file__).parents[3] / "docs" / "deployment" / "redis.md"
 
 
 def rules() -> list[str]:

@@ -15,7 +15,7 @@ from asgibus.protocol.recovery import Ending
 from asgibus.worker.settings import WorkerSettings
 from frameworks.matrix import FRAMEWORKS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 # What a browser loads by itself, at another host.

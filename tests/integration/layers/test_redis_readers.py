@@ -21,7 +21,7 @@ from support.reader_program import READERS, digest
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
-PROGRAM = Path(__file__).parents[1] / "support" / "reader_program.py"
+PROGRAM = Path(__file__).parents[2] / "support" / "reader_program.py"
 MESSAGES = 1500
 KILLS = 12
 HOUR = 3600

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from support.processes import Process
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SCREENSHOTS = ROOT / "screenshots"
 APP = ("examples.chat.app:app", "--app-dir", ROOT)
 DESKTOP = {"viewport": {"width": 1180, "height": 760}, "device_scale_factor": 2}

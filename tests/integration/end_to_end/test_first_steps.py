@@ -13,7 +13,7 @@ from support.processes import Process
 from support.raw import RawClient
 from support.websocket import ws
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "first_steps"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "first_steps"
 
 Start = Callable[..., Process]
 
