@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from asgibus.cli.options import COUNT, SECONDS, option
 from asgibus.layers.names import require_channel
 from asgibus.layers.settings import CAPACITY, EXPIRY_SECONDS
-from asgibus.worker.listener import dead_letter_channel
+from asgibus.worker.consumer import dead_letter_channel
 from asgibus.worker.settings import WorkerSettings
 
 HEADING = "Background work"

@@ -10,10 +10,10 @@ from typing import Any
 import anyio
 
 from asgibus.layers.contract import ChannelLayer
-from asgibus.worker.application import ApplicationError, application_of
 from asgibus.worker.lifespan import LifespanError
-from asgibus.worker.server import Worker
+from asgibus.worker.loader import ApplicationError, application_of
 from asgibus.worker.settings import WorkerSettings
+from asgibus.worker.worker import Worker
 
 EXPECTED = (ApplicationError, LifespanError)
 

@@ -36,11 +36,11 @@ from asgibus.cli.waiting import wait_for_layer
 from asgibus.layers import open_layer
 from asgibus.layers.settings import set_default_wait
 from asgibus.protocol.channels import TERMINATORS, require_protocol
-from asgibus.worker.application import ApplicationError, application_of
 from asgibus.worker.background import BackgroundWorker
 from asgibus.worker.lifespan import LifespanError
-from asgibus.worker.server import Worker
+from asgibus.worker.loader import ApplicationError, application_of
 from asgibus.worker.settings import WorkerSettings
+from asgibus.worker.worker import Worker
 
 logger = logging.getLogger("asgibus.worker")
 

@@ -7,7 +7,7 @@ import re
 import struct
 from typing import NamedTuple
 
-from asgibus.protocol.opening import Address
+from asgibus.protocol.connect_request import Address
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"  # how version 2 begins: no request of any protocol
 MAX_LINE = 107  # bytes of the longest header of version 1, its CRLF included

@@ -14,7 +14,7 @@ import anyio
 
 from asgibus.interface_server.acceptor import Acceptor
 from asgibus.interface_server.callback_tasks import CallbackTasks
-from asgibus.interface_server.connections import Connections
+from asgibus.interface_server.connections.registry import Connections
 from asgibus.interface_server.http.protocol import HttpTerminator
 from asgibus.interface_server.http.request import Request
 from asgibus.interface_server.http.response import StandardHeaders
@@ -29,7 +29,7 @@ from asgibus.interface_server.tls import Tls
 from asgibus.interface_server.websocket.protocol import WebSocketTerminator
 from asgibus.layers.contract import ChannelLayer, Statistics, statistics_of
 from asgibus.protocol.channels import shared_channels
-from asgibus.protocol.opening import Address
+from asgibus.protocol.connect_request import Address
 from asgibus.protocol.pacing import staggered
 
 logger = logging.getLogger("asgibus.interface")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import unquote_to_bytes
 
-from asgibus.protocol.session import WINDOW
+from asgibus.protocol.stream import WINDOW
 
 SlowClient = Literal["close", "skip"]
 MAX_HEADERS = 128

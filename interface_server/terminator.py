@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from asgibus.protocol.events import ABORT, OTHER_CLOSE, OTHER_RECEIVED, OTHER_SENT, Event, message_of, other
 
 if TYPE_CHECKING:
-    from asgibus.interface_server.connections import Connections
+    from asgibus.interface_server.connections.registry import Connections
     from asgibus.interface_server.settings import InterfaceSettings
 
 

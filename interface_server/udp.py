@@ -12,7 +12,7 @@ import math
 import socket
 from typing import Any
 
-from asgibus.interface_server.connection import Connection
+from asgibus.interface_server.connections.connection import Connection
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.sockets import ListenError
 from asgibus.interface_server.terminator import (

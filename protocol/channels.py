@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from asgibus.layers.names import MAX_NAME_LENGTH, require_channel, require_group
-from asgibus.protocol.opening import HTTP, WEBSOCKET
+from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 
 TERMINATORS = "asgibus.terminators"  # the entry points of packages that bring a protocol
 _STEMS = {HTTP: "http.request", WEBSOCKET: "websocket.connect"}

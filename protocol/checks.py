@@ -16,9 +16,9 @@ from asgibus.layers.contract import DEAD, GROUP_MESSAGE, MESSAGE, Frame
 from asgibus.layers.names import require_group
 from asgibus.protocol import events
 from asgibus.protocol.channels import require_protocol
+from asgibus.protocol.connect_request import HTTP, OPENING_VERSION, WEBSOCKET, Opening
 from asgibus.protocol.events import MAX_CLOSE_REASON, Event
 from asgibus.protocol.frames import ABANDONED, ACK, EVENT, HEAD, OWN, PROBE, RESEND, RESET, SUPERSEDED
-from asgibus.protocol.opening import HTTP, OPENING_VERSION, WEBSOCKET, Opening
 
 MAX_STATE_BYTES = 16 * 1024  # of `connection.state`, kept in the interface server's memory for every open connection
 MAX_NUMBER = 2**63 - 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.protocol.events import (
     ABORT,
     ACCEPT,
@@ -28,7 +29,6 @@ from asgibus.protocol.events import (
     TRAILERS,
     TRAILERS_END,
 )
-from asgibus.protocol.opening import HTTP, WEBSOCKET
 
 
 class App(StrEnum):

@@ -12,10 +12,10 @@ from asgibus.compatibility.callables import Receive, Scope, Send
 from asgibus.layers.memory import InMemoryChannelLayer
 from asgibus.testing.layer import WorkerLayer
 from asgibus.testing.tasks import Tasks
-from asgibus.worker.application import adapted
 from asgibus.worker.background import BackgroundWorker
-from asgibus.worker.server import Worker, is_disconnect
+from asgibus.worker.loader import adapted
 from asgibus.worker.settings import WorkerSettings
+from asgibus.worker.worker import Worker, is_disconnect
 
 
 class VirtualWorker:

@@ -14,7 +14,7 @@ from asgibus.compatibility.callables import Application
 from asgibus.layers.contract import ChannelLayer, Claim, Frame, Offer, Statistics
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.worker.base import CANCEL_SECONDS, BaseWorker
-from asgibus.worker.listener import Listener
+from asgibus.worker.consumer import Listener
 from asgibus.worker.settings import WorkerSettings
 
 logger = logging.getLogger("asgibus.worker")

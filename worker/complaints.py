@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from asgibus.protocol.opening import HTTP, WEBSOCKET
+from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.worker.session import Session
 
 logger = logging.getLogger("asgibus.worker")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from asgibus.layers.contract import ChannelLayer, Message
 from asgibus.layers.names import require_group
+from asgibus.protocol.connect_request import reply_channel
 from asgibus.protocol.events import GROUP_ADD, GROUP_DISCARD
-from asgibus.protocol.opening import reply_channel
 
 if TYPE_CHECKING:
     from asgibus.worker.session import Session

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from asgibus.layers.contract import Bus, ChannelLayer, Claim, Draft
 from asgibus.layers.errors import MessageTooLarge
+from asgibus.protocol.connect_request import HTTP, WEBSOCKET, Opening
 from asgibus.protocol.events import (
     ABORT,
     ACCEPT,
@@ -29,10 +30,9 @@ from asgibus.protocol.events import (
     other,
 )
 from asgibus.protocol.frames import ACKNOWLEDGED
-from asgibus.protocol.opening import HTTP, WEBSOCKET, Opening
-from asgibus.protocol.session import PART, SessionEnd
 from asgibus.protocol.states import HTTP_TABLE, OTHER_TABLE, App, IllegalTransition, Run, beginning, step
-from asgibus.worker.files import send_file
+from asgibus.protocol.stream import PART, SessionEnd
+from asgibus.worker.sendfile import send_file
 
 _NAMES = {HTTP: "an HTTP", WEBSOCKET: "a WebSocket"}
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # one WebSocket message is one entry on the bus, and must not stall the others
@@ -67,7 +67,7 @@ class Host(Protocol):
         """The app is done with an event of a WebSocket; the interface server is to hear of that soon."""
 
 
-# Looked up once: see `protocol.session`.
+# Looked up once: see `protocol.stream`.
 _OPEN, _COMPLETE, _LOST = App.OPEN, App.COMPLETE, Run.LOST
 
 

@@ -10,6 +10,7 @@ from asgibus.layers.codec import listed, pack, unpack
 from asgibus.layers.contract import ChannelLayer, Claim, Frame
 from asgibus.layers.errors import LayerUnavailable, MessageTooLarge
 from asgibus.protocol.checks import MAX_STATE_BYTES
+from asgibus.protocol.connect_request import HTTP, WEBSOCKET, Opening, scope_of
 from asgibus.protocol.events import (
     CONTINUE,
     GROUP_DISCARD,
@@ -27,9 +28,8 @@ from asgibus.protocol.events import (
     size,
 )
 from asgibus.protocol.frames import HEAD
-from asgibus.protocol.opening import HTTP, WEBSOCKET, Opening, scope_of
-from asgibus.protocol.session import NEW, Arrival
 from asgibus.protocol.states import App, Change, Run, change
+from asgibus.protocol.stream import NEW, Arrival
 from asgibus.worker.connection import Connection, Extension
 from asgibus.worker.sending import ClientDisconnected, Host, Sending, resolve, waiting
 
@@ -38,7 +38,7 @@ logger = logging.getLogger("asgibus.worker")
 SERVICE_RESTART = 1012  # close code: the service restarts, the client may come back
 
 _HANDED_OVER: Event = (WEBSOCKET_DISCONNECT, SERVICE_RESTART, "")
-# Looked up once: see `protocol.session`.
+# Looked up once: see `protocol.stream`.
 _COMPLETE, _LEAVING = App.COMPLETE, Run.LEAVING
 
 

@@ -16,8 +16,8 @@ from typing import IO, Any
 from urllib.parse import unquote_to_bytes
 
 from asgibus.compatibility.callables import Receive, Scope, Send
-from asgibus.protocol.session import PART
-from asgibus.worker.files import place_in_file
+from asgibus.protocol.stream import PART
+from asgibus.worker.sendfile import place_in_file
 from asgibus.worker.settings import WorkerSettings
 from asgibus.worker.spool import RequestBody, ResponseBody, Spool, SpoolFull
 

@@ -9,7 +9,7 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from asgibus.interface_server.connection import Connection
+from asgibus.interface_server.connections.connection import Connection
 from asgibus.interface_server.http.request import Refusal, Request, address_text
 from asgibus.interface_server.http.request_parser import RequestParser
 from asgibus.interface_server.http.response import Framing, chunk, plain_response

@@ -20,9 +20,9 @@ from asgibus.interface_server.http.response_writer import ResponseWriter
 from asgibus.interface_server.lingering_close import LINGER_SECONDS, ClosingSocket
 from asgibus.interface_server.slow_client import ClientPace, waiting_bytes
 from asgibus.interface_server.websocket.protocol import WebSocketTerminator
+from asgibus.protocol.connect_request import WEBSOCKET
 from asgibus.protocol.events import HTTP_DISCONNECT, REQUEST_BODY, REQUEST_END, Event
-from asgibus.protocol.opening import WEBSOCKET
-from asgibus.protocol.session import PART
+from asgibus.protocol.stream import PART
 
 if TYPE_CHECKING:
     from asgibus.interface_server.proxy_protocol import Origin

@@ -8,7 +8,7 @@ from typing import Any
 
 from asgibus.interface_server.http.authority import is_authority
 from asgibus.interface_server.settings import MAX_HEADERS
-from asgibus.protocol.opening import HTTP, WEBSOCKET, Address
+from asgibus.protocol.connect_request import HTTP, WEBSOCKET, Address
 
 UNKNOWN = sys.maxsize
 

@@ -12,7 +12,7 @@ import httptools
 
 from asgibus.interface_server.http.request import HEAD_TOO_LARGE, TOO_MANY_HEADERS, UNKNOWN, Refusal, Request
 from asgibus.interface_server.settings import MAX_HEADERS
-from asgibus.protocol.opening import WEBSOCKET
+from asgibus.protocol.connect_request import WEBSOCKET
 
 if TYPE_CHECKING:
     from asgibus.interface_server.server import Peer

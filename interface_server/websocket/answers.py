@@ -12,7 +12,7 @@ from websockets.frames import CloseCode
 from websockets.protocol import Event as ParsedEvent
 from websockets.protocol import Protocol, State
 
-from asgibus.interface_server.connection import Connection
+from asgibus.interface_server.connections.connection import Connection
 from asgibus.interface_server.http.request import Refusal, Request
 from asgibus.interface_server.http.response import plain_response
 from asgibus.interface_server.http.response_writer import ResponseWriter

@@ -24,14 +24,14 @@ from asgibus.interface_server.websocket.answers import CLOSE_SECONDS, Answering,
 from asgibus.interface_server.websocket.compression import CompressedFrame, CompressionMarks, Inflation, agree
 from asgibus.interface_server.websocket.handshake import check_handshake, switching_protocols
 from asgibus.protocol.events import MESSAGE_RECEIVED, Headers
-from asgibus.protocol.session import PART
+from asgibus.protocol.stream import PART
 
 if TYPE_CHECKING:
     from asgibus.interface_server.server import Server
 
 
 SLICE = 4 * 1024  # bytes that are parsed at once: some hundred of the smallest frames
-# Looked up once: see `protocol.session`.
+# Looked up once: see `protocol.stream`.
 _CLOSE, _CONT, _TEXT = Opcode.CLOSE, Opcode.CONT, Opcode.TEXT
 EARLY_BYTES = PART  # kept of what a client sends before it is accepted; then its socket is not read
 

@@ -17,9 +17,12 @@ Figures = Callable[[object], None]
 
 SOCKETS = 40
 REQUESTS = 100
-OTHER_VERSION = (
-    "from asgibus.protocol import opening; opening.OPENING_VERSION += 1\nfrom asgibus.cli.worker import main; main()"
-)
+OTHER_VERSION = """
+from asgibus.protocol import connect_request
+connect_request.OPENING_VERSION += 1
+from asgibus.cli.worker import main
+main()
+"""
 
 
 def start_odd(kind: str, url: str, processes: Processes, notes: Notes) -> Process:

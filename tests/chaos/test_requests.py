@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from asgibus.protocol.recovery import CRASHES
+from asgibus.protocol.retry import CRASHES
 from chaos.notes import Notes
 from chaos.scale import NOTICED, by_form
 from support.deadline import in_time

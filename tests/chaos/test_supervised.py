@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from asgibus.protocol.recovery import CRASHES
+from asgibus.protocol.retry import CRASHES
 from chaos.crowd import Crowd, alive, echo_and_room
 from chaos.notes import Notes
 from chaos.scale import RATE, SOCKETS, by_form

@@ -11,7 +11,7 @@ import pytest
 from asgibus.cli.options_docs import reference
 from asgibus.interface_server.rejections import TOO_MANY
 from asgibus.interface_server.settings import InterfaceSettings
-from asgibus.protocol.recovery import Ending
+from asgibus.protocol.retry import Ending
 from asgibus.worker.settings import WorkerSettings
 from frameworks.matrix import FRAMEWORKS
 

@@ -9,8 +9,8 @@ from asgibus.compatibility.callables import Application
 from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.contract import ChannelLayer
-from asgibus.worker.server import Worker
 from asgibus.worker.settings import WorkerSettings
+from asgibus.worker.worker import Worker
 
 
 @asynccontextmanager

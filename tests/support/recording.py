@@ -3,14 +3,14 @@
 from collections.abc import Coroutine
 from typing import Any, cast
 
-from asgibus.interface_server.connections import Connections
+from asgibus.interface_server.connections.registry import Connections
 from asgibus.interface_server.http.request import Request
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import DEAD, Bus, Offer
+from asgibus.protocol.connect_request import WEBSOCKET, Opening
 from asgibus.protocol.events import ACCEPT, CLOSE, MESSAGE_SENT, Event
 from asgibus.protocol.frames import EVENT, HEAD, OWN
-from asgibus.protocol.opening import WEBSOCKET, Opening
 
 WORKER = "worker.1!"
 OTHER = "worker.2!"

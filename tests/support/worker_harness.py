@@ -12,10 +12,10 @@ from asgibus.layers import Bus, ChannelLayer, InMemoryChannelLayer
 from asgibus.layers.contract import Frame
 from asgibus.protocol import events
 from asgibus.protocol.channels import shared_channel
+from asgibus.protocol.connect_request import HTTP, OPENING_VERSION, WEBSOCKET, Opening
 from asgibus.protocol.frames import ACK, EVENT, HEAD
-from asgibus.protocol.opening import HTTP, OPENING_VERSION, WEBSOCKET, Opening
-from asgibus.worker.server import Worker
 from asgibus.worker.settings import WorkerSettings
+from asgibus.worker.worker import Worker
 from support.bus import Recorder, until
 
 App = Callable[[Any, Any, Any], Awaitable[None]]

@@ -12,8 +12,8 @@ import pytest
 from asgibus.layers import RedisChannelLayer
 from asgibus.protocol import events
 from asgibus.protocol.channels import shared_channel
+from asgibus.protocol.connect_request import HTTP, OPENING_VERSION, Opening
 from asgibus.protocol.frames import ABANDONED, ACK, EVENT, HEAD, OWN, PROBE, RESEND, RESET, SUPERSEDED
-from asgibus.protocol.opening import HTTP, OPENING_VERSION, Opening
 from support.bus import Recorder
 from support.deadline import wait_until
 from support.processes import Process

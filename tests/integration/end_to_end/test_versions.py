@@ -6,7 +6,7 @@ import pytest
 
 from asgibus.layers import RedisChannelLayer
 from asgibus.protocol.channels import shared_channel
-from asgibus.protocol.opening import HTTP, OPENING_VERSION
+from asgibus.protocol.connect_request import HTTP, OPENING_VERSION
 from support.admin import counts, readiness
 from support.bus import Recorder, until
 from support.processes import Process

@@ -7,10 +7,10 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import redis
 
+from asgibus.protocol.connect_request import HTTP
 from asgibus.protocol.events import MESSAGE_RECEIVED, REQUEST_BODY, REQUEST_END
 from asgibus.protocol.frames import EVENT, HEAD
-from asgibus.protocol.opening import HTTP
-from asgibus.protocol.session import PART
+from asgibus.protocol.stream import PART
 from support.admin import counts, readiness
 from support.deadline import in_time, wait_until
 from support.processes import Process

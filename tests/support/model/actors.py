@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 
 import asgibus
-from asgibus.interface_server.connections import Connections
+from asgibus.interface_server.connections.registry import Connections
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.contract import ChannelLayer
 from asgibus.protocol.events import ACCEPT, CLOSE, MESSAGE_SENT, Event
-from asgibus.worker.server import Worker
 from asgibus.worker.session import Session
 from asgibus.worker.settings import WorkerSettings
+from asgibus.worker.worker import Worker
 from support.model.bus import ModelBus, ModelLayer, SteppedLoop, Store
 from support.recording import AtOnce
 

@@ -6,8 +6,8 @@ from typing import Any, cast
 
 from asgibus.interface_server.http.request import Request
 from asgibus.protocol.checks import read_opening
+from asgibus.protocol.connect_request import WEBSOCKET
 from asgibus.protocol.events import MESSAGE_RECEIVED, MESSAGE_SENT, Event, size
-from asgibus.protocol.opening import WEBSOCKET
 from asgibus.protocol.states import App, Life
 from support.model.actors import Client, Interface, Process, Run
 from support.model.bus import ModelBus, Store

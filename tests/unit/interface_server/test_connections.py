@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from asgibus.layers.contract import MESSAGE
+from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.protocol.events import (
     ACCEPT,
     GROUP_ADD,
@@ -19,7 +20,6 @@ from asgibus.protocol.events import (
     WEBSOCKET_DISCONNECT,
 )
 from asgibus.protocol.frames import ABANDONED, ACK, EVENT, OWN, PROBE, RESEND, RESET, SUPERSEDED
-from asgibus.protocol.opening import HTTP, WEBSOCKET
 from support.recording import OTHER, WORKER, RecordingTerminator, Table, accept, close, message, own
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import GROUP_MESSAGE, MESSAGE
+from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.protocol.events import (
     CLOSE,
     GROUP_ADD,
@@ -23,9 +24,8 @@ from asgibus.protocol.events import (
     Event,
 )
 from asgibus.protocol.frames import ABANDONED, ACK, EVENT, HEAD, RESET, SUPERSEDED
-from asgibus.protocol.opening import HTTP, WEBSOCKET
-from asgibus.protocol.recovery import CRASHES
-from asgibus.protocol.session import PART
+from asgibus.protocol.retry import CRASHES
+from asgibus.protocol.stream import PART
 from support.recording import OTHER, Table, accept, close, message, own
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from asgibus.interface_server.proxy_headers import TrustedProxies
-from asgibus.protocol.opening import Address
+from asgibus.protocol.connect_request import Address
 
 PROXY: Address = ("127.0.0.1", 5000)
 

@@ -11,8 +11,8 @@ from asgibus.layers.codec import pack, unpack
 from asgibus.layers.contract import DEAD, GROUP_MESSAGE, MESSAGE
 from asgibus.protocol import events, frames
 from asgibus.protocol.checks import FROM_APP, FROM_CLIENT, BadFrame, check_frame, read_opening
+from asgibus.protocol.connect_request import HTTP, OPENING_VERSION, Opening
 from asgibus.protocol.events import encode, other
-from asgibus.protocol.opening import HTTP, OPENING_VERSION, Opening
 
 HEADERS = ((b"content-type", b"text/plain"),)
 PACKED = other(events.OTHER_SENT, {"type": "udp.send", "bytes": b"x"})[1:]

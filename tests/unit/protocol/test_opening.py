@@ -7,8 +7,7 @@ import pytest
 from asgibus.layers.codec import pack, unpack
 from asgibus.protocol.channels import require_pool, require_protocol, shared_channel, shared_channels
 from asgibus.protocol.checks import ForeignVersion, read_opening
-from asgibus.protocol.events import REQUEST_END
-from asgibus.protocol.opening import (
+from asgibus.protocol.connect_request import (
     HTTP,
     OPENING_VERSION,
     WEBSOCKET,
@@ -16,6 +15,7 @@ from asgibus.protocol.opening import (
     reply_channel,
     scope_of,
 )
+from asgibus.protocol.events import REQUEST_END
 
 
 def opening(**fields: Any) -> Opening:

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from asgibus.protocol.recovery import Ending, may_run_http_again, may_run_websocket_again, retry_delay
+from asgibus.protocol.retry import Ending, may_run_http_again, may_run_websocket_again, retry_delay
 from asgibus.protocol.states import App
 
 HTTP_STATES = [App.WAITING, App.STARTED, App.STARTED_TRAILERS, App.TRAILERS, App.COMPLETE]

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from asgibus.protocol.events import EVENT_OVERHEAD, MESSAGE_RECEIVED, MESSAGE_SENT, size
 from asgibus.protocol.frames import ACK, EVENT, HEAD, OWN, PROBE, RESEND, RESET
-from asgibus.protocol.session import PART, WINDOW, Arrival, SessionEnd
+from asgibus.protocol.stream import PART, WINDOW, Arrival, SessionEnd
 
 NUMBER, ATTEMPT = 7, 2
 Frame = tuple[Any, ...]

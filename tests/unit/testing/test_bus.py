@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from asgibus.layers import InMemoryChannelLayer
 from asgibus.testing import Bus
 from asgibus.worker import base
-from asgibus.worker.application import ApplicationError
+from asgibus.worker.loader import ApplicationError
 from support.bus import until
 from support.bus_app import App
 from support.deadline import in_time

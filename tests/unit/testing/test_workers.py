@@ -9,8 +9,8 @@ import pytest
 
 import asgibus
 from asgibus.layers import InMemoryChannelLayer
-from asgibus.protocol import recovery
-from asgibus.protocol.recovery import CRASHES
+from asgibus.protocol import retry
+from asgibus.protocol.retry import CRASHES
 from asgibus.testing import Bus, VirtualWorker
 from asgibus.worker.lifespan import LifespanError
 from support.bus import until
@@ -99,7 +99,7 @@ async def test_without_resume_a_socket_is_closed_for_a_restart() -> None:
 async def test_a_message_in_hand_is_given_to_the_next_run_until_it_has_killed_too_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(recovery, "FIRST_DELAY", 0.0)
+    monkeypatch.setattr(retry, "FIRST_DELAY", 0.0)
     app = App()
     async with Bus(app, workers=CRASHES + 1, resume=True) as bus, bus.websocket("/") as socket:
         await socket.send("hold")
@@ -154,7 +154,7 @@ async def test_what_the_app_has_started_ends_with_its_worker() -> None:
 
 
 async def test_an_app_can_kill_its_own_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recovery, "FIRST_DELAY", 0.0)
+    monkeypatch.setattr(retry, "FIRST_DELAY", 0.0)
     deaths = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -8,7 +8,8 @@ import pytest
 import asgibus
 from asgibus.protocol import events
 from asgibus.protocol.frames import ACK, EVENT, PROBE
-from asgibus.worker import server, sessions
+from asgibus.worker import session_registry as sessions
+from asgibus.worker import worker as server
 from support.bus import until
 from support.worker_harness import Interface, echo, running
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asgibus.worker.application import ApplicationError, application_of, load_application
+from asgibus.worker.loader import ApplicationError, application_of, load_application
 from asgibus.worker.settings import WorkerSettings
 
 Write = Callable[[str], str]

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from asgibus.layers import ChannelFull, ChannelLayer, InMemoryChannelLayer
-from asgibus.worker import listener
+from asgibus.worker import consumer as listener
 from asgibus.worker.background import BackgroundWorker
 from asgibus.worker.connection import connection
 from asgibus.worker.settings import WorkerSettings

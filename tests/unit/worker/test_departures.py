@@ -10,9 +10,9 @@ import pytest
 
 import asgibus
 from asgibus.protocol import events
+from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.protocol.frames import EVENT, RESET
-from asgibus.protocol.opening import HTTP, WEBSOCKET
-from asgibus.worker import server
+from asgibus.worker import worker as server
 from support.bus import until
 from support.worker_harness import running, whole
 

@@ -13,9 +13,10 @@ from asgibus.layers.contract import Claim
 from asgibus.layers.memory import MemoryBus
 from asgibus.protocol import events
 from asgibus.protocol.channels import shared_channels
+from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.protocol.frames import ABANDONED, ACK, EVENT, PROBE, RESEND, RESET, SUPERSEDED
-from asgibus.protocol.opening import HTTP, WEBSOCKET
-from asgibus.worker import answers, sessions
+from asgibus.worker import answers
+from asgibus.worker import session_registry as sessions
 from asgibus.worker.session import Session
 from support.bus import Recorder, until
 from support.worker_harness import Interface, echo, hello, running, whole

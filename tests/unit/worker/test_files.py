@@ -13,8 +13,8 @@ from starlette.responses import FileResponse
 
 from asgibus.protocol import events
 from asgibus.protocol.frames import RESET
-from asgibus.protocol.session import PART
-from asgibus.worker import files
+from asgibus.protocol.stream import PART
+from asgibus.worker import sendfile as files
 from support.bus import until
 from support.worker_harness import running, whole
 

@@ -8,9 +8,10 @@ import pytest
 import asgibus
 from asgibus.layers.codec import unpack
 from asgibus.protocol import events
+from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.protocol.frames import ACK, EVENT, HEAD, PROBE, RESEND, RESET
-from asgibus.protocol.opening import HTTP, WEBSOCKET
-from asgibus.worker import server, sessions
+from asgibus.worker import session_registry as sessions
+from asgibus.worker import worker as server
 from support.bus import until
 from support.deadline import in_time
 from support.worker_harness import Interface, echo, hello, running, whole

@@ -9,8 +9,8 @@ import pytest
 
 from asgibus.protocol import events
 from asgibus.protocol.channels import shared_channel
+from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.protocol.frames import ACK, EVENT, OWN, RESET
-from asgibus.protocol.opening import HTTP, WEBSOCKET
 from asgibus.worker.lifespan import LifespanError
 from support.bus import until
 from support.worker_harness import echo, hello, running, whole

@@ -12,19 +12,19 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from asgibus.interface_server.callback_tasks import CallbackTasks
-from asgibus.interface_server.connection import Connection
-from asgibus.interface_server.connection_life import NO_WORKER, Living
-from asgibus.interface_server.groups import Groups
+from asgibus.interface_server.connections.connection import Connection
+from asgibus.interface_server.connections.connection_life import NO_WORKER, Living
+from asgibus.interface_server.connections.groups import Groups
+from asgibus.interface_server.connections.pending import Waiting
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.terminator import FAULT, cut
-from asgibus.interface_server.waiting import Waiting
 from asgibus.layers.contract import FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE, Bus, Claim, Frame, Message, Offer
 from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.checks import FROM_APP, BadFrame, check_frame
+from asgibus.protocol.connect_request import HTTP, OPENING_VERSION, Opening
 from asgibus.protocol.events import Event, encode
 from asgibus.protocol.frames import ABANDONED, ACK, EVENT, OWN, PROBE, RESEND, RESET, SUPERSEDED
-from asgibus.protocol.opening import HTTP, OPENING_VERSION, Opening
-from asgibus.protocol.recovery import IDEMPOTENT, Ending, retry_delay
+from asgibus.protocol.retry import IDEMPOTENT, Ending, retry_delay
 from asgibus.protocol.states import App, Life
 
 if TYPE_CHECKING:

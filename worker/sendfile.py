@@ -17,7 +17,7 @@ from typing import Any
 from anyio import to_thread
 
 from asgibus.protocol.events import PATH_SEND, Event
-from asgibus.protocol.session import PART
+from asgibus.protocol.stream import PART
 
 SendPart = Callable[[bytes, bool], Awaitable[None]]
 """Takes a part of the body, and whether it is the last of this file."""

@@ -11,9 +11,9 @@ import anyio
 
 from asgibus.layers.contract import DEAD, Bus, Claim, Frame, Offer
 from asgibus.protocol.checks import FROM_CLIENT, BadFrame, ForeignVersion, check_frame, read_opening
+from asgibus.protocol.connect_request import Opening
 from asgibus.protocol.events import WEBSOCKET_DISCONNECT
 from asgibus.protocol.frames import ABANDONED, ACK, EVENT, HEAD, PROBE, RESEND, RESET, SUPERSEDED
-from asgibus.protocol.opening import Opening
 from asgibus.protocol.states import Run
 from asgibus.worker.answers import Answers
 from asgibus.worker.sending import Sending

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 from asgibus.interface_server.terminator import FAULT, cut
 from asgibus.layers.codec import unpack
 from asgibus.layers.contract import Frame, Offer
+from asgibus.protocol.connect_request import Opening
 from asgibus.protocol.events import GROUP_DONE, Event, disconnect
-from asgibus.protocol.opening import Opening
-from asgibus.protocol.recovery import CRASHES, Ending, may_run_http_again, may_run_websocket_again
-from asgibus.protocol.session import PART, SessionEnd
+from asgibus.protocol.retry import CRASHES, Ending, may_run_http_again, may_run_websocket_again
 from asgibus.protocol.states import HTTP_TABLE, App, Life, Turn, beginning, turn
+from asgibus.protocol.stream import PART, SessionEnd
 
 if TYPE_CHECKING:
-    from asgibus.interface_server.connections import Connections
+    from asgibus.interface_server.connections.registry import Connections
     from asgibus.interface_server.terminator import Terminator
 
 logger = logging.getLogger("asgibus.interface")
@@ -28,7 +28,7 @@ logger = logging.getLogger("asgibus.interface")
 NO_WORKER = (503, 1013)  # HTTP status and close code while no worker takes a connection: try again later
 WORKER_LOST = (502, 1012)  # when the worker that served it is gone, and no other may go on
 POISON = (502, 1011)  # when one worker after another died with it
-# Looked up once: see `protocol.session`.
+# Looked up once: see `protocol.stream`.
 _PARTING, _LEFT, _ENDED = Life.PARTING, Life.LEFT, Life.ENDED
 _OWNED, _CLIENT_GONE = Turn.OWNED, Turn.CLIENT_GONE
 

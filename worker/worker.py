@@ -19,7 +19,7 @@ from asgibus.worker.base import CANCEL_SECONDS, BaseWorker
 from asgibus.worker.complaints import Complaints
 from asgibus.worker.sending import ClientDisconnected, Sending
 from asgibus.worker.session import Session
-from asgibus.worker.sessions import Sessions
+from asgibus.worker.session_registry import Sessions
 from asgibus.worker.settings import WorkerSettings
 from asgibus.worker.wsgi import WSGIApplication
 

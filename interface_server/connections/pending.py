@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.contract import Bus, Offer
-from asgibus.protocol.recovery import Ending
+from asgibus.protocol.retry import Ending
 from asgibus.protocol.states import Life
 
 if TYPE_CHECKING:
-    from asgibus.interface_server.connection_life import Living
+    from asgibus.interface_server.connections.connection_life import Living
 
 logger = logging.getLogger("asgibus.interface")
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 
-from asgibus.interface_server.connection_life import Living
+from asgibus.interface_server.connections.connection_life import Living
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import Frame
+from asgibus.protocol.connect_request import Opening
 from asgibus.protocol.events import (
     ABORT,
     ACCEPT,
@@ -25,9 +26,7 @@ from asgibus.protocol.events import (
     size,
 )
 from asgibus.protocol.frames import HEAD
-from asgibus.protocol.opening import Opening
-from asgibus.protocol.recovery import Ending
-from asgibus.protocol.session import NEW, Arrival
+from asgibus.protocol.retry import Ending
 from asgibus.protocol.states import (
     HTTP_TABLE,
     OTHER_TABLE,
@@ -37,12 +36,13 @@ from asgibus.protocol.states import (
     Life,
     Turn,
 )
+from asgibus.protocol.stream import NEW, Arrival
 
 logger = logging.getLogger("asgibus.interface")
 
 APP_FAILED = (500, 1011)  # when a further run of the app answers otherwise than the first
 _LAST = (CLOSE, RESPONSE_END, ABORT)  # the last event of a run that has not been told of the end of its WebSocket
-# Looked up once: see `protocol.session`.
+# Looked up once: see `protocol.stream`.
 _OFFERED, _JOINED, _PARTING = Life.OFFERED, Life.JOINED, Life.PARTING
 _HANDSHAKE, _COMPLETE = App.HANDSHAKE, App.COMPLETE
 

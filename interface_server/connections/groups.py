@@ -16,9 +16,9 @@ from asgibus.layers.errors import LayerUnavailable
 from asgibus.protocol.events import GROUP_ADD, OTHER_CLOSE, OTHER_SENT, encode
 
 if TYPE_CHECKING:
-    from asgibus.interface_server.connection import Connection
-    from asgibus.interface_server.connection_life import Living
-    from asgibus.interface_server.connections import Connections
+    from asgibus.interface_server.connections.connection import Connection
+    from asgibus.interface_server.connections.connection_life import Living
+    from asgibus.interface_server.connections.registry import Connections
 
 logger = logging.getLogger("asgibus.interface")
 

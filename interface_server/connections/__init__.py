@@ -1,0 +1,1 @@
+"""The connections of an interface server: what passes between clients and workers."""

@@ -1,0 +1,171 @@
+"""The opening of a connection, and the scope that a worker makes from it."""
+
+from typing import Any
+
+import pytest
+
+from asgibus.layers.codec import pack, unpack
+from asgibus.protocol.channels import require_pool, require_protocol, shared_channel, shared_channels
+from asgibus.protocol.checks import ForeignVersion, read_opening
+from asgibus.protocol.connect_request import (
+    HTTP,
+    OPENING_VERSION,
+    WEBSOCKET,
+    Opening,
+    reply_channel,
+    scope_of,
+)
+from asgibus.protocol.events import REQUEST_END
+
+
+def opening(**fields: Any) -> Opening:
+    values: dict[str, Any] = {
+        "version": OPENING_VERSION,
+        "interface": "interface.1!",
+        "connection": 7,
+        "attempt": 1,
+        "resumed": False,
+        "handled": 0,
+        "window": 1000,
+        "kind": HTTP,
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "https",
+        "raw_path": b"/a%20b/%C3%BC",
+        "query_string": b"q=%20",
+        "root_path": "",
+        "headers": ((b"host", b"h"), (b"x", b"1"), (b"x", b"2")),
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2),
+        "subprotocols": (),
+        "extensions": {"tls": {"tls_version": None}},
+        "expects_continue": False,
+        "events": ((REQUEST_END, b"body"),),
+        "state": b"",
+    }
+    return Opening(**(values | fields))
+
+
+def test_it_crosses_the_bus_unchanged() -> None:
+    sent = opening()
+    assert read_opening(unpack(pack(tuple(sent)))) == sent
+
+
+def test_an_http_scope() -> None:
+    assert scope_of(opening()) == {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "https",
+        "path": "/a b/\u00fc",
+        "raw_path": b"/a%20b/%C3%BC",
+        "query_string": b"q=%20",
+        "root_path": "",
+        "headers": [(b"host", b"h"), (b"x", b"1"), (b"x", b"2")],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2),
+        "extensions": {"tls": {"tls_version": None}},
+    }
+
+
+def test_a_websocket_scope() -> None:
+    scope = scope_of(opening(kind=WEBSOCKET, method="GET", scheme="wss", subprotocols=("a", "b")))
+    assert (scope["type"], scope["scheme"], scope["subprotocols"]) == ("websocket", "wss", ["a", "b"])
+    assert "method" not in scope
+
+
+def test_the_scope_of_another_protocol_is_what_its_terminator_says() -> None:
+    said = {"type": "http", "client": ("::1", 1), "server": ("::1", 2), "extensions": {"x": {}}}
+    scope = scope_of(opening(kind="udp", scope=said))
+    assert scope == {**said, "type": "udp", "asgi": {"version": "3.0"}}
+    scope["extensions"]["asgibus"] = {}
+    assert said["extensions"] == {"x": {}}, "what is added is not added for others"
+    assert scope_of(opening(kind="line", scope={})) == {"type": "line", "asgi": {"version": "3.0"}, "extensions": {}}
+
+
+@pytest.mark.parametrize(
+    ("raw_path", "path"),
+    [
+        (b"/", "/"),
+        (b"/a%2Fb", "/a/b"),
+        (b"/%", "/%"),
+        (b"/%zz", "/%zz"),
+        (b"/%FF", "/\ufffd"),
+        (b"/\xc3\xbc", "/\u00fc"),
+        (b"/a+b", "/a+b"),
+        (b"/a//../b", "/a//../b"),
+    ],
+)
+def test_paths(raw_path: bytes, path: str) -> None:
+    scope = scope_of(opening(raw_path=raw_path))
+    assert (scope["path"], scope["raw_path"]) == (path, raw_path)
+
+
+def test_a_root_path_is_part_of_the_path() -> None:
+    scope = scope_of(opening(raw_path=b"/a%20b", root_path="/mounted"))
+    assert (scope["root_path"], scope["path"], scope["raw_path"]) == ("/mounted", "/mounted/a b", b"/mounted/a%20b")
+
+
+def test_two_scopes_of_one_opening_share_nothing_that_can_be_altered() -> None:
+    one = opening()
+    first, second = scope_of(one), scope_of(one)
+    first["headers"].append((b"a", b"b"))
+    first["extensions"]["new"] = {}
+    assert second == scope_of(one)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *(None, 5, b"", (), ("1", 2), (None,), {"version": 1}, list(opening()), tuple(opening())[:-1]),
+        *(tuple(opening(version=version)) for version in (None, "1", True, 2.0)),
+    ],
+)
+def test_what_is_no_opening(entry: Any) -> None:
+    with pytest.raises(ValueError, match="not an opening"):
+        read_opening(entry)
+
+
+@pytest.mark.parametrize("version", [0, OPENING_VERSION - 1, OPENING_VERSION + 1])
+@pytest.mark.parametrize("fields", [1, 5, len(Opening._fields), len(Opening._fields) + 1])
+def test_an_opening_of_another_version_is_called_so_whatever_its_fields(version: int, fields: int) -> None:
+    entry = (*opening(version=version), "new")[:fields]
+    with pytest.raises(ForeignVersion, match=f"version {version}, where version {OPENING_VERSION} is understood"):
+        read_opening(entry)
+
+
+def test_the_reply_channel() -> None:
+    assert reply_channel("interface.1!", 7) == "interface.1!7"
+
+
+def test_shared_channels_of_a_pool() -> None:
+    assert shared_channels("default") == ("http.request.default", "websocket.connect.default")
+    assert shared_channel(WEBSOCKET, "chat") == "websocket.connect.chat"
+
+
+def test_shared_channels_of_further_protocols() -> None:
+    assert shared_channels("p", ["udp", "line"])[2:] == ("udp.connect.p", "line.connect.p")
+    assert len(shared_channel("x" * 9, "y" * 82)) == 100
+
+
+@pytest.mark.parametrize("name", ["udp", "line", "a", "x-1", "x" * 9])
+def test_good_protocols(name: str) -> None:
+    assert require_protocol(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "UDP", "1a", "a.b", "a b", "a\n", "x" * 10, "http", "websocket", "lifespan"])
+def test_bad_protocols(name: str) -> None:
+    with pytest.raises(ValueError, match="protocol"):
+        require_protocol(name)
+
+
+@pytest.mark.parametrize("pool", ["default", "a.b-c_1", "x" * 82])
+def test_good_pools(pool: str) -> None:
+    assert require_pool(pool) == pool
+
+
+@pytest.mark.parametrize("pool", ["", "a b", "a\n", "a!", "!", "\u00e9", "a/b", "x" * 83])
+def test_bad_pools(pool: str) -> None:
+    with pytest.raises(ValueError, match="pool"):
+        require_pool(pool)

@@ -1,0 +1,42 @@
+"""Which connections are offered again when their run has ended before them, and when that is not tried any more."""
+
+import itertools
+
+import pytest
+
+from asgibus.protocol.retry import Ending, may_run_http_again, may_run_websocket_again, retry_delay
+from asgibus.protocol.states import App
+
+HTTP_STATES = [App.WAITING, App.STARTED, App.STARTED_TRAILERS, App.TRAILERS, App.COMPLETE]
+WEBSOCKET_STATES = [App.HANDSHAKE, App.OPEN, App.DENYING, App.COMPLETE]
+METHODS = ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "POST", "PATCH", "CONNECT", "get", "PROPFIND", ""]
+
+
+@pytest.mark.parametrize(("state", "method", "whole"), [*itertools.product(HTTP_STATES, METHODS, [True, False])])
+def test_requests_that_may_run_again(state: App, method: str, whole: bool) -> None:
+    idempotent = method in ("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE")
+    may = state is App.WAITING and idempotent and whole
+    assert may_run_http_again(state, method, whole=whole) is may
+
+
+@pytest.mark.parametrize("state", WEBSOCKET_STATES)
+@pytest.mark.parametrize("resumable", [True, False])
+def test_a_websocket_that_was_accepted_may_run_again_if_its_app_can_resume(state: App, resumable: bool) -> None:
+    assert may_run_websocket_again(state, accepted=True, resumable=resumable) is resumable
+
+
+@pytest.mark.parametrize("state", WEBSOCKET_STATES)
+@pytest.mark.parametrize("resumable", [True, False])
+def test_a_websocket_that_was_not_accepted_may_run_again_if_it_was_not_answered(state: App, resumable: bool) -> None:
+    may = state is App.HANDSHAKE
+    assert may_run_websocket_again(state, accepted=False, resumable=resumable) is may
+
+
+def test_which_endings_are_deaths() -> None:
+    assert {ending for ending in Ending if ending.by_death} == {Ending.KILLED, Ending.ABANDONED}
+
+
+def test_the_first_crash_is_followed_at_once_and_the_next_ones_later_and_later() -> None:
+    assert retry_delay(0, 1.0) == retry_delay(1, 1.0) == 0.0
+    assert [retry_delay(crashes, 0.0) for crashes in (2, 3, 4)] == [0.5, 1.0, 2.0]
+    assert [retry_delay(crashes, 1.0) for crashes in (2, 3, 4)] == [1.0, 2.0, 4.0]

@@ -1,0 +1,356 @@
+"""The session over a wire that drops, repeats, delays, reorders and breaks: I10, I11 and I12 hold after every step."""
+
+from collections import deque
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from asgibus.protocol.events import EVENT_OVERHEAD, MESSAGE_RECEIVED, MESSAGE_SENT, size
+from asgibus.protocol.frames import ACK, EVENT, HEAD, OWN, PROBE, RESEND, RESET
+from asgibus.protocol.stream import PART, WINDOW, Arrival, SessionEnd
+
+NUMBER, ATTEMPT = 7, 2
+Frame = tuple[Any, ...]
+
+
+class End(SessionEnd):
+    """An end as its owners use it: an app that sends while the window is open, and takes what arrived when it likes."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__(NUMBER, ATTEMPT, window)
+        self.out: list[Frame] = []
+        """What is posted to the other end."""
+        self.sent_events: list[Frame] = []
+        self.inbox: deque[tuple[int, Frame]] = deque()
+        self.received: list[Frame] = []
+
+    def app_sends(self, length: int) -> None:
+        event = (MESSAGE_SENT, f"{len(self.sent_events)}".ljust(length))
+        frame, counted = self.sent(event)
+        assert counted == size(event)
+        self.sent_events.append(event)
+        self.out.append(frame)
+
+    def app_takes(self) -> None:
+        _, event = self.inbox.popleft()
+        self.received.append(event)
+        self.took(size(event), self.inbox[0][0] if self.inbox else self.expected)
+        if self.ack_due:
+            self.out.append(self.ack())
+
+    def deliver(self, frame: Frame) -> None:
+        assert frame[1:3] == (NUMBER, ATTEMPT)
+        if frame[0] == EVENT:
+            self.acknowledged(frame[4])
+            arrival = self.arrived(frame[3])
+            if arrival is Arrival.NEW:
+                self.inbox.append((frame[3], frame[HEAD:]))
+            elif arrival is Arrival.GAP:
+                self.out.append(self.resend())
+        elif frame[0] == ACK:
+            self.acknowledged(frame[3])
+        elif frame[0] == RESEND:
+            self.repeat(frame[3])
+        else:
+            assert frame[0] == PROBE
+            self.out.append(self.probed(frame[3]))
+
+    def repeat(self, number: int) -> None:
+        self.out += [frame for frame, _ in self.kept() if frame[3] >= number]
+
+
+class Wire(RuleBasedStateMachine):
+    """Two ends and what is under way between them, each direction by itself."""
+
+    @initialize(window=st.integers(1, 2000))
+    def begin(self, window: int) -> None:
+        self.window = window
+        self.ends = [End(window), End(window)]
+        self.under_way: list[list[Frame]] = [[], []]  # towards each end
+
+    def posted(self) -> None:
+        """What the ends have posted goes on the wire."""
+        for index, end in enumerate(self.ends):
+            self.under_way[1 - index] += end.out
+            end.out.clear()
+
+    @rule(index=st.integers(0, 1), length=st.integers(0, 900), count=st.integers(1, 4))
+    def send(self, index: int, length: int, count: int) -> None:
+        for _ in range(count):
+            if self.ends[index].window_open:
+                self.ends[index].app_sends(length)
+        self.posted()
+
+    @rule(index=st.integers(0, 1), count=st.integers(1, 5))
+    def take(self, index: int, count: int) -> None:
+        for _ in range(min(count, len(self.ends[index].inbox))):
+            self.ends[index].app_takes()
+        self.posted()
+
+    @rule(index=st.integers(0, 1), count=st.integers(1, 5))
+    def deliver_in_order(self, index: int, count: int) -> None:
+        for _ in range(min(count, len(self.under_way[index]))):
+            self.ends[index].deliver(self.under_way[index].pop(0))
+        self.posted()
+
+    @precondition(lambda self: any(self.under_way))
+    @rule(data=st.data())
+    def deliver_any(self, data: st.DataObject) -> None:
+        """Delayed, reordered, and perhaps to come again."""
+        index = data.draw(st.sampled_from([index for index in (0, 1) if self.under_way[index]]))
+        position = data.draw(st.integers(0, len(self.under_way[index]) - 1))
+        frame = self.under_way[index][position]
+        if not data.draw(st.booleans()):
+            del self.under_way[index][position]
+        self.ends[index].deliver(frame)
+        self.posted()
+
+    @precondition(lambda self: any(self.under_way))
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
+        index = data.draw(st.sampled_from([index for index in (0, 1) if self.under_way[index]]))
+        del self.under_way[index][data.draw(st.integers(0, len(self.under_way[index]) - 1))]
+
+    @rule()
+    def cut(self) -> None:
+        """All that is under way is lost; the ends learn of it and ask each other what is missing."""
+        self.under_way = [[], []]
+        self.again()
+
+    @rule(index=st.integers(0, 1), nonsense=st.sampled_from([-1, 0, 10**9, 2**63]))
+    def acknowledge_nonsense(self, index: int, nonsense: int) -> None:
+        """What was never sent cannot be acknowledged; what was acknowledged stays so."""
+        end = self.ends[index]
+        before = (end.acked, end.in_flight, len(end.kept()))
+        assert end.acknowledged(nonsense) is False
+        assert (end.acked, end.in_flight, len(end.kept())) == before
+
+    @rule(index=st.integers(0, 1))
+    def probe(self, index: int) -> None:
+        self.ends[index].out.append(self.ends[index].probe())
+        self.posted()
+
+    def again(self) -> None:
+        for end in self.ends:
+            end.out.append(end.probe())
+        self.posted()
+
+    @invariant()
+    def i10_in_order_without_gap_or_duplicate(self) -> None:
+        for index, end in enumerate(self.ends):
+            arrived = end.received + [event for _, event in end.inbox]
+            assert arrived == self.ends[1 - index].sent_events[: len(arrived)]
+
+    @invariant()
+    def i11_no_more_than_a_window_and_one_event_is_under_way(self) -> None:
+        for index, end in enumerate(self.ends):
+            other = self.ends[1 - index]
+            kept = [counted for _, counted in end.kept()]
+            assert end.in_flight == sum(kept)
+            assert sum(kept[:-1]) < self.window
+            assert end.window_open == (end.in_flight < self.window)
+            # What the other end holds and has not taken is part of it: its memory is bounded by the window, too.
+            waiting = [size(event) for _, event in other.inbox]
+            assert sum(waiting[:-1]) < self.window
+
+    @invariant()
+    def i12_what_is_not_acknowledged_can_be_sent_again_and_nothing_else_is_kept(self) -> None:
+        for index, end in enumerate(self.ends):
+            kept = [frame for frame, _ in end.kept()]
+            assert [frame[3] for frame in kept] == list(range(end.acked, end.next_number))
+            assert [frame[HEAD:] for frame in kept] == end.sent_events[end.acked :]
+            assert end.acked <= len(self.ends[1 - index].received), "what was not taken is not acknowledged"
+
+    def teardown(self) -> None:
+        """Over a fair wire, everything arrives, and nothing is kept for ever."""
+        if not hasattr(self, "ends"):
+            return
+        for _ in range(3):
+            self.cut()
+            while any(self.under_way) or any(end.inbox for end in self.ends):
+                for index in (0, 1):
+                    self.deliver_in_order(index, len(self.under_way[index]))
+                    self.take(index, len(self.ends[index].inbox))
+        for index, end in enumerate(self.ends):
+            assert end.received == self.ends[1 - index].sent_events
+            assert end.kept() == []
+            assert end.in_flight == 0
+            assert end.window_open
+
+
+TestWire = Wire.TestCase
+TestWire.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_a_window_shuts_and_opens() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, 1000)
+    sent = 0
+    while end.window_open:
+        end.sent((MESSAGE_SENT, b"x" * (300 - EVENT_OVERHEAD)))
+        sent += 1
+    assert sent == 4
+    assert end.acknowledged(0) is False
+    assert end.acknowledged(1) is True
+    assert end.window_open
+    assert end.acknowledged(1) is False
+    assert end.acknowledged(4) is False, "it was open already"
+    assert end.in_flight == 0
+
+
+def test_an_event_larger_than_the_window_goes_out_alone() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, 10)
+    assert end.window_open
+    end.sent((MESSAGE_SENT, b"x" * 5000))
+    assert not end.window_open
+
+
+def test_an_event_carries_the_acknowledgement() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, 1000)
+    assert end.arrived(0) is Arrival.NEW
+    assert not end.ack_due
+    end.took(250, 1)
+    assert end.ack_due
+    frame, _ = end.sent((MESSAGE_SENT, "a"))
+    assert frame == (EVENT, NUMBER, ATTEMPT, 0, 1, MESSAGE_SENT, "a")
+    assert not end.ack_due
+    assert end.ack() == (ACK, NUMBER, ATTEMPT, 1)
+
+
+def test_a_sender_of_full_parts_is_told_before_its_window_shuts() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, WINDOW)
+    for number in range(2):
+        end.arrived(number)
+        end.took(size((MESSAGE_SENT, bytes(PART))), number + 1)
+        if end.ack_due:
+            break
+    assert number == 0
+
+
+def test_frames_without_an_event() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, 1000)
+    end.arrived(0)
+    assert end.own() == (OWN, NUMBER, ATTEMPT)
+    assert end.reset() == (RESET, NUMBER, ATTEMPT)
+    assert end.resend() == (RESEND, NUMBER, ATTEMPT, 1)
+    assert end.ack() == (ACK, NUMBER, ATTEMPT, 0), "arrived is not taken"
+
+
+def test_an_arrival_is_judged_by_its_number() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, 1000)
+    assert [end.arrived(number) for number in (1, 0, 0, 2, 1, 2)] == [
+        Arrival.GAP,
+        Arrival.NEW,
+        Arrival.DUPLICATE,
+        Arrival.GAP,
+        Arrival.NEW,
+        Arrival.NEW,
+    ]
+
+
+def test_what_is_missing_is_asked_for_once() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, 1000)
+    assert end.arrived(1) is Arrival.GAP
+    end.resend()
+    assert [end.arrived(number) for number in (2, 3)] == [Arrival.AHEAD] * 2
+    assert end.arrived(0) is Arrival.NEW
+    assert end.arrived(2) is Arrival.GAP, "another one is missing"
+    end.resend()
+    end.renew(2, [])
+    assert end.arrived(1) is Arrival.GAP
+
+
+def message(text: str) -> Frame:
+    return (MESSAGE_RECEIVED, text)
+
+
+def test_a_probe_says_how_much_was_sent() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, 1000)
+    assert end.probe() == (PROBE, NUMBER, ATTEMPT, 0)
+    end.sent(message("a"))
+    end.sent(message("b"))
+    end.acknowledged(1)
+    assert end.probe() == (PROBE, NUMBER, ATTEMPT, 2)
+
+
+def test_a_probe_is_answered_by_what_is_missing_or_by_how_much_was_taken() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, 1000)
+    assert end.probed(1) == (RESEND, NUMBER, ATTEMPT, 0)
+    assert end.probed(0) == (ACK, NUMBER, ATTEMPT, 0)
+    end.arrived(0)
+    end.arrived(1)
+    end.took(100, 1)
+    assert end.probed(3) == (RESEND, NUMBER, ATTEMPT, 2), "from the first that has not arrived"
+    assert end.untold == 100
+    assert end.probed(2) == (ACK, NUMBER, ATTEMPT, 1), "what has arrived is not yet taken"
+    assert end.untold == 0
+
+
+def test_an_end_is_stalled_when_nothing_was_acknowledged_between_two_questions() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, 1000)
+    assert not end.stalled()
+    assert not end.stalled(), "nothing is under way"
+    end.sent(message("a"))
+    end.sent(message("b"))
+    assert end.stalled(), "the last question was asked at the same acknowledgement"
+    end.acknowledged(1)
+    assert not end.stalled()
+    assert end.stalled()
+    end.acknowledged(2)
+    assert not end.stalled()
+    assert not end.stalled()
+
+
+def test_what_is_not_acknowledged_can_be_had_as_events() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, 1000)
+    events = [message(text) for text in "abc"]
+    for event in events:
+        end.sent(event)
+    end.acknowledged(1)
+    assert end.unacknowledged == events[1:]
+    assert all(one is other for one, other in zip(end.unacknowledged, events[1:], strict=True)), "the very same"
+
+
+def test_renewed_it_begins_at_nothing_with_what_it_is_given() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, 2000)
+    events = [message(text * 600) for text in "abc"]
+    for event in events:
+        end.sent(event)
+    for number in range(3):
+        end.arrived(number)
+        end.took(200, number + 1)
+    end.acknowledged(1)
+    end.stalled()
+    end.renew(ATTEMPT + 1, end.unacknowledged)
+    assert (end.attempt, end.number) == (ATTEMPT + 1, NUMBER)
+    assert end.kept() == [
+        ((EVENT, NUMBER, ATTEMPT + 1, number, 0, *event), size(event)) for number, event in enumerate(events[1:])
+    ]
+    assert end.in_flight == sum(size(event) for event in events[1:])
+    assert (end.next_number, end.acked, end.expected, end.taken, end.untold) == (2, 0, 0, 0, 0)
+    assert not end.ack_due
+    assert not end.stalled(), "the new end has not been asked yet"
+    assert end.arrived(0) is Arrival.NEW
+    assert end.sent(message("d"))[0][2:4] == (ATTEMPT + 1, 2)
+    assert end.acknowledged(3) is False
+    assert end.in_flight == 0
+
+
+def test_renewed_with_nothing_it_is_as_new() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, 1000)
+    end.sent(message("a"))
+    end.arrived(0)
+    end.renew(ATTEMPT + 1, [])
+    new = SessionEnd(NUMBER, ATTEMPT + 1, 1000)
+    assert {slot: getattr(end, slot) for slot in SessionEnd.__slots__} == {
+        slot: getattr(new, slot) for slot in SessionEnd.__slots__
+    }
+
+
+def test_the_window_stays_shut_when_what_is_left_still_fills_it() -> None:
+    end = SessionEnd(NUMBER, ATTEMPT, 100)
+    end.sent(message("x" * 500))
+    end.renew(ATTEMPT + 1, end.unacknowledged)
+    assert not end.window_open
+    assert end.acknowledged(1) is True
