@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from asgibus.layers.contract import ChannelLayer
 from asgibus.layers.memory import InMemoryChannelLayer
 from asgibus.layers.redis import RedisChannelLayer
-from asgibus.layers.redis.url import SCHEMES
+from asgibus.layers.redis.config import SCHEMES
 from asgibus.layers.settings import BACKLOG_BYTES, CAPACITY, EXPIRY_SECONDS, WAIT_SECONDS
 
 

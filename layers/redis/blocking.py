@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any
 
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.layers.redis.client import LOOK_SECONDS, background
+from asgibus.layers.redis.client import LOOK_SECONDS, background, connect
 from asgibus.layers.redis.config import Address
-from asgibus.layers.redis.connection import SILENCE_SECONDS, RedisConnection, RedisError, connect
+from asgibus.layers.redis.connection import SILENCE_SECONDS, RedisConnection, RedisError
 from asgibus.layers.redis.pipeline import Writer
 
 logger = logging.getLogger("asgibus.layers")

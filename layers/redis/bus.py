@@ -28,9 +28,8 @@ from asgibus.layers.redis import scripts
 from asgibus.layers.redis.asking import ANSWER_MS, ASKED, Standing
 from asgibus.layers.redis.deliveries import Deliveries
 from asgibus.layers.redis.groups import Memberships
-from asgibus.layers.redis.heartbeat import LIFE_SECONDS, Presence, lease_times
+from asgibus.layers.redis.heartbeat import LIFE_SECONDS, LeaseKeeper, Presence, lease_times
 from asgibus.layers.redis.inbox import Inbox
-from asgibus.layers.redis.keeper import LeaseKeeper
 from asgibus.layers.redis.kept import MESSAGES, Taken
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.offers import LOOKED, Offers

@@ -1,6 +1,6 @@
-"""A connection to Redis that comes back: connects, watches, and connects again with growing pauses.
+"""Connections to a Redis server: find the server, connect to it, and connect again when the connection is lost.
 
-All links of one process share an `Outage`, so that the log says once that Redis is gone and once that it is back.
+All links of a process to one store share an `Outage`, which logs once that Redis is away and once that it is back.
 """
 
 from __future__ import annotations
@@ -11,22 +11,31 @@ import random
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.layers.redis.config import Address
-from asgibus.layers.redis.connection import SILENCE_SECONDS, RedisConnection, connect, pack_command
+from asgibus.layers.redis.config import Address, hash_slot
+from asgibus.layers.redis.connection import SILENCE_SECONDS, RedisConnection, RedisError, pack_command, reason_of
 
 logger = logging.getLogger("asgibus.layers")
 
-FIRST_PAUSE = 0.05  # seconds: a connection that was cut, by a failover say, is usually welcome at once
-STEADY_SECONDS = 1.0  # a connection that ended sooner was no good: the next pause is longer than the one before
-LONGEST_PAUSE = 2.0  # seconds: how long after its return Redis is noticed at the latest
-LOOK_SECONDS = 1.0  # how often a connection is looked at for a reply that is owed for too long
+FIRST_PAUSE = 0.05  # seconds: after a failover, for example, the next connection usually succeeds at once
+STEADY_SECONDS = 1.0  # after a connection that ended sooner, the next pause is longer than the one before
+LONGEST_PAUSE = 2.0  # seconds: how late the return of Redis is noticed at most
+LOOK_SECONDS = 1.0  # how often a connection is checked for an overdue reply
+
+CONNECT_SECONDS = 5.0  # a host that does not answer a SYN for this long is treated as down
+OLDEST_REDIS = (7, 0)
+NO_PERMISSION = ("NOPERM", "ERR unknown command")
+
+SENTINEL_SECONDS = 1.0  # for a Sentinel to answer
+SENTINEL_WATCH_SECONDS = 1.0  # how often Sentinels are asked whether the master has changed
+DOWN = {"s_down", "o_down", "disconnected"}  # flags of a master that a Sentinel cannot reach: it may be the old one
+NODE_SECONDS = 1.0  # for a node of a cluster to answer, before the next one is asked
 
 
 class Outage:
-    """Whether Redis is away, for all links of a process, and what that cost; says so in the log once."""
+    """Track whether Redis is away, for all links of a process to one store, and log each outage once."""
 
     def __init__(self, address: Address, counts: Counter[str]) -> None:
         self.counts = counts
@@ -37,19 +46,19 @@ class Outage:
 
     @property
     def available(self) -> bool:
-        """Whether no link waits for Redis."""
+        """Whether all links are connected."""
         return not self._down
 
     def failed(self, reason: object) -> None:
-        """A call of the app could not be made for lack of Redis."""
+        """Count a call of the app that failed because of the outage, and log the first one."""
         self.counts["send failed"] += 1
         self._failed += 1
         if self._failed == 1:
-            logger.warning("what an app sent did not go out (%s); later ones are counted", reason)
+            logger.warning("a message of the app was not sent (%s); further ones are counted", reason)
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """For a call of an app: if it fails for lack of Redis, that is counted, and logged once."""
+        """Count and log a LayerUnavailable that is raised in this context."""
         try:
             yield
         except LayerUnavailable as error:
@@ -57,17 +66,17 @@ class Outage:
             raise
 
     def down(self, link: Link, reason: str) -> None:
-        """A link lost its connection."""
+        """Note that a link lost its connection."""
         if not self._down:
             logger.warning("Redis at %s is gone (%s): trying again until it is back", self._address, reason)
         self._down.add(link)
 
     def up(self, link: Link) -> None:
-        """A link has its connection, or has it back."""
+        """Note that a link is connected."""
         self._links.add(link)
         connection = link.connection
         if connection is not None and connection.run_id:
-            for each in self._links:  # those that are connected to the one before would not meet this one
+            for each in self._links:  # links to the server that this one has replaced would read other data
                 each.leave(connection.run_id)
         if link in self._down:
             self._down.discard(link)
@@ -79,20 +88,23 @@ class Outage:
             self._failed = 0
 
     def moved(self, place: tuple[str, int]) -> None:
-        """The master is at this host and port: leave servers elsewhere. One that hung may not know yet."""
+        """Drop connections to other servers than the master at this host and port: an old master may hang."""
         for link in self._links:
             connection = link.connection
             if connection is not None and connection.place is not None and connection.place != place:
-                connection.abort("the master is {}:{} now, as Sentinels say".format(*place))
+                connection.abort("Sentinels say that the master is {}:{} now".format(*place))
 
     def forget(self, link: Link) -> None:
-        """A link is closed: it does not matter any more."""
+        """Ignore a link that was closed."""
         self._links.discard(link)
         self._down.discard(link)
 
 
 class Link:
-    """A connection that is kept up. `on_up` gets each new connection, greeted and empty; `on_down` says it is lost."""
+    """A connection that is made again when it is lost.
+
+    `on_up` is called with each new connection, `on_down` when a connection is lost.
+    """
 
     def __init__(
         self,
@@ -108,20 +120,20 @@ class Link:
         self._on_up = on_up
         self._on_down = on_down
         self._task: asyncio.Task[None] | None = None
-        self._last = ("", 0)  # the run id of Redis, and our client id there, of the last connection
+        self._last = ("", 0)  # of the last connection: run id of the server, and its id for this client
         self.connection: RedisConnection | None = None
 
     async def open(self) -> None:
-        """Connect, and stay connected until `close`. Raises LayerUnavailable when the first try fails."""
+        """Connect, and stay connected until `close`. Raises LayerUnavailable when the first attempt fails."""
         self._use(await connect(self._address, self._name))
         self.start()
 
     def start(self) -> None:
-        """Connect in the background, and stay connected until `close`: for a store that is known to be usable."""
-        self._task = background(self._keep(), f"redis {self._name}")
+        """Connect in the background, and stay connected until `close`."""
+        self._task = background(self._run(), f"redis {self._name}")
 
     async def close(self) -> None:
-        """End the connection; returns when it has ended."""
+        """End the connection, and wait until it has ended."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -129,15 +141,15 @@ class Link:
         self._end()
 
     def leave(self, run_id: str) -> None:
-        """End the connection and make another one, unless it goes to the Redis with this run id."""
+        """Drop the connection, and make another one, unless it is to the server with this run id."""
         if self.connection is not None and self.connection.run_id not in ("", run_id):
             self.connection.abort("another Redis has taken its place")
 
     def _use(self, connection: RedisConnection) -> None:
         last, self._last = self._last, (connection.run_id, connection.client_id)
         if connection.run_id and last[0] == connection.run_id:
-            # Redis may think that the last one lives: what is still on its way by it must not be carried out after what
-            # comes now, and nothing may be given to a reader that is gone.
+            # The server may not have noticed the end of the last connection: commands still on their way there must
+            # not be executed after later ones, and nothing may be given to its blocked read.
             connection.write(pack_command(("CLIENT", "KILL", "ID", last[1])), (_ignore,))
         self.connection = connection
         self._outage.up(self)
@@ -149,7 +161,7 @@ class Link:
             connection.abort("closed here")
         self._outage.forget(self)
 
-    async def _keep(self) -> None:
+    async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         try:
             if self.connection is None:
@@ -169,7 +181,7 @@ class Link:
             self._end()  # also when the event loop ends without a `close`
 
     async def _watch(self, connection: RedisConnection) -> str:
-        """Why the connection ended."""
+        """Wait until the connection ends, and return why."""
         while True:
             done, _ = await asyncio.wait([connection.lost], timeout=LOOK_SECONDS)
             if done:
@@ -179,7 +191,7 @@ class Link:
 
     async def _reconnect(self, pause: float) -> RedisConnection:
         while True:
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # spread, so that many processes do not come at once
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # spread, so that processes do not reconnect at once
             try:
                 return await connect(self._address, self._name)
             except LayerUnavailable as error:
@@ -188,14 +200,244 @@ class Link:
 
 
 def background(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-    """Start a task of the running event loop that may be left there: `loop.close()` cancels nothing.
+    """Start a task that may still be pending when its event loop is closed.
 
-    asyncio would report each such task when it is collected, to an app that has never seen it.
+    asyncio would report such a task when it is collected, to an app that does not know it.
     """
     task = asyncio.create_task(work, name=name)
     task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio does itself for its inner futures
     return task
 
 
+async def connect(address: Address, name: str) -> RedisConnection:
+    """Connect to a master and greet it (AUTH, SELECT, CLIENT SETNAME).
+
+    Raises:
+        LayerUnavailable: There is no connection; the message says where and why.
+    """
+    loop = asyncio.get_running_loop()
+    connection = RedisConnection(loop)
+    greeted = False
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            if address.path is not None:
+                await loop.create_unix_connection(lambda: connection, address.path)
+            else:
+                connection.place = host, port = await locate(address)
+                await loop.create_connection(lambda: connection, host, port, ssl=address.tls)
+            await _greet(connection, address, name)
+        greeted = True
+    except TimeoutError:
+        reason = f"no answer within {CONNECT_SECONDS:g} s"
+    except OSError as error:
+        reason = reason_of(error)
+    except UnicodeError:
+        reason = "it has no valid host name"
+    except (RedisError, LayerUnavailable) as error:
+        reason = str(error)
+    else:
+        return connection
+    finally:
+        if not greeted:
+            connection.abort("could not be greeted")
+    raise LayerUnavailable(f"Redis at {address} cannot be used: {reason}")
+
+
+async def _greet(connection: RedisConnection, address: Address, name: str) -> None:
+    await _authenticate(connection, address.username, address.password)
+    if address.db:
+        await connection.call("SELECT", address.db)
+    await connection.call("CLIENT", "SETNAME", name)
+    connection.client_id = await connection.call("CLIENT", "ID")
+    answer = await _call_if_permitted(connection, "INFO", "server")
+    if answer is not None:
+        info = dict(line.split(":", 1) for line in answer.decode().split() if ":" in line)
+        version = tuple(int(part) for part in info.get("redis_version", "0.0").split(".")[:2])
+        if version < OLDEST_REDIS:
+            raise LayerUnavailable(f"it is version {info.get('redis_version')}, and 7.0 or later is needed")
+        connection.run_id = info.get("run_id", "")
+    role = await _call_if_permitted(connection, "ROLE")
+    if role is not None and role[0] != b"master":
+        raise LayerUnavailable("it is a replica")  # after a failover: a later attempt finds the new master
+
+
+async def _authenticate(connection: RedisConnection, username: str | None, password: str | None) -> None:
+    """Authenticate if there is a password. Raises RedisError when it is refused."""
+    if password is not None:
+        await connection.call("AUTH", *((username, password) if username else (password,)))
+
+
+async def _call_if_permitted(connection: RedisConnection, *args: str) -> Any:
+    """Return the reply to a command; None if this user or this server may not answer it."""
+    try:
+        return await connection.call(*args)
+    except RedisError as error:
+        if str(error).startswith(NO_PERMISSION):
+            return None
+        raise
+
+
+# Finding the server of an address.
+
+
+async def locate(address: Address) -> tuple[str, int]:
+    """Return host and port to connect to now. Raises LayerUnavailable if no Sentinel or node of a cluster knows."""
+    if address.nodes:
+        return await _locate_in_cluster(address)
+    if not address.sentinels:
+        return address.host, address.port
+    sentinels = Sentinels(address)
+    try:
+        return await sentinels.master()
+    finally:
+        sentinels.close()
+
+
+class _Master(NamedTuple):
+    epoch: int
+    host: str
+    port: int
+
+
+class Sentinels:
+    """The Sentinels of one service. Connections to them stay open until `close`."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._connections: dict[tuple[str, int], RedisConnection] = {}
+
+    async def master(self) -> tuple[str, int]:
+        """Return host and port of the master. Raises LayerUnavailable if no Sentinel names one that it can reach.
+
+        All Sentinels are asked, and the answer with the highest configuration epoch counts: a Sentinel that was cut
+        off, or has just started, names an older master.
+        """
+        answers = await asyncio.gather(*map(self._ask, self._address.sentinels), return_exceptions=True)
+        masters = [answer for answer in answers if isinstance(answer, _Master)]
+        if not masters:
+            places = zip(self._address.sentinels, answers, strict=True)
+            reasons = "; ".join(f"{host}:{port}: {answer}" for (host, port), answer in places)
+            raise LayerUnavailable(f"no Sentinel names a master of {self._address.service!r} ({reasons})")
+        _, host, port = max(masters)
+        return host, port
+
+    def close(self) -> None:
+        """End the connections."""
+        for connection in self._connections.values():
+            connection.abort("closed here")
+        self._connections.clear()
+
+    async def _ask(self, place: tuple[str, int]) -> _Master:
+        """Ask one Sentinel. Raises LayerUnavailable, with the reason, if its answer cannot be used."""
+        try:
+            async with asyncio.timeout(SENTINEL_SECONDS):
+                connection = self._connections.get(place)
+                if connection is None or connection.lost.done():
+                    connection = await self._connect(place)
+                return _read_master(await connection.call("SENTINEL", "MASTER", self._address.service))
+        except TimeoutError:
+            if (connection := self._connections.pop(place, None)) is not None:
+                connection.abort("no answer")
+            raise LayerUnavailable(f"no answer within {SENTINEL_SECONDS:g} s") from None
+        except OSError as error:
+            raise LayerUnavailable(reason_of(error)) from None
+        except RedisError as error:
+            raise LayerUnavailable(str(error)) from None
+
+    async def _connect(self, place: tuple[str, int]) -> RedisConnection:
+        loop = asyncio.get_running_loop()
+        connection = self._connections[place] = RedisConnection(loop)
+        await loop.create_connection(lambda: connection, *place, ssl=self._address.sentinel_tls)
+        await _authenticate(connection, self._address.sentinel_username, self._address.sentinel_password)
+        return connection
+
+
+def _read_master(reply: Any) -> _Master:
+    """Parse the reply to SENTINEL MASTER. Raises LayerUnavailable for a master that cannot be reached."""
+    try:
+        fields = dict(zip(map(bytes.decode, reply[::2]), map(bytes.decode, reply[1::2]), strict=True))
+        master = _Master(int(fields["config-epoch"]), fields["ip"], int(fields["port"]))
+        flags = set(fields["flags"].split(","))
+    except (ValueError, TypeError, KeyError) as error:
+        raise LayerUnavailable(f"an answer that cannot be read ({error!r})") from None
+    if "master" not in flags or flags & DOWN:
+        raise LayerUnavailable(f"the master {master.host}:{master.port} is down, and there is no other yet")
+    return master
+
+
+class MasterWatch:
+    """Ask the Sentinels each second for the master, so that connections to an old master that hangs are dropped.
+
+    `moved` is called with host and port of the master at each answer.
+    """
+
+    def __init__(self, address: Address, moved: Callable[[tuple[str, int]], None]) -> None:
+        self._sentinels = Sentinels(address)
+        self._moved = moved
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to ask."""
+        self._task = asyncio.create_task(self._watch(), name="asgibus sentinel watch")
+
+    async def close(self) -> None:
+        """Stop asking."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+
+    async def _watch(self) -> None:
+        try:
+            while True:
+                await asyncio.sleep(SENTINEL_WATCH_SECONDS)
+                try:
+                    self._moved(await self._sentinels.master())
+                except LayerUnavailable as error:
+                    logger.debug("%s", error)
+        finally:
+            self._sentinels.close()
+
+
+async def _locate_in_cluster(address: Address) -> tuple[str, int]:
+    """Return host and port of the node that has the slot of `address.tag` now.
+
+    Raises:
+        LayerUnavailable: No node knows; the message has the reason of each.
+    """
+    slot = hash_slot(address.tag)
+    errors = []
+    for host, port in address.nodes:
+        try:
+            for first, last, master, *_ in await _cluster_slots(address, host, port):
+                if first <= slot <= last:
+                    return (master[0].decode() if master[0] else "") or host, int(master[1])
+        except TimeoutError:
+            errors.append(f"{host}:{port}: no answer within {NODE_SECONDS:g} s")
+        except OSError as error:
+            errors.append(f"{host}:{port}: {reason_of(error)}")
+        except (RedisError, LayerUnavailable) as error:
+            errors.append(f"{host}:{port}: {error}")
+        except (AttributeError, TypeError, ValueError, IndexError):
+            errors.append(f"{host}:{port}: an answer that cannot be read")
+        else:
+            errors.append(f"{host}:{port}: no node has slot {slot}")
+    raise LayerUnavailable(f"no node of the cluster could be asked for slot {slot} ({'; '.join(errors)})")
+
+
+async def _cluster_slots(address: Address, host: str, port: int) -> list[Any]:
+    """Return a node's reply to CLUSTER SLOTS: first slot, last slot, and the nodes that have them, the master first."""
+    loop = asyncio.get_running_loop()
+    connection = RedisConnection(loop)
+    try:
+        async with asyncio.timeout(NODE_SECONDS):
+            await loop.create_connection(lambda: connection, host, port, ssl=address.tls)
+            await _authenticate(connection, address.username, address.password)
+            slots: list[Any] = await connection.call("CLUSTER", "SLOTS")
+            return slots
+    finally:
+        connection.abort("closed here")
+
+
 def _ignore(reply: object) -> None:
-    """Mostly it was gone already; to a user who may not do this, Redis closes it by itself in time."""
+    """Ignore that the old connection has ended already, or that this user may not end it."""

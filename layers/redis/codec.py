@@ -1,7 +1,7 @@
-"""How entries stand in Redis: packed, and sealed if this process has encryption keys; and what is said of the others.
+"""Entries in Redis: packed, and encrypted if the layer has encryption keys.
 
-Every entry belongs to a place: the Redis key of its mailbox, shared channel or ordinary channel. What is put aside
-(delayed, taken, kept to be sent again) goes back to the same place.
+Every entry belongs to a place: the Redis key of its mailbox, work queue or ordinary channel. An entry that is stored
+elsewhere meanwhile (delayed, taken, kept for redelivery) still belongs to the place that it came from.
 """
 
 from __future__ import annotations
@@ -9,63 +9,80 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from asgibus.layers.codec import pack, unpack, unpack_message
 from asgibus.layers.contract import Message
 from asgibus.layers.names import require_channel
 
-if TYPE_CHECKING:
-    from asgibus.layers.redis.sealing import Seal
-
 logger = logging.getLogger("asgibus.layers")
 
-MARK = b"\xc1\x02"  # begins a sealed entry; no msgpack begins so. The second byte is the version of the seal
-KEY_ID = slice(2, 6)  # where such an entry names its key
-DAMAGED_LINES = 100  # that are written of damaged entries, for the same reason
-FOREIGN_KEYS = 16  # that are logged one by one: whoever makes up more of them does not fill the log
+MARK = b"\xc1\x02"  # begins an encrypted entry; no msgpack begins with this byte. The second is the format's version
+KEY_ID = slice(2, 6)  # where an encrypted entry names its key
+DAMAGED_LINES = 100  # damaged entries that are logged one by one; whoever writes more of them does not fill the log
+FOREIGN_KEYS = 16  # keys of other processes that are logged one by one, for the same reason
+
+FIRST_PAUSE = 1.0  # seconds; doubled each time no entry of a batch could be read
+LONGEST_PAUSE = 30.0  # seconds; also how late it is noticed that entries can be read again
+MOST_IN_A_ROW = 3  # unreadable batches that prove nothing, once this process has read something
+MOST_RELEASES = 20  # of one entry: then no process can read it, and it is dropped
 
 
 class NotSealed(ValueError):
-    """The entry bears no seal, though there are keys here."""
+    """The entry is not encrypted, though this layer has encryption keys."""
 
 
 class UnknownKey(ValueError):
-    """The entry is sealed with a key that is not known here; `key_id` names it, as 8 hexadecimal digits."""
+    """The entry is encrypted with a key that this process does not have."""
 
     def __init__(self, key_id: str) -> None:
+        """Name the key by its id, 8 hexadecimal digits."""
         super().__init__(key_id)
         self.key_id = key_id
 
 
-class Entries:
-    """Packs, seals, opens and unpacks the entries of one layer; it may be used from any thread."""
+class Encryption(Protocol):
+    """What encrypts and decrypts entries: see `encryption.Encryptor`."""
 
-    def __init__(self, encryption_keys: Sequence[str | bytes], counts: Counter[str]) -> None:
-        """Raises ValueError for keys that are none, or when what is needed to use them is not installed."""
+    @property
+    def key_ids(self) -> Sequence[str]: ...
+
+    def encrypt(self, place: str, data: bytes) -> bytes: ...
+
+    def decrypt(self, place: str, data: bytes) -> bytes: ...
+
+
+class Entries:
+    """Pack, encrypt, decrypt and unpack the entries of one layer. Methods may be called from any thread."""
+
+    def __init__(self, encryptor: Encryption | None, counts: Counter[str]) -> None:
         self._counts = counts
-        self._seal = _seal(encryption_keys)
+        self._encryptor = encryptor
         self._foreign: set[str] = set()
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     def pack(self, place: str, value: Any) -> bytes:
-        """`value` as an entry of that place. Raises TypeError as `codec.pack`."""
+        """Return `value` as an entry of a place. Raises TypeError as `codec.pack`."""
         return self.seal(place, pack(value))
 
     def seal(self, place: str, packed: bytes) -> bytes:
-        """What is packed, as an entry of that place."""
-        return packed if self._seal is None else self._seal.seal(place, packed)
+        """Return a packed value as an entry of a place."""
+        return packed if self._encryptor is None else self._encryptor.encrypt(place, packed)
 
     def unpack(self, place: str, data: bytes) -> Any:
-        """What an entry of that place holds. Raises ValueError, which is for `refused`."""
+        """Return the value of an entry. Raises ValueError, which `refused` takes."""
         return unpack(self._open(place, data))
 
     def unpack_message(self, place: str, data: bytes) -> Message:
-        """The same for an entry that holds a message and nothing else."""
+        """Return the message of an entry that holds nothing else. Raises ValueError, which `refused` takes."""
         return unpack_message(self._open(place, data))
 
     def foreign(self, error: Exception) -> str | None:
-        """Count an entry that others may be able to read; return why this process cannot, or None for a damaged one."""
+        """Count an entry that other processes may be able to read.
+
+        Returns:
+            Why this process cannot read the entry, and what to do; None for a damaged entry.
+        """
         if isinstance(error, NotSealed):
             self._counts["entry not sealed"] += 1
             why = "it is not sealed: give whoever wrote it the encryption key, too"
@@ -75,10 +92,10 @@ class Entries:
             why = f"it is sealed with the key {key}: give this process that encryption key, too, behind its first"
         else:
             return None
-        return f"{why} (known here: {'none' if self._seal is None else ', '.join(self._seal.key_ids)})"
+        return f"{why} (known here: {'none' if self._encryptor is None else ', '.join(self._encryptor.key_ids)})"
 
     def refused(self, place: str, entry_id: str, error: Exception) -> None:
-        """Count and log that an entry was dropped. What comes of peers with another key is logged once for each key."""
+        """Count and log that an entry was dropped. For each key of other processes there is one log line."""
         why = self.foreign(error)
         if why is None:
             self._counts["damaged entry"] += 1
@@ -95,12 +112,12 @@ class Entries:
     def names(
         self, place: str, found: Iterable[bytes], rule: Callable[[object], object] = require_channel
     ) -> list[str]:
-        """Return the names that were found in a key of Redis; what is no name is skipped, counted, and logged once.
+        """Return the valid names that were found in a Redis key; skip the others, which are counted and logged once.
 
         Args:
-            place: The key, for people to read.
-            found: What was found there.
-            rule: Raises TypeError for what is no name.
+            place: The key, for the log.
+            found: The names.
+            rule: Raises TypeError for an invalid name.
         """
         names = []
         for each in found:
@@ -114,32 +131,67 @@ class Entries:
         return names
 
     def is_first(self, kind: str) -> bool:
-        """Return whether this is asked for the first time of that kind: what is to be said once is said then."""
-        first = kind not in self._told
-        self._told.add(kind)
+        """Return whether this is the first call with that argument, for log lines that are written once."""
+        first = kind not in self._logged
+        self._logged.add(kind)
         return first
 
-    def odd(self, kind: str, place: str, what: str) -> None:
-        """Count something in Redis that none of our processes has written; log the first of each kind."""
+    def odd(self, kind: str, place: str, problem: str) -> None:
+        """Count something in Redis that no process of this bus has written; log the first of each kind."""
         self._counts[kind] += 1
         if self.is_first(kind):
-            logger.error("%s: %s; something else writes to the keys of this prefix. Others are counted", place, what)
+            logger.error("%s: %s; something else writes to the keys of this prefix. Others are counted", place, problem)
 
     def _open(self, place: str, data: bytes) -> bytes:
-        if self._seal is not None:
-            return self._seal.open(place, data)
+        if self._encryptor is not None:
+            return self._encryptor.decrypt(place, data)
         if data.startswith(MARK) and len(data) >= KEY_ID.stop:
             raise UnknownKey(data[KEY_ID].hex())
         return data
 
 
-def _seal(encryption_keys: Sequence[str | bytes]) -> Seal | None:
-    if isinstance(encryption_keys, str | bytes):
-        raise ValueError("encryption keys are a list of secrets, of which the first encrypts")
-    if not encryption_keys:
-        return None
-    try:
-        from asgibus.layers.redis.sealing import Seal  # noqa: PLC0415  # only who has keys needs its library
-    except ImportError:
-        raise ValueError("encryption keys need the package cryptography: pip install 'asgibus[encryption]'") from None
-    return Seal(encryption_keys)
+class Unreadable:
+    """Decide for how long a process claims nothing because it cannot read entries.
+
+    Entries that a process cannot read (encrypted with a key that it does not have, or of another version) are released
+    for other processes. If the process went on, it would claim them again and again, faster than processes that are
+    busy. So it pauses, unless it has read other entries: then whoever writes the unreadable ones is at fault.
+    """
+
+    def __init__(self) -> None:
+        self.why: str | None = None
+        """Why the process claims nothing, or nearly nothing; None while it can read."""
+        self._in_a_row = 0
+        self._has_read = False
+
+    def read(self) -> None:
+        """Note that an entry of a batch could be read."""
+        self._in_a_row = 0
+        self._has_read = True
+        if self.why is not None:
+            self.why = None
+            logger.warning("what is claimed can be read again")
+
+    def refused(self, place: str, why: str) -> float:
+        """Note that no entry of a batch could be read.
+
+        Args:
+            place: The channel of the batch, for the log.
+            why: Why its last entry cannot be read, and what to do.
+
+        Returns:
+            For how many seconds to claim nothing.
+        """
+        self._in_a_row += 1
+        allowed = MOST_IN_A_ROW if self._has_read else 1
+        if self._in_a_row < allowed:
+            return 0.0
+        if self.why is None:
+            logger.error(
+                "%s: what this process claims cannot be read by it: %s. It is given back for others, and this process "
+                "claims next to nothing until it can read again",
+                place,
+                why,
+            )
+        self.why = f"what is offered on {place} cannot be read here: {why}"
+        return float(min(FIRST_PAUSE * 2.0 ** (self._in_a_row - allowed), LONGEST_PAUSE))

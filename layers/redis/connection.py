@@ -15,7 +15,6 @@ from typing import Any
 import hiredis
 
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.layers.redis.config import CONNECT_SECONDS, Address
 
 Argument = str | bytes | int
 
@@ -36,8 +35,6 @@ OnReply = Callable[[Any], None]
 BLOCK_SECONDS = 2
 SILENCE_SECONDS = 5.0
 
-OLDEST_REDIS = (7, 0)
-NO_INFO = ("NOPERM", "ERR unknown command")
 _NOTHING = object()
 
 
@@ -131,76 +128,8 @@ class RedisConnection(asyncio.Protocol):
             self.lost.set_result(str(error) if error else "Redis closed the connection")
 
 
-async def connect(address: Address, name: str) -> RedisConnection:
-    """A new connection to a master, greeted (AUTH, SELECT, CLIENT SETNAME).
-
-    Raises LayerUnavailable saying where and why not.
-    """
-    loop = asyncio.get_running_loop()
-    connection = RedisConnection(loop)
-    greeted = False
-    try:
-        async with asyncio.timeout(CONNECT_SECONDS):
-            if address.path is not None:
-                await loop.create_unix_connection(lambda: connection, address.path)
-            else:
-                connection.place = host, port = await address.locate()
-                await loop.create_connection(lambda: connection, host, port, ssl=address.tls)
-            await _greet(connection, address, name)
-        greeted = True
-    except TimeoutError:
-        reason = f"no answer within {CONNECT_SECONDS:g} s"
-    except OSError as error:
-        reason = reason_of(error)
-    except UnicodeError:
-        reason = "that is no host name"
-    except (RedisError, LayerUnavailable) as error:
-        reason = str(error)
-    else:
-        return connection
-    finally:
-        if not greeted:
-            connection.abort("could not be greeted")
-    raise LayerUnavailable(f"Redis at {address} cannot be used: {reason}")
-
-
-async def authenticate(connection: RedisConnection, address: Address) -> None:
-    """Say who we are, if the address has a password. Raises RedisError when that is refused."""
-    if address.password is not None:
-        credentials = (address.username, address.password) if address.username else (address.password,)
-        await connection.call("AUTH", *credentials)
-
-
 def reason_of(error: OSError) -> str:
     """Return why there is no connection, in the words of the system: those of asyncio repeat the address."""
     if error.errno is not None and error.errno > 0 and not isinstance(error, ssl.SSLError):
         return os.strerror(error.errno)
     return error.strerror or str(error) or type(error).__name__
-
-
-async def _greet(connection: RedisConnection, address: Address, name: str) -> None:
-    await authenticate(connection, address)
-    if address.db:
-        await connection.call("SELECT", address.db)
-    await connection.call("CLIENT", "SETNAME", name)
-    connection.client_id = await connection.call("CLIENT", "ID")
-    answer = await _ask(connection, "INFO", "server")
-    if answer is not None:
-        info = dict(line.split(":", 1) for line in answer.decode().split() if ":" in line)
-        version = tuple(int(part) for part in info.get("redis_version", "0.0").split(".")[:2])
-        if version < OLDEST_REDIS:
-            raise LayerUnavailable(f"it is version {info.get('redis_version')}, and 7.0 or later is needed")
-        connection.run_id = info.get("run_id", "")
-    role = await _ask(connection, "ROLE")
-    if role is not None and role[0] != b"master":
-        raise LayerUnavailable("it is a replica")  # after a failover: whoever took its place is found by trying again
-
-
-async def _ask(connection: RedisConnection, *args: str) -> Any:
-    """What Redis says; None to a user who may not ask, or from a store that cannot say: it is taken on trust then."""
-    try:
-        return await connection.call(*args)
-    except RedisError as error:
-        if str(error).startswith(NO_INFO):
-            return None
-        raise

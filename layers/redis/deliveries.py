@@ -16,11 +16,10 @@ from asgibus.layers.contract import Delivery
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.leases import Beat
 from asgibus.layers.redis import channel_scripts
-from asgibus.layers.redis.codec import Entries
+from asgibus.layers.redis.codec import Entries, Unreadable
 from asgibus.layers.redis.connection import RedisError
 from asgibus.layers.redis.pipeline import Refused
 from asgibus.layers.redis.receiver import Entry, taken_entry
-from asgibus.layers.redis.unreadable import Unreadable
 
 if TYPE_CHECKING:
     from asgibus.layers.redis.store import Attachment

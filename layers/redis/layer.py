@@ -22,9 +22,9 @@ from asgibus.layers.names import has_channels, mailbox_of, require_channel, requ
 from asgibus.layers.over_capacity import OverCapacity
 from asgibus.layers.redis import channel_scripts, scripts
 from asgibus.layers.redis.bus import MEMBER
-from asgibus.layers.redis.codec import Entries
+from asgibus.layers.redis.codec import Encryption, Entries
+from asgibus.layers.redis.config import DEFAULT_HOST, Hosts, read_hosts
 from asgibus.layers.redis.epoch import epoch_range
-from asgibus.layers.redis.hosts import DEFAULT_HOST, Hosts, addresses
 from asgibus.layers.redis.local_channels import LocalChannels
 from asgibus.layers.redis.own_loop import OwnLoop
 from asgibus.layers.redis.pipeline import CALL_SECONDS, PAYLOAD_VERSION
@@ -111,8 +111,8 @@ class RedisChannelLayer(ChannelLayer):
         )
         self.counts = Counter()
         self._over_capacity = OverCapacity(self.counts)
-        self._entries = Entries(symmetric_encryption_keys, self.counts)
-        stores = addresses(hosts)
+        self._entries = Entries(_encryptor(symmetric_encryption_keys), self.counts)
+        stores = read_hosts(hosts)
         if "{" in prefix and any(store.tag for store in stores):
             # What stands between the first braces of a key says where it lies, and that is to be the tag of its store.
             raise ValueError(f"on a cluster, a layer's prefix holds no '{{', as {prefix!r} does")
@@ -406,3 +406,15 @@ def _until() -> float:
 
 def _ignore(reply: Any) -> None:
     """What could not be deleted is still there: whoever looks sees it."""
+
+
+def _encryptor(encryption_keys: Sequence[str | bytes]) -> Encryption | None:
+    if isinstance(encryption_keys, str | bytes):
+        raise ValueError("encryption keys are a list of secrets, of which the first encrypts")
+    if not encryption_keys:
+        return None
+    try:
+        from asgibus.layers.redis.encryption import Encryptor  # noqa: PLC0415  # only those with keys need its package
+    except ImportError:
+        raise ValueError("encryption keys need the package cryptography: pip install 'asgibus[encryption]'") from None
+    return Encryptor(encryption_keys)

@@ -17,7 +17,7 @@ from asgibus.layers.redis import channel_scripts
 from asgibus.layers.redis.asking import Asking
 from asgibus.layers.redis.backlog import Backlog
 from asgibus.layers.redis.bus import RedisBus
-from asgibus.layers.redis.client import Outage
+from asgibus.layers.redis.client import MasterWatch, Outage
 from asgibus.layers.redis.codec import Entries
 from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.epoch import Epoch, epoch_range, find_epoch
@@ -27,7 +27,6 @@ from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.pipeline import CALL_SECONDS, Refused, Writer
 from asgibus.layers.redis.receiver import Receiver
 from asgibus.layers.redis.regroup import Regroup
-from asgibus.layers.redis.sentinel import MasterWatch
 from asgibus.layers.settings import LayerSettings
 
 if TYPE_CHECKING:

@@ -16,12 +16,11 @@ from typing import Any
 from asgibus.layers.contract import Claim
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.client import Link, Outage
-from asgibus.layers.redis.codec import Entries
+from asgibus.layers.redis.codec import MOST_RELEASES, Entries, Unreadable
 from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.connection import BLOCK_SECONDS, RedisConnection, RedisError, pack_command
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.pipeline import Writer
-from asgibus.layers.redis.unreadable import MOST_RELEASES, Unreadable
 
 logger = logging.getLogger("asgibus.layers")
 

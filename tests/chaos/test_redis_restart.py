@@ -139,4 +139,4 @@ def test_what_an_app_sends_waits_for_redis_no_longer_than_the_resume_timeout(
         in_time(failed["took"], 2)
         assert failed["took"] > 0.9
         assert counts(worker)["send failed"] >= 1
-        worker.wait_for("what an app sent did not go out")
+        worker.wait_for("a message of the app was not sent")

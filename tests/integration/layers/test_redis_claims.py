@@ -11,10 +11,10 @@ from asgibus.layers import RedisChannelLayer
 from asgibus.layers.codec import pack
 from asgibus.layers.redis.client import Outage
 from asgibus.layers.redis.codec import Entries
+from asgibus.layers.redis.config import read_url
 from asgibus.layers.redis.connection import RedisConnection
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.pipeline import Writer
-from asgibus.layers.redis.url import read_url
 from asgibus.layers.redis.work_queue import Claimant
 from support.bus import Recorder, until
 
@@ -71,7 +71,7 @@ async def test_an_answer_that_an_acknowledgement_has_overtaken_is_no_new_claim()
     claimant = Claimant(
         address,
         Keys("p"),
-        Entries((), Counter()),
+        Entries(None, Counter()),
         "worker.1!",
         Outage(address, Counter()),
         cast(Writer, writer),

@@ -10,7 +10,7 @@ from redis.crc import key_slot
 
 from asgibus.layers import LayerUnavailable, RedisChannelLayer, open_layer
 from asgibus.layers.contract import FIRST_PROTOCOL_KIND
-from asgibus.layers.redis.cluster import PARTS, TAGS
+from asgibus.layers.redis.config import CLUSTER_SHARDS, CLUSTER_TAGS
 from support.bus import Recorder, until
 from support.cluster import MASTERS, Cluster
 from support.topologies import make_certificate, redis_binary
@@ -39,7 +39,7 @@ def tag_of(layer: RedisChannelLayer, name: str) -> str:
 
 
 def test_the_parts_are_spread_over_the_slots() -> None:
-    assert [key_slot(tag.encode()) * PARTS // 16384 for tag in TAGS] == list(range(PARTS))
+    assert [key_slot(tag.encode()) * CLUSTER_SHARDS // 16384 for tag in CLUSTER_TAGS] == list(range(CLUSTER_SHARDS))
 
 
 def test_a_prefix_does_not_say_where_keys_lie() -> None:
@@ -57,7 +57,7 @@ def test_no_password_is_shown() -> None:
 async def use(layer: RedisChannelLayer) -> None:
     """Something for each part of the names, and the bus."""
     names = [f"name.{number}" for number in range(40)]
-    assert {tag_of(layer, name) for name in names} > set(TAGS[:1])
+    assert {tag_of(layer, name) for name in names} > set(CLUSTER_TAGS[:1])
     local, reader = await layer.new_channel(), Recorder()
     for number, name in enumerate(names):
         await layer.send(name, {"n": number})

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from asgibus.layers import LayerUnavailable, RedisChannelLayer, open_layer
-from asgibus.layers.redis import connection as redis_connection
-from asgibus.layers.redis.url import read_url
+from asgibus.layers.redis import client as redis_client
+from asgibus.layers.redis.config import read_url
 from support.bus import Recorder
 from support.redis import RedisServer
 from support.topologies import free_port, make_certificate
@@ -101,7 +101,7 @@ async def test_a_host_that_has_no_address() -> None:
 
 
 async def test_a_peer_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_connection, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(redis_client, "CONNECT_SECONDS", 0.2)
     async with peer(lambda data: b"") as port:
         assert (await refusal(f"redis://127.0.0.1:{port}")).endswith("cannot be used: no answer within 0.2 s")
 

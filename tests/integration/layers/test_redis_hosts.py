@@ -11,8 +11,8 @@ import pytest
 import redis
 
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
-from asgibus.layers.redis.hosts import addresses
-from asgibus.layers.redis.url import read_url
+from asgibus.layers.redis.client import locate
+from asgibus.layers.redis.config import read_hosts, read_url
 from support.redis import RedisServer
 from support.sentinel import SERVICE, SentinelSet
 from support.topologies import PASSWORD, USER, redis_binary, tls_server
@@ -51,7 +51,6 @@ SECRET = "s3cret"
         ([{"sentinels": [("a", 1)], "master_name": "m", "sentinel_kwargs": None}], "redis+sentinel://a:1/m"),
         (["redis+sentinel://a,b:2/m"], "redis+sentinel://a:26379,b:2/m"),
         (None, "redis://127.0.0.1:6379"),
-        ([{"host": "h", "connection_class": redis.asyncio.SSLConnection}], "rediss://h:6379"),
         ([{"address": "rediss://h", "ssl_cert_reqs": None}], "rediss://h:6379"),
         ([{"host": "h", "ssl": ssl.create_default_context()}], "rediss://h:6379"),
     ],
@@ -69,11 +68,11 @@ async def test_who_we_are() -> None:
         {"host": "h", "username": "bus", "password": SECRET},
         {"sentinels": [("h", 1)], "master_name": "m", "username": "bus", "password": SECRET},
     ):
-        (address,) = addresses([host])
+        (address,) = read_hosts([host])
         assert (address.username, address.password) == ("bus", SECRET)
         assert SECRET not in f"{address} {address!r}"
     behind = {"sentinels": [("h", 1)], "master_name": "m", "sentinel_kwargs": {"username": "s", "password": SECRET}}
-    (address,) = addresses([behind])
+    (address,) = read_hosts([behind])
     assert (address.sentinel_username, address.sentinel_password) == ("s", SECRET)
     assert (address.username, address.password) == (None, None)
     assert SECRET not in f"{address} {address!r}"
@@ -82,17 +81,17 @@ async def test_who_we_are() -> None:
 async def test_a_host_is_not_altered() -> None:
     host = {"sentinels": [("h", 1)], "master_name": "m", "sentinel_kwargs": {"password": SECRET}, "db": 1}
     before = {**host}
-    addresses([host])
-    addresses([host])
+    read_hosts([host])
+    read_hosts([host])
     assert host == before
 
 
 async def test_a_context_of_one_s_own_is_used() -> None:
     context = ssl.create_default_context()
     for host in ({"host": "h", "ssl_context": context}, {"address": "rediss://h", "ssl_context": context}):
-        (address,) = addresses([host])
+        (address,) = read_hosts([host])
         assert address.tls is context
-    (address,) = addresses([{"host": "h", "ssl": True, "ssl_cert_reqs": "none"}])
+    (address,) = read_hosts([{"host": "h", "ssl": True, "ssl_cert_reqs": "none"}])
     assert address.tls is not None
     assert address.tls.verify_mode is ssl.CERT_NONE
 
@@ -112,9 +111,9 @@ async def test_a_context_of_one_s_own_is_used() -> None:
         (("h", 1, SECRET), "none of them"),
         (6379, "none of them"),
         (None, "none of them"),
-        ({"adress": f"redis://:{SECRET}@h"}, "not known: adress"),
-        ({"host": "h", "passwort": SECRET}, "not known: passwort"),
-        ({"host": "h", 1: SECRET}, "not known: 1"),
+        ({"adress": f"redis://:{SECRET}@h"}, "no argument 'adress': perhaps 'address' was meant"),
+        ({"host": "h", "passwort": SECRET}, "perhaps 'password' was meant"),
+        ({"host": "h", "connection_class": redis.asyncio.SSLConnection}, "write 'ssl': True"),
         ({"host": ""}, "host"),
         ({"host": 1}, "host"),
         ({"host": "h", "port": "x"}, "port"),
@@ -135,7 +134,7 @@ async def test_a_context_of_one_s_own_is_used() -> None:
         ({"sentinels": [("h", "x")], "master_name": "m"}, "'port' is a number"),
         ({"master_name": "m", "password": SECRET}, "sentinels"),
         ({"sentinels": [("h", 1)], "master_name": "m", "sentinel_kwargs": [SECRET]}, "sentinel_kwargs"),
-        ({"sentinels": [("h", 1)], "master_name": "m", "passwort": SECRET}, "not known: passwort"),
+        ({"sentinels": [("h", 1)], "master_name": "m", "passwort": SECRET}, "perhaps 'password' was meant"),
     ],
 )
 async def test_what_is_no_host(host: Any, said: str) -> None:
@@ -143,6 +142,15 @@ async def test_what_is_no_host(host: Any, said: str) -> None:
         RedisChannelLayer([host])
     assert said in str(raised.value)
     assert SECRET not in str(raised.value)
+
+
+async def test_arguments_that_are_not_used_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    RedisChannelLayer([{"host": "h", "password": SECRET, "socket_timeout": SECRET, "retry": None, 1: SECRET}])
+    RedisChannelLayer(f"redis://:{SECRET}@h?socket_timeout=5&{SECRET}=1&{SECRET}")
+    dict_line, url_line = caplog.messages
+    assert dict_line == "connection arguments that asgibus does not use are ignored: 1, retry, socket_timeout"
+    assert url_line.startswith("options in the layer's URL are ignored: asgibus uses only db, username, password, ssl_")
+    assert SECRET not in caplog.text
 
 
 @pytest.mark.parametrize("hosts", [{"host": "h"}, 1, b"redis://h", {("h", 1)}])
@@ -256,7 +264,7 @@ async def test_behind_sentinels_that_want_a_password(sentinels: SentinelSet) -> 
 async def test_who_looks_for_a_master_can_be_cancelled_at_any_time(sentinels: SentinelSet) -> None:
     address, dice = read_url(sentinels.url), random.Random(1)
     for _ in range(200):
-        looking = asyncio.create_task(address.locate())
+        looking = asyncio.create_task(locate(address))
         for _ in range(dice.randrange(40)):
             await asyncio.sleep(0)
         if looking.done():

@@ -222,7 +222,7 @@ async def test_what_is_sent_into_an_outage_fails_and_is_never_written(
             await until(lambda: one.handler.frames)
             assert one.handler.frames == [(GROUP_MESSAGE, "group", {"n": "after"})]
     assert all("nothing was written" in said for said, _ in failures)
-    assert caplog.text.count("what an app sent did not go out") == 1
+    assert caplog.text.count("a message of the app was not sent") == 1
     assert caplog.text.count(f"{len(calls)} calls of apps failed while Redis was away") == 1
     assert caplog.text.count(" is gone (") == caplog.text.count(f"{one.layer.address} is back") == 1
 

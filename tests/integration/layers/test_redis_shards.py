@@ -25,7 +25,7 @@ StartRedis = Callable[..., RedisServer]
 def shards(*ports: int) -> Shards:
     counts: Counter[str] = Counter()
     made = [Address(port=port) for port in ports]
-    return Shards([Shard(each, Keys("p"), Entries((), counts), LayerSettings(), counts) for each in made])
+    return Shards([Shard(each, Keys("p"), Entries(None, counts), LayerSettings(), counts) for each in made])
 
 
 def places(stores: Shards, names: list[str]) -> list[str]:

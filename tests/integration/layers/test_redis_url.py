@@ -8,8 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from asgibus.layers import open_layer
-from asgibus.layers.redis.config import Address
-from asgibus.layers.redis.url import OPTIONS, SCHEMES, read_url
+from asgibus.layers.redis.config import SCHEMES, Address, read_url
 
 SECRET = "s3cr3t"
 ESCAPE = "%2F"
@@ -55,14 +54,14 @@ BAD = [
     (f"redis://:{SECRET}@h:1:2", "port .* from 1 to 65535"),
     (f"redis://:{SECRET}@h:\u0661", "port .* from 1 to 65535"),
     (f"redis://:{SECRET}@h:{'1' * 5000}", "port .* from 1 to 65535"),
-    (f"redis://:{SECRET}@[::1", "no host"),
-    (f"redis://:{SECRET}@[::1]6379", "no host"),
-    (f"redis://:{SECRET}@[h]:1", "no host"),
+    (f"redis://:{SECRET}@[::1", "no valid host"),
+    (f"redis://:{SECRET}@[::1]6379", "no valid host"),
+    (f"redis://:{SECRET}@[h]:1", "no valid host"),
     (f"redis://:{SECRET}@::1", "port .* from 1 to 65535"),
     (f"redis://:{SECRET}@a,b", "several hosts"),
-    (f"redis://:{SECRET}@h%", "no host"),
-    (f"redis://:{SECRET}@a..b", "no host"),
-    (f"redis://:{SECRET}@{'x' * 70}", "no host"),
+    (f"redis://:{SECRET}@h%", "no valid host"),
+    (f"redis://:{SECRET}@a..b", "no valid host"),
+    (f"redis://:{SECRET}@{'x' * 70}", "no valid host"),
     # databases
     ("redis://h/database", "database"),
     (f"redis://:{SECRET}@h/-1", "database"),
@@ -77,10 +76,8 @@ BAD = [
     ("unix://run/redis.sock", "names no socket"),
     ("unix:///run/redis.sock%00", "names no socket"),
     # options
-    ("redis://h?foo=bar", "there are db, username, password, ssl_ca_certs"),
-    ("redis://h?foo", "there are db"),
-    (f"redis://:{SECRET}@h/0?{SECRET}=1", "there are db"),
     ("rediss://h?ssl_ca_cert=/a", "perhaps ssl_ca_certs was meant"),
+    ("redis://h?user_name=x", "perhaps username was meant"),
     (f"redis://:{SECRET}@h?ssl_ca_certs=/a", "rediss://"),
     ("redis+cluster://h?ssl_cert_reqs=none", r"redis\+clusters://"),
     (f"rediss://:{SECRET}@h?ssl_ca_certs=/no/such/file", "TLS files .* No such file"),
@@ -100,7 +97,7 @@ BAD = [
     (f"redis+sentinel://:{SECRET}@h:1,i:99999/bus", "port .* from 1 to 65535"),
     (f"redis+sentinel://:{SECRET}@h/bus/database", "database"),
     (f"redis+sentinel://:{SECRET}@h/bus/1/2", "database"),
-    (f"redis+sentinel://:{SECRET}@[::1/bus", "no host"),
+    (f"redis+sentinel://:{SECRET}@[::1/bus", "no valid host"),
     (f"redis+sentinel://h/bus?password={SECRET}", "no options"),
     (f"redis+sentinel://h/bus/1?ssl_ca_certs={SECRET}", "no options"),
     (f"redis+sentinel://h/bus#{SECRET}", ESCAPE),
@@ -168,7 +165,9 @@ def test_a_password_is_in_no_representation() -> None:
 
 
 @pytest.mark.parametrize("command", ["asgi-worker", "asgi-interface"])
-@pytest.mark.parametrize("url", ["redis://127.0.0.1:abc", f"redis://:{SECRET}/{SECRET}@127.0.0.1", "redis://h?foo=bar"])
+@pytest.mark.parametrize(
+    "url", ["redis://127.0.0.1:abc", f"redis://:{SECRET}/{SECRET}@127.0.0.1", "redis://h?user_name=x"]
+)
 def test_a_command_says_it_in_a_line(program: Callable[[str], str], command: str, url: str) -> None:
     app = ["tests.support.bus_app:app"] if command == "asgi-worker" else []
     ended = subprocess.run(
@@ -178,8 +177,3 @@ def test_a_command_says_it_in_a_line(program: Callable[[str], str], command: str
     assert "layer's URL" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert SECRET not in ended.stderr + ended.stdout
-
-
-def test_the_known_options_are_named() -> None:
-    with pytest.raises(ValueError, match="there are " + ", ".join(OPTIONS)):
-        read_url("redis://h?retries=5")

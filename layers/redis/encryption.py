@@ -1,12 +1,12 @@
 """Encryption of entries: XAES-256-GCM, as C2SP specifies it, with a random nonce for each entry.
 
-A sealed entry is: MARK, 4 bytes that name the key, the nonce of 24 bytes, and the output of XAES-256-GCM, of which the
+An encrypted entry is: MARK, 4 bytes that name the key, the nonce of 24 bytes, and the output of XAES-256-GCM, whose
 last 16 bytes authenticate it. Where the entry belongs (the Redis key of a channel or mailbox) is authenticated as well.
 
 AES-256-GCM alone has nonces of 12 bytes: random ones are safe for 2^32 entries, which a busy bus writes in days. With
 24 bytes there is no such bound, and neither end has to keep or count anything, also when a process is forked.
 
-The first byte of MARK begins no value in msgpack, so an entry that is sealed is never taken for one that is not.
+No value in msgpack begins with the first byte of MARK, so encrypted and plain entries cannot be confused.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ TAG_BYTES = 16
 
 
 class ExtendedNonceCipher:
-    """XAES-256-GCM with one key (https://c2sp.org/XAES-256-GCM). It may be used from any thread."""
+    """XAES-256-GCM with one key (https://c2sp.org/XAES-256-GCM). Methods may be called from any thread."""
 
     def __init__(self, key: bytes) -> None:
-        """`key`: 32 bytes."""
+        """Take a key of 32 bytes."""
         self._block_cipher = Cipher(algorithms.AES(key), modes.ECB())  # noqa: S305  # as a permutation, for single blocks
         self._of_thread = threading.local()
         self._subkey = _double(self._encryptor().update(bytes(BLOCK_BYTES)))
@@ -57,21 +57,21 @@ class ExtendedNonceCipher:
         return AESGCM(self._encryptor().update(first.to_bytes(BLOCK_BYTES) + second.to_bytes(BLOCK_BYTES)))
 
     def _encryptor(self) -> CipherContext:
-        """Return this thread's: two threads must not use one at once, and a new one for each entry costs 7 µs."""
+        """Return the context of this thread: threads cannot share one, and a new one for each entry costs 7 µs."""
         encryptor: CipherContext | None = getattr(self._of_thread, "encryptor", None)
         if encryptor is None:
             encryptor = self._of_thread.encryptor = self._block_cipher.encryptor()
         return encryptor
 
 
-class Seal:
-    """Some keys: the first seals, all open. It may be used from any thread."""
+class Encryptor:
+    """Encrypt with the first of several keys, decrypt with all of them. Methods may be called from any thread."""
 
     def __init__(self, secrets: Sequence[str | bytes]) -> None:
-        """Derive the keys from the secrets; str is taken as UTF-8. Raises ValueError for what is no secret."""
-        made = dict.fromkeys(_derive(_secret(secret)) for secret in secrets)
-        self._ciphers = {key_id: ExtendedNonceCipher(key) for key_id, key in made}
-        if len(self._ciphers) < len(made):
+        """Derive the keys from the secrets; str is encoded as UTF-8. Raises ValueError for an invalid secret."""
+        keys = dict.fromkeys(_derive_key(_secret_bytes(secret)) for secret in secrets)
+        self._ciphers = {key_id: ExtendedNonceCipher(key) for key_id, key in keys}
+        if len(self._ciphers) < len(keys):
             raise ValueError("two encryption keys have the same id by chance: replace one of them")
         first_id = next(iter(self._ciphers))
         self._first = self._ciphers[first_id]
@@ -79,23 +79,26 @@ class Seal:
 
     @property
     def key_ids(self) -> list[str]:
-        """The names of the keys, in their order: 8 hexadecimal digits each, which tell nothing of the key."""
+        """The ids of the keys, in their order: 8 hexadecimal digits each, which reveal nothing of the key."""
         return [key_id.hex() for key_id in self._ciphers]
 
-    def seal(self, place: str, data: bytes) -> bytes:
-        """Return `data` sealed, to be opened at this place."""
+    def encrypt(self, place: str, data: bytes) -> bytes:
+        """Return the encrypted entry of a place."""
         nonce = os.urandom(NONCE_BYTES)
         return self._head + nonce + self._first.encrypt(nonce, data, MARK + place.encode())
 
-    def open(self, place: str, data: bytes) -> bytes:
-        """Return what was sealed for this place.
+    def decrypt(self, place: str, data: bytes) -> bytes:
+        """Return the decrypted entry of a place.
 
-        Raises NotSealed, UnknownKey, or ValueError when it was altered or moved.
+        Raises:
+            NotSealed: It is not encrypted.
+            UnknownKey: It is encrypted with another key.
+            ValueError: It was altered, moved from another place, or cut off.
         """
         if data[:1] != MARK[:1]:
             raise NotSealed
         if not data.startswith(MARK) or len(data) < HEAD_BYTES + TAG_BYTES:
-            raise ValueError("it is cut off, or sealed in a way that is not known here")
+            raise ValueError("it is cut off, or encrypted in an unknown format")
         key_id = data[KEY_ID]
         cipher = self._ciphers.get(key_id)
         if cipher is None:
@@ -114,14 +117,14 @@ def _double(block: bytes) -> int:
     return doubled ^ (1 << 128 | 0x87) if doubled >> 128 else doubled
 
 
-def _secret(secret: object) -> bytes:
+def _secret_bytes(secret: object) -> bytes:
     if not isinstance(secret, str | bytes) or not secret:
         raise ValueError("an encryption key is made of a secret: str or bytes, and not empty")
     return secret.encode() if isinstance(secret, str) else secret
 
 
-def _derive(secret: bytes) -> tuple[bytes, bytes]:
-    """Return the id and the key of a secret. Both follow from it alone, so that all processes have the same."""
+def _derive_key(secret: bytes) -> tuple[bytes, bytes]:
+    """Return the id and the key of a secret. Both depend on the secret alone, so that all processes agree."""
     derivation = HKDF(SHA256(), length=ID_BYTES + KEY_BYTES, salt=b"asgibus", info=b"entries, format 2")
     derived = derivation.derive(secret)
     return derived[:ID_BYTES], derived[ID_BYTES:]

@@ -18,8 +18,8 @@ from asgibus.layers.codec import pack
 from asgibus.layers.contract import FIRST_PROTOCOL_KIND
 from asgibus.layers.redis import heartbeat
 from asgibus.layers.redis.codec import FOREIGN_KEYS, Entries, NotSealed, UnknownKey
+from asgibus.layers.redis.encryption import HEAD_BYTES, TAG_BYTES, Encryptor, ExtendedNonceCipher
 from asgibus.layers.redis.pipeline import PAYLOAD_VERSION
-from asgibus.layers.redis.sealing import HEAD_BYTES, TAG_BYTES, ExtendedNonceCipher, Seal
 from support.bus import Recorder, until
 
 pytestmark = pytest.mark.anyio
@@ -90,42 +90,42 @@ def test_what_is_sealed_is_opened_with_each_of_the_keys(
     data: bytes, place: str, secrets: list[bytes], draw: st.DataObject
 ) -> None:
     first = draw.draw(st.sampled_from(secrets))
-    sealed = Seal([first]).seal(place, data)
-    assert Seal(secrets).open(place, sealed) == data
+    sealed = Encryptor([first]).encrypt(place, data)
+    assert Encryptor(secrets).decrypt(place, sealed) == data
     assert len(sealed) == HEAD_BYTES + len(data) + TAG_BYTES
 
 
 @given(st.binary(max_size=100), st.data())
 def test_what_was_altered_or_cut_off_is_not_opened(data: bytes, draw: st.DataObject) -> None:
-    seal = Seal(["a", "b"])
-    sealed = seal.seal(PLACE, data)
+    seal = Encryptor(["a", "b"])
+    sealed = seal.encrypt(PLACE, data)
     at = draw.draw(st.integers(0, len(sealed) - 1))
     changed = sealed[at] ^ draw.draw(st.integers(1, 255))
     for wrong in (sealed[:at] + bytes([changed]) + sealed[at + 1 :], sealed[:at], sealed + b"x"):
         with pytest.raises(REFUSED):
-            seal.open(PLACE, wrong)
+            seal.decrypt(PLACE, wrong)
 
 
 @pytest.mark.parametrize("at", [*range(HEAD_BYTES), -TAG_BYTES - 1, -TAG_BYTES, -1])
 def test_every_part_is_protected(at: int) -> None:
-    seal = Seal(["a"])
-    sealed = bytearray(seal.seal(PLACE, b"data"))
+    seal = Encryptor(["a"])
+    sealed = bytearray(seal.encrypt(PLACE, b"data"))
     sealed[at] ^= 1
     with pytest.raises(REFUSED) as raised:
-        seal.open(PLACE, bytes(sealed))
+        seal.decrypt(PLACE, bytes(sealed))
     expected = NotSealed if at == 0 else UnknownKey if 2 <= at < 6 else ValueError
     assert type(raised.value) is expected
 
 
 def test_an_entry_is_of_one_place_only() -> None:
-    seal = Seal(["a"])
+    seal = Encryptor(["a"])
     with pytest.raises(ValueError, match="moved from elsewhere"):
-        seal.open("asgibus:mailbox:b!", seal.seal(PLACE, b"data"))
+        seal.decrypt("asgibus:mailbox:b!", seal.encrypt(PLACE, b"data"))
 
 
 def test_the_same_is_never_sealed_the_same_way() -> None:
-    seal = Seal(["a"])
-    assert len({seal.seal(PLACE, b"data") for _ in range(1000)}) == 1000
+    seal = Encryptor(["a"])
+    assert len({seal.encrypt(PLACE, b"data") for _ in range(1000)}) == 1000
 
 
 @pytest.mark.parametrize(
@@ -147,11 +147,11 @@ def test_the_cipher_is_xaes_256_gcm(key: bytes, associated: bytes, ciphertext: s
 
 
 def test_threads_may_seal_and_open_at_once() -> None:
-    seal = Seal(["a"])
+    seal = Encryptor(["a"])
 
     def work(number: int) -> bool:
         data = number.to_bytes(4)
-        return all(seal.open(PLACE, seal.seal(PLACE, data)) == data for _ in range(200))
+        return all(seal.decrypt(PLACE, seal.encrypt(PLACE, data)) == data for _ in range(200))
 
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(work, range(32)))
@@ -159,8 +159,8 @@ def test_threads_may_seal_and_open_at_once() -> None:
 
 def test_later_releases_open_entries_of_the_first_one() -> None:
     sealed = bytes.fromhex(SEALED_BY_THE_FIRST_RELEASE)
-    assert Seal(["other", "secret"]).open(PLACE, sealed) == b"data"
-    assert Seal([b"secret"]).key_ids == Seal(["secret"]).key_ids == [sealed[2:6].hex()]
+    assert Encryptor(["other", "secret"]).decrypt(PLACE, sealed) == b"data"
+    assert Encryptor([b"secret"]).key_ids == Encryptor(["secret"]).key_ids == [sealed[2:6].hex()]
 
 
 @pytest.mark.parametrize("keys", ["secret", b"secret", [""], [b"", "a"], [5], [None]])
@@ -171,7 +171,7 @@ def test_what_is_no_list_of_keys_is_refused(keys: Any) -> None:
 
 def test_without_the_library_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
-    monkeypatch.delitem(sys.modules, "asgibus.layers.redis.sealing")
+    monkeypatch.delitem(sys.modules, "asgibus.layers.redis.encryption")
     with pytest.raises(ValueError, match=r"pip install 'asgibus\[encryption\]'"):
         open_layer("redis://127.0.0.1:1", encryption_keys=["secret"])
     open_layer("redis://127.0.0.1:1")
@@ -183,7 +183,7 @@ def test_keys_mean_nothing_to_the_memory_layer() -> None:
 
 def test_made_up_keys_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
     counts: Counter[str] = Counter()
-    entries = Entries(["a"], counts)
+    entries = Entries(Encryptor(["a"]), counts)
     for number in range(1000):
         entries.refused(PLACE, "1-1", UnknownKey(f"{number:08x}"))
     assert len(caplog.records) == FOREIGN_KEYS
@@ -357,7 +357,7 @@ async def test_a_peer_with_another_key_is_one_line_and_nobody_s_end(
         c.done(claim)
     lines = logged(caplog, "was dropped, as all like it will be")
     assert len(lines) == 3  # one for each layer
-    secret, own = Seal(["secret"]).key_ids[0], ", ".join(Seal(keys).key_ids) if keys else "none"
+    secret, own = Encryptor(["secret"]).key_ids[0], ", ".join(Encryptor(keys).key_ids) if keys else "none"
     (said,) = [line for line in lines if f"(known here: {own})" in line]
     assert f"sealed with the key {secret}: give this process that encryption key" in said
 
