@@ -23,15 +23,6 @@ Frame = tuple[Any, ...]
 Draft = list[Any]
 """A frame that was posted and may still be altered: see `Bus.packed`."""
 
-# The first item of every frame in a mailbox is its kind. Kinds below 16 are the layer's own; the rest belong to the
-# protocol between the servers, and the layer carries them without looking.
-MESSAGE = 0  # (MESSAGE, local part, message): somebody called send() with a process-local name
-GROUP_MESSAGE = 1  # (GROUP_MESSAGE, group, message): somebody called group_send(), and this mailbox is a member
-# (DEAD, mailbox, declared): the process of that mailbox is gone; all that it posted here stands before this. Somebody
-# has reaped and declared it; or its lease has ended.
-DEAD = 2
-FIRST_PROTOCOL_KIND = 16
-
 
 class Handler(Protocol):
     """The reader of a mailbox.

@@ -12,13 +12,26 @@ from types import NoneType
 from typing import Any
 
 from asgibus.layers.codec import unpack, unpack_message
-from asgibus.layers.contract import DEAD, GROUP_MESSAGE, MESSAGE, Frame
+from asgibus.layers.contract import Frame
+from asgibus.layers.frames import (
+    ABANDONED,
+    ACK,
+    CLAIMED,
+    DEAD,
+    EVENT,
+    EVENT_OFFSET,
+    GROUP_MESSAGE,
+    MESSAGE,
+    PROBE,
+    RESEND,
+    RESET,
+    SUPERSEDED,
+)
 from asgibus.layers.names import require_group
 from asgibus.protocol import events
 from asgibus.protocol.channels import require_protocol
 from asgibus.protocol.connect_request import HTTP, OPENING_VERSION, WEBSOCKET, Opening
 from asgibus.protocol.events import MAX_CLOSE_REASON, Event
-from asgibus.protocol.frames import ABANDONED, ACK, EVENT, HEAD, OWN, PROBE, RESEND, RESET, SUPERSEDED
 
 MAX_STATE_BYTES = 16 * 1024  # of `connection.state`, kept in the interface server's memory for every open connection
 MAX_NUMBER = 2**63 - 1
@@ -206,7 +219,7 @@ _FIELDS: Mapping[int, frozenset[tuple[type, ...]]] = {
     MESSAGE: frozenset({(int, str, dict)}),
     GROUP_MESSAGE: frozenset({(int, str, dict)}),
     DEAD: frozenset({(int, str, bool)}),
-    OWN: frozenset({(int, int, int)}),
+    CLAIMED: frozenset({(int, int, int)}),
     ACK: frozenset({(int, int, int, int)}),
     RESET: frozenset({(int, int, int)}),
     SUPERSEDED: frozenset({(int, int, int)}),
@@ -230,17 +243,18 @@ def check_frame(frame: Frame, checks: Mapping[int, Check]) -> None:
         raise BadFrame(f"a frame is a {type(frame).__name__}")
     if frame[0] == EVENT:
         if (
-            len(frame) > HEAD
+            len(frame) > EVENT_OFFSET
             and type(frame[1]) is int
             and type(frame[2]) is int
             and type(frame[3]) is int
             and type(frame[4]) is int
-            and type(frame[HEAD]) is int
-            and (check := checks.get(frame[HEAD])) is not None
+            and type(frame[EVENT_OFFSET]) is int
+            and (check := checks.get(frame[EVENT_OFFSET])) is not None
         ):
-            check(frame[HEAD:])
+            check(frame[EVENT_OFFSET:])
             return
-        raise BadFrame(f"the fields of an EVENT frame are {_shape(frame[1:])}, its code {frame[HEAD : HEAD + 1]!r:.20}")
+        code = frame[EVENT_OFFSET : EVENT_OFFSET + 1]
+        raise BadFrame(f"the fields of an EVENT frame are {_shape(frame[1:])}, its code {code!r:.20}")
     fields = _FIELDS.get(frame[0])
     if fields is None:
         raise BadFrame(f"a frame is of unknown kind {frame[0]!r:.20}")

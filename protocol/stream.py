@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import Enum
 
+from asgibus.layers.frames import ACK, CLAIMED, EVENT, PROBE, RESEND, RESET
 from asgibus.protocol.events import Event, size
-from asgibus.protocol.frames import ACK, EVENT, OWN, PROBE, RESEND, RESET
 
 WINDOW = 256 * 1024  # bytes under way per connection and direction
 PART = 64 * 1024  # bytes of a body in one event
@@ -149,7 +149,7 @@ class SessionEnd:
 
     def own(self) -> Event:
         """The frame that names its sender as owner."""
-        return (OWN, self.number, self.attempt)
+        return (CLAIMED, self.number, self.attempt)
 
     def ack(self) -> Event:
         """The frame that acknowledges all that was taken."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from asgibus.layers.contract import Bus, ChannelLayer, Claim, Draft
 from asgibus.layers.errors import MessageTooLarge
+from asgibus.layers.frames import ACKNOWLEDGED
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET, Opening
 from asgibus.protocol.events import (
     ABORT,
@@ -29,7 +30,6 @@ from asgibus.protocol.events import (
     encode,
     other,
 )
-from asgibus.protocol.frames import ACKNOWLEDGED
 from asgibus.protocol.states import HTTP_TABLE, OTHER_TABLE, App, IllegalTransition, Run, beginning, step
 from asgibus.protocol.stream import PART, SessionEnd
 from asgibus.worker.sendfile import send_file

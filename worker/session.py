@@ -9,6 +9,7 @@ from typing import Any
 from asgibus.layers.codec import listed, pack, unpack
 from asgibus.layers.contract import ChannelLayer, Claim, Frame
 from asgibus.layers.errors import LayerUnavailable, MessageTooLarge
+from asgibus.layers.frames import EVENT_OFFSET
 from asgibus.protocol.checks import MAX_STATE_BYTES
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET, Opening, scope_of
 from asgibus.protocol.events import (
@@ -27,7 +28,6 @@ from asgibus.protocol.events import (
     disconnect,
     size,
 )
-from asgibus.protocol.frames import HEAD
 from asgibus.protocol.states import App, Change, Run, change
 from asgibus.protocol.stream import NEW, Arrival
 from asgibus.worker.connection import Connection, Extension
@@ -230,7 +230,7 @@ class Session(Sending):
             if arrival is Arrival.GAP:
                 self.host.bus.post(self.interface, self.resend())
             return
-        event = frame[HEAD:]
+        event = frame[EVENT_OFFSET:]
         code = event[0]
         if code == GROUP_DONE:
             self._took(size(event))

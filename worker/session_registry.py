@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 
 import anyio
 
-from asgibus.layers.contract import DEAD, Bus, Claim, Frame, Offer
+from asgibus.layers.contract import Bus, Claim, Frame, Offer
+from asgibus.layers.frames import ABANDONED, ACK, DEAD, EVENT, EVENT_OFFSET, PROBE, RESEND, RESET, SUPERSEDED
 from asgibus.protocol.checks import FROM_CLIENT, BadFrame, ForeignVersion, check_frame, read_opening
 from asgibus.protocol.connect_request import Opening
 from asgibus.protocol.events import WEBSOCKET_DISCONNECT
-from asgibus.protocol.frames import ABANDONED, ACK, EVENT, HEAD, PROBE, RESEND, RESET, SUPERSEDED
 from asgibus.protocol.states import Run
 from asgibus.worker.answers import Answers
 from asgibus.worker.sending import Sending
@@ -191,7 +191,7 @@ class Sessions:
         elif kind == EVENT:
             if session.task is not None:
                 session.event(frame)
-            elif frame[HEAD] == WEBSOCKET_DISCONNECT and session.run is Run.ENDED:
+            elif frame[EVENT_OFFSET] == WEBSOCKET_DISCONNECT and session.run is Run.ENDED:
                 self._forget(session)  # nobody is left who could be told its last words
         elif kind == ACK:
             session.acknowledgement(frame[3])

@@ -10,6 +10,7 @@ import logging
 from asgibus.interface_server.connections.connection_life import Living
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import Frame
+from asgibus.layers.frames import EVENT_OFFSET
 from asgibus.protocol.connect_request import Opening
 from asgibus.protocol.events import (
     ABORT,
@@ -25,7 +26,6 @@ from asgibus.protocol.events import (
     Event,
     size,
 )
-from asgibus.protocol.frames import HEAD
 from asgibus.protocol.retry import Ending
 from asgibus.protocol.states import (
     HTTP_TABLE,
@@ -96,7 +96,7 @@ class Connection(Living):
             if arrival is Arrival.GAP:
                 self._connections.missed(self.owner, self.resend())
             return
-        event = frame[HEAD:]
+        event = frame[EVENT_OFFSET:]
         code = event[0]
         if code >= GROUP_ADD:
             self._control(event)

@@ -18,12 +18,24 @@ from asgibus.interface_server.connections.groups import Groups
 from asgibus.interface_server.connections.pending import Waiting
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.terminator import FAULT, cut
-from asgibus.layers.contract import FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE, Bus, Claim, Frame, Message, Offer
+from asgibus.layers.contract import Bus, Claim, Frame, Message, Offer
+from asgibus.layers.frames import (
+    ABANDONED,
+    ACK,
+    CLAIMED,
+    EVENT,
+    FIRST_PROTOCOL_KIND,
+    GROUP_MESSAGE,
+    MESSAGE,
+    PROBE,
+    RESEND,
+    RESET,
+    SUPERSEDED,
+)
 from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.checks import FROM_APP, BadFrame, check_frame
 from asgibus.protocol.connect_request import HTTP, OPENING_VERSION, Opening
 from asgibus.protocol.events import Event, encode
-from asgibus.protocol.frames import ABANDONED, ACK, EVENT, OWN, PROBE, RESEND, RESET, SUPERSEDED
 from asgibus.protocol.retry import IDEMPOTENT, Ending, retry_delay
 from asgibus.protocol.states import App, Life
 
@@ -262,7 +274,7 @@ class Connections:
             if connection is not None and connection.attempt == frame[2] and not connection.owner:
                 connection.run_ended(Ending.ABANDONED)
         elif connection is None or connection.attempt != frame[2] or not connection.owned_by(sender):
-            if kind == EVENT or kind == OWN or kind == PROBE:
+            if kind == EVENT or kind == CLAIMED or kind == PROBE:
                 self.bus.post(sender, (RESET if connection is None else SUPERSEDED, frame[1], frame[2]))
         elif kind == EVENT:
             connection.frame(frame)
@@ -276,7 +288,7 @@ class Connections:
             connection.repeat(frame[3])
         elif kind == PROBE:
             self.bus.post(sender, connection.probed(frame[3]))
-        elif kind != OWN:
+        elif kind != CLAIMED:
             logger.error("a frame of unknown kind %r from %s was dropped", kind, sender)
 
     def _dead(self, mailbox: str) -> None:

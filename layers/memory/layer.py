@@ -20,9 +20,6 @@ from typing import Any
 
 from asgibus.layers.codec import pack_message, unpack_message
 from asgibus.layers.contract import (
-    DEAD,
-    GROUP_MESSAGE,
-    MESSAGE,
     Bus,
     ChannelLayer,
     Claim,
@@ -35,6 +32,7 @@ from asgibus.layers.contract import (
     Statistics,
 )
 from asgibus.layers.errors import ChannelFull, ForeignChannel
+from asgibus.layers.frames import DEAD, GROUP_MESSAGE, MESSAGE
 from asgibus.layers.memory.queues import Queues
 from asgibus.layers.names import new_mailbox, require_channel, require_group, split_local
 from asgibus.layers.over_capacity import OverCapacity

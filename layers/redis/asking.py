@@ -11,12 +11,12 @@ import secrets
 from typing import NamedTuple
 
 from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.frames import STATS_QUERY
 from asgibus.layers.redis.codec import Entries
 from asgibus.layers.redis.kept import Sent
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.receiver import Receiver
 
-ASKED = 6  # (ASKED, local part, key), a frame of the layer's own: how that channel stands is to be said in that list
 ANSWER_MS = 10_000  # how long an answer is there for whoever has asked, who may have given up
 TOLD_SECONDS = 1.0  # for an answer that a sender waits for: a process that takes longer hangs
 SILENT_SECONDS = 5.0  # until senders ask a process again that did not answer
@@ -61,7 +61,7 @@ class Asking:
         Raises LayerUnavailable, also if there is no answer at the time `until` of the event loop's clock.
         """
         key = self._keys.answer(secrets.token_hex(8))
-        if not await self._sent.send(mailbox, (ASKED, part, key), until):
+        if not await self._sent.send(mailbox, (STATS_QUERY, part, key), until):
             return Standing()
         answer = await self._receiver.answer(key, until)
         if answer is None:

@@ -10,29 +10,18 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from asgibus.layers.codec import unpack, unpack_message
-from asgibus.layers.contract import (
-    DEAD,
-    GROUP_MESSAGE,
-    MESSAGE,
-    Bus,
-    Claim,
-    Delivery,
-    Draft,
-    Frame,
-    Handler,
-    Offer,
-    Statistics,
-)
+from asgibus.layers.contract import Bus, Claim, Delivery, Draft, Frame, Handler, Offer, Statistics
+from asgibus.layers.frames import DEAD, FENCE, GROUP_MESSAGE, LOCAL_MESSAGES, MESSAGE, STATS_QUERY
 from asgibus.layers.names import require_channel, require_group, split_local
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.asking import ANSWER_MS, ASKED, Standing
+from asgibus.layers.redis.asking import ANSWER_MS, Standing
 from asgibus.layers.redis.deliveries import Deliveries
 from asgibus.layers.redis.groups import Memberships
 from asgibus.layers.redis.heartbeat import LIFE_SECONDS, LeaseKeeper, Presence, lease_times
 from asgibus.layers.redis.inbox import Inbox
-from asgibus.layers.redis.kept import MESSAGES, Taken
+from asgibus.layers.redis.kept import Taken
 from asgibus.layers.redis.mailbox import MailboxReader
-from asgibus.layers.redis.offers import LOOKED, Offers
+from asgibus.layers.redis.offers import Offers
 from asgibus.layers.redis.pipeline import CALL_SECONDS
 from asgibus.layers.redis.work_queue import Claimant
 from asgibus.layers.settings import require_delay
@@ -151,7 +140,7 @@ class RedisBus(Bus):
             self._presence.heard(sender)
         else:
             frames, again = self._taken.once(frames, sent)
-            if frames and frames[0][0] == MESSAGES:
+            if frames and frames[0][0] == LOCAL_MESSAGES:
                 _, parts, message, delay = frames[0]
                 if full:
                     skipped = {int(place) for place in full.split(b",")}
@@ -167,7 +156,7 @@ class RedisBus(Bus):
                 return
             if again:
                 return
-            if frames and frames[0][0] == ASKED:
+            if frames and frames[0][0] == STATS_QUERY:
                 self._answer(*frames[0][1:])
                 return
             if frames and frames[0][0] == MEMBER:
@@ -374,7 +363,7 @@ def _check(frame: Frame) -> None:
     elif kind == DEAD:
         sound = len(frame) == 3 and isinstance(frame[1], str) and isinstance(frame[2], bool)
     else:
-        sound = kind == LOOKED and len(frame) == 2 and isinstance(frame[1], int)
+        sound = kind == FENCE and len(frame) == 2 and isinstance(frame[1], int)
     if not sound:
         raise ValueError(f"not a frame of the layer: {str(frame)[:100]}")
 

@@ -13,8 +13,9 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from asgibus.layers.contract import DEAD, Frame, Handler
+from asgibus.layers.contract import Frame, Handler
 from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.frames import DEAD
 from asgibus.layers.leases import Beat, Leases
 from asgibus.layers.names import has_channels, require_channel
 from asgibus.layers.redis import scripts

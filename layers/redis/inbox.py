@@ -18,8 +18,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from asgibus.layers.codec import unpack_message
-from asgibus.layers.contract import DEAD, Claim, Frame, Message, Offer
+from asgibus.layers.contract import Claim, Frame, Message, Offer
 from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.frames import DEAD
 from asgibus.layers.redis.asking import Standing
 from asgibus.layers.settings import LayerSettings
 

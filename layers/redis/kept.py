@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from asgibus.layers.contract import Frame
 from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.frames import LOCAL_MESSAGES, MESSAGE_ID
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.codec import Entries
 from asgibus.layers.redis.keys import Keys
@@ -23,10 +24,6 @@ from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Writer
 
 logger = logging.getLogger("asgibus.layers")
 
-NUMBERED = 4  # (NUMBERED, source, number), a frame of the layer's own: what stands behind it in its entry is taken once
-MESSAGES = (
-    5  # (MESSAGES, local parts, packed message, delay in seconds), likewise: for process-local channels of that mailbox
-)
 FULL = "full"  # a field of an entry: the places among those channels of such that do not get it, with commas between
 
 KEPT_ENTRIES = 1000  # of one source; a reader knows as many of it, and so takes none of them twice
@@ -95,7 +92,7 @@ class Sent:
 
         Returns those that are full and do not get it, or None if there is no such mailbox.
         """
-        entry = self._entry(mailbox, (MESSAGES, parts, message, delay))
+        entry = self._entry(mailbox, (LOCAL_MESSAGES, parts, message, delay))
         if mailbox in self._lost and not await self._repeat(mailbox, until):
             return None
         keys = self._keys.mailbox(mailbox), self._keys.unread(mailbox)
@@ -162,7 +159,7 @@ class Sent:
 
     def _entry(self, mailbox: str, frame: Frame) -> bytes:
         self._number += 1
-        numbered = NUMBERED, self._source, self._number
+        numbered = MESSAGE_ID, self._source, self._number
         return self._entries.pack(self._keys.mailbox(mailbox), (PAYLOAD_VERSION, "", (numbered, frame)))
 
     async def _add(self, kept: _Kept, until: float) -> bool:
@@ -225,7 +222,7 @@ class Taken:
 
         `at`: when the entry was written. Raises ValueError for a number that is none.
         """
-        if not frames or frames[0][0] != NUMBERED:
+        if not frames or frames[0][0] != MESSAGE_ID:
             return frames, False
         _, name, number = frames[0]
         if not isinstance(number, int) or not 0 < number < 2**63:

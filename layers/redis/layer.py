@@ -16,8 +16,9 @@ from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 from asgibus.layers.codec import pack_message
-from asgibus.layers.contract import DEAD, GROUP_MESSAGE, Bus, ChannelLayer, Frame, Handler, Message, Statistics
+from asgibus.layers.contract import Bus, ChannelLayer, Frame, Handler, Message, Statistics
 from asgibus.layers.errors import ChannelFull, ForeignChannel, LayerUnavailable
+from asgibus.layers.frames import DEAD, GROUP_MESSAGE
 from asgibus.layers.names import has_channels, mailbox_of, require_channel, require_group, split_local
 from asgibus.layers.over_capacity import OverCapacity
 from asgibus.layers.redis import channel_scripts, scripts

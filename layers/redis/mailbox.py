@@ -13,8 +13,9 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from asgibus.layers.contract import FIRST_PROTOCOL_KIND, Frame
+from asgibus.layers.contract import Frame
 from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.frames import FIRST_PROTOCOL_KIND
 from asgibus.layers.redis.client import Link, Outage
 from asgibus.layers.redis.codec import Entries
 from asgibus.layers.redis.config import Address

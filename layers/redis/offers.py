@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from asgibus.layers.contract import Frame, Handler, Offer
+from asgibus.layers.frames import FENCE
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.client import Outage
 from asgibus.layers.redis.codec import Entries
@@ -24,7 +25,6 @@ from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Command, Writer
 
 logger = logging.getLogger("asgibus.layers")
 
-LOOKED = 3  # (LOOKED, token), a frame of the layer's own: all that claimants had posted before that look stands before
 AT_ONCE = 100  # offers that one script looks for: it holds up Redis for about a millisecond
 LOOK_THROUGH = 10_000  # entries that a script looks through for an offer whose id is unknown, newest first
 NOT_FOUND = (b"", b"?")  # it is not there; or it may be, behind all that was looked through
@@ -126,13 +126,13 @@ class Offers:
 
     def told(self, frames: Sequence[Frame]) -> Sequence[Frame]:
         """Look for markers in frames that the layer itself has posted. Returns the others."""
-        tokens = [frame[1] for frame in frames if frame[0] == LOOKED]
+        tokens = [frame[1] for frame in frames if frame[0] == FENCE]
         if not tokens:
             return frames
         for token in tokens:
             for offer in self._looked_for.pop(token, ()):
                 self._decide(offer)
-        return [frame for frame in frames if frame[0] != LOOKED]
+        return [frame for frame in frames if frame[0] != FENCE]
 
     def close(self) -> None:
         """Make no offer again."""
@@ -224,7 +224,7 @@ class Offers:
             self._token += 1
             self._looked_for[self._token] = missing
             key = self._keys.mailbox(self._mailbox)
-            marker = self._entries.pack(key, (PAYLOAD_VERSION, "", [(LOOKED, self._token)]))
+            marker = self._entries.pack(key, (PAYLOAD_VERSION, "", [(FENCE, self._token)]))
             self._writer.write(("XADD", key, "NOMKSTREAM", "*", "b", marker), partial(self._marked, self._token))
 
     def _marked(self, token: int, reply: Any) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from asgibus.layers.contract import DEAD, Claim, Frame, Offer
+from asgibus.layers.contract import Claim, Frame, Offer
+from asgibus.layers.frames import DEAD
 
 
 class Recorder:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from asgibus.layers import Bus, Claim, Offer, RedisChannelLayer
-from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND, Frame
+from asgibus.layers.contract import Frame
+from asgibus.layers.frames import DEAD, FIRST_PROTOCOL_KIND
 
 KIND = FIRST_PROTOCOL_KIND
 

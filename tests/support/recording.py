@@ -7,10 +7,10 @@ from asgibus.interface_server.connections.registry import Connections
 from asgibus.interface_server.http.request import Request
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.codec import pack
-from asgibus.layers.contract import DEAD, Bus, Offer
+from asgibus.layers.contract import Bus, Offer
+from asgibus.layers.frames import CLAIMED, DEAD, EVENT, EVENT_OFFSET
 from asgibus.protocol.connect_request import WEBSOCKET, Opening
 from asgibus.protocol.events import ACCEPT, CLOSE, MESSAGE_SENT, Event
-from asgibus.protocol.frames import EVENT, HEAD, OWN
 
 WORKER = "worker.1!"
 OTHER = "worker.2!"
@@ -147,7 +147,7 @@ class Table:
 
     def events(self, mailbox: str = WORKER) -> list[Event]:
         """The events among that."""
-        return [frame[HEAD:] for frame in self.posted(mailbox) if frame[0] == EVENT]
+        return [frame[EVENT_OFFSET:] for frame in self.posted(mailbox) if frame[0] == EVENT]
 
     @property
     def openings(self) -> list[Opening]:
@@ -156,7 +156,7 @@ class Table:
 
 
 def own(number: int, attempt: int = 1) -> Frame:
-    return (OWN, number, attempt)
+    return (CLAIMED, number, attempt)
 
 
 def accept(

@@ -10,10 +10,10 @@ import anyio
 
 from asgibus.layers import Bus, ChannelLayer, InMemoryChannelLayer
 from asgibus.layers.contract import Frame
+from asgibus.layers.frames import ACK, EVENT, EVENT_OFFSET
 from asgibus.protocol import events
 from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.connect_request import HTTP, OPENING_VERSION, WEBSOCKET, Opening
-from asgibus.protocol.frames import ACK, EVENT, HEAD
 from asgibus.worker.settings import WorkerSettings
 from asgibus.worker.worker import Worker
 from support.bus import Recorder, until
@@ -68,7 +68,7 @@ class Interface:
         return [frame for frame in self.recorder.frames if frame[1] == number]
 
     def events(self, number: int) -> list[Frame]:
-        return [frame[HEAD:] for frame in self.frames(number) if frame[0] == EVENT]
+        return [frame[EVENT_OFFSET:] for frame in self.frames(number) if frame[0] == EVENT]
 
     @property
     def owner(self) -> str:

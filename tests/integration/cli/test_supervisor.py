@@ -20,7 +20,8 @@ import pytest
 
 from asgibus.cli.supervisor import Pause
 from asgibus.layers import open_layer
-from asgibus.layers.contract import DEAD, Claim, Frame
+from asgibus.layers.contract import Claim, Frame
+from asgibus.layers.frames import DEAD
 from support.bus import until
 from support.deadline import wait_until
 from support.processes import Process, Processes

@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 from asgibus.layers import RedisChannelLayer
+from asgibus.layers.frames import ABANDONED, ACK, CLAIMED, EVENT, EVENT_OFFSET, PROBE, RESEND, RESET, SUPERSEDED
 from asgibus.protocol import events
 from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.connect_request import HTTP, OPENING_VERSION, Opening
-from asgibus.protocol.frames import ABANDONED, ACK, EVENT, HEAD, OWN, PROBE, RESEND, RESET, SUPERSEDED
 from support.bus import Recorder
 from support.deadline import wait_until
 from support.processes import Process
@@ -48,7 +48,7 @@ ODD: list[Any] = [None, True, -1, 2**62, 1.5, "a\r\nb", b"a\r\nb", [], [1], {}, 
 def bad_frames(number: int) -> list[tuple[Any, ...]]:
     """Frames for the connection of that number: of each kind, with each field odd, too many and too few."""
     good: list[tuple[Any, ...]] = [
-        *((kind, number, 1) for kind in (OWN, RESET, ABANDONED, SUPERSEDED)),
+        *((kind, number, 1) for kind in (CLAIMED, RESET, ABANDONED, SUPERSEDED)),
         *((kind, number, 1, 0) for kind in (ACK, RESEND, PROBE)),
         *((EVENT, number, 1, 99, 0, code, "field", "field") for code in (*events.NAMES, 99)),
         (EVENT, number, 1, 1, 0, events.GROUP_ADD, "bad name!"),
@@ -58,7 +58,7 @@ def bad_frames(number: int) -> list[tuple[Any, ...]]:
     bad: list[tuple[Any, ...]] = [(), (None,), (99,), ("EVENT",), (0, 5, {}), (1, "room", []), (2, None, None)]
     for frame in good:
         bad.append((*frame, 1, 2, 3))
-        for at in range(1 if frame[0] != EVENT else HEAD, len(frame)):
+        for at in range(1 if frame[0] != EVENT else EVENT_OFFSET, len(frame)):
             bad += [(*frame[:at], odd, *frame[at + 1 :]) for odd in ODD[:1] + ODD[4:]]
     return bad
 

@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import redis
 
+from asgibus.layers.frames import EVENT, EVENT_OFFSET
 from asgibus.protocol.connect_request import HTTP
 from asgibus.protocol.events import MESSAGE_RECEIVED, REQUEST_BODY, REQUEST_END
-from asgibus.protocol.frames import EVENT, HEAD
 from asgibus.protocol.stream import PART
 from support.admin import counts, readiness
 from support.deadline import in_time, wait_until
@@ -44,7 +44,7 @@ def test_a_request_whose_body_was_withheld_is_run_again_with_it() -> None:
     connection, _ = table.open(HTTP, ((REQUEST_END, BODY),))
     assert table.openings[-1].events == ()
     table.frames(own(connection.number))
-    assert [frame[HEAD:] for frame in table.posted() if frame[0] == EVENT] == [(REQUEST_END, BODY)]
+    assert [frame[EVENT_OFFSET:] for frame in table.posted() if frame[0] == EVENT] == [(REQUEST_END, BODY)]
     table.dead()
     assert table.openings[-1].attempt == 2
     table.frames(own(connection.number, 2), sender="worker.2!")

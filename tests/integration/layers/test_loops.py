@@ -15,7 +15,7 @@ import redis
 from asgiref.sync import async_to_sync
 
 from asgibus.layers import ChannelFull, ChannelLayer, LayerUnavailable, RedisChannelLayer
-from asgibus.layers.contract import FIRST_PROTOCOL_KIND
+from asgibus.layers.frames import FIRST_PROTOCOL_KIND
 from asgibus.layers.redis.own_loop import YOUNG_SECONDS
 from support.bus import MakeLayer, Recorder, until
 from support.deadline import wait_until

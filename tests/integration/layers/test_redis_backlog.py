@@ -7,10 +7,10 @@ import pytest
 
 from asgibus.layers import LayerUnavailable, RedisChannelLayer, settings
 from asgibus.layers.codec import pack_message
+from asgibus.layers.frames import LOCAL_MESSAGES
 from asgibus.layers.names import split_local
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.backlog import Backlog
-from asgibus.layers.redis.kept import MESSAGES
 from support.bus import until
 from support.redis import RedisServer
 
@@ -106,7 +106,7 @@ async def test_what_was_written_twice_is_received_once_and_counts_once(redis_url
         assert local is not None
         mailbox, part = local
         attachment = await layer._shards.of(mailbox).attachment()
-        entry = attachment.sent._entry(mailbox, (MESSAGES, [part], pack_message({"n": 1}), 0.0))
+        entry = attachment.sent._entry(mailbox, (LOCAL_MESSAGES, [part], pack_message({"n": 1}), 0.0))
         keys = attachment.keys.mailbox(mailbox), attachment.keys.unread(mailbox)
         for _ in range(2):
             assert await attachment.writer.call("EVAL", scripts.SEND_TO_ONE, 2, *keys, entry, 3, part) == []

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
-from asgibus.layers.contract import GROUP_MESSAGE
+from asgibus.layers.frames import GROUP_MESSAGE
 from support.bus import Recorder, until
 from support.clocks import WallClock, stepping_server
 from support.deadline import in_time

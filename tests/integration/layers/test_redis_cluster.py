@@ -9,7 +9,7 @@ import pytest
 from redis.crc import key_slot
 
 from asgibus.layers import LayerUnavailable, RedisChannelLayer, open_layer
-from asgibus.layers.contract import FIRST_PROTOCOL_KIND
+from asgibus.layers.frames import FIRST_PROTOCOL_KIND
 from asgibus.layers.redis.config import CLUSTER_SHARDS, CLUSTER_TAGS
 from support.bus import Recorder, until
 from support.cluster import MASTERS, Cluster

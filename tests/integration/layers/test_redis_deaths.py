@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from asgibus.layers.codec import pack
-from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND, GROUP_MESSAGE
+from asgibus.layers.frames import DEAD, FIRST_PROTOCOL_KIND, GROUP_MESSAGE
 from asgibus.layers.redis import heartbeat
 from support.bus import until
 from support.deadline import in_time

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from asgibus.layers import RedisChannelLayer, open_layer
 from asgibus.layers.codec import pack
-from asgibus.layers.contract import FIRST_PROTOCOL_KIND
+from asgibus.layers.frames import FIRST_PROTOCOL_KIND
 from asgibus.layers.redis import heartbeat
 from asgibus.layers.redis.codec import FOREIGN_KEYS, Entries, NotSealed, UnknownKey
 from asgibus.layers.redis.encryption import HEAD_BYTES, TAG_BYTES, Encryptor, ExtendedNonceCipher

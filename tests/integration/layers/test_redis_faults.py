@@ -13,7 +13,8 @@ import redis
 
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
 from asgibus.layers.codec import pack
-from asgibus.layers.contract import FIRST_PROTOCOL_KIND, GROUP_MESSAGE, Bus
+from asgibus.layers.contract import Bus
+from asgibus.layers.frames import FIRST_PROTOCOL_KIND, GROUP_MESSAGE
 from asgibus.layers.redis import heartbeat
 from asgibus.layers.redis.pipeline import PAYLOAD_VERSION
 from support.bus import Recorder, until

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from asgibus.layers import RedisChannelLayer
-from asgibus.layers.contract import FIRST_PROTOCOL_KIND
+from asgibus.layers.frames import FIRST_PROTOCOL_KIND
 from support.bus import Recorder, until
 from support.deadline import in_time
 

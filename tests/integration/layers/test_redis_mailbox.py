@@ -11,7 +11,7 @@ import redis
 
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
 from asgibus.layers.codec import pack
-from asgibus.layers.contract import FIRST_PROTOCOL_KIND, MESSAGE
+from asgibus.layers.frames import FIRST_PROTOCOL_KIND, MESSAGE
 from asgibus.layers.redis.pipeline import PAYLOAD_VERSION
 from support.bus import until
 from support.peers import Place, place

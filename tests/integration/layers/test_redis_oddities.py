@@ -13,7 +13,7 @@ import redis
 
 from asgibus.layers import LayerUnavailable
 from asgibus.layers.codec import pack
-from asgibus.layers.contract import FIRST_PROTOCOL_KIND, GROUP_MESSAGE
+from asgibus.layers.frames import FIRST_PROTOCOL_KIND, GROUP_MESSAGE
 from asgibus.layers.redis.pipeline import PAYLOAD_VERSION
 from support.bus import until
 from support.deadline import HANG

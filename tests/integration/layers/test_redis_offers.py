@@ -12,7 +12,8 @@ import redis
 
 from asgibus.layers import Bus, LayerUnavailable, Offer, RedisChannelLayer
 from asgibus.layers.codec import pack, unpack
-from asgibus.layers.contract import FIRST_PROTOCOL_KIND, Frame
+from asgibus.layers.contract import Frame
+from asgibus.layers.frames import FIRST_PROTOCOL_KIND
 from asgibus.layers.redis import offers
 from support.bus import Recorder, until
 from support.redis import RedisServer

@@ -9,7 +9,7 @@ import redis
 
 from asgibus.layers import Bus, RedisChannelLayer
 from asgibus.layers.codec import pack
-from asgibus.layers.contract import DEAD
+from asgibus.layers.frames import DEAD
 from asgibus.layers.redis.heartbeat import Presence
 from asgibus.layers.redis.pipeline import PAYLOAD_VERSION
 from support.bus import Recorder, until

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
-from asgibus.layers.contract import GROUP_MESSAGE
+from asgibus.layers.frames import GROUP_MESSAGE
 from asgibus.layers.redis.codec import Entries
 from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.keys import Keys

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from asgibus.layers.codec import pack, unpack
-from asgibus.layers.contract import DEAD, MESSAGE, Bus, Claim, Delivery, Draft, Frame, Handler, Offer, Statistics
+from asgibus.layers.contract import Bus, Claim, Delivery, Draft, Frame, Handler, Offer, Statistics
+from asgibus.layers.frames import DEAD, MESSAGE
 
 
 class SteppedLoop(asyncio.BaseEventLoop):

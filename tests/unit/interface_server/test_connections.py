@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from asgibus.layers.contract import MESSAGE
+from asgibus.layers.frames import ABANDONED, ACK, CLAIMED, EVENT, MESSAGE, PROBE, RESEND, RESET, SUPERSEDED
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.protocol.events import (
     ACCEPT,
@@ -19,7 +19,6 @@ from asgibus.protocol.events import (
     RESPONSE_START,
     WEBSOCKET_DISCONNECT,
 )
-from asgibus.protocol.frames import ABANDONED, ACK, EVENT, OWN, PROBE, RESEND, RESET, SUPERSEDED
 from support.recording import OTHER, WORKER, RecordingTerminator, Table, accept, close, message, own
 
 
@@ -123,7 +122,7 @@ def test_a_client_that_leaves_before_its_worker_is_known_is_told_to_that_worker(
     connection.client_gone()
     assert len(table.bus.withdrawn) == 1
     assert table.bus.posted == []
-    table.frames((OWN, connection.number, 1))
+    table.frames((CLAIMED, connection.number, 1))
     assert [(mailbox, frame[5:]) for mailbox, frame in table.bus.posted] == [
         (WORKER, (REQUEST_END, b"rest")),
         (WORKER, (HTTP_DISCONNECT, True)),
@@ -214,7 +213,7 @@ def test_a_probe_names_the_owner_where_its_first_frame_was_lost(table: Table) ->
     assert [event[0] for event in terminator.written] == [ACCEPT]
 
 
-@pytest.mark.parametrize("more", [(EVENT, 0, 0, MESSAGE_SENT, "?"), (OWN,), (PROBE, 0)])
+@pytest.mark.parametrize("more", [(EVENT, 0, 0, MESSAGE_SENT, "?"), (CLAIMED,), (PROBE, 0)])
 def test_who_speaks_of_a_connection_that_is_not_known_is_reset(table: Table, more: tuple[Any, ...]) -> None:
     table.frames((more[0], 77, 3, *more[1:]))
     assert table.posted() == [(RESET, 77, 3)]

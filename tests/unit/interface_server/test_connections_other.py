@@ -5,9 +5,8 @@ from typing import Any, cast
 import pytest
 
 from asgibus.interface_server.terminator import ABORT, OTHER_CLOSE, OTHER_RECEIVED, OTHER_SENT, Event, other
-from asgibus.layers.contract import MESSAGE
+from asgibus.layers.frames import ABANDONED, ACK, EVENT, MESSAGE, RESET
 from asgibus.protocol.events import OTHER_DISCONNECT, decode, size
-from asgibus.protocol.frames import ABANDONED, ACK, EVENT, RESET
 from support.recording import WORKER, RecordingTerminator, Table, own
 
 SAY = other(OTHER_RECEIVED, {"type": "line.receive", "line": b"x"})

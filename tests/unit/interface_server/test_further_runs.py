@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from asgibus.layers.codec import pack
-from asgibus.layers.contract import GROUP_MESSAGE, MESSAGE
+from asgibus.layers.frames import ABANDONED, ACK, EVENT, EVENT_OFFSET, GROUP_MESSAGE, MESSAGE, RESET, SUPERSEDED
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.protocol.events import (
     CLOSE,
@@ -23,7 +23,6 @@ from asgibus.protocol.events import (
     WEBSOCKET_DISCONNECT,
     Event,
 )
-from asgibus.protocol.frames import ABANDONED, ACK, EVENT, HEAD, RESET, SUPERSEDED
 from asgibus.protocol.retry import CRASHES
 from asgibus.protocol.stream import PART
 from support.recording import OTHER, Table, accept, close, message, own
@@ -565,5 +564,5 @@ def test_frames_of_the_first_events_are_numbered_as_in_the_opening(table: Table)
     connection, _ = table.open_accepted()
     say(connection, "a", "b")
     table.dead()
-    assert [frame[HEAD:] for frame, _ in connection.kept()] == [*table.openings[-1].events]
+    assert [frame[EVENT_OFFSET:] for frame, _ in connection.kept()] == [*table.openings[-1].events]
     assert [frame[2:4] for frame, _ in connection.kept()] == [(2, 0), (2, 1)]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from asgibus.layers import Claim, InMemoryChannelLayer
-from asgibus.layers.contract import DEAD, FIRST_PROTOCOL_KIND, Frame
+from asgibus.layers.contract import Frame
+from asgibus.layers.frames import DEAD, FIRST_PROTOCOL_KIND
 from asgibus.layers.memory import MemoryBus
 from support.bus import Recorder, until
 

@@ -5,13 +5,14 @@ import sys
 
 import pytest
 
-from asgibus.layers.redis.kept import KEPT_ENTRIES, NUMBERED, REPEAT_SECONDS, SOURCES, Taken
+from asgibus.layers.frames import MESSAGE_ID
+from asgibus.layers.redis.kept import KEPT_ENTRIES, REPEAT_SECONDS, SOURCES, Taken
 
 FRAME = (1, "group", {})
 
 
 def took(taken: Taken, source: str, number: int, at: float = 1000.0) -> bool:
-    frames, again = taken.once([(NUMBERED, source, number), FRAME], at)
+    frames, again = taken.once([(MESSAGE_ID, source, number), FRAME], at)
     assert frames == [FRAME]
     return not again
 
@@ -59,4 +60,4 @@ def test_a_source_costs_a_few_kilobytes() -> None:
 @pytest.mark.parametrize("number", [0, -1, 2**64, "1", None, 1.5])
 def test_what_is_no_number_is_refused(number: object) -> None:
     with pytest.raises(ValueError, match="not a number"):
-        Taken().once([(NUMBERED, "a", number), FRAME], 1000.0)
+        Taken().once([(MESSAGE_ID, "a", number), FRAME], 1000.0)

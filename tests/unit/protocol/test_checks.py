@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asgibus.layers import frames
 from asgibus.layers.codec import pack, unpack
-from asgibus.layers.contract import DEAD, GROUP_MESSAGE, MESSAGE
-from asgibus.protocol import events, frames
+from asgibus.layers.frames import DEAD, GROUP_MESSAGE, MESSAGE
+from asgibus.protocol import events
 from asgibus.protocol.checks import FROM_APP, FROM_CLIENT, BadFrame, check_frame, read_opening
 from asgibus.protocol.connect_request import HTTP, OPENING_VERSION, Opening
 from asgibus.protocol.events import encode, other
@@ -57,7 +58,7 @@ GOOD_FRAMES: list[tuple[Any, ...]] = [
     (GROUP_MESSAGE, "room", {}),
     (DEAD, "worker.1!", False),
     (DEAD, "worker.1!", True),
-    (frames.OWN, 1, 1),
+    (frames.CLAIMED, 1, 1),
     (frames.ACK, 1, 1, 0),
     (frames.RESET, 1, 1),
     (frames.SUPERSEDED, 1, 1),

@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from asgibus.layers.frames import ACK, CLAIMED, EVENT, EVENT_OFFSET, PROBE, RESEND, RESET
 from asgibus.protocol.events import EVENT_OVERHEAD, MESSAGE_RECEIVED, MESSAGE_SENT, size
-from asgibus.protocol.frames import ACK, EVENT, HEAD, OWN, PROBE, RESEND, RESET
 from asgibus.protocol.stream import PART, WINDOW, Arrival, SessionEnd
 
 NUMBER, ATTEMPT = 7, 2
@@ -46,7 +46,7 @@ class End(SessionEnd):
             self.acknowledged(frame[4])
             arrival = self.arrived(frame[3])
             if arrival is Arrival.NEW:
-                self.inbox.append((frame[3], frame[HEAD:]))
+                self.inbox.append((frame[3], frame[EVENT_OFFSET:]))
             elif arrival is Arrival.GAP:
                 self.out.append(self.resend())
         elif frame[0] == ACK:
@@ -160,7 +160,7 @@ class Wire(RuleBasedStateMachine):
         for index, end in enumerate(self.ends):
             kept = [frame for frame, _ in end.kept()]
             assert [frame[3] for frame in kept] == list(range(end.acked, end.next_number))
-            assert [frame[HEAD:] for frame in kept] == end.sent_events[end.acked :]
+            assert [frame[EVENT_OFFSET:] for frame in kept] == end.sent_events[end.acked :]
             assert end.acked <= len(self.ends[1 - index].received), "what was not taken is not acknowledged"
 
     def teardown(self) -> None:
@@ -231,7 +231,7 @@ def test_a_sender_of_full_parts_is_told_before_its_window_shuts() -> None:
 def test_frames_without_an_event() -> None:
     end = SessionEnd(NUMBER, ATTEMPT, 1000)
     end.arrived(0)
-    assert end.own() == (OWN, NUMBER, ATTEMPT)
+    assert end.own() == (CLAIMED, NUMBER, ATTEMPT)
     assert end.reset() == (RESET, NUMBER, ATTEMPT)
     assert end.resend() == (RESEND, NUMBER, ATTEMPT, 1)
     assert end.ack() == (ACK, NUMBER, ATTEMPT, 0), "arrived is not taken"

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 import asgibus
+from asgibus.layers.frames import ACK, EVENT, PROBE
 from asgibus.protocol import events
-from asgibus.protocol.frames import ACK, EVENT, PROBE
 from asgibus.worker import session_registry as sessions
 from asgibus.worker import worker as server
 from support.bus import until

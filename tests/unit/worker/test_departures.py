@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import asgibus
+from asgibus.layers.frames import EVENT, RESET
 from asgibus.protocol import events
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
-from asgibus.protocol.frames import EVENT, RESET
 from asgibus.worker import worker as server
 from support.bus import until
 from support.worker_harness import running, whole

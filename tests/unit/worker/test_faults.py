@@ -10,11 +10,11 @@ import pytest
 
 import asgibus
 from asgibus.layers.contract import Claim
+from asgibus.layers.frames import ABANDONED, ACK, EVENT, PROBE, RESEND, RESET, SUPERSEDED
 from asgibus.layers.memory import MemoryBus
 from asgibus.protocol import events
 from asgibus.protocol.channels import shared_channels
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
-from asgibus.protocol.frames import ABANDONED, ACK, EVENT, PROBE, RESEND, RESET, SUPERSEDED
 from asgibus.worker import answers
 from asgibus.worker import session_registry as sessions
 from asgibus.worker.session import Session

@@ -7,9 +7,9 @@ import pytest
 
 import asgibus
 from asgibus.layers.codec import unpack
+from asgibus.layers.frames import ACK, EVENT, EVENT_OFFSET, PROBE, RESEND, RESET
 from asgibus.protocol import events
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
-from asgibus.protocol.frames import ACK, EVENT, HEAD, PROBE, RESEND, RESET
 from asgibus.worker import session_registry as sessions
 from asgibus.worker import worker as server
 from support.bus import until
@@ -25,7 +25,7 @@ async def handed_over(interface: Interface, number: int) -> tuple[Any, ...]:
     """The HANDOVER frame, which must be the last of its connection; acknowledged."""
     frames = await interface.last(number, events.HANDOVER)
     assert [frame[3] for frame in frames if frame[0] == EVENT] == list(range(len(interface.events(number))))
-    assert frames[-1][HEAD:] == (events.HANDOVER,)
+    assert frames[-1][EVENT_OFFSET:] == (events.HANDOVER,)
     interface.acknowledge(number, frames[-1][2])
     return frames[-1]
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from starlette.responses import FileResponse
 
+from asgibus.layers.frames import RESET
 from asgibus.protocol import events
-from asgibus.protocol.frames import RESET
 from asgibus.protocol.stream import PART
 from asgibus.worker import sendfile as files
 from support.bus import until

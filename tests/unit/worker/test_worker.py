@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from asgibus.layers.frames import ACK, CLAIMED, EVENT, RESET
 from asgibus.protocol import events
 from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
-from asgibus.protocol.frames import ACK, EVENT, OWN, RESET
 from asgibus.worker.lifespan import LifespanError
 from support.bus import until
 from support.worker_harness import echo, hello, running, whole
@@ -40,7 +40,7 @@ async def test_a_worker_names_itself_when_the_app_takes_its_time() -> None:
     async with running(slow) as interface:
         number = interface.open()
         await until(lambda: interface.frames(number))
-        assert interface.frames(number) == [(OWN, number, 1)]
+        assert interface.frames(number) == [(CLAIMED, number, 1)]
         go.set()
         assert whole(await interface.answer(number)) == (200, b"/")
 
