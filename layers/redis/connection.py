@@ -116,7 +116,9 @@ class RedisConnection(asyncio.Protocol):
         try:
             while (reply := reader.gets()) is not _NOTHING:
                 if not replies:
-                    self.abort("Redis sent a reply that nobody asked for")
+                    # Redis refuses a connection in this way: in protected mode, or when it has too many clients.
+                    said = reply if isinstance(reply, RedisError) else "a reply that nobody asked for"
+                    self.abort(f"Redis sent {said}")
                     return
                 replies.popleft()(reply)
         except hiredis.ProtocolError as error:

@@ -11,6 +11,7 @@ import pytest
 from asgibus.layers import LayerUnavailable, RedisChannelLayer, open_layer
 from asgibus.layers.redis import client as redis_client
 from asgibus.layers.redis.config import read_url
+from asgibus.layers.redis.connection import RedisConnection
 from support.bus import Recorder
 from support.redis import RedisServer
 from support.topologies import free_port, make_certificate
@@ -111,6 +112,13 @@ async def test_a_peer_that_is_not_redis() -> None:
         assert "cannot be used: the connection to Redis ended: Redis sent something that is not RESP" in await refusal(
             f"redis://127.0.0.1:{port}"
         )
+
+
+async def test_a_redis_that_refuses_connections() -> None:
+    """It says why before anything is asked, and closes the connection."""
+    connection = RedisConnection(asyncio.get_running_loop())
+    connection.data_received(b"-DENIED Redis is running in protected mode\r\n")
+    assert connection.lost.result() == "Redis sent DENIED Redis is running in protected mode"
 
 
 async def test_a_peer_that_closes() -> None:
