@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from asgibus.protocol.states import App
+from asgibus.protocol.states import AppState
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})  # RFC 9110 section 9.2.2
 CRASHES = 5  # workers that died in a row with a connection, without progress between: then the connection is closed
@@ -45,11 +45,11 @@ def retry_delay(crashes: int, chance: float) -> float:
     return FIRST_DELAY * 2.0 ** (crashes - 2) * (1 + chance)
 
 
-def may_run_http_again(state: App, method: str, *, whole: bool) -> bool:
+def may_run_http_again(state: AppState, method: str, *, whole: bool) -> bool:
     """Whether the app may run again for a request: idempotent, still here as a whole, and not answered at all."""
-    return state is App.WAITING and whole and method in IDEMPOTENT
+    return state is AppState.WAITING and whole and method in IDEMPOTENT
 
 
-def may_run_websocket_again(state: App, *, accepted: bool, resumable: bool) -> bool:
+def may_run_websocket_again(state: AppState, *, accepted: bool, resumable: bool) -> bool:
     """Whether the app may run again for a WebSocket: it was not answered yet, or the app can resume it."""
-    return resumable if accepted else state is App.HANDSHAKE
+    return resumable if accepted else state is AppState.HANDSHAKE

@@ -1,14 +1,14 @@
-"""The state tables: what may follow what. Each life cycle is one table, `(state, event code) -> state`.
+"""The state tables: which event may follow in which state. Each life cycle is one table, `(state, event) -> state`.
 
-States are strings, because those are found in a table without running Python code, and every event is looked up.
-
-An illegal step is an `IllegalTransition` that names the state and the event; at the worker it raises out of the app's
-`send`, at the interface server it is a frame that is refused.
+States are strings, because a string is found in a table without running Python code, and every event is looked up.
+Code that handles every message looks into its table directly; all other code calls `transition`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import TypeVar
 
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.protocol.events import (
@@ -31,8 +31,8 @@ from asgibus.protocol.events import (
 )
 
 
-class App(StrEnum):
-    """Where an app is in answering a connection."""
+class AppState(StrEnum):
+    """How far an app has got with its answer to a connection."""
 
     WAITING = "waiting for the response to start"
     STARTED = "response started"
@@ -45,187 +45,172 @@ class App(StrEnum):
 
 
 class IllegalTransition(RuntimeError):
-    """An event that the state does not allow."""
+    """An event that the state does not allow.
 
-    def __init__(self, state: App, code: int) -> None:
-        super().__init__(state, code)
+    A worker raises it from the app's `send`. At the interface server the event is dropped.
+    """
+
+    def __init__(self, state: StrEnum, event: int | StrEnum) -> None:
+        super().__init__(state, event)
         self.state = state
-        self.code = code
+        self.event = event
 
     def __str__(self) -> str:
-        return f"{NAMES.get(self.code, self.code)} is not allowed in the state {self.state.value!r}"
+        event = self.event.value if isinstance(self.event, StrEnum) else NAMES.get(self.event, self.event)
+        return f"{event} is not allowed in the state {self.state.value!r}"
 
 
-Table = dict[tuple[App, int], App]
-
-HTTP_TABLE: Table = {
-    (App.WAITING, EARLY_HINT): App.WAITING,
-    (App.WAITING, CONTINUE): App.WAITING,
-    (App.WAITING, RESPONSE_START): App.STARTED,
-    (App.WAITING, RESPONSE_START_TRAILERS): App.STARTED_TRAILERS,
-    (App.WAITING, RESPONSE): App.COMPLETE,
-    (App.WAITING, ABORT): App.COMPLETE,
-    (App.STARTED, EARLY_HINT): App.STARTED,  # written while the head is not, else ignored
-    (App.STARTED, CONTINUE): App.STARTED,
-    (App.STARTED, RESPONSE_BODY): App.STARTED,
-    (App.STARTED, RESPONSE_END): App.COMPLETE,
-    (App.STARTED, ABORT): App.COMPLETE,
-    (App.STARTED_TRAILERS, EARLY_HINT): App.STARTED_TRAILERS,
-    (App.STARTED_TRAILERS, CONTINUE): App.STARTED_TRAILERS,
-    (App.STARTED_TRAILERS, RESPONSE_BODY): App.STARTED_TRAILERS,
-    (App.STARTED_TRAILERS, RESPONSE_END): App.TRAILERS,
-    (App.STARTED_TRAILERS, ABORT): App.COMPLETE,
-    (App.TRAILERS, TRAILERS): App.TRAILERS,
-    (App.TRAILERS, TRAILERS_END): App.COMPLETE,
-    (App.TRAILERS, ABORT): App.COMPLETE,
-}
-
-WEBSOCKET_TABLE: Table = {
-    (App.HANDSHAKE, ACCEPT): App.OPEN,
-    (App.HANDSHAKE, CLOSE): App.COMPLETE,  # refused: the client gets 403
-    (App.HANDSHAKE, RESPONSE_START): App.DENYING,  # the extension "websocket.http.response"
-    (App.HANDSHAKE, ABORT): App.COMPLETE,
-    (App.DENYING, RESPONSE_BODY): App.DENYING,
-    (App.DENYING, RESPONSE_END): App.COMPLETE,
-    (App.DENYING, ABORT): App.COMPLETE,
-    (App.OPEN, MESSAGE_SENT): App.OPEN,
-    (App.OPEN, CLOSE): App.COMPLETE,
-    (App.OPEN, ABORT): App.COMPLETE,
-}
-
-# UDP and every protocol that another package brings: its connections are open from the start.
-OTHER_TABLE: Table = {
-    (App.OPEN, OTHER_SENT): App.OPEN,
-    (App.OPEN, OTHER_CLOSE): App.COMPLETE,
-    (App.OPEN, ABORT): App.COMPLETE,
-}
+_State = TypeVar("_State", bound=StrEnum)
+_Event = TypeVar("_Event", bound=int | StrEnum)
 
 
-def beginning(kind: str) -> tuple[Table, App]:
-    """What an app may send when on a connection of that kind, and where it begins."""
-    if kind == HTTP:
-        return HTTP_TABLE, App.WAITING
-    if kind == WEBSOCKET:
-        return WEBSOCKET_TABLE, App.HANDSHAKE
-    return OTHER_TABLE, App.OPEN
+def transition(table: Mapping[tuple[_State, _Event], _State], state: _State, event: _Event) -> _State:
+    """Return the state after an event.
 
-
-def step(table: Table, state: App, code: int) -> App:
-    """The state after an event. Raises IllegalTransition."""
-    after = table.get((state, code))
+    Raises:
+        IllegalTransition: The table has no such transition.
+    """
+    after = table.get((state, event))
     if after is None:
-        raise IllegalTransition(state, code)
+        raise IllegalTransition(state, event)
     return after
 
 
-class Life(StrEnum):
-    """Where a connection is at the interface server."""
+AppTable = dict[tuple[AppState, int], AppState]
 
-    OFFERED = "offered to the workers"
-    JOINED = "joined to a session"
-    PARTING = "left by its client, and its app has not heard of it"
-    LEFT = "left by its client while no worker had it"
-    ENDED = "ended"
+HTTP_TABLE: AppTable = {
+    (AppState.WAITING, EARLY_HINT): AppState.WAITING,
+    (AppState.WAITING, CONTINUE): AppState.WAITING,
+    (AppState.WAITING, RESPONSE_START): AppState.STARTED,
+    (AppState.WAITING, RESPONSE_START_TRAILERS): AppState.STARTED_TRAILERS,
+    (AppState.WAITING, RESPONSE): AppState.COMPLETE,
+    (AppState.WAITING, ABORT): AppState.COMPLETE,
+    (AppState.STARTED, EARLY_HINT): AppState.STARTED,  # written while the head is not, else ignored
+    (AppState.STARTED, CONTINUE): AppState.STARTED,
+    (AppState.STARTED, RESPONSE_BODY): AppState.STARTED,
+    (AppState.STARTED, RESPONSE_END): AppState.COMPLETE,
+    (AppState.STARTED, ABORT): AppState.COMPLETE,
+    (AppState.STARTED_TRAILERS, EARLY_HINT): AppState.STARTED_TRAILERS,
+    (AppState.STARTED_TRAILERS, CONTINUE): AppState.STARTED_TRAILERS,
+    (AppState.STARTED_TRAILERS, RESPONSE_BODY): AppState.STARTED_TRAILERS,
+    (AppState.STARTED_TRAILERS, RESPONSE_END): AppState.TRAILERS,
+    (AppState.STARTED_TRAILERS, ABORT): AppState.COMPLETE,
+    (AppState.TRAILERS, TRAILERS): AppState.TRAILERS,
+    (AppState.TRAILERS, TRAILERS_END): AppState.COMPLETE,
+    (AppState.TRAILERS, ABORT): AppState.COMPLETE,
+}
 
+WEBSOCKET_TABLE: AppTable = {
+    (AppState.HANDSHAKE, ACCEPT): AppState.OPEN,
+    (AppState.HANDSHAKE, CLOSE): AppState.COMPLETE,  # refused: the client gets 403
+    (AppState.HANDSHAKE, RESPONSE_START): AppState.DENYING,  # the extension "websocket.http.response"
+    (AppState.HANDSHAKE, ABORT): AppState.COMPLETE,
+    (AppState.DENYING, RESPONSE_BODY): AppState.DENYING,
+    (AppState.DENYING, RESPONSE_END): AppState.COMPLETE,
+    (AppState.DENYING, ABORT): AppState.COMPLETE,
+    (AppState.OPEN, MESSAGE_SENT): AppState.OPEN,
+    (AppState.OPEN, CLOSE): AppState.COMPLETE,
+    (AppState.OPEN, ABORT): AppState.COMPLETE,
+}
 
-class Turn(StrEnum):
-    """What happens to a connection at the interface server."""
-
-    OWNED = "a worker names itself as owner"
-    CLIENT_GONE = "the client is gone"
-    HEARD = "the app has heard that the client is gone, or need not"
-    COMPLETED = "the app has answered in full"
-    REOPENED = "its run has ended, and it is offered for another one"
-    GIVEN_UP = "no worker took it in time, or its worker is gone for good"
-
-
-LIFE_TABLE: dict[tuple[Life, Turn], Life] = {
-    (Life.OFFERED, Turn.OWNED): Life.JOINED,
-    (Life.OFFERED, Turn.CLIENT_GONE): Life.LEFT,
-    (Life.OFFERED, Turn.REOPENED): Life.OFFERED,  # whoever had claimed it died before it said so
-    (Life.OFFERED, Turn.GIVEN_UP): Life.ENDED,
-    (Life.JOINED, Turn.CLIENT_GONE): Life.PARTING,
-    (Life.JOINED, Turn.COMPLETED): Life.ENDED,
-    (Life.JOINED, Turn.REOPENED): Life.OFFERED,
-    (Life.JOINED, Turn.GIVEN_UP): Life.ENDED,
-    (Life.PARTING, Turn.HEARD): Life.ENDED,
-    (Life.PARTING, Turn.REOPENED): Life.LEFT,
-    (Life.PARTING, Turn.GIVEN_UP): Life.ENDED,
-    (Life.LEFT, Turn.OWNED): Life.PARTING,
-    (Life.LEFT, Turn.REOPENED): Life.LEFT,
-    (Life.LEFT, Turn.GIVEN_UP): Life.ENDED,
+# UDP, and protocols that plugins bring: their connections are open from the start.
+OTHER_TABLE: AppTable = {
+    (AppState.OPEN, OTHER_SENT): AppState.OPEN,
+    (AppState.OPEN, OTHER_CLOSE): AppState.COMPLETE,
+    (AppState.OPEN, ABORT): AppState.COMPLETE,
 }
 
 
-class Run(StrEnum):
-    """Where a session at the worker is, which is one run of the app."""
+def initial_state(kind: str) -> tuple[AppTable, AppState]:
+    """Return the table for the app's events on a connection of that kind, and the state it begins in."""
+    if kind == HTTP:
+        return HTTP_TABLE, AppState.WAITING
+    if kind == WEBSOCKET:
+        return WEBSOCKET_TABLE, AppState.HANDSHAKE
+    return OTHER_TABLE, AppState.OPEN
+
+
+class ConnectionState(StrEnum):
+    """The state of a connection at the interface server."""
+
+    OFFERED = "offered to the workers"
+    JOINED = "joined to a session"
+    CLOSING = "closed by its client, and its app has not received the disconnect"
+    ABANDONED = "closed by its client while no worker had it"
+    ENDED = "ended"
+
+
+class ConnectionEvent(StrEnum):
+    """An event in the life cycle of a connection at the interface server."""
+
+    CLAIMED = "claimed by a worker"
+    CLIENT_GONE = "client gone"
+    DISCONNECT_DELIVERED = "disconnect delivered to the app, or not needed"
+    COMPLETED = "answered in full"
+    OFFERED_AGAIN = "offered for a further run"
+    GIVEN_UP = "given up: not claimed in time, or its worker is gone for good"
+
+
+CONNECTION_TABLE: dict[tuple[ConnectionState, ConnectionEvent], ConnectionState] = {
+    (ConnectionState.OFFERED, ConnectionEvent.CLAIMED): ConnectionState.JOINED,
+    (ConnectionState.OFFERED, ConnectionEvent.CLIENT_GONE): ConnectionState.ABANDONED,
+    # The worker that claimed it died before it sent CLAIMED.
+    (ConnectionState.OFFERED, ConnectionEvent.OFFERED_AGAIN): ConnectionState.OFFERED,
+    (ConnectionState.OFFERED, ConnectionEvent.GIVEN_UP): ConnectionState.ENDED,
+    (ConnectionState.JOINED, ConnectionEvent.CLIENT_GONE): ConnectionState.CLOSING,
+    (ConnectionState.JOINED, ConnectionEvent.COMPLETED): ConnectionState.ENDED,
+    (ConnectionState.JOINED, ConnectionEvent.OFFERED_AGAIN): ConnectionState.OFFERED,
+    (ConnectionState.JOINED, ConnectionEvent.GIVEN_UP): ConnectionState.ENDED,
+    (ConnectionState.CLOSING, ConnectionEvent.DISCONNECT_DELIVERED): ConnectionState.ENDED,
+    (ConnectionState.CLOSING, ConnectionEvent.OFFERED_AGAIN): ConnectionState.ABANDONED,
+    (ConnectionState.CLOSING, ConnectionEvent.GIVEN_UP): ConnectionState.ENDED,
+    (ConnectionState.ABANDONED, ConnectionEvent.CLAIMED): ConnectionState.CLOSING,
+    (ConnectionState.ABANDONED, ConnectionEvent.OFFERED_AGAIN): ConnectionState.ABANDONED,
+    (ConnectionState.ABANDONED, ConnectionEvent.GIVEN_UP): ConnectionState.ENDED,
+}
+
+
+class RunState(StrEnum):
+    """The state of a session at the worker. A session is one run of the app."""
 
     SERVING = "serving its connection"
-    LEAVING = "to be handed over"
-    TOLD = "to be handed over, as the app knows"
+    DRAINING = "to be handed over"
+    NOTIFIED = "to be handed over, and the app knows"
     SUPERSEDED = "replaced by another run"
-    LOST = "without its client"
+    DISCONNECTED = "without its client"
     HANDED_OVER = "handed over"
     ENDED = "ended"
 
 
-class Change(StrEnum):
-    """What happens to a session at the worker."""
+class RunEvent(StrEnum):
+    """An event in the life cycle of a session at the worker."""
 
-    DRAIN = "its worker stops"
-    TELL = "the app is told that its client is gone"
-    SUPERSEDE = "another run has taken its connection over"
-    LOSE = "its client is gone"
-    RETURN = "the app returns"
+    DRAIN = "worker stops"
+    NOTIFY = "app notified of the handover"
+    SUPERSEDE = "superseded by another run"
+    DISCONNECT = "client gone"
+    RETURN = "app returned"
 
 
-RUN_TABLE: dict[tuple[Run, Change], Run] = {
-    (Run.SERVING, Change.DRAIN): Run.LEAVING,
-    (Run.SERVING, Change.SUPERSEDE): Run.SUPERSEDED,
-    (Run.SERVING, Change.LOSE): Run.LOST,
-    (Run.SERVING, Change.RETURN): Run.ENDED,
-    (Run.LEAVING, Change.TELL): Run.TOLD,
-    (Run.LEAVING, Change.SUPERSEDE): Run.SUPERSEDED,
-    (Run.LEAVING, Change.LOSE): Run.LOST,
-    (Run.LEAVING, Change.RETURN): Run.ENDED,  # by itself: it has ended its connection
-    (Run.TOLD, Change.SUPERSEDE): Run.SUPERSEDED,
-    (Run.TOLD, Change.LOSE): Run.LOST,
-    (Run.TOLD, Change.RETURN): Run.HANDED_OVER,
-    (Run.SUPERSEDED, Change.SUPERSEDE): Run.SUPERSEDED,
-    (Run.SUPERSEDED, Change.LOSE): Run.SUPERSEDED,  # the other run hears of that
-    (Run.SUPERSEDED, Change.RETURN): Run.ENDED,
-    (Run.LOST, Change.SUPERSEDE): Run.LOST,
-    (Run.LOST, Change.RETURN): Run.ENDED,
-    (Run.HANDED_OVER, Change.SUPERSEDE): Run.ENDED,
-    (Run.HANDED_OVER, Change.LOSE): Run.ENDED,
-    (Run.ENDED, Change.SUPERSEDE): Run.ENDED,
-    (Run.ENDED, Change.LOSE): Run.ENDED,
+RUN_TABLE: dict[tuple[RunState, RunEvent], RunState] = {
+    (RunState.SERVING, RunEvent.DRAIN): RunState.DRAINING,
+    (RunState.SERVING, RunEvent.SUPERSEDE): RunState.SUPERSEDED,
+    (RunState.SERVING, RunEvent.DISCONNECT): RunState.DISCONNECTED,
+    (RunState.SERVING, RunEvent.RETURN): RunState.ENDED,
+    (RunState.DRAINING, RunEvent.NOTIFY): RunState.NOTIFIED,
+    (RunState.DRAINING, RunEvent.SUPERSEDE): RunState.SUPERSEDED,
+    (RunState.DRAINING, RunEvent.DISCONNECT): RunState.DISCONNECTED,
+    (RunState.DRAINING, RunEvent.RETURN): RunState.ENDED,  # the app has ended the connection itself
+    (RunState.NOTIFIED, RunEvent.SUPERSEDE): RunState.SUPERSEDED,
+    (RunState.NOTIFIED, RunEvent.DISCONNECT): RunState.DISCONNECTED,
+    (RunState.NOTIFIED, RunEvent.RETURN): RunState.HANDED_OVER,
+    (RunState.SUPERSEDED, RunEvent.SUPERSEDE): RunState.SUPERSEDED,
+    (RunState.SUPERSEDED, RunEvent.DISCONNECT): RunState.SUPERSEDED,  # the other run receives the disconnect
+    (RunState.SUPERSEDED, RunEvent.RETURN): RunState.ENDED,
+    (RunState.DISCONNECTED, RunEvent.SUPERSEDE): RunState.DISCONNECTED,
+    (RunState.DISCONNECTED, RunEvent.RETURN): RunState.ENDED,
+    (RunState.HANDED_OVER, RunEvent.SUPERSEDE): RunState.ENDED,
+    (RunState.HANDED_OVER, RunEvent.DISCONNECT): RunState.ENDED,
+    (RunState.ENDED, RunEvent.SUPERSEDE): RunState.ENDED,
+    (RunState.ENDED, RunEvent.DISCONNECT): RunState.ENDED,
 }
-
-
-class IllegalTurn(RuntimeError):
-    """A turn that the life of a connection, or of a session, does not allow."""
-
-    def __init__(self, life: Life | Run, turn: Turn | Change) -> None:
-        super().__init__(life, turn)
-        self.life = life
-        self.turn = turn
-
-    def __str__(self) -> str:
-        return f"{self.turn.value!r} cannot happen to what is {self.life.value!r}"
-
-
-def turn(life: Life, event: Turn) -> Life:
-    """The life of a connection after a turn. Raises IllegalTurn."""
-    after = LIFE_TABLE.get((life, event))
-    if after is None:
-        raise IllegalTurn(life, event)
-    return after
-
-
-def change(run: Run, event: Change) -> Run:
-    """The state of a session after a change. Raises IllegalTurn."""
-    after = RUN_TABLE.get((run, event))
-    if after is None:
-        raise IllegalTurn(run, event)
-    return after

@@ -30,7 +30,15 @@ from asgibus.protocol.events import (
     encode,
     other,
 )
-from asgibus.protocol.states import HTTP_TABLE, OTHER_TABLE, App, IllegalTransition, Run, beginning, step
+from asgibus.protocol.states import (
+    HTTP_TABLE,
+    OTHER_TABLE,
+    AppState,
+    IllegalTransition,
+    RunState,
+    initial_state,
+    transition,
+)
 from asgibus.protocol.stream import PART, SessionEnd
 from asgibus.worker.sendfile import send_file
 
@@ -68,7 +76,7 @@ class Host(Protocol):
 
 
 # Looked up once: see `protocol.stream`.
-_OPEN, _COMPLETE, _LOST = App.OPEN, App.COMPLETE, Run.LOST
+_OPEN, _COMPLETE, _LOST = AppState.OPEN, AppState.COMPLETE, RunState.DISCONNECTED
 
 
 class Sending(SessionEnd):
@@ -105,7 +113,7 @@ class Sending(SessionEnd):
         super().__init__(opening.connection, opening.attempt, opening.window)
         self.host = host
         self.interface = opening.interface
-        self.run = Run.SERVING
+        self.run = RunState.SERVING
         self.confirmation: asyncio.Future[None] | None = None
         """Done when the interface server has answered whether there is such a connection."""
         self.lost = False
@@ -118,7 +126,7 @@ class Sending(SessionEnd):
         self._announced = False
         self.kind = opening.kind
         self._is_http = opening.kind == HTTP
-        self._table, self._app_state = beginning(opening.kind)
+        self._table, self._app_state = initial_state(opening.kind)
         self._no_body = opening.method == "HEAD"
         self._held: Event | None = None
         self._remaining: int | None = None
@@ -309,7 +317,7 @@ class Sending(SessionEnd):
     async def _send_file(self, event: Event) -> None:
         """Send a file as the body, or as a part of it."""
         more = event[0] != PATH_SEND and event[1]
-        step(HTTP_TABLE, self._app_state, RESPONSE_BODY if more else RESPONSE_END)
+        transition(HTTP_TABLE, self._app_state, RESPONSE_BODY if more else RESPONSE_END)
         # The start is kept for the first part: if there is none because the file cannot be read, the client gets a 500.
         self.host.keep(self)
         limit = 0 if self._no_body else self._remaining if event[0] == PATH_SEND else None
@@ -393,11 +401,11 @@ class Sending(SessionEnd):
             return None
         if self._held is not None:  # the client has seen nothing of it yet
             self._held = None
-            self._app_state = App.WAITING
-        if self._app_state in (App.WAITING, App.HANDSHAKE) and not self._resumed:
+            self._app_state = AppState.WAITING
+        if self._app_state in (AppState.WAITING, AppState.HANDSHAKE) and not self._resumed:
             self._answer(500, b"Internal Server Error")
             return None if excused else "returned without answering"
-        if self._app_state in (_OPEN, App.HANDSHAKE):
+        if self._app_state in (_OPEN, AppState.HANDSHAKE):
             self.post((CLOSE, 1011 if error else 1000, ""))
             return None
         self.post((ABORT,))
@@ -411,9 +419,9 @@ class Sending(SessionEnd):
                     self.post(self._other_close())
             elif self._app_state is _OPEN or self._resumed:
                 self.post((CLOSE, code, reason))
-            elif self._app_state is App.HANDSHAKE:
+            elif self._app_state is AppState.HANDSHAKE:
                 self._answer(503, b"This server is stopping.")
-            elif self._app_state is App.DENYING:
+            elif self._app_state is AppState.DENYING:
                 self.post((ABORT,))
             self._app_state = _COMPLETE
 

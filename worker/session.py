@@ -28,7 +28,7 @@ from asgibus.protocol.events import (
     disconnect,
     size,
 )
-from asgibus.protocol.states import App, Change, Run, change
+from asgibus.protocol.states import RUN_TABLE, AppState, RunEvent, RunState, transition
 from asgibus.protocol.stream import NEW, Arrival
 from asgibus.worker.connection import Connection, Extension
 from asgibus.worker.sending import ClientDisconnected, Host, Sending, resolve, waiting
@@ -39,7 +39,7 @@ SERVICE_RESTART = 1012  # close code: the service restarts, the client may come 
 
 _HANDED_OVER: Event = (WEBSOCKET_DISCONNECT, SERVICE_RESTART, "")
 # Looked up once: see `protocol.stream`.
-_COMPLETE, _LEAVING = App.COMPLETE, Run.LEAVING
+_COMPLETE, _LEAVING = AppState.COMPLETE, RunState.DRAINING
 
 
 class Session(Sending):
@@ -101,7 +101,7 @@ class Session(Sending):
     @property
     def handed_over(self) -> bool:
         """Whether another run goes on with the WebSocket, as the app of this one knows."""
-        return self.kind == WEBSOCKET and self.run in (Run.TOLD, Run.HANDED_OVER, Run.SUPERSEDED)
+        return self.kind == WEBSOCKET and self.run in (RunState.NOTIFIED, RunState.HANDED_OVER, RunState.SUPERSEDED)
 
     @property
     def target(self) -> object:
@@ -201,12 +201,12 @@ class Session(Sending):
 
     async def save_state(self) -> None:
         """See `Connection.save_state`."""
-        if self.run is Run.SUPERSEDED:
+        if self.run is RunState.SUPERSEDED:
             raise ClientDisconnected("another run serves this connection by now, with a state of its own")
-        if self.run in (Run.LOST, Run.HANDED_OVER, Run.ENDED):
+        if self.run in (RunState.DISCONNECTED, RunState.HANDED_OVER, RunState.ENDED):
             raise ClientDisconnected("the client is gone, and with it its state")
         self._save()
-        if self.run is not Run.TOLD:
+        if self.run is not RunState.NOTIFIED:
             await self._window()
             if self.is_gone:
                 raise ClientDisconnected("the client is gone, and with it its state")
@@ -239,7 +239,9 @@ class Session(Sending):
         self._inbox.append((frame[3], event))
         if code == WEBSOCKET_DISCONNECT:
             self.parting = self.host.resume
-            if self.run is not Run.TOLD:  # else the next run hears of it, and this one has still to be handed over
+            if (
+                self.run is not RunState.NOTIFIED
+            ):  # else the next run hears of it, and this one has still to be handed over
                 self._lose()
         elif code == OTHER_DISCONNECT or (code == HTTP_DISCONNECT and event[1]):
             self._lose()
@@ -247,22 +249,22 @@ class Session(Sending):
 
     def superseded(self) -> None:
         """End this run as one that was handed over, since another run serves its connection."""
-        self.run = change(self.run, Change.SUPERSEDE)
-        if self.run is Run.SUPERSEDED and self._disconnect is None:
+        self.run = transition(RUN_TABLE, self.run, RunEvent.SUPERSEDE)
+        if self.run is RunState.SUPERSEDED and self._disconnect is None:
             self._disconnect = _HANDED_OVER if self.kind == WEBSOCKET else disconnect(self.kind, 1006, "")
             self._cut()
             self._wake()
 
     def disconnected(self, code: int, reason: str = "") -> None:
         """The client is gone, without the interface server having said so in an event."""
-        if self.run not in (Run.LOST, Run.SUPERSEDED):
+        if self.run not in (RunState.DISCONNECTED, RunState.SUPERSEDED):
             self._inbox.append((self.expected, disconnect(self.kind, code, reason)))
             self._lose()
             self._wake()
 
     def _lose(self) -> None:
-        if self.run is not Run.LOST:
-            self.run = change(self.run, Change.LOSE)
+        if self.run is not RunState.DISCONNECTED:
+            self.run = transition(RUN_TABLE, self.run, RunEvent.DISCONNECT)
         self._cut()
 
     def _cut(self) -> None:
@@ -313,14 +315,16 @@ class Session(Sending):
 
         A WebSocket is handed over, and an event stream ended, when the app has cleaned up. Other requests may finish.
         """
-        if self.run is not Run.SERVING:
+        if self.run is not RunState.SERVING:
             return
         if self._is_http:
             leaves = self.is_event_stream
         else:
-            leaves = self.host.resume and self.kind == WEBSOCKET and self._app_state in (App.HANDSHAKE, App.OPEN)
+            leaves = (
+                self.host.resume and self.kind == WEBSOCKET and self._app_state in (AppState.HANDSHAKE, AppState.OPEN)
+            )
         if leaves:
-            self.run = change(self.run, Change.DRAIN)
+            self.run = transition(RUN_TABLE, self.run, RunEvent.DRAIN)
             self._wake()
         elif not self._is_http:
             self.close(SERVICE_RESTART, "")
@@ -339,7 +343,7 @@ class Session(Sending):
             self._wake()
 
     def _tell(self) -> None:
-        self.run = change(self.run, Change.TELL)
+        self.run = transition(RUN_TABLE, self.run, RunEvent.NOTIFY)
         # What is in the inbox was not taken, so the next run gets it.
         self._disconnect = (HTTP_DISCONNECT, False) if self._is_http else _HANDED_OVER
         self._cut()
@@ -348,14 +352,14 @@ class Session(Sending):
         """The app has returned, or raised: answer what it left open, and log what it did wrong."""
         if error is None:
             self._done()
-        if self.run is Run.TOLD and self._app_state is not _COMPLETE:
+        if self.run is RunState.NOTIFIED and self._app_state is not _COMPLETE:
             if self._is_http:
                 self.end_stream()
             else:
                 self._hand_over()
         elif wrong := self.finish(error, excused=self._disconnect is not None):
             logger.error("the app %s on %s %r", wrong, self.scope["type"], self.target)
-        self.run = change(self.run, Change.RETURN)
+        self.run = transition(RUN_TABLE, self.run, RunEvent.RETURN)
         if not self._announced:
             self._owned()
         # Let go of what refers back to this session: its memory is then free at once.

@@ -14,7 +14,7 @@ from asgibus.layers.frames import ABANDONED, ACK, DEAD, EVENT, EVENT_OFFSET, PRO
 from asgibus.protocol.checks import FROM_CLIENT, BadFrame, ForeignVersion, check_frame, read_opening
 from asgibus.protocol.connect_request import Opening
 from asgibus.protocol.events import WEBSOCKET_DISCONNECT
-from asgibus.protocol.states import Run
+from asgibus.protocol.states import RunState
 from asgibus.worker.answers import Answers
 from asgibus.worker.sending import Sending
 from asgibus.worker.session import Session
@@ -61,7 +61,7 @@ class Sessions:
             return False
         if known.attempt >= opening.attempt:  # its offer was made twice, as the store seemed to have lost it
             # A probe names the owner, and finds what else was lost; but this run may believe that its client is gone.
-            self.bus.post(known.interface, known.reset() if known.run is Run.LOST else known.probe())
+            self.bus.post(known.interface, known.reset() if known.run is RunState.DISCONNECTED else known.probe())
             return True
         self._supersede(known)  # the interface server has begun anew, without this run
         return False
@@ -157,7 +157,7 @@ class Sessions:
 
     def _probe(self, session: Session) -> None:
         """Ask whether the interface server has all that was sent, unless the client is gone."""
-        if session.run not in (Run.LOST, Run.SUPERSEDED):
+        if session.run not in (RunState.DISCONNECTED, RunState.SUPERSEDED):
             self.bus.post(session.interface, session.probe())
 
     def _probe_all(self) -> None:
@@ -191,7 +191,7 @@ class Sessions:
         elif kind == EVENT:
             if session.task is not None:
                 session.event(frame)
-            elif frame[EVENT_OFFSET] == WEBSOCKET_DISCONNECT and session.run is Run.ENDED:
+            elif frame[EVENT_OFFSET] == WEBSOCKET_DISCONNECT and session.run is RunState.ENDED:
                 self._forget(session)  # nobody is left who could be told its last words
         elif kind == ACK:
             session.acknowledgement(frame[3])
@@ -207,7 +207,7 @@ class Sessions:
             self.counts["repeated"] += 1
             session.repeat(frame[3])
         elif kind == PROBE:
-            given_up = session.run is Run.LOST and not session.parting
+            given_up = session.run is RunState.DISCONNECTED and not session.parting
             self.bus.post(sender, session.reset() if given_up else session.probed(frame[3]))
         else:
             logger.error("a frame of unknown kind %r from %s was dropped", kind, sender)

@@ -14,7 +14,7 @@ from asgibus.layers.errors import LayerUnavailable
 from asgibus.protocol.channels import shared_channels
 from asgibus.protocol.checks import ForeignVersion, read_opening
 from asgibus.protocol.pacing import staggered
-from asgibus.protocol.states import Run
+from asgibus.protocol.states import RunState
 from asgibus.worker.base import CANCEL_SECONDS, BaseWorker
 from asgibus.worker.complaints import Complaints
 from asgibus.worker.sending import ClientDisconnected, Sending
@@ -187,7 +187,7 @@ class Worker(BaseWorker):
             if not (session.lost and is_disconnect(raised)):
                 self._complaints.raised(session, raised, self._loop.time())
         finally:
-            lost = session.run in (Run.LOST, Run.SUPERSEDED)
+            lost = session.run in (RunState.DISCONNECTED, RunState.SUPERSEDED)
             if session.task is not None:
                 self._tasks.discard(session.task)
             session.end(error)

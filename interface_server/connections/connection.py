@@ -31,10 +31,10 @@ from asgibus.protocol.states import (
     HTTP_TABLE,
     OTHER_TABLE,
     WEBSOCKET_TABLE,
-    App,
+    AppState,
+    ConnectionEvent,
+    ConnectionState,
     IllegalTransition,
-    Life,
-    Turn,
 )
 from asgibus.protocol.stream import NEW, Arrival
 
@@ -43,8 +43,8 @@ logger = logging.getLogger("asgibus.interface")
 APP_FAILED = (500, 1011)  # when a further run of the app answers otherwise than the first
 _LAST = (CLOSE, RESPONSE_END, ABORT)  # the last event of a run that has not been told of the end of its WebSocket
 # Looked up once: see `protocol.stream`.
-_OFFERED, _JOINED, _PARTING = Life.OFFERED, Life.JOINED, Life.PARTING
-_HANDSHAKE, _COMPLETE = App.HANDSHAKE, App.COMPLETE
+_OFFERED, _JOINED, _PARTING = ConnectionState.OFFERED, ConnectionState.JOINED, ConnectionState.CLOSING
+_HANDSHAKE, _COMPLETE = AppState.HANDSHAKE, AppState.COMPLETE
 
 
 class Connection(Living):
@@ -79,7 +79,7 @@ class Connection(Living):
         elif self.table is OTHER_TABLE:
             self.opening = b""  # there is no further run
         unsent, self._unsent = self._unsent, None
-        self._turn(Turn.OWNED)
+        self._turn(ConnectionEvent.CLAIMED)
         for frame, counted in unsent or ():
             self._connections.bus.post(sender, frame, counted)
         if unsent and self.in_flight < self.window:
@@ -106,7 +106,7 @@ class Connection(Living):
                 # The app has ended the connection itself and may have returned: nobody is left who could hear more.
                 self._tell_all_taken()
                 if self.life is _PARTING:  # else the frame has said that the app has heard it
-                    self._turn(Turn.HEARD)
+                    self._turn(ConnectionEvent.DISCONNECT_DELIVERED)
                 return
             # A further run, which comes to hear of it, goes on as if the client were there, and must not wait for that.
             self.took(size(event), self.expected)
@@ -124,7 +124,7 @@ class Connection(Living):
         if after is _COMPLETE:
             if self.table is not HTTP_TABLE:
                 self._tell_all_taken()
-            self._turn(Turn.COMPLETED)
+            self._turn(ConnectionEvent.COMPLETED)
             return
         self._behind += size(event)
         if not self.terminator.write_paused:
@@ -157,7 +157,7 @@ class Connection(Living):
                 self.accepted, self.subprotocol = True, event[1]
                 return True
             if event[1] == self.subprotocol:
-                self.app = App.OPEN
+                self.app = AppState.OPEN
                 self._took(size(event))
                 return False
             wrong = f"accepted it with the subprotocol {event[1]!r}, where it was {self.subprotocol!r}"
@@ -189,7 +189,7 @@ class Connection(Living):
         if (code == OTHER_SENT or code == OTHER_CLOSE) and not event[1].startswith(f"{self.kind}."):
             return False
         # Between two runs the client is open, whatever the next run is going to say.
-        state = App.OPEN if self.accepted and self.app is _HANDSHAKE else self.app
+        state = AppState.OPEN if self.accepted and self.app is _HANDSHAKE else self.app
         after = self.table.get((state, code))
         if after is None:
             return False
@@ -209,7 +209,7 @@ class Connection(Living):
         opened = self.acknowledged(number)
         if self.life is _PARTING:
             if all(event[0] == GROUP_DONE for event in self.unacknowledged):  # an answer may come behind the disconnect
-                self._turn(Turn.HEARD)
+                self._turn(ConnectionEvent.DISCONNECT_DELIVERED)
         elif opened:
             self.terminator.resume()
 

@@ -16,7 +16,15 @@ from asgibus.layers.contract import Frame, Offer
 from asgibus.protocol.connect_request import Opening
 from asgibus.protocol.events import GROUP_DONE, Event, disconnect
 from asgibus.protocol.retry import CRASHES, Ending, may_run_http_again, may_run_websocket_again
-from asgibus.protocol.states import HTTP_TABLE, App, Life, Turn, beginning, turn
+from asgibus.protocol.states import (
+    CONNECTION_TABLE,
+    HTTP_TABLE,
+    AppState,
+    ConnectionEvent,
+    ConnectionState,
+    initial_state,
+    transition,
+)
 from asgibus.protocol.stream import PART, SessionEnd
 
 if TYPE_CHECKING:
@@ -29,8 +37,8 @@ NO_WORKER = (503, 1013)  # HTTP status and close code while no worker takes a co
 WORKER_LOST = (502, 1012)  # when the worker that served it is gone, and no other may go on
 POISON = (502, 1011)  # when one worker after another died with it
 # Looked up once: see `protocol.stream`.
-_PARTING, _LEFT, _ENDED = Life.PARTING, Life.LEFT, Life.ENDED
-_OWNED, _CLIENT_GONE = Turn.OWNED, Turn.CLIENT_GONE
+_PARTING, _LEFT, _ENDED = ConnectionState.CLOSING, ConnectionState.ABANDONED, ConnectionState.ENDED
+_OWNED, _CLIENT_GONE = ConnectionEvent.CLAIMED, ConnectionEvent.CLIENT_GONE
 
 
 class Living(SessionEnd):
@@ -71,8 +79,8 @@ class Living(SessionEnd):
         self._connections = connections
         self.terminator = terminator
         self.kind = kind
-        self.table, self.app = beginning(kind)
-        self.life = Life.OFFERED
+        self.table, self.app = initial_state(kind)
+        self.life = ConnectionState.OFFERED
         self.offer: Offer | None = None
         self.offered_at = now
         self.queue: dict[int, Living] | None = None
@@ -80,7 +88,7 @@ class Living(SessionEnd):
         self.unclaimed: tuple[str, int] | None = None
         """The pool of its offer, and the bytes."""
         self.owner = ""
-        self.accepted = self.app is App.OPEN
+        self.accepted = self.app is AppState.OPEN
         self.subprotocol: str | None = None
         self.resumable = False
         self.crashes = 0
@@ -105,18 +113,18 @@ class Living(SessionEnd):
 
     def client_gone(self, code: int = 1006, reason: str = "") -> None:
         """The client is gone, or its request cannot be finished: the app learns it at once, and this ends."""
-        if self.life is not Life.OFFERED and self.life is not Life.JOINED:
+        if self.life is not ConnectionState.OFFERED and self.life is not ConnectionState.JOINED:
             return
         self.event(disconnect(self.kind, code, reason))
-        self._turn(Turn.CLIENT_GONE)
+        self._turn(ConnectionEvent.CLIENT_GONE)
 
     def run_ended(self, ending: Ending) -> None:
         """Offer the connection for another run, as the last one has ended before its time; or end it."""
-        if (self.life is Life.LEFT or self.life is Life.PARTING) and (
+        if (self.life is ConnectionState.ABANDONED or self.life is ConnectionState.CLOSING) and (
             ending is Ending.FORGOTTEN or not self._must_be_heard
         ):
-            self._turn(Turn.GIVEN_UP)
-        elif self.life is not Life.ENDED:
+            self._turn(ConnectionEvent.GIVEN_UP)
+        elif self.life is not ConnectionState.ENDED:
             if ending.by_death and self._is_poison():
                 logger.error(
                     "connection %d is ended: %d workers in a row died while they handled it", self.number, self.crashes
@@ -138,7 +146,7 @@ class Living(SessionEnd):
     @property
     def _at_rest(self) -> bool:
         """Whether its worker had nothing to do for it."""
-        if self.table is HTTP_TABLE or not self.accepted or self.app is App.HANDSHAKE:
+        if self.table is HTTP_TABLE or not self.accepted or self.app is AppState.HANDSHAKE:
             return False
         return all(event[0] == GROUP_DONE for event in self.unacknowledged)
 
@@ -178,10 +186,10 @@ class Living(SessionEnd):
             self.handled += self._handled_now()
         self.renew(self.attempt + 1, [event for event in events if event[0] != GROUP_DONE])
         self.answers = 0
-        self.app = App.WAITING if self.table is HTTP_TABLE else App.HANDSHAKE
+        self.app = AppState.WAITING if self.table is HTTP_TABLE else AppState.HANDSHAKE
         self.owner = ""
         self._behind = 0
-        self._turn(Turn.REOPENED)
+        self._turn(ConnectionEvent.OFFERED_AGAIN)
         first = sum(end <= 2 * PART for end in accumulate(counted for _, counted in self.kept()))
         self._unsent = self.kept()[first:]
         self.opening = opening._replace(
@@ -192,7 +200,7 @@ class Living(SessionEnd):
             state=self.saved_state,
         )
         self._connections.reopen(self, self.opening)
-        if self.in_flight < self.window and self.life is Life.OFFERED:
+        if self.in_flight < self.window and self.life is ConnectionState.OFFERED:
             self.terminator.resume()
 
     def not_taken(self) -> None:
@@ -203,17 +211,17 @@ class Living(SessionEnd):
 
     def give_up(self, answer: tuple[int, int]) -> None:
         """No worker took this in time, or its worker is gone: the client gets the status or the close code."""
-        if self.life is Life.LEFT or self.life is Life.PARTING:
-            self._turn(Turn.GIVEN_UP)
-        elif self.life is not Life.ENDED:
-            self._turn(Turn.GIVEN_UP)
-            self.app = App.COMPLETE
+        if self.life is ConnectionState.ABANDONED or self.life is ConnectionState.CLOSING:
+            self._turn(ConnectionEvent.GIVEN_UP)
+        elif self.life is not ConnectionState.ENDED:
+            self._turn(ConnectionEvent.GIVEN_UP)
+            self.app = AppState.COMPLETE
             self._answer(answer)
 
     def fail(self, answer: tuple[int, int]) -> None:
         """End this though its worker lives: the app learns it, and the client gets the status or the close code."""
         self.client_gone(answer[1])
-        self.app = App.COMPLETE
+        self.app = AppState.COMPLETE
         self._answer(answer)
 
     def _answer(self, answer: tuple[int, int]) -> None:
@@ -222,14 +230,14 @@ class Living(SessionEnd):
         except Exception:  # others may be waiting behind it to be told the same
             logger.exception(FAULT, cut(self.terminator, self._connections.counts))
 
-    def _turn(self, event: Turn) -> None:
-        self.life = turn(self.life, event)
+    def _turn(self, event: ConnectionEvent) -> None:
+        self.life = transition(CONNECTION_TABLE, self.life, event)
         if event is _OWNED:
             self._connections.joined(self)
         elif event is _CLIENT_GONE:
             self._connections.left(self)
         if self.life is _PARTING and not self._must_be_heard:
-            self.life = turn(self.life, Turn.HEARD)
+            self.life = transition(CONNECTION_TABLE, self.life, ConnectionEvent.DISCONNECT_DELIVERED)
         if self.life is _LEFT and not self._must_be_heard:
             self._connections.left_early(self)
         elif self.life is _ENDED:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.contract import Bus, Offer
 from asgibus.protocol.retry import Ending
-from asgibus.protocol.states import Life
+from asgibus.protocol.states import ConnectionState
 
 if TYPE_CHECKING:
     from asgibus.interface_server.connections.connection_life import Living
@@ -151,7 +151,7 @@ class Waiting:
             connection = next(iter(waiting.values()))
             if connection.offered_at > now - seconds:
                 break
-            unserved += connection.life is Life.OFFERED
+            unserved += connection.life is ConnectionState.OFFERED
             connection.not_taken()
         if unserved:
             self._counts["no worker"] += unserved

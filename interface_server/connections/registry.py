@@ -37,7 +37,7 @@ from asgibus.protocol.checks import FROM_APP, BadFrame, check_frame
 from asgibus.protocol.connect_request import HTTP, OPENING_VERSION, Opening
 from asgibus.protocol.events import Event, encode
 from asgibus.protocol.retry import IDEMPOTENT, Ending, retry_delay
-from asgibus.protocol.states import App, Life
+from asgibus.protocol.states import AppState, ConnectionState
 
 if TYPE_CHECKING:
     from asgibus.interface_server.http.request import Request
@@ -301,7 +301,7 @@ class Connections:
         for connection in lost:
             connection.run_ended(Ending.KILLED)
         if lost:
-            again = sum(connection.life is Life.OFFERED for connection in lost)
+            again = sum(connection.life is ConnectionState.OFFERED for connection in lost)
             logger.warning(
                 "the worker %s is dead: of its %d connections here, %d were offered to other workers",
                 mailbox,
@@ -372,7 +372,7 @@ class Connections:
     def _end_all(self, now: float) -> None:
         """The layer is away for too long: nobody can say when the connections would go on."""
         self._away_since = now
-        joined = [connection for connection in self._open.values() if connection.life is Life.JOINED]
+        joined = [connection for connection in self._open.values() if connection.life is ConnectionState.JOINED]
         for connection in joined:
             connection.fail(NO_WORKER)
         if joined:
@@ -387,7 +387,7 @@ class Connections:
         """
         suspects, self._suspects = self._suspects, set()
         for connection in self._open.values():
-            if connection.untold and connection.app is not App.COMPLETE:
+            if connection.untold and connection.app is not AppState.COMPLETE:
                 connection.acknowledge()
             if connection.owner in suspects or (stalled and connection.stalled() and connection.owner):
                 self.bus.post(connection.owner, connection.probe())

@@ -28,7 +28,7 @@ from asgibus.protocol.events import (
     TRAILERS_END,
     Event,
 )
-from asgibus.protocol.states import App
+from asgibus.protocol.states import AppState
 
 if TYPE_CHECKING:
     pass
@@ -87,7 +87,7 @@ class Answering(SlicedReader):
             writer.start(event)
             self._server.connections.hold(self)
         elif code == RESPONSE_END:
-            trailers_follow = self._connection is not None and self._connection.app is App.TRAILERS
+            trailers_follow = self._connection is not None and self._connection.app is AppState.TRAILERS
             if not writer.end(event[1], trailers_follow=trailers_follow):
                 self._connection = None
                 self._cut()
@@ -121,7 +121,7 @@ class Answering(SlicedReader):
         if (
             event[0] == RESPONSE_BODY
             and connection is not None
-            and connection.app is App.STARTED
+            and connection.app is AppState.STARTED
             and self._writer.framing is Framing.CHUNKED
         ):
             data = shared.get("chunk")

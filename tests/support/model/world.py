@@ -8,7 +8,7 @@ from asgibus.interface_server.http.request import Request
 from asgibus.protocol.checks import read_opening
 from asgibus.protocol.connect_request import WEBSOCKET
 from asgibus.protocol.events import MESSAGE_RECEIVED, MESSAGE_SENT, Event, size
-from asgibus.protocol.states import App, Life
+from asgibus.protocol.states import AppState, ConnectionState
 from support.model.actors import Client, Interface, Process, Run
 from support.model.bus import ModelBus, Store
 
@@ -227,8 +227,8 @@ class World(logging.Handler):
             connection = client.connection
             if not client.open:
                 continue
-            assert connection.life is Life.JOINED, connection.life
-            assert connection.app is App.OPEN
+            assert connection.life is ConnectionState.JOINED, connection.life
+            assert connection.app is AppState.OPEN
             owner = next((worker for worker in self.workers if worker.mailbox == connection.owner), None)
             assert owner is not None, "the owner lives"
             sessions = [each for each in owner.sessions if each.number == connection.number]
@@ -250,7 +250,7 @@ class World(logging.Handler):
             assert left <= served, "an app was not told that its client is gone"
         for client in self.clients:
             if client.left and client.accepted and client.interface.bus.mailbox in self.store.buses:
-                assert client.connection.life is Life.ENDED, "nobody has heard that its client is gone"
+                assert client.connection.life is ConnectionState.ENDED, "nobody has heard that its client is gone"
                 told = any(run.told in (1001, 1006) or run.refused for run in self.runs if run.client is client)
                 assert told or client.deaths >= 2 or client.interface.lapsed, "no app was told that the client is gone"
             if client.closed:

@@ -5,30 +5,32 @@ import itertools
 import pytest
 
 from asgibus.protocol.retry import Ending, may_run_http_again, may_run_websocket_again, retry_delay
-from asgibus.protocol.states import App
+from asgibus.protocol.states import AppState
 
-HTTP_STATES = [App.WAITING, App.STARTED, App.STARTED_TRAILERS, App.TRAILERS, App.COMPLETE]
-WEBSOCKET_STATES = [App.HANDSHAKE, App.OPEN, App.DENYING, App.COMPLETE]
+HTTP_STATES = [AppState.WAITING, AppState.STARTED, AppState.STARTED_TRAILERS, AppState.TRAILERS, AppState.COMPLETE]
+WEBSOCKET_STATES = [AppState.HANDSHAKE, AppState.OPEN, AppState.DENYING, AppState.COMPLETE]
 METHODS = ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "POST", "PATCH", "CONNECT", "get", "PROPFIND", ""]
 
 
 @pytest.mark.parametrize(("state", "method", "whole"), [*itertools.product(HTTP_STATES, METHODS, [True, False])])
-def test_requests_that_may_run_again(state: App, method: str, whole: bool) -> None:
+def test_requests_that_may_run_again(state: AppState, method: str, whole: bool) -> None:
     idempotent = method in ("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE")
-    may = state is App.WAITING and idempotent and whole
+    may = state is AppState.WAITING and idempotent and whole
     assert may_run_http_again(state, method, whole=whole) is may
 
 
 @pytest.mark.parametrize("state", WEBSOCKET_STATES)
 @pytest.mark.parametrize("resumable", [True, False])
-def test_a_websocket_that_was_accepted_may_run_again_if_its_app_can_resume(state: App, resumable: bool) -> None:
+def test_a_websocket_that_was_accepted_may_run_again_if_its_app_can_resume(state: AppState, resumable: bool) -> None:
     assert may_run_websocket_again(state, accepted=True, resumable=resumable) is resumable
 
 
 @pytest.mark.parametrize("state", WEBSOCKET_STATES)
 @pytest.mark.parametrize("resumable", [True, False])
-def test_a_websocket_that_was_not_accepted_may_run_again_if_it_was_not_answered(state: App, resumable: bool) -> None:
-    may = state is App.HANDSHAKE
+def test_a_websocket_that_was_not_accepted_may_run_again_if_it_was_not_answered(
+    state: AppState, resumable: bool
+) -> None:
+    may = state is AppState.HANDSHAKE
     assert may_run_websocket_again(state, accepted=False, resumable=resumable) is may
 
 
