@@ -16,7 +16,8 @@ import anyio
 from anyio.abc import Process
 
 from asgibus.cli.env_file import without_env_file
-from asgibus.cli.lifeline import DOING, FAILED, READY, RETIRING, STOP, VARIABLE
+from asgibus.cli.lifeline import DOING, FAILED, READY, RETIRING, STOP
+from asgibus.cli.options import CONTROL_VARIABLE
 
 logger = logging.getLogger("asgibus.supervisor")
 
@@ -137,7 +138,7 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=None,
             stderr=None,
-            env={**without_env_file(), VARIABLE: str(line)},
+            env={**without_env_file(), CONTROL_VARIABLE: str(line)},
             start_new_session=True,
             pass_fds=(line, *self._fds),
         )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import fields
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import anyio
 
@@ -18,13 +16,8 @@ from asgibus.worker.worker import Worker
 EXPECTED = (ApplicationError, LifespanError)
 
 
-def embedded_worker(options: Mapping[str, Any], layer: ChannelLayer) -> Worker:
-    """The worker for an interface server's process, with its app loaded.
-
-    `options` are those of the command; the worker takes the ones that it knows. Raises ApplicationError.
-    """
-    names = {field.name for field in fields(WorkerSettings)}
-    settings = WorkerSettings(**{name: value for name, value in options.items() if name in names})
+def embedded_worker(settings: WorkerSettings, layer: ChannelLayer) -> Worker:
+    """Return the worker for an interface server's process, with its app loaded. Raises ApplicationError."""
     app, settings = application_of(settings)
     return Worker(settings, app, layer)
 

@@ -7,12 +7,12 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
 
 import anyio
 
 from asgibus.cli.admin import AdminError, Health, admin
 from asgibus.cli.run import END_MARGIN, Life
+from asgibus.cli.settings import ProcessSettings
 from asgibus.layers.contract import ChannelLayer, Statistics
 
 logger = logging.getLogger("asgibus.admin")
@@ -60,18 +60,20 @@ class ProcessHealth:
 
 
 @asynccontextmanager
-async def admin_port(options: Mapping[str, Any], health: Health, *, supervised: bool) -> AsyncIterator[None]:
-    """Serve the admin port that the command's `options` ask for, if they do, until the context ends.
+async def admin_port(
+    process: ProcessSettings, graceful_timeout: float, health: Health, *, supervised: bool
+) -> AsyncIterator[None]:
+    """Serve the admin port if there is one, until the context ends.
 
     Raises AdminError if the port is taken. A supervised process tries until it is free instead: the process whose place
     it takes may be about to leave, and the log tells of it only when that one should be gone.
     """
-    host, port = options["admin_host"], options["admin_port"]
+    host, port = process.admin_host, process.admin_port
     if port is None:
         yield
     elif supervised:
         async with anyio.create_task_group() as tasks:
-            warn_at = anyio.current_time() + options["graceful_timeout"] + END_MARGIN
+            warn_at = anyio.current_time() + graceful_timeout + END_MARGIN
             tasks.start_soon(_patiently, host, port, health, warn_at)
             yield
             tasks.cancel_scope.cancel()

@@ -19,8 +19,8 @@ from contextlib import suppress
 import click
 
 from asgibus.cli.notify import ServiceManager
+from asgibus.cli.options import CONTROL_VARIABLE
 
-VARIABLE = "ASGIBUS_LIFELINE"  # in the environment of a supervised process: the number of its end
 DOING, READY, RETIRING, FAILED = "doing", "ready", "retiring", "failed"
 STOP = b"stop\n"
 
@@ -50,14 +50,14 @@ class Lifeline:
         Raises click.UsageError for a name that no supervisor has given.
         """
         manager = ServiceManager.inherited()
-        number = os.environ.pop(VARIABLE, None)
+        number = os.environ.pop(CONTROL_VARIABLE, None)
         if number is None:
             return cls(manager=manager)
         try:
             end = socket.socket(fileno=int(number))
         except (ValueError, OSError, OverflowError):
             raise click.UsageError(
-                f"{VARIABLE} is for processes of a supervisor alone: take it out of the environment"
+                f"{CONTROL_VARIABLE} is for processes of a supervisor alone: take it out of the environment"
             ) from None
         end.set_inheritable(False)
         return cls(end)

@@ -6,24 +6,29 @@ import json
 import logging
 import logging.config
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import click
 
-LEVELS = ("critical", "error", "warning", "info", "debug")
+from asgibus.cli.options import given
+from asgibus.cli.settings import ProcessSettings
 
 
-def set_up_logging(level: str, options: Mapping[str, Any], *, access: bool, pid: bool = False) -> None:
-    """Send the log of `level` and above to standard error.
+def set_up_logging(process: ProcessSettings, app_dir: str, *, access: bool, pid: bool = False) -> None:
+    """Send the log to standard error, or configure logging from the file of --log-config.
 
-    `access=False` leaves out the access log; `pid=True` says of every line which process wrote it. With --log-config
-    among the command's `options`, that file says all of this in place of them, but for the access log, and but for a
-    level that was given as an option. The classes that it names may be modules in --app-dir. Raises click.UsageError if
-    the file does not configure logging.
+    Args:
+        process: Level and file. A level that was given as an option wins over the file.
+        app_dir: Where the modules of classes that the file names may be, besides the import path.
+        access: Whether there is an access log.
+        pid: Whether each line names its process.
+
+    Raises:
+        click.UsageError: The file does not configure logging.
+
     """
-    config = options["log_config"]
+    config = process.log_config
     if config is None:
         ours = logging.getLogger("asgibus")
         ours.addHandler(_StandardError(pid=pid))
@@ -32,10 +37,10 @@ def set_up_logging(level: str, options: Mapping[str, Any], *, access: bool, pid:
         logging.lastResort = _StandardError(pid=pid)
         logging.lastResort.addFilter(_not_printed_yet)
     else:
-        sys.path.insert(0, str(Path(options["app_dir"]).resolve()))
+        sys.path.insert(0, str(Path(app_dir).resolve()))
         _configure(config)
-    if config is None or _given("log_level"):
-        logging.getLogger("asgibus").setLevel(level.upper())
+    if config is None or given("log_level"):
+        logging.getLogger("asgibus").setLevel(process.log_level.upper())
     if not access:
         logging.getLogger("asgibus.access").setLevel(logging.CRITICAL + 1)
 
@@ -77,12 +82,6 @@ def _prints(handler: logging.Handler, record: logging.LogRecord) -> bool:
     if not isinstance(handler, logging.StreamHandler) or handler.stream not in (sys.stdout, sys.stderr):
         return False
     return record.levelno >= handler.level and bool(handler.filter(record))
-
-
-def _given(name: str) -> bool:
-    """Whether the option was given, and is not its default."""
-    context = click.get_current_context()
-    return context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
 
 
 def _configure(path: str) -> None:

@@ -1,30 +1,38 @@
-"""click, with option groups in `--help` and one environment variable for every option."""
+"""Command-line options, with an environment variable each, made from the fields of settings."""
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import Field, fields
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
+from click.core import ParameterSource
 
 from asgibus.cli.descriptors import raise_limit
-from asgibus.cli.env_file import load_env_file
-from asgibus.cli.logging import LEVELS
-from asgibus.compatibility.interfaces import INTERFACES
-from asgibus.layers.settings import BACKLOG_BYTES, LONGEST_SECONDS
-from asgibus.protocol.channels import require_pool
+from asgibus.layers.settings import LONGEST_SECONDS
+from asgibus.protocol.settings import OPTION, Heading, Kind, Option
 
-DEFAULT_LAYER = "redis://127.0.0.1:6379"
+logger = logging.getLogger("asgibus")
+
 ENVIRONMENT_PREFIX = "ASGIBUS"
+CONTROL_VARIABLE = f"{ENVIRONMENT_PREFIX}_LIFELINE"
 INTERRUPTED = 130  # the exit code of a shell for a program that SIGINT has ended
 FEWEST_DESCRIPTORS = 64  # for the event loop, Redis, the admin port, the app's files, and some clients
 LONGEST_MESSAGE = 500  # characters: values may be of any length
 
-ELSEWHERE = {
+LARGEST_COUNT = 2**31 - 1  # what the kernel, and all else that counts, takes
+LARGEST_SIZE = 2**53  # bytes; up to there a number is exact wherever it goes
+LAST_PORT = 65535
+
+OTHER_NAMES = {
     "--workers": "--processes",
     "-w": "--processes",
     "--bind": "--host and --port, or --uds",
@@ -41,20 +49,22 @@ ELSEWHERE = {
     "--h11-max-incomplete-event-size": "--max-head-size",
     "--application-close-timeout": "--graceful-timeout",
 }
-"""Options of uvicorn, Gunicorn, Hypercorn and Daphne, and what they are called here."""
+"""Options of uvicorn, Gunicorn, Hypercorn and Daphne, with their names here."""
 
 F = TypeVar("F", bound=Callable[..., Any])
+S = TypeVar("S")
 
 
 class GroupedOption(click.Option):
-    """An option that belongs to a heading of `--help`."""
+    """A click option with a heading in `--help`."""
 
-    def __init__(self, *args: Any, heading: str = "General", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, heading: str, shown_default: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.heading = heading
+        self.shown_default = shown_default
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
-        """Return the value as the option's type. Text that is not UTF-8 is refused: no name may be written with it."""
+        """Return the value as the option's type. Raises click.BadParameter for text that is not UTF-8."""
         found = super().type_cast_value(ctx, value)
         for text in found if isinstance(found, tuple) else (found,):
             if isinstance(text, str) and not isinstance(self.type, click.Path) and not _is_text(text):
@@ -63,26 +73,26 @@ class GroupedOption(click.Option):
 
 
 class GroupedCommand(click.Command):
-    """A command whose `--help` lists its options under their headings, and that tells a mistake in one line."""
+    """A click command with option groups in `--help` and one-line errors."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run it and exit: with 2 and one line on standard error if it was called wrongly."""
+        """Run the command and exit: with 2 and one line on standard error if it was called wrongly."""
         try:
-            _need_descriptors()
+            _require_descriptors()
             code = super().main(*args, **(kwargs | {"standalone_mode": False}))
         except click.ClickException as error:
             hint = " (--help lists all options)" if isinstance(error, click.UsageError) else ""
-            _tell(f"{self._message(error)}{hint}")
+            _print_error(f"{self._message(error)}{hint}")
             code = error.exit_code
         except click.Abort:  # Ctrl+C before there is anything that could stop gracefully, such as in an app's import
-            _tell("interrupted")
+            _print_error("interrupted")
             code = INTERRUPTED
         sys.exit(code)
 
     def _message(self, error: click.ClickException) -> str:
         text = " ".join(error.format_message().split())
         name = getattr(error, "option_name", "") if isinstance(error, click.NoSuchOption) else ""
-        ours = ELSEWHERE.get(name.replace("_", "-"))
+        ours = OTHER_NAMES.get(name.replace("_", "-"))
         if ours is not None and any(ours.partition(" ")[0] in parameter.opts for parameter in self.params):
             text = f"there is no {name} here: it is called {ours}"
         return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}…"
@@ -99,88 +109,134 @@ class GroupedCommand(click.Command):
                 formatter.write_dl(records)
 
 
-def _tell(text: str) -> None:
-    # What was typed may hold bytes that are no text, which the stream may not take.
-    print(f"Error: {text}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+def settings_options(*classes: type, without: Collection[str] = ()) -> Callable[[F], F]:
+    """Return a decorator that gives a command an option for each setting of the classes.
 
+    Args:
+        classes: Dataclasses with fields made by `setting`. A field of one class hides those of its name in later ones.
+        without: Names of fields that are no options of this command.
 
-def _is_text(value: str) -> bool:
-    """Return whether a value of the command line or the environment was UTF-8: Python replaces what is not."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _need_descriptors() -> None:
-    """Raise click.ClickException if so few files may be open that the process would not even start."""
-    if (limit := raise_limit()) < FEWEST_DESCRIPTORS:
-        raise click.ClickException(f"{FEWEST_DESCRIPTORS} file descriptors are needed, and ulimit -n allows {limit}")
-
-
-def option(heading: str, *names: str, **kwargs: Any) -> Callable[[F], F]:
-    """A click option under a heading, with its default and its environment variable shown.
-
-    The variable is called as the option's first name: `--http-timeout` is ASGIBUS_HTTP_TIMEOUT.
     """
-    kwargs.setdefault("show_default", True)
-    name = names[0].partition("/")[0].removeprefix("--").replace("-", "_").upper()
+    declared: dict[str, tuple[Field[Any], type]] = {}
+    for each in classes:
+        for field, _ in _declared(each):
+            if field.name not in without:
+                declared.setdefault(field.name, (field, each))
+    headings = list(Heading)
+    ordered = sorted(declared.values(), key=lambda found: headings.index(found[0].metadata[OPTION].heading))
+
+    def decorate(command: F) -> F:
+        for field, owner in reversed(ordered):  # click has the option of the last decorator first
+            command = _click_option(field, get_type_hints(owner)[field.name])(command)
+        return command
+
+    return decorate
+
+
+def settings_from(settings: type[S], values: Mapping[str, Any]) -> S:
+    """Return settings of a class with those of a command's values that it has."""
+    return settings(**{field.name: values[field.name] for field in fields(settings) if field.name in values})  # type: ignore[arg-type]
+
+
+def variable(name: str) -> str:
+    """Return the environment variable of an option: `--http-timeout` is ASGIBUS_HTTP_TIMEOUT."""
+    return f"{ENVIRONMENT_PREFIX}_{name.partition('/')[0].lstrip('-').replace('-', '_').upper()}"
+
+
+def given(name: str) -> bool:
+    """Return whether an option of the running command was given, by whatever means."""
+    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
+
+
+def given_on_command_line(name: str) -> bool:
+    """Return whether an option of the running command was given, and not by the environment."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def warn_of_unknown_variables(*classes: type) -> None:
+    """Log a warning for each ASGIBUS_ variable that is no setting of the classes, with the nearest name."""
+    start = f"{ENVIRONMENT_PREFIX}_"
+    known = {variable(_names(field, option)[0]) for each in classes for field, option in _declared(each)}
+    others = {variable(name): variable(ours) for name, ours in OTHER_NAMES.items() if ours.startswith("--")}
+    for name in sorted(name for name in os.environ if name.startswith(start)):
+        if name in known or name == CONTROL_VARIABLE or name.startswith(f"{start}TEST_"):
+            continue
+        found = get_close_matches(name.removeprefix(start), [each.removeprefix(start) for each in known], n=1)
+        near = others.get(name) or (start + found[0] if found else "")
+        logger.warning("%s in the environment is no option%s", name, f": is {near} meant?" if near else "")
+
+
+def _declared(settings: type) -> Iterator[tuple[Field[Any], Option]]:
+    for field in fields(settings):
+        option = field.metadata.get(OPTION)
+        if option is not None:
+            yield field, option
+
+
+def _names(field: Field[Any], option: Option) -> tuple[str, ...]:
+    if option.names:
+        return option.names
+    # A setting with several values has a name in the plural, and an option for each value.
+    name = (field.name.removesuffix("s") if isinstance(field.default, tuple) else field.name).replace("_", "-")
+    return (f"--{name}/--no-{name}" if field.default is True else f"--{name}",)
+
+
+def _click_option(field: Field[Any], annotation: Any) -> Callable[[F], F]:
+    option: Option = field.metadata[OPTION]
+    names = _names(field, option)
+    choices = _without_none(annotation)
+    attributes: dict[str, Any] = {}
+    if annotation is bool:
+        attributes["is_flag"] = True
+    elif get_origin(choices) is Literal:
+        attributes["type"] = click.Choice(get_args(choices))
+    else:
+        attributes["type"] = _value_type(option, choices)
+        attributes["metavar"] = option.metavar or option.kind.value
     return click.option(
-        *names, cls=GroupedOption, heading=heading, envvar=f"{ENVIRONMENT_PREFIX}_{name}", show_envvar=True, **kwargs
+        *names,
+        field.name,
+        cls=GroupedOption,
+        heading=option.heading.value,
+        help=option.help,
+        default=field.default,
+        show_default=option.shown_default or True,
+        shown_default=option.shown_default,
+        envvar=variable(names[0]),
+        show_envvar=True,
+        multiple=isinstance(field.default, tuple),
+        is_eager=option.eager,
+        callback=_callback(option),
+        **attributes,
     )
 
 
-def pool_name(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
-    """Click callback: refuse what cannot be the name of a pool."""
-    try:
-        return require_pool(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
+def _without_none(annotation: Any) -> Any:
+    """Return the type of a setting that may be None."""
+    members = [member for member in get_args(annotation) if member is not NoneType]
+    return members[0] if NoneType in get_args(annotation) else annotation
 
 
-def encryption_keys(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Click callback: put the lines of a file in the place of `@/path/to/file`. No message shows a key."""
-    keys: list[str] = []
-    for value in values:
-        if not value.startswith("@"):
-            keys.append(value)
-            continue
-        try:
-            lines = Path(value[1:]).read_text(encoding="utf-8").splitlines()
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise click.BadParameter(f"the file {value[1:]!r} cannot be read: {reason}") from error
-        found = [line.strip() for line in lines if line.strip()]
-        if not found:
-            raise click.BadParameter(f"the file {value[1:]!r} holds no key")
-        keys += found
-    if not all(key.strip() for key in keys):
-        raise click.BadParameter("a key must not be empty")
-    return tuple(keys)
-
-
-def not_empty(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Click callback: refuse an empty text, as a variable that was never set leaves it."""
-    if value is not None and not value.strip():
-        raise click.BadParameter("it is empty")
-    return value
-
-
-def folder(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
-    """Click callback: refuse what is no folder; nothing stands for the folder of the process."""
-    if value and not os.path.isdir(value):  # noqa: PTH112 - of a name that is too long, Path raises
-        raise click.BadParameter(f"{value!r} is no folder")
-    return value
-
-
-def folders(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Click callback: refuse what is no folder."""
-    return tuple(folder(ctx, parameter, value) for value in values)
+def _value_type(option: Option, annotation: Any) -> click.ParamType[Any]:
+    least = 0 if option.zero else 1
+    if annotation is float:
+        return Seconds(min=0, min_open=not option.zero)
+    match option.kind:
+        case Kind.COUNT:
+            return click.IntRange(least, option.most or LARGEST_COUNT)
+        case Kind.BYTES:
+            return click.IntRange(least, option.most or LARGEST_SIZE)
+        case Kind.PORT:
+            return click.IntRange(0, LAST_PORT)
+        case Kind.FILE:
+            return click.Path(exists=True, dir_okay=False)
+        case Kind.PATH | Kind.FOLDER:
+            return click.Path()
+    return click.STRING
 
 
 class Seconds(click.FloatRange):
-    """A length of time: more than nothing, and not for ever."""
+    """A length of time, at most ten years."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         seconds = super().convert(value, param, ctx)
@@ -191,256 +247,69 @@ class Seconds(click.FloatRange):
         return seconds
 
 
-LARGEST_COUNT = 2**31 - 1  # what the kernel, and all else that counts, takes
-LARGEST_SIZE = 2**53  # bytes; up to there a number is exact wherever it goes
-MOST_PROCESSES = 1000  # more than any machine has cores for
-SECONDS = Seconds(min=0, min_open=True)
-SECONDS_OR_NONE = Seconds(min=0)
-COUNT = click.IntRange(min=1, max=LARGEST_COUNT)
-SIZE = click.IntRange(min=1, max=LARGEST_SIZE)
-LAST_PORT = 65535
-PORT = click.IntRange(0, LAST_PORT)
-FILE = click.Path(exists=True, dir_okay=False)
+def _callback(option: Option) -> Callable[[click.Context, click.Parameter, Any], Any] | None:
+    steps = [step for step in (_PARSERS.get(option.kind), option.parse) if step is not None]
+    if not steps:
+        return None
+
+    def convert(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        try:
+            for step in steps:
+                value = step(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+        return value
+
+    return convert
 
 
-def bus_options(command: F) -> F:
-    """Options of both commands: which layer, which pool, how to log."""
-    for decorate in (
-        option("Logging", "--log-level", type=click.Choice(LEVELS), default="info", help="Log this and what is worse."),
-        option(
-            "Bus",
-            "--pool",
-            default="default",
-            callback=pool_name,
-            metavar="NAME",
-            help="Connections of a pool go to the workers of that pool only.",
-        ),
-        option(
-            "Bus",
-            "--encryption-key",
-            "encryption_keys",
-            multiple=True,
-            callback=encryption_keys,
-            show_default=False,
-            metavar="SECRET",
-            help="Encrypt what goes through Redis; @FILE reads a key from each line. Repeatable: the first encrypts, "
-            "all decrypt.",
-        ),
-        option(
-            "Bus",
-            "--wait-for-layer",
-            type=SECONDS_OR_NONE,
-            default=0.0,
-            metavar="SECONDS",
-            help="How long to wait at the start for a layer that cannot be used yet; 0 ends with an error at once.",
-        ),
-        option(
-            "Bus",
-            "--prefix",
-            default="asgibus",
-            callback=not_empty,
-            metavar="TEXT",
-            help="Starts every key in Redis.",
-        ),
-    ):
-        command = decorate(command)
-    return command
+def _secrets(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the secrets, with the lines of a file in place of `@/path/to/file`. No error shows a secret."""
+    secrets: list[str] = []
+    for value in values:
+        if not value.startswith("@"):
+            secrets.append(value)
+            continue
+        try:
+            lines = Path(value[1:]).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise ValueError(f"the file {value[1:]!r} cannot be read: {reason}") from error
+        found = [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise ValueError(f"the file {value[1:]!r} holds no key")
+        secrets += found
+    if not all(secret.strip() for secret in secrets):
+        raise ValueError("a key must not be empty")
+    return tuple(secrets)
 
 
-def app_options(command: F) -> F:
-    """Options that say how the app is loaded and run."""
-    for decorate in (
-        option(
-            "Application",
-            "--lifespan",
-            type=click.Choice(("auto", "on", "off")),
-            default="auto",
-            help="Run the app's start-up and shut-down: if it has one, always, or never.",
-        ),
-        option(
-            "Application",
-            "--concurrency",
-            type=COUNT,
-            default=10_000,
-            metavar="COUNT",
-            help="Connections that a worker serves at once.",
-        ),
-        option(
-            "Stopping", "--resume", is_flag=True, help="WebSockets outlive this worker: the app runs again elsewhere."
-        ),
-        option(
-            "Bus",
-            "--layer-backlog",
-            type=COUNT,
-            default=BACKLOG_BYTES,
-            metavar="BYTES",
-            help="How much of what the app sends to groups and channels waits at once for a layer that is away; "
-            "whoever sends more waits in turn.",
-        ),
-        option(
-            "Stopping",
-            "--acknowledge",
-            type=click.Choice(["done", "taken"]),
-            default="done",
-            help="A client's event counts as dealt with when the app is done with it (it asks for the next one, or "
-            "returns), or already when the app has taken it. What does not count when a worker dies is given to the "
-            "next run.",
-        ),
-        option(
-            "Stopping",
-            "--drain-period",
-            type=SECONDS_OR_NONE,
-            default=5.0,
-            metavar="SECONDS",
-            help="Over how long, at most, a process that stops hands its WebSockets over, or closes them.",
-        ),
-        option("Application", "--factory", is_flag=True, help="APP is a function that gives the app."),
-        option(
-            "Application",
-            "--app-dir",
-            default="",
-            type=click.Path(),
-            callback=folder,
-            metavar="DIR",
-            help="Look for APP here first.  [default: .]",
-        ),
-        option(
-            "Application",
-            "--threads",
-            type=COUNT,
-            default=10,
-            metavar="COUNT",
-            help="Requests that a WSGI app runs at once.",
-        ),
-        option(
-            "Application",
-            "--wsgi-max-body-size",
-            type=SIZE,
-            default=1024**3,
-            metavar="BYTES",
-            help="Largest body of a request to a WSGI app, which gets it when it is whole; a larger one is a 413.",
-        ),
-        option(
-            "Application",
-            "--wsgi-response-buffer",
-            type=COUNT,
-            default=16 * 1024**2,
-            metavar="BYTES",
-            help="How much of a response a WSGI app may write before a slow client has read it; then its thread waits.",
-        ),
-        option(
-            "Application",
-            "--wsgi-spool-size",
-            type=SIZE,
-            default=4 * 1024**3,
-            metavar="BYTES",
-            help="Disk space, in TMPDIR, for bodies of a WSGI app that wait for it or for a client, in each worker.",
-        ),
-        option(
-            "Application",
-            "--interface",
-            type=click.Choice(("auto", *INTERFACES)),
-            default="auto",
-            help="How APP is called: found out from its arguments, or as it is said here.",
-        ),
-    ):
-        command = decorate(command)
-    return command
+def _folders(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """Return the value. Raises ValueError for a name that is no folder; an empty one is the working directory."""
+    for name in value if isinstance(value, tuple) else (value,):
+        if name and not os.path.isdir(name):  # noqa: PTH112 - of a name that is too long, Path raises
+            raise ValueError(f"{name!r} is no folder")
+    return value
 
 
-def reload_options(command: F) -> F:
-    """Options for development: the app is loaded again when its files change."""
-    for decorate in (
-        option(
-            "Development",
-            "--reload-exclude",
-            "reload_excludes",
-            multiple=True,
-            metavar="GLOB",
-            help="Leave these files out, by name or path. Repeatable.",
-        ),
-        option(
-            "Development",
-            "--reload-include",
-            "reload_includes",
-            multiple=True,
-            metavar="GLOB",
-            help="Watch these files too, by name or path. Repeatable.  [default: *.py]",
-        ),
-        option(
-            "Development",
-            "--reload-dir",
-            "reload_dirs",
-            type=click.Path(exists=True),
-            callback=folders,
-            multiple=True,
-            metavar="DIR",
-            help="Watch this folder. Repeatable.  [default: . and --app-dir]",
-        ),
-        option("Development", "--reload", is_flag=True, help="Replace the process when a file of the app changes."),
-    ):
-        command = decorate(command)
-    return command
+_PARSERS: dict[Kind, Callable[[Any], Any]] = {Kind.SECRET: _secrets, Kind.FOLDER: _folders}
 
 
-def process_options(command: F) -> F:
-    """Options of both commands: how many processes, and where they tell how they are."""
-    for decorate in (
-        option(
-            "Processes",
-            "--admin-port",
-            type=PORT,
-            metavar="PORT",
-            help="Serve /healthz, /readyz and /metrics there; 0 takes a free port. "
-            "With several processes, each has the next port.  [default: none]",
-        ),
-        option(
-            "Processes",
-            "--admin-host",
-            default="127.0.0.1",
-            callback=not_empty,
-            metavar="HOST",
-            help="Address of the admin port.",
-        ),
-        option(
-            "Processes",
-            "--processes",
-            type=click.IntRange(1, MOST_PROCESSES),
-            default=1,
-            metavar="COUNT",
-            help="Run so many processes, and start one again that dies.",
-        ),
-        option(
-            "Processes",
-            "--check",
-            is_flag=True,
-            help="Look whether the options are good and APP can be loaded, then end: with 0 if so. Nothing is served.",
-        ),
-        option(
-            "Logging",
-            "--log-config",
-            type=FILE,
-            metavar="FILE",
-            help="Logging as a .json or .yaml file (dictConfig) or any other (fileConfig) says.  [default: none]",
-        ),
-        option(
-            "Application",
-            "--env-file",
-            type=FILE,
-            is_eager=True,  # what it holds may be options, too
-            callback=load_env_file,
-            metavar="FILE",
-            help="Add the variables of this file to the environment, before all else.  [default: none]",
-        ),
-    ):
-        command = decorate(command)
-    return command
+def _print_error(text: str) -> None:
+    # The command line may hold bytes that are no text, which the stream may not take.
+    print(f"Error: {text}".encode(errors="backslashreplace").decode(), file=sys.stderr)
 
 
-def check_processes(options: Mapping[str, Any]) -> None:
-    """Refuse several processes where there can be only one. Raises click.UsageError."""
-    processes, port = options["processes"], options["admin_port"]
-    if processes > 1 and options["layer"].startswith("memory:"):
-        raise click.UsageError("memory:// lives within one process: with --processes use a Redis URL as --layer")
-    if port and port + processes - 1 > LAST_PORT:
-        raise click.UsageError(f"--admin-port {port} leaves no ports for {processes} processes")
+def _is_text(value: str) -> bool:
+    """Return whether a value of the command line or the environment was UTF-8: Python replaces other bytes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _require_descriptors() -> None:
+    """Raise click.ClickException if the process may open so few files that it would not even start."""
+    if (limit := raise_limit()) < FEWEST_DESCRIPTORS:
+        raise click.ClickException(f"{FEWEST_DESCRIPTORS} file descriptors are needed, and ulimit -n allows {limit}")

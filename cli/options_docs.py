@@ -1,4 +1,4 @@
-"""The page of all options, made from the commands: `python -m asgibus.cli.options_docs > docs/options.md`."""
+"""Write the page of all options: `python -m asgibus.cli.options_docs > docs/options.md`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from inspect import cleandoc
 import click
 
 from asgibus.cli.interface import command as interface_command
-from asgibus.cli.options import ENVIRONMENT_PREFIX, GroupedOption
+from asgibus.cli.options import GroupedOption
 from asgibus.cli.worker import command as worker_command
 
 
-def reference() -> str:
-    """The page, in Markdown."""
+def options_page() -> str:
+    """Return the page, in Markdown."""
     lines = ["# Options", "", "Made from the commands by `python -m asgibus.cli.options_docs`."]
     for name, command in (("asgi-interface", interface_command), ("asgi-worker", worker_command)):
         lines += ["", f"## {name}", "", cleandoc(command.help or "")]
-        context = click.Context(command, info_name=name, auto_envvar_prefix=ENVIRONMENT_PREFIX)
+        context = click.Context(command, info_name=name)
         headings: dict[str, list[str]] = {}
         for parameter in command.params:
             if isinstance(parameter, GroupedOption):
@@ -26,17 +26,19 @@ def reference() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(parameter: GroupedOption, context: click.Context) -> str:
-    names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
-    default = parameter.get_default(context)
-    shown = f"`{default}`" if default and type(default) in (str, int, float) else ""
-    if isinstance(default, bool) and parameter.secondary_opts:
-        shown = f"`{(parameter.opts if default else parameter.secondary_opts)[0]}`"
-    help_text, _, said = (parameter.help or "").partition("  [default: ")
-    shown = shown or said.removesuffix("]").removesuffix("none")
-    variable = parameter.envvar or f"{ENVIRONMENT_PREFIX}_{(parameter.name or '').upper()}"
-    return f"| {names} | `{variable}` | {shown} | {help_text} |"
+def _row(option: GroupedOption, context: click.Context) -> str:
+    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+    return f"| {names} | `{option.envvar}` | {_default(option, context)} | {option.help} |"
+
+
+def _default(option: GroupedOption, context: click.Context) -> str:
+    if option.shown_default:
+        return option.shown_default.removeprefix("none")
+    default = option.get_default(context)
+    if isinstance(default, bool) and option.secondary_opts:
+        return f"`{(option.opts if default else option.secondary_opts)[0]}`"
+    return f"`{default}`" if default and type(default) in (str, int, float) else ""
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    print(options_page(), end="")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
 from importlib.util import cache_from_source, find_spec
 from pathlib import Path
-from typing import Any
 
 import anyio
 import click
+
+from asgibus.cli.settings import ProcessSettings
 
 INCLUDED = ("*.py",)
 EXCLUDED = (".*", "__pycache__", "node_modules")  # folders and files that tools write, and editors for a moment
@@ -65,11 +66,11 @@ def _forget_compiled(path: str) -> None:
         Path(cache_from_source(path)).unlink()
 
 
-def sources_of(options: Mapping[str, Any]) -> Sources | None:
+def sources_of(process: ProcessSettings, app_dir: str) -> Sources | None:
     """The files that the options of a command ask to watch. Raises click.UsageError if that is not possible."""
-    if not options["reload"]:
+    if not process.reload:
         return None
     if find_spec("watchfiles") is None:
         raise click.UsageError("--reload needs watchfiles: pip install 'asgibus[reload]'")
-    folders = options["reload_dirs"] or (".", options["app_dir"] or ".")
-    return Sources(folders, options["reload_includes"], options["reload_excludes"])
+    folders = process.reload_dirs or (".", app_dir or ".")
+    return Sources(folders, process.reload_includes, process.reload_excludes)

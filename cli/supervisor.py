@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import anyio
 from anyio.abc import TaskGroup
@@ -17,6 +16,7 @@ from asgibus.cli.child import Child, State
 from asgibus.cli.hang_ups import hang_ups
 from asgibus.cli.lifeline import Lifeline
 from asgibus.cli.run import END_MARGIN, Life, run
+from asgibus.cli.settings import ProcessSettings
 from asgibus.cli.sources import Sources
 from asgibus.layers.contract import ChannelLayer
 from asgibus.layers.errors import LayerError
@@ -55,7 +55,8 @@ class Pause:
 
 
 def supervise(
-    options: Mapping[str, Any],
+    process: ProcessSettings,
+    graceful_timeout: float,
     layer: ChannelLayer,
     lifeline: Lifeline,
     *,
@@ -65,12 +66,11 @@ def supervise(
 ) -> int:
     """Run this command as several processes, until a signal; returns the exit code, as `run` does.
 
-    `options` are those of the command. Each process listens on the socket `fd` if there is one, and has the admin port
+    Each process listens on the socket `fd` if there is one, and has the admin port
     behind the one before. `ready` is called when the first process serves. When `sources` change, the processes are
     replaced.
     """
-    port = options["admin_port"]
-    graceful_timeout = options["graceful_timeout"]
+    port = process.admin_port
 
     def command(number: int) -> list[str]:
         listen = [] if fd is None else ["--fd", str(fd)]
@@ -78,7 +78,7 @@ def supervise(
         return same_command("--processes", "1", *listen, *admin)
 
     supervisor = Supervisor(
-        options["processes"],
+        process.processes,
         command,
         layer,
         kill_after=graceful_timeout + END_MARGIN,

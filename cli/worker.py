@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import fields
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import Any
@@ -12,31 +11,26 @@ from typing import Any
 import click
 
 from asgibus.cli.admin import AdminError
-from asgibus.cli.background_options import background_options, check_background
-from asgibus.cli.environment import warn_of_unknown_variables
 from asgibus.cli.health import ProcessHealth, admin_port
 from asgibus.cli.lifeline import Lifeline
 from asgibus.cli.logging import app_is_loaded, set_up_logging
 from asgibus.cli.options import (
-    COUNT,
-    DEFAULT_LAYER,
-    SECONDS,
     GroupedCommand,
-    app_options,
-    bus_options,
-    check_processes,
-    option,
-    process_options,
-    reload_options,
+    given_on_command_line,
+    settings_from,
+    settings_options,
+    warn_of_unknown_variables,
 )
 from asgibus.cli.run import Life, end_check, run
+from asgibus.cli.settings import ALL_SETTINGS, ProcessSettings, check_processes
 from asgibus.cli.sources import sources_of
 from asgibus.cli.supervisor import supervise
 from asgibus.cli.waiting import wait_for_layer
 from asgibus.layers import open_layer
 from asgibus.layers.settings import set_default_wait
-from asgibus.protocol.channels import TERMINATORS, require_protocol
+from asgibus.protocol.channels import TERMINATORS
 from asgibus.worker.background import BackgroundWorker
+from asgibus.worker.consumer import dead_letter_channel
 from asgibus.worker.lifespan import LifespanError
 from asgibus.worker.loader import ApplicationError, application_of
 from asgibus.worker.settings import WorkerSettings
@@ -45,85 +39,41 @@ from asgibus.worker.worker import Worker
 logger = logging.getLogger("asgibus.worker")
 
 
-def _protocols(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    try:
-        return tuple(dict.fromkeys(require_protocol(value) for value in values))
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
+FOR_CONNECTIONS = (
+    "pool",
+    "concurrency",
+    "resume",
+    "drain_period",
+    "protocols",
+    "threads",
+    "wsgi_max_body_size",
+    "wsgi_response_buffer",
+    "wsgi_spool_size",
+)
+FOR_CHANNELS = ("channel_concurrency", "attempts", "dead_letter", "at_most_once", "expiry", "capacity")
+FOR_ATTEMPTS = ("attempts", "dead_letter", "capacity")
 
 
 @click.command(cls=GroupedCommand)
 @click.argument("app")
-@option(
-    "Bus",
-    "--layer",
-    default=DEFAULT_LAYER,
-    metavar="URL",
-    help="The channel layer: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://.",
-)
-@bus_options
-@app_options
-@option(
-    "Stopping",
-    "--graceful-timeout",
-    type=SECONDS,
-    default=30.0,
-    metavar="SECONDS",
-    help="How long requests and messages may finish after SIGTERM or SIGINT.",
-)
-@option(
-    "Stopping",
-    "--max-requests",
-    type=COUNT,
-    metavar="COUNT",
-    help="Connections, HTTP or WebSocket, or messages, after which the worker stops, give or take 10 %; "
-    "with --processes another takes its place.  [default: none]",
-)
-@option(
-    "Stopping",
-    "--max-lifetime",
-    type=SECONDS,
-    metavar="SECONDS",
-    help="After how long the worker stops; with --processes another takes its place.  [default: none]",
-)
-@option(
-    "Bus",
-    "--resume-timeout",
-    type=SECONDS,
-    default=60.0,
-    metavar="SECONDS",
-    help="How long what the app sends to groups and channels waits for a layer that is away.",
-)
-@background_options
-@option(
-    "Application",
-    "--protocol",
-    "protocols",
-    multiple=True,
-    callback=_protocols,
-    metavar="NAME",
-    help="Serve connections of this protocol, too, such as udp; an interface server must have a terminator for it. "
-    "Repeatable.",
-)
-@process_options
-@reload_options
+@settings_options(WorkerSettings, ProcessSettings)
 @click.version_option(package_name="asgibus")
-def command(log_level: str, **options: Any) -> None:
+def command(**values: Any) -> None:
     """Run the ASGI app APP (module:attribute) for connections that interface servers put on the bus.
 
     With --channel, run it for the messages of channels instead: then it serves no connections.
     """
     lifeline = Lifeline.inherited()
-    names = {field.name for field in fields(WorkerSettings)}
-    settings = WorkerSettings(**{name: value for name, value in options.items() if name in names})
+    settings = settings_from(WorkerSettings, values)
+    process = settings_from(ProcessSettings, values)
     if settings.layer.startswith("memory:"):
         hint = "" if settings.channels else ", or run asgi-interface with APP"
         raise click.UsageError(
             "memory:// lives within one process, so a worker by itself would never see a connection or a message: "
             f"use a Redis URL{hint}"
         )
-    check_background(settings)
-    check_processes(options)
+    _check_background(settings)
+    check_processes(process, settings.layer)
     set_default_wait(settings.resume_timeout)
     try:
         layer = open_layer(
@@ -137,21 +87,21 @@ def command(log_level: str, **options: Any) -> None:
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    sources = sources_of(options)
-    supervises = (options["processes"] > 1 or sources is not None) and not lifeline.held and not options["check"]
-    set_up_logging(log_level, options, access=False, pid=supervises or lifeline.held)
+    sources = sources_of(process, settings.app_dir)
+    supervises = (process.processes > 1 or sources is not None) and not lifeline.held and not process.check
+    set_up_logging(process, settings.app_dir, access=False, pid=supervises or lifeline.held)
     if not lifeline.held:
-        warn_of_unknown_variables()
+        warn_of_unknown_variables(*ALL_SETTINGS)
         _warn_of_unknown_protocols(settings.protocols)
     if supervises:
-        raise SystemExit(supervise(options, layer, lifeline, sources=sources))
+        raise SystemExit(supervise(process, settings.graceful_timeout, layer, lifeline, sources=sources))
     try:
         app, settings = application_of(settings)
     except ApplicationError as error:
         lifeline.failed(str(error), error.trace)
         raise SystemExit(1) from None
     app_is_loaded()
-    if options["check"]:
+    if process.check:
         end_check(f"the options, and the app {settings.app}")
     worker = (BackgroundWorker if settings.channels else Worker)(settings, app, layer)
 
@@ -170,8 +120,8 @@ def command(log_level: str, **options: Any) -> None:
 
         health = ProcessHealth(life, layer, worker)
         try:
-            async with admin_port(options, health, supervised=lifeline.held):
-                if await wait_for_layer(layer, options["wait_for_layer"], life):
+            async with admin_port(process, settings.graceful_timeout, health, supervised=lifeline.held):
+                if await wait_for_layer(layer, process.wait_for_layer, life):
                     await worker.serve(life.stop, ready, life.retiring)
         finally:
             await layer.close()
@@ -180,6 +130,29 @@ def command(log_level: str, **options: Any) -> None:
     expected = (LifespanError, AdminError)
     graceful, hint = settings.graceful_timeout, "--layer names another one"
     raise SystemExit(run(serve, *expected, lifeline=lifeline, graceful_timeout=graceful, layer_hint=hint))
+
+
+def _check_background(settings: WorkerSettings) -> None:
+    """Refuse options on the command line that would mean nothing together. Raises click.UsageError."""
+    if not settings.channels:
+        _refuse(FOR_CHANNELS, "is for messages: it needs --channel")
+        return
+    _refuse(FOR_CONNECTIONS, "is for connections, and with --channel there are none")
+    if settings.at_most_once:
+        _refuse(FOR_ATTEMPTS, "means nothing with --at-most-once: there is one attempt")
+    try:
+        for channel in settings.channels:
+            dead_letter_channel(channel, settings)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _refuse(names: tuple[str, ...], why: str) -> None:
+    context = click.get_current_context()
+    options = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    for name in names:
+        if given_on_command_line(name):
+            raise click.UsageError(f"{options[name]} {why}")
 
 
 def _warn_of_unknown_protocols(protocols: Sequence[str]) -> None:

@@ -1,96 +1,255 @@
-"""The interface server's settings: one field per option of `asgi-interface`, with its default."""
+"""The settings of an interface server."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import unquote_to_bytes
 
+from asgibus.interface_server.proxy_headers import TrustedProxies
+from asgibus.protocol.channels import require_pool
+from asgibus.protocol.settings import DEFAULT_LAYER, Heading, Kind, ServerSettings, not_empty, setting
 from asgibus.protocol.stream import WINDOW
 
 SlowClient = Literal["close", "skip"]
-MAX_HEADERS = 128
 ClientCertificates = Literal["none", "optional", "required"]
+MAX_HEADERS = 128  # browsers send twenty; each costs more memory than its bytes
+
+
+def _octal_mode(value: str) -> str:
+    if not re.fullmatch("0?[0-7]{3}", value):
+        raise ValueError(f"{value!r} is not three octal digits, such as 660")
+    return value
+
+
+def _routes(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Return (path prefix, pool) for each `/path/prefix=pool`."""
+    routes = []
+    for value in values:
+        prefix, mark, pool = value.rpartition("=")
+        if not mark or not prefix.startswith("/"):
+            raise ValueError(f"{value!r} is not of the form /path/prefix=pool")
+        routes.append((prefix, require_pool(pool)))
+    return tuple(routes)
+
+
+def _root_path(value: str) -> str:
+    """Return the path without a slash at its end: the paths of requests begin with one."""
+    path = value.rstrip("/")
+    if path and not path.startswith("/"):
+        raise ValueError(f"{value!r} does not begin with a slash: write it as /{path}")
+    return path
+
+
+def _proxies(value: str) -> str:
+    try:
+        TrustedProxies(value)
+    except ValueError as error:
+        raise ValueError(f"{error}: give IP addresses or networks, 'unix', or '*'") from error
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InterfaceSettings:
+class InterfaceSettings(ServerSettings):
     """How an interface server runs. Times in seconds, sizes in bytes."""
 
     app: str | None = None
-    host: str = "127.0.0.1"
-    port: int = 8000
-    uds: str | None = None
-    uds_mode: str = "666"
-    """Octal: who may connect to the unix socket: by default a proxy that runs as another user, as in uvicorn."""
-    fd: int | None = None
-    udp: tuple[str, ...] = ()
-    """Addresses, HOST:PORT, whose datagrams become events of scope type `udp`."""
-    terminators: tuple[str, ...] = ()
-    """NAME or NAME=VALUE: further protocols, of installed packages."""
-    backlog: int = 2048
-    """Connections that the kernel holds until they are accepted; what uvicorn uses."""
-    layer: str = "redis://127.0.0.1:6379"
-    prefix: str = "asgibus"
-    encryption_keys: tuple[str, ...] = field(default=(), repr=False)
-    """Secrets: the first encrypts what goes through Redis, all decrypt."""
-    pool: str = "default"
-    routes: tuple[tuple[str, str], ...] = ()
-    """(path prefix, pool), first match wins."""
-    root_path: str = ""
-    proxy_headers: bool = True
-    forwarded_allow_ips: str = "127.0.0.1"
-    proxy_protocol: bool = False
-    ssl_certfile: str | None = None
-    ssl_keyfile: str | None = None
-    ssl_keyfile_password: str | None = None
-    ssl_ca_certs: str | None = None
-    ssl_cert_reqs: ClientCertificates | None = None
-    """None: required if there are `ssl_ca_certs`."""
-    server_header: bool = True
-    date_header: bool = True
-    access_log: bool = True
+    """The app that runs in the same process, as `module:attribute`; None if workers run it."""
 
-    http_timeout: float | None = None
-    """From the end of the request's head to the end of the response; None: no limit."""
-    websocket_timeout: float = 86400.0
-    """How long a WebSocket may stay open, as Daphne has it."""
-    connect_timeout: float = 10.0
-    """How long a connection waits for a worker: longer than a worker needs to start, shorter than people wait."""
-    resume_timeout: float = 60.0
-    """How long an open WebSocket waits for another worker: longer than a deploy leaves none."""
-    keep_alive_timeout: float = 5.0
-    head_timeout: float = 10.0
-    ping_interval: float = 20.0
-    ping_timeout: float = 20.0
-    graceful_timeout: float = 30.0
-    drain_period: float = 5.0
-    """Over how long WebSockets are closed when the server stops, so that their clients do not all come back at once."""
-    udp_timeout: float = 60.0
-    """How long a UDP peer may be silent: longer than most clients pause, as short as most NATs forget them."""
+    host: str = setting("127.0.0.1", Heading.LISTENING, "Address to listen on.", parse=not_empty)
+    port: int = setting(8000, Heading.LISTENING, "Port to listen on; 0 takes a free one.", kind=Kind.PORT)
+    uds: str | None = setting(
+        None, Heading.LISTENING, "Listen on a unix socket instead.", kind=Kind.PATH, parse=not_empty
+    )
+    # By default a proxy that runs as another user may connect, as with uvicorn.
+    uds_mode: str = setting(
+        "666",
+        Heading.LISTENING,
+        "Permissions of the unix socket; 660 is for its user and group alone.",
+        metavar="OCTAL",
+        parse=_octal_mode,
+    )
+    fd: int | None = setting(
+        None,
+        Heading.LISTENING,
+        "Listen on a socket that was passed in, by its number.",
+        kind=Kind.COUNT,
+        zero=True,
+        metavar="NUMBER",
+    )
+    # As uvicorn has it.
+    backlog: int = setting(2048, Heading.LISTENING, "Connections that may wait to be accepted.", kind=Kind.COUNT)
+    udp: tuple[str, ...] = setting(
+        (),
+        Heading.LISTENING,
+        "Turn datagrams to this address into events, for workers with --protocol udp. Repeatable.",
+        metavar="HOST:PORT",
+    )
+    terminators: tuple[str, ...] = setting(
+        (),
+        Heading.LISTENING,
+        "Serve a further protocol, whose terminator is installed under this name. Repeatable.",
+        metavar="NAME[=VALUE]",
+    )
 
-    max_head_size: int = 64 * 1024
-    max_headers: int = MAX_HEADERS
-    """Lines of a request's head: browsers send twenty; each costs more memory than its bytes."""
-    min_body_rate: int = 240
-    """Bytes per second below which a request's body is too slow; the usual defence against a dripping client."""
-    max_connections: int = 10_000
-    websocket_max_message_size: int = 16 * 1024 * 1024
-    """The limit of uvicorn, and of what the bus carries to clients."""
-    websocket_compression: bool = False
-    window: int = WINDOW
-    max_unclaimed: int = 32 * 1024 * 1024
-    """Bytes of connections that wait for a worker in the channel layer: half of it for first parts of bodies. A small
-    Redis has room for the offers of several interface servers, and the offers for thousands of requests without a body.
-    """
-    udp_max_peers: int = 1000
-    """Remote addresses with a run of the app, for each UDP address; senders' addresses can be forged."""
-    slow_client_buffer: int = 1024 * 1024
-    """Unsent bytes past which a client is slow, for broadcasts and for messages to its reply channel."""
-    slow_client: SlowClient = "close"
+    layer: str = setting(
+        DEFAULT_LAYER,
+        Heading.BUS,
+        "The channel layer.",
+        metavar="URL",
+        shown_default=f"{DEFAULT_LAYER}; memory:// with APP",
+    )
+    routes: tuple[tuple[str, str], ...] = setting(
+        (),
+        Heading.BUS,
+        "Send paths that begin with PREFIX to another pool; the first match wins. Repeatable.",
+        metavar="PREFIX=POOL",
+        parse=_routes,
+    )
+
+    access_log: bool = setting(True, Heading.LOGGING, "Log every request.")
+
+    root_path: str = setting("", Heading.PROXY, "ASGI root_path: where a proxy has mounted the app.", parse=_root_path)
+    proxy_headers: bool = setting(True, Heading.PROXY, "Believe X-Forwarded-For and -Proto of trusted peers.")
+    forwarded_allow_ips: str = setting(
+        "127.0.0.1",
+        Heading.PROXY,
+        "Trusted peers: addresses, networks, 'unix', or '*'.",
+        metavar="LIST",
+        parse=_proxies,
+    )
+    server_header: bool = setting(True, Heading.PROXY, "Send a Server header.")
+    date_header: bool = setting(True, Heading.PROXY, "Send a Date header.")
+    proxy_protocol: bool = setting(
+        False,
+        Heading.PROXY,
+        "Expect a PROXY header (v1, v2) on each connection, before TLS too; only trusted peers may connect then.",
+        names=("--proxy-protocol/--no-proxy-protocol",),
+    )
+
+    ssl_certfile: str | None = setting(None, Heading.TLS, "Certificate chain; turns TLS on.", kind=Kind.FILE)
+    ssl_keyfile: str | None = setting(
+        None, Heading.TLS, "Private key, if it is not in the certificate file.", kind=Kind.FILE
+    )
+    ssl_keyfile_password: str | None = setting(None, Heading.TLS, "Password of the private key.")
+    ssl_ca_certs: str | None = setting(
+        None, Heading.TLS, "Require client certificates of these authorities.", kind=Kind.FILE
+    )
+    ssl_cert_reqs: ClientCertificates | None = setting(
+        None,
+        Heading.TLS,
+        "Client certificates: none, optional or required.",
+        shown_default="required with --ssl-ca-certs",
+    )
+
+    http_timeout: float | None = setting(
+        None,
+        Heading.TIMES,
+        "From the head of a request to the end of its response.",
+        kind=Kind.SECONDS,
+        shown_default="none",
+    )
+    # As Daphne has it.
+    websocket_timeout: float = setting(86400.0, Heading.TIMES, "How long a WebSocket may stay open.", kind=Kind.SECONDS)
+    # Longer than a worker needs to start, shorter than people wait.
+    connect_timeout: float = setting(
+        10.0, Heading.TIMES, "How long a connection waits for a worker.", kind=Kind.SECONDS
+    )
+    # Longer than a deploy leaves no worker.
+    resume_timeout: float = setting(
+        60.0, Heading.TIMES, "How long an open WebSocket waits for another worker.", kind=Kind.SECONDS
+    )
+    ping_interval: float = setting(
+        20.0,
+        Heading.TIMES,
+        "Between pings.",
+        kind=Kind.SECONDS,
+        names=("--ping-interval", "--ws-ping-interval"),
+    )
+    ping_timeout: float = setting(
+        20.0,
+        Heading.TIMES,
+        "For the answer to a ping.",
+        kind=Kind.SECONDS,
+        names=("--ping-timeout", "--ws-ping-timeout"),
+    )
+    keep_alive_timeout: float = setting(
+        5.0,
+        Heading.TIMES,
+        "How long an idle connection is kept.",
+        kind=Kind.SECONDS,
+        names=("--keep-alive-timeout", "--timeout-keep-alive"),
+    )
+    head_timeout: float = setting(10.0, Heading.TIMES, "For the head of a request to come.", kind=Kind.SECONDS)
+    graceful_timeout: float = setting(
+        30.0,
+        Heading.TIMES,
+        "How long requests may finish after SIGTERM or SIGINT.",
+        kind=Kind.SECONDS,
+        names=("--graceful-timeout", "--timeout-graceful-shutdown"),
+    )
+    # Longer than most clients pause, as short as most NATs forget them.
+    udp_timeout: float = setting(60.0, Heading.TIMES, "How long a UDP peer may be silent.", kind=Kind.SECONDS)
+
+    max_connections: int = setting(
+        10_000,
+        Heading.SIZES,
+        "Open sockets.",
+        kind=Kind.COUNT,
+        names=("--max-connections", "--limit-concurrency"),
+    )
+    max_head_size: int = setting(64 * 1024, Heading.SIZES, "Request line and headers, in bytes.", kind=Kind.BYTES)
+    max_headers: int = setting(
+        MAX_HEADERS, Heading.SIZES, "Headers of a request; more are answered with 431.", kind=Kind.COUNT
+    )
+    # The usual defence against a client that sends a byte now and then.
+    min_body_rate: int = setting(
+        240, Heading.SIZES, "Slowest request body, in bytes a second.", kind=Kind.BYTES, zero=True
+    )
+    # The limit of uvicorn, and of a message to a client on the bus.
+    websocket_max_message_size: int = setting(
+        16 * 1024 * 1024,
+        Heading.SIZES,
+        "Message from a client, in bytes.",
+        kind=Kind.BYTES,
+        names=("--websocket-max-message-size", "--ws-max-size"),
+    )
+    websocket_compression: bool = setting(
+        False,
+        Heading.SIZES,
+        "Compress WebSocket messages, each by itself; the size limit is for what comes out.",
+        names=("--websocket-compression/--no-websocket-compression",),
+    )
+    window: int = setting(WINDOW, Heading.SIZES, "Bytes under way per connection and direction.", kind=Kind.BYTES)
+    # A small Redis has room for the offers of several interface servers, and this for thousands of requests without a
+    # body.
+    max_unclaimed: int = setting(
+        32 * 1024 * 1024,
+        Heading.SIZES,
+        "Bytes of connections that wait for a worker in the layer; past half of it bodies wait here, past all of it "
+        "new connections get 503 at once.",
+        kind=Kind.BYTES,
+    )
+    # For each UDP address: the addresses of senders can be forged.
+    udp_max_peers: int = setting(
+        1000,
+        Heading.SIZES,
+        "UDP peers at once; datagrams of further ones are dropped.",
+        kind=Kind.COUNT,
+    )
+
+    slow_client_buffer: int = setting(
+        1024 * 1024, Heading.GROUPS, "Unsent bytes past which a client is slow.", kind=Kind.BYTES
+    )
+    slow_client: SlowClient = setting(
+        "close",
+        Heading.GROUPS,
+        "A slow client is closed with 1013, or misses what is sent to its groups or its reply channel.",
+    )
 
     def pool_of(self, raw_path: bytes) -> str:
-        """The pool whose workers serve a path."""
+        """Return the pool whose workers serve a path."""
         if self.routes:
             path = unquote_to_bytes(raw_path)  # as the app sees it: one path may be written in many ways
             for prefix, pool in self.routes:

@@ -1,71 +1,172 @@
-"""The worker's settings: one field per option of `asgi-worker`, with its default."""
+"""The settings of a worker."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
+from asgibus.layers.names import require_channel
 from asgibus.layers.settings import BACKLOG_BYTES, CAPACITY, EXPIRY_SECONDS
+from asgibus.protocol.channels import require_protocol
+from asgibus.protocol.settings import Heading, Kind, ServerSettings, setting
 from asgibus.worker.lifespan import Mode
 
 
+def _ordinary_channel(name: str) -> str:
+    try:
+        require_channel(name)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    if "!" in name:
+        raise ValueError(f"{name!r} is process-local: only the process that made it can receive from it")
+    return name
+
+
+def _channels(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(map(_ordinary_channel, names)))
+
+
+def _channel_or_none(name: str | None) -> str | None:
+    return None if name is None else _ordinary_channel(name)
+
+
+def _protocols(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(map(require_protocol, names)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSettings:
-    """How a worker runs. Times in seconds."""
+class WorkerSettings(ServerSettings):
+    """How a worker runs. Times in seconds, sizes in bytes."""
 
     app: str
-    app_dir: str = ""
-    factory: bool = False
-    layer: str = "redis://127.0.0.1:6379"
-    prefix: str = "asgibus"
-    encryption_keys: tuple[str, ...] = field(default=(), repr=False)
-    """Secrets: the first encrypts what goes through Redis, all decrypt."""
-    pool: str = "default"
-    concurrency: int = 10_000
-    """Connections served at once. An idle WebSocket costs about 10 KB; lower it for apps that compute."""
-    lifespan: Mode = "auto"
-    graceful_timeout: float = 30.0
-    resume: bool = False
-    """Whether a WebSocket outlives this worker: the app runs for it again elsewhere."""
-    resume_timeout: float = 60.0
-    """How long what the app sends to groups and channels waits for a layer that is away; then LayerUnavailable."""
-    layer_backlog: int = BACKLOG_BYTES
-    """Bytes of that which wait at once; whoever sends more waits in turn."""
-    acknowledge: Literal["done", "taken"] = "done"
-    """When a client's event counts as dealt with: when the app asks for the next one, or already when it gets it."""
-    drain_period: float = 5.0
-    """Over how long the WebSockets are handed over or closed, so that they do not all come back at once."""
-    max_requests: int | None = None
-    """Connections, HTTP or WebSocket, or messages, after which the worker drains and ends; None: no limit."""
-    max_lifetime: float | None = None
-    """After how long the worker drains and ends; None: no limit."""
-    protocols: tuple[str, ...] = ()
-    """Protocols beside HTTP and WebSocket whose connections the app serves, such as `udp`."""
-    channels: tuple[str, ...] = ()
-    """Ordinary channels whose messages the app handles; the worker then serves these, and no connections."""
-    channel_concurrency: int = 10
-    """Messages of each channel that are handled at once, each by an instance of the app; 1 keeps their order."""
-    attempts: int = 5
-    """How often a message is tried before it becomes a dead letter."""
-    dead_letter: str | None = None
-    """The channel of dead letters; None: the message's own channel and `.dead`."""
-    at_most_once: bool = False
-    """Whether a message is lost if the app fails at it or the worker dies, and never handled twice."""
-    expiry: float = EXPIRY_SECONDS
-    """After how long an unread message is dropped."""
-    capacity: int = CAPACITY
-    """How many unread messages a channel of dead letters holds."""
-    interface: Literal["auto", "asgi3", "asgi2", "wsgi"] = "auto"
-    """How the app is called; "auto": found out from its signature."""
-    wsgi_max_body_size: int = 1024**3
-    """Bytes of the body of one request to a WSGI app; a larger one is answered with 413."""
-    wsgi_response_buffer: int = 16 * 1024**2
-    """Bytes of a response that a WSGI app may write before its client has read them."""
-    wsgi_spool_size: int = 4 * 1024**3
-    """Bytes on disk that the bodies of requests to a WSGI app, and of its responses, may take up together."""
-    threads: int = 10
-    """Requests that run at once in a WSGI app.
+    """The app, as `module:attribute`."""
 
-    They wait for databases and other services for most of their time, so that about ten keep a core busy; and as each
-    thread may hold a connection to a database, ten such workers stay within the hundred that PostgreSQL allows.
-    """
+    resume_timeout: float = setting(
+        60.0,
+        Heading.BUS,
+        "How long what the app sends to groups and channels waits for a layer that is away.",
+        kind=Kind.SECONDS,
+    )
+    layer_backlog: int = setting(
+        BACKLOG_BYTES,
+        Heading.BUS,
+        "How much of what the app sends to groups and channels waits at once for a layer that is away; whoever sends "
+        "more waits in turn.",
+        kind=Kind.BYTES,
+    )
+
+    factory: bool = setting(False, Heading.APPLICATION, "APP is a function that gives the app.")
+    app_dir: str = setting("", Heading.APPLICATION, "Look for APP here first.", kind=Kind.FOLDER, shown_default=".")
+    interface: Literal["auto", "asgi3", "asgi2", "wsgi"] = setting(
+        "auto", Heading.APPLICATION, "How APP is called: found out from its arguments, or as it is said here."
+    )
+    lifespan: Mode = setting(
+        "auto", Heading.APPLICATION, "Run the app's start-up and shut-down: if it has one, always, or never."
+    )
+    # An idle WebSocket costs about 10 KB; lower it for apps that compute.
+    concurrency: int = setting(
+        10_000, Heading.APPLICATION, "Connections that a worker serves at once.", kind=Kind.COUNT
+    )
+    protocols: tuple[str, ...] = setting(
+        (),
+        Heading.APPLICATION,
+        "Serve connections of this protocol, too, such as udp; an interface server must have a terminator for it. "
+        "Repeatable.",
+        metavar="NAME",
+        parse=_protocols,
+    )
+    # Requests wait for databases and other services for most of their time, so that about ten keep a core busy; and as
+    # each thread may hold a connection to a database, ten such workers stay within the hundred that PostgreSQL allows.
+    threads: int = setting(10, Heading.APPLICATION, "Requests that a WSGI app runs at once.", kind=Kind.COUNT)
+    wsgi_max_body_size: int = setting(
+        1024**3,
+        Heading.APPLICATION,
+        "Largest body of a request to a WSGI app, which gets it when it is whole; a larger one is a 413.",
+        kind=Kind.BYTES,
+    )
+    wsgi_response_buffer: int = setting(
+        16 * 1024**2,
+        Heading.APPLICATION,
+        "How much of a response a WSGI app may write before a slow client has read it; then its thread waits.",
+        kind=Kind.BYTES,
+    )
+    wsgi_spool_size: int = setting(
+        4 * 1024**3,
+        Heading.APPLICATION,
+        "Disk space, in TMPDIR, for bodies of a WSGI app that wait for it or for a client, in each worker.",
+        kind=Kind.BYTES,
+    )
+
+    resume: bool = setting(False, Heading.STOPPING, "WebSockets outlive this worker: the app runs again elsewhere.")
+    acknowledge: Literal["done", "taken"] = setting(
+        "done",
+        Heading.STOPPING,
+        "A client's event counts as dealt with when the app is done with it (it asks for the next one, or returns), or "
+        "already when the app has taken it. What does not count when a worker dies is given to the next run.",
+    )
+    graceful_timeout: float = setting(
+        30.0,
+        Heading.STOPPING,
+        "How long requests and messages may finish after SIGTERM or SIGINT.",
+        kind=Kind.SECONDS,
+    )
+    max_requests: int | None = setting(
+        None,
+        Heading.STOPPING,
+        "Connections, HTTP or WebSocket, or messages, after which the worker stops, give or take 10 %; with "
+        "--processes another takes its place.",
+        kind=Kind.COUNT,
+        shown_default="none",
+    )
+    max_lifetime: float | None = setting(
+        None,
+        Heading.STOPPING,
+        "After how long the worker stops; with --processes another takes its place.",
+        kind=Kind.SECONDS,
+        shown_default="none",
+    )
+
+    channels: tuple[str, ...] = setting(
+        (),
+        Heading.BACKGROUND,
+        "Run APP for the messages of this channel, with scope type channel; for no connections. Repeatable.",
+        metavar="NAME",
+        parse=_channels,
+    )
+    channel_concurrency: int = setting(
+        10,
+        Heading.BACKGROUND,
+        "Messages of a channel that are handled at once; 1 keeps their order.",
+        kind=Kind.COUNT,
+    )
+    attempts: int = setting(
+        5,
+        Heading.BACKGROUND,
+        "How often a message is tried, after 1, 2, 4, ... seconds, when the app raises or its worker dies.",
+        kind=Kind.COUNT,
+    )
+    dead_letter: str | None = setting(
+        None,
+        Heading.BACKGROUND,
+        "Where messages go that had their attempts.",
+        metavar="CHANNEL",
+        shown_default="the channel's name with .dead behind it",
+        parse=_channel_or_none,
+    )
+    at_most_once: bool = setting(
+        False,
+        Heading.BACKGROUND,
+        "Never handle a message twice: it is lost if the app raises or the worker dies.",
+    )
+    expiry: float = setting(
+        EXPIRY_SECONDS,
+        Heading.BACKGROUND,
+        "After how long an unread message is dropped: as long as in the layer of those who send it.",
+        kind=Kind.SECONDS,
+    )
+    capacity: int = setting(
+        CAPACITY,
+        Heading.BACKGROUND,
+        "Dead letters that a channel holds; when it is full, a further one is lost.",
+        kind=Kind.COUNT,
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from asgibus.cli.options_docs import reference
+from asgibus.cli.options_docs import options_page
 from asgibus.interface_server.rejections import TOO_MANY
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.protocol.retry import Ending
@@ -25,7 +25,7 @@ LOADED = re.compile(
 
 
 def test_the_page_of_options_is_made_from_the_commands_as_they_are() -> None:
-    assert (ROOT / "docs" / "options.md").read_text() == reference()
+    assert (ROOT / "docs" / "options.md").read_text() == options_page()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

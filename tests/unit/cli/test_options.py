@@ -12,16 +12,14 @@ from click.testing import CliRunner, Result
 
 from asgibus.cli.interface import command as interface
 from asgibus.cli.options import GroupedCommand, GroupedOption
+from asgibus.cli.settings import ProcessSettings
 from asgibus.cli.worker import command as worker
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.worker.settings import WorkerSettings
 
-INTERFACE_FIELDS = {field.name: field for field in fields(InterfaceSettings)}
-WORKER_FIELDS = {field.name: field for field in fields(WorkerSettings)}
-# Options of a process, and not of the server in it: their defaults.
-PROCESS_OPTIONS = {"processes": 1, "admin_host": "127.0.0.1", "admin_port": None, "log_config": None, "env_file": None}
-PROCESS_OPTIONS |= {"wait_for_layer": 0.0, "check": False}
-PROCESS_OPTIONS |= {"reload": False, "reload_dirs": (), "reload_includes": (), "reload_excludes": ()}
+INTERFACE_FIELDS = {field.name for field in fields(InterfaceSettings)}
+WORKER_FIELDS = {field.name for field in fields(WorkerSettings)}
+PROCESS_FIELDS = {field.name for field in fields(ProcessSettings)}
 # Options of a worker that are none of an interface server with APP: it cannot end its sockets to renew the app.
 WORKER_ALONE = {"max_requests", "max_lifetime"}
 # Likewise: messages of channels are for workers that serve no connections.
@@ -77,19 +75,10 @@ def test_help_names_units(command: click.Command, option: GroupedOption) -> None
 
 def test_every_option_is_a_setting_and_every_setting_an_option() -> None:
     def names(command: click.Command) -> set[str]:
-        return {str(parameter.name) for parameter in command.params} - {"log_level", "version", "help"}
+        return {str(parameter.name) for parameter in command.params} - {"version", "help"}
 
-    assert names(worker) == set(WORKER_FIELDS) | set(PROCESS_OPTIONS)
-    assert names(interface) == set(WORKER_FIELDS) - WORKER_ALONE | set(INTERFACE_FIELDS) | set(PROCESS_OPTIONS)
-
-
-@pytest.mark.parametrize(("command", "option"), OPTIONS)
-def test_the_option_and_the_setting_have_one_default(command: GroupedCommand, option: GroupedOption) -> None:
-    if option.name == "log_level" or (command is interface and option.name == "layer"):
-        return
-    settings = WORKER_FIELDS if command is worker else INTERFACE_FIELDS | WORKER_FIELDS
-    defaults = {name: field.default for name, field in settings.items()} | PROCESS_OPTIONS
-    assert command.make_context("command", ["app"]).params[str(option.name)] == defaults[str(option.name)]
+    assert names(worker) == WORKER_FIELDS | PROCESS_FIELDS
+    assert names(interface) == WORKER_FIELDS - WORKER_ALONE | INTERFACE_FIELDS | PROCESS_FIELDS
 
 
 def sample(option: GroupedOption, default: Any, folder: Path) -> tuple[str, Any]:

@@ -1,0 +1,108 @@
+"""The settings of a process, whichever server runs in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import click
+
+from asgibus.cli.env_file import load_env_file
+from asgibus.cli.options import LAST_PORT
+from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.protocol.settings import Heading, Kind, not_empty, setting
+from asgibus.worker.settings import WorkerSettings
+
+LogLevel = Literal["critical", "error", "warning", "info", "debug"]
+MOST_PROCESSES = 1000  # more than any machine has cores for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSettings:
+    """How a process starts, logs and is watched. Times in seconds."""
+
+    wait_for_layer: float = setting(
+        0.0,
+        Heading.BUS,
+        "How long to wait at the start for a layer that cannot be used yet; 0 ends with an error at once.",
+        kind=Kind.SECONDS,
+        zero=True,
+    )
+
+    log_level: LogLevel = setting("info", Heading.LOGGING, "Log this and what is worse.")
+    log_config: str | None = setting(
+        None,
+        Heading.LOGGING,
+        "Logging as a .json or .yaml file (dictConfig) or any other (fileConfig) says.",
+        kind=Kind.FILE,
+        shown_default="none",
+    )
+
+    # Its variables may be options, too.
+    env_file: str | None = setting(
+        None,
+        Heading.APPLICATION,
+        "Add the variables of this file to the environment, before all else.",
+        kind=Kind.FILE,
+        shown_default="none",
+        parse=load_env_file,
+        eager=True,
+    )
+
+    check: bool = setting(
+        False,
+        Heading.PROCESSES,
+        "Look whether the options are good and APP can be loaded, then end: with 0 if so. Nothing is served.",
+    )
+    processes: int = setting(
+        1,
+        Heading.PROCESSES,
+        "Run so many processes, and start one again that dies.",
+        kind=Kind.COUNT,
+        most=MOST_PROCESSES,
+    )
+    admin_host: str = setting(
+        "127.0.0.1", Heading.PROCESSES, "Address of the admin port.", metavar="HOST", parse=not_empty
+    )
+    admin_port: int | None = setting(
+        None,
+        Heading.PROCESSES,
+        "Serve /healthz, /readyz and /metrics there; 0 takes a free port. With several processes, each has the next "
+        "port.",
+        kind=Kind.PORT,
+        shown_default="none",
+    )
+
+    reload: bool = setting(False, Heading.DEVELOPMENT, "Replace the process when a file of the app changes.")
+    reload_dirs: tuple[str, ...] = setting(
+        (),
+        Heading.DEVELOPMENT,
+        "Watch this folder. Repeatable.",
+        kind=Kind.FOLDER,
+        shown_default=". and --app-dir",
+    )
+    reload_includes: tuple[str, ...] = setting(
+        (),
+        Heading.DEVELOPMENT,
+        "Watch these files too, by name or path. Repeatable.",
+        metavar="GLOB",
+        shown_default="*.py",
+    )
+    reload_excludes: tuple[str, ...] = setting(
+        (),
+        Heading.DEVELOPMENT,
+        "Leave these files out, by name or path. Repeatable.",
+        metavar="GLOB",
+    )
+
+
+ALL_SETTINGS = (InterfaceSettings, WorkerSettings, ProcessSettings)
+
+
+def check_processes(process: ProcessSettings, layer: str) -> None:
+    """Raise click.UsageError for several processes where there can be only one."""
+    processes, port = process.processes, process.admin_port
+    if processes > 1 and layer.startswith("memory:"):
+        raise click.UsageError("memory:// lives within one process: with --processes use a Redis URL as --layer")
+    if port and port + processes - 1 > LAST_PORT:
+        raise click.UsageError(f"--admin-port {port} leaves no ports for {processes} processes")
