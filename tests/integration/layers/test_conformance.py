@@ -18,10 +18,28 @@ from support.topologies import TOPOLOGIES, redis_binary
 pytestmark = pytest.mark.anyio
 
 SEALED = "redis, sealed"
-STORES = ["memory", *(pytest.param(name, marks=pytest.mark.redis) for name in ("redis", SEALED, *TOPOLOGIES))]
+STORES = ("redis", "three shards", "cluster")
+"""On which every check runs, beside the memory layer: what a layer sends, and where, differs there."""
+
+TRANSPORTS = (SEALED, "unix socket", "tls and user", "sentinel", "valkey")
+"""Which change only the way to a Redis, or the bytes that lie there."""
+
+SMOKE = (
+    "messages_come_in_the_order_in_which_they_were_sent",
+    "messages_of_many_sizes",
+    "receive_waits",
+    "capacity_is_exact_under_several_layers",
+    "a_delayed_message_outlives_its_sender",
+    "every_member_gets_a_copy_once",
+    "large_frames_arrive_too",
+    "a_broadcast_reaches_each_mailbox_once",
+    "an_entry_is_claimed_by_one",
+    "what_is_given_back_is_taken_again",
+)
+"""Names of checks, one for each kind of command."""
 
 
-@pytest.fixture(scope="module", params=STORES)
+@pytest.fixture(scope="module")
 def make_layer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LayerFactory]:
     """For all tests of a store, one after another: the checks empty it themselves."""
     if request.param == "memory":
@@ -42,25 +60,33 @@ def _on(hosts: Any, **settings: Any) -> LayerFactory:
     return make
 
 
+def _stores(*names: str) -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.redis] * (name != "memory")) for name in names]
+
+
 def _name(check: Check) -> str:
     return getattr(check, "__name__", "").removeprefix("check_")
 
 
-# A check that came to nothing, as on a machine with much else to do, is no finding.
-again_if_it_came_to_nothing = pytest.mark.flaky(reruns=2, only_rerun=["TooLate", "nothing was sent while anybody was"])
+ALL = {_name(check): check for check in (*CHECKS, *SERVER_CHECKS, *SHARED_CHECKS, *SHARED_SERVER_CHECKS)}
 
 
-@again_if_it_came_to_nothing
 @pytest.mark.parametrize("check", [*CHECKS, *SERVER_CHECKS], ids=_name)
+@pytest.mark.parametrize("make_layer", _stores("memory", *STORES), indirect=True)
 async def test_every_layer(make_layer: LayerFactory, check: Check) -> None:
     await check(make_layer)
 
 
-@again_if_it_came_to_nothing
 @pytest.mark.parametrize("check", [*SHARED_CHECKS, *SHARED_SERVER_CHECKS], ids=_name)
-@pytest.mark.parametrize("make_layer", STORES[1:], indirect=True)
+@pytest.mark.parametrize("make_layer", _stores(*STORES), indirect=True)
 async def test_every_layer_whose_store_is_shared(make_layer: LayerFactory, check: Check) -> None:
     await check(make_layer)
+
+
+@pytest.mark.parametrize("name", SMOKE)
+@pytest.mark.parametrize("make_layer", _stores(*TRANSPORTS), indirect=True)
+async def test_every_transport(make_layer: LayerFactory, name: str) -> None:
+    await ALL[name](make_layer)
 
 
 class Forgetful(InMemoryChannelLayer):
