@@ -23,8 +23,8 @@ from support.processes import TESTS, Process, Processes
 from support.redis import RedisServer
 
 # How fast a machine makes examples says nothing about the code.
-settings.register_profile("asgibus", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("asgibus")
+settings.register_profile("quick", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("long", settings.get_profile("quick"), max_examples=1000)
 
 REQUIRED = ("redis", "browser", "program")
 UNCOVERED = {"browser", "chaos", "deployment", "differential", "end_to_end", "frameworks"}
@@ -52,6 +52,18 @@ def _source(config: pytest.Config) -> redis_support.Source:
     return config.stash[_source_key]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="also run the tests marked `long`, and more examples of what hypothesis makes",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("long" if config.getoption("--long") else "quick")
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Compile once what the tests' processes import: with PYTHONDONTWRITEBYTECODE set, each would compile it anew."""
     if not hasattr(session.config, "workerinput"):
@@ -63,12 +75,23 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 # Markers, and what is said about what is missing.
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs Redis or a browser by the fixtures it uses."""
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what needs Redis or a browser by the fixtures it uses, and leave out the long form."""
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
             if fixture in MARKED_BY_FIXTURE:
                 item.add_marker(MARKED_BY_FIXTURE[fixture])
+    if not config.getoption("--long"):
+        deselect(config, items, lambda item: item.get_closest_marker("long") is not None)
+
+
+def deselect(config: pytest.Config, items: list[pytest.Item], unwanted: Callable[[pytest.Item], bool]) -> None:
+    """Remove the unwanted items from the list, and count them as deselected."""
+    left_out = [item for item in items if unwanted(item)]
+    if left_out:
+        items[:] = [item for item in items if not unwanted(item)]
+        config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -24,7 +24,6 @@ TIMEOUT = 900 if LONG else 120
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == HERE:
-            item.add_marker("slow")
             item.add_marker(pytest.mark.timeout(TIMEOUT))
 
 

@@ -261,7 +261,6 @@ def test_a_script_with_a_layer(paste: Paste, redis_url: str) -> None:
     assert "'image': 17" in python(paste("layers.md", redis_url), "script.py")
 
 
-@pytest.mark.slow
 def test_the_checks_for_a_layer(paste: Paste) -> None:
     folder = paste("layers.md")
     assert python(folder, "check.py") == ""

@@ -18,7 +18,7 @@ OPEN = re.compile(r"Open (http://\S+)")
 WINDOW = {"viewport": {"width": 1180, "height": 900}, "device_scale_factor": 2}
 FAULTS = ("lost", "disorder", "drops")
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 
 
 @pytest.fixture

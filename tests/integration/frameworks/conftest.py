@@ -1,24 +1,32 @@
-"""`site`: each framework's app on each setup of servers. `@pytest.mark.needs(...)` chooses the frameworks."""
+"""`site`: each framework's app on each setup of servers. `@pytest.mark.needs(...)` chooses the frameworks.
+
+By default every check runs on the frameworks of `IN_DEPTH`, with separate processes over Redis. The other frameworks,
+and one process with the memory layer, have the checks marked `smoke`. `--long` runs every check everywhere, and on
+uvicorn too, where it shows that the check expects what another server does.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from frameworks.matrix import FRAMEWORKS, SETUPS, Site, Sites
+from frameworks.matrix import FRAMEWORKS, IN_DEPTH, SETUPS, Site, Sites
 
 HERE = Path(__file__).parent
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the checks of what a framework does not have."""
+    """Leave out the checks of what a framework does not have, and mark those of the long form."""
     kept, left_out = [], []
     for item in items:
         kept.append(item) if _is_for(item) else left_out.append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
+    for item in kept:
+        if _repeats(item):
+            item.add_marker("long")
 
 
 def _is_for(item: pytest.Item) -> bool:
@@ -27,6 +35,18 @@ def _is_for(item: pytest.Item) -> bool:
     needed = {name for mark in item.iter_markers("needs") for name in mark.args}
     framework = item.callspec.params.get("sites")
     return framework is None or needed <= FRAMEWORKS[framework].has | {framework}
+
+
+def _repeats(item: pytest.Item) -> bool:
+    """Return whether the same check of another framework, or on other servers, shows what this one can."""
+    if HERE not in item.path.parents or not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+        return False
+    framework, setup = (item.callspec.params.get(name) for name in ("sites", "setup"))
+    own = any(framework in mark.args for mark in item.iter_markers("needs"))
+    if setup == "uvicorn" or (setup == "memory" and framework not in IN_DEPTH):
+        return True
+    in_depth = framework is None or own or framework in IN_DEPTH
+    return not (in_depth and setup != "memory") and item.get_closest_marker("smoke") is None
 
 
 @pytest.fixture(scope="module", params=FRAMEWORKS)

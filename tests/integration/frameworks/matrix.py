@@ -80,6 +80,9 @@ FRAMEWORKS = {
 }
 """By name. What the words of `has` mean, the checks that need them say."""
 
+IN_DEPTH = ("starlette", "channels", "flask")
+"""One of each kind: ASGI by itself, Django with Channels, and WSGI."""
+
 
 class Sites:
     """The servers of one framework's app. Each is started when it is first asked for."""

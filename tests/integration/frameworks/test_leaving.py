@@ -53,6 +53,12 @@ PROGRAMS = {
 }
 
 
+IN_DEPTH = ("asgi", "channels", "flask")
+"""Which are run by default; the others with `--long`."""
+
+EACH_PROGRAM = [pytest.param(name, marks=[] if name in IN_DEPTH else pytest.mark.long) for name in PROGRAMS]
+
+
 @dataclass
 class Server:
     """One program on one server. `worker` is the process that runs the app."""
@@ -226,7 +232,7 @@ def explained(program: str, case: str, how: str, ours: list[str], theirs: list[s
     return False
 
 
-@pytest.fixture(scope="module", params=PROGRAMS)
+@pytest.fixture(scope="module", params=EACH_PROGRAM)
 def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
     """One program on both servers."""
     all_processes = {setup: Processes(tmp_path_factory.mktemp(setup)) for setup in ("embedded", "uvicorn")}
@@ -301,7 +307,7 @@ def stop(server: Server, program: Program, streams: tuple[str, ...]) -> list[lis
 
 
 @pytest.mark.redis
-@pytest.mark.parametrize("name_of_program", PROGRAMS)
+@pytest.mark.parametrize("name_of_program", EACH_PROGRAM)
 def test_a_worker_that_stops_lets_its_apps_end(
     name_of_program: str, processes: Processes, tmp_path_factory: pytest.TempPathFactory, redis_url: str
 ) -> None:

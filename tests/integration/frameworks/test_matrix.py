@@ -30,6 +30,7 @@ def reads(parts: Iterator[str], mark: str) -> str:
 # HTTP.
 
 
+@pytest.mark.smoke
 def test_what_the_app_sees_of_a_request(site: Site) -> None:
     forwarded = {"x-forwarded-for": "10.1.2.3", "x-forwarded-proto": "https"}
     with httpx.Client(base_url=site.server.url, trust_env=False, cookies={"c": "3"}) as client:
@@ -56,6 +57,7 @@ def test_a_form(site: Site) -> None:
         assert answer.json() == {"a": ["1", "2"], "ü": ["ö & ="]}
 
 
+@pytest.mark.smoke
 def test_an_upload_of_several_megabytes(site: Site) -> None:
     content = bytes(range(256)) * (5 * 4096)
     answer = site.client.post("/upload", data={"title": "größer"}, files={"file": ("a.bin", content)})
@@ -73,6 +75,7 @@ def test_a_chunked_body(site: Site) -> None:
     assert site.client.post("/raw").text == hashlib.sha256().hexdigest()
 
 
+@pytest.mark.smoke
 def test_a_stream_arrives_part_by_part(site: Site) -> None:
     with site.client.stream("GET", f"/stream/{site.setup}") as answer:
         parts = answer.iter_text()
@@ -98,6 +101,7 @@ def test_server_sent_events_and_a_client_that_leaves(site: Site) -> None:
         wait_until(lambda: f"{name} left" in site.notes())
 
 
+@pytest.mark.smoke
 def test_a_client_that_leaves_a_silent_stream(site: Site) -> None:
     """Most frameworks hear it at once; the app of the others learns of it when it sends again."""
     name = f"silent-{site.setup}"
@@ -118,6 +122,7 @@ def test_a_client_that_stops_waiting_for_an_answer(site: Site) -> None:
     wait_until(lambda: f"{name} left" in site.notes())
 
 
+@pytest.mark.smoke
 @pytest.mark.needs("background")
 def test_background_work_goes_on_behind_the_response(site: Site) -> None:
     name = f"work-{site.setup}"
@@ -127,6 +132,7 @@ def test_background_work_goes_on_behind_the_response(site: Site) -> None:
     wait_until(lambda: f"{name} done" in site.notes())
 
 
+@pytest.mark.smoke
 def test_error_pages(site: Site) -> None:
     failed = httpx.get(f"{site.server.url}/error", trust_env=False)
     assert failed.status_code == 500
@@ -166,6 +172,7 @@ def test_head_and_no_content(site: Site) -> None:
         assert client.request("GET", "/noted").status == 200
 
 
+@pytest.mark.smoke
 @pytest.mark.needs("sessions")
 def test_sessions(site: Site) -> None:
     with httpx.Client(base_url=site.server.url, trust_env=False) as client:
@@ -187,6 +194,7 @@ def test_what_fastapi_makes_of_types(site: Site) -> None:
     assert site.client.get("/openapi.json").json()["info"]["title"] == "FastAPI"
 
 
+@pytest.mark.smoke
 @pytest.mark.needs("static")
 def test_static_files(site: Site) -> None:
     file = site.client.get("/static/hello.txt")
@@ -261,6 +269,7 @@ def test_answers_are_those_of_uvicorn(site: Site, sites: Sites, method: str) -> 
 # WebSockets.
 
 
+@pytest.mark.smoke
 @pytest.mark.needs("websocket")
 def test_a_websocket(site: Site) -> None:
     name = f"caller-{site.setup}"
@@ -288,6 +297,7 @@ def test_a_websocket(site: Site) -> None:
         assert note == f"{left}: 4000 bye"
 
 
+@pytest.mark.smoke
 @pytest.mark.needs("websocket")
 def test_a_group_straight_from_the_interface_server(site: Site) -> None:
     with ws(site.server, "/everybody") as one, ws(site.server, "/everybody") as other:

@@ -218,7 +218,6 @@ def test_a_head_that_just_fits(connect: Callable[[], RawClient]) -> None:
     assert client.read_response().status == 200
 
 
-@pytest.mark.slow
 def test_slow_clients_are_given_up(address: Address, connect: Callable[[], RawClient]) -> None:
     began = time.monotonic()
     silent, halfway, lingering = connect(), connect(), connect()

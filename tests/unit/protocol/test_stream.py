@@ -181,7 +181,7 @@ class Wire(RuleBasedStateMachine):
 
 
 TestWire = Wire.TestCase
-TestWire.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestWire.settings = settings(max_examples=2 * settings.default.max_examples, stateful_step_count=40)
 
 
 def test_a_window_shuts_and_opens() -> None:

@@ -245,4 +245,4 @@ class Sessions(RuleBasedStateMachine):
 
 
 TestSessions = pytest.mark.timeout(600)(Sessions.TestCase)  # when it fails, time goes into a short example
-TestSessions.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestSessions.settings = settings(max_examples=3 * settings.default.max_examples, stateful_step_count=40)

@@ -1,8 +1,7 @@
+"""The pages of docs/ say what the code does: options, defaults, counters, and links that lead somewhere."""
+
 import ast
-import os
 import re
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,15 +12,9 @@ from asgibus.interface_server.rejections import TOO_MANY
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.protocol.retry import Ending
 from asgibus.worker.settings import WorkerSettings
-from frameworks.matrix import FRAMEWORKS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-
-# What a browser loads by itself, at another host.
-LOADED = re.compile(
-    r"""<(?:script|img|iframe|link(?=[^>]*stylesheet|[^>]*icon|[^>]*pre))[^>]*\s(?:src|href)=["']?(?:https?:)?//"""
-)
 
 
 def test_the_page_of_options_is_made_from_the_commands_as_they_are() -> None:
@@ -34,6 +27,9 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+FRAMEWORKS = sorted(page.stem for page in (ROOT / "docs" / "frameworks").glob("*.md") if page.stem != "index")
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_each_framework_has_a_page_with_its_commands_and_code_that_is_python(framework: str) -> None:
     text = (ROOT / "docs" / "frameworks" / f"{framework}.md").read_text()
@@ -42,23 +38,6 @@ def test_each_framework_has_a_page_with_its_commands_and_code_that_is_python(fra
     assert "## What differs from uvicorn" in text
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         compile(code, framework, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST)
-
-
-def test_the_site_is_built_without_a_warning_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
-    env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-
-    built = subprocess.run(command, check=False, cwd=ROOT, env=env, capture_output=True, text=True, timeout=50)
-
-    assert built.returncode == 0, built.stderr
-    pages = list(tmp_path.rglob("*.html"))
-    assert len(pages) >= len(PAGES) - 2
-    for page in pages:
-        assert not LOADED.search(page.read_text()), f"{page.name} loads something from another host"
-    for style in tmp_path.rglob("*.css"):
-        assert not re.search(r"url\(\s*[\"']?(?:https?:)?//|@import", style.read_text()), (
-            f"{style.name} loads something"
-        )
 
 
 COUNTED = re.compile(r'counts\[\s*"([^"]+)"\s*\] \+=|\.(?:count|odd|_refused)\(\s*"([a-zA-Z ]+)"')
