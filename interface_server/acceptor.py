@@ -37,8 +37,8 @@ TOO_MANY_RESPONSE = (
 class Factory(Protocol):
     """Makes the protocol of a connection."""
 
-    def __call__(self, origin: Origin | None, *, refused: bool) -> asyncio.Protocol:
-        """Make it. `refused`: the client is to be told that there are too many."""
+    def __call__(self, origin: Origin | None, *, rejected: bool) -> asyncio.Protocol:
+        """Make it. `rejected`: answer with 503, because too many sockets are open."""
 
 
 class Acceptor:
@@ -166,7 +166,7 @@ class Acceptor:
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             taken = True
             await loop.connect_accepted_socket(
-                partial(self._factory, origin, refused=refused),
+                partial(self._factory, origin, rejected=refused),
                 accepted,
                 ssl=self._tls.context,
                 ssl_handshake_timeout=self._settings.head_timeout if self._tls.context is not None else None,

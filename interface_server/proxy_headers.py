@@ -44,6 +44,10 @@ class TrustedProxies:
                 self._known[host] = known
         return known
 
+    def trusts_peer(self, client: Address | None) -> bool:
+        """Return whether the client of a socket is a trusted proxy."""
+        return self.trusts(client[0] if client and client[1] is not None else None)
+
     def forwarded(
         self, headers: Sequence[tuple[bytes, bytes]], client: Address | None, scheme: str
     ) -> tuple[Address | None, str]:
@@ -53,8 +57,6 @@ class TrustedProxies:
         could have been written by the client. If it is no IP address, the client stays as it is. Of several schemes,
         it is the one that its proxy has added.
         """
-        if not self.trusts(client[0] if client and client[1] is not None else None):
-            return client, scheme
         hosts: list[bytes] = []
         schemes: list[bytes] = []
         for name, value in headers:

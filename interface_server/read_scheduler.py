@@ -1,4 +1,8 @@
-"""Reading in slices: what one client sends may not take the event loop from the others."""
+"""Fair reading: what one client sends must not keep the event loop from the other clients.
+
+The `ReadScheduler` limits the time for reading in each turn of the event loop. A `SlicedReader` parses what its socket
+has received in slices, and asks the scheduler before each.
+"""
 
 from __future__ import annotations
 
@@ -6,121 +10,117 @@ import asyncio
 import logging
 from collections import Counter, deque
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 from asgibus.interface_server.terminator import FAULT, cut
 
-if TYPE_CHECKING:
-    from asgibus.interface_server.server import Server
-
 logger = logging.getLogger("asgibus.interface")
 
-REST_SECONDS = 0.004  # of a turn of the event loop, for what sockets have brought in earlier turns
-READ_SECONDS = 0.01  # of a turn, for all reading
-SMALL = 4 * 1024  # bytes: a socket that has brought no more is read before those that have
+READ_SECONDS = 0.01  # of a turn of the event loop, for all reading
+BACKLOG_SECONDS = 0.004  # of a turn, for input of earlier turns
+SMALL = 4 * 1024  # bytes: readers with no more input than this go before those with more
 
 
-class Turns:
-    """Shares the time of each turn of the event loop among the sockets that have something to be read."""
+class ReadScheduler:
+    """Shares the time of each turn of the event loop among the readers that have input."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, counts: Counter[str]) -> None:
         self._loop = loop
         self._counts = counts
-        self._began = 0.0  # 0.0: nothing was read in this turn yet
+        self._began = 0.0  # when the first slice of this turn was read; 0.0 if none was
         self._waiting: deque[SlicedReader] = deque()
-        self._small: deque[SlicedReader] = deque()  # those that have brought little wait for one turn only
+        self._waiting_small: deque[SlicedReader] = deque()  # readers with little input wait for one turn only
 
-    def over(self, share: float) -> bool:
-        """Return whether that many seconds of the current turn have passed since the first reading in it."""
+    def exhausted(self, seconds: float) -> bool:
+        """Return whether reading has used up so much of the current turn. The first call in a turn starts the clock."""
         if not self._began:
             self._began = perf_counter()
-            self._loop.call_soon(self._next)
+            self._loop.call_soon(self._next_turn)
             return False
-        return perf_counter() - self._began >= share
+        return perf_counter() - self._began >= seconds
 
     def wait(self, reader: SlicedReader, *, small: bool) -> None:
-        """Call `read_slice` of a reader in a later turn; if it has little to read, in the next one."""
-        (self._small if small else self._waiting).append(reader)
+        """Call `read_slice` of a reader in a later turn; in the next one if it has little input."""
+        (self._waiting_small if small else self._waiting).append(reader)
 
-    def _next(self) -> None:
-        """Begin a turn with one slice of each reader that waits, as far as the time allows."""
+    def _next_turn(self) -> None:
+        """Read one slice of each reader that waits, as far as the time of the turn allows."""
         self._began = 0.0
-        for waiting, share in ((self._small, READ_SECONDS), (self._waiting, REST_SECONDS)):
+        for waiting, seconds in ((self._waiting_small, READ_SECONDS), (self._waiting, BACKLOG_SECONDS)):
             for _ in range(len(waiting)):
-                if self.over(share):
+                if self.exhausted(seconds):
                     break
                 reader = waiting.popleft()
                 try:
                     reader.read_slice()
-                except Exception:  # one socket's fault is no reason to lose the others
+                except Exception:  # a fault in one socket must not reach the others
                     logger.exception(FAULT, cut(reader, self._counts))
 
 
 class SlicedReader(asyncio.Protocol):
-    """A protocol whose input is read in slices.
+    """A protocol that reads its input in slices.
 
-    A subclass says with `_more` whether something may be read now, and reads a little of it with `_read_slice`. What
-    may not be read yet is kept; `_slices_read` then pauses the transport.
+    A subclass implements `_has_input`, `_read_slice` and `_slices_read`, and calls `read_on` when `_has_input` may have
+    become true for another reason than new data.
     """
 
-    __slots__ = ("_in_slice", "_server", "_unread", "_waits")
+    __slots__ = ("_in_slice", "_scheduler", "_unread", "_waits")
 
-    _server: Server
     _unread: bytes | memoryview
-    """Bytes that have come and are not read yet."""
+    """Bytes that have arrived and are not parsed yet."""
     _waits: bool
-    """Whether the rest is to be read in a later turn of the event loop."""
+    """Whether the rest is read in a later turn of the event loop."""
     _in_slice: bool
+    """Whether a slice is being read, so that it does not begin another one."""
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    def __init__(self, scheduler: ReadScheduler) -> None:
+        self._scheduler = scheduler
         self._unread = b""
         self._waits = self._in_slice = False
 
     def abort(self) -> None:
-        """See `Terminator`."""
+        """Close the socket at once, without writing what is buffered."""
         raise NotImplementedError
 
-    def _more(self) -> bool:
-        """Return whether something has come that may be read now. When that changes, `read_on` is to be called."""
+    def _has_input(self) -> bool:
+        """Return whether there is something that may be parsed now."""
         raise NotImplementedError
 
     def _read_slice(self) -> None:
-        """Read a little of what has come."""
+        """Parse a few kilobytes, of `_take` or of the protocol's own buffers."""
         raise NotImplementedError
 
     def _slices_read(self) -> None:
-        """Go on after some slices: pause or resume the transport, as `_unread` and `_waits` demand."""
+        """Pause or resume the transport, as `_unread` and `_waits` demand. Called after some slices."""
         raise NotImplementedError
 
     def data_received(self, data: bytes) -> None:
-        """Read what has come, as far as the turn allows."""
+        """Read new data, as far as the turn allows."""
         self._unread = bytes(self._unread) + data if self._unread else data
         self.read_on()
 
     def read_on(self) -> None:
-        """Read what is kept, as far as the turn allows."""
+        """Read what is buffered, as far as the turn allows."""
         if self._waits or self._in_slice:
             return
-        turns = self._server.turns
-        small, share = len(self._unread) <= SMALL, READ_SECONDS
-        while self._more():
-            if turns.over(share):
+        scheduler = self._scheduler
+        small, seconds = len(self._unread) <= SMALL, READ_SECONDS
+        while self._has_input():
+            if scheduler.exhausted(seconds):
                 self._waits = True
-                turns.wait(self, small=small)
+                scheduler.wait(self, small=small)
                 break
-            share = REST_SECONDS
+            seconds = BACKLOG_SECONDS
             self._read_guarded()
         self._slices_read()
 
     def read_slice(self) -> None:
-        """Read one slice of what is kept. For `Turns`, which has waited for it."""
+        """Read one slice of what is buffered. Called by the scheduler."""
         self._waits = False
-        if self._more():
+        if self._has_input():
             self._read_guarded()
-        if self._more():
+        if self._has_input():
             self._waits = True
-            self._server.turns.wait(self, small=False)
+            self._scheduler.wait(self, small=False)
         self._slices_read()
 
     def _read_guarded(self) -> None:
@@ -131,7 +131,7 @@ class SlicedReader(asyncio.Protocol):
             self._in_slice = False
 
     def _take(self, most: int) -> bytes | memoryview:
-        """Take the next bytes that have come, at most so many."""
+        """Return the next bytes that have arrived, at most so many, and forget them."""
         unread = self._unread
         if len(unread) <= most:
             self._unread = b""

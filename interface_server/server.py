@@ -8,28 +8,26 @@ import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
 
 import anyio
 
 from asgibus.interface_server.acceptor import Acceptor
 from asgibus.interface_server.callback_tasks import CallbackTasks
 from asgibus.interface_server.connections.registry import Connections
-from asgibus.interface_server.http.protocol import HttpTerminator
-from asgibus.interface_server.http.request import Request
-from asgibus.interface_server.http.response import StandardHeaders
+from asgibus.interface_server.http.protocol import HttpProtocol
+from asgibus.interface_server.http.request import Peer, Request
+from asgibus.interface_server.http.response import ResponseWriter, StandardHeaders
 from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.interface_server.proxy_protocol import Origin
-from asgibus.interface_server.read_scheduler import Turns
+from asgibus.interface_server.read_scheduler import ReadScheduler
 from asgibus.interface_server.rejections import TOO_MANY, Refusals
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.sockets import ListenError, describe, host_and_port, listening_socket
 from asgibus.interface_server.terminator import FAULT, Holder, Host, Listener, cut
 from asgibus.interface_server.tls import Tls
-from asgibus.interface_server.websocket.protocol import WebSocketTerminator
+from asgibus.interface_server.websocket.protocol import WebSocketProtocol
 from asgibus.layers.contract import ChannelLayer, Statistics, statistics_of
 from asgibus.protocol.channels import shared_channels
-from asgibus.protocol.connect_request import Address
 from asgibus.protocol.pacing import staggered
 
 logger = logging.getLogger("asgibus.interface")
@@ -41,8 +39,6 @@ PAUSE_SECONDS = 1.0  # between two ticks: more is a pause of this process, and n
 DRAIN_SECONDS = 5.0  # for the last words to reach the bus; a layer that is away must not keep the process
 WRITE_HIGH_WATER = 64 * 1024  # bytes in a socket's write buffer at which its session's window stays shut
 
-Peer = tuple[Address | None, Address | None, str, dict[str, Any]]
-
 
 class Server:
     """Terminates the sockets of one TCP listener, and those of `listeners`, for other protocols: it is their `Host`.
@@ -52,7 +48,7 @@ class Server:
 
     connections: Connections
     loop: asyncio.AbstractEventLoop
-    turns: Turns
+    scheduler: ReadScheduler
 
     def __init__(
         self,
@@ -65,7 +61,7 @@ class Server:
         self.settings = settings
         self.shared = shared
         self._listeners = listeners
-        self.standard = StandardHeaders(server=settings.server_header, date=settings.date_header)
+        self.standard_headers = StandardHeaders(server=settings.server_header, date=settings.date_header)
         self.now = 0.0
         """The event loop's time, as of the last tick, without the times in which this process stood still."""
         self.half_close = settings.ssl_certfile is None  # TLS knows no half-closed connection
@@ -111,7 +107,7 @@ class Server:
         listening = listening_socket(self.settings)
         try:
             self.connections = Connections(self.settings)
-            self.turns = Turns(self.loop, self.connections.counts)
+            self.scheduler = ReadScheduler(self.loop, self.connections.counts)
             self._refusals = Refusals(self.connections.counts)
             async with self._layer.bus("interface", self.connections) as bus:
                 tasks = CallbackTasks()
@@ -135,7 +131,7 @@ class Server:
             self.settings,
             listening,
             self._tls,
-            partial(HttpTerminator, self),
+            partial(HttpProtocol, self),
             self.connections.counts,
             self._refusals,
             lambda: len(self._terminators),
@@ -169,7 +165,7 @@ class Server:
         """Tell every socket to end: open WebSockets one after another, the others at once."""
         websockets = []
         for terminator in list(self._terminators):
-            if isinstance(terminator, WebSocketTerminator) and terminator.is_open:
+            if isinstance(terminator, WebSocketProtocol) and terminator.is_open:
                 websockets.append(terminator)
             else:
                 self._shut_down(terminator)
@@ -238,8 +234,8 @@ class Server:
             return False
         return True
 
-    def readmit(self, terminator: Holder) -> None:
-        """A terminator took a socket over from another one."""
+    def register(self, terminator: Holder) -> None:
+        """Add a socket that another protocol has handed over."""
         self._terminators.add(terminator)
 
     def forget(self, terminator: Holder) -> None:
@@ -260,10 +256,14 @@ class Server:
             return client, server, "http", {}
         return client, server, "https", {"tls": self._tls.extension(tls)}
 
-    def trust_proxy(self, request: Request) -> None:
-        """Believe the forwarding headers of a request that came from a trusted proxy."""
-        if self._proxies is not None:
-            request.client, request.scheme = self._proxies.forwarded(request.headers, request.client, request.scheme)
+    def proxies_for(self, peer: Peer) -> TrustedProxies | None:
+        """Return a reader of forwarding headers if the peer is a trusted proxy."""
+        proxies = self._proxies
+        return proxies if proxies is not None and proxies.trusts_peer(peer[0]) else None
+
+    def upgrade(self, request: Request, transport: asyncio.Transport, writer: ResponseWriter, tail: bytes) -> None:
+        """Hand a socket over to the WebSocket protocol."""
+        WebSocketProtocol(self, transport, writer).begin(request, tail)
 
     def is_slow(self, transport: asyncio.Transport) -> bool:
         """Whether so much waits for this client that it may not get more for which nobody waits."""

@@ -1,4 +1,4 @@
-"""How slow a client may be: with the body of its request, and with reading what is written to it."""
+"""Limits on slow clients: for sending a request body, and for reading what was written to them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import termios
 from contextlib import suppress
 
 BODY_GRACE_SECONDS = 5.0  # a body may pause this long before its rate counts
-STALL_SECONDS = 60.0  # a client that reads nothing for this long while data waits for it is dropped
+STALL_SECONDS = 60.0  # a client that reads nothing for this long, while data waits for it, is disconnected
 
 
-class ClientPace:
-    """Watches one client. It has no clock: each question says what time it is. Ask about once a second."""
+class SlowClientGuard:
+    """Measures how fast one client sends and reads. It has no clock: pass the time, about once a second."""
 
     __slots__ = ("_body_since", "_received_before", "_waiting", "_waiting_since")
 
@@ -25,31 +25,36 @@ class ClientPace:
         self._waiting_since = 0.0
 
     def expect_body(self, now: float, received: int) -> None:
-        """From now on the client is to send its body; `received` bytes came before."""
+        """Begin to measure the rate of a request body.
+
+        Args:
+            now: The time in seconds.
+            received: Bytes of body that the socket had received before.
+        """
         self._body_since, self._received_before = now, received
 
     def expect_nothing(self) -> None:
-        """The client waits for us to ask for its body."""
+        """Stop measuring: the client waits for "100 Continue"."""
         self._body_since = math.inf
 
     def body_too_slow(self, now: float, received: int, min_rate: int) -> bool:
-        """Whether the client sends its body with fewer than `min_rate` bytes a second."""
+        """Return whether the request body arrives with fewer than `min_rate` bytes per second."""
         seconds = now - self._body_since
         return seconds > BODY_GRACE_SECONDS and received - self._received_before < seconds * min_rate
 
     def stalled(self, now: float, waiting: int) -> bool:
-        """Whether the client has read nothing of the bytes that wait in its write buffer for too long."""
+        """Return whether the client has read none of the `waiting` bytes in its write buffer for too long."""
         if not waiting or waiting != self._waiting:
             self._waiting, self._waiting_since = waiting, now
             return False
         return now - self._waiting_since > STALL_SECONDS
 
 
-def waiting_bytes(transport: asyncio.WriteTransport) -> int:
-    """How much of what was written the client has not taken.
+def unread_bytes(transport: asyncio.WriteTransport) -> int:
+    """Return how many bytes were written and not received by the client.
 
-    If our own buffer holds something, what the kernel holds counts too, where it tells: it asks for more only when a
-    third of megabytes is gone, so that a slow client would look like a stalled one.
+    If the transport's buffer is not empty, bytes in the kernel's buffer count too, where the kernel tells: it accepts
+    more only when a third of several megabytes is free, so a slow client would look like one that reads nothing.
     """
     waiting = transport.get_write_buffer_size()
     if waiting:

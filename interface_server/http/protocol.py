@@ -1,144 +1,214 @@
 """The HTTP/1.1 terminator: one object per socket, callbacks only.
 
-The way of a request: `_read_slice` feeds the parser, which calls `_head_complete`; `_begin` opens a connection on the
-bus for it; its body follows as events; the app's events come back through `write_event` (in `http_answers`, as is all
-writing); `_finish` begins the next request of the socket, or closes it. Requests that a client sends ahead are kept as
-they came, and are parsed when their turn comes; reading is paused if they are many, or large.
+One request goes this way: `data_received` feeds the parser; `_begin` opens a connection on the bus and `_forward_body`
+passes the body to it; the app's events come back to `write_event`; `_finish` starts the next request of the socket, or
+closes it. Requests that a client pipelines stay unparsed until their turn. The socket is paused if they are many, or
+large.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
+import struct
 from collections import deque
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol
 
-from asgibus.interface_server.http.answers import Answering
-from asgibus.interface_server.http.request import Refusal, Request
-from asgibus.interface_server.http.request_parser import RequestParser
-from asgibus.interface_server.http.response import Framing, plain_response
-from asgibus.interface_server.http.response_writer import ResponseWriter
-from asgibus.interface_server.lingering_close import LINGER_SECONDS, ClosingSocket
-from asgibus.interface_server.slow_client import ClientPace, waiting_bytes
-from asgibus.interface_server.websocket.protocol import WebSocketTerminator
+from asgibus.interface_server.http.request import ErrorResponse, Peer, Proxies, Request, RequestParser, address_text
+from asgibus.interface_server.http.response import Framing, ResponseWriter, StandardHeaders, chunk, plain_response
+from asgibus.interface_server.http.states import (
+    CLIENT_EOF,
+    CLOSE,
+    CLOSED,
+    DRAINING,
+    HALF_CLOSED,
+    INVALID_INPUT,
+    OPEN,
+    REJECTING,
+    SERVER_STOP,
+    SOCKET_TABLE,
+    SocketEvent,
+)
+from asgibus.interface_server.lingering_close import LINGER_SECONDS, LingeringClose
+from asgibus.interface_server.proxy_protocol import Origin
+from asgibus.interface_server.read_scheduler import READ_SECONDS, SlicedReader
+from asgibus.interface_server.server_context import ServerContext
+from asgibus.interface_server.slow_client import SlowClientGuard, unread_bytes
 from asgibus.protocol.connect_request import WEBSOCKET
-from asgibus.protocol.events import HTTP_DISCONNECT, REQUEST_BODY, REQUEST_END, Event
+from asgibus.protocol.events import (
+    ABORT,
+    CONTINUE,
+    EARLY_HINT,
+    HTTP_DISCONNECT,
+    REQUEST_BODY,
+    REQUEST_END,
+    RESPONSE,
+    RESPONSE_BODY,
+    RESPONSE_END,
+    RESPONSE_START,
+    RESPONSE_START_TRAILERS,
+    TRAILERS_END,
+    Event,
+)
+from asgibus.protocol.states import AppState
 from asgibus.protocol.stream import PART
 
 if TYPE_CHECKING:
-    from asgibus.interface_server.proxy_protocol import Origin
-    from asgibus.interface_server.server import Server
+    from asgibus.interface_server.connections.connection import Connection
 
-CHECK_SECONDS = 1.0  # how often a running exchange is checked against its limits
-FIRST_REQUEST_SECONDS = 1.0  # how long a stopping server still waits for it on a socket that was just accepted
+access = logging.getLogger("asgibus.access")
+
+CHECK_SECONDS = 1.0  # how often a running request is checked against its limits
+FIRST_REQUEST_SECONDS = 1.0  # how long a stopping server waits for it on a socket that was just accepted
 HEAD_SLICE = 4 * 1024  # bytes that are parsed at once: few enough that the requests in them take little memory
-AHEAD_BYTES = PART  # kept of the next requests while the socket is read on: only so it is seen that the client leaves
-REST_SECONDS = 30.0  # for the rest of a body behind its response, if it is short; then the next request may come
+AHEAD_BYTES = PART  # of the next requests that are buffered before the socket is paused
+REST_SECONDS = 30.0  # for the rest of a short body after its response; then the next request may come
+
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER, on, for no time
+# Looked up once: see `http.response`.
+_STARTED, _TRAILERS = AppState.STARTED, AppState.TRAILERS
+_LENGTH, _CHUNKED, _CLOSE = Framing.LENGTH, Framing.CHUNKED, Framing.CLOSE
 
 
-class HttpTerminator(Answering):
-    """One client's socket that speaks HTTP/1.1 or 1.0. See `Terminator` for the seam."""
+class HttpServer(ServerContext, Protocol):
+    """Everything that an `HttpProtocol` needs of the server."""
+
+    standard_headers: StandardHeaders
+    half_close: bool
+    """Whether a client may close its sending side and still get its response. Not with TLS."""
+
+    def peer_of(self, transport: asyncio.Transport, origin: Origin | None, /) -> Peer:
+        """Return the two ends of a socket, as a scope has them."""
+
+    def proxies_for(self, peer: Peer, /) -> Proxies | None:
+        """Return a reader of forwarding headers if the peer is a trusted proxy."""
+
+    def upgrade(self, request: Request, transport: asyncio.Transport, writer: ResponseWriter, tail: bytes, /) -> None:
+        """Hand a socket over to the WebSocket protocol.
+
+        Args:
+            request: The handshake.
+            transport: The socket.
+            writer: Writes the answer if the handshake is rejected.
+            tail: Bytes that have arrived after the handshake.
+        """
+
+
+class HttpProtocol(SlicedReader):
+    """One client's socket that speaks HTTP/1.1 or 1.0. Implements `Terminator` and `Holder`."""
 
     __slots__ = (
-        "_body_ended",
-        "_eof",
+        "_connection",
+        "_guard",
         "_origin",
+        "_parser",
         "_paused",
         "_queue",
-        "_refused",
+        "_rejected",
+        "_request",
+        "_server",
         "_started",
-        "_stopping",
+        "_state",
+        "_transport",
         "_window_shut",
+        "_writer",
         "deadline",
+        "write_paused",
     )
 
-    def __init__(self, server: Server, origin: Origin | None = None, *, refused: bool = False) -> None:
-        super().__init__(server)
-        self._refused = refused
+    _transport: asyncio.Transport
+    _parser: RequestParser
+    _writer: ResponseWriter
+
+    def __init__(self, server: HttpServer, origin: Origin | None = None, *, rejected: bool = False) -> None:
+        """Make the protocol of a socket that was accepted.
+
+        Args:
+            server: The server.
+            origin: The addresses that the PROXY protocol has reported.
+            rejected: Whether to answer with 503, because too many sockets are open.
+        """
+        super().__init__(server.scheduler)
+        self._server = server
         self._origin = origin
-        self._pace = ClientPace()
-        self._queue: deque[Request] | None = None
-        self._active = None
-        self._connection = None
-        self._deaf = False
-        self._eof = False
-        self._stopping = False
-        self._paused = False
-        self._window_shut = False
-        self._started = 0.0
-        self._body_ended = False
+        self._rejected = rejected
+        self._state = OPEN
+        self._guard = SlowClientGuard()
+        self._request: Request | None = None  # the one that is being answered
+        self._connection: Connection | None = None  # of that request
+        self._queue: deque[Request] | None = None  # requests whose head is parsed and whose turn has not come
+        self._started = 0.0  # when the last request began; 0.0 before the first one
+        self._paused = False  # whether the transport is
+        self._window_shut = False  # whether the app has more of the body than it has consumed
         self.write_paused = False
         self.deadline = 0.0
 
-    # From the transport.
+    # Called by the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        server = self._server
+        server, settings = self._server, self._server.settings
         self._transport = transport  # type: ignore[assignment]  # a stream socket has a full transport
-        self._writer = ResponseWriter(self._transport, server.standard)
+        self._writer = ResponseWriter(self._transport, server.standard_headers)
         peer = server.peer_of(self._transport, self._origin)
-        settings = server.settings
+        # Behind a proxy that does not report the client, forwarding headers are those of an unknown client.
+        proxies = server.proxies_for(peer) if self._origin is None or self._origin.known else None
         self._parser = RequestParser(
-            peer, settings.max_head_size, self._head_complete, max_headers=settings.max_headers
+            peer, settings.max_head_size, self._enqueue, max_headers=settings.max_headers, proxies=proxies
         )
         self.deadline = server.now + settings.head_timeout
-        if self._refused or not server.admit(self):
-            self._transport.write(plain_response(503, "Too many connections.", server.standard))
-            self._deaf = True
-            ClosingSocket(server, self._transport).begin(0, seconds=LINGER_SECONDS)
+        if self._rejected or not server.admit(self):
+            self._transport.write(plain_response(503, "Too many connections.", server.standard_headers))
+            self._change(CLOSE)
+            LingeringClose(server, self._transport).begin(0, seconds=LINGER_SECONDS)
             server.forget(self)
 
-    def _more(self) -> bool:
-        if self._deaf:
-            self._unread = b""
-        if not self._unread or self._window_shut or self._queue or self._parser.tail is not None:
-            return False
-        # The next request is parsed when its turn has come.
-        return self._parser.request is not None or (self._active is None and not self.write_paused)
-
-    def _read_slice(self) -> None:
+    def data_received(self, data: bytes) -> None:
         parser = self._parser
-        before = parser.request
-        refusal = parser.feed(self._take(min(parser.body_left, PART) or HEAD_SLICE))
-        if self._active is None and parser.request is not before:
-            self._await_request()
-        if refusal is not None:
-            self._refuse(refusal)
-        if self._active is not None and (self._active.complete or self._active.held >= PART):
+        if (
+            self._unread
+            or len(data) > HEAD_SLICE
+            or self._queue
+            or self._window_shut
+            or self.write_paused
+            or self._waits
+            or self._in_slice
+            or self._state is not OPEN
+            or parser.tail is not None
+            or (parser.request is None and self._request is not None)
+            or self._scheduler.exhausted(READ_SECONDS)
+        ):
+            super().data_received(data)
+            return
+        # Nearly every request takes this shorter way: it is one slice, and nothing is buffered before it.
+        self._in_slice = True
+        try:
+            self._parse(data)
             self._progress()
-
-    def _slices_read(self) -> None:
-        self._progress()
-        self._update_reading()
-        if self._eof and not self._deaf and self._active is None and not self._queue and not self._unread:
-            self._transport.close()  # what has come is no whole request, and the rest never comes
-
-    def _progress(self) -> None:
-        """Begin a request, or give on what has come of its body."""
-        if self._connection is None:
-            self._next()
-        elif self._active is not None:
-            self._forward(self._active)
+        finally:
+            self._in_slice = False
 
     def eof_received(self) -> bool:
-        self._eof = True
-        active, connection = self._active, self._connection
-        if active is None or connection is None:
+        self._change(CLIENT_EOF)
+        request, connection = self._request, self._connection
+        if request is None or connection is None:
             return self._server.half_close and bool(self._queue or self._unread)
-        if active.complete:
-            # The client may have closed, or only be done with sending. The app hears that no more comes, and may
-            # still answer: whether the client is there shows when it is written to.
+        if request.complete:
+            # The client may have closed the connection, or only its sending side. The app learns that nothing more will
+            # come, and may still answer. Writing shows whether the client is still there.
             connection.event((HTTP_DISCONNECT, False))
             return self._server.half_close
-        self._leave()
+        self._disconnect()
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
         self._server.forget(self)
-        if self._active is not None:
-            self._log_access(self._active)
-        self._leave()
-        self._deaf = True
-        self._active = None
+        if self._request is not None:
+            self._log_access(self._request)
+        self._disconnect()
+        self._change(CLOSE)
+        self._request = None
         self._queue = None
         self._parser.release()
 
@@ -152,206 +222,61 @@ class HttpTerminator(Answering):
         else:
             self._go_on()
 
-    # The way of a request.
+    # Reading.
 
-    def _head_complete(self, request: Request, upgrade: bool) -> None:
-        """From the parser."""
-        if self._origin is None or self._origin.known:
-            self._server.trust_proxy(request)  # else its headers are those of an unknown client
-        settings = self._server.settings
-        request.refusal = request.finish_head(
-            upgrade=upgrade, max_size=settings.max_head_size, max_headers=settings.max_headers
-        )
-        self._enqueue(request)
+    def _has_input(self) -> bool:
+        if self._state is REJECTING or self._state is CLOSED:
+            self._unread = b""
+        if not self._unread or self._window_shut or self._queue or self._parser.tail is not None:
+            return False
+        # The next request is parsed when its turn has come.
+        return self._parser.request is not None or (self._request is None and not self.write_paused)
+
+    def _read_slice(self) -> None:
+        self._parse(self._take(min(self._parser.body_left, PART) or HEAD_SLICE))
+        if self._request is not None and (self._request.complete or self._request.held >= PART):
+            self._progress()
+
+    def _slices_read(self) -> None:
+        self._progress()
+        self._update_reading()
+        if self._state is HALF_CLOSED and self._request is None and not self._queue and not self._unread:
+            self._transport.close()  # an incomplete request, whose rest will not come
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        parser = self._parser
+        before = parser.request
+        error = parser.feed(data)
+        if self._request is None and parser.request is not before:
+            self._await_request()
+        if error is not None:
+            self._reject_input(error)
 
     def _enqueue(self, request: Request) -> None:
-        if self._active is None and self._queue is None and not self.write_paused:
-            self._active = request
+        """Take a request from the parser, whose head is complete."""
+        if self._request is None and self._queue is None and not self.write_paused:
+            self._request = request
         else:
             self._queue = self._queue or deque()
             self._queue.append(request)
 
-    def _next(self) -> None:
-        """Begin the next request that has its head, if there is one, and if the client has read the last response.
-
-        Else whoever asks and does not read would have us keep whole responses, of which each has a window of its own.
-        """
-        if self._active is None and self._queue and not self.write_paused:
-            self._active = self._queue.popleft()
-            self._queue = self._queue or None
-        if self._active is not None and self._connection is None:
-            self._begin(self._active)
-
-    def _go_on(self) -> None:
-        """Begin the next request, if it has come."""
-        self._next()
-        self.read_on()
-
-    def _begin(self, request: Request) -> None:
-        now = self._server.now
-        self._started = now
-        self.deadline = now + CHECK_SECONDS
-        self._writer.begin(request, keep_alive=request.keep_alive and not self._stopping)
-        if request.refusal is not None:
-            self._answer(request.refusal)
-        elif self._eof and (not request.complete or request.kind == WEBSOCKET):
-            self._active = None
-            self._transport.close()
-        elif request.kind == WEBSOCKET:
-            self._become_websocket(request)
-        else:
-            first = _first_event(request)
-            self._body_ended = first[0] == REQUEST_END
-            if request.expects_continue:
-                self._pace.expect_nothing()
-            else:
-                self._pace.expect_body(now, self._parser.body_bytes)
-            self._connection = self._server.connections.open(request, self, (first,))
-            self._forward(request)
-            if self._eof:
-                self._connection.event((HTTP_DISCONNECT, False))
-
-    def _forward(self, request: Request) -> None:
-        """Give on what has come of the body since the last time."""
-        connection = self._connection
-        if connection is None or self._body_ended:
-            return
-        body = request.take_body()
-        for start in range(0, len(body), PART):
-            connection.event((REQUEST_BODY, body[start : start + PART] if len(body) > PART else body))
-        if request.complete:
-            self._body_ended = True
-            connection.event((REQUEST_END, b""))
-
-    def _finish(self) -> None:
-        request, self._active, self._connection = self._active, None, None
-        assert request is not None
-        self._log_access(request)
-        self._window_shut = False
-        request.answered = True
-        request.take_body()
-        ends = (self._deaf or self._eof) and not self._queue and not self._unread
-        if self._writer.close or self._stopping or ends:
-            self._deaf = True
-            if self._paused or self._queue or self._unread or not request.complete:
-                self._close_behind(request)
-            else:
-                self._transport.close()
-        else:
-            self._await_request()
-            if self._queue or self._unread:
-                self._server.loop.call_soon(self._go_on)
-            self._update_reading()
-
-    def _await_request(self) -> None:
-        """Set the deadline of what comes next: the rest of a request that is answered, of a head, or a new request."""
-        settings, request = self._server.settings, self._parser.request
-        if request is None:
-            seconds = settings.keep_alive_timeout
-        elif request.answered:
-            seconds = REST_SECONDS
-        else:
-            seconds = settings.head_timeout
-        self.deadline = self._server.now + seconds
-
-    def _close_behind(self, request: Request) -> None:
-        self._deaf = True
-        self._queue = None
-        if self._eof:
-            self._transport.close()
-            return
-        self._parser.release()
-        # Where the end of the connection ends the body of the response, the client must not wait for it.
-        rest = 0 if self._writer.framing is Framing.CLOSE else max(0, request.rest - len(self._unread))
-        ClosingSocket(self._server, self._transport).begin(rest)
-        self._server.forget(self)
-
-    # The seam: what else a connection and the server ask for.
-
-    def pause(self) -> None:
-        """See `Terminator`."""
-        self._window_shut = True
-        self._update_reading()
-
-    def resume(self) -> None:
-        """See `Terminator`."""
-        self._window_shut = False
-        self._pace.expect_body(self._server.now, self._parser.body_bytes)
-        self.read_on()
-
-    def expire(self, now: float) -> None:
-        """See `Terminator`."""
-        self.deadline = now + CHECK_SECONDS
-        settings = self._server.settings
-        waiting = waiting_bytes(self._transport)
-        if self._pace.stalled(now, waiting):
-            self._cut()
-            self._transport.abort()
-        elif self._transport.is_closing():
-            if not waiting:  # else the client is still reading the response
-                self._transport.abort()
-        elif self._active is None:
-            if self._queue or self._unread:
-                pass  # it waits until the client has read the last response
-            elif self._parser.request is None:
-                self._transport.close()  # a silent client, or one that is done
-            elif self._parser.request.answered:
-                self._close_behind(self._parser.request)  # the rest of its body did not come in time
-            else:
-                self._refuse(Refusal(408, "The request head did not come in time."))
-                self._next()
-        elif (
-            not self._active.complete
-            and not self._paused
-            and not self._writer.begun  # then the two may well wait for each other in other ways
-            and self._pace.body_too_slow(now, self._parser.body_bytes, settings.min_body_rate)
-        ):
-            self._give_up(Refusal(408, "The request body came too slowly."))
-        elif settings.http_timeout is not None and now - self._started > settings.http_timeout:
-            self._give_up(Refusal(503, "The app did not answer in time."))
-
-    def shut_down(self) -> None:
-        """See `Terminator`."""
-        self._stopping = True
-        if self._active is not None:
-            self._writer.close_after()
-        elif self._started == 0.0:  # accepted just now: its first request is on its way
-            self.deadline = min(self.deadline, self._server.now + FIRST_REQUEST_SECONDS)
-        elif self._parser.request is not None and self._parser.request.answered:
-            self._close_behind(self._parser.request)
-        else:
-            self._transport.close()
-
-    # What ends the reading of HTTP.
-
-    def _refuse(self, refusal: Refusal) -> None:
-        """What comes from this client cannot be read on: answer so, after the requests before it."""
+    def _reject_input(self, error: ErrorResponse) -> None:
+        """Answer with an error, after the requests before it, because the client's input cannot be parsed."""
         request, self._parser.request = self._parser.request, None
-        if request is not None and request is self._active and self._connection is not None:
-            request.complete = True  # its body is broken: no rest can be told from what follows
-            self._give_up(refusal)
+        if request is not None and request is self._request and self._connection is not None:
+            request.complete = True  # its body is broken, and its end cannot be found
+            self._end_exchange(error)
             return
-        self._deaf = True
+        self._change(INVALID_INPUT)
         assert request is not None
         if not request.head_complete:
             self._enqueue(request)
-        request.refusal = request.refusal or refusal
+        request.error = request.error or error
         request.complete = True
 
-    def _become_websocket(self, request: Request) -> None:
-        tail = (self._parser.tail or b"") + self._unread
-        self._unread = b""
-        self._parser.release()
-        self._active = None
-        self._deaf = True
-        self._paused = False
-        self._server.forget(self)
-        WebSocketTerminator(self._server, self._transport, self._writer).begin(request, tail)
-
-    # Reading.
-
     def _update_reading(self) -> None:
-        if self._deaf:
+        """Pause or resume the transport."""
+        if self._state is REJECTING or self._state is CLOSED:
             return
         pause = self._window_shut or self._waits or len(self._unread) > AHEAD_BYTES
         if pause != self._paused and not self._transport.is_closing():
@@ -361,12 +286,326 @@ class HttpTerminator(Answering):
             else:
                 self._transport.resume_reading()
 
+    # One request.
 
-def _first_event(request: Request) -> Event:
-    """The first part of the body, for the opening: for most requests all of it."""
-    body = request.take_body()
-    if len(body) > PART:
-        request.parts = [body[PART:]]
-        request.held = len(body) - PART
-        body = body[:PART]
-    return (REQUEST_END if request.complete and not request.parts else REQUEST_BODY, body)
+    def _progress(self) -> None:
+        """Begin the next request, or pass on what has arrived of the current one's body."""
+        if self._connection is None:
+            self._start_next_request()
+        elif self._request is not None:
+            self._forward_body(self._request)
+
+    def _start_next_request(self) -> None:
+        """Begin the next request whose head is parsed, if the client has read the last response.
+
+        A client that sends requests and does not read would otherwise make the server keep whole responses, each with
+        a window of its own.
+        """
+        if self._request is None and self._queue and not self.write_paused:
+            self._request = self._queue.popleft()
+            self._queue = self._queue or None
+        if self._request is not None and self._connection is None:
+            self._begin(self._request)
+
+    def _go_on(self) -> None:
+        """Begin the next request, and parse what has arrived meanwhile."""
+        self._start_next_request()
+        self.read_on()
+
+    def _begin(self, request: Request) -> None:
+        server = self._server
+        self._started = now = server.now
+        self.deadline = now + CHECK_SECONDS
+        self._writer.begin(request, keep_alive=request.keep_alive and self._state is not DRAINING)
+        if request.error is not None:
+            self._send_error(request.error)
+        elif self._state is HALF_CLOSED and (not request.complete or request.kind == WEBSOCKET):
+            self._request = None
+            self._transport.close()
+        elif request.kind == WEBSOCKET:
+            self._upgrade(request)
+        elif request.complete and request.held <= PART:
+            request.forwarded = True
+            self._connection = server.connections.open(request, self, ((REQUEST_END, request.take_body()),))
+        else:
+            if request.expects_continue:
+                self._guard.expect_nothing()
+            else:
+                self._guard.expect_body(now, self._parser.body_bytes)
+            body = request.take_body()
+            if len(body) > PART:
+                request.parts = [body[PART:]]
+                request.held = len(body) - PART
+                body = body[:PART]
+            self._connection = server.connections.open(request, self, ((REQUEST_BODY, body),))
+            self._forward_body(request)
+        if self._state is HALF_CLOSED and self._connection is not None:
+            self._connection.event((HTTP_DISCONNECT, False))
+
+    def _forward_body(self, request: Request) -> None:
+        """Pass on what has arrived of the body since the last time."""
+        connection = self._connection
+        if connection is None or request.forwarded:
+            return
+        body = request.take_body()
+        for start in range(0, len(body), PART):
+            connection.event((REQUEST_BODY, body[start : start + PART] if len(body) > PART else body))
+        if request.complete:
+            request.forwarded = True
+            connection.event((REQUEST_END, b""))
+
+    def _upgrade(self, request: Request) -> None:
+        tail = (self._parser.tail or b"") + self._unread
+        self._unread = b""
+        self._parser.release()
+        self._request = None
+        self._change(CLOSE)
+        self._paused = False
+        self._server.forget(self)
+        self._server.upgrade(request, self._transport, self._writer, tail)
+
+    def _finish(self) -> None:
+        """Close the socket after a response, or go on with the next request."""
+        request, self._request, self._connection = self._request, None, None
+        assert request is not None
+        self._log_access(request)
+        self._window_shut = False
+        request.answered = True
+        request.take_body()
+        state = self._state
+        ahead = bool(self._queue or self._unread)
+        if self._writer.close or state is DRAINING or (state is not OPEN and not ahead):
+            if ahead or self._paused or not request.complete:
+                self._linger(request)
+            else:
+                self._change(CLOSE)
+                self._transport.close()
+        else:
+            self._await_request()
+            if ahead:
+                self._server.loop.call_soon(self._go_on)
+            self._update_reading()
+
+    def _await_request(self) -> None:
+        """Set the deadline for the next request, the rest of a head, or the rest of a body that is answered."""
+        settings, request = self._server.settings, self._parser.request
+        if request is None:
+            seconds = settings.keep_alive_timeout
+        elif request.answered:
+            seconds = REST_SECONDS
+        else:
+            seconds = settings.head_timeout
+        self.deadline = self._server.now + seconds
+
+    def _log_access(self, request: Request) -> None:
+        if self._server.settings.access_log:
+            line = request.line if request.head_complete else "- - HTTP/-"
+            access.info('%s - "%s" %s', address_text(request.client), line, self._writer.status or "-")
+
+    # Called by the connection: events of the app.
+
+    def write_event(self, event: Event) -> None:
+        """See `Terminator`."""
+        code = event[0]
+        writer = self._writer
+        if code == RESPONSE:
+            writer.start(event)
+            if writer.end(event[3]):
+                self._finish()
+            else:
+                self._connection = None
+                self._abort_response()
+        elif code == RESPONSE_START or code == RESPONSE_START_TRAILERS:
+            writer.start(event)
+            self._server.connections.hold(self)
+        elif code == RESPONSE_END:
+            trailers_follow = self._connection is not None and self._connection.app is _TRAILERS
+            if not writer.end(event[1], trailers_follow=trailers_follow):
+                self._connection = None
+                self._abort_response()
+            elif not trailers_follow:
+                self._finish()
+        elif code == RESPONSE_BODY:
+            writer.body(event[1])
+        elif code == CONTINUE:
+            if self._request is not None and not self._request.complete:
+                self._guard.expect_body(self._server.now, self._parser.body_bytes)
+                writer.ask_for_body()
+        elif code == EARLY_HINT:
+            writer.early_hint(event[1])
+        elif code == ABORT:
+            self._fail(ErrorResponse(500, "The app failed."))
+        else:  # TRAILERS, TRAILERS_END
+            writer.trailers(event)
+            if code == TRAILERS_END:
+                self._finish()
+
+    def flush(self) -> None:
+        """See `Terminator`."""
+        if self._request is not None:
+            self._writer.flush()
+
+    def broadcast(self, event: Event, shared: dict[str, Any]) -> None:
+        """See `Terminator`. To HTTP, a group sends parts of streamed bodies."""
+        connection = self._connection
+        if connection is not None and self.write_paused and not self.keeps_up():
+            return
+        if (
+            event[0] == RESPONSE_BODY
+            and connection is not None
+            and connection.app is _STARTED
+            and self._writer.framing is _CHUNKED
+        ):
+            data = shared.get("chunk")
+            if data is None:
+                data = shared["chunk"] = chunk(event[1]) if event[1] else b""
+            self._transport.write(data)
+        elif connection is None or not connection.plain(event):
+            self._server.connections.counts["broadcast out of place"] += 1
+
+    def keeps_up(self) -> bool:
+        """See `Terminator`."""
+        if not self._server.is_slow(self._transport):
+            return True
+        if self._server.settings.slow_client == "close":
+            self._abort_response()
+        return False
+
+    def pause(self) -> None:
+        """See `Terminator`."""
+        self._window_shut = True
+        self._update_reading()
+
+    def resume(self) -> None:
+        """See `Terminator`."""
+        self._window_shut = False
+        self._guard.expect_body(self._server.now, self._parser.body_bytes)
+        self.read_on()
+
+    def fail(self, status: int, close_code: int) -> None:
+        """See `Terminator`."""
+        text = "No worker is ready for this request." if status == 503 else "The worker of this request is gone."
+        self._fail(ErrorResponse(status, text))
+
+    def abort(self) -> None:
+        """See `Terminator`."""
+        self._transport.abort()
+
+    # Called by the server.
+
+    def expire(self, now: float) -> None:
+        """See `Holder`."""
+        self.deadline = now + CHECK_SECONDS
+        settings, request = self._server.settings, self._request
+        unread = unread_bytes(self._transport)
+        if self._guard.stalled(now, unread):
+            self._abort_response()
+            self._transport.abort()
+        elif self._transport.is_closing():
+            if not unread:  # else the client is still reading the response
+                self._transport.abort()
+        elif request is None:
+            self._expire_idle()
+        elif (
+            not request.complete
+            and not self._paused
+            and not self._writer.begun  # then client and app may wait for each other in other ways
+            and self._guard.body_too_slow(now, self._parser.body_bytes, settings.min_body_rate)
+        ):
+            self._end_exchange(ErrorResponse(408, "The request body came too slowly."))
+        elif settings.http_timeout is not None and now - self._started > settings.http_timeout:
+            self._end_exchange(ErrorResponse(503, "The app did not answer in time."))
+
+    def _expire_idle(self) -> None:
+        incoming = self._parser.request
+        if self._queue or self._unread:
+            pass  # the next request waits until the client has read the last response
+        elif incoming is None:
+            self._transport.close()  # the client is silent, or done
+        elif incoming.answered:
+            self._linger(incoming)  # the rest of its body did not come in time
+        else:
+            self._reject_input(ErrorResponse(408, "The request head did not come in time."))
+            self._start_next_request()
+
+    def shut_down(self) -> None:
+        """See `Holder`."""
+        self._change(SERVER_STOP)
+        incoming = self._parser.request
+        if self._request is not None:
+            self._writer.close_after()
+        elif self._started == 0.0:  # the socket was accepted just now, and its first request is on the way
+            self.deadline = min(self.deadline, self._server.now + FIRST_REQUEST_SECONDS)
+        elif incoming is not None and incoming.answered:
+            self._linger(incoming)
+        else:
+            self._transport.close()
+
+    # Errors and closing.
+
+    def _change(self, event: SocketEvent) -> None:
+        self._state = SOCKET_TABLE[self._state, event]
+
+    def _disconnect(self) -> None:
+        """Tell the app that the client is gone, or is treated as gone."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.client_gone()
+
+    def _end_exchange(self, error: ErrorResponse) -> None:
+        """End the current request because it exceeds a limit, and answer with an error if that is still possible."""
+        self._disconnect()
+        self._fail(error)
+
+    def _fail(self, error: ErrorResponse) -> None:
+        """Answer the current request with an error, as the app will not answer it in full."""
+        self._connection = None
+        if self._writer.written:
+            self._abort_response()
+        else:
+            self._send_error(error)
+
+    def _send_error(self, error: ErrorResponse) -> None:
+        """Answer the current request with an error, and close."""
+        request, self._request, self._connection = self._request, None, None
+        assert request is not None
+        self._writer.begin(request, keep_alive=False)
+        self._writer.status = error.status
+        self._transport.write(
+            plain_response(
+                error.status, error.reason, self._server.standard_headers, head_only=request.method == "HEAD"
+            )
+        )
+        self._log_access(request)
+        self._linger(request)
+
+    def _abort_response(self) -> None:
+        """Break off a response that cannot be completed, so that the client notices."""
+        self._disconnect()
+        if self._request is not None:
+            self._log_access(self._request)
+        self._request = None
+        self._change(CLOSE)
+        framing = self._writer.framing
+        if (framing is _CHUNKED or framing is _LENGTH) and not self.write_paused:
+            self._transport.close()
+            return
+        if framing is _CLOSE:  # the client would take an ordinary close for the end of the response
+            with suppress(OSError):  # the client has closed already
+                plain = self._transport.get_extra_info("socket")
+                plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._transport.abort()
+
+    def _linger(self, request: Request) -> None:
+        """Close after the response to `request`, in a way that lets the client read it."""
+        half_closed = self._state is HALF_CLOSED
+        self._change(CLOSE)
+        self._queue = None
+        if half_closed:
+            self._transport.close()
+            return
+        self._parser.release()
+        # If the end of the connection ends the response, the client must not wait for it.
+        rest = 0 if self._writer.framing is _CLOSE else max(0, request.rest - len(self._unread))
+        LingeringClose(self._server, self._transport).begin(rest)
+        self._server.forget(self)

@@ -1,33 +1,46 @@
-"""One request as it was parsed, and the rules by which it is refused."""
+"""HTTP requests: parsed from bytes, and checked against the rules of RFC 9112. No IO.
+
+httptools (llhttp) rejects input that is not HTTP. `Request.finish_head` rejects requests that are HTTP, but ambiguous,
+too large, or not meant for an origin server.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+import httptools
 
 from asgibus.interface_server.http.authority import is_authority
 from asgibus.interface_server.settings import MAX_HEADERS
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET, Address
 
 UNKNOWN = sys.maxsize
+"""The length of a body that the head does not announce."""
+
+Headers = list[tuple[bytes, bytes]]
+Peer = tuple[Address | None, Address | None, str, dict[str, Any]]
+"""The two ends of a socket, as a scope has them: client, server, scheme, extensions."""
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a request is not served: an HTTP status and one sentence for the client."""
+class ErrorResponse:
+    """The server's own answer to a request that the app does not answer."""
 
     status: int
     reason: str
+    """One sentence for the client."""
 
 
-HEAD_TOO_LARGE = Refusal(431, "The request head is too large.")
-TOO_MANY_HEADERS = Refusal(431, "The request has too many headers.")
+HEAD_TOO_LARGE = ErrorResponse(431, "The request head is too large.")
+TOO_MANY_HEADERS = ErrorResponse(431, "The request has too many headers.")
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A request's head, and the parts of its body that have come and not gone on."""
+    """One request: its head, and the parts of its body that were not passed on yet."""
 
     client: Address | None
     server: Address | None
@@ -36,7 +49,7 @@ class Request:
     target: bytes = b""
     method: str = ""
     http_version: str = "1.1"
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    headers: Headers = field(default_factory=list)
     kind: str = HTTP
     raw_path: bytes = b""
     query_string: bytes = b""
@@ -48,22 +61,25 @@ class Request:
     length: int = 0
     """Bytes of body that the head announces; `UNKNOWN` for a chunked body."""
     received: int = 0
-    """Bytes of body that have come."""
+    """Bytes of body that have arrived."""
     held: int = 0
     """Bytes in `parts`."""
     head_complete: bool = False
     complete: bool = False
+    forwarded: bool = False
+    """Whether the whole body was passed to the app."""
     answered: bool = False
-    """Whether its response is written: what still comes of the body is dropped."""
-    refusal: Refusal | None = None
+    """Whether the response is written; the rest of the body is then discarded."""
+    error: ErrorResponse | None = None
+    """The answer, if the request is rejected."""
 
     @property
     def line(self) -> str:
-        """The request line, for the log."""
+        """Return the request line, for the log."""
         return f"{self.method} {self.target.decode('latin-1')} HTTP/{self.http_version}"
 
     def take_body(self) -> bytes:
-        """Take what has come of the body and was not taken."""
+        """Return the parts of the body that have arrived since the last call, and forget them."""
         parts = self.parts
         if not parts:
             return b""
@@ -72,9 +88,10 @@ class Request:
 
     @property
     def rest(self) -> int:
-        """Return how many bytes of the body have not come yet; `UNKNOWN` or a little less if the client alone knows.
+        """Return how many bytes of the body have not arrived yet.
 
-        A client that waits for "100 Continue" and gets a final response may send the body, or not.
+        The result is `UNKNOWN`, or a little less, if only the client knows. A client that waits for "100 Continue" and
+        gets a final response may send the body, or not.
         """
         if self.complete:
             return 0
@@ -82,77 +99,87 @@ class Request:
             return UNKNOWN
         return self.length - self.received
 
-    def finish_head(self, *, upgrade: bool, max_size: int, max_headers: int = MAX_HEADERS) -> Refusal | None:
-        """Read the headers that matter here. Returns why the request must be refused, if it must.
+    def finish_head(self, *, upgrade: bool, max_size: int, max_headers: int = MAX_HEADERS) -> ErrorResponse | None:
+        """Interpret the complete head, and return an error if the request must be rejected.
 
-        The rules of RFC 9112 that keep a request from meaning two things to two servers: one Host, one way of saying
-        how long the body is. Control bytes, folded lines and the like have not passed the parser.
+        RFC 9112 has rules so that two servers never read one request differently: one Host, one way to give the length
+        of the body. Control bytes and folded lines were rejected by the parser.
+
+        Args:
+            upgrade: Whether the client asks for another protocol.
+            max_size: Bytes of target and headers that are accepted.
+            max_headers: Header lines that are accepted.
         """
         self.head_complete = True
-        if self.method in _OTHER_METHODS:
-            return Refusal(501, "This server is not a proxy, nor does it stream media.")
-        if self.http_version not in ("1.0", "1.1"):
-            return Refusal(505, "The HTTP versions understood are 1.0 and 1.1.")
-        if len(self.target) + sum([len(name) + len(value) + 4 for name, value in self.headers]) > max_size:
+        method, version, headers = self.method, self.http_version, self.headers
+        if method in _OTHER_METHODS:
+            return ErrorResponse(501, "This server is not a proxy, nor does it stream media.")
+        if version not in ("1.0", "1.1"):
+            return ErrorResponse(505, "The HTTP versions understood are 1.0 and 1.1.")
+        if len(self.target) + sum([len(name) + len(value) + 4 for name, value in headers]) > max_size:
             return HEAD_TOO_LARGE
-        if len(self.headers) > max_headers:
+        if len(headers) > max_headers:
             return TOO_MANY_HEADERS
         hosts = 0
         chunked = has_length = websocket = False
-        for name, value in self.headers:
+        for name, value in headers:
+            if name not in _INTERPRETED:
+                continue
             if name == b"host":
                 hosts += 1
                 if not is_authority(value):
-                    return Refusal(400, "The Host header is not valid.")
+                    return ErrorResponse(400, "The Host header is not valid.")
             elif name == b"content-length":
                 if has_length or not value.isdigit():
-                    return Refusal(400, "The Content-Length header is not one number.")
+                    return ErrorResponse(400, "The Content-Length header is not one number.")
                 has_length = True
                 self.length = int(value)
             elif name == b"transfer-encoding":
                 if chunked or value.lower() != b"chunked":
-                    return Refusal(501, "The only transfer encoding understood is chunked.")
+                    return ErrorResponse(501, "The only transfer encoding understood is chunked.")
                 chunked = True
                 self.length = UNKNOWN
             elif name == b"expect":
                 if value.lower() != b"100-continue":
-                    return Refusal(417, "The only expectation understood is 100-continue.")
-                self.expects_continue = self.http_version == "1.1"
+                    return ErrorResponse(417, "The only expectation understood is 100-continue.")
+                self.expects_continue = version == "1.1"
             elif name == b"te":
                 self.wants_trailers = self.wants_trailers or b"trailers" in [
                     coding.strip() for coding in value.lower().split(b",")
                 ]
             elif name == b"connection":
-                if self.http_version == "1.0" and b"close" in value.lower():
+                if version == "1.0" and b"close" in value.lower():
                     self.keep_alive = False  # "close" outweighs "keep-alive", RFC 9112 section 9.3
-            elif name == b"upgrade":
+            else:
                 websocket = value.lower() == b"websocket"
-        if hosts > 1 or (hosts == 0 and self.http_version == "1.1"):
-            return Refusal(400, "A request needs exactly one Host header.")
-        if chunked and (has_length or self.http_version == "1.0"):
-            return Refusal(400, "The length of the body is given in two ways.")
-        if self.target.startswith(b"/"):
-            target = self.target.partition(b"#")[0] if b"#" in self.target else self.target
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
+            return ErrorResponse(400, "A request needs exactly one Host header.")
+        if chunked and (has_length or version == "1.0"):
+            return ErrorResponse(400, "The length of the body is given in two ways.")
+        target = self.target
+        if target.startswith(b"/"):
+            if b"#" in target:
+                target = target.partition(b"#")[0]
             self.raw_path, _, self.query_string = target.partition(b"?")
-        elif not self._split_odd_target():
-            return Refusal(400, "The request target is not valid.")
-        if upgrade and websocket and self.method == "GET" and not self.length:
+        elif not self._split_other_target():
+            return ErrorResponse(400, "The request target is not valid.")
+        if upgrade and websocket and method == "GET" and not self.length:
             self.kind = WEBSOCKET
             self.expects_continue = False  # there is no body to ask for
             self.scheme = "wss" if self.scheme in ("https", "wss") else "ws"
-            self.subprotocols = tuple(_tokens(self.headers, b"sec-websocket-protocol"))
-        elif self.http_version == "1.1":
+            self.subprotocols = tuple(_tokens(headers, b"sec-websocket-protocol"))
+        elif version == "1.1":
             self.extensions = {**self.extensions, **_HTTP_1_1_EXTENSIONS}
             if self.wants_trailers:
-                self.wants_trailers = self.method != "HEAD"
+                self.wants_trailers = method != "HEAD"
                 if self.wants_trailers:
                     self.extensions["http.response.trailers"] = {}
         else:
             self.wants_trailers = False  # they need the chunked coding, which HTTP/1.0 lacks
         return None
 
-    def _split_odd_target(self) -> bool:
-        """The forms of a target that are not a path: `*` and an absolute URL. False if it is neither."""
+    def _split_other_target(self) -> bool:
+        """Split a target that is no path, `*` or an absolute URL; return False if it is neither."""
         target, _, self.query_string = self.target.partition(b"#")[0].partition(b"?")
         if target == b"*":
             self.raw_path = target
@@ -163,13 +190,16 @@ class Request:
         if not scheme or not mark or not host or not is_authority(host):
             return False
         self.raw_path = slash + path or b"/"
-        # Its host counts, and the header does not: RFC 9112 section 3.2.2.
+        # The host of the target replaces the header, RFC 9112 section 3.2.2.
         self.headers = [header for header in self.headers if header[0] != b"host"]
         self.headers.insert(0, (b"host", host))
         return True
 
 
-# Known to the parser, but not of HTTP requests to an origin server: they belong to proxies, RTSP and Icecast.
+_INTERPRETED = frozenset(
+    (b"host", b"content-length", b"transfer-encoding", b"expect", b"te", b"connection", b"upgrade")
+)
+# llhttp knows these, but they belong to proxies, RTSP and Icecast, and no origin server answers them.
 _OTHER_METHODS = frozenset(
     (
         *("CONNECT", "SOURCE", "DESCRIBE", "ANNOUNCE", "SETUP", "PLAY", "PAUSE", "TEARDOWN"),
@@ -180,11 +210,11 @@ _HTTP_1_1_EXTENSIONS: dict[str, Any] = {"http.response.early_hint": {}}
 
 
 def address_text(address: Address | None) -> str:
-    """An address for the log."""
+    """Return an address for the log."""
     return f"{address[0]}:{address[1]}" if address else "-"
 
 
-def _tokens(headers: list[tuple[bytes, bytes]], name: bytes) -> list[str]:
+def _tokens(headers: Headers, name: bytes) -> list[str]:
     return [
         token.strip().decode("latin-1")
         for header, value in headers
@@ -192,3 +222,212 @@ def _tokens(headers: list[tuple[bytes, bytes]], name: bytes) -> list[str]:
         for token in value.split(b",")
         if token.strip()
     ]
+
+
+class Proxies(Protocol):
+    """Forwarding headers of a trusted proxy."""
+
+    def forwarded(self, headers: Headers, client: Address | None, scheme: str) -> tuple[Address | None, str]:
+        """Return the client and the scheme that the headers report."""
+
+
+class RequestParser:
+    """Parses the requests of one socket, one after another.
+
+    `on_head(request)` is called when the head of a request is complete; `request.error` is set if the request must be
+    rejected. The body follows in `request.parts`, until `request.complete`.
+    """
+
+    __slots__ = (
+        "_asks_upgrade",
+        "_head_bytes",
+        "_line",
+        "_max_head_size",
+        "_max_headers",
+        "_on_head",
+        "_parser",
+        "_peer",
+        "_proxies",
+        "_section_ended",
+        "body_bytes",
+        "request",
+        "tail",
+    )
+
+    def __init__(
+        self,
+        peer: Peer,
+        max_head_size: int,
+        on_head: Callable[[Request], None],
+        *,
+        max_headers: int = MAX_HEADERS,
+        proxies: Proxies | None = None,
+    ) -> None:
+        """Make a parser.
+
+        Args:
+            peer: The two ends of the socket.
+            max_head_size: Bytes of a head that are accepted.
+            on_head: Called with each request whose head is complete.
+            max_headers: Header lines that are accepted.
+            proxies: Reads forwarding headers; None if the peer is not a trusted proxy.
+        """
+        self._peer = peer
+        self._max_headers = max_headers
+        self._max_head_size = max_head_size
+        self._on_head = on_head
+        self._proxies = proxies
+        self._parser = self._new_parser()
+        self._line = b""
+        self._head_bytes = 0
+        self._section_ended = False
+        self._asks_upgrade: Request | None = None
+        self.body_bytes = 0
+        """Bytes of body that have arrived on this socket."""
+        self.request: Request | None = None
+        """The request that is being parsed."""
+        self.tail: bytes | None = None
+        """None until a request ends HTTP on this socket; then all bytes that followed the request."""
+
+    @property
+    def body_left(self) -> int:
+        """Return how many bytes of the body are still to come, if the head of `request` says so, else 0."""
+        request = self.request
+        if request is None or request.length == UNKNOWN:
+            return 0
+        return request.length - request.received
+
+    def feed(self, data: bytes | memoryview) -> ErrorResponse | None:
+        """Parse more bytes of the client.
+
+        Returns:
+            An error if `request` is not valid HTTP or exceeds a limit. The socket cannot be parsed any further then.
+        """
+        if self.tail is not None:
+            self.tail += data
+            return None
+        self._section_ended = False
+        body_before = self.body_bytes
+        rest = data
+        if self.request is None or not self.body_left:
+            self._line = self._line + data if self._line else bytes(data)
+        while rest:
+            try:
+                self._parser.feed_data(rest)
+                break
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = self._upgrade(rest[upgrade.args[0] :])
+            except httptools.HttpParserCallbackError:
+                raise  # a fault of this server, not of the client
+            except httptools.HttpParserError as error:
+                self.request = self.request or Request(*self._peer)
+                return _parse_error(error)
+        request = self.request
+        if request is None:
+            self._line = b""
+            self._head_bytes = 0
+            return None
+        if request.head_complete or request.headers:
+            self._line = b""
+        if not request.head_complete and len(request.headers) > self._max_headers:
+            return TOO_MANY_HEADERS
+        if self._section_ended or self.body_bytes != body_before:
+            self._head_bytes = 0
+            return None
+        # Only a part of a head or of trailers has arrived. It is kept in memory until the section is complete.
+        self._head_bytes += len(data)
+        return HEAD_TOO_LARGE if self._head_bytes > self._max_head_size else None
+
+    def release(self) -> None:
+        """Break the reference cycle of parser and callbacks, so that the memory is freed at once."""
+        del self._parser, self._on_head
+
+    def _upgrade(self, rest: bytes | memoryview) -> bytes | memoryview:
+        """Handle a request for another protocol, at whose head llhttp stops; return the bytes to parse next."""
+        request, self._asks_upgrade = self._asks_upgrade, None
+        assert request is not None
+        if request.kind == WEBSOCKET or request.error is not None:
+            self.tail = bytes(rest)
+            return b""
+        # The upgrade is ignored, and HTTP goes on. llhttp has skipped the body, so a new parser is told of it.
+        framing = [b"%s: %s\r\n" % header for header in request.headers if header[0] in _FRAMING]
+        self._parser = self._new_parser()
+        self.request, request.complete = request, False
+        self._parser.feed_data(
+            b"POST / HTTP/%s\r\n%s\r\n" % (request.http_version.encode(), b"".join(framing)),
+        )
+        return rest
+
+    def _new_parser(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self)
+        # llhttp takes "Connection: close" in a trailer for a header, and would reject the next request. Only the head
+        # says whether the connection persists, and that is decided when the response is written.
+        parser.set_dangerous_leniencies(lenient_keep_alive=True)
+        return parser
+
+    def _speaks_rtsp(self, request: Request) -> bool:
+        """Return whether the request line ends with a version of RTSP, which llhttp takes for one of HTTP."""
+        return b" RTSP/" in self._line and (
+            b"%b %b RTSP/" % (request.method.encode("latin-1"), request.target) in self._line
+        )
+
+    # Callbacks of httptools. If the head is complete already, the request is one whose upgrade was ignored.
+
+    def on_message_begin(self) -> None:
+        if self.request is None:
+            self.request = Request(*self._peer)
+
+    def on_url(self, url: bytes) -> None:
+        request = self.request
+        assert request is not None
+        if not request.head_complete:
+            request.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        request = self.request
+        assert request is not None
+        if not request.head_complete:  # trailers of a chunked body are not headers of the request, and are dropped
+            request.headers.append((name.lower(), value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        request, parser = self.request, self._parser
+        assert request is not None
+        if request.head_complete:
+            return
+        request.method = parser.get_method().decode("latin-1")
+        request.http_version = "RTSP" if self._speaks_rtsp(request) else parser.get_http_version()
+        request.keep_alive = parser.should_keep_alive()
+        upgrade = parser.should_upgrade()
+        if upgrade:
+            self._asks_upgrade = request
+        self._section_ended = True
+        if self._proxies is not None:
+            request.client, request.scheme = self._proxies.forwarded(request.headers, request.client, request.scheme)
+        request.error = request.finish_head(
+            upgrade=upgrade, max_size=self._max_head_size, max_headers=self._max_headers
+        )
+        self._on_head(request)
+
+    def on_body(self, body: bytes) -> None:
+        request = self.request
+        assert request is not None
+        self.body_bytes += len(body)
+        request.received += len(body)
+        if not request.answered:
+            request.held += len(body)
+            request.parts.append(body)
+
+    def on_message_complete(self) -> None:
+        assert self.request is not None
+        self.request.complete = True
+        self.request = None
+        self._section_ended = True
+
+
+_FRAMING = (b"content-length", b"transfer-encoding", b"connection")
+
+
+def _parse_error(error: httptools.HttpParserError) -> ErrorResponse:
+    if isinstance(error, httptools.HttpParserInvalidMethodError):
+        return ErrorResponse(501, "The request method is not known.")
+    return ErrorResponse(400, "The request is not valid HTTP.")

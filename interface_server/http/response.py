@@ -1,32 +1,43 @@
-"""Response heads as bytes, and how a response's body is framed on the wire (RFC 9112 section 6)."""
+"""HTTP responses: heads as bytes, the framing of bodies (RFC 9112 section 6), and a writer for one socket."""
 
 from __future__ import annotations
 
+import logging
 import time
 from email.utils import formatdate
 from enum import Enum
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from asgibus.protocol.events import Headers, is_length
+from asgibus.interface_server.http.request import Request
+from asgibus.protocol.events import RESPONSE_START_TRAILERS, TRAILERS_END, Event, Headers, is_length
+
+logger = logging.getLogger("asgibus.interface")
+
+DRAIN_BYTES = 256 * 1024  # of a body that may arrive after its response while the connection persists: as in Go
+JOIN_BYTES = 16 * 1024  # a body up to this size is copied to its head, to be one write; a larger one is not copied
 
 
 class Framing(Enum):
-    """How the client knows where the body ends."""
+    """How the client finds the end of the body."""
 
-    NONE = "there is none"
+    NONE = "there is no body"
     LENGTH = "content-length"
     CHUNKED = "chunked"
     CLOSE = "the end of the connection"
 
 
+# A member of an enum is looked up on its class in 50 ns: once here, instead of for every response.
+_NONE, _LENGTH, _CHUNKED, _CLOSE = Framing
+
+
 class Head(NamedTuple):
-    """A response's head, and what it promised."""
+    """The head of a response, and what it announces."""
 
     data: bytes
     framing: Framing
     length: int
-    """Bytes of body that content-length announced; 0 where it did not."""
+    """Bytes of body that content-length announces; 0 without one."""
     close: bool
     """Whether the connection ends with this response."""
 
@@ -36,7 +47,7 @@ _STATUS_LINES = {status: f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n".enc
 
 
 class StandardHeaders:
-    """The `server` and `date` headers; the date is made once a second."""
+    """The `server` and `date` headers. The date is formatted once a second."""
 
     __slots__ = ("_date", "_second", "_server")
 
@@ -46,7 +57,12 @@ class StandardHeaders:
         self._second = 0
 
     def get(self, *, own_server: bool, own_date: bool) -> bytes:
-        """The headers to add, less those that the app gave itself."""
+        """Return the header lines to add.
+
+        Args:
+            own_server: Whether the app has set `server`.
+            own_date: Whether the app has set `date`.
+        """
         if self._date is not None:
             second = int(time.time())
             if second != self._second:
@@ -68,7 +84,18 @@ def response_head(
     whole: int | None = None,
     trailers: bool = False,
 ) -> Head:
-    """The head of a response. `whole` is the length of the body if it is known in full."""
+    """Return the head of a response.
+
+    Args:
+        status: The status code.
+        headers: The headers of the app.
+        standard: Makes the headers that the server adds.
+        http_version: The version of the request.
+        method: The method of the request.
+        keep_alive: Whether the connection persists, unless the app says "connection: close".
+        whole: The length of the body, if it is known already.
+        trailers: Whether trailers follow the body.
+    """
     lines = [_STATUS_LINES[status]]
     length: int | None = None
     close = not keep_alive
@@ -77,35 +104,35 @@ def response_head(
         name, value = given_name.lower(), given_value
         if name == b"content-length":
             if length is not None or not is_length(value):
-                continue  # `events.encode` lets none through; a forged frame must not end the response elsewhere
+                continue  # `events.encode` rejects these; a forged frame must not end the response elsewhere
             length = int(value)
             if status == 204:
-                continue  # RFC 9110 section 8.6: must not be sent
+                continue  # must not be sent, RFC 9110 section 8.6
         elif name == b"transfer-encoding":
-            continue  # how the body travels is this server's business; ASGI, Response Start
+            continue  # the server chooses the coding; ASGI specification, Response Start
         elif name == b"connection":
             options = [option.strip() for option in value.split(b",")]
             close = close or b"close" in [option.lower() for option in options]
             value = b", ".join([option for option in options if option.lower() not in (b"close", b"keep-alive")])
             if not value:
-                continue  # whether the connection goes on is said once, below
+                continue  # "close" and "keep-alive" are added below
         elif name == b"server":
             own_server = True
         elif name == b"date":
             own_date = True
         lines.append(b"%s: %s\r\n" % (name, value))
     if method == "HEAD" or status in (204, 304):
-        framing = Framing.NONE
+        framing = _NONE
     elif length is not None:
-        framing = Framing.LENGTH
+        framing = _LENGTH
     elif whole is not None and not trailers:
-        framing, length = Framing.LENGTH, whole
+        framing, length = _LENGTH, whole
         lines.append(b"content-length: %d\r\n" % whole)
     elif http_version == "1.1":
-        framing = Framing.CHUNKED
+        framing = _CHUNKED
         lines.append(b"transfer-encoding: chunked\r\n")
     else:
-        framing, close = Framing.CLOSE, True
+        framing, close = _CLOSE, True
     lines.append(standard.get(own_server=own_server, own_date=own_date))
     if close and http_version == "1.1":
         lines.append(b"connection: close\r\n")
@@ -116,7 +143,14 @@ def response_head(
 
 
 def plain_response(status: int, text: str, standard: StandardHeaders, *, head_only: bool = False) -> bytes:
-    """A whole response of this server itself, after which the connection is closed; without its body for HEAD."""
+    """Return a whole response of the server itself, after which the connection is closed.
+
+    Args:
+        status: The status code.
+        text: One sentence for the client.
+        standard: Makes the headers that the server adds.
+        head_only: Whether to leave out the body, as the request was a HEAD.
+    """
     body = (text + "\n").encode()
     headers: Headers = ((b"content-type", b"text/plain; charset=utf-8"),)
     if status == 503:
@@ -126,13 +160,202 @@ def plain_response(status: int, text: str, standard: StandardHeaders, *, head_on
 
 
 def header_lines(headers: Headers) -> bytes:
-    """Headers as they stand in a head or a trailer section, without the empty line."""
+    """Return headers as lines of a head or of a trailer section, without the empty line."""
     return b"".join([b"%s: %s\r\n" % (name.lower(), value) for name, value in headers])
 
 
 def chunk(body: bytes) -> bytes:
-    """One chunk of the chunked coding, RFC 9112 section 7.1. Not for an empty body, which would end it."""
+    """Return one chunk, RFC 9112 section 7.1. The body must not be empty: an empty chunk ends the response."""
     return b"%x\r\n%b\r\n" % (len(body), body)
 
 
 LAST_CHUNK = b"0\r\n"
+
+
+class Writable(Protocol):
+    """The part of a transport that a `ResponseWriter` needs."""
+
+    def write(self, data: bytes, /) -> None:
+        """Write bytes."""
+
+    def writelines(self, list_of_data: tuple[bytes, ...], /) -> None:
+        """Write several pieces of bytes."""
+
+
+class ResponseWriter:
+    """Writes the responses of one socket, one after another. `begin` names the request that the next one answers.
+
+    The head is held until the body begins, so that a small response is one write.
+    """
+
+    __slots__ = (
+        "_keep_alive",
+        "_request",
+        "_standard",
+        "_start",
+        "_trailers_begun",
+        "_transport",
+        "close",
+        "framing",
+        "remaining",
+        "status",
+    )
+
+    def __init__(self, transport: Writable, standard: StandardHeaders) -> None:
+        self._transport = transport
+        self._standard = standard
+        self._start: Event | None = None
+        self._request: Request | None = None
+        self._keep_alive = True
+        self._trailers_begun = False
+        self.framing: Framing | None = None
+        """The framing that the head has announced; None until the head is written."""
+        self.remaining = 0
+        """Bytes of body that content-length announced and that were not written yet."""
+        self.close = False
+        """Whether the connection ends with this response."""
+        self.status = 0
+        """The status of the response; 0 until it begins."""
+
+    def begin(self, request: Request, *, keep_alive: bool) -> None:
+        """Forget the last response, and prepare to answer a request.
+
+        Args:
+            request: The request.
+            keep_alive: Whether the connection may persist after the response.
+        """
+        self._request = request
+        self._keep_alive = keep_alive
+        self._start = None
+        self._trailers_begun = False
+        self.framing = None
+        self.remaining = 0
+        self.close = not keep_alive
+        self.status = 0
+
+    def close_after(self) -> None:
+        """End the connection with this response. The head says so, if it is not written yet."""
+        self._keep_alive = False
+        self.close = True
+
+    @property
+    def begun(self) -> bool:
+        """Return whether the app has begun the response. The head may still be held."""
+        return self._start is not None or self.framing is not None
+
+    @property
+    def written(self) -> bool:
+        """Return whether the head is written."""
+        return self.framing is not None
+
+    def ask_for_body(self) -> None:
+        """Write "100 Continue", unless the response has begun."""
+        if not self.begun and self._request is not None:
+            self._request.expects_continue = False
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def early_hint(self, links: Headers) -> None:
+        """Write "103 Early Hints" before the head. HTTP/1.0 has no interim responses, so its clients get none."""
+        if self.framing is None and self._request is not None and self._request.http_version == "1.1":
+            self._transport.write(b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % header_lines(links))
+
+    def start(self, event: Event) -> None:
+        """Hold a RESPONSE_START event until the body begins, or `flush`."""
+        self._start = event
+        self.status = event[1]
+
+    def flush(self) -> None:
+        """Write the head if it is held."""
+        if self._start is not None:
+            self._transport.write(self._take_head(None))
+
+    def body(self, body: bytes) -> None:
+        """Write a part of the body."""
+        if self._start is not None:
+            self._write_first(body, None)
+        else:
+            self._write(body)
+
+    def end(self, body: bytes, *, trailers_follow: bool = False) -> bool:
+        """Write the last part of the body.
+
+        Returns:
+            False if the body is shorter than its content-length.
+        """
+        if self._start is not None:
+            self._write_first(body, len(body))
+        else:
+            self._write(body)
+        framing = self.framing
+        if framing is _CHUNKED:
+            if not trailers_follow:
+                self._transport.write(LAST_CHUNK + b"\r\n")
+        elif framing is _LENGTH and self.remaining:
+            logger.error("a response's body is %d bytes shorter than its content-length", self.remaining)
+            return False
+        return True
+
+    def trailers(self, event: Event) -> None:
+        """Write trailers, if the body is chunked and the client wants them. TRAILERS_END is the last such event."""
+        if self.framing is _CHUNKED:
+            lines = b"" if self._trailers_begun else LAST_CHUNK
+            self._trailers_begun = True
+            if self._request is not None and self._request.wants_trailers:
+                lines += header_lines(event[1])
+            self._transport.write(lines + b"\r\n" if event[0] == TRAILERS_END else lines)
+
+    def _take_head(self, whole: int | None) -> bytes:
+        """Return the head that is held, for a body of the given length if that is known."""
+        start, self._start = self._start, None
+        request = self._request
+        assert start is not None
+        assert request is not None
+        headers = start[2]
+        trailers = False
+        if start[0] == RESPONSE_START_TRAILERS:
+            trailers = request.wants_trailers
+            # With trailers a body must be chunked and have no content-length, RFC 9112 section 6.2. Without, the header
+            # "trailer" would announce what does not come.
+            unfit = b"content-length" if trailers else b"trailer"
+            headers = tuple([header for header in headers if header[0].lower() != unfit])
+        head = response_head(
+            start[1],
+            headers,
+            self._standard,
+            http_version=request.http_version,
+            method=request.method,
+            # In an early response, the rest of the request body is discarded if it is short. If it is not, the
+            # connection ends, and the client must be told: RFC 9112 sections 9.3 and 9.6.
+            keep_alive=self._keep_alive and (request.complete or request.rest <= DRAIN_BYTES),
+            whole=whole,
+            trailers=trailers,
+        )
+        data, self.framing, self.remaining, self.close = head
+        return data
+
+    def _write_first(self, body: bytes, whole: int | None) -> None:
+        head = self._take_head(whole)
+        size = len(body)
+        if self.framing is _LENGTH and size <= JOIN_BYTES and size <= self.remaining:
+            self.remaining -= size
+            self._transport.write(head + body)
+        else:
+            self._transport.write(head)
+            self._write(body)
+
+    def _write(self, body: bytes) -> None:
+        framing = self.framing
+        if not body or framing is _NONE:
+            return
+        if framing is _CHUNKED:
+            if len(body) <= JOIN_BYTES:
+                self._transport.write(chunk(body))
+            else:
+                self._transport.writelines((b"%x\r\n" % len(body), body, b"\r\n"))
+            return
+        if framing is _LENGTH:
+            if len(body) > self.remaining:
+                logger.error("a response's body is longer than its content-length: the rest was cut off")
+                body = body[: self.remaining]
+            self.remaining -= len(body)
+        self._transport.write(body)

@@ -1,7 +1,7 @@
-"""Compression of WebSocket messages, RFC 7692 ("permessage-deflate"): agreeing on it, and compressed frames to clients.
+"""Compression of WebSocket messages, RFC 7692 ("permessage-deflate"): negotiation, decompression and compressed frames.
 
-Each message is compressed by itself, in both directions, whatever the client has asked for: so an open socket keeps no
-compressor, and none of another message can be guessed from the length of a later one.
+Each message is compressed by itself, in both directions. So an open socket keeps no compressor, and the length of a
+message reveals nothing of another message.
 """
 
 from __future__ import annotations
@@ -19,31 +19,30 @@ from websockets.typing import ExtensionName
 from asgibus.interface_server.http.request import Request
 from asgibus.interface_server.websocket.frames import encode_message
 
-WINDOW_BITS = 12  # 4 KiB: messages end before a larger window pays, and this one costs a tenth of the time to set up
+WINDOW_BITS = 12  # 4 KiB: few messages profit from a larger window, which takes ten times as long to set up
 MEMORY_LEVEL = 5
-MIN_BYTES = 128  # a shorter message hardly becomes shorter
-MAX_BYTES = 256 * 1024  # a longer one would keep the other sockets waiting: 256 KiB take some milliseconds
+MIN_BYTES = 128  # a shorter message gains next to nothing
+MAX_BYTES = 256 * 1024  # a longer one would hold up the other sockets: 256 KiB take some milliseconds
 
 _TEXT, _BYTES = b"\xc1", b"\xc2"  # the first byte of a compressed message: with the bit RSV1
-_END = b"\x00\x00\xff\xff"  # what a client leaves out at the end of a message
+_END = b"\x00\x00\xff\xff"  # left out at the end of a message: RFC 7692 section 7.2.1
 PIECE_IN = 16 * 1024  # bytes that are decompressed at once
-PIECE_OUT = 128 * 1024  # bytes that come of them, at most
-_TAIL = 4  # bytes at the end of a flush that are always the same, and left out: RFC 7692 section 7.2.1
+PIECE_OUT = 128 * 1024  # bytes that a piece yields, at most
 
 
 class Compression(NamedTuple):
-    """What was agreed on with one client."""
+    """The parameters negotiated with one client."""
 
     header: bytes
-    """The value of the answer's Sec-WebSocket-Extensions."""
+    """The value of Sec-WebSocket-Extensions in the response."""
     reading_bits: int
-    """How far back the client's messages may refer."""
+    """The window of messages from the client, as a power of two."""
     window_bits: int
-    """How far back our own compressed messages may refer."""
+    """The window of messages to the client, as a power of two."""
 
 
-def agree(request: Request) -> Compression | None:
-    """The first offer of the client that can be met, if there is one. What is malformed is no offer."""
+def negotiate(request: Request) -> Compression | None:
+    """Accept the first offer of the client that can be met. A malformed offer is ignored."""
     factory = ServerPerMessageDeflateFactory(
         server_no_context_takeover=True, client_no_context_takeover=True, client_max_window_bits=WINDOW_BITS
     )
@@ -67,11 +66,11 @@ def agree(request: Request) -> Compression | None:
 
 
 class CompressedFrame(Frame):
-    """A frame of a compressed message, its payload as it came."""
+    """A frame of a compressed message, whose payload is still compressed."""
 
 
 class CompressionMarks(Extension):
-    """Marks the frames of compressed messages for websockets' protocol, and leaves them to `Inflation`."""
+    """Marks the frames of compressed messages for the parser of websockets, which then leaves them compressed."""
 
     name = ExtensionName("permessage-deflate")
 
@@ -79,7 +78,7 @@ class CompressionMarks(Extension):
         self._in_message = False
 
     def decode(self, frame: Frame, *, max_size: int | None = None) -> Frame:
-        """Return a frame of a compressed message as a `CompressedFrame`, any other as it is."""
+        """Return a frame of a compressed message as a `CompressedFrame`, and any other frame as it is."""
         if frame.opcode in CTRL_OPCODES:
             return frame
         compressed = self._in_message if frame.opcode is Opcode.CONT else frame.rsv1
@@ -90,12 +89,15 @@ class CompressionMarks(Extension):
         return CompressedFrame(frame.opcode, frame.data, frame.fin, rsv1, frame.rsv2, frame.rsv3)
 
     def encode(self, frame: Frame) -> Frame:
-        """Return a frame as it is: only control frames are sent through the protocol, which are never compressed."""
+        """Return a frame as it is: the parser sends only control frames, which are never compressed."""
         return frame
 
 
 class Inflation:
-    """Decompresses one message in pieces, each of which takes less than a millisecond."""
+    """Decompresses one message in pieces, each of which takes less than a millisecond.
+
+    The window is given as a power of two.
+    """
 
     __slots__ = ("_at", "_data", "_decoder", "_tail", "done")
 
@@ -105,7 +107,7 @@ class Inflation:
         self._at = 0
         self._tail = b""
         self.done = True
-        """Whether all that was added is decompressed."""
+        """Whether everything that was added is decompressed."""
 
     def add(self, frame: CompressedFrame) -> None:
         """Add the next frame of the message."""
@@ -114,8 +116,12 @@ class Inflation:
         self.done = False
 
     def piece(self) -> bytes:
-        """Return the next piece of what was added. Raises zlib.error."""
-        if self._decoder.eof:  # what comes behind the last block is ignored, and not kept
+        """Return the next piece of the message.
+
+        Raises:
+            zlib.error: The data is not compressed in this way.
+        """
+        if self._decoder.eof:  # bytes after the last block are ignored, and not kept
             self.done = True
             return b""
         decoder, data = self._decoder, self._tail
@@ -132,12 +138,12 @@ class Inflation:
 
 
 def encode_compressed(message: str | bytes, window_bits: int) -> bytes:
-    """A whole message as one frame, compressed where that makes it shorter."""
+    """Return a whole message as one frame, compressed if that makes it shorter."""
     data = message.encode() if isinstance(message, str) else message
     if MIN_BYTES <= len(data) <= MAX_BYTES:
         compressor = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION, zlib.DEFLATED, -window_bits, MEMORY_LEVEL)
         compressed = compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH)
-        if len(compressed) - _TAIL < len(data):
+        if len(compressed) - len(_END) < len(data):
             first = _TEXT if isinstance(message, str) else _BYTES
-            return first + encode_message(compressed[:-_TAIL])[1:]
+            return first + encode_message(compressed[: -len(_END)])[1:]
     return encode_message(message)

@@ -1,4 +1,4 @@
-"""The log of the WebSocket protocol at the level DEBUG, which names each frame and shows none of its content."""
+"""The DEBUG log of the WebSocket protocol: it names each frame, and shows no content."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ logger = logging.getLogger("asgibus.websockets")
 
 
 def _without_content(record: logging.LogRecord) -> bool:
-    """Put the type and the size of a frame in the place of the frame, whose text is its beginning and its end."""
+    """Replace frames by their type and size. The text of a frame shows the beginning and the end of its content."""
     if isinstance(record.args, tuple):
-        record.args = tuple(_named(each) if isinstance(each, Frame) else each for each in record.args)
+        record.args = tuple(_describe(each) if isinstance(each, Frame) else each for each in record.args)
     return True
 
 
-def _named(frame: Frame) -> str:
+def _describe(frame: Frame) -> str:
     return f"{frame.opcode.name} [{len(frame.data)} bytes{'' if frame.fin else ', continued'}]"
 
 

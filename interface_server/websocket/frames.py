@@ -1,4 +1,4 @@
-"""WebSocket frames to clients. All else about frames is left to websockets."""
+"""WebSocket frames to clients. Everything else about frames is left to websockets."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import struct
 
 
 def encode_message(message: str | bytes) -> bytes:
-    """A whole message as one unmasked frame, RFC 6455 section 5.2.
+    """Return a whole message as one unmasked frame, RFC 6455 section 5.2.
 
-    Here and not the library's, because every message passes through it: 0.2 µs instead of 1.0 for 100 characters.
+    Every message to a client is encoded here: 0.2 µs for 100 characters, where the encoder of websockets takes 1.0.
     """
     if isinstance(message, str):
         data, opcode = message.encode(), 0x81

@@ -1,4 +1,4 @@
-"""The opening handshake of a WebSocket, RFC 6455 section 4: what makes a request one, and the answer to it."""
+"""The opening handshake of a WebSocket, RFC 6455 section 4."""
 
 from __future__ import annotations
 
@@ -7,48 +7,51 @@ import binascii
 
 from websockets.utils import accept_key
 
-from asgibus.interface_server.http.request import Refusal, Request
+from asgibus.interface_server.http.request import ErrorResponse, Request
 from asgibus.interface_server.http.response import StandardHeaders, header_lines
 from asgibus.protocol.events import Headers
 
 
-def check_handshake(request: Request) -> Refusal | None:
-    """Why the handshake request is not one, if it is not: RFC 6455 section 4.2.1."""
+def check_handshake(request: Request) -> ErrorResponse | None:
+    """Return an error if the request is not a valid handshake, RFC 6455 section 4.2.1."""
     headers: dict[bytes, list[bytes]] = {}
     for name, value in request.headers:
         headers.setdefault(name, []).append(value)
     if request.http_version != "1.1":
-        return Refusal(505, "A WebSocket handshake needs HTTP/1.1.")
+        return ErrorResponse(505, "A WebSocket handshake needs HTTP/1.1.")
     if headers.get(b"sec-websocket-version", [b""])[0] != b"13":
-        return Refusal(426, "The WebSocket version understood is 13.")
+        return ErrorResponse(426, "The WebSocket version understood is 13.")
     keys = headers.get(b"sec-websocket-key", [])
     try:
         valid = len(keys) == 1 and len(base64.b64decode(keys[0], validate=True)) == 16
     except binascii.Error:
         valid = False
     if not valid:
-        return Refusal(400, "The Sec-WebSocket-Key header is not a key.")
+        return ErrorResponse(400, "The Sec-WebSocket-Key header is not a key.")
     return None
 
 
 _FRAMING = frozenset((b"connection", b"upgrade", b"keep-alive", b"content-length", b"transfer-encoding", b"trailer"))
 
 
-def _is_ours(name: bytes) -> bool:
-    """Return whether a header of the response to a handshake is this server's alone to send."""
+def _is_reserved(name: bytes) -> bool:
+    """Return whether only the server may set a header of the response to a handshake."""
     return name in _FRAMING or name.startswith(b"sec-websocket-")
 
 
 def switching_protocols(
     request: Request, subprotocol: str | None, headers: Headers, standard: StandardHeaders, extensions: bytes = b""
 ) -> bytes:
-    """Return the response that accepts a request which `check_handshake` found in order.
+    """Return the response that accepts a valid handshake.
 
     Args:
-        headers: What the app adds. Those that frame the response or belong to the handshake are left out.
+        request: The handshake.
+        subprotocol: The subprotocol that the app has chosen.
+        headers: Headers of the app. Those that frame the response or belong to the handshake are left out.
+        standard: Makes the headers that the server adds.
         extensions: The value of Sec-WebSocket-Extensions; empty for none.
     """
-    headers = tuple([header for header in headers if not _is_ours(header[0].lower())])
+    headers = tuple([header for header in headers if not _is_reserved(header[0].lower())])
     key = next(value for name, value in request.headers if name == b"sec-websocket-key")
     own = {name.lower() for name, _ in headers}
     return b"".join(

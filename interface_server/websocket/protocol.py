@@ -1,90 +1,159 @@
 """The WebSocket terminator: one object per socket, callbacks only, over the sans-IO protocol of websockets.
 
-It takes a socket over from the HTTP terminator at the end of the handshake request. Nothing is switched before the app
-has sent `websocket.accept`; what the client sends until then is kept. All writing is in `websocket_answers`.
+`WebSocketProtocol` takes a socket over from HTTP at the end of the handshake request. It switches protocols when the
+app has sent `websocket.accept`. What the client sends before that is buffered.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Protocol
 
 from websockets.frames import CloseCode, Frame, Opcode
-from websockets.protocol import SERVER, Event, Protocol
+from websockets.protocol import SERVER, State
+from websockets.protocol import Event as ParsedEvent
+from websockets.protocol import Protocol as Parser
 
-from asgibus.interface_server.http.request import Refusal, Request, address_text
-from asgibus.interface_server.http.response_writer import ResponseWriter
-from asgibus.interface_server.lingering_close import ClosingSocket
-from asgibus.interface_server.read_scheduler import READ_SECONDS
-from asgibus.interface_server.slow_client import ClientPace, waiting_bytes
+from asgibus.interface_server.http.request import ErrorResponse, Request, address_text
+from asgibus.interface_server.http.response import ResponseWriter, StandardHeaders, plain_response
+from asgibus.interface_server.lingering_close import LingeringClose
+from asgibus.interface_server.read_scheduler import READ_SECONDS, SlicedReader
+from asgibus.interface_server.server_context import ServerContext
+from asgibus.interface_server.slow_client import SlowClientGuard, unread_bytes
 from asgibus.interface_server.websocket import debug_log
-from asgibus.interface_server.websocket.answers import CLOSE_SECONDS, Answering, Phase
-from asgibus.interface_server.websocket.compression import CompressedFrame, CompressionMarks, Inflation, agree
+from asgibus.interface_server.websocket.compression import (
+    CompressedFrame,
+    CompressionMarks,
+    Inflation,
+    encode_compressed,
+    negotiate,
+)
+from asgibus.interface_server.websocket.frames import encode_message
 from asgibus.interface_server.websocket.handshake import check_handshake, switching_protocols
-from asgibus.protocol.events import MESSAGE_RECEIVED, Headers
+from asgibus.protocol.events import (
+    ACCEPT,
+    CLOSE,
+    MESSAGE_RECEIVED,
+    MESSAGE_SENT,
+    RESPONSE_BODY,
+    RESPONSE_END,
+    RESPONSE_START,
+    Event,
+    Headers,
+)
 from asgibus.protocol.stream import PART
 
 if TYPE_CHECKING:
-    from asgibus.interface_server.server import Server
+    from asgibus.interface_server.connections.connection import Connection
 
+access = logging.getLogger("asgibus.access")
 
 SLICE = 4 * 1024  # bytes that are parsed at once: some hundred of the smallest frames
-# Looked up once: see `protocol.stream`.
-_CLOSE, _CONT, _TEXT = Opcode.CLOSE, Opcode.CONT, Opcode.TEXT
-EARLY_BYTES = PART  # kept of what a client sends before it is accepted; then its socket is not read
+EARLY_BYTES = PART  # that a client may send before it is accepted; then its socket is paused
+PONGS = 16  # written for the pings of one slice: only the last one need be answered, RFC 6455 section 5.5.3
+CLOSE_SECONDS = 10.0  # how long a client may take to answer the server's close frame
+
+_REASONS: dict[int, str] = {
+    CloseCode.TRY_AGAIN_LATER: "no worker",
+    CloseCode.SERVICE_RESTART: "the worker is gone",
+    CloseCode.INTERNAL_ERROR: "the app failed",
+}
 
 
-class WebSocketTerminator(Answering):
-    """One client's WebSocket. See `Terminator` for the seam."""
+class Phase(Enum):
+    """The phases of a WebSocket, in their order."""
+
+    HANDSHAKE = "waiting for the app to accept"
+    OPEN = "open"
+    CLOSING = "closing"
+
+
+# Members of enums are looked up on their class in 50 ns: once here, instead of for every message.
+_HANDSHAKE, _OPEN, _CLOSING = Phase
+_CLOSE_FRAME, _CONT, _TEXT = Opcode.CLOSE, Opcode.CONT, Opcode.TEXT
+
+
+class WebSocketServer(ServerContext, Protocol):
+    """Everything that a `WebSocketProtocol` needs of the server."""
+
+    standard_headers: StandardHeaders
+
+
+class WebSocketProtocol(SlicedReader):
+    """One client's WebSocket. Implements `Terminator` and `Holder`."""
 
     __slots__ = (
         "_alive",
+        "_connection",
         "_fragments",
+        "_frames",
+        "_guard",
         "_inflation",
+        "_log_line",
         "_opened",
-        "_pace",
+        "_parser",
+        "_paused",
+        "_phase",
         "_pinged",
         "_reading_bits",
+        "_request",
+        "_server",
         "_text",
+        "_transport",
+        "_window_bits",
         "_window_shut",
+        "_writer",
+        "deadline",
+        "write_paused",
     )
 
-    def __init__(self, server: Server, transport: asyncio.Transport, writer: ResponseWriter) -> None:
-        super().__init__(server)
+    def __init__(self, server: WebSocketServer, transport: asyncio.Transport, writer: ResponseWriter) -> None:
+        super().__init__(server.scheduler)
+        self._server = server
         self._transport = transport
-        self._writer = writer
-        self._request = None
-        self._connection = None
-        self._protocol = None
-        self._phase = Phase.HANDSHAKE
-        self._fragments: bytearray | None = None  # no list: a client may send empty ones without end
-        self._text = False
-        self._paused = self._window_shut = False
-        self._alive = True
-        self._pinged = 0.0
+        self._writer: ResponseWriter | None = writer  # until the accept, like `_request`
+        self._request: Request | None = None
+        self._connection: Connection | None = None
+        self._parser: Parser | None = None  # from the accept on
+        self._phase = _HANDSHAKE
+        # Frames that are parsed, and wait for the window or for decompression. Meanwhile nothing pending is written.
+        self._frames: Sequence[ParsedEvent] = ()
+        self._fragments: bytearray | None = None  # no list: a client may send empty fragments without end
+        self._text = False  # whether the message of the fragments is text
+        self._inflation: Inflation | None = None  # of the compressed message whose frames arrive
+        self._window_bits = 0  # of compressed messages to the client; 0: they are not compressed
+        self._reading_bits = 0  # of compressed messages from the client
+        self._paused = False  # whether the transport is
+        self._window_shut = False  # whether the app has more messages than it has consumed
+        self._alive = True  # whether the client has sent or read something since the last ping
         self._opened = server.now
-        self._pace: ClientPace | None = None
+        self._pinged = 0.0
+        self._guard: SlowClientGuard | None = None
         self._log_line = ""
-        self._window_bits = self._reading_bits = 0
-        self._inflation: Inflation | None = None  # of the message of which frames have come
-        self._frames = ()
         self.deadline = 0.0
         self.write_paused = False
 
     def begin(self, request: Request, tail: bytes) -> None:
-        """Take the socket over: check the handshake, and offer the connection to the workers."""
+        """Take the socket over: check the handshake, and offer the connection to the workers.
+
+        Args:
+            request: The handshake.
+            tail: Bytes that have arrived after the handshake.
+        """
         self._request = request
         target = request.target.decode("latin-1")
         self._log_line = f'{address_text(request.client)} - "WebSocket {target}"'
         self._unread = tail
         self.deadline = self._server.now + self._server.settings.connect_timeout + CLOSE_SECONDS
         self._transport.set_protocol(self)
-        self._server.readmit(self)
-        refusal = check_handshake(request)
-        if refusal is not None:
-            self._answer(refusal)
+        self._server.register(self)
+        error = check_handshake(request)
+        if error is not None:
+            self._reject(error)
             return
         request.extensions = {**request.extensions, "websocket.http.response": {}}
         self._connection = self._server.connections.open(request, self, ())
@@ -92,23 +161,18 @@ class WebSocketTerminator(Answering):
         if not self._paused and not self._transport.is_reading():
             self._transport.resume_reading()
 
-    # From the transport.
+    @property
+    def is_open(self) -> bool:
+        """Return whether the handshake is done, and no side has begun to close."""
+        return self._phase is _OPEN
 
-    def _more(self) -> bool:
-        protocol = self._protocol
-        if protocol is None:
-            if self._phase is not Phase.HANDSHAKE:
-                self._unread = b""  # of a client that was refused
-            return False
-        if self._window_shut or (self.write_paused and protocol.writes):
-            return False
-        return bool(self._unread or self._frames)
+    # Called by the transport.
 
     def data_received(self, data: bytes) -> None:
         self._alive = True
-        protocol = self._protocol
+        parser = self._parser
         if (
-            protocol is None
+            parser is None
             or self._unread
             or self._frames
             or self._window_shut
@@ -116,94 +180,103 @@ class WebSocketTerminator(Answering):
             or self._waits
             or self._in_slice
             or len(data) > SLICE
-            or self._server.turns.over(READ_SECONDS)
+            or self._scheduler.exhausted(READ_SECONDS)
         ):
             super().data_received(data)
             return
-        # The way of nearly every message: one slice, with nothing before it. It costs a third less than the other way.
+        # Nearly every message takes this shorter way: it is one slice, and nothing is buffered before it.
         self._in_slice = True
         try:
-            self._parse(protocol, data)
+            self._parse(parser, data)
         finally:
             self._in_slice = False
         if self._frames:
             self.read_on()
 
-    def _slices_read(self) -> None:
-        most = 0 if self._protocol is not None else EARLY_BYTES
-        pause = self._window_shut or bool(self._frames) or len(self._unread) > most
-        if pause is not self._paused and not self._transport.is_closing():
-            self._paused = pause
-            if pause:
-                self._transport.pause_reading()
-            else:
-                self._alive = True  # an answer to a ping may be among what was not read
-                self._transport.resume_reading()
-
-    def _read_slice(self) -> None:
-        protocol = self._protocol
-        assert protocol is not None
-        self._parse(protocol, b"" if self._frames else bytes(self._take(SLICE)))
-
-    def _parse(self, protocol: Protocol, data: bytes) -> None:
-        """Take the frames that are left of the last slice, or those of the next one."""
-        frames: Sequence[Event] = self._frames
-        if not frames:
-            protocol.receive_data(data)
-            frames = protocol.events_received()
-        for index, frame in enumerate(frames):
-            assert isinstance(frame, Frame)  # the handshake is ours, so nothing else comes
-            if self._window_shut or not self._received(frame):
-                self._frames = frames[index:]
-                return
-        self._frames = ()
-        if protocol.parser_exc is not None:
-            self._failed()
-        if protocol.writes:
-            self._write_pending()
-
     def eof_received(self) -> bool:
-        return False  # the transport closes, and connection_lost follows
+        return False  # the transport closes, and `connection_lost` follows
 
     def connection_lost(self, error: Exception | None) -> None:
         self._server.forget(self)
         self._unread, self._frames = b"", ()
         if self._writer is not None:
-            self._log(self._writer.status)
-        self._leave(CloseCode.ABNORMAL_CLOSURE)
+            self._log_handshake(self._writer.status)
+        self._disconnect(CloseCode.ABNORMAL_CLOSURE)
 
     def pause_writing(self) -> None:
         self.write_paused = True
 
     def resume_writing(self) -> None:
         self.write_paused = False
-        self._alive = True  # it reads
-        if self._protocol is not None and self._protocol.writes:
+        self._alive = True
+        if self._parser is not None and self._parser.writes:
             self._write_pending()
         if self._connection is not None:
             self._connection.acknowledge()
         self.read_on()
 
-    # From the client.
+    # Reading.
 
-    def _received(self, frame: Frame) -> bool:
-        """Take a frame. Return False if a part of it is left to be decompressed in the next slice."""
+    def _has_input(self) -> bool:
+        parser = self._parser
+        if parser is None:
+            if self._phase is not _HANDSHAKE:
+                self._unread = b""  # the handshake was rejected
+            return False
+        if self._window_shut or (self.write_paused and parser.writes):
+            return False
+        return bool(self._unread or self._frames)
+
+    def _read_slice(self) -> None:
+        assert self._parser is not None
+        self._parse(self._parser, b"" if self._frames else bytes(self._take(SLICE)))
+
+    def _slices_read(self) -> None:
+        most = 0 if self._parser is not None else EARLY_BYTES
+        pause = self._window_shut or bool(self._frames) or len(self._unread) > most
+        if pause is not self._paused and not self._transport.is_closing():
+            self._paused = pause
+            if pause:
+                self._transport.pause_reading()
+            else:
+                self._alive = True  # the answer to a ping may be among the unread data
+                self._transport.resume_reading()
+
+    def _parse(self, parser: Parser, data: bytes) -> None:
+        """Handle the frames that are left of the last slice, or the frames of the next one."""
+        frames: Sequence[ParsedEvent] = self._frames
+        if not frames:
+            parser.receive_data(data)
+            frames = parser.events_received()
+        for index, frame in enumerate(frames):
+            assert isinstance(frame, Frame)  # the handshake is not left to the parser, so there is nothing else
+            if self._window_shut or not self._handle_frame(frame):
+                self._frames = frames[index:]
+                return
+        self._frames = ()
+        if parser.parser_exc is not None:
+            self._end_for_error()
+        if parser.writes:
+            self._write_pending()
+
+    def _handle_frame(self, frame: Frame) -> bool:
+        """Handle a frame. Return False if a part of it is left, to be decompressed in the next slice."""
         opcode = frame.opcode
-        if opcode is _CLOSE:
-            self._client_closed()
+        if opcode is _CLOSE_FRAME:
+            self._end_for_close_frame()
             return True
         if opcode > 2 or self._connection is None:
-            return True  # behind the end of the session nobody is there to read it
+            return True  # a control frame, or a message after the end of the connection
         if isinstance(frame, CompressedFrame):
             return self._decompress(frame)
         data = bytes(frame.data)
         if opcode is _CONT:
-            assert self._fragments is not None  # the protocol lets no continuation through without a beginning
+            assert self._fragments is not None  # the parser rejects a continuation without a first frame
             self._fragments += data
             if frame.fin:
                 self._end_message()
         elif frame.fin:
-            self._message(opcode is _TEXT, data)
+            self._pass_on(opcode is _TEXT, data)
         else:
             self._fragments, self._text = bytearray(data), opcode is _TEXT
         return True
@@ -235,9 +308,10 @@ class WebSocketTerminator(Answering):
     def _end_message(self) -> None:
         data = bytes(self._fragments or b"")
         self._fragments = None
-        self._message(self._text, data)
+        self._pass_on(self._text, data)
 
-    def _message(self, text: bool, data: bytes) -> None:
+    def _pass_on(self, text: bool, data: bytes) -> None:
+        """Pass a whole message on to the app."""
         assert self._connection is not None
         if not text:
             self._connection.event((MESSAGE_RECEIVED, data))
@@ -247,27 +321,69 @@ class WebSocketTerminator(Answering):
         except UnicodeDecodeError:
             self._fail(CloseCode.INVALID_DATA, "not UTF-8")
 
-    def _fail(self, code: CloseCode, reason: str) -> None:
-        """Close, because what the client has sent cannot be read."""
-        assert self._protocol is not None
-        self._fragments = self._inflation = None
-        self._protocol.fail(code, reason)
-        self._failed()
+    # Called by the connection: events of the app.
 
-    def _client_closed(self) -> None:
-        assert self._protocol is not None
-        close = self._protocol.close_rcvd
-        self._begin_closing()
-        self._leave(close.code if close else CloseCode.NO_STATUS_RCVD, close.reason if close else "")
+    def write_event(self, event: Event) -> None:
+        """See `Terminator`."""
+        code = event[0]
+        if code == MESSAGE_SENT:
+            bits = self._window_bits
+            self._transport.write(encode_compressed(event[1], bits) if bits else encode_message(event[1]))
+        elif code == ACCEPT:
+            self._accept(event[1], event[2])
+        elif code == CLOSE:
+            self._connection = None
+            if self._phase is _HANDSHAKE:
+                self._reject(ErrorResponse(403, "The app refused this WebSocket."))
+            else:
+                self._close(event[1], event[2])
+        elif code == RESPONSE_START:
+            assert self._request is not None
+            assert self._writer is not None
+            self._writer.begin(self._request, keep_alive=False)
+            self._writer.start(event)
+            self.deadline = self._server.now + CLOSE_SECONDS  # from now on, `expire` checks how the client reads
+        elif code == RESPONSE_BODY or code == RESPONSE_END:
+            assert self._writer is not None
+            if code == RESPONSE_BODY:
+                self._writer.body(event[1])
+            else:
+                self._connection = None
+                self._writer.end(event[1])
+                self._log_handshake(self._writer.status)
+                self._linger()
+        elif self._phase is _HANDSHAKE:  # ABORT
+            self._reject(ErrorResponse(500, "The app failed."))
+        else:
+            self._connection = None
+            self._transport.abort()
 
-    def _failed(self) -> None:
-        """The client broke the protocol; the close frame that says so is on its way."""
-        assert self._protocol is not None
-        close = self._protocol.close_sent
-        self._begin_closing()
-        self._leave(close.code if close else CloseCode.ABNORMAL_CLOSURE, close.reason if close else "")
+    def flush(self) -> None:
+        """See `Terminator`. Nothing is buffered here."""
 
-    # The seam: what else a connection and the server ask for.
+    def broadcast(self, event: Event, shared: dict[str, Any]) -> None:
+        """See `Terminator`."""
+        if event[0] != MESSAGE_SENT or self._phase is not _OPEN or self._connection is None:
+            if self._connection is None or not self._connection.plain(event):
+                self._server.connections.counts["broadcast out of place"] += 1
+            return
+        if self.write_paused and not self.keeps_up():
+            return
+        frame = shared.get("frame")
+        if frame is None:
+            frame = shared["frame"] = encode_message(event[1])
+        self._transport.write(frame)
+
+    def keeps_up(self) -> bool:
+        """See `Terminator`."""
+        if not self._server.is_slow(self._transport):
+            return True
+        if self._server.settings.slow_client == "close" and self._phase is _OPEN:
+            self._send_close(CloseCode.TRY_AGAIN_LATER, "too slow")  # the client may read it, or not
+            self._begin_closing()
+            self._write_pending()
+            self._disconnect(CloseCode.TRY_AGAIN_LATER, "too slow")
+        return False
 
     def pause(self) -> None:
         """See `Terminator`."""
@@ -279,77 +395,187 @@ class WebSocketTerminator(Answering):
         self._window_shut = False
         self.read_on()
 
-    def expire(self, now: float) -> None:
+    def fail(self, status: int, close_code: int) -> None:
         """See `Terminator`."""
-        if self._phase is not Phase.OPEN:
-            refused = self._protocol is None and self._transport.get_write_buffer_size() > 0  # it is to read why
-            if refused and self._stalled(now):
-                self._leave(CloseCode.ABNORMAL_CLOSURE)
-                self._transport.abort()
-            elif not refused and (self._connection is None or self._phase is Phase.CLOSING):
-                self._transport.abort()
-            self.deadline = now + CLOSE_SECONDS
+        self._connection = None
+        if self._phase is _HANDSHAKE:
+            text = (
+                "No worker is ready for this WebSocket." if status == 503 else "The worker of this WebSocket is gone."
+            )
+            self._reject(ErrorResponse(status, text))
+        else:
+            self._close(close_code, _REASONS.get(close_code, ""))
+
+    def abort(self) -> None:
+        """See `Terminator`."""
+        self._transport.abort()
+
+    # Called by the server.
+
+    def expire(self, now: float) -> None:
+        """See `Holder`."""
+        if self._phase is not _OPEN:
+            self._expire_unless_open(now)
             return
         settings = self._server.settings
         end = self._opened + settings.websocket_timeout
-        unanswered = not self._alive and not self._paused  # one that is not read cannot be heard
+        unanswered = not self._alive and not self._paused  # no answer can be seen while the socket is paused
         if self.write_paused and self._stalled(now):
-            self._leave(CloseCode.ABNORMAL_CLOSURE)
+            self._disconnect(CloseCode.ABNORMAL_CLOSURE)
             self._transport.abort()
         elif now >= end:
-            self._leave(CloseCode.GOING_AWAY, "open for too long")
+            self._disconnect(CloseCode.GOING_AWAY, "open for too long")
             self._close(CloseCode.GOING_AWAY, "open for too long")
         elif unanswered and now >= self._pinged + settings.ping_timeout:
-            self._leave(CloseCode.ABNORMAL_CLOSURE, "no answer to a ping")
+            self._disconnect(CloseCode.ABNORMAL_CLOSURE, "no answer to a ping")
             self._transport.abort()
         else:
-            # No ping is sent behind much data: it would be answered late, and whoever reads that data is alive.
+            # No ping is sent behind much data: it would be answered late, and a client that reads the data is alive.
             if now >= self._pinged + settings.ping_interval and not unanswered and not self.write_paused:
                 self._alive = False
                 self._pinged = now
-                assert self._protocol is not None
-                self._protocol.send_ping(b"")
+                assert self._parser is not None
+                self._parser.send_ping(b"")
                 self._write_pending()
             nexts = (self._pinged + settings.ping_interval, self._pinged + settings.ping_timeout)
             self.deadline = min(end, *(at if at > now else now + settings.ping_interval for at in nexts))
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the handshake is done, and nobody has begun to close it."""
-        return self._phase is Phase.OPEN
+    def _expire_unless_open(self, now: float) -> None:
+        self.deadline = now + CLOSE_SECONDS
+        if self._parser is None and self._transport.get_write_buffer_size() > 0:  # the client reads why it is rejected
+            if self._stalled(now):
+                self._disconnect(CloseCode.ABNORMAL_CLOSURE)
+                self._transport.abort()
+        elif self._connection is None or self._phase is _CLOSING:
+            self._transport.abort()
 
     def shut_down(self) -> None:
-        """See `Terminator`."""
-        self._leave(CloseCode.SERVICE_RESTART)
-        if self._phase is Phase.HANDSHAKE:
-            self._answer(Refusal(503, "This server is stopping."))
-        elif self._phase is Phase.OPEN:
+        """See `Holder`."""
+        self._disconnect(CloseCode.SERVICE_RESTART)
+        if self._phase is _HANDSHAKE:
+            self._reject(ErrorResponse(503, "This server is stopping."))
+        elif self._phase is _OPEN:
             self._close(CloseCode.SERVICE_RESTART, "")
+
+    # The handshake.
 
     def _accept(self, subprotocol: str | None, headers: Headers) -> None:
         request = self._request
         assert request is not None
         settings = self._server.settings
-        agreed = agree(request) if settings.websocket_compression else None
+        agreed = negotiate(request) if settings.websocket_compression else None
         extensions = agreed.header if agreed else b""
-        self._transport.write(switching_protocols(request, subprotocol, headers, self._server.standard, extensions))
-        self._log(101)
-        self._protocol = Protocol(SERVER, max_size=settings.websocket_max_message_size, logger=debug_log.logger)
+        self._transport.write(
+            switching_protocols(request, subprotocol, headers, self._server.standard_headers, extensions)
+        )
+        self._log_handshake(101)
+        self._parser = Parser(SERVER, max_size=settings.websocket_max_message_size, logger=debug_log.logger)
         if agreed:
-            self._protocol.extensions = [CompressionMarks()]
+            self._parser.extensions = [CompressionMarks()]
             self._window_bits, self._reading_bits = agreed.window_bits, agreed.reading_bits
-        self._phase = Phase.OPEN
+        self._phase = _OPEN
         self._opened = self._pinged = now = self._server.now
         self.deadline = now + min(settings.ping_interval, settings.websocket_timeout)
         self._request = self._writer = None
         self.resume()
 
-    def _finish_refused(self) -> None:
-        self._phase = Phase.CLOSING
-        self._paused = True  # the socket is no longer this terminator's to pause
-        ClosingSocket(self._server, self._transport).begin(0)
+    def _reject(self, error: ErrorResponse) -> None:
+        """Answer the handshake with an error. If the app has begun a response, break it off."""
+        self._connection = None
+        assert self._writer is not None
+        if self._writer.written:
+            self._log_handshake(self._writer.status)
+            self._transport.abort()
+            return
+        headers = b"sec-websocket-version: 13\r\n" if error.status == 426 else b""
+        response = plain_response(error.status, error.reason, self._server.standard_headers)
+        self._transport.write(response.replace(b"\r\n\r\n", b"\r\n" + headers + b"\r\n", 1))
+        self._log_handshake(error.status)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close after a response that rejects the handshake, in a way that lets the client read it."""
+        self._phase = _CLOSING
+        self._paused = True  # this protocol must not resume the socket any more
+        LingeringClose(self._server, self._transport).begin(0)
         self._server.forget(self)
 
+    def _log_handshake(self, status: int) -> None:
+        """Log the answer to the handshake, once; 0 if there was none."""
+        if self._server.settings.access_log and self._log_line:
+            access.info("%s %s", self._log_line, status or "-")
+        self._log_line = ""
+
+    # Closing.
+
+    def _close(self, code: int, reason: str) -> None:
+        """Begin the closing handshake, if the WebSocket is open."""
+        if self._phase is _OPEN:
+            self._send_close(code, reason)
+            self._begin_closing()
+            self._write_pending()
+            self.resume()  # to read the client's close frame
+
+    def _fail(self, code: CloseCode, reason: str) -> None:
+        """Close because the client has sent a message that is not valid."""
+        assert self._parser is not None
+        self._fragments = self._inflation = None
+        self._parser.fail(code, reason)
+        self._end_for_error()
+
+    def _end_for_close_frame(self) -> None:
+        assert self._parser is not None
+        close = self._parser.close_rcvd
+        self._begin_closing()
+        self._disconnect(close.code if close else CloseCode.NO_STATUS_RCVD, close.reason if close else "")
+
+    def _end_for_error(self) -> None:
+        """End the connection, as the parser has failed. Its close frame is pending."""
+        assert self._parser is not None
+        close = self._parser.close_sent
+        self._begin_closing()
+        self._disconnect(close.code if close else CloseCode.ABNORMAL_CLOSURE, close.reason if close else "")
+
+    def _send_close(self, code: int, reason: str) -> None:
+        assert self._parser is not None
+        self._frames = ()
+        if self._parser.state is State.OPEN:  # else the client's close frame is parsed, and the answer is pending
+            self._parser.send_close(code, reason)
+
+    def _begin_closing(self) -> None:
+        if self._phase is _OPEN:
+            self._phase = _CLOSING
+            self.deadline = self._server.now + CLOSE_SECONDS
+
+    def _disconnect(self, code: int, reason: str = "") -> None:
+        """Tell the app that the client is gone, or is treated as gone."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.client_gone(int(code), reason)
+
+    def _write_pending(self) -> None:
+        """Write what the parser has to say: pings, pongs and close frames."""
+        parser = self._parser
+        assert parser is not None
+        if self._frames:
+            return
+        # An older ping need not be answered, RFC 6455 section 5.5.3. If there is a close frame, it is the last one.
+        if self.write_paused and self._phase is _OPEN:
+            del parser.writes[:-1]  # a client that reads no pongs must not fill the memory with them
+            return  # the last one is written when the client reads on; until then the socket is not read
+        if len(parser.writes) > PONGS:
+            del parser.writes[:-PONGS]
+        for data in parser.data_to_send():
+            if data:
+                self._transport.write(data)
+            elif parser.close_rcvd is None and self._transport.can_write_eof():
+                # The client may be in the middle of a message that is rejected. To close now would reset the connection
+                # and destroy the close frame. So the rest is discarded until the client closes, or the deadline.
+                self.resume()
+                self._transport.write_eof()
+            else:  # an empty write means that nothing more will be sent
+                self._transport.close()
+
     def _stalled(self, now: float) -> bool:
-        self._pace = self._pace or ClientPace()  # few sockets ever need one
-        return self._pace.stalled(now, waiting_bytes(self._transport))
+        self._guard = self._guard or SlowClientGuard()  # few sockets ever need one
+        return self._guard.stalled(now, unread_bytes(self._transport))

@@ -19,8 +19,8 @@ from asgibus.interface_server.websocket.compression import (
     PIECE_OUT,
     CompressedFrame,
     Inflation,
-    agree,
     encode_compressed,
+    negotiate,
 )
 from asgibus.interface_server.websocket.frames import encode_message
 from support.deadline import wait_until
@@ -111,14 +111,14 @@ def read_compressed(client: RawWebSocket) -> tuple[int, bytes]:
 def test_offers(offer: str, answer: str | None, bits: int) -> None:
     request = Request(None, None, "ws", {})
     request.headers = [(b"sec-websocket-extensions", offer.encode())]
-    agreed = agree(request)
+    agreed = negotiate(request)
     assert (agreed.header.decode(), agreed.window_bits) == (answer, bits) if agreed else answer is None
 
 
 def test_offers_in_two_headers() -> None:
     request = Request(None, None, "ws", {})
     request.headers = [(b"sec-websocket-extensions", b"x"), (b"sec-websocket-extensions", b"permessage-deflate")]
-    assert agree(request) is not None
+    assert negotiate(request) is not None
 
 
 def test_nothing_is_compressed_unless_it_is_asked_for_on_both_sides(server: Process, start_interface: Start) -> None:

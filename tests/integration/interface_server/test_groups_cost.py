@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from asgibus import Connection, connection
-from asgibus.interface_server.websocket import answers as websocket_answers
+from asgibus.interface_server.websocket import protocol as websocket
 from asgibus.layers import open_layer
 from asgibus.layers.memory import MemoryBus
 from support.bus import until
@@ -119,7 +119,7 @@ def test_an_interface_without_members_is_in_no_group(
 @pytest.mark.anyio
 async def test_a_broadcast_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[str | bytes] = []
-    encode = websocket_answers.encode_message
+    encode = websocket.encode_message
 
     def counting(message: str | bytes) -> bytes:
         encoded.append(message)
@@ -133,7 +133,7 @@ async def test_a_broadcast_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> N
         await send({"type": "websocket.accept"})
         await receive()
 
-    monkeypatch.setattr(websocket_answers, "encode_message", counting)
+    monkeypatch.setattr(websocket, "encode_message", counting)
     layer = open_layer("memory://")
     async with serving_here(join, layer) as port:
         streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(50)]

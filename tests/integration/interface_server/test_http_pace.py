@@ -18,7 +18,6 @@ from asgibus.interface_server import server as server_module
 from asgibus.interface_server.http import protocol as http
 from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
-from asgibus.interface_server.websocket import answers as websocket_answers
 from asgibus.interface_server.websocket import protocol as websocket
 from asgibus.layers import open_layer
 from support.raw import RawClient
@@ -39,8 +38,7 @@ def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     for limit in ("CHECK_SECONDS", "SILENCE_SECONDS", "LINGER_SECONDS", "REST_LINGER_SECONDS"):
         monkeypatch.setattr(lingering_close, limit, PATIENCE)
     monkeypatch.setattr(http, "CHECK_SECONDS", PATIENCE / 4)
-    for module in (websocket, websocket_answers):
-        monkeypatch.setattr(module, "CLOSE_SECONDS", PATIENCE / 4)
+    monkeypatch.setattr(websocket, "CLOSE_SECONDS", PATIENCE / 4)
     monkeypatch.setattr(server_module, "TICK_SECONDS", PATIENCE / 10)
 
 

@@ -2,13 +2,11 @@
 
 from collections import Counter
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from asgibus.interface_server import read_scheduler as module
-from asgibus.interface_server.read_scheduler import READ_SECONDS, SMALL, SlicedReader, Turns
+from asgibus.interface_server.read_scheduler import READ_SECONDS, SMALL, ReadScheduler, SlicedReader
 
 SLICE = 1000
 
@@ -32,12 +30,12 @@ class Loop:
 class Reader(SlicedReader):
     """Reads slices, each of which takes `cost` seconds."""
 
-    def __init__(self, name: str, server: Any, loop: Loop, order: list[str], cost: float) -> None:
-        super().__init__(server)
+    def __init__(self, name: str, scheduler: ReadScheduler, loop: Loop, order: list[str], cost: float) -> None:
+        super().__init__(scheduler)
         self.name, self.loop, self.order, self.cost = name, loop, order, cost
         self.aborted = False
 
-    def _more(self) -> bool:
+    def _has_input(self) -> bool:
         return bool(self._unread)
 
     def _read_slice(self) -> None:
@@ -68,8 +66,8 @@ def counts() -> Counter[str]:
 @pytest.fixture
 def make(loop: Loop, counts: Counter[str]) -> Callable[..., Reader]:
     order: list[str] = []
-    server = SimpleNamespace(turns=Turns(loop, counts))  # type: ignore[arg-type]  # all that it needs of a loop
-    return lambda name, cost=READ_SECONDS / 2: Reader(name, server, loop, order, cost)
+    scheduler = ReadScheduler(loop, counts)  # type: ignore[arg-type]  # all that it needs of a loop
+    return lambda name, cost=READ_SECONDS / 2: Reader(name, scheduler, loop, order, cost)
 
 
 def test_what_is_small_is_read_at_once(make: Callable[..., Reader]) -> None:

@@ -5,8 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgibus.interface_server.http.request import Request
-from asgibus.interface_server.http.request_parser import RequestParser
+from asgibus.interface_server.http.request import Request, RequestParser
 
 PIPELINE = (
     b"GET /1?q HTTP/1.1\r\nHost: a\r\nX-Long: one two  \r\n\r\n"
@@ -27,12 +26,7 @@ EXPECTED = [
 
 def parser(max_head_size: int = 65_536) -> tuple[RequestParser, list[Request]]:
     requests: list[Request] = []
-
-    def on_head(request: Request, upgrade: bool) -> None:
-        request.refusal = request.finish_head(upgrade=upgrade, max_size=max_head_size)
-        requests.append(request)
-
-    return RequestParser((None, None, "http", {}), max_head_size, on_head), requests
+    return RequestParser((None, None, "http", {}), max_head_size, requests.append), requests
 
 
 @given(cuts=st.sets(st.integers(1, len(PIPELINE) - 1)))
@@ -43,7 +37,7 @@ def test_cuts_change_nothing(cuts: set[int]) -> None:
         assert reading.feed(PIPELINE[start:end]) is None
     got = [(each.method, each.target, b"".join(each.parts), len(each.headers)) for each in requests]
     assert got == EXPECTED
-    assert all(each.complete and each.refusal is None for each in requests)
+    assert all(each.complete and each.error is None for each in requests)
     assert [each.keep_alive for each in requests] == [True] * 4 + [False]
     assert reading.request is None
 
@@ -78,8 +72,8 @@ def test_rtsp_is_seen_however_it_is_cut(cut: int) -> None:
     reading, requests = parser()
     for piece in (wire[:cut], wire[cut:]):
         assert reading.feed(piece) is None
-    assert requests[0].refusal is not None
-    assert requests[0].refusal.status == 505
+    assert requests[0].error is not None
+    assert requests[0].error.status == 505
 
 
 def test_the_head_is_bounded_in_every_state() -> None:
@@ -99,3 +93,11 @@ def test_a_long_body_is_no_head() -> None:
         assert reading.feed(b"1;" + b"y" * 500 + b"\r\n") is None
         assert reading.feed(b"z\r\n") is None
     assert sum(map(len, requests[0].parts)) == reading.body_bytes == 10_100
+
+
+def test_the_size_of_a_head_is_counted_for_each_request_alone() -> None:
+    reading, requests = parser(max_head_size=100)
+    for _ in range(10):
+        assert reading.feed(b"GET / HTTP/1.1\r\nHost: a\r\nX-One: 1\r\n") is None
+        assert reading.feed(b"X-Two: 2\r\n\r\n") is None
+    assert len(requests) == 10

@@ -1,0 +1,54 @@
+"""The table of an HTTP socket's life cycle."""
+
+import itertools
+
+import pytest
+
+from asgibus.interface_server.http.states import (
+    CLIENT_EOF,
+    CLOSE,
+    CLOSED,
+    DRAINING,
+    HALF_CLOSED,
+    INVALID_INPUT,
+    OPEN,
+    REJECTING,
+    SERVER_STOP,
+    SOCKET_TABLE,
+    SocketEvent,
+    SocketState,
+)
+
+
+@pytest.mark.parametrize(
+    ("events", "state"),
+    [
+        ([], OPEN),
+        ([CLIENT_EOF], HALF_CLOSED),
+        ([SERVER_STOP], DRAINING),
+        ([INVALID_INPUT], REJECTING),
+        ([CLIENT_EOF, SERVER_STOP], DRAINING),
+        ([SERVER_STOP, CLIENT_EOF], DRAINING),
+        ([SERVER_STOP, INVALID_INPUT], REJECTING),
+        ([INVALID_INPUT, CLIENT_EOF, SERVER_STOP], REJECTING),
+    ],
+)
+def test_what_events_lead_to(events: list[SocketEvent], state: SocketState) -> None:
+    reached = OPEN
+    for event in events:
+        reached = SOCKET_TABLE[reached, event]
+    assert reached is state
+    assert SOCKET_TABLE[reached, CLOSE] is CLOSED
+
+
+def test_any_event_may_come_in_any_state() -> None:
+    assert set(SOCKET_TABLE) == set(itertools.product(SocketState, SocketEvent))
+
+
+def test_no_event_opens_a_socket_again() -> None:
+    later: dict[SocketState, set[SocketState]] = {
+        state: {SOCKET_TABLE[state, event] for event in SocketEvent} for state in SocketState
+    }
+    assert later[CLOSED] == {CLOSED}
+    assert all(OPEN not in states for states in later.values())
+    assert all(HALF_CLOSED not in later[state] for state in (DRAINING, REJECTING))
