@@ -20,6 +20,7 @@ from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.websocket import protocol as websocket
 from asgibus.layers import open_layer
+from asgibus.worker.settings import WorkerSettings
 from support.raw import RawClient
 from support.websocket import CLOSE, RawWebSocket, seen, wait_seen
 
@@ -71,7 +72,7 @@ async def serving_here(min_body_rate: int = 1000, app: str = "http_app:app") -> 
     stop = anyio.Event()
     try:
         async with anyio.create_task_group() as tasks:
-            worker = embedded_worker({"app": app, "app_dir": str(Path(__file__).parent)}, layer)
+            worker = embedded_worker(WorkerSettings(app=app, app_dir=str(Path(__file__).parent)), layer)
             tasks.start_soon(serve_with_worker, worker, lambda: server.serve(stop, ready), stop, 0.1)
             await listening.wait()
             yield Address(int(where[0].rpartition(":")[2]))
