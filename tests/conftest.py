@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, settings
 import asgibus
 from support import chromium
 from support import redis as redis_support
-from support.deadline import TooLate
 from support.processes import TESTS, Process, Processes
 from support.redis import RedisServer
 
@@ -149,18 +148,6 @@ def pytest_runtest_makereport(
                 continue
             report.sections.append((f"log of {process!r}", process.last_lines()))
     return report
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call() -> Generator[None, Any, Any]:
-    """Let a TooLate be seen that comes out of a task group, if nothing else is wrong."""
-    try:
-        return (yield)
-    except BaseExceptionGroup as group:
-        late, other = group.split(TooLate)
-        if late is None or other is not None:
-            raise
-        raise TooLate(", ".join(map(str, late.exceptions))) from group
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,7 +9,7 @@ import pytest
 
 from chaos.notes import Notes
 from chaos.scale import DRAIN_PERIOD, LONG
-from support import namespaces
+from support import deadline, namespaces
 from support.namespaces import Namespace
 from support.processes import Process, Processes
 
@@ -25,6 +25,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == HERE:
             item.add_marker(pytest.mark.timeout(TIMEOUT))
+            item.add_marker(pytest.mark.flaky(reruns=1, only_rerun="TooLate"))
+
+
+@pytest.fixture(autouse=True)
+def _promises_are_kept_to_the_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadline, "TOLERANCE", 1.0)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from asgibus.layers.contract import ChannelLayer
 from asgibus.testing.conformance.recorder import Recorder
-from support.deadline import HANG, over
+from support.deadline import bound, over
 
 __all__ = ["MakeLayer", "Recorder", "until"]
 
@@ -17,7 +17,7 @@ MakeLayer = Callable[..., ChannelLayer]
 async def until(condition: Callable[[], T], timeout: float | None = None, what: str = "the condition") -> T:
     """As `support.deadline.wait_until`, for async code: asks every 2 ms."""
     clock = asyncio.get_running_loop().time
-    deadline = clock() + (HANG if timeout is None else timeout)
+    deadline = clock() + bound(timeout)
     while not (answer := condition()):
         if clock() > deadline:
             raise over(timeout, what)

@@ -1,4 +1,4 @@
-"""Waiting for a visible condition, with a bound, instead of sleeping and hoping; and times that are promised."""
+"""Wait for a visible condition, with a bound, instead of sleeping and hoping; and check times that are promised."""
 
 import time
 from collections.abc import Callable
@@ -11,31 +11,48 @@ STEP = 0.01
 HANG = 30.0
 """Seconds for what takes milliseconds on a machine that has nothing else to do: over only when it never comes."""
 
+TOLERANCE = 2.0
+"""How many times as long as promised something may take, since the machine runs other tests too.
+
+In tests/chaos the factor is 1, and a test that is late is run once more.
+"""
+
 
 class TooLate(AssertionError):
-    """A promised time was not kept. A machine that stops for a moment does that, too: the test is run once more."""
+    """A promised time was not kept."""
 
 
 def in_time(seconds: float, promised: float, what: str = "it") -> None:
-    """Raises TooLate unless `seconds`, what it took, are fewer than promised."""
-    if seconds >= promised:
+    """Raise TooLate unless `seconds`, the time that something took, are in keeping with the promise."""
+    if seconds >= promised * TOLERANCE:
         raise TooLate(f"{what} took {seconds:.3f} s, and {promised:g} s are promised")
 
 
+def bound(timeout: float | None) -> float:
+    """Return the seconds to wait for what is promised within `timeout`, or for what is not promised at all (None)."""
+    return HANG if timeout is None else timeout * TOLERANCE
+
+
 def over(timeout: float | None, what: str) -> AssertionError:
-    """What to raise when `what` did not come true within `timeout` seconds, or within HANG if nothing is promised."""
-    if timeout is None:
-        return AssertionError(f"{what} did not come true within {HANG:g} s")
-    return TooLate(f"{what} did not come true within {timeout:g} s")
+    """Return the error to raise when `what` did not come true within `bound(timeout)`."""
+    kind = AssertionError if timeout is None else TooLate
+    return kind(f"{what} did not come true within {bound(timeout):g} s")
 
 
 def wait_until(condition: Callable[[], T], timeout: float | None = None, what: str = "the condition") -> T:
-    """Ask every 10 ms until the answer is true, and return it.
+    """Call `condition` every 10 ms until the answer is true, and return it.
 
-    Fails with TooLate after `timeout` seconds, which is for times that are promised; without one with AssertionError
-    after HANG seconds. It blocks: from async code call it through `anyio.to_thread.run_sync`.
+    It blocks: from async code call it through `anyio.to_thread.run_sync`.
+
+    Args:
+        timeout: seconds within which the answer is promised to be true; None if no time is promised.
+        what: the condition in words, for the error.
+
+    Raises:
+        TooLate: a promised time was not kept.
+        AssertionError: the answer was not true within HANG seconds.
     """
-    deadline = time.monotonic() + (HANG if timeout is None else timeout)
+    deadline = time.monotonic() + bound(timeout)
     while not (answer := condition()):
         if time.monotonic() > deadline:
             raise over(timeout, what)

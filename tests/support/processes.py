@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import psutil
 
-from support.deadline import HANG, STEP, TooLate
+from support.deadline import HANG, STEP, TooLate, bound
 
 TESTS = Path(__file__).resolve().parent.parent
 APPS = TESTS / "integration"
@@ -175,7 +175,7 @@ class Process:
         """
         self._expected_to_end = True
         try:
-            return self._popen.wait(END_TIMEOUT if timeout is None else timeout)
+            return self._popen.wait(END_TIMEOUT if timeout is None else bound(timeout))
         except subprocess.TimeoutExpired:
             if timeout is None:
                 self._fail(f"did not end within {END_TIMEOUT} s")

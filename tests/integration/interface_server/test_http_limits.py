@@ -22,9 +22,6 @@ KEEP_ALIVE_TIMEOUT = 0.5
 HTTP_TIMEOUT = 0.7
 MAX_HEAD = 4096
 
-# The limits are tenths of seconds: a machine that stops for a moment fails what keeps to them. Run once more, it holds.
-pytestmark = pytest.mark.flaky(reruns=1, only_rerun=".")
-
 
 @pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest) -> Iterator[Process]:

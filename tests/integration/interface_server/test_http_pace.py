@@ -24,8 +24,7 @@ from asgibus.worker.settings import WorkerSettings
 from support.raw import RawClient
 from support.websocket import CLOSE, RawWebSocket, seen, wait_seen
 
-# The limits are tenths of seconds: a machine that stops for a moment fails what keeps to them. Run once more, it holds.
-pytestmark = [pytest.mark.anyio, pytest.mark.flaky(reruns=1, only_rerun=".")]
+pytestmark = pytest.mark.anyio
 
 PATIENCE = 0.3
 SEND_BUFFER = 64 * 1024  # bytes

@@ -29,9 +29,6 @@ from support.websocket import (
 
 APP = "interface_server.websocket_app:app"
 
-# The limits are tenths of seconds: a machine that stops for a moment fails what keeps to them. Run once more, it holds.
-pytestmark = pytest.mark.flaky(reruns=1, only_rerun=".")
-
 Start = Callable[..., Process]
 
 
