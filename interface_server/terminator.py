@@ -1,11 +1,11 @@
 """The interfaces between a protocol's terminator and the rest of the interface server.
 
-A terminator handles one exchange with a client, such as an HTTP request or a WebSocket. It opens a `Connection`, passes
-the client's events to it, and is called with the events of the app. docs/terminators.md explains how a package adds a
-protocol.
+A terminator handles one exchange with a client, such as an HTTP request or a WebSocket. It opens a connection on the
+bus, passes the client's events to it, and is called with the events of the app. docs/terminators.md explains how a
+package adds a protocol.
 
 - `Listener` accepts the clients at one address.
-- `Terminator` is called by a `Connection`.
+- `Terminator` is called by a `BusConnection`, the connection that it has opened.
 - `Holder` owns a socket and is called by the server. With TCP, terminator and holder are one object.
 - `Host` is the server, as listeners see it.
 """
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from asgibus.protocol.events import ABORT, OTHER_CLOSE, OTHER_RECEIVED, OTHER_SENT, Event, message_of, other
 
 if TYPE_CHECKING:
-    from asgibus.interface_server.connections.registry import Connections
     from asgibus.interface_server.settings import InterfaceSettings
 
 
@@ -55,7 +54,7 @@ class Holding(Abortable, Protocol):
 
 
 class Terminator(Holding, Protocol):
-    """The protocol side of a `Connection`. Its methods must not block or raise."""
+    """The protocol side of a connection. Its methods must not block or raise."""
 
     write_paused: bool
     """Whether the write buffer of the socket is full, so that writes wait for the client."""
@@ -115,16 +114,72 @@ class Holder(Protocol):
         """Close the socket at once, without writing what is buffered."""
 
 
+class BusConnection(Protocol):
+    """A connection on the bus, as its terminator sees it."""
+
+    acked: int
+    """How many of the client's events a run of the app has consumed."""
+
+    @property
+    def unacknowledged(self) -> list[Event]:
+        """Return the client's events that no run of the app has consumed."""
+
+    def event(self, event: Event, /) -> None:
+        """Send an event of the client to the app."""
+
+    def client_gone(self, code: int = 1006, reason: str = "") -> None:
+        """End the connection, and tell the app, because the client is gone. Nothing is written after this.
+
+        Args:
+            code: The close code, for a WebSocket.
+            reason: The reason, for people to read.
+        """
+
+    def acknowledge(self) -> None:
+        """Let the app send more, because `Terminator.write_paused` has become false."""
+
+    def plain(self, event: Event, /) -> bool:
+        """Handle an event of a broadcast, and return False if it was not for this connection."""
+
+
+class BusConnections(Protocol):
+    """Opens connections on the bus."""
+
+    counts: Counter[str]
+    """How often something was dropped or rejected, by kind. Exported as metrics."""
+
+    def open_other(
+        self,
+        kind: str,
+        scope: dict[str, Any],
+        terminator: Terminator,
+        events: tuple[Event, ...] = (),
+        *,
+        window: int | None = None,
+    ) -> BusConnection:
+        """Offer a connection to the workers.
+
+        Args:
+            kind: The scope type.
+            scope: The scope of the app, without `type` and `asgi`.
+            terminator: The terminator of the connection.
+            events: The client's first events.
+            window: How many bytes may be unacknowledged in each direction; by default `--window`.
+        """
+
+
 class Host(Protocol):
     """The server, as listeners and terminators see it."""
 
     settings: InterfaceSettings
-    connections: Connections
-    """Opens connections with `open_other`. Its `counts` are exported as metrics."""
     now: float
     """The time of the event loop at the last tick, in seconds; a tick takes a quarter of a second."""
     shared: bool
     """Whether other processes listen at the same address, so that the listener must set SO_REUSEPORT."""
+
+    @property
+    def connections(self) -> BusConnections:
+        """Return the open connections."""
 
     def admit(self, terminator: Holder, /) -> bool:
         """Register an open socket, and return False if `--max-connections` sockets are open already."""

@@ -12,13 +12,13 @@ import math
 import socket
 from typing import Any
 
-from asgibus.interface_server.connections.connection import Connection
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.sockets import ListenError
 from asgibus.interface_server.terminator import (
     ABORT,
     OTHER_RECEIVED,
     OTHER_SENT,
+    BusConnection,
     Event,
     Host,
     message_of,
@@ -48,7 +48,7 @@ class UdpPeer:
         """When it sent something last."""
         self.write_paused = False
         scope = {"client": address[:2], "server": listener.address[:2]}
-        self._connection: Connection = listener.host.connections.open_other(
+        self._connection: BusConnection = listener.host.connections.open_other(
             UdpListener.kind, scope, self, events, window=PEER_WINDOW
         )
 

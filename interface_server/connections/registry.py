@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from asgibus.interface_server.callback_tasks import CallbackTasks
 from asgibus.interface_server.connections.connection import Connection
@@ -34,13 +34,12 @@ from asgibus.layers.frames import (
 )
 from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.checks import FROM_APP, BadFrame, check_frame
-from asgibus.protocol.connect_request import HTTP, OPENING_VERSION, Opening
+from asgibus.protocol.connect_request import HTTP, OPENING_VERSION, Address, Opening
 from asgibus.protocol.events import Event, encode
 from asgibus.protocol.retry import IDEMPOTENT, Ending, retry_delay
 from asgibus.protocol.states import AppState, ConnectionState
 
 if TYPE_CHECKING:
-    from asgibus.interface_server.http.request import Request
     from asgibus.interface_server.terminator import Holding, Terminator
 
 logger = logging.getLogger("asgibus.interface")
@@ -52,6 +51,23 @@ PROBE_AGAIN_SECONDS = 3.0  # after an interruption: what others judge of us for 
 
 
 _NUMBER = re.compile(r"[0-9]{1,19}\Z", re.ASCII)  # of a connection, in the name of its reply channel
+
+
+class RequestHead(Protocol):
+    """The head of a request, as an `Opening` carries it to a worker."""
+
+    kind: str
+    http_version: str
+    method: str
+    scheme: str
+    raw_path: bytes
+    query_string: bytes
+    headers: list[tuple[bytes, bytes]]
+    client: Address | None
+    server: Address | None
+    subprotocols: tuple[str, ...]
+    extensions: dict[str, Any]
+    expects_continue: bool
 
 
 class Connections:
@@ -84,7 +100,7 @@ class Connections:
         self.bus = bus
         self.groups.tasks = tasks
 
-    def open(self, request: Request, terminator: Terminator, events: tuple[Event, ...]) -> Connection:
+    def open(self, request: RequestHead, terminator: Terminator, events: tuple[Event, ...]) -> Connection:
         """Offer a connection to the workers of its pool, with its first events."""
         kind = request.kind
         connection = Connection(self, next(self._numbers), kind, self._settings.window, terminator, self.now)
