@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.frames import STATS_QUERY
+from asgibus.layers.redis.channels import ChannelReader
 from asgibus.layers.redis.codec import Entries
 from asgibus.layers.redis.kept import Sent
 from asgibus.layers.redis.keys import Keys
-from asgibus.layers.redis.receiver import Receiver
 
 ANSWER_MS = 10_000  # how long an answer is there for whoever has asked, who may have given up
 TOLD_SECONDS = 1.0  # for an answer that a sender waits for: a process that takes longer hangs
@@ -46,12 +46,12 @@ class _Mailbox:
 class Asking:
     """What one event loop asks. All methods are called from that loop."""
 
-    def __init__(self, keys: Keys, entries: Entries, sent: Sent, receiver: Receiver) -> None:
+    def __init__(self, keys: Keys, entries: Entries, sent: Sent, reader: ChannelReader) -> None:
         self._loop = asyncio.get_running_loop()
         self._keys = keys
         self._entries = entries
         self._sent = sent
-        self._receiver = receiver
+        self._reader = reader
         self._mailboxes: dict[str, _Mailbox] = {}
         self._silent: dict[str, float] = {}  # until when they are not asked
 
@@ -63,7 +63,7 @@ class Asking:
         key = self._keys.answer(secrets.token_hex(8))
         if not await self._sent.send(mailbox, (STATS_QUERY, part, key), until):
             return Standing()
-        answer = await self._receiver.answer(key, until)
+        answer = await self._reader.answer(key, until)
         if answer is None:
             raise LayerUnavailable(f"the process of '{mailbox}{part}' does not say how the channel stands")
         try:

@@ -15,7 +15,7 @@ from asgibus.layers.frames import DEAD, FENCE, GROUP_MESSAGE, LOCAL_MESSAGES, ME
 from asgibus.layers.names import require_channel, require_group, split_local
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.asking import ANSWER_MS, Standing
-from asgibus.layers.redis.deliveries import Deliveries
+from asgibus.layers.redis.channels import AckingConsumer
 from asgibus.layers.redis.groups import Memberships
 from asgibus.layers.redis.heartbeat import LIFE_SECONDS, LeaseKeeper, Presence, lease_times
 from asgibus.layers.redis.inbox import Inbox
@@ -63,7 +63,7 @@ class RedisBus(Bus):
         self._later: dict[asyncio.TimerHandle, Sequence[str]] = {}
         self._noting: set[asyncio.Task[None]] = set()
         self._claimant = Claimant(attachment.address, keys, entries, mailbox, outage, writer, self._found_wrong_type)
-        self._deliveries = Deliveries(place, entries, mailbox, outage.counts, settings.expiry)
+        self._deliveries = AckingConsumer(place, entries, mailbox, outage.counts, settings.expiry)
         self._memberships = Memberships(
             attachment,
             place,

@@ -19,11 +19,11 @@ from asgibus.layers.frames import DEAD
 from asgibus.layers.leases import Beat, Leases
 from asgibus.layers.names import has_channels, require_channel
 from asgibus.layers.redis import scripts
+from asgibus.layers.redis.channels import AckingConsumer
 from asgibus.layers.redis.client import Outage, background, connect
 from asgibus.layers.redis.codec import Entries
 from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.connection import RedisConnection, RedisError
-from asgibus.layers.redis.deliveries import Deliveries
 from asgibus.layers.redis.epoch import Epoch
 from asgibus.layers.redis.groups import Memberships
 from asgibus.layers.redis.keys import Keys
@@ -60,7 +60,7 @@ class Presence:
         reader: MailboxReader,
         memberships: Memberships,
         claimant: Claimant,
-        deliveries: Deliveries,
+        deliveries: AckingConsumer,
         offers: Offers,
         epoch: Epoch,
         deaths: dict[str, int],

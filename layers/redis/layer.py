@@ -21,7 +21,7 @@ from asgibus.layers.errors import ChannelFull, ForeignChannel, LayerUnavailable
 from asgibus.layers.frames import DEAD, GROUP_MESSAGE
 from asgibus.layers.names import has_channels, mailbox_of, require_channel, require_group, split_local
 from asgibus.layers.over_capacity import OverCapacity
-from asgibus.layers.redis import channel_scripts, scripts
+from asgibus.layers.redis import scripts
 from asgibus.layers.redis.bus import MEMBER
 from asgibus.layers.redis.codec import Encryption, Entries
 from asgibus.layers.redis.config import DEFAULT_HOST, Hosts, read_hosts
@@ -161,7 +161,7 @@ class RedisChannelLayer(ChannelLayer):
     async def receive(self, channel: str) -> Message:
         local = split_local(require_channel(channel, whole=True))
         if local is None:
-            return await (await self._shards.of(channel).attachment()).receiver.receive(channel)
+            return await (await self._shards.of(channel).attachment()).reader.receive(channel)
         if not self._local.has(local[0]):
             raise ForeignChannel(channel)
         inbox = self._local.inbox or await self._local.open()
@@ -319,7 +319,7 @@ class RedisChannelLayer(ChannelLayer):
         names = keys.messages(channel), keys.delayed(channel), keys.counts(channel)
         expiry = round(self.expiry * 1000)
         sent, pending, age, full = await attachment.writer.call(
-            "EVAL", channel_scripts.STATISTICS, 3, *names, expiry, until=_until()
+            "EVAL", scripts.CHANNEL_STATISTICS, 3, *names, expiry, until=_until()
         )
         return Statistics(
             messages_count=sent, messages_pending=pending, messages_max_age=age / 1000, channel_full_count=full

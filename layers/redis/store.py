@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from asgibus.layers.contract import Frame, Handler, Statistics
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.layers.redis import channel_scripts
+from asgibus.layers.redis import scripts
 from asgibus.layers.redis.asking import Asking
 from asgibus.layers.redis.backlog import Backlog
 from asgibus.layers.redis.bus import RedisBus
+from asgibus.layers.redis.channels import ChannelReader
 from asgibus.layers.redis.client import MasterWatch, Outage
 from asgibus.layers.redis.codec import Entries
 from asgibus.layers.redis.config import Address
@@ -25,7 +26,6 @@ from asgibus.layers.redis.inbox import Inbox
 from asgibus.layers.redis.kept import Sent
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.pipeline import CALL_SECONDS, Refused, Writer
-from asgibus.layers.redis.receiver import Receiver
 from asgibus.layers.redis.regroup import Regroup
 from asgibus.layers.settings import LayerSettings
 
@@ -69,11 +69,11 @@ class Attachment:
         self.sent = Sent(self.writer, keys, entries, counts, settings.expiry)
         self.epoch = Epoch(self.sent.lost, epoch)
         self.regroup = Regroup(self.writer, keys, self.epoch)
-        self.receiver = Receiver(
+        self.reader = ChannelReader(
             address, keys, entries, self.writer, expiry=settings.expiry, group_expiry=settings.group_expiry
         )
         self._watch = MasterWatch(address, self.outage.moved) if address.sentinels else None
-        self._asking = Asking(keys, entries, self.sent, self.receiver)
+        self._asking = Asking(keys, entries, self.sent, self.reader)
         self._open = False
         self._closed = False
         self._opening: dict[str, asyncio.Task[None]] = {}  # what is being opened; "" is the writer
@@ -151,7 +151,7 @@ class Attachment:
             bus, inbox = self._channels
             inbox.close()
             await bus.close()
-        await self.receiver.close()
+        await self.reader.close()
         if self._open:
             await self.writer.drain()
             await self.writer.close()
@@ -173,10 +173,10 @@ class Attachment:
         limits = self._expiry, COUNTED_MS, capacity
         later = (round(delay * 1000), secrets.token_hex(8)) if delay else ()
         if not delay and await call(
-            "EVAL", channel_scripts.SEND, 3, *names, entry, *limits, until=until, repeatable=False
+            "EVAL", scripts.CHANNEL_SEND, 3, *names, entry, *limits, until=until, repeatable=False
         ):
             return True
-        slowly = channel_scripts.SEND_SLOWLY
+        slowly = scripts.CHANNEL_SEND_CHECKED
         return bool(await call("EVAL", slowly, 3, *names, entry, *limits, *later, until=until, repeatable=False))
 
     async def channels(self, mailbox: str) -> tuple[RedisBus, Inbox]:
@@ -243,7 +243,6 @@ class Attachment:
 
     def clear(self) -> None:
         """Drop what has arrived for channels and was not received."""
-        self.receiver.clear()
         if self._channels is not None:
             bus, inbox = self._channels
             inbox.clear()

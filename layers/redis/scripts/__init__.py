@@ -49,6 +49,15 @@ GROUP_ADD: Final = load("group_add")
 GROUP_MEMBERS: Final = load("group_members")
 GROUP_REMOVE_DEAD: Final = load("group_remove_dead")
 
+# Ordinary channels.
+CHANNEL_SEND: Final = load("channel_send")
+CHANNEL_SEND_CHECKED: Final = load("channel_send_checked")
+CHANNEL_TAKE: Final = load("channel_take")
+CHANNEL_PUT_BACK: Final = load("channel_put_back")
+CHANNEL_GIVE_BACK: Final = load("channel_give_back")
+CHANNEL_TAKEN: Final = load("channel_taken")
+CHANNEL_STATISTICS: Final = load("channel_statistics")
+
 # Process-local channels.
 SEND_LOCAL: Final = load("send_local")
 SEND_TO_ONE: Final = load("send_to_one")
@@ -56,5 +65,3 @@ RECEIVED: Final = load("received")
 NONE_UNREAD: Final = load("none_unread")
 
 DROP_OTHER_TYPE: Final = load("drop_other_type")
-
-NOW: Final = load("now") + "\n"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from asgibus.layers.redis import channel_scripts, scripts
+from asgibus.layers.redis import scripts
 
 Run = Callable[..., Any]
 
@@ -43,15 +43,15 @@ def run(store: "redis.Redis[bytes]") -> Run:
 
 SENT = ("c", "delayed", "counts")
 TAKEN = ("c", "delayed", "taken")
-TOKEN = b""
+MARKER = b""
 
 
 @pytest.fixture
 def send(run: Run) -> Run:
     def send(payload: str, *, capacity: int = 10, expiry: int = HOUR, delay: int = 0, name: str = "id") -> Any:
         arguments = payload, expiry, HOUR, capacity, *((delay, name) if delay else ())
-        sent = None if delay else run(channel_scripts.SEND, SENT, *arguments)
-        return run(channel_scripts.SEND_SLOWLY, SENT, *arguments) if sent is None else sent
+        sent = None if delay else run(scripts.CHANNEL_SEND, SENT, *arguments)
+        return run(scripts.CHANNEL_SEND_CHECKED, SENT, *arguments) if sent is None else sent
 
     return send
 
@@ -63,7 +63,7 @@ def take(run: Run) -> Run:
 
     def take(limit: int = 1, *, expiry: int = HOUR, consumer: str = "") -> list[tuple[bytes, bytes]]:
         acknowledged = (consumer, HOUR, next(names)) if consumer else ()
-        _, _, *taken = run(channel_scripts.TAKE, TAKEN, expiry, limit, *acknowledged)
+        _, _, *taken = run(scripts.CHANNEL_TAKE, TAKEN, expiry, limit, *acknowledged)
         return [tuple(item.split(b":", 2)[1:]) for item in taken[1::2]]
 
     return take
@@ -72,7 +72,7 @@ def take(run: Run) -> Run:
 @pytest.fixture
 def give_back(run: Run) -> Run:
     def give_back(*ids: bytes, delay: int = 0) -> Any:
-        return run(channel_scripts.GIVE_BACK, TAKEN, HOUR, delay, 1, *ids)
+        return run(scripts.CHANNEL_GIVE_BACK, TAKEN, HOUR, delay, 1, *ids)
 
     return give_back
 
@@ -89,11 +89,11 @@ def test_a_full_channel_takes_nothing_until_it_is_read(send: Run, take: Run) -> 
     assert send("x", capacity=2) == 1
 
 
-def test_the_token_takes_no_place(send: Run, run: Run, store: "redis.Redis[bytes]") -> None:
+def test_the_marker_takes_no_place(send: Run, run: Run, store: "redis.Redis[bytes]") -> None:
     assert [send("x", capacity=2, delay=HOUR), send("y", capacity=2), send("z", capacity=2)] == [1, 1, 0]
-    first, second = store.lrange("c", 0, -1)
-    assert (first, second.partition(b":")[2]) == (TOKEN, b"1:y")
-    _, pending, *_ = run(channel_scripts.STATISTICS, SENT, HOUR)
+    (item,) = store.lrange("c", 0, -1)
+    assert item.partition(b":")[2] == b"1:y"
+    _, pending, *_ = run(scripts.CHANNEL_STATISTICS, SENT, HOUR)
     assert pending == 2
 
 
@@ -116,10 +116,10 @@ def test_what_was_put_there_by_mistake_is_told(send: Run, run: Run, take: Run, s
     """It is taken as it is, and its reader sees what it makes of it."""
     noise = [b"noise", b"1:", b"1:x:", b":"]
     store.rpush("c", *noise)
-    assert run(channel_scripts.STATISTICS, SENT, 60_000)[1] == len(noise)
+    assert run(scripts.CHANNEL_STATISTICS, SENT, 60_000)[1] == len(noise)
     assert send("good", capacity=len(noise) + 1, expiry=60_000) == 1
     assert send("more", capacity=len(noise) + 1, expiry=60_000) == 0
-    _, _, *taken = run(channel_scripts.TAKE, TAKEN, 60_000, len(noise))
+    _, _, *taken = run(scripts.CHANNEL_TAKE, TAKEN, 60_000, len(noise))
     assert taken[1::2] == noise
     store.lpush("c", *noise)
     assert len(take(5, expiry=60_000, consumer="w.1!")) == 5
@@ -131,47 +131,35 @@ def test_a_delayed_message_comes_when_it_is_due(send: Run, run: Run, take: Run, 
     send("at once")
     send("now")
     send("never", delay=HOUR, name="y")
-    _, due, _, item = run(channel_scripts.TAKE, TAKEN, HOUR, 1)
+    more, due, _, item = run(scripts.CHANNEL_TAKE, TAKEN, HOUR, 1)
     assert item.endswith(b":1:at once")
+    assert more
     assert 0 < due <= 100
-    _, due, _, item = run(channel_scripts.TAKE, TAKEN, HOUR, 1)
+    more, due, _, item = run(scripts.CHANNEL_TAKE, TAKEN, HOUR, 1)
     assert item.endswith(b":1:now")
-    assert store.lrange("c", 0, -1) == [TOKEN], "who has a message leaves it for another to wait"
-    now, due = run(channel_scripts.TAKE, TAKEN, HOUR, 1)
+    assert not more
+    assert store.lrange("c", 0, -1) == [MARKER], "a reader that has a message wakes the others"
+    more, due = run(scripts.CHANNEL_TAKE, TAKEN, HOUR, 1)
+    assert not more
     assert 0 < due <= 100
-    assert abs(now / 1000 - time.time()) < 5
-    assert not store.exists("c"), "who has none waits"
+    assert not store.exists("c"), "a reader that has none knows when the next one is due"
     time.sleep(0.11)  # by the clock of the store, which a test cannot turn
     assert take(5) == [(b"1", b"later")]
-    assert store.lrange("c", 0, -1) == [TOKEN]
+    assert store.lrange("c", 0, -1) == [MARKER]
     assert store.pttl("delayed") > HOUR
-
-
-def test_a_reader_that_ends_passes_the_token_on(send: Run, run: Run, store: "redis.Redis[bytes]") -> None:
-    run(channel_scripts.PASS_ON, TAKEN[:2])
-    assert store.keys("*") == []
-    send("later", delay=HOUR)
-    store.delete("c")
-    for _ in range(2):
-        run(channel_scripts.PASS_ON, TAKEN[:2])
-    assert store.lrange("c", 0, -1) == [TOKEN]
-    assert store.pttl("c") > HOUR / 2
 
 
 def test_what_is_put_back_is_first_again(send: Run, run: Run, take: Run, store: "redis.Redis[bytes]") -> None:
     for payload in "abc":
         send(payload)
     send("later", delay=HOUR)
-    token, *items = store.lpop("c", 3)
-    assert token == TOKEN
-    run(channel_scripts.RETURN, "c", HOUR, *items)
-    run(channel_scripts.PASS_ON, TAKEN[:2])
-    items = store.lpop("c", 2)[1:]
-    store.lpush("c", TOKEN)
-    run(channel_scripts.RETURN, "c", HOUR, *items)
-    assert store.lindex("c", 0) == TOKEN
+    marker, *items = store.lpop("c", 3)
+    assert marker == MARKER
+    run(scripts.CHANNEL_PUT_BACK, "c", HOUR, *items)
+    store.lpush("c", MARKER)
+    run(scripts.CHANNEL_PUT_BACK, "c", HOUR)
     assert [payload for _, payload in take(5)] == [b"a", b"b", b"c"]
-    run(channel_scripts.RETURN, "c", HOUR, b"1:1:x")
+    run(scripts.CHANNEL_PUT_BACK, "c", HOUR, b"1:1:x")
     assert 0 < store.pttl("c") <= HOUR, "it vanishes by itself"
 
 
@@ -191,7 +179,7 @@ def test_what_is_not_acknowledged_is_taken_again(
     assert take(2, consumer="w.1!") == [(b"1", b"a"), (b"1", b"b:1!c")]
     assert take() == []
     ids = store.hkeys("taken")
-    assert run(channel_scripts.TAKEN, "taken") == [value for name in ids for value in (name, b"w.1!")]
+    assert run(scripts.CHANNEL_TAKEN, "taken") == [value for name in ids for value in (name, b"w.1!")]
     assert give_back(*ids) == 2
     assert give_back(*ids) == 0
     assert take(consumer="w.2!") == [(b"2", b"a")]
@@ -204,21 +192,22 @@ def test_what_is_not_acknowledged_is_taken_again(
 
 def test_statistics_change_nothing(send: Run, run: Run, store: "redis.Redis[bytes]") -> None:
     keys = SENT
-    assert run(channel_scripts.STATISTICS, keys, HOUR) == [0, 0, 0, 0]
+    assert run(scripts.CHANNEL_STATISTICS, keys, HOUR) == [0, 0, 0, 0]
     for delay in (0, 0, HOUR, 0):
         send("x", capacity=3, delay=delay)
     long_ago = round((time.time() - 100) * 1000)
     time.sleep(0.01)  # as above
-    sent, pending, age, full = run(channel_scripts.STATISTICS, keys, HOUR)
+    sent, pending, age, full = run(scripts.CHANNEL_STATISTICS, keys, HOUR)
     assert (sent, pending, full) == (3, 3, 1)
     assert 10 <= age < 5000
     store.zadd("delayed", {"1:1:old": long_ago})
-    assert run(channel_scripts.STATISTICS, keys, 60_000)[1] == 3
-    assert 100_000 <= run(channel_scripts.STATISTICS, keys, HOUR)[2] < 105_000
-    assert (store.llen("c"), store.zcard("delayed")) == (3, 2), "two messages and the token"
-    store.linsert("c", "before", store.lindex("c", 1), b"%d:1:old" % long_ago)
-    assert run(channel_scripts.STATISTICS, keys, 60_000)[1] == 3
-    assert run(channel_scripts.STATISTICS, keys, HOUR)[1] == 5
+    assert run(scripts.CHANNEL_STATISTICS, keys, 60_000)[1] == 3
+    assert 100_000 <= run(scripts.CHANNEL_STATISTICS, keys, HOUR)[2] < 105_000
+    assert (store.llen("c"), store.zcard("delayed")) == (2, 2)
+    store.lpush("c", b"%d:1:old" % long_ago)
+    store.lpush("c", MARKER)
+    assert run(scripts.CHANNEL_STATISTICS, keys, 60_000)[1] == 3
+    assert run(scripts.CHANNEL_STATISTICS, keys, HOUR)[1] == 5
 
 
 def test_local_channels_are_full_one_by_one(run: Run, store: "redis.Redis[bytes]") -> None:

@@ -1,0 +1,505 @@
+"""Ordinary channels: receiving from them, and taking messages that are acknowledged later.
+
+A reader waits with a command that takes nothing (BLMOVE from the head of a list to its head), and then takes with a
+script. So a reader that is cancelled while it waits holds no message. If a reader is cancelled while the script runs,
+its message is put back at the head, and the readers of this event loop wait for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+from asgibus.layers.contract import Delivery, Message
+from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.leases import Beat
+from asgibus.layers.redis import scripts
+from asgibus.layers.redis.blocking import BlockingConnections, Moving
+from asgibus.layers.redis.codec import Entries, Unreadable
+from asgibus.layers.redis.config import Address
+from asgibus.layers.redis.connection import BLOCK_SECONDS, RedisConnection, RedisError, pack_command
+from asgibus.layers.redis.keys import Keys
+from asgibus.layers.redis.pipeline import Refused, Writer
+
+logger = logging.getLogger("asgibus.layers")
+
+KNOWN_CHANNELS = 1000  # whose state is remembered between two calls
+EMPTY_SECONDS = 0.1  # how long a channel that was found empty is waited for at once, and not looked at first
+MOVING_SECONDS = 0.1  # until a retry: a slot moves in less, and a new master comes in seconds
+CLOSE_SECONDS = 1.0  # for messages that are being taken when the layer is closed
+RETRY_SECONDS = 0.5  # until a store that cannot be reached is asked again
+GIVE_BACK_AT_ONCE = 100  # messages that one script puts back: it holds up Redis for less than a millisecond
+
+
+class Entry(NamedTuple):
+    """A message as it was taken from a channel.
+
+    `id` names one that is to be acknowledged, `stamp` is since when it can be received, in ms by Redis's clock, and
+    `payload` is packed.
+    """
+
+    id: str
+    stamp: int
+    attempt: int
+    payload: bytes
+
+
+class _Channel:
+    """What the readers of one channel share in one event loop.
+
+    Attributes:
+        lock: Held by the one reader that waits and takes.
+        connection: Carries the wait that is under way in Redis. It goes on when its reader is cancelled, for the next.
+        waiting: Futures of those who are woken when that wait ends.
+        returned: Done when the message of a cancelled reader is back.
+        due: When the next delayed message is due, by the event loop's clock.
+        empty_until: Until then there is nothing to take, as far as is known.
+    """
+
+    __slots__ = ("connection", "due", "empty_until", "lock", "returned", "waiting")
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.connection: RedisConnection | None = None
+        self.waiting: list[asyncio.Future[None]] = []
+        self.returned: asyncio.Future[None] | None = None
+        self.due = math.inf
+        self.empty_until = 0.0
+
+
+class ChannelReader:
+    """Takes messages from ordinary channels, for one event loop and one store."""
+
+    def __init__(
+        self, address: Address, keys: Keys, entries: Entries, writer: Writer, *, expiry: float, group_expiry: float
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._keys = keys
+        self._entries = entries
+        self._writer = writer
+        self._expiry = round(expiry * 1000)
+        self._taken_expiry = round(group_expiry * 1000)
+        self._connections = BlockingConnections(address, writer, "asgibus-receive")
+        self._channels: dict[str, _Channel] = {}
+        self._underway: set[asyncio.Future[Any]] = set()  # takes, and messages that are put back
+
+    async def receive(self, channel: str) -> Message:
+        """Wait for the next message of a channel and take it. Raises LayerUnavailable."""
+        while True:
+            try:
+                return await self._receive(channel, self._channel(channel))
+            except Moving:
+                # The writer, which may have nothing else to write, has to follow the slot to the new node.
+                self._writer.write(("EXISTS", self._keys.messages(channel)), _ignore, repeatable=False, patient=False)
+                await asyncio.sleep(MOVING_SECONDS)
+
+    async def _receive(self, channel: str, state: _Channel) -> Message:
+        async with state.lock:
+            while True:
+                if self._is_empty(state):
+                    await self._wait(channel, state)
+                if (message := await self._take_one(channel, state)) is not None:
+                    return message
+
+    async def take(self, channel: str, limit: int, *, consumer: str = "", name: str = "") -> list[Entry]:
+        """Take up to `limit` messages, without waiting for any.
+
+        Args:
+            channel: The channel.
+            limit: How many messages to take.
+            consumer: Under whose name the messages stay until they are acknowledged; "" if they need not be.
+            name: Begins the ids of those messages; no other call has it.
+
+        Returns:
+            The messages, oldest first. If there are none, call `wait`.
+
+        Raises:
+            LayerUnavailable: Redis cannot be reached, or refuses.
+        """
+        acknowledged = (consumer, self._taken_expiry, name) if consumer else ()
+        reply = await self._take(channel, self._channel(channel), limit, *acknowledged)
+        return [_parse(entry_id.decode(), item) for entry_id, item in zip(reply[2::2], reply[3::2], strict=True)]
+
+    async def wait(self, channel: str) -> None:
+        """Wait until a channel may hold something to take, for two seconds at most. Raises LayerUnavailable."""
+        state = self._channel(channel)
+        if self._is_empty(state):
+            await self._wait(channel, state)
+
+    async def answer(self, key: str, until: float) -> bytes | None:
+        """Wait for the only item of a list that is no channel; None at the time `until` of the event loop's clock.
+
+        Raises LayerUnavailable.
+        """
+        while (seconds := until - self._loop.time()) > 0:
+            command = pack_command(("BLPOP", key, f"{min(BLOCK_SECONDS, max(0.001, seconds)):.3f}"))
+            answered: asyncio.Future[Any] = self._loop.create_future()
+            await self._connections.start(command, partial(_settle, answered))
+            if (reply := await answered) is not None:
+                item: bytes = reply[1]
+                return item
+        return None
+
+    async def close(self) -> None:
+        """Wait for what is being taken now and for what is put back, and close the connections.
+
+        Readers that wait get LayerUnavailable.
+        """
+        self._connections.stop()
+        if self._underway:
+            await asyncio.wait(self._underway, timeout=CLOSE_SECONDS)
+        self._connections.close()
+
+    def _channel(self, channel: str) -> _Channel:
+        state = self._channels.get(channel)
+        if state is None:
+            if len(self._channels) >= KNOWN_CHANNELS:
+                self._channels.clear()  # the readers that wait keep theirs
+            state = self._channels[channel] = _Channel()
+        return state
+
+    def _is_empty(self, state: _Channel) -> bool:
+        return self._loop.time() < state.empty_until
+
+    async def _wait(self, channel: str, state: _Channel) -> None:
+        """Wait until the list of the channel holds something, or a delayed message is due, or for two seconds."""
+        if state.connection is None:
+            key = self._keys.messages(channel)
+            seconds = max(0.001, min(BLOCK_SECONDS, state.due - self._loop.time()))
+            command = pack_command(("BLMOVE", key, key, "LEFT", "LEFT", f"{seconds:.3f}"))
+            connection = await self._connections.start(command, partial(self._wake, state))
+            if connection.lost.done():
+                return
+            state.connection = connection
+        woken: asyncio.Future[None] = self._loop.create_future()
+        state.waiting.append(woken)
+        await woken
+
+    def _wake(self, state: _Channel, reply: object) -> None:
+        """Wake all who wait for a channel: its wait in Redis has ended."""
+        state.connection = None
+        state.empty_until = 0.0
+        waiting, state.waiting = state.waiting, []
+        for woken in waiting:
+            _settle(woken, reply if isinstance(reply, Exception) else None)
+
+    async def _take(self, channel: str, state: _Channel, limit: int, *acknowledged: str | int) -> list[Any]:
+        """Run the script that takes, and return its reply.
+
+        When this is cancelled, the messages are put back, unless they are to be acknowledged. Raises LayerUnavailable.
+        """
+        taken: asyncio.Future[list[Any]] = self._loop.create_future()
+        put_back = None if acknowledged else partial(self._put_back, channel, state)
+
+        def on_reply(reply: Any) -> None:
+            self._underway.discard(taken)
+            if not isinstance(reply, Exception):
+                more, due = reply[:2]
+                now = self._loop.time()
+                state.due = now + due / 1000 if due >= 0 else math.inf
+                state.empty_until = 0.0 if more else min(now + EMPTY_SECONDS, state.due)
+            if taken.cancelled() and put_back is not None:
+                put_back(reply)
+            else:
+                _settle(taken, reply)
+
+        keys = self._keys
+        names = keys.messages(channel), keys.delayed(channel), keys.taken(channel)
+        command = ("EVAL", scripts.CHANNEL_TAKE, 3, *names, self._expiry, limit, *acknowledged)
+        await self._connections.start(pack_command(command), on_reply)
+        if not taken.done():
+            self._underway.add(taken)
+        try:
+            return await taken
+        except asyncio.CancelledError:
+            if put_back is not None:
+                state.returned = self._loop.create_future()
+                self._underway.add(state.returned)
+                if not taken.cancelled():  # the reply has come at the same time
+                    put_back(taken.exception() or taken.result())
+            raise
+
+    async def _take_one(self, channel: str, state: _Channel) -> Message | None:
+        """Take the oldest message. Return None if there is none, or it cannot be read, which is counted and logged."""
+        if state.returned is not None:
+            await asyncio.wait((state.returned,))
+        reply = await self._take(channel, state, 1)
+        if len(reply) == 2:
+            return None
+        entry = _parse("", reply[3])
+        try:
+            return self._entries.unpack_message(self._keys.messages(channel), entry.payload)
+        except ValueError as error:
+            self._entries.refused(f"channel {channel}", str(entry.stamp), error)
+            return None
+
+    def _put_back(self, channel: str, state: _Channel, reply: Any) -> None:
+        """Put what a cancelled reader took back at the head. The next reader here waits for that.
+
+        If that fails, the message is lost: at most once is what was promised.
+        """
+        items = [] if isinstance(reply, Exception) else reply[3::2]
+        if items:
+            command = ("EVAL", scripts.CHANNEL_PUT_BACK, 1, self._keys.messages(channel), self._expiry, *items)
+            self._writer.write(command, partial(self._returned, channel, state), repeatable=False)
+        else:
+            self._returned(channel, state, None)
+
+    def _returned(self, channel: str, state: _Channel, reply: object) -> None:
+        if isinstance(reply, Exception):
+            logger.warning("a message of %s was lost with its reader, which was cancelled: %s", channel, reply)
+        returned, state.returned = state.returned, None
+        state.empty_until = 0.0
+        if returned is not None:
+            self._underway.discard(returned)
+            returned.set_result(None)
+
+
+class ChannelStore(Protocol):
+    """What a consumer needs of the store of a channel."""
+
+    reader: ChannelReader
+    writer: Writer
+    keys: Keys
+
+
+class AckingConsumer:
+    """Takes messages for one process and keeps them under its name until they are acknowledged.
+
+    They lie in a hash beside their channel. Other consumers of the channel put back what a dead process had taken.
+    """
+
+    def __init__(
+        self,
+        store_of: Callable[[str], Awaitable[ChannelStore]],
+        entries: Entries,
+        consumer: str,
+        counts: Counter[str],
+        expiry: float,
+    ) -> None:
+        """Prepare to take.
+
+        Args:
+            store_of: Returns the store of a channel; raises LayerUnavailable.
+            entries: Unpacks messages.
+            consumer: The mailbox of this process, which is its name as a consumer.
+            counts: Counts what was given back.
+            expiry: Seconds after which an unread message is dropped.
+        """
+        self._store_of = store_of
+        self._stores: dict[str, ChannelStore] = {}
+        self._entries = entries
+        self._consumer = consumer
+        self._counts = counts
+        self._expiry = round(expiry * 1000)
+        self._channels: set[str] = set()
+        self.unreadable = Unreadable()
+        self._stopped = asyncio.Event()
+
+    async def take(self, channel: str, limit: int, *, once: bool) -> list[Delivery]:
+        """Wait for messages and take up to `limit`; see `Bus.take`."""
+        if not once:
+            self._channels.add(channel)
+        name = ""  # begins the ids of what was taken last, until the reply has come
+        while not self._stopped.is_set():
+            try:
+                reader = (await self._store(channel)).reader
+                if name:
+                    entries = await self._find_taken(channel, name)
+                else:
+                    name = "" if once else secrets.token_hex(8)
+                    entries = await reader.take(channel, limit, consumer=name and self._consumer, name=name)
+                name = ""
+                deliveries, pause = self._read(channel, entries, once=once)
+                if deliveries:
+                    return deliveries
+                await self._unless_stopped(reader.wait(channel) if pause is None else asyncio.sleep(pause))
+            except LayerUnavailable as error:
+                if isinstance(error, Refused):
+                    self._entries.odd("take refused", f"channel {channel}", f"nothing can be taken: {error}")
+                logger.debug("nothing can be taken from %s: %s", channel, error)
+                await self._unless_stopped(asyncio.sleep(RETRY_SECONDS))
+        return []
+
+    def stop(self) -> None:
+        """Make every running and later `take` return."""
+        self._stopped.set()
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Note that a message is handled; buffered."""
+        self._forget(delivery.channel, delivery.id)
+
+    def give_back(self, delivery: Delivery, delay: float) -> None:
+        """Let a message be taken again, by any consumer, after `delay` seconds; buffered."""
+        self._put_back(delivery.channel, [delivery.id], delay)
+
+    @property
+    def active(self) -> bool:
+        """Return whether this process takes messages."""
+        return bool(self._channels) and not self._stopped.is_set()
+
+    async def taken(self) -> dict[str, list[tuple[str, str]]]:
+        """Return the id and the consumer of each message that is not acknowledged, by channel.
+
+        Channels whose store is away are left out.
+        """
+        channels = [channel for channel in self._channels if channel in self._stores]
+        replies = await asyncio.gather(*map(self._taken, channels), return_exceptions=True)
+        for reply in replies:
+            if isinstance(reply, BaseException) and not isinstance(reply, LayerUnavailable):
+                raise reply
+        each = zip(channels, replies, strict=True)
+        return {channel: reply for channel, reply in each if not isinstance(reply, BaseException)}
+
+    def bury(self, beat: Beat, taken: Mapping[str, Sequence[tuple[str, str]]]) -> bool:
+        """Put back what dead processes had taken from the channels of this one.
+
+        Args:
+            beat: Who lives.
+            taken: What `taken` returned before that beat.
+
+        Returns:
+            Whether all channels are in `taken`.
+        """
+        for channel, each in taken.items():
+            ids = []
+            for entry_id, consumer in each:
+                if consumer in beat.ended or not (beat.grace or consumer in beat.live):
+                    ids.append(entry_id)
+            if ids:
+                self._counts["message given back"] += len(ids)
+                logger.warning("%d messages of %s were in the hands of processes that died", len(ids), channel)
+                self._put_back(channel, ids, 0.0)
+        return self._channels <= taken.keys()
+
+    async def close(self) -> None:
+        """Put back what was not acknowledged."""
+        for channel in self._channels:
+            try:
+                ids = [entry_id for entry_id, consumer in await self._taken(channel) if consumer == self._consumer]
+            except LayerUnavailable as error:
+                logger.debug("other processes have to put back what was taken from %s: %s", channel, error)
+            else:
+                self._put_back(channel, ids, 0.0)
+
+    async def _taken(self, channel: str) -> list[tuple[str, str]]:
+        """Return the id and the consumer of each message of a channel that is not acknowledged."""
+        store = await self._store(channel)
+        reply = await store.writer.call("EVAL", scripts.CHANNEL_TAKEN, 1, store.keys.taken(channel), until=_soon())
+        # A message without a consumer's name is not given back to anybody.
+        pairs = (self._entries.names(f"taken of {channel}", reply[i : i + 2]) for i in range(0, len(reply), 2))
+        return [(pair[0], pair[1]) for pair in pairs if len(pair) == 2]
+
+    async def _find_taken(self, channel: str, name: str) -> list[Entry]:
+        """Return what a take removed whose reply was lost, by the beginning of the ids. Raises LayerUnavailable."""
+        store = await self._store(channel)
+        ids = [each for each, _ in await self._taken(channel) if each.startswith(name)]
+        if not ids:
+            return []
+        ids.sort(key=lambda each: int(each.removeprefix(f"{name}x")))  # the number in that take
+        values = await store.writer.call("HMGET", store.keys.taken(channel), *ids, until=_soon())
+        return [_parse_taken(each, value) for each, value in zip(ids, values, strict=True) if value is not None]
+
+    async def _store(self, channel: str) -> ChannelStore:
+        store = self._stores[channel] = await self._store_of(channel)
+        return store
+
+    def _forget(self, channel: str, entry_id: str) -> None:
+        store = self._stores[channel]
+        store.writer.write(("HDEL", store.keys.taken(channel), entry_id), _log_error)
+
+    def _put_back(self, channel: str, ids: list[str], delay: float, *, tried: bool = True) -> None:
+        store = self._stores[channel]
+        keys = store.keys
+        names = keys.messages(channel), keys.delayed(channel), keys.taken(channel)
+        for start in range(0, len(ids), GIVE_BACK_AT_ONCE):
+            some = ids[start : start + GIVE_BACK_AT_ONCE]
+            times = self._expiry, round(delay * 1000)
+            store.writer.write(("EVAL", scripts.CHANNEL_GIVE_BACK, 3, *names, *times, int(tried), *some), _log_error)
+
+    def _read(self, channel: str, entries: Collection[Entry], *, once: bool) -> tuple[list[Delivery], float | None]:
+        """Unpack what was taken.
+
+        A message that another process may be able to read is put back, unless it was acknowledged when it was taken.
+
+        Returns:
+            What can be read; and if that is nothing, for how many seconds nothing is to be taken.
+        """
+        place = self._stores[channel].keys.messages(channel)
+        deliveries, foreign, why = [], [], ""
+        for entry in entries:
+            try:
+                message = self._entries.unpack_message(place, entry.payload)
+            except ValueError as error:
+                reason = None if once else self._entries.foreign(error)
+                if reason is None:
+                    self._entries.refused(f"channel {channel}", entry.id, error)
+                    self._forget(channel, entry.id)
+                else:
+                    foreign.append(entry.id)
+                    why = reason
+            else:
+                deliveries.append(Delivery(channel, entry.id, message, entry.attempt))
+        if foreign:
+            self._put_back(channel, foreign, 0.0, tried=False)
+        if deliveries:
+            self.unreadable.read()
+            return deliveries, None
+        return [], self.unreadable.refused(f"channel {channel}", why) if foreign else None
+
+    async def _unless_stopped(self, waiting: Awaitable[object]) -> None:
+        """Wait, at most until `stop`. Raises what the waiting raises."""
+        tasks = asyncio.ensure_future(waiting), asyncio.ensure_future(self._stopped.wait())
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        if not tasks[0].cancelled():
+            tasks[0].result()
+
+
+def _parse(entry_id: str, item: bytes) -> Entry:
+    """Parse a list item. A malformed item has an empty payload, which cannot be unpacked."""
+    try:
+        stamp, attempt, payload = item.split(b":", 2)
+        return Entry(entry_id, int(stamp), int(attempt), payload)
+    except ValueError:
+        return Entry(entry_id, 0, 1, b"")
+
+
+def _parse_taken(entry_id: str, value: bytes) -> Entry:
+    """Parse a value of the hash of taken messages, which does not say since when the message can be received."""
+    return _parse(entry_id, b"0:" + value.partition(b"!")[2])
+
+
+def _settle(future: asyncio.Future[Any], reply: Any) -> None:
+    """Give a future its reply, or the error in the place of one, unless it was cancelled."""
+    if future.done():
+        return
+    if isinstance(reply, Exception):
+        future.set_exception(reply)
+        future.exception()  # seen, also if the task that awaits it is cancelled in this moment
+    else:
+        future.set_result(reply)
+
+
+def _ignore(reply: object) -> None:
+    """Ignore the reply to a command that is only a help."""
+
+
+def _soon() -> float:
+    """Return when a call gives up for a process that ends, or one with others to look after."""
+    return asyncio.get_running_loop().time() + RETRY_SECONDS
+
+
+def _log_error(reply: object) -> None:
+    if isinstance(reply, RedisError):
+        logger.error("Redis refused a command: %s", reply)
