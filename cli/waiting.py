@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import anyio
 
 from asgibus.cli.run import Life
-from asgibus.layers.contract import ChannelLayer, Claim, Frame, Offer
+from asgibus.layers.contract import ChannelLayer, Claim, Frame
 from asgibus.layers.errors import LayerUnavailable
 
 logger = logging.getLogger("asgibus")
@@ -86,9 +86,6 @@ class _NoFrames:
 
     def interrupted(self) -> None:
         """Do nothing: nothing is under way."""
-
-    def offer_lost(self, offer: Offer) -> None:
-        """Do nothing: nothing is offered."""
 
     def orphaned(self, claim: Claim) -> None:
         """Do nothing: nothing is claimed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict
@@ -54,9 +54,6 @@ class Handler(Protocol):
         the group memberships have been restored already.
         """
 
-    def offer_lost(self, offer: Offer) -> None:
-        """Handle that an offer with `once` has left its channel, so that it may have been claimed, and is lost."""
-
     def orphaned(self, claim: Claim) -> None:
         """Handle the claim of a process that has died. It belongs to this process now, which has to call `Bus.done`."""
 
@@ -67,7 +64,7 @@ class Offer:
 
     channel: str
     once: bool = False
-    """Whether the entry must not be handled twice. If so, it is offered again only if it cannot have been claimed."""
+    """Whether the entry must not be handled twice. If so, it is offered again only if that is certain."""
     withdrawn: bool = False
     taken: bool = False
     """Set by the process that made the offer, once the claimant is known: the entry is not offered again."""
@@ -85,8 +82,8 @@ class Claim:
     id: bytes
     entry: Any
     stale: bool = False
-    """Whether the entry is older than this process or this store, so that it may have been handled before. The process
-    that offered it knows."""
+    """Whether the entry may have been handled before: it is older than this process or this store, or it was offered
+    again. The process that offered it knows: ask it before handling the entry."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -185,10 +182,13 @@ class Bus(ABC):
         """
 
     @abstractmethod
-    def offer_again(self, offer: Offer) -> None:
+    def offer_again(self, offer: Offer, on_lost: Callable[[], None]) -> None:
         """Offer an entry again if the store has lost it, and do nothing if it is still there or claimed.
 
-        An offer with `once` is repeated only if it cannot have been claimed. Otherwise `Handler.offer_lost` is called.
+        Args:
+            offer: The offer.
+            on_lost: Called if the entry is lost and not offered again, since it must not be handled twice and may have
+                been claimed.
         """
 
     @abstractmethod

@@ -30,8 +30,6 @@ class FrameKind(IntEnum):
     DEAD = 2
     """(mailbox, declared): the process of that mailbox is gone, and all frames that it posted here stand before this
     one. `declared`: its supervisor has said so; else its lease has ended."""
-    FENCE = 3
-    """(token,): all frames that claimants had posted before the token was written stand before this one."""
     MESSAGE_ID = 4
     """(source, number): the frames that follow in this entry are taken once."""
     LOCAL_MESSAGES = 5
@@ -61,7 +59,6 @@ class FrameKind(IntEnum):
 MESSAGE: Final = FrameKind.MESSAGE.value
 GROUP_MESSAGE: Final = FrameKind.GROUP_MESSAGE.value
 DEAD: Final = FrameKind.DEAD.value
-FENCE: Final = FrameKind.FENCE.value
 MESSAGE_ID: Final = FrameKind.MESSAGE_ID.value
 LOCAL_MESSAGES: Final = FrameKind.LOCAL_MESSAGES.value
 STATS_QUERY: Final = FrameKind.STATS_QUERY.value

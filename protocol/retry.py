@@ -22,7 +22,6 @@ class Ending(StrEnum):
     FORGOTTEN = "its worker does not know it any more"
     KILLED = "its worker is dead"
     ABANDONED = "the worker that claimed it died before it named itself"
-    LOST = "it may have been claimed, by whom is unknown"
 
     @property
     def by_death(self) -> bool:

@@ -16,7 +16,6 @@ from asgibus.layers.contract import (
     Frame,
     Handler,
     Message,
-    Offer,
     Statistics,
 )
 from asgibus.layers.memory import InMemoryChannelLayer, MemoryBus
@@ -150,9 +149,6 @@ class _LateHandler:
 
     def interrupted(self) -> None:
         self._handler.interrupted()
-
-    def offer_lost(self, offer: Offer) -> None:
-        self._handler.offer_lost(offer)
 
     def orphaned(self, claim: Claim) -> None:
         self._handler.orphaned(claim)

@@ -11,7 +11,7 @@ from contextlib import suppress
 import anyio
 
 from asgibus.compatibility.callables import Application
-from asgibus.layers.contract import ChannelLayer, Claim, Frame, Offer, Statistics
+from asgibus.layers.contract import ChannelLayer, Claim, Frame, Statistics
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.worker.base import CANCEL_SECONDS, BaseWorker
 from asgibus.worker.consumer import Listener
@@ -96,9 +96,6 @@ class _NoFrames:
 
     def interrupted(self) -> None:
         """What is being handled may be handled elsewhere, too: at least once."""
-
-    def offer_lost(self, offer: Offer) -> None:
-        """Nothing is offered."""
 
     def orphaned(self, claim: Claim) -> None:
         """Nothing is claimed."""

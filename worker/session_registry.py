@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import anyio
 
-from asgibus.layers.contract import Bus, Claim, Frame, Offer
+from asgibus.layers.contract import Bus, Claim, Frame
 from asgibus.layers.frames import ABANDONED, ACK, DEAD, EVENT, EVENT_OFFSET, PROBE, RESEND, RESET, SUPERSEDED
 from asgibus.protocol.checks import FROM_CLIENT, BadFrame, ForeignVersion, check_frame, read_opening
 from asgibus.protocol.connect_request import Opening
@@ -237,9 +237,6 @@ class Sessions:
         logger.warning("the bus was interrupted: %d connections are checked", len(self._sessions))
         self._probe_all()
         self._probe_again = self._ticks + PROBE_AGAIN_TICKS
-
-    def offer_lost(self, offer: Offer) -> None:
-        """See `Handler`: a worker offers nothing."""
 
     def orphaned(self, claim: Claim) -> None:
         """See `Handler`: only the interface server knows whether to offer the connection again."""

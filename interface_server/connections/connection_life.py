@@ -209,6 +209,12 @@ class Living(SessionEnd):
         sure = self._connections.withdraw(self)
         self.give_up(WORKER_LOST if may_have_begun and not sure else NO_WORKER)
 
+    def offer_lost(self, offer: Offer) -> None:
+        """End the connection, as a worker may have claimed that offer, and none has named itself."""
+        if self.offer is offer:
+            self._connections.counts["worker lost"] += 1
+            self.give_up(WORKER_LOST)
+
     def give_up(self, answer: tuple[int, int]) -> None:
         """No worker took this in time, or its worker is gone: the client gets the status or the close code."""
         if self.life is ConnectionState.ABANDONED or self.life is ConnectionState.CLOSING:

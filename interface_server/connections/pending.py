@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.contract import Bus, Offer
-from asgibus.protocol.retry import Ending
 from asgibus.protocol.states import ConnectionState
 
 if TYPE_CHECKING:
@@ -32,14 +32,12 @@ class Waiting:
         self._new: dict[int, Living] = {}
         self._reopened: dict[int, Living] = {}  # those whose client is open already: they may wait for longer
         self._left: dict[int, Living] = {}  # those whose client has left: a worker may have claimed them just before
-        self._doubted: list[tuple[float, Living, Offer]] = []  # what may be lost, and when it is offered again
+        self._in_doubt: list[tuple[float, Living, Offer]] = []  # offers that may be lost, and when they are repeated
         self._delayed: dict[int, tuple[float, Living]] = {}  # those that are offered at that time
         self._bytes: Counter[str] = Counter()  # of the offers, by pool
         self._total = 0  # of all pools
         self._refused: list[Living] = []  # those for which there was no room; they are told at the next tick
         self._told_at = -TELL_SECONDS
-        self._settled_at = 0.0  # when those who have claimed offers have said so, after an interruption
-        self._lost: list[Offer] = []  # until then
 
     def add(self, connection: Living, *, is_open: bool = False) -> None:
         """It is offered now; `is_open`: again, as an earlier run has accepted its client."""
@@ -101,20 +99,9 @@ class Waiting:
 
     def interrupted(self, now: float) -> None:
         """The store has lost its data: offers may be gone, and so may the news that they were claimed."""
-        self._settled_at = now + OFFER_AGAIN_SECONDS
         for connection in (*self._new.values(), *self._reopened.values()):
             if connection.offer is not None:
-                self._doubted.append((self._settled_at, connection, connection.offer))
-
-    def lost(self, offer: Offer, now: float) -> None:
-        """An offer cannot be made again. When the store has just lost its data, its claimant has a moment to say so."""
-        if now < self._settled_at:
-            self._lost.append(offer)
-            return
-        for connection in self._new.values():
-            if connection.offer is offer:
-                connection.run_ended(Ending.LOST)
-                return
+                self._in_doubt.append((now + OFFER_AGAIN_SECONDS, connection, connection.offer))
 
     def tick(self, bus: Bus, now: float) -> None:
         """Give up what no worker took in time, and make again the offers that may be lost."""
@@ -123,14 +110,10 @@ class Waiting:
         self._give_up(self._new, self._settings.connect_timeout, now)
         self._give_up(self._reopened, self._settings.resume_timeout, now)
         self._give_up(self._left, LEFT_SECONDS, now)
-        while self._doubted and self._doubted[0][0] <= now:
-            _, connection, offer = self._doubted.pop(0)
+        while self._in_doubt and self._in_doubt[0][0] <= now:
+            _, connection, offer = self._in_doubt.pop(0)
             if connection.offer is offer:
-                bus.offer_again(offer)
-        if self._lost and self._settled_at <= now:
-            lost, self._lost = self._lost, []
-            for offer in lost:
-                self.lost(offer, now)
+                bus.offer_again(offer, partial(connection.offer_lost, offer))
 
     def _answer_refused(self, now: float) -> None:
         refused, self._refused = self._refused, []

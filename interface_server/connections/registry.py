@@ -18,7 +18,7 @@ from asgibus.interface_server.connections.groups import Groups
 from asgibus.interface_server.connections.pending import Waiting
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.terminator import FAULT, cut
-from asgibus.layers.contract import Bus, Claim, Frame, Message, Offer
+from asgibus.layers.contract import Bus, Claim, Frame, Message
 from asgibus.layers.frames import (
     ABANDONED,
     ACK,
@@ -343,10 +343,6 @@ class Connections:
         for connection in owned:
             self.bus.post(connection.owner, connection.probe())
         return len(owned)
-
-    def offer_lost(self, offer: Offer) -> None:
-        """See `Handler`."""
-        self._waiting.lost(offer, self.now)
 
     def orphaned(self, claim: Claim) -> None:
         """See `Handler`: an interface server claims nothing."""

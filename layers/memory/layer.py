@@ -337,7 +337,7 @@ class MemoryBus(Bus):
             self._layer._shared[offer.channel].pop(offer, None)
         return True
 
-    def offer_again(self, offer: Offer) -> None:
+    def offer_again(self, offer: Offer, on_lost: Callable[[], None]) -> None:
         """Nothing to do: nothing gets lost here, so an offer that is not there is claimed."""
 
     async def shared_statistics(self, channel: str) -> Statistics:

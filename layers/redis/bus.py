@@ -6,12 +6,12 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from asgibus.layers.codec import unpack, unpack_message
 from asgibus.layers.contract import Bus, Claim, Delivery, Draft, Frame, Handler, Offer, Statistics
-from asgibus.layers.frames import DEAD, FENCE, GROUP_MESSAGE, LOCAL_MESSAGES, MESSAGE, STATS_QUERY
+from asgibus.layers.frames import DEAD, GROUP_MESSAGE, LOCAL_MESSAGES, MESSAGE, STATS_QUERY
 from asgibus.layers.names import require_channel, require_group, split_local
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.asking import ANSWER_MS, Standing
@@ -21,9 +21,8 @@ from asgibus.layers.redis.heartbeat import LIFE_SECONDS, LeaseKeeper, Presence, 
 from asgibus.layers.redis.inbox import Inbox
 from asgibus.layers.redis.kept import Taken
 from asgibus.layers.redis.mailbox import MailboxReader
-from asgibus.layers.redis.offers import Offers
 from asgibus.layers.redis.pipeline import CALL_SECONDS
-from asgibus.layers.redis.work_queue import Claimant
+from asgibus.layers.redis.work_queue import Consumer, Producer
 from asgibus.layers.settings import require_delay
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ class RedisBus(Bus):
 
         self._later: dict[asyncio.TimerHandle, Sequence[str]] = {}
         self._noting: set[asyncio.Task[None]] = set()
-        self._claimant = Claimant(attachment.address, keys, entries, mailbox, outage, writer, self._found_wrong_type)
+        self._claimant = Consumer(attachment.address, keys, entries, mailbox, outage, writer, self._found_wrong_type)
         self._deliveries = AckingConsumer(place, entries, mailbox, outage.counts, settings.expiry)
         self._memberships = Memberships(
             attachment,
@@ -83,9 +82,7 @@ class RedisBus(Bus):
             self._found_wrong_type,
             lambda asked: self._taken.read_until(asked - time.monotonic() + self.time()),
         )
-        self._offers = Offers(
-            writer, keys, entries, mailbox, outage, handler, now=lambda: self._presence.now, missed=self._missed
-        )
+        self._producer = Producer(writer, keys, entries, mailbox, outage, self._time_ms)
         self._presence = Presence(
             mailbox,
             keys,
@@ -96,7 +93,7 @@ class RedisBus(Bus):
             self._memberships,
             self._claimant,
             self._deliveries,
-            self._offers,
+            self._producer,
             attachment.epoch,
             attachment.deaths,
             handler,
@@ -127,7 +124,7 @@ class RedisBus(Bus):
             timer.cancel()
         for noting in self._noting:
             noting.cancel()
-        self._offers.close()
+        self._producer.close()
         await self._writer.drain()
         await self._claimant.close()
         await self._deliveries.close()
@@ -164,7 +161,7 @@ class RedisBus(Bus):
                 return
             for frame in frames:
                 _check(frame)
-            frames = self._offers.told(self._presence.told(frames))
+            frames = self._presence.told(frames)
         if frames:
             self._handler.batch(sender, frames)
 
@@ -270,9 +267,9 @@ class RedisBus(Bus):
         """A key of this place on the bus holds something else."""
         self._presence.found_wrong_type()
 
-    def _missed(self) -> None:
-        """The own mailbox is not there."""
-        self._presence.missed(self.mailbox)
+    def _time_ms(self) -> int:
+        """Return Redis's time at the last heartbeat, in ms."""
+        return self._presence.now
 
     def undelivered(self, mailbox: str) -> None:
         """The writer says so: find out why, and pass it on to the handler."""
@@ -283,13 +280,13 @@ class RedisBus(Bus):
         await self._writer.posted(_soon())
 
     def offer(self, channel: str, entry: Any, *, once: bool = False) -> Offer:
-        return self._offers.offer(channel, entry, once)
+        return self._producer.offer(channel, entry, once)
 
     def withdraw(self, offer: Offer) -> bool:
-        return self._offers.withdraw(offer)
+        return self._producer.withdraw(offer)
 
-    def offer_again(self, offer: Offer) -> None:
-        self._offers.offer_again(offer)
+    def offer_again(self, offer: Offer, on_lost: Callable[[], None]) -> None:
+        self._producer.offer_again(offer, on_lost)
 
     async def shared_statistics(self, channel: str) -> Statistics:
         until = self._loop.time() + STATISTICS_SECONDS
@@ -360,10 +357,8 @@ def _check(frame: Frame) -> None:
     kind = frame[0]
     if kind in (MESSAGE, GROUP_MESSAGE):
         sound = len(frame) == 3 and isinstance(frame[1], str) and isinstance(frame[2], dict)
-    elif kind == DEAD:
-        sound = len(frame) == 3 and isinstance(frame[1], str) and isinstance(frame[2], bool)
     else:
-        sound = kind == FENCE and len(frame) == 2 and isinstance(frame[1], int)
+        sound = kind == DEAD and len(frame) == 3 and isinstance(frame[1], str) and isinstance(frame[2], bool)
     if not sound:
         raise ValueError(f"not a frame of the layer: {str(frame)[:100]}")
 

@@ -28,9 +28,8 @@ from asgibus.layers.redis.epoch import Epoch
 from asgibus.layers.redis.groups import Memberships
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.mailbox import MailboxReader
-from asgibus.layers.redis.offers import Offers
 from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Refused, Writer
-from asgibus.layers.redis.work_queue import Claimant
+from asgibus.layers.redis.work_queue import Consumer, Producer
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -59,9 +58,9 @@ class Presence:
         writer: Writer,
         reader: MailboxReader,
         memberships: Memberships,
-        claimant: Claimant,
+        claimant: Consumer,
         deliveries: AckingConsumer,
-        offers: Offers,
+        producer: Producer,
         epoch: Epoch,
         deaths: dict[str, int],
         handler: Handler,
@@ -87,7 +86,7 @@ class Presence:
         self._memberships = memberships
         self._claimant = claimant
         self._deliveries = deliveries
-        self._offers = offers
+        self._producer = producer
         self._epoch = epoch
         self._deaths = deaths  # of this process's buses: which were counted, and when there was last news of them
         self._handler = handler
@@ -348,7 +347,7 @@ class Presence:
         """Put everything in its place again, and say that something may have been lost."""
         until = self._loop.time() + PATIENCE_SECONDS
         self._leases.forget()
-        self._offers.interrupted()
+        self._producer.data_may_be_lost()
         self._reader.leave(run_id)
         self._claimant.leave(run_id)
         if vanished:
@@ -361,7 +360,6 @@ class Presence:
         self._counts["interruption"] += 1
         logger.warning("%s was interrupted: %s; it is in place again", self._mailbox, self._doubt)
         self._doubt = ""
-        self._offers.restored()
         self._handler.interrupted()
 
     async def _make_mailbox(self, until: float) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from asgibus.layers.codec import unpack_message
-from asgibus.layers.contract import Claim, Frame, Message, Offer
+from asgibus.layers.contract import Claim, Frame, Message
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.frames import DEAD
 from asgibus.layers.redis.asking import Standing
@@ -342,9 +342,6 @@ class Inbox:
 
     def interrupted(self) -> None:
         """Do nothing: what Redis lost is sent again by whoever sent it."""
-
-    def offer_lost(self, offer: Offer) -> None:
-        """Do nothing: nothing is offered from here."""
 
     def orphaned(self, claim: Claim) -> None:
         """Do nothing: nothing is claimed from here."""

@@ -1,8 +1,13 @@
-"""Claims on shared channels: streams with one consumer group, `workers`; each entry goes to one claimant.
+"""Work queues: a process offers entries, such as new connections, and another process claims each of them.
 
-An entry stays pending, under the claimant's name, until it is done. So a reply that a broken connection swallowed is
-found again, what was never given out is handed back at the end, and what a dead process had claimed is taken over by
-another one. It keeps those under a second name, so that it knows them apart whatever gets lost on the way.
+A work queue is a stream with one consumer group, `workers`. An entry stays pending under the name of its consumer until
+it is acknowledged. So an entry whose reply was lost with the connection is found again, entries that were not given out
+are requeued at the end, and the entries of a dead process are taken over by another one. It keeps those under a second
+consumer name, so that it can tell them apart.
+
+An offer that is written twice would be served twice. When the connection breaks while an offer is in flight, a script
+looks for its entry, and writes it again only if it is missing. It may be missing because it was claimed and
+acknowledged already. So whoever claims an entry that was written again asks the producer first, which knows by then.
 """
 
 from __future__ import annotations
@@ -13,26 +18,205 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from asgibus.layers.contract import Claim
+from asgibus.layers.contract import Claim, Offer
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.client import Link, Outage
 from asgibus.layers.redis.codec import MOST_RELEASES, Entries, Unreadable
 from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.connection import BLOCK_SECONDS, RedisConnection, RedisError, pack_command
 from asgibus.layers.redis.keys import Keys
-from asgibus.layers.redis.pipeline import Writer
+from asgibus.layers.redis.pipeline import Command, Writer
 
 logger = logging.getLogger("asgibus.layers")
 
-NO_GROUP = ("NOGROUP", "UNBLOCKED")  # nobody has made the stream yet, or it vanished while we were waiting
-ORPHANS = "orphans"  # behind the name of a claimant: what it took over from the dead
-ORPHANS_AT_ONCE = 1000  # that one script takes over: it holds up Redis for a millisecond
-ORPHANS_READ = 100  # whose payloads are read in one go
+OFFERS_AT_ONCE = 100  # offers that one script looks for: it holds up Redis for about a millisecond
+SCANNED_ENTRIES = 10_000  # entries, newest first, that a script scans for an offer whose id is unknown
+CLOCK_STEP_MS = 60_000  # by which Redis's clock may step back, or lag after a failover, without an offer being missed
+LOST_SECONDS = 1.0  # until an offer is reported as lost: a post of its consumer may be unread yet
+
+NO_GROUP = ("NOGROUP", "UNBLOCKED")  # the stream does not exist yet, or vanished during a blocked read
+ORPHANS = "orphans"  # suffix of the consumer name for entries that were taken over
+ORPHANS_AT_ONCE = 1000  # entries that one script takes over: it holds up Redis for a millisecond
+ORPHANS_READ = 100  # entries whose payloads are read in one go
 CLOCKS_DIFFER_SECONDS = 1  # between a Redis and the replica that takes over from it
-UNBLOCK_SECONDS = 0.05  # until a read that was not blocked yet when it was to be ended is ended again
+UNBLOCK_SECONDS = 0.05  # until a read that was not blocked yet when it should have been ended is ended again
+
+OnLost = Callable[[], None]
 
 
-class Claimant:
+class _Entry:
+    """The stream entry of an offer."""
+
+    __slots__ = ("command", "epoch", "id", "key", "payload", "settled", "since")
+
+    def __init__(self, key: str, payload: bytes, since: int) -> None:
+        self.key = key
+        self.payload = payload
+        self.since = since  # a time before it was written, in ms by Redis's clock
+        self.epoch = 0  # `Producer._epoch` when it was known last that no process can have had it unnoticed
+        self.command: Command | None = None  # writes it, until the reply
+        self.id = b""  # once it is known
+        self.settled = False  # neither in flight nor in doubt
+
+
+class Producer:
+    """Offer entries to work queues, for the process of one mailbox."""
+
+    def __init__(
+        self, writer: Writer, keys: Keys, entries: Entries, mailbox: str, outage: Outage, now: Callable[[], int]
+    ) -> None:
+        """Let `now` return Redis's time at the last heartbeat, in ms."""
+        self._loop = asyncio.get_running_loop()
+        self._writer = writer
+        self._keys = keys
+        self._entries = entries
+        self._mailbox_key = keys.mailbox(mailbox)
+        self._outage = outage
+        self._now = now
+        self._run_id = writer.run_id
+        self._epoch = 0  # increased when Redis was replaced, or may have lost data
+        self._in_doubt: dict[Offer, OnLost | None] = {}
+        self._scheduled = False
+        self._closed = False
+        writer.on_up.add(self._on_up)
+
+    def offer(self, channel: str, entry: Any, once: bool) -> Offer:
+        """Offer an entry: see `Bus.offer`."""
+        key = self._keys.shared(channel)
+        payload = self._entries.pack(key, entry)
+        state = _Entry(key, payload, max(0, self._now() - CLOCK_STEP_MS))
+        state.epoch = self._epoch
+        offer = Offer(channel, once, state=state, size=len(payload))
+        state.command = self._writer.write(
+            ("XADD", key, "*", "b", payload), partial(self._on_written, offer, state), repeatable=False
+        )
+        return offer
+
+    def withdraw(self, offer: Offer) -> bool:
+        """Take an offer back: see `Bus.withdraw`."""
+        offer.withdrawn = True
+        state: _Entry | None = offer.state
+        if state is None:
+            return False
+        if state.command is not None and self._writer.cancel(state.command):
+            offer.state = state.command = None  # so that offers do not pile up here while Redis is away
+            return True
+        if not state.settled:
+            return False  # it is deleted once its id is known
+        offer.state = None
+        self._delete(state)
+        return self._outage.available and state.epoch == self._epoch
+
+    def offer_again(self, offer: Offer, on_lost: OnLost) -> None:
+        """Offer an entry again if Redis has lost it: see `Bus.offer_again`."""
+        state: _Entry | None = offer.state
+        if state is not None and state.command is None and not self._closed:
+            state.settled = False
+            self._in_doubt[offer] = on_lost
+            self._check_soon()
+
+    def data_may_be_lost(self) -> None:
+        """Note that this process's mailbox may have lost posts; to be called before the mailbox is made again."""
+        self._epoch += 1
+
+    def close(self) -> None:
+        """Offer nothing again."""
+        self._closed = True
+        self._writer.on_up.discard(self._on_up)
+        self._in_doubt.clear()
+
+    def _on_written(self, offer: Offer, state: _Entry, reply: Any) -> None:
+        state.command = None
+        if isinstance(reply, bytes):
+            state.epoch = self._epoch
+            self._settle(offer, state, reply)
+        elif isinstance(reply, RedisError):
+            state.settled = True
+            logger.error("an offer on %s was not written: %s", offer.channel, reply)
+        elif not self._closed:
+            self._in_doubt[offer] = None
+            self._check_soon()
+
+    def _settle(self, offer: Offer, state: _Entry, entry_id: bytes) -> None:
+        state.id = entry_id
+        state.settled = True
+        if offer.withdrawn:
+            offer.state = None
+            self._delete(state)
+
+    def _on_up(self) -> None:
+        if self._writer.run_id != self._run_id or not self._run_id:
+            self._run_id = self._writer.run_id
+            self._epoch += 1
+        self._check_soon()
+
+    def _check_soon(self) -> None:
+        if self._in_doubt and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._check)
+
+    def _check(self) -> None:
+        self._scheduled = False
+        if not self._writer.connected:
+            return  # until it is
+        by_key: dict[str, list[tuple[Offer, OnLost | None]]] = {}
+        for offer, on_lost in self._in_doubt.items():
+            if offer.taken:
+                offer.state = None
+            else:
+                by_key.setdefault(offer.state.key, []).append((offer, on_lost))
+        self._in_doubt.clear()
+        for key, offers in by_key.items():
+            for start in range(0, len(offers), OFFERS_AT_ONCE):
+                some = offers[start : start + OFFERS_AT_ONCE]
+                self._outage.counts["offer looked for"] += len(some)
+                since = f"{min(offer.state.since for offer, _ in some)}-0"
+                arguments: list[str | bytes | int] = [key, self._mailbox_key, since, SCANNED_ENTRIES, self._run_id]
+                for offer, _ in some:
+                    arguments += offer.state.id, offer.state.payload, self._when(offer)
+                self._writer.write(
+                    ("EVAL", scripts.REPEAT_OFFERS, 2, *arguments), partial(self._on_checked, some, self._epoch)
+                )
+
+    def _when(self, offer: Offer) -> str:
+        """Return when an offer may be written again: see `repeat_offers.lua`."""
+        if offer.withdrawn:
+            return "never"
+        if not offer.once:
+            return "always"
+        return "safe" if offer.state.epoch == self._epoch and not offer.state.id else "never"
+
+    def _on_checked(self, offers: list[tuple[Offer, OnLost | None]], epoch: int, reply: Any) -> None:
+        if not isinstance(reply, list):
+            if isinstance(reply, RedisError):
+                logger.error("offers in doubt cannot be checked: %s", reply)
+            return
+        for (offer, on_lost), entry_id in zip(offers, reply, strict=True):
+            state: _Entry | None = offer.state
+            if state is None:
+                continue
+            if entry_id:
+                if offer.once:  # others may have been claimed, and written again
+                    state.epoch = epoch
+                self._settle(offer, state, entry_id)
+            elif offer.withdrawn:
+                offer.state = None
+            elif on_lost is not None:
+                self._loop.call_later(LOST_SECONDS, self._lose, offer, on_lost)
+
+    def _lose(self, offer: Offer, on_lost: OnLost) -> None:
+        if not (offer.taken or offer.withdrawn or self._closed):
+            offer.state = None
+            self._outage.counts["offer lost"] += 1
+            on_lost()
+
+    def _delete(self, state: _Entry) -> None:
+        """Delete an entry unless a process has claimed it, which still has to acknowledge it."""
+        if state.id:
+            self._writer.write(("EVAL", scripts.WITHDRAW, 1, state.key, state.id), _log_error)
+
+
+class Consumer:
     """Takes entries of shared channels for one process. `consumer` is its name in the group."""
 
     def __init__(
@@ -285,7 +469,7 @@ class Claimant:
                     self._entries.refused(f"shared channel {key}", entry_id.decode(), error)
                     self._writer.ack(key, entry_id, self._on_acked)
                 continue
-            claims.append(Claim(self._channels[key], entry_id, entry, _since(entry_id, fields) < self._stale_before))
+            claims.append(Claim(self._channels[key], entry_id, entry, _since(entry_id, fields) <= self._stale_before))
         return claims
 
     def _release(self, key: str, entry_id: bytes, why: str) -> None:
@@ -347,3 +531,8 @@ def _ignore_unreadable(key: str, entry_id: bytes, why: str) -> None:
 
 def _ignore(reply: Any) -> None:
     """A client that was not blocked, or a group that is not there any more, needs nothing more."""
+
+
+def _log_error(reply: Any) -> None:
+    if isinstance(reply, RedisError):
+        logger.error("Redis refused a command: %s", reply)

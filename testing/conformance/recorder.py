@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from asgibus.layers.contract import Claim, Frame, Offer
+from asgibus.layers.contract import Claim, Frame
 from asgibus.layers.frames import DEAD
 
 
@@ -19,7 +19,6 @@ class Recorder:
         self.lost: list[str] = []
         """Mailboxes for which something was undelivered."""
         self.interruptions = 0
-        self.lost_offers: list[Offer] = []
         self.orphans: list[Claim] = []
 
     @property
@@ -42,10 +41,6 @@ class Recorder:
         """See `Handler`."""
         self.events.append("undelivered")
         self.lost.append(mailbox)
-
-    def offer_lost(self, offer: Offer) -> None:
-        """See `Handler`."""
-        self.lost_offers.append(offer)
 
     def interrupted(self) -> None:
         """See `Handler`."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from asgibus.layers import Bus, Claim, Offer, RedisChannelLayer
+from asgibus.layers import Bus, Claim, RedisChannelLayer
 from asgibus.layers.contract import Frame
 from asgibus.layers.frames import DEAD, FIRST_PROTOCOL_KIND
 
@@ -41,9 +41,6 @@ class Place:
 
     def interrupted(self) -> None:
         tell("interrupted", None)
-
-    def offer_lost(self, offer: Offer) -> None:
-        tell("offer lost", offer.channel)
 
     def orphaned(self, claim: Claim) -> None:
         self._claims.append(claim)

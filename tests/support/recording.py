@@ -1,6 +1,6 @@
 """Connections without sockets and bus: what they post, offer and write is kept, and the test is the worker."""
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
 from asgibus.interface_server.connections.registry import Connections
@@ -29,6 +29,7 @@ class RecordingBus:
         self.posted: list[tuple[str, Frame]] = []
         self.offered: list[Offer] = []
         self.again: list[Offer] = []
+        self.on_lost: list[Callable[[], None]] = []
         self.withdrawn: list[Offer] = []
         self.groups: list[str] = []
 
@@ -39,8 +40,9 @@ class RecordingBus:
         self.offered.append(Offer(channel, once=once, state=entry, size=len(pack(entry))))
         return self.offered[-1]
 
-    def offer_again(self, offer: Offer) -> None:
+    def offer_again(self, offer: Offer, on_lost: Callable[[], None]) -> None:
         self.again.append(offer)
+        self.on_lost.append(on_lost)
 
     def withdraw(self, offer: Offer) -> bool:
         self.withdrawn.append(offer)

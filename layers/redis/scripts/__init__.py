@@ -28,7 +28,7 @@ def load(name: str) -> str:
 
 # Work queues.
 SHARED_STATISTICS: Final = load("shared_statistics")
-FIND_OFFERS: Final = load("find_offers")
+REPEAT_OFFERS: Final = load("repeat_offers")
 WITHDRAW: Final = load("withdraw")
 REQUEUE: Final = load("requeue")
 RELEASE: Final = load("release")

@@ -445,7 +445,7 @@ async def test_what_a_process_tells_itself_is_understood(
         offer = a.offer("s", (1,))
         await a.drain()
         assert admin.xtrim("asgibus:shared:s", maxlen=0, approximate=False) == 1
-        a.offer_again(offer)
+        a.offer_again(offer, lambda: None)
         await until(lambda: admin.xlen("asgibus:shared:s"))
         await until(lambda: b.mailbox in reader.dead)
     assert not layer.counts["entry not sealed"] + layer.counts["damaged entry"]

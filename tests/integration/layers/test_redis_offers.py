@@ -1,10 +1,10 @@
-"""Offers in doubt: each is served exactly once, whatever the connection or Redis lost, or its owner hears that it may
-have been."""
+"""Offers in doubt: each is there once, or its claimant knows that it must ask, or its producer hears of its loss."""
 
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from urllib.parse import urlsplit
 
 import pytest
@@ -12,9 +12,8 @@ import redis
 
 from asgibus.layers import Bus, LayerUnavailable, Offer, RedisChannelLayer
 from asgibus.layers.codec import pack, unpack
-from asgibus.layers.contract import Frame
 from asgibus.layers.frames import FIRST_PROTOCOL_KIND
-from asgibus.layers.redis import offers
+from asgibus.layers.redis import work_queue
 from support.bus import Recorder, until
 from support.redis import RedisServer
 
@@ -23,25 +22,7 @@ pytestmark = pytest.mark.anyio
 KEY = "asgibus:shared:x"
 KIND = FIRST_PROTOCOL_KIND
 WRITTEN = rb"XADD\r\n\$\d+\r\n" + KEY.encode()
-MARKED = rb"XADD\r\n\$\d+\r\nasgibus:mailbox:"
 SETNAME = re.compile(rb"SETNAME\r\n\$\d+\r\n([^\r\n]*)\r\n")
-
-
-class Offerer(Recorder):
-    """Hears of its offers: that one is lost, and, by any frame, that one is taken."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.offer: Offer | None = None
-        self.gone: list[Offer] = []
-
-    def batch(self, sender: str, frames: Sequence[Frame]) -> None:
-        super().batch(sender, frames)
-        if self.offer is not None:
-            self.offer.taken = True
-
-    def offer_lost(self, offer: Offer) -> None:
-        self.gone.append(offer)
 
 
 async def read_all(bus: Bus, handler: Recorder) -> None:
@@ -56,6 +37,12 @@ async def read_all(bus: Bus, handler: Recorder) -> None:
 def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
     with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=30) as client:
         yield client
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work_queue, "LOST_SECONDS", 0.1)
+    monkeypatch.setattr(work_queue, "CLOCKS_DIFFER_SECONDS", -60)  # so that new entries are not stale
 
 
 @pytest.fixture
@@ -162,6 +149,10 @@ async def cutter(redis_url: str) -> AsyncIterator[tuple[Cutter, RedisChannelLaye
     server.close()
 
 
+def unexpected() -> None:
+    raise AssertionError("the offer is not lost")
+
+
 def there(admin: "redis.Redis[bytes]") -> list[object]:
     """What is on the shared channel, oldest first."""
     return [unpack(fields[b"b"]) for _, fields in admin.xrange(KEY)]
@@ -174,7 +165,7 @@ async def test_an_offer_in_flight_when_the_connection_breaks_is_there_once(
     proxy, layer = cutter
     """Also one that may be made once only: nobody has had it."""
     proxy, layer = cutter
-    handler = Offerer()
+    handler = Recorder()
     async with layer.bus("i", handler) as interface:
         interface.offer("x", (0,))
         await interface.drain()
@@ -185,40 +176,51 @@ async def test_an_offer_in_flight_when_the_connection_breaks_is_there_once(
         await read_all(interface, handler)
         assert proxy.cuts == 1
         assert sorted(there(admin)) == [(0,), (1,), (2,), (3,)]  # type: ignore[type-var]
-        assert handler.gone == []
         assert [interface.withdraw(offer) for offer in offers] == [True, True, True]
         await interface.drain()
         assert there(admin) == [(0,)]
 
 
 @pytest.mark.parametrize("once", [True, False], ids=["once", "again"])
-@pytest.mark.parametrize("late", [True, False], ids=["reader later", "reader there"])
-async def test_what_was_claimed_and_done_before_its_offer_was_answered_is_not_served_twice(
-    late: bool, once: bool, cutter: tuple[Cutter, RedisChannelLayer], layer: RedisChannelLayer
+async def test_the_second_claimant_of_an_offer_in_doubt_asks_behind_the_first_one(
+    once: bool, cutter: tuple[Cutter, RedisChannelLayer], layer: RedisChannelLayer
 ) -> None:
-    """Even if what its claimant had said is read long after the offer was looked for."""
+    """The offer was claimed and acknowledged before its producer knew that it was written."""
     proxy, behind = cutter
-    handler = Offerer()
+    handler = Recorder()
     async with behind.bus("i", handler) as interface, layer.bus("w", Recorder()) as worker:
-        if late:
-            proxy.hold(b"!mailbox")
+        proxy.hold(b"!mailbox")
         proxy.cut_at(WRITTEN, arrives=True)
-        handler.offer = interface.offer("x", (1,), once=once)
+        interface.offer("x", (1,), once=once)
         (claim,) = await worker.claim(["x"], 1)
-        worker.post(interface.mailbox, (KIND, "taken"))
+        assert not claim.stale
+        worker.post(interface.mailbox, (KIND, "claimed"))
+        worker.done(claim)
+        (claim,) = await worker.claim(["x"], 1)
+        assert claim.entry == (1,)
+        assert claim.stale
+        worker.post(interface.mailbox, (KIND, "asked"))
         worker.done(claim)
         await worker.drain()
-        await until(lambda: behind.counts["offer looked for"])
-        await interface.drain()
-        assert bool(handler.frames) is not late
         proxy.release()
         await read_all(interface, handler)
-        assert handler.frames[0] == (KIND, "taken")
-        interface.offer("x", (2,))
-        (claim,) = await worker.claim(["x"], 2)
-        assert claim.entry == (2,)
+        assert handler.frames[:2] == [(KIND, "claimed"), (KIND, "asked")]
+
+
+async def test_an_offer_that_was_never_written_is_claimed_with_a_question(
+    cutter: tuple[Cutter, RedisChannelLayer], layer: RedisChannelLayer
+) -> None:
+    proxy, behind = cutter
+    async with behind.bus("i", Recorder()) as interface, layer.bus("w", Recorder()) as worker:
+        proxy.cut_at(WRITTEN, arrives=False)
+        interface.offer("x", (1,), once=True)
+        (claim,) = await worker.claim(["x"], 1)
+        assert (claim.entry, claim.stale) == ((1,), True)
         worker.done(claim)
-        assert handler.gone == []
+        interface.offer("x", (2,), once=True)
+        (claim,) = await worker.claim(["x"], 1)
+        assert (claim.entry, claim.stale) == ((2,), False)
+        worker.done(claim)
 
 
 async def test_an_offer_that_arrives_late_is_there_once(
@@ -226,16 +228,15 @@ async def test_an_offer_that_arrives_late_is_there_once(
 ) -> None:
     """It was on its way when the connection was given up, and comes when it has been looked for and made again."""
     proxy, layer = cutter
-    handler = Offerer()
+    handler = Recorder()
     async with layer.bus("i", handler) as interface:
         proxy.cut_at(WRITTEN, arrives=True, late=True)
         interface.offer("x", (1,), once=True)
-        await until(lambda: layer.counts["offer made again"])
+        await until(lambda: layer.counts["offer looked for"])
         await interface.drain()
         proxy.arrive()
         await until(lambda: proxy.executed is not None)
         assert there(admin) == [(1,)]
-        assert handler.gone == []
 
 
 @pytest.mark.parametrize("arrives", [True, False], ids=["reply lost", "command lost"])
@@ -244,7 +245,7 @@ async def test_an_offer_that_was_lost_twice_is_there_once(
 ) -> None:
     """The search for it is cut too."""
     proxy, layer = cutter
-    handler = Offerer()
+    handler = Recorder()
     async with layer.bus("i", handler) as interface:
         proxy.cut_at(WRITTEN, arrives=arrives)
         offer = interface.offer("x", (1,), once=True)
@@ -258,27 +259,6 @@ async def test_an_offer_that_was_lost_twice_is_there_once(
         assert interface.withdraw(offer)
         await interface.drain()
         assert there(admin) == []
-        assert handler.gone == []
-
-
-@pytest.mark.parametrize("arrives", [True, False], ids=["reply lost", "command lost"])
-async def test_a_marker_that_is_lost_or_repeated_makes_it_again_once(
-    arrives: bool, cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
-) -> None:
-    proxy, layer = cutter
-    handler = Offerer()
-    async with layer.bus("i", handler) as interface:
-        proxy.cut_at(WRITTEN, arrives=False)
-        interface.offer("x", (1,), once=True)
-        await until(lambda: proxy.cuts == 1)
-        proxy.cut_at(MARKED, arrives=arrives)
-        await until(lambda: there(admin))
-        await interface.drain()
-        await read_all(interface, handler)
-        assert proxy.cuts == 2
-        assert there(admin) == [(1,)]
-        assert handler.gone == []
-        assert handler.frames == handler.events  # and no marker among them
 
 
 async def test_an_offer_in_doubt_that_is_taken_or_withdrawn_is_not_made_again(
@@ -316,38 +296,35 @@ async def test_an_offer_in_flight_when_redis_loses_its_data_may_have_been_claime
     once: bool, cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
 ) -> None:
     proxy, layer = cutter
-    handler = Offerer()
+    handler = Recorder()
+    lost: list[str] = []
     async with layer.bus("i", handler) as interface:
         proxy.cut_at(WRITTEN, arrives=True, then=admin.flushall)
         offer = interface.offer("x", (1,), once=once)
-        await until(lambda: proxy.cuts == 1)
-        await until(lambda: handler.gone or there(admin))
-        interface.offer_again(offer)  # as its owner does some time after it was interrupted
+        await until(lambda: handler.interruptions == 1)
+        interface.offer_again(offer, lambda: lost.append("offer"))  # as its producer does after an interruption
+        await until(lambda: lost or there(admin))
         await interface.drain()
-        await read_all(interface, handler)
-        assert handler.interruptions == 1
         assert there(admin) == ([] if once else [(1,)])
-        assert handler.gone == ([offer] if once else [])
+        assert lost == (["offer"] if once else [])
         assert not interface.withdraw(offer)
-        await interface.drain()
-        assert there(admin) == []
+        await until(lambda: not there(admin))
 
 
-async def test_an_offer_behind_more_than_can_be_looked_through_is_not_made_twice(
+async def test_an_offer_behind_more_than_can_be_scanned_is_not_made_twice(
     cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(offers, "LOOK_THROUGH", 3)
+    monkeypatch.setattr(work_queue, "SCANNED_ENTRIES", 3)
     proxy, layer = cutter
-    handler = Offerer()
-    async with layer.bus("i", handler) as interface:
-        proxy.cut_at(WRITTEN, arrives=True)
-        offer = interface.offer("x", (1,), once=True)
-        await until(lambda: proxy.cuts == 1)
+    async with layer.bus("i", Recorder()) as interface:
         for _ in range(3):
             admin.xadd(KEY, {"b": pack(("another",))})
-        await until(lambda: handler.gone == [offer])
+        proxy.cut_at(WRITTEN, arrives=False)
+        offer = interface.offer("x", (1,), once=True)
+        await until(lambda: layer.counts["offer looked for"] == 1)
         await interface.drain()
-        assert there(admin) == [(1,), ("another",), ("another",), ("another",)]
+        assert there(admin) == [("another",), ("another",), ("another",)]
+        assert not interface.withdraw(offer)
 
 
 # Offers that may be lost.
@@ -361,8 +338,8 @@ async def test_what_is_there_or_claimed_is_not_offered_again(
         await interface.drain()
         (claim,) = await worker.claim(["x"], 1)
         for _ in range(3):
-            interface.offer_again(claimed)
-            interface.offer_again(waiting)
+            interface.offer_again(claimed, unexpected)
+            interface.offer_again(waiting, unexpected)
             await interface.drain()
             await asyncio.sleep(0)
         await until(lambda: layer.counts["offer looked for"] >= 2)
@@ -373,8 +350,9 @@ async def test_what_is_there_or_claimed_is_not_offered_again(
 
 
 async def test_what_was_lost_is_offered_again_once(layer: RedisChannelLayer, admin: "redis.Redis[bytes]") -> None:
-    """But what may be made once only is lost, and its owner is told once."""
-    handler = Offerer()
+    """But an offer that may be made only once is lost, and its producer hears of it once."""
+    handler = Recorder()
+    lost: list[Offer] = []
     async with layer.bus("i", handler) as interface:
         offers = [interface.offer("x", (number,)) for number in range(250)]
         once = [interface.offer("x", ("once", number), once=True) for number in range(120)]
@@ -382,37 +360,48 @@ async def test_what_was_lost_is_offered_again_once(layer: RedisChannelLayer, adm
         admin.flushall()
         for _ in range(3):
             for offer in offers + once:
-                interface.offer_again(offer)
+                interface.offer_again(offer, partial(lost.append, offer))
         await until(lambda: admin.xlen(KEY) == 250)
-        await interface.drain()  # they are known here too, so the next look is for all of them
-        looked = layer.counts["offer looked for"]
+        await until(lambda: len(lost) == 120 and handler.interruptions == 1)
+        checked = layer.counts["offer looked for"]
         for offer in offers + once:
-            interface.offer_again(offer)
-        await until(lambda: layer.counts["offer looked for"] == looked + 250)
+            interface.offer_again(offer, partial(lost.append, offer))
+        await until(lambda: layer.counts["offer looked for"] == checked + 250)
         await interface.drain()
-        await read_all(interface, handler)
         assert there(admin) == [(number,) for number in range(250)]
-        assert handler.gone == once
-        # They can be taken back as the first time, but somebody may have dealt with them before.
+        assert lost == once
+        # They can be taken back as the first time, but another process may have handled them before.
         withdrawn = [interface.withdraw(offer) for offer in offers[1:]]
         assert not any(withdrawn)
         await until(lambda: there(admin) == [(0,)])
-        assert handler.interruptions == 1
 
 
-async def test_what_was_dealt_with_by_somebody_silent_is_not_done_twice(
+async def test_what_was_claimed_and_acknowledged_without_a_post_is_not_done_twice(
     layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
 ) -> None:
-    handler = Offerer()
-    async with layer.bus("i", handler) as interface, layer.bus("w", Recorder()) as worker:
+    lost: list[str] = []
+    async with layer.bus("i", Recorder()) as interface, layer.bus("w", Recorder()) as worker:
         offer = interface.offer("x", (1,), once=True)
         (claim,) = await worker.claim(["x"], 1)
         worker.done(claim)
         await worker.drain()
-        interface.offer_again(offer)
-        await until(lambda: handler.gone == [offer])
+        interface.offer_again(offer, lambda: lost.append("offer"))
+        await until(lambda: lost)
         await interface.drain()
         assert there(admin) == []
+
+
+async def test_an_offer_whose_claimant_posts_in_time_is_not_lost(layer: RedisChannelLayer) -> None:
+    async with layer.bus("i", Recorder()) as interface, layer.bus("w", Recorder()) as worker:
+        offer = interface.offer("x", (1,), once=True)
+        (claim,) = await worker.claim(["x"], 1)
+        worker.done(claim)
+        await worker.drain()
+        interface.offer_again(offer, unexpected)
+        await until(lambda: layer.counts["offer looked for"])
+        offer.taken = True
+        await asyncio.sleep(2 * work_queue.LOST_SECONDS)
+        assert not layer.counts["offer lost"]
 
 
 @pytest.mark.parametrize("end", ["taken", "withdrawn"])
@@ -428,8 +417,8 @@ async def test_what_has_ended_is_never_offered_again(
             interface.withdraw(ended)
         await interface.drain()
         admin.flushall()
-        interface.offer_again(ended)
-        interface.offer_again(other)
+        interface.offer_again(ended, unexpected)
+        interface.offer_again(other, unexpected)
         await until(lambda: there(admin) == [(2,)])
         await interface.drain()
         assert there(admin) == [(2,)]
@@ -443,7 +432,7 @@ async def test_what_is_withdrawn_while_it_is_offered_again_does_not_stay(
         await interface.drain()
         admin.flushall()
         for offer in offers:
-            interface.offer_again(offer)
+            interface.offer_again(offer, unexpected)
             interface.withdraw(offer)
         await until(lambda: layer.counts["interruption"])
         await interface.drain()
@@ -455,7 +444,7 @@ async def test_nobody_is_asked_to_look_after_the_end(layer: RedisChannelLayer, a
         offer = interface.offer("x", (1,))
         await interface.drain()
     admin.flushall()
-    interface.offer_again(offer)
+    interface.offer_again(offer, unexpected)
     await asyncio.sleep(0.1)
     assert there(admin) == []
 
@@ -468,7 +457,7 @@ async def test_who_takes_an_offer_back_hears_whether_somebody_may_have_had_it(
 ) -> None:
     server = start_redis()
     layer = RedisChannelLayer(server.url)
-    async with layer.bus("i", Offerer()) as interface:
+    async with layer.bus("i", Recorder()) as interface:
         assert interface.withdraw(interface.offer("x", ("not written",)))
         offers = [interface.offer("x", (number,)) for number in range(4)]
         await asyncio.sleep(0)  # the flush is written

@@ -274,17 +274,42 @@ def test_only_what_nobody_has_claimed_is_withdrawn(run: Run, store: "redis.Redis
     assert [entry for entry, _ in store.xrange("s")] == [claimed]
 
 
+def repeat(run: Run, store: "redis.Redis[bytes]", *triples: object, scan: int = 10, since: object = "0-0") -> Any:
+    run_id = store.info("server")["run_id"]
+    return run(scripts.REPEAT_OFFERS, ("s", "mailbox"), since, scan, run_id, *triples)
+
+
 def test_offers_are_found_by_their_id_or_by_what_they_hold(run: Run, store: "redis.Redis[bytes]") -> None:
-    assert run(scripts.FIND_OFFERS, "s", "0-0", 10, "", "0", "1-1", "1") == [b"", b""]
+    store.xadd("mailbox", {"b": b""})
+    assert repeat(run, store, "", "0", "never", "1-1", "1", "never") == [b"", b""]
     store.xgroup_create("s", "workers", "0", mkstream=True)
     claimed, waiting, moved, done = (store.xadd("s", {"b": b"%d" % number}) for number in range(4))
     store.xreadgroup("workers", "w", {"s": ">"}, count=1)
     store.xdel("s", done)
-    ids_and_payloads = ("", "0", waiting, "1", "1-1", "2", done, "3", "", "4")
-    assert run(scripts.FIND_OFFERS, "s", "0-0", 10, *ids_and_payloads) == [claimed, waiting, moved, b"", b""]
-    assert run(scripts.FIND_OFFERS, "s", "0-0", 1, *ids_and_payloads) == [b"?", waiting, moved, b"?", b"?"]
-    assert run(scripts.FIND_OFFERS, "s", moved, 10, *ids_and_payloads) == [b"", waiting, moved, b"", b""]
+    offers = ("", "0", "safe", waiting, "1", "always", "1-1", "2", "safe", done, "3", "never", "", "4", "never")
+    assert repeat(run, store, *offers) == [claimed, waiting, moved, b"", b""]
+    assert repeat(run, store, "", "0", "never", "", "2", "never", since=moved) == [b"", moved]
     assert [entry for entry, _ in store.xrange("s")] == [claimed, waiting, moved]
+
+
+@pytest.mark.parametrize("when", ["always", "safe", "never"])
+@pytest.mark.parametrize("lost", ["nothing", "the mailbox", "the server", "sight"])
+def test_a_missing_offer_is_written_again_if_that_is_safe(
+    when: str, lost: str, run: Run, store: "redis.Redis[bytes]"
+) -> None:
+    if lost != "the mailbox":
+        store.xadd("mailbox", {"b": b""})
+    if lost == "sight":
+        for _ in range(10):
+            store.xadd("s", {"b": b"another"})
+    run_id = "0" * 40 if lost == "the server" else store.info("server")["run_id"]
+    (name,) = run(scripts.REPEAT_OFFERS, ("s", "mailbox"), "0-0", 10, run_id, "", "payload", when)
+    written = [(entry, fields) for entry, fields in store.xrange("s") if fields[b"b"] == b"payload"]
+    if when == "always" or (when == "safe" and lost == "nothing"):
+        assert written == [(name, {b"b": b"payload", b"since": b"0-0"})]
+        assert repeat(run, store, "", "payload", when) == [name], "once"
+    else:
+        assert (name, written) == (b"", [])
 
 
 @pytest.mark.parametrize("grace", [True, False], ids=["grace", "no grace"])

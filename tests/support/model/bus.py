@@ -231,7 +231,7 @@ class ModelBus(Bus):
             self.store.offers.pop(name, None)
         return True
 
-    def offer_again(self, offer: Offer) -> None:
+    def offer_again(self, offer: Offer, on_lost: Callable[[], None]) -> None:
         if not any(name in self.store.offers or name in self.store.claims for name in offer.state[1]):
             self.outbox.append(lambda: self._put(offer))
 

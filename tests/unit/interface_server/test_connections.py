@@ -279,22 +279,18 @@ def test_after_an_interruption_every_owner_is_asked_at_once(table: Table, caplog
 
 @pytest.mark.parametrize(("method", "once"), [("GET", False), ("PUT", False), ("POST", True), ("PATCH", True)])
 def test_a_request_that_must_not_run_twice_is_offered_once(table: Table, method: str, once: bool) -> None:
-    _, terminator = table.open(HTTP, ((REQUEST_END, b""),), method)
+    table.open(HTTP, ((REQUEST_END, b""),), method)
     assert table.bus.offered[0].once is once
-    table.connections.offer_lost(table.bus.offered[0])
-    assert terminator.failed == ([(502, 1012)] if once else [])
-    assert len(table.openings) == (1 if once else 2)
 
 
-def test_after_an_interruption_a_lost_offer_has_three_seconds_to_turn_up(table: Table) -> None:
+def test_a_request_whose_offer_is_lost_gets_a_502_unless_a_worker_has_taken_it(table: Table) -> None:
     (taken, served), (_, refused) = (table.open(HTTP, ((REQUEST_END, b""),), "POST") for _ in range(2))
     table.connections.interrupted()
-    for offer in table.bus.offered:
-        table.connections.offer_lost(offer)
-    table.connections.tick(2.9)
-    table.frames((PROBE, taken.number, 1, 1))
-    assert refused.failed == []
     table.connections.tick(3.1)
+    assert table.bus.again == table.bus.offered
+    table.frames((PROBE, taken.number, 1, 1))
+    for on_lost in table.bus.on_lost:
+        on_lost()
     assert (served.failed, refused.failed) == ([], [(502, 1012)])
 
 

@@ -151,14 +151,18 @@ async def test_anybody_may_be_declared_dead(layer: InMemoryChannelLayer) -> None
         assert handler.interruptions == 0
 
 
+def unexpected() -> None:
+    raise AssertionError("the offer is not lost")
+
+
 async def test_nothing_gets_lost_so_nothing_is_offered_again(layer: InMemoryChannelLayer) -> None:
     async with layer.bus("i", Recorder()) as interface, layer.bus("w", Recorder()) as worker:
         offers = [interface.offer("x", (number,)) for number in range(2)]
         assert len(await worker.claim(["x"], 1)) == 1
         for offer in offers:
-            interface.offer_again(offer)
+            interface.offer_again(offer, unexpected)
         assert entries(await worker.claim(["x"], 5)) == [(1,)]
-        interface.offer_again(offers[1])
+        interface.offer_again(offers[1], unexpected)
         assert interface.available
         claiming = asyncio.create_task(worker.claim(["x"], 5))
         await turns()
