@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from asgibus.layers.codec import unpack, unpack_message
 from asgibus.layers.contract import Bus, Claim, Delivery, Draft, Frame, Handler, Offer, Statistics
@@ -22,11 +22,9 @@ from asgibus.layers.redis.inbox import Inbox
 from asgibus.layers.redis.kept import Taken
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.pipeline import CALL_SECONDS
+from asgibus.layers.redis.store import Attachment, Shards
 from asgibus.layers.redis.work_queue import Consumer, Producer
 from asgibus.layers.settings import require_delay
-
-if TYPE_CHECKING:
-    from asgibus.layers.redis.store import Attachment
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -42,7 +40,7 @@ STATISTICS_SECONDS = 1.0  # for what somebody looks at; who looks waits, and the
 class RedisBus(Bus):
     """See `Bus`. `open` before use, `close` at the end."""
 
-    def __init__(self, attachment: Attachment, mailbox: str, handler: Handler | Inbox) -> None:
+    def __init__(self, attachment: Attachment, shards: Shards, mailbox: str, handler: Handler | Inbox) -> None:
         self.mailbox = mailbox
         self._inbox = handler if isinstance(handler, Inbox) else None
         self._loop = asyncio.get_running_loop()
@@ -57,7 +55,7 @@ class RedisBus(Bus):
         self._wait = settings.wait
 
         async def place(name: str) -> Attachment:
-            return await attachment.shards.of(name).attachment()
+            return await shards.of(name).attachment()
 
         self._later: dict[asyncio.TimerHandle, Sequence[str]] = {}
         self._noting: set[asyncio.Task[None]] = set()
@@ -66,7 +64,7 @@ class RedisBus(Bus):
         self._memberships = Memberships(
             attachment,
             place,
-            lambda: (shard.attachment() for shard in attachment.shards),
+            lambda: (shard.attachment() for shard in shards),
             mailbox,
             settings.group_expiry,
             lease_times(),

@@ -13,20 +13,33 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.names import require_group
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.pipeline import Refused
-
-if TYPE_CHECKING:
-    from asgibus.layers.redis.store import Attachment
+from asgibus.layers.redis.client import Outage
+from asgibus.layers.redis.codec import Entries
+from asgibus.layers.redis.config import Address
+from asgibus.layers.redis.epoch import Epoch
+from asgibus.layers.redis.keys import Keys
+from asgibus.layers.redis.pipeline import Refused, Writer
 
 logger = logging.getLogger("asgibus.layers")
 
 RENEWALS = 4  # how often in its lifetime a membership is renewed
 AT_ONCE = 256  # groups that are joined again, or left by the dead, in one go
+
+
+class GroupStore(Protocol):
+    """A store that has groups: see `store.Attachment`."""
+
+    address: Address
+    keys: Keys
+    entries: Entries
+    outage: Outage
+    writer: Writer
+    epoch: Epoch
 
 
 class Memberships:
@@ -37,9 +50,9 @@ class Memberships:
 
     def __init__(
         self,
-        home: Attachment,
-        place: Callable[[str], Awaitable[Attachment]],
-        places: Callable[[], Iterable[Awaitable[Attachment]]],
+        home: GroupStore,
+        place: Callable[[str], Awaitable[GroupStore]],
+        places: Callable[[], Iterable[Awaitable[GroupStore]]],
         mailbox: str,
         lifetime: float,
         lease: tuple[int, ...],
@@ -159,7 +172,7 @@ class _Branch:
     `channels`: when those of its channels end, by group and channel.
     """
 
-    def __init__(self, attachment: Attachment, mailbox: str, lifetime: float) -> None:
+    def __init__(self, attachment: GroupStore, mailbox: str, lifetime: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._writer = attachment.writer
         self._keys = attachment.keys
@@ -265,7 +278,7 @@ class _Branch:
             self._writer.write(("EVAL", scripts.END_LEASE, 1, self._keys.processes, self._mailbox), _ignore)
 
 
-async def _bury(attachment: Attachment, mailbox: str, lifetime: int, died: int) -> None:
+async def _bury(attachment: GroupStore, mailbox: str, lifetime: int, died: int) -> None:
     writer, keys = attachment.writer, attachment.keys
     joined = keys.joined(mailbox)
     try:
@@ -280,7 +293,7 @@ async def _bury(attachment: Attachment, mailbox: str, lifetime: int, died: int) 
         await drop_other_types(attachment, {joined: "set"})
 
 
-async def drop_other_types(attachment: Attachment, kinds: Mapping[str, str]) -> None:
+async def drop_other_types(attachment: GroupStore, kinds: Mapping[str, str]) -> None:
     """Remove those of these keys that are of another type than theirs, which are given: nothing of ours is in them.
 
     Raises LayerUnavailable.

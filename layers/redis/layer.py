@@ -22,15 +22,14 @@ from asgibus.layers.frames import DEAD, GROUP_MESSAGE
 from asgibus.layers.names import has_channels, mailbox_of, require_channel, require_group, split_local
 from asgibus.layers.over_capacity import OverCapacity
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.bus import MEMBER
+from asgibus.layers.redis.bus import MEMBER, RedisBus
 from asgibus.layers.redis.codec import Encryption, Entries
 from asgibus.layers.redis.config import DEFAULT_HOST, Hosts, read_hosts
 from asgibus.layers.redis.epoch import epoch_range
 from asgibus.layers.redis.local_channels import LocalChannels
 from asgibus.layers.redis.own_loop import OwnLoop
 from asgibus.layers.redis.pipeline import CALL_SECONDS, PAYLOAD_VERSION
-from asgibus.layers.redis.shards import Shard, Shards
-from asgibus.layers.redis.store import Attachment
+from asgibus.layers.redis.store import Attachment, Shard, Shards
 from asgibus.layers.settings import (
     BACKLOG_BYTES,
     CAPACITY,
@@ -351,8 +350,6 @@ class RedisChannelLayer(ChannelLayer):
     @_lasting
     async def flush(self) -> None:
         attachments = [await shard.attachment() for shard in self._shards]
-        for attachment in attachments:
-            attachment.clear()
         await self._local.clear()
         async for shard, key in self._scan("channel", "delayed", "taken", "counts", "group"):
             (await shard.attachment()).writer.write(("UNLINK", key), _ignore)
@@ -385,8 +382,13 @@ class RedisChannelLayer(ChannelLayer):
 
     @asynccontextmanager
     async def bus(self, role: str, handler: Handler) -> AsyncIterator[Bus]:
-        async with (await self._shards.home.attachment()).bus(role, handler) as bus:
+        home = self._shards.home
+        bus = RedisBus(await home.attachment(), self._shards, self._shards.new_mailbox(role, home), handler)
+        try:
+            await bus.open()
             yield bus
+        finally:
+            await bus.close()
 
     def _patience(self) -> float:
         """Return when a call that sends gives up, by the event loop's clock."""

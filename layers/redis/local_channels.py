@@ -12,6 +12,7 @@ import os
 import random
 import threading
 import weakref
+from functools import partial
 from itertools import count
 
 from asgibus.layers.errors import LayerUnavailable
@@ -19,7 +20,7 @@ from asgibus.layers.names import channels_mailbox, require_channel
 from asgibus.layers.redis.bus import RedisBus
 from asgibus.layers.redis.inbox import Inbox
 from asgibus.layers.redis.own_loop import OwnLoop
-from asgibus.layers.redis.shards import Shard, Shards
+from asgibus.layers.redis.store import Attachment, Shard, Shards
 
 
 class LocalChannels:
@@ -33,6 +34,8 @@ class LocalChannels:
         self._mailbox = ""
         self._numbers = count(1)
         self._inbox: Inbox | None = None
+        self._bus: RedisBus | None = None
+        self._attachment: Attachment | None = None  # of the bus
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None  # that has used them last
         _all.add(self)
 
@@ -95,19 +98,43 @@ class LocalChannels:
         """Drop every message of the channels, and their memberships here, but not those in the store."""
 
         async def clear() -> None:
-            (await self._shards.of(self._mailbox).attachment()).clear()
+            bus = await self._open()
+            if self._inbox is not None:
+                self._inbox.clear()
+            bus.clear()
 
         if self.inbox is not None:
             await self._own_loop.run(clear)
 
     async def _open(self) -> RedisBus:
         if not self._process:
-            shard = (await self._shards.anywhere()).shard
+            shard = await self._shards.any_available()
             with self._lock:
                 if not self._process:
                     self._name(shard)
-        bus, self._inbox = await (await self._shards.of(self._mailbox).attachment()).channels(self._mailbox)
-        return bus
+        attachment = await self._shards.of(self._mailbox).attachment()
+        if self._attachment is not attachment:
+            await attachment.once("channels", partial(self._open_bus, attachment))
+        if self._bus is None or attachment.closed:
+            raise LayerUnavailable("the layer was closed")
+        return self._bus
+
+    async def _open_bus(self, attachment: Attachment) -> None:
+        inbox = Inbox()
+        bus = RedisBus(attachment, self._shards, self._mailbox, inbox)
+        inbox.on_bus(bus, attachment.settings)
+
+        async def close() -> None:
+            inbox.close()
+            await bus.close()
+
+        try:
+            await bus.open()
+        except BaseException:
+            await close()
+            raise
+        attachment.on_close = close
+        self._attachment, self._bus, self._inbox = attachment, bus, inbox
 
     def _name(self, shard: Shard) -> None:
         self._process = self._shards.new_process(shard)
@@ -117,7 +144,7 @@ class LocalChannels:
         """Be another process: a fork of the one that has those channels."""
         self._lock = threading.Lock()
         self._process = self._mailbox = ""
-        self._inbox = self._loop = None
+        self._inbox = self._bus = self._attachment = self._loop = None
 
 
 _all: weakref.WeakSet[LocalChannels] = weakref.WeakSet()

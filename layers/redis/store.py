@@ -1,40 +1,48 @@
-"""The layer in one event loop: the writer, the receiver, and in one of the loops the process-local channels."""
+"""The stores of a layer, and what an event loop has at one of them: connections, and what goes through them.
+
+A layer has one store or several, which share its channels, mailboxes and groups by name. Rendezvous hashing decides
+which store has a name: every process comes to the same result without asking, and a store that is added or removed
+moves only the names that it gets or had. Whatever belongs together (a channel and the keys beside it, a mailbox and its
+lease) is on one store. The bus of the servers is at `home`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import secrets
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
+from functools import lru_cache, partial
+from hashlib import blake2b
+from typing import Any
 
-from asgibus.layers.contract import Frame, Handler, Statistics
+from asgibus.layers.contract import Frame, Statistics
 from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.names import channels_mailbox, new_mailbox, new_process
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.asking import Asking
 from asgibus.layers.redis.backlog import Backlog
-from asgibus.layers.redis.bus import RedisBus
 from asgibus.layers.redis.channels import ChannelReader
 from asgibus.layers.redis.client import MasterWatch, Outage
 from asgibus.layers.redis.codec import Entries
 from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.epoch import Epoch, epoch_range, find_epoch
-from asgibus.layers.redis.inbox import Inbox
 from asgibus.layers.redis.kept import Sent
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.pipeline import CALL_SECONDS, Refused, Writer
 from asgibus.layers.redis.regroup import Regroup
 from asgibus.layers.settings import LayerSettings
 
-if TYPE_CHECKING:
-    from asgibus.layers.redis.shards import Shard
-
 logger = logging.getLogger("asgibus.layers")
 
 KEEPS_ALL = "noeviction"  # the policy of a Redis that refuses writes when it is full
+HOME = "home"  # the name whose store is the home of the bus
+RETRY_SECONDS = 0.25  # between two attempts to connect
+NAMES = 4096  # whose stores are remembered: to look one up costs a microsecond for each store
 COUNTED_MS = 86_400_000  # how long it is known what went through a channel that nobody uses
 
 
@@ -49,11 +57,8 @@ class Attachment:
         settings: LayerSettings,
         counts: Counter[str],
         epoch: Epoch | None,
-        shard: Shard,
     ) -> None:
-        """`epoch`: that of another event loop, if the layer was used in one."""
-        self.shard = shard
-        self.shards = shard.shards
+        """Take the epoch from another event loop, if the layer was used in one."""
         self.address = address
         self.keys = keys
         self.entries = entries
@@ -75,21 +80,26 @@ class Attachment:
         self._watch = MasterWatch(address, self.outage.moved) if address.sentinels else None
         self._asking = Asking(keys, entries, self.sent, self.reader)
         self._open = False
-        self._closed = False
+        self.closed = False
         self._opening: dict[str, asyncio.Task[None]] = {}  # what is being opened; "" is the writer
-        self._channels: tuple[RedisBus, Inbox] | None = None  # the mailbox of the process-local channels, if it is here
+        self.on_close: Callable[[], Awaitable[None]] | None = None
+        """Awaited before the connections are closed: ends what uses them until then."""
 
     async def open(self) -> None:
         """Connect at the first call. Raises LayerUnavailable."""
         if not self._open:
-            await self._once("", self._connect)
+            await self.once("", self._connect)
 
-    async def _once(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Await this, or the try that is under way: who comes meanwhile does not wait for one try after another.
+    async def once(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Await `work()`, or the earlier call for that name if it is still running.
 
-        It goes on when a caller is cancelled. Raises what it raises, or LayerUnavailable.
+        The work goes on when a caller is cancelled.
+
+        Raises:
+            LayerUnavailable: The layer was closed.
+            Exception: Whatever `work` raises.
         """
-        if self._closed:
+        if self.closed:
             raise LayerUnavailable("the layer was closed")
         opening = self._opening.get(name)
         if opening is None:
@@ -100,7 +110,7 @@ class Attachment:
     def _opened(self, name: str, opening: asyncio.Task[None]) -> None:
         del self._opening[name]
         if not opening.cancelled():
-            opening.exception()  # looked at, so that nothing is logged if its callers were cancelled
+            opening.exception()  # retrieved, so that asyncio logs nothing if all callers were cancelled
 
     async def _connect(self) -> None:
         await self.writer.open()
@@ -141,30 +151,18 @@ class Attachment:
 
     async def close(self) -> None:
         """End everything, behind what was written before, and what is being opened."""
-        self._closed = True
+        self.closed = True
         if connecting := self._opening.get(""):
             connecting.cancel()  # to a store that does not answer it may take seconds, and nothing was written yet
         if self._opening:
             await asyncio.wait(self._opening.values())
         await self.sent.close()
-        if self._channels is not None:
-            bus, inbox = self._channels
-            inbox.close()
-            await bus.close()
+        if self.on_close is not None:
+            await self.on_close()
         await self.reader.close()
         if self._open:
             await self.writer.drain()
             await self.writer.close()
-
-    @asynccontextmanager
-    async def bus(self, role: str, handler: Handler) -> AsyncIterator[RedisBus]:
-        """A mailbox of that role, read while the context lasts. Entering raises LayerUnavailable."""
-        bus = RedisBus(self, self.shards.new_mailbox(role, self.shards.home), handler)
-        try:
-            await bus.open()
-            yield bus
-        finally:
-            await bus.close()
 
     async def send(self, channel: str, entry: bytes, capacity: int, delay: float, until: float) -> bool:
         """Add a message to an ordinary channel; False if that is full. Raises LayerUnavailable."""
@@ -178,29 +176,6 @@ class Attachment:
             return True
         slowly = scripts.CHANNEL_SEND_CHECKED
         return bool(await call("EVAL", slowly, 3, *names, entry, *limits, *later, until=until, repeatable=False))
-
-    async def channels(self, mailbox: str) -> tuple[RedisBus, Inbox]:
-        """Return the mailbox of the process-local channels, which is made at the first call. Raises LayerUnavailable.
-
-        Their memberships are kept by the bus.
-        """
-        if self._channels is None:
-            await self._once("channels", partial(self._open_channels, mailbox))
-        if self._channels is None or self._closed:
-            raise LayerUnavailable("the layer was closed")
-        return self._channels
-
-    async def _open_channels(self, mailbox: str) -> None:
-        inbox = Inbox()
-        bus = RedisBus(self, mailbox, inbox)
-        inbox.on_bus(bus, self.settings)
-        try:
-            await bus.open()
-        except BaseException:
-            inbox.close()
-            await bus.close()
-            raise
-        self._channels = bus, inbox
 
     async def local_statistics(self, mailbox: str, local: str, until: float) -> Statistics:
         """Those of a process-local channel. Raises LayerUnavailable, at the time `until` at the latest."""
@@ -241,12 +216,135 @@ class Attachment:
 
         return bool(await self.regroup.insist(mailbox, send, until))
 
-    def clear(self) -> None:
-        """Drop what has arrived for channels and was not received."""
-        if self._channels is not None:
-            bus, inbox = self._channels
-            inbox.clear()
-            bus.clear()
+
+class Shard:
+    """One of the stores, with what each event loop has there."""
+
+    def __init__(
+        self, address: Address, prefix: str, entries: Entries, settings: LayerSettings, counts: Counter[str]
+    ) -> None:
+        self.address = address
+        self._hash_key = blake2b(address.identity.encode(), digest_size=32).digest()
+        self.keys = Keys(prefix + f"{{{address.tag}}}" if address.tag else prefix)
+        self._entries = entries
+        self._settings = settings
+        self._counts = counts
+        self._lock = threading.Lock()
+        self._attachments: dict[asyncio.AbstractEventLoop, Attachment] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._reached = False
+
+    async def attachment(self, until: float | None = None) -> Attachment:
+        """Return what the running event loop has there, connected at the first call.
+
+        Args:
+            until: How long to try to connect, by the event loop's clock, where this layer has been connected before:
+                then its address is right, and the store is away. Else, and without it, one try is made.
+
+        Raises:
+            LayerUnavailable: The store cannot be reached.
+        """
+        running = asyncio.get_running_loop()
+        attachment = self._attachments.get(running)
+        if attachment is None:
+            with self._lock:
+                for loop in [loop for loop in self._attachments if loop.is_closed()]:
+                    del self._attachments[loop]  # it ended without `close`: its tasks and sockets ended with it
+                epochs = (each.epoch for each in self._attachments.values())
+                epoch = max(epochs, key=lambda each: each.used, default=None)
+                attachment = self._attachments[running] = Attachment(
+                    self.address, self.keys, self._entries, self._settings, self._counts, epoch
+                )
+        while True:
+            try:
+                await attachment.open()
+            except LayerUnavailable:
+                late = until is None or running.time() + RETRY_SECONDS > until
+                if late or not self._reached or self._attachments.get(running) is not attachment:
+                    raise
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                self._reached = True
+                return attachment
+
+    def weight(self, name: bytes) -> bytes:
+        """Of all stores, the one with the highest has that name."""
+        return blake2b(name, key=self._hash_key, digest_size=8).digest()
+
+    def serves(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether that loop has something there."""
+        return loop in self._attachments
+
+    async def close(self) -> None:
+        """End what the running event loop has there; when this is cancelled, it goes on by itself."""
+        with self._lock:
+            attachment = self._attachments.pop(asyncio.get_running_loop(), None)
+        if attachment is not None:
+            closing = asyncio.create_task(attachment.close(), name="asgibus close")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            await asyncio.shield(closing)
+
+
+class Shards(Sequence[Shard]):
+    """All stores of a layer."""
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._shards = list(shards)
+        self.of = self._of if len(self._shards) > 1 else self._only
+        """The store that has a channel, a mailbox or a group, by its name."""
+        self._find = lru_cache(NAMES)(self._rendezvous)
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __iter__(self) -> Iterator[Shard]:
+        return iter(self._shards)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # as a list does
+        return self._shards[index]
+
+    @property
+    def home(self) -> Shard:
+        """The store with the leases, the mailboxes and the shared channels of the servers."""
+        return self.of(HOME)
+
+    async def any_available(self) -> Shard:
+        """Return a random store that the running event loop can reach. Raises LayerUnavailable if there is none."""
+        shards = random.sample(self._shards, len(self._shards))
+        for shard in shards[:-1]:
+            with suppress(LayerUnavailable):
+                if (await shard.attachment()).outage.available:
+                    return shard
+        await shards[-1].attachment()
+        return shards[-1]
+
+    def new_mailbox(self, role: str, shard: Shard) -> str:
+        """Return a mailbox name that no other process has, and that belongs to this store."""
+        while self.of(mailbox := new_mailbox(role)) is not shard:
+            pass
+        return mailbox
+
+    def new_process(self, shard: Shard) -> str:
+        """Return an id for a process that makes channels, whose mailbox belongs to this store."""
+        while self.of(channels_mailbox(process := new_process())) is not shard:
+            pass
+        return process
+
+    async def close(self) -> None:
+        """End what the running event loop has at all of them."""
+        for shard in self._shards:
+            await shard.close()
+
+    def _only(self, name: str) -> Shard:
+        return self._shards[0]
+
+    def _of(self, name: str) -> Shard:
+        return self._find(name)
+
+    def _rendezvous(self, name: str) -> Shard:
+        encoded = name.encode()
+        return max(self._shards, key=lambda shard: shard.weight(encoded))
 
 
 def _ignore(reply: object) -> None:

@@ -12,7 +12,7 @@ from asgibus.layers.frames import GROUP_MESSAGE
 from asgibus.layers.redis.codec import Entries
 from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.keys import Keys
-from asgibus.layers.redis.shards import Shard, Shards
+from asgibus.layers.redis.store import Shard, Shards
 from asgibus.layers.settings import LayerSettings
 from support.bus import Recorder, until
 from support.redis import RedisServer
