@@ -14,6 +14,7 @@ from typing import Any
 from asgibus.layers import Bus, Claim, RedisChannelLayer
 from asgibus.layers.contract import Frame
 from asgibus.layers.frames import DEAD, FIRST_PROTOCOL_KIND
+from support.lease_times import shorten_if_told
 
 KIND = FIRST_PROTOCOL_KIND
 
@@ -127,4 +128,5 @@ async def main(url: str, prefix: str, role: str) -> None:
 
 
 if __name__ == "__main__":
+    shorten_if_told()
     asyncio.run(main(*sys.argv[1:]))

@@ -8,23 +8,15 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from asgibus.layers import Bus, RedisChannelLayer
 from support.bus import Recorder
+from support.lease_times import BEAT, LEASE
+from support.processes import environment
 
-PROGRAM = Path(__file__).with_name("peer_program.py")
-LEASE = 5.0
-"""Seconds that a lease lives which nobody renews."""
-HANG = 10.0
-"""Seconds that an event loop may stand still while its process keeps its lease."""
-NOTICED = LEASE + 1.0
-"""Seconds within which everybody knows of a death."""
-RETURN = 25.0
-"""Seconds more for which broadcasts are kept for one whose lease has ended."""
-GRACE = 10.0
-"""Seconds after an outage, or the birth of a store, in which nobody is judged for being absent."""
+NOTICED = LEASE + BEAT
+"""Seconds within which everybody knows of a death, with the fixture `short_leases`."""
 SLACK = 1.5
 """Seconds more for what takes a beat, on a machine with other things to do."""
 
@@ -87,8 +79,8 @@ class Peer:
 async def peer(url: str, prefix: str, role: str = "peer") -> AsyncIterator[Peer]:
     """A process on the bus while the context lasts."""
     pipe = asyncio.subprocess.PIPE
-    command = (sys.executable, "-P", str(PROGRAM), url, prefix, role)  # beside it is a `redis.py` that is ours
-    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+    command = (sys.executable, "-P", "-m", "support.peer_program", url, prefix, role)
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=environment())
     new = Peer(process)
     reading = asyncio.create_task(new.read())
     try:

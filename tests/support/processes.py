@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import psutil
@@ -208,7 +209,7 @@ class Processes:
             f"{name}-{count + 1}",
             command,
             folder=self.folder,
-            env=_environment(env or {}),
+            env=environment(env or {}),
             allow_traceback=allow_traceback,
         )
         self.all.append(process)
@@ -284,8 +285,9 @@ def _text(pattern: str | re.Pattern[str]) -> str:
     return repr(pattern if isinstance(pattern, str) else pattern.pattern)
 
 
-def _environment(extra: Mapping[str, Any]) -> dict[str, str]:
-    """Ours without the user's ASGIBUS_ settings; the apps of the tests are importable."""
+def environment(extra: Mapping[str, Any] = MappingProxyType({})) -> dict[str, str]:
+    """Return the environment of a process: ours without the user's ASGIBUS_ settings, with the apps of the tests on the
+    path."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("ASGIBUS_")}
     env["PYTHONUNBUFFERED"] = "1"
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), str(APPS), env.get("PYTHONPATH")]))

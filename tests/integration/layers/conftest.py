@@ -5,13 +5,29 @@ fakeredis does not stand in for Redis here, only for the scripts (`test_redis_sc
 server cannot be ended. Without a real Redis half of the suite is skipped, and said to be.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+import redis
 
 from asgibus.layers import ChannelLayer, InMemoryChannelLayer, RedisChannelLayer
+from support import lease_times
 from support.bus import MakeLayer
+
+
+@pytest.fixture
+def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
+    """A client of the Redis of this test, to look at it and to change it."""
+    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the leases of this test and of its peers."""
+    lease_times.shorten(monkeypatch.setattr)
+    monkeypatch.setenv(lease_times.VARIABLE, "1")
 
 
 @pytest.fixture(params=["memory", *(pytest.param(kind, marks=pytest.mark.redis) for kind in ("redis", "redis sealed"))])

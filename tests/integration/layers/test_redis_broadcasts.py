@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,12 +23,6 @@ pytestmark = pytest.mark.anyio
 StartRedis = Callable[..., RedisServer]
 AT_ONCE = 0.5
 """Seconds that a broadcast takes at most when there is nothing to wait for."""
-
-
-@pytest.fixture
-def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
-    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=30) as client:
-        yield client
 
 
 @asynccontextmanager

@@ -43,12 +43,6 @@ async def make(redis_url: str) -> AsyncIterator[Make]:
 
 
 @pytest.fixture
-def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
-    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=30) as client:
-        yield client
-
-
-@pytest.fixture
 def only_the_marker(monkeypatch: pytest.MonkeyPatch) -> None:
     """No reader looks by itself for as long as a test takes: the marker has to wake it."""
     monkeypatch.setattr(channels, "BLOCK_SECONDS", 4)

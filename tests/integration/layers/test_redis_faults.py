@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -34,12 +34,6 @@ async def layer(redis_url: str) -> AsyncIterator[RedisChannelLayer]:
     layer = RedisChannelLayer(redis_url)
     yield layer
     await layer.close()
-
-
-@pytest.fixture
-def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
-    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=30) as client:
-        yield client
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,6 @@ from support.redis import RedisServer
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
 StartRedis = Callable[..., RedisServer]
-
-
-@pytest.fixture
-def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
-    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=30) as client:
-        yield client
 
 
 @asynccontextmanager

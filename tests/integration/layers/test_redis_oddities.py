@@ -4,12 +4,11 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import redis
 
 from asgibus.layers import LayerUnavailable
 from asgibus.layers.codec import pack
@@ -33,12 +32,6 @@ WRONG: dict[str, Callable[[Any, str], object]] = {
     "zset": lambda admin, key: admin.zadd(key, {b"\xff": float("inf")}),
     "stream": lambda admin, key: admin.xadd(key, {b"\xff": b"\xff"}),
 }
-
-
-@pytest.fixture
-def admin(redis_url: str) -> Iterator[Admin]:
-    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=30) as client:
-        yield client
 
 
 class Bus:

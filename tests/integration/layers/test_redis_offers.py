@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -31,12 +31,6 @@ async def read_all(bus: Bus, handler: Recorder) -> None:
     bus.post(bus.mailbox, (KIND, token))
     await until(lambda: (KIND, token) in handler.frames)
     await bus.drain()
-
-
-@pytest.fixture
-def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
-    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=30) as client:
-        yield client
 
 
 @pytest.fixture(autouse=True)

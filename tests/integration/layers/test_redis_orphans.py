@@ -1,7 +1,7 @@
 """Claims of dead processes, when something goes wrong or comes at the wrong moment while they are taken over."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -25,12 +25,6 @@ async def layer(redis_url: str) -> AsyncIterator[RedisChannelLayer]:
     layer = RedisChannelLayer(redis_url)
     yield layer
     await layer.close()
-
-
-@pytest.fixture
-def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
-    with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=30) as client:
-        yield client
 
 
 def holder(admin: "redis.Redis[bytes]", mailbox: str, entry: Any) -> None:

@@ -1,0 +1,38 @@
+"""How many commands the bus sends while nothing happens."""
+
+import asyncio
+
+import pytest
+import redis
+
+from support.peers import place
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_an_idle_bus_costs_three_commands_a_second(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+    """Two of a beat, one of the thread that keeps the lease; and the reads that block, each once in two seconds."""
+    seconds = 4
+    async with place(redis_url, "a") as one:
+        one.bus.offer("x", (1,))
+        claiming = asyncio.create_task(one.bus.claim(["x"], 1))
+        one.bus.done((await claiming)[0])
+        claiming = asyncio.create_task(one.bus.claim(["x"], 1))
+        admin.zrem("a:processes", "grace")  # in which orphans are looked for again and again
+        await asyncio.sleep(1.5)
+        with admin.monitor() as monitor:
+            await asyncio.sleep(seconds)
+            admin.echo("end")
+            seen = []
+            for each in monitor.listen():
+                if each["command"].startswith("ECHO"):
+                    break
+                if each["client_type"] != "lua":
+                    seen.append(each["command"].split()[0])
+        one.bus.stop_claiming()
+        await claiming
+    reads = [command for command in seen if command in {"XREAD", "XREADGROUP"}]
+    beats = [command for command in seen if command not in {"XREAD", "XREADGROUP"}]
+    assert 3 * (seconds - 1) <= len(beats) <= 3 * (seconds + 1)
+    assert set(beats) == {"EVAL", "EXPIRE"}
+    assert len(reads) <= seconds + 2

@@ -1,0 +1,44 @@
+"""Shorter leases, for tests that wait for their end: in the process of the test, and in the peers that it starts."""
+
+import os
+from collections.abc import Callable
+
+from asgibus.layers.redis import bus, heartbeat
+
+VARIABLE = "SHORT_LEASES"
+"""Set in the environment of the peers."""
+
+LEASE = 2.0
+"""Seconds that a lease lives which nobody renews; in the product 5."""
+BEAT = 0.4
+"""Seconds between two renewals; in the product 1."""
+HANG = 4.0
+"""Seconds that an event loop may stand still while its process keeps its lease; in the product 10."""
+RETURN = 8.0
+"""Seconds more for which broadcasts are kept for one whose lease has ended; in the product 25."""
+GRACE = 6.0
+"""Seconds after an outage, or the birth of a store, in which nobody is judged for being absent; in the product 10."""
+
+
+def shorten(set_value: Callable[[object, str, object], None] = setattr) -> None:
+    """Set the times of leases in this process, before it has any."""
+    times = {
+        "LIFE_SECONDS": LEASE,
+        "BEAT_SECONDS": BEAT,
+        "KEEP_SECONDS": BEAT,
+        "PULSE_SECONDS": BEAT / 2,
+        "SILENT_SECONDS": 3 * BEAT,
+        "GRACE_SECONDS": GRACE,
+        "RETURN_SECONDS": RETURN,
+        "HANG_SECONDS": HANG,
+    }
+    for name, value in times.items():
+        assert hasattr(heartbeat, name), name
+        set_value(heartbeat, name, value)
+    set_value(bus, "LIFE_MS", round(LEASE * 1000))
+
+
+def shorten_if_told() -> None:
+    """Shorten the leases of a peer whose test has `short_leases`."""
+    if os.environ.get(VARIABLE):
+        shorten()
