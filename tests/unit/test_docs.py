@@ -47,7 +47,7 @@ def test_each_kind_of_event_that_is_counted_is_listed() -> None:
     sources = [path for room in ("interface_server", "worker", "layers") for path in (ROOT / room).rglob("*.py")]
     counted = {kind for path in sources for found in COUNTED.findall(path.read_text()) for kind in found if kind}
     counted |= {TOO_MANY, *(ending.name.lower().replace("_", " ") for ending in Ending)}
-    _, _, table = (ROOT / "docs" / "survival.md").read_text().partition("## What is counted\n")
+    _, _, table = (ROOT / "docs" / "metrics.md").read_text().partition("## What is counted\n")
     listed = [kind for row in table.splitlines() for kind in re.findall(r"`([^`]+)`", row.partition(" | ")[0])]
     listed = listed[listed.index("reconnect") :]  # behind the text above the table
     assert len(counted) > 50
