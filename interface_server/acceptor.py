@@ -1,4 +1,4 @@
-"""Accepts the connections of one bound socket: plain, with TLS, and behind a proxy that speaks the PROXY protocol."""
+"""Accepting connections of one listening socket: plain, with TLS, and behind proxies that send a PROXY header."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import anyio
 
 from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.interface_server.proxy_protocol import MAX_LINE, Origin, ProxyHeader, ProxyProtocolError
-from asgibus.interface_server.rejections import TOO_MANY, Refusals
+from asgibus.interface_server.rejections import TOO_MANY, Rejections
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.sockets import ListenError, host_and_port
 from asgibus.interface_server.tls import Tls
@@ -23,11 +23,9 @@ from asgibus.interface_server.tls import Tls
 logger = logging.getLogger("asgibus.interface")
 
 ACCEPTS = 32  # in one turn of the event loop: each costs as much as a small request
-REFUSED_AT_ONCE = 32  # sockets beyond --max-connections that are answered and closed in good order
-RECEIVED_BYTES = (
-    64 * 1024
-)  # read of a connection that is closed at once: more than the request of a client in good faith
-PAUSE_SECONDS = 1.0  # after an accept that failed because something ran out, file descriptors mostly
+REJECTED_GRACEFULLY = 32  # connections beyond --max-connections that are answered and closed in good order
+DISCARD_BYTES = 64 * 1024  # read of a connection that is closed at once: more than an ordinary request has
+PAUSE_SECONDS = 1.0  # after an accept that failed for want of a resource, mostly of file descriptors
 STOP_SECONDS = 1.0  # for the header or handshake of a connection that was accepted before the server stops
 TOO_MANY_RESPONSE = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -38,14 +36,16 @@ class Factory(Protocol):
     """Makes the protocol of a connection."""
 
     def __call__(self, origin: Origin | None, *, rejected: bool) -> asyncio.Protocol:
-        """Make it. `rejected`: answer with 503, because too many sockets are open."""
+        """Make a protocol.
+
+        Args:
+            origin: The addresses that the PROXY protocol has reported.
+            rejected: Whether to answer with 503, because too many sockets are open.
+        """
 
 
 class Acceptor:
-    """Makes a protocol for each connection that is accepted, once its TLS handshake is done.
-
-    `opened` says how many sockets are open; those whose header or handshake has not come count beside them.
-    """
+    """Makes a protocol for each connection that is accepted, when its TLS handshake is done."""
 
     def __init__(
         self,
@@ -54,24 +54,35 @@ class Acceptor:
         tls: Tls,
         factory: Factory,
         counts: Counter[str],
-        refusals: Refusals,
-        opened: Callable[[], int],
+        rejections: Rejections,
+        open_sockets: Callable[[], int],
     ) -> None:
+        """Make an acceptor that does nothing until `accepting`.
+
+        Args:
+            settings: The settings of the server.
+            listening: The bound socket.
+            tls: The certificates.
+            factory: Makes the protocols.
+            counts: Where events are counted.
+            rejections: Where connections beyond the limit are counted.
+            open_sockets: Returns how many sockets have a protocol.
+        """
         self._settings = settings
         self._listening = listening
         self._tls = tls
         self._factory = factory
         self._counts = counts
-        self._refusals = refusals
-        self._opened = opened
+        self._rejections = rejections
+        self._open_sockets = open_sockets
         self._trusted = TrustedProxies(settings.forwarded_allow_ips)
-        # Those whose header or handshake has not come yet. Plain tasks: a task group costs a tenth of a connection.
-        self._beginning: set[asyncio.Task[None]] = set()
+        # Connections whose header or handshake is incomplete. Plain tasks: a task group costs a tenth of a connection.
+        self._pending: set[asyncio.Task[None]] = set()
         self._paused: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
     async def accepting(self) -> AsyncIterator[None]:
-        """Accept as long as the context lasts; then the socket is closed, and whoever still comes is refused."""
+        """Accept connections as long as the context lasts. Then the listening socket is closed."""
         loop = asyncio.get_running_loop()
         with self._listening:
             self._listening.setblocking(False)
@@ -80,29 +91,30 @@ class Acceptor:
             try:
                 yield
             finally:
+                self._accept(loop)  # clients that the kernel has connected already would be reset
                 if self._paused is not None:
                     self._paused.cancel()
                 loop.remove_reader(self._listening)
                 self._listening.close()
                 with anyio.CancelScope(shield=True):
-                    await self._end_beginning()
-
-    async def _end_beginning(self) -> None:
-        if self._beginning:
-            await asyncio.wait(self._beginning, timeout=STOP_SECONDS)
-        for task in self._beginning:
-            task.cancel()
-        if self._beginning:
-            await asyncio.wait(self._beginning)
+                    await self._end_pending()
 
     async def reload(self) -> None:
-        """Read the certificates again, for the handshakes to come. If they are bad, those in force stay."""
+        """Read the certificates again, for new connections. If they are not valid, the old ones stay in force."""
         try:
             self._tls.load()
         except ListenError as error:
             logger.error("The certificates stay as they are: %s", error)
             return
         logger.info("The certificates are read again")
+
+    async def _end_pending(self) -> None:
+        if self._pending:
+            await asyncio.wait(self._pending, timeout=STOP_SECONDS)
+        for task in self._pending:
+            task.cancel()
+        if self._pending:
+            await asyncio.wait(self._pending)
 
     def _resume(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.add_reader(self._listening, self._accept, loop)
@@ -114,10 +126,10 @@ class Acceptor:
             except (BlockingIOError, InterruptedError):
                 return
             except ConnectionError:
-                continue  # the client has left meanwhile
+                continue  # the client has closed the connection meanwhile
             except OSError as error:
-                why = f"connections cannot be accepted for a moment: {error.strerror or error}"
-                self._refusals.count("accept failed", why)
+                reason = f"connections cannot be accepted for a moment: {error.strerror or error}"
+                self._rejections.count("accept failed", reason)
                 loop.remove_reader(self._listening)
                 self._paused = loop.call_later(PAUSE_SECONDS, self._resume, loop)
                 return
@@ -125,38 +137,36 @@ class Acceptor:
 
     def _accepted(self, accepted: socket.socket, address: object, loop: asyncio.AbstractEventLoop) -> None:
         most = self._settings.max_connections
-        used = self._opened() + len(self._beginning)
+        used = self._open_sockets() + len(self._pending)
         if self._settings.proxy_protocol and not self._trusted.trusts(
             address[0] if isinstance(address, tuple) else None
         ):
-            self._refused("untrusted proxy", address, "it is no trusted proxy")
+            self._log_rejection("untrusted proxy", address, "it is no trusted proxy")
             accepted.close()
             return
         if used >= most:
-            self._refusals.count(TOO_MANY, f"{used} sockets are open, and --max-connections is {most}")
-        if used >= most + REFUSED_AT_ONCE:
-            self._turn_away(accepted)
+            self._rejections.count(TOO_MANY, f"{used} sockets are open, and --max-connections is {most}")
+        if used >= most + REJECTED_GRACEFULLY:
+            self._close_at_once(accepted)
             return
-        task = loop.create_task(self._begin(accepted, address, loop, refused=used >= most))
-        self._beginning.add(task)
-        task.add_done_callback(self._beginning.discard)
+        task = loop.create_task(self._open(accepted, address, loop, rejected=used >= most))
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
 
-    def _turn_away(self, accepted: socket.socket) -> None:
-        """Close a connection at once, with an answer where that costs nothing."""
+    def _close_at_once(self, accepted: socket.socket) -> None:
+        """Close a connection at once, with an answer if that needs no handshake."""
         with accepted, suppress(OSError):
             if not self._settings.proxy_protocol and self._tls.context is None:
                 accepted.setblocking(False)
                 accepted.send(TOO_MANY_RESPONSE)
-                accepted.recv(RECEIVED_BYTES)  # a socket that is closed with bytes unread is reset
+                accepted.recv(DISCARD_BYTES)  # a socket that is closed with unread bytes is reset
 
-    # The PROXY header is read from the bare socket, and not a byte more: what follows may be a handshake, which then
-    # begins as on any other socket.
-
-    async def _begin(
-        self, accepted: socket.socket, address: object, loop: asyncio.AbstractEventLoop, *, refused: bool
+    async def _open(
+        self, accepted: socket.socket, address: object, loop: asyncio.AbstractEventLoop, *, rejected: bool
     ) -> None:
+        """Read the PROXY header and do the TLS handshake, where they are due, and make the protocol."""
         origin = None
-        taken = False
+        handed_over = False
         try:
             accepted.setblocking(False)
             if self._settings.proxy_protocol:
@@ -164,32 +174,33 @@ class Acceptor:
                     origin = await _read_header(accepted)
             if accepted.family != socket.AF_UNIX:
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            taken = True
+            handed_over = True
             await loop.connect_accepted_socket(
-                partial(self._factory, origin, rejected=refused),
+                partial(self._factory, origin, rejected=rejected),
                 accepted,
                 ssl=self._tls.context,
                 ssl_handshake_timeout=self._settings.head_timeout if self._tls.context is not None else None,
             )
         except ProxyProtocolError as error:
-            self._refused("no PROXY header", address, f"no PROXY header: {error}")
-        except (OSError, TimeoutError) as error:  # the client has left, or has not come to the point
+            self._log_rejection("no PROXY header", address, f"no PROXY header: {error}")
+        except (OSError, TimeoutError) as error:  # the client has closed the connection, or was too slow
             logger.debug("a connection from %s has not begun: %r", _text(address), error)
-        except Exception:  # one connection's fault is no reason to lose the others
+        except Exception:  # a fault in one connection must not reach the others
             self._counts["fault"] += 1
             logger.exception("a connection from %s could not begin", _text(address))
         finally:
-            if not taken:
+            if not handed_over:
                 accepted.close()
 
-    def _refused(self, kind: str, address: object, why: str) -> None:
+    def _log_rejection(self, kind: str, address: object, reason: str) -> None:
+        """Count a connection that is not from a trusted proxy, and log its address."""
         self._counts[kind] += 1
         level = logging.WARNING if self._counts[kind] == 1 else logging.INFO  # a stranger must not fill the log
-        logger.log(level, "a connection from %s was refused: %s", _text(address), why)
+        logger.log(level, "a connection from %s was rejected: %s", _text(address), reason)
 
 
 async def _read_header(connection: socket.socket) -> Origin:
-    """Read a PROXY header and nothing of what follows it."""
+    """Read a PROXY header and no byte of what follows: a TLS handshake may follow, which needs the bare socket."""
     loop = asyncio.get_running_loop()
     header = ProxyHeader()
     while True:

@@ -1,4 +1,4 @@
-"""Connections that are refused: each is counted, and the log says so now and then."""
+"""Rejected connections: each is counted, and logged at a limited rate."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from time import monotonic
 logger = logging.getLogger("asgibus.interface")
 
 TOO_MANY = "too many connections"
-TELL_SECONDS = 10.0  # between two log lines for the same reason: whoever connects often must not fill the log
+LOG_SECONDS = 10.0  # between two log lines of one kind: a client that connects often must not fill the log
 
 
-class Refusals:
-    """Counts refused connections by reason, in `counts`, and logs each reason at most every ten seconds."""
+class Rejections:
+    """Counts rejected connections by kind, in `counts`, and logs each kind at most every ten seconds."""
 
     def __init__(self, counts: Counter[str]) -> None:
         self._counts = counts
-        self._told: dict[str, tuple[float, int]] = {}  # when it was logged last, and the count then
+        self._logged: dict[str, tuple[float, int]] = {}  # when a kind was logged last, and its count then
 
-    def count(self, kind: str, why: str) -> None:
-        """Count a connection that is refused.
+    def count(self, kind: str, reason: str) -> None:
+        """Count a rejected connection.
 
         Args:
-            kind: The reason, as the metrics name it.
-            why: A sentence for the log.
+            kind: The kind, as the metrics name it.
+            reason: A clause for the log.
         """
         self._counts[kind] += 1
         now = monotonic()
-        at, before = self._told.get(kind, (-TELL_SECONDS, 0))
-        if now - at >= TELL_SECONDS:
+        at, before = self._logged.get(kind, (-LOG_SECONDS, 0))
+        if now - at >= LOG_SECONDS:
             count = self._counts[kind]
-            self._told[kind] = (now, count)
-            logger.warning("%d connections were refused: %s", count - before, why)
+            self._logged[kind] = (now, count)
+            logger.warning("%d connections were rejected: %s", count - before, reason)

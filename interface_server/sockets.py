@@ -1,4 +1,4 @@
-"""What the server listens on: a TCP port, a unix socket, or a socket that was passed in, with TLS or without."""
+"""Listening sockets: a TCP port, a unix socket, or an inherited file descriptor."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from asgibus.interface_server.settings import InterfaceSettings
 
 
 class ListenError(Exception):
-    """The server cannot listen; the text says on what, and why not."""
+    """The server cannot listen. The message names the address and the reason."""
 
 
 def listening_socket(settings: InterfaceSettings) -> socket.socket:
-    """The bound socket. Raises ListenError."""
+    """Return a socket that is bound as the settings say.
+
+    Raises:
+        ListenError: The address cannot be used.
+    """
     try:
         if settings.fd is not None:
             return socket.socket(fileno=settings.fd)
@@ -33,9 +37,9 @@ def listening_socket(settings: InterfaceSettings) -> socket.socket:
 
 
 def _unix_socket(path: str, mode: int) -> socket.socket:
-    """Bind to a path; a socket that nobody serves any more is replaced, anything else is left alone.
+    """Bind to a path, and replace a socket that no process serves any more.
 
-    Nobody can connect before the mode is set, since the socket does not listen yet.
+    No client can connect before the mode is set, since the socket does not listen yet.
     """
     if Path(path).exists():
         if not stat.S_ISSOCK(Path(path).stat().st_mode):
@@ -51,7 +55,7 @@ def _unix_socket(path: str, mode: int) -> socket.socket:
 
 def _is_served(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # a server that is busy would keep us waiting
+        probe.setblocking(False)  # a busy server would make this process wait
         return probe.connect_ex(path) != errno.ECONNREFUSED
 
 
@@ -64,7 +68,7 @@ def _bind(listening: socket.socket, address: tuple[str, int] | str) -> None:
 
 
 def describe(listening: socket.socket, *, tls: bool) -> str:
-    """Where clients find it, as a URL or a path."""
+    """Return the address of a listening socket, as a URL or a path."""
     if listening.family == socket.AF_UNIX:
         return f"unix:{listening.getsockname()}"
     host, port = listening.getsockname()[:2]
@@ -72,7 +76,7 @@ def describe(listening: socket.socket, *, tls: bool) -> str:
 
 
 def host_and_port(address: object) -> tuple[str, int | None] | None:
-    """A socket's address as ASGI wants it: (host, port), (path, None), or None for a nameless unix socket."""
+    """Return a socket's address as a scope has it: (host, port), (path, None), or None for an unnamed unix socket."""
     if isinstance(address, tuple):
         return (address[0], address[1])
     if isinstance(address, bytes):

@@ -22,7 +22,6 @@ from asgibus.protocol.events import ABORT, OTHER_CLOSE, OTHER_RECEIVED, OTHER_SE
 if TYPE_CHECKING:
     from asgibus.interface_server.settings import InterfaceSettings
 
-
 __all__ = [
     "ABORT",
     "OTHER_CLOSE",
@@ -215,9 +214,12 @@ FAULT = "a terminator failed, and its socket is cut: %s"
 
 
 def cut(terminator: Abortable, counts: Counter[str]) -> str:
-    """Abort the socket of a terminator that has raised, and return the name of its class for the log."""
+    """Count a terminator that has raised, abort its socket, and return the name of its class for the log.
+
+    Every call of a terminator is guarded in this way, so that a fault in one socket does not reach the others.
+    """
     counts["fault"] += 1
-    with suppress(Exception):  # that it is at fault is known
+    with suppress(Exception):  # the fault is logged by the caller
         terminator.abort()
     return f"{type(terminator).__module__}.{type(terminator).__qualname__}"
 

@@ -154,7 +154,7 @@ def test_whatever_is_no_header_is_refused(server: Process, name: str) -> None:
     with RawClient(server) as client:
         client.send(BAD[name][0])
         assert client.read_until_close() == b""
-    server.wait_for("a connection from 127.0.0.1 was refused: no PROXY header: ")
+    server.wait_for("a connection from 127.0.0.1 was rejected: no PROXY header: ")
     with RawClient(server) as client:
         client.send(V1)
         assert scope_of(client)["client"] == ["203.0.113.7", 4711]
@@ -190,7 +190,7 @@ def test_nobody_but_trusted_proxies_may_connect(proxied: Callable[..., Process])
     with RawClient(server) as client:
         client.send(V1)
         assert client.read_until_close() == b""
-    server.wait_for("a connection from 127.0.0.1 was refused: it is no trusted proxy")
+    server.wait_for("a connection from 127.0.0.1 was rejected: it is no trusted proxy")
 
 
 def test_forwarding_headers_are_those_of_whom_the_header_names(proxied: Callable[..., Process]) -> None:

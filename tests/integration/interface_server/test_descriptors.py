@@ -64,7 +64,7 @@ def test_more_clients_than_descriptors(
         served = clients[answers.index(200)]
         assert served.request("GET").status == 200
     lines = re.findall(
-        r"(\d+) connections were refused: \d+ sockets are open, and --max-connections is 896", server.log()
+        r"(\d+) connections were rejected: \d+ sockets are open, and --max-connections is 896", server.log()
     )
     assert 1 <= len(lines) <= 3, "logged, but not for each"
 
@@ -115,7 +115,7 @@ def test_connections_that_do_not_begin_take_places(
         with RawClient(server, tls=tls, before_tls=header) as third:
             third.send(GET)
             assert third.read_response().status == 503
-        server.wait_for("1 connections were refused: 2 sockets are open, and --max-connections is 2")
+        server.wait_for("1 connections were rejected: 2 sockets are open, and --max-connections is 2")
         first.close()
         second.close()
 

@@ -1,0 +1,112 @@
+"""The open sockets of a server: their limit, their deadlines, and their end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+import anyio
+
+from asgibus.interface_server.rejections import TOO_MANY, Rejections
+from asgibus.interface_server.terminator import FAULT, Holder, cut
+from asgibus.protocol.pacing import staggered
+
+logger = logging.getLogger("asgibus.interface")
+
+
+class OpenSockets:
+    """Every open socket, by its `Holder`.
+
+    A holder that raises is removed and aborted, and not called again.
+    """
+
+    def __init__(self, most: int, counts: Counter[str], rejections: Rejections) -> None:
+        """Make an empty set of sockets.
+
+        Args:
+            most: How many sockets may be open.
+            counts: Where faults are counted.
+            rejections: Where sockets beyond the limit are counted.
+        """
+        self._most = most
+        self._counts = counts
+        self._rejections = rejections
+        self._holders: set[Holder] = set()
+        self._empty = anyio.Event()
+        self._draining = False
+
+    def __len__(self) -> int:
+        return len(self._holders)
+
+    def admit(self, holder: Holder) -> bool:
+        """Add a socket that was accepted, and return False if there are too many."""
+        self.register(holder)
+        if len(self._holders) > self._most:
+            self._rejections.count(TOO_MANY, f"{len(self)} sockets are open, and --max-connections is {self._most}")
+            return False
+        return True
+
+    def register(self, holder: Holder) -> None:
+        """Add a socket that another protocol has handed over."""
+        self._holders.add(holder)
+        if self._draining:  # the TLS handshake, or the first request, took until now
+            asyncio.get_running_loop().call_soon(self._shut_down, holder)
+
+    def forget(self, holder: Holder) -> None:
+        """Remove a socket that was closed, or handed over."""
+        self._holders.discard(holder)
+        if not self._holders:
+            self._empty.set()
+
+    def expire(self, now: float) -> None:
+        """Call every holder whose deadline has passed."""
+        for holder in [each for each in self._holders if each.deadline <= now]:
+            try:
+                holder.expire(now)
+            except Exception:  # a fault in one socket must not reach the others
+                logger.exception(FAULT, self._cut(holder))
+
+    async def drain(self, seconds: float, late: Callable[[Holder], bool]) -> None:
+        """Tell every socket to close.
+
+        Args:
+            seconds: Over how long those for which `late` is true are told, one after another. The others are told at
+                once.
+            late: Whether clients of a socket would all come back at the same time.
+        """
+        self._draining = True
+        later = [holder for holder in self._holders if late(holder)]
+        for holder in self._holders.difference(later):
+            self._shut_down(holder)
+        start = anyio.current_time()
+        for offset, holder in staggered(later, seconds):
+            await anyio.sleep_until(start + offset)
+            if holder in self._holders:
+                self._shut_down(holder)
+
+    async def wait_closed(self, seconds: float) -> None:
+        """Wait until every socket is closed, but no longer than that."""
+        with anyio.move_on_after(seconds):
+            while self._holders:
+                self._empty = anyio.Event()
+                await self._empty.wait()
+
+    def abort(self) -> None:
+        """Abort every socket."""
+        for holder in list(self._holders):
+            try:
+                holder.abort()
+            except Exception:  # a fault in one socket must not reach the others
+                logger.exception(FAULT, self._cut(holder))
+
+    def _shut_down(self, holder: Holder) -> None:
+        try:
+            holder.shut_down()
+        except Exception:  # a fault in one socket must not reach the others
+            logger.exception(FAULT, self._cut(holder))
+
+    def _cut(self, holder: Holder) -> str:
+        self.forget(holder)
+        return cut(holder, self._counts)
