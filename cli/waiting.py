@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import anyio
 
 from asgibus.cli.run import Life
-from asgibus.layers.contract import ChannelLayer, Claim, Frame
+from asgibus.layers.contract import ChannelLayer, Handler
 from asgibus.layers.errors import LayerUnavailable
 
 logger = logging.getLogger("asgibus")
@@ -71,21 +70,5 @@ async def _wait(layer: ChannelLayer, seconds: float, life: Life) -> None:
 
 
 async def _try(layer: ChannelLayer) -> None:
-    async with layer.bus("start", _NoFrames()):
+    async with layer.bus("start", Handler()):
         pass
-
-
-class _NoFrames:
-    """Reads a mailbox to which nobody writes."""
-
-    def batch(self, sender: str, frames: Sequence[Frame]) -> None:
-        """Do nothing: the mailbox is left at once."""
-
-    def undelivered(self, mailbox: str) -> None:
-        """Do nothing: nothing is posted."""
-
-    def interrupted(self) -> None:
-        """Do nothing: nothing is under way."""
-
-    def orphaned(self, claim: Claim) -> None:
-        """Do nothing: nothing is claimed."""

@@ -13,7 +13,7 @@ import anyio
 
 from asgibus.interface_server.acceptor import Acceptor
 from asgibus.interface_server.callback_tasks import CallbackTasks
-from asgibus.interface_server.connections.registry import Connections
+from asgibus.interface_server.connections.registry import ConnectionRegistry
 from asgibus.interface_server.http.protocol import HttpProtocol
 from asgibus.interface_server.http.request import Peer, Request
 from asgibus.interface_server.http.response import ResponseWriter, StandardHeaders
@@ -33,8 +33,6 @@ from asgibus.protocol.channels import shared_channels
 logger = logging.getLogger("asgibus.interface")
 
 TICK_SECONDS = 0.25  # how exactly time limits are kept; one pass over all sockets each
-CHECK_TICKS = 4  # between two acknowledgements of events that were written and not acknowledged with another event
-PROBE_TICKS = 20  # between two probes of connections whose events are not acknowledged: a frame may be lost
 PAUSE_SECONDS = 1.0  # between two ticks: a longer time is a pause of this process, and no client or worker is to blame
 DRAIN_SECONDS = 5.0  # for the last frames to reach the bus; a layer that is away must not keep the process
 WRITE_HIGH_WATER = 64 * 1024  # bytes in a socket's write buffer at which its connection stops acknowledging
@@ -43,7 +41,7 @@ WRITE_HIGH_WATER = 64 * 1024  # bytes in a socket's write buffer at which its co
 class Server:
     """Serves the clients of one TCP listener, and of `listeners` for other protocols. Implements `Host`."""
 
-    connections: Connections
+    connections: ConnectionRegistry
     loop: asyncio.AbstractEventLoop
     scheduler: ReadScheduler
     _sockets: OpenSockets
@@ -92,7 +90,7 @@ class Server:
         self._tls.load()
         listening = listening_socket(self.settings)
         try:
-            self.connections = Connections(self.settings)
+            self.connections = ConnectionRegistry(self.settings)
             self.scheduler = ReadScheduler(self.loop, self.connections.counts)
             rejections = Rejections(self.connections.counts)
             self._sockets = OpenSockets(self.settings.max_connections, self.connections.counts, rejections)
@@ -150,20 +148,16 @@ class Server:
 
     async def _tick(self) -> None:
         """Keep the clock: one task for all time limits, so that no request costs a timer."""
-        ticks = 0
         paused = 0.0
         at = self.loop.time()
         while True:
             await anyio.sleep(TICK_SECONDS)
-            ticks += 1
             before, at = at, self.loop.time()
             was_paused = at - before > PAUSE_SECONDS
             if was_paused:
                 paused += at - before - TICK_SECONDS
             self.now = now = at - paused
             self.connections.tick(now)
-            if ticks % CHECK_TICKS == 0:
-                self.connections.check(stalled=ticks % PROBE_TICKS == 0)
             if not was_paused:  # else what clients have sent meanwhile is read first
                 self._sockets.expire(now)
 

@@ -10,7 +10,7 @@ from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.terminator import Holder
 
 if TYPE_CHECKING:
-    from asgibus.interface_server.connections.registry import Connections
+    from asgibus.interface_server.connections.registry import ConnectionRegistry
 
 
 class SocketRegistry(Protocol):
@@ -32,7 +32,7 @@ class ServerContext(SocketRegistry, Protocol):
     settings: InterfaceSettings
     loop: asyncio.AbstractEventLoop
     scheduler: ReadScheduler
-    connections: Connections
+    connections: ConnectionRegistry
     """The open connections; opens new ones on the bus."""
 
     def admit(self, holder: Holder, /) -> bool:

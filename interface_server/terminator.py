@@ -116,8 +116,9 @@ class Holder(Protocol):
 class BusConnection(Protocol):
     """A connection on the bus, as its terminator sees it."""
 
-    acked: int
-    """How many of the client's events a run of the app has consumed."""
+    @property
+    def acked(self) -> int:
+        """Return how many of the client's events a run of the app has consumed."""
 
     @property
     def unacknowledged(self) -> list[Event]:

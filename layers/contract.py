@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from typing import Any, TypedDict
 
 from asgibus.layers.errors import ChannelFull, LayerUnavailable, MessageTooLarge
 from asgibus.layers.names import require_channel, require_group
@@ -24,10 +24,10 @@ Draft = list[Any]
 """A frame that was posted and may still be altered: see `Bus.packed`."""
 
 
-class Handler(Protocol):
-    """The reader of a mailbox.
+class Handler:
+    """The reader of a mailbox. Its methods do nothing here; a subclass overrides those that it needs.
 
-    The layer calls its methods from the event loop, one after another. They must not block and must not raise.
+    The layer calls them from the event loop, one after another. They must not block and must not raise.
     """
 
     def batch(self, sender: str, frames: Sequence[Frame]) -> None:

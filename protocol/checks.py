@@ -30,7 +30,7 @@ from asgibus.layers.frames import (
 from asgibus.layers.names import require_group
 from asgibus.protocol import events
 from asgibus.protocol.channels import require_protocol
-from asgibus.protocol.connect_request import HTTP, OPENING_VERSION, WEBSOCKET, Opening
+from asgibus.protocol.connect_request import HTTP, REQUEST_VERSION, WEBSOCKET, ConnectRequest
 from asgibus.protocol.events import MAX_CLOSE_REASON, Event
 
 MAX_STATE_BYTES = 16 * 1024  # of `connection.state`, kept in the interface server's memory for every open connection
@@ -229,15 +229,18 @@ _FIELDS: Mapping[int, frozenset[tuple[type, ...]]] = {
 }
 
 
-def check_frame(frame: Frame, checks: Mapping[int, Check]) -> None:
+def check_frame(frame: Frame, checks: Mapping[int, Check]) -> Event | None:
     """Check a frame of any kind.
 
     Args:
-        frame: what was in a mailbox.
-        checks: `FROM_CLIENT` or `FROM_APP`: which events are expected in an EVENT frame.
+        frame: An item of a mailbox.
+        checks: `FROM_CLIENT` or `FROM_APP`: the events that are expected in an EVENT frame.
+
+    Returns:
+        The event of an EVENT frame; None for a frame of another kind.
 
     Raises:
-        BadFrame: the frame is none.
+        BadFrame: The frame is not valid.
     """
     if type(frame) is not tuple or not frame or type(frame[0]) is not int:
         raise BadFrame(f"a frame is a {type(frame).__name__}")
@@ -248,11 +251,12 @@ def check_frame(frame: Frame, checks: Mapping[int, Check]) -> None:
             and type(frame[2]) is int
             and type(frame[3]) is int
             and type(frame[4]) is int
-            and type(frame[EVENT_OFFSET]) is int
-            and (check := checks.get(frame[EVENT_OFFSET])) is not None
+            and type(frame[5]) is int
+            and (check := checks.get(frame[5])) is not None
         ):
-            check(frame[EVENT_OFFSET:])
-            return
+            event = frame[5:]
+            check(event)
+            return event
         code = frame[EVENT_OFFSET : EVENT_OFFSET + 1]
         raise BadFrame(f"the fields of an EVENT frame are {_shape(frame[1:])}, its code {code!r:.20}")
     fields = _FIELDS.get(frame[0])
@@ -260,16 +264,17 @@ def check_frame(frame: Frame, checks: Mapping[int, Check]) -> None:
         raise BadFrame(f"a frame is of unknown kind {frame[0]!r:.20}")
     if tuple(map(type, frame)) not in fields:
         raise BadFrame(f"the fields of a frame of kind {frame[0]} are {_shape(frame[1:])}")
+    return None
 
 
 _OPENING_TYPES: tuple[type, ...] = (
     *(int, str, int, int, bool, int, int, str, str, str, str, bytes, bytes, str, tuple),
     *(NoneType, NoneType, tuple, dict, bool, tuple, bytes, NoneType),
 )
-_SCOPE = Opening._fields.index("scope")
+_SCOPE = ConnectRequest._fields.index("scope")
 _CHOICES = {
-    Opening._fields.index("client"): tuple,
-    Opening._fields.index("server"): tuple,
+    ConnectRequest._fields.index("client"): tuple,
+    ConnectRequest._fields.index("server"): tuple,
     _SCOPE: dict,
 }
 
@@ -289,7 +294,7 @@ class ForeignVersion(ValueError):
     """An opening of another version of asgibus, which this one cannot read."""
 
 
-def read_opening(entry: object) -> Opening:
+def read_request(entry: object) -> ConnectRequest:
     """Return the opening in an entry of a shared channel.
 
     Raises:
@@ -299,25 +304,25 @@ def read_opening(entry: object) -> Opening:
     # The version stands first in every version, so that only this one's fields are judged.
     if not isinstance(entry, tuple) or not entry or type(entry[0]) is not int:
         raise BadFrame(f"not an opening, but a {_of(entry)}")
-    if entry[0] != OPENING_VERSION:
+    if entry[0] != REQUEST_VERSION:
         raise ForeignVersion(
-            f"an opening of version {entry[0]}, where version {OPENING_VERSION} is understood: run the same version of "
+            f"an opening of version {entry[0]}, where version {REQUEST_VERSION} is understood: run the same version of "
             "asgibus in interface servers and workers"
         )
-    if len(entry) != len(Opening._fields):
+    if len(entry) != len(ConnectRequest._fields):
         raise BadFrame(f"not an opening, but a {_of(entry)}")
-    opening = Opening._make(entry)
+    opening = ConnectRequest._make(entry)
     _check_opening(opening)
     return opening
 
 
-def _check_opening(opening: Opening) -> None:
+def _check_opening(opening: ConnectRequest) -> None:
     shape = tuple(map(type, opening))
     if shape != _USUAL_SHAPE and shape not in _OPENING_SHAPES:
         wrong = [
             f"{name} a {type(value).__name__}"
-            for name, value, right in zip(Opening._fields, opening, _OPENING_TYPES, strict=True)
-            if type(value) is not right and type(value) is not _CHOICES.get(Opening._fields.index(name))
+            for name, value, right in zip(ConnectRequest._fields, opening, _OPENING_TYPES, strict=True)
+            if type(value) is not right and type(value) is not _CHOICES.get(ConnectRequest._fields.index(name))
         ]
         raise BadFrame(f"an opening has as {', '.join(wrong)}")
     if opening.window <= 0 or opening.handled < 0 or opening.interface[-1:] != "!":

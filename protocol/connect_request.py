@@ -7,7 +7,7 @@ from urllib.parse import unquote_to_bytes
 
 from asgibus.protocol.events import Event, Headers
 
-OPENING_VERSION = 2  # raised with every change of the fields, of the events or of the frames
+REQUEST_VERSION = 2  # raised with every change of the fields, of the events or of the frames
 
 HTTP = "http"
 WEBSOCKET = "websocket"
@@ -15,7 +15,7 @@ WEBSOCKET = "websocket"
 Address = tuple[str, int | None]
 
 
-class Opening(NamedTuple):
+class ConnectRequest(NamedTuple):
     """One connection as the interface server saw it. Travels as a plain tuple, in this order."""
 
     version: int
@@ -56,7 +56,7 @@ def reply_channel(interface: str, connection: int) -> str:
     return f"{interface}{connection}"
 
 
-def scope_of(opening: Opening) -> dict[str, Any]:
+def build_scope(opening: ConnectRequest) -> dict[str, Any]:
     """The ASGI scope of a connection: "HTTP Connection Scope" or "WebSocket Connection Scope", version 2.5.
 
     That of HTTP says 2.3, as other servers do: from 2.4 on, Starlette looks only at what `send` raises, and would never

@@ -11,11 +11,11 @@ from enum import StrEnum
 from asgibus.protocol.states import AppState
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})  # RFC 9110 section 9.2.2
-CRASHES = 5  # workers that died in a row with a connection, without progress between: then the connection is closed
+CRASH_LIMIT = 5  # workers that died in a row with a connection, without progress between: then the connection is closed
 FIRST_DELAY = 0.5  # seconds, doubled with each further crash: see `retry_delay`
 
 
-class Ending(StrEnum):
+class RunEnd(StrEnum):
     """How a run ended before its connection."""
 
     HANDED_OVER = "its worker handed it over"
@@ -26,7 +26,7 @@ class Ending(StrEnum):
     @property
     def by_death(self) -> bool:
         """Whether a worker died of it, or with it."""
-        return self is Ending.KILLED or self is Ending.ABANDONED
+        return self is RunEnd.KILLED or self is RunEnd.ABANDONED
 
 
 def retry_delay(crashes: int, chance: float) -> float:

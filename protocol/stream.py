@@ -1,55 +1,65 @@
-"""One end of a session: numbers, keeps and bounds what is under way. Both ends are of this class.
+"""One end of the reliable stream of events between an interface server and a worker.
 
-Sending: events are numbered from 0 and kept until they are acknowledged; what is unacknowledged counts in bytes against
-the window (I11, I12). Receiving: an event is taken once, in order, without a gap (I10); what has been *taken* (by the
-app, or by the socket) is acknowledged, which opens the other end's window.
+Sending: events are numbered from 0 and kept until the other end acknowledges them. The bytes of unacknowledged events
+count against the window. Receiving: every event is accepted once, in order and without a gap. What was *consumed* (by
+the app, or by the client's socket) is acknowledged, which opens the other end's window.
 
-What got lost is found by probing: the one end says how much it has sent, and the other asks for what it misses.
+Lost frames are found by probing: one end says how many events it has sent, and the other asks for those it misses.
 
-No IO: the owner posts what `sent` gives, and asks `ack_due` when to acknowledge without an event to carry it.
+The stream does no IO. Its owner posts the frames that the methods return, and checks `ack_due` to send an
+acknowledgement when no event carries one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import Enum
+from typing import Final
 
+from asgibus.layers.contract import Frame
 from asgibus.layers.frames import ACK, CLAIMED, EVENT, PROBE, RESEND, RESET
 from asgibus.protocol.events import Event, size
 
-WINDOW = 256 * 1024  # bytes under way per connection and direction
+WINDOW = 256 * 1024  # bytes that may be unacknowledged per connection and direction
 PART = 64 * 1024  # bytes of a body in one event
-ACK_SHARE = 4  # acknowledge when a quarter of the window was taken: often enough never to stall the sender
+ACK_SHARE = 4  # acknowledge after a quarter of the window: often enough that the sender never stalls
 
 
 class Arrival(Enum):
     """What to do with an event that arrived."""
 
-    NEW = "take it"
+    NEW = "handle it"
     DUPLICATE = "ignore it"
-    GAP = "ignore it, and ask for what is missing"
-    AHEAD = "ignore it: what is missing was asked for"
+    GAP = "ignore it, and request the missing events"
+    AHEAD = "ignore it: the missing events were requested"
 
 
-# Up to Python 3.11 a member costs 50 ns each time that its class is asked for it; these are asked for with every event.
-NEW, DUPLICATE = Arrival.NEW, Arrival.DUPLICATE
+# Module-level aliases, because up to Python 3.11 a lookup of a member on its enum takes 50 ns.
+NEW: Final = Arrival.NEW
+GAP: Final = Arrival.GAP
 
 
-class SessionEnd:
-    """The sequence numbers and windows of one connection, at one of its ends."""
+class ReliableStream:
+    """The sequence numbers and windows of one connection, at one of its ends.
+
+    Args:
+        number: The interface server's number of the connection.
+        attempt: The run of the app that the stream belongs to, from 1.
+        window: The number of bytes that may be unacknowledged in each direction.
+    """
 
     __slots__ = (
-        "_asked",
-        "_kept",
-        "_probed",
+        "_checked",
+        "_requested",
+        "_unacked",
         "acked",
         "attempt",
+        "consumed",
         "expected",
         "in_flight",
         "next_number",
         "number",
-        "taken",
-        "untold",
+        "unreported",
         "window",
     )
 
@@ -60,115 +70,139 @@ class SessionEnd:
         # Sending.
         self.next_number = 0
         self.acked = 0
+        """The other end has consumed every event below this number."""
         self.in_flight = 0
-        self._kept: dict[int, tuple[Event, int]] = {}
-        self._probed = -1
+        """Bytes that are sent and not acknowledged."""
+        self._unacked: dict[int, tuple[Event, int]] = {}
+        self._checked = -1  # `acked` at the last call of `check_stalled`
         # Receiving.
         self.expected = 0
-        self.taken = 0
-        self.untold = 0
-        self._asked = -1  # from where on events were asked for
+        """The number of the next event."""
+        self.consumed = 0
+        """Every event below this number was consumed here."""
+        self.unreported = 0
+        """Bytes that were consumed since the last acknowledgement."""
+        self._requested = -1  # the number from which events were requested again
 
     # Sending.
 
     @property
     def window_open(self) -> bool:
-        """Whether another event may be sent now. One event may overshoot the window, so that none is too large."""
+        """Whether another event may be sent now. One event may exceed the window, so that none is too large."""
         return self.in_flight < self.window
 
-    def sent(self, event: Event) -> tuple[Event, int]:
-        """Number an event and keep it. Returns its frame and its size in bytes."""
+    def send(self, event: Event) -> tuple[Frame, int]:
+        """Number an event and keep it until it is acknowledged.
+
+        Returns:
+            The frame, and its size in bytes.
+        """
         number = self.next_number
         self.next_number = number + 1
         counted = size(event)
         self.in_flight += counted
-        self._kept[number] = (event, counted)
-        self.untold = 0
-        return (EVENT, self.number, self.attempt, number, self.taken, *event), counted
+        self._unacked[number] = (event, counted)
+        self.unreported = 0
+        return (EVENT, self.number, self.attempt, number, self.consumed, *event), counted
 
-    def acknowledged(self, number: int) -> bool:
-        """The other end has taken everything below `number`. True if this opened the window."""
+    def acknowledge(self, number: int) -> bool:
+        """Forget the events below `number`, which the other end has consumed.
+
+        Returns:
+            Whether this opened the window.
+        """
         if number <= self.acked or number > self.next_number:
-            return False  # old news; or nonsense, which must not open the window
+            return False  # out of date; or invalid, and must not open the window
         was_open = self.in_flight < self.window
-        kept = self._kept
+        unacked = self._unacked
         for index in range(self.acked, number):
-            self.in_flight -= kept.pop(index)[1]
+            self.in_flight -= unacked.pop(index)[1]
         self.acked = number
         return not was_open and self.in_flight < self.window
 
-    def kept(self) -> list[tuple[Event, int]]:
-        """Frames, with sizes, of all that is not acknowledged, to be sent again in this order (I12)."""
+    def unacked_frames(self, first: int = 0) -> list[tuple[Frame, int]]:
+        """Return the frames of all unacknowledged events from the number `first` on, with their sizes, in order."""
         return [
-            ((EVENT, self.number, self.attempt, number, self.taken, *event), counted)
-            for number, (event, counted) in self._kept.items()
+            ((EVENT, self.number, self.attempt, number, self.consumed, *event), counted)
+            for number, (event, counted) in self._unacked.items()
+            if number >= first
         ]
 
     @property
-    def unacknowledged(self) -> list[Event]:
-        """The events that the other end has not taken, as far as is known here, in their order."""
-        return [event for event, _ in self._kept.values()]
+    def unacked_events(self) -> list[Event]:
+        """The events that the other end has not acknowledged, in order."""
+        return [event for event, _ in self._unacked.values()]
 
-    def stalled(self) -> bool:
-        """Whether something is under way and nothing of it was acknowledged since this was asked last."""
-        stalled = self.in_flight > 0 and self._probed == self.acked
-        self._probed = self.acked
+    def check_stalled(self) -> bool:
+        """Return whether events are in flight of which none was acknowledged since the last call."""
+        stalled = self.in_flight > 0 and self._checked == self.acked
+        self._checked = self.acked
         return stalled
 
-    def renew(self, attempt: int, events: Iterable[Event]) -> None:
-        """Begin again with another end, which is to get `events` first: all numbers start from 0."""
+    def restart(self, attempt: int, events: Iterable[Event]) -> None:
+        """Start again from number 0 with a new other end.
+
+        Args:
+            attempt: The number of the next run.
+            events: The events that the new end is to get first.
+        """
         self.attempt = attempt
-        self._kept = {number: (event, size(event)) for number, event in enumerate(events)}
-        self.in_flight = sum(counted for _, counted in self._kept.values())
-        self.next_number = len(self._kept)
-        self.acked = self.expected = self.taken = self.untold = 0
-        self._probed = self._asked = -1
+        self._unacked = {number: (event, size(event)) for number, event in enumerate(events)}
+        self.in_flight = sum(counted for _, counted in self._unacked.values())
+        self.next_number = len(self._unacked)
+        self.acked = self.expected = self.consumed = self.unreported = 0
+        self._checked = self._requested = -1
 
     # Receiving.
 
-    def arrived(self, number: int) -> Arrival:
-        """Judge an event by its number; NEW counts it as received."""
+    def receive(self, number: int) -> Arrival:
+        """Compare the number of an event with the expected one, and count a new event as received."""
         if number == self.expected:
             self.expected = number + 1
             return NEW
         if number < self.expected:
-            return DUPLICATE
-        return Arrival.AHEAD if self._asked == self.expected else Arrival.GAP
+            return Arrival.DUPLICATE
+        return Arrival.AHEAD if self._requested == self.expected else GAP
 
-    def took(self, counted: int, through: int) -> None:
-        """An event of that size has reached the app or the socket; `through`: everything below that number has."""
-        self.taken = through
-        self.untold += counted
+    def consume(self, counted: int, through: int) -> None:
+        """Count received bytes as consumed.
+
+        Args:
+            counted: The size of the events.
+            through: Every event below this number is consumed.
+        """
+        self.consumed = through
+        self.unreported += counted
 
     @property
     def ack_due(self) -> bool:
-        """Whether so much was taken since the other end last heard of it that it should hear now."""
-        return self.untold * ACK_SHARE >= self.window
+        """Whether enough was consumed since the last acknowledgement to send one now."""
+        return self.unreported * ACK_SHARE >= self.window
 
     # Frames without an event.
 
-    def own(self) -> Event:
-        """The frame that names its sender as owner."""
+    def claimed_frame(self) -> Frame:
+        """Return the frame that names its sender as the owner of the connection."""
         return (CLAIMED, self.number, self.attempt)
 
-    def ack(self) -> Event:
-        """The frame that acknowledges all that was taken."""
-        self.untold = 0
-        return (ACK, self.number, self.attempt, self.taken)
+    def ack_frame(self) -> Frame:
+        """Return the frame that acknowledges every consumed event."""
+        self.unreported = 0
+        return (ACK, self.number, self.attempt, self.consumed)
 
-    def reset(self) -> Event:
-        """The frame that says: this connection is not known here."""
+    def reset_frame(self) -> Frame:
+        """Return the frame that says that its sender does not serve this connection."""
         return (RESET, self.number, self.attempt)
 
-    def resend(self) -> Event:
-        """The frame that asks for everything from the first missing event on."""
-        self._asked = self.expected
+    def resend_frame(self) -> Frame:
+        """Return the frame that requests every event from the first missing one on."""
+        self._requested = self.expected
         return (RESEND, self.number, self.attempt, self.expected)
 
-    def probe(self) -> Event:
-        """The frame that asks whether all that was sent has arrived."""
+    def probe_frame(self) -> Frame:
+        """Return the frame that asks whether every sent event has arrived."""
         return (PROBE, self.number, self.attempt, self.next_number)
 
-    def probed(self, number: int) -> Event:
-        """The answer to a probe: the frame that asks for what is missing below `number`, or an acknowledgement."""
-        return self.resend() if self.expected < number else self.ack()
+    def answer_probe(self, number: int) -> Frame:
+        """Return the answer to a probe: a RESEND if events below `number` are missing, else an ACK."""
+        return self.resend_frame() if self.expected < number else self.ack_frame()

@@ -115,7 +115,7 @@ class _WorkerBus(MemoryBus):
             await asyncio.sleep(self._worker_layer.delay)
 
 
-class _LateHandler:
+class _LateHandler(Handler):
     """Pass frames to a handler late and in order, and none once the worker is cut off."""
 
     def __init__(self, layer: WorkerLayer, handler: Handler, loop: asyncio.AbstractEventLoop) -> None:

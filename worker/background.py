@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 import anyio
 
 from asgibus.compatibility.callables import Application
-from asgibus.layers.contract import ChannelLayer, Claim, Frame, Statistics
+from asgibus.layers.contract import ChannelLayer, Handler, Statistics
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.worker.base import CANCEL_SECONDS, BaseWorker
 from asgibus.worker.consumer import Listener
@@ -31,10 +31,10 @@ class BackgroundWorker(BaseWorker):
     _unit = "message"
 
     def __init__(self, settings: WorkerSettings, app: Application, layer: ChannelLayer) -> None:
-        super().__init__(settings, app, layer, _NoFrames())
+        super().__init__(settings, app, layer, Handler())
         self._counts: Counter[str] = Counter()
         self._listeners = [
-            Listener(channel, settings, app, layer, self._counts, self._took)
+            Listener(channel, settings, app, layer, self._counts, self._count_work)
             for channel in dict.fromkeys(settings.channels)
         ]
 
@@ -83,19 +83,3 @@ class BackgroundWorker(BaseWorker):
     def _wake(self) -> None:
         for listener in self._listeners:
             listener.stop()
-
-
-class _NoFrames:
-    """Reads the mailbox of a worker that serves no connections: nobody writes to it but the layer, of deaths."""
-
-    def batch(self, sender: str, frames: Sequence[Frame]) -> None:
-        """Who died does not matter here: the layer gives us the messages that it had."""
-
-    def undelivered(self, mailbox: str) -> None:
-        """Nothing is posted."""
-
-    def interrupted(self) -> None:
-        """What is being handled may be handled elsewhere, too: at least once."""
-
-    def orphaned(self, claim: Claim) -> None:
-        """Nothing is claimed."""

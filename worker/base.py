@@ -79,7 +79,7 @@ class BaseWorker(ABC):
         """
         self._stop = stop
         async with self.layer.bus("worker", self._handler) as bus:
-            self._joined(bus)
+            self._on_bus(bus)
             async with lifespan(self._app, self._settings.lifespan, stop) as state:
                 if stop.is_set():
                     return
@@ -95,7 +95,7 @@ class BaseWorker(ABC):
                 with anyio.move_on_after(CANCEL_SECONDS):  # a layer that is away must not keep the process
                     await bus.drain()
 
-    def _joined(self, bus: Bus) -> None:
+    def _on_bus(self, bus: Bus) -> None:
         """It has its place on the bus; the handler may be called from now on."""
         self.bus = bus
 
@@ -112,7 +112,7 @@ class BaseWorker(ABC):
     def _wake(self) -> None:
         """`stop` is set: nothing may wait for room any more."""
 
-    def _took(self, count: int) -> None:
+    def _count_work(self, count: int) -> None:
         """So many connections or messages were taken."""
         self._left -= count
         if self._left <= 0:

@@ -42,7 +42,7 @@ class Connection:
         An ASGI event that any process sends to this channel goes to this client.
         """
         self._session.announce()  # whoever gets the name from the app must find the connection joined
-        return reply_channel(self._session.interface, self._session.number)
+        return reply_channel(self._session.peer, self._session.number)
 
     @property
     def layer(self) -> ChannelLayer:

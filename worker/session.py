@@ -1,111 +1,288 @@
-"""One session: one run of the app for one connection; what the app receives, and how the run ends."""
+"""A session: the worker's end of a connection, for one run of the app.
+
+The app's `receive` and `send` are methods of its session. What the app sends is checked, numbered and posted to the
+interface server, as fast as the client reads it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from collections.abc import MutableMapping
+from functools import partial
+from typing import Any, Final, Protocol
 
 from asgibus.layers.codec import listed, pack, unpack
-from asgibus.layers.contract import ChannelLayer, Claim, Frame
+from asgibus.layers.contract import Bus, ChannelLayer, Claim, Draft, Frame
 from asgibus.layers.errors import LayerUnavailable, MessageTooLarge
-from asgibus.layers.frames import EVENT_OFFSET
+from asgibus.layers.frames import ACKNOWLEDGED
 from asgibus.protocol.checks import MAX_STATE_BYTES
-from asgibus.protocol.connect_request import HTTP, WEBSOCKET, Opening, scope_of
+from asgibus.protocol.connect_request import HTTP, WEBSOCKET, ConnectRequest, build_scope
 from asgibus.protocol.events import (
+    ABORT,
+    ACCEPT,
+    CLOSE,
     CONTINUE,
+    EARLY_HINT,
     GROUP_DISCARD,
     GROUP_DONE,
     HANDOVER,
     HTTP_DISCONNECT,
+    MESSAGE_SENT,
+    OTHER_CLOSE,
     OTHER_DISCONNECT,
+    OTHER_SENT,
+    PATH_SEND,
     REQUEST_BODY,
     REQUEST_END,
+    RESPONSE,
+    RESPONSE_BODY,
+    RESPONSE_END,
+    RESPONSE_START,
+    RESPONSE_START_TRAILERS,
     SAVE_STATE,
     WEBSOCKET_DISCONNECT,
     Event,
     decode,
     disconnect,
+    encode,
+    other,
     size,
 )
-from asgibus.protocol.states import RUN_TABLE, AppState, RunEvent, RunState, transition
-from asgibus.protocol.stream import NEW, Arrival
+from asgibus.protocol.states import (
+    HTTP_TABLE,
+    OTHER_TABLE,
+    RUN_TABLE,
+    AppState,
+    IllegalTransition,
+    RunEvent,
+    RunState,
+    initial_state,
+    transition,
+)
+from asgibus.protocol.stream import PART, ReliableStream
 from asgibus.worker.connection import Connection, Extension
-from asgibus.worker.sending import ClientDisconnected, Host, Sending, resolve, waiting
+from asgibus.worker.sendfile import send_file
 
 logger = logging.getLogger("asgibus.worker")
 
-SERVICE_RESTART = 1012  # close code: the service restarts, the client may come back
+SERVICE_RESTART = 1012  # close code: the service restarts, and the client may connect again
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # one WebSocket message is one entry on the bus, and must not block the others
 
 _HANDED_OVER: Event = (WEBSOCKET_DISCONNECT, SERVICE_RESTART, "")
-# Looked up once: see `protocol.stream`.
-_COMPLETE, _LEAVING = AppState.COMPLETE, RunState.DRAINING
+_DISCONNECTS = (HTTP_DISCONNECT, WEBSOCKET_DISCONNECT, OTHER_DISCONNECT)
+_NAMES = {HTTP: "an HTTP", WEBSOCKET: "a WebSocket"}
+# Module-level aliases, because up to Python 3.11 a lookup of a member on its enum takes 50 ns.
+_OPEN: Final = AppState.OPEN
+_COMPLETE: Final = AppState.COMPLETE
+_DRAINING: Final = RunState.DRAINING
+_DISCONNECTED: Final = RunState.DISCONNECTED
 
 
-class Session(Sending):
-    """The worker's end of a connection."""
+class ClientDisconnected(OSError):
+    """The client is gone, so nothing can be sent to it. ASGI 3, "Disconnected Client - send Exception"."""
+
+
+class SessionHost(Protocol):
+    """The worker, as its sessions see it."""
+
+    bus: Bus
+    layer: ChannelLayer
+    lifespan_state: dict[str, Any]
+    resume: bool
+    """Whether the app can continue with a WebSocket that an earlier run has accepted."""
+    acknowledge_early: bool
+    """Whether an event is acknowledged when the app gets it, and not only when the app has handled it."""
+
+    def schedule_flush(self, session: Session, /) -> None:
+        """Call the session's `flush` at the end of this iteration of the event loop."""
+
+    def cancel_flush(self, session: Session, /) -> None:
+        """Undo `schedule_flush`."""
+
+    def schedule_ack(self, session: Session, /) -> None:
+        """Call the session's `acknowledge` soon."""
+
+    def on_event_stream(self, session: Session, /) -> None:
+        """Handle that the app begins an event stream, which a worker that stops ends soon."""
+
+    def forget(self, session: Session, /) -> None:
+        """Forget a session that has ended and has nothing to repeat."""
+
+
+class ResponseBody:
+    """The body of a response, as its head announces it.
+
+    Args:
+        start: The event of the head.
+        head_only: Whether the request was a HEAD.
+        is_http: Whether this is a response of an HTTP connection, and not the refusal of a WebSocket.
+    """
+
+    __slots__ = ("is_event_stream", "remaining")
+
+    def __init__(self, start: Event, *, head_only: bool, is_http: bool) -> None:
+        self.remaining: int | None = None
+        """The bytes that are left of the content-length; None if there is none, or no body."""
+        self.is_event_stream = False
+        """Whether this is an event stream, which lasts until either side ends it."""
+        if head_only or start[1] in (204, 304):
+            return
+        for given_name, value in start[2]:
+            name = given_name.lower()
+            if name == b"content-length":
+                self.remaining = int(value)
+            elif name == b"content-type":
+                self.is_event_stream = value.lower().startswith(b"text/event-stream")
+        if self.remaining is not None or start[0] != RESPONSE_START or not is_http:
+            self.is_event_stream = False
+
+    def count(self, length: int, *, last: bool) -> None:
+        """Count a part of the body.
+
+        Args:
+            length: The bytes of the part.
+            last: Whether it is the last part.
+
+        Raises:
+            RuntimeError: The body is longer or shorter than its content-length.
+        """
+        if self.remaining is None:
+            return
+        if length > self.remaining:
+            raise RuntimeError("the response's body is longer than its content-length")
+        self.remaining -= length
+        if last and self.remaining:
+            raise RuntimeError(f"the response's body is {self.remaining} bytes shorter than its content-length")
+
+
+class Session:
+    """The worker's end of a connection.
+
+    Args:
+        request: The connection, as the interface server has offered it.
+        claim: The claim of that offer.
+        host: The worker.
+    """
 
     __slots__ = (
+        "_announced",
+        "_app_state",
+        "_body",
+        "_claim",
         "_connecting",
         "_disconnect",
+        "_draft",
+        "_draft_packed",
         "_expects_continue",
         "_group_waiters",
-        "_in_hand_bytes",
+        "_handling",
+        "_handling_bytes",
+        "_head_only",
+        "_held",
         "_inbox",
+        "_own_end",
         "_receivers",
         "_saved",
         "_saved_bytes",
+        "_streaming",
+        "_subprotocols",
+        "_table",
+        "_window_waiters",
+        "confirmation",
+        "host",
+        "is_http",
+        "kind",
+        "lost",
+        "number",
         "parting",
+        "peer",
         "received",
+        "resumed",
+        "run",
         "scope",
+        "stale",
+        "stream",
         "task",
     )
 
-    def __init__(self, opening: Opening, claim: Claim, host: Host) -> None:
-        super().__init__(opening, claim, host)
+    def __init__(self, request: ConnectRequest, claim: Claim, host: SessionHost) -> None:
+        self.host = host
+        self.peer = request.interface
+        """The mailbox of the interface server."""
+        self.number = request.connection
+        """The interface server's number of the connection."""
+        self.kind = request.kind
+        self.is_http = request.kind == HTTP
+        self.resumed = request.resumed
+        """Whether an earlier run has accepted the client."""
+        self.stream = ReliableStream(request.connection, request.attempt, request.window)
+        self.run = RunState.SERVING
+        self.task: asyncio.Task[None] | None = None
+        """The task of the app; None once it has ended."""
+        # Ownership.
+        self._claim = claim
+        self._announced = False  # whether the interface server was sent a frame that names this worker as the owner
+        self.stale = claim.stale
+        """Whether the connection may have been served before, by another worker: see `confirm`."""
+        self.confirmation: asyncio.Future[None] | None = None
+        """Done when the interface server has replied to `confirm`."""
+        self.lost = False
+        """Whether this run can send nothing more to the client."""
         self.parting = False
-        """Whether the interface server waits for the end of this run, which has heard that the client is gone."""
-        self._connecting = opening.kind == WEBSOCKET
-        self._expects_continue = opening.expects_continue
-        self._inbox: list[tuple[int, Event]] = list(enumerate(opening.events))
-        self.expected = len(opening.events)
-        self._in_hand_bytes = 0
-        self.received = opening.handled
-        """How many of the client's events the app and its earlier runs have got."""
-        self._disconnect: Event | None = None
+        """Whether the interface server waits for the end of this run, which gets the disconnect of its client."""
+        # What the app receives.
+        self._connecting = request.kind == WEBSOCKET
+        self._expects_continue = request.expects_continue
+        self._inbox: list[tuple[int, Event]] = list(enumerate(request.events))
+        self.stream.expected = len(request.events)
+        self._handling: int | None = None  # the number of the first event that the app has got and not handled
+        self._handling_bytes = 0
+        self.received = request.handled
+        """The number of the client's events that the app and its earlier runs have got."""
+        self._disconnect: Event | None = None  # the disconnect that the app has got, or is to get next
         self._receivers: list[asyncio.Future[None]] | None = None
+        # What the app sends.
+        self._table, self._app_state = initial_state(request.kind)
+        self._subprotocols = request.subprotocols
+        self._head_only = request.method == "HEAD"
+        self._held: Event | None = None  # the head of the response, which waits for the body
+        self._body: ResponseBody | None = None
+        self._streaming = False  # whether the app has sent a part of the body that is not the last one
+        self._own_end: Event | None = None  # the disconnect that follows the app's own close
+        self._window_waiters: list[asyncio.Future[None]] | None = None
+        self._draft: Draft | None = None  # the last frame, if an event was being handled when it was posted
+        self._draft_packed = 0  # `Bus.packed` at that time
+        # Groups and state.
         self._group_waiters: list[tuple[str, asyncio.Future[None]]] | None = None
-        self._saved_bytes = opening.state
+        self._saved_bytes = request.state
         self._saved: dict[str, Any] | None = None
-        self.scope = scope_of(opening)
+        self.scope = build_scope(request)
         self.scope["state"] = host.lifespan_state.copy()
         # pathsend and zerocopysend are taken, but not offered: middleware that rewrites bodies drops unknown messages.
-        self.scope["extensions"]["asgibus"] = Extension(Connection(self), self.attempt, self._resumed)
-        self.task: asyncio.Task[None] | None = None
+        self.scope["extensions"]["asgibus"] = Extension(Connection(self), request.attempt, request.resumed)
+
+    def __repr__(self) -> str:
+        return f"<Session {self.peer}{self.number} attempt {self.attempt}: {self._app_state.value}>"
 
     @property
-    def is_http(self) -> bool:
-        """Whether this is an HTTP connection; else it is a WebSocket, or of a protocol that is open from the start."""
-        return self._is_http
-
-    @property
-    def resumed(self) -> bool:
-        """Whether an earlier run has accepted the client."""
-        return self._resumed
+    def attempt(self) -> int:
+        """The number of this run of the app, from 1."""
+        return self.stream.attempt
 
     @property
     def awaits_body(self) -> bool:
-        """Whether the request has more of its body than came with the opening."""
-        return self._is_http and not (self._inbox and self._inbox[-1][1][0] == REQUEST_END)
+        """Whether the request has more of its body than came with the offer."""
+        return self.is_http and not (self._inbox and self._inbox[-1][1][0] == REQUEST_END)
 
     @property
     def handed_over(self) -> bool:
-        """Whether another run goes on with the WebSocket, as the app of this one knows."""
+        """Whether another run continues with the WebSocket, and the app of this run knows it."""
         return self.kind == WEBSOCKET and self.run in (RunState.NOTIFIED, RunState.HANDED_OVER, RunState.SUPERSEDED)
 
     @property
     def target(self) -> object:
-        """What the connection is to, or from whom: for people to read."""
+        """The path of the request or the address of the client, for people to read."""
         return self.scope.get("path") or self.scope.get("client")
 
     @property
@@ -114,76 +291,296 @@ class Session(Sending):
         return self._app_state is _COMPLETE
 
     @property
+    def is_event_stream(self) -> bool:
+        """Whether the app has begun an event stream."""
+        return self._body is not None and self._body.is_event_stream
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the client is gone."""
+        return self.run is _DISCONNECTED
+
+    @property
     def layer(self) -> ChannelLayer:
         """The channel layer."""
         return self.host.layer
 
-    # What the app calls.
+    # The app receives.
 
     async def receive(self) -> dict[str, Any]:
-        """ASGI's receive. The app is done with the event before, which is acknowledged then."""
+        """Return the next event for the app. ASGI's `receive`.
+
+        The app has handled the event before, which is acknowledged now.
+        """
         if self._connecting:
             self._connecting = False
             return {"type": "websocket.connect"}
         if self._disconnect is None:
-            self._done()
+            self._handled()
         while True:
-            if self.run is _LEAVING:
-                self._tell()
+            if self.run is _DRAINING:
+                self._notify_handover()
             if self._disconnect is not None:
                 return decode(self._disconnect)
-            if self._is_http:
+            if self.is_http:
                 if self._app_state is _COMPLETE:
                     return decode(disconnect(HTTP, 1006, ""))
                 self._join_body()
             if self._inbox:
                 break
             if self._app_state is _COMPLETE:
-                # The app itself has ended the connection; a WebSocket that it refused was never open.
+                # The app itself has ended the connection. A WebSocket that it refused was never open.
                 return decode(self._own_end or disconnect(self.kind, 1006, ""))
             if self._expects_continue:
                 self._expects_continue = False
                 self.post((CONTINUE,))
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._receivers = [waiter] if self._receivers is None else [*waiting(self._receivers), waiter]
+            self._receivers = [waiter] if self._receivers is None else [*_pending(self._receivers), waiter]
             await waiter
         number, event = self._inbox.pop(0)
-        if self._in_hand is None:
-            self._in_hand = number
-        self._in_hand_bytes += size(event)
-        if event[0] in (HTTP_DISCONNECT, WEBSOCKET_DISCONNECT, OTHER_DISCONNECT):
-            self._disconnect = event  # in hand until the app returns
+        if self._handling is None:
+            self._handling = number
+        self._handling_bytes += size(event)
+        if event[0] in _DISCONNECTS:
+            self._disconnect = event  # handled when the app returns
         else:
             self.received += 1
             if self.host.acknowledge_early:
-                self._done()
+                self._handled()
         return decode(event)
 
     def _join_body(self) -> None:
-        """Spare the app parts of a body that carry nothing, as the first and the last one may be."""
+        """Remove empty parts of the body, which the app need not see: the first and the last one may be empty."""
         inbox = self._inbox
         while inbox and inbox[0][1] == (REQUEST_BODY, b""):
             del inbox[0]
         if len(inbox) > 1 and inbox[0][1][0] == REQUEST_BODY and inbox[1][1] == (REQUEST_END, b""):
             inbox[:2] = [(inbox[0][0], (REQUEST_END, inbox[0][1][1]))]
 
-    def _done(self) -> None:
-        """Acknowledge what the app has in hand: it is done with that."""
-        if self._in_hand is not None:
-            counted, self._in_hand, self._in_hand_bytes = self._in_hand_bytes, None, 0
-            if self._last_sent is None or not self.acknowledged_with_answer(
-                self._inbox[0][0] if self._inbox else self.expected
-            ):
-                self._took(counted)
+    def _handled(self) -> None:
+        """Count the events that the app has got as handled."""
+        if self._handling is not None:
+            counted, self._handling, self._handling_bytes = self._handling_bytes, None, 0
+            through = self._inbox[0][0] if self._inbox else self.stream.expected
+            if self._draft is None or not self._acknowledge_with_draft(through):
+                self._consume(counted)
 
-    @property
-    def _has_heard(self) -> bool:
-        return self._disconnect is not None
+    def _consume(self, counted: int) -> None:
+        """Count bytes as consumed, up to the first event that the app has not handled or not got."""
+        stream = self.stream
+        reported = not stream.unreported
+        through = self._handling
+        if through is None:
+            through = self._inbox[0][0] if self._inbox else stream.expected
+        stream.consume(counted, through)
+        if reported and not self.is_http:
+            self.host.schedule_ack(self)
+        if stream.ack_due and not self.lost:
+            self.host.bus.post(self.peer, stream.ack_frame())
+
+    def _acknowledge_with_draft(self, through: int) -> bool:
+        """Write the acknowledgement into the frame that was posted last, unless it is on its way already.
+
+        Most apps ask for the next event right after they have answered one. The answer and the acknowledgement then
+        arrive together, or neither does. So a client never gets the answer to an event that a further run handles
+        again after a crash.
+
+        Args:
+            through: The app has handled every event below this number.
+
+        Returns:
+            Whether the frame could be changed.
+        """
+        draft, self._draft = self._draft, None
+        if draft is None or self._draft_packed != self.host.bus.packed:
+            return False
+        draft[ACKNOWLEDGED] = self.stream.consumed = through
+        self.stream.unreported = 0
+        return True
+
+    def _wake_receivers(self) -> None:
+        if self._receivers is not None:
+            receivers, self._receivers = self._receivers, None
+            _wake(receivers)
+
+    # The app sends.
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        """Send an event of the app. ASGI's `send`. Waits while the client is slow.
+
+        Once the client is gone, only a message and a further part of a stream raise: see `_send_to_nobody`.
+
+        Raises:
+            ClientDisconnected: The client is gone. It is an OSError.
+            ValueError, TypeError: The event is not valid.
+            IllegalTransition: The event is out of order. It is a RuntimeError.
+            MessageTooLarge: A WebSocket message is larger than 16 MiB.
+            OSError: A file cannot be read.
+        """
+        if self.lost:
+            self._send_to_nobody(message)
+            return
+        event = encode(message)
+        kind = message["type"]
+        if kind.partition(".")[0] != self.kind:
+            raise ValueError(f"{kind!r} cannot be sent on {_NAMES.get(self.kind) or 'a ' + self.kind} connection")
+        if self._app_state is _COMPLETE and self.is_http:
+            return  # "any further messages on the channel will be ignored", Response Body
+        code = event[0]
+        before = self._app_state
+        if code >= PATH_SEND:
+            await self._send_file(event)
+            return
+        after = self._table.get((before, code))
+        if after is None:
+            if self._disconnect is not None:
+                return  # some apps answer again after a stream that a disconnect has ended
+            raise IllegalTransition(before, code)
+        if code == RESPONSE_BODY or code == RESPONSE_END:
+            if self._body is not None:
+                self._body.count(len(event[1]), last=code == RESPONSE_END)
+            if code == RESPONSE_BODY:
+                self._streaming = True
+            if len(event[1]) > PART:
+                self.flush()
+                event = await self._send_parts(event)
+                if self.lost:
+                    return
+        elif code == RESPONSE_START or code == RESPONSE_START_TRAILERS:
+            self._body = ResponseBody(event, head_only=self._head_only, is_http=self.is_http)
+        elif (code == MESSAGE_SENT or code == OTHER_SENT) and len(event[-1]) > MAX_MESSAGE_BYTES:
+            raise MessageTooLarge(len(event[-1]), MAX_MESSAGE_BYTES)
+        elif code == ACCEPT:
+            if event[1] is not None and event[1] not in self._subprotocols:
+                raise ValueError(f"the client did not offer the subprotocol {event[1]!r}, see scope['subprotocols']")
+            event = (*event[:3], self.host.resume)
+        self._app_state = after
+        if code == RESPONSE_START and self.is_http:
+            if self.is_event_stream:
+                self.host.on_event_stream(self)
+            self._held = event  # most apps send the body at once: then both are one event
+            self.host.schedule_flush(self)
+            return
+        if self._held is not None and code != EARLY_HINT:
+            if code == RESPONSE_END and len(event[1]) <= PART:
+                event, self._held = (RESPONSE, *self._held[1:], event[1]), None
+            else:
+                self.flush()
+        self.post(event)
+        if after is _COMPLETE:
+            if code == CLOSE and before is _OPEN:
+                self._own_end = (WEBSOCKET_DISCONNECT, event[1], event[2])
+            self._wake_receivers()
+        stream = self.stream
+        if stream.in_flight >= stream.window:
+            await self._wait_for_window()
+            if self.is_gone and not self.is_http:
+                raise ClientDisconnected("the client is gone, and has not read all that was sent")
+
+    def _send_to_nobody(self, message: MutableMapping[str, Any]) -> None:
+        """Decide whether an app may send a message to a client that is gone.
+
+        A whole answer is no error, as in ASGI up to version 2.3 of HTTP: the app has done its work. An accept, a close
+        and a refusal are no errors either, because the app may not know yet. An app that sends more of a stream, or
+        more messages, must learn that nobody gets them.
+
+        Raises:
+            ClientDisconnected: For a message, and for a part of a stream after its first part.
+        """
+        kind = str(message.get("type"))
+        if kind.startswith(("http.response.", "websocket.http.response.")):
+            refused = self._streaming and bool(message.get("more_body"))
+            self._streaming = self._streaming or bool(message.get("more_body"))
+        else:
+            refused = not kind.endswith((".close", ".accept"))
+        if refused:
+            gone = "another run goes on with the client" if self.run is not _DISCONNECTED else "the client is gone"
+            raise ClientDisconnected(f"{gone}: {kind!r} was not sent")
+
+    def flush(self) -> None:
+        """Post the head of the response if it is still held, because the body does not follow at once."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            self.post(held)
+
+    def post(self, event: Event) -> None:
+        """Number an event and post it to the interface server."""
+        frame, counted = self.stream.send(event)
+        bus = self.host.bus
+        if self._handling is None:
+            bus.post(self.peer, frame, counted)
+        else:  # it may be the answer to the event that the app handles: see `_acknowledge_with_draft`
+            self._draft = [*frame]
+            self._draft_packed = bus.packed
+            bus.post(self.peer, self._draft, counted)
+        if not self._announced:
+            self._complete_claim()
+
+    async def _send_parts(self, event: Event) -> Event:
+        """Post a large body in parts, each when the window is open.
+
+        Returns:
+            The event of the last part, which is not posted. Returns early if the client is gone.
+        """
+        body = memoryview(event[1])
+        cut = (len(body) - 1) // PART * PART
+        for start in range(0, cut, PART):
+            await self._wait_for_window()
+            if self.lost:
+                return event
+            self.post((RESPONSE_BODY, bytes(body[start : start + PART])))
+        await self._wait_for_window()
+        return (event[0], bytes(body[cut:]))
+
+    async def _send_file(self, event: Event) -> None:
+        """Send a file as the body, or as a part of the body."""
+        more = event[0] != PATH_SEND and event[1]
+        transition(HTTP_TABLE, self._app_state, RESPONSE_BODY if more else RESPONSE_END)
+        # The head is held until the first part. If the file cannot be read, there is none, and the client gets a 500.
+        self.host.cancel_flush(self)
+        assert self._body is not None  # the head was sent, or the transition would be illegal
+        limit = self._body.remaining if event[0] == PATH_SEND else None
+        if self._head_only:
+            limit = 0
+        try:
+            await send_file(event, limit, partial(self._send_part, more))
+        except ClientDisconnected:
+            if more:
+                raise
+        finally:
+            if self._held is not None:
+                self.host.schedule_flush(self)
+
+    async def _send_part(self, more: bool, body: bytes, last: bool) -> None:
+        await self.send({"type": "http.response.body", "body": body, "more_body": more or not last})
+
+    async def _wait_for_window(self) -> None:
+        """Wait until the window is open or nothing more can be sent."""
+        while not self.stream.window_open and not self.lost:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._window_waiters = [*_pending(self._window_waiters), waiter]
+            await waiter
+
+    def _wake_senders(self) -> None:
+        if self._window_waiters is not None:
+            waiters, self._window_waiters = self._window_waiters, None
+            _wake(waiters)
+
+    # Groups and state.
 
     async def change_group(self, code: int, group: str) -> None:
-        """Ask the interface server to add this connection to a group, or to take it out, and wait until it has."""
+        """Add this connection to a group or remove it, and wait until the interface server has done so.
+
+        Args:
+            code: GROUP_ADD or GROUP_DISCARD.
+            group: The group.
+
+        Raises:
+            ClientDisconnected: The client is gone.
+            LayerUnavailable: The store could not be reached in time.
+        """
         if self.handed_over and code == GROUP_DISCARD:
-            return  # the connection goes on, and so does its membership: nothing may be missed between two runs
+            return  # the connection keeps its memberships, so that no broadcast is missed between two runs
         if self.lost or self._disconnect is not None:
             raise ClientDisconnected("the client is gone, and with it its memberships")
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -192,110 +589,8 @@ class Session(Sending):
         self.post((code, group))
         await waiter
 
-    @property
-    def state(self) -> dict[str, Any]:
-        """What the app saved, unpacked at the first look."""
-        if self._saved is None:
-            self._saved = listed(unpack(self._saved_bytes)) if self._saved_bytes else {}
-        return self._saved
-
-    async def save_state(self) -> None:
-        """See `Connection.save_state`."""
-        if self.run is RunState.SUPERSEDED:
-            raise ClientDisconnected("another run serves this connection by now, with a state of its own")
-        if self.run in (RunState.DISCONNECTED, RunState.HANDED_OVER, RunState.ENDED):
-            raise ClientDisconnected("the client is gone, and with it its state")
-        self._save()
-        if self.run is not RunState.NOTIFIED:
-            await self._window()
-            if self.is_gone:
-                raise ClientDisconnected("the client is gone, and with it its state")
-
-    def _save(self) -> None:
-        """Post the state if it is another than the interface server has. Raises TypeError, MessageTooLarge."""
-        packed = pack(self.state)
-        if len(packed) > MAX_STATE_BYTES:
-            raise MessageTooLarge(len(packed), MAX_STATE_BYTES)
-        if packed != self._saved_bytes:
-            self._saved_bytes = packed
-            self.post((SAVE_STATE, packed))
-
-    # What arrives from the interface server.
-
-    def event(self, frame: Frame) -> None:
-        """An EVENT frame for this session."""
-        if frame[4] > self.acked and self.acknowledged(frame[4]):
-            self._open_window()
-        if (arrival := self.arrived(frame[3])) is not NEW:
-            if arrival is Arrival.GAP:
-                self.host.bus.post(self.interface, self.resend())
-            return
-        event = frame[EVENT_OFFSET:]
-        code = event[0]
-        if code == GROUP_DONE:
-            self._took(size(event))
-            self._group_done(event[2], event[1])
-            return
-        self._inbox.append((frame[3], event))
-        if code == WEBSOCKET_DISCONNECT:
-            self.parting = self.host.resume
-            if (
-                self.run is not RunState.NOTIFIED
-            ):  # else the next run hears of it, and this one has still to be handed over
-                self._lose()
-        elif code == OTHER_DISCONNECT or (code == HTTP_DISCONNECT and event[1]):
-            self._lose()
-        self._wake()
-
-    def superseded(self) -> None:
-        """End this run as one that was handed over, since another run serves its connection."""
-        self.run = transition(RUN_TABLE, self.run, RunEvent.SUPERSEDE)
-        if self.run is RunState.SUPERSEDED and self._disconnect is None:
-            self._disconnect = _HANDED_OVER if self.kind == WEBSOCKET else disconnect(self.kind, 1006, "")
-            self._cut()
-            self._wake()
-
-    def disconnected(self, code: int, reason: str = "") -> None:
-        """The client is gone, without the interface server having said so in an event."""
-        if self.run not in (RunState.DISCONNECTED, RunState.SUPERSEDED):
-            self._inbox.append((self.expected, disconnect(self.kind, code, reason)))
-            self._lose()
-            self._wake()
-
-    def _lose(self) -> None:
-        if self.run is not RunState.DISCONNECTED:
-            self.run = transition(RUN_TABLE, self.run, RunEvent.DISCONNECT)
-        self._cut()
-
-    def _cut(self) -> None:
-        """Nothing can be sent any more, and nothing need be waited for."""
-        self.lost = True
-        self._confirmed()
-        self._open_window()
-        for _, waiter in self._group_waiters or ():
-            if not waiter.done():
-                waiter.set_exception(ClientDisconnected("the client is gone, and with it its memberships"))
-                waiter.exception()  # looked at, so that nothing is logged if the app has stopped waiting
-        self._group_waiters = None
-
-    def _took(self, counted: int) -> None:
-        """Count bytes as dealt with; and what is before the first event that the app has in hand, or has not got."""
-        told = not self.untold
-        through = self._in_hand
-        if through is None:
-            through = self._inbox[0][0] if self._inbox else self.expected
-        self.took(counted, through)
-        if told and not self._is_http:
-            self.host.took(self)
-        if self.ack_due and not self.lost:
-            self.host.bus.post(self.interface, self.ack())
-
-    def _wake(self) -> None:
-        if self._receivers is not None:
-            waiters, self._receivers = self._receivers, None
-            resolve(waiters)
-
-    def _group_done(self, group: str, error: str | None) -> None:
+    def _on_group_done(self, group: str, error: str | None) -> None:
+        """Wake the task that has waited longest for that group."""
         waiters = self._group_waiters or []
         for index, (name, waiter) in enumerate(waiters):
             if name == group:
@@ -308,70 +603,296 @@ class Session(Sending):
                     waiter.set_exception(LayerUnavailable(error))
                 return
 
+    @property
+    def state(self) -> dict[str, Any]:
+        """The state that the app keeps with the connection. It is unpacked at the first access."""
+        if self._saved is None:
+            self._saved = listed(unpack(self._saved_bytes)) if self._saved_bytes else {}
+        return self._saved
+
+    async def save_state(self) -> None:
+        """Save `state` at the interface server.
+
+        Raises:
+            ClientDisconnected: The client is gone, or another run serves it.
+            TypeError: The state holds a value that a message cannot hold.
+            MessageTooLarge: The packed state is larger than 16 KiB.
+        """
+        if self.run is RunState.SUPERSEDED:
+            raise ClientDisconnected("another run serves this connection by now, with a state of its own")
+        if self.run in (RunState.DISCONNECTED, RunState.HANDED_OVER, RunState.ENDED):
+            raise ClientDisconnected("the client is gone, and with it its state")
+        self._post_state()
+        if self.run is not RunState.NOTIFIED:
+            await self._wait_for_window()
+            if self.is_gone:
+                raise ClientDisconnected("the client is gone, and with it its state")
+
+    def _post_state(self) -> None:
+        """Post the state if it differs from the one that the interface server has."""
+        packed = pack(self.state)
+        if len(packed) > MAX_STATE_BYTES:
+            raise MessageTooLarge(len(packed), MAX_STATE_BYTES)
+        if packed != self._saved_bytes:
+            self._saved_bytes = packed
+            self.post((SAVE_STATE, packed))
+
+    # Ownership.
+
+    def announce(self) -> None:
+        """Name this worker as the owner, if no event has done so yet."""
+        if not self._announced:
+            self.host.bus.post(self.peer, self.stream.claimed_frame())
+            self._complete_claim()
+
+    async def confirm(self) -> None:
+        """Ask the interface server whether this connection is still to be served. If it is not, the session is lost."""
+        self.confirmation = asyncio.get_running_loop().create_future()
+        self.host.bus.post(self.peer, self.stream.probe_frame())
+        await self.confirmation
+        if not self.lost and not self._announced:
+            self._complete_claim()
+
+    def _complete_claim(self) -> None:
+        """Complete the claim, because the frame that was just posted names the owner, and is written before."""
+        self._announced = True
+        self.host.bus.done(self._claim)
+
+    def _resolve_confirmation(self) -> None:
+        if self.confirmation is not None and not self.confirmation.done():
+            self.confirmation.set_result(None)
+
+    # From the interface server: see `protocol.router.Endpoint`.
+
+    def on_event(self, event: Event) -> None:
+        """Pass the next event of the client to the app."""
+        code = event[0]
+        if self.task is None:
+            if code == WEBSOCKET_DISCONNECT and self.run is RunState.ENDED:
+                self.host.forget(self)  # nobody waits for the last events of this run
+            return
+        if code == GROUP_DONE:
+            self._consume(size(event))
+            self._on_group_done(event[2], event[1])
+            return
+        self._inbox.append((self.stream.expected - 1, event))
+        if code == WEBSOCKET_DISCONNECT:
+            self.parting = self.host.resume
+            # A run whose app knows of the handover is still handed over; the next run gets the disconnect.
+            if self.run is not RunState.NOTIFIED:
+                self._set_disconnected()
+        elif code == OTHER_DISCONNECT or (code == HTTP_DISCONNECT and event[1]):
+            self._set_disconnected()
+        self._wake_receivers()
+
+    def on_ack(self, number: int) -> None:
+        """Handle that the interface server has consumed every event below `number`."""
+        if self.stream.acknowledge(number):
+            self._wake_senders()
+        if self.confirmation is not None:
+            self._resolve_confirmation()
+        if self.task is None and not self.stream.in_flight:
+            self.host.forget(self)
+
+    def on_reset(self) -> None:
+        """Handle that the interface server does not know this connection."""
+        if self.task is None:
+            self.host.forget(self)
+        else:
+            self.disconnected(1006)
+
+    def on_superseded(self) -> None:
+        """End this run as if it were handed over, because another run serves its connection."""
+        if self.task is None:
+            self.host.forget(self)
+            return
+        self.run = transition(RUN_TABLE, self.run, RunEvent.SUPERSEDE)
+        if self.run is RunState.SUPERSEDED and self._disconnect is None:
+            self._disconnect = _HANDED_OVER if self.kind == WEBSOCKET else disconnect(self.kind, 1006, "")
+            self._release_waiters()
+            self._wake_receivers()
+
+    def answer_probe(self, number: int) -> Frame:
+        """Return the answer to a probe: a RESET if this run has given its client up."""
+        if self.run is _DISCONNECTED and not self.parting:
+            return self.stream.reset_frame()
+        return self.stream.answer_probe(number)
+
+    def acknowledge(self) -> None:
+        """Post an acknowledgement of what was consumed, unless nothing more can be sent."""
+        if self.stream.unreported and not self.lost:
+            self.host.bus.post(self.peer, self.stream.ack_frame())
+
+    @property
+    def expects_ack(self) -> bool:
+        """Whether the interface server is going to acknowledge what was sent: a whole response it does not."""
+        return not (self.is_http and self._app_state is _COMPLETE)
+
+    @property
+    def may_probe(self) -> bool:
+        """Whether the client is still served by this run."""
+        return self.run not in (RunState.DISCONNECTED, RunState.SUPERSEDED)
+
+    def disconnected(self, code: int, reason: str = "") -> None:
+        """Disconnect the app from its client, although the interface server has sent no disconnect.
+
+        Args:
+            code: The close code for the app.
+            reason: The reason for the app.
+        """
+        if self.run not in (RunState.DISCONNECTED, RunState.SUPERSEDED):
+            self._inbox.append((self.stream.expected, disconnect(self.kind, code, reason)))
+            self._set_disconnected()
+            self._wake_receivers()
+
+    def _set_disconnected(self) -> None:
+        if self.run is not _DISCONNECTED:
+            self.run = transition(RUN_TABLE, self.run, RunEvent.DISCONNECT)
+        self._release_waiters()
+
+    def _release_waiters(self) -> None:
+        """Wake every task that waits to send, because nothing can be sent any more."""
+        self.lost = True
+        self._resolve_confirmation()
+        self._wake_senders()
+        for _, waiter in self._group_waiters or ():
+            if not waiter.done():
+                waiter.set_exception(ClientDisconnected("the client is gone, and with it its memberships"))
+                waiter.exception()  # marks it as retrieved: the app may have stopped waiting
+        self._group_waiters = None
+
     # The end.
 
     def drain(self) -> None:
-        """End what would last, as the worker stops: hand a WebSocket over, or close it; end an event stream.
+        """End a connection that would last, because the worker stops. Other requests may finish.
 
-        A WebSocket is handed over, and an event stream ended, when the app has cleaned up. Other requests may finish.
+        A WebSocket is handed over, and an event stream ended, as soon as the app has cleaned up. Without `--resume`, a
+        WebSocket is closed.
         """
         if self.run is not RunState.SERVING:
             return
-        if self._is_http:
-            leaves = self.is_event_stream
+        if self.is_http:
+            drains = self.is_event_stream
         else:
-            leaves = (
-                self.host.resume and self.kind == WEBSOCKET and self._app_state in (AppState.HANDSHAKE, AppState.OPEN)
-            )
-        if leaves:
+            is_open = self._app_state in (AppState.HANDSHAKE, AppState.OPEN)
+            drains = self.host.resume and self.kind == WEBSOCKET and is_open
+        if drains:
             self.run = transition(RUN_TABLE, self.run, RunEvent.DRAIN)
-            self._wake()
-        elif not self._is_http:
-            self.close(SERVICE_RESTART, "")
+            self._wake_receivers()
+        elif not self.is_http:
+            self._close(SERVICE_RESTART, "")
             self.disconnected(SERVICE_RESTART, "" if self.kind == WEBSOCKET else "the worker stops")
 
-    def insist(self) -> None:
-        """Let an app that has not asked for what comes learn from `send` that it is to end."""
-        if self.run is _LEAVING:
-            self._tell()
-            self._wake()
+    def force_disconnect(self) -> None:
+        """Make `send` raise for an app that does not call `receive`, so that it learns of the handover."""
+        if self.run is _DRAINING:
+            self._notify_handover()
+            self._wake_receivers()
 
     def warn(self) -> None:
-        """Tell the app of a request that it will soon be cut: it gets `http.disconnect`, and may still answer."""
-        if self._is_http and self._disconnect is None:
+        """Give the app of a request `http.disconnect`, because it will be cancelled soon. It may still answer."""
+        if self.is_http and self._disconnect is None:
             self._disconnect = (HTTP_DISCONNECT, False)
-            self._wake()
+            self._wake_receivers()
 
-    def _tell(self) -> None:
+    def _notify_handover(self) -> None:
         self.run = transition(RUN_TABLE, self.run, RunEvent.NOTIFY)
-        # What is in the inbox was not taken, so the next run gets it.
-        self._disconnect = (HTTP_DISCONNECT, False) if self._is_http else _HANDED_OVER
-        self._cut()
+        # The events in the inbox are not acknowledged, so the next run gets them.
+        self._disconnect = (HTTP_DISCONNECT, False) if self.is_http else _HANDED_OVER
+        self._release_waiters()
 
     def end(self, error: BaseException | None) -> None:
-        """The app has returned, or raised: answer what it left open, and log what it did wrong."""
+        """End the run, because the app has returned or raised: answer for the app, and log its mistakes.
+
+        Args:
+            error: What the app has raised; None if it returned.
+        """
         if error is None:
-            self._done()
+            self._handled()
         if self.run is RunState.NOTIFIED and self._app_state is not _COMPLETE:
-            if self._is_http:
-                self.end_stream()
+            if self.is_http:
+                self._end_event_stream()
             else:
                 self._hand_over()
-        elif wrong := self.finish(error, excused=self._disconnect is not None):
-            logger.error("the app %s on %s %r", wrong, self.scope["type"], self.target)
+        elif mistake := self._finish(error):
+            logger.error("the app %s on %s %r", mistake, self.scope["type"], self.target)
         self.run = transition(RUN_TABLE, self.run, RunEvent.RETURN)
         if not self._announced:
-            self._owned()
-        # Let go of what refers back to this session: its memory is then free at once.
+            self._complete_claim()
+        # Drop the references back to this session, so that its memory is freed without the garbage collector.
         self.scope = {}
         self.task = None
         self._held = None
-        self.lost = True  # an app's stray task that sends later is told so
+        self.lost = True  # a task that the app has left running gets an error from `send`
 
     def _hand_over(self) -> None:
         if self._saved is not None:
             try:
-                self._save()
+                self._post_state()
             except (TypeError, MessageTooLarge) as error:
                 logger.error("the state of a connection could not be handed over: %s", error)
         self.post((HANDOVER,))
+
+    def _end_event_stream(self) -> None:
+        """End the body of an event stream for an app that was told to stop."""
+        self.flush()
+        self._app_state = _COMPLETE
+        self.post((RESPONSE_END, b""))
+
+    def _finish(self, error: BaseException | None) -> str | None:
+        """Answer for an app that has ended without a whole answer.
+
+        Returns:
+            The app's mistake, unless it raised or had got a disconnect; None if it made none.
+        """
+        if self.lost or self._app_state is _COMPLETE:
+            return None
+        excused = error is not None or self._disconnect is not None
+        if self._table is OTHER_TABLE:
+            self.post((ABORT,) if error is not None else self._other_close())
+            return None
+        if self._held is not None:  # the client has seen nothing of this response
+            self._held = None
+            self._app_state = AppState.WAITING
+        if self._app_state in (AppState.WAITING, AppState.HANDSHAKE) and not self.resumed:
+            self._answer(500, b"Internal Server Error")
+            return None if excused else "returned without answering"
+        if self._app_state in (_OPEN, AppState.HANDSHAKE):
+            self.post((CLOSE, 1011 if error else 1000, ""))
+            return None
+        self.post((ABORT,))
+        return None if excused else "returned before its response was complete"
+
+    def _close(self, code: int, reason: str) -> None:
+        """Close the client's WebSocket, or its connection of another protocol, because the worker stops."""
+        if self.lost:
+            return
+        if self._table is OTHER_TABLE:
+            if self._app_state is _OPEN:
+                self.post(self._other_close())
+        elif self._app_state is _OPEN or self.resumed:
+            self.post((CLOSE, code, reason))
+        elif self._app_state is AppState.HANDSHAKE:
+            self._answer(503, b"This server is stopping.")
+        elif self._app_state is AppState.DENYING:
+            self.post((ABORT,))
+        self._app_state = _COMPLETE
+
+    def _other_close(self) -> Event:
+        return other(OTHER_CLOSE, {"type": f"{self.kind}.close"})
+
+    def _answer(self, status: int, body: bytes) -> None:
+        headers = ((b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body)))
+        self.post((RESPONSE_START, status, headers))
+        self.post((RESPONSE_END, body))
+
+
+def _pending(waiters: list[asyncio.Future[None]] | None) -> list[asyncio.Future[None]]:
+    """Return the waiters whose tasks were not cancelled: an app may cancel the same wait again and again."""
+    return [waiter for waiter in waiters if not waiter.done()] if waiters else []
+
+
+def _wake(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)

@@ -1,4 +1,4 @@
-"""The table of sessions, and the handler of the worker's mailbox."""
+"""The registry of sessions. It handles the mailbox of the worker."""
 
 from __future__ import annotations
 
@@ -9,246 +9,256 @@ from collections.abc import Iterator, Sequence
 
 import anyio
 
-from asgibus.layers.contract import Bus, Claim, Frame
-from asgibus.layers.frames import ABANDONED, ACK, DEAD, EVENT, EVENT_OFFSET, PROBE, RESEND, RESET, SUPERSEDED
-from asgibus.protocol.checks import FROM_CLIENT, BadFrame, ForeignVersion, check_frame, read_opening
-from asgibus.protocol.connect_request import Opening
-from asgibus.protocol.events import WEBSOCKET_DISCONNECT
-from asgibus.protocol.states import RunState
-from asgibus.worker.answers import Answers
-from asgibus.worker.sending import Sending
+from asgibus.layers.contract import Bus, Claim, Frame, Handler
+from asgibus.layers.frames import ABANDONED, DEAD
+from asgibus.protocol.checks import FROM_CLIENT, ForeignVersion, read_request
+from asgibus.protocol.connect_request import ConnectRequest
+from asgibus.protocol.router import StreamRouter
 from asgibus.worker.session import Session
 
 logger = logging.getLogger("asgibus.worker")
 
-TICK_SECONDS = (
-    0.1  # what a WebSocket's app is done with is acknowledged this soon: after a crash it does not come again
-)
-CHECK_TICKS = 10  # what a request's app is done with is acknowledged this often, and missing mailboxes are tried again
-PROBE_TICKS = 50  # what was sent and is not acknowledged for as long is asked after: it may be lost
-PROBE_AGAIN_TICKS = 30  # after an interruption: what others judge of us for longer, they judge from a later beat
-ANSWER_TICKS = 25  # an answer to a request is kept for one to two times as long: see `Answers`
-SETTLE_SECONDS = 2.0  # for the interface servers to confirm what was said last
+TICK_SECONDS = 0.1  # until the events that a WebSocket's app has handled are acknowledged: a crash repeats later ones
+RECENT_SECONDS = 2.5  # an answered request is kept for one to two times as long: see `RecentResponses`
+SETTLE_SECONDS = 2.0  # for the interface servers to acknowledge the last events
+
+# The usual bound of each generation has room for the responses of some milliseconds, which may be on their way. A
+# larger one would cost each request a fifth of the worker's time, because it exceeds the caches of the processor.
+USUAL_BYTES = 256 * 1024
+MOST_BYTES = 8 * 1024 * 1024
+SESSION_BYTES = 1024  # of a session, beside its response
 
 
-class Sessions:
-    """Every session by its connection, and those whose last words are under way."""
+class RecentResponses:
+    """The sessions of answered requests, kept for a moment because the store may lose a response on its way.
+
+    An interface server does not acknowledge a whole response, which would cost a frame for each request. It requests
+    the response again, or is probed, when the store has lost its data.
+
+    There are two generations of sessions. The older one is forgotten as a whole.
+    """
+
+    def __init__(self) -> None:
+        self._young: dict[tuple[str, int], Session] = {}
+        self._old: dict[tuple[str, int], Session] = {}
+        self._bytes = 0
+        self._limit = USUAL_BYTES
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter([*self._old.values(), *self._young.values()])
+
+    def add(self, session: Session) -> None:
+        """Add the session of a request."""
+        self._young[session.peer, session.number] = session
+        self._bytes += session.stream.in_flight + SESSION_BYTES
+        if self._bytes > self._limit:
+            self._start_generation()
+
+    def keep_more(self) -> None:
+        """Raise the bound until the next call of `rotate`, because responses are being lost."""
+        self._limit = MOST_BYTES
+
+    def rotate(self) -> None:
+        """Forget the sessions that were here at the last call."""
+        self._start_generation()
+        self._limit = USUAL_BYTES
+
+    def _start_generation(self) -> None:
+        self._old, self._young, self._bytes = self._young, {}, 0
+
+    def find(self, interface: str, number: int) -> Session | None:
+        """Return the session of a connection, or None."""
+        key = (interface, number)
+        return self._young.get(key) or self._old.get(key)
+
+    def forget(self, session: Session) -> None:
+        """Remove a session, whose response has arrived or need not arrive."""
+        key = (session.peer, session.number)
+        for sessions in (self._young, self._old):
+            if sessions.get(key) is session:
+                del sessions[key]
+
+
+class SessionRegistry(Handler):
+    """The sessions of a worker, by their connections, including those that may have to repeat their last events."""
 
     bus: Bus
+    """The place on the bus; set by `on_bus`."""
 
     def __init__(self) -> None:
         self._sessions: dict[tuple[str, int], Session] = {}
-        self._ended: dict[Session, None] = {}  # WebSockets whose last words the interface server has not confirmed
-        self._answers = Answers()
+        self._unacked: dict[Session, None] = {}  # ended WebSockets whose last events are not acknowledged
+        self._recent = RecentResponses()
         self._settled = asyncio.Event()
-        self._taken: list[Sending] = []
-        self._ticks = 0
-        self._probe_again = 0  # the tick when all is asked after once more
-        self._suspects: set[str] = set()  # interface servers who had no mailbox when something was posted to them
+        self._ack_soon: list[Session] = []
+        self._rotate_at = 0.0
         self.counts: Counter[str] = Counter()
-        """What was repaired, lost or dropped, by what it was."""
+        """Repaired, lost and dropped items by kind; exported as metrics."""
+        self._router = StreamRouter(self, FROM_CLIENT, self.counts, logger)
+
+    def on_bus(self, bus: Bus) -> None:
+        """Take a place on the bus."""
+        self.bus = self._router.bus = bus
 
     def __iter__(self) -> Iterator[Session]:
-        return iter([*self._sessions.values()])
+        return iter([*self._sessions.values(), *self._recent])
 
     def __contains__(self, session: Session) -> bool:
-        return self._sessions.get((session.interface, session.number)) is session
+        return self._sessions.get((session.peer, session.number)) is session
 
-    def known(self, opening: Opening) -> bool:
-        """Whether the run that an opening asks for, or a later one, is here already; an earlier one is ended."""
-        known = self._find(opening.interface, opening.connection)
+    def serving(self) -> list[Session]:
+        """Return the sessions whose apps are running."""
+        return [session for session in self._sessions.values() if session.task is not None]
+
+    def drop_duplicate(self, request: ConnectRequest) -> bool:
+        """Check a new request against the known sessions, and supersede an earlier run of its connection.
+
+        Returns:
+            Whether the run that is requested, or a later one, is known already: its offer was repeated.
+        """
+        known = self.find_connection(request.interface, request.connection)
         if known is None:
             return False
-        if known.attempt >= opening.attempt:  # its offer was made twice, as the store seemed to have lost it
-            # A probe names the owner, and finds what else was lost; but this run may believe that its client is gone.
-            self.bus.post(known.interface, known.reset() if known.run is RunState.DISCONNECTED else known.probe())
-            return True
-        self._supersede(known)  # the interface server has begun anew, without this run
-        return False
+        if known.attempt < request.attempt:
+            known.on_superseded()  # the interface server has given that run up
+            return False
+        # A probe names the owner and finds other lost frames. A run without its client is to be given up.
+        stream = known.stream
+        self.bus.post(known.peer, stream.reset_frame() if known.is_gone else stream.probe_frame())
+        return True
 
     def add(self, session: Session) -> None:
-        """A run begins."""
-        self._sessions[session.interface, session.number] = session
+        """Add the session of a run that begins."""
+        self._sessions[session.peer, session.number] = session
         if session.attempt > 1:
             self.counts["further run"] += 1
 
-    def ended(self, session: Session, *, lost: bool) -> None:
-        """A run has ended. `lost`: its client was gone, so that nothing needs to arrive there any more."""
-        if lost and session.parting:
-            session.took(0, session.expected)
-            self.bus.post(session.interface, session.ack())
-        if lost or not session.in_flight:
-            self._forget(session)
-        elif session.is_http:
-            self._forget(session)
-            self._answers.add(session)
-        else:
-            self._ended[session] = None  # what it said last is repeated if it does not arrive
+    def on_ended(self, session: Session, *, lost: bool) -> None:
+        """Handle that a run has ended.
 
-    def took(self, session: Sending) -> None:
-        """See `Host`."""
-        self._taken.append(session)
+        Args:
+            session: Its session.
+            lost: Whether the client was gone, so that the last events need not arrive.
+        """
+        if lost and session.parting:
+            session.stream.consume(0, session.stream.expected)
+            self.bus.post(session.peer, session.stream.ack_frame())
+        if lost or not session.stream.in_flight:
+            self.forget(session)
+        elif session.is_http:
+            self.forget(session)
+            self._recent.add(session)
+        else:
+            self._unacked[session] = None
+
+    def schedule_ack(self, session: Session) -> None:
+        """See `SessionHost`."""
+        self._ack_soon.append(session)
+
+    def forget(self, session: Session) -> None:
+        """See `SessionHost`."""
+        if session in self:
+            del self._sessions[session.peer, session.number]
+        else:
+            self._recent.forget(session)
+        if self._unacked:
+            self._unacked.pop(session, None)
+            if not self._unacked:
+                self._settled.set()
 
     async def settle(self) -> None:
-        """Wait until the interface servers have confirmed what was said last: it may have to be repeated."""
+        """Wait until the last events of all WebSockets are acknowledged, since they may have to be repeated."""
         with anyio.move_on_after(SETTLE_SECONDS, shield=True):
-            while self._ended:
+            while self._unacked:
                 self._settled.clear()
                 await self._settled.wait()
 
-    def _find(self, interface: str, number: int) -> Session | None:
-        """The session of a connection, also when it has ended and may have to repeat its answer."""
-        return self._sessions.get((interface, number)) or self._answers.find(interface, number)
+    # Time.
 
-    def _forget(self, session: Session) -> None:
-        """Nothing more is to be said of it."""
-        if session in self:
-            del self._sessions[session.interface, session.number]
-        else:
-            self._answers.forget(session)
-        if self._ended:
-            self._ended.pop(session, None)
-            if not self._ended:
-                self._settled.set()
-
-    def _disconnect(self, session: Session) -> None:
-        """Tell a session that its client is gone."""
-        if session.task is None:
-            self._forget(session)
-        else:
-            session.disconnected(1006)
-
-    def _supersede(self, session: Session) -> None:
-        """Tell a session that another run of the app serves its connection."""
-        if session.task is None:
-            self._forget(session)
-        else:
-            session.superseded()
-
-    async def tick(self) -> None:
-        """Acknowledge what was taken, and ask after what may be lost."""
+    async def keep_time(self) -> None:
+        """Call `tick` until cancelled."""
         while True:
             await anyio.sleep(TICK_SECONDS)
-            self._ticks = ticks = self._ticks + 1
-            taken, self._taken = self._taken, []
-            for session in taken:
-                if session.untold and not session.lost:
-                    self.bus.post(session.interface, session.ack())
-            if ticks % CHECK_TICKS == 0:
-                self._check(stalled=ticks % PROBE_TICKS == 0)
-            if ticks % ANSWER_TICKS == 0 and self.bus.available:
-                self._answers.age()
-            if ticks == self._probe_again:
-                self._probe_all()
+            self.tick(anyio.current_time())
 
-    def _check(self, *, stalled: bool) -> None:
-        suspects, self._suspects = self._suspects, set()
-        for session in self._sessions.values():
-            if session.untold and not session.lost:
-                self.bus.post(session.interface, session.ack())
-            # A whole answer is not acknowledged, so nothing can be said of one that its app has not returned from.
-            waits = stalled and session.stalled() and not (session.is_http and session.complete)
-            if session.interface in suspects or waits:
-                self._probe(session)
-        if suspects:
-            for session in self._answers:
-                if session.interface in suspects:
-                    self._probe(session)
+    def tick(self, now: float) -> None:
+        """Acknowledge handled events, probe the peers that frames may have failed to reach, and forget old responses.
 
-    def _probe(self, session: Session) -> None:
-        """Ask whether the interface server has all that was sent, unless the client is gone."""
-        if session.run not in (RunState.DISCONNECTED, RunState.SUPERSEDED):
-            self.bus.post(session.interface, session.probe())
-
-    def _probe_all(self) -> None:
-        for session in (*self._sessions.values(), *self._answers):
-            self._probe(session)
+        Args:
+            now: The time of the event loop in seconds.
+        """
+        sessions, self._ack_soon = self._ack_soon, []
+        for session in sessions:
+            session.acknowledge()
+        self._router.tick(now)
+        if now >= self._rotate_at and self.bus.available:
+            self._rotate_at = now + RECENT_SECONDS
+            self._recent.rotate()
 
     # Handler of the mailbox.
 
     def batch(self, sender: str, frames: Sequence[Frame]) -> None:
-        """Frames of an interface server for its sessions here."""
-        for frame in frames:
-            try:
-                check_frame(frame, FROM_CLIENT)
-                self._frame(sender, frame)
-            except BadFrame as error:
-                self.counts["bad frame"] += 1
-                level = logging.ERROR if self.counts["bad frame"] == 1 else logging.INFO  # it may come without end
-                logger.log(level, "a frame from %s was dropped: %s", sender or "the layer", error)
-            except Exception:  # a fault in one session must not reach the others of the batch
-                logger.exception("a frame of kind %r from %s was dropped", frame[0], sender)
+        """See `Handler`."""
+        self._router.batch(sender, frames)
 
-    def _frame(self, sender: str, frame: Frame) -> None:
-        kind = frame[0]
-        if kind == DEAD:
-            self._dead(frame[1])
-            return
-        session = self._find(sender, frame[1])
-        if session is None or session.attempt != frame[2]:
-            if kind == EVENT or kind == PROBE:
-                self.bus.post(sender, (RESET, frame[1], frame[2]))
-        elif kind == EVENT:
-            if session.task is not None:
-                session.event(frame)
-            elif frame[EVENT_OFFSET] == WEBSOCKET_DISCONNECT and session.run is RunState.ENDED:
-                self._forget(session)  # nobody is left who could be told its last words
-        elif kind == ACK:
-            session.acknowledgement(frame[3])
-            if session.task is None and not session.in_flight:
-                self._forget(session)
-        elif kind == RESET:
-            self.counts["reset"] += 1
-            self._disconnect(session)
-        elif kind == SUPERSEDED:
-            self.counts["superseded"] += 1
-            self._supersede(session)
-        elif kind == RESEND:
-            self.counts["repeated"] += 1
-            session.repeat(frame[3])
-        elif kind == PROBE:
-            given_up = session.run is RunState.DISCONNECTED and not session.parting
-            self.bus.post(sender, session.reset() if given_up else session.probed(frame[3]))
+    def find(self, sender: str, number: int, attempt: int) -> Session | None:
+        """See `Endpoints`."""
+        session = self._sessions.get((sender, number)) or self._recent.find(sender, number)
+        return session if session is not None and session.stream.attempt == attempt else None
+
+    def find_connection(self, interface: str, number: int) -> Session | None:
+        """Return the session of a connection, also if it has ended and may have to repeat its last events."""
+        return self._sessions.get((interface, number)) or self._recent.find(interface, number)
+
+    def is_superseded(self, sender: str, number: int) -> bool:
+        """See `Endpoints`: an interface server begins a further run itself, and need not be told."""
+        return False
+
+    def on_other_frame(self, sender: str, frame: Frame) -> None:
+        """See `Endpoints`."""
+        if frame[0] == DEAD:
+            self._on_interface_dead(frame[1])
         else:
-            logger.error("a frame of unknown kind %r from %s was dropped", kind, sender)
+            logger.error("a frame of kind %r from %s was dropped", frame[0], sender or "the layer")
 
-    def _dead(self, mailbox: str) -> None:
-        """An interface server is gone, and its clients are, too."""
-        self._suspects.discard(mailbox)
-        sessions = [session for (interface, _), session in self._sessions.items() if interface == mailbox]
-        # An app may go on after its answer, or behind its client's end: with one that leaves in good order only those
-        # are left.
+    def on_fault(self, frame: Frame) -> None:
+        """See `Endpoints`: the app goes on."""
+
+    def _on_interface_dead(self, mailbox: str) -> None:
+        """Disconnect the sessions of a dead interface server: its clients are gone, too."""
+        self._router.peer_dead(mailbox)
+        sessions = [session for session in self if session.peer == mailbox]
+        # An app may still run after its answer or after the disconnect. That is all that is left when an interface
+        # server stops in good order.
         lost = sum(session.task is not None and not session.lost and not session.complete for session in sessions)
-        for session in (*sessions, *(each for each in self._answers if each.interface == mailbox)):
-            self._disconnect(session)
+        for session in sessions:
+            session.on_reset()
         if lost:
             self.counts["interface died"] += 1
             logger.warning("the interface server %s is dead, and with it %d connections here", mailbox, lost)
 
     def undelivered(self, mailbox: str) -> None:
         """See `Handler`."""
-        self._suspects.add(mailbox)
-        self._answers.keep_more()
+        self._router.mailbox_missing(mailbox)
+        self._recent.keep_more()
 
     def interrupted(self) -> None:
         """See `Handler`."""
-        self.counts["interruption"] += 1
-        self._answers.keep_more()
+        self._recent.keep_more()
+        self._router.interrupted()
         logger.warning("the bus was interrupted: %d connections are checked", len(self._sessions))
-        self._probe_all()
-        self._probe_again = self._ticks + PROBE_AGAIN_TICKS
 
     def orphaned(self, claim: Claim) -> None:
-        """See `Handler`: only the interface server knows whether to offer the connection again."""
+        """See `Handler`. Only the interface server knows whether to offer the connection again."""
         self.counts["orphan"] += 1
         try:
-            opening = read_opening(claim.entry)
+            request = read_request(claim.entry)
         except ForeignVersion as error:
             self.counts["foreign version"] += 1
             logger.error("a connection of %s that a dead worker had waits for another one: %s", claim.channel, error)
-            return  # it stays under our name, for a worker that takes over from us and can read it
+            return  # the claim stays with this worker, until a worker that can read it takes it over
         except ValueError as error:
             logger.error("an entry of %s was dropped: %s", claim.channel, error)
         else:
-            self.bus.post(opening.interface, (ABANDONED, opening.connection, opening.attempt))
+            self.bus.post(request.interface, (ABANDONED, request.connection, request.attempt))
         self.bus.done(claim)

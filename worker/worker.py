@@ -1,4 +1,4 @@
-"""The worker: claims connections from its pool, runs the app for each, and drains when it is told to stop."""
+"""The worker: it claims connections of its pool, runs the app for each, and drains when it is told to stop."""
 
 from __future__ import annotations
 
@@ -12,43 +12,52 @@ from asgibus.compatibility.callables import Application
 from asgibus.layers.contract import Bus, ChannelLayer, Claim, Statistics, statistics_of
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.protocol.channels import shared_channels
-from asgibus.protocol.checks import ForeignVersion, read_opening
+from asgibus.protocol.checks import ForeignVersion, read_request
+from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.protocol.pacing import staggered
 from asgibus.protocol.states import RunState
 from asgibus.worker.base import CANCEL_SECONDS, BaseWorker
-from asgibus.worker.complaints import Complaints
-from asgibus.worker.sending import ClientDisconnected, Sending
-from asgibus.worker.session import Session
-from asgibus.worker.session_registry import Sessions
+from asgibus.worker.session import ClientDisconnected, Session
+from asgibus.worker.session_registry import SessionRegistry
 from asgibus.worker.settings import WorkerSettings
 from asgibus.worker.wsgi import WSGIApplication
 
 logger = logging.getLogger("asgibus.worker")
 
-CLAIM_AT_ONCE = 64  # connections taken in one claim: more would take work that an idle worker could begin at once
-ANNOUNCE_SECONDS = 0.005  # an app that answers within this needs no frame that only names the owner
-INSIST_SECONDS = 5.0  # an app that asks for no event for as long learns from `send` that it is to hand over
+CLAIM_AT_ONCE = 64  # connections in one claim: more would take work that an idle worker could begin at once
+ANNOUNCE_SECONDS = 0.005  # an app that answers within this time needs no frame that only names the owner
+FORCE_SECONDS = 5.0  # an app that calls no `receive` for this long learns of the handover from `send`
+ERROR_SECONDS = 10.0  # between two tracebacks for connections of one protocol other than HTTP and WebSocket
 
 
 class Worker(BaseWorker):
-    """Runs `app` for connections of one pool.
+    """Runs the app for the connections of one pool.
 
-    When it drains, WebSockets are handed over to other workers (with `resume`) or closed with 1012; requests may finish
-    within the graceful timeout and are cancelled after it.
+    When it drains, it hands WebSockets over to other workers (with `resume`) or closes them with 1012. Requests may
+    finish within the graceful timeout, and are cancelled after it.
+
+    Args:
+        settings: The settings of the worker.
+        app: The ASGI 3 application.
+        layer: The channel layer.
     """
 
     _unit = "connection"
     _loop: asyncio.AbstractEventLoop
 
     def __init__(self, settings: WorkerSettings, app: Application, layer: ChannelLayer) -> None:
-        self._sessions = Sessions()
+        self._sessions = SessionRegistry()
         super().__init__(settings, app, layer, self._sessions)
         self.resume = settings.resume
         self.acknowledge_early = settings.acknowledge == "taken"
+        # The sessions of this worker call the registry through their host.
+        self.schedule_ack = self._sessions.schedule_ack
+        self.forget = self._sessions.forget
         self._tasks: set[asyncio.Task[None]] = set()
-        self._held: list[Sending] = []
-        self._complaints = Complaints()
+        self._held: list[Session] = []  # the sessions to flush in this iteration of the event loop
+        self._errors = ErrorLog()
         self._full = False
+        # An event of asyncio, because it is set and cleared again for every wait for a free slot; anyio's is set once.
         self._slots = asyncio.Event()
         self._wsgi = app if isinstance(app, WSGIApplication) else None
         if self._wsgi is not None:
@@ -56,26 +65,29 @@ class Worker(BaseWorker):
 
     @property
     def open_sessions(self) -> int:
-        """How many connections are being served."""
+        """The number of connections that are being served."""
         return len(self._tasks)
 
     def counts(self) -> dict[str, int]:
+        """Return the repaired, lost and dropped items by kind."""
         return dict(self._sessions.counts + self.layer.counts)
 
     def gauges(self) -> dict[str, int]:
+        """Return the current number of sessions."""
         return {"sessions": len(self._tasks)}
 
     async def channels(self) -> dict[str, Statistics]:
+        """Return the statistics of the channels that this worker claims from."""
         return await statistics_of(self.bus, shared_channels(self._settings.pool, self._settings.protocols))
 
-    def _joined(self, bus: Bus) -> None:
-        super()._joined(bus)
-        self._sessions.bus = bus
+    def _on_bus(self, bus: Bus) -> None:
+        super()._on_bus(bus)
+        self._sessions.on_bus(bus)
 
     async def _work(self, stop: anyio.Event, ready: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._sessions.tick)
+            tasks.start_soon(self._sessions.keep_time)
             tasks.start_soon(self._announce_app)
             ready()
             try:
@@ -87,7 +99,7 @@ class Worker(BaseWorker):
                 tasks.cancel_scope.cancel()
 
     async def _announce_app(self) -> None:
-        """Warn if others run another app for the same pool: who claims a connection is chance then."""
+        """Log a warning if other workers run another app for the same pool: each claims connections of the other."""
         pool, app = self._settings.pool, str(self._settings.app)
         try:
             others = await self.bus.announce(pool, app)
@@ -108,15 +120,10 @@ class Worker(BaseWorker):
     def _wake(self) -> None:
         self._slots.set()
 
-    async def _cancel(self) -> None:
-        """End the sessions that are left."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait([*self._tasks], timeout=CANCEL_SECONDS)
+    # Claims.
 
     async def _claim(self, stop: anyio.Event) -> None:
+        """Claim connections and start their sessions until `stop` is set."""
         loop = self._loop
         bus = self.bus
         channels = shared_channels(self._settings.pool, self._settings.protocols)
@@ -134,20 +141,20 @@ class Worker(BaseWorker):
                 return
             started = [session for claim in claims if (session := self._start(claim)) is not None]
             loop.call_later(ANNOUNCE_SECONDS, self._announce, started)
-            self._took(len(claims))
-            # Let the apps begin, and what they answer at once be written, before Redis is asked for more: the two
-            # writes then wake Redis once, and meanwhile more has gathered.
+            self._count_work(len(claims))
+            # Let the apps begin, and their first answers be written, before the next claim. Both writes then wake the
+            # store once, and meanwhile more offers arrive.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
     def _free(self) -> int:
-        """Return how many more connections could be served at once."""
+        """Return the number of further connections that could be served now."""
         free = self._settings.concurrency - len(self._tasks)
         return free if self._wsgi is None else min(free, self._wsgi.free_threads(len(self._tasks)))
 
     def _start(self, claim: Claim) -> Session | None:
         try:
-            opening = read_opening(claim.entry)
+            request = read_request(claim.entry)
         except ForeignVersion as error:
             self._sessions.counts["foreign version"] += 1
             self.bus.release(claim, str(error))
@@ -158,18 +165,25 @@ class Worker(BaseWorker):
             logger.log(level, "an entry of %s was dropped: %s", claim.channel, error)
             self.bus.done(claim)
             return None
-        if self._sessions.known(opening):
+        if self._sessions.drop_duplicate(request):
             self.bus.done(claim)
             return None
-        session = Session(opening, claim, self)
+        session = Session(request, claim, self)
         self._sessions.add(session)
+        # A task of the event loop, because every request needs one: anyio's task group costs several microseconds more.
         session.task = task = self._loop.create_task(self._run(session))
         self._tasks.add(task)
         if session.awaits_body:
-            session.announce()  # the interface server has more for us and must know where to send it
+            session.announce()  # the interface server must know where to send the rest of the body
         return session
 
+    def _announce(self, sessions: list[Session]) -> None:
+        for session in sessions:
+            if session in self._sessions:
+                session.announce()
+
     async def _run(self, session: Session) -> None:
+        """Run the app for a session."""
         error: BaseException | None = None
         try:
             if session.stale:
@@ -183,38 +197,36 @@ class Worker(BaseWorker):
         except BaseException as raised:
             error = raised
             if not isinstance(raised, Exception) and not isinstance(raised, BaseExceptionGroup):
-                raise  # SystemExit and KeyboardInterrupt are for the process
+                raise  # SystemExit and KeyboardInterrupt end the process
             if not (session.lost and is_disconnect(raised)):
-                self._complaints.raised(session, raised, self._loop.time())
+                self._errors.log(session, raised, self._loop.time())
         finally:
             lost = session.run in (RunState.DISCONNECTED, RunState.SUPERSEDED)
             if session.task is not None:
                 self._tasks.discard(session.task)
             session.end(error)
-            # Its traceback refers to this frame: what the app left open would wait for the garbage collector.
+            # The traceback refers to this frame. With the reference, what the app left open would wait for the garbage
+            # collector.
             error = None
-            self._sessions.ended(session, lost=lost)
+            self._sessions.on_ended(session, lost=lost)
             if self._full:
                 self._slots.set()
 
-    def took(self, session: Sending) -> None:
-        """See `Host`."""
-        self._sessions.took(session)
+    # Called by sessions, which also call `schedule_ack` and `forget`.
 
-    def stream_begins(self, session: Sending) -> None:
-        """See `Host`."""
-        assert isinstance(session, Session)
+    def on_event_stream(self, session: Session) -> None:
+        """See `SessionHost`."""
         if self._stop.is_set():
             self._loop.call_soon(session.drain)
 
-    def hold(self, session: Sending) -> None:
-        """See `Host`."""
+    def schedule_flush(self, session: Session) -> None:
+        """See `SessionHost`."""
         self._held.append(session)
         if len(self._held) == 1:
             self._loop.call_soon(self._flush)
 
-    def keep(self, session: Sending) -> None:
-        """See `Host`."""
+    def cancel_flush(self, session: Session) -> None:
+        """See `SessionHost`."""
         if session in self._held:
             self._held.remove(session)
 
@@ -223,31 +235,24 @@ class Worker(BaseWorker):
         for session in held:
             session.flush()
 
-    def _announce(self, sessions: list[Session]) -> None:
-        for session in sessions:
-            if session in self._sessions:
-                session.announce()
+    # The end.
 
     async def _drain(self) -> None:
-        """Let go of WebSockets and event streams, one after another, and wait for the apps."""
-        lasting = [
-            session
-            for session in self._sessions
-            if session.task is not None and (session.is_event_stream or not session.is_http)
-        ]
-        patience = min(INSIST_SECONDS, self.graceful_timeout / 2)
+        """End WebSockets and event streams, one after another, and wait for the apps."""
+        lasting = [session for session in self._sessions.serving() if session.is_event_stream or not session.is_http]
+        force_after = min(FORCE_SECONDS, self.graceful_timeout / 2)
         start = anyio.current_time()
         end = start + self.graceful_timeout
         for offset, session in staggered(lasting, min(self._settings.drain_period, self.graceful_timeout)):
             await anyio.sleep_until(start + offset)
             session.drain()
-        if leaving := [session.task for session in lasting if session.task is not None]:
-            await asyncio.wait(leaving, timeout=patience)
-        for session in self._sessions:
-            session.insist()
+        if draining := [session.task for session in lasting if session.task is not None]:
+            await asyncio.wait(draining, timeout=force_after)
+        for session in self._sessions.serving():
+            session.force_disconnect()
         if self._tasks:
-            await asyncio.wait([*self._tasks], timeout=max(0.0, end - patience - anyio.current_time()))
-        for session in self._sessions:
+            await asyncio.wait([*self._tasks], timeout=max(0.0, end - force_after - anyio.current_time()))
+        for session in self._sessions.serving():
             session.warn()
         if self._tasks:
             _, late = await asyncio.wait([*self._tasks], timeout=max(0.0, end - anyio.current_time()))
@@ -258,11 +263,49 @@ class Worker(BaseWorker):
                     self.graceful_timeout,
                 )
 
+    async def _cancel(self) -> None:
+        """Cancel the sessions that are left."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([*self._tasks], timeout=CANCEL_SECONDS)
+
+
+class ErrorLog:
+    """Logs the exceptions of apps: each one for HTTP and WebSocket, one per `ERROR_SECONDS` for every other protocol.
+
+    The sender of a datagram can be forged, so that anyone could fill the log by making the app raise.
+    """
+
+    def __init__(self) -> None:
+        self._silent: dict[str, tuple[float, int]] = {}  # by protocol: until when, and the number of skipped errors
+
+    def log(self, session: Session, error: BaseException, now: float) -> None:
+        """Log an exception.
+
+        Args:
+            session: The session whose app has raised.
+            error: The exception.
+            now: The time of the event loop in seconds.
+        """
+        kind = session.kind
+        skipped = 0
+        if kind != HTTP and kind != WEBSOCKET:
+            until, skipped = self._silent.get(kind, (0.0, 0))
+            if now < until:
+                self._silent[kind] = until, skipped + 1
+                return
+            self._silent[kind] = now + ERROR_SECONDS, 0
+        more = f", and {skipped} times since this was logged last" if skipped else ""
+        logger.error("the app raised on %s %r%s", kind, session.target, more, exc_info=error)
+
 
 def is_disconnect(error: BaseException) -> bool:
-    """Return whether an app raised only that its client is gone: our own error, or what a framework makes of it.
+    """Return whether an exception of an app says only that its client is gone.
 
-    The frameworks' errors are known by their names, such as Starlette's and Litestar's WebSocketDisconnect.
+    That is `ClientDisconnected` and what frameworks make of it. The frameworks' errors are known by their names, such
+    as WebSocketDisconnect of Starlette and Litestar.
     """
     if isinstance(error, BaseExceptionGroup):
         return all(is_disconnect(inner) for inner in error.exceptions)

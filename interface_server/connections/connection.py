@@ -1,17 +1,20 @@
-"""The interface server's end of one session: what passes between a client and its app.
+"""One connection at the interface server: it relays events between a client and the runs of the app that serve it.
 
-When a run of the app ends, `connection_life` has what becomes of it.
+When a run ends before its connection does, the connection decides whether another run continues, which is described in
+`protocol.retry`.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final, Protocol
 
-from asgibus.interface_server.connections.connection_life import Living
-from asgibus.layers.codec import pack
-from asgibus.layers.contract import Frame
-from asgibus.layers.frames import EVENT_OFFSET
-from asgibus.protocol.connect_request import Opening
+from asgibus.interface_server.terminator import FAULT, cut
+from asgibus.layers.codec import pack, unpack
+from asgibus.layers.contract import Bus, Frame, Offer
+from asgibus.protocol.connect_request import ConnectRequest
 from asgibus.protocol.events import (
     ABORT,
     ACCEPT,
@@ -24,10 +27,12 @@ from asgibus.protocol.events import (
     RESPONSE_END,
     SAVE_STATE,
     Event,
+    disconnect,
     size,
 )
-from asgibus.protocol.retry import Ending
+from asgibus.protocol.retry import CRASH_LIMIT, RunEnd, may_run_http_again, may_run_websocket_again
 from asgibus.protocol.states import (
+    CONNECTION_TABLE,
     HTTP_TABLE,
     OTHER_TABLE,
     WEBSOCKET_TABLE,
@@ -35,121 +40,247 @@ from asgibus.protocol.states import (
     ConnectionEvent,
     ConnectionState,
     IllegalTransition,
+    initial_state,
+    transition,
 )
-from asgibus.protocol.stream import NEW, Arrival
+from asgibus.protocol.stream import PART, ReliableStream
+
+if TYPE_CHECKING:
+    from asgibus.interface_server.terminator import Terminator
 
 logger = logging.getLogger("asgibus.interface")
 
-APP_FAILED = (500, 1011)  # when a further run of the app answers otherwise than the first
-_LAST = (CLOSE, RESPONSE_END, ABORT)  # the last event of a run that has not been told of the end of its WebSocket
-# Looked up once: see `protocol.stream`.
-_OFFERED, _JOINED, _PARTING = ConnectionState.OFFERED, ConnectionState.JOINED, ConnectionState.CLOSING
-_HANDSHAKE, _COMPLETE = AppState.HANDSHAKE, AppState.COMPLETE
+# What the client gets when its connection fails: the HTTP status, and the close code of a WebSocket.
+NO_WORKER = (503, 1013)  # no worker claims the connection: try again later
+WORKER_LOST = (502, 1012)  # the worker that served it is gone, and no other may continue
+POISON = (502, 1011)  # one worker after another died with it
+APP_FAILED = (500, 1011)  # a further run of the app gave another answer than the first
+
+_LAST = (CLOSE, RESPONSE_END, ABORT)  # the last event of a run that has ended its connection itself
+# Module-level aliases, because up to Python 3.11 a lookup of a member on its enum takes 50 ns.
+_OFFERED: Final = ConnectionState.OFFERED
+_JOINED: Final = ConnectionState.JOINED
+_CLOSING: Final = ConnectionState.CLOSING
+_ABANDONED: Final = ConnectionState.ABANDONED
+_ENDED: Final = ConnectionState.ENDED
+_CLAIMED: Final = ConnectionEvent.CLAIMED
+_CLIENT_GONE: Final = ConnectionEvent.CLIENT_GONE
+_HANDSHAKE: Final = AppState.HANDSHAKE
+_COMPLETE: Final = AppState.COMPLETE
 
 
-class Connection(Living):
-    """One exchange on the bus. `terminator` holds its socket, `owner` is the mailbox of the worker that serves it."""
+class ConnectionHost(Protocol):
+    """The registry, as its connections see it."""
 
-    __slots__ = ()
+    bus: Bus
+    counts: Counter[str]
+
+    def on_claimed(self, connection: Connection) -> None:
+        """Handle that a worker has claimed the connection."""
+
+    def on_client_gone(self, connection: Connection) -> None:
+        """Remove the connection from its groups."""
+
+    def on_abandoned(self, connection: Connection) -> None:
+        """Withdraw the offer of a connection whose client is gone, and end it soon if no worker has claimed it."""
+
+    def on_ended(self, connection: Connection) -> None:
+        """Forget the connection."""
+
+    def offer_again(self, connection: Connection, request: ConnectRequest) -> None:
+        """Offer the connection for a further run of the app."""
+
+    def withdraw(self, connection: Connection) -> bool:
+        """Withdraw the offer of the connection. Return False if it may have been claimed."""
+
+    def change_group(self, connection: Connection, code: int, group: str) -> None:
+        """Add the connection to a group (GROUP_ADD) or remove it, and call its `group_done` afterwards."""
+
+
+class Connection:
+    """One exchange with a client.
+
+    Args:
+        host: The registry of connections.
+        number: The number of the connection, unique in this process.
+        kind: The type of its scope.
+        window: The bytes that may be unacknowledged in each direction.
+        terminator: The protocol side of the connection.
+        now: The time in seconds, by the clock of the event loop.
+    """
+
+    __slots__ = (
+        "_host",
+        "_unconsumed",
+        "_unsent",
+        "accepted",
+        "app_state",
+        "crashes",
+        "group_answers",
+        "groups",
+        "handled",
+        "kind",
+        "number",
+        "offer",
+        "offered_at",
+        "peer",
+        "queue",
+        "request",
+        "resumable",
+        "saved_state",
+        "state",
+        "stream",
+        "subprotocol",
+        "table",
+        "terminator",
+        "unclaimed",
+    )
+
+    request: ConnectRequest | bytes
+    """The request that a further run begins with. A WebSocket lasts long, so its request is kept packed."""
+
+    def __init__(
+        self, host: ConnectionHost, number: int, kind: str, window: int, terminator: Terminator, now: float
+    ) -> None:
+        self._host = host
+        self.number = number
+        self.kind = kind
+        self.terminator = terminator
+        self.stream = ReliableStream(number, 1, window)
+        self.state = ConnectionState.OFFERED
+        self.table, self.app_state = initial_state(kind)
+        self.peer = ""
+        """The mailbox of the worker that serves this connection; empty until one has claimed it."""
+        self.offer: Offer | None = None
+        self.offered_at = now
+        self.queue: dict[int, Connection] | None = None
+        """The queue of `PendingConnections` that holds this connection."""
+        self.unclaimed: tuple[str, int] | None = None
+        """The pool and the bytes of the offer, while it counts as unclaimed."""
+        self.accepted = self.app_state is AppState.OPEN
+        self.subprotocol: str | None = None
+        self.resumable = False
+        """Whether another run of the app may continue with the accepted client."""
+        self.crashes = 0
+        """The number of workers in a row that have died with this connection, without progress between."""
+        self.handled = 0
+        """The number of the client's events that earlier runs have handled."""
+        self.group_answers = 0
+        """The number of GROUP_DONE events that were sent to this run."""
+        self.groups: set[str] | None = None
+        self.saved_state = b""
+        self._unconsumed = 0  # bytes that were written while the socket had no room
+        self._unsent: list[tuple[Frame, int]] | None = None  # frames that wait for a worker
 
     # From the client.
 
     def event(self, event: Event) -> None:
-        """Something came from the client. Pauses the terminator when the window is full."""
-        frame, counted = self.sent(event)
-        if self.life is _JOINED or self.life is _PARTING:
-            self._connections.bus.post(self.owner, frame, counted)
-        elif self.life is _OFFERED:
+        """Send an event of the client to the app. Pauses the terminator when the window is full."""
+        stream = self.stream
+        frame, counted = stream.send(event)
+        if self.state is _JOINED or self.state is _CLOSING:
+            self._host.bus.post(self.peer, frame, counted)
+        elif self.state is _OFFERED:
             if self._unsent is None:
                 self._unsent = []
             self._unsent.append((frame, counted))
-        if self.in_flight >= self.window:
+        if stream.in_flight >= stream.window:
             self.terminator.pause()
 
-    # From the bus.
+    def client_gone(self, code: int = 1006, reason: str = "") -> None:
+        """End the connection, because the client is gone or its request cannot be finished. The app gets a disconnect.
 
-    def owned_by(self, sender: str) -> bool:
-        """Take `sender` as the owner if there is none yet; whether it is the owner."""
-        if self.owner:
-            return self.owner == sender
-        self.owner = sender
-        if self.table is WEBSOCKET_TABLE:
-            assert isinstance(self.opening, Opening)
-            self.opening = pack(self.opening._replace(events=(), state=b""))  # a further run gets them as they are then
-        elif self.table is OTHER_TABLE:
-            self.opening = b""  # there is no further run
-        unsent, self._unsent = self._unsent, None
-        self._turn(ConnectionEvent.CLAIMED)
-        for frame, counted in unsent or ():
-            self._connections.bus.post(sender, frame, counted)
-        if unsent and self.in_flight < self.window:
-            self.terminator.resume()  # if its events were withheld, it was paused
-        return True
-
-    def frame(self, frame: Frame) -> None:
-        """An EVENT frame of the owner."""
-        if self.life is not _JOINED and self.life is not _PARTING:
-            return  # it has just learned of its owner, who has just been told that the client is gone
-        if frame[4] > self.acked:
-            self.acknowledgement(frame[4])
-        if (arrival := self.arrived(frame[3])) is not NEW:
-            if arrival is Arrival.GAP:
-                self._connections.missed(self.owner, self.resend())
+        Args:
+            code: The close code of a WebSocket.
+            reason: The reason for the app.
+        """
+        if self.state is not _OFFERED and self.state is not _JOINED:
             return
-        event = frame[EVENT_OFFSET:]
+        self.event(disconnect(self.kind, code, reason))
+        self._transition(_CLIENT_GONE)
+
+    def withhold(self) -> None:
+        """Keep all events until a worker has claimed the connection, and read no more from the client until then."""
+        self._unsent = self.stream.unacked_frames()
+        self.terminator.pause()
+
+    # From the worker.
+
+    def accept_owner(self, sender: str) -> None:
+        """Make `sender` the owner: it is the first worker that has sent a frame for this run."""
+        self.peer = sender
+        if self.table is WEBSOCKET_TABLE:
+            assert isinstance(self.request, ConnectRequest)
+            self.request = pack(self.request._replace(events=(), state=b""))  # a further run gets the latest ones
+        elif self.table is OTHER_TABLE:
+            self.request = b""  # there is no further run
+        unsent, self._unsent = self._unsent, None
+        self._transition(_CLAIMED)
+        for frame, counted in unsent or ():
+            self._host.bus.post(sender, frame, counted)
+        if unsent and self.stream.window_open:
+            self.terminator.resume()  # it was paused if its events were withheld
+
+    def on_event(self, event: Event) -> None:
+        """Handle the next event of the run. See `Endpoint`."""
         code = event[0]
         if code >= GROUP_ADD:
-            self._control(event)
+            self._on_control_event(event)
             return
-        if self.life is not _JOINED:
+        stream = self.stream
+        if self.state is not _JOINED:
             if code in _LAST:
-                # The app has ended the connection itself and may have returned: nobody is left who could hear more.
-                self._tell_all_taken()
-                if self.life is _PARTING:  # else the frame has said that the app has heard it
-                    self._turn(ConnectionEvent.DISCONNECT_DELIVERED)
+                # The app has ended the connection itself and may have returned, so it can get no disconnect.
+                self._ack_all()
+                if self.state is _CLOSING:  # unless the acknowledgement in the frame has ended it
+                    self._transition(ConnectionEvent.DISCONNECT_DELIVERED)
                 return
-            # A further run, which comes to hear of it, goes on as if the client were there, and must not wait for that.
-            self.took(size(event), self.expected)
-            if self.ack_due:
-                self._connections.bus.post(self.owner, self.ack())
+            # A further run that is to get the disconnect acts as if the client were there. Its window must not fill up.
+            stream.consume(size(event), stream.expected)
+            if stream.ack_due:
+                self._host.bus.post(self.peer, stream.ack_frame())
             return
-        after = self.table.get((self.app, code))
+        after = self.table.get((self.app_state, code))
         if after is None:
-            logger.error("connection %d of %s: %s", self.number, self.owner, IllegalTransition(self.app, code))
+            logger.error("connection %d of %s: %s", self.number, self.peer, IllegalTransition(self.app_state, code))
             return
-        if self.app is _HANDSHAKE and not self._first_answer(event):
+        if self.app_state is _HANDSHAKE and not self._check_first_answer(event):
             return
-        self.app = after
+        self.app_state = after
         self.terminator.write_event(event)
         if after is _COMPLETE:
             if self.table is not HTTP_TABLE:
-                self._tell_all_taken()
-            self._turn(ConnectionEvent.COMPLETED)
+                self._ack_all()
+            self._transition(ConnectionEvent.COMPLETED)
             return
-        self._behind += size(event)
+        self._unconsumed += size(event)
         if not self.terminator.write_paused:
-            self.took(self._behind, self.expected)
-            self._behind = 0
-            if self.ack_due:
-                self.acknowledge()
+            stream.consume(self._unconsumed, stream.expected)
+            self._unconsumed = 0
+            if stream.ack_due:
+                self._host.bus.post(self.peer, stream.ack_frame())
 
-    def _control(self, event: Event) -> None:
-        """An event of the worker that is not for the client."""
+    def _on_control_event(self, event: Event) -> None:
+        """Handle an event of the worker that is not for the client."""
         code = event[0]
-        self._took(size(event))
+        self._consume(size(event))
         if code == SAVE_STATE:
             self.saved_state = event[1]
         elif code == HANDOVER:
-            self._tell_all_taken()
+            self._ack_all()
             self.crashes = 0
-            self.run_ended(Ending.HANDED_OVER)
-        elif self.life is _JOINED:
-            self._connections.groups.change(self, code, event[1])
+            self.run_ended(RunEnd.HANDED_OVER)
+        elif self.state is _JOINED:
+            self._host.change_group(self, code, event[1])
         else:
             self.group_done(event[1], None)
 
-    def _first_answer(self, event: Event) -> bool:
-        """The answer of a run to a WebSocket's opening; whether it is for the client. A client is accepted once."""
+    def _check_first_answer(self, event: Event) -> bool:
+        """Check the first answer of a run to a WebSocket's handshake. A client is accepted once.
+
+        Returns:
+            Whether to write the answer to the client.
+        """
         code = event[0]
         if code == ACCEPT:
             self.resumable = event[3]
@@ -157,79 +288,264 @@ class Connection(Living):
                 self.accepted, self.subprotocol = True, event[1]
                 return True
             if event[1] == self.subprotocol:
-                self.app = AppState.OPEN
-                self._took(size(event))
+                self.app_state = AppState.OPEN
+                self._consume(size(event))
                 return False
             wrong = f"accepted it with the subprotocol {event[1]!r}, where it was {self.subprotocol!r}"
         elif code == CLOSE or not self.accepted:
             return True
         else:
             wrong = "answered with an HTTP response, where it was open already"
-        logger.error("connection %d was closed: run %d of the app %s", self.number, self.attempt, wrong)
+        logger.error("connection %d was closed: run %d of the app %s", self.number, self.stream.attempt, wrong)
         self.fail(APP_FAILED)
         return False
 
-    def _took(self, counted: int) -> None:
-        """Count an event as taken, once its socket has room: else its sender would not feel a slow client (I11)."""
-        self._behind += counted
-        if not self.terminator.write_paused:
-            self.took(self._behind, self.expected)
-            self._behind = 0
+    def on_ack(self, number: int) -> None:
+        """Handle that the run has consumed every event below `number`."""
+        opened = self.stream.acknowledge(number)
+        if self.state is _CLOSING:
+            # The answer of a group may follow the disconnect.
+            if all(event[0] == GROUP_DONE for event in self.stream.unacked_events):
+                self._transition(ConnectionEvent.DISCONNECT_DELIVERED)
+        elif opened and self.state is _JOINED:
+            self.terminator.resume()
 
-    def _tell_all_taken(self) -> None:
-        """Acknowledge the last event of a run, which its worker keeps until it hears of it."""
-        self.took(0, self.expected)
-        self._connections.bus.post(self.owner, self.ack())
+    def on_reset(self) -> None:
+        """Handle that the worker does not know this connection any more."""
+        self.run_ended(RunEnd.FORGOTTEN)
+
+    def on_superseded(self) -> None:
+        """Ignore the frame: only a worker can be superseded."""
+
+    def answer_probe(self, number: int) -> Frame:
+        """Return the answer to a probe."""
+        return self.stream.answer_probe(number)
+
+    @property
+    def expects_ack(self) -> bool:
+        """Whether the worker is going to acknowledge what was sent."""
+        return True
+
+    @property
+    def may_probe(self) -> bool:
+        """Whether a worker serves this connection."""
+        return bool(self.peer)
 
     def plain(self, event: Event) -> bool:
-        """A plain ASGI event that anyone posted to the reply channel, or to a group. False if it is out of place."""
-        if self.life is not _JOINED and not (self.life is _OFFERED and self.accepted):
+        """Write a plain ASGI event that was sent to the reply channel, by any process.
+
+        Returns:
+            False if the event is not legal in the state of the connection.
+        """
+        if self.state is not _JOINED and not (self.state is _OFFERED and self.accepted):
             return False
         code = event[0]
         if (code == OTHER_SENT or code == OTHER_CLOSE) and not event[1].startswith(f"{self.kind}."):
             return False
-        # Between two runs the client is open, whatever the next run is going to say.
-        state = AppState.OPEN if self.accepted and self.app is _HANDSHAKE else self.app
+        # Between two runs the client is open, whatever the next run answers.
+        state = AppState.OPEN if self.accepted and self.app_state is _HANDSHAKE else self.app_state
         after = self.table.get((state, code))
         if after is None:
             return False
-        if code == ACCEPT and event[1] is not None and event[1] not in self.whole_opening.subprotocols:
+        if code == ACCEPT and event[1] is not None and event[1] not in self.unpack_request().subprotocols:
             return False
         if after is not _COMPLETE and self.terminator.write_paused and not self.terminator.keeps_up():
             return True
-        if state is self.app or after is _COMPLETE:
-            self.app = after
+        if state is self.app_state or after is _COMPLETE:
+            self.app_state = after
         self.terminator.write_event(event)
         if after is _COMPLETE:
             self.client_gone(*event[1:3]) if code == CLOSE else self.client_gone()
         return True
 
-    def acknowledgement(self, number: int) -> None:
-        """The owner has taken everything below `number`."""
-        opened = self.acknowledged(number)
-        if self.life is _PARTING:
-            if all(event[0] == GROUP_DONE for event in self.unacknowledged):  # an answer may come behind the disconnect
-                self._turn(ConnectionEvent.DISCONNECT_DELIVERED)
-        elif opened:
-            self.terminator.resume()
+    def group_done(self, group: str, error: str | None) -> None:
+        """Answer the oldest GROUP_ADD or GROUP_DISCARD of a group.
+
+        Args:
+            group: The group.
+            error: Why the group could not be joined; None if it was.
+        """
+        if self.state is _JOINED or self.state is _CLOSING:
+            self.group_answers += 1
+            self.event((GROUP_DONE, error, group))
+
+    # Acknowledgements.
+
+    @property
+    def acked(self) -> int:
+        """The number of the client's events that this run has consumed. For terminators."""
+        return self.stream.acked
+
+    @property
+    def unacknowledged(self) -> list[Event]:
+        """The client's events that this run has not consumed. For terminators."""
+        return self.stream.unacked_events
 
     def acknowledge(self) -> None:
-        """Tell the owner what was written, unless the client is behind: then its window stays shut."""
-        if self.life is not _JOINED or self.terminator.write_paused:
+        """Acknowledge what was written, unless the socket has no room: then the window of the run stays shut."""
+        if self.state is not _JOINED or self.app_state is _COMPLETE or self.terminator.write_paused:
             return
-        if self._behind:
-            self._took(0)
-        if self.untold:
-            self._connections.bus.post(self.owner, self.ack())
+        if self._unconsumed:
+            self._consume(0)
+        if self.stream.unreported:
+            self._host.bus.post(self.peer, self.stream.ack_frame())
 
-    def repeat(self, number: int) -> None:
-        """The owner misses events from `number` on."""
-        for frame, counted in self.kept():
-            if frame[3] >= number:
-                self._connections.bus.post(self.owner, frame, counted)
+    def _consume(self, counted: int) -> None:
+        """Count an event as consumed once its socket has room, so that the worker waits for a slow client."""
+        self._unconsumed += counted
+        if not self.terminator.write_paused:
+            self.stream.consume(self._unconsumed, self.stream.expected)
+            self._unconsumed = 0
 
-    def group_done(self, group: str, error: str | None) -> None:
-        """Answer the oldest GROUP_ADD or GROUP_DISCARD of that group."""
-        if self.life is _JOINED or self.life is _PARTING:
-            self.answers += 1
-            self.event((GROUP_DONE, error, group))
+    def _ack_all(self) -> None:
+        """Acknowledge the last event of a run. Its worker keeps the event until then."""
+        self.stream.consume(0, self.stream.expected)
+        self._host.bus.post(self.peer, self.stream.ack_frame())
+
+    # The end of a run.
+
+    def run_ended(self, reason: RunEnd) -> None:
+        """Offer the connection for another run, because the last one has ended too early; or end the connection."""
+        if self.state is _ENDED:
+            return
+        client_gone = self.state is _ABANDONED or self.state is _CLOSING
+        if client_gone and (reason is RunEnd.FORGOTTEN or not self._needs_disconnect):
+            self._transition(ConnectionEvent.GIVEN_UP)
+        elif reason.by_death and self._crash_limit_reached():
+            logger.error(
+                "connection %d is ended: %d workers in a row died while they handled it", self.number, self.crashes
+            )
+            self._host.counts["poison"] += 1
+            self.give_up(POISON)
+        elif self._may_run_again():
+            self._host.counts[reason.name.lower().replace("_", " ")] += 1
+            self._run_again()
+        else:
+            self._host.counts["worker lost"] += 1
+            self.give_up(WORKER_LOST)
+
+    @property
+    def _needs_disconnect(self) -> bool:
+        """Whether an app must get the disconnect of the client, if not this run then a further one."""
+        return self.accepted and self.resumable
+
+    def _crash_limit_reached(self) -> bool:
+        """Count the death of a worker. Return whether `CRASH_LIMIT` workers in a row have died without progress."""
+        if self._is_idle:
+            self.crashes = 0
+            return False
+        # A further run of a request gets the whole body again, so a part that was handled is no progress.
+        if self.table is not HTTP_TABLE and self._handled_by_run():
+            self.crashes = 0
+        self.crashes += 1
+        return self.crashes >= CRASH_LIMIT
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether the worker had no event of this connection to handle."""
+        if self.table is HTTP_TABLE or not self.accepted or self.app_state is _HANDSHAKE:
+            return False
+        return all(event[0] == GROUP_DONE for event in self.stream.unacked_events)
+
+    def _handled_by_run(self) -> int:
+        """Return how many of the client's events this run has handled."""
+        unacked = len([event for event in self.stream.unacked_events if event[0] == GROUP_DONE])
+        return self.stream.acked - self.group_answers + unacked
+
+    def _may_run_again(self) -> bool:
+        if isinstance(self.request, ConnectRequest) and self.table is HTTP_TABLE:
+            whole = self.stream.acked <= len(self.request.events)
+            return may_run_http_again(self.app_state, self.request.method, whole=whole)
+        return may_run_websocket_again(self.app_state, accepted=self.accepted, resumable=self.resumable)
+
+    def unpack_request(self) -> ConnectRequest:
+        """Return the request that a further run begins with."""
+        if isinstance(self.request, ConnectRequest):
+            return self.request
+        return ConnectRequest._make(unpack(self.request))
+
+    def _run_again(self) -> None:
+        """Offer the connection again, with the events that no run has handled."""
+        request = self.unpack_request()
+        stream = self.stream
+        events = stream.unacked_events
+        if self.table is HTTP_TABLE:
+            events = [*request.events[: stream.acked], *events]
+        else:
+            self.handled += self._handled_by_run()
+        stream.restart(stream.attempt + 1, [event for event in events if event[0] != GROUP_DONE])
+        self.group_answers = 0
+        self.app_state = AppState.WAITING if self.table is HTTP_TABLE else AppState.HANDSHAKE
+        self.peer = ""
+        self._unconsumed = 0
+        self._transition(ConnectionEvent.OFFERED_AGAIN)
+        frames = stream.unacked_frames()
+        first = sum(end <= 2 * PART for end in accumulate(counted for _, counted in frames))
+        self._unsent = frames[first:]
+        self.request = request._replace(
+            attempt=stream.attempt,
+            resumed=self.accepted,
+            handled=self.handled,
+            events=tuple(stream.unacked_events[:first]),
+            state=self.saved_state,
+        )
+        self._host.offer_again(self, self.request)
+        if stream.window_open and self.state is _OFFERED:
+            self.terminator.resume()
+
+    # The end of the connection.
+
+    def on_claim_timeout(self) -> None:
+        """Give up, because no worker has claimed the connection in time."""
+        may_have_run = self.offer is not None and self.offer.once
+        withdrawn = self._host.withdraw(self)
+        self.give_up(WORKER_LOST if may_have_run and not withdrawn else NO_WORKER)
+
+    def on_offer_lost(self, offer: Offer) -> None:
+        """Give up, because that offer may have been claimed, and its claimant has sent no frame."""
+        if self.offer is offer:
+            self._host.counts["worker lost"] += 1
+            self.give_up(WORKER_LOST)
+
+    def give_up(self, answer: tuple[int, int]) -> None:
+        """End the connection, because no worker serves it.
+
+        Args:
+            answer: The HTTP status and the close code for the client.
+        """
+        if self.state is _ABANDONED or self.state is _CLOSING:
+            self._transition(ConnectionEvent.GIVEN_UP)
+        elif self.state is not _ENDED:
+            self._transition(ConnectionEvent.GIVEN_UP)
+            self.app_state = _COMPLETE
+            self._fail_terminator(answer)
+
+    def fail(self, answer: tuple[int, int]) -> None:
+        """End the connection although its worker is alive. The app gets a disconnect.
+
+        Args:
+            answer: The HTTP status and the close code for the client.
+        """
+        self.client_gone(answer[1])
+        self.app_state = _COMPLETE
+        self._fail_terminator(answer)
+
+    def _fail_terminator(self, answer: tuple[int, int]) -> None:
+        try:
+            self.terminator.fail(*answer)
+        except Exception:  # further connections may be about to fail in the same pass
+            logger.exception(FAULT, cut(self.terminator, self._host.counts))
+
+    def _transition(self, event: ConnectionEvent) -> None:
+        self.state = transition(CONNECTION_TABLE, self.state, event)
+        if event is _CLAIMED:
+            self._host.on_claimed(self)
+        elif event is _CLIENT_GONE:
+            self._host.on_client_gone(self)
+        if self.state is _CLOSING and not self._needs_disconnect:
+            self.state = transition(CONNECTION_TABLE, self.state, ConnectionEvent.DISCONNECT_DELIVERED)
+        if self.state is _ABANDONED and not self._needs_disconnect:
+            self._host.on_abandoned(self)
+        elif self.state is _ENDED:
+            self._host.withdraw(self)
+            self._host.on_ended(self)

@@ -1,140 +1,165 @@
-"""Groups at the interface server: which of its connections are members, and the fan-out of a broadcast to them.
+"""The groups that have members in this process, and the fan-out of a broadcast to them.
 
-Redis knows only which mailboxes have members. The process joins a group with its first member and leaves it with its
-last. Both are written in order by one writer, so the newest word wins.
+The store only knows which mailboxes have members. This process joins a group with its first member and leaves the group
+with its last. One writer sends both commands in order, so the latest one is in force.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Protocol
 
 from asgibus.interface_server.callback_tasks import CallbackTasks
 from asgibus.interface_server.terminator import FAULT, cut
-from asgibus.layers.contract import Message
+from asgibus.layers.contract import Bus, Message
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.protocol.events import GROUP_ADD, OTHER_CLOSE, OTHER_SENT, encode
 
 if TYPE_CHECKING:
-    from asgibus.interface_server.connections.connection import Connection
-    from asgibus.interface_server.connections.connection_life import Living
-    from asgibus.interface_server.connections.registry import Connections
+    from asgibus.interface_server.terminator import Terminator
 
 logger = logging.getLogger("asgibus.interface")
 
-MOST_TYPES = 100  # of events that no member could take are told, each once
+WARNED_TYPES = 100  # event types that are logged when no member could take them, each once
+
+
+class Member(Protocol):
+    """A connection, as its groups see it."""
+
+    terminator: Terminator
+    groups: set[str] | None
+
+    def group_done(self, group: str, error: str | None) -> None:
+        """Answer the oldest request of the app for that group."""
 
 
 class _Group:
-    """The members here of one group, and who waits until the process has joined it."""
+    """The members of one group in this process, and those that wait until the process has joined it."""
 
     __slots__ = ("members", "waiting")
 
     def __init__(self) -> None:
-        self.members: dict[Living, None] = {}
-        self.waiting: list[Connection] | None = []  # None: joined
+        self.members: dict[Member, None] = {}
+        self.waiting: list[Member] | None = []  # None: joined
 
 
 class Groups:
-    """The groups that have members here."""
+    """The groups that have members in this process.
 
-    tasks: CallbackTasks
+    Args:
+        counts: Counts dropped broadcasts, by kind.
+    """
 
-    def __init__(self, connections: Connections) -> None:
-        self._connections = connections
+    def __init__(self, counts: Counter[str]) -> None:
+        self._counts = counts
         self._groups: dict[str, _Group] = {}
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
+        self._bus: Bus
+        self._tasks: CallbackTasks
 
-    def change(self, connection: Connection, code: int, name: str) -> None:
-        """A member comes (GROUP_ADD) or goes; the connection is told when it is done."""
+    def on_bus(self, bus: Bus, tasks: CallbackTasks) -> None:
+        """Join and leave groups on that bus.
+
+        Args:
+            bus: The bus.
+            tasks: Runs the joining and leaving.
+        """
+        self._bus = bus
+        self._tasks = tasks
+
+    def change(self, member: Member, code: int, name: str) -> None:
+        """Add a member to a group (GROUP_ADD) or remove it, and call its `group_done` afterwards."""
         if code == GROUP_ADD:
-            self._add(connection, name)
+            self._add(member, name)
         else:
-            self._discard(connection, name)
-            if connection.groups is not None:
-                connection.groups.discard(name)
-            connection.group_done(name, None)
+            self._discard(member, name)
+            if member.groups is not None:
+                member.groups.discard(name)
+            member.group_done(name, None)
 
-    def forget(self, connection: Living) -> None:
-        """A connection has ended, and with it its memberships."""
-        for name in connection.groups or ():
-            self._discard(connection, name)
-        connection.groups = None
+    def remove_member(self, member: Member) -> None:
+        """Remove a member from all its groups, because its connection has ended."""
+        for name in member.groups or ():
+            self._discard(member, name)
+        member.groups = None
 
-    def _add(self, connection: Connection, name: str) -> None:
+    def _add(self, member: Member, name: str) -> None:
         group = self._groups.get(name)
         if group is None:
             group = self._groups[name] = _Group()
-            self.tasks.start_soon(self._join, name, group)
-        group.members[connection] = None
-        if connection.groups is None:
-            connection.groups = set()
-        connection.groups.add(name)
+            self._tasks.start_soon(self._join, name, group)
+        group.members[member] = None
+        if member.groups is None:
+            member.groups = set()
+        member.groups.add(name)
         if group.waiting is None:
-            connection.group_done(name, None)
+            member.group_done(name, None)
         else:
-            group.waiting.append(connection)
+            group.waiting.append(member)
 
     async def _join(self, name: str, group: _Group) -> None:
         error: str | None = None
         try:
-            await self._connections.bus.join_group(name)
+            await self._bus.join_group(name)
         except LayerUnavailable as unavailable:
             error = str(unavailable)
             logger.warning("group %r could not be joined: %s", name, error)
-            if self._groups.get(name) is group:
-                del self._groups[name]
-        except Exception as fault:  # whatever it is, the app that waits has to hear of it
+        except Exception as fault:  # whatever it is, the app must get an answer
             error = f"the layer failed: {type(fault).__name__}"
             logger.exception("group %r could not be joined", name)
-            if self._groups.get(name) is group:
-                del self._groups[name]
+        if error is not None and self._groups.get(name) is group:
+            del self._groups[name]
         waiting, group.waiting = group.waiting, None
-        for connection in waiting or ():
-            connection.group_done(name, error)
+        for member in waiting or ():
+            member.group_done(name, error)
 
-    def _discard(self, connection: Living, name: str) -> None:
+    def _discard(self, member: Member, name: str) -> None:
         group = self._groups.get(name)
         if group is None:
             return
-        group.members.pop(connection, None)
+        group.members.pop(member, None)
         if not group.members:
             del self._groups[name]
-            self.tasks.start_soon(self._leave, name)
+            self._tasks.start_soon(self._leave, name)
 
     async def _leave(self, name: str) -> None:
         try:
-            await self._connections.bus.leave_group(name)
+            await self._bus.leave_group(name)
         except LayerUnavailable as error:  # harmless: the next broadcast finds no member here
             logger.info("group %r could not be left: %s", name, error)
 
     def broadcast(self, name: str, message: Message) -> None:
-        """Write an event to every member here: encoded once, without waiting for anyone."""
+        """Write a message to every member in this process. It is encoded once, and no member is waited for.
+
+        Args:
+            name: The group.
+            message: A plain ASGI event.
+        """
         group = self._groups.get(name)
         if group is None:
             return
         try:
             event = encode(message)
         except (ValueError, TypeError) as error:
-            self._connections.counts["bad message"] += 1
+            self._counts["bad message"] += 1
             logger.warning("a broadcast to group %r was dropped: %s", name, error)
             return
         shared: dict[str, Any] = {}
-        counts = self._connections.counts
-        before = counts["broadcast out of place"]
-        for connection in list(group.members):
+        before = self._counts["broadcast out of place"]
+        for member in list(group.members):
             try:
-                connection.terminator.broadcast(event, shared)
-            except Exception:  # the other members are to get it
-                logger.exception(FAULT, cut(connection.terminator, counts))
-        if event[0] in (OTHER_SENT, OTHER_CLOSE) and (missed := counts["broadcast out of place"] - before):
-            self._tell(name, event[1], missed)
+                member.terminator.broadcast(event, shared)
+            except Exception:  # the other members get the broadcast all the same
+                logger.exception(FAULT, cut(member.terminator, self._counts))
+        if event[0] in (OTHER_SENT, OTHER_CLOSE) and (missed := self._counts["broadcast out of place"] - before):
+            self._warn_once(name, event[1], missed)
 
-    def _tell(self, name: str, kind: str, missed: int) -> None:
-        """Somebody takes this for a group of consumers, whose events the app would read."""
-        if kind in self._told or len(self._told) >= MOST_TYPES:
+    def _warn_once(self, name: str, kind: str, missed: int) -> None:
+        """Explain to authors who expect a group of consumers, where the app would receive the events."""
+        if kind in self._warned or len(self._warned) >= WARNED_TYPES:
             return
-        self._told.add(kind)
+        self._warned.add(kind)
         logger.warning(
             "%r to group %r was dropped for %d members here (said once for this type): what is sent to a group goes "
             "straight to clients, as websocket.send to WebSockets and as http.response.body to responses",

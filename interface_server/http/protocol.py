@@ -419,7 +419,7 @@ class HttpProtocol(SlicedReader):
             writer.start(event)
             self._server.connections.hold(self)
         elif code == RESPONSE_END:
-            trailers_follow = self._connection is not None and self._connection.app is _TRAILERS
+            trailers_follow = self._connection is not None and self._connection.app_state is _TRAILERS
             if not writer.end(event[1], trailers_follow=trailers_follow):
                 self._connection = None
                 self._abort_response()
@@ -453,7 +453,7 @@ class HttpProtocol(SlicedReader):
         if (
             event[0] == RESPONSE_BODY
             and connection is not None
-            and connection.app is _STARTED
+            and connection.app_state is _STARTED
             and self._writer.framing is _CHUNKED
         ):
             data = shared.get("chunk")

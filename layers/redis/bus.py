@@ -40,7 +40,7 @@ STATISTICS_SECONDS = 1.0  # for what somebody looks at; who looks waits, and the
 class RedisBus(Bus):
     """See `Bus`. `open` before use, `close` at the end."""
 
-    def __init__(self, attachment: Attachment, shards: Shards, mailbox: str, handler: Handler | Inbox) -> None:
+    def __init__(self, attachment: Attachment, shards: Shards, mailbox: str, handler: Handler) -> None:
         self.mailbox = mailbox
         self._inbox = handler if isinstance(handler, Inbox) else None
         self._loop = asyncio.get_running_loop()

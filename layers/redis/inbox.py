@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from asgibus.layers.codec import unpack_message
-from asgibus.layers.contract import Claim, Frame, Message
+from asgibus.layers.contract import Frame, Handler, Message
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.frames import DEAD
 from asgibus.layers.redis.asking import Standing
@@ -85,7 +85,7 @@ class _Channel:
         self.read = 0.0
 
 
-class Inbox:
+class Inbox(Handler):
     """The messages of one mailbox's channels, until `receive` takes them. `on_bus` before use."""
 
     _store: Store
@@ -336,15 +336,6 @@ class Inbox:
         for frame in frames:
             if frame[0] != DEAD:
                 logger.error("mailbox %s: a frame of kind %r was dropped", self.mailbox, frame[0])
-
-    def undelivered(self, mailbox: str) -> None:
-        """Do nothing: nothing is posted from here."""
-
-    def interrupted(self) -> None:
-        """Do nothing: what Redis lost is sent again by whoever sent it."""
-
-    def orphaned(self, claim: Claim) -> None:
-        """Do nothing: nothing is claimed from here."""
 
 
 def _wake(readers: Iterable[_Reader]) -> list[_Reader]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from asgibus.layers.contract import Claim, Frame
+from asgibus.layers.contract import Claim, Frame, Handler
 from asgibus.layers.frames import DEAD
 
 
-class Recorder:
+class Recorder(Handler):
     """Keeps what it gets."""
 
     def __init__(self) -> None:

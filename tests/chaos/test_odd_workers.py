@@ -19,7 +19,7 @@ SOCKETS = 40
 REQUESTS = 100
 OTHER_VERSION = """
 from asgibus.protocol import connect_request
-connect_request.OPENING_VERSION += 1
+connect_request.REQUEST_VERSION += 1
 from asgibus.cli.worker import main
 main()
 """

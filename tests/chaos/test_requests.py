@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from asgibus.protocol.retry import CRASHES
+from asgibus.protocol.retry import CRASH_LIMIT
 from chaos.notes import Notes
 from chaos.scale import NOTICED, by_form
 from support.deadline import in_time
@@ -168,7 +168,7 @@ def test_a_request_that_kills_its_worker(
     with begin(interface, "POST", "/kill?name=post") as client:
         assert client.read_response().status == 502
     post = time.monotonic() - begun
-    assert len(notes.all("kill", name="get")) == CRASHES
+    assert len(notes.all("kill", name="get")) == CRASH_LIMIT
     assert len(notes.all("kill", name="post")) == 1
     with begin(interface, "GET", "/kill?name=once&kills=1") as client:
         assert client.read_response().status == 200

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from asgibus.protocol.retry import CRASHES
+from asgibus.protocol.retry import CRASH_LIMIT
 from chaos.crowd import Crowd, alive, echo_and_room
 from chaos.notes import Notes
 from chaos.scale import RATE, SOCKETS, by_form
@@ -168,4 +168,4 @@ def test_a_message_that_kills_its_worker(
         figures(f"closed with 1011 after {seconds:.2f} s; the others: {report}")
         report.assert_whole(doubles=True)
         crowd.probe()
-    assert len(notes.all("kill", name="poison")) == CRASHES
+    assert len(notes.all("kill", name="poison")) == CRASH_LIMIT

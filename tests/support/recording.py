@@ -3,13 +3,13 @@
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
-from asgibus.interface_server.connections.registry import Connections
+from asgibus.interface_server.connections.registry import ConnectionRegistry
 from asgibus.interface_server.http.request import Request
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import Bus, Offer
 from asgibus.layers.frames import CLAIMED, DEAD, EVENT, EVENT_OFFSET
-from asgibus.protocol.connect_request import WEBSOCKET, Opening
+from asgibus.protocol.connect_request import WEBSOCKET, ConnectRequest
 from asgibus.protocol.events import ACCEPT, CLOSE, MESSAGE_SENT, Event
 
 WORKER = "worker.1!"
@@ -113,7 +113,7 @@ class Table:
 
     def __init__(self, **settings: Any) -> None:
         self.bus = RecordingBus()
-        self.connections = Connections(InterfaceSettings(**settings))
+        self.connections = ConnectionRegistry(InterfaceSettings(**settings))
         self.connections.on_bus(cast(Bus, self.bus), cast(Any, AtOnce()))
 
     def open(
@@ -152,7 +152,7 @@ class Table:
         return [frame[EVENT_OFFSET:] for frame in self.posted(mailbox) if frame[0] == EVENT]
 
     @property
-    def openings(self) -> list[Opening]:
+    def openings(self) -> list[ConnectRequest]:
         """All that was offered."""
         return [offer.state for offer in self.bus.offered]
 

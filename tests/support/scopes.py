@@ -7,7 +7,7 @@ from support.processes import Process
 from support.raw import RawClient
 
 
-def scope_of(server: Process, wire: bytes, **options: Any) -> dict[str, Any]:
+def build_scope(server: Process, wire: bytes, **options: Any) -> dict[str, Any]:
     """What the app of `http_app` says of the scope of a request."""
     with RawClient(server, **options) as client:
         client.send(wire)

@@ -13,7 +13,7 @@ from asgibus.layers.contract import Frame
 from asgibus.layers.frames import ACK, EVENT, EVENT_OFFSET
 from asgibus.protocol import events
 from asgibus.protocol.channels import shared_channel
-from asgibus.protocol.connect_request import HTTP, OPENING_VERSION, WEBSOCKET, Opening
+from asgibus.protocol.connect_request import HTTP, REQUEST_VERSION, WEBSOCKET, ConnectRequest
 from asgibus.worker.settings import WorkerSettings
 from asgibus.worker.worker import Worker
 from support.bus import Recorder, until
@@ -37,7 +37,7 @@ class Interface:
     def open(self, kind: str = HTTP, **fields: Any) -> int:
         self.numbers += 1
         values: dict[str, Any] = {
-            "version": OPENING_VERSION,
+            "version": REQUEST_VERSION,
             "interface": self.bus.mailbox,
             "connection": self.numbers,
             "attempt": 1,
@@ -60,7 +60,7 @@ class Interface:
             "events": ((events.REQUEST_END, b""),) if kind == HTTP else (),
             "state": b"",
         }
-        opening = Opening(**(values | fields))
+        opening = ConnectRequest(**(values | fields))
         self.bus.offer(shared_channel(kind, "default"), tuple(opening))
         return opening.connection
 

@@ -10,7 +10,7 @@ import pytest
 from asgibus.cli.options_docs import options_page
 from asgibus.interface_server.rejections import TOO_MANY
 from asgibus.interface_server.settings import InterfaceSettings
-from asgibus.protocol.retry import Ending
+from asgibus.protocol.retry import RunEnd
 from asgibus.worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
@@ -40,13 +40,14 @@ def test_each_framework_has_a_page_with_its_commands_and_code_that_is_python(fra
         compile(code, framework, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST)
 
 
-COUNTED = re.compile(r'counts\[\s*"([^"]+)"\s*\] \+=|\.(?:count|odd|_refused)\(\s*"([a-zA-Z ]+)"')
+COUNTED = re.compile(r'_?counts\[\s*"([^"]+)"\s*\] \+=|\.(?:count|odd|_refused)\(\s*"([a-zA-Z ]+)"')
 
 
 def test_each_kind_of_event_that_is_counted_is_listed() -> None:
-    sources = [path for room in ("interface_server", "worker", "layers") for path in (ROOT / room).rglob("*.py")]
+    rooms = ("interface_server", "worker", "protocol", "layers")
+    sources = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
     counted = {kind for path in sources for found in COUNTED.findall(path.read_text()) for kind in found if kind}
-    counted |= {TOO_MANY, *(ending.name.lower().replace("_", " ") for ending in Ending)}
+    counted |= {TOO_MANY, *(reason.name.lower().replace("_", " ") for reason in RunEnd)}
     _, _, table = (ROOT / "docs" / "metrics.md").read_text().partition("## What is counted\n")
     listed = [kind for row in table.splitlines() for kind in re.findall(r"`([^`]+)`", row.partition(" | ")[0])]
     listed = listed[listed.index("reconnect") :]  # behind the text above the table

@@ -13,7 +13,7 @@ from asgibus.layers import RedisChannelLayer
 from asgibus.layers.frames import ABANDONED, ACK, CLAIMED, EVENT, EVENT_OFFSET, PROBE, RESEND, RESET, SUPERSEDED
 from asgibus.protocol import events
 from asgibus.protocol.channels import shared_channel
-from asgibus.protocol.connect_request import HTTP, OPENING_VERSION, Opening
+from asgibus.protocol.connect_request import HTTP, REQUEST_VERSION, ConnectRequest
 from support.bus import Recorder
 from support.deadline import wait_until
 from support.processes import Process
@@ -64,15 +64,17 @@ def bad_frames(number: int) -> list[tuple[Any, ...]]:
 
 
 def bad_openings(interface: str) -> list[Any]:
-    good = Opening(OPENING_VERSION, interface, 2**40, 1, False, 0, 1000, HTTP, events=((events.REQUEST_END, b""),))
+    good = ConnectRequest(
+        REQUEST_VERSION, interface, 2**40, 1, False, 0, 1000, HTTP, events=((events.REQUEST_END, b""),)
+    )
     values = {None: "nothing", 5: "five"}
     return [
         *values,
         b"bytes",
         (),
-        (OPENING_VERSION,),
+        (REQUEST_VERSION,),
         tuple(good)[:-1],
-        *(tuple(good._replace(**{name: odd})) for name in Opening._fields[1:] for odd in ODD),
+        *(tuple(good._replace(**{name: odd})) for name in ConnectRequest._fields[1:] for odd in ODD),
     ]
 
 

@@ -71,7 +71,7 @@ def server(shared_server: Process) -> Process:
     return shared_server
 
 
-def scope_of(client: RawClient, *headers: str) -> dict[str, Any]:
+def build_scope(client: RawClient, *headers: str) -> dict[str, Any]:
     response = client.request("GET", "/", *headers)
     assert response.status == 200
     scope: dict[str, Any] = json.loads(response.body)
@@ -83,7 +83,7 @@ def test_the_scope_has_the_addresses_of_the_header(server: Process) -> None:
         with RawClient(server) as client:
             client.send(header)
             for _ in range(2):
-                scope = scope_of(client)
+                scope = build_scope(client)
                 assert (scope["client"], scope["server"]) == (["203.0.113.7", 4711], ["192.0.2.1", 443])
                 assert scope["scheme"] == "http"
     assert '203.0.113.7:4711 - "GET / HTTP/1.1" 200' in server.log()
@@ -93,7 +93,7 @@ def test_the_scope_has_the_addresses_of_the_header(server: Process) -> None:
 def test_a_proxy_that_speaks_for_itself(server: Process, name: str) -> None:
     with RawClient(server) as client:
         client.send(GOOD[name][0])
-        scope = scope_of(client, "X-Forwarded-For: 6.6.6.6", "X-Forwarded-Proto: https")
+        scope = build_scope(client, "X-Forwarded-For: 6.6.6.6", "X-Forwarded-Proto: https")
         assert scope["scheme"] == "http"
         assert (scope["client"][0], scope["server"]) == ("127.0.0.1", ["127.0.0.1", server.port])
 
@@ -117,7 +117,7 @@ def test_the_header_comes_before_the_handshake(
     server = proxied("--ssl-certfile", authority.issue("server.pem"))
     body = bytes(range(256)) * 4096
     with RawClient(server, tls=authority.client(), before_tls=header) as client:
-        scope = scope_of(client)
+        scope = build_scope(client)
         assert (scope["client"], scope["scheme"]) == (["203.0.113.7", 4711], "https")
         assert "tls" in scope["extensions"]
         assert client.request("POST", "/body", body=body).body == body
@@ -157,7 +157,7 @@ def test_whatever_is_no_header_is_refused(server: Process, name: str) -> None:
     server.wait_for("a connection from 127.0.0.1 was rejected: no PROXY header: ")
     with RawClient(server) as client:
         client.send(V1)
-        assert scope_of(client)["client"] == ["203.0.113.7", 4711]
+        assert build_scope(client)["client"] == ["203.0.113.7", 4711]
 
 
 def test_a_header_that_does_not_come_is_not_waited_for(proxied: Callable[..., Process]) -> None:
@@ -182,7 +182,7 @@ def test_a_handshake_that_does_not_come_is_not_waited_for(
             client.send(V1 + behind)
             client.read_until_close(3)
     with RawClient(server, tls=authority.client(), before_tls=V1) as client:
-        assert scope_of(client)["scheme"] == "https"
+        assert build_scope(client)["scheme"] == "https"
 
 
 def test_nobody_but_trusted_proxies_may_connect(proxied: Callable[..., Process]) -> None:
@@ -198,17 +198,17 @@ def test_forwarding_headers_are_those_of_whom_the_header_names(proxied: Callable
     server = proxied("--forwarded-allow-ips", "127.0.0.1,203.0.113.0/24")
     with RawClient(server) as client:
         client.send(V1)
-        assert scope_of(client, "X-Forwarded-For: 198.51.100.9")["client"] == ["198.51.100.9", 0]
+        assert build_scope(client, "X-Forwarded-For: 198.51.100.9")["client"] == ["198.51.100.9", 0]
     with RawClient(server) as client:
         client.send(V1.replace(b"203.0.113.7", b"198.51.100.1"))
-        assert scope_of(client, "X-Forwarded-For: 198.51.100.9")["client"] == ["198.51.100.1", 4711]
+        assert build_scope(client, "X-Forwarded-For: 198.51.100.9")["client"] == ["198.51.100.1", 4711]
 
 
 def test_a_unix_socket(proxied: Callable[..., Process], tmp_path: Path) -> None:
     server = proxied("--uds", tmp_path / "s", "--forwarded-allow-ips", "unix")
     with RawClient(server) as client:
         client.send(V1)
-        assert scope_of(client)["client"] == ["203.0.113.7", 4711]
+        assert build_scope(client)["client"] == ["203.0.113.7", 4711]
 
 
 def test_websockets(start_interface: Start) -> None:
@@ -221,7 +221,7 @@ def test_a_stop_does_not_wait_for_headers(proxied: Callable[..., Process]) -> No
     server = proxied()
     with RawClient(server) as silent, RawClient(server) as served:
         served.send(V1)
-        assert scope_of(served)["path"] == "/"
+        assert build_scope(served)["path"] == "/"
         begun = time.monotonic()
         server.terminate()
         assert silent.read_until_close() == b""
@@ -276,5 +276,5 @@ def test_nginx(
         wait_until(listens)
         with RawClient(("127.0.0.1", port), tls=authority.client() if tls else None) as client:
             own = list(client.socket.getsockname())
-            scope = scope_of(client)
+            scope = build_scope(client)
             assert (scope["client"], scope["server"]) == (own, ["127.0.0.1", port])

@@ -10,7 +10,7 @@ import pytest
 
 from support.processes import LISTENING, Process, Processes
 from support.raw import RawClient
-from support.scopes import get, scope_of
+from support.scopes import build_scope, get
 from support.servers import LAYERS, serving
 
 APP = "interface_server.http_app:app"
@@ -77,7 +77,7 @@ def test_every_key_of_the_scope(server: Process) -> None:
     ],
 )
 def test_targets(server: Process, target: str, path: str, raw_path: str, query: str) -> None:
-    scope = scope_of(server, get(target))
+    scope = build_scope(server, get(target))
     assert (scope["path"], scope["raw_path"], scope["query_string"]) == (path, raw_path, query)
     assert scope["scheme"] == "http"
     if "other.example" in target:
@@ -88,7 +88,7 @@ def test_targets(server: Process, target: str, path: str, raw_path: str, query: 
 
 
 def test_the_server_itself_as_target(server: Process) -> None:
-    scope = scope_of(server, b"OPTIONS * HTTP/1.1\r\nHost: test\r\n\r\n")
+    scope = build_scope(server, b"OPTIONS * HTTP/1.1\r\nHost: test\r\n\r\n")
     assert (scope["method"], scope["path"], scope["raw_path"]) == ("OPTIONS", "*", "*")
 
 
@@ -101,17 +101,17 @@ def test_methods(server: Process, method: str) -> None:
 
 
 def test_http_1_0_needs_no_host(server: Process) -> None:
-    scope = scope_of(server, b"GET / HTTP/1.0\r\n\r\n")
+    scope = build_scope(server, b"GET / HTTP/1.0\r\n\r\n")
     assert (scope["http_version"], scope["headers"]) == ("1.0", [])
 
 
 def test_the_state_is_a_copy_for_every_request(server: Process) -> None:
     for _ in range(2):
-        assert scope_of(server, get("/"))["state"] == {"made at start-up": "yes"}
+        assert build_scope(server, get("/"))["state"] == {"made at start-up": "yes"}
 
 
 def test_root_path(start_interface: Start) -> None:
-    scope = scope_of(start_interface("--root-path", "/api", app=APP), get("/users%20?q"))
+    scope = build_scope(start_interface("--root-path", "/api", app=APP), get("/users%20?q"))
     assert (scope["root_path"], scope["path"], scope["raw_path"]) == ("/api", "/api/users ", "/api/users%20")
 
 
@@ -122,13 +122,13 @@ FORWARDED = ("X-Forwarded-For: 203.0.113.7, 10.0.0.9", "X-Forwarded-Proto: https
 
 def test_a_trusted_proxy_is_believed(start_interface: Start) -> None:
     server = start_interface("--forwarded-allow-ips", "127.0.0.1,10.0.0.0/8", app=APP)
-    scope = scope_of(server, get("/", *FORWARDED))
+    scope = build_scope(server, get("/", *FORWARDED))
     assert (scope["client"], scope["scheme"]) == (["203.0.113.7", 0], "https")
 
 
 @pytest.mark.parametrize("options", [("--no-proxy-headers",), ("--forwarded-allow-ips", "10.0.0.1")])
 def test_nobody_else_is_believed(start_interface: Start, options: tuple[str, ...]) -> None:
-    scope = scope_of(start_interface(*options, app=APP), get("/", *FORWARDED))
+    scope = build_scope(start_interface(*options, app=APP), get("/", *FORWARDED))
     assert (scope["client"][0], scope["scheme"]) == ("127.0.0.1", "http")
 
 
@@ -140,9 +140,9 @@ def test_a_unix_socket(start_interface: Start, tmp_path: Path) -> None:
     server = start_interface("--uds", path, "--forwarded-allow-ips", "unix", app=APP)
     assert server.uds == path
     assert Path(path).stat().st_mode & 0o777 == 0o666
-    scope = scope_of(server, get("/"))
+    scope = build_scope(server, get("/"))
     assert (scope["client"], scope["server"], scope["scheme"]) == (None, [path, None], "http")
-    scope = scope_of(server, get("/", *FORWARDED))
+    scope = build_scope(server, get("/", *FORWARDED))
     assert (scope["client"], scope["scheme"]) == (["10.0.0.9", 0], "https")
 
 
@@ -150,13 +150,13 @@ def test_a_unix_socket_for_its_group_alone(start_interface: Start, tmp_path: Pat
     path = tmp_path / "http.sock"
     server = start_interface("--uds", path, "--uds-mode", "660", app=APP)
     assert path.stat().st_mode & 0o777 == 0o660
-    assert scope_of(server, get("/"))["path"] == "/"
+    assert build_scope(server, get("/"))["path"] == "/"
 
 
 def test_a_dead_unix_socket_is_replaced_and_a_living_one_is_not(start_interface: Start, tmp_path: Path) -> None:
     path = str(tmp_path / "http.sock")
     start_interface("--uds", path, app=APP).kill()
-    assert scope_of(start_interface("--uds", path, app=APP), get("/"))["path"] == "/"
+    assert build_scope(start_interface("--uds", path, app=APP), get("/"))["path"] == "/"
     second = start_interface("--uds", path, app=APP, ready=False)
     assert second.wait() == 1
     assert f"cannot listen on {path}: Address already in use" in second.log()
@@ -180,7 +180,7 @@ def test_a_socket_that_was_passed_in(processes: Processes, tmp_path: Path) -> No
     )
     server = processes.start("interface", [sys.executable, "-c", launcher, APP], ready=LISTENING)
     server.url = server.wait_for(LISTENING)["url"]
-    assert scope_of(server, get("/"))["server"] == ["127.0.0.1", server.port]
+    assert build_scope(server, get("/"))["server"] == ["127.0.0.1", server.port]
 
 
 def test_an_ipv6_address(start_interface: Start) -> None:

@@ -17,7 +17,7 @@ from support.certificates import Authority, certificates_in
 from support.deadline import wait_until
 from support.processes import Process
 from support.raw import RawClient
-from support.scopes import get, scope_of
+from support.scopes import build_scope, get
 from support.websocket import ws
 
 APP = "interface_server.http_app:app"
@@ -51,7 +51,7 @@ def trusting(certificate: Path) -> ssl.SSLContext:
 def test_tls(start_interface: Start, certificate: Path, trusting: ssl.SSLContext) -> None:
     server = start_interface("--ssl-certfile", certificate, app=APP)
     assert server.url.startswith("https://127.0.0.1:")
-    scope = scope_of(server, get("/"), tls=trusting)
+    scope = build_scope(server, get("/"), tls=trusting)
     assert (scope["scheme"], scope["server"]) == ("https", ["127.0.0.1", server.port])
     assert "tls" in scope["extensions"]
     with RawClient(server, tls=trusting) as client:
@@ -82,7 +82,7 @@ def test_a_handshake_that_does_not_come_is_not_waited_for(start_interface: Start
 def test_a_key_with_a_password(start_interface: Start, certificate: Path, trusting: ssl.SSLContext) -> None:
     files = ("--ssl-certfile", certificate.parent / "cert", "--ssl-keyfile", certificate.parent / "locked")
     server = start_interface(*files, "--ssl-keyfile-password", "secret", app=APP)
-    assert scope_of(server, get("/"), tls=trusting)["scheme"] == "https"
+    assert build_scope(server, get("/"), tls=trusting)["scheme"] == "https"
     for password in ((), ("--ssl-keyfile-password", "wrong")):
         refused = start_interface(*files, *password, app=APP, ready=False)
         assert refused.wait() == 1
@@ -114,9 +114,9 @@ def test_client_certificates_may_be_required(
 ) -> None:
     server = start_interface("--ssl-certfile", certificate, "--ssl-ca-certs", certificate, app=APP)
     with pytest.raises((OSError, EOFError)):
-        scope_of(server, get("/"), tls=trusting)
+        build_scope(server, get("/"), tls=trusting)
     trusting.load_cert_chain(certificate)
-    assert scope_of(server, get("/"), tls=trusting)["scheme"] == "https"
+    assert build_scope(server, get("/"), tls=trusting)["scheme"] == "https"
 
 
 def test_plain_http_at_a_tls_port_gets_no_answer(start_interface: Start, certificate: Path) -> None:

@@ -1,7 +1,7 @@
 """Who takes part in the model: clients with their sockets, interface servers, runs of the app, and workers.
 
-The `Connections` and the `Worker` are the product's own; the sockets and the app are models. A message of a client is
-its number; what a run of the app sends carries the run's attempt, its worker and a number of its own.
+The registry of connections and the `Worker` are the product's own; the sockets and the app are models. A message of a
+client is its number; what a run of the app sends carries the run's attempt, its worker and a number of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 
 import asgibus
-from asgibus.interface_server.connections.registry import Connections
+from asgibus.interface_server.connections.registry import ConnectionRegistry
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.contract import ChannelLayer
 from asgibus.protocol.events import ACCEPT, CLOSE, MESSAGE_SENT, Event
@@ -71,8 +71,8 @@ class Client:
                 self.plain.add(event[1])
                 return
             attempt, worker, number = event[1].split()[0].split(":")
-            assert int(attempt) == self.connection.attempt, "a superseded run must not write"
-            assert worker == self.connection.owner
+            assert int(attempt) == self.connection.stream.attempt, "a superseded run must not write"
+            assert worker == self.connection.peer
             before = self.heard.get(int(attempt), (worker, 0))
             assert before == (worker, int(number)), "I10: in order, from one worker, without gap or duplicate"
             self.heard[int(attempt)] = (worker, int(number) + 1)
@@ -98,7 +98,7 @@ class Interface:
 
     def __init__(self, store: Store, mailbox: str, window: int) -> None:
         self.settings = InterfaceSettings(window=window, connect_timeout=FOR_EVER, resume_timeout=FOR_EVER)
-        self.connections = Connections(self.settings)
+        self.connections = ConnectionRegistry(self.settings)
         self.bus = ModelBus(store, mailbox, self.connections)
         self.connections.on_bus(self.bus, cast(Any, AtOnce()))
         self.lapsed = False
@@ -151,11 +151,11 @@ class Run:
                     self.talker = asyncio.get_running_loop().create_future()
                     await self.talker
                 text = f"{self.attempt}:{self.worker.mailbox}:{self.sent}"
-                before = session.next_number
+                before = session.stream.next_number
                 self.sent += 1
                 await send({"type": "websocket.send", "text": f"{text} {self.to_send.popleft()}"})
         except OSError:  # the client is gone, or another run's
-            self.sent -= session.next_number == before  # else it was posted, and the app was waiting behind it
+            self.sent -= session.stream.next_number == before  # else it was posted, and the app was waiting behind it
 
 
 class Process:

@@ -5,7 +5,7 @@ import logging
 from typing import Any, cast
 
 from asgibus.interface_server.http.request import Request
-from asgibus.protocol.checks import read_opening
+from asgibus.protocol.checks import read_request
 from asgibus.protocol.connect_request import WEBSOCKET
 from asgibus.protocol.events import MESSAGE_RECEIVED, MESSAGE_SENT, Event, size
 from asgibus.protocol.states import AppState, ConnectionState
@@ -89,7 +89,6 @@ class World(logging.Handler):
             self.run_loops()
             if self.interface.bus.up and int(self.now) > int(before):
                 self.interface.connections.tick(self.now)
-                self.interface.connections.check(stalled=int(self.now) % 5 == 0)
 
     def run_loops(self) -> None:
         for worker in [*self.workers]:
@@ -106,17 +105,17 @@ class World(logging.Handler):
         """A lease has ended."""
         self.interface.lapsed |= mailbox == self.interface.bus.mailbox
         for client in self.clients:
-            client.deaths += client.connection.owner in ("", mailbox)
+            client.deaths += client.connection.peer in ("", mailbox)
 
     # What is seen.
 
     def offered(self, entry: Any) -> None:
-        opening = read_opening(entry)
+        opening = read_request(entry)
         client = self.by_number[opening.interface, opening.connection]
         if client.connection is None:
             client.bases[1] = 0
             return
-        unacked = _messages(client.connection.unacknowledged)
+        unacked = _messages(client.connection.stream.unacked_events)
         client.bases[opening.attempt] = base = client.said - len(unacked)
         carried = _messages(opening.events)
         if carried != unacked[: len(carried)]:
@@ -158,7 +157,7 @@ class World(logging.Handler):
         assert not self.faults, self.faults
         for client in self.clients:
             connection = client.connection
-            unacked = _messages(connection.unacknowledged)
+            unacked = _messages(connection.stream.unacked_events)
             if client.left or client.closed:
                 continue
             first = client.said - len(unacked)
@@ -167,10 +166,10 @@ class World(logging.Handler):
             client.acked = first
             taken = max((run.took[-1] + 1 for run in self.runs if run.client is client and run.took), default=0)
             assert first <= taken, "nothing is acknowledged that no app has taken"
-            self._check_window(connection.unacknowledged)
+            self._check_window(connection.stream.unacked_events)
         for worker in self.workers:
             for session in worker.sessions:
-                self._check_window(session.unacknowledged)
+                self._check_window(session.stream.unacked_events)
                 self._check_window([event for _, event in session._inbox])
 
     def _check_window(self, events: list[Event]) -> None:
@@ -227,30 +226,32 @@ class World(logging.Handler):
             connection = client.connection
             if not client.open:
                 continue
-            assert connection.life is ConnectionState.JOINED, connection.life
-            assert connection.app is AppState.OPEN
-            owner = next((worker for worker in self.workers if worker.mailbox == connection.owner), None)
+            assert connection.state is ConnectionState.JOINED, connection.state
+            assert connection.app_state is AppState.OPEN
+            owner = next((worker for worker in self.workers if worker.mailbox == connection.peer), None)
             assert owner is not None, "the owner lives"
             sessions = [each for each in owner.sessions if each.number == connection.number]
-            assert [each.attempt for each in sessions] == [connection.attempt], "half-dead: its owner does not serve it"
+            assert [each.attempt for each in sessions] == [connection.stream.attempt], (
+                "half-dead: its owner does not serve it"
+            )
             run = next(
                 run
                 for run in self.runs
-                if (run.client, run.attempt, run.worker) == (client, connection.attempt, owner) and not run.ended
+                if (run.client, run.attempt, run.worker) == (client, connection.stream.attempt, owner) and not run.ended
             )
             assert run.told is None, "half-dead: its app was told that the client is gone"
             assert not sessions[0].lost
             served |= {sessions[0], run}
             assert client.acked == client.said, "everything the client said was taken"
             assert client.heard.get(run.attempt, (owner.mailbox, 0)) == (owner.mailbox, run.sent)
-            assert sessions[0].in_flight == connection.in_flight == 0
+            assert sessions[0].stream.in_flight == connection.stream.in_flight == 0
         for worker in self.workers:
             assert set(worker.sessions) <= served, "a session was not told that its client is gone"
             left = {run for run in self.runs if run.worker is worker and not run.ended}
             assert left <= served, "an app was not told that its client is gone"
         for client in self.clients:
             if client.left and client.accepted and client.interface.bus.mailbox in self.store.buses:
-                assert client.connection.life is ConnectionState.ENDED, "nobody has heard that its client is gone"
+                assert client.connection.state is ConnectionState.ENDED, "nobody has heard that its client is gone"
                 told = any(run.told in (1001, 1006) or run.refused for run in self.runs if run.client is client)
                 assert told or client.deaths >= 2 or client.interface.lapsed, "no app was told that the client is gone"
             if client.closed:

@@ -53,7 +53,7 @@ def test_a_full_window_pauses_it(table: Table) -> None:
     table.frames(own(1))
     while terminator.reading:
         connection.event(SAY)
-    assert connection.next_number == 3
+    assert connection.stream.next_number == 3
     table.frames((ACK, 1, 1, 1))
     assert terminator.reading
 

@@ -23,7 +23,7 @@ from asgibus.protocol.events import (
     WEBSOCKET_DISCONNECT,
     Event,
 )
-from asgibus.protocol.retry import CRASHES
+from asgibus.protocol.retry import CRASH_LIMIT
 from asgibus.protocol.stream import PART
 from support.recording import OTHER, Table, accept, close, message, own
 
@@ -151,11 +151,11 @@ def test_a_superseded_run_is_told_so_and_reaches_neither_the_client_nor_its_stat
     assert terminator.messages == []
     assert connection.saved_state == b""
     assert connection.unacknowledged == [*received("a")]
-    assert (connection.attempt, len(table.openings)) == (2, 2)
+    assert (connection.stream.attempt, len(table.openings)) == (2, 2)
     table.frames(own(1, 2), sender=OTHER)
     table.frames(own(1, 2))
     assert table.posted() == [(SUPERSEDED, 1, 2)]
-    assert connection.owner == OTHER
+    assert connection.peer == OTHER
 
 
 def test_each_further_run_has_its_own_number(table: Table) -> None:
@@ -163,7 +163,7 @@ def test_each_further_run_has_its_own_number(table: Table) -> None:
     for attempt in (2, 3, 4):
         table.frames(event(1, HANDOVER, attempt=attempt - 1))
         table.frames(accept(1, attempt=attempt, resumable=True))
-        assert connection.attempt == attempt
+        assert connection.stream.attempt == attempt
     assert [opening.attempt for opening in table.openings] == [1, 2, 3, 4]
 
 
@@ -315,13 +315,13 @@ def test_a_client_that_is_gone_without_any_worker_is_given_up_in_silence(table: 
 def test_a_disconnect_that_kills_one_worker_after_another_is_given_up(table: Table) -> None:
     connection, _ = table.open_accepted()
     connection.client_gone(1001)
-    for attempt in range(1, CRASHES + 1):
+    for attempt in range(1, CRASH_LIMIT + 1):
         assert len(table.connections) == 1
         table.frames(own(1, attempt))
         table.dead()
         table.pass_time()
     assert len(table.connections) == 0
-    assert len(table.openings) == CRASHES
+    assert len(table.openings) == CRASH_LIMIT
 
 
 def test_an_open_websocket_waits_longer_for_a_worker_than_a_new_one() -> None:
@@ -444,7 +444,7 @@ def test_an_event_that_kills_one_worker_after_another_ends_its_connection(
     say(connection, "harmless", "poison", "more")
     table.frames((ACK, 1, 1, 1))
     table.dead()
-    for attempt in range(2, CRASHES + 1):
+    for attempt in range(2, CRASH_LIMIT + 1):
         assert terminator.failed == []
         assert table.openings[-1].events == received("poison", "more")
         crash(table, attempt)
@@ -469,7 +469,7 @@ def test_an_answer_about_a_group_is_no_progress(table: Table) -> None:
     connection, terminator = table.open_accepted()
     table.frames(event(1, GROUP_ADD, "room"), (ACK, 1, 1, 1))
     say(connection, "poison")
-    for attempt in range(2, CRASHES + 2):
+    for attempt in range(2, CRASH_LIMIT + 2):
         assert terminator.failed == []
         table.dead()
         table.pass_time()
@@ -513,7 +513,7 @@ def test_a_client_that_leaves_while_its_connection_waits_is_told_to_the_next_run
 def test_a_hand_over_is_no_crash(table: Table) -> None:
     connection, terminator = table.open_accepted()
     say(connection, "a")
-    for attempt in range(2, 3 * CRASHES):
+    for attempt in range(2, 3 * CRASH_LIMIT):
         table.frames(event(1, HANDOVER, attempt=attempt - 1))
         table.frames(accept(1, attempt=attempt, resumable=True))
     table.dead()
@@ -523,7 +523,7 @@ def test_a_hand_over_is_no_crash(table: Table) -> None:
 def test_runs_that_die_before_they_accept_with_nothing_in_hand_end_their_connection(table: Table) -> None:
     _, terminator = table.open_accepted()
     table.dead()
-    for attempt in range(2, CRASHES + 2):
+    for attempt in range(2, CRASH_LIMIT + 2):
         assert terminator.failed == []
         table.frames(own(1, attempt))
         table.dead()
@@ -533,7 +533,7 @@ def test_runs_that_die_before_they_accept_with_nothing_in_hand_end_their_connect
 
 def test_a_connection_at_rest_kills_nobody(table: Table) -> None:
     _, terminator = table.open_accepted()
-    for attempt in range(2, 3 * CRASHES):
+    for attempt in range(2, 3 * CRASH_LIMIT):
         table.dead()
         table.frames(accept(1, attempt=attempt, resumable=True))
     assert terminator.failed == []
@@ -542,17 +542,17 @@ def test_a_connection_at_rest_kills_nobody(table: Table) -> None:
 @pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
 def test_an_opening_whose_claimants_die_is_not_offered_for_ever(table: Table, kind: str) -> None:
     _, terminator = table.open(kind, ((REQUEST_END, b""),) if kind == HTTP else ())
-    for attempt in range(1, CRASHES + 1):
+    for attempt in range(1, CRASH_LIMIT + 1):
         assert terminator.failed == []
         table.frames((ABANDONED, 1, attempt), sender=OTHER)
         table.pass_time()
     assert terminator.failed == [(502, 1011)]
-    assert len(table.openings) == CRASHES
+    assert len(table.openings) == CRASH_LIMIT
 
 
 def test_what_was_done_of_a_request_is_no_progress(table: Table) -> None:
     _, terminator = table.open(HTTP, ((REQUEST_END, b"body"),), method="PUT")
-    for attempt in range(1, CRASHES + 1):
+    for attempt in range(1, CRASH_LIMIT + 1):
         assert terminator.failed == []
         table.frames(own(1, attempt), (ACK, 1, attempt, 1))
         table.dead()
@@ -564,5 +564,5 @@ def test_frames_of_the_first_events_are_numbered_as_in_the_opening(table: Table)
     connection, _ = table.open_accepted()
     say(connection, "a", "b")
     table.dead()
-    assert [frame[EVENT_OFFSET:] for frame, _ in connection.kept()] == [*table.openings[-1].events]
-    assert [frame[2:4] for frame, _ in connection.kept()] == [(2, 0), (2, 1)]
+    assert [frame[EVENT_OFFSET:] for frame, _ in connection.stream.unacked_frames()] == [*table.openings[-1].events]
+    assert [frame[2:4] for frame, _ in connection.stream.unacked_frames()] == [(2, 0), (2, 1)]

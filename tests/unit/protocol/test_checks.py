@@ -11,8 +11,8 @@ from asgibus.layers import frames
 from asgibus.layers.codec import pack, unpack
 from asgibus.layers.frames import DEAD, GROUP_MESSAGE, MESSAGE
 from asgibus.protocol import events
-from asgibus.protocol.checks import FROM_APP, FROM_CLIENT, BadFrame, check_frame, read_opening
-from asgibus.protocol.connect_request import HTTP, OPENING_VERSION, Opening
+from asgibus.protocol.checks import FROM_APP, FROM_CLIENT, BadFrame, check_frame, read_request
+from asgibus.protocol.connect_request import HTTP, REQUEST_VERSION, ConnectRequest
 from asgibus.protocol.events import encode, other
 
 HEADERS = ((b"content-type", b"text/plain"),)
@@ -150,9 +150,9 @@ def test_nothing_but_a_refusal_comes_of_odd_frames(frame: Any) -> None:
                 check_frame(candidate, checks)
 
 
-def opening(**fields: Any) -> Opening:
+def opening(**fields: Any) -> ConnectRequest:
     values: dict[str, Any] = {
-        "version": OPENING_VERSION,
+        "version": REQUEST_VERSION,
         "interface": "interface.1!",
         "connection": 7,
         "attempt": 1,
@@ -166,14 +166,14 @@ def opening(**fields: Any) -> Opening:
         "events": ((events.REQUEST_END, b""),),
         "state": pack({}),
     }
-    return Opening(**(values | fields))
+    return ConnectRequest(**(values | fields))
 
 
-@pytest.mark.parametrize("name", Opening._fields)
+@pytest.mark.parametrize("name", ConnectRequest._fields)
 @pytest.mark.parametrize("value", ODD, ids=repr)
 def test_nothing_but_a_refusal_comes_of_an_opening_with_an_odd_field(name: str, value: Any) -> None:
     try:
-        good = read_opening(tuple(opening(**{name: value})))
+        good = read_request(tuple(opening(**{name: value})))
     except ValueError:
         return
     assert type(getattr(good, name)) is type(getattr(opening(), name)) or name in ("client", "server", "scope")
@@ -203,12 +203,12 @@ def test_nothing_but_a_refusal_comes_of_an_opening_with_an_odd_field(name: str, 
 )
 def test_an_opening_with_a_value_out_of_range_is_refused(name: str, value: Any) -> None:
     with pytest.raises(BadFrame):
-        read_opening(tuple(opening(**{name: value})))
+        read_request(tuple(opening(**{name: value})))
 
 
 def test_a_refusal_names_the_field() -> None:
     with pytest.raises(BadFrame, match="an opening has as raw_path a str, headers a int"):
-        read_opening(tuple(opening(raw_path="/", headers=5)))
+        read_request(tuple(opening(raw_path="/", headers=5)))
 
 
 class Text(str):

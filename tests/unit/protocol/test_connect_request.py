@@ -6,21 +6,21 @@ import pytest
 
 from asgibus.layers.codec import pack, unpack
 from asgibus.protocol.channels import require_pool, require_protocol, shared_channel, shared_channels
-from asgibus.protocol.checks import ForeignVersion, read_opening
+from asgibus.protocol.checks import ForeignVersion, read_request
 from asgibus.protocol.connect_request import (
     HTTP,
-    OPENING_VERSION,
+    REQUEST_VERSION,
     WEBSOCKET,
-    Opening,
+    ConnectRequest,
+    build_scope,
     reply_channel,
-    scope_of,
 )
 from asgibus.protocol.events import REQUEST_END
 
 
-def opening(**fields: Any) -> Opening:
+def opening(**fields: Any) -> ConnectRequest:
     values: dict[str, Any] = {
-        "version": OPENING_VERSION,
+        "version": REQUEST_VERSION,
         "interface": "interface.1!",
         "connection": 7,
         "attempt": 1,
@@ -43,16 +43,16 @@ def opening(**fields: Any) -> Opening:
         "events": ((REQUEST_END, b"body"),),
         "state": b"",
     }
-    return Opening(**(values | fields))
+    return ConnectRequest(**(values | fields))
 
 
 def test_it_crosses_the_bus_unchanged() -> None:
     sent = opening()
-    assert read_opening(unpack(pack(tuple(sent)))) == sent
+    assert read_request(unpack(pack(tuple(sent)))) == sent
 
 
 def test_an_http_scope() -> None:
-    assert scope_of(opening()) == {
+    assert build_scope(opening()) == {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
@@ -70,18 +70,18 @@ def test_an_http_scope() -> None:
 
 
 def test_a_websocket_scope() -> None:
-    scope = scope_of(opening(kind=WEBSOCKET, method="GET", scheme="wss", subprotocols=("a", "b")))
+    scope = build_scope(opening(kind=WEBSOCKET, method="GET", scheme="wss", subprotocols=("a", "b")))
     assert (scope["type"], scope["scheme"], scope["subprotocols"]) == ("websocket", "wss", ["a", "b"])
     assert "method" not in scope
 
 
 def test_the_scope_of_another_protocol_is_what_its_terminator_says() -> None:
     said = {"type": "http", "client": ("::1", 1), "server": ("::1", 2), "extensions": {"x": {}}}
-    scope = scope_of(opening(kind="udp", scope=said))
+    scope = build_scope(opening(kind="udp", scope=said))
     assert scope == {**said, "type": "udp", "asgi": {"version": "3.0"}}
     scope["extensions"]["asgibus"] = {}
     assert said["extensions"] == {"x": {}}, "what is added is not added for others"
-    assert scope_of(opening(kind="line", scope={})) == {"type": "line", "asgi": {"version": "3.0"}, "extensions": {}}
+    assert build_scope(opening(kind="line", scope={})) == {"type": "line", "asgi": {"version": "3.0"}, "extensions": {}}
 
 
 @pytest.mark.parametrize(
@@ -98,21 +98,21 @@ def test_the_scope_of_another_protocol_is_what_its_terminator_says() -> None:
     ],
 )
 def test_paths(raw_path: bytes, path: str) -> None:
-    scope = scope_of(opening(raw_path=raw_path))
+    scope = build_scope(opening(raw_path=raw_path))
     assert (scope["path"], scope["raw_path"]) == (path, raw_path)
 
 
 def test_a_root_path_is_part_of_the_path() -> None:
-    scope = scope_of(opening(raw_path=b"/a%20b", root_path="/mounted"))
+    scope = build_scope(opening(raw_path=b"/a%20b", root_path="/mounted"))
     assert (scope["root_path"], scope["path"], scope["raw_path"]) == ("/mounted", "/mounted/a b", b"/mounted/a%20b")
 
 
 def test_two_scopes_of_one_opening_share_nothing_that_can_be_altered() -> None:
     one = opening()
-    first, second = scope_of(one), scope_of(one)
+    first, second = build_scope(one), build_scope(one)
     first["headers"].append((b"a", b"b"))
     first["extensions"]["new"] = {}
-    assert second == scope_of(one)
+    assert second == build_scope(one)
 
 
 @pytest.mark.parametrize(
@@ -124,15 +124,15 @@ def test_two_scopes_of_one_opening_share_nothing_that_can_be_altered() -> None:
 )
 def test_what_is_no_opening(entry: Any) -> None:
     with pytest.raises(ValueError, match="not an opening"):
-        read_opening(entry)
+        read_request(entry)
 
 
-@pytest.mark.parametrize("version", [0, OPENING_VERSION - 1, OPENING_VERSION + 1])
-@pytest.mark.parametrize("fields", [1, 5, len(Opening._fields), len(Opening._fields) + 1])
+@pytest.mark.parametrize("version", [0, REQUEST_VERSION - 1, REQUEST_VERSION + 1])
+@pytest.mark.parametrize("fields", [1, 5, len(ConnectRequest._fields), len(ConnectRequest._fields) + 1])
 def test_an_opening_of_another_version_is_called_so_whatever_its_fields(version: int, fields: int) -> None:
     entry = (*opening(version=version), "new")[:fields]
-    with pytest.raises(ForeignVersion, match=f"version {version}, where version {OPENING_VERSION} is understood"):
-        read_opening(entry)
+    with pytest.raises(ForeignVersion, match=f"version {version}, where version {REQUEST_VERSION} is understood"):
+        read_request(entry)
 
 
 def test_the_reply_channel() -> None:

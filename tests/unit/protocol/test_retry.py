@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from asgibus.protocol.retry import Ending, may_run_http_again, may_run_websocket_again, retry_delay
+from asgibus.protocol.retry import RunEnd, may_run_http_again, may_run_websocket_again, retry_delay
 from asgibus.protocol.states import AppState
 
 HTTP_STATES = [AppState.WAITING, AppState.STARTED, AppState.STARTED_TRAILERS, AppState.TRAILERS, AppState.COMPLETE]
@@ -35,7 +35,7 @@ def test_a_websocket_that_was_not_accepted_may_run_again_if_it_was_not_answered(
 
 
 def test_which_endings_are_deaths() -> None:
-    assert {ending for ending in Ending if ending.by_death} == {Ending.KILLED, Ending.ABANDONED}
+    assert {ending for ending in RunEnd if ending.by_death} == {RunEnd.KILLED, RunEnd.ABANDONED}
 
 
 def test_the_first_crash_is_followed_at_once_and_the_next_ones_later_and_later() -> None:

@@ -9,13 +9,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from asgibus.layers.frames import ACK, CLAIMED, EVENT, EVENT_OFFSET, PROBE, RESEND, RESET
 from asgibus.protocol.events import EVENT_OVERHEAD, MESSAGE_RECEIVED, MESSAGE_SENT, size
-from asgibus.protocol.stream import PART, WINDOW, Arrival, SessionEnd
+from asgibus.protocol.stream import PART, WINDOW, Arrival, ReliableStream
 
 NUMBER, ATTEMPT = 7, 2
 Frame = tuple[Any, ...]
 
 
-class End(SessionEnd):
+class End(ReliableStream):
     """An end as its owners use it: an app that sends while the window is open, and takes what arrived when it likes."""
 
     def __init__(self, window: int) -> None:
@@ -28,7 +28,7 @@ class End(SessionEnd):
 
     def app_sends(self, length: int) -> None:
         event = (MESSAGE_SENT, f"{len(self.sent_events)}".ljust(length))
-        frame, counted = self.sent(event)
+        frame, counted = self.send(event)
         assert counted == size(event)
         self.sent_events.append(event)
         self.out.append(frame)
@@ -36,29 +36,29 @@ class End(SessionEnd):
     def app_takes(self) -> None:
         _, event = self.inbox.popleft()
         self.received.append(event)
-        self.took(size(event), self.inbox[0][0] if self.inbox else self.expected)
+        self.consume(size(event), self.inbox[0][0] if self.inbox else self.expected)
         if self.ack_due:
-            self.out.append(self.ack())
+            self.out.append(self.ack_frame())
 
     def deliver(self, frame: Frame) -> None:
         assert frame[1:3] == (NUMBER, ATTEMPT)
         if frame[0] == EVENT:
-            self.acknowledged(frame[4])
-            arrival = self.arrived(frame[3])
+            self.acknowledge(frame[4])
+            arrival = self.receive(frame[3])
             if arrival is Arrival.NEW:
                 self.inbox.append((frame[3], frame[EVENT_OFFSET:]))
             elif arrival is Arrival.GAP:
-                self.out.append(self.resend())
+                self.out.append(self.resend_frame())
         elif frame[0] == ACK:
-            self.acknowledged(frame[3])
+            self.acknowledge(frame[3])
         elif frame[0] == RESEND:
             self.repeat(frame[3])
         else:
             assert frame[0] == PROBE
-            self.out.append(self.probed(frame[3]))
+            self.out.append(self.answer_probe(frame[3]))
 
     def repeat(self, number: int) -> None:
-        self.out += [frame for frame, _ in self.kept() if frame[3] >= number]
+        self.out += [frame for frame, _ in self.unacked_frames(number)]
 
 
 class Wire(RuleBasedStateMachine):
@@ -123,18 +123,18 @@ class Wire(RuleBasedStateMachine):
     def acknowledge_nonsense(self, index: int, nonsense: int) -> None:
         """What was never sent cannot be acknowledged; what was acknowledged stays so."""
         end = self.ends[index]
-        before = (end.acked, end.in_flight, len(end.kept()))
-        assert end.acknowledged(nonsense) is False
-        assert (end.acked, end.in_flight, len(end.kept())) == before
+        before = (end.acked, end.in_flight, len(end.unacked_frames()))
+        assert end.acknowledge(nonsense) is False
+        assert (end.acked, end.in_flight, len(end.unacked_frames())) == before
 
     @rule(index=st.integers(0, 1))
     def probe(self, index: int) -> None:
-        self.ends[index].out.append(self.ends[index].probe())
+        self.ends[index].out.append(self.ends[index].probe_frame())
         self.posted()
 
     def again(self) -> None:
         for end in self.ends:
-            end.out.append(end.probe())
+            end.out.append(end.probe_frame())
         self.posted()
 
     @invariant()
@@ -147,7 +147,7 @@ class Wire(RuleBasedStateMachine):
     def i11_no_more_than_a_window_and_one_event_is_under_way(self) -> None:
         for index, end in enumerate(self.ends):
             other = self.ends[1 - index]
-            kept = [counted for _, counted in end.kept()]
+            kept = [counted for _, counted in end.unacked_frames()]
             assert end.in_flight == sum(kept)
             assert sum(kept[:-1]) < self.window
             assert end.window_open == (end.in_flight < self.window)
@@ -158,7 +158,7 @@ class Wire(RuleBasedStateMachine):
     @invariant()
     def i12_what_is_not_acknowledged_can_be_sent_again_and_nothing_else_is_kept(self) -> None:
         for index, end in enumerate(self.ends):
-            kept = [frame for frame, _ in end.kept()]
+            kept = [frame for frame, _ in end.unacked_frames()]
             assert [frame[3] for frame in kept] == list(range(end.acked, end.next_number))
             assert [frame[EVENT_OFFSET:] for frame in kept] == end.sent_events[end.acked :]
             assert end.acked <= len(self.ends[1 - index].received), "what was not taken is not acknowledged"
@@ -175,7 +175,7 @@ class Wire(RuleBasedStateMachine):
                     self.take(index, len(self.ends[index].inbox))
         for index, end in enumerate(self.ends):
             assert end.received == self.ends[1 - index].sent_events
-            assert end.kept() == []
+            assert end.unacked_frames() == []
             assert end.in_flight == 0
             assert end.window_open
 
@@ -185,61 +185,61 @@ TestWire.settings = settings(max_examples=2 * settings.default.max_examples, sta
 
 
 def test_a_window_shuts_and_opens() -> None:
-    end = SessionEnd(NUMBER, ATTEMPT, 1000)
+    end = ReliableStream(NUMBER, ATTEMPT, 1000)
     sent = 0
     while end.window_open:
-        end.sent((MESSAGE_SENT, b"x" * (300 - EVENT_OVERHEAD)))
+        end.send((MESSAGE_SENT, b"x" * (300 - EVENT_OVERHEAD)))
         sent += 1
     assert sent == 4
-    assert end.acknowledged(0) is False
-    assert end.acknowledged(1) is True
+    assert end.acknowledge(0) is False
+    assert end.acknowledge(1) is True
     assert end.window_open
-    assert end.acknowledged(1) is False
-    assert end.acknowledged(4) is False, "it was open already"
+    assert end.acknowledge(1) is False
+    assert end.acknowledge(4) is False, "it was open already"
     assert end.in_flight == 0
 
 
 def test_an_event_larger_than_the_window_goes_out_alone() -> None:
-    end = SessionEnd(NUMBER, ATTEMPT, 10)
+    end = ReliableStream(NUMBER, ATTEMPT, 10)
     assert end.window_open
-    end.sent((MESSAGE_SENT, b"x" * 5000))
+    end.send((MESSAGE_SENT, b"x" * 5000))
     assert not end.window_open
 
 
 def test_an_event_carries_the_acknowledgement() -> None:
-    end = SessionEnd(NUMBER, ATTEMPT, 1000)
-    assert end.arrived(0) is Arrival.NEW
+    end = ReliableStream(NUMBER, ATTEMPT, 1000)
+    assert end.receive(0) is Arrival.NEW
     assert not end.ack_due
-    end.took(250, 1)
+    end.consume(250, 1)
     assert end.ack_due
-    frame, _ = end.sent((MESSAGE_SENT, "a"))
+    frame, _ = end.send((MESSAGE_SENT, "a"))
     assert frame == (EVENT, NUMBER, ATTEMPT, 0, 1, MESSAGE_SENT, "a")
     assert not end.ack_due
-    assert end.ack() == (ACK, NUMBER, ATTEMPT, 1)
+    assert end.ack_frame() == (ACK, NUMBER, ATTEMPT, 1)
 
 
 def test_a_sender_of_full_parts_is_told_before_its_window_shuts() -> None:
-    end = SessionEnd(NUMBER, ATTEMPT, WINDOW)
+    end = ReliableStream(NUMBER, ATTEMPT, WINDOW)
     for number in range(2):
-        end.arrived(number)
-        end.took(size((MESSAGE_SENT, bytes(PART))), number + 1)
+        end.receive(number)
+        end.consume(size((MESSAGE_SENT, bytes(PART))), number + 1)
         if end.ack_due:
             break
     assert number == 0
 
 
 def test_frames_without_an_event() -> None:
-    end = SessionEnd(NUMBER, ATTEMPT, 1000)
-    end.arrived(0)
-    assert end.own() == (CLAIMED, NUMBER, ATTEMPT)
-    assert end.reset() == (RESET, NUMBER, ATTEMPT)
-    assert end.resend() == (RESEND, NUMBER, ATTEMPT, 1)
-    assert end.ack() == (ACK, NUMBER, ATTEMPT, 0), "arrived is not taken"
+    end = ReliableStream(NUMBER, ATTEMPT, 1000)
+    end.receive(0)
+    assert end.claimed_frame() == (CLAIMED, NUMBER, ATTEMPT)
+    assert end.reset_frame() == (RESET, NUMBER, ATTEMPT)
+    assert end.resend_frame() == (RESEND, NUMBER, ATTEMPT, 1)
+    assert end.ack_frame() == (ACK, NUMBER, ATTEMPT, 0), "arrived is not taken"
 
 
 def test_an_arrival_is_judged_by_its_number() -> None:
-    end = SessionEnd(NUMBER, ATTEMPT, 1000)
-    assert [end.arrived(number) for number in (1, 0, 0, 2, 1, 2)] == [
+    end = ReliableStream(NUMBER, ATTEMPT, 1000)
+    assert [end.receive(number) for number in (1, 0, 0, 2, 1, 2)] == [
         Arrival.GAP,
         Arrival.NEW,
         Arrival.DUPLICATE,
@@ -250,15 +250,15 @@ def test_an_arrival_is_judged_by_its_number() -> None:
 
 
 def test_what_is_missing_is_asked_for_once() -> None:
-    end = SessionEnd(NUMBER, ATTEMPT, 1000)
-    assert end.arrived(1) is Arrival.GAP
-    end.resend()
-    assert [end.arrived(number) for number in (2, 3)] == [Arrival.AHEAD] * 2
-    assert end.arrived(0) is Arrival.NEW
-    assert end.arrived(2) is Arrival.GAP, "another one is missing"
-    end.resend()
-    end.renew(2, [])
-    assert end.arrived(1) is Arrival.GAP
+    end = ReliableStream(NUMBER, ATTEMPT, 1000)
+    assert end.receive(1) is Arrival.GAP
+    end.resend_frame()
+    assert [end.receive(number) for number in (2, 3)] == [Arrival.AHEAD] * 2
+    assert end.receive(0) is Arrival.NEW
+    assert end.receive(2) is Arrival.GAP, "another one is missing"
+    end.resend_frame()
+    end.restart(2, [])
+    assert end.receive(1) is Arrival.GAP
 
 
 def message(text: str) -> Frame:
@@ -266,91 +266,91 @@ def message(text: str) -> Frame:
 
 
 def test_a_probe_says_how_much_was_sent() -> None:
-    end = SessionEnd(NUMBER, ATTEMPT, 1000)
-    assert end.probe() == (PROBE, NUMBER, ATTEMPT, 0)
-    end.sent(message("a"))
-    end.sent(message("b"))
-    end.acknowledged(1)
-    assert end.probe() == (PROBE, NUMBER, ATTEMPT, 2)
+    end = ReliableStream(NUMBER, ATTEMPT, 1000)
+    assert end.probe_frame() == (PROBE, NUMBER, ATTEMPT, 0)
+    end.send(message("a"))
+    end.send(message("b"))
+    end.acknowledge(1)
+    assert end.probe_frame() == (PROBE, NUMBER, ATTEMPT, 2)
 
 
 def test_a_probe_is_answered_by_what_is_missing_or_by_how_much_was_taken() -> None:
-    end = SessionEnd(NUMBER, ATTEMPT, 1000)
-    assert end.probed(1) == (RESEND, NUMBER, ATTEMPT, 0)
-    assert end.probed(0) == (ACK, NUMBER, ATTEMPT, 0)
-    end.arrived(0)
-    end.arrived(1)
-    end.took(100, 1)
-    assert end.probed(3) == (RESEND, NUMBER, ATTEMPT, 2), "from the first that has not arrived"
-    assert end.untold == 100
-    assert end.probed(2) == (ACK, NUMBER, ATTEMPT, 1), "what has arrived is not yet taken"
-    assert end.untold == 0
+    end = ReliableStream(NUMBER, ATTEMPT, 1000)
+    assert end.answer_probe(1) == (RESEND, NUMBER, ATTEMPT, 0)
+    assert end.answer_probe(0) == (ACK, NUMBER, ATTEMPT, 0)
+    end.receive(0)
+    end.receive(1)
+    end.consume(100, 1)
+    assert end.answer_probe(3) == (RESEND, NUMBER, ATTEMPT, 2), "from the first that has not arrived"
+    assert end.unreported == 100
+    assert end.answer_probe(2) == (ACK, NUMBER, ATTEMPT, 1), "what has arrived is not yet taken"
+    assert end.unreported == 0
 
 
 def test_an_end_is_stalled_when_nothing_was_acknowledged_between_two_questions() -> None:
-    end = SessionEnd(NUMBER, ATTEMPT, 1000)
-    assert not end.stalled()
-    assert not end.stalled(), "nothing is under way"
-    end.sent(message("a"))
-    end.sent(message("b"))
-    assert end.stalled(), "the last question was asked at the same acknowledgement"
-    end.acknowledged(1)
-    assert not end.stalled()
-    assert end.stalled()
-    end.acknowledged(2)
-    assert not end.stalled()
-    assert not end.stalled()
+    end = ReliableStream(NUMBER, ATTEMPT, 1000)
+    assert not end.check_stalled()
+    assert not end.check_stalled(), "nothing is under way"
+    end.send(message("a"))
+    end.send(message("b"))
+    assert end.check_stalled(), "the last question was asked at the same acknowledgement"
+    end.acknowledge(1)
+    assert not end.check_stalled()
+    assert end.check_stalled()
+    end.acknowledge(2)
+    assert not end.check_stalled()
+    assert not end.check_stalled()
 
 
 def test_what_is_not_acknowledged_can_be_had_as_events() -> None:
-    end = SessionEnd(NUMBER, ATTEMPT, 1000)
+    end = ReliableStream(NUMBER, ATTEMPT, 1000)
     events = [message(text) for text in "abc"]
     for event in events:
-        end.sent(event)
-    end.acknowledged(1)
-    assert end.unacknowledged == events[1:]
-    assert all(one is other for one, other in zip(end.unacknowledged, events[1:], strict=True)), "the very same"
+        end.send(event)
+    end.acknowledge(1)
+    assert end.unacked_events == events[1:]
+    assert all(one is other for one, other in zip(end.unacked_events, events[1:], strict=True)), "the very same"
 
 
 def test_renewed_it_begins_at_nothing_with_what_it_is_given() -> None:
-    end = SessionEnd(NUMBER, ATTEMPT, 2000)
+    end = ReliableStream(NUMBER, ATTEMPT, 2000)
     events = [message(text * 600) for text in "abc"]
     for event in events:
-        end.sent(event)
+        end.send(event)
     for number in range(3):
-        end.arrived(number)
-        end.took(200, number + 1)
-    end.acknowledged(1)
-    end.stalled()
-    end.renew(ATTEMPT + 1, end.unacknowledged)
+        end.receive(number)
+        end.consume(200, number + 1)
+    end.acknowledge(1)
+    end.check_stalled()
+    end.restart(ATTEMPT + 1, end.unacked_events)
     assert (end.attempt, end.number) == (ATTEMPT + 1, NUMBER)
-    assert end.kept() == [
+    assert end.unacked_frames() == [
         ((EVENT, NUMBER, ATTEMPT + 1, number, 0, *event), size(event)) for number, event in enumerate(events[1:])
     ]
     assert end.in_flight == sum(size(event) for event in events[1:])
-    assert (end.next_number, end.acked, end.expected, end.taken, end.untold) == (2, 0, 0, 0, 0)
+    assert (end.next_number, end.acked, end.expected, end.consumed, end.unreported) == (2, 0, 0, 0, 0)
     assert not end.ack_due
-    assert not end.stalled(), "the new end has not been asked yet"
-    assert end.arrived(0) is Arrival.NEW
-    assert end.sent(message("d"))[0][2:4] == (ATTEMPT + 1, 2)
-    assert end.acknowledged(3) is False
+    assert not end.check_stalled(), "the new end has not been asked yet"
+    assert end.receive(0) is Arrival.NEW
+    assert end.send(message("d"))[0][2:4] == (ATTEMPT + 1, 2)
+    assert end.acknowledge(3) is False
     assert end.in_flight == 0
 
 
 def test_renewed_with_nothing_it_is_as_new() -> None:
-    end = SessionEnd(NUMBER, ATTEMPT, 1000)
-    end.sent(message("a"))
-    end.arrived(0)
-    end.renew(ATTEMPT + 1, [])
-    new = SessionEnd(NUMBER, ATTEMPT + 1, 1000)
-    assert {slot: getattr(end, slot) for slot in SessionEnd.__slots__} == {
-        slot: getattr(new, slot) for slot in SessionEnd.__slots__
+    end = ReliableStream(NUMBER, ATTEMPT, 1000)
+    end.send(message("a"))
+    end.receive(0)
+    end.restart(ATTEMPT + 1, [])
+    new = ReliableStream(NUMBER, ATTEMPT + 1, 1000)
+    assert {slot: getattr(end, slot) for slot in ReliableStream.__slots__} == {
+        slot: getattr(new, slot) for slot in ReliableStream.__slots__
     }
 
 
 def test_the_window_stays_shut_when_what_is_left_still_fills_it() -> None:
-    end = SessionEnd(NUMBER, ATTEMPT, 100)
-    end.sent(message("x" * 500))
-    end.renew(ATTEMPT + 1, end.unacknowledged)
+    end = ReliableStream(NUMBER, ATTEMPT, 100)
+    end.send(message("x" * 500))
+    end.restart(ATTEMPT + 1, end.unacked_events)
     assert not end.window_open
-    assert end.acknowledged(1) is True
+    assert end.acknowledge(1) is True

@@ -10,7 +10,7 @@ import pytest
 import asgibus
 from asgibus.layers import InMemoryChannelLayer
 from asgibus.protocol import retry
-from asgibus.protocol.retry import CRASHES
+from asgibus.protocol.retry import CRASH_LIMIT
 from asgibus.testing import Bus, VirtualWorker
 from asgibus.worker.lifespan import LifespanError
 from support.bus import until
@@ -101,13 +101,13 @@ async def test_a_message_in_hand_is_given_to_the_next_run_until_it_has_killed_to
 ) -> None:
     monkeypatch.setattr(retry, "FIRST_DELAY", 0.0)
     app = App()
-    async with Bus(app, workers=CRASHES + 1, resume=True) as bus, bus.websocket("/") as socket:
+    async with Bus(app, workers=CRASH_LIMIT + 1, resume=True) as bus, bus.websocket("/") as socket:
         await socket.send("hold")
-        for run in range(1, CRASHES + 1):
+        for run in range(1, CRASH_LIMIT + 1):
             await app.until("hold", run)
             await bus.worker_of(socket).kill()
         assert await socket.closed() == 1011
-    assert app.log.count("hold") == CRASHES
+    assert app.log.count("hold") == CRASH_LIMIT
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])
@@ -163,9 +163,9 @@ async def test_an_app_can_kill_its_own_worker(monkeypatch: pytest.MonkeyPatch) -
         await busy(bus).kill()
         deaths.clear()
 
-    async with Bus(app, workers=CRASHES + 1) as bus:
+    async with Bus(app, workers=CRASH_LIMIT + 1) as bus:
         assert (await bus.http.get("/")).status_code == 502
-    assert len(set(deaths)) == CRASHES
+    assert len(set(deaths)) == CRASH_LIMIT
 
 
 async def test_an_app_that_does_not_let_itself_be_cancelled_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ async def test_joining_a_group_does_not_acknowledge_the_event_in_hand() -> None:
 async def test_a_handler_that_a_drain_interrupts_keeps_its_event_if_it_fails(
     fails: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "INSIST_SECONDS", 0.0)
+    monkeypatch.setattr(server, "FORCE_SECONDS", 0.0)
     app = Slow()
     app.fails = fails
     async with running(app, resume=True) as interface:

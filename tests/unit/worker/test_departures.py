@@ -197,7 +197,7 @@ async def test_a_message_that_waits_as_its_run_is_handed_over_goes_out_and_raise
         await until(lambda: len(interface.events(number)) == 2)
         assert sent == []
         server_insists = pytest.MonkeyPatch()
-        server_insists.setattr(server, "INSIST_SECONDS", 0.0)
+        server_insists.setattr(server, "FORCE_SECONDS", 0.0)
         try:
             interface.stop.set()
             await interface.last(number, events.HANDOVER)
@@ -315,7 +315,7 @@ class Events:
 async def test_an_event_stream_is_told_of_a_drain_and_ends_in_good_order(
     listens: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "INSIST_SECONDS", 0.05)
+    monkeypatch.setattr(server, "FORCE_SECONDS", 0.05)
     app = Events(listens=listens)
     async with running(app, graceful_timeout=30.0) as interface:
         number = interface.open(HTTP, window=100_000)

@@ -1,6 +1,7 @@
 """What may have been lost is asked after, what is served twice is ended, and no app waits for a client that is gone."""
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,11 +13,10 @@ import asgibus
 from asgibus.layers.contract import Claim
 from asgibus.layers.frames import ABANDONED, ACK, EVENT, PROBE, RESEND, RESET, SUPERSEDED
 from asgibus.layers.memory import MemoryBus
-from asgibus.protocol import events
+from asgibus.protocol import events, router
 from asgibus.protocol.channels import shared_channels
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
-from asgibus.worker import answers
-from asgibus.worker import session_registry as sessions
+from asgibus.worker import session_registry as registry
 from asgibus.worker.session import Session
 from support.bus import Recorder, until
 from support.worker_harness import Interface, echo, hello, running, whole
@@ -57,7 +57,11 @@ class Witness:
 @pytest.fixture
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens each second happens each 20 ms."""
-    monkeypatch.setattr(sessions, "TICK_SECONDS", 0.002)
+    monkeypatch.setattr(registry, "TICK_SECONDS", 0.002)
+    monkeypatch.setattr(registry, "RECENT_SECONDS", 0.05)
+    monkeypatch.setattr(router, "CHECK_SECONDS", 0.02)
+    monkeypatch.setattr(router, "STALLED_SECONDS", 0.1)
+    monkeypatch.setattr(router, "PROBE_AGAIN_SECONDS", 0.06)
 
 
 def count(interface: Interface, number: int, kind: int) -> int:
@@ -132,7 +136,7 @@ async def test_what_is_not_acknowledged_for_long_is_asked_after() -> None:
         number = await interface.accepted()
         await until(lambda: count(interface, number, PROBE) >= 2)
         interface.acknowledge(number)
-        await until(lambda: interface.worker._sessions._sessions[interface.bus.mailbox, number].in_flight == 0)
+        await until(lambda: interface.worker._sessions._sessions[interface.bus.mailbox, number].stream.in_flight == 0)
         asked = count(interface, number, PROBE)
         await asyncio.sleep(0.3)  # time for more questions, of which there must be none
         assert count(interface, number, PROBE) == asked
@@ -140,7 +144,7 @@ async def test_what_is_not_acknowledged_for_long_is_asked_after() -> None:
 
 @pytest.mark.usefixtures("_fast")
 async def test_what_found_no_mailbox_is_asked_after_until_it_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "PROBE_TICKS", 10**9)
+    monkeypatch.setattr(router, "STALLED_SECONDS", math.inf)
     async with running(echo) as interface:
         number = await interface.accepted()
         other = await interface.accepted()
@@ -381,17 +385,19 @@ async def test_a_request_that_is_offered_again_after_its_answer_does_not_run_aga
 
 def test_answers_are_bounded_in_number_and_age(monkeypatch: pytest.MonkeyPatch) -> None:
     for limit, count in (("USUAL_BYTES", 3), ("MOST_BYTES", 8)):
-        monkeypatch.setattr(answers, limit, count * (answers.SESSION_BYTES + 100))
-    kept = answers.Answers()
-    sessions = [cast(Session, SimpleNamespace(interface="i!", number=n, in_flight=100)) for n in range(9)]
+        monkeypatch.setattr(registry, limit, count * (registry.SESSION_BYTES + 100))
+    kept = registry.RecentResponses()
+    sessions = [
+        cast(Session, SimpleNamespace(peer="i!", number=n, stream=SimpleNamespace(in_flight=100))) for n in range(9)
+    ]
     for session in sessions:
         kept.add(session)
     assert [*kept] == sessions[4:], "four make a generation too many"
     kept.forget(sessions[5])
-    kept.age()
+    kept.rotate()
     assert [*kept] == sessions[8:]
     assert kept.find("i!", 8) is sessions[8]
-    kept.age()
+    kept.rotate()
     assert [*kept] == []
     kept.keep_more()
     for session in sessions:

@@ -204,7 +204,7 @@ async def test_groups_are_kept_when_the_app_leaves_them_after_it_was_told() -> N
 
 
 async def test_an_app_that_never_asks_learns_it_from_send(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "INSIST_SECONDS", 0.05)
+    monkeypatch.setattr(server, "FORCE_SECONDS", 0.05)
     seen: list[Any] = []
 
     async def ticker(scope: Any, receive: Any, send: Any) -> None:
