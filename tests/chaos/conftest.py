@@ -9,7 +9,7 @@ import pytest
 
 from chaos.notes import Notes
 from chaos.scale import DRAIN_PERIOD, LONG
-from support import deadline, namespaces
+from support import deadline, lease_times, namespaces
 from support.namespaces import Namespace
 from support.processes import Process, Processes
 
@@ -29,8 +29,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _promises_are_kept_to_the_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+def _times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep promises to the letter, and shorten leases in the quick form."""
     monkeypatch.setattr(deadline, "TOLERANCE", 1.0)
+    if not LONG:
+        monkeypatch.setenv(lease_times.VARIABLE, "1")
 
 
 @pytest.fixture

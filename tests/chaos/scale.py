@@ -3,23 +3,28 @@
 import os
 from typing import TypeVar
 
+from support import lease_times
+
 T = TypeVar("T")
 
 LONG = os.environ.get("ASGIBUS_CHAOS") == "long"
-
-LEASE = 5.0
-"""Seconds that the lease of a process lives, as the product has it."""
-NOTICED = LEASE + 1.0
-"""Seconds within which the end of a lease is known everywhere."""
-
-RETURN = 25.0
-"""Seconds more for which broadcasts are kept for one whose lease has ended."""
 
 
 def by_form(quick: T, long: T) -> T:
     """The value for the form that is run."""
     return long if LONG else quick
 
+
+LEASE = by_form(lease_times.LEASE, 5.0)
+"""Seconds that the lease of a process lives. The long form has the times of the product."""
+BEAT = by_form(lease_times.BEAT, 1.0)
+"""Seconds between two renewals of a lease."""
+NOTICED = LEASE + 1.0
+"""Seconds within which the end of a lease is known everywhere."""
+GRACE = by_form(lease_times.GRACE, 10.0)
+"""Seconds after an outage in which no process is judged dead."""
+RETURN = by_form(lease_times.RETURN, 25.0)
+"""Seconds more for which broadcasts are kept for a process whose lease has ended."""
 
 SOCKETS = by_form(100, 2000)
 RATE = by_form(300, 500)
@@ -28,6 +33,6 @@ DRAIN_PERIOD = by_form(0.5, 5.0)
 """Given to the workers: seconds over which one spreads what it hands over or closes."""
 OUTAGE = by_form(8.0, 30.0)
 """Seconds without any worker."""
-PAUSE = by_form(LEASE + 2.0, 3 * LEASE)
+PAUSE = by_form(LEASE + 1.0, 3 * LEASE)
 """Seconds that a process is stopped."""
 ROUNDS = by_form(1, 3)

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from chaos.notes import Notes
-from chaos.scale import LEASE, NOTICED, PAUSE, by_form
+from chaos.scale import GRACE, LEASE, NOTICED, PAUSE, by_form
 from support import clocks
 from support.clocks import WallClock
 from support.deadline import in_time, wait_until
@@ -23,8 +23,6 @@ HOUR = 3600.0
 STEADY = by_form(2.5, 8.0)
 """Seconds that a clock stands where it was set: several beats."""
 OUTAGE = by_form(LEASE + 2, 4 * LEASE)
-GRACE = 10.0
-"""Seconds after an outage in which nobody is judged dead."""
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from chaos.crowd import Crowd, echo_and_room
 from chaos.notes import Notes
-from chaos.scale import LEASE, PAUSE, RATE, SOCKETS
+from chaos.scale import BEAT, LEASE, PAUSE, RATE, SOCKETS
 from support.deadline import wait_until
 from support.processes import Process
 from support.raw import RawClient
@@ -67,7 +67,7 @@ def test_one_that_is_stopped_when_it_should_take_over(
     interface = start_chaos_interface()
     with echo_and_room(interface) as (echo, room):
         first.kill()
-        time.sleep(LEASE - 1.5)
+        time.sleep(LEASE - 1.5 * BEAT)
         second.pause()
         third = start_chaos_worker("--resume")
         for crowd in (echo, room):
@@ -88,7 +88,7 @@ def test_a_short_pause_changes_nothing(
     with echo_and_room(interface) as (echo, room):
         for process in (workers[0], interface):
             process.pause()
-            time.sleep(LEASE - 2.0)  # it beats once a second
+            time.sleep(LEASE - 2 * BEAT)
             process.resume()
             for crowd in (echo, room):
                 crowd.wait_each_answered()

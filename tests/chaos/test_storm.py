@@ -22,7 +22,7 @@ def test_workers_in_a_storm(start_chaos_interface: Start, start_chaos_worker: St
     happened: Counter[str] = Counter()
     woken: list[threading.Timer] = []
     with echo_and_room(interfaces) as (echo, room):
-        until = time.monotonic() + by_form(12, 120)
+        until = time.monotonic() + by_form(8, 120)
         while time.monotonic() < until:
             index = choice.randrange(len(workers))
             worker = workers[index]

@@ -64,7 +64,7 @@ def test_children_are_killed_all_the_time(
     choice = random.Random(3)
     kills = 0
     with echo_and_room(interface) as (echo, room):
-        until = time.monotonic() + by_form(10, 60)
+        until = time.monotonic() + by_form(6, 60)
         while time.monotonic() < until:
             for crowd in (echo, room):
                 crowd.wait_each_answered(20)
@@ -88,7 +88,7 @@ def test_handlers_that_take_their_time_lose_nothing_as_children_are_killed(
     kills = 0
     with Crowd(interface, "/echo", sockets=SOCKETS, rate=SOCKETS, work=1.0) as crowd:
         crowd.begin()
-        until = time.monotonic() + by_form(10, 120)
+        until = time.monotonic() + by_form(6, 120)
         while time.monotonic() < until:
             time.sleep(3)  # between two kills: longer than any handler takes
             if there := children(notes):

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import psutil
 
+from support import lease_times
 from support.deadline import HANG, STEP, TooLate, bound
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -228,7 +229,7 @@ class Processes:
         options = [str(arg) for arg in args]
         if not any(option.partition("=")[0] in {"--port", "--uds", "--fd"} for option in options):
             options = ["--host", "127.0.0.1", "--port", "0", *options]
-        command = [sys.executable, "-m", "asgibus.interface_server", *([app] if app else []), *options]
+        command = [*_python("asgibus.interface_server"), *([app] if app else []), *options]
         process = self.start(
             "interface", command, ready=LISTENING if ready else None, env=env, allow_traceback=allow_traceback
         )
@@ -245,7 +246,7 @@ class Processes:
         ready: bool = True,
         allow_traceback: bool = False,
     ) -> Process:
-        command = [sys.executable, "-m", "asgibus.worker", app, *(str(arg) for arg in args)]
+        command = [*_python("asgibus.worker"), app, *(str(arg) for arg in args)]
         return self.start(
             "worker", command, ready=WORKER_READY if ready else None, env=env, allow_traceback=allow_traceback
         )
@@ -279,6 +280,12 @@ class Processes:
                 excerpt = process.whole_log()[max(0, trouble.start() - 300) :][:4000]
                 faults.append(f"{process.name} logged trouble that the test did not announce:\n{excerpt}")
         return faults
+
+
+def _python(module: str) -> list[str]:
+    """Return the command that runs a module, with shorter leases if the test has asked for them."""
+    launcher = ["support.launcher"] if os.environ.get(lease_times.VARIABLE) else []
+    return [sys.executable, "-m", *launcher, module]
 
 
 def _text(pattern: str | re.Pattern[str]) -> str:

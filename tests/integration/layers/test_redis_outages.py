@@ -415,7 +415,7 @@ async def test_a_master_that_hangs_is_left_though_it_returns(tmp_path: Path) -> 
         claiming = asyncio.create_task(two.bus.claim(["work"], 1))
         old = redis.Redis.from_url(sentinels.master.url, protocol=2)
         with old:
-            await until(lambda: {client["cmd"] for client in old.client_list()} >= {"blpop", "xreadgroup", "xread"})
+            await until(lambda: {client["cmd"] for client in old.client_list()} >= {"blmove", "xreadgroup", "xread"})
             sentinels.master.pause()
             await asyncio.to_thread(sentinels.wait_promoted)
             sentinels.master.resume()
