@@ -1,7 +1,7 @@
 """Tasks that callbacks of the event loop start.
 
-A task group of anyio has to be used in a task: in a callback, anyio cannot tell which event loop runs, unless the
-program was started by anyio.
+A task group of anyio works in tasks only: in a callback, anyio does not know the event loop, unless the program was
+started by anyio.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ logger = logging.getLogger("asgibus.interface")
 
 
 class CallbackTasks:
-    """The tasks of one server."""
+    """A set of tasks that end with their owner."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start_soon(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
-        """Start a task that awaits `work(*args)`. Should that raise, it is logged."""
+        """Start a task that awaits `work(*args)`. An exception is logged."""
         task = asyncio.get_running_loop().create_task(work(*args))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -32,7 +32,7 @@ class CallbackTasks:
             logger.error("a task of the interface server failed", exc_info=error)
 
     async def end(self, seconds: float) -> None:
-        """Wait until all have ended, but no longer than that, and cancel the others."""
+        """Wait until all tasks have ended, but no longer than `seconds`, and cancel the rest."""
         try:
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=seconds)

@@ -1,4 +1,4 @@
-"""Which terminators there are beside HTTP and WebSocket: our own, and those of other packages."""
+"""Listeners for protocols other than HTTP and WebSocket: UDP, and those of other packages."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from asgibus.interface_server.terminator import Factory, Listener
 from asgibus.interface_server.udp import UdpListener
 from asgibus.protocol.channels import TERMINATORS, require_protocol
 
-OWN: dict[str, Factory] = {"udp": UdpListener.at}
+BUILT_IN: dict[str, Factory] = {"udp": UdpListener.at}
 
 
 def listeners_of(settings: InterfaceSettings) -> list[Listener]:
-    """The listeners that the options ask for; nothing listens yet. Raises ValueError with a sentence."""
+    """Make the listeners that the settings name. They do not listen yet.
+
+    Raises:
+        ValueError: A name or a value is not valid. The message is one sentence.
+    """
     wanted: list[tuple[str, str, str | None]] = [("--udp", "udp", value) for value in settings.udp]
     for text in settings.terminators:
         name, mark, value = text.partition("=")
@@ -32,15 +36,15 @@ def _listener(option: str, name: str, value: str | None, settings: InterfaceSett
 
 
 def _factory(name: str) -> Factory:
-    if name in OWN:
-        return OWN[name]
+    if name in BUILT_IN:
+        return BUILT_IN[name]
     installed = {point.name: point for point in entry_points(group=TERMINATORS)}
     if name not in installed:
-        known = ", ".join([*OWN, *sorted(installed.keys() - OWN.keys())])
+        known = ", ".join([*BUILT_IN, *sorted(installed.keys() - BUILT_IN.keys())])
         raise ValueError(f"--terminator: there is no terminator {name!r}; installed: {known}")
     try:
         factory: Factory = installed[name].load()
-    except Exception as error:  # another package's module may raise anything while it is imported
+    except Exception as error:  # the import of another package may raise anything
         what = f"{type(error).__name__}: {error}"
         raise ValueError(f"--terminator: {name!r} ({installed[name].value}) cannot be loaded: {what}") from error
     return factory

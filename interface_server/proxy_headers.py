@@ -1,4 +1,4 @@
-"""X-Forwarded-For and X-Forwarded-Proto, believed only from trusted addresses."""
+"""The headers X-Forwarded-For and X-Forwarded-Proto of trusted proxies."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ _SCHEMES = {b"http": "http", b"https": "https", b"ws": "http", b"wss": "https"}
 
 
 class TrustedProxies:
-    """The addresses and networks whose forwarding headers are believed: `*`, or a comma-separated list.
-
-    Raises ValueError for what is neither. A client without an address (a unix socket) is a local proxy and trusted
-    where the list says `*` or `unix`.
-    """
+    """The addresses and networks whose forwarding headers are trusted."""
 
     def __init__(self, allowed: str) -> None:
+        """Parse a list of proxies.
+
+        Args:
+            allowed: `*` for all, or a comma-separated list of addresses, networks and `unix`. A client without an
+                address, on a unix socket, is trusted if the list has `*` or `unix`.
+
+        Raises:
+            ValueError: An entry is neither an address nor a network.
+        """
         names = [name.strip() for name in allowed.split(",") if name.strip()]
         self._all = "*" in names
         self._unix = "unix" in names
@@ -26,7 +31,7 @@ class TrustedProxies:
         self._known: dict[str, bool] = {}
 
     def trusts(self, host: str | None) -> bool:
-        """Whether the peer at this address is a trusted proxy."""
+        """Return whether the peer at an address is a trusted proxy; None stands for a unix socket."""
         if self._all:
             return True
         if host is None:
@@ -37,7 +42,7 @@ class TrustedProxies:
                 address = ipaddress.ip_address(host)
             except ValueError:
                 return False
-            if isinstance(address, ipaddress.IPv6Address):  # an IPv4 peer of a listener for both looks so
+            if isinstance(address, ipaddress.IPv6Address):  # how a listener for both sees an IPv4 peer
                 address = address.ipv4_mapped or address
             known = any(address in network for network in self._networks)
             if len(self._known) < 1024:  # proxies are few; a flood of clients must not fill the memory
@@ -51,11 +56,15 @@ class TrustedProxies:
     def forwarded(
         self, headers: Sequence[tuple[bytes, bytes]], client: Address | None, scheme: str
     ) -> tuple[Address | None, str]:
-        """The client and the scheme that a trusted peer reports; what it does not report stays as it is.
+        """Return the client and the scheme that the headers of a trusted proxy report.
 
-        Of several addresses, the last one that is not a trusted proxy itself is the client: what stands before it
-        could have been written by the client. If it is no IP address, the client stays as it is. Of several schemes,
-        it is the one that its proxy has added.
+        Of several addresses, the last one that is not a trusted proxy is the client: the client could have written the
+        ones before it. Of several schemes, the one counts that the proxy next to the client has added.
+
+        Args:
+            headers: The headers of the request, with names in lower case.
+            client: The client if the headers report none, or one that is not an IP address.
+            scheme: The scheme if the headers report none.
         """
         hosts: list[bytes] = []
         schemes: list[bytes] = []
@@ -69,7 +78,7 @@ class TrustedProxies:
             while hops < len(hosts) and (self._all or self._is_proxy(hosts[-hops])):
                 hops += 1
             client = _address(hosts[-hops]) or client
-        if schemes:  # a proxy may have replaced what was there, so there may be fewer
+        if schemes:  # there may be fewer, as a proxy may replace the header
             scheme = _SCHEMES.get(schemes[-min(hops, len(schemes))].lower(), scheme)
         return client, scheme
 
@@ -83,9 +92,9 @@ def _entries(value: bytes) -> list[bytes]:
 
 
 def _address(text: bytes) -> Address | None:
-    """Return the address of an entry, or None if it is none: others, such as `unknown`, are no use to an app.
+    """Return the address of an entry, or None if the entry is not an IP address, such as `unknown`.
 
-    An entry is `1.2.3.4`, `1.2.3.4:port`, `v6`, `[v6]` or `[v6]:port`. The port is 0 where it says none.
+    An entry is `1.2.3.4`, `1.2.3.4:port`, `v6`, `[v6]` or `[v6]:port`. Without a port, the port is 0.
     """
     host = text.decode("latin-1")
     port = ""

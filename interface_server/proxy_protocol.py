@@ -1,4 +1,4 @@
-"""The PROXY protocol, versions 1 and 2: a proxy tells, before anything else, whose connection it passes on. No IO."""
+"""The PROXY protocol, versions 1 and 2: a proxy first sends the addresses of the client that it forwards. No IO."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from asgibus.protocol.connect_request import Address
 
-SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"  # how version 2 begins: no request of any protocol
+SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"  # the first bytes of version 2, which begin no request of any protocol
 MAX_LINE = 107  # bytes of the longest header of version 1, its CRLF included
 
 _WORD = b"PROXY "
@@ -22,24 +22,24 @@ _LAST_TRANSPORT = 2  # unspecified, stream, datagram
 
 
 class ProxyProtocolError(ValueError):
-    """What came is not a PROXY header; the text says why."""
+    """The bytes are not a PROXY header. The message says why."""
 
 
 class Origin(NamedTuple):
-    """Whose connection it is: who has connected, and to what."""
+    """The addresses of a connection that a proxy forwards."""
 
     client: Address | None
     """None for a client on a unix socket."""
     server: Address | None
     known: bool = True
-    """False: the proxy speaks for itself (health checks) or does not know. The socket's addresses count."""
+    """False if the proxy connects for itself, as for health checks, or does not know the addresses."""
 
 
 UNKNOWN = Origin(None, None, known=False)
 
 
 class ProxyHeader:
-    """Reads one header, in whatever pieces it comes."""
+    """Parses one header, which may arrive in pieces."""
 
     def __init__(self) -> None:
         self._data = b""
@@ -47,9 +47,13 @@ class ProxyHeader:
         self.origin = UNKNOWN
 
     def feed(self, data: bytes) -> int:
-        """Read on, and return how many of these bytes belong to the header; what is behind them does not.
+        """Parse more bytes.
 
-        Raises ProxyProtocolError as soon as it can be no header.
+        Returns:
+            How many of the bytes belong to the header.
+
+        Raises:
+            ProxyProtocolError: The bytes cannot be a header.
         """
         before = len(self._data)
         self._data += data
@@ -66,7 +70,7 @@ class ProxyHeader:
         return end - before
 
     def _version_1(self) -> int | None:
-        """Where the header ends, if it has come."""
+        """Return the length of the header, or None if it is incomplete."""
         line, end, _ = self._data.partition(b"\r\n")
         if len(line + end) > MAX_LINE or (not end and len(line) == MAX_LINE):
             raise ProxyProtocolError(f"the line is longer than {MAX_LINE} bytes")
@@ -80,7 +84,7 @@ class ProxyHeader:
         return len(line) + 2
 
     def _version_2(self) -> int | None:
-        """Where the header ends, if it has come."""
+        """Return the length of the header, or None if it is incomplete."""
         if len(self._data) < _HEAD.size:
             return None
         _, version_command, family_transport, length = _HEAD.unpack_from(self._data)
@@ -97,7 +101,7 @@ class ProxyHeader:
             raise ProxyProtocolError(f"{length} bytes are too few for its addresses")
         if len(self._data) < _HEAD.size + length:
             return None
-        if speaks_for_client:  # what stands behind the addresses (type, length, value) is skipped
+        if speaks_for_client:  # the extensions after the addresses (type, length, value) are skipped
             self.origin = _packed_origin(family, self._data[_HEAD.size : _HEAD.size + _ADDRESS_BYTES[family]])
         return _HEAD.size + int(length)
 
@@ -116,7 +120,7 @@ def _origin_of(words: list[str]) -> Origin:
     try:
         client, server = [str(reader(address)) for address in addresses]
     except ValueError as error:
-        raise ProxyProtocolError(f"an address is none: {error}") from error
+        raise ProxyProtocolError(f"an address is not valid: {error}") from error
     return Origin((client, int(client_port)), (server, int(server_port)))
 
 

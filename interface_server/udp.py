@@ -1,7 +1,7 @@
-"""The UDP terminator: one socket, and a connection for each remote address that is heard from.
+"""The UDP terminator: one socket, and a connection for each remote address.
 
-Whatever cannot be had at once is dropped and counted, as UDP may: there is no queue here. The socket is written and
-read directly, because a transport would keep datagrams that the kernel has no room for.
+A datagram that cannot be passed on or sent at once is dropped and counted; there is no queue. The socket is read and
+written directly, because a transport would buffer datagrams for which the kernel has no room.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from asgibus.interface_server.terminator import (
 logger = logging.getLogger("asgibus.interface")
 
 PEER_WINDOW = 64 * 1024  # bytes of one peer that may wait for the app: two bursts of what a socket's buffer holds
-READ_AT_ONCE = 64  # datagrams, before other sockets get their turn
-LARGEST = 65_535  # bytes, more than any datagram has
+READ_AT_ONCE = 64  # datagrams, before the event loop reads other sockets
+LARGEST = 65_535  # bytes: no datagram is larger
 
 Address = tuple[Any, ...]
-"""As the socket module has it: (host, port), or (host, port, flow, scope) for IPv6."""
+"""An address of the socket module: (host, port), or (host, port, flow, scope) for IPv6."""
 
 
 class UdpPeer:
-    """One run of the app for one remote address. See `Terminator` for the seam."""
+    """One run of the app for one remote address. Implements `Terminator`."""
 
     __slots__ = ("_connection", "_listener", "_paused", "address", "heard", "write_paused")
 
@@ -45,7 +45,7 @@ class UdpPeer:
         self.address = address
         self._paused = False
         self.heard = listener.host.now
-        """When it sent something last."""
+        """When the peer has sent its last datagram."""
         self.write_paused = False
         scope = {"client": address[:2], "server": listener.address[:2]}
         self._connection: BusConnection = listener.host.connections.open_other(
@@ -53,16 +53,16 @@ class UdpPeer:
         )
 
     def received(self, data: bytes) -> None:
-        """A datagram came from it."""
+        """Pass on a datagram of the peer."""
         self.heard = self._listener.host.now
         if self._paused:
             self._listener.count("udp window full")
         else:
             self._connection.event(_datagram(data))
 
-    def leave(self, why: str) -> None:
-        """It was silent, or the server stops: the app is told."""
-        self._connection.client_gone(reason=why)
+    def disconnect(self, reason: str) -> None:
+        """Tell the app that the peer is gone."""
+        self._connection.client_gone(reason=reason)
 
     def write_event(self, event: Event) -> None:
         """See `Terminator`."""
@@ -71,13 +71,13 @@ class UdpPeer:
             return
         self._listener.forget(self)
         waiting = self._waiting()
-        if event[0] == ABORT or not self._connection.acked:  # another run would fare no better
+        if event[0] == ABORT or not self._connection.acked:  # another run would fail on them, too
             self._listener.count("udp lost", len(waiting))
         elif waiting:
             self._listener.meet(self.address, waiting)
 
     def flush(self) -> None:
-        """See `Terminator`: nothing is held here."""
+        """See `Terminator`. Nothing is buffered here."""
 
     def broadcast(self, event: Event, shared: dict[str, Any]) -> None:
         """See `Terminator`."""
@@ -85,11 +85,11 @@ class UdpPeer:
             self._listener.count("broadcast out of place")
 
     def keeps_up(self) -> bool:
-        """See `Terminator`: nothing is kept for a peer."""
+        """See `Terminator`. Nothing is buffered for a peer."""
         return True
 
     def pause(self) -> None:
-        """See `Terminator`: what comes is dropped."""
+        """See `Terminator`. Datagrams are dropped now."""
         self._paused = True
 
     def resume(self) -> None:
@@ -97,22 +97,22 @@ class UdpPeer:
         self._paused = False
 
     def fail(self, status: int, close_code: int) -> None:
-        """See `Terminator`: the next datagram begins anew."""
+        """See `Terminator`. The next datagram begins a new run."""
         self._listener.forget(self)
         self._listener.count("udp lost", len(self._waiting()))
 
     def abort(self) -> None:
         """See `Terminator`."""
         self._listener.forget(self)
-        self.leave("")
+        self.disconnect("")
 
     def _waiting(self) -> tuple[Event, ...]:
-        """The datagrams that no run has taken."""
+        """Return the datagrams that no run has consumed."""
         return tuple(event for event in self._connection.unacknowledged if event[0] == OTHER_RECEIVED)
 
 
 class UdpListener:
-    """One UDP socket. See `Listener` and `Holder` for the seam."""
+    """One UDP socket. Implements `Listener` and `Holder`."""
 
     kind = "udp"
     host: Host
@@ -122,12 +122,12 @@ class UdpListener:
         self.deadline = math.inf
         self._timeout = settings.udp_timeout
         self._most = settings.udp_max_peers
-        self._peers: dict[Address, UdpPeer] = {}  # who was silent for longest stands first
+        self._peers: dict[Address, UdpPeer] = {}  # the one that was silent for longest is first
         self._socket: socket.socket | None = None
 
     @classmethod
     def at(cls, value: str | None, settings: InterfaceSettings) -> UdpListener:
-        """The listener for HOST:PORT. See `Factory`."""
+        """Make a listener for HOST:PORT. See `Factory`."""
         return cls(parse_address(value or ""), settings)
 
     async def start(self, host: Host) -> str:
@@ -153,26 +153,26 @@ class UdpListener:
         return f"{where}:{self.address[1]}"
 
     def stop(self) -> None:
-        """See `Listener`: the apps are told, and nothing is sent for them any more."""
+        """See `Listener`. The apps are told, and cannot send any more."""
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
             self._socket = None
             while self._peers:
-                self._leave_first("the server stops")
+                self._disconnect_first("the server stops")
             self.host.forget(self)
 
-    # Holder.
+    # Called by the server.
 
     def expire(self, now: float) -> None:
-        """See `Holder`: part with those who were silent for too long."""
+        """See `Holder`. Forget the peers that were silent for too long."""
         self.deadline = math.inf
         while self._peers:
             first = next(iter(self._peers.values()))
             if first.heard + self._timeout > now:
                 self.deadline = first.heard + self._timeout
                 return
-            self._leave_first("silent")
+            self._disconnect_first("silent")
 
     def shut_down(self) -> None:
         """See `Holder`."""
@@ -182,15 +182,20 @@ class UdpListener:
         """See `Holder`."""
         self.stop()
 
-    # For the peers.
+    # Called by the peers.
 
     def meet(self, address: Address, events: tuple[Event, ...]) -> None:
-        """Begin a run of the app for a peer, with its first datagrams."""
+        """Begin a run of the app for a peer.
+
+        Args:
+            address: The address of the peer.
+            events: Its first datagrams.
+        """
         peer = self._peers[address] = UdpPeer(self, address, events)
         self.deadline = min(self.deadline, peer.heard + self._timeout)
 
     def forget(self, peer: UdpPeer) -> None:
-        """A peer's run has ended."""
+        """Remove a peer whose run has ended."""
         if self._peers.get(peer.address) is peer:
             del self._peers[peer.address]
 
@@ -205,11 +210,16 @@ class UdpListener:
             logger.debug("a datagram of %d bytes to %s was not sent: %s", len(data), address, error)
 
     def count(self, what: str, count: int = 1) -> None:
-        """Something was dropped."""
+        """Count dropped datagrams.
+
+        Args:
+            what: The reason, as the metrics name it.
+            count: How many datagrams were dropped.
+        """
         if count:
             self.host.connections.counts[what] += count
 
-    # From the socket.
+    # Reading.
 
     def _readable(self) -> None:
         for _ in range(READ_AT_ONCE):
@@ -219,24 +229,24 @@ class UdpListener:
                 data, address = self._socket.recvfrom(LARGEST)
             except BlockingIOError:
                 return
-            except OSError as error:  # what the network says of a datagram that we sent
-                logger.debug("the UDP socket says: %s", error)
+            except OSError as error:  # an ICMP error for a datagram that was sent
+                logger.debug("the UDP socket reports: %s", error)
                 return
             self._received(data, address)
 
     def _received(self, data: bytes, address: Address) -> None:
         peer = self._peers.pop(address, None)
         if peer is not None:
-            self._peers[address] = peer  # behind all others
+            self._peers[address] = peer  # as the last one
             peer.received(data)
         elif len(self._peers) < self._most:
             self.meet(address, (_datagram(data),))
         else:
             self.count("udp too many peers")
 
-    def _leave_first(self, why: str) -> None:
+    def _disconnect_first(self, reason: str) -> None:
         address = next(iter(self._peers))
-        self._peers.pop(address).leave(why)
+        self._peers.pop(address).disconnect(reason)
 
 
 def _datagram(data: bytes) -> Event:
@@ -244,7 +254,11 @@ def _datagram(data: bytes) -> Event:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """The address in `HOST:PORT` or `[HOST]:PORT`. Raises ValueError with a sentence."""
+    """Return the address in `HOST:PORT` or `[HOST]:PORT`.
+
+    Raises:
+        ValueError: The text has another form. The message is one sentence.
+    """
     host, _, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     name = host[1:-1] if bracketed else host

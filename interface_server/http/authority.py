@@ -1,4 +1,4 @@
-"""The authority of a request, in `Host` or in an absolute target: a host, and perhaps a port."""
+"""Validation of the authority of a request, in `Host` or in an absolute target: a host, and perhaps a port."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 
 MAX_PORT = 65535
 
-_USUAL = re.compile(rb"[A-Za-z0-9.-]+(?::[0-9]{1,4})?\Z")  # of nearly all requests: a sixth of the time
-_NAME = rb"[A-Za-z0-9._~!$&'()*+,;=-]*"  # unreserved and sub-delims; an IPv4 address is one of these, too
+_USUAL = re.compile(rb"[A-Za-z0-9.-]+(?::[0-9]{1,4})?\Z")  # nearly all hosts; a sixth of the time
+_NAME = rb"[A-Za-z0-9._~!$&'()*+,;=-]*"  # unreserved and sub-delims; IPv4 addresses match, too
 _AUTHORITY = re.compile(
     rb"(" + _NAME + rb"(?:%[0-9A-Fa-f]{2}" + _NAME + rb")*"
     rb"|\[[0-9A-Fa-f:.]+\]"
@@ -18,10 +18,10 @@ _AUTHORITY = re.compile(
 
 
 def is_authority(value: bytes) -> bool:
-    """Return whether this is a host with an optional port, as in RFC 3986 section 3.2.2 and RFC 9110 section 7.2.
+    """Return whether a value is a host with an optional port, RFC 3986 section 3.2.2 and RFC 9110 section 7.2.
 
     The host may be a name, with percent-encoded bytes, an IPv4 address, or an IPv6 or later address in brackets. An
-    empty value is one, too: the client knows no authority. A port is at most `MAX_PORT`, and does not stand alone.
+    empty value is valid: the client's target has no authority. A port is at most `MAX_PORT`, and needs a host.
     """
     if _USUAL.match(value):
         return True
