@@ -1,7 +1,7 @@
-"""Who is alive, as one process sees it: a transition table, fed with what the store says at each beat.
+"""Which processes on the bus are alive, as one process sees it: a transition table, fed by the store at each heartbeat.
 
-Every process on the bus holds a lease under the name of its mailbox and renews it with a beat. The store's clock alone
-ends leases. A dead process is reported once, and again only after something was heard from it or sent to it in vain.
+Every process on the bus holds a lease under the name of its mailbox and renews it with a heartbeat. Only the store's
+clock ends leases. A dead process is reported once, and again only after a sign of life or a failed post to it.
 """
 
 from __future__ import annotations
@@ -10,126 +10,130 @@ from dataclasses import dataclass
 from enum import Enum
 
 
-class Life(Enum):
-    """What is known of another process."""
+class PeerState(Enum):
+    """The state of another process."""
 
     UNKNOWN = "unknown"
-    WATCHED = "watched"  # we deal with it, and have not seen its lease yet
+    WATCHED = "watched"  # it has sessions with this process, and its lease was not seen yet
     ALIVE = "alive"
     DEAD = "dead"  # and reported
 
 
-class Sign(Enum):
-    """What a process learns of another one."""
+class PeerEvent(Enum):
+    """What this process learns about another one."""
 
-    WATCH = "it sent something, or did not get something"
-    LEASE = "its lease runs"
+    WATCH = "it posted a frame, or a post to it failed"
+    LEASE = "it has a lease"
     ENDED = "its lease has ended"
     ABSENT = "it has no lease, and had time to take one"
-    TOLD = "somebody says that it is dead"
-    FORGET = "what was said of it may be lost"
+    DECLARED = "another process has declared it dead"
+    RESET = "what was said about it may be lost"
 
 
-class IllegalSign(RuntimeError):
-    """A sign that cannot be of a process in this state."""
+class IllegalPeerEvent(RuntimeError):
+    """An event that cannot happen to a process in this state."""
 
-    def __init__(self, life: Life, sign: Sign) -> None:
-        super().__init__(life, sign)
-        self.life = life
-        self.sign = sign
+    def __init__(self, state: PeerState, event: PeerEvent) -> None:
+        super().__init__(state, event)
+        self.state = state
+        self.event = event
 
     def __str__(self) -> str:
-        return f"a process that is {self.life.value}: {self.sign.value}"
+        return f"a process that is {self.state.value}: {self.event.value}"
 
 
-# A process of which nothing is known has no entry, so it can be neither absent nor forgotten. One that has died is
-# unknown again once the store does not list it any more. A change to DEAD is what is reported.
-TABLE: dict[tuple[Life, Sign], Life] = {
-    (Life.UNKNOWN, Sign.WATCH): Life.WATCHED,
-    (Life.UNKNOWN, Sign.LEASE): Life.ALIVE,
-    (Life.UNKNOWN, Sign.ENDED): Life.DEAD,
-    (Life.UNKNOWN, Sign.TOLD): Life.DEAD,
-    (Life.WATCHED, Sign.WATCH): Life.WATCHED,
-    (Life.WATCHED, Sign.LEASE): Life.ALIVE,
-    (Life.WATCHED, Sign.ENDED): Life.DEAD,
-    (Life.WATCHED, Sign.ABSENT): Life.DEAD,
-    (Life.WATCHED, Sign.TOLD): Life.DEAD,
-    (Life.WATCHED, Sign.FORGET): Life.WATCHED,
-    (Life.ALIVE, Sign.WATCH): Life.ALIVE,
-    (Life.ALIVE, Sign.LEASE): Life.ALIVE,
-    (Life.ALIVE, Sign.ENDED): Life.DEAD,
-    (Life.ALIVE, Sign.ABSENT): Life.DEAD,
-    (Life.ALIVE, Sign.TOLD): Life.DEAD,
-    (Life.ALIVE, Sign.FORGET): Life.WATCHED,
-    (Life.DEAD, Sign.WATCH): Life.WATCHED,
-    (Life.DEAD, Sign.LEASE): Life.ALIVE,
-    (Life.DEAD, Sign.ENDED): Life.DEAD,
-    (Life.DEAD, Sign.ABSENT): Life.UNKNOWN,
-    (Life.DEAD, Sign.TOLD): Life.DEAD,
-    (Life.DEAD, Sign.FORGET): Life.WATCHED,
+# A process whose state is unknown has no entry, so it can be neither absent nor reset. A dead process is unknown again
+# once the store does not list it any more. A change to DEAD is what is reported.
+TABLE: dict[tuple[PeerState, PeerEvent], PeerState] = {
+    (PeerState.UNKNOWN, PeerEvent.WATCH): PeerState.WATCHED,
+    (PeerState.UNKNOWN, PeerEvent.LEASE): PeerState.ALIVE,
+    (PeerState.UNKNOWN, PeerEvent.ENDED): PeerState.DEAD,
+    (PeerState.UNKNOWN, PeerEvent.DECLARED): PeerState.DEAD,
+    (PeerState.WATCHED, PeerEvent.WATCH): PeerState.WATCHED,
+    (PeerState.WATCHED, PeerEvent.LEASE): PeerState.ALIVE,
+    (PeerState.WATCHED, PeerEvent.ENDED): PeerState.DEAD,
+    (PeerState.WATCHED, PeerEvent.ABSENT): PeerState.DEAD,
+    (PeerState.WATCHED, PeerEvent.DECLARED): PeerState.DEAD,
+    (PeerState.WATCHED, PeerEvent.RESET): PeerState.WATCHED,
+    (PeerState.ALIVE, PeerEvent.WATCH): PeerState.ALIVE,
+    (PeerState.ALIVE, PeerEvent.LEASE): PeerState.ALIVE,
+    (PeerState.ALIVE, PeerEvent.ENDED): PeerState.DEAD,
+    (PeerState.ALIVE, PeerEvent.ABSENT): PeerState.DEAD,
+    (PeerState.ALIVE, PeerEvent.DECLARED): PeerState.DEAD,
+    (PeerState.ALIVE, PeerEvent.RESET): PeerState.WATCHED,
+    (PeerState.DEAD, PeerEvent.WATCH): PeerState.WATCHED,
+    (PeerState.DEAD, PeerEvent.LEASE): PeerState.ALIVE,
+    (PeerState.DEAD, PeerEvent.ENDED): PeerState.DEAD,
+    (PeerState.DEAD, PeerEvent.ABSENT): PeerState.UNKNOWN,
+    (PeerState.DEAD, PeerEvent.DECLARED): PeerState.DEAD,
+    (PeerState.DEAD, PeerEvent.RESET): PeerState.WATCHED,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What the store answers to a beat. Mailboxes in `live` and `ended` are those of all processes, the own among them.
+    """The store's reply to a heartbeat. `live` and `ended` hold the mailboxes of all processes, this one included.
 
-    `grace`: the store may have lost leases, and not everybody has had time to take his again, so who is absent may
-    live. A lease that is listed as ended has ended, grace or not.
+    During `grace` the store may have lost leases, and not every process has had time to take its lease again, so a
+    process that is absent may be alive. A lease that is listed as ended has ended, with grace or without.
     """
 
     live: frozenset[str]
     ended: frozenset[str]
     grace: bool
     gone: frozenset[str] = frozenset()
-    """Those in `ended` that have been dead for so long that they are not expected back."""
+    """Mailboxes in `ended` whose processes have been dead for so long that they are not expected back."""
+
+    def is_dead(self, mailbox: str) -> bool:
+        """Return whether the process of that mailbox is dead, for one that was seen before this heartbeat."""
+        return mailbox in self.ended or not (self.grace or mailbox in self.live)
 
 
-class Leases:
-    """The other processes, by mailbox. `own` is not judged."""
+class PeerTable:
+    """The states of the other processes, by mailbox. `own` is the mailbox of this process, which is left out."""
 
     def __init__(self, own: str) -> None:
         self._own = own
-        self._lives: dict[str, Life] = {}
+        self._states: dict[str, PeerState] = {}
 
-    def life(self, mailbox: str) -> Life:
-        """What is known of a process."""
-        return self._lives.get(mailbox, Life.UNKNOWN)
+    def state(self, mailbox: str) -> PeerState:
+        """Return the state of a process."""
+        return self._states.get(mailbox, PeerState.UNKNOWN)
 
-    def beat(self, beat: Beat) -> list[str]:
-        """Take what the store says. Returns the mailboxes of those newly dead."""
+    def apply(self, beat: Beat) -> list[str]:
+        """Apply the store's reply to a heartbeat. Return the mailboxes of the processes that have died."""
         for mailbox in beat.live:
-            self._take(mailbox, Sign.LEASE)
-        dead = [mailbox for mailbox in beat.ended if self._take(mailbox, Sign.ENDED)]
+            self._apply(mailbox, PeerEvent.LEASE)
+        dead = [mailbox for mailbox in beat.ended if self._apply(mailbox, PeerEvent.ENDED)]
         if not beat.grace:
-            absent = self._lives.keys() - beat.live - beat.ended
-            dead += [mailbox for mailbox in absent if self._take(mailbox, Sign.ABSENT)]
+            absent = self._states.keys() - beat.live - beat.ended
+            dead += [mailbox for mailbox in absent if self._apply(mailbox, PeerEvent.ABSENT)]
         return dead
 
     def watch(self, mailbox: str) -> None:
-        """It sent something, or what was sent to it did not reach it: a later beat says if it is dead."""
-        if self._lives.get(mailbox) is not Life.ALIVE:  # asked with every batch
-            self._take(mailbox, Sign.WATCH)
+        """Note that a process posted a frame, or that a post to it failed: a later heartbeat tells whether it died."""
+        if self._states.get(mailbox) is not PeerState.ALIVE:  # called for every batch
+            self._apply(mailbox, PeerEvent.WATCH)
 
-    def told(self, mailbox: str) -> bool:
-        """Somebody says that it is dead. True if that is news."""
-        return self._take(mailbox, Sign.TOLD)
+    def declare_dead(self, mailbox: str) -> bool:
+        """Note that another process has declared a process dead. Return whether it was not known to be dead."""
+        return self._apply(mailbox, PeerEvent.DECLARED)
 
-    def forget(self) -> None:
-        """Begin anew after an interruption: whoever was known is watched, and whoever is dead is reported again."""
-        for mailbox in self._lives:
-            self._take(mailbox, Sign.FORGET)
+    def reset(self) -> None:
+        """Start again after an interruption: known processes are watched, and dead ones are reported again."""
+        for mailbox in self._states:
+            self._apply(mailbox, PeerEvent.RESET)
 
-    def _take(self, mailbox: str, sign: Sign) -> bool:
-        """Whether this made it dead."""
+    def _apply(self, mailbox: str, event: PeerEvent) -> bool:
+        """Apply an event. Return whether the process is dead since then."""
         if mailbox == self._own:
             return False
-        before = self._lives.get(mailbox, Life.UNKNOWN)
-        after = TABLE.get((before, sign))
+        before = self._states.get(mailbox, PeerState.UNKNOWN)
+        after = TABLE.get((before, event))
         if after is None:
-            raise IllegalSign(before, sign)
-        if after is Life.UNKNOWN:
-            del self._lives[mailbox]
+            raise IllegalPeerEvent(before, event)
+        if after is PeerState.UNKNOWN:
+            del self._states[mailbox]
         else:
-            self._lives[mailbox] = after
-        return after is Life.DEAD and before is not Life.DEAD
+            self._states[mailbox] = after
+        return after is PeerState.DEAD and before is not PeerState.DEAD

@@ -17,7 +17,7 @@ from asgibus.layers.redis import scripts
 from asgibus.layers.redis.asking import ANSWER_MS, Standing
 from asgibus.layers.redis.channels import AckingConsumer
 from asgibus.layers.redis.groups import Memberships
-from asgibus.layers.redis.heartbeat import LIFE_SECONDS, LeaseKeeper, Presence, lease_times
+from asgibus.layers.redis.heartbeat import Heartbeat, lease_times
 from asgibus.layers.redis.inbox import Inbox
 from asgibus.layers.redis.kept import Taken
 from asgibus.layers.redis.mailbox import MailboxReader
@@ -31,7 +31,6 @@ logger = logging.getLogger("asgibus.layers")
 # (MEMBER, group, channel, whether it is one now), a frame of the layer's own: somebody else has added a channel of this
 # mailbox to a group, or taken it out.
 MEMBER = 7
-LIFE_MS = round(LIFE_SECONDS * 1000)
 APPS_SECONDS = 86_400  # how long it is known what was announced, if nobody tidies up
 RECEIVED_AT_ONCE = 1000  # channels in one script: it holds up Redis for half a millisecond
 STATISTICS_SECONDS = 1.0  # for what somebody looks at; who looks waits, and there is nothing to be repaired
@@ -45,10 +44,10 @@ class RedisBus(Bus):
         self._inbox = handler if isinstance(handler, Inbox) else None
         self._loop = asyncio.get_running_loop()
         self._handler = handler
-        self._keys = keys = attachment.keys
+        self._keys = attachment.keys
         self._entries = entries = attachment.entries
         self._outage = outage = attachment.outage
-        self._writer = writer = attachment.writer
+        self._writer = attachment.writer
         settings = attachment.settings
         self._wait = settings.wait
         self._taken = Taken()
@@ -59,7 +58,7 @@ class RedisBus(Bus):
 
         self._later: dict[asyncio.TimerHandle, Sequence[str]] = {}
         self._noting: set[asyncio.Task[None]] = set()
-        self._claimant = Consumer(attachment.address, keys, entries, mailbox, outage, writer, self._found_wrong_type)
+        self._consumer = Consumer(attachment, mailbox, handler.orphaned, self._found_wrong_type)
         self._deliveries = AckingConsumer(place, entries, mailbox, outage.counts, settings.expiry)
         self._memberships = Memberships(
             attachment,
@@ -70,33 +69,21 @@ class RedisBus(Bus):
             lease_times(),
         )
         self._reader = MailboxReader(
-            attachment.address,
-            keys.mailbox(mailbox),
-            entries,
-            f"{mailbox}mailbox",
-            outage,
+            attachment,
+            mailbox,
             self._batch,
             self._inbox.count_anew if self._inbox is not None else _nothing,
             self._found_wrong_type,
             lambda asked: self._taken.read_until(asked - time.monotonic() + self.time()),
         )
-        self._producer = Producer(writer, keys, entries, mailbox, outage, self._time_ms)
-        self._presence = Presence(
+        self._producer = Producer(attachment, mailbox, self._time_ms)
+        self._heartbeat = Heartbeat(
+            attachment,
             mailbox,
-            keys,
-            entries,
-            outage,
-            writer,
             self._reader,
             self._memberships,
-            self._claimant,
-            self._deliveries,
-            self._producer,
-            attachment.epoch,
-            attachment.deaths,
-            handler,
-            # The process-local channels have an event loop of the layer's own, which no app keeps busy.
-            None if self._inbox is not None else LeaseKeeper(attachment.address, keys.processes, mailbox, LIFE_MS),
+            (self._consumer, self._deliveries),
+            self,
             bounded=self._inbox is not None,
         )
 
@@ -110,13 +97,13 @@ class RedisBus(Bus):
 
     async def open(self) -> None:
         """Make the mailbox, take the lease, and begin to read. Raises LayerUnavailable."""
-        await self._presence.open(_soon())
+        await self._heartbeat.open(_soon())
         await self._reader.open()
-        self._presence.start()
+        self._heartbeat.start()
 
     async def close(self) -> None:
         """Leave nothing behind: no mailbox, no lease, no membership, no claim that nobody deals with."""
-        await self._presence.close()
+        await self._heartbeat.close()
         await self._reader.close()
         for timer in self._later:
             timer.cancel()
@@ -124,15 +111,15 @@ class RedisBus(Bus):
             noting.cancel()
         self._producer.close()
         await self._writer.drain()
-        await self._claimant.close()
+        await self._consumer.close()
         await self._deliveries.close()
         self._memberships.close()
-        self._presence.leave()
+        self._heartbeat.leave()
         await self._writer.drain()
 
     def _batch(self, sender: str, frames: Sequence[Frame], sent: float, full: bytes) -> None:
         if sender:
-            self._presence.heard(sender)
+            self._heartbeat.peer_seen(sender)
         else:
             frames, again = self._taken.once(frames, sent)
             if frames and frames[0][0] == LOCAL_MESSAGES:
@@ -159,7 +146,7 @@ class RedisBus(Bus):
                 return
             for frame in frames:
                 _check(frame)
-            frames = self._presence.told(frames)
+            frames = self._heartbeat.on_frames(frames)
         if frames:
             self._handler.batch(sender, frames)
 
@@ -237,7 +224,7 @@ class RedisBus(Bus):
 
     def time(self) -> float:
         """Now, in seconds by Redis's clock, or a little ahead of it."""
-        return self._presence.time()
+        return self._heartbeat.time()
 
     def counted(self, parts: Mapping[str, int]) -> None:
         """So many messages of each of these process-local channels are unread, beside those that are not due yet."""
@@ -263,15 +250,30 @@ class RedisBus(Bus):
 
     def _found_wrong_type(self) -> None:
         """A key of this place on the bus holds something else."""
-        self._presence.found_wrong_type()
+        self._heartbeat.found_wrong_type()
+
+    def key_types(self) -> dict[str, str]:
+        """Return the types of the keys of this bus: see `heartbeat.Host`."""
+        own = {self._keys.mailbox(self.mailbox): "stream", self._keys.unread(self.mailbox): "hash"}
+        return own | dict.fromkeys(self._consumer.keys, "stream")
+
+    def data_may_be_lost(self, run_id: str) -> None:
+        """Prepare for the repair after an interruption: see `heartbeat.Host`."""
+        self._producer.data_may_be_lost()
+        self._reader.leave(run_id)
+        self._consumer.leave(run_id)
+
+    def interrupted(self) -> None:
+        """Pass an interruption on: see `heartbeat.Host`."""
+        self._handler.interrupted()
 
     def _time_ms(self) -> int:
         """Return Redis's time at the last heartbeat, in ms."""
-        return self._presence.now
+        return self._heartbeat.now
 
     def undelivered(self, mailbox: str) -> None:
         """The writer says so: find out why, and pass it on to the handler."""
-        self._presence.missed(mailbox)
+        self._heartbeat.mailbox_missing(mailbox)
         self._handler.undelivered(mailbox)
 
     async def posted(self) -> None:
@@ -295,14 +297,14 @@ class RedisBus(Bus):
         )
 
     async def claim(self, channels: Sequence[str], limit: int) -> list[Claim]:
-        return await self._claimant.claim(channels, limit)
+        return await self._consumer.claim(channels, limit)
 
     def stop_claiming(self) -> None:
-        self._claimant.stop()
+        self._consumer.stop()
         self._deliveries.stop()
 
     def done(self, claim: Claim) -> None:
-        self._claimant.done(claim)
+        self._consumer.ack(claim)
 
     async def announce(self, pool: str, app: str) -> list[tuple[str, str]]:
         key, until = self._keys.apps, _soon()
@@ -316,16 +318,16 @@ class RedisBus(Bus):
             except (ValueError, TypeError) as error:
                 self._entries.odd("odd app", key, str(error))
                 continue
-            if mailbox in self._presence.live and its_pool == pool and its_app != app:
+            if mailbox in self._heartbeat.live and its_pool == pool and its_app != app:
                 others.append((mailbox, str(its_app)))
         return others
 
     def release(self, claim: Claim, why: str) -> None:
-        self._claimant.release(claim, why)
+        self._consumer.release(claim, why)
 
     @property
     def unreadable(self) -> str | None:
-        return self._claimant.unreadable.why or self._deliveries.unreadable.why
+        return self._consumer.unreadable.why or self._deliveries.unreadable.why
 
     async def take(self, channel: str, limit: int, *, once: bool = False) -> list[Delivery]:
         return await self._deliveries.take(require_channel(channel), limit, once=once)

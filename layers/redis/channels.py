@@ -344,8 +344,8 @@ class AckingConsumer:
         """Return whether this process takes messages."""
         return bool(self._channels) and not self._stopped.is_set()
 
-    async def taken(self) -> dict[str, list[tuple[str, str]]]:
-        """Return the id and the consumer of each message that is not acknowledged, by channel.
+    async def list_claims(self) -> dict[str, list[tuple[str, str]]]:
+        """Return the id and the consumer of each message that is not acknowledged, by channel: see `OrphanClaimer`.
 
         Channels whose store is away are left out.
         """
@@ -357,26 +357,14 @@ class AckingConsumer:
         each = zip(channels, replies, strict=True)
         return {channel: reply for channel, reply in each if not isinstance(reply, BaseException)}
 
-    def bury(self, beat: Beat, taken: Mapping[str, Sequence[tuple[str, str]]]) -> bool:
-        """Put back what dead processes had taken from the channels of this one.
-
-        Args:
-            beat: Who lives.
-            taken: What `taken` returned before that beat.
-
-        Returns:
-            Whether all channels are in `taken`.
-        """
-        for channel, each in taken.items():
-            ids = []
-            for entry_id, consumer in each:
-                if consumer in beat.ended or not (beat.grace or consumer in beat.live):
-                    ids.append(entry_id)
-            if ids:
+    async def claim_orphans(self, claims: Mapping[str, Sequence[tuple[str, str]]], beat: Beat) -> bool:
+        """Put back what dead processes had taken from the channels of this one: see `OrphanClaimer`."""
+        for channel, taken in claims.items():
+            if ids := [entry_id for entry_id, consumer in taken if beat.is_dead(consumer)]:
                 self._counts["message given back"] += len(ids)
                 logger.warning("%d messages of %s were in the hands of processes that died", len(ids), channel)
                 self._put_back(channel, ids, 0.0)
-        return self._channels <= taken.keys()
+        return self._channels <= claims.keys()
 
     async def close(self) -> None:
         """Put back what was not acknowledged."""

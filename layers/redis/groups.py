@@ -1,10 +1,11 @@
-"""The groups that a mailbox and its channels are in, and the set that names those of the mailbox, for who cleans up.
+"""The groups of a mailbox and of its channels.
 
-The membership of a mailbox is renewed, and ended by others when its process has died. That of a process-local channel
-lasts for its time; it is noted here to be written again should the store lose it.
+A membership is a member of the group's sorted set. Besides, a set names the groups of each mailbox, so that other
+processes can clean up after a dead one. The membership of a mailbox is renewed by its process. That of a process-local
+channel lasts for its lifetime; it is noted here, to be written again if the store loses it.
 
-Each group lies on the store that has its name, and so do the memberships. On a store other than that of its mailbox a
-process takes a lease, too: it finds out by it that the store has lost its data, and so does who sends to a group there.
+A group is on the store that has its name, and so are its memberships. At each store other than the home of its mailbox,
+a process takes a lease, too: from it the process, and senders to groups there, learn that the store has lost its data.
 """
 
 from __future__ import annotations
@@ -18,194 +19,202 @@ from typing import Any, Protocol
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.names import require_group
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.client import Outage
-from asgibus.layers.redis.codec import Entries
-from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.epoch import Epoch
-from asgibus.layers.redis.keys import Keys
-from asgibus.layers.redis.pipeline import Refused, Writer
+from asgibus.layers.redis.pipeline import Refused, Store
 
 logger = logging.getLogger("asgibus.layers")
 
-RENEWALS = 4  # how often in its lifetime a membership is renewed
-AT_ONCE = 256  # groups that are joined again, or left by the dead, in one go
+RENEWALS = 4  # how often a membership is renewed within its lifetime
+AT_ONCE = 256  # groups that are joined again, or left for a dead process, at the same time
 
 
-class GroupStore(Protocol):
-    """A store that has groups: see `store.Attachment`."""
+class GroupStore(Store, Protocol):
+    """What memberships need of a store."""
 
-    address: Address
-    keys: Keys
-    entries: Entries
-    outage: Outage
-    writer: Writer
     epoch: Epoch
 
 
 class Memberships:
-    """The memberships of one mailbox and of its channels. `lifetime`: seconds of one that nobody renews.
-
-    `place` gives the store of a group, `places` all of them; `lease` the arguments of RENEW behind the mailbox.
-    """
+    """The memberships of one mailbox and of its process-local channels, on all stores."""
 
     def __init__(
         self,
         home: GroupStore,
-        place: Callable[[str], Awaitable[GroupStore]],
-        places: Callable[[], Iterable[Awaitable[GroupStore]]],
+        store_of: Callable[[str], Awaitable[GroupStore]],
+        stores: Callable[[], Iterable[Awaitable[GroupStore]]],
         mailbox: str,
         lifetime: float,
         lease: tuple[int, ...],
     ) -> None:
+        """Begin without memberships.
+
+        Args:
+            home: The store of the mailbox.
+            store_of: Returns the store of a group.
+            stores: Returns all stores.
+            mailbox: The mailbox.
+            lifetime: Seconds for which a membership lasts that nobody renews.
+            lease: The times of a lease: see `renew_lease.lua`.
+        """
         self._home = home
-        self._place = place
-        self._places = places
+        self._store_of = store_of
+        self._stores = stores
         self._mailbox = mailbox
-        self._lifetime = max(1, round(lifetime))
-        self._channels_lifetime = lifetime
+        self._lifetime = lifetime
         self._lease = lease
-        self._branches = {home: _Branch(home, mailbox, lifetime)}
+        self._at = {home: _StoreMemberships(home, mailbox, lifetime)}
 
     def __len__(self) -> int:
         """Return how many groups the mailbox is in."""
-        return sum(len(branch.due) for branch in self._branches.values())
+        return sum(len(at.due) for at in self._at.values())
 
     async def join(self, group: str, until: float) -> None:
-        """Be a member from the return on. Raises LayerUnavailable, at the time `until` at the latest."""
-        branch = await self._branch(group)
-        if branch.attachment is not self._home:
-            await branch.look(self._lease, until)
+        """Make the mailbox a member. Raises LayerUnavailable, at the time `until` at the latest."""
+        at = await self._at_store_of(group)
+        if at.store is not self._home:
+            await at.renew_lease(self._lease, until)
         try:
-            await branch.add(group, until)
+            await at.join(group, until)
         except LayerUnavailable:
-            branch.due.pop(group, None)
+            at.due.pop(group, None)
             raise
 
     async def leave(self, group: str, until: float) -> None:
-        """Be no member from the return on. Raises LayerUnavailable, at the time `until` at the latest."""
-        await (await self._branch(group)).leave(group, until)
+        """Take the mailbox out. Raises LayerUnavailable, at the time `until` at the latest."""
+        await (await self._at_store_of(group)).leave(group, until)
 
     async def add_channel(self, group: str, channel: str, until: float) -> None:
-        """Make a channel of the mailbox a member, for its time. Raises LayerUnavailable, at `until` at the latest."""
-        branch = await self._branch(group)
-        if branch.attachment is not self._home:
-            await branch.look(self._lease, until)
-        await branch.add_channel(group, channel, until)
+        """Make a channel of the mailbox a member. Raises LayerUnavailable, at the time `until` at the latest."""
+        at = await self._at_store_of(group)
+        if at.store is not self._home:
+            await at.renew_lease(self._lease, until)
+        await at.add_channel(group, channel, until)
 
     async def discard_channel(self, group: str, channel: str, until: float) -> None:
         """Take a channel of the mailbox out. Raises LayerUnavailable, at the time `until` at the latest."""
-        await (await self._branch(group)).discard_channel(group, channel, until)
+        await (await self._at_store_of(group)).discard_channel(group, channel, until)
 
     def forget_channels(self, parts: Collection[str] | None = None) -> None:
-        """Note no more which groups these channels are in, named by their local parts, or all. They stay members."""
-        for branch in self._branches.values():
-            branch.forget_channels(parts)
+        """Forget the groups of these channels, by local name, or of all. In the store they stay members."""
+        for at in self._at.values():
+            at.forget_channels(parts)
 
     async def renew(self, *, everything: bool, until: float) -> None:
-        """Renew what is due, or write everything again, because the home may have lost it. Raises LayerUnavailable.
+        """Renew the memberships that are due.
 
-        What another store has lost is seen and put right here; that it is away is no matter of the home.
+        Other stores than the home are checked for lost data here; if they are away, they are skipped.
+
+        Args:
+            everything: Write all memberships again, because the home may have lost them.
+            until: When to give up.
+
+        Raises:
+            LayerUnavailable: The home cannot be reached.
         """
-        for attachment, branch in list(self._branches.items()):
-            if attachment is self._home:
-                await branch.renew(until, everything=everything)
+        for store, at in list(self._at.items()):
+            if store is self._home:
+                await at.renew(until, everything=everything)
                 continue
             try:
-                lost = await branch.look(self._lease, until)
-                await branch.renew(until, everything=everything or lost)
+                lost = await at.renew_lease(self._lease, until)
+                await at.renew(until, everything=everything or lost)
             except LayerUnavailable as error:
-                logger.debug("the groups at %s cannot be renewed yet: %s", attachment.address, error)
+                logger.debug("the groups at %s cannot be renewed yet: %s", store.address, error)
 
     def close(self) -> None:
-        """Leave all groups; written, not waited for."""
-        for attachment, branch in self._branches.items():
-            branch.close(leave=attachment is not self._home)
+        """Leave all groups. Do not wait for it."""
+        for store, at in self._at.items():
+            at.close(end_lease=store is not self._home)
 
     async def has(self, mailbox: str) -> bool:
-        """Whether a process is in a group, as far as that can be asked now. Raises LayerUnavailable."""
-        for place in self._places():
+        """Return whether a process is in a group on any store that can be reached. Raises LayerUnavailable."""
+        for getting in self._stores():
             try:
-                attachment = await place
-                if await attachment.writer.call("EXISTS", attachment.keys.joined(mailbox)):
+                store = await getting
+                if await store.writer.call("EXISTS", store.keys.joined(mailbox)):
                     return True
             except LayerUnavailable:
                 if not self._home.outage.available:
                     raise
         return False
 
-    async def bury(self, mailbox: str, died: int) -> None:
-        """Take the mailbox of a dead process out of its groups; if it lives and joined again since `died`, it stays.
+    async def remove_dead(self, mailbox: str, died: int) -> None:
+        """Take the mailbox of a dead process out of its groups, but not if it has joined again since its death.
 
-        `died` in ms by the clock of the home. Several may do so at once: each group is handled by one. Raises
-        LayerUnavailable; a store that is not the home may be away, and is tidied up by who sends to its groups.
+        Several processes may do so at once: each group is handled by one. A store that is away is skipped; there,
+        senders to the groups remove the mailbox.
+
+        Args:
+            mailbox: The mailbox.
+            died: When its process died, in ms by the clock of the home.
+
+        Raises:
+            LayerUnavailable: The home cannot be reached.
         """
-        for place in self._places():
+        for getting in self._stores():
             try:
-                attachment = await place
-                if attachment is self._home:
+                store = await getting
+                if store is self._home:
                     at = died
                 else:
-                    seconds, _ = await attachment.writer.call("TIME")
+                    seconds, _ = await store.writer.call("TIME")
                     at = int(seconds) * 1000
-                await _bury(attachment, mailbox, self._lifetime, at)
+                await _remove_dead(store, mailbox, max(1, round(self._lifetime)), at)
             except LayerUnavailable as error:
-                logger.debug("the groups of %s cannot be tidied up everywhere: %s", mailbox, error)
+                logger.debug("the groups of %s cannot be cleaned up everywhere: %s", mailbox, error)
                 if not self._home.outage.available:
                     raise
 
     async def drop_other_types(self) -> None:
-        """Remove the keys that hold something else than memberships. Raises LayerUnavailable."""
-        for branch in list(self._branches.values()):
-            await branch.drop_other_types()
+        """Remove keys of memberships that have another type. Raises LayerUnavailable."""
+        for at in list(self._at.values()):
+            await at.drop_other_types()
 
-    async def _branch(self, group: str) -> _Branch:
-        attachment = await self._place(group)
-        branch = self._branches.get(attachment)
-        if branch is None:
-            branch = self._branches[attachment] = _Branch(attachment, self._mailbox, self._channels_lifetime)
-        return branch
+    async def _at_store_of(self, group: str) -> _StoreMemberships:
+        store = await self._store_of(group)
+        at = self._at.get(store)
+        if at is None:
+            at = self._at[store] = _StoreMemberships(store, self._mailbox, self._lifetime)
+        return at
 
 
-class _Branch:
-    """The memberships on one store. `due`: when each of the mailbox is to be renewed, by the event loop's clock.
+class _StoreMemberships:
+    """The memberships of one mailbox and its channels on one store."""
 
-    `channels`: when those of its channels end, by group and channel.
-    """
-
-    def __init__(self, attachment: GroupStore, mailbox: str, lifetime: float) -> None:
+    def __init__(self, store: GroupStore, mailbox: str, lifetime: float) -> None:
         self._loop = asyncio.get_running_loop()
-        self._writer = attachment.writer
-        self._keys = attachment.keys
+        self._writer = store.writer
+        self._keys = store.keys
         self._mailbox = mailbox
         self._channels_lifetime = lifetime
         self._lifetime = max(1, round(lifetime))
-        self._known = ("", b"")  # the run id and the epoch of the store
-        self.attachment = attachment
+        self._known = ("", b"")  # run id and epoch of the store
+        self.store = store
         self.due: dict[str, float] = {}
-        self.channels: dict[tuple[str, str], float] = {}
-        self._lost: dict[tuple[str, str], None] = {}  # of these, what has to be written again
-        self._lost_by = ("", b"")  # the run id and the epoch of the store that had lost it
+        """When each membership of the mailbox is to be renewed, by the event loop's clock."""
+        self._channels: dict[tuple[str, str], float] = {}  # when the membership of (group, channel) ends
+        self._lost: dict[tuple[str, str], None] = {}  # of these, those that have to be written again
+        self._lost_by = ("", b"")  # run id and epoch of the store that has lost them
 
     async def drop_other_types(self) -> None:
-        """Drop keys of other types: see `Memberships.drop_other_types`."""
         keys = self._keys
         kinds = {keys.processes: "zset", keys.joined(self._mailbox): "set"}
-        kinds |= {keys.group(group): "zset" for group in (*self.due, *(group for group, _ in self.channels))}
-        await drop_other_types(self.attachment, kinds)
+        kinds |= {keys.group(group): "zset" for group in (*self.due, *(group for group, _ in self._channels))}
+        await _drop_other_types(self.store, kinds)
 
-    async def look(self, lease: tuple[int, ...], until: float) -> bool:
-        """Take or renew the lease there; whether the store has lost what was there before."""
+    async def renew_lease(self, lease: tuple[int, ...], until: float) -> bool:
+        """Take or renew the lease at this store. Return whether the store has lost its data since the last time."""
         arguments: tuple[str | int, ...] = (self._keys.processes, self._mailbox, *lease)
         *_, epoch = await self._writer.call("EVAL", scripts.RENEW_LEASE, 1, *arguments, until=until)
-        self.attachment.epoch.seen(epoch)
+        self.store.epoch.seen(epoch)
         known, self._known = self._known, (self._writer.run_id, epoch)
         return known != self._known
 
-    async def add(self, group: str, until: float) -> None:
+    async def join(self, group: str, until: float) -> None:
         key = self._keys.group(group)
         self.due[group] = self._loop.time() + self._lifetime / RENEWALS
         joined = self._keys.joined(self._mailbox)
-        # First, in the same flush: there is no member whom nobody could tidy up after, should it die now.
+        # Written first, in the same flush: should this process die now, others can clean up after it.
         self._writer.write(("SADD", joined, group), _ignore)
         self._writer.write(("EXPIRE", joined, self._lifetime), _ignore)
         await self._writer.call("EVAL", scripts.GROUP_ADD, 1, key, self._mailbox, self._lifetime, until=until)
@@ -221,87 +230,82 @@ class _Branch:
         for start in range(0, len(due), AT_ONCE):
             # Some may have been left while those before were renewed.
             groups = [group for group in due[start : start + AT_ONCE] if group in self.due]
-            await asyncio.gather(*(self.add(group, until) for group in groups))
+            await asyncio.gather(*(self.join(group, until) for group in groups))
         if everything:
-            self._end_channels()
-            # A try that was given up for lack of time goes on where it ended, unless the store is another one again.
-            store = self._writer.run_id, self.attachment.epoch.used
+            self._drop_ended_channels()
+            # An attempt that ran out of time is continued, unless the store has lost its data again.
+            store = self._writer.run_id, self.store.epoch.used
             if not self._lost or self._lost_by != store:
-                self._lost, self._lost_by = dict.fromkeys(self.channels), store
+                self._lost, self._lost_by = dict.fromkeys(self._channels), store
         while some := list(islice(self._lost, AT_ONCE)):
             await asyncio.gather(*(self._write_channel(each, until) for each in some))
             for each in some:
                 self._lost.pop(each, None)
 
     async def add_channel(self, group: str, channel: str, until: float) -> None:
-        known = self.channels.get((group, channel))
-        self.channels[group, channel] = self._loop.time() + self._channels_lifetime
+        known = self._channels.get((group, channel))
+        self._channels[group, channel] = self._loop.time() + self._channels_lifetime
         try:
             await self._write_channel((group, channel), until)
         except LayerUnavailable:
             if known is None:
-                self.channels.pop((group, channel), None)
+                self._channels.pop((group, channel), None)
             raise
 
     async def discard_channel(self, group: str, channel: str, until: float) -> None:
-        self.channels.pop((group, channel), None)
+        self._channels.pop((group, channel), None)
         await self._writer.call("ZREM", self._keys.group(group), channel, until=until)
 
     def forget_channels(self, parts: Collection[str] | None) -> None:
-        """See `Memberships`; those that have ended are forgotten, too."""
         if parts is None:
-            self.channels.clear()
-        self._end_channels()
-        for key in [key for key in self.channels if key[1].partition("!")[2] in (parts or ())]:
-            del self.channels[key]
+            self._channels.clear()
+        self._drop_ended_channels()
+        for key in [key for key in self._channels if key[1].partition("!")[2] in (parts or ())]:
+            del self._channels[key]
 
-    def _end_channels(self) -> None:
+    def _drop_ended_channels(self) -> None:
         now = self._loop.time()
-        for key in [key for key, end in self.channels.items() if end <= now]:
-            del self.channels[key]
+        for key in [key for key, end in self._channels.items() if end <= now]:
+            del self._channels[key]
 
     async def _write_channel(self, key: tuple[str, str], until: float) -> None:
-        if (end := self.channels.get(key)) is None:
+        if (end := self._channels.get(key)) is None:
             return  # it was discarded meanwhile
         group, channel = key
         left = f"{max(0.001, end - self._loop.time()):f}"
         await self._writer.call("EVAL", scripts.GROUP_ADD, 1, self._keys.group(group), channel, left, until=until)
 
-    def close(self, *, leave: bool) -> None:
-        """`leave`: give the lease there back, too."""
+    def close(self, *, end_lease: bool) -> None:
         for group in self.due:
             self._writer.write(("ZREM", self._keys.group(group), self._mailbox), _ignore)
-        for group, channel in self.channels:
+        for group, channel in self._channels:
             self._writer.write(("ZREM", self._keys.group(group), channel), _ignore)
         self._writer.write(("UNLINK", self._keys.joined(self._mailbox)), _ignore)
-        if leave:
+        if end_lease:
             self._writer.write(("EVAL", scripts.END_LEASE, 1, self._keys.processes, self._mailbox), _ignore)
 
 
-async def _bury(attachment: GroupStore, mailbox: str, lifetime: int, died: int) -> None:
-    writer, keys = attachment.writer, attachment.keys
+async def _remove_dead(store: GroupStore, mailbox: str, lifetime: int, died: int) -> None:
+    writer, keys = store.writer, store.keys
     joined = keys.joined(mailbox)
     try:
         while groups := await writer.call("SPOP", joined, AT_ONCE):
-            names = attachment.entries.names(joined, groups, require_group)
+            names = store.entries.names(joined, groups, require_group)
             arguments = (mailbox, lifetime, died)
             await asyncio.gather(
                 *(writer.call("EVAL", scripts.GROUP_REMOVE_DEAD, 1, keys.group(name), *arguments) for name in names)
             )
     except Refused as error:  # a key of another type holds no membership
-        attachment.entries.odd("wrong type", joined, str(error))
-        await drop_other_types(attachment, {joined: "set"})
+        store.entries.odd("wrong type", joined, str(error))
+        await _drop_other_types(store, {joined: "set"})
 
 
-async def drop_other_types(attachment: GroupStore, kinds: Mapping[str, str]) -> None:
-    """Remove those of these keys that are of another type than theirs, which are given: nothing of ours is in them.
-
-    Raises LayerUnavailable.
-    """
+async def _drop_other_types(store: GroupStore, kinds: Mapping[str, str]) -> None:
+    """Remove those keys that have another type than `kinds` says. Raises LayerUnavailable."""
     for key, kind in kinds.items():
-        if await attachment.writer.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind):
-            attachment.entries.odd("wrong type", key, f"it was no {kind}, and was removed")
+        if await store.writer.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind):
+            store.entries.odd("wrong type", key, f"it was no {kind}, and was removed")
 
 
 def _ignore(reply: Any) -> None:
-    """A group that is missing in the set is cleaned by the next who sends to it, or ends by itself."""
+    """Ignore a failure: the next sender to the group cleans up, or the membership ends by itself."""

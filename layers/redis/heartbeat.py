@@ -1,7 +1,8 @@
 """The lease of a process in Redis: the heartbeat that renews it, and everything that is learned from it.
 
-Each heartbeat says who else is alive, whether this process's lease had ended, whether Redis has lost data, and when to
-come again. One task repairs whatever has to be repaired, one thing after another. A thread extends the lease meanwhile.
+Each heartbeat says which processes are alive, whether this process's own lease had ended, whether Redis has lost data,
+and when to come again. One task repairs whatever has to be repaired, one thing after another. A thread extends the
+lease meanwhile.
 """
 
 from __future__ import annotations
@@ -10,169 +11,209 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any, Protocol
 
-from asgibus.layers.contract import Frame, Handler
+from asgibus.layers.contract import Frame
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.frames import DEAD
-from asgibus.layers.leases import Beat, Leases
+from asgibus.layers.leases import Beat, PeerTable
 from asgibus.layers.names import has_channels, require_channel
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.channels import AckingConsumer
-from asgibus.layers.redis.client import Outage, background, connect
-from asgibus.layers.redis.codec import Entries
+from asgibus.layers.redis.client import background, connect
 from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.connection import RedisConnection, RedisError
-from asgibus.layers.redis.epoch import Epoch
-from asgibus.layers.redis.groups import Memberships
-from asgibus.layers.redis.keys import Keys
+from asgibus.layers.redis.groups import GroupStore, Memberships
 from asgibus.layers.redis.mailbox import MailboxReader
-from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Refused, Writer
-from asgibus.layers.redis.work_queue import Consumer, Producer
+from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Refused
 
 logger = logging.getLogger("asgibus.layers")
 
 LIFE_SECONDS = 5.0  # of a lease that is not renewed
-BEAT_SECONDS = 1.0  # how often it is renewed, and how late at most something is noticed that nobody tells us
-LATE_SECONDS = 1.0  # a beat that took longer had to wait for Redis, before Redis said what time it is
-SOONEST_SECONDS = 0.01  # between two beats that wait for the end of a lease
-SILENT_SECONDS = 3.0  # without a beat of anybody: that was the store's fault, or everybody's, and nobody is dead
-GRACE_SECONDS = 10.0  # for everybody to renew after that: a link comes back within 2 s, and then beats at once
-LISTED_SECONDS = 60.0  # how long an ended lease stays visible, so that everybody learns of it
-MAILBOX_SECONDS = 60  # how long a mailbox stays that nobody renews; others remove it sooner
-RETURN_SECONDS = 25.0  # how long broadcasts wait for one whose lease has ended: it may hang or be cut off, and return
-RETURN_BYTES = 32 * 1024 * 1024  # that may wait for such a one: more would be taken from all others
-PATIENCE_SECONDS = 2.5  # for putting things right: then the lease is renewed before it is tried again
+BEAT_SECONDS = 1.0  # how often the lease is renewed, and how late something is noticed at most that nobody reports
+LATE_SECONDS = 1.0  # a heartbeat that took longer had to wait for Redis before Redis read its clock
+SOONEST_SECONDS = 0.01  # between two heartbeats that wait for the end of a lease
+SILENT_SECONDS = 3.0  # without a heartbeat of any process: Redis or all processes were stopped, and none is dead
+GRACE_SECONDS = 10.0  # for all processes to renew after that: a link comes back within 2 s, and then renews at once
+LISTED_SECONDS = 60.0  # how long an ended lease stays listed, so that all processes learn of it
+MAILBOX_SECONDS = 60  # how long a mailbox stays that nobody renews; other processes remove it sooner
+RETURN_SECONDS = 25.0  # how long broadcasts are kept for a process whose lease has ended: it may hang, and return
+RETURN_BYTES = 32 * 1024 * 1024  # of broadcasts that are kept for such a process
+PATIENCE_SECONDS = 2.5  # for a repair: then the lease is renewed before the next attempt
+
+EXTEND_SECONDS = 1.0  # how often the thread extends the lease
+PULSE_SECONDS = 0.5  # how often the event loop shows that it is running
+HANG_SECONDS = 10.0  # for which the event loop may be blocked before the thread lets the lease end
+STALE_SECONDS = 30.0  # since the last heartbeat: a process that does not get one through has lost contact with Redis
+REPLY_SECONDS = 1.0  # for Redis to answer the thread
+STOP_SECONDS = 2.0  # for the thread to end
 
 
-class Presence:
-    """The lease of one mailbox. `now` is Redis's time at the last beat, in ms."""
+class HeartbeatStore(GroupStore, Protocol):
+    """What a heartbeat needs of a store."""
+
+    deaths: dict[str, int]
+
+
+class OrphanClaimer(Protocol):
+    """Takes over what dead processes had claimed or taken."""
+
+    @property
+    def active(self) -> bool:
+        """Whether this process claims at all."""
+
+    async def list_claims(self) -> Any:
+        """List claims, before a heartbeat: a process that claims later has its lease before. Raises LayerUnavailable.
+
+        Returns:
+            The claims, for `claim_orphans`.
+        """
+
+    async def claim_orphans(self, claims: Any, beat: Beat) -> bool:
+        """Take over the claims of processes that are dead. Raises LayerUnavailable.
+
+        Returns:
+            Whether that was possible everywhere.
+        """
+
+
+class Host(Protocol):
+    """The bus whose lease a heartbeat renews."""
+
+    def key_types(self) -> Mapping[str, str]:
+        """Return the types of the keys that belong to the bus, by key."""
+
+    def data_may_be_lost(self, run_id: str) -> None:
+        """Prepare for the repair after an interruption, and drop connections to other servers than this one."""
+
+    def interrupted(self) -> None:
+        """Handle that everything is in its place again, and that frames may be lost."""
+
+
+class Heartbeat:
+    """Renew the lease of one mailbox, keep the mailbox, and repair both after an interruption."""
 
     def __init__(
         self,
+        store: HeartbeatStore,
         mailbox: str,
-        keys: Keys,
-        entries: Entries,
-        outage: Outage,
-        writer: Writer,
         reader: MailboxReader,
         memberships: Memberships,
-        claimant: Consumer,
-        deliveries: AckingConsumer,
-        producer: Producer,
-        epoch: Epoch,
-        deaths: dict[str, int],
-        handler: Handler,
-        keeper: LeaseKeeper | None,
+        claimers: Sequence[OrphanClaimer],
+        host: Host,
         *,
         bounded: bool,
     ) -> None:
-        """`keeper` keeps the lease while the event loop is busy; `bounded`: the channels have a capacity."""
+        """Prepare to renew; nothing is written before `open`.
+
+        Args:
+            store: The home of the bus.
+            mailbox: The mailbox of this process.
+            reader: Reads that mailbox.
+            memberships: The groups of that mailbox.
+            claimers: Take over claims of dead processes.
+            host: The bus.
+            bounded: Whether the mailbox is that of process-local channels, which have a capacity.
+        """
         self.now = 0
+        """Redis's time at the last heartbeat, in ms."""
         self.live: frozenset[str] = frozenset()
-        """The mailboxes whose leases ran at the last beat."""
-        self._ahead = 0.0  # of the event loop's clock
-        self._bounded = bounded
-        self._keeper = keeper
-        self._loop = asyncio.get_running_loop()
+        """The mailboxes that had a lease at the last heartbeat."""
+        self._store = store
         self._mailbox = mailbox
-        self._keys = keys
-        self._entries = entries
-        self._key = keys.processes
-        self._counts = outage.counts
-        self._writer = writer
         self._reader = reader
         self._memberships = memberships
-        self._claimant = claimant
-        self._deliveries = deliveries
-        self._producer = producer
-        self._epoch = epoch
-        self._deaths = deaths  # of this process's buses: which were counted, and when there was last news of them
-        self._handler = handler
-        self._leases = Leases(mailbox)
-        self._run_id = ""
+        self._claimers = claimers
+        self._host = host
+        self._bounded = bounded
+        self._loop = asyncio.get_running_loop()
+        self._writer = store.writer
+        self._counts = store.outage.counts
         self._due = asyncio.Event()
+        self._reaper = Reaper(store, mailbox, memberships, self._due.set, counted=not bounded)
+        # The event loop of process-local channels belongs to the layer, so that no app blocks it.
+        self._thread = None if bounded else LeaseThread(store.address, store.keys.processes, mailbox)
+        self._task: asyncio.Task[None] | None = None
         self._pause = BEAT_SECONDS
-        self._doubt = ""  # why something may have been lost, until all is in place again
-        self._dead: set[str] = set()  # to be buried
-        self._told: set[str] = set()  # those of them that will not come back, as somebody knows
-        self._orphans = True  # claims of dead processes may wait for a claimant
+        self._clock_offset = 0.0  # of Redis's clock to that of the event loop
+        self._run_id = ""
+        self._epoch = b""  # of the store in which the lease is
+        self._renewed_at = 0.0
+        self._interruption = ""  # why data may be lost, until everything is repaired
+        self._orphans = True  # whether claims of dead processes may wait for a claimer
         self._failing = False
-        self._wrong_type = False  # one of our keys may hold something else
-        self._renewed = 0.0
-        self._listed = b""  # the epoch of the store in which we have the lease
-        self._beating: asyncio.Task[None] | None = None
+        self._wrong_type = False  # whether a key of the bus may have another type
 
     async def open(self, until: float) -> None:
-        """Make the mailbox and take the lease. Raises LayerUnavailable, at the time `until` at the latest."""
+        """Create the mailbox and take the lease. Raises LayerUnavailable, at the time `until` at the latest."""
         self._run_id = self._writer.run_id
-        await self._make_mailbox(until)
+        await self._create_mailbox(until)
         beat, _, _ = await self._renew(until)
-        await self._judge(beat)
+        await self._reaper.reap(beat, self.now, log=False)
 
     def start(self) -> None:
-        """Keep the lease until `close`."""
+        """Renew the lease in the background until `close`."""
         self._writer.on_up.add(self._due.set)
-        self._beating = background(self._keep(), f"{self._mailbox} beat")
+        self._task = background(self._run(), f"{self._mailbox} heartbeat")
 
     async def close(self) -> None:
-        """End the beat; the lease stays until `leave` or its end."""
+        """Stop renewing; the lease stays until `leave`, or until it ends."""
         self._writer.on_up.discard(self._due.set)
-        if self._beating is not None:
-            self._beating.cancel()
-            await asyncio.wait([self._beating])
-        if self._keeper is not None:
-            await self._keeper.close()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self._thread is not None:
+            await self._thread.close()
 
     def leave(self) -> None:
-        """Give the lease and the mailbox back; written behind all that was posted, not waited for."""
-        self._writer.write(("UNLINK", *self._mailbox_keys(self._mailbox)), _ignore)
-        self._writer.write(("HDEL", self._keys.apps, self._mailbox), _ignore)
-        self._writer.write(("EVAL", scripts.END_LEASE, 1, self._key, self._mailbox), self._left)
+        """Give the lease and the mailbox back, after everything that was posted before. Do not wait for it."""
+        keys = self._store.keys
+        self._writer.write(("UNLINK", *self._mailbox_keys()), _ignore)
+        self._writer.write(("HDEL", keys.apps, self._mailbox), _ignore)
+        self._writer.write(("EVAL", scripts.END_LEASE, 1, keys.processes, self._mailbox), self._on_left)
 
-    def _left(self, reply: object) -> None:
+    def _on_left(self, reply: object) -> None:
         if reply == 1:
-            self._epoch.forget()
+            self._store.epoch.forget()
 
     def time(self) -> float:
-        """Now, in seconds by Redis's clock; ahead of it by no more than the last beat took, nor than LATE_SECONDS."""
-        return time.monotonic() + self._ahead  # the clock of the event loop, which other threads may read
+        """Return Redis's time in seconds; ahead by at most the time that the last heartbeat took, or LATE_SECONDS.
 
-    def heard(self, sender: str) -> None:
-        """Something came from there: if its process dies, we want to know."""
-        self._leases.watch(sender)
+        The method may be called from any thread.
+        """
+        return time.monotonic() + self._clock_offset
 
-    def missed(self, mailbox: str) -> None:
-        """Something did not get there: its process is dead, or in doubt as we may be."""
-        self._leases.watch(mailbox)
+    def peer_seen(self, mailbox: str) -> None:
+        """Note that a process posted something: its death matters from now on."""
+        self._reaper.peers.watch(mailbox)
+
+    def mailbox_missing(self, mailbox: str) -> None:
+        """Note that a mailbox does not exist: its process is dead, or it will create the mailbox again."""
+        self._reaper.peers.watch(mailbox)
         if mailbox == self._mailbox:
             self._due.set()
 
     def found_wrong_type(self) -> None:
-        """A key of ours holds something else than it should: it is looked for, and made anew."""
+        """Look for keys of the bus that have another type, and create them again."""
         self._wrong_type = True
         self._due.set()
 
-    def told(self, frames: Sequence[Frame]) -> Sequence[Frame]:
-        """Look for deaths that others declare, in frames of the layer itself. Returns the frames for the handler."""
+    def on_frames(self, frames: Sequence[Frame]) -> Sequence[Frame]:
+        """Handle deaths that other processes have declared. Return the frames that the handler gets."""
         for frame in frames:
             if frame[0] != DEAD or not frame[2]:
                 continue
             if frame[1] == self._mailbox:
-                self._doubt = "it was declared dead"
+                self._interruption = "it was declared dead"
                 self._due.set()
                 return [each for each in frames if each != frame]
-            if self._leases.told(frame[1]):
-                self._dead.add(frame[1])
-                self._told.add(frame[1])
+            if self._reaper.declare_dead(frame[1], self.now):
                 self._orphans = True
                 self._due.set()
-                if self._counted(frame[1]):
-                    logger.warning("%s was declared dead", frame[1])
         return frames
 
-    async def _keep(self) -> None:
+    async def _run(self) -> None:
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._pause):
@@ -183,153 +224,75 @@ class Presence:
                 await self._beat()
                 self._failing = False
             except LayerUnavailable as error:
-                self._orphans = True  # looking for them may have been cut short
+                self._orphans = True  # the search may have been cut short
                 self._wrong_type = isinstance(error, Refused) and error.wrong_type
                 if not self._failing:
                     logger.warning("%s cannot be kept up: %s; trying again", self._mailbox, error)
                 self._failing = True
-            except Exception:  # without a beat we would be dead to all others
+            except Exception:  # without a heartbeat, all other processes would take this one for dead
                 self._orphans = True
-                logger.exception("%s: a beat failed", self._mailbox)
+                logger.exception("%s: a heartbeat failed", self._mailbox)
 
     async def _beat(self) -> None:
         if self._wrong_type:
             self._wrong_type = False
             await self._drop_other_types()
-        # Consumers and takers are listed first: one that comes later has its lease before, and is not taken for dead.
-        looking = self._orphans and (self._claimant.active or self._deliveries.active)
-        if looking:
-            self._orphans = False  # a death that is told from now on sets it again
-        consumers = await self._claimant.consumers() if looking else {}
-        taken = await self._deliveries.taken() if looking else {}
-        listed = self._listed
+        claims: list[tuple[OrphanClaimer, Any]] = []
+        if self._orphans:
+            active = [claimer for claimer in self._claimers if claimer.active]
+            self._orphans = not active  # a death that is declared from now on sets it again
+            claims = [(claimer, await claimer.list_claims()) for claimer in active]
+        epoch = self._epoch
         beat, lapsed, vanished = await self._renew(None)
         run_id = self._writer.run_id
-        if self._keeper is not None:
-            self._keeper.beat(run_id)
-        if run_id != self._run_id or (self._listed != listed and not vanished):
-            self._doubt = "Redis is another one"
+        if self._thread is not None:
+            self._thread.on_beat(run_id)
+        if run_id != self._run_id or (self._epoch != epoch and not vanished):
+            self._interruption = "Redis is another one"
         elif vanished:
-            self._doubt = "its mailbox had vanished"
+            self._interruption = "its mailbox had vanished"
         elif lapsed:
-            self._doubt = self._doubt or "its lease had ended"
-        if self._doubt:
-            await self._restore(vanished, run_id)
-        await self._judge(beat)
-        if looking:
+            self._interruption = self._interruption or "its lease had ended"
+        if self._interruption:
+            await self._repair(vanished, run_id)
+        if await self._reaper.reap(beat, self.now):
+            self._orphans = True
+            self._due.set()
+        if claims:
             self._orphans = self._orphans or beat.grace
-            await self._claimant.take_over(
-                {
-                    key: [
-                        name
-                        for name in names
-                        if _owner(name) in beat.ended or not (beat.grace or _owner(name) in beat.live)
-                    ]
-                    for key, names in consumers.items()
-                },
-                self._handler.orphaned,
-            )
-            if not self._deliveries.bury(beat, taken):
+        for claimer, listed in claims:
+            if not await claimer.claim_orphans(listed, beat):
                 self._orphans = True
         await self._memberships.renew(everything=False, until=self._loop.time() + PATIENCE_SECONDS)
 
-    def _mailboxes(self, found: Sequence[bytes]) -> frozenset[str]:
-        return frozenset(self._entries.names(self._key, found, _require_mailbox))
-
-    async def _drop_other_types(self) -> None:
-        """Remove those of our keys that hold something else: what is ours is missing there, and is made anew."""
-        kinds = {self._keys.mailbox(self._mailbox): "stream", self._keys.unread(self._mailbox): "hash"}
-        kinds |= dict.fromkeys(self._claimant.keys, "stream")
-        for key, kind in kinds.items():
-            if await self._writer.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind):
-                self._entries.odd("wrong type", key, f"it was no {kind}, and was removed")
-        await self._memberships.drop_other_types()
-
     async def _renew(self, until: float | None) -> tuple[Beat, bool, bool]:
-        """What Redis says of all; whether the own lease had ended; whether the own mailbox has vanished."""
-        arguments: tuple[str | int, ...] = (self._mailbox, *lease_times())
+        """Renew the lease. Return the state of all, whether the lease had ended, and whether the mailbox is missing."""
+        store = self._store
+        arguments: tuple[str | int, ...] = (store.keys.processes, self._mailbox, *lease_times())
         asked = self._loop.time()
-        reply, *there = await asyncio.gather(
-            self._writer.call("EVAL", scripts.RENEW_LEASE, 1, self._key, *arguments, until=until),
-            *(
-                self._writer.call("EXPIRE", key, MAILBOX_SECONDS, until=until)
-                for key in self._mailbox_keys(self._mailbox)
-            ),
+        reply, *exist = await asyncio.gather(
+            self._writer.call("EVAL", scripts.RENEW_LEASE, 1, *arguments, until=until),
+            *(self._writer.call("EXPIRE", key, MAILBOX_SECONDS, until=until) for key in self._mailbox_keys()),
         )
         lapsed, grace, self.now, next_end, live, ended, gone, epoch = reply
-        self._ahead = self.now / 1000 - max(asked, self._loop.time() - LATE_SECONDS)
-        self._epoch.seen(epoch)
-        if not all(there) and epoch == self._listed:
-            self._unheard(self._loop.time() - self._renewed)
-        self._listed = epoch
-        self._renewed = self._loop.time()
+        self._clock_offset = self.now / 1000 - max(asked, self._loop.time() - LATE_SECONDS)
+        store.epoch.seen(epoch)
+        vanished = not all(exist)
+        if vanished and epoch == self._epoch:
+            self._warn_missed_broadcasts(self._loop.time() - self._renewed_at)
+        self._epoch = epoch
+        self._renewed_at = self._loop.time()
         beat = Beat(self._mailboxes(live), self._mailboxes(ended), bool(grace), self._mailboxes(gone))
         self.live = beat.live
-        forgotten = self.now - LISTED_SECONDS * 1000
-        for mailbox in [each for each, at in self._deaths.items() if each in beat.live or at < forgotten]:
-            del self._deaths[mailbox]
         if next_end >= 0:
             self._pause = min(BEAT_SECONDS, max(SOONEST_SECONDS, (next_end + 2) / 1000))
-        return beat, bool(lapsed), not all(there)
+        return beat, bool(lapsed), vanished
 
-    async def _judge(self, beat: Beat) -> None:
-        """Report the dead behind all that they had posted here, and clean up after them."""
-        dead = self._leases.beat(beat)
-        if dead:
-            self._dead.update(dead)
-            self._orphans = True
-            self._due.set()
-            for mailbox in dead:
-                if mailbox not in beat.ended or self._beating is None:  # it took its leave, or died before we began
-                    logger.debug("%s is gone", mailbox)
-                elif self._counted(mailbox):
-                    logger.warning("%s has died: its lease has ended", mailbox)
-            key = self._keys.mailbox(self._mailbox)
-            entry = self._entries.pack(key, (PAYLOAD_VERSION, "", [(DEAD, mailbox, False) for mailbox in dead]))
-            self._writer.write(("XADD", key, "NOMKSTREAM", "*", "b", entry), self._posted)
-        self._dead -= beat.live
-        self._told &= self._dead
-        may_return = beat.ended - beat.gone - self._told
-        for mailbox in list(self._dead):
-            if mailbox in may_return and await self._hears_groups(mailbox) and not await self._is_too_large(mailbox):
-                continue
-            await self._writer.call("UNLINK", *self._mailbox_keys(mailbox, of_others=True))
-            self._writer.write(("HDEL", self._keys.apps, mailbox), _ignore)
-            await self._memberships.bury(mailbox, self.now)
-            self._dead.discard(mailbox)
+    def _mailboxes(self, found: Sequence[bytes]) -> frozenset[str]:
+        return frozenset(self._store.entries.names(self._store.keys.processes, found, _require_mailbox))
 
-    async def _hears_groups(self, mailbox: str) -> bool:
-        """Whether broadcasts go to a process: they wait for it. What is meant for its sessions is nobody's any more."""
-        if await self._writer.call("EXISTS", self._keys.unread(mailbox)):
-            return True
-        return await self._memberships.has(mailbox)
-
-    async def _is_too_large(self, mailbox: str) -> bool:
-        """Return whether too much waits for a process whose lease has ended: then it is given up at once."""
-        try:
-            size = await self._writer.call("MEMORY", "USAGE", self._keys.mailbox(mailbox))
-        except Refused:  # to a user who may not ask
-            return False
-        if (size or 0) <= RETURN_BYTES:
-            return False
-        self._counts["mailbox dropped"] += 1
-        logger.warning("%s hangs, and %d bytes wait for it in Redis: they are dropped", mailbox, size)
-        return True
-
-    def _counted(self, mailbox: str) -> bool:
-        """Count a death once, however often it is reported. Return False if it was counted before, or is not counted.
-
-        An app that uses the layer without the servers comes and goes as it likes, and nobody looks to it for deaths.
-        """
-        if self._bounded or has_channels(mailbox):
-            return False
-        new = mailbox not in self._deaths
-        self._deaths[mailbox] = self.now
-        self._counts["death"] += new
-        return new
-
-    def _unheard(self, seconds: float) -> None:
-        """The lease had ended for so long that the others broadcast without this process."""
+    def _warn_missed_broadcasts(self, seconds: float) -> None:
+        """Warn that the lease had ended for so long that other processes have removed this one from its groups."""
         if len(self._memberships):
             self._counts["group unheard"] += len(self._memberships)
             logger.warning(
@@ -339,81 +302,177 @@ class Presence:
                 len(self._memberships),
             )
 
-    def _posted(self, reply: object) -> None:
-        if not isinstance(reply, bytes):
-            self._due.set()  # the mailbox has vanished: what was reported is reported again once it is there
-
-    async def _restore(self, vanished: bool, run_id: str) -> None:
-        """Put everything in its place again, and say that something may have been lost."""
+    async def _repair(self, vanished: bool, run_id: str) -> None:
+        """Put the mailbox, its reader and the memberships in their places again. Raises LayerUnavailable."""
         until = self._loop.time() + PATIENCE_SECONDS
-        self._leases.forget()
-        self._producer.data_may_be_lost()
-        self._reader.leave(run_id)
-        self._claimant.leave(run_id)
+        self._reaper.peers.reset()
+        self._host.data_may_be_lost(run_id)
         if vanished:
             await self._reader.restart(lambda client: self._writer.call("CLIENT", "UNBLOCK", client, until=until))
-            await self._make_mailbox(until)
+            await self._create_mailbox(until)
         elif run_id != self._run_id:
             await self._reader.moved(run_id, until)
         await self._memberships.renew(everything=True, until=until)
         self._run_id = run_id
         self._counts["interruption"] += 1
-        logger.warning("%s was interrupted: %s; it is in place again", self._mailbox, self._doubt)
-        self._doubt = ""
-        self._handler.interrupted()
+        logger.warning("%s was interrupted: %s; it is in place again", self._mailbox, self._interruption)
+        self._interruption = ""
+        self._host.interrupted()
 
-    async def _make_mailbox(self, until: float) -> None:
-        """Make the stream, so that others may write to it; an entry without frames is the shortest way."""
-        key = self._keys.mailbox(self._mailbox)
+    async def _create_mailbox(self, until: float) -> None:
+        """Create the stream, so that other processes can write to it, by adding an entry without frames."""
+        keys = self._store.keys
+        key = keys.mailbox(self._mailbox)
         if self._bounded:
-            await self._writer.call("HSET", self._keys.unread(self._mailbox), "!", 1, until=until)
-        entry = self._entries.pack(key, (PAYLOAD_VERSION, self._mailbox, ()))
+            await self._writer.call("HSET", keys.unread(self._mailbox), "!", 1, until=until)
+        entry = self._store.entries.pack(key, (PAYLOAD_VERSION, self._mailbox, ()))
         await self._writer.call("XADD", key, "*", "b", entry, until=until)
-        for each in self._mailbox_keys(self._mailbox):
+        for each in self._mailbox_keys():
             await self._writer.call("EXPIRE", each, MAILBOX_SECONDS, until=until)
 
-    def _mailbox_keys(self, mailbox: str, *, of_others: bool = False) -> list[str]:
-        """The keys of a mailbox; with `of_others` those that it may have."""
-        bounded = of_others or self._bounded
-        return [self._keys.mailbox(mailbox), *([self._keys.unread(mailbox)] if bounded else [])]
+    def _mailbox_keys(self) -> list[str]:
+        keys = self._store.keys
+        return [keys.mailbox(self._mailbox), *([keys.unread(self._mailbox)] if self._bounded else [])]
+
+    async def _drop_other_types(self) -> None:
+        """Remove keys of the bus that have another type; they are missing then, and created again."""
+        for key, kind in self._host.key_types().items():
+            if await self._writer.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind):
+                self._store.entries.odd("wrong type", key, f"it was no {kind}, and was removed")
+        await self._memberships.drop_other_types()
 
 
-def lease_times() -> tuple[int, ...]:
-    """What RENEW gets behind the mailbox: how long a lease is, and so on, in ms."""
-    times = LIFE_SECONDS, SILENT_SECONDS, GRACE_SECONDS, LISTED_SECONDS, RETURN_SECONDS
-    return tuple(round(each * 1000) for each in times)
+class Reaper:
+    """Notice processes that have died, announce them in this process's mailbox, and clean up after them."""
+
+    def __init__(
+        self,
+        store: HeartbeatStore,
+        mailbox: str,
+        memberships: Memberships,
+        on_lost: Callable[[], None],
+        *,
+        counted: bool,
+    ) -> None:
+        """Prepare for the first heartbeat.
+
+        Args:
+            store: The home of the bus.
+            mailbox: The mailbox of this process.
+            memberships: Removes dead processes from their groups.
+            on_lost: Called when an announcement did not arrive, since this process's mailbox does not exist.
+            counted: Whether deaths are counted and logged. They are not for an app that uses the layer without the
+                servers: it comes and goes as it likes, and nobody asks it about deaths.
+        """
+        self._store = store
+        self._mailbox = mailbox
+        self._memberships = memberships
+        self._on_lost = on_lost
+        self._counted = counted
+        self.peers = PeerTable(mailbox)
+        self._dead: set[str] = set()  # to be cleaned up after
+        self._declared: set[str] = set()  # of them, those that are known not to return
+
+    def declare_dead(self, mailbox: str, now: int) -> bool:
+        """Note that another process has declared a process dead. Return whether that is news."""
+        if not self.peers.declare_dead(mailbox):
+            return False
+        self._dead.add(mailbox)
+        self._declared.add(mailbox)
+        if self._count_once(mailbox, now):
+            logger.warning("%s was declared dead", mailbox)
+        return True
+
+    async def reap(self, beat: Beat, now: int, *, log: bool = True) -> bool:
+        """Announce the processes that died before this heartbeat, and clean up after dead ones.
+
+        Args:
+            beat: The store's reply to the heartbeat.
+            now: The time of the heartbeat, in ms by Redis's clock.
+            log: Whether deaths are logged and counted. They happened before this process started if not.
+
+        Returns:
+            Whether processes have died.
+
+        Raises:
+            LayerUnavailable: The rest is done after the next heartbeat.
+        """
+        deaths = self._store.deaths
+        for mailbox in [each for each, at in deaths.items() if each in beat.live or at < now - LISTED_SECONDS * 1000]:
+            del deaths[mailbox]
+        died = self.peers.apply(beat)
+        if died:
+            self._dead.update(died)
+            for mailbox in died:
+                if mailbox not in beat.ended or not log:  # it gave its lease back, or died before this process started
+                    logger.debug("%s is gone", mailbox)
+                elif self._count_once(mailbox, now):
+                    logger.warning("%s has died: its lease has ended", mailbox)
+            # Frames that the dead processes had posted here are read before the announcement.
+            key = self._store.keys.mailbox(self._mailbox)
+            entry = self._store.entries.pack(key, (PAYLOAD_VERSION, "", [(DEAD, mailbox, False) for mailbox in died]))
+            self._store.writer.write(("XADD", key, "NOMKSTREAM", "*", "b", entry), self._on_announced)
+        self._dead -= beat.live
+        self._declared &= self._dead
+        may_return = beat.ended - beat.gone - self._declared
+        for mailbox in list(self._dead):
+            if mailbox not in may_return or not await self._keeps_broadcasts(mailbox):
+                await self._clean_up(mailbox, now)
+        return bool(died)
+
+    def _on_announced(self, reply: object) -> None:
+        if not isinstance(reply, bytes):
+            self._on_lost()  # the deaths are announced again once the mailbox exists
+
+    async def _keeps_broadcasts(self, mailbox: str) -> bool:
+        """Return whether broadcasts are kept for a process whose lease has ended.
+
+        Frames for its sessions are not, as other processes have taken those over.
+        """
+        call, keys = self._store.writer.call, self._store.keys
+        if not await call("EXISTS", keys.unread(mailbox)) and not await self._memberships.has(mailbox):
+            return False
+        try:
+            size = await call("MEMORY", "USAGE", keys.mailbox(mailbox))
+        except Refused:  # to a user who may not ask
+            return True
+        if (size or 0) <= RETURN_BYTES:
+            return True
+        self._store.outage.counts["mailbox dropped"] += 1
+        logger.warning("%s hangs, and %d bytes wait for it in Redis: they are dropped", mailbox, size)
+        return False
+
+    async def _clean_up(self, mailbox: str, now: int) -> None:
+        keys, writer = self._store.keys, self._store.writer
+        await writer.call("UNLINK", keys.mailbox(mailbox), keys.unread(mailbox))
+        writer.write(("HDEL", keys.apps, mailbox), _ignore)
+        await self._memberships.remove_dead(mailbox, now)
+        self._dead.discard(mailbox)
+
+    def _count_once(self, mailbox: str, now: int) -> bool:
+        """Count a death, however often it is reported. Return whether it is counted now."""
+        if not self._counted or has_channels(mailbox):
+            return False
+        new = mailbox not in self._store.deaths
+        self._store.deaths[mailbox] = now
+        self._store.outage.counts["death"] += new
+        return new
 
 
-def _require_mailbox(name: object) -> None:
-    """Raise TypeError for what is no mailbox."""
-    if not require_channel(name).endswith("!"):
-        raise TypeError(f"{name!r} is no mailbox")
+class LeaseThread:
+    """Extend a lease from a thread with a connection of its own, as long as the event loop of the process runs.
 
+    A heartbeat waits behind everything that the process writes, and does not happen while the event loop is blocked. A
+    burst of one client, or a machine without spare CPU, would end the leases of processes that are alive. The thread
+    stops when the event loop has been blocked for so long that other processes should take over.
 
-def _owner(consumer: str) -> str:
-    """The mailbox of the process that claims under this name."""
-    return consumer.partition("!")[0] + "!"
+    All methods are called from the event loop of the process.
+    """
 
-
-def _ignore(reply: object) -> None:
-    """A store that is gone, and with it what was to be removed."""
-
-
-KEEP_SECONDS = 1.0  # how often the lease is lengthened
-PULSE_SECONDS = 0.5  # how often the event loop says that it moves
-HANG_SECONDS = 10.0  # that the event loop may stand still: then the lease ends, within the life of one
-STALE_SECONDS = 30.0  # since the last beat: a process that does not get one through has lost touch with Redis
-REPLY_SECONDS = 1.0  # for Redis to answer
-STOP_SECONDS = 2.0  # for the thread to end
-
-
-class LeaseKeeper:
-    """Keeps the lease of one mailbox. All methods are called from the event loop of its process."""
-
-    def __init__(self, address: Address, key: str, mailbox: str, life: int) -> None:
-        """`key`: the set of processes. `life`: how long a lease is, in ms."""
+    def __init__(self, address: Address, key: str, mailbox: str) -> None:
+        """Prepare to extend the lease of `mailbox` in the sorted set of processes, `key`."""
         self._address = address
-        self._command = "EVAL", scripts.EXTEND_LEASE, 1, key, mailbox, life
+        self._command = "EVAL", scripts.EXTEND_LEASE, 1, key, mailbox, round(LIFE_SECONDS * 1000)
         self._name = f"{mailbox}lease"
         self._loop = asyncio.get_running_loop()
         self._thread: threading.Thread | None = None
@@ -422,12 +481,12 @@ class LeaseKeeper:
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         # Written by the event loop, read by the thread.
-        self._moved_at = 0.0
+        self._ran_at = 0.0
         self._beat_at = 0.0
         self._run_id = ""
 
-    def beat(self, run_id: str) -> None:
-        """A beat got through to the Redis with this run id; the first one starts the thread."""
+    def on_beat(self, run_id: str) -> None:
+        """Note that a heartbeat reached the Redis server with this run id. The first call starts the thread."""
         self._beat_at = time.monotonic()
         self._run_id = run_id
         if self._thread is None:
@@ -443,42 +502,41 @@ class LeaseKeeper:
         if self._thread is None:
             return
         if self._thread_loop is not None and self._stop is not None:
-            with suppress(RuntimeError):  # it has ended
+            with suppress(RuntimeError):  # the thread has ended
                 self._thread_loop.call_soon_threadsafe(self._stop.set)
         await asyncio.to_thread(self._thread.join, STOP_SECONDS)
 
     def _pulse(self) -> None:
-        self._moved_at = time.monotonic()
+        self._ran_at = time.monotonic()
         self._timer = self._loop.call_later(PULSE_SECONDS, self._pulse)
 
-    def _is_alive(self) -> bool:
+    def _is_running(self) -> bool:
         now = time.monotonic()
-        return now - self._moved_at < HANG_SECONDS and now - self._beat_at < STALE_SECONDS and not self._closed
+        return now - self._ran_at < HANG_SECONDS and now - self._beat_at < STALE_SECONDS and not self._closed
 
     def _run(self) -> None:
-        """The life of the thread."""
         try:
-            asyncio.run(self._keep())
-        except Exception:  # without it the beat alone keeps the lease
+            asyncio.run(self._extend_until_closed())
+        except Exception:  # without the thread, the heartbeat alone renews the lease
             logger.exception("%s cannot be kept by a thread", self._name)
 
-    async def _keep(self) -> None:
+    async def _extend_until_closed(self) -> None:
         connection: RedisConnection | None = None
         self._stop, self._thread_loop = asyncio.Event(), asyncio.get_running_loop()
         try:
             while not self._closed:
-                if self._is_alive():
-                    connection = await self._lengthen(connection)
+                if self._is_running():
+                    connection = await self._extend(connection)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(KEEP_SECONDS):
+                    async with asyncio.timeout(EXTEND_SECONDS):
                         await self._stop.wait()
         finally:
             if connection is not None:
                 connection.abort("closed here")
                 await asyncio.sleep(0)  # in which its socket is closed
 
-    async def _lengthen(self, connection: RedisConnection | None) -> RedisConnection | None:
-        """Lengthen the lease; return the connection for the next time."""
+    async def _extend(self, connection: RedisConnection | None) -> RedisConnection | None:
+        """Extend the lease. Return the connection for the next time, or None if it failed."""
         if connection is not None and connection.run_id != self._run_id:
             connection.abort("another Redis has taken its place")
         try:
@@ -492,3 +550,18 @@ class LeaseKeeper:
                 connection.abort("no answer in time")
             return None
         return connection
+
+
+def lease_times() -> tuple[int, ...]:
+    """Return the times that `renew_lease.lua` takes after the mailbox, in ms."""
+    times = LIFE_SECONDS, SILENT_SECONDS, GRACE_SECONDS, LISTED_SECONDS, RETURN_SECONDS
+    return tuple(round(each * 1000) for each in times)
+
+
+def _require_mailbox(name: object) -> None:
+    if not require_channel(name).endswith("!"):
+        raise TypeError(f"{name!r} is not a mailbox")
+
+
+def _ignore(reply: object) -> None:
+    """Ignore whether a key existed that was to be removed."""

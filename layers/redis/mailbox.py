@@ -16,11 +16,9 @@ from typing import Any
 from asgibus.layers.contract import Frame
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.frames import FIRST_PROTOCOL_KIND
-from asgibus.layers.redis.client import Link, Outage
-from asgibus.layers.redis.codec import Entries
-from asgibus.layers.redis.config import Address
+from asgibus.layers.redis.client import Link
 from asgibus.layers.redis.connection import BLOCK_SECONDS, RedisConnection, RedisError, pack_command
-from asgibus.layers.redis.pipeline import PAYLOAD_VERSION
+from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Store
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -41,11 +39,8 @@ class MailboxReader:
 
     def __init__(
         self,
-        address: Address,
-        key: str,
-        entries: Entries,
-        name: str,
-        outage: Outage,
+        store: Store,
+        mailbox: str,
         on_batch: OnBatch,
         on_skipped: Callable[[], None],
         on_wrong_type: Callable[[], None],
@@ -58,12 +53,12 @@ class MailboxReader:
         self._on_idle = on_idle
         self._asked = 0.0  # when the read that is under way was written
         self._on_wrong_type = on_wrong_type
-        self._key = key
-        self._codec = entries
-        self._counts = outage.counts
+        self._key = store.keys.mailbox(mailbox)
+        self._codec = store.entries
+        self._counts = store.outage.counts
         self._on_batch = on_batch
         self._on_skipped = on_skipped
-        self._link = Link(address, name, outage, self._up)
+        self._link = Link(store.address, f"{mailbox}mailbox", store.outage, self._up)
         self._connection: RedisConnection | None = None
         self._cursor = BEGINNING
         self._reading = False

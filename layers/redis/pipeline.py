@@ -363,6 +363,16 @@ class Writer:
         return posted
 
 
+class Store(Protocol):
+    """A store, as used from one event loop: see `store.Attachment`."""
+
+    address: Address
+    keys: Keys
+    entries: Entries
+    outage: Outage
+    writer: Writer
+
+
 def _waits(command: Command, refusal: str) -> bool:
     """Whether it is tried again, now that Redis has refused it with that word."""
     return refusal in MOVING or (command.patient and refusal in REFUSED_FOR_NOW)

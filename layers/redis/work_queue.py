@@ -19,13 +19,12 @@ from functools import partial
 from typing import Any
 
 from asgibus.layers.contract import Claim, Offer
+from asgibus.layers.leases import Beat
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.client import Link, Outage
-from asgibus.layers.redis.codec import MOST_RELEASES, Entries, Unreadable
-from asgibus.layers.redis.config import Address
+from asgibus.layers.redis.client import Link
+from asgibus.layers.redis.codec import MOST_RELEASES, Unreadable
 from asgibus.layers.redis.connection import BLOCK_SECONDS, RedisConnection, RedisError, pack_command
-from asgibus.layers.redis.keys import Keys
-from asgibus.layers.redis.pipeline import Command, Writer
+from asgibus.layers.redis.pipeline import Command, Store
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -62,23 +61,21 @@ class _Entry:
 class Producer:
     """Offer entries to work queues, for the process of one mailbox."""
 
-    def __init__(
-        self, writer: Writer, keys: Keys, entries: Entries, mailbox: str, outage: Outage, now: Callable[[], int]
-    ) -> None:
+    def __init__(self, store: Store, mailbox: str, now: Callable[[], int]) -> None:
         """Let `now` return Redis's time at the last heartbeat, in ms."""
         self._loop = asyncio.get_running_loop()
-        self._writer = writer
-        self._keys = keys
-        self._entries = entries
-        self._mailbox_key = keys.mailbox(mailbox)
-        self._outage = outage
+        self._writer = store.writer
+        self._keys = store.keys
+        self._entries = store.entries
+        self._mailbox_key = store.keys.mailbox(mailbox)
+        self._outage = store.outage
         self._now = now
-        self._run_id = writer.run_id
+        self._run_id = store.writer.run_id
         self._epoch = 0  # increased when Redis was replaced, or may have lost data
         self._in_doubt: dict[Offer, OnLost | None] = {}
         self._scheduled = False
         self._closed = False
-        writer.on_up.add(self._on_up)
+        store.writer.on_up.add(self._on_up)
 
     def offer(self, channel: str, entry: Any, once: bool) -> Offer:
         """Offer an entry: see `Bus.offer`."""
@@ -217,49 +214,50 @@ class Producer:
 
 
 class Consumer:
-    """Takes entries of shared channels for one process. `consumer` is its name in the group."""
+    """Claim entries of work queues, for the process of one mailbox, which is its consumer name."""
 
     def __init__(
-        self,
-        address: Address,
-        keys: Keys,
-        entries: Entries,
-        consumer: str,
-        outage: Outage,
-        writer: Writer,
-        on_wrong_type: Callable[[], None],
+        self, store: Store, mailbox: str, on_orphan: Callable[[Claim], None], on_wrong_type: Callable[[], None]
     ) -> None:
-        """`on_wrong_type` is called when one of the keys holds something else than a stream."""
+        """Prepare to claim; the first claim connects.
+
+        Args:
+            store: The store of the queues.
+            mailbox: The mailbox of this process.
+            on_orphan: Called with each claim that is taken over from a dead process.
+            on_wrong_type: Called when the key of a queue has another type.
+        """
+        self._keys = store.keys
+        self._entries = store.entries
+        self._writer = store.writer
+        self._counts = store.outage.counts
+        self._name = mailbox
+        self._on_orphan = on_orphan
         self._on_wrong_type = on_wrong_type
-        self._keys = keys
-        self._entries = entries
-        self._consumer = consumer
-        self._writer = writer
-        self._counts = outage.counts
-        self._link = Link(address, f"{consumer}claims", outage, self._up)
+        self._link = Link(store.address, f"{mailbox}claims", store.outage, self._on_up)
         self._opened = False
-        self._waiting: asyncio.Future[list[Claim]] | None = None
-        self._channels: dict[str, str] = {}  # key -> channel
-        self._turns: list[str] = []  # the keys, in the order in which they are asked
-        self._limit = 0
-        self._probed = 0  # how many of the keys were asked alone and had nothing
-        self._held: set[tuple[str, bytes]] = set()
-        self._run_id = ""  # of the Redis that was claimed from last
-        self._stale_before = 0  # in ms, by its clock
-        self._recover = False  # the next answer may be of any age
-        self._acked_meanwhile: list[tuple[str, bytes]] = []
         self._stopped = False
+        self._waiting: asyncio.Future[list[Claim]] | None = None  # of the running call of `claim`
+        self._channels: dict[str, str] = {}  # by key
+        self._turns: list[str] = []  # the keys, in the order in which they are read
+        self._limit = 0
+        self._probed = 0  # how many of the keys were read alone and were empty
+        self._held: set[tuple[str, bytes]] = set()  # keys and ids of entries that are claimed here
+        self._run_id = ""  # of the Redis server from which entries were claimed last
+        self._stale_before = 0  # in ms by its clock: older entries may have been handled already
+        self._recover = False  # whether the next reply may hold entries that were claimed at any time
+        self._acked_meanwhile: list[tuple[str, bytes]] = []
         self._took_over = False
-        self._unread: set[str] = set()  # keys where something was taken over that has not been read yet
-        self._on_acked = self._acked
+        self._unread: set[str] = set()  # keys where entries were taken over and not read yet
+        self._ack_callback = self._on_acked  # one object, by which the writer gathers acknowledgements
         self.unreadable = Unreadable()
         self._given_out = 0  # claims of the last batch
         self._released = 0  # those of them that were released
         self._refused = ""  # why the last entry could not be read
-        self._pausing: asyncio.TimerHandle | None = None  # while nothing is to be claimed
+        self._pausing: asyncio.TimerHandle | None = None  # while nothing is claimed
 
     async def claim(self, channels: Sequence[str], limit: int) -> list[Claim]:
-        """As `Bus.claim`."""
+        """Wait for entries and claim them: see `Bus.claim`."""
         if self._stopped:
             return []
         if [*self._channels.values()] != [*channels]:
@@ -268,22 +266,22 @@ class Consumer:
         self._limit = limit
         self._probed = 0
         self._waiting = asyncio.get_running_loop().create_future()
-        self._judge_batch()
+        self._pause_if_unreadable()
         if not self._opened:
             self._opened = True
             self._link.start()
         elif self._link.connection is not None and self._pausing is None:
-            self._ask(self._link.connection)
+            self._read(self._link.connection)
         return await self._waiting
 
     def stop(self) -> None:
-        """As `Bus.stop_claiming`."""
+        """Make the running call of `claim` return, and later ones: see `Bus.stop_claiming`."""
         self._stopped = True
         self._end_read()
 
-    def done(self, claim: Claim) -> None:
-        """As `Bus.done`."""
-        self._writer.ack(self._keys.shared(claim.channel), claim.id, self._on_acked)
+    def ack(self, claim: Claim) -> None:
+        """Acknowledge a claim: see `Bus.done`."""
+        self._writer.ack(self._keys.shared(claim.channel), claim.id, self._ack_callback)
 
     def release(self, claim: Claim, why: str) -> None:
         """Give a claim back: see `Bus.release`."""
@@ -291,74 +289,82 @@ class Consumer:
 
     @property
     def active(self) -> bool:
-        """Whether it claims."""
+        """Whether this process claims."""
         return bool(self._channels) and not self._stopped
-
-    async def consumers(self) -> dict[str, list[str]]:
-        """The names of the others who claim or claimed, by key. Raises LayerUnavailable."""
-        keys = list(self._channels)
-        replies = await asyncio.gather(*(self._writer.call("EVAL", scripts.CONSUMERS, 1, key) for key in keys))
-        return {
-            key: [name for name in self._entries.names(key, reply) if not name.startswith(self._consumer)]
-            for key, reply in zip(keys, replies, strict=True)
-        }
 
     @property
     def keys(self) -> list[str]:
-        """The streams from which it claims."""
+        """The keys of the work queues."""
         return list(self._channels)
 
-    async def take_over(self, dead: Mapping[str, Sequence[str]], orphaned: Callable[[Claim], None]) -> None:
-        """Take what these had claimed, by key, and call `orphaned` with each claim. Raises LayerUnavailable."""
-        name = self._consumer + ORPHANS
-        for key, names in dead.items():
-            if names:
+    async def list_claims(self) -> dict[str, list[str]]:
+        """Return the names of the other consumers, by key: see `OrphanClaimer`."""
+        keys = list(self._channels)
+        replies = await asyncio.gather(*(self._writer.call("EVAL", scripts.CONSUMERS, 1, key) for key in keys))
+        return {
+            key: [name for name in self._entries.names(key, reply) if not name.startswith(self._name)]
+            for key, reply in zip(keys, replies, strict=True)
+        }
+
+    async def claim_orphans(self, claims: Mapping[str, Sequence[str]], beat: Beat) -> bool:
+        """Take over the entries of dead consumers: see `OrphanClaimer`."""
+        name = self._name + ORPHANS
+        for key, consumers in claims.items():
+            if dead := [each for each in consumers if beat.is_dead(_owner(each))]:
                 self._took_over = True
                 self._unread.add(key)
-                while await self._writer.call("EVAL", scripts.TAKE_OVER, 1, key, name, ORPHANS_AT_ONCE, *names):
+                while await self._writer.call("EVAL", scripts.TAKE_OVER, 1, key, name, ORPHANS_AT_ONCE, *dead):
                     pass
-            if key not in self._unread:
-                continue
-            start = b"0"
-            full = True
-            while full:
-                arguments = ("GROUP", "workers", name, "COUNT", ORPHANS_READ, "STREAMS", key, start)
-                entries = (await self._writer.call("XREADGROUP", *arguments))[0][1]
-                full = len(entries) == ORPHANS_READ
-                # What is unreadable here stays under our name: whoever takes over from us may read it.
-                for claim in self._take(key, entries, _ignore_unreadable):
-                    self._counts["orphan"] += 1
-                    orphaned(claim)
-                if full:
-                    start = entries[-1][0]
-            self._unread.discard(key)
+            if key in self._unread:
+                await self._read_orphans(key, name)
+        return True
+
+    async def _read_orphans(self, key: str, name: str) -> None:
+        start = b"0"
+        full = True
+        while full:
+            arguments = ("GROUP", "workers", name, "COUNT", ORPHANS_READ, "STREAMS", key, start)
+            entries = (await self._writer.call("XREADGROUP", *arguments))[0][1]
+            full = len(entries) == ORPHANS_READ
+            # Entries that cannot be read here stay under this name: who takes over from this process may read them.
+            for claim in self._take(key, entries, _keep_unreadable):
+                self._counts["orphan"] += 1
+                self._on_orphan(claim)
+            if full:
+                start = entries[-1][0]
+        self._unread.discard(key)
 
     def leave(self, run_id: str) -> None:
-        """Leave a Redis that is not this one: another has taken its place."""
+        """Drop the connection unless it is to the Redis server with this run id."""
         self._link.leave(run_id)
 
     async def close(self) -> None:
-        """Stop reading; hand back what was not given out, and leave the groups unless something is still held."""
+        """Stop reading, requeue what was not given out, and leave the consumer group if all is acknowledged."""
         if self._pausing is not None:
             self._pausing.cancel()
         await self._link.close()
         if not self._held:
             for key in self._channels:
-                self._writer.write(("EVAL", scripts.RELEASE_CONSUMER, 1, key, self._consumer), _ignore)
+                self._writer.write(("EVAL", scripts.RELEASE_CONSUMER, 1, key, self._name), _ignore)
         if self._took_over:
             for key in self._channels:
-                self._writer.write(("EVAL", scripts.REMOVE_CONSUMER, 1, key, self._consumer + ORPHANS), _ignore)
+                self._writer.write(("EVAL", scripts.REMOVE_CONSUMER, 1, key, self._name + ORPHANS), _ignore)
 
-    def _up(self, connection: RedisConnection) -> None:
+    def _on_up(self, connection: RedisConnection) -> None:
         self._recover = True
         if not connection.run_id or connection.run_id != self._run_id:
             self._run_id = connection.run_id
-            connection.write(pack_command(("TIME",)), (self._moved,))
+            connection.write(pack_command(("TIME",)), (self._on_new_server,))
         if self._waiting is not None and not self._waiting.done() and self._pausing is None:
-            self._ask(connection)
+            self._read(connection)
 
-    def _judge_batch(self) -> None:
-        """Pause if nothing of the last batch could be read by whoever got it."""
+    def _on_new_server(self, reply: Any) -> None:
+        """Take older entries for stale: a replica that took over may not know what was acknowledged last."""
+        if not isinstance(reply, RedisError):
+            self._stale_before = (int(reply[0]) + CLOCKS_DIFFER_SECONDS) * 1000
+
+    def _pause_if_unreadable(self) -> None:
+        """Pause if nothing of the last batch could be read."""
         given_out, released = self._given_out, self._released
         self._given_out = self._released = 0
         if released and released >= given_out:
@@ -367,23 +373,17 @@ class Consumer:
             self.unreadable.read()
 
     def _pause(self) -> None:
-        """Claim nothing for a while, as nothing of a batch could be read."""
         seconds = self.unreadable.refused(" and ".join(self._channels.values()), self._refused)
         if seconds:
-            self._pausing = asyncio.get_running_loop().call_later(seconds, self._go_on)
+            self._pausing = asyncio.get_running_loop().call_later(seconds, self._on_pause_over)
 
-    def _go_on(self) -> None:
+    def _on_pause_over(self) -> None:
         self._pausing = None
         if self._waiting is not None and not self._waiting.done() and self._link.connection is not None:
-            self._ask(self._link.connection)
-
-    def _moved(self, reply: Any) -> None:
-        """This is another Redis than before, or the first. A replica that took over may not know what was done last."""
-        if not isinstance(reply, RedisError):
-            self._stale_before = (int(reply[0]) + CLOCKS_DIFFER_SECONDS) * 1000
+            self._read(self._link.connection)
 
     def _end_read(self) -> None:
-        """Let Redis end the blocked read: with what it has given us, or with nothing, but never with both."""
+        """Make Redis end the blocked read: with the entries that it has claimed, or with none, but never both."""
         if self._waiting is None or self._waiting.done():
             return
         connection = self._link.connection
@@ -393,15 +393,15 @@ class Consumer:
             self._writer.write(("CLIENT", "UNBLOCK", connection.client_id), _ignore)
             asyncio.get_running_loop().call_later(UNBLOCK_SECONDS, self._end_read)
 
-    def _ask(self, connection: RedisConnection) -> None:
-        """Ask for new entries; on a new connection first for those that the last one's reply may have carried."""
+    def _read(self, connection: RedisConnection) -> None:
+        """Read new entries; on a new connection first those that the last one's reply may have carried."""
         keys = self._turns
         limit = self._limit if self.unreadable.why is None else 1
         options: tuple[str | int, ...]
         if self._recover:
             options = ()
         elif limit < len(keys) and self._probed < len(keys):
-            # A read takes as many from each stream: with room for less than that, each is asked alone, in turns.
+            # A read takes as many entries from each stream: with room for fewer, each is read alone, in turns.
             keys = [keys[0]]
             options = ("COUNT", limit)
             self._probed += 1
@@ -412,21 +412,21 @@ class Consumer:
         connection.write(
             pack_command(
                 (
-                    *("XREADGROUP", "GROUP", "workers", self._consumer),
+                    *("XREADGROUP", "GROUP", "workers", self._name),
                     *options,
                     *("STREAMS", *keys, *(start for _ in keys)),
                 )
             ),
-            (partial(self._reply, connection),),
+            (partial(self._on_read, connection),),
         )
 
-    def _reply(self, connection: RedisConnection, reply: Any) -> None:
+    def _on_read(self, connection: RedisConnection, reply: Any) -> None:
         waiting = self._waiting
         if waiting is None or waiting.done():
             return
         if isinstance(reply, RedisError):
             if str(reply).startswith(NO_GROUP):
-                self._make_groups(connection)
+                self._create_groups(connection)
             else:
                 connection.abort(f"claiming was refused: {reply}")  # the link tries again, with pauses
                 if str(reply).startswith("WRONGTYPE"):
@@ -442,42 +442,45 @@ class Consumer:
             self._given_out, self._released = len(claims[: self._limit]), 0
             waiting.set_result(claims[: self._limit])
             for claim in claims[self._limit :]:
-                self._hand_back(claim)
+                self._requeue(claim)
             return
         if self._released > before:
             self._given_out = self._released = 0
             self._pause()
         if self._pausing is None:
-            self._ask(connection)
+            self._read(connection)
 
-    def _take(self, key: str, entries: Sequence[Any], release: Callable[[str, bytes, str], None]) -> list[Claim]:
-        """Return what can be read. `release` is called with what others may be able to read, and why it cannot here."""
+    def _take(self, key: str, entries: Sequence[Any], on_foreign: Callable[[str, bytes, str], None]) -> list[Claim]:
+        """Return the claims that can be read here.
+
+        `on_foreign(key, id, why)` is called for entries that other processes may be able to read.
+        """
         claims = []
         for entry_id, fields in entries:
             if (key, entry_id) in self._held:
                 continue
             self._held.add((key, entry_id))
-            if fields is None:  # it was claimed, and deleted behind our back
-                self._writer.ack(key, entry_id, self._on_acked)
+            if fields is None:  # it was claimed, and deleted since
+                self._writer.ack(key, entry_id, self._ack_callback)
                 continue
             try:
                 entry = self._entries.unpack(key, fields[1])
             except ValueError as error:
                 if why := self._entries.foreign(error):
-                    release(key, entry_id, why)
+                    on_foreign(key, entry_id, why)
                 else:
                     self._entries.refused(f"shared channel {key}", entry_id.decode(), error)
-                    self._writer.ack(key, entry_id, self._on_acked)
+                    self._writer.ack(key, entry_id, self._ack_callback)
                 continue
             claims.append(Claim(self._channels[key], entry_id, entry, _since(entry_id, fields) <= self._stale_before))
         return claims
 
     def _release(self, key: str, entry_id: bytes, why: str) -> None:
-        """Leave an entry that cannot be read here to others."""
+        """Requeue an entry that cannot be read here."""
         self._released += 1
         self._refused = why
 
-        def put_back(reply: Any) -> None:
+        def on_released(reply: Any) -> None:
             self._held.discard((key, entry_id))
             if isinstance(reply, RedisError):
                 logger.error("an entry of %s could not be given back: %s", key, reply)
@@ -485,52 +488,57 @@ class Consumer:
                 self._counts["unreadable entry"] += 1
                 logger.error("an entry of %s was dropped: %d times nobody could read it", key, MOST_RELEASES)
 
-        self._writer.write(("EVAL", scripts.RELEASE, 1, key, entry_id, MOST_RELEASES), put_back)
+        self._writer.write(("EVAL", scripts.RELEASE, 1, key, entry_id, MOST_RELEASES), on_released)
 
-    def _hand_back(self, claim: Claim) -> None:
-        """More came than there was room for: somebody else may have it."""
+    def _requeue(self, claim: Claim) -> None:
+        """Requeue a claim for which the caller has no room."""
         key = self._keys.shared(claim.channel)
         self._writer.write(("EVAL", scripts.REQUEUE, 1, key, claim.id), lambda _: self._held.discard((key, claim.id)))
 
-    def _acked(self, key: str, ids: list[bytes]) -> None:
-        """Redis knows that these are done: they cannot come again, so they need not be remembered.
+    def _on_acked(self, key: str, ids: list[bytes]) -> None:
+        """Forget acknowledged entries, which cannot come again, but after the first reply on a new connection only.
 
-        But the answer to the first question on a new connection may be older than that.
+        That reply may be older than the acknowledgement.
         """
         if self._recover:
             self._acked_meanwhile += [(key, entry_id) for entry_id in ids]
         else:
             self._held.difference_update([(key, entry_id) for entry_id in ids])
 
-    def _make_groups(self, connection: RedisConnection) -> None:
-        """Make the streams with their groups, from the first entry on, and ask again."""
+    def _create_groups(self, connection: RedisConnection) -> None:
+        """Create the streams with their consumer groups, from the first entry on, and read again."""
         last = self._turns[-1]
 
-        def made(key: str, reply: Any) -> None:
+        def on_created(key: str, reply: Any) -> None:
             if connection is not self._link.connection:
-                return  # the next one asks by itself
+                return  # the next connection reads by itself
             if isinstance(reply, RedisError) and not str(reply).startswith("BUSYGROUP"):
                 connection.abort(f"making the group of {key} was refused: {reply}")
             elif key == last:
-                self._ask(connection)
+                self._read(connection)
 
         for key in self._turns:
-            self._writer.write(("XGROUP", "CREATE", key, "workers", "0", "MKSTREAM"), partial(made, key))
+            self._writer.write(("XGROUP", "CREATE", key, "workers", "0", "MKSTREAM"), partial(on_created, key))
 
 
 def _since(entry_id: bytes, fields: Sequence[bytes]) -> int:
-    """When an entry was written first, in ms by the clock of its Redis."""
+    """Return when an entry was first written, in ms by Redis's clock; 0 if it was written again."""
     if len(fields) > 3 and fields[2] == b"since" and (first := fields[3].partition(b"-")[0]).isdigit():
         return int(first)
     return int(entry_id.partition(b"-")[0])
 
 
-def _ignore_unreadable(key: str, entry_id: bytes, why: str) -> None:
-    """Count an entry that cannot be read, and leave it where it is."""
+def _owner(consumer: str) -> str:
+    """Return the mailbox of the process with this consumer name."""
+    return consumer.partition("!")[0] + "!"
+
+
+def _keep_unreadable(key: str, entry_id: bytes, why: str) -> None:
+    """Leave an entry that cannot be read where it is."""
 
 
 def _ignore(reply: Any) -> None:
-    """A client that was not blocked, or a group that is not there any more, needs nothing more."""
+    """Ignore a client that was not blocked, or a consumer group that does not exist any more."""
 
 
 def _log_error(reply: Any) -> None:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 
-from asgibus.layers.redis import bus, heartbeat
+from asgibus.layers.redis import heartbeat
 
 VARIABLE = "SHORT_LEASES"
 """Set in the environment of the peers."""
@@ -25,7 +25,7 @@ def shorten(set_value: Callable[[object, str, object], None] = setattr) -> None:
     times = {
         "LIFE_SECONDS": LEASE,
         "BEAT_SECONDS": BEAT,
-        "KEEP_SECONDS": BEAT,
+        "EXTEND_SECONDS": BEAT,
         "PULSE_SECONDS": BEAT / 2,
         "SILENT_SECONDS": 3 * BEAT,
         "GRACE_SECONDS": GRACE,
@@ -35,7 +35,6 @@ def shorten(set_value: Callable[[object, str, object], None] = setattr) -> None:
     for name, value in times.items():
         assert hasattr(heartbeat, name), name
         set_value(heartbeat, name, value)
-    set_value(bus, "LIFE_MS", round(LEASE * 1000))
 
 
 def shorten_if_told() -> None:

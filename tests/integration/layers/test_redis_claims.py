@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -14,8 +15,8 @@ from asgibus.layers.redis.codec import Entries
 from asgibus.layers.redis.config import read_url
 from asgibus.layers.redis.connection import RedisConnection
 from asgibus.layers.redis.keys import Keys
-from asgibus.layers.redis.pipeline import Writer
-from asgibus.layers.redis.work_queue import Claimant
+from asgibus.layers.redis.pipeline import Store
+from asgibus.layers.redis.work_queue import Consumer
 from support.bus import Recorder, until
 
 pytestmark = pytest.mark.anyio
@@ -68,31 +69,30 @@ async def test_an_answer_that_an_acknowledgement_has_overtaken_is_no_new_claim()
     """The first answer on a new connection lists what is pending; it may be older than what the writer heard since."""
     address = read_url("redis://127.0.0.1:1")
     writer = Acks()
-    claimant = Claimant(
-        address,
-        Keys("p"),
-        Entries(None, Counter()),
-        "worker.1!",
-        Outage(address, Counter()),
-        cast(Writer, writer),
-        lambda: None,
+    store = SimpleNamespace(
+        address=address,
+        keys=Keys("p"),
+        entries=Entries(None, Counter()),
+        outage=Outage(address, Counter()),
+        writer=writer,
     )
+    claimant = Consumer(cast(Store, store), "worker.1!", lambda claim: None, lambda: None)
     key = Keys("p").shared("work")
 
     async def claim(answers: list[Any], *, acked_before: int | None = None) -> list[str]:
         claiming = asyncio.create_task(claimant.claim(["work"], 10))
         await asyncio.sleep(0)  # it begins to wait
         connection = cast(RedisConnection, Connection())
-        claimant._up(connection)
-        claimant._moved([b"0", b"0"])
+        claimant._on_up(connection)
+        claimant._on_new_server([b"0", b"0"])
         for number, entries in enumerate(answers):
             if number == acked_before:
                 for stream, entry_id, on_acked in writer.acked:
                     on_acked(stream, [entry_id])
-            claimant._reply(connection, [[key.encode(), entries]])
+            claimant._on_read(connection, [[key.encode(), entries]])
         claims = await claiming
         for each in claims:
-            claimant.done(each)
+            claimant.ack(each)
         return [each.entry for each in claims]
 
     try:

@@ -10,7 +10,7 @@ import redis
 from asgibus.layers import Bus, RedisChannelLayer
 from asgibus.layers.codec import pack
 from asgibus.layers.frames import DEAD
-from asgibus.layers.redis.heartbeat import Presence
+from asgibus.layers.redis.heartbeat import Reaper
 from asgibus.layers.redis.pipeline import PAYLOAD_VERSION
 from support.bus import Recorder, until
 
@@ -61,12 +61,12 @@ async def test_a_death_that_is_told_while_a_beat_is_at_work_is_not_overlooked(
     holder(admin, "w.second!", ("second",))
     async with layer.bus("w", handler) as worker:
         task = asyncio.create_task(worker.claim(["x"], 10))
-        judge = Presence._judge
+        reap = Reaper.reap
         told = asyncio.Event()
 
-        async def slow(self: Presence, beat: Any) -> None:
+        async def slow(self: Reaper, beat: Any, now: int, *, log: bool = True) -> bool:
             """A beat in which the second death is told, after the first was found."""
-            await judge(self, beat)
+            died = await reap(self, beat, now, log=log)
             if "w.first!" in beat.ended and not told.is_set():
                 told.set()
                 die(admin, "w.second!")
@@ -75,8 +75,9 @@ async def test_a_death_that_is_told_while_a_beat_is_at_work_is_not_overlooked(
                     {"b": pack((PAYLOAD_VERSION, "", [(DEAD, "w.second!", True)]))},
                 )
                 await until(lambda: "w.second!" in handler.dead)
+            return died
 
-        monkeypatch.setattr(Presence, "_judge", slow)
+        monkeypatch.setattr(Reaper, "reap", slow)
         die(admin, "w.first!")
         await until(lambda: len(handler.orphans) == 2, 5)
         assert {claim.entry for claim in handler.orphans} == {("first",), ("second",)}
