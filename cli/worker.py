@@ -29,8 +29,7 @@ from asgibus.cli.waiting import wait_for_layer
 from asgibus.layers import open_layer
 from asgibus.layers.settings import set_default_wait
 from asgibus.protocol.channels import TERMINATORS
-from asgibus.worker.background import BackgroundWorker
-from asgibus.worker.consumer import dead_letter_channel
+from asgibus.worker.background import BackgroundWorker, dead_letter_channel
 from asgibus.worker.lifespan import LifespanError
 from asgibus.worker.loader import ApplicationError, application_of
 from asgibus.worker.settings import WorkerSettings

@@ -1,4 +1,4 @@
-"""What every worker does: its place on the bus, the app's start-up and shut-down, and its end."""
+"""The life cycle of every worker: its place on the bus, the app's lifespan, and the drain."""
 
 from __future__ import annotations
 
@@ -18,18 +18,26 @@ from asgibus.worker.settings import WorkerSettings
 
 logger = logging.getLogger("asgibus.worker")
 
-CANCEL_SECONDS = 5.0  # for an app to end when it is cancelled; one that refuses must not keep the process
-WATCH_SECONDS = 1.0  # between two looks at the clock
-STALL_SECONDS = 3.0  # of standing still are told: the lease ends after 10 to 15
-SPREAD = 0.1  # by which share of it max_requests and max_lifetime vary, so that not all workers end at once
+CANCEL_SECONDS = 5.0  # for an app to end after it was cancelled; one that refuses must not keep the process
+WATCH_SECONDS = 1.0  # between two checks of the event loop
+STALL_SECONDS = 3.0  # log a warning when the event loop was blocked for this long; the lease expires after 10 to 15 s
+SPREAD = 0.1  # `max_requests` and `max_lifetime` vary by this share, so that not all workers end at once
 
 
 class BaseWorker(ABC):
-    """A worker process. `serve` is the whole life. `handler` reads its mailbox."""
+    """A worker process.
+
+    Args:
+        settings: The settings of the worker.
+        app: The application.
+        layer: The channel layer.
+        handler: The reader of the worker's mailbox.
+    """
 
     bus: Bus
+    """The place on the bus, once the worker is ready."""
     _unit: str
-    """What it takes, for people to read."""
+    """The name of the work, for people to read: connection or message."""
 
     def __init__(self, settings: WorkerSettings, app: Application, layer: ChannelLayer, handler: Handler) -> None:
         self._settings = settings
@@ -39,16 +47,16 @@ class BaseWorker(ABC):
         self.graceful_timeout = settings.graceful_timeout
         self.lifespan_state: dict[str, Any] = {}
         self._stop = anyio.Event()
-        self._spent = anyio.Event()  # it has taken as much as it may
-        self._left = _spread(settings.max_requests)
+        self._exhausted = anyio.Event()  # set after `max_requests`
+        self._remaining = _spread(settings.max_requests)
 
     @property
     def mailbox(self) -> str:
-        """Its name on the bus, once it is ready."""
+        """The worker's mailbox, once the worker is ready."""
         return self.bus.mailbox
 
     def ready(self) -> str | None:
-        """None if work is taken; else why not, in a sentence."""
+        """Return None if the worker takes work, else a sentence that says why not."""
         if self._stop.is_set():
             return f"stopping: no new {self._unit}s are taken"
         if not self.bus.available:
@@ -59,23 +67,31 @@ class BaseWorker(ABC):
 
     @abstractmethod
     def counts(self) -> dict[str, int]:
-        """What went wrong or was repaired so far, by what it was."""
+        """Return the repaired, lost and dropped items by kind."""
 
     @abstractmethod
     def gauges(self) -> dict[str, int]:
-        """How much there is of what, now."""
+        """Return current numbers by their names."""
 
     @abstractmethod
     async def channels(self) -> dict[str, Statistics]:
-        """The channels from which it takes, by name; none while the layer is away."""
+        """Return the statistics of the channels that this worker takes from; empty while the layer is away."""
 
     async def serve(
         self, stop: anyio.Event, ready: Callable[[], None], retiring: Callable[[], None] = lambda: None
     ) -> None:
-        """Start the app, call `ready`, serve until `stop` is set, then drain.
+        """Start the app, serve until `stop` is set, then drain.
 
-        Calls `retiring` and drains by itself after `max_requests` or `max_lifetime`. Raises LifespanError,
-        LayerUnavailable (at the start only).
+        After `max_requests` or `max_lifetime` the worker drains by itself.
+
+        Args:
+            stop: Set to stop the worker.
+            ready: Called when the worker is about to take work.
+            retiring: Called when the worker begins to drain by itself.
+
+        Raises:
+            LifespanError: The start-up of the app failed.
+            LayerUnavailable: The store cannot be reached at the start.
         """
         self._stop = stop
         async with self.layer.bus("worker", self._handler) as bus:
@@ -87,7 +103,7 @@ class BaseWorker(ABC):
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._stop_taking, stop)
                     tasks.start_soon(self._retire, stop, retiring)
-                    tasks.start_soon(_tell_stalls)
+                    tasks.start_soon(_watch_event_loop)
                     try:
                         await self._work(stop, ready)
                     finally:
@@ -96,12 +112,12 @@ class BaseWorker(ABC):
                     await bus.drain()
 
     def _on_bus(self, bus: Bus) -> None:
-        """It has its place on the bus; the handler may be called from now on."""
+        """Take a place on the bus. The handler may be called from now on."""
         self.bus = bus
 
     @abstractmethod
     async def _work(self, stop: anyio.Event, ready: Callable[[], None]) -> None:
-        """Call `ready`, take work until `stop` is set, drain, and leave nothing behind."""
+        """Call `ready`, take work until `stop` is set, drain, and leave no task running."""
 
     async def _stop_taking(self, stop: anyio.Event) -> None:
         await stop.wait()
@@ -110,27 +126,27 @@ class BaseWorker(ABC):
 
     @abstractmethod
     def _wake(self) -> None:
-        """`stop` is set: nothing may wait for room any more."""
+        """Wake the task that waits for room, because `stop` is set."""
 
     def _count_work(self, count: int) -> None:
-        """So many connections or messages were taken."""
-        self._left -= count
-        if self._left <= 0:
-            self._spent.set()
+        """Count connections or messages that were taken."""
+        self._remaining -= count
+        if self._remaining <= 0:
+            self._exhausted.set()
 
     async def _retire(self, stop: anyio.Event, retiring: Callable[[], None]) -> None:
-        """End after as long, or as much work, as the settings say."""
+        """Set `stop` after `max_requests` or `max_lifetime`."""
         with anyio.move_on_after(_spread(self._settings.max_lifetime)):
-            await self._spent.wait()
+            await self._exhausted.wait()
         if stop.is_set():
             return
-        logger.info("retiring after %s", f"its last {self._unit}" if self._spent.is_set() else "its lifetime")
+        logger.info("retiring after %s", f"its last {self._unit}" if self._exhausted.is_set() else "its lifetime")
         retiring()
         stop.set()
 
 
-async def _tell_stalls() -> None:
-    """Say so when the event loop stood still: what others make of it, a dead worker, does not tell the cause."""
+async def _watch_event_loop() -> None:
+    """Log a warning when the event loop was blocked. Other processes only see that the worker's lease has expired."""
     while True:
         due = anyio.current_time() + WATCH_SECONDS
         await anyio.sleep(WATCH_SECONDS)
@@ -143,5 +159,5 @@ async def _tell_stalls() -> None:
 
 
 def _spread(limit: float | None) -> float:
-    """A limit that varies a little from worker to worker; without end if there is none."""
+    """Return a limit that differs a little between workers; infinity if there is none."""
     return math.inf if limit is None else limit * random.uniform(1 - SPREAD, 1 + SPREAD)

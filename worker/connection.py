@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 from asgibus.layers.contract import ChannelLayer, Message
 from asgibus.layers.names import require_group
 from asgibus.protocol.connect_request import reply_channel
 from asgibus.protocol.events import GROUP_ADD, GROUP_DISCARD
 
-if TYPE_CHECKING:
-    from asgibus.worker.session import Session
+
+class SessionApi(Protocol):
+    """The session, as far as an app can use it."""
+
+    peer: str
+    """The mailbox of the interface server."""
+    number: int
+    """The interface server's number of the connection."""
+    resumed: bool
+    received: int
+
+    @property
+    def attempt(self) -> int:
+        """See `Connection`, as for all that has no docstring of its own."""
+
+    @property
+    def handed_over(self) -> bool: ...
+
+    @property
+    def layer(self) -> ChannelLayer: ...
+
+    @property
+    def state(self) -> dict[str, Any]: ...
+
+    async def save_state(self) -> None: ...
+
+    def announce(self) -> None:
+        """Name this worker as the owner of the connection, unless an event has done so already."""
+
+    async def change_group(self, code: int, group: str) -> None:
+        """Add the connection to a group (GROUP_ADD) or remove it, and wait until that is done."""
 
 
 class Connection:
@@ -23,7 +52,7 @@ class Connection:
 
     __slots__ = ("_session",)
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: SessionApi) -> None:
         self._session = session
 
     def __copy__(self) -> Connection:
@@ -153,7 +182,7 @@ class _NoSession:
 
 
 def _unpickled() -> Connection:
-    return Connection(cast("Session", _NoSession()))
+    return Connection(cast(SessionApi, _NoSession()))
 
 
 class Extension(dict[str, Any]):

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from asgibus.layers import ChannelFull, ChannelLayer, InMemoryChannelLayer
-from asgibus.worker import consumer as listener
+from asgibus.worker import background as listener
 from asgibus.worker.background import BackgroundWorker
 from asgibus.worker.connection import connection
 from asgibus.worker.settings import WorkerSettings
@@ -447,7 +447,7 @@ async def test_instances_that_wait_end_in_silence(caplog: pytest.LogCaptureFixtu
 
     async with running(app) as background:
         await background.send(1)
-        await until(lambda: background.worker._listeners[0]._idle)
+        await until(lambda: background.worker._consumers[0]._idle)
         await background.end()
     assert ends == ["work"]
     assert [record.message for record in caplog.records if record.levelno > logging.DEBUG] == []
