@@ -1,10 +1,10 @@
-"""Everything that one process writes to Redis: one flush in flight; while it is, what comes gathers for the next.
+"""Write to Redis: one flush is in flight at a time, and whatever is written meanwhile is gathered for the next.
 
-No timers, and no delay at low load: the first write goes out at the end of the loop's turn. A flush carries one entry
-per mailbox with all of its frames. What was in flight when a connection broke is written again on the next one: frames
-between the servers carry sequence numbers and are taken once; what may not be repeated is failed instead. What Redis
-refuses for now is tried again, and what comes meanwhile waits behind it. A Redis that has become a replica is left at
-once, so that the next connection goes to the one that took its place.
+There are no timers, and no delay at low load: the first write goes out at the end of the event loop's turn. A flush has
+one entry per mailbox with all of its frames. Commands that were in flight when the connection broke are written again
+on the next one, since frames carry sequence numbers; commands that may not be repeated fail. Commands that Redis
+refuses for a while are tried again, and later ones wait for them. A server that has become a replica is left at once,
+so that the next connection goes to the new master.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from asgibus.layers.redis.keys import Keys
 
 logger = logging.getLogger("asgibus.layers")
 
-ENTRY_BYTES = 1024 * 1024  # frames gathered for one entry: larger ones delay the others and cost memory in one piece
-FRAME_OVERHEAD = 64  # bytes counted for a frame beside what it carries
-RETRY_SECONDS = 0.5  # until a write that Redis refused for now (out of memory, loading, read-only) is tried again
-CALL_SECONDS = 5.0  # for what an app asks of the layer: then it hears that Redis is away, and can say so to somebody
-DRAIN_SECONDS = 2.0  # for what was written last to reach Redis: a process that stops does not wait for a lost Redis
-# The first word of such a refusal, as a whole: BUSY is a script that runs too long, BUSYGROUP an answer like any other.
+ENTRY_BYTES = 1024 * 1024  # frames gathered for one entry: larger ones delay others, and cost memory in one piece
+FRAME_OVERHEAD = 64  # bytes counted for a frame in addition to what it carries
+RETRY_SECONDS = 0.5  # until a command is tried again that Redis refused for a while
+CALL_SECONDS = 5.0  # for a call of the app: then it raises, and the app can report that Redis is away
+DRAIN_SECONDS = 2.0  # for the last writes to reach Redis: a process that stops does not wait for a lost Redis
+# First words of refusals that pass, compared as a whole: BUSY is a long script, BUSYGROUP an answer like any other.
 REFUSED_FOR_NOW = {"OOM", "LOADING", "READONLY", "MISCONF", "BUSY", "MASTERDOWN", "NOREPLICAS"}
-# By a cluster: a slot is just moving, or has no master. That takes moments: what waits for nothing else waits for it.
+# Refusals of a cluster while a slot migrates or has no master. They last moments, so every command is tried again.
 MOVING = {"ASK", "TRYAGAIN", "CLUSTERDOWN"}
 
-PAYLOAD_VERSION = 3  # first item of every payload; another one is a peer of another release
+PAYLOAD_VERSION = 3  # first item of every payload; a peer of another release may have another one
 
 OnAcked = Callable[[str, list[bytes]], None]
 
 
 class Refused(LayerUnavailable):
-    """Redis is there, and refuses a command; `wrong_type`: as a key of it holds something else than ours do."""
+    """Redis refused a command. With `wrong_type`, a key has another type than the command needs."""
 
     wrong_type = False
 
 
 class Sender(Protocol):
-    """Who posts frames: named in every entry, and told when a mailbox is gone."""
+    """A mailbox that posts frames. Its name is in every entry, and it learns of missing mailboxes."""
 
     mailbox: str
 
@@ -56,23 +56,19 @@ class Sender(Protocol):
 
 
 class Command:
-    """A packed command and who takes its reply.
-
-    `repeatable`: it may be written twice. `patient`: when Redis refuses it for now, it waits. `behind`: it waits for
-    all that was written before it and is refused for now.
-    """
+    """A packed command and the callback for its reply."""
 
     __slots__ = ("behind", "data", "on_reply", "patient", "repeatable")
 
     def __init__(self, data: bytes, on_reply: OnReply, repeatable: bool, patient: bool) -> None:
         self.data = data
         self.on_reply = on_reply
-        self.repeatable = repeatable
-        self.patient = patient
-        self.behind = False
+        self.repeatable = repeatable  # may be written twice
+        self.patient = patient  # waits while Redis refuses it
+        self.behind = False  # waits for all commands before it that Redis refuses
 
 
-class _Box:
+class _Batch:
     """The frames that wait for one mailbox, in entries of bounded size."""
 
     __slots__ = ("entries", "mailbox", "sender", "size")
@@ -85,39 +81,39 @@ class _Box:
 
 
 class Writer:
-    """The writing side of a process, on one link. All methods are called from its event loop."""
+    """The commands of one event loop to one store, on one connection."""
 
     def __init__(self, address: Address, keys: Keys, entries: Entries, name: str, outage: Outage) -> None:
         self._loop = asyncio.get_running_loop()
         self._keys = keys
         self._entries = entries
         self._counts = outage.counts
-        self._link = Link(address, name, outage, self._up, self._down)
-        self._boxes: dict[tuple[str, str], _Box] = {}
-        self._commands: dict[Command, None] = {}  # in order, and quick to take one out
+        self._link = Link(address, name, outage, self._on_up, self._on_down)
+        self._batches: dict[tuple[str, str], _Batch] = {}
+        self._commands: dict[Command, None] = {}  # ordered, and quick to remove one
         self._acks: dict[tuple[str, OnAcked], list[bytes]] = {}
         self._in_flight: deque[Command] = deque()
-        self._again: list[Command] = []
-        self._scheduled = False  # a flush is on its way, or waits until Redis may take writes again
+        self._again: list[Command] = []  # refused, to be written again
+        self._scheduled = False  # a flush is scheduled, at once or after a refusal
         self.refusal: str | None = None
-        """Why Redis takes no writes for now; None while it does."""
+        """Why Redis refuses writes for now; None while it accepts them."""
         self._moved = False
         self._replica = False
         self.packed = 0
-        """How often frames that were posted have been packed."""
-        self._given_up = False  # waiting until all is written took too long; not to be waited for again
+        """How often posted frames have been packed."""
+        self._given_up = False  # a drain took too long, and is not waited for again
         self._closed = False
         self._drained: list[asyncio.Future[None]] = []
         self.run_id = ""
         self.on_up: set[Callable[[], None]] = set()
-        """Called whenever the connection is there again, before anything is written to it."""
+        """Called for each new connection, before anything is written to it."""
 
     async def open(self) -> None:
         """Connect. Raises LayerUnavailable."""
         await self._link.open()
 
     async def close(self) -> None:
-        """End the connection; what was not written is lost, and its callers get LayerUnavailable."""
+        """End the connection. Commands that were not answered fail with LayerUnavailable."""
         self._closed = True
         await self._link.close()
         for command in (*self._in_flight, *self._again, *self._commands):
@@ -125,24 +121,24 @@ class Writer:
         self._in_flight.clear()
         self._again.clear()
         self._commands.clear()
-        self._let_go()
+        self._notify_drained()
 
     def post(self, sender: Sender, mailbox: str, frame: Frame | Draft, size: int) -> None:
         """Add a frame to the next entry for a mailbox."""
-        box = self._boxes.get((sender.mailbox, mailbox))
-        if box is None:
-            box = self._boxes[sender.mailbox, mailbox] = _Box(sender, mailbox)
+        batch = self._batches.get((sender.mailbox, mailbox))
+        if batch is None:
+            batch = self._batches[sender.mailbox, mailbox] = _Batch(sender, mailbox)
             self._schedule()
-        elif box.size > ENTRY_BYTES:
-            box.entries.append([])
-            box.size = 0
-        box.entries[-1].append(frame)
-        box.size += size + FRAME_OVERHEAD
+        elif batch.size > ENTRY_BYTES:
+            batch.entries.append([])
+            batch.size = 0
+        batch.entries[-1].append(frame)
+        batch.size += size + FRAME_OVERHEAD
 
     def ack(self, key: str, entry_id: bytes, on_acked: OnAcked) -> None:
-        """Acknowledge and delete an entry that was claimed from a shared channel, behind what was posted before.
+        """Acknowledge and delete a claimed entry of a work queue, after everything that was posted before.
 
-        `on_acked(key, ids)` is called when Redis has done it.
+        `on_acked(key, ids)` is called when Redis has done so.
         """
         self._acks.setdefault((key, on_acked), []).append(entry_id)
         self._schedule()
@@ -155,10 +151,16 @@ class Writer:
         repeatable: bool = True,
         patient: bool = True,
     ) -> Command:
-        """Write any command; `on_reply` takes its reply, a RedisError or a LayerUnavailable.
+        """Write a command.
 
-        `repeatable=False`: fail rather than write it twice when the connection breaks meanwhile. `patient=False`: fail
-        rather than wait when Redis refuses it for now. What is returned can be cancelled.
+        Args:
+            args: The command.
+            on_reply: Called with the reply, which may be a RedisError, or a LayerUnavailable if there is none.
+            repeatable: Whether the command may be written again if the connection breaks. If not, it fails then.
+            patient: Whether the command waits while Redis refuses it. If not, it fails then.
+
+        Returns:
+            The command, for `cancel`.
         """
         command = Command(pack_command(args), on_reply, repeatable, patient)
         self._commands[command] = None
@@ -166,7 +168,7 @@ class Writer:
         return command
 
     def cancel(self, command: Command) -> bool:
-        """Take a command back that has not been written yet, without an answer to it. False if it is too late."""
+        """Remove a command that has not been written yet. Return False if it is too late."""
         if command in self._commands:
             del self._commands[command]
             return True
@@ -179,12 +181,21 @@ class Writer:
         behind: bool = False,
         until: float | None = None,
     ) -> Any:
-        """Write any command and wait for its reply. Raises LayerUnavailable, also when Redis refuses it.
+        """Write a command and wait for its reply. A cancelled call does not write its command any more.
 
-        `repeatable=False`: fail rather than write it twice, or wait until Redis takes it. `behind`: be answered behind
-        all that was posted and written before, also what Redis refuses for now. `until`: fail at that time of the event
-        loop's clock; it is not written any more then, and the error says so, or that this is unknown. Nor is it when
-        the call is cancelled before.
+        Args:
+            args: The command.
+            repeatable: Whether the command may be written again if the connection breaks, and wait while Redis refuses
+                it. If not, the call fails then.
+            behind: Wait for everything that was posted and written before, also for commands that Redis refuses.
+            until: When to give up, by the event loop's clock. The error says whether the command was written.
+
+        Returns:
+            The reply.
+
+        Raises:
+            Refused: Redis refused the command.
+            LayerUnavailable: There was no reply in time.
         """
         if self._closed:
             raise LayerUnavailable("the layer was closed")
@@ -210,7 +221,7 @@ class Writer:
             future.set_exception(LayerUnavailable(self._take_back(command)))
 
     def _take_back(self, command: Command) -> str:
-        """See that a command whose caller has given up is not written any more; how far it had come."""
+        """Do not write a command again whose caller has given up. Return what is known about it."""
         if self.cancel(command):
             return "Redis could not be reached in time: nothing was written"
         if command in self._again:
@@ -222,8 +233,8 @@ class Writer:
         return "Redis did not answer in time: it is unknown whether this was written"
 
     async def drain(self) -> None:
-        """Wait until everything asked for so far has been written and answered; given up, and said so, after 2 s."""
-        if self._given_up or not (self._boxes or self._commands or self._acks or self._in_flight or self._again):
+        """Wait until everything written so far is answered. Give up after 2 s, with a warning."""
+        if self._given_up or not (self._batches or self._commands or self._acks or self._in_flight or self._again):
             return
         future: asyncio.Future[None] = self._loop.create_future()
         self._drained.append(future)
@@ -231,10 +242,10 @@ class Writer:
         if not done:
             self._drained.remove(future)
             self._given_up = True
-            logger.warning("what was written last did not reach Redis within %g s", DRAIN_SECONDS)
+            logger.warning("the last writes did not reach Redis within %g s", DRAIN_SECONDS)
 
     async def posted(self, until: float) -> None:
-        """Wait until what was posted is in Redis. Raises LayerUnavailable, at the time `until` at the latest."""
+        """Wait until everything posted so far is in Redis. Raises LayerUnavailable, at `until` at the latest."""
         await self.call("PING", until=until, behind=True)
 
     @property
@@ -254,7 +265,7 @@ class Writer:
             return
         commands = self._gather()
         if not commands:
-            self._let_go()
+            self._notify_drained()
             return
         self._in_flight.extend(commands)
         self._write(connection, commands)
@@ -262,17 +273,17 @@ class Writer:
     def _gather(self) -> list[Command]:
         commands = self._again
         self._again = []
-        if self._boxes:
+        if self._batches:
             self.packed += 1
-            boxes, self._boxes = self._boxes, {}
-            for box in boxes.values():
-                gone = self._on_posted(box.sender, box.mailbox)
-                key = self._keys.mailbox(box.mailbox)
-                for frames in box.entries:
+            batches, self._batches = self._batches, {}
+            for batch in batches.values():
+                gone = self._on_posted(batch.sender, batch.mailbox)
+                key = self._keys.mailbox(batch.mailbox)
+                for frames in batch.entries:
                     try:
-                        payload = self._entries.pack(key, (PAYLOAD_VERSION, box.sender.mailbox, frames))
-                    except TypeError:  # whoever posted it is wrong, and the others must not suffer
-                        logger.exception("frames for %s were dropped", box.mailbox)
+                        payload = self._entries.pack(key, (PAYLOAD_VERSION, batch.sender.mailbox, frames))
+                    except TypeError:  # a fault of the sender of these frames alone
+                        logger.exception("frames for %s were dropped", batch.mailbox)
                         continue
                     data = pack_command(("XADD", key, "NOMKSTREAM", "*", "b", payload))
                     commands.append(Command(data, gone, True, True))
@@ -294,7 +305,7 @@ class Writer:
     def _reply(self, reply: Any) -> None:
         command = self._in_flight.popleft()
         if isinstance(reply, RedisError) and str(reply).startswith("MOVED"):
-            self._again.append(command)  # it was not carried out
+            self._again.append(command)  # it was not executed
             self._moved = True
         elif isinstance(reply, RedisError) and _waits(command, str(reply).partition(" ")[0]):
             self._again.append(command)
@@ -317,7 +328,7 @@ class Writer:
             if self._link.connection is not None:
                 self._link.connection.abort(why)
         elif self._again:
-            self._scheduled = True  # so that nothing overtakes what waits
+            self._scheduled = True  # so that no later command is written before these
             self._loop.call_later(RETRY_SECONDS, self._flush)
         else:
             if self.refusal is not None:
@@ -325,14 +336,14 @@ class Writer:
                 logger.warning("Redis takes writes again")
             self._flush()
 
-    def _let_go(self) -> None:
-        """Nothing is left to be written."""
+    def _notify_drained(self) -> None:
+        """Tell those who drain that everything is written."""
         for future in self._drained:
             if not future.done():
                 future.set_result(None)
         self._drained.clear()
 
-    def _up(self, connection: RedisConnection) -> None:
+    def _on_up(self, connection: RedisConnection) -> None:
         self.run_id = connection.run_id
         self._given_up = False
         for on_up in self.on_up:
@@ -343,12 +354,12 @@ class Writer:
         else:
             self._flush()
 
-    def _down(self) -> None:
-        once = [command for command in self._in_flight if not command.repeatable]
+    def _on_down(self) -> None:
+        failed = [command for command in self._in_flight if not command.repeatable]
         again = (command for command in self._in_flight if command.repeatable)
         self._in_flight = deque((*self._again, *again))
         self._again = []
-        for command in once:
+        for command in failed:
             command.on_reply(LayerUnavailable("the connection to Redis broke: it is unknown whether this was written"))
 
     def _on_posted(self, sender: Sender, mailbox: str) -> OnReply:
@@ -374,7 +385,7 @@ class Store(Protocol):
 
 
 def _waits(command: Command, refusal: str) -> bool:
-    """Whether it is tried again, now that Redis has refused it with that word."""
+    """Return whether a command is tried again after a refusal with that first word."""
     return refusal in MOVING or (command.patient and refusal in REFUSED_FOR_NOW)
 
 
@@ -391,9 +402,9 @@ def _into(future: asyncio.Future[Any]) -> Callable[[Any], None]:
 
 
 def _acked(on_acked: OnAcked, key: str, ids: list[bytes], reply: Any) -> None:
-    if not isinstance(reply, LayerUnavailable):  # Redis refuses it only when it knows of no such claim any more
+    if not isinstance(reply, LayerUnavailable):  # Redis refuses only if it does not know the claim any more
         on_acked(key, ids)
 
 
 def _ignore(reply: Any) -> None:
-    """An entry that was acknowledged twice, or trimmed meanwhile, or a client that has left, needs nothing more."""
+    """Ignore whether an acknowledged entry was there to be deleted."""
