@@ -1,4 +1,4 @@
-"""The names of the shared channels on which connections are offered: one for each kind and pool."""
+"""The names of the shared channels on which connections are offered: one for each kind of scope and pool."""
 
 from __future__ import annotations
 
@@ -8,28 +8,42 @@ from collections.abc import Sequence
 from asgibus.layers.names import MAX_NAME_LENGTH, require_channel, require_group
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 
-TERMINATORS = "asgibus.terminators"  # the entry points of packages that bring a protocol
+TERMINATORS = "asgibus.terminators"  # the group of entry points for protocols of other packages
 _STEMS = {HTTP: "http.request", WEBSOCKET: "websocket.connect"}
 MAX_POOL_LENGTH = MAX_NAME_LENGTH - max(len(stem) for stem in _STEMS.values()) - 1
 
-# As long as "websocket", so that every pool has a channel for it.
+# At most as long as "websocket", so that the name of the channel is valid for every pool.
 _PROTOCOL = re.compile(r"[a-z][a-z0-9-]{0,8}\Z", re.ASCII)
-_TAKEN = frozenset({HTTP, WEBSOCKET, "lifespan", "channel", "asgibus"})
+_RESERVED = frozenset({HTTP, WEBSOCKET, "lifespan", "channel", "asgibus"})
 
 
 def shared_channel(kind: str, pool: str) -> str:
-    """The channel for new connections of a kind (`http`, `websocket`, `udp`, …) that belong to a pool."""
+    """Return the channel on which connections are offered.
+
+    Args:
+        kind: The type of the scope: `http`, `websocket`, `udp`, …
+        pool: The pool of the connections.
+    """
     return f"{_STEMS.get(kind) or kind + '.connect'}.{pool}"
 
 
 def shared_channels(pool: str, protocols: Sequence[str] = ()) -> tuple[str, ...]:
-    """Every channel from which a worker of the pool claims that serves these protocols beside HTTP and WebSocket."""
+    """Return the channels that a worker claims from.
+
+    Args:
+        pool: The pool of the worker.
+        protocols: The protocols that it serves, other than HTTP and WebSocket.
+    """
     return tuple(shared_channel(kind, pool) for kind in (*_STEMS, *protocols))
 
 
 def require_protocol(name: str) -> str:
-    """Give `name` back if it can be a protocol beside HTTP and WebSocket, else raise ValueError with the rule."""
-    if name in _TAKEN:
+    """Return `name` if it is a valid name for a protocol other than HTTP and WebSocket.
+
+    Raises:
+        ValueError: It is not; the text says the rule.
+    """
+    if name in _RESERVED:
         raise ValueError(f"{name!r} is not a protocol beside HTTP and WebSocket")
     if not _PROTOCOL.match(name):
         raise ValueError(
@@ -39,7 +53,11 @@ def require_protocol(name: str) -> str:
 
 
 def require_pool(pool: str) -> str:
-    """Give `pool` back if it can be the name of a pool, else raise ValueError with the rule."""
+    """Return `pool` if it is a valid name for a pool.
+
+    Raises:
+        ValueError: It is not; the text says the rule.
+    """
     try:
         require_group(pool)  # the same letters, and no `!`
         require_channel(shared_channel(WEBSOCKET, pool))

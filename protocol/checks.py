@@ -1,8 +1,8 @@
-"""Checks of what comes from the bus: the frames in a mailbox, and the openings on a shared channel.
+"""Validation of everything that comes from the bus: frames of a mailbox, and requests of a shared channel.
 
-Whoever can write to the store can write anything. So each end has everything checked here before it looks at it, and
-nothing that passes can surprise what stands behind: types, lengths and ranges are right, and names are names. What an
-app sends was checked by `events.encode` already; here are only the checks that keep a process and a client safe.
+A process that can write to the store can write anything. So each end checks everything before it is used: types,
+lengths, ranges and names. `events.encode` has checked the events of an app already. These checks only keep the
+process and its clients safe.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from asgibus.protocol.channels import require_protocol
 from asgibus.protocol.connect_request import HTTP, REQUEST_VERSION, WEBSOCKET, ConnectRequest
 from asgibus.protocol.events import MAX_CLOSE_REASON, Event
 
-MAX_STATE_BYTES = 16 * 1024  # of `connection.state`, kept in the interface server's memory for every open connection
+MAX_STATE_BYTES = 16 * 1024  # of `connection.state`, which interface servers keep in memory for every open connection
 MAX_NUMBER = 2**63 - 1
 
 Check = Callable[[Event], None]
 
 
 class BadFrame(ValueError):
-    """A frame or an opening that no version of asgibus writes. The text says what is wrong."""
+    """A frame or a request that no version of asgibus writes. The text says what is wrong."""
 
 
 def _types(*expected: type | tuple[type, ...]) -> Check:
-    """Return a check of the fields of an event by their types alone."""
+    """Return a check of the types of an event's fields. A tuple of types allows each of them."""
     shapes: set[tuple[type, ...]] = {()}
     for each in expected:
         choices = each if isinstance(each, tuple) else (each,)
@@ -62,25 +62,25 @@ def _shape(fields: tuple[Any, ...]) -> str:
 
 
 def _of(entry: object) -> str:
-    """Return the type of what is no opening, without its contents: errors stand in the log."""
+    """Describe an object that is not a request, without its content, because the text goes to a log."""
     return f"tuple of {len(entry)}" if isinstance(entry, tuple) else type(entry).__name__
 
 
 def _check_headers(headers: Any) -> None:
-    """Headers are pairs of bytes that cannot end a line: they are written to the client as they are."""
+    """Check that headers are pairs of bytes without line breaks, because they are written to the client unchanged."""
     if type(headers) is not tuple:
         raise BadFrame(f"headers are a {type(headers).__name__}")
     try:
         lines = b"".join([name + value for name, value in headers])
     except (TypeError, ValueError):
-        raise BadFrame("headers are no pairs of bytes") from None
+        raise BadFrame("headers are not pairs of bytes") from None
     if b"\n" in lines or b"\r" in lines or b"\0" in lines:
         raise BadFrame("a header holds a line break or a zero byte")
 
 
 def _check_status(status: Any) -> None:
     if type(status) is not int or not 200 <= status <= 999:
-        raise BadFrame(f"{status!r:.20} is no status of a response")
+        raise BadFrame(f"{status!r:.20} is not the status of a response")
 
 
 def _response(event: Event) -> None:
@@ -125,7 +125,7 @@ def _close(event: Event) -> None:
 def _disconnected(event: Event) -> None:
     _close_types(event)
     if not 0 <= event[1] <= 65535:
-        raise BadFrame(f"{event[1]!r:.20} is no close code")
+        raise BadFrame(f"{event[1]!r:.20} is not a close code")
 
 
 def _group(event: Event) -> None:
@@ -145,7 +145,7 @@ def _state(event: Event) -> None:
 
 def _check_state(state: Any) -> None:
     if type(state) is not bytes or len(state) > MAX_STATE_BYTES:
-        raise BadFrame("the state of a connection is no bytes, or too long")
+        raise BadFrame("the state of a connection is not bytes, or too long")
     try:
         good = not state or type(unpack(state)) is dict
     except ValueError:
@@ -165,7 +165,7 @@ def _other(event: Event) -> None:
         raise BadFrame(f"an event of another protocol cannot be read: {error}") from None
 
 
-# Every message and every part of a body passes one of these two: they cost a third of `_types`.
+# Every message and every part of a body passes one of these two. They take a third of the time of `_types`.
 
 
 def _bytes(event: Event) -> None:
@@ -267,7 +267,7 @@ def check_frame(frame: Frame, checks: Mapping[int, Check]) -> Event | None:
     return None
 
 
-_OPENING_TYPES: tuple[type, ...] = (
+_REQUEST_TYPES: tuple[type, ...] = (
     *(int, str, int, int, bool, int, int, str, str, str, str, bytes, bytes, str, tuple),
     *(NoneType, NoneType, tuple, dict, bool, tuple, bytes, NoneType),
 )
@@ -279,76 +279,79 @@ _CHOICES = {
 }
 
 
-def _opening_shapes() -> frozenset[tuple[type, ...]]:
-    shapes = {_OPENING_TYPES}
+def _request_shapes() -> frozenset[tuple[type, ...]]:
+    shapes = {_REQUEST_TYPES}
     for index, other in _CHOICES.items():
         shapes |= {(*shape[:index], other, *shape[index + 1 :]) for shape in shapes}
     return frozenset(shapes)
 
 
-_OPENING_SHAPES = _opening_shapes()
-_USUAL_SHAPE = tuple(_CHOICES.get(i, t) if i != _SCOPE else t for i, t in enumerate(_OPENING_TYPES))
+_REQUEST_SHAPES = _request_shapes()
+_USUAL_SHAPE = tuple(_CHOICES.get(i, t) if i != _SCOPE else t for i, t in enumerate(_REQUEST_TYPES))
 
 
 class ForeignVersion(ValueError):
-    """An opening of another version of asgibus, which this one cannot read."""
+    """A request of another version of asgibus, which this one cannot read."""
 
 
 def read_request(entry: object) -> ConnectRequest:
-    """Return the opening in an entry of a shared channel.
+    """Check an entry of a shared channel.
+
+    Returns:
+        The request.
 
     Raises:
-        ForeignVersion: another version wrote the entry.
-        BadFrame: the entry is no opening.
+        ForeignVersion: Another version of asgibus wrote the entry.
+        BadFrame: The entry is not valid.
     """
-    # The version stands first in every version, so that only this one's fields are judged.
+    # The version is the first field in every version, so that only requests of this version are checked further.
     if not isinstance(entry, tuple) or not entry or type(entry[0]) is not int:
-        raise BadFrame(f"not an opening, but a {_of(entry)}")
+        raise BadFrame(f"not a request for a connection, but a {_of(entry)}")
     if entry[0] != REQUEST_VERSION:
         raise ForeignVersion(
-            f"an opening of version {entry[0]}, where version {REQUEST_VERSION} is understood: run the same version of "
+            f"a request of version {entry[0]}, where version {REQUEST_VERSION} is understood: run the same version of "
             "asgibus in interface servers and workers"
         )
     if len(entry) != len(ConnectRequest._fields):
-        raise BadFrame(f"not an opening, but a {_of(entry)}")
-    opening = ConnectRequest._make(entry)
-    _check_opening(opening)
-    return opening
+        raise BadFrame(f"not a request for a connection, but a {_of(entry)}")
+    request = ConnectRequest._make(entry)
+    _check_request(request)
+    return request
 
 
-def _check_opening(opening: ConnectRequest) -> None:
-    shape = tuple(map(type, opening))
-    if shape != _USUAL_SHAPE and shape not in _OPENING_SHAPES:
+def _check_request(request: ConnectRequest) -> None:
+    shape = tuple(map(type, request))
+    if shape != _USUAL_SHAPE and shape not in _REQUEST_SHAPES:
         wrong = [
             f"{name} a {type(value).__name__}"
-            for name, value, right in zip(ConnectRequest._fields, opening, _OPENING_TYPES, strict=True)
+            for name, value, right in zip(ConnectRequest._fields, request, _REQUEST_TYPES, strict=True)
             if type(value) is not right and type(value) is not _CHOICES.get(ConnectRequest._fields.index(name))
         ]
-        raise BadFrame(f"an opening has as {', '.join(wrong)}")
-    if opening.window <= 0 or opening.handled < 0 or opening.interface[-1:] != "!":
-        raise BadFrame(f"an opening has the window {opening.window} and comes from {opening.interface!r:.50}")
-    if opening.kind != HTTP and opening.kind != WEBSOCKET:
+        raise BadFrame(f"a request has as {', '.join(wrong)}")
+    if request.window <= 0 or request.handled < 0 or request.interface[-1:] != "!":
+        raise BadFrame(f"a request has the window {request.window} and comes from {request.interface!r:.50}")
+    if request.kind != HTTP and request.kind != WEBSOCKET:
         try:
-            require_protocol(opening.kind)
+            require_protocol(request.kind)
         except ValueError as error:
             raise BadFrame(str(error)) from None
     try:
-        for name, value in opening.headers:  # they go to the app alone, which may get any bytes
+        for name, value in request.headers:  # they only go to the app, which may get any bytes
             if type(name) is not bytes or type(value) is not bytes:
                 raise TypeError
     except (TypeError, ValueError):
-        raise BadFrame("headers are no pairs of bytes") from None
-    _check_address(opening.client)
-    _check_address(opening.server)
-    if opening.scope is not None and type(opening.scope.get("extensions", {})) is not dict:
-        raise BadFrame("the extensions of a scope are no dict")
-    if opening.subprotocols and not all(type(each) is str for each in opening.subprotocols):
-        raise BadFrame("the subprotocols of an opening are no strings")
-    if opening.state:
-        _check_state(opening.state)
-    for event in opening.events:
+        raise BadFrame("headers are not pairs of bytes") from None
+    _check_address(request.client)
+    _check_address(request.server)
+    if request.scope is not None and type(request.scope.get("extensions", {})) is not dict:
+        raise BadFrame("the extensions of a scope are not a dict")
+    if request.subprotocols and not all(type(each) is str for each in request.subprotocols):
+        raise BadFrame("the subprotocols of a request are not strings")
+    if request.state:
+        _check_state(request.state)
+    for event in request.events:
         if type(event) is not tuple or not event or type(event[0]) is not int or event[0] not in FROM_CLIENT:
-            raise BadFrame("an opening has an event that is none of a client")
+            raise BadFrame("a request has an event that is not from a client")
         FROM_CLIENT[event[0]](event)
 
 
@@ -356,4 +359,4 @@ def _check_address(address: Any) -> None:
     if address is not None and (
         len(address) != 2 or type(address[0]) is not str or (type(address[1]) is not int and address[1] is not None)
     ):
-        raise BadFrame("an opening has an address that is none")
+        raise BadFrame("a request has an invalid address")

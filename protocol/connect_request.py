@@ -1,4 +1,4 @@
-"""The opening of a connection: what the interface server puts on a shared channel, and a worker makes a scope from."""
+"""The offer of a connection: an interface server puts it on a shared channel, and a worker builds the scope from it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import unquote_to_bytes
 
 from asgibus.protocol.events import Event, Headers
 
-REQUEST_VERSION = 2  # raised with every change of the fields, of the events or of the frames
+REQUEST_VERSION = 2  # to be increased with every change of the fields, the events or the frames
 
 HTTP = "http"
 WEBSOCKET = "websocket"
@@ -16,20 +16,20 @@ Address = tuple[str, int | None]
 
 
 class ConnectRequest(NamedTuple):
-    """One connection as the interface server saw it. Travels as a plain tuple, in this order."""
+    """A connection, as the interface server offers it. It is packed as a plain tuple in this order."""
 
     version: int
     interface: str
-    """The mailbox of the interface server; with the connection's number it is the reply channel."""
+    """The mailbox of the interface server. With the number of the connection it is the reply channel."""
     connection: int
     attempt: int
-    """1 for the first run of the app, counted up for each further one."""
+    """The number of the run of the app, from 1."""
     resumed: bool
-    """Whether an earlier run has accepted the client, so that this one goes on with it."""
+    """Whether an earlier run has accepted the client."""
     handled: int
-    """How many of the client's events earlier runs were done with."""
+    """The number of the client's events that earlier runs have handled."""
     window: int
-    """Bytes that may be under way unacknowledged, each direction."""
+    """The bytes that may be unacknowledged in each direction."""
     kind: str
     http_version: str = ""
     method: str = ""
@@ -41,51 +41,51 @@ class ConnectRequest(NamedTuple):
     client: Address | None = None
     server: Address | None = None
     subprotocols: tuple[str, ...] = ()
-    extensions: dict[str, Any] = {}  # noqa: RUF012 -- nobody alters what is to be packed
+    extensions: dict[str, Any] = {}  # noqa: RUF012 -- it is only packed, never changed
     expects_continue: bool = False
     events: tuple[Event, ...] = ()
-    """The first events, numbered from 0: for HTTP the first part of the body, for a further run what is left."""
+    """The first events, numbered from 0: for HTTP a first part of the body, for a further run the unhandled events."""
     state: bytes = b""
-    """What the app saved in an earlier attempt, packed."""
+    """The state that the app saved in an earlier run, packed."""
     scope: dict[str, Any] | None = None
-    """The scope of a connection that is neither HTTP nor WebSocket; what only these two have is then empty."""
+    """The scope of a connection other than HTTP and WebSocket. The fields that only these two have are then empty."""
 
 
 def reply_channel(interface: str, connection: int) -> str:
-    """The channel name on which a connection takes plain ASGI events from anyone."""
+    """Return the name of the channel on which a connection receives plain ASGI events from any process."""
     return f"{interface}{connection}"
 
 
-def build_scope(opening: ConnectRequest) -> dict[str, Any]:
-    """The ASGI scope of a connection: "HTTP Connection Scope" or "WebSocket Connection Scope", version 2.5.
+def build_scope(request: ConnectRequest) -> dict[str, Any]:
+    """Return the ASGI scope of a connection: "HTTP Connection Scope" or "WebSocket Connection Scope", version 2.5.
 
-    That of HTTP says 2.3, as other servers do: from 2.4 on, Starlette looks only at what `send` raises, and would never
-    learn that the client of a stream that has nothing to say is gone.
+    The scope of HTTP says version 2.3, as other servers do. From 2.4 on, Starlette relies on `send` to raise, and would
+    never learn that the client of an idle stream is gone.
 
-    Of any other kind it is what the terminator says. `state` and `extensions["asgibus"]` belong to the worker, which
-    adds them.
+    The scope of any other protocol comes from its terminator. `state` and `extensions["asgibus"]` are added by the
+    worker.
     """
-    if opening.scope is not None:
-        own = {"type": opening.kind, "asgi": {"version": "3.0"}}
-        return {**opening.scope, **own, "extensions": dict(opening.scope.get("extensions", {}))}
-    raw_path = opening.raw_path
+    if request.scope is not None:
+        own = {"type": request.kind, "asgi": {"version": "3.0"}}
+        return {**request.scope, **own, "extensions": dict(request.scope.get("extensions", {}))}
+    raw_path = request.raw_path
     path = (unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path).decode("utf-8", "replace")
     scope: dict[str, Any] = {
-        "type": opening.kind,
-        "asgi": {"version": "3.0", "spec_version": "2.3" if opening.kind == HTTP else "2.5"},
-        "http_version": opening.http_version,
-        "scheme": opening.scheme,
-        "path": opening.root_path + path,
-        "raw_path": opening.root_path.encode() + raw_path if opening.root_path else raw_path,
-        "query_string": opening.query_string,
-        "root_path": opening.root_path,
-        "headers": list(opening.headers),
-        "client": opening.client,
-        "server": opening.server,
-        "extensions": dict(opening.extensions),
+        "type": request.kind,
+        "asgi": {"version": "3.0", "spec_version": "2.3" if request.kind == HTTP else "2.5"},
+        "http_version": request.http_version,
+        "scheme": request.scheme,
+        "path": request.root_path + path,
+        "raw_path": request.root_path.encode() + raw_path if request.root_path else raw_path,
+        "query_string": request.query_string,
+        "root_path": request.root_path,
+        "headers": list(request.headers),
+        "client": request.client,
+        "server": request.server,
+        "extensions": dict(request.extensions),
     }
-    if opening.kind == HTTP:
-        scope["method"] = opening.method
+    if request.kind == HTTP:
+        scope["method"] = request.method
     else:
-        scope["subprotocols"] = list(opening.subprotocols)
+        scope["subprotocols"] = list(request.subprotocols)
     return scope

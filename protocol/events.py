@@ -1,7 +1,7 @@
 """ASGI events as compact tuples, `(code, field, …)`, and back.
 
-`encode` takes what an app (or anyone who posts to a reply channel) sends and checks it: the ASGI rule is that an
-invalid event raises out of `send`. `decode` gives what the app receives. Sections cited are of the ASGI 3
+`encode` checks an event that an app sends, or that any process sends to a reply channel. ASGI requires that an invalid
+event raises from `send`. `decode` returns an event that the app receives. Cited sections are those of the ASGI 3
 specification, "HTTP & WebSocket ASGI Message Format" 2.5.
 """
 
@@ -17,42 +17,41 @@ Event = tuple[Any, ...]
 Headers = tuple[tuple[bytes, bytes], ...]
 
 # From the client to the app.
-REQUEST_BODY = 1  # (body,) and more follows
+REQUEST_BODY = 1  # (body,) and more parts follow
 REQUEST_END = 2  # (body,) the last part
-HTTP_DISCONNECT = 3  # (final,) the client will send nothing more; final: nor can it be written to
+HTTP_DISCONNECT = 3  # (final,) the client sends nothing more; final: it cannot be written to either
 MESSAGE_RECEIVED = 4  # (str or bytes,)
 WEBSOCKET_DISCONNECT = 5  # (code, reason)
-OTHER_RECEIVED = 6  # (type, packed fields) of a protocol that is neither HTTP nor WebSocket
-OTHER_DISCONNECT = 7  # (type, packed fields) its last event
+OTHER_RECEIVED = 6  # (type, packed fields) an event of a protocol other than HTTP and WebSocket
+OTHER_DISCONNECT = 7  # (type, packed fields) the last event of such a protocol
 
-# From the app to the client. Which of two codes an event has says whether more follows, so that the state tables can
-# be keyed by code alone.
+# From the app to the client. The code says whether more events follow, so that the state tables need only the code.
 RESPONSE_START = 16  # (status, headers)
-RESPONSE_START_TRAILERS = 17  # (status, headers) and trailers after the body
-RESPONSE_BODY = 18  # (body,) and more follows
+RESPONSE_START_TRAILERS = 17  # (status, headers) and trailers follow the body
+RESPONSE_BODY = 18  # (body,) and more parts follow
 RESPONSE_END = 19  # (body,) the last part
 TRAILERS = 20  # (headers,) and more follow
 TRAILERS_END = 21  # (headers,)
-RESPONSE = 26  # (status, headers, body) a whole response, from a start and an only part of the body in one breath
+RESPONSE = 26  # (status, headers, body) a whole response: a start and the only part of its body
 EARLY_HINT = 22  # (links,)
-ACCEPT = 23  # (subprotocol or None, headers, resumable) resumable: another run of the app may go on with the client
+ACCEPT = 23  # (subprotocol or None, headers, resumable) resumable: another run may continue with the client
 MESSAGE_SENT = 24  # (str or bytes,)
 CLOSE = 25  # (code, reason)
 OTHER_SENT = 27  # (type, packed fields)
 OTHER_CLOSE = 28  # (type, packed fields) the app ends the connection
 
-# From the app to its worker, which reads the file and sends parts of a body instead: these never travel.
+# From the app to its worker, which reads the file and sends parts of a body instead. They are never posted.
 PATH_SEND = 48  # (path,)
 ZERO_COPY_SEND = 49  # (more_body, file object or descriptor, offset or None, count or None)
 
-# Between the worker and the interface server alone.
+# Between the worker and the interface server.
 CONTINUE = 32  # () the app asks for the body of a request that expects "100 Continue"
 ABORT = 33  # () the response cannot be completed: the client must see that it was cut off
 GROUP_ADD = 34  # (group,)
 GROUP_DISCARD = 35  # (group,)
 GROUP_DONE = 36  # (error or None, group) the answer to the oldest unanswered GROUP_ADD or GROUP_DISCARD of the group
-SAVE_STATE = 37  # (packed state,) kept at the interface for a later attempt
-HANDOVER = 38  # () the last of a run that ends before its connection does: another run goes on with it
+SAVE_STATE = 37  # (packed state,) kept at the interface server for a further run
+HANDOVER = 38  # () the last event of a run that ends before its connection: another run continues
 
 NAMES = {
     value: name
@@ -60,16 +59,16 @@ NAMES = {
     if name.isupper() and isinstance(value, int) and not name.startswith("_")
 }
 
-EVENT_OVERHEAD = 256  # bytes that an event counts for beside what it carries: the memory that an empty one takes
+EVENT_OVERHEAD = 256  # bytes that an event counts for besides its content: the memory of an empty one
 MAX_CLOSE_REASON = 123  # bytes of UTF-8 in a close frame, RFC 6455 section 5.5.1
-MAX_LENGTH_DIGITS = 18  # of Content-Length: more than any body has, and they fit into 64 bits
+MAX_LENGTH_DIGITS = 18  # of a Content-Length: larger than any body, and within 64 bits
 MAX_DATAGRAM = 65_507  # bytes of payload in a UDP datagram over IPv4: 65,535 without the two headers
 
-_KNOWN = frozenset({"http", "websocket", "lifespan", "udp"})  # an event of these that is not known here is wrong
+_KNOWN = frozenset({"http", "websocket", "lifespan", "udp"})  # their unknown events are invalid
 
 _HEADER_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")  # a token, RFC 9110 section 5.6.2
-_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # control bytes: they would split the response
-_NO_TRAILERS = frozenset(  # what RFC 9110 section 6.5.1 bars from trailers: framing, routing, authentication, content
+_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # control bytes, which would split the response
+_NO_TRAILERS = frozenset(  # forbidden as trailers by RFC 9110 section 6.5.1: framing, routing, authentication, content
     (
         *(
             b"content-length",
@@ -89,16 +88,17 @@ _SUBPROTOCOL = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z", re.ASCII)
 
 
 def size(event: Event) -> int:
-    """How many bytes an event counts for in the window: what it carries stands last. A str counts its characters."""
+    """Return the bytes that an event counts for in the window. Its content is its last field; of a str, its length."""
     carried = event[-1]
     return EVENT_OVERHEAD + len(carried) if isinstance(carried, (bytes, str)) else EVENT_OVERHEAD
 
 
 def encode(event: Mapping[str, Any]) -> Event:
-    """An app's event as a tuple. Keys that the specification does not know are ignored.
+    """Check an app's event and convert it to a tuple. Keys that are not in the specification are ignored.
 
-    Raises ValueError for an unknown type or a value out of range, TypeError for a value of a wrong type; a missing
-    key is a ValueError too.
+    Raises:
+        ValueError: The type is unknown, a key is missing, or a value is out of range.
+        TypeError: A value has a wrong type.
     """
     try:
         kind = event["type"]
@@ -116,18 +116,18 @@ def encode(event: Mapping[str, Any]) -> Event:
 
 
 def _kind_of(event: object) -> str:
-    """Return what was sent in the place of an event, without its content: the text goes to a log."""
+    """Describe an object that is not an event, without its content, because the text goes to a log."""
     if not isinstance(event, Mapping):
         return f"of type {type(event).__name__}"
     return f"one with the keys {', '.join(sorted(map(repr, event)))[:100] or 'of nothing'}"
 
 
 def decode(event: Event) -> dict[str, Any]:
-    """What the app's `receive` returns for an event from the client."""
+    """Return the dict that the app's `receive` returns for an event of the client."""
     code = event[0]
     if code == MESSAGE_RECEIVED:
         data = event[1]
-        # One key, as other servers have it: apps ask `if "text" in message`.
+        # One key, as with other servers: apps check `if "text" in message`.
         return {"type": "websocket.receive", "text" if isinstance(data, str) else "bytes": data}
     if code == REQUEST_BODY or code == REQUEST_END:
         return {"type": "http.request", "body": event[1], "more_body": code == REQUEST_BODY}
@@ -169,7 +169,13 @@ def message_of(event: Event) -> dict[str, Any]:
 
 
 def disconnect(kind: str, code: int, reason: str) -> Event:
-    """The event that tells an app of a connection of that kind that its client is gone."""
+    """Return the disconnect for the app of a connection.
+
+    Args:
+        kind: The type of the connection's scope.
+        code: The close code, for a WebSocket.
+        reason: The reason, for a WebSocket and for protocols other than HTTP.
+    """
     if kind == "http":
         return (HTTP_DISCONNECT, True)
     if kind == "websocket":
@@ -186,7 +192,7 @@ def _bytes(value: Any, what: str) -> bytes:
 
 
 def _plain(text: str) -> str:
-    """Return a str that is no instance of a subclass, as it would be once it has crossed a process."""
+    """Convert an instance of a subclass of str to a str, as packing would do."""
     return text if type(text) is str else text.encode().decode()
 
 
@@ -204,7 +210,7 @@ def _headers(value: Iterable[Iterable[Any]], what: str) -> Headers:
 
 
 def is_length(value: bytes) -> bool:
-    """Return whether this is the value of a Content-Length header: digits, and no more than any body has."""
+    """Return whether a value is valid for a Content-Length header: digits, and no more than a body can have."""
     return value.isdigit() and len(value) <= MAX_LENGTH_DIGITS
 
 
@@ -283,7 +289,7 @@ def _message_sent(event: Mapping[str, Any]) -> Event:
         if not isinstance(text, str):
             raise TypeError(f"the text must be a str, not {type(text).__name__}")
         if not text.isascii():
-            text.encode()  # a lone surrogate cannot travel: UnicodeEncodeError, a ValueError, while the app can see it
+            text.encode()  # raises UnicodeEncodeError, a ValueError, for a lone surrogate, which cannot be sent
         return (MESSAGE_SENT, _plain(text))
     return (MESSAGE_SENT, _bytes(data, "the message"))
 
