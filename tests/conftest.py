@@ -2,12 +2,13 @@
 
 Redis is found in this order: the URL in ASGIBUS_TEST_REDIS_URL (its database is emptied, one database for each xdist
 worker), a private `redis-server`, a container, and last fakeredis, with which the tests marked `redis` are skipped.
-With CI or ASGIBUS_REQUIRE_ALL set, a test marked `redis`, `browser` or `program` may not be skipped: it fails.
+With ASGIBUS_REQUIRE_ALL set, a test marked `redis`, `browser` or `program` may not be skipped: it fails.
 """
 
 import compileall
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ _processes_key = pytest.StashKey[Processes]()
 
 
 def _require_all() -> bool:
-    return any(os.environ.get(name, "").lower() not in {"", "0", "false"} for name in ("CI", "ASGIBUS_REQUIRE_ALL"))
+    return os.environ.get("ASGIBUS_REQUIRE_ALL", "").lower() not in {"", "0", "false"}
 
 
 def _source(config: pytest.Config) -> redis_support.Source:
@@ -98,7 +99,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """State what the chaos tests measured, and say loudly which tests a missing program skipped."""
+    """State what the chaos tests measured, and which tests were skipped for which reason."""
     figures = [
         (report.nodeid.partition("::")[2], text)
         for reports in terminalreporter.stats.values()
@@ -111,19 +112,17 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.section("figures")
     for test, text in figures:
         terminalreporter.write_line(f"{test}: {text}")
-    skipped = terminalreporter.stats.get("skipped", [])
-    for name, missing in (
-        ("redis", "real Redis that the tests may use"),
-        ("browser", "Chromium"),
-        ("program", "nginx, Caddy or systemd"),
-    ):
-        ids = [report.nodeid for report in skipped if name in report.keywords]
-        if ids:
-            terminalreporter.section(f"NO {missing}: {len(ids)} tests SKIPPED", sep="!", red=True, bold=True)
-            if name == "redis":
-                terminalreporter.write_line(f"Redis: {_source(config)}")
-            for nodeid in ids:
-                terminalreporter.write_line(f"  {nodeid}")
+    skipped = Counter(_reason(report) for report in terminalreporter.stats.get("skipped", []))
+    if skipped:
+        terminalreporter.section("skipped", sep="!", yellow=True, bold=True)
+    for reason, count in skipped.most_common():
+        terminalreporter.write_line(f"{count:5} {reason}")
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """Return why a test, or a file of tests, was skipped."""
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -140,7 +139,7 @@ def pytest_runtest_makereport(
     ):
         report.outcome = "failed"
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
-        report.longrepr = f"{item.nodeid} may not be skipped with CI or ASGIBUS_REQUIRE_ALL set. {reason}"
+        report.longrepr = f"{item.nodeid} may not be skipped with ASGIBUS_REQUIRE_ALL set. {reason}"
     if report.failed:
         owners = [node.stash[_processes_key] for node in item.listchain() if _processes_key in node.stash]
         for process in [process for processes in owners for process in processes.all]:
@@ -158,7 +157,7 @@ def pytest_make_collect_report(
     report = yield
     if report.skipped and _require_all():
         report.outcome = "failed"
-        report.longrepr = f"{collector.nodeid} skipped itself, and CI or ASGIBUS_REQUIRE_ALL forbids it"
+        report.longrepr = f"{collector.nodeid} skipped itself, and ASGIBUS_REQUIRE_ALL forbids it"
     return report
 
 
@@ -236,7 +235,7 @@ def any_redis_url(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -
     """As `redis_url`; where there is no real Redis, fakeredis stands in, so the test runs all the same."""
     source = _source(pytestconfig)
     if not source.real and _require_all():
-        pytest.fail(f"no real Redis, but CI or ASGIBUS_REQUIRE_ALL is set: {source}", pytrace=False)
+        pytest.fail(f"no real Redis, but ASGIBUS_REQUIRE_ALL is set: {source}", pytrace=False)
     name = "_real_redis" if source.real else "_fake_redis"
     url: str = request.getfixturevalue(name)
     redis_support.empty(url)

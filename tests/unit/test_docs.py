@@ -40,7 +40,7 @@ def test_each_framework_has_a_page_with_its_commands_and_code_that_is_python(fra
         compile(code, framework, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST)
 
 
-COUNTED = re.compile(r'_?counts\[\s*"([^"]+)"\s*\] \+=|\.(?:count|odd|_refused)\(\s*"([a-zA-Z ]+)"')
+COUNTED = re.compile(r'_?counts\[\s*"([^"]+)"\s*\] \+=|\.(?:count|odd|_refused|_log_rejection)\(\s*"([a-zA-Z ]+)"')
 
 
 def test_each_kind_of_event_that_is_counted_is_listed() -> None:

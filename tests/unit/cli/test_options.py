@@ -168,7 +168,7 @@ def refused(result: Result) -> str:
         (["--layer", "http://host"], "a layer's URL begins with one of memory://"),
         (["--layer", "redis://host memory://"], "cannot be one of several stores"),
         (["--layer", "redis+cluster://"], "a layer on a cluster is written redis+cluster://"),
-        (["--layer", "redis://host/database"], "a database is a number"),
+        (["--layer", "redis://host/database"], "the database in the layer's URL is not a number"),
         (["--layer", "memory://"], "no worker would ever see a connection"),
         (["app", "another"], "another"),
         (["app", "--processes", "2"], "memory:// lives within one process: with --processes use a Redis URL"),
