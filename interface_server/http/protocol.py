@@ -371,7 +371,8 @@ class HttpProtocol(SlicedReader):
         self._log_access(request)
         self._window_shut = False
         request.answered = True
-        request.take_body()
+        if request.parts:
+            request.take_body()
         state = self._state
         ahead = bool(self._queue or self._unread)
         if self._writer.close or state is DRAINING or (state is not OPEN and not ahead):
@@ -384,7 +385,8 @@ class HttpProtocol(SlicedReader):
             self._await_request()
             if ahead:
                 self._server.loop.call_soon(self._go_on)
-            self._update_reading()
+            if self._paused:
+                self._update_reading()
 
     def _await_request(self) -> None:
         """Set the deadline for the next request, the rest of a head, or the rest of a body that is answered."""
@@ -409,8 +411,7 @@ class HttpProtocol(SlicedReader):
         code = event[0]
         writer = self._writer
         if code == RESPONSE:
-            writer.start(event)
-            if writer.end(event[3]):
+            if writer.respond(event):
                 self._finish()
             else:
                 self._connection = None

@@ -99,7 +99,12 @@ class Request:
             return UNKNOWN
         return self.length - self.received
 
-    def finish_head(self, *, upgrade: bool, max_size: int, max_headers: int = MAX_HEADERS) -> ErrorResponse | None:
+    @property
+    def head_size(self) -> int:
+        """Return the bytes of the target and the headers."""
+        return len(self.target) + sum([len(name) + len(value) + 4 for name, value in self.headers])
+
+    def finish_head(self, *, upgrade: bool) -> ErrorResponse | None:
         """Interpret the complete head, and return an error if the request must be rejected.
 
         RFC 9112 has rules so that two servers never read one request differently: one Host, one way to give the length
@@ -107,19 +112,12 @@ class Request:
 
         Args:
             upgrade: Whether the client asks for another protocol.
-            max_size: Bytes of target and headers that are accepted.
-            max_headers: Header lines that are accepted.
         """
-        self.head_complete = True
         method, version, headers = self.method, self.http_version, self.headers
         if method in _OTHER_METHODS:
             return ErrorResponse(501, "This server is not a proxy, nor does it stream media.")
         if version not in ("1.0", "1.1"):
             return ErrorResponse(505, "The HTTP versions understood are 1.0 and 1.1.")
-        if len(self.target) + sum([len(name) + len(value) + 4 for name, value in headers]) > max_size:
-            return HEAD_TOO_LARGE
-        if len(headers) > max_headers:
-            return TOO_MANY_HEADERS
         hosts = 0
         chunked = has_length = websocket = False
         for name, value in headers:
@@ -240,6 +238,7 @@ class RequestParser:
 
     __slots__ = (
         "_asks_upgrade",
+        "_fed",
         "_head_bytes",
         "_line",
         "_max_head_size",
@@ -279,7 +278,8 @@ class RequestParser:
         self._proxies = proxies
         self._parser = self._new_parser()
         self._line = b""
-        self._head_bytes = 0
+        self._head_bytes = 0  # of a part of a head or of trailers, in earlier calls of `feed`
+        self._fed = 0  # bytes of the current call
         self._section_ended = False
         self._asks_upgrade: Request | None = None
         self.body_bytes = 0
@@ -307,6 +307,7 @@ class RequestParser:
             self.tail += data
             return None
         self._section_ended = False
+        self._fed = len(data)
         body_before = self.body_bytes
         rest = data
         if self.request is None or not self.body_left:
@@ -335,7 +336,7 @@ class RequestParser:
             self._head_bytes = 0
             return None
         # Only a part of a head or of trailers has arrived. It is kept in memory until the section is complete.
-        self._head_bytes += len(data)
+        self._head_bytes += self._fed
         return HEAD_TOO_LARGE if self._head_bytes > self._max_head_size else None
 
     def release(self) -> None:
@@ -367,9 +368,7 @@ class RequestParser:
 
     def _speaks_rtsp(self, request: Request) -> bool:
         """Return whether the request line ends with a version of RTSP, which llhttp takes for one of HTTP."""
-        return b" RTSP/" in self._line and (
-            b"%b %b RTSP/" % (request.method.encode("latin-1"), request.target) in self._line
-        )
+        return b"%b %b RTSP/" % (request.method.encode("latin-1"), request.target) in self._line
 
     # Callbacks of httptools. If the head is complete already, the request is one whose upgrade was ignored.
 
@@ -395,7 +394,9 @@ class RequestParser:
         if request.head_complete:
             return
         request.method = parser.get_method().decode("latin-1")
-        request.http_version = "RTSP" if self._speaks_rtsp(request) else parser.get_http_version()
+        request.http_version = parser.get_http_version()
+        if b" RTSP/" in self._line and self._speaks_rtsp(request):
+            request.http_version = "RTSP"
         request.keep_alive = parser.should_keep_alive()
         upgrade = parser.should_upgrade()
         if upgrade:
@@ -403,9 +404,14 @@ class RequestParser:
         self._section_ended = True
         if self._proxies is not None:
             request.client, request.scheme = self._proxies.forwarded(request.headers, request.client, request.scheme)
-        request.error = request.finish_head(
-            upgrade=upgrade, max_size=self._max_head_size, max_headers=self._max_headers
-        )
+        request.head_complete = True
+        # Twice the bytes are more than `head_size`, which is not computed for ordinary requests.
+        if 2 * (self._head_bytes + self._fed) > self._max_head_size and request.head_size > self._max_head_size:
+            request.error = HEAD_TOO_LARGE
+        elif len(request.headers) > self._max_headers:
+            request.error = TOO_MANY_HEADERS
+        else:
+            request.error = request.finish_head(upgrade=upgrade)
         self._on_head(request)
 
     def on_body(self, body: bytes) -> None:

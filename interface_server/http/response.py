@@ -43,6 +43,7 @@ class Head(NamedTuple):
 
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
+_INTERPRETED = frozenset(b"content-length transfer-encoding connection server date".split())
 _STATUS_LINES = {status: f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n".encode() for status in range(100, 1000)}
 
 
@@ -100,9 +101,11 @@ def response_head(
     length: int | None = None
     close = not keep_alive
     own_server = own_date = False
-    for given_name, given_value in headers:
-        name, value = given_name.lower(), given_value
-        if name == b"content-length":
+    for given_name, value in headers:
+        name = given_name.lower()
+        if name not in _INTERPRETED:
+            pass
+        elif name == b"content-length":
             if length is not None or not is_length(value):
                 continue  # `events.encode` rejects these; a forged frame must not end the response elsewhere
             length = int(value)
@@ -113,12 +116,13 @@ def response_head(
         elif name == b"connection":
             options = [option.strip() for option in value.split(b",")]
             close = close or b"close" in [option.lower() for option in options]
-            value = b", ".join([option for option in options if option.lower() not in (b"close", b"keep-alive")])
-            if not value:
-                continue  # "close" and "keep-alive" are added below
+            others = [option for option in options if option.lower() not in (b"close", b"keep-alive", b"")]
+            if others:  # "close" and "keep-alive" are added below
+                lines.append(b"connection: %s\r\n" % b", ".join(others))
+            continue
         elif name == b"server":
             own_server = True
-        elif name == b"date":
+        else:
             own_date = True
         lines.append(b"%s: %s\r\n" % (name, value))
     if method == "HEAD" or status in (204, 304):
@@ -263,6 +267,16 @@ class ResponseWriter:
         """Hold a RESPONSE_START event until the body begins, or `flush`."""
         self._start = event
         self.status = event[1]
+
+    def respond(self, event: Event) -> bool:
+        """Write a whole response, a RESPONSE event.
+
+        Returns:
+            False if the body is shorter than its content-length.
+        """
+        self._start = event
+        self.status = event[1]
+        return self.end(event[3])
 
     def flush(self) -> None:
         """Write the head if it is held."""
