@@ -1,29 +1,39 @@
-"""The admin port of both commands: whether the process lives, whether it is ready, and what it has counted.
+"""The admin port: /healthz, /readyz and /metrics, for probes and for Prometheus.
 
-It is meant for probes and for Prometheus, on an address that the public does not reach: it asks for no password.
+It is meant for an address that the public does not reach, and asks for no password. The parser of requests and the
+encoder of responses are those of the interface server. The sockets are handled here, and not on a bus: they are few,
+each has one request, and sockets that send none make room for others.
 """
 
 from __future__ import annotations
 
 import logging
-import socket
-from asyncio import StreamReader, StreamWriter, start_server
-from collections.abc import AsyncIterator, Mapping
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import anyio
-import httptools
+from anyio.abc import SocketAttribute, SocketListener, SocketStream, TaskGroup
 
-from asgibus.layers.contract import Statistics
+from asgibus.cli.run import END_MARGIN, ProcessLifecycle
+from asgibus.cli.settings import ProcessSettings
+from asgibus.interface_server.http.request import HEAD_TOO_LARGE, Request, RequestParser
+from asgibus.interface_server.http.response import StandardHeaders, response_head
+from asgibus.layers.contract import ChannelLayer, Statistics
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
 
 logger = logging.getLogger("asgibus.admin")
 
 MAX_HEAD_SIZE = 8 * 1024  # bytes; a probe sends some hundred
-MAX_UNWANTED = 64 * 1024  # bytes that are read behind a request: what a client has on its way when it is answered
-MAX_SOCKETS = 16  # probes come one by one; what is more is a mistake, and must not take file descriptors from clients
-SECONDS = 5.0  # for a request's head to come, and again for its answer to be taken
+MAX_UNREAD = 64 * 1024  # bytes that are read after a request: what a client has sent by the time of the response
+MAX_SOCKETS = 16  # probes come one by one; more is a mistake, and must not take file descriptors from clients
+SECONDS = 5.0  # for a request's head to arrive, and again for its response to be read
+RETRY_SECONDS = 0.2  # to listen on a port that the process before still has; to accept when descriptors ran out
+STANDARD = StandardHeaders(server=False, date=False)
 TEXT = "text/plain; charset=utf-8"
 
 
@@ -32,232 +42,344 @@ class AdminError(Exception):
 
 
 class Health(Protocol):
-    """What a server tells about itself. Called in the event loop; must not block."""
+    """The state of a server. Its methods are called in the event loop and must not block."""
 
     def ready(self) -> str | None:
-        """None when it can take new connections; else why not, in one sentence."""
+        """Return None if the server can take new connections, else the reason in one sentence."""
 
     def counts(self) -> Mapping[str, int]:
-        """How often things happened since the start, by what it was, such as "takeover" or "slow client"."""
+        """Return how often each kind of event happened since the start, such as "takeover" or "slow client"."""
 
     def gauges(self) -> Mapping[str, int]:
-        """How much there is of something now, by its name, such as "connections"."""
+        """Return numbers of things that exist now, such as "connections"."""
 
     async def channels(self) -> Mapping[str, Statistics]:
-        """The channels that the process works for, by their names: few, and named by whoever runs it."""
+        """Return the statistics of the channels that the process works for. Their names are few."""
+
+
+class ProcessHealth:
+    """The state of all servers of a process, as one."""
+
+    def __init__(self, lifecycle: ProcessLifecycle, layer: ChannelLayer, *servers: Health) -> None:
+        self._lifecycle = lifecycle
+        self._layer = layer
+        self._servers = servers
+
+    def ready(self) -> str | None:
+        """Return None if all servers are ready, else the first reason."""
+        if not self._lifecycle.has_started:
+            return self._lifecycle.status
+        return next((reason for server in self._servers if (reason := server.ready()) is not None), None)
+
+    def counts(self) -> Mapping[str, int]:
+        """Return the sums. Each server's counts contain those of the layer, which count once."""
+        counts = Counter(self._layer.counts)
+        if self._lifecycle.has_started:
+            for server in self._servers:
+                counts += Counter(server.counts()) - self._layer.counts
+        return counts
+
+    def gauges(self) -> Mapping[str, int]:
+        """Return the sums."""
+        gauges: Counter[str] = Counter()
+        if self._lifecycle.has_started:
+            for server in self._servers:
+                gauges.update(server.gauges())
+        return gauges
+
+    async def channels(self) -> Mapping[str, Statistics]:
+        """Return the channels of all servers; none while the layer is away."""
+        channels: dict[str, Statistics] = {}
+        if self._lifecycle.has_started:
+            for server in self._servers:
+                channels |= await server.channels()
+        return channels
+
+
+@asynccontextmanager
+async def admin_port(
+    process: ProcessSettings, graceful_timeout: float, health: Health, *, supervised: bool
+) -> AsyncIterator[None]:
+    """Serve the admin port, if the settings name one, until the context ends.
+
+    A supervised process retries a port that is taken, since the process that it replaces may still have it.
+
+    Args:
+        process: Host and port.
+        graceful_timeout: Seconds after which the process before is gone; then a taken port is logged.
+        health: The state of the servers.
+        supervised: Whether there is a supervisor.
+
+    Raises:
+        AdminError: The port is taken, and the process is not supervised.
+
+    """
+    host, port = process.admin_host, process.admin_port
+    if port is None:
+        yield
+    elif supervised:
+        async with anyio.create_task_group() as tasks:
+            warn_at = anyio.current_time() + graceful_timeout + END_MARGIN
+            tasks.start_soon(_serve_when_free, host, port, health, warn_at)
+            yield
+            tasks.cancel_scope.cancel()
+    else:
+        async with admin(host, port, health):
+            yield
+
+
+async def _serve_when_free(host: str, port: int, health: Health, warn_at: float) -> None:
+    while True:
+        try:
+            async with admin(host, port, health):
+                await anyio.sleep_forever()
+        except AdminError as error:
+            if anyio.current_time() >= warn_at:
+                logger.warning("%s; retrying until it is free", error)
+                warn_at = math.inf
+            await anyio.sleep(RETRY_SECONDS)
 
 
 @asynccontextmanager
 async def admin(host: str, port: int, health: Health) -> AsyncIterator[str]:
-    """Answer GET and HEAD of /healthz, /readyz and /metrics until the context ends; yields the URL.
+    """Answer GET and HEAD of /healthz, /readyz and /metrics until the context ends.
 
-    /healthz is answered from the event loop: its 200 shows that the loop turns, and no more. /readyz is 503, with the
-    reason, while the process is not ready. Raises AdminError.
+    /healthz is always 200 and shows that the event loop runs. /readyz is 503, with the reason, while the process is
+    not ready.
+
+    Yields:
+        The URL.
+
+    Raises:
+        AdminError: The port cannot be listened on.
+
     """
-    listening = _listening_socket(host, port)
-    answers = _Answers(health)
-    sockets = _Sockets()
-    ended = False
-
-    def accept(reader: StreamReader, writer: StreamWriter) -> None:
-        if ended or not sockets.admit(writer):
-            writer.transport.abort()
-        else:
-            tasks.start_soon(serve, reader, writer)
-
-    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
+    try:
+        listener = await anyio.create_tcp_listener(local_host=host, local_port=port, backlog=MAX_SOCKETS)
+    except (OSError, ValueError, OverflowError) as error:  # ValueError: a name that no resolver takes
+        reason = getattr(error, "strerror", None) or error
+        raise AdminError(f"cannot listen on {host}:{port} for the admin port: {reason}") from error
+    bound = listener.extra(SocketAttribute.local_port)  # noqa: S610  # not Django's
+    url = f"http://{f'[{host}]' if ':' in host else host}:{bound}"
+    sockets = _Sockets(_Pages(health))
+    async with listener, anyio.create_task_group() as tasks:
+        for each in listener.listeners:
+            assert isinstance(each, SocketListener)
+            tasks.start_soon(sockets.accept, each, tasks)
+        logger.info("admin port on %s", url)
         try:
-            await _serve(reader, writer, answers, sockets)
-        except (OSError, RuntimeError):
-            pass  # the client is gone (uvloop: "the handler is closed"), and nobody else waits for the answer
+            yield url
         finally:
-            sockets.forget(writer)
-            writer.transport.abort()
-
-    async with (
-        await start_server(accept, sock=listening, backlog=MAX_SOCKETS, start_serving=False) as server,
-        anyio.create_task_group() as tasks,
-    ):
-        await server.start_serving()
-        try:
-            yield _url(listening)
-        finally:
-            ended = True
-            server.close()
             tasks.cancel_scope.cancel()
 
 
-def _listening_socket(host: str, port: int) -> socket.socket:
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-        listening.listen(MAX_SOCKETS)  # another process may have bound the same port, and is seen only now
-        listening.setblocking(False)
-    except (OSError, OverflowError) as error:
-        listening.close()
-        reason = getattr(error, "strerror", None) or error
-        raise AdminError(f"cannot listen on {host}:{port} for the admin port: {reason}") from error
-    return listening
+class _Page(NamedTuple):
+    status: int
+    body: bytes
+    content_type: str = TEXT
 
-
-def _url(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    def response(self, request: Request) -> bytes:
+        """Return the response, after which the connection is closed."""
+        headers = [(b"content-type", self.content_type.encode()), (b"cache-control", b"no-store")]
+        if self.status == 405:
+            headers.append((b"allow", b"GET, HEAD"))
+        head = response_head(
+            self.status,
+            tuple(headers),
+            STANDARD,
+            http_version="1.1",
+            method="GET",
+            keep_alive=False,
+            whole=len(self.body),
+        )
+        return head.data if request.method == "HEAD" else head.data + self.body
 
 
 class _Sockets:
-    """The open sockets, oldest first. Those that ask for nothing make room for new ones."""
+    """The open sockets, oldest first. Each has one request; those that have none make room for new ones."""
 
-    def __init__(self) -> None:
-        self._idle: dict[StreamWriter, None] = {}
-        self._asking: set[StreamWriter] = set()
+    def __init__(self, pages: _Pages) -> None:
+        self._pages = pages
+        self._idle: dict[anyio.CancelScope, None] = {}
+        self._answering: set[anyio.CancelScope] = set()
 
-    def admit(self, writer: StreamWriter) -> bool:
-        """Take a new socket in, and close the oldest idle one if there are too many. False if all ask for something."""
-        if len(self._idle) + len(self._asking) >= MAX_SOCKETS:
+    async def accept(self, listener: SocketListener, tasks: TaskGroup) -> None:
+        """Serve each socket in a task. anyio's own loop would end when file descriptors run out."""
+        failed = False
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                if not failed:
+                    logger.warning("the admin port cannot accept for a moment: %s", error.strerror or error)
+                failed = True
+                await anyio.sleep(RETRY_SECONDS)
+            else:
+                failed = False
+                tasks.start_soon(self.serve, stream)
+
+    async def serve(self, stream: SocketStream) -> None:
+        """Answer one request."""
+        try:
+            with anyio.CancelScope() as scope:
+                if self._admit(scope):
+                    await self._exchange(stream, scope)
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError, RuntimeError):
+            pass  # the client is gone (uvloop: "the handler is closed"), and nobody else waits for the response
+        finally:
+            self._idle.pop(scope, None)
+            self._answering.discard(scope)
+            with anyio.CancelScope(shield=True):
+                await stream.aclose()
+
+    def _admit(self, scope: anyio.CancelScope) -> bool:
+        """Close the oldest idle socket if there are too many. Return False if none of them is idle."""
+        if len(self._idle) + len(self._answering) >= MAX_SOCKETS:
             if not self._idle:
                 return False
             oldest = next(iter(self._idle))
             del self._idle[oldest]
-            oldest.transport.abort()
-        self._idle[writer] = None
+            oldest.cancel()
+        self._idle[scope] = None
         return True
 
-    def asks(self, writer: StreamWriter) -> None:
-        """Keep a socket whose request is there, until it is answered."""
-        if writer in self._idle:
-            del self._idle[writer]
-            self._asking.add(writer)
-
-    def answered(self, writer: StreamWriter) -> None:
-        """Take a socket for idle again, which only waits for its client to go."""
-        if writer in self._asking:
-            self._asking.discard(writer)
-            self._idle[writer] = None
-
-    def forget(self, writer: StreamWriter) -> None:
-        """Leave out a socket that has ended."""
-        self._idle.pop(writer, None)
-        self._asking.discard(writer)
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: bytes
-    body: bytes
-    content_type: str = TEXT
-
-    def head(self) -> bytes:
-        allow = b"Allow: GET, HEAD\r\n" if self.status.startswith(b"405") else b""
-        return (
-            b"HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n%s"
-            b"Cache-Control: no-store\r\nConnection: close\r\n\r\n"
-            % (self.status, self.content_type.encode(), len(self.body), allow)
-        )
-
-
-class _Head:
-    """The head of one request. What comes behind it is not read: the answer is the last thing on its socket."""
-
-    def __init__(self) -> None:
-        self._parser = httptools.HttpRequestParser(self)
-        self.method = b""
-        self.target = b""
-        self.complete = False
-
-    def feed(self, data: bytes) -> None:
-        """Read on. Raises httptools.HttpParserError for what is no request."""
+    async def _exchange(self, stream: SocketStream, scope: anyio.CancelScope) -> None:
+        request = Request(None, None, "http", {})
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # to another protocol: not taken up
-        except httptools.HttpParserError:
-            if not self.complete:
-                raise
+            with anyio.fail_after(SECONDS):
+                request = await _read_request(stream)
+                if scope in self._idle:
+                    del self._idle[scope]
+                    self._answering.add(scope)
+                page = await self._pages.get(request)
+        except TimeoutError:
+            page = _Page(408, b"The request did not come in time.\n")
+        with anyio.move_on_after(SECONDS):
+            await stream.send(page.response(request))
+            await stream.send_eof()
+            if scope in self._answering:
+                self._answering.discard(scope)
+                self._idle[scope] = None
+            # Closing with bytes unread would reset the connection, and the client might not see the response.
+            unread = 0
+            while unread <= MAX_UNREAD:
+                unread += len(await stream.receive(MAX_HEAD_SIZE))
 
-    def on_url(self, url: bytes) -> None:
-        if not self.complete:
-            self.target += url
 
-    def on_headers_complete(self) -> None:
-        if not self.complete:
-            self.complete = True
-            self.method = self._parser.get_method()
+async def _read_request(stream: SocketStream) -> Request:
+    """Read the head of a request, with an error if it must be rejected. Raises EndOfStream if the client leaves."""
+    heads: list[Request] = []
 
-
-async def _serve(reader: StreamReader, writer: StreamWriter, answers: _Answers, sockets: _Sockets) -> None:
-    head = _Head()
+    parser = RequestParser((None, None, "http", {}), MAX_HEAD_SIZE, heads.append)
     try:
-        with anyio.fail_after(SECONDS):
-            refusal = await _read(reader, head)
-            sockets.asks(writer)
-            answer = refusal or await answers.to(head)
-    except TimeoutError:
-        answer = _Answer(b"408 Request Timeout", b"The request did not come in time.\n")
-    except EOFError:
-        return
-    with anyio.move_on_after(SECONDS):
-        writer.write(answer.head() + (b"" if head.method == b"HEAD" else answer.body))
-        await writer.drain()
-        writer.write_eof()
-        sockets.answered(writer)
-        # Closing with bytes unread would reset the connection, and the client might not see the answer.
-        unwanted = 0
-        while unwanted <= MAX_UNWANTED and (data := await reader.read(MAX_HEAD_SIZE)):
-            unwanted += len(data)
+        size = 0
+        while not heads:
+            data = await stream.receive(MAX_HEAD_SIZE - size)
+            size += len(data)
+            error = parser.feed(data)
+            if size >= MAX_HEAD_SIZE:
+                error = error or HEAD_TOO_LARGE  # the parser does not count empty lines before a request
+            if error is not None and not heads:
+                heads.append(Request(None, None, "http", {}, error=error))
+    finally:
+        parser.release()
+    return heads[0]
 
 
-async def _read(reader: StreamReader, head: _Head) -> _Answer | None:
-    """Read the head, and return why it is refused, if so. Raises EOFError if the client goes before."""
-    size = 0
-    while not head.complete:
-        if size >= MAX_HEAD_SIZE:
-            return _Answer(b"431 Request Header Fields Too Large", b"The request head is too large.\n")
-        data = await reader.read(MAX_HEAD_SIZE - size)
-        if not data:
-            raise EOFError
-        size += len(data)
-        try:
-            head.feed(data)
-        except httptools.HttpParserError:
-            return _Answer(b"400 Bad Request", b"The request is not valid HTTP.\n")
-    return None
-
-
-class _Answers:
+class _Pages:
     """The three pages."""
 
     def __init__(self, health: Health) -> None:
         self._health = health
-        # Not above: its library takes a tenth of a command's start-up, and without an admin port nobody needs it.
-        from asgibus.cli.metrics import Metrics  # noqa: PLC0415
+        self._metrics = _Metrics(health)
+        self._pages: dict[bytes, Callable[[], Awaitable[_Page]]] = {
+            b"/healthz": self._healthz,
+            b"/readyz": self._readyz,
+            b"/metrics": self._metrics.page,
+        }
 
-        self._all_metrics = Metrics(health)
-        self._pages = {b"/healthz": self._healthz, b"/readyz": self._readyz, b"/metrics": self._metrics}
-
-    async def to(self, head: _Head) -> _Answer:
-        page = self._pages.get(head.target.partition(b"?")[0])
+    async def get(self, request: Request) -> _Page:
+        """Return the page for a request."""
+        if request.error is not None:
+            return _Page(request.error.status, f"{request.error.reason}\n".encode())
+        page = self._pages.get(request.raw_path)
         if page is None:
-            return _Answer(b"404 Not Found", b"There are /healthz, /readyz and /metrics.\n")
-        if head.method not in {b"GET", b"HEAD"}:
-            return _Answer(b"405 Method Not Allowed", b"Only GET and HEAD.\n")
+            return _Page(404, b"There are /healthz, /readyz and /metrics.\n")
+        if request.method not in ("GET", "HEAD"):
+            return _Page(405, b"Only GET and HEAD.\n")
         try:
             return await page()
         except Exception:
-            # A mistake in counting must not end the servers whose counts they are.
-            logger.exception("no answer to %s", head.target.decode("latin-1"))
-            return _Answer(b"500 Internal Server Error", b"See the log.\n")
+            # An error in the counts must not end the servers whose counts they are.
+            logger.exception("no response to %s", request.target.decode("latin-1"))
+            return _Page(500, b"See the log.\n")
 
-    async def _healthz(self) -> _Answer:
-        return _Answer(b"200 OK", b"ok\n")
+    async def _healthz(self) -> _Page:
+        return _Page(200, b"ok\n")
 
-    async def _readyz(self) -> _Answer:
+    async def _readyz(self) -> _Page:
         reason = self._health.ready()
-        if reason is None:
-            return _Answer(b"200 OK", b"ready\n")
-        return _Answer(b"503 Service Unavailable", f"{reason}\n".encode())
+        return _Page(200, b"ready\n") if reason is None else _Page(503, f"{reason}\n".encode())
 
-    async def _metrics(self) -> _Answer:
-        page, kind = await self._all_metrics.page()
-        return _Answer(b"200 OK", page, kind)
+
+NO_METRICS = "/metrics needs prometheus-client: pip install 'asgibus[metrics]'"
+
+
+class _Metrics:
+    """The page for Prometheus. Counts are read when the page is asked for, so that counting costs nothing else."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+        self._channels: Mapping[str, Statistics] = {}
+        try:
+            # Imported here: an extra, which takes a tenth of a command's start-up.
+            from prometheus_client import CollectorRegistry, ProcessCollector  # noqa: PLC0415
+        except ModuleNotFoundError:
+            logger.warning("%s", NO_METRICS)
+            self._registry = None
+            return
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    async def page(self) -> _Page:
+        """Return the page."""
+        if self._registry is None:
+            return _Page(501, f"{NO_METRICS}\n".encode())
+        from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest  # noqa: PLC0415
+
+        self._channels = await self._health.channels()
+        return _Page(200, generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4)
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the metrics, as the registry asks for them."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415
+
+        events = CounterMetricFamily("asgibus_events", "What happened since the start, by kind.", labels=["kind"])
+        for kind, count in sorted(self._health.counts().items()):
+            events.add_metric([kind], count)
+        yield events
+        for name, value in sorted(self._health.gauges().items()):
+            yield GaugeMetricFamily(f"asgibus_{name.replace(' ', '_')}", f"Now: {name}.", value=value)
+        families: list[tuple[CounterMetricFamily | GaugeMetricFamily, Callable[[Statistics], float]]] = [
+            (
+                CounterMetricFamily("asgibus_channel_messages", "Sent to a channel, by all.", labels=["channel"]),
+                lambda channel: channel["messages_count"],
+            ),
+            (
+                CounterMetricFamily("asgibus_channel_full", "Refused by a full channel.", labels=["channel"]),
+                lambda channel: channel["channel_full_count"],
+            ),
+            (
+                GaugeMetricFamily("asgibus_channel_pending", "Waiting in a channel.", labels=["channel"]),
+                lambda channel: channel["messages_pending"],
+            ),
+            (
+                GaugeMetricFamily("asgibus_channel_oldest_seconds", "The oldest has waited.", labels=["channel"]),
+                lambda channel: channel["messages_max_age"],
+            ),
+        ]
+        for family, value_of in families:
+            for name, channel in sorted(self._channels.items()):
+                family.add_metric([name], value_of(channel))
+            yield family

@@ -10,19 +10,16 @@ from typing import Any
 import anyio
 import click
 
-from asgibus.cli.admin import AdminError
+from asgibus.cli.admin import AdminError, ProcessHealth, admin_port
+from asgibus.cli.control_pipe import ControlPipe
 from asgibus.cli.descriptors import raise_limit, sockets_within
-from asgibus.cli.embedded import EXPECTED, embedded_worker, serve_with_worker
-from asgibus.cli.hang_ups import hang_ups
-from asgibus.cli.health import ProcessHealth, admin_port
-from asgibus.cli.lifeline import Lifeline
-from asgibus.cli.logging import app_is_loaded, set_up_logging
+from asgibus.cli.embedded import embedded_worker, serve_with_worker
+from asgibus.cli.logging import complete_app_logging, set_up_logging
 from asgibus.cli.options import GroupedCommand, given, settings_from, settings_options, warn_of_unknown_variables
-from asgibus.cli.run import Life, end_check, run
+from asgibus.cli.reload import watched_files
+from asgibus.cli.run import ProcessLifecycle, exit_after_check, on_sighup, run, wait_for_layer
 from asgibus.cli.settings import ALL_SETTINGS, ProcessSettings, check_processes
-from asgibus.cli.sources import sources_of
 from asgibus.cli.supervisor import supervise
-from asgibus.cli.waiting import wait_for_layer
 from asgibus.interface_server.plugins import listeners_of
 from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
@@ -30,11 +27,14 @@ from asgibus.interface_server.sockets import ListenError, describe, listening_so
 from asgibus.interface_server.tls import Tls
 from asgibus.layers import open_layer
 from asgibus.layers.settings import set_default_wait
+from asgibus.worker.lifespan import LifespanError
+from asgibus.worker.loader import ApplicationError
 from asgibus.worker.settings import WorkerSettings
 
 logger = logging.getLogger("asgibus.interface")
 
 
+APP_ERRORS = (ApplicationError, LifespanError)
 # An embedded worker ends with its interface server, serves the protocols that this one terminates, and no channels.
 _WORKER_ALONE = {
     "max_requests",
@@ -59,7 +59,7 @@ def command(**values: Any) -> None:
 
     With APP (module:attribute) also run it, in this process.
     """
-    lifeline = Lifeline.inherited()
+    control = ControlPipe.inherited()
     app = values["app"]
     if app == "":
         raise click.UsageError("APP is empty: give module:attribute, or leave it out")
@@ -73,7 +73,7 @@ def command(**values: Any) -> None:
             "memory:// lives within one process, so no worker would ever see a connection: "
             "use a Redis URL, or give an APP to run it here"
         )
-    if settings.uds is not None and settings.fd is not None and not lifeline.held:
+    if settings.uds is not None and settings.fd is not None and not control.is_supervised:
         raise click.UsageError("--uds and --fd exclude each other")
     if settings.ssl_keyfile is not None and settings.ssl_certfile is None:
         raise click.UsageError("--ssl-keyfile needs --ssl-certfile")
@@ -99,15 +99,15 @@ def command(**values: Any) -> None:
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     app_dir = values["app_dir"]
-    sources = sources_of(process, app_dir)
-    supervises = (process.processes > 1 or sources is not None) and not lifeline.held and not process.check
-    set_up_logging(process, app_dir, access=settings.access_log, pid=supervises or lifeline.held)
-    if not lifeline.held:
+    files = watched_files(process, app_dir)
+    supervises = (process.processes > 1 or files is not None) and not control.is_supervised and not process.check
+    set_up_logging(process, app_dir, access=settings.access_log, pid=supervises or control.is_supervised)
+    if not control.is_supervised:
         warn_of_unknown_variables(*ALL_SETTINGS)
 
-    def tell(where: str, *mailboxes: str) -> None:
+    def log_listening(where: str, *mailboxes: str) -> None:
         logger.info(
-            "Listening on %s (layer %s, pool %s, app %s)%s",
+            "listening on %s (layer %s, pool %s, app %s)%s",
             where,
             getattr(layer, "address", settings.layer),
             settings.pool,
@@ -119,7 +119,7 @@ def command(**values: Any) -> None:
         try:
             listening = listening_socket(settings)
         except ListenError as error:
-            lifeline.failed(str(error))
+            control.failed(str(error))
             raise SystemExit(1) from None
         where = describe(listening, tls=settings.ssl_certfile is not None)
         raise SystemExit(
@@ -127,10 +127,10 @@ def command(**values: Any) -> None:
                 process,
                 settings.graceful_timeout,
                 layer,
-                lifeline,
-                sources=sources,
+                control,
+                files=files,
                 fd=listening.fileno(),
-                ready=lambda: tell(where),
+                on_ready=lambda: log_listening(where),
             )
         )
     protocols = tuple(dict.fromkeys(listener.kind for listener in listeners))
@@ -138,12 +138,12 @@ def command(**values: Any) -> None:
         worker = (
             embedded_worker(settings_from(WorkerSettings, values | {"protocols": protocols}), layer) if app else None
         )
-        app_is_loaded()
+        complete_app_logging()
         if process.check:
             Tls(settings).load()
-            end_check(f"the options, and the app {app}" if app else "the options")
-    except (ListenError, *EXPECTED) as error:
-        lifeline.failed(str(error), getattr(error, "trace", ""))
+            exit_after_check(f"the options, and the app {app}" if app else "the options")
+    except (ListenError, *APP_ERRORS) as error:
+        control.failed(str(error), getattr(error, "trace", ""))
         raise SystemExit(1) from None
     limit = raise_limit()
     most = sockets_within(limit)
@@ -156,56 +156,56 @@ def command(**values: Any) -> None:
             limit,
         )
         settings = replace(settings, max_connections=most)
-    server = Server(settings, layer, listeners, shared=lifeline.held)
+    server = Server(settings, layer, listeners, shared=control.is_supervised)
 
-    async def serve(life: Life) -> None:
+    async def serve(lifecycle: ProcessLifecycle) -> None:
         def ready(where: str) -> None:
             mailboxes = server.connections.bus.mailbox, *([worker.mailbox] if worker else [])
-            if lifeline.held:
-                logger.info("Interface server ready%s", _named(mailboxes))
+            if control.is_supervised:
+                logger.info("interface server ready%s", _named(mailboxes))
             else:
-                tell(where, *mailboxes)
-            life.started()
-            life.ready(f"listening on {where}", *mailboxes)
+                log_listening(where, *mailboxes)
+            lifecycle.started()
+            lifecycle.ready(f"listening on {where}", *mailboxes)
 
         async def reload_certificates() -> None:
-            life.reloading("reading the certificates again")
+            lifecycle.reloading("reading the certificates again")
             await server.reload_certificates()
-            life.reloaded("serving")
+            lifecycle.reloaded("serving")
 
-        health = ProcessHealth(life, layer, server, *([worker] if worker else []))
+        health = ProcessHealth(lifecycle, layer, server, *([worker] if worker else []))
         try:
             async with (
-                admin_port(process, settings.graceful_timeout, health, supervised=lifeline.held),
+                admin_port(process, settings.graceful_timeout, health, supervised=control.is_supervised),
                 anyio.create_task_group() as tasks,
             ):
                 if settings.ssl_certfile is not None:
-                    tasks.start_soon(hang_ups, life, reload_certificates)
-                if not await wait_for_layer(layer, process.wait_for_layer, life):
+                    tasks.start_soon(on_sighup, lifecycle, reload_certificates)
+                if not await wait_for_layer(layer, process.wait_for_layer, lifecycle):
                     pass
                 elif worker is None:
-                    await server.serve(life.stop, ready)
+                    await server.serve(lifecycle.stop, ready)
                 else:
                     await serve_with_worker(
-                        worker, lambda: server.serve(life.stop, ready), life.stop, settings.graceful_timeout
+                        worker, lambda: server.serve(lifecycle.stop, ready), lifecycle.stop, settings.graceful_timeout
                     )
                 tasks.cancel_scope.cancel()
         finally:
             await layer.close()
-        logger.info("Interface server stopped")
+        logger.info("interface server stopped")
 
-    expected = (ListenError, AdminError, *EXPECTED)
+    expected = (ListenError, AdminError, *APP_ERRORS)
     graceful, hint = settings.graceful_timeout, "--layer names another one"
     if app is None:
         hint += "; to run an app in this process, without Redis, give APP"
-    raise SystemExit(run(serve, *expected, lifeline=lifeline, graceful_timeout=graceful, layer_hint=hint))
+    raise SystemExit(run(serve, *expected, control=control, graceful_timeout=graceful, layer_hint=hint))
 
 
 def _named(mailboxes: Sequence[str]) -> str:
-    """Return the names by which the logs of other processes speak of this one."""
+    """Return the names of this process in the logs of other processes."""
     return "".join(f", mailbox {mailbox}" for mailbox in mailboxes)
 
 
 def main() -> None:
-    """Entry point of `asgi-interface`."""
+    """Run the command, as the entry point `asgi-interface`."""
     command(prog_name="asgi-interface")

@@ -1,4 +1,4 @@
-"""Logging for the commands. The rooms only log; here is decided where it goes."""
+"""Set up logging. The servers only log; here is decided where their records go."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def set_up_logging(process: ProcessSettings, app_dir: str, *, access: bool, pid:
 
     Args:
         process: Level and file. A level that was given as an option wins over the file.
-        app_dir: Where the modules of classes that the file names may be, besides the import path.
+        app_dir: A folder with modules of classes that the file names.
         access: Whether there is an access log.
         pid: Whether each line names its process.
 
@@ -33,7 +33,7 @@ def set_up_logging(process: ProcessSettings, app_dir: str, *, access: bool, pid:
         ours = logging.getLogger("asgibus")
         ours.addHandler(_StandardError(pid=pid))
         ours.propagate = False
-        # For what the app logs. Not the root's handler: logging.basicConfig in the app would then do nothing.
+        # For the records of the app. No handler of the root: logging.basicConfig in the app would then do nothing.
         logging.lastResort = _StandardError(pid=pid)
         logging.lastResort.addFilter(_not_printed_yet)
     else:
@@ -45,11 +45,11 @@ def set_up_logging(process: ProcessSettings, app_dir: str, *, access: bool, pid:
         logging.getLogger("asgibus.access").setLevel(logging.CRITICAL + 1)
 
 
-def app_is_loaded() -> None:
-    """Go on with the logging that the app has set up, or has not.
+def complete_app_logging() -> None:
+    """Add to the logging that the app has set up, once it is loaded.
 
-    Records of the app that no handler takes, or none that prints, go to standard error as ours do. Our loggers
-    that it does not name are not silenced, which is the default of `logging.config`.
+    Records that no handler of the app prints go to standard error. Our loggers that the app's configuration does not
+    name are enabled again: `logging.config` disables them by default.
     """
     root = logging.getLogger()
     if not root.handlers and isinstance(logging.lastResort, _StandardError):
@@ -60,7 +60,7 @@ def app_is_loaded() -> None:
 
 
 class _StandardError(logging.StreamHandler[TextIO]):
-    """Writes to standard error, in the form of our log."""
+    """A handler that writes to standard error, in the format of our log."""
 
     def __init__(self, *, pid: bool) -> None:
         super().__init__(sys.stderr)
@@ -89,19 +89,19 @@ def _configure(path: str) -> None:
         suffix = Path(path).suffix
         if suffix in (".json", ".yaml", ".yml"):
             text = Path(path).read_text(encoding="utf-8")
-            found: Any = json.loads(text) if suffix == ".json" else _yaml(text)
-            if not isinstance(found, dict):
+            config: Any = json.loads(text) if suffix == ".json" else _yaml(text)
+            if not isinstance(config, dict):
                 raise TypeError("it holds no mapping")
-            # Ours exist by now, and whoever does not name them does not mean to silence them.
-            logging.config.dictConfig({"disable_existing_loggers": False, **found})
+            # Our loggers exist by now; a file that does not name them does not mean to disable them.
+            logging.config.dictConfig({"disable_existing_loggers": False, **config})
         else:
             logging.config.fileConfig(path, disable_existing_loggers=False)
     except click.UsageError:
         raise
-    except Exception as error:  # what the file names is imported and called, and may raise anything
+    except Exception as error:  # the classes that the file names may raise anything
         cause = error.__cause__ or error
-        said = " ".join(f"{error}{f': {cause}' if cause is not error else ''}".split())
-        raise click.UsageError(f"--log-config {path}: {type(cause).__name__}: {said}") from error
+        text = " ".join(f"{error}{f': {cause}' if cause is not error else ''}".split())
+        raise click.UsageError(f"--log-config {path}: {type(cause).__name__}: {text}") from error
 
 
 def _yaml(text: str) -> Any:

@@ -23,7 +23,6 @@ from asgibus.protocol.settings import OPTION, Heading, Kind, Option
 logger = logging.getLogger("asgibus")
 
 ENVIRONMENT_PREFIX = "ASGIBUS"
-CONTROL_VARIABLE = f"{ENVIRONMENT_PREFIX}_LIFELINE"
 INTERRUPTED = 130  # the exit code of a shell for a program that SIGINT has ended
 FEWEST_DESCRIPTORS = 64  # for the event loop, Redis, the admin port, the app's files, and some clients
 LONGEST_MESSAGE = 500  # characters: values may be of any length
@@ -159,7 +158,7 @@ def warn_of_unknown_variables(*classes: type) -> None:
     known = {variable(_names(field, option)[0]) for each in classes for field, option in _declared(each)}
     others = {variable(name): variable(ours) for name, ours in OTHER_NAMES.items() if ours.startswith("--")}
     for name in sorted(name for name in os.environ if name.startswith(start)):
-        if name in known or name == CONTROL_VARIABLE or name.startswith(f"{start}TEST_"):
+        if name in known or name.startswith(f"{start}TEST_"):
             continue
         found = get_close_matches(name.removeprefix(start), [each.removeprefix(start) for each in known], n=1)
         near = others.get(name) or (start + found[0] if found else "")

@@ -1,4 +1,4 @@
-"""Run a server until a signal: the first stops it gracefully, the second at once."""
+"""The life of a process: start-up, signals, and an end within bounds."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from typing import NoReturn
 import anyio
 from anyio.abc import TaskStatus
 
+from asgibus.cli.control_pipe import ControlPipe
 from asgibus.cli.descriptors import raise_limit
-from asgibus.cli.lifeline import Lifeline
+from asgibus.layers.contract import ChannelLayer, Handler
 from asgibus.layers.errors import LayerError, LayerUnavailable
 
 logger = logging.getLogger("asgibus")
@@ -27,129 +28,211 @@ YOUNG_OBJECTS = 10_000  # between two garbage collections: 700, the default, are
 START_SECONDS = 2.0  # for a start-up to end once it is no longer wanted
 LINGER_SECONDS = 2.0  # for what is left when the servers have ended: an app's threads and tasks that do not end
 FORCED_SECONDS = 1.0  # the same, after a second signal
-END_MARGIN = 8.0  # beyond the graceful timeout: for the app's shut-down, and for the last words to the bus
+END_MARGIN = 8.0  # beyond the graceful timeout: for the app's shut-down, and for the last messages to the bus
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+RETRY_SECONDS = 0.5  # between two tries to reach the layer: a person who starts both at once does not notice it
+SILENCE_SECONDS = 1.0  # without an answer of the layer: then the log says what is waited for
 
 
-class Life:
-    """The life of this process: told by what is served how far it is, and telling it when to stop.
+class ProcessLifecycle:
+    """The progress of this process, reported to its supervisor or service manager, and the request to stop."""
 
-    What is told goes to the supervisor, or to the service manager of a process that has no supervisor.
-    """
-
-    def __init__(self, lifeline: Lifeline) -> None:
+    def __init__(self, control: ControlPipe) -> None:
         self.stop = anyio.Event()
-        """Set when the process shall end gracefully."""
+        """Set when the process has to stop gracefully."""
         self.has_started = False
         self.status = "starting"
-        """Say what the process does before it is ready."""
-        self._lifeline = lifeline
+        """What the process does before it is ready, in one line for people."""
+        self._control = control
         self._is_ready = False
 
-    def tell(self, status: str) -> None:
-        """Say what the process does, in one line for people to read."""
+    def report(self, status: str) -> None:
+        """Report what the process does before it is ready."""
         self.status = status
-        self._lifeline.doing(status)
+        self._control.status(status)
 
     def started(self) -> None:
-        """Say that the start-up is over: from now on the process stops gracefully, however long that takes."""
+        """Note the end of the start-up: from now on the process stops gracefully, however long that takes."""
         self.has_started = True
-        # What is loaded now stays, and garbage collections need not look at it again.
+        # Modules and the app stay loaded: garbage collections need not look at them again.
         gc.collect()
         gc.freeze()
 
     def ready(self, status: str, *mailboxes: str) -> None:
-        """Say that the process serves, and reads these mailboxes. Call `started` before."""
+        """Report that the process serves and reads these mailboxes. Call `started` before."""
         self._is_ready = True
-        self._lifeline.ready(*mailboxes)
-        self._lifeline.manager.ready(status)
+        self._control.ready(*mailboxes)
+        self._control.manager.ready(status)
 
     def reloading(self, status: str) -> None:
-        """Say that a reload has begun, which a SIGHUP asked for."""
+        """Report that a reload has begun, for a SIGHUP."""
         if self._is_ready:
-            self._lifeline.manager.reloading(status)
+            self._control.manager.reloading(status)
 
     def reloaded(self, status: str) -> None:
-        """Say how the reload has ended. The process serves, with the new or with the old."""
+        """Report the result of a reload. The process serves, with the new state or the old one."""
         if self._is_ready:
-            self._lifeline.manager.ready(status)
+            self._control.manager.ready(status)
 
     def retiring(self) -> None:
-        """Say that nothing new is taken from now on: a supervisor may start another process."""
+        """Report that the process takes nothing new, so that a supervisor may start another one."""
         self._is_ready = False
-        self._lifeline.manager.stopping()
-        self._lifeline.retiring()
+        self._control.manager.stopping()
+        self._control.retiring()
 
 
-Serve = Callable[[Life], Awaitable[None]]
+Serve = Callable[[ProcessLifecycle], Awaitable[None]]
 
 
 def run(
-    serve: Serve, *expected: type[Exception], lifeline: Lifeline, graceful_timeout: float, layer_hint: str = ""
+    serve: Serve, *expected: type[Exception], control: ControlPipe, graceful_timeout: float, layer_hint: str = ""
 ) -> int:
-    """Run `serve(life)` on uvloop where it exists, until it returns; the first SIGINT or SIGTERM sets `life.stop`.
+    """Run `serve` until it returns, on uvloop if that is installed.
 
-    A start-up that is not over 2 s after that is cancelled. A supervisor at the other end of the lifeline sets
-    `life.stop` as well; then the process is ended hard if it takes much longer than `graceful_timeout` seconds.
+    The first SIGINT or SIGTERM, or the supervisor, sets `stop` of the lifecycle; a start-up that is not over 2 s after
+    that is cancelled. A second signal ends the process at once. A supervised process is ended if it takes 8 s longer
+    than the graceful timeout.
 
-    Returns the exit code: 0; or 1 after a second signal, and after a LayerError or one of `expected`, which is told in
-    one line on standard error, or to the supervisor. `layer_hint` is what can be done about a layer that cannot be
-    reached.
+    Args:
+        serve: Called with the lifecycle.
+        expected: Errors that are reported in one line, besides LayerError.
+        control: The connection to the supervisor.
+        graceful_timeout: Seconds that `serve` takes at most once `stop` is set.
+        layer_hint: What people can do if the layer cannot be reached.
+
+    Returns:
+        The exit code: 1 after an expected error or a second signal, else 0.
+
     """
     gc.set_threshold(YOUNG_OBJECTS, 10, 10)
     raise_limit()
     try:
         forced = anyio.run(
-            _until_signal,
+            _run_until_signal,
             serve,
-            lifeline,
+            control,
             graceful_timeout + END_MARGIN,
             backend_options={"use_uvloop": find_spec("uvloop") is not None},
         )
     except Exception as raised:
-        error = _only(raised)
+        error = _single(raised)
         if not isinstance(error, (LayerError, *expected)):
             raise
-        hint = f" ({layer_hint})" if isinstance(error, LayerUnavailable) and layer_hint and not lifeline.held else ""
-        lifeline.failed(f"{error}{hint}", getattr(error, "trace", ""))
+        hint = ""
+        if isinstance(error, LayerUnavailable) and layer_hint and not control.is_supervised:
+            hint = f" ({layer_hint})"
+        control.failed(f"{error}{hint}", getattr(error, "trace", ""))
         return 1
     return 1 if forced else 0
 
 
-def _exit_within(seconds: float, code: int) -> None:
-    """End the process then, if it has not ended by itself."""
-    timer = threading.Timer(seconds, os._exit, (code,))
-    timer.daemon = True
-    timer.start()
-
-
-def end_check(found: str) -> NoReturn:
-    """Print what `--check` has found to be in order, and end the process with 0, whatever threads the app has."""
+def exit_after_check(found: str) -> NoReturn:
+    """Print what `--check` has found in order, and end the process with 0, whatever threads the app has started."""
     print(f"OK: {found}")
     _exit_within(LINGER_SECONDS, 0)
     raise SystemExit(0)
 
 
-async def _until_signal(serve: Serve, lifeline: Lifeline, limit: float) -> bool:
-    """Whether a second signal ended it."""
-    life = Life(lifeline)
+async def on_sighup(lifecycle: ProcessLifecycle, call: Callable[[], Awaitable[None]]) -> None:
+    """Await `call` at each SIGHUP, by which a daemon is asked to read its configuration again.
+
+    A process that was started at a terminal stops instead when the terminal is closed.
+    """
+    had_terminal = _has_terminal()
+    with anyio.open_signal_receiver(signal.SIGHUP) as signals:
+        async for _ in signals:
+            if had_terminal and not _has_terminal():
+                logger.info("the terminal is closed: stopping")
+                lifecycle.stop.set()
+                return
+            await call()
+
+
+async def wait_for_layer(layer: ChannelLayer, seconds: float, lifecycle: ProcessLifecycle) -> bool:
+    """Wait until a server can use the layer.
+
+    Args:
+        layer: The channel layer.
+        seconds: How long to wait at most; 0 does not wait.
+        lifecycle: Gets the status; setting its `stop` ends the wait.
+
+    Returns:
+        Whether the process is to go on: False if `stop` was set before.
+
+    Raises:
+        LayerUnavailable: The layer cannot be used within this time.
+
+    """
+    if seconds:
+        async with anyio.create_task_group() as tasks:
+
+            async def cancel_on_stop() -> None:
+                await lifecycle.stop.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(cancel_on_stop)
+            await _retry_layer(layer, seconds, lifecycle)
+            tasks.cancel_scope.cancel()
+    return not lifecycle.stop.is_set()
+
+
+async def _retry_layer(layer: ChannelLayer, seconds: float, lifecycle: ProcessLifecycle) -> None:
+    start = anyio.current_time()
+    reported = ""
+
+    def report(reason: str) -> None:
+        nonlocal reported
+        if reason != reported:
+            reported = reason
+            logger.warning("waiting up to %g s for the channel layer: %s", seconds, reason)
+            lifecycle.report(f"waiting for the channel layer: {reason}")
+
+    async def report_silence() -> None:
+        await anyio.sleep(SILENCE_SECONDS)
+        report(f"no answer yet from {getattr(layer, 'address', 'it')}")
+
+    while True:
+        try:
+            async with anyio.create_task_group() as tasks:
+                if not reported:
+                    tasks.start_soon(report_silence)
+                async with layer.bus("start", Handler()):
+                    pass
+                tasks.cancel_scope.cancel()
+        except* LayerUnavailable as errors:
+            error = errors.exceptions[0]
+            if anyio.current_time() - start >= seconds:
+                raise LayerUnavailable(f"{error}; waited {seconds:g} s for it") from error
+            report(str(error))
+        else:
+            if reported:
+                logger.info("the channel layer is available after %.1f s", anyio.current_time() - start)
+                lifecycle.report("starting")
+            return
+        await anyio.sleep(min(RETRY_SECONDS, max(0.0, start + seconds - anyio.current_time())))
+
+
+async def _run_until_signal(serve: Serve, control: ControlPipe, limit: float) -> bool:
+    """Run `serve`, and return whether a second signal ended it."""
+    lifecycle = ProcessLifecycle(control)
     forced = False
 
-    def stop(why: str) -> None:
-        if not life.stop.is_set():
-            logger.info("%s: stopping%s", why, "" if lifeline.held else "; a second signal stops at once")
-            life.stop.set()
-            life.retiring()
+    def stop(reason: str) -> None:
+        if not lifecycle.stop.is_set():
+            second = "" if control.is_supervised else "; a second signal stops at once"
+            logger.info("%s: stopping%s", reason, second)
+            lifecycle.stop.set()
+            lifecycle.retiring()
             tasks.start_soon(give_up_start)
 
     async def give_up_start() -> None:
         await anyio.sleep(START_SECONDS)
-        if not life.has_started:
+        if not lifecycle.has_started:
             tasks.cancel_scope.cancel()
 
-    async def watch(*, task_status: TaskStatus[None]) -> None:
+    async def watch_signals(*, task_status: TaskStatus[None]) -> None:
         nonlocal forced
-        signalled = False  # it may be stopping for another reason, and a first signal then says nothing new
+        signalled = False  # the process may be stopping for another reason, and then a first signal changes nothing
         with anyio.open_signal_receiver(*SIGNALS) as signals:
             task_status.started()
             async for number in signals:
@@ -164,24 +247,41 @@ async def _until_signal(serve: Serve, lifeline: Lifeline, limit: float) -> bool:
                 return
 
     async with anyio.create_task_group() as tasks:
-        await tasks.start(watch)
+        await tasks.start(watch_signals)
+        # asyncio's call: anyio's calls from threads wait for an answer, which a blocked event loop does not give.
         loop = asyncio.get_running_loop()
+        # With sniffio installed, anyio knows which event loop runs by the context alone.
         context = contextvars.copy_context()
-        lifeline.on_stop(lambda why: _in(loop, context, stop, why), within=limit)
-        await serve(life)
+
+        def stop_from_thread(reason: str) -> None:
+            with suppress(RuntimeError):  # the event loop has ended, and so does the process
+                loop.call_soon_threadsafe(stop, reason, context=context)
+
+        control.on_stop(stop_from_thread, within=limit)
+        await serve(lifecycle)
         tasks.cancel_scope.cancel()
     _exit_within(LINGER_SECONDS, 1 if forced else 0)
     return forced
 
 
-def _in(loop: asyncio.AbstractEventLoop, context: contextvars.Context, call: Callable[[str], None], why: str) -> None:
-    """Call it in the loop. With sniffio installed, anyio knows which loop runs by the context alone."""
-    with suppress(RuntimeError):  # the loop has ended, and the process ends
-        loop.call_soon_threadsafe(call, why, context=context)
+def _exit_within(seconds: float, code: int) -> None:
+    """End the process after this time, if it has not ended by itself."""
+    timer = threading.Timer(seconds, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
 
 
-def _only(error: Exception) -> Exception:
-    """The one error in a group of one: task groups wrap what is raised in them."""
+def _has_terminal() -> bool:
+    """Return whether the process has a terminal, which may be closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def _single(error: Exception) -> Exception:
+    """Return the only error of a group: task groups wrap what is raised in them."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error

@@ -10,10 +10,9 @@ from typing import Any
 
 import click
 
-from asgibus.cli.admin import AdminError
-from asgibus.cli.health import ProcessHealth, admin_port
-from asgibus.cli.lifeline import Lifeline
-from asgibus.cli.logging import app_is_loaded, set_up_logging
+from asgibus.cli.admin import AdminError, ProcessHealth, admin_port
+from asgibus.cli.control_pipe import ControlPipe
+from asgibus.cli.logging import complete_app_logging, set_up_logging
 from asgibus.cli.options import (
     GroupedCommand,
     given_on_command_line,
@@ -21,11 +20,10 @@ from asgibus.cli.options import (
     settings_options,
     warn_of_unknown_variables,
 )
-from asgibus.cli.run import Life, end_check, run
+from asgibus.cli.reload import watched_files
+from asgibus.cli.run import ProcessLifecycle, exit_after_check, run, wait_for_layer
 from asgibus.cli.settings import ALL_SETTINGS, ProcessSettings, check_processes
-from asgibus.cli.sources import sources_of
 from asgibus.cli.supervisor import supervise
-from asgibus.cli.waiting import wait_for_layer
 from asgibus.layers import open_layer
 from asgibus.layers.settings import set_default_wait
 from asgibus.protocol.channels import TERMINATORS
@@ -62,7 +60,7 @@ def command(**values: Any) -> None:
 
     With --channel, run it for the messages of channels instead: then it serves no connections.
     """
-    lifeline = Lifeline.inherited()
+    control = ControlPipe.inherited()
     settings = settings_from(WorkerSettings, values)
     process = settings_from(ProcessSettings, values)
     if settings.layer.startswith("memory:"):
@@ -86,49 +84,49 @@ def command(**values: Any) -> None:
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    sources = sources_of(process, settings.app_dir)
-    supervises = (process.processes > 1 or sources is not None) and not lifeline.held and not process.check
-    set_up_logging(process, settings.app_dir, access=False, pid=supervises or lifeline.held)
-    if not lifeline.held:
+    files = watched_files(process, settings.app_dir)
+    supervises = (process.processes > 1 or files is not None) and not control.is_supervised and not process.check
+    set_up_logging(process, settings.app_dir, access=False, pid=supervises or control.is_supervised)
+    if not control.is_supervised:
         warn_of_unknown_variables(*ALL_SETTINGS)
         _warn_of_unknown_protocols(settings.protocols)
     if supervises:
-        raise SystemExit(supervise(process, settings.graceful_timeout, layer, lifeline, sources=sources))
+        raise SystemExit(supervise(process, settings.graceful_timeout, layer, control, files=files))
     try:
         app, settings = application_of(settings)
     except ApplicationError as error:
-        lifeline.failed(str(error), error.trace)
+        control.failed(str(error), error.trace)
         raise SystemExit(1) from None
-    app_is_loaded()
+    complete_app_logging()
     if process.check:
-        end_check(f"the options, and the app {settings.app}")
+        exit_after_check(f"the options, and the app {settings.app}")
     worker = (BackgroundWorker if settings.channels else Worker)(settings, app, layer)
 
-    async def serve(life: Life) -> None:
+    async def serve(lifecycle: ProcessLifecycle) -> None:
         def ready() -> None:
             logger.info(
-                "Worker ready: app %s%s, layer %s, %s, mailbox %s",
+                "worker ready: app %s%s, layer %s, %s, mailbox %s",
                 settings.app,
                 "" if settings.interface == "asgi3" else f" ({settings.interface})",
                 getattr(layer, "address", settings.layer),
                 _work(settings),
                 worker.mailbox,
             )
-            life.started()
-            life.ready("serving", worker.mailbox)
+            lifecycle.started()
+            lifecycle.ready("serving", worker.mailbox)
 
-        health = ProcessHealth(life, layer, worker)
+        health = ProcessHealth(lifecycle, layer, worker)
         try:
-            async with admin_port(process, settings.graceful_timeout, health, supervised=lifeline.held):
-                if await wait_for_layer(layer, process.wait_for_layer, life):
-                    await worker.serve(life.stop, ready, life.retiring)
+            async with admin_port(process, settings.graceful_timeout, health, supervised=control.is_supervised):
+                if await wait_for_layer(layer, process.wait_for_layer, lifecycle):
+                    await worker.serve(lifecycle.stop, ready, lifecycle.retiring)
         finally:
             await layer.close()
-        logger.info("Worker stopped")
+        logger.info("worker stopped")
 
     expected = (LifespanError, AdminError)
     graceful, hint = settings.graceful_timeout, "--layer names another one"
-    raise SystemExit(run(serve, *expected, lifeline=lifeline, graceful_timeout=graceful, layer_hint=hint))
+    raise SystemExit(run(serve, *expected, control=control, graceful_timeout=graceful, layer_hint=hint))
 
 
 def _check_background(settings: WorkerSettings) -> None:
@@ -181,5 +179,5 @@ def _work(settings: WorkerSettings) -> str:
 
 
 def main() -> None:
-    """Entry point of `asgi-worker`."""
+    """Run the command, as the entry point `asgi-worker`."""
     command(prog_name="asgi-worker")

@@ -104,9 +104,9 @@ class Acceptor:
         try:
             self._tls.load()
         except ListenError as error:
-            logger.error("The certificates stay as they are: %s", error)
+            logger.error("the certificates stay as they are: %s", error)
             return
-        logger.info("The certificates are read again")
+        logger.info("the certificates are read again")
 
     async def _end_pending(self) -> None:
         if self._pending:

@@ -257,7 +257,7 @@ async def _listening(listeners: Sequence[Listener], host: Host) -> AsyncIterator
             except OSError as error:
                 raise ListenError(f"cannot listen for {listener.kind}: {error.strerror or error}") from error
             started.append(listener)
-            logger.info("Listening on %s", address)
+            logger.info("listening on %s", address)
         yield
     finally:
         for listener in started:

@@ -111,7 +111,7 @@ def serve(processes: Processes, redis_url: str, pytestconfig: pytest.Config) -> 
         ]
         interface = processes.start_interface(*bus)
         for worker in running:
-            worker.wait_for("Worker ready: ")
+            worker.wait_for("worker ready: ")
         return Site(interface, running)
 
     return start

@@ -55,7 +55,7 @@ class Deployment:
         told = False
         async with running(*command, NEVER_DROP_VERSION=str(self.version)) as self._process:
             async for line in lines(self._process, expected=self._killing):
-                before, ready, _ = line.partition("] Worker ready")
+                before, ready, _ = line.partition("] worker ready")
                 if ready:
                     self.serving.append(int(before.rpartition("[")[2]))
                 if not told and len(self.serving) == WORKERS:
@@ -152,8 +152,8 @@ async def interface_server(url: str, port: int, *, task_status: TaskStatus[str])
     options = ("--port", str(port), "--layer", url, "--prefix", PREFIX, "--graceful-timeout", "2", "--no-access-log")
     async with running(*PYTHON, "asgibus.interface_server", *options) as process:
         async for line in lines(process):
-            if " Listening on " in line:
-                task_status.started(line.partition(" Listening on ")[2].split()[0])
+            if " listening on " in line:
+                task_status.started(line.partition(" listening on ")[2].split()[0])
     raise DemoError("the interface server ended by itself")
 
 

@@ -32,7 +32,7 @@ def start_odd(kind: str, url: str, processes: Processes, notes: Notes) -> Proces
         return processes.start_worker(*options, env=notes.env | {"ASGIBUS_ENCRYPTION_KEY": "wrong"})
     command = [sys.executable, "-c", OTHER_VERSION, *options]
     env = notes.env | {"ASGIBUS_ENCRYPTION_KEY": "right"}
-    return processes.start("odd", command, ready="Worker ready: ", env=env)
+    return processes.start("odd", command, ready="worker ready: ", env=env)
 
 
 @pytest.mark.parametrize("kind", ["key", "version"])

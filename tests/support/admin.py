@@ -5,7 +5,7 @@ import urllib.request
 
 from support.processes import Process
 
-ADMIN = r"Admin on (http://\S+)"
+ADMIN = r"admin port on (http://\S+)"
 
 
 def readiness(server: Process) -> tuple[int, str]:

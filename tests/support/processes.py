@@ -38,8 +38,8 @@ SHOWN_LINES = 60
 
 SHOWN_CHARACTERS = 500
 
-LISTENING = re.compile(r"Listening on (?:(?P<url>https?://\S+)|unix:(?P<uds>\S+))")
-WORKER_READY = re.compile(r"Worker ready: ")
+LISTENING = re.compile(r"listening on (?:(?P<url>https?://\S+)|unix:(?P<uds>\S+))")
+WORKER_READY = re.compile(r"worker ready: ")
 
 
 class Process:

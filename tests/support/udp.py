@@ -64,11 +64,11 @@ class Peer:
 
 def udp_port(server: Process, host: str = "127.0.0.1") -> int:
     shown = re.escape(f"[{host}]" if ":" in host else host)
-    return int(server.wait_for(rf"Listening on udp://{shown}:(\d+)")[1])
+    return int(server.wait_for(rf"listening on udp://{shown}:(\d+)")[1])
 
 
 def counts(server: Process) -> dict[str, int]:
-    where = server.wait_for(r"Admin on (http://\S+)")[1]
+    where = server.wait_for(r"admin port on (http://\S+)")[1]
     with urllib.request.urlopen(f"{where}/metrics", timeout=30) as response:
         lines = response.read().decode()
     return {name: int(float(count)) for name, count in re.findall(r'events_total\{kind="([^"]+)"\} (\S+)', lines)}

@@ -117,7 +117,7 @@ def test_few_file_descriptors(processes: Processes) -> None:
     assert refusal(process) == "Error: 64 file descriptors are needed, and ulimit -n allows 12"
     code = "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (12, r.getrlimit(r.RLIMIT_NOFILE)[1]))"
     program = f"{code}; from asgibus.cli.interface import main; main()"
-    processes.start("raised", [sys.executable, "-c", program, APP, "--port", "0"], ready="Listening on")
+    processes.start("raised", [sys.executable, "-c", program, APP, "--port", "0"], ready="listening on")
 
 
 @pytest.mark.parametrize("kind", ["worker", "interface", "supervised"])
@@ -177,9 +177,9 @@ def test_unknown_variables_are_told(start_interface: Start) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "x", "-1", "0", "99", "9" * 30])
-def test_a_lifeline_that_no_supervisor_has_made(start_interface: Start, value: str) -> None:
-    process = start_interface(app=APP, env={"ASGIBUS_LIFELINE": value}, ready=False)
-    assert "ASGIBUS_LIFELINE is for processes of a supervisor alone" in refusal(process, 2)
+def test_a_control_pipe_that_no_supervisor_has_made(start_interface: Start, value: str) -> None:
+    process = start_interface(app=APP, env={"ASGIBUS_CONTROL_FD": value}, ready=False)
+    assert "ASGIBUS_CONTROL_FD is for processes of a supervisor alone" in refusal(process, 2)
 
 
 def test_a_protocol_without_a_terminator_is_told(redis_url: str, start_worker: Start) -> None:

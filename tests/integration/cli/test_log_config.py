@@ -46,13 +46,13 @@ def test_each_kind_of_file(start_interface: Start, tmp_path: Path, name: str) ->
     server = start_interface("--log-config", name, app=APP)
     httpx.get(server.url, trust_env=False)
     server.wait_for(r"<asgibus.access INFO> .*GET / ")
-    server.wait_for("<asgibus.interface INFO> Listening")
+    server.wait_for("<asgibus.interface INFO> listening")
 
 
 def test_a_worker_has_it_too(redis_url: str, start_worker: Start, tmp_path: Path) -> None:
     (tmp_path / "log.json").write_text(FILES["log.json"])
     worker = start_worker(APP, "--layer", redis_url, "--log-config", "log.json")
-    worker.wait_for("<asgibus.worker INFO> Worker ready")
+    worker.wait_for("<asgibus.worker INFO> worker ready")
 
 
 def test_options_that_are_given_win(start_interface: Start, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_formatter_in_the_project_folder_is_found(start_interface: Start, tmp_
     config = {**CONFIG, "formatters": {"plain": {"()": "own_logs.Shout"}}}
     (tmp_path / "log.json").write_text(json.dumps(config))
     server = start_interface("--log-config", "log.json", "--app-dir", "project", app=APP)
-    assert "SHOUT Listening on" in server.log()
+    assert "SHOUT listening on" in server.log()
 
 
 def test_what_the_app_prints_itself_is_not_printed_again(start_interface: Start, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_an_app_may_set_up_logging(start_interface: Start, tmp_path: Path, setti
     server.terminate()
     server.wait()
     log = server.log()
-    for text in (shown, "INFO     Listening on", '"GET / HTTP/1.1" 200\n', "INFO     SIGTERM: stopping"):
+    for text in (shown, "INFO     listening on", '"GET / HTTP/1.1" 200\n', "INFO     SIGTERM: stopping"):
         assert log.count(text) == 1, text
     assert log.count("a warning") == 1
     assert log.count("a note") == ("note" in shown)

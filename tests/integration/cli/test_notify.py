@@ -91,7 +91,7 @@ def test_a_supervisor_tells_for_all_of_its_processes(
         APP, "--layer", redis_url, "--processes", 2, env=manager.env, ready=False, allow_traceback=True
     )
     assert manager.until("READY")["STATUS"] == "2 processes serve"
-    assert "Supervisor ready" in worker.log()
+    assert "supervisor ready" in worker.log()
     before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
     if what == "a version that cannot start":
         (tmp_path / "import-fails").touch()
@@ -124,7 +124,7 @@ def test_a_manager_that_cannot_be_told_is_named_once(start_interface: Start, add
     interface = start_interface(app=APP, env={"NOTIFY_SOCKET": address})
     interface.terminate()
     assert interface.wait() == 0
-    assert interface.log().count(f"The service manager at {address} cannot be told anything: ") == 1
+    assert interface.log().count(f"the service manager at {address} cannot be notified: ") == 1
 
 
 def test_a_manager_that_does_not_read_does_not_stop_the_process(start_interface: Start, tmp_path: Path) -> None:
@@ -139,4 +139,4 @@ def test_a_manager_that_does_not_read_does_not_stop_the_process(start_interface:
             while True:
                 sender.sendto(b"x", path)
         interface = start_interface(app=APP, env={"NOTIFY_SOCKET": path})
-        interface.wait_for("cannot be told anything: timed out")
+        interface.wait_for("cannot be notified: timed out")

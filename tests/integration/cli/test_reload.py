@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from asgibus.cli.sources import Sources
+from asgibus.cli.reload import WatchedFiles
 from support.deadline import wait_until
 from support.processes import Process
 from support.websocket import ws
@@ -65,14 +65,14 @@ def answer(server: Process) -> str:
 
 
 def ready(process: Process) -> int:
-    return len(re.findall(r"Worker ready|Interface server ready", process.log()))
+    return len(re.findall(r"worker ready|interface server ready", process.log()))
 
 
 @pytest.fixture
 def worker(redis_url: str, start_worker: Start, source: Path) -> Process:
     app_dir = ["--app-dir", str(source.parent)]
     worker = start_worker("reloaded_app:app", "--layer", redis_url, "--reload", "--resume", *app_dir)
-    worker.wait_for("Supervisor ready: 1 processes")
+    worker.wait_for("supervisor ready: 1 processes")
     return worker
 
 
@@ -100,7 +100,7 @@ def test_code_that_cannot_be_loaded_leaves_the_old_process_there(
     worker: Process, interface: Process, source: Path
 ) -> None:
     source.write_text("def app(:")
-    worker.wait_for(r"failed at its start: the app 'reloaded_app:app' cannot be loaded: SyntaxError: .*: the old")
+    worker.wait_for(r"failed to start: the app 'reloaded_app:app' cannot be loaded: SyntaxError: .*: the old")
     assert answer(interface) == "one None"
     write(source, "mended")
     wait_until(lambda: answer(interface) == "mended None")
@@ -114,7 +114,7 @@ def test_what_is_broken_at_the_start_waits_for_a_change(
     worker = start_worker("reloaded_app:app", *options, ready=False, allow_traceback=True)
     worker.wait_for("ZeroDivisionError: division by zero .*: waiting for a change")
     write(source, "mended")
-    worker.wait_for("Worker ready")
+    worker.wait_for("worker ready")
     assert answer(interface) == "mended None"
 
 
@@ -126,7 +126,7 @@ def test_a_process_that_never_gets_ready_is_replaced_too(
     worker = start_worker("reloaded_app:app", "--layer", redis_url, "--reload", *app_dir, ready=False)
     worker.wait_for("busy")
     write(source, "mended")
-    worker.wait_for("Worker ready")
+    worker.wait_for("worker ready")
     source.write_text("import time\nprint('busy again', flush=True)\ntime.sleep(1000)\n")
     worker.wait_for("busy again")
     write(source, "once more")
@@ -142,7 +142,7 @@ def test_only_what_is_asked_for_is_watched(redis_url: str, start_worker: Start, 
     unwatched = ["--reload-exclude", "test_*", "--reload-exclude", "build"]
     env = {"ASGIBUS_APP_DIR": source.parent}
     worker = start_worker("reloaded_app:app", "--layer", redis_url, "--reload", *watched, *unwatched, env=env)
-    worker.wait_for("Supervisor ready")
+    worker.wait_for("supervisor ready")
     for name in ("notes.txt", "test_app.py", ".hidden.py", "build/made.py", "__pycache__/x.py", "sub/found.py"):
         (source.parent / name).write_text("")
     worker.wait_for(r" sub/found\.py changed: reloading")
@@ -157,7 +157,7 @@ def test_a_server_with_its_app_embedded(start_interface: Start, source: Path) ->
     assert answer(server) == "one None"
     write(source, "two")
     wait_until(lambda: answer(server) == "two None")
-    assert server.log().count("Listening on") == 1
+    assert server.log().count("listening on") == 1
 
 
 def test_a_change_within_the_same_second_is_seen(start_interface: Start, source: Path) -> None:
@@ -177,11 +177,11 @@ def test_a_hang_up_reads_the_env_file_again(
     env_file.write_text("NAME=first\n")
     options = ["--layer", redis_url, "--processes", "1", "--reload", "--env-file", str(env_file)]
     worker = start_worker("reloaded_app:app", *options, "--app-dir", source.parent)
-    worker.wait_for("Supervisor ready")
+    worker.wait_for("supervisor ready")
     assert answer(interface) == "one first"
     env_file.write_text("NAME=second\n")
     os.kill(worker.pid, signal.SIGHUP)
-    worker.wait_for("All processes are replaced")
+    worker.wait_for("all processes are replaced")
     assert answer(interface) == "one second"
 
 
@@ -193,7 +193,7 @@ def test_ctrl_c_ends_it_while_it_watches(worker: Process) -> None:
 def test_what_belongs_to_the_sources(tmp_path: Path) -> None:
     """Seen from the folder that is watched: where that lies does not matter."""
     folder = tmp_path / ".hidden" / "node_modules"
-    sources = Sources([str(folder), str(folder / "sub")], ["*.html", "static/*"], ["old", "sub/b*.py"])
+    sources = WatchedFiles([str(folder), str(folder / "sub")], ["*.html", "static/*"], ["old", "sub/b*.py"])
     for name in ("a.py", "sub/a.py", "page.html", "static/style.css"):
         assert str(folder / name) in sources, name
     for name in ("a.txt", ".git/a.py", "old/a.py", "sub/__pycache__/a.py", "a.pyc", "node_modules/a.py"):

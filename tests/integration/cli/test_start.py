@@ -40,8 +40,8 @@ def test_what_is_said_at_the_start(start_redis: StartRedis, start_interface: Sta
     worker = start_worker(APP, "--layer", url, "--pool", "blue", "--concurrency", 5)
     interface = start_interface(env={"ASGIBUS_LAYER": url, "ASGIBUS_POOL": "blue"})
     shown = re.escape(f"redis://127.0.0.1:{server.port}/1")
-    worker.wait_for(rf"INFO +Worker ready: app {APP}, layer {shown}, pool blue, up to 5 connections")
-    interface.wait_for(rf"INFO +Listening on {interface.url} \(layer {shown}, pool blue, app in the workers\)")
+    worker.wait_for(rf"INFO +worker ready: app {APP}, layer {shown}, pool blue, up to 5 connections")
+    interface.wait_for(rf"INFO +listening on {interface.url} \(layer {shown}, pool blue, app in the workers\)")
     assert SECRET not in worker.log() + interface.log()
 
 
@@ -49,9 +49,9 @@ def test_processes_are_matched_with_what_others_log_of_them(
     redis_url: str, start_interface: Start, start_worker: Start
 ) -> None:
     interface = start_interface("--layer", redis_url)
-    name = interface.wait_for(r"Listening on .*, mailbox (interface\.\w+!)\n")[1]
+    name = interface.wait_for(r"listening on .*, mailbox (interface\.\w+!)\n")[1]
     worker = start_worker(APP, "--layer", redis_url)
-    mailbox = worker.wait_for(r"Worker ready: .*, mailbox (worker\.\w+!)\n")[1]
+    mailbox = worker.wait_for(r"worker ready: .*, mailbox (worker\.\w+!)\n")[1]
     worker.kill()
     interface.wait_for(f"{mailbox} has died")
     other = start_worker(APP, "--layer", redis_url)
@@ -61,7 +61,7 @@ def test_processes_are_matched_with_what_others_log_of_them(
 
 def test_what_is_said_with_an_embedded_worker(start_interface: Start) -> None:
     interface = start_interface(app=APP)
-    interface.wait_for(rf"Listening on {interface.url} \(layer memory://, pool default, app {APP}\)")
+    interface.wait_for(rf"listening on {interface.url} \(layer memory://, pool default, app {APP}\)")
 
 
 def test_a_unix_socket(start_interface: Start, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_an_app_that_cannot_be_loaded_shows_its_part_of_the_traceback(
 def test_a_supervised_app_that_cannot_be_loaded_shows_it_too(start_interface: Start, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import os\nos.environ['MY_SECRET']\n")
     process = start_interface("--reload", app="broken:app", ready=False, allow_traceback=True)
-    process.wait_for("failed at its start: the app 'broken:app' cannot be loaded: KeyError: 'MY_SECRET'")
+    process.wait_for("failed to start: the app 'broken:app' cannot be loaded: KeyError: 'MY_SECRET'")
     assert f'  File "{tmp_path}/broken.py", line 2, in <module>\n' in process.log()
     process.interrupt()
 
@@ -140,7 +140,7 @@ def test_a_start_up_that_fails(start_redis: StartRedis, start_interface: Start, 
         start_interface(app=app, ready=False),
     ):
         assert refusal(process) == "Error: the app's start-up failed: no database"
-        assert "Listening" not in process.log()
+        assert "listening" not in process.log()
 
 
 def test_the_lifespan_modes(start_interface: Start, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from asgibus.cli.supervisor import Pause
+from asgibus.cli.supervisor import RestartPause
 from asgibus.layers import open_layer
 from asgibus.layers.contract import Claim, Frame
 from asgibus.layers.frames import DEAD
@@ -28,7 +28,7 @@ from support.processes import Process, Processes
 from support.redis import RedisServer
 
 APP = "cli.supervised_app:app"
-REPLACED = "All processes are replaced"
+REPLACED = "all processes are replaced"
 Start = Callable[..., Process]
 
 
@@ -81,14 +81,14 @@ def supervisor(request: pytest.FixtureRequest, start_interface: Start) -> Proces
 
 
 def supervised(process: Process, count: int = 2) -> Process:
-    process.wait_for(f"Supervisor ready: {count} processes")
+    process.wait_for(f"supervisor ready: {count} processes")
     assert len(children(process)) == count
     return process
 
 
 def readied(process: Process) -> list[int]:
     """Who has said that it is ready, in that order."""
-    return [int(pid) for pid in re.findall(r"\[(\d+)\] (?:Worker|Interface server) ready", process.log())]
+    return [int(pid) for pid in re.findall(r"\[(\d+)\] (?:worker|interface server) ready", process.log())]
 
 
 @pytest.fixture
@@ -109,12 +109,12 @@ def load(interfaces: Process) -> Iterator[list[tuple[int, str]]]:
 
 
 def test_what_is_said_at_the_start(interfaces: Process, workers: Process) -> None:
-    for process, said in ((interfaces, "Interface server ready"), (workers, "Worker ready: ")):
+    for process, said in ((interfaces, "interface server ready"), (workers, "worker ready: ")):
         pids = children(process)
         assert sorted(readied(process)) == sorted(pids)
         assert process.log().count(said) == 2
-        process.wait_for(rf"INFO +\[{process.pid}\] Supervisor ready: 2 processes \((\d+), (\d+)\)")
-    assert interfaces.log().count("Listening on http://127.0.0.1:") == 1
+        process.wait_for(rf"INFO +\[{process.pid}\] supervisor ready: 2 processes \((\d+), (\d+)\)")
+    assert interfaces.log().count("listening on http://127.0.0.1:") == 1
     assert {get(interfaces)[1] for _ in range(40)} == {str(pid) for pid in children(workers)}
 
 
@@ -122,7 +122,7 @@ def test_a_killed_process_is_replaced_at_once(supervisor: Process) -> None:
     victim, other = children(supervisor)
     os.kill(victim, signal.SIGKILL)
     wait_until(lambda: len(readied(supervisor)) == 3, what="another ready process")
-    supervisor.wait_for(rf"ERROR +\[{supervisor.pid}\] Process {victim} was killed by SIGKILL: starting another now")
+    supervisor.wait_for(rf"ERROR +\[{supervisor.pid}\] process {victim} was killed by SIGKILL: starting another now")
     assert set(children(supervisor)) == {other, readied(supervisor)[-1]}
 
 
@@ -157,8 +157,8 @@ def test_nothing_outlives_a_killed_supervisor(supervisor: Process) -> None:
     supervisor.kill()
     wait_until(lambda: not running(pids), what="the end of all processes")
     for pid in pids:
-        supervisor.wait_for(rf"\[{pid}\] The supervisor is gone: stopping\n")
-        supervisor.wait_for(rf"\[{pid}\] (Worker|Interface server) stopped")
+        supervisor.wait_for(rf"\[{pid}\] the supervisor is gone: stopping\n")
+        supervisor.wait_for(rf"\[{pid}\] (worker|interface server) stopped")
 
 
 def test_nothing_outlives_a_supervisor_that_was_killed_at_the_start(
@@ -179,8 +179,8 @@ def test_a_signal_ends_all(supervisor: Process, stop: str) -> None:
     assert supervisor.wait() == 0
     assert not running(pids)
     for pid in pids:
-        supervisor.wait_for(rf"\[{pid}\] Told by the supervisor: stopping\n")
-    assert supervisor.log().splitlines()[-1].endswith("Supervisor stopped")
+        supervisor.wait_for(rf"\[{pid}\] stop requested by the supervisor: stopping\n")
+    assert supervisor.log().splitlines()[-1].endswith("supervisor stopped")
     assert "ERROR" not in supervisor.log()
 
 
@@ -201,7 +201,7 @@ def test_a_second_signal_kills(redis_url: str, start_interface: Start, workers: 
         wait_until((tmp_path / "held").exists, what="the app's run")
         pids = children(workers)
         workers.terminate()
-        workers.wait_for("Told by the supervisor")
+        workers.wait_for("stop requested by the supervisor")
         workers.terminate()
         assert workers.wait(3) == 1
         wait_until(lambda: not running(pids), 1, "the end of all processes")
@@ -232,7 +232,7 @@ def test_a_terminal(redis_url: str, processes: Processes, terminal: tuple[int, s
     process = processes.start(
         "worker",
         [sys.executable, "-c", IN_TERMINAL, name, "-m", "asgibus.worker", *arguments],
-        ready="Supervisor ready",
+        ready="supervisor ready",
     )
     pids = children(process)
     if what == "close":
@@ -240,17 +240,17 @@ def test_a_terminal(redis_url: str, processes: Processes, terminal: tuple[int, s
     else:
         os.write(keyboard, b"\x03")
     assert process.wait() == 0
-    process.wait_for("The terminal is gone: stopping" if what == "close" else "SIGINT: stopping")
+    process.wait_for("the terminal is closed: stopping" if what == "close" else "SIGINT: stopping")
     assert not running(pids)
-    assert process.log().count("Told by the supervisor: stopping") == 2
-    assert process.log().count("Worker stopped") == 2
+    assert process.log().count("stop requested by the supervisor: stopping") == 2
+    assert process.log().count("worker stopped") == 2
 
 
 def test_a_process_that_is_told_to_stop_is_replaced(supervisor: Process) -> None:
     """Whoever ends one process means that one; nobody died."""
     victim = children(supervisor)[0]
     os.kill(victim, signal.SIGTERM)
-    supervisor.wait_for(rf"INFO +\[{supervisor.pid}\] Process {victim} retires: starting another")
+    supervisor.wait_for(rf"INFO +\[{supervisor.pid}\] process {victim} retires: starting another")
     wait_until(lambda: len(readied(supervisor)) == 3 and len(children(supervisor)) == 2, what="another ready process")
     assert "ERROR" not in supervisor.log()
 
@@ -272,14 +272,14 @@ def test_a_lost_redis_does_not_end_the_restarting(start_redis: Callable[..., Red
     redis.kill()
     victim = children(workers)[0]
     os.kill(victim, signal.SIGKILL)
-    workers.wait_for(rf"The death of process {victim} could not be announced: ")
-    workers.wait_for(r"failed at its start: Redis at \S+ cannot be used: Connection refused: starting another in 0.5 s")
+    workers.wait_for(rf"the death of process {victim} could not be announced: ")
+    workers.wait_for(r"failed to start: Redis at \S+ cannot be used: Connection refused: starting another in 0.5 s")
     redis.start()
     wait_until(lambda: len(readied(workers)) == 3, what="another ready process")
 
 
 def test_the_pauses() -> None:
-    pause = Pause()
+    pause = RestartPause()
     assert [pause.after(1) for _ in range(9)] == [0, 0.5, 1, 2, 4, 8, 16, 30, 30]
     assert pause.after(60) == 0, "it had lived for long"
     assert pause.after(1) == 0.5
@@ -312,7 +312,7 @@ def test_a_rolling_restart_under_load(load: list[tuple[int, str]], interfaces: P
     for process in (workers, interfaces):
         process.send_signal(signal.SIGHUP)
         process.wait_for("SIGHUP: replacing one process after another")
-        process.wait_for("All processes are replaced")
+        process.wait_for("all processes are replaced")
         assert not set(children(process)) & set(before[process.pid])
         assert len(children(process)) == 2
     count = len(load)
@@ -326,7 +326,7 @@ def test_a_rolling_restart_with_a_mistake(interfaces: Process, workers: Process,
     workers.allow_traceback = True
     (tmp_path / "import-fails").touch()
     workers.send_signal(signal.SIGHUP)
-    workers.wait_for(r"failed at its start: the app .* a new version with a mistake .*: the old processes stay")
+    workers.wait_for(r"failed to start: the app .* a new version with a mistake .*: the old processes stay")
     assert children(workers) == before
     assert get(interfaces)[0] == 200
 
@@ -338,17 +338,17 @@ def test_a_rolling_restart_does_not_wait_for_ever(
     patience = "from asgibus.cli import supervisor; supervisor.START_SECONDS = 4.0"
     program = f"{patience}; from asgibus.cli.worker import main; main()"
     command = [sys.executable, "-c", program, APP, "--layer", redis_url, "--processes", "2"]
-    workers = supervised(processes.start("workers", command, ready=r"Worker ready"))
+    workers = supervised(processes.start("workers", command, ready=r"worker ready"))
     before = children(workers)
     (tmp_path / "start-up-hangs").touch()
     workers.send_signal(signal.SIGHUP)
-    said = workers.wait_for(r"ERROR +\[\d+\] Process (\d+) was not ready within 4 s: the old processes stay\n")
+    said = workers.wait_for(r"ERROR +\[\d+\] process (\d+) was not ready within 4 s: the old processes stay\n")
     assert int(said[1]) not in before
     wait_until(lambda: children(workers) == before, what="the end of the new process")
     assert get(interfaces)[0] == 200
     (tmp_path / "start-up-hangs").unlink()
     workers.send_signal(signal.SIGHUP)
-    workers.wait_for("All processes are replaced")
+    workers.wait_for("all processes are replaced")
     assert not set(children(workers)) & set(before)
     assert workers.log().count("ERROR") == 1
 
@@ -367,7 +367,7 @@ def restart_all(workers: Process) -> int:
 
 def test_a_death_in_a_rolling_restart_leaves_no_process_too_many(workers: Process, tmp_path: Path) -> None:
     """The old one dies young, so that its place is to be filled after a pause; the restart fills it before."""
-    found = workers.wait_for(r"Supervisor ready: 2 processes \((\d+), \d+\)")
+    found = workers.wait_for(r"supervisor ready: 2 processes \((\d+), \d+\)")
     old = int(found[1])
     for count in (3, 4, 5):
         os.kill(old, signal.SIGKILL)
@@ -381,11 +381,11 @@ def test_a_death_in_a_rolling_restart_leaves_no_process_too_many(workers: Proces
     wait_until(lambda: len(children(workers)) == 3, 5, "its successor")
     (new,) = set(children(workers)) - before
     os.kill(old, signal.SIGKILL)
-    workers.wait_for(rf"Process {old} was killed by SIGKILL: starting another in 2 s")
+    workers.wait_for(rf"process {old} was killed by SIGKILL: starting another in 2 s")
     (tmp_path / "start-up-hangs").unlink()
     wait_until(lambda: workers.log().count(REPLACED) == restarts + 1, 10, "the end of the restart")
     os.kill(new, signal.SIGKILL)
-    workers.wait_for(rf"Process {new} was killed by SIGKILL: starting another", 10)
+    workers.wait_for(rf"process {new} was killed by SIGKILL: starting another", 10)
 
 
 def test_a_rolling_restart_does_not_spare_who_is_starting(workers: Process, tmp_path: Path) -> None:
@@ -398,7 +398,7 @@ def test_a_rolling_restart_does_not_spare_who_is_starting(workers: Process, tmp_
     workers.send_signal(signal.SIGHUP)
     workers.wait_for("SIGHUP: replacing one process after another")
     (tmp_path / "start-up-hangs").unlink()
-    workers.wait_for("All processes are replaced", 10)
+    workers.wait_for("all processes are replaced", 10)
     wait_until(lambda: not running([*before, starting]), 10, "the end of all old processes")
     wait_until(lambda: len(children(workers)) == 2, 10, "two processes")
 
@@ -410,14 +410,14 @@ def test_requests_of_a_worker_are_bounded(redis_url: str, start_worker: Start, i
     counts = [[pid for _, pid in answers].count(pid) for pid in {pid for _, pid in answers}]
     assert max(counts) <= 22, "10 % more, and what one claim took beyond"
     assert len(counts) >= 4
-    workers.wait_for(r"Process \d+ retires: starting another")
+    workers.wait_for(r"process \d+ retires: starting another")
     assert "ERROR" not in workers.log()
 
 
 def test_the_lifetime_of_a_worker_is_bounded(redis_url: str, start_worker: Start) -> None:
     workers = start_worker(APP, "--layer", redis_url, "--processes", 2, "--max-lifetime", 1)
     # Of the log, as by now one of them may have retired, and another be starting.
-    first = {int(pid) for pid in workers.wait_for(r"Supervisor ready: 2 processes \((\d+), (\d+)\)").groups()}
+    first = {int(pid) for pid in workers.wait_for(r"supervisor ready: 2 processes \((\d+), (\d+)\)").groups()}
     wait_until(lambda: not first & set(children(workers)), what="the end of the first two")
     assert "ERROR" not in workers.log()
 
@@ -440,7 +440,7 @@ def test_every_process_has_an_admin_port(redis_url: str, start_worker: Start) ->
         assert "asgibus_sessions 0.0" in get(workers, "/metrics", number)[1]
     old = children(workers)
     workers.send_signal(signal.SIGHUP)
-    workers.wait_for("All processes are replaced")
+    workers.wait_for("all processes are replaced")
     for number in (port, port + 1):
         wait_until(lambda number=number: get(workers, "/readyz", number)[0] == 200, what="the new process's port")
     assert not set(old) & set(children(workers))
@@ -451,21 +451,21 @@ def test_a_unix_socket_survives_a_rolling_restart(redis_url: str, start_interfac
     interfaces = supervised(start_interface("--layer", redis_url, "--processes", 2, "--uds", path))
     assert interfaces.uds == str(path)
     interfaces.send_signal(signal.SIGHUP)
-    interfaces.wait_for("All processes are replaced")
+    interfaces.wait_for("all processes are replaced")
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
         client.sendall(b"nonsense\r\n\r\n")
         assert client.recv(100).startswith(b"HTTP/1.1 ")
 
 
-def test_the_app_does_not_see_the_lifeline(interfaces: Process, workers: Process) -> None:
+def test_the_app_does_not_see_the_control_pipe(interfaces: Process, workers: Process) -> None:
     assert get(interfaces, "/environment") == (200, "[]")
 
 
 def test_one_process_has_no_supervisor(redis_url: str, start_worker: Start) -> None:
     worker = start_worker(APP, "--layer", redis_url, "--processes", 1)
     assert children(worker) == []
-    assert "Supervisor" not in worker.log()
+    assert "supervisor" not in worker.log()
 
 
 @pytest.mark.parametrize("embedded", [False, True])
@@ -482,4 +482,4 @@ def test_a_start_up_is_given_up(
     process.terminate()
     assert process.wait(3) == 0
     assert "ready" not in process.log()
-    assert "Listening" not in process.log()
+    assert "listening" not in process.log()

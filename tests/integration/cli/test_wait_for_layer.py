@@ -33,10 +33,10 @@ def test_a_redis_that_comes_late_is_waited_for(start: Start, start_redis: StartR
     server = start_redis()
     server.kill()
     process = start("--layer", server.url, "--wait-for-layer", 60)
-    process.wait_for(rf"Waiting up to 60 s for the channel layer: Redis at {server.url} cannot be used")
+    process.wait_for(rf"waiting up to 60 s for the channel layer: Redis at {server.url} cannot be used")
     server.start()
-    process.wait_for("The channel layer is there after")
-    process.wait_for("Worker ready|Listening on")
+    process.wait_for("the channel layer is available after")
+    process.wait_for("worker ready|listening on")
 
 
 def test_a_redis_that_does_not_come_is_an_error_in_one_line(start: Start, start_redis: StartRedis) -> None:
@@ -54,7 +54,7 @@ def test_a_signal_ends_the_wait(start: Start, start_redis: StartRedis, number: i
     server = start_redis()
     server.pause()
     process = start("--layer", server.url, "--wait-for-layer", 60)
-    process.wait_for(f"Waiting up to 60 s for the channel layer: no answer yet from {server.url}")
+    process.wait_for(f"waiting up to 60 s for the channel layer: no answer yet from {server.url}")
     process.send_signal(number)
     assert process.wait(1.9) == 0
     server.resume()
@@ -70,20 +70,20 @@ def test_a_redis_that_loads_its_data_is_waited_for(start_worker: Start, start_re
     worker = start_worker(APP, "--layer", server.url, "--wait-for-layer", 60, ready=False)
     worker.wait_for("Connection refused")
     server.start()
-    worker.wait_for("Worker ready")
+    worker.wait_for("worker ready")
 
 
 def test_the_wait_shows_at_the_admin_port(start_worker: Start, start_redis: StartRedis) -> None:
     server = start_redis()
     server.kill()
     worker = start_worker(APP, "--layer", server.url, "--wait-for-layer", 60, "--admin-port", 0, ready=False)
-    admin = worker.wait_for(r"Admin on (http://\S+)")[1]
-    worker.wait_for("Waiting up to")
+    admin = worker.wait_for(r"admin port on (http://\S+)")[1]
+    worker.wait_for("waiting up to")
     assert httpx.get(f"{admin}/healthz", trust_env=False).status_code == 200
     answer = httpx.get(f"{admin}/readyz", trust_env=False)
     assert (answer.status_code, answer.text.partition(": ")[0]) == (503, "waiting for the channel layer")
     server.start()
-    worker.wait_for("Worker ready")
+    worker.wait_for("worker ready")
 
 
 def test_without_the_option_nothing_is_waited_for(start_worker: Start, start_redis: StartRedis) -> None:

@@ -43,7 +43,7 @@ def shared_site(
     url = shared_redis_url
     workers = shared_processes.start_worker(APP, "--layer", url, "--processes", 2, "--resume", ready=False)
     interfaces = [shared_processes.start_interface("--layer", url) for _ in range(2)]
-    workers.wait_for("Supervisor ready")
+    workers.wait_for("supervisor ready")
     site = Site(start_proxy(name, *(interface.port for interface in interfaces)), interfaces, workers)
     yield site
     for process in (*site.interfaces, workers):  # so that those behind the other proxy have the bus for themselves
@@ -89,7 +89,7 @@ def test_a_websocket_outlives_a_deploy_of_the_workers(site: Site) -> None:
         socket.send("before")
         before = json.loads(socket.recv(timeout=30))
         site.workers.send_signal(signal.SIGHUP)
-        site.workers.wait_for("All processes are replaced")
+        site.workers.wait_for("all processes are replaced")
         socket.send("after")
         after = json.loads(socket.recv(timeout=30))
 

@@ -39,12 +39,12 @@ def test_the_rules_are_enough(
     url = store.url.replace("//", "//asgibus:SECRET@")
     workers = start_worker(APP, "--layer", url, "--processes", 2, "--resume", "--admin-port", 0, ready=False)
     interface = start_interface("--layer", url)
-    workers.wait_for("Supervisor ready")
+    workers.wait_for("supervisor ready")
     with ws(interface, "/") as socket:
         socket.send("before")
         before = json.loads(socket.recv(timeout=30))
         workers.send_signal(signal.SIGHUP)
-        workers.wait_for("All processes are replaced")
+        workers.wait_for("all processes are replaced")
         socket.send("after")
         after = json.loads(socket.recv(timeout=30))
 

@@ -107,7 +107,7 @@ def test_none_is_lost_while_workers_are_killed(start: Start, work: Work) -> None
 
 def test_a_poison_message_ends_as_a_dead_letter_and_stops_no_other(start: Start, work: Work) -> None:
     supervisor = start("--processes", 2, "--attempts", 2, "--channel-concurrency", 1, ready=False)
-    supervisor.wait_for("Supervisor ready")
+    supervisor.wait_for("supervisor ready")
     work.send(0, kind="poison")
     work.send(*range(1, 20))
     assert work.receive("work.dead") == {"type": "poison", "number": 0}
@@ -118,7 +118,7 @@ def test_a_poison_message_ends_as_a_dead_letter_and_stops_no_other(start: Start,
 
 def test_a_message_that_raises_is_tried_again_later(start: Start, work: Work) -> None:
     worker = start("--attempts", 2, "--admin-port", 0, allow_traceback=True)
-    admin = worker.wait_for(r"Admin on (http\S+)")[1]
+    admin = worker.wait_for(r"admin port on (http\S+)")[1]
     begin = time.monotonic()
     work.send(1, kind="bad")
     work.send(*range(2, 12))

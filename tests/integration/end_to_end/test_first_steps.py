@@ -37,7 +37,7 @@ def test_workers_are_killed_and_deployed(start_interface: Start, start_worker: S
     workers = start_worker(
         *("chat:app", "--app-dir", EXAMPLE, "--layer", redis_url, "--resume", "--processes", 2), ready=False
     )
-    pids = workers.wait_for(r"Supervisor ready: 2 processes \((\d+), (\d+)\)").groups()
+    pids = workers.wait_for(r"supervisor ready: 2 processes \((\d+), (\d+)\)").groups()
     with ws(server, "/ws") as socket:
         socket.send("hello")
         assert socket.recv(timeout=30) == "1: hello (run 1)"
@@ -53,6 +53,6 @@ def test_workers_are_killed_and_deployed(start_interface: Start, start_worker: S
         assert re.fullmatch(r"[23]: still there\? \(run [23]\)", heard)
 
         workers.send_signal(signal.SIGHUP)
-        workers.wait_for("All processes are replaced")
+        workers.wait_for("all processes are replaced")
         socket.send("and now?")
         assert re.match(r"[34]: and now\? \(run ", str(socket.recv(timeout=30)))

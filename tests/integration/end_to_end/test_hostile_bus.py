@@ -80,7 +80,7 @@ def bad_openings(interface: str) -> list[Any]:
 
 def counted(process: Process, kind: str) -> float:
     """Return how often that happened, as the process says at its admin port."""
-    text = httpx.get(process.wait_for(r"Admin on (http://\S+)")[1] + "/metrics", trust_env=False).text
+    text = httpx.get(process.wait_for(r"admin port on (http://\S+)")[1] + "/metrics", trust_env=False).text
     found = re.search(rf'^asgibus_events_total{{.*kind="{kind}".*}} ([0-9.]+)$', text, re.MULTILINE)
     return float(found[1]) if found else 0.0
 

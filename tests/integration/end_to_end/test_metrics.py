@@ -12,7 +12,7 @@ Start = Callable[..., Process]
 
 def metric(server: Process, name: str, channel: str) -> float | None:
     """What its admin port says of a channel."""
-    where = server.wait_for(r"Admin on (http://\S+)")[1]
+    where = server.wait_for(r"admin port on (http://\S+)")[1]
     with urllib.request.urlopen(f"{where}/metrics", timeout=30) as response:
         lines = response.read().decode().splitlines()
     start = f'asgibus_channel_{name}{{channel="{channel}"}} '

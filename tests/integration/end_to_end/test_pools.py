@@ -64,7 +64,7 @@ def test_two_apps_in_one_pool_are_told(start_worker: Start, redis_url: str) -> N
     second.terminate()
     second.wait()
     third = start_worker(APP, "--layer", redis_url)
-    third.wait_for("Worker ready: ")
+    third.wait_for("worker ready: ")
     third.terminate()
     third.wait()
     assert not [worker for worker in (first, *apart, same, third) if "runs another app" in worker.log()]

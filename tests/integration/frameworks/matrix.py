@@ -155,7 +155,7 @@ class Sites:
         interface = self.processes.start_interface(*bus, *root, ready=False)
         env = self._env_of("redis", mounted)
         worker = self.processes.start_worker(self.framework.app, *bus, env=env, allow_traceback=True)
-        interface.url = interface.wait_for(r"Listening on (\S+)")[1]
+        interface.url = interface.wait_for(r"listening on (\S+)")[1]
         return interface, worker
 
     def _memory(self, mounted: bool) -> tuple[Process, Process]:

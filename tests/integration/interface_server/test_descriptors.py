@@ -34,7 +34,7 @@ def start_limited(processes: Processes) -> Callable[..., Process]:
 
 
 def admin(server: Process, path: str) -> tuple[int, str]:
-    port = int(server.wait_for(r"Admin on http://127\.0\.0\.1:(\d+)")[1])
+    port = int(server.wait_for(r"admin port on http://127\.0\.0\.1:(\d+)")[1])
     with RawClient(("127.0.0.1", port)) as client:
         response = client.request("GET", path)
         return response.status, response.text

@@ -200,7 +200,7 @@ def test_more_connections_than_allowed_are_refused(start_interface: Start) -> No
                 assert third.read_until_close() == b""
         assert first.request("GET").status == second.request("GET").status == 200
         first.close()
-        server.wait_for("Listening")
+        server.wait_for("listening")
         deadline = time.monotonic() + 5
         while True:
             with RawClient(server) as fourth:

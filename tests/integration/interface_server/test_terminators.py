@@ -48,7 +48,7 @@ def install(tmp_path: Path) -> Install:
 
 @contextmanager
 def client(server: Process) -> Iterator[socket.socket]:
-    host, port = server.wait_for(r"Listening on line://(\S+):(\d+)").groups()
+    host, port = server.wait_for(r"listening on line://(\S+):(\d+)").groups()
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         yield connection
 
@@ -177,7 +177,7 @@ def test_one_that_fails_at_its_deadline_ends_alone(start_interface: Start, insta
             assert broken.recv(10) == b""
         other.sendall(b"a\n")
         assert read_lines(other, 1) == [b"A"]
-        admin = server.wait_for(r"Admin on (http://\S+)")[1]
+        admin = server.wait_for(r"admin port on (http://\S+)")[1]
         with urllib.request.urlopen(f"{admin}/metrics", timeout=30) as response:
             assert b'asgibus_events_total{kind="fault"} 1.0' in response.read()
     assert server.log().count("a terminator failed") == 1

@@ -243,7 +243,7 @@ def test_new_connections_get_the_new_certificate(
         shown = old.request("GET", "/tls").body
         for times in (1, 2, 3):
             authority.issue("server.pem")
-            hang_up(server, "The certificates are read again", times)
+            hang_up(server, "the certificates are read again", times)
             with connect() as new:
                 assert number(new) != first
                 first = number(new)
@@ -260,7 +260,7 @@ def test_nothing_piles_up(start_interface: Start, authority: Authority) -> None:
 
     before = open_files()
     for times in range(1, 6):
-        hang_up(server, "The certificates are read again", times)
+        hang_up(server, "the certificates are read again", times)
     wait_until(lambda: open_files() == before)
 
 
@@ -270,16 +270,16 @@ def test_a_bad_new_certificate_leaves_the_old_one(start_interface: Start, author
     before = serial(server, authority.client())
     for times, content in enumerate((b"nonsense", b"", certificates_in(file)[0].encode()), 1):
         file.write_bytes(content)
-        hang_up(server, "The certificates stay as they are", times)
+        hang_up(server, "the certificates stay as they are", times)
         assert serial(server, authority.client()) == before
     file.unlink()
-    hang_up(server, "The certificates stay as they are", 4)
+    hang_up(server, "the certificates stay as they are", 4)
     assert serial(server, authority.client()) == before
     lines = [line for line in server.log().splitlines() if "stay as they are" in line]
     assert len(lines) == 4
     assert all(f"the TLS certificate {file} cannot be used" in line for line in lines)
     authority.issue("server.pem")
-    hang_up(server, "The certificates are read again")
+    hang_up(server, "the certificates are read again")
     assert serial(server, authority.client()) != before
 
 
@@ -290,7 +290,7 @@ def test_authorities_that_are_no_longer_trusted(start_interface: Start, authorit
     client = authority.client(authority.issue("client.pem"))
     assert tls_of(server, client)["client_cert_name"] == "CN=localhost"
     trusted.write_bytes(Authority(tmp_path, "next").file.read_bytes())
-    hang_up(server, "The certificates are read again")
+    hang_up(server, "the certificates are read again")
     with pytest.raises((OSError, EOFError)):
         tls_of(server, client)
 
@@ -299,7 +299,7 @@ def test_open_websockets_stay(start_interface: Start, authority: Authority) -> N
     server = start_interface("--ssl-certfile", authority.issue("server.pem"), app="interface_server.websocket_app:app")
     with ws(server, "/echo", ssl=authority.client(), server_hostname="localhost") as socket:
         authority.issue("server.pem")
-        hang_up(server, "The certificates are read again")
+        hang_up(server, "the certificates are read again")
         socket.send("still here")
         assert socket.recv(timeout=30) == "still here"
 
@@ -310,14 +310,14 @@ def test_under_a_supervisor_new_processes_read_new_certificates(
 ) -> None:
     file = authority.issue("server.pem")
     server = start_interface("--layer", redis_url, "--processes", 2, "--ssl-certfile", file)
-    server.wait_for("Supervisor ready: 2 processes")
+    server.wait_for("supervisor ready: 2 processes")
     start_worker(APP, "--layer", redis_url)
     before = serial(server, authority.client())
     file.write_bytes(b"nonsense")
     server.send_signal(signal.SIGHUP)
-    server.wait_for(f"failed at its start: the TLS certificate {file} cannot be used.*: the old processes stay")
+    server.wait_for(f"failed to start: the TLS certificate {file} cannot be used.*: the old processes stay")
     assert serial(server, authority.client()) == before
     authority.issue("server.pem")
     server.send_signal(signal.SIGHUP)
-    server.wait_for("All processes are replaced")
+    server.wait_for("all processes are replaced")
     assert serial(server, authority.client()) != before

@@ -148,7 +148,7 @@ def test_several_processes_share_the_port(start_interface: Start, start_worker: 
         port = probe.getsockname()[1]
     start_worker(APP, "--layer", redis_url, "--protocol", "udp")
     server = start_interface("--layer", redis_url, "--udp", f"127.0.0.1:{port}", "--processes", "2")
-    wait_until(lambda: server.log().count("Listening on udp://") == 2)
+    wait_until(lambda: server.log().count("listening on udp://") == 2)
     for _ in range(20):
         with Peer(server, port=port) as peer:
             run = peer.ask(b"one")["run"]

@@ -12,7 +12,7 @@ from support.processes import LISTENING, Process, Processes
 
 Start = Callable[..., Process]
 
-SAY = "import os, signal, sys, time; print('Listening on http://127.0.0.1:1', flush=True)\n"
+SAY = "import os, signal, sys, time; print('listening on http://127.0.0.1:1', flush=True)\n"
 
 
 @pytest.fixture

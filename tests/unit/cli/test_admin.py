@@ -141,7 +141,7 @@ def test_head_is_get_without_the_body(address: Address, target: str) -> None:
     assert int(head.get("Content-Length") or 0) > 0
 
 
-@pytest.mark.parametrize("target", ["/", "/healthz/", "/Healthz", "*", "http://elsewhere/healthz"])
+@pytest.mark.parametrize("target", ["/", "/healthz/", "/Healthz", "http://elsewhere/"])
 def test_there_is_nothing_else(address: Address, target: str) -> None:
     response = ask(address, target)
     assert (response.status, response.text) == (404, "There are /healthz, /readyz and /metrics.\n")
@@ -193,8 +193,7 @@ def test_a_request_in_small_pieces(connect: Callable[[], RawClient]) -> None:
 def test_garbage_is_refused(address: Address, connect: Callable[[], RawClient], garbage: bytes) -> None:
     client = connect()
     client.send(garbage)
-    response = client.read_response()
-    assert (response.status, response.text) == (400, "The request is not valid HTTP.\n")
+    assert client.read_response().status in (400, 501), "as on the public port"
     assert client.read_until_close() == b""
     assert ask(address, "/healthz").status == 200
 
@@ -212,7 +211,7 @@ def test_a_head_that_is_too_large(connect: Callable[[], RawClient], start: bytes
 
 
 def test_a_head_that_just_fits(connect: Callable[[], RawClient]) -> None:
-    head = b"GET /healthz HTTP/1.1\r\nX-Long: %s\r\n\r\n"
+    head = b"GET /healthz HTTP/1.1\r\nHost: a\r\nX-Long: %s\r\n\r\n"
     client = connect()
     client.send(head % (b"x" * (MAX_HEAD_SIZE - len(head) + 2)))
     assert client.read_response().status == 200
@@ -343,7 +342,7 @@ def test_a_fault_in_counting_is_logged_and_no_more(
 ) -> None:
     state.counted = {"takeover": "many"}  # type: ignore[dict-item]
     assert ask(address, "/metrics").status == 500
-    assert "no answer to /metrics" in caplog.text
+    assert "no response to /metrics" in caplog.text
     assert ask(address, "/healthz").status == 200
 
 

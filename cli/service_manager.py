@@ -1,4 +1,4 @@
-"""Tell the service manager how the process does: the `sd_notify` protocol of systemd, over a datagram socket."""
+"""Report progress to the service manager: the `sd_notify` protocol of systemd, over a datagram socket."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ class ServiceManager:
 
     @classmethod
     def inherited(cls) -> ServiceManager:
-        """Return the one that the environment names, and remove the name: processes that the app starts have none."""
+        """Return the one that the environment names, and remove the name: processes of the app do not inherit it."""
         return cls(os.environ.pop(VARIABLE, ""))
 
     def ready(self, status: str) -> None:
-        """Say that the start-up, or a reload, is over."""
+        """Report that the start-up, or a reload, is over."""
         self._send("READY=1", f"STATUS={_line(status)}")
 
     def stopping(self) -> None:
-        """Say that the process has begun to stop."""
+        """Report that the process has begun to stop."""
         self._send("STOPPING=1", "STATUS=stopping")
 
     def reloading(self, status: str) -> None:
-        """Say that a reload has begun; `ready` ends it."""
+        """Report that a reload has begun; `ready` ends it."""
         microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send("RELOADING=1", f"MONOTONIC_USEC={microseconds}", f"STATUS={_line(status)}")
 
     def status(self, status: str) -> None:
-        """Say what the process does, in one line for `systemctl status`."""
+        """Report what the process does, in one line for `systemctl status`."""
         self._send(f"STATUS={_line(status)}")
 
     def _send(self, *assignments: str) -> None:
@@ -57,7 +57,7 @@ class ServiceManager:
             if not self._failed:
                 self._failed = True
                 reason = getattr(error, "strerror", None) or error
-                logger.warning("The service manager at %s cannot be told anything: %s", self._address, reason)
+                logger.warning("the service manager at %s cannot be notified: %s", self._address, reason)
 
 
 def _line(text: str) -> str:
