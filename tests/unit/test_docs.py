@@ -72,7 +72,7 @@ def test_a_default_that_stands_behind_an_option_is_that_of_the_option(page: Path
 
 
 def test_the_limits_of_clients_are_the_defaults_of_their_options() -> None:
-    _, _, table = (ROOT / "docs" / "guarantees.md").read_text().partition("| what | default | then |\n")
+    _, _, table = (ROOT / "docs" / "guarantees.md").read_text().partition("| event | default | result |\n")
     said = {}
     for row in table.partition("\n\n")[0].splitlines()[1:]:
         what, default, _ = re.split(r"\s*\|\s*", row.strip("| "))
