@@ -20,7 +20,7 @@ Argument = str | bytes | int
 
 
 def pack_command(args: Sequence[Argument]) -> bytes:
-    """A command as RESP."""
+    """Return a command as RESP."""
     packed: bytes = hiredis.pack_command(tuple(args))  # type: ignore[arg-type]  # its stub names a tuple of one item
     return packed
 
@@ -28,10 +28,10 @@ def pack_command(args: Sequence[Argument]) -> bytes:
 RedisError = hiredis.ReplyError
 OnReply = Callable[[Any], None]
 
-# How long a blocking read waits in Redis before it is asked again, and after how long a reply is owed in vain: then the
-# connection is dead and TCP has not noticed. An answer of a Redis in order comes within milliseconds, one that blocks
-# within two seconds; three more are for a process that forks, swaps or runs a slow script. Both are below the life of a
-# lease, so that a process whose connection is silent is on a new one when others learn that it does not renew.
+# For how long a blocking read waits in Redis, and for how long an overdue reply is waited for: then the connection is
+# given up, as TCP may not notice its end. A Redis that works answers within milliseconds, or two seconds for a blocking
+# read; three more are for a fork, swapping or a slow script. Neither is longer than a lease, so that a process with a
+# silent connection has a new one when others see that its lease has ended.
 BLOCK_SECONDS = 2
 SILENCE_SECONDS = 5.0
 
@@ -39,7 +39,7 @@ _NOTHING = object()
 
 
 class RedisConnection(asyncio.Protocol):
-    """A greeted connection. `lost` is done when it has ended; callbacks still waiting are dropped with it."""
+    """A connection to Redis. `lost` is done when it has ended; callbacks that wait for replies are dropped then."""
 
     __slots__ = ("_loop", "_reader", "_replies", "_transport", "client_id", "lost", "owed_since", "place", "run_id")
 
@@ -52,21 +52,22 @@ class RedisConnection(asyncio.Protocol):
         self.owed_since = 0.0
         self.client_id = 0
         self.run_id = ""
-        self.place: tuple[str, int] | None = None  # host and port, as whoever named them has called them
+        self.place: tuple[str, int] | None = None  # host and port, as Sentinel or the cluster names them
 
     def write(self, data: bytes, on_replies: Iterable[OnReply]) -> None:
-        """Write packed commands; `on_replies` take their replies, one each. A reply may be a RedisError."""
+        """Write packed commands, with a callback for the reply of each. A reply may be a RedisError."""
         if self._transport is None or self._transport.is_closing():
-            return  # the owner learns of it by `lost`, and writes again on the next connection
+            return  # the owner learns from `lost` that it has to write again
         if not self._replies:
             self.owed_since = self._loop.time()
         self._replies.extend(on_replies)
         self._transport.write(data)
 
     def call(self, *args: str | bytes | int) -> asyncio.Future[Any]:
-        """Write one command; the future has its reply, or raises RedisError, or LayerUnavailable when it is lost.
+        """Write a command. If there is no reply within `SILENCE_SECONDS`, the connection is ended.
 
-        A reply that does not come within `SILENCE_SECONDS` ends the connection.
+        Returns:
+            A future with the reply. It raises RedisError, or LayerUnavailable when the connection is lost.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
 
@@ -92,7 +93,7 @@ class RedisConnection(asyncio.Protocol):
         return future
 
     def overdue(self, seconds: float) -> bool:
-        """Whether Redis owes a reply for longer than that."""
+        """Return whether Redis has owed a reply for longer than that."""
         return bool(self._replies) and self._loop.time() - self.owed_since > seconds
 
     def abort(self, reason: str) -> None:
@@ -100,7 +101,7 @@ class RedisConnection(asyncio.Protocol):
         if not self.lost.done() and not self._loop.is_closed():
             self.lost.set_result(reason)
         self._replies.clear()
-        if self._transport is not None and not self._loop.is_closed():  # its end would be told in a turn of the loop
+        if self._transport is not None and not self._loop.is_closed():  # which would have to run once more to close it
             self._transport.abort()
 
     # Callbacks of the transport.
@@ -131,7 +132,7 @@ class RedisConnection(asyncio.Protocol):
 
 
 def reason_of(error: OSError) -> str:
-    """Return why there is no connection, in the words of the system: those of asyncio repeat the address."""
+    """Return why there is no connection, in the words of the system; those of asyncio repeat the address."""
     if error.errno is not None and error.errno > 0 and not isinstance(error, ssl.SSLError):
         return os.strerror(error.errno)
     return error.strerror or str(error) or type(error).__name__
