@@ -14,8 +14,13 @@ from asgibus.worker.worker import Worker
 
 
 @asynccontextmanager
-async def serving_here(app: Application, layer: ChannelLayer) -> AsyncIterator[int]:
-    """Serve `app` over `layer` while the context lasts; gives the port. Fails if that takes more than 10 s."""
+async def serving_here(
+    app: Application, layer: ChannelLayer, worker_layer: ChannelLayer | None = None
+) -> AsyncIterator[int]:
+    """Serve `app` over `layer` while the context lasts; gives the port. Fails if that takes more than 30 s.
+
+    `worker_layer`: the worker's own way to the same store.
+    """
     stop, working, listening = anyio.Event(), anyio.Event(), anyio.Event()
     where: list[str] = []
 
@@ -23,7 +28,7 @@ async def serving_here(app: Application, layer: ChannelLayer) -> AsyncIterator[i
         where.append(place)
         listening.set()
 
-    worker = Worker(WorkerSettings(app=""), app, layer)
+    worker = Worker(WorkerSettings(app=""), app, worker_layer or layer)
     server = Server(InterfaceSettings(port=0, access_log=False, graceful_timeout=1), layer)
     with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:

@@ -3,8 +3,10 @@
 import asyncio
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -15,6 +17,7 @@ from asgibus.layers.codec import pack, unpack
 from asgibus.layers.frames import FIRST_PROTOCOL_KIND
 from asgibus.layers.redis import work_queue
 from support.bus import Recorder, until
+from support.in_process import serving_here
 from support.redis import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -468,3 +471,44 @@ async def test_who_takes_an_offer_back_hears_whether_somebody_may_have_had_it(
         await until(lambda: interface.available and layer.counts["interruption"])
         assert not interface.withdraw(offers[3])
     await layer.close()
+
+
+# Through both servers.
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["answer read later", "answer read at once"])
+@pytest.mark.parametrize("arrives", [True, False], ids=["reply lost", "command lost"])
+async def test_a_post_whose_offer_was_in_doubt_runs_once(
+    arrives: bool, late: bool, cutter: tuple[Cutter, RedisChannelLayer], layer: RedisChannelLayer
+) -> None:
+    """Also if what the first claimant has answered is read after the second one has asked."""
+    proxy, behind = cutter
+    runs: Counter[bytes] = Counter()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        runs[scope["path"].encode()] += 1
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": scope["path"].encode()})
+
+    async def post(port: int, number: int) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /%d HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\nx" % number)
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    async with serving_here(app, behind, layer) as port:
+        assert (await post(port, 0)).startswith(b"HTTP/1.1 200")
+        if late:
+            proxy.hold(b"!mailbox")
+        proxy.cut_at(rb"XADD\r\n\$\d+\r\nasgibus:shared:http.request", arrives=arrives)
+        posts = [asyncio.create_task(post(port, number)) for number in range(1, 6)]
+        await until(lambda: proxy.cuts == 1 and behind.counts["reconnect"])
+        if late:
+            await until(lambda: behind.counts["offer looked for"] == 5)
+        await until(lambda: len(runs) == 6 or (late and not arrives))
+        proxy.release()
+        answers = await asyncio.gather(*posts)
+        assert [answer.splitlines()[0] for answer in answers] == [b"HTTP/1.1 200 OK"] * 5
+        assert runs == Counter(b"/%d" % number for number in range(6))
