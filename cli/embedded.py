@@ -8,14 +8,14 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from asgibus.layers.contract import ChannelLayer
-from asgibus.worker.loader import application_of
+from asgibus.worker.loader import load_app
 from asgibus.worker.settings import WorkerSettings
 from asgibus.worker.worker import Worker
 
 
 def embedded_worker(settings: WorkerSettings, layer: ChannelLayer) -> Worker:
     """Return a worker with its app loaded. Raises ApplicationError."""
-    app, settings = application_of(settings)
+    app, settings = load_app(settings)
     return Worker(settings, app, layer)
 
 

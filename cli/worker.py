@@ -29,7 +29,7 @@ from asgibus.layers.settings import set_default_wait
 from asgibus.protocol.channels import TERMINATORS
 from asgibus.worker.background import BackgroundWorker, dead_letter_channel
 from asgibus.worker.lifespan import LifespanError
-from asgibus.worker.loader import ApplicationError, application_of
+from asgibus.worker.loader import ApplicationError, load_app
 from asgibus.worker.settings import WorkerSettings
 from asgibus.worker.worker import Worker
 
@@ -93,7 +93,7 @@ def command(**values: Any) -> None:
     if supervises:
         raise SystemExit(supervise(process, settings.graceful_timeout, layer, control, files=files))
     try:
-        app, settings = application_of(settings)
+        app, settings = load_app(settings)
     except ApplicationError as error:
         control.failed(str(error), error.trace)
         raise SystemExit(1) from None

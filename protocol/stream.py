@@ -92,7 +92,7 @@ class ReliableStream:
         return self.in_flight < self.window
 
     def send(self, event: Event) -> tuple[Frame, int]:
-        """Number an event and keep it until it is acknowledged.
+        """Assign the next number to an event, and keep the event until it is acknowledged.
 
         Returns:
             The frame, and its size in bytes.

@@ -13,7 +13,7 @@ from asgibus.layers.memory import InMemoryChannelLayer
 from asgibus.testing.layer import WorkerLayer
 from asgibus.testing.tasks import Tasks
 from asgibus.worker.background import BackgroundWorker
-from asgibus.worker.loader import adapted
+from asgibus.worker.loader import adapt_app
 from asgibus.worker.settings import WorkerSettings
 from asgibus.worker.worker import Worker, is_disconnect
 
@@ -113,7 +113,7 @@ class VirtualWorker:
         try:
             if self._settings.factory:
                 self._app = self._app()
-            self._app, settings = adapted(self._app, self._settings)
+            self._app, settings = adapt_app(self._app, self._settings)
             kind = BackgroundWorker if settings.channels else Worker
             await kind(settings, self._run_app, self._layer).serve(self._stop, self._ready.set)
         except asyncio.CancelledError:

@@ -1,4 +1,4 @@
-"""The error of an app that cannot be run, with the part of the traceback that belongs to the app."""
+"""Errors of apps that cannot be run, with the part of the traceback that belongs to the app."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-OURS = {"asgibus", "importlib"}  # packages whose frames stand above the app's and say nothing about it
-LONGEST_TEXT = 300  # characters of an error's message that one line of a terminal still shows well
+OURS = {"asgibus", "importlib"}  # packages whose frames come before the app's and do not explain the error
+LONGEST_TEXT = 300  # characters of a message in one line of the log
 
 
 class AppError(Exception):
-    """The app cannot be run. The text says what, where and what to do, in one line.
+    """An error that keeps the app from running.
 
-    `trace` is the traceback from the first frame of the app on, or empty where no code of the app has raised.
+    Args:
+        text: What is wrong, where, and what to do, in one line.
+        trace: The traceback from the first frame of the app on; empty if no code of the app has raised.
     """
 
     def __init__(self, text: str, trace: str = "") -> None:
@@ -24,20 +26,20 @@ class AppError(Exception):
 
 
 def trace_of(error: BaseException) -> str:
-    """Return the traceback as Python prints it, without the frames above the app's. Empty if the app has no frame."""
+    """Return the traceback as Python prints it, without the frames before the app's; empty if the app has no frame."""
     has_frames = False
     for each in _chain(error):
         each.__traceback__ = _of_app(each.__traceback__)
         has_frames = has_frames or each.__traceback__ is not None
     if has_frames:
         return "".join(traceback.format_exception(error))
-    if isinstance(error, SyntaxError):  # no frame of the file has run, and the error itself shows the line
+    if isinstance(error, SyntaxError):  # no code of the file has run, and the error itself shows the line
         return "".join(traceback.format_exception_only(error))
     return ""
 
 
 def line_of(error: BaseException) -> str:
-    """Return the error in one line: its type, its message, and where in the app it was raised."""
+    """Return the type and the message of an error, and where in the app it was raised, in one line."""
     if isinstance(error, SyntaxError) and error.filename:
         text, place = error.msg, f" ({error.filename}, line {error.lineno})"
     else:
@@ -51,7 +53,7 @@ def line_of(error: BaseException) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and those that led to it."""
+    """Yield an error, its causes and its contexts."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:

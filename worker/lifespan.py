@@ -1,4 +1,4 @@
-"""The app's start-up and shut-down, ASGI "Lifespan Protocol" 2.0: once per worker process."""
+"""The start-up and shut-down of the app, once per worker process: ASGI "Lifespan Protocol" 2.0."""
 
 from __future__ import annotations
 
@@ -18,22 +18,29 @@ logger = logging.getLogger("asgibus.worker")
 Mode = Literal["auto", "on", "off"]
 
 
-SHUTDOWN_SECONDS = 30.0  # for the app's shut-down: whoever stops the process waits for about as long
-END_SECONDS = 5.0  # for the app to return when it has said that it is done, and again when it is cancelled
+SHUTDOWN_SECONDS = 30.0  # for the app's shut-down: supervisors wait about as long before they kill the process
+END_SECONDS = 5.0  # for the app to return after its shut-down, and again after it was cancelled
 
 
 class LifespanError(AppError):
-    """The app said that its start-up failed, or raised in it where that counts as failure."""
+    """The app reported that its start-up failed; or it raised, and the mode counts that as a failure."""
 
 
 @asynccontextmanager
 async def lifespan(app: Application, mode: Mode, stop: anyio.Event) -> AsyncIterator[dict[str, Any]]:
-    """Run the app's start-up, give its state, and run its shut-down at the end.
+    """Run the app's start-up, yield its state, and run its shut-down at the end.
 
-    A start-up that has not ended when `stop` is set is cancelled, and whoever uses this must then do nothing more.
+    Args:
+        app: The application.
+        mode: With "auto" an app that raises on the lifespan scope is served without a lifespan, as the specification
+            demands. With "on" that is a failure. With "off" the app is not called.
+        stop: Cancels the start-up when it is set. The caller must check it before it serves.
 
-    "auto" goes on without when the app raises on the lifespan scope, as the specification asks; "on" takes that as a
-    failure; "off" does not ask the app. Raises LifespanError.
+    Yields:
+        The state of the lifespan scope.
+
+    Raises:
+        LifespanError: The start-up failed.
     """
     if mode == "off":
         yield {}
@@ -52,7 +59,7 @@ async def lifespan(app: Application, mode: Mode, stop: anyio.Event) -> AsyncIter
 
 
 def _failed(message: str, raised: BaseException | None) -> LifespanError:
-    """Return the error of a start-up. Frameworks send a whole traceback as its message: the last line is the error."""
+    """Return the error of a start-up. Some frameworks send a traceback as the message; its last line is the error."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     trace = message if len(lines) > 1 else trace_of(raised) if raised is not None else ""
     why = lines[-1] if lines else ""
@@ -60,20 +67,26 @@ def _failed(message: str, raised: BaseException | None) -> LifespanError:
 
 
 class _Lifespan:
+    """One call of the app with the lifespan scope.
+
+    The call is a task of its own, because it lasts as long as the worker, and the start-up and the shut-down are waited
+    for in different places.
+    """
+
     def __init__(self, app: Application, mode: Mode) -> None:
         self._app = app
         self._mode = mode
         self.state: dict[str, Any] = {}
         self.raised: BaseException | None = None
-        """The error of the app's start-up, if that failed."""
-        self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue(maxsize=2)  # start-up and shut-down, no more
+        """The exception of the app, if the start-up failed."""
+        self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue(maxsize=2)  # the start-up and the shut-down
         self._started: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._stopped: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-        self._asked = False
+        self._received = False
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> str | None:
-        """Run the app's start-up. Returns why it failed, or None."""
+        """Run the app's start-up. Return None, or the reason why it failed."""
         self._task = asyncio.create_task(self._run(), name="lifespan")
         self._events.put_nowait({"type": "lifespan.startup"})
         failure = await self._started
@@ -82,13 +95,14 @@ class _Lifespan:
         return failure
 
     async def cancel_start(self, stop: anyio.Event) -> None:
-        """Cancel the app once `stop` is set."""
+        """Cancel the app when `stop` is set."""
         await stop.wait()
         if self._task is not None:
             logger.info("the app's start-up is cancelled")
             self._task.cancel()
 
     async def stop(self) -> None:
+        """Run the app's shut-down, and wait until the app has returned."""
         assert self._task is not None
         if self._task.done():
             return
@@ -100,7 +114,7 @@ class _Lifespan:
         await self._end()
 
     async def _end(self) -> None:
-        """Wait until the app has returned; one that does not is cancelled."""
+        """Wait until the app has returned, and cancel it if it does not."""
         assert self._task is not None
         await asyncio.wait([self._task], timeout=END_SECONDS)
         if not self._task.done():
@@ -117,13 +131,13 @@ class _Lifespan:
         }
         try:
             await self._app(scope, self._receive, self._send)
-        except Exception as error:  # whatever the app raises is its answer
+        except Exception as error:  # any exception of the app is an answer
             if self._started.done() and self._started.result() is not None:
-                self.raised = error  # it has said that its start-up failed
+                self.raised = error  # the app has reported that its start-up failed
             elif self._started.done():
                 logger.error("the app raised in its lifespan", exc_info=error)
-            elif self._mode == "auto" and self._asked:
-                # An app without a lifespan refuses the scope; this one has taken the event, and then failed.
+            elif self._mode == "auto" and self._received:
+                # An app without a lifespan rejects the scope. This one has received the start-up, and then failed.
                 logger.warning(
                     "the app raised in its start-up and is served all the same; --lifespan on prevents it",
                     exc_info=error,
@@ -139,7 +153,7 @@ class _Lifespan:
 
     async def _receive(self) -> dict[str, Any]:
         event = await self._events.get()
-        self._asked = True
+        self._received = True
         return event
 
     async def _send(self, event: MutableMapping[str, Any]) -> None:
@@ -151,11 +165,11 @@ class _Lifespan:
         elif kind == "lifespan.shutdown.complete":
             self._resolve(self._stopped, None)
         elif kind == "lifespan.shutdown.failed":
-            # At any time: an app may tell while it serves that it has failed.
+            # At any time: an app may report a failure while it serves.
             logger.error("the app's shut-down failed: %s", event.get("message", ""))
             self._resolve(self._stopped, None)
         else:
-            self._asked = False  # it takes this for another scope
+            self._received = False  # the app takes this for another scope
             raise ValueError(f"unknown lifespan event {kind!r}")
 
     @staticmethod

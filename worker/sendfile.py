@@ -1,7 +1,7 @@
 """Files that an app sends by path or by descriptor: the ASGI extensions "http.response.pathsend" and "zerocopysend".
 
-The client's socket is in another process, so the worker reads the file: part by part, each in a thread when the client
-has taken what was before it. The event loop never waits for a disk.
+The client's socket is in another process, so the worker reads the file. It reads a part in a thread after the client
+has taken all parts before it. The event loop never waits for a disk.
 """
 
 from __future__ import annotations
@@ -20,17 +20,22 @@ from asgibus.protocol.events import PATH_SEND, Event
 from asgibus.protocol.stream import PART
 
 SendPart = Callable[[bytes, bool], Awaitable[None]]
-"""Takes a part of the body, and whether it is the last of this file."""
+"""Sends a part of the body; the second argument says whether it is the last part of the file."""
 
 
 async def send_file(event: Event, limit: int | None, send_part: SendPart) -> None:
-    """Send the file of a PATH_SEND or ZERO_COPY_SEND event, at most `limit` bytes of it.
+    """Send the file of an event, in at least one part.
 
-    At least one part is sent, if only an empty one. What is wrong with the file is an OSError, before the first part
-    unless it happens later; what `send_part` raises ends it.
+    Args:
+        event: A PATH_SEND or a ZERO_COPY_SEND.
+        limit: The most bytes to send; None for all.
+        send_part: Sends a part. Its exceptions are passed on.
+
+    Raises:
+        OSError: The file cannot be read. If it cannot be opened, no part was sent.
     """
     if event[0] == PATH_SEND:
-        file = await _opened(event[1])
+        file = await _open_in_thread(event[1])
         try:
             await _send_parts(file.fileno(), 0, limit, send_part)
         finally:
@@ -46,21 +51,21 @@ async def send_file(event: Event, limit: int | None, send_part: SendPart) -> Non
 
 
 async def _send_parts(descriptor: int, position: int, limit: int | None, send_part: SendPart) -> int:
-    """Send what is there from `position` on; returns the position behind it."""
-    left = limit
+    """Send the file from `position` on. Return the position after the last byte."""
+    remaining = limit
     while True:
-        size = PART if left is None else min(PART, left)
+        size = PART if remaining is None else min(PART, remaining)
         data = await to_thread.run_sync(os.pread, descriptor, size, position) if size else b""
         position += len(data)
-        if left is not None:
-            left -= len(data)
-        last = not data or left == 0
+        if remaining is not None:
+            remaining -= len(data)
+        last = not data or remaining == 0
         await send_part(data, last)
         if last:
             return position
 
 
-async def _opened(path: str) -> io.FileIO:
+async def _open_in_thread(path: str) -> io.FileIO:
     opening = asyncio.ensure_future(to_thread.run_sync(_open, path))
     try:
         return await asyncio.shield(opening)
@@ -70,7 +75,7 @@ async def _opened(path: str) -> io.FileIO:
 
 
 def _open(path: str) -> io.FileIO:
-    # Without O_NONBLOCK a named pipe would keep the thread until somebody writes to it.
+    # Without O_NONBLOCK the thread would wait until a process writes to a named pipe.
     file = io.FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     mode = os.fstat(file.fileno()).st_mode
     if not stat.S_ISREG(mode):
@@ -86,9 +91,10 @@ def _close_unused(opening: asyncio.Future[io.FileIO]) -> None:
 
 
 def place_in_file(file: Any) -> tuple[int, int] | None:
-    """Return the descriptor of an open file and the position in it, if its descriptor gives what `read` would give.
+    """Return the descriptor of an open file and the position in it, if reading the descriptor equals `file.read`.
 
-    None for anything but a regular file that Python itself has opened for bytes: what wraps one may unpack it.
+    Return None for anything but a regular file that Python itself has opened for bytes. An object that wraps a file may
+    change its content, for example decompress it.
     """
     if type(file) not in (io.BufferedReader, io.BufferedRandom, io.FileIO):
         return None
@@ -103,7 +109,7 @@ def _descriptor(file: Any) -> int:
 
 
 def _position(file: Any) -> int:
-    """Where reading goes on: a buffered file's own idea of it, which is behind the descriptor's."""
+    """Return the position of the next read. A buffered file knows its own, which is before the descriptor's."""
     if isinstance(file, (io.RawIOBase, io.BufferedIOBase)):
         return file.tell()
     return os.lseek(_descriptor(file), 0, os.SEEK_CUR)

@@ -504,7 +504,7 @@ class Session:
             self.post(held)
 
     def post(self, event: Event) -> None:
-        """Number an event and post it to the interface server."""
+        """Post an event to the interface server."""
         frame, counted = self.stream.send(event)
         bus = self.host.bus
         if self._handling is None:

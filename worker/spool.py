@@ -1,6 +1,6 @@
-"""Bytes that wait for a thread of a WSGI app, or for a client: a few in memory, the others in temporary files.
+"""Bodies that wait for a thread of a WSGI app or for a client: in memory at first, then in temporary files.
 
-The files are unnamed, so nothing is left behind when the process dies. They lie in TMPDIR, or in /tmp.
+The files have no names, so none is left when the process dies. They are in TMPDIR, or in /tmp.
 """
 
 from __future__ import annotations
@@ -20,45 +20,48 @@ from anyio import to_thread
 logger = logging.getLogger("asgibus.worker")
 
 REQUEST_IN_MEMORY = 64 * 1024  # bytes of one body: there may be thousands of slow uploads
-RESPONSE_IN_MEMORY = 256 * 1024  # bytes of one body, as many as are under way to the client
+RESPONSE_IN_MEMORY = 256 * 1024  # bytes of one body: the size of the window
 READ = 256 * 1024  # bytes read from a file at once
 FEWEST_FILES = 16
-FILES_SHARE = 16  # one in so many of the files that the process may have open
-QUIET_SECONDS = 10.0  # between two log lines of one kind: when a disk is full, it is full for everybody
+FILES_SHARE = 16  # bodies use at most one in so many of the files that the process may open
+QUIET_SECONDS = 10.0  # between two log lines of one kind: a full disk affects every request
 
 
 class SpoolFull(Exception):
-    """The files of all requests together take up all the room that they may have, or are too many."""
+    """The temporary files of all requests have reached their limit of bytes or of files."""
 
 
 class Spool:
-    """The room on disk for the bodies of a worker's requests and responses: `size` bytes. For any thread.
+    """The room on disk for the bodies of a worker's requests and responses. May be used from any thread.
 
-    The files are also bounded in number, by a share of the files that the process may have open: a worker that has none
-    left cannot reach Redis again.
+    The number of files is limited too, to a share of the files that the process may open. A worker without free
+    descriptors could not connect to Redis again.
+
+    Args:
+        size: The limit in bytes.
     """
 
     def __init__(self, size: int) -> None:
-        self._left = size
+        self._free = size
         self._files = 0
         self._lock = threading.Lock()
         self._quiet_until: dict[str, float] = {}
 
     def take(self, count: int) -> bool:
-        """Take `count` bytes; or none, and return False, if there are fewer."""
+        """Reserve `count` bytes. Return False, and reserve none, if fewer are free."""
         with self._lock:
-            taken = count <= self._left
+            taken = count <= self._free
             if taken:
-                self._left -= count
+                self._free -= count
             return taken
 
     def give_back(self, count: int) -> None:
-        """Give back `count` of the bytes that were taken."""
+        """Release `count` reserved bytes."""
         with self._lock:
-            self._left += count
+            self._free += count
 
     def take_file(self) -> bool:
-        """Count one more file; or none, and return False, if there are as many as there may be."""
+        """Reserve a file. Return False, and reserve none, if the limit is reached."""
         most = max(FEWEST_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // FILES_SHARE)
         with self._lock:
             taken = self._files < most
@@ -67,12 +70,12 @@ class Spool:
             return taken
 
     def give_back_file(self) -> None:
-        """Count one file less."""
+        """Release a reserved file."""
         with self._lock:
             self._files -= 1
 
     def warn(self, message: str) -> None:
-        """Log `message`, unless it was logged within the last ten seconds."""
+        """Log a message, unless it was logged in the last ten seconds."""
         now = time.monotonic()
         with self._lock:
             if now < self._quiet_until.get(message, 0.0):
@@ -82,7 +85,11 @@ class Spool:
 
 
 class RequestBody:
-    """The body of a request, gathered part by part until it is whole. `size` is in bytes. To be closed."""
+    """The body of a request, which is collected until it is whole. The owner must close it.
+
+    Args:
+        spool: The room on disk.
+    """
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
@@ -91,7 +98,12 @@ class RequestBody:
         self.size = 0
 
     async def write(self, data: bytes) -> None:
-        """Add a part. Raises SpoolFull; and OSError, above all if the disk is full."""
+        """Append a part.
+
+        Raises:
+            SpoolFull: The spool has no room.
+            OSError: The part cannot be written, above all because the disk is full.
+        """
         self.size += len(data)
         if self.size <= REQUEST_IN_MEMORY:
             self._file.write(data)
@@ -107,21 +119,25 @@ class RequestBody:
         await to_thread.run_sync(self._write_to_disk, data)
 
     async def rewind(self) -> IO[bytes]:
-        """Return the body as a file, at its beginning. Raises OSError, above all if the disk is full."""
+        """Return the body as a file, positioned at its beginning.
+
+        Raises:
+            OSError: The buffer of the file cannot be written, above all because the disk is full.
+        """
         if self._on_disk:
-            await to_thread.run_sync(self._file.seek, 0)  # writes to the disk what is still in the file's buffer
+            await to_thread.run_sync(self._file.seek, 0)  # also writes the buffer of the file to the disk
         else:
             self._file.seek(0)
         return self._file
 
     async def close(self) -> None:
-        """Delete the file, and give back its room."""
+        """Delete the file and release its room."""
         if not self._on_disk:
             self._file.close()
             return
         try:
-            with suppress(OSError):  # of a full disk, on which the buffer of the file finds no room
-                await to_thread.run_sync(self._file.close)  # to delete a large file takes its time
+            with suppress(OSError):  # the buffer of the file may not fit on a full disk
+                await to_thread.run_sync(self._file.close)  # deleting a large file takes time
         finally:
             self._spool.give_back(self.size)
             self._spool.give_back_file()
@@ -132,22 +148,26 @@ class RequestBody:
 
 
 class ResponseBody:
-    """The body of a response, on its way from the thread of the app to the event loop. To be closed.
+    """The body of a response, between the thread of the app and the event loop. The owner must close it.
 
-    The event loop reads as fast as the client does. The thread writes as fast as the app goes, until it is `ahead`
+    The event loop reads as fast as the client does. The thread writes as fast as the app runs, until it is `ahead`
     bytes before the event loop, or the spool is full.
+
+    Args:
+        spool: The room on disk.
+        ahead: The most bytes that are written and not read.
     """
 
     def __init__(self, spool: Spool, ahead: int) -> None:
         self._spool = spool
         self._ahead = ahead
         self._loop = asyncio.get_running_loop()
-        self._changed = threading.Condition()  # protects what follows, and tells the thread that there is room again
-        self._parts: list[bytes] = []  # they come before what is in the file
+        self._changed = threading.Condition()  # guards the fields below; notified when there is room for the thread
+        self._parts: list[bytes] = []  # they precede the content of the file
         self._in_memory = 0
         self._file: IO[bytes] | None = None
-        self._has_file = False  # has counted a file, which may not be made yet
-        self._size = 0  # of the file, in bytes, taken from the spool; it is used again from its beginning
+        self._has_file = False  # whether a file is reserved; it may not exist yet
+        self._size = 0  # of the file in bytes, reserved in the spool; a read file is overwritten from its beginning
         self._written = 0
         self._read = 0
         self._writing = False
@@ -158,7 +178,7 @@ class ResponseBody:
         self._cut: Exception | None = None
 
     def close(self) -> None:
-        """Delete the file, and give back its room. The thread must have ended."""
+        """Delete the file and release its room. The thread must have ended."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -167,28 +187,32 @@ class ResponseBody:
             self._spool.give_back_file()
             self._spool.give_back(self._size)
 
-    # For the thread.
+    # Called in the thread.
 
     def write(self, data: bytes) -> None:
-        """Add a part, and wait while there is no room for it. Raises the error of `cut`."""
+        """Append a part, and wait while there is no room for it. Raises the error of `cut`."""
         rest = memoryview(data)
         while rest:
             rest = rest[self._write(rest) :]
 
     def end(self, *, complete: bool) -> None:
-        """Say that nothing follows, and whether the body is complete."""
+        """Mark the end of the body.
+
+        Args:
+            complete: Whether the body is complete; if not, the app has raised.
+        """
         with self._changed:
             self._ended = True
             self._complete = complete
             self._wake()
 
     def raise_if_cut(self) -> None:
-        """Raise the error of `cut` if it has been called."""
+        """Raise the error of `cut`, if it was called."""
         if self._cut is not None:
             raise self._cut
 
     def _write(self, data: memoryview) -> int:
-        """Write the beginning of `data` when there is room, and return its length; 0 if the disk failed."""
+        """Write a first part of `data` when there is room. Return its length; 0 if the disk failed."""
         with self._changed:
             while True:
                 self.raise_if_cut()
@@ -204,18 +228,18 @@ class ResponseBody:
                     break
                 self._changed.wait()
             self._writing = True
-        # Without the lock, for the event loop must not wait for a disk.
+        # Without the lock, because the event loop must not wait for a disk.
         written = self._write_to_disk(data[:length])
         with self._changed:
             self._writing = False
             self._disk_failed = not written
             self._written += written
-            self._begin_again()
+            self._reuse_file()
             self._wake()
         return written
 
     def _grow(self, size: int) -> bool:
-        """Take room for a file of `size` bytes; return whether there is room."""
+        """Reserve room for a file of `size` bytes. Return False if there is none."""
         if not self._has_file:
             self._has_file = self._spool.take_file()
             if not self._has_file:
@@ -235,12 +259,13 @@ class ResponseBody:
             self._spool.warn(f"a response cannot be kept in a temporary file, so its thread waits: {error}")
             return 0
 
-    # For the event loop.
+    # Called in the event loop.
 
     async def read(self) -> tuple[bytes, bool]:
-        """Wait for more of the body. Returns the bytes, and whether they are the last of a complete body.
+        """Wait for the next part of the body.
 
-        When the body has ended and is not complete, no bytes are returned.
+        Returns:
+            The bytes, and whether they are the last of a complete body. No bytes if the body has ended incomplete.
         """
         while True:
             with self._changed:
@@ -262,17 +287,17 @@ class ResponseBody:
             data = await to_thread.run_sync(os.pread, self._file.fileno(), min(READ, end - start), start)
             with self._changed:
                 self._read += len(data)
-                self._begin_again()
+                self._reuse_file()
                 return data, self._finished()
 
     def cut(self, error: Exception) -> None:
-        """Let the thread's next write, and one that waits, raise `error`."""
+        """Make the current and every further write of the thread raise `error`."""
         with self._changed:
             self._cut = error
             self._changed.notify()
 
-    def _begin_again(self) -> None:
-        """Write to the beginning of the file again, if all of it has been read."""
+    def _reuse_file(self) -> None:
+        """Overwrite the file from its beginning, if all of it was read."""
         if self._read == self._written and not self._writing:
             self._read = self._written = 0
             self._changed.notify()
@@ -281,7 +306,7 @@ class ResponseBody:
         return self._complete and not self._parts and self._read == self._written
 
     def _wake(self) -> None:
-        """Let the event loop go on with `read`."""
+        """Wake the task that waits in `read`."""
         if self._reader is not None:
             self._loop.call_soon_threadsafe(_resolve, self._reader)
             self._reader = None

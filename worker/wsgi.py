@@ -1,7 +1,7 @@
 """WSGI apps (PEP 3333), in threads that never wait for the network.
 
-A request takes a thread when its body is whole. The thread writes the response as fast as the app goes, and is free for
-another request as soon as the app is done, whether or not the client has read the response by then.
+A request gets a thread when its body is whole. The thread writes the response as fast as the app runs, and is free for
+the next request as soon as the app has returned, even if the client has not read the response.
 """
 
 from __future__ import annotations
@@ -33,10 +33,14 @@ class BodyTooLarge(Exception):
 
 
 class WSGIApplication:
-    """An ASGI 3 app that runs a WSGI app, each request in one of the threads that the settings allow.
+    """An ASGI 3 app that runs a WSGI app in a pool of threads.
 
-    A run that is cancelled ends when its thread is free again: the app's next write raises. WebSockets are refused with
-    403.
+    When a request is cancelled, the app's next write raises, and the request ends when its thread has ended.
+    WebSockets are rejected with 403.
+
+    Args:
+        app: The WSGI app.
+        settings: The settings of the worker.
     """
 
     def __init__(self, app: WSGICallable, settings: WorkerSettings) -> None:
@@ -46,12 +50,12 @@ class WSGIApplication:
         self._max_body_size = settings.wsgi_max_body_size
         self._ahead = settings.wsgi_response_buffer
         self._spool = Spool(settings.wsgi_spool_size)
-        self._waiting = 0  # requests that wait for their client, and need no thread
+        self._waiting = 0  # requests that wait for their client and need no thread
         self.on_free: Callable[[], object] = lambda: None
-        """Called when a request needs no thread any more."""
+        """Called when a request has released its thread."""
 
     def free_threads(self, connections: int) -> int:
-        """Return how many threads are free while `connections` are served."""
+        """Return the number of free threads while that many connections are served."""
         return self._threads - (connections - self._waiting)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +73,7 @@ class WSGIApplication:
         self._wait()
         request = RequestBody(self._spool)
         try:
-            body = await self._whole_body(request, scope, receive, send)
+            body = await self._await_body(request, scope, receive, send)
             if body is not None:
                 response = ResponseBody(self._spool, self._ahead)
                 exchange = _Exchange(self._app, _environ(scope, body, request.size), self._spool, response)
@@ -78,12 +82,12 @@ class WSGIApplication:
             await request.close()
             self._waiting -= 1
 
-    async def _whole_body(self, request: RequestBody, scope: Scope, receive: Receive, send: Send) -> IO[bytes] | None:
-        """Wait until the body is whole. Returns None if the client has left, or was refused."""
+    async def _await_body(self, request: RequestBody, scope: Scope, receive: Receive, send: Send) -> IO[bytes] | None:
+        """Wait until the body is whole. Return None if the client is gone or was refused."""
         try:
             if (body := await self._gather(request, scope, receive)) is not None:
                 return body
-            status = HTTPStatus.SERVICE_UNAVAILABLE  # the worker stops, or nobody is there to read this
+            status = HTTPStatus.SERVICE_UNAVAILABLE  # the worker stops, or the client is gone
         except BodyTooLarge:
             status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         except SpoolFull:
@@ -96,9 +100,15 @@ class WSGIApplication:
         return None
 
     async def _gather(self, request: RequestBody, scope: Scope, receive: Receive) -> IO[bytes] | None:
-        """Write the body to `request`. Returns it when it is whole, or None when nothing more comes.
+        """Write the body to `request`.
 
-        Raises BodyTooLarge, SpoolFull, OSError.
+        Returns:
+            The whole body as a file; None if the client is gone.
+
+        Raises:
+            BodyTooLarge: The body is larger than the settings allow.
+            SpoolFull: The spool has no room.
+            OSError: The body cannot be written.
         """
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if int(length) > self._max_body_size:
@@ -115,23 +125,23 @@ class WSGIApplication:
         return await request.rewind()
 
     async def _respond(self, exchange: _Exchange, send: Send) -> None:
-        """Run the app in a thread, and send its response."""
+        """Run the app in a thread and send its response."""
         self._waiting -= 1
         loop, context = asyncio.get_running_loop(), contextvars.copy_context()
         run = loop.run_in_executor(self._pool, context.run, exchange.run)
         run.add_done_callback(self._wait)
         try:
             await exchange.forward(send)
-            await run  # it has ended; this raises what the app raised
+            await run  # raises the exception of the app
         except BaseException as error:
             if not run.done():
                 exchange.response.cut(error if isinstance(error, Exception) else OSError("the request was cut off"))
                 await asyncio.wait([run])
-                run.exception()  # what the app made of it is of no interest
+                run.exception()  # marks it as retrieved: it follows from the error above
             raise
         finally:
             exchange.response.close()
-            if exchange.has_file:  # its `close` may be the app's, and wait, so it is called in a thread
+            if exchange.has_file:  # its `close` may be the app's and block, so it is called in a thread
                 await asyncio.shield(loop.run_in_executor(self._pool, context.run, exchange.close_file))
 
     def _wait(self, _: object = None) -> None:
@@ -140,7 +150,7 @@ class WSGIApplication:
 
 
 class FileWrapper:
-    """A file in the place of a body: `wsgi.file_wrapper`, PEP 3333, "Optional Platform-Specific File Handling"."""
+    """A file as a body: `wsgi.file_wrapper`, PEP 3333, "Optional Platform-Specific File Handling"."""
 
     def __init__(self, file: Any, block_size: int = PART) -> None:
         self.file = file
@@ -160,20 +170,20 @@ class _Exchange:
         self._environ = environ
         self._spool = spool
         self._head: tuple[int, Headers] | None = None
-        self._begun = False
+        self._started = False
         self._file: tuple[int, int] | None = None  # descriptor and position
         self._close_file: Callable[[], object] | None = None
         self.response = response
 
     @property
     def has_file(self) -> bool:
-        """Whether the app has returned a file, which is to be closed when it is sent."""
+        """Whether the app has returned a file, which must be closed after it was sent."""
         return self._file is not None
 
-    # In the event loop.
+    # Called in the event loop.
 
     async def forward(self, send: Send) -> None:
-        """Send the response while the thread writes it, until it ends; not the end if the app raised."""
+        """Send the response while the thread writes it. The end is not sent if the app has raised."""
         started = False
         last = False
         while not last:
@@ -192,22 +202,22 @@ class _Exchange:
             else:
                 await send({"type": "http.response.body", "body": body, "more_body": not last})
 
-    # In the thread.
+    # Called in the thread.
 
     def run(self) -> None:
-        """Call the app, and write what it returns."""
+        """Call the app and write the body that it returns."""
         complete = False
         try:
             self.response.raise_if_cut()
             self._write_all(self._app(self._environ, self._start_response))
             complete = True
-        except StopIteration as error:  # a future cannot hold one
+        except StopIteration as error:  # a future cannot hold a StopIteration
             raise RuntimeError("the WSGI app raised StopIteration") from error
         finally:
             self.response.end(complete=complete)
 
     def close_file(self) -> None:
-        """Call `close` of what the app returned."""
+        """Close the file that the app has returned."""
         self._spool.give_back_file()
         if self._close_file is not None:
             self._close_file()
@@ -215,30 +225,30 @@ class _Exchange:
     def _write_all(self, parts: Iterable[bytes]) -> None:
         close = getattr(parts, "close", None)
         try:
-            if type(parts) is FileWrapper and not self._begun and self._environ["REQUEST_METHOD"] != "HEAD":
+            if type(parts) is FileWrapper and not self._started and self._environ["REQUEST_METHOD"] != "HEAD":
                 place = place_in_file(parts.file)
                 if place is not None and self._spool.take_file():
-                    self._begin()
+                    self._fix_head()
                     self._file = place
                     self._close_file, close = close, None
                     return
             for part in parts:
                 if part:
-                    if not self._begun and isinstance(parts, list | tuple) and len(parts) == 1:
-                        self._say_length(len(part))
+                    if not self._started and isinstance(parts, list | tuple) and len(parts) == 1:
+                        self._add_length(len(part))
                     self._write(part)
                     if self._environ["REQUEST_METHOD"] == "HEAD":
-                        break  # the head is said, and nobody wants the body
-            self._begin()
+                        break  # only the head is sent
+            self._fix_head()
         finally:
             if close is not None:
                 close()
 
     def _start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Write:
-        """Note the head: until the body begins the app may call this again, with an error, and replace it."""
+        """Store the head. Until the body begins, the app may replace it with that of an error."""
         if exc_info is not None:
             try:
-                if self._begun:
+                if self._started:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None
@@ -249,23 +259,23 @@ class _Exchange:
 
     def _write(self, data: bytes) -> None:
         if data:
-            self._begin()
+            self._fix_head()
             if self._environ["REQUEST_METHOD"] != "HEAD":
                 self.response.write(data)
 
-    def _begin(self) -> None:
-        """From now on the head cannot be replaced."""
+    def _fix_head(self) -> None:
+        """Fix the head, because the body begins."""
         if self._head is None:
             raise RuntimeError("the WSGI app did not call start_response")
-        self._begun = True
+        self._started = True
 
-    def _say_length(self, length: int) -> None:
-        """Add the length of a body that is known as a whole, PEP 3333, "Handling the Content-Length Header"."""
+    def _add_length(self, length: int) -> None:
+        """Add the length of a body with a single part, PEP 3333, "Handling the Content-Length Header"."""
         if self._head is not None and self._length() is None:
             self._head[1].append((b"content-length", b"%d" % length))
 
     def _length(self) -> int | None:
-        """Return the length of the body that the head promises."""
+        """Return the content-length in the head."""
         assert self._head is not None
         return next((int(value) for name, value in self._head[1] if name == b"content-length"), None)
 
@@ -275,7 +285,7 @@ def _header(name: str, value: str) -> tuple[bytes, bytes]:
 
 
 async def _refuse(send: Send, status: HTTPStatus) -> None:
-    """Answer a request whose body the app does not get."""
+    """Answer a request that the app does not get."""
     body = f"{status.phrase}\n".encode()
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
@@ -285,14 +295,20 @@ async def _refuse(send: Send, status: HTTPStatus) -> None:
 
 
 def _environ(scope: Scope, body: IO[bytes], size: int) -> Environ:
-    """Return the environ of a request, PEP 3333, "environ Variables", whose `body` has `size` bytes."""
+    """Return the environ of a request, PEP 3333, "environ Variables".
+
+    Args:
+        scope: The scope of the request.
+        body: The whole body.
+        size: The bytes of the body.
+    """
     root = scope["root_path"].encode()
     server, port = scope["server"] or ("localhost", 80)
     client, client_port = scope["client"] or ("", None)
     environ: Environ = {
         "REQUEST_METHOD": scope["method"],
         "SCRIPT_NAME": root.decode("latin-1").rstrip("/"),
-        # The decoded path would have lost the bytes that are not UTF-8.
+        # Not the decoded path, which has lost the bytes that are not UTF-8.
         "PATH_INFO": unquote_to_bytes(scope["raw_path"][len(root) :]).decode("latin-1"),
         "QUERY_STRING": scope["query_string"].decode("latin-1"),
         "SERVER_NAME": server,
@@ -314,8 +330,8 @@ def _environ(scope: Scope, body: IO[bytes], size: int) -> Environ:
         environ["REMOTE_PORT"] = str(client_port)
     for name, value in scope["headers"]:
         if name == b"transfer-encoding":
-            environ["CONTENT_LENGTH"] = str(size)  # the body is not chunked any more, and its length is known
-        elif b"_" not in name:  # else it would pass for another with a dash, for which a proxy may have vouched
+            environ["CONTENT_LENGTH"] = str(size)  # the body is no longer chunked, and its length is known
+        elif b"_" not in name:  # else it could be taken for a header with a dash, which a proxy may have checked
             key = name.decode("latin-1").upper().replace("-", "_")
             key = key if key in ("CONTENT_LENGTH", "CONTENT_TYPE") else f"HTTP_{key}"
             text = value.decode("latin-1")

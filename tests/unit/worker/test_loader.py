@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asgibus.worker.loader import ApplicationError, application_of, load_application
+from asgibus.worker.loader import ApplicationError, load_app, load_application
 from asgibus.worker.settings import WorkerSettings
 
 Write = Callable[[str], str]
@@ -174,7 +174,7 @@ def test_what_is_not_called(write: Write) -> None:
 
 
 def opened(app: str, **settings: object) -> tuple[object, WorkerSettings]:
-    return application_of(WorkerSettings(app=app, **settings))  # type: ignore[arg-type]
+    return load_app(WorkerSettings(app=app, **settings))  # type: ignore[arg-type]
 
 
 def opening_refused(app: str, **settings: object) -> str:
