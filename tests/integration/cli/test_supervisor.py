@@ -1,7 +1,6 @@
 """`--processes`: what dies is replaced and announced, and nothing outlives the supervisor."""
 
 import http.client
-import itertools
 import os
 import pty
 import re
@@ -18,7 +17,6 @@ from typing import Any
 import psutil
 import pytest
 
-from asgibus.cli.supervisor import RestartPause
 from asgibus.layers import open_layer
 from asgibus.layers.contract import Claim, Frame
 from asgibus.layers.frames import DEAD
@@ -118,6 +116,7 @@ def test_what_is_said_at_the_start(interfaces: Process, workers: Process) -> Non
     assert {get(interfaces)[1] for _ in range(40)} == {str(pid) for pid in children(workers)}
 
 
+@pytest.mark.parametrize("supervisor", ["both in one"], indirect=True)
 def test_a_killed_process_is_replaced_at_once(supervisor: Process) -> None:
     victim, other = children(supervisor)
     os.kill(victim, signal.SIGKILL)
@@ -141,6 +140,7 @@ class Mourner:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("supervisor", ["workers", "interfaces"], indirect=True)
 async def test_a_death_is_announced_at_once(redis_url: str, supervisor: Process) -> None:
     """Long before the lease of the dead process would end, which is after 5 s."""
     layer = open_layer(redis_url)
@@ -152,6 +152,7 @@ async def test_a_death_is_announced_at_once(redis_url: str, supervisor: Process)
     assert mourner.dead[0].endswith("!")
 
 
+@pytest.mark.parametrize("supervisor", ["workers", "both in one"], indirect=True)
 def test_nothing_outlives_a_killed_supervisor(supervisor: Process) -> None:
     pids = children(supervisor)
     supervisor.kill()
@@ -172,10 +173,9 @@ def test_nothing_outlives_a_supervisor_that_was_killed_at_the_start(
     wait_until(lambda: not running(pids), what="the end of all processes")
 
 
-@pytest.mark.parametrize("stop", ["terminate", "interrupt"])
-def test_a_signal_ends_all(supervisor: Process, stop: str) -> None:
+def test_a_signal_ends_all(supervisor: Process) -> None:
     pids = children(supervisor)
-    getattr(supervisor, stop)()
+    supervisor.terminate()
     assert supervisor.wait() == 0
     assert not running(pids)
     for pid in pids:
@@ -246,26 +246,6 @@ def test_a_terminal(redis_url: str, processes: Processes, terminal: tuple[int, s
     assert process.log().count("worker stopped") == 2
 
 
-def test_a_process_that_is_told_to_stop_is_replaced(supervisor: Process) -> None:
-    """Whoever ends one process means that one; nobody died."""
-    victim = children(supervisor)[0]
-    os.kill(victim, signal.SIGTERM)
-    supervisor.wait_for(rf"INFO +\[{supervisor.pid}\] process {victim} retires: starting another")
-    wait_until(lambda: len(readied(supervisor)) == 3 and len(children(supervisor)) == 2, what="another ready process")
-    assert "ERROR" not in supervisor.log()
-
-
-def test_who_dies_young_comes_back_ever_later(workers: Process, tmp_path: Path) -> None:
-    (tmp_path / "crash").touch()
-    os.kill(children(workers)[0], signal.SIGKILL)
-    for seconds in ("0.5", "1"):
-        workers.wait_for(rf"was killed by SIGSEGV: starting another in {seconds} s")
-    (tmp_path / "crash").unlink()
-    wait_until(lambda: len(children(workers)) == 2, what="another process")
-    count = len(readied(workers))
-    assert count < 7, "no more than the two, and a few that came back"
-
-
 def test_a_lost_redis_does_not_end_the_restarting(start_redis: Callable[..., RedisServer], start_worker: Start) -> None:
     redis = start_redis()
     workers = supervised(start_worker(APP, "--layer", redis.url, "--processes", 2))
@@ -276,13 +256,6 @@ def test_a_lost_redis_does_not_end_the_restarting(start_redis: Callable[..., Red
     workers.wait_for(r"failed to start: Redis at \S+ cannot be used: Connection refused: starting another in 0.5 s")
     redis.start()
     wait_until(lambda: len(readied(workers)) == 3, what="another ready process")
-
-
-def test_the_pauses() -> None:
-    pause = RestartPause()
-    assert [pause.after(1) for _ in range(9)] == [0, 0.5, 1, 2, 4, 8, 16, 30, 30]
-    assert pause.after(60) == 0, "it had lived for long"
-    assert pause.after(1) == 0.5
 
 
 def test_a_start_that_fails(redis_url: str, start_worker: Start, start_interface: Start, tmp_path: Path) -> None:
@@ -319,88 +292,6 @@ def test_a_rolling_restart_under_load(load: list[tuple[int, str]], interfaces: P
     wait_until(lambda: len(load) > count + 20, what="more answers")
     assert {status for status, _ in load} == {200}, [answer for answer in load if answer[0] != 200]
     assert "ERROR" not in interfaces.log() + workers.log()
-
-
-def test_a_rolling_restart_with_a_mistake(interfaces: Process, workers: Process, tmp_path: Path) -> None:
-    before = children(workers)
-    workers.allow_traceback = True
-    (tmp_path / "import-fails").touch()
-    workers.send_signal(signal.SIGHUP)
-    workers.wait_for(r"failed to start: the app .* a new version with a mistake .*: the old processes stay")
-    assert children(workers) == before
-    assert get(interfaces)[0] == 200
-
-
-def test_a_rolling_restart_does_not_wait_for_ever(
-    redis_url: str, interfaces: Process, processes: Processes, tmp_path: Path
-) -> None:
-    """A start-up that hangs is given up, here by a command of less patience, and the next restart works."""
-    patience = "from asgibus.cli import supervisor; supervisor.START_SECONDS = 4.0"
-    program = f"{patience}; from asgibus.cli.worker import main; main()"
-    command = [sys.executable, "-c", program, APP, "--layer", redis_url, "--processes", "2"]
-    workers = supervised(processes.start("workers", command, ready=r"worker ready"))
-    before = children(workers)
-    (tmp_path / "start-up-hangs").touch()
-    workers.send_signal(signal.SIGHUP)
-    said = workers.wait_for(r"ERROR +\[\d+\] process (\d+) was not ready within 4 s: the old processes stay\n")
-    assert int(said[1]) not in before
-    wait_until(lambda: children(workers) == before, what="the end of the new process")
-    assert get(interfaces)[0] == 200
-    (tmp_path / "start-up-hangs").unlink()
-    workers.send_signal(signal.SIGHUP)
-    workers.wait_for("all processes are replaced")
-    assert not set(children(workers)) & set(before)
-    assert workers.log().count("ERROR") == 1
-
-
-def restart_all(workers: Process) -> int:
-    """Rolling restarts until one has found all processes ready, as far as the supervisor knew; how many it took."""
-    for count in itertools.count(1):
-        said = len(workers.log())
-        workers.send_signal(signal.SIGHUP)
-        wait_until(lambda count=count: workers.log().count(REPLACED) == count, what="the end of the restart")
-        if "retires" not in workers.log()[said:]:
-            wait_until(lambda: len(children(workers)) == 2, what="the end of the old processes")
-            return count
-    raise AssertionError
-
-
-def test_a_death_in_a_rolling_restart_leaves_no_process_too_many(workers: Process, tmp_path: Path) -> None:
-    """The old one dies young, so that its place is to be filled after a pause; the restart fills it before."""
-    found = workers.wait_for(r"supervisor ready: 2 processes \((\d+), \d+\)")
-    old = int(found[1])
-    for count in (3, 4, 5):
-        os.kill(old, signal.SIGKILL)
-        wait_until(lambda count=count: len(readied(workers)) == count, 10, "another ready process")
-        old = readied(workers)[-1]
-    restarts = restart_all(workers)
-    old = readied(workers)[-2]  # the place that was filled first
-    before = set(children(workers))
-    (tmp_path / "start-up-hangs").touch()
-    workers.send_signal(signal.SIGHUP)
-    wait_until(lambda: len(children(workers)) == 3, 5, "its successor")
-    (new,) = set(children(workers)) - before
-    os.kill(old, signal.SIGKILL)
-    workers.wait_for(rf"process {old} was killed by SIGKILL: starting another in 2 s")
-    (tmp_path / "start-up-hangs").unlink()
-    wait_until(lambda: workers.log().count(REPLACED) == restarts + 1, 10, "the end of the restart")
-    os.kill(new, signal.SIGKILL)
-    workers.wait_for(rf"process {new} was killed by SIGKILL: starting another", 10)
-
-
-def test_a_rolling_restart_does_not_spare_who_is_starting(workers: Process, tmp_path: Path) -> None:
-    """It may have read the old code."""
-    before = children(workers)
-    (tmp_path / "start-up-hangs").touch()
-    os.kill(before[0], signal.SIGKILL)
-    wait_until(lambda: set(children(workers)) - set(before), 5, "a process that starts")
-    (starting,) = set(children(workers)) - set(before)
-    workers.send_signal(signal.SIGHUP)
-    workers.wait_for("SIGHUP: replacing one process after another")
-    (tmp_path / "start-up-hangs").unlink()
-    workers.wait_for("all processes are replaced", 10)
-    wait_until(lambda: not running([*before, starting]), 10, "the end of all old processes")
-    wait_until(lambda: len(children(workers)) == 2, 10, "two processes")
 
 
 def test_requests_of_a_worker_are_bounded(redis_url: str, start_worker: Start, interfaces: Process) -> None:
