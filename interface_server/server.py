@@ -35,7 +35,6 @@ logger = logging.getLogger("asgibus.interface")
 TICK_SECONDS = 0.25  # how exactly time limits are kept; one pass over all sockets each
 PAUSE_SECONDS = 1.0  # between two ticks: a longer time is a pause of this process, and no client or worker is to blame
 DRAIN_SECONDS = 5.0  # for the last frames to reach the bus; a layer that is away must not keep the process
-WRITE_HIGH_WATER = 64 * 1024  # bytes in a socket's write buffer at which its connection stops acknowledging
 
 
 class Server:
@@ -65,7 +64,6 @@ class Server:
         self.settings = settings
         self.shared = shared
         self.standard_headers = StandardHeaders(server=settings.server_header, date=settings.date_header)
-        self.half_close = settings.ssl_certfile is None  # TLS has no half-closed connections
         self.now = 0.0
         """The event loop's time at the last tick, without the time for which this process was paused."""
         self._listeners = listeners
@@ -213,7 +211,6 @@ class Server:
             transport: The socket.
             origin: The addresses that the PROXY protocol has reported.
         """
-        transport.set_write_buffer_limits(high=WRITE_HIGH_WATER)
         client = host_and_port(transport.get_extra_info("peername"))
         server = host_and_port(transport.get_extra_info("sockname"))
         if origin is not None and origin.known:
@@ -232,7 +229,7 @@ class Server:
         """Hand a socket over to the WebSocket protocol."""
         WebSocketProtocol(self, transport, writer).begin(request, tail)
 
-    def is_slow(self, transport: asyncio.Transport) -> bool:
+    def check_slow_client(self, transport: asyncio.Transport) -> bool:
         """Return whether more than `--slow-client-buffer` bytes wait for a client, and count it if so."""
         if transport.get_write_buffer_size() <= self.settings.slow_client_buffer:
             return False

@@ -38,5 +38,5 @@ class ServerContext(SocketRegistry, Protocol):
     def admit(self, holder: Holder, /) -> bool:
         """Add a socket that was accepted, and return False if `--max-connections` sockets are open already."""
 
-    def is_slow(self, transport: asyncio.Transport, /) -> bool:
+    def check_slow_client(self, transport: asyncio.Transport, /) -> bool:
         """Return whether more than `--slow-client-buffer` bytes wait for a client, and count it if so."""

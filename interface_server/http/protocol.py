@@ -16,7 +16,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
-from asgibus.interface_server.http.request import ErrorResponse, Peer, Proxies, Request, RequestParser, address_text
+from asgibus.interface_server.http.request import ErrorResponse, Peer, Request, RequestParser, address_text
 from asgibus.interface_server.http.response import Framing, ResponseWriter, StandardHeaders, chunk, plain_response
 from asgibus.interface_server.http.states import (
     CLIENT_EOF,
@@ -32,6 +32,7 @@ from asgibus.interface_server.http.states import (
     SocketEvent,
 )
 from asgibus.interface_server.lingering_close import LINGER_SECONDS, LingeringClose
+from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.interface_server.proxy_protocol import Origin
 from asgibus.interface_server.read_scheduler import READ_SECONDS, SlicedReader
 from asgibus.interface_server.server_context import ServerContext
@@ -64,6 +65,7 @@ CHECK_SECONDS = 1.0  # how often a running request is checked against its limits
 FIRST_REQUEST_SECONDS = 1.0  # how long a stopping server waits for it on a socket that was just accepted
 HEAD_SLICE = 4 * 1024  # bytes that are parsed at once: few enough that the requests in them take little memory
 AHEAD_BYTES = PART  # of the next requests that are buffered before the socket is paused
+WRITE_HIGH_WATER = 64 * 1024  # bytes in the write buffer at which the connection stops acknowledging
 REST_SECONDS = 30.0  # for the rest of a short body after its response; then the next request may come
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER, on, for no time
@@ -76,13 +78,11 @@ class HttpServer(ServerContext, Protocol):
     """Everything that an `HttpProtocol` needs of the server."""
 
     standard_headers: StandardHeaders
-    half_close: bool
-    """Whether a client may close its sending side and still get its response. Not with TLS."""
 
     def peer_of(self, transport: asyncio.Transport, origin: Origin | None, /) -> Peer:
         """Return the two ends of a socket, as a scope has them."""
 
-    def proxies_for(self, peer: Peer, /) -> Proxies | None:
+    def proxies_for(self, peer: Peer, /) -> TrustedProxies | None:
         """Return a reader of forwarding headers if the peer is a trusted proxy."""
 
     def upgrade(self, request: Request, transport: asyncio.Transport, writer: ResponseWriter, tail: bytes, /) -> None:
@@ -150,6 +150,7 @@ class HttpProtocol(SlicedReader):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         server, settings = self._server, self._server.settings
         self._transport = transport  # type: ignore[assignment]  # a stream socket has a full transport
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH_WATER)
         self._writer = ResponseWriter(self._transport, server.standard_headers)
         peer = server.peer_of(self._transport, self._origin)
         # Behind a proxy that does not report the client, forwarding headers are those of an unknown client.
@@ -192,13 +193,14 @@ class HttpProtocol(SlicedReader):
     def eof_received(self) -> bool:
         self._change(CLIENT_EOF)
         request, connection = self._request, self._connection
+        half_close = self._server.settings.ssl_certfile is None  # TLS has no half-closed connections
         if request is None or connection is None:
-            return self._server.half_close and bool(self._queue or self._unread)
+            return half_close and bool(self._queue or self._unread)
         if request.complete:
             # The client may have closed the connection, or only its sending side. The app learns that nothing more will
             # come, and may still answer. Writing shows whether the client is still there.
             connection.event((HTTP_DISCONNECT, False))
-            return self._server.half_close
+            return half_close
         self._disconnect()
         return False
 
@@ -466,7 +468,7 @@ class HttpProtocol(SlicedReader):
 
     def keeps_up(self) -> bool:
         """See `Terminator`."""
-        if not self._server.is_slow(self._transport):
+        if not self._server.check_slow_client(self._transport):
             return True
         if self._server.settings.slow_client == "close":
             self._abort_response()

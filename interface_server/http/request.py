@@ -9,11 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import httptools
 
 from asgibus.interface_server.http.authority import is_authority
+from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.interface_server.settings import MAX_HEADERS
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET, Address
 
@@ -162,10 +163,7 @@ class Request:
         elif not self._split_other_target():
             return ErrorResponse(400, "The request target is not valid.")
         if upgrade and websocket and method == "GET" and not self.length:
-            self.kind = WEBSOCKET
-            self.expects_continue = False  # there is no body to ask for
-            self.scheme = "wss" if self.scheme in ("https", "wss") else "ws"
-            self.subprotocols = tuple(_tokens(headers, b"sec-websocket-protocol"))
+            self._become_handshake()
         elif version == "1.1":
             self.extensions = {**self.extensions, **_HTTP_1_1_EXTENSIONS}
             if self.wants_trailers:
@@ -175,6 +173,18 @@ class Request:
         else:
             self.wants_trailers = False  # they need the chunked coding, which HTTP/1.0 lacks
         return None
+
+    def _become_handshake(self) -> None:
+        self.kind = WEBSOCKET
+        self.expects_continue = False  # there is no body to ask for
+        self.scheme = "wss" if self.scheme in ("https", "wss") else "ws"
+        self.subprotocols = tuple(
+            token.strip().decode("latin-1")
+            for name, value in self.headers
+            if name == b"sec-websocket-protocol"
+            for token in value.split(b",")
+            if token.strip()
+        )
 
     def _split_other_target(self) -> bool:
         """Split a target that is no path, `*` or an absolute URL; return False if it is neither."""
@@ -212,23 +222,6 @@ def address_text(address: Address | None) -> str:
     return f"{address[0]}:{address[1]}" if address else "-"
 
 
-def _tokens(headers: Headers, name: bytes) -> list[str]:
-    return [
-        token.strip().decode("latin-1")
-        for header, value in headers
-        if header == name
-        for token in value.split(b",")
-        if token.strip()
-    ]
-
-
-class Proxies(Protocol):
-    """Forwarding headers of a trusted proxy."""
-
-    def forwarded(self, headers: Headers, client: Address | None, scheme: str) -> tuple[Address | None, str]:
-        """Return the client and the scheme that the headers report."""
-
-
 class RequestParser:
     """Parses the requests of one socket, one after another.
 
@@ -260,7 +253,7 @@ class RequestParser:
         on_head: Callable[[Request], None],
         *,
         max_headers: int = MAX_HEADERS,
-        proxies: Proxies | None = None,
+        proxies: TrustedProxies | None = None,
     ) -> None:
         """Make a parser.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from email.utils import formatdate
 from enum import Enum
 from http import HTTPStatus
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from asgibus.interface_server.http.request import Request
 from asgibus.protocol.events import RESPONSE_START_TRAILERS, TRAILERS_END, Event, Headers, is_length
@@ -176,16 +177,6 @@ def chunk(body: bytes) -> bytes:
 LAST_CHUNK = b"0\r\n"
 
 
-class Writable(Protocol):
-    """The part of a transport that a `ResponseWriter` needs."""
-
-    def write(self, data: bytes, /) -> None:
-        """Write bytes."""
-
-    def writelines(self, list_of_data: tuple[bytes, ...], /) -> None:
-        """Write several pieces of bytes."""
-
-
 class ResponseWriter:
     """Writes the responses of one socket, one after another. `begin` names the request that the next one answers.
 
@@ -205,7 +196,7 @@ class ResponseWriter:
         "status",
     )
 
-    def __init__(self, transport: Writable, standard: StandardHeaders) -> None:
+    def __init__(self, transport: asyncio.WriteTransport, standard: StandardHeaders) -> None:
         self._transport = transport
         self._standard = standard
         self._start: Event | None = None
@@ -224,9 +215,7 @@ class ResponseWriter:
     def begin(self, request: Request, *, keep_alive: bool) -> None:
         """Forget the last response, and prepare to answer a request.
 
-        Args:
-            request: The request.
-            keep_alive: Whether the connection may persist after the response.
+        `keep_alive` is whether the connection may persist after the response.
         """
         self._request = request
         self._keep_alive = keep_alive
@@ -269,11 +258,7 @@ class ResponseWriter:
         self.status = event[1]
 
     def respond(self, event: Event) -> bool:
-        """Write a whole response, a RESPONSE event.
-
-        Returns:
-            False if the body is shorter than its content-length.
-        """
+        """Write a whole response, a RESPONSE event. Return False if the body is shorter than its content-length."""
         self._start = event
         self.status = event[1]
         return self.end(event[3])
@@ -291,11 +276,7 @@ class ResponseWriter:
             self._write(body)
 
     def end(self, body: bytes, *, trailers_follow: bool = False) -> bool:
-        """Write the last part of the body.
-
-        Returns:
-            False if the body is shorter than its content-length.
-        """
+        """Write the last part of the body. Return False if the body is shorter than its content-length."""
         if self._start is not None:
             self._write_first(body, len(body))
         else:

@@ -376,7 +376,7 @@ class WebSocketProtocol(SlicedReader):
 
     def keeps_up(self) -> bool:
         """See `Terminator`."""
-        if not self._server.is_slow(self._transport):
+        if not self._server.check_slow_client(self._transport):
             return True
         if self._server.settings.slow_client == "close" and self._phase is _OPEN:
             self._send_close(CloseCode.TRY_AGAIN_LATER, "too slow")  # the client may read it, or not

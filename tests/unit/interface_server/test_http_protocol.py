@@ -51,6 +51,9 @@ class Transport:
     def set_protocol(self, protocol: Any) -> None:
         self.protocol = protocol
 
+    def set_write_buffer_limits(self, high: int) -> None:
+        pass
+
     def is_closing(self) -> bool:
         return self.closed
 
@@ -82,8 +85,6 @@ class Transport:
 
 class Socket:
     """One client's socket, and the server around it."""
-
-    half_close = True
 
     def __init__(self, **settings: Any) -> None:
         self.settings = InterfaceSettings(**settings)
