@@ -4,7 +4,7 @@
 FROM python:3.13-slim AS build
 RUN python -m venv /opt/asgibus
 COPY . /src
-RUN /opt/asgibus/bin/pip install --no-cache-dir --disable-pip-version-check /src
+RUN /opt/asgibus/bin/pip install --no-cache-dir --disable-pip-version-check '/src[encryption,env-file,metrics,yaml]'
 
 FROM python:3.13-slim
 RUN useradd --system --no-create-home --shell /usr/sbin/nologin asgibus

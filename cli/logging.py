@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import logging.config
 import sys
 from pathlib import Path
 from typing import Any, TextIO
@@ -85,6 +84,8 @@ def _prints(handler: logging.Handler, record: logging.LogRecord) -> bool:
 
 
 def _configure(path: str) -> None:
+    import logging.config  # noqa: PLC0415  # with its socket servers, it takes a tenth of a command's start-up
+
     try:
         suffix = Path(path).suffix
         if suffix in (".json", ".yaml", ".yml"):

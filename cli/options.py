@@ -116,17 +116,18 @@ def settings_options(*classes: type, without: Collection[str] = ()) -> Callable[
         without: Names of fields that are no options of this command.
 
     """
-    declared: dict[str, tuple[Field[Any], type]] = {}
+    declared: dict[str, tuple[Field[Any], Any]] = {}
     for each in classes:
+        annotations = get_type_hints(each)
         for field, _ in _declared(each):
             if field.name not in without:
-                declared.setdefault(field.name, (field, each))
+                declared.setdefault(field.name, (field, annotations[field.name]))
     headings = list(Heading)
     ordered = sorted(declared.values(), key=lambda found: headings.index(found[0].metadata[OPTION].heading))
 
     def decorate(command: F) -> F:
-        for field, owner in reversed(ordered):  # click has the option of the last decorator first
-            command = _click_option(field, get_type_hints(owner)[field.name])(command)
+        for field, annotation in reversed(ordered):  # click has the option of the last decorator first
+            command = _click_option(field, annotation)(command)
         return command
 
     return decorate

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -126,6 +127,19 @@ def test_a_scrape_has_the_figures_of_the_process(address: Address) -> None:
     assert figures["process_resident_memory_bytes", ""] > 1_000_000
     assert figures["process_open_fds", ""] > 3
     assert figures["process_cpu_seconds_total", ""] > 0
+
+
+def test_without_prometheus_client_the_probes_are_answered(
+    portal: BlockingPortal, state: State, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with portal.wrap_async_context_manager(admin("127.0.0.1", 0, state)) as url:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        assert ask(address, "/readyz").status == 200
+        response = ask(address, "/metrics")
+    assert response.status == 501
+    assert response.text == "/metrics needs prometheus-client: pip install 'asgibus[metrics]'\n"
+    assert response.text.strip() in caplog.text
 
 
 def test_nothing_is_left_in_the_registry_of_the_whole_process(address: Address) -> None:

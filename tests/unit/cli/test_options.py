@@ -244,6 +244,7 @@ def test_a_wrong_environment_variable_is_named(monkeypatch: pytest.MonkeyPatch) 
     ("package", "options", "said"),
     [
         ("watchfiles", ["--reload"], "--reload needs watchfiles: pip install 'asgibus[reload]'"),
+        ("dotenv", ["--env-file", "log.yaml"], "--env-file needs python-dotenv: pip install 'asgibus[env-file]'"),
         ("yaml", ["--log-config", "log.yaml"], "--log-config needs PyYAML for YAML: pip install 'asgibus[yaml]'"),
     ],
 )
