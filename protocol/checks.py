@@ -306,14 +306,14 @@ def read_request(entry: object) -> ConnectRequest:
     """
     # The version is the first field in every version, so that only requests of this version are checked further.
     if not isinstance(entry, tuple) or not entry or type(entry[0]) is not int:
-        raise BadFrame(f"not a request for a connection, but a {_of(entry)}")
+        raise BadFrame(f"not a connect request, but a {_of(entry)}")
     if entry[0] != REQUEST_VERSION:
         raise ForeignVersion(
-            f"a request of version {entry[0]}, where version {REQUEST_VERSION} is understood: run the same version of "
-            "asgibus in interface servers and workers"
+            f"a connect request of version {entry[0]}, where version {REQUEST_VERSION} is understood: run the same "
+            "version of asgibus in interface servers and workers"
         )
     if len(entry) != len(ConnectRequest._fields):
-        raise BadFrame(f"not a request for a connection, but a {_of(entry)}")
+        raise BadFrame(f"not a connect request, but a {_of(entry)}")
     request = ConnectRequest._make(entry)
     _check_request(request)
     return request
@@ -327,9 +327,10 @@ def _check_request(request: ConnectRequest) -> None:
             for name, value, right in zip(ConnectRequest._fields, request, _REQUEST_TYPES, strict=True)
             if type(value) is not right and type(value) is not _CHOICES.get(ConnectRequest._fields.index(name))
         ]
-        raise BadFrame(f"a request has as {', '.join(wrong)}")
+        raise BadFrame(f"a connect request has as {', '.join(wrong)}")
     if request.window <= 0 or request.handled < 0 or request.interface[-1:] != "!":
-        raise BadFrame(f"a request has the window {request.window} and comes from {request.interface!r:.50}")
+        sender = f"{request.interface!r:.50}"
+        raise BadFrame(f"a connect request has the window {request.window} and comes from {sender}")
     if request.kind != HTTP and request.kind != WEBSOCKET:
         try:
             require_protocol(request.kind)
@@ -346,12 +347,12 @@ def _check_request(request: ConnectRequest) -> None:
     if request.scope is not None and type(request.scope.get("extensions", {})) is not dict:
         raise BadFrame("the extensions of a scope are not a dict")
     if request.subprotocols and not all(type(each) is str for each in request.subprotocols):
-        raise BadFrame("the subprotocols of a request are not strings")
+        raise BadFrame("the subprotocols of a connect request are not strings")
     if request.state:
         _check_state(request.state)
     for event in request.events:
         if type(event) is not tuple or not event or type(event[0]) is not int or event[0] not in FROM_CLIENT:
-            raise BadFrame("a request has an event that is not from a client")
+            raise BadFrame("a connect request has an event that is not from a client")
         FROM_CLIENT[event[0]](event)
 
 
@@ -359,4 +360,4 @@ def _check_address(address: Any) -> None:
     if address is not None and (
         len(address) != 2 or type(address[0]) is not str or (type(address[1]) is not int and address[1] is not None)
     ):
-        raise BadFrame("a request has an invalid address")
+        raise BadFrame("a connect request has an invalid address")

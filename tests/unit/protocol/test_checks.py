@@ -207,7 +207,7 @@ def test_an_opening_with_a_value_out_of_range_is_refused(name: str, value: Any) 
 
 
 def test_a_refusal_names_the_field() -> None:
-    with pytest.raises(BadFrame, match="a request has as raw_path a str, headers a int"):
+    with pytest.raises(BadFrame, match="a connect request has as raw_path a str, headers a int"):
         read_request(tuple(opening(raw_path="/", headers=5)))
 
 

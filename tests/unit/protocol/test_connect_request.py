@@ -123,7 +123,7 @@ def test_two_scopes_of_one_opening_share_nothing_that_can_be_altered() -> None:
     ],
 )
 def test_what_is_no_opening(entry: Any) -> None:
-    with pytest.raises(ValueError, match="not a request"):
+    with pytest.raises(ValueError, match="not a connect request"):
         read_request(entry)
 
 
