@@ -27,6 +27,8 @@ __all__ = [
     "OTHER_CLOSE",
     "OTHER_RECEIVED",
     "OTHER_SENT",
+    "BusConnection",
+    "BusConnections",
     "Event",
     "Factory",
     "Holder",

@@ -20,6 +20,8 @@ PUBLIC = {
         "OTHER_CLOSE",
         "OTHER_RECEIVED",
         "OTHER_SENT",
+        "BusConnection",
+        "BusConnections",
         "Event",
         "Factory",
         "Holder",
