@@ -1,1 +1,1 @@
-"""What the two commands share: options, logging, signals, and how one process runs both servers."""
+"""The commands `asgi-interface` and `asgi-worker`: options, logging, signals, supervisor and admin port."""

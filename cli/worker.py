@@ -169,7 +169,7 @@ def _warn_of_unknown_protocols(protocols: Sequence[str]) -> None:
 
 
 def _work(settings: WorkerSettings) -> str:
-    """What it takes, in words."""
+    """Return what the worker takes, in words."""
     if not settings.channels:
         protocols = "".join(f", {name}" for name in settings.protocols)
         threads = f" in {settings.threads} threads" if settings.interface == "wsgi" else ""

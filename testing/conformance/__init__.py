@@ -1,16 +1,16 @@
-"""What every channel layer promises, as checks that can be run on any: for whoever writes a layer for another store.
+"""Checks of the promises that every channel layer makes, for authors of layers for other stores.
 
-A check is an async function that takes a `LayerFactory`, makes what it needs, closes it, and raises AssertionError
-saying what is wrong; or whatever the layer itself raises where it should not. It uses no test framework:
+A check is an async function that takes a `LayerFactory`, makes the layers that it needs, and closes them. It raises
+AssertionError with a sentence, or an unexpected error of the layer. No test framework is needed:
 
     failures = asyncio.run(run(make_layer))
 
-With pytest, parametrise a test over the lists. The store should be the checks' own: they delete what is in it.
+With pytest, parametrise a test over the lists. The checks delete everything in the store.
 
-- `CHECKS`: the public half of the contract (`ChannelLayer`), which is all that an app or Channels needs.
-- `SHARED_CHECKS`: the same between several layer objects over one store; for all but a store within the object.
-- `SERVER_CHECKS`: the servers' half (`Bus`), without which asgi-interface and asgi-worker cannot use the layer.
-- `SHARED_SERVER_CHECKS`: that half, between several layer objects.
+- `CHECKS`: the part of the contract for apps and Channels (`ChannelLayer`).
+- `SHARED_CHECKS`: the same part between several layer objects over one store.
+- `SERVER_CHECKS`: the part for asgi-interface and asgi-worker (`Bus`).
+- `SHARED_SERVER_CHECKS`: that part between several layer objects.
 """
 
 from __future__ import annotations
@@ -55,13 +55,18 @@ SHARED_CHECKS: tuple[Check, ...] = (
 SERVER_CHECKS: tuple[Check, ...] = (*mailboxes.CHECKS, *claims.CHECKS, *deliveries.CHECKS)
 SHARED_SERVER_CHECKS: tuple[Check, ...] = mailboxes.SHARED_CHECKS
 
-CHECK_SECONDS = 60.0  # for one check; all of them together take some ten
+CHECK_SECONDS = 60.0  # for one check; all together take some ten
 
 
 async def run(make_layer: LayerFactory, checks: Iterable[Check] = CHECKS) -> list[tuple[str, Exception]]:
-    """Run checks one after another. Those that failed, by name, and why; an empty list if all is as promised.
+    """Run checks one after another. A check fails with TimeoutError after a minute.
 
-    A check that takes longer than a minute fails with TimeoutError.
+    Args:
+        make_layer: Makes the layers.
+        checks: The checks.
+
+    Returns:
+        The names and errors of checks that failed.
     """
     failures: list[tuple[str, Exception]] = []
     for check in checks:

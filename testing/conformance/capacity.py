@@ -1,4 +1,4 @@
-"""How many unread messages a channel holds."""
+"""Check the capacity of channels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from asgibus.testing.conformance.tools import (
 
 
 async def _sent(layers: list[ChannelLayer], channel: str, numbers: range) -> list[int]:
-    """Send them all at once, from these layers in turn. Those that were not refused."""
+    """Send all numbers at once, from these layers in turn, and return those that were accepted."""
 
     async def send(number: int) -> None:
         await layers[number % len(layers)].send(channel, {"n": number})
@@ -36,7 +36,7 @@ async def _sent(layers: list[ChannelLayer], channel: str, numbers: range) -> lis
 
 
 async def check_a_full_channel_is_an_error_and_no_other_channel_s_business(make_layer: LayerFactory) -> None:
-    """ChannelFull names the channel and its capacity; nothing that is in the channel makes room for what comes."""
+    """Check that ChannelFull names channel and capacity, and that no message is dropped for a new one."""
     async with fresh_layer(make_layer, capacity=2) as layer:
         for full, other in zip(await both_kinds(layer), ("other", await layer.new_channel()), strict=True):
             await layer.send(full, {"n": 1})
@@ -55,7 +55,7 @@ async def check_a_full_channel_is_an_error_and_no_other_channel_s_business(make_
 
 
 async def check_capacity_is_exact_under_many_senders(make_layer: LayerFactory) -> None:
-    """Of many sends at once as many succeed as there is room for; the others raise ChannelFull, and are not there."""
+    """Check that as many of many concurrent sends succeed as there is room for, and the others raise ChannelFull."""
     async with fresh_layer(make_layer, capacity=10) as layer:
         for channel in await both_kinds(layer):
             sent = await _sent([layer], channel, range(50))
@@ -69,7 +69,7 @@ async def check_capacity_is_exact_under_many_senders(make_layer: LayerFactory) -
 
 
 async def check_capacity_is_exact_under_several_layers(make_layer: LayerFactory) -> None:
-    """The same with senders that do not know of each other."""
+    """Check this with several layer objects, too."""
     async with (
         fresh_layer(make_layer, capacity=10) as layer,
         another_layer(make_layer, capacity=10) as second,
@@ -84,7 +84,7 @@ async def check_capacity_is_exact_under_several_layers(make_layer: LayerFactory)
 
 
 async def check_what_was_received_makes_room_for_all(make_layer: LayerFactory) -> None:
-    """At once, also for senders that do not know of the receiver."""
+    """Check that a received message makes room at once, also for other layer objects."""
     for capacity in (1, 5, 100):
         async with (
             fresh_layer(make_layer, capacity=capacity) as layer,
@@ -102,7 +102,7 @@ async def check_what_was_received_makes_room_for_all(make_layer: LayerFactory) -
 
 
 async def check_channels_have_capacities_of_their_own(make_layer: LayerFactory) -> None:
-    """By globs and compiled patterns over the whole name; the first that matches counts, `capacity` if none does."""
+    """Check globs and compiled patterns over whole names: the first match counts, else `capacity`."""
     capacities = {"jobs.?": 1, re.compile(r"jobs\.[a-z]+"): 3, "jobs.*": 4, "wide.*!*": 5, "*.narrow": 6}
     async with fresh_layer(make_layer, capacity=2, channel_capacity=capacities) as layer:
         channels = {

@@ -1,4 +1,4 @@
-"""Shared channels, whose entries are offered and claimed."""
+"""Check shared channels, whose entries are offered and claimed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from asgibus.testing.conformance.tools import (
 
 
 def _channel(name: str) -> str:
-    """A shared channel that nothing was offered on: `flush` leaves those alone."""
+    """Return the name of a new shared channel: `flush` does not empty shared channels."""
     return f"{name}.{secrets.token_hex(4)}"
 
 
 async def _entries(bus: Bus, *channels: str, limit: int = 100) -> list[Any]:
-    """What can be claimed now, oldest first."""
+    """Return what can be claimed now, oldest first."""
     claims = await within(bus.claim(channels, limit), f"something to claim on {', '.join(channels)}")
     for claim in claims:
         bus.done(claim)
@@ -33,7 +33,7 @@ async def _entries(bus: Bus, *channels: str, limit: int = 100) -> list[Any]:
 
 
 async def _rest(bus: Bus, *channels: str) -> list[Any]:
-    """All that is left, claimed until the claimant is told to stop; it is of no use afterwards."""
+    """Claim all that is left until the claimant is stopped; it is of no use afterwards."""
     left: list[Any] = []
     claiming = asyncio.create_task(bus.claim(channels, 100))
     while True:
@@ -50,7 +50,7 @@ async def _rest(bus: Bus, *channels: str) -> list[Any]:
 
 
 async def _claim_all(bus: Bus, channels: list[str], limit: int, claimed: list[Any]) -> None:
-    """Until the claimant is told to stop."""
+    """Claim until the claimant is stopped."""
     while claims := await bus.claim(channels, limit):
         expect(len(claims) <= limit, f"{len(claims)} were claimed where the limit is {limit}")
         for claim in claims:
@@ -59,7 +59,7 @@ async def _claim_all(bus: Bus, channels: list[str], limit: int, claimed: list[An
 
 
 async def check_an_entry_is_claimed_by_one(make_layer: LayerFactory) -> None:
-    """Once, and oldest first per channel."""
+    """Check that each entry is claimed once, and the oldest of a channel first."""
     count, channels = 200, [_channel("x"), _channel("y")]
     claimed: list[list[Any]] = [[], [], []]
     async with (
@@ -89,7 +89,7 @@ async def check_an_entry_is_claimed_by_one(make_layer: LayerFactory) -> None:
 
 
 async def check_what_was_offered_before_anyone_claims_waits(make_layer: LayerFactory) -> None:
-    """And is claimed up to a limit."""
+    """Check that entries wait for a claimant, and that a claim returns at most its limit."""
     channel = _channel("x")
     async with fresh_layer(make_layer) as layer, layer.bus("offer", Recorder()) as interface:
         for number in range(5):
@@ -101,7 +101,7 @@ async def check_what_was_offered_before_anyone_claims_waits(make_layer: LayerFac
 
 
 async def check_no_more_is_claimed_than_there_is_room_for(make_layer: LayerFactory) -> None:
-    """From several channels together."""
+    """Check that the limit holds for several channels together."""
     x, y = _channel("x"), _channel("y")
     async with (
         fresh_layer(make_layer) as layer,
@@ -123,7 +123,7 @@ async def check_no_more_is_claimed_than_there_is_room_for(make_layer: LayerFacto
 
 
 async def check_a_withdrawn_offer_is_not_claimed(make_layer: LayerFactory) -> None:
-    """Whether the store has it already or not, and however often it is withdrawn."""
+    """Check this for offers that have reached the store and for others, withdrawn once or twice."""
     channel = _channel("x")
     async with (
         fresh_layer(make_layer) as layer,
@@ -140,7 +140,7 @@ async def check_a_withdrawn_offer_is_not_claimed(make_layer: LayerFactory) -> No
 
 
 async def check_what_is_claimed_cannot_be_withdrawn(make_layer: LayerFactory) -> None:
-    """Nothing happens."""
+    """Check that withdrawing a claimed offer does nothing."""
     channel = _channel("x")
     async with (
         fresh_layer(make_layer) as layer,
@@ -158,7 +158,7 @@ async def check_what_is_claimed_cannot_be_withdrawn(make_layer: LayerFactory) ->
 
 
 async def check_stop_claiming_ends_a_waiting_claim_at_once(make_layer: LayerFactory) -> None:
-    """With nothing, and every later one."""
+    """Check that the waiting claim returns nothing, and so does every later one."""
     channel = _channel("x")
     async with fresh_layer(make_layer) as layer, layer.bus("w", Recorder()) as worker:
         claiming = asyncio.create_task(worker.claim([channel], 10))
@@ -170,7 +170,7 @@ async def check_stop_claiming_ends_a_waiting_claim_at_once(make_layer: LayerFact
 
 
 async def check_stop_claiming_before_the_first_claim(make_layer: LayerFactory) -> None:
-    """Likewise; and when it has just begun."""
+    """Check this before a claim, and while one has just begun."""
     channel = _channel("x")
     async with fresh_layer(make_layer) as layer, layer.bus("w", Recorder()) as worker:
         worker.stop_claiming()
@@ -183,7 +183,7 @@ async def check_stop_claiming_before_the_first_claim(make_layer: LayerFactory) -
 
 
 async def check_who_has_stopped_claims_nothing_more(make_layer: LayerFactory) -> None:
-    """It is there for others, though."""
+    """Check that entries go to other claimants then."""
     channel = _channel("x")
     async with (
         fresh_layer(make_layer) as layer,
@@ -198,7 +198,7 @@ async def check_who_has_stopped_claims_nothing_more(make_layer: LayerFactory) ->
 
 
 async def check_a_claimant_that_stops_takes_nothing_with_it(make_layer: LayerFactory) -> None:
-    """Whenever it is told to stop: what was offered is claimed by it or by another one, once."""
+    """Check that each entry is claimed once, whenever a claimant is stopped."""
     dice = random.Random(3)
     async with fresh_layer(make_layer) as layer, layer.bus("offer", Recorder()) as interface:
         for _ in range(25):
@@ -222,7 +222,7 @@ async def check_a_claimant_that_stops_takes_nothing_with_it(make_layer: LayerFac
 
 
 async def check_the_statistics_tell_who_waits(make_layer: LayerFactory) -> None:
-    """Offers count as messages, those that nobody has claimed as unread."""
+    """Check that offers count as messages, and those that nobody has claimed as pending."""
     channel = _channel("waiting")
     async with (
         fresh_layer(make_layer) as layer,
@@ -237,7 +237,7 @@ async def check_the_statistics_tell_who_waits(make_layer: LayerFactory) -> None:
         for number in (1, 2):
             interface.offer(channel, (number,))
         await interface.drain()
-        await asyncio.sleep(0.02)  # by the clock of the store, which cannot be turned from here
+        await asyncio.sleep(0.02)  # the clock of the store cannot be set by a check
         waiting = await worker.shared_statistics(channel)
         expect_equal((waiting["messages_count"], waiting["messages_pending"]), (3, 2), "offers and unclaimed ones")
         expect(0.01 < waiting["messages_max_age"] < 10, f"the oldest has waited {waiting['messages_max_age']} s")

@@ -1,4 +1,4 @@
-"""Messages that a server takes and acknowledges."""
+"""Check messages that a server takes and acknowledges."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from asgibus.testing.conformance.tools import (
 
 
 async def _take(bus: Bus, channel: str, number: int) -> list[Delivery]:
-    """That many, in as many calls as it takes."""
+    """Take that many messages, in as many calls as it takes."""
     taken: list[Delivery] = []
     while len(taken) < number:
         taken += await within(bus.take(channel, number - len(taken)), f"{number} messages of {channel} to take")
@@ -34,7 +34,7 @@ def _seen(deliveries: list[Delivery]) -> list[tuple[str, object, int]]:
 
 
 async def _nothing_left(layer: ChannelLayer, channel: str) -> None:
-    """Neither unread nor in anybody's hands."""
+    """Check that no message is unread, and none taken but not acknowledged."""
     async with layer.bus("w", Recorder()) as bus:
         taking = asyncio.create_task(bus.take(channel, 10))
         await asyncio.wait([taking], timeout=SILENCE_SECONDS)
@@ -43,7 +43,7 @@ async def _nothing_left(layer: ChannelLayer, channel: str) -> None:
 
 
 async def check_messages_are_taken_in_order_and_up_to_a_limit(make_layer: LayerFactory) -> None:
-    """For the first time each."""
+    """Check the order, the limit, and that each is the first attempt."""
     async with fresh_layer(make_layer) as layer, layer.bus("w", Recorder()) as bus:
         for number in range(5):
             await layer.send("jobs", {"n": number})
@@ -58,7 +58,7 @@ async def check_messages_are_taken_in_order_and_up_to_a_limit(make_layer: LayerF
 
 
 async def check_take_waits_until_it_is_stopped(make_layer: LayerFactory) -> None:
-    """For a message; and returns nothing from then on."""
+    """Check that take waits for a message, and returns nothing once it is stopped."""
     async with fresh_layer(make_layer) as layer, layer.bus("w", Recorder()) as bus:
         taking = asyncio.create_task(bus.take("jobs", 5))
         await asyncio.sleep(0.02)
@@ -75,7 +75,7 @@ async def check_take_waits_until_it_is_stopped(make_layer: LayerFactory) -> None
 
 
 async def check_what_is_acknowledged_is_not_taken_again(make_layer: LayerFactory) -> None:
-    """And what is not, is, when its taker has gone; it is the second attempt then."""
+    """Check that other messages are taken again when their taker is gone, as the second attempt."""
     async with fresh_layer(make_layer) as layer:
         for number in range(4):
             await layer.send("jobs", {"n": number})
@@ -93,7 +93,7 @@ async def check_what_is_acknowledged_is_not_taken_again(make_layer: LayerFactory
 
 
 async def check_what_is_given_back_is_taken_again(make_layer: LayerFactory) -> None:
-    """By anyone, with the next attempt, and not before its delay is over; a full channel takes it back all the same."""
+    """Check that anyone can take it, as the next attempt and after its delay, and that a full channel takes it back."""
     async with fresh_layer(make_layer, capacity=1) as layer:
         clock = asyncio.get_running_loop().time
         async with layer.bus("w", Recorder()) as bus, layer.bus("w", Recorder()) as other:
@@ -115,13 +115,13 @@ async def check_what_is_given_back_is_taken_again(make_layer: LayerFactory) -> N
             expect_equal(_seen([delivery]), [("jobs", 1, 3)], "what was taken after its delay")
             expect(0.19 <= waited < PATIENCE_SECONDS, f"it was taken {waited:.3f} s into its delay of 0.2 s")
             bus.acknowledge(delivery)
-            bus.give_back(delivery)  # it is acknowledged: nothing happens
+            bus.give_back(delivery)  # does nothing: the delivery is acknowledged
             await within(bus.drain(), "drain")
         await _nothing_left(layer, "jobs")
 
 
 async def check_what_is_taken_at_most_once_is_not_taken_again(make_layer: LayerFactory) -> None:
-    """Whether or not anybody says that it was handled."""
+    """Check this without an acknowledgement."""
     async with fresh_layer(make_layer) as layer:
         for number in range(2):
             await layer.send("jobs", {"n": number})
@@ -133,7 +133,7 @@ async def check_what_is_taken_at_most_once_is_not_taken_again(make_layer: LayerF
 
 
 async def check_each_message_goes_to_one_taker_or_reader(make_layer: LayerFactory) -> None:
-    """Once."""
+    """Check that each message is delivered once."""
     received: list[object] = []
 
     async def take(bus: Bus) -> None:
@@ -164,7 +164,7 @@ async def check_each_message_goes_to_one_taker_or_reader(make_layer: LayerFactor
 
 
 async def check_bad_names_cannot_be_taken_from(make_layer: LayerFactory) -> None:
-    """TypeError."""
+    """Check that take raises TypeError."""
     async with fresh_layer(make_layer) as layer, layer.bus("w", Recorder()) as bus:
         for name in ("", "a b", "a!b!c"):
             await expect_error(TypeError, bus.take(name, 1), f"take({name!r})")

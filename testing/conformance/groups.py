@@ -1,4 +1,4 @@
-"""Groups of channels."""
+"""Check groups of channels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AT_ONCE = 200  # joins under way at the same time: a store may bound what it doe
 
 
 async def check_every_member_gets_a_copy_once(make_layer: LayerFactory) -> None:
-    """Ordinary and process-local channels mixed, however often each has joined."""
+    """Check ordinary and process-local members, however often each has joined."""
     async with fresh_layer(make_layer) as layer:
         members = ["a", "b", *(await both_kinds(layer)), await layer.new_channel(), await layer.new_channel("other")]
         for member in [*members, "a", members[-1]]:
@@ -42,7 +42,7 @@ async def check_every_member_gets_a_copy_once(make_layer: LayerFactory) -> None:
 
 
 async def check_who_is_no_member_gets_nothing(make_layer: LayerFactory) -> None:
-    """Not any more, or of another group; and a group without members is no error."""
+    """Check former members, members of another group, and a group without members."""
     async with fresh_layer(make_layer) as layer:
         channels = await both_kinds(layer)
         for member in channels:
@@ -58,7 +58,7 @@ async def check_who_is_no_member_gets_nothing(make_layer: LayerFactory) -> None:
 
 
 async def check_a_full_member_misses_it_and_the_others_do_not(make_layer: LayerFactory) -> None:
-    """Counted at the full one, and not raised."""
+    """Check that the loss is counted at the full channel, and that group_send does not raise."""
     async with fresh_layer(make_layer, capacity=1) as layer:
         full, free = await both_kinds(layer), ("free", await layer.new_channel())
         for member in (*full, *free):
@@ -76,11 +76,11 @@ async def check_a_full_member_misses_it_and_the_others_do_not(make_layer: LayerF
 
 @by_the_clock
 async def check_a_membership_ends(make_layer: LayerFactory, second: float) -> None:
-    """After `group_expiry` seconds, unless the channel joins again; joins of others change nothing."""
+    """Check that it ends after `group_expiry` seconds, unless the channel itself joins again."""
     async with fresh_layer(make_layer, group_expiry=second) as layer:
         for member in ("old", "renewed"):
             await layer.group_add("group", member)
-        await asyncio.sleep(0.6 * second)  # by the clock of the store, which a check cannot turn
+        await asyncio.sleep(0.6 * second)  # the clock of the store cannot be set by a check
         for member in ("new", "renewed"):
             await layer.group_add("group", member)
         await asyncio.sleep(0.6 * second)  # likewise
@@ -92,7 +92,7 @@ async def check_a_membership_ends(make_layer: LayerFactory, second: float) -> No
 
 
 async def check_a_group_has_thousands_of_members(make_layer: LayerFactory) -> None:
-    """Each gets the message, once."""
+    """Check that each gets the message once."""
     async with fresh_layer(make_layer) as layer:
         members = [await layer.new_channel() for _ in range(MEMBERS)] + [f"member.{n}" for n in range(MEMBERS // 20)]
         for start in range(0, len(members), AT_ONCE):
@@ -108,7 +108,7 @@ async def check_a_group_has_thousands_of_members(make_layer: LayerFactory) -> No
 
 @dataclass
 class _Broadcast:
-    """How far one who sends numbers to a group has come."""
+    """The progress of a sender that sends numbers to a group."""
 
     begun: int = -1
     sent: int = -1
@@ -122,13 +122,13 @@ class _Member:
 
 
 async def check_joins_and_leaves_race_with_sends(make_layer: LayerFactory) -> None:
-    """Who has joined gets what is sent from then on, who has left nothing that is sent from then on; nobody twice."""
+    """Check that a member gets what is sent after it joined and before it left, nothing else, and nothing twice."""
     async with fresh_layer(make_layer, capacity=10_000) as layer:
         await _race(layer, layer)
 
 
 async def check_joins_and_leaves_race_with_sends_of_another_layer(make_layer: LayerFactory) -> None:
-    """The same when another layer object sends."""
+    """Check this when another layer object sends."""
     async with fresh_layer(make_layer, capacity=10_000) as layer, another_layer(make_layer, capacity=10_000) as sender:
         await _race(layer, sender)
 

@@ -1,4 +1,4 @@
-"""Mailboxes of servers, and groups of them."""
+"""Check mailboxes: frames, messages and broadcasts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KIND = FIRST_PROTOCOL_KIND
 
 
 async def check_frames_arrive_in_the_order_of_their_posting(make_layer: LayerFactory) -> None:
-    """Those for one mailbox, whatever goes to others; the frames of one turn of the event loop together."""
+    """Check the frames of each mailbox, and that those of one turn of the event loop arrive together."""
     readers = [Recorder(), Recorder()]
     async with (
         fresh_layer(make_layer) as layer,
@@ -45,7 +45,7 @@ async def check_frames_arrive_in_the_order_of_their_posting(make_layer: LayerFac
 
 
 async def check_no_batch_is_empty(make_layer: LayerFactory) -> None:
-    """A handler is called when there is something."""
+    """Check that a handler is called with at least one frame."""
 
     class Counting(Recorder):
         def __init__(self) -> None:
@@ -64,7 +64,7 @@ async def check_no_batch_is_empty(make_layer: LayerFactory) -> None:
 
 
 async def check_every_sender_s_frames_come_under_its_name(make_layer: LayerFactory) -> None:
-    """In order; the own ones too."""
+    """Check that frames name their sender and keep its order, those to the own mailbox as well."""
     reader = Recorder()
     async with (
         fresh_layer(make_layer) as layer,
@@ -83,7 +83,7 @@ async def check_every_sender_s_frames_come_under_its_name(make_layer: LayerFacto
 
 
 async def check_large_frames_arrive_too(make_layer: LayerFactory) -> None:
-    """4 MiB under way at once."""
+    """Check 4 MiB in flight."""
     reader = Recorder()
     part = bytes(64 * 1024)
     async with fresh_layer(make_layer) as layer, layer.bus("a", reader) as a, layer.bus("b", Recorder()) as b:
@@ -95,7 +95,7 @@ async def check_large_frames_arrive_too(make_layer: LayerFactory) -> None:
 
 
 async def check_who_posts_to_a_mailbox_that_is_gone_is_told(make_layer: LayerFactory) -> None:
-    """Once for what it posted, by name."""
+    """Check that the handler of the sender is called once, with the mailbox."""
     sender, reader = Recorder(), Recorder()
     async with fresh_layer(make_layer) as layer, layer.bus("b", sender) as b:
         async with layer.bus("a", reader) as a:
@@ -109,13 +109,13 @@ async def check_who_posts_to_a_mailbox_that_is_gone_is_told(make_layer: LayerFac
 
 
 async def check_anyone_can_send_to_a_place_in_a_mailbox(make_layer: LayerFactory) -> None:
-    """By `send` and by groups."""
+    """Check `send` and `group_send` to a process-local channel of a mailbox."""
     async with fresh_layer(make_layer) as layer:
         await _send_to_a_place(layer, layer)
 
 
 async def check_another_layer_can_send_to_a_place_in_a_mailbox(make_layer: LayerFactory) -> None:
-    """The same from elsewhere."""
+    """Check this from another layer object."""
     async with fresh_layer(make_layer) as layer, another_layer(make_layer) as other:
         await _send_to_a_place(layer, other)
 
@@ -137,7 +137,7 @@ async def _send_to_a_place(layer: ChannelLayer, other: ChannelLayer) -> None:
 
 
 async def check_drain_waits_until_all_is_with_its_reader(make_layer: LayerFactory) -> None:
-    """And can be called again."""
+    """Check that drain can be called again, too."""
     reader = Recorder()
     async with fresh_layer(make_layer) as layer, layer.bus("a", reader) as a, layer.bus("b", Recorder()) as b:
         for number in range(100):
@@ -148,7 +148,7 @@ async def check_drain_waits_until_all_is_with_its_reader(make_layer: LayerFactor
 
 
 async def check_frames_posted_last_arrive(make_layer: LayerFactory) -> None:
-    """When their sender leaves."""
+    """Check frames that are posted just before the sender closes its mailbox."""
     reader = Recorder()
     async with fresh_layer(make_layer) as layer, layer.bus("a", reader) as a:
         async with layer.bus("b", Recorder()) as b:
@@ -158,7 +158,7 @@ async def check_frames_posted_last_arrive(make_layer: LayerFactory) -> None:
 
 
 async def check_a_broadcast_reaches_each_mailbox_once(make_layer: LayerFactory) -> None:
-    """Those that are members of the group."""
+    """Check the mailboxes that are members of the group, and no others."""
     readers = [Recorder() for _ in range(3)]
     async with (
         fresh_layer(make_layer) as layer,
@@ -186,7 +186,7 @@ async def check_a_broadcast_reaches_each_mailbox_once(make_layer: LayerFactory) 
 
 
 async def check_bad_group_names_cannot_be_joined(make_layer: LayerFactory) -> None:
-    """TypeError."""
+    """Check that join_group and leave_group raise TypeError."""
     async with fresh_layer(make_layer) as layer, layer.bus("a", Recorder()) as a:
         for name in ("a\n", "", "a!b"):
             await expect_error(TypeError, a.join_group(name), f"join_group({name!r})")

@@ -1,4 +1,4 @@
-"""Sending and receiving: order, copies, types and sizes."""
+"""Check messages: their order, values, sizes and limits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ NO_MESSAGES: list[Any] = [
 
 
 def _types(value: object) -> object:
-    """The types of a value and of all that is in it; `True == 1`, and `1 == 1.0`."""
+    """Return the types of a value and of its contents, because `True == 1` and `1 == 1.0`."""
     if isinstance(value, list):
         return [_types(item) for item in value]
     if isinstance(value, dict):
@@ -55,7 +55,7 @@ def _types(value: object) -> object:
 
 
 async def check_messages_come_in_the_order_in_which_they_were_sent(make_layer: LayerFactory) -> None:
-    """First in, first out, for one sender and one reader."""
+    """Check one sender and one reader: first in, first out."""
     async with fresh_layer(make_layer) as layer:
         for channel in await both_kinds(layer):
             for number in range(20):
@@ -65,7 +65,7 @@ async def check_messages_come_in_the_order_in_which_they_were_sent(make_layer: L
 
 
 async def check_receive_waits(make_layer: LayerFactory) -> None:
-    """A reader that is there first gets the message when it comes."""
+    """Check that a reader that waits gets the message when it is sent."""
     async with fresh_layer(make_layer) as layer:
         for channel in await both_kinds(layer):
             receiving = asyncio.create_task(layer.receive(channel))
@@ -76,7 +76,7 @@ async def check_receive_waits(make_layer: LayerFactory) -> None:
 
 
 async def check_values_keep_their_types(make_layer: LayerFactory) -> None:
-    """Integers of 64 bits with sign, floats, true, false, none, bytes, str, lists and dicts."""
+    """Check signed integers of 64 bits, floats, true, false, none, bytes, str, lists and dicts."""
     async with fresh_layer(make_layer) as layer:
         for channel in await both_kinds(layer):
             await layer.send(channel, VALUES)
@@ -86,7 +86,7 @@ async def check_values_keep_their_types(make_layer: LayerFactory) -> None:
 
 
 async def check_a_message_is_a_copy(make_layer: LayerFactory) -> None:
-    """What happens to a dict after `send` changes nothing; arrays are received as lists."""
+    """Check that altering a dict after `send` changes nothing, and that tuples are received as lists."""
     async with fresh_layer(make_layer) as layer:
         for channel in await both_kinds(layer):
             message: dict[str, Any] = {"list": [1], "tuple": (1, 2)}
@@ -97,7 +97,7 @@ async def check_a_message_is_a_copy(make_layer: LayerFactory) -> None:
 
 
 async def check_what_is_no_message_is_refused(make_layer: LayerFactory) -> None:
-    """TypeError, and nothing is sent."""
+    """Check that send raises TypeError, and sends nothing."""
     async with fresh_layer(make_layer) as layer:
         for channel in await both_kinds(layer):
             await layer.group_add("group", channel)
@@ -108,7 +108,7 @@ async def check_what_is_no_message_is_refused(make_layer: LayerFactory) -> None:
 
 
 async def check_messages_of_many_sizes(make_layer: LayerFactory) -> None:
-    """Strings, bytes, lists and dicts of the lengths at which encodings change, and deep ones."""
+    """Check strings, bytes, lists and dicts of lengths at which encodings change, and deep ones."""
     deep: list[Any] = []
     for _ in range(450):
         deep = [deep]
@@ -131,7 +131,7 @@ async def check_messages_of_many_sizes(make_layer: LayerFactory) -> None:
 
 
 async def check_a_message_has_a_limit(make_layer: LayerFactory) -> None:
-    """One of 16 MiB, packed, is carried; one byte more is MessageTooLarge, for a group too."""
+    """Check that 16 MiB, packed, are carried, and one byte more is MessageTooLarge, also for a group."""
     size = MESSAGE_BYTES - len(pack_message({"b": bytes(65536)})) + 65536
     async with fresh_layer(make_layer) as layer:
         for channel in await both_kinds(layer):
@@ -148,7 +148,7 @@ async def check_a_message_has_a_limit(make_layer: LayerFactory) -> None:
 
 
 async def check_flush_deletes_messages_and_groups(make_layer: LayerFactory) -> None:
-    """Those of ordinary and of process-local channels, delayed ones and what was counted too."""
+    """Check ordinary and process-local channels, delayed messages, and counts."""
     async with fresh_layer(make_layer, capacity=2) as layer:
         channels = await both_kinds(layer)
         for channel in channels:
@@ -156,14 +156,14 @@ async def check_flush_deletes_messages_and_groups(make_layer: LayerFactory) -> N
             await layer.send(channel, {"n": 1}, delay=0.2)
             await layer.group_add("group", channel)
         await layer.send(await layer.new_channel(), {})
-        await asyncio.sleep(0.05)  # for what was sent to arrive
+        await asyncio.sleep(0.05)  # for the messages to arrive
         await layer.flush()
         for channel in channels:
             statistics = await layer.channel_statistics(channel)
             expect_equal(statistics["messages_pending"], 0, f"unread in {channel}")
             expect_equal(statistics["messages_count"], 0, f"what was sent to {channel}, after flush")
         await layer.group_send("group", {"n": 2})
-        await asyncio.sleep(0.3)  # by the clock of the store, which a check cannot turn
+        await asyncio.sleep(0.3)  # the clock of the store cannot be set by a check
         for channel in channels:
             await layer.send(channel, {"n": 3})
             await layer.send(channel, {"n": 4})
@@ -172,7 +172,7 @@ async def check_flush_deletes_messages_and_groups(make_layer: LayerFactory) -> N
 
 
 async def check_a_closed_layer_can_be_used_again(make_layer: LayerFactory) -> None:
-    """What was in ordinary channels is still there."""
+    """Check that messages of ordinary channels are still there."""
     async with fresh_layer(make_layer) as layer:
         await layer.send("a", {"n": 1})
         await layer.close()
@@ -185,7 +185,7 @@ async def check_a_closed_layer_can_be_used_again(make_layer: LayerFactory) -> No
 
 
 async def check_what_channels_asks_a_layer_for(make_layer: LayerFactory) -> None:
-    """Its attributes, with the defaults of the specification."""
+    """Check the attributes that Channels reads, with the defaults of the specification."""
     async with fresh_layer(make_layer) as layer:
         expect_equal((layer.expiry, layer.group_expiry, layer.capacity), (60, 86400, 100), "the default options")
         expect(set(layer.extensions) >= {"groups", "flush"}, "the extensions 'groups' and 'flush' are not announced")

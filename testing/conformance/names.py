@@ -1,4 +1,4 @@
-"""The names of channels and groups."""
+"""Check the names of channels and groups."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BAD: list[Any] = [
 
 
 async def check_every_legal_name_is_a_channel_and_a_group(make_layer: LayerFactory) -> None:
-    """Every character that is allowed, alone, in odd places, and the longest name; no two names are one."""
+    """Check each character, alone and in odd places, the longest name, and that different names never collide."""
     async with fresh_layer(make_layer) as layer:
         for name in GOOD:
             await layer.send(name, {"to": name})
@@ -39,7 +39,7 @@ async def check_every_legal_name_is_a_channel_and_a_group(make_layer: LayerFacto
 
 
 async def check_new_channels_differ_and_begin_with_their_prefix(make_layer: LayerFactory) -> None:
-    """And a message goes to the one that it was sent to."""
+    """Check that a message goes to the channel that it was sent to, too."""
     async with fresh_layer(make_layer) as layer:
         names = []
         for prefix in ("specific", "chat.x", "-", "_._", "x" * 50):
@@ -58,7 +58,7 @@ async def check_new_channels_differ_and_begin_with_their_prefix(make_layer: Laye
 
 
 async def check_bad_channel_names_are_refused(make_layer: LayerFactory) -> None:
-    """TypeError, saying the rule. `a!` may be a member of a group: it is a mailbox."""
+    """Check for TypeError that states the rule. `a!` may be a member of a group: it is a mailbox."""
     async with fresh_layer(make_layer) as layer:
         for name in [*BAD, "!", "!a", "a!b!c", "a!"]:
             calls = [layer.send(name, {}), layer.receive(name), layer.channel_statistics(name)]
@@ -70,7 +70,7 @@ async def check_bad_channel_names_are_refused(make_layer: LayerFactory) -> None:
 
 
 async def check_bad_group_names_are_refused(make_layer: LayerFactory) -> None:
-    """TypeError, saying the rule."""
+    """Check for TypeError that states the rule."""
     async with fresh_layer(make_layer) as layer:
         for name in [*BAD, "!", "a!", "a!b"]:
             for call in (layer.group_add(name, "a"), layer.group_discard(name, "a"), layer.group_send(name, {})):
@@ -79,21 +79,21 @@ async def check_bad_group_names_are_refused(make_layer: LayerFactory) -> None:
 
 
 async def check_bad_prefixes_are_refused(make_layer: LayerFactory) -> None:
-    """TypeError, also for one to which nothing can be added within the longest name."""
+    """Check for TypeError, also for a prefix that leaves no room within the longest name."""
     async with fresh_layer(make_layer) as layer:
         for prefix in [*BAD, "a!", "a!b", LONGEST]:
             await expect_error(TypeError, layer.new_channel(prefix), f"new_channel({prefix!r})")
 
 
 async def check_only_who_made_a_local_channel_receives_from_it(make_layer: LayerFactory) -> None:
-    """TypeError for anyone else, who would wait for ever."""
+    """Check that others get TypeError: they would wait for ever."""
     async with fresh_layer(make_layer) as layer, another_layer(make_layer) as other:
         error = await expect_error(TypeError, other.receive(await layer.new_channel()), "receive by another layer")
         expect("was made by another" in str(error), f"the error does not say why: {error}")
 
 
 async def check_a_message_for_a_process_that_is_gone_is_dropped(make_layer: LayerFactory) -> None:
-    """Without an error: whoever sends cannot know."""
+    """Check that this is no error: the sender cannot know."""
     async with fresh_layer(make_layer) as layer:
         await layer.send("specific.0000000000000000!1", {"n": 1})
         await layer.group_add("group", "specific.0000000000000000!1")

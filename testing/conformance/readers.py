@@ -1,4 +1,4 @@
-"""Several readers of a channel, and readers that are cancelled: at most once, and nothing is lost."""
+"""Check readers that are cancelled, and several readers of one channel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from asgibus.testing.conformance.tools import (
 
 
 async def check_a_cancelled_receive_loses_nothing(make_layer: LayerFactory) -> None:
-    """Whenever it is cancelled; the order is kept."""
+    """Check this at random points, and that the order is kept."""
     count = 100
     async with fresh_layer(make_layer) as layer:
         for channel in await both_kinds(layer):
@@ -37,7 +37,7 @@ async def check_a_cancelled_receive_loses_nothing(make_layer: LayerFactory) -> N
                             received.append((await layer.receive(channel))["n"])
                     except TimeoutError:
                         cancelled += 1
-                        if cancelled % 50 == 0:  # a machine so slow that nothing is ever done in time gets on, too
+                        if cancelled % 50 == 0:  # so that a machine on which nothing is done in time goes on, too
                             received.append((await receive(layer, channel))["n"])
             await sending
             expect_equal(received, list(range(count)), f"what was received from {channel}")
@@ -52,7 +52,7 @@ async def _send(layer: ChannelLayer, channel: str, count: int, dice: random.Rand
 
 
 async def check_a_receive_that_is_cancelled_passes_its_message_on(make_layer: LayerFactory) -> None:
-    """To another one that waits, if it has not returned the message itself."""
+    """Check that another waiting reader gets the message."""
     async with fresh_layer(make_layer) as layer:
         for channel in await both_kinds(layer):
             for number in range(30):
@@ -73,14 +73,14 @@ async def check_a_receive_that_is_cancelled_passes_its_message_on(make_layer: La
 
 
 async def check_each_message_goes_to_one_of_three_readers(make_layer: LayerFactory) -> None:
-    """Once."""
+    """Check that each message is delivered once."""
     async with fresh_layer(make_layer) as layer:
         for channel in await both_kinds(layer):
             await _share(layer, channel, [layer] * 3, cancelling=False)
 
 
 async def check_each_message_goes_to_one_of_several_layers(make_layer: LayerFactory) -> None:
-    """Once, while their readers are cancelled at random points."""
+    """Check that each message is delivered once while readers are cancelled at random points."""
     async with (
         fresh_layer(make_layer) as layer,
         another_layer(make_layer) as second,

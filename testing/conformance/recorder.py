@@ -1,4 +1,4 @@
-"""A handler of a mailbox that remembers."""
+"""A mailbox handler that records its calls."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from asgibus.layers.frames import DEAD
 
 
 class Recorder(Handler):
-    """Keeps what it gets."""
+    """A handler that records its calls."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[str, list[Frame]]] = []
-        """Senders and their frames, without the deaths."""
+        """Senders and their frames, without DEAD frames."""
         self.events: list[Frame | str] = []
-        """All that came, in order."""
+        """Frames, and names of other calls, in order."""
         self.lost: list[str] = []
-        """Mailboxes for which something was undelivered."""
+        """Mailboxes whose frames were not delivered."""
         self.interruptions = 0
         self.orphans: list[Claim] = []
 
     @property
     def frames(self) -> list[Frame]:
-        """All frames but those that tell of a death."""
+        """Return all frames but DEAD ones."""
         return [frame for _, frames in self.batches for frame in frames]
 
     @property
     def dead(self) -> list[str]:
-        """The mailboxes that were said to be dead, in that order, as often as it was said."""
+        """Return the mailboxes of all DEAD frames, in order."""
         return [event[1] for event in self.events if isinstance(event, tuple) and event[0] == DEAD]
 
     def batch(self, sender: str, frames: Sequence[Frame]) -> None:

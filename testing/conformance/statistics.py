@@ -1,4 +1,4 @@
-"""What a layer tells of its channels."""
+"""Check the statistics of channels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _numbers(statistics: Statistics) -> tuple[int, int, int]:
 
 
 async def check_a_channel_has_statistics(make_layer: LayerFactory) -> None:
-    """What was sent, waits, was refused, and the age of the oldest; a channel that nobody knows has none of it."""
+    """Check counts and age of an ordinary channel; those of an unknown one are 0."""
     async with fresh_layer(make_layer, capacity=3) as layer:
         expect_equal(
             _numbers(await layer.channel_statistics("unknown")), (0, 0, 0), "sent, pending, full of no channel"
@@ -39,7 +39,7 @@ async def check_a_channel_has_statistics(make_layer: LayerFactory) -> None:
             await expect_error(ChannelFull, layer.send("a", {}), "send to the full channel")
         await layer.group_add("group", "a")
         await layer.group_send("group", {})
-        await asyncio.sleep(0.15)  # by the clock of the store, which a check cannot turn
+        await asyncio.sleep(0.15)  # the clock of the store cannot be set by a check
         await layer.send("b", {})
         statistics = await layer.channel_statistics("a")
         expect_equal(_numbers(statistics), (3, 3, 3), "sent, pending, full")
@@ -54,7 +54,7 @@ async def check_a_channel_has_statistics(make_layer: LayerFactory) -> None:
 
 
 async def check_a_local_channel_has_statistics(make_layer: LayerFactory) -> None:
-    """The same of it; also when another one asks, while nobody reads, and with a delayed message among the others."""
+    """Check counts and age of a process-local channel: unread, with delayed messages, and asked for by another one."""
     async with fresh_layer(make_layer, capacity=3) as layer:
         local, other = await layer.new_channel(), await layer.new_channel()
         expect_equal(_numbers(await layer.channel_statistics(local)), (0, 0, 0), "sent, pending, full of a new channel")
@@ -66,7 +66,7 @@ async def check_a_local_channel_has_statistics(make_layer: LayerFactory) -> None
         await layer.group_add("group", local)
         await layer.group_add("group", other)
         await layer.group_send("group", {})
-        await asyncio.sleep(0.15)  # by the clock of the store, which a check cannot turn
+        await asyncio.sleep(0.15)  # the clock of the store cannot be set by a check
         statistics = await layer.channel_statistics(local)
         expect_equal(_numbers(statistics), (3, 3, 2), "sent, pending, full")
         age = statistics["messages_max_age"]
@@ -80,7 +80,7 @@ async def check_a_local_channel_has_statistics(make_layer: LayerFactory) -> None
 
 
 async def check_a_local_channel_of_another_has_statistics(make_layer: LayerFactory) -> None:
-    """They are those of the layer object that made it; once that is closed, nobody knows it any more."""
+    """Check that the layer object that made the channel answers; once it is closed, the channel is unknown."""
     async with fresh_layer(make_layer) as layer:
         async with another_layer(make_layer) as maker:
             local = await maker.new_channel()
@@ -92,7 +92,7 @@ async def check_a_local_channel_of_another_has_statistics(make_layer: LayerFacto
 
 
 async def check_reading_statistics_changes_nothing(make_layer: LayerFactory) -> None:
-    """The messages are all there, in order."""
+    """Check that all messages are still there, in order."""
     async with fresh_layer(make_layer) as layer:
         for channel in await both_kinds(layer):
             for number in range(5):
@@ -105,7 +105,7 @@ async def check_reading_statistics_changes_nothing(make_layer: LayerFactory) -> 
 
 
 async def check_all_channels_together_have_statistics(make_layer: LayerFactory) -> None:
-    """All ordinary ones, with the age of the oldest message of all."""
+    """Check the sums of all ordinary channels, and the age of the oldest message of all."""
     async with fresh_layer(make_layer, capacity=2) as layer:
         expect_equal(_numbers(await layer.global_statistics()), (0, 0, 0), "sent, pending, full of nothing")
         for channel in ("a", "b", "b"):
@@ -113,7 +113,7 @@ async def check_all_channels_together_have_statistics(make_layer: LayerFactory) 
         await layer.send(await layer.new_channel(), {})
         await expect_error(ChannelFull, layer.send("b", {}), "send to the full channel")
         await receive(layer, "b")
-        await asyncio.sleep(0.05)  # by the clock of the store, which a check cannot turn
+        await asyncio.sleep(0.05)  # the clock of the store cannot be set by a check
         statistics = await layer.global_statistics()
         expect_equal(_numbers(statistics), (3, 2, 1), "sent, pending, full of all ordinary channels")
         age = statistics["messages_max_age"]

@@ -1,4 +1,4 @@
-"""Messages that come later, and messages that come too late; by the clock of the store, which a check cannot turn."""
+"""Check delays and expiry, by the clock of the store, which a check cannot set."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ BAD_DELAYS: list[Any] = [-1, -0.001, 1e15, math.nan, math.inf, "1", None, True]
 
 @by_the_clock
 async def check_expired_messages_are_never_delivered(make_layer: LayerFactory, second: float) -> None:
-    """Nor counted: neither for the capacity nor as pending. A delayed one expires as if it was sent when it was due."""
+    """Check that they are not counted either. A delayed message expires as if it had been sent when it was due."""
     async with fresh_layer(make_layer, expiry=second, capacity=2) as layer:
         channels = await both_kinds(layer)
         for channel in channels:
             await layer.send(channel, {"n": "old"})
             await layer.send(channel, {"n": "late"}, delay=1.1 * second)
-        quiet = "quiet", await layer.new_channel()  # to these, nothing is sent before they are read
+        quiet = "quiet", await layer.new_channel()  # nothing is sent to these before they are read
         for channel in quiet:
             await layer.send(channel, {"n": "old"})
         await asyncio.sleep(0.6 * second)
@@ -54,7 +54,7 @@ async def check_expired_messages_are_never_delivered(make_layer: LayerFactory, s
 
 @by_the_clock
 async def check_a_delayed_message_comes_when_it_is_due(make_layer: LayerFactory, second: float) -> None:
-    """Not before, and soon then; in the order in which they are due, behind what can be received at once."""
+    """Check that it comes soon after that, and that delayed messages come in the order in which they are due."""
     async with fresh_layer(make_layer) as layer:
         clock = asyncio.get_running_loop().time
         for channel in await both_kinds(layer):
@@ -72,7 +72,7 @@ async def check_a_delayed_message_comes_when_it_is_due(make_layer: LayerFactory,
 
 @by_the_clock
 async def check_a_reader_that_waits_gets_what_is_sent_with_a_delay(make_layer: LayerFactory, second: float) -> None:
-    """Also one that waits for a later one already; and what comes meanwhile is not held up."""
+    """Check a reader that waits for a later message already, and that other messages are not held up."""
     async with fresh_layer(make_layer) as layer:
         for channel in await both_kinds(layer):
             receiving = asyncio.create_task(layer.receive(channel))
@@ -92,7 +92,7 @@ async def check_a_reader_that_waits_gets_what_is_sent_with_a_delay(make_layer: L
 
 @by_the_clock
 async def check_what_is_delayed_counts_for_the_capacity(make_layer: LayerFactory, second: float) -> None:
-    """From the beginning; it is pending, and has no age."""
+    """Check that it counts at once, as pending, and has no age."""
     async with fresh_layer(make_layer, capacity=2) as layer:
         for channel in await both_kinds(layer):
             await layer.send(channel, {"n": 2}, delay=0.2 * second)
@@ -110,7 +110,7 @@ async def check_what_is_delayed_counts_for_the_capacity(make_layer: LayerFactory
 
 
 async def check_a_delayed_message_outlives_the_close_of_its_sender(make_layer: LayerFactory) -> None:
-    """It lies in the store."""
+    """Check that the message is kept by the store."""
     async with fresh_layer(make_layer) as layer:
         await layer.send("a", {"n": 1}, delay=0.1)
         await layer.close()
@@ -118,7 +118,7 @@ async def check_a_delayed_message_outlives_the_close_of_its_sender(make_layer: L
 
 
 async def check_a_delayed_message_outlives_its_sender(make_layer: LayerFactory) -> None:
-    """Another layer object receives it."""
+    """Check that another layer object receives it."""
     async with fresh_layer(make_layer) as layer:
         for channel in await both_kinds(layer):
             async with another_layer(make_layer) as sender:
@@ -127,7 +127,7 @@ async def check_a_delayed_message_outlives_its_sender(make_layer: LayerFactory) 
 
 
 async def check_bad_delays_are_refused(make_layer: LayerFactory) -> None:
-    """ValueError for what is no number of seconds from 0 to ten years, and nothing is sent."""
+    """Check for ValueError unless it is a number of seconds from 0 to ten years, and that nothing is sent."""
     async with fresh_layer(make_layer) as layer:
         for channel in await both_kinds(layer):
             for delay in BAD_DELAYS:

@@ -1,6 +1,6 @@
-"""What the checks are made with: layers over the store, and expectations that say what is wrong.
+"""Tools of the checks: layers over the store, and expectations that say what is wrong.
 
-`assert` would not do: `python -O` leaves it out.
+`assert` is not used, because `python -O` leaves it out.
 """
 
 from __future__ import annotations
@@ -19,16 +19,13 @@ from asgibus.layers.settings import CAPACITY, EXPIRY_SECONDS, GROUP_EXPIRY_SECON
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
 
-PATIENCE_SECONDS = 10.0  # for what comes within milliseconds on a machine that has nothing else to do
-SILENCE_SECONDS = 0.1  # in which what was sent before would have come
-SLOWER = 5.0  # times as slow is a check by the clock that is repeated
+PATIENCE_SECONDS = 10.0  # for messages that arrive within milliseconds on an idle machine
+SILENCE_SECONDS = 0.1  # in which earlier messages would have arrived
+SLOWER = 5.0  # factor for the second try of a check that depends on times
 
 
 class LayerFactory(Protocol):
-    """Makes a new layer object with these options; all objects of one factory use the same store, if it can be shared.
-
-    The check closes what it has made.
-    """
+    """Makes layer objects over one store, if the store can be shared. The check closes them."""
 
     def __call__(
         self,
@@ -43,9 +40,10 @@ class LayerFactory(Protocol):
 def by_the_clock(
     check: Callable[[LayerFactory, float], Awaitable[None]],
 ) -> Callable[[LayerFactory], Awaitable[None]]:
-    """For a check whose steps have to be done in time; it gets the length of a second, by which it is to count.
+    """Repeat a check that failed once, slower: a machine that stops for a moment must not fail a good layer.
 
-    A machine that stops for a moment must not fail a good layer: what fails is repeated once, with long seconds.
+    Args:
+        check: Gets the layer factory and the length of a second, by which it has to count.
     """
 
     @wraps(check)
@@ -60,7 +58,7 @@ def by_the_clock(
 
 @asynccontextmanager
 async def another_layer(make_layer: LayerFactory, **options: Any) -> AsyncIterator[ChannelLayer]:
-    """A layer over the store; closed at the end."""
+    """Yield a layer over the store, and close it at the end."""
     layer = make_layer(**options)
     try:
         yield layer
@@ -70,30 +68,30 @@ async def another_layer(make_layer: LayerFactory, **options: Any) -> AsyncIterat
 
 @asynccontextmanager
 async def fresh_layer(make_layer: LayerFactory, **options: Any) -> AsyncIterator[ChannelLayer]:
-    """The same; all messages and groups that were in the store are deleted first."""
+    """Yield a layer over the store, without any messages or groups, and close it at the end."""
     async with another_layer(make_layer, **options) as layer:
         await layer.flush()
         yield layer
 
 
 async def both_kinds(layer: ChannelLayer) -> tuple[str, str]:
-    """An ordinary channel and a process-local one."""
+    """Return an ordinary channel and a process-local one."""
     return "some.channel", await layer.new_channel()
 
 
 def expect(condition: object, message: str) -> None:
-    """Raise AssertionError with that message unless the condition is true."""
+    """Raise AssertionError with this message unless the condition is true."""
     if not condition:
         raise AssertionError(message)
 
 
 def expect_equal(got: object, expected: object, what: str) -> None:
-    """Raise AssertionError unless the two are equal; it shows how they begin."""
+    """Raise AssertionError unless both are equal. Its text shows how they begin."""
     expect(got == expected, f"{what}: expected {_SHORT.repr(expected)}, got {_SHORT.repr(got)}")
 
 
 async def expect_error(kind: type[E], call: Awaitable[object], what: str) -> E:
-    """The error of that kind that the call raises. Raises AssertionError if it raises none."""
+    """Return the error of this kind that the call raises. Raises AssertionError if there is none."""
     try:
         await within(call, what)
     except kind as error:
@@ -102,7 +100,7 @@ async def expect_error(kind: type[E], call: Awaitable[object], what: str) -> E:
 
 
 async def expect_silence(layer: ChannelLayer, channel: str) -> None:
-    """Raise AssertionError if there is something to receive, now that all that was sent has arrived."""
+    """Raise AssertionError if a message can be received from the channel."""
     try:
         async with asyncio.timeout(SILENCE_SECONDS):
             message = await layer.receive(channel)
@@ -112,7 +110,7 @@ async def expect_silence(layer: ChannelLayer, channel: str) -> None:
 
 
 async def within(call: Awaitable[T], what: str, seconds: float = PATIENCE_SECONDS) -> T:
-    """What the call returns. Raises AssertionError if that takes too long."""
+    """Return the result of the call. Raises AssertionError if it takes too long."""
     try:
         async with asyncio.timeout(seconds) as limit:
             return await call
@@ -123,17 +121,17 @@ async def within(call: Awaitable[T], what: str, seconds: float = PATIENCE_SECOND
 
 
 async def receive(layer: ChannelLayer, channel: str) -> Message:
-    """The next message of a channel. Raises AssertionError if none comes."""
+    """Return the next message of a channel. Raises AssertionError if none comes."""
     return await within(layer.receive(channel), f"a message was expected from {channel}", PATIENCE_SECONDS)
 
 
 async def receive_all(layer: ChannelLayer, channel: str, number: int) -> list[Message]:
-    """The next messages of a channel. Raises AssertionError if there are fewer."""
+    """Return the next messages of a channel. Raises AssertionError if there are fewer."""
     return [await receive(layer, channel) for _ in range(number)]
 
 
 async def send_when_there_is_room(layer: ChannelLayer, channel: str, message: Message) -> None:
-    """Send a message, again and again while the channel is full."""
+    """Send a message, and retry while the channel is full."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             try:
@@ -143,7 +141,7 @@ async def send_when_there_is_room(layer: ChannelLayer, channel: str, message: Me
 
 
 async def until(condition: Callable[[], T], seconds: float = PATIENCE_SECONDS, what: str = "the condition") -> T:
-    """Ask every 2 ms until the answer is true, and return it. Raises AssertionError after `seconds`."""
+    """Poll every 2 ms until the condition is true, and return it. Raises AssertionError after `seconds`."""
     deadline = asyncio.get_running_loop().time() + seconds
     while not (answer := condition()):
         expect(asyncio.get_running_loop().time() < deadline, f"{what} did not come true within {seconds:g} s")
