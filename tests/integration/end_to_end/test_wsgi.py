@@ -16,7 +16,8 @@ from end_to_end.wsgi_app import pattern
 from support.deadline import wait_until
 from support.processes import Process
 from support.raw import RawClient
-from support.servers import LAYERS
+from support.redis import RedisServer
+from support.servers import LAYERS, serving
 from support.websocket import ws
 
 APP = "end_to_end.wsgi_app:app"
@@ -25,21 +26,19 @@ MIB = 1 << 20
 Start = Callable[..., Process]
 
 
-@pytest.fixture(params=LAYERS)
-def server(request: pytest.FixtureRequest, start_interface: Start) -> Process:
-    """An interface server with the app behind it, in three threads."""
-    options = ["--threads", str(THREADS)]
-    if request.param == "memory":
-        return start_interface(*options, "--root-path", "/mount", app=APP, allow_traceback=True)
-    url = request.getfixturevalue("redis_url")
-    worker = request.getfixturevalue("start_worker")(APP, "--layer", url, *options, allow_traceback=True)
-    worker.wait_for(r"app end_to_end.wsgi_app:app \(wsgi\), layer .*, up to 10000 connections in 3 threads")
-    return start_interface("--layer", url, "--root-path", "/mount")
+@pytest.fixture(scope="module", params=LAYERS)
+def server(request: pytest.FixtureRequest) -> Iterator[Process]:
+    """An interface server with the app behind it, in three threads, for all tests."""
+    threads, mount = ("--threads", THREADS), ("--root-path", "/mount")
+    options = (*threads, *mount) if request.param == "memory" else mount
+    with serving(request, APP, *options, layer=request.param, worker_options=threads) as servers:
+        yield servers.interfaces[0]
 
 
 @pytest.fixture
 def client(server: Process) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
+        client.get("/noted?clear")
         yield client
 
 
@@ -98,12 +97,13 @@ def test_requests_run_at_once_in_as_many_threads_as_there_are(client: httpx.Clie
 
 
 def test_a_second_worker_takes_what_the_threads_of_the_first_cannot(
-    redis_url: str, start_interface: Start, start_worker: Start
+    start_redis: Callable[..., RedisServer], start_interface: Start, start_worker: Start
 ) -> None:
     """Whoever has no thread free claims nothing, so nobody waits behind a slow request while another worker idles."""
+    url = start_redis().url
     for _ in range(2):
-        start_worker(APP, "--layer", redis_url, "--threads", 1)
-    interface = start_interface("--layer", redis_url)
+        start_worker(APP, "--layer", url, "--threads", 1)
+    interface = start_interface("--layer", url)
     with httpx.Client(base_url=interface.url, trust_env=False, timeout=30) as client, ThreadPoolExecutor(1) as other:
         slow = other.submit(client.get, "/wait?2")
         for _ in range(10):
@@ -356,11 +356,12 @@ def test_what_runs_is_finished_when_the_worker_stops(start_interface: Start) -> 
 
 
 def test_what_takes_too_long_is_cut_when_the_worker_stops(
-    redis_url: str, start_interface: Start, start_worker: Start
+    start_redis: Callable[..., RedisServer], start_interface: Start, start_worker: Start
 ) -> None:
     """Also a thread that waits for its client, and a request whose body has not come."""
-    worker = start_worker(APP, "--layer", redis_url, "--graceful-timeout", 1)
-    server = start_interface("--layer", redis_url)
+    url = start_redis().url
+    worker = start_worker(APP, "--layer", url, "--graceful-timeout", 1)
+    server = start_interface("--layer", url)
     with RawClient(server, receive_buffer=1 << 16) as slow, RawClient(server) as silent:
         slow.send(b"GET /stream HTTP/1.1\r\nHost: test\r\n\r\n")
         silent.send(b"POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n")

@@ -65,7 +65,10 @@ def environ(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
 
 
 def noted(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    return text(start_response, json.dumps(notes))
+    found = json.dumps(notes)
+    if environ["QUERY_STRING"] == "clear":
+        notes.clear()
+    return text(start_response, found)
 
 
 def threads(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

@@ -6,9 +6,9 @@ How long the event loop was held is measured in CPU time of the server, which a 
 import ssl
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from typing import Self
+from typing import Any, Self
 
 import psutil
 import pytest
@@ -81,6 +81,16 @@ WEBSOCKET_FLOODS = {
     "closes": filled(close_frame(1000), 4 * MIB),
     "garbage": b"\xff" * 12 * MIB,
 }
+
+
+OVER_TLS = {"tiny requests ahead", "an endless header", "an upload", "pings", "empty fragments", "garbage"}
+"""The floods that are sent over TLS too; with `--long` all are."""
+
+
+def floods(kinds: Iterable[str]) -> list[Any]:
+    """Return each kind of flood, plain and over TLS, for `parametrize(("tls", "kind"), ..., indirect=["tls"])`."""
+    marks = {kind: [] if kind in OVER_TLS else [pytest.mark.long] for kind in kinds}
+    return [*(("plain", kind) for kind in marks), *(pytest.param("tls", kind, marks=marks[kind]) for kind in marks)]
 
 
 @pytest.fixture(scope="module", params=["plain", "tls"])
@@ -165,7 +175,7 @@ def _send(client: RawClient, wire: bytes) -> None:
         pass  # the server reads no more, or has closed
 
 
-@pytest.mark.parametrize("kind", HTTP_FLOODS)
+@pytest.mark.parametrize(("tls", "kind"), floods(HTTP_FLOODS), indirect=["tls"])
 def test_http(server: Process, context: ssl.SSLContext | None, kind: str) -> None:
     with Flood(server, context) as flood:
         flood.run(RawClient(server, tls=context), wire=HTTP_FLOODS[kind])
@@ -173,14 +183,14 @@ def test_http(server: Process, context: ssl.SSLContext | None, kind: str) -> Non
 
 
 @pytest.mark.parametrize("path", ["/listen", "/deaf"])
-@pytest.mark.parametrize("kind", WEBSOCKET_FLOODS)
+@pytest.mark.parametrize(("tls", "kind"), floods(WEBSOCKET_FLOODS), indirect=["tls"])
 def test_websocket(server: Process, context: ssl.SSLContext | None, kind: str, path: str) -> None:
     with Flood(server, context) as flood:
         flood.run(RawWebSocket(server, path, tls=context), wire=WEBSOCKET_FLOODS[kind])
         flood.check()
 
 
-@pytest.mark.parametrize("kind", WEBSOCKET_FLOODS)
+@pytest.mark.parametrize(("tls", "kind"), floods(WEBSOCKET_FLOODS), indirect=["tls"])
 def test_a_websocket_that_is_not_accepted_yet(server: Process, context: ssl.SSLContext | None, kind: str) -> None:
     with Flood(server, context) as flood:
         client = RawWebSocket(server, "/late", tls=context, answered=False)

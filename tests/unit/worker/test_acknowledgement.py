@@ -90,6 +90,7 @@ async def test_a_message_that_is_on_its_way_is_not_altered_by_what_the_app_does_
 
 
 @pytest.mark.usefixtures("_fast")
+@pytest.mark.usefixtures("_fast")
 async def test_early_acknowledgement_by_option() -> None:
     app = Slow()
     async with running(app, acknowledge="taken") as interface:
