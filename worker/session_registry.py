@@ -89,7 +89,7 @@ class SessionRegistry(Handler):
         self._sessions: dict[tuple[str, int], Session] = {}
         self._unacked: dict[Session, None] = {}  # ended WebSockets whose last events are not acknowledged
         self._recent = RecentResponses()
-        self._settled = asyncio.Event()
+        self._settled = asyncio.Event()  # asyncio's, because it is cleared before each wait
         self._ack_soon: list[Session] = []
         self._rotate_at = 0.0
         self.counts: Counter[str] = Counter()

@@ -63,11 +63,6 @@ class Worker(BaseWorker):
         if self._wsgi is not None:
             self._wsgi.on_free = self._slots.set
 
-    @property
-    def open_sessions(self) -> int:
-        """The number of connections that are being served."""
-        return len(self._tasks)
-
     def counts(self) -> dict[str, int]:
         """Return the repaired, lost and dropped items by kind."""
         return dict(self._sessions.counts + self.layer.counts)

@@ -124,7 +124,7 @@ async def running(app: App, **settings: Any) -> AsyncIterator[Interface]:
         yield Interface(bus, layer, recorder, worker, stop, ended)
         stop.set()
         await asyncio.wait_for(ended, 30)
-        assert worker.open_sessions == 0
+        assert worker.gauges()["sessions"] == 0
 
 
 async def hello(scope: Any, receive: Any, send: Any) -> None:

@@ -47,10 +47,10 @@ async def test_a_whole_answer_to_a_client_that_is_gone_is_no_error(
 
     async with running(app) as interface:
         number = interface.open(HTTP, method="POST")
-        await until(lambda: interface.worker.open_sessions)
+        await until(lambda: interface.worker.gauges()["sessions"])
         interface.post((RESET, number, 1), (EVENT, number, 1, 1, 0, events.HTTP_DISCONNECT, True))
         await until(lambda: work)
-        await until(lambda: not interface.worker.open_sessions)
+        await until(lambda: not interface.worker.gauges()["sessions"])
         assert interface.events(number) == []
     assert caplog.text == ""
 
@@ -75,11 +75,11 @@ async def test_a_stream_to_a_client_that_is_gone_is_told_so(begun: bool, caplog:
 
     async with running(app) as interface:
         number = interface.open(HTTP)
-        await until(lambda: interface.worker.open_sessions)
+        await until(lambda: interface.worker.gauges()["sessions"])
         if begun:
             await until(lambda: len(interface.events(number)) == 2)
         interface.post((RESET, number, 1))
-        await until(lambda: not interface.worker.open_sessions)
+        await until(lambda: not interface.worker.gauges()["sessions"])
     assert sent == ([] if begun else [0]), "the first part may be a whole answer"
     assert caplog.text == ""
 
@@ -109,7 +109,7 @@ async def test_what_an_app_sends_late_is_not_looked_at(caplog: pytest.LogCapture
 
     async with running(app) as interface:
         socket, request = await interface.accepted(), interface.open(HTTP)
-        await until(lambda: interface.worker.open_sessions == 2)
+        await until(lambda: interface.worker.gauges()["sessions"] == 2)
         interface.post((EVENT, socket, 1, 0, 1, events.WEBSOCKET_DISCONNECT, 1005, ""), (RESET, request, 1))
         await until(lambda: sorted(done) == ["http", "websocket"])
     assert caplog.text == ""
@@ -135,7 +135,7 @@ async def test_a_second_answer_behind_a_stream_is_no_error_once_the_app_has_hear
         number = interface.open(HTTP)
         await until(lambda: len(interface.events(number)) >= 2)
         interface.post((EVENT, number, 1, 1, 0, events.HTTP_DISCONNECT, False))
-        await until(lambda: not interface.worker.open_sessions)
+        await until(lambda: not interface.worker.gauges()["sessions"])
         assert interface.events(number)[-1] == ((events.RESPONSE_END, b"") if heard else (events.ABORT,))
     assert ("RESPONSE_START is not allowed" in caplog.text) is not heard
 
@@ -159,7 +159,7 @@ async def test_what_a_framework_makes_of_a_client_that_is_gone_is_no_error_in_th
     async with running(app) as interface:
         number = await interface.accepted()
         interface.post((EVENT, number, 1, 0, 1, events.WEBSOCKET_DISCONNECT, 1001, ""))
-        await until(lambda: not interface.worker.open_sessions)
+        await until(lambda: not interface.worker.gauges()["sessions"])
     assert ("the app raised" in caplog.text) is not gone
 
 
@@ -176,7 +176,7 @@ async def test_an_error_of_the_app_itself_is_logged_also_when_the_client_is_gone
     async with running(app) as interface:
         number = await interface.accepted()
         interface.post((EVENT, number, 1, 0, 1, events.WEBSOCKET_DISCONNECT, 1001, ""))
-        await until(lambda: not interface.worker.open_sessions)
+        await until(lambda: not interface.worker.gauges()["sessions"])
     assert "ZeroDivisionError" in caplog.text
 
 
@@ -244,7 +244,7 @@ async def test_a_body_has_no_empty_parts_but_a_last_one_that_comes_late() -> Non
 
     async with running(app) as interface:
         number = interface.open(HTTP, method="POST", events=((events.REQUEST_BODY, b""),))
-        await until(lambda: interface.worker.open_sessions)
+        await until(lambda: interface.worker.gauges()["sessions"])
         assert seen == []
         interface.post(
             (EVENT, number, 1, 1, 0, events.REQUEST_BODY, b"body"), (EVENT, number, 1, 2, 0, events.REQUEST_END, b"")
@@ -339,7 +339,7 @@ async def test_an_event_stream_that_begins_as_the_worker_drains_is_told_so() -> 
 
     async with running(app, graceful_timeout=30.0) as interface:
         number = interface.open(HTTP)
-        await until(lambda: interface.worker.open_sessions)
+        await until(lambda: interface.worker.gauges()["sessions"])
         interface.stop.set()
         await until(lambda: interface.worker.ready() is not None)
         go.set()

@@ -83,7 +83,7 @@ async def test_a_probe_is_answered_by_what_is_missing_or_by_how_much_was_taken()
         interface.post((PROBE, 77, 1, 0), (PROBE, number, 2, 0))
         await until(lambda: interface.frames(77) and (RESET, number, 2) in interface.frames(number))
         assert interface.frames(77) == [(RESET, 77, 1)]
-        assert interface.worker.open_sessions == 1
+        assert interface.worker.gauges()["sessions"] == 1
 
 
 async def test_a_gap_is_asked_for_and_nothing_behind_it_is_received() -> None:
@@ -169,11 +169,11 @@ async def test_a_dead_interface_server_s_clients_are_gone_everywhere(caplog: pyt
             elsewhere = interface.open(WEBSOCKET)
             interface.bus = own
             await until(lambda: [frame for frame in recorder.frames if frame[1] == elsewhere])
-            assert interface.worker.open_sessions == 4
+            assert interface.worker.gauges()["sessions"] == 4
             await interface.layer.declare_dead(interface.bus.mailbox)
-            await until(lambda: interface.worker.open_sessions == 1)
+            await until(lambda: interface.worker.gauges()["sessions"] == 1)
             assert app.codes == [1006] * len(numbers)
-        await until(lambda: interface.worker.open_sessions == 0)
+        await until(lambda: interface.worker.gauges()["sessions"] == 0)
         assert interface.worker.counts()["interface died"] == 2
     assert len(app.errors) == 4
     assert "and with it 3 connections here" in caplog.text
@@ -187,7 +187,7 @@ async def test_a_reset_is_a_disconnect() -> None:
         interface.say(number, "before")
         interface.post((RESET, number, 2))
         interface.post((RESET, number, 1), (RESET, number, 1))
-        await until(lambda: interface.worker.open_sessions == 0)
+        await until(lambda: interface.worker.gauges()["sessions"] == 0)
         assert [event.get("text") for event in app.seen] == ["before", None]
         assert app.codes == [1006]
         assert interface.worker.counts()["reset"] == 2
@@ -205,7 +205,7 @@ async def test_a_run_that_was_replaced_is_told_that_its_connection_goes_on(resum
         assert app.handed_over == [True]
         interface.post((RESET, number, 1))
         app.may_return.set()
-        await until(lambda: interface.worker.open_sessions == 0)
+        await until(lambda: interface.worker.gauges()["sessions"] == 0)
         assert [type(error).__name__ for error in app.errors] == ["ClientDisconnected"]
         assert "another run goes on with the client" in str(app.errors[0])
         assert interface.worker.counts()["superseded"] == 2
@@ -233,7 +233,7 @@ async def test_a_run_that_was_replaced_keeps_its_memberships_and_cannot_save_its
     async with running(app, resume=True) as interface:
         number = await interface.accepted()
         interface.post((SUPERSEDED, number, 1))
-        await until(lambda: interface.worker.open_sessions == 0)
+        await until(lambda: interface.worker.gauges()["sessions"] == 0)
         assert left == ["room"]
         assert "another run serves this connection by now" in str(errors[0])
         assert [event[0] for event in interface.events(number)] == [events.ACCEPT]
@@ -248,7 +248,7 @@ async def test_a_disconnect_behind_another_one_is_no_fault(caplog: pytest.LogCap
         interface.post((EVENT, number, 1, 0, 1, events.WEBSOCKET_DISCONNECT, 1001, ""), (EVENT, 77, 1, 0, 0, 4, ""))
         await until(lambda: interface.frames(77))
         app.may_return.set()
-        await until(lambda: interface.worker.open_sessions == 0)
+        await until(lambda: interface.worker.gauges()["sessions"] == 0)
     assert "Traceback" not in caplog.text
 
 
@@ -315,7 +315,7 @@ async def test_a_newer_attempt_takes_the_place_of_an_older_one() -> None:
         interface.say(number, "for the old one")
         await until(lambda: count(interface, number, RESET))
         app.may_return.set()
-        await until(lambda: interface.worker.open_sessions == 1)
+        await until(lambda: interface.worker.gauges()["sessions"] == 1)
         assert [event.get("text") for event in app.seen] == [None, "for the new one"]
         assert app.runs == [1, 2]
 
@@ -357,7 +357,7 @@ async def test_an_answer_is_kept_for_a_moment_and_repeated_when_asked_for() -> N
     async with running(hello) as interface:
         number = interface.open(HTTP)
         answer = [*await interface.answer(number)]
-        await until(lambda: interface.worker.open_sessions == 0)
+        await until(lambda: interface.worker.gauges()["sessions"] == 0)
         interface.post((PROBE, number, 1, 1))
         await until(lambda: count(interface, number, ACK))
         await interface.layer.declare_dead(interface.owner)
@@ -430,7 +430,7 @@ async def test_a_stale_claim_is_served_only_if_its_interface_server_says_so(
         assert runs == []
         interface.post((RESET, number, 1) if served_already else (ACK, number, 1, 0))
         if served_already:
-            await until(lambda: interface.worker.open_sessions == 0)
+            await until(lambda: interface.worker.gauges()["sessions"] == 0)
             assert runs == []
             assert interface.events(number) == []
         else:
@@ -454,7 +454,7 @@ async def test_the_interface_server_hears_when_the_app_has_dealt_with_it(resume:
         cleaning_up = [(ACK, number, 1, 1)] if resume else [(RESET, number, 1)]
         assert interface.frames(number)[-1:] == cleaning_up
         app.may_return.set()
-        await until(lambda: interface.worker.open_sessions == 0)
+        await until(lambda: interface.worker.gauges()["sessions"] == 0)
         other = interface.open(HTTP, connection=number + 1)
         await until(lambda: interface.frames(other))
         assert ((ACK, number, 1, 2) in interface.frames(number)) is resume
@@ -478,7 +478,7 @@ async def test_what_a_dead_worker_had_claimed_is_told_to_its_interface_server(in
             assert interface.frames(number) == [(ABANDONED, number, 4)]
         await until(lambda: interface.worker.counts().get("orphan"))
         interface.post((EVENT, busy, 1, 0, 1, events.WEBSOCKET_DISCONNECT, 1001, ""))
-        await until(lambda: interface.worker.open_sessions == 0)
+        await until(lambda: interface.worker.gauges()["sessions"] == 0)
         assert open_claims(interface) == 0
 
 

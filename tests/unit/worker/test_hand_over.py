@@ -56,7 +56,7 @@ async def test_an_app_is_told_may_clean_up_and_is_then_handed_over() -> None:
         interface.stop.set()
         await until(lambda: len(seen) == 3)
         interface.say(number, "two", "three", start=1)
-        await until(lambda: interface.worker.open_sessions == 1)
+        await until(lambda: interface.worker.gauges()["sessions"] == 1)
         assert not interface.ended.done()
         assert interface.events(number)[1:] == [], "not before the app has returned"
         cleaned.set()
@@ -370,7 +370,7 @@ async def test_the_last_words_are_kept_until_they_are_acknowledged_and_repeated_
         await until(lambda: len(interface.events(number)) == 2)
         interface.stop.set()
         await interface.last(number, events.HANDOVER)
-        await until(lambda: interface.worker.open_sessions == 0)
+        await until(lambda: interface.worker.gauges()["sessions"] == 0)
         interface.post((RESEND, number, 1, 1))
         await until(lambda: len(interface.events(number)) == 5)
         assert interface.events(number)[3:] == [(events.MESSAGE_SENT, "a"), (events.HANDOVER,)]
@@ -401,7 +401,7 @@ async def test_the_last_words_to_a_client_that_has_left_meanwhile_are_forgotten(
     async with running(refuse) as interface:
         number = interface.open(WEBSOCKET)
         await interface.last(number, events.CLOSE)
-        await until(lambda: interface.worker.open_sessions == 0)
+        await until(lambda: interface.worker.gauges()["sessions"] == 0)
         interface.post((EVENT, number, 1, 0, 0, events.WEBSOCKET_DISCONNECT, 1006, ""))
         interface.stop.set()
         await asyncio.wait_for(interface.ended, 1)
@@ -426,7 +426,7 @@ async def test_what_was_closed_is_told_until_it_is_acknowledged() -> None:
     async with running(app) as interface:
         number = interface.open(WEBSOCKET)
         await interface.answer(number)
-        await until(lambda: interface.worker.open_sessions == 0)
+        await until(lambda: interface.worker.gauges()["sessions"] == 0)
         interface.post((RESEND, number, 1, 1))
         await until(lambda: interface.events(number).count((events.CLOSE, 4000, "")) == 2)
         interface.post((ACK, number, 1, 2), (PROBE, number, 1, 0))

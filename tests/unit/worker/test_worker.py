@@ -26,7 +26,7 @@ async def test_many_requests_are_answered() -> None:
             assert [frame[3] for frame in interface.frames(number) if frame[0] == EVENT] == list(
                 range(len(interface.events(number)))
             )
-        await until(lambda: interface.worker.open_sessions == 0)
+        await until(lambda: interface.worker.gauges()["sessions"] == 0)
 
 
 async def test_a_worker_names_itself_when_the_app_takes_its_time() -> None:
@@ -55,7 +55,7 @@ async def test_events_of_the_client_reach_the_app_in_order() -> None:
         await until(lambda: len(interface.events(number)) == 4)
         assert interface.events(number)[1:] == [(events.MESSAGE_SENT, f"{sequence}") for sequence in range(3)]
         interface.bus.post(owner, (EVENT, number, 1, 3, 4, events.WEBSOCKET_DISCONNECT, 1001, ""))
-        await until(lambda: interface.worker.open_sessions == 0)
+        await until(lambda: interface.worker.gauges()["sessions"] == 0)
 
 
 async def test_what_was_taken_is_acknowledged_in_time() -> None:
@@ -78,7 +78,7 @@ async def test_late_frames_are_answered_with_reset() -> None:
     async with running(hello) as interface:
         number = interface.open()
         await interface.answer(number)
-        await until(lambda: interface.worker.open_sessions == 0)
+        await until(lambda: interface.worker.gauges()["sessions"] == 0)
         owner = interface.recorder.batches[0][0]
         interface.bus.post(owner, (EVENT, number, 1, 1, 1, events.HTTP_DISCONNECT, True))
         interface.bus.post(owner, (EVENT, 999, 1, 0, 0, events.HTTP_DISCONNECT, True))
@@ -147,9 +147,9 @@ async def test_an_interface_that_is_gone_takes_its_connections_with_it() -> None
         await until(lambda: interface.events(number))
         await interface.layer.declare_dead("interface.other!")
         await asyncio.sleep(0.01)  # time to hear of it, which must change nothing
-        assert interface.worker.open_sessions == 1
+        assert interface.worker.gauges()["sessions"] == 1
         await interface.layer.declare_dead(interface.bus.mailbox)
-        await until(lambda: interface.worker.open_sessions == 0)
+        await until(lambda: interface.worker.gauges()["sessions"] == 0)
         assert seen[0] == {"type": "websocket.disconnect", "code": 1006, "reason": ""}
         assert isinstance(seen[1], OSError)
 
