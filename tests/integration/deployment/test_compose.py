@@ -1,5 +1,7 @@
 """The image is built from what it needs, and Compose runs it with what it needs."""
 
+import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,3 +24,12 @@ def test_the_worker_has_a_place_for_uploads_and_redis_a_limit() -> None:
     assert "--maxmemory 512mb --maxmemory-policy noeviction" in services["redis"]["command"]
     for name in ("interface", "worker"):
         assert float(services[name]["environment"]["ASGIBUS_WAIT_FOR_LAYER"]) > 0
+
+
+@pytest.mark.parametrize("name", ["interface", "worker"])
+def test_a_health_check_needs_nothing_that_the_image_may_lack(name: str) -> None:
+    service = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"][name]
+    *_, program = service["healthcheck"]["test"]
+    imported = [node for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imported}
+    assert {str(name).partition(".")[0] for name in names} <= sys.stdlib_module_names
