@@ -352,7 +352,8 @@ class ChannelLayer(ABC):
         Raises:
             TypeError: The name is not valid, or the message holds another type.
             ValueError: The delay is below 0 or above ten years.
-            ChannelFull: The channel holds as many unread messages as its capacity allows.
+            ChannelFull: The channel holds as many unread messages as its capacity allows. For a process-local channel a
+                layer may raise it late; until then, messages over the capacity are dropped and counted.
             MessageTooLarge: The packed message is larger than 16 MiB.
             LayerUnavailable: The store could not be reached in time.
         """
@@ -420,7 +421,8 @@ class ChannelLayer(ABC):
         """Return the statistics of a channel. Its messages are not touched.
 
         Raises:
-            TypeError: The name is not valid.
+            TypeError: The name is not valid, or (as ForeignChannel) is that of a process-local channel that another
+                layer object made.
             LayerUnavailable: The store could not be reached in time.
         """
 

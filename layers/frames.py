@@ -33,9 +33,10 @@ class FrameKind(IntEnum):
     MESSAGE_ID = 4
     """(source, number): the frames that follow in this entry are taken once."""
     LOCAL_MESSAGES = 5
-    """(local parts, packed message, delay in seconds): a message for several process-local channels of this mailbox."""
-    STATS_QUERY = 6
-    """(local part, key): the statistics of that channel are to be written to that list."""
+    """(local parts, packed message, delay in seconds, capacity): a message for process-local channels of this mailbox,
+    each of which holds so many unread messages."""
+    MEMBERSHIP = 6
+    """(group, channel, joins): another process has added a channel of this mailbox to a group, or removed it."""
 
     EVENT = FIRST_PROTOCOL_KIND
     """(connection, attempt, sequence number, acknowledged, code, field, …): an event of `protocol.events`."""
@@ -61,7 +62,7 @@ GROUP_MESSAGE: Final = FrameKind.GROUP_MESSAGE.value
 DEAD: Final = FrameKind.DEAD.value
 MESSAGE_ID: Final = FrameKind.MESSAGE_ID.value
 LOCAL_MESSAGES: Final = FrameKind.LOCAL_MESSAGES.value
-STATS_QUERY: Final = FrameKind.STATS_QUERY.value
+MEMBERSHIP: Final = FrameKind.MEMBERSHIP.value
 EVENT: Final = FrameKind.EVENT.value
 CLAIMED: Final = FrameKind.CLAIMED.value
 ACK: Final = FrameKind.ACK.value

@@ -26,7 +26,7 @@ class OverCapacity:
         self._sends = 0  # since the last line
         self._messages = 0
 
-    def missed(self, group: str, full: int, members: int) -> None:
+    def missed(self, where: str, full: int, members: int) -> None:
         """Note that so many of the members of a group were full. Called in an event loop, after a broadcast."""
         with self._lock:
             self._counts["channel full"] += full
@@ -38,7 +38,7 @@ class OverCapacity:
             self._summarise()
             self._quiet_until = now + SUMMARY_SECONDS
         # The words and the level are those of channels_redis, which people look for.
-        logger.info("%d of %d channels over capacity in group %s", full, members, group)
+        logger.info("%d of %d channels over capacity in %s", full, members, where)
         asyncio.get_running_loop().call_later(SUMMARY_SECONDS, self._end)
 
     def _end(self) -> None:
@@ -57,5 +57,5 @@ class OverCapacity:
         sends, messages = self._sends, self._messages
         self._sends = self._messages = 0
         if sends:
-            logger.info("%d further broadcasts found channels over capacity, which missed %d messages", sends, messages)
+            logger.info("%d further messages found channels over capacity, which missed %d messages", sends, messages)
         return bool(sends)

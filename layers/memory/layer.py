@@ -142,11 +142,14 @@ class InMemoryChannelLayer(ChannelLayer):
             except ChannelFull:
                 missed += 1
         if missed:
-            self._over_capacity.missed(group, missed, len(targets))
+            self._over_capacity.missed(f"group {group}", missed, len(targets))
         await asyncio.sleep(0)  # likewise
 
     async def channel_statistics(self, channel: str) -> Statistics:
-        return self._queues.statistics(require_channel(channel, whole=True))
+        local = split_local(require_channel(channel, whole=True))
+        if local is not None and not local[0].endswith(self._process):
+            raise ForeignChannel(channel)
+        return self._queues.statistics(channel)
 
     async def global_statistics(self) -> Statistics:
         return self._queues.statistics()

@@ -6,16 +6,16 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from asgibus.layers.codec import unpack, unpack_message
 from asgibus.layers.contract import Bus, Claim, Delivery, Draft, Frame, Handler, Offer, Statistics
-from asgibus.layers.frames import DEAD, GROUP_MESSAGE, LOCAL_MESSAGES, MESSAGE, STATS_QUERY
+from asgibus.layers.frames import DEAD, GROUP_MESSAGE, LOCAL_MESSAGES, MEMBERSHIP, MESSAGE
 from asgibus.layers.names import require_channel, require_group, split_local
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.asking import ANSWER_MS, Standing
 from asgibus.layers.redis.channels import AckingConsumer
+from asgibus.layers.redis.connection import RedisError
 from asgibus.layers.redis.groups import Memberships
 from asgibus.layers.redis.heartbeat import Heartbeat, lease_times
 from asgibus.layers.redis.inbox import Inbox
@@ -28,11 +28,8 @@ from asgibus.layers.settings import require_delay
 
 logger = logging.getLogger("asgibus.layers")
 
-# (MEMBER, group, channel, whether it is one now), a frame of the layer's own: somebody else has added a channel of this
-# mailbox to a group, or taken it out.
-MEMBER = 7
+FULL_SECONDS = 120  # how long it is published that a channel is full: it is published again every minute
 APPS_SECONDS = 86_400  # how long it is known what was announced, if nobody tidies up
-RECEIVED_AT_ONCE = 1000  # channels in one script: it holds up Redis for half a millisecond
 STATISTICS_SECONDS = 1.0  # for what somebody looks at; who looks waits, and there is nothing to be repaired
 
 
@@ -49,14 +46,14 @@ class RedisBus(Bus):
         self._outage = outage = attachment.outage
         self._writer = attachment.writer
         settings = attachment.settings
-        self._wait = settings.wait
         self._taken = Taken()
         self._wait = settings.wait
 
         async def place(name: str) -> Attachment:
             return await shards.of(name).attachment()
 
-        self._later: dict[asyncio.TimerHandle, Sequence[str]] = {}
+        self._later: set[asyncio.TimerHandle] = set()
+        self._delayed: Counter[str] = Counter()  # messages that are not due, by reply channel
         self._noting: set[asyncio.Task[None]] = set()
         self._consumer = Consumer(attachment, mailbox, handler.orphaned, self._found_wrong_type)
         self._deliveries = AckingConsumer(place, entries, mailbox, outage.counts, settings.expiry)
@@ -72,7 +69,6 @@ class RedisBus(Bus):
             attachment,
             mailbox,
             self._batch,
-            self._inbox.count_anew if self._inbox is not None else _nothing,
             self._found_wrong_type,
             lambda asked: self._taken.read_until(asked - time.monotonic() + self.time()),
         )
@@ -84,7 +80,6 @@ class RedisBus(Bus):
             self._memberships,
             (self._consumer, self._deliveries),
             self,
-            bounded=self._inbox is not None,
         )
 
     @property
@@ -117,31 +112,19 @@ class RedisBus(Bus):
         self._heartbeat.leave()
         await self._writer.drain()
 
-    def _batch(self, sender: str, frames: Sequence[Frame], sent: float, full: bytes) -> None:
+    def _batch(self, sender: str, frames: Sequence[Frame], sent: float) -> None:
         if sender:
             self._heartbeat.peer_seen(sender)
         else:
             frames, again = self._taken.once(frames, sent)
-            if frames and frames[0][0] == LOCAL_MESSAGES:
-                _, parts, message, delay = frames[0]
-                if full:
-                    skipped = {int(place) for place in full.split(b",")}
-                    parts = [part for place, part in enumerate(parts) if place not in skipped]
-                if again:
-                    if self._inbox is not None:  # they were counted once more, and are not unread
-                        self.received(Counter(parts))
-                elif delay:
-                    _check_delayed(parts, message, delay)
-                    self._delay(parts, message, sent + delay)
-                else:
-                    self._deliver(parts, message, sent)
-                return
             if again:
                 return
-            if frames and frames[0][0] == STATS_QUERY:
-                self._answer(*frames[0][1:])
+            kind = frames[0][0] if frames else None
+            if kind == LOCAL_MESSAGES:
+                _, parts, message, delay, capacity = frames[0]
+                self._deliver(parts, message, delay, capacity, sent)
                 return
-            if frames and frames[0][0] == MEMBER:
+            if kind == MEMBERSHIP:
                 self._note(*frames[0][1:])
                 return
             for frame in frames:
@@ -150,32 +133,31 @@ class RedisBus(Bus):
         if frames:
             self._handler.batch(sender, frames)
 
-    def _deliver(self, parts: Sequence[str], message: bytes, sent: float) -> None:
+    def _deliver(self, parts: Sequence[str], message: bytes, delay: float, capacity: int, sent: float) -> None:
+        """Hand a message to channels of this mailbox. Raises ValueError or TypeError for what is not one."""
+        _check_local(parts, message, delay, capacity)
         if self._inbox is not None:
-            self._inbox.deliver(parts, message, sent)
+            self._inbox.deliver(parts, message, sent, delay, capacity)
+        elif delay:
+            unpack_message(message)
+            self._delay(parts, message, sent + delay, capacity)
         else:
             self._handler.batch("", [(MESSAGE, part, unpack(message)) for part in parts])
 
-    def _delay(self, parts: Sequence[str], message: bytes, due: float) -> None:
-        """Hand a message on when it is due; the mailbox has been read, so it is kept here until then."""
+    def _delay(self, parts: Sequence[str], message: bytes, due: float, capacity: int) -> None:
+        """Keep a message for reply channels here until it is due; a channel that has enough of them misses it."""
+        kept = [part for part in parts if self._delayed[part] < capacity]
+        if len(kept) < len(parts):
+            self._outage.counts["channel full"] += len(parts) - len(kept)
+        self._delayed.update(kept)
 
         def hand_on() -> None:
-            del self._later[timer]
-            self._deliver(parts, message, due)
+            self._later.discard(timer)
+            self._delayed -= Counter(kept)  # which forgets those that have none
+            self._handler.batch("", [(MESSAGE, part, unpack(message)) for part in kept])
 
         timer = self._loop.call_later(due - self.time(), hand_on)
-        self._later[timer] = parts
-
-    def _answer(self, part: str, key: str) -> None:
-        """Say how a channel stands, behind all that was sent there before that was asked, and what was received."""
-        standing = Standing()
-        if self._inbox is not None:
-            self._inbox.tell()
-            standing = self._inbox.standing(part)
-        delayed = sum(parts.count(part) for parts in self._later.values())
-        answer = self._entries.pack(key, (standing.sent + delayed, standing.unread + delayed, standing.age))
-        self._writer.write(("RPUSH", key, answer), _ignore)
-        self._writer.write(("PEXPIRE", key, ANSWER_MS), _ignore)
+        self._later.add(timer)
 
     async def add_channel(self, group: str, channel: str) -> None:
         """Make a channel of this mailbox a member, also of what the group is after the store has lost it.
@@ -214,32 +196,25 @@ class RedisBus(Bus):
             logger.warning("%s: a membership that another process changed was not noted: %s", self.mailbox, error)
 
     def clear(self) -> None:
-        """Drop the messages that are not due yet, and note no more which groups the channels are in."""
+        """Note no more which groups the channels are in."""
         self._memberships.forget_channels()
-        later, self._later = self._later, {}
-        for timer in later:
-            timer.cancel()
-        if later:
-            self.received(Counter(part for parts in later.values() for part in parts))
 
     def time(self) -> float:
         """Now, in seconds by Redis's clock, or a little ahead of it."""
         return self._heartbeat.time()
 
-    def counted(self, parts: Mapping[str, int]) -> None:
-        """So many messages of each of these process-local channels are unread, beside those that are not due yet."""
-        unread = Counter(part for later in self._later.values() for part in later)
-        unread.update(parts)
-        self._writer.write(("EVAL", scripts.NONE_UNREAD, 1, self._keys.unread(self.mailbox)), _ignore)
-        self.received({part: -number for part, number in unread.items()})
+    def publish_full(self, full: Collection[str], others: Collection[str]) -> None:
+        """Let senders know that these process-local channels are full, and that the others have room again."""
+        key = self._keys.full(self.mailbox)
+        if others:
+            self._writer.write(("SREM", key, *others), self._published)
+        if full:
+            self._writer.write(("SADD", key, *full), self._published)
+            self._writer.write(("EXPIRE", key, FULL_SECONDS), _ignore)
 
-    def received(self, parts: Mapping[str, int]) -> None:
-        """So many messages of each of these process-local channels are not unread any more."""
-        key = self._keys.unread(self.mailbox)
-        flat = [value for pair in parts.items() for value in pair]
-        for start in range(0, len(flat), 2 * RECEIVED_AT_ONCE):
-            some = flat[start : start + 2 * RECEIVED_AT_ONCE]
-            self._writer.write(("EVAL", scripts.RECEIVED, 1, key, *some), _ignore)
+    def _published(self, reply: object) -> None:
+        if isinstance(reply, RedisError) and str(reply).startswith("WRONGTYPE"):
+            self._found_wrong_type()
 
     @property
     def packed(self) -> int:
@@ -254,7 +229,7 @@ class RedisBus(Bus):
 
     def key_types(self) -> dict[str, str]:
         """Return the types of the keys of this bus: see `heartbeat.Host`."""
-        own = {self._keys.mailbox(self.mailbox): "stream", self._keys.unread(self.mailbox): "hash"}
+        own = {self._keys.mailbox(self.mailbox): "stream", self._keys.full(self.mailbox): "set"}
         return own | dict.fromkeys(self._consumer.keys, "stream")
 
     def data_may_be_lost(self, run_id: str) -> None:
@@ -363,21 +338,15 @@ def _check(frame: Frame) -> None:
         raise ValueError(f"not a frame of the layer: {str(frame)[:100]}")
 
 
-def _check_delayed(parts: object, message: object, delay: object) -> None:
-    """Raise ValueError for a delayed message that could not be handed on when it is due."""
-    names = isinstance(parts, tuple | list) and all(isinstance(part, str) for part in parts)
-    if not names or not isinstance(message, bytes):
-        raise ValueError(f"not a delayed message: {str(parts)[:100]}")
+def _check_local(parts: object, message: object, delay: object, capacity: object) -> None:
+    """Raise ValueError for what is not a message for process-local channels."""
+    if not isinstance(parts, tuple | list) or not isinstance(message, bytes) or not isinstance(capacity, int):
+        raise ValueError(f"not a message for process-local channels: {str(parts)[:100]}")
     require_delay(delay)
-    unpack_message(message)
 
 
-def _nothing() -> None:
-    """What the handler of a server is sent is not counted."""
-
-
-def _ignore(reply: Any) -> None:
-    """A store that has lost what was counted there has lost the messages, too."""
+def _ignore(reply: object) -> None:
+    """Ignore the reply: what is published is published again from time to time."""
 
 
 def _soon() -> float:

@@ -132,20 +132,6 @@ class ChannelReader:
         if self._is_empty(state):
             await self._wait(channel, state)
 
-    async def answer(self, key: str, until: float) -> bytes | None:
-        """Wait for the only item of a list that is no channel; None at the time `until` of the event loop's clock.
-
-        Raises LayerUnavailable.
-        """
-        while (seconds := until - self._loop.time()) > 0:
-            command = pack_command(("BLPOP", key, f"{min(BLOCK_SECONDS, max(0.001, seconds)):.3f}"))
-            answered: asyncio.Future[Any] = self._loop.create_future()
-            await self._connections.start(command, partial(_settle, answered))
-            if (reply := await answered) is not None:
-                item: bytes = reply[1]
-                return item
-        return None
-
     async def close(self) -> None:
         """Wait for what is being taken now and for what is put back, and close the connections.
 

@@ -102,8 +102,6 @@ class Heartbeat:
         memberships: Memberships,
         claimers: Sequence[OrphanClaimer],
         host: Host,
-        *,
-        bounded: bool,
     ) -> None:
         """Prepare to renew; nothing is written before `open`.
 
@@ -114,7 +112,6 @@ class Heartbeat:
             memberships: The groups of that mailbox.
             claimers: Take over claims of dead processes.
             host: The bus.
-            bounded: Whether the mailbox is that of process-local channels, which have a capacity.
         """
         self.now = 0
         """Redis's time at the last heartbeat, in ms."""
@@ -126,14 +123,14 @@ class Heartbeat:
         self._memberships = memberships
         self._claimers = claimers
         self._host = host
-        self._bounded = bounded
         self._loop = asyncio.get_running_loop()
         self._writer = store.writer
         self._counts = store.outage.counts
         self._due = asyncio.Event()
-        self._reaper = Reaper(store, mailbox, memberships, self._due.set, counted=not bounded)
+        local = has_channels(mailbox)
+        self._reaper = Reaper(store, mailbox, memberships, self._due.set, counted=not local)
         # The event loop of process-local channels belongs to the layer, so that no app blocks it.
-        self._thread = None if bounded else LeaseThread(store.address, store.keys.processes, mailbox)
+        self._thread = None if local else LeaseThread(store.address, store.keys.processes, mailbox)
         self._task: asyncio.Task[None] | None = None
         self._pause = BEAT_SECONDS
         self._clock_offset = 0.0  # of Redis's clock to that of the event loop
@@ -169,7 +166,7 @@ class Heartbeat:
     def leave(self) -> None:
         """Give the lease and the mailbox back, after everything that was posted before. Do not wait for it."""
         keys = self._store.keys
-        self._writer.write(("UNLINK", *self._mailbox_keys()), _ignore)
+        self._writer.write(("UNLINK", keys.mailbox(self._mailbox), keys.full(self._mailbox)), _ignore)
         self._writer.write(("HDEL", keys.apps, self._mailbox), _ignore)
         self._writer.write(("EVAL", scripts.END_LEASE, 1, keys.processes, self._mailbox), self._on_left)
 
@@ -270,14 +267,14 @@ class Heartbeat:
         store = self._store
         arguments: tuple[str | int, ...] = (store.keys.processes, self._mailbox, *lease_times())
         asked = self._loop.time()
-        reply, *exist = await asyncio.gather(
+        reply, exists = await asyncio.gather(
             self._writer.call("EVAL", scripts.RENEW_LEASE, 1, *arguments, until=until),
-            *(self._writer.call("EXPIRE", key, MAILBOX_SECONDS, until=until) for key in self._mailbox_keys()),
+            self._writer.call("EXPIRE", store.keys.mailbox(self._mailbox), MAILBOX_SECONDS, until=until),
         )
         lapsed, grace, self.now, next_end, live, ended, gone, epoch = reply
         self._clock_offset = self.now / 1000 - max(asked, self._loop.time() - LATE_SECONDS)
         store.epoch.seen(epoch)
-        vanished = not all(exist)
+        vanished = not exists
         if vanished and epoch == self._epoch:
             self._warn_missed_broadcasts(self._loop.time() - self._renewed_at)
         self._epoch = epoch
@@ -321,18 +318,10 @@ class Heartbeat:
 
     async def _create_mailbox(self, until: float) -> None:
         """Create the stream, so that other processes can write to it, by adding an entry without frames."""
-        keys = self._store.keys
-        key = keys.mailbox(self._mailbox)
-        if self._bounded:
-            await self._writer.call("HSET", keys.unread(self._mailbox), "!", 1, until=until)
+        key = self._store.keys.mailbox(self._mailbox)
         entry = self._store.entries.pack(key, (PAYLOAD_VERSION, self._mailbox, ()))
         await self._writer.call("XADD", key, "*", "b", entry, until=until)
-        for each in self._mailbox_keys():
-            await self._writer.call("EXPIRE", each, MAILBOX_SECONDS, until=until)
-
-    def _mailbox_keys(self) -> list[str]:
-        keys = self._store.keys
-        return [keys.mailbox(self._mailbox), *([keys.unread(self._mailbox)] if self._bounded else [])]
+        await self._writer.call("EXPIRE", key, MAILBOX_SECONDS, until=until)
 
     async def _drop_other_types(self) -> None:
         """Remove keys of the bus that have another type; they are missing then, and created again."""
@@ -430,7 +419,7 @@ class Reaper:
         Frames for its sessions are not, as other processes have taken those over.
         """
         call, keys = self._store.writer.call, self._store.keys
-        if not await call("EXISTS", keys.unread(mailbox)) and not await self._memberships.has(mailbox):
+        if not has_channels(mailbox) and not await self._memberships.has(mailbox):
             return False
         try:
             size = await call("MEMORY", "USAGE", keys.mailbox(mailbox))
@@ -444,7 +433,7 @@ class Reaper:
 
     async def _clean_up(self, mailbox: str, now: int) -> None:
         keys, writer = self._store.keys, self._store.writer
-        await writer.call("UNLINK", keys.mailbox(mailbox), keys.unread(mailbox))
+        await writer.call("UNLINK", keys.mailbox(mailbox), keys.full(mailbox))
         writer.write(("HDEL", keys.apps, mailbox), _ignore)
         await self._memberships.remove_dead(mailbox, now)
         self._dead.discard(mailbox)

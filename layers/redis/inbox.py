@@ -1,9 +1,8 @@
-"""The mailbox behind the process-local channels that `new_channel` makes: the handler that keeps what arrives.
+"""The messages of a process's process-local channels, from the mailbox to their readers.
 
-It is read in one event loop; `receive` may be called in any. Senders count in Redis how many unread messages each
-channel has, so that none is over its capacity; here is said what was read, or has expired: not each time, but before
-anyone is refused for it (see `Asking`). What arrived is dropped when it has expired by Redis's clock, also when nobody
-reads. What went through a channel is known until nobody has used it for a minute or two.
+The process that reads a channel bounds it: it drops what comes when the channel is at its capacity, and counts that. It
+also publishes which of its channels are full; senders read that from time to time, and refuse to send to a full channel
+(`MailboxSender`). So a message costs one command, and a sender may learn a few messages late that a channel is full.
 """
 
 from __future__ import annotations
@@ -14,44 +13,41 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import islice
 from typing import Protocol
 
 from asgibus.layers.codec import unpack_message
-from asgibus.layers.contract import Frame, Handler, Message
+from asgibus.layers.contract import Frame, Handler, Message, Statistics
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.frames import DEAD
-from asgibus.layers.redis.asking import Standing
-from asgibus.layers.settings import LayerSettings
+from asgibus.layers.over_capacity import OverCapacity
 
 logger = logging.getLogger("asgibus.layers")
 
-_Arrived = tuple[float, bytes]  # when it expires, in seconds by Redis's clock, and the message, packed
+_Arrived = tuple[float, bytes]  # when it expires, in seconds by Redis's clock, and the packed message
 
-TELL_AT = 16  # received messages of a channel before that is said; or a quarter of the least capacity, if it is less
-TELL_SECONDS = 0.05  # until it is said at the latest, unless somebody asks
 FORGET_SECONDS = 60.0  # between two looks at which channels are used no more: an app may make thousands in that time
-COUNT_SECONDS = 0.25  # behind an entry that cannot be read, so that those which come together go together
-SWEEP_SECONDS = 0.01  # behind the expiry of a message, so that those of the same moment go together
+SWEEP_SECONDS = 0.01  # after the expiry of a message, so that those of the same moment are dropped together
 ABANDONED_SECONDS = 600.0  # without a reader: an app that has lost interest in a channel does not say so
+FULL_CHANNELS = 1000  # that are published of one mailbox: each sender reads them all
+ROOM_SECONDS = 0.005  # until it is published that a channel has room again, with those that get room meanwhile
+REPUBLISH_SECONDS = 1.0  # then a message for a full channel shows that Redis may have lost what was published
 
 
-class Store(Protocol):
-    """What an inbox needs of its place on the bus."""
+class InboxStore(Protocol):
+    """What an inbox needs of its bus. Its methods are called in the event loop of the bus, `time` from any thread."""
 
     mailbox: str
 
     def time(self) -> float:
-        """Return now, in seconds by Redis's clock, or a little ahead of it. Called from any thread."""
+        """Return the time in seconds by Redis's clock, or a little ahead of it."""
 
     def abandoned(self, parts: Collection[str]) -> None:
         """Forget the memberships of these channels: nobody reads them any more."""
 
-    def received(self, parts: Mapping[str, int]) -> None:
-        """So many messages of each of these channels are not unread any more."""
-
-    def counted(self, parts: Mapping[str, int]) -> None:
-        """So many messages of each of these channels are unread, of no other one any, and of none more."""
+    def publish_full(self, full: Collection[str], others: Collection[str]) -> None:
+        """Let senders know that these channels are full, and that the others have room again."""
 
 
 class _Reader:
@@ -67,54 +63,81 @@ class _Reader:
 
 
 class _Channel:
-    """What has arrived for a channel, each with the time at which it expires, and who waits for it.
+    """The state of one channel.
 
-    `arrived`: how many messages that were, of which some have gone. `used`, `received`: since it was last looked at.
-    `read`: when somebody received from it, as far as that was looked at. `member`: a group may have it.
+    Attributes:
+        part: Its local part.
+        messages: The unread messages, each with the time at which it expires.
+        delayed: How many messages are not due yet.
+        waiting: The readers that wait.
+        capacity: Of unread and delayed messages, as the last sender had it.
+        arrived: How many messages have arrived and were not dropped.
+        dropped: How many were dropped because the channel was full.
+        used, received: Whether it was used, or read, since `_forget` looked last.
+        read: When it was read, by the monotonic clock, as far as `_forget` has looked.
+        member: Whether it may be in a group.
     """
 
-    __slots__ = ("arrived", "member", "messages", "part", "read", "received", "used", "waiting")
+    __slots__ = (
+        *("arrived", "capacity", "delayed", "dropped", "member", "messages", "part", "read", "received", "used"),
+        "waiting",
+    )
 
     def __init__(self, part: str) -> None:
         self.part = part
         self.messages: deque[_Arrived] = deque()
+        self.delayed = 0
         self.waiting: deque[_Reader] = deque()
-        self.arrived = 0
+        self.capacity = 1
+        self.arrived = self.dropped = 0
         self.used = self.received = True
-        self.member = False
         self.read = 0.0
+        self.member = False
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.messages) + self.delayed >= self.capacity
+
+    def expire(self, now: float) -> None:
+        """Drop the messages that have expired."""
+        while self.messages and self.messages[0][0] <= now:
+            self.messages.popleft()
 
 
 class Inbox(Handler):
-    """The messages of one mailbox's channels, until `receive` takes them. `on_bus` before use."""
+    """The messages of one mailbox's channels, until `receive` takes them. Call `on_bus` before use.
 
-    _store: Store
+    `receive`, `join` and `statistics` may be called in any event loop, the other methods in that of the bus.
+    """
 
-    def __init__(self) -> None:
-        """Make it for the running event loop: all methods but `receive` and `join` are called there."""
+    _store: InboxStore
+
+    def __init__(self, expiry: float, over_capacity: OverCapacity) -> None:
+        """Make an inbox for the running event loop.
+
+        Args:
+            expiry: Seconds after which an unread message is dropped.
+            over_capacity: Counts and logs the messages that full channels miss.
+        """
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()  # never held across an await
-        self._expiry = 0.0
+        self._expiry = expiry
+        self._over_capacity = over_capacity
         self._channels: dict[str, _Channel] = {}
-        self._received: dict[str, int] = {}
-        self._sweeping: asyncio.TimerHandle | None = None
-        self._forgetting: asyncio.TimerHandle | None = None
-        self._telling: asyncio.TimerHandle | None = None
-        self._counting: asyncio.TimerHandle | None = None
+        self._full: dict[str, None] = {}  # the channels that are full, in the order in which they became so
+        self._published: dict[str, None] = {}
+        self._published_at = -math.inf
+        self._publishes = False  # soon
+        self._later: dict[asyncio.TimerHandle, list[_Channel]] = {}
+        self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
         self._woken: list[_Reader] = []  # who was given something, and does not know yet
-        self._tells = False  # soon
-        self._tells_at_once = False
-        self._tell_at = 1
         self.closed = False
         """Whether nothing comes any more."""
 
-    def on_bus(self, store: Store, settings: LayerSettings) -> None:
-        """Be the handler there."""
+    def on_bus(self, store: InboxStore) -> None:
+        """Be the handler of that bus."""
         self._store = store
-        self._expiry = settings.expiry
-        capacities = settings.capacity, *(capacity for _, capacity in settings.channel_capacity)
-        self._tell_at = max(1, min(TELL_AT, *(capacity // 4 for capacity in capacities)))
-        self._forgetting = self._loop.call_later(FORGET_SECONDS, self._forget)
+        self._call_later(FORGET_SECONDS, self._forget)
 
     @property
     def mailbox(self) -> str:
@@ -124,7 +147,8 @@ class Inbox(Handler):
     async def receive(self, part: str) -> Message:
         """Wait for the next message of a channel, named by its local part. A cancelled call takes nothing.
 
-        Raises LayerUnavailable when the layer is closed meanwhile.
+        Raises:
+            LayerUnavailable: The layer is closed meanwhile.
         """
         while True:
             reader: _Reader | None = None
@@ -135,7 +159,8 @@ class Inbox(Handler):
                 channel.used = channel.received = True
                 if channel.messages:
                     arrived = channel.messages.popleft()
-                    self._gone(part, 1)
+                    if part in self._full:
+                        self._note_room(channel)
                 else:
                     reader = _Reader(channel)
                     channel.waiting.append(reader)
@@ -152,10 +177,113 @@ class Inbox(Handler):
                 return unpack_message(arrived[1])
 
     def join(self, part: str) -> None:
-        """Note that this channel may be in a group, and say when it is abandoned. Called from any thread."""
+        """Note that this channel may be in a group, and say when it is abandoned."""
         with self._lock:
             channel = self._channel(part)
             channel.used = channel.received = channel.member = True
+
+    def statistics(self, part: str) -> Statistics:
+        """Return the statistics of a channel, as far as its messages have arrived."""
+        with self._lock:
+            channel = self._channels.get(part)
+            if channel is None:
+                return Statistics(messages_count=0, messages_pending=0, messages_max_age=0.0, channel_full_count=0)
+            now = self._store.time()
+            channel.expire(now)
+            age = max(0.0, now - (channel.messages[0][0] - self._expiry)) if channel.messages else 0.0
+            return Statistics(
+                messages_count=channel.arrived,
+                messages_pending=len(channel.messages) + channel.delayed,
+                messages_max_age=age,
+                channel_full_count=channel.dropped,
+            )
+
+    def deliver(self, parts: Iterable[str], message: bytes, sent: float, delay: float, capacity: int) -> None:
+        """Hand a message to readers of these channels, or keep it until they come. Full channels miss it.
+
+        Args:
+            parts: The local parts of the channels.
+            message: The packed message.
+            sent: When it was written, in seconds by Redis's clock.
+            delay: Seconds after which it can be received.
+            capacity: How many unread messages each of the channels holds.
+        """
+        now = self._store.time()
+        arrived = (sent + delay + self._expiry, message)
+        if arrived[0] <= now:
+            return
+        later: list[_Channel] = []
+        waits = delay > 0 and sent + delay > now
+        count = full = 0
+        publish = False
+        scheduled = bool(self._woken)
+        with self._lock:
+            for part in parts:
+                count += 1
+                channel = self._channel(part)
+                channel.used = True
+                if channel.waiting and not waits:
+                    channel.arrived += 1
+                    self._add(channel, arrived)
+                    continue
+                channel.capacity = capacity
+                if channel.is_full:
+                    channel.expire(now)
+                    if channel.is_full:
+                        channel.dropped += 1
+                        full += 1
+                        continue
+                channel.arrived += 1
+                if waits:
+                    channel.delayed += 1
+                    later.append(channel)
+                else:
+                    channel.messages.append(arrived)
+                if channel.is_full and part not in self._full:
+                    self._full[part] = None
+                    publish = True
+        if later:
+            timer: asyncio.TimerHandle = self._loop.call_later(
+                sent + delay - now, lambda: self._deliver_delayed(timer, arrived)
+            )
+            self._later[timer] = later
+        self._after_adding(scheduled)
+        if full:
+            publish = publish or time.monotonic() - self._published_at > REPUBLISH_SECONDS
+            self._over_capacity.missed(f"mailbox {self.mailbox}", full, count)
+        if publish:
+            self._publish()
+
+    def _deliver_delayed(self, timer: asyncio.TimerHandle, arrived: _Arrived) -> None:
+        scheduled = bool(self._woken)
+        with self._lock:
+            for channel in self._later.pop(timer):
+                channel.delayed -= 1
+                self._add(channel, arrived)
+                if not channel.is_full and channel.part in self._full:
+                    self._note_room(channel)
+        self._after_adding(scheduled)
+
+    def _add(self, channel: _Channel, arrived: _Arrived) -> None:
+        """Give a message to a reader that waits, or keep it. Called with the lock."""
+        if channel.waiting:
+            reader = channel.waiting.popleft()
+            reader.arrived = arrived
+            self._woken.append(reader)
+        else:
+            channel.messages.append(arrived)
+
+    def _after_adding(self, scheduled: bool) -> None:
+        if self._woken and not scheduled:  # after the other entries of this read, and the next read
+            self._loop.call_soon(self._wake_all)
+        if self._sweep not in self._timers:
+            self._call_later(self._expiry + SWEEP_SECONDS, self._sweep)
+
+    def _wake_all(self) -> None:
+        """Tell the readers that they were given a message, once for each event loop."""
+        woken, self._woken = self._woken, []
+        for reader in _wake(woken):
+            self._give_up(reader)
 
     def _give_up(self, reader: _Reader) -> None:
         """Take out a reader that waits no longer; what it was given already is for the next one."""
@@ -167,42 +295,53 @@ class Inbox(Handler):
                 return
             arrived, reader.arrived = reader.arrived, None
             while channel.waiting:
-                heir = channel.waiting.popleft()
-                if not heir.loop.is_closed():
-                    heir.arrived = arrived
+                other = channel.waiting.popleft()
+                if not other.loop.is_closed():
+                    other.arrived = arrived
                     break
             else:  # it is older than all that is here
                 channel.messages.appendleft(arrived)
-                self._gone(channel.part, -1)
                 return
-        for lost in _wake([heir]):
+        for lost in _wake([other]):
             self._give_up(lost)
 
-    def _wake_all(self) -> None:
-        """Tell the readers that they were given a message, once for each event loop."""
-        woken, self._woken = self._woken, []
-        for reader in _wake(woken):
-            self._give_up(reader)
+    # What senders are told.
 
-    def standing(self, part: str) -> Standing:
-        """Return how a channel stands, as far as its messages have arrived."""
+    def _note_room(self, channel: _Channel) -> None:
+        """Let senders know soon if a channel that was full is not any more. Called with the lock, from any thread."""
+        if channel.is_full:
+            return
+        del self._full[channel.part]
+        if not self._publishes and not self.closed:
+            self._publishes = True
+            self._loop.call_soon_threadsafe(self._call_later, ROOM_SECONDS, self._publish)
+
+    def _publish(self) -> None:
+        """Let senders know which channels are full now."""
+        again = time.monotonic() - self._published_at > REPUBLISH_SECONDS
         with self._lock:
-            channel = self._channels.get(part)
-            if channel is None:
-                return Standing()
-            now = self._store.time()
-            ends = [end for end, _ in channel.messages if end > now]
-            return Standing(channel.arrived, len(ends), max(0.0, now - (ends[0] - self._expiry)) if ends else 0.0)
+            self._publishes = False
+            full = dict.fromkeys(islice(self._full, FULL_CHANNELS))
+        published, self._published = self._published, full
+        self._published_at = time.monotonic()
+        self._store.publish_full(full if again else full.keys() - published.keys(), published.keys() - full.keys())
+
+    # Clearing up.
 
     def clear(self) -> None:
         """Drop every message, and what was counted."""
+        later, self._later = self._later, {}
+        for timer in later:
+            timer.cancel()
         with self._lock:
-            for part, channel in self._channels.items():
-                self._drop(part, channel, len(channel.messages))
-                channel.arrived = 0
+            for channel in self._channels.values():
+                channel.messages.clear()
+                channel.arrived = channel.dropped = channel.delayed = 0
+            self._full.clear()
+        self._publish()
 
     def close(self) -> None:
-        """Sweep no more; nothing comes any more for who waits."""
+        """Stop all timers; those who wait for a message get LayerUnavailable."""
         with self._lock:
             self.closed = True
             waiting = [reader for channel in self._channels.values() for reader in channel.waiting]
@@ -210,9 +349,8 @@ class Inbox(Handler):
                 channel.waiting.clear()
         self._wake_all()
         _wake(waiting)
-        for timer in (self._sweeping, self._forgetting, self._telling, self._counting):
-            if timer is not None:
-                timer.cancel()
+        for timer in (*self._later, *self._timers.values()):
+            timer.cancel()
 
     def _channel(self, part: str) -> _Channel:
         """Return the channel with that local part, which is made if it is new. Called with the lock."""
@@ -233,102 +371,36 @@ class Inbox(Handler):
                 elif channel.member and channel.read < now - ABANDONED_SECONDS:
                     channel.member = False
                     abandoned.add(part)
-                if not (channel.used or channel.member or channel.messages or channel.waiting):
+                if not (channel.used or channel.member or channel.messages or channel.delayed or channel.waiting):
                     del self._channels[part]
                 channel.used = False
         if abandoned:
             self._store.abandoned(abandoned)
-        self._forgetting = self._loop.call_later(FORGET_SECONDS, self._forget)
-
-    def count_anew(self) -> None:
-        """Count what is unread: an entry that its sender has counted was nothing that can be read."""
-        if self._counting is None:
-            self._counting = self._loop.call_later(COUNT_SECONDS, self._count_anew)
-
-    def _count_anew(self) -> None:
-        # What is on its way here just now is counted by nobody then: better that than a channel which stays full.
-        self._counting = None
-        with self._lock:
-            self._received.clear()
-            unread = {part: len(channel.messages) for part, channel in self._channels.items() if channel.messages}
-        self._store.counted(unread)
-
-    def tell(self) -> None:
-        """Say what is not unread any more."""
-        if self._telling is not None:
-            self._telling.cancel()
-            self._telling = None
-        with self._lock:
-            received, self._received = self._received, {}
-            self._tells = self._tells_at_once = False
-        if received:
-            self._store.received(received)
-
-    def _gone(self, part: str, number: int) -> None:
-        """Note that so many are not unread any more; said soon, with what goes meanwhile. Called with the lock."""
-        self._received[part] = received = self._received.get(part, 0) + number
-        if self.closed:
-            return
-        if received >= self._tell_at and not self._tells_at_once:
-            self._tells = self._tells_at_once = True
-            self._loop.call_soon_threadsafe(self.tell)
-        elif not self._tells:
-            self._tells = True
-            self._loop.call_soon_threadsafe(self._tell_soon)
-
-    def _tell_soon(self) -> None:
-        if self._telling is None and not self.closed:
-            self._telling = self._loop.call_later(TELL_SECONDS, self.tell)
-
-    def _drop(self, part: str, channel: _Channel, number: int) -> None:
-        for _ in range(number):
-            channel.messages.popleft()
-        self._gone(part, number)
+        if self._full or self._published:
+            self._publish()
+        self._call_later(FORGET_SECONDS, self._forget)
 
     def _sweep(self) -> None:
-        """Drop what has expired, also where nobody reads, and come again when the next one will have."""
+        """Drop what has expired, also where nobody reads, and come again when the next message will have."""
         now = self._store.time()
         next_end = math.inf
         with self._lock:
             for part, channel in self._channels.items():
-                expired = 0
-                for end, _ in channel.messages:
-                    if end > now:
-                        next_end = min(next_end, end)
-                        break
-                    expired += 1
-                if expired:
-                    self._drop(part, channel, expired)
-        delay = next_end - now + SWEEP_SECONDS
-        self._sweeping = self._loop.call_later(delay, self._sweep) if next_end < math.inf else None
+                channel.expire(now)
+                if channel.messages:
+                    next_end = min(next_end, channel.messages[0][0])
+                if part in self._full:
+                    self._note_room(channel)
+        if next_end < math.inf:
+            self._call_later(next_end - now + SWEEP_SECONDS, self._sweep)
 
-    def deliver(self, parts: Iterable[str], message: bytes, sent: float) -> None:
-        """Keep a message, packed, for these channels, written at that time by Redis's clock."""
-        end = sent + self._expiry
-        now = self._store.time()
-        expired = end <= now
-        arrived = (end, message)
-        kept = False
-        scheduled = bool(self._woken)
-        with self._lock:
-            for part in parts:
-                channel = self._channel(part)
-                channel.arrived += 1
-                channel.used = True
-                if expired:
-                    self._gone(part, 1)
-                elif channel.waiting:
-                    reader = channel.waiting.popleft()
-                    reader.arrived = arrived
-                    self._gone(part, 1)
-                    self._woken.append(reader)
-                else:
-                    channel.messages.append(arrived)
-                    kept = True
-        if self._woken and not scheduled:  # behind the other entries of this read, and the next read
-            self._loop.call_soon(self._wake_all)
-        if kept and self._sweeping is None:
-            self._sweeping = self._loop.call_later(end - now + SWEEP_SECONDS, self._sweep)
+    def _call_later(self, seconds: float, method: Callable[[], None]) -> None:
+        def call() -> None:
+            del self._timers[method]
+            method()
+
+        if method not in self._timers and not self.closed:
+            self._timers[method] = self._loop.call_later(seconds, call)
 
     # Handler of the mailbox.
 

@@ -16,15 +16,12 @@ from typing import NamedTuple
 
 from asgibus.layers.contract import Frame
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.layers.frames import LOCAL_MESSAGES, MESSAGE_ID
-from asgibus.layers.redis import scripts
+from asgibus.layers.frames import MESSAGE_ID
 from asgibus.layers.redis.codec import Entries
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Writer
 
 logger = logging.getLogger("asgibus.layers")
-
-FULL = "full"  # a field of an entry: the places among those channels of such that do not get it, with commas between
 
 KEPT_ENTRIES = 1000  # of one source; a reader knows as many of it, and so takes none of them twice
 KEPT_BYTES = 256 * 1024  # of one source: more falls out of the processor's caches, which costs more than the keeping
@@ -45,7 +42,6 @@ class _Kept(NamedTuple):
     sent: float
     mailbox: str
     entry: bytes
-    full: bytes
 
 
 class Sent:
@@ -81,28 +77,7 @@ class Sent:
         entry = self._entry(mailbox, frame)
         if mailbox in self._lost and not await self._repeat(mailbox, until):
             return False
-        return await self._add(_Kept(self._loop.time(), mailbox, entry, b""), until)
-
-    async def send_local(
-        self, mailbox: str, message: bytes, parts: Sequence[str], capacity: int, until: float, delay: float = 0.0
-    ) -> Sequence[str] | None:
-        """The same with a message, packed, for channels of that mailbox, by their local parts, with that capacity.
-
-        It can be received after `delay` seconds.
-
-        Returns those that are full and do not get it, or None if there is no such mailbox.
-        """
-        entry = self._entry(mailbox, (LOCAL_MESSAGES, parts, message, delay))
-        if mailbox in self._lost and not await self._repeat(mailbox, until):
-            return None
-        keys = self._keys.mailbox(mailbox), self._keys.unread(mailbox)
-        script = scripts.SEND_TO_ONE if len(parts) == 1 else scripts.SEND_LOCAL
-        full = await self._writer.call("EVAL", script, 2, *keys, entry, capacity, *parts, until=until)
-        if full is None:
-            return None
-        if len(full) < len(parts):
-            self._keep(_Kept(self._loop.time(), mailbox, entry, b",".join(b"%d" % place for place in full)))
-        return [parts[place] for place in full]
+        return await self._add(_Kept(self._loop.time(), mailbox, entry), until)
 
     def lost(self) -> None:
         """Send again what may not have been read: Redis has lost its data, or was replaced.
@@ -164,8 +139,7 @@ class Sent:
 
     async def _add(self, kept: _Kept, until: float) -> bool:
         key = self._keys.mailbox(kept.mailbox)
-        fields = ("b", kept.entry, FULL, kept.full) if kept.full else ("b", kept.entry)
-        added = await self._writer.call("XADD", key, "NOMKSTREAM", "*", *fields, until=until)
+        added = await self._writer.call("XADD", key, "NOMKSTREAM", "*", "b", kept.entry, until=until)
         if added is None:
             return False
         self._keep(kept)

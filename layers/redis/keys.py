@@ -41,9 +41,9 @@ class Keys:
         """Set: the groups of a process, so that others can tidy up after it."""
         return f"{self.prefix}:joined:{mailbox}"
 
-    def unread(self, mailbox: str) -> str:
-        """Hash: how many unread messages each process-local channel of a mailbox has."""
-        return f"{self.prefix}:unread:{{{self.mailbox(mailbox)}}}"
+    def full(self, mailbox: str) -> str:
+        """Set: the local parts of the process-local channels of a mailbox that are full."""
+        return f"{self.prefix}:full:{{{self.mailbox(mailbox)}}}"
 
     def messages(self, channel: str) -> str:
         """List: the unread messages of an ordinary channel."""
@@ -60,10 +60,6 @@ class Keys:
     def counts(self, channel: str) -> str:
         """Hash: what went through a channel."""
         return f"{self.prefix}:counts:{{{self.messages(channel)}}}"
-
-    def answer(self, token: str) -> str:
-        """List, for seconds: what the process of a mailbox says of a channel to whoever has asked."""
-        return f"{self.prefix}:answer:{token}"
 
     def counted(self, key: str) -> str:
         """The channel whose `counts` that key is."""

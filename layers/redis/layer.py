@@ -18,16 +18,15 @@ from typing import Any, ParamSpec, TypeVar
 from asgibus.layers.codec import pack_message
 from asgibus.layers.contract import Bus, ChannelLayer, Frame, Handler, Message, Statistics
 from asgibus.layers.errors import ChannelFull, ForeignChannel, LayerUnavailable
-from asgibus.layers.frames import DEAD, GROUP_MESSAGE
+from asgibus.layers.frames import DEAD, GROUP_MESSAGE, MEMBERSHIP
 from asgibus.layers.names import has_channels, mailbox_of, require_channel, require_group, split_local
 from asgibus.layers.over_capacity import OverCapacity
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.bus import MEMBER, RedisBus
+from asgibus.layers.redis.bus import RedisBus
 from asgibus.layers.redis.codec import Encryption, Entries
 from asgibus.layers.redis.config import DEFAULT_HOST, Hosts, read_hosts
 from asgibus.layers.redis.epoch import epoch_range
-from asgibus.layers.redis.local_channels import LocalChannels
-from asgibus.layers.redis.own_loop import OwnLoop
+from asgibus.layers.redis.local_channels import LocalChannels, OwnLoop
 from asgibus.layers.redis.pipeline import CALL_SECONDS, PAYLOAD_VERSION
 from asgibus.layers.redis.store import Attachment, Shard, Shards
 from asgibus.layers.settings import (
@@ -118,7 +117,7 @@ class RedisChannelLayer(ChannelLayer):
             raise ValueError(f"on a cluster, a layer's prefix holds no '{{', as {prefix!r} does")
         self._shards = Shards([Shard(store, prefix, self._entries, self.settings, self.counts) for store in stores])
         self.own_loop = OwnLoop(self._shards.close)
-        self._local = LocalChannels(self._shards, self.own_loop)
+        self._local = LocalChannels(self._shards, self.own_loop, self._over_capacity)
 
     @property
     def client_prefix(self) -> str:
@@ -147,9 +146,9 @@ class RedisChannelLayer(ChannelLayer):
                 if local is None:
                     full = not await self._send_ordinary(attachment, channel, payload, delay, until)
                 else:
-                    unsent = await attachment.send_local(local[0], payload, [local[1]], capacity, until, delay)
-                    full = bool(unsent)
-                    if unsent is None:
+                    sent = await attachment.mailboxes.send(local[0], (local[1],), payload, capacity, until, delay)
+                    full = sent is False
+                    if sent is None:
                         logger.info("a message to %s was dropped: its process is gone", channel)
             finally:
                 attachment.backlog.leave(room)
@@ -207,7 +206,7 @@ class RedisChannelLayer(ChannelLayer):
         """Have the process of a channel note a membership, or its end: it restores what the store loses."""
         if local is not None and has_channels(local[0]):
             attachment = await self._shards.of(local[0]).attachment(until)
-            await attachment.sent.send(local[0], (MEMBER, group, channel, joins), until)
+            await attachment.sent.send(local[0], (MEMBERSHIP, group, channel, joins), until)
 
     @_lasting
     async def group_send(self, group: str, message: Message) -> None:
@@ -223,7 +222,7 @@ class RedisChannelLayer(ChannelLayer):
             finally:
                 attachment.backlog.leave(room)
         if full:
-            self._over_capacity.missed(group, full, members)
+            self._over_capacity.missed(f"group {group}", full, members)
 
     async def _group_send(
         self, attachment: Attachment, group: str, key: str, message: Message, payload: bytes, until: float
@@ -256,16 +255,17 @@ class RedisChannelLayer(ChannelLayer):
         return sum(full for _, full in missed), len(members)
 
     async def _to_mailbox(self, mailbox: str, frame: Frame, until: float) -> _Missed:
-        there = await (await self._shards.of(mailbox).attachment(until)).post(mailbox, frame, until)
-        return ([] if there else [mailbox]), 0
+        attachment = await self._shards.of(mailbox).attachment(until)
+        sent = await attachment.mailboxes.send_frame(mailbox, frame, until)
+        return ([mailbox] if sent is None else []), int(sent is False)
 
     async def _to_channels(
         self, mailbox: str, channels: Mapping[str, str], capacity: int, payload: bytes, until: float
     ) -> _Missed:
         """Send a message to channels of a mailbox, by their local parts."""
         attachment = await self._shards.of(mailbox).attachment(until)
-        full = await attachment.send_local(mailbox, payload, list(channels), capacity, until)
-        return (list(channels.values()), 0) if full is None else ([], len(full))
+        sent = await attachment.mailboxes.send(mailbox, tuple(channels), payload, capacity, until)
+        return (list(channels.values()) if sent is None else []), len(channels) if sent is False else 0
 
     async def _to_ordinary(self, channel: str, payload: bytes, until: float) -> _Missed:
         attachment = await self._shards.of(channel).attachment(until)
@@ -308,12 +308,17 @@ class RedisChannelLayer(ChannelLayer):
         except UnicodeDecodeError:
             return self._entries.names(key, members)
 
-    @_lasting
     async def channel_statistics(self, channel: str) -> Statistics:
         local = split_local(require_channel(channel, whole=True))
-        attachment = await self._shards.of(local[0] if local else channel).attachment()
-        if local is not None:
-            return await attachment.local_statistics(*local, _until())
+        if local is None:
+            return await self._ordinary_statistics(channel)
+        if not self._local.has(local[0]):
+            raise ForeignChannel(channel)
+        return (self._local.inbox or await self._local.open()).statistics(local[1])
+
+    @_lasting
+    async def _ordinary_statistics(self, channel: str) -> Statistics:
+        attachment = await self._shards.of(channel).attachment()
         keys = attachment.keys
         names = keys.messages(channel), keys.delayed(channel), keys.counts(channel)
         expiry = round(self.expiry * 1000)
@@ -328,7 +333,7 @@ class RedisChannelLayer(ChannelLayer):
     async def global_statistics(self) -> Statistics:
         found = {shard.keys.counted(key.decode(errors="replace")) async for shard, key in self._scan("counts")}
         channels = self._entries.names("counts", (channel.encode() for channel in found))
-        each = [await self.channel_statistics(channel) for channel in channels if "!" not in channel]
+        each = [await self._ordinary_statistics(channel) for channel in channels if "!" not in channel]
         return Statistics(
             messages_count=sum(one["messages_count"] for one in each),
             messages_pending=sum(one["messages_pending"] for one in each),

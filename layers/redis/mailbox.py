@@ -1,24 +1,28 @@
-"""The reader of a mailbox: a stream read with a cursor, trimmed by its reader.
+"""Mailboxes: the reader of a process's own, and the senders to those of others.
 
-The cursor is kept here, so a dropped connection loses nothing: the next one reads on. Should the stream that it finds
-end before the cursor (a replica took over that had not got all of what was read here), it reads on from that end. An
-entry that is damaged, or that its handler cannot stand, is counted, logged and skipped.
+A mailbox is a stream, read with a cursor and trimmed by its reader. The cursor is kept in the process, so a dropped
+connection loses nothing: the next one reads on. If the stream ends before the cursor (a replica took over that had not
+got all of what was read here), the reader reads on from that end. An entry that is damaged, or makes its handler fail,
+is counted, logged and skipped.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from asgibus.layers.contract import Frame
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.layers.frames import FIRST_PROTOCOL_KIND
+from asgibus.layers.frames import FIRST_PROTOCOL_KIND, LOCAL_MESSAGES
+from asgibus.layers.names import has_channels
 from asgibus.layers.redis.client import Link
 from asgibus.layers.redis.connection import BLOCK_SECONDS, RedisConnection, RedisError, pack_command
-from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Store
+from asgibus.layers.redis.keys import Keys
+from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Store, Writer
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -28,13 +32,20 @@ BEGINNING = b"0-0"
 UNBLOCK_SECONDS = 0.05  # until a read that was not blocked yet when it was to be ended is ended again
 TRIM_BYTES = 1024 * 1024  # bytes read before the stream is trimmed, so that large frames do not pile up in Redis
 
-OnBatch = Callable[[str, Sequence[Frame], float, bytes], None]
+LOOK_SECONDS = 0.25  # how old what a sender knows of a mailbox may be
+REFUSE_SECONDS = 0.01  # and how old if it refuses to send because of that
+LOOK_CAPACITY = 4  # a sender looks again after so many parts of the capacity of a channel
+MAILBOX_BYTES = 64 * 1024 * 1024  # that may wait for a process that lives: more would be taken from all others
+KNOWN_MAILBOXES = 1024  # of which a sender knows something
+
+OnBatch = Callable[[str, Sequence[Frame], float], None]
+Send = Callable[[str, Frame, float], Awaitable[bool]]
 
 
 class MailboxReader:
     """Reads one mailbox and hands each entry to `on_batch`, from the connection's callback.
 
-    It gets the sender, the frames, when that was written (in seconds by Redis's clock), and the field FULL, if any.
+    It gets the sender, the frames, and when the entry was written, in seconds by Redis's clock.
     """
 
     def __init__(
@@ -42,11 +53,10 @@ class MailboxReader:
         store: Store,
         mailbox: str,
         on_batch: OnBatch,
-        on_skipped: Callable[[], None],
         on_wrong_type: Callable[[], None],
         on_idle: Callable[[float], None],
     ) -> None:
-        """`on_skipped` is called for each entry that is skipped, `on_wrong_type` when the key holds no stream.
+        """`on_wrong_type` is called when the key holds no stream.
 
         `on_idle` is called when all has been read that was written before that time of the monotonic clock.
         """
@@ -57,7 +67,6 @@ class MailboxReader:
         self._codec = store.entries
         self._counts = store.outage.counts
         self._on_batch = on_batch
-        self._on_skipped = on_skipped
         self._link = Link(store.address, f"{mailbox}mailbox", store.outage, self._up)
         self._connection: RedisConnection | None = None
         self._cursor = BEGINNING
@@ -162,24 +171,124 @@ class MailboxReader:
                     raise ValueError(f"its sender is no name: {sender!r:.100}")
             except (ValueError, TypeError) as error:  # TypeError: it holds no three things
                 self._codec.refused(f"mailbox {self._key}", entry_id.decode(), error)
-                self._on_skipped()
                 continue
             try:
                 sent = _order(entry_id)[0] / 1000
-                self._on_batch(sender, frames, sent, fields[3] if len(fields) > 2 else b"")
+                self._on_batch(sender, frames, sent)
             except Exception as error:  # it must not end the reading, nor drop the entries behind this one
                 if _is_sound(sender, frames):  # a fault of the handler
                     self._counts["damaged entry"] += 1
                     logger.exception("mailbox %s: handling entry %s failed", self._key, entry_id.decode())
                 else:
                     self._codec.refused(f"mailbox {self._key}", entry_id.decode(), error)
-                self._on_skipped()
         if not entries:
             self._on_idle(self._asked)
         self._stale = False
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
         self._read(connection)  # behind the handling, so that clients get theirs first
+
+
+class _Mailbox:
+    """What a sender knows of a mailbox.
+
+    Attributes:
+        full: The local parts of its full channels.
+        size: The bytes that wait in it.
+        looked: When the sender looked last, by the event loop's clock.
+        sent: How many messages it has sent since.
+        looking: How many replies are to come.
+    """
+
+    __slots__ = ("full", "looked", "looking", "sent", "size")
+
+    def __init__(self) -> None:
+        self.full: frozenset[bytes] = frozenset()
+        self.size = 0
+        self.looked = -math.inf
+        self.sent = 0
+        self.looking = 0
+
+    def refuses(self, parts: Sequence[str]) -> bool:
+        """Return whether a message would reach none of these channels."""
+        return self.size > MAILBOX_BYTES or (len(parts) == 1 and parts[0].encode() in self.full)
+
+
+class MailboxSender:
+    """Sends to the mailboxes of other processes, for one event loop and one store."""
+
+    def __init__(self, writer: Writer, keys: Keys, send: Send) -> None:
+        """`send` writes a frame to a mailbox until a time; it returns False if the process of that is gone."""
+        self._loop = asyncio.get_running_loop()
+        self._writer = writer
+        self._keys = keys
+        self._write = send
+        self._mailboxes: dict[str, _Mailbox] = {}
+
+    async def send(
+        self, mailbox: str, parts: Sequence[str], message: bytes, capacity: int, until: float, delay: float = 0.0
+    ) -> bool | None:
+        """Send a packed message to process-local channels of a mailbox, or to reply channels.
+
+        Args:
+            mailbox: The mailbox.
+            parts: The local parts of the channels.
+            message: The packed message.
+            capacity: How many unread messages each of the channels holds.
+            until: When the call gives up, by the event loop's clock.
+            delay: Seconds after which the message can be received.
+
+        Returns:
+            True if it was sent: a channel that is full by now drops it. False if it was not, because the only channel
+            is full or too much waits in the mailbox. None if the process of the mailbox is gone.
+
+        Raises:
+            LayerUnavailable: Redis cannot be reached in time, or the process lives and its mailbox is missing.
+        """
+        return await self._send(mailbox, parts, (LOCAL_MESSAGES, parts, message, delay, capacity), capacity, until)
+
+    async def send_frame(self, mailbox: str, frame: Frame, until: float) -> bool | None:
+        """Send a frame. Returns and raises as `send`."""
+        return await self._send(mailbox, (), frame, math.inf, until)
+
+    async def _send(
+        self, mailbox: str, parts: Sequence[str], frame: Frame, capacity: float, until: float
+    ) -> bool | None:
+        known = self._mailboxes.get(mailbox)
+        if known is None:
+            if len(self._mailboxes) >= KNOWN_MAILBOXES:
+                self._mailboxes.clear()
+            known = self._mailboxes[mailbox] = _Mailbox()
+        now = self._loop.time()
+        if known.refuses(parts):
+            if now - known.looked > REFUSE_SECONDS:
+                self._look(mailbox, known)
+                await self._writer.call("PING", until=until)
+            if known.refuses(parts):
+                return False
+        known.sent += 1
+        if not known.looking and (now - known.looked > LOOK_SECONDS or known.sent * LOOK_CAPACITY >= capacity):
+            self._look(mailbox, known)
+        return await self._write(mailbox, frame, until) or None
+
+    def _look(self, mailbox: str, known: _Mailbox) -> None:
+        """Read what the process of a mailbox has published, in the flush that carries the next message."""
+        known.looked, known.sent = self._loop.time(), 0
+
+        def on_full(reply: Any) -> None:
+            known.looking -= 1
+            if isinstance(reply, list):
+                known.full = frozenset(reply)
+
+        def on_size(reply: Any) -> None:
+            known.looking -= 1
+            known.size = reply if isinstance(reply, int) else 0  # no mailbox, or a user who may not ask
+
+        known.looking += 1
+        self._writer.write(("MEMORY", "USAGE", self._keys.mailbox(mailbox)), on_size, patient=False)
+        if has_channels(mailbox):
+            known.looking += 1
+            self._writer.write(("SMEMBERS", self._keys.full(mailbox)), on_full, patient=False)
 
 
 def _is_sound(sender: object, frames: object) -> bool:

@@ -86,7 +86,7 @@ class Regroup:
             if not error.wrong_type:
                 raise
             # Its process makes anew what is missing at its next beat; of what is of another type it may never hear.
-            for key, kind in ((self._keys.mailbox(mailbox), "stream"), (self._keys.unread(mailbox), "hash")):
+            for key, kind in ((self._keys.mailbox(mailbox), "stream"), (self._keys.full(mailbox), "set")):
                 await self._writer.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind, until=until)
             answer = None
         began = self._loop.time()

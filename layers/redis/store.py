@@ -20,11 +20,10 @@ from functools import lru_cache, partial
 from hashlib import blake2b
 from typing import Any
 
-from asgibus.layers.contract import Frame, Statistics
+from asgibus.layers.contract import Frame
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.names import channels_mailbox, new_mailbox, new_process
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.asking import Asking
 from asgibus.layers.redis.backlog import Backlog
 from asgibus.layers.redis.channels import ChannelReader
 from asgibus.layers.redis.client import MasterWatch, Outage
@@ -33,6 +32,7 @@ from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.epoch import Epoch, epoch_range, find_epoch
 from asgibus.layers.redis.kept import Sent
 from asgibus.layers.redis.keys import Keys
+from asgibus.layers.redis.mailbox import MailboxSender
 from asgibus.layers.redis.pipeline import CALL_SECONDS, Refused, Writer
 from asgibus.layers.redis.regroup import Regroup
 from asgibus.layers.settings import LayerSettings
@@ -78,7 +78,7 @@ class Attachment:
             address, keys, entries, self.writer, expiry=settings.expiry, group_expiry=settings.group_expiry
         )
         self._watch = MasterWatch(address, self.outage.moved) if address.sentinels else None
-        self._asking = Asking(keys, entries, self.sent, self.reader)
+        self.mailboxes = MailboxSender(self.writer, keys, self.post)
         self._open = False
         self.closed = False
         self._opening: dict[str, asyncio.Task[None]] = {}  # what is being opened; "" is the writer
@@ -177,38 +177,11 @@ class Attachment:
         slowly = scripts.CHANNEL_SEND_CHECKED
         return bool(await call("EVAL", slowly, 3, *names, entry, *limits, *later, until=until, repeatable=False))
 
-    async def local_statistics(self, mailbox: str, local: str, until: float) -> Statistics:
-        """Those of a process-local channel. Raises LayerUnavailable, at the time `until` at the latest."""
-        full = await self.writer.call("HGET", self.keys.counts(mailbox + local), "full", until=until)
-        sent, unread, age = await self._asking.ask(mailbox, local, until)
-        return Statistics(
-            messages_count=sent, messages_pending=unread, messages_max_age=age, channel_full_count=int(full or 0)
-        )
-
-    async def send_local(
-        self, mailbox: str, message: bytes, parts: Sequence[str], capacity: int, until: float, delay: float = 0.0
-    ) -> Sequence[str] | None:
-        """Send as `Sent.send_local`; ask the process of a full channel what was received there before believing it.
-
-        None if the process of the mailbox is gone; raises LayerUnavailable if it lives, and its mailbox is not there.
-        """
-
-        async def send() -> Sequence[str] | None:
-            return await self.sent.send_local(mailbox, message, parts, capacity, until, delay)
-
-        full = await self.regroup.insist(mailbox, send, until)
-        if full and await self._asking.told(mailbox, full[0], until):
-            full = await self.sent.send_local(mailbox, message, full, capacity, until, delay)
-        for part in full or ():
-            key = self.keys.counts(mailbox + part)
-            self.writer.write(("HINCRBY", key, "full", 1), _ignore, repeatable=False)
-            self.writer.write(("PEXPIRE", key, COUNTED_MS), _ignore)
-        return full
-
     async def post(self, mailbox: str, frame: Frame, until: float) -> bool:
-        """Send as `Sent.send`; return False if the process of the mailbox is gone.
+        """Write a frame to a mailbox. Return False if the process of the mailbox is gone.
 
-        Raises LayerUnavailable if it lives, and its mailbox is not there.
+        Raises:
+            LayerUnavailable: Redis cannot be reached in time, or the process lives and its mailbox is missing.
         """
 
         async def send() -> bool | None:
@@ -345,7 +318,3 @@ class Shards(Sequence[Shard]):
     def _rendezvous(self, name: str) -> Shard:
         encoded = name.encode()
         return max(self._shards, key=lambda shard: shard.weight(encoded))
-
-
-def _ignore(reply: object) -> None:
-    """A count that could not be written is missing; the call has said that the channel is full."""

@@ -11,13 +11,15 @@ from asgibus.testing.conformance.tools import (
     LayerFactory,
     another_layer,
     both_kinds,
+    count_dropped,
     expect,
     expect_equal,
-    expect_error,
     expect_silence,
     fresh_layer,
     receive,
     receive_all,
+    refused,
+    send_when_there_is_room,
     within,
 )
 
@@ -42,14 +44,14 @@ async def check_a_full_channel_is_an_error_and_no_other_channel_s_business(make_
             await layer.send(full, {"n": 1})
             await layer.send(full, {"n": 2})
             for _ in range(2):
-                error = await expect_error(ChannelFull, layer.send(full, {"n": 3}), f"send to the full {full}")
+                error = await refused(layer, full, {"n": 3})
             expect(isinstance(error, layer.ChannelFull), "layer.ChannelFull is another error")
             expect_equal((error.channel, error.capacity), (full, 2), "what the error says")
             expect(f"{full!r} is at its capacity of 2" in str(error), f"the error does not say what is full: {error}")
             await layer.send(other, {"n": 5})
             expect_equal(await receive(layer, other), {"n": 5}, f"message of {other}")
             expect_equal(await receive(layer, full), {"n": 1}, f"first message of {full}")
-            await layer.send(full, {"n": 4})
+            await send_when_there_is_room(layer, full, {"n": 4})
             expect_equal(await receive_all(layer, full, 2), [{"n": 2}, {"n": 4}], f"the others of {full}")
             await expect_silence(layer, full)
 
@@ -57,15 +59,14 @@ async def check_a_full_channel_is_an_error_and_no_other_channel_s_business(make_
 async def check_capacity_is_exact_under_many_senders(make_layer: LayerFactory) -> None:
     """Check that as many of many concurrent sends succeed as there is room for, and the others raise ChannelFull."""
     async with fresh_layer(make_layer, capacity=10) as layer:
-        for channel in await both_kinds(layer):
-            sent = await _sent([layer], channel, range(50))
-            expect_equal(len(sent), 10, f"messages that {channel} took")
-            first = [message["n"] for message in await receive_all(layer, channel, 4)]
-            sent += await _sent([layer], channel, range(50, 100))
-            expect_equal(len(sent), 14, f"messages that {channel} took, four of which had been received")
-            received = first + [message["n"] for message in await receive_all(layer, channel, 10)]
-            expect_equal(sorted(received), sent, f"what was received from {channel}")
-            await expect_silence(layer, channel)
+        sent = await _sent([layer], "a", range(50))
+        expect_equal(len(sent), 10, "messages that the channel took")
+        first = [message["n"] for message in await receive_all(layer, "a", 4)]
+        sent += await _sent([layer], "a", range(50, 100))
+        expect_equal(len(sent), 14, "messages that the channel took, four of which had been received")
+        received = first + [message["n"] for message in await receive_all(layer, "a", 10)]
+        expect_equal(sorted(received), sent, "what was received")
+        await expect_silence(layer, "a")
 
 
 async def check_capacity_is_exact_under_several_layers(make_layer: LayerFactory) -> None:
@@ -75,16 +76,44 @@ async def check_capacity_is_exact_under_several_layers(make_layer: LayerFactory)
         another_layer(make_layer, capacity=10) as second,
         another_layer(make_layer, capacity=10) as third,
     ):
-        for channel in await both_kinds(layer):
-            sent = await _sent([layer, second, third], channel, range(60))
-            expect_equal(len(sent), 10, f"messages that {channel} took")
-            received = [message["n"] for message in await receive_all(layer, channel, 10)]
-            expect_equal(sorted(received), sent, f"what was received from {channel}")
-            await expect_silence(layer, channel)
+        sent = await _sent([layer, second, third], "a", range(60))
+        expect_equal(len(sent), 10, "messages that the channel took")
+        received = [message["n"] for message in await receive_all(layer, "a", 10)]
+        expect_equal(sorted(received), sent, "what was received")
+        await expect_silence(layer, "a")
+
+
+async def check_a_local_channel_drops_what_is_over_its_capacity(make_layer: LayerFactory) -> None:
+    """Check that each message is received, refused with ChannelFull, or dropped and counted."""
+    async with fresh_layer(make_layer, capacity=10) as layer:
+        await _check_local(layer, [layer])
+
+
+async def check_a_local_channel_drops_what_several_layers_send(make_layer: LayerFactory) -> None:
+    """Check the same with senders that do not know of each other."""
+    async with (
+        fresh_layer(make_layer, capacity=10) as layer,
+        another_layer(make_layer, capacity=10) as second,
+        another_layer(make_layer, capacity=10) as third,
+    ):
+        await _check_local(layer, [layer, second, third])
+
+
+async def _check_local(layer: ChannelLayer, senders: list[ChannelLayer]) -> None:
+    channel = await layer.new_channel()
+    sent = await _sent(senders, channel, range(60))
+    expect(len(sent) >= 10, f"only {len(sent)} messages were sent to a channel that holds 10")
+    await count_dropped(layer, channel, len(sent) - 10)
+    statistics = await layer.channel_statistics(channel)
+    expect_equal(statistics["messages_pending"], 10, f"unread messages of {channel}")
+    received = [message["n"] for message in await receive_all(layer, channel, 10)]
+    expect(set(received) <= set(sent), f"received {received} of which some were refused: {sent} were sent")
+    expect_equal(len(set(received)), 10, "different messages")
+    await expect_silence(layer, channel)
 
 
 async def check_what_was_received_makes_room_for_all(make_layer: LayerFactory) -> None:
-    """Check that a received message makes room at once, also for other layer objects."""
+    """Check that a received message makes room: at once in an ordinary channel, and soon in a process-local one."""
     for capacity in (1, 5, 100):
         async with (
             fresh_layer(make_layer, capacity=capacity) as layer,
@@ -94,11 +123,15 @@ async def check_what_was_received_makes_room_for_all(make_layer: LayerFactory) -
                 for number in range(capacity):
                     await sender.send(channel, {"n": number})
                 for number in range(capacity, capacity + 5):
-                    await expect_error(ChannelFull, sender.send(channel, {}), f"send to the full {channel}")
+                    await refused(sender, channel, {}, layer)
                     expect_equal(await receive(layer, channel), {"n": number - capacity}, f"message of {channel}")
-                    await within(sender.send(channel, {"n": number}), f"send to {channel}, which has room for one")
-                refused = (await sender.channel_statistics(channel))["channel_full_count"]
-                expect_equal(refused, 5, f"messages that {channel} has refused")
+                    if "!" in channel:
+                        await send_when_there_is_room(sender, channel, {"n": number})
+                    else:
+                        await within(sender.send(channel, {"n": number}), f"send to {channel}, which has room for one")
+                if "!" not in channel:
+                    refusals = (await sender.channel_statistics(channel))["channel_full_count"]
+                    expect_equal(refusals, 5, f"messages that {channel} has refused")
 
 
 async def check_channels_have_capacities_of_their_own(make_layer: LayerFactory) -> None:
@@ -127,7 +160,7 @@ async def check_channels_have_capacities_of_their_own(make_layer: LayerFactory) 
         for channel, capacity in channels.items():
             for number in range(capacity):
                 await layer.send(channel, {"n": number})
-            error = await expect_error(ChannelFull, layer.send(channel, {}), f"message {capacity + 1} of {channel}")
+            error = await refused(layer, channel, {})
             expect_equal(error.capacity, capacity, f"the capacity of {channel}")
             await receive_all(layer, channel, capacity)
 
@@ -135,6 +168,11 @@ async def check_channels_have_capacities_of_their_own(make_layer: LayerFactory) 
 CHECKS = (
     check_a_full_channel_is_an_error_and_no_other_channel_s_business,
     check_capacity_is_exact_under_many_senders,
+    check_a_local_channel_drops_what_is_over_its_capacity,
     check_channels_have_capacities_of_their_own,
 )
-SHARED_CHECKS = (check_capacity_is_exact_under_several_layers, check_what_was_received_makes_room_for_all)
+SHARED_CHECKS = (
+    check_capacity_is_exact_under_several_layers,
+    check_a_local_channel_drops_what_several_layers_send,
+    check_what_was_received_makes_room_for_all,
+)

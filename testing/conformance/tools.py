@@ -140,6 +140,39 @@ async def send_when_there_is_room(layer: ChannelLayer, channel: str, message: Me
                 await asyncio.sleep(0.001)
 
 
+async def refused(
+    layer: ChannelLayer, channel: str, message: Message, maker: ChannelLayer | None = None
+) -> ChannelFull:
+    """Return the error of a send to a full channel.
+
+    A sender may learn late that a process-local channel is full: what it sends until then has to be dropped, and
+    counted by the layer that has made the channel, which is `maker` if that is another one.
+
+    Raises:
+        AssertionError: The channel takes too many messages.
+    """
+    dropped = 0
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            try:
+                await layer.send(channel, message)
+            except ChannelFull as error:
+                full = error
+                break
+            dropped += 1
+            expect("!" in channel, f"the full {channel} took a message")
+            await asyncio.sleep(0.001)
+    await count_dropped(maker or layer, channel, dropped)
+    return full
+
+
+async def count_dropped(layer: ChannelLayer, channel: str, number: int) -> None:
+    """Wait until a channel has dropped or refused so many messages."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while (await layer.channel_statistics(channel))["channel_full_count"] < number:  # noqa: ASYNC110  # no event
+            await asyncio.sleep(0.001)
+
+
 async def until(condition: Callable[[], T], seconds: float = PATIENCE_SECONDS, what: str = "the condition") -> T:
     """Poll every 2 ms until the condition is true, and return it. Raises AssertionError after `seconds`."""
     deadline = asyncio.get_running_loop().time() + seconds

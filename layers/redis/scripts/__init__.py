@@ -58,10 +58,4 @@ CHANNEL_GIVE_BACK: Final = load("channel_give_back")
 CHANNEL_TAKEN: Final = load("channel_taken")
 CHANNEL_STATISTICS: Final = load("channel_statistics")
 
-# Process-local channels.
-SEND_LOCAL: Final = load("send_local")
-SEND_TO_ONE: Final = load("send_to_one")
-RECEIVED: Final = load("received")
-NONE_UNREAD: Final = load("none_unread")
-
 DROP_OTHER_TYPE: Final = load("drop_other_type")

@@ -122,7 +122,9 @@ class Layers(RuleBasedStateMachine):
             return "sent"
 
         expected = self.run(send(self.model, names[0]))
-        assert self.run(send(self.store, names[1])) == expected
+        outcome = self.run(send(self.store, names[1]))
+        if "!" not in names[1] or expected != "full":  # a sender may learn late that a local channel is full
+            assert outcome == expected
         self.settle()
 
     @rule(data=st.data())
@@ -206,7 +208,10 @@ class Layers(RuleBasedStateMachine):
         names = self.pair(data)
         expected = self.run(self.model.channel_statistics(names[0]))
         told = self.run(self.store.channel_statistics(names[1]))
-        for name in ("messages_count", "messages_pending", "channel_full_count"):
+        counts = ["messages_count", "messages_pending"]
+        if "!" not in names[1]:  # what a sender was refused is not counted by the owner of a local channel
+            counts.append("channel_full_count")
+        for name in counts:
             assert told[name] == expected[name], (name, told, expected)
         assert abs(told["messages_max_age"] - expected["messages_max_age"]) < SOON
 

@@ -6,7 +6,6 @@ import gc
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,9 +13,10 @@ import pytest
 import redis
 from asgiref.sync import async_to_sync
 
-from asgibus.layers import ChannelFull, ChannelLayer, LayerUnavailable, RedisChannelLayer
+from asgibus.layers import ChannelLayer, RedisChannelLayer
 from asgibus.layers.frames import FIRST_PROTOCOL_KIND
-from asgibus.layers.redis.own_loop import YOUNG_SECONDS
+from asgibus.layers.redis.local_channels import YOUNG_SECONDS
+from asgibus.testing.conformance.tools import refused
 from support.bus import MakeLayer, Recorder, until
 from support.deadline import wait_until
 
@@ -44,37 +44,6 @@ def test_one_loop_after_another_without_close(new_layer: MakeLayer) -> None:
     gc.collect()  # what was left open would warn now
 
 
-@pytest.mark.anyio
-async def test_a_process_that_is_blocked_says_nothing_of_its_channels(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    owner, layer = RedisChannelLayer(redis_url, capacity=1), RedisChannelLayer(redis_url, capacity=1)
-    over = threading.Event()
-
-    async def be_blocked() -> None:
-        over.wait(20)
-
-    monkeypatch.setattr("asgibus.layers.redis.asking.TOLD_SECONDS", 0.7)
-    monkeypatch.setattr("asgibus.layers.redis.layer.CALL_SECONDS", 1.0)
-    channel = await owner.new_channel()
-    blocked = asyncio.create_task(owner.own_loop.run(be_blocked))
-    try:
-        await layer.send(channel, {})
-        for seconds in (5.0, 0.5):  # it is asked, and then it is known that this is in vain
-            began = time.monotonic()
-            with pytest.raises(ChannelFull):
-                await layer.send(channel, {})
-            assert time.monotonic() - began < seconds
-        with pytest.raises(LayerUnavailable, match="does not say how the channel stands"):
-            await layer.channel_statistics(channel)
-    finally:
-        over.set()
-        await blocked
-    await owner.close()
-    assert (await layer.channel_statistics(channel))["messages_pending"] == 0  # nobody knows it any more
-    await layer.close()
-
-
 def test_a_loop_that_is_blocked_does_not_keep_its_channels_from_being_known(redis_url: str) -> None:
     layer = RedisChannelLayer(redis_url, capacity=1)
     made: list[str] = []
@@ -87,8 +56,7 @@ def test_a_loop_that_is_blocked_does_not_keep_its_channels_from_being_known(redi
 
     async def ask() -> None:
         await layer.send(made[0], {})
-        with pytest.raises(ChannelFull):
-            await layer.send(made[0], {})
+        await refused(layer, made[0], {})
         assert (await layer.channel_statistics(made[0]))["messages_pending"] == 1
 
     thread = threading.Thread(target=lambda: asyncio.run(be_blocked()))

@@ -125,7 +125,6 @@ async def test_keys_of_another_type_are_made_anew(redis_url: str, admin: Admin) 
                 "joined",
                 "group",
                 "shared",
-                "unread",
             }
             for key in keys:
                 # Messages are nobody's to remove: whoever sends there is told.

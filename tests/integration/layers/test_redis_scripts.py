@@ -210,52 +210,6 @@ def test_statistics_change_nothing(send: Run, run: Run, store: "redis.Redis[byte
     assert run(scripts.CHANNEL_STATISTICS, keys, HOUR)[1] == 5
 
 
-def test_local_channels_are_full_one_by_one(run: Run, store: "redis.Redis[bytes]") -> None:
-    keys = ("mailbox", "unread")
-    assert run(scripts.SEND_LOCAL, keys, "x", 1, "a") is None
-    store.xadd("mailbox", {"b": ""})
-    assert [run(scripts.SEND_LOCAL, keys, "x", 1, "a") for _ in range(2)] == [[], []]  # nobody counts
-    store.hset("unread", "!", 1)
-    assert run(scripts.SEND_LOCAL, keys, "x", 2, "a") == []
-    assert run(scripts.SEND_LOCAL, keys, "x", 2, "a", "b") == []
-    assert run(scripts.SEND_LOCAL, keys, "x", 2, "a", "b") == [0]
-    before = store.xlen("mailbox")
-    assert run(scripts.SEND_LOCAL, keys, "x", 2, "a", "b") == [0, 1]
-    assert store.xlen("mailbox") == before
-    assert store.xrevrange("mailbox", count=1)[0][1] == {b"b": b"x", b"full": b"0"}
-    run(scripts.RECEIVED, "unread", "a", 2, "b", 2)
-    assert store.hgetall("unread") == {b"!": b"1"}
-    assert run(scripts.SEND_LOCAL, keys, "x", 2, "a", "b") == []
-
-
-def test_one_local_channel_is_full(run: Run, store: "redis.Redis[bytes]") -> None:
-    keys = ("mailbox", "unread")
-    assert run(scripts.SEND_TO_ONE, keys, "x", 1, "a") is None
-    assert store.keys() == []
-    store.hset("unread", "!", 1)
-    assert run(scripts.SEND_TO_ONE, keys, "x", 1, "a") is None
-    assert int(store.hget("unread", "a") or 0) == 0
-    store.delete("unread")
-    store.xadd("mailbox", {"b": ""})
-    assert [run(scripts.SEND_TO_ONE, keys, "x", 1, "a") for _ in range(2)] == [[], []]  # nobody counts
-    assert not store.exists("unread")
-    store.hset("unread", "!", 1)
-    assert [run(scripts.SEND_TO_ONE, keys, "x", 2, "a") for _ in range(4)] == [[], [], [0], [0]]
-    assert store.hget("unread", "a") == b"2"
-    assert [fields for _, fields in store.xrange("mailbox")][1:] == [{b"b": b"x"}] * 4
-    assert run(scripts.SEND_TO_ONE, keys, "x", 2, "b") == []
-
-
-def test_a_message_for_thousands_of_channels_leaves_out_the_full_ones(run: Run, store: "redis.Redis[bytes]") -> None:
-    keys = ("mailbox", "unread")
-    store.xadd("mailbox", {"b": ""})
-    store.hset("unread", mapping={"!": 1, "0": 3, "999": 3, "1000": 3, "2500": 2})
-    assert run(scripts.SEND_LOCAL, keys, "x", 3, *range(2501)) == [0, 999, 1000]
-    assert store.hmget("unread", "0", "1", "2500") == [b"3", b"1", b"3"]
-    assert run(scripts.SEND_LOCAL, keys, "x", 3, *range(2501)) == [0, 999, 1000, 2500]
-    assert store.xrevrange("mailbox", count=1)[0][1][b"full"] == b"0,999,1000,2500"
-
-
 def test_memberships_end(run: Run, store: "redis.Redis[bytes]") -> None:
     run(scripts.GROUP_ADD, "g", "a!", 60)
     store.zadd("g", {"gone!": (time.time() - 1) * 1000})
