@@ -63,19 +63,22 @@ class SlicedReader(asyncio.Protocol):
     become true for another reason than new data.
     """
 
-    __slots__ = ("_in_slice", "_scheduler", "_unread", "_waits")
+    __slots__ = ("_in_slice", "_paused", "_scheduler", "_transport", "_unread", "_waits")
 
+    _transport: asyncio.Transport
     _unread: bytes | memoryview
     """Bytes that have arrived and are not parsed yet."""
     _waits: bool
     """Whether the rest is read in a later turn of the event loop."""
     _in_slice: bool
     """Whether a slice is being read, so that it does not begin another one."""
+    _paused: bool
+    """Whether the transport is paused."""
 
     def __init__(self, scheduler: ReadScheduler) -> None:
         self._scheduler = scheduler
         self._unread = b""
-        self._waits = self._in_slice = False
+        self._waits = self._in_slice = self._paused = False
 
     def abort(self) -> None:
         """Close the socket at once, without writing what is buffered."""
@@ -90,7 +93,7 @@ class SlicedReader(asyncio.Protocol):
         raise NotImplementedError
 
     def _slices_read(self) -> None:
-        """Pause or resume the transport, as `_unread` and `_waits` demand. Called after some slices."""
+        """Go on after some slices: call `_pause` with whether the rest has to wait."""
         raise NotImplementedError
 
     def data_received(self, data: bytes) -> None:
@@ -129,6 +132,15 @@ class SlicedReader(asyncio.Protocol):
             self._read_slice()
         finally:
             self._in_slice = False
+
+    def _pause(self, pause: bool) -> None:
+        """Pause the transport, or resume it."""
+        if pause is not self._paused and not self._transport.is_closing():
+            self._paused = pause
+            if pause:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
 
     def _take(self, most: int) -> bytes | memoryview:
         """Return the next bytes that have arrived, at most so many, and forget them."""

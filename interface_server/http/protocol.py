@@ -104,21 +104,18 @@ class HttpProtocol(SlicedReader):
         "_guard",
         "_origin",
         "_parser",
-        "_paused",
         "_queue",
         "_rejected",
         "_request",
         "_server",
         "_started",
         "_state",
-        "_transport",
         "_window_shut",
         "_writer",
         "deadline",
         "write_paused",
     )
 
-    _transport: asyncio.Transport
     _parser: RequestParser
     _writer: ResponseWriter
 
@@ -140,7 +137,6 @@ class HttpProtocol(SlicedReader):
         self._connection: Connection | None = None  # of that request
         self._queue: deque[Request] | None = None  # requests whose head is parsed and whose turn has not come
         self._started = 0.0  # when the last request began; 0.0 before the first one
-        self._paused = False  # whether the transport is
         self._window_shut = False  # whether the app has more of the body than it has consumed
         self.write_paused = False
         self.deadline = 0.0
@@ -277,16 +273,8 @@ class HttpProtocol(SlicedReader):
         request.complete = True
 
     def _update_reading(self) -> None:
-        """Pause or resume the transport."""
-        if self._state is REJECTING or self._state is CLOSED:
-            return
-        pause = self._window_shut or self._waits or len(self._unread) > AHEAD_BYTES
-        if pause != self._paused and not self._transport.is_closing():
-            self._paused = pause
-            if pause:
-                self._transport.pause_reading()
-            else:
-                self._transport.resume_reading()
+        if self._state is not REJECTING and self._state is not CLOSED:
+            self._pause(self._window_shut or self._waits or len(self._unread) > AHEAD_BYTES)
 
     # One request.
 

@@ -96,14 +96,12 @@ class WebSocketProtocol(SlicedReader):
         "_log_line",
         "_opened",
         "_parser",
-        "_paused",
         "_phase",
         "_pinged",
         "_reading_bits",
         "_request",
         "_server",
         "_text",
-        "_transport",
         "_window_bits",
         "_window_shut",
         "_writer",
@@ -127,7 +125,6 @@ class WebSocketProtocol(SlicedReader):
         self._inflation: Inflation | None = None  # of the compressed message whose frames arrive
         self._window_bits = 0  # of compressed messages to the client; 0: they are not compressed
         self._reading_bits = 0  # of compressed messages from the client
-        self._paused = False  # whether the transport is
         self._window_shut = False  # whether the app has more messages than it has consumed
         self._alive = True  # whether the client has sent or read something since the last ping
         self._opened = server.now
@@ -233,14 +230,9 @@ class WebSocketProtocol(SlicedReader):
 
     def _slices_read(self) -> None:
         most = 0 if self._parser is not None else EARLY_BYTES
-        pause = self._window_shut or bool(self._frames) or len(self._unread) > most
-        if pause is not self._paused and not self._transport.is_closing():
-            self._paused = pause
-            if pause:
-                self._transport.pause_reading()
-            else:
-                self._alive = True  # the answer to a ping may be among the unread data
-                self._transport.resume_reading()
+        if self._paused:
+            self._alive = True  # the answer to a ping may be among the unread data
+        self._pause(self._window_shut or bool(self._frames) or len(self._unread) > most)
 
     def _parse(self, parser: Parser, data: bytes) -> None:
         """Handle the frames that are left of the last slice, or the frames of the next one."""
