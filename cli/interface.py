@@ -16,7 +16,7 @@ from asgibus.cli.descriptors import raise_limit, sockets_within
 from asgibus.cli.embedded import embedded_worker, serve_with_worker
 from asgibus.cli.logging import complete_app_logging, set_up_logging
 from asgibus.cli.options import GroupedCommand, given, settings_from, settings_options, warn_of_unknown_variables
-from asgibus.cli.reload import watched_files
+from asgibus.cli.reload import WatchedFiles, watched_files
 from asgibus.cli.run import ProcessLifecycle, exit_after_check, on_sighup, run, wait_for_layer
 from asgibus.cli.settings import ALL_SETTINGS, ProcessSettings, check_processes
 from asgibus.cli.supervisor import supervise
@@ -26,17 +26,18 @@ from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.sockets import ListenError, describe, listening_socket
 from asgibus.interface_server.tls import Tls
 from asgibus.layers import open_layer
+from asgibus.layers.contract import ChannelLayer
 from asgibus.layers.settings import set_default_wait
 from asgibus.worker.lifespan import LifespanError
 from asgibus.worker.loader import ApplicationError
 from asgibus.worker.settings import WorkerSettings
+from asgibus.worker.worker import Worker
 
 logger = logging.getLogger("asgibus.interface")
 
-
 APP_ERRORS = (ApplicationError, LifespanError)
 # An embedded worker ends with its interface server, serves the protocols that this one terminates, and no channels.
-_WORKER_ALONE = {
+WORKER_ALONE = {
     "max_requests",
     "max_lifetime",
     "protocols",
@@ -52,40 +53,19 @@ _WORKER_ALONE = {
 
 @click.command(cls=GroupedCommand)
 @click.argument("app", required=False)
-@settings_options(InterfaceSettings, WorkerSettings, ProcessSettings, without=_WORKER_ALONE)
+@settings_options(InterfaceSettings, WorkerSettings, ProcessSettings, without=WORKER_ALONE)
 @click.version_option(package_name="asgibus")
 def command(**values: Any) -> None:
-    """Terminate HTTP and WebSocket, and what else it is told to, and put the connections on the bus.
+    """Terminate HTTP and WebSocket, and further protocols, and put the connections on the bus.
 
-    With APP (module:attribute) also run it, in this process.
+    With APP (module:attribute), also run that app in this process.
     """
     control = ControlPipe.inherited()
-    app = values["app"]
-    if app == "":
-        raise click.UsageError("APP is empty: give module:attribute, or leave it out")
-    if app is not None and not given("layer"):
+    if values["app"] is not None and not given("layer"):
         values["layer"] = "memory://"
     settings = settings_from(InterfaceSettings, values)
     process = settings_from(ProcessSettings, values)
-    in_memory = settings.layer.startswith("memory:")
-    if app is None and in_memory:
-        raise click.UsageError(
-            "memory:// lives within one process, so no worker would ever see a connection: "
-            "use a Redis URL, or give an APP to run it here"
-        )
-    if settings.uds is not None and settings.fd is not None and not control.is_supervised:
-        raise click.UsageError("--uds and --fd exclude each other")
-    if settings.ssl_keyfile is not None and settings.ssl_certfile is None:
-        raise click.UsageError("--ssl-keyfile needs --ssl-certfile")
-    if settings.ssl_ca_certs is not None and settings.ssl_certfile is None:
-        raise click.UsageError("--ssl-ca-certs needs --ssl-certfile: without a certificate there is no TLS")
-    if settings.ssl_cert_reqs in ("optional", "required") and settings.ssl_ca_certs is None:
-        raise click.UsageError("--ssl-cert-reqs needs --ssl-ca-certs, the authorities that sign them")
-    check_processes(process, settings.layer)
-    if values["resume"] and app is not None and in_memory:
-        raise click.UsageError("--resume is for workers on Redis: with memory:// the sockets end with this process")
-    if process.reload and app is None:
-        raise click.UsageError("--reload is for apps, and here is none: give APP, or use it with asgi-worker")
+    _check(settings, process, control, resume=values["resume"])
     set_default_wait(settings.resume_timeout)
     try:
         listeners = listeners_of(settings)
@@ -104,69 +84,94 @@ def command(**values: Any) -> None:
     set_up_logging(process, app_dir, access=settings.access_log, pid=supervises or control.is_supervised)
     if not control.is_supervised:
         warn_of_unknown_variables(*ALL_SETTINGS)
-
-    def log_listening(where: str, *mailboxes: str) -> None:
-        logger.info(
-            "listening on %s (layer %s, pool %s, app %s)%s",
-            where,
-            getattr(layer, "address", settings.layer),
-            settings.pool,
-            app or "in the workers",
-            _named(mailboxes),
-        )
-
     if supervises:
-        try:
-            listening = listening_socket(settings)
-        except ListenError as error:
-            control.failed(str(error))
-            raise SystemExit(1) from None
-        where = describe(listening, tls=settings.ssl_certfile is not None)
-        raise SystemExit(
-            supervise(
-                process,
-                settings.graceful_timeout,
-                layer,
-                control,
-                files=files,
-                fd=listening.fileno(),
-                on_ready=lambda: log_listening(where),
-            )
-        )
-    protocols = tuple(dict.fromkeys(listener.kind for listener in listeners))
+        raise SystemExit(_supervise(settings, process, control, layer, files))
+    worker = None
     try:
-        worker = (
-            embedded_worker(settings_from(WorkerSettings, values | {"protocols": protocols}), layer) if app else None
-        )
+        if settings.app is not None:
+            protocols = tuple(dict.fromkeys(listener.kind for listener in listeners))
+            worker = embedded_worker(settings_from(WorkerSettings, values | {"protocols": protocols}), layer)
         complete_app_logging()
         if process.check:
             Tls(settings).load()
-            exit_after_check(f"the options, and the app {app}" if app else "the options")
+            exit_after_check(f"the options, and the app {settings.app}" if worker else "the options")
     except (ListenError, *APP_ERRORS) as error:
         control.failed(str(error), getattr(error, "trace", ""))
         raise SystemExit(1) from None
-    limit = raise_limit()
-    most = sockets_within(limit)
-    if most < settings.max_connections:
-        logger.warning(
-            "%d sockets at once, where --max-connections says %d: this process may open %d files. "
-            "`ulimit -n`, or LimitNOFILE, allows more",
-            most,
-            settings.max_connections,
-            limit,
-        )
-        settings = replace(settings, max_connections=most)
+    settings = _within_file_limit(settings)
     server = Server(settings, layer, listeners, shared=control.is_supervised)
+    raise SystemExit(_run(settings, process, control, layer, server, worker))
+
+
+def _check(settings: InterfaceSettings, process: ProcessSettings, control: ControlPipe, *, resume: bool) -> None:
+    """Raise click.UsageError for options that contradict each other."""
+    app, in_memory = settings.app, settings.layer.startswith("memory:")
+    if app == "":
+        raise click.UsageError("APP is empty: give module:attribute, or leave it out")
+    if app is None and in_memory:
+        raise click.UsageError(
+            "memory:// lives within one process, so no worker would ever see a connection: "
+            "use a Redis URL, or give an APP to run it here"
+        )
+    if settings.uds is not None and settings.fd is not None and not control.is_supervised:
+        raise click.UsageError("--uds and --fd exclude each other")
+    if settings.ssl_keyfile is not None and settings.ssl_certfile is None:
+        raise click.UsageError("--ssl-keyfile needs --ssl-certfile")
+    if settings.ssl_ca_certs is not None and settings.ssl_certfile is None:
+        raise click.UsageError("--ssl-ca-certs needs --ssl-certfile: without a certificate there is no TLS")
+    if settings.ssl_cert_reqs in ("optional", "required") and settings.ssl_ca_certs is None:
+        raise click.UsageError("--ssl-cert-reqs needs --ssl-ca-certs, the authorities that sign them")
+    check_processes(process, settings.layer)
+    if resume and app is not None and in_memory:
+        raise click.UsageError("--resume is for workers on Redis: with memory:// the sockets end with this process")
+    if process.reload and app is None:
+        raise click.UsageError("--reload is for apps, and here is none: give APP, or use it with asgi-worker")
+
+
+def _supervise(
+    settings: InterfaceSettings,
+    process: ProcessSettings,
+    control: ControlPipe,
+    layer: ChannelLayer,
+    files: WatchedFiles | None,
+) -> int:
+    """Bind the socket of all processes, supervise them, and return the exit code."""
+    try:
+        listening = listening_socket(settings)
+    except ListenError as error:
+        control.failed(str(error))
+        return 1
+    address = describe(listening, tls=settings.ssl_certfile is not None)
+    return supervise(
+        process,
+        settings.graceful_timeout,
+        layer,
+        control,
+        files=files,
+        fd=listening.fileno(),
+        on_ready=lambda: _log_listening(address, settings, layer),
+    )
+
+
+def _run(
+    settings: InterfaceSettings,
+    process: ProcessSettings,
+    control: ControlPipe,
+    layer: ChannelLayer,
+    server: Server,
+    worker: Worker | None,
+) -> int:
+    """Run the server, and the worker if there is one, and return the exit code."""
 
     async def serve(lifecycle: ProcessLifecycle) -> None:
-        def ready(where: str) -> None:
+        def ready(address: str) -> None:
             mailboxes = server.connections.bus.mailbox, *([worker.mailbox] if worker else [])
             if control.is_supervised:
-                logger.info("interface server ready%s", _named(mailboxes))
+                logger.info("interface server ready%s", _mailboxes(mailboxes))
             else:
-                log_listening(where, *mailboxes)
+                _log_listening(address, settings, layer, *mailboxes)
             lifecycle.started()
-            lifecycle.ready(f"listening on {where}", *mailboxes)
+            lifecycle.ready(f"listening on {address}", *mailboxes)
 
         async def reload_certificates() -> None:
             lifecycle.reloading("reading the certificates again")
@@ -194,15 +199,42 @@ def command(**values: Any) -> None:
             await layer.close()
         logger.info("interface server stopped")
 
-    expected = (ListenError, AdminError, *APP_ERRORS)
-    graceful, hint = settings.graceful_timeout, "--layer names another one"
-    if app is None:
+    hint = "--layer names another one"
+    if worker is None:
         hint += "; to run an app in this process, without Redis, give APP"
-    raise SystemExit(run(serve, *expected, control=control, graceful_timeout=graceful, layer_hint=hint))
+    expected = (ListenError, AdminError, *APP_ERRORS)
+    return run(serve, *expected, control=control, graceful_timeout=settings.graceful_timeout, layer_hint=hint)
 
 
-def _named(mailboxes: Sequence[str]) -> str:
-    """Return the names of this process in the logs of other processes."""
+def _within_file_limit(settings: InterfaceSettings) -> InterfaceSettings:
+    """Return the settings with no more connections than the process may open files for."""
+    limit = raise_limit()
+    most = sockets_within(limit)
+    if most >= settings.max_connections:
+        return settings
+    logger.warning(
+        "%d sockets at once, where --max-connections says %d: this process may open %d files. "
+        "`ulimit -n`, or LimitNOFILE, allows more",
+        most,
+        settings.max_connections,
+        limit,
+    )
+    return replace(settings, max_connections=most)
+
+
+def _log_listening(address: str, settings: InterfaceSettings, layer: ChannelLayer, *mailboxes: str) -> None:
+    logger.info(
+        "listening on %s (layer %s, pool %s, app %s)%s",
+        address,
+        getattr(layer, "address", settings.layer),
+        settings.pool,
+        settings.app or "in the workers",
+        _mailboxes(mailboxes),
+    )
+
+
+def _mailboxes(mailboxes: Sequence[str]) -> str:
+    """Return the mailboxes in words: the logs of other processes name this one by them."""
     return "".join(f", mailbox {mailbox}" for mailbox in mailboxes)
 
 

@@ -24,16 +24,16 @@ class ProcessSettings:
     wait_for_layer: float = setting(
         0.0,
         Heading.BUS,
-        "How long to wait at the start for a layer that cannot be used yet; 0 ends with an error at once.",
+        "How long to wait at the start for a layer that is unavailable; 0 ends with an error at once.",
         kind=Kind.SECONDS,
         zero=True,
     )
 
-    log_level: LogLevel = setting("info", Heading.LOGGING, "Log this and what is worse.")
+    log_level: LogLevel = setting("info", Heading.LOGGING, "Lowest level that is logged.")
     log_config: str | None = setting(
         None,
         Heading.LOGGING,
-        "Logging as a .json or .yaml file (dictConfig) or any other (fileConfig) says.",
+        "Configure logging from a .json or .yaml file (dictConfig), or from any other (fileConfig).",
         kind=Kind.FILE,
         shown_default="none",
     )
@@ -42,7 +42,7 @@ class ProcessSettings:
     env_file: str | None = setting(
         None,
         Heading.APPLICATION,
-        "Add the variables of this file to the environment, before all else.",
+        "Add the variables of this file to the environment, before anything else.",
         kind=Kind.FILE,
         shown_default="none",
         parse=load_env_file,
@@ -52,12 +52,12 @@ class ProcessSettings:
     check: bool = setting(
         False,
         Heading.PROCESSES,
-        "Look whether the options are good and APP can be loaded, then end: with 0 if so. Nothing is served.",
+        "Check the options and load APP, then exit, with 0 if both are in order. Nothing is served.",
     )
     processes: int = setting(
         1,
         Heading.PROCESSES,
-        "Run so many processes, and start one again that dies.",
+        "Number of processes; one that dies is replaced.",
         kind=Kind.COUNT,
         most=MOST_PROCESSES,
     )
@@ -67,8 +67,8 @@ class ProcessSettings:
     admin_port: int | None = setting(
         None,
         Heading.PROCESSES,
-        "Serve /healthz, /readyz and /metrics there; 0 takes a free port. With several processes, each has the next "
-        "port.",
+        "Serve /healthz, /readyz and /metrics on this port; 0 takes a free one. With several processes, each has the "
+        "next port.",
         kind=Kind.PORT,
         shown_default="none",
     )

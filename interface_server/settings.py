@@ -73,7 +73,7 @@ class InterfaceSettings(ServerSettings):
     fd: int | None = setting(
         None,
         Heading.LISTENING,
-        "Listen on a socket that was passed in, by its number.",
+        "Listen on an inherited socket, by its file descriptor.",
         kind=Kind.COUNT,
         zero=True,
         metavar="NUMBER",
@@ -89,7 +89,7 @@ class InterfaceSettings(ServerSettings):
     terminators: tuple[str, ...] = setting(
         (),
         Heading.LISTENING,
-        "Serve a further protocol, whose terminator is installed under this name. Repeatable.",
+        "Serve another protocol with the terminator that is installed under this name. Repeatable.",
         metavar="NAME[=VALUE]",
     )
 
@@ -110,8 +110,10 @@ class InterfaceSettings(ServerSettings):
 
     access_log: bool = setting(True, Heading.LOGGING, "Log every request.")
 
-    root_path: str = setting("", Heading.PROXY, "ASGI root_path: where a proxy has mounted the app.", parse=_root_path)
-    proxy_headers: bool = setting(True, Heading.PROXY, "Believe X-Forwarded-For and -Proto of trusted peers.")
+    root_path: str = setting(
+        "", Heading.PROXY, "ASGI root_path: the path at which a proxy mounts the app.", parse=_root_path
+    )
+    proxy_headers: bool = setting(True, Heading.PROXY, "Trust X-Forwarded-For and X-Forwarded-Proto of trusted peers.")
     forwarded_allow_ips: str = setting(
         "127.0.0.1",
         Heading.PROXY,
@@ -124,7 +126,7 @@ class InterfaceSettings(ServerSettings):
     proxy_protocol: bool = setting(
         False,
         Heading.PROXY,
-        "Expect a PROXY header (v1, v2) on each connection, before TLS too; only trusted peers may connect then.",
+        "Require a PROXY protocol header (v1, v2) on each connection, before TLS; only trusted peers may connect then.",
         names=("--proxy-protocol/--no-proxy-protocol",),
     )
 
@@ -134,7 +136,7 @@ class InterfaceSettings(ServerSettings):
     )
     ssl_keyfile_password: str | None = setting(None, Heading.TLS, "Password of the private key.")
     ssl_ca_certs: str | None = setting(
-        None, Heading.TLS, "Require client certificates of these authorities.", kind=Kind.FILE
+        None, Heading.TLS, "Require client certificates that are signed by these authorities.", kind=Kind.FILE
     )
     ssl_cert_reqs: ClientCertificates | None = setting(
         None,
@@ -146,7 +148,7 @@ class InterfaceSettings(ServerSettings):
     http_timeout: float | None = setting(
         None,
         Heading.TIMES,
-        "From the head of a request to the end of its response.",
+        "Time from the head of a request to the end of its response.",
         kind=Kind.SECONDS,
         shown_default="none",
     )
@@ -163,25 +165,25 @@ class InterfaceSettings(ServerSettings):
     ping_interval: float = setting(
         20.0,
         Heading.TIMES,
-        "Between pings.",
+        "Time between pings to a WebSocket client.",
         kind=Kind.SECONDS,
         names=("--ping-interval", "--ws-ping-interval"),
     )
     ping_timeout: float = setting(
         20.0,
         Heading.TIMES,
-        "For the answer to a ping.",
+        "Time for a client to answer a ping.",
         kind=Kind.SECONDS,
         names=("--ping-timeout", "--ws-ping-timeout"),
     )
     keep_alive_timeout: float = setting(
         5.0,
         Heading.TIMES,
-        "How long an idle connection is kept.",
+        "How long an idle HTTP connection is kept open.",
         kind=Kind.SECONDS,
         names=("--keep-alive-timeout", "--timeout-keep-alive"),
     )
-    head_timeout: float = setting(10.0, Heading.TIMES, "For the head of a request to come.", kind=Kind.SECONDS)
+    head_timeout: float = setting(10.0, Heading.TIMES, "Time for the head of a request to arrive.", kind=Kind.SECONDS)
     graceful_timeout: float = setting(
         30.0,
         Heading.TIMES,
@@ -195,57 +197,62 @@ class InterfaceSettings(ServerSettings):
     max_connections: int = setting(
         10_000,
         Heading.SIZES,
-        "Open sockets.",
+        "Maximum number of open sockets.",
         kind=Kind.COUNT,
         names=("--max-connections", "--limit-concurrency"),
     )
-    max_head_size: int = setting(64 * 1024, Heading.SIZES, "Request line and headers, in bytes.", kind=Kind.BYTES)
+    max_head_size: int = setting(
+        64 * 1024, Heading.SIZES, "Maximum size of request line and headers, in bytes.", kind=Kind.BYTES
+    )
     max_headers: int = setting(
-        MAX_HEADERS, Heading.SIZES, "Headers of a request; more are answered with 431.", kind=Kind.COUNT
+        MAX_HEADERS,
+        Heading.SIZES,
+        "Maximum number of headers of a request; more are answered with 431.",
+        kind=Kind.COUNT,
     )
     # The usual defence against a client that sends a byte now and then.
     min_body_rate: int = setting(
-        240, Heading.SIZES, "Slowest request body, in bytes a second.", kind=Kind.BYTES, zero=True
+        240, Heading.SIZES, "Minimum rate of a request body, in bytes per second.", kind=Kind.BYTES, zero=True
     )
     # The limit of uvicorn, and of a message to a client on the bus.
     websocket_max_message_size: int = setting(
         16 * 1024 * 1024,
         Heading.SIZES,
-        "Message from a client, in bytes.",
+        "Maximum size of a message from a client, in bytes.",
         kind=Kind.BYTES,
         names=("--websocket-max-message-size", "--ws-max-size"),
     )
     websocket_compression: bool = setting(
         False,
         Heading.SIZES,
-        "Compress WebSocket messages, each by itself; the size limit is for what comes out.",
+        "Compress WebSocket messages, each by itself; the size limit applies to decompressed messages.",
         names=("--websocket-compression/--no-websocket-compression",),
     )
-    window: int = setting(WINDOW, Heading.SIZES, "Bytes under way per connection and direction.", kind=Kind.BYTES)
+    window: int = setting(WINDOW, Heading.SIZES, "Bytes in flight per connection and direction.", kind=Kind.BYTES)
     # A small Redis has room for the offers of several interface servers, and this for thousands of requests without a
     # body.
     max_unclaimed: int = setting(
         32 * 1024 * 1024,
         Heading.SIZES,
-        "Bytes of connections that wait for a worker in the layer; past half of it bodies wait here, past all of it "
-        "new connections get 503 at once.",
+        "Bytes of unclaimed connections in the layer; above half of it request bodies wait in this process, above all "
+        "of it new connections get 503 at once.",
         kind=Kind.BYTES,
     )
     # For each UDP address: the addresses of senders can be forged.
     udp_max_peers: int = setting(
         1000,
         Heading.SIZES,
-        "UDP peers at once; datagrams of further ones are dropped.",
+        "Maximum number of UDP peers; datagrams of further ones are dropped.",
         kind=Kind.COUNT,
     )
 
     slow_client_buffer: int = setting(
-        1024 * 1024, Heading.GROUPS, "Unsent bytes past which a client is slow.", kind=Kind.BYTES
+        1024 * 1024, Heading.GROUPS, "Unsent bytes above which a client is slow.", kind=Kind.BYTES
     )
     slow_client: SlowClient = setting(
         "close",
         Heading.GROUPS,
-        "A slow client is closed with 1013, or misses what is sent to its groups or its reply channel.",
+        "A slow client is closed with 1013, or misses messages to its groups and its reply channel.",
     )
 
     def pool_of(self, raw_path: bytes) -> str:

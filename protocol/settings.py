@@ -124,12 +124,11 @@ class ServerSettings:
         "The channel layer: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://.",
         metavar="URL",
     )
-    prefix: str = setting("asgibus", Heading.BUS, "Starts every key in Redis.", parse=not_empty)
+    prefix: str = setting("asgibus", Heading.BUS, "Beginning of every key in Redis.", parse=not_empty)
     encryption_keys: tuple[str, ...] = setting(
         (),
         Heading.BUS,
-        "Encrypt what goes through Redis; @FILE reads a key from each line. Repeatable: the first encrypts, all "
-        "decrypt.",
+        "Encrypt everything in Redis; @FILE reads a key from each line. Repeatable: the first encrypts, all decrypt.",
         kind=Kind.SECRET,
     )
     pool: str = setting(
@@ -143,7 +142,7 @@ class ServerSettings:
     drain_period: float = setting(
         5.0,
         Heading.STOPPING,
-        "Over how long, at most, a process that stops hands its WebSockets over, or closes them.",
+        "Longest time over which a stopping process hands over or closes its WebSockets.",
         kind=Kind.SECONDS,
         zero=True,
     )

@@ -44,65 +44,67 @@ class WorkerSettings(ServerSettings):
     resume_timeout: float = setting(
         60.0,
         Heading.BUS,
-        "How long what the app sends to groups and channels waits for a layer that is away.",
+        "How long messages of the app to groups and channels wait while the layer is unavailable.",
         kind=Kind.SECONDS,
     )
     layer_backlog: int = setting(
         BACKLOG_BYTES,
         Heading.BUS,
-        "How much of what the app sends to groups and channels waits at once for a layer that is away; whoever sends "
-        "more waits in turn.",
+        "Bytes of messages of the app to groups and channels that wait while the layer is unavailable; further sends "
+        "wait until there is room.",
         kind=Kind.BYTES,
     )
 
-    factory: bool = setting(False, Heading.APPLICATION, "APP is a function that gives the app.")
+    factory: bool = setting(False, Heading.APPLICATION, "APP is a function that returns the app.")
     app_dir: str = setting("", Heading.APPLICATION, "Look for APP here first.", kind=Kind.FOLDER, shown_default=".")
     interface: Literal["auto", "asgi3", "asgi2", "wsgi"] = setting(
-        "auto", Heading.APPLICATION, "How APP is called: found out from its arguments, or as it is said here."
+        "auto", Heading.APPLICATION, "Interface of APP: detected from its signature, or as given."
     )
     lifespan: Mode = setting(
-        "auto", Heading.APPLICATION, "Run the app's start-up and shut-down: if it has one, always, or never."
+        "auto", Heading.APPLICATION, "Run the lifespan of the app: if the app supports it, always, or never."
     )
     # An idle WebSocket costs about 10 KB; lower it for apps that compute.
     concurrency: int = setting(
-        10_000, Heading.APPLICATION, "Connections that a worker serves at once.", kind=Kind.COUNT
+        10_000, Heading.APPLICATION, "Maximum number of connections that a worker serves at once.", kind=Kind.COUNT
     )
     protocols: tuple[str, ...] = setting(
         (),
         Heading.APPLICATION,
-        "Serve connections of this protocol, too, such as udp; an interface server must have a terminator for it. "
+        "Also serve connections of this protocol, such as udp, for which an interface server has a terminator. "
         "Repeatable.",
         metavar="NAME",
         parse=_protocols,
     )
     # Requests wait for databases and other services for most of their time, so that about ten keep a core busy; and as
     # each thread may hold a connection to a database, ten such workers stay within the hundred that PostgreSQL allows.
-    threads: int = setting(10, Heading.APPLICATION, "Requests that a WSGI app runs at once.", kind=Kind.COUNT)
+    threads: int = setting(10, Heading.APPLICATION, "Requests that a WSGI app handles at once.", kind=Kind.COUNT)
     wsgi_max_body_size: int = setting(
         1024**3,
         Heading.APPLICATION,
-        "Largest body of a request to a WSGI app, which gets it when it is whole; a larger one is a 413.",
+        "Maximum size of a request body for a WSGI app, which gets whole bodies; a larger one is answered with 413.",
         kind=Kind.BYTES,
     )
     wsgi_response_buffer: int = setting(
         16 * 1024**2,
         Heading.APPLICATION,
-        "How much of a response a WSGI app may write before a slow client has read it; then its thread waits.",
+        "Bytes of a response that a WSGI app may write ahead of a slow client; then its thread waits.",
         kind=Kind.BYTES,
     )
     wsgi_spool_size: int = setting(
         4 * 1024**3,
         Heading.APPLICATION,
-        "Disk space, in TMPDIR, for bodies of a WSGI app that wait for it or for a client, in each worker.",
+        "Disk space in TMPDIR, for each worker, for request and response bodies of a WSGI app.",
         kind=Kind.BYTES,
     )
 
-    resume: bool = setting(False, Heading.STOPPING, "WebSockets outlive this worker: the app runs again elsewhere.")
+    resume: bool = setting(
+        False, Heading.STOPPING, "WebSockets outlive this worker: the app runs for them again in another worker."
+    )
     acknowledge: Literal["done", "taken"] = setting(
         "done",
         Heading.STOPPING,
-        "A client's event counts as dealt with when the app is done with it (it asks for the next one, or returns), or "
-        "already when the app has taken it. What does not count when a worker dies is given to the next run.",
+        "An event of a client is acknowledged when the app is done with it (it asks for the next one, or returns), or "
+        "already when the app has received it. If the worker dies, the next run gets all unacknowledged events.",
     )
     graceful_timeout: float = setting(
         30.0,
@@ -113,15 +115,15 @@ class WorkerSettings(ServerSettings):
     max_requests: int | None = setting(
         None,
         Heading.STOPPING,
-        "Connections, HTTP or WebSocket, or messages, after which the worker stops, give or take 10 %; with "
-        "--processes another takes its place.",
+        "Number of connections, HTTP or WebSocket, or of messages after which the worker stops, give or take 10 %; "
+        "with --processes another one replaces it.",
         kind=Kind.COUNT,
         shown_default="none",
     )
     max_lifetime: float | None = setting(
         None,
         Heading.STOPPING,
-        "After how long the worker stops; with --processes another takes its place.",
+        "Time after which the worker stops; with --processes another one replaces it.",
         kind=Kind.SECONDS,
         shown_default="none",
     )
@@ -129,7 +131,7 @@ class WorkerSettings(ServerSettings):
     channels: tuple[str, ...] = setting(
         (),
         Heading.BACKGROUND,
-        "Run APP for the messages of this channel, with scope type channel; for no connections. Repeatable.",
+        "Run APP for the messages of this channel (scope type channel), and for no connections. Repeatable.",
         metavar="NAME",
         parse=_channels,
     )
@@ -142,13 +144,13 @@ class WorkerSettings(ServerSettings):
     attempts: int = setting(
         5,
         Heading.BACKGROUND,
-        "How often a message is tried, after 1, 2, 4, ... seconds, when the app raises or its worker dies.",
+        "How often a message is tried if the app raises or its worker dies, after 1, 2, 4, ... seconds.",
         kind=Kind.COUNT,
     )
     dead_letter: str | None = setting(
         None,
         Heading.BACKGROUND,
-        "Where messages go that had their attempts.",
+        "Channel for messages that failed all attempts.",
         metavar="CHANNEL",
         shown_default="the channel's name with .dead behind it",
         parse=_channel_or_none,
@@ -161,12 +163,12 @@ class WorkerSettings(ServerSettings):
     expiry: float = setting(
         EXPIRY_SECONDS,
         Heading.BACKGROUND,
-        "After how long an unread message is dropped: as long as in the layer of those who send it.",
+        "Time after which an unread message expires: the same as in the layer of its senders.",
         kind=Kind.SECONDS,
     )
     capacity: int = setting(
         CAPACITY,
         Heading.BACKGROUND,
-        "Dead letters that a channel holds; when it is full, a further one is lost.",
+        "Dead letters that a channel holds; when it is full, further ones are lost.",
         kind=Kind.COUNT,
     )
