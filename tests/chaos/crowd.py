@@ -178,7 +178,7 @@ class Crowd:
         wait_until(lambda: not silent(), timeout, f"an answer to a question, from {silent()[:3]}")
         return [member.answers[-1] for member, _ in asked if member.open]
 
-    def say(self, member: Member, text: str) -> None:
+    def send_text(self, member: Member, text: str) -> None:
         """Send what is not counted."""
         self._loop.call_soon_threadsafe(member.say, text)
 
@@ -287,7 +287,7 @@ class Crowd:
         for member in self.members:
             if member.open:
                 asked.append((member, len(member.answers) + 1))
-                member.say("?")
+                member.send_text("?")
         return asked
 
     @staticmethod

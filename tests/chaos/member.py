@@ -96,7 +96,7 @@ class Member(asyncio.Protocol):
         self._transport.write(frame(TEXT, b"%d %s" % (self.sent, self._crowd.padding)))
         self.sent += 1
 
-    def say(self, text: str) -> None:
+    def send_text(self, text: str) -> None:
         """Send something that is not counted."""
         self._transport.write(frame(TEXT, text.encode()))
 

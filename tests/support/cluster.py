@@ -5,15 +5,15 @@ from pathlib import Path
 import redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
+from support.context_stack import ContextStack
 from support.deadline import wait_until
 from support.redis import RedisServer, free_port
-from support.together import Together
 
 MASTERS = 3
 UP_SECONDS = 20.0
 
 
-class Cluster(Together):
+class Cluster(ContextStack):
     """A context manager: masters that have the slots among them, and a replica for each if asked for."""
 
     def __init__(
@@ -63,7 +63,7 @@ class Cluster(Together):
         for each in (there, here):
             each.execute_command("CLUSTER", "SETSLOT", slot, "NODE", names[target])
 
-    def _begin(self) -> None:
+    def _open(self) -> None:
         for number in range(self._count):
             folder = self._folder / f"node{number}"
             folder.mkdir()

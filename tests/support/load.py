@@ -25,10 +25,10 @@ from chaos.notes import Notes
 from chaos.scale import DRAIN_PERIOD, by_form
 from support import admin
 from support.broadcaster import NAME as PROGRAM
+from support.context_stack import ContextStack
 from support.deadline import HANG, in_time, wait_until
 from support.processes import Process, Processes
 from support.raw import RawClient
-from support.together import Together
 from support.websocket import ws
 
 APP = "support.outage_app:app"
@@ -107,7 +107,7 @@ class Outcome:
         assert self.lost[SILENT] + self.ticker_lost[SILENT] + self.program_lost[SILENT] == 0, self
 
 
-class Load(Together):
+class Load(ContextStack):
     """A context manager: entering starts the servers and the clients, leaving ends the clients."""
 
     def __init__(
@@ -152,7 +152,7 @@ class Load(Together):
         arguments = ("--layer", url, "--no-access-log", "--admin-port", 0)
         self.interfaces.append(self._processes.start_interface(*arguments, env=self._env))
 
-    def _begin(self) -> None:
+    def _open(self) -> None:
         for url in self._worker_urls:
             self._start_worker(url)
         for url in self._interface_urls:

@@ -157,7 +157,7 @@ class Table:
         return [offer.state for offer in self.bus.offered]
 
 
-def own(number: int, attempt: int = 1) -> Frame:
+def claim_frame(number: int, attempt: int = 1) -> Frame:
     return (CLAIMED, number, attempt)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import redis
 
+from support.context_stack import ContextStack
 from support.deadline import wait_until
 from support.redis import RedisServer
-from support.together import Together
 
 SERVICE = "bus"
 DOWN_AFTER = 500  # ms without an answer until a sentinel takes the master for dead
@@ -19,7 +19,7 @@ QUORUM = 2
 READY = 20.0  # seconds until sentinels, master and replica know each other
 
 
-class SentinelSet(Together):
+class SentinelSet(ContextStack):
     """The servers; a context manager."""
 
     def __init__(self, binary: str, folder: Path) -> None:
@@ -58,7 +58,7 @@ class SentinelSet(Together):
         """Until the first master, which must be running, is a replica of the other one: about ten seconds."""
         wait_until(lambda: self._role(self.master.port) == "slave", timeout, "the demotion")
 
-    def _begin(self) -> None:
+    def _open(self) -> None:
         # A replica that has just come gets its data at once.
         options = ("--repl-diskless-sync-delay", "0")
         self.master = RedisServer(self._binary, self._folder, *options)

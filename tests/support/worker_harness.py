@@ -80,7 +80,7 @@ class Interface:
         for frame in frames:
             self.bus.post(self.owner, frame)
 
-    def say(self, number: int, *texts: str, attempt: int = 1, start: int = 0) -> None:
+    def send_texts(self, number: int, *texts: str, attempt: int = 1, start: int = 0) -> None:
         """Messages of a client."""
         for sequence, text in enumerate(texts, start):
             self.post((EVENT, number, attempt, sequence, 0, events.MESSAGE_RECEIVED, text))
@@ -133,7 +133,7 @@ async def hello(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": scope["raw_path"]})
 
 
-def whole(answer: list[Frame]) -> tuple[int, bytes]:
+def status_and_body(answer: list[Frame]) -> tuple[int, bytes]:
     """(status, body) of an answer, however its events were put together."""
     status = next(event[1] for event in answer if event[0] in (events.RESPONSE, events.RESPONSE_START))
     body = b"".join(

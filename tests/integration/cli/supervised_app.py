@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 
-def tell(name: str, what: str = "") -> None:
+def write(name: str, what: str = "") -> None:
     with Path(name).open("a") as file:
         file.write(what)
 
 
-def told(name: str) -> bool:
+def exists(name: str) -> bool:
     return Path(name).exists()
 
 
-if told("import-fails"):
+if exists("import-fails"):
     raise ValueError("a new version with a mistake")
 
 
@@ -29,15 +29,15 @@ async def answer(send: Any, text: str) -> None:
 
 async def lifespan(receive: Any, send: Any) -> None:
     await receive()
-    tell("starting")
-    while told("start-up-hangs"):  # noqa: ASYNC110 - the test is another process
+    write("starting")
+    while exists("start-up-hangs"):  # noqa: ASYNC110 - the test is another process
         await asyncio.sleep(0.01)
     await send({"type": "lifespan.startup.complete"})
-    if told("crash"):
+    if exists("crash"):
         await asyncio.sleep(0.2)
         os.kill(os.getpid(), signal.SIGSEGV)
     await receive()
-    tell("shut-down", f"{os.getpid()}\n")
+    write("shut-down", f"{os.getpid()}\n")
     await send({"type": "lifespan.shutdown.complete"})
 
 
@@ -45,7 +45,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan":
         await lifespan(receive, send)
     elif scope["path"] == "/stubborn":
-        tell("held")
+        write("held")
         while True:
             try:
                 await asyncio.sleep(60)

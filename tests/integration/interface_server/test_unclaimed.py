@@ -15,7 +15,7 @@ from support.admin import counts, readiness
 from support.deadline import in_time, wait_until
 from support.processes import Process
 from support.raw import RawClient
-from support.recording import Table, own
+from support.recording import Table, claim_frame
 from support.redis import RedisServer
 from support.websocket import BINARY, RawWebSocket
 
@@ -30,10 +30,10 @@ def test_past_half_of_the_room_bodies_wait_here(capsys: pytest.CaptureFixture[st
     table.open(HTTP, ((REQUEST_END, b""),))
     assert [len(opening.events) for opening in table.openings] == [1, 0, 1]
     assert (whole.reading, cut.reading) == (True, False)
-    table.frames(own(second.number))
+    table.frames(claim_frame(second.number))
     assert table.events() == [(REQUEST_BODY, BODY), (REQUEST_END, b"y")]
     assert cut.reading
-    table.frames(own(first.number))  # there is room again
+    table.frames(claim_frame(first.number))  # there is room again
     table.open(HTTP, ((REQUEST_BODY, BODY),), method="POST")
     assert len(table.openings[-1].events) == 1
     assert table.connections.counts["body withheld"] == 1
@@ -43,11 +43,11 @@ def test_a_request_whose_body_was_withheld_is_run_again_with_it() -> None:
     table = Table(max_unclaimed=PART)
     connection, _ = table.open(HTTP, ((REQUEST_END, BODY),))
     assert table.openings[-1].events == ()
-    table.frames(own(connection.number))
+    table.frames(claim_frame(connection.number))
     assert [frame[EVENT_OFFSET:] for frame in table.posted() if frame[0] == EVENT] == [(REQUEST_END, BODY)]
     table.dead()
     assert table.openings[-1].attempt == 2
-    table.frames(own(connection.number, 2), sender="worker.2!")
+    table.frames(claim_frame(connection.number, 2), sender="worker.2!")
     assert table.events("worker.2!") == [(REQUEST_END, BODY)]
 
 
@@ -64,7 +64,7 @@ def test_without_room_new_connections_are_refused_and_open_ones_wait() -> None:
     assert not terminator.failed
     for offer in [*table.bus.offered]:
         if offer.state.kind == HTTP:
-            table.frames(own(offer.state.connection))
+            table.frames(claim_frame(offer.state.connection))
     connection.event((MESSAGE_RECEIVED, "meanwhile"))
     table.connections.tick(5.0)
     assert table.openings[-1].connection == connection.number

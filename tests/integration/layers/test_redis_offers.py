@@ -37,7 +37,7 @@ async def read_all(bus: Bus, handler: Recorder) -> None:
 
 
 @pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work_queue, "LOST_SECONDS", 0.1)
     monkeypatch.setattr(work_queue, "CLOCKS_DIFFER_SECONDS", -60)  # so that new entries are not stale
 

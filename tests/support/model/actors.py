@@ -138,7 +138,7 @@ class Run:
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
-    def say(self, text: str) -> None:
+    def send_text(self, text: str) -> None:
         if len(self.to_send) < UNSENT:
             self.to_send.append(text)
         if self.talker is not None and not self.talker.done():

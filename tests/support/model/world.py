@@ -77,7 +77,7 @@ class World(logging.Handler):
 
     # What happens.
 
-    def say(self, client: Client, pad: int) -> None:
+    def send_text(self, client: Client, pad: int) -> None:
         client.said += 1
         client.connection.event((MESSAGE_RECEIVED, f"{client.said - 1} {'x' * pad}"))
 

@@ -19,7 +19,7 @@ from asgibus.protocol.events import (
     RESPONSE_START,
     WEBSOCKET_DISCONNECT,
 )
-from support.recording import OTHER, WORKER, RecordingTerminator, Table, accept, close, message, own
+from support.recording import OTHER, WORKER, RecordingTerminator, Table, accept, claim_frame, close, message
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_what_the_worker_misses_is_sent_again(table: Table) -> None:
 def test_a_worker_that_does_not_know_a_connection_fails_it(table: Table) -> None:
     _, answer = table.open(HTTP, ((REQUEST_END, b""),), method="POST")
     _, terminator = table.open_accepted(resumable=False)
-    table.frames(own(1), (RESET, 1, 1), (RESET, 2, 1))
+    table.frames(claim_frame(1), (RESET, 1, 1), (RESET, 2, 1))
     assert (answer.failed, terminator.failed) == ([(502, 1012)], [(502, 1012)])
     assert len(table.connections) == 0
     assert table.connections.counts["reset"] == 2
@@ -67,7 +67,7 @@ def test_a_worker_that_is_dead_fails_its_connections_and_no_others(
 ) -> None:
     _, terminator = table.open_accepted(resumable=False)
     other, other_terminator = table.open()
-    table.frames(own(other.number), sender=OTHER)
+    table.frames(claim_frame(other.number), sender=OTHER)
     table.dead(WORKER)
     assert (terminator.failed, other_terminator.failed) == ([(502, 1012)], [])
     assert len(table.connections) == 1
@@ -100,7 +100,7 @@ def test_a_message_cannot_choose_a_subprotocol_that_was_not_offered(
     table: Table, caplog: pytest.LogCaptureFixture
 ) -> None:
     connection, terminator = table.open()
-    table.frames(own(connection.number))
+    table.frames(claim_frame(connection.number))
     plain = {"type": "websocket.accept", "subprotocol": "chat"}
     table.frames((MESSAGE, str(connection.number), plain), sender="")
     assert terminator.written == []
@@ -143,7 +143,7 @@ def test_a_client_that_left_is_forgotten_when_no_worker_has_it(kind: str, caplog
     assert len(table.connections) == 0
     assert terminator.failed == []
     assert "no worker took" not in caplog.text
-    table.frames(own(connection.number))
+    table.frames(claim_frame(connection.number))
     assert table.bus.posted == [(WORKER, (RESET, connection.number, 1))]
 
 
@@ -228,7 +228,7 @@ def test_other_frames_of_a_connection_that_is_not_known_are_not_answered(table: 
 def test_the_owner_is_asked_when_what_was_sent_to_it_found_no_mailbox(table: Table) -> None:
     connection, _ = table.open_accepted()
     other, _ = table.open()
-    table.frames(own(other.number), sender=OTHER)
+    table.frames(claim_frame(other.number), sender=OTHER)
     connection.event((MESSAGE_RECEIVED, "a"))
     table.connections.undelivered(WORKER)
     table.posted()
@@ -263,7 +263,7 @@ def test_the_owner_is_asked_after_what_it_has_not_acknowledged_for_long(table: T
 def test_after_an_interruption_every_owner_is_asked_at_once(table: Table, caplog: pytest.LogCaptureFixture) -> None:
     connection, _ = table.open_accepted()
     quiet, _ = table.open()
-    table.frames(own(quiet.number), sender=OTHER)
+    table.frames(claim_frame(quiet.number), sender=OTHER)
     table.open()
     connection.event((MESSAGE_RECEIVED, "a"))
     table.posted()
@@ -324,7 +324,7 @@ def test_a_further_run_of_a_client_that_has_left_waits_for_nothing(table: Table)
     connection.client_gone()
     table.dead()
     number, part = connection.number, "x" * 65536
-    table.frames(own(number, 2), accept(number, attempt=2, resumable=True), sender=OTHER)
+    table.frames(claim_frame(number, 2), accept(number, attempt=2, resumable=True), sender=OTHER)
     table.frames((EVENT, number, 2, 1, 0, GROUP_ADD, "news"), sender=OTHER)
     assert (GROUP_DONE, None, "news") in table.events(OTHER)
     table.frames(*[message(number, sequence, part, attempt=2) for sequence in range(2, 6)], sender=OTHER)
@@ -390,7 +390,7 @@ def test_a_terminator_that_fails_to_flush_ends_alone(table: Table, caplog: pytes
     good.flush = lambda: flushed.append("good")  # type: ignore[method-assign]
     for terminator in (broken, good):
         table.connections.hold(terminator)  # type: ignore[arg-type]
-    table.frames(own(1))
+    table.frames(claim_frame(1))
     assert flushed == ["good"]
     assert broken.aborted
     assert "ZeroDivisionError" in caplog.text

@@ -7,7 +7,7 @@ import pytest
 from asgibus.interface_server.terminator import ABORT, OTHER_CLOSE, OTHER_RECEIVED, OTHER_SENT, Event, other
 from asgibus.layers.frames import ABANDONED, ACK, EVENT, MESSAGE, RESET
 from asgibus.protocol.events import OTHER_DISCONNECT, decode, size
-from support.recording import WORKER, RecordingTerminator, Table, own
+from support.recording import WORKER, RecordingTerminator, Table, claim_frame
 
 SAY = other(OTHER_RECEIVED, {"type": "line.receive", "line": b"x"})
 ANSWER = other(OTHER_SENT, {"type": "line.send", "line": b"y"})
@@ -39,7 +39,7 @@ def test_it_is_offered_on_the_channel_of_its_protocol(table: Table) -> None:
 def test_events_go_both_ways_and_the_last_one_is_acknowledged(table: Table) -> None:
     connection, terminator = open_line(table, SAY)
     connection.event(SAY)
-    table.frames(own(1))
+    table.frames(claim_frame(1))
     assert table.events() == [SAY], "what came while it was offered"
     table.frames(frame(0, ANSWER), frame(1, END, acked=1))
     assert terminator.written == [ANSWER, END]
@@ -50,7 +50,7 @@ def test_events_go_both_ways_and_the_last_one_is_acknowledged(table: Table) -> N
 
 def test_a_full_window_pauses_it(table: Table) -> None:
     connection, terminator = open_line(table, window=2 * size(SAY) + 1)
-    table.frames(own(1))
+    table.frames(claim_frame(1))
     while terminator.reading:
         connection.event(SAY)
     assert connection.stream.next_number == 3
@@ -62,7 +62,7 @@ def test_a_full_window_pauses_it(table: Table) -> None:
 def test_it_ends_with_its_run(table: Table, begun: bool) -> None:
     _, terminator = open_line(table, SAY)
     if begun:
-        table.frames(own(1))
+        table.frames(claim_frame(1))
         table.dead(WORKER)
     else:
         table.frames((ABANDONED, 1, 1))
@@ -73,7 +73,7 @@ def test_it_ends_with_its_run(table: Table, begun: bool) -> None:
 
 def test_its_worker_may_forget_it(table: Table) -> None:
     _, terminator = open_line(table)
-    table.frames(own(1), (RESET, 1, 1))
+    table.frames(claim_frame(1), (RESET, 1, 1))
     assert terminator.failed == [(502, 1012)]
 
 
@@ -85,7 +85,7 @@ def test_nobody_takes_it(table: Table) -> None:
 
 def test_the_app_learns_that_the_client_is_gone(table: Table) -> None:
     connection, terminator = open_line(table)
-    table.frames(own(1))
+    table.frames(claim_frame(1))
     connection.client_gone(reason="bored")
     (event,) = table.events()
     assert event[0] == OTHER_DISCONNECT
@@ -97,14 +97,14 @@ def test_the_app_learns_that_the_client_is_gone(table: Table) -> None:
 
 def test_an_app_that_raised_ends_it(table: Table) -> None:
     _, terminator = open_line(table)
-    table.frames(own(1), frame(0, (ABORT,)))
+    table.frames(claim_frame(1), frame(0, (ABORT,)))
     assert terminator.written == [(ABORT,)]
     assert len(table.connections) == 0
 
 
 def test_messages_of_its_own_protocol_reach_it_and_no_others(table: Table) -> None:
     _, terminator = open_line(table)
-    table.frames(own(1))
+    table.frames(claim_frame(1))
     for kind in ("line.send", "lines.send", "udp.close", "websocket.close", "http.response.body"):
         table.frames((MESSAGE, "1", {"type": kind, "line": b"y"}), sender="")
     assert terminator.written == [ANSWER]

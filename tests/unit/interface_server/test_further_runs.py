@@ -25,7 +25,7 @@ from asgibus.protocol.events import (
 )
 from asgibus.protocol.retry import CRASH_LIMIT
 from asgibus.protocol.stream import PART
-from support.recording import OTHER, Table, accept, close, message, own
+from support.recording import OTHER, Table, accept, claim_frame, close, message
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def event(sequence: int, *event: Any, attempt: int = 1, acked: int = 0, number: 
     return (EVENT, number, attempt, sequence, acked, *event)
 
 
-def say(connection: Any, *texts: str) -> None:
+def send_texts(connection: Any, *texts: str) -> None:
     for text in texts:
         connection.event((MESSAGE_RECEIVED, text))
 
@@ -52,7 +52,7 @@ def received(*texts: str) -> tuple[Event, ...]:
 @pytest.mark.parametrize("how", ["handed over", "killed", "forgotten"])
 def test_a_resumable_websocket_goes_on_with_another_run(table: Table, how: str) -> None:
     connection, terminator = table.open_accepted()
-    say(connection, "a", "b", "c")
+    send_texts(connection, "a", "b", "c")
     table.frames(event(1, SAVE_STATE, pack({"a": 1}), acked=1), event(2, SAVE_STATE, pack({"a": 2}), acked=1))
     if how == "handed over":
         table.frames(event(3, HANDOVER, acked=2))
@@ -74,7 +74,7 @@ def test_a_resumable_websocket_goes_on_with_another_run(table: Table, how: str) 
     assert len(terminator.written) == 2, "the client was accepted once"
     assert terminator.messages == ["again"]
     assert connection.unacknowledged == []
-    say(connection, "d")
+    send_texts(connection, "d")
     assert table.posted(OTHER)[-1] == (EVENT, 1, 2, 1, 2, MESSAGE_RECEIVED, "d")
     assert terminator.failed == []
 
@@ -90,12 +90,12 @@ def test_the_last_of_a_run_is_acknowledged_at_once(table: Table) -> None:
 
 def test_what_the_client_says_between_two_runs_follows_its_owner(table: Table) -> None:
     connection, terminator = table.open_accepted()
-    say(connection, "a")
+    send_texts(connection, "a")
     table.dead()
-    say(connection, "b", "c")
+    send_texts(connection, "b", "c")
     assert table.openings[-1].events == received("a")
     assert table.posted(OTHER) == []
-    table.frames(own(1, 2), sender=OTHER)
+    table.frames(claim_frame(1, 2), sender=OTHER)
     assert table.posted(OTHER) == [(EVENT, 1, 2, 1, 0, *received("b")[0]), (EVENT, 1, 2, 2, 0, *received("c")[0])]
     assert terminator.reading
 
@@ -103,14 +103,14 @@ def test_what_the_client_says_between_two_runs_follows_its_owner(table: Table) -
 def test_an_opening_carries_two_parts_at_most_and_the_rest_follows_its_owner(table: Table) -> None:
     connection, terminator = table.open_accepted()
     texts = [f"{index}".ljust(PART // 2) for index in range(10)]
-    say(connection, *texts)
+    send_texts(connection, *texts)
     assert not terminator.reading
     table.dead()
     first = len(table.openings[-1].events)
     assert first == 3
     assert table.openings[-1].events == received(*texts[:first])
     assert not terminator.reading, "the window is still full"
-    table.frames(own(1, 2), sender=OTHER)
+    table.frames(claim_frame(1, 2), sender=OTHER)
     posted = table.posted(OTHER)
     assert [(frame[2], frame[3], frame[-1]) for frame in posted] == [
         (2, index, text) for index, text in enumerate(texts) if index >= first
@@ -121,10 +121,10 @@ def test_an_opening_carries_two_parts_at_most_and_the_rest_follows_its_owner(tab
 
 def test_a_message_larger_than_an_opening_follows_its_owner_alone(table: Table) -> None:
     connection, _ = table.open_accepted()
-    say(connection, "x" * 3 * PART, "small")
+    send_texts(connection, "x" * 3 * PART, "small")
     table.dead()
     assert table.openings[-1].events == ()
-    table.frames(own(1, 2), sender=OTHER)
+    table.frames(claim_frame(1, 2), sender=OTHER)
     assert [(frame[3], len(frame[-1])) for frame in table.posted(OTHER)] == [(0, 3 * PART), (1, 5)]
 
 
@@ -132,7 +132,7 @@ def test_the_client_is_read_on_when_the_window_of_the_next_run_has_room() -> Non
     table = Table(window=1000)
     connection, terminator = table.open_accepted()
     connection.event((GROUP_DONE, None, "g" * 900))
-    say(connection, "x" * 100)
+    send_texts(connection, "x" * 100)
     assert not terminator.reading
     table.dead()
     assert table.openings[-1].events == received("x" * 100), "an answer to the last run is none to the next"
@@ -141,7 +141,7 @@ def test_the_client_is_read_on_when_the_window_of_the_next_run_has_room() -> Non
 
 def test_a_superseded_run_is_told_so_and_reaches_neither_the_client_nor_its_state(table: Table) -> None:
     connection, terminator = table.open_accepted()
-    say(connection, "a")
+    send_texts(connection, "a")
     table.dead()
     table.posted()
     table.frames(
@@ -152,8 +152,8 @@ def test_a_superseded_run_is_told_so_and_reaches_neither_the_client_nor_its_stat
     assert connection.saved_state == b""
     assert connection.unacknowledged == [*received("a")]
     assert (connection.stream.attempt, len(table.openings)) == (2, 2)
-    table.frames(own(1, 2), sender=OTHER)
-    table.frames(own(1, 2))
+    table.frames(claim_frame(1, 2), sender=OTHER)
+    table.frames(claim_frame(1, 2))
     assert table.posted() == [(SUPERSEDED, 1, 2)]
     assert connection.peer == OTHER
 
@@ -225,7 +225,7 @@ def test_plain_messages_and_broadcasts_reach_the_client_between_two_runs(table: 
     table.dead()
     plain = {"type": "websocket.send", "text": "plain"}
     table.frames((MESSAGE, "1", plain), (GROUP_MESSAGE, "room", plain), sender="")
-    table.frames(own(1, 2), sender=OTHER)
+    table.frames(claim_frame(1, 2), sender=OTHER)
     table.frames((MESSAGE, "1", plain), sender="")
     assert terminator.messages == ["plain"] * 3
     assert table.bus.groups == ["room"], "its membership stays"
@@ -241,7 +241,7 @@ def test_a_plain_close_between_two_runs_ends_the_connection(table: Table) -> Non
     table.frames((MESSAGE, "1", {"type": "websocket.close", "code": 4001}), sender="")
     assert terminator.written[1:] == [(CLOSE, 4001, "")]
     assert table.bus.withdrawn == [], "an app has begun with it, and has to hear of its end"
-    table.frames(own(1, 2), sender=OTHER)
+    table.frames(claim_frame(1, 2), sender=OTHER)
     assert table.events(OTHER) == [(WEBSOCKET_DISCONNECT, 4001, "")]
     table.frames((ACK, 1, 2, 1), sender=OTHER)
     assert connection.number not in table.connections._open
@@ -259,7 +259,7 @@ def test_an_answer_about_a_group_that_comes_between_two_runs_is_nobody_s(table: 
     connection, _ = table.open_accepted()
     table.dead()
     connection.group_done("room", None)
-    table.frames(own(1, 2), sender=OTHER)
+    table.frames(claim_frame(1, 2), sender=OTHER)
     assert table.events(OTHER) == []
 
 
@@ -268,7 +268,7 @@ def test_a_client_that_leaves_between_two_runs(table: Table) -> None:
     table.dead()
     connection.client_gone(1001)
     assert table.bus.withdrawn == [], "an app has begun with it, and has to hear of its end"
-    table.frames(own(1, 2), sender=OTHER)
+    table.frames(claim_frame(1, 2), sender=OTHER)
     assert table.events(OTHER) == [(WEBSOCKET_DISCONNECT, 1001, "")]
     table.frames((ACK, 1, 2, 1), sender=OTHER)
     assert len(table.connections) == 0
@@ -276,14 +276,14 @@ def test_a_client_that_leaves_between_two_runs(table: Table) -> None:
 
 def test_a_client_that_leaves_while_its_worker_dies_is_told_to_a_further_run(table: Table) -> None:
     connection, _ = table.open_accepted()
-    say(connection, "a")
+    send_texts(connection, "a")
     connection.client_gone(1001)
     table.dead()
     assert [each[0] for each in table.openings[-1].events] == [MESSAGE_RECEIVED, WEBSOCKET_DISCONNECT]
     table.frames((ABANDONED, 1, 2), sender=OTHER)
     table.pass_time()
     assert len(table.openings) == 3, "whoever had claimed it has told nobody"
-    table.frames(own(1, 3), sender=OTHER)
+    table.frames(claim_frame(1, 3), sender=OTHER)
     table.frames((RESET, 1, 3), sender=OTHER)
     assert len(table.connections) == 0, "its app was told, and has ended"
 
@@ -317,7 +317,7 @@ def test_a_disconnect_that_kills_one_worker_after_another_is_given_up(table: Tab
     connection.client_gone(1001)
     for attempt in range(1, CRASH_LIMIT + 1):
         assert len(table.connections) == 1
-        table.frames(own(1, attempt))
+        table.frames(claim_frame(1, attempt))
         table.dead()
         table.pass_time()
     assert len(table.connections) == 0
@@ -343,7 +343,7 @@ def test_an_open_websocket_waits_longer_for_a_worker_than_a_new_one() -> None:
 
 def test_a_websocket_that_was_not_accepted_begins_anew(table: Table) -> None:
     _, terminator = table.open()
-    table.frames(own(1))
+    table.frames(claim_frame(1))
     table.frames(event(0, HANDOVER))
     assert table.openings[1] == table.openings[0]._replace(attempt=2)
     assert not table.openings[1].resumed
@@ -363,14 +363,14 @@ def test_a_websocket_whose_denial_had_begun_is_not_answered_twice(table: Table) 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"])
 def test_an_idempotent_request_without_an_answer_is_run_again(table: Table, method: str) -> None:
     connection, terminator = table.open(HTTP, ((REQUEST_BODY, b"a"),), method=method)
-    table.frames(own(1))
+    table.frames(claim_frame(1))
     connection.event((REQUEST_BODY, b"b"))
     table.frames((ACK, 1, 1, 1))
     table.dead()
     assert table.openings[1].attempt == 2
     assert table.openings[1].events == ((REQUEST_BODY, b"a"), (REQUEST_BODY, b"b")), "the whole body"
     connection.event((REQUEST_END, b"c"))
-    table.frames(own(1, 2), sender=OTHER)
+    table.frames(claim_frame(1, 2), sender=OTHER)
     assert table.posted(OTHER) == [(EVENT, 1, 2, 2, 0, REQUEST_END, b"c")]
     table.frames(event(0, RESPONSE_START, 200, (), attempt=2), event(1, RESPONSE_END, b"", attempt=2), sender=OTHER)
     assert len(terminator.written) == 2
@@ -379,7 +379,7 @@ def test_an_idempotent_request_without_an_answer_is_run_again(table: Table, meth
 
 def test_a_request_whose_body_is_partly_gone_is_not_run_again(table: Table) -> None:
     connection, terminator = table.open(HTTP, ((REQUEST_BODY, b"a"),), method="PUT")
-    table.frames(own(1))
+    table.frames(claim_frame(1))
     connection.event((REQUEST_BODY, b"b"))
     table.frames((ACK, 1, 1, 2))
     table.dead()
@@ -389,7 +389,7 @@ def test_a_request_whose_body_is_partly_gone_is_not_run_again(table: Table) -> N
 @pytest.mark.parametrize("method", ["POST", "PATCH", "CONNECT", "get", ""])
 def test_any_other_request_that_a_worker_had_fails(table: Table, method: str) -> None:
     _, terminator = table.open(HTTP, ((REQUEST_END, b""),), method=method)
-    table.frames(own(1))
+    table.frames(claim_frame(1))
     table.dead()
     assert terminator.failed == [(502, 1012)]
     assert len(table.openings) == 1
@@ -415,9 +415,9 @@ def test_what_was_claimed_by_a_worker_that_died_is_offered_again(table: Table, k
     assert [opening.attempt for opening in table.openings] == [1, 2]
     table.frames((ABANDONED, 1, 1), sender=OTHER)
     assert len(table.openings) == 2, "that was the first attempt"
-    table.frames(own(1))
+    table.frames(claim_frame(1))
     assert table.posted() == [(SUPERSEDED, 1, 1)], "if it lives after all, it is too late"
-    table.frames(own(1, 2), (ABANDONED, 1, 2), sender=OTHER)
+    table.frames(claim_frame(1, 2), (ABANDONED, 1, 2), sender=OTHER)
     assert len(table.openings) == 2, "its claimant has named itself"
     assert terminator.failed == []
 
@@ -441,7 +441,7 @@ def test_an_event_that_kills_one_worker_after_another_ends_its_connection(
     table: Table, caplog: pytest.LogCaptureFixture
 ) -> None:
     connection, terminator = table.open_accepted()
-    say(connection, "harmless", "poison", "more")
+    send_texts(connection, "harmless", "poison", "more")
     table.frames((ACK, 1, 1, 1))
     table.dead()
     for attempt in range(2, CRASH_LIMIT + 1):
@@ -456,7 +456,7 @@ def test_an_event_that_kills_one_worker_after_another_ends_its_connection(
 
 def test_progress_begins_the_count_of_crashes_anew(table: Table) -> None:
     connection, terminator = table.open_accepted()
-    say(connection, *"abcdefgh")
+    send_texts(connection, *"abcdefgh")
     table.dead()
     for attempt in range(2, 7):
         crash(table, attempt, (ACK, 1, attempt, 1))
@@ -468,7 +468,7 @@ def test_progress_begins_the_count_of_crashes_anew(table: Table) -> None:
 def test_an_answer_about_a_group_is_no_progress(table: Table) -> None:
     connection, terminator = table.open_accepted()
     table.frames(event(1, GROUP_ADD, "room"), (ACK, 1, 1, 1))
-    say(connection, "poison")
+    send_texts(connection, "poison")
     for attempt in range(2, CRASH_LIMIT + 2):
         assert terminator.failed == []
         table.dead()
@@ -480,7 +480,7 @@ def test_an_answer_about_a_group_is_no_progress(table: Table) -> None:
 
 def test_from_the_second_crash_on_a_connection_waits_before_it_is_offered_again(table: Table) -> None:
     connection, _ = table.open_accepted()
-    say(connection, "a")
+    send_texts(connection, "a")
     table.dead()
     assert len(table.openings) == 2, "the first crash may be chance"
     table.frames(accept(1, attempt=2, resumable=True))
@@ -488,17 +488,17 @@ def test_from_the_second_crash_on_a_connection_waits_before_it_is_offered_again(
     assert len(table.openings) == 2
     table.connections.tick(0.4)
     assert len(table.openings) == 2
-    say(connection, "b")
+    send_texts(connection, "b")
     table.connections.tick(1.1)
     assert table.openings[-1].attempt == 3
     table.posted()
-    table.frames(own(1, 3))
+    table.frames(claim_frame(1, 3))
     assert [each[-1] for each in (*table.openings[-1].events, *table.events())] == ["a", "b"]
 
 
 def test_a_client_that_leaves_while_its_connection_waits_is_told_to_the_next_run(table: Table) -> None:
     connection, _ = table.open_accepted()
-    say(connection, "a")
+    send_texts(connection, "a")
     table.dead()
     crash(table, 2)
     table.frames(accept(1, attempt=3, resumable=True))
@@ -506,13 +506,13 @@ def test_a_client_that_leaves_while_its_connection_waits_is_told_to_the_next_run
     connection.client_gone(1001)
     table.pass_time()
     table.posted()
-    table.frames(own(1, 4))
+    table.frames(claim_frame(1, 4))
     assert [each[0] for each in table.events()] == [WEBSOCKET_DISCONNECT]
 
 
 def test_a_hand_over_is_no_crash(table: Table) -> None:
     connection, terminator = table.open_accepted()
-    say(connection, "a")
+    send_texts(connection, "a")
     for attempt in range(2, 3 * CRASH_LIMIT):
         table.frames(event(1, HANDOVER, attempt=attempt - 1))
         table.frames(accept(1, attempt=attempt, resumable=True))
@@ -525,7 +525,7 @@ def test_runs_that_die_before_they_accept_with_nothing_in_hand_end_their_connect
     table.dead()
     for attempt in range(2, CRASH_LIMIT + 2):
         assert terminator.failed == []
-        table.frames(own(1, attempt))
+        table.frames(claim_frame(1, attempt))
         table.dead()
         table.pass_time()
     assert terminator.failed == [(502, 1011)]
@@ -554,7 +554,7 @@ def test_what_was_done_of_a_request_is_no_progress(table: Table) -> None:
     _, terminator = table.open(HTTP, ((REQUEST_END, b"body"),), method="PUT")
     for attempt in range(1, CRASH_LIMIT + 1):
         assert terminator.failed == []
-        table.frames(own(1, attempt), (ACK, 1, attempt, 1))
+        table.frames(claim_frame(1, attempt), (ACK, 1, attempt, 1))
         table.dead()
         table.pass_time()
     assert terminator.failed == [(502, 1011)]
@@ -562,7 +562,7 @@ def test_what_was_done_of_a_request_is_no_progress(table: Table) -> None:
 
 def test_frames_of_the_first_events_are_numbered_as_in_the_opening(table: Table) -> None:
     connection, _ = table.open_accepted()
-    say(connection, "a", "b")
+    send_texts(connection, "a", "b")
     table.dead()
     assert [frame[EVENT_OFFSET:] for frame, _ in connection.stream.unacked_frames()] == [*table.openings[-1].events]
     assert [frame[2:4] for frame, _ in connection.stream.unacked_frames()] == [(2, 0), (2, 1)]

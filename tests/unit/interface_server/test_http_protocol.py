@@ -5,7 +5,7 @@ import pytest
 from asgibus.interface_server.http.protocol import FIRST_REQUEST_SECONDS, HEAD_SLICE
 from asgibus.protocol.events import HTTP_DISCONNECT, REQUEST_BODY, REQUEST_END
 from asgibus.protocol.stream import PART
-from support.recording import WORKER, own
+from support.recording import WORKER, claim_frame
 from support.socket_harness import HANDSHAKE, Socket, get
 
 
@@ -33,7 +33,7 @@ def test_pieces_change_nothing(size: int) -> None:
     socket = Socket(window=1024 * 1024)
     body = bytes(range(256)) * 500
     socket.send(post(len(body)) + body + get("/next"), size)
-    socket.table.frames(own(socket.requests[-1].connection))
+    socket.table.frames(claim_frame(socket.requests[-1].connection))
     events = socket.events()
     assert b"".join(event[1] for event in events) == body
     assert [event[0] for event in events[:-1]] == [REQUEST_BODY] * (len(events) - 1)
@@ -81,7 +81,7 @@ def test_a_full_window_pauses_the_socket() -> None:
     socket = Socket(window=PART)
     socket.send(post(4 * PART) + bytes(2 * PART))
     assert not socket.transport.reading
-    socket.table.frames(own(socket.requests[-1].connection))
+    socket.table.frames(claim_frame(socket.requests[-1].connection))
     socket.acknowledge(1)
     assert not socket.transport.reading  # the second half takes the room
     socket.acknowledge(2)

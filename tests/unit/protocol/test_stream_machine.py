@@ -56,7 +56,7 @@ class Sessions(RuleBasedStateMachine):
         client = self.pick(data, self.speakers())
         for _ in range(count):
             if client.reading:
-                self.world.say(client, pad)
+                self.world.send_text(client, pad)
 
     def speakers(self) -> list[Client]:
         return [each for each in self.world.clients if each.open and each.reading and each.interface.bus.up]
@@ -97,17 +97,17 @@ class Sessions(RuleBasedStateMachine):
     def app_speaks(self, data: st.DataObject, pad: int, count: int) -> None:
         run = self.pick(data, self.active())
         for _ in range(count):
-            run.say("x" * pad)
+            run.send_text("x" * pad)
         self.world.run_loops()
 
     @rule(pad=PADS)
     def everybody_speaks(self, pad: int) -> None:
         """What is usual: both ends speak, and what they say arrives."""
         for client in self.speakers():
-            self.world.say(client, pad)
+            self.world.send_text(client, pad)
         for run in self.active():
             run.go_on(3)
-            run.say("x" * pad)
+            run.send_text("x" * pad)
         self.world.deliver_all()
 
     def active(self) -> list[Run]:
@@ -186,7 +186,7 @@ class Sessions(RuleBasedStateMachine):
         worker = self.pick(data, self.running())
         for run in self.active():
             if speaking and run.worker is worker:
-                run.say("")
+                run.send_text("")
                 run.go_on(1)
         self.world.run_loops()
         if worker not in self.world.workers:
@@ -218,7 +218,7 @@ class Sessions(RuleBasedStateMachine):
         bus = self.world.interface.bus
         for client in self.speakers():
             if speaking:
-                self.world.say(client, 0)
+                self.world.send_text(client, 0)
         bus.up = False
         if how == "lapsed":
             bus.doubts = True

@@ -51,7 +51,7 @@ async def test_an_event_in_hand_is_not_acknowledged_until_the_app_asks_for_the_n
     app = Slow()
     async with running(app) as interface:
         number = await interface.accepted()
-        interface.say(number, "a", "b")
+        interface.send_texts(number, "a", "b")
         await until(lambda: len(interface.events(number)) == 2)
         interface.post((PROBE, number, 1, 2))
         await until(lambda: (ACK, number, 1, 0) in interface.frames(number))
@@ -67,10 +67,10 @@ async def test_an_event_in_hand_is_not_acknowledged_until_the_app_asks_for_the_n
 async def test_the_answer_carries_the_acknowledgement_if_the_app_asks_at_once_for_the_next_event() -> None:
     async with running(echo) as interface:
         number = await interface.accepted()
-        interface.say(number, "a")
+        interface.send_texts(number, "a")
         await until(lambda: len(interface.events(number)) == 2)
         assert interface.frames(number)[1] == (EVENT, number, 1, 1, 1, events.MESSAGE_SENT, "a")
-        interface.say(number, "b", "c", start=1)
+        interface.send_texts(number, "b", "c", start=1)
         await until(lambda: len(interface.events(number)) == 4)
         assert [frame[4] for frame in interface.frames(number) if frame[0] == EVENT] == [0, 1, 2, 3]
         await asyncio.sleep(2 * sessions.TICK_SECONDS)
@@ -81,7 +81,7 @@ async def test_a_message_that_is_on_its_way_is_not_altered_by_what_the_app_does_
     app = Slow()
     async with running(app) as interface:
         number = await interface.accepted()
-        interface.say(number, "a")
+        interface.send_texts(number, "a")
         await until(lambda: len(interface.events(number)) == 2)
         answer = interface.frames(number)[1]
         app.may_go_on.release()
@@ -95,7 +95,7 @@ async def test_early_acknowledgement_by_option() -> None:
     app = Slow()
     async with running(app, acknowledge="taken") as interface:
         number = await interface.accepted()
-        interface.say(number, "a", "b")
+        interface.send_texts(number, "a", "b")
         await until(lambda: acknowledged(interface, number) == 1)
         assert app.seen == ["a"]
         app.may_go_on.release()
@@ -115,7 +115,7 @@ async def test_an_app_that_reads_ahead_is_done_with_what_it_has_handed_on() -> N
 
     async with running(app) as interface:
         number = await interface.accepted()
-        interface.say(number, "a", "b", "c")
+        interface.send_texts(number, "a", "b", "c")
         await until(lambda: acknowledged(interface, number) == 3)
         assert queue.qsize() == 3
 
@@ -135,7 +135,7 @@ async def test_joining_a_group_does_not_acknowledge_the_event_in_hand() -> None:
 
     async with running(app, graceful_timeout=0.1) as interface:
         number = await interface.accepted()
-        interface.say(number, "a")
+        interface.send_texts(number, "a")
         await until(lambda: (events.GROUP_ADD, "room") in interface.events(number))
         interface.post((EVENT, number, 1, 1, 0, events.GROUP_DONE, None, "room"))
         await joined.wait()
@@ -152,7 +152,7 @@ async def test_a_handler_that_a_drain_interrupts_keeps_its_event_if_it_fails(
     app.fails = fails
     async with running(app, resume=True) as interface:
         number = await interface.accepted()
-        interface.say(number, "a", "b")
+        interface.send_texts(number, "a", "b")
         await until(lambda: app.seen == ["a"])
         interface.stop.set()
         await until(lambda: interface.worker.ready() is not None)
@@ -179,7 +179,7 @@ async def test_events_are_numbered_over_all_runs() -> None:
     async with running(app) as interface:
         left = ((events.MESSAGE_RECEIVED, "eight"), (events.MESSAGE_RECEIVED, "nine"))
         number = await interface.accepted(attempt=2, resumed=True, handled=7, events=left)
-        interface.say(number, "ten", attempt=2, start=2)
+        interface.send_texts(number, "ten", attempt=2, start=2)
         await until(lambda: len(seen) == 3)
         assert before == [7]
         assert seen == [(8, "eight"), (9, "nine"), (10, "ten")]

@@ -108,7 +108,7 @@ class Failing(Log):
 
 
 @pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries wait for milliseconds."""
     monkeypatch.setattr(listener, "RETRY_SECONDS", 0.01)
 
@@ -205,7 +205,7 @@ async def test_a_slow_channel_does_not_hold_up_another() -> None:
         await until(lambda: len(slow.seen) == 2)
 
 
-@pytest.mark.usefixtures("soon")
+@pytest.mark.usefixtures("short_retries")
 async def test_a_message_that_raises_is_tried_again_and_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
     app = Failing(2)
     async with running(app, channel_concurrency=1) as background:
@@ -230,7 +230,7 @@ async def test_a_failed_message_waits_before_it_is_tried_again() -> None:
         assert asyncio.get_running_loop().time() - start > 0.95
 
 
-@pytest.mark.usefixtures("soon")
+@pytest.mark.usefixtures("short_retries")
 @pytest.mark.parametrize(("option", "channel"), [({}, "work.dead"), ({"dead_letter": "graveyard"}, "graveyard")])
 async def test_after_its_last_attempt_it_is_a_dead_letter(
     option: dict[str, str], channel: str, caplog: pytest.LogCaptureFixture
@@ -274,7 +274,7 @@ async def test_a_message_whose_workers_died_is_not_tried_for_ever() -> None:
         assert last.seen == []
 
 
-@pytest.mark.usefixtures("soon")
+@pytest.mark.usefixtures("short_retries")
 async def test_an_app_that_never_receives_the_message_has_not_handled_it() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         """Knows nothing of channels."""
@@ -324,7 +324,7 @@ async def test_what_raises_between_two_messages_harms_none(caplog: pytest.LogCap
         assert background.worker.counts() == {}
 
 
-@pytest.mark.usefixtures("soon")
+@pytest.mark.usefixtures("short_retries")
 async def test_a_cancellation_of_its_own_is_a_failure_like_any_other() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if (await receive())["number"] == 1:

@@ -14,7 +14,7 @@ from asgibus.protocol import events
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.worker import worker as server
 from support.bus import until
-from support.worker_harness import running, whole
+from support.worker_harness import running, status_and_body
 
 pytestmark = pytest.mark.anyio
 
@@ -222,7 +222,7 @@ async def test_behind_a_complete_response_there_is_a_disconnect_and_no_body() ->
     async with running(app) as interface:
         number = interface.open(HTTP, method="POST", events=((events.REQUEST_BODY, b"unread"),))
         interface.post((EVENT, number, 1, 1, 0, events.REQUEST_END, b"unread, too"))
-        assert whole(await interface.answer(number)) == (200, b"early")
+        assert status_and_body(await interface.answer(number)) == (200, b"early")
         await until(lambda: seen)
     assert seen == [{"type": "http.disconnect"}] * 2
 
@@ -363,5 +363,5 @@ async def test_any_other_response_may_go_on_until_shortly_before_it_is_cut() -> 
         number = interface.open(HTTP)
         await until(lambda: len(interface.events(number)) == 2)
         interface.stop.set()
-        assert whole(await interface.answer(number)) == (200, b"half and half")
+        assert status_and_body(await interface.answer(number)) == (200, b"half and half")
     assert told == [{"type": "http.disconnect"}]

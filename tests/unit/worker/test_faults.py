@@ -19,7 +19,7 @@ from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.worker import session_registry as registry
 from asgibus.worker.session import Session
 from support.bus import Recorder, until
-from support.worker_harness import Interface, echo, hello, running, whole
+from support.worker_harness import Interface, echo, hello, running, status_and_body
 
 pytestmark = pytest.mark.anyio
 
@@ -74,7 +74,7 @@ def count(interface: Interface, number: int, kind: int) -> int:
 async def test_a_probe_is_answered_by_what_is_missing_or_by_how_much_was_taken() -> None:
     async with running(echo) as interface:
         number = await interface.accepted()
-        interface.say(number, "a")
+        interface.send_texts(number, "a")
         await until(lambda: len(interface.events(number)) == 2)
         interface.post((PROBE, number, 1, 3))
         await until(lambda: (RESEND, number, 1, 1) in interface.frames(number))
@@ -90,9 +90,9 @@ async def test_a_gap_is_asked_for_and_nothing_behind_it_is_received() -> None:
     app = Witness()
     async with running(app) as interface:
         number = await interface.accepted()
-        interface.say(number, "late", start=1)
+        interface.send_texts(number, "late", start=1)
         await until(lambda: (RESEND, number, 1, 0) in interface.frames(number))
-        interface.say(number, "early", "late")
+        interface.send_texts(number, "early", "late")
         await until(lambda: len(app.seen) == 2)
         app.may_return.set()
     assert [event["text"] for event in app.seen[:2]] == ["early", "late"]
@@ -101,7 +101,7 @@ async def test_a_gap_is_asked_for_and_nothing_behind_it_is_received() -> None:
 async def test_what_the_interface_server_misses_is_sent_again() -> None:
     async with running(echo) as interface:
         number = await interface.accepted(window=100_000)
-        interface.say(number, "a", "b", "c")
+        interface.send_texts(number, "a", "b", "c")
         await until(lambda: len(interface.events(number)) == 4)
         interface.post((ACK, number, 1, 1), (RESEND, number, 1, 2))
         await until(lambda: len(interface.events(number)) == 6)
@@ -127,7 +127,7 @@ async def test_after_an_interruption_every_interface_server_is_asked() -> None:
         assert interface.frames(socket)[-1] == (PROBE, socket, 1, 1)
         assert interface.frames(request)[-1] == (PROBE, request, 1, 0)
         go.set()
-        assert whole(await interface.answer(request)) == (200, b"/")
+        assert status_and_body(await interface.answer(request)) == (200, b"/")
 
 
 @pytest.mark.usefixtures("_fast")
@@ -184,7 +184,7 @@ async def test_a_reset_is_a_disconnect() -> None:
     app.may_return.set()
     async with running(app) as interface:
         number = await interface.accepted()
-        interface.say(number, "before")
+        interface.send_texts(number, "before")
         interface.post((RESET, number, 2))
         interface.post((RESET, number, 1), (RESET, number, 1))
         await until(lambda: interface.worker.gauges()["sessions"] == 0)
@@ -198,7 +198,7 @@ async def test_a_run_that_was_replaced_is_told_that_its_connection_goes_on(resum
     app = Witness()
     async with running(app, resume=resume) as interface:
         number = await interface.accepted()
-        interface.say(number, "before")
+        interface.send_texts(number, "before")
         await until(lambda: app.seen)
         interface.post((SUPERSEDED, number, 2), (SUPERSEDED, number, 1), (SUPERSEDED, number, 1))
         await until(lambda: app.codes == [1012])
@@ -311,8 +311,8 @@ async def test_a_newer_attempt_takes_the_place_of_an_older_one() -> None:
         await until(lambda: (EVENT, number, 2, 0, 0, events.ACCEPT, None, (), False) in interface.frames(number))
         await until(lambda: app.codes == [1012])
         assert app.handed_over == [True]
-        interface.say(number, "for the new one", attempt=2)
-        interface.say(number, "for the old one")
+        interface.send_texts(number, "for the new one", attempt=2)
+        interface.send_texts(number, "for the old one")
         await until(lambda: count(interface, number, RESET))
         app.may_return.set()
         await until(lambda: interface.worker.gauges()["sessions"] == 1)
@@ -343,7 +343,7 @@ async def test_a_further_run_gets_first_what_came_with_its_opening() -> None:
     left = ((events.MESSAGE_RECEIVED, "a"), (events.MESSAGE_RECEIVED, "b"))
     async with running(app) as interface:
         number = await interface.accepted(attempt=2, resumed=True, events=left)
-        interface.say(number, "c", attempt=2, start=2)
+        interface.send_texts(number, "c", attempt=2, start=2)
         await until(lambda: len(app.seen) == 3)
         assert [event["text"] for event in app.seen] == ["a", "b", "c"]
         await until(lambda: (ACK, number, 2, 3) in interface.frames(number))
@@ -446,7 +446,7 @@ async def test_the_interface_server_hears_when_the_app_has_dealt_with_it(resume:
     app = Witness()
     async with running(app, resume=resume) as interface:
         number = await interface.accepted()
-        interface.say(number, "a")
+        interface.send_texts(number, "a")
         interface.post((EVENT, number, 1, 1, 1, events.WEBSOCKET_DISCONNECT, 1001, ""))
         await until(lambda: app.codes == [1001])
         interface.post((PROBE, number, 1, 2))

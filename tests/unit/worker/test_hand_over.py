@@ -14,7 +14,7 @@ from asgibus.worker import session_registry as sessions
 from asgibus.worker import worker as server
 from support.bus import until
 from support.deadline import in_time
-from support.worker_harness import Interface, echo, hello, running, whole
+from support.worker_harness import Interface, echo, hello, running, status_and_body
 
 pytestmark = pytest.mark.anyio
 
@@ -51,11 +51,11 @@ async def test_an_app_is_told_may_clean_up_and_is_then_handed_over() -> None:
     async with running(app, resume=True) as interface:
         number = await interface.accepted()
         assert interface.events(number) == [(events.ACCEPT, None, (), True)]
-        interface.say(number, "one")
+        interface.send_texts(number, "one")
         await until(lambda: seen)
         interface.stop.set()
         await until(lambda: len(seen) == 3)
-        interface.say(number, "two", "three", start=1)
+        interface.send_texts(number, "two", "three", start=1)
         await until(lambda: interface.worker.gauges()["sessions"] == 1)
         assert not interface.ended.done()
         assert interface.events(number)[1:] == [], "not before the app has returned"
@@ -82,7 +82,7 @@ async def test_what_waits_for_the_app_is_left_to_the_next_run() -> None:
 
     async with running(slow, resume=True) as interface:
         number = await interface.accepted(window=100_000)
-        interface.say(number, "a", "b", "c")
+        interface.send_texts(number, "a", "b", "c")
         await until(lambda: seen)
         interface.stop.set()
         await asyncio.sleep(0.02)  # time for it to be told, which must wait until it asks
@@ -236,7 +236,7 @@ async def test_an_app_that_does_not_end_is_cancelled_and_handed_over() -> None:
 
     async with running(stuck, resume=True, graceful_timeout=0.1) as interface:
         number = await interface.accepted()
-        interface.say(number, "not taken")
+        interface.send_texts(number, "not taken")
         interface.stop.set()
         assert (await handed_over(interface, number))[4] == 0
 
@@ -322,7 +322,7 @@ async def test_without_resume_a_websocket_is_closed(caplog: pytest.LogCaptureFix
         for each in (number, resumed):
             assert (await interface.answer(each))[-1] == (events.CLOSE, 1012, "")
             interface.acknowledge(each, interface.frames(each)[-1][2])
-        assert whole(await interface.answer(late))[0] == 503
+        assert status_and_body(await interface.answer(late))[0] == 503
         interface.acknowledge(late)
         await asyncio.wait_for(interface.ended, 30)
     assert seen == [TOLD] * 3
@@ -346,7 +346,7 @@ async def test_requests_are_finished_while_websockets_are_handed_over() -> None:
         await handed_over(interface, socket)
         assert not interface.ended.done()
         go.set()
-        assert whole(await interface.answer(request)) == (200, b"/")
+        assert status_and_body(await interface.answer(request)) == (200, b"/")
 
 
 async def test_many_websockets_are_handed_over_within_the_drain_period() -> None:
@@ -366,7 +366,7 @@ async def test_many_websockets_are_handed_over_within_the_drain_period() -> None
 async def test_the_last_words_are_kept_until_they_are_acknowledged_and_repeated_when_asked_for() -> None:
     async with running(echo, resume=True) as interface:
         number = await interface.accepted()
-        interface.say(number, "a")
+        interface.send_texts(number, "a")
         await until(lambda: len(interface.events(number)) == 2)
         interface.stop.set()
         await interface.last(number, events.HANDOVER)
@@ -376,7 +376,7 @@ async def test_the_last_words_are_kept_until_they_are_acknowledged_and_repeated_
         assert interface.events(number)[3:] == [(events.MESSAGE_SENT, "a"), (events.HANDOVER,)]
         assert not interface.ended.done()
         interface.post((ACK, number, 1, 2))
-        interface.say(number, "too late", start=1)
+        interface.send_texts(number, "too late", start=1)
         interface.post((PROBE, number, 1, 2))
         await until(lambda: interface.frames(number)[-1][0] in (ACK, RESEND))
         assert not interface.ended.done(), "the hand-over itself is not acknowledged"

@@ -16,7 +16,7 @@ from asgibus.protocol import events
 from asgibus.protocol.stream import PART
 from asgibus.worker import sendfile as files
 from support.bus import until
-from support.worker_harness import running, whole
+from support.worker_harness import running, status_and_body
 
 pytestmark = pytest.mark.anyio
 
@@ -63,7 +63,7 @@ def lengths(answer: list[Any]) -> list[int]:
 async def test_a_path_is_read_in_parts(file: Path) -> None:
     async with running(sending(START, path_send(file))) as interface:
         answer = await interface.answer(interface.open(window=WINDOW))
-        assert whole(answer) == (200, CONTENT)
+        assert status_and_body(answer) == (200, CONTENT)
         assert lengths(answer) == [PART, PART, PART, len(CONTENT) - 3 * PART, 0]
 
 
@@ -79,13 +79,13 @@ async def test_a_small_file_of_known_length_is_one_event(tmp_path: Path) -> None
 async def test_an_empty_file(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     async with running(sending(START, path_send(tmp_path / "empty"))) as interface:
-        assert whole(await interface.answer(interface.open())) == (200, b"")
+        assert status_and_body(await interface.answer(interface.open())) == (200, b"")
 
 
 async def test_a_file_that_grows_is_sent_as_far_as_was_promised(file: Path) -> None:
     start = START | {"headers": [(b"content-length", b"70000")]}
     async with running(sending(start, path_send(file))) as interface:
-        assert whole(await interface.answer(interface.open(window=WINDOW))) == (200, CONTENT[:70000])
+        assert status_and_body(await interface.answer(interface.open(window=WINDOW))) == (200, CONTENT[:70000])
 
 
 async def test_a_file_that_shrank_is_cut_off(file: Path) -> None:
@@ -112,7 +112,7 @@ async def test_reading_waits_for_the_client(file: Path) -> None:
             interface.acknowledge(number)
             await until(lambda have=have: len(interface.events(number)) == have + 1, what="the next part")
         interface.acknowledge(number)
-        assert whole(await interface.answer(number)) == (200, CONTENT)
+        assert status_and_body(await interface.answer(number)) == (200, CONTENT)
 
 
 async def test_a_client_that_leaves_ends_the_reading_of_a_whole_file_without_an_error(file: Path) -> None:
@@ -151,7 +151,7 @@ async def test_what_cannot_be_read_is_the_apps_exception_and_a_500(tmp_path: Pat
             raise
 
     async with running(app) as interface:
-        status, _ = whole(await interface.answer(interface.open()))
+        status, _ = status_and_body(await interface.answer(interface.open()))
         assert (status, [error.errno for error in raised]) == (500, [number])
 
 
@@ -164,7 +164,7 @@ async def test_an_app_may_go_on_without_the_file(tmp_path: Path) -> None:
             await send(BODY | {"body": b"instead"})
 
     async with running(app) as interface:
-        assert whole(await interface.answer(interface.open())) == (200, b"instead")
+        assert status_and_body(await interface.answer(interface.open())) == (200, b"instead")
 
 
 async def test_a_path_has_its_place_behind_the_start(file: Path) -> None:
@@ -180,7 +180,7 @@ async def test_a_path_has_its_place_behind_the_start(file: Path) -> None:
         await send(path_send(file))  # behind the end, where all is ignored
 
     async with running(app) as interface:
-        assert whole(await interface.answer(interface.open())) == (200, b"")
+        assert status_and_body(await interface.answer(interface.open())) == (200, b"")
         assert "not allowed in the state 'waiting for the response to start'" in raised[0]
 
 
@@ -197,7 +197,7 @@ async def test_descriptors_with_offset_and_count(file: Path) -> None:
         )
         async with running(app) as interface:
             answer = await interface.answer(interface.open(window=WINDOW))
-            assert whole(answer) == (200, b"<" + CONTENT[10:15] + CONTENT[200_000:] + b">" + CONTENT[-3:])
+            assert status_and_body(answer) == (200, b"<" + CONTENT[10:15] + CONTENT[200_000:] + b">" + CONTENT[-3:])
         assert (opened.tell(), raw.tell()) == (0, 0)
 
 
@@ -208,7 +208,7 @@ async def test_without_an_offset_it_goes_on_where_the_file_is(file: Path, kind: 
         sent = opened.fileno() if kind == "descriptor" else opened
         app = sending(START, zero_copy_send(sent, count=100_000, more_body=True), zero_copy_send(sent))
         async with running(app) as interface:
-            assert whole(await interface.answer(interface.open(window=WINDOW))) == (200, CONTENT[3:])
+            assert status_and_body(await interface.answer(interface.open(window=WINDOW))) == (200, CONTENT[3:])
         assert opened.read() == b""
 
 
@@ -226,7 +226,7 @@ async def test_descriptors_that_cannot_be_read(file: Path) -> None:
         raise ArithmeticError
 
     async with running(app) as interface:
-        status, _ = whole(await interface.answer(interface.open()))
+        status, _ = status_and_body(await interface.answer(interface.open()))
         assert (status, raised) == (500, ["UnsupportedOperation", "OSError", "OSError"])
     os.close(reading)
     os.close(writing)
@@ -299,4 +299,4 @@ async def test_middleware_that_rewrites_bodies_gets_the_bytes_of_a_file(file: Pa
 
     async with running(app) as interface:
         answer = await interface.answer(interface.open(window=WINDOW))
-    assert whole(answer) == (200, CONTENT[::-1])
+    assert status_and_body(answer) == (200, CONTENT[::-1])

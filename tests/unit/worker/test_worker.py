@@ -13,7 +13,7 @@ from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.worker.lifespan import LifespanError
 from support.bus import until
-from support.worker_harness import echo, hello, running, whole
+from support.worker_harness import echo, hello, running, status_and_body
 
 pytestmark = pytest.mark.anyio
 
@@ -22,7 +22,7 @@ async def test_many_requests_are_answered() -> None:
     async with running(hello) as interface:
         numbers = [interface.open(raw_path=b"/%d" % number) for number in range(100)]
         for index, number in enumerate(numbers):
-            assert whole(await interface.answer(number)) == (200, b"/%d" % index)
+            assert status_and_body(await interface.answer(number)) == (200, b"/%d" % index)
             assert [frame[3] for frame in interface.frames(number) if frame[0] == EVENT] == list(
                 range(len(interface.events(number)))
             )
@@ -42,7 +42,7 @@ async def test_a_worker_names_itself_when_the_app_takes_its_time() -> None:
         await until(lambda: interface.frames(number))
         assert interface.frames(number) == [(CLAIMED, number, 1)]
         go.set()
-        assert whole(await interface.answer(number)) == (200, b"/")
+        assert status_and_body(await interface.answer(number)) == (200, b"/")
 
 
 async def test_events_of_the_client_reach_the_app_in_order() -> None:
@@ -124,7 +124,7 @@ async def test_what_is_no_opening_is_dropped_and_told(caplog: pytest.LogCaptureF
         interface.bus.offer(channel, ("nonsense",))
         interface.bus.offer(channel, 5)
         interface.open(version=99)
-        assert whole(await interface.answer(interface.open())) == (200, b"/")
+        assert status_and_body(await interface.answer(interface.open())) == (200, b"/")
         assert interface.worker.counts() == {"bad opening": 2, "foreign version": 1, "unreadable entry": 1}
     assert caplog.text.count("was dropped") == 2  # the first of each kind is an error in the log
 
@@ -159,7 +159,7 @@ async def test_an_app_that_raises_is_told_once_and_answered(caplog: pytest.LogCa
         raise ValueError("the app's own")
 
     async with running(fails) as interface:
-        assert whole(await interface.answer(interface.open()))[0] == 500
+        assert status_and_body(await interface.answer(interface.open()))[0] == 500
     assert caplog.text.count("ValueError: the app's own") == 1
     assert "the app raised on http '/'" in caplog.text
 
@@ -242,7 +242,7 @@ async def test_draining_closes_websockets_and_lets_requests_finish() -> None:
         late = interface.open()
         assert not interface.ended.done()
         go.set()
-        assert whole(await interface.answer(request)) == (200, b"/")
+        assert status_and_body(await interface.answer(request)) == (200, b"/")
         await asyncio.wait_for(interface.ended, 30)
         assert interface.frames(late) == []
 

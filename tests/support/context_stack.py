@@ -1,20 +1,22 @@
-"""What several context managers of the tests have in common."""
+"""A base for context managers that open several things."""
 
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
 
-class Together:
-    """A context manager for what begins and ends together: if its beginning fails, what has begun is ended again."""
+class ContextStack:
+    """Open several things with `_open`, and close them together; also those that are open when `_open` fails.
+
+    `_open` enters each of them in `self._stack`.
+    """
 
     def __init__(self) -> None:
         self._stack = ExitStack()
-        """What is to be ended."""
 
     def __enter__(self) -> Self:
         try:
-            self._begin()
+            self._open()
         except BaseException:
             self._stack.close()
             raise
@@ -25,5 +27,5 @@ class Together:
     ) -> None:
         self._stack.close()
 
-    def _begin(self) -> None:
+    def _open(self) -> None:
         raise NotImplementedError
