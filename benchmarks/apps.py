@@ -59,7 +59,7 @@ async def join(receive: Receive, send: Send) -> None:
 
 
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-    """What is the same for every peer: the page and the echo."""
+    """Serve what is the same for every peer: the page and the echo."""
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         await send({"type": "http.response.body", "body": BODY})

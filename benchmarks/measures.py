@@ -80,7 +80,7 @@ def measure(row: Row, peer: Peer, seconds: float) -> Sample:
 
 
 def undisturbed(row: Row, peer: Peer, seconds: float) -> Sample:
-    """The measure itself."""
+    """Measure one row of one peer."""
     wait_quiet(peer)
     with Client(row.kind, str(peer.port), str(row.count), str(row.window)) as client:
         client.wait_ready()

@@ -46,7 +46,7 @@ def bus(directory: Path) -> Iterator[Peer]:
 
 @contextmanager
 def uvicorn(directory: Path) -> Iterator[Peer]:
-    """The same app in the process that holds the sockets."""
+    """Run the same app in the process that holds the sockets."""
     with ExitStack() as stack:
         server = start_uvicorn(stack, "benchmarks.apps:in_process", directory / "uvicorn.log", {})
         yield Peer("uvicorn", int(server.wait_ready()[1]), (server,))

@@ -58,7 +58,7 @@ class Server:
             time.sleep(0.02)
 
     def last_words(self) -> str:
-        """The last line of the log."""
+        """Return the last line of the log."""
         lines = self._log.read_text(errors="replace").split("\n")
         return next(
             (f"{self.name}: {line.strip()}" for line in reversed(lines) if line.strip()), f"{self.name}: silent"
@@ -113,7 +113,7 @@ class Client:
         self._process.communicate(timeout=GRACE)
 
     def wait_ready(self) -> None:
-        """Raises BenchmarkError with the client's reason."""
+        """Raise BenchmarkError with the reason that the client gave."""
         if (line := self._read()) != "READY":
             raise BenchmarkError(line)
 

@@ -17,7 +17,7 @@ PACKAGES = ("asgibus", "uvloop", "httptools", "hiredis", "uvicorn", "websockets"
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on."""
+    """Return a description of the machine that the figures depend on."""
     redis = subprocess.run(["redis-server", "--version"], capture_output=True, text=True, check=False).stdout
     facts = {
         "cores": str(os.cpu_count()),
@@ -78,7 +78,7 @@ def drawn(lines: list[list[str]]) -> str:
 
 
 def spread(figures: list[float | None] | list[float], form: str) -> str:
-    """The median, and in brackets the lowest and the highest of several."""
+    """Return the median, and in brackets the lowest and the highest of several figures."""
     known = [figure for figure in figures if figure is not None]
     if not known:
         return ""
@@ -87,7 +87,7 @@ def spread(figures: list[float | None] | list[float], form: str) -> str:
 
 
 def by_process(samples: list[dict[str, float]], form: str) -> str:
-    """The median of each process, where there are several."""
+    """Return the median of each process, where there are several."""
     if len(samples[0]) == 1:
         return ""
     return ", ".join(f"{name} {statistics.median(one[name] for one in samples):{form}}" for name in samples[0])
@@ -105,7 +105,7 @@ class Target:
     peer: str | None = None
 
     def line(self, samples: Samples) -> str | None:
-        """The verdict on the median, or None when a part of the figure was not measured.
+        """Return the verdict on the median, or None if a part of the figure was not measured.
 
         A ratio is taken within each repeat, between neighbours in time, before the median.
         """
@@ -136,7 +136,7 @@ TARGETS = (
 
 
 def report(samples: Samples) -> str:
-    """The whole text: machine, table, targets."""
+    """Return the complete text: machine, table, targets."""
     facts = ", ".join(f"{name} {value}" for name, value in machine().items())
     verdicts = [line for target in TARGETS if (line := target.line(samples))]
     return "\n\n".join(part for part in (facts, table(samples), "\n".join(verdicts)) if part)

@@ -64,13 +64,13 @@ class Connection:
 
 
 def client_frame(text: str) -> bytes:
-    """A whole text frame of up to 125 bytes, masked."""
+    """Return a complete, masked text frame of up to 125 bytes."""
     payload = text.encode()
     masked = bytes(byte ^ MASK[index % 4] for index, byte in enumerate(payload))
     return bytes((0x81, 0x80 | len(payload))) + MASK + masked
 
 
 def server_frame(text: str) -> bytes:
-    """The same frame as a server sends it."""
+    """Return the same frame as a server sends it."""
     payload = text.encode()
     return bytes((0x81, len(payload))) + payload

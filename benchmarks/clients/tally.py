@@ -13,7 +13,7 @@ class Tally:
     waits: list[float]
 
     def percentile(self, part: float) -> float | None:
-        """The wait in milliseconds that this part (0 to 1) of all stays below."""
+        """Return the wait, in milliseconds, that this part (0 to 1) of all waits stays below."""
         if not self.waits:
             return None
         ordered = sorted(self.waits)

@@ -40,7 +40,7 @@ class Tally:
         self.complete = asyncio.Event()
 
     def add(self, place: int, number: int) -> None:
-        """A message came to the channel at that place."""
+        """Count a message that came to the channel at that place."""
         seen = self._seen[place]
         if number in seen:
             self.doubled += 1
@@ -163,13 +163,13 @@ async def sender(row: Row, layer: Any, confirmed: socket.socket) -> None:
 
 
 async def ask() -> str:
-    """The next line of stdin."""
+    """Return the next line of stdin."""
     line: str = await asyncio.to_thread(sys.stdin.readline)
     return line.strip()
 
 
 def say(words: Any) -> None:
-    """A line on stdout."""
+    """Write a line to stdout."""
     print(json.dumps(words), flush=True)
 
 

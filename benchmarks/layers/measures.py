@@ -83,7 +83,7 @@ class End:
             raise BenchmarkError(f"the {self.name} ended") from None
 
     def ask(self, question: object = None, seconds: float = START_UP) -> Any:
-        """What it answers to this line, or says by itself. Raises BenchmarkError when it does not."""
+        """Return its answer to this line, or its next line. Raise BenchmarkError if there is none."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:

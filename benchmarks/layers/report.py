@@ -49,7 +49,7 @@ def verdict(name: str, samples: Samples) -> str | None:
 
 
 def report(samples: Samples, loop: str) -> str:
-    """The whole text: machine, table, verdicts."""
+    """Return the complete text: machine, table, verdicts."""
     facts = ", ".join(f"{name} {value}" for name, value in {**machine(), "event loop": loop}.items())
     verdicts = [line for name in ROWS if (line := verdict(name, samples))]
     return "\n\n".join(part for part in (facts, table(samples), "\n".join(verdicts)) if part)

@@ -44,7 +44,7 @@ PEERS = ("asgibus", "core", "pubsub")
 
 
 def open_layer(peer: str, url: str) -> Any:
-    """The layer of a peer. With defaults, but for the capacity; pub/sub has none."""
+    """Return the layer of a peer, with defaults except for the capacity, which pub/sub does not have."""
     # Each process imports the layer that it measures, and no other.
     match peer:
         case "asgibus":
