@@ -15,13 +15,13 @@ from asgibus.layers.frames import DEAD, GROUP_MESSAGE, LOCAL_MESSAGES, MEMBERSHI
 from asgibus.layers.names import require_channel, require_group, split_local
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.channels import AckingConsumer
-from asgibus.layers.redis.connection import RedisError
+from asgibus.layers.redis.client import RedisError
 from asgibus.layers.redis.groups import Memberships
 from asgibus.layers.redis.heartbeat import Heartbeat, lease_times
 from asgibus.layers.redis.inbox import Inbox
-from asgibus.layers.redis.kept import Taken
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.pipeline import CALL_SECONDS
+from asgibus.layers.redis.redelivery import Taken
 from asgibus.layers.redis.store import Attachment, Shards
 from asgibus.layers.redis.work_queue import Consumer, Producer
 from asgibus.layers.settings import require_delay

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.names import require_group
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.epoch import Epoch
 from asgibus.layers.redis.pipeline import Refused, Store
+from asgibus.layers.redis.redelivery import Epoch
 
 logger = logging.getLogger("asgibus.layers")
 

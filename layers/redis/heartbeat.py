@@ -21,9 +21,8 @@ from asgibus.layers.frames import DEAD
 from asgibus.layers.leases import Beat, PeerTable
 from asgibus.layers.names import has_channels, require_channel
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.client import background, connect
+from asgibus.layers.redis.client import RedisConnection, RedisError, background, connect
 from asgibus.layers.redis.config import Address
-from asgibus.layers.redis.connection import RedisConnection, RedisError
 from asgibus.layers.redis.groups import GroupStore, Memberships
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Refused

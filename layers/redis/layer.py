@@ -25,9 +25,9 @@ from asgibus.layers.redis import scripts
 from asgibus.layers.redis.bus import RedisBus
 from asgibus.layers.redis.codec import Encryption, Entries
 from asgibus.layers.redis.config import DEFAULT_HOST, Hosts, read_hosts
-from asgibus.layers.redis.epoch import epoch_range
 from asgibus.layers.redis.local_channels import LocalChannels, OwnLoop
 from asgibus.layers.redis.pipeline import CALL_SECONDS, PAYLOAD_VERSION
+from asgibus.layers.redis.redelivery import epoch_range
 from asgibus.layers.redis.store import Attachment, Shard, Shards
 from asgibus.layers.settings import (
     BACKLOG_BYTES,

@@ -19,8 +19,7 @@ from asgibus.layers.contract import Frame
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.frames import FIRST_PROTOCOL_KIND, LOCAL_MESSAGES
 from asgibus.layers.names import has_channels
-from asgibus.layers.redis.client import Link
-from asgibus.layers.redis.connection import BLOCK_SECONDS, RedisConnection, RedisError, pack_command
+from asgibus.layers.redis.client import BLOCK_SECONDS, Link, RedisConnection, RedisError, pack_command
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Store, Writer
 

@@ -18,10 +18,9 @@ from typing import Any, Protocol
 
 from asgibus.layers.contract import Draft, Frame
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.layers.redis.client import Link, Outage
+from asgibus.layers.redis.client import Link, OnReply, Outage, RedisConnection, RedisError, pack_command
 from asgibus.layers.redis.codec import Entries
 from asgibus.layers.redis.config import Address
-from asgibus.layers.redis.connection import OnReply, RedisConnection, RedisError, pack_command
 from asgibus.layers.redis.keys import Keys
 
 logger = logging.getLogger("asgibus.layers")

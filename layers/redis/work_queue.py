@@ -21,9 +21,8 @@ from typing import Any
 from asgibus.layers.contract import Claim, Offer
 from asgibus.layers.leases import Beat
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.client import Link
+from asgibus.layers.redis.client import BLOCK_SECONDS, Link, RedisConnection, RedisError, pack_command
 from asgibus.layers.redis.codec import MOST_RELEASES, Unreadable
-from asgibus.layers.redis.connection import BLOCK_SECONDS, RedisConnection, RedisError, pack_command
 from asgibus.layers.redis.pipeline import Command, Store
 
 logger = logging.getLogger("asgibus.layers")

@@ -9,7 +9,7 @@ from asgibus.layers import LayerUnavailable, RedisChannelLayer, settings
 from asgibus.layers.codec import pack_message
 from asgibus.layers.frames import LOCAL_MESSAGES
 from asgibus.layers.names import split_local
-from asgibus.layers.redis.backlog import Backlog
+from asgibus.layers.redis.redelivery import Backlog
 from support.bus import until
 from support.redis import RedisServer
 

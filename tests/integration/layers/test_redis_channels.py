@@ -16,7 +16,7 @@ import redis
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
 from asgibus.layers.codec import pack
 from asgibus.layers.redis import channels
-from asgibus.layers.redis.connection import BLOCK_SECONDS
+from asgibus.layers.redis.client import BLOCK_SECONDS
 from support.bus import Recorder, until
 from support.deadline import in_time
 

@@ -10,10 +10,9 @@ import redis
 
 from asgibus.layers import RedisChannelLayer
 from asgibus.layers.codec import pack
-from asgibus.layers.redis.client import Outage
+from asgibus.layers.redis.client import Outage, RedisConnection
 from asgibus.layers.redis.codec import Entries
 from asgibus.layers.redis.config import read_url
-from asgibus.layers.redis.connection import RedisConnection
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.pipeline import Store
 from asgibus.layers.redis.work_queue import Consumer

@@ -10,8 +10,8 @@ import pytest
 
 from asgibus.layers import LayerUnavailable, RedisChannelLayer, open_layer
 from asgibus.layers.redis import client as redis_client
+from asgibus.layers.redis.client import RedisConnection
 from asgibus.layers.redis.config import read_url
-from asgibus.layers.redis.connection import RedisConnection
 from support.bus import Recorder
 from support.redis import RedisServer
 from support.topologies import free_port, make_certificate

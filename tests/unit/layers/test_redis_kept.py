@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from asgibus.layers.frames import MESSAGE_ID
-from asgibus.layers.redis.kept import KEPT_ENTRIES, REPEAT_SECONDS, SOURCES, Taken
+from asgibus.layers.redis.redelivery import KEPT_ENTRIES, REPEAT_SECONDS, SOURCES, Taken
 
 FRAME = (1, "group", {})
 
