@@ -186,7 +186,7 @@ class StreamRouter:
         self._without_mailbox.discard(mailbox)
 
     def interrupted(self) -> int:
-        """Probe every peer now and once more later, because frames in both directions may be lost.
+        """Probe every peer now and again later, because frames in both directions may be lost.
 
         Returns:
             The number of probed endpoints.

@@ -26,7 +26,7 @@ ACK_SHARE = 4  # acknowledge after a quarter of the window: often enough that th
 
 
 class Arrival(Enum):
-    """What to do with an event that arrived."""
+    """How the number of an event compares with the expected one. The values say what to do."""
 
     NEW = "handle it"
     DUPLICATE = "ignore it"

@@ -172,7 +172,7 @@ class ChannelConsumer:
                 if delivery not in exhausted:
                     self._start(delivery)
             for delivery in exhausted:
-                await self._dead_letter(delivery, "whoever handled it died")
+                await self._dead_letter(delivery, "its worker died")
 
     async def wait_idle(self) -> None:
         """Wait until no message is being handled. More messages may come while `consume` runs."""
@@ -350,8 +350,8 @@ class AppInstance:
     async def send(self, event: MutableMapping[str, Any]) -> None:
         """Raise RuntimeError, because a message has no client. ASGI's `send`."""
         raise RuntimeError(
-            f"there is nobody to send {event.get('type', 'an event')!r} to behind a message of the channel "
-            f"{self.scope['channel']!r}: use the channel layer"
+            f"{event.get('type', 'an event')!r} cannot be sent: a message of the channel {self.scope['channel']!r} has "
+            "no client; use the channel layer"
         )
 
 

@@ -70,7 +70,7 @@ class Connection:
 
         An ASGI event that any process sends to this channel goes to this client.
         """
-        self._session.announce()  # whoever gets the name from the app must find the connection joined
+        self._session.announce()  # a process that gets the name from the app can then send to it
         return reply_channel(self._session.peer, self._session.number)
 
     @property

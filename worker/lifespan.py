@@ -139,7 +139,7 @@ class _Lifespan:
             elif self._mode == "auto" and self._received:
                 # An app without a lifespan rejects the scope. This one has received the start-up, and then failed.
                 logger.warning(
-                    "the app raised in its start-up and is served all the same; --lifespan on prevents it",
+                    "the app raised in its start-up and is served anyway; --lifespan on prevents that",
                     exc_info=error,
                 )
             elif self._mode == "auto":

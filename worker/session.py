@@ -482,7 +482,7 @@ class Session:
 
         A whole answer is no error, as in ASGI up to version 2.3 of HTTP: the app has done its work. An accept, a close
         and a refusal are no errors either, because the app may not know yet. An app that sends more of a stream, or
-        more messages, must learn that nobody gets them.
+        more messages, must learn that they are lost.
 
         Raises:
             ClientDisconnected: For a message, and for a part of a stream after its first part.
@@ -494,7 +494,7 @@ class Session:
         else:
             refused = not kind.endswith((".close", ".accept"))
         if refused:
-            gone = "another run goes on with the client" if self.run is not _DISCONNECTED else "the client is gone"
+            gone = "another run serves the client" if self.run is not _DISCONNECTED else "the client is gone"
             raise ClientDisconnected(f"{gone}: {kind!r} was not sent")
 
     def flush(self) -> None:
@@ -669,7 +669,7 @@ class Session:
         code = event[0]
         if self.task is None:
             if code == WEBSOCKET_DISCONNECT and self.run is RunState.ENDED:
-                self.host.forget(self)  # nobody waits for the last events of this run
+                self.host.forget(self)  # the last events of this run are not needed
             return
         if code == GROUP_DONE:
             self._consume(size(event))

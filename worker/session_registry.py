@@ -222,7 +222,7 @@ class SessionRegistry(Handler):
             logger.error("a frame of kind %r from %s was dropped", frame[0], sender or "the layer")
 
     def on_fault(self, frame: Frame) -> None:
-        """See `Endpoints`: the app goes on."""
+        """See `Endpoints`. The app is not affected."""
 
     def _on_interface_dead(self, mailbox: str) -> None:
         """Disconnect the sessions of a dead interface server: its clients are gone, too."""

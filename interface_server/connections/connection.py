@@ -1,4 +1,4 @@
-"""One connection at the interface server: it relays events between a client and the runs of the app that serve it.
+"""A connection at the interface server: it relays events between a client and the runs of the app that serve it.
 
 When a run ends before its connection does, the connection decides whether another run continues, which is described in
 `protocol.retry`.
@@ -98,7 +98,7 @@ class ConnectionHost(Protocol):
 
 
 class Connection:
-    """One exchange with a client.
+    """An exchange with a client.
 
     Args:
         host: The registry of connections.

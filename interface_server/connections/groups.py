@@ -150,7 +150,7 @@ class Groups:
         for member in list(group.members):
             try:
                 member.terminator.broadcast(event, shared)
-            except Exception:  # the other members get the broadcast all the same
+            except Exception:  # the other members still get the broadcast
                 logger.exception(FAULT, cut(member.terminator, self._counts))
         if event[0] in (OTHER_SENT, OTHER_CLOSE) and (missed := self._counts["broadcast out of place"] - before):
             self._warn_once(name, event[1], missed)

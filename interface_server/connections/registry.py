@@ -244,7 +244,8 @@ class ConnectionRegistry(Handler):
         """See `ConnectionHost`."""
         self._pending.remove(connection)
         self._open.pop(connection.number, None)
-        self.groups.remove_member(connection)
+        if connection.groups:
+            self.groups.remove_member(connection)
 
     def change_group(self, connection: Connection, code: int, group: str) -> None:
         """See `ConnectionHost`."""
@@ -264,7 +265,7 @@ class ConnectionRegistry(Handler):
             for terminator in held:
                 try:
                     terminator.flush()
-                except Exception:  # the other sockets are flushed all the same
+                except Exception:  # the other sockets are still flushed
                     logger.exception(FAULT, cut(terminator, self.counts))
 
     def find(self, sender: str, number: int, attempt: int) -> Connection | None:

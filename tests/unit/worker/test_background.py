@@ -352,7 +352,7 @@ async def test_send_says_that_there_is_nobody() -> None:
     async with running(app) as background:
         await background.send(1)
         await until(lambda: raised)
-        assert "nobody to send 'http.response.start' to" in raised[0]
+        assert "'http.response.start' cannot be sent" in raised[0]
         assert "use the channel layer" in raised[0]
 
 

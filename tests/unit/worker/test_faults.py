@@ -207,7 +207,7 @@ async def test_a_run_that_was_replaced_is_told_that_its_connection_goes_on(resum
         app.may_return.set()
         await until(lambda: interface.worker.gauges()["sessions"] == 0)
         assert [type(error).__name__ for error in app.errors] == ["ClientDisconnected"]
-        assert "another run goes on with the client" in str(app.errors[0])
+        assert "another run serves the client" in str(app.errors[0])
         assert interface.worker.counts()["superseded"] == 2
         assert [event[0] for event in interface.events(number)] == [events.ACCEPT], "nothing is handed over"
 
