@@ -8,8 +8,8 @@ import pytest
 import asgibus
 from asgibus.layers.frames import ACK, EVENT, PROBE
 from asgibus.protocol import events
-from asgibus.worker import session_registry as sessions
-from asgibus.worker import worker as server
+from asgibus.worker import session_registry
+from asgibus.worker import worker as worker_module
 from support.bus import until
 from support.worker_harness import Interface, echo, running
 
@@ -43,7 +43,7 @@ def acknowledged(interface: Interface, number: int) -> int:
 
 @pytest.fixture
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "TICK_SECONDS", 0.002)
+    monkeypatch.setattr(session_registry, "TICK_SECONDS", 0.002)
 
 
 @pytest.mark.usefixtures("_fast")
@@ -73,7 +73,7 @@ async def test_the_answer_carries_the_acknowledgement_if_the_app_asks_at_once_fo
         interface.send_texts(number, "b", "c", start=1)
         await until(lambda: len(interface.events(number)) == 4)
         assert [frame[4] for frame in interface.frames(number) if frame[0] == EVENT] == [0, 1, 2, 3]
-        await asyncio.sleep(2 * sessions.TICK_SECONDS)
+        await asyncio.sleep(2 * session_registry.TICK_SECONDS)
         assert [frame[0] for frame in interface.frames(number)] == [EVENT] * 4, "there is nothing more to say"
 
 
@@ -147,7 +147,7 @@ async def test_joining_a_group_does_not_acknowledge_the_event_in_hand() -> None:
 async def test_a_handler_that_a_drain_interrupts_keeps_its_event_if_it_fails(
     fails: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "FORCE_SECONDS", 0.0)
+    monkeypatch.setattr(worker_module, "FORCE_SECONDS", 0.0)
     app = Slow()
     app.fails = fails
     async with running(app, resume=True) as interface:

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from asgibus.layers import ChannelFull, ChannelLayer, InMemoryChannelLayer
-from asgibus.worker import background as listener
+from asgibus.worker import background as background_module
 from asgibus.worker.background import BackgroundWorker
 from asgibus.worker.connection import connection
 from asgibus.worker.settings import WorkerSettings
@@ -110,7 +110,7 @@ class Failing(Log):
 @pytest.fixture
 def short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries wait for milliseconds."""
-    monkeypatch.setattr(listener, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(background_module, "RETRY_SECONDS", 0.01)
 
 
 async def test_each_message_is_handled_once_and_acknowledged() -> None:
@@ -218,7 +218,7 @@ async def test_a_message_that_raises_is_tried_again_and_stops_no_other(caplog: p
 
 
 async def test_retries_wait_longer_and_longer_but_not_for_ever() -> None:
-    assert [listener.retry_delay(attempt) for attempt in (1, 2, 3, 6, 7, 10_000)] == [1, 2, 4, 32, 60, 60]
+    assert [background_module.retry_delay(attempt) for attempt in (1, 2, 3, 6, 7, 10_000)] == [1, 2, 4, 32, 60, 60]
 
 
 async def test_a_failed_message_waits_before_it_is_tried_again() -> None:

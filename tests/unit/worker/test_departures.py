@@ -12,7 +12,7 @@ import asgibus
 from asgibus.layers.frames import EVENT, RESET
 from asgibus.protocol import events
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
-from asgibus.worker import worker as server
+from asgibus.worker import worker as worker_module
 from support.bus import until
 from support.worker_harness import running, status_and_body
 
@@ -196,13 +196,13 @@ async def test_a_message_that_waits_as_its_run_is_handed_over_goes_out_and_raise
         number = interface.open(WEBSOCKET, window=500)
         await until(lambda: len(interface.events(number)) == 2)
         assert sent == []
-        server_insists = pytest.MonkeyPatch()
-        server_insists.setattr(server, "FORCE_SECONDS", 0.0)
+        short_wait = pytest.MonkeyPatch()
+        short_wait.setattr(worker_module, "FORCE_SECONDS", 0.0)
         try:
             interface.stop.set()
             await interface.last(number, events.HANDOVER)
         finally:
-            server_insists.undo()
+            short_wait.undo()
         assert sent == ["x"]
         interface.acknowledge(number)
 
@@ -315,7 +315,7 @@ class Events:
 async def test_an_event_stream_is_told_of_a_drain_and_ends_in_good_order(
     listens: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "FORCE_SECONDS", 0.05)
+    monkeypatch.setattr(worker_module, "FORCE_SECONDS", 0.05)
     app = Events(listens=listens)
     async with running(app, graceful_timeout=30.0) as interface:
         number = interface.open(HTTP, window=100_000)

@@ -16,7 +16,7 @@ from asgibus.layers.memory import MemoryBus
 from asgibus.protocol import events, router
 from asgibus.protocol.channels import shared_channels
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
-from asgibus.worker import session_registry as registry
+from asgibus.worker import session_registry
 from asgibus.worker.session import Session
 from support.bus import Recorder, until
 from support.worker_harness import Interface, echo, hello, running, status_and_body
@@ -57,8 +57,8 @@ class Witness:
 @pytest.fixture
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens each second happens each 20 ms."""
-    monkeypatch.setattr(registry, "TICK_SECONDS", 0.002)
-    monkeypatch.setattr(registry, "RECENT_SECONDS", 0.05)
+    monkeypatch.setattr(session_registry, "TICK_SECONDS", 0.002)
+    monkeypatch.setattr(session_registry, "RECENT_SECONDS", 0.05)
     monkeypatch.setattr(router, "CHECK_SECONDS", 0.02)
     monkeypatch.setattr(router, "STALLED_SECONDS", 0.1)
     monkeypatch.setattr(router, "PROBE_AGAIN_SECONDS", 0.06)
@@ -385,8 +385,8 @@ async def test_a_request_that_is_offered_again_after_its_answer_does_not_run_aga
 
 def test_answers_are_bounded_in_number_and_age(monkeypatch: pytest.MonkeyPatch) -> None:
     for limit, count in (("USUAL_BYTES", 3), ("MOST_BYTES", 8)):
-        monkeypatch.setattr(registry, limit, count * (registry.SESSION_BYTES + 100))
-    kept = registry.RecentResponses()
+        monkeypatch.setattr(session_registry, limit, count * (session_registry.SESSION_BYTES + 100))
+    kept = session_registry.RecentResponses()
     sessions = [
         cast(Session, SimpleNamespace(peer="i!", number=n, stream=SimpleNamespace(in_flight=100))) for n in range(9)
     ]

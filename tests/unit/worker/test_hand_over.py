@@ -10,8 +10,8 @@ from asgibus.layers.codec import unpack
 from asgibus.layers.frames import ACK, EVENT, EVENT_OFFSET, PROBE, RESEND, RESET
 from asgibus.protocol import events
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
-from asgibus.worker import session_registry as sessions
-from asgibus.worker import worker as server
+from asgibus.worker import session_registry
+from asgibus.worker import worker as worker_module
 from support.bus import until
 from support.deadline import in_time
 from support.worker_harness import Interface, echo, hello, running, status_and_body
@@ -204,7 +204,7 @@ async def test_groups_are_kept_when_the_app_leaves_them_after_it_was_told() -> N
 
 
 async def test_an_app_that_never_asks_learns_it_from_send(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "FORCE_SECONDS", 0.05)
+    monkeypatch.setattr(worker_module, "FORCE_SECONDS", 0.05)
     seen: list[Any] = []
 
     async def ticker(scope: Any, receive: Any, send: Any) -> None:
@@ -408,7 +408,7 @@ async def test_the_last_words_to_a_client_that_has_left_meanwhile_are_forgotten(
 
 
 async def test_a_worker_does_not_wait_for_ever_for_its_last_words_to_be_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "SETTLE_SECONDS", 0.05)
+    monkeypatch.setattr(session_registry, "SETTLE_SECONDS", 0.05)
     async with running(echo, resume=True) as interface:
         number = await interface.accepted()
         interface.stop.set()

@@ -14,7 +14,7 @@ from starlette.responses import FileResponse
 from asgibus.layers.frames import RESET
 from asgibus.protocol import events
 from asgibus.protocol.stream import PART
-from asgibus.worker import sendfile as files
+from asgibus.worker import sendfile
 from support.bus import until
 from support.worker_harness import running, status_and_body
 
@@ -258,7 +258,7 @@ async def test_a_cancelled_app_lets_go_of_its_file(file: Path) -> None:
 async def test_a_cancelled_app_lets_go_of_a_file_that_opens_late(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
     opened: list[io.FileIO] = []
-    open_now = files._open
+    open_now = sendfile._open
 
     def open_late(path: str) -> io.FileIO:  # as a disk does that is busy
         begun.set()
@@ -266,7 +266,7 @@ async def test_a_cancelled_app_lets_go_of_a_file_that_opens_late(file: Path, mon
         opened.append(open_now(path))
         return opened[0]
 
-    monkeypatch.setattr(files, "_open", open_late)
+    monkeypatch.setattr(sendfile, "_open", open_late)
     async with running(sending(START, path_send(file)), graceful_timeout=0.1) as interface:
         interface.open()
         await until(begun.is_set, what="the opening")
