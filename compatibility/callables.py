@@ -26,7 +26,7 @@ def double_to_single_callable(app: DoubleApplication) -> Application:
     """
 
     async def single_callable(scope: Scope, receive: Receive, send: Send) -> None:
-        await app(_called(scope, "2.0"))(receive, send)
+        await app(_with_version(scope, "2.0"))(receive, send)
 
     return single_callable
 
@@ -45,13 +45,13 @@ def single_to_double_callable(app: Application) -> DoubleApplication:
 
     def double_callable(scope: Scope) -> Instance:
         async def instance(receive: Receive, send: Send) -> None:
-            await app(_called(scope, "3.0"), receive, send)
+            await app(_with_version(scope, "3.0"), receive, send)
 
         return instance
 
     return double_callable
 
 
-def _called(scope: Scope, version: str) -> Scope:
+def _with_version(scope: Scope, version: str) -> Scope:
     """Return a copy of the scope with the version of ASGI that the app is called with."""
     return {**scope, "asgi": {**scope.get("asgi", {}), "version": version}}

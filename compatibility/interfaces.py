@@ -14,8 +14,8 @@ Interface = Literal["asgi3", "asgi2", "wsgi"]
 
 INTERFACES: tuple[Interface, ...] = ("asgi3", "asgi2", "wsgi")
 _BY_COUNT: dict[int, Interface] = {1: "asgi2", 2: "wsgi", 3: "asgi3"}
-_PLAIN = (FunctionType, BuiltinFunctionType, MethodWrapperType, type)  # they have no `__call__` that tells more
-_LAYERS = 100  # of wrappers around an app, after which they are taken for endless
+_PLAIN = (FunctionType, BuiltinFunctionType, MethodWrapperType, type)  # their `__call__` tells nothing more
+MAX_WRAPPERS = 100  # around an app; more are taken for an endless chain
 
 _SIGNATURE_OPTIONS: dict[str, Any] = {"follow_wrapped": False}
 if sys.version_info >= (3, 14):
@@ -45,10 +45,10 @@ def interface_of(app: Callable[..., Any]) -> Interface:
     Raises:
         UnknownInterface: The signature does not tell.
     """
-    for layer in _layers(app):
-        if (interface := _told_by(layer)) is not None:
+    for each in _callables(app):
+        if (interface := _interface_of_callable(each)) is not None:
             return interface
-    raise UnknownInterface(f"{_seen(app)} is not told from its arguments to be ASGI 3, ASGI 2 or WSGI")
+    raise UnknownInterface(f"{_describe(app)} does not show by its arguments whether it is ASGI 3, ASGI 2 or WSGI")
 
 
 def takes(call: Callable[..., Any], count: int) -> bool:
@@ -63,54 +63,54 @@ def takes(call: Callable[..., Any], count: int) -> bool:
     return True
 
 
-def _layers(app: Any, depth: int = 0) -> Iterator[Any]:
+def _callables(app: Any, depth: int = 0) -> Iterator[Any]:
     """Yield the callable, then the callables that it wraps, from the outside to the inside."""
     yield app
-    if depth == _LAYERS:
+    if depth == MAX_WRAPPERS:
         return
     if isinstance(app, functools.partial):
-        for inside in islice(_layers(app.func, depth + 1), 1, None):
+        for inside in islice(_callables(app.func, depth + 1), 1, None):
             yield functools.partial(inside, *app.args, **app.keywords)
         return
     if inspect.ismethod(app):
         if hasattr(app.__func__, "__wrapped__"):
-            yield from _layers(MethodType(app.__func__.__wrapped__, app.__self__), depth + 1)
+            yield from _callables(MethodType(app.__func__.__wrapped__, app.__self__), depth + 1)
         return
     if not isinstance(app, _PLAIN):
-        call = type(app).__call__  # where Python looks for it, though some keep it in a slot
-        yield from _layers(call.__get__(app) if hasattr(call, "__get__") else call, depth + 1)
+        call = type(app).__call__  # Python looks there, too; some classes have it in a slot
+        yield from _callables(call.__get__(app) if hasattr(call, "__get__") else call, depth + 1)
     if (wrapped := getattr(app, "__wrapped__", None)) is not None:
-        yield from _layers(wrapped, depth + 1)
+        yield from _callables(wrapped, depth + 1)
 
 
-def _told_by(call: Any) -> Interface | None:
+def _interface_of_callable(call: Any) -> Interface | None:
     """Return the interface that this callable by itself has, or None if it does not tell."""
     counts = [count for count in _BY_COUNT if takes(call, count)]
     bare = call
     while isinstance(bare, functools.partial):
         bare = bare.func
     if inspect.isclass(bare):
-        return _told_by_class(bare, counts)
+        return _interface_of_class(bare, counts)
     if inspect.iscoroutinefunction(bare) or inspect.iscoroutinefunction(type(bare).__call__):
         return "asgi3" if 3 in counts else None
     if len(counts) == 1:
         return _BY_COUNT[counts[0]]
-    return _told_by_names(call, counts)
+    return _interface_by_names(call, counts)
 
 
-def _told_by_class(cls: type, counts: list[int]) -> Interface | None:
+def _interface_of_class(cls: type, counts: list[int]) -> Interface | None:
     """Return the interface of a class, which is called to make an instance: the instance must fit, too."""
     if 3 in counts and hasattr(cls, "__await__"):
         return "asgi3"
     if 2 in counts and hasattr(cls, "__iter__"):
         return "wsgi"
     call = next((vars(base)["__call__"] for base in cls.__mro__ if "__call__" in vars(base)), None)
-    if 1 in counts and call is not None and takes(call, 3):  # itself, receive and send
+    if 1 in counts and call is not None and takes(call, 3):  # self, receive and send
         return "asgi2"
     return None
 
 
-def _told_by_names(call: Any, counts: list[int]) -> Interface | None:
+def _interface_by_names(call: Any, counts: list[int]) -> Interface | None:
     """Return the interface by the names of the arguments, where their number leaves it open."""
     signature = _signature(call)
     names = [name.lstrip("_") for name in signature.parameters] if signature is not None else []
@@ -128,11 +128,11 @@ def _told_by_names(call: Any, counts: list[int]) -> Interface | None:
 def _signature(call: Any) -> inspect.Signature | None:
     try:
         return inspect.signature(call, **_SIGNATURE_OPTIONS)
-    except (TypeError, ValueError):  # it has none, as some that are written in C
+    except (TypeError, ValueError):  # none, as some callables that are written in C
         return None
 
 
-def _seen(app: Any) -> str:
+def _describe(app: Any) -> str:
     """Return a description of the app for an error message."""
     if inspect.iscoroutinefunction(app):
         what = "async function"

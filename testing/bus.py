@@ -28,10 +28,10 @@ from asgibus.worker.settings import WorkerSettings
 if TYPE_CHECKING:
     import httpx
 
-TIMEOUT = 5.0  # for clients: what takes longer within a process does not come
-GRACEFUL_TIMEOUT = 1.0  # for apps to end: a test whose app hangs should not take long to say so
+TIMEOUT = 5.0  # for clients: within one process, an answer that takes longer does not come
+GRACEFUL_TIMEOUT = 1.0  # for apps to end: a test whose app hangs should fail soon
 
-_OURS = {  # what a test cannot choose
+_OURS = {  # settings that a test cannot choose
     "app",
     "app_dir",
     "layer",
@@ -96,7 +96,7 @@ class Bus:
         self._options = options
         self._http: httpx.AsyncClient | None = None
         self._tasks: TaskGroup
-        self._life: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._closing = anyio.Event()
 
     @property
@@ -113,7 +113,7 @@ class Bus:
         """
         if self._http is None:
             try:
-                import httpx  # noqa: PLC0415  # only who uses it needs it
+                import httpx  # noqa: PLC0415  # an extra, needed for this alone
             except ImportError as error:
                 raise ImportError("bus.http needs httpx: pip install 'asgibus[testing]'", name="httpx") from error
             # There is no TLS here, and to load the certificates that httpx trusts takes longer than most tests.
@@ -187,11 +187,11 @@ class Bus:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             raise RuntimeError('asgibus.testing runs on asyncio: with anyio, choose the backend "asyncio"') from None
-        if self._life is not None:
+        if self._task is not None:
             raise RuntimeError("a Bus is entered once")
         opened = loop.create_future()
-        # A task of its own: a test's fixtures may be entered in one task and left in another.
-        self._life = loop.create_task(self._live(opened), context=_context())
+        # A separate task: fixtures of a test may be entered in one task and left in another.
+        self._task = loop.create_task(self._run(opened), context=_context())
         try:
             self.url = await opened
             for _ in range(self._count):
@@ -216,18 +216,18 @@ class Bus:
             raise ExceptionGroup("the app raised", self.errors)
 
     async def _end(self) -> None:
-        assert self._life is not None
+        assert self._task is not None
         self._closing.set()
         try:
-            await asyncio.wait([self._life])
+            await asyncio.wait([self._task])
         except asyncio.CancelledError:
-            self._life.cancel()
+            self._task.cancel()
             with anyio.CancelScope(shield=True):
-                await asyncio.wait([self._life])
+                await asyncio.wait([self._task])
             raise
-        self._life.result()
+        self._task.result()
 
-    async def _live(self, listening: asyncio.Future[str]) -> None:
+    async def _run(self, listening: asyncio.Future[str]) -> None:
         """Own all tasks of the bus. At the end the sockets are closed first, then the apps end."""
         stop, ended = anyio.Event(), anyio.Event()
         with watching():
@@ -243,13 +243,13 @@ class Bus:
     async def _serve(self, listening: asyncio.Future[str], stop: anyio.Event, ended: anyio.Event) -> None:
         settings = InterfaceSettings(port=0, **_named(_INTERFACE, self._options))
 
-        def listens(where: str) -> None:
-            if not listening.done():  # else nobody waits for it any more
-                listening.set_result(where)
+        def listens(address: str) -> None:
+            if not listening.done():  # else the test has been cancelled
+                listening.set_result(address)
 
         try:
             await Server(settings, self._layer).serve(stop, listens)
-        except Exception as error:  # noqa: BLE001 - given to whoever enters, or to the test
+        except Exception as error:  # noqa: BLE001 - raised by `__aenter__`, or reported to the test
             if listening.done():
                 self.errors.append(error)
             else:

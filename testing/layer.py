@@ -40,23 +40,23 @@ class WorkerLayer(ChannelLayer):
         if self._bus is not None:
             self.shared.remove(self._bus)
 
-    def _alive(self) -> InMemoryChannelLayer:
+    def _shared_or_cancel(self) -> InMemoryChannelLayer:
         if self.is_cut:
             raise asyncio.CancelledError("this worker was killed")
         return self.shared
 
     def bus(self, role: str, handler: Handler) -> AbstractAsyncContextManager[Bus]:
         self._bus = _WorkerBus(self, role, handler)
-        return self._alive().place(self._bus)
+        return self._shared_or_cancel().place(self._bus)
 
     async def send(self, channel: str, message: Message, *, delay: float = 0.0) -> None:
-        await self._alive().send(channel, message, delay=delay)
+        await self._shared_or_cancel().send(channel, message, delay=delay)
 
     async def receive(self, channel: str) -> Message:
-        return await self._alive().receive(channel)
+        return await self._shared_or_cancel().receive(channel)
 
     async def new_channel(self, prefix: str = "specific") -> str:
-        return await self._alive().new_channel(prefix)
+        return await self._shared_or_cancel().new_channel(prefix)
 
     @property
     def client_prefix(self) -> str:
@@ -64,25 +64,25 @@ class WorkerLayer(ChannelLayer):
         return self.shared.client_prefix
 
     async def group_add(self, group: str, channel: str) -> None:
-        await self._alive().group_add(group, channel)
+        await self._shared_or_cancel().group_add(group, channel)
 
     async def group_discard(self, group: str, channel: str) -> None:
-        await self._alive().group_discard(group, channel)
+        await self._shared_or_cancel().group_discard(group, channel)
 
     async def group_send(self, group: str, message: Message) -> None:
-        await self._alive().group_send(group, message)
+        await self._shared_or_cancel().group_send(group, message)
 
     async def channel_statistics(self, channel: str) -> Statistics:
-        return await self._alive().channel_statistics(channel)
+        return await self._shared_or_cancel().channel_statistics(channel)
 
     async def global_statistics(self) -> Statistics:
-        return await self._alive().global_statistics()
+        return await self._shared_or_cancel().global_statistics()
 
     async def flush(self) -> None:
-        await self._alive().flush()
+        await self._shared_or_cancel().flush()
 
     async def declare_dead(self, mailbox: str) -> None:
-        await self._alive().declare_dead(mailbox)
+        await self._shared_or_cancel().declare_dead(mailbox)
 
     async def close(self) -> None:
         """Do nothing: the shared layer stays open."""
@@ -110,8 +110,8 @@ class _WorkerBus(MemoryBus):
         await self._late(bool(deliveries))
         return deliveries
 
-    async def _late(self, something: bool) -> None:
-        if something and self._worker_layer.delay:
+    async def _late(self, received: bool) -> None:
+        if received and self._worker_layer.delay:
             await asyncio.sleep(self._worker_layer.delay)
 
 
@@ -133,13 +133,13 @@ class _LateHandler(Handler):
         due = self._loop.time() + self._layer.delay
         self._waiting.append((due, sender, frames))
         if len(self._waiting) == 1:
-            self._loop.call_at(due, self._give)
+            self._loop.call_at(due, self._deliver_due)
 
-    def _give(self) -> None:
+    def _deliver_due(self) -> None:
         while self._waiting and not self._layer.is_cut:
             due, sender, frames = self._waiting[0]
             if due > self._loop.time():
-                self._loop.call_at(due, self._give)
+                self._loop.call_at(due, self._deliver_due)
                 return
             self._handler.batch(sender, frames)
             self._waiting.popleft()

@@ -9,8 +9,8 @@ from contextvars import ContextVar
 from typing import Any
 from weakref import WeakSet
 
-AGAIN_SECONDS = 0.001  # until what has caught a cancellation is cancelled again: the dead do not clean up
-CANCEL_SECONDS = 5.0  # for tasks that go on all the same
+RETRY_SECONDS = 0.001  # between two cancellations of a task: a killed process cleans nothing up
+CANCEL_SECONDS = 5.0  # for all tasks to end
 
 
 class Tasks:
@@ -37,12 +37,12 @@ class Tasks:
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + CANCEL_SECONDS
-        while going := [task for task in self._tasks if not task.done()]:
+        while running := [task for task in self._tasks if not task.done()]:
             if loop.time() > end:
-                raise RuntimeError(f"a task of a worker that has ended goes on for {CANCEL_SECONDS:g} s: {going[0]!r}")
-            for task in going:
+                raise RuntimeError(f"a task of an ended worker goes on for {CANCEL_SECONDS:g} s: {running[0]!r}")
+            for task in running:
                 task.cancel()
-            await asyncio.wait(going, timeout=AGAIN_SECONDS)
+            await asyncio.wait(running, timeout=RETRY_SECONDS)
 
 
 _owner: ContextVar[Tasks | None] = ContextVar("asgibus.testing.owner", default=None)
@@ -66,5 +66,5 @@ def watching() -> Iterator[None]:
     try:
         yield
     finally:
-        if loop.get_task_factory() is make:  # else somebody has put another one around it, which it stays below
+        if loop.get_task_factory() is make:  # else another factory wraps this one, and goes on using it
             loop.set_task_factory(before)

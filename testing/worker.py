@@ -35,7 +35,7 @@ class VirtualWorker:
         self._tasks = Tasks()
         self._stop = anyio.Event()
         self._ready = anyio.Event()
-        self._over = anyio.Event()  # it has stopped serving, or is to
+        self._over = anyio.Event()  # the worker has stopped serving, or has to
         self._ended = anyio.Event()
         self._serving: dict[int, Scope] = {}
         self._start_failure: Exception | None = None
@@ -95,7 +95,7 @@ class VirtualWorker:
                 tasks.start_soon(self._serve)
                 try:
                     await self._over.wait()
-                finally:  # as with a process, whatever the app has left running goes
+                finally:  # as with a process, all tasks of the app end
                     with anyio.CancelScope(shield=True):
                         await self._cancel()
         finally:
@@ -119,9 +119,9 @@ class VirtualWorker:
         except asyncio.CancelledError:
             if not self._layer.is_cut:
                 raise
-        except Exception as error:  # noqa: BLE001 - given to whoever started it, or to the test
+        except Exception as error:  # noqa: BLE001 - raised by `started`, or reported to the test
             if self._layer.is_cut:
-                pass  # its last words
+                pass  # a killed process reports nothing
             elif self._ready.is_set():
                 self._failed(error)
             else:
@@ -142,7 +142,7 @@ class VirtualWorker:
         is_lifespan = scope["type"] == "lifespan"
         started = not is_lifespan
 
-        async def heed(event: MutableMapping[str, Any]) -> None:
+        async def note_startup(event: MutableMapping[str, Any]) -> None:
             nonlocal started
             started = started or event.get("type") == "lifespan.startup.complete"
             await send(event)
@@ -150,7 +150,7 @@ class VirtualWorker:
         if not is_lifespan:
             self._serving[id(scope)] = scope
         try:
-            await self._app(scope, receive, heed if is_lifespan else send)
+            await self._app(scope, receive, note_startup if is_lifespan else send)
         except (Exception, BaseExceptionGroup) as error:
             if self._layer.is_cut:
                 raise asyncio.CancelledError("this worker was killed") from None

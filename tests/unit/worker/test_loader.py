@@ -205,7 +205,7 @@ def test_the_interface_that_is_said_is_believed(write: Write) -> None:
     name = write("def app(*args): pass\n")
     said = opening_refused(name)
     assert said == (
-        f"the app '{name}': function app(*args) is not told from its arguments to be ASGI 3, ASGI 2 or WSGI: "
+        f"the app '{name}': function app(*args) does not show by its arguments whether it is ASGI 3, ASGI 2 or WSGI: "
         "say --interface asgi3, asgi2 or wsgi"
     )
     for interface in ("asgi3", "asgi2", "wsgi"):
