@@ -46,6 +46,7 @@ def living(url: str) -> set[str]:
     return {name for name in names if name.endswith("!")}
 
 
+@pytest.mark.long  # test_worker_killed shows it
 def test_a_killed_worker(server: RedisServer, processes: Processes, notes: Notes, figures: Figures) -> None:
     with Load(processes, notes, server.url) as load:
         before = len(living(server.url))
@@ -71,6 +72,7 @@ def test_a_killed_worker(server: RedisServer, processes: Processes, notes: Notes
     assert left == before - 1
 
 
+@pytest.mark.long  # test_interface_killed shows it
 def test_a_killed_interface(server: RedisServer, processes: Processes, notes: Notes, figures: Figures) -> None:
     with Load(processes, notes, server.url) as load:
         before = len(living(server.url))
@@ -90,6 +92,7 @@ def test_a_killed_interface(server: RedisServer, processes: Processes, notes: No
     assert all(member.closed is None or member.leaving for member in others)
 
 
+@pytest.mark.long  # test_paused shows the same with less going on beside it
 @pytest.mark.parametrize("kind", ["worker", "interface"])
 def test_who_was_paused_is_dead_and_kills_nobody(
     kind: str, server: RedisServer, processes: Processes, notes: Notes, figures: Figures

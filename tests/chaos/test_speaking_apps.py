@@ -94,7 +94,7 @@ def watch(start_interface: Start, start_worker: Start, figures: Figures) -> Watc
     return watch
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SHUTDOWN", "silence"])
+@pytest.mark.parametrize("how", ["SIGKILL", pytest.param("SHUTDOWN", marks=pytest.mark.long), "silence"])
 @pytest.mark.parametrize("seconds", SECONDS)
 async def test_redis_is_away(how: str, seconds: float, start_redis: Callable[..., RedisServer], watch: Watch) -> None:
     server = start_redis()

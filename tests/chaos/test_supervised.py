@@ -135,8 +135,15 @@ def test_children_are_recycled(
         report.assert_whole()
 
 
-@pytest.mark.parametrize("how", ["kill", "crash"])
-@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize(
+    ("how", "busy"),
+    [
+        ("kill", True),
+        ("crash", False),
+        pytest.param("kill", False, marks=pytest.mark.long),
+        pytest.param("crash", True, marks=pytest.mark.long),
+    ],
+)
 def test_a_message_that_kills_its_worker(
     how: str,
     busy: bool,
