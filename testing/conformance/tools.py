@@ -151,6 +151,7 @@ async def refused(
     Raises:
         AssertionError: The channel takes too many messages.
     """
+    before = (await (maker or layer).channel_statistics(channel))["channel_full_count"]
     dropped = 0
     async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
@@ -162,7 +163,7 @@ async def refused(
             dropped += 1
             expect("!" in channel, f"the full {channel} took a message")
             await asyncio.sleep(0.001)
-    await count_dropped(maker or layer, channel, dropped)
+    await count_dropped(maker or layer, channel, before + dropped)
     return full
 
 
