@@ -6,9 +6,9 @@
 
 from asgibus.layers.contract import Bus, ChannelLayer, Claim, Handler, Offer
 from asgibus.layers.errors import ChannelFull, LayerError, LayerUnavailable, MessageTooLarge
+from asgibus.layers.factory import open_layer
 from asgibus.layers.memory import InMemoryChannelLayer
 from asgibus.layers.redis import RedisChannelLayer
-from asgibus.layers.registry import open_layer
 
 __all__ = [
     "Bus",

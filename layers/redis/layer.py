@@ -25,7 +25,7 @@ from asgibus.layers.redis import scripts
 from asgibus.layers.redis.bus import RedisBus
 from asgibus.layers.redis.codec import Encryption, Entries
 from asgibus.layers.redis.config import DEFAULT_HOST, Hosts, read_hosts
-from asgibus.layers.redis.local_channels import LocalChannels, OwnLoop
+from asgibus.layers.redis.local_channels import BackgroundLoop, LocalChannels
 from asgibus.layers.redis.pipeline import CALL_SECONDS, PAYLOAD_VERSION
 from asgibus.layers.redis.redelivery import epoch_range
 from asgibus.layers.redis.store import Attachment, Shard, Shards
@@ -58,7 +58,7 @@ def _lasting(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corouti
         layer: Any = args[0]
         if layer.lasts(asyncio.get_running_loop()):
             return await method(*args, **kwargs)
-        work: T = await layer.own_loop.run(partial(method, *args, **kwargs))
+        work: T = await layer.background_loop.run(partial(method, *args, **kwargs))
         return work
 
     return call
@@ -116,8 +116,8 @@ class RedisChannelLayer(ChannelLayer):
             # What stands between the first braces of a key says where it lies, and that is to be the tag of its store.
             raise ValueError(f"on a cluster, a layer's prefix holds no '{{', as {prefix!r} does")
         self._shards = Shards([Shard(store, prefix, self._entries, self.settings, self.counts) for store in stores])
-        self.own_loop = OwnLoop(self._shards.close)
-        self._local = LocalChannels(self._shards, self.own_loop, self._over_capacity)
+        self.background_loop = BackgroundLoop(self._shards.close)
+        self._local = LocalChannels(self._shards, self.background_loop, self._over_capacity)
 
     @property
     def client_prefix(self) -> str:
@@ -363,16 +363,16 @@ class RedisChannelLayer(ChannelLayer):
 
     async def close(self) -> None:
         await self._shards.close()
-        await self.own_loop.close()
+        await self.background_loop.close()
 
     async def close_pools(self) -> None:
         await self._shards.close()
         if self._local.inbox is None:
-            await self.own_loop.close()
+            await self.background_loop.close()
 
     def lasts(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether the loop has connections of its own, or has been calling for long enough to get some."""
-        return any(shard.serves(loop) for shard in self._shards) or not self.own_loop.serves(loop)
+        return any(shard.serves(loop) for shard in self._shards) or not self.background_loop.should_run_here(loop)
 
     @_lasting
     async def declare_dead(self, mailbox: str) -> None:

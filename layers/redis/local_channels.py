@@ -1,8 +1,8 @@
-"""The process-local channels of a layer object, and the event loop of its own in which their mailbox is read.
+"""The process-local channels of a layer object, and the background loop in which their mailbox is read.
 
-A process has one mailbox for all of them, whatever their prefixes and the event loops in which they were made. It is
-read in a background thread. So a name may be made in one event loop and received from in another, as synchronous code
-does that calls each by `async_to_sync`, and a further prefix costs nothing.
+A process has one mailbox for all of its channels, whatever their prefixes and the event loops in which they were made.
+So a name may be made in one event loop and received from in another, as synchronous code does that calls each by
+`async_to_sync`, and a further prefix costs nothing.
 """
 
 from __future__ import annotations
@@ -30,18 +30,26 @@ from asgibus.layers.redis.store import Attachment, Shard, Shards
 T = TypeVar("T")
 Close = Callable[[], Coroutine[Any, Any, None]]
 
-YOUNG_SECONDS = (
-    1.0  # since a loop's first call: one that calls for longer gets connections of its own, which is quicker
-)
+# For so long after its first call, an event loop may be one of `async_to_sync`, which ends at once. Later it gets
+# connections of its own, which is quicker than a call into another thread.
+YOUNG_SECONDS = 1.0
 STOP_SECONDS = 5.0  # for the thread to end
 GOODBYE_SECONDS = 1.0  # for the lease to be given back when the interpreter ends without a `close`
 
 
-class OwnLoop:
-    """Start the thread at the first use, in each process; end it by `close`, or with the interpreter."""
+class BackgroundLoop:
+    """An event loop in a thread, for callers whose loop may be about to end.
+
+    `async_to_sync` makes a loop for each call. Connections that belonged to such a loop would be opened and closed with
+    it. The thread starts at the first use in each process, and ends by `close` or with the interpreter.
+    """
 
     def __init__(self, end: Close) -> None:
-        """`end` is awaited in the loop before it ends; it must not refer to this object."""
+        """Prepare to start the thread.
+
+        Args:
+            end: Awaited in the loop before it ends. It must not refer to this object.
+        """
         self._end = end
         self._lock = threading.Lock()
         self._pid = 0
@@ -50,22 +58,22 @@ class OwnLoop:
         self._held: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._first: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, float] = weakref.WeakKeyDictionary()
 
-    def serves(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Return whether that loop's calls are to be made here, because it has only just begun to call."""
+    def should_run_here(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Return whether the calls of an event loop are made here, because its first call was a moment ago."""
         if self._thread is not None and loop is self._thread.loop:
             return False
         now = time.monotonic()
         return now - self._first.setdefault(loop, now) < YOUNG_SECONDS
 
     def hold(self) -> None:
-        """Keep the thread until the running loop has ended, or calls `close`."""
+        """Keep the thread until the running event loop has ended, or calls `close`."""
         loop = asyncio.get_running_loop()
         if loop not in self._held and not (self._thread is not None and loop is self._thread.loop):
             with self._lock:
                 self._held.add(loop)
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Await `work()` in this loop. To cancel the call cancels the work, too."""
+        """Await `work()` in the background loop. Cancelling the call cancels the work."""
         caller = asyncio.get_running_loop()
         with self._lock:
             if self._thread is None or self._pid != os.getpid():  # a thread does not survive a fork
@@ -94,9 +102,9 @@ class OwnLoop:
         self._thread.start()
 
     async def close(self) -> None:
-        """End the thread, unless other loops use it; it can be used again afterwards.
+        """End the thread, unless other event loops use it, and wait for that. It can be used again afterwards.
 
-        Return when all is closed there. When this is cancelled, the closing goes on by itself.
+        If this call is cancelled, the thread ends all the same.
         """
         caller = asyncio.get_running_loop()
         with self._lock:
@@ -115,19 +123,19 @@ class OwnLoop:
 
 
 class _Thread(threading.Thread):
-    """The thread of one `OwnLoop`."""
+    """The thread of a `BackgroundLoop`."""
 
     def __init__(self, end: Close) -> None:
         super().__init__(name="asgibus layer", daemon=True)
-        # The clock of this loop is read in other threads; that of uvloop stands still while it waits.
+        # Other threads read the clock of this loop, and that of uvloop stands still while the loop waits.
         self.loop: asyncio.AbstractEventLoop = asyncio.SelectorEventLoop()
         self.ended: Future[None] = Future()
-        self.ended.set_running_or_notify_cancel()  # who waits for it may give up, and cannot cancel it
+        self.ended.set_running_or_notify_cancel()  # a waiter that gives up cannot cancel it
         self._end = end
         self._seconds: float | None = None
 
     def run(self) -> None:
-        """Serve until `stop`, then close what is there and cancel the rest, silently."""
+        """Run the loop until `stop`, then await `end`, and cancel the tasks that are left."""
         loop = self.loop
         loop.run_forever()
         try:
@@ -136,7 +144,7 @@ class _Thread(threading.Thread):
                 task.cancel()
             if tasks:
                 loop.run_until_complete(asyncio.wait(tasks))
-            loop.run_until_complete(asyncio.sleep(0))  # in which their sockets are closed
+            loop.run_until_complete(asyncio.sleep(0))  # one turn, in which sockets are closed
             loop.close()
         finally:
             self.ended.set_result(None)
@@ -146,7 +154,7 @@ class _Thread(threading.Thread):
         await asyncio.wait([closing], timeout=self._seconds)
 
     def stop(self, seconds: float | None = None) -> None:
-        """Let the thread come to its end, within this time if one is given."""
+        """Ask the thread to end. `seconds` limits how long `end` may take."""
         self._seconds = seconds
         self.loop.call_soon_threadsafe(self.loop.stop)
 
@@ -154,16 +162,23 @@ class _Thread(threading.Thread):
         """End the thread because its layer is gone, or the interpreter ends."""
         if pid == os.getpid() and self.is_alive():
             self.stop(GOODBYE_SECONDS)
-            if self is not threading.current_thread():  # garbage is collected in whichever runs
+            if self is not threading.current_thread():  # any thread may collect garbage
                 self.join(STOP_SECONDS)
 
 
 class LocalChannels:
     """The process-local channels of one layer object. All methods may be called in several event loops at once."""
 
-    def __init__(self, shards: Shards, own_loop: OwnLoop, over_capacity: OverCapacity) -> None:
+    def __init__(self, shards: Shards, background_loop: BackgroundLoop, over_capacity: OverCapacity) -> None:
+        """Prepare to open the mailbox, which the first use does.
+
+        Args:
+            shards: The stores of the layer.
+            background_loop: Where the mailbox is read.
+            over_capacity: Counts and logs the messages that full channels miss.
+        """
         self._shards = shards
-        self._own_loop = own_loop
+        self._background_loop = background_loop
         self._over_capacity = over_capacity
         self._lock = threading.Lock()
         self._process = ""
@@ -172,12 +187,12 @@ class LocalChannels:
         self._inbox: Inbox | None = None
         self._bus: RedisBus | None = None
         self._attachment: Attachment | None = None  # of the bus
-        self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None  # that has used them last
+        self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None  # that used them last
         _all.add(self)
 
     @property
     def process(self) -> str:
-        """The id of this process, which stands before the `!` in the names of its channels; a fork has another one."""
+        """The id of this process, which is before the `!` in the names of its channels. A fork has another one."""
         with self._lock:
             if not self._process:
                 self._name(random.choice(self._shards))
@@ -185,14 +200,14 @@ class LocalChannels:
 
     @property
     def inbox(self) -> Inbox | None:
-        """Where their messages arrive, for the running event loop; None if that has to be opened."""
+        """The messages of the channels; None if the mailbox has to be opened."""
         inbox = self._inbox
         if inbox is None or inbox.closed:
             return None
         loop = asyncio.get_running_loop()
         if self._loop is None or self._loop() is not loop:
             self._loop = weakref.ref(loop)
-            self._own_loop.hold()
+            self._background_loop.hold()
         return inbox
 
     def has(self, mailbox: str) -> bool:
@@ -200,38 +215,38 @@ class LocalChannels:
         return mailbox == self._mailbox
 
     async def open(self) -> Inbox:
-        """Make the mailbox, unless it is there. Raises LayerUnavailable."""
-        await self._own_loop.run(self._open)
+        """Open the mailbox, if it is not open, and return its messages. Raises LayerUnavailable."""
+        await self._background_loop.run(self._open)
         inbox = self.inbox
         if inbox is None:
             raise LayerUnavailable("the layer was closed")
         return inbox
 
     async def new(self, prefix: str) -> str:
-        """Return a name that nobody else has. Raises TypeError for a bad prefix, LayerUnavailable."""
+        """Return a new, unique channel name. Raises TypeError for a prefix that is not valid, LayerUnavailable."""
         require_channel(prefix)
         if self.inbox is None:
             await self.open()
         return require_channel(f"{prefix}.{self._process}!{next(self._numbers)}")
 
     async def group_add(self, group: str, channel: str) -> None:
-        """Add a channel to a group, and again if the store loses that. Raises LayerUnavailable."""
+        """Add a channel to a group, and add it again if the store loses that. Raises LayerUnavailable."""
 
         async def add() -> None:
             await (await self._open()).add_channel(group, channel)
 
-        await self._own_loop.run(add)
+        await self._background_loop.run(add)
 
     async def group_discard(self, group: str, channel: str) -> None:
-        """Take a channel out of a group. Raises LayerUnavailable."""
+        """Remove a channel from a group. Raises LayerUnavailable."""
 
         async def discard() -> None:
             await (await self._open()).discard_channel(group, channel)
 
-        await self._own_loop.run(discard)
+        await self._background_loop.run(discard)
 
     async def clear(self) -> None:
-        """Drop every message of the channels, and their memberships here, but not those in the store."""
+        """Drop every message of the channels, and forget their memberships; those in the store stay."""
 
         async def clear() -> None:
             bus = await self._open()
@@ -240,7 +255,7 @@ class LocalChannels:
             bus.clear()
 
         if self.inbox is not None:
-            await self._own_loop.run(clear)
+            await self._background_loop.run(clear)
 
     async def _open(self) -> RedisBus:
         if not self._process:
@@ -277,7 +292,7 @@ class LocalChannels:
         self._mailbox = channels_mailbox(self._process)
 
     def forget(self) -> None:
-        """Be another process: a fork of the one that has those channels."""
+        """Forget the mailbox, after a fork: it belongs to the parent process."""
         self._lock = threading.Lock()
         self._process = self._mailbox = ""
         self._inbox = self._bus = self._attachment = self._loop = None

@@ -362,8 +362,8 @@ def test_a_layer_may_be_collected_by_its_own_thread(redis_url: str, monkeypatch:
     layer = RedisChannelLayer(redis_url)
     async_to_sync(layer.send)("ordinary", {})
     (thread,) = [thread for thread in threading.enumerate() if thread.name == "asgibus layer" and thread not in others]
-    assert layer.own_loop._thread is not None
-    loop = layer.own_loop._thread.loop
+    assert layer.background_loop._thread is not None
+    loop = layer.background_loop._thread.loop
     layer.cycle = layer  # type: ignore[attr-defined]
     del layer
 
