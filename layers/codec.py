@@ -1,6 +1,6 @@
-"""Messages and frames as bytes: msgpack, bytes and str kept apart, integers of 64 bits, nothing that runs code.
+"""Pack messages and frames with msgpack: bytes and str stay apart, integers have 64 bits, nothing runs code.
 
-Arrays come back as tuples: what crossed a process cannot be altered, and so behaves as it does within one.
+Arrays are unpacked as tuples: frames must not be altered, whether they crossed a process or not.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import msgpack
 
 from asgibus.layers.errors import MessageTooLarge
 
-MESSAGE_BYTES = 16 * 1024 * 1024  # one packed message: a store may take more, but one entry must not stall all others
+MESSAGE_BYTES = 16 * 1024 * 1024  # of one packed message: a store takes larger ones, but they would stall all others
 
 
 def pack(value: Any) -> bytes:
-    """`value` as bytes. Raises TypeError for a type that a message may not hold, or an integer over 64 bits."""
+    """Pack a value. Raises TypeError for a type that msgpack does not know, and for an integer over 64 bits."""
     try:
         packed: bytes = msgpack.packb(value, use_bin_type=True)
     except (OverflowError, ValueError) as error:
@@ -24,7 +24,7 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(data: bytes) -> Any:
-    """The value in `data`, with tuples for arrays. Raises ValueError when it is damaged."""
+    """Unpack a value, with tuples for arrays. Raises ValueError for damaged data."""
     try:
         return msgpack.unpackb(data, use_list=False, raw=False, strict_map_key=False)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
@@ -32,7 +32,7 @@ def unpack(data: bytes) -> Any:
 
 
 def pack_message(message: object) -> bytes:
-    """A public message as bytes. Raises TypeError for what is none, MessageTooLarge over 16 MiB."""
+    """Pack a message of an app. Raises TypeError if it is not a valid message, MessageTooLarge over 16 MiB."""
     if not isinstance(message, dict):
         raise TypeError(f"a message is a dict, not {type(message).__name__}")
     packed = pack(message)
@@ -42,10 +42,10 @@ def pack_message(message: object) -> bytes:
 
 
 def unpack_message(data: bytes) -> dict[str, Any]:
-    """The message in `data`, with lists for arrays, as apps expect them. Raises ValueError when it is none."""
+    """Unpack a message, with lists for arrays, as apps expect. Raises ValueError if `data` is not a message."""
     try:
         message = msgpack.unpackb(data, use_list=True, raw=False, strict_map_key=False)
-    except (ValueError, TypeError, msgpack.UnpackException):  # damaged, or with an array for a key: look closer
+    except (ValueError, TypeError, msgpack.UnpackException):  # damaged, or an array is a key, which a list cannot be
         message = listed(unpack(data))
     if not isinstance(message, dict):
         raise ValueError(f"not a message: {type(message).__name__}")
@@ -53,7 +53,7 @@ def unpack_message(data: bytes) -> dict[str, Any]:
 
 
 def listed(value: Any) -> Any:
-    """A copy of `value` with lists for tuples. It walks without recursion: a message may be nested as deep as any."""
+    """Copy a value, with lists for tuples. There is no recursion, as messages may be nested to any depth."""
     top = [value]
     unwalked: list[list[Any] | dict[Any, Any]] = [top]
     while unwalked:

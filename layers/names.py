@@ -3,8 +3,8 @@
 A name is 1 to 100 characters of `[A-Za-z0-9._-]`. One `!` splits a process-local name into the mailbox of its process
 (up to and with the `!`) and the local part, which the owner makes: `interface.4f9c2a!17`.
 
-The channels that an app makes with `new_channel` begin with a prefix of its choice: `chat.p4f9c2a!17`. All those of one
-process lie in one mailbox, so what stands before the id of the process says nothing of the place.
+The channels that an app makes with `new_channel` begin with a prefix of its choice: `chat.p4f9c2a!17`. All channels of
+one process share a mailbox, whose name depends on the id of the process alone.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import re
 import secrets
 from functools import lru_cache
 
-MAX_NAME_LENGTH = 100  # what the 2016 specification asks every layer to take
+MAX_NAME_LENGTH = 100  # the 2016 specification asks every layer to accept so many
 PROCESS_ID_BYTES = 8  # 64 random bits: two processes of one deployment never meet
-CHANNELS_MARK = "p"  # begins the id of a process that made channels; no id of a server begins so
+CHANNELS_MARK = "p"  # begins the id of a process that made channels, and no id of a server
 CHANNELS_ROLE = "specific."  # the prefix that `new_channel` has by default
 
 _CHANNEL = re.compile(r"[A-Za-z0-9._-]+(?:![A-Za-z0-9._-]*)?\Z", re.ASCII)
@@ -23,9 +23,14 @@ _GROUP = re.compile(r"[A-Za-z0-9._-]+\Z", re.ASCII)
 
 
 def require_channel(name: object, *, whole: bool = False) -> str:
-    """Give `name` back if it is a channel name, else raise TypeError with the rule.
+    """Return `name` if it is a channel name.
 
-    `whole=True` refuses a mailbox without a local part: it is no channel that can be sent to or received from.
+    Args:
+        name: The name.
+        whole: Whether to refuse a mailbox without a local part, which cannot be sent to or received from.
+
+    Raises:
+        TypeError: It is not; the error says the rule.
     """
     if isinstance(name, str) and len(name) <= MAX_NAME_LENGTH and _CHANNEL.match(name):
         if whole and name.endswith("!"):
@@ -38,7 +43,7 @@ def require_channel(name: object, *, whole: bool = False) -> str:
 
 
 def require_group(name: object) -> str:
-    """Give `name` back if it is a group name, else raise TypeError with the rule."""
+    """Return `name` if it is a group name, else raise TypeError with the rule."""
     if isinstance(name, str) and len(name) <= MAX_NAME_LENGTH and _GROUP.match(name):
         return name
     raise TypeError(f"group names are 1 to {MAX_NAME_LENGTH} ASCII letters, digits, '.', '-' or '_'; not {name!r}")
@@ -50,9 +55,9 @@ def split_local(name: str) -> tuple[str, str] | None:
     return (mailbox_of(owner), local) if mark else None
 
 
-@lru_cache(1024)  # of processes and prefixes, not of channels
+@lru_cache(1024)  # one for each process and prefix, not for each channel
 def mailbox_of(owner: str) -> str:
-    """Return the mailbox of a process-local name that begins so, up to the `!`."""
+    """Return the mailbox of a process-local name, by the part before the `!`."""
     process = owner.rpartition(".")[2]
     if process.startswith(CHANNELS_MARK) and len(process) == 1 + 2 * PROCESS_ID_BYTES:
         return channels_mailbox(process)
@@ -60,12 +65,12 @@ def mailbox_of(owner: str) -> str:
 
 
 def new_mailbox(role: str) -> str:
-    """Return a mailbox name that no other process has, such as `interface.4f9c2a…!`."""
+    """Return a new, unique mailbox name, such as `interface.4f9c2a…!`."""
     return require_channel(f"{role}.{secrets.token_hex(PROCESS_ID_BYTES)}!")
 
 
 def new_process() -> str:
-    """Return an id for a process that makes channels, which no other process has."""
+    """Return a new, unique id for a process that makes channels."""
     return CHANNELS_MARK + secrets.token_hex(PROCESS_ID_BYTES)
 
 
@@ -75,5 +80,5 @@ def channels_mailbox(process: str) -> str:
 
 
 def has_channels(mailbox: str) -> bool:
-    """Return whether this is a mailbox of channels that an app has made, and not that of a server."""
+    """Return whether a mailbox is that of channels that an app has made, and not that of a server."""
     return mailbox.startswith(CHANNELS_ROLE + CHANNELS_MARK)

@@ -1,4 +1,4 @@
-"""The count and the log of members that miss a broadcast because they are full."""
+"""Count and log the messages that full channels miss."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections import Counter
 
 logger = logging.getLogger("asgibus.layers")
 
-SUMMARY_SECONDS = 10.0  # from one line to the next, however many broadcasts meet full members
+SUMMARY_SECONDS = 10.0  # from one line to the next, however many messages find full channels
 
 
 class OverCapacity:
-    """Count every message that a full member misses; log the first at once, and then a summary from time to time.
+    """Counts every message that a full channel misses, and logs the first at once and then a summary now and then.
 
     It may be used from any thread.
     """
@@ -27,7 +27,13 @@ class OverCapacity:
         self._messages = 0
 
     def missed(self, where: str, full: int, members: int) -> None:
-        """Note that so many of the members of a group were full. Called in an event loop, after a broadcast."""
+        """Note that a message was for several channels, of which some are full. Call it in an event loop.
+
+        Args:
+            where: What the channels belong to: a group or a mailbox.
+            full: How many channels were full.
+            members: For how many channels the message was.
+        """
         with self._lock:
             self._counts["channel full"] += full
             now = time.monotonic()
@@ -37,23 +43,23 @@ class OverCapacity:
                 return
             self._summarise()
             self._quiet_until = now + SUMMARY_SECONDS
-        # The words and the level are those of channels_redis, which people look for.
+        # Text and level are those of channels_redis, which people search for.
         logger.info("%d of %d channels over capacity in %s", full, members, where)
         asyncio.get_running_loop().call_later(SUMMARY_SECONDS, self._end)
 
     def _end(self) -> None:
-        """Say what was missed since the last line; the next summary comes as much later."""
+        """Log what was missed since the last line, and schedule the next summary."""
         with self._lock:
             now = time.monotonic()
             if now + 0.1 < self._quiet_until:
-                return  # another loop has begun a later one
+                return  # another event loop has scheduled a later summary
             if not self._summarise():
                 return
             self._quiet_until = now + SUMMARY_SECONDS
         asyncio.get_running_loop().call_later(SUMMARY_SECONDS, self._end)
 
     def _summarise(self) -> bool:
-        """Log what was missed since the last line, if anything was."""
+        """Log what was missed since the last line. Return whether anything was."""
         sends, messages = self._sends, self._messages
         self._sends = self._messages = 0
         if sends:

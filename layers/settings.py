@@ -1,4 +1,4 @@
-"""What a channel layer is told when it is made: limits and times, and the names of its keys."""
+"""The settings of a channel layer: limits and times."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import translate
 
-EXPIRY_SECONDS = 60.0  # what the 2016 specification suggests
-GROUP_EXPIRY_SECONDS = 86400.0  # likewise
-CAPACITY = 100  # likewise
-WAIT_SECONDS = 5.0  # then whoever sends hears that the store is away, and can say so to somebody
+EXPIRY_SECONDS = 60.0  # as the 2016 specification suggests, like the next two
+GROUP_EXPIRY_SECONDS = 86400.0
+CAPACITY = 100
+WAIT_SECONDS = 5.0  # then a sender gets an error, and can tell its client
 BACKLOG_BYTES = 16 * 1024 * 1024
-LONGEST_SECONDS = 10 * 365 * 86400  # for a message or a membership: Redis refuses times that its clock cannot hold
+LONGEST_SECONDS = 10 * 365 * 86400  # of a message or a membership: Redis refuses times that its clock cannot hold
 
 Pattern = str | re.Pattern[str]
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSettings:
-    """The options that every layer takes, by the names that Channels gives them."""
+    """The options of every layer, by the names that Channels uses."""
 
     expiry: float = EXPIRY_SECONDS
     """Seconds after which an unread message is dropped."""
     group_expiry: float = GROUP_EXPIRY_SECONDS
-    """Seconds after which a membership ends that nobody renewed."""
+    """Seconds after which a membership ends unless it is renewed."""
     capacity: int = CAPACITY
     """How many unread messages a channel holds."""
     channel_capacity: tuple[tuple[re.Pattern[str], int], ...] = ()
-    """Other capacities, by what a channel's name matches; the first counts."""
+    """Other capacities by pattern of the channel's name; the first match counts."""
     wait: float = WAIT_SECONDS
     """Seconds that a call waits for a store that is away, before it raises LayerUnavailable."""
     backlog: int = BACKLOG_BYTES
-    """Bytes of messages that wait for the store at once; whoever sends more waits in turn."""
+    """Bytes of messages that wait for the store at once; the senders of further messages wait in turn."""
 
     @classmethod
     def of(
@@ -45,9 +45,10 @@ class LayerSettings:
         wait: float | None = None,
         backlog: int = BACKLOG_BYTES,
     ) -> LayerSettings:
-        """Check the options and compile the patterns: globs, or compiled expressions.
+        """Check the options, and compile globs.
 
-        Raises ValueError for a time or a capacity that is not above 0, and a time above ten years.
+        Raises:
+            ValueError: A time or a capacity is not above 0, or a time is above ten years.
         """
         capacities = tuple(
             (re.compile(translate(pattern)) if isinstance(pattern, str) else pattern, number)
@@ -66,7 +67,7 @@ class LayerSettings:
         return cls(expiry, group_expiry, capacity, capacities, wait, backlog)
 
     def capacity_of(self, channel: str) -> int:
-        """How many unread messages this channel holds."""
+        """Return how many unread messages a channel holds."""
         for pattern, capacity in self.channel_capacity:
             if pattern.match(channel):
                 return capacity
@@ -74,22 +75,22 @@ class LayerSettings:
 
 
 class _Process:
-    """Defaults of this process for layers that are not told otherwise."""
+    """Defaults of this process."""
 
     wait = WAIT_SECONDS
 
 
 def set_default_wait(seconds: float) -> None:
-    """Set `wait` for the layers that are made in this process from now on and are not told how long.
+    """Set the default of `wait` for layers that are made in this process from now on.
 
-    A worker does so before it loads its app, so that a layer of the app's own, such as that of Channels, waits as long
-    as the worker's.
+    A worker calls this before it loads its app, so that a layer of the app, such as that of Channels, waits as long as
+    the layer of the worker.
     """
     _Process.wait = seconds
 
 
 def require_delay(delay: object) -> float:
-    """Give back for how many seconds a message is to wait. Raises ValueError if it is no number from 0 to ten years."""
+    """Return a delay in seconds as a float. Raises ValueError if it is not a number from 0 to ten years."""
     if isinstance(delay, int | float) and not isinstance(delay, bool) and 0 <= delay <= LONGEST_SECONDS:
         return float(delay)
     raise ValueError(f"a delay is a number of seconds from 0 to {LONGEST_SECONDS}, not {delay!r}")

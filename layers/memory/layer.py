@@ -1,7 +1,7 @@
-"""The memory layer: the contract within one process. The embedded default, and the model for the Redis layer.
+"""The memory layer: the contract within one process. It is the embedded default, and the model of the Redis layer.
 
-Every method may be called from any event loop of the process, from several at once too; one lock guards what they
-share and is never held across an await.
+Every method may be called from any event loop of the process, and from several at once. One lock guards the shared
+state; it is never held across an await.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class InMemoryChannelLayer(ChannelLayer):
         self._over_capacity = OverCapacity(self.counts)
         self._clock = clock
         self._queues = Queues(self.settings.expiry, self.settings.capacity_of, clock=clock)
-        self._process = new_mailbox("")  # behind the prefix of every process-local name made here
+        self._process = new_mailbox("")  # follows the prefix in every process-local name made here
         self._locals = 0
         self._lock = threading.Lock()
         self.handed_over = 0
@@ -88,14 +88,14 @@ class InMemoryChannelLayer(ChannelLayer):
         self._groups: dict[str, dict[str, float]] = {}
         self._sweep_at = clock() + self.settings.group_expiry
         self._buses: dict[str, MemoryBus] = {}
-        self._shared: dict[str, OrderedDict[Offer, float]] = defaultdict(OrderedDict)  # and since when they are there
+        self._shared: dict[str, OrderedDict[Offer, float]] = defaultdict(OrderedDict)  # with their times
         self._offered: Counter[str] = Counter()
         self._claimed = 0
-        self._orphans: list[Claim] = []  # of buses that are closed, until somebody claims from their channels
+        self._orphans: list[Claim] = []  # claims of closed buses, until another bus claims from their channels
 
     @property
     def client_prefix(self) -> str:
-        """The part before the `!` in the names of this object's channels, behind their own prefix."""
+        """The part of the names of this object's channels between their prefix and the `!`."""
         return self._process.strip(".!")
 
     async def send(self, channel: str, message: Message, *, delay: float = 0.0) -> None:
@@ -143,7 +143,7 @@ class InMemoryChannelLayer(ChannelLayer):
                 missed += 1
         if missed:
             self._over_capacity.missed(f"group {group}", missed, len(targets))
-        await asyncio.sleep(0)  # likewise
+        await asyncio.sleep(0)  # as in `send`
 
     async def channel_statistics(self, channel: str) -> Statistics:
         local = split_local(require_channel(channel, whole=True))
@@ -160,14 +160,14 @@ class InMemoryChannelLayer(ChannelLayer):
             self._groups.clear()
 
     async def close(self) -> None:
-        """Nothing to close: the store is this object."""
+        """Do nothing: the store is this object."""
 
     def bus(self, role: str, handler: Handler) -> AbstractAsyncContextManager[Bus]:
         return self.place(MemoryBus(self, new_mailbox(role), handler, asyncio.get_running_loop()))
 
     @asynccontextmanager
     async def place(self, bus: MemoryBus) -> AsyncIterator[Bus]:
-        """Have `bus` here while the context lasts."""
+        """Let a bus take part while the context lasts."""
         with self._lock:
             self._buses[bus.mailbox] = bus
         try:
@@ -176,47 +176,47 @@ class InMemoryChannelLayer(ChannelLayer):
             self.remove(bus)
 
     def remove(self, bus: MemoryBus) -> None:
-        """Take a bus away, as its end does: nothing reaches it any more, and the others learn that it is dead."""
+        """Remove a bus, as its end does: nothing reaches it any more, and the others learn that it is dead."""
         with self._lock:
             if self._buses.pop(bus.mailbox, None) is None:
                 return
             groups = [group for group, members in self._groups.items() if bus.mailbox in members]
         for group in groups:
             self._leave(group, bus.mailbox)
-        self._bury(bus.mailbox, bus)
+        self._announce_death(bus.mailbox, bus)
 
     async def declare_dead(self, mailbox: str) -> None:
         bus = self._buses.get(mailbox)
-        self._bury(mailbox, bus, declared=True)
+        self._announce_death(mailbox, bus, declared=True)
         if bus is not None:
-            bus._soon(bus._handler.interrupted)  # as anyone who lives and was given up by the others
+            bus._soon(bus._handler.interrupted)  # like any living process that the others take for dead
 
-    def _bury(self, mailbox: str, bus: MemoryBus | None, *, declared: bool = False) -> None:
-        """Tell all others, behind what it posted, and hand on what it had claimed."""
+    def _announce_death(self, mailbox: str, bus: MemoryBus | None, *, declared: bool = False) -> None:
+        """Tell all other buses, after what the dead one posted, and reassign its claims."""
         with self._lock:
             others = [other for other in self._buses.values() if other.mailbox != mailbox]
             if bus is not None:
                 self._orphans += bus._claims.values()
                 bus._claims.clear()
         if bus is not None:
-            bus.give_all_back()
+            bus.give_back_all()
         for other in others:
             other.deliver("", (DEAD, mailbox, declared))
-        self._hand_on()
+        self._reassign_orphans()
 
-    def _hand_on(self) -> None:
-        """Give each claim of a bus that is closed to one that claims from its channel, if there is one."""
+    def _reassign_orphans(self) -> None:
+        """Give each claim of a closed bus to another bus that claims from its channel, if there is one."""
         with self._lock:
             orphans, self._orphans = self._orphans, []
             for claim in orphans:
-                heirs = (bus for bus in self._buses.values() if claim.channel in bus._channels and not bus._stopped)
-                heir = next(heirs, None)
-                if heir is None:
+                others = (bus for bus in self._buses.values() if claim.channel in bus._channels and not bus._stopped)
+                other = next(others, None)
+                if other is None:
                     self._orphans.append(claim)
                 else:
                     self.counts["orphan"] += 1
-                    heir._claims[claim.id] = claim
-                    heir._soon(partial(heir._handler.orphaned, claim))
+                    other._claims[claim.id] = claim
+                    other._soon(partial(other._handler.orphaned, claim))
 
     def _deliver(self, channel: str, message: Message, delay: float) -> None:
         local = split_local(channel)
@@ -231,14 +231,14 @@ class InMemoryChannelLayer(ChannelLayer):
     def _join(self, group: str, member: str, until: float) -> None:
         now = self._clock()
         with self._lock:
-            if now >= self._sweep_at:  # of groups that nobody sends to nothing else would be forgotten
+            if now >= self._sweep_at:  # groups that nobody sends to have to be cleared, too
                 self._sweep_at = now + self.group_expiry
                 for each in list(self._groups):
                     self._end_memberships(each)
             self._groups.setdefault(group, {})[member] = until
 
     def _end_memberships(self, group: str) -> None:
-        """Forget those that nobody has renewed, and a group without any."""
+        """Remove members whose membership has ended, and the group if it has no others."""
         now = self._clock()
         members = self._groups.get(group, {})
         for member in [name for name, end in members.items() if end <= now]:
@@ -255,7 +255,7 @@ class InMemoryChannelLayer(ChannelLayer):
 
 
 class MemoryBus(Bus):
-    """A place on the bus within the process: frames go to the other mailbox's handler at the loop's next turn."""
+    """A bus within the process: frames reach the handler of the other mailbox at the next turn of its event loop."""
 
     def __init__(
         self, layer: InMemoryChannelLayer, mailbox: str, handler: Handler, loop: asyncio.AbstractEventLoop
@@ -264,12 +264,12 @@ class MemoryBus(Bus):
         self._layer = layer
         self._handler = handler
         self._loop = loop
-        # Handlers run in the context of their own server, not in that of the app which posted to it.
+        # Handlers run in the context of their own server, not in that of the app that posted a frame.
         self._context = copy_context()
         self._inbox: list[tuple[str, Frame | Draft]] = []
         self._claiming: asyncio.Future[None] | None = None
-        self._channels: frozenset[str] = frozenset()  # from which it claims
-        self._claims: dict[bytes, Claim] = {}  # what it has claimed and not dealt with
+        self._channels: frozenset[str] = frozenset()  # that it claims from
+        self._claims: dict[bytes, Claim] = {}  # not done yet
         self._taken: dict[str, Delivery] = {}
         self._number = 0
         self._stopped = False
@@ -284,7 +284,7 @@ class MemoryBus(Bus):
         return self._layer.handed_over
 
     def deliver(self, sender: str, frame: Frame | Draft, delay: float = 0.0) -> None:
-        """Put a frame into this mailbox; from any thread."""
+        """Add a frame to this mailbox. May be called from any thread."""
         if delay:
             self._soon(lambda: self._later(delay, sender, frame))
             return
@@ -316,7 +316,7 @@ class MemoryBus(Bus):
             bus.deliver(self.mailbox, frame)
 
     async def posted(self) -> None:
-        """Nothing to wait for: what was posted is already with its reader."""
+        """Do nothing: posted frames are in the mailbox already."""
 
     def offer(self, channel: str, entry: Any, *, once: bool = False) -> Offer:
         offer = Offer(channel, once, state=entry)
@@ -341,7 +341,7 @@ class MemoryBus(Bus):
         return True
 
     def offer_again(self, offer: Offer, on_lost: Callable[[], None]) -> None:
-        """Nothing to do: nothing gets lost here, so an offer that is not there is claimed."""
+        """Do nothing: no offer is lost here, so one that is missing was claimed."""
 
     async def shared_statistics(self, channel: str) -> Statistics:
         with self._layer._lock:
@@ -357,7 +357,7 @@ class MemoryBus(Bus):
     async def claim(self, channels: Sequence[str], limit: int) -> list[Claim]:
         if not self._channels.issuperset(channels):
             self._channels = self._channels.union(channels)
-            self._layer._hand_on()
+            self._layer._reassign_orphans()
         while True:
             claims: list[Claim] = []
             with self._layer._lock:
@@ -405,8 +405,8 @@ class MemoryBus(Bus):
         if self._taken.pop(delivery.id, None) is not None:
             self._layer._queues.put(delivery.channel, delivery.message, delay=delay, attempt=delivery.attempt + 1)
 
-    def give_all_back(self) -> None:
-        """It has ended, or was declared dead: what it had taken is for others."""
+    def give_back_all(self) -> None:
+        """Give back all messages that were taken, because the process has ended or was declared dead."""
         for delivery in list(self._taken.values()):
             self.give_back(delivery)
 
@@ -423,7 +423,7 @@ class MemoryBus(Bus):
         self._claims.pop(claim.id, None)
 
     def release(self, claim: Claim, why: str) -> None:
-        """Drop the entry: within one process, nobody else could read it either."""
+        """Drop the entry: within one process, no other claimant could read it either."""
         if self._claims.pop(claim.id, None) is not None:
             self._layer.counts["unreadable entry"] += 1
             logger.error("an entry of %s was dropped: %s", claim.channel, why)
@@ -439,10 +439,10 @@ class MemoryBus(Bus):
         self._layer._leave(require_group(group), self.mailbox)
 
     async def drain(self) -> None:
-        """As `posted`."""
+        """Do nothing, like `posted`."""
 
     def _soon(self, callback: Callable[[], None]) -> None:
-        """Call from this bus's event loop, whichever is running here."""
+        """Call a function in the event loop of this bus, from any thread."""
         if self._loop is _running_loop():
             self._loop.call_soon(callback, context=self._context)
         elif not self._loop.is_closed():

@@ -1,7 +1,4 @@
-"""The unread messages of channels within a process: bounded, expiring, delayed; otherwise first in, first out.
-
-It may be used from any event loop of the process, from several at once too.
-"""
+"""The unread messages of channels within a process: bounded queues whose messages expire, and may be delayed."""
 
 from __future__ import annotations
 
@@ -19,15 +16,16 @@ from asgibus.layers.errors import ChannelFull
 
 
 class Queued(NamedTuple):
-    """A message, from when on it can be received, and for the how-many-eth time."""
+    """A message in a queue."""
 
     since: float
+    """Since when it can be received."""
     message: Message
     attempt: int = 1
 
 
 class _Waiter:
-    """A reader that waits. `wake` may be called from any thread."""
+    """A reader that waits, in its own event loop."""
 
     __slots__ = ("future", "loop", "thread")
 
@@ -37,7 +35,7 @@ class _Waiter:
         self.future: asyncio.Future[None] = self.loop.create_future()
 
     def wake(self) -> bool:
-        """False if its loop was closed while it waited: somebody else has to be woken."""
+        """Wake the reader, from any thread. Return False if its event loop was closed: wake another reader then."""
         try:
             if threading.get_ident() == self.thread:
                 self._wake()
@@ -48,7 +46,7 @@ class _Waiter:
         return True
 
     async def wait(self, seconds: float | None) -> None:
-        """Until it is woken, or for that long."""
+        """Wait until `wake`, or for at most that many seconds."""
         timer = None if seconds is None else self.loop.call_later(seconds, self._wake)
         try:
             await self.future
@@ -61,12 +59,20 @@ class _Waiter:
             self.future.set_result(None)
 
 
-COUNTED_SECONDS = 86400.0  # how long it is known what went through a channel that nobody uses
-COUNTED_LOCAL_SECONDS = 60.0  # and through a process-local one: an app may make thousands in that time
+COUNTED_SECONDS = 86400.0  # how long the statistics of an unused channel are kept
+COUNTED_LOCAL_SECONDS = 60.0  # those of a process-local one: an app may make thousands in that time
 
 
 class _Queue:
-    """One channel: what can be received, what is delayed, who waits, and what has been counted until when."""
+    """One channel.
+
+    Attributes:
+        ready: Messages that can be received, oldest first.
+        delayed: A heap of delayed messages by the time at which they are due.
+        waiting: Readers that wait.
+        sent, full: How many messages were sent, and how many refused.
+        counted: When one of these was counted last.
+    """
 
     __slots__ = ("counted", "delayed", "full", "ready", "sent", "waiting")
 
@@ -81,26 +87,22 @@ class _Queue:
     def __len__(self) -> int:
         return len(self.ready) + len(self.delayed)
 
-    def expire(self, oldest: float) -> int:
-        """Drop what could be received since then or longer; how many that were."""
-        dropped = 0
+    def expire(self, oldest: float) -> None:
+        """Drop messages that could be received at that time or before."""
         while self.ready and self.ready[0].since <= oldest:
             self.ready.popleft()
-            dropped += 1
         while self.delayed and self.delayed[0][0] <= oldest:
             heapq.heappop(self.delayed)
-            dropped += 1
-        return dropped
 
     def pop(self, now: float) -> Queued | None:
-        """The oldest that can be received, taken out."""
+        """Remove the oldest message that can be received, and return it."""
         due = bool(self.delayed) and self.delayed[0][0] <= now
         if due and not (self.ready and self.ready[0].since <= self.delayed[0][0]):
             return heapq.heappop(self.delayed)[2]
         return self.ready.popleft() if self.ready else None
 
     def since(self) -> float | None:
-        """From when on the oldest can be received."""
+        """Return since when the oldest message can be received, or None if there is no message."""
         times = [self.ready[0].since] if self.ready else []
         times += [self.delayed[0][0]] if self.delayed else []
         return min(times, default=None)
@@ -111,39 +113,41 @@ class _Queue:
 
 
 class Queues:
-    """Messages by channel. `clock` gives seconds.
-
-    `capacity_of` says how many a channel holds; without it, all that is put there. `on_dropped` is told how many
-    messages of a channel were dropped, because nobody read them in time or by `clear`; it must not call anything here.
-    """
+    """The unread messages of all channels. It may be used from any event loop, and from several at once."""
 
     def __init__(
         self,
         expiry: float,
-        capacity_of: Callable[[str], int] | None,
+        capacity_of: Callable[[str], int],
         *,
         clock: Callable[[], float] = time.monotonic,
-        on_dropped: Callable[[str, int], None] | None = None,
     ) -> None:
+        """Make queues without messages.
+
+        Args:
+            expiry: Seconds after which an unread message is dropped.
+            capacity_of: Returns how many unread messages a channel holds.
+            clock: Returns the time in seconds.
+        """
         self._expiry = expiry
         self._capacity_of = capacity_of
         self._clock = clock
-        self._on_dropped = on_dropped
         self._lock = threading.Lock()
         self._queues: dict[str, _Queue] = {}
-        self._order = count()  # of what is due at the same time
+        self._order = count()  # of messages that are due at the same time
         self._sweep_at = clock() + expiry
 
     def __len__(self) -> int:
-        """How many channels are known."""
+        """Return how many channels are known."""
         return len(self._queues)
 
-    def put(
-        self, channel: str, message: Message, *, since: float | None = None, delay: float = 0.0, attempt: int = 1
-    ) -> None:
-        """Add a message that can be received `delay` seconds after `since`, which is now by default.
+    def put(self, channel: str, message: Message, *, delay: float = 0.0, attempt: int = 1) -> None:
+        """Add a message that can be received after `delay` seconds.
 
-        Raises ChannelFull; what is put there again, as its `attempt` says, was there before and is always taken.
+        A message with an `attempt` above 1 was taken before. It is always accepted, and not counted again.
+
+        Raises:
+            ChannelFull: The channel holds as many unread messages as its capacity allows.
         """
         now = self._clock()
         with self._lock:
@@ -151,15 +155,15 @@ class Queues:
                 self._sweep_at = now + self._expiry
                 self._sweep(now)
             queue = self._queue(channel)
-            self._expire(channel, queue, now)
-            if self._capacity_of is not None and attempt == 1:
+            queue.expire(now - self._expiry)
+            if attempt == 1:
                 queue.counted = now
                 capacity = self._capacity_of(channel)
                 if len(queue) >= capacity:
                     queue.full += 1
                     raise ChannelFull(channel, capacity)
                 queue.sent += 1
-            queued = Queued((now if since is None else since) + delay, message, attempt)
+            queued = Queued(now + delay, message, attempt)
             if delay > 0:
                 heapq.heappush(queue.delayed, (queued.since, next(self._order), queued))
             else:
@@ -173,12 +177,12 @@ class Queues:
                 return taken[0].message
 
     async def take(self, channel: str, limit: int) -> list[Queued]:
-        """Wait for messages and take up to `limit`, oldest first; none after `wake`. A cancelled call takes nothing."""
+        """Wait for messages and take up to `limit`, oldest first. A cancelled call takes nothing."""
         while True:
             with self._lock:
                 now = self._clock()
                 queue = self._queue(channel)
-                self._expire(channel, queue, now)
+                queue.expire(now - self._expiry)
                 taken: list[Queued] = []
                 while len(taken) < limit and (queued := queue.pop(now)) is not None:
                     taken.append(queued)
@@ -197,34 +201,24 @@ class Queues:
                     if waiter in queue.waiting:
                         queue.waiting.remove(waiter)
                     elif len(queue):
-                        queue.wake_one()  # we were woken for a message that we no longer take
+                        queue.wake_one()  # it was woken for a message that another reader has to take now
                     self._tidy(channel, queue, self._clock())
                 raise
             with self._lock:
-                if waiter in queue.waiting:  # the time had come
+                if waiter in queue.waiting:  # a delayed message is due
                     queue.waiting.remove(waiter)
 
-    def sweep(self) -> float | None:
-        """Drop what has expired, also where nobody reads. Seconds until the next message will have; None if none."""
-        with self._lock:
-            now = self._clock()
-            self._sweep(now)
-            times = [since for queue in self._queues.values() if (since := queue.since()) is not None]
-            return min(times) + self._expiry - now if times else None
-
     def clear(self) -> None:
-        """Drop every message, and what was counted."""
+        """Drop every message, and reset the statistics."""
         with self._lock:
             for channel, queue in list(self._queues.items()):
-                if len(queue) and self._on_dropped is not None:
-                    self._on_dropped(channel, len(queue))
                 queue.ready.clear()
                 queue.delayed.clear()
                 queue.sent = queue.full = 0
                 self._tidy(channel, queue, self._clock())
 
     def statistics(self, channel: str | None = None) -> Statistics:
-        """Of one channel, or of all ordinary ones."""
+        """Return the statistics of one channel, or of all ordinary channels together."""
         now = self._clock()
         with self._lock:
             self._sweep(now)
@@ -246,18 +240,13 @@ class Queues:
             queue = self._queues[channel] = _Queue()
         return queue
 
-    def _expire(self, channel: str, queue: _Queue, now: float) -> None:
-        dropped = queue.expire(now - self._expiry)
-        if dropped and self._on_dropped is not None:
-            self._on_dropped(channel, dropped)
-
     def _sweep(self, now: float) -> None:
         for channel, queue in list(self._queues.items()):
-            self._expire(channel, queue, now)
+            queue.expire(now - self._expiry)
             self._tidy(channel, queue, now)
 
     def _tidy(self, channel: str, queue: _Queue, now: float) -> None:
-        """Forget a channel that is empty, once it need not be known any more what went through it."""
+        """Forget an empty channel once its statistics need not be kept any more."""
         if queue.ready or queue.delayed or queue.waiting:
             return
         seconds = COUNTED_LOCAL_SECONDS if "!" in channel else COUNTED_SECONDS

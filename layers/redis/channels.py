@@ -39,6 +39,12 @@ from asgibus.layers.redis.pipeline import Refused, Writer
 
 logger = logging.getLogger("asgibus.layers")
 
+KNOWN_CHANNELS = 1000  # channels whose state is kept between two calls
+EMPTY_SECONDS = 0.1  # how long a reader relies on having found a channel empty: it waits then without a look
+MOVING_SECONDS = 0.1  # until a retry: a slot moves in less, and a new master comes in seconds
+CLOSE_SECONDS = 1.0  # for takes that are under way when the layer is closed
+RETRY_SECONDS = 0.5  # until a retry when a store cannot be reached
+GIVE_BACK_AT_ONCE = 100  # messages that one script puts back: it holds up Redis for less than a millisecond
 MOVING = ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")  # errors of a cluster node while a slot moves
 
 
@@ -200,25 +206,16 @@ def _drop(making: asyncio.Task[RedisConnection]) -> None:
     making.add_done_callback(lambda made: made.result().abort("closed here") if _is_made(made) else None)
 
 
-KNOWN_CHANNELS = 1000  # whose state is remembered between two calls
-EMPTY_SECONDS = 0.1  # how long a channel that was found empty is waited for at once, and not looked at first
-MOVING_SECONDS = 0.1  # until a retry: a slot moves in less, and a new master comes in seconds
-CLOSE_SECONDS = 1.0  # for messages that are being taken when the layer is closed
-RETRY_SECONDS = 0.5  # until a store that cannot be reached is asked again
-GIVE_BACK_AT_ONCE = 100  # messages that one script puts back: it holds up Redis for less than a millisecond
-
-
 class Entry(NamedTuple):
-    """A message as it was taken from a channel.
-
-    `id` names one that is to be acknowledged, `stamp` is since when it can be received, in ms by Redis's clock, and
-    `payload` is packed.
-    """
+    """A message as it was taken from a channel."""
 
     id: str
+    """Names a message that is to be acknowledged; "" for others."""
     stamp: int
+    """Since when it can be received, in ms by Redis's clock."""
     attempt: int
     payload: bytes
+    """The packed message."""
 
 
 class _Channel:
@@ -226,11 +223,11 @@ class _Channel:
 
     Attributes:
         lock: Held by the one reader that waits and takes.
-        connection: Carries the wait that is under way in Redis. It goes on when its reader is cancelled, for the next.
-        waiting: Futures of those who are woken when that wait ends.
+        connection: Carries the wait that is under way in Redis. The wait goes on if its reader is cancelled.
+        waiting: Futures of the readers that are woken when that wait ends.
         returned: Done when the message of a cancelled reader is back.
         due: When the next delayed message is due, by the event loop's clock.
-        empty_until: Until then there is nothing to take, as far as is known.
+        empty_until: Until when the channel is thought to be empty, by the event loop's clock.
     """
 
     __slots__ = ("connection", "due", "empty_until", "lock", "returned", "waiting")
@@ -238,7 +235,7 @@ class _Channel:
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.connection: RedisConnection | None = None
-        self.waiting: list[asyncio.Future[None]] = []
+        self.waiting: set[asyncio.Future[None]] = set()
         self.returned: asyncio.Future[None] | None = None
         self.due = math.inf
         self.empty_until = 0.0
@@ -250,6 +247,16 @@ class ChannelReader:
     def __init__(
         self, address: Address, keys: Keys, entries: Entries, writer: Writer, *, expiry: float, group_expiry: float
     ) -> None:
+        """Prepare to read for the running event loop.
+
+        Args:
+            address: Where Redis is.
+            keys: The names of keys.
+            entries: Unpacks messages.
+            writer: Writes to the same Redis.
+            expiry: Seconds after which an unread message is dropped.
+            group_expiry: Seconds after which a message that was taken and not acknowledged is dropped.
+        """
         self._loop = asyncio.get_running_loop()
         self._keys = keys
         self._entries = entries
@@ -335,15 +342,17 @@ class ChannelReader:
                 return
             state.connection = connection
         woken: asyncio.Future[None] = self._loop.create_future()
-        state.waiting.append(woken)
-        await woken
+        state.waiting.add(woken)
+        try:
+            await woken
+        finally:
+            state.waiting.discard(woken)
 
     def _wake(self, state: _Channel, reply: object) -> None:
         """Wake all who wait for a channel: its wait in Redis has ended."""
         state.connection = None
         state.empty_until = 0.0
-        waiting, state.waiting = state.waiting, []
-        for woken in waiting:
+        for woken in state.waiting:
             _settle(woken, reply if isinstance(reply, Exception) else None)
 
     async def _take(self, channel: str, state: _Channel, limit: int, *acknowledged: str | int) -> list[Any]:

@@ -1,8 +1,8 @@
 """The channel layer on Redis, as apps see it.
 
 Everything that belongs to an event loop (connections, tasks, mailboxes) lives in an `Attachment`, so that one layer
-object serves several loops, one after another or at once. A loop that may be about to end uses the layer's own loop,
-and so do the process-local channels of all loops.
+object serves several loops, one after another or at once. The calls of a loop that may be about to end are made in the
+background loop of the layer, where the mailbox of the process-local channels is read, too.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _lasting(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Make a call of a loop that is perhaps about to end in the layer's own loop, whose connections last.
+def _on_long_lived_loop(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Run a method in the background loop of its layer if the running event loop may be about to end.
 
-    Not to receive: a call that is cancelled on its way back from another loop would lose what it got there.
+    Not for `receive`: a call that is cancelled on its way back from another loop would lose its message.
     """
 
     @wraps(method)
     async def call(*args: P.args, **kwargs: P.kwargs) -> T:
         layer: Any = args[0]
-        if layer.lasts(asyncio.get_running_loop()):
+        if layer.is_long_lived(asyncio.get_running_loop()):
             return await method(*args, **kwargs)
         work: T = await layer.background_loop.run(partial(method, *args, **kwargs))
         return work
@@ -132,7 +132,7 @@ class RedisChannelLayer(ChannelLayer):
         """Where its stores are, for people to read."""
         return ", ".join(dict.fromkeys(str(shard.address) for shard in self._shards))
 
-    @_lasting
+    @_on_long_lived_loop
     async def send(self, channel: str, message: Message, *, delay: float = 0.0) -> None:
         local = split_local(require_channel(channel, whole=True))
         require_delay(delay)
@@ -175,7 +175,7 @@ class RedisChannelLayer(ChannelLayer):
         else:
             await self._group_add(require_group(group), channel, local)
 
-    @_lasting
+    @_on_long_lived_loop
     async def _group_add(self, group: str, channel: str, local: tuple[str, str] | None) -> None:
         """Add a channel that is not of this process."""
         until = self._patience()
@@ -192,7 +192,7 @@ class RedisChannelLayer(ChannelLayer):
         else:
             await self._group_discard(require_group(group), channel, local)
 
-    @_lasting
+    @_on_long_lived_loop
     async def _group_discard(self, group: str, channel: str, local: tuple[str, str] | None) -> None:
         """Take out a channel that is not of this process."""
         until = self._patience()
@@ -208,7 +208,7 @@ class RedisChannelLayer(ChannelLayer):
             attachment = await self._shards.of(local[0]).attachment(until)
             await attachment.sent.send(local[0], (MEMBERSHIP, group, channel, joins), until)
 
-    @_lasting
+    @_on_long_lived_loop
     async def group_send(self, group: str, message: Message) -> None:
         shard = self._shards.of(require_group(group))
         key = shard.keys.group(group)
@@ -316,7 +316,7 @@ class RedisChannelLayer(ChannelLayer):
             raise ForeignChannel(channel)
         return (self._local.inbox or await self._local.open()).statistics(local[1])
 
-    @_lasting
+    @_on_long_lived_loop
     async def _ordinary_statistics(self, channel: str) -> Statistics:
         attachment = await self._shards.of(channel).attachment()
         keys = attachment.keys
@@ -329,7 +329,7 @@ class RedisChannelLayer(ChannelLayer):
             messages_count=sent, messages_pending=pending, messages_max_age=age / 1000, channel_full_count=full
         )
 
-    @_lasting
+    @_on_long_lived_loop
     async def global_statistics(self) -> Statistics:
         found = {shard.keys.counted(key.decode(errors="replace")) async for shard, key in self._scan("counts")}
         channels = self._entries.names("counts", (channel.encode() for channel in found))
@@ -352,7 +352,7 @@ class RedisChannelLayer(ChannelLayer):
                     for key in keys:
                         yield shard, key
 
-    @_lasting
+    @_on_long_lived_loop
     async def flush(self) -> None:
         attachments = [await shard.attachment() for shard in self._shards]
         await self._local.clear()
@@ -370,11 +370,11 @@ class RedisChannelLayer(ChannelLayer):
         if self._local.inbox is None:
             await self.background_loop.close()
 
-    def lasts(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Whether the loop has connections of its own, or has been calling for long enough to get some."""
+    def is_long_lived(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Return whether an event loop has connections of its own, or has made calls for long enough to get some."""
         return any(shard.serves(loop) for shard in self._shards) or not self.background_loop.should_run_here(loop)
 
-    @_lasting
+    @_on_long_lived_loop
     async def declare_dead(self, mailbox: str) -> None:
         home = self._shards.home
         writer = (await home.attachment()).writer
