@@ -1,4 +1,4 @@
-"""A process's place on the bus in Redis: its mailbox, its lease, its groups, its offers and its claims."""
+"""The bus of one process in Redis: its mailbox, lease, groups, offers and claims."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from asgibus.layers.redis.heartbeat import Heartbeat, lease_times
 from asgibus.layers.redis.inbox import Inbox
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.pipeline import CALL_SECONDS
-from asgibus.layers.redis.redelivery import Taken
+from asgibus.layers.redis.redelivery import Deduplicator
 from asgibus.layers.redis.store import Attachment, Shards
 from asgibus.layers.redis.work_queue import Consumer, Producer
 from asgibus.layers.settings import require_delay
 
 logger = logging.getLogger("asgibus.layers")
 
-FULL_SECONDS = 120  # how long it is published that a channel is full: it is published again every minute
-APPS_SECONDS = 86_400  # how long it is known what was announced, if nobody tidies up
-STATISTICS_SECONDS = 1.0  # for what somebody looks at; who looks waits, and there is nothing to be repaired
+FULL_SECONDS = 120  # for how long full channels are published: they are published again every minute
+APPS_SECONDS = 86_400  # for how long announcements are kept that no process cleans up
+STATISTICS_SECONDS = 1.0  # for statistics, whose reader waits
 
 
 class RedisBus(Bus):
-    """See `Bus`. `open` before use, `close` at the end."""
+    """The bus of one mailbox: see `Bus`. Call `open` before use and `close` at the end."""
 
     def __init__(self, attachment: Attachment, shards: Shards, mailbox: str, handler: Handler) -> None:
         self.mailbox = mailbox
@@ -46,20 +46,20 @@ class RedisBus(Bus):
         self._outage = outage = attachment.outage
         self._writer = attachment.writer
         settings = attachment.settings
-        self._taken = Taken()
+        self._deduplicator = Deduplicator()
         self._wait = settings.wait
 
-        async def place(name: str) -> Attachment:
+        async def store_of(name: str) -> Attachment:
             return await shards.of(name).attachment()
 
-        self._later: set[asyncio.TimerHandle] = set()
-        self._delayed: Counter[str] = Counter()  # messages that are not due, by reply channel
-        self._noting: set[asyncio.Task[None]] = set()
+        self._timers: set[asyncio.TimerHandle] = set()  # of delayed messages for reply channels
+        self._delayed: Counter[str] = Counter()  # how many of them each channel has
+        self._membership_tasks: set[asyncio.Task[None]] = set()
         self._consumer = Consumer(attachment, mailbox, handler.orphaned, self._found_wrong_type)
-        self._deliveries = AckingConsumer(place, entries, mailbox, outage.counts, settings.expiry)
+        self._acking_consumer = AckingConsumer(store_of, entries, mailbox, outage.counts, settings.expiry)
         self._memberships = Memberships(
             attachment,
-            place,
+            store_of,
             lambda: (shard.attachment() for shard in shards),
             mailbox,
             settings.group_expiry,
@@ -70,7 +70,7 @@ class RedisBus(Bus):
             mailbox,
             self._batch,
             self._found_wrong_type,
-            lambda asked: self._taken.read_until(asked - time.monotonic() + self.time()),
+            lambda asked: self._deduplicator.forget_before(asked - time.monotonic() + self.time()),
         )
         self._producer = Producer(attachment, mailbox, self._time_ms)
         self._heartbeat = Heartbeat(
@@ -78,7 +78,7 @@ class RedisBus(Bus):
             mailbox,
             self._reader,
             self._memberships,
-            (self._consumer, self._deliveries),
+            (self._consumer, self._acking_consumer),
             self,
         )
 
@@ -91,23 +91,23 @@ class RedisBus(Bus):
         return self._writer.refusal
 
     async def open(self) -> None:
-        """Make the mailbox, take the lease, and begin to read. Raises LayerUnavailable."""
+        """Create the mailbox, take the lease, and begin to read. Raises LayerUnavailable."""
         await self._heartbeat.open(_soon())
         await self._reader.open()
         self._heartbeat.start()
 
     async def close(self) -> None:
-        """Leave nothing behind: no mailbox, no lease, no membership, no claim that nobody deals with."""
+        """Remove the mailbox, the lease and the memberships, and requeue what was claimed and not handled."""
         await self._heartbeat.close()
         await self._reader.close()
-        for timer in self._later:
+        for timer in self._timers:
             timer.cancel()
-        for noting in self._noting:
-            noting.cancel()
+        for task in self._membership_tasks:
+            task.cancel()
         self._producer.close()
         await self._writer.drain()
         await self._consumer.close()
-        await self._deliveries.close()
+        await self._acking_consumer.close()
         self._memberships.close()
         self._heartbeat.leave()
         await self._writer.drain()
@@ -116,7 +116,7 @@ class RedisBus(Bus):
         if sender:
             self._heartbeat.peer_seen(sender)
         else:
-            frames, again = self._taken.once(frames, sent)
+            frames, again = self._deduplicator.check(frames, sent)
             if again:
                 return
             kind = frames[0][0] if frames else None
@@ -125,7 +125,7 @@ class RedisBus(Bus):
                 self._deliver(parts, message, delay, capacity, sent)
                 return
             if kind == MEMBERSHIP:
-                self._note(*frames[0][1:])
+                self._note_membership(*frames[0][1:])
                 return
             for frame in frames:
                 _check(frame)
@@ -134,7 +134,7 @@ class RedisBus(Bus):
             self._handler.batch(sender, frames)
 
     def _deliver(self, parts: Sequence[str], message: bytes, delay: float, capacity: int, sent: float) -> None:
-        """Hand a message to channels of this mailbox. Raises ValueError or TypeError for what is not one."""
+        """Deliver a message to channels of this mailbox. Raises ValueError or TypeError if it is not valid."""
         _check_local(parts, message, delay, capacity)
         if self._inbox is not None:
             self._inbox.deliver(parts, message, sent, delay, capacity)
@@ -145,62 +145,61 @@ class RedisBus(Bus):
             self._handler.batch("", [(MESSAGE, part, unpack(message)) for part in parts])
 
     def _delay(self, parts: Sequence[str], message: bytes, due: float, capacity: int) -> None:
-        """Keep a message for reply channels here until it is due; a channel that has enough of them misses it."""
+        """Keep a message for reply channels until it is due. Channels that have reached their capacity miss it."""
         kept = [part for part in parts if self._delayed[part] < capacity]
         if len(kept) < len(parts):
             self._outage.counts["channel full"] += len(parts) - len(kept)
         self._delayed.update(kept)
 
-        def hand_on() -> None:
-            self._later.discard(timer)
-            self._delayed -= Counter(kept)  # which forgets those that have none
+        def deliver() -> None:
+            self._timers.discard(timer)
+            self._delayed -= Counter(kept)  # which removes channels without any
             self._handler.batch("", [(MESSAGE, part, unpack(message)) for part in kept])
 
-        timer = self._loop.call_later(due - self.time(), hand_on)
-        self._later.add(timer)
+        timer = self._loop.call_later(due - self.time(), deliver)
+        self._timers.add(timer)
 
     async def add_channel(self, group: str, channel: str) -> None:
-        """Make a channel of this mailbox a member, also of what the group is after the store has lost it.
-
-        Raises LayerUnavailable.
-        """
+        """Add a channel of this mailbox to a group, also again if the store loses that. Raises LayerUnavailable."""
         if self._inbox is not None:
             self._inbox.join(channel.partition("!")[2])
         await self._memberships.add_channel(group, channel, self._loop.time() + self._wait)
 
     async def discard_channel(self, group: str, channel: str) -> None:
-        """Take a channel of this mailbox out of a group. Raises LayerUnavailable."""
+        """Remove a channel of this mailbox from a group. Raises LayerUnavailable."""
         await self._memberships.discard_channel(group, channel, self._loop.time() + self._wait)
 
     def abandoned(self, parts: Collection[str]) -> None:
-        """Note no more which groups these channels are in: nobody reads them."""
+        """Forget the memberships of these channels, which are not read any more."""
         self._memberships.forget_channels(parts)
 
-    def _note(self, group: str, channel: str, joins: bool) -> None:
-        """Do here what another process has done with the membership of a channel of this mailbox.
+    def _note_membership(self, group: str, channel: str, joins: bool) -> None:
+        """Note the membership of a channel of this mailbox that another process has changed.
 
-        Raises TypeError for names that are none, ValueError for a channel of another mailbox.
+        Raises:
+            TypeError: A name is not valid.
+            ValueError: The channel belongs to another mailbox.
         """
         local = split_local(require_channel(channel))
         if local is None or local[0] != self.mailbox:
-            raise ValueError(f"a membership of {channel!r} was told to {self.mailbox}")
+            raise ValueError(f"a membership of {channel!r} was sent to {self.mailbox}")
         require_group(group)
         work = self.add_channel(group, channel) if joins else self.discard_channel(group, channel)
-        noting = self._loop.create_task(work, name=f"{self.mailbox} member")
-        self._noting.add(noting)
-        noting.add_done_callback(self._noted)
+        task = self._loop.create_task(work, name=f"{self.mailbox} member")
+        self._membership_tasks.add(task)
+        task.add_done_callback(self._on_membership_noted)
 
-    def _noted(self, noting: asyncio.Task[None]) -> None:
-        self._noting.discard(noting)
-        if not noting.cancelled() and (error := noting.exception()) is not None:
+    def _on_membership_noted(self, task: asyncio.Task[None]) -> None:
+        self._membership_tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
             logger.warning("%s: a membership that another process changed was not noted: %s", self.mailbox, error)
 
     def clear(self) -> None:
-        """Note no more which groups the channels are in."""
+        """Forget the memberships of all channels of this mailbox."""
         self._memberships.forget_channels()
 
     def time(self) -> float:
-        """Now, in seconds by Redis's clock, or a little ahead of it."""
+        """Return the time in seconds by Redis's clock, or slightly ahead of it."""
         return self._heartbeat.time()
 
     def publish_full(self, full: Collection[str], others: Collection[str]) -> None:
@@ -224,7 +223,7 @@ class RedisBus(Bus):
         self._writer.post(self, mailbox, frame, size)
 
     def _found_wrong_type(self) -> None:
-        """A key of this place on the bus holds something else."""
+        """Look for keys of this bus that have another type."""
         self._heartbeat.found_wrong_type()
 
     def key_types(self) -> dict[str, str]:
@@ -247,7 +246,7 @@ class RedisBus(Bus):
         return self._heartbeat.now
 
     def undelivered(self, mailbox: str) -> None:
-        """The writer says so: find out why, and pass it on to the handler."""
+        """Find out at the next heartbeat why a mailbox is missing, and tell the handler."""
         self._heartbeat.mailbox_missing(mailbox)
         self._handler.undelivered(mailbox)
 
@@ -276,7 +275,7 @@ class RedisBus(Bus):
 
     def stop_claiming(self) -> None:
         self._consumer.stop()
-        self._deliveries.stop()
+        self._acking_consumer.stop()
 
     def done(self, claim: Claim) -> None:
         self._consumer.ack(claim)
@@ -285,9 +284,9 @@ class RedisBus(Bus):
         key, until = self._keys.apps, _soon()
         await self._writer.call("HSET", key, self.mailbox, self._entries.pack(key, (pool, app)), until=until)
         await self._writer.call("EXPIRE", key, APPS_SECONDS, until=until)
-        told = await self._writer.call("HGETALL", key, until=until)
+        announced = await self._writer.call("HGETALL", key, until=until)
         others = []
-        for field, value in zip(told[::2], told[1::2], strict=True):
+        for field, value in zip(announced[::2], announced[1::2], strict=True):
             try:
                 mailbox, (its_pool, its_app) = field.decode(), self._entries.unpack(key, value)
             except (ValueError, TypeError) as error:
@@ -302,53 +301,53 @@ class RedisBus(Bus):
 
     @property
     def unreadable(self) -> str | None:
-        return self._consumer.unreadable.why or self._deliveries.unreadable.why
+        return self._consumer.unreadable.why or self._acking_consumer.unreadable.why
 
     async def take(self, channel: str, limit: int, *, once: bool = False) -> list[Delivery]:
-        return await self._deliveries.take(require_channel(channel), limit, once=once)
+        return await self._acking_consumer.take(require_channel(channel), limit, once=once)
 
     def acknowledge(self, delivery: Delivery) -> None:
-        self._deliveries.acknowledge(delivery)
+        self._acking_consumer.acknowledge(delivery)
 
     def give_back(self, delivery: Delivery, *, delay: float = 0.0) -> None:
-        self._deliveries.give_back(delivery, require_delay(delay))
+        self._acking_consumer.give_back(delivery, require_delay(delay))
 
-    def _patience(self) -> float:
-        """Return when a call gives up to wait for a Redis that is away, by the event loop's clock."""
+    def _until(self) -> float:
+        """Return when a call stops waiting for a Redis that is away, by the event loop's clock."""
         return self._loop.time() + self._wait
 
     async def join_group(self, group: str) -> None:
-        await self._memberships.join(require_group(group), self._patience())
+        await self._memberships.join(require_group(group), self._until())
 
     async def leave_group(self, group: str) -> None:
-        await self._memberships.leave(require_group(group), self._patience())
+        await self._memberships.leave(require_group(group), self._until())
 
     async def drain(self) -> None:
         await self._writer.drain()
 
 
 def _check(frame: Frame) -> None:
-    """Raise ValueError for a frame that is none of the layer's own, or not as it writes them."""
+    """Raise ValueError for a frame that is not a valid frame of the layer."""
     kind = frame[0]
     if kind in (MESSAGE, GROUP_MESSAGE):
-        sound = len(frame) == 3 and isinstance(frame[1], str) and isinstance(frame[2], dict)
+        valid = len(frame) == 3 and isinstance(frame[1], str) and isinstance(frame[2], dict)
     else:
-        sound = kind == DEAD and len(frame) == 3 and isinstance(frame[1], str) and isinstance(frame[2], bool)
-    if not sound:
+        valid = kind == DEAD and len(frame) == 3 and isinstance(frame[1], str) and isinstance(frame[2], bool)
+    if not valid:
         raise ValueError(f"not a frame of the layer: {str(frame)[:100]}")
 
 
 def _check_local(parts: object, message: object, delay: object, capacity: object) -> None:
-    """Raise ValueError for what is not a message for process-local channels."""
+    """Raise ValueError for an invalid message for process-local channels."""
     if not isinstance(parts, tuple | list) or not isinstance(message, bytes) or not isinstance(capacity, int):
         raise ValueError(f"not a message for process-local channels: {str(parts)[:100]}")
     require_delay(delay)
 
 
 def _ignore(reply: object) -> None:
-    """Ignore the reply: what is published is published again from time to time."""
+    """Ignore the reply: full channels are published again from time to time."""
 
 
 def _soon() -> float:
-    """When a call gives up, by the event loop's clock."""
+    """Return when a call gives up, by the event loop's clock."""
     return asyncio.get_running_loop().time() + CALL_SECONDS

@@ -1,6 +1,6 @@
 """The names of the keys in Redis, all under one prefix.
 
-What belongs to a channel or a mailbox lies in one hash slot with it: a slot is made of what stands between braces.
+The keys of a channel or a mailbox are in one hash slot: the part of a key in braces determines its slot.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The keys of a layer with that prefix."""
+    """The keys of a layer."""
 
     prefix: str
 
     @property
     def processes(self) -> str:
-        """Sorted set: the leases, and the epoch."""
+        """Sorted set: leases, and the epoch. Scores are the ends of leases."""
         return f"{self.prefix}:processes"
 
     @property
@@ -26,11 +26,11 @@ class Keys:
         return f"{self.prefix}:apps"
 
     def shared(self, channel: str) -> str:
-        """Stream with a consumer group: what is offered to the workers."""
+        """Stream with a consumer group: the work queue of a shared channel."""
         return f"{self.prefix}:shared:{channel}"
 
     def group(self, group: str) -> str:
-        """Sorted set: mailboxes and channels; scores are when a membership ends."""
+        """Sorted set: mailboxes and channels. Scores are the ends of memberships."""
         return f"{self.prefix}:group:{group}"
 
     def mailbox(self, mailbox: str) -> str:
@@ -38,7 +38,7 @@ class Keys:
         return f"{self.prefix}:mailbox:{mailbox}"
 
     def joined(self, mailbox: str) -> str:
-        """Set: the groups of a process, so that others can tidy up after it."""
+        """Set: the groups of a process, so that others can clean up after it."""
         return f"{self.prefix}:joined:{mailbox}"
 
     def full(self, mailbox: str) -> str:
@@ -50,23 +50,23 @@ class Keys:
         return f"{self.prefix}:channel:{channel}"
 
     def delayed(self, channel: str) -> str:
-        """Sorted set: those that nobody may read yet; scores are when they are due."""
+        """Sorted set: delayed messages. Scores are when they are due."""
         return f"{self.prefix}:delayed:{{{self.messages(channel)}}}"
 
     def taken(self, channel: str) -> str:
-        """Hash: the messages that somebody has taken and not acknowledged."""
+        """Hash: messages that were taken and not acknowledged."""
         return f"{self.prefix}:taken:{{{self.messages(channel)}}}"
 
     def counts(self, channel: str) -> str:
-        """Hash: what went through a channel."""
+        """Hash: how many messages of a channel were sent, and refused because it was full."""
         return f"{self.prefix}:counts:{{{self.messages(channel)}}}"
 
     def counted(self, key: str) -> str:
-        """The channel whose `counts` that key is."""
+        """Return the channel of a key that `counts` has returned."""
         begin = self.counts("").removesuffix("}")
         return key.removeprefix(begin).removesuffix("}")
 
     def patterns(self, *kinds: str) -> list[str]:
-        """What SCAN has to match to find all keys of these kinds."""
+        """Return the patterns for SCAN that match all keys of these kinds."""
         prefix = re.sub(r"([*?\[\]\\^-])", r"\\\1", self.prefix)
         return [f"{prefix}:{kind}:*" for kind in kinds]

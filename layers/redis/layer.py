@@ -206,7 +206,7 @@ class RedisChannelLayer(ChannelLayer):
         """Have the process of a channel note a membership, or its end: it restores what the store loses."""
         if local is not None and has_channels(local[0]):
             attachment = await self._shards.of(local[0]).attachment(until)
-            await attachment.sent.send(local[0], (MEMBERSHIP, group, channel, joins), until)
+            await attachment.outbox.send(local[0], (MEMBERSHIP, group, channel, joins), until)
 
     @_on_long_lived_loop
     async def group_send(self, group: str, message: Message) -> None:
@@ -292,14 +292,14 @@ class RedisChannelLayer(ChannelLayer):
                 writer.cancel(look)
             if found and isinstance(found[0], Exception) and str(found[0]).startswith("WRONGTYPE"):
                 self._entries.odd("wrong type", key, "it was no zset, and was removed")
-                await attachment.regroup.restore(key, until)
+                await attachment.regroup.recreate_group(key, until)
                 continue
             if not found or isinstance(found[0], Exception):
                 raise LayerUnavailable(f"Redis refused to name the members of a group: {found}")
             if run_id != writer.run_id:
                 continue  # the one answer may be of one server, and the other of another
             now, members = found[0]
-            if not await attachment.regroup.waited(epoch, now, until):
+            if not await attachment.regroup.wait(epoch, now, until):
                 return self._member_names(key, members), epoch
 
     def _member_names(self, key: str, members: Sequence[bytes]) -> list[str]:

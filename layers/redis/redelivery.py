@@ -1,7 +1,13 @@
-"""Messages for mailboxes, kept for a moment by whoever sent them: if Redis loses its data, they are sent again.
+"""Redelivery of messages when Redis loses its data, and the epoch by which that is noticed.
 
-Redis holds such a message for milliseconds, until its reader has it: what it loses in them would be lost without a
-word. Each message carries the name of its source and a number, so that a reader takes it once.
+Redis holds a message to a mailbox for milliseconds, until its reader has it. If Redis loses its data in that time, the
+message would be lost without notice. So its sender keeps it for a while, and sends it again if Redis has lost its data.
+Each message has the name of its source and a number, by which a reader drops copies.
+
+The *epoch* is a name in the store, beside the leases. The first heartbeat in an empty store begins an epoch. So does
+the first heartbeat on another Redis server (with another run id) that took over the data: a replica after a failover,
+or a server that was started from a snapshot, has the data of an earlier moment. When an epoch begins, the processes on
+the bus have not joined their groups again yet, so a broadcast waits until they have had time to do so.
 """
 
 from __future__ import annotations
@@ -24,19 +30,20 @@ from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Writer
 
 logger = logging.getLogger("asgibus.layers")
 
-KEPT_ENTRIES = 1000  # of one source; a reader knows as many of it, and so takes none of them twice
-KEPT_BYTES = 256 * 1024  # of one source: more falls out of the processor's caches, which costs more than the keeping
-READ_SECONDS = (
-    5.0  # a message that was sent so long before the last one of its source has been read, or its reader hangs
-)
+KEPT_ENTRIES = 1000  # messages kept per source; a reader remembers as many numbers, and so accepts none twice
+KEPT_BYTES = 256 * 1024  # of messages kept per source: more would not fit into the processor's caches
+READ_SECONDS = 5.0  # a message that is older than the last one of its source by this much was read, or its reader hangs
 PATIENCE_SECONDS = 5.0  # for the mailboxes to be back: a link comes back within 2 s, and a mailbox within a second
-LOOK_AGAIN_SECONDS = 0.25  # until it is looked again whether a mailbox is back
-# Readers remember the numbers of a source for so long. No message is sent again later: one that is kept is sent again
-# for `expiry` or RESEND_SECONDS, and one that is being written when Redis goes away for as long as its sender waits (a
-# worker's for 60 s).
+LOOK_AGAIN_SECONDS = 0.25  # until the next attempt for a mailbox that is missing
+RESEND_SECONDS = 100.0  # after which a kept message is not sent again; sooner if its `expiry` is shorter
+# For how long a reader remembers the numbers of a source. No message is sent again later: a kept one is not, by
+# RESEND_SECONDS, and one that is being written when Redis goes away is not once its sender gives up (60 s in a worker).
 REPEAT_SECONDS = 120.0
-RESEND_SECONDS = 100.0
-SOURCES = 1024  # whose numbers a reader knows; the one not heard of for longest is forgotten
+SOURCES = 1024  # whose numbers a reader remembers; the least recent one is forgotten
+
+REGROUP_SECONDS = 3.0  # for all processes to join again: a link comes back within 2 s, then the lease is renewed
+EPOCH_CHECK_SECONDS = 0.1  # until the store is checked again for a heartbeat
+EPOCH = re.compile(rb"epoch:(?P<begun>[0-9]{1,15})(?::(?P<run_id>[0-9a-f]*)(?P<again>:again)?)?\Z")
 
 
 class _Kept(NamedTuple):
@@ -45,11 +52,11 @@ class _Kept(NamedTuple):
     entry: bytes
 
 
-class Sent:
-    """What one event loop sends to mailboxes, at most once each. All methods are called from that loop."""
+class Outbox:
+    """Send messages to mailboxes, and keep them to send them again. All methods are called from one event loop."""
 
     def __init__(self, writer: Writer, keys: Keys, entries: Entries, counts: Counter[str], expiry: float) -> None:
-        """`expiry`: the seconds for which a message may be delivered."""
+        """Take from `expiry` for how many seconds a message may be delivered."""
         self._loop = asyncio.get_running_loop()
         self._expiry = min(expiry, RESEND_SECONDS)
         self._keys = keys
@@ -60,31 +67,40 @@ class Sent:
         self._number = 0
         self._kept: deque[_Kept] = deque()
         self._bytes = 0
-        self._lost: dict[str, deque[_Kept]] = {}  # to be sent again, by mailbox
-        self._order = asyncio.Lock()  # one after another sends something again
-        self._repeating: asyncio.Task[None] | None = None
+        self._lost: dict[str, deque[_Kept]] = {}  # messages to send again, by mailbox
+        self._order = asyncio.Lock()  # held while messages are sent again
+        self._resending: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
-        """Send nothing again any more."""
-        if self._repeating is not None:
-            self._repeating.cancel()
-            await asyncio.wait([self._repeating])
+        """Stop sending messages again."""
+        if self._resending is not None:
+            self._resending.cancel()
+            await asyncio.wait([self._resending])
 
     async def send(self, mailbox: str, frame: Frame, until: float) -> bool:
-        """Write the frame as one entry, behind what is to be sent there again; False if there is no such mailbox.
+        """Write a frame as one entry, after all messages that are to be sent to this mailbox again.
 
-        Raises LayerUnavailable, at the time `until` of the event loop's clock at the latest.
+        Args:
+            mailbox: The mailbox.
+            frame: The frame.
+            until: When to give up, by the event loop's clock.
+
+        Returns:
+            Whether the mailbox exists.
+
+        Raises:
+            LayerUnavailable: Redis cannot be reached in time.
         """
         entry = self._entry(mailbox, frame)
-        if mailbox in self._lost and not await self._repeat(mailbox, until):
+        if mailbox in self._lost and not await self._resend(mailbox, until):
             return False
         return await self._add(_Kept(self._loop.time(), mailbox, entry), until)
 
-    def lost(self) -> None:
-        """Send again what may not have been read: Redis has lost its data, or was replaced.
+    def on_data_lost(self) -> None:
+        """Send messages again that may not have been read, since Redis has lost its data or was replaced.
 
-        The time that Redis was away does not matter, since nobody could read then: a message is sent again for as long
-        as it may be delivered. One that is older, and was not long before the last one, is counted as lost.
+        The time for which Redis was away does not matter, since no process could read then: a message is sent again for
+        as long as it may be delivered. An older one is counted as lost, unless it was read before Redis went away.
         """
         expired = self._loop.time() - self._expiry
         read = self._kept[-1].sent - READ_SECONDS if self._kept else 0.0
@@ -100,15 +116,15 @@ class Sent:
             self._count_lost(
                 mailbox, count, f"Redis was away for longer than {self._expiry:g} s, and has lost its data"
             )
-        if self._lost and (self._repeating is None or self._repeating.done()):
-            self._repeating = asyncio.create_task(self._repeat_all(), name="asgibus repeat")
+        if self._lost and (self._resending is None or self._resending.done()):
+            self._resending = asyncio.create_task(self._resend_all(), name="asgibus repeat")
 
-    async def _repeat_all(self) -> None:
+    async def _resend_all(self) -> None:
         until = self._loop.time() + PATIENCE_SECONDS
         while self._lost:
             for mailbox in list(self._lost):
                 try:
-                    await self._repeat(mailbox, until)
+                    await self._resend(mailbox, until)
                 except LayerUnavailable as error:
                     logger.debug("%s cannot be sent its messages again yet: %s", mailbox, error)
             if self._loop.time() >= until:
@@ -122,8 +138,8 @@ class Sent:
         self._counts["message lost"] += count
         logger.warning("%d messages to %s may be lost: %s", count, mailbox, reason)
 
-    async def _repeat(self, mailbox: str, until: float) -> bool:
-        """Send there again what may be lost, in order. False if the mailbox is not back."""
+    async def _resend(self, mailbox: str, until: float) -> bool:
+        """Send the messages of a mailbox again, in order. Return False if the mailbox is not back."""
         async with self._order:
             while messages := self._lost.get(mailbox):
                 if not await self._add(messages[0], until):
@@ -154,23 +170,20 @@ class Sent:
 
 
 class _Source:
-    """The numbers that came from one source, the last ones, in the order in which they came.
-
-    `highest` of them; `heard`: when the last one came.
-    """
+    """The latest numbers of one source, in the order in which they came."""
 
     __slots__ = ("heard", "highest", "numbers")
 
     def __init__(self) -> None:
         self.numbers = array("Q")
         self.highest = 0
-        self.heard = 0.0
+        self.heard = 0.0  # when the last one came
 
     def is_new(self, number: int) -> bool:
-        """Note a number; return whether it is not among the last ones."""
+        """Note a number. Return whether it is not among the latest ones."""
         if number > self.highest:
             self.highest = number
-        elif number in self.numbers:  # nearly never looked for: numbers rise but for what is sent again
+        elif number in self.numbers:  # rarely searched: numbers rise, except when messages are sent again
             return False
         self.numbers.append(number)
         if len(self.numbers) > 2 * KEPT_ENTRIES:
@@ -178,24 +191,32 @@ class _Source:
         return True
 
 
-class Taken:
-    """Which numbered messages the reader of a mailbox has had.
+class Deduplicator:
+    """Drop copies of messages that the reader of a mailbox has had.
 
-    Times are those of Redis, which it gives to entries, in seconds: they say what has been read, also when this
-    process was paused meanwhile.
+    Times are those that Redis gives to entries, in seconds: they tell what has been read, also if this process was
+    paused meanwhile.
     """
 
     def __init__(self) -> None:
-        self._sources: OrderedDict[str, _Source] = OrderedDict()  # those not heard of for longest first
+        self._sources: OrderedDict[str, _Source] = OrderedDict()  # the least recent first
 
     def __len__(self) -> int:
-        """Return of how many sources numbers are known."""
+        """Return the number of sources that are remembered."""
         return len(self._sources)
 
-    def once(self, frames: Sequence[Frame], at: float) -> tuple[Sequence[Frame], bool]:
-        """Return the frames of an entry without its number, and whether it was there before.
+    def check(self, frames: Sequence[Frame], at: float) -> tuple[Sequence[Frame], bool]:
+        """Check the number of an entry.
 
-        `at`: when the entry was written. Raises ValueError for a number that is none.
+        Args:
+            frames: The frames of the entry.
+            at: When the entry was written.
+
+        Returns:
+            The frames without the number, and whether the entry is a copy.
+
+        Raises:
+            ValueError: The number is not valid.
         """
         if not frames or frames[0][0] != MESSAGE_ID:
             return frames, False
@@ -211,22 +232,17 @@ class Taken:
             self._sources.move_to_end(name)
         source.heard = at
         new = source.is_new(number)
-        self.read_until(at)
+        self.forget_before(at)
         return frames[1:], not new
 
-    def read_until(self, at: float) -> None:
-        """Forget the sources that can send nothing again, now that all has been read that was written before then."""
+    def forget_before(self, at: float) -> None:
+        """Forget sources that can send nothing again, as everything written before that time has been read."""
         sources = self._sources
         while sources and next(iter(sources.values())).heard < at - REPEAT_SECONDS:
             sources.popitem(last=False)
 
 
-REGROUP_SECONDS = 3.0  # for all processes to join again: a link comes back within 2 s, then the lease is renewed
-EPOCH_CHECK_SECONDS = 0.1  # until the store is checked again for a heartbeat
-NAME = re.compile(rb"epoch:(?P<begun>[0-9]{1,15})(?::(?P<run_id>[0-9a-f]*)(?P<again>:again)?)?\Z")
-
-
-class Begun(NamedTuple):
+class _EpochName(NamedTuple):
     """The parts of an epoch's name."""
 
     at: int
@@ -239,14 +255,14 @@ class Begun(NamedTuple):
 
 def find_epoch(members: Iterable[bytes]) -> bytes:
     """Return the name of the epoch from members of the set of processes; empty if there is none."""
-    return next((member for member in members if NAME.match(member)), b"")
+    return next((member for member in members if EPOCH.match(member)), b"")
 
 
-def _read(epoch: bytes) -> Begun | None:
-    found = NAME.match(epoch)
+def _read(epoch: bytes) -> _EpochName | None:
+    found = EPOCH.match(epoch)
     if found is None:
         return None
-    return Begun(int(found["begun"]), (found["run_id"] or b"").decode(), bool(found["again"]))
+    return _EpochName(int(found["begun"]), (found["run_id"] or b"").decode(), bool(found["again"]))
 
 
 def epoch_range(keys: Keys) -> tuple[str, ...]:
@@ -327,29 +343,29 @@ class Epoch:
 
 
 class Backlog:
-    """The messages that one event loop is sending to one store.
+    """A bound for the messages that one event loop is sending to one store.
 
-    Usually each is gone within a millisecond. While the store is away they wait, and beyond the bound the senders of
-    further ones wait in their turn, with nothing written. There are also no more of them than a reader remembers, since
-    all that was in flight when the connection broke is written again.
+    Usually each message is sent within a millisecond. While the store is away, messages wait, and beyond the bound
+    their senders wait before anything is written. The number of messages is bounded, too, to as many as a reader
+    remembers, since messages in flight are written again when the connection breaks.
     """
 
     def __init__(self, limit: int) -> None:
-        """`limit`: in bytes. A single message may exceed it."""
+        """Take the bound in bytes, which a single message may exceed."""
         self._limit = limit
         self._least = -(-limit // KEPT_ENTRIES)
         self._size = 0
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
 
     async def enter(self, size: int, until: float) -> int:
-        """Wait until there is room for a message, and take it.
+        """Wait until there is room for a message.
 
         Args:
-            size: Bytes of the message.
+            size: The size of the message, in bytes.
             until: When to give up, by the event loop's clock.
 
         Returns:
-            What to `leave` when the message is sent, or given up.
+            The size to pass to `leave` when the message is sent, or given up.
 
         Raises:
             LayerUnavailable: There was no room in time.
@@ -364,7 +380,7 @@ class Backlog:
     def leave(self, size: int) -> None:
         """Give the room of a message back."""
         self._size -= size
-        self._let_in()
+        self._admit()
 
     async def _wait(self, size: int, until: float) -> None:
         loop = asyncio.get_running_loop()
@@ -374,13 +390,13 @@ class Backlog:
         try:
             await future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled():  # it was let in, and its caller cancelled, in the same moment
+            if future.done() and not future.cancelled():  # it was admitted and its caller cancelled at the same moment
                 self.leave(size)
             raise
         finally:
             timer.cancel()
 
-    def _let_in(self) -> None:
+    def _admit(self) -> None:
         while self._waiting:
             future, size = self._waiting[0]
             if not future.done():

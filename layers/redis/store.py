@@ -1,4 +1,4 @@
-"""The stores of a layer, and what an event loop has at one of them: connections, and what goes through them.
+"""The stores of a layer, and the clients of the stores, of which each event loop has its own.
 
 A layer has one store or several, which share its channels, mailboxes and groups by name. Rendezvous hashing decides
 which store has a name: every process comes to the same result without asking, and a store that is added or removed
@@ -32,20 +32,25 @@ from asgibus.layers.redis.heartbeat import BEAT_SECONDS, SILENT_SECONDS
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.mailbox import MailboxSender
 from asgibus.layers.redis.pipeline import CALL_SECONDS, Refused, Writer
-from asgibus.layers.redis.redelivery import Backlog, Epoch, Sent, epoch_range, find_epoch
+from asgibus.layers.redis.redelivery import Backlog, Epoch, Outbox, epoch_range, find_epoch
 from asgibus.layers.settings import LayerSettings
 
 logger = logging.getLogger("asgibus.layers")
 
-KEEPS_ALL = "noeviction"  # the policy of a Redis that refuses writes when it is full
+KEEPS_ALL = "noeviction"  # the policy of a Redis that refuses writes when it is out of memory
 HOME = "home"  # the name whose store is the home of the bus
 RETRY_SECONDS = 0.25  # between two attempts to connect
-NAMES = 4096  # whose stores are remembered: to look one up costs a microsecond for each store
-COUNTED_MS = 86_400_000  # how long it is known what went through a channel that nobody uses
+NAMES = 4096  # names whose stores are cached: to compute one costs a microsecond for each store
+COUNTED_MS = 86_400_000  # for how long the counts of a channel are kept that is not used
+CHECK_SECONDS = 0.5  # for a command after a wait: a wait that leaves less time is not begun
+MISSING_SECONDS = BEAT_SECONDS + 0.5  # for a living process to create its mailbox again, at its next heartbeat
+MISSING_CHECK_SECONDS = 0.1  # until a missing mailbox is looked for again
+
+T = TypeVar("T")
 
 
 class Attachment:
-    """The connections and tasks of a layer for one store, in the event loop in which this is made."""
+    """The connections and tasks of one event loop for one store."""
 
     def __init__(
         self,
@@ -63,14 +68,14 @@ class Attachment:
         self.settings = settings
         self.outage = Outage(address, counts)
         self.deaths: dict[str, int] = {}
-        """Of the buses here: which deaths were counted, and when there was last news of them."""
+        """Deaths that the buses here have counted, and when each was reported last, in ms by Redis's clock."""
         self.writer = Writer(address, keys, entries, "asgibus-writer", self.outage)
-        self.writer.on_up.add(self._up)
+        self.writer.on_up.add(self._on_up)
         self._run_id = ""
         self._expiry = round(settings.expiry * 1000)
         self.backlog = Backlog(settings.backlog)
-        self.sent = Sent(self.writer, keys, entries, counts, settings.expiry)
-        self.epoch = Epoch(self.sent.lost, epoch)
+        self.outbox = Outbox(self.writer, keys, entries, counts, settings.expiry)
+        self.epoch = Epoch(self.outbox.on_data_lost, epoch)
         self.regroup = Regroup(self.writer, keys, self.epoch)
         self.reader = ChannelReader(
             address, keys, entries, self.writer, expiry=settings.expiry, group_expiry=settings.group_expiry
@@ -79,7 +84,7 @@ class Attachment:
         self.mailboxes = MailboxSender(self.writer, keys, self.post)
         self._open = False
         self.closed = False
-        self._opening: dict[str, asyncio.Task[None]] = {}  # what is being opened; "" is the writer
+        self._opening: dict[str, asyncio.Task[None]] = {}  # by name; "" is the connection for writing
         self.on_close: Callable[[], Awaitable[None]] | None = None
         """Awaited before the connections are closed: ends what uses them until then."""
 
@@ -112,10 +117,10 @@ class Attachment:
 
     async def _connect(self) -> None:
         await self.writer.open()
-        await self._look_at_memory()
+        await self._warn_of_eviction()
         if self._watch is not None:
             self._watch.start()
-        # Who sends later, for the first time, to what the store has lost meanwhile is to know that there was something.
+        # Note the epoch now, so that a later call can tell that the store has lost data since.
         self.writer.write(("ZRANGE", *epoch_range(self.keys)), self._first_epoch)
         self._open = True
 
@@ -123,15 +128,15 @@ class Attachment:
         if isinstance(reply, list):
             self.epoch.seen(find_epoch(reply))
 
-    async def _look_at_memory(self) -> None:
-        """Warn once of a Redis that evicts keys when it is full. Raises LayerUnavailable."""
+    async def _warn_of_eviction(self) -> None:
+        """Warn once about a Redis that evicts keys when it is out of memory. Raises LayerUnavailable."""
         try:
             reply = await self.writer.call("INFO", "memory", until=asyncio.get_running_loop().time() + CALL_SECONDS)
         except Refused:  # to a user who may not ask
             return
-        said = dict(line.split(":", 1) for line in reply.decode(errors="replace").split() if ":" in line)
-        policy = said.get("maxmemory_policy", KEEPS_ALL)
-        evicts = policy != KEEPS_ALL and said.get("maxmemory", "0") != "0"
+        memory = dict(line.split(":", 1) for line in reply.decode(errors="replace").split() if ":" in line)
+        policy = memory.get("maxmemory_policy", KEEPS_ALL)
+        evicts = policy != KEEPS_ALL and memory.get("maxmemory", "0") != "0"
         if evicts and self.entries.is_first(f"evicts {self.address}"):
             logger.warning(
                 "Redis at %s has the maxmemory-policy %s: when it is full, it drops messages, groups and connections "
@@ -141,20 +146,19 @@ class Attachment:
                 KEEPS_ALL,
             )
 
-    def _up(self) -> None:
-        """The connection is there, or there again."""
+    def _on_up(self) -> None:
         last, self._run_id = self._run_id, self.writer.run_id
         if last and last != self._run_id:
-            self.sent.lost()
+            self.outbox.on_data_lost()
 
     async def close(self) -> None:
-        """End everything, behind what was written before, and what is being opened."""
+        """Close the connections, after everything that was written before, and stop opening others."""
         self.closed = True
         if connecting := self._opening.get(""):
-            connecting.cancel()  # to a store that does not answer it may take seconds, and nothing was written yet
+            connecting.cancel()  # it may take seconds, and nothing was written yet
         if self._opening:
             await asyncio.wait(self._opening.values())
-        await self.sent.close()
+        await self.outbox.close()
         if self.on_close is not None:
             await self.on_close()
         await self.reader.close()
@@ -163,7 +167,7 @@ class Attachment:
             await self.writer.close()
 
     async def send(self, channel: str, entry: bytes, capacity: int, delay: float, until: float) -> bool:
-        """Add a message to an ordinary channel; False if that is full. Raises LayerUnavailable."""
+        """Add a message to an ordinary channel. Return False if it is full. Raises LayerUnavailable."""
         keys, call = self.keys, self.writer.call
         names = keys.messages(channel), keys.delayed(channel), keys.counts(channel)
         limits = self._expiry, COUNTED_MS, capacity
@@ -172,8 +176,8 @@ class Attachment:
             "EVAL", scripts.CHANNEL_SEND, 3, *names, entry, *limits, until=until, repeatable=False
         ):
             return True
-        slowly = scripts.CHANNEL_SEND_CHECKED
-        return bool(await call("EVAL", slowly, 3, *names, entry, *limits, *later, until=until, repeatable=False))
+        script = scripts.CHANNEL_SEND_CHECKED
+        return bool(await call("EVAL", script, 3, *names, entry, *limits, *later, until=until, repeatable=False))
 
     async def post(self, mailbox: str, frame: Frame, until: float) -> bool:
         """Write a frame to a mailbox. Return False if the process of the mailbox is gone.
@@ -183,13 +187,100 @@ class Attachment:
         """
 
         async def send() -> bool | None:
-            return await self.sent.send(mailbox, frame, until) or None
+            return await self.outbox.send(mailbox, frame, until) or None
 
-        return bool(await self.regroup.insist(mailbox, send, until))
+        return bool(await self.regroup.send_to_mailbox(mailbox, send, until))
+
+
+class Regroup:
+    """Wait until processes are back in their places after Redis has lost its data, or a mailbox alone."""
+
+    def __init__(self, writer: Writer, keys: Keys, epoch: Epoch) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._writer = writer
+        self._keys = keys
+        self._epoch = epoch
+
+    async def wait(self, members: Sequence[bytes], now: int, until: float) -> bool:
+        """Wait until all processes have had time to join their groups in this epoch, or for a part of that time.
+
+        Args:
+            members: Members of the set of processes; one of them is the epoch.
+            now: The time by Redis's clock, in ms.
+            until: When to give up, by the event loop's clock.
+
+        Returns:
+            Whether it waited: then read the epoch again.
+
+        Raises:
+            LayerUnavailable: They will not have joined in time.
+        """
+        name, run_id = find_epoch(members), self._writer.run_id
+        wait = self._epoch.use(name, run_id, now)
+        if not wait:
+            return False
+        if self._loop.time() + wait + CHECK_SECONDS > until:
+            if not self._epoch.is_gone(now):
+                raise LayerUnavailable("Redis has lost its data, and its members are not back: nothing was sent")
+            self._epoch.forget(name, run_id)  # no process is on the bus any more, so none misses anything
+            return False
+        await asyncio.sleep(wait)
+        return True
+
+    async def recreate_group(self, key: str, until: float) -> None:
+        """Let the members of a group join again, as its key has another type. Raises LayerUnavailable.
+
+        Without an epoch, the next heartbeat begins one, and all processes on the bus join their groups again.
+        """
+        call = self._writer.call
+        if await call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, "zset", until=until):
+            await call("ZREMRANGEBYSCORE", self._keys.processes, "+inf", "+inf", until=until)
+
+    async def send_to_mailbox(self, mailbox: str, send: Callable[[], Awaitable[T | None]], until: float) -> T | None:
+        """Send to a mailbox. If the mailbox is missing, wait for as long as its process may create it again.
+
+        A living process lacks its mailbox when Redis has lost data, its clock has jumped, or it has evicted keys.
+
+        Args:
+            mailbox: The mailbox.
+            send: Sends, and returns None if the mailbox does not exist.
+            until: When to give up, by the event loop's clock.
+
+        Returns:
+            The result of `send`; None if the process of the mailbox is gone.
+
+        Raises:
+            LayerUnavailable: The process is alive, and its mailbox is not back in time.
+        """
+        try:
+            answer = await send()
+        except Refused as error:
+            if not error.wrong_type:
+                raise
+            # The process creates missing keys again at its next heartbeat, but may not notice keys of another type.
+            for key, kind in ((self._keys.mailbox(mailbox), "stream"), (self._keys.full(mailbox), "set")):
+                await self._writer.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind, until=until)
+            answer = None
+        began = self._loop.time()
+        while answer is None:
+            run_id = self._writer.run_id
+            arguments = self._keys.processes, mailbox, round(SILENT_SECONDS * 1000)
+            now, runs, silent, members = await self._writer.call("EVAL", scripts.LEASE_RUNS, 1, *arguments, until=until)
+            if run_id == self._writer.run_id and not await self.wait(members, now, until):
+                late = self._loop.time() - began > MISSING_SECONDS
+                if not runs or (silent and late):  # there was no heartbeat of any process meanwhile
+                    return None
+                if late:
+                    raise LayerUnavailable(
+                        f"the mailbox {mailbox} is missing, though its process lives: it got nothing"
+                    )
+                await asyncio.sleep(MISSING_CHECK_SECONDS)
+            answer = await send()
+        return answer
 
 
 class Shard:
-    """One of the stores, with what each event loop has there."""
+    """One store of a layer, with the client of each event loop."""
 
     def __init__(
         self, address: Address, prefix: str, entries: Entries, settings: LayerSettings, counts: Counter[str]
@@ -206,11 +297,11 @@ class Shard:
         self._reached = False
 
     async def attachment(self, until: float | None = None) -> Attachment:
-        """Return what the running event loop has there, connected at the first call.
+        """Return the client of the running event loop, which is connected at the first call.
 
         Args:
-            until: How long to try to connect, by the event loop's clock, where this layer has been connected before:
-                then its address is right, and the store is away. Else, and without it, one try is made.
+            until: When to stop trying to connect, by the event loop's clock, if this layer has been connected before:
+                then its address is right, and the store is away. Otherwise there is one attempt.
 
         Raises:
             LayerUnavailable: The store cannot be reached.
@@ -220,7 +311,7 @@ class Shard:
         if attachment is None:
             with self._lock:
                 for loop in [loop for loop in self._attachments if loop.is_closed()]:
-                    del self._attachments[loop]  # it ended without `close`: its tasks and sockets ended with it
+                    del self._attachments[loop]  # it ended without `close`, and its tasks and sockets with it
                 epochs = (each.epoch for each in self._attachments.values())
                 epoch = max(epochs, key=lambda each: each.used, default=None)
                 attachment = self._attachments[running] = Attachment(
@@ -239,15 +330,15 @@ class Shard:
                 return attachment
 
     def weight(self, name: bytes) -> bytes:
-        """Of all stores, the one with the highest has that name."""
+        """Return the weight of this store for a name. The store with the highest weight has the name."""
         return blake2b(name, key=self._hash_key, digest_size=8).digest()
 
     def serves(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Whether that loop has something there."""
+        """Return whether that event loop has a client here."""
         return loop in self._attachments
 
     async def close(self) -> None:
-        """End what the running event loop has there; when this is cancelled, it goes on by itself."""
+        """Close the client of the running event loop. If the call is cancelled, closing goes on by itself."""
         with self._lock:
             attachment = self._attachments.pop(asyncio.get_running_loop(), None)
         if attachment is not None:
@@ -263,7 +354,7 @@ class Shards(Sequence[Shard]):
     def __init__(self, shards: Sequence[Shard]) -> None:
         self._shards = list(shards)
         self.of = self._of if len(self._shards) > 1 else self._only
-        """The store that has a channel, a mailbox or a group, by its name."""
+        """Return the store of a channel, a mailbox or a group, by its name."""
         self._find = lru_cache(NAMES)(self._rendezvous)
 
     def __len__(self) -> int:
@@ -277,7 +368,7 @@ class Shards(Sequence[Shard]):
 
     @property
     def home(self) -> Shard:
-        """The store with the leases, the mailboxes and the shared channels of the servers."""
+        """The store with the leases, mailboxes and work queues of the servers."""
         return self.of(HOME)
 
     async def any_available(self) -> Shard:
@@ -291,19 +382,19 @@ class Shards(Sequence[Shard]):
         return shards[-1]
 
     def new_mailbox(self, role: str, shard: Shard) -> str:
-        """Return a mailbox name that no other process has, and that belongs to this store."""
+        """Return a new mailbox name that belongs to this store."""
         while self.of(mailbox := new_mailbox(role)) is not shard:
             pass
         return mailbox
 
     def new_process(self, shard: Shard) -> str:
-        """Return an id for a process that makes channels, whose mailbox belongs to this store."""
+        """Return a new id for a process with process-local channels, whose mailbox belongs to this store."""
         while self.of(channels_mailbox(process := new_process())) is not shard:
             pass
         return process
 
     async def close(self) -> None:
-        """End what the running event loop has at all of them."""
+        """Close all clients of the running event loop."""
         for shard in self._shards:
             await shard.close()
 
@@ -316,97 +407,3 @@ class Shards(Sequence[Shard]):
     def _rendezvous(self, name: str) -> Shard:
         encoded = name.encode()
         return max(self._shards, key=lambda shard: shard.weight(encoded))
-
-
-T = TypeVar("T")
-
-CHECK_SECONDS = 0.5  # that a look at Redis may take behind a wait: without them it would end in its time limit
-MISSING_SECONDS = BEAT_SECONDS + 0.5  # for a living process to make its mailbox anew: it notices at its next beat
-MISSING_CHECK_SECONDS = 0.1  # until it is looked again whether a mailbox is back
-
-
-class Regroup:
-    """The waits of one event loop at one store."""
-
-    def __init__(self, writer: Writer, keys: Keys, epoch: Epoch) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._writer = writer
-        self._keys = keys
-        self._epoch = epoch
-
-    async def waited(self, members: Sequence[bytes], now: int, until: float) -> bool:
-        """Wait for those on the bus to be back in this epoch, or for some of that time.
-
-        Args:
-            members: Those of the set of processes among which the epoch is.
-            now: The time by the clock of Redis, in ms.
-            until: When the call gives up, by the event loop's clock.
-
-        Returns:
-            Whether it waited: then it is to be looked again.
-
-        Raises:
-            LayerUnavailable: They will not be back in time.
-        """
-        name, run_id = find_epoch(members), self._writer.run_id
-        wait = self._epoch.use(name, run_id, now)
-        if not wait:
-            return False
-        if self._loop.time() + wait + CHECK_SECONDS > until:
-            if not self._epoch.is_gone(now):
-                raise LayerUnavailable("Redis has lost its data, and its members are not back: nothing was sent")
-            self._epoch.forget(name, run_id)  # nobody is on the bus any more, and so nobody misses anything
-            return False
-        await asyncio.sleep(wait)
-        return True
-
-    async def restore(self, key: str, until: float) -> None:
-        """Have a group made anew by its members: its key holds something else. Raises LayerUnavailable.
-
-        Without an epoch, the next beat begins one, and all processes on the bus join their groups again.
-        """
-        call = self._writer.call
-        if await call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, "zset", until=until):
-            await call("ZREMRANGEBYSCORE", self._keys.processes, "+inf", "+inf", until=until)
-
-    async def insist(self, mailbox: str, send: Callable[[], Awaitable[T | None]], until: float) -> T | None:
-        """Send to a mailbox; when it is missing, wait for it as long as its process may make it anew.
-
-        A mailbox vanishes before its process does when Redis loses data, when its clock jumps, or when it is evicted.
-
-        Args:
-            mailbox: Where `send` sends.
-            send: Sends, and returns None if there is no such mailbox.
-            until: When the call gives up, by the event loop's clock.
-
-        Returns:
-            What `send` returned; None if the process of the mailbox is gone.
-
-        Raises:
-            LayerUnavailable: The process lives, and its mailbox is not back in time.
-        """
-        try:
-            answer = await send()
-        except Refused as error:
-            if not error.wrong_type:
-                raise
-            # Its process makes anew what is missing at its next beat; of what is of another type it may never hear.
-            for key, kind in ((self._keys.mailbox(mailbox), "stream"), (self._keys.full(mailbox), "set")):
-                await self._writer.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind, until=until)
-            answer = None
-        began = self._loop.time()
-        while answer is None:
-            run_id = self._writer.run_id
-            arguments = self._keys.processes, mailbox, round(SILENT_SECONDS * 1000)
-            now, runs, silent, members = await self._writer.call("EVAL", scripts.LEASE_RUNS, 1, *arguments, until=until)
-            if run_id == self._writer.run_id and not await self.waited(members, now, until):
-                late = self._loop.time() - began > MISSING_SECONDS
-                if not runs or (silent and late):  # nobody has been here meanwhile: it does not live either
-                    return None
-                if late:
-                    raise LayerUnavailable(
-                        f"the mailbox {mailbox} is missing, though its process lives: it got nothing"
-                    )
-                await asyncio.sleep(MISSING_CHECK_SECONDS)
-            answer = await send()
-        return answer

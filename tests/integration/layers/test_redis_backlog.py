@@ -105,7 +105,7 @@ async def test_what_was_written_twice_is_received_once_and_counts_once(redis_url
         assert local is not None
         mailbox, part = local
         attachment = await layer._shards.of(mailbox).attachment()
-        entry = attachment.sent._entry(mailbox, (LOCAL_MESSAGES, [part], pack_message({"n": 1}), 0.0, 3))
+        entry = attachment.outbox._entry(mailbox, (LOCAL_MESSAGES, [part], pack_message({"n": 1}), 0.0, 3))
         for _ in range(2):
             await attachment.writer.call("XADD", attachment.keys.mailbox(mailbox), "*", "b", entry)
         assert await layer.receive(own) == {"n": 1}
