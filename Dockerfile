@@ -1,5 +1,5 @@
-# The two commands, for any app: run it with `asgi-interface …` or `asgi-worker module:app …`.
-# An app brings itself, FROM this image: docs/deployment/compose.md shows how.
+# Both commands: run `asgi-interface …` or `asgi-worker module:app …`. Build the image of your app FROM this one, as
+# docs/deployment/compose.md shows.
 
 FROM python:3.13-slim AS build
 RUN python -m venv /opt/asgibus

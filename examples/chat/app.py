@@ -1,11 +1,11 @@
 """A chat in plain ASGI 3: one page at `/` and `/room/<name>`, one WebSocket at `/ws/<room>?name=…`.
 
-The app keeps no list of who is where. A room is a group: whatever is sent to it reaches every socket in the room,
-whichever interface server holds it, without waking the app. A newcomer announces its reply channel to the group, and
-every page that hears it answers "present" through its own socket, which the app passes on to that reply channel.
+The app keeps no list of the people in a room. A room is a group: a message to it reaches every socket in the room,
+whichever interface server holds it, without running the app. A newcomer announces its reply channel to the group. Every
+page answers "present" through its own socket, and the app sends that to the reply channel.
 
-With `asgi-worker --resume` a socket outlives its worker: the next run of the app neither welcomes nor announces it
-again, and goes on counting where the last one was.
+With `asgi-worker --resume` a socket outlives its worker. The next run of the app neither welcomes nor announces it
+again, and continues the count of messages.
 """
 
 import json
@@ -31,12 +31,12 @@ REPLY_CHANNEL = re.compile(r"interface\.[A-Za-z0-9._-]{1,60}![A-Za-z0-9._-]{1,30
 WORKER = f"{platform.node()}:{os.getpid()}"  # shown at the foot of the page
 MAX_NAME = 32
 MAX_TEXT = 2000
-# A character of text takes up to 12 in JSON (an escaped surrogate pair); what is longer is not even parsed.
+# A character of text takes up to 12 in JSON (an escaped surrogate pair). A longer message is not parsed.
 MAX_MESSAGE = 12 * MAX_TEXT + 100
 
 
 async def app(scope: Event, receive: Receive, send: Send) -> None:
-    """The ASGI application. Raises ValueError for scopes that it does not serve, such as lifespan."""
+    """Run the ASGI application. Raise ValueError for scopes that it does not serve, such as lifespan."""
     if scope["type"] == "http":
         await serve_page(scope, send)
     elif scope["type"] == "websocket":
@@ -57,7 +57,7 @@ async def serve_page(scope: Event, send: Send) -> None:
 
 
 async def chat(scope: Event, receive: Receive, send: Send) -> None:
-    """Serve one socket from its coming, or from where another worker left it, to its going."""
+    """Serve one socket from its start, or from where another worker stopped, to its end."""
     connection = asgibus.connection(scope)
     me = connection.reply_channel
     await receive()  # websocket.connect
@@ -65,7 +65,7 @@ async def chat(scope: Event, receive: Receive, send: Send) -> None:
     try:
         room, name = room_and_name(scope)
     except InvalidInputError as error:
-        # A browser cannot read a refused handshake, so the reason comes as an event before the close.
+        # A browser cannot read a rejected handshake, so the reason is an event before the close.
         await send(event("error", text=str(error)))
         await send({"type": "websocket.close", "code": 1008, "reason": "invalid room or name"})
         return
@@ -75,7 +75,7 @@ async def chat(scope: Event, receive: Receive, send: Send) -> None:
         await send(event("served", worker=WORKER))
     else:
         await send(event("welcome", id=me, name=name, room=room, worker=WORKER))
-    await connection.group_add(group)  # also by a further run: the last one may have died before it got here
+    await connection.group_add(group)  # in every run: the last one may have died before it got here
     if not connection.resumed:
         await connection.group_send(group, event("join", id=me, name=name))
     # Counts this sender's messages, so that every page can see their order and notice a gap.
@@ -92,23 +92,22 @@ async def chat(scope: Event, receive: Receive, send: Send) -> None:
             else:
                 sent += 1
                 await connection.group_send(group, event("message", id=me, name=name, seq=sent, text=message["text"]))
-                # Behind the message: if the worker dies between the two, the next one says it again, with the same
-                # number, and the pages leave it out.
+                # After the message: if the worker dies between the two, the next one sends the message again with the
+                # same number, and the pages ignore it.
                 connection.state["sent"] = sent
                 await connection.save_state()
     finally:
-        # The group itself forgets a socket that is gone; only people have to be told, if it is not just another
-        # worker's turn.
+        # The membership ends by itself. Tell the others, unless another worker continues with this socket.
         if not connection.handed_over:
             await connection.group_send(group, event("leave", id=me, name=name))
 
 
 class InvalidInputError(ValueError):
-    """What a page sent is not in order. The text says what is wrong, for people."""
+    """A page has sent an event that is not valid. The text says why, for people."""
 
 
 def room_and_name(scope: Event) -> tuple[str, str]:
-    """Return where a socket wants to go, and as whom. Raises InvalidInputError."""
+    """Return the room and the name that a socket asks for. Raise InvalidInputError if one is not valid."""
     room = scope["path"].removeprefix(scope.get("root_path", "")).removeprefix("/ws/")
     if not ROOM.fullmatch(room):
         raise InvalidInputError("A room is 1 to 50 letters, digits, dots, dashes or underscores.")
@@ -119,7 +118,7 @@ def room_and_name(scope: Event) -> tuple[str, str]:
 
 
 def parse(text: str | None) -> Event:
-    """Return `{"type": "say", "text": …}` or `{"type": "present", "to": …}`. Raises InvalidInputError."""
+    """Return `{"type": "say", "text": …}` or `{"type": "present", "to": …}`. Raise InvalidInputError otherwise."""
     if text is None or len(text) > MAX_MESSAGE:
         raise InvalidInputError(f"A message is a text frame of at most {MAX_MESSAGE} characters.")
     try:
@@ -138,5 +137,5 @@ def parse(text: str | None) -> Event:
 
 
 def event(kind: str, **fields: Any) -> Event:
-    """Return the ASGI event that puts one JSON message on a socket, here or anywhere."""
+    """Return the ASGI event that writes one JSON message to a socket."""
     return {"type": "websocket.send", "text": json.dumps({"type": kind, "time": round(time.time() * 1000), **fields})}

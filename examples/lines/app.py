@@ -1,4 +1,4 @@
-"""Says every line again, in capitals, until one is empty."""
+"""Answer every line in capital letters, until a line is empty."""
 
 
 async def app(scope, receive, send):

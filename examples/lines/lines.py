@@ -5,12 +5,12 @@ import math
 
 from asgibus.interface_server.terminator import ABORT, OTHER_RECEIVED, OTHER_SENT, message_of, other
 
-LONGEST = 64 * 1024  # bytes of a line
-CLOSE_SECONDS = 10.0  # how long a client may take to read the rest
+LONGEST = 64 * 1024  # the largest line, in bytes
+CLOSE_SECONDS = 10.0  # the time for a client to read the rest
 
 
 class LineTerminator(asyncio.Protocol):
-    """One client: both `Terminator` and `Holder`."""
+    """One client: `Terminator` and `Holder` in one object."""
 
     def __init__(self, host):
         self.host = host

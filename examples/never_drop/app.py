@@ -1,6 +1,6 @@
-"""The app of the demo: a page at `/`, and a WebSocket that answers every numbered message and passes on what is said.
+"""The app of the demo: a page at `/`, and a WebSocket that answers numbered messages and passes on chat messages.
 
-Nothing in here deals with workers that die or are replaced. It only tells the page which of them it runs in.
+Nothing here handles workers that die or are replaced. The app only tells the page which worker it runs in.
 """
 
 import json
@@ -16,12 +16,12 @@ Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 
 PAGE = Path(__file__).with_name("page.html").read_bytes()
-GROUP = "never_drop"  # every open page is in it; the demo itself tells there what it does
+GROUP = "never_drop"  # every open page is a member; the demo announces its actions there
 MAX_TEXT = 500
 
 
 async def app(scope: Event, receive: Receive, send: Send) -> None:
-    """The ASGI application. Raises ValueError for scopes that it does not serve, such as lifespan."""
+    """Run the ASGI application. Raise ValueError for scopes that it does not serve, such as lifespan."""
     if scope["type"] == "http":
         await serve_page(scope, send)
     elif scope["type"] == "websocket":
@@ -40,7 +40,7 @@ async def serve_page(scope: Event, send: Send) -> None:
 
 
 async def serve_socket(scope: Event, receive: Receive, send: Send) -> None:
-    """Serve one socket, from the client's coming or from where another worker left it."""
+    """Serve one socket, from its start or from where another worker stopped."""
     connection = asgibus.connection(scope)
     here = {"pid": os.getpid(), "version": os.environ.get("NEVER_DROP_VERSION"), "attempt": connection.attempt}
     await receive()  # websocket.connect
@@ -56,5 +56,5 @@ async def serve_socket(scope: Event, receive: Receive, send: Send) -> None:
 
 
 def event(kind: str, /, **fields: Any) -> Event:
-    """Return the ASGI event that puts one JSON message on a socket."""
+    """Return the ASGI event that writes one JSON message to a socket."""
     return {"type": "websocket.send", "text": json.dumps({"type": kind, **fields})}

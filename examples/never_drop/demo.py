@@ -1,7 +1,7 @@
-"""Runs Redis, an interface server and workers, and kills and redeploys the workers while pages stay connected.
+"""Run Redis, an interface server and workers, and kill and redeploy the workers while pages stay connected.
 
-Three steps go round: SIGKILL to one worker, SIGKILL to another, a deploy (new workers start, then the old ones get
-SIGTERM). Each is printed, and told to every open page through the group that they are in.
+Three steps repeat: SIGKILL to one worker, SIGKILL to another, a deploy (new workers start, then the old ones get
+SIGTERM). The demo prints each step and sends it to every open page through their group.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from asgibus.layers import open_layer
 from asgibus.layers.errors import LayerError
 
 HERE = Path(__file__).resolve().parent
-PREFIX = "never_drop"  # of the keys in Redis, which may be somebody else's
+PREFIX = "never_drop"  # of the keys in Redis, which others may use too
 PYTHON = (sys.executable, "-m")
 WORKERS = 2
 START_SECONDS = 30.0
@@ -34,21 +34,21 @@ END_SECONDS = 8.0
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the text says why."""
+    """The demo cannot continue; the text says why."""
 
 
 class Deployment:
-    """The workers of one version of the app: one `asgi-worker --processes`, which replaces those that die."""
+    """The workers of one version of the app: one `asgi-worker --processes`, which restarts those that die."""
 
     def __init__(self, version: int) -> None:
         self.version = version
         self.leaving = False
-        self.serving: list[int] = []  # process ids, the longest there first
+        self.serving: list[int] = []  # process ids, the oldest first
         self._killed: set[int] = set()
         self._process: Process
 
     async def run(self, url: str, *, task_status: TaskStatus["Deployment"]) -> None:
-        """Start the workers; started when all of them serve; returns when all have ended."""
+        """Run the workers. Report the start when all of them serve, and return when all have ended."""
         options = ("--app-dir", str(HERE), "--layer", url, "--prefix", PREFIX, "--processes", str(WORKERS), "--resume")
         times = ("--drain-period", "1", "--graceful-timeout", "3")
         command = (*PYTHON, "asgibus.worker", "app:app", *options, *times)
@@ -66,7 +66,7 @@ class Deployment:
             raise DemoError(f"the workers of version {self.version} ended by themselves")
 
     def kill(self) -> int | None:
-        """SIGKILL the worker that has served longest, and return its process id; None while none serves."""
+        """Kill the oldest worker and return its process id, or None if no worker serves."""
         if not self.serving:
             return None
         pid = self.serving.pop(0)
@@ -76,17 +76,17 @@ class Deployment:
         return pid
 
     def _killing(self, line: str) -> bool:
-        """Whether the supervisor logs the death of a worker that was killed on purpose."""
+        """Return whether the supervisor logs the death of a worker that was killed on purpose."""
         return "SIGKILL" in line and any(str(pid) in line for pid in self._killed)
 
     def leave(self) -> None:
-        """SIGTERM: the workers hand their sockets over and end."""
+        """Send SIGTERM: the workers hand their sockets over and end."""
         self.leaving = True
         signal_to(self._process, signal.SIGTERM)
 
 
 class Demo:
-    """What goes on around the page, once the interface server listens."""
+    """The actions of the demo, once the interface server listens."""
 
     def __init__(self, url: str, seconds: float) -> None:
         self._url = url
@@ -95,7 +95,7 @@ class Demo:
         self._deployments: list[Deployment] = []
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Started when the first workers serve; then kill and redeploy for ever."""
+        """Report the start when the first workers serve, then kill and redeploy for ever."""
         try:
             async with anyio.create_task_group() as self._tasks:
                 await self._deploy()
@@ -135,7 +135,7 @@ class Demo:
         await self._tell(kind=kind, text=text)
 
     async def _tell(self, **what: str) -> None:
-        """Tell every open page what happened, and which workers there are."""
+        """Send every open page what happened, and the list of workers."""
         workers = [
             {"pid": pid, "version": deployment.version, "leaving": deployment.leaving}
             for deployment in self._deployments
@@ -148,7 +148,7 @@ class Demo:
 
 
 async def interface_server(url: str, port: int, *, task_status: TaskStatus[str]) -> None:
-    """Hold the sockets; started, with the URL for browsers, when it listens."""
+    """Run the interface server. Report the URL for browsers when it listens."""
     options = ("--port", str(port), "--layer", url, "--prefix", PREFIX, "--graceful-timeout", "2", "--no-access-log")
     async with running(*PYTHON, "asgibus.interface_server", *options) as process:
         async for line in lines(process):
@@ -159,7 +159,7 @@ async def interface_server(url: str, port: int, *, task_status: TaskStatus[str])
 
 @asynccontextmanager
 async def private_redis() -> AsyncIterator[str]:
-    """The URL of a Redis that ends, with all it holds, when the context does. Raises DemoError."""
+    """Start a Redis that ends with the context, and yield its URL. Raise DemoError if it does not start."""
     binary = shutil.which("redis-server") or shutil.which("valkey-server")
     if binary is None:
         raise DemoError("there is no redis-server here: install one, or name a running one with --redis URL")
@@ -176,14 +176,14 @@ async def private_redis() -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def running(*command: str, **env: str) -> AsyncIterator[Process]:
-    """A process that is ended with the context: asked, and after some seconds forced."""
+    """Start a process that ends with the context: by SIGTERM, and after some seconds by SIGKILL."""
     process = await anyio.open_process(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={**os.environ, **env},
-        start_new_session=True,  # Ctrl+C is for us: we end the others in our order
+        start_new_session=True,  # Ctrl+C goes to the demo alone, which ends the others in order
     )
     try:
         yield process
@@ -204,7 +204,7 @@ def signal_to(process: Process, number: int) -> None:
 
 
 async def lines(process: Process, expected: Callable[[str], bool] = lambda line: False) -> AsyncIterator[str]:
-    """Yield what a process logs, until it ends. Errors are shown as well, unless they are expected."""
+    """Yield the log lines of a process until it ends. Print errors, unless they are expected."""
     assert process.stderr is not None
     log = BufferedByteReceiveStream(process.stderr)
     with suppress(anyio.IncompleteRead):  # the end
@@ -216,7 +216,7 @@ async def lines(process: Process, expected: Callable[[str], bool] = lambda line:
 
 
 async def main(port: int, redis: str | None, seconds: float) -> None:
-    """Run the demo until SIGINT, SIGTERM or SIGHUP. Raises DemoError, LayerError."""
+    """Run the demo until SIGINT, SIGTERM or SIGHUP. Raise DemoError or LayerError."""
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async with AsyncExitStack() as stack:
             url = redis or await stack.enter_async_context(private_redis())
@@ -232,7 +232,7 @@ async def main(port: int, redis: str | None, seconds: float) -> None:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options of the command line."""
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(prog="never_drop", description=__doc__)
     parser.add_argument("--port", type=int, default=8000, help="port of the page (default 8000; 0 takes a free one)")
     parser.add_argument("--redis", metavar="URL", help="use this Redis (default: a private redis-server)")
@@ -243,7 +243,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def only(error: Exception) -> Exception:
-    """The first error of nested groups: task groups wrap what is raised in them."""
+    """Return the first error of nested exception groups, which task groups raise."""
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -1,4 +1,4 @@
-"""A chat room whose messages are moderated, written to be tested: `make_app(allowed)` gives an ASGI app.
+"""A chat room whose messages are moderated, written to be tested: `make_app(allowed)` returns an ASGI app.
 
 `/` is a page to try it with. `/room/<name>` is a WebSocket; `POST /room/<name>` says something from outside. Each
 message of a socket has a number, which the app keeps with the connection: one that is given to it twice, as a worker
@@ -29,7 +29,7 @@ text.onchange = () => { socket.send(JSON.stringify({number: ++number, text: text
 
 
 def make_app(allowed: Allowed) -> Callable[[Event, Receive, Send], Awaitable[None]]:
-    """Return the app. `allowed` is asked about every text; think of a service that takes its time."""
+    """Return the app. It calls `allowed` for every text, as it would call a slow service."""
 
     async def app(scope: Event, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -56,7 +56,7 @@ def make_app(allowed: Allowed) -> Callable[[Event, Receive, Send], Awaitable[Non
         while (event := await receive())["type"] == "websocket.receive":
             message = json.loads(event["text"])
             if message["number"] <= connection.state.get("last", 0):
-                continue  # an earlier run has said it, and died before the bus knew
+                continue  # an earlier run has published it and died before the acknowledgement
             await say(connection.layer, room(scope), message["text"])
             connection.state["last"] = message["number"]
             await connection.save_state()
@@ -78,7 +78,7 @@ def make_app(allowed: Allowed) -> Callable[[Event, Receive, Send], Awaitable[Non
 
 
 def room(scope: Event) -> str:
-    """Return the group of the room in the path; empty if it names none."""
+    """Return the group of the room in the path, or an empty string."""
     match = re.fullmatch(r"/room/([A-Za-z0-9_-]{1,50})", scope["path"])
     return f"room.{match[1]}" if match else ""
 
@@ -91,7 +91,7 @@ async def answer(send: Send, status: int, body: bytes = b"") -> None:
 
 
 async def everything(text: str) -> bool:
-    """Allow whatever is said."""
+    """Allow every text."""
     return True
 
 
