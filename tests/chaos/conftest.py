@@ -29,9 +29,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _times(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep promises to the letter, and shorten leases in the quick form."""
+def _promises_are_kept_to_the_letter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadline, "TOLERANCE", 1.0)
+
+
+@pytest.fixture
+def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the leases of the servers, in the quick form; for tests that wait for the end of a lease.
+
+    Elsewhere a short lease would only end by itself on a busy machine.
+    """
     if not LONG:
         monkeypatch.setenv(lease_times.VARIABLE, "1")
 

@@ -16,7 +16,7 @@ def by_form(quick: T, long: T) -> T:
 
 
 LEASE = by_form(lease_times.LEASE, 5.0)
-"""Seconds that the lease of a process lives. The long form has the times of the product."""
+"""Seconds of a lease, with the fixture `short_leases`. The long form has the times of the product."""
 BEAT = by_form(lease_times.BEAT, 1.0)
 """Seconds between two renewals of a lease."""
 NOTICED = LEASE + 1.0

@@ -15,6 +15,8 @@ from support.deadline import in_time, wait_until
 from support.processes import Process
 from support.raw import RawClient
 
+pytestmark = pytest.mark.usefixtures("short_leases")
+
 Start = Callable[..., Process]
 Figures = Callable[[object], None]
 SOCKETS = 1000 if LONG else 50

@@ -16,6 +16,8 @@ from support.load import RATE, Load
 from support.processes import Processes
 from support.redis import RedisServer
 
+pytestmark = pytest.mark.usefixtures("short_leases")
+
 StartRedis = Callable[..., RedisServer]
 Figures = Callable[[object], None]
 

@@ -13,6 +13,8 @@ from support.deadline import wait_until
 from support.processes import Process
 from support.raw import RawClient
 
+pytestmark = pytest.mark.usefixtures("short_leases")
+
 Start = Callable[..., Process]
 Figures = Callable[[object], None]
 

@@ -13,6 +13,8 @@ from support.processes import Processes
 from support.redis import RedisServer
 from support.tcp_proxy import TcpProxy
 
+pytestmark = pytest.mark.usefixtures("short_leases")
+
 Figures = Callable[[object], None]
 
 CUT = by_form(6.2, 15.0)

@@ -6,12 +6,16 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+import pytest
+
 from asgibus.protocol.retry import CRASH_LIMIT
 from chaos.notes import Notes
 from chaos.scale import NOTICED, by_form
 from support.deadline import in_time
 from support.processes import Process
 from support.raw import RawClient
+
+pytestmark = pytest.mark.usefixtures("short_leases")
 
 Start = Callable[..., Process]
 Figures = Callable[[object], None]

@@ -6,9 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+import pytest
+
 from chaos.crowd import echo_and_room
 from chaos.scale import LEASE, by_form
 from support.processes import Process
+
+pytestmark = pytest.mark.usefixtures("short_leases")
 
 Start = Callable[..., Process]
 Figures = Callable[[object], None]

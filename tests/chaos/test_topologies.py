@@ -9,6 +9,8 @@ from chaos.crowd import echo_and_room
 from support.processes import Process
 from support.topologies import TOPOLOGIES, redis_binary
 
+pytestmark = pytest.mark.usefixtures("short_leases")
+
 Start = Callable[..., Process]
 Figures = Callable[[object], None]
 

@@ -3,12 +3,16 @@
 import time
 from collections.abc import Callable
 
+import pytest
+
 from chaos.crowd import Crowd, echo_and_room
 from chaos.notes import Notes
 from chaos.scale import NOTICED
 from support.deadline import in_time
 from support.processes import Process
 from support.websocket import RawWebSocket
+
+pytestmark = pytest.mark.usefixtures("short_leases")
 
 Start = Callable[..., Process]
 Figures = Callable[[object], None]
