@@ -191,8 +191,9 @@ def _click_option(field: Field[Any], annotation: Any) -> Callable[[F], F]:
     elif get_origin(choices) is Literal:
         attributes["type"] = click.Choice(get_args(choices))
     else:
-        attributes["type"] = _value_type(option, choices)
-        attributes["metavar"] = option.metavar or option.kind.value
+        kind = option.kind or _KINDS.get(choices, Kind.TEXT)
+        attributes["type"] = _value_type(option, kind)
+        attributes["metavar"] = option.metavar or kind.value
     return click.option(
         *names,
         field.name,
@@ -217,11 +218,14 @@ def _without_none(annotation: Any) -> Any:
     return members[0] if NoneType in get_args(annotation) else annotation
 
 
-def _value_type(option: Option, annotation: Any) -> click.ParamType[Any]:
+_KINDS = {float: Kind.SECONDS, int: Kind.COUNT}
+
+
+def _value_type(option: Option, kind: Kind) -> click.ParamType[Any]:
     least = 0 if option.zero else 1
-    if annotation is float:
-        return Seconds(min=0, min_open=not option.zero)
-    match option.kind:
+    match kind:
+        case Kind.SECONDS:
+            return Seconds(min=0, min_open=not option.zero)
         case Kind.COUNT:
             return click.IntRange(least, option.most or LARGEST_COUNT)
         case Kind.BYTES:
@@ -292,7 +296,7 @@ def _folders(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
     return value
 
 
-_PARSERS: dict[Kind, Callable[[Any], Any]] = {Kind.SECRET: _secrets, Kind.FOLDER: _folders}
+_PARSERS: dict[Kind | None, Callable[[Any], Any]] = {Kind.SECRET: _secrets, Kind.FOLDER: _folders}
 
 
 def _print_error(text: str) -> None:

@@ -25,7 +25,6 @@ class ProcessSettings:
         0.0,
         Heading.BUS,
         "How long to wait at the start for a layer that is unavailable; 0 ends with an error at once.",
-        kind=Kind.SECONDS,
         zero=True,
     )
 
@@ -55,11 +54,7 @@ class ProcessSettings:
         "Check the options and load APP, then exit, with 0 if both are in order. Nothing is served.",
     )
     processes: int = setting(
-        1,
-        Heading.PROCESSES,
-        "Number of processes; one that dies is replaced.",
-        kind=Kind.COUNT,
-        most=MOST_PROCESSES,
+        1, Heading.PROCESSES, "Number of processes; one that dies is replaced.", most=MOST_PROCESSES
     )
     admin_host: str = setting(
         "127.0.0.1", Heading.PROCESSES, "Address of the admin port.", metavar="HOST", parse=not_empty
@@ -75,11 +70,7 @@ class ProcessSettings:
 
     reload: bool = setting(False, Heading.DEVELOPMENT, "Replace the process when a file of the app changes.")
     reload_dirs: tuple[str, ...] = setting(
-        (),
-        Heading.DEVELOPMENT,
-        "Watch this folder. Repeatable.",
-        kind=Kind.FOLDER,
-        shown_default=". and --app-dir",
+        (), Heading.DEVELOPMENT, "Watch this folder. Repeatable.", kind=Kind.FOLDER, shown_default=". and --app-dir"
     )
     reload_includes: tuple[str, ...] = setting(
         (),
@@ -89,10 +80,7 @@ class ProcessSettings:
         shown_default="*.py",
     )
     reload_excludes: tuple[str, ...] = setting(
-        (),
-        Heading.DEVELOPMENT,
-        "Leave these files out, by name or path. Repeatable.",
-        metavar="GLOB",
+        (), Heading.DEVELOPMENT, "Leave these files out, by name or path. Repeatable.", metavar="GLOB"
     )
 
 

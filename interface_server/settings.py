@@ -71,15 +71,10 @@ class InterfaceSettings(ServerSettings):
         parse=_octal_mode,
     )
     fd: int | None = setting(
-        None,
-        Heading.LISTENING,
-        "Listen on an inherited socket, by its file descriptor.",
-        kind=Kind.COUNT,
-        zero=True,
-        metavar="NUMBER",
+        None, Heading.LISTENING, "Listen on an inherited socket, by its file descriptor.", zero=True, metavar="NUMBER"
     )
     # As uvicorn has it.
-    backlog: int = setting(2048, Heading.LISTENING, "Connections that may wait to be accepted.", kind=Kind.COUNT)
+    backlog: int = setting(2048, Heading.LISTENING, "Connections that may wait to be accepted.")
     udp: tuple[str, ...] = setting(
         (),
         Heading.LISTENING,
@@ -146,69 +141,47 @@ class InterfaceSettings(ServerSettings):
     )
 
     http_timeout: float | None = setting(
-        None,
-        Heading.TIMES,
-        "Time from the head of a request to the end of its response.",
-        kind=Kind.SECONDS,
-        shown_default="none",
+        None, Heading.TIMES, "Time from the head of a request to the end of its response.", shown_default="none"
     )
     # As Daphne has it.
-    websocket_timeout: float = setting(86400.0, Heading.TIMES, "How long a WebSocket may stay open.", kind=Kind.SECONDS)
+    websocket_timeout: float = setting(86400.0, Heading.TIMES, "How long a WebSocket may stay open.")
     # Longer than a worker needs to start, shorter than people wait.
-    connect_timeout: float = setting(
-        10.0, Heading.TIMES, "How long a connection waits for a worker.", kind=Kind.SECONDS
-    )
+    connect_timeout: float = setting(10.0, Heading.TIMES, "How long a connection waits for a worker.")
     # Longer than a deploy leaves no worker.
-    resume_timeout: float = setting(
-        60.0, Heading.TIMES, "How long an open WebSocket waits for another worker.", kind=Kind.SECONDS
-    )
+    resume_timeout: float = setting(60.0, Heading.TIMES, "How long an open WebSocket waits for another worker.")
     ping_interval: float = setting(
         20.0,
         Heading.TIMES,
         "Time between pings to a WebSocket client.",
-        kind=Kind.SECONDS,
         names=("--ping-interval", "--ws-ping-interval"),
     )
     ping_timeout: float = setting(
-        20.0,
-        Heading.TIMES,
-        "Time for a client to answer a ping.",
-        kind=Kind.SECONDS,
-        names=("--ping-timeout", "--ws-ping-timeout"),
+        20.0, Heading.TIMES, "Time for a client to answer a ping.", names=("--ping-timeout", "--ws-ping-timeout")
     )
     keep_alive_timeout: float = setting(
         5.0,
         Heading.TIMES,
         "How long an idle HTTP connection is kept open.",
-        kind=Kind.SECONDS,
         names=("--keep-alive-timeout", "--timeout-keep-alive"),
     )
-    head_timeout: float = setting(10.0, Heading.TIMES, "Time for the head of a request to arrive.", kind=Kind.SECONDS)
+    head_timeout: float = setting(10.0, Heading.TIMES, "Time for the head of a request to arrive.")
     graceful_timeout: float = setting(
         30.0,
         Heading.TIMES,
         "How long requests may finish after SIGTERM or SIGINT.",
-        kind=Kind.SECONDS,
         names=("--graceful-timeout", "--timeout-graceful-shutdown"),
     )
     # Longer than most clients pause, as short as most NATs forget them.
-    udp_timeout: float = setting(60.0, Heading.TIMES, "How long a UDP peer may be silent.", kind=Kind.SECONDS)
+    udp_timeout: float = setting(60.0, Heading.TIMES, "How long a UDP peer may be silent.")
 
     max_connections: int = setting(
-        10_000,
-        Heading.SIZES,
-        "Maximum number of open sockets.",
-        kind=Kind.COUNT,
-        names=("--max-connections", "--limit-concurrency"),
+        10_000, Heading.SIZES, "Maximum number of open sockets.", names=("--max-connections", "--limit-concurrency")
     )
     max_head_size: int = setting(
         64 * 1024, Heading.SIZES, "Maximum size of request line and headers, in bytes.", kind=Kind.BYTES
     )
     max_headers: int = setting(
-        MAX_HEADERS,
-        Heading.SIZES,
-        "Maximum number of headers of a request; more are answered with 431.",
-        kind=Kind.COUNT,
+        MAX_HEADERS, Heading.SIZES, "Maximum number of headers of a request; more are answered with 431."
     )
     # The usual defence against a client that sends a byte now and then.
     min_body_rate: int = setting(
@@ -240,10 +213,7 @@ class InterfaceSettings(ServerSettings):
     )
     # For each UDP address: the addresses of senders can be forged.
     udp_max_peers: int = setting(
-        1000,
-        Heading.SIZES,
-        "Maximum number of UDP peers; datagrams of further ones are dropped.",
-        kind=Kind.COUNT,
+        1000, Heading.SIZES, "Maximum number of UDP peers; datagrams of further ones are dropped."
     )
 
     slow_client_buffer: int = setting(

@@ -37,11 +37,14 @@ class Heading(Enum):
 
 
 class Kind(Enum):
-    """Values that the type of a field does not tell apart. The value is the placeholder in `--help`."""
+    """What the values of a setting are. Its own value is the placeholder in `--help`."""
 
     TEXT = "TEXT"
+    """Any text; for fields of type `str` without another kind."""
     SECONDS = "SECONDS"
+    """A length of time; for fields of type `float`."""
     COUNT = "COUNT"
+    """A number of things; for fields of type `int` without another kind."""
     BYTES = "BYTES"
     PORT = "PORT"
     PATH = "PATH"
@@ -59,7 +62,8 @@ class Option:
 
     heading: Heading
     help: str
-    kind: Kind
+    kind: Kind | None
+    """What the values are, if the type of the field does not say it."""
     names: tuple[str, ...]
     """Names on the command line; empty for one name that is derived from the field's."""
     zero: bool
@@ -81,7 +85,7 @@ def setting(
     heading: Heading,
     help: str,  # noqa: A002  # as click calls it
     *,
-    kind: Kind = Kind.TEXT,
+    kind: Kind | None = None,
     names: tuple[str, ...] = (),
     zero: bool = False,
     most: int | None = None,
@@ -143,6 +147,5 @@ class ServerSettings:
         5.0,
         Heading.STOPPING,
         "Longest time over which a stopping process hands over or closes its WebSockets.",
-        kind=Kind.SECONDS,
         zero=True,
     )

@@ -42,10 +42,7 @@ class WorkerSettings(ServerSettings):
     """The app, as `module:attribute`."""
 
     resume_timeout: float = setting(
-        60.0,
-        Heading.BUS,
-        "How long messages of the app to groups and channels wait while the layer is unavailable.",
-        kind=Kind.SECONDS,
+        60.0, Heading.BUS, "How long messages of the app to groups and channels wait while the layer is unavailable."
     )
     layer_backlog: int = setting(
         BACKLOG_BYTES,
@@ -65,7 +62,7 @@ class WorkerSettings(ServerSettings):
     )
     # An idle WebSocket costs about 10 KB; lower it for apps that compute.
     concurrency: int = setting(
-        10_000, Heading.APPLICATION, "Maximum number of connections that a worker serves at once.", kind=Kind.COUNT
+        10_000, Heading.APPLICATION, "Maximum number of connections that a worker serves at once."
     )
     protocols: tuple[str, ...] = setting(
         (),
@@ -77,7 +74,7 @@ class WorkerSettings(ServerSettings):
     )
     # Requests wait for databases and other services for most of their time, so that about ten keep a core busy; and as
     # each thread may hold a connection to a database, ten such workers stay within the hundred that PostgreSQL allows.
-    threads: int = setting(10, Heading.APPLICATION, "Requests that a WSGI app handles at once.", kind=Kind.COUNT)
+    threads: int = setting(10, Heading.APPLICATION, "Requests that a WSGI app handles at once.")
     wsgi_max_body_size: int = setting(
         1024**3,
         Heading.APPLICATION,
@@ -107,24 +104,19 @@ class WorkerSettings(ServerSettings):
         "already when the app has received it. If the worker dies, the next run gets all unacknowledged events.",
     )
     graceful_timeout: float = setting(
-        30.0,
-        Heading.STOPPING,
-        "How long requests and messages may finish after SIGTERM or SIGINT.",
-        kind=Kind.SECONDS,
+        30.0, Heading.STOPPING, "How long requests and messages may finish after SIGTERM or SIGINT."
     )
     max_requests: int | None = setting(
         None,
         Heading.STOPPING,
         "Number of connections, HTTP or WebSocket, or of messages after which the worker stops, give or take 10 %; "
         "with --processes another one replaces it.",
-        kind=Kind.COUNT,
         shown_default="none",
     )
     max_lifetime: float | None = setting(
         None,
         Heading.STOPPING,
         "Time after which the worker stops; with --processes another one replaces it.",
-        kind=Kind.SECONDS,
         shown_default="none",
     )
 
@@ -136,16 +128,12 @@ class WorkerSettings(ServerSettings):
         parse=_channels,
     )
     channel_concurrency: int = setting(
-        10,
-        Heading.BACKGROUND,
-        "Messages of a channel that are handled at once; 1 keeps their order.",
-        kind=Kind.COUNT,
+        10, Heading.BACKGROUND, "Messages of a channel that are handled at once; 1 keeps their order."
     )
     attempts: int = setting(
         5,
         Heading.BACKGROUND,
         "How often a message is tried if the app raises or its worker dies, after 1, 2, 4, ... seconds.",
-        kind=Kind.COUNT,
     )
     dead_letter: str | None = setting(
         None,
@@ -156,19 +144,13 @@ class WorkerSettings(ServerSettings):
         parse=_channel_or_none,
     )
     at_most_once: bool = setting(
-        False,
-        Heading.BACKGROUND,
-        "Never handle a message twice: it is lost if the app raises or the worker dies.",
+        False, Heading.BACKGROUND, "Never handle a message twice: it is lost if the app raises or the worker dies."
     )
     expiry: float = setting(
         EXPIRY_SECONDS,
         Heading.BACKGROUND,
         "Time after which an unread message expires: the same as in the layer of its senders.",
-        kind=Kind.SECONDS,
     )
     capacity: int = setting(
-        CAPACITY,
-        Heading.BACKGROUND,
-        "Dead letters that a channel holds; when it is full, further ones are lost.",
-        kind=Kind.COUNT,
+        CAPACITY, Heading.BACKGROUND, "Dead letters that a channel holds; when it is full, further ones are lost."
     )
