@@ -6,8 +6,8 @@ the app, or by the client's socket) is acknowledged, which opens the other end's
 
 Lost frames are found by probing: one end says how many events it has sent, and the other asks for those it misses.
 
-The stream does no IO. Its owner posts the frames that the methods return, and checks `ack_due` to send an
-acknowledgement when no event carries one.
+The stream does no IO. Its owner posts the frames that the methods return, and sends an acknowledgement when `consume`
+says so and no event carries one.
 """
 
 from __future__ import annotations
@@ -164,19 +164,18 @@ class ReliableStream:
             return Arrival.DUPLICATE
         return Arrival.AHEAD if self._requested == self.expected else GAP
 
-    def consume(self, counted: int, through: int) -> None:
+    def consume(self, counted: int, through: int) -> bool:
         """Count received bytes as consumed.
 
         Args:
             counted: The size of the events.
             through: Every event below this number is consumed.
+
+        Returns:
+            Whether enough was consumed since the last acknowledgement to send one now.
         """
         self.consumed = through
         self.unreported += counted
-
-    @property
-    def ack_due(self) -> bool:
-        """Whether enough was consumed since the last acknowledgement to send one now."""
         return self.unreported * ACK_SHARE >= self.window
 
     # Frames without an event.

@@ -372,10 +372,10 @@ class Session:
         through = self._handling
         if through is None:
             through = self._inbox[0][0] if self._inbox else stream.expected
-        stream.consume(counted, through)
+        ack_due = stream.consume(counted, through)
         if reported and not self.is_http:
             self.host.schedule_ack(self)
-        if stream.ack_due and not self.lost:
+        if ack_due and not self.lost:
             self.host.bus.post(self.peer, stream.ack_frame())
 
     def _acknowledge_with_draft(self, through: int) -> bool:

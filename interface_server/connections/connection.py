@@ -236,8 +236,7 @@ class Connection:
                     self._transition(ConnectionEvent.DISCONNECT_DELIVERED)
                 return
             # A further run that is to get the disconnect acts as if the client were there. Its window must not fill up.
-            stream.consume(size(event), stream.expected)
-            if stream.ack_due:
+            if stream.consume(size(event), stream.expected):
                 self._host.bus.post(self.peer, stream.ack_frame())
             return
         after = self.table.get((self.app_state, code))
@@ -255,9 +254,8 @@ class Connection:
             return
         self._unconsumed += size(event)
         if not self.terminator.write_paused:
-            stream.consume(self._unconsumed, stream.expected)
-            self._unconsumed = 0
-            if stream.ack_due:
+            counted, self._unconsumed = self._unconsumed, 0
+            if stream.consume(counted, stream.expected):
                 self._host.bus.post(self.peer, stream.ack_frame())
 
     def _on_control_event(self, event: Event) -> None:

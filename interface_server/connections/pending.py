@@ -75,7 +75,8 @@ class PendingConnections:
             pool: The pool of the offer.
             size: The bytes of the offer in the layer.
         """
-        self._uncount(connection)
+        if connection.unclaimed is not None:
+            self._uncount(connection)
         self._bytes[pool] += size
         self._total += size
         connection.unclaimed = pool, size

@@ -242,7 +242,8 @@ class ConnectionRegistry(Handler):
 
     def on_ended(self, connection: Connection) -> None:
         """See `ConnectionHost`."""
-        self._pending.remove(connection)
+        if connection.queue is not None:
+            self._pending.remove(connection)
         self._open.pop(connection.number, None)
         if connection.groups:
             self.groups.remove_member(connection)

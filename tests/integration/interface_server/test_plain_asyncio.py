@@ -8,6 +8,7 @@ from websockets.asyncio.client import connect
 
 import asgibus
 from asgibus.layers import ChannelLayer, InMemoryChannelLayer, RedisChannelLayer
+from asgibus.testing import Bus
 from support.in_process import serving_here
 
 pytest.importorskip("sniffio", reason="without it anyio always knows that asyncio runs")
@@ -43,5 +44,15 @@ def test_groups_can_be_joined_and_left(kind: str, request: pytest.FixtureRequest
             received = [first, await socket.recv()]
         await layer.close()
         return received
+
+    assert asyncio.run(main()) == ["joined", "left"]
+
+
+def test_the_bus_of_a_test_runs_there_too() -> None:
+    async def main() -> list[str | bytes]:
+        async with Bus(app) as bus, bus.websocket("/") as socket:
+            first = await socket.receive()
+            await socket.send("leave")
+            return [first, await socket.receive()]
 
     assert asyncio.run(main()) == ["joined", "left"]

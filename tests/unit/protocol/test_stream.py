@@ -36,8 +36,7 @@ class End(ReliableStream):
     def app_takes(self) -> None:
         _, event = self.inbox.popleft()
         self.received.append(event)
-        self.consume(size(event), self.inbox[0][0] if self.inbox else self.expected)
-        if self.ack_due:
+        if self.consume(size(event), self.inbox[0][0] if self.inbox else self.expected):
             self.out.append(self.ack_frame())
 
     def deliver(self, frame: Frame) -> None:
@@ -209,12 +208,9 @@ def test_an_event_larger_than_the_window_goes_out_alone() -> None:
 def test_an_event_carries_the_acknowledgement() -> None:
     end = ReliableStream(NUMBER, ATTEMPT, 1000)
     assert end.receive(0) is Arrival.NEW
-    assert not end.ack_due
-    end.consume(250, 1)
-    assert end.ack_due
+    assert end.consume(250, 1)
     frame, _ = end.send((MESSAGE_SENT, "a"))
     assert frame == (EVENT, NUMBER, ATTEMPT, 0, 1, MESSAGE_SENT, "a")
-    assert not end.ack_due
     assert end.ack_frame() == (ACK, NUMBER, ATTEMPT, 1)
 
 
@@ -222,8 +218,7 @@ def test_a_sender_of_full_parts_is_told_before_its_window_shuts() -> None:
     end = ReliableStream(NUMBER, ATTEMPT, WINDOW)
     for number in range(2):
         end.receive(number)
-        end.consume(size((MESSAGE_SENT, bytes(PART))), number + 1)
-        if end.ack_due:
+        if end.consume(size((MESSAGE_SENT, bytes(PART))), number + 1):
             break
     assert number == 0
 
@@ -329,7 +324,6 @@ def test_renewed_it_begins_at_nothing_with_what_it_is_given() -> None:
     ]
     assert end.in_flight == sum(size(event) for event in events[1:])
     assert (end.next_number, end.acked, end.expected, end.consumed, end.unreported) == (2, 0, 0, 0, 0)
-    assert not end.ack_due
     assert not end.check_stalled(), "the new end has not been asked yet"
     assert end.receive(0) is Arrival.NEW
     assert end.send(message("d"))[0][2:4] == (ATTEMPT + 1, 2)
