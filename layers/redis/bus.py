@@ -22,7 +22,7 @@ from asgibus.layers.redis.inbox import Inbox
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.pipeline import CALL_SECONDS
 from asgibus.layers.redis.redelivery import Deduplicator
-from asgibus.layers.redis.store import Attachment, Shards
+from asgibus.layers.redis.store import Shards, StoreClient
 from asgibus.layers.redis.work_queue import Consumer, Producer
 from asgibus.layers.settings import require_delay
 
@@ -36,45 +36,45 @@ STATISTICS_SECONDS = 1.0  # for statistics, whose reader waits
 class RedisBus(Bus):
     """The bus of one mailbox: see `Bus`. Call `open` before use and `close` at the end."""
 
-    def __init__(self, attachment: Attachment, shards: Shards, mailbox: str, handler: Handler) -> None:
+    def __init__(self, client: StoreClient, shards: Shards, mailbox: str, handler: Handler) -> None:
         self.mailbox = mailbox
         self._inbox = handler if isinstance(handler, Inbox) else None
         self._loop = asyncio.get_running_loop()
         self._handler = handler
-        self._keys = attachment.keys
-        self._entries = entries = attachment.entries
-        self._outage = outage = attachment.outage
-        self._writer = attachment.writer
-        settings = attachment.settings
+        self._keys = client.keys
+        self._entries = entries = client.entries
+        self._outage = outage = client.outage
+        self._pipeline = client.pipeline
+        settings = client.settings
         self._deduplicator = Deduplicator()
         self._wait = settings.wait
 
-        async def store_of(name: str) -> Attachment:
-            return await shards.of(name).attachment()
+        async def store_of(name: str) -> StoreClient:
+            return await shards.shard_for(name).client()
 
         self._timers: set[asyncio.TimerHandle] = set()  # of delayed messages for reply channels
         self._delayed: Counter[str] = Counter()  # how many of them each channel has
         self._membership_tasks: set[asyncio.Task[None]] = set()
-        self._consumer = Consumer(attachment, mailbox, handler.orphaned, self._found_wrong_type)
+        self._consumer = Consumer(client, mailbox, handler.orphaned, self._found_wrong_type)
         self._acking_consumer = AckingConsumer(store_of, entries, mailbox, outage.counts, settings.expiry)
         self._memberships = Memberships(
-            attachment,
+            client,
             store_of,
-            lambda: (shard.attachment() for shard in shards),
+            lambda: (shard.client() for shard in shards),
             mailbox,
             settings.group_expiry,
             lease_times(),
         )
         self._reader = MailboxReader(
-            attachment,
+            client,
             mailbox,
             self._batch,
             self._found_wrong_type,
             lambda asked: self._deduplicator.forget_before(asked - time.monotonic() + self.time()),
         )
-        self._producer = Producer(attachment, mailbox, self._time_ms)
+        self._producer = Producer(client, mailbox, self._time_ms)
         self._heartbeat = Heartbeat(
-            attachment,
+            client,
             mailbox,
             self._reader,
             self._memberships,
@@ -88,7 +88,7 @@ class RedisBus(Bus):
 
     @property
     def refusal(self) -> str | None:
-        return self._writer.refusal
+        return self._pipeline.refusal
 
     async def open(self) -> None:
         """Create the mailbox, take the lease, and begin to read. Raises LayerUnavailable."""
@@ -105,12 +105,12 @@ class RedisBus(Bus):
         for task in self._membership_tasks:
             task.cancel()
         self._producer.close()
-        await self._writer.drain()
+        await self._pipeline.drain()
         await self._consumer.close()
         await self._acking_consumer.close()
         self._memberships.close()
         self._heartbeat.leave()
-        await self._writer.drain()
+        await self._pipeline.drain()
 
     def _batch(self, sender: str, frames: Sequence[Frame], sent: float) -> None:
         if sender:
@@ -206,10 +206,10 @@ class RedisBus(Bus):
         """Let senders know that these process-local channels are full, and that the others have room again."""
         key = self._keys.full(self.mailbox)
         if others:
-            self._writer.write(("SREM", key, *others), self._published)
+            self._pipeline.write(("SREM", key, *others), self._published)
         if full:
-            self._writer.write(("SADD", key, *full), self._published)
-            self._writer.write(("EXPIRE", key, FULL_SECONDS), _ignore)
+            self._pipeline.write(("SADD", key, *full), self._published)
+            self._pipeline.write(("EXPIRE", key, FULL_SECONDS), _ignore)
 
     def _published(self, reply: object) -> None:
         if isinstance(reply, RedisError) and str(reply).startswith("WRONGTYPE"):
@@ -217,10 +217,10 @@ class RedisBus(Bus):
 
     @property
     def packed(self) -> int:
-        return self._writer.packed
+        return self._pipeline.packed
 
     def post(self, mailbox: str, frame: Frame | Draft, size: int = 0) -> None:
-        self._writer.post(self, mailbox, frame, size)
+        self._pipeline.post(self, mailbox, frame, size)
 
     def _found_wrong_type(self) -> None:
         """Look for keys of this bus that have another type."""
@@ -234,8 +234,8 @@ class RedisBus(Bus):
     def data_may_be_lost(self, run_id: str) -> None:
         """Prepare for the repair after an interruption: see `heartbeat.Host`."""
         self._producer.data_may_be_lost()
-        self._reader.leave(run_id)
-        self._consumer.leave(run_id)
+        self._reader.drop_unless(run_id)
+        self._consumer.drop_unless(run_id)
 
     def interrupted(self) -> None:
         """Pass an interruption on: see `heartbeat.Host`."""
@@ -251,7 +251,7 @@ class RedisBus(Bus):
         self._handler.undelivered(mailbox)
 
     async def posted(self) -> None:
-        await self._writer.posted(_soon())
+        await self._pipeline.posted(_soon())
 
     def offer(self, channel: str, entry: Any, *, once: bool = False) -> Offer:
         return self._producer.offer(channel, entry, once)
@@ -265,7 +265,7 @@ class RedisBus(Bus):
     async def shared_statistics(self, channel: str) -> Statistics:
         until = self._loop.time() + STATISTICS_SECONDS
         key = self._keys.shared(channel)
-        offered, pending, age = await self._writer.call("EVAL", scripts.SHARED_STATISTICS, 1, key, until=until)
+        offered, pending, age = await self._pipeline.call("EVAL", scripts.SHARED_STATISTICS, 1, key, until=until)
         return Statistics(
             messages_count=offered, messages_pending=pending, messages_max_age=age / 1000, channel_full_count=0
         )
@@ -282,9 +282,9 @@ class RedisBus(Bus):
 
     async def announce(self, pool: str, app: str) -> list[tuple[str, str]]:
         key, until = self._keys.apps, _soon()
-        await self._writer.call("HSET", key, self.mailbox, self._entries.pack(key, (pool, app)), until=until)
-        await self._writer.call("EXPIRE", key, APPS_SECONDS, until=until)
-        announced = await self._writer.call("HGETALL", key, until=until)
+        await self._pipeline.call("HSET", key, self.mailbox, self._entries.pack(key, (pool, app)), until=until)
+        await self._pipeline.call("EXPIRE", key, APPS_SECONDS, until=until)
+        announced = await self._pipeline.call("HGETALL", key, until=until)
         others = []
         for field, value in zip(announced[::2], announced[1::2], strict=True):
             try:
@@ -323,7 +323,7 @@ class RedisBus(Bus):
         await self._memberships.leave(require_group(group), self._until())
 
     async def drain(self) -> None:
-        await self._writer.drain()
+        await self._pipeline.drain()
 
 
 def _check(frame: Frame) -> None:

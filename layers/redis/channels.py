@@ -32,10 +32,10 @@ from asgibus.layers.redis.client import (
     connect,
     pack_command,
 )
-from asgibus.layers.redis.codec import Entries, Unreadable
+from asgibus.layers.redis.codec import EntryCodec, Unreadable
 from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.keys import Keys
-from asgibus.layers.redis.pipeline import Refused, Writer
+from asgibus.layers.redis.pipeline import Pipeline, Refused
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -55,17 +55,17 @@ class Moving(LayerUnavailable):
 class BlockingConnections:
     """The connections of one event loop to one store. All methods are called from that loop."""
 
-    def __init__(self, address: Address, writer: Writer, name: str) -> None:
+    def __init__(self, address: Address, pipeline: Pipeline, name: str) -> None:
         """Prepare to connect; the first `start` opens a connection.
 
         Args:
             address: Where Redis is.
-            writer: Its connection tells which Redis is the current one after a failover.
+            pipeline: Its connection tells which Redis is the current one after a failover.
             name: The name of the connections in Redis.
         """
         self._loop = asyncio.get_running_loop()
         self._address = address
-        self._writer = writer
+        self._pipeline = pipeline
         self._name = name
         self._idle: list[RedisConnection] = []
         self._busy: dict[RedisConnection, OnReply] = {}
@@ -154,8 +154,8 @@ class BlockingConnections:
         return connection
 
     def _is_outdated(self, connection: RedisConnection) -> bool:
-        """Return whether the writer is connected to another Redis now. Cluster nodes report that themselves (MOVED)."""
-        current = self._writer.run_id if self._writer.connected and not self._address.nodes else ""
+        """Return whether the pipeline is connected to another Redis. Cluster nodes report that themselves (MOVED)."""
+        current = self._pipeline.run_id if self._pipeline.connected and not self._address.nodes else ""
         return bool(current and connection.run_id) and connection.run_id != current
 
     async def _connect(self) -> RedisConnection:
@@ -245,7 +245,14 @@ class ChannelReader:
     """Takes messages from ordinary channels, for one event loop and one store."""
 
     def __init__(
-        self, address: Address, keys: Keys, entries: Entries, writer: Writer, *, expiry: float, group_expiry: float
+        self,
+        address: Address,
+        keys: Keys,
+        entries: EntryCodec,
+        pipeline: Pipeline,
+        *,
+        expiry: float,
+        group_expiry: float,
     ) -> None:
         """Prepare to read for the running event loop.
 
@@ -253,17 +260,17 @@ class ChannelReader:
             address: Where Redis is.
             keys: The names of keys.
             entries: Unpacks messages.
-            writer: Writes to the same Redis.
+            pipeline: Writes to the same Redis.
             expiry: Seconds after which an unread message is dropped.
             group_expiry: Seconds after which a message that was taken and not acknowledged is dropped.
         """
         self._loop = asyncio.get_running_loop()
         self._keys = keys
         self._entries = entries
-        self._writer = writer
+        self._pipeline = pipeline
         self._expiry = round(expiry * 1000)
         self._taken_expiry = round(group_expiry * 1000)
-        self._connections = BlockingConnections(address, writer, "asgibus-receive")
+        self._connections = BlockingConnections(address, pipeline, "asgibus-receive")
         self._channels: dict[str, _Channel] = {}
         self._underway: set[asyncio.Future[Any]] = set()  # takes, and messages that are put back
 
@@ -273,8 +280,8 @@ class ChannelReader:
             try:
                 return await self._receive(channel, self._channel(channel))
             except Moving:
-                # The writer, which may have nothing else to write, has to follow the slot to the new node.
-                self._writer.write(("EXISTS", self._keys.messages(channel)), _ignore, repeatable=False, patient=False)
+                # The pipeline, which may have nothing else to write, has to follow the slot to the new node.
+                self._pipeline.write(("EXISTS", self._keys.messages(channel)), _ignore, repeatable=False, patient=False)
                 await asyncio.sleep(MOVING_SECONDS)
 
     async def _receive(self, channel: str, state: _Channel) -> Message:
@@ -413,7 +420,7 @@ class ChannelReader:
         items = [] if isinstance(reply, Exception) else reply[3::2]
         if items:
             command = ("EVAL", scripts.CHANNEL_PUT_BACK, 1, self._keys.messages(channel), self._expiry, *items)
-            self._writer.write(command, partial(self._returned, channel, state), repeatable=False)
+            self._pipeline.write(command, partial(self._returned, channel, state), repeatable=False)
         else:
             self._returned(channel, state, None)
 
@@ -431,7 +438,7 @@ class ChannelStore(Protocol):
     """What a consumer needs of the store of a channel."""
 
     reader: ChannelReader
-    writer: Writer
+    pipeline: Pipeline
     keys: Keys
 
 
@@ -444,7 +451,7 @@ class AckingConsumer:
     def __init__(
         self,
         store_of: Callable[[str], Awaitable[ChannelStore]],
-        entries: Entries,
+        entries: EntryCodec,
         consumer: str,
         counts: Counter[str],
         expiry: float,
@@ -545,7 +552,7 @@ class AckingConsumer:
     async def _taken(self, channel: str) -> list[tuple[str, str]]:
         """Return the id and the consumer of each message of a channel that is not acknowledged."""
         store = await self._store(channel)
-        reply = await store.writer.call("EVAL", scripts.CHANNEL_TAKEN, 1, store.keys.taken(channel), until=_soon())
+        reply = await store.pipeline.call("EVAL", scripts.CHANNEL_TAKEN, 1, store.keys.taken(channel), until=_soon())
         # A message without a consumer's name is not given back to anybody.
         pairs = (self._entries.names(f"taken of {channel}", reply[i : i + 2]) for i in range(0, len(reply), 2))
         return [(pair[0], pair[1]) for pair in pairs if len(pair) == 2]
@@ -557,7 +564,7 @@ class AckingConsumer:
         if not ids:
             return []
         ids.sort(key=lambda each: int(each.removeprefix(f"{name}x")))  # the number in that take
-        values = await store.writer.call("HMGET", store.keys.taken(channel), *ids, until=_soon())
+        values = await store.pipeline.call("HMGET", store.keys.taken(channel), *ids, until=_soon())
         return [_parse_taken(each, value) for each, value in zip(ids, values, strict=True) if value is not None]
 
     async def _store(self, channel: str) -> ChannelStore:
@@ -566,7 +573,7 @@ class AckingConsumer:
 
     def _forget(self, channel: str, entry_id: str) -> None:
         store = self._stores[channel]
-        store.writer.write(("HDEL", store.keys.taken(channel), entry_id), _log_error)
+        store.pipeline.write(("HDEL", store.keys.taken(channel), entry_id), _log_error)
 
     def _put_back(self, channel: str, ids: list[str], delay: float, *, tried: bool = True) -> None:
         store = self._stores[channel]
@@ -575,7 +582,7 @@ class AckingConsumer:
         for start in range(0, len(ids), GIVE_BACK_AT_ONCE):
             some = ids[start : start + GIVE_BACK_AT_ONCE]
             times = self._expiry, round(delay * 1000)
-            store.writer.write(("EVAL", scripts.CHANNEL_GIVE_BACK, 3, *names, *times, int(tried), *some), _log_error)
+            store.pipeline.write(("EVAL", scripts.CHANNEL_GIVE_BACK, 3, *names, *times, int(tried), *some), _log_error)
 
     def _read(self, channel: str, entries: Collection[Entry], *, once: bool) -> tuple[list[Delivery], float | None]:
         """Unpack what was taken.

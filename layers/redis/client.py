@@ -167,8 +167,8 @@ class Outage:
     def __init__(self, address: Address, counts: Counter[str]) -> None:
         self.counts = counts
         self._address = address
-        self._links: set[Link] = set()
-        self._down: set[Link] = set()
+        self._links: set[ReconnectingConnection] = set()
+        self._down: set[ReconnectingConnection] = set()
         self._failed = 0
 
     @property
@@ -192,19 +192,19 @@ class Outage:
             self.failed(error)
             raise
 
-    def down(self, link: Link, reason: str) -> None:
+    def down(self, link: ReconnectingConnection, reason: str) -> None:
         """Note that a link lost its connection."""
         if not self._down:
             logger.warning("Redis at %s is gone (%s): trying again until it is back", self._address, reason)
         self._down.add(link)
 
-    def up(self, link: Link) -> None:
+    def up(self, link: ReconnectingConnection) -> None:
         """Note that a link is connected."""
         self._links.add(link)
         connection = link.connection
         if connection is not None and connection.run_id:
             for each in self._links:  # links to the server that this one has replaced would read other data
-                each.leave(connection.run_id)
+                each.drop_unless(connection.run_id)
         if link in self._down:
             self._down.discard(link)
             self.counts["reconnect"] += 1
@@ -221,13 +221,13 @@ class Outage:
             if connection is not None and connection.place is not None and connection.place != place:
                 connection.abort("Sentinels say that the master is {}:{} now".format(*place))
 
-    def forget(self, link: Link) -> None:
+    def forget(self, link: ReconnectingConnection) -> None:
         """Ignore a link that was closed."""
         self._links.discard(link)
         self._down.discard(link)
 
 
-class Link:
+class ReconnectingConnection:
     """A connection that is made again when it is lost.
 
     `on_up` is called with each new connection, `on_down` when a connection is lost.
@@ -267,7 +267,7 @@ class Link:
             self._task = None
         self._end()
 
-    def leave(self, run_id: str) -> None:
+    def drop_unless(self, run_id: str) -> None:
         """Drop the connection, and make another one, unless it is to the server with this run id."""
         if self.connection is not None and self.connection.run_id not in ("", run_id):
             self.connection.abort("another Redis has taken its place")

@@ -52,7 +52,7 @@ class Encryption(Protocol):
     def decrypt(self, place: str, data: bytes) -> bytes: ...
 
 
-class Entries:
+class EntryCodec:
     """Pack, encrypt, decrypt and unpack the entries of one layer. Methods may be called from any thread."""
 
     def __init__(self, encryptor: Encryption | None, counts: Counter[str]) -> None:

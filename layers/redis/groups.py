@@ -131,7 +131,7 @@ class Memberships:
         for getting in self._stores():
             try:
                 store = await getting
-                if await store.writer.call("EXISTS", store.keys.joined(mailbox)):
+                if await store.pipeline.call("EXISTS", store.keys.joined(mailbox)):
                     return True
             except LayerUnavailable:
                 if not self._home.outage.available:
@@ -157,7 +157,7 @@ class Memberships:
                 if store is self._home:
                     at = died
                 else:
-                    seconds, _ = await store.writer.call("TIME")
+                    seconds, _ = await store.pipeline.call("TIME")
                     at = int(seconds) * 1000
                 await _remove_dead(store, mailbox, max(1, round(self._lifetime)), at)
             except LayerUnavailable as error:
@@ -183,7 +183,7 @@ class _StoreMemberships:
 
     def __init__(self, store: GroupStore, mailbox: str, lifetime: float) -> None:
         self._loop = asyncio.get_running_loop()
-        self._writer = store.writer
+        self._pipeline = store.pipeline
         self._keys = store.keys
         self._mailbox = mailbox
         self._channels_lifetime = lifetime
@@ -205,9 +205,9 @@ class _StoreMemberships:
     async def renew_lease(self, lease: tuple[int, ...], until: float) -> bool:
         """Take or renew the lease at this store. Return whether the store has lost its data since the last time."""
         arguments: tuple[str | int, ...] = (self._keys.processes, self._mailbox, *lease)
-        *_, epoch = await self._writer.call("EVAL", scripts.RENEW_LEASE, 1, *arguments, until=until)
+        *_, epoch = await self._pipeline.call("EVAL", scripts.RENEW_LEASE, 1, *arguments, until=until)
         self.store.epoch.seen(epoch)
-        known, self._known = self._known, (self._writer.run_id, epoch)
+        known, self._known = self._known, (self._pipeline.run_id, epoch)
         return known != self._known
 
     async def join(self, group: str, until: float) -> None:
@@ -215,14 +215,14 @@ class _StoreMemberships:
         self.due[group] = self._loop.time() + self._lifetime / RENEWALS
         joined = self._keys.joined(self._mailbox)
         # Written first, in the same flush: should this process die now, others can clean up after it.
-        self._writer.write(("SADD", joined, group), _ignore)
-        self._writer.write(("EXPIRE", joined, self._lifetime), _ignore)
-        await self._writer.call("EVAL", scripts.GROUP_ADD, 1, key, self._mailbox, self._lifetime, until=until)
+        self._pipeline.write(("SADD", joined, group), _ignore)
+        self._pipeline.write(("EXPIRE", joined, self._lifetime), _ignore)
+        await self._pipeline.call("EVAL", scripts.GROUP_ADD, 1, key, self._mailbox, self._lifetime, until=until)
 
     async def leave(self, group: str, until: float) -> None:
         self.due.pop(group, None)
-        await self._writer.call("ZREM", self._keys.group(group), self._mailbox, until=until)
-        self._writer.write(("SREM", self._keys.joined(self._mailbox), group), _ignore)
+        await self._pipeline.call("ZREM", self._keys.group(group), self._mailbox, until=until)
+        self._pipeline.write(("SREM", self._keys.joined(self._mailbox), group), _ignore)
 
     async def renew(self, until: float, *, everything: bool) -> None:
         now = self._loop.time()
@@ -234,7 +234,7 @@ class _StoreMemberships:
         if everything:
             self._drop_ended_channels()
             # An attempt that ran out of time is continued, unless the store has lost its data again.
-            store = self._writer.run_id, self.store.epoch.used
+            store = self._pipeline.run_id, self.store.epoch.used
             if not self._lost or self._lost_by != store:
                 self._lost, self._lost_by = dict.fromkeys(self._channels), store
         while some := list(islice(self._lost, AT_ONCE)):
@@ -254,7 +254,7 @@ class _StoreMemberships:
 
     async def discard_channel(self, group: str, channel: str, until: float) -> None:
         self._channels.pop((group, channel), None)
-        await self._writer.call("ZREM", self._keys.group(group), channel, until=until)
+        await self._pipeline.call("ZREM", self._keys.group(group), channel, until=until)
 
     def forget_channels(self, parts: Collection[str] | None) -> None:
         if parts is None:
@@ -273,27 +273,27 @@ class _StoreMemberships:
             return  # it was discarded meanwhile
         group, channel = key
         left = f"{max(0.001, end - self._loop.time()):f}"
-        await self._writer.call("EVAL", scripts.GROUP_ADD, 1, self._keys.group(group), channel, left, until=until)
+        await self._pipeline.call("EVAL", scripts.GROUP_ADD, 1, self._keys.group(group), channel, left, until=until)
 
     def close(self, *, end_lease: bool) -> None:
         for group in self.due:
-            self._writer.write(("ZREM", self._keys.group(group), self._mailbox), _ignore)
+            self._pipeline.write(("ZREM", self._keys.group(group), self._mailbox), _ignore)
         for group, channel in self._channels:
-            self._writer.write(("ZREM", self._keys.group(group), channel), _ignore)
-        self._writer.write(("UNLINK", self._keys.joined(self._mailbox)), _ignore)
+            self._pipeline.write(("ZREM", self._keys.group(group), channel), _ignore)
+        self._pipeline.write(("UNLINK", self._keys.joined(self._mailbox)), _ignore)
         if end_lease:
-            self._writer.write(("EVAL", scripts.END_LEASE, 1, self._keys.processes, self._mailbox), _ignore)
+            self._pipeline.write(("EVAL", scripts.END_LEASE, 1, self._keys.processes, self._mailbox), _ignore)
 
 
 async def _remove_dead(store: GroupStore, mailbox: str, lifetime: int, died: int) -> None:
-    writer, keys = store.writer, store.keys
+    pipeline, keys = store.pipeline, store.keys
     joined = keys.joined(mailbox)
     try:
-        while groups := await writer.call("SPOP", joined, AT_ONCE):
+        while groups := await pipeline.call("SPOP", joined, AT_ONCE):
             names = store.entries.names(joined, groups, require_group)
             arguments = (mailbox, lifetime, died)
             await asyncio.gather(
-                *(writer.call("EVAL", scripts.GROUP_REMOVE_DEAD, 1, keys.group(name), *arguments) for name in names)
+                *(pipeline.call("EVAL", scripts.GROUP_REMOVE_DEAD, 1, keys.group(name), *arguments) for name in names)
             )
     except Refused as error:  # a key of another type holds no membership
         store.entries.odd("wrong type", joined, str(error))
@@ -303,7 +303,7 @@ async def _remove_dead(store: GroupStore, mailbox: str, lifetime: int, died: int
 async def _drop_other_types(store: GroupStore, kinds: Mapping[str, str]) -> None:
     """Remove those keys that have another type than `kinds` says. Raises LayerUnavailable."""
     for key, kind in kinds.items():
-        if await store.writer.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind):
+        if await store.pipeline.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind):
             store.entries.odd("wrong type", key, f"it was no {kind}, and was removed")
 
 

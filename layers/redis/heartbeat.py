@@ -123,7 +123,7 @@ class Heartbeat:
         self._claimers = claimers
         self._host = host
         self._loop = asyncio.get_running_loop()
-        self._writer = store.writer
+        self._pipeline = store.pipeline
         self._counts = store.outage.counts
         self._due = asyncio.Event()
         local = has_channels(mailbox)
@@ -143,19 +143,19 @@ class Heartbeat:
 
     async def open(self, until: float) -> None:
         """Create the mailbox and take the lease. Raises LayerUnavailable, at the time `until` at the latest."""
-        self._run_id = self._writer.run_id
+        self._run_id = self._pipeline.run_id
         await self._create_mailbox(until)
         beat, _, _ = await self._renew(until)
         await self._reaper.reap(beat, self.now, log=False)
 
     def start(self) -> None:
         """Renew the lease in the background until `close`."""
-        self._writer.on_up.add(self._due.set)
+        self._pipeline.on_up.add(self._due.set)
         self._task = background(self._run(), f"{self._mailbox} heartbeat")
 
     async def close(self) -> None:
         """Stop renewing; the lease stays until `leave`, or until it ends."""
-        self._writer.on_up.discard(self._due.set)
+        self._pipeline.on_up.discard(self._due.set)
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -165,9 +165,9 @@ class Heartbeat:
     def leave(self) -> None:
         """Give the lease and the mailbox back, after everything that was posted before. Do not wait for it."""
         keys = self._store.keys
-        self._writer.write(("UNLINK", keys.mailbox(self._mailbox), keys.full(self._mailbox)), _ignore)
-        self._writer.write(("HDEL", keys.apps, self._mailbox), _ignore)
-        self._writer.write(("EVAL", scripts.END_LEASE, 1, keys.processes, self._mailbox), self._on_left)
+        self._pipeline.write(("UNLINK", keys.mailbox(self._mailbox), keys.full(self._mailbox)), _ignore)
+        self._pipeline.write(("HDEL", keys.apps, self._mailbox), _ignore)
+        self._pipeline.write(("EVAL", scripts.END_LEASE, 1, keys.processes, self._mailbox), self._on_left)
 
     def _on_left(self, reply: object) -> None:
         if reply == 1:
@@ -240,7 +240,7 @@ class Heartbeat:
             claims = [(claimer, await claimer.list_claims()) for claimer in active]
         epoch = self._epoch
         beat, lapsed, vanished = await self._renew(None)
-        run_id = self._writer.run_id
+        run_id = self._pipeline.run_id
         if self._thread is not None:
             self._thread.on_beat(run_id)
         if run_id != self._run_id or (self._epoch != epoch and not vanished):
@@ -267,8 +267,8 @@ class Heartbeat:
         arguments: tuple[str | int, ...] = (store.keys.processes, self._mailbox, *lease_times())
         asked = self._loop.time()
         reply, exists = await asyncio.gather(
-            self._writer.call("EVAL", scripts.RENEW_LEASE, 1, *arguments, until=until),
-            self._writer.call("EXPIRE", store.keys.mailbox(self._mailbox), MAILBOX_SECONDS, until=until),
+            self._pipeline.call("EVAL", scripts.RENEW_LEASE, 1, *arguments, until=until),
+            self._pipeline.call("EXPIRE", store.keys.mailbox(self._mailbox), MAILBOX_SECONDS, until=until),
         )
         lapsed, grace, self.now, next_end, live, ended, gone, epoch = reply
         self._clock_offset = self.now / 1000 - max(asked, self._loop.time() - LATE_SECONDS)
@@ -304,7 +304,7 @@ class Heartbeat:
         self._reaper.peers.reset()
         self._host.data_may_be_lost(run_id)
         if vanished:
-            await self._reader.restart(lambda client: self._writer.call("CLIENT", "UNBLOCK", client, until=until))
+            await self._reader.restart(lambda client: self._pipeline.call("CLIENT", "UNBLOCK", client, until=until))
             await self._create_mailbox(until)
         elif run_id != self._run_id:
             await self._reader.moved(run_id, until)
@@ -319,13 +319,13 @@ class Heartbeat:
         """Create the stream, so that other processes can write to it, by adding an entry without frames."""
         key = self._store.keys.mailbox(self._mailbox)
         entry = self._store.entries.pack(key, (PAYLOAD_VERSION, self._mailbox, ()))
-        await self._writer.call("XADD", key, "*", "b", entry, until=until)
-        await self._writer.call("EXPIRE", key, MAILBOX_SECONDS, until=until)
+        await self._pipeline.call("XADD", key, "*", "b", entry, until=until)
+        await self._pipeline.call("EXPIRE", key, MAILBOX_SECONDS, until=until)
 
     async def _drop_other_types(self) -> None:
         """Remove keys of the bus that have another type; they are missing then, and created again."""
         for key, kind in self._host.key_types().items():
-            if await self._writer.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind):
+            if await self._pipeline.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind):
                 self._store.entries.odd("wrong type", key, f"it was no {kind}, and was removed")
         await self._memberships.drop_other_types()
 
@@ -399,7 +399,7 @@ class Reaper:
             # Frames that the dead processes had posted here are read before the announcement.
             key = self._store.keys.mailbox(self._mailbox)
             entry = self._store.entries.pack(key, (PAYLOAD_VERSION, "", [(DEAD, mailbox, False) for mailbox in died]))
-            self._store.writer.write(("XADD", key, "NOMKSTREAM", "*", "b", entry), self._on_announced)
+            self._store.pipeline.write(("XADD", key, "NOMKSTREAM", "*", "b", entry), self._on_announced)
         self._dead -= beat.live
         self._declared &= self._dead
         may_return = beat.ended - beat.gone - self._declared
@@ -417,7 +417,7 @@ class Reaper:
 
         Frames for its sessions are not, as other processes have taken those over.
         """
-        call, keys = self._store.writer.call, self._store.keys
+        call, keys = self._store.pipeline.call, self._store.keys
         if not has_channels(mailbox) and not await self._memberships.has(mailbox):
             return False
         try:
@@ -431,9 +431,9 @@ class Reaper:
         return False
 
     async def _clean_up(self, mailbox: str, now: int) -> None:
-        keys, writer = self._store.keys, self._store.writer
-        await writer.call("UNLINK", keys.mailbox(mailbox), keys.full(mailbox))
-        writer.write(("HDEL", keys.apps, mailbox), _ignore)
+        keys, pipeline = self._store.keys, self._store.pipeline
+        await pipeline.call("UNLINK", keys.mailbox(mailbox), keys.full(mailbox))
+        pipeline.write(("HDEL", keys.apps, mailbox), _ignore)
         await self._memberships.remove_dead(mailbox, now)
         self._dead.discard(mailbox)
 

@@ -1,6 +1,6 @@
 """The channel layer on Redis, as apps see it.
 
-Everything that belongs to an event loop (connections, tasks, mailboxes) lives in an `Attachment`, so that one layer
+Everything that belongs to an event loop (connections, tasks, mailboxes) belongs to a `StoreClient`, so that one layer
 object serves several loops, one after another or at once. The calls of a loop that may be about to end are made in the
 background loop of the layer, where the mailbox of the process-local channels is read, too.
 """
@@ -23,12 +23,12 @@ from asgibus.layers.names import has_channels, mailbox_of, require_channel, requ
 from asgibus.layers.over_capacity import OverCapacity
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.bus import RedisBus
-from asgibus.layers.redis.codec import Encryption, Entries
+from asgibus.layers.redis.codec import Encryption, EntryCodec
 from asgibus.layers.redis.config import DEFAULT_HOST, Hosts, read_hosts
 from asgibus.layers.redis.local_channels import BackgroundLoop, LocalChannels
 from asgibus.layers.redis.pipeline import CALL_SECONDS, PAYLOAD_VERSION
 from asgibus.layers.redis.redelivery import epoch_range
-from asgibus.layers.redis.store import Attachment, Shard, Shards
+from asgibus.layers.redis.store import Shard, Shards, StoreClient
 from asgibus.layers.settings import (
     BACKLOG_BYTES,
     CAPACITY,
@@ -110,7 +110,7 @@ class RedisChannelLayer(ChannelLayer):
         )
         self.counts = Counter()
         self._over_capacity = OverCapacity(self.counts)
-        self._entries = Entries(_encryptor(symmetric_encryption_keys), self.counts)
+        self._entries = EntryCodec(_encryptor(symmetric_encryption_keys), self.counts)
         stores = read_hosts(hosts)
         if "{" in prefix and any(store.tag for store in stores):
             # What stands between the first braces of a key says where it lies, and that is to be the tag of its store.
@@ -139,19 +139,19 @@ class RedisChannelLayer(ChannelLayer):
         payload = pack_message(message)
         capacity = self.settings.capacity_of(channel)
         until = self._patience()
-        attachment = await self._shards.of(local[0] if local else channel).attachment(until)
-        with attachment.outage.counted():
-            room = await attachment.backlog.enter(len(payload), until)
+        client = await self._shards.shard_for(local[0] if local else channel).client(until)
+        with client.outage.counted():
+            room = await client.backlog.enter(len(payload), until)
             try:
                 if local is None:
-                    full = not await self._send_ordinary(attachment, channel, payload, delay, until)
+                    full = not await self._send_ordinary(client, channel, payload, delay, until)
                 else:
-                    sent = await attachment.mailboxes.send(local[0], (local[1],), payload, capacity, until, delay)
+                    sent = await client.mailboxes.send(local[0], (local[1],), payload, capacity, until, delay)
                     full = sent is False
                     if sent is None:
                         logger.info("a message to %s was dropped: its process is gone", channel)
             finally:
-                attachment.backlog.leave(room)
+                client.backlog.leave(room)
         if full:
             self.counts["channel full"] += 1
             raise ChannelFull(channel, capacity)
@@ -159,7 +159,7 @@ class RedisChannelLayer(ChannelLayer):
     async def receive(self, channel: str) -> Message:
         local = split_local(require_channel(channel, whole=True))
         if local is None:
-            return await (await self._shards.of(channel).attachment()).reader.receive(channel)
+            return await (await self._shards.shard_for(channel).client()).reader.receive(channel)
         if not self._local.has(local[0]):
             raise ForeignChannel(channel)
         inbox = self._local.inbox or await self._local.open()
@@ -180,10 +180,10 @@ class RedisChannelLayer(ChannelLayer):
         """Add a channel that is not of this process."""
         until = self._patience()
         await self._tell_owner(group, channel, local, True, until)
-        shard = self._shards.of(group)
-        writer = (await shard.attachment(until)).writer
+        shard = self._shards.shard_for(group)
+        pipeline = (await shard.client(until)).pipeline
         key = shard.keys.group(group)
-        await writer.call("EVAL", scripts.GROUP_ADD, 1, key, channel, f"{self.group_expiry:f}", until=until)
+        await pipeline.call("EVAL", scripts.GROUP_ADD, 1, key, channel, f"{self.group_expiry:f}", until=until)
 
     async def group_discard(self, group: str, channel: str) -> None:
         local = split_local(require_channel(channel))
@@ -197,38 +197,38 @@ class RedisChannelLayer(ChannelLayer):
         """Take out a channel that is not of this process."""
         until = self._patience()
         await self._tell_owner(group, channel, local, False, until)
-        shard = self._shards.of(group)
-        await (await shard.attachment(until)).writer.call("ZREM", shard.keys.group(group), channel, until=until)
+        shard = self._shards.shard_for(group)
+        await (await shard.client(until)).pipeline.call("ZREM", shard.keys.group(group), channel, until=until)
 
     async def _tell_owner(
         self, group: str, channel: str, local: tuple[str, str] | None, joins: bool, until: float
     ) -> None:
         """Have the process of a channel note a membership, or its end: it restores what the store loses."""
         if local is not None and has_channels(local[0]):
-            attachment = await self._shards.of(local[0]).attachment(until)
-            await attachment.outbox.send(local[0], (MEMBERSHIP, group, channel, joins), until)
+            client = await self._shards.shard_for(local[0]).client(until)
+            await client.outbox.send(local[0], (MEMBERSHIP, group, channel, joins), until)
 
     @_on_long_lived_loop
     async def group_send(self, group: str, message: Message) -> None:
-        shard = self._shards.of(require_group(group))
+        shard = self._shards.shard_for(require_group(group))
         key = shard.keys.group(group)
         payload = pack_message(message)
         until = self._patience()
-        attachment = await shard.attachment(until)
-        with attachment.outage.counted():
-            room = await attachment.backlog.enter(len(payload), until)
+        client = await shard.client(until)
+        with client.outage.counted():
+            room = await client.backlog.enter(len(payload), until)
             try:
-                full, members = await self._group_send(attachment, group, key, message, payload, until)
+                full, members = await self._group_send(client, group, key, message, payload, until)
             finally:
-                attachment.backlog.leave(room)
+                client.backlog.leave(room)
         if full:
             self._over_capacity.missed(f"group {group}", full, members)
 
     async def _group_send(
-        self, attachment: Attachment, group: str, key: str, message: Message, payload: bytes, until: float
+        self, client: StoreClient, group: str, key: str, message: Message, payload: bytes, until: float
     ) -> tuple[int, int]:
         """How many members were full, and of how many."""
-        members, epoch = await self._members(attachment, key, until)
+        members, epoch = await self._members(client, key, until)
         # A mailbox gets one entry: for the group as a whole, or for all of its channels that are members (but for those
         # with a capacity that others of it do not have).
         calls: list[Coroutine[Any, Any, _Missed]] = []
@@ -248,58 +248,58 @@ class RedisChannelLayer(ChannelLayer):
         missed = [each for each in outcomes if isinstance(each, tuple)]
         gone = [member for each, _ in missed for member in each]
         if gone:
-            await self._remove(attachment, group, key, gone, epoch)
+            await self._remove(client, group, key, gone, epoch)
         for each in outcomes:
             if isinstance(each, BaseException):
                 raise each  # of those whose store is away; the others have it
         return sum(full for _, full in missed), len(members)
 
     async def _to_mailbox(self, mailbox: str, frame: Frame, until: float) -> _Missed:
-        attachment = await self._shards.of(mailbox).attachment(until)
-        sent = await attachment.mailboxes.send_frame(mailbox, frame, until)
+        client = await self._shards.shard_for(mailbox).client(until)
+        sent = await client.mailboxes.send_frame(mailbox, frame, until)
         return ([mailbox] if sent is None else []), int(sent is False)
 
     async def _to_channels(
         self, mailbox: str, channels: Mapping[str, str], capacity: int, payload: bytes, until: float
     ) -> _Missed:
         """Send a message to channels of a mailbox, by their local parts."""
-        attachment = await self._shards.of(mailbox).attachment(until)
-        sent = await attachment.mailboxes.send(mailbox, tuple(channels), payload, capacity, until)
+        client = await self._shards.shard_for(mailbox).client(until)
+        sent = await client.mailboxes.send(mailbox, tuple(channels), payload, capacity, until)
         return (list(channels.values()) if sent is None else []), len(channels) if sent is False else 0
 
     async def _to_ordinary(self, channel: str, payload: bytes, until: float) -> _Missed:
-        attachment = await self._shards.of(channel).attachment(until)
-        return [], not await self._send_ordinary(attachment, channel, payload, 0.0, until)
+        client = await self._shards.shard_for(channel).client(until)
+        return [], not await self._send_ordinary(client, channel, payload, 0.0, until)
 
-    async def _remove(self, attachment: Attachment, group: str, key: str, gone: list[str], epoch: list[bytes]) -> None:
+    async def _remove(self, client: StoreClient, group: str, key: str, gone: list[str], epoch: list[bytes]) -> None:
         """Take members whose processes are gone out of a group, if they are still in it: in this epoch."""
-        writer = attachment.writer
-        if await writer.call("ZRANGE", *epoch_range(attachment.keys), until=_until()) != epoch:
+        pipeline = client.pipeline
+        if await pipeline.call("ZRANGE", *epoch_range(client.keys), until=_until()) != epoch:
             return
-        await writer.call("ZREM", key, *gone, until=_until())
+        await pipeline.call("ZREM", key, *gone, until=_until())
         logger.info("group %r: %d members of processes that are gone were removed", group, len(gone))
 
-    async def _members(self, attachment: Attachment, key: str, until: float) -> tuple[list[str], list[bytes]]:
+    async def _members(self, client: StoreClient, key: str, until: float) -> tuple[list[str], list[bytes]]:
         """The members of a group, once those who are on the bus have had time to be back in it; and the epoch."""
-        writer = attachment.writer
+        pipeline = client.pipeline
         while True:
-            run_id = writer.run_id
+            run_id = pipeline.run_id
             found: list[Any] = []
-            look = writer.write(("EVAL", scripts.GROUP_MEMBERS, 1, key), found.append)
+            look = pipeline.write(("EVAL", scripts.GROUP_MEMBERS, 1, key), found.append)
             try:  # in one flush; and the epoch behind, so that it was this one when the members were read
-                epoch = await writer.call("ZRANGE", *epoch_range(attachment.keys), until=until)
+                epoch = await pipeline.call("ZRANGE", *epoch_range(client.keys), until=until)
             finally:
-                writer.cancel(look)
+                pipeline.cancel(look)
             if found and isinstance(found[0], Exception) and str(found[0]).startswith("WRONGTYPE"):
                 self._entries.odd("wrong type", key, "it was no zset, and was removed")
-                await attachment.regroup.recreate_group(key, until)
+                await client.regroup.recreate_group(key, until)
                 continue
             if not found or isinstance(found[0], Exception):
                 raise LayerUnavailable(f"Redis refused to name the members of a group: {found}")
-            if run_id != writer.run_id:
+            if run_id != pipeline.run_id:
                 continue  # the one answer may be of one server, and the other of another
             now, members = found[0]
-            if not await attachment.regroup.wait(epoch, now, until):
+            if not await client.regroup.wait(epoch, now, until):
                 return self._member_names(key, members), epoch
 
     def _member_names(self, key: str, members: Sequence[bytes]) -> list[str]:
@@ -318,11 +318,11 @@ class RedisChannelLayer(ChannelLayer):
 
     @_on_long_lived_loop
     async def _ordinary_statistics(self, channel: str) -> Statistics:
-        attachment = await self._shards.of(channel).attachment()
-        keys = attachment.keys
+        client = await self._shards.shard_for(channel).client()
+        keys = client.keys
         names = keys.messages(channel), keys.delayed(channel), keys.counts(channel)
         expiry = round(self.expiry * 1000)
-        sent, pending, age, full = await attachment.writer.call(
+        sent, pending, age, full = await client.pipeline.call(
             "EVAL", scripts.CHANNEL_STATISTICS, 3, *names, expiry, until=_until()
         )
         return Statistics(
@@ -344,22 +344,22 @@ class RedisChannelLayer(ChannelLayer):
     async def _scan(self, *kinds: str) -> AsyncIterator[tuple[Shard, bytes]]:
         """All keys of these kinds, each with its store."""
         for shard in self._shards:
-            writer = (await shard.attachment()).writer
+            pipeline = (await shard.client()).pipeline
             for pattern in shard.keys.patterns(*kinds):
                 cursor: bytes | str = "0"
                 while cursor != b"0":
-                    cursor, keys = await writer.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000, until=_until())
+                    cursor, keys = await pipeline.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000, until=_until())
                     for key in keys:
                         yield shard, key
 
     @_on_long_lived_loop
     async def flush(self) -> None:
-        attachments = [await shard.attachment() for shard in self._shards]
+        clients = [await shard.client() for shard in self._shards]
         await self._local.clear()
         async for shard, key in self._scan("channel", "delayed", "taken", "counts", "group"):
-            (await shard.attachment()).writer.write(("UNLINK", key), _ignore)
-        for attachment in attachments:
-            await attachment.writer.posted(_until())
+            (await shard.client()).pipeline.write(("UNLINK", key), _ignore)
+        for client in clients:
+            await client.pipeline.posted(_until())
 
     async def close(self) -> None:
         await self._shards.close()
@@ -377,18 +377,18 @@ class RedisChannelLayer(ChannelLayer):
     @_on_long_lived_loop
     async def declare_dead(self, mailbox: str) -> None:
         home = self._shards.home
-        writer = (await home.attachment()).writer
+        pipeline = (await home.client()).pipeline
         until = _until()
-        living = await writer.call("EVAL", scripts.DECLARE_DEAD, 1, home.keys.processes, mailbox, until=until)
+        living = await pipeline.call("EVAL", scripts.DECLARE_DEAD, 1, home.keys.processes, mailbox, until=until)
         news = PAYLOAD_VERSION, "", [(DEAD, mailbox, True)]
         keys = map(home.keys.mailbox, self._entries.names(home.keys.processes, living))
         commands = (("XADD", key, "NOMKSTREAM", "*", "b", self._entries.pack(key, news)) for key in keys)
-        await asyncio.gather(*(writer.call(*command, repeatable=False, until=until) for command in commands))
+        await asyncio.gather(*(pipeline.call(*command, repeatable=False, until=until) for command in commands))
 
     @asynccontextmanager
     async def bus(self, role: str, handler: Handler) -> AsyncIterator[Bus]:
         home = self._shards.home
-        bus = RedisBus(await home.attachment(), self._shards, self._shards.new_mailbox(role, home), handler)
+        bus = RedisBus(await home.client(), self._shards, self._shards.new_mailbox(role, home), handler)
         try:
             await bus.open()
             yield bus
@@ -400,11 +400,11 @@ class RedisChannelLayer(ChannelLayer):
         return asyncio.get_running_loop().time() + self.settings.wait
 
     async def _send_ordinary(
-        self, attachment: Attachment, channel: str, payload: bytes, delay: float, until: float
+        self, client: StoreClient, channel: str, payload: bytes, delay: float, until: float
     ) -> bool:
         """False if the channel is full."""
-        entry = self._entries.seal(attachment.keys.messages(channel), payload)
-        return await attachment.send(channel, entry, self.settings.capacity_of(channel), delay, until)
+        entry = self._entries.seal(client.keys.messages(channel), payload)
+        return await client.send(channel, entry, self.settings.capacity_of(channel), delay, until)
 
 
 def _until() -> float:

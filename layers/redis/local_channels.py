@@ -25,7 +25,7 @@ from asgibus.layers.names import channels_mailbox, require_channel
 from asgibus.layers.over_capacity import OverCapacity
 from asgibus.layers.redis.bus import RedisBus
 from asgibus.layers.redis.inbox import Inbox
-from asgibus.layers.redis.store import Attachment, Shard, Shards
+from asgibus.layers.redis.store import Shard, Shards, StoreClient
 
 T = TypeVar("T")
 Close = Callable[[], Coroutine[Any, Any, None]]
@@ -186,7 +186,7 @@ class LocalChannels:
         self._numbers = count(1)
         self._inbox: Inbox | None = None
         self._bus: RedisBus | None = None
-        self._attachment: Attachment | None = None  # of the bus
+        self._client: StoreClient | None = None  # of the bus
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None  # that used them last
         _all.add(self)
 
@@ -263,16 +263,16 @@ class LocalChannels:
             with self._lock:
                 if not self._process:
                     self._name(shard)
-        attachment = await self._shards.of(self._mailbox).attachment()
-        if self._attachment is not attachment:
-            await attachment.once("channels", partial(self._open_bus, attachment))
-        if self._bus is None or attachment.closed:
+        client = await self._shards.shard_for(self._mailbox).client()
+        if self._client is not client:
+            await client.once("channels", partial(self._open_bus, client))
+        if self._bus is None or client.closed:
             raise LayerUnavailable("the layer was closed")
         return self._bus
 
-    async def _open_bus(self, attachment: Attachment) -> None:
-        inbox = Inbox(attachment.settings.expiry, self._over_capacity)
-        bus = RedisBus(attachment, self._shards, self._mailbox, inbox)
+    async def _open_bus(self, client: StoreClient) -> None:
+        inbox = Inbox(client.settings.expiry, self._over_capacity)
+        bus = RedisBus(client, self._shards, self._mailbox, inbox)
         inbox.on_bus(bus)
 
         async def close() -> None:
@@ -284,8 +284,8 @@ class LocalChannels:
         except BaseException:
             await close()
             raise
-        attachment.on_close = close
-        self._attachment, self._bus, self._inbox = attachment, bus, inbox
+        client.on_close = close
+        self._client, self._bus, self._inbox = client, bus, inbox
 
     def _name(self, shard: Shard) -> None:
         self._process = self._shards.new_process(shard)
@@ -295,7 +295,7 @@ class LocalChannels:
         """Forget the mailbox, after a fork: it belongs to the parent process."""
         self._lock = threading.Lock()
         self._process = self._mailbox = ""
-        self._inbox = self._bus = self._attachment = self._loop = None
+        self._inbox = self._bus = self._client = self._loop = None
 
 
 _all: weakref.WeakSet[LocalChannels] = weakref.WeakSet()

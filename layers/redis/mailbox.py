@@ -19,9 +19,9 @@ from asgibus.layers.contract import Frame
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.frames import FIRST_PROTOCOL_KIND, LOCAL_MESSAGES
 from asgibus.layers.names import has_channels
-from asgibus.layers.redis.client import BLOCK_SECONDS, Link, RedisConnection, RedisError, pack_command
+from asgibus.layers.redis.client import BLOCK_SECONDS, ReconnectingConnection, RedisConnection, RedisError, pack_command
 from asgibus.layers.redis.keys import Keys
-from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Store, Writer
+from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Pipeline, Store
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -66,7 +66,7 @@ class MailboxReader:
         self._codec = store.entries
         self._counts = store.outage.counts
         self._on_batch = on_batch
-        self._link = Link(store.address, f"{mailbox}mailbox", store.outage, self._up)
+        self._link = ReconnectingConnection(store.address, f"{mailbox}mailbox", store.outage, self._up)
         self._connection: RedisConnection | None = None
         self._cursor = BEGINNING
         self._reading = False
@@ -110,9 +110,9 @@ class MailboxReader:
         except TimeoutError:
             raise LayerUnavailable("the mailbox cannot be read yet") from None
 
-    def leave(self, run_id: str) -> None:
+    def drop_unless(self, run_id: str) -> None:
         """Leave a Redis that is not this one: another has taken its place."""
-        self._link.leave(run_id)
+        self._link.drop_unless(run_id)
 
     def _up(self, connection: RedisConnection) -> None:
         self._connection = connection
@@ -216,10 +216,10 @@ class _Mailbox:
 class MailboxSender:
     """Sends to the mailboxes of other processes, for one event loop and one store."""
 
-    def __init__(self, writer: Writer, keys: Keys, send: Send) -> None:
+    def __init__(self, pipeline: Pipeline, keys: Keys, send: Send) -> None:
         """`send` writes a frame to a mailbox until a time; it returns False if the process of that is gone."""
         self._loop = asyncio.get_running_loop()
-        self._writer = writer
+        self._pipeline = pipeline
         self._keys = keys
         self._write = send
         self._mailboxes: dict[str, _Mailbox] = {}
@@ -262,7 +262,7 @@ class MailboxSender:
         if known.refuses(parts):
             if now - known.looked > REFUSE_SECONDS:
                 self._look(mailbox, known)
-                await self._writer.call("PING", until=until)
+                await self._pipeline.call("PING", until=until)
             if known.refuses(parts):
                 return False
         known.sent += 1
@@ -284,10 +284,10 @@ class MailboxSender:
             known.size = reply if isinstance(reply, int) else 0  # no mailbox, or a user who may not ask
 
         known.looking += 1
-        self._writer.write(("MEMORY", "USAGE", self._keys.mailbox(mailbox)), on_size, patient=False)
+        self._pipeline.write(("MEMORY", "USAGE", self._keys.mailbox(mailbox)), on_size, patient=False)
         if has_channels(mailbox):
             known.looking += 1
-            self._writer.write(("SMEMBERS", self._keys.full(mailbox)), on_full, patient=False)
+            self._pipeline.write(("SMEMBERS", self._keys.full(mailbox)), on_full, patient=False)
 
 
 def _is_sound(sender: object, frames: object) -> bool:

@@ -18,8 +18,15 @@ from typing import Any, Protocol
 
 from asgibus.layers.contract import Draft, Frame
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.layers.redis.client import Link, OnReply, Outage, RedisConnection, RedisError, pack_command
-from asgibus.layers.redis.codec import Entries
+from asgibus.layers.redis.client import (
+    OnReply,
+    Outage,
+    ReconnectingConnection,
+    RedisConnection,
+    RedisError,
+    pack_command,
+)
+from asgibus.layers.redis.codec import EntryCodec
 from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.keys import Keys
 
@@ -79,15 +86,15 @@ class _Batch:
         self.size = 0
 
 
-class Writer:
+class Pipeline:
     """The commands of one event loop to one store, on one connection."""
 
-    def __init__(self, address: Address, keys: Keys, entries: Entries, name: str, outage: Outage) -> None:
+    def __init__(self, address: Address, keys: Keys, entries: EntryCodec, name: str, outage: Outage) -> None:
         self._loop = asyncio.get_running_loop()
         self._keys = keys
         self._entries = entries
         self._counts = outage.counts
-        self._link = Link(address, name, outage, self._on_up, self._on_down)
+        self._link = ReconnectingConnection(address, name, outage, self._on_up, self._on_down)
         self._batches: dict[tuple[str, str], _Batch] = {}
         self._commands: dict[Command, None] = {}  # ordered, and quick to remove one
         self._acks: dict[tuple[str, OnAcked], list[bytes]] = {}
@@ -374,13 +381,13 @@ class Writer:
 
 
 class Store(Protocol):
-    """A store, as used from one event loop: see `store.Attachment`."""
+    """A store, as used from one event loop: see `store.StoreClient`."""
 
     address: Address
     keys: Keys
-    entries: Entries
+    entries: EntryCodec
     outage: Outage
-    writer: Writer
+    pipeline: Pipeline
 
 
 def _waits(command: Command, refusal: str) -> bool:

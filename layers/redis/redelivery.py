@@ -24,9 +24,9 @@ from typing import NamedTuple
 from asgibus.layers.contract import Frame
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.frames import MESSAGE_ID
-from asgibus.layers.redis.codec import Entries
+from asgibus.layers.redis.codec import EntryCodec
 from asgibus.layers.redis.keys import Keys
-from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Writer
+from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Pipeline
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -55,13 +55,15 @@ class _Kept(NamedTuple):
 class Outbox:
     """Send messages to mailboxes, and keep them to send them again. All methods are called from one event loop."""
 
-    def __init__(self, writer: Writer, keys: Keys, entries: Entries, counts: Counter[str], expiry: float) -> None:
+    def __init__(
+        self, pipeline: Pipeline, keys: Keys, entries: EntryCodec, counts: Counter[str], expiry: float
+    ) -> None:
         """Take from `expiry` for how many seconds a message may be delivered."""
         self._loop = asyncio.get_running_loop()
         self._expiry = min(expiry, RESEND_SECONDS)
         self._keys = keys
         self._entries = entries
-        self._writer = writer
+        self._pipeline = pipeline
         self._counts = counts
         self._source = secrets.token_hex(8)
         self._number = 0
@@ -156,7 +158,7 @@ class Outbox:
 
     async def _add(self, kept: _Kept, until: float) -> bool:
         key = self._keys.mailbox(kept.mailbox)
-        added = await self._writer.call("XADD", key, "NOMKSTREAM", "*", "b", kept.entry, until=until)
+        added = await self._pipeline.call("XADD", key, "NOMKSTREAM", "*", "b", kept.entry, until=until)
         if added is None:
             return False
         self._keep(kept)

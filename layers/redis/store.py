@@ -26,12 +26,12 @@ from asgibus.layers.names import channels_mailbox, new_mailbox, new_process
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.channels import ChannelReader
 from asgibus.layers.redis.client import MasterWatch, Outage
-from asgibus.layers.redis.codec import Entries
+from asgibus.layers.redis.codec import EntryCodec
 from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.heartbeat import BEAT_SECONDS, SILENT_SECONDS
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.mailbox import MailboxSender
-from asgibus.layers.redis.pipeline import CALL_SECONDS, Refused, Writer
+from asgibus.layers.redis.pipeline import CALL_SECONDS, Pipeline, Refused
 from asgibus.layers.redis.redelivery import Backlog, Epoch, Outbox, epoch_range, find_epoch
 from asgibus.layers.settings import LayerSettings
 
@@ -49,14 +49,14 @@ MISSING_CHECK_SECONDS = 0.1  # until a missing mailbox is looked for again
 T = TypeVar("T")
 
 
-class Attachment:
+class StoreClient:
     """The connections and tasks of one event loop for one store."""
 
     def __init__(
         self,
         address: Address,
         keys: Keys,
-        entries: Entries,
+        entries: EntryCodec,
         settings: LayerSettings,
         counts: Counter[str],
         epoch: Epoch | None,
@@ -69,19 +69,19 @@ class Attachment:
         self.outage = Outage(address, counts)
         self.deaths: dict[str, int] = {}
         """Deaths that the buses here have counted, and when each was reported last, in ms by Redis's clock."""
-        self.writer = Writer(address, keys, entries, "asgibus-writer", self.outage)
-        self.writer.on_up.add(self._on_up)
+        self.pipeline = Pipeline(address, keys, entries, "asgibus-writer", self.outage)
+        self.pipeline.on_up.add(self._on_up)
         self._run_id = ""
         self._expiry = round(settings.expiry * 1000)
         self.backlog = Backlog(settings.backlog)
-        self.outbox = Outbox(self.writer, keys, entries, counts, settings.expiry)
+        self.outbox = Outbox(self.pipeline, keys, entries, counts, settings.expiry)
         self.epoch = Epoch(self.outbox.on_data_lost, epoch)
-        self.regroup = Regroup(self.writer, keys, self.epoch)
+        self.regroup = Regroup(self.pipeline, keys, self.epoch)
         self.reader = ChannelReader(
-            address, keys, entries, self.writer, expiry=settings.expiry, group_expiry=settings.group_expiry
+            address, keys, entries, self.pipeline, expiry=settings.expiry, group_expiry=settings.group_expiry
         )
         self._watch = MasterWatch(address, self.outage.moved) if address.sentinels else None
-        self.mailboxes = MailboxSender(self.writer, keys, self.post)
+        self.mailboxes = MailboxSender(self.pipeline, keys, self.post)
         self._open = False
         self.closed = False
         self._opening: dict[str, asyncio.Task[None]] = {}  # by name; "" is the connection for writing
@@ -116,12 +116,12 @@ class Attachment:
             opening.exception()  # retrieved, so that asyncio logs nothing if all callers were cancelled
 
     async def _connect(self) -> None:
-        await self.writer.open()
+        await self.pipeline.open()
         await self._warn_of_eviction()
         if self._watch is not None:
             self._watch.start()
         # Note the epoch now, so that a later call can tell that the store has lost data since.
-        self.writer.write(("ZRANGE", *epoch_range(self.keys)), self._first_epoch)
+        self.pipeline.write(("ZRANGE", *epoch_range(self.keys)), self._first_epoch)
         self._open = True
 
     def _first_epoch(self, reply: object) -> None:
@@ -131,7 +131,7 @@ class Attachment:
     async def _warn_of_eviction(self) -> None:
         """Warn once about a Redis that evicts keys when it is out of memory. Raises LayerUnavailable."""
         try:
-            reply = await self.writer.call("INFO", "memory", until=asyncio.get_running_loop().time() + CALL_SECONDS)
+            reply = await self.pipeline.call("INFO", "memory", until=asyncio.get_running_loop().time() + CALL_SECONDS)
         except Refused:  # to a user who may not ask
             return
         memory = dict(line.split(":", 1) for line in reply.decode(errors="replace").split() if ":" in line)
@@ -147,7 +147,7 @@ class Attachment:
             )
 
     def _on_up(self) -> None:
-        last, self._run_id = self._run_id, self.writer.run_id
+        last, self._run_id = self._run_id, self.pipeline.run_id
         if last and last != self._run_id:
             self.outbox.on_data_lost()
 
@@ -163,12 +163,12 @@ class Attachment:
             await self.on_close()
         await self.reader.close()
         if self._open:
-            await self.writer.drain()
-            await self.writer.close()
+            await self.pipeline.drain()
+            await self.pipeline.close()
 
     async def send(self, channel: str, entry: bytes, capacity: int, delay: float, until: float) -> bool:
         """Add a message to an ordinary channel. Return False if it is full. Raises LayerUnavailable."""
-        keys, call = self.keys, self.writer.call
+        keys, call = self.keys, self.pipeline.call
         names = keys.messages(channel), keys.delayed(channel), keys.counts(channel)
         limits = self._expiry, COUNTED_MS, capacity
         later = (round(delay * 1000), secrets.token_hex(8)) if delay else ()
@@ -195,9 +195,9 @@ class Attachment:
 class Regroup:
     """Wait until processes are back in their places after Redis has lost its data, or a mailbox alone."""
 
-    def __init__(self, writer: Writer, keys: Keys, epoch: Epoch) -> None:
+    def __init__(self, pipeline: Pipeline, keys: Keys, epoch: Epoch) -> None:
         self._loop = asyncio.get_running_loop()
-        self._writer = writer
+        self._pipeline = pipeline
         self._keys = keys
         self._epoch = epoch
 
@@ -215,7 +215,7 @@ class Regroup:
         Raises:
             LayerUnavailable: They will not have joined in time.
         """
-        name, run_id = find_epoch(members), self._writer.run_id
+        name, run_id = find_epoch(members), self._pipeline.run_id
         wait = self._epoch.use(name, run_id, now)
         if not wait:
             return False
@@ -232,7 +232,7 @@ class Regroup:
 
         Without an epoch, the next heartbeat begins one, and all processes on the bus join their groups again.
         """
-        call = self._writer.call
+        call = self._pipeline.call
         if await call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, "zset", until=until):
             await call("ZREMRANGEBYSCORE", self._keys.processes, "+inf", "+inf", until=until)
 
@@ -259,14 +259,16 @@ class Regroup:
                 raise
             # The process creates missing keys again at its next heartbeat, but may not notice keys of another type.
             for key, kind in ((self._keys.mailbox(mailbox), "stream"), (self._keys.full(mailbox), "set")):
-                await self._writer.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind, until=until)
+                await self._pipeline.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind, until=until)
             answer = None
         began = self._loop.time()
         while answer is None:
-            run_id = self._writer.run_id
+            run_id = self._pipeline.run_id
             arguments = self._keys.processes, mailbox, round(SILENT_SECONDS * 1000)
-            now, runs, silent, members = await self._writer.call("EVAL", scripts.LEASE_RUNS, 1, *arguments, until=until)
-            if run_id == self._writer.run_id and not await self.wait(members, now, until):
+            now, runs, silent, members = await self._pipeline.call(
+                "EVAL", scripts.LEASE_RUNS, 1, *arguments, until=until
+            )
+            if run_id == self._pipeline.run_id and not await self.wait(members, now, until):
                 late = self._loop.time() - began > MISSING_SECONDS
                 if not runs or (silent and late):  # there was no heartbeat of any process meanwhile
                     return None
@@ -283,7 +285,7 @@ class Shard:
     """One store of a layer, with the client of each event loop."""
 
     def __init__(
-        self, address: Address, prefix: str, entries: Entries, settings: LayerSettings, counts: Counter[str]
+        self, address: Address, prefix: str, entries: EntryCodec, settings: LayerSettings, counts: Counter[str]
     ) -> None:
         self.address = address
         self._hash_key = blake2b(address.identity.encode(), digest_size=32).digest()
@@ -292,11 +294,11 @@ class Shard:
         self._settings = settings
         self._counts = counts
         self._lock = threading.Lock()
-        self._attachments: dict[asyncio.AbstractEventLoop, Attachment] = {}
+        self._clients: dict[asyncio.AbstractEventLoop, StoreClient] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._reached = False
 
-    async def attachment(self, until: float | None = None) -> Attachment:
+    async def client(self, until: float | None = None) -> StoreClient:
         """Return the client of the running event loop, which is connected at the first call.
 
         Args:
@@ -307,27 +309,27 @@ class Shard:
             LayerUnavailable: The store cannot be reached.
         """
         running = asyncio.get_running_loop()
-        attachment = self._attachments.get(running)
-        if attachment is None:
+        client = self._clients.get(running)
+        if client is None:
             with self._lock:
-                for loop in [loop for loop in self._attachments if loop.is_closed()]:
-                    del self._attachments[loop]  # it ended without `close`, and its tasks and sockets with it
-                epochs = (each.epoch for each in self._attachments.values())
+                for loop in [loop for loop in self._clients if loop.is_closed()]:
+                    del self._clients[loop]  # it ended without `close`, and its tasks and sockets with it
+                epochs = (each.epoch for each in self._clients.values())
                 epoch = max(epochs, key=lambda each: each.used, default=None)
-                attachment = self._attachments[running] = Attachment(
+                client = self._clients[running] = StoreClient(
                     self.address, self.keys, self._entries, self._settings, self._counts, epoch
                 )
         while True:
             try:
-                await attachment.open()
+                await client.open()
             except LayerUnavailable:
                 late = until is None or running.time() + RETRY_SECONDS > until
-                if late or not self._reached or self._attachments.get(running) is not attachment:
+                if late or not self._reached or self._clients.get(running) is not client:
                     raise
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 self._reached = True
-                return attachment
+                return client
 
     def weight(self, name: bytes) -> bytes:
         """Return the weight of this store for a name. The store with the highest weight has the name."""
@@ -335,14 +337,14 @@ class Shard:
 
     def serves(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Return whether that event loop has a client here."""
-        return loop in self._attachments
+        return loop in self._clients
 
     async def close(self) -> None:
         """Close the client of the running event loop. If the call is cancelled, closing goes on by itself."""
         with self._lock:
-            attachment = self._attachments.pop(asyncio.get_running_loop(), None)
-        if attachment is not None:
-            closing = asyncio.create_task(attachment.close(), name="asgibus close")
+            client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            closing = asyncio.create_task(client.close(), name="asgibus close")
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
             await asyncio.shield(closing)
@@ -353,7 +355,7 @@ class Shards(Sequence[Shard]):
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self._shards = list(shards)
-        self.of = self._of if len(self._shards) > 1 else self._only
+        self.shard_for = self._of if len(self._shards) > 1 else self._only
         """Return the store of a channel, a mailbox or a group, by its name."""
         self._find = lru_cache(NAMES)(self._rendezvous)
 
@@ -369,27 +371,27 @@ class Shards(Sequence[Shard]):
     @property
     def home(self) -> Shard:
         """The store with the leases, mailboxes and work queues of the servers."""
-        return self.of(HOME)
+        return self.shard_for(HOME)
 
     async def any_available(self) -> Shard:
         """Return a random store that the running event loop can reach. Raises LayerUnavailable if there is none."""
         shards = random.sample(self._shards, len(self._shards))
         for shard in shards[:-1]:
             with suppress(LayerUnavailable):
-                if (await shard.attachment()).outage.available:
+                if (await shard.client()).outage.available:
                     return shard
-        await shards[-1].attachment()
+        await shards[-1].client()
         return shards[-1]
 
     def new_mailbox(self, role: str, shard: Shard) -> str:
         """Return a new mailbox name that belongs to this store."""
-        while self.of(mailbox := new_mailbox(role)) is not shard:
+        while self.shard_for(mailbox := new_mailbox(role)) is not shard:
             pass
         return mailbox
 
     def new_process(self, shard: Shard) -> str:
         """Return a new id for a process with process-local channels, whose mailbox belongs to this store."""
-        while self.of(channels_mailbox(process := new_process())) is not shard:
+        while self.shard_for(channels_mailbox(process := new_process())) is not shard:
             pass
         return process
 

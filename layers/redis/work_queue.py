@@ -21,7 +21,7 @@ from typing import Any
 from asgibus.layers.contract import Claim, Offer
 from asgibus.layers.leases import Beat
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.client import BLOCK_SECONDS, Link, RedisConnection, RedisError, pack_command
+from asgibus.layers.redis.client import BLOCK_SECONDS, ReconnectingConnection, RedisConnection, RedisError, pack_command
 from asgibus.layers.redis.codec import MOST_RELEASES, Unreadable
 from asgibus.layers.redis.pipeline import Command, Store
 
@@ -63,18 +63,18 @@ class Producer:
     def __init__(self, store: Store, mailbox: str, now: Callable[[], int]) -> None:
         """Let `now` return Redis's time at the last heartbeat, in ms."""
         self._loop = asyncio.get_running_loop()
-        self._writer = store.writer
+        self._pipeline = store.pipeline
         self._keys = store.keys
         self._entries = store.entries
         self._mailbox_key = store.keys.mailbox(mailbox)
         self._outage = store.outage
         self._now = now
-        self._run_id = store.writer.run_id
+        self._run_id = store.pipeline.run_id
         self._epoch = 0  # increased when Redis was replaced, or may have lost data
         self._in_doubt: dict[Offer, OnLost | None] = {}
         self._scheduled = False
         self._closed = False
-        store.writer.on_up.add(self._on_up)
+        store.pipeline.on_up.add(self._on_up)
 
     def offer(self, channel: str, entry: Any, once: bool) -> Offer:
         """Offer an entry: see `Bus.offer`."""
@@ -83,7 +83,7 @@ class Producer:
         state = _Entry(key, payload, max(0, self._now() - CLOCK_STEP_MS))
         state.epoch = self._epoch
         offer = Offer(channel, once, state=state, size=len(payload))
-        state.command = self._writer.write(
+        state.command = self._pipeline.write(
             ("XADD", key, "*", "b", payload), partial(self._on_written, offer, state), repeatable=False
         )
         return offer
@@ -94,7 +94,7 @@ class Producer:
         state: _Entry | None = offer.state
         if state is None:
             return False
-        if state.command is not None and self._writer.cancel(state.command):
+        if state.command is not None and self._pipeline.cancel(state.command):
             offer.state = state.command = None  # so that offers do not pile up here while Redis is away
             return True
         if not state.settled:
@@ -118,7 +118,7 @@ class Producer:
     def close(self) -> None:
         """Offer nothing again."""
         self._closed = True
-        self._writer.on_up.discard(self._on_up)
+        self._pipeline.on_up.discard(self._on_up)
         self._in_doubt.clear()
 
     def _on_written(self, offer: Offer, state: _Entry, reply: Any) -> None:
@@ -141,8 +141,8 @@ class Producer:
             self._delete(state)
 
     def _on_up(self) -> None:
-        if self._writer.run_id != self._run_id or not self._run_id:
-            self._run_id = self._writer.run_id
+        if self._pipeline.run_id != self._run_id or not self._run_id:
+            self._run_id = self._pipeline.run_id
             self._epoch += 1
         self._check_soon()
 
@@ -153,7 +153,7 @@ class Producer:
 
     def _check(self) -> None:
         self._scheduled = False
-        if not self._writer.connected:
+        if not self._pipeline.connected:
             return  # until it is
         by_key: dict[str, list[tuple[Offer, OnLost | None]]] = {}
         for offer, on_lost in self._in_doubt.items():
@@ -170,7 +170,7 @@ class Producer:
                 arguments: list[str | bytes | int] = [key, self._mailbox_key, since, SCANNED_ENTRIES, self._run_id]
                 for offer, _ in some:
                     arguments += offer.state.id, offer.state.payload, self._when(offer)
-                self._writer.write(
+                self._pipeline.write(
                     ("EVAL", scripts.REPEAT_OFFERS, 2, *arguments), partial(self._on_checked, some, self._epoch)
                 )
 
@@ -209,7 +209,7 @@ class Producer:
     def _delete(self, state: _Entry) -> None:
         """Delete an entry unless a process has claimed it, which still has to acknowledge it."""
         if state.id:
-            self._writer.write(("EVAL", scripts.WITHDRAW, 1, state.key, state.id), _log_error)
+            self._pipeline.write(("EVAL", scripts.WITHDRAW, 1, state.key, state.id), _log_error)
 
 
 class Consumer:
@@ -228,12 +228,12 @@ class Consumer:
         """
         self._keys = store.keys
         self._entries = store.entries
-        self._writer = store.writer
+        self._pipeline = store.pipeline
         self._counts = store.outage.counts
         self._name = mailbox
         self._on_orphan = on_orphan
         self._on_wrong_type = on_wrong_type
-        self._link = Link(store.address, f"{mailbox}claims", store.outage, self._on_up)
+        self._link = ReconnectingConnection(store.address, f"{mailbox}claims", store.outage, self._on_up)
         self._opened = False
         self._stopped = False
         self._waiting: asyncio.Future[list[Claim]] | None = None  # of the running call of `claim`
@@ -248,7 +248,7 @@ class Consumer:
         self._acked_meanwhile: list[tuple[str, bytes]] = []
         self._took_over = False
         self._unread: set[str] = set()  # keys where entries were taken over and not read yet
-        self._ack_callback = self._on_acked  # one object, by which the writer gathers acknowledgements
+        self._ack_callback = self._on_acked  # one object, by which the pipeline gathers acknowledgements
         self.unreadable = Unreadable()
         self._given_out = 0  # claims of the last batch
         self._released = 0  # those of them that were released
@@ -280,7 +280,7 @@ class Consumer:
 
     def ack(self, claim: Claim) -> None:
         """Acknowledge a claim: see `Bus.done`."""
-        self._writer.ack(self._keys.shared(claim.channel), claim.id, self._ack_callback)
+        self._pipeline.ack(self._keys.shared(claim.channel), claim.id, self._ack_callback)
 
     def release(self, claim: Claim, why: str) -> None:
         """Give a claim back: see `Bus.release`."""
@@ -299,7 +299,7 @@ class Consumer:
     async def list_claims(self) -> dict[str, list[str]]:
         """Return the names of the other consumers, by key: see `OrphanClaimer`."""
         keys = list(self._channels)
-        replies = await asyncio.gather(*(self._writer.call("EVAL", scripts.CONSUMERS, 1, key) for key in keys))
+        replies = await asyncio.gather(*(self._pipeline.call("EVAL", scripts.CONSUMERS, 1, key) for key in keys))
         return {
             key: [name for name in self._entries.names(key, reply) if not name.startswith(self._name)]
             for key, reply in zip(keys, replies, strict=True)
@@ -312,7 +312,7 @@ class Consumer:
             if dead := [each for each in consumers if beat.is_dead(_owner(each))]:
                 self._took_over = True
                 self._unread.add(key)
-                while await self._writer.call("EVAL", scripts.TAKE_OVER, 1, key, name, ORPHANS_AT_ONCE, *dead):
+                while await self._pipeline.call("EVAL", scripts.TAKE_OVER, 1, key, name, ORPHANS_AT_ONCE, *dead):
                     pass
             if key in self._unread:
                 await self._read_orphans(key, name)
@@ -323,7 +323,7 @@ class Consumer:
         full = True
         while full:
             arguments = ("GROUP", "workers", name, "COUNT", ORPHANS_READ, "STREAMS", key, start)
-            entries = (await self._writer.call("XREADGROUP", *arguments))[0][1]
+            entries = (await self._pipeline.call("XREADGROUP", *arguments))[0][1]
             full = len(entries) == ORPHANS_READ
             # Entries that cannot be read here stay under this name: who takes over from this process may read them.
             for claim in self._take(key, entries, _keep_unreadable):
@@ -333,9 +333,9 @@ class Consumer:
                 start = entries[-1][0]
         self._unread.discard(key)
 
-    def leave(self, run_id: str) -> None:
+    def drop_unless(self, run_id: str) -> None:
         """Drop the connection unless it is to the Redis server with this run id."""
-        self._link.leave(run_id)
+        self._link.drop_unless(run_id)
 
     async def close(self) -> None:
         """Stop reading, requeue what was not given out, and leave the consumer group if all is acknowledged."""
@@ -344,10 +344,10 @@ class Consumer:
         await self._link.close()
         if not self._held:
             for key in self._channels:
-                self._writer.write(("EVAL", scripts.RELEASE_CONSUMER, 1, key, self._name), _ignore)
+                self._pipeline.write(("EVAL", scripts.RELEASE_CONSUMER, 1, key, self._name), _ignore)
         if self._took_over:
             for key in self._channels:
-                self._writer.write(("EVAL", scripts.REMOVE_CONSUMER, 1, key, self._name + ORPHANS), _ignore)
+                self._pipeline.write(("EVAL", scripts.REMOVE_CONSUMER, 1, key, self._name + ORPHANS), _ignore)
 
     def _on_up(self, connection: RedisConnection) -> None:
         self._recover = True
@@ -389,7 +389,7 @@ class Consumer:
         if connection is None or self._pausing is not None:
             self._waiting.set_result([])
         else:
-            self._writer.write(("CLIENT", "UNBLOCK", connection.client_id), _ignore)
+            self._pipeline.write(("CLIENT", "UNBLOCK", connection.client_id), _ignore)
             asyncio.get_running_loop().call_later(UNBLOCK_SECONDS, self._end_read)
 
     def _read(self, connection: RedisConnection) -> None:
@@ -460,7 +460,7 @@ class Consumer:
                 continue
             self._held.add((key, entry_id))
             if fields is None:  # it was claimed, and deleted since
-                self._writer.ack(key, entry_id, self._ack_callback)
+                self._pipeline.ack(key, entry_id, self._ack_callback)
                 continue
             try:
                 entry = self._entries.unpack(key, fields[1])
@@ -469,7 +469,7 @@ class Consumer:
                     on_foreign(key, entry_id, why)
                 else:
                     self._entries.refused(f"shared channel {key}", entry_id.decode(), error)
-                    self._writer.ack(key, entry_id, self._ack_callback)
+                    self._pipeline.ack(key, entry_id, self._ack_callback)
                 continue
             claims.append(Claim(self._channels[key], entry_id, entry, _since(entry_id, fields) <= self._stale_before))
         return claims
@@ -487,12 +487,12 @@ class Consumer:
                 self._counts["unreadable entry"] += 1
                 logger.error("an entry of %s was dropped: %d times nobody could read it", key, MOST_RELEASES)
 
-        self._writer.write(("EVAL", scripts.RELEASE, 1, key, entry_id, MOST_RELEASES), on_released)
+        self._pipeline.write(("EVAL", scripts.RELEASE, 1, key, entry_id, MOST_RELEASES), on_released)
 
     def _requeue(self, claim: Claim) -> None:
         """Requeue a claim for which the caller has no room."""
         key = self._keys.shared(claim.channel)
-        self._writer.write(("EVAL", scripts.REQUEUE, 1, key, claim.id), lambda _: self._held.discard((key, claim.id)))
+        self._pipeline.write(("EVAL", scripts.REQUEUE, 1, key, claim.id), lambda _: self._held.discard((key, claim.id)))
 
     def _on_acked(self, key: str, ids: list[bytes]) -> None:
         """Forget acknowledged entries, which cannot come again, but after the first reply on a new connection only.
@@ -517,7 +517,7 @@ class Consumer:
                 self._read(connection)
 
         for key in self._turns:
-            self._writer.write(("XGROUP", "CREATE", key, "workers", "0", "MKSTREAM"), partial(on_created, key))
+            self._pipeline.write(("XGROUP", "CREATE", key, "workers", "0", "MKSTREAM"), partial(on_created, key))
 
 
 def _since(entry_id: bytes, fields: Sequence[bytes]) -> int:
@@ -537,7 +537,7 @@ def _keep_unreadable(key: str, entry_id: bytes, why: str) -> None:
 
 
 def _ignore(reply: Any) -> None:
-    """Ignore a client that was not blocked, or a consumer group that does not exist any more."""
+    """Ignore a read that was not blocked, or a consumer group that does not exist any more."""
 
 
 def _log_error(reply: Any) -> None:

@@ -104,10 +104,10 @@ async def test_what_was_written_twice_is_received_once_and_counts_once(redis_url
         local = split_local(own)
         assert local is not None
         mailbox, part = local
-        attachment = await layer._shards.of(mailbox).attachment()
-        entry = attachment.outbox._entry(mailbox, (LOCAL_MESSAGES, [part], pack_message({"n": 1}), 0.0, 3))
+        client = await layer._shards.shard_for(mailbox).client()
+        entry = client.outbox._entry(mailbox, (LOCAL_MESSAGES, [part], pack_message({"n": 1}), 0.0, 3))
         for _ in range(2):
-            await attachment.writer.call("XADD", attachment.keys.mailbox(mailbox), "*", "b", entry)
+            await client.pipeline.call("XADD", client.keys.mailbox(mailbox), "*", "b", entry)
         assert await layer.receive(own) == {"n": 1}
         for n in (2, 3, 4):
             await layer.send(own, {"n": n})
@@ -132,7 +132,7 @@ async def test_an_event_loop_that_connects_during_an_outage_waits_as_well(
     layer = RedisChannelLayer(server.url)
 
     async def connect() -> None:
-        await layer._shards.home.attachment(soon(60))
+        await layer._shards.home.client(soon(60))
         await layer.close()
 
     await connect()

@@ -11,7 +11,7 @@ import redis
 from asgibus.layers import RedisChannelLayer
 from asgibus.layers.codec import pack
 from asgibus.layers.redis.client import Outage, RedisConnection
-from asgibus.layers.redis.codec import Entries
+from asgibus.layers.redis.codec import EntryCodec
 from asgibus.layers.redis.config import read_url
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.pipeline import Store
@@ -71,9 +71,9 @@ async def test_an_answer_that_an_acknowledgement_has_overtaken_is_no_new_claim()
     store = SimpleNamespace(
         address=address,
         keys=Keys("p"),
-        entries=Entries(None, Counter()),
+        entries=EntryCodec(None, Counter()),
         outage=Outage(address, Counter()),
-        writer=writer,
+        pipeline=writer,
     )
     claimant = Consumer(cast(Store, store), "worker.1!", lambda claim: None, lambda: None)
     key = Keys("p").shared("work")

@@ -35,7 +35,7 @@ def cluster_with_replicas(tmp_path: Path) -> Iterator[Cluster]:
 
 
 def tag_of(layer: RedisChannelLayer, name: str) -> str:
-    return layer._shards.of(name).address.tag
+    return layer._shards.shard_for(name).address.tag
 
 
 def test_the_parts_are_spread_over_the_slots() -> None:

@@ -17,7 +17,7 @@ from asgibus.layers import RedisChannelLayer, open_layer
 from asgibus.layers.codec import pack
 from asgibus.layers.frames import FIRST_PROTOCOL_KIND
 from asgibus.layers.redis import heartbeat
-from asgibus.layers.redis.codec import FOREIGN_KEYS, Entries, NotSealed, UnknownKey
+from asgibus.layers.redis.codec import FOREIGN_KEYS, EntryCodec, NotSealed, UnknownKey
 from asgibus.layers.redis.encryption import HEAD_BYTES, TAG_BYTES, Encryptor, ExtendedNonceCipher
 from asgibus.layers.redis.pipeline import PAYLOAD_VERSION
 from support.bus import Recorder, until
@@ -177,7 +177,7 @@ def test_keys_mean_nothing_to_the_memory_layer() -> None:
 
 def test_made_up_keys_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
     counts: Counter[str] = Counter()
-    entries = Entries(Encryptor(["a"]), counts)
+    entries = EntryCodec(Encryptor(["a"]), counts)
     for number in range(1000):
         entries.refused(PLACE, "1-1", UnknownKey(f"{number:08x}"))
     assert len(caplog.records) == FOREIGN_KEYS

@@ -9,7 +9,7 @@ import redis
 
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
 from asgibus.layers.frames import GROUP_MESSAGE
-from asgibus.layers.redis.codec import Entries
+from asgibus.layers.redis.codec import EntryCodec
 from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.store import Shard, Shards
@@ -25,11 +25,11 @@ StartRedis = Callable[..., RedisServer]
 def shards(*ports: int) -> Shards:
     counts: Counter[str] = Counter()
     made = [Address(port=port) for port in ports]
-    return Shards([Shard(each, Keys("p"), Entries(None, counts), LayerSettings(), counts) for each in made])
+    return Shards([Shard(each, Keys("p"), EntryCodec(None, counts), LayerSettings(), counts) for each in made])
 
 
 def places(stores: Shards, names: list[str]) -> list[str]:
-    return [str(stores.of(name).address) for name in names]
+    return [str(stores.shard_for(name).address) for name in names]
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def empty_one(servers: list[RedisServer]) -> Callable[[RedisServer], None]:
 def named(layer: RedisChannelLayer, server: RedisServer, kind: str) -> Iterator[str]:
     """Names of that kind whose place is this server."""
     for number in range(1000):
-        if str(layer._shards.of(f"{kind}.{number}").address) == server.url:
+        if str(layer._shards.shard_for(f"{kind}.{number}").address) == server.url:
             yield f"{kind}.{number}"
 
 
