@@ -162,6 +162,8 @@ class StoreClient:
         if self.on_close is not None:
             await self.on_close()
         await self.reader.close()
+        if self._watch is not None:
+            await self._watch.close()
         if self._open:
             await self.pipeline.drain()
             await self.pipeline.close()

@@ -240,6 +240,7 @@ async def test_behind_sentinels(sentinels: SentinelSet) -> None:
         {"sentinels": [("127.0.0.1", 1), *sentinels.places], "master_name": SERVICE},
     )
     assert "no Sentinel names a master" in await refusal({"sentinels": sentinels.places, "master_name": "other"})
+    assert not [task for task in asyncio.all_tasks() if "sentinel" in task.get_name()], "they are not asked any more"
 
 
 @pytest.mark.redis
