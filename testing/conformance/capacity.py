@@ -37,7 +37,7 @@ async def _sent(layers: list[ChannelLayer], channel: str, numbers: range) -> lis
     return [number for number, outcome in zip(numbers, outcomes, strict=True) if outcome is None]
 
 
-async def check_a_full_channel_is_an_error_and_no_other_channel_s_business(make_layer: LayerFactory) -> None:
+async def check_a_full_channel_affects_no_other(make_layer: LayerFactory) -> None:
     """Check that ChannelFull names channel and capacity, and that no message is dropped for a new one."""
     async with fresh_layer(make_layer, capacity=2) as layer:
         for full, other in zip(await both_kinds(layer), ("other", await layer.new_channel()), strict=True):
@@ -112,7 +112,7 @@ async def _check_local(layer: ChannelLayer, senders: list[ChannelLayer]) -> None
     await expect_silence(layer, channel)
 
 
-async def check_what_was_received_makes_room_for_all(make_layer: LayerFactory) -> None:
+async def check_receiving_makes_room(make_layer: LayerFactory) -> None:
     """Check that a received message makes room: at once in an ordinary channel, and soon in a process-local one."""
     for capacity in (1, 5, 100):
         async with (
@@ -134,7 +134,7 @@ async def check_what_was_received_makes_room_for_all(make_layer: LayerFactory) -
                     expect_equal(refusals, 5, f"messages that {channel} has refused")
 
 
-async def check_channels_have_capacities_of_their_own(make_layer: LayerFactory) -> None:
+async def check_channel_capacity_patterns(make_layer: LayerFactory) -> None:
     """Check globs and compiled patterns over whole names: the first match counts, else `capacity`."""
     capacities = {"jobs.?": 1, re.compile(r"jobs\.[a-z]+"): 3, "jobs.*": 4, "wide.*!*": 5, "*.narrow": 6}
     async with fresh_layer(make_layer, capacity=2, channel_capacity=capacities) as layer:
@@ -166,13 +166,13 @@ async def check_channels_have_capacities_of_their_own(make_layer: LayerFactory) 
 
 
 CHECKS = (
-    check_a_full_channel_is_an_error_and_no_other_channel_s_business,
+    check_a_full_channel_affects_no_other,
     check_capacity_is_exact_under_many_senders,
     check_a_local_channel_drops_what_is_over_its_capacity,
-    check_channels_have_capacities_of_their_own,
+    check_channel_capacity_patterns,
 )
 SHARED_CHECKS = (
     check_capacity_is_exact_under_several_layers,
     check_a_local_channel_drops_what_several_layers_send,
-    check_what_was_received_makes_room_for_all,
+    check_receiving_makes_room,
 )

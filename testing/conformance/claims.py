@@ -88,7 +88,7 @@ async def check_an_entry_is_claimed_by_one(make_layer: LayerFactory) -> None:
             expect_equal(numbers, sorted(numbers), "what one claimed from a channel, oldest first")
 
 
-async def check_what_was_offered_before_anyone_claims_waits(make_layer: LayerFactory) -> None:
+async def check_offers_wait_for_a_claimant(make_layer: LayerFactory) -> None:
     """Check that entries wait for a claimant, and that a claim returns at most its limit."""
     channel = _channel("x")
     async with fresh_layer(make_layer) as layer, layer.bus("offer", Recorder()) as interface:
@@ -100,7 +100,7 @@ async def check_what_was_offered_before_anyone_claims_waits(make_layer: LayerFac
             expect_equal(await _entries(worker, channel, limit=3), [(3,), (4,)], "what was claimed then")
 
 
-async def check_no_more_is_claimed_than_there_is_room_for(make_layer: LayerFactory) -> None:
+async def check_a_claim_returns_at_most_its_limit(make_layer: LayerFactory) -> None:
     """Check that the limit holds for several channels together."""
     x, y = _channel("x"), _channel("y")
     async with (
@@ -139,7 +139,7 @@ async def check_a_withdrawn_offer_is_not_claimed(make_layer: LayerFactory) -> No
         expect_equal(await _rest(worker, channel), [(1,), (3,)], "what was claimed of four, two of them withdrawn")
 
 
-async def check_what_is_claimed_cannot_be_withdrawn(make_layer: LayerFactory) -> None:
+async def check_a_claimed_offer_cannot_be_withdrawn(make_layer: LayerFactory) -> None:
     """Check that withdrawing a claimed offer does nothing."""
     channel = _channel("x")
     async with (
@@ -182,7 +182,7 @@ async def check_stop_claiming_before_the_first_claim(make_layer: LayerFactory) -
             expect_equal(await within(claiming, "claim, stopped", 2), [], "what was claimed")
 
 
-async def check_who_has_stopped_claims_nothing_more(make_layer: LayerFactory) -> None:
+async def check_a_stopped_claimant_claims_nothing(make_layer: LayerFactory) -> None:
     """Check that entries go to other claimants then."""
     channel = _channel("x")
     async with (
@@ -197,7 +197,7 @@ async def check_who_has_stopped_claims_nothing_more(make_layer: LayerFactory) ->
         expect_equal(await _entries(other, channel), [(1,)], "what another one claimed")
 
 
-async def check_a_claimant_that_stops_takes_nothing_with_it(make_layer: LayerFactory) -> None:
+async def check_stopping_a_claimant_loses_no_entry(make_layer: LayerFactory) -> None:
     """Check that each entry is claimed once, whenever a claimant is stopped."""
     dice = random.Random(3)
     async with fresh_layer(make_layer) as layer, layer.bus("offer", Recorder()) as interface:
@@ -221,7 +221,7 @@ async def check_a_claimant_that_stops_takes_nothing_with_it(make_layer: LayerFac
             expect_equal(sorted(entries), [(number,) for number in range(8)], "what was claimed by one or the other")
 
 
-async def check_the_statistics_tell_who_waits(make_layer: LayerFactory) -> None:
+async def check_statistics_count_unclaimed_offers(make_layer: LayerFactory) -> None:
     """Check that offers count as messages, and those that nobody has claimed as pending."""
     channel = _channel("waiting")
     async with (
@@ -247,14 +247,14 @@ async def check_the_statistics_tell_who_waits(make_layer: LayerFactory) -> None:
 
 
 CHECKS = (
-    check_the_statistics_tell_who_waits,
+    check_statistics_count_unclaimed_offers,
     check_an_entry_is_claimed_by_one,
-    check_what_was_offered_before_anyone_claims_waits,
-    check_no_more_is_claimed_than_there_is_room_for,
+    check_offers_wait_for_a_claimant,
+    check_a_claim_returns_at_most_its_limit,
     check_a_withdrawn_offer_is_not_claimed,
-    check_what_is_claimed_cannot_be_withdrawn,
+    check_a_claimed_offer_cannot_be_withdrawn,
     check_stop_claiming_ends_a_waiting_claim_at_once,
     check_stop_claiming_before_the_first_claim,
-    check_who_has_stopped_claims_nothing_more,
-    check_a_claimant_that_stops_takes_nothing_with_it,
+    check_a_stopped_claimant_claims_nothing,
+    check_stopping_a_claimant_loses_no_entry,
 )

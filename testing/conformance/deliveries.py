@@ -74,7 +74,7 @@ async def check_take_waits_until_it_is_stopped(make_layer: LayerFactory) -> None
         expect_equal(await receive(layer, "jobs"), {"n": 2}, "message that nobody had taken")
 
 
-async def check_what_is_acknowledged_is_not_taken_again(make_layer: LayerFactory) -> None:
+async def check_an_acknowledged_message_is_not_redelivered(make_layer: LayerFactory) -> None:
     """Check that other messages are taken again when their taker is gone, as the second attempt."""
     async with fresh_layer(make_layer) as layer:
         for number in range(4):
@@ -92,7 +92,7 @@ async def check_what_is_acknowledged_is_not_taken_again(make_layer: LayerFactory
         await _nothing_left(layer, "jobs")
 
 
-async def check_what_is_given_back_is_taken_again(make_layer: LayerFactory) -> None:
+async def check_a_message_that_is_given_back_is_redelivered(make_layer: LayerFactory) -> None:
     """Check that anyone can take it, as the next attempt and after its delay, and that a full channel takes it back."""
     async with fresh_layer(make_layer, capacity=1) as layer:
         clock = asyncio.get_running_loop().time
@@ -120,7 +120,7 @@ async def check_what_is_given_back_is_taken_again(make_layer: LayerFactory) -> N
         await _nothing_left(layer, "jobs")
 
 
-async def check_what_is_taken_at_most_once_is_not_taken_again(make_layer: LayerFactory) -> None:
+async def check_a_message_taken_at_most_once_is_not_redelivered(make_layer: LayerFactory) -> None:
     """Check this without an acknowledgement."""
     async with fresh_layer(make_layer) as layer:
         for number in range(2):
@@ -173,9 +173,9 @@ async def check_bad_names_cannot_be_taken_from(make_layer: LayerFactory) -> None
 CHECKS = (
     check_messages_are_taken_in_order_and_up_to_a_limit,
     check_take_waits_until_it_is_stopped,
-    check_what_is_acknowledged_is_not_taken_again,
-    check_what_is_given_back_is_taken_again,
-    check_what_is_taken_at_most_once_is_not_taken_again,
+    check_an_acknowledged_message_is_not_redelivered,
+    check_a_message_that_is_given_back_is_redelivered,
+    check_a_message_taken_at_most_once_is_not_redelivered,
     check_each_message_goes_to_one_taker_or_reader,
     check_bad_names_cannot_be_taken_from,
 )

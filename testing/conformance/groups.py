@@ -41,7 +41,7 @@ async def check_every_member_gets_a_copy_once(make_layer: LayerFactory) -> None:
         expect_equal(received, [{"last": True}] * len(members), "what the members received next")
 
 
-async def check_who_is_no_member_gets_nothing(make_layer: LayerFactory) -> None:
+async def check_only_members_get_a_message(make_layer: LayerFactory) -> None:
     """Check former members, members of another group, and a group without members."""
     async with fresh_layer(make_layer) as layer:
         channels = await both_kinds(layer)
@@ -57,7 +57,7 @@ async def check_who_is_no_member_gets_nothing(make_layer: LayerFactory) -> None:
             expect_equal(await receive(layer, member), {"n": 2}, f"first message of {member}")
 
 
-async def check_a_full_member_misses_it_and_the_others_do_not(make_layer: LayerFactory) -> None:
+async def check_only_full_members_miss_a_message(make_layer: LayerFactory) -> None:
     """Check that the loss is counted at the full channel, and that group_send does not raise."""
     async with fresh_layer(make_layer, capacity=1) as layer:
         full, free = await both_kinds(layer), ("free", await layer.new_channel())
@@ -177,8 +177,8 @@ async def _race(layer: ChannelLayer, sender: ChannelLayer) -> None:
 
 CHECKS = (
     check_every_member_gets_a_copy_once,
-    check_who_is_no_member_gets_nothing,
-    check_a_full_member_misses_it_and_the_others_do_not,
+    check_only_members_get_a_message,
+    check_only_full_members_miss_a_message,
     check_a_membership_ends,
     check_a_group_has_thousands_of_members,
     check_joins_and_leaves_race_with_sends,

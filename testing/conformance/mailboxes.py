@@ -63,7 +63,7 @@ async def check_no_batch_is_empty(make_layer: LayerFactory) -> None:
         expect_equal(reader.sizes, [1], "sizes of the batches")
 
 
-async def check_every_sender_s_frames_come_under_its_name(make_layer: LayerFactory) -> None:
+async def check_frames_name_their_sender(make_layer: LayerFactory) -> None:
     """Check that frames name their sender and keep its order, those to the own mailbox as well."""
     reader = Recorder()
     async with (
@@ -94,7 +94,7 @@ async def check_large_frames_arrive_too(make_layer: LayerFactory) -> None:
         expect(all(frame[2] == part for frame in reader.frames), "a large frame came as another one")
 
 
-async def check_who_posts_to_a_mailbox_that_is_gone_is_told(make_layer: LayerFactory) -> None:
+async def check_posting_to_a_missing_mailbox_is_reported(make_layer: LayerFactory) -> None:
     """Check that the handler of the sender is called once, with the mailbox."""
     sender, reader = Recorder(), Recorder()
     async with fresh_layer(make_layer) as layer, layer.bus("b", sender) as b:
@@ -108,19 +108,19 @@ async def check_who_posts_to_a_mailbox_that_is_gone_is_told(make_layer: LayerFac
         expect_equal(sender.frames, [], "frames of the sender")
 
 
-async def check_anyone_can_send_to_a_place_in_a_mailbox(make_layer: LayerFactory) -> None:
+async def check_messages_reach_local_channels_of_a_mailbox(make_layer: LayerFactory) -> None:
     """Check `send` and `group_send` to a process-local channel of a mailbox."""
     async with fresh_layer(make_layer) as layer:
-        await _send_to_a_place(layer, layer)
+        await _send_to_local_channel(layer, layer)
 
 
-async def check_another_layer_can_send_to_a_place_in_a_mailbox(make_layer: LayerFactory) -> None:
+async def check_messages_of_another_layer_reach_local_channels_of_a_mailbox(make_layer: LayerFactory) -> None:
     """Check this from another layer object."""
     async with fresh_layer(make_layer) as layer, another_layer(make_layer) as other:
-        await _send_to_a_place(layer, other)
+        await _send_to_local_channel(layer, other)
 
 
-async def _send_to_a_place(layer: ChannelLayer, other: ChannelLayer) -> None:
+async def _send_to_local_channel(layer: ChannelLayer, other: ChannelLayer) -> None:
     reader = Recorder()
     async with layer.bus("a", reader) as a:
         await other.send(a.mailbox + "17", {"type": "x", "list": [1], "bytes": b"b"})
@@ -134,7 +134,7 @@ async def _send_to_a_place(layer: ChannelLayer, other: ChannelLayer) -> None:
         expect_equal({sender for sender, _ in reader.batches}, {""}, "senders")
 
 
-async def check_drain_waits_until_all_is_with_its_reader(make_layer: LayerFactory) -> None:
+async def check_drain_waits_until_all_frames_are_delivered(make_layer: LayerFactory) -> None:
     """Check that drain can be called again, too."""
     reader = Recorder()
     async with fresh_layer(make_layer) as layer, layer.bus("a", reader) as a, layer.bus("b", Recorder()) as b:
@@ -194,13 +194,13 @@ async def check_bad_group_names_cannot_be_joined(make_layer: LayerFactory) -> No
 CHECKS = (
     check_frames_arrive_in_the_order_of_their_posting,
     check_no_batch_is_empty,
-    check_every_sender_s_frames_come_under_its_name,
+    check_frames_name_their_sender,
     check_large_frames_arrive_too,
-    check_who_posts_to_a_mailbox_that_is_gone_is_told,
-    check_anyone_can_send_to_a_place_in_a_mailbox,
-    check_drain_waits_until_all_is_with_its_reader,
+    check_posting_to_a_missing_mailbox_is_reported,
+    check_messages_reach_local_channels_of_a_mailbox,
+    check_drain_waits_until_all_frames_are_delivered,
     check_frames_posted_last_arrive,
     check_a_broadcast_reaches_each_mailbox_once,
     check_bad_group_names_cannot_be_joined,
 )
-SHARED_CHECKS = (check_another_layer_can_send_to_a_place_in_a_mailbox,)
+SHARED_CHECKS = (check_messages_of_another_layer_reach_local_channels_of_a_mailbox,)

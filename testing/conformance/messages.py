@@ -54,7 +54,7 @@ def _types(value: object) -> object:
     return type(value)
 
 
-async def check_messages_come_in_the_order_in_which_they_were_sent(make_layer: LayerFactory) -> None:
+async def check_messages_keep_their_order(make_layer: LayerFactory) -> None:
     """Check one sender and one reader: first in, first out."""
     async with fresh_layer(make_layer) as layer:
         for channel in await both_kinds(layer):
@@ -96,7 +96,7 @@ async def check_a_message_is_a_copy(make_layer: LayerFactory) -> None:
             expect_equal(await receive(layer, channel), {"list": [1], "tuple": [1, 2]}, f"message of {channel}")
 
 
-async def check_what_is_no_message_is_refused(make_layer: LayerFactory) -> None:
+async def check_invalid_messages_are_refused(make_layer: LayerFactory) -> None:
     """Check that send raises TypeError, and sends nothing."""
     async with fresh_layer(make_layer) as layer:
         for channel in await both_kinds(layer):
@@ -184,7 +184,7 @@ async def check_a_closed_layer_can_be_used_again(make_layer: LayerFactory) -> No
         expect_equal(await receive(layer, local), {"n": 3}, "message of a process-local channel made after close")
 
 
-async def check_what_channels_asks_a_layer_for(make_layer: LayerFactory) -> None:
+async def check_the_attributes_that_channels_reads(make_layer: LayerFactory) -> None:
     """Check the attributes that Channels reads, with the defaults of the specification."""
     async with fresh_layer(make_layer) as layer:
         expect_equal((layer.expiry, layer.group_expiry, layer.capacity), (60, 86400, 100), "the default options")
@@ -192,14 +192,14 @@ async def check_what_channels_asks_a_layer_for(make_layer: LayerFactory) -> None
 
 
 CHECKS = (
-    check_messages_come_in_the_order_in_which_they_were_sent,
+    check_messages_keep_their_order,
     check_receive_waits,
     check_values_keep_their_types,
     check_a_message_is_a_copy,
-    check_what_is_no_message_is_refused,
+    check_invalid_messages_are_refused,
     check_messages_of_many_sizes,
     check_a_message_has_a_limit,
     check_flush_deletes_messages_and_groups,
     check_a_closed_layer_can_be_used_again,
-    check_what_channels_asks_a_layer_for,
+    check_the_attributes_that_channels_reads,
 )

@@ -85,14 +85,14 @@ async def check_bad_prefixes_are_refused(make_layer: LayerFactory) -> None:
             await expect_error(TypeError, layer.new_channel(prefix), f"new_channel({prefix!r})")
 
 
-async def check_only_who_made_a_local_channel_receives_from_it(make_layer: LayerFactory) -> None:
+async def check_only_the_owner_receives_from_a_local_channel(make_layer: LayerFactory) -> None:
     """Check that others get TypeError: they would wait for ever."""
     async with fresh_layer(make_layer) as layer, another_layer(make_layer) as other:
         error = await expect_error(TypeError, other.receive(await layer.new_channel()), "receive by another layer")
         expect("was made by another" in str(error), f"the error does not say why: {error}")
 
 
-async def check_a_message_for_a_process_that_is_gone_is_dropped(make_layer: LayerFactory) -> None:
+async def check_messages_to_a_gone_process_are_dropped(make_layer: LayerFactory) -> None:
     """Check that this is no error: the sender cannot know."""
     async with fresh_layer(make_layer) as layer:
         await layer.send("specific.0000000000000000!1", {"n": 1})
@@ -108,6 +108,6 @@ CHECKS = (
     check_bad_channel_names_are_refused,
     check_bad_group_names_are_refused,
     check_bad_prefixes_are_refused,
-    check_only_who_made_a_local_channel_receives_from_it,
-    check_a_message_for_a_process_that_is_gone_is_dropped,
+    check_only_the_owner_receives_from_a_local_channel,
+    check_messages_to_a_gone_process_are_dropped,
 )

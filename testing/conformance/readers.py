@@ -51,7 +51,7 @@ async def _send(layer: ChannelLayer, channel: str, count: int, dice: random.Rand
             await asyncio.sleep(dice.uniform(0, 0.002))
 
 
-async def check_a_receive_that_is_cancelled_passes_its_message_on(make_layer: LayerFactory) -> None:
+async def check_a_cancelled_receive_passes_its_message_on(make_layer: LayerFactory) -> None:
     """Check that another waiting reader gets the message."""
     async with fresh_layer(make_layer) as layer:
         for channel in await both_kinds(layer):
@@ -118,7 +118,7 @@ async def _share(layer: ChannelLayer, channel: str, layers: list[ChannelLayer], 
 
 CHECKS = (
     check_a_cancelled_receive_loses_nothing,
-    check_a_receive_that_is_cancelled_passes_its_message_on,
+    check_a_cancelled_receive_passes_its_message_on,
     check_each_message_goes_to_one_of_three_readers,
 )
 SHARED_CHECKS = (check_each_message_goes_to_one_of_several_layers,)

@@ -72,7 +72,7 @@ async def check_a_delayed_message_comes_when_it_is_due(make_layer: LayerFactory,
 
 
 @by_the_clock
-async def check_a_reader_that_waits_gets_what_is_sent_with_a_delay(make_layer: LayerFactory, second: float) -> None:
+async def check_a_waiting_reader_gets_delayed_messages(make_layer: LayerFactory, second: float) -> None:
     """Check a reader that waits for a later message already, and that other messages are not held up."""
     async with fresh_layer(make_layer) as layer:
         for channel in await both_kinds(layer):
@@ -92,7 +92,7 @@ async def check_a_reader_that_waits_gets_what_is_sent_with_a_delay(make_layer: L
 
 
 @by_the_clock
-async def check_what_is_delayed_counts_for_the_capacity(make_layer: LayerFactory, second: float) -> None:
+async def check_delayed_messages_count_for_the_capacity(make_layer: LayerFactory, second: float) -> None:
     """Check that it counts at once, as pending, and has no age."""
     async with fresh_layer(make_layer, capacity=2) as layer:
         for channel in await both_kinds(layer):
@@ -139,8 +139,8 @@ async def check_bad_delays_are_refused(make_layer: LayerFactory) -> None:
 CHECKS = (
     check_expired_messages_are_never_delivered,
     check_a_delayed_message_comes_when_it_is_due,
-    check_a_reader_that_waits_gets_what_is_sent_with_a_delay,
-    check_what_is_delayed_counts_for_the_capacity,
+    check_a_waiting_reader_gets_delayed_messages,
+    check_delayed_messages_count_for_the_capacity,
     check_a_delayed_message_outlives_the_close_of_its_sender,
     check_bad_delays_are_refused,
 )

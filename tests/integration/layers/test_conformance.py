@@ -25,7 +25,7 @@ TRANSPORTS = (SEALED, "unix socket", "tls and user", "sentinel", "valkey")
 """Which change only the way to a Redis, or the bytes that lie there."""
 
 SMOKE = (
-    "messages_come_in_the_order_in_which_they_were_sent",
+    "messages_keep_their_order",
     "messages_of_many_sizes",
     "receive_waits",
     "capacity_is_exact_under_several_layers",
@@ -34,7 +34,7 @@ SMOKE = (
     "large_frames_arrive_too",
     "a_broadcast_reaches_each_mailbox_once",
     "an_entry_is_claimed_by_one",
-    "what_is_given_back_is_taken_again",
+    "a_message_that_is_given_back_is_redelivered",
 )
 """Names of checks, one for each kind of command."""
 
@@ -101,10 +101,10 @@ class Forgetful(InMemoryChannelLayer):
 
 
 async def test_a_bad_layer_is_found_out_without_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
-    some = [check for check in CHECKS if "order_in_which" in _name(check) or "prefixes" in _name(check)]
+    some = [check for check in CHECKS if "keep_their_order" in _name(check) or "prefixes" in _name(check)]
     monkeypatch.setattr("asgibus.testing.conformance.tools.PATIENCE_SECONDS", 0.1)
     ((name, error),) = await conformance.run(Forgetful, some)
-    assert name == "check_messages_come_in_the_order_in_which_they_were_sent"
+    assert name == "check_messages_keep_their_order"
     assert isinstance(error, AssertionError)
     assert await conformance.run(InMemoryChannelLayer, some) == []
 
