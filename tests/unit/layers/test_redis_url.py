@@ -1,9 +1,7 @@
 """URLs of a layer: what they say, and that an error shows nothing of one that may be a password."""
 
 import re
-import subprocess
 import traceback
-from collections.abc import Callable
 
 import pytest
 
@@ -162,18 +160,3 @@ def test_a_password_is_in_no_representation() -> None:
         address = read_url(f"{scheme}://{SECRET}:{SECRET}@{place}")
         assert address.password == SECRET
         assert SECRET not in f"{address} {address!r} {address.identity}"
-
-
-@pytest.mark.parametrize("command", ["asgi-worker", "asgi-interface"])
-@pytest.mark.parametrize(
-    "url", ["redis://127.0.0.1:abc", f"redis://:{SECRET}/{SECRET}@127.0.0.1", "redis://h?user_name=x"]
-)
-def test_a_command_says_it_in_a_line(program: Callable[[str], str], command: str, url: str) -> None:
-    app = ["tests.support.bus_app:app"] if command == "asgi-worker" else []
-    ended = subprocess.run(
-        [program(command), *app, "--layer", url], check=False, capture_output=True, text=True, timeout=30
-    )
-    assert ended.returncode != 0
-    assert "layer's URL" in ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert SECRET not in ended.stderr + ended.stdout
