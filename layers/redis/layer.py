@@ -41,7 +41,7 @@ from asgibus.layers.settings import (
 
 logger = logging.getLogger("asgibus.layers")
 
-_Missed = tuple[list[str], int]  # the members whose processes are gone, and how many were full
+_Missed = tuple[list[str], int]  # members whose processes are gone, and the number of full ones
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -113,7 +113,7 @@ class RedisChannelLayer(ChannelLayer):
         self._entries = EntryCodec(_encryptor(symmetric_encryption_keys), self.counts)
         stores = read_hosts(hosts)
         if "{" in prefix and any(store.tag for store in stores):
-            # What stands between the first braces of a key says where it lies, and that is to be the tag of its store.
+            # The first part of a key in braces determines its slot; it must be the tag of its store.
             raise ValueError(f"on a cluster, a layer's prefix holds no '{{', as {prefix!r} does")
         self._shards = Shards([Shard(store, prefix, self._entries, self.settings, self.counts) for store in stores])
         self.background_loop = BackgroundLoop(self._shards.close)
@@ -121,7 +121,7 @@ class RedisChannelLayer(ChannelLayer):
 
     @property
     def client_prefix(self) -> str:
-        """The part before the `!` in the names of this process's channels, behind their own prefix.
+        """The part before the `!` in the names of this process's channels, after their own prefix.
 
         The name and the meaning are those of channels_redis.
         """
@@ -129,7 +129,7 @@ class RedisChannelLayer(ChannelLayer):
 
     @property
     def address(self) -> str:
-        """Where its stores are, for people to read."""
+        """The addresses of the stores, without passwords."""
         return ", ".join(dict.fromkeys(str(shard.address) for shard in self._shards))
 
     @_on_long_lived_loop
@@ -138,7 +138,7 @@ class RedisChannelLayer(ChannelLayer):
         require_delay(delay)
         payload = pack_message(message)
         capacity = self.settings.capacity_of(channel)
-        until = self._patience()
+        until = self._send_until()
         client = await self._shards.shard_for(local[0] if local else channel).client(until)
         with client.outage.counted():
             room = await client.backlog.enter(len(payload), until)
@@ -177,9 +177,9 @@ class RedisChannelLayer(ChannelLayer):
 
     @_on_long_lived_loop
     async def _group_add(self, group: str, channel: str, local: tuple[str, str] | None) -> None:
-        """Add a channel that is not of this process."""
-        until = self._patience()
-        await self._tell_owner(group, channel, local, True, until)
+        """Add a channel of another process, or an ordinary channel."""
+        until = self._send_until()
+        await self._notify_owner(group, channel, local, True, until)
         shard = self._shards.shard_for(group)
         pipeline = (await shard.client(until)).pipeline
         key = shard.keys.group(group)
@@ -194,16 +194,16 @@ class RedisChannelLayer(ChannelLayer):
 
     @_on_long_lived_loop
     async def _group_discard(self, group: str, channel: str, local: tuple[str, str] | None) -> None:
-        """Take out a channel that is not of this process."""
-        until = self._patience()
-        await self._tell_owner(group, channel, local, False, until)
+        """Remove a channel of another process, or an ordinary channel."""
+        until = self._send_until()
+        await self._notify_owner(group, channel, local, False, until)
         shard = self._shards.shard_for(group)
         await (await shard.client(until)).pipeline.call("ZREM", shard.keys.group(group), channel, until=until)
 
-    async def _tell_owner(
+    async def _notify_owner(
         self, group: str, channel: str, local: tuple[str, str] | None, joins: bool, until: float
     ) -> None:
-        """Have the process of a channel note a membership, or its end: it restores what the store loses."""
+        """Let the process of a channel note a membership or its end: it restores what the store loses."""
         if local is not None and has_channels(local[0]):
             client = await self._shards.shard_for(local[0]).client(until)
             await client.outbox.send(local[0], (MEMBERSHIP, group, channel, joins), until)
@@ -213,7 +213,7 @@ class RedisChannelLayer(ChannelLayer):
         shard = self._shards.shard_for(require_group(group))
         key = shard.keys.group(group)
         payload = pack_message(message)
-        until = self._patience()
+        until = self._send_until()
         client = await shard.client(until)
         with client.outage.counted():
             room = await client.backlog.enter(len(payload), until)
@@ -227,10 +227,9 @@ class RedisChannelLayer(ChannelLayer):
     async def _group_send(
         self, client: StoreClient, group: str, key: str, message: Message, payload: bytes, until: float
     ) -> tuple[int, int]:
-        """How many members were full, and of how many."""
+        """Send a message to all members. Return the number of full members, and of all."""
         members, epoch = await self._members(client, key, until)
-        # A mailbox gets one entry: for the group as a whole, or for all of its channels that are members (but for those
-        # with a capacity that others of it do not have).
+        # A mailbox gets one entry for the group as a whole, or one for all of its channels that have the same capacity.
         calls: list[Coroutine[Any, Any, _Missed]] = []
         channels: dict[tuple[str, int], dict[str, str]] = {}
         for member in members:
@@ -251,7 +250,7 @@ class RedisChannelLayer(ChannelLayer):
             await self._remove(client, group, key, gone, epoch)
         for each in outcomes:
             if isinstance(each, BaseException):
-                raise each  # of those whose store is away; the others have it
+                raise each  # the store of some members is away; the others have the message
         return sum(full for _, full in missed), len(members)
 
     async def _to_mailbox(self, mailbox: str, frame: Frame, until: float) -> _Missed:
@@ -262,7 +261,7 @@ class RedisChannelLayer(ChannelLayer):
     async def _to_channels(
         self, mailbox: str, channels: Mapping[str, str], capacity: int, payload: bytes, until: float
     ) -> _Missed:
-        """Send a message to channels of a mailbox, by their local parts."""
+        """Send a message to process-local channels of a mailbox, by their local names."""
         client = await self._shards.shard_for(mailbox).client(until)
         sent = await client.mailboxes.send(mailbox, tuple(channels), payload, capacity, until)
         return (list(channels.values()) if sent is None else []), len(channels) if sent is False else 0
@@ -272,7 +271,7 @@ class RedisChannelLayer(ChannelLayer):
         return [], not await self._send_ordinary(client, channel, payload, 0.0, until)
 
     async def _remove(self, client: StoreClient, group: str, key: str, gone: list[str], epoch: list[bytes]) -> None:
-        """Take members whose processes are gone out of a group, if they are still in it: in this epoch."""
+        """Remove members whose processes are gone from a group, unless another epoch has begun since."""
         pipeline = client.pipeline
         if await pipeline.call("ZRANGE", *epoch_range(client.keys), until=_until()) != epoch:
             return
@@ -280,16 +279,16 @@ class RedisChannelLayer(ChannelLayer):
         logger.info("group %r: %d members of processes that are gone were removed", group, len(gone))
 
     async def _members(self, client: StoreClient, key: str, until: float) -> tuple[list[str], list[bytes]]:
-        """The members of a group, once those who are on the bus have had time to be back in it; and the epoch."""
+        """Return the members of a group and the epoch, once all processes had time to join in that epoch."""
         pipeline = client.pipeline
         while True:
             run_id = pipeline.run_id
             found: list[Any] = []
-            look = pipeline.write(("EVAL", scripts.GROUP_MEMBERS, 1, key), found.append)
-            try:  # in one flush; and the epoch behind, so that it was this one when the members were read
+            reading = pipeline.write(("EVAL", scripts.GROUP_MEMBERS, 1, key), found.append)
+            try:  # in one flush, and after the members, so that they were read in this epoch or an earlier one
                 epoch = await pipeline.call("ZRANGE", *epoch_range(client.keys), until=until)
             finally:
-                pipeline.cancel(look)
+                pipeline.cancel(reading)
             if found and isinstance(found[0], Exception) and str(found[0]).startswith("WRONGTYPE"):
                 self._entries.odd("wrong type", key, "it was no zset, and was removed")
                 await client.regroup.recreate_group(key, until)
@@ -297,7 +296,7 @@ class RedisChannelLayer(ChannelLayer):
             if not found or isinstance(found[0], Exception):
                 raise LayerUnavailable(f"Redis refused to name the members of a group: {found}")
             if run_id != pipeline.run_id:
-                continue  # the one answer may be of one server, and the other of another
+                continue  # the two replies may be from different servers
             now, members = found[0]
             if not await client.regroup.wait(epoch, now, until):
                 return self._member_names(key, members), epoch
@@ -342,7 +341,7 @@ class RedisChannelLayer(ChannelLayer):
         )
 
     async def _scan(self, *kinds: str) -> AsyncIterator[tuple[Shard, bytes]]:
-        """All keys of these kinds, each with its store."""
+        """Yield all keys of these kinds, each with its store."""
         for shard in self._shards:
             pipeline = (await shard.client()).pipeline
             for pattern in shard.keys.patterns(*kinds):
@@ -379,10 +378,10 @@ class RedisChannelLayer(ChannelLayer):
         home = self._shards.home
         pipeline = (await home.client()).pipeline
         until = _until()
-        living = await pipeline.call("EVAL", scripts.DECLARE_DEAD, 1, home.keys.processes, mailbox, until=until)
-        news = PAYLOAD_VERSION, "", [(DEAD, mailbox, True)]
-        keys = map(home.keys.mailbox, self._entries.names(home.keys.processes, living))
-        commands = (("XADD", key, "NOMKSTREAM", "*", "b", self._entries.pack(key, news)) for key in keys)
+        live = await pipeline.call("EVAL", scripts.DECLARE_DEAD, 1, home.keys.processes, mailbox, until=until)
+        payload = PAYLOAD_VERSION, "", [(DEAD, mailbox, True)]
+        keys = map(home.keys.mailbox, self._entries.names(home.keys.processes, live))
+        commands = (("XADD", key, "NOMKSTREAM", "*", "b", self._entries.pack(key, payload)) for key in keys)
         await asyncio.gather(*(pipeline.call(*command, repeatable=False, until=until) for command in commands))
 
     @asynccontextmanager
@@ -395,25 +394,25 @@ class RedisChannelLayer(ChannelLayer):
         finally:
             await bus.close()
 
-    def _patience(self) -> float:
+    def _send_until(self) -> float:
         """Return when a call that sends gives up, by the event loop's clock."""
         return asyncio.get_running_loop().time() + self.settings.wait
 
     async def _send_ordinary(
         self, client: StoreClient, channel: str, payload: bytes, delay: float, until: float
     ) -> bool:
-        """False if the channel is full."""
+        """Send to an ordinary channel. Return False if it is full."""
         entry = self._entries.seal(client.keys.messages(channel), payload)
         return await client.send(channel, entry, self.settings.capacity_of(channel), delay, until)
 
 
 def _until() -> float:
-    """When a call gives up, by the event loop's clock."""
+    """Return when a call that does not send gives up, by the event loop's clock."""
     return asyncio.get_running_loop().time() + CALL_SECONDS
 
 
 def _ignore(reply: Any) -> None:
-    """What could not be deleted is still there: whoever looks sees it."""
+    """Ignore whether a key was deleted."""
 
 
 def _encryptor(encryption_keys: Sequence[str | bytes]) -> Encryption | None:
