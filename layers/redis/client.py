@@ -268,7 +268,7 @@ class ReconnectingConnection:
         self._end()
 
     def drop_unless(self, run_id: str) -> None:
-        """Drop the connection, and make another one, unless it is to the server with this run id."""
+        """Drop the connection, and make another one, unless it is to the Redis server with this run id."""
         if self.connection is not None and self.connection.run_id not in ("", run_id):
             self.connection.abort("another Redis has taken its place")
 

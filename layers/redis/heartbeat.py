@@ -307,7 +307,7 @@ class Heartbeat:
             await self._reader.restart(lambda client: self._pipeline.call("CLIENT", "UNBLOCK", client, until=until))
             await self._create_mailbox(until)
         elif run_id != self._run_id:
-            await self._reader.moved(run_id, until)
+            await self._reader.wait_until_reading(run_id, until)
         await self._memberships.renew(everything=True, until=until)
         self._run_id = run_id
         self._counts["interruption"] += 1

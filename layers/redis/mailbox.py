@@ -1,9 +1,9 @@
 """Mailboxes: the reader of a process's own, and the senders to those of others.
 
 A mailbox is a stream, read with a cursor and trimmed by its reader. The cursor is kept in the process, so a dropped
-connection loses nothing: the next one reads on. If the stream ends before the cursor (a replica took over that had not
-got all of what was read here), the reader reads on from that end. An entry that is damaged, or makes its handler fail,
-is counted, logged and skipped.
+connection loses nothing: the next one reads on. If the stream ends before the cursor, since a replica has taken over
+that lacks entries which were read here, the reader continues from that end. An entry that is damaged, or makes its
+handler fail, is counted, logged and skipped.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Pipeline, Store
 
 logger = logging.getLogger("asgibus.layers")
 
-READ_ENTRIES = 64  # entries a read returns at most; each holds up to a mebibyte, and mostly far less
-TRIM_ENTRIES = 256  # entries read before the stream is trimmed: a command less per read
+READ_ENTRIES = 64  # entries that a read returns at most; each is up to a mebibyte, and mostly far smaller
+TRIM_ENTRIES = 256  # entries read before the stream is trimmed, which saves a command per read
 BEGINNING = b"0-0"
-UNBLOCK_SECONDS = 0.05  # until a read that was not blocked yet when it was to be ended is ended again
+UNBLOCK_SECONDS = 0.05  # until a read that was not blocked yet when it should have been ended is ended again
 TRIM_BYTES = 1024 * 1024  # bytes read before the stream is trimmed, so that large frames do not pile up in Redis
 
 LOOK_SECONDS = 0.25  # how old what a sender knows of a mailbox may be
@@ -42,10 +42,7 @@ Send = Callable[[str, Frame, float], Awaitable[bool]]
 
 
 class MailboxReader:
-    """Reads one mailbox and hands each entry to `on_batch`, from the connection's callback.
-
-    It gets the sender, the frames, and when the entry was written, in seconds by Redis's clock.
-    """
+    """Read one mailbox, in the callbacks of its connection."""
 
     def __init__(
         self,
@@ -55,24 +52,30 @@ class MailboxReader:
         on_wrong_type: Callable[[], None],
         on_idle: Callable[[float], None],
     ) -> None:
-        """`on_wrong_type` is called when the key holds no stream.
+        """Prepare to read; `open` connects.
 
-        `on_idle` is called when all has been read that was written before that time of the monotonic clock.
+        Args:
+            store: The store of the mailbox.
+            mailbox: The mailbox.
+            on_batch: Called for each entry, with its sender, its frames, and when it was written, in seconds by Redis's
+                clock.
+            on_wrong_type: Called when the key of the mailbox has another type.
+            on_idle: Called with a time of the monotonic clock when everything written before it has been read.
         """
         self._on_idle = on_idle
-        self._asked = 0.0  # when the read that is under way was written
+        self._asked = 0.0  # when the current read was written
         self._on_wrong_type = on_wrong_type
         self._key = store.keys.mailbox(mailbox)
         self._codec = store.entries
         self._counts = store.outage.counts
         self._on_batch = on_batch
-        self._link = ReconnectingConnection(store.address, f"{mailbox}mailbox", store.outage, self._up)
+        self._link = ReconnectingConnection(store.address, f"{mailbox}mailbox", store.outage, self._on_up)
         self._connection: RedisConnection | None = None
         self._cursor = BEGINNING
         self._reading = False
-        self._begun = asyncio.Event()  # set once this connection reads, from where the stream can go on
-        self._stale = False  # the read that is under way is of a stream that is not there any more
-        self._ended: asyncio.Future[None] | None = None  # done when such a read has ended
+        self._begun = asyncio.Event()  # set once this connection reads, with a valid cursor
+        self._stale = False  # the current read is of a stream that does not exist any more
+        self._ended: asyncio.Future[None] | None = None  # done when a stale read has ended
         self._entries = 0
         self._bytes = 0
 
@@ -85,10 +88,12 @@ class MailboxReader:
         await self._link.close()
 
     async def restart(self, unblock: Callable[[int], Awaitable[object]]) -> None:
-        """Read from the beginning, because the stream has vanished; to be awaited before it is made anew.
+        """Read from the beginning, since the stream has vanished. Await this before the stream is created again.
 
-        Returns when no read of the old stream is under way: what it had given is handled then, and what the new one
-        gives is read once. `unblock` ends the blocked read of the client with that id.
+        It returns when no read of the old stream is under way, so that entries of the new stream are read once.
+
+        Args:
+            unblock: Ends the blocked read of the client with the given id.
         """
         self._cursor = BEGINNING
         self._stale = self._reading
@@ -97,8 +102,8 @@ class MailboxReader:
             await unblock(self._connection.client_id)
             await asyncio.wait([self._ended], timeout=UNBLOCK_SECONDS)
 
-    async def moved(self, run_id: str, until: float) -> None:
-        """Wait until it reads from the Redis with this run id: what is written there from then on is not overlooked.
+    async def wait_until_reading(self, run_id: str, until: float) -> None:
+        """Wait until the mailbox is read at the Redis server with this run id, so that no later entry is missed.
 
         Raises LayerUnavailable at the time `until`.
         """
@@ -111,18 +116,18 @@ class MailboxReader:
             raise LayerUnavailable("the mailbox cannot be read yet") from None
 
     def drop_unless(self, run_id: str) -> None:
-        """Leave a Redis that is not this one: another has taken its place."""
+        """Drop the connection unless it is to the Redis server with this run id."""
         self._link.drop_unless(run_id)
 
-    def _up(self, connection: RedisConnection) -> None:
+    def _on_up(self, connection: RedisConnection) -> None:
         self._connection = connection
         self._reading = self._stale = False
         self._begun.clear()
-        connection.write(pack_command(("XINFO", "STREAM", self._key)), (self._about,))
+        connection.write(pack_command(("XINFO", "STREAM", self._key)), (self._on_stream_info,))
 
-    def _about(self, reply: Any) -> None:
+    def _on_stream_info(self, reply: Any) -> None:
         assert self._connection is not None
-        if not isinstance(reply, RedisError):  # without a stream there is nothing to be put right here
+        if not isinstance(reply, RedisError):  # without a stream, the cursor stays
             last = reply[reply.index(b"last-generated-id") + 1]
             if _order(last) < _order(self._cursor):
                 self._cursor = last
@@ -138,20 +143,20 @@ class MailboxReader:
         if self._entries >= TRIM_ENTRIES or self._bytes >= TRIM_BYTES:
             self._entries = self._bytes = 0
             connection.write(
-                pack_command(("XTRIM", self._key, "MINID", self._cursor)) + read, (self._trimmed, self._reply)
+                pack_command(("XTRIM", self._key, "MINID", self._cursor)) + read, (self._on_trimmed, self._on_read)
             )
         else:
-            connection.write(read, (self._reply,))
+            connection.write(read, (self._on_read,))
 
-    def _trimmed(self, reply: Any) -> None:
+    def _on_trimmed(self, reply: Any) -> None:
         if isinstance(reply, RedisError) and self._connection is not None:
-            self._connection.abort(f"trimming the mailbox was refused: {reply}")  # it may be a replica now
+            self._connection.abort(f"trimming the mailbox was refused: {reply}")  # the server may be a replica now
 
-    def _reply(self, reply: Any) -> None:
+    def _on_read(self, reply: Any) -> None:
         connection = self._connection
         assert connection is not None
         if isinstance(reply, RedisError):
-            connection.abort(f"reading the mailbox was refused: {reply}")  # the link tries again, with pauses
+            connection.abort(f"reading the mailbox was refused: {reply}")  # a new connection tries again, after a pause
             if str(reply).startswith("WRONGTYPE"):
                 self._on_wrong_type()
             return
@@ -167,15 +172,15 @@ class MailboxReader:
                 if version != PAYLOAD_VERSION:
                     raise ValueError(f"payload version {version!r}")
                 if not isinstance(sender, str):
-                    raise ValueError(f"its sender is no name: {sender!r:.100}")
-            except (ValueError, TypeError) as error:  # TypeError: it holds no three things
+                    raise ValueError(f"its sender is not a name: {sender!r:.100}")
+            except (ValueError, TypeError) as error:  # TypeError: it does not have three parts
                 self._codec.refused(f"mailbox {self._key}", entry_id.decode(), error)
                 continue
             try:
                 sent = _order(entry_id)[0] / 1000
                 self._on_batch(sender, frames, sent)
-            except Exception as error:  # it must not end the reading, nor drop the entries behind this one
-                if _is_sound(sender, frames):  # a fault of the handler
+            except Exception as error:  # the next entries are still read
+                if _is_valid(sender, frames):  # a fault of the handler
                     self._counts["damaged entry"] += 1
                     logger.exception("mailbox %s: handling entry %s failed", self._key, entry_id.decode())
                 else:
@@ -185,7 +190,7 @@ class MailboxReader:
         self._stale = False
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
-        self._read(connection)  # behind the handling, so that clients get theirs first
+        self._read(connection)  # after the entries are handled, so that clients get their events first
 
 
 class _Mailbox:
@@ -290,8 +295,8 @@ class MailboxSender:
             self._pipeline.write(("SMEMBERS", self._keys.full(mailbox)), on_full, patient=False)
 
 
-def _is_sound(sender: object, frames: object) -> bool:
-    """Return whether these are a sender and frames of its protocol; looked at only when handling them has failed."""
+def _is_valid(sender: object, frames: object) -> bool:
+    """Return whether these are a sender and frames of its protocol; checked only when handling them has failed."""
     if not isinstance(sender, str) or not isinstance(frames, tuple | list):
         return False
     kinds = [frame[0] if isinstance(frame, tuple | list) and frame else None for frame in frames]

@@ -427,7 +427,7 @@ class Consumer:
             if str(reply).startswith(NO_GROUP):
                 self._create_groups(connection)
             else:
-                connection.abort(f"claiming was refused: {reply}")  # the link tries again, with pauses
+                connection.abort(f"claiming was refused: {reply}")  # a new connection tries again, after a pause
                 if str(reply).startswith("WRONGTYPE"):
                     self._on_wrong_type()
             return
