@@ -53,7 +53,7 @@ from asgibus.protocol.events import (
     TRAILERS_END,
     Event,
 )
-from asgibus.protocol.states import AppState
+from asgibus.protocol.states import AppState, transition
 from asgibus.protocol.stream import PART
 
 if TYPE_CHECKING:
@@ -535,7 +535,7 @@ class HttpProtocol(SlicedReader):
     # Errors and closing.
 
     def _change(self, event: SocketEvent) -> None:
-        self._state = SOCKET_TABLE[self._state, event]
+        self._state = transition(SOCKET_TABLE, self._state, event)
 
     def _disconnect(self) -> None:
         """Tell the app that the client is gone, or is treated as gone."""

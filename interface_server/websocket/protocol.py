@@ -10,7 +10,6 @@ import asyncio
 import logging
 import zlib
 from collections.abc import Sequence
-from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from websockets.frames import CloseCode, Frame, Opcode
@@ -34,6 +33,7 @@ from asgibus.interface_server.websocket.compression import (
 )
 from asgibus.interface_server.websocket.frames import encode_message
 from asgibus.interface_server.websocket.handshake import check_handshake, switching_protocols
+from asgibus.interface_server.websocket.states import WEBSOCKET_TABLE, WebSocketEvent, WebSocketState
 from asgibus.protocol.events import (
     ACCEPT,
     CLOSE,
@@ -45,6 +45,7 @@ from asgibus.protocol.events import (
     Event,
     Headers,
 )
+from asgibus.protocol.states import transition
 from asgibus.protocol.stream import PART
 
 if TYPE_CHECKING:
@@ -64,16 +65,8 @@ _REASONS: dict[int, str] = {
 }
 
 
-class Phase(Enum):
-    """The phases of a WebSocket, in their order."""
-
-    HANDSHAKE = "waiting for the app to accept"
-    OPEN = "open"
-    CLOSING = "closing"
-
-
 # Members of enums are looked up on their class in 50 ns: once here, instead of for every message.
-_HANDSHAKE, _OPEN, _CLOSING = Phase
+_HANDSHAKE, _OPEN, _CLOSING = WebSocketState
 _CLOSE_FRAME, _CONT, _TEXT = Opcode.CLOSE, Opcode.CONT, Opcode.TEXT
 
 
@@ -96,11 +89,11 @@ class WebSocketProtocol(SlicedReader):
         "_log_line",
         "_opened",
         "_parser",
-        "_phase",
         "_pinged",
         "_reading_bits",
         "_request",
         "_server",
+        "_state",
         "_text",
         "_window_bits",
         "_window_shut",
@@ -117,7 +110,7 @@ class WebSocketProtocol(SlicedReader):
         self._request: Request | None = None
         self._connection: Connection | None = None
         self._parser: Parser | None = None  # from the accept on
-        self._phase = _HANDSHAKE
+        self._state = _HANDSHAKE
         # Frames that are parsed, and wait for the window or for decompression. Meanwhile nothing pending is written.
         self._frames: Sequence[ParsedEvent] = ()
         self._fragments: bytearray | None = None  # no list: a client may send empty fragments without end
@@ -161,7 +154,7 @@ class WebSocketProtocol(SlicedReader):
     @property
     def is_open(self) -> bool:
         """Return whether the handshake is done, and no side has begun to close."""
-        return self._phase is _OPEN
+        return self._state is _OPEN
 
     # Called by the transport.
 
@@ -217,7 +210,7 @@ class WebSocketProtocol(SlicedReader):
     def _has_input(self) -> bool:
         parser = self._parser
         if parser is None:
-            if self._phase is not _HANDSHAKE:
+            if self._state is not _HANDSHAKE:
                 self._unread = b""  # the handshake was rejected
             return False
         if self._window_shut or (self.write_paused and parser.writes):
@@ -325,7 +318,7 @@ class WebSocketProtocol(SlicedReader):
             self._accept(event[1], event[2])
         elif code == CLOSE:
             self._connection = None
-            if self._phase is _HANDSHAKE:
+            if self._state is _HANDSHAKE:
                 self._reject(ErrorResponse(403, "The app refused this WebSocket."))
             else:
                 self._close(event[1], event[2])
@@ -344,7 +337,7 @@ class WebSocketProtocol(SlicedReader):
                 self._writer.end(event[1])
                 self._log_handshake(self._writer.status)
                 self._linger()
-        elif self._phase is _HANDSHAKE:  # ABORT
+        elif self._state is _HANDSHAKE:  # ABORT
             self._reject(ErrorResponse(500, "The app failed."))
         else:
             self._connection = None
@@ -355,7 +348,7 @@ class WebSocketProtocol(SlicedReader):
 
     def broadcast(self, event: Event, shared: dict[str, Any]) -> None:
         """See `Terminator`."""
-        if event[0] != MESSAGE_SENT or self._phase is not _OPEN or self._connection is None:
+        if event[0] != MESSAGE_SENT or self._state is not _OPEN or self._connection is None:
             if self._connection is None or not self._connection.plain(event):
                 self._server.connections.counts["broadcast out of place"] += 1
             return
@@ -370,7 +363,7 @@ class WebSocketProtocol(SlicedReader):
         """See `Terminator`."""
         if not self._server.check_slow_client(self._transport):
             return True
-        if self._server.settings.slow_client == "close" and self._phase is _OPEN:
+        if self._server.settings.slow_client == "close" and self._state is _OPEN:
             self._send_close(CloseCode.TRY_AGAIN_LATER, "too slow")  # the client may read it, or not
             self._begin_closing()
             self._write_pending()
@@ -390,7 +383,7 @@ class WebSocketProtocol(SlicedReader):
     def fail(self, status: int, close_code: int) -> None:
         """See `Terminator`."""
         self._connection = None
-        if self._phase is _HANDSHAKE:
+        if self._state is _HANDSHAKE:
             text = (
                 "No worker is ready for this WebSocket." if status == 503 else "The worker of this WebSocket is gone."
             )
@@ -406,7 +399,7 @@ class WebSocketProtocol(SlicedReader):
 
     def expire(self, now: float) -> None:
         """See `Holder`."""
-        if self._phase is not _OPEN:
+        if self._state is not _OPEN:
             self._expire_unless_open(now)
             return
         settings = self._server.settings
@@ -438,15 +431,15 @@ class WebSocketProtocol(SlicedReader):
             if self._stalled(now):
                 self._disconnect(CloseCode.ABNORMAL_CLOSURE)
                 self._transport.abort()
-        elif self._connection is None or self._phase is _CLOSING:
+        elif self._connection is None or self._state is _CLOSING:
             self._transport.abort()
 
     def shut_down(self) -> None:
         """See `Holder`."""
         self._disconnect(CloseCode.SERVICE_RESTART)
-        if self._phase is _HANDSHAKE:
+        if self._state is _HANDSHAKE:
             self._reject(ErrorResponse(503, "This server is stopping."))
-        elif self._phase is _OPEN:
+        elif self._state is _OPEN:
             self._close(CloseCode.SERVICE_RESTART, "")
 
     # The handshake.
@@ -465,7 +458,7 @@ class WebSocketProtocol(SlicedReader):
         if agreed:
             self._parser.extensions = [CompressionMarks()]
             self._window_bits, self._reading_bits = agreed.window_bits, agreed.reading_bits
-        self._phase = _OPEN
+        self._state = transition(WEBSOCKET_TABLE, self._state, WebSocketEvent.ACCEPT)
         self._opened = self._pinged = now = self._server.now
         self.deadline = now + min(settings.ping_interval, settings.websocket_timeout)
         self._request = self._writer = None
@@ -487,7 +480,7 @@ class WebSocketProtocol(SlicedReader):
 
     def _linger(self) -> None:
         """Close after a response that rejects the handshake, in a way that lets the client read it."""
-        self._phase = _CLOSING
+        self._state = transition(WEBSOCKET_TABLE, self._state, WebSocketEvent.REJECT)
         self._paused = True  # this protocol must not resume the socket any more
         LingeringClose(self._server, self._transport).begin(0)
         self._server.forget(self)
@@ -502,7 +495,7 @@ class WebSocketProtocol(SlicedReader):
 
     def _close(self, code: int, reason: str) -> None:
         """Begin the closing handshake, if the WebSocket is open."""
-        if self._phase is _OPEN:
+        if self._state is _OPEN:
             self._send_close(code, reason)
             self._begin_closing()
             self._write_pending()
@@ -535,8 +528,8 @@ class WebSocketProtocol(SlicedReader):
             self._parser.send_close(code, reason)
 
     def _begin_closing(self) -> None:
-        if self._phase is _OPEN:
-            self._phase = _CLOSING
+        if self._state is _OPEN:
+            self._state = transition(WEBSOCKET_TABLE, self._state, WebSocketEvent.CLOSE)
             self.deadline = self._server.now + CLOSE_SECONDS
 
     def _disconnect(self, code: int, reason: str = "") -> None:
@@ -552,7 +545,7 @@ class WebSocketProtocol(SlicedReader):
         if self._frames:
             return
         # An older ping need not be answered, RFC 6455 section 5.5.3. If there is a close frame, it is the last one.
-        if self.write_paused and self._phase is _OPEN:
+        if self.write_paused and self._state is _OPEN:
             del parser.writes[:-1]  # a client that reads no pongs must not fill the memory with them
             return  # the last one is written when the client reads on; until then the socket is not read
         if len(parser.writes) > PONGS:

@@ -1,4 +1,4 @@
-"""The table of an HTTP socket's life cycle."""
+"""The life cycles of sockets: HTTP and WebSocket."""
 
 import itertools
 
@@ -18,6 +18,8 @@ from asgibus.interface_server.http.states import (
     SocketEvent,
     SocketState,
 )
+from asgibus.interface_server.websocket.states import WEBSOCKET_TABLE, WebSocketEvent, WebSocketState
+from asgibus.protocol.states import IllegalTransition, transition
 
 
 @pytest.mark.parametrize(
@@ -52,3 +54,18 @@ def test_no_event_opens_a_socket_again() -> None:
     assert later[CLOSED] == {CLOSED}
     assert all(OPEN not in states for states in later.values())
     assert all(HALF_CLOSED not in later[state] for state in (DRAINING, REJECTING))
+
+
+@pytest.mark.parametrize(
+    ("state", "event"), sorted(set(itertools.product(WebSocketState, WebSocketEvent)) - set(WEBSOCKET_TABLE))
+)
+def test_a_websocket_is_accepted_or_rejected_once_and_closed_once(state: WebSocketState, event: WebSocketEvent) -> None:
+    with pytest.raises(IllegalTransition):
+        transition(WEBSOCKET_TABLE, state, event)
+
+
+def test_a_websocket_that_is_accepted_opens_and_closes() -> None:
+    state = WebSocketState.HANDSHAKE
+    for event in (WebSocketEvent.ACCEPT, WebSocketEvent.CLOSE):
+        state = transition(WEBSOCKET_TABLE, state, event)
+    assert state is WebSocketState.CLOSING
