@@ -15,7 +15,7 @@ from asgibus.layers.frames import DEAD, GROUP_MESSAGE, LOCAL_MESSAGES, MEMBERSHI
 from asgibus.layers.names import require_channel, require_group, split_local
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.channels import AckingConsumer
-from asgibus.layers.redis.client import RedisError
+from asgibus.layers.redis.client import RedisError, ignore_reply
 from asgibus.layers.redis.groups import Memberships
 from asgibus.layers.redis.heartbeat import Heartbeat, lease_times
 from asgibus.layers.redis.inbox import Inbox
@@ -209,7 +209,7 @@ class RedisBus(Bus):
             self._pipeline.write(("SREM", key, *others), self._published)
         if full:
             self._pipeline.write(("SADD", key, *full), self._published)
-            self._pipeline.write(("EXPIRE", key, FULL_SECONDS), _ignore)
+            self._pipeline.write(("EXPIRE", key, FULL_SECONDS), ignore_reply)
 
     def _published(self, reply: object) -> None:
         if isinstance(reply, RedisError) and str(reply).startswith("WRONGTYPE"):
@@ -342,10 +342,6 @@ def _check_local(parts: object, message: object, delay: object, capacity: object
     if not isinstance(parts, tuple | list) or not isinstance(message, bytes) or not isinstance(capacity, int):
         raise ValueError(f"not a message for process-local channels: {str(parts)[:100]}")
     require_delay(delay)
-
-
-def _ignore(reply: object) -> None:
-    """Ignore the reply: full channels are published again from time to time."""
 
 
 def _soon() -> float:

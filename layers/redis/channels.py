@@ -30,6 +30,7 @@ from asgibus.layers.redis.client import (
     RedisError,
     background,
     connect,
+    ignore_reply,
     pack_command,
 )
 from asgibus.layers.redis.codec import EntryCodec, Unreadable
@@ -281,7 +282,9 @@ class ChannelReader:
                 return await self._receive(channel, self._channel(channel))
             except Moving:
                 # The pipeline, which may have nothing else to write, has to follow the slot to the new node.
-                self._pipeline.write(("EXISTS", self._keys.messages(channel)), _ignore, repeatable=False, patient=False)
+                self._pipeline.write(
+                    ("EXISTS", self._keys.messages(channel)), ignore_reply, repeatable=False, patient=False
+                )
                 await asyncio.sleep(MOVING_SECONDS)
 
     async def _receive(self, channel: str, state: _Channel) -> Message:
@@ -650,10 +653,6 @@ def _settle(future: asyncio.Future[Any], reply: Any) -> None:
         future.exception()  # seen, also if the task that awaits it is cancelled in this moment
     else:
         future.set_result(reply)
-
-
-def _ignore(reply: object) -> None:
-    """Ignore the reply to a command that is only a help."""
 
 
 def _soon() -> float:

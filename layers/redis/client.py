@@ -46,6 +46,10 @@ SILENCE_SECONDS = 5.0
 _NOTHING = object()
 
 
+def ignore_reply(reply: object) -> None:
+    """Ignore the reply to a command, also an error: nothing depends on it, or it is repaired later."""
+
+
 class RedisConnection(asyncio.Protocol):
     """A connection to Redis. `lost` is done when it has ended; callbacks that wait for replies are dropped then."""
 
@@ -277,7 +281,7 @@ class ReconnectingConnection:
         if connection.run_id and last[0] == connection.run_id:
             # The server may not have noticed the end of the last connection: commands still on their way there must
             # not be executed after later ones, and nothing may be given to its blocked read.
-            connection.write(pack_command(("CLIENT", "KILL", "ID", last[1])), (_ignore,))
+            connection.write(pack_command(("CLIENT", "KILL", "ID", last[1])), (ignore_reply,))
         self.connection = connection
         self._outage.up(self)
         self._on_up(connection)
@@ -564,7 +568,3 @@ async def _cluster_slots(address: Address, host: str, port: int) -> list[Any]:
             return slots
     finally:
         connection.abort("closed here")
-
-
-def _ignore(reply: object) -> None:
-    """Ignore that the old connection has ended already, or that this user may not end it."""

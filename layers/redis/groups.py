@@ -14,11 +14,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from itertools import islice
-from typing import Any, Protocol
+from typing import Protocol
 
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.names import require_group
 from asgibus.layers.redis import scripts
+from asgibus.layers.redis.client import ignore_reply
 from asgibus.layers.redis.pipeline import Refused, Store
 from asgibus.layers.redis.redelivery import Epoch
 
@@ -215,14 +216,14 @@ class _StoreMemberships:
         self.due[group] = self._loop.time() + self._lifetime / RENEWALS
         joined = self._keys.joined(self._mailbox)
         # Written first, in the same flush: should this process die now, others can clean up after it.
-        self._pipeline.write(("SADD", joined, group), _ignore)
-        self._pipeline.write(("EXPIRE", joined, self._lifetime), _ignore)
+        self._pipeline.write(("SADD", joined, group), ignore_reply)
+        self._pipeline.write(("EXPIRE", joined, self._lifetime), ignore_reply)
         await self._pipeline.call("EVAL", scripts.GROUP_ADD, 1, key, self._mailbox, self._lifetime, until=until)
 
     async def leave(self, group: str, until: float) -> None:
         self.due.pop(group, None)
         await self._pipeline.call("ZREM", self._keys.group(group), self._mailbox, until=until)
-        self._pipeline.write(("SREM", self._keys.joined(self._mailbox), group), _ignore)
+        self._pipeline.write(("SREM", self._keys.joined(self._mailbox), group), ignore_reply)
 
     async def renew(self, until: float, *, everything: bool) -> None:
         now = self._loop.time()
@@ -277,12 +278,12 @@ class _StoreMemberships:
 
     def close(self, *, end_lease: bool) -> None:
         for group in self.due:
-            self._pipeline.write(("ZREM", self._keys.group(group), self._mailbox), _ignore)
+            self._pipeline.write(("ZREM", self._keys.group(group), self._mailbox), ignore_reply)
         for group, channel in self._channels:
-            self._pipeline.write(("ZREM", self._keys.group(group), channel), _ignore)
-        self._pipeline.write(("UNLINK", self._keys.joined(self._mailbox)), _ignore)
+            self._pipeline.write(("ZREM", self._keys.group(group), channel), ignore_reply)
+        self._pipeline.write(("UNLINK", self._keys.joined(self._mailbox)), ignore_reply)
         if end_lease:
-            self._pipeline.write(("EVAL", scripts.END_LEASE, 1, self._keys.processes, self._mailbox), _ignore)
+            self._pipeline.write(("EVAL", scripts.END_LEASE, 1, self._keys.processes, self._mailbox), ignore_reply)
 
 
 async def _remove_dead(store: GroupStore, mailbox: str, lifetime: int, died: int) -> None:
@@ -305,7 +306,3 @@ async def _drop_other_types(store: GroupStore, kinds: Mapping[str, str]) -> None
     for key, kind in kinds.items():
         if await store.pipeline.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind):
             store.entries.odd("wrong type", key, f"it was no {kind}, and was removed")
-
-
-def _ignore(reply: Any) -> None:
-    """Ignore a failure: the next sender to the group cleans up, or the membership ends by itself."""

@@ -21,7 +21,7 @@ from asgibus.layers.frames import DEAD
 from asgibus.layers.leases import Beat, PeerTable
 from asgibus.layers.names import has_channels, require_channel
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.client import RedisConnection, RedisError, background, connect
+from asgibus.layers.redis.client import RedisConnection, RedisError, background, connect, ignore_reply
 from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.groups import GroupStore, Memberships
 from asgibus.layers.redis.mailbox import MailboxReader
@@ -165,8 +165,8 @@ class Heartbeat:
     def leave(self) -> None:
         """Give the lease and the mailbox back, after everything that was posted before. Do not wait for it."""
         keys = self._store.keys
-        self._pipeline.write(("UNLINK", keys.mailbox(self._mailbox), keys.full(self._mailbox)), _ignore)
-        self._pipeline.write(("HDEL", keys.apps, self._mailbox), _ignore)
+        self._pipeline.write(("UNLINK", keys.mailbox(self._mailbox), keys.full(self._mailbox)), ignore_reply)
+        self._pipeline.write(("HDEL", keys.apps, self._mailbox), ignore_reply)
         self._pipeline.write(("EVAL", scripts.END_LEASE, 1, keys.processes, self._mailbox), self._on_left)
 
     def _on_left(self, reply: object) -> None:
@@ -433,7 +433,7 @@ class Reaper:
     async def _clean_up(self, mailbox: str, now: int) -> None:
         keys, pipeline = self._store.keys, self._store.pipeline
         await pipeline.call("UNLINK", keys.mailbox(mailbox), keys.full(mailbox))
-        pipeline.write(("HDEL", keys.apps, mailbox), _ignore)
+        pipeline.write(("HDEL", keys.apps, mailbox), ignore_reply)
         await self._memberships.remove_dead(mailbox, now)
         self._dead.discard(mailbox)
 
@@ -549,7 +549,3 @@ def lease_times() -> tuple[int, ...]:
 def _require_mailbox(name: object) -> None:
     if not require_channel(name).endswith("!"):
         raise TypeError(f"{name!r} is not a mailbox")
-
-
-def _ignore(reply: object) -> None:
-    """Ignore whether a key existed that was to be removed."""

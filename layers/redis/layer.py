@@ -23,6 +23,7 @@ from asgibus.layers.names import has_channels, mailbox_of, require_channel, requ
 from asgibus.layers.over_capacity import OverCapacity
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.bus import RedisBus
+from asgibus.layers.redis.client import ignore_reply
 from asgibus.layers.redis.codec import Encryption, EntryCodec
 from asgibus.layers.redis.config import DEFAULT_HOST, Hosts, read_hosts
 from asgibus.layers.redis.local_channels import BackgroundLoop, LocalChannels
@@ -356,7 +357,7 @@ class RedisChannelLayer(ChannelLayer):
         clients = [await shard.client() for shard in self._shards]
         await self._local.clear()
         async for shard, key in self._scan("channel", "delayed", "taken", "counts", "group"):
-            (await shard.client()).pipeline.write(("UNLINK", key), _ignore)
+            (await shard.client()).pipeline.write(("UNLINK", key), ignore_reply)
         for client in clients:
             await client.pipeline.posted(_until())
 
@@ -409,10 +410,6 @@ class RedisChannelLayer(ChannelLayer):
 def _until() -> float:
     """Return when a call that does not send gives up, by the event loop's clock."""
     return asyncio.get_running_loop().time() + CALL_SECONDS
-
-
-def _ignore(reply: Any) -> None:
-    """Ignore whether a key was deleted."""
 
 
 def _encryptor(encryption_keys: Sequence[str | bytes]) -> Encryption | None:

@@ -24,6 +24,7 @@ from asgibus.layers.redis.client import (
     ReconnectingConnection,
     RedisConnection,
     RedisError,
+    ignore_reply,
     pack_command,
 )
 from asgibus.layers.redis.codec import EntryCodec
@@ -300,7 +301,7 @@ class Pipeline:
             for (key, on_acked), ids in self._acks.items():
                 acked = partial(_acked, on_acked, key, ids)
                 commands.append(Command(pack_command(("XACK", key, "workers", *ids)), acked, True, True))
-                commands.append(Command(pack_command(("XDEL", key, *ids)), _ignore, True, True))
+                commands.append(Command(pack_command(("XDEL", key, *ids)), ignore_reply, True, True))
             self._acks = {}
         return commands
 
@@ -410,7 +411,3 @@ def _into(future: asyncio.Future[Any]) -> Callable[[Any], None]:
 def _acked(on_acked: OnAcked, key: str, ids: list[bytes], reply: Any) -> None:
     if not isinstance(reply, LayerUnavailable):  # Redis refuses only if it does not know the claim any more
         on_acked(key, ids)
-
-
-def _ignore(reply: Any) -> None:
-    """Ignore whether an acknowledged entry was there to be deleted."""

@@ -21,7 +21,14 @@ from typing import Any
 from asgibus.layers.contract import Claim, Offer
 from asgibus.layers.leases import Beat
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.client import BLOCK_SECONDS, ReconnectingConnection, RedisConnection, RedisError, pack_command
+from asgibus.layers.redis.client import (
+    BLOCK_SECONDS,
+    ReconnectingConnection,
+    RedisConnection,
+    RedisError,
+    ignore_reply,
+    pack_command,
+)
 from asgibus.layers.redis.codec import MOST_RELEASES, Unreadable
 from asgibus.layers.redis.pipeline import Command, Store
 
@@ -344,10 +351,10 @@ class Consumer:
         await self._link.close()
         if not self._held:
             for key in self._channels:
-                self._pipeline.write(("EVAL", scripts.RELEASE_CONSUMER, 1, key, self._name), _ignore)
+                self._pipeline.write(("EVAL", scripts.RELEASE_CONSUMER, 1, key, self._name), ignore_reply)
         if self._took_over:
             for key in self._channels:
-                self._pipeline.write(("EVAL", scripts.REMOVE_CONSUMER, 1, key, self._name + ORPHANS), _ignore)
+                self._pipeline.write(("EVAL", scripts.REMOVE_CONSUMER, 1, key, self._name + ORPHANS), ignore_reply)
 
     def _on_up(self, connection: RedisConnection) -> None:
         self._recover = True
@@ -389,7 +396,7 @@ class Consumer:
         if connection is None or self._pausing is not None:
             self._waiting.set_result([])
         else:
-            self._pipeline.write(("CLIENT", "UNBLOCK", connection.client_id), _ignore)
+            self._pipeline.write(("CLIENT", "UNBLOCK", connection.client_id), ignore_reply)
             asyncio.get_running_loop().call_later(UNBLOCK_SECONDS, self._end_read)
 
     def _read(self, connection: RedisConnection) -> None:
@@ -534,10 +541,6 @@ def _owner(consumer: str) -> str:
 
 def _keep_unreadable(key: str, entry_id: bytes, why: str) -> None:
     """Leave an entry that cannot be read where it is."""
-
-
-def _ignore(reply: Any) -> None:
-    """Ignore a read that was not blocked, or a consumer group that does not exist any more."""
 
 
 def _log_error(reply: Any) -> None:
