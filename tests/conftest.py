@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import asgibus
-from support import chromium
+from support import chromium, lease_times
 from support import redis as redis_support
 from support.processes import TESTS, Process, Processes
 from support.redis import RedisServer
@@ -269,6 +269,12 @@ def start_redis(_own_redis_servers: list[RedisServer], tmp_path: Path) -> Callab
 
 
 # The two commands.
+
+
+@pytest.fixture
+def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the leases of the processes that this test starts, so that it need not wait long for the end of one."""
+    monkeypatch.setenv(lease_times.VARIABLE, "1")
 
 
 @pytest.fixture

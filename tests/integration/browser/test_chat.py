@@ -345,6 +345,7 @@ def test_a_page_moves_to_another_worker_when_its_own_stops(
         expect(one.messages).to_have_count(2)
 
 
+@pytest.mark.usefixtures("short_leases")
 @pytest.mark.parametrize("end", ["terminate", "kill"])
 def test_a_page_keeps_its_socket_when_its_worker_ends(
     end: str, redis_url: str, start_worker: Callable[..., Process], start_interface: Callable[..., Process], person: Any

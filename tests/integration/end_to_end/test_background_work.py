@@ -80,6 +80,7 @@ def start(start_worker: Start, redis_url: str) -> Start:
     return start
 
 
+@pytest.mark.usefixtures("short_leases")
 def test_another_worker_takes_what_a_killed_one_had(start: Start, work: Work) -> None:
     killed = start("--channel-concurrency", 5)
     work.send(*range(10), seconds=30)

@@ -102,6 +102,7 @@ def stop(worker: Process) -> None:
     assert worker.wait() == 0
 
 
+@pytest.mark.usefixtures("short_leases")
 @pytest.mark.parametrize("end", [Process.kill, stop])
 def test_another_worker_takes_the_next_datagram(
     start_interface: Start, start_worker: Start, redis_url: str, end: Callable[[Process], None]

@@ -24,10 +24,9 @@ def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
 
 
 @pytest.fixture
-def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the leases of this test and of its peers."""
+def short_leases(short_leases: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the leases of this process too."""
     lease_times.shorten(monkeypatch.setattr)
-    monkeypatch.setenv(lease_times.VARIABLE, "1")
 
 
 @pytest.fixture(params=["memory", *(pytest.param(kind, marks=pytest.mark.redis) for kind in ("redis", "redis sealed"))])

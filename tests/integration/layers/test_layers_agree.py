@@ -31,7 +31,9 @@ SOON = 5.0
 NOTHING = 0.03
 """Seconds for which somebody waits who is to get nothing."""
 
-SETTINGS = settings(max_examples=30, stateful_step_count=30, deadline=None, phases=(Phase.explicit, Phase.generate))
+SETTINGS = settings(
+    max_examples=settings.default.max_examples // 4, stateful_step_count=30, phases=(Phase.explicit, Phase.generate)
+)
 """Without shrinking, which would take minutes."""
 
 PREFIXES = (f"agree{number}" for number in count())
