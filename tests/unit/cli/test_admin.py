@@ -412,7 +412,6 @@ def test_ipv6(portal: BlockingPortal, state: State) -> None:
     [
         ("127.0.0.1", None, "Address already in use"),
         ("203.0.113.1", 0, "Cannot assign requested address"),
-        ("127.0.0.1", 65536, "port must be 0-65535"),
         ("no.such.host.invalid", 0, ""),
     ],
 )
