@@ -290,7 +290,7 @@ class RedisBus(Bus):
             try:
                 mailbox, (its_pool, its_app) = field.decode(), self._entries.unpack(key, value)
             except (ValueError, TypeError) as error:
-                self._entries.odd("odd app", key, str(error))
+                self._entries.log_unexpected("odd app", key, str(error))
                 continue
             if mailbox in self._heartbeat.live and its_pool == pool and its_app != app:
                 others.append((mailbox, str(its_app)))

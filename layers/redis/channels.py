@@ -412,7 +412,7 @@ class ChannelReader:
         try:
             return self._entries.unpack_message(self._keys.messages(channel), entry.payload)
         except ValueError as error:
-            self._entries.refused(f"channel {channel}", str(entry.stamp), error)
+            self._entries.log_rejected(f"channel {channel}", str(entry.stamp), error)
             return None
 
     def _put_back(self, channel: str, state: _Channel, reply: Any) -> None:
@@ -498,7 +498,7 @@ class AckingConsumer:
                 await self._unless_stopped(reader.wait(channel) if pause is None else asyncio.sleep(pause))
             except LayerUnavailable as error:
                 if isinstance(error, Refused):
-                    self._entries.odd("take refused", f"channel {channel}", f"nothing can be taken: {error}")
+                    self._entries.log_unexpected("take refused", f"channel {channel}", f"nothing can be taken: {error}")
                 logger.debug("nothing can be taken from %s: %s", channel, error)
                 await self._unless_stopped(asyncio.sleep(RETRY_SECONDS))
         return []
@@ -557,7 +557,7 @@ class AckingConsumer:
         store = await self._store(channel)
         reply = await store.pipeline.call("EVAL", scripts.CHANNEL_TAKEN, 1, store.keys.taken(channel), until=_soon())
         # A message without a consumer's name is not given back to anybody.
-        pairs = (self._entries.names(f"taken of {channel}", reply[i : i + 2]) for i in range(0, len(reply), 2))
+        pairs = (self._entries.valid_names(f"taken of {channel}", reply[i : i + 2]) for i in range(0, len(reply), 2))
         return [(pair[0], pair[1]) for pair in pairs if len(pair) == 2]
 
     async def _find_taken(self, channel: str, name: str) -> list[Entry]:
@@ -601,9 +601,9 @@ class AckingConsumer:
             try:
                 message = self._entries.unpack_message(place, entry.payload)
             except ValueError as error:
-                reason = None if once else self._entries.foreign(error)
+                reason = None if once else self._entries.count_foreign(error)
                 if reason is None:
-                    self._entries.refused(f"channel {channel}", entry.id, error)
+                    self._entries.log_rejected(f"channel {channel}", entry.id, error)
                     self._forget(channel, entry.id)
                 else:
                     foreign.append(entry.id)
@@ -613,9 +613,9 @@ class AckingConsumer:
         if foreign:
             self._put_back(channel, foreign, 0.0, tried=False)
         if deliveries:
-            self.unreadable.read()
+            self.unreadable.on_read()
             return deliveries, None
-        return [], self.unreadable.refused(f"channel {channel}", why) if foreign else None
+        return [], self.unreadable.on_unreadable_batch(f"channel {channel}", why) if foreign else None
 
     async def _unless_stopped(self, waiting: Awaitable[object]) -> None:
         """Wait, at most until `stop`. Raises what the waiting raises."""

@@ -70,14 +70,14 @@ class EntryCodec:
         return packed if self._encryptor is None else self._encryptor.encrypt(place, packed)
 
     def unpack(self, place: str, data: bytes) -> Any:
-        """Return the value of an entry. Raises ValueError, which `refused` takes."""
+        """Return the value of an entry. Raises ValueError, which `log_rejected` takes."""
         return unpack(self._open(place, data))
 
     def unpack_message(self, place: str, data: bytes) -> Message:
-        """Return the message of an entry that holds nothing else. Raises ValueError, which `refused` takes."""
+        """Return the message of an entry that holds nothing else. Raises ValueError, which `log_rejected` takes."""
         return unpack_message(self._open(place, data))
 
-    def foreign(self, error: Exception) -> str | None:
+    def count_foreign(self, error: Exception) -> str | None:
         """Count an entry that other processes may be able to read.
 
         Returns:
@@ -94,14 +94,14 @@ class EntryCodec:
             return None
         return f"{why} (known here: {'none' if self._encryptor is None else ', '.join(self._encryptor.key_ids)})"
 
-    def refused(self, place: str, entry_id: str, error: Exception) -> None:
+    def log_rejected(self, place: str, entry_id: str, error: Exception) -> None:
         """Count and log that an entry was dropped. For each key of other processes there is one log line."""
-        why = self.foreign(error)
+        why = self.count_foreign(error)
         if why is None:
             self._counts["damaged entry"] += 1
             if self._counts["damaged entry"] <= DAMAGED_LINES:
                 logger.error("%s: entry %s was dropped: %s", place, entry_id, error)
-            elif self.is_first("damaged entry"):
+            elif self.is_first_time("damaged entry"):
                 logger.error("%d damaged entries were dropped; later ones are counted", DAMAGED_LINES)
             return
         key = error.key_id if isinstance(error, UnknownKey) else ""
@@ -109,7 +109,7 @@ class EntryCodec:
             self._foreign.add(key)
             logger.error("%s: entry %s was dropped, as all like it will be: %s", place, entry_id, why)
 
-    def names(
+    def valid_names(
         self, place: str, found: Iterable[bytes], rule: Callable[[object], object] = require_channel
     ) -> list[str]:
         """Return the valid names that were found in a Redis key; skip the others, which are counted and logged once.
@@ -125,21 +125,21 @@ class EntryCodec:
                 name = each.decode()
                 rule(name)
             except (UnicodeDecodeError, TypeError, AttributeError):
-                self.odd("odd name", place, f"{each!r:.200} in it is no name")
+                self.log_unexpected("odd name", place, f"{each!r:.200} in it is no name")
             else:
                 names.append(name)
         return names
 
-    def is_first(self, kind: str) -> bool:
+    def is_first_time(self, kind: str) -> bool:
         """Return whether this is the first call with that argument, for log lines that are written once."""
         first = kind not in self._logged
         self._logged.add(kind)
         return first
 
-    def odd(self, kind: str, place: str, problem: str) -> None:
+    def log_unexpected(self, kind: str, place: str, problem: str) -> None:
         """Count something in Redis that no process of this bus has written; log the first of each kind."""
         self._counts[kind] += 1
-        if self.is_first(kind):
+        if self.is_first_time(kind):
             logger.error("%s: %s; something else writes to the keys of this prefix. Others are counted", place, problem)
 
     def _open(self, place: str, data: bytes) -> bytes:
@@ -164,7 +164,7 @@ class Unreadable:
         self._in_a_row = 0
         self._has_read = False
 
-    def read(self) -> None:
+    def on_read(self) -> None:
         """Note that an entry of a batch could be read."""
         self._in_a_row = 0
         self._has_read = True
@@ -172,7 +172,7 @@ class Unreadable:
             self.why = None
             logger.warning("what is claimed can be read again")
 
-    def refused(self, place: str, why: str) -> float:
+    def on_unreadable_batch(self, place: str, why: str) -> float:
         """Note that no entry of a batch could be read.
 
         Args:

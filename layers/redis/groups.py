@@ -291,13 +291,13 @@ async def _remove_dead(store: GroupStore, mailbox: str, lifetime: int, died: int
     joined = keys.joined(mailbox)
     try:
         while groups := await pipeline.call("SPOP", joined, AT_ONCE):
-            names = store.entries.names(joined, groups, require_group)
+            names = store.entries.valid_names(joined, groups, require_group)
             arguments = (mailbox, lifetime, died)
             await asyncio.gather(
                 *(pipeline.call("EVAL", scripts.GROUP_REMOVE_DEAD, 1, keys.group(name), *arguments) for name in names)
             )
     except Refused as error:  # a key of another type holds no membership
-        store.entries.odd("wrong type", joined, str(error))
+        store.entries.log_unexpected("wrong type", joined, str(error))
         await _drop_other_types(store, {joined: "set"})
 
 
@@ -305,4 +305,4 @@ async def _drop_other_types(store: GroupStore, kinds: Mapping[str, str]) -> None
     """Remove those keys that have another type than `kinds` says. Raises LayerUnavailable."""
     for key, kind in kinds.items():
         if await store.pipeline.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind):
-            store.entries.odd("wrong type", key, f"it was no {kind}, and was removed")
+            store.entries.log_unexpected("wrong type", key, f"it was no {kind}, and was removed")

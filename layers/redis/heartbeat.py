@@ -285,7 +285,7 @@ class Heartbeat:
         return beat, bool(lapsed), vanished
 
     def _mailboxes(self, found: Sequence[bytes]) -> frozenset[str]:
-        return frozenset(self._store.entries.names(self._store.keys.processes, found, _require_mailbox))
+        return frozenset(self._store.entries.valid_names(self._store.keys.processes, found, _require_mailbox))
 
     def _warn_missed_broadcasts(self, seconds: float) -> None:
         """Warn that the lease had ended for so long that other processes have removed this one from its groups."""
@@ -326,7 +326,7 @@ class Heartbeat:
         """Remove keys of the bus that have another type; they are missing then, and created again."""
         for key, kind in self._host.key_types().items():
             if await self._pipeline.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind):
-                self._store.entries.odd("wrong type", key, f"it was no {kind}, and was removed")
+                self._store.entries.log_unexpected("wrong type", key, f"it was no {kind}, and was removed")
         await self._memberships.drop_other_types()
 
 

@@ -291,7 +291,7 @@ class RedisChannelLayer(ChannelLayer):
             finally:
                 pipeline.cancel(reading)
             if found and isinstance(found[0], Exception) and str(found[0]).startswith("WRONGTYPE"):
-                self._entries.odd("wrong type", key, "it was no zset, and was removed")
+                self._entries.log_unexpected("wrong type", key, "it was no zset, and was removed")
                 await client.regroup.recreate_group(key, until)
                 continue
             if not found or isinstance(found[0], Exception):
@@ -306,7 +306,7 @@ class RedisChannelLayer(ChannelLayer):
         try:
             return [member.decode() for member in members]
         except UnicodeDecodeError:
-            return self._entries.names(key, members)
+            return self._entries.valid_names(key, members)
 
     async def channel_statistics(self, channel: str) -> Statistics:
         local = split_local(require_channel(channel, whole=True))
@@ -332,7 +332,7 @@ class RedisChannelLayer(ChannelLayer):
     @_on_long_lived_loop
     async def global_statistics(self) -> Statistics:
         found = {shard.keys.counted(key.decode(errors="replace")) async for shard, key in self._scan("counts")}
-        channels = self._entries.names("counts", (channel.encode() for channel in found))
+        channels = self._entries.valid_names("counts", (channel.encode() for channel in found))
         each = [await self._ordinary_statistics(channel) for channel in channels if "!" not in channel]
         return Statistics(
             messages_count=sum(one["messages_count"] for one in each),
@@ -381,7 +381,7 @@ class RedisChannelLayer(ChannelLayer):
         until = _until()
         live = await pipeline.call("EVAL", scripts.DECLARE_DEAD, 1, home.keys.processes, mailbox, until=until)
         payload = PAYLOAD_VERSION, "", [(DEAD, mailbox, True)]
-        keys = map(home.keys.mailbox, self._entries.names(home.keys.processes, live))
+        keys = map(home.keys.mailbox, self._entries.valid_names(home.keys.processes, live))
         commands = (("XADD", key, "NOMKSTREAM", "*", "b", self._entries.pack(key, payload)) for key in keys)
         await asyncio.gather(*(pipeline.call(*command, repeatable=False, until=until) for command in commands))
 

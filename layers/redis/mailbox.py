@@ -174,7 +174,7 @@ class MailboxReader:
                 if not isinstance(sender, str):
                     raise ValueError(f"its sender is not a name: {sender!r:.100}")
             except (ValueError, TypeError) as error:  # TypeError: it does not have three parts
-                self._codec.refused(f"mailbox {self._key}", entry_id.decode(), error)
+                self._codec.log_rejected(f"mailbox {self._key}", entry_id.decode(), error)
                 continue
             try:
                 sent = _order(entry_id)[0] / 1000
@@ -184,7 +184,7 @@ class MailboxReader:
                     self._counts["damaged entry"] += 1
                     logger.exception("mailbox %s: handling entry %s failed", self._key, entry_id.decode())
                 else:
-                    self._codec.refused(f"mailbox {self._key}", entry_id.decode(), error)
+                    self._codec.log_rejected(f"mailbox {self._key}", entry_id.decode(), error)
         if not entries:
             self._on_idle(self._asked)
         self._stale = False

@@ -375,7 +375,9 @@ class Pipeline:
                 self._counts["undelivered"] += 1
                 sender.undelivered(mailbox)
             elif isinstance(reply, Exception):
-                self._entries.odd("frames refused", f"mailbox {mailbox}", f"frames were not written: {reply}")
+                self._entries.log_unexpected(
+                    "frames refused", f"mailbox {mailbox}", f"frames were not written: {reply}"
+                )
                 sender.undelivered(mailbox)
 
         return posted

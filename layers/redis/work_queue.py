@@ -52,13 +52,13 @@ OnLost = Callable[[], None]
 class _Entry:
     """The stream entry of an offer."""
 
-    __slots__ = ("command", "epoch", "id", "key", "payload", "settled", "since")
+    __slots__ = ("command", "generation", "id", "key", "payload", "settled", "since")
 
     def __init__(self, key: str, payload: bytes, since: int) -> None:
         self.key = key
         self.payload = payload
         self.since = since  # a time before it was written, in ms by Redis's clock
-        self.epoch = 0  # `Producer._epoch` when it was known last that no process can have had it unnoticed
+        self.generation = 0  # that of the producer when it was known last that no process can have had it unnoticed
         self.command: Command | None = None  # writes it, until the reply
         self.id = b""  # once it is known
         self.settled = False  # neither in flight nor in doubt
@@ -77,7 +77,7 @@ class Producer:
         self._outage = store.outage
         self._now = now
         self._run_id = store.pipeline.run_id
-        self._epoch = 0  # increased when Redis was replaced, or may have lost data
+        self._generation = 0  # increased when Redis was replaced, or may have lost data
         self._in_doubt: dict[Offer, OnLost | None] = {}
         self._scheduled = False
         self._closed = False
@@ -88,7 +88,7 @@ class Producer:
         key = self._keys.shared(channel)
         payload = self._entries.pack(key, entry)
         state = _Entry(key, payload, max(0, self._now() - CLOCK_STEP_MS))
-        state.epoch = self._epoch
+        state.generation = self._generation
         offer = Offer(channel, once, state=state, size=len(payload))
         state.command = self._pipeline.write(
             ("XADD", key, "*", "b", payload), partial(self._on_written, offer, state), repeatable=False
@@ -108,7 +108,7 @@ class Producer:
             return False  # it is deleted once its id is known
         offer.state = None
         self._delete(state)
-        return self._outage.available and state.epoch == self._epoch
+        return self._outage.available and state.generation == self._generation
 
     def offer_again(self, offer: Offer, on_lost: OnLost) -> None:
         """Offer an entry again if Redis has lost it: see `Bus.offer_again`."""
@@ -120,7 +120,7 @@ class Producer:
 
     def data_may_be_lost(self) -> None:
         """Note that this process's mailbox may have lost posts; to be called before the mailbox is made again."""
-        self._epoch += 1
+        self._generation += 1
 
     def close(self) -> None:
         """Offer nothing again."""
@@ -131,7 +131,7 @@ class Producer:
     def _on_written(self, offer: Offer, state: _Entry, reply: Any) -> None:
         state.command = None
         if isinstance(reply, bytes):
-            state.epoch = self._epoch
+            state.generation = self._generation
             self._settle(offer, state, reply)
         elif isinstance(reply, RedisError):
             state.settled = True
@@ -150,7 +150,7 @@ class Producer:
     def _on_up(self) -> None:
         if self._pipeline.run_id != self._run_id or not self._run_id:
             self._run_id = self._pipeline.run_id
-            self._epoch += 1
+            self._generation += 1
         self._check_soon()
 
     def _check_soon(self) -> None:
@@ -178,7 +178,7 @@ class Producer:
                 for offer, _ in some:
                     arguments += offer.state.id, offer.state.payload, self._when(offer)
                 self._pipeline.write(
-                    ("EVAL", scripts.REPEAT_OFFERS, 2, *arguments), partial(self._on_checked, some, self._epoch)
+                    ("EVAL", scripts.REPEAT_OFFERS, 2, *arguments), partial(self._on_checked, some, self._generation)
                 )
 
     def _when(self, offer: Offer) -> str:
@@ -187,9 +187,9 @@ class Producer:
             return "never"
         if not offer.once:
             return "always"
-        return "safe" if offer.state.epoch == self._epoch and not offer.state.id else "never"
+        return "safe" if offer.state.generation == self._generation and not offer.state.id else "never"
 
-    def _on_checked(self, offers: list[tuple[Offer, OnLost | None]], epoch: int, reply: Any) -> None:
+    def _on_checked(self, offers: list[tuple[Offer, OnLost | None]], generation: int, reply: Any) -> None:
         if not isinstance(reply, list):
             if isinstance(reply, RedisError):
                 logger.error("offers in doubt cannot be checked: %s", reply)
@@ -200,7 +200,7 @@ class Producer:
                 continue
             if entry_id:
                 if offer.once:  # others may have been claimed, and written again
-                    state.epoch = epoch
+                    state.generation = generation
                 self._settle(offer, state, entry_id)
             elif offer.withdrawn:
                 offer.state = None
@@ -308,7 +308,7 @@ class Consumer:
         keys = list(self._channels)
         replies = await asyncio.gather(*(self._pipeline.call("EVAL", scripts.CONSUMERS, 1, key) for key in keys))
         return {
-            key: [name for name in self._entries.names(key, reply) if not name.startswith(self._name)]
+            key: [name for name in self._entries.valid_names(key, reply) if not name.startswith(self._name)]
             for key, reply in zip(keys, replies, strict=True)
         }
 
@@ -376,10 +376,10 @@ class Consumer:
         if released and released >= given_out:
             self._pause()
         elif given_out:
-            self.unreadable.read()
+            self.unreadable.on_read()
 
     def _pause(self) -> None:
-        seconds = self.unreadable.refused(" and ".join(self._channels.values()), self._refused)
+        seconds = self.unreadable.on_unreadable_batch(" and ".join(self._channels.values()), self._refused)
         if seconds:
             self._pausing = asyncio.get_running_loop().call_later(seconds, self._on_pause_over)
 
@@ -472,10 +472,10 @@ class Consumer:
             try:
                 entry = self._entries.unpack(key, fields[1])
             except ValueError as error:
-                if why := self._entries.foreign(error):
+                if why := self._entries.count_foreign(error):
                     on_foreign(key, entry_id, why)
                 else:
-                    self._entries.refused(f"shared channel {key}", entry_id.decode(), error)
+                    self._entries.log_rejected(f"shared channel {key}", entry_id.decode(), error)
                     self._pipeline.ack(key, entry_id, self._ack_callback)
                 continue
             claims.append(Claim(self._channels[key], entry_id, entry, _since(entry_id, fields) <= self._stale_before))

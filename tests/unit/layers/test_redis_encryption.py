@@ -126,7 +126,7 @@ def test_made_up_keys_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> N
     counts: Counter[str] = Counter()
     entries = EntryCodec(Encryptor(["a"]), counts)
     for number in range(1000):
-        entries.refused(PLACE, "1-1", UnknownKey(f"{number:08x}"))
+        entries.log_rejected(PLACE, "1-1", UnknownKey(f"{number:08x}"))
     assert len(caplog.records) == FOREIGN_KEYS
     assert counts["entry of unknown key"] == 1000
 
