@@ -147,7 +147,7 @@ async def test_a_death_is_announced_at_once(redis_url: str, supervisor: Process)
     mourner = Mourner()
     async with layer.bus("test", mourner):
         os.kill(children(supervisor)[0], signal.SIGKILL)
-        await until(lambda: mourner.dead, 3.5, "the announcement")
+        await until(lambda: mourner.dead, 2.4, "the announcement")
     await layer.close()
     assert mourner.dead[0].endswith("!")
 

@@ -21,7 +21,8 @@ from support.lease_times import BEAT, GRACE, HANG, LEASE, RETURN
 from support.peers import NOTICED, SLACK, peer, place
 from support.tcp_proxy import TcpProxy
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("short_leases")]
+pytestmark = pytest.mark.anyio
+short_leases = pytest.mark.usefixtures("short_leases")
 
 KIND = FIRST_PROTOCOL_KIND
 PAUSE = LEASE + 1
@@ -39,6 +40,7 @@ def consumers(admin: "redis.Redis[bytes]", key: str) -> set[str]:
 # Deaths.
 
 
+@short_leases
 async def test_deaths(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     async with asyncio.TaskGroup() as scenarios:
         for scenario in (
@@ -52,6 +54,7 @@ async def test_deaths(redis_url: str, admin: "redis.Redis[bytes]") -> None:
             scenarios.create_task(scenario(redis_url, admin), name=scenario.__name__)
 
 
+@short_leases
 async def test_returns(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     async with asyncio.TaskGroup() as scenarios:
         for scenario in (
@@ -345,7 +348,7 @@ async def test_a_declared_death_is_known_at_once(redis_url: str) -> None:
             await sender.layer.declare_dead("nobody.0!")
             await until(lambda: "nobody.0!" in one.handler.dead)
             assert [each.layer.counts["death"] for each in (one, two, sender)] == [2, 2, 2]
-        await asyncio.sleep(1.5 * BEAT)  # a beat, in which nothing may be said again
+        await asyncio.sleep(1.2)  # a beat, in which nothing may be said again
         assert one.handler.dead == two.handler.dead == [victim.mailbox, victim.mailbox, "nobody.0!"]
         assert one.handler.interruptions == two.handler.interruptions == sender.handler.interruptions == 0
 
@@ -411,7 +414,7 @@ async def test_who_finds_that_something_of_it_was_lost_puts_it_in_place(
         async with place(redis_url, "a") as two:
             two.bus.post(one.mailbox, (KIND, 1))
             await until(lambda: one.handler.frames == [(KIND, 1)])
-            await asyncio.sleep(1.5 * BEAT)  # a beat more, in which nothing is new
+            await asyncio.sleep(1.2)  # a beat more, in which nothing is new
             assert one.handler.interruptions == 1
             assert two.handler.lost == []
 
@@ -442,10 +445,11 @@ async def test_who_leaves_has_not_died(redis_url: str, admin: "redis.Redis[bytes
             await two.do("post", one.mailbox, 1)
             await until(lambda: one.handler.events)
             admin.zrem("a:processes", "grace")  # in which nobody is judged for being absent
-        await until(lambda: one.handler.dead == [two.mailbox], NOTICED)
+        await until(lambda: one.handler.dead == [two.mailbox], 6)
         assert one.layer.counts["death"] == 0
 
 
+@short_leases
 async def test_a_busy_event_loop_keeps_its_lease_and_one_that_hangs_loses_it(redis_url: str) -> None:
     async with place(redis_url, "asgibus") as one, peer(redis_url, "asgibus") as two:
         await two.do("join", "group")
@@ -467,6 +471,7 @@ async def test_a_busy_event_loop_keeps_its_lease_and_one_that_hangs_loses_it(red
         await until(lambda: ["group", {"n": "after"}] in two.all("frame"))
 
 
+@short_leases
 async def test_what_waits_for_a_process_that_hangs_is_bounded(
     redis_url: str, admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
