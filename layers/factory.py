@@ -34,10 +34,11 @@ def open_layer(
     Args:
         url: The URL, or several Redis URLs with spaces between them: stores that share the names among them.
         prefix: The beginning of every key in Redis. Processes with the same prefix belong together.
-        expiry: Seconds after which an unread message is dropped.
-        capacity: How many unread messages a channel holds.
-        wait: Seconds that a call waits for a store that is away, before it raises LayerUnavailable.
-        backlog: Bytes of messages that wait for the store at once. Further calls wait until there is room.
+        expiry: Seconds after which an unread message is dropped; 60 by default.
+        capacity: How many unread messages a channel holds; 100 by default.
+        wait: Seconds that a call waits for a store that is away, 5 by default, before it raises LayerUnavailable.
+        backlog: Bytes of messages that wait for the store at once, 16 MiB by default. Further calls wait until there is
+            room.
         encryption_keys: Secrets. Data in Redis is encrypted with the first one, and decrypted with any of them.
 
     Returns:

@@ -63,9 +63,9 @@ class InMemoryChannelLayer(ChannelLayer):
         """Make a layer whose messages are in this object.
 
         Args:
-            expiry: Seconds after which an unread message is dropped.
-            group_expiry: Seconds after which a channel leaves a group, unless it was added again.
-            capacity: How many unread messages a channel holds.
+            expiry: Seconds after which an unread message is dropped; 60 by default.
+            group_expiry: Seconds after which a channel leaves a group, unless it was added again; a day by default.
+            capacity: How many unread messages a channel holds; 100 by default.
             channel_capacity: Other capacities, by glob or compiled pattern of the channel's name. The first match
                 counts.
             clock: Returns the time in seconds; tests may replace it.

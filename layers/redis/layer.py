@@ -86,14 +86,15 @@ class RedisChannelLayer(ChannelLayer):
         Args:
             hosts: A URL as in `open_layer`, or a list of hosts as in the `CHANNEL_LAYERS` of channels_redis.
             prefix: The beginning of every key in Redis. Processes with the same prefix belong together.
-            expiry: Seconds after which an unread message is dropped.
-            group_expiry: Seconds after which a channel leaves a group, unless it was added again.
-            capacity: How many unread messages a channel holds.
+            expiry: Seconds after which an unread message is dropped; 60 by default.
+            group_expiry: Seconds after which a channel leaves a group, unless it was added again; a day by default.
+            capacity: How many unread messages a channel holds; 100 by default.
             channel_capacity: Other capacities, by glob or compiled pattern of the channel's name. The first match
                 counts.
             wait: Seconds that a call waits for a Redis that is away, before it raises LayerUnavailable. By default 5,
                 and in a worker its `--resume-timeout`.
-            backlog: Bytes of messages that wait for Redis at once. Further calls wait until there is room.
+            backlog: Bytes of messages that wait for Redis at once, 16 MiB by default. Further calls wait until there is
+                room.
             symmetric_encryption_keys: Secrets. Data in Redis is encrypted with the first one, and decrypted with any of
                 them.
 
