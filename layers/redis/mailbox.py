@@ -1,4 +1,4 @@
-"""Mailboxes: the reader of a process's own, and the senders to those of others.
+"""Mailboxes: reading that of this process, and sending to those of others.
 
 A mailbox is a stream, read with a cursor and trimmed by its reader. The cursor is kept in the process, so a dropped
 connection loses nothing: the next one reads on. If the stream ends before the cursor, since a replica has taken over
@@ -31,11 +31,13 @@ BEGINNING = b"0-0"
 UNBLOCK_SECONDS = 0.05  # until a read that was not blocked yet when it should have been ended is ended again
 TRIM_BYTES = 1024 * 1024  # bytes read before the stream is trimmed, so that large frames do not pile up in Redis
 
-LOOK_SECONDS = 0.25  # how old what a sender knows of a mailbox may be
-REFUSE_SECONDS = 0.01  # and how old if it refuses to send because of that
-LOOK_CAPACITY = 4  # a sender looks again after so many parts of the capacity of a channel
-MAILBOX_BYTES = 64 * 1024 * 1024  # that may wait for a process that lives: more would be taken from all others
-KNOWN_MAILBOXES = 1024  # of which a sender knows something
+# A sender reads the state of a mailbox again when it is that old, and earlier after a quarter of the capacity of a
+# channel, or before it refuses to send.
+STATE_SECONDS = 0.25
+STATES_PER_CAPACITY = 4
+REFUSE_SECONDS = 0.01
+MAILBOX_BYTES = 64 * 1024 * 1024  # that may wait for a living process: more would be taken from all others
+KNOWN_MAILBOXES = 1024  # whose states a sender keeps
 
 OnBatch = Callable[[str, Sequence[Frame], float], None]
 Send = Callable[[str, Frame, float], Awaitable[bool]]
@@ -193,25 +195,25 @@ class MailboxReader:
         self._read(connection)  # after the entries are handled, so that clients get their events first
 
 
-class _Mailbox:
-    """What a sender knows of a mailbox.
+class _MailboxState:
+    """The state of a mailbox, as its process has published it.
 
     Attributes:
         full: The local parts of its full channels.
         size: The bytes that wait in it.
-        looked: When the sender looked last, by the event loop's clock.
-        sent: How many messages it has sent since.
-        looking: How many replies are to come.
+        read: When the state was read, by the event loop's clock.
+        sent: How many messages were sent there since.
+        replies: How many replies are outstanding.
     """
 
-    __slots__ = ("full", "looked", "looking", "sent", "size")
+    __slots__ = ("full", "read", "replies", "sent", "size")
 
     def __init__(self) -> None:
         self.full: frozenset[bytes] = frozenset()
         self.size = 0
-        self.looked = -math.inf
+        self.read = -math.inf
         self.sent = 0
-        self.looking = 0
+        self.replies = 0
 
     def refuses(self, parts: Sequence[str]) -> bool:
         """Return whether a message would reach none of these channels."""
@@ -222,12 +224,19 @@ class MailboxSender:
     """Sends to the mailboxes of other processes, for one event loop and one store."""
 
     def __init__(self, pipeline: Pipeline, keys: Keys, send: Send) -> None:
-        """`send` writes a frame to a mailbox until a time; it returns False if the process of that is gone."""
+        """Prepare to send.
+
+        Args:
+            pipeline: Writes to the store.
+            keys: The names of keys.
+            send: Writes a frame to a mailbox, and gives up at a time of the event loop's clock. Returns False if the
+                process of the mailbox is gone.
+        """
         self._loop = asyncio.get_running_loop()
         self._pipeline = pipeline
         self._keys = keys
         self._write = send
-        self._mailboxes: dict[str, _Mailbox] = {}
+        self._states: dict[str, _MailboxState] = {}
 
     async def send(
         self, mailbox: str, parts: Sequence[str], message: bytes, capacity: int, until: float, delay: float = 0.0
@@ -252,46 +261,45 @@ class MailboxSender:
         return await self._send(mailbox, parts, (LOCAL_MESSAGES, parts, message, delay, capacity), capacity, until)
 
     async def send_frame(self, mailbox: str, frame: Frame, until: float) -> bool | None:
-        """Send a frame. Returns and raises as `send`."""
+        """Send a frame. Return and raise like `send`."""
         return await self._send(mailbox, (), frame, math.inf, until)
 
     async def _send(
         self, mailbox: str, parts: Sequence[str], frame: Frame, capacity: float, until: float
     ) -> bool | None:
-        known = self._mailboxes.get(mailbox)
-        if known is None:
-            if len(self._mailboxes) >= KNOWN_MAILBOXES:
-                self._mailboxes.clear()
-            known = self._mailboxes[mailbox] = _Mailbox()
-        now = self._loop.time()
-        if known.refuses(parts):
-            if now - known.looked > REFUSE_SECONDS:
-                self._look(mailbox, known)
+        state = self._states.get(mailbox)
+        if state is None:
+            if len(self._states) >= KNOWN_MAILBOXES:
+                self._states.clear()
+            state = self._states[mailbox] = _MailboxState()
+        age = self._loop.time() - state.read
+        if state.refuses(parts):
+            if age > REFUSE_SECONDS:
+                self._read_state(mailbox, state)
                 await self._pipeline.call("PING", until=until)
-            if known.refuses(parts):
+            if state.refuses(parts):
                 return False
-        known.sent += 1
-        if not known.looking and (now - known.looked > LOOK_SECONDS or known.sent * LOOK_CAPACITY >= capacity):
-            self._look(mailbox, known)
+        state.sent += 1
+        if not state.replies and (age > STATE_SECONDS or state.sent * STATES_PER_CAPACITY >= capacity):
+            self._read_state(mailbox, state)  # in the same flush
         return await self._write(mailbox, frame, until) or None
 
-    def _look(self, mailbox: str, known: _Mailbox) -> None:
-        """Read what the process of a mailbox has published, in the flush that carries the next message."""
-        known.looked, known.sent = self._loop.time(), 0
+    def _read_state(self, mailbox: str, state: _MailboxState) -> None:
+        state.read, state.sent = self._loop.time(), 0
 
         def on_full(reply: Any) -> None:
-            known.looking -= 1
+            state.replies -= 1
             if isinstance(reply, list):
-                known.full = frozenset(reply)
+                state.full = frozenset(reply)
 
         def on_size(reply: Any) -> None:
-            known.looking -= 1
-            known.size = reply if isinstance(reply, int) else 0  # no mailbox, or a user who may not ask
+            state.replies -= 1
+            state.size = reply if isinstance(reply, int) else 0  # no mailbox, or a user who may not ask
 
-        known.looking += 1
+        state.replies += 1
         self._pipeline.write(("MEMORY", "USAGE", self._keys.mailbox(mailbox)), on_size, patient=False)
         if has_channels(mailbox):
-            known.looking += 1
+            state.replies += 1
             self._pipeline.write(("SMEMBERS", self._keys.full(mailbox)), on_full, patient=False)
 
 
