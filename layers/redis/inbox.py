@@ -27,12 +27,12 @@ logger = logging.getLogger("asgibus.layers")
 
 _Arrived = tuple[float, bytes]  # when it expires, in seconds by Redis's clock, and the packed message
 
-FORGET_SECONDS = 60.0  # between two looks at which channels are used no more: an app may make thousands in that time
-SWEEP_SECONDS = 0.01  # after the expiry of a message, so that those of the same moment are dropped together
-ABANDONED_SECONDS = 600.0  # without a reader: an app that has lost interest in a channel does not say so
-FULL_CHANNELS = 1000  # that are published of one mailbox: each sender reads them all
-ROOM_SECONDS = 0.005  # until it is published that a channel has room again, with those that get room meanwhile
-REPUBLISH_SECONDS = 1.0  # then a message for a full channel shows that Redis may have lost what was published
+FORGET_SECONDS = 60.0  # between two searches for unused channels: an app may make thousands in that time
+SWEEP_SECONDS = 0.01  # after the expiry of a message, so that messages of one moment are dropped together
+ABANDONED_SECONDS = 600.0  # without a reader: an app does not say that it has lost interest in a channel
+FULL_CHANNELS = 1000  # full channels that are published: each sender reads them all
+ROOM_SECONDS = 0.005  # until it is published that a channel has room again, with other channels
+REPUBLISH_SECONDS = 1.0  # later than this, a message for a full channel shows that Redis may have lost the set
 
 
 class InboxStore(Protocol):
@@ -51,7 +51,7 @@ class InboxStore(Protocol):
 
 
 class _Reader:
-    """A reader that waits for a message of a channel, in some event loop; `arrived` gets the message."""
+    """A reader that waits for a message of a channel, in its own event loop. `arrived` gets the message."""
 
     __slots__ = ("arrived", "channel", "done", "loop")
 
@@ -70,11 +70,11 @@ class _Channel:
         messages: The unread messages, each with the time at which it expires.
         delayed: How many messages are not due yet.
         waiting: The readers that wait.
-        capacity: Of unread and delayed messages, as the last sender had it.
+        capacity: How many unread messages it holds, delayed ones included, by the settings of the last sender.
         arrived: How many messages have arrived and were not dropped.
         dropped: How many were dropped because the channel was full.
-        used, received: Whether it was used, or read, since `_forget` looked last.
-        read: When it was read, by the monotonic clock, as far as `_forget` has looked.
+        used, received: Whether it was used, or received from, since the last call of `_forget`.
+        read: When it was received from, by the monotonic clock, to the resolution of `_forget`.
         member: Whether it may be in a group.
     """
 
@@ -124,15 +124,15 @@ class Inbox(Handler):
         self._expiry = expiry
         self._over_capacity = over_capacity
         self._channels: dict[str, _Channel] = {}
-        self._full: dict[str, None] = {}  # the channels that are full, in the order in which they became so
+        self._full: dict[str, None] = {}  # the full channels, those that became full first in front
         self._published: dict[str, None] = {}
         self._published_at = -math.inf
-        self._publishes = False  # soon
+        self._publishes = False  # whether a publication is scheduled
         self._later: dict[asyncio.TimerHandle, list[_Channel]] = {}
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
-        self._woken: list[_Reader] = []  # who was given something, and does not know yet
+        self._woken: list[_Reader] = []  # readers that have a message and are not woken yet
         self.closed = False
-        """Whether nothing comes any more."""
+        """Whether the layer was closed."""
 
     def on_bus(self, store: InboxStore) -> None:
         """Be the handler of that bus."""
@@ -177,7 +177,7 @@ class Inbox(Handler):
                 return unpack_message(arrived[1])
 
     def join(self, part: str) -> None:
-        """Note that this channel may be in a group, and say when it is abandoned."""
+        """Note that a channel may be in a group, so that its memberships are forgotten when it is abandoned."""
         with self._lock:
             channel = self._channel(part)
             channel.used = channel.received = channel.member = True
@@ -280,13 +280,13 @@ class Inbox(Handler):
             self._call_later(self._expiry + SWEEP_SECONDS, self._sweep)
 
     def _wake_all(self) -> None:
-        """Tell the readers that they were given a message, once for each event loop."""
+        """Wake the readers that have a message, with one call for each event loop."""
         woken, self._woken = self._woken, []
         for reader in _wake(woken):
             self._give_up(reader)
 
     def _give_up(self, reader: _Reader) -> None:
-        """Take out a reader that waits no longer; what it was given already is for the next one."""
+        """Remove a reader that was cancelled; a message that it has already is for the next reader."""
         channel = reader.channel
         with self._lock:
             if reader.arrived is None:
@@ -299,16 +299,16 @@ class Inbox(Handler):
                 if not other.loop.is_closed():
                     other.arrived = arrived
                     break
-            else:  # it is older than all that is here
+            else:  # the message is older than all others here
                 channel.messages.appendleft(arrived)
                 return
         for lost in _wake([other]):
             self._give_up(lost)
 
-    # What senders are told.
+    # The set of full channels.
 
     def _note_room(self, channel: _Channel) -> None:
-        """Let senders know soon if a channel that was full is not any more. Called with the lock, from any thread."""
+        """Publish soon that a channel is not full any more. Called with the lock, from any thread."""
         if channel.is_full:
             return
         del self._full[channel.part]
@@ -317,7 +317,7 @@ class Inbox(Handler):
             self._loop.call_soon_threadsafe(self._call_later, ROOM_SECONDS, self._publish)
 
     def _publish(self) -> None:
-        """Let senders know which channels are full now."""
+        """Publish which channels are full now."""
         again = time.monotonic() - self._published_at > REPUBLISH_SECONDS
         with self._lock:
             self._publishes = False
@@ -329,7 +329,7 @@ class Inbox(Handler):
     # Clearing up.
 
     def clear(self) -> None:
-        """Drop every message, and what was counted."""
+        """Drop every message, and reset the statistics."""
         later, self._later = self._later, {}
         for timer in later:
             timer.cancel()
@@ -341,7 +341,7 @@ class Inbox(Handler):
         self._publish()
 
     def close(self) -> None:
-        """Stop all timers; those who wait for a message get LayerUnavailable."""
+        """Stop all timers. Readers that wait get LayerUnavailable."""
         with self._lock:
             self.closed = True
             waiting = [reader for channel in self._channels.values() for reader in channel.waiting]
@@ -353,14 +353,14 @@ class Inbox(Handler):
             timer.cancel()
 
     def _channel(self, part: str) -> _Channel:
-        """Return the channel with that local part, which is made if it is new. Called with the lock."""
+        """Return the channel with a local part, and make it if it is new. Called with the lock."""
         channel = self._channels.get(part)
         if channel is None:
             channel = self._channels[part] = _Channel(part)
         return channel
 
     def _forget(self) -> None:
-        """Forget the channels that nobody has used since this was done last."""
+        """Forget the channels that were not used since the last call."""
         abandoned = set()
         with self._lock:
             now = time.monotonic()
@@ -381,7 +381,7 @@ class Inbox(Handler):
         self._call_later(FORGET_SECONDS, self._forget)
 
     def _sweep(self) -> None:
-        """Drop what has expired, also where nobody reads, and come again when the next message will have."""
+        """Drop expired messages of all channels, and schedule the next call for when the next message expires."""
         now = self._store.time()
         next_end = math.inf
         with self._lock:
