@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import anyio
 import pytest
 
 import asgibus
@@ -156,7 +157,7 @@ async def test_a_handler_that_a_drain_interrupts_keeps_its_event_if_it_fails(
         await until(lambda: app.seen == ["a"])
         interface.stop.set()
         await until(lambda: interface.worker.ready() is not None)
-        await asyncio.sleep(0.02)  # so that the app is busy when the worker insists
+        await anyio.wait_all_tasks_blocked()  # so that the app is busy when the worker insists
         app.may_go_on.release()
         frames = await interface.last(number, events.HANDOVER)
         assert frames[-1][4] == (0 if fails else 1)

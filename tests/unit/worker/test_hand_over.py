@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import anyio
 import pytest
 
 import asgibus
@@ -85,7 +86,7 @@ async def test_what_waits_for_the_app_is_left_to_the_next_run() -> None:
         interface.send_texts(number, "a", "b", "c")
         await until(lambda: seen)
         interface.stop.set()
-        await asyncio.sleep(0.02)  # time for it to be told, which must wait until it asks
+        await anyio.wait_all_tasks_blocked()  # told, which must wait until it asks
         go.set()
         assert (await handed_over(interface, number))[4] == 1
     assert [event.get("text") for event in seen] == ["a", None]
@@ -270,7 +271,7 @@ async def test_an_app_that_ends_its_connection_itself_is_not_handed_over() -> No
     async with running(app, resume=True) as interface:
         number = await interface.accepted()
         interface.stop.set()
-        await asyncio.sleep(0.02)  # time for the drain to reach it
+        await anyio.wait_all_tasks_blocked()  # the drain has reached it
         go.set()
         assert (await interface.answer(number))[-1] == (events.CLOSE, 4000, "")
         interface.acknowledge(number)

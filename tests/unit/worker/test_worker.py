@@ -5,6 +5,7 @@ import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio
 import pytest
 
 from asgibus.layers.frames import ACK, CLAIMED, EVENT, RESET
@@ -146,7 +147,7 @@ async def test_an_interface_that_is_gone_takes_its_connections_with_it() -> None
         number = interface.open(WEBSOCKET)
         await until(lambda: interface.events(number))
         await interface.layer.declare_dead("interface.other!")
-        await asyncio.sleep(0.01)  # time to hear of it, which must change nothing
+        await anyio.wait_all_tasks_blocked()  # the news, which must change nothing, has come
         assert interface.worker.gauges()["sessions"] == 1
         await interface.layer.declare_dead(interface.bus.mailbox)
         await until(lambda: interface.worker.gauges()["sessions"] == 0)
@@ -210,7 +211,7 @@ async def test_no_more_than_the_concurrency_runs_at_once() -> None:
     async with running(app, concurrency=3) as interface:
         numbers = [interface.open() for _ in range(10)]
         await until(lambda: len(active) == 3)
-        await asyncio.sleep(0.02)  # time for a fourth to begin, which must not
+        await anyio.wait_all_tasks_blocked()  # a fourth would have begun
         assert len(active) == 3
         go.set()
         for number in numbers:
