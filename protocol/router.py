@@ -182,7 +182,7 @@ class StreamRouter:
         self._without_mailbox.add(mailbox)
 
     def peer_dead(self, mailbox: str) -> None:
-        """Stop to probe a peer, because its process is gone."""
+        """Stop probing a peer, because its process is gone."""
         self._without_mailbox.discard(mailbox)
 
     def interrupted(self) -> int:

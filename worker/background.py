@@ -146,7 +146,7 @@ class ChannelConsumer:
         return len(self._instances) - len(self._idle)
 
     def stop(self) -> None:
-        """Stop to wait for a free instance, because the bus delivers no more messages."""
+        """Stop waiting for a free instance, because the bus delivers no more messages."""
         self._stopped = True
         self._changed.set()
 

@@ -12,7 +12,7 @@ from asgibus.protocol.events import GROUP_ADD, GROUP_DISCARD
 
 
 class SessionApi(Protocol):
-    """The session, as far as an app can use it."""
+    """The session behind a `Connection`. Members without a docstring are those of `Connection`."""
 
     peer: str
     """The mailbox of the interface server."""
@@ -22,8 +22,7 @@ class SessionApi(Protocol):
     received: int
 
     @property
-    def attempt(self) -> int:
-        """See `Connection`, as for all that has no docstring of its own."""
+    def attempt(self) -> int: ...
 
     @property
     def handed_over(self) -> bool: ...

@@ -189,13 +189,13 @@ class Session:
         "_subprotocols",
         "_table",
         "_window_waiters",
+        "closed",
         "confirmation",
+        "end_awaited",
         "host",
         "is_http",
         "kind",
-        "lost",
         "number",
-        "parting",
         "peer",
         "received",
         "resumed",
@@ -227,9 +227,9 @@ class Session:
         """Whether the connection may have been served before, by another worker: see `confirm`."""
         self.confirmation: asyncio.Future[None] | None = None
         """Done when the interface server has replied to `confirm`."""
-        self.lost = False
+        self.closed = False
         """Whether this run can send nothing more to the client."""
-        self.parting = False
+        self.end_awaited = False
         """Whether the interface server waits for the end of this run, which gets the disconnect of its client."""
         # What the app receives.
         self._connecting = request.kind == WEBSOCKET
@@ -375,7 +375,7 @@ class Session:
         ack_due = stream.consume(counted, through)
         if reported and not self.is_http:
             self.host.schedule_ack(self)
-        if ack_due and not self.lost:
+        if ack_due and not self.closed:
             self.host.bus.post(self.peer, stream.ack_frame())
 
     def _acknowledge_with_draft(self, through: int) -> bool:
@@ -417,7 +417,7 @@ class Session:
             MessageTooLarge: A WebSocket message is larger than 16 MiB.
             OSError: A file cannot be read.
         """
-        if self.lost:
+        if self.closed:
             self._send_to_nobody(message)
             return
         event = encode(message)
@@ -444,7 +444,7 @@ class Session:
             if len(event[1]) > PART:
                 self.flush()
                 event = await self._send_parts(event)
-                if self.lost:
+                if self.closed:
                     return
         elif code == RESPONSE_START or code == RESPONSE_START_TRAILERS:
             self._body = ResponseBody(event, head_only=self._head_only, is_http=self.is_http)
@@ -526,7 +526,7 @@ class Session:
         cut = (len(body) - 1) // PART * PART
         for start in range(0, cut, PART):
             await self._wait_for_window()
-            if self.lost:
+            if self.closed:
                 return event
             self.post((RESPONSE_BODY, bytes(body[start : start + PART])))
         await self._wait_for_window()
@@ -556,7 +556,7 @@ class Session:
 
     async def _wait_for_window(self) -> None:
         """Wait until the window is open or nothing more can be sent."""
-        while not self.stream.window_open and not self.lost:
+        while not self.stream.window_open and not self.closed:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._window_waiters = [*_pending(self._window_waiters), waiter]
             await waiter
@@ -581,7 +581,7 @@ class Session:
         """
         if self.handed_over and code == GROUP_DISCARD:
             return  # the connection keeps its memberships, so that no broadcast is missed between two runs
-        if self.lost or self._disconnect is not None:
+        if self.closed or self._disconnect is not None:
             raise ClientDisconnected("the client is gone, and with it its memberships")
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._group_waiters = [*(self._group_waiters or ()), (group, waiter)]
@@ -646,11 +646,11 @@ class Session:
             self._complete_claim()
 
     async def confirm(self) -> None:
-        """Ask the interface server whether this connection is still to be served. If it is not, the session is lost."""
+        """Ask the interface server whether this connection is still to be served. If not, the session is closed."""
         self.confirmation = asyncio.get_running_loop().create_future()
         self.host.bus.post(self.peer, self.stream.probe_frame())
         await self.confirmation
-        if not self.lost and not self._announced:
+        if not self.closed and not self._announced:
             self._complete_claim()
 
     def _complete_claim(self) -> None:
@@ -677,7 +677,7 @@ class Session:
             return
         self._inbox.append((self.stream.expected - 1, event))
         if code == WEBSOCKET_DISCONNECT:
-            self.parting = self.host.resume
+            self.end_awaited = self.host.resume
             # A run whose app knows of the handover is still handed over; the next run gets the disconnect.
             if self.run is not RunState.NOTIFIED:
                 self._set_disconnected()
@@ -714,13 +714,13 @@ class Session:
 
     def answer_probe(self, number: int) -> Frame:
         """Return the answer to a probe: a RESET if this run has given its client up."""
-        if self.run is _DISCONNECTED and not self.parting:
+        if self.run is _DISCONNECTED and not self.end_awaited:
             return self.stream.reset_frame()
         return self.stream.answer_probe(number)
 
     def acknowledge(self) -> None:
         """Post an acknowledgement of what was consumed, unless nothing more can be sent."""
-        if self.stream.unreported and not self.lost:
+        if self.stream.unreported and not self.closed:
             self.host.bus.post(self.peer, self.stream.ack_frame())
 
     @property
@@ -752,7 +752,7 @@ class Session:
 
     def _release_waiters(self) -> None:
         """Wake every task that waits to send, because nothing can be sent any more."""
-        self.lost = True
+        self.closed = True
         self._resolve_confirmation()
         self._wake_senders()
         for _, waiter in self._group_waiters or ():
@@ -823,7 +823,7 @@ class Session:
         self.scope = {}
         self.task = None
         self._held = None
-        self.lost = True  # a task that the app has left running gets an error from `send`
+        self.closed = True  # a task that the app has left running gets an error from `send`
 
     def _hand_over(self) -> None:
         if self._saved is not None:
@@ -845,7 +845,7 @@ class Session:
         Returns:
             The app's mistake, unless it raised or had got a disconnect; None if it made none.
         """
-        if self.lost or self._app_state is _COMPLETE:
+        if self.closed or self._app_state is _COMPLETE:
             return None
         excused = error is not None or self._disconnect is not None
         if self._table is OTHER_TABLE:
@@ -865,7 +865,7 @@ class Session:
 
     def _close(self, code: int, reason: str) -> None:
         """Close the client's WebSocket, or its connection of another protocol, because the worker stops."""
-        if self.lost:
+        if self.closed:
             return
         if self._table is OTHER_TABLE:
             if self._app_state is _OPEN:

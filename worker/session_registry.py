@@ -133,17 +133,17 @@ class SessionRegistry(Handler):
         if session.attempt > 1:
             self.counts["further run"] += 1
 
-    def on_ended(self, session: Session, *, lost: bool) -> None:
+    def on_ended(self, session: Session, *, client_gone: bool) -> None:
         """Handle that a run has ended.
 
         Args:
             session: Its session.
-            lost: Whether the client was gone, so that the last events need not arrive.
+            client_gone: Whether the client was gone before, so that the last events need not arrive.
         """
-        if lost and session.parting:
+        if client_gone and session.end_awaited:
             session.stream.consume(0, session.stream.expected)
             self.bus.post(session.peer, session.stream.ack_frame())
-        if lost or not session.stream.in_flight:
+        if client_gone or not session.stream.in_flight:
             self.forget(session)
         elif session.is_http:
             self.forget(session)
@@ -230,7 +230,7 @@ class SessionRegistry(Handler):
         sessions = [session for session in self if session.peer == mailbox]
         # An app may still run after its answer or after the disconnect. That is all that is left when an interface
         # server stops in good order.
-        lost = sum(session.task is not None and not session.lost and not session.complete for session in sessions)
+        lost = sum(session.task is not None and not session.closed and not session.complete for session in sessions)
         for session in sessions:
             session.on_reset()
         if lost:

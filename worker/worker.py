@@ -183,7 +183,7 @@ class Worker(BaseWorker):
         try:
             if session.stale:
                 await session.confirm()
-                if session.lost:
+                if session.closed:
                     return
             await self._app(session.scope, session.receive, session.send)
         except asyncio.CancelledError as cancelled:
@@ -193,17 +193,17 @@ class Worker(BaseWorker):
             error = raised
             if not isinstance(raised, Exception) and not isinstance(raised, BaseExceptionGroup):
                 raise  # SystemExit and KeyboardInterrupt end the process
-            if not (session.lost and is_disconnect(raised)):
+            if not (session.closed and is_disconnect(raised)):
                 self._errors.log(session, raised, self._loop.time())
         finally:
-            lost = session.run in (RunState.DISCONNECTED, RunState.SUPERSEDED)
+            client_gone = session.run in (RunState.DISCONNECTED, RunState.SUPERSEDED)
             if session.task is not None:
                 self._tasks.discard(session.task)
             session.end(error)
             # The traceback refers to this frame. With the reference, what the app left open would wait for the garbage
             # collector.
             error = None
-            self._sessions.on_ended(session, lost=lost)
+            self._sessions.on_ended(session, client_gone=client_gone)
             if self._full:
                 self._slots.set()
 

@@ -240,7 +240,7 @@ class World(logging.Handler):
                 if (run.client, run.attempt, run.worker) == (client, connection.stream.attempt, owner) and not run.ended
             )
             assert run.told is None, "half-dead: its app was told that the client is gone"
-            assert not sessions[0].lost
+            assert not sessions[0].closed
             served |= {sessions[0], run}
             assert client.acked == client.said, "everything the client said was taken"
             assert client.heard.get(run.attempt, (owner.mailbox, 0)) == (owner.mailbox, run.sent)
