@@ -1,16 +1,23 @@
 """The pages of docs/ say what the code does: options, defaults, counters, and links that lead somewhere."""
 
 import ast
+import inspect
 import re
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
+from typing import get_origin
 
 import pytest
 
+import asgibus
+from asgibus import compatibility, layers, testing
 from asgibus.cli.options_docs import options_page
+from asgibus.interface_server import terminator
 from asgibus.interface_server.rejections import TOO_MANY
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.protocol.retry import RunEnd
+from asgibus.testing import conformance
 from asgibus.worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +34,21 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+MODULES = (asgibus, compatibility, terminator, layers, testing, conformance)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_the_api_reference_has_every_public_class_and_function(module: ModuleType) -> None:
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    public = [name for name in module.__all__ if callable(getattr(module, name)) and not isalias(getattr(module, name))]
+    assert [name for name in public if not re.search(rf"\b{name}\b", pages)] == []
+    assert [name for name in public if not inspect.getdoc(getattr(module, name))] == []
+
+
+def isalias(value: object) -> bool:
+    return get_origin(value) is not None
+
+
 FRAMEWORKS = sorted(page.stem for page in (ROOT / "docs" / "frameworks").glob("*.md") if page.stem != "index")
 
 
@@ -40,7 +62,9 @@ def test_each_framework_has_a_page_with_its_commands_and_code_that_is_python(fra
         compile(code, framework, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST)
 
 
-COUNTED = re.compile(r'_?counts\[\s*"([^"]+)"\s*\] \+=|\.(?:count|odd|_refused|_log_rejection)\(\s*"([a-zA-Z ]+)"')
+COUNTED = re.compile(
+    r'_?counts\[\s*"([^"]+)"\s*\] \+=|\.(?:count|log_unexpected|_refused|_log_rejection)\(\s*"([a-zA-Z ]+)"'
+)
 
 
 def test_each_kind_of_event_that_is_counted_is_listed() -> None:
