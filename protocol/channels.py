@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 
 from asgibus.layers.names import MAX_NAME_LENGTH, require_channel, require_group
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
@@ -17,6 +18,7 @@ _PROTOCOL = re.compile(r"[a-z][a-z0-9-]{0,8}\Z", re.ASCII)
 _RESERVED = frozenset({HTTP, WEBSOCKET, "lifespan", "channel", "asgibus"})
 
 
+@cache  # every connection asks; there are few kinds and pools
 def shared_channel(kind: str, pool: str) -> str:
     """Return the channel on which connections are offered.
 
