@@ -65,14 +65,14 @@ class Sender(Protocol):
 class Command:
     """A packed command and the callback for its reply."""
 
-    __slots__ = ("behind", "data", "on_reply", "patient", "repeatable")
+    __slots__ = ("data", "in_order", "on_reply", "patient", "repeatable")
 
     def __init__(self, data: bytes, on_reply: OnReply, repeatable: bool, patient: bool) -> None:
         self.data = data
         self.on_reply = on_reply
         self.repeatable = repeatable  # may be written twice
         self.patient = patient  # waits while Redis refuses it
-        self.behind = False  # waits for all commands before it that Redis refuses
+        self.in_order = False  # waits for all commands before it that Redis refuses
 
 
 class _Batch:
@@ -185,7 +185,7 @@ class Pipeline:
         self,
         *args: str | bytes | int,
         repeatable: bool = True,
-        behind: bool = False,
+        in_order: bool = False,
         until: float | None = None,
     ) -> Any:
         """Write a command and wait for its reply. A cancelled call does not write its command any more.
@@ -194,7 +194,7 @@ class Pipeline:
             args: The command.
             repeatable: Whether the command may be written again if the connection breaks, and wait while Redis refuses
                 it. If not, the call fails then.
-            behind: Wait for everything that was posted and written before, also for commands that Redis refuses.
+            in_order: Wait for everything that was posted and written before, also for commands that Redis refuses.
             until: When to give up, by the event loop's clock. The error says whether the command was written.
 
         Returns:
@@ -208,7 +208,7 @@ class Pipeline:
             raise LayerUnavailable("the layer was closed")
         future: asyncio.Future[Any] = self._loop.create_future()
         command = self.write(args, _into(future), repeatable=repeatable, patient=repeatable)
-        command.behind = behind
+        command.in_order = in_order
         timer = None if until is None else self._loop.call_at(until, self._give_up, command, future)
         try:
             return await future
@@ -234,7 +234,7 @@ class Pipeline:
         if command in self._again:
             self._again.remove(command)
             return "Redis refused it for too long: nothing was written"
-        command.repeatable = command.patient = command.behind = False
+        command.repeatable = command.patient = command.in_order = False
         if self._link.connection is None and command in self._in_flight:
             self._in_flight.remove(command)
         return "Redis did not answer in time: it is unknown whether this was written"
@@ -253,7 +253,7 @@ class Pipeline:
 
     async def posted(self, until: float) -> None:
         """Wait until everything posted so far is in Redis. Raises LayerUnavailable, at `until` at the latest."""
-        await self.call("PING", until=until, behind=True)
+        await self.call("PING", until=until, in_order=True)
 
     @property
     def connected(self) -> bool:
@@ -321,7 +321,7 @@ class Pipeline:
             elif self.refusal is None:
                 self.refusal = str(reply)
                 logger.warning("Redis refuses writes for now (%s): trying again until it takes them", reply)
-        elif command.behind and self._again:
+        elif command.in_order and self._again:
             self._again.append(command)
         else:
             if isinstance(reply, RedisError) and str(reply).startswith("READONLY"):

@@ -174,12 +174,12 @@ class Outbox:
 class _Source:
     """The latest numbers of one source, in the order in which they came."""
 
-    __slots__ = ("heard", "highest", "numbers")
+    __slots__ = ("highest", "last_at", "numbers")
 
     def __init__(self) -> None:
         self.numbers = array("Q")
         self.highest = 0
-        self.heard = 0.0  # when the last one came
+        self.last_at = 0.0  # when the last one came
 
     def is_new(self, number: int) -> bool:
         """Note a number. Return whether it is not among the latest ones."""
@@ -232,7 +232,7 @@ class Deduplicator:
                 self._sources.popitem(last=False)
         else:
             self._sources.move_to_end(name)
-        source.heard = at
+        source.last_at = at
         new = source.is_new(number)
         self.forget_before(at)
         return frames[1:], not new
@@ -240,7 +240,7 @@ class Deduplicator:
     def forget_before(self, at: float) -> None:
         """Forget sources that can send nothing again, as everything written before that time has been read."""
         sources = self._sources
-        while sources and next(iter(sources.values())).heard < at - REPEAT_SECONDS:
+        while sources and next(iter(sources.values())).last_at < at - REPEAT_SECONDS:
             sources.popitem(last=False)
 
 
