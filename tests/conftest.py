@@ -166,7 +166,7 @@ def pytest_make_collect_report(
 
 @pytest.fixture(scope="session")
 def program() -> Callable[[str], str]:
-    """The path of a program of the machine, `program("nginx")`; skips the test if there is none. Marks it `program`."""
+    """Provide `program("nginx")`: the path of a program. Skip the test if there is none; mark it `program`."""
 
     def find(name: str) -> str:
         # Debian has servers where only root looks for them.
@@ -218,7 +218,7 @@ def _fake_redis() -> Iterator[str]:
 
 @pytest.fixture
 def redis_url(_real_redis: str) -> str:
-    """The URL of a real Redis whose database is empty and this test's own. Marks the test `redis`."""
+    """Provide the URL of a real Redis whose database is empty and this test's own. Marks the test `redis`."""
     redis_support.empty(_real_redis)
     return _real_redis
 
@@ -281,7 +281,7 @@ def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
 def processes(
     request: pytest.FixtureRequest, tmp_path: Path, _own_redis_servers: list[RedisServer]
 ) -> Iterator[Processes]:
-    """The processes of this test.
+    """Provide the processes of this test.
 
     At its end they get SIGTERM. The test fails if one ended by itself before, does not end in time or not with 0, or
     logged a traceback without `allow_traceback=True`.

@@ -51,7 +51,7 @@ def figures(request: pytest.FixtureRequest) -> Callable[[object], None]:
 
 @pytest.fixture
 def notes(tmp_path: Path) -> Notes:
-    """What the app of `start_chaos_worker` has noted."""
+    """Provide what the app of `start_chaos_worker` has noted."""
     return Notes(tmp_path)
 
 
@@ -97,7 +97,7 @@ def binary() -> str:
 
 @pytest.fixture
 def far(binary: str, tmp_path: Path) -> Iterator[Namespace]:
-    """A namespace in which Redis runs, at `far_url`."""
+    """Provide a namespace in which Redis runs, at `far_url`."""
     if reason := namespaces.why_not():
         pytest.skip(reason)
     with Namespace() as namespace:

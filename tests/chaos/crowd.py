@@ -201,15 +201,15 @@ class Crowd:
         )
 
     def forget(self) -> None:
-        """What was lost, doubled or disordered so far is not counted: everything is expected from here on."""
+        """Count no message that was lost, doubled or disordered so far."""
         self._call(self._forget())
 
     def closed(self) -> list[Member]:
-        """The members whose sockets were closed on them."""
+        """Return the members whose sockets were closed on them."""
         return [member for member in self.members if member.closed is not None and not member.leaving]
 
     def of_pid(self, pid: int) -> list[Member]:
-        """The open members whose last answer came from that process."""
+        """Return the open members whose last answer came from that process."""
         return [member for member in self.members if member.open and member.pid == pid]
 
     def takeovers(self, since: float = 0.0) -> list[Takeover]:
@@ -351,7 +351,7 @@ def alive(pid: int) -> bool:
 
 @contextmanager
 def echo_and_room(interfaces: Process | Sequence[Process]) -> Iterator[tuple[Crowd, Crowd]]:
-    """A crowd in each, half of the sockets each, who talk; each of them had its first answer."""
+    """Provide a crowd in each, half of the sockets each, who talk; each of them had its first answer."""
     half, rate = SOCKETS // 2, RATE / 2
     with (
         Crowd(interfaces, "/echo", sockets=half, rate=rate) as echo,

@@ -11,7 +11,7 @@ LONG = os.environ.get("ASGIBUS_CHAOS") == "long"
 
 
 def by_form(quick: T, long: T) -> T:
-    """The value for the form that is run."""
+    """Return the value for the form that is run."""
     return long if LONG else quick
 
 

@@ -29,7 +29,7 @@ def admin(redis_url: str) -> Iterator["redis.Redis[str]"]:
 
 
 def mailboxes(admin: Any, role: str) -> set[str]:
-    """The mailboxes of that role that are in Redis, as `role.…!`."""
+    """Return the mailboxes of that role that are in Redis, as `role.…!`."""
     return {key.partition(":mailbox:")[2] for key in admin.keys(f"*:mailbox:{role}.*")}
 
 
@@ -51,7 +51,7 @@ def traces(admin: Any, mailbox: str) -> list[str]:
 
 
 def shape(admin: Any) -> dict[str, Any]:
-    """What is in Redis, without what passes through it: keys, members, waiting and unacknowledged entries."""
+    """Return what is in Redis, without what passes through it: keys, members, waiting and unacknowledged entries."""
     shape: dict[str, Any] = {}
     for key in admin.keys("*"):
         kind = admin.type(key)

@@ -40,7 +40,7 @@ def clock(tmp_path: Path) -> WallClock:
 
 
 def living(url: str) -> set[str]:
-    """The mailboxes whose leases run."""
+    """Return the mailboxes whose leases run."""
     with redis.Redis.from_url(url, protocol=2, socket_timeout=30) as client:
         seconds, microseconds = client.time()
         now = seconds * 1000 + microseconds // 1000

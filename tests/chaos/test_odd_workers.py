@@ -26,7 +26,7 @@ main()
 
 
 def start_odd(kind: str, url: str, processes: Processes, notes: Notes) -> Process:
-    """A worker with a wrong key, or of another version."""
+    """Return a worker with a wrong key, or of another version."""
     options = (APP, "--layer", url, "--admin-port", "0")
     if kind == "key":
         return processes.start_worker(*options, env=notes.env | {"ASGIBUS_ENCRYPTION_KEY": "wrong"})

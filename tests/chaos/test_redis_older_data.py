@@ -32,7 +32,7 @@ STEADY = by_form(2.5, 8.0)
 
 @contextmanager
 def late_room(load: Load) -> Iterator[Crowd]:
-    """A room that is joined now."""
+    """Provide a room that is joined now."""
     with Crowd(load.interfaces, "/room", sockets=ROOM_SIZE, rate=ROOM_RATE, room_size=ROOM_SIZE, label="late") as late:
         yield late
 

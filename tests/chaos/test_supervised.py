@@ -21,7 +21,7 @@ Figures = Callable[[object], None]
 
 
 def children(notes: Notes) -> list[int]:
-    """The worker processes that are there."""
+    """Return the worker processes that are there."""
     return [note["pid"] for note in notes.all("lifespan.startup") if alive(note["pid"])]
 
 

@@ -40,7 +40,7 @@ class Authority:
         return path
 
     def client(self, certificate: Path | None = None) -> ssl.SSLContext:
-        """A client that trusts this authority, with a certificate of its own or without."""
+        """Return the TLS context of a client that trusts this authority, with a certificate of its own or without."""
         context = ssl.create_default_context(cafile=str(self.file))
         if certificate is not None:
             context.load_cert_chain(certificate)
@@ -78,7 +78,7 @@ class Authority:
 
 
 def certificates_in(file: Path) -> list[str]:
-    """The certificates of a file, as PEM, in order."""
+    """Return the certificates of a file, as PEM, in order."""
     return [
         certificate.public_bytes(serialization.Encoding.PEM).decode()
         for certificate in x509.load_pem_x509_certificates(file.read_bytes())

@@ -8,7 +8,7 @@ PATH_VARIABLE = "ASGIBUS_TEST_CHROMIUM"
 
 
 def find() -> str | None:
-    """The path of a Chromium: `ASGIBUS_TEST_CHROMIUM`, else the machine's own (or Chrome), else playwright's."""
+    """Return the path of a Chromium: `ASGIBUS_TEST_CHROMIUM`, else the machine's own (or Chrome), else playwright's."""
     if path := os.environ.get(PATH_VARIABLE):
         return path
     for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
@@ -21,7 +21,7 @@ def find() -> str | None:
 
 
 def _playwrights() -> str | None:
-    """The newest that `playwright install chromium` has put into its folder."""
+    """Return the newest Chromium that `playwright install chromium` has put into its folder."""
     places = (os.environ.get("PLAYWRIGHT_BROWSERS_PATH"), "~/.cache/ms-playwright", "~/Library/Caches/ms-playwright")
     for place in filter(None, places):
         for pattern in ("chromium-*/chrome-linux*/chrome", "chromium-*/chrome-mac*/*.app/Contents/MacOS/*"):

@@ -48,5 +48,5 @@ def stepping_server(folder: Path) -> Iterator[tuple[RedisServer, WallClock]]:
 
 
 def library() -> str | None:
-    """The library, or None if it is not installed."""
+    """Return the library, or None if it is not installed."""
     return str(LIBRARY) if LIBRARY else None

@@ -38,7 +38,7 @@ class Cluster(ContextStack):
         return self._tls_ports.get(server.port, server.port)
 
     def admin(self, server: RedisServer) -> "redis.Redis[bytes]":
-        """A client of one node; closed with the cluster."""
+        """Return a client of one node; closed with the cluster."""
         client: redis.Redis[bytes] = redis.Redis(port=server.port, protocol=2, socket_timeout=30)
         self._stack.callback(client.close)
         return client

@@ -216,7 +216,7 @@ class Load(ContextStack):
         return missed
 
     def ready(self, server: Process) -> tuple[int, str]:
-        """What its /readyz answers: the status and the reason."""
+        """Return what its /readyz answers: the status and the reason."""
         return admin.readiness(server)
 
     def wait_ready(self, status: int, timeout: float) -> float:
@@ -226,7 +226,7 @@ class Load(ContextStack):
         return time.monotonic() - began
 
     def counts(self, server: Process) -> dict[str, int]:
-        """The counts that its admin port tells, those above 0."""
+        """Return the counts that its admin port tells, those above 0."""
         return admin.counts(server)
 
     def failed(self) -> dict[tuple[str, int], float]:
@@ -282,7 +282,7 @@ class Load(ContextStack):
         return [json.loads(line) for line in self.program.log().splitlines() if line.startswith("{")]
 
     def _lost_of(self, sender: str, count: int, failed: set[int]) -> Counter[str]:
-        """What members of the first room missed of such broadcasts, after the first that they heard."""
+        """Return what members of the first room missed of such broadcasts, after the first that they heard."""
         lost: Counter[str] = Counter()
         for member in self.room.members[:ROOM_SIZE]:
             seen = member.seen.get(sender, Numbers())

@@ -33,7 +33,7 @@ class Member:
         return json.loads(self.socket.recv(timeout=30))["answer"]
 
     def hear(self) -> Any:
-        """The next message."""
+        """Return the next message."""
         return self.socket.recv(timeout=30)
 
     def silent(self) -> bool:
@@ -47,5 +47,5 @@ def order(client: RawWebSocket, what: str, **order: Any) -> None:
 
 
 def obeyed(client: RawWebSocket) -> None:
-    """The next message says that an order was obeyed."""
+    """Check that the next message says that an order was obeyed."""
     assert client.read_frame() == (TEXT, b'{"answer": null}')

@@ -56,7 +56,7 @@ class Namespace:
         subprocess.run(["ip", "netns", "del", self.name], check=False, capture_output=True)
 
     def command(self, *args: str) -> list[str]:
-        """The command that runs `args` inside, as the same process."""
+        """Return the command that runs `args` inside, as the same process."""
         return ["ip", "netns", "exec", self.name, *args]
 
     def lose_packets(self) -> None:

@@ -50,7 +50,7 @@ class Place:
     # Orders.
 
     async def _listen(self, group: str) -> str:
-        """A process-local channel in a group, and a task that tells what comes there."""
+        """Return a process-local channel in a group, and a task that tells what comes there."""
         channel = await self._layer.new_channel()
         await self._layer.group_add(group, channel)
 

@@ -77,7 +77,7 @@ class Peer:
 
 @asynccontextmanager
 async def peer(url: str, prefix: str, role: str = "peer") -> AsyncIterator[Peer]:
-    """A process on the bus while the context lasts."""
+    """Provide a process on the bus while the context lasts."""
     pipe = asyncio.subprocess.PIPE
     command = (sys.executable, "-P", "-m", "support.peer_program", url, prefix, role)
     process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=environment())
@@ -106,7 +106,7 @@ class Place:
 
 @asynccontextmanager
 async def place(url: str, prefix: str) -> AsyncIterator[Place]:
-    """A place on the bus while the context lasts, of a layer of its own."""
+    """Provide a place on the bus while the context lasts, of a layer of its own."""
     layer, handler = RedisChannelLayer(url, prefix=prefix), Recorder()
     async with layer.bus("place", handler) as bus:
         yield Place(layer, bus, handler)

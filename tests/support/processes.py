@@ -90,7 +90,7 @@ class Process:
         return self._popen.poll() is None
 
     def children(self) -> list[int]:
-        """The processes that it has started and that run."""
+        """Return the processes that it has started and that run."""
         found = []
         for child in psutil.Process(self.pid).children():
             with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
@@ -113,7 +113,7 @@ class Process:
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
     def last_lines(self) -> str:
-        """The end of the log for somebody who looks for a fault: without the access log, and with what is left out."""
+        """Return the end of the log without the access log, and say how much is left out."""
         lines = self.log().splitlines()
         telling = [line[:SHOWN_CHARACTERS] for line in lines if not ACCESS.search(line)]
         shown = telling[-SHOWN_LINES:]
@@ -126,7 +126,7 @@ class Process:
         self._mark = len(self.whole_log())
 
     def wait_for(self, pattern: str | re.Pattern[str], timeout: float = HANG) -> re.Match[str]:
-        """The first match in the log, as soon as it is there.
+        """Return the first match in the log, as soon as it is there.
 
         Fails with AssertionError after `timeout` seconds, or when the process ends without having written it.
         """
@@ -170,7 +170,7 @@ class Process:
         self._popen.send_signal(signal.SIGCONT)
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit code, once it ended.
+        """Return the exit code, once it ended.
 
         Fails with TooLate after `timeout` seconds, which is for times that are promised; without one with
         AssertionError after END_TIMEOUT seconds.

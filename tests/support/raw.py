@@ -37,7 +37,7 @@ class Response:
     trailers: list[tuple[str, str]]
 
     def get(self, name: str) -> str | None:
-        """The value of the header, None without one. Fails if it came more than once."""
+        """Return the value of the header, None without one. Fails if it came more than once."""
         values = self.get_all(name)
         assert len(values) <= 1, f"{name} came {len(values)} times: {values}"
         return values[0] if values else None
@@ -131,7 +131,7 @@ class RawClient:
     # Receiving.
 
     def read_response(self, method: str = "GET") -> Response:
-        """The next response, a 1xx one included, with its whole body. `method` is the request's: HEAD has no body.
+        """Return the next response, a 1xx one included, with its whole body. A response to `method` HEAD has none.
 
         Raises EOFError if the peer closes before it is complete.
         """
@@ -147,7 +147,7 @@ class RawClient:
         return version, int(status), reason, [_header(line) for line in lines]
 
     def read_chunk(self) -> bytes:
-        """The data of the next chunk of a chunked body, b"" for the last (its trailers stay unread)."""
+        """Return the data of the next chunk of a chunked body, b"" for the last (its trailers stay unread)."""
         size = int(self.read_until(b"\r\n")[:-2].partition(b";")[0], 16)
         if size == 0:
             return b""
@@ -189,7 +189,7 @@ class RawClient:
                 raise TooLate(f"the peer did not close: {error}") from error
 
     def assert_silent(self, seconds: float = 0.2) -> None:
-        """The peer neither sends nor closes for that long."""
+        """Check that the peer neither sends nor closes for that long."""
         assert not self._buffer, f"unread: {bytes(self._buffer)!r}"
         try:
             self._fill(time.monotonic() + seconds)

@@ -126,7 +126,7 @@ class Table:
     def open_accepted(
         self, *, resumable: bool = True, subprotocol: str | None = None
     ) -> tuple[Any, RecordingTerminator]:
-        """A WebSocket that WORKER has accepted."""
+        """Return a WebSocket that WORKER has accepted."""
         connection, terminator = self.open()
         self.frames(accept(connection.number, resumable=resumable, subprotocol=subprotocol))
         return connection, terminator
@@ -142,13 +142,13 @@ class Table:
         self.connections.tick(self.connections.now + seconds)
 
     def posted(self, mailbox: str = WORKER) -> list[Frame]:
-        """What was posted to a worker since this was asked last."""
+        """Return what was posted to a worker since this was asked last."""
         posted = [frame for to, frame in self.bus.posted if to == mailbox]
         self.bus.posted = [(to, frame) for to, frame in self.bus.posted if to != mailbox]
         return posted
 
     def events(self, mailbox: str = WORKER) -> list[Event]:
-        """The events among that."""
+        """Return the events among that."""
         return [frame[EVENT_OFFSET:] for frame in self.posted(mailbox) if frame[0] == EVENT]
 
     @property

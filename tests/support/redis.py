@@ -159,7 +159,7 @@ class RedisServer:
 
 @contextmanager
 def real_server(source: Source, folder: Path, worker_number: int) -> Iterator[str]:
-    """The URL of a Redis for this test process alone: an own server, or an own database of the given one."""
+    """Provide the URL of a Redis for this test process alone: an own server, or an own database of the given one."""
     if source.kind == "binary":
         server = RedisServer(source.detail, folder)
         try:
@@ -176,7 +176,7 @@ def real_server(source: Source, folder: Path, worker_number: int) -> Iterator[st
 
 @contextmanager
 def fake_server() -> Iterator[str]:
-    """The URL of a fakeredis in a thread of this process."""
+    """Provide the URL of a fakeredis in a thread of this process."""
     from fakeredis import TcpFakeServer
 
     server = TcpFakeServer(("127.0.0.1", 0), server_type="redis", server_version=(7, 0))
@@ -268,7 +268,7 @@ def free_port(*, below: int = 65536) -> int:
 
 
 def _with_database(url: str, offset: int) -> str:
-    """The same server, `offset` databases further, so that parallel test processes do not meet."""
+    """Return the same server, `offset` databases further, so that parallel test processes do not meet."""
     parts = urlsplit(url)
     if parts.scheme == "unix":
         if offset:

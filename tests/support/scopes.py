@@ -8,7 +8,7 @@ from support.raw import RawClient
 
 
 def build_scope(server: Process, wire: bytes, **options: Any) -> dict[str, Any]:
-    """What the app of `http_app` says of the scope of a request."""
+    """Return what the app of `http_app` says of the scope of a request."""
     with RawClient(server, **options) as client:
         client.send(wire)
         response = client.read_response()

@@ -154,7 +154,7 @@ class Socket:
         self.turn()
 
     def read(self) -> list[bytes]:
-        """The status lines and the bodies that were written since the last call."""
+        """Return the status lines and the bodies that were written since the last call."""
         written, self.transport.written = self.transport.written, b""
         return [part for part in written.replace(b"HTTP/1.1 ", b"\r\n").split(b"\r\n") if part and b": " not in part]
 
@@ -184,5 +184,5 @@ class Socket:
         self.turn()
 
     def events(self) -> list[Event]:
-        """The first events of the request that was offered last, and those that followed to its worker."""
+        """Return the first events of the request that was offered last, and those that followed to its worker."""
         return [*self.requests[-1].events, *self.table.events(WORKER)]

@@ -106,7 +106,7 @@ class TcpProxy:
         self._do(heal)
 
     def names(self) -> list[str]:
-        """The names of the open connections."""
+        """Return the names of the open connections."""
         return self._do(lambda: sorted(pair.name for pair in self._pairs))
 
     def _do(self, what: Callable[[], T]) -> T:

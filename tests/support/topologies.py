@@ -31,7 +31,7 @@ def _unix_socket(binary: str, folder: Path) -> Iterator[list[Any]]:
 
 @contextmanager
 def tls_server(binary: str, folder: Path) -> Iterator[tuple[int, Path]]:
-    """A Redis with TLS and the ACL user USER; its TLS port and the certificate to trust."""
+    """Provide a Redis with TLS and the ACL user USER; its TLS port and the certificate to trust."""
     if shutil.which("openssl") is None:
         pytest.skip("no openssl command to make a certificate")
     certificate, key = folder / "redis.crt", folder / "redis.key"

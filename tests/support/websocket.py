@@ -22,7 +22,7 @@ KEY = base64.b64encode(bytes(range(16))).decode()
 
 
 def ws(server: Process, path: str, **options: Any) -> ClientConnection:
-    """An open WebSocket; a context manager. It never pings by itself and never compresses."""
+    """Return an open WebSocket; a context manager. It never pings by itself and never compresses."""
     query = options.pop("query", None)
     target = f"{path}?{urlencode(query)}" if query else path
     defaults = {"compression": None, "ping_interval": None, "proxy": None, "close_timeout": HANG, "open_timeout": HANG}
@@ -30,13 +30,13 @@ def ws(server: Process, path: str, **options: Any) -> ClientConnection:
 
 
 def handshake(target: str, *headers: str) -> bytes:
-    """The bytes of a handshake request."""
+    """Return the bytes of a handshake request."""
     more = "".join(f"{header}\r\n" for header in headers)
     return HANDSHAKE.format(target=target, key=KEY, more=more).encode()
 
 
 def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, masked: bool = True, rsv: int = 0) -> bytes:
-    """A client's frame, RFC 6455 section 5.2; with the mask 0, so that the payload stays readable."""
+    """Return a client's frame, RFC 6455 section 5.2; with the mask 0, so that the payload stays readable."""
     length = len(payload)
     mask = 0x80 if masked else 0
     head = bytes([(0x80 if fin else 0) | rsv << 4 | opcode])
@@ -78,7 +78,7 @@ class RawWebSocket(RawClient):
             self.read_answer()
 
     def read_answer(self) -> int:
-        """The status of the answer to the handshake."""
+        """Return the status of the answer to the handshake."""
         _, self.status, _, self.headers = self.read_head()
         return self.status
 
@@ -94,7 +94,7 @@ class RawWebSocket(RawClient):
         return sent
 
     def read_frame(self) -> tuple[int, bytes]:
-        """The opcode and payload of the next frame, which must be a whole message or a control frame."""
+        """Return the opcode and payload of the next frame, which must be a whole message or a control frame."""
         first, second = self.read_exactly(2)
         assert first & 0x80, "a fragment"
         assert not first & 0x70, "reserved bits"
@@ -114,7 +114,7 @@ class RawWebSocket(RawClient):
 
 
 def seen(server: Server, name: str) -> list[Any]:
-    """What the app has noted under that name (the apps answer it at /seen)."""
+    """Return what the app has noted under that name (the apps answer it at /seen)."""
     with RawClient(server) as client:
         response = client.request("GET", f"/seen?name={name}")
         assert response.status == 200, response

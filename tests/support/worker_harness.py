@@ -90,18 +90,18 @@ class Interface:
         self.post((ACK, number, attempt, len(self.events(number))))
 
     async def accepted(self, **fields: Any) -> int:
-        """A WebSocket that the app has accepted."""
+        """Return a WebSocket that the app has accepted."""
         number = self.open(WEBSOCKET, **fields)
         await until(lambda: self.events(number), what="the accept")
         return number
 
     async def last(self, number: int, code: int) -> list[Frame]:
-        """The frames of a connection, once an event of that code is among them."""
+        """Return the frames of a connection, once an event of that code is among them."""
         await until(lambda: any(event[0] == code for event in self.events(number)), what=events.NAMES[code])
         return self.frames(number)
 
     async def answer(self, number: int) -> list[Frame]:
-        """The events of a response, once it is complete."""
+        """Return the events of a response, once it is complete."""
         ends = {events.RESPONSE_END, events.RESPONSE, events.ABORT, events.CLOSE}
         await until(lambda: any(event[0] in ends for event in self.events(number)), what="the end of the response")
         return self.events(number)
@@ -109,7 +109,7 @@ class Interface:
 
 @asynccontextmanager
 async def running(app: App, **settings: Any) -> AsyncIterator[Interface]:
-    """A worker that runs `app`, until the context ends or the test stops it."""
+    """Provide a worker that runs `app`, until the context ends or the test stops it."""
     layer: ChannelLayer = InMemoryChannelLayer()
     worker = Worker(WorkerSettings(app="test", **({"graceful_timeout": 5.0} | settings)), app, layer)
     stop, ready = anyio.Event(), asyncio.Event()

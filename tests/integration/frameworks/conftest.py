@@ -51,7 +51,7 @@ def _repeats(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="module", params=FRAMEWORKS)
 def sites(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
-    """The servers of one framework, for all checks of a module."""
+    """Provide the servers of one framework, for all checks of a module."""
     framework = FRAMEWORKS[request.param]
     servers = Sites(framework, tmp_path_factory.mktemp(framework.name), lambda: request.getfixturevalue("_real_redis"))
     try:
@@ -70,7 +70,7 @@ def setup(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def site(setup: str, sites: Sites) -> Site:
-    """The app on one setup of servers."""
+    """Provide the app on one setup of servers."""
     return sites.get(setup)
 
 

@@ -18,7 +18,7 @@ from support.bus import MakeLayer
 
 @pytest.fixture
 def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
-    """A client of the Redis of this test, to look at it and to change it."""
+    """Provide a client of the Redis of this test, to look at it and to change it."""
     with redis.Redis.from_url(redis_url, protocol=2, socket_timeout=30) as client:
         yield client
 
@@ -38,7 +38,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def new_layer(request: pytest.FixtureRequest, kind: str) -> MakeLayer:
-    """A layer that the test closes itself."""
+    """Provide a layer that the test closes itself."""
 
     def new(**options: Any) -> ChannelLayer:
         if kind == "memory":
@@ -51,7 +51,7 @@ def new_layer(request: pytest.FixtureRequest, kind: str) -> MakeLayer:
 
 @pytest.fixture
 async def make_layer(new_layer: MakeLayer) -> AsyncIterator[MakeLayer]:
-    """A layer that is closed at the end of the test."""
+    """Provide a layer that is closed at the end of the test."""
     made: list[ChannelLayer] = []
 
     def make(**options: Any) -> ChannelLayer:

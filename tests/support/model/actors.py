@@ -127,7 +127,7 @@ class Run:
     talker: asyncio.Future[None] | None = None
 
     async def permit(self) -> None:
-        """The app is as slow as the model wants."""
+        """Be as slow as the model wants."""
         while self.permits == 0:
             self.waiter = asyncio.get_running_loop().create_future()
             await self.waiter

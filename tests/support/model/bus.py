@@ -75,7 +75,7 @@ class Store:
         return self.put(mailbox, "", (MESSAGE, local, message))
 
     def empty(self) -> None:
-        """It restarts empty; each process finds out by itself, later."""
+        """Restart empty; each process finds out by itself, later."""
         self.mailboxes.clear()
         self.offers.clear()
         self.claims.clear()
@@ -211,7 +211,7 @@ class ModelBus(Bus):
         self.outbox.append(write)
 
     async def posted(self) -> None:
-        """What is posted waits in any case until it is delivered."""
+        """Do nothing: what is posted waits in any case until it is delivered."""
 
     def offer(self, channel: str, entry: Any, *, once: bool = False) -> Offer:
         offer = Offer(channel, once, state=(unpack(pack(entry)), []))

@@ -102,7 +102,7 @@ class World(logging.Handler):
                 worker.loop.close()
 
     def died(self, mailbox: str) -> None:
-        """A lease has ended."""
+        """End a lease."""
         self.interface.lapsed |= mailbox == self.interface.bus.mailbox
         for client in self.clients:
             client.deaths += client.connection.peer in ("", mailbox)
