@@ -37,6 +37,7 @@ class TcpProxy:
         self._pairs: set[_Pair] = set()
         self._serving: set[asyncio.Task[None]] = set()
         self._armed: list[tuple[str, int]] = []
+        self._before: list[tuple[bytes, Callable[[], object]]] = []
         self._silent: set[str] = set()
         self._delays: dict[str, float] = {}
         self._free = asyncio.Event()
@@ -65,6 +66,10 @@ class TcpProxy:
     def cut_reply(self, kind: str, least: int = 2) -> None:
         """Pass half of the next reply of at least `least` bytes, then reset both sides (RST). Once per call."""
         self._do(lambda: self._armed.append((kind, least)))
+
+    def before(self, request: bytes, call: Callable[[], object]) -> None:
+        """Call something, once, before bytes that hold `request` are passed to Redis; in the thread of the proxy."""
+        self._do(lambda: self._before.append((request, call)))
 
     def armed(self) -> int:
         """How many of the cuts asked for have not happened yet."""
@@ -162,6 +167,9 @@ class TcpProxy:
             if not pair.name and (match := SETNAME.search(data)):
                 pair.name = match[1].decode()
             await self._passable(pair)
+            for each in [each for each in self._before if each[0] in data]:
+                self._before.remove(each)
+                each[1]()
             pair.redis[1].write(data)
             await pair.redis[1].drain()
 

@@ -17,6 +17,7 @@ from support.clocks import WallClock, stepping_server
 from support.deadline import in_time
 from support.peers import Place, peer, place
 from support.redis import RedisServer
+from support.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.anyio
 
@@ -30,32 +31,6 @@ async def member(url: str) -> AsyncIterator[Place]:
     async with place(url, "asgibus") as one:
         await one.bus.join_group("group")
         yield one
-
-
-@asynccontextmanager
-async def proxy(url: str, command: bytes, what: Callable[[], object]) -> AsyncIterator[str]:
-    """A way to Redis on which something happens once, before such a command arrives there."""
-    parts = urlsplit(url)
-    happens = [what]
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        redis_reader, redis_writer = await asyncio.open_connection(parts.hostname, parts.port)
-        replies = asyncio.create_task(copy(redis_reader, writer))
-        while data := await reader.read(65536):
-            if command in data and happens:
-                happens.pop()()
-            redis_writer.write(data)
-        replies.cancel()
-        for each in (writer, redis_writer):
-            each.transport.abort()
-
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            writer.write(data)
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}{parts.path}"
-    server.close()
 
 
 def got(*members: Place) -> list[list[str]]:
@@ -326,16 +301,19 @@ async def test_a_broadcast_that_finds_mailboxes_missing_waits_for_those_who_are_
     redis_url: str, admin: "redis.Redis[bytes]"
 ) -> None:
     """If Redis lost its data, it waits until they are back; else they are gone, and out of the group."""
-    async with member(redis_url) as one, proxy(redis_url, b"lost", admin.flushall) as url:
-        other = RedisChannelLayer(url)
-        admin.zadd("asgibus:group:group", {"gone.1!": 2**45, "gone.2!local": 2**45})
-        await other.group_send("group", {"n": "before"})
-        await until(lambda: got(one) == [["before"]])
-        assert admin.zrange("asgibus:group:group", 0, -1) == [one.mailbox.encode()]
-        assert await sent(other, "lost") == ("lost", "")
-        await until(lambda: got(one) == [["before", "lost"]])
-        assert other.counts["send failed"] == 0
-        await other.close()
+    parts = urlsplit(redis_url)
+    with TcpProxy((parts.hostname or "", parts.port or 6379)) as proxy:
+        proxy.before(b"lost", admin.flushall)
+        async with member(redis_url) as one:
+            other = RedisChannelLayer(f"{proxy.url}{parts.path}")
+            admin.zadd("asgibus:group:group", {"gone.1!": 2**45, "gone.2!local": 2**45})
+            await other.group_send("group", {"n": "before"})
+            await until(lambda: got(one) == [["before"]])
+            assert admin.zrange("asgibus:group:group", 0, -1) == [one.mailbox.encode()]
+            assert await sent(other, "lost") == ("lost", "")
+            await until(lambda: got(one) == [["before", "lost"]])
+            assert other.counts["send failed"] == 0
+            await other.close()
 
 
 async def test_who_has_seen_all_leave_does_not_wait_for_them(redis_url: str) -> None:
