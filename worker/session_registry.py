@@ -191,7 +191,9 @@ class SessionRegistry(Handler):
         for session in sessions:
             session.acknowledge()
         self._router.tick(now)
-        if now >= self._rotate_at and self.bus.available:
+        if not self.bus.available:
+            self._rotate_at = now + RECENT_SECONDS  # while the store is away, no response can arrive
+        elif now >= self._rotate_at:
             self._rotate_at = now + RECENT_SECONDS
             self._recent.rotate()
 
