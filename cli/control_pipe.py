@@ -39,13 +39,12 @@ class ControlPipe:
         self._reported: set[str] = set()
         self._lock = threading.Lock()
         self._on_stop: tuple[OnStop, float] | None = None
-        if end is not None:
-            # A thread: the event loop may not run yet, or be blocked by the app.
-            threading.Thread(target=self._wait, args=(end,), name="control pipe", daemon=True).start()
 
     @classmethod
     def inherited(cls) -> ControlPipe:
-        """Return the pipe that the environment names, and remove the name: processes of the app do not inherit it.
+        """Return the pipe that the environment names, and wait in a thread for the request to stop.
+
+        The name is removed from the environment, so that processes of the app do not inherit it.
 
         Raises:
             click.UsageError: The environment names something else.
@@ -62,7 +61,10 @@ class ControlPipe:
                 f"{VARIABLE} is for processes of a supervisor alone: take it out of the environment"
             ) from None
         end.set_inheritable(False)
-        return cls(end)
+        pipe = cls(end)
+        # A thread: the event loop may not run yet, or be blocked by the app.
+        threading.Thread(target=pipe._wait_for_stop, args=(end,), name="control pipe", daemon=True).start()
+        return pipe
 
     @property
     def is_supervised(self) -> bool:
@@ -119,7 +121,7 @@ class ControlPipe:
         with suppress(OSError):  # the supervisor is gone, which the thread sees too
             self._end.sendall(" ".join((word, *rest)).encode() + b"\n")
 
-    def _wait(self, end: socket.socket) -> None:
+    def _wait_for_stop(self, end: socket.socket) -> None:
         try:
             received = end.recv(len(STOP))
         except OSError:
