@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from asgibus.layers.codec import unpack, unpack_message
 from asgibus.layers.contract import Bus, Claim, Delivery, Draft, Frame, Handler, Offer, Statistics
@@ -18,7 +18,6 @@ from asgibus.layers.redis.channels import AckingConsumer
 from asgibus.layers.redis.client import RedisError, ignore_reply
 from asgibus.layers.redis.groups import Memberships
 from asgibus.layers.redis.heartbeat import Heartbeat, lease_times
-from asgibus.layers.redis.inbox import Inbox
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.pipeline import CALL_SECONDS
 from asgibus.layers.redis.redelivery import Deduplicator
@@ -33,12 +32,37 @@ APPS_SECONDS = 86_400  # for how long announcements are kept that no process cle
 STATISTICS_SECONDS = 1.0  # for statistics, whose reader waits
 
 
+class LocalReceiver(Protocol):
+    """Receives messages to process-local channels: see `inbox.Inbox`."""
+
+    def deliver(self, parts: Sequence[str], message: bytes, sent: float, delay: float, capacity: int) -> None: ...
+
+    def join(self, part: str) -> None: ...
+
+
 class RedisBus(Bus):
     """The bus of one mailbox: see `Bus`. Call `open` before use and `close` at the end."""
 
-    def __init__(self, client: StoreClient, shards: Shards, mailbox: str, handler: Handler) -> None:
+    def __init__(
+        self,
+        client: StoreClient,
+        shards: Shards,
+        mailbox: str,
+        handler: Handler,
+        local_receiver: LocalReceiver | None = None,
+    ) -> None:
+        """Prepare the bus.
+
+        Args:
+            client: The client of the store that has the mailbox.
+            shards: All stores, for groups and ordinary channels.
+            mailbox: The mailbox.
+            handler: Handles the frames in the mailbox.
+            local_receiver: Receives messages to channels of this mailbox, if they are process-local channels. Without
+                one, they are reply channels, and their messages go to the handler.
+        """
         self.mailbox = mailbox
-        self._inbox = handler if isinstance(handler, Inbox) else None
+        self._local_receiver = local_receiver
         self._loop = asyncio.get_running_loop()
         self._handler = handler
         self._keys = client.keys
@@ -136,8 +160,8 @@ class RedisBus(Bus):
     def _deliver(self, parts: Sequence[str], message: bytes, delay: float, capacity: int, sent: float) -> None:
         """Deliver a message to channels of this mailbox. Raises ValueError or TypeError if it is not valid."""
         _check_local(parts, message, delay, capacity)
-        if self._inbox is not None:
-            self._inbox.deliver(parts, message, sent, delay, capacity)
+        if self._local_receiver is not None:
+            self._local_receiver.deliver(parts, message, sent, delay, capacity)
         elif delay:
             unpack_message(message)
             self._delay(parts, message, sent + delay, capacity)
@@ -161,8 +185,8 @@ class RedisBus(Bus):
 
     async def add_channel(self, group: str, channel: str) -> None:
         """Add a channel of this mailbox to a group, also again if the store loses that. Raises LayerUnavailable."""
-        if self._inbox is not None:
-            self._inbox.join(channel.partition("!")[2])
+        if self._local_receiver is not None:
+            self._local_receiver.join(channel.partition("!")[2])
         await self._memberships.add_channel(group, channel, self._loop.time() + self._wait)
 
     async def discard_channel(self, group: str, channel: str) -> None:

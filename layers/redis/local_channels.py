@@ -272,7 +272,7 @@ class LocalChannels:
 
     async def _open_bus(self, client: StoreClient) -> None:
         inbox = Inbox(client.settings.expiry, self._over_capacity)
-        bus = RedisBus(client, self._shards, self._mailbox, inbox)
+        bus = RedisBus(client, self._shards, self._mailbox, inbox, inbox)
         inbox.on_bus(bus)
 
         async def close() -> None:
