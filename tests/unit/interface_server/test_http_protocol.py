@@ -188,6 +188,35 @@ def test_a_stop_waits_a_moment_for_the_first_request() -> None:
     assert socket.transport.closed
 
 
+def test_a_stop_closes_after_the_request_of_a_client_that_sends_no_more() -> None:
+    socket = Socket()
+    socket.send(get("/1") + get("/2"))
+    socket.end()
+    socket.protocol.shut_down()
+    socket.answer()
+    assert paths(socket) == [b"/1"]
+    assert socket.transport.closed
+    assert not socket.lingers  # there is nothing to wait for
+
+
+@pytest.mark.parametrize("stop_first", [True, False])
+def test_a_stop_does_not_wait_for_a_body_that_cannot_come(
+    stop_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    socket = Socket()
+    with monkeypatch.context() as busy:
+        busy.setattr(socket.scheduler, "exhausted", lambda seconds: True)
+        socket.send(post(10) + b"12345")
+    if stop_first:
+        socket.protocol.shut_down()
+    socket.end()
+    if not stop_first:
+        socket.protocol.shut_down()
+    socket.protocol.read_slice()
+    assert socket.transport.closed
+    assert socket.requests == []
+
+
 # Upgrades.
 
 
