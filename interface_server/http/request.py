@@ -241,6 +241,7 @@ class RequestParser:
         "_peer",
         "_proxies",
         "_section_ended",
+        "_size_unknown",
         "body_bytes",
         "request",
         "tail",
@@ -273,6 +274,7 @@ class RequestParser:
         self._line = b""
         self._head_bytes = 0  # of a part of a head or of trailers, in earlier calls of `feed`
         self._fed = 0  # bytes of the current call
+        self._size_unknown = False  # whether the head began in a call with other bytes before it
         self._section_ended = False
         self._asks_upgrade: Request | None = None
         self.body_bytes = 0
@@ -327,6 +329,7 @@ class RequestParser:
             return TOO_MANY_HEADERS
         if self._section_ended or self.body_bytes != body_before:
             self._head_bytes = 0
+            self._size_unknown = not request.head_complete
             return None
         # Only a part of a head or of trailers has arrived. It is kept in memory until the section is complete.
         self._head_bytes += self._fed
@@ -399,7 +402,8 @@ class RequestParser:
             request.client, request.scheme = self._proxies.forwarded(request.headers, request.client, request.scheme)
         request.head_complete = True
         # Twice the bytes are more than `head_size`, which is not computed for ordinary requests.
-        if 2 * (self._head_bytes + self._fed) > self._max_head_size and request.head_size > self._max_head_size:
+        measure = self._size_unknown or 2 * (self._head_bytes + self._fed) > self._max_head_size
+        if measure and request.head_size > self._max_head_size:
             request.error = HEAD_TOO_LARGE
         elif len(request.headers) > self._max_headers:
             request.error = TOO_MANY_HEADERS

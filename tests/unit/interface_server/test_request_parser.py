@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgibus.interface_server.http.request import Request, RequestParser
+from asgibus.interface_server.http.request import HEAD_TOO_LARGE, Request, RequestParser
 
 PIPELINE = (
     b"GET /1?q HTTP/1.1\r\nHost: a\r\nX-Long: one two  \r\n\r\n"
@@ -40,6 +40,13 @@ def test_cuts_change_nothing(cuts: set[int]) -> None:
     assert all(each.complete and each.error is None for each in requests)
     assert [each.keep_alive for each in requests] == [True] * 4 + [False]
     assert reading.request is None
+
+
+def test_a_large_head_behind_another_request_is_rejected() -> None:
+    reading, requests = parser(max_head_size=100)
+    assert reading.feed(b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 100) is None
+    assert reading.feed(b"\r\n\r\nGET /3 HTTP/1.1\r\nHost: a\r\n\r\n") is None
+    assert [each.error for each in requests] == [None, HEAD_TOO_LARGE, None]
 
 
 @given(cuts=st.sets(st.integers(1, 150)))
