@@ -84,7 +84,7 @@ class Tls:
         return {
             "server_cert": facts.certificate,
             "client_cert_chain": [ssl.DER_cert_to_PEM_cert(certificate) for certificate in _client_chain(tls)],
-            "client_cert_name": _client_name(tls),
+            "client_cert_name": client_name(tls),
             "client_cert_error": None,  # the handshake fails if there is one
             "tls_version": _VERSIONS.get(tls.version() or ""),
             "cipher_suite": facts.suites.get(cipher[0]) if cipher else None,
@@ -109,10 +109,11 @@ def _escape(value: str) -> str:
     return text
 
 
-def _client_name(tls: ssl.SSLObject) -> str | None:
+def client_name(tls: ssl.SSLObject) -> str | None:
+    """Return the subject of the client's certificate; None if there is none, or Python cannot decode it."""
     try:
         certificate = tls.getpeercert()
-    except ssl.SSLError:  # the authority has signed a certificate with text that is not valid in its encoding
+    except (ssl.SSLError, UnicodeDecodeError):  # some text in the certificate is not valid in its encoding
         return None
     return distinguished_name(cast(Subject, certificate["subject"])) if certificate else None
 

@@ -2,17 +2,18 @@
 
 import _ssl
 import datetime as dt
+import ssl
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.name import _ASN1Type
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtensionOID, NameOID
 
-from asgibus.interface_server.tls import distinguished_name
+from asgibus.interface_server.tls import client_name, distinguished_name
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 NOW = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
@@ -20,13 +21,15 @@ NOW = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
 Pair = tuple[x509.ObjectIdentifier, str]
 
 
-def decoded(folder: Path, *names: list[Pair], kind: _ASN1Type | None = None) -> tuple[Any, str]:
+def decoded(
+    folder: Path, *names: list[Pair], kind: _ASN1Type | None = None, alternative: bytes | None = None
+) -> tuple[Any, str]:
     """The subject of a certificate as Python decodes it, and as another library writes it."""
     subject = x509.Name(
         [x509.RelativeDistinguishedName([x509.NameAttribute(o, v, kind) for o, v in name]) for name in names]
     )
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "issuer")])
-    signed = (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
@@ -34,8 +37,11 @@ def decoded(folder: Path, *names: list[Pair], kind: _ASN1Type | None = None) -> 
         .serial_number(1)
         .not_valid_before(NOW)
         .not_valid_after(NOW)
-        .sign(KEY, hashes.SHA256())
     )
+    if alternative is not None:
+        extension = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, alternative)
+        builder = builder.add_extension(extension, critical=False)
+    signed = builder.sign(KEY, hashes.SHA256())
     file = folder / "certificate.pem"
     file.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
     # What `getpeercert` does, without a connection.
@@ -81,3 +87,12 @@ def test_types_without_a_short_name(tmp_path: Path) -> None:
     names = [[(NameOID.EMAIL_ADDRESS, "j@e.org")], [(x509.ObjectIdentifier("2.999.3"), "x")]]
     subject, _ = decoded(tmp_path, *names)
     assert distinguished_name(subject) == "2.999.3=x,emailAddress=j@e.org"
+
+
+def test_a_certificate_with_text_in_another_encoding_has_no_name(tmp_path: Path) -> None:
+    class Connection:
+        def getpeercert(self) -> Any:
+            latin = b"\x30\x07\x81\x05\xfc@x.d"  # an e-mail address, which must be ASCII
+            return {"subject": decoded(tmp_path, [(NameOID.COMMON_NAME, "jane")], alternative=latin)[0]}
+
+    assert client_name(cast(ssl.SSLObject, Connection())) is None
