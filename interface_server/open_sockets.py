@@ -83,8 +83,7 @@ class OpenSockets:
         start = anyio.current_time()
         for offset, holder in staggered(later, seconds):
             await anyio.sleep_until(start + offset)
-            if holder in self._holders:
-                self._shut_down(holder)
+            self._shut_down(holder)
 
     async def wait_closed(self, seconds: float) -> None:
         """Wait until every socket is closed, but no longer than that."""
@@ -102,6 +101,8 @@ class OpenSockets:
                 logger.exception(FAULT, self._cut(holder))
 
     def _shut_down(self, holder: Holder) -> None:
+        if holder not in self._holders:  # closed meanwhile, or another protocol has the socket
+            return
         try:
             holder.shut_down()
         except Exception:  # a fault in one socket must not reach the others
