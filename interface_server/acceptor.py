@@ -91,7 +91,8 @@ class Acceptor:
             try:
                 yield
             finally:
-                self._accept(loop)  # clients that the kernel has connected already would be reset
+                if self._settings.fd is None:  # else other processes serve the clients that wait
+                    self._accept(loop)  # clients that the kernel has connected already would be reset
                 if self._paused is not None:
                     self._paused.cancel()
                 loop.remove_reader(self._listening)

@@ -1,0 +1,36 @@
+"""The end of accepting: clients that the kernel has connected, and no process has accepted yet."""
+
+import asyncio
+import socket
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from asgibus.interface_server.acceptor import Acceptor
+from asgibus.interface_server.rejections import Rejections
+from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.interface_server.tls import Tls
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("inherited", [False, True])
+async def test_clients_that_wait_are_accepted_unless_another_process_can(inherited: bool) -> None:
+    listening = socket.create_server(("127.0.0.1", 0))
+    made: list[asyncio.Protocol] = []
+
+    def factory(*_: Any, **__: Any) -> asyncio.Protocol:
+        made.append(asyncio.Protocol())
+        return made[-1]
+
+    settings = InterfaceSettings(fd=listening.fileno() if inherited else None)
+    counts: Counter[str] = Counter()
+    acceptor = Acceptor(settings, listening, Tls(settings), factory, counts, Rejections(counts), lambda: 0)
+    with listening.dup() as sibling, socket.socket() as client:
+        sibling.settimeout(1)
+        async with acceptor.accepting():
+            client.connect(sibling.getsockname())
+        assert len(made) == (not inherited)
+        if inherited:
+            sibling.accept()[0].close()
