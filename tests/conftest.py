@@ -1,7 +1,7 @@
 """Fixtures for all tests. What they promise stands in their docstrings; `pytest --fixtures` lists them.
 
 Redis is found in this order: the URL in ASGIBUS_TEST_REDIS_URL (its database is emptied, one database for each xdist
-worker), a private `redis-server`, a container, and last fakeredis, with which the tests marked `redis` are skipped.
+worker), a private `redis-server`, a container. Without any, the tests marked `redis` are skipped.
 With ASGIBUS_REQUIRE_ALL set, a test marked `redis`, `browser` or `program` may not be skipped: it fails.
 """
 
@@ -205,14 +205,8 @@ def _processes_without_coverage(request: pytest.FixtureRequest) -> Iterator[None
 def _real_redis(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     source = _source(pytestconfig)
     if not source.real:
-        pytest.skip(f"no real Redis: {source}")
+        pytest.skip(f"no Redis: {source.detail}")
     with redis_support.real_server(source, tmp_path_factory.mktemp("redis"), _xdist_number()) as url:
-        yield url
-
-
-@pytest.fixture(scope="session")
-def _fake_redis() -> Iterator[str]:
-    with redis_support.fake_server() as url:
         yield url
 
 
@@ -228,18 +222,6 @@ def shared_redis_url(_real_redis: str) -> str:
     """As `redis_url`, for processes that all tests of a module share: none of these may use `redis_url`."""
     redis_support.empty(_real_redis)
     return _real_redis
-
-
-@pytest.fixture
-def any_redis_url(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> str:
-    """As `redis_url`; where there is no real Redis, fakeredis stands in, so the test runs all the same."""
-    source = _source(pytestconfig)
-    if not source.real and _require_all():
-        pytest.fail(f"no real Redis, but ASGIBUS_REQUIRE_ALL is set: {source}", pytrace=False)
-    name = "_real_redis" if source.real else "_fake_redis"
-    url: str = request.getfixturevalue(name)
-    redis_support.empty(url)
-    return url
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,24 +28,24 @@ DATABASES = 64
 class Source:
     """The best Redis that this machine offers."""
 
-    kind: Literal["url", "binary", "container", "fake"]
+    kind: Literal["url", "binary", "container", "none"]
     detail: str
 
     @property
     def real(self) -> bool:
-        return self.kind != "fake"
+        return self.kind != "none"
 
     def __str__(self) -> str:
         return {
             "url": f"{URL_VARIABLE}={_without_password(self.detail)}",
             "binary": f"private server, {self.detail}",
             "container": f"container of {self.detail}",
-            "fake": f"none; fakeredis stands in ({self.detail})",
+            "none": f"none ({self.detail})",
         }[self.kind]
 
 
 def find() -> Source:
-    """`ASGIBUS_TEST_REDIS_URL`, else a `redis-server` (or `valkey-server`) binary, else a container, else fakeredis."""
+    """Return the URL that ASGIBUS_TEST_REDIS_URL names, else a server binary, else a container, else none."""
     if url := os.environ.get(URL_VARIABLE):
         return Source("url", url)
     for name in ("redis-server", "valkey-server"):
@@ -55,7 +54,7 @@ def find() -> Source:
     reason = _why_no_docker()
     if reason is None:
         return Source("container", IMAGE)
-    return Source("fake", f"no {URL_VARIABLE}, no redis-server binary, no Docker because {reason}")
+    return Source("none", f"no {URL_VARIABLE}, no redis-server binary, no Docker because {reason}")
 
 
 class RedisServer:
@@ -172,23 +171,6 @@ def real_server(source: Source, folder: Path, worker_number: int) -> Iterator[st
     else:
         assert source.kind == "url"
         yield _with_database(source.detail, worker_number)
-
-
-@contextmanager
-def fake_server() -> Iterator[str]:
-    """Provide the URL of a fakeredis in a thread of this process."""
-    from fakeredis import TcpFakeServer
-
-    server = TcpFakeServer(("127.0.0.1", 0), server_type="redis", server_version=(7, 0))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield f"redis://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def empty(url: str) -> None:

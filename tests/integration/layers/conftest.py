@@ -1,8 +1,5 @@
 """One suite for every layer: `make_layer` makes the memory layer in one run of a test, the Redis layer in
 the next, and the Redis layer with encryption in the last.
-
-fakeredis does not stand in for Redis here, only for the scripts (`test_redis_scripts.py`): the blocking reads of its
-server cannot be ended. Without a real Redis half of the suite is skipped, and said to be.
 """
 
 from collections.abc import AsyncIterator, Iterator
