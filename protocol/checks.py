@@ -344,14 +344,16 @@ def _check_request(request: ConnectRequest) -> None:
             require_protocol(request.kind)
         except ValueError as error:
             raise BadFrame(str(error)) from None
-    try:
-        for name, value in request.headers:  # they only go to the app, which may get any bytes
-            if type(name) is not bytes or type(value) is not bytes:
-                raise TypeError
+    try:  # any bytes are allowed, because headers only go to the app
+        b"".join([name + value for name, value in request.headers])
     except (TypeError, ValueError):
         raise BadFrame("headers are not pairs of bytes") from None
-    _check_address(request.client)
-    _check_address(request.server)
+    addresses: tuple[Any, ...] = (request.client, request.server)
+    for address in addresses:
+        if address is not None and (
+            len(address) != 2 or type(address[0]) is not str or type(address[1]) not in (int, NoneType)
+        ):
+            raise BadFrame("a connect request has an invalid address")
     if request.scope is not None and type(request.scope.get("extensions", {})) is not dict:
         raise BadFrame("the extensions of a scope are not a dict")
     if request.subprotocols and not all(type(each) is str for each in request.subprotocols):
@@ -362,10 +364,3 @@ def _check_request(request: ConnectRequest) -> None:
         if type(event) is not tuple or not event or type(event[0]) is not int or event[0] not in FROM_CLIENT:
             raise BadFrame("a connect request has an event that is not from a client")
         FROM_CLIENT[event[0]](event)
-
-
-def _check_address(address: Any) -> None:
-    if address is not None and (
-        len(address) != 2 or type(address[0]) is not str or (type(address[1]) is not int and address[1] is not None)
-    ):
-        raise BadFrame("a connect request has an invalid address")

@@ -222,7 +222,7 @@ def _response_start(event: Mapping[str, Any]) -> Event:
         raise ValueError(f"{status} is not the status of a final response")
     code = RESPONSE_START_TRAILERS if event.get("trailers") else RESPONSE_START
     headers = _headers(event.get("headers", ()), "the response's headers")
-    lengths = [content for name, content in headers if name.lower() == b"content-length"]
+    lengths = [content for name, content in headers if len(name) == 14 and name.lower() == b"content-length"]
     if lengths and (len(lengths) > 1 or not is_length(lengths[0])):
         raise ValueError(f"the response's content-length is not one number: {lengths}")
     return (code, int(status), headers)

@@ -128,11 +128,10 @@ class ResponseBody:
         """Whether this is an event stream, which lasts until either side ends it."""
         if head_only or start[1] in (204, 304):
             return
-        for given_name, value in start[2]:
-            name = given_name.lower()
-            if name == b"content-length":
+        for name, value in start[2]:  # the lengths are compared first, because every response passes here
+            if len(name) == 14 and name.lower() == b"content-length":
                 self.remaining = int(value)
-            elif name == b"content-type":
+            elif len(name) == 12 and name.lower() == b"content-type":
                 self.is_event_stream = value.lower().startswith(b"text/event-stream")
         if self.remaining is not None or start[0] != RESPONSE_START or not is_http:
             self.is_event_stream = False
