@@ -199,8 +199,8 @@ def _plain(text: str) -> str:
 def _headers(value: Iterable[Iterable[Any]], what: str) -> Headers:
     headers = []
     for given_name, given_content in value:
-        name = _bytes(given_name, f"a name in {what}")
-        content = _bytes(given_content, f"a value in {what}")
+        name = given_name if type(given_name) is bytes else _bytes(given_name, f"a name in {what}")
+        content = given_content if type(given_content) is bytes else _bytes(given_content, f"a value in {what}")
         if not _HEADER_NAME.match(name):
             raise ValueError(f"{name!r} in {what} is not a header name")
         if _BAD_VALUE.search(content):
