@@ -10,7 +10,7 @@ from collections.abc import Callable
 import anyio
 
 from asgibus.interface_server.rejections import TOO_MANY, Rejections
-from asgibus.interface_server.terminator import FAULT, Holder, cut
+from asgibus.interface_server.terminator import FAULT, Holder, abort_faulty
 from asgibus.protocol.pacing import staggered
 
 logger = logging.getLogger("asgibus.interface")
@@ -66,7 +66,7 @@ class OpenSockets:
             try:
                 holder.expire(now)
             except Exception:  # a fault in one socket must not reach the others
-                logger.exception(FAULT, self._cut(holder))
+                logger.exception(FAULT, self._abort_faulty(holder))
 
     async def drain(self, seconds: float, late: Callable[[Holder], bool]) -> None:
         """Tell every socket to close.
@@ -98,7 +98,7 @@ class OpenSockets:
             try:
                 holder.abort()
             except Exception:  # a fault in one socket must not reach the others
-                logger.exception(FAULT, self._cut(holder))
+                logger.exception(FAULT, self._abort_faulty(holder))
 
     def _shut_down(self, holder: Holder) -> None:
         if holder not in self._holders:  # closed meanwhile, or another protocol has the socket
@@ -106,8 +106,8 @@ class OpenSockets:
         try:
             holder.shut_down()
         except Exception:  # a fault in one socket must not reach the others
-            logger.exception(FAULT, self._cut(holder))
+            logger.exception(FAULT, self._abort_faulty(holder))
 
-    def _cut(self, holder: Holder) -> str:
+    def _abort_faulty(self, holder: Holder) -> str:
         self.forget(holder)
-        return cut(holder, self._counts)
+        return abort_faulty(holder, self._counts)

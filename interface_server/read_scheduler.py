@@ -11,7 +11,7 @@ import logging
 from collections import Counter, deque
 from time import perf_counter
 
-from asgibus.interface_server.terminator import FAULT, cut
+from asgibus.interface_server.terminator import FAULT, abort_faulty
 
 logger = logging.getLogger("asgibus.interface")
 
@@ -53,7 +53,7 @@ class ReadScheduler:
                 try:
                     reader.read_slice()
                 except Exception:  # a fault in one socket must not reach the others
-                    logger.exception(FAULT, cut(reader, self._counts))
+                    logger.exception(FAULT, abort_faulty(reader, self._counts))
 
 
 class SlicedReader(asyncio.Protocol):

@@ -140,7 +140,7 @@ class Server:
         await self._sockets.drain(min(self.settings.drain_period, timeout), late=_is_open_websocket)
         await self._sockets.wait_closed(end - anyio.current_time())
         if self._sockets:
-            logger.warning("%d sockets were not done within %g s and are cut", len(self._sockets), timeout)
+            logger.warning("%d sockets were not closed within %g s and are aborted", len(self._sockets), timeout)
             self._sockets.abort()
             await self._sockets.wait_closed(DRAIN_SECONDS)
 
@@ -169,7 +169,7 @@ class Server:
     def ready(self) -> str | None:
         """Return None if new clients are served, else the reason why not, as a sentence."""
         if self._stopping:
-            return "stopping: no new sockets are taken"
+            return "stopping: no new sockets are accepted"
         if not self.connections.bus.available:
             return "the channel layer cannot be reached"
         if self.connections.bus.refusal is not None:

@@ -213,10 +213,10 @@ class Listener(Protocol):
         """Stop to accept clients. Afterwards the server calls `shut_down` of every open socket."""
 
 
-FAULT = "a terminator failed, and its socket is cut: %s"
+FAULT = "a terminator failed, and its socket is aborted: %s"
 
 
-def cut(terminator: Abortable, counts: Counter[str]) -> str:
+def abort_faulty(terminator: Abortable, counts: Counter[str]) -> str:
     """Count a terminator that has raised, abort its socket, and return the name of its class for the log.
 
     Every call of a terminator is guarded in this way, so that a fault in one socket does not reach the others.

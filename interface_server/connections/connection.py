@@ -11,7 +11,7 @@ from collections import Counter
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, Protocol
 
-from asgibus.interface_server.terminator import FAULT, cut
+from asgibus.interface_server.terminator import FAULT, abort_faulty
 from asgibus.layers.codec import pack, unpack
 from asgibus.layers.contract import Bus, Frame, Offer
 from asgibus.protocol.connect_request import ConnectRequest
@@ -409,7 +409,7 @@ class Connection:
         client_gone = self.state is _ABANDONED or self.state is _CLOSING
         if client_gone and (reason is RunEnd.FORGOTTEN or not self._needs_disconnect):
             self._transition(ConnectionEvent.GIVEN_UP)
-        elif reason.by_death and self._crash_limit_reached():
+        elif reason.by_death and self._count_crash() >= CRASH_LIMIT:
             logger.error(
                 "connection %d is ended: %d workers in a row died while they handled it", self.number, self.crashes
             )
@@ -427,16 +427,16 @@ class Connection:
         """Whether an app must get the disconnect of the client, if not this run then a further one."""
         return self.accepted and self.resumable
 
-    def _crash_limit_reached(self) -> bool:
-        """Count the death of a worker. Return whether `CRASH_LIMIT` workers in a row have died without progress."""
+    def _count_crash(self) -> int:
+        """Count the death of a worker, and return the number of workers in a row that have died without progress."""
         if self._is_idle:
             self.crashes = 0
-            return False
+            return 0
         # A further run of a request gets the whole body again, so a part that was handled is no progress.
         if self.table is not HTTP_TABLE and self._handled_by_run():
             self.crashes = 0
         self.crashes += 1
-        return self.crashes >= CRASH_LIMIT
+        return self.crashes
 
     @property
     def _is_idle(self) -> bool:
@@ -532,7 +532,7 @@ class Connection:
         try:
             self.terminator.fail(*answer)
         except Exception:  # further connections may be about to fail in the same pass
-            logger.exception(FAULT, cut(self.terminator, self._host.counts))
+            logger.exception(FAULT, abort_faulty(self.terminator, self._host.counts))
 
     def _transition(self, event: ConnectionEvent) -> None:
         self.state = transition(CONNECTION_TABLE, self.state, event)

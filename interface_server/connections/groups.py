@@ -11,7 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asgibus.interface_server.callback_tasks import CallbackTasks
-from asgibus.interface_server.terminator import FAULT, cut
+from asgibus.interface_server.terminator import FAULT, abort_faulty
 from asgibus.layers.contract import Bus, Message
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.protocol.events import GROUP_ADD, OTHER_CLOSE, OTHER_SENT, encode
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("asgibus.interface")
 
-WARNED_TYPES = 100  # event types that are logged when no member could take them, each once
+WARNED_TYPES = 100  # event types that are logged, each once, when members cannot write them
 
 
 class Member(Protocol):
@@ -151,11 +151,11 @@ class Groups:
             try:
                 member.terminator.broadcast(event, shared)
             except Exception:  # the other members still get the broadcast
-                logger.exception(FAULT, cut(member.terminator, self._counts))
-        if event[0] in (OTHER_SENT, OTHER_CLOSE) and (missed := self._counts["broadcast out of place"] - before):
-            self._warn_once(name, event[1], missed)
+                logger.exception(FAULT, abort_faulty(member.terminator, self._counts))
+        if event[0] in (OTHER_SENT, OTHER_CLOSE) and (dropped := self._counts["broadcast out of place"] - before):
+            self._warn_once(name, event[1], dropped)
 
-    def _warn_once(self, name: str, kind: str, missed: int) -> None:
+    def _warn_once(self, name: str, kind: str, dropped: int) -> None:
         """Explain to authors who expect a group of consumers, where the app would receive the events."""
         if kind in self._warned or len(self._warned) >= WARNED_TYPES:
             return
@@ -165,5 +165,5 @@ class Groups:
             "straight to clients, as websocket.send to WebSockets and as http.response.body to responses",
             kind,
             name,
-            missed,
+            dropped,
         )

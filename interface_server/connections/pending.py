@@ -96,7 +96,7 @@ class PendingConnections:
         """Delay the offer of an added connection until that time."""
         self._delayed[connection.number] = until, connection
 
-    def due(self, now: float) -> list[Connection]:
+    def take_due(self, now: float) -> list[Connection]:
         """Remove and return the delayed connections whose time has come."""
         due = [connection for until, connection in self._delayed.values() if until <= now]
         for connection in due:
@@ -160,5 +160,5 @@ class PendingConnections:
         if unserved:
             self._counts["no worker"] += unserved
             logger.warning(
-                "no worker took %d connections within %g s: is one running for their pool?", unserved, seconds
+                "no worker claimed %d connections within %g s: is one running for their pool?", unserved, seconds
             )

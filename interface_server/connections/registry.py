@@ -16,7 +16,7 @@ from asgibus.interface_server.connections.connection import NO_WORKER, Connectio
 from asgibus.interface_server.connections.groups import Groups
 from asgibus.interface_server.connections.pending import PendingConnections
 from asgibus.interface_server.settings import InterfaceSettings
-from asgibus.interface_server.terminator import FAULT, cut
+from asgibus.interface_server.terminator import FAULT, abort_faulty
 from asgibus.layers.contract import Bus, Frame, Handler, Message
 from asgibus.layers.frames import ABANDONED, FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE
 from asgibus.protocol.channels import shared_channel
@@ -267,7 +267,7 @@ class ConnectionRegistry(Handler):
                 try:
                     terminator.flush()
                 except Exception:  # the other sockets are still flushed
-                    logger.exception(FAULT, cut(terminator, self.counts))
+                    logger.exception(FAULT, abort_faulty(terminator, self.counts))
 
     def find(self, sender: str, number: int, attempt: int) -> Connection | None:
         """See `Endpoints`. The first worker that sends a frame for a run becomes its owner."""
@@ -311,15 +311,15 @@ class ConnectionRegistry(Handler):
         self._dead_workers[mailbox] = None
         if len(self._dead_workers) > DEAD_REMEMBERED:
             del self._dead_workers[next(iter(self._dead_workers))]
-        lost = [connection for connection in self._open.values() if connection.peer == mailbox]
-        for connection in lost:
+        served = [connection for connection in self._open.values() if connection.peer == mailbox]
+        for connection in served:
             connection.run_ended(RunEnd.KILLED)
-        if lost:
-            again = sum(connection.state is ConnectionState.OFFERED for connection in lost)
+        if served:
+            again = sum(connection.state is ConnectionState.OFFERED for connection in served)
             logger.warning(
                 "the worker %s is dead: of its %d connections here, %d were offered to other workers",
                 mailbox,
-                len(lost),
+                len(served),
                 again,
             )
 
@@ -361,7 +361,7 @@ class ConnectionRegistry(Handler):
         """
         self.now = now
         self._pending.tick(self.bus, now)
-        for connection in self._pending.due(now):
+        for connection in self._pending.take_due(now):
             self._offer_further(connection, connection.unpack_request())
         self._router.tick(now)
         if self.bus.available:
@@ -372,7 +372,7 @@ class ConnectionRegistry(Handler):
             self._end_all(now)
 
     def _end_all(self, now: float) -> None:
-        """End the connections, because the layer has been away too long and nothing says when it comes back."""
+        """End the connections, because the layer has been away too long and may not come back."""
         self._away_since = now
         joined = [connection for connection in self._open.values() if connection.state is ConnectionState.JOINED]
         for connection in joined:

@@ -172,7 +172,7 @@ def test_one_that_fails_at_its_deadline_ends_alone(start_interface: Start, insta
     )
     with client(server) as other, client(server) as broken:
         broken.sendall(b"break\n")
-        server.wait_for("a terminator failed, and its socket is cut: lines.LineTerminator")
+        server.wait_for("a terminator failed, and its socket is aborted: lines.LineTerminator")
         if "abort" not in statement:
             assert broken.recv(10) == b""
         other.sendall(b"a\n")
@@ -194,7 +194,7 @@ def test_one_that_fails_when_the_server_stops_ends_alone(start_interface: Start,
         assert broken.recv(10) == b""
         assert other.recv(10) == b""
         assert server.wait() == 0
-    assert server.log().count("a terminator failed, and its socket is cut: lines.LineTerminator") == 1
+    assert server.log().count("a terminator failed, and its socket is aborted: lines.LineTerminator") == 1
     assert "not done within" not in server.log()
 
 
@@ -210,7 +210,7 @@ def test_one_that_cannot_be_told_that_there_is_no_worker_ends_alone(
         assert one.recv(10) == other.recv(10) == b""
         with RawClient(server) as http:
             assert http.request("GET", "/").status == 503
-    assert server.log().count("a terminator failed, and its socket is cut: lines.LineTerminator") == 2
+    assert server.log().count("a terminator failed, and its socket is aborted: lines.LineTerminator") == 2
 
 
 def test_a_listener_that_fails_when_the_server_stops(start_interface: Start, install: Install) -> None:

@@ -142,7 +142,7 @@ def test_a_client_that_left_is_forgotten_when_no_worker_has_it(kind: str, caplog
     table.connections.tick(103.1)
     assert len(table.connections) == 0
     assert terminator.failed == []
-    assert "no worker took" not in caplog.text
+    assert "no worker claimed" not in caplog.text
     table.frames(claim_frame(connection.number))
     assert table.bus.posted == [(WORKER, (RESET, connection.number, 1))]
 
@@ -187,7 +187,7 @@ def test_no_worker_in_time_is_told_once_for_all(caplog: pytest.LogCaptureFixture
     assert [terminator.failed for terminator in terminators] == [[], [], []]
     table.connections.tick(6.0)
     assert [terminator.failed for terminator in terminators] == [[(503, 1013)]] * 3
-    assert caplog.text.count("no worker took 3 connections") == 1
+    assert caplog.text.count("no worker claimed 3 connections") == 1
     assert len(table.bus.withdrawn) == 3
 
 
