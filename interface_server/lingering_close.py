@@ -82,7 +82,7 @@ class LingeringClose(asyncio.Protocol):
         """See `Holder`."""
         self.deadline = now + CHECK_SECONDS
         unread = unread_bytes(self._transport)
-        if self._guard.stalled(now, unread):
+        if self._guard.check_stall(now, unread):
             self._transport.abort()
         elif unread:
             self._end = max(self._end, now + LINGER_SECONDS)  # the client is still reading the response

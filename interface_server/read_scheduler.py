@@ -30,13 +30,17 @@ class ReadScheduler:
         self._waiting: deque[SlicedReader] = deque()
         self._waiting_small: deque[SlicedReader] = deque()  # readers with little input wait for one turn only
 
-    def exhausted(self, seconds: float) -> bool:
-        """Return whether reading has used up so much of the current turn. The first call in a turn starts the clock."""
+    def try_slice(self, seconds: float) -> bool:
+        """Return whether a slice may be read now. The first call in a turn of the event loop starts the clock.
+
+        Args:
+            seconds: How long reading may have taken in this turn.
+        """
         if not self._began:
             self._began = perf_counter()
             self._loop.call_soon(self._next_turn)
-            return False
-        return perf_counter() - self._began >= seconds
+            return True
+        return perf_counter() - self._began < seconds
 
     def wait(self, reader: SlicedReader, *, small: bool) -> None:
         """Call `read_slice` of a reader in a later turn; in the next one if it has little input."""
@@ -47,7 +51,7 @@ class ReadScheduler:
         self._began = 0.0
         for waiting, seconds in ((self._waiting_small, READ_SECONDS), (self._waiting, BACKLOG_SECONDS)):
             for _ in range(len(waiting)):
-                if self.exhausted(seconds):
+                if not self.try_slice(seconds):
                     break
                 reader = waiting.popleft()
                 try:
@@ -108,7 +112,7 @@ class SlicedReader(asyncio.Protocol):
         scheduler = self._scheduler
         small, seconds = len(self._unread) <= SMALL, READ_SECONDS
         while self._has_input():
-            if scheduler.exhausted(seconds):
+            if not scheduler.try_slice(seconds):
                 self._waits = True
                 scheduler.wait(self, small=small)
                 break

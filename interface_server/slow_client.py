@@ -16,13 +16,13 @@ STALL_SECONDS = 60.0  # a client that reads nothing for this long, while data wa
 class SlowClientGuard:
     """Measures how fast one client sends and reads. It has no clock: pass the time, about once a second."""
 
-    __slots__ = ("_body_since", "_received_before", "_waiting", "_waiting_since")
+    __slots__ = ("_body_since", "_received_before", "_unread", "_unread_since")
 
     def __init__(self) -> None:
         self._body_since = math.inf
         self._received_before = 0
-        self._waiting = 0
-        self._waiting_since = 0.0
+        self._unread = 0
+        self._unread_since = 0.0
 
     def expect_body(self, now: float, received: int) -> None:
         """Begin to measure the rate of a request body.
@@ -42,12 +42,17 @@ class SlowClientGuard:
         seconds = now - self._body_since
         return seconds > BODY_GRACE_SECONDS and received - self._received_before < seconds * min_rate
 
-    def stalled(self, now: float, waiting: int) -> bool:
-        """Return whether the client has read none of the `waiting` bytes in its write buffer for too long."""
-        if not waiting or waiting != self._waiting:
-            self._waiting, self._waiting_since = waiting, now
+    def check_stall(self, now: float, unread: int) -> bool:
+        """Remember how much the client has not read, and return whether it has read nothing for `STALL_SECONDS`.
+
+        Args:
+            now: The time in seconds.
+            unread: The result of `unread_bytes`.
+        """
+        if not unread or unread != self._unread:
+            self._unread, self._unread_since = unread, now
             return False
-        return now - self._waiting_since > STALL_SECONDS
+        return now - self._unread_since > STALL_SECONDS
 
 
 def unread_bytes(transport: asyncio.WriteTransport) -> int:

@@ -38,13 +38,13 @@ Address = tuple[Any, ...]
 class UdpPeer:
     """One run of the app for one remote address. Implements `Terminator`."""
 
-    __slots__ = ("_connection", "_listener", "_paused", "address", "heard", "write_paused")
+    __slots__ = ("_connection", "_listener", "_paused", "address", "received_at", "write_paused")
 
     def __init__(self, listener: UdpListener, address: Address, events: tuple[Event, ...]) -> None:
         self._listener = listener
         self.address = address
         self._paused = False
-        self.heard = listener.host.now
+        self.received_at = listener.host.now
         """When the peer has sent its last datagram."""
         self.write_paused = False
         scope = {"client": address[:2], "server": listener.address[:2]}
@@ -54,7 +54,7 @@ class UdpPeer:
 
     def received(self, data: bytes) -> None:
         """Pass on a datagram of the peer."""
-        self.heard = self._listener.host.now
+        self.received_at = self._listener.host.now
         if self._paused:
             self._listener.count("udp window full")
         else:
@@ -70,11 +70,11 @@ class UdpPeer:
             self._listener.write(message_of(event)["bytes"], self.address)
             return
         self._listener.forget(self)
-        waiting = self._waiting()
-        if event[0] == ABORT or not self._connection.acked:  # another run would fail on them, too
-            self._listener.count("udp lost", len(waiting))
-        elif waiting:
-            self._listener.meet(self.address, waiting)
+        unconsumed = self._unconsumed()
+        if event[0] == ABORT or not self._connection.acked:  # a further run would fail, too
+            self._listener.count("udp lost", len(unconsumed))
+        elif unconsumed:
+            self._listener.open_peer(self.address, unconsumed)
 
     def flush(self) -> None:
         """See `Terminator`. Nothing is buffered here."""
@@ -99,14 +99,14 @@ class UdpPeer:
     def fail(self, status: int, close_code: int) -> None:
         """See `Terminator`. The next datagram begins a new run."""
         self._listener.forget(self)
-        self._listener.count("udp lost", len(self._waiting()))
+        self._listener.count("udp lost", len(self._unconsumed()))
 
     def abort(self) -> None:
         """See `Terminator`."""
         self._listener.forget(self)
         self.disconnect("")
 
-    def _waiting(self) -> tuple[Event, ...]:
+    def _unconsumed(self) -> tuple[Event, ...]:
         """Return the datagrams that no run has consumed."""
         return tuple(event for event in self._connection.unacknowledged if event[0] == OTHER_RECEIVED)
 
@@ -121,7 +121,7 @@ class UdpListener:
         self.address: Address = address
         self.deadline = math.inf
         self._timeout = settings.udp_timeout
-        self._most = settings.udp_max_peers
+        self._max_peers = settings.udp_max_peers
         self._peers: dict[Address, UdpPeer] = {}  # the one that was silent for longest is first
         self._socket: socket.socket | None = None
 
@@ -169,8 +169,8 @@ class UdpListener:
         self.deadline = math.inf
         while self._peers:
             first = next(iter(self._peers.values()))
-            if first.heard + self._timeout > now:
-                self.deadline = first.heard + self._timeout
+            if first.received_at + self._timeout > now:
+                self.deadline = first.received_at + self._timeout
                 return
             self._disconnect_first("silent")
 
@@ -184,7 +184,7 @@ class UdpListener:
 
     # Called by the peers.
 
-    def meet(self, address: Address, events: tuple[Event, ...]) -> None:
+    def open_peer(self, address: Address, events: tuple[Event, ...]) -> None:
         """Begin a run of the app for a peer.
 
         Args:
@@ -192,7 +192,7 @@ class UdpListener:
             events: Its first datagrams.
         """
         peer = self._peers[address] = UdpPeer(self, address, events)
-        self.deadline = min(self.deadline, peer.heard + self._timeout)
+        self.deadline = min(self.deadline, peer.received_at + self._timeout)
 
     def forget(self, peer: UdpPeer) -> None:
         """Remove a peer whose run has ended."""
@@ -209,15 +209,15 @@ class UdpListener:
             self.count("udp not sent")
             logger.debug("a datagram of %d bytes to %s was not sent: %s", len(data), address, error)
 
-    def count(self, what: str, count: int = 1) -> None:
+    def count(self, kind: str, count: int = 1) -> None:
         """Count dropped datagrams.
 
         Args:
-            what: The reason, as the metrics name it.
+            kind: The reason, as the metrics name it.
             count: How many datagrams were dropped.
         """
         if count:
-            self.host.connections.counts[what] += count
+            self.host.connections.counts[kind] += count
 
     # Reading.
 
@@ -239,8 +239,8 @@ class UdpListener:
         if peer is not None:
             self._peers[address] = peer  # as the last one
             peer.received(data)
-        elif len(self._peers) < self._most:
-            self.meet(address, (_datagram(data),))
+        elif len(self._peers) < self._max_peers:
+            self.open_peer(address, (_datagram(data),))
         else:
             self.count("udp too many peers")
 

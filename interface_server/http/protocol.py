@@ -174,7 +174,7 @@ class HttpProtocol(SlicedReader):
             or self._state is not OPEN
             or parser.tail is not None
             or (parser.request is None and self._request is not None)
-            or self._scheduler.exhausted(READ_SECONDS)
+            or not self._scheduler.try_slice(READ_SECONDS)
         ):
             super().data_received(data)
             return
@@ -489,7 +489,7 @@ class HttpProtocol(SlicedReader):
         self.deadline = now + CHECK_SECONDS
         settings, request = self._server.settings, self._request
         unread = unread_bytes(self._transport)
-        if self._guard.stalled(now, unread):
+        if self._guard.check_stall(now, unread):
             self._abort_response()
             self._transport.abort()
         elif self._transport.is_closing():

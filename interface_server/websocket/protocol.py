@@ -170,7 +170,7 @@ class WebSocketProtocol(SlicedReader):
             or self._waits
             or self._in_slice
             or len(data) > SLICE
-            or self._scheduler.exhausted(READ_SECONDS)
+            or not self._scheduler.try_slice(READ_SECONDS)
         ):
             super().data_received(data)
             return
@@ -405,7 +405,7 @@ class WebSocketProtocol(SlicedReader):
         settings = self._server.settings
         end = self._opened + settings.websocket_timeout
         unanswered = not self._alive and not self._paused  # no answer can be seen while the socket is paused
-        if self.write_paused and self._stalled(now):
+        if self.write_paused and self._check_stall(now):
             self._disconnect(CloseCode.ABNORMAL_CLOSURE)
             self._transport.abort()
         elif now >= end:
@@ -428,7 +428,7 @@ class WebSocketProtocol(SlicedReader):
     def _expire_unless_open(self, now: float) -> None:
         self.deadline = now + CLOSE_SECONDS
         if self._parser is None and self._transport.get_write_buffer_size() > 0:  # the client reads why it is rejected
-            if self._stalled(now):
+            if self._check_stall(now):
                 self._disconnect(CloseCode.ABNORMAL_CLOSURE)
                 self._transport.abort()
         elif self._connection is None or self._state is _CLOSING:
@@ -481,7 +481,7 @@ class WebSocketProtocol(SlicedReader):
     def _linger(self) -> None:
         """Close after a response that rejects the handshake, in a way that lets the client read it."""
         self._state = transition(WEBSOCKET_TABLE, self._state, WebSocketEvent.REJECT)
-        self._paused = True  # this protocol must not resume the socket any more
+        self._paused = True  # so that this protocol does not pause the socket any more
         LingeringClose(self._server, self._transport).begin(0)
         self._server.forget(self)
 
@@ -561,6 +561,6 @@ class WebSocketProtocol(SlicedReader):
             else:  # an empty write means that nothing more will be sent
                 self._transport.close()
 
-    def _stalled(self, now: float) -> bool:
+    def _check_stall(self, now: float) -> bool:
         self._guard = self._guard or SlowClientGuard()  # few sockets ever need one
-        return self._guard.stalled(now, unread_bytes(self._transport))
+        return self._guard.check_stall(now, unread_bytes(self._transport))

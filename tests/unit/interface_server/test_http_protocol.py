@@ -203,7 +203,7 @@ def test_a_stop_closes_after_the_request_of_a_client_that_sends_no_more() -> Non
 def test_a_stop_does_not_wait_for_a_body_that_cannot_come(stop_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     socket = Socket()
     with monkeypatch.context() as busy:
-        busy.setattr(socket.scheduler, "exhausted", lambda seconds: True)
+        busy.setattr(socket.scheduler, "try_slice", lambda seconds: False)
         socket.send(post(10) + b"12345")
     if stop_first:
         socket.protocol.shut_down()
