@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import asgibus
+from asgibus.layers import settings as layer_settings
 from support import chromium, lease_times
 from support import redis as redis_support
 from support.processes import TESTS, Process, Processes
@@ -184,6 +185,15 @@ def program() -> Callable[[str], str]:
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+# State of the process.
+
+
+@pytest.fixture(autouse=True)
+def _default_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set back what a command that ran in this process has set: how long layers wait for a store that is away."""
+    monkeypatch.setattr(layer_settings._Process, "wait", layer_settings.WAIT_SECONDS)
 
 
 # Coverage.

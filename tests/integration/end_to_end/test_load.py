@@ -163,5 +163,5 @@ async def load(servers: Servers) -> tuple[int, int]:
 def test_order_and_number_under_load(servers: Servers) -> None:
     messages, requests = asyncio.run(load(servers))
     figures.info("%d messages over %d sockets and %d requests in %g s", messages, SOCKETS, requests, SECONDS)
-    assert requests > REQUESTERS
+    assert requests >= REQUESTERS
     assert not [line for process in servers.all for line in process.log().splitlines() if "ERROR" in line]
