@@ -47,14 +47,14 @@ class Abortable(Protocol):
         """Close the socket at once, without writing what is buffered."""
 
 
-class Holding(Abortable, Protocol):
+class Flushable(Abortable, Protocol):
     """A socket that may buffer writes until the end of a batch."""
 
     def flush(self) -> None:
         """Write everything that is buffered: the batch has ended."""
 
 
-class Terminator(Holding, Protocol):
+class Terminator(Flushable, Protocol):
     """The protocol side of a connection. Its methods must not block or raise."""
 
     write_paused: bool
@@ -197,7 +197,7 @@ class Listener(Protocol):
     """The scope type of the connections: 1 to 9 lower-case letters, digits or '-'."""
 
     async def start(self, host: Host) -> str:
-        """Start to listen.
+        """Start listening.
 
         Args:
             host: The server.
@@ -210,7 +210,7 @@ class Listener(Protocol):
         """
 
     def stop(self) -> None:
-        """Stop to accept clients. Afterwards the server calls `shut_down` of every open socket."""
+        """Stop accepting clients. Afterwards the server calls `shut_down` of every open socket."""
 
 
 FAULT = "a terminator failed, and its socket is aborted: %s"

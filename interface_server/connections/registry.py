@@ -28,7 +28,7 @@ from asgibus.protocol.router import StreamRouter
 from asgibus.protocol.states import ConnectionState
 
 if TYPE_CHECKING:
-    from asgibus.interface_server.terminator import Holding, Terminator
+    from asgibus.interface_server.terminator import Flushable, Terminator
 
 logger = logging.getLogger("asgibus.interface")
 
@@ -72,7 +72,7 @@ class ConnectionRegistry(Handler):
         self._open: dict[int, Connection] = {}
         self._dead_workers: dict[str, None] = {}  # an ordered set, with the latest ones last
         self._away_since: float | None = None
-        self._held: list[Holding] = []
+        self._to_flush: list[Flushable] = []
         self.counts: Counter[str] = Counter()
         """Dropped and refused items by kind; exported as metrics."""
         self._router = StreamRouter(self, FROM_APP, self.counts, logger)
@@ -252,18 +252,18 @@ class ConnectionRegistry(Handler):
         """See `ConnectionHost`."""
         self.groups.change(connection, code, group)
 
-    def hold(self, terminator: Holding) -> None:
+    def flush_later(self, terminator: Flushable) -> None:
         """Call the terminator's `flush` at the end of the current batch."""
-        self._held.append(terminator)
+        self._to_flush.append(terminator)
 
     # Handler of the mailbox.
 
     def batch(self, sender: str, frames: Sequence[Frame]) -> None:
         """See `Handler`."""
         self._router.batch(sender, frames)
-        if self._held:
-            held, self._held = self._held, []
-            for terminator in held:
+        if self._to_flush:
+            to_flush, self._to_flush = self._to_flush, []
+            for terminator in to_flush:
                 try:
                     terminator.flush()
                 except Exception:  # the other sockets are still flushed

@@ -408,7 +408,7 @@ class HttpProtocol(SlicedReader):
                 self._abort_response()
         elif code == RESPONSE_START or code == RESPONSE_START_TRAILERS:
             writer.start(event)
-            self._server.connections.hold(self)
+            self._server.connections.flush_later(self)
         elif code == RESPONSE_END:
             trailers_follow = self._connection is not None and self._connection.app_state is _TRAILERS
             if not writer.end(event[1], trailers_follow=trailers_follow):

@@ -39,7 +39,7 @@ SOCKET_TABLE: dict[tuple[SocketState, SocketEvent], SocketState] = {
     (OPEN, CLOSE): CLOSED,
     (HALF_CLOSED, CLIENT_EOF): HALF_CLOSED,
     (HALF_CLOSED, INVALID_INPUT): REJECTING,
-    (HALF_CLOSED, SERVER_STOP): HALF_CLOSED,  # it ends by itself
+    (HALF_CLOSED, SERVER_STOP): HALF_CLOSED,  # what has arrived is little, and no more follows
     (HALF_CLOSED, CLOSE): CLOSED,
     (DRAINING, CLIENT_EOF): HALF_CLOSED,
     (DRAINING, INVALID_INPUT): REJECTING,

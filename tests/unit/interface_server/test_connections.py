@@ -389,7 +389,7 @@ def test_a_terminator_that_fails_to_flush_ends_alone(table: Table, caplog: pytes
     broken.flush = lambda: 1 / 0  # type: ignore[assignment,method-assign,return-value]
     good.flush = lambda: flushed.append("good")  # type: ignore[method-assign]
     for terminator in (broken, good):
-        table.connections.hold(terminator)  # type: ignore[arg-type]
+        table.connections.flush_later(terminator)  # type: ignore[arg-type]
     table.frames(claim_frame(1))
     assert flushed == ["good"]
     assert broken.aborted
