@@ -27,7 +27,7 @@ def table() -> Table:
     return Table()
 
 
-def test_a_gap_is_asked_for_and_nothing_behind_it_is_written(table: Table) -> None:
+def test_after_a_gap_nothing_is_written_before_the_missing_event(table: Table) -> None:
     connection, terminator = table.open()
     table.frames(accept(connection.number), message(connection.number, 2, "late"))
     assert [event[0] for event in terminator.written] == [ACCEPT]
@@ -36,13 +36,13 @@ def test_a_gap_is_asked_for_and_nothing_behind_it_is_written(table: Table) -> No
     assert [event[1] for event in terminator.written[1:]] == ["one", "late"]
 
 
-def test_what_comes_twice_is_written_once(table: Table) -> None:
+def test_a_repeated_event_is_written_once(table: Table) -> None:
     connection, terminator = table.open()
     table.frames(accept(connection.number), message(connection.number, 1, "one"), message(connection.number, 1, "one"))
     assert terminator.written[1:] == [(MESSAGE_SENT, "one")]
 
 
-def test_what_the_worker_misses_is_sent_again(table: Table) -> None:
+def test_events_are_sent_again_on_request(table: Table) -> None:
     connection, _ = table.open()
     table.frames(accept(connection.number))
     for text in ("a", "b", "c"):
@@ -53,7 +53,7 @@ def test_what_the_worker_misses_is_sent_again(table: Table) -> None:
     assert [frame[-1] for _, frame in table.bus.posted] == ["c"]
 
 
-def test_a_worker_that_does_not_know_a_connection_fails_it(table: Table) -> None:
+def test_a_reset_fails_the_connection(table: Table) -> None:
     _, answer = table.open(HTTP, ((REQUEST_END, b""),), method="POST")
     _, terminator = table.open_accepted(resumable=False)
     table.frames(claim_frame(1), (RESET, 1, 1), (RESET, 2, 1))
@@ -62,9 +62,7 @@ def test_a_worker_that_does_not_know_a_connection_fails_it(table: Table) -> None
     assert table.connections.counts["reset"] == 2
 
 
-def test_a_worker_that_is_dead_fails_its_connections_and_no_others(
-    table: Table, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_dead_worker_fails_its_connections_and_no_others(table: Table, caplog: pytest.LogCaptureFixture) -> None:
     _, terminator = table.open_accepted(resumable=False)
     other, other_terminator = table.open()
     table.frames(claim_frame(other.number), sender=OTHER)
@@ -73,16 +71,16 @@ def test_a_worker_that_is_dead_fails_its_connections_and_no_others(
     assert len(table.connections) == 1
     assert f"the worker {WORKER} is dead: of its 1 connections here, 0 were offered" in caplog.text
     table.dead("worker.3!")
-    assert caplog.text.count("is dead") == 1, "nobody cares for one that served nothing"
+    assert caplog.text.count("is dead") == 1, "a worker without connections here is not logged"
 
 
-def test_a_second_worker_and_an_earlier_attempt_are_told_that_another_run_serves(table: Table) -> None:
+def test_a_second_worker_and_an_earlier_attempt_are_superseded(table: Table) -> None:
     connection, terminator = table.open()
     table.frames(accept(connection.number))
     table.frames(message(connection.number, 1, "mine too"), sender=OTHER)
-    table.frames((EVENT, connection.number, 0, 1, 0, MESSAGE_SENT, "from a former life"))
-    told = [(OTHER, (SUPERSEDED, connection.number, 1)), (WORKER, (SUPERSEDED, connection.number, 0))]
-    assert table.bus.posted == told
+    table.frames((EVENT, connection.number, 0, 1, 0, MESSAGE_SENT, "from an earlier run"))
+    answers = [(OTHER, (SUPERSEDED, connection.number, 1)), (WORKER, (SUPERSEDED, connection.number, 0))]
+    assert table.bus.posted == answers
     assert len(terminator.written) == 1
 
 
@@ -109,14 +107,14 @@ def test_a_message_cannot_choose_a_subprotocol_that_was_not_offered(
     assert [event[0] for event in terminator.written] == [ACCEPT]
 
 
-def test_an_event_out_of_place_is_refused(table: Table, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_illegal_event_is_dropped(table: Table, caplog: pytest.LogCaptureFixture) -> None:
     connection, terminator = table.open()
     table.frames(message(connection.number, 0, "before accept"))
     assert terminator.written == []
     assert "MESSAGE_SENT is not allowed in the state 'waiting for websocket.accept'" in caplog.text
 
 
-def test_a_client_that_leaves_before_its_worker_is_known_is_told_to_that_worker(table: Table) -> None:
+def test_the_first_worker_gets_the_disconnect_of_a_client_that_is_gone(table: Table) -> None:
     connection, _ = table.open(HTTP, ((REQUEST_BODY, b"first"),))
     connection.event((REQUEST_END, b"rest"))
     connection.client_gone()
@@ -131,8 +129,8 @@ def test_a_client_that_leaves_before_its_worker_is_known_is_told_to_that_worker(
 
 
 @pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
-def test_a_client_that_left_is_forgotten_when_no_worker_has_it(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Its offer is withdrawn; who had claimed it has said so by then, long before `connect_timeout`."""
+def test_a_client_that_is_gone_is_forgotten_if_no_worker_claims_it(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The offer is withdrawn. A worker that had claimed it has sent a frame long before `connect_timeout`."""
     table = Table(connect_timeout=60.0)
     table.connections.tick(100.0)
     connection, terminator = table.open(kind, ((REQUEST_END, b""),) if kind == HTTP else ())
@@ -147,7 +145,7 @@ def test_a_client_that_left_is_forgotten_when_no_worker_has_it(kind: str, caplog
     assert table.bus.posted == [(WORKER, (RESET, connection.number, 1))]
 
 
-def test_the_socket_is_read_by_the_window_alone() -> None:
+def test_only_the_window_pauses_the_socket() -> None:
     table = Table(window=1000)
     connection, terminator = table.open()
     table.frames(accept(connection.number))
@@ -159,19 +157,19 @@ def test_the_socket_is_read_by_the_window_alone() -> None:
     assert terminator.reading
 
 
-def test_a_client_that_does_not_read_keeps_its_senders_window_shut(table: Table) -> None:
+def test_nothing_is_acknowledged_while_the_client_does_not_read(table: Table) -> None:
     connection, terminator = table.open()
     table.frames(accept(connection.number))
     terminator.write_paused = True
     table.frames(message(connection.number, 1, "x" * 200_000))
-    connection.event((MESSAGE_RECEIVED, "still talking"))
+    connection.event((MESSAGE_RECEIVED, "more"))
     assert table.bus.posted[-1][1][4] == 1, "only what was written before it stopped reading is acknowledged"
     terminator.write_paused = False
     connection.acknowledge()
     assert table.bus.posted[-1][1] == (ACK, connection.number, 1, 2)
 
 
-def test_nothing_is_written_behind_a_complete_response(table: Table) -> None:
+def test_nothing_is_written_after_a_complete_response(table: Table) -> None:
     connection, terminator = table.open(HTTP, ((REQUEST_END, b""),))
     whole = (EVENT, connection.number, 1, 0, 0, RESPONSE, 200, (), b"body")
     start = (EVENT, connection.number, 1, 1, 0, RESPONSE_START, 200, ())
@@ -180,7 +178,7 @@ def test_nothing_is_written_behind_a_complete_response(table: Table) -> None:
     assert table.bus.posted == [(WORKER, (RESET, connection.number, 1))]
 
 
-def test_no_worker_in_time_is_told_once_for_all(caplog: pytest.LogCaptureFixture) -> None:
+def test_unclaimed_connections_are_logged_together(caplog: pytest.LogCaptureFixture) -> None:
     table = Table(connect_timeout=5.0)
     terminators = [table.open()[1] for _ in range(3)]
     table.connections.tick(4.0)
@@ -191,10 +189,10 @@ def test_no_worker_in_time_is_told_once_for_all(caplog: pytest.LogCaptureFixture
     assert len(table.bus.withdrawn) == 3
 
 
-# What may be lost is asked after.
+# Probes.
 
 
-def test_a_worker_that_asks_is_told_what_is_missing_or_how_much_was_taken(table: Table) -> None:
+def test_a_probe_is_answered_with_a_gap_or_an_acknowledgement(table: Table) -> None:
     connection, _ = table.open_accepted()
     table.posted()
     table.frames((PROBE, connection.number, 1, 3))
@@ -203,7 +201,7 @@ def test_a_worker_that_asks_is_told_what_is_missing_or_how_much_was_taken(table:
     assert table.posted() == [(ACK, connection.number, 1, 1)]
 
 
-def test_a_probe_names_the_owner_where_its_first_frame_was_lost(table: Table) -> None:
+def test_a_probe_makes_its_sender_the_owner_if_the_first_frame_was_lost(table: Table) -> None:
     connection, terminator = table.open()
     table.frames((PROBE, connection.number, 1, 1))
     assert table.posted() == [(RESEND, connection.number, 1, 0)]
@@ -214,18 +212,20 @@ def test_a_probe_names_the_owner_where_its_first_frame_was_lost(table: Table) ->
 
 
 @pytest.mark.parametrize("more", [(EVENT, 0, 0, MESSAGE_SENT, "?"), (CLAIMED,), (PROBE, 0)])
-def test_who_speaks_of_a_connection_that_is_not_known_is_reset(table: Table, more: tuple[Any, ...]) -> None:
+def test_events_and_probes_of_an_unknown_connection_are_answered_with_a_reset(
+    table: Table, more: tuple[Any, ...]
+) -> None:
     table.frames((more[0], 77, 3, *more[1:]))
     assert table.posted() == [(RESET, 77, 3)]
 
 
 @pytest.mark.parametrize("more", [(ACK, 0), (RESET,), (RESEND, 0), (ABANDONED,)])
-def test_other_frames_of_a_connection_that_is_not_known_are_not_answered(table: Table, more: tuple[int, ...]) -> None:
+def test_other_frames_of_an_unknown_connection_are_not_answered(table: Table, more: tuple[int, ...]) -> None:
     table.frames((more[0], 77, 3, *more[1:]))
     assert table.posted() == []
 
 
-def test_the_owner_is_asked_when_what_was_sent_to_it_found_no_mailbox(table: Table) -> None:
+def test_the_owner_is_probed_if_its_mailbox_was_missing(table: Table) -> None:
     connection, _ = table.open_accepted()
     other, _ = table.open()
     table.frames(claim_frame(other.number), sender=OTHER)
@@ -236,13 +236,13 @@ def test_the_owner_is_asked_when_what_was_sent_to_it_found_no_mailbox(table: Tab
     assert table.posted() == [(PROBE, connection.number, 1, 1)]
     assert table.posted(OTHER) == []
     table.pass_time(1.1)
-    assert table.posted() == [], "it is asked again only when that found no mailbox either"
+    assert table.posted() == [], "there is no further probe unless this one found no mailbox, either"
     table.connections.undelivered(WORKER)
     table.pass_time(1.1)
     assert table.posted() == [(PROBE, connection.number, 1, 1)]
 
 
-def test_the_owner_is_asked_after_what_it_has_not_acknowledged_for_long(table: Table) -> None:
+def test_the_owner_is_probed_after_events_without_acknowledgement(table: Table) -> None:
     connection, _ = table.open_accepted()
     idle, _ = table.open_accepted()
     connection.event((MESSAGE_RECEIVED, "a"))
@@ -256,11 +256,11 @@ def test_the_owner_is_asked_after_what_it_has_not_acknowledged_for_long(table: T
     connection.event((MESSAGE_RECEIVED, "b"))
     table.posted()
     table.pass_time(5.1)
-    assert table.posted() == [], "it has acknowledged something in the meantime"
+    assert table.posted() == [], "the owner has acknowledged an event meanwhile"
     assert idle.stream.in_flight == 0
 
 
-def test_after_an_interruption_every_owner_is_asked_at_once(table: Table, caplog: pytest.LogCaptureFixture) -> None:
+def test_after_an_interruption_every_owner_is_probed(table: Table, caplog: pytest.LogCaptureFixture) -> None:
     connection, _ = table.open_accepted()
     quiet, _ = table.open()
     table.frames(claim_frame(quiet.number), sender=OTHER)
@@ -272,7 +272,9 @@ def test_after_an_interruption_every_owner_is_asked_at_once(table: Table, caplog
     assert table.posted(OTHER) == [(PROBE, quiet.number, 1, 0)]
     assert "2 connections are checked" in caplog.text
     table.connections.tick(table.connections.now + 3.1)
-    assert table.posted() == [(PROBE, connection.number, 1, 1)], "what others judged late is found by a second look"
+    assert table.posted() == [(PROBE, connection.number, 1, 1)], (
+        "frames may be lost until all processes know of the interruption"
+    )
     table.connections.tick(table.connections.now + 10.0)
     assert table.posted() == []
 
@@ -283,23 +285,21 @@ def test_a_request_that_must_not_run_twice_is_offered_once(table: Table, method:
     assert table.bus.offered[0].once is once
 
 
-def test_a_request_whose_offer_is_lost_gets_a_502_unless_a_worker_has_taken_it(table: Table) -> None:
-    (taken, served), (_, refused) = (table.open(HTTP, ((REQUEST_END, b""),), "POST") for _ in range(2))
+def test_a_request_whose_offer_is_lost_gets_a_502_unless_a_worker_has_claimed_it(table: Table) -> None:
+    (claimed, served), (_, unserved) = (table.open(HTTP, ((REQUEST_END, b""),), "POST") for _ in range(2))
     table.connections.interrupted()
     table.connections.tick(3.1)
     assert table.bus.again == table.bus.offered
-    table.frames((PROBE, taken.number, 1, 1))
+    table.frames((PROBE, claimed.number, 1, 1))
     for on_lost in table.bus.on_lost:
         on_lost()
-    assert (served.failed, refused.failed) == ([], [(502, 1012)])
+    assert (served.failed, unserved.failed) == ([], [(502, 1012)])
 
 
 @pytest.mark.parametrize(
     ("method", "in_sight", "status"), [("POST", True, 503), ("POST", False, 502), ("GET", False, 503)]
 )
-def test_a_request_that_may_have_run_is_not_said_to_have_found_no_worker(
-    method: str, in_sight: bool, status: int
-) -> None:
+def test_a_request_that_may_have_run_gets_a_502(method: str, in_sight: bool, status: int) -> None:
     table = Table(connect_timeout=5.0)
     table.bus.in_sight = in_sight
     _, terminator = table.open(HTTP, ((REQUEST_END, b""),), method)
@@ -307,19 +307,19 @@ def test_a_request_that_may_have_run_is_not_said_to_have_found_no_worker(
     assert [failed[0] for failed in terminator.failed] == [status]
 
 
-def test_an_app_that_closes_when_its_client_has_just_left_ends_the_connection(table: Table) -> None:
-    """It may have returned by then: nobody is left who could hear of the client."""
+def test_a_close_of_the_app_after_the_client_is_gone_ends_the_connection(table: Table) -> None:
+    """The app may have returned, so it cannot get the disconnect."""
     connection, terminator = table.open_accepted()
     connection.client_gone()
-    assert len(table.connections) == 1, "the app has to hear of it"
+    assert len(table.connections) == 1, "the app must get the disconnect"
     table.frames(close(connection.number, 1))
     assert len(table.connections) == 0
     assert [event[0] for event in terminator.written] == [ACCEPT]
-    assert table.posted()[-1] == (ACK, connection.number, 1, 2), "its worker keeps these words until it hears that"
+    assert table.posted()[-1] == (ACK, connection.number, 1, 2), "the worker keeps the event until then"
 
 
-def test_a_further_run_of_a_client_that_has_left_waits_for_nothing(table: Table) -> None:
-    """It has to come to where it asks for events, and so to hear of it."""
+def test_a_further_run_without_a_client_gets_its_events_acknowledged(table: Table) -> None:
+    """Else its window would fill up, and the app would not ask for the disconnect."""
     connection, terminator = table.open_accepted()
     connection.client_gone()
     table.dead()
@@ -329,20 +329,20 @@ def test_a_further_run_of_a_client_that_has_left_waits_for_nothing(table: Table)
     assert (GROUP_DONE, None, "news") in table.events(OTHER)
     table.frames(*[message(number, sequence, part, attempt=2) for sequence in range(2, 6)], sender=OTHER)
     assert (ACK, number, 2, 6) in table.posted(OTHER)
-    assert [event[0] for event in terminator.written] == [ACCEPT], "nothing is written to who is gone"
+    assert [event[0] for event in terminator.written] == [ACCEPT], "nothing is written after the client is gone"
     table.frames((ACK, number, 2, 2), sender=OTHER)
     assert len(table.connections) == 0
 
 
-def test_after_an_interruption_what_nobody_has_taken_within_three_seconds_is_offered_again(table: Table) -> None:
+def test_after_an_interruption_unclaimed_connections_are_offered_again(table: Table) -> None:
     table.connections.tick(100.0)
     waiting, _ = table.open()
-    taken, _ = table.open()
-    left, _ = table.open()
-    left.client_gone()
+    claimed, _ = table.open()
+    abandoned, _ = table.open()
+    abandoned.client_gone()
     table.connections.interrupted()
     table.connections.tick(102.9)
-    table.frames((PROBE, taken.number, 1, 0))
+    table.frames((PROBE, claimed.number, 1, 0))
     assert table.bus.again == []
     table.connections.tick(103.1)
     assert [offer.state.connection for offer in table.bus.again] == [waiting.number]
@@ -352,7 +352,7 @@ def test_after_an_interruption_what_nobody_has_taken_within_three_seconds_is_off
     assert len(table.bus.offered) == 3, "the same offer, not another one"
 
 
-def test_a_layer_that_is_away_for_too_long_ends_what_is_joined(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_layer_that_is_away_for_too_long_ends_claimed_connections(caplog: pytest.LogCaptureFixture) -> None:
     table = Table(resume_timeout=20.0, connect_timeout=1000.0)
     _, terminator = table.open_accepted()
     _, waiting = table.open()
@@ -365,14 +365,14 @@ def test_a_layer_that_is_away_for_too_long_ends_what_is_joined(caplog: pytest.Lo
     table.bus.available = False
     table.connections.tick(116.0)
     table.connections.tick(135.9)
-    assert terminator.failed == [], "it was back in between"
+    assert terminator.failed == [], "the layer was back in between"
     table.connections.tick(136.1)
     assert (terminator.failed, waiting.failed) == ([(503, 1013)], [])
     assert table.events()[-1] == (WEBSOCKET_DISCONNECT, 1013, "")
     assert "away for 20 s: 1 connections were ended" in caplog.text
     table.connections.tick(1101.0)
     assert waiting.failed == [(503, 1013)]
-    assert len(table.connections) == 1, "its app has not heard of it"
+    assert len(table.connections) == 1, "its app has not acknowledged the disconnect"
     table.frames((ACK, 1, 1, 1))
     assert len(table.connections) == 0
 

@@ -29,18 +29,18 @@ def frame(sequence: int, event: Event, acked: int = 0) -> tuple[Any, ...]:
     return (EVENT, 1, 1, sequence, acked, *event)
 
 
-def test_it_is_offered_on_the_channel_of_its_protocol(table: Table) -> None:
+def test_a_connection_is_offered_on_the_channel_of_its_protocol(table: Table) -> None:
     open_line(table, SAY)
     (offer,) = table.bus.offered
     assert offer.channel == "line.connect.default"
     assert (offer.state.kind, offer.state.scope, offer.state.events) == ("line", {"client": ("::1", 1)}, (SAY,))
 
 
-def test_events_go_both_ways_and_the_last_one_is_acknowledged(table: Table) -> None:
+def test_events_are_relayed_and_the_last_one_is_acknowledged(table: Table) -> None:
     connection, terminator = open_line(table, SAY)
     connection.event(SAY)
     table.frames(claim_frame(1))
-    assert table.events() == [SAY], "what came while it was offered"
+    assert table.events() == [SAY], "the event that arrived while the connection was offered"
     table.frames(frame(0, ANSWER), frame(1, END, acked=1))
     assert terminator.written == [ANSWER, END]
     assert connection.unacknowledged == [SAY]
@@ -48,7 +48,7 @@ def test_events_go_both_ways_and_the_last_one_is_acknowledged(table: Table) -> N
     assert len(table.connections) == 0
 
 
-def test_a_full_window_pauses_it(table: Table) -> None:
+def test_a_full_window_pauses_the_terminator(table: Table) -> None:
     connection, terminator = open_line(table, window=2 * size(SAY) + 1)
     table.frames(claim_frame(1))
     while terminator.reading:
@@ -59,7 +59,7 @@ def test_a_full_window_pauses_it(table: Table) -> None:
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_it_ends_with_its_run(table: Table, begun: bool) -> None:
+def test_a_connection_ends_with_its_run(table: Table, begun: bool) -> None:
     _, terminator = open_line(table, SAY)
     if begun:
         table.frames(claim_frame(1))
@@ -71,19 +71,19 @@ def test_it_ends_with_its_run(table: Table, begun: bool) -> None:
     assert len(table.connections) == 0
 
 
-def test_its_worker_may_forget_it(table: Table) -> None:
+def test_a_reset_of_the_worker_ends_the_connection(table: Table) -> None:
     _, terminator = open_line(table)
     table.frames(claim_frame(1), (RESET, 1, 1))
     assert terminator.failed == [(502, 1012)]
 
 
-def test_nobody_takes_it(table: Table) -> None:
+def test_a_connection_that_no_worker_claims_fails(table: Table) -> None:
     _, terminator = open_line(table, SAY)
     table.connections.tick(11)
     assert terminator.failed == [(503, 1013)]
 
 
-def test_the_app_learns_that_the_client_is_gone(table: Table) -> None:
+def test_the_app_gets_a_disconnect_if_the_client_is_gone(table: Table) -> None:
     connection, terminator = open_line(table)
     table.frames(claim_frame(1))
     connection.client_gone(reason="bored")
@@ -95,14 +95,14 @@ def test_the_app_learns_that_the_client_is_gone(table: Table) -> None:
     assert len(table.connections) == 0
 
 
-def test_an_app_that_raised_ends_it(table: Table) -> None:
+def test_an_abort_of_the_app_ends_the_connection(table: Table) -> None:
     _, terminator = open_line(table)
     table.frames(claim_frame(1), frame(0, (ABORT,)))
     assert terminator.written == [(ABORT,)]
     assert len(table.connections) == 0
 
 
-def test_messages_of_its_own_protocol_reach_it_and_no_others(table: Table) -> None:
+def test_only_messages_of_its_protocol_reach_a_connection(table: Table) -> None:
     _, terminator = open_line(table)
     table.frames(claim_frame(1))
     for kind in ("line.send", "lines.send", "udp.close", "websocket.close", "http.response.body"):

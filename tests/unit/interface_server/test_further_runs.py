@@ -50,7 +50,7 @@ def received(*texts: str) -> tuple[Event, ...]:
 
 
 @pytest.mark.parametrize("how", ["handed over", "killed", "forgotten"])
-def test_a_resumable_websocket_goes_on_with_another_run(table: Table, how: str) -> None:
+def test_another_run_resumes_a_websocket(table: Table, how: str) -> None:
     connection, terminator = table.open_accepted()
     send_texts(connection, "a", "b", "c")
     table.frames(event(1, SAVE_STATE, pack({"a": 1}), acked=1), event(2, SAVE_STATE, pack({"a": 2}), acked=1))
@@ -64,11 +64,11 @@ def test_a_resumable_websocket_goes_on_with_another_run(table: Table, how: str) 
     opening = table.openings[-1]
     assert len(table.openings) == 2
     assert (opening.connection, opening.attempt, opening.resumed, opening.state) == (1, 2, True, pack({"a": 2}))
-    assert opening.events == received("c"), "what no run has taken"
+    assert opening.events == received("c"), "the events that no run has handled"
     assert opening.handled == 2
     assert opening._replace(attempt=1, resumed=False, handled=0, events=(), state=b"") == table.openings[0]
     assert table.connections.counts[how] == 1
-    # The second run accepts, and says something.
+    # The second run accepts, and sends a message.
     table.frames(accept(1, attempt=2, resumable=True), message(1, 1, "again", attempt=2, acked=1), sender=OTHER)
     assert [written[0] for written in terminator.written].count(MESSAGE_SENT) == 1
     assert len(terminator.written) == 2, "the client was accepted once"
@@ -79,7 +79,7 @@ def test_a_resumable_websocket_goes_on_with_another_run(table: Table, how: str) 
     assert terminator.failed == []
 
 
-def test_the_last_of_a_run_is_acknowledged_at_once(table: Table) -> None:
+def test_the_last_event_of_a_run_is_acknowledged_at_once(table: Table) -> None:
     table.open_accepted()
     table.posted()
     table.frames(event(1, HANDOVER))
@@ -88,7 +88,7 @@ def test_the_last_of_a_run_is_acknowledged_at_once(table: Table) -> None:
     assert table.posted(OTHER) == [(ACK, 1, 2, 2)]
 
 
-def test_what_the_client_says_between_two_runs_follows_its_owner(table: Table) -> None:
+def test_events_between_two_runs_are_sent_to_the_next_owner(table: Table) -> None:
     connection, terminator = table.open_accepted()
     send_texts(connection, "a")
     table.dead()
@@ -100,7 +100,7 @@ def test_what_the_client_says_between_two_runs_follows_its_owner(table: Table) -
     assert terminator.reading
 
 
-def test_an_opening_carries_two_parts_at_most_and_the_rest_follows_its_owner(table: Table) -> None:
+def test_a_connect_request_carries_two_parts_and_the_rest_is_sent_to_the_owner(table: Table) -> None:
     connection, terminator = table.open_accepted()
     texts = [f"{index}".ljust(PART // 2) for index in range(10)]
     send_texts(connection, *texts)
@@ -119,7 +119,7 @@ def test_an_opening_carries_two_parts_at_most_and_the_rest_follows_its_owner(tab
     assert terminator.reading
 
 
-def test_a_message_larger_than_an_opening_follows_its_owner_alone(table: Table) -> None:
+def test_a_message_too_large_for_a_connect_request_is_sent_to_the_owner(table: Table) -> None:
     connection, _ = table.open_accepted()
     send_texts(connection, "x" * 3 * PART, "small")
     table.dead()
@@ -128,18 +128,18 @@ def test_a_message_larger_than_an_opening_follows_its_owner_alone(table: Table) 
     assert [(frame[3], len(frame[-1])) for frame in table.posted(OTHER)] == [(0, 3 * PART), (1, 5)]
 
 
-def test_the_client_is_read_on_when_the_window_of_the_next_run_has_room() -> None:
+def test_reading_resumes_when_the_window_of_the_next_run_has_room() -> None:
     table = Table(window=1000)
     connection, terminator = table.open_accepted()
     connection.event((GROUP_DONE, None, "g" * 900))
     send_texts(connection, "x" * 100)
     assert not terminator.reading
     table.dead()
-    assert table.openings[-1].events == received("x" * 100), "an answer to the last run is none to the next"
+    assert table.openings[-1].events == received("x" * 100), "a group answer belongs to its run"
     assert terminator.reading
 
 
-def test_a_superseded_run_is_told_so_and_reaches_neither_the_client_nor_its_state(table: Table) -> None:
+def test_a_superseded_run_changes_neither_the_client_nor_the_state(table: Table) -> None:
     connection, terminator = table.open_accepted()
     send_texts(connection, "a")
     table.dead()
@@ -167,7 +167,7 @@ def test_each_further_run_has_its_own_number(table: Table) -> None:
     assert [opening.attempt for opening in table.openings] == [1, 2, 3, 4]
 
 
-# What the next run says first.
+# The first event of the next run.
 
 
 def test_an_accept_with_another_subprotocol_closes_the_connection(
@@ -177,13 +177,13 @@ def test_an_accept_with_another_subprotocol_closes_the_connection(
     table.dead()
     table.frames(accept(1, attempt=2, resumable=True, subprotocol="chat.2"), sender=OTHER)
     assert terminator.failed == [(500, 1011)]
-    assert table.events(OTHER) == [(WEBSOCKET_DISCONNECT, 1011, "")], "its app learns it, too"
+    assert table.events(OTHER) == [(WEBSOCKET_DISCONNECT, 1011, "")], "its app gets the disconnect, too"
     assert "run 2 of the app accepted it with the subprotocol 'chat.2', where it was 'chat.1'" in caplog.text
     table.frames((ACK, 1, 2, 1), sender=OTHER)
     assert len(table.connections) == 0
 
 
-def test_an_accept_with_the_same_subprotocol_is_swallowed(table: Table) -> None:
+def test_a_second_accept_with_the_same_subprotocol_is_not_written(table: Table) -> None:
     _, terminator = table.open_accepted(subprotocol="chat")
     table.dead()
     table.frames(accept(1, attempt=2, resumable=True, subprotocol="chat"), sender=OTHER)
@@ -191,7 +191,7 @@ def test_an_accept_with_the_same_subprotocol_is_swallowed(table: Table) -> None:
     assert terminator.failed == []
 
 
-def test_a_denial_of_a_client_that_is_open_closes_it(table: Table, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_denial_of_an_open_client_closes_it(table: Table, caplog: pytest.LogCaptureFixture) -> None:
     _, terminator = table.open_accepted()
     table.dead()
     table.frames(event(0, RESPONSE_START, 403, (), attempt=2), sender=OTHER)
@@ -208,7 +208,7 @@ def test_a_close_instead_of_a_second_accept_closes_the_client(table: Table) -> N
     assert len(table.connections) == 0
 
 
-def test_a_worker_that_cannot_resume_is_the_last(table: Table) -> None:
+def test_a_websocket_that_is_not_resumable_has_no_further_run(table: Table) -> None:
     _, terminator = table.open_accepted(resumable=True)
     table.dead()
     table.frames(accept(1, attempt=2, resumable=False), sender=OTHER)
@@ -228,7 +228,7 @@ def test_plain_messages_and_broadcasts_reach_the_client_between_two_runs(table: 
     table.frames(claim_frame(1, 2), sender=OTHER)
     table.frames((MESSAGE, "1", plain), sender="")
     assert terminator.messages == ["plain"] * 3
-    assert table.bus.groups == ["room"], "its membership stays"
+    assert table.bus.groups == ["room"], "the connection stays a member"
     table.frames(accept(1, attempt=2, resumable=True), sender=OTHER)
     assert len(terminator.written) == 4
     connection.client_gone()
@@ -240,7 +240,7 @@ def test_a_plain_close_between_two_runs_ends_the_connection(table: Table) -> Non
     table.dead()
     table.frames((MESSAGE, "1", {"type": "websocket.close", "code": 4001}), sender="")
     assert terminator.written[1:] == [(CLOSE, 4001, "")]
-    assert table.bus.withdrawn == [], "an app has begun with it, and has to hear of its end"
+    assert table.bus.withdrawn == [], "an app has accepted it, and must get the disconnect"
     table.frames(claim_frame(1, 2), sender=OTHER)
     assert table.events(OTHER) == [(WEBSOCKET_DISCONNECT, 4001, "")]
     table.frames((ACK, 1, 2, 1), sender=OTHER)
@@ -255,7 +255,7 @@ def test_no_plain_message_comes_before_the_first_accept(table: Table) -> None:
     assert table.connections.counts["message out of place"] == 1
 
 
-def test_an_answer_about_a_group_that_comes_between_two_runs_is_nobody_s(table: Table) -> None:
+def test_a_group_answer_between_two_runs_is_dropped(table: Table) -> None:
     connection, _ = table.open_accepted()
     table.dead()
     connection.group_done("room", None)
@@ -263,18 +263,18 @@ def test_an_answer_about_a_group_that_comes_between_two_runs_is_nobody_s(table: 
     assert table.events(OTHER) == []
 
 
-def test_a_client_that_leaves_between_two_runs(table: Table) -> None:
+def test_a_client_that_disconnects_between_two_runs(table: Table) -> None:
     connection, _ = table.open_accepted()
     table.dead()
     connection.client_gone(1001)
-    assert table.bus.withdrawn == [], "an app has begun with it, and has to hear of its end"
+    assert table.bus.withdrawn == [], "an app has accepted it, and must get the disconnect"
     table.frames(claim_frame(1, 2), sender=OTHER)
     assert table.events(OTHER) == [(WEBSOCKET_DISCONNECT, 1001, "")]
     table.frames((ACK, 1, 2, 1), sender=OTHER)
     assert len(table.connections) == 0
 
 
-def test_a_client_that_leaves_while_its_worker_dies_is_told_to_a_further_run(table: Table) -> None:
+def test_a_further_run_gets_the_disconnect_if_the_worker_dies_meanwhile(table: Table) -> None:
     connection, _ = table.open_accepted()
     send_texts(connection, "a")
     connection.client_gone(1001)
@@ -282,27 +282,27 @@ def test_a_client_that_leaves_while_its_worker_dies_is_told_to_a_further_run(tab
     assert [each[0] for each in table.openings[-1].events] == [MESSAGE_RECEIVED, WEBSOCKET_DISCONNECT]
     table.frames((ABANDONED, 1, 2), sender=OTHER)
     table.pass_time()
-    assert len(table.openings) == 3, "whoever had claimed it has told nobody"
+    assert len(table.openings) == 3, "the claimant died before its first frame"
     table.frames(claim_frame(1, 3), sender=OTHER)
     table.frames((RESET, 1, 3), sender=OTHER)
-    assert len(table.connections) == 0, "its app was told, and has ended"
+    assert len(table.connections) == 0, "its app has got the disconnect, and has ended"
 
 
-def test_a_client_that_leaves_while_it_is_handed_over_is_told_to_the_next_run(table: Table) -> None:
+def test_the_next_run_gets_the_disconnect_of_a_client_during_a_handover(table: Table) -> None:
     connection, _ = table.open_accepted()
     connection.client_gone(1001)
     table.frames(event(1, HANDOVER))
     assert [each[0] for each in table.openings[-1].events] == [WEBSOCKET_DISCONNECT]
 
 
-def test_nobody_is_told_of_a_client_whose_app_cannot_resume(table: Table) -> None:
+def test_no_run_gets_the_disconnect_if_the_app_cannot_resume(table: Table) -> None:
     connection, _ = table.open_accepted(resumable=False)
     connection.client_gone(1001)
     assert len(table.connections) == 0
     assert table.events() == [(WEBSOCKET_DISCONNECT, 1001, "")]
 
 
-def test_a_client_that_is_gone_without_any_worker_is_given_up_in_silence(table: Table) -> None:
+def test_a_client_that_is_gone_is_given_up_without_a_log_line(table: Table) -> None:
     connection, terminator = table.open_accepted()
     connection.client_gone(1001)
     table.dead()
@@ -338,7 +338,7 @@ def test_an_open_websocket_waits_longer_for_a_worker_than_a_new_one() -> None:
     assert table.connections.counts["no worker"] == 2
 
 
-# Those that were not answered yet, and those that cannot go on.
+# Connections that were not answered yet, and those that cannot be resumed.
 
 
 def test_a_websocket_that_was_not_accepted_begins_anew(table: Table) -> None:
@@ -377,7 +377,7 @@ def test_an_idempotent_request_without_an_answer_is_run_again(table: Table, meth
     assert terminator.failed == []
 
 
-def test_a_request_whose_body_is_partly_gone_is_not_run_again(table: Table) -> None:
+def test_a_request_whose_body_was_partly_consumed_is_not_run_again(table: Table) -> None:
     connection, terminator = table.open(HTTP, ((REQUEST_BODY, b"a"),), method="PUT")
     table.frames(claim_frame(1))
     connection.event((REQUEST_BODY, b"b"))
@@ -387,7 +387,7 @@ def test_a_request_whose_body_is_partly_gone_is_not_run_again(table: Table) -> N
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH", "CONNECT", "get", ""])
-def test_any_other_request_that_a_worker_had_fails(table: Table, method: str) -> None:
+def test_any_other_claimed_request_fails(table: Table, method: str) -> None:
     _, terminator = table.open(HTTP, ((REQUEST_END, b""),), method=method)
     table.frames(claim_frame(1))
     table.dead()
@@ -397,32 +397,32 @@ def test_any_other_request_that_a_worker_had_fails(table: Table, method: str) ->
 
 
 @pytest.mark.parametrize("events", [[(RESPONSE_START, 200, ())], [(RESPONSE_START, 200, ()), (RESPONSE_BODY, b"a")]])
-def test_a_response_that_has_begun_is_not_begun_again(table: Table, events: list[Event]) -> None:
+def test_a_request_whose_response_has_begun_is_not_run_again(table: Table, events: list[Event]) -> None:
     _, terminator = table.open(HTTP, ((REQUEST_END, b""),))
     table.frames(*(event(sequence, *each) for sequence, each in enumerate(events)))
     table.dead()
-    assert terminator.failed == [(502, 1012)], "which cuts off what has begun"
+    assert terminator.failed == [(502, 1012)], "the terminator then breaks off the response"
     assert len(table.openings) == 1
 
 
-# Claims whose claimant died, and connections that kill.
+# Orphans and poison messages.
 
 
 @pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
-def test_what_was_claimed_by_a_worker_that_died_is_offered_again(table: Table, kind: str) -> None:
+def test_an_orphan_is_offered_again(table: Table, kind: str) -> None:
     _, terminator = table.open(kind, ((REQUEST_END, b""),) if kind == HTTP else ())
     table.frames((ABANDONED, 1, 1), sender=OTHER)
     assert [opening.attempt for opening in table.openings] == [1, 2]
     table.frames((ABANDONED, 1, 1), sender=OTHER)
     assert len(table.openings) == 2, "that was the first attempt"
     table.frames(claim_frame(1))
-    assert table.posted() == [(SUPERSEDED, 1, 1)], "if it lives after all, it is too late"
+    assert table.posted() == [(SUPERSEDED, 1, 1)], "a claimant that is alive after all is too late"
     table.frames(claim_frame(1, 2), (ABANDONED, 1, 2), sender=OTHER)
-    assert len(table.openings) == 2, "its claimant has named itself"
+    assert len(table.openings) == 2, "it has an owner"
     assert terminator.failed == []
 
 
-def test_what_its_client_has_left_is_not_offered_again(table: Table) -> None:
+def test_an_orphan_without_a_client_is_not_offered_again(table: Table) -> None:
     connection, _ = table.open()
     connection.client_gone()
     table.frames((ABANDONED, 1, 1), sender=OTHER)
@@ -431,7 +431,7 @@ def test_what_its_client_has_left_is_not_offered_again(table: Table) -> None:
 
 
 def crash(table: Table, attempt: int, *frames: Any) -> None:
-    """The next run takes connection 1, says what it says, and dies."""
+    """Let the next run of connection 1 accept and send frames, and its worker die."""
     table.frames(accept(1, attempt=attempt, resumable=True), *frames)
     table.dead()
     table.pass_time()
@@ -454,7 +454,7 @@ def test_an_event_that_kills_one_worker_after_another_ends_its_connection(
     assert len(table.connections) == 0
 
 
-def test_progress_begins_the_count_of_crashes_anew(table: Table) -> None:
+def test_progress_resets_the_count_of_crashes(table: Table) -> None:
     connection, terminator = table.open_accepted()
     send_texts(connection, *"abcdefgh")
     table.dead()
@@ -465,7 +465,7 @@ def test_progress_begins_the_count_of_crashes_anew(table: Table) -> None:
     assert table.openings[-1].handled == 5
 
 
-def test_an_answer_about_a_group_is_no_progress(table: Table) -> None:
+def test_a_group_answer_is_no_progress(table: Table) -> None:
     connection, terminator = table.open_accepted()
     table.frames(event(1, GROUP_ADD, "room"), (ACK, 1, 1, 1))
     send_texts(connection, "poison")
@@ -482,7 +482,7 @@ def test_from_the_second_crash_on_a_connection_waits_before_it_is_offered_again(
     connection, _ = table.open_accepted()
     send_texts(connection, "a")
     table.dead()
-    assert len(table.openings) == 2, "the first crash may be chance"
+    assert len(table.openings) == 2, "the first crash may be a coincidence"
     table.frames(accept(1, attempt=2, resumable=True))
     table.dead()
     assert len(table.openings) == 2
@@ -496,7 +496,7 @@ def test_from_the_second_crash_on_a_connection_waits_before_it_is_offered_again(
     assert [each[-1] for each in (*table.openings[-1].events, *table.events())] == ["a", "b"]
 
 
-def test_a_client_that_leaves_while_its_connection_waits_is_told_to_the_next_run(table: Table) -> None:
+def test_the_next_run_gets_the_disconnect_of_a_client_during_the_delay(table: Table) -> None:
     connection, _ = table.open_accepted()
     send_texts(connection, "a")
     table.dead()
@@ -520,7 +520,7 @@ def test_a_hand_over_is_no_crash(table: Table) -> None:
     assert terminator.failed == []
 
 
-def test_runs_that_die_before_they_accept_with_nothing_in_hand_end_their_connection(table: Table) -> None:
+def test_crashes_before_the_accept_count_without_events(table: Table) -> None:
     _, terminator = table.open_accepted()
     table.dead()
     for attempt in range(2, CRASH_LIMIT + 2):
@@ -531,7 +531,7 @@ def test_runs_that_die_before_they_accept_with_nothing_in_hand_end_their_connect
     assert terminator.failed == [(502, 1011)]
 
 
-def test_a_connection_at_rest_kills_nobody(table: Table) -> None:
+def test_crashes_of_an_idle_connection_do_not_count(table: Table) -> None:
     _, terminator = table.open_accepted()
     for attempt in range(2, 3 * CRASH_LIMIT):
         table.dead()
@@ -540,7 +540,7 @@ def test_a_connection_at_rest_kills_nobody(table: Table) -> None:
 
 
 @pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
-def test_an_opening_whose_claimants_die_is_not_offered_for_ever(table: Table, kind: str) -> None:
+def test_a_connect_request_whose_claimants_die_is_given_up(table: Table, kind: str) -> None:
     _, terminator = table.open(kind, ((REQUEST_END, b""),) if kind == HTTP else ())
     for attempt in range(1, CRASH_LIMIT + 1):
         assert terminator.failed == []
@@ -550,7 +550,7 @@ def test_an_opening_whose_claimants_die_is_not_offered_for_ever(table: Table, ki
     assert len(table.openings) == CRASH_LIMIT
 
 
-def test_what_was_done_of_a_request_is_no_progress(table: Table) -> None:
+def test_a_partly_handled_request_is_no_progress(table: Table) -> None:
     _, terminator = table.open(HTTP, ((REQUEST_END, b"body"),), method="PUT")
     for attempt in range(1, CRASH_LIMIT + 1):
         assert terminator.failed == []
@@ -560,7 +560,7 @@ def test_what_was_done_of_a_request_is_no_progress(table: Table) -> None:
     assert terminator.failed == [(502, 1011)]
 
 
-def test_frames_of_the_first_events_are_numbered_as_in_the_opening(table: Table) -> None:
+def test_the_first_events_are_numbered_as_in_the_connect_request(table: Table) -> None:
     connection, _ = table.open_accepted()
     send_texts(connection, "a", "b")
     table.dead()

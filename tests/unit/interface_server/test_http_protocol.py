@@ -94,7 +94,7 @@ def test_a_full_window_pauses_the_socket() -> None:
 # The client ends its side.
 
 
-def test_eof_after_a_request_is_told_and_the_response_is_written() -> None:
+def test_eof_after_a_request_sends_a_disconnect_and_the_response_is_written() -> None:
     socket = Socket()
     socket.send(get())
     socket.end()
@@ -218,7 +218,7 @@ def test_a_stop_does_not_wait_for_a_body_that_cannot_come(stop_first: bool, monk
 # Upgrades.
 
 
-def test_a_handshake_takes_along_what_followed_it() -> None:
+def test_bytes_after_a_handshake_are_passed_on() -> None:
     socket = Socket()
     handshake = get("/ws", HANDSHAKE)
     socket.send(handshake + b"\x81\x00" + bytes(HEAD_SLICE))

@@ -119,6 +119,6 @@ def test_another_peer_is_not_trusted() -> None:
     assert not TrustedProxies("10.0.0.0/8").trusts_peer(PROXY)
 
 
-def test_what_is_no_address_is_refused() -> None:
+def test_other_entries_are_rejected() -> None:
     with pytest.raises(ValueError, match="example"):
         TrustedProxies("proxy.example")

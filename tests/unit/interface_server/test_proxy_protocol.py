@@ -38,7 +38,7 @@ def test_headers_byte_by_byte(wire: bytes, origin: Origin) -> None:
 
 
 @pytest.mark.parametrize(("wire", "why"), BAD.values(), ids=BAD)
-def test_what_is_no_header(wire: bytes, why: str) -> None:
+def test_invalid_headers(wire: bytes, why: str) -> None:
     with pytest.raises(ProxyProtocolError, match=why):
         ProxyHeader().feed(wire)
     header = ProxyHeader()
@@ -48,7 +48,7 @@ def test_what_is_no_header(wire: bytes, why: str) -> None:
 
 
 @given(st.sampled_from([b"", b"PROXY ", b"PROXY TCP4 ", SIGNATURE, SIGNATURE + b"\x21\x11"]), st.binary(max_size=300))
-def test_whatever_comes_is_a_header_or_an_error(beginning: bytes, rest: bytes) -> None:
+def test_any_bytes_are_a_header_or_an_error(beginning: bytes, rest: bytes) -> None:
     header = ProxyHeader()
     data = beginning + rest
     try:

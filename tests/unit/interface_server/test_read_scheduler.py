@@ -70,14 +70,14 @@ def make(loop: Loop, counts: Counter[str]) -> Callable[..., Reader]:
     return lambda name, cost=READ_SECONDS / 2: Reader(name, scheduler, loop, order, cost)
 
 
-def test_what_is_small_is_read_at_once(make: Callable[..., Reader]) -> None:
+def test_little_input_is_read_at_once(make: Callable[..., Reader]) -> None:
     one, other = make("one"), make("other")
     one.data_received(bytes(SLICE))
     other.data_received(bytes(SLICE))
     assert one.order == ["one", "other"]
 
 
-def test_those_who_flood_take_turns_and_nobody_waits_behind_them(loop: Loop, make: Callable[..., Reader]) -> None:
+def test_readers_with_much_input_alternate_and_delay_no_others(loop: Loop, make: Callable[..., Reader]) -> None:
     floods = [make(name) for name in "abc"]
     for flood in floods:
         flood.data_received(bytes(SMALL + 10 * SLICE))
@@ -92,7 +92,7 @@ def test_those_who_flood_take_turns_and_nobody_waits_behind_them(loop: Loop, mak
     assert sorted(order[1:4]) == sorted(order[4:7]) == ["a", "b", "c"]
 
 
-def test_all_of_it_is_read_in_the_end_and_in_order(loop: Loop, make: Callable[..., Reader]) -> None:
+def test_all_input_is_read(loop: Loop, make: Callable[..., Reader]) -> None:
     flood = make("flood")
     flood.data_received(bytes(5 * SLICE))
     flood.data_received(bytes(5 * SLICE))
@@ -101,7 +101,7 @@ def test_all_of_it_is_read_in_the_end_and_in_order(loop: Loop, make: Callable[..
     assert flood.order == ["flood"] * 10
 
 
-def test_a_reader_that_raises_is_cut_alone(loop: Loop, make: Callable[..., Reader], counts: Counter[str]) -> None:
+def test_a_reader_that_raises_is_aborted_alone(loop: Loop, make: Callable[..., Reader], counts: Counter[str]) -> None:
     flood, faulty, other = make("flood", READ_SECONDS), make("faulty"), make("other")
     flood.data_received(bytes(10 * SLICE))
     faulty.data_received(b"raise")

@@ -30,7 +30,7 @@ def parser(max_head_size: int = 65_536) -> tuple[RequestParser, list[Request]]:
 
 
 @given(cuts=st.sets(st.integers(1, len(PIPELINE) - 1)))
-def test_cuts_change_nothing(cuts: set[int]) -> None:
+def test_pieces_change_nothing(cuts: set[int]) -> None:
     reading, requests = parser()
     places = [0, *sorted(cuts), len(PIPELINE)]
     for start, end in itertools.pairwise(places):
@@ -50,7 +50,7 @@ def test_a_large_head_behind_another_request_is_rejected() -> None:
 
 
 @given(cuts=st.sets(st.integers(1, 150)))
-def test_what_follows_a_websocket_handshake_is_kept(cuts: set[int]) -> None:
+def test_bytes_after_a_websocket_handshake_are_the_tail(cuts: set[int]) -> None:
     wire = (
         b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nGET / HTTP/1.1\r\n\x00\xff"
         + b"x" * 90
@@ -74,7 +74,7 @@ def test_nothing_that_a_client_sends_is_our_fault(noise: bytes, before: bytes) -
 
 
 @given(cut=st.integers(1, 25))
-def test_rtsp_is_seen_however_it_is_cut(cut: int) -> None:
+def test_rtsp_is_recognised_in_pieces(cut: int) -> None:
     wire = b"GET /a RTSP/1.0\r\nCSeq: 1\r\n\r\n"
     reading, requests = parser()
     for piece in (wire[:cut], wire[cut:]):

@@ -35,7 +35,7 @@ from asgibus.protocol.states import IllegalTransition, transition
         ([INVALID_INPUT, CLIENT_EOF, SERVER_STOP], REJECTING),
     ],
 )
-def test_what_events_lead_to(events: list[SocketEvent], state: SocketState) -> None:
+def test_states_after_events(events: list[SocketEvent], state: SocketState) -> None:
     reached = OPEN
     for event in events:
         reached = SOCKET_TABLE[reached, event]

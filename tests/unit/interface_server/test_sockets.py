@@ -51,7 +51,7 @@ def test_a_file_in_the_way_stays(tmp_path: Path) -> None:
         InterfaceSettings(fd=9999),
     ],
 )
-def test_what_cannot_be_listened_on(settings: InterfaceSettings) -> None:
+def test_addresses_that_cannot_be_used(settings: InterfaceSettings) -> None:
     with pytest.raises(ListenError, match="cannot listen on"):
         listening_socket(settings)
 

@@ -69,7 +69,7 @@ def test_pieces_change_nothing(size: int) -> None:
     assert socket.frames() == [(Opcode.PONG, b"p")]
 
 
-def test_messages_before_the_accept_are_kept() -> None:
+def test_messages_before_the_accept_are_buffered() -> None:
     socket = WebSocket(TEXT, accepted=False)
     assert socket.received() == []
     socket.accept()
@@ -109,8 +109,8 @@ def test_invalid_messages_close(frame: Frame, code: int) -> None:
     socket.send_frame(frame)
     ((opcode, payload),) = socket.frames()
     assert (opcode, struct.unpack_from("!H", payload)[0]) == (Opcode.CLOSE, code)
-    ((_, told, _),) = socket.received()
-    assert told == code
+    ((_, reported, _),) = socket.received()
+    assert reported == code
 
 
 def test_a_client_that_closes_is_answered() -> None:
@@ -131,14 +131,14 @@ def test_an_app_that_closes_waits_for_the_answer() -> None:
     assert socket.transport.closed
 
 
-def test_a_client_that_is_lost_is_told_to_the_app() -> None:
+def test_the_app_gets_a_disconnect_if_the_client_is_lost() -> None:
     socket = WebSocket()
     socket.protocol.connection_lost(None)
     ((_, code, _),) = socket.received()
     assert code == 1006
 
 
-def test_an_app_may_refuse() -> None:
+def test_an_app_may_reject() -> None:
     socket = WebSocket(accepted=False)
     socket.post(CLOSE, 1000, "")
     assert socket.transport.written.startswith(b"HTTP/1.1 403 ")
@@ -153,7 +153,7 @@ def test_only_some_of_many_pings_are_answered() -> None:
     assert pongs[-1] == (Opcode.PONG, b"%d" % (3 * PONGS - 1))
 
 
-def test_a_silent_client_is_pinged_and_dropped() -> None:
+def test_a_silent_client_is_pinged_and_aborted() -> None:
     socket = WebSocket(ping_interval=20.0, ping_timeout=10.0)
     socket.now += 20
     socket.protocol.expire(socket.now)
