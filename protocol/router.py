@@ -78,7 +78,7 @@ class Endpoints(Protocol):
         """Return whether a connection that `find` did not find is served by another run."""
 
     def on_other_frame(self, sender: str, frame: Frame) -> None:
-        """Handle a frame of the layer, or one that is for no stream."""
+        """Handle a frame of the layer, or one that is for no stream. Raise BadFrame if it should not be here."""
 
     def on_fault(self, frame: Frame) -> None:
         """Handle that a frame was dropped because the code that handled it has failed."""
@@ -114,9 +114,12 @@ class StreamRouter:
 
     def batch(self, sender: str, frames: Sequence[Frame]) -> None:
         """Handle frames of one sender, in order. See `Handler.batch`."""
+        has_mailbox = sender[-1:] == "!"
         for frame in frames:
             try:
                 event = check_frame(frame, self._checks)
+                if frame[0] >= FIRST_PROTOCOL_KIND and not has_mailbox:
+                    raise BadFrame(f"a frame of kind {frame[0]} comes from no mailbox")
                 if event is not None:
                     self._event(sender, frame, event)
                 elif frame[0] < FIRST_PROTOCOL_KIND:

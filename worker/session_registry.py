@@ -11,7 +11,7 @@ import anyio
 
 from asgibus.layers.contract import Bus, Claim, Frame, Handler
 from asgibus.layers.frames import ABANDONED, DEAD
-from asgibus.protocol.checks import FROM_CLIENT, ForeignVersion, read_request
+from asgibus.protocol.checks import FROM_CLIENT, BadFrame, ForeignVersion, read_request
 from asgibus.protocol.connect_request import ConnectRequest
 from asgibus.protocol.router import StreamRouter
 from asgibus.worker.session import Session
@@ -221,7 +221,7 @@ class SessionRegistry(Handler):
         if frame[0] == DEAD:
             self._on_interface_dead(frame[1])
         else:
-            logger.error("a frame of kind %r from %s was dropped", frame[0], sender or "the layer")
+            raise BadFrame(f"a frame of kind {frame[0]} is not for a worker")
 
     def on_fault(self, frame: Frame) -> None:
         """See `Endpoints`. The app is not affected."""

@@ -174,9 +174,18 @@ def test_frames_without_an_event_reach_their_endpoint(table: Table) -> None:
 
 
 def test_other_frames_are_passed_on(table: Table) -> None:
-    frames: list[Frame] = [(DEAD, PEER, True), (ABANDONED, NUMBER, ATTEMPT)]
-    table.router.batch("", frames)
-    assert table.others == frames
+    table.router.batch("", [(DEAD, PEER, True)])
+    table.router.batch(PEER, [(ABANDONED, NUMBER, ATTEMPT)])
+    assert table.others == [(DEAD, PEER, True), (ABANDONED, NUMBER, ATTEMPT)]
+
+
+@pytest.mark.parametrize("sender", ["", "peer"])
+def test_a_frame_of_the_protocol_must_come_from_a_mailbox(table: Table, sender: str) -> None:
+    table.ends[0].peer = sender  # as long as no worker has claimed a connection, it has no peer
+    table.router.batch(sender, [event(0), (RESET, NUMBER, ATTEMPT), (PROBE, 99, ATTEMPT, 0)])
+    assert table.counts == {"bad frame": 3}
+    assert table.ends[0].calls == []
+    assert table.posted() == [], "nothing can be posted to a process without a mailbox"
 
 
 def test_a_frame_that_is_not_valid_is_dropped_and_logged_as_an_error_once(

@@ -1,6 +1,7 @@
 """What may have been lost is asked after, what is served twice is ended, and no app waits for a client that is gone."""
 
 import asyncio
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -263,6 +264,17 @@ async def test_a_disconnect_behind_a_drain_is_no_fault(caplog: pytest.LogCapture
         app.may_return.set()
         await asyncio.wait_for(interface.ended, 30)
     assert "Traceback" not in caplog.text
+
+
+async def test_frames_that_are_not_for_a_worker_are_counted_and_logged_as_an_error_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "asgibus.worker")
+    async with running(hello) as interface:
+        interface.post((ABANDONED, 1, 1), (ABANDONED, 2, 1))
+        await until(lambda: interface.worker.counts().get("bad frame") == 2)
+    logged = [record.levelname for record in caplog.records if "is not for a worker" in record.getMessage()]
+    assert logged == ["ERROR", "INFO"]
 
 
 async def test_an_interface_server_that_was_given_up_and_lives_is_told_so() -> None:
