@@ -229,16 +229,16 @@ class Inbox(Handler):
                 channel.capacity = capacity
                 if channel.is_full:
                     channel.expire(now)
-                    if channel.is_full:
-                        channel.dropped += 1
-                        full += 1
-                        continue
-                channel.arrived += 1
-                if waits:
-                    channel.delayed += 1
-                    later.append(channel)
+                if channel.is_full:
+                    channel.dropped += 1
+                    full += 1
                 else:
-                    channel.messages.append(arrived)
+                    channel.arrived += 1
+                    if waits:
+                        channel.delayed += 1
+                        later.append(channel)
+                    else:
+                        channel.messages.append(arrived)
                 if channel.is_full and part not in self._full:
                     self._full[part] = None
                     publish = True

@@ -105,6 +105,19 @@ async def test_the_message_of_a_cancelled_reader_comes_before_later_ones(inbox: 
     assert [await inbox.get("1") for _ in range(3)] == [0, 1, 2]
 
 
+async def test_a_channel_that_a_cancelled_reader_fills_is_published(inbox: TestedInbox, store: Store) -> None:
+    reader = asyncio.create_task(inbox.receive("1"))
+    await asyncio.sleep(0)  # in which it begins to wait
+    for number in range(3):
+        inbox.put("1", n=number)
+    assert not store.full
+    reader.cancel()
+    await asyncio.wait([reader])
+    inbox.put("1", n=3)
+    assert inbox.numbers("1") == (3, 3, 1)
+    assert store.full == {"1"}
+
+
 async def test_a_full_channel_drops_what_comes(
     inbox: TestedInbox, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
