@@ -274,9 +274,10 @@ class MailboxSender:
             state = self._states[mailbox] = _MailboxState()
         age = self._loop.time() - state.read
         if state.refuses(parts):
-            if age > REFUSE_SECONDS:
+            if age > REFUSE_SECONDS and not state.replies:
                 self._read_state(mailbox, state)
-                await self._pipeline.call("PING", until=until)
+            if state.replies:
+                await self._pipeline.call("PING", until=until)  # its reply comes after them
             if state.refuses(parts):
                 return False
         state.sent += 1

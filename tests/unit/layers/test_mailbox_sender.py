@@ -1,5 +1,6 @@
 """Senders to mailboxes, and what they know of them, over a pipeline that the test answers for."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +18,10 @@ SERVER = "interface.0123456789abcdef!"
 
 
 class Redis:
-    """A pipeline whose commands are answered at once, from what is set here."""
+    """A pipeline whose commands are answered at the next call, from what is set here."""
 
     def __init__(self) -> None:
+        self.replies: list[Callable[[], None]] = []
         self.full: list[bytes] = []
         self.size: object = 100
         self.commands: list[str] = []
@@ -28,13 +30,21 @@ class Redis:
 
     def write(self, args: tuple[Any, ...], on_reply: Callable[[Any], None], *, patient: bool) -> None:
         self.commands.append(args[0])
-        on_reply(self.full if args[0] == "SMEMBERS" else self.size)
+        self.replies.append(lambda: on_reply(self.full if args[0] == "SMEMBERS" else self.size))
 
     async def call(self, *args: str, until: float) -> None:
         self.commands.append(args[0])
+        await asyncio.sleep(0)
+        self.answer()
+
+    def answer(self) -> None:
+        replies, self.replies = self.replies, []
+        for reply in replies:
+            reply()
 
     async def send(self, mailbox: str, frame: tuple[Any, ...], until: float) -> bool:
         self.sent.append(frame)
+        self.answer()
         return self.lives
 
 
@@ -79,6 +89,18 @@ async def test_a_full_channel_is_refused_until_it_has_room(sender: MailboxSender
     assert len(store.sent) == 3
     store.full = []
     assert await send(sender, "1")
+
+
+async def test_senders_at_once_find_that_a_channel_has_room(
+    sender: MailboxSender, store: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mailbox_module, "REFUSE_SECONDS", 0.01)
+    store.full = [b"1"]
+    assert await send(sender, "1")
+    store.full = []
+    await asyncio.sleep(0.02)
+    assert await asyncio.gather(*(send(sender, "1", capacity=100) for _ in range(3))) == [True, True, True]
+    assert store.commands.count("SMEMBERS") == 2
 
 
 async def test_a_mailbox_that_is_not_read_is_refused(sender: MailboxSender, store: Redis) -> None:
