@@ -53,6 +53,10 @@ class Moving(LayerUnavailable):
     """The slot of a cluster has moved to another node, or is about to; the next connection finds the new node."""
 
 
+class OutOfMemory(LayerUnavailable):
+    """Redis has no memory left. It refuses to wait for messages then, but not to take them."""
+
+
 class BlockingConnections:
     """The connections of one event loop to one store. All methods are called from that loop."""
 
@@ -168,9 +172,10 @@ class BlockingConnections:
 
     def _reply(self, connection: RedisConnection, reply: Any) -> None:
         on_reply = self._busy.pop(connection)
-        if not isinstance(reply, RedisError):
+        refused_for_memory = isinstance(reply, RedisError) and str(reply).startswith("OOM")
+        if refused_for_memory or not isinstance(reply, RedisError):
             self._idle.append(connection)
-            on_reply(reply)
+            on_reply(OutOfMemory(f"Redis refused to receive: {reply}") if refused_for_memory else reply)
             return
         connection.abort("a read was refused")
         if str(reply).startswith(MOVING):
@@ -226,18 +231,20 @@ class _Channel:
         lock: Held by the one reader that waits and takes.
         connection: Carries the wait that is under way in Redis. The wait goes on if its reader is cancelled.
         waiting: Futures of the readers that are woken when that wait ends.
-        returned: Done when the message of a cancelled reader is back.
+        returned: Done when the messages of cancelled readers are back.
+        returning: How many cancelled readers have messages that are not back.
         due: When the next delayed message is due, by the event loop's clock.
         empty_until: Until when the channel is thought to be empty, by the event loop's clock.
     """
 
-    __slots__ = ("connection", "due", "empty_until", "lock", "returned", "waiting")
+    __slots__ = ("connection", "due", "empty_until", "lock", "returned", "returning", "waiting")
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.connection: RedisConnection | None = None
         self.waiting: set[asyncio.Future[None]] = set()
         self.returned: asyncio.Future[None] | None = None
+        self.returning = 0
         self.due = math.inf
         self.empty_until = 0.0
 
@@ -360,6 +367,10 @@ class ChannelReader:
 
     def _wake(self, state: _Channel, reply: object) -> None:
         """Wake all who wait for a channel: its wait in Redis has ended."""
+        if isinstance(reply, OutOfMemory):  # look again soon
+            seconds = max(0.0, min(RETRY_SECONDS, state.due - self._loop.time()))
+            self._loop.call_later(seconds, self._wake, state, None)
+            return
         state.connection = None
         state.empty_until = 0.0
         for woken in state.waiting:
@@ -395,8 +406,10 @@ class ChannelReader:
             return await taken
         except asyncio.CancelledError:
             if put_back is not None:
-                state.returned = self._loop.create_future()
-                self._underway.add(state.returned)
+                state.returning += 1
+                if state.returned is None:
+                    state.returned = self._loop.create_future()
+                    self._underway.add(state.returned)
                 if not taken.cancelled():  # the reply has come at the same time
                     put_back(taken.exception() or taken.result())
             raise
@@ -423,16 +436,17 @@ class ChannelReader:
         items = [] if isinstance(reply, Exception) else reply[3::2]
         if items:
             command = ("EVAL", scripts.CHANNEL_PUT_BACK, 1, self._keys.messages(channel), self._expiry, *items)
-            self._pipeline.write(command, partial(self._returned, channel, state), repeatable=False)
+            self._pipeline.write(command, partial(self._on_put_back, channel, state), repeatable=False)
         else:
-            self._returned(channel, state, None)
+            self._on_put_back(channel, state, None)
 
-    def _returned(self, channel: str, state: _Channel, reply: object) -> None:
+    def _on_put_back(self, channel: str, state: _Channel, reply: object) -> None:
         if isinstance(reply, Exception):
             logger.warning("a message of %s was lost with its reader, which was cancelled: %s", channel, reply)
-        returned, state.returned = state.returned, None
         state.empty_until = 0.0
-        if returned is not None:
+        state.returning -= 1
+        if not state.returning and state.returned is not None:
+            returned, state.returned = state.returned, None
             self._underway.discard(returned)
             returned.set_result(None)
 

@@ -200,6 +200,50 @@ async def test_it_is_put_back_into_a_redis_that_is_full(make: Make, admin: "redi
         admin.config_set("maxmemory", 0)
 
 
+async def test_readers_wait_at_a_redis_that_is_full(make: Make, admin: "redis.Redis[bytes]") -> None:
+    """It refuses the command that waits, since that one may need memory."""
+    layer = make()
+    await is_known(layer)
+    refused = admin.info("errorstats").get("errorstat_OOM", {"count": 0})["count"]
+    try:
+        admin.config_set("maxmemory", 1)
+        reader = asyncio.create_task(layer.receive("c"))
+        await until(lambda: admin.info("errorstats").get("errorstat_OOM", {"count": 0})["count"] > refused)
+        connections = admin.info("stats")["total_connections_received"]
+        await asyncio.wait({reader}, timeout=2 * channels.RETRY_SECONDS)
+        assert not reader.done()
+        assert admin.info("stats")["total_connections_received"] == connections
+    finally:
+        admin.config_set("maxmemory", 0)
+    await layer.send("c", {"n": 1})
+    assert await soon(reader) == {"n": 1}
+
+
+async def test_two_calls_that_give_up_while_they_take(make: Make, admin: "redis.Redis[bytes]") -> None:
+    """The next reader waits until the messages of both are back."""
+    layer = make()
+    await is_known(layer, "another")
+
+    def takes() -> int:
+        clients = [client for client in admin.client_list() if client["name"].startswith("asgibus-receive")]
+        return sum("b" in client["flags"] for client in clients)
+
+    async with layer.bus("worker", Recorder()) as bus:
+        admin.rpush(KEY, item(1), item(2))
+        with paused(admin):
+            reader = asyncio.create_task(layer.receive("c"))
+            await until(lambda: takes() == 1)
+            taker = asyncio.create_task(bus.take("c", 1, once=True))
+            await until(lambda: takes() == 2)
+            await end(reader)
+            following = asyncio.create_task(layer.receive("c"))
+            for _ in range(5):  # in which it begins to wait
+                await asyncio.sleep(0)
+            await end(taker)
+        messages = [await soon(following), await soon(layer.receive("c"))]
+    assert sorted(message["n"] for message in messages) == [1, 2]
+
+
 async def test_giving_up_keeps_the_connection(make: Make, admin: "redis.Redis[bytes]") -> None:
     layer = make()
     await end(*await waiting(admin, layer))
