@@ -71,11 +71,11 @@ class Endpoints(Protocol):
     def __iter__(self) -> Iterator[Endpoint]:
         """Iterate over a snapshot of all endpoints."""
 
-    def find(self, sender: str, number: int, attempt: int) -> Endpoint | None:
-        """Return the endpoint that a frame belongs to, or None if its run is unknown here."""
+    def accept(self, sender: str, number: int, attempt: int) -> Endpoint | None:
+        """Accept a frame. Return the endpoint that it belongs to, or None if its run is unknown here."""
 
     def is_superseded(self, sender: str, number: int) -> bool:
-        """Return whether a connection that `find` did not find is served by another run."""
+        """Return whether a connection that `accept` did not find is served by another run."""
 
     def on_other_frame(self, sender: str, frame: Frame) -> None:
         """Handle a frame of the layer, or one that is for no stream. Raise BadFrame if it should not be here."""
@@ -135,7 +135,7 @@ class StreamRouter:
                 self._endpoints.on_fault(frame)
 
     def _event(self, sender: str, frame: Frame, event: Event) -> None:
-        endpoint = self._endpoints.find(sender, frame[1], frame[2])
+        endpoint = self._endpoints.accept(sender, frame[1], frame[2])
         if endpoint is None:
             self._reject(sender, frame)
             return
@@ -154,7 +154,7 @@ class StreamRouter:
         if kind == ABANDONED:
             self._endpoints.on_other_frame(sender, frame)
             return
-        endpoint = self._endpoints.find(sender, frame[1], frame[2])
+        endpoint = self._endpoints.accept(sender, frame[1], frame[2])
         if endpoint is None:
             if kind == PROBE or kind == CLAIMED:
                 self._reject(sender, frame)

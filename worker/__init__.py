@@ -1,5 +1,6 @@
-"""The worker, `asgi-worker`: takes connections from the bus and runs the app for them.
+"""The worker, `asgi-worker`: claims connections from the bus and runs the app for them.
 
-`server` claims, starts and drains; one `session` is one run of the app; `lifespan` runs the app's start-up and
-shut-down; `application` loads the app; `connection` is what the app sees of the bus.
+`worker` claims connections and drains; a `session` is one run of the app; `connection` is the API of the bus for apps.
+`loader` loads the app, `lifespan` runs its start-up and shut-down, and `wsgi` runs WSGI apps in threads. `background`
+runs the app for messages of ordinary channels.
 """

@@ -95,7 +95,7 @@ class Connection:
         """The number, from 1, of the client's event that `receive` returned last; 0 before the first one.
 
         The count continues over all runs of the app. An event that is delivered again, because the worker died before
-        the app was done with it, has the same number in the next run.
+        the app had handled it, has the same number in the next run.
         """
         return self._session.received
 

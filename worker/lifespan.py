@@ -109,7 +109,7 @@ class _Lifespan:
         self._events.put_nowait({"type": "lifespan.shutdown"})
         await asyncio.wait([self._stopped], timeout=SHUTDOWN_SECONDS)
         if not self._stopped.done():
-            logger.error("the app's shut-down did not end within %g s and is cut", SHUTDOWN_SECONDS)
+            logger.error("the app's shut-down did not end within %g s and is cancelled", SHUTDOWN_SECONDS)
             self._task.cancel()
         await self._end()
 

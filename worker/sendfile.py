@@ -1,7 +1,7 @@
 """Files that an app sends by path or by descriptor: the ASGI extensions "http.response.pathsend" and "zerocopysend".
 
-The client's socket is in another process, so the worker reads the file. It reads a part in a thread after the client
-has taken all parts before it. The event loop never waits for a disk.
+The client's socket is in another process, so the worker reads the file: each part in a thread, once the window
+has room for it. The event loop never waits for a disk.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class SessionHost(Protocol):
         """Forget a session that has ended and has nothing to repeat."""
 
 
-class ResponseBody:
+class AnnouncedBody:
     """The body of a response, as its head announces it.
 
     Args:
@@ -246,7 +246,7 @@ class Session:
         self._subprotocols = request.subprotocols
         self._head_only = request.method == "HEAD"
         self._held: Event | None = None  # the head of the response, which waits for the body
-        self._body: ResponseBody | None = None
+        self._body: AnnouncedBody | None = None
         self._streaming = False  # whether the app has sent a part of the body that is not the last one
         self._own_end: Event | None = None  # the disconnect that follows the app's own close
         self._window_waiters: list[asyncio.Future[None]] | None = None
@@ -258,7 +258,7 @@ class Session:
         self._saved: dict[str, Any] | None = None
         self.scope = build_scope(request)
         self.scope["state"] = host.lifespan_state.copy()
-        # pathsend and zerocopysend are taken, but not offered: middleware that rewrites bodies drops unknown messages.
+        # pathsend and zerocopysend are not advertised, because middleware that rewrites bodies drops unknown messages.
         self.scope["extensions"]["asgibus"] = Extension(Connection(self), request.attempt, request.resumed)
 
     def __repr__(self) -> str:
@@ -295,7 +295,7 @@ class Session:
         return self._body is not None and self._body.is_event_stream
 
     @property
-    def is_gone(self) -> bool:
+    def is_disconnected(self) -> bool:
         """Whether the client is gone."""
         return self.run is _DISCONNECTED
 
@@ -446,7 +446,7 @@ class Session:
                 if self.closed:
                     return
         elif code == RESPONSE_START or code == RESPONSE_START_TRAILERS:
-            self._body = ResponseBody(event, head_only=self._head_only, is_http=self.is_http)
+            self._body = AnnouncedBody(event, head_only=self._head_only, is_http=self.is_http)
         elif (code == MESSAGE_SENT or code == OTHER_SENT) and len(event[-1]) > MAX_MESSAGE_BYTES:
             raise MessageTooLarge(len(event[-1]), MAX_MESSAGE_BYTES)
         elif code == ACCEPT:
@@ -473,7 +473,7 @@ class Session:
         stream = self.stream
         if stream.in_flight >= stream.window:
             await self._wait_for_window()
-            if self.is_gone and not self.is_http:
+            if self.is_disconnected and not self.is_http:
                 raise ClientDisconnected("the client is gone, and has not read all that was sent")
 
     def _send_to_nobody(self, message: MutableMapping[str, Any]) -> None:
@@ -624,7 +624,7 @@ class Session:
         self._post_state()
         if self.run is not RunState.NOTIFIED:
             await self._wait_for_window()
-            if self.is_gone:
+            if self.is_disconnected:
                 raise ClientDisconnected("the client is gone, and with it its state")
 
     def _post_state(self) -> None:

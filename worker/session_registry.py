@@ -54,7 +54,7 @@ class RecentResponses:
         if self._bytes > self._limit:
             self._start_generation()
 
-    def keep_more(self) -> None:
+    def raise_limit(self) -> None:
         """Raise the bound until the next call of `rotate`, because responses are being lost."""
         self._limit = MOST_BYTES
 
@@ -116,7 +116,8 @@ class SessionRegistry(Handler):
         Returns:
             Whether the run that is requested, or a later one, is known already: its offer was repeated.
         """
-        known = self.find_connection(request.interface, request.connection)
+        key = (request.interface, request.connection)
+        known = self._sessions.get(key) or self._recent.find(*key)
         if known is None:
             return False
         if known.attempt < request.attempt:
@@ -124,7 +125,7 @@ class SessionRegistry(Handler):
             return False
         # A probe names the owner and finds other lost frames. A run without its client is to be given up.
         stream = known.stream
-        self.bus.post(known.peer, stream.reset_frame() if known.is_gone else stream.probe_frame())
+        self.bus.post(known.peer, stream.reset_frame() if known.is_disconnected else stream.probe_frame())
         return True
 
     def add(self, session: Session) -> None:
@@ -175,7 +176,7 @@ class SessionRegistry(Handler):
 
     # Time.
 
-    async def keep_time(self) -> None:
+    async def run_ticks(self) -> None:
         """Call `tick` until cancelled."""
         while True:
             await anyio.sleep(TICK_SECONDS)
@@ -203,14 +204,10 @@ class SessionRegistry(Handler):
         """See `Handler`."""
         self._router.batch(sender, frames)
 
-    def find(self, sender: str, number: int, attempt: int) -> Session | None:
+    def accept(self, sender: str, number: int, attempt: int) -> Session | None:
         """See `Endpoints`."""
         session = self._sessions.get((sender, number)) or self._recent.find(sender, number)
         return session if session is not None and session.stream.attempt == attempt else None
-
-    def find_connection(self, interface: str, number: int) -> Session | None:
-        """Return the session of a connection, also if it has ended and may have to repeat its last events."""
-        return self._sessions.get((interface, number)) or self._recent.find(interface, number)
 
     def is_superseded(self, sender: str, number: int) -> bool:
         """See `Endpoints`: an interface server begins a further run itself, and need not be told."""
@@ -242,11 +239,11 @@ class SessionRegistry(Handler):
     def undelivered(self, mailbox: str) -> None:
         """See `Handler`."""
         self._router.mailbox_missing(mailbox)
-        self._recent.keep_more()
+        self._recent.raise_limit()
 
     def interrupted(self) -> None:
         """See `Handler`."""
-        self._recent.keep_more()
+        self._recent.raise_limit()
         self._router.interrupted()
         logger.warning("the bus was interrupted: %d connections are checked", len(self._sessions))
 

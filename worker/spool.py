@@ -47,29 +47,29 @@ class Spool:
         self._lock = threading.Lock()
         self._quiet_until: dict[str, float] = {}
 
-    def take(self, count: int) -> bool:
+    def reserve(self, count: int) -> bool:
         """Reserve `count` bytes. Return False, and reserve none, if fewer are free."""
         with self._lock:
-            taken = count <= self._free
-            if taken:
+            reserved = count <= self._free
+            if reserved:
                 self._free -= count
-            return taken
+            return reserved
 
-    def give_back(self, count: int) -> None:
+    def release(self, count: int) -> None:
         """Release `count` reserved bytes."""
         with self._lock:
             self._free += count
 
-    def take_file(self) -> bool:
+    def reserve_file(self) -> bool:
         """Reserve a file. Return False, and reserve none, if the limit is reached."""
         most = max(FEWEST_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // FILES_SHARE)
         with self._lock:
-            taken = self._files < most
-            if taken:
+            reserved = self._files < most
+            if reserved:
                 self._files += 1
-            return taken
+            return reserved
 
-    def give_back_file(self) -> None:
+    def release_file(self) -> None:
         """Release a reserved file."""
         with self._lock:
             self._files -= 1
@@ -108,12 +108,12 @@ class RequestBody:
         if self.size <= REQUEST_IN_MEMORY:
             self._file.write(data)
             return
-        if not self._on_disk and not self._spool.take_file():
+        if not self._on_disk and not self._spool.reserve_file():
             raise SpoolFull
-        if not self._spool.take(len(data) if self._on_disk else self.size):
+        if not self._spool.reserve(len(data) if self._on_disk else self.size):
             self.size -= len(data)
             if not self._on_disk:
-                self._spool.give_back_file()
+                self._spool.release_file()
             raise SpoolFull
         self._on_disk = True
         await to_thread.run_sync(self._write_to_disk, data)
@@ -139,8 +139,8 @@ class RequestBody:
             with suppress(OSError):  # the buffer of the file may not fit on a full disk
                 await to_thread.run_sync(self._file.close)  # deleting a large file takes time
         finally:
-            self._spool.give_back(self.size)
-            self._spool.give_back_file()
+            self._spool.release(self.size)
+            self._spool.release_file()
 
     def _write_to_disk(self, data: bytes) -> None:
         self._file.rollover()
@@ -175,7 +175,7 @@ class ResponseBody:
         self._reader: asyncio.Future[None] | None = None
         self._ended = False
         self._complete = False
-        self._cut: Exception | None = None
+        self._error: Exception | None = None
 
     def close(self) -> None:
         """Delete the file and release its room. The thread must have ended."""
@@ -184,13 +184,13 @@ class ResponseBody:
             self._file = None
         if self._has_file:
             self._has_file = False
-            self._spool.give_back_file()
-            self._spool.give_back(self._size)
+            self._spool.release_file()
+            self._spool.release(self._size)
 
     # Called in the thread.
 
     def write(self, data: bytes) -> None:
-        """Append a part, and wait while there is no room for it. Raises the error of `cut`."""
+        """Append a part, and wait while there is no room for it. Raises the error of `abort`."""
         rest = memoryview(data)
         while rest:
             rest = rest[self._write(rest) :]
@@ -206,16 +206,16 @@ class ResponseBody:
             self._complete = complete
             self._wake()
 
-    def raise_if_cut(self) -> None:
-        """Raise the error of `cut`, if it was called."""
-        if self._cut is not None:
-            raise self._cut
+    def raise_if_aborted(self) -> None:
+        """Raise the error of `abort`, if it was called."""
+        if self._error is not None:
+            raise self._error
 
     def _write(self, data: memoryview) -> int:
         """Write a first part of `data` when there is room. Return its length; 0 if the disk failed."""
         with self._changed:
             while True:
-                self.raise_if_cut()
+                self.raise_if_aborted()
                 room = RESPONSE_IN_MEMORY - self._in_memory
                 if room > 0 and not self._written:
                     part = bytes(data[:room])
@@ -241,11 +241,11 @@ class ResponseBody:
     def _grow(self, size: int) -> bool:
         """Reserve room for a file of `size` bytes. Return False if there is none."""
         if not self._has_file:
-            self._has_file = self._spool.take_file()
+            self._has_file = self._spool.reserve_file()
             if not self._has_file:
                 return False
         more = max(0, size - self._size)
-        if not self._spool.take(more):
+        if not self._spool.reserve(more):
             return False
         self._size += more
         return True
@@ -290,10 +290,10 @@ class ResponseBody:
                 self._reuse_file()
                 return data, self._finished()
 
-    def cut(self, error: Exception) -> None:
+    def abort(self, error: Exception) -> None:
         """Make the current and every further write of the thread raise `error`."""
         with self._changed:
-            self._cut = error
+            self._error = error
             self._changed.notify()
 
     def _reuse_file(self) -> None:

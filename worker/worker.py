@@ -82,7 +82,7 @@ class Worker(BaseWorker):
     async def _work(self, stop: anyio.Event, ready: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._sessions.keep_time)
+            tasks.start_soon(self._sessions.run_ticks)
             tasks.start_soon(self._announce_app)
             ready()
             try:
@@ -253,7 +253,7 @@ class Worker(BaseWorker):
             _, late = await asyncio.wait([*self._tasks], timeout=max(0.0, end - anyio.current_time()))
             if late:
                 logger.warning(
-                    "%d connections were not finished within %g s and are cut",
+                    "%d connections were not finished within %g s and are cancelled",
                     len(late),
                     self.graceful_timeout,
                 )

@@ -135,7 +135,7 @@ class WSGIApplication:
             await run  # raises the exception of the app
         except BaseException as error:
             if not run.done():
-                exchange.response.cut(error if isinstance(error, Exception) else OSError("the request was cut off"))
+                exchange.response.abort(error if isinstance(error, Exception) else OSError("the request was cut off"))
                 await asyncio.wait([run])
                 run.exception()  # marks it as retrieved: it follows from the error above
             raise
@@ -208,7 +208,7 @@ class _Exchange:
         """Call the app and write the body that it returns."""
         complete = False
         try:
-            self.response.raise_if_cut()
+            self.response.raise_if_aborted()
             self._write_all(self._app(self._environ, self._start_response))
             complete = True
         except StopIteration as error:  # a future cannot hold a StopIteration
@@ -218,7 +218,7 @@ class _Exchange:
 
     def close_file(self) -> None:
         """Close the file that the app has returned."""
-        self._spool.give_back_file()
+        self._spool.release_file()
         if self._close_file is not None:
             self._close_file()
 
@@ -227,7 +227,7 @@ class _Exchange:
         try:
             if type(parts) is FileWrapper and not self._started and self._environ["REQUEST_METHOD"] != "HEAD":
                 place = place_in_file(parts.file)
-                if place is not None and self._spool.take_file():
+                if place is not None and self._spool.reserve_file():
                     self._fix_head()
                     self._file = place
                     self._close_file, close = close, None

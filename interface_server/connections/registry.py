@@ -269,7 +269,7 @@ class ConnectionRegistry(Handler):
                 except Exception:  # the other sockets are still flushed
                     logger.exception(FAULT, abort_faulty(terminator, self.counts))
 
-    def find(self, sender: str, number: int, attempt: int) -> Connection | None:
+    def accept(self, sender: str, number: int, attempt: int) -> Connection | None:
         """See `Endpoints`. The first worker that sends a frame for a run becomes its owner."""
         connection = self._open.get(number)
         if connection is None or connection.stream.attempt != attempt:

@@ -370,6 +370,8 @@ def test_what_takes_too_long_is_cut_when_the_worker_stops(
         slow.read_head()
         worker.terminate()
         assert worker.wait(4) == 0
-        assert "1 connections were not finished within 1 s and are cut" in worker.log(), "the other has its answer"
+        assert "1 connections were not finished within 1 s and are cancelled" in worker.log(), (
+            "the other has its answer"
+        )
         assert silent.read_response().status == 503
     assert re.findall("ERROR|Traceback", worker.log()) == []

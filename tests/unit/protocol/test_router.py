@@ -80,7 +80,7 @@ class Table:
     def __iter__(self) -> Iterator[End]:
         return iter(self.ends)
 
-    def find(self, sender: str, number: int, attempt: int) -> End | None:
+    def accept(self, sender: str, number: int, attempt: int) -> End | None:
         return next(
             (end for end in self.ends if (end.peer, end.stream.number, ATTEMPT) == (sender, number, attempt)), None
         )

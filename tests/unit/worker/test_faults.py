@@ -411,7 +411,7 @@ def test_answers_are_bounded_in_number_and_age(monkeypatch: pytest.MonkeyPatch) 
     assert kept.find("i!", 8) is sessions[8]
     kept.rotate()
     assert [*kept] == []
-    kept.keep_more()
+    kept.raise_limit()
     for session in sessions:
         kept.add(session)
     assert [*kept] == sessions, "while answers are lost"

@@ -191,7 +191,7 @@ async def test_a_shut_down_that_does_not_end_is_cut(
 
     async with asyncio.timeout(30), lifespan(waits, "auto", anyio.Event()):
         pass
-    assert "did not end within 0.05 s and is cut" in caplog.text
+    assert "did not end within 0.05 s and is cancelled" in caplog.text
 
 
 async def test_an_unknown_event_raises_out_of_send() -> None:

@@ -269,7 +269,7 @@ async def test_what_does_not_finish_is_cancelled(caplog: pytest.LogCaptureFixtur
         await until(lambda: len(interface.events(number)) == 3)
         assert interface.events(number)[-1] == (events.ABORT,)
     assert len(cancelled) == 1
-    assert "1 connections were not finished within 0.05 s and are cut" in caplog.text
+    assert "1 connections were not finished within 0.05 s and are cancelled" in caplog.text
 
 
 async def test_the_lifespan_s_state_is_each_scope_s_own_copy() -> None:
