@@ -180,7 +180,7 @@ class WebSocketProtocol(SlicedReader):
             self._parse(parser, data)
         finally:
             self._in_slice = False
-        if self._frames:
+        if self._frames or self._paused:
             self.read_on()
 
     def eof_received(self) -> bool:

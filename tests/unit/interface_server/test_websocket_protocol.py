@@ -113,6 +113,19 @@ def test_invalid_messages_close(frame: Frame, code: int) -> None:
     assert reported == code
 
 
+def test_an_invalid_message_closes_while_the_window_is_almost_full() -> None:
+    socket = WebSocket(window=64 * 1024)
+    stream = socket.protocol._connection.stream
+    socket.send_frame(Frame(Opcode.BINARY, b""))
+    socket.send_frame(Frame(Opcode.BINARY, bytes(stream.window - 2 * stream.in_flight - 1)))
+    assert stream.in_flight == stream.window - 1
+    socket.send_frame(Frame(Opcode.TEXT, b"\xff"))
+    assert socket.transport.half_closed
+    assert socket.transport.reading  # else the end of the client is not seen
+    socket.end()
+    assert socket.transport.closed
+
+
 def test_a_client_that_closes_is_answered() -> None:
     socket = WebSocket()
     socket.send_frame(close(4000, "bye"), Frame(Opcode.TEXT, b"too late"))
