@@ -51,7 +51,7 @@ class OpenSockets:
     def register(self, holder: Holder) -> None:
         """Add a socket that another protocol has handed over."""
         self._holders.add(holder)
-        if self._draining:  # the TLS handshake, or the first request, took until now
+        if self._draining:  # its TLS handshake, or its first request, is complete only now
             asyncio.get_running_loop().call_soon(self._shut_down, holder)
 
     def forget(self, holder: Holder) -> None:
@@ -69,12 +69,12 @@ class OpenSockets:
                 logger.exception(FAULT, self._abort_faulty(holder))
 
     async def drain(self, seconds: float, late: Callable[[Holder], bool]) -> None:
-        """Tell every socket to close.
+        """Shut down every socket.
 
         Args:
-            seconds: Over how long those for which `late` is true are told, one after another. The others are told at
-                once.
-            late: Whether clients of a socket would all come back at the same time.
+            seconds: The time over which sockets for which `late` is true are shut down, one after another. The others
+                are shut down at once.
+            late: Whether the client of a socket is going to connect again, so that all at once would be a burst.
         """
         self._draining = True
         later = [holder for holder in self._holders if late(holder)]

@@ -1,4 +1,4 @@
-"""Fair reading: what one client sends must not keep the event loop from the other clients.
+"""Fair reading: the input of one client must not delay the other clients.
 
 The `ReadScheduler` limits the time for reading in each turn of the event loop. A `SlicedReader` parses what its socket
 has received in slices, and asks the scheduler before each.

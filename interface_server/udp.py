@@ -153,7 +153,7 @@ class UdpListener:
         return f"{where}:{self.address[1]}"
 
     def stop(self) -> None:
-        """See `Listener`. The apps are told, and cannot send any more."""
+        """See `Listener`. The apps get a disconnect, and cannot send any more."""
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()

@@ -161,7 +161,7 @@ class Groups:
             return
         self._warned.add(kind)
         logger.warning(
-            "%r to group %r was dropped for %d members here (said once for this type): what is sent to a group goes "
+            "%r to group %r was dropped for %d members here (logged once for this type): messages to a group go "
             "straight to clients, as websocket.send to WebSockets and as http.response.body to responses",
             kind,
             name,
