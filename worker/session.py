@@ -477,7 +477,7 @@ class Session:
                 raise ClientDisconnected("the client is gone, and has not read all that was sent")
 
     def _send_to_nobody(self, message: MutableMapping[str, Any]) -> None:
-        """Decide whether an app may send a message to a client that is gone.
+        """Decide whether an app may send a message that reaches no client, because this run can send nothing more.
 
         A whole answer is no error, as in ASGI up to version 2.3 of HTTP: the app has done its work. An accept, a close
         and a refusal are no errors either, because the app may not know yet. An app that sends more of a stream, or
@@ -493,8 +493,13 @@ class Session:
         else:
             refused = not kind.endswith((".close", ".accept"))
         if refused:
-            gone = "another run serves the client" if self.run is not _DISCONNECTED else "the client is gone"
-            raise ClientDisconnected(f"{gone}: {kind!r} was not sent")
+            if self.handed_over or self.run is RunState.SUPERSEDED:
+                why = "another run serves the client"
+            elif self.task is None:
+                why = "the app has returned"
+            else:
+                why = "the client is gone" if self.run is _DISCONNECTED else "the worker stops"
+            raise ClientDisconnected(f"{why}: {kind!r} was not sent")
 
     def flush(self) -> None:
         """Post the head of the response if it is still held, because the body does not follow at once."""

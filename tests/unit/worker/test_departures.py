@@ -365,3 +365,51 @@ async def test_any_other_response_may_go_on_until_shortly_before_it_is_cut() -> 
         interface.stop.set()
         assert status_and_body(await interface.answer(number)) == (200, b"half and half")
     assert told == [{"type": "http.disconnect"}]
+
+
+# The reason in the error of `send`.
+
+
+async def test_a_stream_that_ends_with_its_worker_does_not_blame_the_client() -> None:
+    errors: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] != "lifespan"
+        await send(STREAM)
+        await send(body(b"one", more=True))
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        with pytest.raises(OSError, match="was not sent") as raised:
+            await send(body(b"two", more=True))
+        errors.append(str(raised.value))
+
+    async with running(app) as interface:
+        number = interface.open(HTTP)
+        await interface.last(number, events.RESPONSE_BODY)
+        interface.stop.set()
+        await interface.answer(number)
+        assert errors == ["the worker stops: 'http.response.body' was not sent"]
+
+
+async def test_a_task_that_outlives_its_app_learns_that_the_app_has_returned() -> None:
+    errors: list[str] = []
+    tasks: list[asyncio.Task[None]] = []
+    returned = asyncio.Event()
+
+    async def late(send: Any) -> None:
+        await returned.wait()
+        with pytest.raises(OSError, match="was not sent") as raised:
+            await send({"type": "websocket.send", "text": "late"})
+        errors.append(str(raised.value))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] != "lifespan"
+        await send({"type": "websocket.accept"})
+        tasks.append(asyncio.create_task(late(send)))
+
+    async with running(app) as interface:
+        number = interface.open(WEBSOCKET)
+        await interface.answer(number)
+        returned.set()
+        await until(lambda: errors)
+        assert errors == ["the app has returned: 'websocket.send' was not sent"]
