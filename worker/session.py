@@ -580,11 +580,13 @@ class Session:
             group: The group.
 
         Raises:
-            ClientDisconnected: The client is gone.
+            ClientDisconnected: The client is gone, or another run serves it.
             LayerUnavailable: The store could not be reached in time.
         """
-        if self.handed_over and code == GROUP_DISCARD:
-            return  # the connection keeps its memberships, so that no broadcast is missed between two runs
+        if self.handed_over:
+            if code == GROUP_DISCARD:
+                return  # the connection keeps its memberships, so that no broadcast is missed between two runs
+            raise ClientDisconnected("another run serves the client, which keeps its memberships")
         if self.closed or self._disconnect is not None:
             raise ClientDisconnected("the client is gone, and with it its memberships")
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -759,9 +761,10 @@ class Session:
         self.closed = True
         self._resolve_confirmation()
         self._wake_senders()
+        why = "another run serves the client" if self.handed_over else "the client is gone, and with it its memberships"
         for _, waiter in self._group_waiters or ():
             if not waiter.done():
-                waiter.set_exception(ClientDisconnected("the client is gone, and with it its memberships"))
+                waiter.set_exception(ClientDisconnected(why))
                 waiter.exception()  # marks it as retrieved: the app may have stopped waiting
         self._group_waiters = None
 

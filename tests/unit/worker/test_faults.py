@@ -226,10 +226,11 @@ async def test_a_run_that_was_replaced_keeps_its_memberships_and_cannot_save_its
         await connection.group_discard("room")
         left.append("room")
         connection.state["a"] = 1
-        try:
-            await connection.save_state()
-        except OSError as error:
-            errors.append(error)
+        for call in (connection.save_state(), connection.group_add("hall")):
+            try:
+                await call
+            except OSError as error:
+                errors.append(error)
 
     async with running(app, resume=True) as interface:
         number = await interface.accepted()
@@ -237,7 +238,28 @@ async def test_a_run_that_was_replaced_keeps_its_memberships_and_cannot_save_its
         await until(lambda: interface.worker.gauges()["sessions"] == 0)
         assert left == ["room"]
         assert "another run serves this connection by now" in str(errors[0])
+        assert "another run serves the client" in str(errors[1])
         assert [event[0] for event in interface.events(number)] == [events.ACCEPT]
+
+
+async def test_a_run_that_is_replaced_while_it_joins_a_group_learns_that_its_client_is_served() -> None:
+    errors: list[OSError] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        try:
+            await asgibus.connection(scope).group_add("room")
+        except OSError as error:
+            errors.append(error)
+
+    async with running(app, resume=True) as interface:
+        number = await interface.accepted()
+        await interface.last(number, events.GROUP_ADD)
+        interface.post((SUPERSEDED, number, 1))
+        await until(lambda: errors)
+        assert "another run serves the client" in str(errors[0])
 
 
 async def test_a_disconnect_behind_another_one_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
