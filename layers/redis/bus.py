@@ -164,12 +164,13 @@ class RedisBus(Bus):
             self._local_receiver.deliver(parts, message, sent, delay, capacity)
         elif delay:
             unpack_message(message)
-            self._delay(parts, message, sent + delay, capacity)
+            now = self.time()
+            self._delay(parts, message, min(sent, now) + delay - now, capacity)
         else:
             self._handler.batch("", [(MESSAGE, part, unpack(message)) for part in parts])
 
-    def _delay(self, parts: Sequence[str], message: bytes, due: float, capacity: int) -> None:
-        """Keep a message for reply channels until it is due. Channels that have reached their capacity miss it."""
+    def _delay(self, parts: Sequence[str], message: bytes, seconds: float, capacity: int) -> None:
+        """Deliver a message to reply channels after that time. It is dropped for those at their capacity."""
         kept = [part for part in parts if self._delayed[part] < capacity]
         if len(kept) < len(parts):
             self._outage.counts["channel full"] += len(parts) - len(kept)
@@ -180,7 +181,7 @@ class RedisBus(Bus):
             self._delayed -= Counter(kept)  # which removes channels without any
             self._handler.batch("", [(MESSAGE, part, unpack(message)) for part in kept])
 
-        timer = self._loop.call_later(due - self.time(), deliver)
+        timer = self._loop.call_later(seconds, deliver)
         self._timers.add(timer)
 
     async def add_channel(self, group: str, channel: str) -> None:
@@ -363,7 +364,8 @@ def _check(frame: Frame) -> None:
 
 def _check_local(parts: object, message: object, delay: object, capacity: object) -> None:
     """Raise ValueError for an invalid message for process-local channels."""
-    if not isinstance(parts, tuple | list) or not isinstance(message, bytes) or not isinstance(capacity, int):
+    valid_capacity = isinstance(capacity, int) and capacity > 0
+    if not isinstance(parts, tuple | list) or not isinstance(message, bytes) or not valid_capacity:
         raise ValueError(f"not a message for process-local channels: {str(parts)[:100]}")
     require_delay(delay)
 

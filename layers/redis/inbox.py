@@ -209,6 +209,7 @@ class Inbox(Handler):
             capacity: How many unread messages each of the channels holds.
         """
         now = self._store.time()
+        sent = min(sent, now)  # the ids of a stream go on when Redis's clock is put back
         arrived = (sent + delay + self._expiry, message)
         if arrived[0] <= now:
             return

@@ -10,8 +10,9 @@ import pytest
 import redis
 
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
-from asgibus.layers.codec import pack
-from asgibus.layers.frames import FIRST_PROTOCOL_KIND, MESSAGE
+from asgibus.layers.codec import pack, pack_message
+from asgibus.layers.frames import FIRST_PROTOCOL_KIND, LOCAL_MESSAGES, MESSAGE
+from asgibus.layers.names import split_local
 from asgibus.layers.redis.pipeline import PAYLOAD_VERSION
 from support.bus import until
 from support.peers import Place, place
@@ -102,6 +103,36 @@ async def test_what_was_read_of_a_mailbox_before_it_vanished_is_handled(redis_ur
 
 def unblocked(admin: Any) -> int:
     return int(admin.info("commandstats").get("cmdstat_client|unblock", {"calls": 0})["calls"])
+
+
+async def test_delayed_messages_after_the_clock_of_redis_was_put_back(redis_url: str) -> None:
+    """The ids of a stream never go back, so new entries seem to come from the time before."""
+    layer = RedisChannelLayer(redis_url)
+    own = await layer.new_channel()
+    with redis.Redis.from_url(redis_url, protocol=2) as admin:
+        async with place(redis_url, "asgibus") as one:
+            ahead = f"{admin.time()[0] + 3600}000-0"
+            for key in admin.keys("asgibus:mailbox:*"):
+                admin.xadd(key, {"b": pack((PAYLOAD_VERSION, "", ()))}, id=ahead)
+            await layer.send(own, {"n": 1}, delay=0.05)
+            await layer.send(one.mailbox + "local", {"n": 2}, delay=0.05)
+            assert await asyncio.wait_for(layer.receive(own), 10) == {"n": 1}
+            await until(lambda: numbers(one) == [2])
+    await layer.close()
+
+
+async def test_messages_with_a_capacity_of_nothing_are_dropped(redis_url: str) -> None:
+    layer = RedisChannelLayer(redis_url)
+    own = await layer.new_channel()
+    client = await layer._shards.home.client()
+    mailbox, part = split_local(own) or ("", "")
+    await client.outbox.send(
+        mailbox, (LOCAL_MESSAGES, [part], pack_message({"n": 1}), 0.0, 0), asyncio.get_running_loop().time() + 5
+    )
+    await until(lambda: layer.counts["damaged entry"] == 1)
+    await layer.send(own, {"n": 2})
+    assert await asyncio.wait_for(layer.receive(own), 10) == {"n": 2}
+    await layer.close()
 
 
 async def test_a_failover_that_is_noticed_late_repeats_nothing(start_redis: StartRedis) -> None:

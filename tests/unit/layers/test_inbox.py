@@ -95,6 +95,15 @@ async def test_expired_messages_are_not_received_before_they_are_swept(inbox: Te
     assert inbox.numbers("1") == (2, 0, 0)
 
 
+async def test_a_clock_of_redis_that_was_put_back(inbox: TestedInbox, store: Store) -> None:
+    """The stream goes on with ids of the time before."""
+    inbox.put("1", n="delayed", delay=0.01, age=-3600)
+    assert await inbox.get("1") == "delayed"
+    inbox.put("1", n="unread", age=-3600)
+    store.now += 60
+    assert inbox.numbers("1") == (2, 0, 0)
+
+
 async def test_the_message_of_a_cancelled_reader_comes_before_later_ones(inbox: TestedInbox) -> None:
     first = asyncio.create_task(inbox.receive("1"))
     await asyncio.sleep(0)  # in which it begins to wait
