@@ -22,10 +22,13 @@ from asgibus.protocol.events import (
     GROUP_ADD,
     GROUP_DONE,
     HANDOVER,
+    HTTP_DISCONNECT,
     OTHER_CLOSE,
+    OTHER_DISCONNECT,
     OTHER_SENT,
     RESPONSE_END,
     SAVE_STATE,
+    WEBSOCKET_DISCONNECT,
     Event,
     disconnect,
     size,
@@ -56,6 +59,7 @@ WORKER_LOST = (502, 1012)  # the worker that served it is gone, and no other may
 POISON = (502, 1011)  # one worker after another died with it
 APP_FAILED = (500, 1011)  # a further run of the app gave another answer than the first
 
+_DISCONNECTS = (HTTP_DISCONNECT, WEBSOCKET_DISCONNECT, OTHER_DISCONNECT)
 _LAST = (CLOSE, RESPONSE_END, ABORT)  # the last event of a run that has ended its connection itself
 # Module-level aliases, because up to Python 3.11 a lookup of a member on its enum takes 50 ns.
 _OFFERED: Final = ConnectionState.OFFERED
@@ -184,8 +188,8 @@ class Connection:
             if self._unsent is None:
                 self._unsent = []
             self._unsent.append((frame, counted))
-        if stream.in_flight >= stream.window:
-            self.terminator.pause()
+        if stream.in_flight >= stream.window and event[0] not in _DISCONNECTS and self.state is not _CLOSING:
+            self.terminator.pause()  # after a disconnect, it may serve the next request of its socket
 
     def client_gone(self, code: int = 1006, reason: str = "") -> None:
         """End the connection, because the client is gone or its request cannot be finished. The app gets a disconnect.
@@ -218,7 +222,7 @@ class Connection:
         self._transition(_CLAIMED)
         for frame, counted in unsent or ():
             self._host.bus.post(sender, frame, counted)
-        if unsent and self.stream.window_open:
+        if unsent and self.state is _JOINED and self.stream.window_open:
             self.terminator.resume()  # it was paused if its events were withheld
 
     def on_event(self, event: Event) -> None:

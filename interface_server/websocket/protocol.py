@@ -180,7 +180,7 @@ class WebSocketProtocol(SlicedReader):
             self._parse(parser, data)
         finally:
             self._in_slice = False
-        if self._frames or self._paused:
+        if self._frames:
             self.read_on()
 
     def eof_received(self) -> bool:

@@ -3,7 +3,8 @@
 import pytest
 
 from asgibus.interface_server.http.protocol import FIRST_REQUEST_SECONDS, HEAD_SLICE
-from asgibus.protocol.events import HTTP_DISCONNECT, REQUEST_BODY, REQUEST_END
+from asgibus.layers.frames import MESSAGE
+from asgibus.protocol.events import HTTP_DISCONNECT, REQUEST_BODY, REQUEST_END, RESPONSE_START
 from asgibus.protocol.stream import PART
 from support.recording import WORKER, claim_frame
 from support.socket_harness import HANDSHAKE, Socket, get
@@ -89,6 +90,17 @@ def test_a_full_window_pauses_the_socket() -> None:
     assert not socket.transport.reading  # the second half takes the room
     socket.acknowledge(2)
     assert socket.transport.reading
+
+
+def test_a_response_that_a_message_ends_leaves_the_next_request_its_own_window() -> None:
+    socket = Socket(window=300)
+    socket.send(post(299) + bytes(299))
+    socket.post(RESPONSE_START, 200, ())
+    number = socket.requests[-1].connection
+    socket.table.frames((MESSAGE, str(number), {"type": "http.response.body", "body": b"end"}), sender="")
+    assert (HTTP_DISCONNECT, True) in socket.table.events(WORKER)
+    socket.send(get("/next"))
+    assert paths(socket) == [b"/", b"/next"]
 
 
 # The client ends its side.
