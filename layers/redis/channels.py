@@ -552,7 +552,7 @@ class AckingConsumer:
         for channel, taken in claims.items():
             if ids := [entry_id for entry_id, consumer in taken if beat.is_dead(consumer)]:
                 self._counts["message given back"] += len(ids)
-                logger.warning("%d messages of %s were in the hands of processes that died", len(ids), channel)
+                logger.warning("%d messages of %s had been taken by processes that died", len(ids), channel)
                 self._put_back(channel, ids, 0.0)
         return self._channels <= claims.keys()
 

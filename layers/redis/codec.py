@@ -101,7 +101,7 @@ class EntryCodec:
             self._counts["damaged entry"] += 1
             if self._counts["damaged entry"] <= DAMAGED_LINES:
                 logger.error("%s: entry %s was dropped: %s", place, entry_id, error)
-            elif self.is_first_time("damaged entry"):
+            elif self.mark_logged("damaged entry"):
                 logger.error("%d damaged entries were dropped; later ones are counted", DAMAGED_LINES)
             return
         key = error.key_id if isinstance(error, UnknownKey) else ""
@@ -130,8 +130,8 @@ class EntryCodec:
                 names.append(name)
         return names
 
-    def is_first_time(self, kind: str) -> bool:
-        """Return whether this is the first call with that argument, for log lines that are written once."""
+    def mark_logged(self, kind: str) -> bool:
+        """Note that a line of this kind is logged. Return whether the line is the first: later ones are not logged."""
         first = kind not in self._logged
         self._logged.add(kind)
         return first
@@ -139,7 +139,7 @@ class EntryCodec:
     def log_unexpected(self, kind: str, place: str, problem: str) -> None:
         """Count something in Redis that no process of this bus has written; log the first of each kind."""
         self._counts[kind] += 1
-        if self.is_first_time(kind):
+        if self.mark_logged(kind):
             logger.error("%s: %s; something else writes to the keys of this prefix. Others are counted", place, problem)
 
     def _open(self, place: str, data: bytes) -> bytes:

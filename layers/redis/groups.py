@@ -207,7 +207,7 @@ class _StoreMemberships:
         """Take or renew the lease at this store. Return whether the store has lost its data since the last time."""
         arguments: tuple[str | int, ...] = (self._keys.processes, self._mailbox, *lease)
         *_, epoch = await self._pipeline.call("EVAL", scripts.RENEW_LEASE, 1, *arguments, until=until)
-        self.store.epoch.seen(epoch)
+        self.store.epoch.note(epoch)
         known, self._known = self._known, (self._pipeline.run_id, epoch)
         return known != self._known
 
@@ -273,8 +273,8 @@ class _StoreMemberships:
         if (end := self._channels.get(key)) is None:
             return  # it was discarded meanwhile
         group, channel = key
-        left = f"{max(0.001, end - self._loop.time()):f}"
-        await self._pipeline.call("EVAL", scripts.GROUP_ADD, 1, self._keys.group(group), channel, left, until=until)
+        seconds = f"{max(0.001, end - self._loop.time()):f}"
+        await self._pipeline.call("EVAL", scripts.GROUP_ADD, 1, self._keys.group(group), channel, seconds, until=until)
 
     def close(self, *, end_lease: bool) -> None:
         for group in self.due:

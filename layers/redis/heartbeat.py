@@ -272,7 +272,7 @@ class Heartbeat:
         )
         lapsed, grace, self.now, next_end, live, ended, gone, epoch = reply
         self._clock_offset = self.now / 1000 - max(asked, self._loop.time() - LATE_SECONDS)
-        store.epoch.seen(epoch)
+        store.epoch.note(epoch)
         vanished = not exists
         if vanished and epoch == self._epoch:
             self._warn_missed_broadcasts(self._loop.time() - self._renewed_at)

@@ -303,8 +303,8 @@ class Inbox(Handler):
             else:  # the message is older than all others here
                 channel.messages.appendleft(arrived)
                 return
-        for lost in _wake([other]):
-            self._give_up(lost)
+        for unreachable in _wake([other]):
+            self._give_up(unreachable)
 
     # The set of full channels.
 
@@ -416,13 +416,13 @@ def _wake(readers: Iterable[_Reader]) -> list[_Reader]:
     loops: dict[asyncio.AbstractEventLoop, list[_Reader]] = {}
     for reader in readers:
         loops.setdefault(reader.loop, []).append(reader)
-    lost: list[_Reader] = []
+    unreachable: list[_Reader] = []
     for loop, each in loops.items():
         try:
             loop.call_soon_threadsafe(_end_waits, each)
         except RuntimeError:
-            lost += each
-    return lost
+            unreachable += each
+    return unreachable
 
 
 def _end_waits(readers: Iterable[_Reader]) -> None:

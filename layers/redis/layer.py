@@ -164,7 +164,7 @@ class RedisChannelLayer(ChannelLayer):
             return await (await self._shards.shard_for(channel).client()).reader.receive(channel)
         if not self._local.has(local[0]):
             raise ForeignChannel(channel)
-        inbox = self._local.inbox or await self._local.open()
+        inbox = self._local.get_inbox() or await self._local.open()
         return await inbox.receive(local[1])
 
     async def new_channel(self, prefix: str = "specific") -> str:
@@ -315,7 +315,7 @@ class RedisChannelLayer(ChannelLayer):
             return await self._ordinary_statistics(channel)
         if not self._local.has(local[0]):
             raise ForeignChannel(channel)
-        return (self._local.inbox or await self._local.open()).statistics(local[1])
+        return (self._local.get_inbox() or await self._local.open()).statistics(local[1])
 
     @_on_long_lived_loop
     async def _ordinary_statistics(self, channel: str) -> Statistics:
@@ -368,7 +368,7 @@ class RedisChannelLayer(ChannelLayer):
 
     async def close_pools(self) -> None:
         await self._shards.close()
-        if self._local.inbox is None:
+        if self._local.get_inbox() is None:
             await self.background_loop.close()
 
     def is_long_lived(self, loop: asyncio.AbstractEventLoop) -> bool:

@@ -198,9 +198,11 @@ class LocalChannels:
                 self._name(random.choice(self._shards))
             return self._process
 
-    @property
-    def inbox(self) -> Inbox | None:
-        """The messages of the channels; None if the mailbox has to be opened."""
+    def get_inbox(self) -> Inbox | None:
+        """Return the messages of the channels, or None if the mailbox has to be opened.
+
+        The background loop is kept then for the running event loop, too.
+        """
         inbox = self._inbox
         if inbox is None or inbox.closed:
             return None
@@ -217,7 +219,7 @@ class LocalChannels:
     async def open(self) -> Inbox:
         """Open the mailbox, if it is not open, and return its messages. Raises LayerUnavailable."""
         await self._background_loop.run(self._open)
-        inbox = self.inbox
+        inbox = self.get_inbox()
         if inbox is None:
             raise LayerUnavailable("the layer was closed")
         return inbox
@@ -225,7 +227,7 @@ class LocalChannels:
     async def new(self, prefix: str) -> str:
         """Return a new, unique channel name. Raises TypeError for a prefix that is not valid, LayerUnavailable."""
         require_channel(prefix)
-        if self.inbox is None:
+        if self.get_inbox() is None:
             await self.open()
         return require_channel(f"{prefix}.{self._process}!{next(self._numbers)}")
 
@@ -254,7 +256,7 @@ class LocalChannels:
                 self._inbox.clear()
             bus.clear()
 
-        if self.inbox is not None:
+        if self.get_inbox() is not None:
             await self._background_loop.run(clear)
 
     async def _open(self) -> RedisBus:

@@ -344,7 +344,7 @@ class Pipeline:
             self._flush()
 
     def _notify_drained(self) -> None:
-        """Tell those who drain that everything is written."""
+        """Wake the calls of `drain`: everything is written."""
         for future in self._drained:
             if not future.done():
                 future.set_result(None)

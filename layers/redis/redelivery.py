@@ -289,7 +289,7 @@ class Epoch:
         self._settled: tuple[bytes, str] | None = earlier._settled if earlier is not None else None
         self._absent_since: int | None = None  # when no process had begun an epoch here, by Redis's clock
 
-    def seen(self, epoch: bytes) -> None:
+    def note(self, epoch: bytes) -> None:
         """Note the epoch that a heartbeat has found. Nothing can have been lost before the first one."""
         self._notice(epoch)
         if not self.used and (begun := _read(epoch)) is not None and not begun.again:

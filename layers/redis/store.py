@@ -126,7 +126,7 @@ class StoreClient:
 
     def _first_epoch(self, reply: object) -> None:
         if isinstance(reply, list):
-            self.epoch.seen(find_epoch(reply))
+            self.epoch.note(find_epoch(reply))
 
     async def _warn_of_eviction(self) -> None:
         """Warn once about a Redis that evicts keys when it is out of memory. Raises LayerUnavailable."""
@@ -137,7 +137,7 @@ class StoreClient:
         memory = dict(line.split(":", 1) for line in reply.decode(errors="replace").split() if ":" in line)
         policy = memory.get("maxmemory_policy", KEEPS_ALL)
         evicts = policy != KEEPS_ALL and memory.get("maxmemory", "0") != "0"
-        if evicts and self.entries.is_first_time(f"evicts {self.address}"):
+        if evicts and self.entries.mark_logged(f"evicts {self.address}"):
             logger.warning(
                 "Redis at %s has the maxmemory-policy %s: when it is full, it drops messages, groups and connections "
                 "that wait, without a word. Set maxmemory-policy %s",
