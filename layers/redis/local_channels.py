@@ -52,7 +52,6 @@ class BackgroundLoop:
         """
         self._end = end
         self._lock = threading.Lock()
-        self._pid = 0
         self._thread: _Thread | None = None
         self._calls: Counter[asyncio.AbstractEventLoop] = Counter()
         self._held: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
@@ -76,7 +75,7 @@ class BackgroundLoop:
         """Await `work()` in the background loop. Cancelling the call cancels the work."""
         caller = asyncio.get_running_loop()
         with self._lock:
-            if self._thread is None or self._pid != os.getpid():  # a thread does not survive a fork
+            if self._thread is None:
                 self._start()
             assert self._thread is not None
             here = caller is self._thread.loop
@@ -94,12 +93,18 @@ class BackgroundLoop:
                     del self._calls[caller]
 
     def _start(self) -> None:
-        self._pid = os.getpid()
         self._calls.clear()
         self._held.clear()
         self._thread = _Thread(self._end)
-        self._finalizer = weakref.finalize(self, self._thread.end_and_wait, self._pid)
+        self._finalizer = weakref.finalize(self, self._thread.end_and_wait)
         self._thread.start()
+
+    def forget(self) -> None:
+        """Forget the thread, after a fork: it runs in the parent process only. Another thread may have the lock."""
+        self._lock = threading.Lock()
+        if self._thread is not None:
+            self._finalizer.detach()
+            self._thread = None
 
     async def close(self) -> None:
         """End the thread, unless other event loops use it, and wait for that. It can be used again afterwards.
@@ -110,7 +115,7 @@ class BackgroundLoop:
         with self._lock:
             self._held.discard(caller)
             thread = self._thread
-            if thread is None or self._pid != os.getpid() or thread.loop is caller:
+            if thread is None or thread.loop is caller:
                 return
             others = {*self._calls, *self._held} - {caller}
             if any(not loop.is_closed() for loop in others):
@@ -158,9 +163,9 @@ class _Thread(threading.Thread):
         self._seconds = seconds
         self.loop.call_soon_threadsafe(self.loop.stop)
 
-    def end_and_wait(self, pid: int) -> None:
+    def end_and_wait(self) -> None:
         """End the thread because its layer is gone, or the interpreter ends."""
-        if pid == os.getpid() and self.is_alive():
+        if self.is_alive():
             self.stop(GOODBYE_SECONDS)
             if self is not threading.current_thread():  # any thread may collect garbage
                 self.join(STOP_SECONDS)
@@ -294,7 +299,8 @@ class LocalChannels:
         self._mailbox = channels_mailbox(self._process)
 
     def forget(self) -> None:
-        """Forget the mailbox, after a fork: it belongs to the parent process."""
+        """Forget the mailbox and the background loop, after a fork: they belong to the parent process."""
+        self._background_loop.forget()
         self._lock = threading.Lock()
         self._process = self._mailbox = ""
         self._inbox = self._bus = self._client = self._loop = None

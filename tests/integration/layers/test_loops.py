@@ -393,6 +393,25 @@ def test_a_forked_process_has_its_own_thread(redis_url: str) -> None:
     assert (ended.stdout, ended.stderr) == ("[1, 2, 2]\n", "")
 
 
+def test_a_fork_while_another_thread_calls_the_layer(redis_url: str) -> None:
+    program = (
+        "import os\n"
+        "from asgiref.sync import async_to_sync\n"
+        "from asgibus.layers import RedisChannelLayer\n"
+        f"layer = RedisChannelLayer({redis_url!r})\n"
+        "async_to_sync(layer.send)('forked', {'n': 1})\n"
+        "with layer.background_loop._lock:\n"  # as another thread has it that calls
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        async_to_sync(layer.send)('forked', {'n': 2})\n"
+        "if child:\n"
+        "    assert os.waitpid(child, 0)[1] == 0\n"
+        "    print([async_to_sync(layer.receive)('forked')['n'] for _ in range(2)])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=30)
+    assert (ended.stdout, ended.stderr) == ("[1, 2]\n", "")
+
+
 @pytest.mark.redis
 def test_a_forked_process_has_channels_of_its_own(redis_url: str) -> None:
     program = (
