@@ -229,7 +229,7 @@ class _Channel:
 
     Attributes:
         lock: Held by the one reader that waits and takes.
-        connection: Carries the wait that is under way in Redis. The wait goes on if its reader is cancelled.
+        blocking: Whether a wait is under way in Redis. It goes on if its reader is cancelled.
         waiting: Futures of the readers that are woken when that wait ends.
         returned: Done when the messages of cancelled readers are back.
         returning: How many cancelled readers have messages that are not back.
@@ -237,11 +237,11 @@ class _Channel:
         empty_until: Until when the channel is thought to be empty, by the event loop's clock.
     """
 
-    __slots__ = ("connection", "due", "empty_until", "lock", "returned", "returning", "waiting")
+    __slots__ = ("blocking", "due", "empty_until", "lock", "returned", "returning", "waiting")
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
-        self.connection: RedisConnection | None = None
+        self.blocking = False
         self.waiting: set[asyncio.Future[None]] = set()
         self.returned: asyncio.Future[None] | None = None
         self.returning = 0
@@ -350,14 +350,14 @@ class ChannelReader:
 
     async def _wait(self, channel: str, state: _Channel) -> None:
         """Wait until the list of the channel holds something, or a delayed message is due, or for two seconds."""
-        if state.connection is None:
+        if not state.blocking:
             key = self._keys.messages(channel)
             seconds = max(0.001, min(BLOCK_SECONDS, state.due - self._loop.time()))
             command = pack_command(("BLMOVE", key, key, "LEFT", "LEFT", f"{seconds:.3f}"))
             connection = await self._connections.start(command, partial(self._wake, state))
             if connection.lost.done():
                 return
-            state.connection = connection
+            state.blocking = True
         woken: asyncio.Future[None] = self._loop.create_future()
         state.waiting.add(woken)
         try:
@@ -371,7 +371,7 @@ class ChannelReader:
             seconds = max(0.0, min(RETRY_SECONDS, state.due - self._loop.time()))
             self._loop.call_later(seconds, self._wake, state, None)
             return
-        state.connection = None
+        state.blocking = False
         state.empty_until = 0.0
         for woken in state.waiting:
             _settle(woken, reply if isinstance(reply, Exception) else None)
