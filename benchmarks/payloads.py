@@ -1,4 +1,4 @@
-"""What servers and clients send each other. All sizes are fixed, so that a client can count bytes."""
+"""Payloads of servers and clients. All sizes are fixed, so that a client can count bytes."""
 
 BODY = b"Hello, World!"
 ECHO = "e" * 100

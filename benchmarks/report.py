@@ -95,7 +95,7 @@ def by_process(samples: list[dict[str, float]], form: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What the bus must reach: in a row, this figure, alone or as a ratio to a peer's, at least or at most so much."""
+    """Bound on a figure of the bus in one row: a minimum or a maximum, absolute or as a ratio to a peer's figure."""
 
     row: str
     figure: str

@@ -229,7 +229,10 @@ def redis_url(_real_redis: str) -> str:
 
 @pytest.fixture(scope="module")
 def shared_redis_url(_real_redis: str) -> str:
-    """As `redis_url`, for processes that all tests of a module share: none of these may use `redis_url`."""
+    """Return the URL of an emptied Redis for processes that a module shares.
+
+    Tests of that module must not use `redis_url`.
+    """
     redis_support.empty(_real_redis)
     return _real_redis
 
@@ -287,9 +290,9 @@ def processes(
 
 @pytest.fixture(scope="module")
 def shared_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    """As `processes`, for all tests of a module, where a process for each would be slow.
+    """Yield processes that all tests of a module share, where one process for each test would be slow.
 
-    Each test calls `mark` first of all, to see the log of its own time only.
+    Each test first calls `mark`, so that it reads only the log lines that follow.
     """
     processes = Processes(tmp_path_factory.mktemp("shared"))
     request.node.stash[_processes_key] = processes

@@ -1,11 +1,11 @@
-"""What a client hands back from one measure."""
+"""Results of one measurement, as a client reports them."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """So many answers or deliveries, in so many seconds, for so much CPU time of the client; the wait for each."""
+    """Number of answers or deliveries, duration, CPU seconds of the client, and each latency in seconds."""
 
     count: int
     seconds: float

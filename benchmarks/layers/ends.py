@@ -27,7 +27,7 @@ PATIENCE = 10.0
 
 
 class Tally:
-    """What the reader got: numbers by channel."""
+    """Message numbers that the reader received, by channel."""
 
     def __init__(self, row: Row, confirm: socket.socket) -> None:
         self._seen: list[set[int]] = [set() for _ in range(row.members)]

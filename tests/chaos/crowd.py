@@ -40,7 +40,7 @@ STEP = 0.01
 
 @dataclass
 class Report:
-    """What a crowd saw. What is counted of messages is counted for the members that were still open."""
+    """Results of a crowd. Messages are counted only for the members whose sockets were still open."""
 
     sockets: int
     sent: int
@@ -168,7 +168,7 @@ class Crowd:
         return self.report()
 
     def report(self) -> Report:
-        """As it stands."""
+        """Return the results so far."""
         return self._call(self._report(), 30)
 
     def probe(self, timeout: float | None = None) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What the chaos app has noted, read from its file."""
+"""Reader of the notes that the chaos app writes to a file."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ class Notes:
         self.env = {"CHAOS_NOTES": str(self._path)}
 
     def all(self, what: str | None = None, **match: Any) -> list[dict[str, Any]]:
-        """Those with these values, in the order in which they were made."""
+        """Return the notes of the kind `what` whose values equal `match`, oldest first."""
         if not self._path.exists():
             return []
         lines = self._path.read_text().rpartition("\n")[0].splitlines()  # the last one may be being written
@@ -28,7 +28,7 @@ class Notes:
         ]
 
     def wait(self, what: str, count: int = 1, timeout: float | None = None, **match: Any) -> list[dict[str, Any]]:
-        """As `all`, once there are so many of them."""
+        """Wait until `count` notes match, then return all that match, oldest first."""
         wait_until(lambda: len(self.all(what, **match)) >= count, timeout, f"{count} notes of {what} {match}")
         return self.all(what, **match)
 

@@ -1,4 +1,4 @@
-"""What the admin port says while a server drains."""
+"""Health answers of the admin port while a server drains."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""Who is dead is learnt in time, and nobody else is taken for dead: not for a pause, a clock or an outage."""
+"""Expiry of leases: a killed process is declared dead in time; pauses, clock steps and outages end no other lease."""
 
 import time
 from collections.abc import Callable

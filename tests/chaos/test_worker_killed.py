@@ -115,7 +115,7 @@ def test_what_the_app_did_not_take_is_for_its_next_run(
 def test_one_that_was_not_accepted_yet(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
-    """It needs no --resume: the client has seen nothing."""
+    """A WebSocket that was not accepted yet is run again without --resume, since its client has received nothing."""
     doomed = start_chaos_worker()
     interface = start_chaos_interface()
     with RawWebSocket(interface, "/echo?name=early&gate=open", answered=False, timeout=NOTICED + 5) as client:

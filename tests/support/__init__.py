@@ -1,1 +1,1 @@
-"""What the tests share: real processes, real Redis, raw sockets."""
+"""Helpers of all tests: real processes, real Redis, raw sockets."""

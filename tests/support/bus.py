@@ -15,7 +15,7 @@ MakeLayer = Callable[..., ChannelLayer]
 
 
 async def until(condition: Callable[[], T], timeout: float | None = None, what: str = "the condition") -> T:
-    """As `support.deadline.wait_until`, for async code: asks every 2 ms."""
+    """Wait like `support.deadline.wait_until`, in async code; check every 2 ms."""
     clock = asyncio.get_running_loop().time
     deadline = clock() + bound(timeout)
     while not (answer := condition()):

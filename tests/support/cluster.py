@@ -44,7 +44,7 @@ class Cluster(ContextStack):
         return client
 
     def owner(self, tag: str) -> RedisServer:
-        """Who has the slot of that hash tag."""
+        """Return the server that owns the slot of the hash tag."""
         slot = key_slot(tag.encode())
         for first, last, master, *_ in self._slots(next(each for each in self.servers if each.running)):
             if first <= slot <= last:

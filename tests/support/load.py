@@ -51,7 +51,7 @@ SILENT = "without a word"
 
 @dataclass
 class Outcome:
-    """What was seen by all clients, and what the app noted."""
+    """Results of all clients, and the notes of the app."""
 
     echo: Report
     room: Report
@@ -62,15 +62,15 @@ class Outcome:
     late: list[tuple[str, int]]
     """Lost broadcasts that were sent after the recovery."""
     failed: list[float]
-    """How long the calls of the app took that raised LayerUnavailable."""
+    """Seconds of each call of the app that raised LayerUnavailable."""
     program_failed: list[float]
     program_lost: Counter[str]
-    """As `lost`, of what a program beside the servers has broadcast."""
+    """Lost broadcasts of a program beside the servers, counted like `lost`."""
     ticker_lost: Counter[str]
-    """As `lost`, of what an app has broadcast unasked."""
+    """Lost broadcasts of the ticker of the app, counted like `lost`."""
     posts: Counter[str]
     runs: Counter[int]
-    """How many POSTs the app ran how often."""
+    """Number of POSTs by the number of runs that each had."""
     doubled_runs: list[str]
     attempts: Counter[int]
     disconnects: Counter[int]

@@ -30,7 +30,7 @@ async def app(scope, receive, send):
 
 
 async def room(scope, receive, send, query):
-    """As `/room` of the chaos app, and a failed broadcast is noted and given up."""
+    """Run the room of the chaos app, but note a failed broadcast and do not repeat it."""
     bus = connection(scope)
     run = {"name": query["name"], "path": "/room", "attempt": bus.attempt}
     assert (await receive())["type"] == "websocket.connect"

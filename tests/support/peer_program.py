@@ -20,7 +20,7 @@ KIND = FIRST_PROTOCOL_KIND
 
 
 class Place:
-    """What that process has on the bus: the handler, and the orders that it obeys."""
+    """Handler of the process on the bus, and the orders that it executes."""
 
     def __init__(self, layer: RedisChannelLayer) -> None:
         self._layer = layer

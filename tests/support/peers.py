@@ -29,10 +29,10 @@ class Peer:
         self._answers: asyncio.Queue[Any] = asyncio.Queue()
         self.mailbox = ""
         self.told: list[tuple[str, Any, float]] = []
-        """What its handler got: what it is, what of, and when (by the monotonic clock)."""
+        """Reports of the handler of the process: kind, value, and time by the monotonic clock."""
 
     async def read(self) -> None:
-        """Take what it says until it ends."""
+        """Read the reports of the process until it ends."""
         assert self._process.stdout is not None
         async for line in self._process.stdout:
             what, value, at = json.loads(line)

@@ -28,7 +28,7 @@ GRACEFUL_TIMEOUT = 3
 """Seconds that the commands give to work in flight when a test, or its teardown, ends them."""
 
 TROUBLE = re.compile(r"Traceback \(most recent call last\)|was never awaited|was destroyed but it is pending")
-"""What no log may hold unless the test has said so."""
+"""Log lines that fail a test that has not announced them."""
 
 ACCESS = re.compile(r'INFO .* - "\S+ .*" \d{3}$')
 """A line of the access log."""

@@ -16,7 +16,7 @@ CLOSED = 4.5
 
 
 class Server(Protocol):
-    """What a client can be pointed at: a `Process`, or anything with these."""
+    """Address of a server that a client connects to, such as a `Process`."""
 
     url: str
     uds: str

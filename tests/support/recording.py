@@ -81,7 +81,7 @@ class RecordingTerminator:
 
     @property
     def messages(self) -> list[str]:
-        """What the client of a WebSocket got."""
+        """Return the messages that the client of a WebSocket received."""
         return [event[1] for event in self.written if event[0] == MESSAGE_SENT]
 
     def write_event(self, event: Event) -> None:

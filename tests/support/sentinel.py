@@ -40,7 +40,7 @@ class SentinelSet(ContextStack):
 
     @property
     def master_port(self) -> int:
-        """What the sentinels name."""
+        """Return the port of the master that the sentinels name."""
         answer = self._ask(0, "GET-MASTER-ADDR-BY-NAME", SERVICE)
         return int(answer[1])
 

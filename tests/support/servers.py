@@ -15,7 +15,7 @@ LAYERS = ["memory", pytest.param("redis", marks=pytest.mark.redis)]
 
 @dataclass(frozen=True)
 class Servers:
-    """What is running. On the memory layer the only interface server is the worker too."""
+    """Running servers. On the memory layer the only interface server is also the worker."""
 
     interfaces: Sequence[Process]
     workers: Sequence[Process]

@@ -1,4 +1,4 @@
-"""What users import, and from where."""
+"""Public names of the package and the modules that export them."""
 
 import importlib
 

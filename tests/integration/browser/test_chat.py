@@ -67,7 +67,7 @@ class Person:
 
     @property
     def messages(self) -> Locator:
-        """What was said, own and others', as far as it has come back from the server."""
+        """Return the messages, own and others', that the server has confirmed."""
         return self.page.locator("#log .msg[data-seq] p")
 
     @property

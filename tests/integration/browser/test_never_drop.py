@@ -82,7 +82,7 @@ def test_ctrl_c_leaves_no_process(demo: Process, page: Page) -> None:
 
 
 def test_the_page_counts_what_goes_wrong(start_interface: Callable[..., Process], page: Page) -> None:
-    """Its zeros would mean nothing otherwise."""
+    """The page counts lost, disordered and repeated messages, and dropped sockets."""
     interface = start_interface("--app-dir", ROOT / "examples" / "never_drop", app="app:app")
     page.goto(interface.url)
     expect(page.locator("#state")).to_have_text("Connected")

@@ -1,4 +1,4 @@
-"""What the tests of the supervisor run. It talks to the test by files in the folder in which it was started."""
+"""App for the tests of the supervisor. App and test communicate by files in the working directory."""
 
 import asyncio
 import os

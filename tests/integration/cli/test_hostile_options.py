@@ -17,7 +17,7 @@ APP = "cli.simple_app:app"
 
 @pytest.fixture(autouse=True)
 def _files(tmp_path: Path) -> None:
-    """What no server can listen on, beside the processes."""
+    """Create a directory and a regular file, neither of which a server can listen on."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "text").write_text("text\n")
 

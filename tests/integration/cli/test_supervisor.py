@@ -85,7 +85,7 @@ def supervised(process: Process, count: int = 2) -> Process:
 
 
 def readied(process: Process) -> list[int]:
-    """Who has said that it is ready, in that order."""
+    """Return the pids of the processes that have logged that they are ready, in order."""
     return [int(pid) for pid in re.findall(r"\[(\d+)\] (?:worker|interface server) ready", process.log())]
 
 
@@ -185,7 +185,7 @@ def test_a_signal_ends_all(supervisor: Process) -> None:
 
 
 def test_a_signal_to_every_process_is_one_stop(workers: Process, tmp_path: Path) -> None:
-    """As systemd sends it: to the supervisor and, at the same time, to each of its processes."""
+    """SIGTERM to the supervisor and to each child at the same time, as systemd sends it, counts as one signal."""
     pids = children(workers)
     for pid in [*pids, workers.pid]:
         os.kill(pid, signal.SIGTERM)
@@ -216,7 +216,7 @@ IN_TERMINAL = (
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, str]]:
-    """What somebody types into, and the name of the terminal that a process may have."""
+    """Yield the descriptor of a keyboard and the name of the terminal behind it."""
     keyboard, screen = pty.openpty()
     yield keyboard, os.ttyname(screen)
     for end in (keyboard, screen):

@@ -215,7 +215,7 @@ async def test_a_death_in_a_rolling_restart_leaves_no_process_too_many(
 
 
 async def test_a_rolling_restart_does_not_spare_a_process_that_is_starting(supervised: Supervised) -> None:
-    """It may have read the old code."""
+    """A rolling restart replaces a process that is still starting, since it may have read the old code."""
     async with running(supervised) as before:
         (supervised.folder / "hangs").touch()
         os.kill(before[0], signal.SIGKILL)

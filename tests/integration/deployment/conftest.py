@@ -38,7 +38,7 @@ import {file}
 
 @dataclass
 class Proxy:
-    """What a client is pointed at."""
+    """Address of a running proxy, which clients connect to."""
 
     url: str
     port: int

@@ -28,7 +28,7 @@ class Site:
         self.workers = workers
 
     def ask(self, *headers: str) -> dict[str, Any]:
-        """What the app saw of a request on a connection of its own."""
+        """Return the part of the scope that the app reports for a request on a new connection."""
         with RawClient(self.proxy) as client:
             response = client.request("GET", "/", *headers)
         assert response.status == 200, response

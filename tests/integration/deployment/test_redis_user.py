@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "deployment" / "redis.md"
 
 
 def rules() -> list[str]:
-    """What the page gives to the user `asgibus`."""
+    """Return the ACL rules that the page sets for the user `asgibus`."""
     (line,) = re.findall(r"^ACL SETUSER asgibus (.*)$", PAGE.read_text(), re.MULTILINE)
     return str(line).split()
 
@@ -55,7 +55,7 @@ def test_the_rules_are_enough(
 
 
 async def channels(url: str) -> list[str]:
-    """What went through ordinary channels, one of them with a delay, and through a group."""
+    """Send two messages to a channel, one of them delayed, and one to a group; return the types received."""
     layer = open_layer(url)
     own = await layer.new_channel()
     await layer.group_add("group", own)

@@ -1,4 +1,4 @@
-"""The same requests, byte for byte, to this server and to uvicorn: every difference must be explained."""
+"""Differential tests: this server and uvicorn get identical bytes, and each difference must be explained."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ UVICORN = r"running on http://127\.0\.0\.1:(\d+)"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came back: status and scope of each response, and whether the connection took another request after."""
+    """Status and scope of each response, and whether the connection accepted another request afterwards."""
 
     responses: tuple[tuple[int, Any], ...]
     open: bool

@@ -55,7 +55,7 @@ async def poll(receive, send, notes):
 
 
 async def poll_beside(receive, send, notes):
-    """As frameworks do it: one task waits for the disconnect, and cancels the other."""
+    """Wait for the disconnect in one task, which cancels the working task, as frameworks do."""
     await receive()
     notes.with_suffix(".sending").touch()
     work = asyncio.create_task(asyncio.sleep(60))

@@ -1,4 +1,4 @@
-"""What the page of first steps says happens to its chat."""
+"""Chat of the page "First steps": one process, killed workers, and a deploy."""
 
 import os
 import re

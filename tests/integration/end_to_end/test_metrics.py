@@ -1,4 +1,4 @@
-"""What Prometheus gets to see of the channels between the servers."""
+"""Prometheus metrics of the channels between the servers."""
 
 import urllib.request
 from collections.abc import Callable
@@ -11,7 +11,7 @@ Start = Callable[..., Process]
 
 
 def metric(server: Process, name: str, channel: str) -> float | None:
-    """What its admin port says of a channel."""
+    """Return the value of a channel metric from the admin port of the server, None if it is not exported."""
     where = server.wait_for(r"admin port on (http://\S+)")[1]
     with urllib.request.urlopen(f"{where}/metrics", timeout=30) as response:
         lines = response.read().decode().splitlines()

@@ -76,5 +76,5 @@ def site(setup: str, sites: Sites) -> Site:
 
 @pytest.fixture
 def mounted(setup: str, sites: Sites) -> Site:
-    """As `site`, below a root path and in the debug mode of its framework."""
+    """Return a site below a root path and in the debug mode of its framework."""
     return sites.get(setup, mounted=True)

@@ -20,7 +20,7 @@ ASKED = "as asked"
 """The text of each exception that the apps raise."""
 
 GOOD_BYE = "good-bye from shut-down"
-"""What the apps print there, if they have a lifespan."""
+"""The line that apps with a lifespan print at shutdown."""
 
 EXPECTED = (
     ASKED,
@@ -32,7 +32,7 @@ EXPECTED = (
     "FileNotFoundError: ",  # of a file that is removed, as it is asked
     "No route found for path 'missing'",
 )
-"""What the lines of the errors hold that may be logged."""
+"""Texts of the error lines that the log may contain."""
 
 ERRORS = re.compile(r"^(?:  [|] )*((?:\w+\.)*\w*(?:Error|Exception|ExceptionGroup)\b.*)", re.MULTILINE)
 WRONG = re.compile(r"was never awaited|was destroyed but it is pending|never retrieved")
@@ -204,6 +204,6 @@ class Site:
         return feature in self.framework.has
 
     def notes(self) -> list[str]:
-        """What the app has noted."""
+        """Return the notes of the app."""
         found: list[str] = self.client.get("/noted").json()
         return found

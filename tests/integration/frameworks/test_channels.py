@@ -1,4 +1,4 @@
-"""What Channels has beside the checks of all: its layer (ours, in the place of its own), groups, background work."""
+"""Tests of Channels alone: the layer of asgibus in place of its own, groups, and background work."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""What Django has beside the checks of all: the ORM, the admin and its login, CSRF."""
+"""Tests of Django alone: the ORM, the admin site and its login, and CSRF."""
 
 import re
 from collections.abc import Iterator

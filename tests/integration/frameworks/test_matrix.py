@@ -20,7 +20,7 @@ LARGE = b"".join(b"%d\n" % number * 1000 for number in range(1000))
 
 
 def reads(parts: Iterator[str], mark: str) -> str:
-    """What comes of a body up to and with `mark`."""
+    """Read the body up to and including `mark`, and return that part."""
     read = ""
     while mark not in read:
         read += next(parts)

@@ -109,7 +109,7 @@ async def echo(scope, receive, send, query, notes):
 
 
 async def tls(scope, receive, send, query, notes):
-    """What the scope says of TLS, as JSON."""
+    """Answer with the TLS extension of the scope as JSON."""
     await answer(send, json.dumps(scope["extensions"].get("tls")).encode())
 
 
@@ -237,7 +237,7 @@ async def give_up(scope, receive, send, query, notes):
 
 
 async def half(scope, receive, send, query, notes):
-    """What a client that has closed its half still gets: a response after the disconnect was seen."""
+    """Send a response after the disconnect event, to a client that has closed only its sending half."""
     await read_all(receive)
     notes.append((await receive())["type"])
     await send(START)
@@ -298,7 +298,7 @@ async def error_of(sending):
 
 
 async def after(scope, receive, send, query, notes):
-    """What `receive` gives when the response is complete."""
+    """Note the event that `receive` returns when the response is complete."""
     await answer(send, b"done")
     while (event := await receive())["type"] != "http.disconnect":
         pass

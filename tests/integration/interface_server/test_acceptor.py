@@ -66,7 +66,7 @@ def shared_server(loop: dict[str, str], shared_processes: Processes) -> Process:
 
 @pytest.fixture
 def server(shared_server: Process) -> Process:
-    """As `proxied` without options; tests share it."""
+    """Return the server with --proxy-protocol that tests of this module share."""
     shared_server.mark()
     return shared_server
 

@@ -34,7 +34,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Process]:
 
 
 def deflate(data: bytes, bits: int = 12) -> bytes:
-    """What a client sends for a message."""
+    """Return the compressed payload that a client sends for a message."""
     compressor = zlib.compressobj(9, zlib.DEFLATED, -bits)
     return (compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
 

@@ -1,4 +1,4 @@
-"""What a broadcast costs: one entry for each interface server, one encoding, and no app wakes."""
+"""Cost of a broadcast: one entry for each interface server and one encoding; no app is woken."""
 
 import asyncio
 import uuid

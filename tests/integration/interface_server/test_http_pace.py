@@ -44,7 +44,7 @@ def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def name() -> str:
-    """What this test's notes are kept under in the app."""
+    """Return the key of this test's notes in the app."""
     return uuid.uuid4().hex
 
 

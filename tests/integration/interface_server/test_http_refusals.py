@@ -1,4 +1,4 @@
-"""What invites request smuggling, or is no HTTP, is refused; and nothing behind it is taken for a request."""
+"""Rejection of invalid HTTP and of request smuggling. Bytes that follow are never parsed as a request."""
 
 import json
 import uuid

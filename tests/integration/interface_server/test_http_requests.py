@@ -33,7 +33,7 @@ def client(server: Process) -> Iterator[RawClient]:
 
 @pytest.fixture
 def name() -> str:
-    """What this test's notes are kept under in the app."""
+    """Return the key of this test's notes in the app."""
     return uuid.uuid4().hex
 
 
@@ -136,7 +136,7 @@ def test_requests_behind_a_slow_one_wait_for_it(server: Process, client: RawClie
 
 
 def test_the_body_of_a_pipelined_request_may_come_later(server: Process, client: RawClient, name: str) -> None:
-    """Its head is read while the request before it runs; then the socket is not read until that is done."""
+    """The server reads the head of a pipelined request while another runs, and its body when that one is done."""
     client.send(get(f"/wait?name={name}&gate={name}") + post("/body", b"01234567")[:-4])
     wait_seen(server, name, "waiting")
     open_gate(server, name)

@@ -33,7 +33,7 @@ def client(server: Process) -> Iterator[RawClient]:
 
 @pytest.fixture
 def name() -> str:
-    """What this test's notes are kept under in the app."""
+    """Return the key of this test's notes in the app."""
     return uuid.uuid4().hex
 
 

@@ -1,4 +1,4 @@
-"""What an app learns of a request: the scope, behind proxies, TLS and every kind of listener."""
+"""HTTP scope of an app: behind proxies, with TLS, and for every kind of listener."""
 
 import json
 import socket

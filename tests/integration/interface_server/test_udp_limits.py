@@ -1,4 +1,4 @@
-"""What becomes of UDP peers that are silent, too many or too fast, of their workers, and of taken addresses."""
+"""Limits of UDP peers: idle, too many or too fast; failures of their workers; addresses that are in use."""
 
 import json
 import socket

@@ -39,7 +39,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Process]:
 
 @pytest.fixture
 def name() -> str:
-    """What this test's notes are kept under in the app."""
+    """Return the key of this test's notes in the app."""
     return uuid.uuid4().hex
 
 

@@ -1,4 +1,4 @@
-"""Who reads slowly, or not at all, slows the other end, and costs the servers no memory."""
+"""Flow control of WebSockets: an end that reads slowly slows the other end, and the servers buffer little."""
 
 import threading
 import uuid
@@ -73,7 +73,7 @@ def test_a_client_is_not_read_while_its_app_does_not_receive(server: Process, na
 
 @pytest.mark.usefixtures("lean")
 def test_a_client_that_sends_and_does_not_read_is_stopped(server: Process) -> None:
-    """Its messages must not acknowledge, on their way to the app, what it has not read of the app's."""
+    """Messages of a client do not acknowledge messages of the app that the client has not read."""
     wire = frame(BINARY, bytes(MESSAGE)) * 1000
     with RawWebSocket(server, "/echo", receive_buffer=16384) as client:
         assert client.send_until_blocked(wire) < 2 * KERNEL

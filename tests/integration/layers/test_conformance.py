@@ -113,7 +113,7 @@ async def test_a_machine_that_stops_for_a_moment_fails_no_good_layer(monkeypatch
     monkeypatch.setattr("asgibus.testing.conformance.tools.SLOWER", 1.0)
 
     class Halting(InMemoryChannelLayer):
-        """What is sent first arrives when the delays of the check are over."""
+        """Layer that blocks at the first send until the delays of the check are over."""
 
         halted = False
 
@@ -124,7 +124,7 @@ async def test_a_machine_that_stops_for_a_moment_fails_no_good_layer(monkeypatch
                 time.sleep(0.5)  # noqa: ASYNC251 - the whole machine stops, as it were
 
     class Hasty(InMemoryChannelLayer):
-        """Delays are a tenth too short."""
+        """Layer whose delays are a tenth too short."""
 
         async def send(self, channel: str, message: dict[str, Any], *, delay: float = 0.0) -> None:
             await super().send(channel, message, delay=delay * 0.9)

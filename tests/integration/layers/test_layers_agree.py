@@ -173,7 +173,7 @@ class Layers(RuleBasedStateMachine):
         assert all(task.cancelled() for task in tasks)
 
     def settle(self) -> None:
-        """Who waits in one layer waits in the other; who has got something has got the same."""
+        """Assert that corresponding readers of both layers both wait, or have received the same message."""
 
         async def settle() -> None:
             await asyncio.sleep(NOTHING)

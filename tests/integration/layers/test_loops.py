@@ -143,7 +143,7 @@ async def test_a_bus_in_another_thread(layer: ChannelLayer) -> None:
 
 
 def own_threads() -> list[threading.Thread]:
-    """Those of the layers."""
+    """Return the threads of the layers."""
     return [thread for thread in threading.enumerate() if thread.name == "asgibus layer"]
 
 

@@ -34,12 +34,12 @@ async def member(url: str) -> AsyncIterator[Place]:
 
 
 def got(*members: Place) -> list[list[str]]:
-    """What each of them got, in order."""
+    """Return the numbers of the broadcasts that each member received, in order."""
     return [[frame[2]["n"] for frame in one.handler.frames if frame[0] == GROUP_MESSAGE] for one in members]
 
 
 async def sent(layer: RedisChannelLayer, what: str) -> tuple[str, str]:
-    """Send it; what the sender is told, if it fails."""
+    """Broadcast `what`; return it with the error text that the sender got, empty if none."""
     try:
         await layer.group_send("group", {"n": what})
     except LayerUnavailable as error:
@@ -373,7 +373,7 @@ async def unread_and_flushed(server: RedisServer) -> None:
 
 
 async def unread_and_killed(server: RedisServer) -> None:
-    """Its sender is silent afterwards."""
+    """Kill Redis with unread broadcasts: each arrives once, although the sender sends nothing more."""
     async with member(server.url) as one, peer(server.url, "asgibus") as two:
         await two.do("join", "group")
         two.signal(signal.SIGSTOP)
@@ -389,7 +389,7 @@ async def unread_and_killed(server: RedisServer) -> None:
 
 
 async def unread_of_one_who_is_gone(server: RedisServer) -> None:
-    """That is counted, and said in the log."""
+    """Lose broadcasts to a dead member: the loss is counted and logged."""
     async with member(server.url) as one, peer(server.url, "asgibus") as two:
         await two.do("join", "group")
         two.signal(signal.SIGSTOP)

@@ -82,12 +82,12 @@ async def soon(result: Awaitable[Any]) -> Any:
 
 
 def item(number: object, age: float = 0.0) -> bytes:
-    """As it lies in Redis."""
+    """Return a message as it is stored in Redis, sent `age` seconds ago."""
     return b"%d:1:%b" % ((time.time() - age) * 1000, pack({"n": number}))
 
 
 def delay(admin: "redis.Redis[bytes]", number: object, seconds: float) -> None:
-    """As `send` does it, but at once, while the event loop stands still."""
+    """Store a delayed message as `send` does, but synchronously, so that the event loop does not run."""
     admin.zadd(DELAYED, {b"x:1:" + pack({"n": number}): time.time() * 1000 + seconds * 1000})
     admin.pexpire(DELAYED, 60_000)
     admin.lpush(KEY, b"")
@@ -118,7 +118,7 @@ async def test_what_has_expired_is_not_taken(make: Make, admin: "redis.Redis[byt
 
 @pytest.mark.parametrize("ahead", [3600, 1])
 async def test_a_clock_of_redis_that_was_put_back(make: Make, admin: "redis.Redis[bytes]", ahead: int) -> None:
-    """What was sent before comes."""
+    """Messages that were sent before the clock of Redis went back are received."""
     layer = make()
     await is_known(layer)
     for number in range(3):
@@ -155,7 +155,7 @@ async def test_a_reader_that_gives_up_holds_nothing(make: Make, admin: "redis.Re
 
 @pytest.mark.parametrize("who", ["a reader that waits", "the next reader", "another process", "after a close"])
 async def test_what_is_taken_when_its_reader_gives_up(make: Make, admin: "redis.Redis[bytes]", who: str) -> None:
-    """It goes back to the head, with its age, and ahead of what wakes readers."""
+    """A message whose reader gives up returns to the head of the channel, before wake-up items, with its age."""
     layer, other = make(), make()
     await is_known(layer, "another")
     admin.rpush(KEY, item(1, 5), item(2), item(3))
@@ -183,7 +183,7 @@ async def test_what_is_taken_when_its_reader_gives_up(make: Make, admin: "redis.
 
 
 async def test_it_is_put_back_into_a_redis_that_is_full(make: Make, admin: "redis.Redis[bytes]") -> None:
-    """Its next reader waits for that, and may be the only one that can make room."""
+    """A message is put back into a full Redis, and the next reader, which may be the one to free memory, gets it."""
     layer = make()
     await is_known(layer, "another")
     admin.rpush(KEY, item(1), item(2))
@@ -201,7 +201,7 @@ async def test_it_is_put_back_into_a_redis_that_is_full(make: Make, admin: "redi
 
 
 async def test_readers_wait_at_a_redis_that_is_full(make: Make, admin: "redis.Redis[bytes]") -> None:
-    """It refuses the command that waits, since that one may need memory."""
+    """Readers wait, on the same connections, while a full Redis rejects the blocking command."""
     layer = make()
     await is_known(layer)
     refused = admin.info("errorstats").get("errorstat_OOM", {"count": 0})["count"]
@@ -265,7 +265,7 @@ async def test_a_reader_learns_that_its_layer_is_closed(make: Make, admin: "redi
 
 
 async def test_readers_that_give_up_at_random_under_load(make: Make, admin: "redis.Redis[bytes]") -> None:
-    """Nothing is lost and nothing comes twice, also when layers are closed meanwhile."""
+    """Each message is received once, also when layers are closed meanwhile."""
     dice = random.Random(11)
     sender = make(capacity=MESSAGES)
     layers = [make() for _ in range(3)]
@@ -373,7 +373,7 @@ async def test_takers_learn_of_delayed_messages(make: Make, admin: "redis.Redis[
 
 
 async def test_a_taker_that_ends_leaves_the_waiting_to_a_reader(make: Make, admin: "redis.Redis[bytes]") -> None:
-    """It may come late then, by as long as a wait in Redis lasts: the reader did not know of it."""
+    """A delayed message arrives late by at most BLOCK_SECONDS, since the reader did not know when it was due."""
     reading, taking = make(), make()
     await is_known(reading)
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What may have been dealt with before, and claims in an order of replies that no test can bring about from outside."""
+"""Stale claims, and claims whose replies come in an order that only a simulated connection can produce."""
 
 import asyncio
 from collections import Counter

@@ -106,7 +106,7 @@ async def test_tls(tmp_path: Path) -> None:
 
 
 async def test_slots_that_move(cluster: Cluster) -> None:
-    """What is sent and posted meanwhile comes once, in order."""
+    """Messages and frames that are sent while slots move arrive once and in order."""
     one, two = RedisChannelLayer(cluster.url), RedisChannelLayer(cluster.url)
     here, there = Recorder(), Recorder()
     received: list[int] = []
@@ -154,7 +154,7 @@ async def test_slots_that_move(cluster: Cluster) -> None:
 
 
 async def test_a_master_that_dies(cluster_with_replicas: Cluster) -> None:
-    """Its replica takes over: the bus goes on, groups are whole, and what is posted comes."""
+    """After a failover to the replica the bus works, groups are complete, and posted frames arrive."""
     cluster = cluster_with_replicas
     one, two = RedisChannelLayer(cluster.url), RedisChannelLayer(cluster.url)
     here, there = Recorder(), Recorder()

@@ -115,7 +115,7 @@ async def test_a_peer_that_is_not_redis() -> None:
 
 
 async def test_a_redis_that_refuses_connections() -> None:
-    """It says why before anything is asked, and closes the connection."""
+    """The error that Redis sends before it closes a new connection is the reason that the connection reports."""
     connection = RedisConnection(asyncio.get_running_loop())
     connection.data_received(b"-DENIED Redis is running in protected mode\r\n")
     assert connection.lost.result() == "Redis sent DENIED Redis is running in protected mode"

@@ -1,4 +1,4 @@
-"""What goes wrong between us and Redis: cut connections, refusals, a Redis that comes back empty, damaged entries."""
+"""Faults between a process and Redis: cut connections, errors, a Redis that lost its data, damaged entries."""
 
 import asyncio
 import logging
@@ -120,7 +120,7 @@ async def claim_all(bus: Bus, claimed: list[int]) -> None:
 
 
 async def test_what_a_lost_reply_held_is_taken_all_the_same(redis_url: str) -> None:
-    """It stays under the name of a process that lives, and knows nothing of it."""
+    """A message whose reply was lost is redelivered, although its consumer lives and never got the message."""
     url = urlsplit(redis_url)
     with TcpProxy((str(url.hostname), int(url.port or 0))) as proxy:
         layer, direct = RedisChannelLayer(proxy.url + url.path), RedisChannelLayer(redis_url)
@@ -330,7 +330,7 @@ async def test_what_was_offered_and_withdrawn_while_redis_was_away_is_never_writ
 
 
 async def test_nobody_waits_for_a_redis_that_is_gone(start_redis: StartRedis) -> None:
-    """Who stops gives its last words a few seconds, once."""
+    """A process that stops waits once, for a few seconds, to send its last frames to an unreachable Redis."""
     server = start_redis()
     layer = RedisChannelLayer(server.url)
     loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""What we write to Redis, how much of it, and what is left."""
+"""Keys in Redis: their names, their size, and the keys that remain at the end."""
 
 import asyncio
 import subprocess

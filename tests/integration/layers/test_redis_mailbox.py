@@ -59,7 +59,7 @@ async def flood(url: str, mailbox: str) -> AsyncIterator[Flood]:
 
 
 def numbers(one: Place) -> list[int]:
-    """Those that were read, in order."""
+    """Return the numbers of the messages that were read, in order."""
     return [frame[2]["n"] for frame in one.handler.frames if frame[0] == MESSAGE]
 
 

@@ -65,7 +65,7 @@ class Cutter:
         self._then: Callable[[], object] | None = None
         self._late: asyncio.Event | None = None
         self.executed: bytes | None = None
-        """What Redis answered to a command that came late; nothing if it had closed the connection."""
+        """The answer of Redis to a command that arrived late, empty if Redis had closed the connection."""
         self._held = b""
         self._passes = asyncio.Event()
 
@@ -151,7 +151,7 @@ def unexpected() -> None:
 
 
 def there(admin: "redis.Redis[bytes]") -> list[object]:
-    """What is on the shared channel, oldest first."""
+    """Return the entries of the shared channel, oldest first."""
     return [unpack(fields[b"b"]) for _, fields in admin.xrange(KEY)]
 
 
@@ -223,7 +223,7 @@ async def test_an_offer_that_was_never_written_is_claimed_with_a_question(
 async def test_an_offer_that_arrives_late_is_there_once(
     cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
 ) -> None:
-    """It was on its way when the connection was given up, and comes when it has been looked for and made again."""
+    """An offer that arrives after it was looked for and repeated is on the channel once."""
     proxy, layer = cutter
     handler = Recorder()
     async with layer.bus("i", handler) as interface:

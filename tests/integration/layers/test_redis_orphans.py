@@ -55,7 +55,7 @@ async def stopped(bus: Bus, task: "asyncio.Task[Any]") -> None:
 async def test_a_death_that_is_told_while_a_beat_is_at_work_is_not_overlooked(
     layer: RedisChannelLayer, admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its claims are looked for by the next beat, although that one reports nothing new."""
+    """The next heartbeat finds the claims of the second dead worker, although that heartbeat reports no new death."""
     handler = Recorder()
     holder(admin, "w.first!", ("first",))
     holder(admin, "w.second!", ("second",))
@@ -89,7 +89,7 @@ async def test_a_death_that_is_told_while_a_beat_is_at_work_is_not_overlooked(
 async def test_orphans_whose_reading_was_cut_short_come_with_the_next_beat(
     layer: RedisChannelLayer, admin: "redis.Redis[bytes]", caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are pending under the claimant's second name by then, and their first claimant is not known any more."""
+    """Orphans that are pending under the second name of the claimant are read at the next heartbeat."""
     handler = Recorder()
     holder(admin, "w.first!", ("first",))
     async with layer.bus("w", handler) as worker:

@@ -82,7 +82,7 @@ async def test_outages(start_redis: StartRedis) -> None:
 
 
 async def pauses(server: RedisServer) -> None:
-    """It answers nothing for longer than a lease: who lives is not judged dead, and who died then is, in the end."""
+    """Pause Redis for longer than a lease: live processes keep their leases; the killed one is declared dead."""
     async with three(server.url) as (one, two, victim):
         server.pause()
         began = time.monotonic()
@@ -105,7 +105,7 @@ async def pauses(server: RedisServer) -> None:
 
 
 async def comes_back_empty(server: RedisServer) -> None:
-    """All are interrupted at once, all is in place again, and who died in the outage is dead after grace."""
+    """Restart Redis without data: each process is interrupted and recovers; the killed one is declared dead."""
     async with three(server.url) as (one, two, victim):
         await asyncio.to_thread(server.kill)
         await victim.kill()
@@ -140,7 +140,7 @@ async def comes_back_with_its_data(server: RedisServer) -> None:
 
 
 async def is_flushed(server: RedisServer) -> None:
-    """As empty, though no connection has broken; and who has not made his mailbox anew is not dead by that."""
+    """Flush Redis: processes recover without a broken connection, and a missing mailbox alone ends no lease."""
     async with three(server.url) as (one, two, victim), peer(server.url, "asgibus") as late:
         await late.do("join", "group")
         await victim.kill()
@@ -191,7 +191,7 @@ async def has_no_room(server: RedisServer) -> None:
 
 
 async def failure(call: Any) -> tuple[str, float]:
-    """What a call says when Redis is away, and after how many seconds."""
+    """Return the error text of a call while Redis is away, and the seconds until the error."""
     began = time.monotonic()
     with pytest.raises(LayerUnavailable) as raised:
         await call

@@ -55,7 +55,7 @@ def send(run: Run) -> Run:
 
 @pytest.fixture
 def take(run: Run) -> Run:
-    """What is taken, as (attempt, payload)."""
+    """Return a function that takes messages and returns them as (attempt, payload)."""
     names = (f"name{number}" for number in itertools.count())
 
     def take(limit: int = 1, *, expiry: int = HOUR, consumer: str = "") -> list[tuple[bytes, bytes]]:
@@ -110,7 +110,7 @@ def test_what_has_expired_is_not_delivered_and_does_not_count(
 
 
 def test_what_was_put_there_by_mistake_is_told(send: Run, run: Run, take: Run, store: "redis.Redis[bytes]") -> None:
-    """It is taken as it is, and its reader sees what it makes of it."""
+    """Items that were stored by mistake are counted and delivered unchanged."""
     noise = [b"noise", b"1:", b"1:x:", b":"]
     store.rpush("c", *noise)
     assert run(scripts.CHANNEL_STATISTICS, SENT, 60_000)[1] == len(noise)

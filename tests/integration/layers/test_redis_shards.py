@@ -129,7 +129,7 @@ async def test_one_that_is_down_takes_only_its_own_with_it(servers: list[RedisSe
 async def test_groups_of_servers_outlive_the_data_of_a_store(
     servers: list[RedisServer], hosts: list[str], empty_one: Callable[[RedisServer], None]
 ) -> None:
-    """Those are the stores that have the groups and not the bus, which knows of them all the same."""
+    """The bus restores group memberships of interface servers in a store that lost its data and holds only groups."""
     layer, other, reader = RedisChannelLayer(hosts), RedisChannelLayer(hosts), Recorder()
     async with layer.bus("a", reader) as bus:
         home = str(layer._shards.home.address)

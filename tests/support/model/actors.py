@@ -1,4 +1,4 @@
-"""Who takes part in the model: clients with their sockets, interface servers, runs of the app, and workers.
+"""Actors of the model: clients with their sockets, interface servers, runs of the app, and workers.
 
 The registry of connections and the `Worker` are the product's own; the sockets and the app are models. A message of a
 client is its number; what a run of the app sends carries the run's attempt, its worker and a number of its own.

@@ -50,7 +50,7 @@ class SteppedLoop(asyncio.BaseEventLoop):
 
 
 class Store:
-    """What a Redis would hold: a mailbox for each process, in it a queue for each sender; offers, and claims."""
+    """Model of the data in Redis: offers, claims, and a mailbox for each process with a queue for each sender."""
 
     def __init__(self) -> None:
         self.mailboxes: dict[str, dict[str, deque[tuple[str, Frame]]]] = {}
@@ -83,7 +83,7 @@ class Store:
             bus.doubts = True
 
     def bury(self, mailbox: str) -> None:
-        """Its lease has ended: tell everybody behind what it had posted, and hand its claims on."""
+        """End the lease of a mailbox: report the death to the others, after its last frames, and hand its claims on."""
         self.on_death(mailbox)
         if mailbox not in self.dead:
             self.dead.append(mailbox)

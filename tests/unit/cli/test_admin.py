@@ -26,7 +26,7 @@ Address = tuple[str, int]
 
 
 class State:
-    """What a server would say of itself."""
+    """Stand-in for the state that a server reports."""
 
     def __init__(self) -> None:
         self.reason: str | None = None

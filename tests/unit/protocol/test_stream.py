@@ -21,7 +21,7 @@ class End(ReliableStream):
     def __init__(self, window: int) -> None:
         super().__init__(NUMBER, ATTEMPT, window)
         self.out: list[Frame] = []
-        """What is posted to the other end."""
+        """Frames that are posted to the other end."""
         self.sent_events: list[Frame] = []
         self.inbox: deque[tuple[int, Frame]] = deque()
         self.received: list[Frame] = []
@@ -70,7 +70,7 @@ class Wire(RuleBasedStateMachine):
         self.under_way: list[list[Frame]] = [[], []]  # towards each end
 
     def posted(self) -> None:
-        """What the ends have posted goes on the wire."""
+        """Move the frames that both ends have posted to the wire."""
         for index, end in enumerate(self.ends):
             self.under_way[1 - index] += end.out
             end.out.clear()
@@ -120,7 +120,7 @@ class Wire(RuleBasedStateMachine):
 
     @rule(index=st.integers(0, 1), nonsense=st.sampled_from([-1, 0, 10**9, 2**63]))
     def acknowledge_nonsense(self, index: int, nonsense: int) -> None:
-        """What was never sent cannot be acknowledged; what was acknowledged stays so."""
+        """Acknowledge a number that is not in flight, and assert that the end is unchanged."""
         end = self.ends[index]
         before = (end.acked, end.in_flight, len(end.unacked_frames()))
         assert end.acknowledge(nonsense) is False

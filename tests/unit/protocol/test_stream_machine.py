@@ -102,7 +102,7 @@ class Sessions(RuleBasedStateMachine):
 
     @rule(pad=PADS)
     def everybody_speaks(self, pad: int) -> None:
-        """What is usual: both ends speak, and what they say arrives."""
+        """Let both ends of every connection send, and deliver all frames."""
         for client in self.speakers():
             self.world.send_text(client, pad)
         for run in self.active():

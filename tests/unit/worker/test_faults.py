@@ -1,4 +1,4 @@
-"""What may have been lost is asked after, what is served twice is ended, and no app waits for a client that is gone."""
+"""Recovery of a worker: probes for lost frames, end of duplicate runs, and disconnects of clients that are gone."""
 
 import asyncio
 import logging
@@ -57,7 +57,7 @@ class Witness:
 
 @pytest.fixture
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What happens each second happens each 20 ms."""
+    """Shorten the periods of the checks of a worker from seconds to milliseconds."""
     monkeypatch.setattr(session_registry, "TICK_SECONDS", 0.002)
     monkeypatch.setattr(session_registry, "RECENT_SECONDS", 0.05)
     monkeypatch.setattr(router, "CHECK_SECONDS", 0.02)

@@ -166,7 +166,7 @@ async def test_an_app_that_raises_is_told_once_and_answered(caplog: pytest.LogCa
 
 
 async def test_a_stream_whose_client_left_is_closed_at_once() -> None:
-    """What the app's frames hold goes with them, without waiting for the garbage collector."""
+    """A stream whose client has left is closed at once, without waiting for the garbage collector."""
     closed = asyncio.Event()
 
     async def parts() -> AsyncIterator[bytes]:

@@ -1,4 +1,4 @@
-"""What the project's own tests are like: consumers driven by `WebsocketCommunicator`. Run as a program."""
+"""Tests such as a Channels project has: `WebsocketCommunicator` drives the consumers. Run as a program."""
 
 import asyncio
 import json
