@@ -42,7 +42,7 @@ class ProcessLifecycle:
         """Set when the process has to stop gracefully."""
         self.has_started = False
         self.status = "starting"
-        """What the process does before it is ready, in one line for people."""
+        """The activity of a process that is not ready yet, in one line for people."""
         self._control = control
         self._is_ready = False
 

@@ -20,7 +20,7 @@ class PeerState(Enum):
 
 
 class PeerEvent(Enum):
-    """What this process learns about another one."""
+    """News that this process has of another one."""
 
     WATCH = "it posted a frame, or a post to it failed"
     LEASE = "it has a lease"

@@ -37,7 +37,7 @@ class Heading(Enum):
 
 
 class Kind(Enum):
-    """What the values of a setting are. Its own value is the placeholder in `--help`."""
+    """The kind of values that a setting has. The value of a member is the placeholder in `--help`."""
 
     TEXT = "TEXT"
     """Any text; for fields of type `str` without another kind."""
@@ -63,7 +63,7 @@ class Option:
     heading: Heading
     help: str
     kind: Kind | None
-    """What the values are, if the type of the field does not say it."""
+    """The kind of values, if the type of the field does not tell it."""
     names: tuple[str, ...]
     """Names on the command line; empty for one name that is derived from the field's."""
     zero: bool

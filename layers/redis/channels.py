@@ -225,7 +225,7 @@ class Entry(NamedTuple):
 
 
 class _Channel:
-    """What the readers of one channel share in one event loop.
+    """The state that the readers of one channel share in one event loop.
 
     Attributes:
         lock: Held by the one reader that waits and takes.
@@ -452,7 +452,7 @@ class ChannelReader:
 
 
 class ChannelStore(Protocol):
-    """What a consumer needs of the store of a channel."""
+    """The store of a channel, as a consumer uses it."""
 
     reader: ChannelReader
     pipeline: Pipeline

@@ -42,7 +42,7 @@ class UnknownKey(ValueError):
 
 
 class Encryption(Protocol):
-    """What encrypts and decrypts entries: see `encryption.Encryptor`."""
+    """A cipher for entries: see `encryption.Encryptor`."""
 
     @property
     def key_ids(self) -> Sequence[str]: ...

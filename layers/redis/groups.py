@@ -30,7 +30,7 @@ AT_ONCE = 256  # groups that are joined again, or left for a dead process, at th
 
 
 class GroupStore(Store, Protocol):
-    """What memberships need of a store."""
+    """A store, as memberships use it."""
 
     epoch: Epoch
 

@@ -50,7 +50,7 @@ STOP_SECONDS = 2.0  # for the thread to end
 
 
 class HeartbeatStore(GroupStore, Protocol):
-    """What a heartbeat needs of a store."""
+    """A store, as a heartbeat uses it."""
 
     deaths: dict[str, int]
 

@@ -36,7 +36,7 @@ REPUBLISH_SECONDS = 1.0  # later than this, a message for a full channel shows t
 
 
 class InboxStore(Protocol):
-    """What an inbox needs of its bus. Its methods are called in the event loop of the bus, `time` from any thread."""
+    """The bus, as its inbox uses it. Methods are called in the event loop of the bus, `time` from any thread."""
 
     mailbox: str
 
