@@ -45,7 +45,7 @@ def main(rows: tuple[str, ...], peers: tuple[str, ...], seconds: float, repeats:
 
 
 def run(rows: list[Row], names: list[str], seconds: float, repeats: int) -> tuple[Samples, list[str]]:
-    """All samples, in the order of the table, and a line for each measure that failed.
+    """Return all samples in the order of the table, and a line for each measurement that failed.
 
     Raises BenchmarkError when a peer cannot be started.
     """

@@ -32,7 +32,7 @@ class Peer:
 
 @contextmanager
 def bus(directory: Path) -> Iterator[Peer]:
-    """One interface server and one worker, joined by a private Redis."""
+    """Start one interface server and one worker, joined by a private Redis."""
     with ExitStack() as stack:
         redis, url = start_redis(stack, directory / "bus-redis.log")
         layer = ["--layer", url]

@@ -34,7 +34,7 @@ def machine() -> dict[str, str]:
 
 
 def table(samples: Samples) -> str:
-    """One line for each row and peer: medians over the repeats, in brackets the lowest and the highest."""
+    """Return one line for each row and peer: medians over the repeats, in brackets the lowest and the highest."""
     head = [
         "measure",
         "peer",

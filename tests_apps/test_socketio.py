@@ -120,7 +120,7 @@ async def test_others_hear_of_who_leaves(meet: Meet) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("transports", [["polling"], ["polling", "websocket"]])
 async def test_polling_with_one_worker(one_worker: Site, transports: list[str]) -> None:
-    """All requests of a client have to reach the process that knows it."""
+    """Polling works with one worker, since all requests of a client must reach the same process."""
     ann, ben = Person("Ann"), Person("Ben")
     for person in (ann, ben):
         await person.client.connect(one_worker.url, auth={"name": person.name}, transports=transports)

@@ -13,7 +13,7 @@ WARM = 100
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """Where to open how many sockets."""
+    """Idle sockets of a measurement: their number and the port to open them at."""
 
     port: int
     count: int

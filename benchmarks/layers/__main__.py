@@ -51,7 +51,7 @@ def main(
 
 
 def run(rows: list[str], peers: list[str], loop: str, seconds: float, repeats: int) -> tuple[Samples, list[str]]:
-    """All samples, in the order of the table, and a line for each measure that failed.
+    """Return all samples in the order of the table, and a line for each measurement that failed.
 
     Raises BenchmarkError when Redis cannot be started.
     """

@@ -54,7 +54,7 @@ class Tally:
             self.complete.set()
 
     async def wait(self, expected: int) -> dict[str, float]:
-        """Until so many messages have come since the start, or none comes any more."""
+        """Wait until so many messages have come since the start, or no more arrive."""
         self.complete.clear()
         self.expected = expected
         if self.received == expected:
@@ -68,7 +68,7 @@ class Tally:
 
 
 class Credit:
-    """How many messages may be sent until the reader confirms some."""
+    """Number of messages that may be sent until the reader confirms some."""
 
     def __init__(self, row: Row, confirmed: socket.socket) -> None:
         self._free = row.window
@@ -174,7 +174,7 @@ def say(words: Any) -> None:
 
 
 async def serve(end: str, row: Row, peer: str, url: str, descriptor: int) -> None:
-    """One end, from the opening of its layer to the closing."""
+    """Run one end, from the opening of its layer to the closing."""
     layer = open_layer(peer, url)
     gc.collect()
     gc.freeze()

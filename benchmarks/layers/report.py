@@ -11,7 +11,7 @@ Samples = dict[tuple[str, str], list[Sample]]
 
 
 def table(samples: Samples) -> str:
-    """One line for each row and peer: medians over the repeats, in brackets the lowest and the highest."""
+    """Return one line for each row and peer: medians over the repeats, in brackets the lowest and the highest."""
     lines = [["measure", "peer", "per second", "CPU-ms each", "of which", "lost", "twice", "others"]]
     for (name, peer), found in samples.items():
         lines.append(
@@ -30,7 +30,7 @@ def table(samples: Samples) -> str:
 
 
 def verdict(name: str, samples: Samples) -> str | None:
-    """Whether asgibus is ahead of the better of the others in a row; None when one of them was not measured.
+    """Return whether asgibus beats the better of the others in a row, None if one of them was not measured.
 
     Ratios are taken within each repeat, between neighbours in time, before the median.
     """

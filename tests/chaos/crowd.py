@@ -183,12 +183,12 @@ class Crowd:
         self._loop.call_soon_threadsafe(member.say, text)
 
     def wait_answered(self, count: int, timeout: float | None = None) -> None:
-        """Until `count` more own messages have come back."""
+        """Wait until `count` more own messages have come back."""
         aim = len(self.waits) + count
         wait_until(lambda: len(self.waits) >= aim, timeout, f"{count} more answers for {self.label}")
 
     def wait_each_answered(self, timeout: float | None = None) -> None:
-        """Until every open member got an answer to a message that it sent from now on.
+        """Wait until every open member got an answer to a message that it sent after this call.
 
         `timeout`, for a time that is promised, is for the answers; the time in which each member sends one comes on
         top.
@@ -213,7 +213,7 @@ class Crowd:
         return [member for member in self.members if member.open and member.pid == pid]
 
     def takeovers(self, since: float = 0.0) -> list[Takeover]:
-        """In the order in which the clients saw them."""
+        """Return the takeovers in the order in which the clients saw them."""
         found = [takeover for member in self.members for takeover in member.takeovers if takeover.at >= since]
         return sorted(found, key=lambda takeover: takeover.at)
 
@@ -341,7 +341,7 @@ class Crowd:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process of that id exists."""
+    """Return whether a process with that id exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

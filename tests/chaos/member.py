@@ -26,7 +26,7 @@ class Numbers:
         self.missing: set[int] = set()
 
     def saw(self, number: int) -> bool:
-        """Whether this is the first time."""
+        """Count the number as seen; return whether this is the first time."""
         if number >= self.expected:
             self.missing.update(range(self.expected, number))
             self.expected = number + 1
@@ -39,7 +39,7 @@ class Numbers:
         return False
 
     def lost(self, sent: int) -> int:
-        """How many of the numbers below `sent` never came."""
+        """Return how many of the numbers below `sent` never came."""
         return len(self.missing) + max(0, sent - self.expected)
 
 
@@ -86,7 +86,7 @@ class Member(asyncio.Protocol):
 
     @property
     def answered(self) -> int:
-        """One more than the highest own number that came back."""
+        """Return one more than the highest own number that came back."""
         own = self.seen.get(self.name)
         return own.expected if own else 0
 

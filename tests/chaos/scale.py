@@ -1,4 +1,4 @@
-"""How large and how long the chaos tests are: quick ones by default, long ones with ASGIBUS_CHAOS=long."""
+"""Size and duration of the chaos tests: short by default, long with ASGIBUS_CHAOS=long."""
 
 import os
 from typing import TypeVar

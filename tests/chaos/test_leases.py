@@ -154,7 +154,7 @@ def step_redis(url: str, seconds: float) -> None:
 
 
 def test_steps_of_the_clock_of_redis(server: RedisServer, processes: Processes, notes: Notes, figures: Figures) -> None:
-    """Nobody dies of it, and who dies later is still noticed in time."""
+    """Steps of the clock of Redis end no lease, and a worker that is killed afterwards is noticed in time."""
     with Load(processes, notes, server.url) as load:
         for step in (HOUR, -HOUR):  # the first looks as if everybody had been silent for an hour
             step_redis(server.url, step)
@@ -178,7 +178,7 @@ def test_steps_of_the_clock_of_redis(server: RedisServer, processes: Processes, 
 def test_an_outage_longer_than_a_lease(
     start_redis: StartRedis, processes: Processes, notes: Notes, figures: Figures
 ) -> None:
-    """Redis comes back with its data, in which every lease has run out. Only who really died is dead."""
+    """After Redis returns with expired leases, only the killed worker is declared dead."""
     server = start_redis("--appendonly", "yes", "--appendfsync", "always")
     with Load(processes, notes, server.url) as load:
         victim = load.workers[0]

@@ -64,7 +64,7 @@ def test_a_worker(start_chaos_interface: Start, start_chaos_worker: Start, notes
 def test_one_that_is_stopped_when_it_should_take_over(
     start_chaos_interface: Start, start_chaos_worker: Start, figures: Figures
 ) -> None:
-    """Redis still answers its last read: it claims what it never sees, which is no connection's fault."""
+    """A worker that is paused before a takeover claims connections unseen; another worker takes them over."""
     first, second = (start_chaos_worker("--resume") for _ in range(2))
     interface = start_chaos_interface()
     with echo_and_room(interface) as (echo, room):

@@ -51,7 +51,7 @@ def sentinels(binary: str, tmp_path: Path) -> Iterator[SentinelSet]:
 def test_another_server_becomes_master(
     fault: str, sentinels: SentinelSet, processes: Processes, notes: Notes, figures: Figures
 ) -> None:
-    """A master that was only paused comes back as one, for some seconds, until the sentinels make it a replica."""
+    """A paused master that returns stays master for some seconds, until the sentinels make it a replica."""
     with Load(processes, notes, sentinels.url) as load:
         began = time.monotonic()
         if fault == "killed":

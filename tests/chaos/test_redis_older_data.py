@@ -103,7 +103,7 @@ def test_a_replica_that_lags(tmp_path: Path, processes: Processes, notes: Notes,
 
 
 def test_steps_of_the_clock_of_the_store(tmp_path: Path, processes: Processes, notes: Notes, figures: Figures) -> None:
-    """All its keys that expire are gone at once, and all leases have ended."""
+    """All servers recover when a clock step expires every key and every lease in Redis."""
     with stepping_server(tmp_path) as (server, clock), Load(processes, notes, server.url) as load:
         for step in (90.0, 3600.0, -3600.0):
             clock.step(step)

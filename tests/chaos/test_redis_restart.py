@@ -75,7 +75,7 @@ def test_all_data_is_deleted(start_redis: StartRedis, processes: Processes, note
 def test_a_pause_longer_than_a_lease(
     start_redis: StartRedis, processes: Processes, notes: Notes, figures: Figures
 ) -> None:
-    """Nobody could renew, and nobody is taken for dead."""
+    """No process is declared dead when Redis pauses for longer than a lease."""
     server = start_redis()
     with Load(processes, notes, server.url) as load:
         server.pause()

@@ -115,7 +115,7 @@ def test_what_nobody_had_claimed(
 
 
 def test_under_load(start_chaos_interface: Start, start_chaos_worker: Start, figures: Figures) -> None:
-    """Every GET is answered; a POST is answered, or refused because its worker had it."""
+    """Each GET is answered. Each POST is answered, or rejected because the killed worker had received it."""
     workers = [start_chaos_worker() for _ in range(3)]
     interface = start_chaos_interface()
     statuses: Counter[tuple[str, object]] = Counter()

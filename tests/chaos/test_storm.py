@@ -1,4 +1,4 @@
-"""All that can happen to workers, at random, under load."""
+"""Random faults of workers under load."""
 
 import random
 import threading

@@ -80,7 +80,7 @@ def test_children_are_killed_all_the_time(
 def test_handlers_that_take_their_time_lose_nothing_as_children_are_killed(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
-    """Whatever an app takes for an event: until it is done, the event belongs to the next run if this one dies."""
+    """An event that a killed run has not done is delivered to the next run."""
     start_chaos_worker("--processes", 3, "--resume")
     interface = start_chaos_interface()
     notes.wait("lifespan.startup", 3)

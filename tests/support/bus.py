@@ -1,4 +1,4 @@
-"""For tests of layers and of what stands on them: a handler that remembers, and waiting in async code."""
+"""Helpers for tests of layers and their users: a handler that records calls, and waiting in async code."""
 
 import asyncio
 from collections.abc import Callable

@@ -26,7 +26,7 @@ class App:
         ](scope, receive, send)
 
     async def until(self, line: str, number: int = 1) -> None:
-        """Until `line` is in the log so many times."""
+        """Wait until `line` is in the log so many times."""
         await until(lambda: self.log.count(line) >= number, what=f"{line} in the log")
 
     async def lifespan(self, scope: Any, receive: Any, send: Any) -> None:

@@ -1,4 +1,4 @@
-"""Where the tests' browser comes from."""
+"""Source of the browser of the tests."""
 
 import os
 import shutil

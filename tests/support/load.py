@@ -1,4 +1,4 @@
-"""All that has to go on while Redis is broken: interfaces, workers, and clients that count.
+"""Load for tests with a broken Redis: interface servers, workers, and clients that count messages.
 
 with Load(processes, notes, url) as load:
     ...  # faults
@@ -176,7 +176,7 @@ class Load(ContextStack):
         self.posts.wait_answered(POSTERS)
 
     def wait_recovered(self, since: float, timeout: float = HANG) -> float:
-        """Until every socket got an answer, direct and by its room, and all rooms are whole again.
+        """Wait until every socket got an answer, direct and by its room, and all rooms are whole again.
 
         How many seconds that took since `since` (of the monotonic clock). What is broadcast from then on may not be
         lost. Fails with AssertionError after `timeout` seconds.
@@ -220,7 +220,7 @@ class Load(ContextStack):
         return admin.readiness(server)
 
     def wait_ready(self, status: int, timeout: float) -> float:
-        """Until all servers' /readyz answers that; how many seconds it took."""
+        """Wait until /readyz of all servers answers that; return the seconds that it took."""
         began = time.monotonic()
         wait_until(lambda: {self.ready(server)[0] for server in self.servers} == {status}, timeout, f"/readyz {status}")
         return time.monotonic() - began

@@ -47,7 +47,7 @@ class Peer:
         return [value for each, value, _ in self.told if each == what]
 
     def when(self, what: str) -> float:
-        """When the first of that kind came; 0.0 if none did."""
+        """Return the time of the first report of that kind, 0.0 if there is none."""
         return next((at for each, _, at in self.told if each == what), 0.0)
 
     async def do(self, what: str, *values: Any) -> Any:

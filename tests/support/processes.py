@@ -105,11 +105,11 @@ class Process:
         return self._popen.poll()
 
     def log(self) -> str:
-        """All that it wrote so far, since `mark` if that was called."""
+        """Return the output so far, since `mark` if that was called."""
         return self.whole_log()[self._mark :]
 
     def whole_log(self) -> str:
-        """All that it wrote since its start."""
+        """Return the output since the start."""
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
     def last_lines(self) -> str:

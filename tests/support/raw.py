@@ -156,7 +156,7 @@ class RawClient:
         return data
 
     def read_until(self, mark: bytes) -> bytes:
-        """Everything up to and with `mark`."""
+        """Read up to and including `mark`, and return that part."""
         deadline = time.monotonic() + self._timeout
         while (index := self._buffer.find(mark)) < 0:
             self._fill(deadline)
@@ -169,7 +169,7 @@ class RawClient:
         return self._take(size)
 
     def read_some(self) -> bytes:
-        """Whatever is there, at least one byte; b"" if the peer closed."""
+        """Return the available bytes, at least one; b"" if the peer closed."""
         if not self._buffer:
             try:
                 self._fill(time.monotonic() + self._timeout)
@@ -178,7 +178,7 @@ class RawClient:
         return self._take(len(self._buffer))
 
     def read_until_close(self, timeout: float | None = None) -> bytes:
-        """Everything until the peer closes (or resets) the connection; TooLate if it does not in time."""
+        """Read until the peer closes or resets the connection; raise TooLate if it does not in time."""
         deadline = time.monotonic() + (self._closed if timeout is None else timeout)
         while True:
             try:

@@ -153,7 +153,7 @@ class Table:
 
     @property
     def openings(self) -> list[ConnectRequest]:
-        """All that was offered."""
+        """Return the connect requests that were offered."""
         return [offer.state for offer in self.bus.offered]
 
 

@@ -1,4 +1,4 @@
-"""Where the tests' Redis comes from, and a Redis that a test may kill."""
+"""Source of the Redis of the tests, and a Redis that a test may kill."""
 
 import gc
 import os
@@ -76,7 +76,7 @@ class RedisServer:
 
     @property
     def running(self) -> bool:
-        """Whether it was started, and not ended."""
+        """Return whether the server was started and has not ended."""
         return self._popen is not None
 
     @property

@@ -51,11 +51,11 @@ class SentinelSet(ContextStack):
         return next(server for server in (self.master, self.replica) if server.port == port)
 
     def wait_promoted(self, timeout: float = 15.0) -> None:
-        """Until the replica is the master, and says so itself."""
+        """Wait until the replica reports itself as master."""
         wait_until(lambda: self._role(self.replica.port) == "master", timeout, "the failover")
 
     def wait_demoted(self, timeout: float = 30.0) -> None:
-        """Until the first master, which must be running, is a replica of the other one: about ten seconds."""
+        """Wait until the first master, which must be running, is a replica of the other one: about ten seconds."""
         wait_until(lambda: self._role(self.master.port) == "slave", timeout, "the demotion")
 
     def _open(self) -> None:

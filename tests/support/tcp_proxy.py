@@ -72,7 +72,7 @@ class TcpProxy:
         self._do(lambda: self._before.append((request, call)))
 
     def armed(self) -> int:
-        """How many of the cuts asked for have not happened yet."""
+        """Return how many of the requested cuts have not happened yet."""
         return self._do(lambda: len(self._armed))
 
     def disarm(self) -> None:

@@ -114,7 +114,7 @@ def valkey_binary() -> str:
 
 
 def make_certificate(certificate: Path, key: Path) -> None:
-    """For 127.0.0.1, signed by itself."""
+    """Make a self-signed certificate for 127.0.0.1."""
     options = ["-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=redis"]
     names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(["openssl", "req", "-x509", *options, *names], check=True, capture_output=True)

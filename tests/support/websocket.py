@@ -123,7 +123,7 @@ def seen(server: Server, name: str) -> list[Any]:
 
 
 def wait_seen(server: Server, name: str, note: Any, timeout: float | None = None) -> None:
-    """Until the app has noted that."""
+    """Wait until the app has noted that."""
     try:
         wait_until(lambda: note in seen(server, name), timeout)
     except AssertionError:

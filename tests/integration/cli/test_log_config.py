@@ -94,7 +94,7 @@ def test_a_file_that_configures_nothing(
 
 
 def test_a_formatter_in_the_project_folder_is_found(start_interface: Start, tmp_path: Path) -> None:
-    """Also where the command is a script in another folder, as it is when it is installed."""
+    """--log-config finds a formatter in --app-dir, also where the command is an installed script in another folder."""
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "own_logs.py").write_text(
         "import logging\nclass Shout(logging.Formatter):\n  def format(self, r): return 'SHOUT ' + super().format(r)\n"
@@ -145,7 +145,7 @@ DICT_CONFIG = (
     ids=["nothing", "basicConfig", "dictConfig", "dictConfig of a logger"],
 )
 def test_an_app_may_set_up_logging(start_interface: Start, tmp_path: Path, setting: str, shown: str) -> None:
-    """An app's own logging stands as the app says, and ours as ever."""
+    """The logging settings of an app apply to the app and leave the log lines of the server unchanged."""
     (tmp_path / "logging_app.py").write_text(
         "import logging, logging.config\nfrom cli.simple_app import app\n"
         f"{setting}\nlogger = logging.getLogger('app')\nlogger.info('a note')\nlogger.warning('a warning')\n"

@@ -191,7 +191,7 @@ def test_ctrl_c_ends_it_while_it_watches(worker: Process) -> None:
 
 
 def test_what_belongs_to_the_sources(tmp_path: Path) -> None:
-    """Seen from the folder that is watched: where that lies does not matter."""
+    """Patterns apply to paths relative to the watched folder, wherever the folder is."""
     folder = tmp_path / ".hidden" / "node_modules"
     sources = WatchedFiles([str(folder), str(folder / "sub")], ["*.html", "static/*"], ["old", "sub/b*.py"])
     for name in ("a.py", "sub/a.py", "page.html", "static/style.css"):

@@ -95,7 +95,7 @@ def test_what_does_not_finish_in_time_is_cut(stopped: Stopped, hold: Hold) -> No
 
 
 def test_a_second_signal_forces(stopped: Stopped, hold: Hold) -> None:
-    """Even where the app refuses to be cancelled."""
+    """A second signal stops the process even if the app refuses cancellation."""
     process, interface, _ = stopped
     answer = hold(interface, "/stubborn")
     process.terminate()

@@ -1,4 +1,4 @@
-"""How the two commands start, and the one line with which they do not."""
+"""Start of the two commands, and the one line that they log if it fails."""
 
 import re
 import socket
@@ -72,7 +72,7 @@ def test_a_unix_socket(start_interface: Start, tmp_path: Path) -> None:
 
 
 def test_a_quiet_log(start_interface: Start, free_port: int) -> None:
-    """Errors are told at every level; the rest is what was asked for."""
+    """Errors are logged at every level, other lines at the level asked for."""
     process = start_interface("--log-level", "error", "--port", "70000", app=APP, ready=False)
     assert process.wait() == 2
     process = start_interface("--log-level", "critical", "--layer", f"redis://127.0.0.1:{free_port}", ready=False)

@@ -142,7 +142,7 @@ class Mourner:
 @pytest.mark.anyio
 @pytest.mark.parametrize("supervisor", ["workers", "interfaces"], indirect=True)
 async def test_a_death_is_announced_at_once(redis_url: str, supervisor: Process) -> None:
-    """Long before the lease of the dead process would end, which is after 5 s."""
+    """The supervisor announces a death at once, long before the lease of 5 s ends."""
     layer = open_layer(redis_url)
     mourner = Mourner()
     async with layer.bus("test", mourner):
@@ -226,7 +226,7 @@ def terminal() -> Iterator[tuple[int, str]]:
 
 @pytest.mark.parametrize("what", ["Ctrl+C", "close"])
 def test_a_terminal(redis_url: str, processes: Processes, terminal: tuple[int, str], what: str) -> None:
-    """Ctrl+C reaches all that runs in the foreground, and so does the end of the terminal."""
+    """Ctrl+C, or the end of the terminal, stops the supervisor and its children."""
     keyboard, name = terminal
     arguments = [APP, "--layer", redis_url, "--processes", "2"]
     process = processes.start(
@@ -259,7 +259,7 @@ def test_a_lost_redis_does_not_end_the_restarting(start_redis: Callable[..., Red
 
 
 def test_a_start_that_fails(redis_url: str, start_worker: Start, start_interface: Start, tmp_path: Path) -> None:
-    """One traceback and one clear line, whatever the number of processes."""
+    """A failed start logs one traceback and one clear line, whatever the number of processes."""
     (tmp_path / "import-fails").touch()
     options = {"ready": False, "allow_traceback": True}
     arguments = ("--layer", redis_url, "--processes", 3)

@@ -106,7 +106,7 @@ async def test_a_lost_layer_does_not_end_the_restarting(supervised: Supervised) 
 
 
 async def test_a_process_that_is_told_to_stop_is_replaced(supervised: Supervised) -> None:
-    """Whoever ends one process means that one; nobody died."""
+    """A child that gets SIGTERM is replaced, and no death is announced."""
     async with running(supervised) as (victim, other):
         os.kill(victim, signal.SIGTERM)
         await supervised.says(rf"process {victim} retires: starting another")
@@ -173,7 +173,7 @@ async def test_a_rolling_restart_with_a_mistake(supervised: Supervised) -> None:
 async def test_a_rolling_restart_does_not_wait_for_ever(
     supervised: Supervised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A start-up that hangs is given up, and the next restart works."""
+    """A rolling restart gives up on a start-up that hangs, and the next one works."""
     monkeypatch.setattr(supervisor_module, "START_SECONDS", 0.3)
     async with running(supervised) as before:
         (supervised.folder / "hangs").touch()

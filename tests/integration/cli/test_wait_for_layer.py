@@ -50,7 +50,7 @@ def test_a_redis_that_does_not_come_is_an_error_in_one_line(start: Start, start_
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_wait(start: Start, start_redis: StartRedis, number: int) -> None:
-    """Also while Redis takes connections and does not answer."""
+    """A signal ends the wait, also while Redis accepts connections and does not answer."""
     server = start_redis()
     server.pause()
     process = start("--layer", server.url, "--wait-for-layer", 60)

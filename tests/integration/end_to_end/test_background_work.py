@@ -191,7 +191,7 @@ def test_at_most_once_a_killed_worker_takes_its_messages_with_it(start: Start, w
 
 
 def test_messages_may_wait_as_long_as_their_sender_says(start: Start, work: Work) -> None:
-    """A worker that did not know would drop them as expired."""
+    """The expiry of the sender counts: with its own expiry a worker would drop the messages."""
     start("--expiry", 1, "--channel-concurrency", 1)
     work.send(0, seconds=1.5)
     work.send(1)

@@ -22,7 +22,7 @@ def get(server: Process) -> int:
 def test_clients_are_served_with_keys(
     start_interface: Start, start_worker: Start, redis_url: str, tmp_path: Path
 ) -> None:
-    """Given in each of the ways, and with the next key known already; under supervisors, too."""
+    """Keys from a file or the environment serve clients, also with the next key known and under supervisors."""
     file = tmp_path / "keys"
     file.write_text("now\nnext\n")
     env = {"POOL": "served"}
@@ -76,7 +76,7 @@ def test_of_several_workers_one_has_a_wrong_key_and_no_client_notices(
 def test_an_interface_that_cannot_read_its_worker_answers_in_time(
     start_interface: Start, start_worker: Start, redis_url: str
 ) -> None:
-    """A new key was used before all knew it: the worker reads, and its answers are not understood."""
+    """A client gets an error in time if the interface server lacks the new key of its worker."""
     env = {"POOL": "default", "ASGIBUS_ENCRYPTION_KEY": "new old"}
     start_worker(APP, "--layer", redis_url, "--graceful-timeout", 1, env=env)
     server = start_interface("--layer", redis_url, "--encryption-key", "old", "--connect-timeout", 1)

@@ -1,4 +1,4 @@
-"""Somebody who can write to the store writes nonsense there: no process ends, and what is in order goes on."""
+"""Malformed data in the store: no process ends, and valid data is processed."""
 
 import re
 from collections.abc import Callable

@@ -54,7 +54,7 @@ def test_pool_and_routes_are_environment_variables_too(
 
 
 def test_two_apps_in_one_pool_are_told(start_worker: Start, redis_url: str) -> None:
-    """Mostly they are two deployments that share a Redis and know nothing of each other."""
+    """The log warns of two apps in one pool: usually two deployments that share a Redis by mistake."""
     other = "end_to_end.load_app:app"
     first = start_worker(APP, "--layer", redis_url)
     apart = [start_worker(other, "--layer", redis_url, option, "other") for option in ("--pool", "--prefix")]

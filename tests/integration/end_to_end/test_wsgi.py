@@ -99,7 +99,7 @@ def test_requests_run_at_once_in_as_many_threads_as_there_are(client: httpx.Clie
 def test_a_second_worker_takes_what_the_threads_of_the_first_cannot(
     start_redis: Callable[..., RedisServer], start_interface: Start, start_worker: Start
 ) -> None:
-    """Whoever has no thread free claims nothing, so nobody waits behind a slow request while another worker idles."""
+    """A worker without a free thread claims nothing, so an idle worker gets the request."""
     url = start_redis().url
     for _ in range(2):
         start_worker(APP, "--layer", url, "--threads", 1)

@@ -83,7 +83,7 @@ async def answer(send, body, *headers, status=200):
 
 
 async def read_all(receive):
-    """All of the request's body; raises EOFError if the client leaves before its end."""
+    """Return the whole body of the request; raise EOFError if the client leaves before its end."""
     parts = []
     more = True
     while more:
@@ -120,7 +120,7 @@ async def body(scope, receive, send, query, notes):
 
 
 async def stream_back(scope, receive, send, query, notes):
-    """Each part of the body as soon as it comes."""
+    """Send each part of the body back as soon as it arrives."""
     await send(START)
     more = True
     while more:
@@ -133,7 +133,7 @@ async def stream_back(scope, receive, send, query, notes):
 
 
 async def count(scope, receive, send, query, notes):
-    """How long the body is, never holding more than a part of it."""
+    """Answer with the length of the body, holding only one part of it at a time."""
     total, event = 0, {"more_body": True}
     while event["more_body"]:
         event = await receive()

@@ -1,4 +1,4 @@
-"""When file descriptors or places for sockets run out, clients hear it, and so does whoever runs the server."""
+"""Shortage of file descriptors and socket places: clients get an answer, and the log reports it."""
 
 import re
 import resource

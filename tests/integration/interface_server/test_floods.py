@@ -1,4 +1,4 @@
-"""Whatever one client sends, the others are answered meanwhile, and the server's memory stays bounded.
+"""Floods by one client: other clients are answered, and the memory of the server stays bounded.
 
 How long the event loop was held is measured in CPU time of the server, which a busy machine does not stretch much.
 """
@@ -200,7 +200,7 @@ def test_a_websocket_that_is_not_accepted_yet(server: Process, context: ssl.SSLC
 
 
 def test_tiny_messages_take_no_more_than_twice_the_window(processes: Processes) -> None:
-    """Their memory is what an event of them costs, not what they hold."""
+    """The memory of each tiny message counts, not only its bytes."""
     server = processes.start_interface(app=APP)
     with Flood(server, None) as flood:
         clients = [RawWebSocket(server, "/deaf") for _ in range(10)]

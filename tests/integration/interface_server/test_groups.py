@@ -81,7 +81,7 @@ def test_after_group_add_returned_every_broadcast_arrives(open_members: OpenMemb
 
 
 def test_joining_is_answered_per_group(open_members: OpenMembers, group: str) -> None:
-    """The answer for a group that was joined already must not pass for the one that still is being joined."""
+    """An answer for a group that was joined before does not complete the join of another group."""
     first, second = open_members(2)
     for number in range(40):
         old, new = f"{group}-old-{number}", f"{group}-new-{number}"

@@ -56,7 +56,7 @@ def group() -> str:
 
 
 def written(store: "redis.Redis") -> dict[str, int]:
-    """How many entries were ever written to each mailbox, once no more come: acknowledgements come once a second."""
+    """Return the number of entries ever written to each mailbox, once acknowledgements (one a second) are over."""
     last: dict[str, int] = {}
     same = 0
 
@@ -151,7 +151,7 @@ async def test_a_broadcast_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.anyio
 async def test_group_add_waits_for_its_own_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not for the oldest answer, nor for less than the layer's word."""
+    """`group_add` returns when the layer has added its own group, not at the answer for another one."""
     gate = anyio.Event()
     join_group = MemoryBus.join_group
 

@@ -122,7 +122,7 @@ def test_a_chunked_body_that_has_come_ends_nothing(client: RawClient) -> None:
 
 
 def test_a_client_that_writes_is_not_told_the_end_before_it_is_through(client: RawClient) -> None:
-    """Some clients take the end of what they read for the end of the connection."""
+    """The server does not half-close while a client writes: some clients take that for a closed connection."""
     client.send(post("/unread", LONG))
     assert client.read_response().status == 413
     for _ in range(3):
@@ -142,7 +142,7 @@ def test_http_1_0_is_told_alike(client: RawClient) -> None:
 
 
 def test_a_stream_to_http_1_0_ends_at_once(client: RawClient) -> None:
-    """The end of the connection is the end of its body."""
+    """A streamed body to HTTP/1.0 ends with the connection, which is closed at once."""
     client.send(post("/stream", LONG, version="1.0"))
     client.read_head()
     assert client.read_until_close(0.8) == b"part" * 3

@@ -73,7 +73,7 @@ def test_a_larger_head_is_refused(client: RawClient, wire: bytes, piece: int) ->
 @pytest.mark.parametrize("piece", [100_000, 100])
 @pytest.mark.parametrize("end", [b"\r\n", b""], ids=["whole", "endless"])
 def test_too_many_headers_are_refused(client: RawClient, end: bytes, piece: int) -> None:
-    """Each costs far more memory than its bytes, so their number is limited, too."""
+    """The number of headers is limited, since each costs far more memory than its bytes."""
     allowed = b"GET / HTTP/1.1\r\nHost: test\r\n" + b"a:b\r\n" * 127
     client.send(allowed + b"\r\n")
     assert client.read_response().status == 200
@@ -136,7 +136,7 @@ def test_a_head_that_drips_is_answered_408(client: RawClient) -> None:
 
 
 def test_requests_of_a_client_that_does_not_read_wait(server: Process, name: str) -> None:
-    """Each response has a window of its own: all of them together would fill the memory."""
+    """Pipelined requests wait for the client to read, since each response has a window of its own."""
     count, size = 1000, 60_000
     with RawClient(server, receive_buffer=4096) as client:
         client.send(f"GET /large?size={size}&name={name} HTTP/1.1\r\nHost: test\r\n\r\n".encode() * count)
@@ -238,7 +238,7 @@ def test_a_worker_that_comes_in_time_serves_what_waited(
 def test_a_worker_that_dies_is_a_cut_or_a_502_and_the_next_one_serves(
     start_interface: Start, start_worker: Start, redis_url: str
 ) -> None:
-    """Only what holds for any way in which a death is noticed: no answer is invented."""
+    """A killed worker ends its request with 502 or 503, and the next worker serves."""
     server = start_interface("--layer", redis_url, "--http-timeout", 1)
     worker = start_worker(APP, "--layer", redis_url)
     with RawClient(server) as client:
@@ -325,7 +325,7 @@ def test_the_access_log_can_be_turned_off(start_interface: Start) -> None:
 
 
 def test_a_pause_of_the_server_is_not_the_idleness_of_a_client(server: Process, client: RawClient) -> None:
-    """Requests that a client sent meanwhile lie in the kernel, and are answered."""
+    """Requests that arrive while the server is paused are answered: the client was not idle."""
     assert client.request("GET", "/").status == 200
     server.pause()
     try:

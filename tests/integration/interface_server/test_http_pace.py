@@ -167,7 +167,7 @@ async def test_an_app_that_does_not_read_is_not_the_clients_fault(name: str) -> 
 
 
 def wait_dropped(client: RawClient) -> None:
-    """Until it was reset, which shows without reading what came before."""
+    """Wait until the connection is reset, without reading earlier data."""
     deadline = time.monotonic() + 5
     while True:
         try:
@@ -180,7 +180,7 @@ def wait_dropped(client: RawClient) -> None:
 
 @pytest.mark.parametrize("target", ["/large?size=100000000&part=100000", "/large?size=12000000"])
 async def test_a_client_that_reads_nothing_is_dropped(name: str, target: str) -> None:
-    """Whether the app still waits to send more, or has sent all of it."""
+    """A client that reads nothing is dropped, whether the app waits to send more or has sent everything."""
 
     def test(server: Address) -> None:
         with RawClient(server, receive_buffer=4096) as client:
@@ -279,7 +279,7 @@ async def test_a_client_that_never_stops_sending_is_cut_off(monkeypatch: pytest.
 
 @pytest.mark.parametrize("parts", [1000, 30])
 async def test_a_client_that_does_not_read_why_its_websocket_is_denied_is_dropped(name: str, parts: int) -> None:
-    """Whether the app still waits to send more, or has sent all of it."""
+    """A client that does not read the denial response is dropped, whether the app has sent all of it or waits."""
 
     def test(server: Address) -> None:
         target = f"/deny-at-length?parts={parts}&name={name}"

@@ -170,7 +170,7 @@ def test_headers_of_the_handshake_are_not_the_apps_to_send(server: Process) -> N
 def test_a_subprotocol_that_was_not_offered_is_an_error_of_the_app(
     server: Process, name: str, offered: list[str] | None
 ) -> None:
-    """A client would have to fail the connection: RFC 6455, section 4.1."""
+    """An app error is raised, since a client would have to fail the connection: RFC 6455, section 4.1."""
     with ws(server, "/subprotocol", query={"name": name, "choose": "chat"}, subprotocols=offered) as client:
         assert client.subprotocol is None
     said = "the client did not offer the subprotocol 'chat', see scope['subprotocols']"

@@ -97,7 +97,7 @@ def test_a_client_that_does_not_read_its_pongs_is_not_read(server: Process) -> N
 
 
 def test_fragments_take_no_more_than_what_they_hold(server: Process, name: str) -> None:
-    """The message's limit bounds what they hold together, and nothing bounds their number."""
+    """Fragments of a message need no more memory than their bytes, however many they are."""
     process = psutil.Process(server.pid)
     with RawWebSocket(server, f"/listen?name={name}") as client:
         client.send(frame(TEXT, b"a", fin=False))

@@ -73,7 +73,7 @@ def test_a_client_that_answers_no_ping_is_dropped_and_the_app_hears_it(start_int
 
 
 def test_a_pause_in_a_download_is_no_silence(start_interface: Start, name: str) -> None:
-    """A ping behind megabytes of data could not be answered: a client is alive while it has those to read."""
+    """A client that has megabytes left to read counts as alive, since it cannot answer a ping behind them."""
     server = start_interface("--ping-interval", 0.2, "--ping-timeout", 0.4, app=APP)
     with RawWebSocket(server, f"/flood?count=200&name={name}", receive_buffer=16384) as client:
         time.sleep(1.5)
@@ -139,7 +139,7 @@ def test_no_worker_is_503_on_the_handshake_after_the_connect_timeout(
 def test_an_interface_that_stops_closes_one_websocket_after_another(
     start_interface: Start, start_worker: Start, redis_url: str
 ) -> None:
-    """And serves those that are still open: their clients are not to come back all at once."""
+    """A server that stops spreads its closes, so that clients reconnect one by one, and serves the rest meanwhile."""
     start_worker(APP, "--layer", redis_url)
     server = start_interface("--layer", redis_url)
     with ExitStack() as stack:
@@ -227,7 +227,7 @@ def tls(tmp_path: Any) -> tuple[str, str]:
 
 
 def test_over_tls_a_refused_message_closes_with_its_reason(start_interface: Start, tls: tuple[str, str]) -> None:
-    """TLS cannot be closed one way only, so this goes another way than over plain TCP."""
+    """The close reason arrives over TLS too, where a connection has no half-close."""
     import ssl
 
     server = start_interface("--ssl-certfile", tls[0], "--ssl-keyfile", tls[1], app=APP)

@@ -39,7 +39,7 @@ async def test_full_members_do_not_fill_the_log(
         assert caplog.messages[0] == "2 of 2 channels over capacity in group group"
 
         def missed() -> int:
-            """How many messages the log says were missed."""
+            """Return how many messages the log reports as missed."""
             said = "\n".join(caplog.messages)
             summaries = re.findall(r"which missed (\d+) messages", said)
             return 2 * said.count("2 of 2 channels over capacity") + sum(map(int, summaries))

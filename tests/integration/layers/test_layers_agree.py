@@ -147,7 +147,7 @@ class Layers(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def wait(self, data: st.DataObject) -> None:
-        """Somebody begins to receive."""
+        """Start a reader on both layers."""
         names = self.pair(data)
 
         async def begin() -> None:

@@ -76,7 +76,7 @@ def test_loops_in_several_threads_at_once(new_layer: MakeLayer) -> None:
     errors: list[BaseException] = []
 
     async def talk(me: int) -> None:
-        """Each sends 30 messages to the next one, over an ordinary channel."""
+        """Send 30 messages to the next thread over an ordinary channel, and receive 30."""
         for number in range(30):
             await layer.send(f"to.{(me + 1) % 3}", {"n": number})
         async with asyncio.timeout(20):
@@ -101,7 +101,7 @@ def test_loops_in_several_threads_at_once(new_layer: MakeLayer) -> None:
 
 @pytest.mark.anyio
 async def test_a_bus_in_another_thread(layer: ChannelLayer) -> None:
-    """Frames, offers and claims cross from loop to loop."""
+    """Frames, offers and claims are exchanged between event loops of two threads."""
     here, there = Recorder(), Recorder()
     mailboxes: dict[str, str] = {}
     claimed: list[Any] = []
@@ -149,7 +149,7 @@ def own_threads() -> list[threading.Thread]:
 
 @pytest.fixture
 def connections(redis_url: str) -> Iterator[Callable[[], int]]:
-    """How many connections Redis has had so far."""
+    """Return a function that counts the connections that Redis has accepted so far."""
     with redis.Redis.from_url(redis_url, protocol=2) as admin:
         yield lambda: int(admin.info("stats")["total_connections_received"])
 

@@ -48,7 +48,7 @@ async def sent(layer: RedisChannelLayer, what: str) -> tuple[str, str]:
 
 
 async def took(layer: RedisChannelLayer, what: str = "in time") -> float:
-    """Seconds that a broadcast takes."""
+    """Return the seconds that a broadcast takes."""
     began = asyncio.get_running_loop().time()
     await layer.group_send("group", {"n": what})
     return asyncio.get_running_loop().time() - began
@@ -200,7 +200,7 @@ async def nobody_comes_back(server: RedisServer) -> None:
 
 
 async def test_broadcasts_into_a_redis_that_starts_from_an_old_snapshot(start_redis: StartRedis) -> None:
-    """The store has an epoch and members, but those who joined behind the snapshot are missing."""
+    """Broadcasts reach members that joined after the snapshot from which Redis starts."""
     server = start_redis()
     other = RedisChannelLayer(server.url)
     async with member(server.url) as one, peer(server.url, "asgibus") as two:
@@ -300,7 +300,7 @@ async def steps(server: RedisServer, clock: WallClock) -> None:
 async def test_a_broadcast_that_finds_mailboxes_missing_waits_for_those_who_are_not_gone(
     redis_url: str, admin: "redis.Redis[bytes]"
 ) -> None:
-    """If Redis lost its data, it waits until they are back; else they are gone, and out of the group."""
+    """A broadcast removes dead members from the group, and after a loss of data waits for the live ones."""
     parts = urlsplit(redis_url)
     with TcpProxy((parts.hostname or "", parts.port or 6379)) as proxy:
         proxy.before(b"lost", admin.flushall)

@@ -132,7 +132,7 @@ async def test_a_clock_of_redis_that_was_put_back(make: Make, admin: "redis.Redi
 
 @pytest.mark.parametrize("turns", range(6))
 async def test_what_came_when_its_reader_gave_up(make: Make, admin: "redis.Redis[bytes]", turns: int) -> None:
-    """So many turns of the event loop before: it is the first for the next reader."""
+    """A message that arrives as its reader gives up is the first for the next reader."""
     layer = make()
     (reader,) = await waiting(admin, layer)
     admin.rpush(KEY, item(1), item(2))
@@ -145,7 +145,7 @@ async def test_what_came_when_its_reader_gave_up(make: Make, admin: "redis.Redis
 
 
 async def test_a_reader_that_gives_up_holds_nothing(make: Make, admin: "redis.Redis[bytes]") -> None:
-    """Another process gets what comes then, at once."""
+    """A message that is sent after a reader gave up reaches another process at once."""
     layer, other = make(), make()
     (reader,) = await waiting(admin, layer)
     await end(reader)
@@ -220,7 +220,7 @@ async def test_readers_wait_at_a_redis_that_is_full(make: Make, admin: "redis.Re
 
 
 async def test_two_calls_that_give_up_while_they_take(make: Make, admin: "redis.Redis[bytes]") -> None:
-    """The next reader waits until the messages of both are back."""
+    """The next reader gets both messages when both cancelled calls have put theirs back."""
     layer = make()
     await is_known(layer, "another")
 
@@ -340,7 +340,7 @@ async def test_who_ends_leaves_the_waiting_to_another(
 
 
 async def test_takers_learn_of_delayed_messages(make: Make, admin: "redis.Redis[bytes]", only_the_marker: None) -> None:
-    """Two that acknowledge, and a reader: whoever ends, the others go on."""
+    """Two consumers and a reader share a channel: when one of them ends, the others still get delayed messages."""
     layers = [make() for _ in range(4)]
     took: list[int] = []
 
@@ -422,7 +422,7 @@ async def test_a_wait_that_is_ended_by_chance_goes_on_for_the_rest_only(
 
 
 async def test_readers_look_by_themselves(make: Make, admin: "redis.Redis[bytes]") -> None:
-    """Nobody has woken them."""
+    """A reader finds a delayed message without a wake-up."""
     (reader,) = await waiting(admin, make())
     admin.zadd(DELAYED, {b"x:1:" + pack({"n": 1}): time.time() * 1000 + 100})
     assert await asyncio.wait_for(reader, BLOCK_SECONDS + 2) == {"n": 1}

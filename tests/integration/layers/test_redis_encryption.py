@@ -38,7 +38,7 @@ async def make(redis_url: str) -> AsyncIterator[Make]:
 
 
 def everything(admin: "redis.Redis[bytes]") -> bytes:
-    """All that somebody sees who can read Redis."""
+    """Return all data that a reader of Redis sees."""
     seen: list[Any] = []
     for key in admin.scan_iter(count=1000):
         kind = admin.type(key)
@@ -101,7 +101,7 @@ async def test_nobody_reads_in_redis_what_was_sent(make: Make, admin: "redis.Red
 
 
 async def test_what_was_put_aside_is_opened_when_it_is_back(make: Make) -> None:
-    """Delayed, given back (at once and later), handed back and taken over: each is still at its place."""
+    """Messages and offers that were delayed, given back or taken over are decrypted at their place."""
     layer = make("secret")
     await layer.send("x", {"n": 1}, delay=0.05)
     async with layer.bus("w", Recorder()) as worker:
@@ -179,7 +179,7 @@ async def test_what_is_not_sealed_is_refused_where_there_are_keys(
 async def test_keys_change_while_all_runs(
     make: Make, writer_keys: tuple[str, ...], reader_keys: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One step of a rotation at a time: nobody misses anything of anybody."""
+    """No process misses a frame at any step of a key rotation."""
     reader, writer = make(*reader_keys), make(*writer_keys)
     got, back = Recorder(), Recorder()
     async with reader.bus("a", got) as a, writer.bus("b", back) as b:
@@ -310,7 +310,7 @@ async def test_a_message_that_its_taker_cannot_read_goes_to_another_one(make: Ma
 async def test_what_a_process_tells_itself_is_understood(
     make: Make, admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That another has left, and that an offer is to be made again."""
+    """A process decrypts its own notices: of a process that left, and of an offer to repeat."""
     monkeypatch.setattr(heartbeat, "GRACE_SECONDS", 0.1)
     layer, reader = make("new", "old"), Recorder()
     async with layer.bus("a", reader) as a:

@@ -167,7 +167,7 @@ async def test_what_a_process_takes_that_has_just_begun_is_not_given_to_others(
 
 
 async def test_claims_survive_cut_connections(layer: RedisChannelLayer, kill: Kill) -> None:
-    """Even when the reply that carried them was lost: Redis thinks we have them, and gives them to us again."""
+    """Claims are delivered again when the reply that carried them was lost."""
     claimed: list[int] = []
     dice = random.Random(5)
     async with layer.bus("i", Recorder()) as interface, layer.bus("w", Recorder()) as worker:
@@ -263,7 +263,7 @@ async def test_a_redis_without_room_is_waited_for(start_redis: StartRedis, caplo
 
 
 async def test_what_was_posted_is_waited_for(start_redis: StartRedis) -> None:
-    """Also when Redis refuses it for now, but not what is asked behind it."""
+    """`posted` waits for a frame that a full Redis rejects, although later commands succeed."""
     server = start_redis()
     layer = RedisChannelLayer(server.url)
     reader = Recorder()
@@ -312,7 +312,7 @@ async def test_a_redis_that_comes_back_empty(start_redis: StartRedis) -> None:
 
 
 async def test_what_was_offered_and_withdrawn_while_redis_was_away_is_never_written(start_redis: StartRedis) -> None:
-    """An outage under load must not fill the memory, nor flood Redis afterwards."""
+    """Offers that were withdrawn in an outage are never written, so that they do not flood Redis afterwards."""
     server = start_redis()
     layer = RedisChannelLayer(server.url)
     async with layer.bus("a", Recorder()) as a:

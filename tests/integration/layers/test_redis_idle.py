@@ -1,4 +1,4 @@
-"""How many commands the bus sends while nothing happens."""
+"""Number of commands that an idle bus sends."""
 
 import asyncio
 

@@ -76,7 +76,7 @@ async def test_a_mailbox_that_vanishes_again_and_again(redis_url: str) -> None:
 
 
 async def test_what_was_read_of_a_mailbox_before_it_vanished_is_handled(redis_url: str) -> None:
-    """Though it comes when that is known; and the new mailbox is read from its beginning."""
+    """Frames read from a deleted mailbox are handled late, and its new mailbox is read from the beginning."""
     parts = urlsplit(redis_url)
     with (
         redis.Redis.from_url(redis_url, protocol=2) as admin,
@@ -162,7 +162,7 @@ async def test_a_failover_that_is_noticed_late_repeats_nothing(start_redis: Star
 
 
 async def test_what_is_sent_just_after_redis_has_lost_its_data_arrives(start_redis: StartRedis) -> None:
-    """The mailbox is not there, but its process is: it needs a moment to make it anew."""
+    """Messages wait for a live process whose mailbox is missing, until the process has made a new one."""
     server = start_redis()
     owner, sender = RedisChannelLayer(server.url), RedisChannelLayer(server.url)
     channel, gone = await owner.new_channel(), "specific.0123456789abcdef!1"

@@ -29,7 +29,7 @@ SETNAME = re.compile(rb"SETNAME\r\n\$\d+\r\n([^\r\n]*)\r\n")
 
 
 async def read_all(bus: Bus, handler: Recorder) -> None:
-    """Until all is read that is in the mailbox now, and what was decided by it is written."""
+    """Wait until all entries of the mailbox are read and the resulting commands are written."""
     token = f"{time.monotonic()}"
     bus.post(bus.mailbox, (KIND, token))
     await until(lambda: (KIND, token) in handler.frames)
@@ -240,7 +240,7 @@ async def test_an_offer_that_arrives_late_is_there_once(
 async def test_an_offer_that_was_lost_twice_is_there_once(
     arrives: bool, cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
 ) -> None:
-    """The search for it is cut too."""
+    """An offer is on the channel once, also if the connection breaks during the search for the offer."""
     proxy, layer = cutter
     handler = Recorder()
     async with layer.bus("i", handler) as interface:
@@ -277,7 +277,7 @@ async def test_an_offer_in_doubt_that_is_taken_or_withdrawn_is_not_made_again(
 async def test_an_offer_that_was_withdrawn_while_in_doubt_does_not_stay(
     cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
 ) -> None:
-    """Though it was written: nobody waits for it any more."""
+    """An offer that was withdrawn while in doubt is removed, although it had been written."""
     proxy, layer = cutter
     async with layer.bus("i", Recorder()) as interface:
         proxy.cut_at(WRITTEN, arrives=True)
@@ -481,7 +481,7 @@ async def test_who_takes_an_offer_back_hears_whether_somebody_may_have_had_it(
 async def test_a_post_whose_offer_was_in_doubt_runs_once(
     arrives: bool, late: bool, cutter: tuple[Cutter, RedisChannelLayer], layer: RedisChannelLayer
 ) -> None:
-    """Also if what the first claimant has answered is read after the second one has asked."""
+    """A POST runs once, also if the answer of the first claimant is read after the second one has asked."""
     proxy, behind = cutter
     runs: Counter[bytes] = Counter()
 

@@ -43,7 +43,7 @@ def die(admin: "redis.Redis[bytes]", mailbox: str) -> None:
 
 
 def looked(admin: "redis.Redis[bytes]") -> int:
-    """How often claimants have looked for claims of others."""
+    """Return how often claimants have looked for claims of others."""
     return int(admin.info("commandstats").get("cmdstat_xinfo|consumers", {"calls": 0})["calls"])
 
 

@@ -49,7 +49,7 @@ async def here(url: str) -> AsyncIterator[Place]:
 
 @asynccontextmanager
 async def three(url: str) -> AsyncIterator[tuple[Place, Place, Peer]]:
-    """Two that live on, and one that is going to die."""
+    """Yield three processes on a bus: two that live on, and one to kill."""
     async with here(url) as one, here(url) as two, peer(url, "asgibus") as victim:
         await victim.do("join", "group")
         for each in (one, two):  # who has never heard of a process needs not hear of its death
@@ -123,7 +123,7 @@ async def comes_back_empty(server: RedisServer) -> None:
 
 
 async def comes_back_with_its_data(server: RedisServer) -> None:
-    """All leases have run out by then; only that of the dead one is not renewed."""
+    """Restart Redis with its data: every lease has expired, and only the one of the killed process is not renewed."""
     async with three(server.url) as (one, two, victim):
         await asyncio.to_thread(server.terminate)
         await victim.kill()
@@ -169,7 +169,7 @@ async def is_flushed(server: RedisServer) -> None:
 
 
 async def has_no_room(server: RedisServer) -> None:
-    """Without memory nothing more can be written, but who lives goes on living."""
+    """Fill the memory of Redis: writes fail, but live processes keep their leases."""
     async with three(server.url) as (one, two, other):
         with redis.Redis.from_url(server.url, protocol=2) as admin:
             admin.config_set("maxmemory", "1kb")
@@ -390,7 +390,7 @@ async def sentinel_set(folder: Path) -> AsyncIterator[SentinelSet]:
 
 
 async def test_a_failover(tmp_path: Path) -> None:
-    """By Sentinel, in the middle of the talk; one place on the bus for each end."""
+    """Processes reconnect to the new master of Sentinel, and none is declared dead."""
     async with sentinel_set(tmp_path) as sentinels, here(sentinels.url) as one, here(sentinels.url) as two:
         await talk(one, two)
         await asyncio.to_thread(sentinels.master.kill)
@@ -406,7 +406,7 @@ async def test_a_failover(tmp_path: Path) -> None:
 
 
 async def test_a_master_that_hangs_is_left_though_it_returns(tmp_path: Path) -> None:
-    """A master that wakes believes to be one for some seconds more; nobody is to write or to wait there."""
+    """Processes leave a hung master, which for some seconds after its return still believes to be master."""
     async with sentinel_set(tmp_path) as sentinels, here(sentinels.url) as one, here(sentinels.url) as two:
         await talk(one, two)
         other = RedisChannelLayer(sentinels.url)  # it only sends
@@ -449,7 +449,7 @@ async def test_a_master_that_hangs_is_left_though_it_returns(tmp_path: Path) -> 
 
 
 async def test_a_master_that_was_demoted_is_left_by_who_only_sends(start_redis: StartRedis) -> None:
-    """Nobody has ended the connections to it, as Sentinel does."""
+    """A sender leaves a demoted master at the first READONLY error, without Sentinel closing the connection."""
     master, replica = start_redis(), start_redis()
     with TcpProxy(("127.0.0.1", master.port)) as proxy:
         layer = RedisChannelLayer(proxy.url)

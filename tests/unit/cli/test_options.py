@@ -65,7 +65,7 @@ def test_help_is_grouped_and_names_the_environment(name: str) -> None:
 
 @pytest.mark.parametrize(("command", "option"), OPTIONS)
 def test_help_names_units(command: click.Command, option: GroupedOption) -> None:
-    """Whoever reads one line of the help knows whether to write seconds, bytes or a count."""
+    """The help of each option names its unit: seconds, bytes or a count."""
     text = f"{option.heading} {option.help} {option.metavar}".lower()
     if isinstance(option.type, click.FloatRange):
         assert "second" in text

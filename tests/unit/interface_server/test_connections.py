@@ -319,7 +319,7 @@ def test_a_close_of_the_app_after_the_client_is_gone_ends_the_connection(table: 
 
 
 def test_a_further_run_without_a_client_gets_its_events_acknowledged(table: Table) -> None:
-    """Else its window would fill up, and the app would not ask for the disconnect."""
+    """Events of a run without a client are acknowledged, so that its window does not fill up."""
     connection, terminator = table.open_accepted()
     connection.client_gone()
     table.dead()

@@ -1,4 +1,4 @@
-"""When a run of the app ends before its connection: which connections are offered again, with what, and which end."""
+"""Runs that end before their connection: which connections are offered again, with what, and which end."""
 
 from typing import Any
 

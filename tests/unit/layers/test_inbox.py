@@ -96,7 +96,7 @@ async def test_expired_messages_are_not_received_before_they_are_swept(inbox: Te
 
 
 async def test_a_clock_of_redis_that_was_put_back(inbox: TestedInbox, store: Store) -> None:
-    """The stream goes on with ids of the time before."""
+    """The ids of a stream continue from the later time when the clock of Redis goes back."""
     inbox.put("1", n="delayed", delay=0.01, age=-3600)
     assert await inbox.get("1") == "delayed"
     inbox.put("1", n="unread", age=-3600)

@@ -1,4 +1,4 @@
-"""Where Redis is, in every form that Channels' users write in `CHANNEL_LAYERS`."""
+"""Addresses of Redis in every form that users of Channels write in `CHANNEL_LAYERS`."""
 
 import ssl
 from typing import Any

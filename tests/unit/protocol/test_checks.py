@@ -1,4 +1,4 @@
-"""Whatever is no frame and no opening is refused with a sentence."""
+"""Rejection of malformed frames and openings, with a clear sentence."""
 
 from contextlib import suppress
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every table says what may follow what; whatever it does not say is an error that names both."""
+"""Transition tables: a transition that a table lacks raises an error that names both states."""
 
 import itertools
 import re

@@ -114,7 +114,7 @@ class Wire(RuleBasedStateMachine):
 
     @rule()
     def cut(self) -> None:
-        """All that is under way is lost; the ends learn of it and ask each other what is missing."""
+        """Lose all frames on the wire; the ends learn of it and probe each other."""
         self.under_way = [[], []]
         self.again()
 

@@ -1,4 +1,4 @@
-"""When a client's event is acknowledged: what is not, when a worker dies, is given to the next run of the app."""
+"""Acknowledgement of client events: events that are unacknowledged at a death go to the next run."""
 
 import asyncio
 from typing import Any
@@ -38,7 +38,7 @@ class Slow:
 
 
 def acknowledged(interface: Interface, number: int) -> int:
-    """How many events the interface server knows to be dealt with."""
+    """Return how many events are acknowledged to the interface server."""
     return max(frame[4] if frame[0] == EVENT else frame[3] for frame in interface.frames(number) if frame[0] != PROBE)
 
 

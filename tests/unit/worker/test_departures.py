@@ -181,7 +181,7 @@ async def test_an_error_of_the_app_itself_is_logged_also_when_the_client_is_gone
 
 
 async def test_a_message_that_waits_as_its_run_is_handed_over_goes_out_and_raises_nothing() -> None:
-    """Else an app would send it again in the next run."""
+    """A waiting `send` completes at a hand-over; with an error the next run would send the message again."""
     sent: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

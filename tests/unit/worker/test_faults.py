@@ -517,6 +517,6 @@ async def test_what_a_dead_worker_had_claimed_is_told_to_its_interface_server(in
 
 
 def open_claims(interface: Interface) -> int:
-    """How many claims are not dealt with, in a layer that lives in this process."""
+    """Return the number of claims that are not done, in a layer of this process."""
     layer: Any = interface.layer
     return sum(len(bus._claims) for bus in layer._buses.values())
