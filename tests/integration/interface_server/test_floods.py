@@ -234,7 +234,7 @@ def test_compressed_messages(
 
 def test_tls_records_of_one_byte(server: Process, tls: Authority | None, context: ssl.SSLContext | None) -> None:
     if tls is None or context is None:
-        pytest.skip("plain")
+        pytest.skip("the server has no TLS")
     with Flood(server, context) as flood:
         client = RawClient(server)
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
