@@ -36,10 +36,10 @@ def bus(directory: Path) -> Iterator[Peer]:
     with ExitStack() as stack:
         redis, url = start_redis(stack, directory / "bus-redis.log")
         layer = ["--layer", url]
-        command = [sys.executable, "-m", "asgibus.interface_server", *layer, "--host", "127.0.0.1", "--port", "0"]
+        command = [sys.executable, "-m", "asgibus.cli.interface", *layer, "--host", "127.0.0.1", "--port", "0"]
         command += ["--no-access-log", "--ping-interval", HOUR]
         interface = start(stack, "interface", command, directory / "interface.log", r"listening on http://\S+:(\d+)")
-        command = [sys.executable, "-m", "asgibus.worker", "benchmarks.apps:bus", "--app-dir", str(ROOT), *layer]
+        command = [sys.executable, "-m", "asgibus.cli.worker", "benchmarks.apps:bus", "--app-dir", str(ROOT), *layer]
         worker = start(stack, "worker", command, directory / "worker.log", r"worker ready: ")
         yield Peer("bus", int(interface.wait_ready()[1]), (interface, worker, redis))
 

@@ -241,3 +241,7 @@ def _mailboxes(mailboxes: Sequence[str]) -> str:
 def main() -> None:
     """Run the command, as the entry point `asgi-interface`."""
     command(prog_name="asgi-interface")
+
+
+if __name__ == "__main__":
+    main()

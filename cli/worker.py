@@ -181,3 +181,7 @@ def _work(settings: WorkerSettings) -> str:
 def main() -> None:
     """Run the command, as the entry point `asgi-worker`."""
     command(prog_name="asgi-worker")
+
+
+if __name__ == "__main__":
+    main()

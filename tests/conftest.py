@@ -305,7 +305,7 @@ def shared_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
 def start_interface(processes: Processes) -> Callable[..., Process]:
     """Start an interface server: `start_interface(*args, app=None, env=None) -> Process`.
 
-    Runs `python -m asgibus.interface_server [app] *args` in `tmp_path`, on a free port of 127.0.0.1 unless told
+    Runs `python -m asgibus.cli.interface [app] *args` in `tmp_path`, on a free port of 127.0.0.1 unless told
     otherwise, and returns when it listens (`ready=False`: at once). `app` is found in `tmp_path`, in
     `tests/integration/` or in `tests/`.
     `allow_traceback=True` if its log may hold one.

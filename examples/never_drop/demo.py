@@ -51,7 +51,7 @@ class Deployment:
         """Run the workers. Report the start when all of them serve, and return when all have ended."""
         options = ("--app-dir", str(HERE), "--layer", url, "--prefix", PREFIX, "--processes", str(WORKERS), "--resume")
         times = ("--drain-period", "1", "--graceful-timeout", "3")
-        command = (*PYTHON, "asgibus.worker", "app:app", *options, *times)
+        command = (*PYTHON, "asgibus.cli.worker", "app:app", *options, *times)
         told = False
         async with running(*command, NEVER_DROP_VERSION=str(self.version)) as self._process:
             async for line in lines(self._process, expected=self._killing):
@@ -150,7 +150,7 @@ class Demo:
 async def interface_server(url: str, port: int, *, task_status: TaskStatus[str]) -> None:
     """Run the interface server. Report the URL for browsers when it listens."""
     options = ("--port", str(port), "--layer", url, "--prefix", PREFIX, "--graceful-timeout", "2", "--no-access-log")
-    async with running(*PYTHON, "asgibus.interface_server", *options) as process:
+    async with running(*PYTHON, "asgibus.cli.interface", *options) as process:
         async for line in lines(process):
             if " listening on " in line:
                 task_status.started(line.partition(" listening on ")[2].split()[0])

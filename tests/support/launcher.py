@@ -1,4 +1,4 @@
-"""Run a module as `python -m` does, with shorter leases: `python -m support.launcher asgibus.worker main:app`."""
+"""Run a module as `python -m` does, with shorter leases: `python -m support.launcher asgibus.cli.worker main:app`."""
 
 import runpy
 import sys

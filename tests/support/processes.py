@@ -229,7 +229,7 @@ class Processes:
         options = [str(arg) for arg in args]
         if not any(option.partition("=")[0] in {"--port", "--uds", "--fd"} for option in options):
             options = ["--host", "127.0.0.1", "--port", "0", *options]
-        command = [*_python("asgibus.interface_server"), *([app] if app else []), *options]
+        command = [*_python("asgibus.cli.interface"), *([app] if app else []), *options]
         process = self.start(
             "interface", command, ready=LISTENING if ready else None, env=env, allow_traceback=allow_traceback
         )
@@ -246,7 +246,7 @@ class Processes:
         ready: bool = True,
         allow_traceback: bool = False,
     ) -> Process:
-        command = [*_python("asgibus.worker"), app, *(str(arg) for arg in args)]
+        command = [*_python("asgibus.cli.worker"), app, *(str(arg) for arg in args)]
         return self.start(
             "worker", command, ready=WORKER_READY if ready else None, env=env, allow_traceback=allow_traceback
         )

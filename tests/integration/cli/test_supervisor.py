@@ -231,7 +231,7 @@ def test_a_terminal(redis_url: str, processes: Processes, terminal: tuple[int, s
     arguments = [APP, "--layer", redis_url, "--processes", "2"]
     process = processes.start(
         "worker",
-        [sys.executable, "-c", IN_TERMINAL, name, "-m", "asgibus.worker", *arguments],
+        [sys.executable, "-c", IN_TERMINAL, name, "-m", "asgibus.cli.worker", *arguments],
         ready="supervisor ready",
     )
     pids = children(process)

@@ -24,7 +24,7 @@ def start_limited(processes: Processes) -> Callable[..., Process]:
     """Start an interface server with `ulimit` and these arguments, and an admin port."""
 
     def start(ulimit: str, *arguments: object) -> Process:
-        command = [sys.executable, "-m", "asgibus.interface_server", *map(str, arguments), "--admin-port", "0"]
+        command = [sys.executable, "-m", "asgibus.cli.interface", *map(str, arguments), "--admin-port", "0"]
         shell = ["sh", "-c", f'ulimit {ulimit}; exec "$@"', "sh", *command, "--port", "0"]
         process = processes.start("interface", shell, ready=LISTENING)
         process.url = process.wait_for(LISTENING)["url"]

@@ -175,7 +175,7 @@ def test_a_socket_that_was_passed_in(processes: Processes, tmp_path: Path) -> No
         "import os, socket, sys\n"
         "listening = socket.create_server(('127.0.0.1', 0))\n"
         "listening.set_inheritable(True)\n"
-        "os.execv(sys.executable, [sys.executable, '-m', 'asgibus.interface_server', sys.argv[1],"
+        "os.execv(sys.executable, [sys.executable, '-m', 'asgibus.cli.interface', sys.argv[1],"
         " '--fd', str(listening.fileno())])\n"
     )
     server = processes.start("interface", [sys.executable, "-c", launcher, APP], ready=LISTENING)
