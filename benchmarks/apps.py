@@ -19,7 +19,7 @@ HEADERS = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(BOD
 
 
 async def bus(scope: Scope, receive: Receive, send: Send) -> None:
-    """Broadcast with the bus's groups: one call, whoever holds the sockets writes to them."""
+    """Broadcast with the groups of the bus: one call, and the interface servers write to the sockets."""
     if scope["type"] == "websocket" and scope["path"] == "/fanout":
         import asgibus  # noqa: PLC0415 - the in-process peer must not carry the bus in its memory
 
@@ -59,7 +59,7 @@ async def join(receive: Receive, send: Send) -> None:
 
 
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve what is the same for every peer: the page and the echo."""
+    """Serve the page and the echo, which are the same for every peer."""
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         await send({"type": "http.response.body", "body": BODY})

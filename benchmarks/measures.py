@@ -1,4 +1,4 @@
-"""The rows of the table: which load each puts on a peer, and what is read off the peer before and after."""
+"""The rows of the table: the load of each on a peer, and the readings of the peer before and after."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -106,7 +106,7 @@ def undisturbed(row: Row, peer: Peer, seconds: float) -> Sample:
 
 
 def busy() -> float:
-    """CPU seconds of the whole machine so far, with those that a hypervisor took."""
+    """Return the CPU seconds of the whole machine so far, with those that a hypervisor took."""
     times = psutil.cpu_times()._asdict()
     return float(sum(times.get(kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq", "steal")))
 
@@ -123,7 +123,7 @@ def wait_quiet(peer: Peer) -> None:
 
 
 def settled_memory(peer: Peer) -> dict[str, int]:
-    """Memory by process, once two readings half a second apart agree within 0.2 % or the time is over."""
+    """Return the memory by process, once two readings half a second apart agree within 0.2 % or the time is over."""
     deadline = time.monotonic() + SETTLE
     memory = peer.memory()
     while True:

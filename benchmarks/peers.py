@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.processes import ROOT, BenchmarkError, Server
 
 HOUR = "3600"
-"""Seconds between pings, for every peer: the client counts bytes and cannot tell a ping from a message."""
+"""Seconds between pings, for every peer: the client counts bytes and cannot distinguish a ping from a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +22,11 @@ class Peer:
     servers: tuple[Server, ...]
 
     def cpu(self) -> dict[str, float]:
-        """CPU seconds so far, by process."""
+        """Return the CPU seconds so far, by process."""
         return {server.name: server.cpu() for server in self.servers}
 
     def memory(self) -> dict[str, int]:
-        """USS in bytes, by process."""
+        """Return the USS in bytes, by process."""
         return {server.name: server.memory() for server in self.servers}
 
 
@@ -54,7 +54,7 @@ def uvicorn(directory: Path) -> Iterator[Peer]:
 
 @contextmanager
 def channels(directory: Path) -> Iterator[Peer]:
-    """Channels 4 consumers in uvicorn, groups through channels_redis and a private Redis."""
+    """Start Channels 4 consumers in uvicorn, with groups through channels_redis and a private Redis."""
     with ExitStack() as stack:
         redis, url = start_redis(stack, directory / "channels-redis.log")
         log = directory / "channels.log"

@@ -47,7 +47,7 @@ class Server:
         """
         deadline = time.monotonic() + START_UP
         while True:
-            # Whether it runs is asked before the log is read, or its last words could be missed.
+            # Check before reading the log, or the last lines of a process that just ended could be missed.
             running = self._process.poll() is None
             log = self._log.read_text(errors="replace")
             if match := self._ready.search(log):
@@ -72,11 +72,11 @@ class Server:
             raise BenchmarkError(f"{self.name} ended") from None
 
     def cpu(self) -> float:
-        """CPU seconds so far, of the process and its children, living and dead."""
+        """Return the CPU seconds so far, of the process and its children, also of those that have ended."""
         return sum(sum(process.cpu_times()[:4]) for process in self._tree())
 
     def memory(self) -> int:
-        """Bytes that no other process shares (USS), of the process and its children."""
+        """Return the bytes that no other process shares (USS), of the process and its children."""
         return sum(process.memory_full_info().uss for process in self._tree())
 
     def stop(self) -> None:
@@ -107,7 +107,7 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # End of input is the client's sign to go; after an error it may be anywhere, so it is killed.
+        # The client ends at the end of its input; after an error it may hang, so it is killed.
         if kind is not None:
             self._process.kill()
         self._process.communicate(timeout=GRACE)

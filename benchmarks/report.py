@@ -69,7 +69,7 @@ def table(samples: Samples) -> str:
 
 
 def drawn(lines: list[list[str]]) -> str:
-    """Cells as a table; the first line is its head."""
+    """Return the cells as a table; the first line is the head."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     ruled = [lines[0], ["-" * width for width in widths], *lines[1:]]
     return "\n".join(

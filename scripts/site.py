@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: pages that are files elsewhere in the repository, pictures, and what the theme leaves out."""
+"""Hooks of mkdocs: pages from files elsewhere in the repository, pictures, and repairs of the theme."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Put pictures into the page itself, where they follow its colors, and make empty headings of tables cells."""
+    """Embed pictures in the page, where they follow its colors, and turn empty headings of tables into cells."""
     html = re.sub(r"<th((?: style=\"[^\"]*\")?)></th>", r"<td\1></td>", html)
     return PICTURE.sub(_picture, html)
 
@@ -37,7 +37,7 @@ def _picture(match: re.Match[str]) -> str:
 
 
 def on_post_page(output: str, **_: Any) -> str:
-    """Mend what screen readers miss in the theme: a name for the search, and one landmark for all navigation."""
+    """Repair the theme for screen readers: a name for the search, and one landmark for all navigation."""
     output = re.sub(r'(<nav class="md-nav" data-md-level="\d") aria-[^>]*', r'\1 role="presentation"', output)
     return output.replace(
         'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'

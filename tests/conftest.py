@@ -23,7 +23,7 @@ from support import redis as redis_support
 from support.processes import TESTS, Process, Processes
 from support.redis import RedisServer
 
-# How fast a machine makes examples says nothing about the code.
+# The speed of a machine at making examples is no property of the code.
 settings.register_profile("quick", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("long", settings.get_profile("quick"), max_examples=1000)
 
@@ -66,19 +66,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Compile once what the tests' processes import: with PYTHONDONTWRITEBYTECODE set, each would compile it anew."""
+    """Compile the modules of the test processes once: with PYTHONDONTWRITEBYTECODE set, each process would do so."""
     if not hasattr(session.config, "workerinput"):
         packages = Path(asgibus.__file__).parent
         for folder in (*packages.glob("*/"), TESTS):  # through a link no folder is found from above
             compileall.compile_dir(folder, quiet=2)
 
 
-# Markers, and what is said about what is missing.
+# Markers, and reports of missing requirements.
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what needs Redis or a browser by the fixtures it uses, and leave out the long form."""
+    """Mark tests that need Redis or a browser by their fixtures, and leave out the long form."""
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
             if fixture in MARKED_BY_FIXTURE:
@@ -100,7 +100,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """State what the chaos tests measured, and which tests were skipped for which reason."""
+    """Print the results of the chaos tests, and the skipped tests with their reasons."""
     figures = [
         (report.nodeid.partition("::")[2], text)
         for reports in terminalreporter.stats.values()
@@ -144,7 +144,7 @@ def pytest_runtest_makereport(
     if report.failed:
         owners = [node.stash[_processes_key] for node in item.listchain() if _processes_key in node.stash]
         for process in [process for processes in owners for process in processes.all]:
-            if process.blamed:  # its log is in the failure already
+            if process.blamed:  # the failure has the log already
                 continue
             report.sections.append((f"log of {process!r}", process.last_lines()))
     return report
@@ -154,7 +154,7 @@ def pytest_runtest_makereport(
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Where all is required, a test module may not skip itself either."""
+    """Fail a test module that skips itself where all tests are required."""
     report = yield
     if report.skipped and _require_all():
         report.outcome = "failed"
@@ -192,7 +192,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def _default_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set back what a command that ran in this process has set: how long layers wait for a store that is away."""
+    """Reset the time that layers wait for a missing store, which a command in this process may have set."""
     monkeypatch.setattr(layer_settings._Process, "wait", layer_settings.WAIT_SECONDS)
 
 
@@ -305,8 +305,8 @@ def shared_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
 def start_interface(processes: Processes) -> Callable[..., Process]:
     """Start an interface server: `start_interface(*args, app=None, env=None) -> Process`.
 
-    Runs `python -m asgibus.cli.interface [app] *args` in `tmp_path`, on a free port of 127.0.0.1 unless told
-    otherwise, and returns when it listens (`ready=False`: at once). `app` is found in `tmp_path`, in
+    Runs `python -m asgibus.cli.interface [app] *args` in `tmp_path`, on a free port of 127.0.0.1 by default,
+    and returns when it listens (`ready=False`: at once). `app` is found in `tmp_path`, in
     `tests/integration/` or in `tests/`.
     `allow_traceback=True` if its log may hold one.
     """
@@ -320,5 +320,5 @@ def start_worker(processes: Processes) -> Callable[..., Process]:
 
 
 def _xdist_number() -> int:
-    """0 for gw0 and for a run without xdist."""
+    """Return the number of the xdist worker: 0 for gw0 and for a run without xdist."""
     return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))

@@ -66,7 +66,7 @@ def _redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def redis_url(_redis_url: str) -> str:
-    """The URL of a Redis that is empty when the tests of a module begin."""
+    """Provide the URL of a Redis that is empty when the tests of a module begin."""
     redis_support.empty(_redis_url)
     return _redis_url
 
@@ -75,7 +75,7 @@ def redis_url(_redis_url: str) -> str:
 def processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     """Hold the servers of a module.
 
-    At its end they are told to stop. Its last test fails if one does not stop well, or has logged a complaint.
+    After the module they get SIGTERM. The last test fails if one stops with an error or has logged a warning.
     """
     processes = Processes(tmp_path_factory.mktemp("servers"))
     request.node.stash[_processes_key] = processes
@@ -119,7 +119,7 @@ def serve(processes: Processes, redis_url: str, pytestconfig: pytest.Config) -> 
 
 @pytest.fixture
 def client(site: Site) -> Iterator[httpx.Client]:
-    """An HTTP client of the module's `site`."""
+    """Provide an HTTP client of the module's `site`."""
     with httpx.Client(base_url=site.url, trust_env=False, timeout=30) as client:
         yield client
 
@@ -143,7 +143,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A page of its own for this test."""
+    """Provide a page of its own for this test."""
     page = browser.new_page()
     yield page
     page.close()

@@ -1,4 +1,4 @@
-"""A page of NiceGUI whose state is in the server, and which hears of what others do."""
+"""A page of NiceGUI whose state is in the server, and which shows the actions of other users."""
 
 from fastapi import FastAPI
 from nicegui import ui

@@ -33,7 +33,7 @@ async def as_json():
 
 @app.websocket("/chat/<name>")
 async def chat(name):
-    """One task sends what all say, the other one hears what this one says."""
+    """Send the messages of all in one task, and receive those of this client in another."""
 
     async def sending():
         queue = asyncio.Queue()

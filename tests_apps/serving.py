@@ -24,6 +24,6 @@ class Site:
 
     @property
     def notes(self) -> list[str]:
-        """The lines that the app has written to the file `notes` in its folder, which all its processes share."""
+        """Return the lines in the file `notes`, to which all processes of the app append."""
         path = self.server.log_path.parent / "notes"
         return path.read_text().splitlines() if path.exists() else []

@@ -15,7 +15,7 @@ def note(text):
 
 
 async def count(request):
-    """Ten numbers, and from the next one on for a browser that comes back."""
+    """Send ten numbers; a browser that reconnects gets those after its last one."""
     begin = int(request.headers.get("last-event-id", 0)) + 1
 
     async def numbers():

@@ -16,7 +16,7 @@ def note(text: str) -> None:
 
 @strawberry.type
 class Query:
-    """Queries: asked once."""
+    """Queries."""
 
     @strawberry.field
     def greeting(self, name: str) -> str:
@@ -25,7 +25,7 @@ class Query:
 
 @strawberry.type
 class Subscription:
-    """Subscriptions: listened to."""
+    """Subscriptions."""
 
     @strawberry.subscription
     async def count(self, target: int) -> AsyncGenerator[int, None]:

@@ -32,7 +32,7 @@ def digest() -> str:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of 200 MiB."""
+    """Provide a file of 200 MiB."""
     path = tmp_path_factory.mktemp("large") / "large.bin"
     with path.open("wb") as file:
         file.writelines(parts())
@@ -41,7 +41,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def memory(site: Site) -> Iterator[None]:
-    """No process holds a body as a whole."""
+    """Fail a test in which a process grows by 100 MiB or more."""
     processes = [psutil.Process(process.pid) for process in {site.server, *site.workers}]
     before = [process.memory_info().rss for process in processes]
     yield

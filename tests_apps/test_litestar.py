@@ -70,7 +70,7 @@ def test_channels_span_the_workers(site: Site, client: httpx.Client) -> None:
 
 
 def _all_hear(client: httpx.Client, sockets: list[ClientConnection]) -> bool:
-    """Publish; whether all get it. A subscription begins behind the handshake: what is published before it, is lost."""
+    """Publish, and return whether all receive. Messages before a subscription are lost."""
     client.post("/publish/lobby", json={"text": "hello"}).raise_for_status()
     heard = []
     for socket in sockets:

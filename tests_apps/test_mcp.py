@@ -18,7 +18,7 @@ def site(serve: Callable[..., Site]) -> Site:
 
 @pytest.fixture(scope="module")
 def events(serve: Callable[..., Site]) -> Site:
-    """Event streams: the process with the stream must get the posts."""
+    """Provide a site with event streams: the process with the stream must get the posts."""
     return serve("mcp_app:app", workers=1, env={"MCP_SSE": "1"})
 
 

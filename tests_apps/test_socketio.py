@@ -27,7 +27,7 @@ def one_worker(serve: Callable[..., Site]) -> Site:
 
 
 class Person:
-    """Somebody's client, and the events that it was sent."""
+    """The client of a user, and the events that it received."""
 
     def __init__(self, name: str) -> None:
         self.name = name

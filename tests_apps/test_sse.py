@@ -43,7 +43,7 @@ def test_a_deploy_ends_the_streams(serve: Callable[..., Site]) -> None:
         for event in source.iter_sse():
             if event.data == "0":
                 site.workers[0].terminate()
-    assert site.workers[0].wait() == 0  # what it logs if it cuts the stream is a complaint
+    assert site.workers[0].wait() == 0  # a stream that was cut would be a warning in the log
     assert "deploy cleaned up" in site.notes
 
 

@@ -19,7 +19,7 @@ def stop(site: Site) -> None:
     for worker in site.workers:
         worker.terminate()
     for worker in site.workers:
-        assert worker.wait() == 0  # that it had to cut something would be a complaint in its log
+        assert worker.wait() == 0  # a request that was cut would be a warning in the log
 
 
 def test_gradio(serve: Callable[..., Site], page: Page) -> None:

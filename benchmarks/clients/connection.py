@@ -12,7 +12,7 @@ MASK = b"\x12\x34\x56\x78"
 
 
 class ClientError(Exception):
-    """The server did not answer, or not with what this benchmark serves."""
+    """The server did not answer, or with another response than the apps of this benchmark."""
 
 
 class Connection:

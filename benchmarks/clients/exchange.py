@@ -12,7 +12,7 @@ from benchmarks.payloads import BODY, ECHO
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A question and what is known of its answer: the size in bytes and how it begins."""
+    """A question, and the size in bytes and the first bytes of its answer."""
 
     connections: list[Connection]
     question: bytes
@@ -20,7 +20,7 @@ class Exchange:
     start: bytes
 
     def run(self, seconds: float) -> Tally:
-        """Ask for so many seconds, wait for the last answers, and tell how long each took."""
+        """Ask for this many seconds, wait for the last answers, and return the latency of each."""
         question, size, start = self.question, self.size, self.start
         prefix = len(start)
         clock = time.perf_counter
@@ -60,7 +60,7 @@ class Exchange:
 
 
 def http(port: int, count: int) -> Exchange:
-    """Keep-alive connections that ask for `/`. The first answer on each tells the size of the others."""
+    """Open keep-alive connections that ask for `/`. The first answer on each defines the size of the others."""
     question = f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
     connections, sizes = [], set()
     for _ in range(count):
@@ -81,7 +81,7 @@ def http(port: int, count: int) -> Exchange:
 
 
 def echo(port: int, count: int) -> Exchange:
-    """WebSockets at `/ws` that send 100 bytes and get them back."""
+    """Open WebSockets at `/ws` that send 100 bytes and get them back."""
     question, answer = client_frame(ECHO), server_frame(ECHO)
     connections = []
     for _ in range(count):

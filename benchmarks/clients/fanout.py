@@ -12,13 +12,13 @@ from benchmarks.payloads import BROADCAST, JOINED, TRIGGER
 
 @dataclass(frozen=True, slots=True)
 class FanOut:
-    """The members of the group, and how many broadcasts may be under way."""
+    """The members of the group, and the number of broadcasts that may be under way."""
 
     members: list[Connection]
     window: int
 
     def run(self, seconds: float) -> Tally:
-        """Broadcast for so many seconds and wait for the last delivery.
+        """Broadcast for this many seconds and wait for the last delivery.
 
         A broadcast counts as done when as many bytes have come as all broadcasts up to it make. The tally counts
         deliveries; its waits are from trigger to last delivery.
@@ -68,7 +68,7 @@ class FanOut:
 
 
 def fanout(port: int, count: int, window: int) -> FanOut:
-    """Sockets at `/fanout` that are all in the group, and have all received one broadcast, byte by byte as expected."""
+    """Open sockets at `/fanout`, all in the group, and check that each receives one broadcast, byte by byte."""
     joined, broadcast = server_frame(JOINED), server_frame(BROADCAST)
     members = []
     for _ in range(count):

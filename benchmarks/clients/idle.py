@@ -1,4 +1,4 @@
-"""Idle sockets: open them, keep them open, and see at the end that they still are."""
+"""Idle sockets: open them, keep them open, and check at the end that they still are."""
 
 import time
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class Idle:
     connections: list[Connection] = field(default_factory=list)
 
     def run(self, seconds: float) -> Tally:
-        """Open the sockets, however long it takes. They stay open as long as this object lives."""
+        """Open all sockets, without a time limit. They stay open as long as this object exists."""
         cpu, begin = time.process_time(), time.perf_counter()
         self.open(self.count)
         return Tally(self.count, time.perf_counter() - begin, time.process_time() - cpu, [])
@@ -36,7 +36,7 @@ class Idle:
             connection.expect(answer)
 
     def open(self, count: int) -> None:
-        """Open so many more."""
+        """Open `count` more."""
         for _ in range(count):
             connection = Connection(self.port)
             connection.upgrade("/ws")
@@ -44,7 +44,7 @@ class Idle:
 
 
 def idle(port: int, count: int) -> Idle:
-    """WebSockets at `/ws`, the first few of them open already."""
+    """Prepare WebSockets at `/ws`, and open the first few of them."""
     sockets = Idle(port, count)
     sockets.open(WARM)
     return sockets

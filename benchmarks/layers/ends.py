@@ -1,6 +1,6 @@
 """`python -m benchmarks.layers.ends END ROW PEER URL LOOP SOCKET`: one end of a measure, driven over stdin and stdout.
 
-The reader prints its channels as JSON and a line of JSON for each number of messages that it is told to expect: when
+The reader prints its channels as JSON and a line of JSON for each number of messages to expect: when
 the last of them came, and how many are missing or came twice. The sender gets the channels, then how many seconds to
 send; it prints when it began, and how many messages it has sent since it started. SOCKET is the number of a socket that
 joins the two: a byte in it confirms messages, so that what is unread stays within the window without the layer's help.
@@ -40,7 +40,7 @@ class Tally:
         self.complete = asyncio.Event()
 
     def add(self, place: int, number: int) -> None:
-        """Count a message that came to the channel at that place."""
+        """Count a message that arrived on the channel with this index."""
         seen = self._seen[place]
         if number in seen:
             self.doubled += 1
@@ -54,7 +54,7 @@ class Tally:
             self.complete.set()
 
     async def wait(self, expected: int) -> dict[str, float]:
-        """Wait until so many messages have come since the start, or no more arrive."""
+        """Wait until `expected` messages have arrived since the start, or no more arrive."""
         self.complete.clear()
         self.expected = expected
         if self.received == expected:
@@ -119,7 +119,7 @@ async def reader(row: Row, layer: Any, confirm: socket.socket) -> None:
 
 
 async def sender(row: Row, layer: Any, confirmed: socket.socket) -> None:
-    """Send at each line for so many seconds, until stdin ends."""
+    """Send for the seconds that each line of stdin names, until stdin ends."""
     channels = json.loads(await ask())
     numbers = itertools.count()
     credit = Credit(row, confirmed)

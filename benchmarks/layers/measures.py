@@ -1,4 +1,4 @@
-"""One measure: two processes, a sender and a reader, joined by the layer of a peer; and what is read off them."""
+"""One measure: a sender and a reader in two processes, joined by the layer of a peer, and their results."""
 
 import json
 import select
@@ -76,14 +76,14 @@ class End:
             raise BenchmarkError(f"the {self.name} did not end") from None
 
     def cpu(self) -> float:
-        """CPU seconds so far."""
+        """Return the CPU seconds so far."""
         try:
             return float(sum(psutil.Process(self._process.pid).cpu_times()[:2]))
         except psutil.NoSuchProcess:
             raise BenchmarkError(f"the {self.name} ended") from None
 
     def ask(self, question: object = None, seconds: float = START_UP) -> Any:
-        """Return its answer to this line, or its next line. Raise BenchmarkError if there is none."""
+        """Return the answer of the process to this line, or its next line. Raise BenchmarkError if there is none."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -113,7 +113,7 @@ def measure(row: Row, peer: str, redis: Server, url: str, loop: str, seconds: fl
         tally = run(sender, reader, seconds)
         cpu = {name: process.cpu() - cpu_before[name] for name, process in processes.items()}
         everything = busy() - busy_before
-        # What comes twice may come late: a reader that has all it was told to expect says so at once.
+        # A reader reports as soon as all expected messages are there, and a duplicate may arrive later.
         sender.ask(0)
         late = reader.ask(tally["expected"], LATE + START_UP)
     count, elapsed = tally["expected"] - before["expected"] - tally["lost"], tally["ended"] - tally["began"]
@@ -129,6 +129,6 @@ def measure(row: Row, peer: str, redis: Server, url: str, loop: str, seconds: fl
 
 
 def run(sender: End, reader: End, seconds: float) -> dict[str, Any]:
-    """Send for so long, and receive all of it."""
+    """Send for `seconds` and receive all messages."""
     sent = sender.ask(seconds, seconds + START_UP)
     return {**sent, **reader.ask(sent["expected"], START_UP)}

@@ -1,4 +1,4 @@
-"""The rows of the table and the peers, as the driver and the two ends know them."""
+"""The rows of the table and the peers, for the driver and the two ends."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""The app of the chaos tests. What it lives through it notes in the file that the variable CHAOS_NOTES names.
+"""The app of the chaos tests. It notes its events in the file that the variable CHAOS_NOTES names.
 
 WebSockets, called by name (`?name=`):
 
@@ -122,7 +122,7 @@ async def websocket(scope, receive, send, query):
         note("send failed", error=repr(error), **run)
         return
     note("disconnected", code=event["code"], last=state.get("last"), **run)
-    await asyncio.sleep(GATE_STEP)  # as an app that has something to put away
+    await asyncio.sleep(GATE_STEP)  # as an app that has data to save
     state["cleaned"] = state.get("cleaned", 0) + 1
     note("cleaned", **run)
 

@@ -37,7 +37,7 @@ def _promises_are_kept_to_the_letter(monkeypatch: pytest.MonkeyPatch) -> None:
 def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the leases of the servers, in the quick form; for tests that wait for the end of a lease.
 
-    Elsewhere a short lease would only end by itself on a busy machine.
+    In other tests a short lease could end without a fault on a busy machine.
     """
     if not LONG:
         monkeypatch.setenv(lease_times.VARIABLE, "1")
@@ -45,7 +45,7 @@ def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def figures(request: pytest.FixtureRequest) -> Callable[[object], None]:
-    """State what was measured: it is shown at the end of the run, whether the test passes or fails."""
+    """Record a line of results, which is shown at the end of the run whether the test passes or fails."""
     return lambda text: request.node.user_properties.append(("figures", str(text)))
 
 

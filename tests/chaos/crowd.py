@@ -72,9 +72,9 @@ class Report:
         return "; ".join([text, *self.losers[:5]])
 
     def assert_whole(self, *, doubles: bool = False) -> None:
-        """No close, nothing lost, nothing out of order, no two runs at once; doubles only where they may be.
+        """Assert that no socket closed, no message was lost or out of order, and no two runs were active at once.
 
-        They may be where workers are killed.
+        Messages may arrive twice only in tests that kill workers.
         """
         assert not self.closes, self
         assert self.sent > 0, self
@@ -130,7 +130,7 @@ class Crowd:
         try:
             self._call(self._open(), OPEN_TIMEOUT + self._sockets / 100)
             if self.rooms:
-                self.probe(OPEN_TIMEOUT)  # nobody speaks before all have joined: an answer comes behind the joining
+                self.probe(OPEN_TIMEOUT)  # no member sends before all have joined: an answer comes after the join
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -146,7 +146,7 @@ class Crowd:
             self._thread.join()
             self._loop.close()
 
-    # What a test calls, from its own thread.
+    # Methods that a test calls, from its own thread.
 
     def begin(self) -> None:
         """Send numbered messages at the rate, member after member, until `pause` or `finish`."""
@@ -172,7 +172,9 @@ class Crowd:
         return self._call(self._report(), 30)
 
     def probe(self, timeout: float | None = None) -> list[dict[str, Any]]:
-        """Ask every open member's app what it knows of itself; fails with AssertionError if one does not answer."""
+        """Ask the app of every open member for its state.
+
+        Fails with AssertionError if one does not answer."""
         asked = self._call(self._ask(), 30)
         silent = partial(self._silent, asked)
         wait_until(lambda: not silent(), timeout, f"an answer to a question, from {silent()[:3]}")
@@ -190,8 +192,8 @@ class Crowd:
     def wait_each_answered(self, timeout: float | None = None) -> None:
         """Wait until every open member got an answer to a message that it sent after this call.
 
-        `timeout`, for a time that is promised, is for the answers; the time in which each member sends one comes on
-        top.
+        `timeout`, for a promised time, bounds the wait for the answers; the time in which each member sends a
+        message is added.
         """
         marks = [(member, member.sent) for member in self.members]
         wait_until(
@@ -298,7 +300,7 @@ class Crowd:
         return any(True for _ in self._expectations())
 
     def _expectations(self) -> list[tuple[Member, Member, int]]:
-        """(who, of whom, how many) for all that open members still miss."""
+        """Return (member, sender, count) for all messages that open members still miss."""
         missed = []
         for index, member in enumerate(self.members):
             if not member.open:

@@ -1,4 +1,4 @@
-"""One WebSocket of a crowd, which numbers what it says and knows what it has heard from whom."""
+"""One WebSocket of a crowd, which numbers its messages and records those of each sender."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ class Numbers:
             self.missing.update(range(self.expected, number))
             self.expected = number + 1
             return True
-        if number in self.missing:  # what follows it was there before it
+        if number in self.missing:  # a later number arrived earlier
             self.missing.remove(number)
             self.disordered += 1
             return True
@@ -190,4 +190,4 @@ class Member(asyncio.Protocol):
                 self.takeovers.append(Takeover(now, attempt, pid, self.pid))
             self.attempt, self.pid = attempt, pid
         elif (attempt < self.attempt or pid != self.pid) and (first or not self._crowd.rooms):
-            self.backward += 1  # a broadcast that comes once more may be of a run that could not know that it is over
+            self.backward += 1  # a repeated broadcast may come from a superseded run

@@ -33,5 +33,5 @@ class Notes:
         return self.all(what, **match)
 
     def open_gate(self, name: str) -> None:
-        """Let the requests go on that wait at this gate."""
+        """Release the requests that wait at this gate."""
         (self._folder / name).touch()

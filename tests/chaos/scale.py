@@ -22,7 +22,7 @@ BEAT = by_form(lease_times.BEAT, 1.0)
 NOTICED = LEASE + 1.0
 """Seconds within which the end of a lease is known everywhere."""
 GRACE = by_form(lease_times.GRACE, 10.0)
-"""Seconds after an outage in which no process is judged dead."""
+"""Seconds after an outage in which no process is declared dead."""
 RETURN = by_form(lease_times.RETURN, 25.0)
 """Seconds more for which broadcasts are kept for a process whose lease has ended."""
 

@@ -18,7 +18,7 @@ RESTART = 1012
 
 
 def deploy(workers: list[Process], start: Start) -> list[float]:
-    """SIGTERM to each in turn, a new one for each; how long each took to end."""
+    """Send SIGTERM to each in turn and start a successor; return the seconds that each took to end."""
     seconds = []
     for index, old in enumerate(workers):
         begun = time.monotonic()

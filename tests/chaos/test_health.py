@@ -38,7 +38,7 @@ def test_a_draining_server_is_not_ready(start_chaos_interface: Start, start_chao
             process.terminate()
             wait_until(lambda port=port: ask(port, "/readyz") == 503)  # type: ignore[misc]
             assert ask(port, "/healthz") == 200
-            time.sleep(0.2)  # it stays so, as long as it drains
+            time.sleep(0.2)  # /readyz stays at 503 during the drain
             assert ask(port, "/readyz") == 503
         notes.open_gate("open")
         response = client.read_response()

@@ -34,9 +34,9 @@ def mailboxes(admin: Any, role: str) -> set[str]:
 
 
 def traces(admin: Any, mailbox: str) -> list[str]:
-    """Every key that names a mailbox, and every member or consumer of any key that does.
+    """Return each key that names a mailbox, and each member or consumer of any key that does.
 
-    But for the list of processes: an ended lease stays there for a minute, so that everybody learns of it.
+    The list of processes is left out: an ended lease stays there for a minute, so that every process notices.
     """
     found = [key for key in admin.keys("*") if mailbox in key]
     for key in admin.keys("*"):
@@ -105,7 +105,7 @@ def test_its_sessions_end_and_nothing_is_left(
             notes.wait("left", 2, event="http.disconnect")
             ended = [note["at"] - killed for note in notes.all("disconnected", code=1006) + notes.all("left")]
         try:
-            wait_until(lambda: not traces(admin, mailbox), RETURN + 2, "a Redis without the dead one")
+            wait_until(lambda: not traces(admin, mailbox), RETURN + 2, "a Redis without the killed server")
         except AssertionError:
             raise AssertionError(f"still in Redis: {traces(admin, mailbox)}") from None
         forgotten = time.monotonic() - killed
@@ -138,7 +138,7 @@ def test_what_it_had_offered_and_nobody_took(
         dies.kill()
         notes.open_gate("open")
         assert holds.read_response().status == 200
-        # The worker takes it, as it cannot know better; but the app is told.
+        # The worker claims the request, since it cannot know of the kill; then the app gets the disconnect.
         wait_until(
             lambda: notes.all("left", name="waits") or not notes.all("request", name="waits"), NOTICED, "the app's end"
         )

@@ -48,7 +48,7 @@ def living(url: str) -> set[str]:
     return {name for name in names if name.endswith("!")}
 
 
-@pytest.mark.long  # test_worker_killed shows it
+@pytest.mark.long  # see test_worker_killed
 def test_a_killed_worker(server: RedisServer, processes: Processes, notes: Notes, figures: Figures) -> None:
     with Load(processes, notes, server.url) as load:
         before = len(living(server.url))
@@ -70,11 +70,11 @@ def test_a_killed_worker(server: RedisServer, processes: Processes, notes: Notes
     assert not outcome.room.closes
     assert not outcome.disconnects
     assert not outcome.doubled_runs
-    assert not outcome.posts["503"]  # what it had claimed without a word is not forgotten
+    assert not outcome.posts["503"]  # connections that the killed worker had claimed are offered again
     assert left == before - 1
 
 
-@pytest.mark.long  # test_interface_killed shows it
+@pytest.mark.long  # see test_interface_killed
 def test_a_killed_interface(server: RedisServer, processes: Processes, notes: Notes, figures: Figures) -> None:
     with Load(processes, notes, server.url) as load:
         before = len(living(server.url))
@@ -94,7 +94,7 @@ def test_a_killed_interface(server: RedisServer, processes: Processes, notes: No
     assert all(member.closed is None or member.leaving for member in others)
 
 
-@pytest.mark.long  # test_paused shows the same with less going on beside it
+@pytest.mark.long  # see test_paused, under less load
 @pytest.mark.parametrize("kind", ["worker", "interface"])
 def test_who_was_paused_is_dead_and_kills_nobody(
     kind: str, server: RedisServer, processes: Processes, notes: Notes, figures: Figures
@@ -156,7 +156,7 @@ def step_redis(url: str, seconds: float) -> None:
 def test_steps_of_the_clock_of_redis(server: RedisServer, processes: Processes, notes: Notes, figures: Figures) -> None:
     """Steps of the clock of Redis end no lease, and a worker that is killed afterwards is noticed in time."""
     with Load(processes, notes, server.url) as load:
-        for step in (HOUR, -HOUR):  # the first looks as if everybody had been silent for an hour
+        for step in (HOUR, -HOUR):  # after the first step all heartbeats seem an hour old
             step_redis(server.url, step)
             load.echo.wait_answered(int(STEADY * RATE))
         load.echo.wait_each_answered()
@@ -178,7 +178,7 @@ def test_steps_of_the_clock_of_redis(server: RedisServer, processes: Processes, 
 def test_an_outage_longer_than_a_lease(
     start_redis: StartRedis, processes: Processes, notes: Notes, figures: Figures
 ) -> None:
-    """After Redis returns with expired leases, only the killed worker is declared dead."""
+    """Only the killed worker is declared dead when Redis returns with expired leases."""
     server = start_redis("--appendonly", "yes", "--appendfsync", "always")
     with Load(processes, notes, server.url) as load:
         victim = load.workers[0]

@@ -1,4 +1,4 @@
-"""No worker at all for a while, under load: what the interface server holds is bounded, and nothing is lost."""
+"""A bus without any worker, under load: the interface server holds a bounded backlog and loses nothing."""
 
 import time
 from collections.abc import Callable
@@ -80,7 +80,7 @@ def test_those_who_leave_meanwhile(
         staying.wait_each_answered()
         staying.finish().assert_whole()
         staying.probe()
-        # A run that began for one who had left has ended.
+        # Runs for clients that had left have ended.
         wait_until(
             lambda: (
                 sum(note["name"].startswith("leave") for note in notes.all("connected"))

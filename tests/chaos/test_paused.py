@@ -1,4 +1,4 @@
-"""A process is stopped for longer than its lease and goes on: nothing is served twice, and nothing is half dead."""
+"""A process is paused for longer than its lease: no connection is served twice, and none stays without a run."""
 
 import time
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def test_a_worker(start_chaos_interface: Start, start_chaos_worker: Start, notes
         paused.resume()
         for crowd in (echo, room):
             crowd.wait_each_answered(AWAKE)
-        # Its runs of before have ended; what it does now it does for others.
+        # The earlier runs of the paused worker have ended; all later notes are of other connections.
         wait_until(
             lambda: (
                 {note["name"] for note in notes.all(pid=paused.pid) if note["what"] in {"cleaned", "send failed"}}

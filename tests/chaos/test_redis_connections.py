@@ -51,7 +51,7 @@ def test_resets_in_the_middle_of_replies(proxy: TcpProxy, processes: Processes, 
     assert cuts == dict.fromkeys(KINDS, 2 * ROUNDS)
     outcome.assert_whole()
     in_time(max(max(times) for times in recoveries.values()), RECOVERED)
-    # Nothing is lost but what was in the broken connection, and of that the sender is told.
+    # Only broadcasts in the broken connection may be lost, and their calls fail.
     assert (outcome.lost + outcome.ticker_lost + outcome.program_lost)[SILENT] == 0
 
 

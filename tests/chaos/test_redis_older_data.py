@@ -38,7 +38,7 @@ def late_room(load: Load) -> Iterator[Crowd]:
 
 
 def lost_silently(late: Crowd, load: Load) -> list[tuple[str, str, int]]:
-    """(who, of whom, number) for the broadcasts that members missed though the sender's call did not fail."""
+    """Return (member, sender, number) for broadcasts that members missed although the call did not fail."""
     failed = load.failed()
     lost = []
     for member in late.members:
@@ -79,7 +79,7 @@ def test_a_replica_that_lags(tmp_path: Path, processes: Processes, notes: Notes,
     with SentinelSet(redis_binary(), tmp_path) as sentinels, Load(processes, notes, sentinels.url) as load:
         with redis.Redis(port=sentinels.master.port, protocol=2) as admin:
             admin.config_set("repl-backlog-size", 16384)  # too small to go on from
-            admin.config_set("repl-diskless-sync-delay", 3600)  # so that the replica gets nothing from now on
+            admin.config_set("repl-diskless-sync-delay", 3600)  # so that the replica gets no further data
             admin.client_kill_filter(_type="replica")
         cut = time.monotonic()
         with late_room(load) as late:
@@ -115,7 +115,7 @@ def test_steps_of_the_clock_of_the_store(tmp_path: Path, processes: Processes, n
 
 
 def test_a_master_that_hangs_and_returns(tmp_path: Path, processes: Processes, notes: Notes, figures: Figures) -> None:
-    """A master that wakes believes to be one for seconds more. No broadcast, request or run goes there."""
+    """No broadcast, request or run goes to a paused master that returns and is not yet demoted."""
     with SentinelSet(redis_binary(), tmp_path) as sentinels, Load(processes, notes, sentinels.url) as load:
         sentinels.master.pause()
         paused = time.monotonic()
@@ -128,6 +128,6 @@ def test_a_master_that_hangs_and_returns(tmp_path: Path, processes: Processes, n
         outcome = load.finish()
     figures(outcome)
     outcome.assert_whole()
-    assert outcome.posts.keys() <= {"200", "502"}  # what may have been run already is not run again
+    assert outcome.posts.keys() <= {"200", "502"}  # a request that may have been run is not run again
     assert outcome.recovery is not None
     in_time(outcome.recovery, RECOVERED)

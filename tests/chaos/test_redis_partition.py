@@ -36,7 +36,7 @@ def proxy(server: RedisServer) -> Iterator[TcpProxy]:
 def test_one_server_is_cut_off(
     kind: str, proxy: TcpProxy, server: RedisServer, processes: Processes, notes: Notes, figures: Figures
 ) -> None:
-    """The others declare a server dead that is cut off; its late frames are ignored, and its sockets stay served."""
+    """A server that is cut off is declared dead; its late frames are ignored, and its sockets stay served."""
     with Load(processes, notes, server.url, **{f"first_{kind}": proxy.url}) as load:
         victim = (load.workers if kind == "worker" else load.interfaces)[0]
         untouched = [

@@ -24,7 +24,7 @@ StartRedis = Callable[..., RedisServer]
 Figures = Callable[[object], None]
 
 DOWN = by_form(6.0, 15.0)  # longer than a call waits
-PAUSE = by_form(6.0, 20.0)  # longer than a lease lives
+PAUSE = by_form(6.0, 20.0)  # longer than a lease
 RECOVERED = 5.0
 """Seconds after Redis is back."""
 

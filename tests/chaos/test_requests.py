@@ -70,7 +70,7 @@ def test_what_had_begun(
 
 
 def test_bodies(start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes) -> None:
-    """A body that is still here is sent again, and its rest follows; one that the dead worker has taken is gone."""
+    """A body that the interface server still has goes to the next worker; one that the killed worker read is lost."""
     doomed = start_chaos_worker()
     interface = start_chaos_interface()
     half, large = bytes(30_000), bytes(1_000_000)
@@ -110,7 +110,7 @@ def test_what_nobody_had_claimed(
                 assert (json.loads(response.body)["attempt"], json.loads(response.body)["pid"]) == (1, other.pid)
         seconds = time.monotonic() - ready
         figures(f"4 unclaimed requests were answered {seconds:.3f} s after the next worker was ready")
-        in_time(seconds, 1)  # nobody has to wait for the lease of the dead one
+        in_time(seconds, 1)  # no wait for the lease of the killed worker
         notes.open_gate("open")
 
 

@@ -31,7 +31,7 @@ RECOVERED = 12.0
 
 
 class Listener:
-    """A client that only listens, and notes the numbers of each speaker."""
+    """A client that only receives, and notes the numbers of each sender."""
 
     def __init__(self, number: int) -> None:
         self.name = f"s{number}"
@@ -121,6 +121,6 @@ async def test_packets_to_redis_are_lost(seconds: float, far: Namespace, far_url
 
 
 async def until_all_hear(listeners: list[Listener], since: float) -> None:
-    """Wait until everybody has heard something since then, or is closed."""
+    """Wait until each client has received a message since then, or is closed."""
     await until(lambda: all(each.latest > since or each.close for each in listeners))
     await asyncio.sleep(1.0)  # five more numbers of each, so that a hole shows

@@ -80,7 +80,7 @@ def test_without_resume_its_sockets_are_closed(
         hit = crowd.of_pid(workers[0].pid)
         killed = time.monotonic()
         workers[0].kill()
-        # Those of the other worker are served all the time.
+        # Connections of the other worker are served all the time.
         deadline = killed + NOTICED
         while len(crowd.closed()) < len(hit) and time.monotonic() < deadline:
             crowd.wait_answered(10)
@@ -133,7 +133,7 @@ def test_one_that_was_not_accepted_yet(
 def test_a_client_that_leaves_before_anybody_noticed(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
-    """The app learns of every client that is gone, in a further run if need be: it may have noted it as present."""
+    """The app gets the disconnect of every client that is gone, if necessary in a further run."""
     doomed = start_chaos_worker("--resume")
     interface = start_chaos_interface()
     with Crowd(interface, "/echo", sockets=10, rate=100) as crowd:

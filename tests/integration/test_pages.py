@@ -1,4 +1,4 @@
-"""The programs and commands that the pages show, as somebody pastes them.
+"""Programs and commands on the pages, as a reader pastes them.
 
 A program is a block of Python that begins with a comment which names its file, such as `# main.py`.
 """
@@ -63,7 +63,7 @@ def label(page: Path) -> str:
 
 
 def blocks(page: Path) -> list[str]:
-    """The blocks of Python on a page, without those that show a file of the repository."""
+    """Return the Python blocks of a page, without those that show a file of the repository."""
     return [textwrap.dedent(code) for shown, code in BLOCK.findall(page.read_text()) if not shown]
 
 
@@ -73,7 +73,7 @@ def programs(page: Path) -> dict[str, str]:
 
 
 def undefined(code: str) -> set[str]:
-    """The names that a block uses and does not define."""
+    """Return the names that a block uses and does not define."""
     tree = ast.parse(code)
     used, defined = set(), set(dir(builtins))
     for node in ast.walk(tree):
@@ -88,7 +88,7 @@ def undefined(code: str) -> set[str]:
     return used - defined
 
 
-# What is shown.
+# Files shown on pages.
 
 
 @pytest.mark.parametrize("page", PAGES, ids=label)
@@ -119,13 +119,13 @@ def test_the_options_of_the_commands_exist(page: Path) -> None:
         name, *arguments = shlex.split(" ".join(line.split()), comments=True)
         command = COMMANDS[name]
         try:
-            with suppress(click.BadOptionUsage):  # without its value: the text speaks of the option
+            with suppress(click.BadOptionUsage):  # without its value, as in running text
                 command.make_parser(click.Context(command)).parse_args([*arguments])
         except click.NoSuchOption as error:
             pytest.fail(f"{label(page)} has {line!r}: {error.format_message()}")
 
 
-# What is run.
+# Programs on pages.
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def python(folder: Path, *arguments: str) -> str:
 
 
 def hears(socket: ClientConnection, text: str) -> None:
-    """Wait for a message; others may come before."""
+    """Wait for this message; others may come first."""
     while socket.recv(timeout=HANG) != text:
         pass
 
@@ -182,7 +182,7 @@ def test_flask_beside_an_app_for_its_websockets(
     start_worker("myproject.sockets:app", "--app-dir", folder, "--layer", redis_url, "--pool", "live")
     server = start_interface("--layer", redis_url, "--route", "/ws=live")
     with ws(server, "/ws") as client:
-        while True:  # until it is in the group
+        while True:  # until the client is in the group
             assert httpx.post(f"{server.url}/publish", content="hello", trust_env=False).text == "published"
             try:
                 assert client.recv(timeout=0.5) == "hello"

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_a_port_that_is_taken_is_passed_over_in_a_sentence() -> None:
     with socket.socket() as taken:
-        with suppress(OSError):  # somebody else has it: just as well
+        with suppress(OSError):  # the port is in use, which is as good
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             taken.bind(("127.0.0.1", 8000))
             taken.listen()

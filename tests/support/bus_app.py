@@ -12,7 +12,7 @@ from support.bus import until
 
 
 class App:
-    """`/hold` and the message "hold" wait until `release` is set; `log` says what came to pass."""
+    """`/hold` and the message "hold" wait until `release` is set; `log` has the events."""
 
     def __init__(self) -> None:
         self.release = asyncio.Event()

@@ -14,7 +14,7 @@ DAY = dt.timedelta(days=1)
 
 
 class Authority:
-    """Signs certificates; `file` holds its own."""
+    """A certificate authority; `file` holds its certificate."""
 
     def __init__(self, folder: Path, name: str = "authority") -> None:
         self.folder = folder

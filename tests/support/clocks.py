@@ -13,7 +13,7 @@ LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 
 
 class WallClock:
-    """A clock that can be set while processes run under it. They get `env`; their monotonic clock goes on as ever."""
+    """A clock that can be set while processes use it. They get `env`; their monotonic clock is unchanged."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -28,10 +28,10 @@ class WallClock:
         }
 
     def step(self, seconds: float) -> None:
-        """Set it so much before (or, negative, behind) the machine's; the processes see it at once."""
+        """Set the clock `seconds` ahead of the clock of the machine (negative: behind); processes see it at once."""
         new = self._path.with_suffix(".new")
         new.write_text(f"{seconds:+g}\n")
-        new.replace(self._path)  # nobody reads half of it
+        new.replace(self._path)  # so that no process reads half of the file
 
 
 @contextmanager

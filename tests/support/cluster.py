@@ -14,12 +14,12 @@ UP_SECONDS = 20.0
 
 
 class Cluster(ContextStack):
-    """A context manager: masters that have the slots among them, and a replica for each if asked for."""
+    """Masters that share the slots, and a replica for each if wanted; a context manager."""
 
     def __init__(
         self, binary: str, folder: Path, *, replicas: bool = False, tls: tuple[Path, Path] | None = None
     ) -> None:
-        """`tls`: the files of a certificate and its key, for all that is said between the nodes and with clients."""
+        """`tls`: the files of a certificate and its key, for connections between nodes and with clients."""
         super().__init__()
         self._tls = tls
         self._tls_ports: dict[int, int] = {}
@@ -52,7 +52,7 @@ class Cluster(ContextStack):
         raise AssertionError(f"nobody has slot {slot}")
 
     def move(self, tag: str, target: RedisServer) -> None:
-        """Move the slot of that hash tag, with all of its keys, to another master."""
+        """Move the slot of this hash tag, with all its keys, to another master."""
         slot, source = key_slot(tag.encode()), self.owner(tag)
         here, there = self.admin(source), self.admin(target)
         names = {each: self.admin(each).execute_command("CLUSTER", "MYID") for each in (source, target)}
@@ -69,7 +69,7 @@ class Cluster(ContextStack):
             folder.mkdir()
             options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--databases", "1"]
             if self._tls is not None:
-                port = free_port(below=65535 - 10000)  # the nodes talk on the port that is 10,000 above it
+                port = free_port(below=65535 - 10000)  # nodes talk to each other on this port plus 10,000
                 certificate, key = map(str, self._tls)
                 options += ["--tls-cluster", "yes", "--tls-port", str(port), "--tls-auth-clients", "no"]
                 options += ["--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", certificate]
@@ -106,10 +106,10 @@ class Cluster(ContextStack):
         try:
             admin.execute_command("CLUSTER", "REPLICATE", name)
         except redis.ResponseError:
-            return False  # it does not know that node yet
+            return False  # this node does not know the other one yet
         return True
 
     def _slots(self, server: RedisServer) -> list[list[object]]:
         admin = self.admin(server)
-        slots: list[list[object]] = admin.execute_command("CLUSTER", "SLOTS")  # as it comes
+        slots: list[list[object]] = admin.execute_command("CLUSTER", "SLOTS")  # without decoding
         return slots

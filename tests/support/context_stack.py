@@ -6,7 +6,7 @@ from typing import Self
 
 
 class ContextStack:
-    """Open several things with `_open`, and close them together; also those that are open when `_open` fails.
+    """Open several context managers with `_open`, and close them together, also when `_open` fails halfway.
 
     `_open` enters each of them in `self._stack`.
     """

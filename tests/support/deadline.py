@@ -23,7 +23,7 @@ class TooLate(AssertionError):
 
 
 def in_time(seconds: float, promised: float, what: str = "it") -> None:
-    """Raise TooLate unless `seconds`, the time that something took, are in keeping with the promise."""
+    """Raise TooLate if `seconds`, a measured time, exceed the promised bound."""
     if seconds >= promised * TOLERANCE:
         raise TooLate(f"{what} took {seconds:.3f} s, and {promised:g} s are promised")
 
@@ -40,7 +40,7 @@ def over(timeout: float | None, what: str) -> AssertionError:
 
 
 def wait_until(condition: Callable[[], T], timeout: float | None = None, what: str = "the condition") -> T:
-    """Call `condition` every 10 ms until the answer is true, and return it.
+    """Call `condition` every 10 ms until its result is true, and return the result.
 
     It blocks: from async code call it through `anyio.to_thread.run_sync`.
 

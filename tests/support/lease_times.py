@@ -21,7 +21,7 @@ GRACE = 6.0
 
 
 def shorten(set_value: Callable[[object, str, object], None] = setattr) -> None:
-    """Set the times of leases in this process, before it has any."""
+    """Set the times of leases in this process, before it has a lease."""
     times = {
         "LIFE_SECONDS": LEASE,
         "BEAT_SECONDS": BEAT,

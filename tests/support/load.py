@@ -44,7 +44,7 @@ INTERVAL = 0.1
 TICKER = "ticker"
 
 CALL_SECONDS = 6.0
-"""Within this a broadcast into an outage must say that it failed: about 5 s."""
+"""Seconds within which a broadcast during an outage must fail; the call gives up after about 5 s."""
 OWNED_UP = "that the call owned up to"
 SILENT = "without a word"
 
@@ -58,7 +58,7 @@ class Outcome:
     recovery: float | None
     """Seconds until every socket had an answer again, direct and through its room."""
     lost: Counter[str]
-    """Broadcasts that a member missed, by whether the sender's call had said so."""
+    """Broadcasts that a member missed, by whether the call of the sender had failed."""
     late: list[tuple[str, int]]
     """Lost broadcasts that were sent after the recovery."""
     failed: list[float]
@@ -91,16 +91,16 @@ class Outcome:
         )
 
     def assert_whole(self) -> None:
-        """No socket closed, every direct message came once and in order, and groups work again for all.
+        """Assert that no socket closed, each direct message arrived once and in order, and all groups work again.
 
-        No POST ran twice, and no broadcast was lost without a word to its sender.
+        Assert further that no POST ran twice, and that the call for each lost broadcast failed.
         """
         self.echo.assert_whole()
         assert not self.room.closes, self
         assert self.room.doubled == self.room.disordered == self.room.backward == 0, self
         assert not self.late, self
         assert not self.disconnects, self
-        assert self.attempts.keys() <= {1}, self  # nobody was taken for dead
+        assert self.attempts.keys() <= {1}, self  # no live worker was declared dead
         in_time(max(self.failed + self.program_failed, default=0), CALL_SECONDS)
         assert self.posts["200"] > 0, self
         assert not self.doubled_runs, self
@@ -122,9 +122,9 @@ class Load(ContextStack):
         first_worker: str | None = None,
         first_interface: str | None = None,
     ) -> None:
-        """`env`: more of the environment of the servers. All run with their admin port.
+        """`env`: additions to the environment of the servers. All have an admin port.
 
-        `first_worker`, `first_interface`: the URL by which the first of them reaches Redis, if it is another one.
+        `first_worker`, `first_interface`: the URL of Redis for the first of them, if it differs.
         """
         super().__init__()
         self.url = url
@@ -176,10 +176,10 @@ class Load(ContextStack):
         self.posts.wait_answered(POSTERS)
 
     def wait_recovered(self, since: float, timeout: float = HANG) -> float:
-        """Wait until every socket got an answer, direct and by its room, and all rooms are whole again.
+        """Wait until every socket got an answer, direct and through its room, and all rooms are whole again.
 
-        How many seconds that took since `since` (of the monotonic clock). What is broadcast from then on may not be
-        lost. Fails with AssertionError after `timeout` seconds.
+        Return the seconds since `since` (of the monotonic clock). Later broadcasts may not be lost. Fails with
+        AssertionError after `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
         self.echo.wait_each_answered(timeout)
@@ -188,20 +188,20 @@ class Load(ContextStack):
             marks = {member.name: member.sent for member in self.room.members}
             self.room.wait_each_answered(max(0.1, deadline - time.monotonic()))
             heard = {member.name: member.answered for member in self.room.members}
-            try:  # what came back to its sender has come to all, a moment later
+            try:  # a message that returned to its sender reaches the others a moment later
                 wait_until(lambda m=marks, h=heard: not self._missed(m, h), 1.0)
                 break
             except AssertionError:
                 assert time.monotonic() < deadline, f"rooms are not whole: {self._missed(marks, heard)[:5]}"
-        # What was held back meanwhile goes out all at once.
+        # Messages that were held back are sent together.
         members = self.room.members
-        wait_until(lambda: all(each.sent - each.answered <= 1 for each in members), what="what was held back to be out")
+        wait_until(lambda: all(each.sent - each.answered <= 1 for each in members), what="the backlog to be sent")
         self._recovery = began - since
         self._marks = marks
         return self._recovery
 
     def _missed(self, low: Mapping[str, int], high: Mapping[str, int]) -> list[tuple[str, str, int]]:
-        """(who, of whom, number) for what was broadcast from `low` on and below `high`."""
+        """Return (member, sender, number) for each missed broadcast from `low` on and below `high`."""
         missed = []
         for index, member in enumerate(self.room.members):
             first = index - index % ROOM_SIZE
@@ -216,7 +216,7 @@ class Load(ContextStack):
         return missed
 
     def ready(self, server: Process) -> tuple[int, str]:
-        """Return what its /readyz answers: the status and the reason."""
+        """Return the answer of /readyz of a server: the status and the reason."""
         return admin.readiness(server)
 
     def wait_ready(self, status: int, timeout: float) -> float:
@@ -226,15 +226,15 @@ class Load(ContextStack):
         return time.monotonic() - began
 
     def counts(self, server: Process) -> dict[str, int]:
-        """Return the counts that its admin port tells, those above 0."""
+        """Return the counts above 0 from the admin port of a server."""
         return admin.counts(server)
 
     def failed(self) -> dict[tuple[str, int], float]:
-        """(sender, number) of each broadcast whose call raised, and how long it took."""
+        """Return (sender, number) of each broadcast whose call raised, with the seconds that the call took."""
         return {(each["name"], each["number"]): each["took"] for each in self.notes.all("broadcast failed")}
 
     def finish(self, *, seconds: float = 1.0) -> Outcome:
-        """Go on for so long, then stop, wait for what is under way, and say what was seen."""
+        """Continue for `seconds`, stop, wait for messages under way, and return the results."""
         self.echo.wait_answered(int(RATE * seconds))
         program = self._program_calls()
         self.ticker.close()
@@ -244,7 +244,7 @@ class Load(ContextStack):
         self.posts.stop()
         self.room.pause()
         sent = {member.name: member.sent for member in self.room.members}
-        with suppress(AssertionError):  # it is in the outcome
+        with suppress(AssertionError):  # the outcome has them
             wait_until(lambda: self._missed_of(sent) <= self.failed().keys(), 2.0)
         failed = self.failed()
         missed = self._missed({}, sent)
@@ -282,7 +282,7 @@ class Load(ContextStack):
         return [json.loads(line) for line in self.program.log().splitlines() if line.startswith("{")]
 
     def _lost_of(self, sender: str, count: int, failed: set[int]) -> Counter[str]:
-        """Return what members of the first room missed of such broadcasts, after the first that they heard."""
+        """Return the number of broadcasts of `sender` that members of the first room missed after their first one."""
         lost: Counter[str] = Counter()
         for member in self.room.members[:ROOM_SIZE]:
             seen = member.seen.get(sender, Numbers())
@@ -302,7 +302,7 @@ class Posts:
 
     def __init__(self, interfaces: list[Process]) -> None:
         self.answers: dict[str, str] = {}
-        """By the name of the request: the status, or the name of the error that came instead."""
+        """By the name of the request: the status, or the name of the error."""
         self._interfaces = interfaces
         self._stopped = threading.Event()
         self._threads = [
@@ -321,7 +321,7 @@ class Posts:
         self.stop()
 
     def stop(self) -> None:
-        """Let what is under way be answered, and end."""
+        """Wait for the answers under way, and end."""
         self._stopped.set()
         for thread in self._threads:
             thread.join(40)

@@ -11,7 +11,7 @@ from support.websocket import TEXT, RawWebSocket, frame, ws
 
 
 class Member:
-    """A WebSocket whose app takes orders; a context manager."""
+    """A WebSocket whose app executes orders; a context manager."""
 
     socket: ClientConnection
 
@@ -37,7 +37,7 @@ class Member:
         return self.socket.recv(timeout=30)
 
     def silent(self) -> bool:
-        """Whether nothing was waiting: what comes next is the answer to an order."""
+        """Return whether no message was waiting: the next message answers the order."""
         return isinstance(self.do("who"), list)
 
 

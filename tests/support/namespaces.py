@@ -1,6 +1,6 @@
 """A network that loses packets: a namespace, and a link to it that can swallow everything in both directions.
 
-It needs root (or CAP_NET_ADMIN) and iproute2. Nothing answers a lost packet, no socket is told: TCP sees nothing but
+It needs root (or CAP_NET_ADMIN) and iproute2. A lost packet causes no error at any socket: TCP notices only
 silence, as when a cable is pulled in the middle of a network.
 """
 
@@ -51,7 +51,7 @@ class Namespace:
         self.close()
 
     def close(self) -> None:
-        """Take it down; what still runs inside loses its network."""
+        """Remove the namespace; processes inside lose their network."""
         subprocess.run(["ip", "link", "del", self._near], check=False, capture_output=True)
         subprocess.run(["ip", "netns", "del", self.name], check=False, capture_output=True)
 
@@ -60,13 +60,13 @@ class Namespace:
         return ["ip", "netns", "exec", self.name, *args]
 
     def lose_packets(self) -> None:
-        """From now on every packet is lost, in both directions: each end sends to a device that is not there."""
+        """Lose every packet in both directions: each end sends to a link-layer address that does not exist."""
         for end, peer, device in self._ends():
             _ip(*end, "neigh", "replace", peer, "lladdr", NOBODY, "dev", device, "nud", "permanent")
         self.lossy = True
 
     def heal(self) -> None:
-        """Packets arrive again."""
+        """Let packets arrive again."""
         for end, peer, device in self._ends():
             _ip(*end, "neigh", "del", peer, "dev", device)
         self.lossy = False
@@ -76,7 +76,7 @@ class Namespace:
 
 
 def why_not() -> str | None:
-    """None if namespaces can be made here, else the reason."""
+    """Return None if network namespaces can be made here, else the reason."""
     if shutil.which("ip") is None:
         return "there is no `ip` command (iproute2)"
     if os.geteuid() != 0:

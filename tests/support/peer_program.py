@@ -62,7 +62,7 @@ class Place:
         return channel
 
     async def obey(self, bus: Bus, what: str, *values: Any) -> str | int | None:
-        """Do it; the answer."""
+        """Execute an order and return the answer."""
         if what == "open":
             return bus.mailbox
         if what == "post":
@@ -75,11 +75,11 @@ class Place:
         elif what == "block":
             (seconds,) = values
             until = time.monotonic() + seconds
-            while time.monotonic() < until:  # what keeps the event loop, and lets other threads run
+            while time.monotonic() < until:  # blocks the event loop, not the other threads
                 pass
         elif what == "hold":
             (seconds,) = values
-            ctypes.PyDLL(None).usleep(round(seconds * 1e6))  # what keeps the interpreter lock from all threads
+            ctypes.PyDLL(None).usleep(round(seconds * 1e6))  # holds the interpreter lock, so no thread runs
         elif what == "local":
             return await self._listen(*values)
         elif what == "group_send":
@@ -97,7 +97,7 @@ class Place:
         return None
 
     async def end(self, bus: Bus) -> None:
-        """Claim nothing more."""
+        """Stop claiming."""
         bus.stop_claiming()
         if self._listening is not None:
             self._listening.cancel()
@@ -112,7 +112,7 @@ class Place:
 
 
 def tell(what: str, value: Any) -> None:
-    """Say it to the test."""
+    """Write a line for the test."""
     sys.stdout.write(json.dumps((what, value, time.monotonic())) + "\n")
     sys.stdout.flush()
 

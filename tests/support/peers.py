@@ -22,7 +22,7 @@ SLACK = 1.5
 
 
 class Peer:
-    """A place in a process of its own. What it posts is `(KIND, n)`, numbered from 0 by each order."""
+    """A bus user in a process of its own. It posts `(KIND, n)`, numbered from 0 by each order."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -42,7 +42,7 @@ class Peer:
                 self.told.append((what, value, at))
 
     def all(self, what: str) -> list[Any]:
-        """All of one kind that its handler got: `frame`, `dead`, `undelivered`, `interrupted`,
+        """Return all events of one kind at its handler: `frame`, `dead`, `undelivered`, `interrupted`,
         `claimed`, `orphaned`."""
         return [value for each, value, _ in self.told if each == what]
 
@@ -62,13 +62,13 @@ class Peer:
         return time.monotonic()
 
     async def kill(self) -> float:
-        """SIGKILL; when that was."""
+        """Send SIGKILL, and return the time of the signal."""
         killed = self.signal(signal.SIGKILL)
         await self._process.wait()
         return killed
 
     async def close(self) -> None:
-        """Let it leave the bus and end, if it still runs."""
+        """Leave the bus and end the process, if it still runs."""
         assert self._process.stdin is not None
         if self._process.returncode is None:
             self._process.stdin.close()
@@ -95,7 +95,7 @@ async def peer(url: str, prefix: str, role: str = "peer") -> AsyncIterator[Peer]
 
 
 class Place:
-    """A place in the process of the test, with the layer and the handler behind it."""
+    """A bus user in the process of the test, with its layer and handler."""
 
     def __init__(self, layer: RedisChannelLayer, bus: Bus, handler: Recorder) -> None:
         self.layer = layer

@@ -54,7 +54,7 @@ class Process:
         self.allow_traceback = allow_traceback
         self.url = ""
         self.uds = ""
-        self.blamed = False  # a test failed because of it: its end tells nothing new
+        self.blamed = False  # a test failed because of this process, so its end need not be reported
         self._expected_to_end = False
         self._told_to_end = False
         self._mark = 0
@@ -78,7 +78,7 @@ class Process:
 
     @property
     def ws_url(self) -> str:
-        """The URL with `ws` for `http`, without a slash at its end."""
+        """Return the URL with `ws` for `http`, without a slash at the end."""
         return re.sub(r"^http", "ws", self.url)
 
     @property
@@ -90,17 +90,17 @@ class Process:
         return self._popen.poll() is None
 
     def children(self) -> list[int]:
-        """Return the processes that it has started and that run."""
+        """Return the running children of the process."""
         found = []
         for child in psutil.Process(self.pid).children():
-            with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            with suppress(psutil.NoSuchProcess):  # the child has ended meanwhile
                 if child.status() != psutil.STATUS_ZOMBIE:
                     found.append(child.pid)
         return found
 
     @property
     def returncode(self) -> int | None:
-        """None while it runs; negative for a signal. A test that looks expects the end."""
+        """Return the exit code: None while the process runs, negative for a signal. Marks its end as expected."""
         self._expected_to_end = True
         return self._popen.poll()
 
@@ -122,18 +122,18 @@ class Process:
         return "\n".join([*left_out, *shown])
 
     def mark(self) -> None:
-        """Look no more at what it has written: a test begins that shares it with those before."""
+        """Skip the log so far: a test begins that shares the process with earlier tests."""
         self._mark = len(self.whole_log())
 
     def wait_for(self, pattern: str | re.Pattern[str], timeout: float = HANG) -> re.Match[str]:
         """Return the first match in the log, as soon as it is there.
 
-        Fails with AssertionError after `timeout` seconds, or when the process ends without having written it.
+        Fails with AssertionError after `timeout` seconds, or when the process ends without a match.
         """
 
         deadline = time.monotonic() + timeout
         while True:
-            # Looked at before the log, so that the last words of a process that just ended are not missed.
+            # Check before reading the log, so that the last lines of a process that just ended are not missed.
             ended = not self.running
             if match := re.search(pattern, self.log()):
                 return match
@@ -147,33 +147,33 @@ class Process:
         self._popen.send_signal(number)
 
     def terminate(self) -> None:
-        """SIGTERM; does not wait."""
+        """Send SIGTERM without waiting."""
         self._expected_to_end = self._told_to_end = True
         self._popen.terminate()
 
     def interrupt(self) -> None:
-        """SIGINT, as Ctrl+C sends it; does not wait."""
+        """Send SIGINT, as Ctrl+C does, without waiting."""
         self._expected_to_end = self._told_to_end = True
         self._popen.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
+        """Send SIGKILL and wait for the end."""
         self._expected_to_end = True
         self._popen.kill()
         self._popen.wait(END_TIMEOUT)
 
     def pause(self) -> None:
-        """Stop it in the middle of whatever it does."""
+        """Send SIGSTOP, which pauses the process at any point."""
         self._popen.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         self._popen.send_signal(signal.SIGCONT)
 
     def wait(self, timeout: float | None = None) -> int:
-        """Return the exit code, once it ended.
+        """Wait for the end and return the exit code.
 
-        Fails with TooLate after `timeout` seconds, which is for times that are promised; without one with
-        AssertionError after END_TIMEOUT seconds.
+        Fails with TooLate after `timeout` seconds, for promised times. Without `timeout`, fails with AssertionError
+        after END_TIMEOUT seconds.
         """
         self._expected_to_end = True
         try:
@@ -189,7 +189,7 @@ class Process:
 
 
 class Processes:
-    """All processes that one test started, or one module. `end` ends them and reports whatever is wrong with them."""
+    """All processes of one test or one module. `end` ends them and reports their faults."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -252,7 +252,7 @@ class Processes:
         )
 
     def end(self) -> list[str]:
-        """End what still runs; return one line for each thing that a good process would not have done."""
+        """End the running processes, and return a line for each fault."""
         faults = [
             f"{process.name} ended by itself with code {process._popen.returncode}"
             for process in self.all

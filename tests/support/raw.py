@@ -1,4 +1,4 @@
-"""An HTTP client that sends exactly the bytes it is told to, and reads one response at a time."""
+"""An HTTP client that sends exactly the given bytes, and reads one response at a time."""
 
 import socket
 import ssl
@@ -117,7 +117,7 @@ class RawClient:
         return response
 
     def half_close(self) -> None:
-        """Say that nothing more will be sent (FIN); reading goes on."""
+        """Close the sending side (FIN); reading continues."""
         self.socket.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
@@ -140,7 +140,7 @@ class RawClient:
         return Response(version, status, reason, headers, body, trailers)
 
     def read_head(self) -> tuple[str, int, str, list[tuple[str, str]]]:
-        """Version, status, reason and headers of the next response; the body stays unread."""
+        """Return version, status, reason and headers of the next response, and leave the body unread."""
         first, *lines = self.read_until(b"\r\n\r\n")[:-4].decode("latin-1").split("\r\n")
         version, status, reason = [*first.split(" ", 2), ""][:3]
         assert version.startswith("HTTP/"), f"not a status line: {first!r}"

@@ -17,7 +17,7 @@ READERS = 3
 
 
 def digest(message: dict[str, Any]) -> str:
-    """Of all that it holds, with its types."""
+    """Return a digest of the message, its values and their types."""
     return hashlib.sha256(pack(message)).hexdigest()[:16]
 
 

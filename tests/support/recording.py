@@ -1,4 +1,4 @@
-"""Connections without sockets and bus: what they post, offer and write is kept, and the test is the worker."""
+"""Connections without sockets and bus: posts, offers and writes are recorded, and the test acts as the worker."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
@@ -19,11 +19,11 @@ Frame = tuple[Any, ...]
 
 
 class RecordingBus:
-    """Keeps what is posted and offered."""
+    """A bus that records posts and offers."""
 
     mailbox = "interface.1!"
     available = True
-    in_sight = True  # whether it knows what became of the offers
+    in_sight = True  # whether the state of all offers is known
 
     def __init__(self) -> None:
         self.posted: list[tuple[str, Frame]] = []
@@ -56,7 +56,7 @@ class RecordingBus:
 
 
 class AtOnce:
-    """A task group for what never waits."""
+    """A task group for coroutines that never wait."""
 
     def start_soon(self, function: Any, *args: Any) -> None:
         coroutine: Coroutine[Any, None, None] = function(*args)
@@ -138,17 +138,17 @@ class Table:
         self.frames((DEAD, mailbox, True), sender="")
 
     def pass_time(self, seconds: float = 5.0) -> None:
-        """Let time pass: long enough for a connection that waits before it is offered again."""
+        """Let time pass; the default is enough for a connection that waits for its next offer."""
         self.connections.tick(self.connections.now + seconds)
 
     def posted(self, mailbox: str = WORKER) -> list[Frame]:
-        """Return what was posted to a worker since this was asked last."""
+        """Return the frames posted to a worker since the last call."""
         posted = [frame for to, frame in self.bus.posted if to == mailbox]
         self.bus.posted = [(to, frame) for to, frame in self.bus.posted if to != mailbox]
         return posted
 
     def events(self, mailbox: str = WORKER) -> list[Event]:
-        """Return the events among that."""
+        """Return the events among the frames that `posted` returns."""
         return [frame[EVENT_OFFSET:] for frame in self.posted(mailbox) if frame[0] == EVENT]
 
     @property

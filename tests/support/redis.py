@@ -61,7 +61,7 @@ class RedisServer:
     """A private `redis-server` on 127.0.0.1. Over restarts it keeps its port and loses its data."""
 
     def __init__(self, binary: str, folder: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
-        """`env`: more of its environment."""
+        """`env`: additions to the environment of the server."""
         self._env = env
         self._binary = binary
         self._folder = folder
@@ -116,15 +116,15 @@ class RedisServer:
         raise AssertionError(f"redis-server does not start; its log:\n{self.log_path.read_text()}")
 
     def kill(self) -> None:
-        """SIGKILL: clients see their connections break, data is gone."""
+        """Send SIGKILL: connections break, data is lost."""
         self._end(signal.SIGKILL)
 
     def terminate(self) -> None:
-        """SIGTERM, and wait until it has shut down."""
+        """Send SIGTERM and wait for the shutdown."""
         self._end(signal.SIGTERM)
 
     def pause(self) -> None:
-        """SIGSTOP: connections stay open, nothing answers."""
+        """Send SIGSTOP: connections stay open without answers."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -145,7 +145,7 @@ class RedisServer:
         return self._popen is not None and self._popen.poll() is None
 
     def _answers(self) -> bool:
-        """Something answers on the port, with or without asking for a password; not merely another process's server."""
+        """Return whether this server answers on the port, with or without asking for a password."""
         if not self._alive():
             return False
         try:
@@ -204,7 +204,7 @@ def _container() -> Iterator[str]:
 
 
 def _why_no_docker() -> str | None:
-    """None if a container can be started: the engine answers and has the image or can pull it."""
+    """Return None if a container can be started, else the reason: no engine answers, or the image is not available."""
     try:
         import docker
     except ImportError:

@@ -12,7 +12,7 @@ from support.deadline import wait_until
 from support.redis import RedisServer
 
 SERVICE = "bus"
-DOWN_AFTER = 500  # ms without an answer until a sentinel takes the master for dead
+DOWN_AFTER = 500  # ms without an answer until a sentinel considers the master down
 FAILOVER_TIMEOUT = 2000  # ms; also how soon an election is tried again
 SENTINELS = 3
 QUORUM = 2
@@ -20,7 +20,7 @@ READY = 20.0  # seconds until sentinels, master and replica know each other
 
 
 class SentinelSet(ContextStack):
-    """The servers; a context manager."""
+    """Redis servers with sentinels; a context manager."""
 
     def __init__(self, binary: str, folder: Path) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class SentinelSet(ContextStack):
 
     @property
     def places(self) -> list[tuple[str, int]]:
-        """Hosts and ports of the sentinels."""
+        """Return the hosts and ports of the sentinels."""
         return [("127.0.0.1", port) for port, _ in self._sentinels]
 
     @property
@@ -46,7 +46,7 @@ class SentinelSet(ContextStack):
 
     @property
     def current(self) -> RedisServer:
-        """The server that the sentinels name."""
+        """Return the server that the sentinels name as the master."""
         port = self.master_port
         return next(server for server in (self.master, self.replica) if server.port == port)
 
@@ -59,7 +59,7 @@ class SentinelSet(ContextStack):
         wait_until(lambda: self._role(self.master.port) == "slave", timeout, "the demotion")
 
     def _open(self) -> None:
-        # A replica that has just come gets its data at once.
+        # A new replica gets its data at once.
         options = ("--repl-diskless-sync-delay", "0")
         self.master = RedisServer(self._binary, self._folder, *options)
         self._stack.callback(self.master.close)
@@ -72,7 +72,7 @@ class SentinelSet(ContextStack):
 
     def _start_sentinel(self) -> None:
         port = _free_port()
-        settings = self._folder / f"sentinel-{port}.conf"  # it is written to by the sentinel
+        settings = self._folder / f"sentinel-{port}.conf"  # the sentinel rewrites this file
         settings.write_text(
             f"port {port}\nbind 127.0.0.1\ndir {self._folder}\nlogfile {self._folder}/sentinel-{port}.log\n"
             f"sentinel monitor {SERVICE} 127.0.0.1 {self.master.port} {QUORUM}\n"

@@ -36,7 +36,7 @@ def serving(
     workers: int = 1,
     worker_options: Sequence[object] = (),
 ) -> Iterator[Servers]:
-    """Interface servers and workers of `app` until the context ends, and then checked as `start_interface` does.
+    """Run interface servers and workers of `app` during the context, then check them as `start_interface` does.
 
     `options` are for the interface servers, `worker_options` for workers that are not within one. `layer` is "memory"
     (one process) or "redis" (emptied first: no test that shares them may use the fixture `redis_url`). The app may log

@@ -44,7 +44,7 @@ class Loop:
 
 
 class Transport:
-    """Keeps what is written."""
+    """A transport that records writes."""
 
     def __init__(self, protocol: Any) -> None:
         self.protocol = protocol
@@ -109,7 +109,7 @@ class Socket:
 
     @property
     def protocol(self) -> Any:
-        """The protocol that has the socket now."""
+        """Return the protocol that has the socket now."""
         return self.transport.protocol
 
     def admit(self, holder: Any) -> bool:
@@ -143,7 +143,7 @@ class Socket:
         self.turn()
 
     def turn(self) -> None:
-        """Let the event loop run until nothing is due."""
+        """Let the event loop run until no callback is due."""
         while self.loop.turn():
             pass
 

@@ -1,6 +1,6 @@
 """A process for a supervisor that serves nothing: `stub_child.py VARIABLE FOLDER`; VARIABLE names its control pipe.
 
-Files in FOLDER tell how it behaves: `hangs` (it is not ready while the file is there), `fails`, `crashes`, `lingers`
+Files in FOLDER control its behaviour: `hangs` (it is not ready while the file is there), `fails`, `crashes`, `lingers`
 (it does not end when it is told to). SIGTERM has it retire. It imports nothing of the project, so that it starts at
 once.
 """
@@ -17,7 +17,7 @@ folder = Path(sys.argv[2])
 
 
 def retire(number: int, frame: object) -> None:
-    """Take nothing new, and end."""
+    """Drain and end."""
     pipe.sendall(b"retiring\n")
     raise SystemExit(0)
 
@@ -29,7 +29,7 @@ while (folder / "hangs").exists():
         pipe.recv(100)
     except TimeoutError:
         continue
-    raise SystemExit(0)  # told to stop
+    raise SystemExit(0)  # asked to stop
 pipe.settimeout(None)
 if (folder / "fails").exists():
     pipe.sendall(b'failed ["a new version with a mistake", ""]\n')

@@ -26,7 +26,7 @@ CHUNK = 65536
 class TcpProxy:
     """Passes bytes between `127.0.0.1:port` and `target`; a context manager.
 
-    Faults are for connections whose name ends in `kind` ("" is every one), and hold for later ones as well.
+    Faults apply to present and later connections whose name ends in `kind` ("" matches every one).
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
@@ -61,14 +61,14 @@ class TcpProxy:
         self._loop.call_soon_threadsafe(self._ended.set)
         self._thread.join(10)
 
-    # Faults. Each returns when it holds.
+    # Faults. Each method returns when the fault is active.
 
     def cut_reply(self, kind: str, least: int = 2) -> None:
         """Pass half of the next reply of at least `least` bytes, then reset both sides (RST). Once per call."""
         self._do(lambda: self._armed.append((kind, least)))
 
     def before(self, request: bytes, call: Callable[[], object]) -> None:
-        """Call something, once, before bytes that hold `request` are passed to Redis; in the thread of the proxy."""
+        """Call a function once, in the thread of the proxy, before bytes that hold `request` are passed to Redis."""
         self._do(lambda: self._before.append((request, call)))
 
     def armed(self) -> int:
@@ -80,7 +80,7 @@ class TcpProxy:
         self._do(self._armed.clear)
 
     def reset(self, kind: str = "") -> int:
-        """Reset the connections of that kind, wherever they are; how many there were."""
+        """Reset the connections of this kind in any state; return their number."""
 
         def reset() -> int:
             pairs = [pair for pair in self._pairs if pair.is_kind(kind)]
@@ -91,15 +91,15 @@ class TcpProxy:
         return self._do(reset)
 
     def blackhole(self, kind: str = "") -> None:
-        """Pass nothing more, in both directions, and keep the connections open. New ones are accepted, and silent."""
+        """Pass no more bytes in either direction, and keep the connections open. New ones are accepted, too."""
         self._do(lambda: self._silent.add(kind))
 
     def delay(self, seconds: float, kind: str = "") -> None:
-        """Pass what Redis answers that much later."""
+        """Delay the answers of Redis by `seconds`."""
         self._do(lambda: self._delays.update({kind: seconds}))
 
     def heal(self) -> None:
-        """Pass all as it comes again; what a blackhole or a delay held back is passed now."""
+        """Pass all bytes at once again, beginning with those that a blackhole or a delay held back."""
 
         def heal() -> None:
             self._silent.clear()
@@ -201,7 +201,7 @@ _Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class _Pair:
-    """The two connections that make one."""
+    """The two connections, with the client and the target, of one proxied connection."""
 
     def __init__(self, client: _Stream, redis: _Stream) -> None:
         self.client = client

@@ -99,7 +99,7 @@ TOPOLOGIES: dict[str, Callable[[str, Path], AbstractContextManager[list[Any]]]] 
 
 
 def redis_binary() -> str:
-    """Skips the test if there is none."""
+    """Return the path of redis-server; skip the test without one."""
     binary = shutil.which("redis-server") or shutil.which("valkey-server")
     if binary is None:
         pytest.skip("no redis-server binary")

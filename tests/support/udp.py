@@ -13,7 +13,7 @@ from support.processes import Process
 
 
 class Peer:
-    """A UDP socket of its own, connected to a server's."""
+    """A UDP socket that is connected to the socket of a server."""
 
     def __init__(self, server: Process, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
@@ -42,7 +42,7 @@ class Peer:
         return answer
 
     def insist(self, data: bytes) -> dict[str, Any]:
-        """Ask as often as it takes to get an answer: datagrams may be lost while a worker goes."""
+        """Ask until an answer arrives: datagrams may be lost while a worker stops."""
         self._socket.settimeout(0.2)
 
         def answer() -> dict[str, Any] | None:

@@ -56,7 +56,7 @@ def close_frame(code: int, reason: str = "") -> bytes:
 class RawWebSocket(RawClient):
     """A `RawClient` after a WebSocket handshake; `before`, the handshake and `early` go out as one segment.
 
-    `answered=False`: the answer is left to `read_answer`.
+    `answered=False`: the caller reads the answer with `read_answer`.
     """
 
     status: int
@@ -107,7 +107,7 @@ class RawWebSocket(RawClient):
         return first & 0x0F, self.read_exactly(length)
 
     def read_close(self) -> tuple[int, str]:
-        """Code and reason of the close frame, which must be the next frame."""
+        """Return code and reason of the close frame, which must be the next frame."""
         opcode, payload = self.read_frame()
         assert opcode == CLOSE, f"opcode {opcode}: {payload[:100]!r}"
         return struct.unpack("!H", payload[:2])[0], payload[2:].decode()

@@ -72,7 +72,7 @@ class Interface:
 
     @property
     def owner(self) -> str:
-        """The worker's mailbox."""
+        """Return the mailbox of the worker."""
         return self.worker.mailbox
 
     def post(self, *frames: Frame) -> None:
@@ -81,12 +81,12 @@ class Interface:
             self.bus.post(self.owner, frame)
 
     def send_texts(self, number: int, *texts: str, attempt: int = 1, start: int = 0) -> None:
-        """Messages of a client."""
+        """Send messages of a client."""
         for sequence, text in enumerate(texts, start):
             self.post((EVENT, number, attempt, sequence, 0, events.MESSAGE_RECEIVED, text))
 
     def acknowledge(self, number: int, attempt: int = 1) -> None:
-        """Acknowledge all that has come."""
+        """Acknowledge all events so far."""
         self.post((ACK, number, attempt, len(self.events(number))))
 
     async def accepted(self, **fields: Any) -> int:
@@ -134,7 +134,7 @@ async def hello(scope: Any, receive: Any, send: Any) -> None:
 
 
 def status_and_body(answer: list[Frame]) -> tuple[int, bytes]:
-    """(status, body) of an answer, however its events were put together."""
+    """Return (status, body) of an answer, for any division into events."""
     status = next(event[1] for event in answer if event[0] in (events.RESPONSE, events.RESPONSE_START))
     body = b"".join(
         event[-1] for event in answer if event[0] in (events.RESPONSE, events.RESPONSE_BODY, events.RESPONSE_END)

@@ -21,7 +21,7 @@ QUIET = (
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Provide a headless Chromium that talks to nobody by itself.
+    """Provide a headless Chromium without background requests.
 
     Its scope is the module: as long as playwright's sync API is open, no async test can run in this thread.
     """

@@ -23,13 +23,13 @@ pytestmark = pytest.mark.browser
 
 @dataclass
 class Person:
-    """Somebody who has the chat open, in a browser window of their own."""
+    """A user who has the chat open in a browser window of their own."""
 
     page: Page
     name: str
 
     def join(self, url: str, room: str = "lobby") -> Self:
-        """Come in through the front door and wait until the server has let us in."""
+        """Open the start page, join, and wait until the server has accepted."""
         self.page.goto(f"{url}/")
         self.enter(self.name, room)
         self.expect_state("Connected")
@@ -75,14 +75,14 @@ class Person:
         return self.page.locator("#log .msg.mine[data-seq] p")
 
     def worker(self) -> int:
-        """The process that runs the app for this page."""
+        """Return the process that runs the app for this page."""
         return int(self.page.locator("#worker").inner_text().rpartition(":")[2])
 
     def expect_state(self, state: str) -> None:
         expect(self.page.locator("#state")).to_have_text(state)
 
     def expect_here(self, *names: str) -> None:
-        """The list of who is here: oneself first, then the others by name."""
+        """Expect this list of users: oneself first, then the others by name."""
         expect(self.page.locator("#people bdi")).to_have_text(list(names))
 
     def expect_note(self, text: str) -> None:
@@ -102,13 +102,13 @@ def workers(redis_url: str, start_worker: Callable[..., Process]) -> list[Proces
 
 @pytest.fixture
 def interfaces(redis_url: str, workers: list[Process], start_interface: Callable[..., Process]) -> list[Process]:
-    """Two interface servers on one Redis, with two workers behind them."""
+    """Provide two interface servers on one Redis, with two workers behind them."""
     return [start_interface("--layer", redis_url) for _ in range(2)]
 
 
 @pytest.fixture
 def person(browser: Browser) -> Iterator[Callable[..., Person]]:
-    """Open a window for somebody: `person(name, **window)`. A script error in any of them fails the test."""
+    """Open a window for a user: `person(name, **window)`. A script error in any of them fails the test."""
     contexts, errors = [], []
 
     def open_window(name: str, **window: Any) -> Person:
@@ -236,7 +236,7 @@ def test_a_reload_keeps_what_was_said_and_nobody_notices(
     expect(grace.own_messages).to_have_text(["Before", "After"])
     grace.expect_note("You are back")
 
-    linus.page.close()  # later than the reload: what would be told of it is told by now
+    linus.page.close()  # later than the reload, so a note about the reload would have arrived
     ada.expect_note("Linus left")
     expect(ada.page.locator(".note", has_text="Grace")).to_have_text(["Grace joined"])
 
@@ -285,13 +285,13 @@ def test_invalid_input_is_answered(interfaces: list[Process], person: Callable[.
     ada = person("Ada").join(interfaces[0].url)
     error = ada.page.locator("#error span")
 
-    # What the page itself refuses.
+    # Messages that the page itself rejects.
     ada.open_room("no spaces!")
     expect(ada.page.locator("#new-room")).to_contain_text("A room is 1 to 50 letters")
     ada.say("   ")
     expect(ada.page.get_by_role("button", name="Send", exact=True)).to_be_disabled()
 
-    # What the server refuses, one error for each, and the connection lives on.
+    # Messages that the server rejects, each with one error; the connection stays open.
     for message, answer in (
         ("this is not JSON", "JSON object"),
         ("[" * 20_000, "JSON object"),

@@ -102,7 +102,7 @@ def test_the_page_counts_what_goes_wrong(start_interface: Callable[..., Process]
     page.evaluate("pass(held)")
     expect(page.locator("#twice")).to_have_text("1")
 
-    # What is under way when the socket goes is lost.
+    # Messages under way when the socket closes are lost.
     page.evaluate("socket.onmessage = () => {}")
     under_way = count(page, "sent") + 2
     wait_until(lambda: count(page, "sent") >= under_way, what="two more messages")

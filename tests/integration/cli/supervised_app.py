@@ -52,7 +52,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
             except asyncio.CancelledError:
                 continue
     elif scope["path"] == "/environment":
-        # What a process that the app starts would see.
+        # The environment of a process that the app starts.
         code = "import os; print([name for name in os.environ if 'CONTROL_FD' in name])"
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=subprocess.PIPE)
         await answer(send, (await process.communicate())[0].decode().strip())

@@ -54,6 +54,6 @@ def test_no_content_is_logged(
     for process in processes:
         process.terminate()
         process.wait()
-        # A traceback shows lines of the app, and none of what it was called with.
+        # A traceback shows lines of the app, and no values of arguments.
         shown = [line for line in process.log().splitlines() if SECRET in line and not line.startswith("    ")]
         assert shown == []

@@ -17,7 +17,7 @@ APP = "cli.simple_app:app"
 
 @pytest.fixture(autouse=True)
 def _files(tmp_path: Path) -> None:
-    """Create a directory and a regular file, neither of which a server can listen on."""
+    """Create a directory and a regular file, on which no server can listen."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "text").write_text("text\n")
 

@@ -106,7 +106,7 @@ def test_a_formatter_in_the_project_folder_is_found(start_interface: Start, tmp_
 
 
 def test_what_the_app_prints_itself_is_not_printed_again(start_interface: Start, tmp_path: Path) -> None:
-    """Django has a handler for its own logger in debug mode, and lets its records go on to the root."""
+    """Records of Django, whose logger has a handler and propagates in debug mode, are printed once."""
     (tmp_path / "logging_app.py").write_text(
         "import logging\n"
         "from cli import simple_app\n"

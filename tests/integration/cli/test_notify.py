@@ -19,7 +19,7 @@ Told = dict[str, str]
 
 
 class Manager:
-    """A service manager's end of the protocol."""
+    """The service manager's end of the protocol."""
 
     def __init__(self, address: str) -> None:
         self.env = {"NOTIFY_SOCKET": address}

@@ -37,7 +37,7 @@ async def app(scope, receive, send):
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """The module of the app, in a folder of its own: the logs of the processes are beside it."""
+    """Provide the module of the app, in a folder of its own without the logs of the processes."""
     folder = tmp_path / "project"
     folder.mkdir()
     path = folder / "reloaded_app.py"
@@ -50,7 +50,7 @@ def write(path: Path, greeting: str) -> None:
 
 
 def write_in_the_same_second(path: Path, greeting: str) -> None:
-    """Change a module as quick people do: by time and size the compiled form of before would still be good."""
+    """Change a module within a second: by time and size, the earlier compiled form would still be valid."""
     before = path.stat()
     content = APP.format(greeting=greeting)
     assert len(content) == before.st_size

@@ -19,7 +19,7 @@ StartRedis = Callable[..., RedisServer]
 
 
 def get(server: Process, path: str) -> tuple[int, str]:
-    """(status, body); (0, why not) if there was no answer."""
+    """Return (status, body), or (0, error) without an answer."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     try:
         connection.request("GET", path)
@@ -58,7 +58,7 @@ Stopped = tuple[Process, Process, list[Process]]
 
 @pytest.fixture(params=["interface", "worker", "embedded"])
 def stopped(request: pytest.FixtureRequest, start_interface: Start, start_worker: Start) -> Stopped:
-    """The process that is to be stopped, the one that has the socket, and what else there is."""
+    """The process to be stopped, the one that has the socket, and the other processes."""
     graceful = ("--graceful-timeout", 1.5)
     if request.param == "embedded":
         interface = start_interface(*graceful, app=APP)
@@ -119,7 +119,7 @@ def test_a_stubborn_app_does_not_keep_the_process(start_interface: Start, hold: 
 
 
 def test_a_normal_stop_is_no_death(start_interface: Start, tmp_path: Path) -> None:
-    """An app that goes on behind its answer has lost no client when the interface server beside it leaves."""
+    """An app that continues after its response loses no client when its embedding interface server stops."""
     interface = start_interface(app=APP)
     assert get(interface, "/after")[0] == 200
     wait_until((tmp_path / "held-").exists)

@@ -25,7 +25,7 @@ def free_port() -> int:
 
 
 def refusal(process: Process, code: int = 1, *, trace: bool = False) -> str:
-    """The one line with which a process ended, behind a traceback if there is to be one."""
+    """Return the error line of a process that ended, after a traceback if one is expected."""
     assert process.wait() == code, process.log()
     *above, line = [line for line in process.log().splitlines() if "INFO" not in line]
     assert bool(above) == trace, process.log()

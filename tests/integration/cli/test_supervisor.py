@@ -31,7 +31,7 @@ Start = Callable[..., Process]
 
 
 def children(process: Process) -> list[int]:
-    """The processes that a supervisor has now."""
+    """Return the present children of a supervisor."""
     return process.children()
 
 
@@ -45,7 +45,7 @@ def running(pids: Sequence[int]) -> list[int]:
 
 
 def get(server: Process, path: str = "/", port: int | None = None) -> tuple[int, str]:
-    """(status, body); (0, why not) if there was no answer."""
+    """Return (status, body), or (0, error) without an answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port or server.port, timeout=30)
     try:
         connection.request("GET", path)
@@ -59,13 +59,13 @@ def get(server: Process, path: str = "/", port: int | None = None) -> tuple[int,
 
 @pytest.fixture
 def workers(redis_url: str, start_worker: Start) -> Process:
-    """A supervisor of two workers, both ready."""
+    """Provide a supervisor of two workers, both ready."""
     return supervised(start_worker(APP, "--layer", redis_url, "--processes", 2))
 
 
 @pytest.fixture
 def interfaces(redis_url: str, start_interface: Start) -> Process:
-    """A supervisor of two interface servers, both ready."""
+    """Provide a supervisor of two interface servers, both ready."""
     return supervised(start_interface("--layer", redis_url, "--processes", 2))
 
 
@@ -91,7 +91,7 @@ def readied(process: Process) -> list[int]:
 
 @pytest.fixture
 def load(interfaces: Process) -> Iterator[list[tuple[int, str]]]:
-    """Requests one after another, from four clients, for as long as the test runs; their answers."""
+    """Send requests one after another, from four clients, during the context; yield the answers."""
     answers: list[tuple[int, str]] = []
     over = Event()
 
@@ -126,7 +126,7 @@ def test_a_killed_process_is_replaced_at_once(supervisor: Process) -> None:
 
 
 class Mourner:
-    """A place on the bus that hears who is dead."""
+    """A handler on the bus that records processes declared dead."""
 
     def __init__(self) -> None:
         self.dead: list[str] = []
@@ -220,7 +220,7 @@ def terminal() -> Iterator[tuple[int, str]]:
     keyboard, screen = pty.openpty()
     yield keyboard, os.ttyname(screen)
     for end in (keyboard, screen):
-        with suppress(OSError):  # the test has closed it
+        with suppress(OSError):  # the test has closed the terminal
             os.close(end)
 
 
@@ -314,7 +314,7 @@ def test_the_lifetime_of_a_worker_is_bounded(redis_url: str, start_worker: Start
 
 
 def two_free_ports() -> int:
-    """The first of two that stand side by side."""
+    """Return the first of two adjacent ports that are free."""
     while True:
         with socket.socket() as first, socket.socket() as second, suppress(OSError, OverflowError):
             first.bind(("127.0.0.1", 0))

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Layer(InMemoryChannelLayer):
-    """Keeps which mailboxes were declared dead."""
+    """A layer that records the mailboxes declared dead."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Layer(InMemoryChannelLayer):
 
 
 class Supervised:
-    """A supervisor of two stubs that runs in this process, and its log."""
+    """A supervisor of two stubs, which runs in this process, and its log."""
 
     def __init__(self, folder: Path, log: pytest.LogCaptureFixture) -> None:
         self.folder = folder
@@ -191,14 +191,14 @@ async def test_a_rolling_restart_does_not_wait_for_ever(
 async def test_a_death_in_a_rolling_restart_leaves_no_process_too_many(
     supervised: Supervised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The old one dies young, so that its place is to be filled after a pause; the restart fills it before."""
+    """A child that dies while a rolling restart replaces it is not replaced a second time."""
     monkeypatch.setattr(supervisor_module, "FIRST_PAUSE", 0.5)
     async with running(supervised) as (first, other):
         os.kill(first, signal.SIGKILL)  # the next death in this place is followed by a pause
         await until(lambda: len(supervised.pids() - {first, other}) == 1)
         (old,) = supervised.pids() - {other}
         await until((supervised.folder / f"{old} is ready").exists)
-        await anyio.wait_all_tasks_blocked()  # the supervisor has read it
+        await anyio.wait_all_tasks_blocked()  # the supervisor has read the report
         (supervised.folder / "hangs").touch()
         supervised.hang_up()
         await until(lambda: len(supervised.pids()) == 3)

@@ -1,4 +1,4 @@
-"""The app behind the proxies: what it was told of the client, a stream that stays open, uploads, and an echo."""
+"""The app behind the proxies: the scope of the client, a stream that stays open, uploads, and an echo."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ async def answer(send: Any, body: bytes) -> None:
 
 
 async def events(receive: Any, send: Any) -> None:
-    """One event, and then nothing for as long as the client stays: it arrives only if nobody waits for more."""
+    """Send one event and stay open: the event arrives only if no proxy waits for more."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
     await send({"type": "http.response.body", "body": b"data: first\n\n", "more_body": True})
     while (await receive())["type"] != "http.disconnect":

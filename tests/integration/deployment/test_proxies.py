@@ -46,7 +46,7 @@ def shared_site(
     workers.wait_for("supervisor ready")
     site = Site(start_proxy(name, *(interface.port for interface in interfaces)), interfaces, workers)
     yield site
-    for process in (*site.interfaces, workers):  # so that those behind the other proxy have the bus for themselves
+    for process in (*site.interfaces, workers):  # the next proxy starts servers of its own
         process.terminate()
         assert process.wait() == 0
 
@@ -70,7 +70,7 @@ def test_connections_are_kept_open(site: Site) -> None:
 def test_the_app_learns_who_asks_and_for_what(site: Site) -> None:
     seen = site.ask("X-Forwarded-For: 203.0.113.9", "X-Forwarded-Proto: https")
 
-    # What the client claims is not believed.
+    # Headers that the client sends are not trusted.
     assert (seen["client"], seen["scheme"], seen["host"]) == ("127.0.0.1", "http", "test")
     assert "203.0.113.9" not in "".join(interface.log() for interface in site.interfaces)
 
@@ -103,7 +103,7 @@ def test_events_are_not_held_back(site: Site) -> None:
     with RawClient(site.proxy) as client:
         client.send(b"GET /events HTTP/1.1\r\nHost: test\r\n\r\n")
         read = b""
-        while b"data: first" not in read:  # a TimeoutError says that somebody waits for more
+        while b"data: first" not in read:  # a TimeoutError shows that the proxy waits for more
             read += client.socket.recv(65536)
 
 

@@ -44,6 +44,6 @@ def test_a_unit_is_started_again_for_ever_and_waits_for_redis(unit: Path) -> Non
     assert {"Type=notify", "Restart=always", "StartLimitIntervalSec=0", "Environment=ASGIBUS_WAIT_FOR_LAYER=300"} <= {
         *lines
     }
-    # systemd waits for longer than the process does, or it would end the wait and begin it anew.
+    # systemd must wait longer than the process, or it would restart a process that still waits.
     (start,) = [line.removeprefix("TimeoutStartSec=") for line in lines if line.startswith("TimeoutStartSec=")]
     assert int(start.removesuffix("min")) * 60 > 300

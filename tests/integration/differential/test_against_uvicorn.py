@@ -11,7 +11,7 @@ from support.processes import Process, Processes
 from support.raw import RawClient
 
 PROBE = b"GET /probe HTTP/1.1\r\nHost: test\r\n\r\n"
-PATIENCE = 1.0  # what has not come by then does not come
+PATIENCE = 1.0  # seconds until a missing response counts as none
 UVICORN = r"running on http://127\.0\.0\.1:(\d+)"
 
 
@@ -53,13 +53,13 @@ def exchange(address: tuple[str, int], wire: bytes) -> Outcome:
             return Outcome(tuple(responses), False)
 
 
-# Explained differences: what differs, why, and how it shows. `ours` and `theirs` are what the servers answered.
+# Explained differences, each with its reason and a rule. `ours` and `theirs` are the outcomes of the two servers.
 
 Rule = Callable[[bytes, Outcome, Outcome], bool]
 
 
 def refused(ours_status: int, theirs_status: int, mark: bytes = b"") -> Rule:
-    """We refuse with one status what uvicorn serves (200) or refuses with another."""
+    """Return a rule: asgibus refuses a request that uvicorn serves (200) or refuses with another status."""
 
     def rule(wire: bytes, ours: Outcome, theirs: Outcome) -> bool:
         return mark in wire and (ours.statuses, theirs.statuses) == ([ours_status], [theirs_status]) and not ours.open
@@ -68,7 +68,7 @@ def refused(ours_status: int, theirs_status: int, mark: bytes = b"") -> Rule:
 
 
 def changed(key: str, change: Callable[[Any, Any], bool]) -> Rule:
-    """Both serve it, and what the app sees differs in one key only."""
+    """Return a rule: both servers serve the request, and the scopes differ in one key only."""
 
     def rule(wire: bytes, ours: Outcome, theirs: Outcome) -> bool:
         if ours.open != theirs.open or ours.statuses != theirs.statuses:

@@ -23,7 +23,7 @@ from channels.routing import ChannelNameRouter, ProtocolTypeRouter  # noqa: E402
 
 
 class Thumbnails(SyncConsumer):
-    """Counts what it has made, in one instance, and says so."""
+    """A consumer that counts thumbnails in one instance, and reports the number."""
 
     made = 0
 
@@ -37,7 +37,7 @@ class Thumbnails(SyncConsumer):
 
 
 class Mails(AsyncConsumer):
-    """Leaves after each mail."""
+    """A consumer that stops after each mail."""
 
     async def mail_send(self, message):
         await self.channel_layer.send(message["reply"], {"type": "mail.sent", "to": message["to"]})

@@ -32,7 +32,7 @@ async def start(send, status=200):
 
 
 async def stream(receive, send, notes):
-    """Sends a little, often."""
+    """Send small parts often."""
     await start(send)
     while True:
         await send({"type": "http.response.body", "body": b"tick\n", "more_body": True})
@@ -40,7 +40,7 @@ async def stream(receive, send, notes):
 
 
 async def flood(receive, send, notes):
-    """Sends as fast as it is taken."""
+    """Send as fast as `send` returns."""
     await start(send)
     while True:
         await send({"type": "http.response.body", "body": bytes(65536), "more_body": True})
@@ -48,7 +48,7 @@ async def flood(receive, send, notes):
 
 
 async def poll(receive, send, notes):
-    """Waits for news, and for the client to leave, whichever is first."""
+    """Wait for news or for the disconnect of the client."""
     await receive()
     notes.with_suffix(".sending").touch()
     assert (await receive())["type"] == "http.disconnect"
@@ -70,14 +70,14 @@ async def poll_beside(receive, send, notes):
 
 
 async def upload(receive, send, notes):
-    """Takes a body that never ends."""
+    """Receive a body that never ends."""
     while (event := await receive())["type"] == "http.request":
         assert event["more_body"]
         notes.with_suffix(".sending").touch()
 
 
 async def listen(receive, send, notes):
-    """A WebSocket that only listens."""
+    """Only receive on a WebSocket."""
     await receive()
     await send({"type": "websocket.accept"})
     notes.with_suffix(".sending").touch()
@@ -85,7 +85,7 @@ async def listen(receive, send, notes):
 
 
 async def push(receive, send, notes):
-    """A WebSocket that only sends."""
+    """Only send on a WebSocket."""
     await receive()
     await send({"type": "websocket.accept"})
     while True:
@@ -95,7 +95,7 @@ async def push(receive, send, notes):
 
 
 async def hesitate(receive, send, notes):
-    """A WebSocket that is not accepted yet."""
+    """Keep a WebSocket waiting for its accept."""
     await receive()
     notes.with_suffix(".sending").touch()
     assert (await receive())["type"] == "websocket.disconnect"

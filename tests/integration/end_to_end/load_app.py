@@ -25,5 +25,5 @@ async def app(scope, receive, send):
             return
         await send({"type": "websocket.send", "bytes": b"%d %s" % (number, rest)})
         number += 1
-        if number % 16 == 0:  # one of its own, so that the two directions are not in step
+        if number % 16 == 0:  # a count of its own, so that the two directions are not in step
             await send({"type": "websocket.send", "bytes": b"%d more from %d" % (number, os.getpid())})

@@ -11,19 +11,19 @@ BLOCK = hashlib.shake_256(b"a block of noise").digest(MIB)
 
 
 def block(number: int) -> bytes:
-    """The mebibyte of that number; no two are alike."""
+    """Return the mebibyte with this number; no two are alike."""
     return number.to_bytes(8) + BLOCK[8:]
 
 
 class Pace:
-    """Lets so many mebibytes a second through."""
+    """A limit of mebibytes per second."""
 
     def __init__(self, mib_a_second: int) -> None:
         self.seconds = 1 / mib_a_second / MIB if mib_a_second else 0
         self.due = time.monotonic()
 
     def wait_for(self, size: int) -> float:
-        """Seconds to wait after that many bytes."""
+        """Return the seconds to wait after this many bytes."""
         self.due += size * self.seconds
         return self.due - time.monotonic()
 

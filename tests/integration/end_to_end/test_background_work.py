@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Work:
-    """The producer, and what the workers have written down."""
+    """The producer, and the notes of the workers."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self.url = url
@@ -53,7 +53,7 @@ class Work:
         return self.on_layer(lambda layer: layer.channel_statistics(channel))["messages_pending"]
 
     def notes(self, word: str) -> list[int]:
-        """The numbers behind that word, in the order in which they were written."""
+        """Return the numbers after this word, in the order of their writing."""
         return [int(line[1]) for line in self._lines() if line[0] == word]
 
     def pids(self, word: str) -> set[int]:
@@ -191,7 +191,7 @@ def test_at_most_once_a_killed_worker_takes_its_messages_with_it(start: Start, w
 
 
 def test_messages_may_wait_as_long_as_their_sender_says(start: Start, work: Work) -> None:
-    """The expiry of the sender counts: with its own expiry a worker would drop the messages."""
+    """The expiry of the sender applies: with the expiry of the worker, messages would be dropped."""
     start("--expiry", 1, "--channel-concurrency", 1)
     work.send(0, seconds=1.5)
     work.send(1)

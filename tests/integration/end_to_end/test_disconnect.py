@@ -16,12 +16,12 @@ from support.websocket import handshake
 APP = "end_to_end.disconnect_app:app"
 figures = logging.getLogger("figures")  # shown by `pytest -rP --log-level=info`
 
-AT_ONCE = 0.5  # seconds; on a machine that has nothing else to do it is a few milliseconds
+AT_ONCE = 0.5  # seconds; a few milliseconds on an idle machine
 
 
 @pytest.fixture(scope="module", params=LAYERS)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Path]]:
-    """An interface server, and the folder of its app's notes."""
+    """Provide an interface server, and the folder with the notes of its app."""
     folder = tmp_path_factory.mktemp("notes")
     patch = pytest.MonkeyPatch()
     patch.setenv("NOTES", str(folder))

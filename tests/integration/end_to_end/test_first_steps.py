@@ -46,7 +46,7 @@ def test_workers_are_killed_and_deployed(start_interface: Start, start_worker: S
             os.kill(int(pid), signal.SIGKILL)
         workers.wait_for("was killed by SIGKILL: starting another")
         socket.send("still there?")
-        # The workers may have died before they could say that "hello" was done: then it comes again.
+        # "hello" comes again if its workers were killed before they acknowledged it.
         heard = str(socket.recv(timeout=15))
         while "hello" in heard:
             heard = str(socket.recv(timeout=15))

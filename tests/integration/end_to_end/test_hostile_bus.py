@@ -46,7 +46,7 @@ ODD: list[Any] = [None, True, -1, 2**62, 1.5, "a\r\nb", b"a\r\nb", [], [1], {}, 
 
 
 def bad_frames(number: int) -> list[tuple[Any, ...]]:
-    """Frames for the connection of that number: of each kind, with each field odd, too many and too few."""
+    """Return malformed frames for a connection: of each kind, with each field odd, too many and too few."""
     good: list[tuple[Any, ...]] = [
         *((kind, number, 1) for kind in (CLAIMED, RESET, ABANDONED, SUPERSEDED)),
         *((kind, number, 1, 0) for kind in (ACK, RESEND, PROBE)),
@@ -103,7 +103,7 @@ async def test_no_process_ends_whatever_stands_on_the_bus(
                     bus.post(mailbox, frame)
                 offered = 0
                 for entry in bad_openings(mailbox):
-                    with suppress(TypeError):  # what cannot be packed cannot be there
+                    with suppress(TypeError):  # a frame that cannot be packed cannot arrive
                         bus.offer(shared_channel(HTTP, "default"), entry)
                         offered += 1
                 await bus.drain()

@@ -33,7 +33,7 @@ def test_a_client_that_leaves_before_any_worker_came_never_gets_one(
             else:
                 client.send(f"GET /poll?name=early-{number} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
         wait_until(lambda: waiting() == 4, what="four offers")
-        # A FIN of an HTTP client may only mean that its request is complete; of a WebSocket it is the end.
+        # A FIN of an HTTP client may only mean that its request is complete; that of a WebSocket client is the end.
         clients[0].reset()
         clients[1].close()
         wait_until(lambda: waiting() == 2, what="the withdrawal of two offers")

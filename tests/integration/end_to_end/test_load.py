@@ -31,7 +31,7 @@ def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
 
 
 class Talker(asyncio.Protocol):
-    """A WebSocket that sends numbered messages of many sizes until told to stop, and checks every answer."""
+    """A WebSocket that sends numbered messages of many sizes until `stop` is set, and checks every answer."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -112,7 +112,7 @@ class Talker(asyncio.Protocol):
 
 
 async def request(server: Process, seed: int, until: float) -> int:
-    """Post bodies of many sizes over one connection, each answered by itself; how many."""
+    """Post bodies of many sizes over one connection, check the echo of each, and return their number."""
     source = random.Random(seed)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     count = 0

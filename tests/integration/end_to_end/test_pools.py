@@ -28,7 +28,7 @@ def test_connections_go_to_the_workers_of_their_pool(
         (routed, "/ws", b"chat"),
         (routed, "/ws/room?path=/ws/heavy", b"chat"),
         (routed, "/ws/heavy/x", b"heavy"),
-        (routed, "/%77s/heavy%2Fx", b"heavy"),  # as the app sees it
+        (routed, "/%77s/heavy%2Fx", b"heavy"),  # the path as the app sees it
         (routed, "/caf%C3%A9/menu", b"chat"),
         (whole, "/", b"heavy"),
         (whole, "/ws", b"heavy"),

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(60 + SIZE)
 
 
 class Memory:
-    """How far processes grow while it watches, in mebibytes."""
+    """Growth of processes during the context, in mebibytes."""
 
     def __init__(self, pids: dict[str, int]) -> None:
         self._processes = {name: psutil.Process(pid) for name, pid in pids.items()}
@@ -64,11 +64,11 @@ def bus(
     start_worker: Callable[..., Process],
     start_interface: Callable[..., Process],
 ) -> Iterator[Process]:
-    """An interface server whose processes may not grow during the test."""
+    """Provide an interface server whose processes may not grow during the test."""
     store = start_redis()
     worker = start_worker("end_to_end.stream_app:app", "--layer", store.url)
     interface = start_interface("--layer", store.url)
-    with RawClient(interface) as client:  # what is loaded at the first request is no growth
+    with RawClient(interface) as client:  # modules loaded at the first request are no growth
         client.request("GET", "/download?mib=1")
         client.request("POST", "/upload", body=bytes(MIB))
     memory = Memory({"interface": interface.pid, "worker": worker.pid, "redis": store.pid})

@@ -40,5 +40,5 @@ async def test_a_worker_gives_connections_of_another_version_back_to_others(
     assert worker.log().count("claims next to nothing") == 1
     assert counts(worker)["foreign version"] >= 1
     with RawClient(start_interface("--layer", redis_url)) as client:
-        assert client.request("GET", "/").body == b"served"  # when it tries again, it can read again
+        assert client.request("GET", "/").body == b"served"  # the next attempt reads a valid version
     assert readiness(worker) == (200, "ready\n")

@@ -28,7 +28,7 @@ Start = Callable[..., Process]
 
 @pytest.fixture(scope="module", params=LAYERS)
 def server(request: pytest.FixtureRequest) -> Iterator[Process]:
-    """An interface server with the app behind it, in three threads, for all tests."""
+    """Provide an interface server with the app behind it, in three threads, for all tests."""
     threads, mount = ("--threads", THREADS), ("--root-path", "/mount")
     options = (*threads, *mount) if request.param == "memory" else mount
     with serving(request, APP, *options, layer=request.param, worker_options=threads) as servers:
@@ -43,10 +43,10 @@ def client(server: Process) -> Iterator[httpx.Client]:
 
 
 def open_files(server: Process) -> list[int]:
-    """The sizes of the temporary files that a server has open."""
+    """Return the sizes of the temporary files that a server has open."""
     sizes = []
     for descriptor in Path(f"/proc/{server.pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # it was closed meanwhile
+        with suppress(FileNotFoundError):  # the file was closed meanwhile
             if descriptor.readlink().name.endswith(" (deleted)"):
                 sizes.append(descriptor.stat().st_size)
     return sizes
@@ -358,7 +358,7 @@ def test_what_runs_is_finished_when_the_worker_stops(start_interface: Start) -> 
 def test_what_takes_too_long_is_cut_when_the_worker_stops(
     start_redis: Callable[..., RedisServer], start_interface: Start, start_worker: Start
 ) -> None:
-    """Also a thread that waits for its client, and a request whose body has not come."""
+    """A stop ends a slow request, a thread that waits for its client, and a request whose body has not come."""
     url = start_redis().url
     worker = start_worker(APP, "--layer", url, "--graceful-timeout", 1)
     server = start_interface("--layer", url)

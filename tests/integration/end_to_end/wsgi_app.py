@@ -33,13 +33,13 @@ inside = 0
 
 
 def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """Calls the function that the path names."""
+    """Call the function that the path names."""
     call = globals()[environ["PATH_INFO"].split("/")[1] or "environ"]
     return call(environ, start_response)  # type: ignore[no-any-return]
 
 
 class Closing:
-    """A body that notes that it was closed."""
+    """A body that notes its `close`."""
 
     def __init__(self, name: str, parts: Iterable[bytes]) -> None:
         self._name = name
@@ -76,7 +76,7 @@ def threads(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
 
 
 def meet(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """Answers when as many requests are inside as the query says; at once if that takes too long."""
+    """Answer when as many requests run as the query says, or after a timeout."""
     global inside  # noqa: PLW0603
     count = int(environ["QUERY_STRING"])
     with met:
@@ -103,7 +103,7 @@ def upload(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
 
 
 def lines(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """The body read in each way that PEP 3333 has."""
+    """Answer with the body, read in each way of PEP 3333."""
     source: io.BufferedReader = environ["wsgi.input"]
     read = [source.readline(4), source.readline(), *source.readlines(5), next(source), source.read(2), source.read()]
     return text(start_response, json.dumps([part.decode() for part in read]))
@@ -125,7 +125,7 @@ def large(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
 
 
 def file(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """A file of as many MiB as the query says, from its ninth byte on; packed with gzip if it says so."""
+    """Answer with a file of as many MiB as the query says, from the ninth byte on, optionally packed with gzip."""
     count, _, packed = environ["QUERY_STRING"].partition("&")
     kept = tempfile.TemporaryFile()  # noqa: SIM115
     file = gzip.GzipFile(fileobj=kept, mode="wb") if packed else kept
@@ -142,12 +142,12 @@ def file(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
 
 
 def pattern(size: int) -> bytes:
-    """So many bytes, of which no two parts are alike."""
+    """Return `size` bytes of which no two parts are alike."""
     return random.Random(size).randbytes(size)
 
 
 def prompt(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """Two parts, the second when another request has asked for it."""
+    """Answer in two parts, the second when another request has asked for it."""
     start_response("200 OK", [])
     yield b"first"
     with met:
@@ -163,7 +163,7 @@ def second(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
 
 
 def stream(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """Endless; tells how far it has come."""
+    """Stream without end, and note the progress."""
     start_response("200 OK", [])
 
     def parts() -> Iterator[bytes]:
@@ -193,7 +193,7 @@ def stopping(environ: Environ, start_response: StartResponse) -> Iterable[bytes]
 
 
 def error_page(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """Fails when the head is said already, but not sent."""
+    """Fail after `start_response`, before the head is sent."""
     start_response("200 OK", [("X-First", "1")])
     try:
         raise ArithmeticError("no such number")
@@ -203,7 +203,7 @@ def error_page(environ: Environ, start_response: StartResponse) -> Iterable[byte
 
 
 def late_error(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """Fails when the head is sent: `start_response` raises the error."""
+    """Fail after the head is sent: `start_response` raises the error."""
     start_response("200 OK", [])
     yield b"begun"
     try:
@@ -237,10 +237,10 @@ def wait(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
 
 
 def bus(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """A message to itself, through the channel layer."""
+    """Send a message to this app through the channel layer, and receive it."""
     layer = asgibus.connection(environ["asgi.scope"]).layer
     async_to_sync(layer.send)("work", {"type": "work", "text": environ["QUERY_STRING"]})
     return text(start_response, async_to_sync(layer.receive)("work")["text"])
 
 
-validated = validator(app)  # asserts what PEP 3333 asks of servers
+validated = validator(app)  # checks the requirements of PEP 3333 on servers

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the checks of what a framework does not have, and mark those of the long form."""
+    """Leave out checks of features that a framework lacks, and mark those of the long form."""
     kept, left_out = [], []
     for item in items:
         kept.append(item) if _is_for(item) else left_out.append(item)
@@ -63,7 +63,7 @@ def sites(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.redis] * (name == "redis")) for name in SETUPS])
 def setup(request: pytest.FixtureRequest) -> str:
-    """Which servers: "redis" (separate processes), "memory" (one process) or "uvicorn"."""
+    """Return the kind of servers: "redis" (separate processes), "memory" (one process) or "uvicorn"."""
     name: str = request.param
     return name
 

@@ -40,7 +40,7 @@ WRONG = re.compile(r"was never awaited|was destroyed but it is pending|never ret
 
 @dataclass(frozen=True, kw_only=True)
 class Framework:
-    """An app, and which of the checks are for it: those that need no more than it `has`."""
+    """An app, and the features that it `has`, which select its checks."""
 
     name: str
     app: str
@@ -97,14 +97,14 @@ class Sites:
             self._prepare()
 
     def get(self, setup: str, *, mounted: bool = False) -> Site:
-        """The site of a setup; `mounted`: below a root path, and in the debug mode of the framework."""
+        """Return the site of a setup; `mounted`: below a root path, and in the debug mode of the framework."""
         key = setup, mounted
         if key not in self._sites:
             self._sites[key] = Site(self.framework, setup, *getattr(self, f"_{setup}")(mounted))
         return self._sites[key]
 
     def end(self) -> list[str]:
-        """End all; return what went wrong in them, beside the errors that the apps raise as asked."""
+        """End all sites; return their faults, without the errors that the apps raise on request."""
         for site in self._sites.values():
             site.client.close()
         faults = self.processes.end()
@@ -123,12 +123,12 @@ class Sites:
         return faults
 
     def run(self, *command: str, layer: str = "memory", **env: str) -> Process:
-        """A program beside the servers, such as `python -m django migrate`."""
+        """Run a program beside the servers, such as `python -m django migrate`."""
         env = self._env_of(layer) | env
         return self.processes.start("program", [sys.executable, *command], ready=None, env=env)
 
     def add_worker(self, *options: str, prefix: str = "") -> Process:
-        """One more worker of the site "redis"; for messages with `--channel` and the prefix of the project's layer."""
+        """Start another worker of "redis"; for messages with `--channel` and the prefix of the project's layer."""
         bus = ["--layer", self._redis_url(), "--prefix", prefix or self.framework.name]
         return self.processes.start_worker(self.framework.app, *bus, *options, env=self._env_of("redis"))
 
@@ -165,7 +165,7 @@ class Sites:
         return both, both
 
     def _uvicorn_redis(self, mounted: bool) -> tuple[Process, Process]:
-        """Of Channels: with the project's layer on Redis."""
+        """Run the Channels project with its layer on Redis."""
         return self._uvicorn(mounted, "uvicorn_redis")
 
     def _uvicorn(self, mounted: bool, setup: str = "uvicorn") -> tuple[Process, Process]:
@@ -197,7 +197,7 @@ class Site:
 
     @property
     def ours(self) -> bool:
-        """Whether this is the bus, and not uvicorn."""
+        """Return whether this is the bus, and not uvicorn."""
         return not self.setup.startswith("uvicorn")
 
     def has(self, feature: str) -> bool:

@@ -130,7 +130,7 @@ async def noted(request):
 
 
 async def gone(request):
-    """A file that is removed between the look at it and the sending."""
+    """Respond with a file that is removed between `stat` and the sending."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(b"content")
         file.flush()
@@ -139,7 +139,7 @@ async def gone(request):
 
 
 async def wait(request):
-    """Long polling: until the client is gone."""
+    """Wait as a long poll does, until the client is gone."""
     while not await request.is_disconnected():  # noqa: ASYNC110 - apps do it
         await asyncio.sleep(0.01)
     NOTES.append(f"{request.path_params['name']} left")

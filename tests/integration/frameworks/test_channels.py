@@ -25,7 +25,7 @@ def get(site: Site, path: str) -> httpx.Response:
 
 
 def chat(one: Site, other: Site, name: str) -> None:
-    """Clients of both sites in one room, and a view of each that speaks to them."""
+    """Chat with clients of both sites in one room, and with a view of each site."""
     red, blue = f"red-{name}", f"blue-{name}"
     with (
         ws(one.server, f"/chat/{red}") as first,
@@ -82,7 +82,7 @@ def test_server_sent_events_of_a_consumer(site: Site) -> None:
     with site.client.stream("GET", f"/ticker/{name}") as answer:
         lines = answer.iter_lines()
         assert [next(lines) for _ in range(4)] == ["data: tick 0", "", "data: tick 1", ""]
-    if site.ours:  # its `send_body` raises; on uvicorn it goes on for ever
+    if site.ours:  # `send_body` raises; on uvicorn the consumer continues for ever
         wait_until(lambda: f"{name} left" in site.notes())
 
 

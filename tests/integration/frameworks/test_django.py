@@ -22,7 +22,7 @@ def token(page: str) -> str:
 
 @pytest.fixture
 def admin(site: Site) -> Iterator[httpx.Client]:
-    """A browser, logged in through the form."""
+    """Provide a browser, logged in through the form."""
     options: dict[str, Any] = {"trust_env": False, "follow_redirects": True, "timeout": 20}
     with httpx.Client(base_url=f"{site.server.url}/admin/", **options) as browser:
         page = browser.get("")
@@ -67,4 +67,4 @@ def test_a_post_without_a_token_is_refused(site: Site) -> None:
 def test_there_are_no_websockets(site: Site) -> None:
     with pytest.raises(InvalidStatus) as refused, ws(site.server, "/"):
         pass
-    assert refused.value.response.status_code == 500  # it raises
+    assert refused.value.response.status_code == 500  # the view raises

@@ -82,7 +82,7 @@ class Server:
         (self.folder / f"{name}.released").touch()
 
     def settle(self) -> None:
-        """A request makes a whole round trip: what came before it has arrived."""
+        """Make a request: after its round trip, all earlier events have arrived."""
         for _ in range(2):
             httpx.get(f"{self.listener.url}/ready", trust_env=False).raise_for_status()
 
@@ -110,7 +110,7 @@ def start(processes: Processes, program: Program, setup: str, redis_url: str = "
 
 
 def leave_work(server: Server, path: str, how: str) -> str:
-    """The client leaves while the app works on the answer."""
+    """Leave while the app works on the answer."""
     name = next(server.names)
     client = RawClient(server.listener)
     client.send(f"POST /{path}/{name} HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\nab".encode())
@@ -123,7 +123,7 @@ def leave_work(server: Server, path: str, how: str) -> str:
 
 
 def leave_upload(server: Server, path: str, how: str) -> str:
-    """The client leaves in the middle of its upload."""
+    """Leave in the middle of an upload."""
     name = next(server.names)
     client = RawClient(server.listener)
     head = f"POST /{path}/{name} HTTP/1.1\r\nHost: test\r\nContent-Length: 100000\r\n"
@@ -138,7 +138,7 @@ def leave_upload(server: Server, path: str, how: str) -> str:
 
 
 def leave_stream(server: Server, path: str, how: str) -> str:
-    """The client leaves in the middle of a stream."""
+    """Leave in the middle of a stream."""
     name = next(server.names)
     client = RawClient(server.listener)
     client.send(f"GET /{path}/{name} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
@@ -149,7 +149,7 @@ def leave_stream(server: Server, path: str, how: str) -> str:
 
 
 def leave_socket(server: Server, path: str, how: str) -> str:
-    """The client leaves while the app waits for its messages."""
+    """Leave while the app waits for messages."""
     name = next(server.names)
     with ws(server.listener, f"/{path}/{name}") as socket:
         socket.send("x")
@@ -164,7 +164,7 @@ def leave_socket(server: Server, path: str, how: str) -> str:
 
 
 def send_late(server: Server, path: str, how: str) -> str:
-    """The client leaves while the app works on a message, and then the app answers it."""
+    """Leave while the app works on a message, which the app answers afterwards."""
     name = next(server.names)
     with ws(server.listener, f"/{path}/{name}") as socket:
         socket.send("late")
@@ -179,7 +179,7 @@ def send_late(server: Server, path: str, how: str) -> str:
 
 
 def send_behind_its_close(server: Server, path: str, how: str) -> str:
-    """The app sends behind its own end of a WebSocket: its own fault."""
+    """Let the app send after its own close of a WebSocket, which is an error of the app."""
     name = next(server.names)
     with ws(server.listener, f"/{path}/{name}") as socket:
         socket.send("close")
@@ -219,7 +219,7 @@ def explained(program: str, case: str, how: str, ours: list[str], theirs: list[s
         theirs = [note.replace("1005", "1006") for note in theirs]
         return ours == ([note.replace("OSError", "done") for note in theirs] if program == "asgi" else theirs)
     if case == "stream" and program in {"asgi", "flask"}:
-        # These do not ask whether the client is there. Here they learn it when they send; on uvicorn they never do.
+        # These apps do not check for a disconnect. On the bus their `send` raises; on uvicorn it never does.
         ended = "OSError" if program == "asgi" else "GeneratorExit"
         return [note.replace(ended, "done") for note in ours] == theirs
     if case == "upload" and program == "flask":
@@ -234,7 +234,7 @@ def explained(program: str, case: str, how: str, ours: list[str], theirs: list[s
 
 @pytest.fixture(scope="module", params=EACH_PROGRAM)
 def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
-    """One program on both servers."""
+    """Provide one program on both servers."""
     all_processes = {setup: Processes(tmp_path_factory.mktemp(setup)) for setup in ("embedded", "uvicorn")}
     try:
         yield {setup: start(processes, PROGRAMS[request.param], setup) for setup, processes in all_processes.items()}
@@ -259,7 +259,7 @@ def test_an_app_ends_as_on_uvicorn(servers: dict[str, Server], case: str, reques
                 ours, theirs = (servers[setup].notes(name) for setup, name in names.items())  # noqa: B023 -- called here
                 return ours, theirs
 
-            with suppress(AssertionError):  # what is noted last may come a moment later
+            with suppress(AssertionError):  # the last note may come a moment later
                 wait_until(lambda: explained(program, case, how, *outcomes()), 5)  # noqa: B023 -- called here
             assert explained(program, case, how, *outcomes()), (path, how, *outcomes())
             complaints = COMPLAINT.findall(servers["embedded"].worker.log())
@@ -302,7 +302,7 @@ def stop(server: Server, program: Program, streams: tuple[str, ...]) -> list[lis
             server.release(name)
             assert client.read_response().body == b"worked"
             server.noted(name, "done")
-    assert server.worker.wait() in (0, -signal.SIGTERM)  # uvicorn ends by the signal that it was sent
+    assert server.worker.wait() in (0, -signal.SIGTERM)  # uvicorn raises the signal again at its end
     return [server.notes(name) for _, name in (*works, *sockets)]
 
 
@@ -311,9 +311,9 @@ def stop(server: Server, program: Program, streams: tuple[str, ...]) -> list[lis
 def test_a_worker_that_stops_lets_its_apps_end(
     name_of_program: str, processes: Processes, tmp_path_factory: pytest.TempPathFactory, redis_url: str
 ) -> None:
-    """Work under way is done and answered, and sockets are told, as on uvicorn; streams, too, and nothing is an error.
+    """Requests under way are answered, sockets and streams get a disconnect, and no error is logged.
 
-    On uvicorn streams hear nothing, and are cut off when its time is over, with an error in the log.
+    Uvicorn does so for requests and sockets, but cuts streams off after a timeout, with an error in the log.
     """
     program = PROGRAMS[name_of_program]
     server = start(processes, program, "redis", redis_url)

@@ -70,7 +70,7 @@ def test_a_chunked_body(site: Site) -> None:
     parts = (content[start : start + 100_000] for start in range(0, len(content), 100_000))
     answer = site.client.post("/raw", content=parts)
     if site.framework.name == "flask" and not site.ours:
-        content = b""  # Flask reads it only if `wsgi.input_terminated` is set
+        content = b""  # Flask reads the body only if `wsgi.input_terminated` is set
     assert answer.text == hashlib.sha256(content).hexdigest()
     assert site.client.post("/raw").text == hashlib.sha256().hexdigest()
 
@@ -80,7 +80,7 @@ def test_a_stream_arrives_part_by_part(site: Site) -> None:
     with site.client.stream("GET", f"/stream/{site.setup}") as answer:
         parts = answer.iter_text()
         assert reads(parts, "first\n") == "first\n"
-        site.client.get(f"/go/{site.setup}")  # the app waits for this one before it sends the second part
+        site.client.get(f"/go/{site.setup}")  # the app waits for this request before it sends the second part
         assert reads(parts, "second\n") == "second\n"
         assert list(parts) == []
 
@@ -97,13 +97,13 @@ def test_server_sent_events_and_a_client_that_leaves(site: Site) -> None:
         found = [line for line in (next(lines) for _ in range(12)) if line.startswith("data:")]
         assert [line.removeprefix("data: ").strip('"') for line in found[:3]] == ["tick 0", "tick 1", "tick 2"]
         assert f"{name} left" not in site.notes()
-    if site.ours or site.framework.name != "flask":  # there, a WSGI app is never told
+    if site.ours or site.framework.name != "flask":  # uvicorn never notifies a WSGI app
         wait_until(lambda: f"{name} left" in site.notes())
 
 
 @pytest.mark.smoke
 def test_a_client_that_leaves_a_silent_stream(site: Site) -> None:
-    """Most frameworks hear it at once; the app of the others learns of it when it sends again."""
+    """Most frameworks notice the disconnect at once; the apps of the others at their next `send`."""
     name = f"silent-{site.setup}"
     with site.client.stream("GET", f"/stream/{name}") as answer:
         assert reads(answer.iter_text(), "first\n") == "first\n"
@@ -115,7 +115,7 @@ def test_a_client_that_leaves_a_silent_stream(site: Site) -> None:
 
 @pytest.mark.needs("long polling")
 def test_a_client_that_stops_waiting_for_an_answer(site: Site) -> None:
-    """Starlette tells an app that asks; Django cancels an asynchronous view."""
+    """Starlette reports the disconnect when asked; Django cancels an asynchronous view."""
     name = f"poller-{site.setup}"
     with pytest.raises(httpx.ReadTimeout):
         httpx.get(f"{site.server.url}/wait/{name}", trust_env=False, timeout=0.3)
@@ -239,7 +239,7 @@ def test_further_files_of_starlette(site: Site) -> None:
 
 
 def head_of(site: Site, method: str, path: str) -> tuple[int, list[tuple[str, str]], bytes]:
-    """Status, headers and body of an answer, without what differs from one request, or port, to the next."""
+    """Return status, headers and body of an answer, without values that differ between requests or ports."""
     with RawClient(site.server) as client:
         answer = client.request(method, path, "Accept-Encoding: gzip")
     here = f"127.0.0.1:{site.server.port}"
@@ -259,7 +259,7 @@ PAGES = ("/", "/empty", "/large", "/old", "/static/hello.txt", "/missing", "/tea
 def test_answers_are_those_of_uvicorn(site: Site, sites: Sites, method: str) -> None:
     for path in PAGES:
         status, headers, body = head_of(sites.get("uvicorn"), method, path)
-        if status == 204:  # it must not have a length, RFC 9110 section 8.6; uvicorn sends what the app says
+        if status == 204:  # no Content-Length, RFC 9110 section 8.6; uvicorn sends that of the app
             headers = [header for header in headers if header[0] != "content-length"]
         if (site.framework.name, path) == ("asgi2", "/error"):  # the server's own page; here the connection goes on
             headers.remove(("connection", "close"))

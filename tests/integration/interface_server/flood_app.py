@@ -11,9 +11,9 @@ BEAT_SECONDS = 0.001
 
 
 class Heart:
-    """Beats in the event loop, and knows the most CPU time that the process took from one beat to the next.
+    """A periodic task that records the most CPU time of the process between two beats.
 
-    CPU time, because a busy machine may stop the process for any time.
+    CPU time is measured because a busy machine may stop the process for any time.
     """
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ async def app(scope, receive, send):
 
 
 async def hesitate(connection, receive, notes):
-    """Leave it to others to answer the handshake."""
+    """Wait without answering the handshake: an event of a group does."""
     await receive()
     notes.append(connection.reply_channel)
     event = await receive()
@@ -97,7 +97,7 @@ async def tell(connection, channel, event):
 
 
 async def add_beside(connection, new, joined):
-    """Join two groups at once; say something to the new one as soon as that is joined."""
+    """Join two groups at once, and broadcast to the new one as soon as the app has joined it."""
     tasks = [asyncio.create_task(connection.group_add(group)) for group in (new, joined)]
     await tasks[0]
     await connection.group_send(new, {"type": "websocket.send", "text": "heard"})

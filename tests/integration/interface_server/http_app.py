@@ -101,7 +101,7 @@ async def open_gate(scope, receive, send, query, notes):
 
 
 async def echo(scope, receive, send, query, notes):
-    """The scope and the body, as JSON."""
+    """Answer with the scope and the body, as JSON."""
     body = await read_all(receive)
     scope = {**scope, "extensions": sorted(scope["extensions"]), "body": body}
     text = json.dumps(scope, default=lambda value: value.decode("latin-1"))
@@ -114,7 +114,7 @@ async def tls(scope, receive, send, query, notes):
 
 
 async def body(scope, receive, send, query, notes):
-    """The request's body as it came, with its length."""
+    """Answer with the body of the request and its length."""
     content = await read_all(receive)
     await answer(send, content, (b"content-length", b"%d" % len(content)))
 
@@ -142,7 +142,7 @@ async def count(scope, receive, send, query, notes):
 
 
 async def stream(scope, receive, send, query, notes):
-    """`parts` parts of the response, then what the query says: a whole response, or an exception."""
+    """Send `parts` parts of the response, then, by the query, the end or an exception."""
     headers = [(b"content-length", query["length"].encode())] if "length" in query else []
     await send(START | {"headers": headers})
     for _ in range(int(query.get("parts", 3))):
@@ -154,7 +154,7 @@ async def stream(scope, receive, send, query, notes):
 
 
 async def large(scope, receive, send, query, notes):
-    """A large response in one event, or in many equal ones; the note is how much was sent when that raised."""
+    """Send a large response in one event, or in many equal ones; note the bytes sent before an exception."""
     size, part = int(query["size"]), int(query.get("part", query["size"]))
     await send(START | {"headers": [(b"content-length", b"%d" % size)]})
     for start in range(0, size, part):
@@ -166,7 +166,7 @@ async def large(scope, receive, send, query, notes):
 
 
 async def empty(scope, receive, send, query, notes):
-    """A status of the caller's choice, with a body where HTTP allows none."""
+    """Send the status in the query, with a body where HTTP allows none."""
     headers = [(b"content-length", query["length"].encode())] if "length" in query else []
     await send(START | {"status": int(query["status"]), "headers": headers})
     if "body" in query:
@@ -175,13 +175,13 @@ async def empty(scope, receive, send, query, notes):
 
 
 async def headers(scope, receive, send, query, notes):
-    """Response headers as the request's body has them, one a line."""
+    """Send the response headers that the request's body lists, one a line."""
     lines = (await read_all(receive)).split(b"\n")
     await answer(send, b"ok", *[tuple(line.split(b"=", 1)) for line in lines])
 
 
 async def mismatch(scope, receive, send, query, notes):
-    """A body in `parts`, where `length` is promised."""
+    """Send a body in `parts`, with a Content-Length of `length`."""
     await send(START | {"headers": [(b"content-length", query["length"].encode())]})
     parts = query["parts"].split(",")
     try:
@@ -200,7 +200,7 @@ async def wait(scope, receive, send, query, notes):
 
 
 async def sleepy(scope, receive, send, query, notes):
-    """Never answer; note what ends it. `start`: begin the response at least."""
+    """Never complete the response; note the exception or event at the end. `start`: begin the response."""
     if "start" in query:
         await send(START)
         await send(BODY | {"body": b"begun", "more_body": True})
@@ -246,7 +246,7 @@ async def half(scope, receive, send, query, notes):
 
 
 async def unread(scope, receive, send, query, notes):
-    """Answer without a look at the body. `late`: but only when the first of it is there."""
+    """Answer without reading the body. `late`: wait for its first part."""
     if "late" in query:
         while not (await receive())["body"]:
             pass
@@ -255,7 +255,7 @@ async def unread(scope, receive, send, query, notes):
 
 
 async def torn_body(scope, receive, send, query, notes):
-    """Note what became of the request's body."""
+    """Note the events of an interrupted request body."""
     notes.append("reading")
     try:
         notes.append(len(await read_all(receive)))
@@ -312,7 +312,7 @@ async def hint(scope, receive, send, query, notes):
 
 
 async def late_hint(scope, receive, send, query, notes):
-    """Hints behind the start: the first is in time, the second is not."""
+    """Send hints after the start: the first is in time, the second is late."""
     await send(START)
     await send({"type": "http.response.early_hint", "links": [b"</a.css>; rel=preload"]})
     await send(BODY | {"body": b"first ", "more_body": True})
@@ -321,7 +321,7 @@ async def late_hint(scope, receive, send, query, notes):
 
 
 async def trailers(scope, receive, send, query, notes):
-    """Trailers; `length`: of a body whose length is given, too. `none`: none come, though they were announced."""
+    """Send trailers. `length`: with a Content-Length. `none`: announce trailers and send none."""
     notes.append("http.response.trailers" in scope["extensions"])
     headers = [(b"Trailer", b"x-sum, x-more"), *([(b"Content-Length", b"4")] if "length" in query else [])]
     await send(START | {"headers": headers, "trailers": True})
@@ -333,7 +333,7 @@ async def trailers(scope, receive, send, query, notes):
 
 
 async def refuse_early(scope, receive, send, query, notes):
-    """A final response to a request that expects "100 Continue", without asking for its body."""
+    """Send a final response to a request that expects "100 Continue", without asking for the body."""
     await answer(send, b"no, thank you", status=403)
 
 

@@ -34,7 +34,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])
 def loop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment in which a server runs on that event loop."""
+    """Provide the environment in which a server runs on this event loop."""
     env = {}
     if request.param == "uvloop":
         pytest.importorskip("uvloop")
@@ -194,7 +194,7 @@ def test_nobody_but_trusted_proxies_may_connect(proxied: Callable[..., Process])
 
 
 def test_forwarding_headers_are_those_of_whom_the_header_names(proxied: Callable[..., Process]) -> None:
-    """A chain: the proxy in front of us passes on bytes; whoever is before it may be trusted, or a client that lies."""
+    """Forwarding headers are trusted by the address in the PROXY header, not by that of the connected proxy."""
     server = proxied("--forwarded-allow-ips", "127.0.0.1,203.0.113.0/24")
     with RawClient(server) as client:
         client.send(V1)
@@ -245,7 +245,7 @@ def nginx(binary: str, folder: Path, configuration: str) -> Iterator[None]:
         process.wait(30)
 
 
-STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")  # where Debian's package libnginx-mod-stream has it
+STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")  # from Debian's package libnginx-mod-stream
 
 
 @pytest.mark.parametrize("tls", [False, True])

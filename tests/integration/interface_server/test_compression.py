@@ -44,7 +44,7 @@ def inflate(data: bytes, bits: int = 15) -> bytes:
 
 
 def noise(random: Random) -> bytes:
-    """So much that hardly shrinks that it comes in several pieces."""
+    """Return bytes that hardly shrink, so many that their compressed form arrives in several pieces."""
     return random.randbytes(3 * PIECE_IN)
 
 
@@ -53,14 +53,14 @@ def extension(client: RawWebSocket) -> str | None:
 
 
 def read_compressed(client: RawWebSocket) -> tuple[int, bytes]:
-    """The first byte and the payload of the next frame."""
+    """Return the first byte and the payload of the next frame."""
     first, length = client.read_exactly(2)
     if length == 126:
         length = int.from_bytes(client.read_exactly(2), "big")
     return first, client.read_exactly(length)
 
 
-# What is agreed on.
+# Negotiation.
 
 
 def test_nothing_is_compressed_unless_it_is_asked_for_on_both_sides(server: Process, start_interface: Start) -> None:
@@ -133,7 +133,7 @@ def test_broadcasts_are_shared_uncompressed_frames(start_interface: Start) -> No
         third.do("add", group="all")
         order(one, "say", group="all", text=text)
         for client in (one, other):
-            assert client.read_frame() == (TEXT, text.encode())  # which knows no compressed frames
+            assert client.read_frame() == (TEXT, text.encode())  # a reader that does not decompress
         assert third.hear() == text
 
 

@@ -96,7 +96,7 @@ def test_an_accept_that_fails_is_logged_and_counted(start_limited: Callable[...,
 
 @pytest.fixture(params=["TLS", "PROXY"])
 def beginning(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[list[object], Authority | None]]:
-    """Options of a server on which a connection begins with a handshake or a header, and its authority."""
+    """Return options of a server whose connections begin with a handshake or a header, and its authority."""
     if request.param == "PROXY":
         yield ["--proxy-protocol"], None
     else:

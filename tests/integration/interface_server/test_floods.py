@@ -47,13 +47,13 @@ HEAD_OF_TINY_HEADERS = b"GET / HTTP/1.1\r\nHost: test\r\n" + b"a:\r\n" * 10_850 
 
 
 def deflated(payload: bytes, opcode: int = TEXT) -> bytes:
-    """A compressed message."""
+    """Return a compressed message."""
     compressor = zlib.compressobj(9, zlib.DEFLATED, -12)
     return frame(opcode, (compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4], rsv=4)
 
 
 def filled(piece: bytes, size: int) -> bytes:
-    """So many whole pieces that they have about `size` bytes."""
+    """Repeat a piece until the result has about `size` bytes."""
     return piece * (size // len(piece))
 
 
@@ -111,7 +111,7 @@ def context(tls: Authority | None) -> ssl.SSLContext | None:
 
 
 class Flood:
-    """Floods a server, with a second socket that watches it; `check` asserts what must hold."""
+    """A flood of a server, watched by a second socket; `check` asserts the bounds of memory and time."""
 
     def __init__(self, server: Process, context: ssl.SSLContext | None) -> None:
         self._server = server
@@ -131,7 +131,7 @@ class Flood:
         self._control("/open")
 
     def run(self, *clients: RawClient, wire: bytes) -> None:
-        """Send it from each client, until it is sent or the server takes no more of it."""
+        """Send the data from each client, until all is sent or the server reads no more."""
         senders = [threading.Thread(target=_send, args=(client, wire)) for client in clients]
         for client, sender in zip(clients, senders, strict=True):
             self._stack.enter_context(client)
@@ -156,7 +156,7 @@ class Flood:
         self._peak = max(self._peak, self._process.memory_info().rss)
 
     def open_gate(self) -> None:
-        """Let the apps go on that wait."""
+        """Release the apps that wait."""
         self._control("/open")
         self.run(wire=b"")
 

@@ -1,4 +1,4 @@
-"""Groups over real sockets: every member hears, on every interface server."""
+"""Groups over real sockets: a broadcast reaches every member on every interface server."""
 
 import json
 import uuid
@@ -21,7 +21,7 @@ APP = "interface_server.groups_app:app"
 
 @pytest.fixture(scope="module", params=LAYERS)
 def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
-    """On Redis: two interface servers and two workers."""
+    """Provide servers; on Redis two interface servers and two workers."""
     with serving(request, APP, layer=request.param, interfaces=2, workers=2) as servers:
         yield servers
 
@@ -33,7 +33,7 @@ def group() -> str:
 
 @pytest.fixture
 def open_members(servers: Servers) -> Iterator[Callable[[int], list[Member]]]:
-    """So many members, one interface server after the other."""
+    """Provide a function that opens `count` members, on the interface servers in turn."""
     with ExitStack() as stack:
 
         def open_members(count: int) -> list[Member]:

@@ -40,7 +40,7 @@ def store(servers: Servers) -> Iterator["redis.Redis"]:
 
 @pytest.fixture
 def open_members(servers: Servers) -> Iterator[OpenMembers]:
-    """So many members, one interface server after the other."""
+    """Provide a function that opens `count` members, on the interface servers in turn."""
     with ExitStack() as stack:
 
         def open_members(count: int) -> list[Member]:
@@ -151,7 +151,7 @@ async def test_a_broadcast_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.anyio
 async def test_group_add_waits_for_its_own_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`group_add` returns when the layer has added its own group, not at the answer for another one."""
+    """`group_add` returns when the layer has added this group, not at the answer for another one."""
     gate = anyio.Event()
     join_group = MemoryBus.join_group
 

@@ -116,7 +116,7 @@ def test_a_slow_member_may_miss_messages_instead(
         while slow.read_frame()[0] == BINARY:
             messages += 1
         assert 0 < messages < 150
-        # Once it has read on, it misses nothing more.
+        # The slow member misses no broadcast after it has read.
         order(slow, "add", group=group)
         obeyed(slow)
         for number in range(3):
@@ -159,7 +159,7 @@ def test_a_slow_client_may_miss_direct_messages_instead(serve: Callable[..., Ser
         while len(slow.read_frame()[1]) == 65536:
             messages += 1
         assert 0 < messages < 150
-        # Once it has read on, it misses nothing more.
+        # The slow member misses no broadcast after it has read.
         order(speaker, "tell", channel=channel, event={"type": "websocket.send", "text": "hello"})
         assert slow.read_frame() == (TEXT, b"hello")
 
@@ -183,7 +183,7 @@ def test_an_interface_that_stops_leaves_its_groups(
         server.terminate()
         assert client.read_close() == (1012, "")
         client.send(close_frame(1012))
-        # The stream never ends by itself, so it is cut when the graceful timeout is over, and its app hears of it.
+        # The stream has no end, so it is cut at the graceful timeout, and the app gets a disconnect.
         assert stream.read_until_close(timeout=10) == b""
         assert server.wait() == 0
         assert store.keys("asgibus:group:*") == []
@@ -193,9 +193,9 @@ def test_an_interface_that_stops_leaves_its_groups(
 def test_a_group_outlives_a_worker_that_stops(
     start_interface: Start, start_worker: Start, redis_url: str, group: str
 ) -> None:
-    """Memberships are the sockets', not the workers': a stream whose worker is about to stop still hears.
+    """Memberships belong to sockets, not to workers: a stream whose worker is about to stop gets broadcasts.
 
-    It is no event stream: these end as soon as their worker stops.
+    The response is no event stream: those end as soon as their worker stops.
     """
     first = start_worker(APP, "--layer", redis_url)
     server = start_interface("--layer", redis_url)

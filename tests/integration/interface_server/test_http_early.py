@@ -1,4 +1,4 @@
-"""Responses that are complete before the request body has come: the client reads them, and knows what comes next."""
+"""Responses that are complete before the request body: clients read them, and learn whether the connection stays."""
 
 import http.client
 import json
@@ -122,7 +122,7 @@ def test_a_chunked_body_that_has_come_ends_nothing(client: RawClient) -> None:
 
 
 def test_a_client_that_writes_is_not_told_the_end_before_it_is_through(client: RawClient) -> None:
-    """The server does not half-close while a client writes: some clients take that for a closed connection."""
+    """The server does not half-close while a client writes: some clients consider that a closed connection."""
     client.send(post("/unread", LONG))
     assert client.read_response().status == 413
     for _ in range(3):
@@ -197,7 +197,7 @@ def test_an_app_may_answer_while_it_reads(client: RawClient, size: int) -> None:
 
 
 def test_a_final_answer_in_place_of_100_ends_the_connection(client: RawClient) -> None:
-    """The client may send the body or not: what came next could be taken for either."""
+    """The client may send the body or not, so the following bytes would be ambiguous."""
     client.send(post("/refuse-early", 3, "Expect: 100-continue"))
     response = client.read_response()
     assert (response.status, response.get("connection")) == (403, "close")

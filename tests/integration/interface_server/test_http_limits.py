@@ -227,7 +227,7 @@ def test_a_worker_that_comes_in_time_serves_what_waited(
     with RawClient(server) as client, RawClient(server) as gone:
         client.send(b"POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % len(body))
         client.socket.setblocking(False)
-        sent = client.socket.send(body)  # more than the window is not read before a worker takes it
+        sent = client.socket.send(body)  # without a worker the server reads no more than the window
         gone.send(b"GET /gone?name=gone HTTP/1.1\r\nHost: test\r\n\r\n")
         gone.close()
         start_worker(APP, "--layer", redis_url)
@@ -270,7 +270,7 @@ def test_a_graceful_stop_finishes_what_is_in_flight(start_interface: Start) -> N
             assert idle.read_until_close() == b""
             with pytest.raises(ConnectionRefusedError):
                 RawClient(server)
-            assert opener.read_response().status == 200  # it did not wait for its body
+            assert opener.read_response().status == 200  # the server did not wait for the body
         response = busy.read_response()
         assert (response.status, response.text, response.get("connection")) == (200, "g", "close")
         assert busy.read_until_close() == b""

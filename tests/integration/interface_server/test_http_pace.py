@@ -1,4 +1,4 @@
-"""Clients that are too slow, with the patience of the server shortened: so this server runs in the test's process."""
+"""Clients that are too slow, with shortened timeouts: the server runs in the process of the test."""
 
 import socket
 import sys
@@ -56,7 +56,7 @@ class Address:
 @asynccontextmanager
 async def serving_here(min_body_rate: int = 1000, app: str = "http_app:app") -> AsyncIterator[Address]:
     layer = open_layer("memory://")
-    # What the kernel takes from the server for a client that reads nothing is bounded here, and not by its own limits.
+    # This bounds the bytes that the kernel buffers for a client that reads nothing; its own limit may be high.
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         fd = listener.detach()
@@ -157,7 +157,7 @@ async def test_an_app_that_does_not_read_is_not_the_clients_fault(name: str) -> 
             client.socket.setblocking(False)
             sent = client.socket.send(body)
             wait_seen(server, name, "waiting")
-            time.sleep(3 * PATIENCE)  # the server must lose its patience here, if it is going to
+            time.sleep(3 * PATIENCE)  # a timeout of the server would be here
             assert opener.request("GET", f"/open-gate?gate={name}").status == 200
             client.send(body[sent:])
             assert client.read_response().body == body
@@ -202,7 +202,7 @@ async def test_a_client_that_reads_slowly_is_not_dropped(name: str) -> None:
             got, end = 0, time.monotonic() + 3 * PATIENCE
             while time.monotonic() < end:
                 got += len(client.read_exactly(100_000))
-                time.sleep(0.1)  # a slow reader: the pace is what is tested
+                time.sleep(0.1)  # a slow reader: this test needs the pace
             assert client.read_exactly(size - got) == bytes(size - got)
 
     async with serving_here() as server:
@@ -218,7 +218,7 @@ async def test_an_early_response_is_read_as_slowly_as_the_client_likes(name: str
             got, end = 0, time.monotonic() + 3 * PATIENCE
             while time.monotonic() < end:
                 got += len(client.read_exactly(100_000))
-                time.sleep(0.1)  # a slow reader: the pace is what is tested
+                time.sleep(0.1)  # a slow reader: this test needs the pace
             assert client.read_exactly(size - got) == bytes(size - got)
             assert client.read_until_close() == b""
 
@@ -233,7 +233,7 @@ async def test_what_a_client_sends_behind_its_response_is_dropped_while_it_comes
             end = time.monotonic() + 8 * PATIENCE
             while time.monotonic() < end:
                 client.send(bytes(1000))
-                time.sleep(PATIENCE / 4)  # a slow uplink: the pace is what is tested
+                time.sleep(PATIENCE / 4)  # a slow uplink: this test needs the pace
             assert client.read_response().status == 413
             client.send(bytes(1000))
             client.assert_silent(PATIENCE / 4)
@@ -297,7 +297,7 @@ async def test_a_client_that_reads_slowly_why_its_websocket_is_denied_is_not_dro
         with RawWebSocket(server, f"/deny-at-length?parts=40&name={name}", receive_buffer=65536) as client:
             for _ in range(40):
                 client.read_exactly(100_000)
-                time.sleep(0.05)  # a slow reader: the pace is what is tested
+                time.sleep(0.05)  # a slow reader: this test needs the pace
             assert client.read_until_close().endswith(b"0\r\n\r\n")
 
     async with serving_here(app="websocket_app:app") as server:

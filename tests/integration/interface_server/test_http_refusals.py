@@ -23,7 +23,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Process]:
 
 
 REFUSED: dict[str, tuple[int, bytes]] = {
-    # The length of the body, said in two ways or in a way that not everyone reads alike.
+    # Two lengths of a body, or a length that parsers read differently.
     "two equal lengths": (400, HEAD + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc"),
     "two lengths": (400, HEAD + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabc"),
     "a list of lengths": (400, HEAD + b"Content-Length: 3, 3\r\n\r\nabc"),

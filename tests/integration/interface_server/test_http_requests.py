@@ -1,4 +1,4 @@
-"""Requests over real sockets, on both layers: how they are read, in which order, and when the app hears of an end."""
+"""Requests over real sockets, on both layers: the order of reading, and disconnects."""
 
 import json
 import uuid

@@ -202,7 +202,7 @@ def test_a_response_before_the_body_was_read_is_seen(client: RawClient, size: in
     client.send(bytes(500_000))
     response = client.read_response()
     assert (response.status, response.body) == (413, bytes(size))
-    client.send(bytes(2_000_000))  # what is still on its way is discarded, so that nothing resets the connection
+    client.send(bytes(2_000_000))  # the server discards this, and does not reset the connection
     assert client.read_until_close() == b""
 
 

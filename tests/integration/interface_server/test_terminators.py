@@ -152,7 +152,7 @@ BREAK = """def data_received(self, data):
 
 
 def break_at(install: Install, statement: str) -> dict[str, str]:
-    """The example, but a client that says "break" makes its terminator execute that."""
+    """Install the example with a terminator that executes this code when a client sends "break"."""
     return install("def data_received(self, data):\n", BREAK.format(statement))
 
 

@@ -26,7 +26,7 @@ Start = Callable[..., Process]
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for localhost and its key, in one file; the key again, with a password, beside it."""
+    """Provide a self-signed certificate for localhost with its key, and the key with a password in another file."""
     folder = tmp_path_factory.mktemp("tls")
     run = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2"]
@@ -126,7 +126,7 @@ def test_plain_http_at_a_tls_port_gets_no_answer(start_interface: Start, certifi
         assert b"HTTP/1.1 200" not in client.read_until_close()
 
 
-# What the scope says.
+# The scope.
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def test_certificates_of_clients_may_be_left_unasked(start_interface: Start, aut
 
 
 def serial(server: Process, context: ssl.SSLContext) -> str:
-    """Which certificate the server shows."""
+    """Return the serial number of the certificate that the server shows."""
     with RawClient(server, tls=context) as client:
         certificate: dict[str, str] = client.socket.getpeercert()  # type: ignore[attr-defined]
         assert client.request("GET", "/tls").status == 200

@@ -1,4 +1,4 @@
-"""Connections that wait for a worker take so much of the layer and no more."""
+"""Connections that wait for a worker use a bounded part of the layer."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -73,7 +73,7 @@ def test_without_room_new_connections_are_refused_and_open_ones_wait() -> None:
 
 @contextmanager
 def waiting_uploads(server: Process, count: int) -> Iterator[None]:
-    """So many sockets that have sent the first parts of their bodies, for a pool that has no worker."""
+    """Open sockets that have sent the first parts of their bodies, for a pool that has no worker."""
     with ExitStack() as clients:
         for _ in range(count):
             client = clients.enter_context(RawClient(server))

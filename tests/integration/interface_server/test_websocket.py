@@ -379,7 +379,7 @@ def test_an_app_that_ends_closes(server: Process, path: str, code: int) -> None:
         assert client.read_close() == (code, "")
 
 
-# What the client may not send.
+# Invalid input of clients.
 
 
 @pytest.mark.parametrize(
@@ -437,7 +437,7 @@ def test_the_reason_arrives_even_in_the_middle_of_a_message_that_is_too_long(ser
         assert closed.value.rcvd.code == 1009
 
 
-# What the app may not send.
+# Invalid events of apps.
 
 
 def test_invalid_events_raise_out_of_send_and_harm_nothing(server: Process, name: str) -> None:

@@ -17,7 +17,7 @@ APP = "interface_server.websocket_app:app"
 
 MIB = 1 << 20
 MESSAGE = 65_536
-KERNEL = 14 * MIB  # more than the buffers of both sockets, the windows and what is on its way together
+KERNEL = 14 * MIB  # more than the buffers of both sockets, the windows and the bytes under way together
 
 
 @pytest.fixture(scope="module", params=LAYERS)
@@ -38,7 +38,7 @@ def name() -> str:
 
 @pytest.fixture
 def lean(servers: Servers) -> Iterator[None]:
-    """The test fails if a process has grown during it by more than a connection may take."""
+    """Fail the test if a process grows during the test by more than a connection may use."""
     before = [psutil.Process(process.pid).memory_info().rss for process in servers.all]
     yield
     after = [psutil.Process(process.pid).memory_info().rss for process in servers.all]
@@ -102,7 +102,7 @@ def test_fragments_take_no_more_than_what_they_hold(server: Process, name: str) 
     with RawWebSocket(server, f"/listen?name={name}") as client:
         client.send(frame(TEXT, b"a", fin=False))
         before = process.memory_info().rss
-        client.send(frame(CONT, b"ab", fin=False) * 150_000)  # so few that a slow machine does it between two pings
+        client.send(frame(CONT, b"ab", fin=False) * 150_000)  # few enough for a slow machine between two pings
         client.send(frame(PING))
         assert client.read_frame() == (PONG, b"")
         assert process.memory_info().rss - before < 4 * MIB
@@ -117,7 +117,7 @@ def test_a_client_that_leaves_while_send_waits_ends_the_app(server: Process, nam
 
 
 def settled(server: Process, name: str) -> int:
-    """The first note, once it stays the same for a while."""
+    """Return the first note, once it stays the same for a while."""
     last = [-1, 0]
 
     def same() -> bool:

@@ -57,7 +57,7 @@ def test_a_client_that_talks_need_not_answer_pings(start_interface: Start, name:
             client.send(frame(TEXT, b"hello"))
             opcode, _ = client.read_frame()
             pings += opcode == PING
-            time.sleep(0.02)  # a client that talks now and then: the pace is what is tested
+            time.sleep(0.02)  # a client that sends now and then: this test needs the pace
         assert 2 <= pings <= 5
 
 
@@ -128,7 +128,7 @@ def test_no_worker_is_503_on_the_handshake_after_the_connect_timeout(
     assert time.monotonic() - begun >= 0.7
     in_time(time.monotonic() - begun, 2.5)
 
-    # A worker that comes later is not bothered with it.
+    # A worker that starts later does not get the connection.
     start_worker(APP, "--layer", redis_url)
     with ws(server, "/echo") as client:
         client.send("a")

@@ -1,4 +1,4 @@
-"""The app behind the UDP tests: what a datagram says is what it does; all else is answered with who serves it."""
+"""The app behind the UDP tests: a datagram names an action; others are answered with the process id and run."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""The app behind the WebSocket tests: the path says what it does, `/seen` what it saw."""
+"""The app behind the WebSocket tests: the path selects the behaviour, and `/seen` returns the received events."""
 
 import asyncio
 import json
@@ -54,7 +54,7 @@ async def control(scope, send):
 
 
 def note(event):
-    """An event that the app received, as a list."""
+    """Note an event that the app received, as a list."""
     if event["type"] == "websocket.receive":
         assert ("text" in event) != ("bytes" in event)
         return ["text", event["text"]] if "text" in event else ["bytes", len(event["bytes"])]
@@ -98,7 +98,7 @@ async def subprotocol(scope, receive, send, query, notes):
 
 
 async def headers(scope, receive, send, query, notes):
-    """Accept with headers that are not the app's to send, as one does that passes on another server's handshake."""
+    """Accept with headers that only the server may send, as an app that forwards another handshake does."""
     names = ("Connection", "upgrade", "Keep-Alive", "Content-Length", "Transfer-Encoding", "Sec-WebSocket-Accept")
     foreign = [(name.encode(), b"7") for name in (*names, "sec-websocket-extensions", "Sec-WebSocket-Version")]
     await send(ACCEPT | {"headers": [*foreign, (b"X-One", b"1")]})
@@ -146,7 +146,7 @@ async def begin_denial_and_raise(scope, receive, send, query, notes):
 
 
 async def deny_at_length(scope, receive, send, query, notes):
-    """Refuse with so many parts of 100,000 bytes; at a `gate` wait before the last."""
+    """Deny with a body of many parts of 100,000 bytes; with a `gate`, wait before the last."""
     await send({"type": "websocket.http.response.start", "status": 403})
     for number in range(int(query["parts"])):
         await send({"type": "websocket.http.response.body", "body": bytes(100_000), "more_body": True})
@@ -167,7 +167,7 @@ async def close(scope, receive, send, query, notes):
 
 
 async def close_beside_receive(scope, receive, send, query, notes):
-    """One task waits for the client while another one closes."""
+    """Wait for the client in one task while another one closes."""
     await send(ACCEPT)
     receiving = asyncio.create_task(receive())
     await asyncio.sleep(0)
@@ -221,14 +221,14 @@ async def send_after(scope, receive, send, query, notes):
 
 
 async def let_raise(scope, receive, send, query, notes):
-    """Send for ever, and let what `send` raises be the end."""
+    """Send until `send` raises, and propagate the exception."""
     await send(ACCEPT)
     while True:
         await send({"type": "websocket.send", "bytes": bytes(1000)})
 
 
 async def flood(scope, receive, send, query, notes):
-    """Send numbered messages of 64 KiB as fast as they are taken; the note is how many were."""
+    """Send numbered messages of 64 KiB as fast as `send` returns, and note their number."""
     await send(ACCEPT)
     notes.append(0)
     for number in range(int(query["count"])):
@@ -238,7 +238,7 @@ async def flood(scope, receive, send, query, notes):
 
 
 async def deaf(scope, receive, send, query, notes):
-    """Receive nothing until the gate opens; then everything. `gate=first`: nor accept before."""
+    """Receive nothing until the gate opens, then everything. `gate=first`: accept only then, too."""
     if "gate" not in query:
         await send(ACCEPT)
     await GATES[query["name"]].wait()

@@ -41,7 +41,7 @@ SMOKE = (
 
 @pytest.fixture(scope="module")
 def make_layer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LayerFactory]:
-    """For all tests of a store, one after another: the checks empty it themselves."""
+    """Provide layers for all tests of a store, one after another: the checks empty the store themselves."""
     if request.param == "memory":
         yield InMemoryChannelLayer
     elif request.param in ("redis", SEALED):

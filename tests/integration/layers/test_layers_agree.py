@@ -1,7 +1,7 @@
 """Memory and Redis do the same: hypothesis makes programmes of calls, steps of the clock and cancels for both.
 
 The memory layer is the model. Its clock is put forward; in Redis, whose clock cannot be turned, all that is there is
-made older instead. What is under test lies further from every step than an example takes.
+made older instead. All tested times are further from each step than the duration of an example.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ PREFIXES = (f"agree{number}" for number in count())
 
 
 def age(admin: "redis.Redis[bytes]", prefix: str, seconds: float) -> None:
-    """Make all under the prefix look as if it had been written so much sooner."""
+    """Make all data under the prefix look older by this many seconds."""
     milliseconds = round(seconds * 1000)
     for key in admin.scan_iter(f"{prefix}:*"):
         kind, left = admin.type(key), admin.pttl(key)
@@ -97,7 +97,7 @@ class Layers(RuleBasedStateMachine):
         return self.runner.run(coroutine)
 
     def pair(self, data: st.DataObject) -> tuple[str, str]:
-        """A channel by its names in both layers."""
+        """Pick a channel, by its names in both layers."""
         return data.draw(st.sampled_from([*((name, name) for name in CHANNELS), *self.locals]))
 
     @rule()
@@ -112,7 +112,7 @@ class Layers(RuleBasedStateMachine):
     def send(self, data: st.DataObject, delay: int) -> None:
         names = self.pair(data)
         if names in self.locals:
-            delay = 0  # its clock is the event loop's
+            delay = 0  # the memory layer uses the clock of the event loop
         self.number += 1
         message = {"n": self.number, "bytes": b"\xff"}
 
@@ -125,7 +125,7 @@ class Layers(RuleBasedStateMachine):
 
         expected = self.run(send(self.model, names[0]))
         outcome = self.run(send(self.store, names[1]))
-        if "!" not in names[1] or expected != "full":  # a sender may learn late that a local channel is full
+        if "!" not in names[1] or expected != "full":  # a full local channel may be noticed late
             assert outcome == expected
         self.settle()
 
@@ -201,7 +201,7 @@ class Layers(RuleBasedStateMachine):
     @rule()
     @precondition(lambda self: not self.locals and not self.waiting)
     def step(self) -> None:
-        """Not with process-local channels: their mailbox would end before its owner has renewed it."""
+        """Step the clock, except with process-local channels: their mailbox would expire before its owner renews it."""
         self.offset += STEP
         age(self.admin, self.prefix, STEP)
 
@@ -211,7 +211,7 @@ class Layers(RuleBasedStateMachine):
         expected = self.run(self.model.channel_statistics(names[0]))
         told = self.run(self.store.channel_statistics(names[1]))
         counts = ["messages_count", "messages_pending"]
-        if "!" not in names[1]:  # what a sender was refused is not counted by the owner of a local channel
+        if "!" not in names[1]:  # the owner of a local channel does not count rejected messages
             counts.append("channel_full_count")
         for name in counts:
             assert told[name] == expected[name], (name, told, expected)

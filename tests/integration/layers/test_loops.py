@@ -41,7 +41,7 @@ def test_one_loop_after_another_without_close(new_layer: MakeLayer) -> None:
         return received
 
     assert asyncio.run(collect()) == [1, 2, 3, 4, 5]
-    gc.collect()  # what was left open would warn now
+    gc.collect()  # a connection that is still open would warn now
 
 
 def test_a_loop_that_is_blocked_does_not_keep_its_channels_from_being_known(redis_url: str) -> None:
@@ -224,8 +224,8 @@ def test_a_reader_whose_loop_has_ended_does_not_hold_up_the_next(new_layer: Make
     name = async_to_sync(layer.new_channel)()
     loop = asyncio.new_event_loop()
     waiting = loop.create_task(layer.receive(name))
-    loop.run_until_complete(asyncio.sleep(0.05))  # in which it begins to wait
-    waiting._log_destroy_pending = False  # type: ignore[attr-defined]  # it is left there on purpose
+    loop.run_until_complete(asyncio.sleep(0.05))  # until the call waits
+    waiting._log_destroy_pending = False  # type: ignore[attr-defined]  # left pending on purpose
     loop.close()
 
     async def read() -> Any:
@@ -400,7 +400,7 @@ def test_a_fork_while_another_thread_calls_the_layer(redis_url: str) -> None:
         "from asgibus.layers import RedisChannelLayer\n"
         f"layer = RedisChannelLayer({redis_url!r})\n"
         "async_to_sync(layer.send)('forked', {'n': 1})\n"
-        "with layer.background_loop._lock:\n"  # as another thread has it that calls
+        "with layer.background_loop._lock:\n"  # as during a call of another thread
         "    child = os.fork()\n"
         "    if not child:\n"
         "        async_to_sync(layer.send)('forked', {'n': 2})\n"

@@ -1,4 +1,4 @@
-"""Broadcasts while Redis loses its data: each member gets them once, or their sender is told that it may have not."""
+"""Broadcasts while Redis loses its data: each member gets them once, or the call of the sender fails."""
 
 import asyncio
 import signal
@@ -65,13 +65,13 @@ async def test_broadcasts_into_a_redis_that_loses_its_data(start_redis: StartRed
 
 
 async def is_flushed(server: RedisServer) -> None:
-    """Nobody has noticed it yet; and who has just begun has nothing to wait for."""
+    """Flush Redis and broadcast before any process has noticed; a new sender waits for nobody."""
     other, fresh = (RedisChannelLayer(server.url) for _ in range(2))
     async with member(server.url) as one, member(server.url) as two:
         await other.group_send("group", {"n": "before"})
         with redis.Redis.from_url(server.url, protocol=2) as admin:
             admin.flushall()
-        in_time(await took(fresh, "perhaps"), AT_ONCE)  # if it comes behind a beat of the members, they get it
+        in_time(await took(fresh, "perhaps"), AT_ONCE)  # only members that have noticed the flush get this
         told = await asyncio.gather(
             *(sent(layer, what) for layer, what in ((other, "other"), (one.layer, "one"), (two.layer, "two")))
         )
@@ -91,7 +91,7 @@ async def is_flushed(server: RedisServer) -> None:
 
 
 async def is_flushed_while_a_member_hangs(server: RedisServer) -> None:
-    """That the sender has been back for a while does not mean that all are."""
+    """Flush Redis while a member hangs: a broadcast waits for the member, although its sender has recovered."""
     async with member(server.url) as one, peer(server.url, "asgibus") as two:
         await two.do("join", "group")
         await one.layer.group_send("group", {"n": "before"})
@@ -101,7 +101,7 @@ async def is_flushed_while_a_member_hangs(server: RedisServer) -> None:
             sending = asyncio.create_task(sent(one.layer, "after"))
             await until(lambda: one.handler.interruptions and admin.zcard("asgibus:group:group") == 1)
             began = asyncio.get_running_loop().time()
-            await asyncio.wait([sending], timeout=1)  # it hangs for longer than the others need
+            await asyncio.wait([sending], timeout=1)  # the member hangs for longer than the others need
             assert not sending.done()
         two.signal(signal.SIGCONT)
         assert await sending == ("after", "")
@@ -112,7 +112,7 @@ async def is_flushed_while_a_member_hangs(server: RedisServer) -> None:
 
 
 async def comes_back_empty(server: RedisServer) -> None:
-    """Some of these are sent while it is away, some when it is back and the members are not: all, or told."""
+    """Restart Redis without data: each broadcast of that time reaches all members, or its call fails."""
     other = RedisChannelLayer(server.url)
     async with member(server.url) as one, member(server.url) as two:
         await other.group_send("group", {"n": "before"})
@@ -130,7 +130,7 @@ async def comes_back_empty(server: RedisServer) -> None:
 
 
 async def comes_back_when_a_call_has_waited_long(server: RedisServer) -> None:
-    """That nobody is there yet when its time is over does not mean that nobody is going to be."""
+    """Restart Redis late in a call: the call fails, since members may still come back when its time is over."""
     other = RedisChannelLayer(server.url)
     async with peer(server.url, "asgibus") as two:
         await two.do("join", "group")
@@ -151,7 +151,7 @@ async def comes_back_when_a_call_has_waited_long(server: RedisServer) -> None:
 
 
 async def is_killed_before_a_member_has_read(server: RedisServer) -> None:
-    """Redis has confirmed a message that its reader did not fetch: it is sent again, however long Redis was away."""
+    """Kill Redis with a confirmed message that was not read: the message is sent again, however long the outage."""
     other = RedisChannelLayer(server.url)
     async with peer(server.url, "asgibus") as two:
         await two.do("join", "group")
@@ -169,7 +169,7 @@ async def is_killed_before_a_member_has_read(server: RedisServer) -> None:
 
 
 async def comes_back_too_late(server: RedisServer) -> None:
-    """The time in which a message may be delivered has ended: it is counted as lost."""
+    """Keep Redis away for longer than the expiry: the message is counted as lost."""
     other = RedisChannelLayer(server.url, expiry=2, wait=20)
     async with member(server.url) as one:
         await other.group_send("group", {"n": "before"})
@@ -185,7 +185,7 @@ async def comes_back_too_late(server: RedisServer) -> None:
 
 
 async def nobody_comes_back(server: RedisServer) -> None:
-    """All have left, as the last of them is stopped: then nobody misses it, and the next one is not held up."""
+    """Broadcast to a group whose members have all left: one call waits in vain, and the next returns at once."""
     other = RedisChannelLayer(server.url)
     async with member(server.url):
         await other.group_send("group", {"n": "before"})
@@ -209,10 +209,10 @@ async def test_broadcasts_into_a_redis_that_starts_from_an_old_snapshot(start_re
         await two.do("join", "group")
         await other.group_send("group", {"n": "before"})
         await until(lambda: two.all("frame"))
-        two.signal(signal.SIGSTOP)  # it is back later than the others
+        two.signal(signal.SIGSTOP)  # this member returns later than the others
         await asyncio.to_thread(server.kill)
         await asyncio.to_thread(server.start)
-        late = RedisChannelLayer(server.url)  # knows nothing of what was before
+        late = RedisChannelLayer(server.url)  # a layer that has not seen the earlier data
         senders = {"one": one.layer, "other": other, "late": late}
         sending = [asyncio.create_task(sent(layer, what)) for what, layer in senders.items()]
         await until(lambda: one.handler.interruptions)
@@ -245,7 +245,7 @@ async def test_nobody_is_waited_for_in_an_old_snapshot_of_a_bus_that_is_gone(sta
 async def test_a_living_process_whose_mailbox_is_missing_gets_what_is_sent(
     redis_url: str, admin: "redis.Redis[bytes]"
 ) -> None:
-    """Delete a mailbox as Redis does that evicts it: its process makes it anew at its next beat."""
+    """Messages arrive although Redis has evicted the mailbox: its process makes a new one at its next beat."""
     other = RedisChannelLayer(redis_url)
     async with member(redis_url) as one:
         for number in range(3):
@@ -267,7 +267,7 @@ async def test_who_is_told_of_a_member_that_lives_and_makes_no_mailbox(
         await two.do("join", "group")
         await two.kill()
         admin.delete(f"asgibus:mailbox:{two.mailbox}")
-        assert "its process lives" in (await sent(other, "early"))[1]  # as far as anybody knows
+        assert "its process lives" in (await sent(other, "early"))[1]  # its lease has not ended
         admin.zadd("asgibus:processes", {two.mailbox: 1})
         in_time(await took(other), AT_ONCE)
         assert admin.zcard("asgibus:group:group") == 0
@@ -275,7 +275,7 @@ async def test_who_is_told_of_a_member_that_lives_and_makes_no_mailbox(
 
 
 async def test_a_step_of_the_clock_of_redis_loses_no_broadcast(tmp_path: Path) -> None:
-    """Keys expire at once, mailboxes among them, and leases end."""
+    """Broadcasts arrive although a clock step expires keys and ends leases."""
     with stepping_server(tmp_path) as (server, clock):
         await steps(server, clock)
 
@@ -300,7 +300,7 @@ async def steps(server: RedisServer, clock: WallClock) -> None:
 async def test_a_broadcast_that_finds_mailboxes_missing_waits_for_those_who_are_not_gone(
     redis_url: str, admin: "redis.Redis[bytes]"
 ) -> None:
-    """A broadcast removes dead members from the group, and after a loss of data waits for the live ones."""
+    """A broadcast removes members without a lease from the group, and after a loss of data waits for the others."""
     parts = urlsplit(redis_url)
     with TcpProxy((parts.hostname or "", parts.port or 6379)) as proxy:
         proxy.before(b"lost", admin.flushall)
@@ -344,7 +344,7 @@ async def test_what_nobody_had_read_when_the_data_went(start_redis: StartRedis) 
 
 
 async def unread_and_flushed(server: RedisServer) -> None:
-    """Also of a sender who only notices it when it broadcasts again; and direct messages."""
+    """Flush Redis with unread messages: both senders repeat theirs, even the one that notices only at its next send."""
     other = RedisChannelLayer(server.url)
     async with member(server.url) as one, peer(server.url, "asgibus") as two:
         await two.do("join", "group")
@@ -367,7 +367,7 @@ async def unread_and_flushed(server: RedisServer) -> None:
             assert mine == [f"{name} 0", f"{name} 1", f"{name} 2", f"{name} direct", f"{name} 3"]
         assert sorted(got(one)[0]) == sorted(each for each in heard if "direct" not in each)
         for layer in (one.layer, other):
-            assert layer.counts["message repeated"] == 7  # to the one who had read it, too
+            assert layer.counts["message repeated"] == 7  # also to the member that had read it
             assert layer.counts["message lost"] == 0
     await other.close()
 
@@ -389,7 +389,7 @@ async def unread_and_killed(server: RedisServer) -> None:
 
 
 async def unread_of_one_who_is_gone(server: RedisServer) -> None:
-    """Lose broadcasts to a dead member: the loss is counted and logged."""
+    """Lose broadcasts to a killed member: the loss is counted and logged."""
     async with member(server.url) as one, peer(server.url, "asgibus") as two:
         await two.do("join", "group")
         two.signal(signal.SIGSTOP)

@@ -1,6 +1,6 @@
 """Readers of ordinary channels: what has expired, readers that are cancelled, and delayed messages.
 
-What belongs to no single one of these is in `test_redis_readers.py` and in the checks for all layers.
+Tests of all of these together are in `test_redis_readers.py` and in the checks for all layers.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ async def make(redis_url: str) -> AsyncIterator[Make]:
 
 @pytest.fixture
 def only_the_marker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No reader looks by itself for as long as a test takes: the marker has to wake it."""
+    """Lengthen the waits of readers, so that only the marker can wake them during a test."""
     monkeypatch.setattr(channels, "BLOCK_SECONDS", 4)
 
 
@@ -53,7 +53,7 @@ async def is_blocked(admin: "redis.Redis[bytes]", waits: int = 1) -> None:
 
 
 async def waiting(admin: "redis.Redis[bytes]", *layers: RedisChannelLayer) -> list[asyncio.Task[Any]]:
-    """A reader for each of these; one of each layer blocks in Redis for all of them."""
+    """Start a reader for each argument; each layer blocks in Redis once for all of its readers."""
     tasks = []
     for number, layer in enumerate(layers):
         tasks.append(asyncio.create_task(layer.receive("c")))
@@ -64,7 +64,7 @@ async def waiting(admin: "redis.Redis[bytes]", *layers: RedisChannelLayer) -> li
 
 @contextmanager
 def paused(admin: "redis.Redis[bytes]") -> Iterator[None]:
-    """Redis reads commands that write, and carries them out later."""
+    """Pause Redis: it reads commands that write, and executes them later."""
     admin.client_pause(60_000, all=False)
     try:
         yield
@@ -100,13 +100,13 @@ async def end(*tasks: "asyncio.Task[Any]") -> None:
 
 
 async def is_known(layer: RedisChannelLayer, channel: str = "c") -> None:
-    """From here on the layer has a connection, and knows for a moment that the channel is empty."""
+    """Let the layer connect and note, for a moment, that the channel is empty."""
     for number in range(2):
         await layer.send(channel, {"n": number})
         assert await layer.receive(channel) == {"n": number}
 
 
-# What is too old.
+# Expired messages.
 
 
 async def test_what_has_expired_is_not_taken(make: Make, admin: "redis.Redis[bytes]") -> None:
@@ -127,7 +127,7 @@ async def test_a_clock_of_redis_that_was_put_back(make: Make, admin: "redis.Redi
         assert await soon(reader) == {"n": number}
 
 
-# Who gives up.
+# Cancelled readers.
 
 
 @pytest.mark.parametrize("turns", range(6))
@@ -237,7 +237,7 @@ async def test_two_calls_that_give_up_while_they_take(make: Make, admin: "redis.
             await until(lambda: takes() == 2)
             await end(reader)
             following = asyncio.create_task(layer.receive("c"))
-            for _ in range(5):  # in which it begins to wait
+            for _ in range(5):  # until the reader waits
                 await asyncio.sleep(0)
             await end(taker)
         messages = [await soon(following), await soon(layer.receive("c"))]
@@ -279,7 +279,7 @@ async def test_readers_that_give_up_at_random_under_load(make: Make, admin: "red
             except TimeoutError:
                 if dice.random() < 0.02:
                     await layers[place].close()
-            except LayerUnavailable:  # the other reader has closed it
+            except LayerUnavailable:  # the other reader has closed the layer
                 pass
 
     readers = [asyncio.create_task(read(number % 3)) for number in range(6)]
@@ -289,7 +289,7 @@ async def test_readers_that_give_up_at_random_under_load(make: Make, admin: "red
             await asyncio.sleep(dice.uniform(0, 0.01))  # the rate
     await end(*readers)
     for layer in layers:
-        await layer.close()  # what the readers had left is put back
+        await layer.close()  # messages of cancelled readers are put back
     while len(received) < MESSAGES:
         received.append((await asyncio.wait_for(sender.receive("c"), 30))["n"])
     await sender.close()
@@ -297,7 +297,7 @@ async def test_readers_that_give_up_at_random_under_load(make: Make, admin: "red
     assert sorted(received) == list(range(MESSAGES))
 
 
-# Delayed messages, and who waits for them.
+# Delayed messages and their readers.
 
 
 async def test_delayed_messages_come_when_all_readers_block(
@@ -326,9 +326,9 @@ async def test_who_ends_leaves_the_waiting_to_another(
     began = time.monotonic()
     await sender.send("c", {"n": "late"}, delay=0.5)
     if how != "gives up while it looks":
-        await until(lambda: not admin.exists(KEY))  # both know when it is due
+        await until(lambda: not admin.exists(KEY))  # both know when the message is due
     if how == "has a message":
-        await end(second)  # so that the first gets it
+        await end(second)  # so that the first reader gets the message
         await sender.send("c", {"n": "now"})
         assert await soon(first) == {"n": "now"}
         second = asyncio.create_task(two.receive("c"))
@@ -380,7 +380,7 @@ async def test_a_taker_that_ends_leaves_the_waiting_to_a_reader(make: Make, admi
     await reading.send("c", {"n": "late"}, delay=0.7)
     async with taking.bus("w", Recorder()) as bus:
         taker = asyncio.create_task(bus.take("c", 1))
-        await until(lambda: not admin.exists(KEY))  # it knows when that is due
+        await until(lambda: not admin.exists(KEY))  # the consumer knows when the message is due
         reader = asyncio.create_task(reading.receive("c"))
         await asyncio.sleep(0.05)  # a moment to block in, which does not show among the other blocked commands
         bus.stop_claiming()

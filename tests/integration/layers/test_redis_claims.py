@@ -25,7 +25,7 @@ OTHER = [b"2-0", [b"b", pack("another")]]
 
 
 class Connection:
-    """Takes what is asked; the test answers."""
+    """A connection that records commands; the test sends the replies."""
 
     run_id = "the same"
 
@@ -65,7 +65,7 @@ async def test_what_was_there_before_a_claimant_may_have_been_dealt_with(redis_u
 
 
 async def test_an_answer_that_an_acknowledgement_has_overtaken_is_no_new_claim() -> None:
-    """The first answer on a new connection lists what is pending; it may be older than what the writer heard since."""
+    """The first reply on a new connection lists pending claims; later replies to the writer may be newer."""
     address = read_url("redis://127.0.0.1:1")
     writer = Acks()
     store = SimpleNamespace(
@@ -80,7 +80,7 @@ async def test_an_answer_that_an_acknowledgement_has_overtaken_is_no_new_claim()
 
     async def claim(answers: list[Any], *, acked_before: int | None = None) -> list[str]:
         claiming = asyncio.create_task(claimant.claim(["work"], 10))
-        await asyncio.sleep(0)  # it begins to wait
+        await asyncio.sleep(0)  # until the call waits
         connection = cast(RedisConnection, Connection())
         claimant._on_up(connection)
         claimant._on_new_server([b"0", b"0"])

@@ -1,4 +1,4 @@
-"""A Redis Cluster whose slots move, and whose masters die, under a layer that is in use."""
+"""A layer in use on a Redis Cluster whose slots move and whose masters fail."""
 
 import asyncio
 import ssl
@@ -55,7 +55,7 @@ def test_no_password_is_shown() -> None:
 
 
 async def use(layer: RedisChannelLayer) -> None:
-    """Something for each part of the names, and the bus."""
+    """Use channels and groups of several slots, and the bus."""
     names = [f"name.{number}" for number in range(40)]
     assert {tag_of(layer, name) for name in names} > set(CLUSTER_TAGS[:1])
     local, reader = await layer.new_channel(), Recorder()
@@ -154,7 +154,7 @@ async def test_slots_that_move(cluster: Cluster) -> None:
 
 
 async def test_a_master_that_dies(cluster_with_replicas: Cluster) -> None:
-    """After a failover to the replica the bus works, groups are complete, and posted frames arrive."""
+    """The bus works, groups are complete and posted frames arrive when a replica has replaced a failed master."""
     cluster = cluster_with_replicas
     one, two = RedisChannelLayer(cluster.url), RedisChannelLayer(cluster.url)
     here, there = Recorder(), Recorder()
@@ -171,7 +171,7 @@ async def test_a_master_that_dies(cluster_with_replicas: Cluster) -> None:
             lambda: (KIND, "meanwhile") in there.frames or (there.interruptions and here.interruptions), PROMOTED
         )
         sent = False
-        while not sent:  # it says so as long as it cannot
+        while not sent:  # the call fails until the failover is complete
             try:
                 await one.group_send("group", {"n": "after"})
             except LayerUnavailable:

@@ -1,4 +1,4 @@
-"""Reaching Redis: every kind of URL, and what is said when it does not work."""
+"""Connecting to Redis: every kind of URL, and the error if the connection fails."""
 
 import asyncio
 import shutil
@@ -36,7 +36,7 @@ async def works(url: str) -> None:
 
 
 async def refusal(url: str) -> str:
-    """The one line that says why this URL cannot be used, whatever is tried first."""
+    """Return the error line for this URL, which must be the same for every first call."""
     layer = open_layer(url)
     with pytest.raises(LayerUnavailable) as raised:
         await layer.send("a", {})
@@ -54,7 +54,7 @@ async def refusal(url: str) -> str:
 
 @asynccontextmanager
 async def peer(answer: Callable[[bytes], bytes | None]) -> AsyncIterator[int]:
-    """A server that answers what it reads with `answer`; None closes the connection."""
+    """Run a server that answers all input with `answer`; None closes the connection."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

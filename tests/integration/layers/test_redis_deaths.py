@@ -1,6 +1,6 @@
-"""Processes that die, pause or leave, with a Redis in order: who learns of it, when, and what is left of them.
+"""Processes that die, pause or leave while Redis works: the others notice in time, and no data remains.
 
-The waits are those of leases, so what takes long happens at the same time, each under a prefix of its own.
+Most waits are for leases, so the slow scenarios run concurrently, each under a prefix of its own.
 """
 
 import asyncio
@@ -87,16 +87,16 @@ async def a_killed_process_is_dead_and_leaves_nothing(url: str, admin: "redis.Re
             await until(lambda: keys(admin, prefix) == before, RETURN + BEAT + SLACK)
             assert time.monotonic() - killed > LEASE + RETURN - BEAT - 0.1, "it might come back"
             assert admin.zrange(f"{prefix}:group:both", 0, -1) == [one.mailbox.encode()]
-            await asyncio.sleep(2 * BEAT)  # two beats, in which nothing may be said twice
+            await asyncio.sleep(2 * BEAT)  # two beats, in which no death may be reported twice
             assert one.handler.dead == two.handler.dead == [victim.mailbox]
             assert one.handler.events == [(KIND, 0), (KIND, 1), (KIND, 2), (DEAD, victim.mailbox, False)]
             assert one.layer.counts["death"] == two.layer.counts["death"] == 1
             assert one.handler.interruptions == two.handler.interruptions == 0
-    assert keys(admin, prefix) == {f"{prefix}:processes"}  # where the dead one is listed for those who come
+    assert keys(admin, prefix) == {f"{prefix}:processes"}  # which lists the killed process for later ones
 
 
 async def a_death_is_learnt_behind_all_that_the_dead_one_had_posted(url: str, admin: "redis.Redis[bytes]") -> None:
-    """Even if the mailbox cannot be read until long after the verdict."""
+    """Delay the reading of a mailbox: a death is reported after all frames of the killed process."""
     prefix = "behind"
     parts = urlsplit(url)
     with TcpProxy((parts.hostname or "", parts.port or 6379)) as proxy:
@@ -108,7 +108,7 @@ async def a_death_is_learnt_behind_all_that_the_dead_one_had_posted(url: str, ad
             assert one.handler.events == []
             await asyncio.to_thread(proxy.heal)
             await until(lambda: one.handler.dead)
-            # What was read after the verdict is news of that process, so the death may be told again; always behind.
+            # Frames that are read after the end of the lease may cause a second report, which comes last.
             assert one.handler.events[:500] == [(KIND, number) for number in range(500)]
             assert set(one.handler.events[500:]) == {(DEAD, victim.mailbox, False)}
 
@@ -124,7 +124,7 @@ async def who_is_paused_is_dead_and_comes_back(url: str, admin: "redis.Redis[byt
         assert time.monotonic() - paused > LEASE - BEAT - 0.1
         in_time(time.monotonic() - paused, NOTICED)
         await one.layer.group_send("group", {"n": 0})
-        await asyncio.sleep(paused + PAUSE - time.monotonic())  # the length of the pause is what this is about
+        await asyncio.sleep(paused + PAUSE - time.monotonic())  # the length of the pause matters
         resumed = victim.signal(signal.SIGCONT)
         await until(lambda: victim.all("interrupted"))
         in_time(victim.when("interrupted") - resumed, 1 + SLACK)
@@ -139,7 +139,7 @@ async def who_is_paused_is_dead_and_comes_back(url: str, admin: "redis.Redis[byt
         assert one.handler.lost == []
         assert victim.all("interrupted") == [None]
         assert await victim.do("counts", "group unheard") == 0
-        # It is alive again for the others, and dead once more when it dies.
+        # The others consider the process alive again, and notice when it is killed.
         killed = await victim.kill()
         await until(lambda: len(one.handler.dead) == len(two.handler.dead) == 2, NOTICED + SLACK)
         assert time.monotonic() - killed > LEASE - BEAT - 0.1
@@ -149,7 +149,7 @@ async def who_is_paused_is_dead_and_comes_back(url: str, admin: "redis.Redis[byt
 
 
 async def consumers_of_a_blocked_process_are_not_deaf_afterwards(url: str, admin: "redis.Redis[bytes]") -> None:
-    """A view that blocks the event loop of a Channels server for some seconds: nobody would join its groups again."""
+    """Pause a process with a consumer: the consumer gets all messages, since its groups are restored."""
     prefix = "blocked"
     async with place(url, prefix) as one, peer(url, prefix) as victim:
         channel = await victim.do("local", "group")
@@ -193,7 +193,7 @@ async def who_comes_back_too_late_has_missed_broadcasts(url: str, admin: "redis.
         assert await victim.do("counts", "group unheard") == 2
         await one.layer.group_send("group", {"n": 3})
         await until(lambda: ["group", {"n": 3}] in victim.all("frame"))
-        assert ["group", {"n": 2}] not in victim.all("frame")  # its read that was blocked may have got the first
+        assert ["group", {"n": 2}] not in victim.all("frame")  # the blocked read may have got the first broadcast
 
 
 async def when_all_are_paused_nobody_is_dead(url: str, admin: "redis.Redis[bytes]") -> None:
@@ -207,7 +207,7 @@ async def when_all_are_paused_nobody_is_dead(url: str, admin: "redis.Redis[bytes
         await asyncio.sleep(PAUSE)
         one.signal(signal.SIGCONT)
         await one.do("post", three.mailbox, 1)
-        await asyncio.sleep(LEASE / 2)  # the last one comes later than the others, and has not lost its lease by that
+        await asyncio.sleep(LEASE / 2)  # the last one continues later, and keeps its lease
         two.signal(signal.SIGCONT)
         three.signal(signal.SIGCONT)
         await until(lambda: three.all("frame") == [[0]])
@@ -220,7 +220,7 @@ async def when_all_are_paused_nobody_is_dead(url: str, admin: "redis.Redis[bytes
         assert [await each.do("counts", "group unheard") for each in everybody] == [0, 0, 0]
 
 
-# What the dead had claimed.
+# Claims of processes that died.
 
 
 async def what_the_dead_had_claimed_is_handed_on(url: str, admin: "redis.Redis[bytes]") -> None:
@@ -245,7 +245,7 @@ async def what_the_dead_had_claimed_is_handed_on(url: str, admin: "redis.Redis[b
             await until(lambda: len(orphans()) >= len(entries), NOTICED + SLACK)
             assert time.monotonic() - killed > LEASE - BEAT - 0.1
             in_time(time.monotonic() - killed, NOTICED)
-            await asyncio.sleep(2 * BEAT)  # in which nothing may come twice, or be taken from the living
+            await asyncio.sleep(2 * BEAT)  # no claim may be handed on twice or be taken from a live process
             assert orphans() == entries
             assert admin.xpending(key, "workers")["pending"] == len(entries) + 1
             assert victim.mailbox not in consumers(admin, key)
@@ -262,7 +262,7 @@ async def what_the_dead_had_claimed_is_handed_on(url: str, admin: "redis.Redis[b
 
 
 async def who_claims_later_finds_what_the_dead_had_claimed(url: str, admin: "redis.Redis[bytes]") -> None:
-    """Also of one that nobody remembers; but not before it has had time to take its lease."""
+    """Claim later than a death: the orphans arrive; those of a process without a lease only after the grace time."""
     prefix, key = "later", "later:shared:x"
     began = time.monotonic()
     async with place(url, prefix) as interface:
@@ -281,7 +281,7 @@ async def who_claims_later_finds_what_the_dead_had_claimed(url: str, admin: "red
             orphans = later.handler.orphans
             await until(lambda: len(orphans) == 3, 1 + SLACK)
             assert sorted(claim.entry for claim in orphans) == [(0,), (1,), (2,)]
-            in_time(time.monotonic() - began, GRACE)  # too slow to see that one is spared within grace
+            in_time(time.monotonic() - began, GRACE)  # else the end of the grace time could explain it
             await until(lambda: len(orphans) == 4, GRACE + BEAT + SLACK)
             assert time.monotonic() - began > GRACE - 0.5
             in_time(time.monotonic() - began, GRACE + BEAT + SLACK)
@@ -297,15 +297,15 @@ async def who_claims_later_finds_what_the_dead_had_claimed(url: str, admin: "red
 
 
 def groups_of(admin: "redis.Redis[bytes]", key: str) -> list[Any]:
-    """The consumers at a key that may not be there yet."""
+    """Return the consumers of a stream, none if the stream does not exist yet."""
     return admin.xinfo_consumers(key, "workers") if admin.exists(key) and admin.xinfo_groups(key) else []
 
 
-# What does not arrive.
+# Undelivered frames.
 
 
 async def what_is_undelivered_is_not_yet_dead(url: str, admin: "redis.Redis[bytes]") -> None:
-    """A mailbox may be missing for a moment: only the lease says that a process is dead."""
+    """Delete a mailbox: its process is declared dead only when its lease has ended."""
     prefix = "undelivered"
     began = time.monotonic()
     async with place(url, prefix) as one, peer(url, prefix) as victim:
@@ -319,19 +319,19 @@ async def what_is_undelivered_is_not_yet_dead(url: str, admin: "redis.Redis[byte
         await until(lambda: victim.mailbox in one.handler.dead, NOTICED + SLACK)
         assert time.monotonic() - killed > LEASE - BEAT - 0.1
         in_time(time.monotonic() - killed, NOTICED)
-        if time.monotonic() - began < GRACE - 0.5:  # else it took long to start the victim
+        if time.monotonic() - began < GRACE - 0.5:  # else the start of the victim took long
             assert one.handler.dead == [victim.mailbox]
         await until(lambda: len(one.handler.dead) == 2, GRACE + BEAT + SLACK)
         assert set(one.handler.dead) == {victim.mailbox, "w.never!"}
         assert time.monotonic() - began > GRACE - 0.5
-        # Whoever is dead and gets something again is reported again.
+        # The death is reported again at a further frame for the same mailbox.
         one.bus.post("w.never!", (KIND, 2))
         await until(lambda: one.handler.dead[2:] == ["w.never!"], 1 + SLACK)
         assert one.layer.counts["undelivered"] == 3
         assert one.layer.counts["death"] == 1, "there never was a process w.never!"
 
 
-# Deaths that are declared.
+# Processes that are declared dead.
 
 
 async def test_a_declared_death_is_known_at_once(redis_url: str) -> None:
@@ -348,7 +348,7 @@ async def test_a_declared_death_is_known_at_once(redis_url: str) -> None:
             await sender.layer.declare_dead("nobody.0!")
             await until(lambda: "nobody.0!" in one.handler.dead)
             assert [each.layer.counts["death"] for each in (one, two, sender)] == [2, 2, 2]
-        await asyncio.sleep(1.2)  # a beat, in which nothing may be said again
+        await asyncio.sleep(1.2)  # a beat, in which nothing may be reported again
         assert one.handler.dead == two.handler.dead == [victim.mailbox, victim.mailbox, "nobody.0!"]
         assert one.handler.interruptions == two.handler.interruptions == sender.handler.interruptions == 0
 
@@ -362,7 +362,7 @@ async def test_who_is_declared_dead_and_lives_goes_on(redis_url: str, admin: "re
         in_time(time.monotonic() - declared, AT_ONCE)
         assert living.handler.dead == []
         assert one.handler.dead == sender.handler.dead == [living.mailbox]
-        # All that was cleaned up behind it is there again.
+        # The keys that were removed exist again.
         await until(lambda: admin.exists(f"a:mailbox:{living.mailbox}"))
         await until(lambda: admin.zrange("a:group:group", 0, -1) == [living.mailbox.encode()])
         one.bus.post(living.mailbox, (KIND, 1))
@@ -370,7 +370,7 @@ async def test_who_is_declared_dead_and_lives_goes_on(redis_url: str, admin: "re
         await until(lambda: living.handler.frames == [(KIND, 1)] and one.handler.frames == [(KIND, 2)])
         await one.layer.group_send("group", {})
         await until(lambda: len(living.handler.frames) == 2)
-        # It is nothing special any more: the next time everybody is told again.
+        # A second declaration is reported like the first.
         await sender.layer.declare_dead(living.mailbox)
         await until(lambda: one.handler.dead == [living.mailbox] * 2)
 
@@ -395,7 +395,7 @@ async def test_what_a_process_that_is_declared_dead_had_claimed_is_handed_on_at_
         await claiming
 
 
-# What a process finds out about itself.
+# Processes that find their own data missing.
 
 
 @pytest.mark.parametrize("loss", ["mailbox", "lease"])
@@ -417,7 +417,7 @@ async def test_who_finds_that_something_of_it_was_lost_puts_it_in_place(
             assert two.handler.lost == []
 
 
-# Leaving, and staying.
+# Leaving and staying.
 
 
 async def test_who_leaves_leaves_nothing(redis_url: str, admin: "redis.Redis[bytes]") -> None:
@@ -442,7 +442,7 @@ async def test_who_leaves_has_not_died(redis_url: str, admin: "redis.Redis[bytes
         async with peer(redis_url, "a") as two:
             await two.do("post", one.mailbox, 1)
             await until(lambda: one.handler.events)
-            admin.zrem("a:processes", "grace")  # in which nobody is judged for being absent
+            admin.zrem("a:processes", "grace")  # the time in which no process without a lease is declared dead
         await until(lambda: one.handler.dead == [two.mailbox], 6)
         assert one.layer.counts["death"] == 0
 

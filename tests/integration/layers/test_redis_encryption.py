@@ -1,4 +1,4 @@
-"""Encryption on a real Redis: what a thief sees, keys that change while all runs, and peers with other keys."""
+"""Encryption on a real Redis: the stored data, key rotation under load, and peers with other keys."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ Make = Callable[..., RedisChannelLayer]
 
 @pytest.fixture
 async def make(redis_url: str) -> AsyncIterator[Make]:
-    """A layer with these keys, closed at the end."""
+    """Provide layers with given keys, closed at the end."""
     made: list[RedisChannelLayer] = []
 
     def make(*keys: str | bytes) -> RedisChannelLayer:
@@ -65,7 +65,7 @@ def logged(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
 # The seal itself.
 
 
-# What is in Redis.
+# Data in Redis.
 
 
 async def test_nobody_reads_in_redis_what_was_sent(make: Make, admin: "redis.Redis[bytes]") -> None:
@@ -224,7 +224,7 @@ async def test_a_peer_with_another_key_is_one_line_and_nobody_s_end(
         await until(lambda: right.counts[other] == too.counts[other] == 20)
         assert readers[0].frames == readers[2].frames == []
 
-        c.offer("s", ("own",))  # it goes on with its own kind
+        c.offer("s", ("own",))  # processes with the same key still work together
         await wrong.send("x", {"n": "own"})
         assert await asyncio.wait_for(receiving, 30) == {"n": "own"}
         (claim,) = await asyncio.wait_for(claiming, 30)

@@ -38,7 +38,7 @@ async def layer(redis_url: str) -> AsyncIterator[RedisChannelLayer]:
 
 @pytest.fixture
 def kill(admin: "redis.Redis[bytes]") -> Kill:
-    """Cut the connections whose name ends so; how many there were."""
+    """Cut the connections whose name ends in `kind`; return their number."""
 
     def kill(name: str) -> int:
         clients = [each for each in admin.client_list() if each["name"] and each["name"].endswith(name)]
@@ -48,7 +48,7 @@ def kill(admin: "redis.Redis[bytes]") -> Kill:
 
 
 class Numbered(Recorder):
-    """Takes frames as a session does: each number once, and a gap is an error."""
+    """A handler that takes frames as a session does: each number once, and a gap is an error."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ RAISES = KIND + 1
 
 
 class Raising(Recorder):
-    """Raises for a frame of the kind RAISES."""
+    """A handler that raises for a frame of the kind RAISES."""
 
     def batch(self, sender: str, frames: Any) -> None:
         if frames[0][0] == RAISES:
@@ -126,7 +126,7 @@ async def test_what_a_lost_reply_held_is_taken_all_the_same(redis_url: str) -> N
         layer, direct = RedisChannelLayer(proxy.url + url.path), RedisChannelLayer(redis_url)
         async with layer.bus("w", Recorder()) as worker:
             await direct.send("jobs", {"text": "x" * 20_000})
-            proxy.cut_reply("receive", least=10_000)  # that which holds the message
+            proxy.cut_reply("receive", least=10_000)  # the reply that holds the message
             (delivery,) = await asyncio.wait_for(worker.take("jobs", 1), 10)
             assert proxy.armed() == 0
             assert (delivery.message["text"], delivery.attempt) == ("x" * 20_000, 1)
@@ -140,24 +140,24 @@ async def test_what_a_lost_reply_held_is_taken_all_the_same(redis_url: str) -> N
 async def test_what_a_process_takes_that_has_just_begun_is_not_given_to_others(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever looks for what the dead had taken has asked who lives before it began."""
+    """A search for orphans that began before a process joined does not take the messages of that process."""
     monkeypatch.setattr(heartbeat, "GRACE_SECONDS", 0.1)
     url = urlsplit(redis_url)
     with TcpProxy((str(url.hostname), int(url.port or 0))) as proxy:
         slow, direct = RedisChannelLayer(proxy.url + url.path), RedisChannelLayer(redis_url)
         async with slow.bus("old", Recorder()) as old:
             await direct.send("jobs", {})
-            for delivery in await old.take("jobs", 1):  # once is enough: it looks after that channel
+            for delivery in await old.take("jobs", 1):  # from now on searched for orphans
                 old.acknowledge(delivery)
-            await asyncio.sleep(1.5)  # until it has looked, and is sure of who is absent
+            await asyncio.sleep(1.5)  # until a search, and the end of the grace time
             proxy.delay(0.3, "writer")
             for number in range(4):
                 await direct.declare_dead(f"worker.{number:016x}!")
-                await asyncio.sleep(0.1)  # in which it asks; the answer is on its way now
+                await asyncio.sleep(0.1)  # time for the question; its answer is under way now
                 await direct.send("jobs", {"n": number})
                 async with direct.bus("new", Recorder()) as new:
                     (delivery,) = await asyncio.wait_for(new.take("jobs", 1), 30)
-                    await asyncio.sleep(0.7)  # until it has looked
+                    await asyncio.sleep(0.7)  # until a search
                     new.acknowledge(delivery)
                 assert (await direct.channel_statistics("jobs"))["messages_pending"] == 0
             proxy.heal()
@@ -194,7 +194,7 @@ async def test_a_claim_whose_reply_was_lost_comes_again(
         await until(lambda: admin.exists("asgibus:shared:x"))
         interface.offer("x", (1,))
         (first,) = await claiming
-        # As if Redis had sent it in a reply that never came: claimed under our name, and unknown to us.
+        # As after a lost reply: claimed under the name of the worker, which does not know of the claim.
         admin.xadd("asgibus:shared:x", {"b": pack((2,))})
         admin.xreadgroup("workers", worker.mailbox, {"asgibus:shared:x": ">"}, count=1)
         claiming = asyncio.create_task(worker.claim(["x"], 5))
@@ -220,7 +220,7 @@ async def test_what_was_claimed_and_never_given_out_goes_to_another_one(
             admin.xreadgroup("workers", worker.mailbox, {"asgibus:shared:x": ">"}, count=1)
         left = time.monotonic()
         (claim,) = await asyncio.wait_for(other.claim(["x"], 5), HANG)
-        in_time(time.monotonic() - left, 8)  # in 10 s it would be found, whatever its owner does
+        in_time(time.monotonic() - left, 8)  # after 10 s it would be found in any case
         assert claim.entry == (1,)
         other.done(claim)
 

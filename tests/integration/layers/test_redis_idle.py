@@ -11,14 +11,14 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_an_idle_bus_costs_three_commands_a_second(redis_url: str, admin: "redis.Redis[bytes]") -> None:
-    """Two of a beat, one of the thread that keeps the lease; and the reads that block, each once in two seconds."""
+    """A beat sends two commands, the lease thread one, and each blocking read one in two seconds."""
     seconds = 4
     async with place(redis_url, "a") as one:
         one.bus.offer("x", (1,))
         claiming = asyncio.create_task(one.bus.claim(["x"], 1))
         one.bus.done((await claiming)[0])
         claiming = asyncio.create_task(one.bus.claim(["x"], 1))
-        admin.zrem("a:processes", "grace")  # in which orphans are looked for again and again
+        admin.zrem("a:processes", "grace")  # processes search for orphans often during the grace time
         await asyncio.sleep(1.5)
         with admin.monitor() as monitor:
             await asyncio.sleep(seconds)

@@ -1,4 +1,4 @@
-"""A mailbox that vanishes, or is another one after a failover, while public messages flow: each is read once."""
+"""A mailbox that is deleted, or replaced by a failover, under a flow of messages: each is read once."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -26,7 +26,7 @@ KIND = FIRST_PROTOCOL_KIND
 
 
 class Flood:
-    """Numbered messages to a mailbox, as fast as they can be sent. `sent`: how many were."""
+    """Numbered messages to a mailbox, as fast as possible. `sent`: their number so far."""
 
     def __init__(self, layer: RedisChannelLayer, mailbox: str) -> None:
         self._layer = layer
@@ -35,12 +35,12 @@ class Flood:
 
     async def run(self) -> None:
         while True:
-            with suppress(LayerUnavailable):  # it may be written or not: here it counts only that none is read twice
+            with suppress(LayerUnavailable):  # written or not: the test checks that none is read twice
                 await self._layer.send(self._mailbox + "local", {"n": self.sent})
             self.sent += 1
 
     async def some(self) -> None:
-        """Until some more are sent."""
+        """Wait until 50 more are sent."""
         sent = self.sent
         await until(lambda: self.sent > sent + 50)
 
@@ -106,7 +106,7 @@ def unblocked(admin: Any) -> int:
 
 
 async def test_delayed_messages_after_the_clock_of_redis_was_put_back(redis_url: str) -> None:
-    """The ids of a stream never go back, so new entries seem to come from the time before."""
+    """Delayed messages arrive in time, although the ids of a stream continue from the later time."""
     layer = RedisChannelLayer(redis_url)
     own = await layer.new_channel()
     with redis.Redis.from_url(redis_url, protocol=2) as admin:
@@ -136,7 +136,7 @@ async def test_messages_with_a_capacity_of_nothing_are_dropped(redis_url: str) -
 
 
 async def test_a_failover_that_is_noticed_late_repeats_nothing(start_redis: StartRedis) -> None:
-    """Much is written and read on the new master before it is known that it is another one."""
+    """No frame is repeated if a process reads and writes on the new master before it notices the failover."""
     master, replica = (start_redis("--repl-diskless-sync-delay", "0") for _ in range(2))
     with (
         TcpProxy(("127.0.0.1", master.port)) as proxy,

@@ -1,4 +1,4 @@
-"""Process-local channels in groups, as those of Channels consumers are, while Redis loses what it has."""
+"""Process-local channels in groups, as Channels consumers use them, while Redis loses its data."""
 
 import asyncio
 import shutil
@@ -23,7 +23,7 @@ StartRedis = Callable[..., RedisServer]
 
 @asynccontextmanager
 async def layers(hosts: Any, count: int = 2, **options: Any) -> AsyncIterator[list[RedisChannelLayer]]:
-    """Layer objects over one store, as of as many processes."""
+    """Provide layers over one store, as in separate processes."""
     made = [RedisChannelLayer(hosts, **options) for _ in range(count)]
     try:
         yield made
@@ -95,7 +95,7 @@ async def test_who_has_left_is_not_added_again(redis_url: str, admin: "redis.Red
         await owner.group_discard("group", left)
         await other.group_discard("group", thrown_out)
         await other.send(thrown_out, {"n": 0})
-        assert await got(owner, thrown_out) == 0  # which its owner reads after what it was told
+        assert await got(owner, thrown_out) == 0  # the owner processes its removal first
         admin.flushall()
         await until(lambda: stays in members(admin))
         await owner.send(stays, {"n": 1})

@@ -1,4 +1,4 @@
-"""Keys, names and entries under the prefix that no server has written: skipped, counted, told once; the bus goes on."""
+"""Keys, names and entries under the prefix that no server has written: skipped, counted and logged once."""
 
 import asyncio
 import logging
@@ -35,7 +35,7 @@ WRONG: dict[str, Callable[[Any, str], object]] = {
 
 
 class Bus:
-    """Two places on a bus of their own, one of which claims and takes; and a channel of that one's process."""
+    """Two processes on a bus of their own; one of them claims, consumes and has a process-local channel."""
 
     def __init__(self, prefix: str, one: Place, two: Place, channel: str) -> None:
         self.prefix = prefix
@@ -114,7 +114,7 @@ async def odd_bus(url: str) -> AsyncIterator[Bus]:
 
 
 async def test_keys_of_another_type_are_made_anew(redis_url: str, admin: Admin) -> None:
-    """Each key of the bus, by each other type; buses of their own at the same time."""
+    """A key with the wrong type is replaced: each key of the bus and each other type, all at the same time."""
 
     async def ruin(kind: str) -> None:
         async with odd_bus(redis_url) as bus:
@@ -127,7 +127,7 @@ async def test_keys_of_another_type_are_made_anew(redis_url: str, admin: Admin) 
                 "shared",
             }
             for key in keys:
-                # Messages are nobody's to remove: whoever sends there is told.
+                # No process removes messages: a send to such a key fails.
                 if key.split(":")[1] in ("channel", "counts") or admin.type(key) == kind.encode():
                     continue
                 admin.delete(key)
@@ -155,7 +155,7 @@ async def test_odd_names_and_entries_are_skipped(
                 admin.xgroup_createconsumer(f"{prefix}:shared:work", "workers", name)
                 admin.hset(f"{prefix}:taken:{{{prefix}:channel:jobs}}", name, name)
                 admin.sadd(f"{prefix}:joined:dead.1!", name)
-            # A process that has died, and whose groups others tidy up.
+            # A killed process, whose groups other processes remove.
             admin.zadd(f"{prefix}:processes", {b"dead.1!": now - 20_000, b"epoch:99999999999999999999": float("inf")})
             for shape in (1, None, [], {}, "", (PAYLOAD_VERSION,), (PAYLOAD_VERSION, 1, [1]), (PAYLOAD_VERSION, "", 7)):
                 admin.xadd(f"{prefix}:mailbox:{one.mailbox}", {"b": pack(shape)})
@@ -175,7 +175,7 @@ async def test_odd_names_and_entries_are_skipped(
                     for sender in ("", "odd!"):
                         if (
                             kind in range(16) or kind is None or sender == ""
-                        ):  # what the handler is given is the protocol's
+                        ):  # frames of the protocol go to the handler
                             admin.xadd(
                                 f"{prefix}:mailbox:{one.mailbox}", {"b": pack((PAYLOAD_VERSION, sender, frames))}
                             )
@@ -184,7 +184,7 @@ async def test_odd_names_and_entries_are_skipped(
             await bus.works()
             await until(lambda: bus.counted("odd name"))
             await until(lambda: bus.counted("damaged entry"))
-            await asyncio.sleep(2.2)  # beats behind it
+            await asyncio.sleep(2.2)  # a heartbeat after it
             await bus.works()
             assert "odd" in bus.claimed
     assert "a beat failed" not in caplog.text

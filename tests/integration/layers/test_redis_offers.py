@@ -1,4 +1,4 @@
-"""Offers in doubt: each is there once, or its claimant knows that it must ask, or its producer hears of its loss."""
+"""Offers in doubt: each exists once, or its claimant knows that it must ask, or its producer is notified."""
 
 import asyncio
 import re
@@ -52,7 +52,7 @@ async def layer(redis_url: str) -> AsyncIterator[RedisChannelLayer]:
 class Cutter:
     """A proxy before Redis that breaks a connection at a command: before that arrives, or before its reply.
 
-    It can also hold back what Redis answers to connections whose name ends so.
+    The proxy can also hold back the answers of Redis to connections whose name ends in a suffix.
     """
 
     def __init__(self, url: str) -> None:
@@ -89,7 +89,7 @@ class Cutter:
         self._held = name
 
     def release(self) -> None:
-        """Pass what was held back."""
+        """Pass the answers that were held back."""
         self._held = b""
         self._passes.set()
 
@@ -115,7 +115,7 @@ class Cutter:
                         replies.cancel()
                         await asyncio.wait([replies])
                         to_writer.write(data)
-                        await to_reader.read(1)  # Redis has done it, and its reply goes no further
+                        await to_reader.read(1)  # Redis has executed the command, and the proxy drops the reply
                         if self._then is not None:
                             self._then()
                     self.cuts += 1
@@ -137,7 +137,7 @@ class Cutter:
 
 @pytest.fixture
 async def cutter(redis_url: str) -> AsyncIterator[tuple[Cutter, RedisChannelLayer]]:
-    """The proxy, and a layer that reaches Redis through it."""
+    """Provide the proxy, and a layer that reaches Redis through the proxy."""
     cutter = Cutter(redis_url)
     server = await asyncio.start_server(cutter.serve, "127.0.0.1", 0)
     layer = RedisChannelLayer(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}{cutter.path}")
@@ -266,7 +266,7 @@ async def test_an_offer_in_doubt_that_is_taken_or_withdrawn_is_not_made_again(
         proxy.cut_at(WRITTEN, arrives=False)
         taken, withdrawn, kept = (interface.offer("x", (number,)) for number in range(3))
         await until(lambda: proxy.cuts == 1)
-        taken.taken = True  # its claimant has named itself, though it was never said that it was written
+        taken.taken = True  # the claimant has confirmed the offer before the reply of Redis
         assert not interface.withdraw(withdrawn)
         await until(lambda: there(admin))
         await interface.drain()
@@ -299,7 +299,7 @@ async def test_an_offer_in_flight_when_redis_loses_its_data_may_have_been_claime
         proxy.cut_at(WRITTEN, arrives=True, then=admin.flushall)
         offer = interface.offer("x", (1,), once=once)
         await until(lambda: handler.interruptions == 1)
-        interface.offer_again(offer, lambda: lost.append("offer"))  # as its producer does after an interruption
+        interface.offer_again(offer, lambda: lost.append("offer"))  # as the producer does after an interruption
         await until(lambda: lost or there(admin))
         await interface.drain()
         assert there(admin) == ([] if once else [(1,)])
@@ -347,7 +347,7 @@ async def test_what_is_there_or_claimed_is_not_offered_again(
 
 
 async def test_what_was_lost_is_offered_again_once(layer: RedisChannelLayer, admin: "redis.Redis[bytes]") -> None:
-    """But an offer that may be made only once is lost, and its producer hears of it once."""
+    """A lost offer is made again once; an offer that may be made only once is reported as lost once."""
     handler = Recorder()
     lost: list[Offer] = []
     async with layer.bus("i", handler) as interface:
@@ -367,7 +367,7 @@ async def test_what_was_lost_is_offered_again_once(layer: RedisChannelLayer, adm
         await interface.drain()
         assert there(admin) == [(number,) for number in range(250)]
         assert lost == once
-        # They can be taken back as the first time, but another process may have handled them before.
+        # These offers can be withdrawn like the first, but another process may have handled them before.
         withdrawn = [interface.withdraw(offer) for offer in offers[1:]]
         assert not any(withdrawn)
         await until(lambda: there(admin) == [(0,)])

@@ -1,4 +1,4 @@
-"""Claims of dead processes, when something goes wrong or comes at the wrong moment while they are taken over."""
+"""Orphans, with a fault or a further event while another process takes them over."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,8 +28,8 @@ async def layer(redis_url: str) -> AsyncIterator[RedisChannelLayer]:
 
 
 def holder(admin: "redis.Redis[bytes]", mailbox: str, entry: Any) -> None:
-    """Somebody with a lease, which nothing but `die` ends, who has claimed this entry."""
-    admin.zadd(PROCESSES, {mailbox: 9e12, "beaten": 9e12})  # with `beaten`, no grace: it is no new store
+    """Add a process that has claimed this entry, with a lease that only `end_lease` ends."""
+    admin.zadd(PROCESSES, {mailbox: 9e12, "beaten": 9e12})  # `beaten` says that the store is not new: no grace time
     if not admin.exists(SHARED):
         admin.xgroup_create(SHARED, "workers", "0", mkstream=True)
     admin.xadd(SHARED, {"b": pack(entry)})
@@ -37,7 +37,7 @@ def holder(admin: "redis.Redis[bytes]", mailbox: str, entry: Any) -> None:
 
 
 def die(admin: "redis.Redis[bytes]", mailbox: str) -> None:
-    """End that lease."""
+    """End the lease of such a process."""
     seconds, _ = admin.time()
     admin.zadd(PROCESSES, {mailbox: seconds * 1000 - 1})
 
@@ -65,7 +65,7 @@ async def test_a_death_that_is_told_while_a_beat_is_at_work_is_not_overlooked(
         told = asyncio.Event()
 
         async def slow(self: Reaper, beat: Any, now: int, *, log: bool = True) -> bool:
-            """A beat in which the second death is told, after the first was found."""
+            """Report the second death during a heartbeat that has found the first."""
             died = await reap(self, beat, now, log=log)
             if "w.first!" in beat.ended and not told.is_set():
                 told.set()
@@ -95,8 +95,8 @@ async def test_orphans_whose_reading_was_cut_short_come_with_the_next_beat(
     async with layer.bus("w", handler) as worker:
         task = asyncio.create_task(worker.claim(["x"], 10))
         before = looked(admin)
-        await until(lambda: looked(admin) > before)  # for what died before it began
-        # Whoever reads the second name's entries now is refused: as if Redis had a bad moment.
+        await until(lambda: looked(admin) > before)  # the search for earlier orphans
+        # Reading the entries of the second name fails now, as during a short fault of Redis.
         admin.acl_setuser("default", enabled=True, commands=["-xreadgroup"], reset=False)
         try:
             die(admin, "w.first!")

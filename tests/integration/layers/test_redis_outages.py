@@ -1,4 +1,4 @@
-"""Redis that pauses, loses its data, has no room or fails over: nobody dies of it, everybody learns of it.
+"""Redis that pauses, loses its data, has no room or fails over: all processes recover and notice interruptions.
 
 Each scenario has a Redis of its own. The waits are real, so what takes long happens at the same time.
 """
@@ -41,7 +41,7 @@ AT_ONCE = 1.0 + SLACK
 
 @asynccontextmanager
 async def here(url: str) -> AsyncIterator[Place]:
-    """A place on the bus that is in a group."""
+    """Join the bus and a group."""
     async with place(url, "asgibus") as here:
         await here.bus.join_group("group")
         yield here
@@ -49,17 +49,17 @@ async def here(url: str) -> AsyncIterator[Place]:
 
 @asynccontextmanager
 async def three(url: str) -> AsyncIterator[tuple[Place, Place, Peer]]:
-    """Yield three processes on a bus: two that live on, and one to kill."""
+    """Yield three processes on a bus, one of them to be killed."""
     async with here(url) as one, here(url) as two, peer(url, "asgibus") as victim:
         await victim.do("join", "group")
-        for each in (one, two):  # who has never heard of a process needs not hear of its death
+        for each in (one, two):  # the death of an unknown process is not reported
             await victim.do("post", each.mailbox, 1)
             await until(lambda: each.handler.frames)  # noqa: B023 - awaited here
         yield one, two, victim
 
 
 async def talk(one: Place, two: Place) -> None:
-    """Frames and broadcasts get through, in both directions, though nobody has done anything for it."""
+    """Check that frames and broadcasts arrive in both directions without any action of the test."""
     for sender, receiver in ((one, two), (two, one)):
         token = f"{time.monotonic()}"
         sender.bus.post(receiver.mailbox, (KIND, token))
@@ -89,7 +89,7 @@ async def pauses(server: RedisServer) -> None:
         await asyncio.sleep(1)
         await victim.kill()
         one.bus.post(two.mailbox, (KIND, "posted in the outage"))
-        await asyncio.sleep(began + OUTAGE - time.monotonic())  # the length of the outage is what this is about
+        await asyncio.sleep(began + OUTAGE - time.monotonic())  # the length of the outage matters
         assert not one.bus.available
         server.resume()
         back = time.monotonic()
@@ -97,7 +97,7 @@ async def pauses(server: RedisServer) -> None:
         await talk(one, two)
         assert one.bus.available
         await until(lambda: one.handler.dead and two.handler.dead, GRACE + SLACK)
-        # After grace; or a lease after the last beat of the dead one, which Redis read only now.
+        # After the grace time, or a lease after the last beat of the killed process, which Redis read only now.
         assert time.monotonic() - back > LEASE - BEAT
         await asyncio.sleep(GRACE + BEAT + SLACK - (time.monotonic() - back))
         assert one.handler.dead == two.handler.dead == [victim.mailbox]
@@ -187,7 +187,7 @@ async def has_no_room(server: RedisServer) -> None:
         assert one.handler.interruptions == two.handler.interruptions == len(other.all("interrupted")) == 0
 
 
-# What apps send into an outage.
+# Messages of apps during an outage.
 
 
 async def failure(call: Any) -> tuple[str, float]:
@@ -205,7 +205,7 @@ async def test_what_is_sent_into_an_outage_fails_and_is_never_written(
     with caplog.at_level(logging.INFO, logger="asgibus.layers"):
         async with here(server.url) as one:
             await asyncio.to_thread(server.kill)
-            await until(lambda: not one.bus.available)  # what is written before may have arrived: nobody knows
+            await until(lambda: not one.bus.available)  # messages written earlier may have arrived
             calls = [
                 one.layer.send("ordinary", {"n": 1}),
                 one.layer.send(one.mailbox + "1", {"n": 2}),
@@ -280,7 +280,7 @@ async def test_what_comes_just_behind_an_outage_has_not_expired(redis_url: str) 
             await each.close()
 
 
-# What is being opened.
+# Layers that are being opened.
 
 
 async def test_who_comes_while_redis_is_silent_does_not_wait_for_those_before(redis_url: str) -> None:
@@ -311,7 +311,7 @@ async def test_closing_ends_what_is_being_opened(start_redis: StartRedis, turns:
     layer = RedisChannelLayer(server.url)
     opening = [asyncio.create_task(call) for call in (layer.new_channel(), layer.receive("a"))]
     for _ in range(turns):
-        await asyncio.sleep(0)  # how far it has come is what is tested
+        await asyncio.sleep(0)  # the test needs the progress so far
     await layer.close()
     opening[1].cancel()
     await asyncio.gather(*opening, return_exceptions=True)
@@ -325,7 +325,7 @@ async def test_closing_ends_all_although_it_was_cancelled(start_redis: StartRedi
     layer = RedisChannelLayer(server.url)
     channel = await layer.new_channel()
     receiving = asyncio.create_task(layer.receive(channel))
-    await asyncio.sleep(0)  # in which it begins to wait
+    await asyncio.sleep(0)  # until the call waits
     server.pause()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(layer.close(), 0.1)
@@ -355,7 +355,7 @@ async def test_a_mailbox_that_cannot_be_opened_leaves_nothing(start_redis: Start
 
 
 async def test_a_mailbox_is_read_on_when_a_replica_without_the_tail_takes_over(start_redis: StartRedis) -> None:
-    """With a clock behind that of the old master, all that it writes for a while would be before the cursor."""
+    """A new master with a clock behind that of the old one writes entries whose ids are below the cursor."""
     master, replica = (start_redis("--repl-diskless-sync-delay", "0") for _ in range(2))
     with TcpProxy(("127.0.0.1", master.port)) as proxy:
         async with here(proxy.url) as one, here(proxy.url) as two:
@@ -409,7 +409,7 @@ async def test_a_master_that_hangs_is_left_though_it_returns(tmp_path: Path) -> 
     """Processes leave a hung master, which for some seconds after its return still believes to be master."""
     async with sentinel_set(tmp_path) as sentinels, here(sentinels.url) as one, here(sentinels.url) as two:
         await talk(one, two)
-        other = RedisChannelLayer(sentinels.url)  # it only sends
+        other = RedisChannelLayer(sentinels.url)  # a layer that only sends
         await other.group_send("group", {"n": "before"})
         receiving = asyncio.create_task(two.layer.receive("ordinary"))
         claiming = asyncio.create_task(two.bus.claim(["work"], 1))
@@ -428,7 +428,7 @@ async def test_a_master_that_hangs_is_left_though_it_returns(tmp_path: Path) -> 
 
             await until(lambda: not clients())
             in_time(time.monotonic() - resumed, 2 + SLACK)
-            # It raises, as whenever its connection ends; unless its turn of two seconds had ended just before.
+            # The call raises, since its connection ended, unless its turn of two seconds had ended just before.
             if (await asyncio.wait([receiving], timeout=1))[0]:
                 with pytest.raises(LayerUnavailable):
                     receiving.result()

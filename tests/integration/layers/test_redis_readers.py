@@ -28,7 +28,7 @@ HOUR = 3600
 
 
 class Reader:
-    """One of those processes."""
+    """A process with readers."""
 
     def __init__(self, folder: Path, number: int, url: str, channel: str, env: dict[str, str] | None = None) -> None:
         self.out = folder / f"reader{number}"
@@ -44,7 +44,7 @@ class Reader:
         self.process.wait()
 
     def got(self) -> list[str]:
-        """The lines that it wrote."""
+        """Return the lines that the process wrote."""
         return self.out.read_text().splitlines()
 
 
@@ -57,7 +57,7 @@ def readers() -> Iterator[list[Reader]]:
 
 
 def messages() -> Iterator[dict[str, Any]]:
-    """Of every type, and sizes up to a mebibyte."""
+    """Return messages of every type, and of sizes up to a mebibyte."""
     dice = random.Random(3)
     for number in range(MESSAGES):
         size = 2 ** dice.randrange(20) if number % 50 == 0 else dice.randrange(200)
@@ -102,7 +102,7 @@ async def test_readers_that_give_up_and_are_killed(redis_url: str, tmp_path: Pat
     got = Counter(int(line.split()[0]) for line in lines(readers))
     assert set(got.values()) == {1}, "each to one, once"
     assert all(sent[int(number)] == what for number, what in map(str.split, lines(readers))), "as it was sent"
-    # Whoever is killed may have taken one message with each of its readers, and takes it with it.
+    # A killed process may have received one message with each of its readers, which is lost.
     assert MESSAGES - len(got) <= KILLS * READERS
     await layer.close()
 

@@ -24,7 +24,7 @@ def store(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
 
 @pytest.fixture
 def epoch(store: "redis.Redis[bytes]") -> bytes:
-    """The name of an epoch that was begun on this server long ago."""
+    """Return the name of an epoch that began on this server long ago."""
     run_id = store.info("server").get("run_id", "")
     return f"epoch:1:{run_id}".encode()
 

@@ -57,7 +57,7 @@ def empty_one(servers: list[RedisServer]) -> Callable[[RedisServer], None]:
 
 
 def named(layer: RedisChannelLayer, server: RedisServer, kind: str) -> Iterator[str]:
-    """Names of that kind whose place is this server."""
+    """Return names that belong to this server."""
     for number in range(1000):
         if str(layer._shards.shard_for(f"{kind}.{number}").address) == server.url:
             yield f"{kind}.{number}"
@@ -140,7 +140,7 @@ async def test_groups_of_servers_outlive_the_data_of_a_store(
         await until(lambda: len(reader.frames) == 1)
         for number, lose in enumerate((lambda: empty_one(away), lambda: (away.kill(), away.start())), start=1):
             await asyncio.to_thread(lose)
-            await other.group_send(group, {"n": number})  # it waits until the members are back
+            await other.group_send(group, {"n": number})  # the call waits until the members are back
             await until(lambda count=number + 1: len(reader.frames) == count)  # type: ignore[misc]
         assert [frame[2]["n"] for frame in reader.frames if frame[0] == GROUP_MESSAGE] == [0, 1, 2]
     assert not any(b"group" in key or b"processes" in key or b"joined" in key for key in keys(away))

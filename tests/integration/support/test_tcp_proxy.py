@@ -1,4 +1,4 @@
-"""The proxy breaks what it is told to, and nothing else."""
+"""The proxy breaks the selected connections and no others."""
 
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ def proxy(redis_url: str) -> Iterator[TcpProxy]:
 
 
 def named(proxy: TcpProxy, name: str) -> RawClient:
-    """A connection with that name; its first reply is read."""
+    """Open a connection with this name and read the first reply."""
     client = RawClient(("127.0.0.1", proxy.port))
     client.send(b"*3\r\n$6\r\nCLIENT\r\n$7\r\nSETNAME\r\n$%d\r\n%s\r\n" % (len(name), name.encode()))
     assert client.read_until(b"\r\n") == b"+OK\r\n"

@@ -33,20 +33,20 @@ UNSENT = 8  # messages that an app holds back while its window is shut
 
 @dataclass(eq=False)
 class Client:
-    """A WebSocket's terminator, and what its client said and heard."""
+    """The terminator of a WebSocket, and the messages that its client sent and received."""
 
     world: World
     interface: Interface
     connection: Any = None
     said: int = 0
-    acked: int = 0  # below this, no further run gets what it said
+    acked: int = 0  # a further run gets no message below this number
     left: bool = False
     closed: tuple[int, int] | None = None
     deaths: int = 0
     heard: dict[int, tuple[str, int]] = field(default_factory=dict)  # attempt -> (worker, how many messages)
     plain: set[str] = field(default_factory=set)
-    bases: dict[int, int] = field(default_factory=dict)  # attempt -> the first number that it is to get
-    handed_over: dict[int, Run] = field(default_factory=dict)  # attempt -> the run that was handed over to it
+    bases: dict[int, int] = field(default_factory=dict)  # attempt -> the first number that the run must get
+    handed_over: dict[int, Run] = field(default_factory=dict)  # attempt -> the run that was handed over to this attempt
     accepted: bool = False
     deadline: float = 0.0
     write_paused: bool = False
@@ -102,8 +102,8 @@ class Interface:
         self.bus = ModelBus(store, mailbox, self.connections)
         self.connections.on_bus(self.bus, cast(Any, AtOnce()))
         self.lapsed = False
-        """Whether it was taken for dead: what a worker was about to hand over is then given up."""
-        self.handed_over = 0  # how often, when something was offered last
+        """Whether the server was declared dead: workers then give up hand-overs to it."""
+        self.handed_over = 0  # the count at the last offer
 
 
 @dataclass(eq=False)
@@ -114,12 +114,12 @@ class Run:
     client: Client
     attempt: int
     found: dict[str, Any]
-    """The state that it began with."""
+    """The state at the start of the run."""
     took: list[int] = field(default_factory=list)
     sent: int = 0
     told: int | None = None
     refused: bool = False
-    """Whether `send` has told it that the client is gone."""
+    """Whether `send` has raised because the client is gone."""
     ended: bool = False
     permits: int = 0
     waiter: asyncio.Future[None] | None = None
@@ -127,7 +127,7 @@ class Run:
     talker: asyncio.Future[None] | None = None
 
     async def permit(self) -> None:
-        """Be as slow as the model wants."""
+        """Wait for a permit, so that the model controls the speed of the app."""
         while self.permits == 0:
             self.waiter = asyncio.get_running_loop().create_future()
             await self.waiter
@@ -155,7 +155,7 @@ class Run:
                 self.sent += 1
                 await send({"type": "websocket.send", "text": f"{text} {self.to_send.popleft()}"})
         except OSError:  # the client is gone, or another run's
-            self.sent -= session.stream.next_number == before  # else it was posted, and the app was waiting behind it
+            self.sent -= session.stream.next_number == before  # else the message was posted before the error
 
 
 class Process:
@@ -214,7 +214,7 @@ class Process:
                 talker.cancel()
 
     def kill(self) -> None:
-        """SIGKILL: from now on nothing of it can be seen."""
+        """End the process as SIGKILL does: no further effect is visible to others."""
         self.killed = True
         self.bus.up = False
         self.bus.outbox.clear()
@@ -222,7 +222,7 @@ class Process:
         self.end()
 
     def end(self) -> None:
-        """Let the loop end, unseen by the others."""
+        """Let the loop end, without effects on other processes."""
         self.bus.up = False
         self.task.cancel()
         for _ in range(100):

@@ -1,7 +1,6 @@
 """A bus that loses, repeats, delays and reorders as the contract of `Bus` allows, and an event loop without IO.
 
-Nothing happens by itself: whoever uses it says what is written, what is delivered, who claims, who dies, and how far
-time goes on.
+Nothing happens without a call: the test controls writes, deliveries, claims, ends of processes, and time.
 """
 
 import asyncio
@@ -18,7 +17,7 @@ from asgibus.layers.frames import DEAD, MESSAGE
 
 
 class SteppedLoop(asyncio.BaseEventLoop):
-    """An event loop of its own time, which stands still until it is moved."""
+    """An event loop with a clock of its own, which only `advance` moves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,13 +34,13 @@ class SteppedLoop(asyncio.BaseEventLoop):
         pass
 
     def run_ready(self) -> None:
-        """Run until everything waits for a later time, or for somebody else."""
+        """Run until all tasks wait for a later time or for another process."""
         while self._ready or (self._scheduled and self._scheduled[0].when() <= self._now):  # type: ignore[attr-defined]
             self.call_soon(self.stop)
             self.run_forever()
 
     def advance(self, until: float) -> None:
-        """Let time go on until then, from timer to timer."""
+        """Advance the clock to `until`, from timer to timer."""
         self.run_ready()
         while self._scheduled and self._scheduled[0].when() <= until:  # type: ignore[attr-defined]
             self._now = max(self._now, self._scheduled[0].when())  # type: ignore[attr-defined]
@@ -63,7 +62,7 @@ class Store:
         self.on_death: Callable[[str], None] = lambda mailbox: None
 
     def put(self, mailbox: str, sender: str, frame: Frame) -> bool:
-        """Append to a mailbox, if there is one."""
+        """Append a frame to a mailbox; return whether the mailbox exists."""
         queues = self.mailboxes.get(mailbox)
         if queues is None:
             return False
@@ -71,11 +70,11 @@ class Store:
         return True
 
     def message(self, mailbox: str, local: str, message: dict[str, Any]) -> bool:
-        """Somebody's plain message."""
+        """Send an unnumbered message to a process-local channel."""
         return self.put(mailbox, "", (MESSAGE, local, message))
 
     def empty(self) -> None:
-        """Restart empty; each process finds out by itself, later."""
+        """Restart without data; each process notices later, at `notice`."""
         self.mailboxes.clear()
         self.offers.clear()
         self.claims.clear()
@@ -105,7 +104,7 @@ class Store:
 
 
 class ModelBus(Bus):
-    """A process's place on it. What it writes waits in `outbox` until `flush`."""
+    """The bus as one process uses it. Writes wait in `outbox` until `flush`."""
 
     def __init__(self, store: Store, mailbox: str, handler: Handler) -> None:
         self.mailbox = mailbox
@@ -117,9 +116,9 @@ class ModelBus(Bus):
         self.flushes = 0
         self.stopped = False
         self.up = True
-        """Whether its process runs: it is neither dead nor paused."""
+        """Whether the process runs: it has neither ended nor been paused."""
         self.doubts = False
-        """Whether it is going to find that it was interrupted."""
+        """Whether the process will notice an interruption."""
         store.buses[mailbox] = self
         store.mailboxes[mailbox] = {}
 
@@ -127,7 +126,7 @@ class ModelBus(Bus):
     def available(self) -> bool:
         return True
 
-    # Ordinary channels are no part of the model.
+    # The model has no ordinary channels.
 
     async def shared_statistics(self, channel: str) -> Statistics:
         raise NotImplementedError
@@ -148,10 +147,10 @@ class ModelBus(Bus):
     def unreadable(self) -> str | None:
         return None
 
-    # What a fault or a step of the model does.
+    # Faults and steps of the model.
 
     def flush(self, count: int = 10**9, *, again: bool = False) -> None:
-        """Write the oldest of what waits. `again`: the reply is lost, so that it is going to be written once more."""
+        """Execute the oldest `count` writes. `again`: the reply is lost, so the writes will be repeated."""
         self.flushes += 1
         for write in [*itertools.islice(self.outbox, count)]:
             write()
@@ -159,7 +158,7 @@ class ModelBus(Bus):
                 self.outbox.popleft()
 
     def deliver(self, sender: str, count: int) -> None:
-        """Hand over the oldest frames of one sender."""
+        """Deliver the oldest frames of one sender."""
         queue = self.store.mailboxes[self.mailbox][sender]
         batch = [queue.popleft() for _ in range(min(count, len(queue)))]
         if not queue:
@@ -168,11 +167,11 @@ class ModelBus(Bus):
             self.handler.batch(named, [frame for _, frame in items])
 
     def senders(self) -> list[str]:
-        """Of whom something waits in the mailbox."""
+        """Return the senders of the frames in the mailbox, none while the process is paused."""
         return [*self.store.mailboxes.get(self.mailbox, ())] if self.up else []
 
     def take_offers(self, count: int, *, twice: bool = False) -> None:
-        """Claim, if the process waits for that. `twice`: the store forgets it, so that somebody else may as well."""
+        """Claim, if the process waits for claims. `twice`: leave the offers, so that another process may claim them."""
         names = [*itertools.islice(self.store.offers, min(count, self.limit))]
         if self.waiting is None or self.waiting.done() or not names:
             return
@@ -185,7 +184,7 @@ class ModelBus(Bus):
         self.waiting.set_result(claims)
 
     def notice(self) -> None:
-        """Find that the store is another, or that the own lease had ended, and make everything anew."""
+        """Notice that the store lost its data or the lease of this process ended, and restore the mailbox."""
         self.doubts = False
         if self.mailbox in self.store.dead:
             self.store.dead.remove(self.mailbox)
@@ -211,7 +210,7 @@ class ModelBus(Bus):
         self.outbox.append(write)
 
     async def posted(self) -> None:
-        """Do nothing: what is posted waits in any case until it is delivered."""
+        """Do nothing: posted frames wait until they are delivered in any case."""
 
     def offer(self, channel: str, entry: Any, *, once: bool = False) -> Offer:
         offer = Offer(channel, once, state=(unpack(pack(entry)), []))
@@ -266,7 +265,7 @@ class ModelBus(Bus):
 
 
 class ModelLayer:
-    """The part of a channel layer that a worker uses. A bus that is left in an orderly way is buried at once."""
+    """The part of a channel layer that a worker uses. Leaving the bus normally ends the lease at once."""
 
     def __init__(self, store: Store, mailbox: str) -> None:
         self.store = store

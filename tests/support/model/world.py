@@ -1,4 +1,4 @@
-"""Interface servers, workers and clients on a model bus, and what must be true of them after every step."""
+"""Interface servers, workers and clients on a model bus, and the checks after every step."""
 
 import itertools
 import logging
@@ -13,11 +13,11 @@ from support.model.actors import Client, Interface, Process, Run
 from support.model.bus import ModelBus, Store
 
 WORKERS = 3
-ROUNDS, FRAMES = 100, 10_000  # of frames and answers, after which nobody should have anything to say
+ROUNDS, FRAMES = 100, 10_000  # of frames and answers, after which no process should send
 
 
 class World(logging.Handler):
-    """All of it. Collects what the product logs as errors: there must be none."""
+    """All processes and clients. Collects errors in the log of the product: there must be none."""
 
     def __init__(self, window: int, *, quick: bool) -> None:
         super().__init__(logging.ERROR)
@@ -40,7 +40,7 @@ class World(logging.Handler):
         self.new_worker()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if "workers in a row died" not in record.getMessage():  # an end that is allowed, and looked at by itself
+        if "workers in a row died" not in record.getMessage():  # allowed, and checked in `check_settled`
             self.faults.append(self.format(record))
 
     def close(self) -> None:
@@ -75,7 +75,7 @@ class World(logging.Handler):
     def buses(self) -> list[ModelBus]:
         return [*self.store.buses.values()]
 
-    # What happens.
+    # Steps.
 
     def send_text(self, client: Client, pad: int) -> None:
         client.said += 1
@@ -102,12 +102,12 @@ class World(logging.Handler):
                 worker.loop.close()
 
     def died(self, mailbox: str) -> None:
-        """End a lease."""
+        """Note the end of a lease."""
         self.interface.lapsed |= mailbox == self.interface.bus.mailbox
         for client in self.clients:
             client.deaths += client.connection.peer in ("", mailbox)
 
-    # What is seen.
+    # Observations.
 
     def offered(self, entry: Any) -> None:
         opening = read_request(entry)
@@ -130,7 +130,7 @@ class World(logging.Handler):
             if (run.client, run.attempt) == (client, opening.attempt - 1) and run.ended and run.told != 1006
         ]
         if len(candidates) > 1:
-            return  # its offer was claimed twice, and both were told to end
+            return  # its offer was claimed twice, and both runs were ended
         (run,) = candidates
         client.handed_over[opening.attempt] = run
         if not client.left and client.heard.get(run.attempt, (run.worker.mailbox, 0)) != (run.worker.mailbox, run.sent):
@@ -153,7 +153,7 @@ class World(logging.Handler):
         run.took.append(number)
 
     def check(self) -> None:
-        """I10, I11, I12; I4 and the order of what is written are looked at by the client."""
+        """Check I10, I11 and I12. `Client` checks I4 and the order of writes."""
         assert not self.faults, self.faults
         for client in self.clients:
             connection = client.connection
@@ -179,7 +179,7 @@ class World(logging.Handler):
     # The end.
 
     def settle(self) -> None:
-        """No more faults: everything is delivered, and time goes on until nobody has anything to say."""
+        """End all faults, deliver all frames, and advance time until no process sends."""
         for bus in self.buses:
             bus.up = True
         for client in self.clients:
@@ -219,7 +219,7 @@ class World(logging.Handler):
             self.run_loops()
 
     def check_settled(self) -> None:
-        """Every open client is served by one run, which has all that it said; and nobody serves anyone else."""
+        """Check that one run serves each open client and has all its messages, and that no other session remains."""
         self.check()
         served: set[Any] = set()
         for client in self.clients:

@@ -75,7 +75,7 @@ def connect(address: Address) -> Iterator[Callable[[], RawClient]]:
 
 
 def ask(address: Address, target: str, method: str = "GET") -> Response:
-    """The answer to one request, after which the server must close."""
+    """Send one request, assert that the server closes, and return the answer."""
     with RawClient(address) as client:
         response = client.request(method, target)
         assert client.read_until_close() == b""
@@ -85,7 +85,7 @@ def ask(address: Address, target: str, method: str = "GET") -> Response:
 
 
 def scrape(address: Address) -> dict[tuple[str, str], float]:
-    """(name of the sample, kind or channel) -> value, as Prometheus would understand it."""
+    """Return a map of (name of the sample, kind or channel) to value, as Prometheus parses them."""
     response = ask(address, "/metrics")
     assert response.status == 200
     assert response.get("Content-Type") == "text/plain; version=0.0.4; charset=utf-8"
@@ -253,7 +253,7 @@ def test_slow_clients_are_given_up(
     assert lingering.read_response().status == 200
 
     def reset() -> bool:
-        """Whether the server has closed its end of a socket that the client keeps open after the answer."""
+        """Return whether the server has closed its end of a socket that the client keeps open after the answer."""
         try:
             lingering.send(b"x")
         except (BrokenPipeError, ConnectionResetError):
@@ -267,7 +267,7 @@ def test_slow_clients_are_given_up(
 def test_sockets_that_ask_for_nothing_make_room(
     address: Address, connect: Callable[[], RawClient], sent: bytes
 ) -> None:
-    """Silent, in the middle of a head, or answered and not closed by their clients: the oldest of them goes."""
+    """The oldest idle socket is closed, whether silent, in the middle of a head, or answered and kept open."""
     clients = [connect() for _ in range(MAX_SOCKETS)]
     for client in clients:
         client.send(sent)
@@ -375,7 +375,7 @@ def test_nothing_outlives_the_context(portal: BlockingPortal, state: State) -> N
             before = anyio.get_running_tasks()
             clients = [socket.create_connection(address) for _ in range(3)]
             clients[0].sendall(b"GET /healthz HTTP/1.1\r\n")
-            # They are accepted in turn, so that now all are.
+            # Sockets are accepted in turn, so all of them are by now.
             assert (await anyio.to_thread.run_sync(ask, address, "/healthz")).status == 200
         assert len(anyio.get_running_tasks()) <= len(before)
         with pytest.raises(ConnectionRefusedError):

@@ -1,4 +1,4 @@
-"""Values that no option means: each is told in one sentence, whatever the option, and never with a traceback."""
+"""Invalid values: every option rejects them with one sentence and without a traceback."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ VALUES = (*NUMBERS, *TEXTS, *PATHS)
 
 @pytest.fixture(autouse=True)
 def _process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Leave the logging, the environment and the life of the tests' process as they are."""
+    """Restore the logging and the environment, and keep commands from ending the process of the tests."""
     for name in [name for name in os.environ if name.startswith("ASGIBUS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(run_module, "_exit_within", lambda seconds, code: None)

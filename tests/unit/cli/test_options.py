@@ -20,7 +20,7 @@ from asgibus.worker.settings import WorkerSettings
 INTERFACE_FIELDS = {field.name for field in fields(InterfaceSettings)}
 WORKER_FIELDS = {field.name for field in fields(WorkerSettings)}
 PROCESS_FIELDS = {field.name for field in fields(ProcessSettings)}
-# Options of a worker that are none of an interface server with APP: it cannot end its sockets to renew the app.
+# Options of a worker but not of an interface server with APP, which cannot close its sockets to renew the app.
 WORKER_ALONE = {"max_requests", "max_lifetime"}
 # Likewise: messages of channels are for workers that serve no connections.
 WORKER_ALONE |= {"channels", "channel_concurrency", "attempts", "dead_letter", "at_most_once", "expiry", "capacity"}
@@ -82,7 +82,7 @@ def test_every_option_is_a_setting_and_every_setting_an_option() -> None:
 
 
 def sample(option: GroupedOption, default: Any, folder: Path) -> tuple[str, Any]:
-    """A value that is not the default, as text and as what it should become."""
+    """Return a value other than the default, as text and as the parsed value."""
     special = {
         "routes": ("/ws=chat /api=x", (("/ws", "chat"), ("/api", "x"))),
         "udp": ("127.0.0.1:1 [::1]:2", ("127.0.0.1:1", "[::1]:2")),
@@ -129,7 +129,7 @@ def test_every_option_is_an_environment_variable_too(
 
 
 def refused(result: Result) -> str:
-    """The one line in which a command that was called wrongly says so."""
+    """Return the error line of a command with invalid arguments."""
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()

@@ -24,7 +24,7 @@ class Double:
 
 
 async def answer(app: Any) -> Any:
-    """Of an ASGI 3 app."""
+    """Return the answer of an ASGI 3 app."""
     scope = {"type": "http", "path": "/", "asgi": {"version": "other", "spec_version": "2.5"}, "extensions": {}}
     given = {**scope, "asgi": scope["asgi"]}
     communicator = ApplicationCommunicator(app, given)

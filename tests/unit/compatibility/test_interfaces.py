@@ -1,4 +1,4 @@
-"""Which interface an app has, told from how it can be called."""
+"""Detection of the interface of an app from its signature."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -42,7 +42,7 @@ def passing(app: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def posing(app: Callable[..., Any]) -> Callable[..., Any]:
-    """An adapter from ASGI 3 that takes over the name, the docstring and `__wrapped__` of what it adapts."""
+    """Return an adapter from ASGI 3 with the name, docstring and `__wrapped__` of the adapted app."""
 
     @functools.wraps(app)
     async def wrapper(scope: Any, receive: Any, send: Any) -> None: ...
@@ -80,7 +80,7 @@ class Decorated3:
 
 
 class Slotted:
-    """Chooses what it is when it is made, as the middleware of error trackers does."""
+    """A class that chooses its interface at construction, as the middleware of error trackers does."""
 
     __slots__ = ("__call__",)
 
@@ -110,7 +110,7 @@ class Router2:
 
 
 class Iterated:
-    """The class of PEP 3333."""
+    """The class example of PEP 3333."""
 
     def __init__(self, environ: Any, start_response: Any) -> None: ...
 
@@ -189,7 +189,7 @@ def many(*arguments: Any) -> Any: ...
         (Slotted(wsgi), "wsgi"),
         (InstanceWSGI(), "wsgi"),
         (Iterated, "wsgi"),
-        # What frameworks give.
+        # Apps of frameworks.
         (Starlette(), "asgi3"),
         (FastAPI(), "asgi3"),
         (HTTPEndpoint, "asgi3"),
@@ -201,7 +201,7 @@ def many(*arguments: Any) -> Any: ...
         (Flask("app"), "wsgi"),
         (Flask("app").wsgi_app, "wsgi"),
         (WSGIHandler.__new__(WSGIHandler), "wsgi"),
-        # What cannot be told.
+        # Undetectable interfaces.
         (many, None),
         (lambda *args, **kwargs: None, None),
         (lambda: None, None),

@@ -1,4 +1,4 @@
-"""Which hosts and ports a request may name."""
+"""Valid and invalid hosts and ports in requests."""
 
 import pytest
 

@@ -35,7 +35,7 @@ def inflate(data: bytes, bits: int = 15) -> bytes:
     return zlib.decompressobj(-bits).decompress(data + b"\0\0\xff\xff")
 
 
-# What is agreed on.
+# Negotiation.
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_offers_in_two_headers() -> None:
 
 
 def noise(random: Random) -> bytes:
-    """So much that hardly shrinks that it comes in several pieces."""
+    """Return bytes that hardly shrink, so many that their compressed form arrives in several pieces."""
     return random.randbytes(3 * PIECE_IN)
 
 
@@ -105,7 +105,7 @@ def inflated(*frames: CompressedFrame) -> list[bytes]:
 
 
 def cut(data: bytes, places: set[int]) -> list[CompressedFrame]:
-    """The frames of a message that is cut there."""
+    """Return the frames of a message that is cut at these places."""
     bounds = [0, *sorted(places), len(data)]
     return [
         CompressedFrame(Opcode.CONT if start else Opcode.TEXT, data[start:end], fin=end == len(data))

@@ -24,7 +24,7 @@ Pair = tuple[x509.ObjectIdentifier, str]
 def decoded(
     folder: Path, *names: list[Pair], kind: _ASN1Type | None = None, alternative: bytes | None = None
 ) -> tuple[Any, str]:
-    """The subject of a certificate as Python decodes it, and as another library writes it."""
+    """Return the subject of a certificate as Python decodes it, and as another library writes it."""
     subject = x509.Name(
         [x509.RelativeDistinguishedName([x509.NameAttribute(o, v, kind) for o, v in name]) for name in names]
     )
@@ -44,7 +44,7 @@ def decoded(
     signed = builder.sign(KEY, hashes.SHA256())
     file = folder / "certificate.pem"
     file.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    # What `getpeercert` does, without a connection.
+    # As `getpeercert` does, without a connection.
     return _ssl._test_decode_cert(str(file))["subject"], signed.subject.rfc4514_string()  # type: ignore[attr-defined]
 
 

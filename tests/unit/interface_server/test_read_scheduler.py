@@ -12,7 +12,7 @@ SLICE = 1000
 
 
 class Loop:
-    """An event loop, turned by the test, whose clock stands still unless a reader moves it."""
+    """An event loop that the test runs step by step; only readers advance its clock."""
 
     def __init__(self) -> None:
         self.now = 1.0
@@ -28,7 +28,7 @@ class Loop:
 
 
 class Reader(SlicedReader):
-    """Reads slices, each of which takes `cost` seconds."""
+    """A reader of slices, each of which takes `cost` seconds."""
 
     def __init__(self, name: str, scheduler: ReadScheduler, loop: Loop, order: list[str], cost: float) -> None:
         super().__init__(scheduler)

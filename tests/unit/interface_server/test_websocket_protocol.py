@@ -36,11 +36,11 @@ class WebSocket(Socket):
         self.send(b"".join(frame.serialize(mask=True) for frame in frames), size)
 
     def received(self) -> list[Event]:
-        """The events that the app gets."""
+        """Return the events that the app gets."""
         return self.table.events(WORKER)
 
     def frames(self) -> list[tuple[int, bytes]]:
-        """Opcode and payload of the frames that were written; all of them are short."""
+        """Return opcode and payload of the written frames, all of which are short."""
         written, self.transport.written = self.transport.written, b""
         frames = []
         while written:
@@ -121,7 +121,7 @@ def test_an_invalid_message_closes_while_the_window_is_almost_full() -> None:
     assert stream.in_flight == stream.window - 1
     socket.send_frame(Frame(Opcode.TEXT, b"\xff"))
     assert socket.transport.half_closed
-    assert socket.transport.reading  # else the end of the client is not seen
+    assert socket.transport.reading  # else the server would not notice the end of the client
     socket.end()
     assert socket.transport.closed
 

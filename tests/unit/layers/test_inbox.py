@@ -106,7 +106,7 @@ async def test_a_clock_of_redis_that_was_put_back(inbox: TestedInbox, store: Sto
 
 async def test_the_message_of_a_cancelled_reader_comes_before_later_ones(inbox: TestedInbox) -> None:
     first = asyncio.create_task(inbox.receive("1"))
-    await asyncio.sleep(0)  # in which it begins to wait
+    await asyncio.sleep(0)  # until the call waits
     for number in range(3):
         inbox.put("1", n=number)
     first.cancel()
@@ -116,7 +116,7 @@ async def test_the_message_of_a_cancelled_reader_comes_before_later_ones(inbox: 
 
 async def test_a_channel_that_a_cancelled_reader_fills_is_published(inbox: TestedInbox, store: Store) -> None:
     reader = asyncio.create_task(inbox.receive("1"))
-    await asyncio.sleep(0)  # in which it begins to wait
+    await asyncio.sleep(0)  # until the call waits
     for number in range(3):
         inbox.put("1", n=number)
     assert not store.full
@@ -183,7 +183,7 @@ async def test_expiry_and_clearing_make_room(inbox: TestedInbox, store: Store) -
 
 async def test_a_waiting_reader_gets_a_message_whatever_the_capacity(inbox: TestedInbox) -> None:
     readers = [asyncio.create_task(inbox.receive("1")) for _ in range(5)]
-    await asyncio.sleep(0)  # in which they begin to wait
+    await asyncio.sleep(0)  # until the calls wait
     for number in range(5):
         inbox.put("1", n=number)
     assert [(await reader)["n"] for reader in readers] == list(range(5))

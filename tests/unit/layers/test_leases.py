@@ -7,7 +7,7 @@ from asgibus.layers.leases import TABLE, Beat, IllegalPeerEvent, PeerEvent, Peer
 OWN = "own.1!"
 OTHER = "other.2!"
 
-# How a process comes into each state, as seen by `PeerTable`.
+# Events that lead a process into each state of `PeerTable`.
 WAYS = {
     PeerState.UNKNOWN: [],
     PeerState.WATCHED: [PeerEvent.WATCH],

@@ -1,4 +1,4 @@
-"""Senders to mailboxes, and what they know of them, over a pipeline that the test answers for."""
+"""Senders to mailboxes and their state, over a pipeline whose replies the test defines."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,7 +18,7 @@ SERVER = "interface.0123456789abcdef!"
 
 
 class Redis:
-    """A pipeline whose commands are answered at the next call, from what is set here."""
+    """A pipeline whose commands are answered at the next call, from the attributes of this object."""
 
     def __init__(self) -> None:
         self.replies: list[Callable[[], None]] = []

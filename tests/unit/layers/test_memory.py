@@ -1,4 +1,4 @@
-"""Life and death on the memory layer: there is no lease, so a place that is closed is dead for the others at once."""
+"""Ends of processes on the memory layer: without leases, a closed bus is declared dead at once."""
 
 import asyncio
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def entries(claims: list[Claim]) -> list[Any]:
 
 
 async def turns() -> None:
-    """Let the loop run what is due, and what that makes due."""
+    """Let the event loop run all callbacks that are due, and those that they schedule."""
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -73,7 +73,7 @@ async def test_what_was_claimed_and_not_done_is_handed_on(layer: InMemoryChannel
             first, second, third = await c.claim(["z", "x"], 5)
             c.done(second)
         await turns()
-        assert heir.orphans == other.orphans == []  # nobody claims from there
+        assert heir.orphans == other.orphans == []  # no bus claims from that channel
         a.stop_claiming()
         b.stop_claiming()
         await asyncio.gather(*claiming)
@@ -209,7 +209,7 @@ async def test_a_bus_that_is_taken_away_is_dead_once_and_reads_nothing_more(laye
             await until(lambda: one.lost == [bus.mailbox])
         await turns()
     assert two.frames == []
-    assert one.dead == [bus.mailbox, bus.mailbox]  # at its removal, and for what was posted in vain
+    assert one.dead == [bus.mailbox, bus.mailbox]  # at the removal, and for the undelivered frame
 
 
 async def test_groups_that_nobody_sends_to_are_forgotten_when_their_members_have_ended() -> None:

@@ -131,7 +131,7 @@ def test_made_up_keys_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> N
     assert counts["entry of unknown key"] == 1000
 
 
-# What is in Redis.
+# Data in Redis.
 
 
 # Other keys.

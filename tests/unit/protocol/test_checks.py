@@ -212,7 +212,7 @@ def test_a_refusal_names_the_field() -> None:
 
 
 class Text(str):
-    """A str as template engines make it."""
+    """A subclass of str, as template engines make."""
 
     __slots__ = ()
 

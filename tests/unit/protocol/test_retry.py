@@ -1,4 +1,4 @@
-"""Which connections are offered again when their run has ended before them, and when that is not tried any more."""
+"""Retries: connections that are offered again after the end of their run, and the limit of attempts."""
 
 import itertools
 

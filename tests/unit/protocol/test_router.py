@@ -181,7 +181,7 @@ def test_other_frames_are_passed_on(table: Table) -> None:
 
 @pytest.mark.parametrize("sender", ["", "peer"])
 def test_a_frame_of_the_protocol_must_come_from_a_mailbox(table: Table, sender: str) -> None:
-    table.ends[0].peer = sender  # as long as no worker has claimed a connection, it has no peer
+    table.ends[0].peer = sender  # an unclaimed connection has no peer
     table.router.batch(sender, [event(0), (RESET, NUMBER, ATTEMPT), (PROBE, 99, ATTEMPT, 0)])
     assert table.counts == {"bad frame": 3}
     assert table.ends[0].calls == []

@@ -29,7 +29,7 @@ HTTP_STATES = [AppState.WAITING, AppState.STARTED, AppState.STARTED_TRAILERS, Ap
 WEBSOCKET_STATES = [AppState.HANDSHAKE, AppState.OPEN, AppState.DENYING, AppState.COMPLETE]
 OTHER_STATES = [AppState.OPEN, AppState.COMPLETE]
 
-# Written out from the ASGI specification, not from the tables: from each state, what may come, and where it leads.
+# Written from the ASGI specification, not from the tables: the events in each state, and the states after them.
 HTTP = {
     AppState.WAITING: "EARLY_HINT>WAITING CONTINUE>WAITING RESPONSE_START>STARTED "
     "RESPONSE_START_TRAILERS>STARTED_TRAILERS RESPONSE>COMPLETE ABORT>COMPLETE",
@@ -65,7 +65,7 @@ RUN = {
     RunState.HANDED_OVER: "SUPERSEDE>ENDED DISCONNECT>ENDED",
     RunState.ENDED: "SUPERSEDE>ENDED DISCONNECT>ENDED",
 }
-# What the bus itself keeps from the state machine: handled before, in every state; and what stands for parts of a body.
+# Kinds outside the state machine: handled earlier in every state, or replaced by parts of a body.
 OUTSIDE = {"GROUP_ADD", "GROUP_DISCARD", "GROUP_DONE", "SAVE_STATE", "HANDOVER", "PATH_SEND", "ZERO_COPY_SEND"}
 
 

@@ -16,7 +16,7 @@ Frame = tuple[Any, ...]
 
 
 class End(ReliableStream):
-    """An end as its owners use it: an app that sends while the window is open, and takes what arrived when it likes."""
+    """One end with its app, which sends while the window is open and takes arrived events at any time."""
 
     def __init__(self, window: int) -> None:
         super().__init__(NUMBER, ATTEMPT, window)
@@ -61,7 +61,7 @@ class End(ReliableStream):
 
 
 class Wire(RuleBasedStateMachine):
-    """Two ends and what is under way between them, each direction by itself."""
+    """Two ends and the frames under way between them, separately for each direction."""
 
     @initialize(window=st.integers(1, 2000))
     def begin(self, window: int) -> None:
@@ -97,7 +97,7 @@ class Wire(RuleBasedStateMachine):
     @precondition(lambda self: any(self.under_way))
     @rule(data=st.data())
     def deliver_any(self, data: st.DataObject) -> None:
-        """Delayed, reordered, and perhaps to come again."""
+        """Deliver any frame of the wire, and perhaps keep it there to be repeated."""
         index = data.draw(st.sampled_from([index for index in (0, 1) if self.under_way[index]]))
         position = data.draw(st.integers(0, len(self.under_way[index]) - 1))
         frame = self.under_way[index][position]
@@ -150,7 +150,7 @@ class Wire(RuleBasedStateMachine):
             assert end.in_flight == sum(kept)
             assert sum(kept[:-1]) < self.window
             assert end.window_open == (end.in_flight < self.window)
-            # What the other end holds and has not taken is part of it: its memory is bounded by the window, too.
+            # Events that the other end has not taken are included: the window bounds its memory, too.
             waiting = [size(event) for _, event in other.inbox]
             assert sum(waiting[:-1]) < self.window
 
@@ -163,7 +163,7 @@ class Wire(RuleBasedStateMachine):
             assert end.acked <= len(self.ends[1 - index].received), "what was not taken is not acknowledged"
 
     def teardown(self) -> None:
-        """Over a fair wire, everything arrives, and nothing is kept for ever."""
+        """Check that over a fair wire all frames arrive and none is kept for ever."""
         if not hasattr(self, "ends"):
             return
         for _ in range(3):

@@ -16,7 +16,7 @@ PADS = st.sampled_from([0, 30, 200, 500])
 
 
 class Sessions(RuleBasedStateMachine):
-    """The faults, and what the clients and the apps do meanwhile."""
+    """Faults, and actions of clients and apps."""
 
     world: World
     holds = True
@@ -26,7 +26,7 @@ class Sessions(RuleBasedStateMachine):
         self.world = World(window, quick=quick)
         for _ in range(clients):
             self.world.new_client()
-        self.dead: list[Process] = []  # killed, and nobody knows
+        self.dead: list[Process] = []  # killed, and not yet declared dead
         self.world.deliver_all()
 
     def teardown(self) -> None:
@@ -39,7 +39,7 @@ class Sessions(RuleBasedStateMachine):
             self.world.close()
 
     def end(self) -> None:
-        """The faults stop."""
+        """Stop the faults, and check the settled state."""
         while self.dead:
             self.world.store.bury(self.dead.pop().mailbox)
         self.world.settle()
@@ -48,7 +48,7 @@ class Sessions(RuleBasedStateMachine):
     def pick(self, data: st.DataObject, among: list[Any]) -> Any:
         return among[data.draw(st.integers(0, len(among) - 1))]
 
-    # What clients and apps do.
+    # Clients and apps.
 
     @precondition(lambda self: self.speakers())
     @rule(data=st.data(), pad=PADS, count=SOME)
@@ -117,7 +117,7 @@ class Sessions(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.world.pass_time(seconds)
 
-    # What the bus does.
+    # The bus.
 
     @precondition(lambda self: self.writers())
     @rule(data=st.data(), count=SOME, again=st.booleans())
@@ -182,7 +182,7 @@ class Sessions(RuleBasedStateMachine):
         speaking=st.booleans(),
     )
     def a_worker_is(self, data: st.DataObject, how: str, speaking: bool) -> None:
-        """`speaking`: it still has something to write when that happens."""
+        """Stop or pause a process. `speaking`: frames of the process wait to be written then."""
         worker = self.pick(data, self.running())
         for run in self.active():
             if speaking and run.worker is worker:
@@ -190,7 +190,7 @@ class Sessions(RuleBasedStateMachine):
                 run.go_on(1)
         self.world.run_loops()
         if worker not in self.world.workers:
-            return  # it was stopping, and has
+            return  # the worker was stopping, and has ended
         if how == "drained":
             worker.stop.set()
             self.world.run_loops()
@@ -214,7 +214,7 @@ class Sessions(RuleBasedStateMachine):
     @precondition(lambda self: self.world.interface.bus.up)
     @rule(how=st.sampled_from(["paused", "lapsed", "killed"]), speaking=st.booleans())
     def the_interface_is(self, how: str, speaking: bool) -> None:
-        """`speaking`: it still has something to write when that happens."""
+        """Stop or pause a process. `speaking`: frames of the process wait to be written then."""
         bus = self.world.interface.bus
         for client in self.speakers():
             if speaking:
@@ -244,5 +244,5 @@ class Sessions(RuleBasedStateMachine):
             self.holds = True
 
 
-TestSessions = pytest.mark.timeout(600)(Sessions.TestCase)  # when it fails, time goes into a short example
+TestSessions = pytest.mark.timeout(600)(Sessions.TestCase)  # a failure needs time to find a short example
 TestSessions.settings = settings(max_examples=3 * settings.default.max_examples, stateful_step_count=40)

@@ -1,4 +1,4 @@
-"""Waits have a bound, and a promised time that is not kept is told apart from what never comes."""
+"""Waits are bounded, and a missed promise raises another error than a wait without result."""
 
 import pytest
 

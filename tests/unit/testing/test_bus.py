@@ -271,7 +271,7 @@ def test_outside_asyncio_it_says_so() -> None:
         Bus(hello).__aenter__().send(None)
 
 
-# Where it runs, and what is left.
+# Event loops, and cleanup.
 
 
 async def test_nothing_is_left() -> None:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 
 def busy(bus: Bus) -> VirtualWorker:
-    """The worker that serves something."""
+    """Return the worker that serves a connection."""
     (worker,) = [worker for worker in bus.workers if worker.serving]
     return worker
 
@@ -60,7 +60,7 @@ async def test_the_dead_say_nothing_more() -> None:
         await bus.add_worker()
         for each in (socket, other):
             await each.send("here")
-            assert await each.receive() == "here 1"  # and nobody left
+            assert await each.receive() == "here 1"  # without a disconnect
 
 
 async def test_an_app_that_dies_neither_answers_nor_raises() -> None:
@@ -215,7 +215,7 @@ async def test_a_worker_that_drains_hands_its_sockets_over_with_their_state() ->
         assert app.log.count("disconnect 1012") == app.log.count("shut down") == 1
         await socket.send("again")
 
-        assert await socket.receive() == "somebody left"  # said by the run that was told of a disconnect
+        assert await socket.receive() == "somebody left"  # sent by the run that got a disconnect
         assert await socket.receive() == "again 2"
         assert bus.worker_of(socket) is not first
 

@@ -1,4 +1,4 @@
-"""Acknowledgement of client events: events that are unacknowledged at a death go to the next run."""
+"""Acknowledgement of client events: unacknowledged events of a killed worker go to the next run."""
 
 import asyncio
 from typing import Any
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Slow:
-    """An app for WebSockets that answers each message at once, and is done with it when it may be."""
+    """An app for WebSockets that answers each message at once, and asks for the next when permitted."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -56,7 +56,7 @@ async def test_an_event_in_hand_is_not_acknowledged_until_the_app_asks_for_the_n
         await until(lambda: len(interface.events(number)) == 2)
         interface.post((PROBE, number, 1, 2))
         await until(lambda: (ACK, number, 1, 0) in interface.frames(number))
-        await asyncio.sleep(0.05)  # many ticks, which must tell nothing
+        await asyncio.sleep(0.05)  # many ticks, which must not acknowledge anything
         assert acknowledged(interface, number) == 0
         app.may_go_on.release()
         await until(lambda: acknowledged(interface, number) == 1)

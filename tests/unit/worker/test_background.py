@@ -23,7 +23,7 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class Background:
-    """A worker, its layer and its end."""
+    """A worker, its layer and its stop event."""
 
     def __init__(self, worker: BackgroundWorker, layer: ChannelLayer) -> None:
         self.worker = worker
@@ -49,7 +49,7 @@ class Background:
 
 @asynccontextmanager
 async def running(app: App, layer: ChannelLayer | None = None, **settings: Any) -> AsyncIterator[Background]:
-    """A worker for the channel "work", until the context ends or the test stops it."""
+    """Run a worker for the channel "work", until the context ends or the test stops it."""
     layer = layer or InMemoryChannelLayer()
     values: dict[str, Any] = {"channels": ("work",), "graceful_timeout": 5.0}
     background = Background(BackgroundWorker(WorkerSettings(app="test", **values | settings), app, layer), layer)
@@ -62,7 +62,7 @@ async def running(app: App, layer: ChannelLayer | None = None, **settings: Any) 
 
 
 class Log:
-    """An app that handles one message and returns; `seen` are their numbers."""
+    """An app that handles one message and returns; `seen` has the numbers of the messages."""
 
     def __init__(self) -> None:
         self.seen: list[int] = []
@@ -80,7 +80,7 @@ class Log:
 
 
 class Gated(Log):
-    """One that handles each message only when `go` is set; `begun` are those it has begun with."""
+    """An app that handles each message when `go` is set; `begun` has the messages in progress."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Gated(Log):
 
 
 class Failing(Log):
-    """One that raises at odd numbers, `times` times at each."""
+    """An app that raises at odd numbers, `times` times at each."""
 
     def __init__(self, times: int) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class Failing(Log):
 
 @pytest.fixture
 def short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries wait for milliseconds."""
+    """Shorten the delays of retries to milliseconds."""
     monkeypatch.setattr(background_module, "RETRY_SECONDS", 0.01)
 
 
@@ -277,7 +277,7 @@ async def test_a_message_whose_workers_died_is_not_tried_for_ever() -> None:
 @pytest.mark.usefixtures("short_retries")
 async def test_an_app_that_never_receives_the_message_has_not_handled_it() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        """Knows nothing of channels."""
+        """Answer HTTP requests only."""
 
     async with running(app, attempts=2) as background:
         await background.send(1)

@@ -1,4 +1,4 @@
-"""Apps may do some things once their client is gone, behind their own end, and while the worker drains."""
+"""Allowed calls of apps after a disconnect, after their last event, and during a drain."""
 
 import asyncio
 import copy
@@ -119,7 +119,7 @@ async def test_what_an_app_sends_late_is_not_looked_at(caplog: pytest.LogCapture
 async def test_a_second_answer_behind_a_stream_is_no_error_once_the_app_has_heard_of_the_end(
     heard: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The client has closed its sending side, and may still read."""
+    """The second answer is ignored, since the client has closed its sending side and may still read."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] != "lifespan"
@@ -141,7 +141,7 @@ async def test_a_second_answer_behind_a_stream_is_no_error_once_the_app_has_hear
 
 
 class WebSocketDisconnect(Exception):
-    """An error as frameworks have it."""
+    """An error as frameworks define it."""
 
 
 @pytest.mark.parametrize("gone", [True, False])
@@ -288,7 +288,7 @@ async def test_a_scope_can_be_copied_pickled_and_dumped(kind: str) -> None:
 
 
 class Events:
-    """An event stream that notes how it ends; `listens`: it asks for `http.disconnect`."""
+    """An event stream that notes its end; `listens`: the app asks for `http.disconnect`."""
 
     def __init__(self, *, listens: bool) -> None:
         self.listens = listens

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Witness:
-    """An app for WebSockets that notes what it receives, and returns when it may."""
+    """An app for WebSockets that notes its events, and returns when permitted."""
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
@@ -123,7 +123,7 @@ async def test_after_an_interruption_every_interface_server_is_asked() -> None:
     async with running(app) as interface:
         socket, request = await interface.accepted(), interface.open(HTTP)
         await until(lambda: interface.frames(request))
-        await interface.layer.declare_dead(interface.owner)  # as it learns that others gave it up
+        await interface.layer.declare_dead(interface.owner)  # as if other processes had given it up
         await until(lambda: count(interface, socket, PROBE) and count(interface, request, PROBE))
         assert interface.frames(socket)[-1] == (PROBE, socket, 1, 1)
         assert interface.frames(request)[-1] == (PROBE, request, 1, 0)

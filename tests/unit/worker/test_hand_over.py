@@ -1,4 +1,4 @@
-"""A worker that stops and may resume: each WebSocket's app is told, may clean up, and then another run goes on."""
+"""Hand-over of WebSockets: each app gets a disconnect, may clean up, and then another run continues."""
 
 import asyncio
 from typing import Any
@@ -23,7 +23,7 @@ TOLD = {"type": "websocket.disconnect", "code": 1012, "reason": ""}
 
 
 async def handed_over(interface: Interface, number: int) -> tuple[Any, ...]:
-    """The HANDOVER frame, which must be the last of its connection; acknowledged."""
+    """Return the HANDOVER frame, which must be the last of its connection, and acknowledge it."""
     frames = await interface.last(number, events.HANDOVER)
     assert [frame[3] for frame in frames if frame[0] == EVENT] == list(range(len(interface.events(number))))
     assert frames[-1][EVENT_OFFSET:] == (events.HANDOVER,)
@@ -86,7 +86,7 @@ async def test_what_waits_for_the_app_is_left_to_the_next_run() -> None:
         interface.send_texts(number, "a", "b", "c")
         await until(lambda: seen)
         interface.stop.set()
-        await anyio.wait_all_tasks_blocked()  # told, which must wait until it asks
+        await anyio.wait_all_tasks_blocked()  # handed over, which must wait until the app asks
         go.set()
         assert (await handed_over(interface, number))[4] == 1
     assert [event.get("text") for event in seen] == ["a", None]
@@ -271,14 +271,14 @@ async def test_an_app_that_ends_its_connection_itself_is_not_handed_over() -> No
     async with running(app, resume=True) as interface:
         number = await interface.accepted()
         interface.stop.set()
-        await anyio.wait_all_tasks_blocked()  # the drain has reached it
+        await anyio.wait_all_tasks_blocked()  # the drain has reached the session
         go.set()
         assert (await interface.answer(number))[-1] == (events.CLOSE, 4000, "")
         interface.acknowledge(number)
 
 
 async def test_a_client_that_leaves_when_its_app_was_told_of_the_hand_over_is_handed_over() -> None:
-    """The app has not heard that the client is gone for good: another run does."""
+    """The client leaves after the disconnect of the hand-over, so another run gets the final disconnect."""
     go = asyncio.Event()
     seen: list[Any] = []
 
@@ -361,7 +361,7 @@ async def test_many_websockets_are_handed_over_within_the_drain_period() -> None
         in_time(asyncio.get_running_loop().time() - start, 5.0)
 
 
-# The last words.
+# The final frames of a worker.
 
 
 async def test_the_last_words_are_kept_until_they_are_acknowledged_and_repeated_when_asked_for() -> None:

@@ -106,7 +106,7 @@ async def test_a_start_up_that_failed(mode: Mode, message: str, told: str) -> No
 
 
 async def test_a_start_up_that_failed_with_a_traceback_as_its_message() -> None:
-    """Starlette and frameworks upon it send all of it."""
+    """The error is the last line of the traceback that Starlette sends as its message."""
 
     async def fails(scope: Any, receive: Any, send: Any) -> None:
         await receive()

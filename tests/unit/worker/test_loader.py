@@ -1,4 +1,4 @@
-"""Loading the user's app, and the one line that says why it cannot be."""
+"""Loading the user's app, and the one-line error if that fails."""
 
 import sys
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Files that an app sends by path or descriptor: what of them goes to the interface server, and what goes wrong."""
+"""Files that an app sends by path or descriptor: the bytes at the interface server, and errors."""
 
 import errno
 import io
@@ -43,7 +43,7 @@ def zero_copy_send(file: Any, **fields: Any) -> dict[str, Any]:
 
 
 def sending(*sent: dict[str, Any]) -> Callable[[Any, Any, Send], Awaitable[None]]:
-    """An app that sends these."""
+    """Return an app that sends these events."""
 
     async def app(scope: Any, receive: Any, send: Send) -> None:
         if scope["type"] == "http":
@@ -260,7 +260,7 @@ async def test_a_cancelled_app_lets_go_of_a_file_that_opens_late(file: Path, mon
     opened: list[io.FileIO] = []
     open_now = sendfile._open
 
-    def open_late(path: str) -> io.FileIO:  # as a disk does that is busy
+    def open_late(path: str) -> io.FileIO:  # like a busy disk
         begun.set()
         go_on.wait(30)
         opened.append(open_now(path))

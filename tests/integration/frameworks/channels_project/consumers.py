@@ -39,7 +39,7 @@ class Closed(WebsocketConsumer):
 
 
 class Chat(AsyncWebsocketConsumer):
-    """Through the channel layer of the project, as anywhere."""
+    """A chat through the channel layer of the project."""
 
     async def connect(self):
         self.room = self.scope["url_route"]["kwargs"]["room"]
@@ -84,7 +84,7 @@ class Chat(AsyncWebsocketConsumer):
 
 
 class Everybody(AsyncWebsocketConsumer):
-    """In a group of the bus: what is sent there goes to the sockets, and no consumer wakes up for it."""
+    """A consumer in a group of the bus: a broadcast goes to the sockets and wakes no consumer."""
 
     async def connect(self):
         await self.accept()
@@ -96,7 +96,7 @@ class Everybody(AsyncWebsocketConsumer):
 
 
 class Ticker(AsyncHttpConsumer):
-    """Server-sent events, as Channels has them."""
+    """Server-sent events in the style of Channels."""
 
     async def handle(self, body):
         self.name = self.scope["url_route"]["kwargs"]["name"]

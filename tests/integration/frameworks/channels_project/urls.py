@@ -8,7 +8,7 @@ import asgibus
 
 
 def announce(request, room, times):
-    """From a synchronous view, as a form or a signal handler would."""
+    """Broadcast from a synchronous view, as a form or a signal handler would."""
     layer = get_channel_layer()
     for number in range(times):
         async_to_sync(layer.group_send)(room, {"type": "chat.line", "text": f"announcement {number}"})
@@ -22,7 +22,7 @@ def publish(request):
 
 
 def later(request, name):
-    """Background work: for whoever runs the consumers of the channel."""
+    """Send background work to the consumers of the channel."""
     async_to_sync(get_channel_layer().send)("work", {"type": "work.do", "name": name})
     return HttpResponse("soon")
 

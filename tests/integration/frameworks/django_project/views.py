@@ -102,7 +102,7 @@ async def events(request, name):
 
 
 def later(request, name):
-    """Django has no tasks of its own that run here; a thread is what is left."""
+    """Run background work in a thread, since Django has no task runner of its own."""
 
     def work():
         gates[name].wait(30)
@@ -134,7 +134,7 @@ def teapot(request):
 
 
 async def wait(request, name):
-    """Long polling: cancelled when the client leaves."""
+    """Wait as a long poll does; Django cancels the view when the client leaves."""
     try:
         await opened(name)
     except asyncio.CancelledError:
@@ -169,7 +169,7 @@ def protected(request):
 
 @csrf_exempt
 async def lines(request, room):
-    """Through the asynchronous half of the ORM."""
+    """Use the asynchronous half of the ORM."""
     if request.method == "POST":
         await Line.objects.acreate(room=room, text=request.POST["text"])
     return JsonResponse([line.text async for line in Line.objects.filter(room=room).order_by("id")], safe=False)

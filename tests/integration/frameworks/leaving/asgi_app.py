@@ -1,4 +1,4 @@
-"""Plain ASGI: the app hears what it asks for, and sees what `send` raises."""
+"""Plain ASGI: the app calls `receive` itself and gets the exceptions of `send`."""
 
 import asyncio
 from typing import Any

@@ -8,7 +8,7 @@ from pathlib import Path
 
 STEP = 0.01
 KINDS = (OSError, RuntimeError)  # servers have exceptions of their own, but of these kinds
-PARTS = 300  # of a stream whose app hears nothing
+PARTS = 300  # of a stream whose app gets no disconnect
 
 
 def note(name: str, text: str) -> None:
@@ -18,7 +18,7 @@ def note(name: str, text: str) -> None:
 
 @contextmanager
 def noting(name: str) -> Iterator[None]:
-    """Note the begin of some work, its end or the exception that ends it, and that its clean-up ran."""
+    """Note the begin of some work, its end or exception, and its clean-up."""
     note(name, "begun")
     try:
         yield
