@@ -76,7 +76,7 @@ def measure(row: Row, peer: Peer, seconds: float) -> Sample:
     try:
         return undisturbed(row, peer, seconds)
     except BenchmarkError as error:
-        raise BenchmarkError("; ".join([str(error), *(server.last_words() for server in peer.servers)])) from error
+        raise BenchmarkError("; ".join([str(error), *(server.last_line() for server in peer.servers)])) from error
 
 
 def undisturbed(row: Row, peer: Peer, seconds: float) -> Sample:

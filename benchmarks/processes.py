@@ -57,7 +57,7 @@ class Server:
                 raise BenchmarkError(f"{self.name} is not ready: {log[-2000:].strip()}")
             time.sleep(0.02)
 
-    def last_words(self) -> str:
+    def last_line(self) -> str:
         """Return the last line of the log."""
         lines = self._log.read_text(errors="replace").split("\n")
         return next(

@@ -111,9 +111,9 @@ async def reader(row: Row, layer: Any, confirm: socket.socket) -> None:
     async with asyncio.TaskGroup() as tasks:
         readers = [tasks.create_task(read(place, channel)) for place, channel in enumerate(channels)]
         await asyncio.sleep(SUBSCRIBED)
-        say(channels)
+        write_line(channels)
         while line := await ask():
-            say(await tally.wait(int(line)))
+            write_line(await tally.wait(int(line)))
         for task in readers:
             task.cancel()
 
@@ -151,13 +151,13 @@ async def sender(row: Row, layer: Any, confirmed: socket.socket) -> None:
                 raise ValueError("another answer than the one that was waited for")
             answer = asyncio.create_task(layer.receive(back))
 
-    say("READY")
+    write_line("READY")
     while line := await ask():
         began = time.monotonic()
         async with asyncio.TaskGroup() as tasks:
             for _ in range(row.senders):
                 tasks.create_task((ping if row.echo else send)(began + float(line)))
-        say({"began": began, "expected": sent * row.members})
+        write_line({"began": began, "expected": sent * row.members})
     if answer is not None:
         answer.cancel()
 
@@ -168,9 +168,9 @@ async def ask() -> str:
     return line.strip()
 
 
-def say(words: Any) -> None:
+def write_line(value: Any) -> None:
     """Write a line to stdout."""
-    print(json.dumps(words), flush=True)
+    print(json.dumps(value), flush=True)
 
 
 async def serve(end: str, row: Row, peer: str, url: str, descriptor: int) -> None:

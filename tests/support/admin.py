@@ -23,8 +23,8 @@ def counts(server: Process) -> dict[str, int]:
     with urllib.request.urlopen(f"{_url(server)}/metrics", timeout=30) as response:
         text = response.read().decode()
     lines = [line.removeprefix("asgibus_events_total{kind=") for line in text.splitlines()]
-    told = (line.rpartition("} ") for line in lines if line.startswith('"'))
-    return {kind.strip('"'): int(float(value)) for kind, _, value in told if float(value)}
+    counts_by_kind = (line.rpartition("} ") for line in lines if line.startswith('"'))
+    return {kind.strip('"'): int(float(value)) for kind, _, value in counts_by_kind if float(value)}
 
 
 def _url(server: Process) -> str:

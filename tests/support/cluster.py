@@ -111,5 +111,5 @@ class Cluster(ContextStack):
 
     def _slots(self, server: RedisServer) -> list[list[object]]:
         admin = self.admin(server)
-        slots: list[list[object]] = admin.execute_command("CLUSTER", "SLOTS")  # without decoding
+        slots: list[list[object]] = admin.execute_command("CLUSTER", "SLOTS")  # the raw reply
         return slots

@@ -37,7 +37,7 @@ def shorten(set_value: Callable[[object, str, object], None] = setattr) -> None:
         set_value(heartbeat, name, value)
 
 
-def shorten_if_told() -> None:
+def shorten_if_requested() -> None:
     """Shorten the leases of a peer whose test has `short_leases`."""
     if os.environ.get(VARIABLE):
         shorten()

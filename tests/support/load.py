@@ -45,8 +45,8 @@ TICKER = "ticker"
 
 CALL_SECONDS = 6.0
 """Seconds within which a broadcast during an outage must fail; the call gives up after about 5 s."""
-OWNED_UP = "that the call owned up to"
-SILENT = "without a word"
+REPORTED = "whose call failed"
+SILENT = "without an error"
 
 
 @dataclass
@@ -79,8 +79,8 @@ class Outcome:
 
     def __str__(self) -> str:
         recovery = "" if self.recovery is None else f"recovered after {self.recovery:.2f} s; "
-        lost = _told(self.lost)
-        program, ticker = _told(self.program_lost), _told(self.ticker_lost)
+        lost = _describe(self.lost)
+        program, ticker = _describe(self.program_lost), _describe(self.ticker_lost)
         return (
             f"{recovery}echo: {self.echo}; room: {self.room}; lost broadcasts: {lost}; of a ticker: {ticker}; "
             f"of a program: {program}; "
@@ -187,12 +187,12 @@ class Load(ContextStack):
             began = time.monotonic()
             marks = {member.name: member.sent for member in self.room.members}
             self.room.wait_each_answered(max(0.1, deadline - time.monotonic()))
-            heard = {member.name: member.answered for member in self.room.members}
+            answered = {member.name: member.answered for member in self.room.members}
             try:  # a message that returned to its sender reaches the others a moment later
-                wait_until(lambda m=marks, h=heard: not self._missed(m, h), 1.0)
+                wait_until(lambda m=marks, h=answered: not self._missed(m, h), 1.0)
                 break
             except AssertionError:
-                assert time.monotonic() < deadline, f"rooms are not whole: {self._missed(marks, heard)[:5]}"
+                assert time.monotonic() < deadline, f"rooms are not whole: {self._missed(marks, answered)[:5]}"
         # Messages that were held back are sent together.
         members = self.room.members
         wait_until(lambda: all(each.sent - each.answered <= 1 for each in members), what="the backlog to be sent")
@@ -249,7 +249,7 @@ class Load(ContextStack):
         failed = self.failed()
         missed = self._missed({}, sent)
         late = self._missed(self._marks, sent) if self._marks is not None else []
-        lost = Counter(OWNED_UP if key[1:] in failed else SILENT for key in missed)
+        lost = Counter(REPORTED if key[1:] in failed else SILENT for key in missed)
         runs = Counter(each["name"] for each in self.notes.all("posted"))
         return Outcome(
             echo=self.echo.finish(),
@@ -289,11 +289,11 @@ class Load(ContextStack):
             first = min((n for n in range(seen.expected) if n not in seen.missing), default=0)
             for number in range(first, count):
                 if number in seen.missing or number >= seen.expected:
-                    lost[OWNED_UP if number in failed else SILENT] += 1
+                    lost[REPORTED if number in failed else SILENT] += 1
         return lost
 
 
-def _told(lost: Counter[str]) -> str:
+def _describe(lost: Counter[str]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(lost.items())) or "none"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from asgibus.layers import Bus, Claim, RedisChannelLayer
 from asgibus.layers.contract import Frame
 from asgibus.layers.frames import DEAD, FIRST_PROTOCOL_KIND
-from support.lease_times import shorten_if_told
+from support.lease_times import shorten_if_requested
 
 KIND = FIRST_PROTOCOL_KIND
 
@@ -128,5 +128,5 @@ async def main(url: str, prefix: str, role: str) -> None:
 
 
 if __name__ == "__main__":
-    shorten_if_told()
+    shorten_if_requested()
     asyncio.run(main(*sys.argv[1:]))

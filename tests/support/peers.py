@@ -28,7 +28,7 @@ class Peer:
         self._process = process
         self._answers: asyncio.Queue[Any] = asyncio.Queue()
         self.mailbox = ""
-        self.told: list[tuple[str, Any, float]] = []
+        self.events: list[tuple[str, Any, float]] = []
         """Reports of the handler of the process: kind, value, and time by the monotonic clock."""
 
     async def read(self) -> None:
@@ -39,16 +39,16 @@ class Peer:
             if what == "answer":
                 self._answers.put_nowait(value)
             else:
-                self.told.append((what, value, at))
+                self.events.append((what, value, at))
 
     def all(self, what: str) -> list[Any]:
         """Return all events of one kind at its handler: `frame`, `dead`, `undelivered`, `interrupted`,
         `claimed`, `orphaned`."""
-        return [value for each, value, _ in self.told if each == what]
+        return [value for each, value, _ in self.events if each == what]
 
     def when(self, what: str) -> float:
         """Return the time of the first report of that kind, 0.0 if there is none."""
-        return next((at for each, _, at in self.told if each == what), 0.0)
+        return next((at for each, _, at in self.events if each == what), 0.0)
 
     async def do(self, what: str, *values: Any) -> Any:
         """Give it an order and wait for the answer."""

@@ -56,7 +56,7 @@ class Process:
         self.uds = ""
         self.blamed = False  # a test failed because of this process, so its end need not be reported
         self._expected_to_end = False
-        self._told_to_end = False
+        self._asked_to_end = False
         self._mark = 0
         with self.log_path.open("wb") as log:
             self._popen = subprocess.Popen(
@@ -148,12 +148,12 @@ class Process:
 
     def terminate(self) -> None:
         """Send SIGTERM without waiting."""
-        self._expected_to_end = self._told_to_end = True
+        self._expected_to_end = self._asked_to_end = True
         self._popen.terminate()
 
     def interrupt(self) -> None:
         """Send SIGINT, as Ctrl+C does, without waiting."""
-        self._expected_to_end = self._told_to_end = True
+        self._expected_to_end = self._asked_to_end = True
         self._popen.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
@@ -261,7 +261,7 @@ class Processes:
         left = [process for process in self.all if process.running]
         for process in left:
             process.resume()
-            if not process._told_to_end:  # a second signal would stop it at once, with work in flight
+            if not process._asked_to_end:  # a second signal would stop it at once, with work in flight
                 process.terminate()
         for process in left:
             try:

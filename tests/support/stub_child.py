@@ -1,7 +1,7 @@
 """A process for a supervisor that serves nothing: `stub_child.py VARIABLE FOLDER`; VARIABLE names its control pipe.
 
 Files in FOLDER control its behaviour: `hangs` (it is not ready while the file is there), `fails`, `crashes`, `lingers`
-(it does not end when it is told to). SIGTERM has it retire. It imports nothing of the project, so that it starts at
+(it ignores the request to stop). SIGTERM has it retire. It imports nothing of the project, so that it starts at
 once.
 """
 

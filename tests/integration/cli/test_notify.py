@@ -15,7 +15,7 @@ from support.processes import Process
 
 APP = "cli.supervised_app:app"
 Start = Callable[..., Process]
-Told = dict[str, str]
+Notification = dict[str, str]
 
 
 class Manager:
@@ -30,15 +30,15 @@ class Manager:
     def close(self) -> None:
         self._socket.close()
 
-    def next(self) -> Told:
+    def next(self) -> Notification:
         """Return the variables of the next datagram."""
         return dict(line.split("=", 1) for line in self._socket.recv(65536).decode().split("\n"))
 
-    def until(self, name: str) -> Told:
+    def until(self, name: str) -> Notification:
         """Return the next datagram with that variable."""
-        while name not in (told := self.next()):
+        while name not in (notification := self.next()):
             pass
-        return told
+        return notification
 
     def nothing_more(self) -> bool:
         self._socket.setblocking(False)
@@ -57,7 +57,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]
     manager.close()
 
 
-def test_the_start_and_the_end_are_told(manager: Manager, start_interface: Start) -> None:
+def test_the_manager_is_notified_of_start_and_end(manager: Manager, start_interface: Start) -> None:
     interface = start_interface(app=APP, env=manager.env)
     assert manager.until("READY") == {"READY": "1", "STATUS": f"listening on {interface.url}"}
     interface.terminate()
@@ -66,7 +66,7 @@ def test_the_start_and_the_end_are_told(manager: Manager, start_interface: Start
     assert manager.nothing_more()
 
 
-def test_a_wait_for_the_layer_is_told(manager: Manager, start_worker: Start) -> None:
+def test_the_manager_is_notified_of_a_wait_for_the_layer(manager: Manager, start_worker: Start) -> None:
     options = ("--layer", "redis://127.0.0.1:1", "--wait-for-layer", 60)
     worker = start_worker(APP, *options, env=manager.env, ready=False)
     status = manager.until("STATUS")["STATUS"]
@@ -74,7 +74,7 @@ def test_a_wait_for_the_layer_is_told(manager: Manager, start_worker: Start) -> 
     worker.terminate()
 
 
-def test_a_supervisor_tells_what_its_processes_wait_for(manager: Manager, start_worker: Start) -> None:
+def test_a_supervisor_notifies_of_the_wait_of_its_processes(manager: Manager, start_worker: Start) -> None:
     options = ("--layer", "redis://127.0.0.1:1", "--wait-for-layer", 60, "--processes", 2)
     worker = start_worker(APP, *options, env=manager.env, ready=False)
     assert manager.until("STATUS")["STATUS"].startswith("waiting for the channel layer: Redis at redis://127.0.0.1:1")
@@ -84,7 +84,7 @@ def test_a_supervisor_tells_what_its_processes_wait_for(manager: Manager, start_
 
 
 @pytest.mark.parametrize("what", ["a rolling restart", "a version that cannot start"])
-def test_a_supervisor_tells_for_all_of_its_processes(
+def test_a_supervisor_notifies_for_all_of_its_processes(
     manager: Manager, redis_url: str, start_worker: Start, tmp_path: Path, what: str
 ) -> None:
     worker = start_worker(
@@ -111,7 +111,7 @@ def test_a_supervisor_tells_for_all_of_its_processes(
     assert worker.wait() == 0
 
 
-def test_what_the_app_starts_does_not_know_the_socket(manager: Manager, start_interface: Start, tmp_path: Path) -> None:
+def test_children_of_the_app_do_not_get_the_socket(manager: Manager, start_interface: Start, tmp_path: Path) -> None:
     (tmp_path / "nosy_app.py").write_text(
         "import os\nfrom cli.simple_app import app\nopen('found', 'w').write(str('NOTIFY_SOCKET' in os.environ))\n"
     )
@@ -120,7 +120,7 @@ def test_what_the_app_starts_does_not_know_the_socket(manager: Manager, start_in
 
 
 @pytest.mark.parametrize("address", ["/no/such/socket", "relative", "vsock:2:1", "@" + "a" * 200, "/tmp"])
-def test_a_manager_that_cannot_be_told_is_named_once(start_interface: Start, address: str) -> None:
+def test_an_unreachable_manager_is_logged_once(start_interface: Start, address: str) -> None:
     interface = start_interface(app=APP, env={"NOTIFY_SOCKET": address})
     interface.terminate()
     assert interface.wait() == 0

@@ -125,7 +125,7 @@ def test_a_killed_process_is_replaced_at_once(supervisor: Process) -> None:
     assert set(children(supervisor)) == {other, readied(supervisor)[-1]}
 
 
-class Mourner:
+class DeadRecorder:
     """A handler on the bus that records processes declared dead."""
 
     def __init__(self) -> None:
@@ -144,12 +144,12 @@ class Mourner:
 async def test_a_death_is_announced_at_once(redis_url: str, supervisor: Process) -> None:
     """The supervisor announces a death at once, long before the lease of 5 s ends."""
     layer = open_layer(redis_url)
-    mourner = Mourner()
-    async with layer.bus("test", mourner):
+    recorder = DeadRecorder()
+    async with layer.bus("test", recorder):
         os.kill(children(supervisor)[0], signal.SIGKILL)
-        await until(lambda: mourner.dead, 2.4, "the announcement")
+        await until(lambda: recorder.dead, 2.4, "the announcement")
     await layer.close()
-    assert mourner.dead[0].endswith("!")
+    assert recorder.dead[0].endswith("!")
 
 
 @pytest.mark.parametrize("supervisor", ["workers", "both in one"], indirect=True)

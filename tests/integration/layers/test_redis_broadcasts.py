@@ -47,7 +47,7 @@ async def sent(layer: RedisChannelLayer, what: str) -> tuple[str, str]:
     return what, ""
 
 
-async def took(layer: RedisChannelLayer, what: str = "in time") -> float:
+async def broadcast_seconds(layer: RedisChannelLayer, what: str = "in time") -> float:
     """Return the seconds that a broadcast takes."""
     began = asyncio.get_running_loop().time()
     await layer.group_send("group", {"n": what})
@@ -57,7 +57,7 @@ async def took(layer: RedisChannelLayer, what: str = "in time") -> float:
 async def test_broadcasts_into_a_redis_that_loses_its_data(start_redis: StartRedis) -> None:
     async with asyncio.TaskGroup() as scenarios:
         scenarios_of_loss = (
-            *(is_flushed, is_flushed_while_a_member_hangs, comes_back_empty, nobody_comes_back),
+            *(is_flushed, is_flushed_while_a_member_hangs, comes_back_empty, no_member_comes_back),
             *(comes_back_when_a_call_has_waited_long, is_killed_before_a_member_has_read, comes_back_too_late),
         )
         for scenario in scenarios_of_loss:
@@ -71,17 +71,17 @@ async def is_flushed(server: RedisServer) -> None:
         await other.group_send("group", {"n": "before"})
         with redis.Redis.from_url(server.url, protocol=2) as admin:
             admin.flushall()
-        in_time(await took(fresh, "perhaps"), AT_ONCE)  # only members that have noticed the flush get this
-        told = await asyncio.gather(
+        in_time(await broadcast_seconds(fresh, "perhaps"), AT_ONCE)  # only members that have noticed the flush get this
+        results = await asyncio.gather(
             *(sent(layer, what) for layer, what in ((other, "other"), (one.layer, "one"), (two.layer, "two")))
         )
-        assert told == [("other", ""), ("one", ""), ("two", "")]
+        assert results == [("other", ""), ("one", ""), ("two", "")]
 
         def got_of_others() -> list[list[str]]:
             return [[text for text in each if text != "perhaps"] for each in got(one, two)]
 
         await until(lambda: all(len(each) >= 4 for each in got_of_others()))
-        in_time(await took(other), AT_ONCE)
+        in_time(await broadcast_seconds(other), AT_ONCE)
         await until(lambda: all(len(each) >= 5 for each in got_of_others()))
         assert [sorted(each) for each in got_of_others()] == [["before", "in time", "one", "other", "two"]] * 2
         assert other.counts["send failed"] == 0
@@ -120,12 +120,12 @@ async def comes_back_empty(server: RedisServer) -> None:
         sending = [asyncio.create_task(sent(other, f"away {number}")) for number in range(3)]
         await asyncio.to_thread(server.start)
         sending += [asyncio.create_task(sent(layer, "back")) for layer in (one.layer, other)]
-        told = [await each for each in sending]
+        results = [await each for each in sending]
         assert (await sent(other, "after"))[1] == ""
         await until(lambda: all("after" in each for each in got(one, two)))
-        expected = sorted(["before", "after", *(what for what, why in told if not why)])
+        expected = sorted(["before", "after", *(what for what, why in results if not why)])
         assert [sorted(each) for each in got(one, two)] == [expected] * 2
-        assert other.counts["send failed"] + one.layer.counts["send failed"] == sum(bool(why) for _, why in told)
+        assert other.counts["send failed"] + one.layer.counts["send failed"] == sum(bool(why) for _, why in results)
     await other.close()
 
 
@@ -184,7 +184,7 @@ async def comes_back_too_late(server: RedisServer) -> None:
     await other.close()
 
 
-async def nobody_comes_back(server: RedisServer) -> None:
+async def no_member_comes_back(server: RedisServer) -> None:
     """Broadcast to a group whose members have all left: one call waits in vain, and the next returns at once."""
     other = RedisChannelLayer(server.url)
     async with member(server.url):
@@ -194,7 +194,7 @@ async def nobody_comes_back(server: RedisServer) -> None:
     began = asyncio.get_running_loop().time()
     assert await sent(other, "in vain") == ("in vain", "")
     in_time(asyncio.get_running_loop().time() - began, 5.5)
-    in_time(await took(other), AT_ONCE)
+    in_time(await broadcast_seconds(other), AT_ONCE)
     assert other.counts["send failed"] == 0
     await other.close()
 
@@ -224,7 +224,7 @@ async def test_broadcasts_into_a_redis_that_starts_from_an_old_snapshot(start_re
         expected = ["before", *sorted(senders)]
         assert sorted(got(one)[0]) == sorted(frame[1]["n"] for frame in two.all("frame")) == expected
         for layer in (*senders.values(), RedisChannelLayer(server.url)):
-            in_time(await took(layer), AT_ONCE)
+            in_time(await broadcast_seconds(layer), AT_ONCE)
             if layer is not one.layer:
                 await layer.close()
 
@@ -237,8 +237,8 @@ async def test_nobody_is_waited_for_in_an_old_snapshot_of_a_bus_that_is_gone(sta
     await asyncio.to_thread(server.kill)
     await asyncio.to_thread(server.start)
     layer = RedisChannelLayer(server.url)
-    in_time(await took(layer), 5.5)
-    in_time(await took(layer), AT_ONCE)
+    in_time(await broadcast_seconds(layer), 5.5)
+    in_time(await broadcast_seconds(layer), AT_ONCE)
     await layer.close()
 
 
@@ -254,12 +254,12 @@ async def test_a_living_process_whose_mailbox_is_missing_gets_what_is_sent(
             admin.delete(f"asgibus:mailbox:{one.mailbox}")
             await other.send(one.mailbox + "1", {"n": f"direct {number}"})
         await until(lambda: len(one.handler.frames) == 6)
-        heard = [frame[2]["n"] for frame in one.handler.frames]
-        assert heard == [f"{what} {number}" for number in range(3) for what in ("group", "direct")]
+        received = [frame[2]["n"] for frame in one.handler.frames]
+        assert received == [f"{what} {number}" for number in range(3) for what in ("group", "direct")]
     await other.close()
 
 
-async def test_who_is_told_of_a_member_that_lives_and_makes_no_mailbox(
+async def test_a_broadcast_fails_for_a_live_member_without_a_mailbox(
     redis_url: str, admin: "redis.Redis[bytes]"
 ) -> None:
     other = RedisChannelLayer(redis_url)
@@ -269,7 +269,7 @@ async def test_who_is_told_of_a_member_that_lives_and_makes_no_mailbox(
         admin.delete(f"asgibus:mailbox:{two.mailbox}")
         assert "its process lives" in (await sent(other, "early"))[1]  # its lease has not ended
         admin.zadd("asgibus:processes", {two.mailbox: 1})
-        in_time(await took(other), AT_ONCE)
+        in_time(await broadcast_seconds(other), AT_ONCE)
         assert admin.zcard("asgibus:group:group") == 0
     await other.close()
 
@@ -297,7 +297,7 @@ async def steps(server: RedisServer, clock: WallClock) -> None:
     await other.close()
 
 
-async def test_a_broadcast_that_finds_mailboxes_missing_waits_for_those_who_are_not_gone(
+async def test_a_broadcast_waits_for_live_members_without_mailboxes(
     redis_url: str, admin: "redis.Redis[bytes]"
 ) -> None:
     """A broadcast removes members without a lease from the group, and after a loss of data waits for the others."""
@@ -320,26 +320,26 @@ async def test_who_has_seen_all_leave_does_not_wait_for_them(redis_url: str) -> 
     layer = RedisChannelLayer(redis_url)
     async with layer.bus("a", Recorder()) as bus:
         await bus.join_group("group")
-        in_time(await took(layer), AT_ONCE)
-    in_time(await took(layer), AT_ONCE)
+        in_time(await broadcast_seconds(layer), AT_ONCE)
+    in_time(await broadcast_seconds(layer), AT_ONCE)
     async with layer.bus("a", Recorder()) as bus:
         await bus.join_group("group")
-        in_time(await took(layer), AT_ONCE)
+        in_time(await broadcast_seconds(layer), AT_ONCE)
     await layer.close()
 
 
 async def test_without_a_bus_there_is_nobody_to_wait_for(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     layer = RedisChannelLayer(redis_url)
     await layer.group_add("group", "ordinary")
-    in_time(await took(layer), AT_ONCE)
+    in_time(await broadcast_seconds(layer), AT_ONCE)
     admin.flushall()
-    in_time(await took(layer), AT_ONCE)
+    in_time(await broadcast_seconds(layer), AT_ONCE)
     await layer.close()
 
 
-async def test_what_nobody_had_read_when_the_data_went(start_redis: StartRedis) -> None:
+async def test_unread_broadcasts_when_redis_loses_its_data(start_redis: StartRedis) -> None:
     async with asyncio.TaskGroup() as scenarios:
-        for scenario in (unread_and_flushed, unread_and_killed, unread_of_one_who_is_gone):
+        for scenario in (unread_and_flushed, unread_and_killed, unread_by_a_killed_member):
             scenarios.create_task(scenario(start_redis()), name=scenario.__name__)
 
 
@@ -361,11 +361,11 @@ async def unread_and_flushed(server: RedisServer) -> None:
             ("other 3", ""),
         ]
         await until(lambda: {"one 3", "other 3"} <= {frame[-1]["n"] for frame in two.all("frame")})
-        heard = [frame[-1]["n"] for frame in two.all("frame")]
+        received = [frame[-1]["n"] for frame in two.all("frame")]
         for name in ("one", "other"):
-            mine = [each for each in heard if each.startswith(f"{name} ")]
+            mine = [each for each in received if each.startswith(f"{name} ")]
             assert mine == [f"{name} 0", f"{name} 1", f"{name} 2", f"{name} direct", f"{name} 3"]
-        assert sorted(got(one)[0]) == sorted(each for each in heard if "direct" not in each)
+        assert sorted(got(one)[0]) == sorted(each for each in received if "direct" not in each)
         for layer in (one.layer, other):
             assert layer.counts["message repeated"] == 7  # also to the member that had read it
             assert layer.counts["message lost"] == 0
@@ -388,7 +388,7 @@ async def unread_and_killed(server: RedisServer) -> None:
         assert got(one) == [[0, 1, 2]]
 
 
-async def unread_of_one_who_is_gone(server: RedisServer) -> None:
+async def unread_by_a_killed_member(server: RedisServer) -> None:
     """Lose broadcasts to a killed member: the loss is counted and logged."""
     async with member(server.url) as one, peer(server.url, "asgibus") as two:
         await two.do("join", "group")

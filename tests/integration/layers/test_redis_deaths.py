@@ -44,12 +44,12 @@ def consumers(admin: "redis.Redis[bytes]", key: str) -> set[str]:
 async def test_deaths(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     async with asyncio.TaskGroup() as scenarios:
         for scenario in (
-            a_killed_process_is_dead_and_leaves_nothing,
-            a_death_is_learnt_behind_all_that_the_dead_one_had_posted,
-            when_all_are_paused_nobody_is_dead,
-            what_the_dead_had_claimed_is_handed_on,
-            who_claims_later_finds_what_the_dead_had_claimed,
-            what_is_undelivered_is_not_yet_dead,
+            a_killed_process_is_declared_dead_and_leaves_nothing,
+            a_death_is_reported_after_all_posted_frames,
+            no_process_is_declared_dead_when_all_are_paused,
+            orphans_are_handed_on,
+            a_later_claimant_finds_orphans,
+            an_undelivered_frame_declares_no_process_dead,
         ):
             scenarios.create_task(scenario(redis_url, admin), name=scenario.__name__)
 
@@ -58,15 +58,15 @@ async def test_deaths(redis_url: str, admin: "redis.Redis[bytes]") -> None:
 async def test_returns(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     async with asyncio.TaskGroup() as scenarios:
         for scenario in (
-            who_is_paused_is_dead_and_comes_back,
-            consumers_of_a_blocked_process_are_not_deaf_afterwards,
-            who_comes_back_too_late_has_missed_broadcasts,
-            who_holds_the_interpreter_lock_is_dead_after_a_lease,
+            a_paused_process_is_declared_dead_and_returns,
+            consumers_of_a_paused_process_receive_afterwards,
+            a_process_that_returns_late_has_missed_broadcasts,
+            a_process_that_holds_the_interpreter_lock_is_declared_dead,
         ):
             scenarios.create_task(scenario(redis_url, admin), name=scenario.__name__)
 
 
-async def a_killed_process_is_dead_and_leaves_nothing(url: str, admin: "redis.Redis[bytes]") -> None:
+async def a_killed_process_is_declared_dead_and_leaves_nothing(url: str, admin: "redis.Redis[bytes]") -> None:
     prefix = "killed"
     async with place(url, prefix) as one, place(url, prefix) as two:
         await one.bus.join_group("both")
@@ -81,9 +81,9 @@ async def a_killed_process_is_dead_and_leaves_nothing(url: str, admin: "redis.Re
             assert keys(admin, prefix) == before | of_victim | {f"{prefix}:group:mine"}
             killed = await victim.kill()
             await until(lambda: one.handler.dead and two.handler.dead, NOTICED + SLACK)
-            took = time.monotonic() - killed
-            assert took > LEASE - BEAT - 0.1
-            in_time(took, NOTICED)
+            seconds = time.monotonic() - killed
+            assert seconds > LEASE - BEAT - 0.1
+            in_time(seconds, NOTICED)
             await until(lambda: keys(admin, prefix) == before, RETURN + BEAT + SLACK)
             assert time.monotonic() - killed > LEASE + RETURN - BEAT - 0.1, "it might come back"
             assert admin.zrange(f"{prefix}:group:both", 0, -1) == [one.mailbox.encode()]
@@ -95,7 +95,7 @@ async def a_killed_process_is_dead_and_leaves_nothing(url: str, admin: "redis.Re
     assert keys(admin, prefix) == {f"{prefix}:processes"}  # which lists the killed process for later ones
 
 
-async def a_death_is_learnt_behind_all_that_the_dead_one_had_posted(url: str, admin: "redis.Redis[bytes]") -> None:
+async def a_death_is_reported_after_all_posted_frames(url: str, admin: "redis.Redis[bytes]") -> None:
     """Delay the reading of a mailbox: a death is reported after all frames of the killed process."""
     prefix = "behind"
     parts = urlsplit(url)
@@ -113,7 +113,7 @@ async def a_death_is_learnt_behind_all_that_the_dead_one_had_posted(url: str, ad
             assert set(one.handler.events[500:]) == {(DEAD, victim.mailbox, False)}
 
 
-async def who_is_paused_is_dead_and_comes_back(url: str, admin: "redis.Redis[bytes]") -> None:
+async def a_paused_process_is_declared_dead_and_returns(url: str, admin: "redis.Redis[bytes]") -> None:
     prefix = "paused"
     async with place(url, prefix) as one, place(url, prefix) as two, peer(url, prefix) as victim:
         for each in (one, two):
@@ -148,7 +148,7 @@ async def who_is_paused_is_dead_and_comes_back(url: str, admin: "redis.Redis[byt
         assert victim.all("dead") == []
 
 
-async def consumers_of_a_blocked_process_are_not_deaf_afterwards(url: str, admin: "redis.Redis[bytes]") -> None:
+async def consumers_of_a_paused_process_receive_afterwards(url: str, admin: "redis.Redis[bytes]") -> None:
     """Pause a process with a consumer: the consumer gets all messages, since its groups are restored."""
     prefix = "blocked"
     async with place(url, prefix) as one, peer(url, prefix) as victim:
@@ -163,7 +163,7 @@ async def consumers_of_a_blocked_process_are_not_deaf_afterwards(url: str, admin
         await until(lambda: victim.all("message")[2:] == [{"n": 3}])
 
 
-async def who_holds_the_interpreter_lock_is_dead_after_a_lease(url: str, admin: "redis.Redis[bytes]") -> None:
+async def a_process_that_holds_the_interpreter_lock_is_declared_dead(url: str, admin: "redis.Redis[bytes]") -> None:
     prefix = "lock"
     async with place(url, prefix) as one, peer(url, prefix) as victim:
         await victim.do("post", one.mailbox, 1)
@@ -176,7 +176,7 @@ async def who_holds_the_interpreter_lock_is_dead_after_a_lease(url: str, admin: 
         await until(lambda: victim.all("interrupted"))
 
 
-async def who_comes_back_too_late_has_missed_broadcasts(url: str, admin: "redis.Redis[bytes]") -> None:
+async def a_process_that_returns_late_has_missed_broadcasts(url: str, admin: "redis.Redis[bytes]") -> None:
     prefix = "late"
     async with place(url, prefix) as one, peer(url, prefix) as victim:
         await victim.do("join", "group")
@@ -196,7 +196,7 @@ async def who_comes_back_too_late_has_missed_broadcasts(url: str, admin: "redis.
         assert ["group", {"n": 2}] not in victim.all("frame")  # the blocked read may have got the first broadcast
 
 
-async def when_all_are_paused_nobody_is_dead(url: str, admin: "redis.Redis[bytes]") -> None:
+async def no_process_is_declared_dead_when_all_are_paused(url: str, admin: "redis.Redis[bytes]") -> None:
     prefix = "all"
     async with peer(url, prefix) as one, peer(url, prefix) as two, peer(url, prefix) as three:
         everybody = (one, two, three)
@@ -223,9 +223,9 @@ async def when_all_are_paused_nobody_is_dead(url: str, admin: "redis.Redis[bytes
 # Claims of processes that died.
 
 
-async def what_the_dead_had_claimed_is_handed_on(url: str, admin: "redis.Redis[bytes]") -> None:
+async def orphans_are_handed_on(url: str, admin: "redis.Redis[bytes]") -> None:
     prefix, key = "orphans", "orphans:shared:x"
-    async with place(url, prefix) as interface, peer(url, prefix) as heir, place(url, prefix) as other:
+    async with place(url, prefix) as interface, peer(url, prefix) as claimant, place(url, prefix) as other:
         interface.bus.offer("x", ("of the other one",))
         await other.bus.claim(["x"], 1)
         async with peer(url, prefix) as victim:
@@ -235,12 +235,12 @@ async def what_the_dead_had_claimed_is_handed_on(url: str, admin: "redis.Redis[b
             for entry in entries:
                 interface.bus.offer("x", entry)
             await until(lambda: len(victim.all("claimed")) == len(entries))
-            await heir.do("claim", "x")
+            await claimant.do("claim", "x")
             claiming = asyncio.create_task(other.bus.claim(["x"], 1))
             killed = await victim.kill()
 
             def orphans() -> list[Any]:
-                return sorted(heir.all("orphaned") + [list(claim.entry) for claim in other.handler.orphans])
+                return sorted(claimant.all("orphaned") + [list(claim.entry) for claim in other.handler.orphans])
 
             await until(lambda: len(orphans()) >= len(entries), NOTICED + SLACK)
             assert time.monotonic() - killed > LEASE - BEAT - 0.1
@@ -253,7 +253,7 @@ async def what_the_dead_had_claimed_is_handed_on(url: str, admin: "redis.Redis[b
             for claim in other.handler.orphans:
                 other.bus.done(claim)
             await other.bus.drain()
-            await heir.do("done")
+            await claimant.do("done")
             assert admin.xpending(key, "workers")["pending"] == 1
             assert admin.xlen(key) == 1
             other.bus.stop_claiming()
@@ -261,7 +261,7 @@ async def what_the_dead_had_claimed_is_handed_on(url: str, admin: "redis.Redis[b
     assert [name for name in consumers(admin, key) if not name.startswith(other.mailbox)] == []
 
 
-async def who_claims_later_finds_what_the_dead_had_claimed(url: str, admin: "redis.Redis[bytes]") -> None:
+async def a_later_claimant_finds_orphans(url: str, admin: "redis.Redis[bytes]") -> None:
     """Claim later than a death: the orphans arrive; those of a process without a lease only after the grace time."""
     prefix, key = "later", "later:shared:x"
     began = time.monotonic()
@@ -304,7 +304,7 @@ def groups_of(admin: "redis.Redis[bytes]", key: str) -> list[Any]:
 # Undelivered frames.
 
 
-async def what_is_undelivered_is_not_yet_dead(url: str, admin: "redis.Redis[bytes]") -> None:
+async def an_undelivered_frame_declares_no_process_dead(url: str, admin: "redis.Redis[bytes]") -> None:
     """Delete a mailbox: its process is declared dead only when its lease has ended."""
     prefix = "undelivered"
     began = time.monotonic()
@@ -319,7 +319,7 @@ async def what_is_undelivered_is_not_yet_dead(url: str, admin: "redis.Redis[byte
         await until(lambda: victim.mailbox in one.handler.dead, NOTICED + SLACK)
         assert time.monotonic() - killed > LEASE - BEAT - 0.1
         in_time(time.monotonic() - killed, NOTICED)
-        if time.monotonic() - began < GRACE - 0.5:  # else the start of the victim took long
+        if time.monotonic() - began < GRACE - 0.5:  # else the start of the victim seconds long
             assert one.handler.dead == [victim.mailbox]
         await until(lambda: len(one.handler.dead) == 2, GRACE + BEAT + SLACK)
         assert set(one.handler.dead) == {victim.mailbox, "w.never!"}
@@ -353,7 +353,7 @@ async def test_a_declared_death_is_known_at_once(redis_url: str) -> None:
         assert one.handler.interruptions == two.handler.interruptions == sender.handler.interruptions == 0
 
 
-async def test_who_is_declared_dead_and_lives_goes_on(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+async def test_a_live_process_that_is_declared_dead_continues(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     async with place(redis_url, "a") as one, place(redis_url, "a") as living, place(redis_url, "a") as sender:
         await living.bus.join_group("group")
         declared = time.monotonic()
@@ -375,23 +375,23 @@ async def test_who_is_declared_dead_and_lives_goes_on(redis_url: str, admin: "re
         await until(lambda: one.handler.dead == [living.mailbox] * 2)
 
 
-async def test_what_a_process_that_is_declared_dead_had_claimed_is_handed_on_at_once(
+async def test_orphans_of_a_process_declared_dead_are_handed_on_at_once(
     redis_url: str, admin: "redis.Redis[bytes]"
 ) -> None:
-    async with place(redis_url, "a") as one, place(redis_url, "a") as heir, peer(redis_url, "a") as victim:
+    async with place(redis_url, "a") as one, place(redis_url, "a") as claimant, peer(redis_url, "a") as victim:
         await victim.do("claim", "x")
         one.bus.offer("x", (1,))
         await until(lambda: victim.all("claimed"))
-        claiming = asyncio.create_task(heir.bus.claim(["x"], 1))
-        await until(lambda: heir.mailbox in consumers(admin, "a:shared:x"))
+        claiming = asyncio.create_task(claimant.bus.claim(["x"], 1))
+        await until(lambda: claimant.mailbox in consumers(admin, "a:shared:x"))
         await victim.kill()
         declared = time.monotonic()
         await one.layer.declare_dead(victim.mailbox)
-        await until(lambda: heir.handler.orphans)
+        await until(lambda: claimant.handler.orphans)
         in_time(time.monotonic() - declared, AT_ONCE)
-        assert [claim.entry for claim in heir.handler.orphans] == [(1,)]
-        heir.bus.done(heir.handler.orphans[0])
-        heir.bus.stop_claiming()
+        assert [claim.entry for claim in claimant.handler.orphans] == [(1,)]
+        claimant.bus.done(claimant.handler.orphans[0])
+        claimant.bus.stop_claiming()
         await claiming
 
 
@@ -399,9 +399,7 @@ async def test_what_a_process_that_is_declared_dead_had_claimed_is_handed_on_at_
 
 
 @pytest.mark.parametrize("loss", ["mailbox", "lease"])
-async def test_who_finds_that_something_of_it_was_lost_puts_it_in_place(
-    loss: str, redis_url: str, admin: "redis.Redis[bytes]"
-) -> None:
+async def test_a_process_restores_its_lost_data(loss: str, redis_url: str, admin: "redis.Redis[bytes]") -> None:
     async with place(redis_url, "a") as one:
         if loss == "mailbox":
             admin.delete(f"a:mailbox:{one.mailbox}")
@@ -420,7 +418,7 @@ async def test_who_finds_that_something_of_it_was_lost_puts_it_in_place(
 # Leaving and staying.
 
 
-async def test_who_leaves_leaves_nothing(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+async def test_a_process_that_leaves_leaves_no_keys(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     async with peer(redis_url, "a") as one:
         async with peer(redis_url, "a") as two:
             for each in (one, two):
@@ -437,7 +435,7 @@ async def test_who_leaves_leaves_nothing(redis_url: str, admin: "redis.Redis[byt
     assert keys(admin, "a") == set()
 
 
-async def test_who_leaves_has_not_died(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+async def test_leaving_counts_as_no_death(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     async with place(redis_url, "a") as one:
         async with peer(redis_url, "a") as two:
             await two.do("post", one.mailbox, 1)
@@ -470,7 +468,7 @@ async def test_a_busy_event_loop_keeps_its_lease_and_one_that_hangs_loses_it(red
 
 
 @short_leases
-async def test_what_waits_for_a_process_that_hangs_is_bounded(
+async def test_the_mailbox_of_a_process_that_hangs_is_bounded(
     redis_url: str, admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeat, "RETURN_BYTES", 1_000_000)

@@ -201,7 +201,7 @@ async def test_keys_change_while_all_runs(
 
 
 @pytest.mark.parametrize("keys", [(), ("other",), ("other", "another")], ids=["no key", "other", "others"])
-async def test_a_peer_with_another_key_is_one_line_and_nobody_s_end(
+async def test_a_peer_with_another_key_is_logged_once_and_ends_no_process(
     make: Make, keys: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     right, too, wrong = make("secret"), make("secret"), make(*keys)

@@ -98,7 +98,7 @@ async def test_posted_frames_survive_cut_connections(layer: RedisChannelLayer, k
             assert reader.repeated == 0
 
 
-async def test_an_outage_is_told_once(
+async def test_an_outage_is_logged_once(
     layer: RedisChannelLayer, admin: "redis.Redis[bytes]", caplog: pytest.LogCaptureFixture
 ) -> None:
     reader = Recorder()
@@ -119,7 +119,7 @@ async def claim_all(bus: Bus, claimed: list[int]) -> None:
         await asyncio.sleep(0)
 
 
-async def test_what_a_lost_reply_held_is_taken_all_the_same(redis_url: str) -> None:
+async def test_a_message_in_a_lost_reply_is_redelivered(redis_url: str) -> None:
     """A message whose reply was lost is redelivered, although its consumer lives and never got the message."""
     url = urlsplit(redis_url)
     with TcpProxy((str(url.hostname), int(url.port or 0))) as proxy:
@@ -137,7 +137,7 @@ async def test_what_a_lost_reply_held_is_taken_all_the_same(redis_url: str) -> N
             await each.close()
 
 
-async def test_what_a_process_takes_that_has_just_begun_is_not_given_to_others(
+async def test_messages_of_a_new_process_are_not_given_to_others(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A search for orphans that began before a process joined does not take the messages of that process."""
@@ -207,7 +207,7 @@ async def test_a_claim_whose_reply_was_lost_comes_again(
         assert admin.xpending("asgibus:shared:x", "workers")["pending"] == 0
 
 
-async def test_what_was_claimed_and_never_given_out_goes_to_another_one(
+async def test_a_claim_that_was_never_given_out_goes_to_another_process(
     layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
 ) -> None:
     async with layer.bus("w", Recorder()) as other:
@@ -225,7 +225,7 @@ async def test_what_was_claimed_and_never_given_out_goes_to_another_one(
         other.done(claim)
 
 
-async def test_a_waiting_receive_survives_or_says_so(layer: RedisChannelLayer, kill: Kill) -> None:
+async def test_a_waiting_receive_survives_or_raises(layer: RedisChannelLayer, kill: Kill) -> None:
     receiving = asyncio.create_task(layer.receive("a"))
     await asyncio.to_thread(lambda: None)
     for _ in range(100):
@@ -262,7 +262,7 @@ async def test_a_redis_without_room_is_waited_for(start_redis: StartRedis, caplo
         await layer.close()
 
 
-async def test_what_was_posted_is_waited_for(start_redis: StartRedis) -> None:
+async def test_posted_waits_for_a_redis_without_room(start_redis: StartRedis) -> None:
     """`posted` waits for a frame that a full Redis rejects, although later commands succeed."""
     server = start_redis()
     layer = RedisChannelLayer(server.url)
@@ -311,7 +311,7 @@ async def test_a_redis_that_comes_back_empty(start_redis: StartRedis) -> None:
     await layer.close()
 
 
-async def test_what_was_offered_and_withdrawn_while_redis_was_away_is_never_written(start_redis: StartRedis) -> None:
+async def test_offers_withdrawn_in_an_outage_are_never_written(start_redis: StartRedis) -> None:
     """Offers that were withdrawn in an outage are never written, so that they do not flood Redis afterwards."""
     server = start_redis()
     layer = RedisChannelLayer(server.url)
@@ -329,7 +329,7 @@ async def test_what_was_offered_and_withdrawn_while_redis_was_away_is_never_writ
     await layer.close()
 
 
-async def test_nobody_waits_for_a_redis_that_is_gone(start_redis: StartRedis) -> None:
+async def test_a_stop_waits_a_bounded_time_for_a_redis_that_is_gone(start_redis: StartRedis) -> None:
     """A process that stops waits once, for a few seconds, to send its last frames to an unreachable Redis."""
     server = start_redis()
     layer = RedisChannelLayer(server.url)
@@ -349,7 +349,7 @@ async def test_nobody_waits_for_a_redis_that_is_gone(start_redis: StartRedis) ->
     in_time(loop.time() - started, 8)
 
 
-async def test_damaged_entries_are_skipped_and_told(
+async def test_damaged_entries_are_skipped_and_logged(
     layer: RedisChannelLayer, admin: "redis.Redis[bytes]", caplog: pytest.LogCaptureFixture
 ) -> None:
     reader = Raising()

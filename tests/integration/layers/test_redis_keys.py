@@ -86,7 +86,7 @@ async def test_a_mailbox_does_not_grow_by_large_frames(layer: RedisChannelLayer,
         assert admin.memory_usage(key) < 3 * 1024 * 1024
 
 
-async def test_shared_channels_hold_only_what_is_not_done(
+async def test_shared_channels_hold_only_unfinished_messages(
     layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
 ) -> None:
     async with layer.bus("i", Recorder()) as interface, layer.bus("w", Recorder()) as worker:

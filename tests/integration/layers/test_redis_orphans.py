@@ -36,7 +36,7 @@ def holder(admin: "redis.Redis[bytes]", mailbox: str, entry: Any) -> None:
     admin.xreadgroup("workers", mailbox, {SHARED: ">"}, count=1)
 
 
-def die(admin: "redis.Redis[bytes]", mailbox: str) -> None:
+def end_lease(admin: "redis.Redis[bytes]", mailbox: str) -> None:
     """End the lease of such a process."""
     seconds, _ = admin.time()
     admin.zadd(PROCESSES, {mailbox: seconds * 1000 - 1})
@@ -52,7 +52,7 @@ async def stopped(bus: Bus, task: "asyncio.Task[Any]") -> None:
     assert await asyncio.wait_for(task, 30) == []
 
 
-async def test_a_death_that_is_told_while_a_beat_is_at_work_is_not_overlooked(
+async def test_a_death_reported_during_a_beat_is_not_overlooked(
     layer: RedisChannelLayer, admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next heartbeat finds the claims of the second dead worker, although that heartbeat reports no new death."""
@@ -62,14 +62,14 @@ async def test_a_death_that_is_told_while_a_beat_is_at_work_is_not_overlooked(
     async with layer.bus("w", handler) as worker:
         task = asyncio.create_task(worker.claim(["x"], 10))
         reap = Reaper.reap
-        told = asyncio.Event()
+        reported = asyncio.Event()
 
         async def slow(self: Reaper, beat: Any, now: int, *, log: bool = True) -> bool:
             """Report the second death during a heartbeat that has found the first."""
             died = await reap(self, beat, now, log=log)
-            if "w.first!" in beat.ended and not told.is_set():
-                told.set()
-                die(admin, "w.second!")
+            if "w.first!" in beat.ended and not reported.is_set():
+                reported.set()
+                end_lease(admin, "w.second!")
                 admin.xadd(
                     f"asgibus:mailbox:{worker.mailbox}",
                     {"b": pack((PAYLOAD_VERSION, "", [(DEAD, "w.second!", True)]))},
@@ -78,7 +78,7 @@ async def test_a_death_that_is_told_while_a_beat_is_at_work_is_not_overlooked(
             return died
 
         monkeypatch.setattr(Reaper, "reap", slow)
-        die(admin, "w.first!")
+        end_lease(admin, "w.first!")
         await until(lambda: len(handler.orphans) == 2, 5)
         assert {claim.entry for claim in handler.orphans} == {("first",), ("second",)}
         for claim in handler.orphans:
@@ -99,7 +99,7 @@ async def test_orphans_whose_reading_was_cut_short_come_with_the_next_beat(
         # Reading the entries of the second name fails now, as during a short fault of Redis.
         admin.acl_setuser("default", enabled=True, commands=["-xreadgroup"], reset=False)
         try:
-            die(admin, "w.first!")
+            end_lease(admin, "w.first!")
             await until(lambda: "cannot be kept up" in caplog.text)
             assert admin.xpending_range(SHARED, "workers", "-", "+", 9, f"{worker.mailbox}orphans")
             assert handler.orphans == []

@@ -85,8 +85,8 @@ def test_a_traceback_is_a_fault_unless_announced(group: Processes, start: Start,
 
 
 def test_waiting_ends_when_the_process_does(group: Processes, start: Start) -> None:
-    process = start("sys.exit('last words')")
-    with pytest.raises(AssertionError, match=r"ended with code 1 before it wrote 'nothing'[^$]*last words"):
+    process = start("sys.exit('final output')")
+    with pytest.raises(AssertionError, match=r"ended with code 1 before it wrote 'nothing'[^$]*final output"):
         process.wait_for("nothing", timeout=30)
 
 

@@ -38,12 +38,12 @@ class Client:
     world: World
     interface: Interface
     connection: Any = None
-    said: int = 0
+    sent: int = 0
     acked: int = 0  # a further run gets no message below this number
     left: bool = False
     closed: tuple[int, int] | None = None
     deaths: int = 0
-    heard: dict[int, tuple[str, int]] = field(default_factory=dict)  # attempt -> (worker, how many messages)
+    received: dict[int, tuple[str, int]] = field(default_factory=dict)  # attempt -> (worker, how many messages)
     plain: set[str] = field(default_factory=set)
     bases: dict[int, int] = field(default_factory=dict)  # attempt -> the first number that the run must get
     handed_over: dict[int, Run] = field(default_factory=dict)  # attempt -> the run that was handed over to this attempt
@@ -73,9 +73,9 @@ class Client:
             attempt, worker, number = event[1].split()[0].split(":")
             assert int(attempt) == self.connection.stream.attempt, "a superseded run must not write"
             assert worker == self.connection.peer
-            before = self.heard.get(int(attempt), (worker, 0))
+            before = self.received.get(int(attempt), (worker, 0))
             assert before == (worker, int(number)), "I10: in order, from one worker, without gap or duplicate"
-            self.heard[int(attempt)] = (worker, int(number) + 1)
+            self.received[int(attempt)] = (worker, int(number) + 1)
 
     def pause(self) -> None:
         self.reading = False
@@ -101,7 +101,7 @@ class Interface:
         self.connections = ConnectionRegistry(self.settings)
         self.bus = ModelBus(store, mailbox, self.connections)
         self.connections.on_bus(self.bus, cast(Any, AtOnce()))
-        self.lapsed = False
+        self.declared_dead = False
         """Whether the server was declared dead: workers then give up hand-overs to it."""
         self.handed_over = 0  # the count at the last offer
 
@@ -115,9 +115,9 @@ class Run:
     attempt: int
     found: dict[str, Any]
     """The state at the start of the run."""
-    took: list[int] = field(default_factory=list)
+    taken: list[int] = field(default_factory=list)
     sent: int = 0
-    told: int | None = None
+    disconnect_code: int | None = None
     refused: bool = False
     """Whether `send` has raised because the client is gone."""
     ended: bool = False
@@ -198,12 +198,12 @@ class Process:
                 await run.permit()
                 event = await receive()
                 if event["type"] == "websocket.disconnect":
-                    run.told = event["code"]
+                    run.disconnect_code = event["code"]
                     break
                 if not self.killed:
-                    self.world.took(run, int(event["text"].split()[0]))
-                connection.state["took"] = run.took[-1] + 1
-                if run.took[-1] % 3 == 0:
+                    self.world.event_taken(run, int(event["text"].split()[0]))
+                connection.state["next"] = run.taken[-1] + 1
+                if run.taken[-1] % 3 == 0:
                     await connection.save_state()
             await run.permit()  # cleaning up
         except OSError:

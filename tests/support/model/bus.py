@@ -59,7 +59,7 @@ class Store:
         self.dead: list[str] = []
         self.ids = map(b"%d".__mod__, itertools.count(1))
         self.on_offer: Callable[[Any], None] = lambda entry: None
-        self.on_death: Callable[[str], None] = lambda mailbox: None
+        self.on_lease_end: Callable[[str], None] = lambda mailbox: None
 
     def put(self, mailbox: str, sender: str, frame: Frame) -> bool:
         """Append a frame to a mailbox; return whether the mailbox exists."""
@@ -81,26 +81,26 @@ class Store:
         for bus in self.buses.values():
             bus.doubts = True
 
-    def bury(self, mailbox: str) -> None:
+    def end_lease(self, mailbox: str) -> None:
         """End the lease of a mailbox: report the death to the others, after its last frames, and hand its claims on."""
-        self.on_death(mailbox)
+        self.on_lease_end(mailbox)
         if mailbox not in self.dead:
             self.dead.append(mailbox)
         self.mailboxes.pop(mailbox, None)
         for other in self.mailboxes:
             if other != mailbox:
-                self.tell_dead(other, mailbox)
-        self.hand_on()
+                self.report_dead(other, mailbox)
+        self.reassign_orphans()
 
-    def tell_dead(self, mailbox: str, dead: str) -> None:
+    def report_dead(self, mailbox: str, dead: str) -> None:
         self.mailboxes[mailbox].setdefault(dead, deque()).append(("", (DEAD, dead, True)))
 
-    def hand_on(self) -> None:
-        heir = next((bus for bus in self.buses.values() if bus.waiting is not None and bus.up), None)
+    def reassign_orphans(self) -> None:
+        claimant = next((bus for bus in self.buses.values() if bus.waiting is not None and bus.up), None)
         for name, (owner, claim) in [*self.claims.items()]:
-            if heir is not None and owner in self.dead and owner != heir.mailbox:
-                self.claims[name] = (heir.mailbox, claim)
-                heir.handler.orphaned(claim)
+            if claimant is not None and owner in self.dead and owner != claimant.mailbox:
+                self.claims[name] = (claimant.mailbox, claim)
+                claimant.handler.orphaned(claim)
 
 
 class ModelBus(Bus):
@@ -191,7 +191,7 @@ class ModelBus(Bus):
         if self.mailbox not in self.store.mailboxes:
             self.store.mailboxes[self.mailbox] = {}
             for dead in self.store.dead:
-                self.store.tell_dead(self.mailbox, dead)
+                self.store.report_dead(self.mailbox, dead)
         self.handler.interrupted()
 
     # The contract.
@@ -205,7 +205,7 @@ class ModelBus(Bus):
             if not self.store.put(mailbox, self.mailbox, tuple(frame)):
                 self.handler.undelivered(mailbox)
                 if mailbox in self.store.dead and self.mailbox in self.store.mailboxes:
-                    self.store.tell_dead(self.mailbox, mailbox)
+                    self.store.report_dead(self.mailbox, mailbox)
 
         self.outbox.append(write)
 
@@ -239,7 +239,7 @@ class ModelBus(Bus):
             return []
         self.limit = limit
         self.waiting = asyncio.get_running_loop().create_future()
-        self.store.hand_on()
+        self.store.reassign_orphans()
         try:
             return await self.waiting
         finally:
@@ -279,4 +279,4 @@ class ModelLayer:
         if bus.up:
             bus.flush()
             bus.up = False
-            self.store.bury(self.mailbox)
+            self.store.end_lease(self.mailbox)

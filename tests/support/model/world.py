@@ -27,7 +27,7 @@ class World(logging.Handler):
         self.faults: list[str] = []
         self.store = Store()
         self.store.on_offer = self.offered
-        self.store.on_death = self.died
+        self.store.on_lease_end = self.lease_ended
         self.clients: list[Client] = []
         self.by_number: dict[tuple[str, int], Client] = {}
         self.runs: list[Run] = []
@@ -78,8 +78,8 @@ class World(logging.Handler):
     # Steps.
 
     def send_text(self, client: Client, pad: int) -> None:
-        client.said += 1
-        client.connection.event((MESSAGE_RECEIVED, f"{client.said - 1} {'x' * pad}"))
+        client.sent += 1
+        client.connection.event((MESSAGE_RECEIVED, f"{client.sent - 1} {'x' * pad}"))
 
     def pass_time(self, seconds: float) -> None:
         self.run_loops()
@@ -101,9 +101,9 @@ class World(logging.Handler):
                 self.workers.remove(worker)
                 worker.loop.close()
 
-    def died(self, mailbox: str) -> None:
+    def lease_ended(self, mailbox: str) -> None:
         """Note the end of a lease."""
-        self.interface.lapsed |= mailbox == self.interface.bus.mailbox
+        self.interface.declared_dead |= mailbox == self.interface.bus.mailbox
         for client in self.clients:
             client.deaths += client.connection.peer in ("", mailbox)
 
@@ -116,7 +116,7 @@ class World(logging.Handler):
             client.bases[1] = 0
             return
         unacked = _messages(client.connection.stream.unacked_events)
-        client.bases[opening.attempt] = base = client.said - len(unacked)
+        client.bases[opening.attempt] = base = client.sent - len(unacked)
         carried = _messages(opening.events)
         if carried != unacked[: len(carried)]:
             self.faults.append("the opening carries something else than what is to be sent again")
@@ -127,15 +127,16 @@ class World(logging.Handler):
         candidates = [
             run
             for run in self.runs
-            if (run.client, run.attempt) == (client, opening.attempt - 1) and run.ended and run.told != 1006
+            if (run.client, run.attempt) == (client, opening.attempt - 1) and run.ended and run.disconnect_code != 1006
         ]
         if len(candidates) > 1:
             return  # its offer was claimed twice, and both runs were ended
         (run,) = candidates
         client.handed_over[opening.attempt] = run
-        if not client.left and client.heard.get(run.attempt, (run.worker.mailbox, 0)) != (run.worker.mailbox, run.sent):
+        received = client.received.get(run.attempt, (run.worker.mailbox, 0))
+        if not client.left and received != (run.worker.mailbox, run.sent):
             self.faults.append("a hand-over came before what was sent")
-        if run.took and run.took[-1] + 1 != base:
+        if run.taken and run.taken[-1] + 1 != base:
             self.faults.append("a hand-over acknowledged something else than what was taken")
 
     def began(self, run: Run, *, resumed: bool) -> None:
@@ -143,14 +144,14 @@ class World(logging.Handler):
         if run.attempt == 1 and (resumed or run.found):
             self.faults.append("a first run has nothing to resume")
         before = run.client.handed_over.get(run.attempt)
-        if before is not None and before.took and run.found.get("took") != before.took[-1] + 1:
+        if before is not None and before.taken and run.found.get("next") != before.taken[-1] + 1:
             self.faults.append("the state was not handed over")
 
-    def took(self, run: Run, number: int) -> None:
-        base = run.took[-1] + 1 if run.took else run.client.bases[run.attempt]
+    def event_taken(self, run: Run, number: int) -> None:
+        base = run.taken[-1] + 1 if run.taken else run.client.bases[run.attempt]
         if number != base:
             self.faults.append(f"I10: attempt {run.attempt} took {number} where {base} was next")
-        run.took.append(number)
+        run.taken.append(number)
 
     def check(self) -> None:
         """Check I10, I11 and I12. `Client` checks I4 and the order of writes."""
@@ -160,11 +161,11 @@ class World(logging.Handler):
             unacked = _messages(connection.stream.unacked_events)
             if client.left or client.closed:
                 continue
-            first = client.said - len(unacked)
-            assert [int(text.split()[0]) for text in unacked] == [*range(first, client.said)], "I12"
+            first = client.sent - len(unacked)
+            assert [int(text.split()[0]) for text in unacked] == [*range(first, client.sent)], "I12"
             assert first >= client.acked, "what is acknowledged stays so"
             client.acked = first
-            taken = max((run.took[-1] + 1 for run in self.runs if run.client is client and run.took), default=0)
+            taken = max((run.taken[-1] + 1 for run in self.runs if run.client is client and run.taken), default=0)
             assert first <= taken, "nothing is acknowledged that no app has taken"
             self._check_window(connection.stream.unacked_events)
         for worker in self.workers:
@@ -201,8 +202,8 @@ class World(logging.Handler):
         while busy:
             busy, rounds = False, rounds + 1
             written += sum(len(bus.outbox) for bus in self.buses)
-            assert rounds < ROUNDS, "they ask each other without end"
-            assert written < FRAMES, "they ask each other without end"
+            assert rounds < ROUNDS, "processes ask each other without end"
+            assert written < FRAMES, "processes ask each other without end"
             for bus in self.buses:
                 if not bus.up:
                     continue
@@ -229,35 +230,35 @@ class World(logging.Handler):
             assert connection.state is ConnectionState.JOINED, connection.state
             assert connection.app_state is AppState.OPEN
             owner = next((worker for worker in self.workers if worker.mailbox == connection.peer), None)
-            assert owner is not None, "the owner lives"
+            assert owner is not None, "the owner is alive"
             sessions = [each for each in owner.sessions if each.number == connection.number]
-            assert [each.attempt for each in sessions] == [connection.stream.attempt], (
-                "half-dead: its owner does not serve it"
-            )
+            assert [each.attempt for each in sessions] == [connection.stream.attempt], "its owner does not serve it"
             run = next(
                 run
                 for run in self.runs
                 if (run.client, run.attempt, run.worker) == (client, connection.stream.attempt, owner) and not run.ended
             )
-            assert run.told is None, "half-dead: its app was told that the client is gone"
+            assert run.disconnect_code is None, "its app got a disconnect"
             assert not sessions[0].closed
             served |= {sessions[0], run}
-            assert client.acked == client.said, "everything the client said was taken"
-            assert client.heard.get(run.attempt, (owner.mailbox, 0)) == (owner.mailbox, run.sent)
+            assert client.acked == client.sent, "every message of the client was taken"
+            assert client.received.get(run.attempt, (owner.mailbox, 0)) == (owner.mailbox, run.sent)
             assert sessions[0].stream.in_flight == connection.stream.in_flight == 0
         for worker in self.workers:
-            assert set(worker.sessions) <= served, "a session was not told that its client is gone"
+            assert set(worker.sessions) <= served, "a session got no disconnect of its client"
             left = {run for run in self.runs if run.worker is worker and not run.ended}
-            assert left <= served, "an app was not told that its client is gone"
+            assert left <= served, "an app got no disconnect of its client"
         for client in self.clients:
             if client.left and client.accepted and client.interface.bus.mailbox in self.store.buses:
-                assert client.connection.state is ConnectionState.ENDED, "nobody has heard that its client is gone"
-                told = any(run.told in (1001, 1006) or run.refused for run in self.runs if run.client is client)
-                assert told or client.deaths >= 2 or client.interface.lapsed, "no app was told that the client is gone"
+                assert client.connection.state is ConnectionState.ENDED, "the disconnect of the client is unknown"
+                runs = [run for run in self.runs if run.client is client]
+                notified = any(run.disconnect_code in (1001, 1006) or run.refused for run in runs)
+                excused = client.deaths >= 2 or client.interface.declared_dead
+                assert notified or excused, "no app got a disconnect of the client"
             if client.closed:
                 assert client.closed == (502, 1011)
                 assert client.deaths >= 2, "only a connection that killed two workers is ended"
-        assert not any(self.store.mailboxes[bus.mailbox] for bus in self.buses), "somebody has not stopped talking"
+        assert not any(self.store.mailboxes[bus.mailbox] for bus in self.buses), "a process has not stopped sending"
 
 
 def _messages(events: Any) -> list[str]:

@@ -96,12 +96,12 @@ def scrape(address: Address) -> dict[tuple[str, str], float]:
     }
 
 
-def test_it_lives(address: Address) -> None:
+def test_healthz_answers(address: Address) -> None:
     response = ask(address, "/healthz")
     assert (response.status, response.text) == (200, "ok\n")
 
 
-def test_it_is_ready_or_says_why_not(address: Address, state: State) -> None:
+def test_readyz_answers_with_the_reason(address: Address, state: State) -> None:
     response = ask(address, "/readyz")
     assert (response.status, response.text) == (200, "ready\n")
     state.reason = "Redis at redis://127.0.0.1:6379 cannot be reached"

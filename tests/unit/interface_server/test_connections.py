@@ -62,7 +62,7 @@ def test_a_reset_fails_the_connection(table: Table) -> None:
     assert table.connections.counts["reset"] == 2
 
 
-def test_a_dead_worker_fails_its_connections_and_no_others(table: Table, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_killed_worker_fails_its_connections_and_no_others(table: Table, caplog: pytest.LogCaptureFixture) -> None:
     _, terminator = table.open_accepted(resumable=False)
     other, other_terminator = table.open()
     table.frames(claim_frame(other.number), sender=OTHER)

@@ -540,7 +540,7 @@ def test_crashes_of_an_idle_connection_do_not_count(table: Table) -> None:
 
 
 @pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
-def test_a_connect_request_whose_claimants_die_is_given_up(table: Table, kind: str) -> None:
+def test_a_connect_request_that_kills_its_claimants_is_given_up(table: Table, kind: str) -> None:
     _, terminator = table.open(kind, ((REQUEST_END, b""),) if kind == HTTP else ())
     for attempt in range(1, CRASH_LIMIT + 1):
         assert terminator.failed == []

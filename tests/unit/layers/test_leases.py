@@ -85,13 +85,13 @@ def test_each_sign_in_each_state(life: PeerState, sign: PeerEvent) -> None:
 
 
 @pytest.mark.parametrize("sign", PeerEvent, ids=lambda sign: sign.name)
-def test_the_own_process_is_not_judged(sign: PeerEvent) -> None:
+def test_a_process_does_not_declare_itself_dead(sign: PeerEvent) -> None:
     leases = PeerTable(OWN)
     assert not give(leases, sign, OWN)
     assert leases.state(OWN) is PeerState.UNKNOWN
 
 
-def test_only_who_is_unknown_can_be_neither_absent_nor_forgotten() -> None:
+def test_only_an_unknown_process_can_be_neither_absent_nor_forgotten() -> None:
     illegal = {(life, sign) for life in PeerState for sign in PeerEvent} - TABLE.keys()
     assert illegal == {(PeerState.UNKNOWN, PeerEvent.ABSENT), (PeerState.UNKNOWN, PeerEvent.RESET)}
     assert str(IllegalPeerEvent(PeerState.UNKNOWN, PeerEvent.ABSENT)) == (
@@ -120,7 +120,7 @@ def test_a_death_is_reported_again_after_there_was_news(again: PeerEvent, death:
     assert give(leases, death)
 
 
-def test_nobody_is_judged_for_being_absent_within_grace() -> None:
+def test_no_absent_process_is_declared_dead_within_grace() -> None:
     leases = PeerTable(OWN)
     leases.apply(beat(live=(OWN, "alive!", "ended!")))
     leases.watch("watched!")
@@ -130,7 +130,7 @@ def test_nobody_is_judged_for_being_absent_within_grace() -> None:
     assert sorted(leases.apply(beat(live=(OWN,), ended=("ended!",)))) == ["alive!", "watched!"]
 
 
-def test_who_is_watched_and_takes_his_lease_lives() -> None:
+def test_a_watched_process_that_takes_a_lease_is_alive() -> None:
     leases = PeerTable(OWN)
     leases.apply(beat(live=(OWN, OTHER)))
     leases.reset()
@@ -140,7 +140,7 @@ def test_who_is_watched_and_takes_his_lease_lives() -> None:
     assert leases.state(OTHER) is PeerState.ALIVE
 
 
-def test_a_batch_from_who_lives_changes_nothing() -> None:
+def test_a_batch_from_a_live_process_changes_nothing() -> None:
     leases = PeerTable(OWN)
     leases.apply(beat(live=(OWN, OTHER)))
     leases.watch(OTHER)

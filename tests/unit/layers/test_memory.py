@@ -33,7 +33,7 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-async def test_the_others_learn_of_an_end_behind_all_that_was_posted(layer: InMemoryChannelLayer) -> None:
+async def test_an_end_is_reported_after_all_posted_frames(layer: InMemoryChannelLayer) -> None:
     one, two, mine = Recorder(), Recorder(), Recorder()
     async with layer.bus("a", one) as a, layer.bus("b", two):
         async with layer.bus("c", mine) as c:
@@ -48,7 +48,7 @@ async def test_the_others_learn_of_an_end_behind_all_that_was_posted(layer: InMe
         assert [sender for sender, _ in one.batches] == [gone]
 
 
-async def test_who_posts_to_nobody_is_told_that_it_is_lost_and_then_that_nobody_is_there(
+async def test_a_post_to_an_unknown_mailbox_is_undelivered_and_then_a_death(
     layer: InMemoryChannelLayer,
 ) -> None:
     handler = Recorder()
@@ -62,9 +62,9 @@ async def test_who_posts_to_nobody_is_told_that_it_is_lost_and_then_that_nobody_
         assert handler.events[0] == "undelivered"
 
 
-async def test_what_was_claimed_and_not_done_is_handed_on(layer: InMemoryChannelLayer) -> None:
-    heir, other = Recorder(), Recorder()
-    async with layer.bus("w", heir) as a, layer.bus("w", other) as b, layer.bus("i", Recorder()) as interface:
+async def test_claims_that_are_not_done_are_handed_on(layer: InMemoryChannelLayer) -> None:
+    claimant, other = Recorder(), Recorder()
+    async with layer.bus("w", claimant) as a, layer.bus("w", other) as b, layer.bus("i", Recorder()) as interface:
         claiming = [asyncio.create_task(bus.claim([channel], 1)) for bus, channel in ((a, "x"), (b, "y"))]
         await turns()
         async with layer.bus("w", Recorder()) as c:
@@ -73,7 +73,7 @@ async def test_what_was_claimed_and_not_done_is_handed_on(layer: InMemoryChannel
             first, second, third = await c.claim(["z", "x"], 5)
             c.done(second)
         await turns()
-        assert heir.orphans == other.orphans == []  # no bus claims from that channel
+        assert claimant.orphans == other.orphans == []  # no bus claims from that channel
         a.stop_claiming()
         b.stop_claiming()
         await asyncio.gather(*claiming)
@@ -97,7 +97,7 @@ async def test_what_was_claimed_and_not_done_is_handed_on(layer: InMemoryChannel
             assert await claiming[0] == []
 
 
-async def test_an_heir_claims_from_that_channel_and_has_not_stopped(layer: InMemoryChannelLayer) -> None:
+async def test_a_bus_that_gets_orphans_claims_from_their_channel(layer: InMemoryChannelLayer) -> None:
     handlers = [Recorder() for _ in range(3)]
     async with (
         layer.bus("w", handlers[0]) as stopped,
@@ -122,7 +122,7 @@ async def test_an_heir_claims_from_that_channel_and_has_not_stopped(layer: InMem
         await asyncio.gather(*claiming)
 
 
-async def test_who_is_declared_dead_and_lives_goes_on(layer: InMemoryChannelLayer) -> None:
+async def test_a_live_process_that_is_declared_dead_continues(layer: InMemoryChannelLayer) -> None:
     one, living = Recorder(), Recorder()
     async with layer.bus("a", one) as a, layer.bus("b", living) as b:
         await b.join_group("group")
@@ -143,7 +143,7 @@ async def test_who_is_declared_dead_and_lives_goes_on(layer: InMemoryChannelLaye
         await claiming
 
 
-async def test_anybody_may_be_declared_dead(layer: InMemoryChannelLayer) -> None:
+async def test_any_mailbox_may_be_declared_dead(layer: InMemoryChannelLayer) -> None:
     handler = Recorder()
     async with layer.bus("a", handler):
         await layer.declare_dead("nobody.0!")
@@ -197,7 +197,7 @@ async def test_a_handler_runs_in_the_context_of_its_own_server(layer: InMemoryCh
     assert set(seen) == {"the reader's"}
 
 
-async def test_a_bus_that_is_taken_away_is_dead_once_and_reads_nothing_more(layer: InMemoryChannelLayer) -> None:
+async def test_a_bus_that_is_removed_is_declared_dead_once_and_reads_nothing_more(layer: InMemoryChannelLayer) -> None:
     one, two = Recorder(), Recorder()
     async with layer.bus("a", one) as a:
         bus = MemoryBus(layer, "b.1!", two, asyncio.get_running_loop())

@@ -269,7 +269,7 @@ def test_a_probe_says_how_much_was_sent() -> None:
     assert end.probe_frame() == (PROBE, NUMBER, ATTEMPT, 2)
 
 
-def test_a_probe_is_answered_by_what_is_missing_or_by_how_much_was_taken() -> None:
+def test_a_probe_is_answered_with_missing_frames_or_an_acknowledgement() -> None:
     end = ReliableStream(NUMBER, ATTEMPT, 1000)
     assert end.answer_probe(1) == (RESEND, NUMBER, ATTEMPT, 0)
     assert end.answer_probe(0) == (ACK, NUMBER, ATTEMPT, 0)

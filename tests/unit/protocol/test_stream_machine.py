@@ -41,7 +41,7 @@ class Sessions(RuleBasedStateMachine):
     def end(self) -> None:
         """Stop the faults, and check the settled state."""
         while self.dead:
-            self.world.store.bury(self.dead.pop().mailbox)
+            self.world.store.end_lease(self.dead.pop().mailbox)
         self.world.settle()
         self.world.check_settled()
 
@@ -199,17 +199,17 @@ class Sessions(RuleBasedStateMachine):
             worker.kill()
             self.dead.append(worker)
             if how == "reaped":
-                self.worker_is_found_dead()
+                self.worker_is_declared_dead()
         else:
             worker.bus.up = False
             if how == "lapsed":
                 worker.bus.doubts = True
-                self.world.store.bury(worker.mailbox)
+                self.world.store.end_lease(worker.mailbox)
 
     @precondition(lambda self: self.dead)
     @rule()
-    def worker_is_found_dead(self) -> None:
-        self.world.store.bury(self.dead.pop(0).mailbox)
+    def worker_is_declared_dead(self) -> None:
+        self.world.store.end_lease(self.dead.pop(0).mailbox)
 
     @precondition(lambda self: self.world.interface.bus.up)
     @rule(how=st.sampled_from(["paused", "lapsed", "killed"]), speaking=st.booleans())
@@ -222,11 +222,11 @@ class Sessions(RuleBasedStateMachine):
         bus.up = False
         if how == "lapsed":
             bus.doubts = True
-            self.world.store.bury(bus.mailbox)
+            self.world.store.end_lease(bus.mailbox)
         elif how == "killed":
             bus.outbox.clear()
             del self.world.store.buses[bus.mailbox]
-            self.world.store.bury(bus.mailbox)
+            self.world.store.end_lease(bus.mailbox)
             self.world.new_interface()
             self.world.new_client()
 

@@ -152,7 +152,7 @@ async def test_groups_reach_the_sockets_from_the_test_and_across_buses_of_one_la
 # Errors.
 
 
-async def test_a_broadcast_that_no_client_can_be_sent_is_told_once_for_its_type(
+async def test_a_broadcast_that_no_client_can_be_sent_is_logged_once_for_its_type(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with Bus(App()) as bus, bus.websocket("/") as socket:
@@ -165,7 +165,7 @@ async def test_a_broadcast_that_no_client_can_be_sent_is_told_once_for_its_type(
     assert line.startswith("'chat.message' to group 'all' was dropped for 1 members here")
 
 
-async def test_an_app_that_blocks_the_event_loop_is_told_of(
+async def test_an_app_that_blocks_the_event_loop_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(base, "WATCH_SECONDS", 0.05)

@@ -24,14 +24,14 @@ async def test_it_keeps_what_every_layer_promises(check: conformance.Check) -> N
     await check(make_layer)
 
 
-async def test_what_is_cut_off_hears_and_says_nothing_and_its_calls_end_as_cancelled() -> None:
+async def test_a_layer_that_is_cut_receives_and_sends_nothing_and_cancels_its_calls() -> None:
     shared = InMemoryChannelLayer()
     layer = WorkerLayer(shared)
     mine, other = Recorder(), Recorder()
     async with shared.bus("interface", other) as interface, layer.bus("worker", mine) as worker:
         interface.post(worker.mailbox, (16, "on its way"))
         layer.cut()
-        worker.post(interface.mailbox, (16, "last words"))
+        worker.post(interface.mailbox, (16, "final frame"))
         for call in (layer.send("channel", {}), layer.group_send("group", {}), layer.receive("channel")):
             with pytest.raises(asyncio.CancelledError):
                 await call

@@ -45,7 +45,7 @@ async def test_a_socket_that_can_be_resumed_survives_its_worker_with_what_it_sav
         assert not first.alive
 
 
-async def test_the_dead_say_nothing_more() -> None:
+async def test_a_killed_worker_sends_nothing_more() -> None:
     app = App()
     async with Bus(app, workers=2, resume=True) as bus, bus.websocket("/") as socket, bus.websocket("/") as other:
         for each in (socket, other):
@@ -63,22 +63,22 @@ async def test_the_dead_say_nothing_more() -> None:
             assert await each.receive() == "here 1"  # without a disconnect
 
 
-async def test_an_app_that_dies_neither_answers_nor_raises() -> None:
+async def test_an_app_of_a_killed_worker_neither_answers_nor_raises() -> None:
     began = asyncio.Queue[str]()
     release = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "http"
         await began.put("run")
-        words = b"last words"
+        content = b"killed"
         try:
             await release.wait()
-            words = b"answer"
+            content = b"answer"
         finally:
             await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": words})
-            if words == b"last words":
-                raise ArithmeticError("in its own death")
+            await send({"type": "http.response.body", "body": content})
+            if content == b"killed":
+                raise ArithmeticError("after the kill")
 
     async with Bus(app) as bus, asyncio.TaskGroup() as tasks:
         answer = tasks.create_task(bus.http.get("/"))
@@ -220,7 +220,7 @@ async def test_a_worker_that_drains_hands_its_sockets_over_with_their_state() ->
         assert bus.worker_of(socket) is not first
 
 
-async def test_an_app_can_tell_that_it_is_handed_over_from_a_client_that_is_gone() -> None:
+async def test_an_app_can_distinguish_a_hand_over_from_a_disconnect() -> None:
     ends: list[tuple[int, bool]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -297,7 +297,7 @@ async def test_a_worker_that_drains_can_still_be_killed() -> None:
 # Delayed.
 
 
-async def test_a_delayed_worker_begins_later_and_hears_later_in_order() -> None:
+async def test_a_delayed_worker_begins_later_and_receives_later_in_order() -> None:
     now = asyncio.get_running_loop().time
     async with Bus(App()) as bus:
         bus.workers[0].delay(0.3)
@@ -321,7 +321,7 @@ async def test_a_delayed_worker_begins_later_and_hears_later_in_order() -> None:
             bus.workers[0].delay(-1)
 
 
-async def test_what_a_delayed_worker_has_taken_and_not_begun_goes_to_others_when_it_dies() -> None:
+async def test_claims_that_a_killed_worker_had_not_begun_go_to_others() -> None:
     app = App()
     layer = InMemoryChannelLayer()
     async with Bus(app, layer=layer) as bus, asyncio.TaskGroup() as tasks:

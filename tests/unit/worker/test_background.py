@@ -232,7 +232,7 @@ async def test_a_failed_message_waits_before_it_is_tried_again() -> None:
 
 @pytest.mark.usefixtures("short_retries")
 @pytest.mark.parametrize(("option", "channel"), [({}, "work.dead"), ({"dead_letter": "graveyard"}, "graveyard")])
-async def test_after_its_last_attempt_it_is_a_dead_letter(
+async def test_a_message_is_a_dead_letter_after_its_last_attempt(
     option: dict[str, str], channel: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = Failing(1000)
@@ -338,7 +338,7 @@ async def test_a_cancellation_of_its_own_is_a_failure_like_any_other() -> None:
         assert seen == [2]
 
 
-async def test_send_says_that_there_is_nobody() -> None:
+async def test_send_raises_without_a_client() -> None:
     raised = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -380,7 +380,7 @@ async def test_at_most_once_nothing_comes_again(caplog: pytest.LogCaptureFixture
     assert "the app raised on a message of work, type 'job': it is lost" in caplog.text
 
 
-async def test_a_drain_lets_what_was_begun_end_and_takes_no_more() -> None:
+async def test_a_drain_finishes_begun_messages_and_takes_no_more() -> None:
     app = Gated()
     async with running(app, channel_concurrency=2) as background:
         await background.send(*range(5))

@@ -56,7 +56,7 @@ async def test_a_whole_answer_to_a_client_that_is_gone_is_no_error(
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_a_stream_to_a_client_that_is_gone_is_told_so(begun: bool, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_stream_to_a_client_that_is_gone_is_reported(begun: bool, caplog: pytest.LogCaptureFixture) -> None:
     sent: list[int] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -116,7 +116,7 @@ async def test_what_an_app_sends_late_is_not_looked_at(caplog: pytest.LogCapture
 
 
 @pytest.mark.parametrize("heard", [True, False])
-async def test_a_second_answer_behind_a_stream_is_no_error_once_the_app_has_heard_of_the_end(
+async def test_a_second_answer_after_a_stream_is_no_error_after_the_disconnect(
     heard: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The second answer is ignored, since the client has closed its sending side and may still read."""
@@ -312,7 +312,7 @@ class Events:
 
 
 @pytest.mark.parametrize("listens", [True, False])
-async def test_an_event_stream_is_told_of_a_drain_and_ends_in_good_order(
+async def test_an_event_stream_gets_a_disconnect_at_a_drain_and_ends_in_order(
     listens: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "FORCE_SECONDS", 0.05)
@@ -328,7 +328,7 @@ async def test_an_event_stream_is_told_of_a_drain_and_ends_in_good_order(
     assert caplog.text == ""
 
 
-async def test_an_event_stream_that_begins_as_the_worker_drains_is_told_so() -> None:
+async def test_an_event_stream_that_begins_during_a_drain_gets_a_disconnect() -> None:
     go = asyncio.Event()
     stream = Events(listens=True)
 
@@ -349,14 +349,14 @@ async def test_an_event_stream_that_begins_as_the_worker_drains_is_told_so() -> 
 
 
 async def test_any_other_response_may_go_on_until_shortly_before_it_is_cut() -> None:
-    told: list[Any] = []
+    received: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] != "lifespan"
         await receive()
         await send(START)
         await send(body(b"half", more=True))
-        told.append(await receive())
+        received.append(await receive())
         await send(body(b" and half"))
 
     async with running(app, graceful_timeout=0.4) as interface:
@@ -364,7 +364,7 @@ async def test_any_other_response_may_go_on_until_shortly_before_it_is_cut() -> 
         await until(lambda: len(interface.events(number)) == 2)
         interface.stop.set()
         assert status_and_body(await interface.answer(number)) == (200, b"half and half")
-    assert told == [{"type": "http.disconnect"}]
+    assert received == [{"type": "http.disconnect"}]
 
 
 # The reason in the error of `send`.

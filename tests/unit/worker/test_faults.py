@@ -72,7 +72,7 @@ def count(interface: Interface, number: int, kind: int) -> int:
 # Probes.
 
 
-async def test_a_probe_is_answered_by_what_is_missing_or_by_how_much_was_taken() -> None:
+async def test_a_probe_is_answered_with_missing_frames_or_an_acknowledgement() -> None:
     async with running(echo) as interface:
         number = await interface.accepted()
         interface.send_texts(number, "a")
@@ -99,7 +99,7 @@ async def test_a_gap_is_asked_for_and_nothing_behind_it_is_received() -> None:
     assert [event["text"] for event in app.seen[:2]] == ["early", "late"]
 
 
-async def test_what_the_interface_server_misses_is_sent_again() -> None:
+async def test_missing_frames_of_the_interface_server_are_sent_again() -> None:
     async with running(echo) as interface:
         number = await interface.accepted(window=100_000)
         interface.send_texts(number, "a", "b", "c")
@@ -132,7 +132,7 @@ async def test_after_an_interruption_every_interface_server_is_asked() -> None:
 
 
 @pytest.mark.usefixtures("_fast")
-async def test_what_is_not_acknowledged_for_long_is_asked_after() -> None:
+async def test_frames_that_stay_unacknowledged_are_probed() -> None:
     async with running(echo) as interface:
         number = await interface.accepted()
         await until(lambda: count(interface, number, PROBE) >= 2)
@@ -144,7 +144,7 @@ async def test_what_is_not_acknowledged_for_long_is_asked_after() -> None:
 
 
 @pytest.mark.usefixtures("_fast")
-async def test_what_found_no_mailbox_is_asked_after_until_it_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_undelivered_frames_are_probed_until_they_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(router, "STALLED_SECONDS", math.inf)
     async with running(echo) as interface:
         number = await interface.accepted()
@@ -159,7 +159,7 @@ async def test_what_found_no_mailbox_is_asked_after_until_it_arrives(monkeypatch
 # Clients that are gone.
 
 
-async def test_a_dead_interface_server_s_clients_are_gone_everywhere(caplog: pytest.LogCaptureFixture) -> None:
+async def test_all_clients_of_a_killed_interface_server_are_gone(caplog: pytest.LogCaptureFixture) -> None:
     app = Witness()
     app.may_return.set()
     async with running(app) as interface:
@@ -195,7 +195,7 @@ async def test_a_reset_is_a_disconnect() -> None:
 
 
 @pytest.mark.parametrize("resume", [True, False])
-async def test_a_run_that_was_replaced_is_told_that_its_connection_goes_on(resume: bool) -> None:
+async def test_a_superseded_run_gets_a_disconnect(resume: bool) -> None:
     app = Witness()
     async with running(app, resume=resume) as interface:
         number = await interface.accepted()
@@ -299,7 +299,7 @@ async def test_frames_that_are_not_for_a_worker_are_counted_and_logged_as_an_err
     assert logged == ["ERROR", "INFO"]
 
 
-async def test_an_interface_server_that_was_given_up_and_lives_is_told_so() -> None:
+async def test_an_interface_server_that_was_declared_dead_is_notified() -> None:
     app = Witness()
     async with running(app) as interface:
         number = await interface.accepted()
@@ -354,7 +354,7 @@ async def test_a_newer_attempt_takes_the_place_of_an_older_one() -> None:
         assert app.runs == [1, 2]
 
 
-async def test_a_newer_attempt_takes_the_place_of_last_words() -> None:
+async def test_a_newer_attempt_replaces_final_frames() -> None:
     async def closes(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "websocket"
         await receive()
@@ -371,7 +371,7 @@ async def test_a_newer_attempt_takes_the_place_of_last_words() -> None:
         assert [frame[2] for frame in interface.frames(number)[4:]] == [2, 2]
 
 
-async def test_a_further_run_gets_first_what_came_with_its_opening() -> None:
+async def test_a_further_run_gets_the_events_of_its_connect_request_first() -> None:
     app = Witness()
     app.may_return.set()
     left = ((events.MESSAGE_RECEIVED, "a"), (events.MESSAGE_RECEIVED, "b"))
@@ -444,7 +444,7 @@ def test_answers_are_bounded_in_number_and_age(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("served_already", [True, False])
 @pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
-async def test_a_stale_claim_is_served_only_if_its_interface_server_says_so(
+async def test_a_stale_claim_is_served_only_if_its_interface_server_confirms_it(
     served_already: bool, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[str] = []
@@ -476,7 +476,7 @@ async def test_a_stale_claim_is_served_only_if_its_interface_server_says_so(
 
 
 @pytest.mark.parametrize("resume", [True, False])
-async def test_the_interface_server_hears_when_the_app_has_dealt_with_it(resume: bool) -> None:
+async def test_the_interface_server_is_notified_when_the_app_is_done_with_an_event(resume: bool) -> None:
     app = Witness()
     async with running(app, resume=resume) as interface:
         number = await interface.accepted()
@@ -495,7 +495,7 @@ async def test_the_interface_server_hears_when_the_app_has_dealt_with_it(resume:
 
 
 @pytest.mark.parametrize("interface_lives", [True, False])
-async def test_what_a_dead_worker_had_claimed_is_told_to_its_interface_server(interface_lives: bool) -> None:
+async def test_orphans_of_a_worker_are_reported_to_their_interface_server(interface_lives: bool) -> None:
     async with running(echo, concurrency=1) as interface:
         busy = await interface.accepted()
         recorder = Recorder()

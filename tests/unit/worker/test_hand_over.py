@@ -19,7 +19,7 @@ from support.worker_harness import Interface, echo, hello, running, status_and_b
 
 pytestmark = pytest.mark.anyio
 
-TOLD = {"type": "websocket.disconnect", "code": 1012, "reason": ""}
+HAND_OVER_DISCONNECT = {"type": "websocket.disconnect", "code": 1012, "reason": ""}
 
 
 async def handed_over(interface: Interface, number: int) -> tuple[Any, ...]:
@@ -31,7 +31,7 @@ async def handed_over(interface: Interface, number: int) -> tuple[Any, ...]:
     return frames[-1]
 
 
-async def test_an_app_is_told_may_clean_up_and_is_then_handed_over() -> None:
+async def test_an_app_gets_a_disconnect_may_clean_up_and_is_then_handed_over() -> None:
     seen: list[Any] = []
     cleaned = asyncio.Event()
 
@@ -66,10 +66,10 @@ async def test_an_app_is_told_may_clean_up_and_is_then_handed_over() -> None:
         (state,) = [event[1] for event in interface.events(number) if event[0] == events.SAVE_STATE]
         assert unpack(state)["cleaned"] is True
         await asyncio.wait_for(interface.ended, 30)
-    assert seen == ["one", TOLD, TOLD]
+    assert seen == ["one", HAND_OVER_DISCONNECT, HAND_OVER_DISCONNECT]
 
 
-async def test_what_waits_for_the_app_is_left_to_the_next_run() -> None:
+async def test_events_that_wait_for_the_app_go_to_the_next_run() -> None:
     go = asyncio.Event()
     seen: list[Any] = []
 
@@ -92,7 +92,7 @@ async def test_what_waits_for_the_app_is_left_to_the_next_run() -> None:
     assert [event.get("text") for event in seen] == ["a", None]
 
 
-async def test_a_further_run_sees_what_the_last_one_saved() -> None:
+async def test_a_further_run_gets_the_saved_state_of_the_last_one() -> None:
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -143,7 +143,7 @@ async def test_a_state_that_was_not_looked_at_or_not_changed_is_not_saved_again(
 
 
 @pytest.mark.parametrize("state", [{"a": object()}, {"a": "x" * 20_000}])
-async def test_a_state_that_cannot_be_saved_is_told_and_the_hand_over_goes_on(
+async def test_a_state_that_cannot_be_saved_is_logged_and_the_hand_over_continues(
     state: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -182,7 +182,7 @@ async def test_an_app_may_save_its_state_while_it_cleans_up() -> None:
         ]
 
 
-async def test_groups_are_kept_when_the_app_leaves_them_after_it_was_told() -> None:
+async def test_groups_are_kept_when_the_app_leaves_them_during_the_hand_over() -> None:
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -204,7 +204,7 @@ async def test_groups_are_kept_when_the_app_leaves_them_after_it_was_told() -> N
     assert seen == ["discarded"]
 
 
-async def test_an_app_that_never_asks_learns_it_from_send(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_send_raises_in_an_app_that_never_receives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "FORCE_SECONDS", 0.05)
     seen: list[Any] = []
 
@@ -246,7 +246,7 @@ async def test_an_app_that_has_not_answered_yet_is_handed_over_too() -> None:
     async def slow(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "websocket"
         await receive()
-        assert await receive() == TOLD
+        assert await receive() == HAND_OVER_DISCONNECT
         with pytest.raises(OSError, match="was not sent"):
             await send({"type": "websocket.accept"})
 
@@ -277,7 +277,7 @@ async def test_an_app_that_ends_its_connection_itself_is_not_handed_over() -> No
         interface.acknowledge(number)
 
 
-async def test_a_client_that_leaves_when_its_app_was_told_of_the_hand_over_is_handed_over() -> None:
+async def test_a_client_that_leaves_during_the_hand_over_is_handed_over() -> None:
     """The client leaves after the disconnect of the hand-over, so another run gets the final disconnect."""
     go = asyncio.Event()
     seen: list[Any] = []
@@ -326,7 +326,7 @@ async def test_without_resume_a_websocket_is_closed(caplog: pytest.LogCaptureFix
         assert status_and_body(await interface.answer(late))[0] == 503
         interface.acknowledge(late)
         await asyncio.wait_for(interface.ended, 30)
-    assert seen == [TOLD] * 3
+    assert seen == [HAND_OVER_DISCONNECT] * 3
     assert "ERROR" not in caplog.text
 
 
@@ -364,7 +364,7 @@ async def test_many_websockets_are_handed_over_within_the_drain_period() -> None
 # The final frames of a worker.
 
 
-async def test_the_last_words_are_kept_until_they_are_acknowledged_and_repeated_when_asked_for() -> None:
+async def test_final_frames_are_kept_until_acknowledged_and_repeated_at_a_probe() -> None:
     async with running(echo, resume=True) as interface:
         number = await interface.accepted()
         interface.send_texts(number, "a")
@@ -385,7 +385,7 @@ async def test_the_last_words_are_kept_until_they_are_acknowledged_and_repeated_
         await asyncio.wait_for(interface.ended, 30)
 
 
-async def test_the_last_words_to_an_interface_server_that_knows_better_are_forgotten() -> None:
+async def test_final_frames_to_an_interface_server_with_a_newer_run_are_dropped() -> None:
     async with running(echo, resume=True) as interface:
         number = await interface.accepted()
         interface.stop.set()
@@ -394,7 +394,7 @@ async def test_the_last_words_to_an_interface_server_that_knows_better_are_forgo
         await asyncio.wait_for(interface.ended, 30)
 
 
-async def test_the_last_words_to_a_client_that_has_left_meanwhile_are_forgotten() -> None:
+async def test_final_frames_to_a_client_that_has_left_are_dropped() -> None:
     async def refuse(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "websocket"
         await send({"type": "websocket.close"})
@@ -408,7 +408,7 @@ async def test_the_last_words_to_a_client_that_has_left_meanwhile_are_forgotten(
         await asyncio.wait_for(interface.ended, 1)
 
 
-async def test_a_worker_does_not_wait_for_ever_for_its_last_words_to_be_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_stops_waiting_for_acknowledgements_of_final_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_registry, "SETTLE_SECONDS", 0.05)
     async with running(echo, resume=True) as interface:
         number = await interface.accepted()
@@ -417,7 +417,7 @@ async def test_a_worker_does_not_wait_for_ever_for_its_last_words_to_be_heard(mo
         await asyncio.wait_for(interface.ended, 30)
 
 
-async def test_what_was_closed_is_told_until_it_is_acknowledged() -> None:
+async def test_a_close_is_repeated_until_it_is_acknowledged() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "websocket"
         await receive()

@@ -66,14 +66,14 @@ async def takes_it_for_a_socket(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "websocket.accept"})
 
 
-@pytest.mark.parametrize(("app", "told"), [(breaks_in_its_start_up, True), (takes_it_for_a_socket, False)])
-async def test_a_start_up_that_breaks_is_told_though_the_app_is_served(
-    app: Any, told: bool, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("app", "logged"), [(breaks_in_its_start_up, True), (takes_it_for_a_socket, False)])
+async def test_a_start_up_that_breaks_is_logged_though_the_app_is_served(
+    app: Any, logged: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with lifespan(app, "auto", anyio.Event()) as state:
         assert state == {}
-    assert ("RuntimeError: no database" in caplog.text) == told
-    assert ("the app raised in its start-up" in caplog.text) == told
+    assert ("RuntimeError: no database" in caplog.text) == logged
+    assert ("the app raised in its start-up" in caplog.text) == logged
 
 
 async def test_on_takes_that_as_a_failure() -> None:
@@ -93,14 +93,14 @@ async def test_an_app_that_returns_has_no_lifespan() -> None:
 
 
 @pytest.mark.parametrize("mode", ["auto", "on"])
-@pytest.mark.parametrize(("message", "told"), [("no db", "failed: no db$"), ("", "failed$")])
-async def test_a_start_up_that_failed(mode: Mode, message: str, told: str) -> None:
+@pytest.mark.parametrize(("message", "expected"), [("no db", "failed: no db$"), ("", "failed$")])
+async def test_a_start_up_that_failed(mode: Mode, message: str, expected: str) -> None:
     async def fails(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "lifespan.startup.failed", "message": message})
         raise RuntimeError("as Starlette does")
 
-    with pytest.raises(LifespanError, match=told):
+    with pytest.raises(LifespanError, match=expected):
         async with lifespan(fails, mode, anyio.Event()):
             pass
 
@@ -123,7 +123,7 @@ async def test_a_start_up_that_failed_with_a_traceback_as_its_message() -> None:
     assert raised.value.trace.startswith("Traceback (most recent call last)")
 
 
-async def test_a_shut_down_that_fails_while_the_app_is_served_is_told_at_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_shut_down_that_fails_early_is_logged_at_once(caplog: pytest.LogCaptureFixture) -> None:
     async def fails(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "lifespan.startup.complete"})
@@ -153,7 +153,7 @@ async def test_a_start_up_that_failed_in_an_app_that_goes_on_waiting(monkeypatch
     assert ended.is_set()
 
 
-async def test_a_shut_down_that_failed_is_told(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_shut_down_that_failed_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def fails(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "lifespan.startup.complete"})
@@ -165,7 +165,7 @@ async def test_a_shut_down_that_failed_is_told(caplog: pytest.LogCaptureFixture)
     assert "the app's shut-down failed: still busy" in caplog.text
 
 
-async def test_an_app_that_raises_later_is_told_and_does_not_end_the_worker(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_app_that_raises_later_is_logged_and_does_not_end_the_worker(caplog: pytest.LogCaptureFixture) -> None:
     async def fails(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "lifespan.startup.complete"})

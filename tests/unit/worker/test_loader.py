@@ -93,7 +93,7 @@ def test_no_module_named() -> None:
         ("shop.main.site", "shop.main:site"),
     ],
 )
-def test_a_path_or_a_name_with_dots_is_told_what_was_meant(write: Write, target: str, meant: str) -> None:
+def test_the_error_for_a_path_or_a_dotted_name_suggests_the_reference(write: Write, target: str, meant: str) -> None:
     write("")
     assert refusal(target).endswith(f": write module:attribute, such as {meant}")
 
@@ -201,7 +201,7 @@ def test_a_wsgi_app_serves_nothing_but_http(write: Write) -> None:
     assert "it has HTTP alone, and cannot serve udp" in opening_refused(name, protocols=("udp",))
 
 
-def test_the_interface_that_is_said_is_believed(write: Write) -> None:
+def test_the_given_interface_is_used(write: Write) -> None:
     name = write("def app(*args): pass\n")
     said = opening_refused(name)
     assert said == (

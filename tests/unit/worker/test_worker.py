@@ -119,7 +119,7 @@ async def test_a_connection_that_was_offered_twice_is_served_once() -> None:
         assert len([scope for scope in runs if scope["type"] == "websocket"]) == 2
 
 
-async def test_what_is_no_opening_is_dropped_and_told(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_invalid_connect_request_is_dropped_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with running(hello) as interface:
         channel = shared_channel(HTTP, "default")
         interface.bus.offer(channel, ("nonsense",))
@@ -155,7 +155,7 @@ async def test_an_interface_that_is_gone_takes_its_connections_with_it() -> None
         assert isinstance(seen[1], OSError)
 
 
-async def test_an_app_that_raises_is_told_once_and_answered(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_app_that_raises_is_logged_once_and_answered(caplog: pytest.LogCaptureFixture) -> None:
     async def fails(scope: Any, receive: Any, send: Any) -> None:
         raise ValueError("the app's own")
 
