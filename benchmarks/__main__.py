@@ -76,7 +76,7 @@ def run(rows: list[Row], names: list[str], seconds: float, repeats: int) -> tupl
 
 
 def progress(repeat: int, row: Row, name: str, sample: Sample) -> None:
-    """Say on stderr what has just been measured."""
+    """Print the last measurement to stderr."""
     figure = f"{sample.memory_total:.1f} KB a socket" if sample.memory_kb else f"{sample.rate:,.0f} a second"
     print(f"{repeat + 1}: {row.title}, {name}: {figure}", file=sys.stderr, flush=True)
 

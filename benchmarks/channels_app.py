@@ -38,7 +38,7 @@ class Hello(AsyncHttpConsumer):  # type: ignore[misc]
 
 
 class Echo(AsyncWebsocketConsumer):  # type: ignore[misc]
-    """`/ws`: what comes in goes out."""
+    """`/ws`: each message is sent back."""
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         await self.send(text_data=text_data, bytes_data=bytes_data)

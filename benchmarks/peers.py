@@ -1,4 +1,4 @@
-"""The peers: what each of them starts to serve the apps. All listen on 127.0.0.1 and end with the context."""
+"""The peers and the processes that each starts. All listen on 127.0.0.1 and end with the context."""
 
 import socket
 import sys

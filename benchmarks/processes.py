@@ -24,7 +24,7 @@ class BenchmarkError(Exception):
 
 
 class Server:
-    """A server process. Its log goes to a file; `ready` is what it logs when it serves."""
+    """A server process. The log goes to a file; `ready` matches the line that the server logs when it serves."""
 
     def __init__(self, name: str, command: list[str], log: Path, ready: str, environment: dict[str, str] | None = None):
         self.name = name

@@ -51,7 +51,7 @@ def figures(request: pytest.FixtureRequest) -> Callable[[object], None]:
 
 @pytest.fixture
 def notes(tmp_path: Path) -> Notes:
-    """Provide what the app of `start_chaos_worker` has noted."""
+    """Provide the notes of the app of `start_chaos_worker`."""
     return Notes(tmp_path)
 
 

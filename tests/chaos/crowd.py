@@ -1,4 +1,4 @@
-"""Many WebSockets that number what they send, and know at the end what was lost, doubled or out of order.
+"""Many WebSockets that number their messages, and count those that were lost, doubled or out of order.
 
 A crowd lives in a thread of its own, so that the test may start and kill processes meanwhile:
 
@@ -181,7 +181,7 @@ class Crowd:
         return [member.answers[-1] for member, _ in asked if member.open]
 
     def send_text(self, member: Member, text: str) -> None:
-        """Send what is not counted."""
+        """Send a text that is not counted."""
         self._loop.call_soon_threadsafe(member.say, text)
 
     def wait_answered(self, count: int, timeout: float | None = None) -> None:
@@ -353,7 +353,7 @@ def alive(pid: int) -> bool:
 
 @contextmanager
 def echo_and_room(interfaces: Process | Sequence[Process]) -> Iterator[tuple[Crowd, Crowd]]:
-    """Provide a crowd in each, half of the sockets each, who talk; each of them had its first answer."""
+    """Provide two crowds, each with half of the sockets, that send and have had their first answers."""
     half, rate = SOCKETS // 2, RATE / 2
     with (
         Crowd(interfaces, "/echo", sockets=half, rate=rate) as echo,

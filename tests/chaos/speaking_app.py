@@ -1,6 +1,6 @@
-"""An app whose every WebSocket speaks by itself: it broadcasts numbers to its room five times a second.
+"""An app whose WebSockets broadcast numbers to their room five times a second.
 
-It does so through its connection, through the worker's layer, and through a layer of its own. As in every example,
+They do so through its connection, through the worker's layer, and through a layer of its own. As in every example,
 there is no `try` around `group_send`: what it raises ends the run.
 """
 

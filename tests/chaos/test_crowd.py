@@ -1,4 +1,4 @@
-"""The crowd sees what happens to it: with nothing wrong, and with each thing wrong that it is there to find."""
+"""The crowd reports faults: none in a working bus, and each kind of fault that occurs."""
 
 from collections.abc import Callable
 

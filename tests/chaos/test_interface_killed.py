@@ -51,7 +51,7 @@ def traces(admin: Any, mailbox: str) -> list[str]:
 
 
 def shape(admin: Any) -> dict[str, Any]:
-    """Return what is in Redis, without what passes through it: keys, members, waiting and unacknowledged entries."""
+    """Return the lasting data in Redis: keys, members, waiting and unacknowledged entries."""
     shape: dict[str, Any] = {}
     for key in admin.keys("*"):
         kind = admin.type(key)

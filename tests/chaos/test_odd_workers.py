@@ -1,4 +1,4 @@
-"""One of several workers cannot read what it claims: no client notices, and the worker says so."""
+"""One of several workers cannot read the connect requests: no client notices, and the worker logs the reason."""
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Redis goes on with the data of an earlier moment, where those who came since are missing: they must miss nothing."""
+"""Redis continues with older data, which lacks later members: these must not miss any message."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The servers on several stores, and on a cluster: what they promise on one Redis."""
+"""The servers on several stores and on a cluster keep the guarantees of one Redis."""
 
 from collections.abc import Callable
 from pathlib import Path

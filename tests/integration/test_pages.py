@@ -143,7 +143,7 @@ def paste(tmp_path: Path) -> Paste:
 
 
 def python(folder: Path, *arguments: str) -> str:
-    """Run Python there; return what it prints."""
+    """Run Python in this folder; return its output."""
     done = subprocess.run(
         [sys.executable, *arguments], check=False, cwd=folder, capture_output=True, text=True, timeout=50
     )

@@ -1,4 +1,4 @@
-"""The scripts of the repository work for those who have just cloned it."""
+"""The scripts of the repository work in a fresh clone."""
 
 import socket
 import subprocess

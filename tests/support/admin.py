@@ -9,7 +9,7 @@ ADMIN = r"admin port on (http://\S+)"
 
 
 def readiness(server: Process) -> tuple[int, str]:
-    """Return what /readyz answers: the status and the reason."""
+    """Return the answer of /readyz: the status and the reason."""
     try:
         with urllib.request.urlopen(f"{_url(server)}/readyz", timeout=30) as response:
             return response.status, response.read().decode()

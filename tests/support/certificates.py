@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority, and what it signs."""
+"""Certificates for tests, and their authority."""
 
 import datetime as dt
 import ssl
@@ -25,7 +25,7 @@ class Authority:
         self.file.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(self, file: str, subject: Sequence[x509.RelativeDistinguishedName] | str = "localhost") -> Path:
-        """Write a key and its certificate to that file of the folder, over what is there."""
+        """Write a key and its certificate to this file of the folder, and overwrite an existing one."""
         if isinstance(subject, str):
             subject = [x509.RelativeDistinguishedName([x509.NameAttribute(NameOID.COMMON_NAME, subject)])]
         key = ec.generate_private_key(ec.SECP256R1())

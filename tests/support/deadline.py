@@ -29,7 +29,7 @@ def in_time(seconds: float, promised: float, what: str = "it") -> None:
 
 
 def bound(timeout: float | None) -> float:
-    """Return the seconds to wait for what is promised within `timeout`, or for what is not promised at all (None)."""
+    """Return the seconds to wait for an event that is promised within `timeout`, or never promised (None)."""
     return HANG if timeout is None else timeout * TOLERANCE
 
 
@@ -42,7 +42,7 @@ def over(timeout: float | None, what: str) -> AssertionError:
 def wait_until(condition: Callable[[], T], timeout: float | None = None, what: str = "the condition") -> T:
     """Call `condition` every 10 ms until its result is true, and return the result.
 
-    It blocks: from async code call it through `anyio.to_thread.run_sync`.
+    The call blocks; from async code call it through `anyio.to_thread.run_sync`.
 
     Args:
         timeout: seconds within which the answer is promised to be true; None if no time is promised.

@@ -1,6 +1,6 @@
-"""The app of the chaos tests, whose room survives a store that is away: it notes each broadcast that failed.
+"""The app of the chaos tests, in a version that survives an outage of the store and notes failed broadcasts.
 
-Beside what `chaos.chaos_app` serves: `/ticker?name=&room=&interval=` broadcasts numbers by itself, without being asked;
+In addition to `chaos.chaos_app`: `/ticker?name=&room=&interval=` broadcasts numbers until it ends;
 `/post?name=` answers after a moment, so that many requests are under way at once.
 """
 

@@ -1,6 +1,6 @@
 """A process with one place on the bus: URL, prefix, role. `peers` starts it for tests that kill and pause it.
 
-It takes orders as lines of JSON, answers them, and tells all that its handler gets: what, of what, and when.
+It takes orders as lines of JSON, answers them, and reports each event of its handler with its kind and time.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ class Place:
     # Orders.
 
     async def _listen(self, group: str) -> str:
-        """Return a process-local channel in a group, and a task that tells what comes there."""
+        """Return a process-local channel in a group, and a task that reports its messages."""
         channel = await self._layer.new_channel()
         await self._layer.group_add(group, channel)
 

@@ -1,4 +1,4 @@
-"""PROXY headers, version 1 and 2: what is one, with the addresses that it tells, and what is none, with the reason."""
+"""PROXY headers, version 1 and 2: valid ones with their addresses, and invalid ones with the error."""
 
 import socket
 import struct

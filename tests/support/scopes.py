@@ -8,7 +8,7 @@ from support.raw import RawClient
 
 
 def build_scope(server: Process, wire: bytes, **options: Any) -> dict[str, Any]:
-    """Return what the app of `http_app` says of the scope of a request."""
+    """Return the scope of a request, as the app of `http_app` reports it."""
     with RawClient(server, **options) as client:
         client.send(wire)
         response = client.read_response()

@@ -36,7 +36,7 @@ class Loop:
         self._soon.append(callback)
 
     def turn(self) -> bool:
-        """Run what is due, and return whether there was something."""
+        """Run the callbacks that are due, and return whether there were any."""
         soon, self._soon = self._soon, []
         for callback in soon:
             callback()
@@ -137,7 +137,7 @@ class Socket:
     # The client.
 
     def send(self, data: bytes, size: int | None = None) -> None:
-        """Deliver what the client sends, in pieces of a size."""
+        """Deliver bytes of the client, in pieces of a size."""
         for start in range(0, len(data), size or len(data)):
             self.protocol.data_received(data[start : start + (size or len(data))])
         self.turn()
@@ -148,7 +148,7 @@ class Socket:
             pass
 
     def end(self) -> None:
-        """Deliver the end of what the client sends."""
+        """Deliver the end of the client's input."""
         if not self.protocol.eof_received():
             self.transport.close()
         self.turn()

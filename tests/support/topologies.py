@@ -1,4 +1,4 @@
-"""The kinds of store that a Redis layer can stand on, each with its servers: what `hosts` is there."""
+"""The kinds of store that a Redis layer can use, each with its servers and its value of `hosts`."""
 
 import platform
 import shutil

@@ -114,7 +114,7 @@ class RawWebSocket(RawClient):
 
 
 def seen(server: Server, name: str) -> list[Any]:
-    """Return what the app has noted under that name (the apps answer it at /seen)."""
+    """Return the notes of the app under this name, which the apps answer at /seen."""
     with RawClient(server) as client:
         response = client.request("GET", f"/seen?name={name}")
         assert response.status == 200, response

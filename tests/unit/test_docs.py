@@ -1,4 +1,4 @@
-"""The pages of docs/ say what the code does: options, defaults, counters, and links that lead somewhere."""
+"""The pages of docs/ agree with the code: options, defaults and counters; and all links work."""
 
 import ast
 import inspect
@@ -85,7 +85,7 @@ DEFAULTS = {each.name: each.default for kind in (WorkerSettings, InterfaceSettin
 
 
 def number(value: str, unit: str) -> int:
-    """Return what a page says, in seconds or bytes."""
+    """Return a quantity on a page, in seconds or bytes."""
     return int(value.replace(",", "")) * UNITS[unit]
 
 

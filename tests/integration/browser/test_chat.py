@@ -62,7 +62,7 @@ class Person:
         )
 
     def send_raw(self, message: str) -> None:
-        """Send over the page's own socket what the page would never send."""
+        """Send a message over the page's own socket that the page itself would never send."""
         self.page.evaluate("message => socket.send(message)", message)
 
     @property

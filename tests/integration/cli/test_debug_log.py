@@ -1,4 +1,4 @@
-"""The log at the level DEBUG: types and sizes, and nothing of what clients and the app say to each other."""
+"""The log at the level DEBUG: types and sizes of messages, without their content."""
 
 from collections.abc import Callable
 from pathlib import Path

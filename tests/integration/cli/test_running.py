@@ -1,4 +1,4 @@
-"""Signals, a lost Redis, and how workers share what there is to do."""
+"""Signals, a lost Redis, and the distribution of requests over workers."""
 
 import http.client
 import time

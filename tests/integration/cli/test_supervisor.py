@@ -1,4 +1,4 @@
-"""`--processes`: what dies is replaced and announced, and nothing outlives the supervisor."""
+"""`--processes`: children that die are replaced and announced, and none outlives the supervisor."""
 
 import http.client
 import os

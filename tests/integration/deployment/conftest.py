@@ -51,7 +51,7 @@ class Proxy:
 
 
 def replaced(text: str, *replacements: tuple[str, str]) -> str:
-    """Return the text with what has to differ in a test; each must stand there once."""
+    """Return the text with replacements for a test; each replaced part must occur once."""
     for old, new in replacements:
         assert text.count(old) == 1, f"{old!r} does not stand there once"
         text = text.replace(old, new)

@@ -1,4 +1,4 @@
-"""The image is built from what it needs, and Compose runs it with what it needs."""
+"""The image has the files that it needs, and Compose runs it with its services."""
 
 import ast
 import sys

@@ -1,4 +1,4 @@
-"""The files of `deploy/` for nginx and Caddy, in front of two interface servers, do what the documentation says."""
+"""The files of `deploy/` for nginx and Caddy, in front of two interface servers, work as documented."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Reports what an app sees of the head of a request, as JSON, and reads no body."""
+"""An app that answers with the head of the request as JSON, without reading the body."""
 
 import json
 

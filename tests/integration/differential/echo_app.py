@@ -1,4 +1,4 @@
-"""Reports what an app sees of a request, as JSON."""
+"""An app that answers with the scope and body of the request as JSON."""
 
 import json
 

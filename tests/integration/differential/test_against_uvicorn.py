@@ -206,7 +206,7 @@ EXPLAINED: dict[str, tuple[str, Rule]] = {
 def differences(
     app: str, explained: dict[str, tuple[str, Rule]], start_interface: Callable[..., Process], processes: Processes
 ) -> tuple[list[str], set[str]]:
-    """Return what differs for no reason, and the reasons for what else differs."""
+    """Return the differences without a reason, and the reasons of the others."""
     ours = start_interface(app=app)
     command = [sys.executable, "-m", "uvicorn", app, "--port", "0", "--http", "httptools", "--no-access-log"]
     uvicorn = processes.start("uvicorn", [*command, "--lifespan", "off"], ready=UVICORN)

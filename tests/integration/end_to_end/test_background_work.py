@@ -1,4 +1,4 @@
-"""Background work with real processes: what the workers of a channel promise, and what they survive."""
+"""Background work with real processes: the guarantees of the workers of a channel, also at kills and stops."""
 
 import asyncio
 import time

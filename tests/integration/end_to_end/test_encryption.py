@@ -1,4 +1,4 @@
-"""Servers with encryption keys: what clients see, with the right keys and with wrong ones."""
+"""Servers with encryption keys: the responses to clients, with the right keys and with wrong ones."""
 
 from collections.abc import Callable
 from pathlib import Path

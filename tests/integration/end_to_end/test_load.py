@@ -100,7 +100,7 @@ class Talker(asyncio.Protocol):
         self.answered += 1
 
     def send(self) -> None:
-        """Send what may be sent now."""
+        """Send the messages that may be sent now."""
         if self.trouble or (self.stopping and not self._sent):
             self._transport.write(close_frame(1000))
             return

@@ -1,4 +1,4 @@
-"""A WSGI app by the letter of PEP 3333, with what an adapter may get wrong."""
+"""A WSGI app that uses PEP 3333 to the letter, with cases that an adapter may get wrong."""
 
 import gzip
 import hashlib

@@ -38,7 +38,7 @@ def _is_for(item: pytest.Item) -> bool:
 
 
 def _repeats(item: pytest.Item) -> bool:
-    """Return whether the same check of another framework, or on other servers, shows what this one can."""
+    """Return whether the same check of another framework, or on other servers, makes this one needless."""
     if HERE not in item.path.parents or not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
         return False
     framework, setup = (item.callspec.params.get(name) for name in ("sites", "setup"))

@@ -1,4 +1,4 @@
-"""The frameworks, what each of them has, and the servers that run its app: ours on both layers, and uvicorn."""
+"""The frameworks, their features, and the servers that run their apps: asgibus on both layers, and uvicorn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Apps may do behind their client's end, behind their own, and while their server stops what they may on uvicorn.
+"""Apps may do the same as on uvicorn after a disconnect, after their last event, and while their server stops.
 
 Each case runs the same app here and there, and compares what the app notes: how its work ends, and whether its clean-up
 runs. The log must be clean, unless the app itself did something wrong.
@@ -267,7 +267,7 @@ def test_an_app_ends_as_on_uvicorn(servers: dict[str, Server], case: str, reques
 
 
 def stop(server: Server, program: Program, streams: tuple[str, ...]) -> list[list[str]]:
-    """Stop a server while its app works, streams and holds sockets; return what the app noted of work and sockets."""
+    """Stop a server while its app works, streams and holds sockets; return the notes of the app on work and sockets."""
     works, listened, sockets = (
         [(path, next(server.names)) for path in paths] for paths in (program.works, streams, program.sockets)
     )

@@ -1,4 +1,4 @@
-"""The app behind the HTTP tests: the path says what it does, `/seen` what it saw."""
+"""The app behind the HTTP tests: the path selects the behaviour, and `/seen` returns the notes."""
 
 import asyncio
 import contextlib
@@ -279,7 +279,7 @@ async def start_only(scope, receive, send, query, notes):
 
 
 async def invalid(scope, receive, send, query, notes):
-    """Send each invalid event, note what it should raise and what it does raise, and answer all the same."""
+    """Send each invalid event, note the expected and the actual exception, and answer."""
     for label, (event, error) in INVALID.items():
         notes.append([label, error.__name__, await error_of(send(event))])
     await send(START | {"unknown key": 1})

@@ -1,4 +1,4 @@
-"""Compressed WebSocket messages: what is agreed on, what is sent, and what a small message may not become."""
+"""Compressed WebSocket messages: negotiation, frames, and the limit of a decompressed message."""
 
 import uuid
 import zlib

@@ -1,4 +1,4 @@
-"""Responses over real sockets, on both layers: what the client sees of what the app sends."""
+"""Responses over real sockets, on both layers: the bytes at the client for the events of the app."""
 
 import json
 import uuid

@@ -1,4 +1,4 @@
-"""TLS: certificates of both sides, what the scope says of them, and reading them again."""
+"""TLS: certificates of both sides, their data in the scope, and reloading."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""UDP over real sockets, on both layers: what peers and the app see of each other."""
+"""UDP over real sockets, on both layers: datagrams of peers and events of the app."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""WebSockets over real sockets, on both layers: what client and app see of each other."""
+"""WebSockets over real sockets, on both layers: frames of the client and events of the app."""
 
 import json
 import uuid

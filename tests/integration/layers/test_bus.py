@@ -1,4 +1,4 @@
-"""The servers' half of the contract, on every layer, beyond what is checked in `test_conformance`."""
+"""The servers' half of the contract, on every layer, beyond the checks of `test_conformance`."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Groups and options on every layer, beyond what is checked in `test_conformance`."""
+"""Groups and options on every layer, beyond the checks of `test_conformance`."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""Readers of ordinary channels: what has expired, readers that are cancelled, and delayed messages.
+"""Readers of ordinary channels: expired messages, cancelled readers, and delayed messages.
 
 Tests of all of these together are in `test_redis_readers.py` and in the checks for all layers.
 """

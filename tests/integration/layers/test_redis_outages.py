@@ -1,6 +1,6 @@
 """Redis that pauses, loses its data, has no room or fails over: all processes recover and notice interruptions.
 
-Each scenario has a Redis of its own. The waits are real, so what takes long happens at the same time.
+Each scenario has a Redis of its own. The waits are real, so long scenarios run at the same time.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The options of both commands: help, environment, and what is said to a wrong one."""
+"""The options of both commands: help, environment, and errors."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Faults between the two ends, as frames: what a lost, late or faulty frame does to a connection, and to the others."""
+"""Lost, late and faulty frames: their effect on the connection, and on the others."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Runs that end before their connection: which connections are offered again, with what, and which end."""
+"""Runs that end before their connection: a further connect request, or the end of the connection."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""PROXY headers as bytes: what is one, what is none, and that nothing behind it is taken."""
+"""PROXY headers as bytes: valid and invalid ones, and that no byte after the header is consumed."""
 
 import itertools
 

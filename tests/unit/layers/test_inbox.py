@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Store:
-    """A store's clock, and what is published there."""
+    """The clock of a store, and its published full channels."""
 
     mailbox = "a.1!"
 

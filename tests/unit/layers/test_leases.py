@@ -1,4 +1,4 @@
-"""The table of leases, without a store: each sign in each state, and what is reported."""
+"""The table of leases, without a store: each event in each state, and the reported deaths."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The cipher of a Redis layer: what it protects, and which keys it takes."""
+"""The cipher of a Redis layer: the protected data, and valid keys."""
 
 import sys
 from collections import Counter

@@ -1,4 +1,4 @@
-"""URLs of a layer: what they say, and that an error shows nothing of one that may be a password."""
+"""URLs of a layer: their settings, and errors without any part that may be a password."""
 
 import re
 import traceback

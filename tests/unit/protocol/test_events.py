@@ -1,4 +1,4 @@
-"""ASGI events as tuples: what an app may send, what it may not, and what it receives."""
+"""ASGI events as tuples: valid and invalid events of an app, and events to an app."""
 
 from typing import Any
 

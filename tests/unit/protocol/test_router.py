@@ -95,7 +95,7 @@ class Table:
         self.faults.append(frame)
 
     def posted(self) -> list[tuple[str, Frame]]:
-        """Return what was posted since the last call."""
+        """Return the frames posted since the last call."""
         posted = [(mailbox, frame) for mailbox, frame in self.bus.posted]
         self.bus.posted.clear()
         return posted

@@ -1,4 +1,4 @@
-"""Flask: views in threads, a generator, and what is to be called when the response is closed."""
+"""Flask: views in threads, a generator, and a callback at the close of the response."""
 
 import time
 
