@@ -45,7 +45,10 @@ async def check_frames_arrive_in_the_order_of_their_posting(make_layer: LayerFac
 
 
 async def check_no_batch_is_empty(make_layer: LayerFactory) -> None:
-    """Check that a handler is called with at least one frame."""
+    """Check that a handler is called with at least one frame.
+
+    A store may still list leases that ended before this layer was opened, and a bus announces those, too.
+    """
 
     class Counting(Recorder):
         def __init__(self) -> None:
@@ -54,13 +57,15 @@ async def check_no_batch_is_empty(make_layer: LayerFactory) -> None:
 
         def batch(self, sender: str, frames: Sequence[Frame]) -> None:
             self.sizes.append(len(frames))
+            super().batch(sender, frames)
 
     reader = Counting()
     async with fresh_layer(make_layer) as layer, layer.bus("a", reader) as a:
         a.post(a.mailbox, (KIND, 1))
         await within(a.posted(), "posted")
-        await until(lambda: reader.sizes, what="the arrival of a frame")
-        expect_equal(reader.sizes, [1], "sizes of the batches")
+        await until(lambda: reader.frames, what="the arrival of a frame")
+        expect(all(reader.sizes), f"batches of {reader.sizes} frames arrived")
+        expect_equal(reader.frames, [(KIND, 1)], "frames")
 
 
 async def check_frames_name_their_sender(make_layer: LayerFactory) -> None:
