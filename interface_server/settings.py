@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import unquote_to_bytes
 
 from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.protocol.channels import require_pool
@@ -224,12 +223,3 @@ class InterfaceSettings(ServerSettings):
         Heading.GROUPS,
         "A slow client is closed with 1013, or misses messages to its groups and its reply channel.",
     )
-
-    def pool_of(self, raw_path: bytes) -> str:
-        """Return the pool whose workers serve a path."""
-        if self.routes:
-            path = unquote_to_bytes(raw_path)  # as the app sees it: one path may be written in many ways
-            for prefix, pool in self.routes:
-                if path.startswith(prefix.encode()):
-                    return pool
-        return self.pool

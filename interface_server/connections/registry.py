@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import unquote_to_bytes
 
 from asgibus.interface_server.callback_tasks import CallbackTasks
 from asgibus.interface_server.connections.connection import NO_WORKER, Connection
@@ -68,6 +69,7 @@ class ConnectionRegistry(Handler):
 
     def __init__(self, settings: InterfaceSettings) -> None:
         self._settings = settings
+        self._routes = [(prefix.encode(), pool) for prefix, pool in settings.routes]
         self._numbers = itertools.count(1)
         self._open: dict[int, Connection] = {}
         self._dead_workers: dict[str, None] = {}  # an ordered set, with the latest ones last
@@ -136,7 +138,7 @@ class ConnectionRegistry(Handler):
             b"",
         )
         once = kind == HTTP and request.method not in IDEMPOTENT
-        self._offer_first(connection, connection.request, self._settings.pool_of(request.raw_path), once=once)
+        self._offer_first(connection, connection.request, self._pool_of(request.raw_path), once=once)
         return connection
 
     def open_other(
@@ -187,6 +189,15 @@ class ConnectionRegistry(Handler):
         else:
             self._pending.refuse(connection)
 
+    def _pool_of(self, raw_path: bytes) -> str:
+        """Return the pool whose workers serve a path."""
+        if self._routes:
+            path = unquote_to_bytes(raw_path)  # as the app sees it: one path may be written in many ways
+            for prefix, pool in self._routes:
+                if path.startswith(prefix):
+                    return pool
+        return self._settings.pool
+
     def offer_again(self, connection: Connection, request: ConnectRequest) -> None:
         """See `ConnectionHost`. A connection whose workers have crashed waits first."""
         self._pending.remove(connection)  # it goes to the end of the queue
@@ -199,7 +210,7 @@ class ConnectionRegistry(Handler):
 
     def _offer_further(self, connection: Connection, request: ConnectRequest) -> None:
         """Offer a connection for a further run, once there is room for it."""
-        pool = self._settings.pool_of(request.raw_path)
+        pool = self._pool_of(request.raw_path)
         if self._pending.has_room(pool):
             self._offer(connection, request, pool, once=False)
         else:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from asgibus.interface_server.http.authority import is_authority
+from asgibus.interface_server.http.request import is_authority
 
 VALID = [
     b"",
