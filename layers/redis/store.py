@@ -341,6 +341,11 @@ class Shard:
         """Return whether that event loop has a client here."""
         return loop in self._clients
 
+    def has_mailbox(self) -> bool:
+        """Return whether the running event loop reads the mailbox of process-local channels from this store."""
+        client = self._clients.get(asyncio.get_running_loop())
+        return client is not None and client.on_close is not None
+
     async def close(self) -> None:
         """Close the client of the running event loop. If the call is cancelled, closing goes on by itself."""
         with self._lock:
@@ -399,7 +404,8 @@ class Shards(Sequence[Shard]):
 
     async def close(self) -> None:
         """Close all clients of the running event loop."""
-        for shard in self._shards:
+        # The mailbox first: it leaves groups, and gives leases back, through the connections to the other stores.
+        for shard in sorted(self._shards, key=Shard.has_mailbox, reverse=True):
             await shard.close()
 
     def _only(self, name: str) -> Shard:

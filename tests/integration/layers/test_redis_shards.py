@@ -148,6 +148,17 @@ async def test_groups_of_servers_outlive_the_data_of_a_store(
         await each.close()
 
 
+async def test_a_closed_layer_leaves_no_lease_and_no_membership(servers: list[RedisServer], hosts: list[str]) -> None:
+    """A layer gives back the leases that its channels have at the stores of their groups, whatever its own store."""
+    for _ in range(5):  # layers with mailboxes at random stores
+        layer = RedisChannelLayer(hosts)
+        channel = await layer.new_channel()
+        for server in servers:
+            await layer.group_add(next(named(layer, server, "group")), channel)
+        await layer.close()
+        assert not any(keys(server) for server in servers)
+
+
 async def test_what_is_taken_lies_where_its_channel_is(servers: list[RedisServer], hosts: list[str]) -> None:
     layer = RedisChannelLayer(hosts)
     channels = [next(named(layer, server, "work")) for server in servers]
