@@ -9,10 +9,10 @@ T = TypeVar("T")
 STEP = 0.01
 
 HANG = 30.0
-"""Seconds for what takes milliseconds on a machine that has nothing else to do: over only when it never comes."""
+"""Seconds after which a wait without a promised time fails: an idle machine needs milliseconds."""
 
 TOLERANCE = 2.0
-"""How many times as long as promised something may take, since the machine runs other tests too.
+"""Factor by which a promised time may be exceeded, since the machine runs other tests too.
 
 In tests/chaos the factor is 1, and a test that is late is run once more.
 """
@@ -22,7 +22,7 @@ class TooLate(AssertionError):
     """A promised time was not kept."""
 
 
-def in_time(seconds: float, promised: float, what: str = "it") -> None:
+def in_time(seconds: float, promised: float, what: str = "the operation") -> None:
     """Raise TooLate if `seconds`, a measured time, exceed the promised bound."""
     if seconds >= promised * TOLERANCE:
         raise TooLate(f"{what} took {seconds:.3f} s, and {promised:g} s are promised")
@@ -45,12 +45,12 @@ def wait_until(condition: Callable[[], T], timeout: float | None = None, what: s
     The call blocks; from async code call it through `anyio.to_thread.run_sync`.
 
     Args:
-        timeout: seconds within which the answer is promised to be true; None if no time is promised.
+        timeout: seconds within which the result is promised to be true; None if no time is promised.
         what: the condition in words, for the error.
 
     Raises:
         TooLate: a promised time was not kept.
-        AssertionError: the answer was not true within HANG seconds.
+        AssertionError: the result was not true within HANG seconds.
     """
     deadline = time.monotonic() + bound(timeout)
     while not (answer := condition()):

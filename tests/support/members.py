@@ -1,4 +1,4 @@
-"""Clients of `interface_server/groups_app.py`, whose WebSockets take orders."""
+"""Clients that send orders to `interface_server/groups_app.py`."""
 
 import json
 from types import TracebackType
@@ -27,25 +27,25 @@ class Member:
     ) -> None:
         self._context.__exit__(kind, error, trace)
 
-    def do(self, what: str, **order: Any) -> Any:
-        """Give an order and wait for the answer, which must be the next message."""
-        self.socket.send(json.dumps({"do": what, **order}))
+    def do(self, action: str, **arguments: Any) -> Any:
+        """Send an order and return the answer, which must be the next message."""
+        self.socket.send(json.dumps({"do": action, **arguments}))
         return json.loads(self.socket.recv(timeout=30))["answer"]
 
-    def hear(self) -> Any:
+    def receive(self) -> Any:
         """Return the next message."""
         return self.socket.recv(timeout=30)
 
-    def silent(self) -> bool:
-        """Return whether no message was waiting: the next message answers the order."""
-        return isinstance(self.do("who"), list)
+    def is_silent(self) -> bool:
+        """Return whether no other message arrives before the answer to an order."""
+        return isinstance(self.do("identify"), list)
 
 
-def order(client: RawWebSocket, what: str, **order: Any) -> None:
-    """Give an order over a raw WebSocket."""
-    client.send(frame(TEXT, json.dumps({"do": what, **order}).encode()))
+def send_order(client: RawWebSocket, action: str, **arguments: Any) -> None:
+    """Send an order over a raw WebSocket."""
+    client.send(frame(TEXT, json.dumps({"do": action, **arguments}).encode()))
 
 
-def obeyed(client: RawWebSocket) -> None:
-    """Check that the next message says that an order was obeyed."""
+def expect_done(client: RawWebSocket) -> None:
+    """Assert that the next message is the answer to a completed order."""
     assert client.read_frame() == (TEXT, b'{"answer": null}')

@@ -22,7 +22,7 @@ KEY = base64.b64encode(bytes(range(16))).decode()
 
 
 def ws(server: Process, path: str, **options: Any) -> ClientConnection:
-    """Return an open WebSocket; a context manager. It never pings by itself and never compresses."""
+    """Return an open WebSocket, a context manager that neither pings nor compresses by default."""
     query = options.pop("query", None)
     target = f"{path}?{urlencode(query)}" if query else path
     defaults = {"compression": None, "ping_interval": None, "proxy": None, "close_timeout": HANG, "open_timeout": HANG}
@@ -83,7 +83,7 @@ class RawWebSocket(RawClient):
         return self.status
 
     def send_until_blocked(self, data: bytes, seconds: float = 0.3) -> int:
-        """Send until the peer has taken nothing for that long; how many bytes it took."""
+        """Send until the peer has read nothing for `seconds`; return the number of bytes sent."""
         self.socket.settimeout(seconds)
         view, sent = memoryview(data), 0
         while sent < len(data):
@@ -113,8 +113,8 @@ class RawWebSocket(RawClient):
         return struct.unpack("!H", payload[:2])[0], payload[2:].decode()
 
 
-def seen(server: Server, name: str) -> list[Any]:
-    """Return the notes of the app under this name, which the apps answer at /seen."""
+def read_notes(server: Server, name: str) -> list[Any]:
+    """Return the notes of the app under this name, from its path /seen."""
     with RawClient(server) as client:
         response = client.request("GET", f"/seen?name={name}")
         assert response.status == 200, response
@@ -122,9 +122,9 @@ def seen(server: Server, name: str) -> list[Any]:
         return notes
 
 
-def wait_seen(server: Server, name: str, note: Any, timeout: float | None = None) -> None:
-    """Wait until the app has noted that."""
+def wait_for_note(server: Server, name: str, note: Any, timeout: float | None = None) -> None:
+    """Wait until the app has made this note."""
     try:
-        wait_until(lambda: note in seen(server, name), timeout)
+        wait_until(lambda: note in read_notes(server, name), timeout)
     except AssertionError:
-        raise AssertionError(f"{note!r} is not in {seen(server, name)!r}") from None
+        raise AssertionError(f"{note!r} is not in {read_notes(server, name)!r}") from None

@@ -1,4 +1,4 @@
-"""The app behind the flood tests, run in the process of its interface server: it measures how long the loop is held."""
+"""The embedded app of the flood tests, which measures how long the event loop is held."""
 
 import asyncio
 import contextlib

@@ -61,7 +61,7 @@ async def obey(connection, receive, send, notes):
     notes.append(["disconnect", event["code"], event["reason"]])
 
 
-async def who(connection):
+async def identify(connection):
     return [os.getpid(), connection.reply_channel]
 
 
@@ -73,7 +73,7 @@ async def discard(connection, group):
     await connection.group_discard(group)
 
 
-async def say(connection, group, text, times=1):
+async def broadcast(connection, group, text, times=1):
     for number in range(times):
         await connection.group_send(group, {"type": "websocket.send", "text": text.format(number)})
 
@@ -90,17 +90,17 @@ async def big(connection, group, times):
         await connection.group_send(group, {"type": "websocket.send", "bytes": number.to_bytes(8) + bytes(65528)})
 
 
-async def tell(connection, channel, event):
+async def send_to(connection, channel, event):
     if "body" in event:
         event["body"] = event["body"].encode()
     await connection.layer.send(channel, event)
 
 
 async def add_beside(connection, new, joined):
-    """Join two groups at once, and broadcast to the new one as soon as the app has joined it."""
+    """Join two groups at once, and broadcast to the new group as soon as the app has joined the group."""
     tasks = [asyncio.create_task(connection.group_add(group)) for group in (new, joined)]
     await tasks[0]
-    await connection.group_send(new, {"type": "websocket.send", "text": "heard"})
+    await connection.group_send(new, {"type": "websocket.send", "text": "joined"})
     await tasks[1]
 
 

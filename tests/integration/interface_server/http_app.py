@@ -120,7 +120,7 @@ async def body(scope, receive, send, query, notes):
 
 
 async def stream_back(scope, receive, send, query, notes):
-    """Send each part of the body back as soon as it arrives."""
+    """Echo each part of the body as soon as the part arrives."""
     await send(START)
     more = True
     while more:
@@ -133,7 +133,7 @@ async def stream_back(scope, receive, send, query, notes):
 
 
 async def count(scope, receive, send, query, notes):
-    """Answer with the length of the body, holding only one part of it at a time."""
+    """Answer with the length of the body, with only one part in memory at a time."""
     total, event = 0, {"more_body": True}
     while event["more_body"]:
         event = await receive()

@@ -78,7 +78,7 @@ def build_scope(client: RawClient, *headers: str) -> dict[str, Any]:
     return scope
 
 
-def test_the_scope_has_the_addresses_of_the_header(server: Process) -> None:
+def test_header_addresses_are_in_the_scope(server: Process) -> None:
     for header in (V1, version_2(0x11, IPV4), version_2(0x11, IPV4 + TLVS)):
         with RawClient(server) as client:
             client.send(header)
@@ -90,7 +90,7 @@ def test_the_scope_has_the_addresses_of_the_header(server: Process) -> None:
 
 
 @pytest.mark.parametrize("name", ["v1 unknown", "v2 local with addresses", "v2 unspecified with more"])
-def test_a_proxy_that_speaks_for_itself(server: Process, name: str) -> None:
+def test_a_header_without_client_keeps_the_proxy_addresses(server: Process, name: str) -> None:
     with RawClient(server) as client:
         client.send(GOOD[name][0])
         scope = build_scope(client, "X-Forwarded-For: 6.6.6.6", "X-Forwarded-Proto: https")
@@ -98,20 +98,20 @@ def test_a_proxy_that_speaks_for_itself(server: Process, name: str) -> None:
         assert (scope["client"][0], scope["server"]) == ("127.0.0.1", ["127.0.0.1", server.port])
 
 
-def test_the_header_and_all_else_in_any_pieces(server: Process) -> None:
+def test_header_and_request_in_any_pieces(server: Process) -> None:
     body = bytes(range(256)) * 100
     request = b"POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-    with RawClient(server) as together:
-        together.send(V1 + request)
-        assert together.read_response().body == body
+    with RawClient(server) as client:
+        client.send(V1 + request)
+        assert client.read_response().body == body
     wire = version_2(0x11, IPV4 + TLVS) + REQUEST + b"\r\n"
-    with RawClient(server) as apart:
-        apart.send_pieces(wire)
-        assert json.loads(apart.read_response().body)["client"] == ["203.0.113.7", 4711]
+    with RawClient(server) as client:
+        client.send_pieces(wire)
+        assert json.loads(client.read_response().body)["client"] == ["203.0.113.7", 4711]
 
 
 @pytest.mark.parametrize("header", [V1, version_2(0x11, IPV4 + TLVS)])
-def test_the_header_comes_before_the_handshake(
+def test_a_header_before_the_tls_handshake(
     proxied: Callable[..., Process], authority: Authority, header: bytes
 ) -> None:
     server = proxied("--ssl-certfile", authority.issue("server.pem"))
@@ -123,7 +123,7 @@ def test_the_header_comes_before_the_handshake(
         assert client.request("POST", "/body", body=body).body == body
 
 
-def test_header_and_handshake_in_one_segment(proxied: Callable[..., Process], authority: Authority) -> None:
+def test_header_and_tls_handshake_in_one_segment(proxied: Callable[..., Process], authority: Authority) -> None:
     server = proxied("--ssl-certfile", authority.issue("server.pem"))
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = authority.client().wrap_bio(incoming, outgoing, server_hostname="localhost")
@@ -150,7 +150,7 @@ def test_header_and_handshake_in_one_segment(proxied: Callable[..., Process], au
 
 
 @pytest.mark.parametrize("name", ["a request", "a handshake", "v1 LF alone", "v1 port too large", "v2 family 4"])
-def test_whatever_is_no_header_is_refused(server: Process, name: str) -> None:
+def test_an_invalid_header_is_rejected(server: Process, name: str) -> None:
     with RawClient(server) as client:
         client.send(BAD[name][0])
         assert client.read_until_close() == b""
@@ -160,7 +160,7 @@ def test_whatever_is_no_header_is_refused(server: Process, name: str) -> None:
         assert build_scope(client)["client"] == ["203.0.113.7", 4711]
 
 
-def test_a_header_that_does_not_come_is_not_waited_for(proxied: Callable[..., Process]) -> None:
+def test_a_missing_header_times_out(proxied: Callable[..., Process]) -> None:
     server = proxied("--head-timeout", 0.3)
     for beginning in (b"", V1[:20], version_2(0x11, IPV4)[:20]):
         with RawClient(server) as client:
@@ -173,9 +173,7 @@ def test_a_header_that_does_not_come_is_not_waited_for(proxied: Callable[..., Pr
     server.wait_for("the connection was closed before it was complete")
 
 
-def test_a_handshake_that_does_not_come_is_not_waited_for(
-    proxied: Callable[..., Process], authority: Authority
-) -> None:
+def test_a_missing_tls_handshake_times_out(proxied: Callable[..., Process], authority: Authority) -> None:
     server = proxied("--ssl-certfile", authority.issue("server.pem"), "--head-timeout", 0.3)
     for behind in (b"", b"no handshake at all\r\n\r\n"):
         with RawClient(server) as client:
@@ -185,7 +183,7 @@ def test_a_handshake_that_does_not_come_is_not_waited_for(
         assert build_scope(client)["scheme"] == "https"
 
 
-def test_nobody_but_trusted_proxies_may_connect(proxied: Callable[..., Process]) -> None:
+def test_only_trusted_proxies_may_connect(proxied: Callable[..., Process]) -> None:
     server = proxied("--forwarded-allow-ips", "10.0.0.0/8")
     with RawClient(server) as client:
         client.send(V1)
@@ -193,7 +191,7 @@ def test_nobody_but_trusted_proxies_may_connect(proxied: Callable[..., Process])
     server.wait_for("a connection from 127.0.0.1 was rejected: it is no trusted proxy")
 
 
-def test_forwarding_headers_are_those_of_whom_the_header_names(proxied: Callable[..., Process]) -> None:
+def test_forwarding_headers_are_trusted_by_the_header_address(proxied: Callable[..., Process]) -> None:
     """Forwarding headers are trusted by the address in the PROXY header, not by that of the connected proxy."""
     server = proxied("--forwarded-allow-ips", "127.0.0.1,203.0.113.0/24")
     with RawClient(server) as client:
@@ -222,13 +220,13 @@ def test_a_stop_does_not_wait_for_headers(proxied: Callable[..., Process]) -> No
     with RawClient(server) as silent, RawClient(server) as served:
         served.send(V1)
         assert build_scope(served)["path"] == "/"
-        begun = time.monotonic()
+        started = time.monotonic()
         server.terminate()
         assert silent.read_until_close() == b""
         with pytest.raises(ConnectionRefusedError):
             RawClient(server)
         assert server.wait() == 0
-        in_time(time.monotonic() - begun, 3)
+        in_time(time.monotonic() - started, 3)
 
 
 @contextmanager
@@ -275,6 +273,6 @@ def test_nginx(
 
         wait_until(listens)
         with RawClient(("127.0.0.1", port), tls=authority.client() if tls else None) as client:
-            own = list(client.socket.getsockname())
+            address = list(client.socket.getsockname())
             scope = build_scope(client)
-            assert (scope["client"], scope["server"]) == (own, ["127.0.0.1", port])
+            assert (scope["client"], scope["server"]) == (address, ["127.0.0.1", port])

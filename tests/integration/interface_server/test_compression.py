@@ -11,11 +11,23 @@ from asgibus.interface_server.websocket.compression import (
     PIECE_IN,
 )
 from support.deadline import wait_until
-from support.members import Member, obeyed, order
+from support.members import Member, expect_done, send_order
 from support.processes import Process
 from support.raw import RawClient
 from support.servers import LAYERS, serving
-from support.websocket import BINARY, CONT, PING, PONG, TEXT, RawWebSocket, close_frame, frame, seen, wait_seen, ws
+from support.websocket import (
+    BINARY,
+    CONT,
+    PING,
+    PONG,
+    TEXT,
+    RawWebSocket,
+    close_frame,
+    frame,
+    read_notes,
+    wait_for_note,
+    ws,
+)
 
 APP = "interface_server.websocket_app:app"
 Start = Callable[..., Process]
@@ -63,7 +75,7 @@ def read_compressed(client: RawWebSocket) -> tuple[int, bytes]:
 # Negotiation.
 
 
-def test_nothing_is_compressed_unless_it_is_asked_for_on_both_sides(server: Process, start_interface: Start) -> None:
+def test_compression_needs_the_option_and_the_offer(server: Process, start_interface: Start) -> None:
     with RawWebSocket(server, "/echo") as client:
         assert extension(client) is None
         client.send(frame(TEXT, b"a" * 1000))
@@ -89,7 +101,7 @@ def test_messages_are_compressed_both_ways(server: Process) -> None:
                 assert len(payload) < len(TEXT_BODY) / 5
 
 
-def test_what_does_not_become_shorter_is_sent_as_it_is(server: Process) -> None:
+def test_incompressible_messages_are_sent_uncompressed(server: Process) -> None:
     with RawWebSocket(server, "/echo", OFFER) as client:
         noise = uuid.uuid4().bytes * 2 + bytes(range(256))
         for message in (b"", b"short" * 20, noise):
@@ -120,34 +132,34 @@ def test_a_client_of_another_library(server: Process) -> None:
             assert client.recv(timeout=30) == message
         client.send([TEXT_BODY[:1000], TEXT_BODY[1000:]])
         assert client.recv(timeout=30) == TEXT_BODY
-    wait_seen(server, name, ["disconnect", 1000, ""])
+    wait_for_note(server, name, ["disconnect", 1000, ""])
 
 
 def test_broadcasts_are_shared_uncompressed_frames(start_interface: Start) -> None:
     server = start_interface("--websocket-compression", app="interface_server.groups_app:app")
     text = "the same for all " * 100
-    with RawWebSocket(server, "/", OFFER) as one, RawWebSocket(server, "/", OFFER) as other, Member(server) as third:
-        for client in (one, other):
-            order(client, "add", group="all")
-            obeyed(client)
+    with RawWebSocket(server, "/", OFFER) as first, RawWebSocket(server, "/", OFFER) as second, Member(server) as third:
+        for client in (first, second):
+            send_order(client, "add", group="all")
+            expect_done(client)
         third.do("add", group="all")
-        order(one, "say", group="all", text=text)
-        for client in (one, other):
+        send_order(first, "broadcast", group="all", text=text)
+        for client in (first, second):
             assert client.read_frame() == (TEXT, text.encode())  # a reader that does not decompress
-        assert third.hear() == text
+        assert third.receive() == text
 
 
 # Decompression in pieces.
 
 
-def test_messages_that_waited_for_the_window_arrive_before_the_close(server: Process) -> None:
+def test_delayed_messages_arrive_before_the_close(server: Process) -> None:
     name = uuid.uuid4().hex
     with RawWebSocket(server, "/deaf?name=" + name, OFFER) as client:
         client.send(frame(BINARY, deflate(bytes(LIMIT)), rsv=RSV1) * 50 + close_frame(4000))
         with RawClient(server) as other:
             other.request("GET", f"/open?name={name}")
         assert client.read_close()[0] == 4000
-    wait_seen(server, name, ["total", 50 * LIMIT])
+    wait_for_note(server, name, ["total", 50 * LIMIT])
 
 
 # Limits.
@@ -155,7 +167,7 @@ def test_messages_that_waited_for_the_window_arrive_before_the_close(server: Pro
 
 @pytest.mark.parametrize("size", [LIMIT + 1, 10 * LIMIT, 40_000_000])
 @pytest.mark.parametrize("parts", [1, 3])
-def test_a_bomb_does_not_go_off(server: Process, size: int, parts: int) -> None:
+def test_a_decompression_bomb_is_rejected(server: Process, size: int, parts: int) -> None:
     name = uuid.uuid4().hex
     data = deflate(bytes(size), 15)
     assert len(data) < LIMIT
@@ -168,11 +180,11 @@ def test_a_bomb_does_not_go_off(server: Process, size: int, parts: int) -> None:
         assert client.read_close()[0] == 1009
         client.send(close_frame(1009))
         assert client.read_until_close() == b""
-    wait_until(lambda: ["disconnect", 1009] in [note[:2] for note in seen(server, name)])
-    assert not [note for note in seen(server, name) if note[0] == "bytes"]
+    wait_until(lambda: ["disconnect", 1009] in [note[:2] for note in read_notes(server, name)])
+    assert not [note for note in read_notes(server, name) if note[0] == "bytes"]
 
 
-def test_a_message_as_large_as_may_be(server: Process) -> None:
+def test_a_message_of_the_maximum_size(server: Process) -> None:
     with RawWebSocket(server, "/echo", OFFER) as client:
         client.send(frame(BINARY, deflate(b"z" * LIMIT), rsv=RSV1))
         first, payload = read_compressed(client)
@@ -189,7 +201,7 @@ def test_a_message_as_large_as_may_be(server: Process) -> None:
         (frame(TEXT, b"a", rsv=2), 1002),
     ],
 )
-def test_what_is_no_compressed_message(server: Process, wire: bytes, code: int) -> None:
+def test_invalid_compressed_messages(server: Process, wire: bytes, code: int) -> None:
     with RawWebSocket(server, "/echo", OFFER) as client:
         client.send(wire)
         assert client.read_close()[0] == code

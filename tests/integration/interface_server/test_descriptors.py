@@ -40,9 +40,9 @@ def admin(server: Process, path: str) -> tuple[int, str]:
         return response.status, response.text
 
 
-def refused(server: Process, kind: str = "too many connections") -> int:
-    found = re.search(rf'asgibus_events_total{{kind="{kind}"}} (\d+)', admin(server, "/metrics")[1])
-    return int(found[1]) if found else 0
+def count_rejected(server: Process, kind: str = "too many connections") -> int:
+    match = re.search(rf'asgibus_events_total{{kind="{kind}"}} (\d+)', admin(server, "/metrics")[1])
+    return int(match[1]) if match else 0
 
 
 def test_more_clients_than_descriptors(
@@ -57,8 +57,8 @@ def test_more_clients_than_descriptors(
             client.send(GET)
         answers = [client.read_response().status for client in clients]
         assert answers.count(200) >= 800
-        assert set(answers) == {200, 503}, "one was closed without a byte"
-        assert refused(server) == answers.count(503)
+        assert set(answers) == {200, 503}, "a connection was closed without a response"
+        assert count_rejected(server) == answers.count(503)
         assert admin(server, "/healthz") == (200, "ok\n")
         assert admin(server, "/readyz") == (200, "ready\n")
         served = clients[answers.index(200)]
@@ -66,7 +66,7 @@ def test_more_clients_than_descriptors(
     lines = re.findall(
         r"(\d+) connections were rejected: \d+ sockets are open, and --max-connections is 896", server.log()
     )
-    assert 1 <= len(lines) <= 3, "logged, but not for each"
+    assert 1 <= len(lines) <= 3, "the log line is not throttled"
 
     def has_room() -> bool:
         with RawClient(server) as client:
@@ -82,7 +82,7 @@ def test_the_soft_limit_is_raised(start_limited: Callable[..., Process]) -> None
     assert soft == hard == str(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 
 
-def test_an_accept_that_fails_is_logged_and_counted(start_limited: Callable[..., Process]) -> None:
+def test_a_failed_accept_is_logged_and_counted(start_limited: Callable[..., Process]) -> None:
     server = start_limited("-n 256", APP)
     with RawClient(server) as client:
         assert client.request("GET", "/exhaust").status == 200
@@ -91,7 +91,7 @@ def test_an_accept_that_fails_is_logged_and_counted(start_limited: Callable[...,
             server.wait_for("connections cannot be accepted for a moment: Too many open files")
             assert client.request("GET", "/release").status == 200
             assert waiting.read_response().status == 200
-    assert refused(server, "accept failed") >= 1
+    assert count_rejected(server, "accept failed") >= 1
 
 
 @pytest.fixture(params=["TLS", "PROXY"])
@@ -104,7 +104,7 @@ def beginning(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[
         yield ["--ssl-certfile", authority.issue("server.pem")], authority
 
 
-def test_connections_that_do_not_begin_take_places(
+def test_silent_connections_count_for_the_limit(
     start_interface: Start, beginning: tuple[list[object], Authority | None]
 ) -> None:
     options, authority = beginning
@@ -126,7 +126,7 @@ def test_connections_that_do_not_begin_take_places(
     wait_until(has_room)
 
 
-def test_far_too_many_connections_are_answered_too(start_interface: Start) -> None:
+def test_excess_connections_are_all_answered_503(start_interface: Start) -> None:
     server = start_interface("--max-connections", 1, app=APP)
     with ExitStack() as stack:
         first, *others = [stack.enter_context(RawClient(server)) for _ in range(200)]

@@ -33,7 +33,7 @@ APP = "interface_server.flood_app:app"
 MIB = 1 << 20
 WINDOW = 256 * 1024
 ALLOWANCE = 8 * MIB
-"""For what is not of one socket: memory that the interpreter keeps, the other sockets, the embedded worker."""
+"""Bytes beyond the windows: memory that the interpreter keeps, the other sockets, the embedded worker."""
 LONGEST = 0.1
 """Seconds of CPU time for which the loop may be held; the server aims at less than half of that."""
 TRIPS = 20
@@ -84,7 +84,7 @@ WEBSOCKET_FLOODS = {
 
 
 OVER_TLS = {"tiny requests ahead", "an endless header", "an upload", "pings", "empty fragments", "garbage"}
-"""The floods that are sent over TLS too; with `--long` all are."""
+"""Floods that are sent over TLS too. `--long` sends all of them."""
 
 
 def floods(kinds: Iterable[str]) -> list[Any]:
@@ -146,8 +146,8 @@ class Flood:
     def check(self, sockets: int = 1) -> None:
         longest = float(self._control("/longest"))
         assert longest < LONGEST, f"the loop was held for {longest:.3f} s of CPU time"
-        grown = self._peak - self._before
-        assert grown < sockets * 2 * WINDOW + ALLOWANCE, f"grown by {grown / MIB:.1f} MiB"
+        growth = self._peak - self._before
+        assert growth < sockets * 2 * WINDOW + ALLOWANCE, f"grown by {growth / MIB:.1f} MiB"
         self._round_trip()
 
     def _round_trip(self) -> None:
@@ -191,7 +191,7 @@ def test_websocket(server: Process, context: ssl.SSLContext | None, kind: str, p
 
 
 @pytest.mark.parametrize(("tls", "kind"), floods(WEBSOCKET_FLOODS), indirect=["tls"])
-def test_a_websocket_that_is_not_accepted_yet(server: Process, context: ssl.SSLContext | None, kind: str) -> None:
+def test_websocket_before_the_accept(server: Process, context: ssl.SSLContext | None, kind: str) -> None:
     with Flood(server, context) as flood:
         client = RawWebSocket(server, "/late", tls=context, answered=False)
         flood.run(client, wire=WEBSOCKET_FLOODS[kind])

@@ -14,7 +14,7 @@ from support.deadline import wait_until
 from support.members import Member
 from support.raw import RawClient
 from support.servers import LAYERS, Servers, serving
-from support.websocket import handshake, seen
+from support.websocket import handshake, read_notes
 
 APP = "interface_server.groups_app:app"
 
@@ -50,23 +50,27 @@ def test_a_broadcast_reaches_every_member_on_every_interface(
     servers: Servers, open_members: OpenMembers, group: str
 ) -> None:
     members = open_members(24)
-    assert len({member.do("who")[0] for member in members}) == len(servers.workers), "a worker has no member"
+    assert len({member.do("identify")[0] for member in members}) == len(servers.workers), "a worker has no member"
     for member in members:
         assert member.do("add", group=group) is None
     for number in range(3):
-        members[number].socket.send(json.dumps({"do": "say", "group": group, "text": f"{number}-{{}}", "times": 20}))
+        members[number].socket.send(
+            json.dumps({"do": "broadcast", "group": group, "text": f"{number}-{{}}", "times": 20})
+        )
     for index, member in enumerate(members):
-        heard: list[str] = []
+        broadcasts: list[str] = []
         answers = 0
-        while len(heard) < 60 or answers < (index < 3):
-            message = member.hear()
+        while len(broadcasts) < 60 or answers < (index < 3):
+            message = member.receive()
             if message.startswith("{"):
                 answers += 1
             else:
-                heard.append(message)
+                broadcasts.append(message)
         for number in range(3):  # each sender's in order, senders as they come
-            assert [text for text in heard if text[0] == str(number)] == [f"{number}-{count}" for count in range(20)]
-        assert member.silent()
+            assert [text for text in broadcasts if text[0] == str(number)] == [
+                f"{number}-{count}" for count in range(20)
+            ]
+        assert member.is_silent()
 
 
 def test_after_group_add_returned_every_broadcast_arrives(open_members: OpenMembers, group: str) -> None:
@@ -75,9 +79,9 @@ def test_after_group_add_returned_every_broadcast_arrives(open_members: OpenMemb
         name = f"{group}-{number}"
         listener, speaker = (first, second) if number % 2 else (second, first)
         listener.do("add", group=name)
-        assert speaker.do("say", group=name, text=f"hello {number}") is None
-        assert listener.hear() == f"hello {number}"
-    assert all(member.silent() for member in others)
+        assert speaker.do("broadcast", group=name, text=f"hello {number}") is None
+        assert listener.receive() == f"hello {number}"
+    assert all(member.is_silent() for member in others)
 
 
 def test_joining_is_answered_per_group(open_members: OpenMembers, group: str) -> None:
@@ -88,7 +92,7 @@ def test_joining_is_answered_per_group(open_members: OpenMembers, group: str) ->
         for member in (first, second):
             member.do("add", group=old)
         first.socket.send(json.dumps({"do": "add_beside", "new": new, "joined": old}))
-        assert {first.hear(), first.hear()} == {"heard", '{"answer": null}'}
+        assert {first.receive(), first.receive()} == {"joined", '{"answer": null}'}
 
 
 def test_after_group_discard_returned_no_broadcast_arrives(open_members: OpenMembers, group: str) -> None:
@@ -97,35 +101,33 @@ def test_after_group_discard_returned_no_broadcast_arrives(open_members: OpenMem
         member.do("add", group=group)
     leaver.do("discard", group=group)
     leaver.do("discard", group=group)  # twice harms nothing
-    speaker.do("say", group=group, text="still here?")
-    assert stayer.hear() == "still here?"
-    assert leaver.silent()
+    speaker.do("broadcast", group=group, text="still here?")
+    assert stayer.receive() == "still here?"
+    assert leaver.is_silent()
     leaver.do("add", group=group)
-    speaker.do("say", group=group, text="back")
-    assert (leaver.hear(), stayer.hear()) == ("back", "back")
+    speaker.do("broadcast", group=group, text="back")
+    assert (leaver.receive(), stayer.receive()) == ("back", "back")
 
 
-def test_a_member_of_many_groups_and_a_twofold_member_hear_each_broadcast_once(
-    open_members: OpenMembers, group: str
-) -> None:
+def test_each_broadcast_is_received_once_per_member(open_members: OpenMembers, group: str) -> None:
     member, speaker = open_members(2)
     for name in (group, group, f"{group}.other"):
         member.do("add", group=name)
-    speaker.do("say", group=group, text="one")
-    speaker.do("say", group=f"{group}.other", text="two")
-    speaker.do("say", group=f"{group}.nobody", text="three")
-    assert sorted([member.hear(), member.hear()]) == ["one", "two"]
-    assert member.silent()
+    speaker.do("broadcast", group=group, text="one")
+    speaker.do("broadcast", group=f"{group}.other", text="two")
+    speaker.do("broadcast", group=f"{group}.nobody", text="three")
+    assert sorted([member.receive(), member.receive()]) == ["one", "two"]
+    assert member.is_silent()
 
 
-def test_when_a_member_leaves_the_others_stay(open_members: OpenMembers, servers: Servers, group: str) -> None:
+def test_a_disconnect_keeps_the_other_members(open_members: OpenMembers, servers: Servers, group: str) -> None:
     stayer, speaker = open_members(2)
     stayer.do("add", group=group)
     for host in servers.interfaces:
         with Member(host) as leaver:
             leaver.do("add", group=group)
-    speaker.do("say", group=group, text="hello")
-    assert stayer.hear() == "hello"
+    speaker.do("broadcast", group=group, text="hello")
+    assert stayer.receive() == "hello"
 
 
 def test_close_by_broadcast_ends_every_member(open_members: OpenMembers, servers: Servers, group: str) -> None:
@@ -138,20 +140,20 @@ def test_close_by_broadcast_ends_every_member(open_members: OpenMembers, servers
         speaker.do("send_event", group=group, event={"type": "websocket.close", "code": 4123, "reason": "all out"})
         for member in members:
             with pytest.raises(ConnectionClosed) as closed:
-                member.hear()
+                member.receive()
             assert closed.value.rcvd is not None
             assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4123, "all out")
-    noted = "notes of a worker that had a member"
+    expected = "notes of a worker that had a member"
     wait_until(
-        lambda: any(["disconnect", 4123, "all out"] in seen(host, name) for host in servers.interfaces), 5, noted
+        lambda: any(["disconnect", 4123, "all out"] in read_notes(host, name) for host in servers.interfaces),
+        5,
+        expected,
     )
-    assert speaker.silent()
-    assert outsider.silent()
+    assert speaker.is_silent()
+    assert outsider.is_silent()
 
 
-def test_events_that_are_none_or_out_of_place_are_dropped_and_harm_nothing(
-    open_members: OpenMembers, group: str
-) -> None:
+def test_invalid_events_are_dropped(open_members: OpenMembers, group: str) -> None:
     member, speaker = open_members(2)
     member.do("add", group=group)
     for event in (
@@ -164,18 +166,18 @@ def test_events_that_are_none_or_out_of_place_are_dropped_and_harm_nothing(
         {"type": "websocket.send", "text": "fit"},
     ):
         assert speaker.do("send_event", group=group, event=event) is None
-    assert member.hear() == "fit"
-    assert member.silent()
+    assert member.receive() == "fit"
+    assert member.is_silent()
 
 
-def test_a_name_that_is_none_is_a_type_error(open_members: OpenMembers) -> None:
+def test_an_invalid_group_name_is_a_type_error(open_members: OpenMembers) -> None:
     (member,) = open_members(1)
-    for what in ("add", "discard"):
-        assert member.do(what, group="not a name").startswith("TypeError: group names are 1 to 100 ASCII letters")
-    assert member.do("say", group="a!b", text="").startswith("TypeError: group names")
+    for action in ("add", "discard"):
+        assert member.do(action, group="not a name").startswith("TypeError: group names are 1 to 100 ASCII letters")
+    assert member.do("broadcast", group="a!b", text="").startswith("TypeError: group names")
 
 
-def test_event_streams_are_members_too(open_members: OpenMembers, servers: Servers, group: str) -> None:
+def test_event_streams_receive_broadcasts(open_members: OpenMembers, servers: Servers, group: str) -> None:
     name = uuid.uuid4().hex
     (speaker,) = open_members(1)
     with ExitStack() as stack:
@@ -187,13 +189,16 @@ def test_event_streams_are_members_too(open_members: OpenMembers, servers: Serve
         for number in range(10):
             event = {"type": "http.response.body", "body": f"data: {number}\n\n", "more_body": True}
             assert speaker.do("send_event", group=group, event=event) is None
-        assert speaker.do("say", group=group, text="not for streams") is None
+        assert speaker.do("broadcast", group=group, text="not for streams") is None
         for client in clients:
             assert [client.read_chunk() for _ in range(10)] == [b"data: %d\n\n" % number for number in range(10)]
 
-        # One of them leaves, and the last event ends the others.
+        # One client leaves, and the last event ends the others.
         clients[0].close()
-        wait_until(lambda: any(seen(host, name) for host in servers.interfaces), what="the disconnect of the one")
+        wait_until(
+            lambda: any(read_notes(host, name) for host in servers.interfaces),
+            what="the disconnect of the first client",
+        )
         speaker.do("send_event", group=group, event={"type": "http.response.body", "body": "bye"})
         for client in clients[1:]:
             assert client.read_chunk() == b"bye"
@@ -211,38 +216,38 @@ def test_an_http_1_0_stream_gets_the_bare_bytes(open_members: OpenMembers, serve
         assert client.read_until_close() == b"ab"
 
 
-# To one connection.
+# Events to one connection.
 
 
-def test_an_event_to_a_reply_channel_reaches_that_client_alone(open_members: OpenMembers) -> None:
-    one, other, speaker = open_members(3)
-    _, channel = one.do("who")
-    speaker.do("tell", channel=channel, event={"type": "websocket.send", "text": "psst"})
-    assert one.hear() == "psst"
-    assert other.silent()
-    speaker.do("tell", channel=channel, event={"type": "websocket.close", "code": 4000})
+def test_an_event_to_a_reply_channel_reaches_one_client(open_members: OpenMembers) -> None:
+    receiver, other, speaker = open_members(3)
+    _, channel = receiver.do("identify")
+    speaker.do("send_to", channel=channel, event={"type": "websocket.send", "text": "psst"})
+    assert receiver.receive() == "psst"
+    assert other.is_silent()
+    speaker.do("send_to", channel=channel, event={"type": "websocket.close", "code": 4000})
     with pytest.raises(ConnectionClosed):
-        one.hear()
-    speaker.do("tell", channel=channel, event={"type": "websocket.send", "text": "too late"})
-    assert speaker.silent()
+        receiver.receive()
+    speaker.do("send_to", channel=channel, event={"type": "websocket.send", "text": "too late"})
+    assert speaker.is_silent()
 
 
-def test_a_handshake_may_be_denied_by_others(open_members: OpenMembers, servers: Servers) -> None:
+def test_a_handshake_is_denied_by_events_to_its_reply_channel(open_members: OpenMembers, servers: Servers) -> None:
     name = uuid.uuid4().hex
     (speaker,) = open_members(1)
 
-    def noted() -> list[Any]:
-        return [note for host in servers.interfaces for note in seen(host, name)]
+    def read_all_notes() -> list[Any]:
+        return [note for host in servers.interfaces for note in read_notes(host, name)]
 
     with RawClient(servers.interfaces[0]) as client:
         client.send(handshake(f"/hesitate?name={name}"))
-        channel = str(wait_until(noted)[0])
+        channel = str(wait_until(read_all_notes)[0])
         start = {"type": "websocket.http.response.start", "status": 402}
-        speaker.do("tell", channel=channel, event=start)
-        speaker.do("tell", channel=channel, event={"type": "websocket.http.response.body", "body": "pay"})
+        speaker.do("send_to", channel=channel, event=start)
+        speaker.do("send_to", channel=channel, event={"type": "websocket.http.response.body", "body": "pay"})
         response = client.read_response()
         assert (response.status, response.text) == (402, "pay")
-    wait_until(lambda: ["websocket.disconnect", 1006] in noted(), 2)
+    wait_until(lambda: ["websocket.disconnect", 1006] in read_all_notes(), 2)
 
 
 def test_state_is_kept_and_bounded(open_members: OpenMembers) -> None:
@@ -253,7 +258,7 @@ def test_state_is_kept_and_bounded(open_members: OpenMembers) -> None:
     assert member.do("keep", value="small") == {"value": "small"}
 
 
-def test_outside_the_bus_there_is_no_connection() -> None:
+def test_connection_raises_for_a_scope_of_another_server() -> None:
     with pytest.raises(RuntimeError, match=r"this http scope did not come over asgibus: run the app with asgi-inter"):
         asgibus.connection({"type": "http", "extensions": {}})
     with pytest.raises(RuntimeError, match="this websocket scope"):

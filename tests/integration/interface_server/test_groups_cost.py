@@ -55,7 +55,7 @@ def group() -> str:
     return f"group-{uuid.uuid4().hex}"
 
 
-def written(store: "redis.Redis") -> dict[str, int]:
+def count_entries(store: "redis.Redis") -> dict[str, int]:
     """Return the number of entries ever written to each mailbox, once acknowledgements (one a second) are over."""
     last: dict[str, int] = {}
     same = 0
@@ -75,13 +75,13 @@ def written(store: "redis.Redis") -> dict[str, int]:
 
 
 @pytest.mark.redis
-def test_a_broadcast_is_one_entry_for_each_interface_with_members_and_wakes_no_app(
+def test_a_broadcast_is_one_entry_per_interface_and_wakes_no_worker(
     servers: Servers, open_members: OpenMembers, group: str, store: "redis.Redis"
 ) -> None:
     members = open_members(20)
     for member in members:
         member.do("add", group=group)
-    before = written(store)
+    before = count_entries(store)
 
     async def broadcast() -> None:
         layer = open_layer(servers.layer)
@@ -91,11 +91,11 @@ def test_a_broadcast_is_one_entry_for_each_interface_with_members_and_wakes_no_a
 
     asyncio.run(broadcast())
     for member in members:
-        assert [member.hear() for _ in range(25)] == [str(number) for number in range(25)]
-    grown = {name: count - before.get(name, 0) for name, count in written(store).items()}
-    interfaces = {name: count for name, count in grown.items() if name.startswith("interface.")}
+        assert [member.receive() for _ in range(25)] == [str(number) for number in range(25)]
+    growth = {name: count - before.get(name, 0) for name, count in count_entries(store).items()}
+    interfaces = {name: count for name, count in growth.items() if name.startswith("interface.")}
     assert list(interfaces.values()) == [25] * len(servers.interfaces)
-    assert not any(count for name, count in grown.items() if name not in interfaces), "a worker was woken"
+    assert not any(count for name, count in growth.items() if name not in interfaces), "a worker was woken"
 
 
 @pytest.mark.redis

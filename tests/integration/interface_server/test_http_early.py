@@ -11,7 +11,7 @@ import pytest
 from support.processes import Process
 from support.raw import RawClient, Response
 from support.servers import LAYERS, Servers, serving
-from support.websocket import handshake, seen
+from support.websocket import handshake, read_notes
 
 APP = "interface_server.http_app:app"
 SHORT = 200_000  # a rest of the body that is read and dropped
@@ -56,7 +56,7 @@ def path_of(response: Response) -> str:
 
 
 @pytest.mark.parametrize("size", [100, SHORT, LONG])
-def test_a_client_that_posts_again_and_again_sees_every_refusal(server: Process, size: int) -> None:
+def test_repeated_posts_all_get_the_early_response(server: Process, size: int) -> None:
     body = bytes(size)
     with httpx.Client() as client:
         assert [client.post(f"{server.url}/unread", content=body).status_code for _ in range(40)] == [413] * 40
@@ -69,7 +69,7 @@ def test_a_client_that_posts_again_and_again_sees_every_refusal(server: Process,
 
 
 @pytest.mark.parametrize("size", [1, 100, SHORT])
-def test_a_short_rest_of_the_body_is_dropped_and_the_connection_goes_on(client: RawClient, size: int) -> None:
+def test_a_short_body_rest_is_dropped_and_the_connection_kept(client: RawClient, size: int) -> None:
     for _ in range(2):
         client.send(post("/unread", size))
         response = client.read_response()
@@ -78,16 +78,16 @@ def test_a_short_rest_of_the_body_is_dropped_and_the_connection_goes_on(client: 
         assert path_of(client.read_response()) == "/next"
 
 
-def test_the_rest_may_look_like_a_request(server: Process, client: RawClient, name: str) -> None:
+def test_a_body_rest_is_never_parsed_as_a_request(server: Process, client: RawClient, name: str) -> None:
     smuggled = f"GET /smuggled?name={name} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
     client.send(post("/unread", len(smuggled)))
     assert client.read_response().status == 413
     client.send_pieces([smuggled[:9], smuggled[9:]])
     assert path_of(client.request("GET", "/next")) == "/next"
-    assert seen(server, name) == []
+    assert read_notes(server, name) == []
 
 
-def test_requests_behind_an_early_response_are_served(client: RawClient) -> None:
+def test_requests_after_an_early_response_are_served(client: RawClient) -> None:
     client.send(post("/unread", 5) + b"ab")
     assert client.read_response().status == 413
     client.send(b"cde" + post("/body", 3) + b"abc" + post("/unread", 0) + b"GET /last HTTP/1.1\r\nHost: test\r\n\r\n")
@@ -96,17 +96,17 @@ def test_requests_behind_an_early_response_are_served(client: RawClient) -> None
     assert path_of(client.read_response()) == "/last"
 
 
-def test_a_client_is_told_that_the_connection_ends_if_the_rest_is_long(server: Process, name: str) -> None:
+def test_a_long_body_rest_closes_the_connection(server: Process, name: str) -> None:
     with RawClient(server) as client:
         client.send(post("/unread", LONG))
         response = client.read_response()
         assert (response.status, response.get("connection")) == (413, "close")
         client.send(bytes(LONG) + f"GET /next?name={name} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
         assert client.read_until_close() == b""
-    assert seen(server, name) == []
+    assert read_notes(server, name) == []
 
 
-def test_a_client_is_told_so_if_the_rest_is_unknown(client: RawClient) -> None:
+def test_a_body_rest_of_unknown_length_closes_the_connection(client: RawClient) -> None:
     client.send(chunked_post("/unread", b"3\r\nabc\r\n"))
     response = client.read_response()
     assert (response.status, response.get("connection")) == (413, "close")
@@ -114,14 +114,14 @@ def test_a_client_is_told_so_if_the_rest_is_unknown(client: RawClient) -> None:
     assert client.read_until_close() == b""
 
 
-def test_a_chunked_body_that_has_come_ends_nothing(client: RawClient) -> None:
+def test_a_complete_chunked_body_keeps_the_connection(client: RawClient) -> None:
     client.send(chunked_post("/unread?late=1", b"3\r\nabc\r\n0\r\n\r\n"))
     response = client.read_response()
     assert (response.status, response.get("connection")) == (413, None)
     assert path_of(client.request("GET", "/next")) == "/next"
 
 
-def test_a_client_that_writes_is_not_told_the_end_before_it_is_through(client: RawClient) -> None:
+def test_the_server_closes_after_the_client_has_written_its_body(client: RawClient) -> None:
     """The server does not half-close while a client writes: some clients consider that a closed connection."""
     client.send(post("/unread", LONG))
     assert client.read_response().status == 413
@@ -132,7 +132,7 @@ def test_a_client_that_writes_is_not_told_the_end_before_it_is_through(client: R
     assert client.read_until_close(1.0) == b""
 
 
-def test_http_1_0_is_told_alike(client: RawClient) -> None:
+def test_http_1_0_closes_for_a_long_body_rest(client: RawClient) -> None:
     client.send(post("/unread", 5, "Connection: keep-alive", version="1.0"))
     assert client.read_response().get("connection") == "keep-alive"
     client.send(b"abcde" + post("/unread", LONG, "Connection: keep-alive", version="1.0"))
@@ -153,9 +153,7 @@ def test_a_stream_to_http_1_0_ends_at_once(client: RawClient) -> None:
     [("HEAD", "/unread", 413), ("POST", "/empty?status=204", 204), ("POST", "/empty?status=304", 304)],
 )
 @pytest.mark.parametrize("size", [5, LONG])
-def test_a_response_without_a_body_may_be_early_too(
-    client: RawClient, method: str, target: str, status: int, size: int
-) -> None:
+def test_an_early_response_without_a_body(client: RawClient, method: str, target: str, status: int, size: int) -> None:
     client.send(f"{method} {target} HTTP/1.1\r\nHost: test\r\nContent-Length: {size}\r\n\r\n".encode())
     response = client.read_response(method)
     assert (response.status, response.get("connection")) == (status, None if size == 5 else "close")
@@ -167,7 +165,7 @@ def test_a_response_without_a_body_may_be_early_too(
 
 
 @pytest.mark.parametrize("size", [5, LONG])
-def test_a_stream_may_end_before_the_body(client: RawClient, size: int) -> None:
+def test_a_streamed_response_ends_before_the_request_body(client: RawClient, size: int) -> None:
     client.send(post("/stream", size))
     response = client.read_response()
     assert (response.body, response.get("connection")) == (b"part" * 3, None if size == 5 else "close")
@@ -179,7 +177,7 @@ def test_a_stream_may_end_before_the_body(client: RawClient, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [20, LONG])
-def test_an_app_may_answer_while_it_reads(client: RawClient, size: int) -> None:
+def test_a_response_begins_while_the_body_is_read(client: RawClient, size: int) -> None:
     client.send(post("/stream-back", size) + b"first")
     *_, headers = client.read_head()
     assert ("connection" in dict(headers)) == (size == LONG)
@@ -196,7 +194,7 @@ def test_an_app_may_answer_while_it_reads(client: RawClient, size: int) -> None:
 # Expect: 100-continue.
 
 
-def test_a_final_answer_in_place_of_100_ends_the_connection(client: RawClient) -> None:
+def test_a_final_response_instead_of_100_closes_the_connection(client: RawClient) -> None:
     """The client may send the body or not, so the following bytes would be ambiguous."""
     client.send(post("/refuse-early", 3, "Expect: 100-continue"))
     response = client.read_response()
@@ -204,7 +202,7 @@ def test_a_final_answer_in_place_of_100_ends_the_connection(client: RawClient) -
     assert client.read_until_close() == b""
 
 
-def test_a_client_that_did_not_wait_for_100_keeps_its_connection(client: RawClient) -> None:
+def test_a_body_sent_without_waiting_for_100_keeps_the_connection(client: RawClient) -> None:
     client.send(post("/unread?late=1", 3, "Expect: 100-continue") + b"a")
     while (response := client.read_response()).status == 100:
         pass
@@ -213,7 +211,7 @@ def test_a_client_that_did_not_wait_for_100_keeps_its_connection(client: RawClie
     assert path_of(client.request("GET", "/next")) == "/next"
 
 
-def test_an_early_answer_behind_100_is_like_any_other(client: RawClient) -> None:
+def test_an_early_response_after_100_keeps_the_connection(client: RawClient) -> None:
     client.send(post("/unread?late=1", 3, "Expect: 100-continue"))
     assert client.read_response().status == 100
     client.send(b"a")
@@ -227,7 +225,7 @@ def test_an_early_answer_behind_100_is_like_any_other(client: RawClient) -> None
 
 
 @pytest.mark.parametrize("header", ["Expect: miracles", "Transfer-Encoding: gzip", "Host: second"])
-def test_a_request_that_is_refused_may_be_written_in_full(client: RawClient, header: str) -> None:
+def test_a_rejected_request_is_readable_to_the_end(client: RawClient, header: str) -> None:
     client.send(post("/", LONG, header))
     client.send(bytes(LONG))
     response = client.read_response()
@@ -237,7 +235,7 @@ def test_a_request_that_is_refused_may_be_written_in_full(client: RawClient, hea
 
 
 @pytest.mark.parametrize("size", [100_000, LONG])
-def test_a_refused_websocket_reads_why_though_it_wrote_more(client: RawClient, size: int) -> None:
+def test_a_rejected_handshake_is_answered_in_spite_of_more_input(client: RawClient, size: int) -> None:
     wrong = handshake("/").replace(b"Version: 13", b"Version: 12")
     client.send(wrong)
     client.send(bytes(size))

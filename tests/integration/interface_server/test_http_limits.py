@@ -11,7 +11,7 @@ from support.deadline import wait_until
 from support.processes import Process
 from support.raw import RawClient
 from support.servers import serving
-from support.websocket import seen, wait_seen
+from support.websocket import read_notes, wait_for_note
 
 APP = "interface_server.http_app:app"
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -94,10 +94,10 @@ def test_the_number_of_headers_is_an_option(start_interface: Start) -> None:
 def test_endless_trailers_are_refused(server: Process, client: RawClient, name: str) -> None:
     head = f"POST /torn-body?name={name} HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
     client.send(head.encode() + b"1\r\na\r\n")
-    wait_seen(server, name, "reading")
+    wait_for_note(server, name, "reading")
     client.send_pieces([b"0\r\nTrailer: ", b"x" * MAX_HEAD])
     assert client.read_response().status == 431
-    wait_seen(server, name, "disconnect")
+    wait_for_note(server, name, "disconnect")
 
 
 def test_the_end_of_a_body_is_not_counted_as_head(client: RawClient) -> None:
@@ -129,22 +129,22 @@ def test_half_a_head_is_answered_408(client: RawClient) -> None:
     assert client.read_until_close() == b""
 
 
-def test_a_head_that_drips_is_answered_408(client: RawClient) -> None:
+def test_a_dripping_head_is_answered_408(client: RawClient) -> None:
     drip = [b"GET / HTTP/1.1\r\n", *[b"A: b\r\n"] * 8]
     client.send_pieces(drip, pause=HEAD_TIMEOUT / 8)
     assert client.read_response().status == 408
 
 
-def test_requests_of_a_client_that_does_not_read_wait(server: Process, name: str) -> None:
+def test_pipelined_requests_wait_until_the_client_reads(server: Process, name: str) -> None:
     """Pipelined requests wait for the client to read, since each response has a window of its own."""
     count, size = 1000, 60_000
     with RawClient(server, receive_buffer=4096) as client:
         client.send(f"GET /large?size={size}&name={name} HTTP/1.1\r\nHost: test\r\n\r\n".encode() * count)
         time.sleep(3 * KEEP_ALIVE_TIMEOUT)  # all have long been answered by then, if they do not wait
-        assert 0 < seen(server, name).count("over") < count / 2
+        assert 0 < read_notes(server, name).count("over") < count / 2
         assert [len(client.read_response().body) for _ in range(count)] == [size] * count
         assert client.request("GET", "/").status == 200
-        assert seen(server, name).count("over") == count
+        assert read_notes(server, name).count("over") == count
 
 
 def test_an_idle_connection_is_closed(client: RawClient) -> None:
@@ -154,7 +154,7 @@ def test_an_idle_connection_is_closed(client: RawClient) -> None:
     assert time.monotonic() - began > KEEP_ALIVE_TIMEOUT / 2
 
 
-def test_half_a_pipelined_head_has_its_time_too(client: RawClient) -> None:
+def test_half_a_pipelined_head_is_answered_408(client: RawClient) -> None:
     client.send(GET + GET[:-2])
     assert client.read_response().status == 200
     assert client.read_response().status == 408
@@ -163,26 +163,26 @@ def test_half_a_pipelined_head_has_its_time_too(client: RawClient) -> None:
 # Time for the whole.
 
 
-def test_an_app_that_does_not_answer_in_time_is_a_503(server: Process, client: RawClient, name: str) -> None:
+def test_a_late_response_is_a_503(server: Process, client: RawClient, name: str) -> None:
     response = client.request("GET", f"/sleepy?name={name}")
     assert (response.status, response.get("retry-after"), response.get("connection")) == (503, "1", "close")
     assert client.read_until_close() == b""
-    wait_seen(server, name, "over")
-    assert seen(server, name) == ["waiting", "http.disconnect", "over"]
+    wait_for_note(server, name, "over")
+    assert read_notes(server, name) == ["waiting", "http.disconnect", "over"]
 
 
-def test_a_response_that_takes_too_long_is_cut(server: Process, client: RawClient, name: str) -> None:
+def test_an_overlong_response_is_cut(server: Process, client: RawClient, name: str) -> None:
     client.send(f"GET /sleepy?start=1&name={name} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
     with pytest.raises(EOFError):
         client.read_response()
-    wait_seen(server, name, "over")
-    assert seen(server, name) == ["waiting", "http.disconnect", "over"]
+    wait_for_note(server, name, "over")
+    assert read_notes(server, name) == ["waiting", "http.disconnect", "over"]
 
 
-def test_a_body_that_does_not_come_is_cut_off_too(server: Process, client: RawClient, name: str) -> None:
+def test_a_missing_request_body_is_cut_off(server: Process, client: RawClient, name: str) -> None:
     client.send(f"POST /torn-body?name={name} HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\n1234".encode())
     assert client.read_response().status == 503
-    wait_seen(server, name, "disconnect")
+    wait_for_note(server, name, "disconnect")
 
 
 # Numbers.
@@ -219,31 +219,29 @@ def test_no_worker_is_a_503_within_the_connect_timeout(start_interface: Start, r
         assert client.read_until_close() == b""
 
 
-def test_a_worker_that_comes_in_time_serves_what_waited(
+def test_a_worker_started_in_time_serves_waiting_requests(
     start_interface: Start, start_worker: Start, redis_url: str
 ) -> None:
     server = start_interface("--layer", redis_url)
     body = bytes(1_000_000)
-    with RawClient(server) as client, RawClient(server) as gone:
+    with RawClient(server) as client, RawClient(server) as abandoned:
         client.send(b"POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % len(body))
         client.socket.setblocking(False)
         sent = client.socket.send(body)  # without a worker the server reads no more than the window
-        gone.send(b"GET /gone?name=gone HTTP/1.1\r\nHost: test\r\n\r\n")
-        gone.close()
+        abandoned.send(b"GET /gone?name=gone HTTP/1.1\r\nHost: test\r\n\r\n")
+        abandoned.close()
         start_worker(APP, "--layer", redis_url)
         client.send(body[sent:])
         assert client.read_response().body == body
 
 
-def test_a_worker_that_dies_is_a_cut_or_a_502_and_the_next_one_serves(
-    start_interface: Start, start_worker: Start, redis_url: str
-) -> None:
+def test_a_killed_worker_is_a_cut_or_a_502(start_interface: Start, start_worker: Start, redis_url: str) -> None:
     """A killed worker ends its request with 502 or 503, and the next worker serves."""
     server = start_interface("--layer", redis_url, "--http-timeout", 1)
     worker = start_worker(APP, "--layer", redis_url)
     with RawClient(server) as client:
         client.send(b"GET /sleepy?name=x HTTP/1.1\r\nHost: test\r\n\r\n")
-        wait_seen(server, "x", "waiting")
+        wait_for_note(server, "x", "waiting")
         worker.kill()
         assert client.read_response().status in {502, 503}
         assert client.read_until_close() == b""
@@ -255,12 +253,12 @@ def test_a_worker_that_dies_is_a_cut_or_a_502_and_the_next_one_serves(
 # The graceful stop.
 
 
-def test_a_graceful_stop_finishes_what_is_in_flight(start_interface: Start) -> None:
+def test_a_graceful_stop_finishes_running_requests(start_interface: Start) -> None:
     server = start_interface("--graceful-timeout", 5, app=APP)
     with RawClient(server) as busy, RawClient(server) as idle, RawClient(server) as uploading:
         assert idle.request("GET").status == 200
         busy.send(b"GET /wait?name=n&gate=g HTTP/1.1\r\nHost: test\r\n\r\n")
-        wait_seen(server, "n", "waiting")
+        wait_for_note(server, "n", "waiting")
         uploading.send(b"POST /stream-back HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
         assert uploading.read_head()[1] == 200
         assert uploading.read_chunk() == b"a"
@@ -280,7 +278,7 @@ def test_a_graceful_stop_finishes_what_is_in_flight(start_interface: Start) -> N
     assert server.wait() == 0
 
 
-def test_a_graceful_stop_does_not_reset_who_sends_the_rest_of_a_body(start_interface: Start) -> None:
+def test_a_graceful_stop_reads_the_rest_of_a_body(start_interface: Start) -> None:
     server = start_interface("--graceful-timeout", 5, app=APP)
     with RawClient(server) as client:
         client.send(b"POST /unread HTTP/1.1\r\nHost: test\r\nContent-Length: 200000\r\n\r\n")
@@ -293,11 +291,11 @@ def test_a_graceful_stop_does_not_reset_who_sends_the_rest_of_a_body(start_inter
     assert server.wait() == 0
 
 
-def test_a_graceful_stop_has_an_end(start_interface: Start) -> None:
+def test_a_graceful_stop_ends_at_its_timeout(start_interface: Start) -> None:
     server = start_interface("--graceful-timeout", 0.5, app=APP)
     with RawClient(server) as client:
         client.send(b"GET /sleepy?name=n&start=1 HTTP/1.1\r\nHost: test\r\n\r\n")
-        wait_seen(server, "n", "waiting")
+        wait_for_note(server, "n", "waiting")
         server.terminate()
         with pytest.raises((EOFError, ConnectionResetError)):
             client.read_response()
@@ -325,7 +323,7 @@ def test_the_access_log_can_be_turned_off(start_interface: Start) -> None:
     assert "/quiet" not in server.log()
 
 
-def test_a_pause_of_the_server_is_not_the_idleness_of_a_client(server: Process, client: RawClient) -> None:
+def test_a_paused_server_does_not_time_clients_out(server: Process, client: RawClient) -> None:
     """Requests that arrive while the server is paused are answered: the client was not idle."""
     assert client.request("GET", "/").status == 200
     server.pause()

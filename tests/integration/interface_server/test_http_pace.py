@@ -1,4 +1,4 @@
-"""Clients that are too slow, with shortened timeouts: the server runs in the process of the test."""
+"""Slow clients of a server in the process of the test, with shortened timeouts."""
 
 import socket
 import sys
@@ -22,7 +22,7 @@ from asgibus.interface_server.websocket import protocol as websocket
 from asgibus.layers import open_layer
 from asgibus.worker.settings import WorkerSettings
 from support.raw import RawClient
-from support.websocket import CLOSE, RawWebSocket, seen, wait_seen
+from support.websocket import CLOSE, RawWebSocket, read_notes, wait_for_note
 
 pytestmark = pytest.mark.anyio
 
@@ -32,7 +32,7 @@ SEND_BUFFER = 64 * 1024  # bytes
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [*sys.path])  # the app's folder is put on it
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the worker adds the app's folder
     monkeypatch.setattr(slow_client, "BODY_GRACE_SECONDS", PATIENCE)
     monkeypatch.setattr(slow_client, "STALL_SECONDS", PATIENCE)
     for limit in ("CHECK_SECONDS", "SILENCE_SECONDS", "LINGER_SECONDS", "REST_LINGER_SECONDS"):
@@ -56,16 +56,16 @@ class Address:
 @asynccontextmanager
 async def serving_here(min_body_rate: int = 1000, app: str = "http_app:app") -> AsyncIterator[Address]:
     layer = open_layer("memory://")
-    # This bounds the bytes that the kernel buffers for a client that reads nothing; its own limit may be high.
+    # Bound the bytes that the kernel buffers for a client that reads nothing; the default may be large.
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         fd = listener.detach()
     server = Server(InterfaceSettings(fd=fd, min_body_rate=min_body_rate, graceful_timeout=0.1), layer)
     listening = anyio.Event()
-    where: list[str] = []
+    urls: list[str] = []
 
     def ready(url: str) -> None:
-        where.append(url)
+        urls.append(url)
         listening.set()
 
     stop = anyio.Event()
@@ -74,7 +74,7 @@ async def serving_here(min_body_rate: int = 1000, app: str = "http_app:app") -> 
             worker = embedded_worker(WorkerSettings(app=app, app_dir=str(Path(__file__).parent)), layer)
             tasks.start_soon(serve_with_worker, worker, lambda: server.serve(stop, ready), stop, 0.1)
             await listening.wait()
-            yield Address(int(where[0].rpartition(":")[2]))
+            yield Address(int(urls[0].rpartition(":")[2]))
             stop.set()
     finally:
         await layer.close()
@@ -86,7 +86,7 @@ def post(target: str, *headers: str) -> bytes:
 
 
 def drip(client: RawClient, size: int, seconds: float) -> None:
-    """Send `size` bytes ten times a second, for so long or until there is an answer."""
+    """Send `size` bytes ten times a second, for `seconds` or until a response arrives."""
     client.socket.settimeout(0.1)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -98,7 +98,7 @@ def drip(client: RawClient, size: int, seconds: float) -> None:
         return
 
 
-async def test_a_body_that_comes_too_slowly_is_answered_408(name: str) -> None:
+async def test_a_slow_body_is_answered_408(name: str) -> None:
     def test(server: Address) -> None:
         with RawClient(server) as client:
             client.send(post(f"/torn-body?name={name}"))
@@ -106,21 +106,21 @@ async def test_a_body_that_comes_too_slowly_is_answered_408(name: str) -> None:
             response = client.read_response()
             assert (response.status, response.get("connection")) == (408, "close")
             assert client.read_until_close() == b""
-        wait_seen(server, name, "disconnect")
+        wait_for_note(server, name, "disconnect")
 
     async with serving_here() as server:
         await run_sync(test, server)
 
 
-async def test_a_body_that_comes_steadily_is_read(name: str) -> None:
+async def test_a_steady_body_is_read(name: str) -> None:
     def test(server: Address) -> None:
         with RawClient(server) as client:
             client.send(post(f"/torn-body?name={name}"))
             drip(client, 200, 3 * PATIENCE)
             client.send(bytes(900_000))
             client.half_close()
-        wait_seen(server, name, "disconnect")
-        assert seen(server, name) == ["reading", "disconnect", "over"]
+        wait_for_note(server, name, "disconnect")
+        assert read_notes(server, name) == ["reading", "disconnect", "over"]
 
     async with serving_here() as server:
         await run_sync(test, server)
@@ -136,28 +136,28 @@ async def test_a_rate_of_zero_is_no_limit(name: str) -> None:
         await run_sync(test, server)
 
 
-async def test_a_client_that_waits_for_100_continue_is_not_too_slow(name: str) -> None:
+async def test_waiting_for_100_continue_is_not_slow(name: str) -> None:
     def test(server: Address) -> None:
         with RawClient(server) as client, RawClient(server) as opener:
             client.send(post(f"/slow-ask?name={name}&gate={name}", "Expect: 100-continue"))
             client.assert_silent(3 * PATIENCE)
             assert opener.request("GET", f"/open-gate?gate={name}").status == 200
             assert client.read_response().status == 100
-            assert client.read_response().status == 408  # from now on it is
+            assert client.read_response().status == 408  # from now on the client is slow
 
     async with serving_here() as server:
         await run_sync(test, server)
 
 
-async def test_an_app_that_does_not_read_is_not_the_clients_fault(name: str) -> None:
+async def test_a_slow_app_is_not_a_slow_client(name: str) -> None:
     def test(server: Address) -> None:
         body = bytes(1_000_000)
         with RawClient(server) as client, RawClient(server) as opener:
             client.send(post(f"/slow-ask?name={name}&gate={name}"))
             client.socket.setblocking(False)
             sent = client.socket.send(body)
-            wait_seen(server, name, "waiting")
-            time.sleep(3 * PATIENCE)  # a timeout of the server would be here
+            wait_for_note(server, name, "waiting")
+            time.sleep(3 * PATIENCE)  # a timeout of the server would end within this
             assert opener.request("GET", f"/open-gate?gate={name}").status == 200
             client.send(body[sent:])
             assert client.read_response().body == body
@@ -179,54 +179,54 @@ def wait_dropped(client: RawClient) -> None:
 
 
 @pytest.mark.parametrize("target", ["/large?size=100000000&part=100000", "/large?size=12000000"])
-async def test_a_client_that_reads_nothing_is_dropped(name: str, target: str) -> None:
-    """A client that reads nothing is dropped, whether the app waits to send more or has sent everything."""
+async def test_a_client_without_reads_is_dropped(name: str, target: str) -> None:
+    """The client is dropped both while the app waits to send more and after the app has sent the whole response."""
 
     def test(server: Address) -> None:
         with RawClient(server, receive_buffer=4096) as client:
             client.send(f"GET {target}&name={name} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
             client.read_head()
-            wait_seen(server, name, "over")
+            wait_for_note(server, name, "over")
             wait_dropped(client)
 
     async with serving_here() as server:
         await run_sync(test, server)
 
 
-async def test_a_client_that_reads_slowly_is_not_dropped(name: str) -> None:
+async def test_a_slow_reader_is_kept(name: str) -> None:
     def test(server: Address) -> None:
         size = 8_000_000
         with RawClient(server, receive_buffer=65536) as client:
             client.send(f"GET /large?size={size}&name={name} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
             client.read_head()
-            got, end = 0, time.monotonic() + 3 * PATIENCE
+            received, end = 0, time.monotonic() + 3 * PATIENCE
             while time.monotonic() < end:
-                got += len(client.read_exactly(100_000))
+                received += len(client.read_exactly(100_000))
                 time.sleep(0.1)  # a slow reader: this test needs the pace
-            assert client.read_exactly(size - got) == bytes(size - got)
+            assert client.read_exactly(size - received) == bytes(size - received)
 
     async with serving_here() as server:
         await run_sync(test, server)
 
 
-async def test_an_early_response_is_read_as_slowly_as_the_client_likes(name: str) -> None:
+async def test_a_slow_reader_of_an_early_response_is_kept(name: str) -> None:
     def test(server: Address) -> None:
         size = 6_000_000
         with RawClient(server, receive_buffer=65536) as client:
             client.send(post(f"/unread?size={size}"))
             client.read_head()
-            got, end = 0, time.monotonic() + 3 * PATIENCE
+            received, end = 0, time.monotonic() + 3 * PATIENCE
             while time.monotonic() < end:
-                got += len(client.read_exactly(100_000))
+                received += len(client.read_exactly(100_000))
                 time.sleep(0.1)  # a slow reader: this test needs the pace
-            assert client.read_exactly(size - got) == bytes(size - got)
+            assert client.read_exactly(size - received) == bytes(size - received)
             assert client.read_until_close() == b""
 
     async with serving_here() as server:
         await run_sync(test, server)
 
 
-async def test_what_a_client_sends_behind_its_response_is_dropped_while_it_comes() -> None:
+async def test_a_body_rest_is_discarded_as_long_as_data_arrives() -> None:
     def test(server: Address) -> None:
         with RawClient(server) as client:
             client.send(post("/unread"))
@@ -243,9 +243,7 @@ async def test_what_a_client_sends_behind_its_response_is_dropped_while_it_comes
 
 
 @pytest.mark.parametrize("length", [1_000_000, 100])
-async def test_a_client_that_does_not_send_the_rest_of_its_body_is_closed(
-    monkeypatch: pytest.MonkeyPatch, length: int
-) -> None:
+async def test_a_missing_body_rest_closes_the_connection(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
     def test(server: Address) -> None:
         with RawClient(server) as client:
             client.send(post("/unread").replace(b"1000000", b"%d" % length))
@@ -258,7 +256,7 @@ async def test_a_client_that_does_not_send_the_rest_of_its_body_is_closed(
         await run_sync(test, server)
 
 
-async def test_a_client_that_never_stops_sending_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endless_body_rest_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     def test(server: Address) -> None:
         with RawClient(server) as client, RawClient(server) as other:
             client.send(post("/unread").replace(b"1000000", b"1000000000000"))
@@ -278,21 +276,21 @@ async def test_a_client_that_never_stops_sending_is_cut_off(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("parts", [1000, 30])
-async def test_a_client_that_does_not_read_why_its_websocket_is_denied_is_dropped(name: str, parts: int) -> None:
-    """A client that does not read the denial response is dropped, whether the app has sent all of it or waits."""
+async def test_an_unread_denial_response_is_dropped(name: str, parts: int) -> None:
+    """The client is dropped both while the app waits to send more and after the app has sent the whole response."""
 
     def test(server: Address) -> None:
         target = f"/deny-at-length?parts={parts}&name={name}"
         with RawWebSocket(server, target, receive_buffer=4096) as client:
             assert client.status == 403
-            wait_seen(server, name, "over")
+            wait_for_note(server, name, "over")
             wait_dropped(client)
 
     async with serving_here(app="websocket_app:app") as server:
         await run_sync(test, server)
 
 
-async def test_a_client_that_reads_slowly_why_its_websocket_is_denied_is_not_dropped(name: str) -> None:
+async def test_a_slow_reader_of_a_denial_response_is_kept(name: str) -> None:
     def test(server: Address) -> None:
         with RawWebSocket(server, f"/deny-at-length?parts=40&name={name}", receive_buffer=65536) as client:
             for _ in range(40):
@@ -304,7 +302,7 @@ async def test_a_client_that_reads_slowly_why_its_websocket_is_denied_is_not_dro
         await run_sync(test, server)
 
 
-async def test_a_client_that_does_not_answer_our_close_frame_is_dropped(name: str) -> None:
+async def test_an_unanswered_close_frame_drops_the_client(name: str) -> None:
     def test(server: Address) -> None:
         with RawWebSocket(server, f"/close?code=4000&reason=&name={name}") as client:
             assert client.read_frame()[0] == CLOSE

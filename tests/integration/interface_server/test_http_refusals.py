@@ -9,7 +9,7 @@ import pytest
 from support.processes import Process
 from support.raw import RawClient
 from support.servers import serving
-from support.websocket import seen
+from support.websocket import read_notes
 
 APP = "interface_server.http_app:app"
 HEAD = b"POST / HTTP/1.1\r\nHost: test\r\n"
@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[int, bytes]] = {
 
 @pytest.mark.parametrize("before", [b"", b"GET /before HTTP/1.1\r\nHost: test\r\n\r\n"], ids=["", "pipelined"])
 @pytest.mark.parametrize("label", REFUSED)
-def test_refused(server: Process, label: str, before: bytes) -> None:
+def test_invalid_requests_are_rejected(server: Process, label: str, before: bytes) -> None:
     status, wire = REFUSED[label]
     name = uuid.uuid4().hex
     smuggled = f"GET /smuggled?name={name} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
@@ -136,10 +136,10 @@ def test_refused(server: Process, label: str, before: bytes) -> None:
         assert (response.status, response.get("connection")) == (status, "close"), response.text
         assert response.get("content-type") == "text/plain; charset=utf-8"
         assert client.read_until_close() == b""
-    assert seen(server, name) == []
+    assert read_notes(server, name) == []
 
 
-def test_a_refusal_of_head_has_no_body(server: Process) -> None:
+def test_a_rejected_head_request_gets_no_body(server: Process) -> None:
     with RawClient(server) as client:
         client.send(b"HEAD / HTTP/1.1\r\n\r\n")
         head, _, body = client.read_until_close().partition(b"\r\n\r\n")
@@ -168,7 +168,7 @@ ACCEPTED: dict[str, tuple[bytes, bytes]] = {
 
 
 @pytest.mark.parametrize("label", ACCEPTED)
-def test_accepted(server: Process, label: str) -> None:
+def test_unusual_valid_requests_are_accepted(server: Process, label: str) -> None:
     wire, body = ACCEPTED[label]
     with RawClient(server) as client:
         client.send(wire + b"GET /next HTTP/1.1\r\nHost: test\r\n\r\n")

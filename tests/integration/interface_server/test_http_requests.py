@@ -9,7 +9,7 @@ import pytest
 from support.processes import Process
 from support.raw import RawClient, Response
 from support.servers import LAYERS, Servers, serving
-from support.websocket import seen, wait_seen
+from support.websocket import read_notes, wait_for_note
 
 APP = "interface_server.http_app:app"
 
@@ -61,7 +61,7 @@ def path_of(response: Response) -> str:
     return path
 
 
-# Connections that go on, and how they end.
+# Keep-alive.
 
 
 def test_a_connection_serves_one_request_after_another(client: RawClient) -> None:
@@ -71,13 +71,13 @@ def test_a_connection_serves_one_request_after_another(client: RawClient) -> Non
         assert response.get("connection") is None
 
 
-def test_connection_close_is_answered_and_done(client: RawClient) -> None:
+def test_connection_close_is_answered_and_obeyed(client: RawClient) -> None:
     response = client.request("GET", "/", "Connection: close")
     assert (response.status, response.get("connection")) == (200, "close")
     assert client.read_until_close() == b""
 
 
-def test_what_follows_connection_close_is_not_served(client: RawClient) -> None:
+def test_requests_after_connection_close_are_not_served(client: RawClient) -> None:
     client.send(get("/first", "Connection: close") + get("/second"))
     assert path_of(client.read_response()) == "/first"
     assert client.read_until_close() == b""
@@ -90,7 +90,7 @@ def test_http_1_0_ends_after_one_response(client: RawClient) -> None:
     assert client.read_until_close() == b""
 
 
-def test_http_1_0_goes_on_where_the_client_asks_for_it(client: RawClient) -> None:
+def test_http_1_0_keeps_the_connection_on_request(client: RawClient) -> None:
     for _ in range(2):
         client.send(get("/old", "Connection: Keep-Alive", version="1.0"))
         response = client.read_response()
@@ -125,20 +125,20 @@ def test_pipelined_requests_are_answered_in_order(client: RawClient) -> None:
         assert (path_of(response), json.loads(response.body)["body"]) == (f"/{number}", "x" * number)
 
 
-def test_requests_behind_a_slow_one_wait_for_it(server: Process, client: RawClient, name: str) -> None:
+def test_requests_wait_for_the_previous_response(server: Process, client: RawClient, name: str) -> None:
     client.send(get(f"/wait?name={name}&gate={name}") + get(f"/two?name={name}2") + get("/three"))
-    wait_seen(server, name, "waiting")
+    wait_for_note(server, name, "waiting")
     client.assert_silent(0.1)
-    assert seen(server, f"{name}2") == []  # one request of a connection runs at a time
+    assert read_notes(server, f"{name}2") == []  # one request of a connection runs at a time
     open_gate(server, name)
     assert client.read_response().text == name
     assert [path_of(client.read_response()) for _ in range(2)] == ["/two", "/three"]
 
 
-def test_the_body_of_a_pipelined_request_may_come_later(server: Process, client: RawClient, name: str) -> None:
+def test_the_body_of_a_pipelined_request_arrives_later(server: Process, client: RawClient, name: str) -> None:
     """The server reads the head of a pipelined request while another runs, and its body when that one is done."""
     client.send(get(f"/wait?name={name}&gate={name}") + post("/body", b"01234567")[:-4])
-    wait_seen(server, name, "waiting")
+    wait_for_note(server, name, "waiting")
     open_gate(server, name)
     assert client.read_response().text == name
     client.send(b"4567")
@@ -148,7 +148,7 @@ def test_the_body_of_a_pipelined_request_may_come_later(server: Process, client:
 def test_a_large_pipelined_body_arrives_whole(server: Process, client: RawClient, name: str) -> None:
     body = bytes(range(256)) * 4096
     client.send(get(f"/wait?name={name}&gate={name}"))
-    wait_seen(server, name, "waiting")
+    wait_for_note(server, name, "waiting")
     client.send(post("/body", body)[:100_000])
     open_gate(server, name)
     client.send(post("/body", body)[100_000:] + get("/last"))
@@ -157,10 +157,10 @@ def test_a_large_pipelined_body_arrives_whole(server: Process, client: RawClient
     assert path_of(client.read_response()) == "/last"
 
 
-def test_a_pipelined_websocket_begins_when_its_turn_comes(server: Process, client: RawClient, name: str) -> None:
+def test_a_pipelined_handshake_waits_for_earlier_responses(server: Process, client: RawClient, name: str) -> None:
     handshake = get("/refused", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 12")
     client.send(get(f"/wait?name={name}&gate={name}") + handshake)
-    wait_seen(server, name, "waiting")
+    wait_for_note(server, name, "waiting")
     client.assert_silent(0.05)
     open_gate(server, name)
     assert client.read_response().text == name
@@ -189,7 +189,7 @@ def test_chunks_are_joined_and_trailers_dropped(client: RawClient, wire: bytes, 
     assert path_of(client.read_response()) == "/next"
 
 
-def test_a_request_may_come_byte_by_byte(client: RawClient) -> None:
+def test_requests_byte_by_byte(client: RawClient) -> None:
     client.send_pieces(chunked("/body", b"3\r\nabc\r\n2;x\r\nde\r\n0\r\nT: v\r\n\r\n"), pause=0)
     assert client.read_response().body == b"abcde"
     client.send_pieces(post("/body", b"abcde"), pause=0)
@@ -197,7 +197,7 @@ def test_a_request_may_come_byte_by_byte(client: RawClient) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 65_535, 65_536, 65_537, 3_000_000])
-def test_bodies_of_every_size_come_back(client: RawClient, size: int) -> None:
+def test_bodies_of_every_size_are_echoed(client: RawClient, size: int) -> None:
     body = (b"0123456789abcdef" * (size // 16 + 1))[:size]
     client.send(post("/body", body))
     assert client.read_response().body == body
@@ -205,7 +205,7 @@ def test_bodies_of_every_size_come_back(client: RawClient, size: int) -> None:
     assert client.read_response().body == body
 
 
-def test_body_and_response_may_stream_at_the_same_time(client: RawClient) -> None:
+def test_body_and_response_stream_at_the_same_time(client: RawClient) -> None:
     client.send(chunked("/stream-back", b""))
     for part in (b"one", b"two", b"three"):
         client.send(b"%x\r\n%b\r\n" % (len(part), part))
@@ -219,9 +219,9 @@ def test_body_and_response_may_stream_at_the_same_time(client: RawClient) -> Non
 # Expect: 100-continue.
 
 
-def test_100_continue_is_sent_when_the_app_asks_for_the_body(server: Process, client: RawClient, name: str) -> None:
+def test_100_continue_is_sent_when_the_app_receives(server: Process, client: RawClient, name: str) -> None:
     client.send(post(f"/slow-ask?name={name}&gate={name}", b"abc", "Expect: 100-continue")[:-3])
-    wait_seen(server, name, "waiting")
+    wait_for_note(server, name, "waiting")
     client.assert_silent(0.1)
     open_gate(server, name)
     assert client.read_response().status == 100
@@ -231,7 +231,7 @@ def test_100_continue_is_sent_when_the_app_asks_for_the_body(server: Process, cl
     assert client.request("GET").status == 200
 
 
-def test_no_100_where_the_body_came_unasked(client: RawClient) -> None:
+def test_no_100_if_the_body_has_arrived(client: RawClient) -> None:
     client.send(post("/body", b"abc", "Expect: 100-Continue"))
     assert client.read_response().status == 200
 
@@ -243,11 +243,11 @@ def test_no_100_for_http_1_0(client: RawClient) -> None:
     assert client.read_response().body == b"abc"
 
 
-# Upgrades that are not taken up.
+# Unsupported upgrades.
 
 
 @pytest.mark.parametrize("upgrade", ["h2c", "foo/2", "websocket"])
-def test_an_upgrade_that_is_not_taken_leaves_the_request_as_it_is(client: RawClient, upgrade: str) -> None:
+def test_an_unsupported_upgrade_is_ignored(client: RawClient, upgrade: str) -> None:
     options = (f"Upgrade: {upgrade}", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMAAABkAAQAAP__")
     smuggled = post("/body", b"not a request of its own")
     client.send(post("/body", smuggled, *options) + chunked("/body", b"3\r\nabc\r\n0\r\nT: v\r\n\r\n", *options))
@@ -259,85 +259,85 @@ def test_an_upgrade_that_is_not_taken_leaves_the_request_as_it_is(client: RawCli
         assert path_of(client.read_response()) == "/next"
 
 
-def test_the_body_of_such_a_request_may_come_later(client: RawClient) -> None:
+def test_the_body_of_an_upgrade_request_arrives_later(client: RawClient) -> None:
     wire = post("/body", b"abcdef", "Upgrade: h2c", "Connection: Upgrade, close")
     client.send_pieces([wire[:20], wire[20:-3], wire[-3:]], pause=0.01)
     response = client.read_response()
     assert (response.body, response.get("connection")) == (b"abcdef", "close")
 
 
-# Clients that leave, in whole or in half.
+# Disconnects and half-closes.
 
 
-def test_a_client_that_has_said_its_last_still_gets_its_answer(server: Process, client: RawClient, name: str) -> None:
+def test_a_half_closed_client_gets_its_response(server: Process, client: RawClient, name: str) -> None:
     client.send(get(f"/half?name={name}"))
     client.half_close()
     assert client.read_response().body == b"still there"
     assert client.read_until_close() == b""
-    assert seen(server, name) == ["http.disconnect", "over"]
+    assert read_notes(server, name) == ["http.disconnect", "over"]
 
 
-def test_a_client_that_has_said_its_last_gets_all_pipelined_answers(client: RawClient) -> None:
+def test_a_half_closed_client_gets_all_pipelined_responses(client: RawClient) -> None:
     client.send(get("/first") + post("/second", b"x") + get("/third"))
     client.half_close()
     assert [path_of(client.read_response()) for _ in range(3)] == ["/first", "/second", "/third"]
     assert client.read_until_close() == b""
 
 
-def test_a_client_that_leaves_frees_the_app(server: Process, client: RawClient, name: str) -> None:
+def test_a_disconnect_ends_receive_and_send(server: Process, client: RawClient, name: str) -> None:
     client.send(get(f"/leave?name={name}"))
-    wait_seen(server, name, "waiting")
+    wait_for_note(server, name, "waiting")
     client.close()
-    wait_seen(server, name, "over")
-    assert seen(server, name) == ["waiting", "http.disconnect", "OSError: ClientDisconnected", "over"]
+    wait_for_note(server, name, "over")
+    assert read_notes(server, name) == ["waiting", "http.disconnect", "OSError: ClientDisconnected", "over"]
 
 
-@pytest.mark.parametrize("begun", ["", "&start=1"])
-def test_an_app_that_gives_up_on_a_client_that_left_is_not_blamed(
-    servers: Servers, server: Process, client: RawClient, name: str, begun: str
+@pytest.mark.parametrize("start", ["", "&start=1"])
+def test_a_return_after_a_disconnect_is_not_logged(
+    servers: Servers, server: Process, client: RawClient, name: str, start: str
 ) -> None:
-    client.send(get(f"/give-up?name={name}{begun}"))
-    wait_seen(server, name, "waiting")
+    client.send(get(f"/give-up?name={name}{start}"))
+    wait_for_note(server, name, "waiting")
     client.close()
-    wait_seen(server, name, "over")
+    wait_for_note(server, name, "over")
     with RawClient(server) as other:
         assert other.request("GET", f"/silent/{name}").status == 500
     servers.workers[0].wait_for(f"returned without answering on http '/silent/{name}'")
     assert "http '/give-up'" not in servers.workers[0].log()
 
 
-@pytest.mark.parametrize("how", ["close", "reset"])
-def test_a_client_that_leaves_while_it_is_answered_frees_the_app(server: Process, name: str, how: str) -> None:
+@pytest.mark.parametrize("leave", ["close", "reset"])
+def test_a_disconnect_during_the_response_ends_send(server: Process, name: str, leave: str) -> None:
     with RawClient(server, receive_buffer=4096) as client:
         client.send(get(f"/large?name={name}&size=100000000&part=10000"))
         client.read_head()
-        getattr(client, how)()
-    wait_seen(server, name, "over")
-    taken, error, _ = seen(server, name)
+        getattr(client, leave)()
+    wait_for_note(server, name, "over")
+    size, error, _ = read_notes(server, name)
     assert error == "OSError: ClientDisconnected"
-    assert taken < 20_000_000
+    assert size < 20_000_000
 
 
-@pytest.mark.parametrize("how", ["close", "half_close", "reset"])
-def test_a_body_that_breaks_off_is_a_disconnect(server: Process, client: RawClient, name: str, how: str) -> None:
+@pytest.mark.parametrize("leave", ["close", "half_close", "reset"])
+def test_an_incomplete_body_is_a_disconnect(server: Process, client: RawClient, name: str, leave: str) -> None:
     client.send(post(f"/torn-body?name={name}", b"0123456789")[:-1])
-    wait_seen(server, name, "reading")
-    getattr(client, how)()
-    wait_seen(server, name, "over")
-    assert seen(server, name) == ["reading", "disconnect", "over"]
+    wait_for_note(server, name, "reading")
+    getattr(client, leave)()
+    wait_for_note(server, name, "over")
+    assert read_notes(server, name) == ["reading", "disconnect", "over"]
 
 
-def test_a_body_that_is_broken_is_refused_and_a_disconnect(server: Process, client: RawClient, name: str) -> None:
+def test_an_invalid_body_is_a_400_and_a_disconnect(server: Process, client: RawClient, name: str) -> None:
     client.send(chunked(f"/torn-body?name={name}", b"3\r\nabc\r\n"))
-    wait_seen(server, name, "reading")
+    wait_for_note(server, name, "reading")
     client.send(b"this is no chunk\r\n")
     assert client.read_response().status == 400
     assert client.read_until_close() == b""
-    wait_seen(server, name, "over")
-    assert seen(server, name) == ["reading", "disconnect", "over"]
+    wait_for_note(server, name, "over")
+    assert read_notes(server, name) == ["reading", "disconnect", "over"]
 
 
-def test_after_the_response_the_app_sees_a_disconnect(server: Process, client: RawClient, name: str) -> None:
+def test_a_complete_response_is_followed_by_a_disconnect(server: Process, client: RawClient, name: str) -> None:
     assert client.request("GET", f"/after?name={name}").body == b"done"
-    wait_seen(server, name, "over")
-    assert seen(server, name) == ["http.disconnect", "over"]
+    wait_for_note(server, name, "over")
+    assert read_notes(server, name) == ["http.disconnect", "over"]

@@ -9,7 +9,7 @@ import pytest
 from support.processes import Process
 from support.raw import RawClient
 from support.servers import LAYERS, Servers, serving
-from support.websocket import seen, wait_seen
+from support.websocket import read_notes, wait_for_note
 
 APP = "interface_server.http_app:app"
 
@@ -40,9 +40,9 @@ def name() -> str:
 # Framing.
 
 
-def test_a_whole_body_has_its_length_and_a_stream_is_chunked(client: RawClient) -> None:
-    whole = client.request("GET", "/refuse-early")
-    assert (whole.get("content-length"), whole.get("transfer-encoding")) == ("13", None)
+def test_a_whole_body_has_a_length_and_a_stream_is_chunked(client: RawClient) -> None:
+    response = client.request("GET", "/refuse-early")
+    assert (response.get("content-length"), response.get("transfer-encoding")) == ("13", None)
     stream = client.request("GET", "/stream")
     assert (stream.body, stream.get("content-length"), stream.get("transfer-encoding")) == (
         b"part" * 3,
@@ -57,8 +57,8 @@ def test_standard_headers(client: RawClient) -> None:
     response = client.request("GET", "/stream")
     assert (response.version, response.reason, response.get("server")) == ("HTTP/1.1", "OK", "asgibus")
     assert (response.get("date") or "").endswith("GMT")
-    own = client.request("POST", "/headers", body=b"server=mine\ndate=today\nX-A=1\nx-a=2")
-    assert (own.get("server"), own.get("date"), own.get_all("x-a")) == ("mine", "today", ["1", "2"])
+    response = client.request("POST", "/headers", body=b"server=mine\ndate=today\nX-A=1\nx-a=2")
+    assert (response.get("server"), response.get("date"), response.get_all("x-a")) == ("mine", "today", ["1", "2"])
 
 
 def test_the_apps_transfer_encoding_is_ignored(client: RawClient) -> None:
@@ -77,7 +77,7 @@ def test_the_apps_transfer_encoding_is_ignored(client: RawClient) -> None:
         ("x-one, close", "x-one|close", False),
     ],
 )
-def test_the_app_may_end_the_connection(client: RawClient, value: str, expected: str | None, open_after: bool) -> None:
+def test_an_app_may_close_the_connection(client: RawClient, value: str, expected: str | None, open_after: bool) -> None:
     response = client.request("POST", "/headers", body=b"Connection=" + value.encode())
     assert response.get_all("connection") == (expected.split("|") if expected else [])
     if open_after:
@@ -118,7 +118,7 @@ def test_an_unknown_status_has_an_empty_reason(client: RawClient) -> None:
     assert (response.status, response.reason, response.body) == (799, "", b"")
 
 
-def test_a_pipeline_of_a_client_that_has_closed_its_half_is_answered_at_its_pace(server: Process) -> None:
+def test_a_half_closed_pipeline_is_answered_at_the_pace_of_the_client(server: Process) -> None:
     count, size = 8, 2_000_000
     with RawClient(server, receive_buffer=16384) as client:
         client.send(f"GET /large?size={size} HTTP/1.1\r\nHost: test\r\n\r\n".encode() * count)
@@ -133,15 +133,15 @@ def test_large_responses_arrive_whole(client: RawClient, part: int) -> None:
     assert response.body == bytes(3_000_000)
 
 
-# Promises that the app does not keep.
+# Invalid and incomplete responses.
 
 
 @pytest.mark.parametrize(
-    ("length", "parts", "got"),
+    ("length", "parts", "received"),
     [(3, "ab,cd", b"ab"), (3, "abcd", b""), (5, "abc", b""), (5, "ab,c", b"ab"), (0, "a", b"")],
 )
 def test_a_wrong_content_length_raises_and_cuts(
-    server: Process, client: RawClient, name: str, length: int, parts: str, got: bytes
+    server: Process, client: RawClient, name: str, length: int, parts: str, received: bytes
 ) -> None:
     client.send(f"GET /mismatch?name={name}&length={length}&parts={parts} HTTP/1.1\r\n".encode())
     client.send(b"Host: test\r\nConnection: close\r\n\r\n")
@@ -149,11 +149,11 @@ def test_a_wrong_content_length_raises_and_cuts(
     head, _, body = wire.partition(b"\r\n\r\n")
     if head.startswith(b"HTTP/1.1 200"):
         assert b"content-length: %d\r\n" % length in head + b"\r\n"
-        assert body == got
+        assert body == received
         assert len(body) < length or length == 0
     else:  # nothing of the response was written yet
         assert head.startswith(b"HTTP/1.1 500")
-    assert seen(server, name) == ["RuntimeError", "over"]
+    assert read_notes(server, name) == ["RuntimeError", "over"]
 
 
 def test_an_exception_before_the_response_is_a_500(servers: Servers, client: RawClient) -> None:
@@ -163,20 +163,20 @@ def test_an_exception_before_the_response_is_a_500(servers: Servers, client: Raw
     servers.workers[0].wait_for(r"(?s)the app raised on http '/boom'.*ArithmeticError: before the response")
 
 
-def test_an_app_that_returns_without_answering_is_a_500(servers: Servers, client: RawClient) -> None:
+def test_a_return_without_a_response_is_a_500(servers: Servers, client: RawClient) -> None:
     assert client.request("GET", "/silent").status == 500
     assert client.request("GET").status == 200
     servers.workers[0].wait_for("the app returned without answering on http '/silent'")
 
 
 @pytest.mark.parametrize("target", ["/stream?raise=1", "/stream?return=1", "/stream?raise=1&length=100"])
-def test_a_response_that_breaks_off_is_cut(client: RawClient, target: str) -> None:
+def test_an_incomplete_response_is_cut(client: RawClient, target: str) -> None:
     client.send(f"GET {target} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
     with pytest.raises((EOFError, ConnectionResetError)):
         client.read_response()
 
 
-def test_a_response_that_breaks_off_is_cut_for_http_1_0_too(client: RawClient) -> None:
+def test_an_incomplete_response_is_cut_for_http_1_0(client: RawClient) -> None:
     client.send(b"GET /stream?raise=1 HTTP/1.0\r\n\r\n")
     with pytest.raises(ConnectionResetError):  # the end of the connection would be the end of the body
         receive_all(client)
@@ -213,7 +213,7 @@ def test_a_response_while_the_window_is_full_is_seen(client: RawClient) -> None:
     assert client.read_until_close() == b""
 
 
-def test_a_complete_body_that_was_not_read_ends_nothing(client: RawClient) -> None:
+def test_a_complete_unread_body_keeps_the_connection(client: RawClient) -> None:
     assert client.request("POST", "/unread?late=1", body=bytes(100)).status == 413
     assert client.request("GET").status == 200
 
@@ -223,8 +223,8 @@ def test_a_complete_body_that_was_not_read_ends_nothing(client: RawClient) -> No
 
 def test_invalid_events_raise_out_of_send(server: Process, client: RawClient, name: str) -> None:
     assert client.request("GET", f"/invalid?name={name}").body == b"alive"
-    wait_seen(server, name, "over")
-    *results, _ = seen(server, name)
+    wait_for_note(server, name, "over")
+    *results, _ = read_notes(server, name)
     assert len(results) == 31
     assert [result for result in results if result[1] != result[2]] == []
 
@@ -247,7 +247,7 @@ def test_early_hints_behind_the_start_come_while_the_head_is_not_written(client:
     assert (final.status, final.get("link"), final.body) == (200, None, b"first last")
 
 
-def test_hints_of_a_pipeline_stand_before_their_own_response(client: RawClient) -> None:
+def test_early_hints_of_a_pipeline_come_before_their_own_response(client: RawClient) -> None:
     client.send(b"GET /stream HTTP/1.1\r\nHost: test\r\n\r\nHEAD /hint HTTP/1.1\r\nHost: test\r\n\r\n")
     assert client.read_response().body == b"part" * 3
     assert [client.read_response("HEAD").status for _ in range(3)] == [103, 103, 200]
@@ -258,16 +258,16 @@ def test_no_early_hints_for_http_1_0(client: RawClient) -> None:
     assert client.read_response().status == 200
 
 
-def test_trailers_for_a_client_that_wants_them(server: Process, client: RawClient, name: str) -> None:
+def test_trailers_are_sent_on_request(server: Process, client: RawClient, name: str) -> None:
     for te in ("trailers", "gzip;q=0.5, Trailers"):
         response = client.request("GET", f"/trailers?name={name}", f"TE: {te}", "Connection: TE")
         assert (response.body, response.trailers) == (b"body", [("x-sum", "1"), ("x-more", "2")])
         assert (response.get("transfer-encoding"), response.get("trailer")) == ("chunked", "x-sum, x-more")
         assert client.request("GET").status == 200
-    assert seen(server, name)[0] is True
+    assert read_notes(server, name)[0] is True
 
 
-def test_a_body_with_trailers_is_chunked_though_its_length_is_known(client: RawClient) -> None:
+def test_a_body_of_known_length_with_trailers_is_chunked(client: RawClient) -> None:
     response = client.request("GET", "/trailers?length=4", "TE: trailers")
     assert (response.body, response.trailers) == (b"body", [("x-sum", "1"), ("x-more", "2")])
     assert (response.get("transfer-encoding"), response.get("content-length")) == ("chunked", None)
@@ -275,26 +275,26 @@ def test_a_body_with_trailers_is_chunked_though_its_length_is_known(client: RawC
     assert (plain.body, plain.get("transfer-encoding"), plain.get("content-length")) == (b"body", None, "4")
 
 
-def test_a_response_without_its_trailers_is_cut_off(client: RawClient) -> None:
+def test_a_response_without_announced_trailers_is_cut_off(client: RawClient) -> None:
     client.send(b"GET /trailers?none=1 HTTP/1.1\r\nHost: test\r\nTE: trailers\r\n\r\n")
     client.read_head()
     assert client.read_chunk() == b"body"
-    assert client.read_until_close() == b""  # and so without the last chunk
+    assert client.read_until_close() == b""  # without the last chunk
 
 
-def test_no_trailers_for_a_client_that_did_not_ask(server: Process, client: RawClient, name: str) -> None:
+def test_no_trailers_without_a_request(server: Process, client: RawClient, name: str) -> None:
     for headers in ([], ["TE: gzip, x-trailers"]):
         response = client.request("GET", f"/trailers?name={name}", *headers)
         assert (response.body, response.trailers, response.get("trailer")) == (b"body", [], None)
         assert client.request("GET").status == 200
-    assert seen(server, name)[0] is False
+    assert read_notes(server, name)[0] is False
 
 
 def test_no_trailers_for_head(server: Process, client: RawClient, name: str) -> None:
     response = client.request("HEAD", f"/trailers?name={name}&length=4", "TE: trailers")
     assert (response.get("content-length"), response.get("trailer")) == ("4", None)
     assert client.request("GET").status == 200
-    assert seen(server, name)[0] is False
+    assert read_notes(server, name)[0] is False
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

@@ -87,7 +87,7 @@ def test_targets(server: Process, target: str, path: str, raw_path: str, query: 
         assert scope["headers"] == [["host", "test"]]
 
 
-def test_the_server_itself_as_target(server: Process) -> None:
+def test_asterisk_form_target(server: Process) -> None:
     scope = build_scope(server, b"OPTIONS * HTTP/1.1\r\nHost: test\r\n\r\n")
     assert (scope["method"], scope["path"], scope["raw_path"]) == ("OPTIONS", "*", "*")
 
@@ -120,14 +120,14 @@ def test_root_path(start_interface: Start) -> None:
 FORWARDED = ("X-Forwarded-For: 203.0.113.7, 10.0.0.9", "X-Forwarded-Proto: https")
 
 
-def test_a_trusted_proxy_is_believed(start_interface: Start) -> None:
+def test_headers_of_a_trusted_proxy_are_used(start_interface: Start) -> None:
     server = start_interface("--forwarded-allow-ips", "127.0.0.1,10.0.0.0/8", app=APP)
     scope = build_scope(server, get("/", *FORWARDED))
     assert (scope["client"], scope["scheme"]) == (["203.0.113.7", 0], "https")
 
 
 @pytest.mark.parametrize("options", [("--no-proxy-headers",), ("--forwarded-allow-ips", "10.0.0.1")])
-def test_nobody_else_is_believed(start_interface: Start, options: tuple[str, ...]) -> None:
+def test_headers_of_other_peers_are_ignored(start_interface: Start, options: tuple[str, ...]) -> None:
     scope = build_scope(start_interface(*options, app=APP), get("/", *FORWARDED))
     assert (scope["client"][0], scope["scheme"]) == ("127.0.0.1", "http")
 
@@ -146,14 +146,14 @@ def test_a_unix_socket(start_interface: Start, tmp_path: Path) -> None:
     assert (scope["client"], scope["scheme"]) == (["10.0.0.9", 0], "https")
 
 
-def test_a_unix_socket_for_its_group_alone(start_interface: Start, tmp_path: Path) -> None:
+def test_a_unix_socket_with_a_mode(start_interface: Start, tmp_path: Path) -> None:
     path = tmp_path / "http.sock"
     server = start_interface("--uds", path, "--uds-mode", "660", app=APP)
     assert path.stat().st_mode & 0o777 == 0o660
     assert build_scope(server, get("/"))["path"] == "/"
 
 
-def test_a_dead_unix_socket_is_replaced_and_a_living_one_is_not(start_interface: Start, tmp_path: Path) -> None:
+def test_only_an_unused_unix_socket_is_replaced(start_interface: Start, tmp_path: Path) -> None:
     path = str(tmp_path / "http.sock")
     start_interface("--uds", path, app=APP).kill()
     assert build_scope(start_interface("--uds", path, app=APP), get("/"))["path"] == "/"
@@ -162,7 +162,7 @@ def test_a_dead_unix_socket_is_replaced_and_a_living_one_is_not(start_interface:
     assert f"cannot listen on {path}: Address already in use" in second.log()
 
 
-def test_a_port_that_is_taken(start_interface: Start) -> None:
+def test_a_port_in_use(start_interface: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         server = start_interface("--port", port, app=APP, ready=False)
@@ -170,7 +170,7 @@ def test_a_port_that_is_taken(start_interface: Start) -> None:
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in server.log()
 
 
-def test_a_socket_that_was_passed_in(processes: Processes, tmp_path: Path) -> None:
+def test_an_inherited_socket(processes: Processes, tmp_path: Path) -> None:
     launcher = (
         "import os, socket, sys\n"
         "listening = socket.create_server(('127.0.0.1', 0))\n"

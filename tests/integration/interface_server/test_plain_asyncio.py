@@ -29,7 +29,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["memory", pytest.param("redis", marks=pytest.mark.redis)])
-def test_groups_can_be_joined_and_left(kind: str, request: pytest.FixtureRequest) -> None:
+def test_groups_under_plain_asyncio(kind: str, request: pytest.FixtureRequest) -> None:
     async def main() -> list[str | bytes]:
         layer: ChannelLayer = InMemoryChannelLayer()
         if kind == "redis":
@@ -48,7 +48,7 @@ def test_groups_can_be_joined_and_left(kind: str, request: pytest.FixtureRequest
     assert asyncio.run(main()) == ["joined", "left"]
 
 
-def test_the_bus_of_a_test_runs_there_too() -> None:
+def test_the_test_bus_runs_under_plain_asyncio() -> None:
     async def main() -> list[str | bytes]:
         async with Bus(app) as bus, bus.websocket("/") as socket:
             first = await socket.receive()

@@ -1,4 +1,4 @@
-"""A terminator of another package: the example of docs/terminators.md, installed as pip does, with our two ends."""
+"""A terminator of another package: the example of docs/terminators.md, installed as pip does."""
 
 import os
 import re
@@ -23,7 +23,7 @@ Install = Callable[..., dict[str, str]]
 
 @pytest.fixture
 def install(tmp_path: Path) -> Install:
-    """`install(old, new)` puts the example into a folder, with `new` for `old`; returns the environment to find it."""
+    """Provide a function that installs the example with `old` replaced by `new`, and returns the environment for it."""
 
     def install(old: str = "import asyncio", new: str = "import asyncio") -> dict[str, str]:
         site = tmp_path / "site"
@@ -75,29 +75,31 @@ def start(layer: str, request: pytest.FixtureRequest, env: dict[str, str], *opti
 
 
 @pytest.mark.parametrize("layer", ["memory", pytest.param("redis", marks=pytest.mark.redis)])
-def test_lines_come_back_and_an_empty_one_ends_it(request: pytest.FixtureRequest, install: Install, layer: str) -> None:
+def test_lines_are_echoed_and_an_empty_line_closes(
+    request: pytest.FixtureRequest, install: Install, layer: str
+) -> None:
     server = start(layer, request, install())
-    with client(server) as one, client(server) as other:
-        one.sendall(b"hel")
-        other.sendall(b"first\nsecond\n")
-        assert read_lines(other, 2) == [b"FIRST", b"SECOND"]
-        one.sendall(b"lo\n")
-        assert read_lines(one, 1) == [b"HELLO"]
-        one.sendall(b"\n")
-        assert one.recv(10) == b""
-        other.sendall(b"third\n")
-        assert read_lines(other, 1) == [b"THIRD"]
+    with client(server) as first, client(server) as second:
+        first.sendall(b"hel")
+        second.sendall(b"first\nsecond\n")
+        assert read_lines(second, 2) == [b"FIRST", b"SECOND"]
+        first.sendall(b"lo\n")
+        assert read_lines(first, 1) == [b"HELLO"]
+        first.sendall(b"\n")
+        assert first.recv(10) == b""
+        second.sendall(b"third\n")
+        assert read_lines(second, 1) == [b"THIRD"]
 
 
 @pytest.mark.parametrize("layer", ["memory", pytest.param("redis", marks=pytest.mark.redis)])
-def test_much_goes_through_in_order(request: pytest.FixtureRequest, install: Install, layer: str) -> None:
+def test_many_lines_keep_their_order(request: pytest.FixtureRequest, install: Install, layer: str) -> None:
     server = start(layer, request, install(), "--window", "4096")
     lines = [b"line %d %s" % (number, b"x" * (number % 500)) for number in range(5000)]
     with client(server) as connection:
         connection.setblocking(False)
         unsent, received = b"".join(line + b"\n" for line in lines), b""
 
-        def done() -> bool:
+        def is_complete() -> bool:
             nonlocal unsent, received
             with suppress(BlockingIOError):
                 unsent = unsent[connection.send(unsent[:65536]) :]
@@ -105,11 +107,11 @@ def test_much_goes_through_in_order(request: pytest.FixtureRequest, install: Ins
                 received += connection.recv(65536)
             return received.count(b"\n") == len(lines)
 
-        wait_until(done, what="all lines")
+        wait_until(is_complete, what="all lines")
         assert received.splitlines() == [line.upper() for line in lines]
 
 
-def test_the_client_learns_that_its_worker_died(
+def test_a_killed_worker_closes_the_client(
     start_interface: Start, start_worker: Start, redis_url: str, install: Install
 ) -> None:
     env = install()
@@ -124,7 +126,7 @@ def test_the_client_learns_that_its_worker_died(
         assert connection.recv(10) == b""
 
 
-def test_without_a_worker_the_client_is_closed(start_interface: Start, redis_url: str, install: Install) -> None:
+def test_a_missing_worker_closes_the_client(start_interface: Start, redis_url: str, install: Install) -> None:
     server = start_interface(
         "--layer", redis_url, "--terminator", "lines=127.0.0.1:0", "--connect-timeout", "0.5", env=install()
     )
@@ -132,7 +134,7 @@ def test_without_a_worker_the_client_is_closed(start_interface: Start, redis_url
         assert connection.recv(10) == b""
 
 
-def test_stopping_closes_the_clients(request: pytest.FixtureRequest, install: Install) -> None:
+def test_a_stop_closes_the_clients(request: pytest.FixtureRequest, install: Install) -> None:
     server = start("memory", request, install())
     with client(server) as connection:
         connection.sendall(b"a\n")
@@ -163,7 +165,7 @@ def break_at(install: Install, statement: str) -> dict[str, str]:
         "self.deadline, self.expire, self.abort = 0.0, lambda now: 1 / 0, lambda: 1 / 0",
     ],
 )
-def test_one_that_fails_at_its_deadline_ends_alone(start_interface: Start, install: Install, statement: str) -> None:
+def test_an_error_in_expire_ends_one_terminator(start_interface: Start, install: Install, statement: str) -> None:
     server = start_interface(
         *("--terminator", "lines=127.0.0.1:0", "--admin-port", 0),
         app="app:app",
@@ -183,7 +185,7 @@ def test_one_that_fails_at_its_deadline_ends_alone(start_interface: Start, insta
     assert server.log().count("a terminator failed") == 1
 
 
-def test_one_that_fails_when_the_server_stops_ends_alone(start_interface: Start, install: Install) -> None:
+def test_an_error_in_shut_down_ends_one_terminator(start_interface: Start, install: Install) -> None:
     env = break_at(install, "self.shut_down = lambda: 1 / 0")
     server = start_interface("--terminator", "lines=127.0.0.1:0", app="app:app", env=env, allow_traceback=True)
     with client(server) as broken, client(server) as other:
@@ -198,22 +200,20 @@ def test_one_that_fails_when_the_server_stops_ends_alone(start_interface: Start,
     assert "not done within" not in server.log()
 
 
-def test_one_that_cannot_be_told_that_there_is_no_worker_ends_alone(
-    start_interface: Start, redis_url: str, install: Install
-) -> None:
+def test_an_error_in_fail_ends_one_terminator(start_interface: Start, redis_url: str, install: Install) -> None:
     server = start_interface(
         *("--layer", redis_url, "--terminator", "lines=127.0.0.1:0", "--connect-timeout", "0.5"),
         env=install("def fail(self, status, close_code):\n", "def fail(self, status, close_code):\n        1 / 0\n"),
         allow_traceback=True,
     )
-    with client(server) as one, client(server) as other:
-        assert one.recv(10) == other.recv(10) == b""
+    with client(server) as first, client(server) as second:
+        assert first.recv(10) == second.recv(10) == b""
         with RawClient(server) as http:
             assert http.request("GET", "/").status == 503
     assert server.log().count("a terminator failed, and its socket is aborted: lines.LineTerminator") == 2
 
 
-def test_a_listener_that_fails_when_the_server_stops(start_interface: Start, install: Install) -> None:
+def test_an_error_in_a_listener_stop_is_logged(start_interface: Start, install: Install) -> None:
     env = install("        self.server.close()", "        self.server.close()\n        1 / 0")
     server = start_interface("--terminator", "lines=127.0.0.1:0", app="app:app", env=env, allow_traceback=True)
     with client(server) as connection:
@@ -225,26 +225,26 @@ def test_a_listener_that_fails_when_the_server_stops(start_interface: Start, ins
     server.wait_for("the listener for line failed as it was stopped")
 
 
-def refused(server: Process) -> str:
+def rejection_of(server: Process) -> str:
     assert server.wait() == 2
     (line,) = server.log().splitlines()
     return line
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [
         ("lines", "Error: --terminator lines: None is not of the form HOST:PORT"),
         ("lines=x", "Error: --terminator lines: 'x' is not of the form HOST:PORT"),
         ("line=127.0.0.1:0", "Error: --terminator: there is no terminator 'line'; installed: udp, lines"),
     ],
 )
-def test_a_wrong_value(start_interface: Start, install: Install, option: str, said: str) -> None:
-    assert said in refused(start_interface("--terminator", option, app="app:app", env=install(), ready=False))
+def test_an_invalid_option_value(start_interface: Start, install: Install, option: str, message: str) -> None:
+    assert message in rejection_of(start_interface("--terminator", option, app="app:app", env=install(), ready=False))
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("import asyncio", "import no_such_module", "cannot be loaded: ModuleNotFoundError: No module named"),
         ("class LineListener", "class Other", "cannot be loaded: AttributeError"),
@@ -252,15 +252,15 @@ def test_a_wrong_value(start_interface: Start, install: Install, option: str, sa
         ('kind = "line"', 'kind = "A B"', "a protocol's name is"),
     ],
 )
-def test_a_package_that_is_broken(start_interface: Start, install: Install, old: str, new: str, said: str) -> None:
+def test_a_broken_package(start_interface: Start, install: Install, old: str, new: str, message: str) -> None:
     env = install(old, new)
     server = start_interface("--terminator", "lines=127.0.0.1:0", app="app:app", env=env, ready=False)
-    assert said in refused(server)
+    assert message in rejection_of(server)
 
 
-def test_a_port_that_is_taken(start_interface: Start, install: Install) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def test_a_port_in_use(start_interface: Start, install: Install) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         server = start_interface("--terminator", f"lines=127.0.0.1:{port}", app="app:app", env=install(), ready=False)
         assert server.wait() == 1
     assert re.search(r"cannot listen for line: .*[Aa]ddress already in use", server.log())

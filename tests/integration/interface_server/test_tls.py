@@ -36,9 +36,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=True,
         capture_output=True,
     )
-    both = folder / "both.pem"
-    both.write_bytes((folder / "key").read_bytes() + (folder / "cert").read_bytes())
-    return both
+    combined = folder / "both.pem"
+    combined.write_bytes((folder / "key").read_bytes() + (folder / "cert").read_bytes())
+    return combined
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_an_early_response_over_tls_is_seen(
         assert client.read_response().body == bytes(100_000)
 
 
-def test_a_handshake_that_does_not_come_is_not_waited_for(start_interface: Start, certificate: Path) -> None:
+def test_a_missing_handshake_times_out(start_interface: Start, certificate: Path) -> None:
     server = start_interface("--ssl-certfile", certificate, "--head-timeout", 0.3, app=APP)
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as silent:
         assert silent.recv(1) == b""
@@ -84,18 +84,18 @@ def test_a_key_with_a_password(start_interface: Start, certificate: Path, trusti
     server = start_interface(*files, "--ssl-keyfile-password", "secret", app=APP)
     assert build_scope(server, get("/"), tls=trusting)["scheme"] == "https"
     for password in ((), ("--ssl-keyfile-password", "wrong")):
-        refused = start_interface(*files, *password, app=APP, ready=False)
-        assert refused.wait() == 1
-        assert f"the TLS certificate {certificate.parent / 'cert'} cannot be used" in refused.log()
-        assert f"password is missing or wrong for the private key in {certificate.parent / 'locked'}" in refused.log()
+        rejected = start_interface(*files, *password, app=APP, ready=False)
+        assert rejected.wait() == 1
+        assert f"the TLS certificate {certificate.parent / 'cert'} cannot be used" in rejected.log()
+        assert f"password is missing or wrong for the private key in {certificate.parent / 'locked'}" in rejected.log()
 
 
-def test_files_that_are_no_good_are_told_by_what_is_wrong(
+def test_the_error_for_a_bad_file_names_its_fault(
     start_interface: Start, certificate: Path, authority: Authority, tmp_path: Path
 ) -> None:
     cert, other, nothing = certificate.parent / "cert", authority.issue("other.pem"), tmp_path / "nothing"
     nothing.touch()
-    for options, said in (
+    for options, message in (
         (
             ("--ssl-certfile", cert),
             f"there is no private key in PEM format in {cert}: name its file with --ssl-keyfile",
@@ -104,12 +104,12 @@ def test_files_that_are_no_good_are_told_by_what_is_wrong(
         (("--ssl-certfile", cert, "--ssl-keyfile", other), f"the private key in {other} belongs to another one"),
         (("--ssl-certfile", certificate, "--ssl-ca-certs", nothing), f"the authorities in {nothing} (--ssl-ca-certs)"),
     ):
-        refused = start_interface(*options, app=APP, ready=False)
-        assert refused.wait() == 1
-        assert said in refused.log()
+        rejected = start_interface(*options, app=APP, ready=False)
+        assert rejected.wait() == 1
+        assert message in rejected.log()
 
 
-def test_client_certificates_may_be_required(
+def test_client_certificates_are_required_by_option(
     start_interface: Start, certificate: Path, trusting: ssl.SSLContext
 ) -> None:
     server = start_interface("--ssl-certfile", certificate, "--ssl-ca-certs", certificate, app=APP)
@@ -181,9 +181,9 @@ def test_the_certificate_of_a_client(
 ) -> None:
     files = ("--ssl-certfile", authority.issue("server.pem"), "--ssl-ca-certs", authority.file)
     server = start_interface(*files, *requirement, app=APP)
-    own = authority.issue("client.pem", SUBJECT)
-    extension = tls_of(server, authority.client(own))
-    assert extension["client_cert_chain"] == certificates_in(own)
+    file = authority.issue("client.pem", SUBJECT)
+    extension = tls_of(server, authority.client(file))
+    assert extension["client_cert_chain"] == certificates_in(file)
     assert extension["client_cert_name"] == "CN=jane,O=Example\\, Inc."
     assert extension["client_cert_error"] is None
     if requirement:
@@ -196,7 +196,7 @@ def test_the_certificate_of_a_client(
         tls_of(server, authority.client(stranger))
 
 
-def test_certificates_of_clients_may_be_left_unasked(start_interface: Start, authority: Authority) -> None:
+def test_client_certificates_are_not_requested_by_default(start_interface: Start, authority: Authority) -> None:
     files = ("--ssl-certfile", authority.issue("server.pem"), "--ssl-ca-certs", authority.file)
     server = start_interface(*files, "--ssl-cert-reqs", "none", app=APP)
     assert tls_of(server, authority.client(authority.issue("client.pem")))["client_cert_name"] is None
@@ -213,9 +213,9 @@ def serial(server: Process, context: ssl.SSLContext) -> str:
         return certificate["serialNumber"]
 
 
-def hang_up(server: Process, said: str, times: int = 1) -> None:
+def hang_up(server: Process, message: str, times: int = 1) -> None:
     server.send_signal(signal.SIGHUP)
-    wait_until(lambda: server.log().count(said) == times)
+    wait_until(lambda: server.log().count(message) == times)
 
 
 @pytest.mark.parametrize("options", [(), ("--proxy-protocol",)])
@@ -225,9 +225,9 @@ def test_new_connections_get_the_new_certificate(
 ) -> None:
     if options and unix:
         options = (*options, "--forwarded-allow-ips", "unix")
-    where = ("--uds", tmp_path / "s") if unix else ()
+    address = ("--uds", tmp_path / "s") if unix else ()
     file = authority.issue("server.pem")
-    server = start_interface("--ssl-certfile", file, *options, *where, app=APP)
+    server = start_interface("--ssl-certfile", file, *options, *address, app=APP)
     header = b"PROXY UNKNOWN\r\n" if options else b""
     context = authority.client()
 
@@ -235,8 +235,8 @@ def test_new_connections_get_the_new_certificate(
         return RawClient(server, tls=context, before_tls=header)
 
     def number(client: RawClient) -> str:
-        found: dict[str, str] = client.socket.getpeercert()  # type: ignore[attr-defined]
-        return found["serialNumber"]
+        certificate: dict[str, str] = client.socket.getpeercert()  # type: ignore[attr-defined]
+        return certificate["serialNumber"]
 
     with connect() as old:
         first = number(old)
@@ -252,7 +252,7 @@ def test_new_connections_get_the_new_certificate(
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted by /proc")
-def test_nothing_piles_up(start_interface: Start, authority: Authority) -> None:
+def test_reloads_leak_no_memory(start_interface: Start, authority: Authority) -> None:
     server = start_interface("--ssl-certfile", authority.issue("server.pem"), app=APP)
 
     def open_files() -> int:
@@ -264,7 +264,7 @@ def test_nothing_piles_up(start_interface: Start, authority: Authority) -> None:
     wait_until(lambda: open_files() == before)
 
 
-def test_a_bad_new_certificate_leaves_the_old_one(start_interface: Start, authority: Authority) -> None:
+def test_a_bad_new_certificate_keeps_the_old_one(start_interface: Start, authority: Authority) -> None:
     file = authority.issue("server.pem")
     server = start_interface("--ssl-certfile", file, app=APP)
     before = serial(server, authority.client())
@@ -283,7 +283,9 @@ def test_a_bad_new_certificate_leaves_the_old_one(start_interface: Start, author
     assert serial(server, authority.client()) != before
 
 
-def test_authorities_that_are_no_longer_trusted(start_interface: Start, authority: Authority, tmp_path: Path) -> None:
+def test_removed_authorities_are_no_longer_trusted(
+    start_interface: Start, authority: Authority, tmp_path: Path
+) -> None:
     trusted = tmp_path / "trusted.pem"
     trusted.write_bytes(authority.file.read_bytes())
     server = start_interface("--ssl-certfile", authority.issue("server.pem"), "--ssl-ca-certs", trusted, app=APP)
@@ -295,7 +297,7 @@ def test_authorities_that_are_no_longer_trusted(start_interface: Start, authorit
         tls_of(server, client)
 
 
-def test_open_websockets_stay(start_interface: Start, authority: Authority) -> None:
+def test_open_websockets_survive_a_reload(start_interface: Start, authority: Authority) -> None:
     server = start_interface("--ssl-certfile", authority.issue("server.pem"), app="interface_server.websocket_app:app")
     with ws(server, "/echo", ssl=authority.client(), server_hostname="localhost") as socket:
         authority.issue("server.pem")

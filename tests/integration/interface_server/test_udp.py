@@ -48,17 +48,17 @@ def test_ipv6(server: Process) -> None:
         assert (scope["client"], scope["server"]) == (peer.address, ["::1", udp_port(server, "::1")])
 
 
-def test_a_run_for_each_peer_which_gets_its_datagrams_in_order(server: Process) -> None:
-    with Peer(server) as one, Peer(server) as other:
-        run = one.ask(b"0")["run"]
-        assert other.ask(b"0")["run"] != run
+def test_each_peer_has_one_run_with_ordered_datagrams(server: Process) -> None:
+    with Peer(server) as first, Peer(server) as second:
+        run = first.ask(b"0")["run"]
+        assert second.ask(b"0")["run"] != run
         for number in range(1, 100):
-            one.send(b"%d" % number)
-        answers = [json.loads(one.receive()) for _ in range(1, 100)]
+            first.send(b"%d" % number)
+        answers = [json.loads(first.receive()) for _ in range(1, 100)]
         assert [(answer["run"], answer["count"], answer["data"]) for answer in answers] == [
             (run, number + 1, str(number)) for number in range(1, 100)
         ]
-        assert other.ask(b"1")["count"] == 2
+        assert second.ask(b"1")["count"] == 2
 
 
 @pytest.mark.parametrize("size", [4, 1472, 9000, 65507])
@@ -68,14 +68,14 @@ def test_datagrams_of_all_sizes(server: Process, size: int) -> None:
         assert peer.receive() == b"echo" + bytes(size - 4)
 
 
-def test_an_empty_datagram_is_one(server: Process) -> None:
+def test_empty_datagrams_are_relayed(server: Process) -> None:
     with Peer(server) as peer:
         assert peer.ask(b"")["data"] == ""
         peer.send(b'invalid{"type": "udp.send", "size": 0}')
         assert peer.receive() == b""
 
 
-def test_what_a_run_has_not_taken_when_it_returns_goes_to_the_next(server: Process) -> None:
+def test_unread_datagrams_go_to_the_next_run(server: Process) -> None:
     with Peer(server) as peer:
         for number in range(50):
             peer.send(b"once %d" % number)
@@ -110,25 +110,25 @@ def test_close_forgets_the_peer(server: Process) -> None:
 
 
 def test_groups_and_reply_channels(server: Process) -> None:
-    with Peer(server) as one, Peer(server) as other:
-        one.ask(b"join")
-        other.ask(b"join")
+    with Peer(server) as first, Peer(server) as second:
+        first.ask(b"join")
+        second.ask(b"join")
         before = counts(server).get("broadcast out of place", 0)
-        one.send(b"tell")
-        assert (one.receive(), other.receive()) == (b"told", b"told")
+        first.send(b"tell")
+        assert (first.receive(), second.receive()) == (b"told", b"told")
         wait_until(lambda: counts(server).get("broadcast out of place", 0) >= before + 2)
-        one.send(b"reply channel")
-        assert one.receive() == b"by channel"
-        assert other.ask(b"next")["count"] == 2
+        first.send(b"reply channel")
+        assert first.receive() == b"by channel"
+        assert second.ask(b"next")["count"] == 2
 
 
-def test_an_app_that_raises_does_not_fill_the_log(servers: Servers, server: Process) -> None:
-    with Peer(server) as other:
-        other.ask(b"first")
+def test_repeated_app_errors_are_logged_rarely(servers: Servers, server: Process) -> None:
+    with Peer(server) as second:
+        second.ask(b"first")
         for _ in range(100):
             with Peer(server) as peer:
                 peer.send(b"raise")
-        assert other.ask(b"second")["count"] == 2
+        assert second.ask(b"second")["count"] == 2
         with Peer(server) as peer:
             peer.insist(b"hello")
     with RawClient(server) as client:

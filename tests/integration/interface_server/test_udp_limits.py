@@ -32,11 +32,11 @@ def test_a_silent_peer_is_forgotten(start_interface: Start) -> None:
         wait_until(lambda: f"disconnect of run {run}: silent" in server.log() or not other.ask(b"alive"))
         assert peer.ask(b"again")["run"] != run
         server.wait_for(f"send in run {run}: the client is gone: 'udp.send' was not sent")
-        assert server.log().count("disconnect of run") == 1, "who is heard from is kept"
+        assert server.log().count("disconnect of run") == 1, "an active peer was forgotten"
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_server_that_stops_tells_the_apps(request: pytest.FixtureRequest, layer: str) -> None:
+def test_a_stop_of_the_server_is_a_disconnect(request: pytest.FixtureRequest, layer: str) -> None:
     options = ("--udp", "127.0.0.1:0")
     with serving(request, APP, *options, layer=layer, worker_options=("--protocol", "udp")) as servers:
         with Peer(servers.interfaces[0]) as peer:
@@ -52,15 +52,15 @@ def test_a_flood_is_dropped_and_counted(request: pytest.FixtureRequest, layer: s
     with serving(request, APP, *options, layer=layer, worker_options=("--protocol", "udp")) as servers:
         (server,) = servers.interfaces
         with ExitStack() as stack:
-            held = stack.enter_context(Peer(server))
-            held.send(b"hold")
+            busy = stack.enter_context(Peer(server))
+            busy.send(b"hold")
             before = memory(servers)
-            for _ in range(50_000):  # 50 MB
-                held.send(bytes(1000))
+            for _ in range(50_000):  # 50 MB in all
+                busy.send(bytes(1000))
             crowd = [stack.enter_context(Peer(server)) for _ in range(200)]
 
             def too_many_come() -> bool:
-                for peer in crowd:  # again and again: behind the flood, the kernel may drop them all
+                for peer in crowd:  # repeatedly: after the flood, the kernel may drop them all
                     peer.send(b"hold")
                 return "udp too many peers" in counts(server)
 
@@ -69,7 +69,7 @@ def test_a_flood_is_dropped_and_counted(request: pytest.FixtureRequest, layer: s
                 assert client.request("GET", "/").status == 200
             wait_until(lambda: counts(server).get("udp window full", 0) > 1000)
             assert memory(servers) - before < 20 * MIB
-            assert json.loads(held.receive())["data"] == "hold", "what was taken is answered"
+            assert json.loads(busy.receive())["data"] == "hold", "a received datagram was not answered"
 
 
 def memory(servers: Servers) -> int:
@@ -79,7 +79,7 @@ def memory(servers: Servers) -> int:
 # Workers.
 
 
-def test_a_worker_that_was_not_asked_for_udp_gets_none(
+def test_a_worker_without_the_protocol_claims_no_peer(
     start_interface: Start, start_worker: Start, redis_url: str
 ) -> None:
     worker = start_worker(HTTP_ONLY, "--layer", redis_url)
@@ -114,17 +114,17 @@ def test_another_worker_takes_the_next_datagram(
     server = start_interface("--layer", redis_url, "--udp", "127.0.0.1:0")
     peers = [Peer(server) for _ in range(20)]
     first = [peer.ask(b"hello")["pid"] for peer in peers]
-    gone = workers[first[0]]
-    end(gone)
+    ended = workers[first[0]]
+    end(ended)
     for peer, pid in zip(peers, first, strict=True):
         answer = peer.insist(b"again")
-        assert answer["pid"] != gone.pid
+        assert answer["pid"] != ended.pid
         assert answer["pid"] in workers
-        if pid != gone.pid:
-            assert answer["count"] == 2, "who was served by the other one goes on"
+        if pid != ended.pid:
+            assert answer["count"] == 2, "a peer of the other worker was interrupted"
         peer.__exit__()
     if end is stop:
-        assert gone.log().count(": the worker stops") == first.count(gone.pid)
+        assert ended.log().count(": the worker stops") == first.count(ended.pid)
 
 
 def test_peers_outlive_an_empty_restart_of_redis(
@@ -160,11 +160,11 @@ def test_several_processes_share_the_port(start_interface: Start, start_worker: 
 # Starting.
 
 
-@pytest.mark.parametrize("udp", ["127.0.0.1:{taken}", "no.such.host.invalid:1", "192.0.2.1:1"])
-def test_an_address_that_cannot_be_had(start_interface: Start, udp: str) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
-        taken.bind(("127.0.0.1", 0))
-        udp = udp.format(taken=taken.getsockname()[1])
+@pytest.mark.parametrize("udp", ["127.0.0.1:{port}", "no.such.host.invalid:1", "192.0.2.1:1"])
+def test_an_unavailable_address(start_interface: Start, udp: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("127.0.0.1", 0))
+        udp = udp.format(port=listener.getsockname()[1])
         server = start_interface("--udp", udp, app=APP, ready=False)
         assert server.wait() == 1
     (line,) = [line for line in server.log().splitlines() if "ERROR" in line or "Error" in line]

@@ -22,14 +22,14 @@ from support.websocket import BINARY, RawWebSocket
 BODY = b"x" * PART
 
 
-def test_past_half_of_the_room_bodies_wait_here(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bodies_are_withheld_above_half_of_the_limit(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table(max_unclaimed=3 * PART)
-    first, whole = table.open(HTTP, ((REQUEST_BODY, BODY),), method="POST")
+    first, complete = table.open(HTTP, ((REQUEST_BODY, BODY),), method="POST")
     second, cut = table.open(HTTP, ((REQUEST_BODY, BODY),), method="POST")
     second.event((REQUEST_END, b"y"))
     table.open(HTTP, ((REQUEST_END, b""),))
     assert [len(opening.events) for opening in table.openings] == [1, 0, 1]
-    assert (whole.reading, cut.reading) == (True, False)
+    assert (complete.reading, cut.reading) == (True, False)
     table.frames(claim_frame(second.number))
     assert table.events() == [(REQUEST_BODY, BODY), (REQUEST_END, b"y")]
     assert cut.reading
@@ -39,7 +39,7 @@ def test_past_half_of_the_room_bodies_wait_here(capsys: pytest.CaptureFixture[st
     assert table.connections.counts["body withheld"] == 1
 
 
-def test_a_request_whose_body_was_withheld_is_run_again_with_it() -> None:
+def test_a_second_run_gets_the_withheld_body() -> None:
     table = Table(max_unclaimed=PART)
     connection, _ = table.open(HTTP, ((REQUEST_END, BODY),))
     assert table.openings[-1].events == ()
@@ -51,16 +51,16 @@ def test_a_request_whose_body_was_withheld_is_run_again_with_it() -> None:
     assert table.events("worker.2!") == [(REQUEST_END, BODY)]
 
 
-def test_without_room_new_connections_are_refused_and_open_ones_wait() -> None:
+def test_a_full_table_rejects_new_connections_only() -> None:
     table = Table(max_unclaimed=3000)
     connection, terminator = table.open_accepted()
     opened = [table.open(HTTP, ((REQUEST_END, b""),))[1] for _ in range(200)]
-    table.dead()  # the open one is offered again
+    table.dead()  # the open connection is offered again
     table.connections.tick(1.0)
-    refused = [each for each in opened if each.failed]
-    assert 0 < len(refused) < 200
-    assert {answer for each in refused for answer in each.failed} == {(503, 1013)}
-    assert table.connections.counts["no room"] == len(refused)
+    rejected = [other for other in opened if other.failed]
+    assert 0 < len(rejected) < 200
+    assert {answer for other in rejected for answer in other.failed} == {(503, 1013)}
+    assert table.connections.counts["no room"] == len(rejected)
     assert not terminator.failed
     for offer in [*table.bus.offered]:
         if offer.state.kind == HTTP:
@@ -84,7 +84,7 @@ def waiting_uploads(server: Process, count: int) -> Iterator[None]:
         yield
 
 
-def test_a_pool_without_workers_does_not_fill_redis_for_the_others(
+def test_a_pool_without_workers_leaves_room_in_redis(
     start_redis: Callable[..., RedisServer],
     start_interface: Callable[..., Process],
     start_worker: Callable[..., Process],
@@ -108,7 +108,7 @@ def test_a_pool_without_workers_does_not_fill_redis_for_the_others(
     assert server.log().count("new connections are refused") == 1
 
 
-def test_a_full_redis_is_said_and_waited_for(
+def test_a_full_redis_is_logged_and_requests_wait(
     start_redis: Callable[..., RedisServer],
     start_interface: Callable[..., Process],
     start_worker: Callable[..., Process],

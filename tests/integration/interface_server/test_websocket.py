@@ -23,8 +23,8 @@ from support.websocket import (
     close_frame,
     frame,
     handshake,
-    seen,
-    wait_seen,
+    read_notes,
+    wait_for_note,
     ws,
 )
 
@@ -64,7 +64,7 @@ def name() -> str:
     ],
     ids=lambda message: f"{type(message).__name__}-{len(message)}",
 )
-def test_messages_come_back_as_they_went(server: Process, message: str | bytes) -> None:
+def test_messages_are_echoed_unchanged(server: Process, message: str | bytes) -> None:
     with ws(server, "/echo", max_size=None) as client:
         client.send(message)
         assert client.recv(timeout=30) == message
@@ -82,14 +82,14 @@ def test_fragments_are_one_message_with_control_frames_between_them(server: Proc
         assert client.read_frame() == (BINARY, b"\xff\xfe")
 
 
-def test_a_frame_may_come_byte_by_byte(server: Process) -> None:
+def test_frames_byte_by_byte(server: Process) -> None:
     with RawWebSocket(server, "/echo") as client:
         client.send_pieces(frame(TEXT, b"slow") + frame(BINARY, bytes(130)), pause=0.0005)
         assert client.read_frame() == (TEXT, b"slow")
         assert client.read_frame() == (BINARY, bytes(130))
 
 
-def test_many_frames_in_one_segment_come_back_in_order(server: Process) -> None:
+def test_many_frames_in_one_segment_keep_their_order(server: Process) -> None:
     with RawWebSocket(server, "/echo") as client:
         client.send(b"".join(frame(TEXT, b"%d" % number) for number in range(1000)))
         assert [client.read_frame() for _ in range(1000)] == [(TEXT, b"%d" % number) for number in range(1000)]
@@ -104,14 +104,14 @@ def test_pings_are_answered_with_their_payload(server: Process) -> None:
         client.assert_silent()
 
 
-def test_what_came_behind_the_handshake_is_read(server: Process) -> None:
+def test_frames_right_behind_the_handshake_are_read(server: Process) -> None:
     early = frame(TEXT, b"one") + frame(TEXT, b"two")
     with RawWebSocket(server, "/echo", early=early) as client:
         assert client.status == 101
         assert [client.read_frame() for _ in range(2)] == [(TEXT, b"one"), (TEXT, b"two")]
 
 
-def test_the_handshake_waits_for_accept_and_what_comes_meanwhile_is_kept_in_order(server: Process, name: str) -> None:
+def test_messages_before_the_accept_keep_their_order(server: Process, name: str) -> None:
     with RawWebSocket(server, f"/echo?gate={name}", early=frame(TEXT, b"0"), answered=False) as client:
         for number in range(1, 100):
             client.send(frame(TEXT, b"%d" % number))
@@ -124,7 +124,7 @@ def test_the_handshake_waits_for_accept_and_what_comes_meanwhile_is_kept_in_orde
         assert [client.read_frame() for _ in range(200)] == [(TEXT, b"%d" % number) for number in range(200)]
 
 
-def test_more_than_is_kept_before_accept_stays_in_the_clients_socket(server: Process, name: str) -> None:
+def test_the_buffer_before_the_accept_is_bounded(server: Process, name: str) -> None:
     wire = frame(BINARY, bytes(60_000)) * 500  # 30 MB, more than the kernel takes
     with RawWebSocket(server, f"/deaf?gate=first&name={name}", answered=False) as client:
         sent = client.send_until_blocked(wire)
@@ -133,7 +133,7 @@ def test_more_than_is_kept_before_accept_stays_in_the_clients_socket(server: Pro
             other.request("GET", f"/open?name={name}")
         client.send(wire[sent:] + close_frame(1000))
         assert client.read_answer() == 101
-        wait_seen(server, name, ["total", 500 * 60_000])
+        wait_for_note(server, name, ["total", 500 * 60_000])
 
 
 # The handshake.
@@ -154,10 +154,10 @@ def test_accept_carries_subprotocol_and_headers(server: Process, name: str) -> N
         assert headers["upgrade"] == ["websocket"]
         assert headers["server"] == ["asgibus"]
         assert len(headers["date"]) == 1
-    assert seen(server, name)[0] == ["x", "chat.v2"]
+    assert read_notes(server, name)[0] == ["x", "chat.v2"]
 
 
-def test_headers_of_the_handshake_are_not_the_apps_to_send(server: Process) -> None:
+def test_handshake_headers_of_the_app_are_ignored(server: Process) -> None:
     with RawWebSocket(server, "/headers") as client:
         names = [name for name, _ in client.headers]
         assert sorted(names) == ["connection", "date", "sec-websocket-accept", "server", "upgrade", "x-one"]
@@ -167,20 +167,18 @@ def test_headers_of_the_handshake_are_not_the_apps_to_send(server: Process) -> N
 
 
 @pytest.mark.parametrize("offered", [["x", "Chat"], None])
-def test_a_subprotocol_that_was_not_offered_is_an_error_of_the_app(
-    server: Process, name: str, offered: list[str] | None
-) -> None:
+def test_a_subprotocol_without_offer_is_an_app_error(server: Process, name: str, offered: list[str] | None) -> None:
     """An app error is raised, since a client would have to fail the connection: RFC 6455, section 4.1."""
     with ws(server, "/subprotocol", query={"name": name, "choose": "chat"}, subprotocols=offered) as client:
         assert client.subprotocol is None
-    said = "the client did not offer the subprotocol 'chat', see scope['subprotocols']"
-    assert seen(server, name)[:2] == [offered or [], said]
+    error = "the client did not offer the subprotocol 'chat', see scope['subprotocols']"
+    assert read_notes(server, name)[:2] == [offered or [], error]
 
 
-def test_no_subprotocol_unless_the_app_chooses_one(server: Process, name: str) -> None:
+def test_no_subprotocol_without_a_choice_of_the_app(server: Process, name: str) -> None:
     with ws(server, "/subprotocol", query={"name": name}, subprotocols=["a"]) as client:
         assert client.subprotocol is None
-    assert seen(server, name)[0] == ["a"]
+    assert read_notes(server, name)[0] == ["a"]
 
 
 def test_the_scope(server: Process) -> None:
@@ -207,11 +205,11 @@ def test_the_scope(server: Process) -> None:
 
 
 def test_a_close_before_accept_is_403(server: Process, name: str) -> None:
-    with pytest.raises(InvalidStatus) as refused:
+    with pytest.raises(InvalidStatus) as rejected:
         ws(server, "/refuse", query={"name": name})
-    assert refused.value.response.status_code == 403
-    wait_seen(server, name, ["disconnect", 1006, ""])
-    wait_seen(server, name, "over")
+    assert rejected.value.response.status_code == 403
+    wait_for_note(server, name, ["disconnect", 1006, ""])
+    wait_for_note(server, name, "over")
 
 
 def test_a_denial_response_reaches_the_client_whole(server: Process, name: str) -> None:
@@ -221,11 +219,11 @@ def test_a_denial_response_reaches_the_client_whole(server: Process, name: str) 
         assert (response.status, response.text) == (401, "log in first")
         assert response.get("www-authenticate") == "Basic"
         assert client.read_until_close() == b""
-    wait_seen(server, name, ["disconnect", 1006, ""])
+    wait_for_note(server, name, ["disconnect", 1006, ""])
 
 
 @pytest.mark.parametrize("path", ["/raise-early", "/return-early"])
-def test_an_app_that_ends_before_accept_is_500(server: Process, path: str) -> None:
+def test_a_return_or_error_before_the_accept_is_a_500(server: Process, path: str) -> None:
     with RawClient(server) as client:
         client.send(handshake(path))
         assert client.read_response().status == 500
@@ -233,7 +231,7 @@ def test_an_app_that_ends_before_accept_is_500(server: Process, path: str) -> No
 
 
 @pytest.mark.parametrize("header", ["Content-Length: 0", "Content-Length: 00", "Expect: 100-continue"])
-def test_a_handshake_may_say_that_it_has_no_body(server: Process, header: str) -> None:
+def test_a_handshake_with_body_headers_and_no_body(server: Process, header: str) -> None:
     with RawWebSocket(server, "/echo", header, early=frame(TEXT, b"early")) as client:
         assert client.status == 101
         assert client.read_exactly(7)[2:] == b"early"
@@ -250,7 +248,7 @@ def test_a_handshake_may_say_that_it_has_no_body(server: Process, header: str) -
         ({"Sec-WebSocket-Key: ": "Sec-WebSocket-Key: AAAA\r\nSec-WebSocket-Key: "}, 400),
     ],
 )
-def test_a_handshake_that_is_none_is_refused(server: Process, change: dict[str, str], status: int) -> None:
+def test_an_invalid_handshake_is_rejected(server: Process, change: dict[str, str], status: int) -> None:
     head = handshake("/echo").decode()
     for old, new in change.items():
         assert old in head
@@ -263,7 +261,7 @@ def test_a_handshake_that_is_none_is_refused(server: Process, change: dict[str, 
         assert client.read_until_close() == b""
 
 
-def test_a_denial_that_is_not_finished_is_cut_off(server: Process) -> None:
+def test_an_unfinished_denial_is_cut_off(server: Process) -> None:
     with RawClient(server) as client:
         client.send(handshake("/deny-and-return"))
         assert client.read_head()[1] == 401
@@ -272,7 +270,7 @@ def test_a_denial_that_is_not_finished_is_cut_off(server: Process) -> None:
 
 
 @pytest.mark.parametrize("path", ["/begin-denial-and-return", "/begin-denial-and-raise"])
-def test_a_denial_of_which_nothing_is_written_becomes_a_500(server: Process, path: str) -> None:
+def test_a_denial_without_a_body_event_becomes_a_500(server: Process, path: str) -> None:
     with RawClient(server) as client:
         client.send(handshake(path))
         assert client.read_response().status == 500
@@ -280,14 +278,14 @@ def test_a_denial_of_which_nothing_is_written_becomes_a_500(server: Process, pat
     server.wait_for(f'"WebSocket {path}" 500')
 
 
-def test_a_handshake_whose_client_leaves_is_in_the_access_log(server: Process, name: str) -> None:
+def test_an_abandoned_handshake_is_in_the_access_log(server: Process, name: str) -> None:
     with RawClient(server) as client:
         client.send(handshake(f"/hesitate?name={name}"))
-        wait_seen(server, name, "connected")
+        wait_for_note(server, name, "connected")
     server.wait_for(rf'"WebSocket /hesitate\?name={name}" -')
 
 
-def test_browsers_and_proxies_word_the_handshake_in_their_ways(server: Process) -> None:
+def test_handshake_variants_of_browsers_and_proxies(server: Process) -> None:
     head = handshake("/echo", "Origin: http://test", "Sec-WebSocket-Extensions: permessage-deflate").decode()
     head = head.replace("Connection: Upgrade", "Connection: keep-alive, upgrade").replace("websocket", "WebSocket")
     with RawWebSocket(server, "/echo", answered=False) as client:
@@ -302,7 +300,7 @@ def test_browsers_and_proxies_word_the_handshake_in_their_ways(server: Process) 
         assert compressing.recv(timeout=30) == "a" * 1000
 
 
-def test_a_handshake_may_follow_other_requests_on_its_connection(server: Process, name: str) -> None:
+def test_a_handshake_after_other_requests(server: Process, name: str) -> None:
     before = f"GET /seen?name={name} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
     with RawWebSocket(server, "/echo", early=frame(TEXT, b"early"), before=before * 2, answered=False) as client:
         assert [client.read_response().text for _ in range(2)] == ["[]", "[]"]
@@ -314,12 +312,12 @@ def test_a_handshake_may_follow_other_requests_on_its_connection(server: Process
 
 
 @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1001, "going"), (3000, "a"), (4999, "é" * 61 + "x")])
-def test_the_clients_close_reaches_the_app(server: Process, name: str, code: int, reason: str) -> None:
+def test_a_close_of_the_client_reaches_the_app(server: Process, name: str, code: int, reason: str) -> None:
     with RawWebSocket(server, f"/listen?name={name}") as client:
         client.send(close_frame(code, reason))
         assert client.read_close() == (code, reason)
         assert client.read_until_close() == b""
-    wait_seen(server, name, ["disconnect", code, reason])
+    wait_for_note(server, name, ["disconnect", code, reason])
 
 
 def test_a_close_without_a_code_is_1005(server: Process, name: str) -> None:
@@ -327,27 +325,31 @@ def test_a_close_without_a_code_is_1005(server: Process, name: str) -> None:
         client.send(frame(CLOSE))
         assert client.read_frame() == (CLOSE, b"")
         assert client.read_until_close() == b""
-    wait_seen(server, name, ["disconnect", 1005, ""])
+    wait_for_note(server, name, ["disconnect", 1005, ""])
 
 
 @pytest.mark.parametrize("leave", ["close", "reset", "half_close"])
-def test_a_client_that_vanishes_is_1006(server: Process, name: str, leave: str) -> None:
+def test_a_lost_client_is_1006(server: Process, name: str, leave: str) -> None:
     with RawWebSocket(server, f"/listen?name={name}") as client:
         client.send(frame(TEXT, b"hello") + frame(TEXT, b"unfinished")[:5])
-        wait_seen(server, name, ["text", "hello"])
+        wait_for_note(server, name, ["text", "hello"])
         getattr(client, leave)()
-        wait_seen(server, name, ["disconnect", 1006, ""])
+        wait_for_note(server, name, ["disconnect", 1006, ""])
 
 
-def test_all_that_came_before_the_close_is_received(server: Process, name: str) -> None:
+def test_all_messages_before_the_close_are_received(server: Process, name: str) -> None:
     with RawWebSocket(server, f"/listen?name={name}") as client:
         client.send(b"".join(frame(TEXT, b"%d" % number) for number in range(500)) + close_frame(1000))
-        wait_seen(server, name, "over")
-    assert seen(server, name) == [*(["text", str(number)] for number in range(500)), ["disconnect", 1000, ""], "over"]
+        wait_for_note(server, name, "over")
+    assert read_notes(server, name) == [
+        *(["text", str(number)] for number in range(500)),
+        ["disconnect", 1000, ""],
+        "over",
+    ]
 
 
 @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1011, ""), (1014, ""), (4000, "bye ü")])
-def test_the_apps_close_reaches_the_client_and_ends_its_receive(
+def test_a_close_of_the_app_reaches_the_client_and_ends_receive(
     server: Process, name: str, code: int, reason: str
 ) -> None:
     with ws(server, "/close", query={"code": code, "reason": reason, "name": name}) as client:
@@ -355,17 +357,17 @@ def test_the_apps_close_reaches_the_client_and_ends_its_receive(
             client.recv(timeout=30)
         assert closed.value.rcvd is not None
         assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (code, reason)
-    wait_seen(server, name, ["disconnect", code, reason])
-    wait_seen(server, name, "MESSAGE_SENT is not allowed in the state 'complete'")
+    wait_for_note(server, name, ["disconnect", code, reason])
+    wait_for_note(server, name, "MESSAGE_SENT is not allowed in the state 'complete'")
 
 
-def test_the_apps_close_wakes_its_own_receive(server: Process, name: str) -> None:
+def test_a_close_of_the_app_wakes_a_waiting_receive(server: Process, name: str) -> None:
     with ws(server, "/close-beside-receive", query={"name": name}) as client, pytest.raises(ConnectionClosed):
         client.recv(timeout=30)
-    wait_seen(server, name, ["disconnect", 4002, ""])
+    wait_for_note(server, name, ["disconnect", 4002, ""])
 
 
-def test_after_the_apps_close_the_clients_answer_is_awaited(server: Process) -> None:
+def test_the_close_frame_of_the_client_is_awaited(server: Process) -> None:
     with RawWebSocket(server, "/close?code=4000") as client:
         assert client.read_close() == (4000, "")
         client.assert_silent()
@@ -374,7 +376,7 @@ def test_after_the_apps_close_the_clients_answer_is_awaited(server: Process) -> 
 
 
 @pytest.mark.parametrize(("path", "code"), [("/raise-late", 1011), ("/return-late", 1000)])
-def test_an_app_that_ends_closes(server: Process, path: str, code: int) -> None:
+def test_a_return_or_error_of_the_app_closes(server: Process, path: str, code: int) -> None:
     with RawWebSocket(server, path) as client:
         assert client.read_close() == (code, "")
 
@@ -407,17 +409,15 @@ def test_an_app_that_ends_closes(server: Process, path: str, code: int) -> None:
     ],
     ids=lambda value: repr(value[:12]) if isinstance(value, bytes) else str(value),
 )
-def test_a_client_that_breaks_the_protocol_is_told_why_and_the_app_hears_it(
-    server: Process, name: str, wire: bytes, code: int
-) -> None:
+def test_a_protocol_error_closes_with_its_reason(server: Process, name: str, wire: bytes, code: int) -> None:
     with RawWebSocket(server, f"/listen?name={name}") as client:
         client.send(frame(TEXT, b"before") + wire)
         assert client.read_close()[0] == code
         client.send(frame(TEXT, b"after"))
         assert client.read_until_close() == b""
-    wait_seen(server, name, "over")
-    before, (kind, told, _), _ = seen(server, name)
-    assert (before, kind, told) == (["text", "before"], "disconnect", code)
+    wait_for_note(server, name, "over")
+    before, (kind, reported, _), _ = read_notes(server, name)
+    assert (before, kind, reported) == (["text", "before"], "disconnect", code)
 
 
 def test_messages_of_16_mib_pass_both_ways(server: Process) -> None:
@@ -427,7 +427,7 @@ def test_messages_of_16_mib_pass_both_ways(server: Process) -> None:
         assert client.read_frame() == (BINARY, message)
 
 
-def test_the_reason_arrives_even_in_the_middle_of_a_message_that_is_too_long(server: Process) -> None:
+def test_the_close_reason_arrives_within_an_oversized_message(server: Process) -> None:
     """Closing at once would reset the connection under a client that still sends, and lose the close frame."""
     with ws(server, "/listen") as client:
         with pytest.raises(ConnectionClosed) as closed:
@@ -440,11 +440,11 @@ def test_the_reason_arrives_even_in_the_middle_of_a_message_that_is_too_long(ser
 # Invalid events of apps.
 
 
-def test_invalid_events_raise_out_of_send_and_harm_nothing(server: Process, name: str) -> None:
+def test_invalid_events_raise_in_send(server: Process, name: str) -> None:
     with ws(server, "/invalid", query={"name": name}) as client:
         assert client.recv(timeout=30) == "alive"
-    wait_seen(server, name, "over")
-    *errors, _ = seen(server, name)
+    wait_for_note(server, name, "over")
+    *errors, _ = read_notes(server, name)
     assert errors == [
         *["ValueError"] * 4,
         "TypeError",
@@ -465,13 +465,13 @@ def test_send_after_the_client_is_gone_is_an_oserror(server: Process, name: str)
         client.read_until_close()
     with RawClient(server) as other:
         other.request("GET", f"/open?name={name}")
-    wait_seen(server, name, "over")
+    wait_for_note(server, name, "over")
     error, disconnect = ["OSError", "ClientDisconnected"], ["disconnect", 1001, ""]
-    assert seen(server, name) == [error, disconnect, error, disconnect, "over"]
+    assert read_notes(server, name) == [error, disconnect, error, disconnect, "over"]
 
 
-def test_receive_may_be_given_up_any_number_of_times(server: Process, name: str) -> None:
+def test_cancelled_receives_lose_no_message(server: Process, name: str) -> None:
     with ws(server, "/impatient", query={"name": name}) as client:
         assert client.recv(timeout=30) == "patient at last"
         client.send(b"still heard")
-    wait_seen(server, name, ["total", 11])
+    wait_for_note(server, name, ["total", 11])

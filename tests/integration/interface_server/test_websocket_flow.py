@@ -11,7 +11,18 @@ from support.deadline import HANG, wait_until
 from support.processes import Process
 from support.raw import RawClient
 from support.servers import LAYERS, Servers, serving
-from support.websocket import BINARY, CONT, PING, PONG, TEXT, RawWebSocket, close_frame, frame, seen, wait_seen
+from support.websocket import (
+    BINARY,
+    CONT,
+    PING,
+    PONG,
+    TEXT,
+    RawWebSocket,
+    close_frame,
+    frame,
+    read_notes,
+    wait_for_note,
+)
 
 APP = "interface_server.websocket_app:app"
 
@@ -42,12 +53,12 @@ def lean(servers: Servers) -> Iterator[None]:
     before = [psutil.Process(process.pid).memory_info().rss for process in servers.all]
     yield
     after = [psutil.Process(process.pid).memory_info().rss for process in servers.all]
-    grown = [(new - old) / MIB for old, new in zip(before, after, strict=True)]
-    assert max(grown) < 16, f"grown by MiB: {grown}"
+    growth = [(new - old) / MIB for old, new in zip(before, after, strict=True)]
+    assert max(growth) < 16, f"grown by MiB: {growth}"
 
 
 @pytest.mark.usefixtures("lean")
-def test_send_waits_for_a_client_that_does_not_read(server: Process, name: str) -> None:
+def test_send_waits_until_the_client_reads(server: Process, name: str) -> None:
     count = 500
     with RawWebSocket(server, f"/flood?count={count}&name={name}", receive_buffer=16384) as client:
         sent = settled(server, name)
@@ -56,11 +67,11 @@ def test_send_waits_for_a_client_that_does_not_read(server: Process, name: str) 
             opcode, payload = client.read_frame()
             assert (opcode, len(payload), int.from_bytes(payload[:8])) == (BINARY, MESSAGE, number)
         client.send(close_frame(1000))
-        wait_seen(server, name, count)
+        wait_for_note(server, name, count)
 
 
 @pytest.mark.usefixtures("lean")
-def test_a_client_is_not_read_while_its_app_does_not_receive(server: Process, name: str) -> None:
+def test_the_socket_is_not_read_until_the_app_receives(server: Process, name: str) -> None:
     wire = frame(BINARY, bytes(MESSAGE)) * 500
     with RawWebSocket(server, f"/deaf?name={name}") as client:
         sent = client.send_until_blocked(wire)
@@ -68,11 +79,11 @@ def test_a_client_is_not_read_while_its_app_does_not_receive(server: Process, na
         with RawClient(server) as other:
             other.request("GET", f"/open?name={name}")
         client.send(wire[sent:] + close_frame(1000))
-        wait_seen(server, name, ["total", 500 * MESSAGE])
+        wait_for_note(server, name, ["total", 500 * MESSAGE])
 
 
 @pytest.mark.usefixtures("lean")
-def test_a_client_that_sends_and_does_not_read_is_stopped(server: Process) -> None:
+def test_a_sender_without_reads_is_paused(server: Process) -> None:
     """Messages of a client do not acknowledge messages of the app that the client has not read."""
     wire = frame(BINARY, bytes(MESSAGE)) * 1000
     with RawWebSocket(server, "/echo", receive_buffer=16384) as client:
@@ -80,7 +91,7 @@ def test_a_client_that_sends_and_does_not_read_is_stopped(server: Process) -> No
 
 
 @pytest.mark.usefixtures("lean")
-def test_a_client_that_does_not_read_its_pongs_is_not_read(server: Process) -> None:
+def test_unread_pongs_pause_the_socket(server: Process) -> None:
     pings = b"".join(frame(PING, b"%0125d" % number) for number in range(200_000))  # 25 MB
     with RawWebSocket(server, "/listen", receive_buffer=16384) as client:
         sent = client.send_until_blocked(pings)
@@ -96,7 +107,7 @@ def test_a_client_that_does_not_read_its_pongs_is_not_read(server: Process) -> N
         assert answers < sent / 131
 
 
-def test_fragments_take_no_more_than_what_they_hold(server: Process, name: str) -> None:
+def test_fragments_cost_no_extra_memory(server: Process, name: str) -> None:
     """Fragments of a message need no more memory than their bytes, however many they are."""
     process = psutil.Process(server.pid)
     with RawWebSocket(server, f"/listen?name={name}") as client:
@@ -107,21 +118,21 @@ def test_fragments_take_no_more_than_what_they_hold(server: Process, name: str) 
         assert client.read_frame() == (PONG, b"")
         assert process.memory_info().rss - before < 4 * MIB
         client.send(frame(CONT, b"z"))
-        wait_seen(server, name, ["text", "a" + "ab" * 150_000 + "z"])
+        wait_for_note(server, name, ["text", "a" + "ab" * 150_000 + "z"])
 
 
-def test_a_client_that_leaves_while_send_waits_ends_the_app(server: Process, name: str) -> None:
+def test_a_disconnect_ends_a_waiting_send(server: Process, name: str) -> None:
     with RawWebSocket(server, f"/let-raise?name={name}", receive_buffer=16384):
         pass
-    wait_seen(server, name, "over")
+    wait_for_note(server, name, "over")
 
 
 def settled(server: Process, name: str) -> int:
-    """Return the first note, once it stays the same for a while."""
+    """Return the first note, once the app has not changed the note for a while."""
     last = [-1, 0]
 
     def same() -> bool:
-        (now,) = seen(server, name)
+        (now,) = read_notes(server, name)
         last[1] = last[1] + 1 if now == last[0] else 0
         last[0] = now
         return last[1] >= 20 and now > 0

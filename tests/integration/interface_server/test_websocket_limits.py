@@ -22,8 +22,8 @@ from support.websocket import (
     close_frame,
     frame,
     handshake,
-    seen,
-    wait_seen,
+    read_notes,
+    wait_for_note,
     ws,
 )
 
@@ -37,7 +37,7 @@ def name() -> str:
     return uuid.uuid4().hex
 
 
-def test_a_client_is_pinged_and_stays_while_it_answers(start_interface: Start, name: str) -> None:
+def test_a_client_stays_while_it_answers_pings(start_interface: Start, name: str) -> None:
     server = start_interface("--ping-interval", 0.3, "--ping-timeout", 0.9, app=APP)
     with RawWebSocket(server, f"/listen?name={name}") as client:
         for _ in range(3):
@@ -45,10 +45,10 @@ def test_a_client_is_pinged_and_stays_while_it_answers(start_interface: Start, n
             assert opcode == PING
             client.send(frame(PONG, payload))
         client.send(close_frame(1000))
-    wait_seen(server, name, ["disconnect", 1000, ""])
+    wait_for_note(server, name, ["disconnect", 1000, ""])
 
 
-def test_a_client_that_talks_need_not_answer_pings(start_interface: Start, name: str) -> None:
+def test_a_sending_client_need_not_answer_pings(start_interface: Start, name: str) -> None:
     server = start_interface("--ping-interval", 0.3, "--ping-timeout", 0.6, app=APP)
     with RawWebSocket(server, f"/echo?name={name}") as client:
         pings = 0
@@ -61,7 +61,7 @@ def test_a_client_that_talks_need_not_answer_pings(start_interface: Start, name:
         assert 2 <= pings <= 5
 
 
-def test_a_client_that_answers_no_ping_is_dropped_and_the_app_hears_it(start_interface: Start, name: str) -> None:
+def test_an_unanswered_ping_is_a_disconnect(start_interface: Start, name: str) -> None:
     server = start_interface("--ping-interval", 0.5, "--ping-timeout", 1, app=APP)
     with RawWebSocket(server, f"/listen?name={name}") as client:
         opened = time.monotonic()
@@ -69,11 +69,11 @@ def test_a_client_that_answers_no_ping_is_dropped_and_the_app_hears_it(start_int
         assert client.read_until_close() == b""
         assert time.monotonic() - opened >= 1.25
         in_time(time.monotonic() - opened, 3)
-    wait_seen(server, name, ["disconnect", 1006, "no answer to a ping"])
+    wait_for_note(server, name, ["disconnect", 1006, "no answer to a ping"])
 
 
-def test_a_pause_in_a_download_is_no_silence(start_interface: Start, name: str) -> None:
-    """A client that has megabytes left to read counts as alive, since it cannot answer a ping behind them."""
+def test_a_reading_client_is_not_silent(start_interface: Start, name: str) -> None:
+    """A client with megabytes left to read counts as alive, since a ping waits behind them."""
     server = start_interface("--ping-interval", 0.2, "--ping-timeout", 0.4, app=APP)
     with RawWebSocket(server, f"/flood?count=200&name={name}", receive_buffer=16384) as client:
         time.sleep(1.5)
@@ -84,20 +84,20 @@ def test_a_pause_in_a_download_is_no_silence(start_interface: Start, name: str) 
             if opcode == PING:
                 client.send(frame(PONG, payload))
         client.send(close_frame(1000))
-        wait_seen(server, name, "over")
-    assert seen(server, name)[0] == 200
+        wait_for_note(server, name, "over")
+    assert read_notes(server, name)[0] == 200
 
 
-def test_a_websocket_stays_open_for_so_long(start_interface: Start, name: str) -> None:
+def test_the_websocket_timeout_closes(start_interface: Start, name: str) -> None:
     server = start_interface("--websocket-timeout", 1, app=APP)
     with RawWebSocket(server, f"/listen?name={name}") as client:
         assert client.read_close() == (1001, "open for too long")
         client.send(close_frame(1001))
         assert client.read_until_close() == b""
-    wait_seen(server, name, ["disconnect", 1001, "open for too long"])
+    wait_for_note(server, name, ["disconnect", 1001, "open for too long"])
 
 
-def test_the_limit_of_a_message_is_an_option(start_interface: Start) -> None:
+def test_the_message_size_limit_is_an_option(start_interface: Start) -> None:
     server = start_interface("--websocket-max-message-size", 10, app=APP)
     with RawWebSocket(server, "/echo") as client:
         client.send(frame(TEXT, b"0123456789"))
@@ -106,11 +106,11 @@ def test_the_limit_of_a_message_is_an_option(start_interface: Start) -> None:
         assert client.read_close()[0] == 1009
 
 
-def test_a_denial_that_the_end_of_the_server_cuts_off_looks_so(start_interface: Start, name: str) -> None:
+def test_a_denial_is_cut_off_by_a_stop(start_interface: Start, name: str) -> None:
     server = start_interface("--graceful-timeout", 1, app=APP)
     with RawWebSocket(server, f"/deny-at-length?parts=1&gate={name}&name={name}") as client:
         assert client.status == 403
-        wait_seen(server, name, 0)
+        wait_for_note(server, name, 0)
         server.terminate()
         rest = client.read_until_close()
     assert b"HTTP/1.1" not in rest, "another response in the middle of the first"
@@ -121,22 +121,22 @@ def test_no_worker_is_503_on_the_handshake_after_the_connect_timeout(
     start_interface: Start, start_worker: Start, redis_url: str, name: str
 ) -> None:
     server = start_interface("--layer", redis_url, "--connect-timeout", 1)
-    begun = time.monotonic()
-    with pytest.raises(InvalidStatus) as refused:
+    started = time.monotonic()
+    with pytest.raises(InvalidStatus) as rejected:
         ws(server, "/listen", query={"name": name})
-    assert refused.value.response.status_code == 503
-    assert time.monotonic() - begun >= 0.7
-    in_time(time.monotonic() - begun, 2.5)
+    assert rejected.value.response.status_code == 503
+    assert time.monotonic() - started >= 0.7
+    in_time(time.monotonic() - started, 2.5)
 
     # A worker that starts later does not get the connection.
     start_worker(APP, "--layer", redis_url)
     with ws(server, "/echo") as client:
         client.send("a")
         assert client.recv(timeout=30) == "a"
-    assert seen(server, name) == []
+    assert read_notes(server, name) == []
 
 
-def test_an_interface_that_stops_closes_one_websocket_after_another(
+def test_a_stop_of_the_interface_spreads_its_closes(
     start_interface: Start, start_worker: Start, redis_url: str
 ) -> None:
     """A server that stops spreads its closes, so that clients reconnect one by one, and serves the rest meanwhile."""
@@ -157,14 +157,14 @@ def test_an_interface_that_stops_closes_one_websocket_after_another(
     wait_until(lambda: not server.running)
 
 
-def test_an_interface_that_stops_says_1012_to_both_ends(
+def test_a_stop_of_the_interface_is_1012_at_both_ends(
     start_interface: Start, start_worker: Start, redis_url: str, name: str
 ) -> None:
     start_worker(APP, "--layer", redis_url)
     server, other = start_interface("--layer", redis_url), start_interface("--layer", redis_url)
     with (
         RawWebSocket(server, f"/listen?name={name}") as client,
-        RawWebSocket(server, "/listen") as late,
+        RawWebSocket(server, "/listen") as second,
         RawClient(server) as waiting,
     ):
         waiting.send(handshake("/hesitate"))
@@ -173,14 +173,14 @@ def test_an_interface_that_stops_says_1012_to_both_ends(
         client.send(close_frame(1012))
         assert client.read_until_close() == b""
         assert waiting.read_response().status == 503
-        wait_seen(other, name, ["disconnect", 1012, ""])
-        assert server.running  # `late` has not answered the close frame yet, and may within the graceful timeout
-        late.read_close()
-        late.send(close_frame(1012))
+        wait_for_note(other, name, ["disconnect", 1012, ""])
+        assert server.running  # `second` has not answered the close frame yet, and may within the graceful timeout
+        second.read_close()
+        second.send(close_frame(1012))
         assert server.wait() == 0
 
 
-def test_a_worker_that_stops_says_1012_to_both_ends(
+def test_a_stop_of_the_worker_is_1012_at_both_ends(
     start_interface: Start, start_worker: Start, redis_url: str, name: str
 ) -> None:
     worker = start_worker(APP, "--layer", redis_url)
@@ -190,7 +190,7 @@ def test_a_worker_that_stops_says_1012_to_both_ends(
         RawClient(server) as waiting,
     ):
         waiting.send(handshake(f"/hesitate?name={name}"))
-        wait_seen(server, name, "connected")
+        wait_for_note(server, name, "connected")
         worker.terminate()
         assert client.read_close() == (1012, "")
         client.send(close_frame(1012))
@@ -199,15 +199,15 @@ def test_a_worker_that_stops_says_1012_to_both_ends(
     assert worker.wait() == 0
 
 
-def test_an_embedded_server_stops_at_once_when_its_clients_do(start_interface: Start, name: str) -> None:
+def test_an_embedded_server_stops_when_its_clients_have_left(start_interface: Start, name: str) -> None:
     server = start_interface(app=APP)
     with RawWebSocket(server, f"/listen?name={name}") as client:
-        begun = time.monotonic()
+        started = time.monotonic()
         server.interrupt()
         assert client.read_close() == (1012, "")
         client.send(close_frame(1012))
         assert server.wait() == 0
-        in_time(time.monotonic() - begun, 2)
+        in_time(time.monotonic() - started, 2)
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def tls(tmp_path: Any) -> tuple[str, str]:
     return str(cert), str(key)
 
 
-def test_over_tls_a_refused_message_closes_with_its_reason(start_interface: Start, tls: tuple[str, str]) -> None:
+def test_a_rejected_message_over_tls_closes_with_its_reason(start_interface: Start, tls: tuple[str, str]) -> None:
     """The close reason arrives over TLS too, where a connection has no half-close."""
     import ssl
 

@@ -206,7 +206,7 @@ async def invalid(scope, receive, send, query, notes):
 
 
 async def send_after(scope, receive, send, query, notes):
-    """Send to a client that is gone, once before its end was received and once after."""
+    """Send to a disconnected client, once before the disconnect event was received and once after."""
     await send(ACCEPT)
     await GATES[query["name"]].wait()
     for _ in range(2):
