@@ -10,9 +10,7 @@ from support.bus import MakeLayer, Recorder, until
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_server_s_membership_does_not_end_while_it_lives(
-    make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_memberships_of_a_live_bus_are_renewed(make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.1)
     layer, reader = make_layer(group_expiry=1), Recorder()
     async with layer.bus("a", reader) as a:

@@ -79,7 +79,7 @@ async def test_every_layer(make_layer: LayerFactory, check: Check) -> None:
 
 @pytest.mark.parametrize("check", [*SHARED_CHECKS, *SHARED_SERVER_CHECKS], ids=_name)
 @pytest.mark.parametrize("make_layer", _stores(*STORES), indirect=True)
-async def test_every_layer_whose_store_is_shared(make_layer: LayerFactory, check: Check) -> None:
+async def test_every_shared_layer(make_layer: LayerFactory, check: Check) -> None:
     await check(make_layer)
 
 
@@ -100,7 +100,7 @@ class Forgetful(InMemoryChannelLayer):
             await super().send(channel, message, delay=delay)
 
 
-async def test_a_bad_layer_is_found_out_without_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_run_reports_a_layer_that_loses_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     some = [check for check in CHECKS if "keep_their_order" in _name(check) or "prefixes" in _name(check)]
     monkeypatch.setattr("asgibus.testing.conformance.tools.PATIENCE_SECONDS", 0.1)
     ((name, error),) = await conformance.run(Forgetful, some)
@@ -109,7 +109,7 @@ async def test_a_bad_layer_is_found_out_without_pytest(monkeypatch: pytest.Monke
     assert await conformance.run(InMemoryChannelLayer, some) == []
 
 
-async def test_a_machine_that_stops_for_a_moment_fails_no_good_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_timed_checks_tolerate_a_halt_but_no_early_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asgibus.testing.conformance.tools.SLOWER", 1.0)
 
     class Halting(InMemoryChannelLayer):
@@ -145,7 +145,7 @@ async def test_a_check_that_hangs_fails(monkeypatch: pytest.MonkeyPatch) -> None
     assert (name, type(error)) == ("check_for_ever", TimeoutError)
 
 
-def test_the_checks_need_no_pytest_and_no_assert() -> None:
+def test_checks_run_without_pytest_and_assertions() -> None:
     program = """
 import asyncio, sys
 from asgibus.layers import InMemoryChannelLayer

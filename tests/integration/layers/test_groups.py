@@ -11,9 +11,7 @@ from support.bus import MakeLayer, until
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_full_member_misses_it_and_the_others_do_not(
-    make_layer: MakeLayer, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_only_the_full_member_misses_a_broadcast(make_layer: MakeLayer, caplog: pytest.LogCaptureFixture) -> None:
     layer = make_layer(capacity=1)
     await layer.group_add("group", "full")
     await layer.group_add("group", "free")
@@ -25,7 +23,7 @@ async def test_a_full_member_misses_it_and_the_others_do_not(
     assert await layer.receive("full") == {"n": 0}
 
 
-async def test_full_members_do_not_fill_the_log(
+async def test_log_lines_about_full_members_are_throttled(
     make_layer: MakeLayer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asgibus.layers.over_capacity.SUMMARY_SECONDS", 0.5)
@@ -50,7 +48,7 @@ async def test_full_members_do_not_fill_the_log(
         await until(lambda: missed() == 102)
 
 
-async def test_what_projects_of_channels_redis_use_is_there(make_layer: MakeLayer) -> None:
+async def test_layers_have_the_attributes_of_channels_redis(make_layer: MakeLayer) -> None:
     layer, other = make_layer(channel_capacity={"chat.*": 7}), make_layer()
     name = await layer.new_channel("chat")
     assert name.startswith(f"chat.{layer.client_prefix}!")

@@ -224,7 +224,7 @@ class Layers(RuleBasedStateMachine):
 
 
 @pytest.mark.redis
-def test_memory_and_redis_agree(redis_url: str) -> None:
+def test_memory_and_redis_layers_agree(redis_url: str) -> None:
     class Both(Layers):
         url = redis_url
 

@@ -23,7 +23,7 @@ from support.deadline import wait_until
 KIND = FIRST_PROTOCOL_KIND
 
 
-def test_one_loop_after_another_without_close(new_layer: MakeLayer) -> None:
+def test_successive_event_loops_use_a_layer_without_close(new_layer: MakeLayer) -> None:
     layer = new_layer()
 
     async def use(number: int) -> Any:
@@ -44,7 +44,7 @@ def test_one_loop_after_another_without_close(new_layer: MakeLayer) -> None:
     gc.collect()  # a connection that is still open would warn now
 
 
-def test_a_loop_that_is_blocked_does_not_keep_its_channels_from_being_known(redis_url: str) -> None:
+def test_channels_of_a_blocked_event_loop_accept_messages(redis_url: str) -> None:
     layer = RedisChannelLayer(redis_url, capacity=1)
     made: list[str] = []
     blocked, over = threading.Event(), threading.Event()
@@ -70,7 +70,7 @@ def test_a_loop_that_is_blocked_does_not_keep_its_channels_from_being_known(redi
     asyncio.run(layer.close())
 
 
-def test_loops_in_several_threads_at_once(new_layer: MakeLayer) -> None:
+def test_event_loops_of_several_threads_share_a_layer(new_layer: MakeLayer) -> None:
     layer = new_layer(capacity=1000)
     received: dict[int, list[int]] = {number: [] for number in range(3)}
     errors: list[BaseException] = []
@@ -100,7 +100,7 @@ def test_loops_in_several_threads_at_once(new_layer: MakeLayer) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_bus_in_another_thread(layer: ChannelLayer) -> None:
+async def test_buses_of_two_threads_exchange_frames_and_claims(layer: ChannelLayer) -> None:
     """Frames, offers and claims are exchanged between event loops of two threads."""
     here, there = Recorder(), Recorder()
     mailboxes: dict[str, str] = {}
@@ -154,7 +154,7 @@ def connections(redis_url: str) -> Iterator[Callable[[], int]]:
         yield lambda: int(admin.info("stats")["total_connections_received"])
 
 
-def test_a_name_made_in_one_loop_is_received_from_in_another(new_layer: MakeLayer) -> None:
+def test_a_channel_made_in_one_loop_is_read_in_another(new_layer: MakeLayer) -> None:
     layer = new_layer()
 
     async def answer() -> None:
@@ -174,7 +174,7 @@ def test_a_name_made_in_one_loop_is_received_from_in_another(new_layer: MakeLaye
     wait_until(lambda: not own_threads())
 
 
-def test_a_reader_that_waits_gets_what_is_sent_in_another_thread(new_layer: MakeLayer) -> None:
+def test_waiting_readers_get_messages_from_another_thread(new_layer: MakeLayer) -> None:
     layer = new_layer(capacity=1000)
     name = async_to_sync(layer.new_channel)()
     received: list[int] = []
@@ -194,7 +194,7 @@ def test_a_reader_that_waits_gets_what_is_sent_in_another_thread(new_layer: Make
     async_to_sync(layer.close)()
 
 
-def test_cancelled_reads_in_other_loops_lose_no_message(new_layer: MakeLayer) -> None:
+def test_cancelled_reads_in_another_loop_lose_no_message(new_layer: MakeLayer) -> None:
     layer = new_layer(capacity=1000)
     name = async_to_sync(layer.new_channel)()
     received: list[int] = []
@@ -219,7 +219,7 @@ def test_cancelled_reads_in_other_loops_lose_no_message(new_layer: MakeLayer) ->
     async_to_sync(layer.close)()
 
 
-def test_a_reader_whose_loop_has_ended_does_not_hold_up_the_next(new_layer: MakeLayer) -> None:
+def test_a_reader_of_an_ended_loop_blocks_no_other_reader(new_layer: MakeLayer) -> None:
     layer = new_layer()
     name = async_to_sync(layer.new_channel)()
     loop = asyncio.new_event_loop()
@@ -238,7 +238,7 @@ def test_a_reader_whose_loop_has_ended_does_not_hold_up_the_next(new_layer: Make
     async_to_sync(layer.close)()
 
 
-def test_closing_in_one_loop_leaves_the_channels_of_another(new_layer: MakeLayer) -> None:
+def test_closing_in_one_loop_keeps_the_channels_of_another(new_layer: MakeLayer) -> None:
     layer = new_layer()
 
     async def serve() -> Any:
@@ -253,7 +253,7 @@ def test_closing_in_one_loop_leaves_the_channels_of_another(new_layer: MakeLayer
     wait_until(lambda: not own_threads())
 
 
-def test_names_outlive_the_pools_of_the_loops_that_use_them(new_layer: MakeLayer) -> None:
+def test_channels_outlive_close_pools(new_layer: MakeLayer) -> None:
     """Make a layer as users of channels_redis do, whose connections cannot be used in another loop."""
     layer = new_layer()
     name = async_to_sync(layer.new_channel)()
@@ -305,7 +305,7 @@ def test_a_thousand_loops_use_one_connection(redis_url: str, connections: Callab
 
 
 @pytest.mark.redis
-def test_a_program_that_ends_without_close_says_nothing(redis_url: str) -> None:
+def test_a_program_that_ends_without_close_prints_nothing(redis_url: str) -> None:
     program = (
         "import asyncio\n"
         "from asgibus.layers import RedisChannelLayer\n"
@@ -327,7 +327,7 @@ def test_a_program_that_ends_without_close_says_nothing(redis_url: str) -> None:
 
 
 @pytest.mark.redis
-def test_a_loop_that_is_closed_with_its_tasks_says_nothing(redis_url: str) -> None:
+def test_closing_a_loop_with_pending_tasks_prints_nothing(redis_url: str) -> None:
     program = (
         "import asyncio, gc, logging\n"
         "from asgibus.layers import RedisChannelLayer\n"
@@ -355,7 +355,7 @@ def test_a_loop_that_is_closed_with_its_tasks_says_nothing(redis_url: str) -> No
 
 
 @pytest.mark.redis
-def test_a_layer_may_be_collected_by_its_own_thread(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_may_be_collected_in_its_background_thread(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     unraisable: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
     others = threading.enumerate()
@@ -376,7 +376,7 @@ def test_a_layer_may_be_collected_by_its_own_thread(redis_url: str, monkeypatch:
     assert unraisable == []
 
 
-def test_a_forked_process_has_its_own_thread(redis_url: str) -> None:
+def test_a_forked_process_starts_a_background_thread(redis_url: str) -> None:
     program = (
         "import os, sys\n"
         "from asgiref.sync import async_to_sync\n"
@@ -393,7 +393,7 @@ def test_a_forked_process_has_its_own_thread(redis_url: str) -> None:
     assert (ended.stdout, ended.stderr) == ("[1, 2, 2]\n", "")
 
 
-def test_a_fork_while_another_thread_calls_the_layer(redis_url: str) -> None:
+def test_a_fork_during_a_call_of_another_thread(redis_url: str) -> None:
     program = (
         "import os\n"
         "from asgiref.sync import async_to_sync\n"
@@ -413,7 +413,7 @@ def test_a_fork_while_another_thread_calls_the_layer(redis_url: str) -> None:
 
 
 @pytest.mark.redis
-def test_a_forked_process_has_channels_of_its_own(redis_url: str) -> None:
+def test_a_forked_process_gets_new_channels(redis_url: str) -> None:
     program = (
         "import os\n"
         "from asgiref.sync import async_to_sync\n"
@@ -439,9 +439,7 @@ def test_a_forked_process_has_channels_of_its_own(redis_url: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_loop_that_goes_on_calling_gets_its_own_connections(
-    redis_url: str, connections: Callable[[], int]
-) -> None:
+async def test_a_long_lived_loop_gets_connections(redis_url: str, connections: Callable[[], int]) -> None:
     layer = RedisChannelLayer(redis_url)
     before = await asyncio.to_thread(connections)
     end = asyncio.get_running_loop().time() + YOUNG_SECONDS + 0.1

@@ -22,7 +22,7 @@ def soon(seconds: float) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
-async def test_who_comes_beyond_the_bound_waits_in_turn() -> None:
+async def test_senders_beyond_the_bound_wait_in_order() -> None:
     backlog = Backlog(10_000)
     rooms = [await backlog.enter(4000, FAR), await backlog.enter(4000, FAR)]
     order: list[int] = []
@@ -45,7 +45,7 @@ async def test_who_comes_beyond_the_bound_waits_in_turn() -> None:
         backlog.leave(entering[2].result())
 
 
-async def test_who_finds_no_room_in_time_has_written_nothing() -> None:
+async def test_a_sender_that_finds_no_room_takes_none() -> None:
     backlog = Backlog(1000)
     room = await backlog.enter(1000, FAR)
     with pytest.raises(LayerUnavailable, match="too much waits for Redis already"):
@@ -58,7 +58,7 @@ async def test_who_finds_no_room_in_time_has_written_nothing() -> None:
     assert await backlog.enter(1000, soon(1)) == 1000
 
 
-async def test_one_message_may_exceed_the_bound_and_tiny_ones_are_bounded_too() -> None:
+async def test_one_message_may_exceed_the_bound_and_empty_ones_count() -> None:
     backlog = Backlog(100_000)
     backlog.leave(await backlog.enter(10**6, soon(1)))
     for _ in range(1000):
@@ -68,9 +68,7 @@ async def test_one_message_may_exceed_the_bound_and_tiny_ones_are_bounded_too() 
 
 
 @pytest.mark.parametrize("channels", [False, True])
-async def test_a_send_waits_for_redis_as_long_as_the_layer_is_told(
-    channels: bool, start_redis: Callable[..., RedisServer]
-) -> None:
+async def test_a_send_waits_as_long_as_the_wait_option(channels: bool, start_redis: Callable[..., RedisServer]) -> None:
     server = start_redis()
     patient, hasty = RedisChannelLayer(server.url, wait=60), RedisChannelLayer(server.url, wait=0.2)
     try:
@@ -97,7 +95,7 @@ async def test_a_send_waits_for_redis_as_long_as_the_layer_is_told(
         await hasty.close()
 
 
-async def test_what_was_written_twice_is_received_once_and_counts_once(redis_url: str) -> None:
+async def test_an_entry_written_twice_is_received_and_counted_once(redis_url: str) -> None:
     layer = RedisChannelLayer(redis_url, capacity=3)
     try:
         own = await layer.new_channel()
@@ -117,7 +115,7 @@ async def test_what_was_written_twice_is_received_once_and_counts_once(redis_url
         await layer.close()
 
 
-def test_a_layer_waits_as_long_as_its_process_says_unless_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wait_option_overrides_the_default_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings._Process, "wait", settings.WAIT_SECONDS)
     assert RedisChannelLayer().settings.wait == 5.0
     settings.set_default_wait(60.0)
@@ -125,7 +123,7 @@ def test_a_layer_waits_as_long_as_its_process_says_unless_it_is_told(monkeypatch
     assert RedisChannelLayer(wait=1.0).settings.wait == 1.0
 
 
-async def test_an_event_loop_that_connects_during_an_outage_waits_as_well(
+async def test_an_event_loop_waits_to_connect_during_an_outage(
     start_redis: Callable[..., RedisServer],
 ) -> None:
     server = start_redis()
@@ -144,7 +142,7 @@ async def test_an_event_loop_that_connects_during_an_outage_waits_as_well(
     await connecting
 
 
-async def test_a_store_that_was_never_reached_is_an_error_at_once() -> None:
+async def test_a_store_that_was_never_reached_fails_at_once() -> None:
     layer = RedisChannelLayer("redis://127.0.0.1:1", wait=60)
     with pytest.raises(LayerUnavailable, match="refused"):
         await asyncio.wait_for(layer.send("channel", {"n": 1}), 10)

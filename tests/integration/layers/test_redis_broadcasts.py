@@ -54,11 +54,11 @@ async def broadcast_seconds(layer: RedisChannelLayer, what: str = "in time") -> 
     return asyncio.get_running_loop().time() - began
 
 
-async def test_broadcasts_into_a_redis_that_loses_its_data(start_redis: StartRedis) -> None:
+async def test_broadcasts_while_redis_loses_its_data(start_redis: StartRedis) -> None:
     async with asyncio.TaskGroup() as scenarios:
         scenarios_of_loss = (
             *(is_flushed, is_flushed_while_a_member_hangs, comes_back_empty, no_member_comes_back),
-            *(comes_back_when_a_call_has_waited_long, is_killed_before_a_member_has_read, comes_back_too_late),
+            *(comes_back_late_in_a_call, is_killed_before_a_member_has_read, comes_back_too_late),
         )
         for scenario in scenarios_of_loss:
             scenarios.create_task(scenario(start_redis()), name=scenario.__name__)
@@ -77,13 +77,13 @@ async def is_flushed(server: RedisServer) -> None:
         )
         assert results == [("other", ""), ("one", ""), ("two", "")]
 
-        def got_of_others() -> list[list[str]]:
+        def certain_numbers() -> list[list[str]]:
             return [[text for text in each if text != "perhaps"] for each in got(one, two)]
 
-        await until(lambda: all(len(each) >= 4 for each in got_of_others()))
+        await until(lambda: all(len(each) >= 4 for each in certain_numbers()))
         in_time(await broadcast_seconds(other), AT_ONCE)
-        await until(lambda: all(len(each) >= 5 for each in got_of_others()))
-        assert [sorted(each) for each in got_of_others()] == [["before", "in time", "one", "other", "two"]] * 2
+        await until(lambda: all(len(each) >= 5 for each in certain_numbers()))
+        assert [sorted(each) for each in certain_numbers()] == [["before", "in time", "one", "other", "two"]] * 2
         assert other.counts["send failed"] == 0
         assert one.layer.counts["group unheard"] == 0
     await other.close()
@@ -129,7 +129,7 @@ async def comes_back_empty(server: RedisServer) -> None:
     await other.close()
 
 
-async def comes_back_when_a_call_has_waited_long(server: RedisServer) -> None:
+async def comes_back_late_in_a_call(server: RedisServer) -> None:
     """Restart Redis late in a call: the call fails, since members may still come back when its time is over."""
     other = RedisChannelLayer(server.url)
     async with peer(server.url, "asgibus") as two:
@@ -199,7 +199,7 @@ async def no_member_comes_back(server: RedisServer) -> None:
     await other.close()
 
 
-async def test_broadcasts_into_a_redis_that_starts_from_an_old_snapshot(start_redis: StartRedis) -> None:
+async def test_broadcasts_after_a_start_from_an_old_snapshot(start_redis: StartRedis) -> None:
     """Broadcasts reach members that joined after the snapshot from which Redis starts."""
     server = start_redis()
     other = RedisChannelLayer(server.url)
@@ -229,7 +229,7 @@ async def test_broadcasts_into_a_redis_that_starts_from_an_old_snapshot(start_re
                 await layer.close()
 
 
-async def test_nobody_is_waited_for_in_an_old_snapshot_of_a_bus_that_is_gone(start_redis: StartRedis) -> None:
+async def test_a_broadcast_waits_once_for_processes_in_an_old_snapshot(start_redis: StartRedis) -> None:
     server = start_redis()
     async with member(server.url):
         with redis.Redis.from_url(server.url, protocol=2) as admin:
@@ -242,9 +242,7 @@ async def test_nobody_is_waited_for_in_an_old_snapshot_of_a_bus_that_is_gone(sta
     await layer.close()
 
 
-async def test_a_living_process_whose_mailbox_is_missing_gets_what_is_sent(
-    redis_url: str, admin: "redis.Redis[bytes]"
-) -> None:
+async def test_messages_reach_a_live_process_without_a_mailbox(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     """Messages arrive although Redis has evicted the mailbox: its process makes a new one at its next beat."""
     other = RedisChannelLayer(redis_url)
     async with member(redis_url) as one:
@@ -274,7 +272,7 @@ async def test_a_broadcast_fails_for_a_live_member_without_a_mailbox(
     await other.close()
 
 
-async def test_a_step_of_the_clock_of_redis_loses_no_broadcast(tmp_path: Path) -> None:
+async def test_a_clock_step_of_redis_loses_no_broadcast(tmp_path: Path) -> None:
     """Broadcasts arrive although a clock step expires keys and ends leases."""
     with stepping_server(tmp_path) as (server, clock):
         await steps(server, clock)
@@ -316,7 +314,7 @@ async def test_a_broadcast_waits_for_live_members_without_mailboxes(
             await other.close()
 
 
-async def test_who_has_seen_all_leave_does_not_wait_for_them(redis_url: str) -> None:
+async def test_a_broadcast_does_not_wait_for_processes_that_left(redis_url: str) -> None:
     layer = RedisChannelLayer(redis_url)
     async with layer.bus("a", Recorder()) as bus:
         await bus.join_group("group")
@@ -328,7 +326,7 @@ async def test_who_has_seen_all_leave_does_not_wait_for_them(redis_url: str) -> 
     await layer.close()
 
 
-async def test_without_a_bus_there_is_nobody_to_wait_for(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+async def test_a_broadcast_without_a_bus_returns_at_once(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     layer = RedisChannelLayer(redis_url)
     await layer.group_add("group", "ordinary")
     in_time(await broadcast_seconds(layer), AT_ONCE)

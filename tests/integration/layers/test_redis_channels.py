@@ -109,7 +109,7 @@ async def is_known(layer: RedisChannelLayer, channel: str = "c") -> None:
 # Expired messages.
 
 
-async def test_what_has_expired_is_not_taken(make: Make, admin: "redis.Redis[bytes]") -> None:
+async def test_expired_messages_are_not_received(make: Make, admin: "redis.Redis[bytes]") -> None:
     (reader,) = await waiting(admin, make())
     admin.rpush(KEY, *(item("old", EXPIRY + 1) for _ in range(50)), item("young", EXPIRY - 5))
     assert await soon(reader) == {"n": "young"}
@@ -117,7 +117,9 @@ async def test_what_has_expired_is_not_taken(make: Make, admin: "redis.Redis[byt
 
 
 @pytest.mark.parametrize("ahead", [3600, 1])
-async def test_a_clock_of_redis_that_was_put_back(make: Make, admin: "redis.Redis[bytes]", ahead: int) -> None:
+async def test_messages_are_received_after_a_clock_step_back(
+    make: Make, admin: "redis.Redis[bytes]", ahead: int
+) -> None:
     """Messages that were sent before the clock of Redis went back are received."""
     layer = make()
     await is_known(layer)
@@ -131,7 +133,9 @@ async def test_a_clock_of_redis_that_was_put_back(make: Make, admin: "redis.Redi
 
 
 @pytest.mark.parametrize("turns", range(6))
-async def test_what_came_when_its_reader_gave_up(make: Make, admin: "redis.Redis[bytes]", turns: int) -> None:
+async def test_a_message_for_a_cancelled_reader_stays_first(
+    make: Make, admin: "redis.Redis[bytes]", turns: int
+) -> None:
     """A message that arrives as its reader gives up is the first for the next reader."""
     layer = make()
     (reader,) = await waiting(admin, layer)
@@ -144,7 +148,7 @@ async def test_what_came_when_its_reader_gave_up(make: Make, admin: "redis.Redis
     assert await soon(layer.receive("c")) == {"n": 2}
 
 
-async def test_a_reader_that_gives_up_holds_nothing(make: Make, admin: "redis.Redis[bytes]") -> None:
+async def test_a_cancelled_reader_holds_no_later_message(make: Make, admin: "redis.Redis[bytes]") -> None:
     """A message that is sent after a reader gave up reaches another process at once."""
     layer, other = make(), make()
     (reader,) = await waiting(admin, layer)
@@ -154,7 +158,9 @@ async def test_a_reader_that_gives_up_holds_nothing(make: Make, admin: "redis.Re
 
 
 @pytest.mark.parametrize("who", ["a reader that waits", "the next reader", "another process", "after a close"])
-async def test_what_is_taken_when_its_reader_gives_up(make: Make, admin: "redis.Redis[bytes]", who: str) -> None:
+async def test_a_message_taken_by_a_cancelled_reader_is_put_back(
+    make: Make, admin: "redis.Redis[bytes]", who: str
+) -> None:
     """A message whose reader gives up returns to the head of the channel, before wake-up items, with its age."""
     layer, other = make(), make()
     await is_known(layer, "another")
@@ -182,7 +188,7 @@ async def test_what_is_taken_when_its_reader_gives_up(make: Make, admin: "redis.
     assert (await other.channel_statistics("c"))["messages_pending"] == 1
 
 
-async def test_it_is_put_back_into_a_redis_that_is_full(make: Make, admin: "redis.Redis[bytes]") -> None:
+async def test_a_message_is_put_back_into_a_full_redis(make: Make, admin: "redis.Redis[bytes]") -> None:
     """A message is put back into a full Redis, and the next reader, which may be the one to free memory, gets it."""
     layer = make()
     await is_known(layer, "another")
@@ -200,7 +206,7 @@ async def test_it_is_put_back_into_a_redis_that_is_full(make: Make, admin: "redi
         admin.config_set("maxmemory", 0)
 
 
-async def test_readers_wait_at_a_redis_that_is_full(make: Make, admin: "redis.Redis[bytes]") -> None:
+async def test_readers_wait_while_redis_is_full(make: Make, admin: "redis.Redis[bytes]") -> None:
     """Readers wait, on the same connections, while a full Redis rejects the blocking command."""
     layer = make()
     await is_known(layer)
@@ -219,7 +225,7 @@ async def test_readers_wait_at_a_redis_that_is_full(make: Make, admin: "redis.Re
     assert await soon(reader) == {"n": 1}
 
 
-async def test_two_calls_that_give_up_while_they_take(make: Make, admin: "redis.Redis[bytes]") -> None:
+async def test_two_cancelled_calls_put_their_messages_back(make: Make, admin: "redis.Redis[bytes]") -> None:
     """The next reader gets both messages when both cancelled calls have put theirs back."""
     layer = make()
     await is_known(layer, "another")
@@ -244,7 +250,7 @@ async def test_two_calls_that_give_up_while_they_take(make: Make, admin: "redis.
     assert sorted(message["n"] for message in messages) == [1, 2]
 
 
-async def test_giving_up_keeps_the_connection(make: Make, admin: "redis.Redis[bytes]") -> None:
+async def test_a_cancelled_read_keeps_the_connection(make: Make, admin: "redis.Redis[bytes]") -> None:
     layer = make()
     await end(*await waiting(admin, layer))
     connections = admin.info("stats")["total_connections_received"]
@@ -253,7 +259,7 @@ async def test_giving_up_keeps_the_connection(make: Make, admin: "redis.Redis[by
     assert admin.info("stats")["total_connections_received"] == connections
 
 
-async def test_a_reader_learns_that_its_layer_is_closed(make: Make, admin: "redis.Redis[bytes]") -> None:
+async def test_closing_a_layer_ends_its_readers(make: Make, admin: "redis.Redis[bytes]") -> None:
     layer = make()
     readers = await waiting(admin, layer, layer)
     await layer.close()
@@ -264,7 +270,7 @@ async def test_a_reader_learns_that_its_layer_is_closed(make: Make, admin: "redi
     assert await soon(layer.receive("c")) == {"n": 1}
 
 
-async def test_readers_that_give_up_at_random_under_load(make: Make, admin: "redis.Redis[bytes]") -> None:
+async def test_readers_cancelled_at_random_lose_no_message(make: Make, admin: "redis.Redis[bytes]") -> None:
     """Each message is received once, also when layers are closed meanwhile."""
     dice = random.Random(11)
     sender = make(capacity=MESSAGES)
@@ -300,7 +306,7 @@ async def test_readers_that_give_up_at_random_under_load(make: Make, admin: "red
 # Delayed messages and their readers.
 
 
-async def test_delayed_messages_come_when_all_readers_block(
+async def test_delayed_messages_reach_blocked_readers(
     make: Make, admin: "redis.Redis[bytes]", only_the_marker: None
 ) -> None:
     sender, layers = make(), [make() for _ in range(3)]
@@ -318,7 +324,7 @@ async def test_delayed_messages_come_when_all_readers_block(
 
 
 @pytest.mark.parametrize("how", ["gives up", "has a message", "gives up while it looks"])
-async def test_who_ends_leaves_the_waiting_to_another(
+async def test_another_reader_waits_for_the_delayed_message(
     make: Make, admin: "redis.Redis[bytes]", only_the_marker: None, how: str
 ) -> None:
     sender, one, two = make(), make(), make()
@@ -339,7 +345,9 @@ async def test_who_ends_leaves_the_waiting_to_another(
     in_time(time.monotonic() - began, 1.5)
 
 
-async def test_takers_learn_of_delayed_messages(make: Make, admin: "redis.Redis[bytes]", only_the_marker: None) -> None:
+async def test_consumers_receive_delayed_messages(
+    make: Make, admin: "redis.Redis[bytes]", only_the_marker: None
+) -> None:
     """Two consumers and a reader share a channel: when one of them ends, the others still get delayed messages."""
     layers = [make() for _ in range(4)]
     took: list[int] = []
@@ -372,7 +380,7 @@ async def test_takers_learn_of_delayed_messages(make: Make, admin: "redis.Redis[
         await soon(asyncio.gather(*takers))
 
 
-async def test_a_taker_that_ends_leaves_the_waiting_to_a_reader(make: Make, admin: "redis.Redis[bytes]") -> None:
+async def test_a_reader_replaces_a_consumer_that_stops(make: Make, admin: "redis.Redis[bytes]") -> None:
     """A delayed message arrives late by at most BLOCK_SECONDS, since the reader did not know when it was due."""
     reading, taking = make(), make()
     await is_known(reading)
@@ -390,7 +398,7 @@ async def test_a_taker_that_ends_leaves_the_waiting_to_a_reader(make: Make, admi
     in_time(time.monotonic() - began, BLOCK_SECONDS + 2)
 
 
-async def test_a_reader_that_has_a_message_wakes_the_others(
+async def test_a_reader_that_gets_a_message_wakes_another(
     make: Make, admin: "redis.Redis[bytes]", only_the_marker: None
 ) -> None:
     first, second = make(), make()
@@ -406,7 +414,7 @@ async def test_a_reader_that_has_a_message_wakes_the_others(
     in_time(time.monotonic() - began, 2)
 
 
-async def test_a_wait_that_is_ended_by_chance_goes_on_for_the_rest_only(
+async def test_an_interrupted_wait_continues_for_the_remaining_time(
     make: Make, admin: "redis.Redis[bytes]", only_the_marker: None
 ) -> None:
     (reader,) = await waiting(admin, make())
@@ -421,7 +429,7 @@ async def test_a_wait_that_is_ended_by_chance_goes_on_for_the_rest_only(
     in_time(time.monotonic() - began, 1.6)
 
 
-async def test_readers_look_by_themselves(make: Make, admin: "redis.Redis[bytes]") -> None:
+async def test_readers_find_due_messages_without_a_wake_up(make: Make, admin: "redis.Redis[bytes]") -> None:
     """A reader finds a delayed message without a wake-up."""
     (reader,) = await waiting(admin, make())
     admin.zadd(DELAYED, {b"x:1:" + pack({"n": 1}): time.time() * 1000 + 100})

@@ -46,7 +46,7 @@ class Acks:
         self.acked.append((key, entry_id, on_acked))
 
 
-async def test_what_was_there_before_a_claimant_may_have_been_dealt_with(redis_url: str) -> None:
+async def test_offers_older_than_the_claimant_are_stale(redis_url: str) -> None:
     offering, claiming = (RedisChannelLayer(redis_url) for _ in range(2))
     async with offering.bus("interface", Recorder()) as interface, claiming.bus("worker", Recorder()) as worker:
         interface.offer("work", "old")
@@ -64,7 +64,7 @@ async def test_what_was_there_before_a_claimant_may_have_been_dealt_with(redis_u
         await layer.close()
 
 
-async def test_an_answer_that_an_acknowledgement_has_overtaken_is_no_new_claim() -> None:
+async def test_a_reply_with_an_acknowledged_entry_is_no_claim() -> None:
     """The first reply on a new connection lists pending claims; later replies to the writer may be newer."""
     address = read_url("redis://127.0.0.1:1")
     writer = Acks()

@@ -38,11 +38,11 @@ def tag_of(layer: RedisChannelLayer, name: str) -> str:
     return layer._shards.shard_for(name).address.tag
 
 
-def test_the_parts_are_spread_over_the_slots() -> None:
+def test_cluster_shards_are_spread_over_the_slots() -> None:
     assert [key_slot(tag.encode()) * CLUSTER_SHARDS // 16384 for tag in CLUSTER_TAGS] == list(range(CLUSTER_SHARDS))
 
 
-def test_a_prefix_does_not_say_where_keys_lie() -> None:
+def test_a_prefix_holds_no_hash_tag() -> None:
     for prefix in ("{chat}", "a{b", "{}"):
         with pytest.raises(ValueError, match="prefix holds no"):
             open_layer("redis+cluster://127.0.0.1", prefix=prefix)
@@ -105,7 +105,7 @@ async def test_tls(tmp_path: Path) -> None:
         assert "wr0ng" not in str(refused.value)
 
 
-async def test_slots_that_move(cluster: Cluster) -> None:
+async def test_slots_move_during_traffic(cluster: Cluster) -> None:
     """Messages and frames that are sent while slots move arrive once and in order."""
     one, two = RedisChannelLayer(cluster.url), RedisChannelLayer(cluster.url)
     here, there = Recorder(), Recorder()
@@ -153,7 +153,7 @@ async def test_slots_that_move(cluster: Cluster) -> None:
         await layer.close()
 
 
-async def test_a_master_that_dies(cluster_with_replicas: Cluster) -> None:
+async def test_a_replica_replaces_a_killed_master(cluster_with_replicas: Cluster) -> None:
     """The bus works, groups are complete and posted frames arrive when a replica has replaced a failed master."""
     cluster = cluster_with_replicas
     one, two = RedisChannelLayer(cluster.url), RedisChannelLayer(cluster.url)

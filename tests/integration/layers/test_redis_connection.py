@@ -74,14 +74,14 @@ async def peer(answer: Callable[[bytes], bytes | None]) -> AsyncIterator[int]:
         await server.wait_closed()
 
 
-async def test_nobody_is_there() -> None:
+async def test_no_server_listens() -> None:
     port = free_port()
     assert await refusal(f"redis://:{SECRET}@127.0.0.1:{port}/3") == (
         f"Redis at redis://127.0.0.1:{port}/3 cannot be used: Connection refused"
     )
 
 
-async def test_nobody_is_there_behind_sentinel() -> None:
+async def test_no_sentinel_listens() -> None:
     port = free_port()
     text = await refusal(f"redis+sentinel://user:{SECRET}@127.0.0.1:{port}/bus/3")
     assert text.startswith(
@@ -89,19 +89,19 @@ async def test_nobody_is_there_behind_sentinel() -> None:
     )
 
 
-async def test_no_socket_is_there(tmp_path: Path) -> None:
+async def test_no_unix_socket_exists(tmp_path: Path) -> None:
     assert await refusal(f"unix://{tmp_path}/none.sock") == (
         f"Redis at unix://{tmp_path}/none.sock cannot be used: No such file or directory"
     )
 
 
-async def test_a_host_that_has_no_address() -> None:
+async def test_a_host_name_without_an_address() -> None:
     assert "Redis at redis://no-such-host.invalid:6379 cannot be used: " in await refusal(
         "redis://no-such-host.invalid"
     )
 
 
-async def test_a_peer_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_client, "CONNECT_SECONDS", 0.2)
     async with peer(lambda data: b"") as port:
         assert (await refusal(f"redis://127.0.0.1:{port}")).endswith("cannot be used: no answer within 0.2 s")
@@ -121,7 +121,7 @@ async def test_a_redis_that_refuses_connections() -> None:
     assert connection.lost.result() == "Redis sent DENIED Redis is running in protected mode"
 
 
-async def test_a_peer_that_closes() -> None:
+async def test_a_peer_that_closes_the_connection() -> None:
     async with peer(lambda data: None) as port:
         assert "the connection to Redis ended" in await refusal(f"redis://127.0.0.1:{port}")
 
@@ -154,13 +154,13 @@ async def test_a_user(start_redis: StartRedis) -> None:
     await works(f"redis://bus:{SECRET}@{url}")
 
 
-async def test_a_user_who_may_not_ask_for_the_version(start_redis: StartRedis) -> None:
+async def test_a_user_without_permission_for_info(start_redis: StartRedis) -> None:
     server = start_redis("--user", "bus", "on", f">{SECRET}", "~asgibus:*", "&*", "+@all", "-info")
     url = server.url.removeprefix("redis://")
     await works(f"redis://bus:{SECRET}@{url}")
 
 
-async def test_a_user_who_may_not_use_our_keys(start_redis: StartRedis) -> None:
+async def test_a_user_without_permission_for_the_keys(start_redis: StartRedis) -> None:
     server = start_redis("--user", "bus", "on", f">{SECRET}", "~other:*", "&*", "+@all")
     url = server.url.removeprefix("redis://")
     assert "NOPERM" in await refusal(f"redis://bus:{SECRET}@{url}")
@@ -188,7 +188,7 @@ async def test_tls(start_redis: StartRedis, tmp_path: Path) -> None:
     assert "cannot be used" in await refusal(f"redis://127.0.0.1:{port}")
 
 
-async def test_a_layer_says_where_it_is_without_its_password() -> None:
+async def test_the_address_of_a_layer_hides_the_password() -> None:
     for url, shown in (
         (f"redis://user:{SECRET}@host:1/2", "redis://host:1/2"),
         (f"rediss://:{SECRET}@[::1]", "rediss://[::1]:6379"),
@@ -201,7 +201,7 @@ async def test_a_layer_says_where_it_is_without_its_password() -> None:
         assert SECRET not in repr(getattr(layer, "address", None))
 
 
-async def test_what_a_url_of_sentinels_says() -> None:
+async def test_a_sentinel_url_is_parsed() -> None:
     address = read_url("redis+sentinel://us%3Aer:p%40ss%2F@a,[::1]:5/my-bus/7")
     assert address.sentinels == (("a", 26379), ("::1", 5))
     assert (address.service, address.db) == ("my-bus", 7)
@@ -210,7 +210,7 @@ async def test_what_a_url_of_sentinels_says() -> None:
     assert (plain.service, plain.db, plain.username, plain.password) == ("bus", 0, None, None)
 
 
-async def test_a_redis_that_evicts_keys_is_told_once(
+async def test_a_redis_that_evicts_keys_is_logged_once(
     start_redis: Callable[..., RedisServer], caplog: pytest.LogCaptureFixture
 ) -> None:
     evicts = start_redis("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")

@@ -41,13 +41,13 @@ def consumers(admin: "redis.Redis[bytes]", key: str) -> set[str]:
 
 
 @short_leases
-async def test_deaths(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+async def test_killed_and_stopped_processes(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     async with asyncio.TaskGroup() as scenarios:
         for scenario in (
             a_killed_process_is_declared_dead_and_leaves_nothing,
             a_death_is_reported_after_all_posted_frames,
             no_process_is_declared_dead_when_all_are_paused,
-            orphans_are_handed_on,
+            orphans_are_claimed_by_others,
             a_later_claimant_finds_orphans,
             an_undelivered_frame_declares_no_process_dead,
         ):
@@ -55,12 +55,12 @@ async def test_deaths(redis_url: str, admin: "redis.Redis[bytes]") -> None:
 
 
 @short_leases
-async def test_returns(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+async def test_paused_processes_return(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     async with asyncio.TaskGroup() as scenarios:
         for scenario in (
             a_paused_process_is_declared_dead_and_returns,
             consumers_of_a_paused_process_receive_afterwards,
-            a_process_that_returns_late_has_missed_broadcasts,
+            a_process_that_returns_late_misses_broadcasts,
             a_process_that_holds_the_interpreter_lock_is_declared_dead,
         ):
             scenarios.create_task(scenario(redis_url, admin), name=scenario.__name__)
@@ -176,7 +176,7 @@ async def a_process_that_holds_the_interpreter_lock_is_declared_dead(url: str, a
         await until(lambda: victim.all("interrupted"))
 
 
-async def a_process_that_returns_late_has_missed_broadcasts(url: str, admin: "redis.Redis[bytes]") -> None:
+async def a_process_that_returns_late_misses_broadcasts(url: str, admin: "redis.Redis[bytes]") -> None:
     prefix = "late"
     async with place(url, prefix) as one, peer(url, prefix) as victim:
         await victim.do("join", "group")
@@ -223,7 +223,7 @@ async def no_process_is_declared_dead_when_all_are_paused(url: str, admin: "redi
 # Claims of processes that died.
 
 
-async def orphans_are_handed_on(url: str, admin: "redis.Redis[bytes]") -> None:
+async def orphans_are_claimed_by_others(url: str, admin: "redis.Redis[bytes]") -> None:
     prefix, key = "orphans", "orphans:shared:x"
     async with place(url, prefix) as interface, peer(url, prefix) as claimant, place(url, prefix) as other:
         interface.bus.offer("x", ("of the other one",))
@@ -334,7 +334,7 @@ async def an_undelivered_frame_declares_no_process_dead(url: str, admin: "redis.
 # Processes that are declared dead.
 
 
-async def test_a_declared_death_is_known_at_once(redis_url: str) -> None:
+async def test_a_declared_death_is_reported_at_once(redis_url: str) -> None:
     async with place(redis_url, "a") as one, place(redis_url, "a") as two, place(redis_url, "a") as sender:
         async with peer(redis_url, "a") as victim:
             await victim.do("post", one.mailbox, 100)
@@ -375,9 +375,7 @@ async def test_a_live_process_that_is_declared_dead_continues(redis_url: str, ad
         await until(lambda: one.handler.dead == [living.mailbox] * 2)
 
 
-async def test_orphans_of_a_process_declared_dead_are_handed_on_at_once(
-    redis_url: str, admin: "redis.Redis[bytes]"
-) -> None:
+async def test_orphans_of_a_declared_death_are_claimed_at_once(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     async with place(redis_url, "a") as one, place(redis_url, "a") as claimant, peer(redis_url, "a") as victim:
         await victim.do("claim", "x")
         one.bus.offer("x", (1,))
@@ -418,7 +416,7 @@ async def test_a_process_restores_its_lost_data(loss: str, redis_url: str, admin
 # Leaving and staying.
 
 
-async def test_a_process_that_leaves_leaves_no_keys(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+async def test_a_process_that_leaves_deletes_its_keys(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     async with peer(redis_url, "a") as one:
         async with peer(redis_url, "a") as two:
             for each in (one, two):
@@ -446,7 +444,7 @@ async def test_leaving_counts_as_no_death(redis_url: str, admin: "redis.Redis[by
 
 
 @short_leases
-async def test_a_busy_event_loop_keeps_its_lease_and_one_that_hangs_loses_it(redis_url: str) -> None:
+async def test_a_busy_event_loop_keeps_its_lease_and_a_hung_one_loses_it(redis_url: str) -> None:
     async with place(redis_url, "asgibus") as one, peer(redis_url, "asgibus") as two:
         await two.do("join", "group")
         await two.do("post", one.mailbox, 1)
@@ -468,7 +466,7 @@ async def test_a_busy_event_loop_keeps_its_lease_and_one_that_hangs_loses_it(red
 
 
 @short_leases
-async def test_the_mailbox_of_a_process_that_hangs_is_bounded(
+async def test_the_mailbox_of_a_hung_process_is_bounded(
     redis_url: str, admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeat, "RETURN_BYTES", 1_000_000)

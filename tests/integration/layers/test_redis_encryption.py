@@ -68,7 +68,7 @@ def logged(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
 # Data in Redis.
 
 
-async def test_nobody_reads_in_redis_what_was_sent(make: Make, admin: "redis.Redis[bytes]") -> None:
+async def test_redis_holds_no_plaintext(make: Make, admin: "redis.Redis[bytes]") -> None:
     layer, message = make("secret"), {"text": MARKER, "b": MARKER.encode()}
     async with layer.bus("a", Recorder()) as a, layer.bus("b", Recorder()) as b:
         local = await layer.new_channel()
@@ -100,7 +100,7 @@ async def test_nobody_reads_in_redis_what_was_sent(make: Make, admin: "redis.Red
     assert await layer.receive("taken") == message  # put back at the end
 
 
-async def test_what_was_put_aside_is_opened_when_it_is_back(make: Make) -> None:
+async def test_delayed_and_returned_messages_are_decrypted(make: Make) -> None:
     """Messages and offers that were delayed, given back or taken over are decrypted at their place."""
     layer = make("secret")
     await layer.send("x", {"n": 1}, delay=0.05)
@@ -128,7 +128,7 @@ async def test_what_was_put_aside_is_opened_when_it_is_back(make: Make) -> None:
                 other.done(each)
 
 
-async def test_an_entry_that_was_moved_or_altered_is_dropped(
+async def test_moved_or_altered_entries_are_dropped(
     make: Make, admin: "redis.Redis[bytes]", caplog: pytest.LogCaptureFixture
 ) -> None:
     layer, reader = make("secret"), Recorder()
@@ -153,7 +153,7 @@ async def test_an_entry_that_was_moved_or_altered_is_dropped(
     assert layer.counts["damaged entry"] == len(logged(caplog, "altered, or moved from elsewhere")) == 4
 
 
-async def test_what_is_not_sealed_is_refused_where_there_are_keys(
+async def test_plaintext_entries_are_dropped_by_a_layer_with_keys(
     make: Make, admin: "redis.Redis[bytes]", caplog: pytest.LogCaptureFixture
 ) -> None:
     layer, reader = make("secret"), Recorder()
@@ -176,7 +176,7 @@ async def test_what_is_not_sealed_is_refused_where_there_are_keys(
 
 @pytest.mark.parametrize("reader_keys", [("old", "new"), ("new", "old")], ids="+".join)
 @pytest.mark.parametrize("writer_keys", [("old",), ("old", "new"), ("new", "old")], ids="+".join)
-async def test_keys_change_while_all_runs(
+async def test_keys_are_rotated_under_traffic(
     make: Make, writer_keys: tuple[str, ...], reader_keys: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     """No process misses a frame at any step of a key rotation."""
@@ -201,7 +201,7 @@ async def test_keys_change_while_all_runs(
 
 
 @pytest.mark.parametrize("keys", [(), ("other",), ("other", "another")], ids=["no key", "other", "others"])
-async def test_a_peer_with_another_key_is_logged_once_and_ends_no_process(
+async def test_a_peer_with_another_key_is_logged_once(
     make: Make, keys: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     right, too, wrong = make("secret"), make("secret"), make(*keys)
@@ -238,7 +238,7 @@ async def test_a_peer_with_another_key_is_logged_once_and_ends_no_process(
 
 
 @pytest.mark.parametrize("keys", [(), ("other",)], ids=["no key", "other"])
-async def test_what_a_claimant_cannot_read_goes_to_another_one(
+async def test_an_unreadable_offer_is_claimed_by_another_worker(
     make: Make, keys: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     offering, right, wrong = make("secret"), make("secret"), make(*keys)
@@ -268,9 +268,7 @@ async def test_what_a_claimant_cannot_read_goes_to_another_one(
     assert wrong.counts["unreadable entry"] == 0
 
 
-async def test_a_claimant_that_reads_others_goes_on_and_what_nobody_reads_is_withdrawn(
-    make: Make, admin: "redis.Redis[bytes]"
-) -> None:
+async def test_unreadable_offers_are_withdrawn_and_block_no_others(make: Make, admin: "redis.Redis[bytes]") -> None:
     right, wrong = make("secret"), make("other")
     async with (
         right.bus("interface", Recorder()) as interface,
@@ -294,7 +292,7 @@ async def test_a_claimant_that_reads_others_goes_on_and_what_nobody_reads_is_wit
         assert admin.xlen("asgibus:shared:s") == 0
 
 
-async def test_a_message_that_its_taker_cannot_read_goes_to_another_one(make: Make) -> None:
+async def test_an_unreadable_message_is_taken_by_another_worker(make: Make) -> None:
     sender, right, wrong = make("secret"), make("secret"), make("other")
     async with wrong.bus("worker", Recorder()) as odd, right.bus("worker", Recorder()) as even:
         taking = asyncio.create_task(odd.take("work", 10))
@@ -307,7 +305,7 @@ async def test_a_message_that_its_taker_cannot_read_goes_to_another_one(make: Ma
         assert await asyncio.wait_for(taking, 5) == []
 
 
-async def test_what_a_process_tells_itself_is_understood(
+async def test_a_process_decrypts_its_own_notices(
     make: Make, admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process decrypts its own notices: of a process that left, and of an offer to repeat."""

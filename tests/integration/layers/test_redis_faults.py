@@ -137,9 +137,7 @@ async def test_a_message_in_a_lost_reply_is_redelivered(redis_url: str) -> None:
             await each.close()
 
 
-async def test_messages_of_a_new_process_are_not_given_to_others(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_messages_of_a_new_process_are_no_orphans(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A search for orphans that began before a process joined does not take the messages of that process."""
     monkeypatch.setattr(heartbeat, "GRACE_SECONDS", 0.1)
     url = urlsplit(redis_url)
@@ -186,7 +184,7 @@ async def test_claims_survive_cut_connections(layer: RedisChannelLayer, kill: Ki
     assert sorted(claimed) == list(range(number))
 
 
-async def test_a_claim_whose_reply_was_lost_comes_again(
+async def test_a_claim_in_a_lost_reply_is_delivered_again(
     layer: RedisChannelLayer, admin: "redis.Redis[bytes]", kill: Kill
 ) -> None:
     async with layer.bus("i", Recorder()) as interface, layer.bus("w", Recorder()) as worker:
@@ -207,7 +205,7 @@ async def test_a_claim_whose_reply_was_lost_comes_again(
         assert admin.xpending("asgibus:shared:x", "workers")["pending"] == 0
 
 
-async def test_a_claim_that_was_never_given_out_goes_to_another_process(
+async def test_an_undelivered_claim_is_claimed_by_another_process(
     layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
 ) -> None:
     async with layer.bus("w", Recorder()) as other:
@@ -225,7 +223,7 @@ async def test_a_claim_that_was_never_given_out_goes_to_another_process(
         other.done(claim)
 
 
-async def test_a_waiting_receive_survives_or_raises(layer: RedisChannelLayer, kill: Kill) -> None:
+async def test_a_waiting_receive_raises_at_a_cut_connection(layer: RedisChannelLayer, kill: Kill) -> None:
     receiving = asyncio.create_task(layer.receive("a"))
     await asyncio.to_thread(lambda: None)
     for _ in range(100):
@@ -237,7 +235,9 @@ async def test_a_waiting_receive_survives_or_raises(layer: RedisChannelLayer, ki
     assert await layer.receive("a") == {"n": 1}
 
 
-async def test_a_redis_without_room_is_waited_for(start_redis: StartRedis, caplog: pytest.LogCaptureFixture) -> None:
+async def test_posted_frames_wait_for_a_redis_without_room(
+    start_redis: StartRedis, caplog: pytest.LogCaptureFixture
+) -> None:
     server = start_redis()
     layer = RedisChannelLayer(server.url)
     reader = Numbered()
@@ -285,7 +285,7 @@ async def test_posted_waits_for_a_redis_without_room(start_redis: StartRedis) ->
         await layer.close()
 
 
-async def test_a_redis_that_comes_back_empty(start_redis: StartRedis) -> None:
+async def test_redis_returns_without_its_data(start_redis: StartRedis) -> None:
     """Mailboxes and memberships are made again at once, and claiming goes on."""
     server = start_redis()
     layer = RedisChannelLayer(server.url)
@@ -329,7 +329,7 @@ async def test_offers_withdrawn_in_an_outage_are_never_written(start_redis: Star
     await layer.close()
 
 
-async def test_a_stop_waits_a_bounded_time_for_a_redis_that_is_gone(start_redis: StartRedis) -> None:
+async def test_a_stop_waits_a_bounded_time_for_redis(start_redis: StartRedis) -> None:
     """A process that stops waits once, for a few seconds, to send its last frames to an unreachable Redis."""
     server = start_redis()
     layer = RedisChannelLayer(server.url)

@@ -82,7 +82,7 @@ async def test_tls_and_a_user(tls: tuple[int, Path]) -> None:
 
 
 @pytest.mark.redis
-async def test_a_socket_of_this_machine(start_redis: Callable[..., RedisServer], tmp_path: Path) -> None:
+async def test_a_unix_socket_and_a_user(start_redis: Callable[..., RedisServer], tmp_path: Path) -> None:
     path = f"{tmp_path}/redis.sock"
     start_redis("--unixsocket", path, "--user", USER, "on", f">{SECRET}", "~asgibus:*", "&*", "+@all")
     who = {"username": USER, "password": SECRET}
@@ -95,7 +95,7 @@ async def test_a_socket_of_this_machine(start_redis: Callable[..., RedisServer],
 
 
 @pytest.mark.redis
-async def test_behind_sentinels(sentinels: SentinelSet) -> None:
+async def test_sentinels(sentinels: SentinelSet) -> None:
     await works(
         sentinels.url,
         {"sentinels": sentinels.places, "master_name": SERVICE},
@@ -107,7 +107,7 @@ async def test_behind_sentinels(sentinels: SentinelSet) -> None:
 
 
 @pytest.mark.redis
-async def test_behind_sentinels_that_want_a_password(sentinels: SentinelSet) -> None:
+async def test_sentinels_with_a_password(sentinels: SentinelSet) -> None:
     passwords = [*sentinels.places]
     clients = [redis.Redis(host=host, port=port, protocol=2) for host, port in passwords]
     for client in clients:
@@ -125,7 +125,7 @@ async def test_behind_sentinels_that_want_a_password(sentinels: SentinelSet) -> 
 
 
 @pytest.mark.redis
-async def test_who_looks_for_a_master_can_be_cancelled_at_any_time(sentinels: SentinelSet) -> None:
+async def test_the_search_for_a_master_can_be_cancelled_at_any_time(sentinels: SentinelSet) -> None:
     address, dice = read_url(sentinels.url), random.Random(1)
     for _ in range(200):
         looking = asyncio.create_task(locate(address))

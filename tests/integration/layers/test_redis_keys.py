@@ -29,7 +29,7 @@ def calls(admin: "redis.Redis[bytes]", command: str) -> int:
     return int(admin.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
 
 
-async def test_what_gathers_during_a_flush_is_one_entry_for_each_mailbox(
+async def test_frames_posted_during_a_flush_share_an_entry_per_mailbox(
     layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
 ) -> None:
     readers = [Recorder() for _ in range(3)]
@@ -62,7 +62,7 @@ async def test_a_lone_frame_is_written_at_once(layer: RedisChannelLayer) -> None
         in_time(loop.time() - started, 1)  # there must be no timer on the way
 
 
-async def test_a_mailbox_does_not_grow(layer: RedisChannelLayer, admin: "redis.Redis[bytes]") -> None:
+async def test_the_length_of_a_mailbox_is_bounded(layer: RedisChannelLayer, admin: "redis.Redis[bytes]") -> None:
     reader = Recorder()
     async with layer.bus("a", reader) as a:
         key = f"asgibus:mailbox:{a.mailbox}"
@@ -74,7 +74,7 @@ async def test_a_mailbox_does_not_grow(layer: RedisChannelLayer, admin: "redis.R
         assert 0 < admin.ttl(key) <= 60
 
 
-async def test_a_mailbox_does_not_grow_by_large_frames(layer: RedisChannelLayer, admin: "redis.Redis[bytes]") -> None:
+async def test_the_memory_of_a_mailbox_is_bounded(layer: RedisChannelLayer, admin: "redis.Redis[bytes]") -> None:
     reader = Recorder()
     part = bytes(64 * 1024)
     async with layer.bus("a", reader) as a:
@@ -154,7 +154,7 @@ async def test_every_key_begins_with_the_prefix(redis_url: str, admin: "redis.Re
     await second.close()
 
 
-async def test_a_membership_does_not_end_sooner_because_another_one_is_shorter(redis_url: str) -> None:
+async def test_memberships_of_different_length_end_separately(redis_url: str) -> None:
     layer, brief = RedisChannelLayer(redis_url), RedisChannelLayer(redis_url, group_expiry=0.1)
     await layer.group_add("group", "long")
     await brief.group_add("group", "short")
@@ -167,7 +167,7 @@ async def test_a_membership_does_not_end_sooner_because_another_one_is_shorter(r
 
 
 @pytest.mark.parametrize("prefix", ["a!b", "a b", "[a]*?", "{a", "a}", "ü:", "a\\"])
-async def test_a_prefix_may_hold_anything(redis_url: str, prefix: str) -> None:
+async def test_a_prefix_may_hold_any_character(redis_url: str, prefix: str) -> None:
     layer = RedisChannelLayer(redis_url, prefix=prefix)
     await layer.send("a", {"n": 1})
     await layer.group_add("group", await layer.new_channel())
@@ -226,7 +226,7 @@ def start_readers(count: int, url: str) -> list["subprocess.Popen[str]"]:
     return [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
 
 
-async def test_a_reader_that_keeps_up_asks_once_for_a_message(
+async def test_a_waiting_reader_sends_two_commands_per_message(
     layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
 ) -> None:
     await layer.send("x", {"number": 0})

@@ -63,7 +63,7 @@ def numbers(one: Place) -> list[int]:
     return [frame[2]["n"] for frame in one.handler.frames if frame[0] == MESSAGE]
 
 
-async def test_a_mailbox_that_vanishes_again_and_again(redis_url: str) -> None:
+async def test_a_mailbox_is_deleted_repeatedly_under_load(redis_url: str) -> None:
     with redis.Redis.from_url(redis_url, protocol=2) as admin:
         async with place(redis_url, "asgibus") as one, flood(redis_url, one.mailbox) as sending:
             for times in range(1, 5):
@@ -75,7 +75,7 @@ async def test_a_mailbox_that_vanishes_again_and_again(redis_url: str) -> None:
             assert all(frames for _, frames in one.handler.batches)
 
 
-async def test_what_was_read_of_a_mailbox_before_it_vanished_is_handled(redis_url: str) -> None:
+async def test_frames_read_before_a_mailbox_vanished_are_handled(redis_url: str) -> None:
     """Frames read from a deleted mailbox are handled late, and its new mailbox is read from the beginning."""
     parts = urlsplit(redis_url)
     with (
@@ -105,7 +105,7 @@ def unblocked(admin: Any) -> int:
     return int(admin.info("commandstats").get("cmdstat_client|unblock", {"calls": 0})["calls"])
 
 
-async def test_delayed_messages_after_the_clock_of_redis_was_put_back(redis_url: str) -> None:
+async def test_delayed_messages_arrive_in_time_after_a_clock_step_back(redis_url: str) -> None:
     """Delayed messages arrive in time, although the ids of a stream continue from the later time."""
     layer = RedisChannelLayer(redis_url)
     own = await layer.new_channel()
@@ -121,7 +121,7 @@ async def test_delayed_messages_after_the_clock_of_redis_was_put_back(redis_url:
     await layer.close()
 
 
-async def test_messages_with_a_capacity_of_nothing_are_dropped(redis_url: str) -> None:
+async def test_messages_with_a_capacity_of_zero_are_dropped(redis_url: str) -> None:
     layer = RedisChannelLayer(redis_url)
     own = await layer.new_channel()
     client = await layer._shards.home.client()
@@ -135,7 +135,7 @@ async def test_messages_with_a_capacity_of_nothing_are_dropped(redis_url: str) -
     await layer.close()
 
 
-async def test_a_failover_that_is_noticed_late_repeats_nothing(start_redis: StartRedis) -> None:
+async def test_a_failover_that_is_noticed_late_repeats_no_frame(start_redis: StartRedis) -> None:
     """No frame is repeated if a process reads and writes on the new master before it notices the failover."""
     master, replica = (start_redis("--repl-diskless-sync-delay", "0") for _ in range(2))
     with (
@@ -161,7 +161,7 @@ async def test_a_failover_that_is_noticed_late_repeats_nothing(start_redis: Star
             assert numbers(one) == sorted(set(numbers(one)))
 
 
-async def test_what_is_sent_just_after_redis_has_lost_its_data_arrives(start_redis: StartRedis) -> None:
+async def test_messages_sent_just_after_a_loss_of_data_arrive(start_redis: StartRedis) -> None:
     """Messages wait for a live process whose mailbox is missing, until the process has made a new one."""
     server = start_redis()
     owner, sender = RedisChannelLayer(server.url), RedisChannelLayer(server.url)

@@ -40,9 +40,7 @@ def members(admin: "redis.Redis[bytes]", group: str = "group") -> set[str]:
     return {member.decode() for member in admin.zrange(f"asgibus:group:{group}", 0, -1)}
 
 
-async def test_members_are_back_after_a_flush_and_a_broadcast_waits_for_them(
-    redis_url: str, admin: "redis.Redis[bytes]"
-) -> None:
+async def test_members_join_again_after_a_flush_before_a_broadcast(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     async with layers(redis_url, 3) as (one, two, sender):
         channels = {await layer.new_channel(prefix): layer for layer in (one, two) for prefix in ("first", "second")}
         for channel, layer in channels.items():
@@ -54,7 +52,7 @@ async def test_members_are_back_after_a_flush_and_a_broadcast_waits_for_them(
             assert [await got(layer, channel) for _ in range(2)] == ["before", "behind"]
 
 
-async def test_members_are_back_in_a_redis_that_comes_back_empty(start_redis: StartRedis) -> None:
+async def test_members_join_again_after_a_restart_without_data(start_redis: StartRedis) -> None:
     server = start_redis()
     async with layers(server.url) as (owner, sender):
         channel = await owner.new_channel()
@@ -67,9 +65,7 @@ async def test_members_are_back_in_a_redis_that_comes_back_empty(start_redis: St
         assert [await got(owner, channel) for _ in range(3)] == [0, 1, 2]
 
 
-async def test_members_are_back_in_a_redis_that_starts_from_an_old_snapshot(
-    start_redis: StartRedis, tmp_path: Path
-) -> None:
+async def test_members_join_again_after_a_start_from_an_old_snapshot(start_redis: StartRedis, tmp_path: Path) -> None:
     server = start_redis("--dbfilename", "old.rdb", "--dir", str(tmp_path))
     async with layers(server.url) as (owner, sender):
         old, new = await owner.new_channel(), await owner.new_channel()
@@ -87,7 +83,7 @@ async def test_members_are_back_in_a_redis_that_starts_from_an_old_snapshot(
         assert await got(owner, new) == 1
 
 
-async def test_who_has_left_is_not_added_again(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+async def test_discarded_channels_do_not_join_again(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     async with layers(redis_url) as (owner, other):
         stays, left, thrown_out = [await owner.new_channel() for _ in range(3)]
         for channel in (stays, left, thrown_out):
@@ -102,7 +98,7 @@ async def test_who_has_left_is_not_added_again(redis_url: str, admin: "redis.Red
         assert members(admin) == {stays}
 
 
-async def test_who_was_added_by_another_process_is_back_too(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+async def test_a_channel_added_by_another_process_joins_again(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     async with layers(redis_url) as (owner, other):
         channel = await owner.new_channel()
         await other.group_add("group", channel)
@@ -113,9 +109,7 @@ async def test_who_was_added_by_another_process_is_back_too(redis_url: str, admi
         assert await got(owner, channel) == 1
 
 
-async def test_a_membership_that_is_written_again_ends_when_it_was_to_end(
-    redis_url: str, admin: "redis.Redis[bytes]"
-) -> None:
+async def test_a_restored_membership_keeps_its_end(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     async with layers(redis_url, 1, group_expiry=3) as (owner,):
         channel = await owner.new_channel()
         await owner.group_add("group", channel)
@@ -132,7 +126,7 @@ async def test_a_membership_that_is_written_again_ends_when_it_was_to_end(
         assert members(admin) == set()
 
 
-async def test_a_channel_that_nobody_reads_any_more_is_not_added_again(
+async def test_an_abandoned_channel_does_not_join_again(
     redis_url: str, admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inbox, "ABANDONED_SECONDS", 0.3)
@@ -150,7 +144,7 @@ async def test_a_channel_that_nobody_reads_any_more_is_not_added_again(
         assert (await reading)["n"] == 1
 
 
-async def test_members_are_back_where_their_group_lies(start_redis: StartRedis) -> None:
+async def test_members_join_again_at_the_store_of_their_group(start_redis: StartRedis) -> None:
     servers = [start_redis() for _ in range(3)]
     async with layers([server.url for server in servers]) as (owner, sender):
         channels = [await owner.new_channel() for _ in range(2)]
@@ -170,7 +164,7 @@ async def test_members_are_back_where_their_group_lies(start_redis: StartRedis) 
                 assert [await got(owner, channel) for _ in groups] == groups
 
 
-async def test_members_are_back_in_a_cluster(tmp_path: Path) -> None:
+async def test_members_join_again_in_a_cluster(tmp_path: Path) -> None:
     binary = shutil.which("redis-server")
     if binary is None:
         pytest.skip("a cluster needs the redis-server binary")
@@ -189,7 +183,7 @@ async def test_members_are_back_in_a_cluster(tmp_path: Path) -> None:
             assert [await got(owner, channel) for _ in groups] == groups
 
 
-async def test_thousands_of_memberships_are_back(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+async def test_thousands_of_memberships_are_restored(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     async with layers(redis_url, 1) as (owner,):
         channels = [await owner.new_channel() for _ in range(5000)]
         for start in range(0, len(channels), 250):

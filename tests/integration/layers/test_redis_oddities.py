@@ -113,7 +113,7 @@ async def odd_bus(url: str) -> AsyncIterator[Bus]:
         await asyncio.wait_for(asyncio.gather(claiming, taking), 30)
 
 
-async def test_keys_of_another_type_are_made_anew(redis_url: str, admin: Admin) -> None:
+async def test_keys_of_another_type_are_replaced(redis_url: str, admin: Admin) -> None:
     """A key with the wrong type is replaced: each key of the bus and each other type, all at the same time."""
 
     async def ruin(kind: str) -> None:
@@ -141,7 +141,7 @@ async def test_keys_of_another_type_are_made_anew(redis_url: str, admin: Admin) 
             ruins.create_task(ruin(kind), name=kind)
 
 
-async def test_odd_names_and_entries_are_skipped(
+async def test_invalid_names_and_entries_are_skipped(
     redis_url: str, admin: Admin, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR, logger="asgibus.layers"):

@@ -156,7 +156,7 @@ def there(admin: "redis.Redis[bytes]") -> list[object]:
 
 
 @pytest.mark.parametrize("arrives", [True, False], ids=["reply lost", "command lost"])
-async def test_an_offer_in_flight_when_the_connection_breaks_is_there_once(
+async def test_an_offer_in_flight_at_a_lost_connection_exists_once(
     arrives: bool, cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
 ) -> None:
     proxy, layer = cutter
@@ -179,7 +179,7 @@ async def test_an_offer_in_flight_when_the_connection_breaks_is_there_once(
 
 
 @pytest.mark.parametrize("once", [True, False], ids=["once", "again"])
-async def test_the_second_claimant_of_an_offer_in_doubt_asks_behind_the_first_one(
+async def test_the_second_claim_of_an_offer_in_doubt_is_stale(
     once: bool, cutter: tuple[Cutter, RedisChannelLayer], layer: RedisChannelLayer
 ) -> None:
     """The offer was claimed and acknowledged before its producer knew that it was written."""
@@ -204,7 +204,7 @@ async def test_the_second_claimant_of_an_offer_in_doubt_asks_behind_the_first_on
         assert handler.frames[:2] == [(KIND, "claimed"), (KIND, "asked")]
 
 
-async def test_an_offer_that_was_never_written_is_claimed_with_a_question(
+async def test_an_offer_written_again_is_stale(
     cutter: tuple[Cutter, RedisChannelLayer], layer: RedisChannelLayer
 ) -> None:
     proxy, behind = cutter
@@ -220,7 +220,7 @@ async def test_an_offer_that_was_never_written_is_claimed_with_a_question(
         worker.done(claim)
 
 
-async def test_an_offer_that_arrives_late_is_there_once(
+async def test_an_offer_that_arrives_late_exists_once(
     cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
 ) -> None:
     """An offer that arrives after it was looked for and repeated is on the channel once."""
@@ -237,7 +237,7 @@ async def test_an_offer_that_arrives_late_is_there_once(
 
 
 @pytest.mark.parametrize("arrives", [True, False], ids=["reply lost", "command lost"])
-async def test_an_offer_that_was_lost_twice_is_there_once(
+async def test_an_offer_exists_once_after_a_second_lost_connection(
     arrives: bool, cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
 ) -> None:
     """An offer is on the channel once, also if the connection breaks during the search for the offer."""
@@ -258,7 +258,7 @@ async def test_an_offer_that_was_lost_twice_is_there_once(
         assert there(admin) == []
 
 
-async def test_an_offer_in_doubt_that_is_taken_or_withdrawn_is_not_made_again(
+async def test_a_taken_or_withdrawn_offer_in_doubt_is_not_written_again(
     cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
 ) -> None:
     proxy, layer = cutter
@@ -274,7 +274,7 @@ async def test_an_offer_in_doubt_that_is_taken_or_withdrawn_is_not_made_again(
         assert not kept.taken
 
 
-async def test_an_offer_that_was_withdrawn_while_in_doubt_does_not_stay(
+async def test_an_offer_withdrawn_in_doubt_is_deleted(
     cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
 ) -> None:
     """An offer that was withdrawn while in doubt is removed, although it had been written."""
@@ -289,7 +289,7 @@ async def test_an_offer_that_was_withdrawn_while_in_doubt_does_not_stay(
 
 
 @pytest.mark.parametrize("once", [True, False], ids=["once", "again"])
-async def test_an_offer_in_flight_when_redis_loses_its_data_may_have_been_claimed(
+async def test_an_offer_in_flight_at_a_loss_of_data(
     once: bool, cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
 ) -> None:
     proxy, layer = cutter
@@ -308,7 +308,7 @@ async def test_an_offer_in_flight_when_redis_loses_its_data_may_have_been_claime
         await until(lambda: not there(admin))
 
 
-async def test_an_offer_behind_more_than_can_be_scanned_is_not_made_twice(
+async def test_an_offer_beyond_the_scan_limit_is_not_written_again(
     cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(work_queue, "SCANNED_ENTRIES", 3)
@@ -327,7 +327,7 @@ async def test_an_offer_behind_more_than_can_be_scanned_is_not_made_twice(
 # Offers that may be lost.
 
 
-async def test_what_is_there_or_claimed_is_not_offered_again(
+async def test_existing_and_claimed_offers_are_not_written_again(
     layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
 ) -> None:
     async with layer.bus("i", Recorder()) as interface, layer.bus("w", Recorder()) as worker:
@@ -346,7 +346,7 @@ async def test_what_is_there_or_claimed_is_not_offered_again(
         worker.done(claim)
 
 
-async def test_what_was_lost_is_offered_again_once(layer: RedisChannelLayer, admin: "redis.Redis[bytes]") -> None:
+async def test_lost_offers_are_written_again_once(layer: RedisChannelLayer, admin: "redis.Redis[bytes]") -> None:
     """A lost offer is made again once; an offer that may be made only once is reported as lost once."""
     handler = Recorder()
     lost: list[Offer] = []
@@ -373,7 +373,7 @@ async def test_what_was_lost_is_offered_again_once(layer: RedisChannelLayer, adm
         await until(lambda: there(admin) == [(0,)])
 
 
-async def test_what_was_claimed_and_acknowledged_without_a_post_is_not_done_twice(
+async def test_an_acknowledged_offer_is_not_written_again(
     layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
 ) -> None:
     lost: list[str] = []
@@ -402,7 +402,7 @@ async def test_an_offer_whose_claimant_posts_in_time_is_not_lost(layer: RedisCha
 
 
 @pytest.mark.parametrize("end", ["taken", "withdrawn"])
-async def test_what_has_ended_is_never_offered_again(
+async def test_taken_and_withdrawn_offers_are_not_written_again(
     end: str, layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
 ) -> None:
     async with layer.bus("i", Recorder()) as interface:
@@ -421,7 +421,7 @@ async def test_what_has_ended_is_never_offered_again(
         assert there(admin) == [(2,)]
 
 
-async def test_what_is_withdrawn_while_it_is_offered_again_does_not_stay(
+async def test_offers_withdrawn_while_written_again_are_deleted(
     layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
 ) -> None:
     async with layer.bus("i", Recorder()) as interface:
@@ -436,7 +436,7 @@ async def test_what_is_withdrawn_while_it_is_offered_again_does_not_stay(
         await until(lambda: there(admin) == [])
 
 
-async def test_nobody_is_asked_to_look_after_the_end(layer: RedisChannelLayer, admin: "redis.Redis[bytes]") -> None:
+async def test_offer_again_does_nothing_after_close(layer: RedisChannelLayer, admin: "redis.Redis[bytes]") -> None:
     async with layer.bus("i", Recorder()) as interface:
         offer = interface.offer("x", (1,))
         await interface.drain()
@@ -449,7 +449,7 @@ async def test_nobody_is_asked_to_look_after_the_end(layer: RedisChannelLayer, a
 # Taking offers back.
 
 
-async def test_who_takes_an_offer_back_hears_whether_somebody_may_have_had_it(
+async def test_withdraw_returns_whether_no_worker_can_have_the_offer(
     start_redis: Callable[..., RedisServer],
 ) -> None:
     server = start_redis()
@@ -478,7 +478,7 @@ async def test_who_takes_an_offer_back_hears_whether_somebody_may_have_had_it(
 
 @pytest.mark.parametrize("late", [True, False], ids=["answer read later", "answer read at once"])
 @pytest.mark.parametrize("arrives", [True, False], ids=["reply lost", "command lost"])
-async def test_a_post_whose_offer_was_in_doubt_runs_once(
+async def test_a_post_runs_once_if_its_offer_was_in_doubt(
     arrives: bool, late: bool, cutter: tuple[Cutter, RedisChannelLayer], layer: RedisChannelLayer
 ) -> None:
     """A POST runs once, also if the answer of the first claimant is read after the second one has asked."""

@@ -52,7 +52,7 @@ async def stopped(bus: Bus, task: "asyncio.Task[Any]") -> None:
     assert await asyncio.wait_for(task, 30) == []
 
 
-async def test_a_death_reported_during_a_beat_is_not_overlooked(
+async def test_orphans_of_a_death_during_a_heartbeat_are_claimed(
     layer: RedisChannelLayer, admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next heartbeat finds the claims of the second dead worker, although that heartbeat reports no new death."""
@@ -86,7 +86,7 @@ async def test_a_death_reported_during_a_beat_is_not_overlooked(
         await stopped(worker, task)
 
 
-async def test_orphans_whose_reading_was_cut_short_come_with_the_next_beat(
+async def test_orphans_are_read_again_at_the_next_heartbeat(
     layer: RedisChannelLayer, admin: "redis.Redis[bytes]", caplog: pytest.LogCaptureFixture
 ) -> None:
     """Orphans that are pending under the second name of the claimant are read at the next heartbeat."""

@@ -198,7 +198,7 @@ async def failure(call: Any) -> tuple[str, float]:
     return str(raised.value), time.monotonic() - began
 
 
-async def test_what_is_sent_into_an_outage_fails_and_is_never_written(
+async def test_messages_sent_during_an_outage_are_never_written(
     start_redis: StartRedis, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = start_redis()
@@ -230,7 +230,7 @@ async def test_what_is_sent_into_an_outage_fails_and_is_never_written(
     assert caplog.text.count(" is gone (") == caplog.text.count(f"{one.layer.address} is back") == 1
 
 
-async def test_what_was_given_up_while_redis_was_away_is_not_written_later(start_redis: StartRedis) -> None:
+async def test_cancelled_calls_are_not_written_after_an_outage(start_redis: StartRedis) -> None:
     server = start_redis()
     async with here(server.url) as one:
         await asyncio.to_thread(server.kill)
@@ -257,7 +257,7 @@ async def test_what_was_given_up_while_redis_was_away_is_not_written_later(start
         assert one.handler.frames == []
 
 
-async def test_what_comes_just_behind_an_outage_has_not_expired(redis_url: str) -> None:
+async def test_messages_just_after_an_outage_have_not_expired(redis_url: str) -> None:
     url = urlsplit(redis_url)
     with TcpProxy((str(url.hostname), int(url.port or 0))) as proxy:
         layer = RedisChannelLayer(proxy.url + url.path, expiry=2)
@@ -283,7 +283,7 @@ async def test_what_comes_just_behind_an_outage_has_not_expired(redis_url: str) 
 # Layers that are being opened.
 
 
-async def test_who_comes_while_redis_is_silent_does_not_wait_for_those_before(redis_url: str) -> None:
+async def test_calls_to_a_silent_redis_fail_in_time_side_by_side(redis_url: str) -> None:
     url = urlsplit(redis_url)
     with TcpProxy((str(url.hostname), int(url.port or 0))) as proxy:
         proxy.blackhole()
@@ -306,7 +306,7 @@ async def test_who_comes_while_redis_is_silent_does_not_wait_for_those_before(re
 
 
 @pytest.mark.parametrize("turns", [1, 20, 60])
-async def test_closing_ends_what_is_being_opened(start_redis: StartRedis, turns: int) -> None:
+async def test_close_ends_connections_that_are_being_opened(start_redis: StartRedis, turns: int) -> None:
     server = start_redis()
     layer = RedisChannelLayer(server.url)
     opening = [asyncio.create_task(call) for call in (layer.new_channel(), layer.receive("a"))]
@@ -320,7 +320,7 @@ async def test_closing_ends_what_is_being_opened(start_redis: StartRedis, turns:
         assert admin.keys("*") == []
 
 
-async def test_closing_ends_all_although_it_was_cancelled(start_redis: StartRedis) -> None:
+async def test_a_cancelled_close_closes_everything(start_redis: StartRedis) -> None:
     server = start_redis()
     layer = RedisChannelLayer(server.url)
     channel = await layer.new_channel()
@@ -337,7 +337,7 @@ async def test_closing_ends_all_although_it_was_cancelled(start_redis: StartRedi
         assert admin.keys("*") == []
 
 
-async def test_a_mailbox_that_cannot_be_opened_leaves_nothing(start_redis: StartRedis) -> None:
+async def test_a_mailbox_that_cannot_be_opened_leaves_no_keys(start_redis: StartRedis) -> None:
     server = start_redis()
     with redis.Redis.from_url(server.url, protocol=2) as admin:
         admin.execute_command("ACL", "SETUSER", "limited", "on", ">secret", "~*", "&*", "+@all", "-eval")
@@ -354,7 +354,7 @@ async def test_a_mailbox_that_cannot_be_opened_leaves_nothing(start_redis: Start
 # Failover.
 
 
-async def test_a_mailbox_is_read_on_when_a_replica_without_the_tail_takes_over(start_redis: StartRedis) -> None:
+async def test_a_mailbox_is_read_after_a_failover_to_a_stale_replica(start_redis: StartRedis) -> None:
     """A new master with a clock behind that of the old one writes entries whose ids are below the cursor."""
     master, replica = (start_redis("--repl-diskless-sync-delay", "0") for _ in range(2))
     with TcpProxy(("127.0.0.1", master.port)) as proxy:
@@ -405,7 +405,7 @@ async def test_a_failover(tmp_path: Path) -> None:
         assert str(one.layer.address) == sentinels.url
 
 
-async def test_a_master_that_hangs_is_left_though_it_returns(tmp_path: Path) -> None:
+async def test_processes_leave_a_hung_master_that_returns(tmp_path: Path) -> None:
     """Processes leave a hung master, which for some seconds after its return still believes to be master."""
     async with sentinel_set(tmp_path) as sentinels, here(sentinels.url) as one, here(sentinels.url) as two:
         await talk(one, two)
@@ -448,7 +448,7 @@ async def test_a_master_that_hangs_is_left_though_it_returns(tmp_path: Path) -> 
         await other.close()
 
 
-async def test_a_master_that_was_demoted_is_left_by_who_only_sends(start_redis: StartRedis) -> None:
+async def test_a_sender_leaves_a_demoted_master(start_redis: StartRedis) -> None:
     """A sender leaves a demoted master at the first READONLY error, without Sentinel closing the connection."""
     master, replica = start_redis(), start_redis()
     with TcpProxy(("127.0.0.1", master.port)) as proxy:

@@ -87,7 +87,9 @@ def lines(readers: list[Reader]) -> list[str]:
     return [line for reader in readers for line in reader.got()]
 
 
-async def test_readers_that_give_up_and_are_killed(redis_url: str, tmp_path: Path, readers: list[Reader]) -> None:
+async def test_cancelled_and_killed_readers_repeat_no_message(
+    redis_url: str, tmp_path: Path, readers: list[Reader]
+) -> None:
     layer = RedisChannelLayer(redis_url)
     channel = "A-z_0.9"
     readers.extend(Reader(tmp_path, number, redis_url, channel) for number in range(3))
@@ -107,7 +109,7 @@ async def test_readers_that_give_up_and_are_killed(redis_url: str, tmp_path: Pat
     await layer.close()
 
 
-async def test_clocks_of_hosts_do_not_matter(redis_url: str, tmp_path: Path, readers: list[Reader]) -> None:
+async def test_readers_work_with_any_clock_of_their_host(redis_url: str, tmp_path: Path, readers: list[Reader]) -> None:
     if clocks.library() is None:
         pytest.skip("libfaketime is not installed")
     layer = RedisChannelLayer(redis_url)

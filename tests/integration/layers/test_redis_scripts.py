@@ -79,14 +79,14 @@ def test_a_channel_is_read_in_order_and_each_message_once(send: Run, take: Run) 
     assert [take(), take(5), take()] == [[(b"1", b"a")], [(b"1", b"b"), (b"1", b"c:d\n")], []]
 
 
-def test_a_full_channel_takes_nothing_until_it_is_read(send: Run, take: Run) -> None:
+def test_a_full_channel_refuses_messages_until_one_is_read(send: Run, take: Run) -> None:
     assert [send("x", capacity=2), send("x", capacity=2, delay=HOUR), send("x", capacity=2)] == [1, 1, 0]
     assert send("x", capacity=2, delay=HOUR) == 0
     take(2)
     assert send("x", capacity=2) == 1
 
 
-def test_the_marker_takes_no_place(send: Run, run: Run, store: "redis.Redis[bytes]") -> None:
+def test_the_marker_does_not_count_as_a_message(send: Run, run: Run, store: "redis.Redis[bytes]") -> None:
     assert [send("x", capacity=2, delay=HOUR), send("y", capacity=2), send("z", capacity=2)] == [1, 1, 0]
     (item,) = store.lrange("c", 0, -1)
     assert item.partition(b":")[2] == b"1:y"
@@ -94,9 +94,7 @@ def test_the_marker_takes_no_place(send: Run, run: Run, store: "redis.Redis[byte
     assert pending == 2
 
 
-def test_what_has_expired_is_not_delivered_and_does_not_count(
-    send: Run, take: Run, store: "redis.Redis[bytes]"
-) -> None:
+def test_expired_messages_are_not_delivered_and_do_not_count(send: Run, take: Run, store: "redis.Redis[bytes]") -> None:
     long_ago = round((time.time() - 100) * 1000)
     for again in range(2):
         for _ in range(3):
@@ -109,7 +107,9 @@ def test_what_has_expired_is_not_delivered_and_does_not_count(
     assert store.keys("*") == [b"counts"]
 
 
-def test_what_was_put_there_by_mistake_is_told(send: Run, run: Run, take: Run, store: "redis.Redis[bytes]") -> None:
+def test_invalid_items_are_counted_and_delivered_unchanged(
+    send: Run, run: Run, take: Run, store: "redis.Redis[bytes]"
+) -> None:
     """Items that were stored by mistake are counted and delivered unchanged."""
     noise = [b"noise", b"1:", b"1:x:", b":"]
     store.rpush("c", *noise)
@@ -123,7 +123,7 @@ def test_what_was_put_there_by_mistake_is_told(send: Run, run: Run, take: Run, s
     assert store.hlen("taken") == 5
 
 
-def test_a_delayed_message_comes_when_it_is_due(send: Run, run: Run, take: Run, store: "redis.Redis[bytes]") -> None:
+def test_a_delayed_message_is_taken_when_it_is_due(send: Run, run: Run, take: Run, store: "redis.Redis[bytes]") -> None:
     send("later", delay=100, name="x")
     send("at once")
     send("now")
@@ -146,7 +146,7 @@ def test_a_delayed_message_comes_when_it_is_due(send: Run, run: Run, take: Run, 
     assert store.pttl("delayed") > HOUR
 
 
-def test_what_is_put_back_is_first_again(send: Run, run: Run, take: Run, store: "redis.Redis[bytes]") -> None:
+def test_messages_put_back_are_first(send: Run, run: Run, take: Run, store: "redis.Redis[bytes]") -> None:
     for payload in "abc":
         send(payload)
     send("later", delay=HOUR)
@@ -160,7 +160,7 @@ def test_what_is_put_back_is_first_again(send: Run, run: Run, take: Run, store: 
     assert 0 < store.pttl("c") <= HOUR, "it vanishes by itself"
 
 
-def test_what_was_due_before_comes_before(send: Run, take: Run) -> None:
+def test_messages_are_ordered_by_their_due_time(send: Run, take: Run) -> None:
     send("second", delay=30, name="x")
     send("first")
     time.sleep(0.05)  # as above
@@ -168,7 +168,7 @@ def test_what_was_due_before_comes_before(send: Run, take: Run) -> None:
     assert take(5) == [(b"1", b"first"), (b"1", b"second"), (b"1", b"third")]
 
 
-def test_what_is_not_acknowledged_is_taken_again(
+def test_unacknowledged_messages_are_taken_again(
     send: Run, run: Run, take: Run, give_back: Run, store: "redis.Redis[bytes]"
 ) -> None:
     for payload in ("a", "b:1!c"):
@@ -207,7 +207,7 @@ def test_statistics_change_nothing(send: Run, run: Run, store: "redis.Redis[byte
     assert run(scripts.CHANNEL_STATISTICS, keys, HOUR)[1] == 5
 
 
-def test_memberships_end(run: Run, store: "redis.Redis[bytes]") -> None:
+def test_expired_memberships_are_removed(run: Run, store: "redis.Redis[bytes]") -> None:
     run(scripts.GROUP_ADD, "g", "a!", 60)
     store.zadd("g", {"gone!": (time.time() - 1) * 1000})
     now, members = run(scripts.GROUP_MEMBERS, "g")
@@ -217,7 +217,7 @@ def test_memberships_end(run: Run, store: "redis.Redis[bytes]") -> None:
     assert store.zrange("g", 0, -1) == [b"a!", b"b!"]
 
 
-def test_only_what_nobody_has_claimed_is_withdrawn(run: Run, store: "redis.Redis[bytes]") -> None:
+def test_only_unclaimed_offers_are_withdrawn(run: Run, store: "redis.Redis[bytes]") -> None:
     store.xgroup_create("s", "workers", "0", mkstream=True)
     claimed, waiting = store.xadd("s", {"b": b"1"}), store.xadd("s", {"b": b"2"})
     store.xreadgroup("workers", "w", {"s": ">"}, count=1)
@@ -230,7 +230,7 @@ def repeat(run: Run, store: "redis.Redis[bytes]", *triples: object, scan: int = 
     return run(scripts.REPEAT_OFFERS, ("s", "mailbox"), since, scan, run_id, *triples)
 
 
-def test_offers_are_found_by_their_id_or_by_what_they_hold(run: Run, store: "redis.Redis[bytes]") -> None:
+def test_offers_are_found_by_id_or_content(run: Run, store: "redis.Redis[bytes]") -> None:
     store.xadd("mailbox", {"b": b""})
     assert repeat(run, store, "", "0", "never", "1-1", "1", "never") == [b"", b""]
     store.xgroup_create("s", "workers", "0", mkstream=True)
@@ -264,9 +264,7 @@ def test_a_missing_offer_is_written_again_if_that_is_safe(
 
 
 @pytest.mark.parametrize("grace", [True, False], ids=["grace", "no grace"])
-def test_a_clock_that_is_put_back_lengthens_no_lease(
-    grace: bool, run: Run, epoch: bytes, store: "redis.Redis[bytes]"
-) -> None:
+def test_a_clock_step_back_lengthens_no_lease(grace: bool, run: Run, epoch: bytes, store: "redis.Redis[bytes]") -> None:
     ahead = time.time() * 1000 + HOUR
     store.zadd("p", {"a!": ahead + 1000, "b!": ahead + 3000, "beaten": ahead, epoch: math.inf})
     if grace:
@@ -286,7 +284,9 @@ def test_a_clock_that_is_put_back_lengthens_no_lease(
     assert (sorted(live), ended, gone) == ([b"a!", b"b!", b"own!"], [], [])
 
 
-def test_who_is_dead_for_long_is_not_expected_back(run: Run, epoch: bytes, store: "redis.Redis[bytes]") -> None:
+def test_a_process_without_a_lease_for_long_is_listed_as_gone(
+    run: Run, epoch: bytes, store: "redis.Redis[bytes]"
+) -> None:
     now = time.time() * 1000
     store.zadd(
         "p", {"lives!": now + 3_000, "late!": now - 2_000, "gone!": now - 16_000, "beaten": now, epoch: math.inf}
@@ -324,7 +324,7 @@ def test_another_server_begins_another_epoch_and_a_grace(run: Run, store: "redis
     assert run(scripts.RENEW_LEASE, "p", "a!", *times)[-1] == second
 
 
-def test_a_claim_that_is_handed_back_goes_to_another_claimant(run: Run, store: "redis.Redis[bytes]") -> None:
+def test_a_requeued_claim_is_read_by_another_consumer(run: Run, store: "redis.Redis[bytes]") -> None:
     store.xgroup_create("s", "workers", "0", mkstream=True)
     entry = store.xadd("s", {"b": b"1"})
     store.xreadgroup("workers", "first", {"s": ">"})
@@ -340,7 +340,7 @@ def test_a_claim_that_is_handed_back_goes_to_another_claimant(run: Run, store: "
     assert store.xlen("s") == 0
 
 
-def test_an_entry_that_nobody_can_read_is_dropped_in_the_end(run: Run, store: "redis.Redis[bytes]") -> None:
+def test_an_entry_released_too_often_is_deleted(run: Run, store: "redis.Redis[bytes]") -> None:
     store.xgroup_create("s", "workers", "0", mkstream=True)
     first = entry = store.xadd("s", {"b": b"1"})
     for number in range(3):
@@ -351,7 +351,7 @@ def test_an_entry_that_nobody_can_read_is_dropped_in_the_end(run: Run, store: "r
     assert store.xlen("s") == 0
 
 
-def test_a_claimant_that_leaves_gives_back_what_it_holds(run: Run, store: "redis.Redis[bytes]") -> None:
+def test_claims_of_a_released_consumer_are_requeued(run: Run, store: "redis.Redis[bytes]") -> None:
     store.xgroup_create("s", "workers", "0", mkstream=True)
     for number in range(3):
         store.xadd("s", {"b": b"%d" % number})

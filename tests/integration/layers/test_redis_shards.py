@@ -63,7 +63,7 @@ def named(layer: RedisChannelLayer, server: RedisServer, kind: str) -> Iterator[
             yield f"{kind}.{number}"
 
 
-def test_every_process_comes_to_the_same_result() -> None:
+def test_rendezvous_hashing_is_the_same_in_every_process() -> None:
     names = [f"name.{number}" for number in range(3000)]
     three = places(shards(1, 2, 3), names)
     assert places(shards(3, 1, 2), names) == three
@@ -74,7 +74,7 @@ def test_every_process_comes_to_the_same_result() -> None:
     assert 600 < len(moved) < 900
 
 
-async def test_each_store_has_a_part(servers: list[RedisServer], hosts: list[str]) -> None:
+async def test_each_store_has_a_share_of_the_channels(servers: list[RedisServer], hosts: list[str]) -> None:
     layer = RedisChannelLayer(hosts)
     for number in range(60):
         await layer.send(f"channel.{number}", {"n": number})
@@ -96,7 +96,7 @@ async def test_each_store_has_a_part(servers: list[RedisServer], hosts: list[str
     await layer.close()
 
 
-async def test_one_that_is_down_takes_only_its_own_with_it(servers: list[RedisServer], hosts: list[str]) -> None:
+async def test_only_the_channels_of_a_killed_store_fail(servers: list[RedisServer], hosts: list[str]) -> None:
     layer = RedisChannelLayer(hosts)
     down, other = servers[0], servers[1]
     there, here = next(named(layer, down, "channel")), next(named(layer, other, "channel"))
@@ -126,7 +126,7 @@ async def test_one_that_is_down_takes_only_its_own_with_it(servers: list[RedisSe
         await each.close()
 
 
-async def test_groups_of_servers_outlive_the_data_of_a_store(
+async def test_memberships_are_restored_in_a_store_that_lost_its_data(
     servers: list[RedisServer], hosts: list[str], empty_one: Callable[[RedisServer], None]
 ) -> None:
     """The bus restores group memberships of interface servers in a store that lost its data and holds only groups."""
@@ -159,7 +159,7 @@ async def test_a_closed_layer_leaves_no_lease_and_no_membership(servers: list[Re
         assert not any(keys(server) for server in servers)
 
 
-async def test_what_is_taken_lies_where_its_channel_is(servers: list[RedisServer], hosts: list[str]) -> None:
+async def test_taken_messages_are_at_the_store_of_their_channel(servers: list[RedisServer], hosts: list[str]) -> None:
     layer = RedisChannelLayer(hosts)
     channels = [next(named(layer, server, "work")) for server in servers]
     async with layer.bus("w", Recorder()) as first:
