@@ -157,7 +157,7 @@ class Request:
             return ErrorResponse(400, "The length of the body is given in two ways.")
         target = self.target
         if target.startswith(b"/"):
-            if b"#" in target:
+            if _HASH in target:
                 target = target.partition(b"#")[0]
             self.raw_path, _, self.query_string = target.partition(b"?")
         elif not self._split_other_target():
@@ -214,6 +214,7 @@ _OTHER_METHODS = frozenset(
         *("GET_PARAMETER", "SET_PARAMETER", "REDIRECT", "RECORD", "FLUSH"),
     )
 )
+_HASH = ord(b"#")  # as an integer, since `in` looks for those ten times as fast as for bytes
 _HTTP_1_1_EXTENSIONS: dict[str, Any] = {"http.response.early_hint": {}}
 
 
@@ -427,7 +428,7 @@ class RequestParser:
             return
         request.method = parser.get_method().decode("latin-1")
         request.http_version = parser.get_http_version()
-        if b" RTSP/" in self._line and self._speaks_rtsp(request):
+        if self._line.find(b" RTSP/") >= 0 and self._speaks_rtsp(request):
             request.http_version = "RTSP"
         request.keep_alive = parser.should_keep_alive()
         upgrade = parser.should_upgrade()
