@@ -19,7 +19,7 @@ from asgibus.layers.redis.client import RedisError, ignore_reply
 from asgibus.layers.redis.groups import Memberships
 from asgibus.layers.redis.heartbeat import Heartbeat, lease_times
 from asgibus.layers.redis.mailbox import MailboxReader
-from asgibus.layers.redis.pipeline import CALL_SECONDS
+from asgibus.layers.redis.pipeline import call_until
 from asgibus.layers.redis.redelivery import Deduplicator
 from asgibus.layers.redis.store import Shards, StoreClient
 from asgibus.layers.redis.work_queue import Consumer, Producer
@@ -73,17 +73,14 @@ class RedisBus(Bus):
         self._deduplicator = Deduplicator()
         self._wait = settings.wait
 
-        async def store_of(name: str) -> StoreClient:
-            return await shards.shard_for(name).client()
-
         self._timers: set[asyncio.TimerHandle] = set()  # of delayed messages for reply channels
         self._delayed: Counter[str] = Counter()  # how many of them each channel has
         self._membership_tasks: set[asyncio.Task[None]] = set()
         self._consumer = Consumer(client, mailbox, handler.orphaned, self._found_wrong_type)
-        self._acking_consumer = AckingConsumer(store_of, entries, mailbox, outage.counts, settings.expiry)
+        self._acking_consumer = AckingConsumer(shards.client_of, entries, mailbox, outage.counts, settings.expiry)
         self._memberships = Memberships(
             client,
-            store_of,
+            shards.client_of,
             lambda: (shard.client() for shard in shards),
             mailbox,
             settings.group_expiry,
@@ -116,7 +113,7 @@ class RedisBus(Bus):
 
     async def open(self) -> None:
         """Create the mailbox, take the lease, and begin to read. Raises LayerUnavailable."""
-        await self._heartbeat.open(_soon())
+        await self._heartbeat.open(call_until())
         await self._reader.open()
         self._heartbeat.start()
 
@@ -276,7 +273,7 @@ class RedisBus(Bus):
         self._handler.undelivered(mailbox)
 
     async def posted(self) -> None:
-        await self._pipeline.posted(_soon())
+        await self._pipeline.posted(call_until())
 
     def offer(self, channel: str, entry: Any, *, once: bool = False) -> Offer:
         return self._producer.offer(channel, entry, once)
@@ -306,7 +303,7 @@ class RedisBus(Bus):
         self._consumer.ack(claim)
 
     async def announce(self, pool: str, app: str) -> list[tuple[str, str]]:
-        key, until = self._keys.apps, _soon()
+        key, until = self._keys.apps, call_until()
         await self._pipeline.call("HSET", key, self.mailbox, self._entries.pack(key, (pool, app)), until=until)
         await self._pipeline.call("EXPIRE", key, APPS_SECONDS, until=until)
         announced = await self._pipeline.call("HGETALL", key, until=until)
@@ -368,8 +365,3 @@ def _check_local(parts: object, message: object, delay: object, capacity: object
     if not isinstance(parts, tuple | list) or not isinstance(message, bytes) or not valid_capacity:
         raise ValueError(f"not a message for process-local channels: {str(parts)[:100]}")
     require_delay(delay)
-
-
-def _soon() -> float:
-    """Return when a call gives up, by the event loop's clock."""
-    return asyncio.get_running_loop().time() + CALL_SECONDS

@@ -1,4 +1,4 @@
-"""The groups of a mailbox and of its channels.
+"""Groups: the memberships of a mailbox and of its channels, and sending to all members.
 
 A membership is a member of the group's sorted set. Besides, a set names the groups of each mailbox, so that other
 processes can clean up after a dead one. The membership of a mailbox is renewed by its process. That of a process-local
@@ -12,20 +12,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
+from asgibus.layers.codec import pack_message
+from asgibus.layers.contract import Frame, Message
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.layers.names import require_group
+from asgibus.layers.frames import GROUP_MESSAGE
+from asgibus.layers.names import mailbox_of, require_group
+from asgibus.layers.over_capacity import OverCapacity
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.client import ignore_reply
-from asgibus.layers.redis.pipeline import Refused, Store
-from asgibus.layers.redis.redelivery import Epoch
+from asgibus.layers.redis.codec import EntryCodec
+from asgibus.layers.redis.mailbox import MailboxSender
+from asgibus.layers.redis.pipeline import Refused, Store, call_until
+from asgibus.layers.redis.redelivery import Backlog, Epoch, epoch_range
 
 logger = logging.getLogger("asgibus.layers")
 
 RENEWALS = 4  # how often a membership is renewed within its lifetime
+_Missed = tuple[list[str], int]  # members whose processes are gone, and the number of full ones
+
 AT_ONCE = 256  # groups that are joined again, or left for a dead process, at the same time
 
 
@@ -33,6 +41,141 @@ class GroupStore(Store, Protocol):
     """A store, as memberships use it."""
 
     epoch: Epoch
+
+
+class Regroup(Protocol):
+    """Waits until members are back after Redis has lost its data: see `store.Regroup`."""
+
+    async def wait(self, members: Sequence[bytes], now: int, until: float) -> bool: ...
+
+    async def recreate_group(self, key: str, until: float) -> None: ...
+
+
+class MemberStore(Store, Protocol):
+    """A store, as sending to groups uses it."""
+
+    backlog: Backlog
+    mailboxes: MailboxSender
+
+    @property
+    def regroup(self) -> Regroup: ...
+
+    async def send(self, channel: str, message: bytes, delay: float, until: float) -> bool:
+        """Add a packed message to an ordinary channel. Return False if it is full. Raises LayerUnavailable."""
+
+
+class GroupSender:
+    """Sends to groups, in any event loop."""
+
+    def __init__(
+        self,
+        store_of: Callable[[str, float], Awaitable[MemberStore]],
+        entries: EntryCodec,
+        over_capacity: OverCapacity,
+        capacity_of: Callable[[str], int],
+    ) -> None:
+        """Prepare to send.
+
+        Args:
+            store_of: Returns the store of a group, a mailbox or an ordinary channel; raises LayerUnavailable at a time
+                of the event loop's clock.
+            entries: Checks names of members.
+            over_capacity: Counts and logs the messages that full members miss.
+            capacity_of: Returns the capacity of a channel.
+        """
+        self._store_of = store_of
+        self._entries = entries
+        self._over_capacity = over_capacity
+        self._capacity_of = capacity_of
+
+    async def send(self, group: str, message: Message, until: float) -> None:
+        """Send a message to all members. Raises LayerUnavailable, at the time `until` at the latest."""
+        payload = pack_message(message)
+        store = await self._store_of(group, until)
+        with store.outage.counted():
+            room = await store.backlog.enter(len(payload), until)
+            try:
+                await self._send(store, group, message, payload, until)
+            finally:
+                store.backlog.leave(room)
+
+    async def _send(self, store: MemberStore, group: str, message: Message, payload: bytes, until: float) -> None:
+        members, epoch = await self._members(store, group, until)
+        # A mailbox gets one entry for the group as a whole, or one for all of its channels that have the same capacity.
+        calls: list[Coroutine[Any, Any, _Missed]] = []
+        channels: dict[tuple[str, int], dict[str, str]] = {}
+        for member in members:
+            owner, mark, part = member.partition("!")
+            if not mark:
+                calls.append(self._to_ordinary(member, payload, until))
+            elif part:
+                channels.setdefault((mailbox_of(owner), self._capacity_of(member)), {})[part] = member
+            else:
+                calls.append(self._to_mailbox(member, (GROUP_MESSAGE, group, message), until))
+        calls += [
+            self._to_channels(mailbox, each, capacity, payload, until) for (mailbox, capacity), each in channels.items()
+        ]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        missed = [each for each in outcomes if isinstance(each, tuple)]
+        if gone := [member for each, _ in missed for member in each]:
+            await self._remove(store, group, gone, epoch)
+        for each in outcomes:
+            if isinstance(each, BaseException):
+                raise each  # the store of some members is away; the others have the message
+        if full := sum(full for _, full in missed):
+            self._over_capacity.missed(f"group {group}", full, len(members))
+
+    async def _to_mailbox(self, mailbox: str, frame: Frame, until: float) -> _Missed:
+        sent = await (await self._store_of(mailbox, until)).mailboxes.send_frame(mailbox, frame, until)
+        return ([mailbox] if sent is None else []), int(sent is False)
+
+    async def _to_channels(
+        self, mailbox: str, channels: Mapping[str, str], capacity: int, payload: bytes, until: float
+    ) -> _Missed:
+        """Send a message to process-local channels of a mailbox, by their local names."""
+        store = await self._store_of(mailbox, until)
+        sent = await store.mailboxes.send(mailbox, tuple(channels), payload, capacity, until)
+        return (list(channels.values()) if sent is None else []), len(channels) if sent is False else 0
+
+    async def _to_ordinary(self, channel: str, payload: bytes, until: float) -> _Missed:
+        return [], not await (await self._store_of(channel, until)).send(channel, payload, 0.0, until)
+
+    async def _remove(self, store: MemberStore, group: str, gone: list[str], epoch: list[bytes]) -> None:
+        """Remove members whose processes are gone from a group, unless another epoch has begun since."""
+        call = store.pipeline.call
+        if await call("ZRANGE", *epoch_range(store.keys), until=call_until()) != epoch:
+            return
+        await call("ZREM", store.keys.group(group), *gone, until=call_until())
+        logger.info("group %r: %d members of processes that are gone were removed", group, len(gone))
+
+    async def _members(self, store: MemberStore, group: str, until: float) -> tuple[list[str], list[bytes]]:
+        """Return the members of a group and the epoch, once all processes had time to join in that epoch."""
+        pipeline, key = store.pipeline, store.keys.group(group)
+        while True:
+            run_id = pipeline.run_id
+            found: list[Any] = []
+            reading = pipeline.write(("EVAL", scripts.GROUP_MEMBERS, 1, key), found.append)
+            try:  # in one flush, and after the members, so that they were read in this epoch or an earlier one
+                epoch = await pipeline.call("ZRANGE", *epoch_range(store.keys), until=until)
+            finally:
+                pipeline.cancel(reading)
+            if found and isinstance(found[0], Exception) and str(found[0]).startswith("WRONGTYPE"):
+                self._entries.log_unexpected("wrong type", key, "it was no zset, and was removed")
+                await store.regroup.recreate_group(key, until)
+                continue
+            if not found or isinstance(found[0], Exception):
+                raise LayerUnavailable(f"Redis refused to name the members of a group: {found}")
+            if run_id != pipeline.run_id:
+                continue  # the two replies may be from different servers
+            now, members = found[0]
+            if not await store.regroup.wait(epoch, now, until):
+                return self._member_names(key, members), epoch
+
+    def _member_names(self, key: str, members: Sequence[bytes]) -> list[str]:
+        try:
+            return [member.decode() for member in members]
+        except UnicodeDecodeError:
+            return self._entries.valid_names(key, members)
 
 
 class Memberships:

@@ -16,20 +16,20 @@ from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 from asgibus.layers.codec import pack_message
-from asgibus.layers.contract import Bus, ChannelLayer, Frame, Handler, Message, Statistics
-from asgibus.layers.errors import ChannelFull, ForeignChannel, LayerUnavailable
-from asgibus.layers.frames import DEAD, GROUP_MESSAGE, MEMBERSHIP
-from asgibus.layers.names import has_channels, mailbox_of, require_channel, require_group, split_local
+from asgibus.layers.contract import Bus, ChannelLayer, Handler, Message, Statistics
+from asgibus.layers.errors import ChannelFull, ForeignChannel
+from asgibus.layers.frames import DEAD, MEMBERSHIP
+from asgibus.layers.names import has_channels, require_channel, require_group, split_local
 from asgibus.layers.over_capacity import OverCapacity
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.bus import RedisBus
 from asgibus.layers.redis.client import ignore_reply
 from asgibus.layers.redis.codec import Encryption, EntryCodec
 from asgibus.layers.redis.config import DEFAULT_HOST, Hosts, read_hosts
+from asgibus.layers.redis.groups import GroupSender
 from asgibus.layers.redis.local_channels import BackgroundLoop, LocalChannels
-from asgibus.layers.redis.pipeline import CALL_SECONDS, PAYLOAD_VERSION
-from asgibus.layers.redis.redelivery import epoch_range
-from asgibus.layers.redis.store import Shard, Shards, StoreClient
+from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, call_until
+from asgibus.layers.redis.store import Shard, Shards
 from asgibus.layers.settings import (
     BACKLOG_BYTES,
     CAPACITY,
@@ -41,8 +41,6 @@ from asgibus.layers.settings import (
 )
 
 logger = logging.getLogger("asgibus.layers")
-
-_Missed = tuple[list[str], int]  # members whose processes are gone, and the number of full ones
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -111,7 +109,7 @@ class RedisChannelLayer(ChannelLayer):
             backlog=backlog,
         )
         self.counts = Counter()
-        self._over_capacity = OverCapacity(self.counts)
+        over_capacity = OverCapacity(self.counts)
         self._entries = EntryCodec(_encryptor(symmetric_encryption_keys), self.counts)
         stores = read_hosts(hosts)
         if "{" in prefix and any(store.tag for store in stores):
@@ -119,7 +117,8 @@ class RedisChannelLayer(ChannelLayer):
             raise ValueError(f"on a cluster, a layer's prefix holds no '{{', as {prefix!r} does")
         self._shards = Shards([Shard(store, prefix, self._entries, self.settings, self.counts) for store in stores])
         self.background_loop = BackgroundLoop(self._shards.close)
-        self._local = LocalChannels(self._shards, self.background_loop, self._over_capacity)
+        self._local = LocalChannels(self._shards, self.background_loop, over_capacity)
+        self._groups = GroupSender(self._shards.client_of, self._entries, over_capacity, self.settings.capacity_of)
 
     @property
     def client_prefix(self) -> str:
@@ -141,12 +140,12 @@ class RedisChannelLayer(ChannelLayer):
         payload = pack_message(message)
         capacity = self.settings.capacity_of(channel)
         until = self._send_until()
-        client = await self._shards.shard_for(local[0] if local else channel).client(until)
+        client = await self._shards.client_of(local[0] if local else channel, until)
         with client.outage.counted():
             room = await client.backlog.enter(len(payload), until)
             try:
                 if local is None:
-                    full = not await self._send_ordinary(client, channel, payload, delay, until)
+                    full = not await client.send(channel, payload, delay, until)
                 else:
                     sent = await client.mailboxes.send(local[0], (local[1],), payload, capacity, until, delay)
                     full = sent is False
@@ -161,7 +160,7 @@ class RedisChannelLayer(ChannelLayer):
     async def receive(self, channel: str) -> Message:
         local = split_local(require_channel(channel, whole=True))
         if local is None:
-            return await (await self._shards.shard_for(channel).client()).reader.receive(channel)
+            return await (await self._shards.client_of(channel)).reader.receive(channel)
         if not self._local.has(local[0]):
             raise ForeignChannel(channel)
         inbox = self._local.get_inbox() or await self._local.open()
@@ -182,10 +181,9 @@ class RedisChannelLayer(ChannelLayer):
         """Add a channel of another process, or an ordinary channel."""
         until = self._send_until()
         await self._notify_owner(group, channel, local, True, until)
-        shard = self._shards.shard_for(group)
-        pipeline = (await shard.client(until)).pipeline
-        key = shard.keys.group(group)
-        await pipeline.call("EVAL", scripts.GROUP_ADD, 1, key, channel, f"{self.group_expiry:f}", until=until)
+        client = await self._shards.client_of(group, until)
+        arguments = client.keys.group(group), channel, f"{self.group_expiry:f}"
+        await client.pipeline.call("EVAL", scripts.GROUP_ADD, 1, *arguments, until=until)
 
     async def group_discard(self, group: str, channel: str) -> None:
         local = split_local(require_channel(channel))
@@ -199,115 +197,20 @@ class RedisChannelLayer(ChannelLayer):
         """Remove a channel of another process, or an ordinary channel."""
         until = self._send_until()
         await self._notify_owner(group, channel, local, False, until)
-        shard = self._shards.shard_for(group)
-        await (await shard.client(until)).pipeline.call("ZREM", shard.keys.group(group), channel, until=until)
+        client = await self._shards.client_of(group, until)
+        await client.pipeline.call("ZREM", client.keys.group(group), channel, until=until)
 
     async def _notify_owner(
         self, group: str, channel: str, local: tuple[str, str] | None, joins: bool, until: float
     ) -> None:
         """Let the process of a channel note a membership or its end: it restores what the store loses."""
         if local is not None and has_channels(local[0]):
-            client = await self._shards.shard_for(local[0]).client(until)
+            client = await self._shards.client_of(local[0], until)
             await client.outbox.send(local[0], (MEMBERSHIP, group, channel, joins), until)
 
     @_on_long_lived_loop
     async def group_send(self, group: str, message: Message) -> None:
-        shard = self._shards.shard_for(require_group(group))
-        key = shard.keys.group(group)
-        payload = pack_message(message)
-        until = self._send_until()
-        client = await shard.client(until)
-        with client.outage.counted():
-            room = await client.backlog.enter(len(payload), until)
-            try:
-                full, members = await self._group_send(client, group, key, message, payload, until)
-            finally:
-                client.backlog.leave(room)
-        if full:
-            self._over_capacity.missed(f"group {group}", full, members)
-
-    async def _group_send(
-        self, client: StoreClient, group: str, key: str, message: Message, payload: bytes, until: float
-    ) -> tuple[int, int]:
-        """Send a message to all members. Return the number of full members, and of all."""
-        members, epoch = await self._members(client, key, until)
-        # A mailbox gets one entry for the group as a whole, or one for all of its channels that have the same capacity.
-        calls: list[Coroutine[Any, Any, _Missed]] = []
-        channels: dict[tuple[str, int], dict[str, str]] = {}
-        for member in members:
-            owner, mark, part = member.partition("!")
-            if not mark:
-                calls.append(self._to_ordinary(member, payload, until))
-            elif part:
-                channels.setdefault((mailbox_of(owner), self.settings.capacity_of(member)), {})[part] = member
-            else:
-                calls.append(self._to_mailbox(member, (GROUP_MESSAGE, group, message), until))
-        calls += [
-            self._to_channels(mailbox, each, capacity, payload, until) for (mailbox, capacity), each in channels.items()
-        ]
-        outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        missed = [each for each in outcomes if isinstance(each, tuple)]
-        gone = [member for each, _ in missed for member in each]
-        if gone:
-            await self._remove(client, group, key, gone, epoch)
-        for each in outcomes:
-            if isinstance(each, BaseException):
-                raise each  # the store of some members is away; the others have the message
-        return sum(full for _, full in missed), len(members)
-
-    async def _to_mailbox(self, mailbox: str, frame: Frame, until: float) -> _Missed:
-        client = await self._shards.shard_for(mailbox).client(until)
-        sent = await client.mailboxes.send_frame(mailbox, frame, until)
-        return ([mailbox] if sent is None else []), int(sent is False)
-
-    async def _to_channels(
-        self, mailbox: str, channels: Mapping[str, str], capacity: int, payload: bytes, until: float
-    ) -> _Missed:
-        """Send a message to process-local channels of a mailbox, by their local names."""
-        client = await self._shards.shard_for(mailbox).client(until)
-        sent = await client.mailboxes.send(mailbox, tuple(channels), payload, capacity, until)
-        return (list(channels.values()) if sent is None else []), len(channels) if sent is False else 0
-
-    async def _to_ordinary(self, channel: str, payload: bytes, until: float) -> _Missed:
-        client = await self._shards.shard_for(channel).client(until)
-        return [], not await self._send_ordinary(client, channel, payload, 0.0, until)
-
-    async def _remove(self, client: StoreClient, group: str, key: str, gone: list[str], epoch: list[bytes]) -> None:
-        """Remove members whose processes are gone from a group, unless another epoch has begun since."""
-        pipeline = client.pipeline
-        if await pipeline.call("ZRANGE", *epoch_range(client.keys), until=_until()) != epoch:
-            return
-        await pipeline.call("ZREM", key, *gone, until=_until())
-        logger.info("group %r: %d members of processes that are gone were removed", group, len(gone))
-
-    async def _members(self, client: StoreClient, key: str, until: float) -> tuple[list[str], list[bytes]]:
-        """Return the members of a group and the epoch, once all processes had time to join in that epoch."""
-        pipeline = client.pipeline
-        while True:
-            run_id = pipeline.run_id
-            found: list[Any] = []
-            reading = pipeline.write(("EVAL", scripts.GROUP_MEMBERS, 1, key), found.append)
-            try:  # in one flush, and after the members, so that they were read in this epoch or an earlier one
-                epoch = await pipeline.call("ZRANGE", *epoch_range(client.keys), until=until)
-            finally:
-                pipeline.cancel(reading)
-            if found and isinstance(found[0], Exception) and str(found[0]).startswith("WRONGTYPE"):
-                self._entries.log_unexpected("wrong type", key, "it was no zset, and was removed")
-                await client.regroup.recreate_group(key, until)
-                continue
-            if not found or isinstance(found[0], Exception):
-                raise LayerUnavailable(f"Redis refused to name the members of a group: {found}")
-            if run_id != pipeline.run_id:
-                continue  # the two replies may be from different servers
-            now, members = found[0]
-            if not await client.regroup.wait(epoch, now, until):
-                return self._member_names(key, members), epoch
-
-    def _member_names(self, key: str, members: Sequence[bytes]) -> list[str]:
-        try:
-            return [member.decode() for member in members]
-        except UnicodeDecodeError:
-            return self._entries.valid_names(key, members)
+        await self._groups.send(require_group(group), message, self._send_until())
 
     async def channel_statistics(self, channel: str) -> Statistics:
         local = split_local(require_channel(channel, whole=True))
@@ -319,12 +222,12 @@ class RedisChannelLayer(ChannelLayer):
 
     @_on_long_lived_loop
     async def _ordinary_statistics(self, channel: str) -> Statistics:
-        client = await self._shards.shard_for(channel).client()
+        client = await self._shards.client_of(channel)
         keys = client.keys
         names = keys.messages(channel), keys.delayed(channel), keys.counts(channel)
         expiry = round(self.expiry * 1000)
         sent, pending, age, full = await client.pipeline.call(
-            "EVAL", scripts.CHANNEL_STATISTICS, 3, *names, expiry, until=_until()
+            "EVAL", scripts.CHANNEL_STATISTICS, 3, *names, expiry, until=call_until()
         )
         return Statistics(
             messages_count=sent, messages_pending=pending, messages_max_age=age / 1000, channel_full_count=full
@@ -349,7 +252,9 @@ class RedisChannelLayer(ChannelLayer):
             for pattern in shard.keys.patterns(*kinds):
                 cursor: bytes | str = "0"
                 while cursor != b"0":
-                    cursor, keys = await pipeline.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000, until=_until())
+                    cursor, keys = await pipeline.call(
+                        "SCAN", cursor, "MATCH", pattern, "COUNT", 1000, until=call_until()
+                    )
                     for key in keys:
                         yield shard, key
 
@@ -360,7 +265,7 @@ class RedisChannelLayer(ChannelLayer):
         async for shard, key in self._scan("channel", "delayed", "taken", "counts", "group"):
             (await shard.client()).pipeline.write(("UNLINK", key), ignore_reply)
         for client in clients:
-            await client.pipeline.posted(_until())
+            await client.pipeline.posted(call_until())
 
     async def close(self) -> None:
         await self._shards.close()
@@ -379,7 +284,7 @@ class RedisChannelLayer(ChannelLayer):
     async def declare_dead(self, mailbox: str) -> None:
         home = self._shards.home
         pipeline = (await home.client()).pipeline
-        until = _until()
+        until = call_until()
         live = await pipeline.call("EVAL", scripts.DECLARE_DEAD, 1, home.keys.processes, mailbox, until=until)
         payload = PAYLOAD_VERSION, "", [(DEAD, mailbox, True)]
         keys = map(home.keys.mailbox, self._entries.valid_names(home.keys.processes, live))
@@ -399,18 +304,6 @@ class RedisChannelLayer(ChannelLayer):
     def _send_until(self) -> float:
         """Return when a call that sends gives up, by the event loop's clock."""
         return asyncio.get_running_loop().time() + self.settings.wait
-
-    async def _send_ordinary(
-        self, client: StoreClient, channel: str, payload: bytes, delay: float, until: float
-    ) -> bool:
-        """Send to an ordinary channel. Return False if it is full."""
-        entry = self._entries.seal(client.keys.messages(channel), payload)
-        return await client.send(channel, entry, self.settings.capacity_of(channel), delay, until)
-
-
-def _until() -> float:
-    """Return when a call that does not send gives up, by the event loop's clock."""
-    return asyncio.get_running_loop().time() + CALL_SECONDS
 
 
 def _encryptor(encryption_keys: Sequence[str | bytes]) -> Encryption | None:

@@ -393,6 +393,11 @@ class Store(Protocol):
     pipeline: Pipeline
 
 
+def call_until() -> float:
+    """Return when a call that does not send gives up, by the event loop's clock."""
+    return asyncio.get_running_loop().time() + CALL_SECONDS
+
+
 def _waits(command: Command, refusal: str) -> bool:
     """Return whether a command is tried again after a refusal with that first word."""
     return refusal in MOVING or (command.patient and refusal in REFUSED_FOR_NOW)

@@ -31,7 +31,7 @@ from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.heartbeat import BEAT_SECONDS, SILENT_SECONDS
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.mailbox import MailboxSender
-from asgibus.layers.redis.pipeline import CALL_SECONDS, Pipeline, Refused
+from asgibus.layers.redis.pipeline import Pipeline, Refused, call_until
 from asgibus.layers.redis.redelivery import Backlog, Epoch, Outbox, epoch_range, find_epoch
 from asgibus.layers.settings import LayerSettings
 
@@ -131,7 +131,7 @@ class StoreClient:
     async def _warn_of_eviction(self) -> None:
         """Warn once about a Redis that evicts keys when it is out of memory. Raises LayerUnavailable."""
         try:
-            reply = await self.pipeline.call("INFO", "memory", until=asyncio.get_running_loop().time() + CALL_SECONDS)
+            reply = await self.pipeline.call("INFO", "memory", until=call_until())
         except Refused:  # to a user who may not ask
             return
         memory = dict(line.split(":", 1) for line in reply.decode(errors="replace").split() if ":" in line)
@@ -168,11 +168,12 @@ class StoreClient:
             await self.pipeline.drain()
             await self.pipeline.close()
 
-    async def send(self, channel: str, entry: bytes, capacity: int, delay: float, until: float) -> bool:
-        """Add a message to an ordinary channel. Return False if it is full. Raises LayerUnavailable."""
+    async def send(self, channel: str, message: bytes, delay: float, until: float) -> bool:
+        """Add a packed message to an ordinary channel. Return False if it is full. Raises LayerUnavailable."""
         keys, call = self.keys, self.pipeline.call
         names = keys.messages(channel), keys.delayed(channel), keys.counts(channel)
-        limits = self._expiry, COUNTED_MS, capacity
+        entry = self.entries.seal(names[0], message)
+        limits = self._expiry, COUNTED_MS, self.settings.capacity_of(channel)
         later = (round(delay * 1000), secrets.token_hex(8)) if delay else ()
         if not delay and await call(
             "EVAL", scripts.CHANNEL_SEND, 3, *names, entry, *limits, until=until, repeatable=False
@@ -374,6 +375,10 @@ class Shards(Sequence[Shard]):
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # as a list does
         return self._shards[index]
+
+    async def client_of(self, name: str, until: float | None = None) -> StoreClient:
+        """Return the client of the store of a channel, a mailbox or a group: see `Shard.client`."""
+        return await self.shard_for(name).client(until)
 
     @property
     def home(self) -> Shard:
