@@ -40,7 +40,7 @@ def test_static_files(client: httpx.Client) -> None:
     assert (part.status_code, part.content) == (206, plain.content[10:20])
 
 
-def test_logging_in_and_changing_somebody(site: Site, page: Page) -> None:
+def test_log_in_and_change_a_user(site: Site, page: Page) -> None:
     failed: list[str] = []
     page.on("response", lambda response: failed.append(response.url) if response.status >= 400 else None)
     page.on("requestfailed", lambda request: failed.append(request.url))

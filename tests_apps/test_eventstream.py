@@ -20,7 +20,7 @@ def texts(events: Iterator[ServerSentEvent]) -> Iterator[str]:
     return (json.loads(event.data)["text"] for event in events if event.event == "message")
 
 
-def test_what_one_worker_publishes_reaches_the_listeners_of_all(client: httpx.Client) -> None:
+def test_published_events_reach_listeners_of_all_workers(client: httpx.Client) -> None:
     with ExitStack() as stack:
         listeners = []
         for _ in range(6):
@@ -33,7 +33,7 @@ def test_what_one_worker_publishes_reaches_the_listeners_of_all(client: httpx.Cl
             assert [next(listener) for _ in range(3)] == ["first", "grüß Gott", "last"]
 
 
-def test_the_event_source_of_a_browser(site: Site, client: httpx.Client, page: Page) -> None:
+def test_an_event_source_in_a_browser(site: Site, client: httpx.Client, page: Page) -> None:
     page.goto(site.url)
     page.evaluate(
         """() => new Promise((resolve) => {

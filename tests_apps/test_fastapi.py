@@ -55,7 +55,7 @@ def test_an_upload(client: httpx.Client, large: Path, digest: str) -> None:
     assert answer.json() == {"title": "größer", "name": "large.bin", "size": SIZE * MIB, "digest": digest}
 
 
-def test_a_chunked_upload_that_is_read_as_it_comes(client: httpx.Client, digest: str) -> None:
+def test_a_streamed_upload(client: httpx.Client, digest: str) -> None:
     assert client.put("/raw", content=parts()).json() == {"size": SIZE * MIB, "digest": digest}
 
 

@@ -24,7 +24,7 @@ def test_a_call(gradio: Client) -> None:
     assert gradio.predict("Änne", api_name="/greet") == "Hello Änne!"
 
 
-def test_a_call_that_streams(gradio: Client) -> None:
+def test_a_streamed_call(gradio: Client) -> None:
     job = gradio.submit(30, api_name="/count")
     assert job.result(100) == 30
     assert job.outputs() == list(range(1, 31))

@@ -82,7 +82,7 @@ def _all_hear(client: httpx.Client, sockets: list[ClientConnection]) -> bool:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_client_that_breaks(site: Site, path: str) -> None:
+def test_a_client_loses_its_connection(site: Site, path: str) -> None:
     with ws(site, path) as socket:
         socket.ping().wait(15)
         socket.socket.shutdown(2)
@@ -91,7 +91,7 @@ def test_a_client_that_breaks(site: Site, path: str) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("code", [None, 1000, 4001])
-def test_a_browser_that_closes(site: Site, page: Page, path: str, code: int | None) -> None:
+def test_a_browser_closes_a_websocket(site: Site, page: Page, path: str, code: int | None) -> None:
     page.goto(site.url)
     page.evaluate(OPEN, path)
     if path not in {"/stream/leaver", "/rooms/leavers"}:  # these only send
@@ -100,7 +100,7 @@ def test_a_browser_that_closes(site: Site, page: Page, path: str, code: int | No
     assert page.evaluate(CLOSE, code) == (code or 1005)
 
 
-def test_a_browser_that_leaves_without_a_word(site: Site, page: Page) -> None:
+def test_a_browser_leaves_the_page(site: Site, page: Page) -> None:
     page.goto(site.url)
     page.evaluate(OPEN, "/stream/browser")
     page.wait_for_function("heard.length > 5")

@@ -54,7 +54,7 @@ async def test_event_streams(events: Site) -> None:
             await use(client)
 
 
-def test_a_client_that_leaves_its_event_stream(events: Site) -> None:
+def test_a_client_closes_its_event_stream(events: Site) -> None:
     with httpx.stream("GET", f"{events.url}/sse", trust_env=False) as answer:
         assert next(answer.iter_lines()) == "event: endpoint"
     assert httpx.get(f"{events.url}/missing", trust_env=False).status_code == 404  # the server goes on

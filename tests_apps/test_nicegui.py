@@ -19,7 +19,7 @@ def test_a_button(site: Site, page: Page) -> None:
         expect(page.get_by_text(str(number), exact=True)).to_be_visible()
 
 
-def test_others_see_what_one_says(site: Site, browser: Browser, page: Page) -> None:
+def test_a_message_reaches_another_browser(site: Site, browser: Browser, page: Page) -> None:
     page.goto(site.url)
     other = browser.new_page()
     other.goto(site.url)

@@ -72,7 +72,7 @@ def test_a_refusal_and_a_close(site: Site) -> None:
     assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4001, "that is all")
 
 
-def test_a_client_that_breaks(site: Site) -> None:
+def test_a_client_loses_its_connection(site: Site) -> None:
     with ws(site, "/chat/breaks") as socket:
         assert socket.recv(15) == "hello breaks"
         socket.socket.shutdown(2)
@@ -80,7 +80,7 @@ def test_a_client_that_breaks(site: Site) -> None:
 
 
 @pytest.mark.parametrize("code", [None, 1000, 4001])
-def test_a_browser_that_closes(site: Site, page: Page, code: int | None) -> None:
+def test_a_browser_closes_a_websocket(site: Site, page: Page, code: int | None) -> None:
     page.goto(site.url)
     page.evaluate(OPEN, f"/chat/browser{code}")
     page.wait_for_function("heard.length")
@@ -88,7 +88,7 @@ def test_a_browser_that_closes(site: Site, page: Page, code: int | None) -> None
     wait_until(lambda: f"browser{code} left" in site.notes)
 
 
-def test_a_browser_that_leaves_without_a_word(site: Site, page: Page) -> None:
+def test_a_browser_leaves_the_page(site: Site, page: Page) -> None:
     page.goto(site.url)
     page.evaluate(OPEN, "/chat/silent")
     page.wait_for_function("heard.length")

@@ -109,7 +109,7 @@ async def test_a_namespace(meet: Meet) -> None:
 
 
 @pytest.mark.anyio
-async def test_others_hear_of_who_leaves(meet: Meet) -> None:
+async def test_disconnects_are_announced(meet: Meet) -> None:
     stays, leaves, breaks = await meet("stays"), await meet("leaves"), await meet("breaks")
     await leaves.client.disconnect()
     assert await stays.next("gone") == "leaves"
@@ -144,7 +144,7 @@ async def test_a_client_is_refused(site: Site) -> None:
     await person.client.disconnect()
 
 
-def test_the_client_of_browsers(site: Site, page: Page) -> None:
+def test_the_client_in_a_browser(site: Site, page: Page) -> None:
     page.goto(site.url)
     page.add_script_tag(path=Path(nicegui.__file__).parent / "static" / "socket.io.min.js")  # the client's own file
     found = page.evaluate(
@@ -166,5 +166,5 @@ def test_the_client_of_browsers(site: Site, page: Page) -> None:
     assert found == {"sum": 42, "bytes": [3, 2, 1], "said": {"by": "Ann", "text": "grüß dich"}}
 
 
-def test_the_site_beside_it(site: Site) -> None:
+def test_the_mounted_site(site: Site) -> None:
     assert httpx.get(site.url, trust_env=False).text == "the site beside it"

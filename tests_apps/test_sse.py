@@ -25,7 +25,7 @@ def test_events(client: httpx.Client) -> None:
     assert found == [(str(number), "number", f"number {number}\n{LINES}", 100) for number in range(1, 6)]
 
 
-def test_a_client_that_leaves_ends_the_stream(site: Site, client: httpx.Client) -> None:
+def test_a_client_that_disconnects_ends_the_stream(site: Site, client: httpx.Client) -> None:
     with connect_sse(client, "GET", "/clock/leaver") as source:
         events = source.iter_sse()
         assert [next(events).data for _ in range(3)] == ["0", "1", "2"]
@@ -47,7 +47,7 @@ def test_a_deploy_ends_the_streams(serve: Callable[..., Site]) -> None:
     assert "deploy cleaned up" in site.notes
 
 
-def test_the_event_source_of_a_browser_comes_again_for_the_rest(site: Site, page: Page) -> None:
+def test_an_event_source_in_a_browser_continues_after_its_last_event(site: Site, page: Page) -> None:
     page.goto(site.url)
     found = page.evaluate(
         """() => new Promise((resolve) => {

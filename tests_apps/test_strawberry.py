@@ -33,7 +33,7 @@ def test_a_query(client: httpx.Client) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_query_by_its_client(site: Site) -> None:
+async def test_a_query_of_gql(site: Site) -> None:
     async with Client(transport=HTTPXAsyncTransport(site.url)) as session:
         assert await session.execute(gql('query { greeting(name: "Ann") }')) == {"greeting": "hello Ann"}
 
@@ -50,7 +50,7 @@ async def test_a_subscription_to_its_end(site: Site, protocol: str) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-async def test_a_client_that_stops_one_subscription_and_says_good_bye(site: Site, protocol: str) -> None:
+async def test_a_client_stops_a_subscription_and_disconnects(site: Site, protocol: str) -> None:
     name = f"stops {protocol}"
     async with Client(transport=websocket(site, protocol)) as session:
         async for part in session.subscribe(gql(f'subscription {{ clock(name: "{name}") }}')):
@@ -66,7 +66,7 @@ async def test_a_client_that_stops_one_subscription_and_says_good_bye(site: Site
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("how", ["closes", "breaks"])
-def test_a_client_that_leaves_in_the_middle(site: Site, protocol: str, how: str) -> None:
+def test_a_client_disconnects_during_a_subscription(site: Site, protocol: str, how: str) -> None:
     name = f"{how} {protocol}"
     query = f'subscription {{ clock(name: "{name}") }}'
     with connect(site.ws_url, subprotocols=[protocol]) as socket:

@@ -83,13 +83,13 @@ async def check_capacity_is_exact_under_several_layers(make_layer: LayerFactory)
         await expect_silence(layer, "a")
 
 
-async def check_a_local_channel_drops_what_is_over_its_capacity(make_layer: LayerFactory) -> None:
+async def check_a_full_local_channel_drops_messages(make_layer: LayerFactory) -> None:
     """Check that each message is received, refused with ChannelFull, or dropped and counted."""
     async with fresh_layer(make_layer, capacity=10) as layer:
         await _check_local(layer, [layer])
 
 
-async def check_a_local_channel_drops_what_several_layers_send(make_layer: LayerFactory) -> None:
+async def check_a_full_local_channel_drops_messages_of_several_layers(make_layer: LayerFactory) -> None:
     """Check the same with senders that do not know of each other."""
     async with (
         fresh_layer(make_layer, capacity=10) as layer,
@@ -168,11 +168,11 @@ async def check_channel_capacity_patterns(make_layer: LayerFactory) -> None:
 CHECKS = (
     check_a_full_channel_affects_no_other,
     check_capacity_is_exact_under_many_senders,
-    check_a_local_channel_drops_what_is_over_its_capacity,
+    check_a_full_local_channel_drops_messages,
     check_channel_capacity_patterns,
 )
 SHARED_CHECKS = (
     check_capacity_is_exact_under_several_layers,
-    check_a_local_channel_drops_what_several_layers_send,
+    check_a_full_local_channel_drops_messages_of_several_layers,
     check_receiving_makes_room,
 )

@@ -58,7 +58,7 @@ async def _claim_all(bus: Bus, channels: list[str], limit: int, claimed: list[An
             bus.done(claim)
 
 
-async def check_an_entry_is_claimed_by_one(make_layer: LayerFactory) -> None:
+async def check_each_entry_is_claimed_once(make_layer: LayerFactory) -> None:
     """Check that each entry is claimed once, and the oldest of a channel first."""
     count, channels = 200, [_channel("x"), _channel("y")]
     claimed: list[list[Any]] = [[], [], []]
@@ -248,7 +248,7 @@ async def check_statistics_count_unclaimed_offers(make_layer: LayerFactory) -> N
 
 CHECKS = (
     check_statistics_count_unclaimed_offers,
-    check_an_entry_is_claimed_by_one,
+    check_each_entry_is_claimed_once,
     check_offers_wait_for_a_claimant,
     check_a_claim_returns_at_most_its_limit,
     check_a_withdrawn_offer_is_not_claimed,

@@ -132,7 +132,7 @@ async def check_a_message_taken_at_most_once_is_not_redelivered(make_layer: Laye
         await _nothing_left(layer, "jobs")
 
 
-async def check_each_message_goes_to_one_taker_or_reader(make_layer: LayerFactory) -> None:
+async def check_each_message_goes_to_one_consumer_or_reader(make_layer: LayerFactory) -> None:
     """Check that each message is delivered once."""
     received: list[object] = []
 
@@ -163,7 +163,7 @@ async def check_each_message_goes_to_one_taker_or_reader(make_layer: LayerFactor
         expect_equal(sorted(map(str, received)), sorted(map(str, range(100))), "what was taken or received")
 
 
-async def check_bad_names_cannot_be_taken_from(make_layer: LayerFactory) -> None:
+async def check_take_refuses_bad_names(make_layer: LayerFactory) -> None:
     """Check that take raises TypeError."""
     async with fresh_layer(make_layer) as layer, layer.bus("w", Recorder()) as bus:
         for name in ("", "a b", "a!b!c"):
@@ -176,6 +176,6 @@ CHECKS = (
     check_an_acknowledged_message_is_not_redelivered,
     check_a_message_that_is_given_back_is_redelivered,
     check_a_message_taken_at_most_once_is_not_redelivered,
-    check_each_message_goes_to_one_taker_or_reader,
-    check_bad_names_cannot_be_taken_from,
+    check_each_message_goes_to_one_consumer_or_reader,
+    check_take_refuses_bad_names,
 )

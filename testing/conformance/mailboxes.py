@@ -87,7 +87,7 @@ async def check_frames_name_their_sender(make_layer: LayerFactory) -> None:
             expect_equal(frames, [(KIND, name, number) for number in range(20)], f"frames of {name}")
 
 
-async def check_large_frames_arrive_too(make_layer: LayerFactory) -> None:
+async def check_large_frames_arrive(make_layer: LayerFactory) -> None:
     """Check 4 MiB in flight."""
     reader = Recorder()
     part = bytes(64 * 1024)
@@ -188,7 +188,7 @@ async def check_a_broadcast_reaches_each_mailbox_once(make_layer: LayerFactory) 
         expect_equal(got, [[one, two], [one], []], "frames of two members, one of which left, and of another mailbox")
 
 
-async def check_bad_group_names_cannot_be_joined(make_layer: LayerFactory) -> None:
+async def check_join_group_refuses_bad_names(make_layer: LayerFactory) -> None:
     """Check that join_group and leave_group raise TypeError."""
     async with fresh_layer(make_layer) as layer, layer.bus("a", Recorder()) as a:
         for name in ("a\n", "", "a!b"):
@@ -200,12 +200,12 @@ CHECKS = (
     check_frames_arrive_in_the_order_of_their_posting,
     check_no_batch_is_empty,
     check_frames_name_their_sender,
-    check_large_frames_arrive_too,
+    check_large_frames_arrive,
     check_posting_to_a_missing_mailbox_is_reported,
     check_messages_reach_local_channels_of_a_mailbox,
     check_drain_waits_until_all_frames_are_delivered,
     check_frames_posted_last_arrive,
     check_a_broadcast_reaches_each_mailbox_once,
-    check_bad_group_names_cannot_be_joined,
+    check_join_group_refuses_bad_names,
 )
 SHARED_CHECKS = (check_messages_of_another_layer_reach_local_channels_of_a_mailbox,)

@@ -184,7 +184,7 @@ async def check_a_closed_layer_can_be_used_again(make_layer: LayerFactory) -> No
         expect_equal(await receive(layer, local), {"n": 3}, "message of a process-local channel made after close")
 
 
-async def check_the_attributes_that_channels_reads(make_layer: LayerFactory) -> None:
+async def check_attributes_for_channels(make_layer: LayerFactory) -> None:
     """Check the attributes that Channels reads, with the defaults of the specification."""
     async with fresh_layer(make_layer) as layer:
         expect_equal((layer.expiry, layer.group_expiry, layer.capacity), (60, 86400, 100), "the default options")
@@ -201,5 +201,5 @@ CHECKS = (
     check_a_message_has_a_limit,
     check_flush_deletes_messages_and_groups,
     check_a_closed_layer_can_be_used_again,
-    check_the_attributes_that_channels_reads,
+    check_attributes_for_channels,
 )

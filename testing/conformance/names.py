@@ -92,7 +92,7 @@ async def check_only_the_owner_receives_from_a_local_channel(make_layer: LayerFa
         expect("was made by another" in str(error), f"the error does not say why: {error}")
 
 
-async def check_messages_to_a_gone_process_are_dropped(make_layer: LayerFactory) -> None:
+async def check_messages_to_an_ended_process_are_dropped(make_layer: LayerFactory) -> None:
     """Check that this is no error: the sender cannot know."""
     async with fresh_layer(make_layer) as layer:
         await layer.send("specific.0000000000000000!1", {"n": 1})
@@ -109,5 +109,5 @@ CHECKS = (
     check_bad_group_names_are_refused,
     check_bad_prefixes_are_refused,
     check_only_the_owner_receives_from_a_local_channel,
-    check_messages_to_a_gone_process_are_dropped,
+    check_messages_to_an_ended_process_are_dropped,
 )

@@ -88,7 +88,7 @@ async def check_a_local_channel_has_statistics(make_layer: LayerFactory) -> None
         expect_equal(age, 0.0, "the age of a message that is delayed")
 
 
-async def check_statistics_of_a_local_channel_are_its_maker_s(make_layer: LayerFactory) -> None:
+async def check_only_the_owner_reads_statistics_of_a_local_channel(make_layer: LayerFactory) -> None:
     """Check that another layer object raises a TypeError for the statistics of a process-local channel."""
     async with fresh_layer(make_layer) as layer, another_layer(make_layer) as maker:
         local = await maker.new_channel()
@@ -114,7 +114,7 @@ async def check_reading_statistics_changes_nothing(make_layer: LayerFactory) -> 
             expect_equal(received, list(range(5)), f"messages of {channel}")
 
 
-async def check_all_channels_together_have_statistics(make_layer: LayerFactory) -> None:
+async def check_global_statistics(make_layer: LayerFactory) -> None:
     """Check the sums of all ordinary channels, and the age of the oldest message of all."""
     async with fresh_layer(make_layer, capacity=2) as layer:
         expect_equal(_numbers(await layer.global_statistics()), (0, 0, 0), "sent, pending, full of nothing")
@@ -134,6 +134,6 @@ CHECKS = (
     check_a_channel_has_statistics,
     check_a_local_channel_has_statistics,
     check_reading_statistics_changes_nothing,
-    check_all_channels_together_have_statistics,
+    check_global_statistics,
 )
-SHARED_CHECKS = (check_statistics_of_a_local_channel_are_its_maker_s,)
+SHARED_CHECKS = (check_only_the_owner_reads_statistics_of_a_local_channel,)

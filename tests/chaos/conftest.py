@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _promises_are_kept_to_the_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadline, "TOLERANCE", 1.0)
 
 

@@ -12,7 +12,7 @@ Start = Callable[..., Process]
 
 
 @pytest.mark.parametrize("path", ["/echo", "/room"])
-def test_a_quiet_day(
+def test_a_bus_without_faults_has_a_clean_report(
     path: str, start_chaos_interface: Start, start_chaos_worker: Start, figures: Callable[[object], None]
 ) -> None:
     start_chaos_worker()
@@ -39,7 +39,9 @@ def test_a_quiet_day(
         ([2, 2, 1, 3], 5, 2, 1, 1),
     ],
 )
-def test_numbers(came: list[int], sent: int, lost: int, doubled: int, disordered: int) -> None:
+def test_numbers_count_lost_doubled_and_disordered_messages(
+    came: list[int], sent: int, lost: int, doubled: int, disordered: int
+) -> None:
     numbers = Numbers()
     for number in came:
         numbers.saw(number)

@@ -29,7 +29,7 @@ def deploy(workers: list[Process], start: Start) -> list[float]:
     return seconds
 
 
-def test_with_resume_nothing_is_noticed(
+def test_a_deploy_with_resume_closes_no_socket(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
     workers = [start_chaos_worker("--resume") for _ in range(2)]
@@ -68,7 +68,7 @@ def test_with_resume_nothing_is_noticed(
             assert run["at"] >= before["at"], "two runs at once"
 
 
-def test_without_resume_each_is_closed_in_its_time(
+def test_a_deploy_without_resume_spreads_the_closes(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
     sockets, period = (2000, 5.0) if LONG else (200, 1.0)
@@ -91,9 +91,7 @@ def test_without_resume_each_is_closed_in_its_time(
     assert len(notes.all("disconnected", code=RESTART)) == len(notes.all("cleaned")) == sockets
 
 
-def test_without_resume_few_sockets_do_not_hold_a_worker_up(
-    start_chaos_interface: Start, start_chaos_worker: Start
-) -> None:
+def test_a_worker_with_few_sockets_drains_quickly(start_chaos_interface: Start, start_chaos_worker: Start) -> None:
     worker = start_chaos_worker("--drain-period", 30)
     interface = start_chaos_interface()
     with Crowd(interface, "/echo", sockets=10, rate=100) as crowd:
@@ -104,7 +102,7 @@ def test_without_resume_few_sockets_do_not_hold_a_worker_up(
         assert crowd.finish().closes == {RESTART: 10}
 
 
-def test_a_slow_client_at_a_deploy_gets_each_message_once(
+def test_a_slow_client_gets_each_message_once_at_a_deploy(
     start_worker: Start, start_chaos_interface: Start, redis_url: str
 ) -> None:
     """A `send` that waits for the client as the worker stops has sent its message: the next run goes on behind it."""

@@ -70,7 +70,7 @@ def shape(admin: Any) -> dict[str, Any]:
     return shape
 
 
-def test_its_sessions_end_and_nothing_is_left(
+def test_sessions_of_a_killed_interface_end_and_its_keys_are_deleted(
     start_chaos_interface: Start,
     start_chaos_worker: Start,
     notes: Notes,
@@ -124,7 +124,7 @@ def test_its_sessions_end_and_nothing_is_left(
         report.assert_whole()
 
 
-def test_what_it_had_offered_and_nobody_took(
+def test_a_request_offered_by_a_killed_interface_ends(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, admin: "redis.Redis[str]", figures: Figures
 ) -> None:
     start_chaos_worker("--resume", "--concurrency", 1)

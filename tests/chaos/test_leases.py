@@ -49,7 +49,9 @@ def living(url: str) -> set[str]:
 
 
 @pytest.mark.long  # see test_worker_killed
-def test_a_killed_worker(server: RedisServer, processes: Processes, notes: Notes, figures: Figures) -> None:
+def test_connections_of_a_killed_worker_are_taken_over(
+    server: RedisServer, processes: Processes, notes: Notes, figures: Figures
+) -> None:
     with Load(processes, notes, server.url) as load:
         before = len(living(server.url))
         victim = load.workers[0]
@@ -75,7 +77,9 @@ def test_a_killed_worker(server: RedisServer, processes: Processes, notes: Notes
 
 
 @pytest.mark.long  # see test_interface_killed
-def test_a_killed_interface(server: RedisServer, processes: Processes, notes: Notes, figures: Figures) -> None:
+def test_apps_get_the_disconnects_of_a_killed_interface(
+    server: RedisServer, processes: Processes, notes: Notes, figures: Figures
+) -> None:
     with Load(processes, notes, server.url) as load:
         before = len(living(server.url))
         victim = load.interfaces[0]
@@ -96,7 +100,7 @@ def test_a_killed_interface(server: RedisServer, processes: Processes, notes: No
 
 @pytest.mark.long  # see test_paused, under less load
 @pytest.mark.parametrize("kind", ["worker", "interface"])
-def test_who_was_paused_is_dead_and_kills_nobody(
+def test_a_paused_process_is_declared_dead_and_returns(
     kind: str, server: RedisServer, processes: Processes, notes: Notes, figures: Figures
 ) -> None:
     with Load(processes, notes, server.url) as load:
@@ -127,7 +131,7 @@ def test_who_was_paused_is_dead_and_kills_nobody(
     assert not outcome.doubled_runs
 
 
-def test_steps_of_the_clock_of_a_host(
+def test_clock_steps_of_a_host_end_no_lease(
     clock: WallClock, server: RedisServer, processes: Processes, notes: Notes, figures: Figures
 ) -> None:
     with Load(processes, notes, server.url, env=clock.env) as load:
@@ -153,7 +157,9 @@ def step_redis(url: str, seconds: float) -> None:
         )
 
 
-def test_steps_of_the_clock_of_redis(server: RedisServer, processes: Processes, notes: Notes, figures: Figures) -> None:
+def test_clock_steps_of_redis_end_no_lease(
+    server: RedisServer, processes: Processes, notes: Notes, figures: Figures
+) -> None:
     """Steps of the clock of Redis end no lease, and a worker that is killed afterwards is noticed in time."""
     with Load(processes, notes, server.url) as load:
         for step in (HOUR, -HOUR):  # after the first step all heartbeats seem an hour old
@@ -175,7 +181,7 @@ def test_steps_of_the_clock_of_redis(server: RedisServer, processes: Processes, 
     assert not outcome.disconnects
 
 
-def test_an_outage_longer_than_a_lease(
+def test_an_outage_ends_only_the_lease_of_the_killed_worker(
     start_redis: StartRedis, processes: Processes, notes: Notes, figures: Figures
 ) -> None:
     """Only the killed worker is declared dead when Redis returns with expired leases."""

@@ -23,7 +23,7 @@ FIXED = 30 * 1024 * 1024
 """Bytes that an interface server may grow by whatever it does."""
 
 
-def test_memory_is_bounded_and_clients_wait(
+def test_an_interface_without_workers_has_bounded_memory(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
     workers = [start_chaos_worker("--resume") for _ in range(2)]
@@ -64,7 +64,7 @@ def test_memory_is_bounded_and_clients_wait(
     assert grown < SOCKETS * 2 * WINDOW + FIXED
 
 
-def test_those_who_leave_meanwhile(
+def test_runs_for_clients_that_left_without_workers_end(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, redis_url: str
 ) -> None:
     worker = start_chaos_worker("--resume")
@@ -95,7 +95,9 @@ def test_those_who_leave_meanwhile(
             )
 
 
-def test_those_who_wait_for_too_long(start_chaos_interface: Start, start_chaos_worker: Start, figures: Figures) -> None:
+def test_clients_that_wait_too_long_are_closed(
+    start_chaos_interface: Start, start_chaos_worker: Start, figures: Figures
+) -> None:
     worker = start_chaos_worker("--resume")
     interface = start_chaos_interface("--connect-timeout", 1, "--resume-timeout", 2)
     with Crowd(interface, "/echo", sockets=20, rate=100) as crowd:

@@ -25,7 +25,7 @@ main()
 """
 
 
-def start_odd(kind: str, url: str, processes: Processes, notes: Notes) -> Process:
+def start_incompatible(kind: str, url: str, processes: Processes, notes: Notes) -> Process:
     """Return a worker with a wrong key, or of another version."""
     options = (APP, "--layer", url, "--admin-port", "0")
     if kind == "key":
@@ -36,11 +36,11 @@ def start_odd(kind: str, url: str, processes: Processes, notes: Notes) -> Proces
 
 
 @pytest.mark.parametrize("kind", ["key", "version"])
-def test_one_of_several_workers_cannot_read(
+def test_a_worker_that_cannot_read_requests_loses_none(
     kind: str, redis_url: str, processes: Processes, notes: Notes, figures: Figures
 ) -> None:
     key = {"ASGIBUS_ENCRYPTION_KEY": "right"}
-    odd = start_odd(kind, redis_url, processes, notes)
+    odd = start_incompatible(kind, redis_url, processes, notes)
     interface = processes.start_interface("--layer", redis_url, "--no-access-log", env=key)
     even = [
         processes.start_worker(APP, "--layer", redis_url, "--resume", "--admin-port", 0, env=notes.env | key)

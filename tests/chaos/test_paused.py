@@ -22,7 +22,9 @@ AWAKE = 8.0
 """Seconds after the pause in which all must be well again."""
 
 
-def test_a_worker(start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures) -> None:
+def test_connections_of_a_paused_worker_move(
+    start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
+) -> None:
     paused, other = start_chaos_worker("--resume"), start_chaos_worker("--resume")
     interface = start_chaos_interface()
     with echo_and_room(interface) as (echo, room):
@@ -61,7 +63,7 @@ def test_a_worker(start_chaos_interface: Start, start_chaos_worker: Start, notes
             assert {known["pid"] for known in crowd.probe()} == {paused.pid}
 
 
-def test_one_that_is_stopped_when_it_should_take_over(
+def test_a_worker_paused_before_a_takeover_is_replaced(
     start_chaos_interface: Start, start_chaos_worker: Start, figures: Figures
 ) -> None:
     """A worker that is paused before a takeover claims connections unseen; another worker takes them over."""
@@ -82,7 +84,7 @@ def test_one_that_is_stopped_when_it_should_take_over(
             assert {known["pid"] for known in crowd.probe()} == {third.pid}
 
 
-def test_a_short_pause_changes_nothing(
+def test_a_short_pause_moves_no_connection(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
     workers = [start_chaos_worker("--resume") for _ in range(2)]
@@ -102,7 +104,7 @@ def test_a_short_pause_changes_nothing(
     assert not notes.all("connected", attempt=2)
 
 
-def test_requests_at_a_paused_interface(
+def test_requests_at_a_paused_interface_end_or_run_again(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
     start_chaos_worker()
@@ -133,7 +135,7 @@ def test_requests_at_a_paused_interface(
 
 
 @pytest.mark.parametrize("resume", [True, False])
-def test_an_interface(
+def test_connections_of_a_paused_interface(
     resume: bool, start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
     for _ in range(2):

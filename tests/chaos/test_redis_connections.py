@@ -33,7 +33,9 @@ def proxy(server: RedisServer) -> Iterator[TcpProxy]:
         yield proxy
 
 
-def test_resets_in_the_middle_of_replies(proxy: TcpProxy, processes: Processes, notes: Notes, figures: Figures) -> None:
+def test_connections_are_reset_in_the_middle_of_replies(
+    proxy: TcpProxy, processes: Processes, notes: Notes, figures: Figures
+) -> None:
     recoveries: dict[str, list[float]] = {kind: [] for kind in KINDS}
     with Load(processes, notes, proxy.url) as load:
         for _ in range(ROUNDS):

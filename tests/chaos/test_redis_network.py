@@ -24,7 +24,9 @@ FAILED_OVER = 10.0
 MASTER_PAUSE = 4.0
 
 
-def test_packets_are_lost(far: Namespace, far_url: str, processes: Processes, notes: Notes, figures: Figures) -> None:
+def test_packets_to_redis_are_lost_for_a_while(
+    far: Namespace, far_url: str, processes: Processes, notes: Notes, figures: Figures
+) -> None:
     with Load(processes, notes, far_url) as load:
         far.lose_packets()
         lost = time.monotonic()
@@ -48,7 +50,7 @@ def sentinels(binary: str, tmp_path: Path) -> Iterator[SentinelSet]:
 
 
 @pytest.mark.parametrize("fault", by_form(["killed"], ["killed", "paused"]))
-def test_another_server_becomes_master(
+def test_a_replica_becomes_master(
     fault: str, sentinels: SentinelSet, processes: Processes, notes: Notes, figures: Figures
 ) -> None:
     """A paused master that returns stays master for some seconds, until the sentinels make it a replica."""

@@ -37,7 +37,7 @@ def late_room(load: Load) -> Iterator[Crowd]:
         yield late
 
 
-def lost_silently(late: Crowd, load: Load) -> list[tuple[str, str, int]]:
+def silently_lost(late: Crowd, load: Load) -> list[tuple[str, str, int]]:
     """Return (member, sender, number) for broadcasts that members missed although the call did not fail."""
     failed = load.failed()
     lost = []
@@ -49,7 +49,7 @@ def lost_silently(late: Crowd, load: Load) -> list[tuple[str, str, int]]:
     return lost
 
 
-def test_a_snapshot_of_before(
+def test_redis_starts_from_an_older_snapshot(
     start_redis: Callable[..., RedisServer], processes: Processes, notes: Notes, figures: Figures
 ) -> None:
     server = start_redis()
@@ -65,7 +65,7 @@ def test_a_snapshot_of_before(
             load.wait_recovered(back, 30)
             late.wait_each_answered(RECOVERED)
             report = late.finish(5.0)
-            lost = lost_silently(late, load)
+            lost = silently_lost(late, load)
             outcome = load.finish()
     figures(f"late room: {report}; {outcome}")
     outcome.assert_whole()
@@ -75,7 +75,7 @@ def test_a_snapshot_of_before(
     in_time(outcome.recovery, RECOVERED)
 
 
-def test_a_replica_that_lags(tmp_path: Path, processes: Processes, notes: Notes, figures: Figures) -> None:
+def test_a_lagging_replica_becomes_master(tmp_path: Path, processes: Processes, notes: Notes, figures: Figures) -> None:
     with SentinelSet(redis_binary(), tmp_path) as sentinels, Load(processes, notes, sentinels.url) as load:
         with redis.Redis(port=sentinels.master.port, protocol=2) as admin:
             admin.config_set("repl-backlog-size", 16384)  # too small to go on from
@@ -92,7 +92,7 @@ def test_a_replica_that_lags(tmp_path: Path, processes: Processes, notes: Notes,
             load.wait_recovered(promoted, 30)
             late.wait_each_answered(RECOVERED)
             report = late.finish(5.0)
-            lost = lost_silently(late, load)
+            lost = silently_lost(late, load)
             outcome = load.finish()
     figures(f"late room: {report}; {outcome}")
     outcome.assert_whole()
@@ -102,7 +102,9 @@ def test_a_replica_that_lags(tmp_path: Path, processes: Processes, notes: Notes,
     in_time(outcome.recovery, RECOVERED)
 
 
-def test_steps_of_the_clock_of_the_store(tmp_path: Path, processes: Processes, notes: Notes, figures: Figures) -> None:
+def test_servers_recover_from_clock_steps_of_redis(
+    tmp_path: Path, processes: Processes, notes: Notes, figures: Figures
+) -> None:
     """All servers recover when a clock step expires every key and every lease in Redis."""
     with stepping_server(tmp_path) as (server, clock), Load(processes, notes, server.url) as load:
         for step in (90.0, 3600.0, -3600.0):
@@ -114,7 +116,7 @@ def test_steps_of_the_clock_of_the_store(tmp_path: Path, processes: Processes, n
     outcome.assert_whole()
 
 
-def test_a_master_that_hangs_and_returns(tmp_path: Path, processes: Processes, notes: Notes, figures: Figures) -> None:
+def test_a_hung_master_returns(tmp_path: Path, processes: Processes, notes: Notes, figures: Figures) -> None:
     """No broadcast, request or run goes to a paused master that returns and is not yet demoted."""
     with SentinelSet(redis_binary(), tmp_path) as sentinels, Load(processes, notes, sentinels.url) as load:
         sentinels.master.pause()

@@ -33,7 +33,7 @@ def proxy(server: RedisServer) -> Iterator[TcpProxy]:
 
 
 @pytest.mark.parametrize("kind", by_form(["interface"], ["worker", "interface"]))
-def test_one_server_is_cut_off(
+def test_a_server_without_redis_is_declared_dead(
     kind: str, proxy: TcpProxy, server: RedisServer, processes: Processes, notes: Notes, figures: Figures
 ) -> None:
     """A server that is cut off is declared dead; its late frames are ignored, and its sockets stay served."""

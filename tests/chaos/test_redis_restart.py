@@ -29,7 +29,9 @@ RECOVERED = 5.0
 """Seconds after Redis is back."""
 
 
-def test_a_restart_without_data(start_redis: StartRedis, processes: Processes, notes: Notes, figures: Figures) -> None:
+def test_redis_restarts_without_data(
+    start_redis: StartRedis, processes: Processes, notes: Notes, figures: Figures
+) -> None:
     server = start_redis()
     with Load(processes, notes, server.url) as load:
         load.wait_ready(200, 5)
@@ -94,7 +96,7 @@ def test_a_pause_longer_than_a_lease(
 
 
 @pytest.mark.parametrize("resume", [["--resume"], []], ids=["resume", "no resume"])
-def test_redis_stays_away(
+def test_connections_end_if_redis_stays_away(
     resume: list[str],
     start_redis: StartRedis,
     start_interface: Start,
@@ -124,7 +126,7 @@ def test_redis_stays_away(
         assert client.read_response().status == 503, "a new request waits no longer than --connect-timeout"
 
 
-def test_what_an_app_sends_waits_for_redis_no_longer_than_the_resume_timeout(
+def test_a_broadcast_waits_for_redis_until_the_resume_timeout(
     start_redis: StartRedis, start_interface: Start, start_worker: Start, notes: Notes
 ) -> None:
     server = start_redis()

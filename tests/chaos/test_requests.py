@@ -28,7 +28,7 @@ def begin(interface: Process, method: str, target: str, body: bytes = b"") -> Ra
     return client
 
 
-def test_what_had_begun(
+def test_requests_of_a_killed_worker_run_again_or_fail(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
     doomed = start_chaos_worker()
@@ -69,7 +69,9 @@ def test_what_had_begun(
     in_time(max(cut, refused), NOTICED)
 
 
-def test_bodies(start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes) -> None:
+def test_request_bodies_of_a_killed_worker(
+    start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes
+) -> None:
     """A body that the interface server still has goes to the next worker; one that the killed worker read is lost."""
     doomed = start_chaos_worker()
     interface = start_chaos_interface()
@@ -92,7 +94,7 @@ def test_bodies(start_chaos_interface: Start, start_chaos_worker: Start, notes: 
         assert (answer["length"], answer["attempt"], answer["pid"]) == (2 * len(half), 2, other.pid)
 
 
-def test_what_nobody_had_claimed(
+def test_unclaimed_requests_of_a_killed_worker_run_once(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
     doomed = start_chaos_worker("--concurrency", 1)
@@ -114,7 +116,9 @@ def test_what_nobody_had_claimed(
         notes.open_gate("open")
 
 
-def test_under_load(start_chaos_interface: Start, start_chaos_worker: Start, figures: Figures) -> None:
+def test_requests_under_load_while_workers_are_killed(
+    start_chaos_interface: Start, start_chaos_worker: Start, figures: Figures
+) -> None:
     """Each GET is answered. Each POST is answered, or rejected because the killed worker had received it."""
     workers = [start_chaos_worker() for _ in range(3)]
     interface = start_chaos_interface()

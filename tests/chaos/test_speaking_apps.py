@@ -75,10 +75,10 @@ def watch(start_interface: Start, start_worker: Start, figures: Figures) -> Watc
                 target = f"{interface.ws_url}/?name={each.name}&room={each.room}"
                 sockets.append(await connect(target, **options))
                 tasks.create_task(each.listen(sockets[-1]))
-            await until_all_hear(listeners, time.monotonic())
+            await wait_until_all_receive(listeners, time.monotonic())
             await outage()
             back = time.monotonic()
-            await until_all_hear(listeners, back)
+            await wait_until_all_receive(listeners, back)
             recovered = time.monotonic() - back
             closed = [each.close for each in listeners if each.close is not None]
             for socket in sockets:
@@ -96,7 +96,9 @@ def watch(start_interface: Start, start_worker: Start, figures: Figures) -> Watc
 
 @pytest.mark.parametrize("how", ["SIGKILL", pytest.param("SHUTDOWN", marks=pytest.mark.long), "silence"])
 @pytest.mark.parametrize("seconds", SECONDS)
-async def test_redis_is_away(how: str, seconds: float, start_redis: Callable[..., RedisServer], watch: Watch) -> None:
+async def test_broadcasts_survive_an_outage_of_redis(
+    how: str, seconds: float, start_redis: Callable[..., RedisServer], watch: Watch
+) -> None:
     server = start_redis()
 
     async def outage() -> None:
@@ -111,7 +113,7 @@ async def test_redis_is_away(how: str, seconds: float, start_redis: Callable[...
 
 
 @pytest.mark.parametrize("seconds", SECONDS)
-async def test_packets_to_redis_are_lost(seconds: float, far: Namespace, far_url: str, watch: Watch) -> None:
+async def test_broadcasts_survive_lost_packets(seconds: float, far: Namespace, far_url: str, watch: Watch) -> None:
     async def outage() -> None:
         far.lose_packets()
         await asyncio.sleep(seconds)  # the length of the outage
@@ -120,7 +122,7 @@ async def test_packets_to_redis_are_lost(seconds: float, far: Namespace, far_url
     await watch(far_url, outage)
 
 
-async def until_all_hear(listeners: list[Listener], since: float) -> None:
+async def wait_until_all_receive(listeners: list[Listener], since: float) -> None:
     """Wait until each client has received a message since then, or is closed."""
     await until(lambda: all(each.latest > since or each.close for each in listeners))
     await asyncio.sleep(1.0)  # five more numbers of each, so that a hole shows

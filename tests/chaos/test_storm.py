@@ -19,7 +19,7 @@ Figures = Callable[[object], None]
 SEED = 5
 
 
-def test_workers_in_a_storm(start_chaos_interface: Start, start_chaos_worker: Start, figures: Figures) -> None:
+def test_random_faults_of_workers(start_chaos_interface: Start, start_chaos_worker: Start, figures: Figures) -> None:
     choice = random.Random(SEED)
     workers = [start_chaos_worker("--resume") for _ in range(3)]
     interfaces = [start_chaos_interface() for _ in range(2)]

@@ -55,7 +55,7 @@ def test_a_killed_child_is_replaced_at_once(
     wait_until(lambda: len(children(notes)) == 2)
 
 
-def test_children_are_killed_all_the_time(
+def test_children_are_killed_repeatedly(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
     start_chaos_worker("--processes", 3, "--resume")
@@ -77,7 +77,7 @@ def test_children_are_killed_all_the_time(
             crowd.probe()
 
 
-def test_handlers_that_take_their_time_lose_nothing_as_children_are_killed(
+def test_slow_handlers_lose_no_message_when_children_are_killed(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
     """An event that a killed run has not done is delivered to the next run."""

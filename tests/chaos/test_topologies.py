@@ -16,7 +16,7 @@ Figures = Callable[[object], None]
 
 
 @pytest.mark.parametrize("topology", ["three shards", "cluster"])
-def test_a_worker_is_killed(
+def test_connections_move_from_a_killed_worker(
     topology: str, start_chaos_interface: Start, start_chaos_worker: Start, tmp_path: Path, figures: Figures
 ) -> None:
     with TOPOLOGIES[topology](redis_binary(), tmp_path) as hosts:

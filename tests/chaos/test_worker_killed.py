@@ -18,7 +18,7 @@ Start = Callable[..., Process]
 Figures = Callable[[object], None]
 
 
-def test_its_sockets_go_on_elsewhere(
+def test_connections_with_resume_move_to_another_worker(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
     workers = [start_chaos_worker("--resume") for _ in range(2)]
@@ -48,7 +48,7 @@ def test_its_sockets_go_on_elsewhere(
     assert all(run["resumed"] and run["pid"] == workers[1].pid for run in again)
 
 
-def test_what_the_app_saved_comes_back(
+def test_the_saved_state_is_restored(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
     first = start_chaos_worker("--resume")
@@ -69,7 +69,7 @@ def test_what_the_app_saved_comes_back(
         assert run["state"]["last"] >= 0
 
 
-def test_without_resume_its_sockets_are_closed(
+def test_connections_without_resume_are_closed(
     start_chaos_interface: Start, start_chaos_worker: Start, figures: Figures
 ) -> None:
     workers = [start_chaos_worker() for _ in range(2)]
@@ -92,7 +92,7 @@ def test_without_resume_its_sockets_are_closed(
         assert all(known["pid"] == workers[1].pid for known in crowd.probe())
 
 
-def test_what_the_app_did_not_take_is_for_its_next_run(
+def test_unread_messages_are_delivered_to_the_next_run(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
     deaf = start_chaos_worker("--resume")
@@ -112,7 +112,7 @@ def test_what_the_app_did_not_take_is_for_its_next_run(
     assert not notes.all("disorder")
 
 
-def test_one_that_was_not_accepted_yet(
+def test_a_pending_handshake_runs_again(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
     """A WebSocket that was not accepted yet is run again without --resume, since its client has received nothing."""
@@ -130,7 +130,7 @@ def test_one_that_was_not_accepted_yet(
         assert client.read_answer() == 101
 
 
-def test_a_client_that_leaves_before_anybody_noticed(
+def test_a_client_leaves_before_the_death_of_its_worker_is_known(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
     """The app gets the disconnect of every client that is gone, if necessary in a further run."""

@@ -92,13 +92,13 @@ def undefined(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=label)
-def test_a_page_shows_files_of_the_repository_as_they_are(page: Path) -> None:
+def test_pages_show_current_files_of_the_repository(page: Path) -> None:
     shown = run_path(str(ROOT / "scripts" / "pages"))["shown"]
     assert page.read_text() == shown(page.read_text()), "run scripts/pages"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=label)
-def test_a_whole_program_names_its_file_and_is_run_here(page: Path) -> None:
+def test_programs_on_a_page_name_their_file_and_are_tested(page: Path) -> None:
     for code in blocks(page):
         compile(code, str(page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST)
         if NAME.match(code):
@@ -109,7 +109,7 @@ def test_a_whole_program_names_its_file_and_is_run_here(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=label)
-def test_the_options_of_the_commands_exist(page: Path) -> None:
+def test_options_on_a_page_exist(page: Path) -> None:
     text = page.read_text().replace("\\\n", " ")
     lines = re.findall(r"^(?:    |\$ )?(asgi-(?:interface|worker) .*)$", text, re.MULTILINE)
     inline = re.findall(r"`(asgi-(?:interface|worker) [^`]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
@@ -174,7 +174,7 @@ def test_the_app_of_a_framework(page: str, paste: Paste, start_interface: Start)
             hears(bob, "news")
 
 
-def test_flask_beside_an_app_for_its_websockets(
+def test_flask_with_an_app_for_websockets(
     paste: Paste, redis_url: str, start_interface: Start, start_worker: Start
 ) -> None:
     folder = paste("frameworks/flask.md")
@@ -222,7 +222,7 @@ def test_a_group(paste: Paste, start_interface: Start) -> None:
         hears(ann, "hello")
 
 
-def test_an_app_that_counts(paste: Paste, start_interface: Start) -> None:
+def test_the_app_that_counts_messages(paste: Paste, start_interface: Start) -> None:
     server = start_interface("--app-dir", paste("survival.md"), app="main:app")
     with ws(server, "/") as client:
         client.send("one")
@@ -230,7 +230,7 @@ def test_an_app_that_counts(paste: Paste, start_interface: Start) -> None:
         assert [client.recv(timeout=HANG) for _ in range(3)] == ["welcome", "message 1", "message 2"]
 
 
-def test_an_app_that_places_each_order_once(paste: Paste, start_interface: Start) -> None:
+def test_the_app_that_places_orders(paste: Paste, start_interface: Start) -> None:
     server = start_interface("--app-dir", paste("survival.md"), app="orders:app")
     with ws(server, "/") as client:
         for order in ("tea", "milk"):
@@ -238,7 +238,7 @@ def test_an_app_that_places_each_order_once(paste: Paste, start_interface: Start
             assert client.recv(timeout=HANG) == f"order {order} is placed"
 
 
-def test_pages_of_other_sites_are_refused(paste: Paste, start_interface: Start) -> None:
+def test_the_app_that_checks_origins(paste: Paste, start_interface: Start) -> None:
     server = start_interface("--app-dir", paste("security.md"), app="myproject.main:app")
     for origin in (None, "https://chat.example.org"):
         with ws(server, "/", origin=origin) as client:

@@ -24,12 +24,12 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def test_the_page_of_options_is_made_from_the_commands_as_they_are() -> None:
+def test_the_page_of_options_is_current() -> None:
     assert (ROOT / "docs" / "options.md").read_text() == options_page()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
+def test_links_between_pages_have_targets(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
@@ -53,7 +53,7 @@ FRAMEWORKS = sorted(page.stem for page in (ROOT / "docs" / "frameworks").glob("*
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_each_framework_has_a_page_with_its_commands_and_code_that_is_python(framework: str) -> None:
+def test_pages_of_frameworks_have_commands_and_valid_code(framework: str) -> None:
     text = (ROOT / "docs" / "frameworks" / f"{framework}.md").read_text()
     assert "\n    asgi-interface --layer redis://" in text
     assert "\n    asgi-worker myproject." in text
@@ -67,7 +67,7 @@ COUNTED = re.compile(
 )
 
 
-def test_each_kind_of_event_that_is_counted_is_listed() -> None:
+def test_all_counters_are_listed() -> None:
     rooms = ("interface_server", "worker", "protocol", "layers")
     sources = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
     counted = {kind for path in sources for found in COUNTED.findall(path.read_text()) for kind in found if kind}
@@ -90,12 +90,12 @@ def number(value: str, unit: str) -> int:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_a_default_that_stands_behind_an_option_is_that_of_the_option(page: Path) -> None:
+def test_defaults_behind_options_are_current(page: Path) -> None:
     for option, value, unit in re.findall(r"`(?:--)?([a-z][a-z-]+)`\s\(" + VALUE + r"(?:[);]|,?\s)", page.read_text()):
         assert DEFAULTS[option.replace("-", "_")] == number(value, unit), f"{option} ({value} {unit})"
 
 
-def test_the_limits_of_clients_are_the_defaults_of_their_options() -> None:
+def test_limits_of_clients_are_the_defaults_of_the_options() -> None:
     _, _, table = (ROOT / "docs" / "guarantees.md").read_text().partition("| event | default | result |\n")
     said = {}
     for row in table.partition("\n\n")[0].splitlines()[1:]:

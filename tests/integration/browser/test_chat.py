@@ -125,7 +125,7 @@ def person(browser: Browser) -> Iterator[Callable[..., Person]]:
     assert not errors
 
 
-def test_two_people_talk(interfaces: list[Process], person: Callable[..., Person]) -> None:
+def test_two_users_exchange_messages(interfaces: list[Process], person: Callable[..., Person]) -> None:
     ada = person("Ada Lovelace", color_scheme="light").join(interfaces[0].url)
     ada.expect_here("Ada Lovelace")
     grace = person("Grace Hopper", color_scheme="dark", **PHONE).join(interfaces[1].url)
@@ -181,7 +181,7 @@ def test_many_quick_messages_arrive_in_order(interfaces: list[Process], person: 
         one.expect_no_gap()
 
 
-def test_rooms_are_apart(interfaces: list[Process], person: Callable[..., Person]) -> None:
+def test_rooms_are_separate(interfaces: list[Process], person: Callable[..., Person]) -> None:
     ada = person("Ada").join(interfaces[0].url)
     grace = person("Grace").join(interfaces[1].url)
     ada.expect_here("Ada", "Grace")
@@ -216,7 +216,7 @@ def test_rooms_are_apart(interfaces: list[Process], person: Callable[..., Person
     ada.expect_here("Ada")
 
 
-def test_a_reload_keeps_what_was_said_and_nobody_notices(
+def test_a_reload_keeps_the_messages_and_sends_no_notes(
     interfaces: list[Process], person: Callable[..., Person]
 ) -> None:
     ada = person("Ada").join(interfaces[0].url)
@@ -245,7 +245,7 @@ def test_a_reload_keeps_what_was_said_and_nobody_notices(
     expect(other.messages).to_have_count(0)
 
 
-def test_everybody_has_a_colour_of_their_own(interfaces: list[Process], person: Callable[..., Person]) -> None:
+def test_users_have_distinct_colors(interfaces: list[Process], person: Callable[..., Person]) -> None:
     names = ["Ada Lovelace", "Grace", "Linus", "Barbara", "Guido"]
     people = [person(name).join(interfaces[0].url) for name in names]
     people[0].expect_here(names[0], *sorted(names[1:]))
@@ -259,7 +259,7 @@ def test_everybody_has_a_colour_of_their_own(interfaces: list[Process], person: 
             assert min((one - other) % 360, (other - one) % 360) >= 45, hues
 
 
-def test_addresses_can_be_followed(interfaces: list[Process], person: Callable[..., Person]) -> None:
+def test_urls_in_messages_are_links(interfaces: list[Process], person: Callable[..., Person]) -> None:
     ada = person("Ada").join(interfaces[0].url)
     ada.say("See https://example.org/a?b=c#d, or (http://example.org/x). Not javascript:alert(1) or ftp://example.org.")
     links = ada.messages.locator("a")
@@ -269,7 +269,7 @@ def test_addresses_can_be_followed(interfaces: list[Process], person: Callable[.
         assert "noopener" in str(link.get_attribute("rel"))
 
 
-def test_the_menu_of_a_phone_has_names(interfaces: list[Process], person: Callable[..., Person]) -> None:
+def test_the_menu_on_a_phone_has_labels(interfaces: list[Process], person: Callable[..., Person]) -> None:
     ada = person("Ada", **PHONE).join(interfaces[0].url)
     menu = ada.page.get_by_role("button", name="Rooms and people, here now: 1")
     menu.click()
@@ -281,7 +281,7 @@ def test_the_menu_of_a_phone_has_names(interfaces: list[Process], person: Callab
     expect(menu).to_be_focused()
 
 
-def test_invalid_input_is_answered(interfaces: list[Process], person: Callable[..., Person]) -> None:
+def test_invalid_input_gets_an_error(interfaces: list[Process], person: Callable[..., Person]) -> None:
     ada = person("Ada").join(interfaces[0].url)
     error = ada.page.locator("#error span")
 
@@ -324,7 +324,7 @@ def test_invalid_input_is_answered(interfaces: list[Process], person: Callable[.
     ada.expect_state("Connected")
 
 
-def test_a_page_moves_to_another_worker_when_its_own_stops(
+def test_a_page_moves_to_another_worker_at_a_stop(
     workers: list[Process], interfaces: list[Process], person: Callable[..., Person]
 ) -> None:
     ada = person("Ada").join(interfaces[0].url)
@@ -375,7 +375,7 @@ def test_a_page_keeps_its_socket_when_its_worker_ends(
 
 
 @pytest.mark.parametrize("end", ["terminate", "kill"])
-def test_a_page_reconnects_when_its_interface_is_back(
+def test_a_page_reconnects_to_a_restarted_interface(
     end: str,
     redis_url: str,
     interfaces: list[Process],

@@ -46,7 +46,7 @@ def count(page: Page, name: str) -> int:
     return int(page.locator(f"#{name}").inner_text().replace(",", ""))
 
 
-def test_a_page_loses_nothing_while_workers_are_killed_and_redeployed(demo: Process, page: Page) -> None:
+def test_a_page_loses_no_message_while_workers_are_killed_and_redeployed(demo: Process, page: Page) -> None:
     page.goto(demo.url)
     expect(page.locator("#state")).to_have_text("Connected")
     other = page.context.new_page()
@@ -81,7 +81,7 @@ def test_ctrl_c_leaves_no_process(demo: Process, page: Page) -> None:
     wait_until(lambda: not any(process.is_running() for process in started), what="the end of all processes")
 
 
-def test_the_page_counts_what_goes_wrong(start_interface: Callable[..., Process], page: Page) -> None:
+def test_the_page_counts_faults(start_interface: Callable[..., Process], page: Page) -> None:
     """The page counts lost, disordered and repeated messages, and dropped sockets."""
     interface = start_interface("--app-dir", ROOT / "examples" / "never_drop", app="app:app")
     page.goto(interface.url)

@@ -52,7 +52,7 @@ def test_the_first_page_shows_the_picture_of_its_color_scheme(site: str, page: P
 
 
 @pytest.mark.parametrize("path", ["", "groups", "deployment/nginx", "architecture", "reference/asgibus"])
-def test_a_page_is_accessible_and_nothing_on_it_is_cut_off(site: str, page: Page, path: str) -> None:
+def test_a_page_is_accessible_and_fits_its_window(site: str, page: Page, path: str) -> None:
     page.goto(f"{site}/{path}/")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than its window"
     code = "nodes => nodes.filter(node => node.scrollWidth > node.clientWidth + 1).map(node => node.textContent)"

@@ -31,9 +31,9 @@ SMOKE = (
     "capacity_is_exact_under_several_layers",
     "a_delayed_message_outlives_its_sender",
     "every_member_gets_a_copy_once",
-    "large_frames_arrive_too",
+    "large_frames_arrive",
     "a_broadcast_reaches_each_mailbox_once",
-    "an_entry_is_claimed_by_one",
+    "each_entry_is_claimed_once",
     "a_message_that_is_given_back_is_redelivered",
 )
 """Names of checks, one for each kind of command."""
