@@ -1,7 +1,7 @@
 """Fair reading: the input of one client must not delay the other clients.
 
-The `ReadScheduler` limits the time for reading in each turn of the event loop. A `SlicedReader` parses what its socket
-has received in slices, and asks the scheduler before each.
+A socket's `InputBuffer` holds the bytes that have arrived and are not parsed. The `ReadScheduler` has the owner of the
+buffer parse them in slices, and limits the time for that in each turn of the event loop.
 """
 
 from __future__ import annotations
@@ -10,25 +10,84 @@ import asyncio
 import logging
 from collections import Counter, deque
 from time import perf_counter
+from typing import Protocol
 
-from asgibus.interface_server.terminator import FAULT, abort_faulty
+from asgibus.interface_server.terminator import FAULT, Abortable, SliceParser, abort_faulty
 
 logger = logging.getLogger("asgibus.interface")
 
 READ_SECONDS = 0.01  # of a turn of the event loop, for all reading
 BACKLOG_SECONDS = 0.004  # of a turn, for input of earlier turns
 SMALL = 4 * 1024  # bytes: readers with no more input than this go before those with more
+SLICE = 4 * 1024  # bytes that a terminator of another package parses at once
+
+
+class InputBuffer:
+    """The input of one socket that is not parsed yet."""
+
+    __slots__ = ("_transport", "in_slice", "paused", "unread", "waits")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.unread: bytes | memoryview = b""
+        """Bytes that have arrived and are not parsed yet."""
+        self.waits = False
+        """Whether the rest is read in a later turn of the event loop."""
+        self.in_slice = False
+        """Whether a slice is being read, so that no other one begins."""
+        self.paused = False
+        """Whether the transport is paused."""
+
+    def add(self, data: bytes) -> None:
+        """Add bytes that have arrived."""
+        self.unread = bytes(self.unread) + data if self.unread else data
+
+    def take(self, most: int) -> bytes | memoryview:
+        """Return the next bytes that have arrived, at most so many, and forget them."""
+        unread = self.unread
+        if len(unread) <= most:
+            self.unread = b""
+            return unread
+        view = memoryview(unread)
+        self.unread = view[most:]
+        return view[:most]
+
+    def pause(self, pause: bool) -> None:
+        """Pause the transport, or resume it."""
+        if pause is not self.paused and not self._transport.is_closing():
+            self.paused = pause
+            if pause:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+
+class SlicedProtocol(Abortable, Protocol):
+    """The owner of an input buffer, as the scheduler sees it."""
+
+    @property
+    def input(self) -> InputBuffer:
+        """Return the buffer."""
+
+    def has_input(self) -> bool:
+        """Return whether there is something that may be parsed now."""
+
+    def read_slice(self) -> None:
+        """Parse a few kilobytes, of the buffer or of what was taken from it before."""
+
+    def slices_read(self) -> None:
+        """Go on after some slices: call `InputBuffer.pause` with whether the rest has to wait."""
 
 
 class ReadScheduler:
-    """Shares the time of each turn of the event loop among the readers that have input."""
+    """Shares the time of each turn of the event loop among the protocols that have input."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, counts: Counter[str]) -> None:
         self._loop = loop
         self._counts = counts
         self._began = 0.0  # when the first slice of this turn was read; 0.0 if none was
-        self._waiting: deque[SlicedReader] = deque()
-        self._waiting_small: deque[SlicedReader] = deque()  # readers with little input wait for one turn only
+        self._waiting: deque[SlicedProtocol] = deque()
+        self._waiting_small: deque[SlicedProtocol] = deque()  # those with little input wait for one turn only
 
     def try_slice(self, seconds: float) -> bool:
         """Return whether a slice may be read now. The first call in a turn of the event loop starts the clock.
@@ -42,116 +101,97 @@ class ReadScheduler:
             return True
         return perf_counter() - self._began < seconds
 
-    def wait(self, reader: SlicedReader, *, small: bool) -> None:
-        """Call `read_slice` of a reader in a later turn; in the next one if it has little input."""
-        (self._waiting_small if small else self._waiting).append(reader)
+    def read(self, protocol: SlicedProtocol) -> None:
+        """Have a protocol read its input, as far as this turn allows, and the rest in later ones.
+
+        To be called when data has arrived, and when `has_input` may have become true for another reason.
+        """
+        buffer = protocol.input
+        if buffer.waits or buffer.in_slice:
+            return
+        small, seconds = len(buffer.unread) <= SMALL, READ_SECONDS
+        while protocol.has_input():
+            if not self.try_slice(seconds):
+                self._wait(protocol, self._waiting_small if small else self._waiting)
+                break
+            seconds = BACKLOG_SECONDS
+            self._read_slice(protocol)
+        protocol.slices_read()
 
     def _next_turn(self) -> None:
-        """Read one slice of each reader that waits, as far as the time of the turn allows."""
+        """Read one slice of each protocol that waits, as far as the time of the turn allows."""
         self._began = 0.0
         for waiting, seconds in ((self._waiting_small, READ_SECONDS), (self._waiting, BACKLOG_SECONDS)):
             for _ in range(len(waiting)):
                 if not self.try_slice(seconds):
                     break
-                reader = waiting.popleft()
+                protocol = waiting.popleft()
                 try:
-                    reader.read_slice()
+                    self._read_one(protocol)
                 except Exception:  # a fault in one socket must not reach the others
-                    logger.exception(FAULT, abort_faulty(reader, self._counts))
+                    logger.exception(FAULT, abort_faulty(protocol, self._counts))
+
+    def _read_one(self, protocol: SlicedProtocol) -> None:
+        """Read one slice of a protocol that has waited."""
+        protocol.input.waits = False
+        if protocol.has_input():
+            self._read_slice(protocol)
+        if protocol.has_input():
+            self._wait(protocol, self._waiting)
+        protocol.slices_read()
+
+    def _wait(self, protocol: SlicedProtocol, waiting: deque[SlicedProtocol]) -> None:
+        protocol.input.waits = True
+        waiting.append(protocol)
+
+    def _read_slice(self, protocol: SlicedProtocol) -> None:
+        buffer = protocol.input
+        buffer.in_slice = True
+        try:
+            protocol.read_slice()
+        finally:
+            buffer.in_slice = False
 
 
-class SlicedReader(asyncio.Protocol):
-    """A protocol that reads its input in slices.
+class TerminatorInput:
+    """The input of a terminator of another package: the `SlicedInput` of `terminator`. Implements `SlicedProtocol`."""
 
-    A subclass implements `_has_input`, `_read_slice` and `_slices_read`, and calls `read_on` when `_has_input` may have
-    become true for another reason than new data.
-    """
-
-    __slots__ = ("_in_slice", "_paused", "_scheduler", "_transport", "_unread", "_waits")
-
-    _transport: asyncio.Transport
-    _unread: bytes | memoryview
-    """Bytes that have arrived and are not parsed yet."""
-    _waits: bool
-    """Whether the rest is read in a later turn of the event loop."""
-    _in_slice: bool
-    """Whether a slice is being read, so that it does not begin another one."""
-    _paused: bool
-    """Whether the transport is paused."""
-
-    def __init__(self, scheduler: ReadScheduler) -> None:
+    def __init__(self, scheduler: ReadScheduler, transport: asyncio.Transport, parser: SliceParser) -> None:
+        self.input = InputBuffer(transport)
         self._scheduler = scheduler
-        self._unread = b""
-        self._waits = self._in_slice = self._paused = False
+        self._transport = transport
+        self._parser = parser
+        self._shut = False  # whether `pause` was called last
 
-    def abort(self) -> None:
-        """Close the socket at once, without writing what is buffered."""
-        raise NotImplementedError
+    def feed(self, data: bytes) -> None:
+        """See `SlicedInput`."""
+        self.input.add(data)
+        self._scheduler.read(self)
 
-    def _has_input(self) -> bool:
-        """Return whether there is something that may be parsed now."""
-        raise NotImplementedError
+    def pause(self) -> None:
+        """See `SlicedInput`."""
+        self._shut = True
+        self.input.pause(True)
 
-    def _read_slice(self) -> None:
-        """Parse a few kilobytes, of `_take` or of the protocol's own buffers."""
-        raise NotImplementedError
+    def resume(self) -> None:
+        """See `SlicedInput`."""
+        self._shut = False
+        self._scheduler.read(self)
 
-    def _slices_read(self) -> None:
-        """Go on after some slices: call `_pause` with whether the rest has to wait."""
-        raise NotImplementedError
+    # Called by the scheduler.
 
-    def data_received(self, data: bytes) -> None:
-        """Read new data, as far as the turn allows."""
-        self._unread = bytes(self._unread) + data if self._unread else data
-        self.read_on()
-
-    def read_on(self) -> None:
-        """Read what is buffered, as far as the turn allows."""
-        if self._waits or self._in_slice:
-            return
-        scheduler = self._scheduler
-        small, seconds = len(self._unread) <= SMALL, READ_SECONDS
-        while self._has_input():
-            if not scheduler.try_slice(seconds):
-                self._waits = True
-                scheduler.wait(self, small=small)
-                break
-            seconds = BACKLOG_SECONDS
-            self._read_guarded()
-        self._slices_read()
+    def has_input(self) -> bool:
+        """See `SlicedProtocol`. A socket that is closing is not read."""
+        return bool(self.input.unread) and not self._shut and not self._transport.is_closing()
 
     def read_slice(self) -> None:
-        """Read one slice of what is buffered. Called by the scheduler."""
-        self._waits = False
-        if self._has_input():
-            self._read_guarded()
-        if self._has_input():
-            self._waits = True
-            self._scheduler.wait(self, small=False)
-        self._slices_read()
+        """See `SlicedProtocol`."""
+        self._parser.parse(bytes(self.input.take(SLICE)))
 
-    def _read_guarded(self) -> None:
-        self._in_slice = True
-        try:
-            self._read_slice()
-        finally:
-            self._in_slice = False
+    def slices_read(self) -> None:
+        """See `SlicedProtocol`."""
+        self.input.pause(self._shut or bool(self.input.unread))
 
-    def _pause(self, pause: bool) -> None:
-        """Pause the transport, or resume it."""
-        if pause is not self._paused and not self._transport.is_closing():
-            self._paused = pause
-            if pause:
-                self._transport.pause_reading()
-            else:
-                self._transport.resume_reading()
-
-    def _take(self, most: int) -> bytes | memoryview:
-        """Return the next bytes that have arrived, at most so many, and forget them."""
-        unread = self._unread
-        if len(unread) <= most:
-            self._unread = b""
-            return unread
-        view = memoryview(unread)
-        self._unread = view[most:]
-        return view[:most]
+    def abort(self) -> None:
+        """See `Abortable`."""
+        self._parser.abort()

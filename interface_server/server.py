@@ -20,11 +20,11 @@ from asgibus.interface_server.http.response import ResponseWriter, StandardHeade
 from asgibus.interface_server.open_sockets import OpenSockets
 from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.interface_server.proxy_protocol import Origin
-from asgibus.interface_server.read_scheduler import ReadScheduler
+from asgibus.interface_server.read_scheduler import ReadScheduler, TerminatorInput
 from asgibus.interface_server.rejections import Rejections
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.sockets import ListenError, describe, host_and_port, listening_socket
-from asgibus.interface_server.terminator import Holder, Host, Listener
+from asgibus.interface_server.terminator import Holder, Host, Listener, SliceParser
 from asgibus.interface_server.tls import Tls
 from asgibus.interface_server.websocket.protocol import WebSocketProtocol
 from asgibus.layers.contract import ChannelLayer, Statistics, statistics_of
@@ -203,6 +203,10 @@ class Server:
     def forget(self, holder: Holder) -> None:
         """Remove a socket that was closed, or handed over."""
         self._sockets.forget(holder)
+
+    def sliced_input(self, transport: asyncio.Transport, parser: SliceParser) -> TerminatorInput:
+        """Return the input of a socket of another protocol, which is parsed in slices."""
+        return TerminatorInput(self.scheduler, transport, parser)
 
     def peer_of(self, transport: asyncio.Transport, origin: Origin | None) -> Peer:
         """Return the two ends of a socket, as a scope has them.

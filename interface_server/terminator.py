@@ -8,6 +8,7 @@ package adds a protocol.
 - `Terminator` is called by a `BusConnection`, the connection that it has opened.
 - `Holder` owns a socket and is called by the server. With TCP, terminator and holder are one object.
 - `Host` is the server, as listeners see it.
+- `SlicedInput` holds what a client over TCP has sent, and has a `SliceParser` parse it fairly.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from asgibus.protocol.events import ABORT, OTHER_CLOSE, OTHER_RECEIVED, OTHER_SENT, Event, message_of, other
 
 if TYPE_CHECKING:
+    import asyncio
+
     from asgibus.interface_server.settings import InterfaceSettings
 
 __all__ = [
@@ -34,6 +37,8 @@ __all__ = [
     "Holder",
     "Host",
     "Listener",
+    "SliceParser",
+    "SlicedInput",
     "Terminator",
     "message_of",
     "other",
@@ -115,6 +120,30 @@ class Holder(Protocol):
         """Close the socket at once, without writing what is buffered."""
 
 
+class SliceParser(Abortable, Protocol):
+    """A terminator over TCP whose input is parsed in slices."""
+
+    def parse(self, data: bytes, /) -> None:
+        """Parse the next bytes of the client, at most 4 KiB."""
+
+
+class SlicedInput(Protocol):
+    """The input of one socket, which is parsed in slices so that no client delays the others.
+
+    In each turn of the event loop, the server parses input of all sockets for at most 10 ms. While input waits for a
+    later turn, the socket is not read.
+    """
+
+    def feed(self, data: bytes, /) -> None:
+        """Add bytes that have arrived. `SliceParser.parse` gets them, now or in a later turn of the event loop."""
+
+    def pause(self) -> None:
+        """Stop reading the socket and parsing, because the app is too slow. To be called by `Terminator.pause`."""
+
+    def resume(self) -> None:
+        """Continue to read and parse. To be called by `Terminator.resume`."""
+
+
 class BusConnection(Protocol):
     """A connection on the bus, as its terminator sees it."""
 
@@ -188,6 +217,14 @@ class Host(Protocol):
 
     def forget(self, terminator: Holder, /) -> None:
         """Remove a socket that has been closed. The server ends when no socket is left."""
+
+    def sliced_input(self, transport: asyncio.Transport, parser: SliceParser, /) -> SlicedInput:
+        """Return the input of a socket, whose `data_received` has to call `SlicedInput.feed`.
+
+        Args:
+            transport: The socket.
+            parser: The terminator that parses the input.
+        """
 
 
 class Listener(Protocol):

@@ -10,7 +10,7 @@ CLOSE_SECONDS = 10.0  # the time for a client to read the rest
 
 
 class LineTerminator(asyncio.Protocol):
-    """One client: `Terminator` and `Holder` in one object."""
+    """One client: `Terminator`, `Holder` and `SliceParser` in one object."""
 
     def __init__(self, host):
         self.host = host
@@ -20,12 +20,16 @@ class LineTerminator(asyncio.Protocol):
 
     def connection_made(self, transport):
         self.transport = transport
+        self.input = self.host.sliced_input(transport, self)
         client, server = (transport.get_extra_info(name)[:2] for name in ("peername", "sockname"))
         self.connection = self.host.connections.open_other("line", {"client": client, "server": server}, self)
         if not self.host.admit(self):
             transport.abort()
 
     def data_received(self, data):
+        self.input.feed(data)
+
+    def parse(self, data):
         *lines, self.unfinished = (self.unfinished + data).split(b"\n")
         for line in lines:
             self.connection.event(other(OTHER_RECEIVED, {"type": "line.receive", "line": line}))
@@ -63,10 +67,10 @@ class LineTerminator(asyncio.Protocol):
         return self.transport.get_write_buffer_size() <= self.host.settings.slow_client_buffer
 
     def pause(self):
-        self.transport.pause_reading()
+        self.input.pause()
 
     def resume(self):
-        self.transport.resume_reading()
+        self.input.resume()
 
     def fail(self, status, close_code):
         self.close()

@@ -34,7 +34,7 @@ from asgibus.interface_server.http.states import (
 from asgibus.interface_server.lingering_close import LINGER_SECONDS, LingeringClose
 from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.interface_server.proxy_protocol import Origin
-from asgibus.interface_server.read_scheduler import READ_SECONDS, SlicedReader
+from asgibus.interface_server.read_scheduler import READ_SECONDS, InputBuffer
 from asgibus.interface_server.server_context import ServerContext
 from asgibus.interface_server.slow_client import SlowClientGuard, unread_bytes
 from asgibus.protocol.connect_request import WEBSOCKET
@@ -96,8 +96,8 @@ class HttpServer(ServerContext, Protocol):
         """
 
 
-class HttpProtocol(SlicedReader):
-    """One client's socket that speaks HTTP/1.1 or 1.0. Implements `Terminator` and `Holder`."""
+class HttpProtocol(asyncio.Protocol):
+    """One client's socket that speaks HTTP/1.1 or 1.0. Implements `Terminator`, `Holder` and `SlicedProtocol`."""
 
     __slots__ = (
         "_connection",
@@ -107,16 +107,21 @@ class HttpProtocol(SlicedReader):
         "_queue",
         "_rejected",
         "_request",
+        "_scheduler",
         "_server",
         "_started",
         "_state",
+        "_transport",
         "_window_shut",
         "_writer",
         "deadline",
+        "input",
         "write_paused",
     )
 
+    input: InputBuffer
     _parser: RequestParser
+    _transport: asyncio.Transport
     _writer: ResponseWriter
 
     def __init__(self, server: HttpServer, origin: Origin | None = None, *, rejected: bool = False) -> None:
@@ -127,8 +132,8 @@ class HttpProtocol(SlicedReader):
             origin: The addresses that the PROXY protocol has reported.
             rejected: Whether to answer with 503, because too many sockets are open.
         """
-        super().__init__(server.scheduler)
         self._server = server
+        self._scheduler = server.scheduler
         self._origin = origin
         self._rejected = rejected
         self._state = OPEN
@@ -147,6 +152,7 @@ class HttpProtocol(SlicedReader):
         server, settings = self._server, self._server.settings
         self._transport = transport  # type: ignore[assignment]  # a stream socket has a full transport
         self._transport.set_write_buffer_limits(high=WRITE_HIGH_WATER)
+        self.input = InputBuffer(self._transport)
         self._writer = ResponseWriter(self._transport, server.standard_headers)
         peer = server.peer_of(self._transport, self._origin)
         # Behind a proxy that does not report the client, forwarding headers are those of an unknown client.
@@ -162,36 +168,37 @@ class HttpProtocol(SlicedReader):
             server.forget(self)
 
     def data_received(self, data: bytes) -> None:
-        parser = self._parser
+        parser, buffer = self._parser, self.input
         if (
-            self._unread
+            buffer.unread
             or len(data) > HEAD_SLICE
             or self._queue
             or self._window_shut
             or self.write_paused
-            or self._waits
-            or self._in_slice
+            or buffer.waits
+            or buffer.in_slice
             or self._state is not OPEN
             or parser.tail is not None
             or (parser.request is None and self._request is not None)
             or not self._scheduler.try_slice(READ_SECONDS)
         ):
-            super().data_received(data)
+            buffer.add(data)
+            self._scheduler.read(self)
             return
         # Nearly every request takes this shorter way: it is one slice, and nothing is buffered before it.
-        self._in_slice = True
+        buffer.in_slice = True
         try:
             self._parse(data)
             self._progress()
         finally:
-            self._in_slice = False
+            buffer.in_slice = False
 
     def eof_received(self) -> bool:
         self._change(CLIENT_EOF)
         request, connection = self._request, self._connection
         half_close = self._server.settings.ssl_certfile is None  # TLS has no half-closed connections
         if request is None or connection is None:
-            return half_close and bool(self._queue or self._unread)
+            return half_close and bool(self._queue or self.input.unread)
         if request.complete:
             # The client may have closed the connection, or only its sending side. The app learns that nothing more will
             # come, and may still answer. Writing shows whether the client is still there.
@@ -222,23 +229,26 @@ class HttpProtocol(SlicedReader):
 
     # Reading.
 
-    def _has_input(self) -> bool:
+    def has_input(self) -> bool:
+        """See `SlicedProtocol`."""
         if self._state is REJECTING or self._state is CLOSED:
-            self._unread = b""
-        if not self._unread or self._window_shut or self._queue or self._parser.tail is not None:
+            self.input.unread = b""
+        if not self.input.unread or self._window_shut or self._queue or self._parser.tail is not None:
             return False
         # The next request is parsed when its turn has come.
         return self._parser.request is not None or (self._request is None and not self.write_paused)
 
-    def _read_slice(self) -> None:
-        self._parse(self._take(min(self._parser.body_left, PART) or HEAD_SLICE))
+    def read_slice(self) -> None:
+        """See `SlicedProtocol`."""
+        self._parse(self.input.take(min(self._parser.body_left, PART) or HEAD_SLICE))
         if self._request is not None and (self._request.complete or self._request.held >= PART):
             self._progress()
 
-    def _slices_read(self) -> None:
+    def slices_read(self) -> None:
+        """See `SlicedProtocol`."""
         self._progress()
         self._update_reading()
-        if self._state is HALF_CLOSED and self._request is None and not self._queue and not self._unread:
+        if self._state is HALF_CLOSED and self._request is None and not self._queue and not self.input.unread:
             self._transport.close()  # an incomplete request, whose rest will not come
 
     def _parse(self, data: bytes | memoryview) -> None:
@@ -274,7 +284,7 @@ class HttpProtocol(SlicedReader):
 
     def _update_reading(self) -> None:
         if self._state is not REJECTING and self._state is not CLOSED:
-            self._pause(self._window_shut or self._waits or len(self._unread) > AHEAD_BYTES)
+            self.input.pause(self._window_shut or self.input.waits or len(self.input.unread) > AHEAD_BYTES)
 
     # One request.
 
@@ -300,7 +310,7 @@ class HttpProtocol(SlicedReader):
     def _go_on(self) -> None:
         """Begin the next request, and parse what has arrived meanwhile."""
         self._start_next_request()
-        self.read_on()
+        self._scheduler.read(self)
 
     def _begin(self, request: Request) -> None:
         server = self._server
@@ -345,12 +355,12 @@ class HttpProtocol(SlicedReader):
             connection.event((REQUEST_END, b""))
 
     def _upgrade(self, request: Request) -> None:
-        tail = (self._parser.tail or b"") + self._unread
-        self._unread = b""
+        tail = (self._parser.tail or b"") + self.input.unread
+        self.input.unread = b""
         self._parser.release()
         self._request = None
         self._change(CLOSE)
-        self._paused = False
+        self.input.paused = False
         self._server.forget(self)
         self._server.upgrade(request, self._transport, self._writer, tail)
 
@@ -364,9 +374,9 @@ class HttpProtocol(SlicedReader):
         if request.parts:
             request.take_body()
         state = self._state
-        ahead = bool(self._queue or self._unread)
+        ahead = bool(self._queue or self.input.unread)
         if self._writer.close or state is DRAINING or (state is not OPEN and not ahead):
-            if ahead or self._paused or not request.complete:
+            if ahead or self.input.paused or not request.complete:
                 self._linger(request)
             else:
                 self._change(CLOSE)
@@ -375,7 +385,7 @@ class HttpProtocol(SlicedReader):
             self._await_request()
             if ahead:
                 self._server.loop.call_soon(self._go_on)
-            if self._paused:
+            if self.input.paused:
                 self._update_reading()
 
     def _await_request(self) -> None:
@@ -471,7 +481,7 @@ class HttpProtocol(SlicedReader):
         """See `Terminator`."""
         self._window_shut = False
         self._guard.expect_body(self._server.now, self._parser.body_bytes)
-        self.read_on()
+        self._scheduler.read(self)
 
     def fail(self, status: int, close_code: int) -> None:
         """See `Terminator`."""
@@ -499,7 +509,7 @@ class HttpProtocol(SlicedReader):
             self._expire_idle()
         elif (
             not request.complete
-            and not self._paused
+            and not self.input.paused
             and not self._writer.begun  # then client and app may wait for each other in other ways
             and self._guard.body_too_slow(now, self._parser.body_bytes, settings.min_body_rate)
         ):
@@ -509,7 +519,7 @@ class HttpProtocol(SlicedReader):
 
     def _expire_idle(self) -> None:
         incoming = self._parser.request
-        if self._queue or self._unread:
+        if self._queue or self.input.unread:
             pass  # the next request waits until the client has read the last response
         elif incoming is None:
             self._transport.close()  # the client is silent, or done
@@ -597,6 +607,6 @@ class HttpProtocol(SlicedReader):
             return
         self._parser.release()
         # If the end of the connection ends the response, the client must not wait for it.
-        rest = 0 if self._writer.framing is _CLOSE else max(0, request.rest - len(self._unread))
+        rest = 0 if self._writer.framing is _CLOSE else max(0, request.rest - len(self.input.unread))
         LingeringClose(self._server, self._transport).begin(rest)
         self._server.forget(self)

@@ -20,7 +20,7 @@ from websockets.protocol import Protocol as Parser
 from asgibus.interface_server.http.request import ErrorResponse, Request, address_text
 from asgibus.interface_server.http.response import ResponseWriter, StandardHeaders, plain_response
 from asgibus.interface_server.lingering_close import LingeringClose
-from asgibus.interface_server.read_scheduler import READ_SECONDS, SlicedReader
+from asgibus.interface_server.read_scheduler import READ_SECONDS, InputBuffer
 from asgibus.interface_server.server_context import ServerContext
 from asgibus.interface_server.slow_client import SlowClientGuard, unread_bytes
 from asgibus.interface_server.websocket import debug_log
@@ -76,8 +76,8 @@ class WebSocketServer(ServerContext, Protocol):
     standard_headers: StandardHeaders
 
 
-class WebSocketProtocol(SlicedReader):
-    """One client's WebSocket. Implements `Terminator` and `Holder`."""
+class WebSocketProtocol(asyncio.Protocol):
+    """One client's WebSocket. Implements `Terminator`, `Holder` and `SlicedProtocol`."""
 
     __slots__ = (
         "_alive",
@@ -92,20 +92,24 @@ class WebSocketProtocol(SlicedReader):
         "_pinged",
         "_reading_bits",
         "_request",
+        "_scheduler",
         "_server",
         "_state",
         "_text",
+        "_transport",
         "_window_bits",
         "_window_shut",
         "_writer",
         "deadline",
+        "input",
         "write_paused",
     )
 
     def __init__(self, server: WebSocketServer, transport: asyncio.Transport, writer: ResponseWriter) -> None:
-        super().__init__(server.scheduler)
         self._server = server
+        self._scheduler = server.scheduler
         self._transport = transport
+        self.input = InputBuffer(transport)
         self._writer: ResponseWriter | None = writer  # until the accept, like `_request`
         self._request: Request | None = None
         self._connection: Connection | None = None
@@ -137,7 +141,7 @@ class WebSocketProtocol(SlicedReader):
         self._request = request
         target = request.target.decode("latin-1")
         self._log_line = f'{address_text(request.client)} - "WebSocket {target}"'
-        self._unread = tail
+        self.input.unread = tail
         self.deadline = self._server.now + self._server.settings.connect_timeout + CLOSE_SECONDS
         self._transport.set_protocol(self)
         self._server.register(self)
@@ -147,8 +151,8 @@ class WebSocketProtocol(SlicedReader):
             return
         request.extensions = {**request.extensions, "websocket.http.response": {}}
         self._connection = self._server.connections.open(request, self, ())
-        self._slices_read()
-        if not self._paused and not self._transport.is_reading():
+        self.slices_read()
+        if not self.input.paused and not self._transport.is_reading():
             self._transport.resume_reading()
 
     @property
@@ -160,35 +164,36 @@ class WebSocketProtocol(SlicedReader):
 
     def data_received(self, data: bytes) -> None:
         self._alive = True
-        parser = self._parser
+        parser, buffer = self._parser, self.input
         if (
             parser is None
-            or self._unread
+            or buffer.unread
             or self._frames
             or self._window_shut
             or self.write_paused
-            or self._waits
-            or self._in_slice
+            or buffer.waits
+            or buffer.in_slice
             or len(data) > SLICE
             or not self._scheduler.try_slice(READ_SECONDS)
         ):
-            super().data_received(data)
+            buffer.add(data)
+            self._scheduler.read(self)
             return
         # Nearly every message takes this shorter way: it is one slice, and nothing is buffered before it.
-        self._in_slice = True
+        buffer.in_slice = True
         try:
             self._parse(parser, data)
         finally:
-            self._in_slice = False
+            buffer.in_slice = False
         if self._frames:
-            self.read_on()
+            self._scheduler.read(self)
 
     def eof_received(self) -> bool:
         return False  # the transport closes, and `connection_lost` follows
 
     def connection_lost(self, error: Exception | None) -> None:
         self._server.forget(self)
-        self._unread, self._frames = b"", ()
+        self.input.unread, self._frames = b"", ()
         if self._writer is not None:
             self._log_handshake(self._writer.status)
         self._disconnect(CloseCode.ABNORMAL_CLOSURE)
@@ -203,29 +208,32 @@ class WebSocketProtocol(SlicedReader):
             self._write_pending()
         if self._connection is not None:
             self._connection.acknowledge()
-        self.read_on()
+        self._scheduler.read(self)
 
     # Reading.
 
-    def _has_input(self) -> bool:
+    def has_input(self) -> bool:
+        """See `SlicedProtocol`."""
         parser = self._parser
         if parser is None:
             if self._state is not _HANDSHAKE:
-                self._unread = b""  # the handshake was rejected
+                self.input.unread = b""  # the handshake was rejected
             return False
         if self._window_shut or (self.write_paused and parser.writes):
             return False
-        return bool(self._unread or self._frames)
+        return bool(self.input.unread or self._frames)
 
-    def _read_slice(self) -> None:
+    def read_slice(self) -> None:
+        """See `SlicedProtocol`."""
         assert self._parser is not None
-        self._parse(self._parser, b"" if self._frames else bytes(self._take(SLICE)))
+        self._parse(self._parser, b"" if self._frames else bytes(self.input.take(SLICE)))
 
-    def _slices_read(self) -> None:
+    def slices_read(self) -> None:
+        """See `SlicedProtocol`."""
         most = 0 if self._parser is not None else EARLY_BYTES
-        if self._paused:
+        if self.input.paused:
             self._alive = True  # the answer to a ping may be among the unread data
-        self._pause(self._window_shut or bool(self._frames) or len(self._unread) > most)
+        self.input.pause(self._window_shut or bool(self._frames) or len(self.input.unread) > most)
 
     def _parse(self, parser: Parser, data: bytes) -> None:
         """Handle the frames that are left of the last slice, or the frames of the next one."""
@@ -373,12 +381,12 @@ class WebSocketProtocol(SlicedReader):
     def pause(self) -> None:
         """See `Terminator`."""
         self._window_shut = True
-        self._slices_read()
+        self.slices_read()
 
     def resume(self) -> None:
         """See `Terminator`."""
         self._window_shut = False
-        self.read_on()
+        self._scheduler.read(self)
 
     def fail(self, status: int, close_code: int) -> None:
         """See `Terminator`."""
@@ -404,7 +412,7 @@ class WebSocketProtocol(SlicedReader):
             return
         settings = self._server.settings
         end = self._opened + settings.websocket_timeout
-        unanswered = not self._alive and not self._paused  # no answer can be seen while the socket is paused
+        unanswered = not self._alive and not self.input.paused  # no answer can be seen while the socket is paused
         if self.write_paused and self._check_stall(now):
             self._disconnect(CloseCode.ABNORMAL_CLOSURE)
             self._transport.abort()
@@ -481,7 +489,7 @@ class WebSocketProtocol(SlicedReader):
     def _linger(self) -> None:
         """Close after a response that rejects the handshake, in a way that lets the client read it."""
         self._state = transition(WEBSOCKET_TABLE, self._state, WebSocketEvent.REJECT)
-        self._paused = True  # so that this protocol does not pause the socket any more
+        self.input.paused = True  # so that this protocol does not pause the socket any more
         LingeringClose(self._server, self._transport).begin(0)
         self._server.forget(self)
 

@@ -27,6 +27,8 @@ PUBLIC = {
         "Holder",
         "Host",
         "Listener",
+        "SliceParser",
+        "SlicedInput",
         "Terminator",
         "message_of",
         "other",

@@ -42,6 +42,9 @@ async def app(scope, receive, send):
         await send({"type": "lifespan.shutdown.complete"})
     elif scope["type"] == "http":
         await http(scope, receive, send)
+    elif scope["type"] == "line":
+        while (await receive())["type"] == "line.receive":
+            pass
     else:
         await receive()
         await websocket(scope, receive, send)

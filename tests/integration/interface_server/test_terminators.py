@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import threading
 import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 from support.deadline import wait_until
 from support.processes import APPS, Process
 from support.raw import RawClient
+from support.websocket import TEXT, RawWebSocket, frame
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "lines"
 
@@ -109,6 +111,21 @@ def test_many_lines_keep_their_order(request: pytest.FixtureRequest, install: In
 
         wait_until(is_complete, what="all lines")
         assert received.splitlines() == [line.upper() for line in lines]
+
+
+def test_a_flood_delays_no_other_socket(start_interface: Start, install: Install) -> None:
+    app = "interface_server.flood_app:app"
+    server = start_interface("--terminator", "lines=127.0.0.1:0", app=app, env=install())
+    with client(server) as flooding, RawWebSocket(server, "/echo") as watch, RawClient(server) as http:
+        sender = threading.Thread(target=flooding.sendall, args=(b"a\n" * 100_000,))
+        http.request("GET", "/longest")  # forgets what the start has taken
+        sender.start()
+        while sender.is_alive():
+            watch.send(frame(TEXT, b"still there?"))
+            assert watch.read_frame() == (TEXT, b"still there?")
+            sender.join(0.002)
+        longest = float(http.request("GET", "/longest").body)
+    assert longest < 0.1, f"the loop was held for {longest:.3f} s of CPU time"
 
 
 def test_a_killed_worker_closes_the_client(

@@ -222,7 +222,7 @@ def test_a_stop_does_not_wait_for_a_body_that_cannot_come(stop_first: bool, monk
     socket.end()
     if not stop_first:
         socket.protocol.shut_down()
-    socket.protocol.read_slice()
+    socket.scheduler._next_turn()
     assert socket.transport.closed
     assert socket.requests == []
 

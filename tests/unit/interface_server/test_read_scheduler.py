@@ -1,12 +1,13 @@
 """Sockets are read in slices, turn by turn of the event loop."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
 from asgibus.interface_server import read_scheduler as module
-from asgibus.interface_server.read_scheduler import READ_SECONDS, SMALL, ReadScheduler, SlicedReader
+from asgibus.interface_server.read_scheduler import READ_SECONDS, SMALL, InputBuffer, ReadScheduler
 
 SLICE = 1000
 
@@ -27,24 +28,29 @@ class Loop:
             callback()
 
 
-class Reader(SlicedReader):
+class Reader:
     """A reader of slices, each of which takes `cost` seconds."""
 
     def __init__(self, name: str, scheduler: ReadScheduler, loop: Loop, order: list[str], cost: float) -> None:
-        super().__init__(scheduler)
+        self.input = InputBuffer(asyncio.Transport())
+        self.scheduler = scheduler
         self.name, self.loop, self.order, self.cost = name, loop, order, cost
         self.aborted = False
 
-    def _has_input(self) -> bool:
-        return bool(self._unread)
+    def data_received(self, data: bytes) -> None:
+        self.input.add(data)
+        self.scheduler.read(self)
 
-    def _read_slice(self) -> None:
-        if self._take(SLICE) == b"raise":
+    def has_input(self) -> bool:
+        return bool(self.input.unread)
+
+    def read_slice(self) -> None:
+        if self.input.take(SLICE) == b"raise":
             raise RuntimeError("on purpose")
         self.order.append(self.name)
         self.loop.now += self.cost
 
-    def _slices_read(self) -> None:
+    def slices_read(self) -> None:
         pass
 
     def abort(self) -> None:
