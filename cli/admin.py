@@ -8,20 +8,17 @@ each has one request, and sockets that send none make room for others.
 from __future__ import annotations
 
 import logging
-import math
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 from anyio.abc import SocketAttribute, SocketListener, SocketStream, TaskGroup
 
-from asgibus.cli.run import END_MARGIN, ProcessLifecycle
-from asgibus.cli.settings import ProcessSettings
+from asgibus.cli.health import AdminError, Health
 from asgibus.interface_server.http.request import HEAD_TOO_LARGE, Request, RequestParser
 from asgibus.interface_server.http.response import StandardHeaders, response_head
-from asgibus.layers.contract import ChannelLayer, Statistics
+from asgibus.layers.contract import Statistics
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -32,112 +29,9 @@ MAX_HEAD_SIZE = 8 * 1024  # bytes; a probe sends some hundred
 MAX_UNREAD = 64 * 1024  # bytes that are read after a request: what a client has sent by the time of the response
 MAX_SOCKETS = 16  # probes come one by one; more is a mistake, and must not take file descriptors from clients
 SECONDS = 5.0  # for a request's head to arrive, and again for its response to be read
-RETRY_SECONDS = 0.2  # to listen on a port that the process before still has; to accept when descriptors ran out
+RETRY_SECONDS = 0.2  # to accept when descriptors ran out
 STANDARD = StandardHeaders(server=False, date=False)
 TEXT = "text/plain; charset=utf-8"
-
-
-class AdminError(Exception):
-    """The admin port cannot be listened on; the text says which, and why not."""
-
-
-class Health(Protocol):
-    """The state of a server. Its methods are called in the event loop and must not block."""
-
-    def ready(self) -> str | None:
-        """Return None if the server can take new connections, else the reason in one sentence."""
-
-    def counts(self) -> Mapping[str, int]:
-        """Return how often each kind of event happened since the start, such as "takeover" or "slow client"."""
-
-    def gauges(self) -> Mapping[str, int]:
-        """Return numbers of things that exist now, such as "connections"."""
-
-    async def channels(self) -> Mapping[str, Statistics]:
-        """Return the statistics of the channels that the process works for. Their names are few."""
-
-
-class ProcessHealth:
-    """The state of all servers of a process, as one."""
-
-    def __init__(self, lifecycle: ProcessLifecycle, layer: ChannelLayer, *servers: Health) -> None:
-        self._lifecycle = lifecycle
-        self._layer = layer
-        self._servers = servers
-
-    def ready(self) -> str | None:
-        """Return None if all servers are ready, else the first reason."""
-        if not self._lifecycle.has_started:
-            return self._lifecycle.status
-        return next((reason for server in self._servers if (reason := server.ready()) is not None), None)
-
-    def counts(self) -> Mapping[str, int]:
-        """Return the sums. Each server's counts contain those of the layer, which count once."""
-        counts = Counter(self._layer.counts)
-        if self._lifecycle.has_started:
-            for server in self._servers:
-                counts += Counter(server.counts()) - self._layer.counts
-        return counts
-
-    def gauges(self) -> Mapping[str, int]:
-        """Return the sums."""
-        gauges: Counter[str] = Counter()
-        if self._lifecycle.has_started:
-            for server in self._servers:
-                gauges.update(server.gauges())
-        return gauges
-
-    async def channels(self) -> Mapping[str, Statistics]:
-        """Return the channels of all servers; none while the layer is away."""
-        channels: dict[str, Statistics] = {}
-        if self._lifecycle.has_started:
-            for server in self._servers:
-                channels |= await server.channels()
-        return channels
-
-
-@asynccontextmanager
-async def admin_port(
-    process: ProcessSettings, graceful_timeout: float, health: Health, *, supervised: bool
-) -> AsyncIterator[None]:
-    """Serve the admin port, if the settings name one, until the context ends.
-
-    A supervised process retries a port that is taken, since the process that it replaces may still have it.
-
-    Args:
-        process: Host and port.
-        graceful_timeout: Seconds after which the process before is gone; then a taken port is logged.
-        health: The state of the servers.
-        supervised: Whether there is a supervisor.
-
-    Raises:
-        AdminError: The port is taken, and the process is not supervised.
-
-    """
-    host, port = process.admin_host, process.admin_port
-    if port is None:
-        yield
-    elif supervised:
-        async with anyio.create_task_group() as tasks:
-            warn_at = anyio.current_time() + graceful_timeout + END_MARGIN
-            tasks.start_soon(_serve_when_free, host, port, health, warn_at)
-            yield
-            tasks.cancel_scope.cancel()
-    else:
-        async with admin(host, port, health):
-            yield
-
-
-async def _serve_when_free(host: str, port: int, health: Health, warn_at: float) -> None:
-    while True:
-        try:
-            async with admin(host, port, health):
-                await anyio.sleep_forever()
-        except AdminError as error:
-            if anyio.current_time() >= warn_at:
-                logger.warning("%s; retrying until it is free", error)
-                warn_at = math.inf
-            await anyio.sleep(RETRY_SECONDS)
 
 
 @asynccontextmanager

@@ -10,10 +10,11 @@ from typing import Any
 import anyio
 import click
 
-from asgibus.cli.admin import AdminError, ProcessHealth, admin_port
+from asgibus.cli.admin_port import admin_port
 from asgibus.cli.control_pipe import ControlPipe
 from asgibus.cli.descriptors import raise_limit, sockets_within
 from asgibus.cli.embedded import embedded_worker, serve_with_worker
+from asgibus.cli.health import AdminError, ProcessHealth
 from asgibus.cli.logging import complete_app_logging, set_up_logging
 from asgibus.cli.options import GroupedCommand, given, settings_from, settings_options, warn_of_unknown_variables
 from asgibus.cli.reload import WatchedFiles, watched_files

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from difflib import get_close_matches
-from importlib.metadata import entry_points
 from typing import Any
 
 import click
 
-from asgibus.cli.admin import AdminError, ProcessHealth, admin_port
+from asgibus.cli.admin_port import admin_port
 from asgibus.cli.control_pipe import ControlPipe
+from asgibus.cli.health import AdminError, ProcessHealth
 from asgibus.cli.logging import complete_app_logging, set_up_logging
 from asgibus.cli.options import (
     GroupedCommand,
@@ -156,6 +156,8 @@ def _warn_of_unknown_protocols(protocols: Sequence[str]) -> None:
     """Log a warning for each protocol without a terminator here. An interface server elsewhere may have one."""
     if set(protocols) <= {"udp"}:
         return
+    from importlib.metadata import entry_points  # noqa: PLC0415  # with its parser of e-mail, it takes 5 ms
+
     known = ["udp", *(point.name for point in entry_points(group=TERMINATORS))]
     for name in protocols:
         if name not in known:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
-
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.terminator import Factory, Listener
 from asgibus.interface_server.udp import UdpListener
@@ -38,6 +36,8 @@ def _listener(option: str, name: str, value: str | None, settings: InterfaceSett
 def _factory(name: str) -> Factory:
     if name in BUILT_IN:
         return BUILT_IN[name]
+    from importlib.metadata import entry_points  # noqa: PLC0415  # with its parser of e-mail, it takes 5 ms
+
     installed = {point.name: point for point in entry_points(group=TERMINATORS)}
     if name not in installed:
         known = ", ".join([*BUILT_IN, *sorted(installed.keys() - BUILT_IN.keys())])
