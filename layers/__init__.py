@@ -4,11 +4,17 @@
 `redis+sentinel://` and `redis+cluster://` between processes. `ChannelLayer` is the contract of every layer.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from asgibus.layers.contract import Bus, ChannelLayer, Claim, Handler, Offer
 from asgibus.layers.errors import ChannelFull, LayerError, LayerUnavailable, MessageTooLarge
 from asgibus.layers.factory import open_layer
-from asgibus.layers.memory import InMemoryChannelLayer
-from asgibus.layers.redis import RedisChannelLayer
+
+if TYPE_CHECKING:
+    from asgibus.layers.memory import InMemoryChannelLayer
+    from asgibus.layers.redis import RedisChannelLayer
 
 __all__ = [
     "Bus",
@@ -24,3 +30,16 @@ __all__ = [
     "RedisChannelLayer",
     "open_layer",
 ]
+
+
+def __getattr__(name: str) -> type[ChannelLayer]:
+    """Import a layer when it is used first. Most processes use one of the two."""
+    if name == "InMemoryChannelLayer":
+        from asgibus.layers.memory import InMemoryChannelLayer  # noqa: PLC0415
+
+        return InMemoryChannelLayer
+    if name == "RedisChannelLayer":
+        from asgibus.layers.redis import RedisChannelLayer  # noqa: PLC0415
+
+        return RedisChannelLayer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from asgibus.layers.contract import ChannelLayer
-from asgibus.layers.memory import InMemoryChannelLayer
-from asgibus.layers.redis import RedisChannelLayer
-from asgibus.layers.redis.config import SCHEMES
 from asgibus.layers.settings import BACKLOG_BYTES, CAPACITY, EXPIRY_SECONDS, WAIT_SECONDS
 
 
@@ -49,10 +46,16 @@ def open_layer(
     """
     urls = url.split() or [""]
     schemes = [each.partition("://")[0] if "://" in each else "" for each in urls]
+    # Each layer is imported when it is opened: most processes use one of the two.
     if schemes == ["memory"]:
+        from asgibus.layers.memory import InMemoryChannelLayer  # noqa: PLC0415
+
         return InMemoryChannelLayer(expiry=expiry, capacity=capacity)
     if "memory" in schemes:
         raise ValueError("memory:// lies within one process: it cannot be one of several stores")
+    from asgibus.layers.redis import RedisChannelLayer  # noqa: PLC0415
+    from asgibus.layers.redis.config import SCHEMES  # noqa: PLC0415
+
     if any(scheme not in SCHEMES for scheme in schemes):
         # No part of the URL is shown, which may be one of a password. One with a space in it looks like several URLs.
         known = ", ".join(f"{name}://" for name in ("memory", *SCHEMES))
