@@ -216,7 +216,7 @@ class Producer:
     def _delete(self, state: _Entry) -> None:
         """Delete an entry unless a process has claimed it, which still has to acknowledge it."""
         if state.id:
-            self._pipeline.write(("EVAL", scripts.WITHDRAW, 1, state.key, state.id), _log_error)
+            self._pipeline.write(("EVAL", scripts.WITHDRAW, 1, state.key, state.id, state.payload), _log_error)
 
 
 class Consumer:

@@ -1,10 +1,8 @@
--- Append claimed entries to their work queue again, for another consumer.
+-- Append a claimed entry to its work queue again, for another consumer.
 --
 -- KEYS[1]  stream of the queue
--- ARGV     ids of the entries
+-- ARGV[1]  id of the entry
 
 -- include requeue_entry.lua
-for _, id in ipairs(ARGV) do
-  local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
-  if redis.call('XACK', KEYS[1], 'workers', id) == 1 and entry then requeue(id, entry[2]) end
-end
+local entry = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])[1]
+if redis.call('XACK', KEYS[1], 'workers', ARGV[1]) == 1 and entry then requeue(ARGV[1], entry[2]) end

@@ -2,6 +2,7 @@
 --
 -- KEYS[1]  stream of the queue
 -- ARGV[1]  id of the entry
+-- ARGV[2]  its payload
 -- Returns  1 if deleted, else 0
 
 local groups = redis.call('EXISTS', KEYS[1]) == 1 and redis.call('XINFO', 'GROUPS', KEYS[1]) or {}
@@ -14,6 +15,6 @@ end
 local deleted = delete(ARGV[1])
 if deleted ~= 0 then return math.max(0, deleted) end
 for _, entry in ipairs(redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', 1000)) do
-  if entry[2][3] == 'since' and entry[2][4] == ARGV[1] then return math.max(0, delete(entry[1])) end
+  if entry[2][2] == ARGV[2] then return math.max(0, delete(entry[1])) end
 end
 return 0

@@ -221,7 +221,7 @@ def test_only_unclaimed_offers_are_withdrawn(run: Run, store: "redis.Redis[bytes
     store.xgroup_create("s", "workers", "0", mkstream=True)
     claimed, waiting = store.xadd("s", {"b": b"1"}), store.xadd("s", {"b": b"2"})
     store.xreadgroup("workers", "w", {"s": ">"}, count=1)
-    assert [run(scripts.WITHDRAW, "s", entry) for entry in (claimed, waiting)] == [0, 1]
+    assert [run(scripts.WITHDRAW, "s", entry, payload) for entry, payload in ((claimed, "1"), (waiting, "2"))] == [0, 1]
     assert [entry for entry, _ in store.xrange("s")] == [claimed]
 
 
@@ -334,10 +334,22 @@ def test_a_requeued_claim_is_read_by_another_consumer(run: Run, store: "redis.Re
     run(scripts.REQUEUE, "s", again)
     [[_, [(last, fields)]]] = store.xreadgroup("workers", "second", {"s": ">"})
     assert fields == {b"b": b"1", b"since": entry}
-    assert run(scripts.WITHDRAW, "s", entry) == 0  # it is claimed
+    assert run(scripts.WITHDRAW, "s", entry, "1") == 0  # it is claimed
     run(scripts.REQUEUE, "s", last)
-    assert run(scripts.WITHDRAW, "s", entry) == 1
+    assert run(scripts.WITHDRAW, "s", entry, "1") == 1
     assert store.xlen("s") == 0
+
+
+def test_an_offer_that_was_written_again_and_requeued_is_withdrawn(run: Run, store: "redis.Redis[bytes]") -> None:
+    store.xadd("mailbox", {"b": b""})
+    store.xgroup_create("s", "workers", "0", mkstream=True)
+    another, entry = repeat(run, store, "", "1", "always", "", "2", "always")
+    [[_, claims]] = store.xreadgroup("workers", "first", {"s": ">"})
+    for claimed, _ in claims:
+        run(scripts.REQUEUE, "s", claimed)
+    assert run(scripts.WITHDRAW, "s", entry, "2") == 1
+    assert [fields[b"b"] for _, fields in store.xrange("s")] == [b"1"]
+    assert run(scripts.WITHDRAW, "s", another, "1") == 1
 
 
 def test_an_entry_released_too_often_is_deleted(run: Run, store: "redis.Redis[bytes]") -> None:
