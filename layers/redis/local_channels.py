@@ -299,8 +299,10 @@ class LocalChannels:
         self._mailbox = channels_mailbox(self._process)
 
     def forget(self) -> None:
-        """Forget the mailbox and the background loop, after a fork: they belong to the parent process."""
+        """Forget the mailbox and the background loop, and renew locks, after a fork."""
         self._background_loop.forget()
+        for shard in self._shards:
+            shard.forget()
         self._lock = threading.Lock()
         self._process = self._mailbox = ""
         self._inbox = self._bus = self._client = self._loop = None

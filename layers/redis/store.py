@@ -347,6 +347,10 @@ class Shard:
         client = self._clients.get(asyncio.get_running_loop())
         return client is not None and client.on_close is not None
 
+    def forget(self) -> None:
+        """Renew the lock after a fork: another thread of the parent process may have had it."""
+        self._lock = threading.Lock()
+
     async def close(self) -> None:
         """Close the client of the running event loop. If the call is cancelled, closing goes on by itself."""
         with self._lock:

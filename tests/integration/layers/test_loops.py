@@ -393,14 +393,15 @@ def test_a_forked_process_starts_a_background_thread(redis_url: str) -> None:
     assert (ended.stdout, ended.stderr) == ("[1, 2, 2]\n", "")
 
 
-def test_a_fork_during_a_call_of_another_thread(redis_url: str) -> None:
+@pytest.mark.parametrize("lock", ["layer.background_loop._lock", "layer._shards[0]._lock"])
+def test_a_fork_during_a_call_of_another_thread(redis_url: str, lock: str) -> None:
     program = (
         "import os\n"
         "from asgiref.sync import async_to_sync\n"
         "from asgibus.layers import RedisChannelLayer\n"
         f"layer = RedisChannelLayer({redis_url!r})\n"
         "async_to_sync(layer.send)('forked', {'n': 1})\n"
-        "with layer.background_loop._lock:\n"  # as during a call of another thread
+        f"with {lock}:\n"  # as during a call of another thread
         "    child = os.fork()\n"
         "    if not child:\n"
         "        async_to_sync(layer.send)('forked', {'n': 2})\n"
