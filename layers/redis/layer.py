@@ -282,14 +282,14 @@ class RedisChannelLayer(ChannelLayer):
 
     @_on_long_lived_loop
     async def declare_dead(self, mailbox: str) -> None:
-        home = self._shards.home
-        pipeline = (await home.client()).pipeline
-        until = call_until()
-        live = await pipeline.call("EVAL", scripts.DECLARE_DEAD, 1, home.keys.processes, mailbox, until=until)
-        payload = PAYLOAD_VERSION, "", [(DEAD, mailbox, True)]
-        keys = map(home.keys.mailbox, self._entries.valid_names(home.keys.processes, live))
-        commands = (("XADD", key, "NOMKSTREAM", "*", "b", self._entries.pack(key, payload)) for key in keys)
-        await asyncio.gather(*(pipeline.call(*command, repeatable=False, until=until) for command in commands))
+        client = await self._shards.home.client()
+        keys, call, until = client.keys, client.pipeline.call, call_until()
+        _, members = await call("EVAL", scripts.GROUP_MEMBERS, 1, keys.processes, until=until)
+        live = self._entries.valid_names(keys.processes, (each for each in members if each.endswith(b"!")))
+        mailboxes = [keys.mailbox(each) for each in live]
+        entries = [self._entries.pack(key, (PAYLOAD_VERSION, "", [(DEAD, mailbox, True)])) for key in mailboxes]
+        names = keys.processes, *mailboxes
+        await call("EVAL", scripts.DECLARE_DEAD, len(names), *names, mailbox, *entries, repeatable=False, until=until)
 
     @asynccontextmanager
     async def bus(self, role: str, handler: Handler) -> AsyncIterator[Bus]:

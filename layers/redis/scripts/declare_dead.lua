@@ -1,14 +1,14 @@
--- End the lease of a process that is known to have died.
+-- End the lease of a process that is known to have died, and announce that to the others in the same step: a heartbeat
+-- in between would report the end of the lease, too.
+--
+-- It begins with a write that needs no memory, so that Redis allows the others when it is out of memory.
 --
 -- KEYS[1]  sorted set of the processes, as in renew_lease.lua
--- ARGV[1]  mailbox
--- Returns  {mailboxes of the processes that had a lease, this one included}
+-- KEYS[2…] mailboxes of the others
+-- ARGV[1]  mailbox of the process
+-- ARGV[2…] entries for the mailboxes of the others
 
 -- include now.lua
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '-1')
-local live = {}
-for _, member in ipairs(redis.call('ZRANGE', KEYS[1], string.format('(%.0f', now), '+inf', 'BYSCORE')) do
-  if string.sub(member, -1) == '!' then live[#live + 1] = member end
-end
 redis.call('ZADD', KEYS[1], 'XX', 'LT', string.format('%.0f', now), ARGV[1])
-return live
+for i = 2, #KEYS do redis.pcall('XADD', KEYS[i], 'NOMKSTREAM', '*', 'b', ARGV[i]) end

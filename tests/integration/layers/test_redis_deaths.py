@@ -12,9 +12,11 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
+from asgibus.layers import RedisChannelLayer
 from asgibus.layers.codec import pack
 from asgibus.layers.frames import DEAD, FIRST_PROTOCOL_KIND, GROUP_MESSAGE
 from asgibus.layers.redis import heartbeat
+from asgibus.layers.redis.pipeline import Pipeline
 from support.bus import until
 from support.deadline import in_time
 from support.lease_times import BEAT, GRACE, HANG, LEASE, RETURN
@@ -351,6 +353,32 @@ async def test_a_declared_death_is_reported_at_once(redis_url: str) -> None:
         await asyncio.sleep(1.2)  # a beat, in which nothing may be reported again
         assert one.handler.dead == two.handler.dead == [victim.mailbox, victim.mailbox, "nobody.0!"]
         assert one.handler.interruptions == two.handler.interruptions == sender.handler.interruptions == 0
+
+
+@short_leases
+async def test_a_death_is_reported_once_when_its_declaration_is_slow(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A heartbeat of a third process between two commands of the declaration does not report the death again."""
+    call = Pipeline.call
+
+    async def call_late(pipeline: Pipeline, *args: Any, **options: Any) -> Any:
+        if pipeline is sender_pipeline:
+            await asyncio.sleep(2 * BEAT)
+        return await call(pipeline, *args, **options)
+
+    async with place(redis_url, "a") as one, peer(redis_url, "a") as victim:
+        sender = RedisChannelLayer(redis_url, prefix="a")
+        await sender.send("channel", {})
+        (shard,) = sender._shards
+        sender_pipeline = (await shard.client()).pipeline
+        await victim.kill()
+        with monkeypatch.context() as patch:
+            patch.setattr(Pipeline, "call", call_late)
+            await sender.declare_dead(victim.mailbox)
+        await asyncio.sleep(2 * BEAT)  # a heartbeat
+        assert one.handler.events == [(DEAD, victim.mailbox, True)]
+        await sender.close()
 
 
 async def test_a_live_process_that_is_declared_dead_continues(redis_url: str, admin: "redis.Redis[bytes]") -> None:
