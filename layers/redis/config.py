@@ -117,7 +117,7 @@ def read_hosts(hosts: Hosts | None) -> list[Address]:
     """Return the addresses of a layer's stores; a cluster is several.
 
     Raises:
-        ValueError: The hosts cannot be read; the message says why.
+        ValueError: The hosts cannot be read. The message says why, and shows no part of a URL.
     """
     if hosts is None:
         hosts = DEFAULT_HOST
@@ -128,11 +128,6 @@ def read_hosts(hosts: Hosts | None) -> list[Address]:
     if not hosts:
         raise ValueError("hosts is an empty list: name at least one Redis")
     return [shard for host in hosts for shard in _cluster_shards(_from_arguments(_arguments(host)))]
-
-
-def read_url(url: str) -> Address:
-    """Return the address that a URL names. Raises ValueError with one sentence that shows no part of the URL."""
-    return _from_arguments(_from_url(url))
 
 
 def hash_slot(tag: str) -> int:

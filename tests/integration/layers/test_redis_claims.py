@@ -12,7 +12,7 @@ from asgibus.layers import RedisChannelLayer
 from asgibus.layers.codec import pack
 from asgibus.layers.redis.client import Outage, RedisConnection
 from asgibus.layers.redis.codec import EntryCodec
-from asgibus.layers.redis.config import read_url
+from asgibus.layers.redis.config import read_hosts
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.pipeline import Store
 from asgibus.layers.redis.work_queue import Consumer
@@ -66,7 +66,7 @@ async def test_offers_older_than_the_claimant_are_stale(redis_url: str) -> None:
 
 async def test_a_reply_with_an_acknowledged_entry_is_no_claim() -> None:
     """The first reply on a new connection lists pending claims; later replies to the writer may be newer."""
-    address = read_url("redis://127.0.0.1:1")
+    address = read_hosts("redis://127.0.0.1:1")[0]
     writer = Acks()
     store = SimpleNamespace(
         address=address,

@@ -11,7 +11,7 @@ import pytest
 from asgibus.layers import LayerUnavailable, RedisChannelLayer, open_layer
 from asgibus.layers.redis import client as redis_client
 from asgibus.layers.redis.client import RedisConnection
-from asgibus.layers.redis.config import read_url
+from asgibus.layers.redis.config import read_hosts
 from support.bus import Recorder
 from support.redis import RedisServer
 from support.topologies import free_port, make_certificate
@@ -202,11 +202,11 @@ async def test_the_address_of_a_layer_hides_the_password() -> None:
 
 
 async def test_a_sentinel_url_is_parsed() -> None:
-    address = read_url("redis+sentinel://us%3Aer:p%40ss%2F@a,[::1]:5/my-bus/7")
+    address = read_hosts("redis+sentinel://us%3Aer:p%40ss%2F@a,[::1]:5/my-bus/7")[0]
     assert address.sentinels == (("a", 26379), ("::1", 5))
     assert (address.service, address.db) == ("my-bus", 7)
     assert (address.username, address.password) == ("us:er", "p@ss/")
-    plain = read_url("redis+sentinel://a:1/bus/")
+    plain = read_hosts("redis+sentinel://a:1/bus/")[0]
     assert (plain.service, plain.db, plain.username, plain.password) == ("bus", 0, None, None)
 
 

@@ -12,7 +12,7 @@ import redis
 
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
 from asgibus.layers.redis.client import locate
-from asgibus.layers.redis.config import read_url
+from asgibus.layers.redis.config import read_hosts
 from support.redis import RedisServer
 from support.sentinel import SERVICE, SentinelSet
 from support.topologies import PASSWORD, USER, redis_binary, tls_server
@@ -126,7 +126,7 @@ async def test_sentinels_with_a_password(sentinels: SentinelSet) -> None:
 
 @pytest.mark.redis
 async def test_the_search_for_a_master_can_be_cancelled_at_any_time(sentinels: SentinelSet) -> None:
-    address, dice = read_url(sentinels.url), random.Random(1)
+    address, dice = read_hosts(sentinels.url)[0], random.Random(1)
     for _ in range(200):
         looking = asyncio.create_task(locate(address))
         for _ in range(dice.randrange(40)):
