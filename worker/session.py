@@ -13,13 +13,11 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from asgibus.layers.codec import listed, pack, unpack
-from asgibus.layers.contract import Bus, ChannelLayer, Claim, Draft, Frame
+from asgibus.layers.contract import ChannelLayer, Claim, Frame
 from asgibus.layers.errors import LayerUnavailable, MessageTooLarge
-from asgibus.layers.frames import ACKNOWLEDGED
 from asgibus.protocol.checks import MAX_STATE_BYTES
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET, ConnectRequest, build_scope
 from asgibus.protocol.events import (
-    ABORT,
     ACCEPT,
     CLOSE,
     CONTINUE,
@@ -29,7 +27,6 @@ from asgibus.protocol.events import (
     HANDOVER,
     HTTP_DISCONNECT,
     MESSAGE_SENT,
-    OTHER_CLOSE,
     OTHER_DISCONNECT,
     OTHER_SENT,
     PATH_SEND,
@@ -46,12 +43,10 @@ from asgibus.protocol.events import (
     decode,
     disconnect,
     encode,
-    other,
     size,
 )
 from asgibus.protocol.states import (
     HTTP_TABLE,
-    OTHER_TABLE,
     RUN_TABLE,
     AppState,
     IllegalTransition,
@@ -61,8 +56,10 @@ from asgibus.protocol.states import (
     transition,
 )
 from asgibus.protocol.stream import PART, ReliableStream
+from asgibus.worker import endings
 from asgibus.worker.announced_body import AnnouncedBody
 from asgibus.worker.connection import Connection, Extension
+from asgibus.worker.outbox import Outbox, OutboxHost, Waiters, add_waiter, wake
 from asgibus.worker.sendfile import send_file
 
 logger = logging.getLogger("asgibus.worker")
@@ -84,10 +81,9 @@ class ClientDisconnected(OSError):
     """The client is gone, so nothing can be sent to it. ASGI 3, "Disconnected Client - send Exception"."""
 
 
-class SessionHost(Protocol):
+class SessionHost(OutboxHost, Protocol):
     """The worker, as its sessions see it."""
 
-    bus: Bus
     layer: ChannelLayer
     lifespan_state: dict[str, Any]
     resume: bool
@@ -100,9 +96,6 @@ class SessionHost(Protocol):
 
     def cancel_flush(self, session: Session, /) -> None:
         """Undo `schedule_flush`."""
-
-    def schedule_ack(self, session: Session, /) -> None:
-        """Call the session's `acknowledge` soon."""
 
     def on_event_stream(self, session: Session, /) -> None:
         """Handle that the app begins an event stream, which a worker that stops ends soon."""
@@ -121,21 +114,16 @@ class Session:
     """
 
     __slots__ = (
-        "_announced",
         "_app_state",
         "_body",
-        "_claim",
         "_connecting",
         "_disconnect",
-        "_draft",
-        "_draft_packed",
         "_expects_continue",
         "_group_waiters",
-        "_handling",
-        "_handling_bytes",
         "_head_only",
         "_held",
         "_inbox",
+        "_outbox",
         "_own_end",
         "_receivers",
         "_saved",
@@ -143,8 +131,6 @@ class Session:
         "_streaming",
         "_subprotocols",
         "_table",
-        "_window_waiters",
-        "closed",
         "confirmation",
         "end_awaited",
         "host",
@@ -175,15 +161,11 @@ class Session:
         self.run = RunState.SERVING
         self.task: asyncio.Task[None] | None = None
         """The task of the app; None once it has ended."""
-        # Ownership.
-        self._claim = claim
-        self._announced = False  # whether the interface server was sent a frame that names this worker as the owner
+        self._outbox = Outbox(host, self.peer, self.stream, claim, self.is_http)
         self.stale = claim.stale
         """Whether the connection may have been served before, by another worker: see `confirm`."""
         self.confirmation: asyncio.Future[None] | None = None
         """Done when the interface server has replied to `confirm`."""
-        self.closed = False
-        """Whether this run can send nothing more to the client."""
         self.end_awaited = False
         """Whether the interface server waits for the end of this run, which gets the disconnect of its client."""
         # What the app receives.
@@ -191,12 +173,10 @@ class Session:
         self._expects_continue = request.expects_continue
         self._inbox: list[tuple[int, Event]] = list(enumerate(request.events))
         self.stream.expected = len(request.events)
-        self._handling: int | None = None  # the number of the first event that the app has got and not handled
-        self._handling_bytes = 0
         self.received = request.handled
         """The number of the client's events that the app and its earlier runs have got."""
         self._disconnect: Event | None = None  # the disconnect that the app has got, or is to get next
-        self._receivers: list[asyncio.Future[None]] | None = None
+        self._receivers: Waiters | None = None
         # What the app sends.
         self._table, self._app_state = initial_state(request.kind)
         self._subprotocols = request.subprotocols
@@ -205,9 +185,6 @@ class Session:
         self._body: AnnouncedBody | None = None
         self._streaming = False  # whether the app has sent a part of the body that is not the last one
         self._own_end: Event | None = None  # the disconnect that follows the app's own close
-        self._window_waiters: list[asyncio.Future[None]] | None = None
-        self._draft: Draft | None = None  # the last frame, if an event was being handled when it was posted
-        self._draft_packed = 0  # `Bus.packed` at that time
         # Groups and state.
         self._group_waiters: list[tuple[str, asyncio.Future[None]]] | None = None
         self._saved_bytes = request.state
@@ -224,6 +201,11 @@ class Session:
     def attempt(self) -> int:
         """The number of this run of the app, from 1."""
         return self.stream.attempt
+
+    @property
+    def closed(self) -> bool:
+        """Whether this run can send nothing more to the client."""
+        return self._outbox.closed
 
     @property
     def awaits_body(self) -> bool:
@@ -270,8 +252,9 @@ class Session:
         if self._connecting:
             self._connecting = False
             return {"type": "websocket.connect"}
-        if self._disconnect is None:
-            self._handled()
+        outbox = self._outbox
+        if outbox.handling >= 0 and self._disconnect is None:
+            outbox.handled(self._next_number)
         while True:
             if self.run is _DRAINING:
                 self._notify_handover()
@@ -288,20 +271,18 @@ class Session:
                 return decode(self._own_end or disconnect(self.kind, 1006, ""))
             if self._expects_continue:
                 self._expects_continue = False
-                self.post((CONTINUE,))
+                outbox.post((CONTINUE,))
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._receivers = [waiter] if self._receivers is None else [*_pending(self._receivers), waiter]
+            self._receivers = add_waiter(self._receivers, waiter)
             await waiter
         number, event = self._inbox.pop(0)
-        if self._handling is None:
-            self._handling = number
-        self._handling_bytes += size(event)
+        outbox.begin(number, size(event))
         if event[0] in _DISCONNECTS:
             self._disconnect = event  # handled when the app returns
         else:
             self.received += 1
             if self.host.acknowledge_early:
-                self._handled()
+                outbox.handled(self._next_number)
         return decode(event)
 
     def _join_body(self) -> None:
@@ -312,51 +293,15 @@ class Session:
         if len(inbox) > 1 and inbox[0][1][0] == REQUEST_BODY and inbox[1][1] == (REQUEST_END, b""):
             inbox[:2] = [(inbox[0][0], (REQUEST_END, inbox[0][1][1]))]
 
-    def _handled(self) -> None:
-        """Count the events that the app has got as handled."""
-        if self._handling is not None:
-            counted, self._handling, self._handling_bytes = self._handling_bytes, None, 0
-            through = self._inbox[0][0] if self._inbox else self.stream.expected
-            if self._draft is None or not self._acknowledge_with_draft(through):
-                self._consume(counted)
-
-    def _consume(self, counted: int) -> None:
-        """Count bytes as consumed, up to the first event that the app has not handled or not got."""
-        stream = self.stream
-        reported = not stream.unreported
-        through = self._handling
-        if through is None:
-            through = self._inbox[0][0] if self._inbox else stream.expected
-        ack_due = stream.consume(counted, through)
-        if reported and not self.is_http:
-            self.host.schedule_ack(self)
-        if ack_due and not self.closed:
-            self.host.bus.post(self.peer, stream.ack_frame())
-
-    def _acknowledge_with_draft(self, through: int) -> bool:
-        """Write the acknowledgement into the frame that was posted last, unless it is on its way already.
-
-        Most apps ask for the next event right after they have answered one. The answer and the acknowledgement then
-        arrive together, or neither does. So a client never gets the answer to an event that a further run handles
-        again after a crash.
-
-        Args:
-            through: The app has handled every event below this number.
-
-        Returns:
-            Whether the frame could be changed.
-        """
-        draft, self._draft = self._draft, None
-        if draft is None or self._draft_packed != self.host.bus.packed:
-            return False
-        draft[ACKNOWLEDGED] = self.stream.consumed = through
-        self.stream.unreported = 0
-        return True
+    @property
+    def _next_number(self) -> int:
+        """The number of the next event that the app is to get."""
+        return self._inbox[0][0] if self._inbox else self.stream.expected
 
     def _wake_receivers(self) -> None:
         if self._receivers is not None:
             receivers, self._receivers = self._receivers, None
-            _wake(receivers)
+            wake(receivers)
 
     # The app sends.
 
@@ -372,7 +317,7 @@ class Session:
             MessageTooLarge: A WebSocket message is larger than 16 MiB.
             OSError: A file cannot be read.
         """
-        if self.closed:
+        if self._outbox.closed:
             self._send_to_nobody(message)
             return
         event = encode(message)
@@ -398,8 +343,8 @@ class Session:
                 self._streaming = True
             if len(event[1]) > PART:
                 self.flush()
-                event = await self._send_parts(event)
-                if self.closed:
+                event = await self._outbox.post_parts(event)
+                if self._outbox.closed:
                     return
         elif code == RESPONSE_START or code == RESPONSE_START_TRAILERS:
             self._body = AnnouncedBody(event, head_only=self._head_only, is_http=self.is_http)
@@ -411,7 +356,7 @@ class Session:
             event = (*event[:3], self.host.resume)
         self._app_state = after
         if code == RESPONSE_START and self.is_http:
-            if self.is_event_stream:
+            if self._body is not None and self._body.is_event_stream:
                 self.host.on_event_stream(self)
             self._held = event  # most apps send the body at once: then both are one event
             self.host.schedule_flush(self)
@@ -421,14 +366,14 @@ class Session:
                 event, self._held = (RESPONSE, *self._held[1:], event[1]), None
             else:
                 self.flush()
-        self.post(event)
+        self._outbox.post(event)
         if after is _COMPLETE:
             if code == CLOSE and before is _OPEN:
                 self._own_end = (WEBSOCKET_DISCONNECT, event[1], event[2])
             self._wake_receivers()
         stream = self.stream
         if stream.in_flight >= stream.window:
-            await self._wait_for_window()
+            await self._outbox.wait_for_window()
             if self.is_disconnected and not self.is_http:
                 raise ClientDisconnected("the client is gone, and has not read all that was sent")
 
@@ -461,36 +406,7 @@ class Session:
         """Post the head of the response if it is still held, because the body does not follow at once."""
         if self._held is not None:
             held, self._held = self._held, None
-            self.post(held)
-
-    def post(self, event: Event) -> None:
-        """Post an event to the interface server."""
-        frame, counted = self.stream.send(event)
-        bus = self.host.bus
-        if self._handling is None:
-            bus.post(self.peer, frame, counted)
-        else:  # it may be the answer to the event that the app handles: see `_acknowledge_with_draft`
-            self._draft = [*frame]
-            self._draft_packed = bus.packed
-            bus.post(self.peer, self._draft, counted)
-        if not self._announced:
-            self._complete_claim()
-
-    async def _send_parts(self, event: Event) -> Event:
-        """Post a large body in parts, each when the window is open.
-
-        Returns:
-            The event of the last part, which is not posted. Returns early if the client is gone.
-        """
-        body = memoryview(event[1])
-        cut = (len(body) - 1) // PART * PART
-        for start in range(0, cut, PART):
-            await self._wait_for_window()
-            if self.closed:
-                return event
-            self.post((RESPONSE_BODY, bytes(body[start : start + PART])))
-        await self._wait_for_window()
-        return (event[0], bytes(body[cut:]))
+            self._outbox.post(held)
 
     async def _send_file(self, event: Event) -> None:
         """Send a file as the body, or as a part of the body."""
@@ -514,18 +430,6 @@ class Session:
     async def _send_part(self, more: bool, body: bytes, last: bool) -> None:
         await self.send({"type": "http.response.body", "body": body, "more_body": more or not last})
 
-    async def _wait_for_window(self) -> None:
-        """Wait until the window is open or nothing more can be sent."""
-        while not self.stream.window_open and not self.closed:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._window_waiters = [*_pending(self._window_waiters), waiter]
-            await waiter
-
-    def _wake_senders(self) -> None:
-        if self._window_waiters is not None:
-            waiters, self._window_waiters = self._window_waiters, None
-            _wake(waiters)
-
     # Groups and state.
 
     async def change_group(self, code: int, group: str) -> None:
@@ -543,12 +447,12 @@ class Session:
             if code == GROUP_DISCARD:
                 return  # the connection keeps its memberships, so that no broadcast is missed between two runs
             raise ClientDisconnected("another run serves the client, which keeps its memberships")
-        if self.closed or self._disconnect is not None:
+        if self._outbox.closed or self._disconnect is not None:
             raise ClientDisconnected("the client is gone, and with it its memberships")
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._group_waiters = [*(self._group_waiters or ()), (group, waiter)]
         self.flush()
-        self.post((code, group))
+        self._outbox.post((code, group))
         await waiter
 
     def _on_group_done(self, group: str, error: str | None) -> None:
@@ -586,7 +490,7 @@ class Session:
             raise ClientDisconnected("the client is gone, and with it its state")
         self._post_state()
         if self.run is not RunState.NOTIFIED:
-            await self._wait_for_window()
+            await self._outbox.wait_for_window()
             if self.is_disconnected:
                 raise ClientDisconnected("the client is gone, and with it its state")
 
@@ -597,28 +501,21 @@ class Session:
             raise MessageTooLarge(len(packed), MAX_STATE_BYTES)
         if packed != self._saved_bytes:
             self._saved_bytes = packed
-            self.post((SAVE_STATE, packed))
+            self._outbox.post((SAVE_STATE, packed))
 
     # Ownership.
 
     def announce(self) -> None:
         """Name this worker as the owner, if no event has done so yet."""
-        if not self._announced:
-            self.host.bus.post(self.peer, self.stream.claimed_frame())
-            self._complete_claim()
+        self._outbox.announce()
 
     async def confirm(self) -> None:
         """Ask the interface server whether this connection is still to be served. If not, the session is closed."""
         self.confirmation = asyncio.get_running_loop().create_future()
-        self.host.bus.post(self.peer, self.stream.probe_frame())
+        self._outbox.probe()
         await self.confirmation
-        if not self.closed and not self._announced:
-            self._complete_claim()
-
-    def _complete_claim(self) -> None:
-        """Complete the claim, because the frame that was just posted names the owner, and is written before."""
-        self._announced = True
-        self.host.bus.done(self._claim)
+        if not self._outbox.closed:
+            self._outbox.complete_claim()
 
     def _resolve_confirmation(self) -> None:
         if self.confirmation is not None and not self.confirmation.done():
@@ -634,7 +531,7 @@ class Session:
                 self.host.forget(self)  # the last events of this run are not needed
             return
         if code == GROUP_DONE:
-            self._consume(size(event))
+            self._outbox.consume(size(event), self._next_number)
             self._on_group_done(event[2], event[1])
             return
         self._inbox.append((self.stream.expected - 1, event))
@@ -649,8 +546,7 @@ class Session:
 
     def on_ack(self, number: int) -> None:
         """Handle that the interface server has consumed every event below `number`."""
-        if self.stream.acknowledge(number):
-            self._wake_senders()
+        self._outbox.acknowledged(number)
         if self.confirmation is not None:
             self._resolve_confirmation()
         if self.task is None and not self.stream.in_flight:
@@ -682,8 +578,7 @@ class Session:
 
     def acknowledge(self) -> None:
         """Post an acknowledgement of what was consumed, unless nothing more can be sent."""
-        if self.stream.unreported and not self.closed:
-            self.host.bus.post(self.peer, self.stream.ack_frame())
+        self._outbox.acknowledge()
 
     @property
     def expects_ack(self) -> bool:
@@ -714,9 +609,8 @@ class Session:
 
     def _release_waiters(self) -> None:
         """Wake every task that waits to send, because nothing can be sent any more."""
-        self.closed = True
+        self._outbox.close()
         self._resolve_confirmation()
-        self._wake_senders()
         why = "another run serves the client" if self.handed_over else "the client is gone, and with it its memberships"
         for _, waiter in self._group_waiters or ():
             if not waiter.done():
@@ -743,7 +637,7 @@ class Session:
             self.run = transition(RUN_TABLE, self.run, RunEvent.DRAIN)
             self._wake_receivers()
         elif not self.is_http:
-            self._close(SERVICE_RESTART, "")
+            self._close()
             self.disconnected(SERVICE_RESTART, "" if self.kind == WEBSOCKET else "the worker stops")
 
     def force_disconnect(self) -> None:
@@ -771,7 +665,7 @@ class Session:
             error: What the app has raised; None if it returned.
         """
         if error is None:
-            self._handled()
+            self._outbox.handled(self._next_number)
         if self.run is RunState.NOTIFIED and self._app_state is not _COMPLETE:
             if self.is_http:
                 self._end_event_stream()
@@ -780,13 +674,12 @@ class Session:
         elif mistake := self._finish(error):
             logger.error("the app %s on %s %r", mistake, self.scope["type"], self.target)
         self.run = transition(RUN_TABLE, self.run, RunEvent.RETURN)
-        if not self._announced:
-            self._complete_claim()
+        self._outbox.complete_claim()
         # Drop the references back to this session, so that its memory is freed without the garbage collector.
         self.scope = {}
         self.task = None
         self._held = None
-        self.closed = True  # a task that the app has left running gets an error from `send`
+        self._outbox.closed = True  # a task that the app has left running gets an error from `send`
 
     def _hand_over(self) -> None:
         if self._saved is not None:
@@ -794,68 +687,34 @@ class Session:
                 self._post_state()
             except (TypeError, MessageTooLarge) as error:
                 logger.error("the state of a connection could not be handed over: %s", error)
-        self.post((HANDOVER,))
+        self._outbox.post((HANDOVER,))
 
     def _end_event_stream(self) -> None:
         """End the body of an event stream for an app that was told to stop."""
         self.flush()
         self._app_state = _COMPLETE
-        self.post((RESPONSE_END, b""))
+        self._outbox.post((RESPONSE_END, b""))
 
-    def _finish(self, error: BaseException | None) -> str | None:
+    def _finish(self, error: BaseException | None) -> str:
         """Answer for an app that has ended without a whole answer.
 
         Returns:
-            The app's mistake, unless it raised or had got a disconnect; None if it made none.
+            The app's mistake, unless it raised or had got a disconnect; an empty text if it made none.
         """
-        if self.closed or self._app_state is _COMPLETE:
-            return None
-        excused = error is not None or self._disconnect is not None
-        if self._table is OTHER_TABLE:
-            self.post((ABORT,) if error is not None else self._other_close())
-            return None
+        if self._outbox.closed or self._app_state is _COMPLETE:
+            return ""
         if self._held is not None:  # the client has seen nothing of this response
             self._held = None
             self._app_state = AppState.WAITING
-        if self._app_state in (AppState.WAITING, AppState.HANDSHAKE) and not self.resumed:
-            self._answer(500, b"Internal Server Error")
-            return None if excused else "returned without answering"
-        if self._app_state in (_OPEN, AppState.HANDSHAKE):
-            self.post((CLOSE, 1011 if error else 1000, ""))
-            return None
-        self.post((ABORT,))
-        return None if excused else "returned before its response was complete"
+        failed = error is not None
+        events, mistake = endings.at_return(self.kind, self._app_state, resumed=self.resumed, failed=failed)
+        for event in events:
+            self._outbox.post(event)
+        return "" if failed or self._disconnect is not None else mistake
 
-    def _close(self, code: int, reason: str) -> None:
+    def _close(self) -> None:
         """Close the client's WebSocket, or its connection of another protocol, because the worker stops."""
-        if self.closed:
-            return
-        if self._table is OTHER_TABLE:
-            if self._app_state is _OPEN:
-                self.post(self._other_close())
-        elif self._app_state is _OPEN or self.resumed:
-            self.post((CLOSE, code, reason))
-        elif self._app_state is AppState.HANDSHAKE:
-            self._answer(503, b"This server is stopping.")
-        elif self._app_state is AppState.DENYING:
-            self.post((ABORT,))
-        self._app_state = _COMPLETE
-
-    def _other_close(self) -> Event:
-        return other(OTHER_CLOSE, {"type": f"{self.kind}.close"})
-
-    def _answer(self, status: int, body: bytes) -> None:
-        headers = ((b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body)))
-        self.post((RESPONSE_START, status, headers))
-        self.post((RESPONSE_END, body))
-
-
-def _pending(waiters: list[asyncio.Future[None]] | None) -> list[asyncio.Future[None]]:
-    """Return the waiters whose tasks were not cancelled: an app may cancel the same wait again and again."""
-    return [waiter for waiter in waiters if not waiter.done()] if waiters else []
-
-
-def _wake(waiters: list[asyncio.Future[None]]) -> None:
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_result(None)
+        if not self._outbox.closed:
+            for event in endings.at_stop(self.kind, self._app_state, resumed=self.resumed, code=SERVICE_RESTART):
+                self._outbox.post(event)
+            self._app_state = _COMPLETE

@@ -14,6 +14,7 @@ from asgibus.layers.frames import ABANDONED, DEAD
 from asgibus.protocol.checks import FROM_CLIENT, BadFrame, ForeignVersion, read_request
 from asgibus.protocol.connect_request import ConnectRequest
 from asgibus.protocol.router import StreamRouter
+from asgibus.worker.outbox import Outbox
 from asgibus.worker.session import Session
 
 logger = logging.getLogger("asgibus.worker")
@@ -90,7 +91,7 @@ class SessionRegistry(Handler):
         self._unacked: dict[Session, None] = {}  # ended WebSockets whose last events are not acknowledged
         self._recent = RecentResponses()
         self._settled = asyncio.Event()  # asyncio's, because it is cleared before each wait
-        self._ack_soon: list[Session] = []
+        self._ack_soon: list[Outbox] = []
         self._rotate_at = 0.0
         self.counts: Counter[str] = Counter()
         """Repaired, lost and dropped items by kind; exported as metrics."""
@@ -131,7 +132,7 @@ class SessionRegistry(Handler):
     def add(self, session: Session) -> None:
         """Add the session of a run that begins."""
         self._sessions[session.peer, session.number] = session
-        if session.attempt > 1:
+        if session.stream.attempt > 1:
             self.counts["further run"] += 1
 
     def on_ended(self, session: Session, *, client_gone: bool) -> None:
@@ -152,9 +153,9 @@ class SessionRegistry(Handler):
         else:
             self._unacked[session] = None
 
-    def schedule_ack(self, session: Session) -> None:
-        """See `SessionHost`."""
-        self._ack_soon.append(session)
+    def schedule_ack(self, outbox: Outbox) -> None:
+        """See `OutboxHost`."""
+        self._ack_soon.append(outbox)
 
     def forget(self, session: Session) -> None:
         """See `SessionHost`."""
@@ -188,9 +189,9 @@ class SessionRegistry(Handler):
         Args:
             now: The time of the event loop in seconds.
         """
-        sessions, self._ack_soon = self._ack_soon, []
-        for session in sessions:
-            session.acknowledge()
+        outboxes, self._ack_soon = self._ack_soon, []
+        for outbox in outboxes:
+            outbox.acknowledge()
         self._router.tick(now)
         if not self.bus.available:
             self._rotate_at = now + RECENT_SECONDS  # while the store is away, no response can arrive
