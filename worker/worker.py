@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from time import perf_counter
 
 import anyio
 
@@ -17,6 +18,7 @@ from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.protocol.pacing import staggered
 from asgibus.protocol.states import RunState
 from asgibus.worker.base import CANCEL_SECONDS, BaseWorker
+from asgibus.worker.claim_limit import ClaimLimit
 from asgibus.worker.session import ClientDisconnected, Session
 from asgibus.worker.session_registry import SessionRegistry
 from asgibus.worker.settings import WorkerSettings
@@ -24,7 +26,6 @@ from asgibus.worker.wsgi import WSGIApplication
 
 logger = logging.getLogger("asgibus.worker")
 
-CLAIM_AT_ONCE = 64  # connections in one claim: more would take work that an idle worker could begin at once
 ANNOUNCE_SECONDS = 0.005  # an app that answers within this time needs no frame that only names the owner
 FORCE_SECONDS = 5.0  # an app that calls no `receive` for this long learns of the handover from `send`
 ERROR_SECONDS = 10.0  # between two tracebacks for connections of one protocol other than HTTP and WebSocket
@@ -56,6 +57,8 @@ class Worker(BaseWorker):
         self._tasks: set[asyncio.Task[None]] = set()
         self._held: list[Session] = []  # the sessions to flush in this iteration of the event loop
         self._errors = ErrorLog()
+        self._limit = ClaimLimit()
+        self._apps_began = 0.0  # when the first app of the last claim began
         self._full = False
         # An event of asyncio, because it is set and cleared again for every wait for a free slot; anyio's is set once.
         self._slots = asyncio.Event()
@@ -131,16 +134,24 @@ class Worker(BaseWorker):
                 if stop.is_set():
                     return
                 continue
-            claims = await bus.claim(channels, min(free, CLAIM_AT_ONCE))
+            claims = await bus.claim(channels, min(free, self._limit.connections * len(channels)))
             if not claims:
                 return
+            claimed = perf_counter()
+            loop.call_soon(self._on_apps_begin)
             started = [session for claim in claims if (session := self._start(claim)) is not None]
             loop.call_later(ANNOUNCE_SECONDS, self._announce, started)
             self._count_work(len(claims))
+            prepared = perf_counter()
             # Let the apps begin, and their first answers be written, before the next claim. Both writes then wake the
             # store once, and meanwhile more offers arrive.
             await asyncio.sleep(0)
+            self._limit.note(len(claims), prepared - claimed + perf_counter() - self._apps_began)
             await asyncio.sleep(0)
+
+    def _on_apps_begin(self) -> None:
+        """Note the time: what the event loop does between the claim and the first app says nothing about the apps."""
+        self._apps_began = perf_counter()
 
     def _free(self) -> int:
         """Return the number of further connections that could be served now."""

@@ -1,0 +1,47 @@
+"""The number of connections that a worker claims at once, by the time that its app takes to begin."""
+
+import pytest
+
+from asgibus.worker.claim_limit import BATCH_SECONDS, MOST, ClaimLimit
+
+
+@pytest.mark.parametrize(
+    ("each", "connections"),
+    [
+        (0.000_001, MOST),
+        (BATCH_SECONDS / 32, 32),
+        (BATCH_SECONDS / 10, 10),
+        (BATCH_SECONDS / 3, 3),
+        (BATCH_SECONDS, 1),
+        (1.0, 1),
+    ],
+)
+def test_a_claim_has_as_many_connections_as_apps_begin_in_time(each: float, connections: int) -> None:
+    limit = ClaimLimit()
+    for _ in range(50):
+        limit.note(size := limit.connections, each * 1.01 * size)
+    assert abs(limit.connections - connections) <= 1
+
+
+def test_an_app_that_blocks_is_noticed_at_its_first_request() -> None:
+    limit = ClaimLimit()
+    assert limit.connections > 1
+    limit.note(1, 0.05)
+    assert limit.connections == 1
+
+
+def test_one_slow_request_is_forgotten() -> None:
+    limit = ClaimLimit()
+    limit.note(1, 1.0)
+    batches = 0
+    while limit.connections < 10:
+        limit.note(size := limit.connections, size * BATCH_SECONDS / 20)
+        batches += 1
+    assert batches < 50
+
+
+def test_a_clock_that_stands_still_does_no_harm() -> None:
+    limit = ClaimLimit()
+    for _ in range(5000):
+        limit.note(1, 0.0)
+    assert limit.connections == MOST
