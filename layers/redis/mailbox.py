@@ -19,7 +19,14 @@ from asgibus.layers.contract import Frame
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.frames import FIRST_PROTOCOL_KIND, LOCAL_MESSAGES
 from asgibus.layers.names import has_channels
-from asgibus.layers.redis.client import BLOCK_SECONDS, ReconnectingConnection, RedisConnection, RedisError, pack_command
+from asgibus.layers.redis.client import (
+    BLOCK_SECONDS,
+    ReconnectingConnection,
+    RedisConnection,
+    RedisError,
+    pack_command,
+    pack_command_with,
+)
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Pipeline, Store
 
@@ -139,8 +146,8 @@ class MailboxReader:
     def _read(self, connection: RedisConnection) -> None:
         self._reading = True
         self._asked = time.monotonic()
-        read = pack_command(
-            ("XREAD", "COUNT", READ_ENTRIES, "BLOCK", BLOCK_SECONDS * 1000, "STREAMS", self._key, self._cursor)
+        read = pack_command_with(
+            ("XREAD", "COUNT", READ_ENTRIES, "BLOCK", BLOCK_SECONDS * 1000, "STREAMS", self._key), self._cursor
         )
         if self._entries >= TRIM_ENTRIES or self._bytes >= TRIM_BYTES:
             self._entries = self._bytes = 0

@@ -26,6 +26,7 @@ from asgibus.layers.redis.client import (
     RedisError,
     ignore_reply,
     pack_command,
+    pack_command_with,
 )
 from asgibus.layers.redis.codec import EntryCodec
 from asgibus.layers.redis.config import Address
@@ -169,7 +170,11 @@ class Pipeline:
         Returns:
             The command, for `cancel`.
         """
-        command = Command(pack_command(args), on_reply, repeatable, patient)
+        return self.write_packed(pack_command(args), on_reply, repeatable=repeatable, patient=patient)
+
+    def write_packed(self, data: bytes, on_reply: OnReply, *, repeatable: bool = True, patient: bool = True) -> Command:
+        """Write a packed command: see `write`."""
+        command = Command(data, on_reply, repeatable, patient)
         self._commands[command] = None
         self._schedule()
         return command
@@ -292,7 +297,7 @@ class Pipeline:
                     except TypeError:  # a fault of the sender of these frames alone
                         logger.exception("frames for %s were dropped", batch.mailbox)
                         continue
-                    data = pack_command(("XADD", key, "NOMKSTREAM", "*", "b", payload))
+                    data = pack_command_with(("XADD", key, "NOMKSTREAM", "*", "b"), payload)
                     commands.append(Command(data, gone, True, True))
         if self._commands:
             commands += self._commands

@@ -28,6 +28,7 @@ from asgibus.layers.redis.client import (
     RedisError,
     ignore_reply,
     pack_command,
+    pack_command_with,
 )
 from asgibus.layers.redis.codec import MOST_RELEASES, Unreadable
 from asgibus.layers.redis.pipeline import Command, Store
@@ -90,8 +91,10 @@ class Producer:
         state = _Entry(key, payload, max(0, self._now() - CLOCK_STEP_MS))
         state.generation = self._generation
         offer = Offer(channel, once, state=state, size=len(payload))
-        state.command = self._pipeline.write(
-            ("XADD", key, "*", "b", payload), partial(self._on_written, offer, state), repeatable=False
+        state.command = self._pipeline.write_packed(
+            pack_command_with(("XADD", key, "*", "b"), payload),
+            partial(self._on_written, offer, state),
+            repeatable=False,
         )
         return offer
 
