@@ -1,6 +1,6 @@
-"""Serve other packages' apps, on the bus or on uvicorn, and look at the logs of the servers when the tests are through.
+"""Fixtures that serve apps of other packages on the bus or on uvicorn, and check the logs of the servers at the end.
 
-The clients are those that belong to the apps. What these tests share with those of `tests/` is in `tests/support/`.
+The tests use the clients that belong to the apps. Helpers that `tests/` has as well are in `tests/support/`.
 """
 
 import itertools

@@ -23,7 +23,7 @@ async def slowly(steps: int, ctx: Context) -> str:
 
 @server.resource("greeting://{name}")
 def greeting(name: str) -> str:
-    """Greet somebody."""
+    """Return a greeting."""
     return f"hello {name}"
 
 

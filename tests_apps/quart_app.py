@@ -33,7 +33,7 @@ async def as_json():
 
 @app.websocket("/chat/<name>")
 async def chat(name):
-    """Send the messages of all in one task, and receive those of this client in another."""
+    """Send the messages of all clients in one task, and receive from this client in another."""
 
     async def sending():
         queue = asyncio.Queue()

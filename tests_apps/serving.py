@@ -10,7 +10,7 @@ class Site:
     """An app that is being served."""
 
     server: Process
-    """Whom the clients connect to."""
+    """The server that the clients connect to."""
     workers: list[Process]
     """The processes that run the app."""
 

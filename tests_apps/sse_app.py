@@ -15,14 +15,14 @@ def note(text):
 
 
 async def count(request):
-    """Send ten numbers; a browser that reconnects gets those after its last one."""
+    """Send ten numbers; a browser that reconnects gets the numbers after its last one."""
     begin = int(request.headers.get("last-event-id", 0)) + 1
 
     async def numbers():
         for number in range(begin, 11):
             yield {"id": str(number), "event": "number", "data": f"number {number}\nand a second line", "retry": 100}
             if number == 5 and begin == 1:
-                return  # the browser comes again for the rest
+                return  # the browser reconnects for the other numbers
 
     return EventSourceResponse(numbers())
 

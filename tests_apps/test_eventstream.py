@@ -37,13 +37,13 @@ def test_an_event_source_in_a_browser(site: Site, client: httpx.Client, page: Pa
     page.goto(site.url)
     page.evaluate(
         """() => new Promise((resolve) => {
-            window.heard = [];
+            window.received = [];
             const source = new EventSource("/events/browser/");
-            source.onmessage = (event) => heard.push(JSON.parse(event.data).text);
+            source.onmessage = (event) => received.push(JSON.parse(event.data).text);
             source.addEventListener("stream-open", resolve);
         })"""
     )
     for text in ("a", "b", "ü"):
         client.get("/publish/browser", params={"text": text})
-    page.wait_for_function("heard.length === 3")
-    assert page.evaluate("heard") == ["a", "b", "ü"]
+    page.wait_for_function("received.length === 3")
+    assert page.evaluate("received") == ["a", "b", "ü"]

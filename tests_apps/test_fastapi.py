@@ -60,20 +60,20 @@ def test_a_streamed_upload(client: httpx.Client, digest: str) -> None:
 
 
 def test_a_streamed_download(client: httpx.Client, digest: str) -> None:
-    found = hashlib.sha256()
+    received = hashlib.sha256()
     with client.stream("GET", f"/download/{SIZE}") as answer:
         for part in answer.iter_bytes():
-            found.update(part)
-    assert found.hexdigest() == digest
+            received.update(part)
+    assert received.hexdigest() == digest
 
 
 def test_a_file(client: httpx.Client, large: Path, digest: str) -> None:
-    found = hashlib.sha256()
+    received = hashlib.sha256()
     with client.stream("GET", "/file", params={"path": str(large)}) as answer:
         assert answer.headers["content-length"] == str(SIZE * MIB)
         for part in answer.iter_bytes():
-            found.update(part)
-    assert found.hexdigest() == digest
+            received.update(part)
+    assert received.hexdigest() == digest
     part = client.get("/file", params={"path": str(large)}, headers={"range": f"bytes={5 * MIB}-{6 * MIB - 1}"})
     assert part.status_code == 206
     assert part.content == (5).to_bytes(4, "big") * (MIB // 4)

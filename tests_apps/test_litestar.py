@@ -15,8 +15,8 @@ from support.deadline import wait_until
 PATHS = ["/listener", "/shouting", "/stream/leaver", "/handler", "/rooms/leavers"]
 OPEN = """(path) => new Promise((resolve) => {
     window.socket = new WebSocket(path);
-    window.heard = [];
-    socket.onmessage = (event) => heard.push(event.data);
+    window.received = [];
+    socket.onmessage = (event) => received.push(event.data);
     socket.onopen = () => resolve();
 })"""
 CLOSE = """(code) => new Promise((resolve) => {
@@ -66,19 +66,19 @@ def test_a_handler(site: Site) -> None:
 def test_channels_span_the_workers(site: Site, client: httpx.Client) -> None:
     with ExitStack() as stack:
         sockets = [stack.enter_context(ws(site, "/rooms/lobby")) for _ in range(6)]
-        wait_until(lambda: _all_hear(client, sockets))
+        wait_until(lambda: _all_receive(client, sockets))
 
 
-def _all_hear(client: httpx.Client, sockets: list[ClientConnection]) -> bool:
+def _all_receive(client: httpx.Client, sockets: list[ClientConnection]) -> bool:
     """Publish, and return whether all receive. Messages before a subscription are lost."""
     client.post("/publish/lobby", json={"text": "hello"}).raise_for_status()
-    heard = []
+    received = []
     for socket in sockets:
         try:
-            heard.append(json.loads(socket.recv(1)) == {"text": "hello"})
+            received.append(json.loads(socket.recv(1)) == {"text": "hello"})
         except TimeoutError:
-            heard.append(False)
-    return all(heard)
+            received.append(False)
+    return all(received)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -96,13 +96,13 @@ def test_a_browser_closes_a_websocket(site: Site, page: Page, path: str, code: i
     page.evaluate(OPEN, path)
     if path not in {"/stream/leaver", "/rooms/leavers"}:  # these only send
         page.evaluate("socket.send(JSON.stringify({number: 1}))")
-        page.wait_for_function("heard.length")
+        page.wait_for_function("received.length")
     assert page.evaluate(CLOSE, code) == (code or 1005)
 
 
 def test_a_browser_leaves_the_page(site: Site, page: Page) -> None:
     page.goto(site.url)
     page.evaluate(OPEN, "/stream/browser")
-    page.wait_for_function("heard.length > 5")
+    page.wait_for_function("received.length > 5")
     page.goto("about:blank")
     wait_until(lambda: "stream browser ended" in site.notes)

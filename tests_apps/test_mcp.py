@@ -22,19 +22,19 @@ def events(serve: Callable[..., Site]) -> Site:
     return serve("mcp_app:app", workers=1, env={"MCP_SSE": "1"})
 
 
-async def use(client: Client) -> None:
+async def check_client(client: Client) -> None:
     tools = await client.list_tools()
     assert [tool.name for tool in tools.tools] == ["add", "slowly"]
     for number in range(10):
         assert (await client.call_tool("add", {"a": number, "b": 2})).content[0].text == str(number + 2)
-    seen = []
+    steps = []
 
     async def progress(done: float, total: float | None, message: str | None) -> None:
-        seen.append((done, total))
+        steps.append((done, total))
 
     result = await client.call_tool("slowly", {"steps": 20}, progress_callback=progress)
     assert result.content[0].text == "20 steps done"
-    assert seen == [(step, 20) for step in range(1, 21)]
+    assert steps == [(step, 20) for step in range(1, 21)]
     assert (await client.read_resource("greeting://Ann")).contents[0].text == "hello Ann"
     assert "x = 1" in (await client.get_prompt("review", {"code": "x = 1"})).messages[0].content.text
 
@@ -44,17 +44,17 @@ async def use(client: Client) -> None:
 async def test_streamable_http(site: Site, mode: str) -> None:
     for _ in range(3):
         async with Client(f"{site.url}/mcp", mode=mode) as client:
-            await use(client)
+            await check_client(client)
 
 
 @pytest.mark.anyio
 async def test_event_streams(events: Site) -> None:
     for _ in range(3):
         async with Client(sse_client(f"{events.url}/sse"), mode="legacy") as client:
-            await use(client)
+            await check_client(client)
 
 
 def test_a_client_closes_its_event_stream(events: Site) -> None:
     with httpx.stream("GET", f"{events.url}/sse", trust_env=False) as answer:
         assert next(answer.iter_lines()) == "event: endpoint"
-    assert httpx.get(f"{events.url}/missing", trust_env=False).status_code == 404  # the server goes on
+    assert httpx.get(f"{events.url}/missing", trust_env=False).status_code == 404  # the server still answers

@@ -14,8 +14,8 @@ from support.deadline import wait_until
 
 OPEN = """(path) => new Promise((resolve) => {
     window.socket = new WebSocket(path);
-    window.heard = [];
-    socket.onmessage = (event) => heard.push(event.data);
+    window.received = [];
+    socket.onmessage = (event) => received.push(event.data);
     socket.onopen = () => resolve();
 })"""
 CLOSE = """(code) => new Promise((resolve) => {
@@ -83,7 +83,7 @@ def test_a_client_loses_its_connection(site: Site) -> None:
 def test_a_browser_closes_a_websocket(site: Site, page: Page, code: int | None) -> None:
     page.goto(site.url)
     page.evaluate(OPEN, f"/chat/browser{code}")
-    page.wait_for_function("heard.length")
+    page.wait_for_function("received.length")
     assert page.evaluate(CLOSE, code) == (code or 1005)
     wait_until(lambda: f"browser{code} left" in site.notes)
 
@@ -91,6 +91,6 @@ def test_a_browser_closes_a_websocket(site: Site, page: Page, code: int | None) 
 def test_a_browser_leaves_the_page(site: Site, page: Page) -> None:
     page.goto(site.url)
     page.evaluate(OPEN, "/chat/silent")
-    page.wait_for_function("heard.length")
+    page.wait_for_function("received.length")
     page.goto("about:blank")
     wait_until(lambda: "silent left" in site.notes)

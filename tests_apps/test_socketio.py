@@ -32,19 +32,19 @@ class Person:
     def __init__(self, name: str) -> None:
         self.name = name
         self.client = socketio.AsyncClient(reconnection=False)
-        self.heard: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self.received: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         for namespace in ("/", "/feed"):
-            self.client.on("*", self._hear, namespace=namespace)
-        self.client.on("connect_error", partial(self._hear, "connect_error"))
+            self.client.on("*", self._receive, namespace=namespace)
+        self.client.on("connect_error", partial(self._receive, "connect_error"))
 
-    async def _hear(self, event: str, data: Any = None) -> None:
-        await self.heard.put((event, data))
+    async def _receive(self, event: str, data: Any = None) -> None:
+        await self.received.put((event, data))
 
     async def next(self, event: str) -> Any:
         """Return the data of the next event of this name."""
         async with asyncio.timeout(WAIT):
             while True:
-                name, data = await self.heard.get()
+                name, data = await self.received.get()
                 if name == event:
                     return data
 
@@ -88,8 +88,8 @@ async def test_rooms_span_the_workers(site: Site, meet: Meet) -> None:
     assert await people[1].next("left") == {"room": "lobby"}
     await people[0].client.emit("say", {"room": "lobby", "text": "again"})
     assert await people[2].next("said") == {"by": "person 0", "text": "again"}
-    assert people[1].heard.empty()
-    assert outsider.heard.empty()
+    assert people[1].received.empty()
+    assert outsider.received.empty()
 
 
 @pytest.mark.anyio
@@ -147,23 +147,23 @@ async def test_a_client_is_refused(site: Site) -> None:
 def test_the_client_in_a_browser(site: Site, page: Page) -> None:
     page.goto(site.url)
     page.add_script_tag(path=Path(nicegui.__file__).parent / "static" / "socket.io.min.js")  # the client's own file
-    found = page.evaluate(
+    result = page.evaluate(
         """async (url) => {
             const connect = (name) => io(url, {transports: ["websocket"], auth: {name}, forceNew: true});
             const [ann, ben] = [connect("Ann"), connect("Ben")];
-            const heard = new Promise((resolve) => ben.on("said", resolve));
+            const received = new Promise((resolve) => ben.on("said", resolve));
             for (const socket of [ann, ben]) await socket.emitWithAck("enter", "browsers");
             const sum = await ann.emitWithAck("sum_of", 1, 2, 39);
             const bytes = await ann.emitWithAck("echo_bytes", new Uint8Array([1, 2, 3]));
             ann.emit("say", {room: "browsers", text: "grüß dich"});
-            const said = await heard;
+            const said = await received;
             ann.close();
             ben.close();
             return {sum, bytes: [...new Uint8Array(bytes)], said};
         }""",
         site.url,
     )
-    assert found == {"sum": 42, "bytes": [3, 2, 1], "said": {"by": "Ann", "text": "grüß dich"}}
+    assert result == {"sum": 42, "bytes": [3, 2, 1], "said": {"by": "Ann", "text": "grüß dich"}}
 
 
 def test_the_mounted_site(site: Site) -> None:

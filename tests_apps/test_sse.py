@@ -21,8 +21,8 @@ def site(serve: Callable[..., Site]) -> Site:
 
 def test_events(client: httpx.Client) -> None:
     with connect_sse(client, "GET", "/count") as source:
-        found = [(event.id, event.event, event.data, event.retry) for event in source.iter_sse()]
-    assert found == [(str(number), "number", f"number {number}\n{LINES}", 100) for number in range(1, 6)]
+        events = [(event.id, event.event, event.data, event.retry) for event in source.iter_sse()]
+    assert events == [(str(number), "number", f"number {number}\n{LINES}", 100) for number in range(1, 6)]
 
 
 def test_a_client_that_disconnects_ends_the_stream(site: Site, client: httpx.Client) -> None:
@@ -49,17 +49,17 @@ def test_a_deploy_ends_the_streams(serve: Callable[..., Site]) -> None:
 
 def test_an_event_source_in_a_browser_continues_after_its_last_event(site: Site, page: Page) -> None:
     page.goto(site.url)
-    found = page.evaluate(
+    events = page.evaluate(
         """() => new Promise((resolve) => {
-            const found = [];
+            const events = [];
             const source = new EventSource("/count");
             source.addEventListener("number", (event) => {
-                found.push([event.lastEventId, event.data]);
-                if (event.lastEventId === "10") { source.close(); resolve(found); }
+                events.push([event.lastEventId, event.data]);
+                if (event.lastEventId === "10") { source.close(); resolve(events); }
             });
         })"""
     )
-    assert found == [[str(number), f"number {number}\n{LINES}"] for number in range(1, 11)]
+    assert events == [[str(number), f"number {number}\n{LINES}"] for number in range(1, 11)]
 
 
 def test_a_browser_that_leaves_ends_the_stream(site: Site, page: Page) -> None:

@@ -42,8 +42,8 @@ async def test_a_query_of_gql(site: Site) -> None:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_a_subscription_to_its_end(site: Site, protocol: str) -> None:
     async with Client(transport=websocket(site, protocol)) as session:
-        found = [part["count"] async for part in session.subscribe(gql("subscription { count(target: 200) }"))]
-        assert found == list(range(200))
+        numbers = [part["count"] async for part in session.subscribe(gql("subscription { count(target: 200) }"))]
+        assert numbers == list(range(200))
         if protocol == "graphql-transport-ws":  # the older one has subscriptions alone
             assert await session.execute(gql('query { greeting(name: "Ben") }')) == {"greeting": "hello Ben"}
 

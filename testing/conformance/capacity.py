@@ -25,7 +25,7 @@ from asgibus.testing.conformance.tools import (
 
 
 async def _sent(layers: list[ChannelLayer], channel: str, numbers: range) -> list[int]:
-    """Send all numbers at once, from these layers in turn, and return those that were accepted."""
+    """Send all numbers at once, from these layers in turn. Return the accepted numbers."""
 
     async def send(number: int) -> None:
         await layers[number % len(layers)].send(channel, {"n": number})
@@ -46,7 +46,7 @@ async def check_a_full_channel_affects_no_other(make_layer: LayerFactory) -> Non
             for _ in range(2):
                 error = await refused(layer, full, {"n": 3})
             expect(isinstance(error, layer.ChannelFull), "layer.ChannelFull is another error")
-            expect_equal((error.channel, error.capacity), (full, 2), "what the error says")
+            expect_equal((error.channel, error.capacity), (full, 2), "channel and capacity of the error")
             expect(f"{full!r} is at its capacity of 2" in str(error), f"the error does not say what is full: {error}")
             await layer.send(other, {"n": 5})
             expect_equal(await receive(layer, other), {"n": 5}, f"message of {other}")
@@ -65,7 +65,7 @@ async def check_capacity_is_exact_under_many_senders(make_layer: LayerFactory) -
         sent += await _sent([layer], "a", range(50, 100))
         expect_equal(len(sent), 14, "messages that the channel took, four of which had been received")
         received = first + [message["n"] for message in await receive_all(layer, "a", 10)]
-        expect_equal(sorted(received), sent, "what was received")
+        expect_equal(sorted(received), sent, "received messages")
         await expect_silence(layer, "a")
 
 
@@ -79,7 +79,7 @@ async def check_capacity_is_exact_under_several_layers(make_layer: LayerFactory)
         sent = await _sent([layer, second, third], "a", range(60))
         expect_equal(len(sent), 10, "messages that the channel took")
         received = [message["n"] for message in await receive_all(layer, "a", 10)]
-        expect_equal(sorted(received), sent, "what was received")
+        expect_equal(sorted(received), sent, "received messages")
         await expect_silence(layer, "a")
 
 

@@ -25,16 +25,16 @@ def _channel(name: str) -> str:
 
 
 async def _entries(bus: Bus, *channels: str, limit: int = 100) -> list[Any]:
-    """Return what can be claimed now, oldest first."""
+    """Return the entries that can be claimed now, oldest first."""
     claims = await within(bus.claim(channels, limit), f"something to claim on {', '.join(channels)}")
     for claim in claims:
         bus.done(claim)
     return [claim.entry for claim in claims]
 
 
-async def _rest(bus: Bus, *channels: str) -> list[Any]:
+async def _claim_rest(bus: Bus, *channels: str) -> list[Any]:
     """Claim all that is left until the claimant is stopped; it is of no use afterwards."""
-    left: list[Any] = []
+    remaining: list[Any] = []
     claiming = asyncio.create_task(bus.claim(channels, 100))
     while True:
         await asyncio.wait([claiming], timeout=0.1)
@@ -42,10 +42,10 @@ async def _rest(bus: Bus, *channels: str) -> list[Any]:
             bus.stop_claiming()
         claims = await within(claiming, "claim, stopped")
         if not claims:
-            return left
+            return remaining
         for claim in claims:
             bus.done(claim)
-        left += [claim.entry for claim in claims]
+        remaining += [claim.entry for claim in claims]
         claiming = asyncio.create_task(bus.claim(channels, 100))
 
 
@@ -79,13 +79,13 @@ async def check_each_entry_is_claimed_once(make_layer: LayerFactory) -> None:
         await until(lambda: sum(map(len, claimed)) >= count, what=f"that {count} entries were claimed")
         for bus in (a, b, c):
             bus.stop_claiming()
-    everything = sorted(entry for mine in claimed for entry in mine)
+    entries = sorted(entry for mine in claimed for entry in mine)
     expected = sorted((channels[number % 2], (number, b"scope", "text", None)) for number in range(count))
-    expect_equal(everything, expected, "what was claimed")
+    expect_equal(entries, expected, "claimed entries")
     for mine in claimed:
         for channel in channels:
             numbers = [entry[0] for name, entry in mine if name == channel]
-            expect_equal(numbers, sorted(numbers), "what one claimed from a channel, oldest first")
+            expect_equal(numbers, sorted(numbers), "entries that one claimant got from a channel, oldest first")
 
 
 async def check_offers_wait_for_a_claimant(make_layer: LayerFactory) -> None:
@@ -96,8 +96,8 @@ async def check_offers_wait_for_a_claimant(make_layer: LayerFactory) -> None:
             interface.offer(channel, (number,))
         await within(interface.drain(), "drain")
         async with layer.bus("w", Recorder()) as worker:
-            expect_equal(await _entries(worker, channel, limit=3), [(0,), (1,), (2,)], "what was claimed first")
-            expect_equal(await _entries(worker, channel, limit=3), [(3,), (4,)], "what was claimed then")
+            expect_equal(await _entries(worker, channel, limit=3), [(0,), (1,), (2,)], "first claim")
+            expect_equal(await _entries(worker, channel, limit=3), [(3,), (4,)], "next claim")
 
 
 async def check_a_claim_returns_at_most_its_limit(make_layer: LayerFactory) -> None:
@@ -117,9 +117,7 @@ async def check_a_claim_returns_at_most_its_limit(make_layer: LayerFactory) -> N
             entries = await _entries(worker, x, y, limit=1)
             expect_equal(len(entries), 1, "entries of one claim")
             claimed += entries
-        expect_equal(
-            sorted(claimed), sorted((name, number) for name in "xy" for number in range(6)), "what was claimed"
-        )
+        expect_equal(sorted(claimed), sorted((name, number) for name in "xy" for number in range(6)), "claimed entries")
 
 
 async def check_a_withdrawn_offer_is_not_claimed(make_layer: LayerFactory) -> None:
@@ -136,7 +134,7 @@ async def check_a_withdrawn_offer_is_not_claimed(make_layer: LayerFactory) -> No
         interface.withdraw(offers[2])
         interface.withdraw(offers[2])
         await within(interface.drain(), "drain")
-        expect_equal(await _rest(worker, channel), [(1,), (3,)], "what was claimed of four, two of them withdrawn")
+        expect_equal(await _claim_rest(worker, channel), [(1,), (3,)], "claimed entries of four, two of them withdrawn")
 
 
 async def check_a_claimed_offer_cannot_be_withdrawn(make_layer: LayerFactory) -> None:
@@ -152,9 +150,9 @@ async def check_a_claimed_offer_cannot_be_withdrawn(make_layer: LayerFactory) ->
         interface.withdraw(offer)
         await within(interface.drain(), "drain")
         worker.done(claim)
-        expect_equal(claim.entry, (1,), "what was claimed")
+        expect_equal(claim.entry, (1,), "claimed entries")
         interface.offer(channel, (2,))
-        expect_equal(await _entries(worker, channel), [(2,)], "what was claimed then")
+        expect_equal(await _entries(worker, channel), [(2,)], "next claim")
 
 
 async def check_stop_claiming_ends_a_waiting_claim_at_once(make_layer: LayerFactory) -> None:
@@ -165,8 +163,8 @@ async def check_stop_claiming_ends_a_waiting_claim_at_once(make_layer: LayerFact
         done, _ = await asyncio.wait([claiming], timeout=0.05)
         expect(not done, "claim from an empty channel did not wait")
         worker.stop_claiming()
-        expect_equal(await within(claiming, "claim, stopped", 2), [], "what was claimed")
-        expect_equal(await within(worker.claim([channel], 10), "claim, stopped", 2), [], "what was claimed then")
+        expect_equal(await within(claiming, "claim, stopped", 2), [], "claimed entries")
+        expect_equal(await within(worker.claim([channel], 10), "claim, stopped", 2), [], "next claim")
 
 
 async def check_stop_claiming_before_the_first_claim(make_layer: LayerFactory) -> None:
@@ -174,12 +172,12 @@ async def check_stop_claiming_before_the_first_claim(make_layer: LayerFactory) -
     channel = _channel("x")
     async with fresh_layer(make_layer) as layer, layer.bus("w", Recorder()) as worker:
         worker.stop_claiming()
-        expect_equal(await within(worker.claim([channel], 10), "claim, stopped", 2), [], "what was claimed")
+        expect_equal(await within(worker.claim([channel], 10), "claim, stopped", 2), [], "claimed entries")
         async with layer.bus("w", Recorder()) as other:
             claiming = asyncio.create_task(other.claim([channel], 10))
             await asyncio.sleep(0)
             other.stop_claiming()
-            expect_equal(await within(claiming, "claim, stopped", 2), [], "what was claimed")
+            expect_equal(await within(claiming, "claim, stopped", 2), [], "claimed entries")
 
 
 async def check_a_stopped_claimant_claims_nothing(make_layer: LayerFactory) -> None:
@@ -193,8 +191,8 @@ async def check_a_stopped_claimant_claims_nothing(make_layer: LayerFactory) -> N
         stopped.stop_claiming()
         stopped.offer(channel, (1,))
         await within(stopped.drain(), "drain")
-        expect_equal(await within(stopped.claim([channel], 10), "claim, stopped", 2), [], "what was claimed")
-        expect_equal(await _entries(other, channel), [(1,)], "what another one claimed")
+        expect_equal(await within(stopped.claim([channel], 10), "claim, stopped", 2), [], "claimed entries")
+        expect_equal(await _entries(other, channel), [(1,)], "entries that another claimant got")
 
 
 async def check_stopping_a_claimant_loses_no_entry(make_layer: LayerFactory) -> None:
@@ -218,11 +216,11 @@ async def check_stopping_a_claimant_loses_no_entry(make_layer: LayerFactory) -> 
                 async with layer.bus("w", Recorder()) as other:
                     while len(entries) < 8:
                         entries += await _entries(other, channel)
-            expect_equal(sorted(entries), [(number,) for number in range(8)], "what was claimed by one or the other")
+            expect_equal(sorted(entries), [(number,) for number in range(8)], "entries that either claimant got")
 
 
 async def check_statistics_count_unclaimed_offers(make_layer: LayerFactory) -> None:
-    """Check that offers count as messages, and those that nobody has claimed as pending."""
+    """Check that offers count as messages, and unclaimed ones as pending."""
     channel = _channel("waiting")
     async with (
         fresh_layer(make_layer) as layer,

@@ -29,7 +29,7 @@ async def _take(bus: Bus, channel: str, number: int) -> list[Delivery]:
     return taken
 
 
-def _seen(deliveries: list[Delivery]) -> list[tuple[str, object, int]]:
+def _summaries(deliveries: list[Delivery]) -> list[tuple[str, object, int]]:
     return [(each.channel, each.message["n"], each.attempt) for each in deliveries]
 
 
@@ -39,7 +39,7 @@ async def _nothing_left(layer: ChannelLayer, channel: str) -> None:
         taking = asyncio.create_task(bus.take(channel, 10))
         await asyncio.wait([taking], timeout=SILENCE_SECONDS)
         bus.stop_claiming()
-        expect_equal(_seen(await within(taking, "take, stopped")), [], f"what could still be taken from {channel}")
+        expect_equal(_summaries(await within(taking, "take, stopped")), [], f"further deliveries from {channel}")
 
 
 async def check_messages_are_taken_in_order_and_up_to_a_limit(make_layer: LayerFactory) -> None:
@@ -50,11 +50,11 @@ async def check_messages_are_taken_in_order_and_up_to_a_limit(make_layer: LayerF
         first = await within(bus.take("jobs", 3), "messages to take")
         expect(1 <= len(first) <= 3, f"{len(first)} messages were taken where the limit is 3")
         others = await _take(bus, "jobs", 5 - len(first))
-        expect_equal(_seen(first + others), [("jobs", number, 1) for number in range(5)], "what was taken")
+        expect_equal(_summaries(first + others), [("jobs", number, 1) for number in range(5)], "deliveries")
         for delivery in first + others:
             bus.acknowledge(delivery)
         await layer.send("jobs", {"n": 5})
-        expect_equal(_seen(await _take(bus, "jobs", 1)), [("jobs", 5, 1)], "what was taken next")
+        expect_equal(_summaries(await _take(bus, "jobs", 1)), [("jobs", 5, 1)], "next deliveries")
 
 
 async def check_take_waits_until_it_is_stopped(make_layer: LayerFactory) -> None:
@@ -63,19 +63,19 @@ async def check_take_waits_until_it_is_stopped(make_layer: LayerFactory) -> None
         taking = asyncio.create_task(bus.take("jobs", 5))
         await asyncio.sleep(0.02)
         await layer.send("jobs", {"n": 1})
-        expect_equal(_seen(await within(taking, "a message to take")), [("jobs", 1, 1)], "what was waited for")
+        expect_equal(_summaries(await within(taking, "a message to take")), [("jobs", 1, 1)], "delivery after a wait")
         taking = asyncio.create_task(bus.take("jobs", 5))
         done, _ = await asyncio.wait([taking], timeout=0.05)
         expect(not done, "take from an empty channel did not wait")
         bus.stop_claiming()
-        expect_equal(await within(taking, "take, stopped", 2), [], "what was taken when it was stopped")
+        expect_equal(await within(taking, "take, stopped", 2), [], "deliveries of a call that was stopped")
         await layer.send("jobs", {"n": 2})
-        expect_equal(await within(bus.take("jobs", 5), "take, stopped", 2), [], "what was taken after it was stopped")
-        expect_equal(await receive(layer, "jobs"), {"n": 2}, "message that nobody had taken")
+        expect_equal(await within(bus.take("jobs", 5), "take, stopped", 2), [], "deliveries after a stop")
+        expect_equal(await receive(layer, "jobs"), {"n": 2}, "message that was not taken")
 
 
 async def check_an_acknowledged_message_is_not_redelivered(make_layer: LayerFactory) -> None:
-    """Check that other messages are taken again when their taker is gone, as the second attempt."""
+    """Check that unacknowledged messages are redelivered when their consumer has left, as the second attempt."""
     async with fresh_layer(make_layer) as layer:
         for number in range(4):
             await layer.send("jobs", {"n": number})
@@ -85,9 +85,9 @@ async def check_an_acknowledged_message_is_not_redelivered(make_layer: LayerFact
             bus.acknowledge(deliveries[0])
             bus.acknowledge(deliveries[2])
         async with layer.bus("w", Recorder()) as bus:
-            again = await _take(bus, "jobs", 2)
-            expect_equal(sorted(_seen(again)), [("jobs", 1, 2), ("jobs", 3, 2)], "what was taken again")
-            for delivery in again:
+            redelivered = await _take(bus, "jobs", 2)
+            expect_equal(sorted(_summaries(redelivered)), [("jobs", 1, 2), ("jobs", 3, 2)], "redelivered messages")
+            for delivery in redelivered:
                 bus.acknowledge(delivery)
         await _nothing_left(layer, "jobs")
 
@@ -103,7 +103,7 @@ async def check_a_message_that_is_given_back_is_redelivered(make_layer: LayerFac
             bus.give_back(delivery)
             await within(bus.drain(), "drain")
             deliveries = await _take(other, "jobs", 2)
-            expect_equal(sorted(_seen(deliveries)), [("jobs", 1, 2), ("jobs", 2, 1)], "what was taken")
+            expect_equal(sorted(_summaries(deliveries)), [("jobs", 1, 2), ("jobs", 2, 1)], "deliveries")
             for delivery in deliveries:
                 if delivery.attempt == 1:
                     other.acknowledge(delivery)
@@ -112,7 +112,7 @@ async def check_a_message_that_is_given_back_is_redelivered(make_layer: LayerFac
                     other.give_back(delivery, delay=0.2)
             (delivery,) = await _take(bus, "jobs", 1)
             waited = clock() - began
-            expect_equal(_seen([delivery]), [("jobs", 1, 3)], "what was taken after its delay")
+            expect_equal(_summaries([delivery]), [("jobs", 1, 3)], "delivery after a delay")
             expect(0.19 <= waited < PATIENCE_SECONDS, f"it was taken {waited:.3f} s into its delay of 0.2 s")
             bus.acknowledge(delivery)
             bus.give_back(delivery)  # does nothing: the delivery is acknowledged
@@ -128,7 +128,7 @@ async def check_a_message_taken_at_most_once_is_not_redelivered(make_layer: Laye
         async with layer.bus("w", Recorder()) as bus:
             for number in range(2):
                 (delivery,) = await within(bus.take("jobs", 1, once=True), "a message to take")
-                expect_equal(_seen([delivery]), [("jobs", number, 1)], "what was taken")
+                expect_equal(_summaries([delivery]), [("jobs", number, 1)], "deliveries")
         await _nothing_left(layer, "jobs")
 
 
@@ -160,7 +160,7 @@ async def check_each_message_goes_to_one_consumer_or_reader(make_layer: LayerFac
         one.stop_claiming()
         two.stop_claiming()
         await within(asyncio.wait([*takers, reader]), "the end of the takers")
-        expect_equal(sorted(map(str, received)), sorted(map(str, range(100))), "what was taken or received")
+        expect_equal(sorted(map(str, received)), sorted(map(str, range(100))), "deliveries and received messages")
 
 
 async def check_take_refuses_bad_names(make_layer: LayerFactory) -> None:

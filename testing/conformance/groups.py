@@ -22,7 +22,7 @@ from asgibus.testing.conformance.tools import (
 )
 
 MEMBERS = 2000
-AT_ONCE = 200  # joins under way at the same time: a store may bound what it does at once
+AT_ONCE = 200  # joins under way at the same time: a store may bound them
 
 
 async def check_every_member_gets_a_copy_once(make_layer: LayerFactory) -> None:
@@ -33,12 +33,12 @@ async def check_every_member_gets_a_copy_once(make_layer: LayerFactory) -> None:
             await layer.group_add("group", member)
         await layer.group_send("group", {"list": [1]})
         received = [await receive(layer, member) for member in members]
-        expect_equal(received, [{"list": [1]}] * len(members), "what the members received")
+        expect_equal(received, [{"list": [1]}] * len(members), "messages of the members")
         received[0]["list"].append(2)
         expect_equal(received[1:], [{"list": [1]}] * (len(members) - 1), "the copies, after one was altered")
         await layer.group_send("group", {"last": True})
         received = [await receive(layer, member) for member in members]
-        expect_equal(received, [{"last": True}] * len(members), "what the members received next")
+        expect_equal(received, [{"last": True}] * len(members), "next messages of the members")
 
 
 async def check_only_members_get_a_message(make_layer: LayerFactory) -> None:
@@ -122,7 +122,7 @@ class _Member:
 
 
 async def check_joins_and_leaves_race_with_sends(make_layer: LayerFactory) -> None:
-    """Check that a member gets what is sent after it joined and before it left, nothing else, and nothing twice."""
+    """Check that a member gets the messages between its join and its leave once, and no others."""
     async with fresh_layer(make_layer, capacity=10_000) as layer:
         await _race(layer, layer)
 
@@ -170,9 +170,11 @@ async def _race(layer: ChannelLayer, sender: ChannelLayer) -> None:
         received = []
         while (number := (await receive(layer, member.channel))["n"]) >= 0:
             received.append(number)
-        expect_equal(received, sorted(set(received)), f"what {member.channel} received, in order and once")
-        expect_equal(member.due - set(received), set(), f"what {member.channel} missed while it was a member")
-        expect_equal(set(received) - member.allowed, set(), f"what {member.channel} received and was no member")
+        expect_equal(received, sorted(set(received)), f"messages of {member.channel}, in order and once")
+        expect_equal(member.due - set(received), set(), f"messages that {member.channel} missed as a member")
+        expect_equal(
+            set(received) - member.allowed, set(), f"messages that {member.channel} received without being a member"
+        )
 
 
 CHECKS = (

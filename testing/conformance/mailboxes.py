@@ -23,7 +23,7 @@ KIND = FIRST_PROTOCOL_KIND
 
 
 async def check_frames_arrive_in_the_order_of_their_posting(make_layer: LayerFactory) -> None:
-    """Check the frames of each mailbox, and that those of one turn of the event loop arrive together."""
+    """Check the order in each mailbox, and that frames of one turn of the event loop arrive together."""
     readers = [Recorder(), Recorder()]
     async with (
         fresh_layer(make_layer) as layer,
@@ -69,7 +69,7 @@ async def check_no_batch_is_empty(make_layer: LayerFactory) -> None:
 
 
 async def check_frames_name_their_sender(make_layer: LayerFactory) -> None:
-    """Check that frames name their sender and keep its order, those to the own mailbox as well."""
+    """Check that frames name their sender and keep its order, also in the mailbox of the sender."""
     reader = Recorder()
     async with (
         fresh_layer(make_layer) as layer,
@@ -184,8 +184,10 @@ async def check_a_broadcast_reaches_each_mailbox_once(make_layer: LayerFactory) 
             what="the arrival of the last frames",
         )
         one, two = (GROUP_MESSAGE, "group", {"n": 1}), (GROUP_MESSAGE, "group", {"n": 2})
-        got = [reader.frames[:-1] for reader in readers]
-        expect_equal(got, [[one, two], [one], []], "frames of two members, one of which left, and of another mailbox")
+        received = [reader.frames[:-1] for reader in readers]
+        expect_equal(
+            received, [[one, two], [one], []], "frames of two members, one of which left, and of another mailbox"
+        )
 
 
 async def check_join_group_refuses_bad_names(make_layer: LayerFactory) -> None:

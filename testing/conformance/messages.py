@@ -38,7 +38,7 @@ VALUES: dict[Any, Any] = {
     "largest": 2**63 - 1,
     "smallest": -(2**63),
 }
-LENGTHS = (0, 1, 15, 16, 31, 32, 255, 256, 65_535, 65_536, 1_000_000)  # around those at which an encoding may change
+LENGTHS = (0, 1, 15, 16, 31, 32, 255, 256, 65_535, 65_536, 1_000_000)  # around lengths at which an encoding may change
 NO_MESSAGES: list[Any] = [
     *({"n": 2**64}, {"n": -(2**63) - 1}, {"o": object()}, {"s": {1}}, {"lone surrogate": "\ud800"}),
     *([1], (), "text", b"bytes", 1, None),
@@ -72,7 +72,7 @@ async def check_receive_waits(make_layer: LayerFactory) -> None:
             done, _ = await asyncio.wait([receiving], timeout=0.05)
             expect(not done, f"receive from the empty channel {channel} did not wait")
             await layer.send(channel, {"n": 1})
-            expect_equal(await within(receiving, f"receive from {channel}"), {"n": 1}, "what was waited for")
+            expect_equal(await within(receiving, f"receive from {channel}"), {"n": 1}, "message after a wait")
 
 
 async def check_values_keep_their_types(make_layer: LayerFactory) -> None:
@@ -141,7 +141,7 @@ async def check_a_message_has_a_limit(make_layer: LayerFactory) -> None:
             large = {"b": bytes(size + 1)}
             error = await expect_error(MessageTooLarge, layer.send(channel, large), "send of more than the limit")
             expect(isinstance(error, layer.MessageTooLarge), "layer.MessageTooLarge is another error")
-            expect_equal((error.size, error.limit), (MESSAGE_BYTES + 1, MESSAGE_BYTES), "what the error says")
+            expect_equal((error.size, error.limit), (MESSAGE_BYTES + 1, MESSAGE_BYTES), "size and limit of the error")
             await layer.group_add("group", channel)
             await expect_error(MessageTooLarge, layer.group_send("group", large), "group_send of more than the limit")
             await expect_silence(layer, channel)
@@ -161,14 +161,14 @@ async def check_flush_deletes_messages_and_groups(make_layer: LayerFactory) -> N
         for channel in channels:
             statistics = await layer.channel_statistics(channel)
             expect_equal(statistics["messages_pending"], 0, f"unread in {channel}")
-            expect_equal(statistics["messages_count"], 0, f"what was sent to {channel}, after flush")
+            expect_equal(statistics["messages_count"], 0, f"messages sent to {channel}, after flush")
         await layer.group_send("group", {"n": 2})
         await asyncio.sleep(0.3)  # the clock of the store cannot be set by a check
         for channel in channels:
             await layer.send(channel, {"n": 3})
             await layer.send(channel, {"n": 4})
             received = await receive_all(layer, channel, 2)
-            expect_equal(received, [{"n": 3}, {"n": 4}], f"what came from {channel} after flush")
+            expect_equal(received, [{"n": 3}, {"n": 4}], f"messages received from {channel} after flush")
 
 
 async def check_a_closed_layer_can_be_used_again(make_layer: LayerFactory) -> None:

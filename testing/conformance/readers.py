@@ -37,10 +37,10 @@ async def check_a_cancelled_receive_loses_nothing(make_layer: LayerFactory) -> N
                             received.append((await layer.receive(channel))["n"])
                     except TimeoutError:
                         cancelled += 1
-                        if cancelled % 50 == 0:  # so that a machine on which nothing is done in time goes on, too
+                        if cancelled % 50 == 0:  # otherwise a slow machine might receive nothing in time
                             received.append((await receive(layer, channel))["n"])
             await sending
-            expect_equal(received, list(range(count)), f"what was received from {channel}")
+            expect_equal(received, list(range(count)), f"messages received from {channel}")
             expect(cancelled, "no reader was cancelled: there was nothing to see")
 
 
@@ -113,7 +113,7 @@ async def _share(layer: ChannelLayer, channel: str, layers: list[ChannelLayer], 
         for reader in readers:
             reader.cancel()
         await asyncio.wait(readers)
-    expect_equal(sorted(received), list(range(count)), f"what was received from {channel}")
+    expect_equal(sorted(received), list(range(count)), f"messages received from {channel}")
 
 
 CHECKS = (

@@ -29,7 +29,7 @@ def _numbers(statistics: Statistics) -> tuple[int, int, int]:
 
 
 async def check_a_channel_has_statistics(make_layer: LayerFactory) -> None:
-    """Check counts and age of an ordinary channel; those of an unknown one are 0."""
+    """Check counts and age of an ordinary channel; all values of an unknown channel are 0."""
     async with fresh_layer(make_layer, capacity=3) as layer:
         expect_equal(
             _numbers(await layer.channel_statistics("unknown")), (0, 0, 0), "sent, pending, full of no channel"
@@ -55,7 +55,7 @@ async def check_a_channel_has_statistics(make_layer: LayerFactory) -> None:
 
 
 async def _arrived(layer: ChannelLayer, channel: str, expected: tuple[int, int, int]) -> Statistics:
-    """Return the statistics of a process-local channel once they are these: what was sent has to arrive first."""
+    """Wait until a process-local channel has these statistics, and return them: its messages have to arrive first."""
     deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
     while _numbers(statistics := await layer.channel_statistics(channel)) != expected:
         if asyncio.get_running_loop().time() > deadline:
@@ -107,8 +107,8 @@ async def check_reading_statistics_changes_nothing(make_layer: LayerFactory) -> 
                 await layer.send(channel, {"n": number}, delay=0.05 if number == 4 else 0)
             if "!" in channel:
                 await _arrived(layer, channel, (5, 5, 0))
-            seen = [_numbers(await layer.channel_statistics(channel)) for _ in range(5)]
-            expect_equal(seen, [seen[0]] * 5, f"sent, pending, full of {channel}, read again and again")
+            found = [_numbers(await layer.channel_statistics(channel)) for _ in range(5)]
+            expect_equal(found, [found[0]] * 5, f"sent, pending, full of {channel}, read again and again")
             await layer.global_statistics()
             received = [message["n"] for message in await receive_all(layer, channel, 5)]
             expect_equal(received, list(range(5)), f"messages of {channel}")

@@ -49,13 +49,13 @@ async def check_expired_messages_are_never_delivered(make_layer: LayerFactory, s
             await layer.send(channel, {"n": "new"})
             await refused(layer, channel, {"n": "more"})
             received = [message["n"] for message in await receive_all(layer, channel, 2)]
-            expect_equal(received, ["late", "new"], f"what was received from {channel}")
+            expect_equal(received, ["late", "new"], f"messages received from {channel}")
             await expect_silence(layer, channel)
 
 
 @by_the_clock
 async def check_a_delayed_message_comes_when_it_is_due(make_layer: LayerFactory, second: float) -> None:
-    """Check that it comes soon after that, and that delayed messages come in the order in which they are due."""
+    """Check that delayed messages arrive soon after they are due, and in that order."""
     async with fresh_layer(make_layer) as layer:
         clock = asyncio.get_running_loop().time
         for channel in await both_kinds(layer):
@@ -79,7 +79,9 @@ async def check_a_waiting_reader_gets_delayed_messages(make_layer: LayerFactory,
             receiving = asyncio.create_task(layer.receive(channel))
             await asyncio.sleep(0.02)
             await layer.send(channel, {"n": 1}, delay=0.1 * second)
-            expect_equal(await within(receiving, "the only message, which is due", second), {"n": 1}, "what came")
+            expect_equal(
+                await within(receiving, "the only message, which is due", second), {"n": 1}, "received message"
+            )
             receiving_all = asyncio.create_task(receive_all(layer, channel, 3))
             await asyncio.sleep(0.02)
             await layer.send(channel, {"n": "late"}, delay=0.3 * second)
@@ -88,7 +90,7 @@ async def check_a_waiting_reader_gets_delayed_messages(make_layer: LayerFactory,
             await asyncio.sleep(0.02)
             await layer.send(channel, {"n": "now"})
             received = [message["n"] for message in await receiving_all]
-            expect_equal(received, ["now", "soon", "late"], f"what was received from {channel}")
+            expect_equal(received, ["now", "soon", "late"], f"messages received from {channel}")
 
 
 @by_the_clock
@@ -103,7 +105,7 @@ async def check_delayed_messages_count_for_the_capacity(make_layer: LayerFactory
             expect_equal((await layer.channel_statistics(channel))["messages_pending"], 2, f"unread in {channel}")
             expect_equal(await receive(layer, channel), {"n": 1}, f"message of {channel}")
             age = (await layer.channel_statistics(channel))["messages_max_age"]
-            expect_equal(age, 0.0, f"the age of what is delayed in {channel}")
+            expect_equal(age, 0.0, f"the age of a delayed message in {channel}")
             expect_equal(await receive(layer, channel), {"n": 2}, f"message of {channel}")
             await layer.send(channel, {"n": 3}, delay=0.01 * second)
             await layer.send(channel, {"n": 4}, delay=0.02 * second)

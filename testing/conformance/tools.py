@@ -1,4 +1,4 @@
-"""Tools of the checks: layers over the store, and expectations that say what is wrong.
+"""Tools of the checks: layers over the store, and expectations that describe a failure.
 
 `assert` is not used, because `python -O` leaves it out.
 """
@@ -121,7 +121,7 @@ async def within(call: Awaitable[T], what: str, seconds: float = PATIENCE_SECOND
 
 
 async def receive(layer: ChannelLayer, channel: str) -> Message:
-    """Return the next message of a channel. Raises AssertionError if none comes."""
+    """Return the next message of a channel. Raises AssertionError without one."""
     return await within(layer.receive(channel), f"a message was expected from {channel}", PATIENCE_SECONDS)
 
 
@@ -145,8 +145,8 @@ async def refused(
 ) -> ChannelFull:
     """Return the error of a send to a full channel.
 
-    A sender may learn late that a process-local channel is full: what it sends until then has to be dropped, and
-    counted by the layer that has made the channel, which is `maker` if that is another one.
+    A sender may learn late that a process-local channel is full. Messages that it sends until then have to be dropped,
+    and counted by the layer that has made the channel, which is `maker` if that is another layer.
 
     Raises:
         AssertionError: The channel takes too many messages.

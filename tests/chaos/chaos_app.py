@@ -4,11 +4,11 @@ WebSockets, called by name (`?name=`):
 
 - `/echo`: answers the text "<number> …" with "<number> <attempt> <pid>". It remembers the last number in the saved
   state, and notes a number that does not follow the one before. `&save=1` saves the state before each answer.
-  `&work=` takes up to so many seconds for each answer. `&gate=` accepts when the file of that name exists beside the
+  `&work=` waits at most that many seconds before each answer. `&gate=` accepts when the file of that name is beside the
   notes.
-- `/room?room=`: sends "<name> <number> <attempt> <pid>" to everybody in the room.
+- `/room?room=`: sends "<name> <number> <attempt> <pid>" to all members of the room.
 
-Both answer "?" with what the run knows of itself, as JSON, and "kill" and "crash" with the death of their process.
+Both answer "?" with the state of their run, as JSON. "kill" and "crash" end their process.
 `&deaf=1`: the first run receives nothing. `&join=again`: a resumed run joins its room once more.
 
 HTTP: `/fast`; `/slow?gate=` answers when the file of that name exists beside the notes; `/stream?gate=` begins its

@@ -1,4 +1,4 @@
-"""Many WebSockets that number their messages, and count those that were lost, doubled or out of order.
+"""Many WebSockets that number their messages, and count lost, doubled and disordered ones.
 
 A crowd lives in a thread of its own, so that the test may start and kill processes meanwhile:
 
@@ -7,8 +7,8 @@ A crowd lives in a thread of its own, so that the test may start and kill proces
         ...  # faults
         report = crowd.finish()
 
-In `/echo` each member expects an answer to each of its messages; in `/room` it expects every message of every member of
-its room, itself included.
+In `/echo` each member expects an answer to each of its messages; in `/room` each expects every message of every member
+of its room, its own included.
 """
 
 import asyncio
@@ -57,19 +57,19 @@ class Report:
     slowest: float
     """The longest that a sender waited for the first answer to a message, in seconds."""
     median: float
-    losers: list[str] = field(default_factory=list, repr=False)
+    missing: list[str] = field(default_factory=list, repr=False)
 
     def __str__(self) -> str:
         closes = ", ".join(f"{count} with {code}" for code, count in sorted(self.closes.items())) or "none"
         text = (
             f"{self.sockets} sockets, {self.sent} messages sent, {self.received} received, {self.lost} lost, "
             f"{self.doubled} doubled, {self.disordered} out of order, {self.backward} of an older run; "
-            f"closes: {closes}; {self.takeovers} takeovers; answers took {self.median * 1000:.1f} ms (median), "
+            f"closes: {closes}; {self.takeovers} takeovers; answer latency {self.median * 1000:.1f} ms (median), "
             f"{self.slowest * 1000:.0f} ms (longest)"
         )
         if len(self.closes):
             text += f"; closes spread over {self.spread:.2f} s"
-        return "; ".join([text, *self.losers[:5]])
+        return "; ".join([text, *self.missing[:5]])
 
     def assert_whole(self, *, doubles: bool = False) -> None:
         """Assert that no socket closed, no message was lost or out of order, and no two runs were active at once.
@@ -130,7 +130,7 @@ class Crowd:
         try:
             self._call(self._open(), OPEN_TIMEOUT + self._sockets / 100)
             if self.rooms:
-                self.probe(OPEN_TIMEOUT)  # no member sends before all have joined: an answer comes after the join
+                self.probe(OPEN_TIMEOUT)  # all have joined before the first message: an app answers after the join
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -160,10 +160,10 @@ class Crowd:
             self._call(self._stop_pump(pump))
 
     def finish(self, timeout: float = HANG) -> Report:
-        """Stop sending, wait until every open member has all it expects, and report. Does not fail by itself."""
+        """Stop sending, wait until every open member has all messages or the time is over, and return the results."""
         self.pause()
         deadline = time.monotonic() + timeout
-        while self._call(self._behind()) and time.monotonic() < deadline:
+        while self._call(self._incomplete()) and time.monotonic() < deadline:
             time.sleep(0.05)  # between two looks, until the deadline
         return self.report()
 
@@ -175,14 +175,10 @@ class Crowd:
         """Ask the app of every open member for its state.
 
         Fails with AssertionError if one does not answer."""
-        asked = self._call(self._ask(), 30)
-        silent = partial(self._silent, asked)
-        wait_until(lambda: not silent(), timeout, f"an answer to a question, from {silent()[:3]}")
-        return [member.answers[-1] for member, _ in asked if member.open]
-
-    def send_text(self, member: Member, text: str) -> None:
-        """Send a text that is not counted."""
-        self._loop.call_soon_threadsafe(member.say, text)
+        questions = self._call(self._ask(), 30)
+        unanswered = partial(self._unanswered, questions)
+        wait_until(lambda: not unanswered(), timeout, f"an answer to a question, from {unanswered()[:3]}")
+        return [member.answers[-1] for member, _ in questions if member.open]
 
     def wait_answered(self, count: int, timeout: float | None = None) -> None:
         """Wait until `count` more own messages have come back."""
@@ -211,7 +207,7 @@ class Crowd:
         return [member for member in self.members if member.closed is not None and not member.leaving]
 
     def of_pid(self, pid: int) -> list[Member]:
-        """Return the open members whose last answer came from that process."""
+        """Return the open members whose last answer was sent by that process."""
         return [member for member in self.members if member.open and member.pid == pid]
 
     def takeovers(self, since: float = 0.0) -> list[Takeover]:
@@ -274,29 +270,29 @@ class Crowd:
         for member in self.members:
             member.leave()
         if self.members:
-            _, late = await asyncio.wait([member.gone for member in self.members], timeout=5)
+            _, late = await asyncio.wait([member.lost for member in self.members], timeout=5)
             for member in self.members:
-                if member.gone in late:
+                if member.lost in late:
                     member.abort()
-            await asyncio.wait([member.gone for member in self.members])
+            await asyncio.wait([member.lost for member in self.members])
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
     async def _ask(self) -> list[tuple[Member, int]]:
-        asked = []
+        questions = []
         for member in self.members:
             if member.open:
-                asked.append((member, len(member.answers) + 1))
+                questions.append((member, len(member.answers) + 1))
                 member.send_text("?")
-        return asked
+        return questions
 
     @staticmethod
-    def _silent(asked: list[tuple[Member, int]]) -> list[Member]:
-        return [member for member, count in asked if member.open and len(member.answers) < count]
+    def _unanswered(questions: list[tuple[Member, int]]) -> list[Member]:
+        return [member for member, count in questions if member.open and len(member.answers) < count]
 
-    async def _behind(self) -> bool:
+    async def _incomplete(self) -> bool:
         return any(True for _ in self._expectations())
 
     def _expectations(self) -> list[tuple[Member, Member, int]]:
@@ -338,7 +334,9 @@ class Crowd:
             spread=max(times) - min(times) if times else 0.0,
             slowest=waits[-1] if waits else 0.0,
             median=waits[len(waits) // 2] if waits else 0.0,
-            losers=[f"{who.name} misses {count} of {whom.sent} of {whom.name}" for who, whom, count in missed],
+            missing=[
+                f"{member.name} misses {count} of {sender.sent} of {sender.name}" for member, sender, count in missed
+            ],
         )
 
 

@@ -1,4 +1,4 @@
-"""An app that sends large numbered messages as fast as its client takes them, and counts each that `send` took."""
+"""An app that sends large numbered messages as fast as its client reads, and counts the calls of `send`."""
 
 from asgibus import connection
 

@@ -16,7 +16,7 @@ ABNORMAL = 1006
 
 
 class Numbers:
-    """The numbers of one sender as one member saw them, beginning with `expected`."""
+    """The numbers of one sender as one member received them, beginning with `expected`."""
 
     __slots__ = ("disordered", "doubled", "expected", "missing")
 
@@ -25,7 +25,7 @@ class Numbers:
         self.doubled = self.disordered = 0
         self.missing: set[int] = set()
 
-    def saw(self, number: int) -> bool:
+    def note(self, number: int) -> bool:
         """Count the number as seen; return whether this is the first time."""
         if number >= self.expected:
             self.missing.update(range(self.expected, number))
@@ -39,7 +39,7 @@ class Numbers:
         return False
 
     def lost(self, sent: int) -> int:
-        """Return how many of the numbers below `sent` never came."""
+        """Return how many of the numbers below `sent` have not arrived."""
         return len(self.missing) + max(0, sent - self.expected)
 
 
@@ -69,7 +69,7 @@ class Member(asyncio.Protocol):
         self.closed_at = 0.0
         self.blocked = False
         self.opened: asyncio.Future[None] = loop.create_future()
-        self.gone: asyncio.Future[None] = loop.create_future()
+        self.lost: asyncio.Future[None] = loop.create_future()
         self.answers: list[Any] = []
         self.waiting: dict[int, float] = {}
         self.leaving = False
@@ -86,9 +86,9 @@ class Member(asyncio.Protocol):
 
     @property
     def answered(self) -> int:
-        """Return one more than the highest own number that came back."""
-        own = self.seen.get(self.name)
-        return own.expected if own else 0
+        """Return one more than the highest own number that was answered."""
+        numbers = self.seen.get(self.name)
+        return numbers.expected if numbers else 0
 
     def send(self) -> None:
         """Send the next number."""
@@ -125,7 +125,7 @@ class Member(asyncio.Protocol):
         self._close(ABNORMAL, repr(error))
         if not self.opened.done():
             self.opened.set_exception(ConnectionError(f"the handshake of {self.name} failed: {self._buffer[:80]!r}"))
-        self.gone.set_result(None)
+        self.lost.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -176,12 +176,12 @@ class Member(asyncio.Protocol):
         sequence = self.seen.get(name)
         if sequence is None:
             sequence = self.seen[name] = Numbers()
-        first = sequence.saw(int(number))
+        first = sequence.note(int(number))
         self._crowd.received += 1
         if name == self.name:
-            self._own(int(number), int(attempt), int(pid), first)
+            self._note_answer(int(number), int(attempt), int(pid), first)
 
-    def _own(self, number: int, attempt: int, pid: int, first: bool) -> None:
+    def _note_answer(self, number: int, attempt: int, pid: int, first: bool) -> None:
         now = time.monotonic()
         if first:
             self._crowd.waits.append(now - self.waiting.pop(number))

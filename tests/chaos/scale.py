@@ -30,7 +30,7 @@ SOCKETS = by_form(100, 2000)
 RATE = by_form(300, 500)
 """Messages a second of all sockets together."""
 DRAIN_PERIOD = by_form(0.5, 5.0)
-"""Given to the workers: seconds over which one spreads what it hands over or closes."""
+"""`--drain-period` of the workers, in seconds."""
 OUTAGE = by_form(8.0, 30.0)
 """Seconds without any worker."""
 PAUSE = by_form(LEASE + 1.0, 3 * LEASE)

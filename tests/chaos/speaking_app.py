@@ -1,7 +1,6 @@
 """An app whose WebSockets broadcast numbers to their room five times a second.
 
-They do so through its connection, through the worker's layer, and through a layer of its own. As in every example,
-there is no `try` around `group_send`: what it raises ends the run.
+They use the connection, the layer of the worker and a layer of the app in turn. An error of `group_send` ends the run.
 """
 
 import asyncio

@@ -28,7 +28,7 @@ def test_a_bus_without_faults_has_a_clean_report(
 
 
 @pytest.mark.parametrize(
-    ("came", "sent", "lost", "doubled", "disordered"),
+    ("received", "sent", "lost", "doubled", "disordered"),
     [
         ([0, 1, 2], 3, 0, 0, 0),
         ([0, 1], 3, 1, 0, 0),
@@ -40,9 +40,9 @@ def test_a_bus_without_faults_has_a_clean_report(
     ],
 )
 def test_numbers_count_lost_doubled_and_disordered_messages(
-    came: list[int], sent: int, lost: int, doubled: int, disordered: int
+    received: list[int], sent: int, lost: int, doubled: int, disordered: int
 ) -> None:
     numbers = Numbers()
-    for number in came:
-        numbers.saw(number)
+    for number in received:
+        numbers.note(number)
     assert (numbers.lost(sent), numbers.doubled, numbers.disordered) == (lost, doubled, disordered)

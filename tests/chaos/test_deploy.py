@@ -18,7 +18,7 @@ RESTART = 1012
 
 
 def deploy(workers: list[Process], start: Start) -> list[float]:
-    """Send SIGTERM to each in turn and start a successor; return the seconds that each took to end."""
+    """Stop each worker in turn and start a successor. Return the seconds that each needed to end."""
     seconds = []
     for index, old in enumerate(workers):
         begun = time.monotonic()
@@ -54,16 +54,16 @@ def test_a_deploy_with_resume_closes_no_socket(
                 assert known["state"] == {"last": member.sent - 1, "cleaned": known["attempt"] - 1}
     assert not notes.all("disorder")
     assert not notes.all("send failed")
-    ended = {(note["name"], note["attempt"]): note for note in notes.all("disconnected", code=RESTART)}
+    disconnects = {(note["name"], note["attempt"]): note for note in notes.all("disconnected", code=RESTART)}
     cleaned = {(note["name"], note["attempt"]) for note in notes.all("cleaned")}
-    assert ended.keys() <= cleaned
+    assert disconnects.keys() <= cleaned
     runs = Counter(note["attempt"] > 1 for note in notes.all("connected"))
     assert runs[False] == SOCKETS
-    assert runs[True] == len(ended) >= SOCKETS * ROUNDS
+    assert runs[True] == len(disconnects) >= SOCKETS * ROUNDS
     for run in notes.all("connected"):
         assert run["resumed"] == (run["attempt"] > 1)
         if run["resumed"]:
-            before = ended[run["name"], run["attempt"] - 1]
+            before = disconnects[run["name"], run["attempt"] - 1]
             assert run["state"] == {"last": before["last"], "cleaned": run["attempt"] - 1}
             assert run["at"] >= before["at"], "two runs at once"
 
@@ -105,14 +105,14 @@ def test_a_worker_with_few_sockets_drains_quickly(start_chaos_interface: Start, 
 def test_a_slow_client_gets_each_message_once_at_a_deploy(
     start_worker: Start, start_chaos_interface: Start, redis_url: str
 ) -> None:
-    """A `send` that waits for the client as the worker stops has sent its message: the next run goes on behind it."""
+    """A `send` that waits for the client when the worker stops has sent its message: the next run sends later ones."""
     first = start_worker("chaos.flooding_app:app", "--layer", redis_url, "--resume")
     interface = start_chaos_interface()
     with ws(interface, "/", max_queue=1) as socket:
-        heard = [int(socket.recv(30))]
+        received = [int(socket.recv(30))]
         start_worker("chaos.flooding_app:app", "--layer", redis_url, "--resume")
         first.terminate()
         assert first.wait() == 0
-        while len(heard) < COUNT:
-            heard.append(int(socket.recv(30)))
-    assert heard == list(range(COUNT))
+        while len(received) < COUNT:
+            received.append(int(socket.recv(30)))
+    assert received == list(range(COUNT))

@@ -1,4 +1,4 @@
-"""An interface server dies by SIGKILL: the apps learn that its clients are gone, and Redis forgets it."""
+"""An interface server is killed: the apps get the disconnects of its clients, and its keys are deleted."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -112,15 +112,15 @@ def test_sessions_of_a_killed_interface_end_and_its_keys_are_deleted(
         notes.wait("cleaned", 2 * SOCKETS)
         wait_until(lambda: shape(admin) == before, what="Redis as it was before")
         figures(
-            f"{len(ended)} apps learned it after {min(ended):.2f} to {max(ended):.2f} s; "
+            f"{len(ended)} apps got the disconnect after {min(ended):.2f} to {max(ended):.2f} s; "
             f"Redis was as before after {time.monotonic() - killed:.2f} s (no name left after {forgotten:.2f} s)"
         )
         in_time(max(ended), NOTICED)
         if LONG:
             ended_lease = partial(admin.zscore, "asgibus:processes", mailbox)
-            wait_until(lambda: ended_lease() is None, 70, "the end of its tombstone")
+            wait_until(lambda: ended_lease() is None, 70, "the end of the listing of its lease")
         report = staying.finish()
-        figures(f"those of the other: {report}")
+        figures(f"clients of the other server: {report}")
         report.assert_whole()
 
 

@@ -39,7 +39,7 @@ def clock(tmp_path: Path) -> WallClock:
     return WallClock(tmp_path / "clock")
 
 
-def living(url: str) -> set[str]:
+def live_mailboxes(url: str) -> set[str]:
     """Return the mailboxes whose leases run."""
     with redis.Redis.from_url(url, protocol=2, socket_timeout=30) as client:
         seconds, microseconds = client.time()
@@ -53,7 +53,7 @@ def test_connections_of_a_killed_worker_are_taken_over(
     server: RedisServer, processes: Processes, notes: Notes, figures: Figures
 ) -> None:
     with Load(processes, notes, server.url) as load:
-        before = len(living(server.url))
+        leases_before = len(live_mailboxes(server.url))
         victim = load.workers[0]
         held = [member for crowd in (load.echo, load.room) for member in crowd.of_pid(victim.pid)]
         killed = time.monotonic()
@@ -61,7 +61,7 @@ def test_connections_of_a_killed_worker_are_taken_over(
         for crowd in (load.echo, load.room):
             crowd.wait_each_answered(NOTICED + 2)
         times = [takeover.at - killed for crowd in (load.echo, load.room) for takeover in crowd.takeovers(killed)]
-        left = len(living(server.url))
+        leases = len(live_mailboxes(server.url))
         load.wait_recovered(killed)
         outcome = load.finish()
     figures(f"{len(held)} sockets, taken over {min(times):.2f} to {max(times):.2f} s after the kill; {outcome}")
@@ -73,7 +73,7 @@ def test_connections_of_a_killed_worker_are_taken_over(
     assert not outcome.disconnects
     assert not outcome.doubled_runs
     assert not outcome.posts["503"]  # connections that the killed worker had claimed are offered again
-    assert left == before - 1
+    assert leases == leases_before - 1
 
 
 @pytest.mark.long  # see test_interface_killed
@@ -81,20 +81,20 @@ def test_apps_get_the_disconnects_of_a_killed_interface(
     server: RedisServer, processes: Processes, notes: Notes, figures: Figures
 ) -> None:
     with Load(processes, notes, server.url) as load:
-        before = len(living(server.url))
+        leases_before = len(live_mailboxes(server.url))
         victim = load.interfaces[0]
-        mine = [member for crowd in (load.echo, load.room) for member in crowd.members[0::2]]
+        lost = [member for crowd in (load.echo, load.room) for member in crowd.members[0::2]]
         others = [member for crowd in (load.echo, load.room) for member in crowd.members[1::2]]
         killed = time.monotonic()
         victim.kill()
-        told = notes.wait("disconnected", len(mine), NOTICED + 3, code=1006)
-        times = [each["at"] - killed for each in told]
+        events = notes.wait("disconnected", len(lost), NOTICED + 3, code=1006)
+        times = [each["at"] - killed for each in events]
         load.echo.wait_each_answered()
         load.room.wait_each_answered()
-        assert len(living(server.url)) == before - 1
-    figures(f"{len(mine)} sockets, their apps told {min(times):.2f} to {max(times):.2f} s after the kill")
+        assert len(live_mailboxes(server.url)) == leases_before - 1
+    figures(f"{len(lost)} sockets, disconnects noted {min(times):.2f} to {max(times):.2f} s after the kill")
     in_time(max(times), NOTICED)
-    assert {each["name"] for each in told} == {member.name for member in mine}
+    assert {each["name"] for each in events} == {member.name for member in lost}
     assert all(member.closed is None or member.leaving for member in others)
 
 
@@ -190,21 +190,22 @@ def test_an_outage_ends_only_the_lease_of_the_killed_worker(
         victim = load.workers[0]
         held = load.echo.of_pid(victim.pid)
         server.terminate()
-        gone = time.monotonic()
-        wait_until(lambda: time.monotonic() > gone + OUTAGE / 2, OUTAGE)
+        stopped = time.monotonic()
+        wait_until(lambda: time.monotonic() > stopped + OUTAGE / 2, OUTAGE)
         victim.kill()
-        wait_until(lambda: time.monotonic() > gone + OUTAGE, OUTAGE)
+        wait_until(lambda: time.monotonic() > stopped + OUTAGE, OUTAGE)
         server.start()
         back = time.monotonic()
         load.echo.wait_each_answered(GRACE + NOTICED + 2)
-        took = load.wait_recovered(back, 30)
+        seconds = load.wait_recovered(back, 30)
         moved = {takeover.pid for crowd in (load.echo, load.room) for takeover in crowd.takeovers()}
         before = {takeover.before for crowd in (load.echo, load.room) for takeover in crowd.takeovers()}
-        taken = load.echo.takeovers(back)
+        takeovers = load.echo.takeovers(back)
         outcome = load.finish()
+    first, last = takeovers[0].at - back, takeovers[-1].at - back
     figures(
-        f"{len(taken)} of {len(held)} sockets taken over {taken[0].at - back:.2f} to {taken[-1].at - back:.2f} s "
-        f"after Redis was back, recovered after {took:.2f} s; {outcome}"
+        f"{len(takeovers)} of {len(held)} sockets taken over {first:.2f} to {last:.2f} s "
+        f"after Redis was back, recovered after {seconds:.2f} s; {outcome}"
     )
     assert held
     assert before == {victim.pid}

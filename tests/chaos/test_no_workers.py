@@ -39,11 +39,11 @@ def test_an_interface_without_workers_has_bounded_memory(
             worker.terminate()
         for worker in workers:
             assert worker.wait(20) == 0
-        gone = time.monotonic()
+        stopped = time.monotonic()
         get = RawClient(interface, timeout=OUTAGE + 10)
         get.send(b"GET /fast HTTP/1.1\r\nHost: test\r\n\r\n")
         wait_until(lambda: all(member.blocked for member in crowd.members), OUTAGE + 10, "backpressure")
-        blocked = time.monotonic() - gone
+        blocked = time.monotonic() - stopped
         time.sleep(max(0.0, OUTAGE - blocked))
         grown = process.memory_info().rss - before
         under_way = sum(member.sent - member.answered for member in crowd.members) * SIZE
@@ -87,7 +87,7 @@ def test_runs_for_clients_that_left_without_workers_end(
                 == sum(note["name"].startswith("leave") for note in notes.all("cleaned") + notes.all("send failed"))
             ),
             5,
-            "the end of all runs for those who left",
+            "the end of all runs of clients that left",
         )
         with redis.Redis.from_url(redis_url, protocol=2, decode_responses=True, socket_timeout=30) as admin:
             assert {key: admin.xlen(key) for key in admin.keys("*:shared:websocket*")} == dict.fromkeys(

@@ -1,4 +1,4 @@
-"""One of several workers cannot read the connect requests: no client notices, and the worker logs the reason."""
+"""A worker that cannot read the connect requests: other workers serve all clients, and the worker logs the reason."""
 
 import sys
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def start_incompatible(kind: str, url: str, processes: Processes, notes: Notes) 
         return processes.start_worker(*options, env=notes.env | {"ASGIBUS_ENCRYPTION_KEY": "wrong"})
     command = [sys.executable, "-c", OTHER_VERSION, *options]
     env = notes.env | {"ASGIBUS_ENCRYPTION_KEY": "right"}
-    return processes.start("odd", command, ready="worker ready: ", env=env)
+    return processes.start("incompatible", command, ready="worker ready: ", env=env)
 
 
 @pytest.mark.parametrize("kind", ["key", "version"])
@@ -40,9 +40,9 @@ def test_a_worker_that_cannot_read_requests_loses_none(
     kind: str, redis_url: str, processes: Processes, notes: Notes, figures: Figures
 ) -> None:
     key = {"ASGIBUS_ENCRYPTION_KEY": "right"}
-    odd = start_incompatible(kind, redis_url, processes, notes)
+    incompatible = start_incompatible(kind, redis_url, processes, notes)
     interface = processes.start_interface("--layer", redis_url, "--no-access-log", env=key)
-    even = [
+    others = [
         processes.start_worker(APP, "--layer", redis_url, "--resume", "--admin-port", 0, env=notes.env | key)
         for _ in range(4)
     ]
@@ -57,6 +57,6 @@ def test_a_worker_that_cannot_read_requests_loses_none(
     figures(report)
     assert statuses == [200] * REQUESTS
     report.assert_whole()
-    wait_until(lambda: readiness(odd)[0] == 503)
-    assert [readiness(worker)[0] for worker in even] == [200] * len(even)
-    assert odd.log().count("claims next to nothing") == 1
+    wait_until(lambda: readiness(incompatible)[0] == 503)
+    assert [readiness(worker)[0] for worker in others] == [200] * len(others)
+    assert incompatible.log().count("claims next to nothing") == 1

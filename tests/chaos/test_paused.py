@@ -46,8 +46,8 @@ def test_connections_of_a_paused_worker_move(
             AWAKE,
             "the end of the old runs",
         )
-        told = notes.all("disconnected", pid=paused.pid)
-        assert {note["code"] for note in told} <= {1012}, "their clients are there, and another run serves them"
+        disconnected = notes.all("disconnected", pid=paused.pid)
+        assert {note["code"] for note in disconnected} <= {1012}, "their clients are there, and another run serves them"
         for crowd in (echo, room):
             report = crowd.finish()
             figures(f"{len(runs)} sockets on the paused worker, {crowd.label}: {report}")
@@ -121,8 +121,8 @@ def test_requests_at_a_paused_interface_end_or_run_again(
         stream.read_until(b"begun\n")
         interface.pause()
         time.sleep(PAUSE)
-        left = notes.wait("left", 3)
-        assert {note["event"] for note in left} == {"http.disconnect"}
+        events = notes.wait("left", 3)
+        assert {note["event"] for note in events} == {"http.disconnect"}
         interface.resume()
         awake = time.monotonic()
         assert post.read_response().status == 502
@@ -153,8 +153,8 @@ def test_connections_of_a_paused_interface(
         runs = notes.all("connected")
         paused.pause()
         time.sleep(PAUSE)
-        told = len(notes.all("disconnected", code=1006))
-        assert told == len(hit.members) + 10, "the apps learned that its clients are gone"
+        disconnected = len(notes.all("disconnected", code=1006))
+        assert disconnected == len(hit.members) + 10, "the apps got the disconnects of its clients"
         spared.wait_each_answered(2)
         paused.resume()
         for crowd in crowds:
@@ -170,7 +170,7 @@ def test_connections_of_a_paused_interface(
         if resume:
             report.assert_whole()
             assert not any(crowd.closed() for crowd in crowds)
-            assert len(notes.all("connected", resumed=True)) >= told
+            assert len(notes.all("connected", resumed=True)) >= disconnected
         else:
             assert set(hit.report().closes) <= {1012}
             assert not spared.closed()

@@ -1,4 +1,4 @@
-"""Connections to Redis break, one kind after the other, while clients talk all the time."""
+"""Connections to Redis break, one kind after the other, while clients send messages."""
 
 import time
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The way to Redis swallows everything, or Redis moves to another server, while clients talk all the time."""
+"""Packets to Redis are lost, or a replica becomes the master, while clients send messages."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ def test_packets_to_redis_are_lost_for_a_while(
     outcome.assert_whole()
     assert outcome.recovery is not None
     in_time(outcome.recovery, RECOVERED)
-    assert outcome.failed == [], "what an app sends waits for Redis"
+    assert outcome.failed == [], "broadcasts of apps wait for Redis"
     assert len(outcome.program_failed) > 0
 
 

@@ -1,4 +1,4 @@
-"""Redis continues with older data, which lacks later members: these must not miss any message."""
+"""Redis continues with older data, without later members of groups: these must not miss any message."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ LAG = by_form(1.5, 4.0)
 HANG = by_form(5.5, 8.0)
 """Seconds that a master hangs: Sentinels promote another one within two or three."""
 RECOVERED = 12.0
-"""Seconds after Redis is back, or another one took over: three of them are for all to be back in their groups."""
+"""Seconds after Redis is back, or a replica is the master; in three of them processes join their groups again."""
 STEADY = by_form(2.5, 8.0)
 """Seconds that a clock stands where it was set."""
 

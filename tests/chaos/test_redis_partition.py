@@ -1,4 +1,4 @@
-"""One server is cut off from Redis while all others go on, for longer than its lease lives."""
+"""A server is cut off from Redis for longer than its lease lasts, while all others work."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -60,6 +60,6 @@ def test_a_server_without_redis_is_declared_dead(
     assert not outcome.counts[victim.name].get("group unheard", 0)
     outcome.echo.assert_whole()
     assert not outcome.room.closes
-    assert not outcome.lost[SILENT], "what was broadcast waits for it, or its sender was told"
+    assert not outcome.lost[SILENT], "broadcasts wait for the server, or their calls failed"
     assert not outcome.late
     assert not outcome.doubled_runs

@@ -1,4 +1,4 @@
-"""HTTP while workers die by SIGKILL."""
+"""HTTP requests while workers are killed."""
 
 import json
 import threading
@@ -31,7 +31,7 @@ def begin(interface: Process, method: str, target: str, body: bytes = b"") -> Ra
 def test_requests_of_a_killed_worker_run_again_or_fail(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
-    doomed = start_chaos_worker()
+    killed_worker = start_chaos_worker()
     interface = start_chaos_interface()
     body = bytes(50_000)
     with (
@@ -47,7 +47,7 @@ def test_requests_of_a_killed_worker_run_again_or_fail(
         assert stream.read_head()[1] == 200
         assert stream.read_chunk() == b"begun\n"
         killed = time.monotonic()
-        doomed.kill()
+        killed_worker.kill()
         other = start_chaos_worker()
         assert stream.read_until_close() == b"", "a response that had begun ends without its end"
         cut = time.monotonic() - killed
@@ -73,19 +73,19 @@ def test_request_bodies_of_a_killed_worker(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes
 ) -> None:
     """A body that the interface server still has goes to the next worker; one that the killed worker read is lost."""
-    doomed = start_chaos_worker()
+    killed_worker = start_chaos_worker()
     interface = start_chaos_interface()
     half, large = bytes(30_000), bytes(1_000_000)
     with (
-        begin(interface, "PUT", "/slow?gate=open&name=large", large) as taken,
+        begin(interface, "PUT", "/slow?gate=open&name=large", large) as lost,
         RawClient(interface, timeout=PATIENCE) as uploading,
     ):
         uploading.send(b"PUT /fast?name=halves HTTP/1.1\r\nHost: test\r\nContent-Length: 60000\r\n\r\n" + half)
         notes.wait("request", name="large")
         notes.wait("part", name="halves", length=len(half))
-        doomed.kill()
+        killed_worker.kill()
         other = start_chaos_worker()
-        assert taken.read_response().status == 502
+        assert lost.read_response().status == 502
         notes.wait("part", timeout=PATIENCE, name="halves", length=len(half), attempt=2)
         uploading.send(half)
         response = uploading.read_response()
@@ -97,12 +97,12 @@ def test_request_bodies_of_a_killed_worker(
 def test_unclaimed_requests_of_a_killed_worker_run_once(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
-    doomed = start_chaos_worker("--concurrency", 1)
+    killed_worker = start_chaos_worker("--concurrency", 1)
     interface = start_chaos_interface()
     with begin(interface, "GET", "/slow?gate=open"):
         notes.wait("request")
         waiting = [begin(interface, method, "/fast") for method in ("GET", "POST", "GET", "POST")]
-        doomed.kill()
+        killed_worker.kill()
         other = start_chaos_worker("--concurrency", 1)
         ready = time.monotonic()
         for client in waiting:
@@ -129,8 +129,8 @@ def test_requests_under_load_while_workers_are_killed(
     def load(method: str) -> None:
         while not stop.is_set():
             with RawClient(interface, timeout=PATIENCE) as client:
-                kept = True
-                while kept and not stop.is_set():
+                connected = True
+                while connected and not stop.is_set():
                     begun = time.monotonic()
                     try:
                         response = client.request(method, "/fast", body=b"x" if method == "POST" else b"")
@@ -139,7 +139,7 @@ def test_requests_under_load_while_workers_are_killed(
                         return
                     statuses[method, response.status] += 1
                     slowest[0] = max(slowest[0], time.monotonic() - begun)
-                    kept = response.get("connection") != "close"
+                    connected = response.get("connection") != "close"
 
     threads = [
         threading.Thread(target=load, args=(method,)) for method in ("GET", "POST") for _ in range(by_form(8, 32))
@@ -155,7 +155,7 @@ def test_requests_under_load_while_workers_are_killed(
         stop.set()
         for thread in threads:
             thread.join()
-    figures(f"{dict(statuses)}, the slowest took {slowest[0]:.2f} s")
+    figures(f"{dict(statuses)}, the slowest after {slowest[0]:.2f} s")
     assert statuses["GET", 200] > 100
     assert statuses["POST", 200] > 100
     assert statuses.keys() <= {("GET", 200), ("POST", 200), ("POST", 502)}

@@ -1,4 +1,4 @@
-"""Apps that broadcast by themselves, while Redis is away: no client notices, and no broadcast is lost."""
+"""Apps that broadcast at intervals while Redis is away: no socket closes, and no broadcast is lost."""
 
 import asyncio
 import time
@@ -30,31 +30,31 @@ RECOVERED = 12.0
 """Seconds after Redis is back: a connection that waits in silence has to be given up first."""
 
 
-class Listener:
+class Receiver:
     """A client that only receives, and notes the numbers of each sender."""
 
     def __init__(self, number: int) -> None:
         self.name = f"s{number}"
         self.room = f"room{number // ROOM}"
-        self.heard: dict[str, list[int]] = defaultdict(list)
+        self.received: dict[str, list[int]] = defaultdict(list)
         self.latest = 0.0
         self.close: str | None = None
 
-    async def listen(self, socket: ClientConnection) -> None:
+    async def receive(self, socket: ClientConnection) -> None:
         try:
             async for text in socket:
-                speaker, _, number = str(text).partition(" ")
-                self.heard[speaker].append(int(number))
+                sender, _, number = str(text).partition(" ")
+                self.received[sender].append(int(number))
                 self.latest = time.monotonic()
         except ConnectionClosed as error:
             self.close = str(error)
 
     @property
-    def holes(self) -> list[str]:
-        """Return each number that is missing, double or out of order behind the first one of its speaker."""
+    def gaps(self) -> list[str]:
+        """Return each number that is missing, double or out of order behind the first one of its sender."""
         return [
-            f"{self.name} heard of {speaker}: {numbers[at - 1]}, then {numbers[at]}"
-            for speaker, numbers in self.heard.items()
+            f"{self.name} received of {sender}: {numbers[at - 1]}, then {numbers[at]}"
+            for sender, numbers in self.received.items()
             for at in range(1, len(numbers))
             if numbers[at] != numbers[at - 1] + 1
         ]
@@ -62,32 +62,34 @@ class Listener:
 
 @pytest.fixture
 def watch(start_interface: Start, start_worker: Start, figures: Figures) -> Watch:
-    """Have a crowd listen to apps that speak, over an outage of the Redis at a URL."""
+    """Check that clients receive all broadcasts over an outage of the Redis at a URL: `await watch(url, outage)`."""
 
     async def watch(url: str, outage: Callable[[], Awaitable[None]]) -> None:
         worker = start_worker("chaos.speaking_app:app", *("--layer", url, "--resume"), env={"OWN_LAYER": url})
         interface = start_interface("--layer", url, "--no-access-log")
-        listeners = [Listener(number) for number in range(SOCKETS)]
+        receivers = [Receiver(number) for number in range(SOCKETS)]
         options: dict[str, Any] = {"compression": None, "ping_interval": None, "proxy": None, "close_timeout": 1}
         async with asyncio.TaskGroup() as tasks:
             sockets = []
-            for each in listeners:
+            for each in receivers:
                 target = f"{interface.ws_url}/?name={each.name}&room={each.room}"
                 sockets.append(await connect(target, **options))
-                tasks.create_task(each.listen(sockets[-1]))
-            await wait_until_all_receive(listeners, time.monotonic())
+                tasks.create_task(each.receive(sockets[-1]))
+            await wait_until_all_receive(receivers, time.monotonic())
             await outage()
             back = time.monotonic()
-            await wait_until_all_receive(listeners, back)
+            await wait_until_all_receive(receivers, back)
             recovered = time.monotonic() - back
-            closed = [each.close for each in listeners if each.close is not None]
+            closed = [each.close for each in receivers if each.close is not None]
             for socket in sockets:
                 await socket.close()
-        holes = [hole for each in listeners for hole in each.holes]
-        heard = sum(len(numbers) for each in listeners for numbers in each.heard.values())
-        figures(f"{len(closed)} closed, {heard} messages heard, {len(holes)} missed, again after {recovered:.2f} s")
+        gaps = [gap for each in receivers for gap in each.gaps]
+        received = sum(len(numbers) for each in receivers for numbers in each.received.values())
+        figures(
+            f"{len(closed)} closed, {received} messages received, {len(gaps)} missed, again after {recovered:.2f} s"
+        )
         assert closed == []
-        assert holes == []
+        assert gaps == []
         assert "did not go out" not in worker.log()
         in_time(recovered, RECOVERED)
 
@@ -122,7 +124,7 @@ async def test_broadcasts_survive_lost_packets(seconds: float, far: Namespace, f
     await watch(far_url, outage)
 
 
-async def wait_until_all_receive(listeners: list[Listener], since: float) -> None:
+async def wait_until_all_receive(receivers: list[Receiver], since: float) -> None:
     """Wait until each client has received a message since then, or is closed."""
-    await until(lambda: all(each.latest > since or each.close for each in listeners))
-    await asyncio.sleep(1.0)  # five more numbers of each, so that a hole shows
+    await until(lambda: all(each.latest > since or each.close for each in receivers))
+    await asyncio.sleep(1.0)  # five more numbers of each, so that a gap shows

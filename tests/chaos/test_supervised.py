@@ -91,8 +91,8 @@ def test_slow_handlers_lose_no_message_when_children_are_killed(
         until = time.monotonic() + by_form(6, 120)
         while time.monotonic() < until:
             time.sleep(3)  # between two kills: longer than any handler takes
-            if there := children(notes):
-                os.kill(choice.choice(there), signal.SIGKILL)
+            if pids := children(notes):
+                os.kill(choice.choice(pids), signal.SIGKILL)
                 kills += 1
         report = crowd.finish()
         figures(f"{kills} kills, handlers of 0 to 1 s: {report}")
@@ -131,7 +131,7 @@ def test_children_are_recycled(
         notes.wait("lifespan.startup", by_form(5, 12), 60)
         crowd.wait_each_answered()
         report = crowd.finish()
-        figures(f"{len(notes.all('lifespan.startup'))} lives of 2 workers: {report}")
+        figures(f"{len(notes.all('lifespan.startup'))} runs of 2 workers: {report}")
         report.assert_whole()
 
 

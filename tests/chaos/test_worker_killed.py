@@ -1,4 +1,4 @@
-"""A worker dies by SIGKILL under load; its death is known when its lease has ended."""
+"""A worker is killed under load; its death is known when its lease has ended."""
 
 import time
 from collections.abc import Callable
@@ -43,9 +43,9 @@ def test_connections_with_resume_move_to_another_worker(
             assert all(known["pid"] == workers[1].pid for known in crowd.probe())
         assert len(taken_over) == hit
         in_time(max(taken_over), NOTICED)
-    again = notes.all("connected", attempt=2)
-    assert len(again) == hit
-    assert all(run["resumed"] and run["pid"] == workers[1].pid for run in again)
+    runs = notes.all("connected", attempt=2)
+    assert len(runs) == hit
+    assert all(run["resumed"] and run["pid"] == workers[1].pid for run in runs)
 
 
 def test_the_saved_state_is_restored(
@@ -116,12 +116,12 @@ def test_a_pending_handshake_runs_again(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
     """A WebSocket that was not accepted yet is run again without --resume, since its client has received nothing."""
-    doomed = start_chaos_worker()
+    killed_worker = start_chaos_worker()
     interface = start_chaos_interface()
     with RawWebSocket(interface, "/echo?name=early&gate=open", answered=False, timeout=NOTICED + 5) as client:
         notes.wait("connected")
         killed = time.monotonic()
-        doomed.kill()
+        killed_worker.kill()
         start_chaos_worker()
         (run,) = notes.wait("connected", timeout=NOTICED + 5, attempt=2)
         assert not run["resumed"]
@@ -133,16 +133,16 @@ def test_a_pending_handshake_runs_again(
 def test_a_client_leaves_before_the_death_of_its_worker_is_known(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
-    """The app gets the disconnect of every client that is gone, if necessary in a further run."""
-    doomed = start_chaos_worker("--resume")
+    """The app gets the disconnect of every client that left, if necessary in a further run."""
+    killed_worker = start_chaos_worker("--resume")
     interface = start_chaos_interface()
     with Crowd(interface, "/echo", sockets=10, rate=100) as crowd:
         crowd.begin()
         crowd.wait_each_answered()
         crowd.finish()
-        doomed.kill()
+        killed_worker.kill()
         start_chaos_worker("--resume")
-        left = time.monotonic()
-    told = notes.wait("disconnected", 10, NOTICED + 3)
-    figures(f"10 clients left; the app was told after {max(note['at'] for note in told) - left:.2f} s")
-    assert {(note["name"], note["code"]) for note in told} == {(member.name, 1000) for member in crowd.members}
+        closed = time.monotonic()
+    events = notes.wait("disconnected", 10, NOTICED + 3)
+    figures(f"10 clients left; the app got the disconnects after {max(note['at'] for note in events) - closed:.2f} s")
+    assert {(note["name"], note["code"]) for note in events} == {(member.name, 1000) for member in crowd.members}

@@ -63,7 +63,7 @@ def label(page: Path) -> str:
 
 
 def blocks(page: Path) -> list[str]:
-    """Return the Python blocks of a page, without those that show a file of the repository."""
+    """Return the Python blocks of a page, except blocks that show a file of the repository."""
     return [textwrap.dedent(code) for shown, code in BLOCK.findall(page.read_text()) if not shown]
 
 
@@ -144,14 +144,14 @@ def paste(tmp_path: Path) -> Paste:
 
 def python(folder: Path, *arguments: str) -> str:
     """Run Python in this folder; return its output."""
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, *arguments], check=False, cwd=folder, capture_output=True, text=True, timeout=50
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
-def hears(socket: ClientConnection, text: str) -> None:
+def wait_for_message(socket: ClientConnection, text: str) -> None:
     """Wait for this message; others may come first."""
     while socket.recv(timeout=HANG) != text:
         pass
@@ -162,16 +162,16 @@ def test_the_app_of_a_framework(page: str, paste: Paste, start_interface: Start)
     server = start_interface("--app-dir", paste(f"frameworks/{page}.md"), app="myproject.main:app")
     with ws(server, "/everybody") as ann, ws(server, "/everybody") as bob:
         ann.send("ann is in")
-        hears(ann, "ann is in")
+        wait_for_message(ann, "ann is in")
         bob.send("hello")
-        hears(bob, "hello")
-        hears(ann, "hello")
+        wait_for_message(bob, "hello")
+        wait_for_message(ann, "hello")
         if page != "asgi2":
             answer = httpx.post(f"{server.url}/publish", content="news", trust_env=False)
             assert answer.is_success
             assert "published" in answer.text
-            hears(ann, "news")
-            hears(bob, "news")
+            wait_for_message(ann, "news")
+            wait_for_message(bob, "news")
 
 
 def test_flask_with_an_app_for_websockets(
@@ -203,12 +203,12 @@ def test_django(tmp_path: Path, paste: Paste, start_interface: Start) -> None:
 def test_channels(tmp_path: Path, paste: Paste, start_interface: Start) -> None:
     python(tmp_path, "-m", "django", "startproject", "myproject", ".")
     server = start_interface("--app-dir", paste("frameworks/channels.md"), app="myproject.asgi:application")
-    own = {"origin": server.url}
-    with ws(server, "/everybody", **own) as ann, ws(server, "/everybody", **own) as bob:
+    headers = {"origin": server.url}
+    with ws(server, "/everybody", **headers) as ann, ws(server, "/everybody", **headers) as bob:
         ann.send("ann is in")
-        hears(ann, "ann is in")
+        wait_for_message(ann, "ann is in")
         bob.send("hello")
-        hears(ann, "hello")
+        wait_for_message(ann, "hello")
     with pytest.raises(InvalidStatus, match="403"), ws(server, "/everybody", origin="https://other.example"):
         pass
 
@@ -217,9 +217,9 @@ def test_a_group(paste: Paste, start_interface: Start) -> None:
     server = start_interface("--app-dir", paste("groups.md"), app="main:app")
     with ws(server, "/") as ann, ws(server, "/") as bob:
         ann.send("ann is in")
-        hears(ann, "ann is in")
+        wait_for_message(ann, "ann is in")
         bob.send("hello")
-        hears(ann, "hello")
+        wait_for_message(ann, "hello")
 
 
 def test_the_app_that_counts_messages(paste: Paste, start_interface: Start) -> None:

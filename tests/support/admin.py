@@ -19,7 +19,7 @@ def readiness(server: Process) -> tuple[int, str]:
 
 
 def counts(server: Process) -> dict[str, int]:
-    """Return the counts above 0 that /metrics tells, by their kind."""
+    """Return the counts above 0 in /metrics, by their kind."""
     with urllib.request.urlopen(f"{_url(server)}/metrics", timeout=30) as response:
         text = response.read().decode()
     lines = [line.removeprefix("asgibus_events_total{kind=") for line in text.splitlines()]

@@ -1,6 +1,6 @@
 """A program beside the servers that broadcasts numbered messages through a `RedisChannelLayer`: URL, group, interval.
 
-It prints a JSON line for each call: the number, how long it took, and the error, if it was LayerUnavailable.
+It prints a JSON line for each call: the number, the seconds of the call, and the error, if it was LayerUnavailable.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ async def main(url: str, group: str, interval: str) -> None:
             await layer.group_send(group, message)
         except LayerUnavailable as error:
             reason = str(error)
-        took = time.monotonic() - began
-        print(json.dumps({"number": number, "at": began, "took": took, "error": reason}), flush=True)  # noqa: T201
+        seconds = time.monotonic() - began
+        print(json.dumps({"number": number, "at": began, "seconds": seconds, "error": reason}), flush=True)  # noqa: T201
         number += 1
         await asyncio.sleep(float(interval))
 

@@ -9,7 +9,7 @@ VARIABLE = "SHORT_LEASES"
 """Set in the environment of the peers."""
 
 LEASE = 2.0
-"""Seconds that a lease lives which nobody renews; in the product 5."""
+"""Seconds of a lease that is not renewed; 5 in the product."""
 BEAT = 0.4
 """Seconds between two renewals; in the product 1."""
 HANG = 4.0
@@ -17,7 +17,8 @@ HANG = 4.0
 RETURN = 8.0
 """Seconds more for which broadcasts are kept for one whose lease has ended; in the product 25."""
 GRACE = 6.0
-"""Seconds after an outage, or the birth of a store, in which nobody is judged for being absent; in the product 10."""
+"""Seconds after an outage, or the first use of a store, in which no process without a lease is declared dead; 10 in
+the product."""
 
 
 def shorten(set_value: Callable[[object, str, object], None] = setattr) -> None:

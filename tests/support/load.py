@@ -220,7 +220,7 @@ class Load(ContextStack):
         return admin.readiness(server)
 
     def wait_ready(self, status: int, timeout: float) -> float:
-        """Wait until /readyz of all servers answers that; return the seconds that it took."""
+        """Wait until /readyz of all servers answers with this status. Return the seconds of the wait."""
         began = time.monotonic()
         wait_until(lambda: {self.ready(server)[0] for server in self.servers} == {status}, timeout, f"/readyz {status}")
         return time.monotonic() - began
@@ -231,7 +231,7 @@ class Load(ContextStack):
 
     def failed(self) -> dict[tuple[str, int], float]:
         """Return (sender, number) of each broadcast whose call raised, with the seconds that the call took."""
-        return {(each["name"], each["number"]): each["took"] for each in self.notes.all("broadcast failed")}
+        return {(each["name"], each["number"]): each["seconds"] for each in self.notes.all("broadcast failed")}
 
     def finish(self, *, seconds: float = 1.0) -> Outcome:
         """Continue for `seconds`, stop, wait for messages under way, and return the results."""
@@ -258,7 +258,7 @@ class Load(ContextStack):
             lost=lost,
             late=sorted({(of, number) for _, of, number in late}),
             failed=list(failed.values()),
-            program_failed=[call["took"] for call in program if call["error"]],
+            program_failed=[call["seconds"] for call in program if call["error"]],
             program_lost=self._lost_of(PROGRAM, len(program), {each["number"] for each in program if each["error"]}),
             ticker_lost=sum(
                 (

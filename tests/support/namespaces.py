@@ -18,7 +18,7 @@ _count = itertools.count()
 
 
 class Namespace:
-    """A network namespace with one link to it; a context manager. What shall run inside is started by `command`."""
+    """A network namespace with one link to it; a context manager. Programs inside are started with `command`."""
 
     def __init__(self) -> None:
         number = (os.getpid() * 8 + next(_count)) % (1 << 15)

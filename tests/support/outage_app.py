@@ -53,7 +53,7 @@ async def broadcast(bus, room, name, number):
     try:
         await bus.group_send(room, {"type": "websocket.send", "text": message})
     except LayerUnavailable as error:
-        note("broadcast failed", name=name, number=number, took=time.monotonic() - began, error=str(error))
+        note("broadcast failed", name=name, number=number, seconds=time.monotonic() - began, error=str(error))
 
 
 async def ticker(scope, receive, send, query):

@@ -16,9 +16,9 @@ from support.lease_times import BEAT, LEASE
 from support.processes import environment
 
 NOTICED = LEASE + BEAT
-"""Seconds within which everybody knows of a death, with the fixture `short_leases`."""
+"""Seconds within which all processes know of a death, with the fixture `short_leases`."""
 SLACK = 1.5
-"""Seconds more for what takes a beat, on a machine with other things to do."""
+"""Seconds more for an event that is promised within a beat, on a busy machine."""
 
 
 class Peer:

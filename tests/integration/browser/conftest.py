@@ -7,7 +7,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 
 from support import chromium
 
-TIMEOUT = 15_000  # milliseconds that a page may take to show what is expected
+TIMEOUT = 15_000  # milliseconds in which a page has to show the expected content
 QUIET = (
     "--no-sandbox",
     "--disable-gpu",

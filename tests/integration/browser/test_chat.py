@@ -23,7 +23,7 @@ pytestmark = pytest.mark.browser
 
 @dataclass
 class Person:
-    """A user who has the chat open in a browser window of their own."""
+    """A user of the chat with a browser window."""
 
     page: Page
     name: str
@@ -45,12 +45,12 @@ class Person:
         self.page.get_by_label("Room to open").fill(room)
         self.page.keyboard.press("Enter")
 
-    def say(self, text: str) -> None:
+    def send(self, text: str) -> None:
         self.page.get_by_label("Message", exact=True).fill(text)
         self.page.keyboard.press("Enter")
 
-    def say_quickly(self, count: int) -> None:
-        """Say "<name> 1" to "<name> <count>" through the form, without waiting for any of them to arrive."""
+    def send_quickly(self, count: int) -> None:
+        """Send "<name> 1" to "<name> <count>" through the form, without waiting for any of them to arrive."""
         self.page.evaluate(
             """([name, count]) => {
                 for (let number = 1; number <= count; number++) {
@@ -81,7 +81,7 @@ class Person:
     def expect_state(self, state: str) -> None:
         expect(self.page.locator("#state")).to_have_text(state)
 
-    def expect_here(self, *names: str) -> None:
+    def expect_users(self, *names: str) -> None:
         """Expect this list of users: oneself first, then the others by name."""
         expect(self.page.locator("#people bdi")).to_have_text(list(names))
 
@@ -127,14 +127,14 @@ def person(browser: Browser) -> Iterator[Callable[..., Person]]:
 
 def test_two_users_exchange_messages(interfaces: list[Process], person: Callable[..., Person]) -> None:
     ada = person("Ada Lovelace", color_scheme="light").join(interfaces[0].url)
-    ada.expect_here("Ada Lovelace")
+    ada.expect_users("Ada Lovelace")
     grace = person("Grace Hopper", color_scheme="dark", **PHONE).join(interfaces[1].url)
     for one in (ada, grace):
-        one.expect_here(one.name, ({"Ada Lovelace", "Grace Hopper"} - {one.name}).pop())
+        one.expect_users(one.name, ({"Ada Lovelace", "Grace Hopper"} - {one.name}).pop())
     ada.expect_note("Grace Hopper joined")
 
-    said: list[str] = []
-    for speaker, text in (
+    texts: list[str] = []
+    for sender, text in (
         (ada, "Good morning! Is anybody on this line?"),
         (grace, "Loud and clear, from another interface server."),
         (grace, "Different process, different port, same room."),
@@ -142,32 +142,32 @@ def test_two_users_exchange_messages(interfaces: list[Process], person: Callable
         (ada, "Two lines\nin one message."),
         (grace, "Good."),
     ):
-        speaker.say(text)
-        said.append(text)
+        sender.send(text)
+        texts.append(text)
         for one in (ada, grace):
-            expect(one.messages).to_have_text(said, use_inner_text=True)
+            expect(one.messages).to_have_text(texts, use_inner_text=True)
     expect(ada.own_messages).to_have_count(3)
     expect(grace.own_messages).to_have_count(3)
-    own, other = ada.own_messages.first.bounding_box(), ada.messages.nth(1).bounding_box()
-    assert own is not None
-    assert other is not None
-    assert own["x"] + own["width"] > other["x"] + other["width"], "own messages are on the right"
+    first, second = ada.own_messages.first.bounding_box(), ada.messages.nth(1).bounding_box()
+    assert first is not None
+    assert second is not None
+    assert first["x"] + first["width"] > second["x"] + second["width"], "own messages are on the right"
     ada.screenshot("desktop-light")
     grace.screenshot("phone-dark")
 
     grace.page.close()
-    ada.expect_here("Ada Lovelace")
+    ada.expect_users("Ada Lovelace")
     ada.expect_note("Grace Hopper left")
     ada.expect_no_gap()
 
 
 def test_many_quick_messages_arrive_in_order(interfaces: list[Process], person: Callable[..., Person]) -> None:
     people = [person(name).join(interface.url) for name, interface in zip(("Ada", "Grace"), interfaces, strict=True)]
-    people[0].expect_here("Ada", "Grace")
-    people[1].expect_here("Grace", "Ada")
+    people[0].expect_users("Ada", "Grace")
+    people[1].expect_users("Grace", "Ada")
 
     for one in people:
-        one.say_quickly(50)
+        one.send_quickly(50)
 
     for one in people:
         expect(one.messages).to_have_count(100)
@@ -184,36 +184,36 @@ def test_many_quick_messages_arrive_in_order(interfaces: list[Process], person: 
 def test_rooms_are_separate(interfaces: list[Process], person: Callable[..., Person]) -> None:
     ada = person("Ada").join(interfaces[0].url)
     grace = person("Grace").join(interfaces[1].url)
-    ada.expect_here("Ada", "Grace")
+    ada.expect_users("Ada", "Grace")
 
     grace.open_room("engine-room")
     expect(grace.page).to_have_url(f"{interfaces[1].url}/room/engine-room")
     grace.expect_state("Connected")
-    grace.expect_here("Grace")
-    ada.expect_here("Ada")
+    grace.expect_users("Grace")
+    ada.expect_users("Ada")
     ada.expect_note("Grace left")
 
-    ada.say("Only for the lobby")
-    grace.say("Only for the engine room")
+    ada.send("Only for the lobby")
+    grace.send("Only for the engine room")
     expect(ada.messages).to_have_text(["Only for the lobby"])
     expect(grace.messages).to_have_text(["Only for the engine room"])
 
     grace.page.go_back()
     grace.expect_state("Connected")
-    grace.expect_here("Grace", "Ada")
+    grace.expect_users("Grace", "Ada")
     expect(grace.messages).to_have_count(0)
-    ada.say("Welcome back")
+    ada.send("Welcome back")
     expect(grace.messages).to_have_text(["Welcome back"])
 
     # A reload stays in the room, under the same name.
     grace.page.reload()
-    grace.expect_here("Grace", "Ada")
-    ada.expect_here("Ada", "Grace")
+    grace.expect_users("Grace", "Ada")
+    ada.expect_users("Ada", "Grace")
 
     # Before the room there was the front door.
     grace.page.go_back()
     expect(grace.page.get_by_role("button", name="Join the room")).to_be_visible()
-    ada.expect_here("Ada")
+    ada.expect_users("Ada")
 
 
 def test_a_reload_keeps_the_messages_and_sends_no_notes(
@@ -222,17 +222,17 @@ def test_a_reload_keeps_the_messages_and_sends_no_notes(
     ada = person("Ada").join(interfaces[0].url)
     grace = person("Grace").join(interfaces[1].url)
     linus = person("Linus").join(interfaces[1].url)
-    ada.expect_here("Ada", "Grace", "Linus")
-    grace.say("Before")
-    ada.say("Also before")
-    said = ["Before", "Also before"]
-    expect(grace.messages).to_have_text(said)
+    ada.expect_users("Ada", "Grace", "Linus")
+    grace.send("Before")
+    ada.send("Also before")
+    texts = ["Before", "Also before"]
+    expect(grace.messages).to_have_text(texts)
 
     grace.page.reload()
-    grace.expect_here("Grace", "Ada", "Linus")
-    grace.say("After")
+    grace.expect_users("Grace", "Ada", "Linus")
+    grace.send("After")
     for one in (grace, ada):
-        expect(one.messages).to_have_text([*said, "After"])
+        expect(one.messages).to_have_text([*texts, "After"])
     expect(grace.own_messages).to_have_text(["Before", "After"])
     grace.expect_note("You are back")
 
@@ -248,7 +248,7 @@ def test_a_reload_keeps_the_messages_and_sends_no_notes(
 def test_users_have_distinct_colors(interfaces: list[Process], person: Callable[..., Person]) -> None:
     names = ["Ada Lovelace", "Grace", "Linus", "Barbara", "Guido"]
     people = [person(name).join(interfaces[0].url) for name in names]
-    people[0].expect_here(names[0], *sorted(names[1:]))
+    people[0].expect_users(names[0], *sorted(names[1:]))
     hues = (
         people[0]
         .page.locator("#people .face")
@@ -261,7 +261,9 @@ def test_users_have_distinct_colors(interfaces: list[Process], person: Callable[
 
 def test_urls_in_messages_are_links(interfaces: list[Process], person: Callable[..., Person]) -> None:
     ada = person("Ada").join(interfaces[0].url)
-    ada.say("See https://example.org/a?b=c#d, or (http://example.org/x). Not javascript:alert(1) or ftp://example.org.")
+    ada.send(
+        "See https://example.org/a?b=c#d, or (http://example.org/x). Not javascript:alert(1) or ftp://example.org."
+    )
     links = ada.messages.locator("a")
     expect(links).to_have_text(["https://example.org/a?b=c#d", "http://example.org/x"])
     for link in links.all():
@@ -288,7 +290,7 @@ def test_invalid_input_gets_an_error(interfaces: list[Process], person: Callable
     # Messages that the page itself rejects.
     ada.open_room("no spaces!")
     expect(ada.page.locator("#new-room")).to_contain_text("A room is 1 to 50 letters")
-    ada.say("   ")
+    ada.send("   ")
     expect(ada.page.get_by_role("button", name="Send", exact=True)).to_be_disabled()
 
     # Messages that the server rejects, each with one error; the connection stays open.
@@ -309,7 +311,7 @@ def test_invalid_input_gets_an_error(interfaces: list[Process], person: Callable
     ada.page.evaluate("socket.send(new Uint8Array([1, 2, 3]))")
     expect(error).to_contain_text("text frame")
     ada.screenshot("error")
-    ada.say("x" * 2000)
+    ada.send("x" * 2000)
     expect(ada.messages).to_have_text(["x" * 2000])
 
     # A room or a name that only the server can refuse brings the visitor back to the door, with the reason.
@@ -339,8 +341,8 @@ def test_a_page_moves_to_another_worker_at_a_stop(
     expect(ada.page.locator("#worker")).to_have_text(re.compile(rf":{second.pid}$"))
     ada.expect_state("Connected")
     for one, names in ((ada, ("Ada", "Grace")), (grace, ("Grace", "Ada"))):
-        one.expect_here(*names)
-        one.say(f"{one.name} is still here")
+        one.expect_users(*names)
+        one.send(f"{one.name} is still here")
     for one in (ada, grace):
         expect(one.messages).to_have_count(2)
 
@@ -354,7 +356,7 @@ def test_a_page_keeps_its_socket_when_its_worker_ends(
     interface = start_interface("--layer", redis_url)
     ada = person("Ada").join(interface.url)
     grace = person("Grace").join(interface.url)
-    ada.say("Before")
+    ada.send("Before")
     expect(grace.messages).to_have_text(["Before"])
     (first,) = [worker for worker in workers if worker.pid == ada.worker()]
     (second,) = [worker for worker in workers if worker is not first]
@@ -363,7 +365,7 @@ def test_a_page_keeps_its_socket_when_its_worker_ends(
     first.wait()
 
     expect(ada.page.locator("#worker")).to_have_text(re.compile(rf":{second.pid}$"), timeout=10_000)
-    ada.say("After")
+    ada.send("After")
     for one in (ada, grace):
         one.expect_state("Connected")
         expect(one.messages).to_have_text(["Before", "After"])
@@ -384,8 +386,8 @@ def test_a_page_reconnects_to_a_restarted_interface(
 ) -> None:
     ada = person("Ada", color_scheme="dark").join(interfaces[0].url)
     grace = person("Grace").join(interfaces[1].url)
-    ada.expect_here("Ada", "Grace")
-    ada.say("Before")
+    ada.expect_users("Ada", "Grace")
+    ada.send("Before")
     expect(grace.messages).to_have_text(["Before"])
 
     getattr(interfaces[0], end)()
@@ -400,10 +402,10 @@ def test_a_page_reconnects_to_a_restarted_interface(
     start_interface("--host", "127.0.0.1", "--port", interfaces[0].port, "--layer", redis_url)
     ada.expect_state("Connected")
     expect(ada.page.locator("#offline")).to_be_hidden()
-    ada.expect_here("Ada", "Grace")
-    grace.expect_here("Grace", "Ada")
+    ada.expect_users("Ada", "Grace")
+    grace.expect_users("Grace", "Ada")
     ada.page.get_by_role("button", name="Send", exact=True).click()
-    grace.say("You are back")
+    grace.send("You are back")
     for one in (ada, grace):
         expect(one.messages.filter(has_text="Written while away")).to_have_count(1)
         expect(one.messages.filter(has_text="You are back")).to_have_count(1)

@@ -1,6 +1,4 @@
-"""One suite for every layer: `make_layer` makes the memory layer in one run of a test, the Redis layer in
-the next, and the Redis layer with encryption in the last.
-"""
+"""Fixtures that run a test on each layer: in memory, in Redis, and in Redis with encryption."""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Any

@@ -19,10 +19,10 @@ pytestmark = pytest.mark.anyio
 
 SEALED = "redis, sealed"
 STORES = ("redis", "three shards", "cluster")
-"""On which every check runs, beside the memory layer: what a layer sends, and where, differs there."""
+"""Stores that run every check, as the memory layer does: a layer sends other commands, or to other servers."""
 
 TRANSPORTS = (SEALED, "unix socket", "tls and user", "sentinel", "valkey")
-"""Which change only the way to a Redis, or the bytes that lie there."""
+"""Stores that run a few checks: only the connection to Redis differs, or the encoding of entries."""
 
 SMOKE = (
     "messages_keep_their_order",

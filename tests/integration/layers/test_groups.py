@@ -36,16 +36,16 @@ async def test_log_lines_about_full_members_are_throttled(
         assert layer.counts["channel full"] == 100
         assert caplog.messages[0] == "2 of 2 channels over capacity in group group"
 
-        def missed() -> int:
+        def count_missed() -> int:
             """Return how many messages the log reports as missed."""
-            said = "\n".join(caplog.messages)
-            summaries = re.findall(r"which missed (\d+) messages", said)
-            return 2 * said.count("2 of 2 channels over capacity") + sum(map(int, summaries))
+            log = "\n".join(caplog.messages)
+            summaries = re.findall(r"which missed (\d+) messages", log)
+            return 2 * log.count("2 of 2 channels over capacity") + sum(map(int, summaries))
 
-        await until(lambda: missed() == 100)
+        await until(lambda: count_missed() == 100)
         assert len(caplog.messages) < 20  # fewer than the broadcasts, also on a slow machine
         await layer.group_send("group", {"n": 51})
-        await until(lambda: missed() == 102)
+        await until(lambda: count_missed() == 102)
 
 
 async def test_layers_have_the_attributes_of_channels_redis(make_layer: MakeLayer) -> None:
@@ -55,9 +55,9 @@ async def test_layers_have_the_attributes_of_channels_redis(make_layer: MakeLaye
     assert layer.client_prefix != other.client_prefix
     with pytest.raises(AssertionError):
         await other.receive(name)
-    own = f"specific.{layer.client_prefix}!made-up"
-    await layer.send(own, {"n": 1})
-    assert await layer.receive(own) == {"n": 1}
+    channel = f"specific.{layer.client_prefix}!made-up"
+    await layer.send(channel, {"n": 1})
+    assert await layer.receive(channel) == {"n": 1}
     assert (layer.get_capacity(name), layer.get_capacity("b")) == (7, layer.capacity)
     assert layer.valid_channel_name(name, receive=True)
     assert layer.valid_group_name("group")

@@ -1,7 +1,7 @@
-"""Memory and Redis do the same: hypothesis makes programmes of calls, steps of the clock and cancels for both.
+"""Layers in memory and in Redis behave alike: hypothesis generates calls, clock steps and cancels for both.
 
-The memory layer is the model. Its clock is put forward; in Redis, whose clock cannot be turned, all that is there is
-made older instead. All tested times are further from each step than the duration of an example.
+The memory layer is the model. Its clock is set forward. The clock of Redis cannot be set, so the data in Redis is made
+older instead. All tested times differ from each step by more than the duration of an example.
 """
 
 import asyncio
@@ -27,9 +27,9 @@ DELAYS = st.sampled_from([0, 0, 0, 20, 60])
 CHANNELS = ("a", "wide.b")
 GROUPS = ("g", "h")
 SOON = 5.0
-"""Seconds within which Redis has to do what the model did at once."""
-NOTHING = 0.03
-"""Seconds for which somebody waits who is to get nothing."""
+"""Seconds within which the Redis layer has to follow the model."""
+SILENCE = 0.03
+"""Seconds for which a reader waits that must not get a message."""
 
 SETTINGS = settings(
     max_examples=settings.default.max_examples // 4, stateful_step_count=30, phases=(Phase.explicit, Phase.generate)
@@ -43,13 +43,13 @@ def age(admin: "redis.Redis[bytes]", prefix: str, seconds: float) -> None:
     """Make all data under the prefix look older by this many seconds."""
     milliseconds = round(seconds * 1000)
     for key in admin.scan_iter(f"{prefix}:*"):
-        kind, left = admin.type(key), admin.pttl(key)
+        kind, lifetime = admin.type(key), admin.pttl(key)
         if kind == b"stream":
             entries = admin.xrange(key)
             admin.delete(key)
             for entry_id, fields in entries:
-                made, _, number = entry_id.partition(b"-")
-                admin.xadd(key, fields, id=f"{int(made) - milliseconds}-{number.decode()}")
+                created, _, number = entry_id.partition(b"-")
+                admin.xadd(key, fields, id=f"{int(created) - milliseconds}-{number.decode()}")
         elif kind == b"list":
             items = [item.split(b":", 1) if item else (b"", b"") for item in admin.lrange(key, 0, -1)]
             admin.delete(key)
@@ -58,8 +58,8 @@ def age(admin: "redis.Redis[bytes]", prefix: str, seconds: float) -> None:
         elif kind == b"zset":
             for member in admin.zrange(key, 0, -1):
                 admin.zincrby(key, -milliseconds, member)
-        if left >= 0:
-            admin.pexpire(key, max(0, left - milliseconds))
+        if lifetime >= 0:
+            admin.pexpire(key, max(0, lifetime - milliseconds))
 
 
 class Layers(RuleBasedStateMachine):
@@ -142,8 +142,8 @@ class Layers(RuleBasedStateMachine):
             except TimeoutError:
                 return None
 
-        expected = self.run(receive(self.model, names[0], NOTHING))
-        assert self.run(receive(self.store, names[1], SOON if expected else NOTHING)) == expected
+        expected = self.run(receive(self.model, names[0], SILENCE))
+        assert self.run(receive(self.store, names[1], SOON if expected else SILENCE)) == expected
 
     @rule(data=st.data())
     def wait(self, data: st.DataObject) -> None:
@@ -153,7 +153,7 @@ class Layers(RuleBasedStateMachine):
         async def begin() -> None:
             tasks = asyncio.create_task(self.model.receive(names[0])), asyncio.create_task(self.store.receive(names[1]))
             self.waiting[names[0]] = tasks
-            await asyncio.sleep(NOTHING)
+            await asyncio.sleep(SILENCE)
 
         if names[0] not in self.waiting:
             self.run(begin())
@@ -176,7 +176,7 @@ class Layers(RuleBasedStateMachine):
         """Assert that corresponding readers of both layers both wait, or have received the same message."""
 
         async def settle() -> None:
-            await asyncio.sleep(NOTHING)
+            await asyncio.sleep(SILENCE)
             for name, (of_model, of_redis) in list(self.waiting.items()):
                 if of_model.done():
                     del self.waiting[name]
@@ -209,13 +209,13 @@ class Layers(RuleBasedStateMachine):
     def statistics(self, data: st.DataObject) -> None:
         names = self.pair(data)
         expected = self.run(self.model.channel_statistics(names[0]))
-        told = self.run(self.store.channel_statistics(names[1]))
+        actual = self.run(self.store.channel_statistics(names[1]))
         counts = ["messages_count", "messages_pending"]
         if "!" not in names[1]:  # the owner of a local channel does not count rejected messages
             counts.append("channel_full_count")
         for name in counts:
-            assert told[name] == expected[name], (name, told, expected)
-        assert abs(told["messages_max_age"] - expected["messages_max_age"]) < SOON
+            assert actual[name] == expected[name], (name, actual, expected)
+        assert abs(actual["messages_max_age"] - expected["messages_max_age"]) < SOON
 
     @rule()
     def flush(self) -> None:

@@ -1,4 +1,4 @@
-"""One layer object in several event loops: `async_to_sync` makes a new one for every call."""
+"""Use of a layer object in several event loops: `async_to_sync` makes an event loop for every call."""
 
 import asyncio
 import contextlib
@@ -46,20 +46,20 @@ def test_successive_event_loops_use_a_layer_without_close(new_layer: MakeLayer) 
 
 def test_channels_of_a_blocked_event_loop_accept_messages(redis_url: str) -> None:
     layer = RedisChannelLayer(redis_url, capacity=1)
-    made: list[str] = []
+    channels: list[str] = []
     blocked, over = threading.Event(), threading.Event()
 
-    async def be_blocked() -> None:
-        made.append(await layer.new_channel())
+    async def block() -> None:
+        channels.append(await layer.new_channel())
         blocked.set()
         over.wait(20)
 
     async def ask() -> None:
-        await layer.send(made[0], {})
-        await refused(layer, made[0], {})
-        assert (await layer.channel_statistics(made[0]))["messages_pending"] == 1
+        await layer.send(channels[0], {})
+        await refused(layer, channels[0], {})
+        assert (await layer.channel_statistics(channels[0]))["messages_pending"] == 1
 
-    thread = threading.Thread(target=lambda: asyncio.run(be_blocked()))
+    thread = threading.Thread(target=lambda: asyncio.run(block()))
     thread.start()
     try:
         assert blocked.wait(20)
@@ -75,22 +75,22 @@ def test_event_loops_of_several_threads_share_a_layer(new_layer: MakeLayer) -> N
     received: dict[int, list[int]] = {number: [] for number in range(3)}
     errors: list[BaseException] = []
 
-    async def talk(me: int) -> None:
+    async def exchange(index: int) -> None:
         """Send 30 messages to the next thread over an ordinary channel, and receive 30."""
         for number in range(30):
-            await layer.send(f"to.{(me + 1) % 3}", {"n": number})
+            await layer.send(f"to.{(index + 1) % 3}", {"n": number})
         async with asyncio.timeout(20):
-            while len(received[me]) < 30:
-                received[me].append((await layer.receive(f"to.{me}"))["n"])
+            while len(received[index]) < 30:
+                received[index].append((await layer.receive(f"to.{index}"))["n"])
         await layer.close()
 
-    def run(me: int) -> None:
+    def run(index: int) -> None:
         try:
-            asyncio.run(talk(me))
+            asyncio.run(exchange(index))
         except BaseException as error:  # noqa: BLE001 - shown below
             errors.append(error)
 
-    threads = [threading.Thread(target=run, args=(me,)) for me in range(3)]
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -102,20 +102,20 @@ def test_event_loops_of_several_threads_share_a_layer(new_layer: MakeLayer) -> N
 @pytest.mark.anyio
 async def test_buses_of_two_threads_exchange_frames_and_claims(layer: ChannelLayer) -> None:
     """Frames, offers and claims are exchanged between event loops of two threads."""
-    here, there = Recorder(), Recorder()
+    first, second = Recorder(), Recorder()
     mailboxes: dict[str, str] = {}
     claimed: list[Any] = []
     finish = threading.Event()
 
     async def serve() -> None:
-        async with layer.bus("there", there) as bus:
-            mailboxes["there"] = bus.mailbox
+        async with layer.bus("second", second) as bus:
+            mailboxes["second"] = bus.mailbox
 
             async def claim() -> None:
                 while claims := await bus.claim(["x"], 5):
                     for each in claims:
                         claimed.append(each.entry)
-                        bus.post(mailboxes["here"], (KIND, "claimed", *each.entry))
+                        bus.post(mailboxes["first"], (KIND, "claimed", *each.entry))
                         bus.done(each)
 
             claiming = asyncio.create_task(claim())
@@ -124,26 +124,26 @@ async def test_buses_of_two_threads_exchange_frames_and_claims(layer: ChannelLay
             await claiming
         await layer.close()
 
-    async with layer.bus("here", here) as bus:
-        mailboxes["here"] = bus.mailbox
+    async with layer.bus("first", first) as bus:
+        mailboxes["first"] = bus.mailbox
         thread = threading.Thread(target=lambda: asyncio.run(serve()))
         thread.start()
         try:
-            await until(lambda: "there" in mailboxes)
+            await until(lambda: "second" in mailboxes)
             for number in range(50):
-                bus.post(mailboxes["there"], (KIND, number))
+                bus.post(mailboxes["second"], (KIND, number))
                 bus.offer("x", (number,))
-            await until(lambda: len(here.frames) == 50 and len(there.frames) == 50)
+            await until(lambda: len(first.frames) == 50 and len(second.frames) == 50)
         finally:
             finish.set()
             await asyncio.to_thread(thread.join)
-    assert there.frames == [(KIND, number) for number in range(50)]
-    assert here.frames == [(KIND, "claimed", number) for number in range(50)]
+    assert second.frames == [(KIND, number) for number in range(50)]
+    assert first.frames == [(KIND, "claimed", number) for number in range(50)]
     assert claimed == [(number,) for number in range(50)]
 
 
-def own_threads() -> list[threading.Thread]:
-    """Return the threads of the layers."""
+def background_threads() -> list[threading.Thread]:
+    """Return the threads of all background loops."""
     return [thread for thread in threading.enumerate() if thread.name == "asgibus layer"]
 
 
@@ -171,7 +171,7 @@ def test_a_channel_made_in_one_loop_is_read_in_another(new_layer: MakeLayer) -> 
     assert asyncio.run(layer.receive(reply)) == {"n": 100}
     async_to_sync(layer.group_discard)("group", reply)
     async_to_sync(layer.close)()
-    wait_until(lambda: not own_threads())
+    wait_until(lambda: not background_threads())
 
 
 def test_waiting_readers_get_messages_from_another_thread(new_layer: MakeLayer) -> None:
@@ -250,7 +250,7 @@ def test_closing_in_one_loop_keeps_the_channels_of_another(new_layer: MakeLayer)
         return received
 
     assert asyncio.run(serve()) == {"n": 1}
-    wait_until(lambda: not own_threads())
+    wait_until(lambda: not background_threads())
 
 
 def test_channels_outlive_close_pools(new_layer: MakeLayer) -> None:
@@ -272,7 +272,7 @@ def test_channels_outlive_close_pools(new_layer: MakeLayer) -> None:
     async_to_sync(send)()
     assert [async_to_sync(receive)() for _ in range(2)] == [{"n": 1}, {"n": 1}]
     async_to_sync(layer.close)()
-    wait_until(lambda: not own_threads())
+    wait_until(lambda: not background_threads())
 
 
 @pytest.mark.redis
@@ -301,7 +301,7 @@ def test_a_thousand_loops_use_one_connection(redis_url: str, connections: Callab
     assert async_to_sync(layer.channel_statistics)("ordinary")["messages_pending"] == 1000
     assert connections() - before == 1
     async_to_sync(layer.close)()
-    wait_until(lambda: not own_threads())
+    wait_until(lambda: not background_threads())
 
 
 @pytest.mark.redis
@@ -320,10 +320,10 @@ def test_a_program_that_ends_without_close_prints_nothing(redis_url: str) -> Non
         "    asyncio.run(main())\n"
         "print('done')\n"
     )
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-X", "dev", "-c", program], check=False, capture_output=True, text=True, timeout=30
     )
-    assert (ended.stdout, ended.stderr, ended.returncode) == ("done\n", "", 0)
+    assert (result.stdout, result.stderr, result.returncode) == ("done\n", "", 0)
 
 
 @pytest.mark.redis
@@ -348,8 +348,8 @@ def test_closing_a_loop_with_pending_tasks_prints_nothing(redis_url: str) -> Non
         "gc.collect()\n"
         "print('done')\n"
     )
-    ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=30)
-    assert (ended.stdout, ended.stderr, ended.returncode) == ("done\n", "", 0)
+    result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=30)
+    assert (result.stdout, result.stderr, result.returncode) == ("done\n", "", 0)
     with redis.Redis.from_url(redis_url, protocol=2) as admin:
         assert not [key for key in admin.keys("asgibus:*") if b"counts" not in key], "the lease was given back"
 
@@ -389,8 +389,8 @@ def test_a_forked_process_starts_a_background_thread(redis_url: str) -> None:
         "    assert os.waitpid(child, 0)[1] == 0\n"
         "    print([async_to_sync(layer.receive)('forked')['n'] for _ in range(3)])\n"
     )
-    ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=30)
-    assert (ended.stdout, ended.stderr) == ("[1, 2, 2]\n", "")
+    result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=30)
+    assert (result.stdout, result.stderr) == ("[1, 2, 2]\n", "")
 
 
 @pytest.mark.parametrize("lock", ["layer.background_loop._lock", "layer._shards[0]._lock"])
@@ -409,8 +409,8 @@ def test_a_fork_during_a_call_of_another_thread(redis_url: str, lock: str) -> No
         "    assert os.waitpid(child, 0)[1] == 0\n"
         "    print([async_to_sync(layer.receive)('forked')['n'] for _ in range(2)])\n"
     )
-    ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=30)
-    assert (ended.stdout, ended.stderr) == ("[1, 2]\n", "")
+    result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=30)
+    assert (result.stdout, result.stderr) == ("[1, 2]\n", "")
 
 
 @pytest.mark.redis
@@ -435,8 +435,8 @@ def test_a_forked_process_gets_new_channels(redis_url: str) -> None:
         "    assert os.waitpid(child, 0)[1] == 0\n"
         "print(async_to_sync(layer.receive)(names[-1]), flush=True)\n"
     )
-    ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=30)
-    assert (ended.stdout, ended.stderr) == ("{'n': 1}\n" * 2, "")
+    result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=30)
+    assert (result.stdout, result.stderr) == ("{'n': 1}\n" * 2, "")
 
 
 @pytest.mark.anyio
@@ -447,6 +447,6 @@ async def test_a_long_lived_loop_gets_connections(redis_url: str, connections: C
     while asyncio.get_running_loop().time() < end:
         await layer.group_send("group", {})
     assert await asyncio.to_thread(connections) - before == 2
-    assert len(own_threads()) == 1
+    assert len(background_threads()) == 1
     await layer.close()
-    await until(lambda: not own_threads())
+    await until(lambda: not background_threads())

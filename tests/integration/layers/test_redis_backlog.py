@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 FAR = 1e9
 
 
-def soon(seconds: float) -> float:
+def seconds_from_now(seconds: float) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
@@ -49,22 +49,22 @@ async def test_a_sender_that_finds_no_room_takes_none() -> None:
     backlog = Backlog(1000)
     room = await backlog.enter(1000, FAR)
     with pytest.raises(LayerUnavailable, match="too much waits for Redis already"):
-        await backlog.enter(1, soon(0.01))
+        await backlog.enter(1, seconds_from_now(0.01))
     waiting = asyncio.create_task(backlog.enter(1, FAR))
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.wait([waiting])
     backlog.leave(room)
-    assert await backlog.enter(1000, soon(1)) == 1000
+    assert await backlog.enter(1000, seconds_from_now(1)) == 1000
 
 
 async def test_one_message_may_exceed_the_bound_and_empty_ones_count() -> None:
     backlog = Backlog(100_000)
-    backlog.leave(await backlog.enter(10**6, soon(1)))
+    backlog.leave(await backlog.enter(10**6, seconds_from_now(1)))
     for _ in range(1000):
-        await backlog.enter(0, soon(1))
+        await backlog.enter(0, seconds_from_now(1))
     with pytest.raises(LayerUnavailable):
-        await backlog.enter(0, soon(0.01))
+        await backlog.enter(0, seconds_from_now(0.01))
 
 
 @pytest.mark.parametrize("channels", [False, True])
@@ -72,22 +72,22 @@ async def test_a_send_waits_as_long_as_the_wait_option(channels: bool, start_red
     server = start_redis()
     patient, hasty = RedisChannelLayer(server.url, wait=60), RedisChannelLayer(server.url, wait=0.2)
     try:
-        own = await patient.new_channel()
-        await patient.group_add("group", own)
+        channel = await patient.new_channel()
+        await patient.group_add("group", channel)
         await hasty.group_send("group", {"n": 0})
-        assert await patient.receive(own) == {"n": 0}
+        assert await patient.receive(channel) == {"n": 0}
         server.kill()
         with pytest.raises(LayerUnavailable):
             await hasty.group_send("group", {"n": 1})
         sending = [
-            asyncio.create_task(patient.send(own, {"n": n}) if channels else patient.group_send("group", {"n": n}))
+            asyncio.create_task(patient.send(channel, {"n": n}) if channels else patient.group_send("group", {"n": n}))
             for n in range(2, 5)
         ]
         _, waiting = await asyncio.wait(sending, timeout=0.5)
         assert len(waiting) == 3
         await asyncio.to_thread(server.start)
         await asyncio.gather(*sending)
-        assert sorted([(await patient.receive(own))["n"] for _ in range(3)]) == [2, 3, 4]
+        assert sorted([(await patient.receive(channel))["n"] for _ in range(3)]) == [2, 3, 4]
         assert patient.counts["send failed"] == 0
         assert hasty.counts["send failed"] == 1
     finally:
@@ -98,19 +98,19 @@ async def test_a_send_waits_as_long_as_the_wait_option(channels: bool, start_red
 async def test_an_entry_written_twice_is_received_and_counted_once(redis_url: str) -> None:
     layer = RedisChannelLayer(redis_url, capacity=3)
     try:
-        own = await layer.new_channel()
-        local = split_local(own)
+        channel = await layer.new_channel()
+        local = split_local(channel)
         assert local is not None
         mailbox, part = local
         client = await layer._shards.shard_for(mailbox).client()
         entry = client.outbox._entry(mailbox, (LOCAL_MESSAGES, [part], pack_message({"n": 1}), 0.0, 3))
         for _ in range(2):
             await client.pipeline.call("XADD", client.keys.mailbox(mailbox), "*", "b", entry)
-        assert await layer.receive(own) == {"n": 1}
+        assert await layer.receive(channel) == {"n": 1}
         for n in (2, 3, 4):
-            await layer.send(own, {"n": n})
-        assert [(await layer.receive(own))["n"] for _ in range(3)] == [2, 3, 4]
-        assert (await layer.channel_statistics(own))["messages_pending"] == 0
+            await layer.send(channel, {"n": n})
+        assert [(await layer.receive(channel))["n"] for _ in range(3)] == [2, 3, 4]
+        assert (await layer.channel_statistics(channel))["messages_pending"] == 0
     finally:
         await layer.close()
 
@@ -130,7 +130,7 @@ async def test_an_event_loop_waits_to_connect_during_an_outage(
     layer = RedisChannelLayer(server.url)
 
     async def connect() -> None:
-        await layer._shards.home.client(soon(60))
+        await layer._shards.home.client(seconds_from_now(60))
         await layer.close()
 
     await connect()

@@ -33,24 +33,24 @@ async def member(url: str) -> AsyncIterator[Place]:
         yield one
 
 
-def got(*members: Place) -> list[list[str]]:
+def received_by(*members: Place) -> list[list[str]]:
     """Return the numbers of the broadcasts that each member received, in order."""
     return [[frame[2]["n"] for frame in one.handler.frames if frame[0] == GROUP_MESSAGE] for one in members]
 
 
-async def sent(layer: RedisChannelLayer, what: str) -> tuple[str, str]:
-    """Broadcast `what`; return it with the error text that the sender got, empty if none."""
+async def broadcast(layer: RedisChannelLayer, text: str) -> tuple[str, str]:
+    """Broadcast a text. Return the text, and the message of the error that the call raised, empty without one."""
     try:
-        await layer.group_send("group", {"n": what})
+        await layer.group_send("group", {"n": text})
     except LayerUnavailable as error:
-        return what, str(error)
-    return what, ""
+        return text, str(error)
+    return text, ""
 
 
-async def broadcast_seconds(layer: RedisChannelLayer, what: str = "in time") -> float:
+async def broadcast_seconds(layer: RedisChannelLayer, text: str = "in time") -> float:
     """Return the seconds that a broadcast takes."""
     began = asyncio.get_running_loop().time()
-    await layer.group_send("group", {"n": what})
+    await layer.group_send("group", {"n": text})
     return asyncio.get_running_loop().time() - began
 
 
@@ -65,7 +65,7 @@ async def test_broadcasts_while_redis_loses_its_data(start_redis: StartRedis) ->
 
 
 async def is_flushed(server: RedisServer) -> None:
-    """Flush Redis and broadcast before any process has noticed; a new sender waits for nobody."""
+    """Flush Redis and broadcast before any process has noticed; a new sender does not wait."""
     other, fresh = (RedisChannelLayer(server.url) for _ in range(2))
     async with member(server.url) as one, member(server.url) as two:
         await other.group_send("group", {"n": "before"})
@@ -73,17 +73,17 @@ async def is_flushed(server: RedisServer) -> None:
             admin.flushall()
         in_time(await broadcast_seconds(fresh, "perhaps"), AT_ONCE)  # only members that have noticed the flush get this
         results = await asyncio.gather(
-            *(sent(layer, what) for layer, what in ((other, "other"), (one.layer, "one"), (two.layer, "two")))
+            *(broadcast(layer, text) for layer, text in ((other, "other"), (one.layer, "one"), (two.layer, "two")))
         )
         assert results == [("other", ""), ("one", ""), ("two", "")]
 
-        def certain_numbers() -> list[list[str]]:
-            return [[text for text in each if text != "perhaps"] for each in got(one, two)]
+        def certain() -> list[list[str]]:
+            return [[text for text in each if text != "perhaps"] for each in received_by(one, two)]
 
-        await until(lambda: all(len(each) >= 4 for each in certain_numbers()))
+        await until(lambda: all(len(each) >= 4 for each in certain()))
         in_time(await broadcast_seconds(other), AT_ONCE)
-        await until(lambda: all(len(each) >= 5 for each in certain_numbers()))
-        assert [sorted(each) for each in certain_numbers()] == [["before", "in time", "one", "other", "two"]] * 2
+        await until(lambda: all(len(each) >= 5 for each in certain()))
+        assert [sorted(each) for each in certain()] == [["before", "in time", "one", "other", "two"]] * 2
         assert other.counts["send failed"] == 0
         assert one.layer.counts["group unheard"] == 0
     await other.close()
@@ -98,7 +98,7 @@ async def is_flushed_while_a_member_hangs(server: RedisServer) -> None:
         two.signal(signal.SIGSTOP)
         with redis.Redis.from_url(server.url, protocol=2) as admin:
             admin.flushall()
-            sending = asyncio.create_task(sent(one.layer, "after"))
+            sending = asyncio.create_task(broadcast(one.layer, "after"))
             await until(lambda: one.handler.interruptions and admin.zcard("asgibus:group:group") == 1)
             began = asyncio.get_running_loop().time()
             await asyncio.wait([sending], timeout=1)  # the member hangs for longer than the others need
@@ -107,7 +107,7 @@ async def is_flushed_while_a_member_hangs(server: RedisServer) -> None:
         assert await sending == ("after", "")
         in_time(asyncio.get_running_loop().time() - began, 3.5)
         await until(lambda: len(two.all("frame")) == 2 and len(one.handler.frames) == 2)
-        assert got(one) == [["before", "after"]]
+        assert received_by(one) == [["before", "after"]]
         assert [frame[1]["n"] for frame in two.all("frame")] == ["before", "after"]
 
 
@@ -117,15 +117,15 @@ async def comes_back_empty(server: RedisServer) -> None:
     async with member(server.url) as one, member(server.url) as two:
         await other.group_send("group", {"n": "before"})
         await asyncio.to_thread(server.kill)
-        sending = [asyncio.create_task(sent(other, f"away {number}")) for number in range(3)]
+        sending = [asyncio.create_task(broadcast(other, f"away {number}")) for number in range(3)]
         await asyncio.to_thread(server.start)
-        sending += [asyncio.create_task(sent(layer, "back")) for layer in (one.layer, other)]
+        sending += [asyncio.create_task(broadcast(layer, "back")) for layer in (one.layer, other)]
         results = [await each for each in sending]
-        assert (await sent(other, "after"))[1] == ""
-        await until(lambda: all("after" in each for each in got(one, two)))
-        expected = sorted(["before", "after", *(what for what, why in results if not why)])
-        assert [sorted(each) for each in got(one, two)] == [expected] * 2
-        assert other.counts["send failed"] + one.layer.counts["send failed"] == sum(bool(why) for _, why in results)
+        assert (await broadcast(other, "after"))[1] == ""
+        await until(lambda: all("after" in each for each in received_by(one, two)))
+        expected = sorted(["before", "after", *(text for text, error in results if not error)])
+        assert [sorted(each) for each in received_by(one, two)] == [expected] * 2
+        assert other.counts["send failed"] + one.layer.counts["send failed"] == sum(bool(error) for _, error in results)
     await other.close()
 
 
@@ -138,13 +138,13 @@ async def comes_back_late_in_a_call(server: RedisServer) -> None:
         await until(lambda: two.all("frame"))
         await asyncio.to_thread(server.kill)
         two.signal(signal.SIGSTOP)
-        sending = asyncio.create_task(sent(other, "away"))
+        sending = asyncio.create_task(broadcast(other, "away"))
         await asyncio.wait([sending], timeout=3.5)  # of its five seconds
         await asyncio.to_thread(server.start)
-        what, why = await sending
-        assert (what, "" if not why else "an error") == ("away", "an error")
+        text, error = await sending
+        assert (text, "" if not error else "an error") == ("away", "an error")
         two.signal(signal.SIGCONT)
-        assert await sent(other, "back") == ("back", "")
+        assert await broadcast(other, "back") == ("back", "")
         await until(lambda: len(two.all("frame")) == 2)
         assert two.all("frame")[1] == ["group", {"n": "back"}]
     await other.close()
@@ -156,8 +156,8 @@ async def is_killed_before_a_member_has_read(server: RedisServer) -> None:
     async with peer(server.url, "asgibus") as two:
         await two.do("join", "group")
         two.signal(signal.SIGSTOP)
-        for what in ("fetched", "not fetched"):  # the first one ends the read that waits in Redis
-            await other.group_send("group", {"n": what})
+        for text in ("fetched", "not fetched"):  # the first one ends the read that waits in Redis
+            await other.group_send("group", {"n": text})
         await asyncio.to_thread(server.kill)
         two.signal(signal.SIGCONT)
         await asyncio.sleep(6.0)  # the length of the outage
@@ -177,9 +177,9 @@ async def comes_back_too_late(server: RedisServer) -> None:
         await asyncio.to_thread(server.kill)
         await asyncio.sleep(2.5)  # the length of the outage
         await asyncio.to_thread(server.start)
-        assert (await sent(other, "after"))[1] == ""
+        assert (await broadcast(other, "after"))[1] == ""
         await until(lambda: len(one.handler.frames) == 2)
-        assert got(one) == [["before", "after"]]
+        assert received_by(one) == [["before", "after"]]
         assert (other.counts["message lost"], other.counts["message repeated"]) == (1, 0)
     await other.close()
 
@@ -192,7 +192,7 @@ async def no_member_comes_back(server: RedisServer) -> None:
     with redis.Redis.from_url(server.url, protocol=2) as admin:
         assert admin.keys("asgibus:processes") == []
     began = asyncio.get_running_loop().time()
-    assert await sent(other, "in vain") == ("in vain", "")
+    assert await broadcast(other, "in vain") == ("in vain", "")
     in_time(asyncio.get_running_loop().time() - began, 5.5)
     in_time(await broadcast_seconds(other), AT_ONCE)
     assert other.counts["send failed"] == 0
@@ -214,15 +214,15 @@ async def test_broadcasts_after_a_start_from_an_old_snapshot(start_redis: StartR
         await asyncio.to_thread(server.start)
         late = RedisChannelLayer(server.url)  # a layer that has not seen the earlier data
         senders = {"one": one.layer, "other": other, "late": late}
-        sending = [asyncio.create_task(sent(layer, what)) for what, layer in senders.items()]
+        sending = [asyncio.create_task(broadcast(layer, text)) for text, layer in senders.items()]
         await until(lambda: one.handler.interruptions)
         await asyncio.wait(sending, timeout=1)  # two hangs for longer than the others need
         assert not any(each.done() for each in sending)
         two.signal(signal.SIGCONT)
-        assert sorted([await each for each in sending]) == sorted((what, "") for what in senders)
+        assert sorted([await each for each in sending]) == sorted((text, "") for text in senders)
         await until(lambda: len(two.all("frame")) == 4 and len(one.handler.frames) == 4)
         expected = ["before", *sorted(senders)]
-        assert sorted(got(one)[0]) == sorted(frame[1]["n"] for frame in two.all("frame")) == expected
+        assert sorted(received_by(one)[0]) == sorted(frame[1]["n"] for frame in two.all("frame")) == expected
         for layer in (*senders.values(), RedisChannelLayer(server.url)):
             in_time(await broadcast_seconds(layer), AT_ONCE)
             if layer is not one.layer:
@@ -253,7 +253,7 @@ async def test_messages_reach_a_live_process_without_a_mailbox(redis_url: str, a
             await other.send(one.mailbox + "1", {"n": f"direct {number}"})
         await until(lambda: len(one.handler.frames) == 6)
         received = [frame[2]["n"] for frame in one.handler.frames]
-        assert received == [f"{what} {number}" for number in range(3) for what in ("group", "direct")]
+        assert received == [f"{text} {number}" for number in range(3) for text in ("group", "direct")]
     await other.close()
 
 
@@ -265,7 +265,7 @@ async def test_a_broadcast_fails_for_a_live_member_without_a_mailbox(
         await two.do("join", "group")
         await two.kill()
         admin.delete(f"asgibus:mailbox:{two.mailbox}")
-        assert "its process lives" in (await sent(other, "early"))[1]  # its lease has not ended
+        assert "its process lives" in (await broadcast(other, "early"))[1]  # its lease has not ended
         admin.zadd("asgibus:processes", {two.mailbox: 1})
         in_time(await broadcast_seconds(other), AT_ONCE)
         assert admin.zcard("asgibus:group:group") == 0
@@ -275,10 +275,10 @@ async def test_a_broadcast_fails_for_a_live_member_without_a_mailbox(
 async def test_a_clock_step_of_redis_loses_no_broadcast(tmp_path: Path) -> None:
     """Broadcasts arrive although a clock step expires keys and ends leases."""
     with stepping_server(tmp_path) as (server, clock):
-        await steps(server, clock)
+        await broadcast_at_clock_steps(server, clock)
 
 
-async def steps(server: RedisServer, clock: WallClock) -> None:
+async def broadcast_at_clock_steps(server: RedisServer, clock: WallClock) -> None:
     other = RedisChannelLayer(server.url)
     async with member(server.url) as one, member(server.url) as two:
         await other.group_send("group", {"n": "before"})
@@ -286,11 +286,11 @@ async def steps(server: RedisServer, clock: WallClock) -> None:
         for step in (90, 180, -3600):
             clock.step(step)
             for number in range(50):
-                what, why = await sent(other, f"{step} {number}")
-                assert not why
-                expected.append(what)
-        await until(lambda: all(len(each) >= len(expected) for each in got(one, two)))
-        assert got(one, two) == [expected] * 2
+                text, error = await broadcast(other, f"{step} {number}")
+                assert not error
+                expected.append(text)
+        await until(lambda: all(len(each) >= len(expected) for each in received_by(one, two)))
+        assert received_by(one, two) == [expected] * 2
         assert one.handler.dead == two.handler.dead == []
     await other.close()
 
@@ -306,10 +306,10 @@ async def test_a_broadcast_waits_for_live_members_without_mailboxes(
             other = RedisChannelLayer(f"{proxy.url}{parts.path}")
             admin.zadd("asgibus:group:group", {"gone.1!": 2**45, "gone.2!local": 2**45})
             await other.group_send("group", {"n": "before"})
-            await until(lambda: got(one) == [["before"]])
+            await until(lambda: received_by(one) == [["before"]])
             assert admin.zrange("asgibus:group:group", 0, -1) == [one.mailbox.encode()]
-            assert await sent(other, "lost") == ("lost", "")
-            await until(lambda: got(one) == [["before", "lost"]])
+            assert await broadcast(other, "lost") == ("lost", "")
+            await until(lambda: received_by(one) == [["before", "lost"]])
             assert other.counts["send failed"] == 0
             await other.close()
 
@@ -354,16 +354,16 @@ async def unread_and_flushed(server: RedisServer) -> None:
         with redis.Redis.from_url(server.url, protocol=2) as admin:
             admin.flushall()
         two.signal(signal.SIGCONT)
-        assert (await asyncio.gather(sent(one.layer, "one 3"), sent(other, "other 3"))) == [
+        assert (await asyncio.gather(broadcast(one.layer, "one 3"), broadcast(other, "other 3"))) == [
             ("one 3", ""),
             ("other 3", ""),
         ]
         await until(lambda: {"one 3", "other 3"} <= {frame[-1]["n"] for frame in two.all("frame")})
         received = [frame[-1]["n"] for frame in two.all("frame")]
         for name in ("one", "other"):
-            mine = [each for each in received if each.startswith(f"{name} ")]
-            assert mine == [f"{name} 0", f"{name} 1", f"{name} 2", f"{name} direct", f"{name} 3"]
-        assert sorted(got(one)[0]) == sorted(each for each in received if "direct" not in each)
+            numbers = [each for each in received if each.startswith(f"{name} ")]
+            assert numbers == [f"{name} 0", f"{name} 1", f"{name} 2", f"{name} direct", f"{name} 3"]
+        assert sorted(received_by(one)[0]) == sorted(each for each in received if "direct" not in each)
         for layer in (one.layer, other):
             assert layer.counts["message repeated"] == 7  # also to the member that had read it
             assert layer.counts["message lost"] == 0
@@ -383,7 +383,7 @@ async def unread_and_killed(server: RedisServer) -> None:
         await until(lambda: len(two.all("frame")) == 3)
         assert [frame[1]["n"] for frame in two.all("frame")] == [0, 1, 2]
         await until(lambda: one.layer.counts["message repeated"] >= 6)  # twice, if the new run id is noticed first
-        assert got(one) == [[0, 1, 2]]
+        assert received_by(one) == [[0, 1, 2]]
 
 
 async def unread_by_a_killed_member(server: RedisServer) -> None:

@@ -31,34 +31,34 @@ Make = Callable[..., RedisChannelLayer]
 
 @pytest.fixture
 async def make(redis_url: str) -> AsyncIterator[Make]:
-    made: list[RedisChannelLayer] = []
+    layers_made: list[RedisChannelLayer] = []
 
     def make(**options: Any) -> RedisChannelLayer:
-        made.append(RedisChannelLayer(redis_url, **{"expiry": EXPIRY, **options}))
-        return made[-1]
+        layers_made.append(RedisChannelLayer(redis_url, **{"expiry": EXPIRY, **options}))
+        return layers_made[-1]
 
     yield make
-    for layer in made:
+    for layer in layers_made:
         await layer.close()
 
 
 @pytest.fixture
-def only_the_marker(monkeypatch: pytest.MonkeyPatch) -> None:
+def long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lengthen the waits of readers, so that only the marker can wake them during a test."""
     monkeypatch.setattr(channels, "BLOCK_SECONDS", 4)
 
 
-async def is_blocked(admin: "redis.Redis[bytes]", waits: int = 1) -> None:
+async def wait_until_blocked(admin: "redis.Redis[bytes]", waits: int = 1) -> None:
     await until(lambda: admin.info("clients")["blocked_clients"] == waits)
 
 
-async def waiting(admin: "redis.Redis[bytes]", *layers: RedisChannelLayer) -> list[asyncio.Task[Any]]:
+async def start_readers(admin: "redis.Redis[bytes]", *layers: RedisChannelLayer) -> list[asyncio.Task[Any]]:
     """Start a reader for each argument; each layer blocks in Redis once for all of its readers."""
     tasks = []
     for number, layer in enumerate(layers):
         tasks.append(asyncio.create_task(layer.receive("c")))
         await asyncio.sleep(0)
-        await is_blocked(admin, len(set(layers[: number + 1])))
+        await wait_until_blocked(admin, len(set(layers[: number + 1])))
     return tasks
 
 
@@ -72,12 +72,12 @@ def paused(admin: "redis.Redis[bytes]") -> Iterator[None]:
         admin.client_unpause()
 
 
-async def taking(admin: "redis.Redis[bytes]", *readers: "asyncio.Task[Any]") -> None:
+async def wait_until_taking(admin: "redis.Redis[bytes]", *readers: "asyncio.Task[Any]") -> None:
     """Wait until so many readers are taking, while Redis is paused."""
     await until(lambda: admin.info("clients")["blocked_clients"] == len(readers))
 
 
-async def soon(result: Awaitable[Any]) -> Any:
+async def result_of(result: Awaitable[Any]) -> Any:
     return await asyncio.wait_for(result, 30)
 
 
@@ -93,13 +93,13 @@ def delay(admin: "redis.Redis[bytes]", number: object, seconds: float) -> None:
     admin.lpush(KEY, b"")
 
 
-async def end(*tasks: "asyncio.Task[Any]") -> None:
+async def cancel(*tasks: "asyncio.Task[Any]") -> None:
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
 
 
-async def is_known(layer: RedisChannelLayer, channel: str = "c") -> None:
+async def connect(layer: RedisChannelLayer, channel: str = "c") -> None:
     """Let the layer connect and note, for a moment, that the channel is empty."""
     for number in range(2):
         await layer.send(channel, {"n": number})
@@ -110,9 +110,9 @@ async def is_known(layer: RedisChannelLayer, channel: str = "c") -> None:
 
 
 async def test_expired_messages_are_not_received(make: Make, admin: "redis.Redis[bytes]") -> None:
-    (reader,) = await waiting(admin, make())
+    (reader,) = await start_readers(admin, make())
     admin.rpush(KEY, *(item("old", EXPIRY + 1) for _ in range(50)), item("young", EXPIRY - 5))
-    assert await soon(reader) == {"n": "young"}
+    assert await result_of(reader) == {"n": "young"}
     assert not admin.exists(KEY)
 
 
@@ -122,11 +122,11 @@ async def test_messages_are_received_after_a_clock_step_back(
 ) -> None:
     """Messages that were sent before the clock of Redis went back are received."""
     layer = make()
-    await is_known(layer)
+    await connect(layer)
     for number in range(3):
-        (reader,) = await waiting(admin, layer)
+        (reader,) = await start_readers(admin, layer)
         admin.rpush(KEY, item(number, -ahead))
-        assert await soon(reader) == {"n": number}
+        assert await result_of(reader) == {"n": number}
 
 
 # Cancelled readers.
@@ -138,66 +138,66 @@ async def test_a_message_for_a_cancelled_reader_stays_first(
 ) -> None:
     """A message that arrives as its reader gives up is the first for the next reader."""
     layer = make()
-    (reader,) = await waiting(admin, layer)
+    (reader,) = await start_readers(admin, layer)
     admin.rpush(KEY, item(1), item(2))
     for _ in range(turns):
         await asyncio.sleep(0)
-    await end(reader)
+    await cancel(reader)
     first = {"n": 1}
-    assert (await soon(layer.receive("c")) if reader.cancelled() else reader.result()) == first
-    assert await soon(layer.receive("c")) == {"n": 2}
+    assert (await result_of(layer.receive("c")) if reader.cancelled() else reader.result()) == first
+    assert await result_of(layer.receive("c")) == {"n": 2}
 
 
 async def test_a_cancelled_reader_holds_no_later_message(make: Make, admin: "redis.Redis[bytes]") -> None:
     """A message that is sent after a reader gave up reaches another process at once."""
     layer, other = make(), make()
-    (reader,) = await waiting(admin, layer)
-    await end(reader)
+    (reader,) = await start_readers(admin, layer)
+    await cancel(reader)
     await other.send("c", {"n": 1})
     assert await asyncio.wait_for(other.receive("c"), 1) == {"n": 1}
 
 
-@pytest.mark.parametrize("who", ["a reader that waits", "the next reader", "another process", "after a close"])
+@pytest.mark.parametrize("next_reader", ["a reader that waits", "the next reader", "another process", "after a close"])
 async def test_a_message_taken_by_a_cancelled_reader_is_put_back(
-    make: Make, admin: "redis.Redis[bytes]", who: str
+    make: Make, admin: "redis.Redis[bytes]", next_reader: str
 ) -> None:
     """A message whose reader gives up returns to the head of the channel, before wake-up items, with its age."""
     layer, other = make(), make()
-    await is_known(layer, "another")
+    await connect(layer, "another")
     admin.rpush(KEY, item(1, 5), item(2), item(3))
     delay(admin, "late", 60)
     with paused(admin):
         reader = asyncio.create_task(layer.receive("c"))
-        await taking(admin, reader)
-        second = asyncio.create_task(layer.receive("c")) if who == "a reader that waits" else None
+        await wait_until_taking(admin, reader)
+        second = asyncio.create_task(layer.receive("c")) if next_reader == "a reader that waits" else None
         await asyncio.sleep(0)
-        await end(reader)
+        await cancel(reader)
     assert reader.cancelled()
     if second is not None:
-        assert await soon(second) == {"n": 1}
-    elif who == "the next reader":
-        assert await soon(layer.receive("c")) == {"n": 1}
+        assert await result_of(second) == {"n": 1}
+    elif next_reader == "the next reader":
+        assert await result_of(layer.receive("c")) == {"n": 1}
     else:
-        if who == "after a close":
+        if next_reader == "after a close":
             await layer.close()
         else:
             await until(lambda: b"1:" + pack({"n": 1}) in (admin.lindex(KEY, 0) or b""))
         assert (await other.channel_statistics("c"))["messages_max_age"] >= 5
-        assert await soon(other.receive("c")) == {"n": 1}
-    assert [(await soon(other.receive("c")))["n"] for _ in range(2)] == [2, 3]
+        assert await result_of(other.receive("c")) == {"n": 1}
+    assert [(await result_of(other.receive("c")))["n"] for _ in range(2)] == [2, 3]
     assert (await other.channel_statistics("c"))["messages_pending"] == 1
 
 
 async def test_a_message_is_put_back_into_a_full_redis(make: Make, admin: "redis.Redis[bytes]") -> None:
     """A message is put back into a full Redis, and the next reader, which may be the one to free memory, gets it."""
     layer = make()
-    await is_known(layer, "another")
+    await connect(layer, "another")
     admin.rpush(KEY, item(1), item(2))
     try:
         with paused(admin):
             reader = asyncio.create_task(layer.receive("c"))
-            await taking(admin, reader)
-            await end(reader)
+            await wait_until_taking(admin, reader)
+            await cancel(reader)
             admin.config_set("maxmemory", 1)
         assert [(await asyncio.wait_for(layer.receive("c"), 5))["n"] for _ in range(2)] == [1, 2]
         with pytest.raises(redis.ResponseError, match="maxmemory"):
@@ -209,7 +209,7 @@ async def test_a_message_is_put_back_into_a_full_redis(make: Make, admin: "redis
 async def test_readers_wait_while_redis_is_full(make: Make, admin: "redis.Redis[bytes]") -> None:
     """Readers wait, on the same connections, while a full Redis rejects the blocking command."""
     layer = make()
-    await is_known(layer)
+    await connect(layer)
     refused = admin.info("errorstats").get("errorstat_OOM", {"count": 0})["count"]
     try:
         admin.config_set("maxmemory", 1)
@@ -222,15 +222,15 @@ async def test_readers_wait_while_redis_is_full(make: Make, admin: "redis.Redis[
     finally:
         admin.config_set("maxmemory", 0)
     await layer.send("c", {"n": 1})
-    assert await soon(reader) == {"n": 1}
+    assert await result_of(reader) == {"n": 1}
 
 
 async def test_two_cancelled_calls_put_their_messages_back(make: Make, admin: "redis.Redis[bytes]") -> None:
     """The next reader gets both messages when both cancelled calls have put theirs back."""
     layer = make()
-    await is_known(layer, "another")
+    await connect(layer, "another")
 
-    def takes() -> int:
+    def blocked_takes() -> int:
         clients = [client for client in admin.client_list() if client["name"].startswith("asgibus-receive")]
         return sum("b" in client["flags"] for client in clients)
 
@@ -238,36 +238,36 @@ async def test_two_cancelled_calls_put_their_messages_back(make: Make, admin: "r
         admin.rpush(KEY, item(1), item(2))
         with paused(admin):
             reader = asyncio.create_task(layer.receive("c"))
-            await until(lambda: takes() == 1)
+            await until(lambda: blocked_takes() == 1)
             taker = asyncio.create_task(bus.take("c", 1, once=True))
-            await until(lambda: takes() == 2)
-            await end(reader)
+            await until(lambda: blocked_takes() == 2)
+            await cancel(reader)
             following = asyncio.create_task(layer.receive("c"))
             for _ in range(5):  # until the reader waits
                 await asyncio.sleep(0)
-            await end(taker)
-        messages = [await soon(following), await soon(layer.receive("c"))]
+            await cancel(taker)
+        messages = [await result_of(following), await result_of(layer.receive("c"))]
     assert sorted(message["n"] for message in messages) == [1, 2]
 
 
 async def test_a_cancelled_read_keeps_the_connection(make: Make, admin: "redis.Redis[bytes]") -> None:
     layer = make()
-    await end(*await waiting(admin, layer))
+    await cancel(*await start_readers(admin, layer))
     connections = admin.info("stats")["total_connections_received"]
     for _ in range(5):
-        await end(*await waiting(admin, layer))
+        await cancel(*await start_readers(admin, layer))
     assert admin.info("stats")["total_connections_received"] == connections
 
 
 async def test_closing_a_layer_ends_its_readers(make: Make, admin: "redis.Redis[bytes]") -> None:
     layer = make()
-    readers = await waiting(admin, layer, layer)
+    readers = await start_readers(admin, layer, layer)
     await layer.close()
     for reader in readers:
         with pytest.raises(LayerUnavailable, match="closed"):
-            await soon(reader)
+            await result_of(reader)
     await layer.send("c", {"n": 1})
-    assert await soon(layer.receive("c")) == {"n": 1}
+    assert await result_of(layer.receive("c")) == {"n": 1}
 
 
 async def test_readers_cancelled_at_random_lose_no_message(make: Make, admin: "redis.Redis[bytes]") -> None:
@@ -293,7 +293,7 @@ async def test_readers_cancelled_at_random_lose_no_message(make: Make, admin: "r
         await sender.send("c", {"n": number}, delay=dice.choice([0, 0, 0, 0, 0.01, 0.1]))
         if number % 10 == 0:
             await asyncio.sleep(dice.uniform(0, 0.01))  # the rate
-    await end(*readers)
+    await cancel(*readers)
     for layer in layers:
         await layer.close()  # messages of cancelled readers are put back
     while len(received) < MESSAGES:
@@ -307,10 +307,10 @@ async def test_readers_cancelled_at_random_lose_no_message(make: Make, admin: "r
 
 
 async def test_delayed_messages_reach_blocked_readers(
-    make: Make, admin: "redis.Redis[bytes]", only_the_marker: None
+    make: Make, admin: "redis.Redis[bytes]", long_waits: None
 ) -> None:
     sender, layers = make(), [make() for _ in range(3)]
-    readers = await waiting(admin, *layers)
+    readers = await start_readers(admin, *layers)
     began = time.monotonic()
     for number in (3, 1, 2):
         await sender.send("c", {"n": number}, delay=number * 0.2)
@@ -325,42 +325,40 @@ async def test_delayed_messages_reach_blocked_readers(
 
 @pytest.mark.parametrize("how", ["gives up", "has a message", "gives up while it looks"])
 async def test_another_reader_waits_for_the_delayed_message(
-    make: Make, admin: "redis.Redis[bytes]", only_the_marker: None, how: str
+    make: Make, admin: "redis.Redis[bytes]", long_waits: None, how: str
 ) -> None:
     sender, one, two = make(), make(), make()
-    first, second = await waiting(admin, one, two)
+    first, second = await start_readers(admin, one, two)
     began = time.monotonic()
     await sender.send("c", {"n": "late"}, delay=0.5)
     if how != "gives up while it looks":
         await until(lambda: not admin.exists(KEY))  # both know when the message is due
     if how == "has a message":
-        await end(second)  # so that the first reader gets the message
+        await cancel(second)  # so that the first reader gets the message
         await sender.send("c", {"n": "now"})
-        assert await soon(first) == {"n": "now"}
+        assert await result_of(first) == {"n": "now"}
         second = asyncio.create_task(two.receive("c"))
     else:
-        await end(first)
-    assert await soon(second) == {"n": "late"}
+        await cancel(first)
+    assert await result_of(second) == {"n": "late"}
     assert time.monotonic() - began >= 0.49
     in_time(time.monotonic() - began, 1.5)
 
 
-async def test_consumers_receive_delayed_messages(
-    make: Make, admin: "redis.Redis[bytes]", only_the_marker: None
-) -> None:
+async def test_consumers_receive_delayed_messages(make: Make, admin: "redis.Redis[bytes]", long_waits: None) -> None:
     """Two consumers and a reader share a channel: when one of them ends, the others still get delayed messages."""
     layers = [make() for _ in range(4)]
-    took: list[int] = []
+    received: list[int] = []
 
     async def take(bus: Any) -> None:
         while deliveries := await bus.take("c", 2):
             for delivery in deliveries:
-                took.append(delivery.message["n"])
+                received.append(delivery.message["n"])
                 bus.acknowledge(delivery)
 
     async def read() -> None:
         while True:
-            took.append((await layers[2].receive("c"))["n"])
+            received.append((await layers[2].receive("c"))["n"])
 
     async with layers[0].bus("w", Recorder()) as one, layers[1].bus("w", Recorder()) as two:
         takers = [asyncio.create_task(take(bus)) for bus in (one, two)]
@@ -369,21 +367,21 @@ async def test_consumers_receive_delayed_messages(
             began = time.monotonic()
             await layers[3].send("c", {"n": number}, delay=0.3)
             if number == 1:
-                await end(reader)
+                await cancel(reader)
             if number == 2:
                 one.stop_claiming()
-            await until(lambda count=number + 1: len(took) == count)  # type: ignore[misc]
+            await until(lambda count=number + 1: len(received) == count)  # type: ignore[misc]
             assert time.monotonic() - began >= 0.29
             in_time(time.monotonic() - began, 1.5)
-        assert took == list(range(4))
+        assert received == list(range(4))
         two.stop_claiming()
-        await soon(asyncio.gather(*takers))
+        await result_of(asyncio.gather(*takers))
 
 
 async def test_a_reader_replaces_a_consumer_that_stops(make: Make, admin: "redis.Redis[bytes]") -> None:
     """A delayed message arrives late by at most BLOCK_SECONDS, since the reader did not know when it was due."""
     reading, taking = make(), make()
-    await is_known(reading)
+    await connect(reading)
     began = time.monotonic()
     await reading.send("c", {"n": "late"}, delay=0.7)
     async with taking.bus("w", Recorder()) as bus:
@@ -392,45 +390,45 @@ async def test_a_reader_replaces_a_consumer_that_stops(make: Make, admin: "redis
         reader = asyncio.create_task(reading.receive("c"))
         await asyncio.sleep(0.05)  # a moment to block in, which does not show among the other blocked commands
         bus.stop_claiming()
-        assert await soon(taker) == []
-        assert await soon(reader) == {"n": "late"}
+        assert await result_of(taker) == []
+        assert await result_of(reader) == {"n": "late"}
     assert time.monotonic() - began >= 0.69
     in_time(time.monotonic() - began, BLOCK_SECONDS + 2)
 
 
 async def test_a_reader_that_gets_a_message_wakes_another(
-    make: Make, admin: "redis.Redis[bytes]", only_the_marker: None
+    make: Make, admin: "redis.Redis[bytes]", long_waits: None
 ) -> None:
     first, second = make(), make()
     for layer in (first, second):
-        await is_known(layer)
-    (reader,) = await waiting(admin, first)
+        await connect(layer)
+    (reader,) = await start_readers(admin, first)
     began = time.monotonic()
     admin.rpush(KEY, item("now"))
     delay(admin, "late", 0.7)
-    assert await soon(reader) == {"n": "now"}
-    assert await soon(second.receive("c")) == {"n": "late"}
+    assert await result_of(reader) == {"n": "now"}
+    assert await result_of(second.receive("c")) == {"n": "late"}
     assert time.monotonic() - began >= 0.69
     in_time(time.monotonic() - began, 2)
 
 
 async def test_an_interrupted_wait_continues_for_the_remaining_time(
-    make: Make, admin: "redis.Redis[bytes]", only_the_marker: None
+    make: Make, admin: "redis.Redis[bytes]", long_waits: None
 ) -> None:
-    (reader,) = await waiting(admin, make())
+    (reader,) = await start_readers(admin, make())
     began = time.monotonic()
     delay(admin, "late", 1.0)
     await asyncio.sleep(0.8)  # most of that
     for client in admin.client_list():
         if client["name"] == "asgibus-receive":
             admin.client_unblock(int(client["id"]))
-    assert await soon(reader) == {"n": "late"}
+    assert await result_of(reader) == {"n": "late"}
     assert time.monotonic() - began >= 0.99
     in_time(time.monotonic() - began, 1.6)
 
 
 async def test_readers_find_due_messages_without_a_wake_up(make: Make, admin: "redis.Redis[bytes]") -> None:
     """A reader finds a delayed message without a wake-up."""
-    (reader,) = await waiting(admin, make())
+    (reader,) = await start_readers(admin, make())
     admin.zadd(DELAYED, {b"x:1:" + pack({"n": 1}): time.time() * 1000 + 100})
     assert await asyncio.wait_for(reader, BLOCK_SECONDS + 2) == {"n": 1}

@@ -30,10 +30,10 @@ class Connection:
     run_id = "the same"
 
     def __init__(self) -> None:
-        self.asked: list[bytes] = []
+        self.commands: list[bytes] = []
 
     def write(self, data: bytes, on_replies: Any) -> None:
-        self.asked.append(data)
+        self.commands.append(data)
 
 
 class Acks:

@@ -54,7 +54,7 @@ def test_no_password_is_shown() -> None:
     assert str(layer.address) == "redis+cluster://a:1,b:2"
 
 
-async def use(layer: RedisChannelLayer) -> None:
+async def check_layer(layer: RedisChannelLayer) -> None:
     """Use channels and groups of several slots, and the bus."""
     names = [f"name.{number}" for number in range(40)]
     assert {tag_of(layer, name) for name in names} > set(CLUSTER_TAGS[:1])
@@ -82,7 +82,7 @@ async def test_tls(tmp_path: Path) -> None:
             {"cluster_nodes": nodes, "ssl": True, "ssl_cert_reqs": "none"},
         ):
             layer = RedisChannelLayer([host])
-            await use(layer)
+            await check_layer(layer)
             await layer.close()
         for server in cluster.servers:
             admin = cluster.admin(server)
@@ -94,7 +94,7 @@ async def test_tls(tmp_path: Path) -> None:
             f"{cluster.url.replace('//', '//bus:s3cret@')}?ssl_cert_reqs=none",
         ):
             layer = RedisChannelLayer(url)
-            await use(layer)
+            await check_layer(layer)
             await layer.close()
         layer = RedisChannelLayer(cluster.url)
         with pytest.raises(LayerUnavailable, match="certificate verify failed"):
@@ -108,7 +108,7 @@ async def test_tls(tmp_path: Path) -> None:
 async def test_slots_move_during_traffic(cluster: Cluster) -> None:
     """Messages and frames that are sent while slots move arrive once and in order."""
     one, two = RedisChannelLayer(cluster.url), RedisChannelLayer(cluster.url)
-    here, there = Recorder(), Recorder()
+    first, second = Recorder(), Recorder()
     received: list[int] = []
     stopped = False
 
@@ -116,12 +116,12 @@ async def test_slots_move_during_traffic(cluster: Cluster) -> None:
         while True:
             received.append((await two.receive("ordinary"))["n"])
 
-    async with one.bus("a", here) as a, two.bus("b", there) as b:
+    async with one.bus("a", first) as a, two.bus("b", second) as b:
         await b.join_group("group")
         local = await two.new_channel()
         reading = asyncio.create_task(receive())
 
-        async def talk() -> int:
+        async def send_all_kinds() -> int:
             number = 0
             while not stopped:
                 await one.send("ordinary", {"n": number})
@@ -130,25 +130,25 @@ async def test_slots_move_during_traffic(cluster: Cluster) -> None:
                 await one.send(local, {"n": number})
                 assert await two.receive(local) == {"n": number}
                 number += 1
-                await asyncio.sleep(0.002)  # the rate at which it talks
+                await asyncio.sleep(0.002)  # the rate of the traffic
             return number
 
-        talking = asyncio.create_task(talk())
+        sending = asyncio.create_task(send_all_kinds())
         for name in ("ordinary", "group", b.mailbox, local.partition("!")[0] + "!"):
             before = len(received)
             owner = cluster.owner(tag_of(one, name))
             target = next(server for server in cluster.servers if server is not owner)
             await asyncio.to_thread(cluster.move, tag_of(one, name), target)
-            await until(lambda count=before + 20: len(received) > count or talking.done(), 20)  # type: ignore[misc]
+            await until(lambda count=before + 20: len(received) > count or sending.done(), 20)  # type: ignore[misc]
         stopped = True
-        count = await talking
+        count = await sending
         assert count > 80
         await until(lambda: len(received) == count)
-        await until(lambda: len(there.frames) == 2 * count)
+        await until(lambda: len(second.frames) == 2 * count)
         reading.cancel()
     assert received == list(range(count))
-    assert [frame[1] for frame in there.frames if frame[0] == KIND] == list(range(count))
-    assert [frame[2]["n"] for frame in there.frames if frame[0] != KIND] == list(range(count))
+    assert [frame[1] for frame in second.frames if frame[0] == KIND] == list(range(count))
+    assert [frame[2]["n"] for frame in second.frames if frame[0] != KIND] == list(range(count))
     for layer in (one, two):
         await layer.close()
 
@@ -157,18 +157,18 @@ async def test_a_replica_replaces_a_killed_master(cluster_with_replicas: Cluster
     """The bus works, groups are complete and posted frames arrive when a replica has replaced a failed master."""
     cluster = cluster_with_replicas
     one, two = RedisChannelLayer(cluster.url), RedisChannelLayer(cluster.url)
-    here, there = Recorder(), Recorder()
-    async with one.bus("a", here) as a, two.bus("b", there) as b:
+    first, second = Recorder(), Recorder()
+    async with one.bus("a", first) as a, two.bus("b", second) as b:
         await b.join_group("group")
         a.post(b.mailbox, (KIND, "before"))
         await one.group_send("group", {"n": "before"})
-        await until(lambda: len(there.frames) == 2)
+        await until(lambda: len(second.frames) == 2)
         victim = cluster.owner(tag_of(one, b.mailbox))
         assert victim in cluster.servers[:MASTERS]
         await asyncio.to_thread(victim.kill)
         a.post(b.mailbox, (KIND, "meanwhile"))
         await until(
-            lambda: (KIND, "meanwhile") in there.frames or (there.interruptions and here.interruptions), PROMOTED
+            lambda: (KIND, "meanwhile") in second.frames or (second.interruptions and first.interruptions), PROMOTED
         )
         sent = False
         while not sent:  # the call fails until the failover is complete
@@ -177,10 +177,10 @@ async def test_a_replica_replaces_a_killed_master(cluster_with_replicas: Cluster
             except LayerUnavailable:
                 continue
             sent = True
-        await until(lambda: {"n": "after"} in [frame[-1] for frame in there.frames])
+        await until(lambda: {"n": "after"} in [frame[-1] for frame in second.frames])
         a.post(b.mailbox, (KIND, "after"))
-        await until(lambda: (KIND, "after") in there.frames)
-        assert [frame for frame in there.frames if frame == (KIND, "before")] == [(KIND, "before")]
-        assert b.mailbox not in here.dead
+        await until(lambda: (KIND, "after") in second.frames)
+        assert [frame for frame in second.frames if frame == (KIND, "before")] == [(KIND, "before")]
+        assert b.mailbox not in first.dead
     for layer in (one, two):
         await layer.close()

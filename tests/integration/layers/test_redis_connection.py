@@ -22,7 +22,7 @@ StartRedis = Callable[..., RedisServer]
 SECRET = "s3cret"
 
 
-async def works(url: str) -> None:
+async def check_layer(url: str) -> None:
     layer = open_layer(url)
     try:
         await layer.send("a", {"n": 1})
@@ -143,21 +143,21 @@ async def test_a_password(start_redis: StartRedis) -> None:
     url = server.url.removeprefix("redis://")
     assert "NOAUTH" in await refusal(server.url)
     assert "WRONGPASS" in await refusal(f"redis://:{SECRET}x@{url}")
-    await works(f"redis://:{SECRET}@{url}")
-    await works(f"redis://default:{SECRET}@{url}/2")
+    await check_layer(f"redis://:{SECRET}@{url}")
+    await check_layer(f"redis://default:{SECRET}@{url}/2")
 
 
 async def test_a_user(start_redis: StartRedis) -> None:
     server = start_redis("--user", "bus", "on", f">{SECRET}", "~asgibus:*", "&*", "+@all")
     url = server.url.removeprefix("redis://")
     assert "WRONGPASS" in await refusal(f"redis://somebody:{SECRET}@{url}")
-    await works(f"redis://bus:{SECRET}@{url}")
+    await check_layer(f"redis://bus:{SECRET}@{url}")
 
 
 async def test_a_user_without_permission_for_info(start_redis: StartRedis) -> None:
     server = start_redis("--user", "bus", "on", f">{SECRET}", "~asgibus:*", "&*", "+@all", "-info")
     url = server.url.removeprefix("redis://")
-    await works(f"redis://bus:{SECRET}@{url}")
+    await check_layer(f"redis://bus:{SECRET}@{url}")
 
 
 async def test_a_user_without_permission_for_the_keys(start_redis: StartRedis) -> None:
@@ -168,8 +168,8 @@ async def test_a_user_without_permission_for_the_keys(start_redis: StartRedis) -
 
 async def test_a_unix_socket(start_redis: StartRedis, tmp_path: Path) -> None:
     start_redis("--unixsocket", f"{tmp_path}/redis.sock")
-    await works(f"unix://{tmp_path}/redis.sock")
-    await works(f"unix://{tmp_path}/redis.sock?db=2")
+    await check_layer(f"unix://{tmp_path}/redis.sock")
+    await check_layer(f"unix://{tmp_path}/redis.sock?db=2")
 
 
 async def test_tls(start_redis: StartRedis, tmp_path: Path) -> None:
@@ -181,8 +181,8 @@ async def test_tls(start_redis: StartRedis, tmp_path: Path) -> None:
     tls = ["--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
     start_redis(*tls, "--tls-auth-clients", "no")
     url = f"rediss://127.0.0.1:{port}"
-    await works(f"{url}?ssl_ca_certs={certificate}")
-    await works(f"{url}?ssl_cert_reqs=none")
+    await check_layer(f"{url}?ssl_ca_certs={certificate}")
+    await check_layer(f"{url}?ssl_cert_reqs=none")
     assert "certificate verify failed" in await refusal(url)
     assert "cannot be used" in await refusal(f"rediss://localhost:{port}?ssl_ca_certs={certificate}")  # another name
     assert "cannot be used" in await refusal(f"redis://127.0.0.1:{port}")

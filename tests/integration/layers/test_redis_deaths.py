@@ -1,6 +1,6 @@
-"""Processes that die, pause or leave while Redis works: the others notice in time, and no data remains.
+"""Processes that are killed, pause or leave while Redis works: the others notice in time, and no data remains.
 
-Most waits are for leases, so the slow scenarios run concurrently, each under a prefix of its own.
+The tests wait for leases most of the time, so slow scenarios run concurrently, each with its own prefix.
 """
 
 import asyncio
@@ -72,7 +72,7 @@ async def a_killed_process_is_declared_dead_and_leaves_nothing(url: str, admin: 
     prefix = "killed"
     async with place(url, prefix) as one, place(url, prefix) as two:
         await one.bus.join_group("both")
-        await one.layer.new_channel()  # a second place of the same process, which counts nothing twice
+        await one.layer.new_channel()  # a second mailbox of the same process: no death is counted twice
         await one.bus.drain()
         before = keys(admin, prefix)
         async with peer(url, prefix) as victim:
@@ -110,7 +110,7 @@ async def a_death_is_reported_after_all_posted_frames(url: str, admin: "redis.Re
             assert one.handler.events == []
             await asyncio.to_thread(proxy.heal)
             await until(lambda: one.handler.dead)
-            # Frames that are read after the end of the lease may cause a second report, which comes last.
+            # Frames that are read after the end of the lease may cause a second report, as the last event.
             assert one.handler.events[:500] == [(KIND, number) for number in range(500)]
             assert set(one.handler.events[500:]) == {(DEAD, victim.mailbox, False)}
 
@@ -135,9 +135,9 @@ async def a_paused_process_is_declared_dead_and_returns(url: str, admin: "redis.
         await until(lambda: victim.all("frame") == [["group", {"n": 0}], ["to"], ["group", {"n": 1}]])
         await victim.do("post", one.mailbox, 2)
         await victim.do("group_send", "group", {"n": 2})
-        everything = [(GROUP_MESSAGE, "group", {"n": n}) for n in (0, 1)]
-        everything += [(KIND, 0), (KIND, 1), (GROUP_MESSAGE, "group", {"n": 2})]
-        await until(lambda: one.handler.frames == everything)
+        expected = [(GROUP_MESSAGE, "group", {"n": n}) for n in (0, 1)]
+        expected += [(KIND, 0), (KIND, 1), (GROUP_MESSAGE, "group", {"n": 2})]
+        await until(lambda: one.handler.frames == expected)
         assert one.handler.lost == []
         assert victim.all("interrupted") == [None]
         assert await victim.do("counts", "group unheard") == 0
@@ -201,10 +201,10 @@ async def a_process_that_returns_late_misses_broadcasts(url: str, admin: "redis.
 async def no_process_is_declared_dead_when_all_are_paused(url: str, admin: "redis.Redis[bytes]") -> None:
     prefix = "all"
     async with peer(url, prefix) as one, peer(url, prefix) as two, peer(url, prefix) as three:
-        everybody = (one, two, three)
-        for each in everybody:
+        peers = (one, two, three)
+        for each in peers:
             await each.do("join", "group")
-        for each in everybody:
+        for each in peers:
             each.signal(signal.SIGSTOP)
         await asyncio.sleep(PAUSE)
         one.signal(signal.SIGCONT)
@@ -215,14 +215,14 @@ async def no_process_is_declared_dead_when_all_are_paused(url: str, admin: "redi
         await until(lambda: three.all("frame") == [[0]])
         await three.do("post", one.mailbox, 1)
         await two.do("group_send", "group", {})
-        await until(lambda: all(["group", {}] in each.all("frame") for each in everybody))
+        await until(lambda: all(["group", {}] in each.all("frame") for each in peers))
         await asyncio.sleep(NOTICED)
-        assert [each.all("dead") for each in everybody] == [[], [], []]
-        assert [each.all("undelivered") for each in everybody] == [[], [], []]
-        assert [await each.do("counts", "group unheard") for each in everybody] == [0, 0, 0]
+        assert [each.all("dead") for each in peers] == [[], [], []]
+        assert [each.all("undelivered") for each in peers] == [[], [], []]
+        assert [await each.do("counts", "group unheard") for each in peers] == [0, 0, 0]
 
 
-# Claims of processes that died.
+# Claims of dead processes.
 
 
 async def orphans_are_claimed_by_others(url: str, admin: "redis.Redis[bytes]") -> None:
@@ -264,7 +264,7 @@ async def orphans_are_claimed_by_others(url: str, admin: "redis.Redis[bytes]") -
 
 
 async def a_later_claimant_finds_orphans(url: str, admin: "redis.Redis[bytes]") -> None:
-    """Claim later than a death: the orphans arrive; those of a process without a lease only after the grace time."""
+    """Claim later than a death: the orphans arrive, those of a process without a lease only after the grace time."""
     prefix, key = "later", "later:shared:x"
     began = time.monotonic()
     async with place(url, prefix) as interface:
@@ -382,25 +382,25 @@ async def test_a_death_is_reported_once_when_its_declaration_is_slow(
 
 
 async def test_a_live_process_that_is_declared_dead_continues(redis_url: str, admin: "redis.Redis[bytes]") -> None:
-    async with place(redis_url, "a") as one, place(redis_url, "a") as living, place(redis_url, "a") as sender:
-        await living.bus.join_group("group")
+    async with place(redis_url, "a") as one, place(redis_url, "a") as live, place(redis_url, "a") as sender:
+        await live.bus.join_group("group")
         declared = time.monotonic()
-        await sender.layer.declare_dead(living.mailbox)
-        await until(lambda: living.handler.interruptions and one.handler.dead)
+        await sender.layer.declare_dead(live.mailbox)
+        await until(lambda: live.handler.interruptions and one.handler.dead)
         in_time(time.monotonic() - declared, AT_ONCE)
-        assert living.handler.dead == []
-        assert one.handler.dead == sender.handler.dead == [living.mailbox]
+        assert live.handler.dead == []
+        assert one.handler.dead == sender.handler.dead == [live.mailbox]
         # The keys that were removed exist again.
-        await until(lambda: admin.exists(f"a:mailbox:{living.mailbox}"))
-        await until(lambda: admin.zrange("a:group:group", 0, -1) == [living.mailbox.encode()])
-        one.bus.post(living.mailbox, (KIND, 1))
-        living.bus.post(one.mailbox, (KIND, 2))
-        await until(lambda: living.handler.frames == [(KIND, 1)] and one.handler.frames == [(KIND, 2)])
+        await until(lambda: admin.exists(f"a:mailbox:{live.mailbox}"))
+        await until(lambda: admin.zrange("a:group:group", 0, -1) == [live.mailbox.encode()])
+        one.bus.post(live.mailbox, (KIND, 1))
+        live.bus.post(one.mailbox, (KIND, 2))
+        await until(lambda: live.handler.frames == [(KIND, 1)] and one.handler.frames == [(KIND, 2)])
         await one.layer.group_send("group", {})
-        await until(lambda: len(living.handler.frames) == 2)
+        await until(lambda: len(live.handler.frames) == 2)
         # A second declaration is reported like the first.
-        await sender.layer.declare_dead(living.mailbox)
-        await until(lambda: one.handler.dead == [living.mailbox] * 2)
+        await sender.layer.declare_dead(live.mailbox)
+        await until(lambda: one.handler.dead == [live.mailbox] * 2)
 
 
 async def test_orphans_of_a_declared_death_are_claimed_at_once(redis_url: str, admin: "redis.Redis[bytes]") -> None:

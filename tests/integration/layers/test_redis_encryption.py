@@ -26,43 +26,40 @@ Make = Callable[..., RedisChannelLayer]
 @pytest.fixture
 async def make(redis_url: str) -> AsyncIterator[Make]:
     """Provide layers with given keys, closed at the end."""
-    made: list[RedisChannelLayer] = []
+    layers_made: list[RedisChannelLayer] = []
 
     def make(*keys: str | bytes) -> RedisChannelLayer:
-        made.append(RedisChannelLayer(redis_url, symmetric_encryption_keys=keys))
-        return made[-1]
+        layers_made.append(RedisChannelLayer(redis_url, symmetric_encryption_keys=keys))
+        return layers_made[-1]
 
     yield make
-    for layer in made:
+    for layer in layers_made:
         await layer.close()
 
 
-def everything(admin: "redis.Redis[bytes]") -> bytes:
+def all_data(admin: "redis.Redis[bytes]") -> bytes:
     """Return all data that a reader of Redis sees."""
-    seen: list[Any] = []
+    data: list[Any] = []
     for key in admin.scan_iter(count=1000):
         kind = admin.type(key)
-        seen.append(key)
+        data.append(key)
         if kind == b"stream":
-            seen.append(admin.xrange(key))
+            data.append(admin.xrange(key))
         elif kind == b"list":
-            seen.append(admin.lrange(key, 0, -1))
+            data.append(admin.lrange(key, 0, -1))
         elif kind == b"hash":
-            seen.append(admin.hgetall(key))
+            data.append(admin.hgetall(key))
         elif kind == b"zset":
-            seen.append(admin.zrange(key, 0, -1))
+            data.append(admin.zrange(key, 0, -1))
         elif kind == b"set":
-            seen.append(admin.smembers(key))
+            data.append(admin.smembers(key))
         else:
             raise AssertionError(f"{key!r} is a {kind!r}")
-    return repr(seen).encode()
+    return repr(data).encode()
 
 
 def logged(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
     return [record.getMessage() for record in caplog.records if text in record.getMessage()]
-
-
-# The seal itself.
 
 
 # Data in Redis.
@@ -75,8 +72,8 @@ async def test_redis_holds_no_plaintext(make: Make, admin: "redis.Redis[bytes]")
         await layer.send("taken", message)
         (delivery,) = await b.take("taken", 1)
         await layer.send("given", message)
-        (given,) = await b.take("given", 1)
-        b.give_back(given, delay=60)
+        (returned,) = await b.take("given", 1)
+        b.give_back(returned, delay=60)
         await layer.send("again", message)
         (again,) = await b.take("again", 1)
         b.give_back(again)
@@ -89,14 +86,14 @@ async def test_redis_holds_no_plaintext(make: Make, admin: "redis.Redis[bytes]")
         await layer.group_send("group", message)
         await layer.declare_dead("worker.0123456789abcdef!")
         await b.drain()
-        seen = everything(admin)
+        data = all_data(admin)
         for kind in (b"taken:", b"delayed:", b"shared:", b"mailbox:", b"channel:ordinary", b"channel:again"):
-            assert kind in seen
-        assert MARKER.encode() not in seen
-        assert b"worker.0123456789abcdef" not in seen
-        assert delivery.message == given.message == again.message == message
+            assert kind in data
+        assert MARKER.encode() not in data
+        assert b"worker.0123456789abcdef" not in data
+        assert delivery.message == returned.message == again.message == message
     await layer.close()
-    assert MARKER.encode() not in everything(admin)
+    assert MARKER.encode() not in all_data(admin)
     assert await layer.receive("taken") == message  # put back at the end
 
 
@@ -181,8 +178,8 @@ async def test_keys_are_rotated_under_traffic(
 ) -> None:
     """No process misses a frame at any step of a key rotation."""
     reader, writer = make(*reader_keys), make(*writer_keys)
-    got, back = Recorder(), Recorder()
-    async with reader.bus("a", got) as a, writer.bus("b", back) as b:
+    received, answers = Recorder(), Recorder()
+    async with reader.bus("a", received) as a, writer.bus("b", answers) as b:
         await writer.send("x", {"n": 1})
         assert await reader.receive("x") == {"n": 1}
         b.post(a.mailbox, (KIND, 1))
@@ -195,8 +192,8 @@ async def test_keys_are_rotated_under_traffic(
         a.done(claim)
         if reader_keys[0] in writer_keys:
             a.post(b.mailbox, (KIND, 4))
-            await until(lambda: back.frames == [(KIND, 4)])
-        await until(lambda: got.frames == [(KIND, 1)])
+            await until(lambda: answers.frames == [(KIND, 4)])
+        await until(lambda: received.frames == [(KIND, 1)])
     assert not logged(caplog, "was dropped")
 
 
@@ -232,9 +229,9 @@ async def test_a_peer_with_another_key_is_logged_once(
         c.done(claim)
     lines = logged(caplog, "was dropped, as all like it will be")
     assert len(lines) == 3  # one for each layer
-    secret, own = Encryptor(["secret"]).key_ids[0], ", ".join(Encryptor(keys).key_ids) if keys else "none"
-    (said,) = [line for line in lines if f"(known here: {own})" in line]
-    assert f"sealed with the key {secret}: give this process that encryption key" in said
+    secret, known = Encryptor(["secret"]).key_ids[0], ", ".join(Encryptor(keys).key_ids) if keys else "none"
+    (line,) = [line for line in lines if f"(known here: {known})" in line]
+    assert f"sealed with the key {secret}: give this process that encryption key" in line
 
 
 @pytest.mark.parametrize("keys", [(), ("other",)], ids=["no key", "other"])
@@ -244,25 +241,25 @@ async def test_an_unreadable_offer_is_claimed_by_another_worker(
     offering, right, wrong = make("secret"), make("secret"), make(*keys)
     async with (
         offering.bus("interface", Recorder()) as interface,
-        wrong.bus("worker", Recorder()) as odd,
-        right.bus("worker", Recorder()) as even,
+        wrong.bus("worker", Recorder()) as incompatible,
+        right.bus("worker", Recorder()) as compatible,
     ):
-        claiming = asyncio.create_task(odd.claim(["s"], 10))
+        claiming = asyncio.create_task(incompatible.claim(["s"], 10))
         offers = [interface.offer("s", (number,)) for number in range(5)]
-        await until(lambda: odd.unreadable)
+        await until(lambda: incompatible.unreadable)
         for number in range(5):
-            claims = await asyncio.wait_for(even.claim(["s"], 1), 30)
+            claims = await asyncio.wait_for(compatible.claim(["s"], 1), 30)
             assert [claim.entry for claim in claims] == [(number,)]
-            even.done(claims[0])
+            compatible.done(claims[0])
         for number in range(5, 10):
             offers.append(interface.offer("s", (number,)))
-            claims = await asyncio.wait_for(even.claim(["s"], 10), 30)
+            claims = await asyncio.wait_for(compatible.claim(["s"], 10), 30)
             assert [claim.entry for claim in claims] == [(number,)]
-            even.done(claims[0])
-        assert even.unreadable is None
-        assert "give" in str(odd.unreadable)
+            compatible.done(claims[0])
+        assert compatible.unreadable is None
+        assert "give" in str(incompatible.unreadable)
 
-        odd.stop_claiming()
+        incompatible.stop_claiming()
         assert await asyncio.wait_for(claiming, 5) == []
     assert len(logged(caplog, "claims next to nothing")) == 1
     assert wrong.counts["unreadable entry"] == 0
@@ -272,14 +269,14 @@ async def test_unreadable_offers_are_withdrawn_and_block_no_others(make: Make, a
     right, wrong = make("secret"), make("other")
     async with (
         right.bus("interface", Recorder()) as interface,
-        wrong.bus("interface", Recorder()) as odd,
+        wrong.bus("interface", Recorder()) as incompatible,
         right.bus("worker", Recorder()) as worker,
     ):
         interface.offer("s", ("good",))
         (claim,) = await asyncio.wait_for(worker.claim(["s"], 10), 30)
         worker.done(claim)
-        unread = [odd.offer("s", (number,)) for number in range(3)]
-        await odd.drain()
+        unread = [incompatible.offer("s", (number,)) for number in range(3)]
+        await incompatible.drain()
         interface.offer("s", ("behind",))
         (claim,) = await asyncio.wait_for(worker.claim(["s"], 10), 30)
         assert claim.entry == ("behind",)
@@ -287,21 +284,21 @@ async def test_unreadable_offers_are_withdrawn_and_block_no_others(make: Make, a
         await worker.drain()
         assert worker.unreadable is None
         for offer in unread:
-            odd.withdraw(offer)
-        await odd.drain()
+            incompatible.withdraw(offer)
+        await incompatible.drain()
         assert admin.xlen("asgibus:shared:s") == 0
 
 
 async def test_an_unreadable_message_is_taken_by_another_worker(make: Make) -> None:
     sender, right, wrong = make("secret"), make("secret"), make("other")
-    async with wrong.bus("worker", Recorder()) as odd, right.bus("worker", Recorder()) as even:
-        taking = asyncio.create_task(odd.take("work", 10))
+    async with wrong.bus("worker", Recorder()) as incompatible, right.bus("worker", Recorder()) as compatible:
+        taking = asyncio.create_task(incompatible.take("work", 10))
         await sender.send("work", {"n": 1})
-        await until(lambda: odd.unreadable)
-        (delivery,) = await asyncio.wait_for(even.take("work", 10), 30)
+        await until(lambda: incompatible.unreadable)
+        (delivery,) = await asyncio.wait_for(compatible.take("work", 10), 30)
         assert (delivery.message, delivery.attempt) == ({"n": 1}, 1)
-        even.acknowledge(delivery)
-        odd.stop_claiming()
+        compatible.acknowledge(delivery)
+        incompatible.stop_claiming()
         assert await asyncio.wait_for(taking, 5) == []
 
 

@@ -120,7 +120,7 @@ async def claim_all(bus: Bus, claimed: list[int]) -> None:
 
 
 async def test_a_message_in_a_lost_reply_is_redelivered(redis_url: str) -> None:
-    """A message whose reply was lost is redelivered, although its consumer lives and never got the message."""
+    """A message in a lost reply is redelivered to its consumer, although the consumer is alive."""
     url = urlsplit(redis_url)
     with TcpProxy((str(url.hostname), int(url.port or 0))) as proxy:
         layer, direct = RedisChannelLayer(proxy.url + url.path), RedisChannelLayer(redis_url)
@@ -192,7 +192,7 @@ async def test_a_claim_in_a_lost_reply_is_delivered_again(
         await until(lambda: admin.exists("asgibus:shared:x"))
         interface.offer("x", (1,))
         (first,) = await claiming
-        # As after a lost reply: claimed under the name of the worker, which does not know of the claim.
+        # The worker does not know of this claim under its name, as after a lost reply.
         admin.xadd("asgibus:shared:x", {"b": pack((2,))})
         admin.xreadgroup("workers", worker.mailbox, {"asgibus:shared:x": ">"}, count=1)
         claiming = asyncio.create_task(worker.claim(["x"], 5))
@@ -216,9 +216,9 @@ async def test_an_undelivered_claim_is_claimed_by_another_process(
             assert await claiming == []
             admin.xadd("asgibus:shared:x", {"b": pack((1,))})
             admin.xreadgroup("workers", worker.mailbox, {"asgibus:shared:x": ">"}, count=1)
-        left = time.monotonic()
+        stopped = time.monotonic()
         (claim,) = await asyncio.wait_for(other.claim(["x"], 5), HANG)
-        in_time(time.monotonic() - left, 8)  # after 10 s it would be found in any case
+        in_time(time.monotonic() - stopped, 8)  # after 10 s it would be found in any case
         assert claim.entry == (1,)
         other.done(claim)
 
@@ -286,7 +286,7 @@ async def test_posted_waits_for_a_redis_without_room(start_redis: StartRedis) ->
 
 
 async def test_redis_returns_without_its_data(start_redis: StartRedis) -> None:
-    """Mailboxes and memberships are made again at once, and claiming goes on."""
+    """Mailboxes and memberships are restored at once, and workers continue to claim."""
     server = start_redis()
     layer = RedisChannelLayer(server.url)
     reader = Recorder()

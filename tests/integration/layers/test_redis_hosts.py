@@ -22,10 +22,7 @@ pytestmark = pytest.mark.anyio
 SECRET = "s3cret"
 
 
-# For real.
-
-
-async def works(*hosts: Any) -> None:
+async def check_layers(*hosts: Any) -> None:
     for host in hosts:
         layer = RedisChannelLayer([host])
         try:
@@ -60,23 +57,23 @@ def sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelSet]
 @pytest.mark.redis
 async def test_tls_and_a_user(tls: tuple[int, Path]) -> None:
     port, certificate = tls
-    who = {"username": USER, "password": PASSWORD}
+    credentials = {"username": USER, "password": PASSWORD}
     trusted = {"ssl_ca_certs": str(certificate)}
     where = {"host": "127.0.0.1", "port": port}
     context = ssl.create_default_context(cafile=str(certificate))
-    await works(
-        {**where, **who, "ssl": True, **trusted, "db": 1},
-        {**where, **who, "ssl_context": context},
-        {**where, **who, "ssl": True, "ssl_ca_data": certificate.read_text()},
-        {**where, **who, "ssl": True, "ssl_cert_reqs": "none", "ssl_check_hostname": False},
-        {**where, **who, "ssl": True, "ssl_cert_reqs": None},
-        {"address": f"rediss://127.0.0.1:{port}", **who, **trusted},
-        {"address": ("127.0.0.1", port), **who, "ssl": True, **trusted},
-        {"address": f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}", **who},
+    await check_layers(
+        {**where, **credentials, "ssl": True, **trusted, "db": 1},
+        {**where, **credentials, "ssl_context": context},
+        {**where, **credentials, "ssl": True, "ssl_ca_data": certificate.read_text()},
+        {**where, **credentials, "ssl": True, "ssl_cert_reqs": "none", "ssl_check_hostname": False},
+        {**where, **credentials, "ssl": True, "ssl_cert_reqs": None},
+        {"address": f"rediss://127.0.0.1:{port}", **credentials, **trusted},
+        {"address": ("127.0.0.1", port), **credentials, "ssl": True, **trusted},
+        {"address": f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}", **credentials},
     )
-    assert "certificate verify failed" in await refusal({**where, **who, "ssl": True})
-    assert "cannot be used" in await refusal({**where, **who})
-    refused = await refusal({**where, **who, "password": SECRET, "ssl": True, **trusted})
+    assert "certificate verify failed" in await refusal({**where, **credentials, "ssl": True})
+    assert "cannot be used" in await refusal({**where, **credentials})
+    refused = await refusal({**where, **credentials, "password": SECRET, "ssl": True, **trusted})
     assert "WRONGPASS" in refused
     assert SECRET not in refused
 
@@ -85,25 +82,27 @@ async def test_tls_and_a_user(tls: tuple[int, Path]) -> None:
 async def test_a_unix_socket_and_a_user(start_redis: Callable[..., RedisServer], tmp_path: Path) -> None:
     path = f"{tmp_path}/redis.sock"
     start_redis("--unixsocket", path, "--user", USER, "on", f">{SECRET}", "~asgibus:*", "&*", "+@all")
-    who = {"username": USER, "password": SECRET}
-    await works(
+    credentials = {"username": USER, "password": SECRET}
+    await check_layers(
         f"unix://{USER}:{SECRET}@{path}",
-        {"address": f"unix://{path}", **who},
-        {"unix_socket_path": path, **who, "db": 1},
-        {"path": path, **who},
+        {"address": f"unix://{path}", **credentials},
+        {"unix_socket_path": path, **credentials, "db": 1},
+        {"path": path, **credentials},
     )
 
 
 @pytest.mark.redis
 async def test_sentinels(sentinels: SentinelSet) -> None:
-    await works(
+    await check_layers(
         sentinels.url,
         {"sentinels": sentinels.places, "master_name": SERVICE},
         {"sentinels": sentinels.places, "master_name": SERVICE, "db": 1, "sentinel_kwargs": {"socket_timeout": 1}},
         {"sentinels": [("127.0.0.1", 1), *sentinels.places], "master_name": SERVICE},
     )
     assert "no Sentinel names a master" in await refusal({"sentinels": sentinels.places, "master_name": "other"})
-    assert not [task for task in asyncio.all_tasks() if "sentinel" in task.get_name()], "they are not asked any more"
+    assert not [task for task in asyncio.all_tasks() if "sentinel" in task.get_name()], (
+        "no task asks the sentinels any more"
+    )
 
 
 @pytest.mark.redis
@@ -115,7 +114,7 @@ async def test_sentinels_with_a_password(sentinels: SentinelSet) -> None:
         client.execute_command("ACL", "SETUSER", "default", "-@all", "+auth", "+ping")
     try:
         host = {"sentinels": sentinels.places, "master_name": SERVICE}
-        await works({**host, "sentinel_kwargs": {"username": USER, "password": SECRET}})
+        await check_layers({**host, "sentinel_kwargs": {"username": USER, "password": SECRET}})
         assert "cannot be used" in await refusal(host)
     finally:
         for client in clients:

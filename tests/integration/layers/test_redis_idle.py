@@ -23,16 +23,16 @@ async def test_an_idle_bus_costs_three_commands_a_second(redis_url: str, admin: 
         with admin.monitor() as monitor:
             await asyncio.sleep(seconds)
             admin.echo("end")
-            seen = []
+            commands = []
             for each in monitor.listen():
                 if each["command"].startswith("ECHO"):
                     break
                 if each["client_type"] != "lua":
-                    seen.append(each["command"].split()[0])
+                    commands.append(each["command"].split()[0])
         one.bus.stop_claiming()
         await claiming
-    reads = [command for command in seen if command in {"XREAD", "XREADGROUP"}]
-    beats = [command for command in seen if command not in {"XREAD", "XREADGROUP"}]
+    reads = [command for command in commands if command in {"XREAD", "XREADGROUP"}]
+    beats = [command for command in commands if command not in {"XREAD", "XREADGROUP"}]
     assert 3 * (seconds - 1) <= len(beats) <= 3 * (seconds + 1)
     assert set(beats) == {"EVAL", "EXPIRE"}
     assert len(reads) <= seconds + 2

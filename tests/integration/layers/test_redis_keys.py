@@ -41,7 +41,7 @@ async def test_frames_posted_during_a_flush_share_an_entry_per_mailbox(
     ):
         before = calls(admin, "xadd")
         d.post(a.mailbox, (KIND, "first"))
-        await asyncio.sleep(0)  # the flush is written; the reply comes later
+        await asyncio.sleep(0)  # the flush is written, and Redis has not replied
         for number in range(200):
             for bus in (a, b, c):
                 d.post(bus.mailbox, (KIND, number))
@@ -126,7 +126,7 @@ async def test_a_clean_exit_leaves_nothing_but_the_shared_channels(
         await claiming
     await layer.close()
     other = RedisChannelLayer(redis_url)
-    await other.group_send("group", {})  # finds the local channel gone with its process
+    await other.group_send("group", {})  # removes the local channel, whose process has ended
     await other.close()
     counts = {b"asgibus:counts:{asgibus:channel:ordinary}"}  # for the statistics of a day
     assert set(admin.keys("*")) - counts == {b"asgibus:shared:x", b"asgibus:shared:y"}

@@ -39,7 +39,7 @@ class Flood:
                 await self._layer.send(self._mailbox + "local", {"n": self.sent})
             self.sent += 1
 
-    async def some(self) -> None:
+    async def wait_for_more(self) -> None:
         """Wait until 50 more are sent."""
         sent = self.sent
         await until(lambda: self.sent > sent + 50)
@@ -69,7 +69,7 @@ async def test_a_mailbox_is_deleted_repeatedly_under_load(redis_url: str) -> Non
             for times in range(1, 5):
                 admin.flushall()
                 await until(lambda times=times: one.handler.interruptions == times)  # type: ignore[misc]
-                await sending.some()
+                await sending.wait_for_more()
                 await until(lambda: max(numbers(one), default=0) > sending.sent - 20)
             assert numbers(one) == sorted(set(numbers(one)))
             assert all(frames for _, frames in one.handler.batches)
@@ -108,30 +108,30 @@ def unblocked(admin: Any) -> int:
 async def test_delayed_messages_arrive_in_time_after_a_clock_step_back(redis_url: str) -> None:
     """Delayed messages arrive in time, although the ids of a stream continue from the later time."""
     layer = RedisChannelLayer(redis_url)
-    own = await layer.new_channel()
+    channel = await layer.new_channel()
     with redis.Redis.from_url(redis_url, protocol=2) as admin:
         async with place(redis_url, "asgibus") as one:
             ahead = f"{admin.time()[0] + 3600}000-0"
             for key in admin.keys("asgibus:mailbox:*"):
                 admin.xadd(key, {"b": pack((PAYLOAD_VERSION, "", ()))}, id=ahead)
-            await layer.send(own, {"n": 1}, delay=0.05)
+            await layer.send(channel, {"n": 1}, delay=0.05)
             await layer.send(one.mailbox + "local", {"n": 2}, delay=0.05)
-            assert await asyncio.wait_for(layer.receive(own), 10) == {"n": 1}
+            assert await asyncio.wait_for(layer.receive(channel), 10) == {"n": 1}
             await until(lambda: numbers(one) == [2])
     await layer.close()
 
 
 async def test_messages_with_a_capacity_of_zero_are_dropped(redis_url: str) -> None:
     layer = RedisChannelLayer(redis_url)
-    own = await layer.new_channel()
+    channel = await layer.new_channel()
     client = await layer._shards.home.client()
-    mailbox, part = split_local(own) or ("", "")
+    mailbox, part = split_local(channel) or ("", "")
     await client.outbox.send(
         mailbox, (LOCAL_MESSAGES, [part], pack_message({"n": 1}), 0.0, 0), asyncio.get_running_loop().time() + 5
     )
     await until(lambda: layer.counts["damaged entry"] == 1)
-    await layer.send(own, {"n": 2})
-    assert await asyncio.wait_for(layer.receive(own), 10) == {"n": 2}
+    await layer.send(channel, {"n": 2})
+    assert await asyncio.wait_for(layer.receive(channel), 10) == {"n": 2}
     await layer.close()
 
 
@@ -154,7 +154,7 @@ async def test_a_failover_that_is_noticed_late_repeats_no_frame(start_redis: Sta
             await asyncio.to_thread(master.kill)
             async with flood(replica.url, one.mailbox) as sending:
                 await until(lambda: one.handler.interruptions)
-                await sending.some()
+                await sending.wait_for_more()
                 await until(lambda: max(numbers(one)) > sending.sent - 20)
             await until(lambda: max(numbers(one)) >= sending.sent - 1)
             assert numbers(one)[: sending.sent] == list(range(-1, sending.sent - 1))

@@ -24,15 +24,15 @@ StartRedis = Callable[..., RedisServer]
 @asynccontextmanager
 async def layers(hosts: Any, count: int = 2, **options: Any) -> AsyncIterator[list[RedisChannelLayer]]:
     """Provide layers over one store, as in separate processes."""
-    made = [RedisChannelLayer(hosts, **options) for _ in range(count)]
+    layers_made = [RedisChannelLayer(hosts, **options) for _ in range(count)]
     try:
-        yield made
+        yield layers_made
     finally:
-        for layer in made:
+        for layer in layers_made:
             await layer.close()
 
 
-async def got(layer: RedisChannelLayer, channel: str) -> Any:
+async def receive_number(layer: RedisChannelLayer, channel: str) -> Any:
     return (await asyncio.wait_for(layer.receive(channel), 20))["n"]
 
 
@@ -49,7 +49,7 @@ async def test_members_join_again_after_a_flush_before_a_broadcast(redis_url: st
         admin.flushall()
         await sender.group_send("group", {"n": "behind"})
         for channel, layer in channels.items():
-            assert [await got(layer, channel) for _ in range(2)] == ["before", "behind"]
+            assert [await receive_number(layer, channel) for _ in range(2)] == ["before", "behind"]
 
 
 async def test_members_join_again_after_a_restart_without_data(start_redis: StartRedis) -> None:
@@ -62,7 +62,7 @@ async def test_members_join_again_after_a_restart_without_data(start_redis: Star
             await asyncio.to_thread(server.kill)
             await asyncio.to_thread(server.start)
             await sender.group_send("group", {"n": number})
-        assert [await got(owner, channel) for _ in range(3)] == [0, 1, 2]
+        assert [await receive_number(owner, channel) for _ in range(3)] == [0, 1, 2]
 
 
 async def test_members_join_again_after_a_start_from_an_old_snapshot(start_redis: StartRedis, tmp_path: Path) -> None:
@@ -80,22 +80,22 @@ async def test_members_join_again_after_a_start_from_an_old_snapshot(start_redis
         with redis.Redis.from_url(server.url, protocol=2) as admin:
             await until(lambda: members(admin) == {old, new})
         await sender.group_send("group", {"n": 1})
-        assert await got(owner, new) == 1
+        assert await receive_number(owner, new) == 1
 
 
 async def test_discarded_channels_do_not_join_again(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     async with layers(redis_url) as (owner, other):
-        stays, left, thrown_out = [await owner.new_channel() for _ in range(3)]
-        for channel in (stays, left, thrown_out):
+        kept, discarded, removed = [await owner.new_channel() for _ in range(3)]
+        for channel in (kept, discarded, removed):
             await owner.group_add("group", channel)
-        await owner.group_discard("group", left)
-        await other.group_discard("group", thrown_out)
-        await other.send(thrown_out, {"n": 0})
-        assert await got(owner, thrown_out) == 0  # the owner processes its removal first
+        await owner.group_discard("group", discarded)
+        await other.group_discard("group", removed)
+        await other.send(removed, {"n": 0})
+        assert await receive_number(owner, removed) == 0  # the owner processes its removal first
         admin.flushall()
-        await until(lambda: stays in members(admin))
-        await owner.send(stays, {"n": 1})
-        assert members(admin) == {stays}
+        await until(lambda: kept in members(admin))
+        await owner.send(kept, {"n": 1})
+        assert members(admin) == {kept}
 
 
 async def test_a_channel_added_by_another_process_joins_again(redis_url: str, admin: "redis.Redis[bytes]") -> None:
@@ -103,10 +103,10 @@ async def test_a_channel_added_by_another_process_joins_again(redis_url: str, ad
         channel = await owner.new_channel()
         await other.group_add("group", channel)
         await other.send(channel, {"n": 0})
-        assert await got(owner, channel) == 0
+        assert await receive_number(owner, channel) == 0
         admin.flushall()
         await other.group_send("group", {"n": 1})
-        assert await got(owner, channel) == 1
+        assert await receive_number(owner, channel) == 1
 
 
 async def test_a_restored_membership_keeps_its_end(redis_url: str, admin: "redis.Redis[bytes]") -> None:
@@ -117,8 +117,8 @@ async def test_a_restored_membership_keeps_its_end(redis_url: str, admin: "redis
         await asyncio.sleep(1)  # by the clock of Redis, which a test cannot turn
         admin.flushall()
         await until(lambda: members(admin))
-        (_, again), *_ = admin.zrange("asgibus:group:group", 0, -1, withscores=True)
-        assert abs(again - end) < 500
+        (_, restored), *_ = admin.zrange("asgibus:group:group", 0, -1, withscores=True)
+        assert abs(restored - end) < 500
         await until(lambda: not admin.exists("asgibus:group:group"))
         admin.flushall()
         await until(lambda: admin.exists(f"asgibus:mailbox:{channel.partition('!')[0]}!"))
@@ -136,7 +136,7 @@ async def test_an_abandoned_channel_does_not_join_again(
         reading = asyncio.create_task(owner.receive(read))
         for channel in (read, abandoned):
             await owner.group_add("group", channel)
-        await asyncio.sleep(1)  # by the clock of this process, in which nobody receives
+        await asyncio.sleep(1)  # longer than ABANDONED_SECONDS, without a reader
         admin.flushall()
         await until(lambda: read in members(admin))
         await owner.send(read, {"n": 1})
@@ -154,14 +154,14 @@ async def test_members_join_again_at_the_store_of_their_group(start_redis: Start
                 await owner.group_add(group, channel)
             await sender.group_send(group, {"n": group})
         for channel in channels:
-            assert [await got(owner, channel) for _ in groups] == groups
+            assert [await receive_number(owner, channel) for _ in groups] == groups
         for server in servers:
             with redis.Redis.from_url(server.url, protocol=2) as admin:
                 admin.flushall()
             for group in groups:
                 await sender.group_send(group, {"n": group})
             for channel in channels:
-                assert [await got(owner, channel) for _ in groups] == groups
+                assert [await receive_number(owner, channel) for _ in groups] == groups
 
 
 async def test_members_join_again_in_a_cluster(tmp_path: Path) -> None:
@@ -175,12 +175,12 @@ async def test_members_join_again_in_a_cluster(tmp_path: Path) -> None:
             for group in groups:
                 await owner.group_add(group, channel)
                 await sender.group_send(group, {"n": group})
-            assert [await got(owner, channel) for _ in groups] == groups
+            assert [await receive_number(owner, channel) for _ in groups] == groups
             for server in cluster.servers:
                 cluster.admin(server).flushall()
             for group in groups:
                 await sender.group_send(group, {"n": group})
-            assert [await got(owner, channel) for _ in groups] == groups
+            assert [await receive_number(owner, channel) for _ in groups] == groups
 
 
 async def test_thousands_of_memberships_are_restored(redis_url: str, admin: "redis.Redis[bytes]") -> None:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 Admin = "redis.Redis[bytes]"
 KIND = FIRST_PROTOCOL_KIND
-ODD = (b"\xff\xfe!", b"", b"!", b"a b!", b"x" * 200 + b"!", b"\x00", b"*[?!", b"..!!")
+INVALID = (b"\xff\xfe!", b"", b"!", b"a b!", b"x" * 200 + b"!", b"\x00", b"*[?!", b"..!!")
 RESTS = ((), (None,), ([],), ({}, {}), (-1, -1, -1), ("\0",) * 4, (2**63 - 1,) * 5, (float("nan"),) * 4)
 WRONG: dict[str, Callable[[Any, str], object]] = {
     "string": lambda admin, key: admin.set(key, b"\xff"),
@@ -57,14 +57,14 @@ class Bus:
                 self.taken.append(delivery.message)
                 self.two.bus.acknowledge(delivery)
 
-    async def works(self, behind: str = "") -> None:
+    async def check(self, context: str = "") -> None:
         """Post, broadcast, offer and send, again and again until all of it arrives."""
         until = time.monotonic() + HANG
-        while why := await self._what_fails():
-            assert time.monotonic() < until, f"{behind}: {why}"
+        while fault := await self._find_fault():
+            assert time.monotonic() < until, f"{context}: {fault}"
             await asyncio.sleep(0.1)
 
-    async def _what_fails(self) -> str:
+    async def _find_fault(self) -> str:
         token = secrets.token_hex(8)
         one, two = self.one, self.two
         one.bus.post(two.mailbox, (KIND, token))
@@ -78,8 +78,8 @@ class Bus:
             return str(error)
         broadcast = GROUP_MESSAGE, "group", {"n": token}
         arrived = {
-            "posted there": lambda: (KIND, token) in one.handler.frames,
-            "posted here": lambda: (KIND, token) in two.handler.frames,
+            "posted to the first": lambda: (KIND, token) in one.handler.frames,
+            "posted to the second": lambda: (KIND, token) in two.handler.frames,
             "broadcast": lambda: broadcast in one.handler.frames and broadcast in two.handler.frames,
             "offered": lambda: token in self.claimed,
             "sent": lambda: {"n": token} in self.taken,
@@ -89,7 +89,7 @@ class Bus:
             while (await asyncio.wait_for(two.layer.receive(self.channel), 1))["n"] != token:
                 pass
         except (AssertionError, TimeoutError, LayerUnavailable) as error:
-            return f"{[what for what, has in arrived.items() if not has()]} {error!r}"
+            return f"{[name for name, has_arrived in arrived.items() if not has_arrived()]} {error!r}"
         return ""
 
     def counted(self, kind: str) -> int:
@@ -97,7 +97,7 @@ class Bus:
 
 
 @asynccontextmanager
-async def odd_bus(url: str) -> AsyncIterator[Bus]:
+async def checked_bus(url: str) -> AsyncIterator[Bus]:
     prefix = f"odd.{secrets.token_hex(4)}"
     async with place(url, prefix) as one, place(url, prefix) as two:
         for each in (one, two):
@@ -105,7 +105,7 @@ async def odd_bus(url: str) -> AsyncIterator[Bus]:
         channel = await two.layer.new_channel()
         bus = Bus(prefix, one, two, channel)
         claiming, taking = asyncio.create_task(bus.claim()), asyncio.create_task(bus.take())
-        await bus.works()
+        await bus.check()
         yield bus
         assert not claiming.done()
         assert not taking.done()
@@ -116,8 +116,8 @@ async def odd_bus(url: str) -> AsyncIterator[Bus]:
 async def test_keys_of_another_type_are_replaced(redis_url: str, admin: Admin) -> None:
     """A key with the wrong type is replaced: each key of the bus and each other type, all at the same time."""
 
-    async def ruin(kind: str) -> None:
-        async with odd_bus(redis_url) as bus:
+    async def replace_keys(kind: str) -> None:
+        async with checked_bus(redis_url) as bus:
             keys = [key.decode() for key in admin.keys(f"{bus.prefix}:*")]
             assert {key.split(":")[1] for key in keys} >= {
                 "processes",
@@ -132,23 +132,23 @@ async def test_keys_of_another_type_are_replaced(redis_url: str, admin: Admin) -
                     continue
                 admin.delete(key)
                 WRONG[kind](admin, key)
-                await bus.works(f"{key} as {kind}")
+                await bus.check(f"{key} as {kind}")
             assert bus.counted("wrong type")
             assert bus.one.handler.dead == bus.two.handler.dead == []
 
-    async with asyncio.TaskGroup() as ruins:
+    async with asyncio.TaskGroup() as tasks:
         for kind in WRONG:
-            ruins.create_task(ruin(kind), name=kind)
+            tasks.create_task(replace_keys(kind), name=kind)
 
 
 async def test_invalid_names_and_entries_are_skipped(
     redis_url: str, admin: Admin, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR, logger="asgibus.layers"):
-        async with odd_bus(redis_url) as bus:
+        async with checked_bus(redis_url) as bus:
             prefix, one = bus.prefix, bus.one
             now = admin.time()[0] * 1000
-            for name in ODD:
+            for name in INVALID:
                 admin.zadd(f"{prefix}:processes", {name: now + 3000, b"other" + name: float("inf"), name + b"1": 1})
                 admin.zadd(f"{prefix}:group:group", {name: now + 3_600_000})
                 admin.sadd(f"{prefix}:joined:{one.mailbox}", name)
@@ -181,11 +181,11 @@ async def test_invalid_names_and_entries_are_skipped(
                             )
             admin.xadd(f"{prefix}:shared:work", {b"\xff": b"\xff"})
             admin.xadd(f"{prefix}:shared:work", {"b": pack("odd"), "since": b"\xff"})
-            await bus.works()
+            await bus.check()
             await until(lambda: bus.counted("odd name"))
             await until(lambda: bus.counted("damaged entry"))
             await asyncio.sleep(2.2)  # a heartbeat after it
-            await bus.works()
+            await bus.check()
             assert "odd" in bus.claimed
     assert "a beat failed" not in caplog.text
     assert "cannot be kept up" not in caplog.text

@@ -85,7 +85,7 @@ class Cutter:
         self._late.set()
 
     def hold(self, name: bytes) -> None:
-        """Hold back the answers to those connections."""
+        """Hold back the answers to connections whose name ends in `name`."""
         self._held = name
 
     def release(self) -> None:
@@ -150,7 +150,7 @@ def unexpected() -> None:
     raise AssertionError("the offer is not lost")
 
 
-def there(admin: "redis.Redis[bytes]") -> list[object]:
+def entries(admin: "redis.Redis[bytes]") -> list[object]:
     """Return the entries of the shared channel, oldest first."""
     return [unpack(fields[b"b"]) for _, fields in admin.xrange(KEY)]
 
@@ -159,8 +159,6 @@ def there(admin: "redis.Redis[bytes]") -> list[object]:
 async def test_an_offer_in_flight_at_a_lost_connection_exists_once(
     arrives: bool, cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
 ) -> None:
-    proxy, layer = cutter
-    """Also one that may be made once only: nobody has had it."""
     proxy, layer = cutter
     handler = Recorder()
     async with layer.bus("i", handler) as interface:
@@ -172,10 +170,10 @@ async def test_an_offer_in_flight_at_a_lost_connection_exists_once(
         await interface.drain()
         await read_all(interface, handler)
         assert proxy.cuts == 1
-        assert sorted(there(admin)) == [(0,), (1,), (2,), (3,)]  # type: ignore[type-var]
+        assert sorted(entries(admin)) == [(0,), (1,), (2,), (3,)]  # type: ignore[type-var]
         assert [interface.withdraw(offer) for offer in offers] == [True, True, True]
         await interface.drain()
-        assert there(admin) == [(0,)]
+        assert entries(admin) == [(0,)]
 
 
 @pytest.mark.parametrize("once", [True, False], ids=["once", "again"])
@@ -183,9 +181,9 @@ async def test_the_second_claim_of_an_offer_in_doubt_is_stale(
     once: bool, cutter: tuple[Cutter, RedisChannelLayer], layer: RedisChannelLayer
 ) -> None:
     """The offer was claimed and acknowledged before its producer knew that it was written."""
-    proxy, behind = cutter
+    proxy, proxied = cutter
     handler = Recorder()
-    async with behind.bus("i", handler) as interface, layer.bus("w", Recorder()) as worker:
+    async with proxied.bus("i", handler) as interface, layer.bus("w", Recorder()) as worker:
         proxy.hold(b"!mailbox")
         proxy.cut_at(WRITTEN, arrives=True)
         interface.offer("x", (1,), once=once)
@@ -207,8 +205,8 @@ async def test_the_second_claim_of_an_offer_in_doubt_is_stale(
 async def test_an_offer_written_again_is_stale(
     cutter: tuple[Cutter, RedisChannelLayer], layer: RedisChannelLayer
 ) -> None:
-    proxy, behind = cutter
-    async with behind.bus("i", Recorder()) as interface, layer.bus("w", Recorder()) as worker:
+    proxy, proxied = cutter
+    async with proxied.bus("i", Recorder()) as interface, layer.bus("w", Recorder()) as worker:
         proxy.cut_at(WRITTEN, arrives=False)
         interface.offer("x", (1,), once=True)
         (claim,) = await worker.claim(["x"], 1)
@@ -233,7 +231,7 @@ async def test_an_offer_that_arrives_late_exists_once(
         await interface.drain()
         proxy.arrive()
         await until(lambda: proxy.executed is not None)
-        assert there(admin) == [(1,)]
+        assert entries(admin) == [(1,)]
 
 
 @pytest.mark.parametrize("arrives", [True, False], ids=["reply lost", "command lost"])
@@ -249,13 +247,13 @@ async def test_an_offer_exists_once_after_a_second_lost_connection(
         await until(lambda: proxy.cuts == 1)
         proxy.cut_at(rb"XREVRANGE", arrives=True)
         await until(lambda: proxy.cuts == 2)
-        await until(lambda: there(admin))
+        await until(lambda: entries(admin))
         await interface.drain()
         await read_all(interface, handler)
-        assert there(admin) == [(1,)]
+        assert entries(admin) == [(1,)]
         assert interface.withdraw(offer)
         await interface.drain()
-        assert there(admin) == []
+        assert entries(admin) == []
 
 
 async def test_a_taken_or_withdrawn_offer_in_doubt_is_not_written_again(
@@ -268,9 +266,9 @@ async def test_a_taken_or_withdrawn_offer_in_doubt_is_not_written_again(
         await until(lambda: proxy.cuts == 1)
         taken.taken = True  # the claimant has confirmed the offer before the reply of Redis
         assert not interface.withdraw(withdrawn)
-        await until(lambda: there(admin))
+        await until(lambda: entries(admin))
         await interface.drain()
-        assert there(admin) == [(2,)]
+        assert entries(admin) == [(2,)]
         assert not kept.taken
 
 
@@ -284,8 +282,8 @@ async def test_an_offer_withdrawn_in_doubt_is_deleted(
         offer = interface.offer("x", (1,))
         await until(lambda: proxy.cuts == 1)
         assert not interface.withdraw(offer)
-        assert there(admin) == [(1,)]
-        await until(lambda: not there(admin))
+        assert entries(admin) == [(1,)]
+        await until(lambda: not entries(admin))
 
 
 @pytest.mark.parametrize("once", [True, False], ids=["once", "again"])
@@ -300,12 +298,12 @@ async def test_an_offer_in_flight_at_a_loss_of_data(
         offer = interface.offer("x", (1,), once=once)
         await until(lambda: handler.interruptions == 1)
         interface.offer_again(offer, lambda: lost.append("offer"))  # as the producer does after an interruption
-        await until(lambda: lost or there(admin))
+        await until(lambda: lost or entries(admin))
         await interface.drain()
-        assert there(admin) == ([] if once else [(1,)])
+        assert entries(admin) == ([] if once else [(1,)])
         assert lost == (["offer"] if once else [])
         assert not interface.withdraw(offer)
-        await until(lambda: not there(admin))
+        await until(lambda: not entries(admin))
 
 
 async def test_an_offer_beyond_the_scan_limit_is_not_written_again(
@@ -320,7 +318,7 @@ async def test_an_offer_beyond_the_scan_limit_is_not_written_again(
         offer = interface.offer("x", (1,), once=True)
         await until(lambda: layer.counts["offer looked for"] == 1)
         await interface.drain()
-        assert there(admin) == [("another",), ("another",), ("another",)]
+        assert entries(admin) == [("another",), ("another",), ("another",)]
         assert not interface.withdraw(offer)
 
 
@@ -341,7 +339,7 @@ async def test_existing_and_claimed_offers_are_not_written_again(
             await asyncio.sleep(0)
         await until(lambda: layer.counts["offer looked for"] >= 2)
         await interface.drain()
-        assert there(admin) == [(1,), (2,)]
+        assert entries(admin) == [(1,), (2,)]
         assert admin.xpending(KEY, "workers")["pending"] == 1
         worker.done(claim)
 
@@ -365,12 +363,12 @@ async def test_lost_offers_are_written_again_once(layer: RedisChannelLayer, admi
             interface.offer_again(offer, partial(lost.append, offer))
         await until(lambda: layer.counts["offer looked for"] == checked + 250)
         await interface.drain()
-        assert there(admin) == [(number,) for number in range(250)]
+        assert entries(admin) == [(number,) for number in range(250)]
         assert lost == once
         # These offers can be withdrawn like the first, but another process may have handled them before.
         withdrawn = [interface.withdraw(offer) for offer in offers[1:]]
         assert not any(withdrawn)
-        await until(lambda: there(admin) == [(0,)])
+        await until(lambda: entries(admin) == [(0,)])
 
 
 async def test_an_acknowledged_offer_is_not_written_again(
@@ -385,7 +383,7 @@ async def test_an_acknowledged_offer_is_not_written_again(
         interface.offer_again(offer, lambda: lost.append("offer"))
         await until(lambda: lost)
         await interface.drain()
-        assert there(admin) == []
+        assert entries(admin) == []
 
 
 async def test_an_offer_whose_claimant_posts_in_time_is_not_lost(layer: RedisChannelLayer) -> None:
@@ -416,9 +414,9 @@ async def test_taken_and_withdrawn_offers_are_not_written_again(
         admin.flushall()
         interface.offer_again(ended, unexpected)
         interface.offer_again(other, unexpected)
-        await until(lambda: there(admin) == [(2,)])
+        await until(lambda: entries(admin) == [(2,)])
         await interface.drain()
-        assert there(admin) == [(2,)]
+        assert entries(admin) == [(2,)]
 
 
 async def test_offers_withdrawn_while_written_again_are_deleted(
@@ -433,7 +431,7 @@ async def test_offers_withdrawn_while_written_again_are_deleted(
             interface.withdraw(offer)
         await until(lambda: layer.counts["interruption"])
         await interface.drain()
-        await until(lambda: there(admin) == [])
+        await until(lambda: entries(admin) == [])
 
 
 async def test_offer_again_does_nothing_after_close(layer: RedisChannelLayer, admin: "redis.Redis[bytes]") -> None:
@@ -443,7 +441,7 @@ async def test_offer_again_does_nothing_after_close(layer: RedisChannelLayer, ad
     admin.flushall()
     interface.offer_again(offer, unexpected)
     await asyncio.sleep(0.1)
-    assert there(admin) == []
+    assert entries(admin) == []
 
 
 # Taking offers back.
@@ -482,7 +480,7 @@ async def test_a_post_runs_once_if_its_offer_was_in_doubt(
     arrives: bool, late: bool, cutter: tuple[Cutter, RedisChannelLayer], layer: RedisChannelLayer
 ) -> None:
     """A POST runs once, also if the answer of the first claimant is read after the second one has asked."""
-    proxy, behind = cutter
+    proxy, proxied = cutter
     runs: Counter[bytes] = Counter()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -498,15 +496,15 @@ async def test_a_post_runs_once_if_its_offer_was_in_doubt(
         writer.close()
         return answer
 
-    async with serving_here(app, behind, layer) as port:
+    async with serving_here(app, proxied, layer) as port:
         assert (await post(port, 0)).startswith(b"HTTP/1.1 200")
         if late:
             proxy.hold(b"!mailbox")
         proxy.cut_at(rb"XADD\r\n\$\d+\r\nasgibus:shared:http.request", arrives=arrives)
         posts = [asyncio.create_task(post(port, number)) for number in range(1, 6)]
-        await until(lambda: proxy.cuts == 1 and behind.counts["reconnect"])
+        await until(lambda: proxy.cuts == 1 and proxied.counts["reconnect"])
         if late:
-            await until(lambda: behind.counts["offer looked for"] == 5)
+            await until(lambda: proxied.counts["offer looked for"] == 5)
         await until(lambda: len(runs) == 6 or (late and not arrives))
         proxy.release()
         answers = await asyncio.gather(*posts)

@@ -27,7 +27,7 @@ async def layer(redis_url: str) -> AsyncIterator[RedisChannelLayer]:
     await layer.close()
 
 
-def holder(admin: "redis.Redis[bytes]", mailbox: str, entry: Any) -> None:
+def add_holder(admin: "redis.Redis[bytes]", mailbox: str, entry: Any) -> None:
     """Add a process that has claimed this entry, with a lease that only `end_lease` ends."""
     admin.zadd(PROCESSES, {mailbox: 9e12, "beaten": 9e12})  # `beaten` says that the store is not new: no grace time
     if not admin.exists(SHARED):
@@ -42,12 +42,12 @@ def end_lease(admin: "redis.Redis[bytes]", mailbox: str) -> None:
     admin.zadd(PROCESSES, {mailbox: seconds * 1000 - 1})
 
 
-def looked(admin: "redis.Redis[bytes]") -> int:
+def searches(admin: "redis.Redis[bytes]") -> int:
     """Return how often claimants have looked for claims of others."""
     return int(admin.info("commandstats").get("cmdstat_xinfo|consumers", {"calls": 0})["calls"])
 
 
-async def stopped(bus: Bus, task: "asyncio.Task[Any]") -> None:
+async def stop(bus: Bus, task: "asyncio.Task[Any]") -> None:
     bus.stop_claiming()
     assert await asyncio.wait_for(task, 30) == []
 
@@ -57,8 +57,8 @@ async def test_orphans_of_a_death_during_a_heartbeat_are_claimed(
 ) -> None:
     """The next heartbeat finds the claims of the second dead worker, although that heartbeat reports no new death."""
     handler = Recorder()
-    holder(admin, "w.first!", ("first",))
-    holder(admin, "w.second!", ("second",))
+    add_holder(admin, "w.first!", ("first",))
+    add_holder(admin, "w.second!", ("second",))
     async with layer.bus("w", handler) as worker:
         task = asyncio.create_task(worker.claim(["x"], 10))
         reap = Reaper.reap
@@ -83,7 +83,7 @@ async def test_orphans_of_a_death_during_a_heartbeat_are_claimed(
         assert {claim.entry for claim in handler.orphans} == {("first",), ("second",)}
         for claim in handler.orphans:
             worker.done(claim)
-        await stopped(worker, task)
+        await stop(worker, task)
 
 
 async def test_orphans_are_read_again_at_the_next_heartbeat(
@@ -91,11 +91,11 @@ async def test_orphans_are_read_again_at_the_next_heartbeat(
 ) -> None:
     """Orphans that are pending under the second name of the claimant are read at the next heartbeat."""
     handler = Recorder()
-    holder(admin, "w.first!", ("first",))
+    add_holder(admin, "w.first!", ("first",))
     async with layer.bus("w", handler) as worker:
         task = asyncio.create_task(worker.claim(["x"], 10))
-        before = looked(admin)
-        await until(lambda: looked(admin) > before)  # the search for earlier orphans
+        before = searches(admin)
+        await until(lambda: searches(admin) > before)  # the search for earlier orphans
         # Reading the entries of the second name fails now, as during a short fault of Redis.
         admin.acl_setuser("default", enabled=True, commands=["-xreadgroup"], reset=False)
         try:
@@ -108,4 +108,4 @@ async def test_orphans_are_read_again_at_the_next_heartbeat(
         await until(lambda: handler.orphans, 5)
         assert handler.orphans[0].entry == ("first",)
         worker.done(handler.orphans[0])
-        await stopped(worker, task)
+        await stop(worker, task)

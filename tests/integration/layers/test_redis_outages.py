@@ -40,17 +40,17 @@ AT_ONCE = 1.0 + SLACK
 
 
 @asynccontextmanager
-async def here(url: str) -> AsyncIterator[Place]:
+async def member(url: str) -> AsyncIterator[Place]:
     """Join the bus and a group."""
-    async with place(url, "asgibus") as here:
-        await here.bus.join_group("group")
-        yield here
+    async with place(url, "asgibus") as one:
+        await one.bus.join_group("group")
+        yield one
 
 
 @asynccontextmanager
-async def three(url: str) -> AsyncIterator[tuple[Place, Place, Peer]]:
+async def three_processes(url: str) -> AsyncIterator[tuple[Place, Place, Peer]]:
     """Yield three processes on a bus, one of them to be killed."""
-    async with here(url) as one, here(url) as two, peer(url, "asgibus") as victim:
+    async with member(url) as one, member(url) as two, peer(url, "asgibus") as victim:
         await victim.do("join", "group")
         for each in (one, two):  # the death of an unknown process is not reported
             await victim.do("post", each.mailbox, 1)
@@ -58,17 +58,17 @@ async def three(url: str) -> AsyncIterator[tuple[Place, Place, Peer]]:
         yield one, two, victim
 
 
-async def talk(one: Place, two: Place) -> None:
+async def check_traffic(one: Place, two: Place) -> None:
     """Check that frames and broadcasts arrive in both directions without any action of the test."""
     for sender, receiver in ((one, two), (two, one)):
         token = f"{time.monotonic()}"
         sender.bus.post(receiver.mailbox, (KIND, token))
         await sender.layer.group_send("group", {"n": token})
         expected = {(KIND, token), (GROUP_MESSAGE, "group", token)}
-        await until(lambda: expected <= {heard(frame) for frame in receiver.handler.frames})  # noqa: B023 - awaited here
+        await until(lambda: expected <= {simplified(frame) for frame in receiver.handler.frames})  # noqa: B023 - awaited here
 
 
-def heard(frame: tuple[Any, ...]) -> tuple[Any, ...]:
+def simplified(frame: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*frame[:2], frame[2]["n"]) if frame[0] == GROUP_MESSAGE else frame
 
 
@@ -83,7 +83,7 @@ async def test_outages(start_redis: StartRedis) -> None:
 
 async def pauses(server: RedisServer) -> None:
     """Pause Redis for longer than a lease: live processes keep their leases; the killed one is declared dead."""
-    async with three(server.url) as (one, two, victim):
+    async with three_processes(server.url) as (one, two, victim):
         server.pause()
         began = time.monotonic()
         await asyncio.sleep(1)
@@ -94,7 +94,7 @@ async def pauses(server: RedisServer) -> None:
         server.resume()
         back = time.monotonic()
         await until(lambda: (KIND, "posted in the outage") in two.handler.frames)
-        await talk(one, two)
+        await check_traffic(one, two)
         assert one.bus.available
         await until(lambda: one.handler.dead and two.handler.dead, GRACE + SLACK)
         # After the grace time, or a lease after the last beat of the killed process, which Redis read only now.
@@ -106,14 +106,14 @@ async def pauses(server: RedisServer) -> None:
 
 async def comes_back_empty(server: RedisServer) -> None:
     """Restart Redis without data: each process is interrupted and recovers; the killed one is declared dead."""
-    async with three(server.url) as (one, two, victim):
+    async with three_processes(server.url) as (one, two, victim):
         await asyncio.to_thread(server.kill)
         await victim.kill()
         await asyncio.to_thread(server.start)
         back = time.monotonic()
         await until(lambda: one.handler.interruptions and two.handler.interruptions)
         in_time(time.monotonic() - back, AT_ONCE)
-        await talk(one, two)
+        await check_traffic(one, two)
         assert [one.handler.interruptions, two.handler.interruptions] == [1, 1]
         await until(lambda: one.handler.dead and two.handler.dead, GRACE + BEAT + SLACK)
         assert time.monotonic() - back > GRACE - 0.5
@@ -124,14 +124,14 @@ async def comes_back_empty(server: RedisServer) -> None:
 
 async def comes_back_with_its_data(server: RedisServer) -> None:
     """Restart Redis with its data: every lease has expired, and only the one of the killed process is not renewed."""
-    async with three(server.url) as (one, two, victim):
+    async with three_processes(server.url) as (one, two, victim):
         await asyncio.to_thread(server.terminate)
         await victim.kill()
         await asyncio.sleep(OUTAGE)
         await asyncio.to_thread(server.start)
         back = time.monotonic()
         await until(lambda: one.handler.interruptions and two.handler.interruptions)
-        await talk(one, two)
+        await check_traffic(one, two)
         await until(lambda: one.handler.dead and two.handler.dead, GRACE + BEAT + SLACK)
         assert time.monotonic() - back > GRACE - 0.5
         await asyncio.sleep(3 * BEAT)
@@ -141,7 +141,7 @@ async def comes_back_with_its_data(server: RedisServer) -> None:
 
 async def is_flushed(server: RedisServer) -> None:
     """Flush Redis: processes recover without a broken connection, and a missing mailbox alone ends no lease."""
-    async with three(server.url) as (one, two, victim), peer(server.url, "asgibus") as late:
+    async with three_processes(server.url) as (one, two, victim), peer(server.url, "asgibus") as late:
         await late.do("join", "group")
         await victim.kill()
         late.signal(signal.SIGSTOP)
@@ -152,7 +152,7 @@ async def is_flushed(server: RedisServer) -> None:
         await until(lambda: one.handler.lost == [late.mailbox])
         await until(lambda: one.handler.interruptions and two.handler.interruptions)
         in_time(time.monotonic() - flushed, AT_ONCE)
-        await talk(one, two)
+        await check_traffic(one, two)
         late.signal(signal.SIGCONT)
         await until(lambda: late.all("interrupted"))
         one.bus.post(late.mailbox, (KIND, "found"))
@@ -170,7 +170,7 @@ async def is_flushed(server: RedisServer) -> None:
 
 async def has_no_room(server: RedisServer) -> None:
     """Fill the memory of Redis: writes fail, but live processes keep their leases."""
-    async with three(server.url) as (one, two, other):
+    async with three_processes(server.url) as (one, two, other):
         with redis.Redis.from_url(server.url, protocol=2) as admin:
             admin.config_set("maxmemory", "1kb")
             with pytest.raises(LayerUnavailable, match="OOM"):
@@ -178,11 +178,11 @@ async def has_no_room(server: RedisServer) -> None:
             one.bus.post(other.mailbox, (KIND, 0))  # waits, and the beats must not wait behind it
             await asyncio.sleep(LEASE + NOTICED)
             now = admin.time()[0] * 1000
-            living = set(admin.zrange("asgibus:processes", now, "+inf", byscore=True))
-            assert living >= {each.mailbox.encode() for each in (one, two, other)}
+            live = set(admin.zrange("asgibus:processes", now, "+inf", byscore=True))
+            assert live >= {each.mailbox.encode() for each in (one, two, other)}
             admin.config_set("maxmemory", "0")
         await until(lambda: other.all("frame") == [[0]])
-        await talk(one, two)
+        await check_traffic(one, two)
         assert one.handler.dead == two.handler.dead == other.all("dead") == []
         assert one.handler.interruptions == two.handler.interruptions == len(other.all("interrupted")) == 0
 
@@ -203,7 +203,7 @@ async def test_messages_sent_during_an_outage_are_never_written(
 ) -> None:
     server = start_redis()
     with caplog.at_level(logging.INFO, logger="asgibus.layers"):
-        async with here(server.url) as one:
+        async with member(server.url) as one:
             await asyncio.to_thread(server.kill)
             await until(lambda: not one.bus.available)  # messages written earlier may have arrived
             calls = [
@@ -214,7 +214,7 @@ async def test_messages_sent_during_an_outage_are_never_written(
             ]
             flushing = asyncio.create_task(failure(one.layer.flush()))
             failures = await asyncio.gather(*map(failure, calls))
-            in_time(max(took for _, took in (*failures, await flushing)), 5 + SLACK)
+            in_time(max(seconds for _, seconds in (*failures, await flushing)), 5 + SLACK)
             assert one.layer.counts["send failed"] == len(calls)
             assert not one.bus.available
             await asyncio.to_thread(server.start)
@@ -224,7 +224,7 @@ async def test_messages_sent_during_an_outage_are_never_written(
             await one.layer.group_send("group", {"n": "after"})
             await until(lambda: one.handler.frames)
             assert one.handler.frames == [(GROUP_MESSAGE, "group", {"n": "after"})]
-    assert all("nothing was written" in said for said, _ in failures)
+    assert all("nothing was written" in error for error, _ in failures)
     assert caplog.text.count("a message of the app was not sent") == 1
     assert caplog.text.count(f"{len(calls)} calls of apps failed while Redis was away") == 1
     assert caplog.text.count(" is gone (") == caplog.text.count(f"{one.layer.address} is back") == 1
@@ -232,7 +232,7 @@ async def test_messages_sent_during_an_outage_are_never_written(
 
 async def test_cancelled_calls_are_not_written_after_an_outage(start_redis: StartRedis) -> None:
     server = start_redis()
-    async with here(server.url) as one:
+    async with member(server.url) as one:
         await asyncio.to_thread(server.kill)
         await until(lambda: not one.bus.available)
         calls = [
@@ -289,14 +289,14 @@ async def test_calls_to_a_silent_redis_fail_in_time_side_by_side(redis_url: str)
         proxy.blackhole()
         layer = RedisChannelLayer(proxy.url + url.path)
         calls = [call for _ in range(3) for call in (layer.send("a", {}), layer.group_add("a", "b"))]
-        made = [layer.new_channel() for _ in range(3)]
-        failures = await asyncio.gather(*map(failure, [*calls, *made]))
-        in_time(max(took for _, took in failures), 5 + SLACK)
+        creations = [layer.new_channel() for _ in range(3)]
+        failures = await asyncio.gather(*map(failure, [*calls, *creations]))
+        in_time(max(seconds for _, seconds in failures), 5 + SLACK)
         proxy.heal()
         await layer.send("a", {})
         proxy.blackhole()
         failures = await asyncio.gather(*(failure(layer.new_channel()) for _ in range(3)))
-        in_time(max(took for _, took in failures), 5 + 2 + SLACK)
+        in_time(max(seconds for _, seconds in failures), 5 + 2 + SLACK)
         proxy.heal()
         await layer.new_channel()
         proxy.blackhole()
@@ -358,7 +358,7 @@ async def test_a_mailbox_is_read_after_a_failover_to_a_stale_replica(start_redis
     """A new master with a clock behind that of the old one writes entries whose ids are below the cursor."""
     master, replica = (start_redis("--repl-diskless-sync-delay", "0") for _ in range(2))
     with TcpProxy(("127.0.0.1", master.port)) as proxy:
-        async with here(proxy.url) as one, here(proxy.url) as two:
+        async with member(proxy.url) as one, member(proxy.url) as two:
             key = f"asgibus:mailbox:{two.mailbox}"
             with redis.Redis.from_url(replica.url, protocol=2) as admin:
                 admin.replicaof("127.0.0.1", master.port)
@@ -371,7 +371,7 @@ async def test_a_mailbox_is_read_after_a_failover_to_a_stale_replica(start_redis
             proxy.target = ("127.0.0.1", replica.port)
             await asyncio.to_thread(master.kill)
             await until(lambda: one.handler.interruptions and two.handler.interruptions)
-            await talk(one, two)
+            await check_traffic(one, two)
             assert [one.handler.interruptions, two.handler.interruptions] == [1, 1]
             assert two.handler.dead == one.handler.dead == []
 
@@ -391,8 +391,8 @@ async def sentinel_set(folder: Path) -> AsyncIterator[SentinelSet]:
 
 async def test_a_failover(tmp_path: Path) -> None:
     """Processes reconnect to the new master of Sentinel, and none is declared dead."""
-    async with sentinel_set(tmp_path) as sentinels, here(sentinels.url) as one, here(sentinels.url) as two:
-        await talk(one, two)
+    async with sentinel_set(tmp_path) as sentinels, member(sentinels.url) as one, member(sentinels.url) as two:
+        await check_traffic(one, two)
         await asyncio.to_thread(sentinels.master.kill)
         one.bus.post(two.mailbox, (KIND, "posted in the outage"))
         await asyncio.to_thread(sentinels.wait_promoted)
@@ -400,15 +400,15 @@ async def test_a_failover(tmp_path: Path) -> None:
         await until(lambda: one.handler.interruptions and two.handler.interruptions)
         in_time(time.monotonic() - promoted, 3 + SLACK)
         await until(lambda: (KIND, "posted in the outage") in two.handler.frames or one.handler.lost)
-        await talk(one, two)
+        await check_traffic(one, two)
         assert one.handler.dead == two.handler.dead == []
         assert str(one.layer.address) == sentinels.url
 
 
 async def test_processes_leave_a_hung_master_that_returns(tmp_path: Path) -> None:
     """Processes leave a hung master, which for some seconds after its return still believes to be master."""
-    async with sentinel_set(tmp_path) as sentinels, here(sentinels.url) as one, here(sentinels.url) as two:
-        await talk(one, two)
+    async with sentinel_set(tmp_path) as sentinels, member(sentinels.url) as one, member(sentinels.url) as two:
+        await check_traffic(one, two)
         other = RedisChannelLayer(sentinels.url)  # a layer that only sends
         await other.group_send("group", {"n": "before"})
         receiving = asyncio.create_task(two.layer.receive("ordinary"))

@@ -1,4 +1,4 @@
-"""Several processes receive from one channel: each message goes to one of them, once, whatever befalls the others."""
+"""Processes that receive from one channel, and are killed: each message is received once."""
 
 import asyncio
 import os
@@ -43,7 +43,7 @@ class Reader:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
-    def got(self) -> list[str]:
+    def lines(self) -> list[str]:
         """Return the lines that the process wrote."""
         return self.out.read_text().splitlines()
 
@@ -83,8 +83,8 @@ async def send_all(layer: RedisChannelLayer, channel: str) -> dict[int, str]:
     return sent
 
 
-def lines(readers: list[Reader]) -> list[str]:
-    return [line for reader in readers for line in reader.got()]
+def all_lines(readers: list[Reader]) -> list[str]:
+    return [line for reader in readers for line in reader.lines()]
 
 
 async def test_cancelled_and_killed_readers_repeat_no_message(
@@ -95,17 +95,17 @@ async def test_cancelled_and_killed_readers_repeat_no_message(
     readers.extend(Reader(tmp_path, number, redis_url, channel) for number in range(3))
     sending = asyncio.create_task(send_all(layer, channel))
     for kill in range(KILLS):
-        await until(lambda k=kill: len(lines(readers)) > (k + 1) * MESSAGES // (KILLS + 2), 30)  # type: ignore[misc]
+        await until(lambda k=kill: len(all_lines(readers)) > (k + 1) * MESSAGES // (KILLS + 2), 30)  # type: ignore[misc]
         readers[kill].kill()
         readers.append(Reader(tmp_path, len(readers), redis_url, channel))
     sent = await asyncio.wait_for(sending, 30)
-    await until(lambda: len(lines(readers)) >= MESSAGES - KILLS * READERS, 30)
+    await until(lambda: len(all_lines(readers)) >= MESSAGES - KILLS * READERS, 30)
     assert (await layer.channel_statistics(channel))["messages_count"] == MESSAGES
-    got = Counter(int(line.split()[0]) for line in lines(readers))
-    assert set(got.values()) == {1}, "each to one, once"
-    assert all(sent[int(number)] == what for number, what in map(str.split, lines(readers))), "as it was sent"
+    received = Counter(int(line.split()[0]) for line in all_lines(readers))
+    assert set(received.values()) == {1}, "each to one, once"
+    assert all(sent[int(number)] == text for number, text in map(str.split, all_lines(readers))), "as it was sent"
     # A killed process may have received one message with each of its readers, which is lost.
-    assert MESSAGES - len(got) <= KILLS * READERS
+    assert MESSAGES - len(received) <= KILLS * READERS
     await layer.close()
 
 
@@ -120,7 +120,7 @@ async def test_readers_work_with_any_clock_of_their_host(redis_url: str, tmp_pat
     for number in range(2):
         for message in range(20):
             await layer.send(f"late{number}", {"n": message})
-    await until(lambda: all(len(reader.got()) == 20 for reader in readers), 20)
+    await until(lambda: all(len(reader.lines()) == 20 for reader in readers), 20)
     for reader in readers:
-        assert sorted(int(line.split()[0]) for line in reader.got()) == list(range(20))
+        assert sorted(int(line.split()[0]) for line in reader.lines()) == list(range(20))
     await layer.close()

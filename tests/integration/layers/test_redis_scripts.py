@@ -1,4 +1,4 @@
-"""The Lua scripts by themselves."""
+"""Single calls of the Lua scripts."""
 
 import itertools
 import math
@@ -111,14 +111,14 @@ def test_invalid_items_are_counted_and_delivered_unchanged(
     send: Run, run: Run, take: Run, store: "redis.Redis[bytes]"
 ) -> None:
     """Items that were stored by mistake are counted and delivered unchanged."""
-    noise = [b"noise", b"1:", b"1:x:", b":"]
-    store.rpush("c", *noise)
-    assert run(scripts.CHANNEL_STATISTICS, SENT, 60_000)[1] == len(noise)
-    assert send("good", capacity=len(noise) + 1, expiry=60_000) == 1
-    assert send("more", capacity=len(noise) + 1, expiry=60_000) == 0
-    _, _, *taken = run(scripts.CHANNEL_TAKE, TAKEN, 60_000, len(noise))
-    assert taken[1::2] == noise
-    store.lpush("c", *noise)
+    invalid = [b"noise", b"1:", b"1:x:", b":"]
+    store.rpush("c", *invalid)
+    assert run(scripts.CHANNEL_STATISTICS, SENT, 60_000)[1] == len(invalid)
+    assert send("good", capacity=len(invalid) + 1, expiry=60_000) == 1
+    assert send("more", capacity=len(invalid) + 1, expiry=60_000) == 0
+    _, _, *taken = run(scripts.CHANNEL_TAKE, TAKEN, 60_000, len(invalid))
+    assert taken[1::2] == invalid
+    store.lpush("c", *invalid)
     assert len(take(5, expiry=60_000, consumer="w.1!")) == 5
     assert store.hlen("taken") == 5
 
@@ -157,7 +157,7 @@ def test_messages_put_back_are_first(send: Run, run: Run, take: Run, store: "red
     run(scripts.CHANNEL_PUT_BACK, "c", HOUR)
     assert [payload for _, payload in take(5)] == [b"a", b"b", b"c"]
     run(scripts.CHANNEL_PUT_BACK, "c", HOUR, b"1:1:x")
-    assert 0 < store.pttl("c") <= HOUR, "it vanishes by itself"
+    assert 0 < store.pttl("c") <= HOUR, "the channel expires"
 
 
 def test_messages_are_ordered_by_their_due_time(send: Run, take: Run) -> None:

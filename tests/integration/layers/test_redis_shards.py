@@ -28,7 +28,7 @@ def shards(*ports: int) -> Shards:
     return Shards([Shard(each, Keys("p"), EntryCodec(None, counts), LayerSettings(), counts) for each in made])
 
 
-def places(stores: Shards, names: list[str]) -> list[str]:
+def addresses(stores: Shards, names: list[str]) -> list[str]:
     return [str(stores.shard_for(name).address) for name in names]
 
 
@@ -65,12 +65,12 @@ def named(layer: RedisChannelLayer, server: RedisServer, kind: str) -> Iterator[
 
 def test_rendezvous_hashing_is_the_same_in_every_process() -> None:
     names = [f"name.{number}" for number in range(3000)]
-    three = places(shards(1, 2, 3), names)
-    assert places(shards(3, 1, 2), names) == three
+    three = addresses(shards(1, 2, 3), names)
+    assert addresses(shards(3, 1, 2), names) == three
     assert all(800 < count < 1200 for count in Counter(three).values())
-    four = places(shards(1, 2, 3, 4), names)
+    four = addresses(shards(1, 2, 3, 4), names)
     moved = [new for old, new in zip(three, four, strict=True) if old != new]
-    assert set(moved) == {"redis://127.0.0.1:4"}, "a new store gets what it has from the others, and no more moves"
+    assert set(moved) == {"redis://127.0.0.1:4"}, "names move to the new store only"
     assert 600 < len(moved) < 900
 
 
@@ -89,7 +89,7 @@ async def test_each_store_has_a_share_of_the_channels(servers: list[RedisServer]
         together = {
             index for index, each in enumerate(of) for key in each if key.rstrip(b"}").endswith(b"channel.%d" % number)
         }
-        assert len(together) == 1, "a channel, and what is delayed and counted of it"
+        assert len(together) == 1, "all keys of a channel are at one store"
     assert (await layer.global_statistics())["messages_pending"] == 120
     await layer.flush()
     assert all(not any(b"channel" in key or b"group" in key for key in keys(server)) for server in servers)
@@ -99,30 +99,30 @@ async def test_each_store_has_a_share_of_the_channels(servers: list[RedisServer]
 async def test_only_the_channels_of_a_killed_store_fail(servers: list[RedisServer], hosts: list[str]) -> None:
     layer = RedisChannelLayer(hosts)
     down, other = servers[0], servers[1]
-    there, here = next(named(layer, down, "channel")), next(named(layer, other, "channel"))
+    lost, kept = next(named(layer, down, "channel")), next(named(layer, other, "channel"))
     group, lost_group = next(named(layer, other, "group")), next(named(layer, down, "group"))
-    for each in (there, here):
+    for each in (lost, kept):
         await layer.group_add(group, each)
         await layer.group_add(lost_group, each)
     await asyncio.to_thread(down.kill)
-    await layer.send(here, {"n": 1})
-    assert await layer.receive(here) == {"n": 1}
-    fresh = RedisChannelLayer(hosts)
+    await layer.send(kept, {"n": 1})
+    assert await layer.receive(kept) == {"n": 1}
+    new_layer = RedisChannelLayer(hosts)
     for _ in range(5):
-        local = await RedisChannelLayer.new_channel(fresh)
-        await fresh.send(local, {"n": 2})
-        assert await fresh.receive(local) == {"n": 2}
+        local = await RedisChannelLayer.new_channel(new_layer)
+        await new_layer.send(local, {"n": 2})
+        assert await new_layer.receive(local) == {"n": 2}
     failing = [
         asyncio.create_task(call)
-        for call in (layer.send(there, {}), layer.group_send(group, {"n": 3}), layer.group_send(lost_group, {}))
+        for call in (layer.send(lost, {}), layer.group_send(group, {"n": 3}), layer.group_send(lost_group, {}))
     ]
-    assert await asyncio.wait_for(layer.receive(here), 30) == {"n": 3}, "the others of the group have it at once"
+    assert await asyncio.wait_for(layer.receive(kept), 30) == {"n": 3}, "the others of the group have it at once"
     for failed in await asyncio.gather(*failing, return_exceptions=True):
         assert isinstance(failed, LayerUnavailable)
     await asyncio.to_thread(down.start)
-    await layer.send(there, {"n": 4})
-    assert await layer.receive(there) == {"n": 4}
-    for each in (layer, fresh):
+    await layer.send(lost, {"n": 4})
+    assert await layer.receive(lost) == {"n": 4}
+    for each in (layer, new_layer):
         await each.close()
 
 
