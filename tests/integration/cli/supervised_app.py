@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 
-def write(name: str, what: str = "") -> None:
+def write(name: str, text: str = "") -> None:
     with Path(name).open("a") as file:
-        file.write(what)
+        file.write(text)
 
 
 def exists(name: str) -> bool:

@@ -28,7 +28,7 @@ def _app(tmp_path: Path) -> None:
     (tmp_path / "env_app.py").write_text(APP)
 
 
-def test_the_app_and_the_options_see_it_and_what_is_set_wins(start_interface: Start, tmp_path: Path) -> None:
+def test_set_variables_override_the_file_for_app_and_options(start_interface: Start, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(
         "FIRST='of the file'\nexport SECOND=${FIRST}!\nTHIRD=of the file\nASGIBUS_POOL=blue\nASGIBUS_PREFIX=file\n"
     )
@@ -38,21 +38,21 @@ def test_the_app_and_the_options_see_it_and_what_is_set_wins(start_interface: St
     server.wait_for("pool blue")
 
 
-def test_the_environment_can_name_it(start_interface: Start, tmp_path: Path) -> None:
+def test_the_environment_names_the_file(start_interface: Start, tmp_path: Path) -> None:
     (tmp_path / "other").write_text("FIRST=1\nASGIBUS_POOL=blue\n")
     server = start_interface(app="env_app", env={"ASGIBUS_ENV_FILE": "other"})
     assert httpx.get(server.url, trust_env=False).text == "1 None None"
     server.wait_for("pool blue")
 
 
-def test_a_worker_has_it_too(redis_url: str, start_interface: Start, start_worker: Start, tmp_path: Path) -> None:
+def test_a_worker_reads_the_file(redis_url: str, start_interface: Start, start_worker: Start, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(f"FIRST=1\nASGIBUS_LAYER={redis_url}\n")
     start_worker("env_app", "--env-file", ".env")
     server = start_interface("--env-file", ".env")
     assert httpx.get(server.url, trust_env=False).text == "1 None None"
 
 
-def test_a_file_that_is_not_text(start_interface: Start, tmp_path: Path) -> None:
+def test_a_binary_file(start_interface: Start, tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe=\x00")
     server = start_interface("--env-file", "binary", app="env_app", ready=False)
     assert server.wait() == 2

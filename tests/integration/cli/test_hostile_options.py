@@ -1,4 +1,4 @@
-"""Values that no server can use: the command tells each in one sentence, and never with a traceback."""
+"""Unusable option values: the command rejects each in one sentence, without a traceback."""
 
 import socket
 import subprocess
@@ -43,16 +43,16 @@ def refusal(process: Process, code: int = 1) -> str:
     ],
     ids=lambda options: " ".join(map(str, options))[:60],
 )
-def test_what_cannot_be_listened_on(start_interface: Start, options: tuple[object, ...]) -> None:
+def test_addresses_without_a_listener(start_interface: Start, options: tuple[object, ...]) -> None:
     process = start_interface(*options, app=APP, ready=False)
     assert "cannot listen on" in refusal(process) or "cannot be used" in refusal(process)
 
 
-@pytest.mark.parametrize("taken", ["--port", "--admin-port"])
-def test_a_port_that_is_taken(start_interface: Start, taken: str) -> None:
+@pytest.mark.parametrize("option", ["--port", "--admin-port"])
+def test_a_port_in_use(start_interface: Start, option: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        process = start_interface(taken, port, app=APP, ready=False)
+        process = start_interface(option, port, app=APP, ready=False)
         assert f"cannot listen on 127.0.0.1:{port}" in refusal(process)
 
 
@@ -85,7 +85,7 @@ def test_ctrl_c_while_the_app_is_imported(
         assert process.log().split() == ["importing", "Error:", "interrupted"]
 
 
-def test_unknown_variables_are_told(start_interface: Start) -> None:
+def test_unknown_variables_are_logged(start_interface: Start) -> None:
     names = {
         "ASGIBUS_LAIER": ": is ASGIBUS_LAYER meant?",
         "ASGIBUS_WORKERS": ": is ASGIBUS_PROCESSES meant?",
@@ -95,16 +95,16 @@ def test_unknown_variables_are_told(start_interface: Start) -> None:
     process = start_interface(app=APP, env=dict.fromkeys(names, "x") | {"ASGIBUS_MAX_REQUESTS": 5})
     for name, hint in names.items():
         assert f"{name} in the environment is no option{hint}\n" in process.log()
-    assert "MAX_REQUESTS" not in process.log(), "the other command has it"
+    assert "MAX_REQUESTS" not in process.log(), "an option of the other command was reported"
 
 
 @pytest.mark.parametrize("value", ["", "x", "-1", "0", "99", "9" * 30])
-def test_a_control_pipe_that_no_supervisor_has_made(start_interface: Start, value: str) -> None:
+def test_a_control_pipe_without_a_supervisor(start_interface: Start, value: str) -> None:
     process = start_interface(app=APP, env={"ASGIBUS_CONTROL_FD": value}, ready=False)
     assert "ASGIBUS_CONTROL_FD is for processes of a supervisor alone" in refusal(process, 2)
 
 
-def test_a_protocol_without_a_terminator_is_told(redis_url: str, start_worker: Start) -> None:
+def test_a_protocol_without_a_terminator_is_logged(redis_url: str, start_worker: Start) -> None:
     process = start_worker(APP, "--layer", redis_url, "--protocol", "udb", "--protocol", "udp")
     assert (
         "--protocol udb: no terminator of that name is installed here; is udp meant? (installed: udp" in process.log()
@@ -121,10 +121,10 @@ SECRET = "s3cr3t"
 )
 def test_a_bad_url_of_a_layer(program: Callable[[str], str], command: str, url: str) -> None:
     app = ["tests.support.bus_app:app"] if command == "asgi-worker" else []
-    ended = subprocess.run(
+    completed = subprocess.run(
         [program(command), *app, "--layer", url], check=False, capture_output=True, text=True, timeout=30
     )
-    assert ended.returncode != 0
-    assert "layer's URL" in ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert SECRET not in ended.stderr + ended.stdout
+    assert completed.returncode != 0
+    assert "layer's URL" in completed.stderr
+    assert "Traceback" not in completed.stderr
+    assert SECRET not in completed.stderr + completed.stdout

@@ -1,4 +1,4 @@
-"""`--log-config`: logging as a file says."""
+"""`--log-config`: logging configured by a file."""
 
 import json
 from collections.abc import Callable
@@ -49,17 +49,17 @@ def test_each_kind_of_file(start_interface: Start, tmp_path: Path, name: str) ->
     server.wait_for("<asgibus.interface INFO> listening")
 
 
-def test_a_worker_has_it_too(redis_url: str, start_worker: Start, tmp_path: Path) -> None:
+def test_a_worker_reads_the_file(redis_url: str, start_worker: Start, tmp_path: Path) -> None:
     (tmp_path / "log.json").write_text(FILES["log.json"])
     worker = start_worker(APP, "--layer", redis_url, "--log-config", "log.json")
     worker.wait_for("<asgibus.worker INFO> worker ready")
 
 
-def test_options_that_are_given_win(start_interface: Start, tmp_path: Path) -> None:
+def test_options_override_the_file(start_interface: Start, tmp_path: Path) -> None:
     (tmp_path / "log.json").write_text(FILES["log.json"])
     path = tmp_path / "socket"
     server = start_interface("--log-config", "log.json", "--log-level", "error", "--uds", path, app=APP, ready=False)
-    wait_until(path.exists)  # before, a SIGINT may end in an import, and be lost there
+    wait_until(path.exists)  # an earlier SIGINT may be lost in an import
     server.interrupt()
     server.wait()
     assert "INFO" not in server.log()
@@ -71,7 +71,7 @@ def test_options_that_are_given_win(start_interface: Start, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("log.json", "{", "JSONDecodeError"),
         ("log.json", "[]", "it holds no mapping"),
@@ -82,15 +82,13 @@ def test_options_that_are_given_win(start_interface: Start, tmp_path: Path) -> N
         ("log.ini", "", "log.ini"),
     ],
 )
-def test_a_file_that_configures_nothing(
-    start_interface: Start, tmp_path: Path, name: str, content: str, said: str
-) -> None:
+def test_an_invalid_file(start_interface: Start, tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
     server = start_interface("--log-config", name, app=APP, ready=False)
     assert server.wait() == 2
     (line,) = server.log().splitlines()
     assert line.startswith(f"Error: --log-config {name}: ")
-    assert said in line
+    assert message in line
 
 
 def test_a_formatter_in_the_project_folder_is_found(start_interface: Start, tmp_path: Path) -> None:
@@ -105,7 +103,7 @@ def test_a_formatter_in_the_project_folder_is_found(start_interface: Start, tmp_
     assert "SHOUT listening on" in server.log()
 
 
-def test_what_the_app_prints_itself_is_not_printed_again(start_interface: Start, tmp_path: Path) -> None:
+def test_records_handled_by_the_app_are_printed_once(start_interface: Start, tmp_path: Path) -> None:
     """Records of Django, whose logger has a handler and propagates in debug mode, are printed once."""
     (tmp_path / "logging_app.py").write_text(
         "import logging\n"

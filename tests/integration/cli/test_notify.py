@@ -83,9 +83,9 @@ def test_a_supervisor_notifies_of_the_wait_of_its_processes(manager: Manager, st
     assert worker.wait() == 0
 
 
-@pytest.mark.parametrize("what", ["a rolling restart", "a version that cannot start"])
+@pytest.mark.parametrize("version", ["a rolling restart", "a version that cannot start"])
 def test_a_supervisor_notifies_for_all_of_its_processes(
-    manager: Manager, redis_url: str, start_worker: Start, tmp_path: Path, what: str
+    manager: Manager, redis_url: str, start_worker: Start, tmp_path: Path, version: str
 ) -> None:
     worker = start_worker(
         APP, "--layer", redis_url, "--processes", 2, env=manager.env, ready=False, allow_traceback=True
@@ -93,7 +93,7 @@ def test_a_supervisor_notifies_for_all_of_its_processes(
     assert manager.until("READY")["STATUS"] == "2 processes serve"
     assert "supervisor ready" in worker.log()
     before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-    if what == "a version that cannot start":
+    if version == "a version that cannot start":
         (tmp_path / "import-fails").touch()
     os.kill(worker.pid, signal.SIGHUP)
     reloading = manager.next()
@@ -101,7 +101,7 @@ def test_a_supervisor_notifies_for_all_of_its_processes(
     assert before <= int(reloading["MONOTONIC_USEC"]) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
     ended = manager.next()
     assert ended["READY"] == "1"
-    if what == "a rolling restart":
+    if version == "a rolling restart":
         assert ended["STATUS"] == "2 processes serve, all replaced"
     else:
         assert "a new version with a mistake" in ended["STATUS"]
@@ -127,7 +127,7 @@ def test_an_unreachable_manager_is_logged_once(start_interface: Start, address: 
     assert interface.log().count(f"the service manager at {address} cannot be notified: ") == 1
 
 
-def test_a_manager_that_does_not_read_does_not_stop_the_process(start_interface: Start, tmp_path: Path) -> None:
+def test_a_full_socket_of_the_manager_is_no_obstacle(start_interface: Start, tmp_path: Path) -> None:
     path = str(tmp_path / "notify")
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as full,

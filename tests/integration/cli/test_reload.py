@@ -1,4 +1,4 @@
-"""`--reload`: the process is replaced when a file of its app changes, and sockets outlive that."""
+"""`--reload`: the process is replaced when a file of its app changes, and sockets survive."""
 
 import os
 import re
@@ -81,24 +81,22 @@ def interface(redis_url: str, start_interface: Start) -> Process:
     return start_interface("--layer", redis_url)
 
 
-def test_a_socket_stays_open_while_the_app_changes(worker: Process, interface: Process, source: Path) -> None:
+def test_a_socket_survives_changes_of_the_app(worker: Process, interface: Process, source: Path) -> None:
     with ws(interface, "/") as socket:
         for greeting in ("one", "two", "three"):
             write(source, greeting)
             wait_until(lambda greeting=greeting: answer(interface) == f"{greeting} None")
 
-            def asked() -> str:
+            def ask() -> str:
                 socket.send("!")
                 return str(socket.recv(5))
 
-            wait_until(lambda greeting=greeting: asked() == f"{greeting}!")
+            wait_until(lambda greeting=greeting: ask() == f"{greeting}!")
     assert "reloaded_app.py changed: reloading" in worker.log()
     wait_until(lambda: len(worker.children()) == 1)
 
 
-def test_code_that_cannot_be_loaded_leaves_the_old_process_there(
-    worker: Process, interface: Process, source: Path
-) -> None:
+def test_invalid_code_keeps_the_old_process(worker: Process, interface: Process, source: Path) -> None:
     source.write_text("def app(:")
     worker.wait_for(r"failed to start: the app 'reloaded_app:app' cannot be loaded: SyntaxError: .*: the old")
     assert answer(interface) == "one None"
@@ -106,7 +104,7 @@ def test_code_that_cannot_be_loaded_leaves_the_old_process_there(
     wait_until(lambda: answer(interface) == "mended None")
 
 
-def test_what_is_broken_at_the_start_waits_for_a_change(
+def test_a_failed_start_waits_for_a_change(
     redis_url: str, start_worker: Start, interface: Process, source: Path
 ) -> None:
     source.write_text("1 / 0")
@@ -118,9 +116,7 @@ def test_what_is_broken_at_the_start_waits_for_a_change(
     assert answer(interface) == "mended None"
 
 
-def test_a_process_that_never_gets_ready_is_replaced_too(
-    redis_url: str, start_worker: Start, interface: Process, source: Path
-) -> None:
+def test_an_unready_process_is_replaced(redis_url: str, start_worker: Start, interface: Process, source: Path) -> None:
     source.write_text("import time\nprint('busy', flush=True)\ntime.sleep(1000)\n")
     app_dir = ["--app-dir", str(source.parent)]
     worker = start_worker("reloaded_app:app", "--layer", redis_url, "--reload", *app_dir, ready=False)
@@ -134,7 +130,7 @@ def test_a_process_that_never_gets_ready_is_replaced_too(
     wait_until(lambda: len(worker.children()) == 1)
 
 
-def test_only_what_is_asked_for_is_watched(redis_url: str, start_worker: Start, source: Path, tmp_path: Path) -> None:
+def test_only_selected_files_are_watched(redis_url: str, start_worker: Start, source: Path, tmp_path: Path) -> None:
     templates = tmp_path / "templates"
     for folder in (templates, *(source.parent / name for name in ("build", "__pycache__", "sub"))):
         folder.mkdir()
@@ -152,7 +148,7 @@ def test_only_what_is_asked_for_is_watched(redis_url: str, start_worker: Start, 
     wait_until(lambda: ready(worker) >= 2)
 
 
-def test_a_server_with_its_app_embedded(start_interface: Start, source: Path) -> None:
+def test_an_embedded_app_is_reloaded(start_interface: Start, source: Path) -> None:
     server = start_interface("--reload", "--app-dir", source.parent, app="reloaded_app:app")
     assert answer(server) == "one None"
     write(source, "two")
@@ -170,7 +166,7 @@ def test_a_change_within_the_same_second_is_seen(start_interface: Start, source:
         wait_until(lambda greeting=greeting: answer(server) == f"{greeting} None", what="the new answer")
 
 
-def test_a_hang_up_reads_the_env_file_again(
+def test_sighup_reads_the_env_file_again(
     redis_url: str, start_worker: Start, interface: Process, source: Path, tmp_path: Path
 ) -> None:
     env_file = tmp_path / "env"
@@ -185,12 +181,12 @@ def test_a_hang_up_reads_the_env_file_again(
     assert answer(interface) == "one second"
 
 
-def test_ctrl_c_ends_it_while_it_watches(worker: Process) -> None:
+def test_ctrl_c_ends_a_watching_supervisor(worker: Process) -> None:
     worker.interrupt()
     assert worker.wait(4) == 0
 
 
-def test_what_belongs_to_the_sources(tmp_path: Path) -> None:
+def test_watched_and_unwatched_paths(tmp_path: Path) -> None:
     """Patterns apply to paths relative to the watched folder, wherever the folder is."""
     folder = tmp_path / ".hidden" / "node_modules"
     sources = WatchedFiles([str(folder), str(folder / "sub")], ["*.html", "static/*"], ["old", "sub/b*.py"])

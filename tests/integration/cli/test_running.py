@@ -39,7 +39,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture
 def hold(threads: ThreadPoolExecutor, tmp_path: Path) -> Iterator[Callable[..., Future[tuple[int, str]]]]:
-    """Send a request that lasts until `release` is there; returns when the app has it."""
+    """Provide a function that sends a request and waits until the app runs; the file `release` ends the app's wait."""
 
     def hold(server: Process, path: str = "/hold") -> Future[tuple[int, str]]:
         answer = threads.submit(get, server, path)
@@ -58,7 +58,7 @@ Stopped = tuple[Process, Process, list[Process]]
 
 @pytest.fixture(params=["interface", "worker", "embedded"])
 def stopped(request: pytest.FixtureRequest, start_interface: Start, start_worker: Start) -> Stopped:
-    """The process to be stopped, the one that has the socket, and the other processes."""
+    """Return the process to stop, the process with the socket, and the other processes."""
     graceful = ("--graceful-timeout", 1.5)
     if request.param == "embedded":
         interface = start_interface(*graceful, app=APP)
@@ -70,7 +70,7 @@ def stopped(request: pytest.FixtureRequest, start_interface: Start, start_worker
 
 
 @pytest.mark.parametrize("signal", ["terminate", "interrupt"])
-def test_what_is_in_flight_is_finished(stopped: Stopped, hold: Hold, tmp_path: Path, signal: str) -> None:
+def test_a_stop_finishes_running_requests(stopped: Stopped, hold: Hold, tmp_path: Path, signal: str) -> None:
     process, interface, _ = stopped
     answer = hold(interface)
     getattr(process, signal)()
@@ -83,7 +83,7 @@ def test_what_is_in_flight_is_finished(stopped: Stopped, hold: Hold, tmp_path: P
     process.wait_for("stopped")
 
 
-def test_what_does_not_finish_in_time_is_cut(stopped: Stopped, hold: Hold) -> None:
+def test_a_stop_cuts_requests_at_the_graceful_timeout(stopped: Stopped, hold: Hold) -> None:
     process, interface, _ = stopped
     answer = hold(interface)
     started = time.monotonic()
@@ -94,7 +94,7 @@ def test_what_does_not_finish_in_time_is_cut(stopped: Stopped, hold: Hold) -> No
     assert answer.result(30)[0] != 200
 
 
-def test_a_second_signal_forces(stopped: Stopped, hold: Hold) -> None:
+def test_a_second_signal_stops_at_once(stopped: Stopped, hold: Hold) -> None:
     """A second signal stops the process even if the app refuses cancellation."""
     process, interface, _ = stopped
     answer = hold(interface, "/stubborn")
@@ -110,7 +110,7 @@ def test_a_second_signal_forces(stopped: Stopped, hold: Hold) -> None:
     answer.result(30)
 
 
-def test_a_stubborn_app_does_not_keep_the_process(start_interface: Start, hold: Hold) -> None:
+def test_a_stubborn_app_does_not_prevent_the_end(start_interface: Start, hold: Hold) -> None:
     interface = start_interface("--graceful-timeout", "0.2", app=APP)
     answer = hold(interface, "/stubborn")
     interface.terminate()
@@ -163,7 +163,7 @@ def test_stopping_without_redis(start_redis: StartRedis, start_interface: Start,
         assert process.wait(9) == 0
 
 
-def test_concurrency_bounds_what_runs_at_once(
+def test_concurrency_bounds_running_requests(
     redis_url: str,
     start_interface: Start,
     start_worker: Start,
@@ -180,7 +180,7 @@ def test_concurrency_bounds_what_runs_at_once(
     assert get(interface, "/most") == (200, "2")
 
 
-def test_two_workers_share(
+def test_two_workers_share_the_requests(
     redis_url: str,
     start_interface: Start,
     start_worker: Start,

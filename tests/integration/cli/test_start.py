@@ -1,4 +1,4 @@
-"""Start of the two commands, and the one line that they log if it fails."""
+"""Start of the two commands, and the error line of a failed start."""
 
 import re
 import socket
@@ -34,7 +34,9 @@ def refusal(process: Process, code: int = 1, *, trace: bool = False) -> str:
     return line
 
 
-def test_what_is_said_at_the_start(start_redis: StartRedis, start_interface: Start, start_worker: Start) -> None:
+def test_ready_lines_show_the_settings_without_secrets(
+    start_redis: StartRedis, start_interface: Start, start_worker: Start
+) -> None:
     server = start_redis("--requirepass", SECRET)
     url = f"redis://:{SECRET}@127.0.0.1:{server.port}/1"
     worker = start_worker(APP, "--layer", url, "--pool", "blue", "--concurrency", 5)
@@ -45,9 +47,7 @@ def test_what_is_said_at_the_start(start_redis: StartRedis, start_interface: Sta
     assert SECRET not in worker.log() + interface.log()
 
 
-def test_processes_are_matched_with_what_others_log_of_them(
-    redis_url: str, start_interface: Start, start_worker: Start
-) -> None:
+def test_processes_log_their_mailboxes(redis_url: str, start_interface: Start, start_worker: Start) -> None:
     interface = start_interface("--layer", redis_url)
     name = interface.wait_for(r"listening on .*, mailbox (interface\.\w+!)\n")[1]
     worker = start_worker(APP, "--layer", redis_url)
@@ -59,7 +59,7 @@ def test_processes_are_matched_with_what_others_log_of_them(
     other.wait_for(f"{name} has died")
 
 
-def test_what_is_said_with_an_embedded_worker(start_interface: Start) -> None:
+def test_the_ready_line_with_an_embedded_worker(start_interface: Start) -> None:
     interface = start_interface(app=APP)
     interface.wait_for(rf"listening on {interface.url} \(layer memory://, pool default, app {APP}\)")
 
@@ -80,16 +80,16 @@ def test_a_quiet_log(start_interface: Start, free_port: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("app", "said"),
+    ("app", "message"),
     [
         ("cli.no_such_app:app", "there is no module 'cli.no_such_app'"),
         ("cli.simple_app:nothing", "has no attribute 'nothing'"),
         ("cli.simple_app:not_an_app", "is of type int, not an app"),
     ],
 )
-def test_an_app_that_is_not_there(start_interface: Start, start_worker: Start, app: str, said: str) -> None:
+def test_a_missing_app(start_interface: Start, start_worker: Start, app: str, message: str) -> None:
     processes = [start_worker(app, ready=False), start_interface(app=app, ready=False)]
-    assert all(said in refusal(process) for process in processes)
+    assert all(message in refusal(process) for process in processes)
 
 
 BROKEN = {
@@ -102,7 +102,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("source", BROKEN)
 @pytest.mark.parametrize("inside", [False, True], ids=["in the module", "in a module that it imports"])
-def test_an_app_that_cannot_be_loaded_shows_its_part_of_the_traceback(
+def test_a_failed_import_shows_the_traceback_of_the_app(
     start_interface: Start, start_worker: Start, tmp_path: Path, source: str, inside: bool
 ) -> None:
     (tmp_path / "broken.py").write_text(source)
@@ -110,8 +110,8 @@ def test_an_app_that_cannot_be_loaded_shows_its_part_of_the_traceback(
     name = "outer:app" if inside else "broken:app"
     for start in (start_worker, lambda app, **options: start_interface(app=app, **options)):
         process = start(name, ready=False, allow_traceback=True)
-        said = BROKEN[source].replace("MODULE", str(tmp_path / "broken.py"))
-        assert refusal(process, trace=True) == f"Error: the app '{name}' cannot be loaded: {said}"
+        message = BROKEN[source].replace("MODULE", str(tmp_path / "broken.py"))
+        assert refusal(process, trace=True) == f"Error: the app '{name}' cannot be loaded: {message}"
         files = re.findall(r'  File "(.*?)", line \d+', process.log())
         assert files[0] == str(tmp_path / ("outer.py" if inside else "broken.py"))
         assert source.splitlines()[-1] in process.log()
@@ -119,7 +119,7 @@ def test_an_app_that_cannot_be_loaded_shows_its_part_of_the_traceback(
         assert "importlib" not in process.log()
 
 
-def test_a_supervised_app_that_cannot_be_loaded_shows_it_too(start_interface: Start, tmp_path: Path) -> None:
+def test_a_failed_import_under_a_supervisor_shows_the_traceback(start_interface: Start, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import os\nos.environ['MY_SECRET']\n")
     process = start_interface("--reload", app="broken:app", ready=False, allow_traceback=True)
     process.wait_for("failed to start: the app 'broken:app' cannot be loaded: KeyError: 'MY_SECRET'")
@@ -133,7 +133,7 @@ def test_a_factory_and_its_folder(start_interface: Start, tmp_path: Path) -> Non
     start_interface("--factory", "--app-dir", "sub", app="site_app:make")
 
 
-def test_a_start_up_that_fails(start_redis: StartRedis, start_interface: Start, start_worker: Start) -> None:
+def test_a_failed_start_up(start_redis: StartRedis, start_interface: Start, start_worker: Start) -> None:
     app = "cli.simple_app:start_up_fails"
     for process in (
         start_worker(app, "--layer", start_redis().url, ready=False),
@@ -158,25 +158,23 @@ def test_the_lifespan_modes(start_interface: Start, tmp_path: Path) -> None:
     assert (tmp_path / "shut-down").exists()
 
 
-def test_a_redis_that_is_not_there(start_interface: Start, start_worker: Start, free_port: int) -> None:
+def test_a_missing_redis(start_interface: Start, start_worker: Start, free_port: int) -> None:
     url = f"redis://:{SECRET}@127.0.0.1:{free_port}"
     for process in (start_worker(APP, "--layer", url, ready=False), start_interface("--layer", url, ready=False)):
-        told = (
+        expected = (
             f"Error: Redis at redis://127.0.0.1:{free_port} cannot be used: Connection refused (--layer names another"
         )
-        assert refusal(process).startswith(told)
+        assert refusal(process).startswith(expected)
 
 
-def test_a_redis_that_refuses_the_password(
-    start_redis: StartRedis, start_interface: Start, start_worker: Start
-) -> None:
+def test_a_wrong_redis_password(start_redis: StartRedis, start_interface: Start, start_worker: Start) -> None:
     server = start_redis("--requirepass", "another")
     url = f"redis://:{SECRET}@127.0.0.1:{server.port}"
     for process in (start_worker(APP, "--layer", url, ready=False), start_interface("--layer", url, ready=False)):
         assert f"Redis at redis://127.0.0.1:{server.port} cannot be used: WRONGPASS" in refusal(process)
 
 
-def test_a_port_that_is_taken(start_interface: Start) -> None:
+def test_a_port_in_use(start_interface: Start) -> None:
     first = start_interface(app=APP)
     second = start_interface("--port", first.port, app=APP, ready=False)
     assert refusal(second) == f"Error: cannot listen on 127.0.0.1:{first.port}: Address already in use"

@@ -1,4 +1,4 @@
-"""`--processes`: children that die are replaced and announced, and none outlives the supervisor."""
+"""`--processes`: dead children are replaced and announced, and no child outlives the supervisor."""
 
 import http.client
 import os
@@ -36,12 +36,12 @@ def children(process: Process) -> list[int]:
 
 
 def running(pids: Sequence[int]) -> list[int]:
-    found = []
+    alive = []
     for pid in pids:
         with suppress(psutil.NoSuchProcess):
             if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-                found.append(pid)
-    return found
+                alive.append(pid)
+    return alive
 
 
 def get(server: Process, path: str = "/", port: int | None = None) -> tuple[int, str]:
@@ -84,7 +84,7 @@ def supervised(process: Process, count: int = 2) -> Process:
     return process
 
 
-def readied(process: Process) -> list[int]:
+def ready_pids(process: Process) -> list[int]:
     """Return the pids of the processes that have logged that they are ready, in order."""
     return [int(pid) for pid in re.findall(r"\[(\d+)\] (?:worker|interface server) ready", process.log())]
 
@@ -106,11 +106,11 @@ def load(interfaces: Process) -> Iterator[list[tuple[int, str]]]:
         over.set()
 
 
-def test_what_is_said_at_the_start(interfaces: Process, workers: Process) -> None:
-    for process, said in ((interfaces, "interface server ready"), (workers, "worker ready: ")):
+def test_the_log_of_a_start(interfaces: Process, workers: Process) -> None:
+    for process, message in ((interfaces, "interface server ready"), (workers, "worker ready: ")):
         pids = children(process)
-        assert sorted(readied(process)) == sorted(pids)
-        assert process.log().count(said) == 2
+        assert sorted(ready_pids(process)) == sorted(pids)
+        assert process.log().count(message) == 2
         process.wait_for(rf"INFO +\[{process.pid}\] supervisor ready: 2 processes \((\d+), (\d+)\)")
     assert interfaces.log().count("listening on http://127.0.0.1:") == 1
     assert {get(interfaces)[1] for _ in range(40)} == {str(pid) for pid in children(workers)}
@@ -120,9 +120,9 @@ def test_what_is_said_at_the_start(interfaces: Process, workers: Process) -> Non
 def test_a_killed_process_is_replaced_at_once(supervisor: Process) -> None:
     victim, other = children(supervisor)
     os.kill(victim, signal.SIGKILL)
-    wait_until(lambda: len(readied(supervisor)) == 3, what="another ready process")
+    wait_until(lambda: len(ready_pids(supervisor)) == 3, what="another ready process")
     supervisor.wait_for(rf"ERROR +\[{supervisor.pid}\] process {victim} was killed by SIGKILL: starting another now")
-    assert set(children(supervisor)) == {other, readied(supervisor)[-1]}
+    assert set(children(supervisor)) == {other, ready_pids(supervisor)[-1]}
 
 
 class DeadRecorder:
@@ -153,7 +153,7 @@ async def test_a_death_is_announced_at_once(redis_url: str, supervisor: Process)
 
 
 @pytest.mark.parametrize("supervisor", ["workers", "both in one"], indirect=True)
-def test_nothing_outlives_a_killed_supervisor(supervisor: Process) -> None:
+def test_children_end_with_a_killed_supervisor(supervisor: Process) -> None:
     pids = children(supervisor)
     supervisor.kill()
     wait_until(lambda: not running(pids), what="the end of all processes")
@@ -162,9 +162,7 @@ def test_nothing_outlives_a_killed_supervisor(supervisor: Process) -> None:
         supervisor.wait_for(rf"\[{pid}\] (worker|interface server) stopped")
 
 
-def test_nothing_outlives_a_supervisor_that_was_killed_at_the_start(
-    redis_url: str, start_worker: Start, tmp_path: Path
-) -> None:
+def test_starting_children_end_with_a_killed_supervisor(redis_url: str, start_worker: Start, tmp_path: Path) -> None:
     (tmp_path / "start-up-hangs").touch()
     process = start_worker(APP, "--layer", redis_url, "--processes", 2, ready=False)
     wait_until((tmp_path / "starting").exists, what="the app's start-up")
@@ -173,7 +171,7 @@ def test_nothing_outlives_a_supervisor_that_was_killed_at_the_start(
     wait_until(lambda: not running(pids), what="the end of all processes")
 
 
-def test_a_signal_ends_all(supervisor: Process) -> None:
+def test_a_signal_ends_all_processes(supervisor: Process) -> None:
     pids = children(supervisor)
     supervisor.terminate()
     assert supervisor.wait() == 0
@@ -185,7 +183,7 @@ def test_a_signal_ends_all(supervisor: Process) -> None:
 
 
 def test_a_signal_to_every_process_is_one_stop(workers: Process, tmp_path: Path) -> None:
-    """SIGTERM to the supervisor and to each child at the same time, as systemd sends it, counts as one signal."""
+    """SIGTERM to the supervisor and all children at once, as systemd sends the signal, counts as one signal."""
     pids = children(workers)
     for pid in [*pids, workers.pid]:
         os.kill(pid, signal.SIGTERM)
@@ -216,7 +214,7 @@ IN_TERMINAL = (
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, str]]:
-    """Yield the descriptor of a keyboard and the name of the terminal behind it."""
+    """Yield the descriptor of a keyboard and the name of its terminal."""
     keyboard, screen = pty.openpty()
     yield keyboard, os.ttyname(screen)
     for end in (keyboard, screen):
@@ -224,8 +222,8 @@ def terminal() -> Iterator[tuple[int, str]]:
             os.close(end)
 
 
-@pytest.mark.parametrize("what", ["Ctrl+C", "close"])
-def test_a_terminal(redis_url: str, processes: Processes, terminal: tuple[int, str], what: str) -> None:
+@pytest.mark.parametrize("action", ["Ctrl+C", "close"])
+def test_a_terminal(redis_url: str, processes: Processes, terminal: tuple[int, str], action: str) -> None:
     """Ctrl+C, or the end of the terminal, stops the supervisor and its children."""
     keyboard, name = terminal
     arguments = [APP, "--layer", redis_url, "--processes", "2"]
@@ -235,18 +233,20 @@ def test_a_terminal(redis_url: str, processes: Processes, terminal: tuple[int, s
         ready="supervisor ready",
     )
     pids = children(process)
-    if what == "close":
+    if action == "close":
         os.close(keyboard)
     else:
         os.write(keyboard, b"\x03")
     assert process.wait() == 0
-    process.wait_for("the terminal is closed: stopping" if what == "close" else "SIGINT: stopping")
+    process.wait_for("the terminal is closed: stopping" if action == "close" else "SIGINT: stopping")
     assert not running(pids)
     assert process.log().count("stop requested by the supervisor: stopping") == 2
     assert process.log().count("worker stopped") == 2
 
 
-def test_a_lost_redis_does_not_end_the_restarting(start_redis: Callable[..., RedisServer], start_worker: Start) -> None:
+def test_children_are_restarted_while_redis_is_away(
+    start_redis: Callable[..., RedisServer], start_worker: Start
+) -> None:
     redis = start_redis()
     workers = supervised(start_worker(APP, "--layer", redis.url, "--processes", 2))
     redis.kill()
@@ -255,10 +255,10 @@ def test_a_lost_redis_does_not_end_the_restarting(start_redis: Callable[..., Red
     workers.wait_for(rf"the death of process {victim} could not be announced: ")
     workers.wait_for(r"failed to start: Redis at \S+ cannot be used: Connection refused: starting another in 0.5 s")
     redis.start()
-    wait_until(lambda: len(readied(workers)) == 3, what="another ready process")
+    wait_until(lambda: len(ready_pids(workers)) == 3, what="another ready process")
 
 
-def test_a_start_that_fails(redis_url: str, start_worker: Start, start_interface: Start, tmp_path: Path) -> None:
+def test_a_failed_start(redis_url: str, start_worker: Start, start_interface: Start, tmp_path: Path) -> None:
     """A failed start logs one traceback and one clear line, whatever the number of processes."""
     (tmp_path / "import-fails").touch()
     options = {"ready": False, "allow_traceback": True}
@@ -272,7 +272,7 @@ def test_a_start_that_fails(redis_url: str, start_worker: Start, start_interface
         assert line.startswith(f"Error: the app {APP!r} cannot be loaded: ValueError: a new version with a mistake")
 
 
-def test_a_port_that_is_taken(redis_url: str, interfaces: Process, start_interface: Start) -> None:
+def test_a_port_in_use(redis_url: str, interfaces: Process, start_interface: Start) -> None:
     second = start_interface("--layer", redis_url, "--processes", 2, "--port", interfaces.port, ready=False)
     assert second.wait() == 1
     assert second.log() == f"Error: cannot listen on 127.0.0.1:{interfaces.port}: Address already in use\n"
@@ -299,7 +299,7 @@ def test_requests_of_a_worker_are_bounded(redis_url: str, start_worker: Start, i
     answers = [get(interfaces) for _ in range(100)]
     assert {status for status, _ in answers} == {200}
     counts = [[pid for _, pid in answers].count(pid) for pid in {pid for _, pid in answers}]
-    assert max(counts) <= 22, "10 % more, and what one claim took beyond"
+    assert max(counts) <= 22, "more than 10 % and one claim above the limit"
     assert len(counts) >= 4
     workers.wait_for(r"process \d+ retires: starting another")
     assert "ERROR" not in workers.log()
@@ -360,7 +360,7 @@ def test_one_process_has_no_supervisor(redis_url: str, start_worker: Start) -> N
 
 
 @pytest.mark.parametrize("embedded", [False, True])
-def test_a_start_up_is_given_up(
+def test_sigterm_ends_a_start_up(
     request: pytest.FixtureRequest, start_worker: Start, start_interface: Start, tmp_path: Path, embedded: bool
 ) -> None:
     (tmp_path / "start-up-hangs").touch()

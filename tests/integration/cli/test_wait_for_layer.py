@@ -17,7 +17,7 @@ StartRedis = Callable[..., RedisServer]
 
 @pytest.fixture(params=["worker", "interface", "embedded", "supervised"])
 def start(request: pytest.FixtureRequest, start_interface: Start, start_worker: Start) -> Start:
-    """Start a process of one kind with the options, without waiting for it."""
+    """Provide a function that starts a process of one kind with options, without waiting until the process is ready."""
 
     def start(*options: object) -> Process:
         if request.param == "worker":
@@ -29,7 +29,7 @@ def start(request: pytest.FixtureRequest, start_interface: Start, start_worker: 
     return start
 
 
-def test_a_redis_that_comes_late_is_waited_for(start: Start, start_redis: StartRedis) -> None:
+def test_a_process_waits_for_a_late_redis(start: Start, start_redis: StartRedis) -> None:
     server = start_redis()
     server.kill()
     process = start("--layer", server.url, "--wait-for-layer", 60)
@@ -39,7 +39,7 @@ def test_a_redis_that_comes_late_is_waited_for(start: Start, start_redis: StartR
     process.wait_for("worker ready|listening on")
 
 
-def test_a_redis_that_does_not_come_is_an_error_in_one_line(start: Start, start_redis: StartRedis) -> None:
+def test_a_missing_redis_is_an_error_in_one_line(start: Start, start_redis: StartRedis) -> None:
     server = start_redis()
     server.kill()
     process = start("--layer", server.url, "--wait-for-layer", 0.7)
@@ -60,7 +60,7 @@ def test_a_signal_ends_the_wait(start: Start, start_redis: StartRedis, number: i
     server.resume()
 
 
-def test_a_redis_that_loads_its_data_is_waited_for(start_worker: Start, start_redis: StartRedis) -> None:
+def test_a_process_waits_for_a_loading_redis(start_worker: Start, start_redis: StartRedis) -> None:
     slow = ("--key-load-delay", "10000", "--loading-process-events-interval-bytes", "1024")
     server = start_redis(*slow)
     with Redis.from_url(server.url) as redis:
@@ -86,7 +86,7 @@ def test_the_wait_shows_at_the_admin_port(start_worker: Start, start_redis: Star
     worker.wait_for("worker ready")
 
 
-def test_without_the_option_nothing_is_waited_for(start_worker: Start, start_redis: StartRedis) -> None:
+def test_no_wait_without_the_option(start_worker: Start, start_redis: StartRedis) -> None:
     server = start_redis()
     server.kill()
     worker = start_worker(APP, "--layer", server.url, ready=False)

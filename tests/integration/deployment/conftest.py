@@ -1,4 +1,4 @@
-"""The proxies of the documentation, started with the files that it shows."""
+"""The proxies of the documentation, started with the documented files."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,14 +53,14 @@ class Proxy:
 def replaced(text: str, *replacements: tuple[str, str]) -> str:
     """Return the text with replacements for a test; each replaced part must occur once."""
     for old, new in replacements:
-        assert text.count(old) == 1, f"{old!r} does not stand there once"
+        assert text.count(old) == 1, f"{old!r} does not occur once"
         text = text.replace(old, new)
     return text
 
 
 @pytest.fixture(scope="module")
 def start_proxy(program: Callable[[str], str], shared_processes: Processes) -> Callable[..., Proxy]:
-    """Start "nginx" or "caddy" with our configuration, its own port and those of the servers put in."""
+    """Provide a function that starts "nginx" or "caddy" with our configuration and the ports of the test."""
 
     folder = shared_processes.folder
 

@@ -19,10 +19,10 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     elif scope["path"] == "/upload":
         await upload(receive, send)
     else:
-        await answer(send, json.dumps(seen(scope)).encode())
+        await answer(send, json.dumps(summary(scope)).encode())
 
 
-def seen(scope: Any) -> dict[str, Any]:
+def summary(scope: Any) -> dict[str, Any]:
     return {
         "client": scope["client"][0],
         "scheme": scope["scheme"],
@@ -60,6 +60,6 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     connection = asgibus.connection(scope)
     await receive()
     await send({"type": "websocket.accept"})
-    here = {"pid": os.getpid(), "attempt": connection.attempt, **seen(scope)}
+    here = {"pid": os.getpid(), "attempt": connection.attempt, **summary(scope)}
     while (event := await receive())["type"] == "websocket.receive":
         await send({"type": "websocket.send", "text": json.dumps({"text": event["text"], **here})})

@@ -1,4 +1,4 @@
-"""The image has the files that it needs, and Compose runs it with its services."""
+"""The files of the image and the services of the Compose file."""
 
 import ast
 import sys
@@ -16,7 +16,7 @@ def test_the_image_has_every_package(package: str) -> None:
     assert f"!{package}" in (ROOT / ".dockerignore").read_text().splitlines()
 
 
-def test_the_worker_has_a_place_for_uploads_and_redis_a_limit() -> None:
+def test_the_worker_has_a_temporary_folder_and_redis_a_limit() -> None:
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     worker = services["worker"]
     assert worker["read_only"]
@@ -27,7 +27,7 @@ def test_the_worker_has_a_place_for_uploads_and_redis_a_limit() -> None:
 
 
 @pytest.mark.parametrize("name", ["interface", "worker"])
-def test_a_health_check_needs_nothing_that_the_image_may_lack(name: str) -> None:
+def test_a_health_check_imports_only_the_standard_library(name: str) -> None:
     service = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"][name]
     *_, program = service["healthcheck"]["test"]
     imported = [node for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Import | ast.ImportFrom)]

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.parametrize("name", ["nginx", "caddy"], scope="module")
 
 
 class Site:
-    """A proxy, two interface servers behind it, and a supervisor with two workers."""
+    """A proxy in front of two interface servers, and a supervisor with two workers."""
 
     def __init__(self, proxy: Proxy, interfaces: list[Process], workers: Process) -> None:
         self.proxy = proxy
@@ -32,8 +32,8 @@ class Site:
         with RawClient(self.proxy) as client:
             response = client.request("GET", "/", *headers)
         assert response.status == 200, response
-        seen: dict[str, Any] = json.loads(response.body)
-        return seen
+        scope: dict[str, Any] = json.loads(response.body)
+        return scope
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def site(shared_site: Site) -> Site:
     return shared_site
 
 
-def test_both_servers_get_requests(site: Site) -> None:
+def test_both_servers_receive_requests(site: Site) -> None:
     assert len({site.ask()["interface"] for _ in range(20)}) == 2
 
 
@@ -67,21 +67,21 @@ def test_connections_are_kept_open(site: Site) -> None:
         assert [client.request("GET").status for _ in range(3)] == [200, 200, 200]
 
 
-def test_the_app_learns_who_asks_and_for_what(site: Site) -> None:
-    seen = site.ask("X-Forwarded-For: 203.0.113.9", "X-Forwarded-Proto: https")
+def test_the_scope_has_the_client_and_the_host(site: Site) -> None:
+    scope = site.ask("X-Forwarded-For: 203.0.113.9", "X-Forwarded-Proto: https")
 
     # Headers that the client sends are not trusted.
-    assert (seen["client"], seen["scheme"], seen["host"]) == ("127.0.0.1", "http", "test")
+    assert (scope["client"], scope["scheme"], scope["host"]) == ("127.0.0.1", "http", "test")
     assert "203.0.113.9" not in "".join(interface.log() for interface in site.interfaces)
 
 
-def test_the_app_learns_it_for_websockets_too(site: Site) -> None:
+def test_the_scope_of_a_websocket_has_the_client_and_the_host(site: Site) -> None:
     with ws(site.proxy, "/") as socket:  # type: ignore[arg-type]
         socket.send("hello")
-        seen = json.loads(socket.recv(timeout=30))
+        scope = json.loads(socket.recv(timeout=30))
 
-    assert (seen["client"], seen["scheme"]) == ("127.0.0.1", "ws")
-    assert seen["host"] == f"127.0.0.1:{site.proxy.port}"
+    assert (scope["client"], scope["scheme"]) == ("127.0.0.1", "ws")
+    assert scope["host"] == f"127.0.0.1:{site.proxy.port}"
 
 
 def test_a_websocket_outlives_a_deploy_of_the_workers(site: Site) -> None:
@@ -99,7 +99,7 @@ def test_a_websocket_outlives_a_deploy_of_the_workers(site: Site) -> None:
     assert after["pid"] != before["pid"]
 
 
-def test_events_are_not_held_back(site: Site) -> None:
+def test_events_are_not_buffered(site: Site) -> None:
     with RawClient(site.proxy) as client:
         client.send(b"GET /events HTTP/1.1\r\nHost: test\r\n\r\n")
         read = b""
@@ -115,7 +115,7 @@ def test_a_large_upload_arrives(site: Site) -> None:
     assert (response.status, response.text) == (200, hashlib.sha256(body).hexdigest())
 
 
-def test_an_upload_reaches_the_app_while_it_goes_on(site: Site) -> None:
+def test_an_upload_is_not_buffered(site: Site) -> None:
     with RawClient(site.proxy) as client:
         client.send(b"POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 200000\r\n\r\n" + bytes(100_000))
         site.workers.wait_for("the upload has begun")
@@ -123,14 +123,14 @@ def test_an_upload_reaches_the_app_while_it_goes_on(site: Site) -> None:
         assert client.read_response().status == 200
 
 
-def test_nobody_notices_that_one_of_two_servers_restarts(
+def test_a_restart_of_one_of_two_servers_fails_no_request(
     site: Site, shared_redis_url: str, shared_processes: Processes
 ) -> None:
-    leaves = site.interfaces[0]
-    leaves.terminate()
-    assert leaves.wait() == 0
+    restarted = site.interfaces[0]
+    restarted.terminate()
+    assert restarted.wait() == 0
     assert len({site.ask()["interface"] for _ in range(20)}) == 1
 
-    options = ("--layer", shared_redis_url, "--host", "127.0.0.1", "--port", leaves.port)
+    options = ("--layer", shared_redis_url, "--host", "127.0.0.1", "--port", restarted.port)
     site.interfaces[0] = shared_processes.start_interface(*options)
     wait_until(lambda: len({site.ask()["interface"] for _ in range(4)}) == 2, what="requests at both servers")

@@ -33,7 +33,7 @@ def store(start_redis: Callable[..., RedisServer]) -> RedisServer:
     return store
 
 
-def test_the_rules_are_enough(
+def test_the_rules_allow_every_command_of_the_bus(
     store: RedisServer, start_worker: Callable[..., Process], start_interface: Callable[..., Process]
 ) -> None:
     url = store.url.replace("//", "//asgibus:SECRET@")
@@ -71,7 +71,7 @@ async def channels(url: str) -> list[str]:
 
 
 @pytest.mark.parametrize("command", ["FLUSHALL", "CONFIG GET *", "KEYS *", "SHUTDOWN", "GET other"])
-def test_the_rules_are_not_more(store: RedisServer, command: str) -> None:
+def test_the_rules_deny_other_commands(store: RedisServer, command: str) -> None:
     with (
         redis.Redis.from_url(store.url.replace("//", "//asgibus:SECRET@")) as client,
         pytest.raises(redis.exceptions.NoPermissionError),

@@ -39,11 +39,11 @@ def test_systemd_finds_no_fault(unit: Path, program: Callable[[str], str], tmp_p
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
-def test_a_unit_is_started_again_for_ever_and_waits_for_redis(unit: Path) -> None:
+def test_a_unit_restarts_without_limit_and_waits_for_redis(unit: Path) -> None:
     lines = unit.read_text().splitlines()
     assert {"Type=notify", "Restart=always", "StartLimitIntervalSec=0", "Environment=ASGIBUS_WAIT_FOR_LAYER=300"} <= {
         *lines
     }
-    # systemd must wait longer than the process, or it would restart a process that still waits.
+    # systemd must wait longer than the process, or systemd would restart a waiting process.
     (start,) = [line.removeprefix("TimeoutStartSec=") for line in lines if line.startswith("TimeoutStartSec=")]
     assert int(start.removesuffix("min")) * 60 > 300

@@ -207,20 +207,20 @@ def differences(
     app: str, explained: dict[str, tuple[str, Rule]], start_interface: Callable[..., Process], processes: Processes
 ) -> tuple[list[str], set[str]]:
     """Return the differences without a reason, and the reasons of the others."""
-    ours = start_interface(app=app)
+    server = start_interface(app=app)
     command = [sys.executable, "-m", "uvicorn", app, "--port", "0", "--http", "httptools", "--no-access-log"]
     uvicorn = processes.start("uvicorn", [*command, "--lifespan", "off"], ready=UVICORN)
     port = int(uvicorn.wait_for(UVICORN)[1])
     assert len(CASES) > 400
     unexplained, occurred = [], set()
     for name, wire in CASES.items():
-        left, right = exchange(("127.0.0.1", ours.port), wire), exchange(("127.0.0.1", port), wire)
-        if left == right:
+        ours, theirs = exchange(("127.0.0.1", server.port), wire), exchange(("127.0.0.1", port), wire)
+        if ours == theirs:
             continue
-        rules = [label for label, (_, rule) in explained.items() if rule(wire, left, right)]
+        rules = [label for label, (_, rule) in explained.items() if rule(wire, ours, theirs)]
         occurred.update(rules)
         if not rules:
-            unexplained.append(f"{name}:\n  ours: {left}\n  uvicorn: {right}")
+            unexplained.append(f"{name}:\n  ours: {ours}\n  uvicorn: {theirs}")
     return unexplained, occurred
 
 
@@ -230,7 +230,7 @@ def test_every_difference_is_explained(start_interface: Callable[..., Process], 
     assert set(EXPLAINED) - occurred == set(), "explanations of what no longer differs"
 
 
-def test_responses_before_the_body_do_not_differ_in_other_ways(
+def test_differences_of_early_responses_are_explained(
     start_interface: Callable[..., Process], processes: Processes
 ) -> None:
     closed: tuple[str, Rule] = (

@@ -1,4 +1,4 @@
-"""Handles messages as they say, and writes each one down when it begins and when it has ended."""
+"""Handles messages by their type, and notes the beginning and the end of each in a file."""
 
 import asyncio
 import os

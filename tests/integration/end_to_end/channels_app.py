@@ -1,4 +1,4 @@
-"""The background half of an ordinary Channels project; nothing in it knows of the bus."""
+"""The background consumers of an ordinary Channels project, without any code for the bus."""
 
 import os
 

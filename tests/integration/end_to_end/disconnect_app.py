@@ -1,4 +1,4 @@
-"""Apps that are left by their clients. Each notes in a file when it began and ended, by the machine's clock."""
+"""Apps whose clients disconnect. Each notes its beginning and its end in a file, by the clock of the machine."""
 
 import asyncio
 import os

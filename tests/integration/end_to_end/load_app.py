@@ -1,4 +1,4 @@
-"""Numbers its messages and checks those of its clients; an HTTP request is answered with its own body."""
+"""Numbers its messages, checks the messages of its clients, and answers an HTTP request with the request body."""
 
 import os
 

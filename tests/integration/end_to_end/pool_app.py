@@ -1,4 +1,4 @@
-"""Says which pool runs it."""
+"""Answers with the name of its pool."""
 
 import os
 

@@ -81,7 +81,7 @@ def start(start_worker: Start, redis_url: str) -> Start:
 
 
 @pytest.mark.usefixtures("short_leases")
-def test_another_worker_takes_what_a_killed_one_had(start: Start, work: Work) -> None:
+def test_messages_of_a_killed_worker_go_to_another(start: Start, work: Work) -> None:
     killed = start("--channel-concurrency", 5)
     work.send(*range(10), seconds=30)
     work.send(*range(10, 30))
@@ -95,7 +95,7 @@ def test_another_worker_takes_what_a_killed_one_had(start: Start, work: Work) ->
     assert Counter(work.notes("begun")) == expected
 
 
-def test_none_is_lost_while_workers_are_killed(start: Start, work: Work) -> None:
+def test_no_message_is_lost_with_killed_workers(start: Start, work: Work) -> None:
     workers = [start("--channel-concurrency", 3) for _ in range(2)]
     for burst in range(4):
         work.send(*range(burst * 25, burst * 25 + 25), seconds=0.02)
@@ -106,7 +106,7 @@ def test_none_is_lost_while_workers_are_killed(start: Start, work: Work) -> None
     assert work.pending() == work.pending("work.dead") == 0
 
 
-def test_a_poison_message_ends_as_a_dead_letter_and_stops_no_other(start: Start, work: Work) -> None:
+def test_a_poison_message_becomes_a_dead_letter(start: Start, work: Work) -> None:
     supervisor = start("--processes", 2, "--attempts", 2, "--channel-concurrency", 1, ready=False)
     supervisor.wait_for("supervisor ready")
     work.send(0, kind="poison")
@@ -117,7 +117,7 @@ def test_a_poison_message_ends_as_a_dead_letter_and_stops_no_other(start: Start,
     supervisor.wait_for("type 'poison', goes to work.dead after 2 attempts")
 
 
-def test_a_message_that_raises_is_tried_again_later(start: Start, work: Work) -> None:
+def test_a_failed_message_is_repeated_later(start: Start, work: Work) -> None:
     worker = start("--attempts", 2, "--admin-port", 0, allow_traceback=True)
     admin = worker.wait_for(r"admin port on (http\S+)")[1]
     begin = time.monotonic()
@@ -136,7 +136,7 @@ def test_a_message_that_raises_is_tried_again_later(start: Start, work: Work) ->
     assert "asgibus_messages 0.0" in metrics
 
 
-def test_what_a_slow_app_cannot_take_stays_in_the_layer_until_it_is_full(start: Start, work: Work) -> None:
+def test_excess_messages_stay_in_the_layer_up_to_its_capacity(start: Start, work: Work) -> None:
     work.send(*range(100), seconds=60)
     start("--channel-concurrency", 2, "--graceful-timeout", 0.1)
     wait_until(lambda: len(work.notes("begun")) == 2)
@@ -154,7 +154,7 @@ def test_one_instance_keeps_the_order(start: Start, work: Work) -> None:
     assert work.notes("done") == list(range(50))
 
 
-def test_a_worker_that_is_told_to_stop_loses_nothing(start: Start, work: Work) -> None:
+def test_a_stopped_worker_loses_no_message(start: Start, work: Work) -> None:
     first = start("--channel-concurrency", 4, "--graceful-timeout", 1)
     work.send(0, 1, seconds=0.5)
     work.send(2, 3, seconds=30)
@@ -180,7 +180,7 @@ def test_a_delayed_message_is_handled_when_it_is_due(start: Start, work: Work) -
     assert time.monotonic() - begin >= 0.95
 
 
-def test_at_most_once_a_killed_worker_takes_its_messages_with_it(start: Start, work: Work) -> None:
+def test_at_most_once_drops_messages_of_a_killed_worker(start: Start, work: Work) -> None:
     killed = start("--at-most-once", "--channel-concurrency", 2)
     work.send(0, 1, 2, seconds=1)
     wait_until(lambda: len(work.notes("begun")) == 2)
@@ -190,7 +190,7 @@ def test_at_most_once_a_killed_worker_takes_its_messages_with_it(start: Start, w
     assert sorted(work.notes("begun")) == [0, 1, 2]
 
 
-def test_messages_may_wait_as_long_as_their_sender_says(start: Start, work: Work) -> None:
+def test_the_expiry_of_the_sender_applies(start: Start, work: Work) -> None:
     """The expiry of the sender applies: with the expiry of the worker, messages would be dropped."""
     start("--expiry", 1, "--channel-concurrency", 1)
     work.send(0, seconds=1.5)

@@ -1,4 +1,4 @@
-"""A client that leaves frees its session at the worker at once."""
+"""The disconnect of a client ends its session at the worker at once."""
 
 import logging
 import time
@@ -38,7 +38,7 @@ WEBSOCKET = ["listen", "push", "hesitate"]
 
 @pytest.mark.parametrize("leave", ["close", "reset"])
 @pytest.mark.parametrize("path", HTTP + WEBSOCKET)
-def test_the_app_hears_at_once(server: tuple[Process, Path], path: str, leave: str) -> None:
+def test_a_disconnect_reaches_the_app_at_once(server: tuple[Process, Path], path: str, leave: str) -> None:
     interface, folder = server
     name = f"{path}-{leave}"
     target = f"/{path}?name={name}"
@@ -52,26 +52,26 @@ def test_the_app_hears_at_once(server: tuple[Process, Path], path: str, leave: s
         if path == "stream":
             client.read_until(b"tick")
         else:
-            wait_until((folder / f"{name}.sending").exists, what="the app's sign of life")
-        left = time.monotonic()
+            wait_until((folder / f"{name}.sending").exists, what="the first note of the app")
+        disconnected = time.monotonic()
         getattr(client, leave)()
     ended = folder / f"{name}.ended"
     wait_until(ended.exists, what="the end of the app")
-    at, how = ended.read_text().split()
-    delay = float(at) - left
-    figures.info("%s: %.1f ms, %s", name, delay * 1000, how)
+    ended_at, outcome = ended.read_text().split()
+    delay = float(ended_at) - disconnected
+    figures.info("%s: %.1f ms, %s", name, delay * 1000, outcome)
     assert delay >= 0
     in_time(delay, AT_ONCE)
-    assert how == ("ClientDisconnected" if path in ("stream", "flood", "push") else "returned")
+    assert outcome == ("ClientDisconnected" if path in ("stream", "flood", "push") else "returned")
 
 
 @pytest.mark.parametrize("leave", ["close", "reset"])
-def test_the_app_hears_it_though_another_request_waits(server: tuple[Process, Path], leave: str) -> None:
+def test_a_disconnect_reaches_the_app_in_spite_of_a_pipelined_request(server: tuple[Process, Path], leave: str) -> None:
     interface, folder = server
     names = [f"ahead-{leave}-{number}" for number in range(2)]
     with RawClient(interface) as client:
         for name in names:
             client.send(f"GET /poll?name={name} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
-        wait_until((folder / f"{names[0]}.sending").exists, what="the app's sign of life")
+        wait_until((folder / f"{names[0]}.sending").exists, what="the first note of the app")
         getattr(client, leave)()
     wait_until((folder / f"{names[0]}.ended").exists, what="the end of the app")

@@ -52,9 +52,7 @@ def test_a_worker_with_a_wrong_key_logs_one_line_and_its_clients_get_503(
     assert get(server) == 200
 
 
-def test_of_several_workers_one_has_a_wrong_key_and_no_client_notices(
-    start_interface: Start, start_worker: Start, redis_url: str
-) -> None:
+def test_one_worker_with_a_wrong_key_among_several(start_interface: Start, start_worker: Start, redis_url: str) -> None:
     def start(key: str) -> Process:
         options = ("--layer", redis_url, "--encryption-key", key, "--admin-port", 0)
         return start_worker(APP, *options, env={"POOL": key})
@@ -73,7 +71,7 @@ def test_of_several_workers_one_has_a_wrong_key_and_no_client_notices(
     assert [readiness(worker)[0] for worker in even] == [200, 200]
 
 
-def test_an_interface_that_cannot_read_its_worker_answers_in_time(
+def test_an_interface_without_the_key_of_its_worker_answers_in_time(
     start_interface: Start, start_worker: Start, redis_url: str
 ) -> None:
     """A client gets an error in time if the interface server lacks the new key of its worker."""

@@ -78,14 +78,14 @@ def bad_openings(interface: str) -> list[Any]:
     ]
 
 
-def counted(process: Process, kind: str) -> float:
-    """Return how often that happened, as the process says at its admin port."""
+def count_events(process: Process, kind: str) -> float:
+    """Return the count of an event from the admin port of the process."""
     text = httpx.get(process.wait_for(r"admin port on (http://\S+)")[1] + "/metrics", trust_env=False).text
-    found = re.search(rf'^asgibus_events_total{{.*kind="{kind}".*}} ([0-9.]+)$', text, re.MULTILINE)
-    return float(found[1]) if found else 0.0
+    match = re.search(rf'^asgibus_events_total{{.*kind="{kind}".*}} ([0-9.]+)$', text, re.MULTILINE)
+    return float(match[1]) if match else 0.0
 
 
-async def test_no_process_ends_whatever_stands_on_the_bus(
+async def test_malformed_bus_data_ends_no_process(
     start_interface: Start, start_worker: Start, redis_url: str, tmp_path: Path
 ) -> None:
     (tmp_path / "echo.py").write_text(APP)
@@ -107,8 +107,10 @@ async def test_no_process_ends_whatever_stands_on_the_bus(
                         bus.offer(shared_channel(HTTP, "default"), entry)
                         offered += 1
                 await bus.drain()
-                wait_until(lambda: counted(interface, "bad frame") > len(frames) / 2, what="the frames to be refused")
-                wait_until(lambda: counted(worker, "bad opening") > offered / 2, what="the openings to be refused")
+                wait_until(
+                    lambda: count_events(interface, "bad frame") > len(frames) / 2, what="the frames to be refused"
+                )
+                wait_until(lambda: count_events(worker, "bad opening") > offered / 2, what="the openings to be refused")
         finally:
             await layer.close()
         socket.send("still here")

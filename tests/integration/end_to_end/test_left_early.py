@@ -1,4 +1,4 @@
-"""A client that leaves early enough never gets a session; one that leaves makes place for the next."""
+"""Disconnects before a worker claims the connection, and places freed by a disconnect."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,7 +16,7 @@ APP = "end_to_end.disconnect_app:app"
 Start = Callable[..., Process]
 
 
-def test_a_client_that_leaves_before_any_worker_came_never_gets_one(
+def test_an_unclaimed_connection_is_withdrawn_at_its_disconnect(
     start_interface: Start, start_worker: Start, redis_url: str, tmp_path: Path
 ) -> None:
     interface = start_interface("--layer", redis_url, "--connect-timeout", 30)
@@ -33,7 +33,7 @@ def test_a_client_that_leaves_before_any_worker_came_never_gets_one(
             else:
                 client.send(f"GET /poll?name=early-{number} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
         wait_until(lambda: waiting() == 4, what="four offers")
-        # A FIN of an HTTP client may only mean that its request is complete; that of a WebSocket client is the end.
+        # A FIN of an HTTP client may mean a complete request; the FIN of a WebSocket client is a disconnect.
         clients[0].reset()
         clients[1].close()
         wait_until(lambda: waiting() == 2, what="the withdrawal of two offers")
@@ -49,7 +49,7 @@ def test_a_client_that_leaves_before_any_worker_came_never_gets_one(
         wait_until(lambda: waiting() == 0, what="empty channels")
 
 
-def test_the_places_of_those_who_left_are_free(
+def test_a_disconnect_frees_its_place(
     start_interface: Start, start_worker: Start, redis_url: str, tmp_path: Path
 ) -> None:
     start_worker(APP, "--layer", redis_url, "--concurrency", 8, env={"NOTES": tmp_path})
@@ -59,7 +59,7 @@ def test_the_places_of_those_who_left_are_free(
             members = [
                 stack.enter_context(RawWebSocket(interface, f"/listen?name={turn}-{number}")) for number in range(8)
             ]
-            # There is no place for a ninth, until one of them leaves.
+            # There is no place for a ninth client until another disconnects.
             ninth = RawWebSocket(interface, f"/listen?name={turn}-ninth", answered=False)
             stack.callback(ninth.close)
             ninth.assert_silent(0.1)

@@ -11,7 +11,7 @@ Start = Callable[..., Process]
 
 
 def metric(server: Process, name: str, channel: str) -> float | None:
-    """Return the value of a channel metric from the admin port of the server, None if it is not exported."""
+    """Return the value of a channel metric from the admin port of the server, None if the metric is not exported."""
     where = server.wait_for(r"admin port on (http://\S+)")[1]
     with urllib.request.urlopen(f"{where}/metrics", timeout=30) as response:
         lines = response.read().decode().splitlines()

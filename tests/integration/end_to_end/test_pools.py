@@ -1,4 +1,4 @@
-"""Pools: which workers get which connections."""
+"""Pools: the distribution of connections over workers."""
 
 from collections.abc import Callable
 
@@ -21,17 +21,17 @@ def test_connections_go_to_the_workers_of_their_pool(
         *("--route", "/café=chat"),
         *("--connect-timeout", 1),
     )
-    whole = start_interface("--layer", redis_url, "--pool", "heavy")
+    heavy = start_interface("--layer", redis_url, "--pool", "heavy")
     for server, path, pool in (
         (routed, "/", b"default"),
         (routed, "/w", b"default"),
         (routed, "/ws", b"chat"),
         (routed, "/ws/room?path=/ws/heavy", b"chat"),
         (routed, "/ws/heavy/x", b"heavy"),
-        (routed, "/%77s/heavy%2Fx", b"heavy"),  # the path as the app sees it
+        (routed, "/%77s/heavy%2Fx", b"heavy"),  # the decoded path decides
         (routed, "/caf%C3%A9/menu", b"chat"),
-        (whole, "/", b"heavy"),
-        (whole, "/ws", b"heavy"),
+        (heavy, "/", b"heavy"),
+        (heavy, "/ws", b"heavy"),
     ):
         with RawClient(server) as client:
             assert client.request("GET", path).body == pool
@@ -42,7 +42,7 @@ def test_connections_go_to_the_workers_of_their_pool(
     routed.wait_for("is one running for their pool")
 
 
-def test_pool_and_routes_are_environment_variables_too(
+def test_pool_and_routes_from_environment_variables(
     start_interface: Start, start_worker: Start, redis_url: str
 ) -> None:
     env = {"ASGIBUS_LAYER": redis_url, "ASGIBUS_POOL": "blue"}
@@ -53,11 +53,11 @@ def test_pool_and_routes_are_environment_variables_too(
             assert client.request("GET", path).status == status
 
 
-def test_two_apps_in_one_pool_are_told(start_worker: Start, redis_url: str) -> None:
+def test_two_apps_in_one_pool_are_logged(start_worker: Start, redis_url: str) -> None:
     """The log warns of two apps in one pool: usually two deployments that share a Redis by mistake."""
     other = "end_to_end.load_app:app"
     first = start_worker(APP, "--layer", redis_url)
-    apart = [start_worker(other, "--layer", redis_url, option, "other") for option in ("--pool", "--prefix")]
+    separate = [start_worker(other, "--layer", redis_url, option, "other") for option in ("--pool", "--prefix")]
     same = start_worker(APP, "--layer", redis_url)
     second = start_worker(other, "--layer", redis_url)
     second.wait_for(f"runs another app for the pool 'default': {APP}, where this worker runs {other}")
@@ -67,4 +67,4 @@ def test_two_apps_in_one_pool_are_told(start_worker: Start, redis_url: str) -> N
     third.wait_for("worker ready: ")
     third.terminate()
     third.wait()
-    assert not [worker for worker in (first, *apart, same, third) if "runs another app" in worker.log()]
+    assert not [worker for worker in (first, *separate, same, third) if "runs another app" in worker.log()]

@@ -1,4 +1,4 @@
-"""Bodies far larger than the memory that the servers may take for them, with a slow end.
+"""Bodies far larger than the memory of their servers, with a slow peer.
 
 ASGIBUS_TEST_STREAM_MIB sets their size (1024 for the promise of the documentation; the default is for every day).
 """
@@ -21,7 +21,7 @@ from support.raw import RawClient
 from support.redis import RedisServer
 
 SIZE = int(os.environ.get("ASGIBUS_TEST_STREAM_MIB", "96"))
-PACE = 64  # mebibytes a second of the slow end; the fast one does more than a hundred
+PACE = 64  # mebibytes a second of the slow peer; the fast one does more than a hundred
 MAY_GROW = 64  # mebibytes
 
 figures = logging.getLogger("figures")  # shown by `pytest -rP --log-level=info`
@@ -72,13 +72,13 @@ def bus(
         client.request("GET", "/download?mib=1")
         client.request("POST", "/upload", body=bytes(MIB))
     memory = Memory({"interface": interface.pid, "worker": worker.pid, "redis": store.pid})
-    begun = time.monotonic()
+    started = time.monotonic()
     with memory.watched():
         yield interface
-    seconds = time.monotonic() - begun
-    grown = ", ".join(f"{name} {size:.1f}" for name, size in memory.grown.items())
-    figures.info("%d MiB in %.1f s (%.0f MiB/s); grown by MiB: %s", SIZE, seconds, SIZE / seconds, grown)
-    assert max(memory.grown.values()) < MAY_GROW, grown
+    seconds = time.monotonic() - started
+    growth = ", ".join(f"{name} {size:.1f}" for name, size in memory.grown.items())
+    figures.info("%d MiB in %.1f s (%.0f MiB/s); grown by MiB: %s", SIZE, seconds, SIZE / seconds, growth)
+    assert max(memory.grown.values()) < MAY_GROW, growth
 
 
 def download(bus: Process, pace: Pace, *, app_pace: int = 0) -> None:
@@ -86,12 +86,12 @@ def download(bus: Process, pace: Pace, *, app_pace: int = 0) -> None:
     with RawClient(bus, receive_buffer=1 << 18) as client:
         client.send(f"GET /download?mib={SIZE}&pace={app_pace} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
         client.read_head()
-        left = SIZE * MIB
-        while left:
+        remaining = SIZE * MIB
+        while remaining:
             data = client.read_some()
             assert data, "the connection was closed too early"
             digest.update(data)
-            left -= len(data)
+            remaining -= len(data)
             if (seconds := pace.wait_for(len(data))) > 0:
                 time.sleep(seconds)
     for number in range(SIZE):
@@ -120,7 +120,7 @@ def test_an_upload_to_a_slow_app(bus: Process) -> None:
     upload(bus, Pace(0), app_pace=PACE)
 
 
-def test_both_at_once_as_fast_as_they_go(bus: Process) -> None:
+def test_a_download_beside_an_upload(bus: Process) -> None:
     with ThreadPoolExecutor() as threads:
         uploading = threads.submit(upload, bus, Pace(0))
         download(bus, Pace(0))

@@ -28,7 +28,7 @@ Start = Callable[..., Process]
 
 @pytest.fixture(scope="module", params=LAYERS)
 def server(request: pytest.FixtureRequest) -> Iterator[Process]:
-    """Provide an interface server with the app behind it, in three threads, for all tests."""
+    """Provide an interface server whose app runs in three threads, for all tests."""
     threads, mount = ("--threads", THREADS), ("--root-path", "/mount")
     options = (*threads, *mount) if request.param == "memory" else mount
     with serving(request, APP, *options, layer=request.param, worker_options=threads) as servers:
@@ -53,14 +53,14 @@ def open_files(server: Process) -> list[int]:
 
 
 def notes(client: httpx.Client) -> list[str]:
-    found: list[str] = client.get("/noted").json()
-    return found
+    lines: list[str] = client.get("/noted").json()
+    return lines
 
 
 def test_the_environ(server: Process, client: httpx.Client) -> None:
     headers = [("x-two", "1"), ("x-two", "2"), ("cookie", "a=1"), ("cookie", "b=2"), ("x_forwarded_for", "evil")]
-    sent = [*headers, ("content-type", "text/x"), ("x-forwarded-for", "10.1.2.3"), ("x-forwarded-proto", "https")]
-    environ = client.post("/environ/a%20%C3%BC%FF%2Fb?q=%C3%BC&r", headers=sent, content=b"12345").json()
+    headers = [*headers, ("content-type", "text/x"), ("x-forwarded-for", "10.1.2.3"), ("x-forwarded-proto", "https")]
+    environ = client.post("/environ/a%20%C3%BC%FF%2Fb?q=%C3%BC&r", headers=headers, content=b"12345").json()
     expected = {
         "REQUEST_METHOD": "POST",
         "SCRIPT_NAME": "/mount",
@@ -86,7 +86,7 @@ def test_the_environ(server: Process, client: httpx.Client) -> None:
     assert {name: environ.get(name) for name in expected} == expected
 
 
-def test_requests_run_at_once_in_as_many_threads_as_there_are(client: httpx.Client) -> None:
+def test_concurrent_requests_use_all_threads(client: httpx.Client) -> None:
     def meet(count: int) -> str:
         return client.get(f"/meet?{count}").text
 
@@ -96,7 +96,7 @@ def test_requests_run_at_once_in_as_many_threads_as_there_are(client: httpx.Clie
     assert max(int(answer.split()[1]) for answer in answers) <= THREADS
 
 
-def test_a_second_worker_takes_what_the_threads_of_the_first_cannot(
+def test_a_worker_without_a_free_thread_claims_nothing(
     start_redis: Callable[..., RedisServer], start_interface: Start, start_worker: Start
 ) -> None:
     """A worker without a free thread claims nothing, so an idle worker gets the request."""
@@ -112,7 +112,7 @@ def test_a_second_worker_takes_what_the_threads_of_the_first_cannot(
         assert slow.result().text == "waited"
 
 
-def test_bodies_are_whole(client: httpx.Client) -> None:
+def test_bodies_arrive_whole(client: httpx.Client) -> None:
     body = bytes(range(256)) * (5 * 4096)
     digest = hashlib.sha256(body).hexdigest()
     parts = (body[start : start + 100_000] for start in range(0, len(body), 100_000))
@@ -150,9 +150,9 @@ def test_slow_uploads_take_no_threads(server: Process, client: httpx.Client) -> 
             leaving.reset()
         for upload in uploads[::2]:
             upload.send(bytes(99_995))
-        whole = hashlib.sha256(b"some" + bytes(199_996)).hexdigest()
-        assert {upload.read_response().text for upload in uploads[::2]} == {whole}
-    assert notes(client).count("upload begun") == 5 * THREADS, "the app began with a body that was cut off"
+        expected = hashlib.sha256(b"some" + bytes(199_996)).hexdigest()
+        assert {upload.read_response().text for upload in uploads[::2]} == {expected}
+    assert notes(client).count("upload begun") == 5 * THREADS, "the app began with an incomplete body"
 
 
 @pytest.mark.parametrize("query", ["8", "8&whole"])
@@ -186,13 +186,13 @@ def test_readers_of_large_files_take_no_threads(server: Process, client: httpx.C
     wait_until(lambda: notes(client).count("file closed") == len(readers))
 
 
-def test_a_file_that_is_read_otherwise_than_it_lies_on_the_disk(client: httpx.Client) -> None:
+def test_a_decompressing_file_wrapper(client: httpx.Client) -> None:
     assert client.get("/file?1&packed").content == pattern(MIB)[8:]
     assert client.head("/file?1").content == b""
     assert notes(client).count("file closed") == 2
 
 
-def test_how_far_a_response_runs_ahead_of_its_client_can_be_set(start_interface: Start) -> None:
+def test_the_response_buffer_is_an_option(start_interface: Start) -> None:
     server = start_interface("--threads", 1, "--wsgi-response-buffer", 100 * MIB, app=APP)
     with RawClient(server, receive_buffer=1 << 16) as slow:
         slow.send(b"GET /large?40 HTTP/1.1\r\nHost: test\r\n\r\n")
@@ -200,7 +200,7 @@ def test_how_far_a_response_runs_ahead_of_its_client_can_be_set(start_interface:
         assert httpx.get(f"{server.url}/noted", trust_env=False, timeout=30).json()[-1] == "large closed"
 
 
-def test_what_a_stream_says_is_sent_at_once(server: Process, client: httpx.Client) -> None:
+def test_each_part_of_a_stream_is_sent_at_once(server: Process, client: httpx.Client) -> None:
     with RawClient(server) as stream:
         stream.send(b"GET /prompt HTTP/1.1\r\nHost: test\r\n\r\n")
         stream.read_head()
@@ -210,7 +210,7 @@ def test_what_a_stream_says_is_sent_at_once(server: Process, client: httpx.Clien
         assert stream.read_chunk() == b""
 
 
-def test_a_client_is_asked_for_its_body(server: Process) -> None:
+def test_100_continue_is_sent(server: Process) -> None:
     with RawClient(server) as client:
         client.send(b"POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")
         assert client.read_response().status == 100
@@ -218,11 +218,11 @@ def test_a_client_is_asked_for_its_body(server: Process) -> None:
         assert client.read_response().text == hashlib.sha256(b"some").hexdigest()
 
 
-def test_a_body_over_the_limit_is_refused(start_interface: Start) -> None:
+def test_an_oversized_body_is_rejected(start_interface: Start) -> None:
     server = start_interface("--wsgi-max-body-size", 100_000, app=APP)
     with RawClient(server) as client:
         client.send(b"POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 100001\r\nExpect: 100-continue\r\n\r\n")
-        assert client.read_response().status == 413, "it was asked for a body that nobody wants"
+        assert client.read_response().status == 413, "the server asked for an unwanted body"
     with RawClient(server) as client:
         client.send(b"POST /upload HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n")
         for _ in range(2):
@@ -231,7 +231,7 @@ def test_a_body_over_the_limit_is_refused(start_interface: Start) -> None:
     assert httpx.post(f"{server.url}/upload", content=bytes(100_000), trust_env=False).status_code == 200
 
 
-def test_room_on_disk_is_shared_and_given_back(start_interface: Start) -> None:
+def test_the_spool_size_is_shared_and_freed(start_interface: Start) -> None:
     server = start_interface("--wsgi-spool-size", 200_000, app=APP)
     with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
         for leaves in (True, False):
@@ -239,18 +239,18 @@ def test_room_on_disk_is_shared_and_given_back(start_interface: Start) -> None:
                 upload.send(b"POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 170000\r\n\r\n" + bytes(160_000))
                 wait_until(lambda: any(size > 150_000 for size in open_files(server)))
                 assert client.post("/upload", content=bytes(100_000)).status_code == 503
-                assert client.post("/upload", content=bytes(50_000)).status_code == 200, "it needs no disk"
+                assert client.post("/upload", content=bytes(50_000)).status_code == 200, "a body in memory was rejected"
                 if leaves:
                     upload.reset()
                 else:
                     upload.send(bytes(10_000))
                     assert upload.read_response().status == 200
             wait_until(lambda: client.post("/upload", content=bytes(100_000)).status_code == 200)
-        assert client.get("/large?8").content == pattern(8 * MIB), "it waits for its client in place of the disk"
+        assert client.get("/large?8").content == pattern(8 * MIB), "a response without spool was cut"
     server.wait_for("others have used up --wsgi-spool-size")
 
 
-def test_files_of_slow_uploads_leave_some_for_all_else(start_interface: Start) -> None:
+def test_slow_uploads_leave_file_descriptors(start_interface: Start) -> None:
     server = start_interface(app=APP, env={"MOST_FILES": "512"})
     with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client, ExitStack() as stack:
         uploads = [stack.enter_context(RawClient(server)) for _ in range(32)]
@@ -258,24 +258,24 @@ def test_files_of_slow_uploads_leave_some_for_all_else(start_interface: Start) -
             upload.send(b"POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 100001\r\n\r\n" + bytes(100_000))
         wait_until(lambda: sum(size > 90_000 for size in open_files(server)) == len(uploads))
         assert client.post("/upload", content=bytes(100_000)).status_code == 503
-        assert client.post("/upload", content=bytes(50_000)).status_code == 200, "it needs no file"
-        assert client.get("/large?8").content == pattern(8 * MIB), "it waits for its client in place of the disk"
+        assert client.post("/upload", content=bytes(50_000)).status_code == 200, "a body in memory was rejected"
+        assert client.get("/large?8").content == pattern(8 * MIB), "a response without spool was cut"
         for upload in uploads:
             upload.send(b"\0")
             assert upload.read_response().status == 200
         wait_until(lambda: client.post("/upload", content=bytes(100_000)).status_code == 200)
 
 
-def test_a_disk_that_takes_no_more_is_told(start_interface: Start) -> None:
+def test_a_full_disk_is_logged(start_interface: Start) -> None:
     server = start_interface(app=APP, env={"LARGEST_FILE": "100000"})
     with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
         assert client.post("/upload", content=bytes(150_000)).status_code == 500
         server.wait_for(r"its body cannot be kept in a temporary file: \[Errno 27\] File too large")
-        assert client.get("/large?8").content == pattern(8 * MIB), "it waits for its client in place of the disk"
+        assert client.get("/large?8").content == pattern(8 * MIB), "a response without spool was cut"
         assert client.post("/upload", content=bytes(90_000)).status_code == 200
 
 
-def test_a_server_is_what_the_pep_asks_for(start_interface: Start) -> None:
+def test_the_server_passes_wsgiref_validate(start_interface: Start) -> None:
     server = start_interface("--interface", "wsgi", app="end_to_end.wsgi_app:validated")
     with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
         assert client.get("/environ?a=b").json()["QUERY_STRING"] == "a=b"
@@ -287,26 +287,24 @@ def test_a_server_is_what_the_pep_asks_for(start_interface: Start) -> None:
     assert "without being closed" not in server.log()
 
 
-def test_a_slow_client_holds_the_app_back_and_one_that_leaves_frees_its_thread(
-    server: Process, client: httpx.Client
-) -> None:
+def test_a_slow_client_pauses_the_app_and_a_disconnect_frees_its_thread(server: Process, client: httpx.Client) -> None:
     for count in range(1, THREADS + 2):  # more than there are threads, so each must have come free
         with RawClient(server, receive_buffer=1 << 16) as slow:
             slow.send(b"GET /stream HTTP/1.1\r\nHost: test\r\n\r\n")
             slow.read_head()
-            seen: list[Any] = [None]
+            progress: list[Any] = [None]
 
-            def stands_still(seen: list[Any] = seen) -> bool:
-                seen.append(notes(client)[-1])
-                return len(seen) > 8 and len(set(seen[-8:])) == 1
+            def stands_still(progress: list[Any] = progress) -> bool:
+                progress.append(notes(client)[-1])
+                return len(progress) > 8 and len(set(progress[-8:])) == 1
 
             wait_until(stands_still)
-            assert int(seen[-1].removeprefix("part ")) < 24 * MIB // (64 * 1024), "it ran ahead of its client"
+            assert int(progress[-1].removeprefix("part ")) < 24 * MIB // (64 * 1024), "the app ran ahead of its client"
             slow.reset()
         wait_until(lambda count=count: notes(client).count("stream closed") == count)
 
 
-def test_an_app_that_raises(server: Process, client: httpx.Client) -> None:
+def test_errors_of_the_app(server: Process, client: httpx.Client) -> None:
     for path in ("raising", "stopping", "headless", "twice"):
         assert client.get(f"/{path}").status_code == 500, path
     for path in ("breaking", "late_error"):
@@ -326,26 +324,26 @@ def test_the_head_waits_for_the_body(client: httpx.Client) -> None:
     assert client.get("/noted").headers["content-length"] == client.head("/noted").headers["content-length"]
 
 
-def test_the_body_for_a_head_request_is_not_made(client: httpx.Client) -> None:
+def test_the_body_of_a_head_request_is_not_iterated(client: httpx.Client) -> None:
     assert client.head("/stream").status_code == 200
     wait_until(lambda: notes(client)[-2:] == ["part 0", "stream closed"])
 
 
-def test_the_channel_layer_is_there(client: httpx.Client) -> None:
+def test_the_channel_layer_is_available(client: httpx.Client) -> None:
     with ThreadPoolExecutor(THREADS) as clients:
         answers = list(clients.map(lambda number: client.get(f"/bus?{number}").text, range(20)))
     assert sorted(answers, key=int) == [str(number) for number in range(20)]
 
 
-def test_a_websocket_is_refused(server: Process, client: httpx.Client) -> None:
+def test_a_websocket_is_rejected(server: Process, client: httpx.Client) -> None:
     for _ in range(THREADS + 1):
-        with pytest.raises(InvalidStatus) as refused, ws(server, "/"):
+        with pytest.raises(InvalidStatus) as rejected, ws(server, "/"):
             pass
-        assert refused.value.response.status_code == 403
+        assert rejected.value.response.status_code == 403
     assert client.get("/").status_code == 200
 
 
-def test_what_runs_is_finished_when_the_worker_stops(start_interface: Start) -> None:
+def test_a_stop_finishes_running_requests(start_interface: Start) -> None:
     server = start_interface(app=APP)
     with ThreadPoolExecutor(1) as clients:
         answer = clients.submit(httpx.get, f"{server.url}/wait?1", trust_env=False)
@@ -355,7 +353,7 @@ def test_what_runs_is_finished_when_the_worker_stops(start_interface: Start) -> 
     assert server.wait() == 0
 
 
-def test_what_takes_too_long_is_cut_when_the_worker_stops(
+def test_a_stop_cuts_slow_requests(
     start_redis: Callable[..., RedisServer], start_interface: Start, start_worker: Start
 ) -> None:
     """A stop ends a slow request, a thread that waits for its client, and a request whose body has not come."""
@@ -365,13 +363,13 @@ def test_what_takes_too_long_is_cut_when_the_worker_stops(
     with RawClient(server, receive_buffer=1 << 16) as slow, RawClient(server) as silent:
         slow.send(b"GET /stream HTTP/1.1\r\nHost: test\r\n\r\n")
         silent.send(b"POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n")
-        assert silent.read_response().status == 100, "the worker has it, and waits for its body"
+        assert silent.read_response().status == 100, "the worker does not wait for the body"
         silent.send(b"some")
         slow.read_head()
         worker.terminate()
         assert worker.wait(4) == 0
         assert "1 connections were not finished within 1 s and are cancelled" in worker.log(), (
-            "the other has its answer"
+            "the request without a body was cancelled, too"
         )
         assert silent.read_response().status == 503
     assert re.findall("ERROR|Traceback", worker.log()) == []

@@ -65,10 +65,10 @@ def environ(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
 
 
 def noted(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    found = json.dumps(notes)
+    body = json.dumps(notes)
     if environ["QUERY_STRING"] == "clear":
         notes.clear()
-    return text(start_response, found)
+    return text(start_response, body)
 
 
 def threads(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -76,18 +76,18 @@ def threads(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
 
 
 def meet(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """Answer when as many requests run as the query says, or after a timeout."""
+    """Answer when the number of running requests is that of the query, or after a timeout."""
     global inside  # noqa: PLW0603
     count = int(environ["QUERY_STRING"])
     with met:
         inside += 1
         met.notify_all()
-        together = met.wait_for(lambda: inside >= count, 20)
+        complete = met.wait_for(lambda: inside >= count, 20)
         most = inside
     time.sleep(0.05)
     with met:
         inside -= 1
-    return text(start_response, f"{together} {most}")
+    return text(start_response, f"{complete} {most}")
 
 
 def upload(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -116,24 +116,24 @@ def echo(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
 
 
 def large(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """Answer with as many MiB as the query says, in small parts, or whole."""
-    count, _, whole = environ["QUERY_STRING"].partition("&")
+    """Answer with the number of MiB in the query, in small parts or in one part."""
+    count, _, in_one_part = environ["QUERY_STRING"].partition("&")
     start_response("200 OK", [("Content-Type", "application/octet-stream")])
     body = pattern(int(count) << 20)
-    parts = [body] if whole else (body[start : start + 50_000] for start in range(0, len(body), 50_000))
+    parts = [body] if in_one_part else (body[start : start + 50_000] for start in range(0, len(body), 50_000))
     return Closing("large", parts)
 
 
 def file(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """Answer with a file of as many MiB as the query says, from the ninth byte on, optionally packed with gzip."""
+    """Answer with a file of the number of MiB in the query, from the ninth byte on, optionally packed with gzip."""
     count, _, packed = environ["QUERY_STRING"].partition("&")
-    kept = tempfile.TemporaryFile()  # noqa: SIM115
-    file = gzip.GzipFile(fileobj=kept, mode="wb") if packed else kept
+    stored = tempfile.TemporaryFile()  # noqa: SIM115
+    file = gzip.GzipFile(fileobj=stored, mode="wb") if packed else stored
     file.write(pattern(int(count) << 20))
     if packed:
         file.close()
-        kept.seek(0)
-        file = gzip.GzipFile(fileobj=kept)
+        stored.seek(0)
+        file = gzip.GzipFile(fileobj=stored)
     file.seek(8)
     start_response("200 OK", [("Content-Type", "application/octet-stream")])
     shown = environ["wsgi.file_wrapper"](file, 1000)
@@ -147,12 +147,12 @@ def pattern(size: int) -> bytes:
 
 
 def prompt(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """Answer in two parts, the second when another request has asked for it."""
+    """Answer in two parts, the second after a request for /second."""
     start_response("200 OK", [])
     yield b"first"
     with met:
-        told = met.wait_for(lambda: "second" in notes, 20)
-    yield b"second" if told else b"never"
+        asked = met.wait_for(lambda: "second" in notes, 20)
+    yield b"second" if asked else b"never"
 
 
 def second(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -237,7 +237,7 @@ def wait(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
 
 
 def bus(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """Send a message to this app through the channel layer, and receive it."""
+    """Send a message to this app through the channel layer, and receive the message."""
     layer = asgibus.connection(environ["asgi.scope"]).layer
     async_to_sync(layer.send)("work", {"type": "work", "text": environ["QUERY_STRING"]})
     return text(start_response, async_to_sync(layer.receive)("work")["text"])

@@ -2,7 +2,7 @@
 
 By default every check runs on the frameworks of `IN_DEPTH`, with separate processes over Redis. The other frameworks,
 and one process with the memory layer, have the checks marked `smoke`. `--long` runs every check everywhere, and on
-uvicorn too, where it shows that the check expects what another server does.
+uvicorn too, which shows that the check expects the behaviour of another server.
 """
 
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ HERE = Path(__file__).parent
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out checks of features that a framework lacks, and mark those of the long form."""
-    kept, left_out = [], []
+    """Deselect checks of features that a framework lacks, and mark checks of the long form."""
+    selected, deselected = [], []
     for item in items:
-        kept.append(item) if _is_for(item) else left_out.append(item)
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = kept
-    for item in kept:
+        selected.append(item) if _is_for(item) else deselected.append(item)
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = selected
+    for item in selected:
         if _repeats(item):
             item.add_marker("long")
 
@@ -42,10 +42,10 @@ def _repeats(item: pytest.Item) -> bool:
     if HERE not in item.path.parents or not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
         return False
     framework, setup = (item.callspec.params.get(name) for name in ("sites", "setup"))
-    own = any(framework in mark.args for mark in item.iter_markers("needs"))
+    required = any(framework in mark.args for mark in item.iter_markers("needs"))
     if setup == "uvicorn" or (setup == "memory" and framework not in IN_DEPTH):
         return True
-    in_depth = framework is None or own or framework in IN_DEPTH
+    in_depth = framework is None or required or framework in IN_DEPTH
     return not (in_depth and setup != "memory") and item.get_closest_marker("smoke") is None
 
 

@@ -1,4 +1,4 @@
-"""A Flask app as one writes it; only `publish` knows of the bus."""
+"""An ordinary Flask app; only `publish` uses the bus."""
 
 import hashlib
 import os

@@ -29,7 +29,7 @@ EXPECTED = (
     "401: members only",
     "Django can only handle ASGI/HTTP connections",
     "Exception caught after response started",
-    "FileNotFoundError: ",  # of a file that is removed, as it is asked
+    "FileNotFoundError: ",  # of a file that the app has removed
     "No route found for path 'missing'",
 )
 """Texts of the error lines that the log may contain."""
@@ -40,16 +40,16 @@ WRONG = re.compile(r"was never awaited|was destroyed but it is pending|never ret
 
 @dataclass(frozen=True, kw_only=True)
 class Framework:
-    """An app, and the features that it `has`, which select its checks."""
+    """An app, and its features (`has`), which select its checks."""
 
     name: str
     app: str
     has: frozenset[str]
     interface: str = "asgi3"
     project: str = ""
-    """Of Django: the package with the settings."""
+    """The package with the settings of Django."""
     failure_code: int = 1011
-    """With which a WebSocket is closed when its handler raises: 1011 by the server, or what the framework sends."""
+    """Close code of a WebSocket whose handler raises: 1011 of the server, or the code of the framework."""
 
     def __str__(self) -> str:
         return self.name
@@ -78,14 +78,14 @@ FRAMEWORKS = {
         _framework("asgi2", "background", "websocket", "reasons", interface="asgi2"),
     )
 }
-"""By name. What the words of `has` mean, the checks that need them say."""
+"""Frameworks by name. The checks show the meanings of the words in `has`."""
 
 IN_DEPTH = ("starlette", "channels", "flask")
 """One of each kind: ASGI by itself, Django with Channels, and WSGI."""
 
 
 class Sites:
-    """The servers of one framework's app. Each is started when it is first asked for."""
+    """The servers of one framework's app. Each is started at its first use."""
 
     def __init__(self, framework: Framework, folder: Path, redis_url: Callable[[], str]) -> None:
         self.framework = framework
@@ -184,20 +184,20 @@ class Sites:
 
 @dataclass
 class Site:
-    """One app on one setup of servers, and a client of it."""
+    """One app on one setup of servers, and a client of the app."""
 
     framework: Framework
     setup: str
     server: Process
     worker: Process
-    """Whose log has what the app writes."""
+    """The process whose log has the output of the app."""
 
     def __post_init__(self) -> None:
         self.client = httpx.Client(base_url=self.server.url, trust_env=False, timeout=30)
 
     @property
     def ours(self) -> bool:
-        """Return whether this is the bus, and not uvicorn."""
+        """Return whether the servers are those of asgibus, and not uvicorn."""
         return not self.setup.startswith("uvicorn")
 
     def has(self, feature: str) -> bool:
@@ -205,5 +205,5 @@ class Site:
 
     def notes(self) -> list[str]:
         """Return the notes of the app."""
-        found: list[str] = self.client.get("/noted").json()
-        return found
+        notes: list[str] = self.client.get("/noted").json()
+        return notes

@@ -139,7 +139,7 @@ async def gone(request):
 
 
 async def wait(request):
-    """Wait as a long poll does, until the client is gone."""
+    """Wait as a long poll does, until the client disconnects."""
     while not await request.is_disconnected():  # noqa: ASYNC110 - apps do it
         await asyncio.sleep(0.01)
     NOTES.append(f"{request.path_params['name']} left")

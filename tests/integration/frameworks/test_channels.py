@@ -1,4 +1,4 @@
-"""Tests of Channels alone: the layer of asgibus in place of its own, groups, and background work."""
+"""Tests of Channels alone: the layer of asgibus as its channel layer, groups, and background work."""
 
 import json
 from typing import Any
@@ -16,7 +16,7 @@ ON_REDIS = [pytest.param("redis", marks=pytest.mark.redis)]
 LAYER_PREFIX = "chat"
 
 
-def said(client: ClientConnection) -> Any:
+def receive_json(client: ClientConnection) -> Any:
     return json.loads(client.recv(timeout=30))
 
 
@@ -24,31 +24,31 @@ def get(site: Site, path: str) -> httpx.Response:
     return site.client.get(path)
 
 
-def chat(one: Site, other: Site, name: str) -> None:
+def chat(first_site: Site, second_site: Site, name: str) -> None:
     """Chat with clients of both sites in one room, and with a view of each site."""
     red, blue = f"red-{name}", f"blue-{name}"
     with (
-        ws(one.server, f"/chat/{red}") as first,
-        ws(other.server, f"/chat/{red}") as second,
-        ws(one.server, f"/chat/{blue}") as elsewhere,
+        ws(first_site.server, f"/chat/{red}") as first,
+        ws(second_site.server, f"/chat/{red}") as second,
+        ws(first_site.server, f"/chat/{blue}") as elsewhere,
     ):
         for client in (first, second, elsewhere):
-            assert said(client) == {"earlier": []}
+            assert receive_json(client) == {"earlier": []}
         first.send("hello")
-        assert (said(first), said(second)) == ({"line": "hello"}, {"line": "hello"})
+        assert (receive_json(first), receive_json(second)) == ({"line": "hello"}, {"line": "hello"})
         second.send(b"\x00\xff")
         assert first.recv(timeout=30) == second.recv(timeout=30) == b"\x00\xff"
-        for site in (one, other):
+        for site in (first_site, second_site):
             assert get(site, f"/announce/{red}/20").text == "announced"
             expected = [{"line": f"announcement {number}"} for number in range(20)]
-            assert [said(first) for _ in range(20)] == expected
-            assert [said(second) for _ in range(20)] == expected
-        with ws(other.server, f"/chat/{red}") as late:
-            assert said(late) == {"earlier": ["hello"]}
+            assert [receive_json(first) for _ in range(20)] == expected
+            assert [receive_json(second) for _ in range(20)] == expected
+        with ws(second_site.server, f"/chat/{red}") as latecomer:
+            assert receive_json(latecomer) == {"earlier": ["hello"]}
         elsewhere.send("only here")
-        assert said(elsewhere) == {"line": "only here"}
+        assert receive_json(elsewhere) == {"line": "only here"}
         elsewhere.send("fill")
-        assert said(elsewhere) == {"sent": 3}
+        assert receive_json(elsewhere) == {"sent": 3}
 
 
 def test_a_chat_through_the_project_s_layer(site: Site) -> None:
@@ -69,7 +69,7 @@ def test_errors_of_the_layer(site: Site) -> None:
 
 
 @pytest.mark.parametrize("setup", [*ON_REDIS, "memory"], indirect=True)
-def test_a_view_speaks_to_a_group_of_the_bus(site: Site) -> None:
+def test_a_view_broadcasts_to_a_group_of_the_bus(site: Site) -> None:
     with ws(site.server, "/everybody") as socket:
         socket.send("joined")
         assert socket.recv(5) == "joined"
@@ -97,7 +97,7 @@ def test_background_consumers(site: Site, sites: Sites) -> None:
 @pytest.mark.parametrize("layer", [*ON_REDIS, "memory"])
 def test_the_project_s_own_tests(layer: str, sites: Sites) -> None:
     command = ["-X", "dev", "-W", "error::ResourceWarning", "-m", "frameworks.channels_project.own_tests"]
-    own = sites.run(*command, layer=layer, CHANNELS_PREFIX="own")
-    own.wait_for("all is well")
-    assert own.wait() == 0
-    assert "Warning" not in own.log()
+    program = sites.run(*command, layer=layer, CHANNELS_PREFIX="own")
+    program.wait_for("all is well")
+    assert program.wait() == 0
+    assert "Warning" not in program.log()

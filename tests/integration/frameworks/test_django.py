@@ -58,13 +58,13 @@ def test_the_orm(site: Site) -> None:
     assert site.client.post(f"/lines/{room}", data={"text": "two"}).json() == ["one", "two"]
 
 
-def test_a_post_without_a_token_is_refused(site: Site) -> None:
-    refused = site.client.post("/protected", data={})
-    assert refused.status_code == 403
-    assert "CSRF verification failed" in refused.text
+def test_a_post_without_a_token_is_rejected(site: Site) -> None:
+    rejected = site.client.post("/protected", data={})
+    assert rejected.status_code == 403
+    assert "CSRF verification failed" in rejected.text
 
 
-def test_there_are_no_websockets(site: Site) -> None:
-    with pytest.raises(InvalidStatus) as refused, ws(site.server, "/"):
+def test_websockets_are_rejected(site: Site) -> None:
+    with pytest.raises(InvalidStatus) as rejected, ws(site.server, "/"):
         pass
-    assert refused.value.response.status_code == 500  # the view raises
+    assert rejected.value.response.status_code == 500  # the view raises

@@ -1,7 +1,7 @@
-"""Apps may do the same as on uvicorn after a disconnect, after their last event, and while their server stops.
+"""Ends of apps, as on uvicorn: after a disconnect, after the last event, and while the server stops.
 
-Each case runs the same app here and there, and compares what the app notes: how its work ends, and whether its clean-up
-runs. The log must be clean, unless the app itself did something wrong.
+Each case runs one app on both servers, and compares the notes of the app on the end of its work and its clean-up.
+ The log must be clean, unless the app itself did something wrong.
 """
 
 import re
@@ -54,14 +54,14 @@ PROGRAMS = {
 
 
 IN_DEPTH = ("asgi", "channels", "flask")
-"""Which are run by default; the others with `--long`."""
+"""Programs that run by default; `--long` runs the others, too."""
 
 EACH_PROGRAM = [pytest.param(name, marks=[] if name in IN_DEPTH else pytest.mark.long) for name in PROGRAMS]
 
 
 @dataclass
 class Server:
-    """One program on one server. `worker` is the process that runs the app."""
+    """One program on one server. `worker` is the process with the app."""
 
     listener: Process
     worker: Process
@@ -75,7 +75,7 @@ class Server:
         path = self.folder / name
         return path.read_text().splitlines() if path.exists() else []
 
-    def noted(self, name: str, text: str) -> None:
+    def wait_for_note(self, name: str, text: str) -> None:
         wait_until(lambda: text in self.notes(name), what=f"a note {text!r} of {name}")
 
     def release(self, name: str) -> None:
@@ -106,23 +106,23 @@ def start(processes: Processes, program: Program, setup: str, redis_url: str = "
     return Server(processes.start_interface(*bus), worker)
 
 
-# Cases: each takes a server, a path and how the client leaves, and returns the name under which the app has noted.
+# Cases: each takes a server, a path and the way in which the client leaves, and returns the name of the app's notes.
 
 
-def leave_work(server: Server, path: str, how: str) -> str:
+def leave_work(server: Server, path: str, leave: str) -> str:
     """Leave while the app works on the answer."""
     name = next(server.names)
     client = RawClient(server.listener)
     client.send(f"POST /{path}/{name} HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\nab".encode())
-    server.noted(name, "begun")
-    client.reset() if how == "breaks" else client.close()
+    server.wait_for_note(name, "begun")
+    client.reset() if leave == "breaks" else client.close()
     server.settle()
     server.release(name)
-    server.noted(name, "cleaned up")
+    server.wait_for_note(name, "cleaned up")
     return name
 
 
-def leave_upload(server: Server, path: str, how: str) -> str:
+def leave_upload(server: Server, path: str, leave: str) -> str:
     """Leave in the middle of an upload."""
     name = next(server.names)
     client = RawClient(server.listener)
@@ -130,55 +130,55 @@ def leave_upload(server: Server, path: str, how: str) -> str:
     form = 'Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\nContent-Disposition: form-data; name="file"; '
     client.send(f'{head}{form}filename="a"\r\n\r\nabc'.encode())
     server.settle()
-    begun = "begun" in server.notes(name)
-    client.reset() if how == "breaks" else client.close()
-    if begun:
-        server.noted(name, "cleaned up")
+    started = "begun" in server.notes(name)
+    client.reset() if leave == "breaks" else client.close()
+    if started:
+        server.wait_for_note(name, "cleaned up")
     return name
 
 
-def leave_stream(server: Server, path: str, how: str) -> str:
+def leave_stream(server: Server, path: str, leave: str) -> str:
     """Leave in the middle of a stream."""
     name = next(server.names)
     client = RawClient(server.listener)
     client.send(f"GET /{path}/{name} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
     client.read_until(b"part")
-    client.reset() if how == "breaks" else client.close()
-    server.noted(name, "cleaned up")
+    client.reset() if leave == "breaks" else client.close()
+    server.wait_for_note(name, "cleaned up")
     return name
 
 
-def leave_socket(server: Server, path: str, how: str) -> str:
+def leave_socket(server: Server, path: str, leave: str) -> str:
     """Leave while the app waits for messages."""
     name = next(server.names)
     with ws(server.listener, f"/{path}/{name}") as socket:
         socket.send("x")
-        server.noted(name, "begun")
+        server.wait_for_note(name, "begun")
         server.settle()
-        if how == "breaks":
+        if leave == "breaks":
             socket.socket.shutdown(2)
         else:
             socket.close(4005)
-    server.noted(name, "cleaned up")
+    server.wait_for_note(name, "cleaned up")
     return name
 
 
-def send_late(server: Server, path: str, how: str) -> str:
+def send_late(server: Server, path: str, leave: str) -> str:
     """Leave while the app works on a message, which the app answers afterwards."""
     name = next(server.names)
     with ws(server.listener, f"/{path}/{name}") as socket:
         socket.send("late")
-        server.noted(name, "begun")
+        server.wait_for_note(name, "begun")
         server.settle()
-        if how == "breaks":
+        if leave == "breaks":
             socket.socket.shutdown(2)
     server.settle()
     server.release(name)
-    server.noted(name, "cleaned up")
+    server.wait_for_note(name, "cleaned up")
     return name
 
 
-def send_behind_its_close(server: Server, path: str, how: str) -> str:
+def send_behind_its_close(server: Server, path: str, leave: str) -> str:
     """Let the app send after its own close of a WebSocket, which is an error of the app."""
     name = next(server.names)
     with ws(server.listener, f"/{path}/{name}") as socket:
@@ -186,7 +186,7 @@ def send_behind_its_close(server: Server, path: str, how: str) -> str:
         with pytest.raises(ConnectionClosed):
             socket.recv(30)
         assert socket.close_code == 4001
-    server.noted(name, "cleaned up")
+    server.wait_for_note(name, "cleaned up")
     return name
 
 
@@ -199,23 +199,23 @@ CASES: dict[str, tuple[Case, tuple[str, ...], tuple[str, ...]]] = {
     "late": (send_late, ("sockets", "listeners"), ("breaks", "closes")),
     "behind its close": (send_behind_its_close, ("sockets",), ("",)),
 }
-"""Each with the kinds of paths that it is for, and the ways in which the client leaves."""
+"""Cases by name: the function, its kinds of paths, and the ways in which the client leaves."""
 
 FRAMEWORKS_OWN = {
     ("litestar", "late"),
     ("litestar", "upload"),
     *((program, "behind its close") for program in PROGRAMS),
 }
-"""Where the log may have errors, here and there: Litestar logs every exception, and to send behind a close is wrong."""
+"""Cases with errors in the log of both servers: Litestar logs every exception, and a send after a close is wrong."""
 
 
-def explained(program: str, case: str, how: str, ours: list[str], theirs: list[str]) -> bool:
-    """Return whether the app notes the same here and there, or the difference has a reason."""
+def explained(program: str, case: str, leave: str, ours: list[str], theirs: list[str]) -> bool:
+    """Return whether the app notes the same on both servers, or the difference has a reason."""
     if ours == theirs:
         return True
-    if case == "socket" and how == "breaks":
-        # A connection that broke has the code 1006, RFC 6455 section 7.1.5; uvicorn says 1005. To close what has ended
-        # is no error here.
+    if case == "socket" and leave == "breaks":
+        # A broken connection has the code 1006, RFC 6455 section 7.1.5; uvicorn reports 1005. On the bus, the
+        # close of an ended connection is no error.
         theirs = [note.replace("1005", "1006") for note in theirs]
         return ours == ([note.replace("OSError", "done") for note in theirs] if program == "asgi" else theirs)
     if case == "stream" and program in {"asgi", "flask"}:
@@ -226,8 +226,8 @@ def explained(program: str, case: str, how: str, ours: list[str], theirs: list[s
         return ours == []  # a thread is given to whole requests only
     if case == "behind its close":
         # The error depends on whether the client has answered the close by then.
-        return [each.replace("OSError", "RuntimeError") for each in ours] == [
-            each.replace("OSError", "RuntimeError") for each in theirs
+        return [note.replace("OSError", "RuntimeError") for note in ours] == [
+            note.replace("OSError", "RuntimeError") for note in theirs
         ]
     return False
 
@@ -248,11 +248,11 @@ def test_an_app_ends_as_on_uvicorn(servers: dict[str, Server], case: str, reques
     program = request.node.callspec.params["servers"]
     play, kinds, ways = CASES[case]
     for path in [path for kind in kinds for path in getattr(PROGRAMS[program], kind)]:
-        for how in ways:
+        for leave in ways:
             names = {}
             for setup, server in servers.items():
                 server.worker.mark()
-                names[setup] = play(server, path, how)
+                names[setup] = play(server, path, leave)
                 server.settle()
 
             def outcomes() -> tuple[list[str], list[str]]:
@@ -260,10 +260,10 @@ def test_an_app_ends_as_on_uvicorn(servers: dict[str, Server], case: str, reques
                 return ours, theirs
 
             with suppress(AssertionError):  # the last note may come a moment later
-                wait_until(lambda: explained(program, case, how, *outcomes()), 5)  # noqa: B023 -- called here
-            assert explained(program, case, how, *outcomes()), (path, how, *outcomes())
+                wait_until(lambda: explained(program, case, leave, *outcomes()), 5)  # noqa: B023 -- called here
+            assert explained(program, case, leave, *outcomes()), (path, leave, *outcomes())
             complaints = COMPLAINT.findall(servers["embedded"].worker.log())
-            assert not complaints or (program, case) in FRAMEWORKS_OWN, (path, how, complaints)
+            assert not complaints or (program, case) in FRAMEWORKS_OWN, (path, leave, complaints)
 
 
 def stop(server: Server, program: Program, streams: tuple[str, ...]) -> list[list[str]]:
@@ -277,7 +277,7 @@ def stop(server: Server, program: Program, streams: tuple[str, ...]) -> list[lis
             client = stack.enter_context(RawClient(server.listener))
             client.send(f"POST /{path}/{name} HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\nab".encode())
             answers.append(client)
-            server.noted(name, "begun")
+            server.wait_for_note(name, "begun")
         for path, name in listened:
             client = stack.enter_context(RawClient(server.listener))
             client.send(f"GET /{path}/{name} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
@@ -289,7 +289,7 @@ def stop(server: Server, program: Program, streams: tuple[str, ...]) -> list[lis
             server.settle()
         server.worker.terminate()
         for _, name in (*listened, *sockets):
-            server.noted(name, "cleaned up")
+            server.wait_for_note(name, "cleaned up")
         for (_, name), client in zip(listened, listening, strict=True):
             assert "done" not in server.notes(name)
             while client.read_chunk():  # up to the end in good order
@@ -301,19 +301,19 @@ def stop(server: Server, program: Program, streams: tuple[str, ...]) -> list[lis
         for (_, name), client in zip(works, answers, strict=True):
             server.release(name)
             assert client.read_response().body == b"worked"
-            server.noted(name, "done")
+            server.wait_for_note(name, "done")
     assert server.worker.wait() in (0, -signal.SIGTERM)  # uvicorn raises the signal again at its end
     return [server.notes(name) for _, name in (*works, *sockets)]
 
 
 @pytest.mark.redis
 @pytest.mark.parametrize("name_of_program", EACH_PROGRAM)
-def test_a_worker_that_stops_lets_its_apps_end(
+def test_a_stop_of_a_worker_ends_its_apps_in_order(
     name_of_program: str, processes: Processes, tmp_path_factory: pytest.TempPathFactory, redis_url: str
 ) -> None:
-    """Requests under way are answered, sockets and streams get a disconnect, and no error is logged.
+    """Running requests are answered, sockets and streams get a disconnect, and no error is logged.
 
-    Uvicorn does so for requests and sockets, but cuts streams off after a timeout, with an error in the log.
+    Uvicorn does the same for requests and sockets, but cuts streams off after a timeout, with an error in the log.
     """
     program = PROGRAMS[name_of_program]
     server = start(processes, program, "redis", redis_url)

@@ -31,11 +31,11 @@ def reads(parts: Iterator[str], mark: str) -> str:
 
 
 @pytest.mark.smoke
-def test_what_the_app_sees_of_a_request(site: Site) -> None:
+def test_a_request_as_the_app_gets_it(site: Site) -> None:
     forwarded = {"x-forwarded-for": "10.1.2.3", "x-forwarded-proto": "https"}
     with httpx.Client(base_url=site.server.url, trust_env=False, cookies={"c": "3"}) as client:
         answer = client.get("/", params={"q": "ü ?"}, headers=forwarded)
-    seen = {
+    expected = {
         "method": "GET",
         "root_path": "",
         "path": "/",
@@ -46,8 +46,8 @@ def test_what_the_app_sees_of_a_request(site: Site) -> None:
         "cookies": {"c": "3"},
     }
     if site.has("lifespan"):
-        seen["greeting"] = "hello from start-up"
-    assert answer.json() == seen
+        expected["greeting"] = "hello from start-up"
+    assert answer.json() == expected
     assert dict(answer.cookies) == {"a": "1", "b": "2"}
 
 
@@ -80,7 +80,7 @@ def test_a_stream_arrives_part_by_part(site: Site) -> None:
     with site.client.stream("GET", f"/stream/{site.setup}") as answer:
         parts = answer.iter_text()
         assert reads(parts, "first\n") == "first\n"
-        site.client.get(f"/go/{site.setup}")  # the app waits for this request before it sends the second part
+        site.client.get(f"/go/{site.setup}")  # the app waits for this request before the second part
         assert reads(parts, "second\n") == "second\n"
         assert list(parts) == []
 
@@ -89,20 +89,20 @@ def test_a_large_stream(site: Site) -> None:
     assert site.client.get("/large").content == LARGE
 
 
-def test_server_sent_events_and_a_client_that_leaves(site: Site) -> None:
+def test_server_sent_events_end_at_a_disconnect(site: Site) -> None:
     name = f"listener-{site.setup}"
     with site.client.stream("GET", f"/events/{name}", headers={"accept": "text/event-stream"}) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         lines = answer.iter_lines()
-        found = [line for line in (next(lines) for _ in range(12)) if line.startswith("data:")]
-        assert [line.removeprefix("data: ").strip('"') for line in found[:3]] == ["tick 0", "tick 1", "tick 2"]
+        data = [line for line in (next(lines) for _ in range(12)) if line.startswith("data:")]
+        assert [line.removeprefix("data: ").strip('"') for line in data[:3]] == ["tick 0", "tick 1", "tick 2"]
         assert f"{name} left" not in site.notes()
     if site.ours or site.framework.name != "flask":  # uvicorn never notifies a WSGI app
         wait_until(lambda: f"{name} left" in site.notes())
 
 
 @pytest.mark.smoke
-def test_a_client_that_leaves_a_silent_stream(site: Site) -> None:
+def test_a_disconnect_ends_a_silent_stream(site: Site) -> None:
     """Most frameworks notice the disconnect at once; the apps of the others at their next `send`."""
     name = f"silent-{site.setup}"
     with site.client.stream("GET", f"/stream/{name}") as answer:
@@ -114,7 +114,7 @@ def test_a_client_that_leaves_a_silent_stream(site: Site) -> None:
 
 
 @pytest.mark.needs("long polling")
-def test_a_client_that_stops_waiting_for_an_answer(site: Site) -> None:
+def test_a_disconnect_ends_a_long_poll(site: Site) -> None:
     """Starlette reports the disconnect when asked; Django cancels an asynchronous view."""
     name = f"poller-{site.setup}"
     with pytest.raises(httpx.ReadTimeout):
@@ -124,7 +124,7 @@ def test_a_client_that_stops_waiting_for_an_answer(site: Site) -> None:
 
 @pytest.mark.smoke
 @pytest.mark.needs("background")
-def test_background_work_goes_on_behind_the_response(site: Site) -> None:
+def test_background_work_continues_after_the_response(site: Site) -> None:
     name = f"work-{site.setup}"
     assert site.client.get(f"/later/{name}").text == "soon"
     assert f"{name} done" not in site.notes()
@@ -145,7 +145,7 @@ def test_error_pages(site: Site) -> None:
         site.worker.wait_for("ArithmeticError: as asked")
 
 
-def test_a_response_that_breaks_is_seen_to_be_broken(site: Site) -> None:
+def test_an_incomplete_response_is_an_error_at_the_client(site: Site) -> None:
     name = f"broken-{site.setup}"
     with site.client.stream("GET", f"/broken/{name}") as answer:
         parts = answer.iter_text()
@@ -155,7 +155,7 @@ def test_a_response_that_breaks_is_seen_to_be_broken(site: Site) -> None:
             list(parts)
 
 
-def test_redirects_and_paths_that_are_not_ascii(site: Site) -> None:
+def test_redirects_and_non_ascii_paths(site: Site) -> None:
     answer = site.client.get("/old")
     assert answer.status_code == 303
     assert answer.headers["location"].removeprefix(site.server.url) == "/%C3%A4pfel/gr%C3%BCn?q=%C3%BC"
@@ -182,7 +182,7 @@ def test_sessions(site: Site) -> None:
 
 
 @pytest.mark.needs("fastapi")
-def test_what_fastapi_makes_of_types(site: Site) -> None:
+def test_fastapi_validates_types(site: Site) -> None:
     created = site.client.post("/items", json={"name": "rake", "price": 9.5})
     assert (created.status_code, created.json()) == (201, {"number": 2, "item": {"name": "rake", "price": 9.5}})
     assert site.client.get("/items/2").json() == "rake"
@@ -208,7 +208,7 @@ def test_static_files(site: Site) -> None:
 
 
 @pytest.mark.needs("static", "conditional")
-def test_a_static_file_that_the_client_has(site: Site) -> None:
+def test_an_unmodified_static_file(site: Site) -> None:
     file = site.client.get("/static/hello.txt")
     fresh = {"if-modified-since": file.headers["last-modified"]}
     if "etag" in file.headers:
@@ -256,7 +256,7 @@ PAGES = ("/", "/empty", "/large", "/old", "/static/hello.txt", "/missing", "/tea
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("setup", OURS, indirect=True)
-def test_answers_are_those_of_uvicorn(site: Site, sites: Sites, method: str) -> None:
+def test_responses_are_those_of_uvicorn(site: Site, sites: Sites, method: str) -> None:
     for path in PAGES:
         status, headers, body = head_of(sites.get("uvicorn"), method, path)
         if status == 204:  # no Content-Length, RFC 9110 section 8.6; uvicorn sends that of the app
@@ -291,26 +291,26 @@ def test_a_websocket(site: Site) -> None:
             socket.send(data)
             assert socket.recv(5) == data
         socket.close(4000, "bye")
-    left = f"{name} left"
-    (note,) = wait_until(lambda: [note for note in site.notes() if note.startswith(left)])
+    disconnect_note = f"{name} left"
+    (note,) = wait_until(lambda: [note for note in site.notes() if note.startswith(disconnect_note)])
     if site.has("reasons"):
-        assert note == f"{left}: 4000 bye"
+        assert note == f"{disconnect_note}: 4000 bye"
 
 
 @pytest.mark.smoke
 @pytest.mark.needs("websocket")
-def test_a_group_straight_from_the_interface_server(site: Site) -> None:
-    with ws(site.server, "/everybody") as one, ws(site.server, "/everybody") as other:
+def test_a_group_joined_through_the_connection(site: Site) -> None:
+    with ws(site.server, "/everybody") as first, ws(site.server, "/everybody") as second:
         if not site.ours:
             with pytest.raises(ConnectionClosed):
-                one.recv(5)
+                first.recv(5)
             site.worker.wait_for(r"RuntimeError: this websocket scope did not come over asgibus")
             return
-        other.send("joined")
-        assert other.recv(5) == "joined"
-        one.send("to all")
-        assert other.recv(5) == "to all"
-        while one.recv(5) != "to all":
+        second.send("joined")
+        assert second.recv(5) == "joined"
+        first.send("to all")
+        assert second.recv(5) == "to all"
+        while first.recv(5) != "to all":
             pass
 
 
@@ -336,23 +336,23 @@ def test_the_app_raises_in_a_websocket(site: Site) -> None:
 
 
 @pytest.mark.needs("websocket")
-def test_a_websocket_that_is_refused(site: Site) -> None:
-    with pytest.raises(InvalidStatus) as refused, ws(site.server, "/closed"):
+def test_a_rejected_websocket(site: Site) -> None:
+    with pytest.raises(InvalidStatus) as rejected, ws(site.server, "/closed"):
         pass
-    assert refused.value.response.status_code == (410 if site.framework.name == "quart" else 403)
+    assert rejected.value.response.status_code == (410 if site.framework.name == "quart" else 403)
 
 
 @pytest.mark.needs("private")
-def test_a_websocket_that_is_refused_by_an_exception(site: Site) -> None:
-    with pytest.raises(InvalidStatus) as refused, ws(site.server, "/private"):
+def test_a_websocket_rejected_by_an_exception(site: Site) -> None:
+    with pytest.raises(InvalidStatus) as rejected, ws(site.server, "/private"):
         pass
-    response = refused.value.response
+    response = rejected.value.response
     assert response.status_code == 403
     assert ("members only" in response.body.decode()) == site.has("denial")
 
 
 @pytest.mark.needs("websocket")
-def test_a_websocket_that_is_not_there(site: Site) -> None:
-    with pytest.raises(InvalidStatus) as refused, ws(site.server, "/missing"):
+def test_a_websocket_without_a_route(site: Site) -> None:
+    with pytest.raises(InvalidStatus) as rejected, ws(site.server, "/missing"):
         pass
-    assert refused.value.response.status_code in {403, 404, 500}
+    assert rejected.value.response.status_code in {403, 404, 500}

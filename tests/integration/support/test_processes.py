@@ -1,4 +1,4 @@
-"""The checks at the end of a test are worth nothing unless they fire."""
+"""Faults of processes that fail a test at its end."""
 
 import signal
 import sys
@@ -30,12 +30,12 @@ def start(group: Processes) -> Start:
     return start
 
 
-def test_a_good_process_ends_without_a_word(group: Processes, start: Start) -> None:
+def test_a_normal_end_is_no_fault(group: Processes, start: Start) -> None:
     start("signal.sigwait({signal.SIGTERM})")
     assert group.end() == []
 
 
-def test_a_paused_process_is_ended_too(group: Processes, start: Start) -> None:
+def test_a_paused_process_is_ended(group: Processes, start: Start) -> None:
     process = start("time.sleep(60)")
     process.pause()
     assert group.end() == []
@@ -60,7 +60,7 @@ def test_a_wrong_exit_code_is_a_fault(group: Processes, start: Start) -> None:
     assert group.end() == ["program-1 ended with code 4 after SIGTERM"]
 
 
-def test_a_process_that_does_not_end_is_killed_and_a_fault(
+def test_an_unstoppable_process_is_killed_and_a_fault(
     group: Processes, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = start("signal.signal(signal.SIGTERM, signal.SIG_IGN); print('set', flush=True); time.sleep(60)")
@@ -84,13 +84,13 @@ def test_a_traceback_is_a_fault_unless_announced(group: Processes, start: Start,
     )
 
 
-def test_waiting_ends_when_the_process_does(group: Processes, start: Start) -> None:
+def test_a_wait_ends_with_the_process(group: Processes, start: Start) -> None:
     process = start("sys.exit('final output')")
     with pytest.raises(AssertionError, match=r"ended with code 1 before it wrote 'nothing'[^$]*final output"):
         process.wait_for("nothing", timeout=30)
 
 
-def test_waiting_ends_at_its_deadline(group: Processes, start: Start) -> None:
+def test_a_wait_ends_at_its_deadline(group: Processes, start: Start) -> None:
     process = start("time.sleep(60)")
     with pytest.raises(AssertionError, match=r"did not write 'nothing' within 0\.1 s"):
         process.wait_for("nothing", timeout=0.1)

@@ -1,4 +1,4 @@
-"""The proxy breaks the selected connections and no others."""
+"""Faults of selected connections through the TCP proxy."""
 
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -26,7 +26,7 @@ def named(proxy: TcpProxy, name: str) -> RawClient:
     return client
 
 
-def test_it_passes_all_by_itself(proxy: TcpProxy) -> None:
+def test_a_proxy_without_faults_relays_everything(proxy: TcpProxy) -> None:
     with redis.Redis.from_url(proxy.url, protocol=2) as client:
         client.set("a", b"x" * 500_000)
         assert client.get("a") == b"x" * 500_000
@@ -48,7 +48,7 @@ def test_a_reply_is_cut_in_its_middle(proxy: TcpProxy) -> None:
         wait_until(lambda: proxy.names() == ["a!claims"])
 
 
-def test_a_blackhole_swallows_nothing_for_good(proxy: TcpProxy) -> None:
+def test_a_blackhole_releases_its_data_when_healed(proxy: TcpProxy) -> None:
     with named(proxy, "a-writer") as silent, named(proxy, "a!claims") as spared:
         proxy.blackhole("writer")
         silent.send(b"PING\r\n")

@@ -9,6 +9,6 @@ EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "tested_chat"
 
 def test_the_example_passes_its_own_tests() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:asyncio"]
-    done = subprocess.run(command, cwd=EXAMPLE, capture_output=True, text=True, check=False, timeout=50)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "8 passed" in done.stdout
+    completed = subprocess.run(command, cwd=EXAMPLE, capture_output=True, text=True, check=False, timeout=50)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    assert "8 passed" in completed.stdout

@@ -1,1 +1,1 @@
-"""An ordinary Django project, with its own database; nothing in it knows of the bus."""
+"""An ordinary Django project, with its own database, without any code for the bus."""

@@ -1,1 +1,1 @@
-"""One small app for each framework: how long it works is up to the test, and how it ends is noted."""
+"""One small app for each framework: the test decides how long the app works, and the app notes its end."""

@@ -1,4 +1,4 @@
-"""Quart, which cancels a handler whose client is gone."""
+"""Quart, which cancels a handler at a disconnect."""
 
 import asyncio
 
