@@ -19,6 +19,7 @@ from asgibus.interface_server.connections.groups import Groups
 from asgibus.interface_server.connections.pending import PendingConnections
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.terminator import FAULT, abort_faulty
+from asgibus.layers.codec import pack
 from asgibus.layers.contract import Bus, Frame, Handler, Message
 from asgibus.layers.frames import ABANDONED, FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE
 from asgibus.protocol.channels import shared_channel
@@ -162,7 +163,11 @@ class ConnectionRegistry(Handler):
             terminator: The protocol side of the connection.
             events: The client's first events.
             window: The bytes that may be unacknowledged in each direction; by default the option `--window`.
+
+        Raises:
+            TypeError: The scope holds a value that a message cannot hold.
         """
+        pack(scope)  # for the TypeError: an offer is packed without this check
         connection = self._add(kind, window or self._settings.window, terminator, events)
         connection.request = ConnectRequest(
             version=REQUEST_VERSION,
