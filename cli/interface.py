@@ -21,6 +21,7 @@ from asgibus.cli.reload import WatchedFiles, watched_files
 from asgibus.cli.run import ProcessLifecycle, exit_after_check, on_sighup, run, wait_for_layer
 from asgibus.cli.settings import ALL_SETTINGS, ProcessSettings, check_processes
 from asgibus.cli.supervisor import supervise
+from asgibus.cli.version import version_option
 from asgibus.interface_server.plugins import listeners_of
 from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
@@ -55,7 +56,7 @@ WORKER_ALONE = {
 @click.command(cls=GroupedCommand)
 @click.argument("app", required=False)
 @settings_options(InterfaceSettings, WorkerSettings, ProcessSettings, without=WORKER_ALONE)
-@click.version_option(package_name="asgibus")
+@version_option
 def command(**values: Any) -> None:
     """Terminate HTTP and WebSocket, and further protocols, and put the connections on the bus.
 

@@ -31,6 +31,7 @@ LARGEST_COUNT = 2**31 - 1  # what the kernel, and all else that counts, takes
 LARGEST_SIZE = 2**53  # bytes; up to there a number is exact wherever it goes
 LAST_PORT = 65535
 
+BUILD_VARIABLES = ("ASGIBUS_COMPILED", "ASGIBUS_PURE")  # of setup.py; they may be set where the commands run, too
 OTHER_NAMES = {
     "--workers": "--processes",
     "-w": "--processes",
@@ -159,7 +160,7 @@ def warn_of_unknown_variables(*classes: type) -> None:
     known = {variable(_names(field, option)[0]) for each in classes for field, option in _declared(each)}
     others = {variable(name): variable(ours) for name, ours in OTHER_NAMES.items() if ours.startswith("--")}
     for name in sorted(name for name in os.environ if name.startswith(start)):
-        if name in known or name.startswith(f"{start}TEST_"):
+        if name in known or name in BUILD_VARIABLES or name.startswith(f"{start}TEST_"):
             continue
         found = get_close_matches(name.removeprefix(start), [each.removeprefix(start) for each in known], n=1)
         near = others.get(name) or (start + found[0] if found else "")

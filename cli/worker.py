@@ -24,6 +24,7 @@ from asgibus.cli.reload import watched_files
 from asgibus.cli.run import ProcessLifecycle, exit_after_check, run, wait_for_layer
 from asgibus.cli.settings import ALL_SETTINGS, ProcessSettings, check_processes
 from asgibus.cli.supervisor import supervise
+from asgibus.cli.version import version_option
 from asgibus.layers import open_layer
 from asgibus.layers.settings import set_default_wait
 from asgibus.protocol.channels import TERMINATORS
@@ -54,7 +55,7 @@ FOR_ATTEMPTS = ("attempts", "dead_letter", "capacity")
 @click.command(cls=GroupedCommand)
 @click.argument("app")
 @settings_options(WorkerSettings, ProcessSettings)
-@click.version_option(package_name="asgibus")
+@version_option
 def command(**values: Any) -> None:
     """Run the ASGI app APP (module:attribute) for connections that interface servers put on the bus.
 

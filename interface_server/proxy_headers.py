@@ -26,7 +26,7 @@ class TrustedProxies:
         """
         names = [name.strip() for name in allowed.split(",") if name.strip()]
         self._all = "*" in names
-        self._unix = "unix" in names
+        self._trusts_unix = "unix" in names
         self._networks = [ipaddress.ip_network(name, strict=False) for name in names if name not in ("*", "unix")]
         self._known: dict[str, bool] = {}
 
@@ -35,7 +35,7 @@ class TrustedProxies:
         if self._all:
             return True
         if host is None:
-            return self._unix
+            return self._trusts_unix
         known = self._known.get(host)
         if known is None:
             try:

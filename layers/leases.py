@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from asgibus.layers.compiling import mypyc_attr
+
 
 class PeerState(Enum):
     """The state of another process."""
@@ -30,6 +32,7 @@ class PeerEvent(Enum):
     RESET = "what was said about it may be lost"
 
 
+@mypyc_attr(native_class=False)
 class IllegalPeerEvent(RuntimeError):
     """An event that cannot happen to a process in this state."""
 

@@ -12,7 +12,7 @@ from types import NoneType
 from typing import Any
 
 from asgibus.layers.codec import unpack, unpack_message
-from asgibus.layers.contract import Frame
+from asgibus.layers.compiling import mypyc_attr
 from asgibus.layers.frames import (
     ABANDONED,
     ACK,
@@ -38,6 +38,7 @@ MAX_STATE_BYTES = 16 * 1024  # of `connection.state`, which interface servers ke
 Check = Callable[[Event], None]
 
 
+@mypyc_attr(native_class=False)
 class BadFrame(ValueError):
     """A frame or a request that no version of asgibus writes. The text says what is wrong."""
 
@@ -225,7 +226,7 @@ _TYPES: Mapping[int, tuple[type, ...]] = {
 """The types of the items of every frame but EVENT, by kind."""
 
 
-def check_frame(frame: Frame, checks: Mapping[int, Check]) -> Event | None:
+def check_frame(frame: Any, checks: Mapping[int, Check]) -> Event | None:
     """Check a frame of any kind.
 
     Args:
@@ -294,6 +295,7 @@ _REQUEST_TYPES: Mapping[str, tuple[type, ...]] = {
 _USUAL_SHAPE = tuple(types[0] for types in _REQUEST_TYPES.values())
 
 
+@mypyc_attr(native_class=False)
 class ForeignVersion(ValueError):
     """A request of another version of asgibus, which this one cannot read."""
 
@@ -323,12 +325,14 @@ def read_request(entry: object) -> ConnectRequest:
         )
     if len(entry) != len(ConnectRequest._fields):
         raise BadFrame(f"not a connect request, but a {_describe(entry)}")
-    request = ConnectRequest._make(entry)
+    request: Any = ConnectRequest._make(entry)
     _check_request(request)
-    return request
+    checked: ConnectRequest = request
+    return checked
 
 
-def _check_request(request: ConnectRequest) -> None:
+def _check_request(request: Any) -> None:
+    # `request` is Any, because compiled code raises TypeError where a field does not have its declared type.
     if tuple(map(type, request)) != _USUAL_SHAPE:  # the usual types need no comparison field by field
         wrong = [
             f"{name} a {type(value).__name__}"

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import TypeVar
 
+from asgibus.layers.compiling import mypyc_attr
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.protocol.events import (
     ABORT,
@@ -44,6 +45,7 @@ class AppState(StrEnum):
     COMPLETE = "complete"
 
 
+@mypyc_attr(native_class=False)
 class IllegalTransition(RuntimeError):
     """An event that the state does not allow.
 

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from asgibus.layers.codec import listed, pack, unpack
+from asgibus.layers.compiling import mypyc_attr
 from asgibus.layers.contract import ChannelLayer, Claim, Frame
 from asgibus.layers.errors import LayerUnavailable, MessageTooLarge
 from asgibus.protocol.checks import MAX_STATE_BYTES
@@ -77,6 +78,7 @@ _DRAINING: Final = RunState.DRAINING
 _DISCONNECTED: Final = RunState.DISCONNECTED
 
 
+@mypyc_attr(native_class=False)
 class ClientDisconnected(OSError):
     """The client is gone, so nothing can be sent to it. ASGI 3, "Disconnected Client - send Exception"."""
 
@@ -266,9 +268,8 @@ class Session:
                 self._join_body()
             if self._inbox:
                 break
-            if self._app_state is _COMPLETE or self.task is None:
-                # The app itself has ended the connection, or has returned and left a task. A WebSocket that it refused
-                # was never open.
+            if self._app_state is _COMPLETE:
+                # The app itself has ended the connection. A WebSocket that it refused was never open.
                 return decode(self._own_end or disconnect(self.kind, 1006, ""))
             if self._expects_continue:
                 self._expects_continue = False
@@ -680,10 +681,7 @@ class Session:
         self.scope = {}
         self.task = None
         self._held = None
-        # A task that the app has left running gets an error from `send`, and a disconnect from `receive`.
-        self._outbox.closed = True
-        if self._receivers is not None:
-            self._wake_receivers()
+        self._outbox.closed = True  # a task that the app has left running gets an error from `send`
 
     def _hand_over(self) -> None:
         if self._saved is not None:

@@ -266,6 +266,7 @@ class RequestParser:
     rejected. The body follows in `request.parts`, until `request.complete`.
     """
 
+    __deletable__ = ("_on_head", "_parser")  # mypyc makes only these attributes deletable: see `release`
     __slots__ = (
         "_asks_upgrade",
         "_fed",

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+from asgibus.layers.compiling import mypyc_attr
 from asgibus.layers.contract import Delivery, Message
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.leases import Beat
@@ -49,10 +50,12 @@ GIVE_BACK_AT_ONCE = 100  # messages that one script puts back: it holds up Redis
 MOVING = ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")  # errors of a cluster node while a slot moves
 
 
+@mypyc_attr(native_class=False)
 class Moving(LayerUnavailable):
     """The slot of a cluster has moved to another node, or is about to; the next connection finds the new node."""
 
 
+@mypyc_attr(native_class=False)
 class OutOfMemory(LayerUnavailable):
     """Redis has no memory left. It refuses to wait for messages then, but not to take them."""
 

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from asgibus.layers.codec import pack_entry, unpack, unpack_message
+from asgibus.layers.codec import pack, unpack, unpack_message
+from asgibus.layers.compiling import mypyc_attr
 from asgibus.layers.contract import Message
 from asgibus.layers.names import require_channel
 
@@ -28,10 +29,12 @@ MOST_IN_A_ROW = 3  # unreadable batches that prove nothing, once this process ha
 MOST_RELEASES = 20  # of one entry: then no process can read it, and it is dropped
 
 
+@mypyc_attr(native_class=False)
 class NotSealed(ValueError):
     """The entry is not encrypted, though this layer has encryption keys."""
 
 
+@mypyc_attr(native_class=False)
 class UnknownKey(ValueError):
     """The entry is encrypted with a key that this process does not have."""
 
@@ -62,8 +65,8 @@ class EntryCodec:
         self._logged: set[str] = set()
 
     def pack(self, place: str, value: Any) -> bytes:
-        """Return `value` as an entry of a place. Raises TypeError as `codec.pack_entry`."""
-        return self.seal(place, pack_entry(value))
+        """Return `value` as an entry of a place. Raises TypeError as `codec.pack`."""
+        return self.seal(place, pack(value))
 
     def seal(self, place: str, packed: bytes) -> bytes:
         """Return a packed value as an entry of a place."""

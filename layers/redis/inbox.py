@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Protocol
 
 from asgibus.layers.codec import unpack_message
+from asgibus.layers.compiling import mypyc_attr
 from asgibus.layers.contract import Frame, Handler, Message, Statistics
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.frames import DEAD
@@ -104,6 +105,7 @@ class _Channel:
             self.messages.popleft()
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Inbox(Handler):
     """The messages of one mailbox's channels, until `receive` takes them. Call `on_bus` before use.
 

@@ -1,8 +1,10 @@
 """The options of both commands: help, environment, and errors."""
 
 import os
+import platform
 import sys
 from dataclasses import fields
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +274,9 @@ def test_a_root_path_has_no_slash_at_its_end(value: str, root: str) -> None:
 def test_the_version(name: str) -> None:
     result = run(COMMANDS[name], "--version")
     assert result.exit_code == 0
-    assert "version" in result.stdout
+    forms = ("compiled", "pure Python")
+    version, python = metadata.version("asgibus"), platform.python_version()
+    assert result.stdout in [f"asgibus {version} ({form}), Python {python}\n" for form in forms]
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)

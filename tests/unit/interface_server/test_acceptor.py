@@ -1,7 +1,6 @@
 """The end of accepting: clients that the kernel has connected, and no process has accepted yet."""
 
 import asyncio
-import logging
 import socket
 from collections import Counter
 from typing import Any
@@ -9,9 +8,9 @@ from typing import Any
 import pytest
 
 from asgibus.interface_server.acceptor import Acceptor
+from asgibus.interface_server.rejections import Rejections
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.tls import Tls
-from asgibus.protocol.counted_log import CountedLog
 
 pytestmark = pytest.mark.anyio
 
@@ -26,8 +25,8 @@ async def test_clients_that_wait_are_accepted_unless_another_process_can(inherit
         return made[-1]
 
     settings = InterfaceSettings(fd=listening.fileno() if inherited else None)
-    log = CountedLog(Counter(), logging.getLogger("asgibus.interface"), lambda: 0.0)
-    acceptor = Acceptor(settings, listening, Tls(settings), factory, log, lambda: 0)
+    counts: Counter[str] = Counter()
+    acceptor = Acceptor(settings, listening, Tls(settings), factory, counts, Rejections(counts), lambda: 0)
     with listening.dup() as sibling, socket.socket() as client:
         sibling.settimeout(1)
         async with acceptor.accepting():

@@ -1,7 +1,10 @@
 """An HTTP socket: pipelining, pieces, EOF, invalid input, flow control and the stop of the server."""
 
+import math
+
 import pytest
 
+from asgibus.interface_server import read_scheduler
 from asgibus.interface_server.http.protocol import FIRST_REQUEST_SECONDS, HEAD_SLICE
 from asgibus.layers.frames import MESSAGE
 from asgibus.protocol.events import HTTP_DISCONNECT, REQUEST_BODY, REQUEST_END, RESPONSE_START
@@ -215,8 +218,9 @@ def test_a_stop_closes_after_the_request_of_a_client_that_sends_no_more() -> Non
 def test_a_stop_does_not_wait_for_a_body_that_cannot_come(stop_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     socket = Socket()
     with monkeypatch.context() as busy:
-        busy.setattr(socket.scheduler, "try_slice", lambda seconds: False)
-        socket.send(post(10) + b"12345")
+        assert socket.scheduler.try_slice(0.0), "the first slice of this turn"
+        busy.setattr(read_scheduler, "perf_counter", lambda: math.inf)
+        socket.protocol.data_received(post(10) + b"12345")
     if stop_first:
         socket.protocol.shut_down()
     socket.end()

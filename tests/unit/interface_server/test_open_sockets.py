@@ -1,6 +1,5 @@
 """The open sockets of a server that stops."""
 
-import logging
 import math
 from collections import Counter
 
@@ -8,7 +7,7 @@ import anyio
 import pytest
 
 from asgibus.interface_server.open_sockets import OpenSockets
-from asgibus.protocol.counted_log import CountedLog
+from asgibus.interface_server.rejections import Rejections
 
 pytestmark = pytest.mark.anyio
 
@@ -30,7 +29,8 @@ class Socket:
 
 
 def open_sockets() -> OpenSockets:
-    return OpenSockets(10, CountedLog(Counter(), logging.getLogger("asgibus.interface"), lambda: 0.0))
+    counts: Counter[str] = Counter()
+    return OpenSockets(10, counts, Rejections(counts))
 
 
 async def test_every_socket_is_shut_down_once() -> None:

@@ -16,9 +16,9 @@ from asgibus.layers.frames import ABANDONED, ACK, EVENT, PROBE, RESEND, RESET, S
 from asgibus.layers.memory import MemoryBus
 from asgibus.protocol import events, router
 from asgibus.protocol.channels import shared_channels
-from asgibus.protocol.connect_request import HTTP, WEBSOCKET
+from asgibus.protocol.connect_request import HTTP, REQUEST_VERSION, WEBSOCKET, ConnectRequest
 from asgibus.worker import session_registry
-from asgibus.worker.session import Session
+from asgibus.worker.session import Session, SessionHost
 from support.bus import Recorder, until
 from support.worker_harness import Interface, echo, hello, running, status_and_body
 
@@ -296,7 +296,7 @@ async def test_frames_that_are_not_for_a_worker_are_counted_and_logged_as_an_err
         interface.post((ABANDONED, 1, 1), (ABANDONED, 2, 1))
         await until(lambda: interface.worker.counts().get("bad frame") == 2)
     logged = [record.levelname for record in caplog.records if "is not for a worker" in record.getMessage()]
-    assert logged == ["ERROR"]
+    assert logged == ["ERROR", "INFO"]
 
 
 async def test_an_interface_server_that_was_declared_dead_is_notified() -> None:
@@ -421,10 +421,13 @@ def test_answers_are_bounded_in_number_and_age(monkeypatch: pytest.MonkeyPatch) 
     for limit, count in (("USUAL_BYTES", 3), ("MOST_BYTES", 8)):
         monkeypatch.setattr(session_registry, limit, count * (session_registry.SESSION_BYTES + 100))
     kept = session_registry.RecentResponses()
-    sessions = [
-        cast(Session, SimpleNamespace(peer="i!", number=n, stream=SimpleNamespace(in_flight=100))) for n in range(9)
-    ]
-    for session in sessions:
+    host = cast(SessionHost, SimpleNamespace(lifespan_state={}))
+    sessions = []
+    for number in range(9):
+        request = ConnectRequest(REQUEST_VERSION, "i!", number, 1, False, 0, 1000, HTTP)
+        session = Session(request, Claim("a", b"", None), host)
+        session.stream.in_flight = 100
+        sessions.append(session)
         kept.add(session)
     assert [*kept] == sessions[4:], "four make a generation too many"
     kept.forget(sessions[5])
