@@ -359,8 +359,12 @@ class RequestParser:
         request = self.request
         if request is None:
             self._line = b""
-            self._head_bytes = 0
-            return None
+            # Empty lines before a request are skipped, RFC 9112 section 2.2, but not without end.
+            self._head_bytes = 0 if self._section_ended else self._head_bytes + self._fed
+            if self._head_bytes <= self._max_head_size:
+                return None
+            self.request = Request(*self._peer)
+            return HEAD_TOO_LARGE
         if request.head_complete or request.headers:
             self._line = b""
         if not request.head_complete and len(request.headers) > self._max_headers:

@@ -49,6 +49,17 @@ def test_a_large_head_behind_another_request_is_rejected() -> None:
     assert [each.error for each in requests] == [None, HEAD_TOO_LARGE, None]
 
 
+def test_empty_lines_before_a_request_count_as_part_of_its_head() -> None:
+    reading, requests = parser(max_head_size=100)
+    for _ in range(20):
+        assert reading.feed(b"\r\n" * 25) is None
+        assert reading.feed(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n") is None
+    assert [each.error for each in requests] == [None] * 20
+    assert reading.feed(b"\r\n" * 50) is None
+    assert reading.feed(b"\r\n") is HEAD_TOO_LARGE
+    assert reading.request is not None
+
+
 @given(cuts=st.sets(st.integers(1, 150)))
 def test_bytes_after_a_websocket_handshake_are_the_tail(cuts: set[int]) -> None:
     wire = (
