@@ -625,22 +625,20 @@ class Session:
     def drain(self) -> None:
         """End a connection that would last, because the worker stops. Other requests may finish.
 
-        A WebSocket is handed over, and an event stream ended, as soon as the app has cleaned up. Without `--resume`, a
-        WebSocket is closed.
+        The app may finish its answer to the last event that it has got. When it asks for the next one, it gets a
+        disconnect. Then a WebSocket is handed over, or closed without `--resume`, and an event stream ends.
         """
         if self.run is not RunState.SERVING:
             return
         if self.is_http:
             drains = self.is_event_stream
         else:
-            is_open = self._app_state in (AppState.HANDSHAKE, AppState.OPEN)
-            drains = self.host.resume and self.kind == WEBSOCKET and is_open
+            drains = self._app_state is _OPEN or (self._may_be_handed_over and self._app_state is AppState.HANDSHAKE)
         if drains:
             self.run = transition(RUN_TABLE, self.run, RunEvent.DRAIN)
             self._wake_receivers()
         elif not self.is_http:
-            self._close()
-            self.disconnected(SERVICE_RESTART, "" if self.kind == WEBSOCKET else "the worker stops")
+            self._close_for_stop()
 
     def force_disconnect(self) -> None:
         """Make `send` raise for an app that does not call `receive`, so that it learns of the handover."""
@@ -654,7 +652,15 @@ class Session:
             self._disconnect = (HTTP_DISCONNECT, False)
             self._wake_receivers()
 
+    @property
+    def _may_be_handed_over(self) -> bool:
+        """Whether another run may continue with this connection."""
+        return self.kind == WEBSOCKET and self.host.resume
+
     def _notify_handover(self) -> None:
+        if not self.is_http and not self._may_be_handed_over:
+            self._close_for_stop()
+            return
         self.run = transition(RUN_TABLE, self.run, RunEvent.NOTIFY)
         # The events in the inbox are not acknowledged, so the next run gets them.
         self._disconnect = (HTTP_DISCONNECT, False) if self.is_http else _HANDED_OVER
@@ -714,9 +720,11 @@ class Session:
             self._outbox.post(event)
         return "" if failed or self._disconnect is not None else mistake
 
-    def _close(self) -> None:
+    def _close_for_stop(self) -> None:
         """Close the client's WebSocket, or its connection of another protocol, because the worker stops."""
-        if not self._outbox.closed:
-            for event in endings.at_stop(self.kind, self._app_state, resumed=self.resumed, code=SERVICE_RESTART):
-                self._outbox.post(event)
-            self._app_state = _COMPLETE
+        for event in endings.at_stop(self.kind, self._app_state, resumed=self.resumed, code=SERVICE_RESTART):
+            self._outbox.post(event)
+        self._app_state = _COMPLETE
+        self._disconnect = disconnect(self.kind, SERVICE_RESTART, "" if self.kind == WEBSOCKET else "the worker stops")
+        self._set_disconnected()
+        self._wake_receivers()

@@ -12,6 +12,7 @@ import asgibus
 from asgibus.layers.frames import EVENT, RESET
 from asgibus.protocol import events
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
+from asgibus.protocol.states import RunState
 from asgibus.worker import worker as worker_module
 from support.bus import until
 from support.worker_harness import running, status_and_body
@@ -389,6 +390,34 @@ async def test_a_stream_that_ends_with_its_worker_does_not_blame_the_client() ->
         interface.stop.set()
         await interface.answer(number)
         assert errors == ["the worker stops: 'http.response.body' was not sent"]
+
+
+async def test_a_stop_without_resume_lets_the_app_answer_before_the_close() -> None:
+    working, stopping = asyncio.Event(), asyncio.Event()
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+        working.set()
+        await stopping.wait()
+        await send({"type": "websocket.send", "text": "answer"})
+        seen.append(await receive())
+
+    async with running(app) as interface:
+        number = await interface.accepted()
+        interface.send_texts(number, "a", "b")
+        await working.wait()
+        (session,) = interface.worker._sessions.serving()
+        interface.stop.set()
+        await until(lambda: session.run is not RunState.SERVING)
+        stopping.set()
+        answer = await interface.answer(number)
+        assert [event[0] for event in answer] == [events.ACCEPT, events.MESSAGE_SENT, events.CLOSE]
+        assert answer[-1] == (events.CLOSE, 1012, "")
+        assert seen == [{"type": "websocket.disconnect", "code": 1012, "reason": ""}]
 
 
 async def test_a_task_that_outlives_its_app_learns_that_the_app_has_returned() -> None:
