@@ -25,6 +25,6 @@ def _playwrights() -> str | None:
     places = (os.environ.get("PLAYWRIGHT_BROWSERS_PATH"), "~/.cache/ms-playwright", "~/Library/Caches/ms-playwright")
     for place in filter(None, places):
         for pattern in ("chromium-*/chrome-linux*/chrome", "chromium-*/chrome-mac*/*.app/Contents/MacOS/*"):
-            if found := sorted(Path(place).expanduser().glob(pattern)):
-                return str(found[-1])
+            if paths := sorted(Path(place).expanduser().glob(pattern)):
+                return str(paths[-1])
     return None

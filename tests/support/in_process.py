@@ -22,10 +22,10 @@ async def serving_here(
     `worker_layer`: the worker's own way to the same store.
     """
     stop, working, listening = anyio.Event(), anyio.Event(), anyio.Event()
-    where: list[str] = []
+    urls: list[str] = []
 
     def ready(place: str) -> None:
-        where.append(place)
+        urls.append(place)
         listening.set()
 
     worker = Worker(WorkerSettings(app=""), app, worker_layer or layer)
@@ -37,6 +37,6 @@ async def serving_here(
             await working.wait()
             await listening.wait()
             try:
-                yield int(where[0].rpartition(":")[2])
+                yield int(urls[0].rpartition(":")[2])
             finally:
                 stop.set()

@@ -91,12 +91,12 @@ class Process:
 
     def children(self) -> list[int]:
         """Return the running children of the process."""
-        found = []
+        pids = []
         for child in psutil.Process(self.pid).children():
             with suppress(psutil.NoSuchProcess):  # the child has ended meanwhile
                 if child.status() != psutil.STATUS_ZOMBIE:
-                    found.append(child.pid)
-        return found
+                    pids.append(child.pid)
+        return pids
 
     @property
     def returncode(self) -> int | None:
@@ -258,12 +258,12 @@ class Processes:
             for process in self.all
             if not process.running and not process._expected_to_end and not process.blamed
         ]
-        left = [process for process in self.all if process.running]
-        for process in left:
+        remaining = [process for process in self.all if process.running]
+        for process in remaining:
             process.resume()
             if not process._asked_to_end:  # a second signal would stop it at once, with work in flight
                 process.terminate()
-        for process in left:
+        for process in remaining:
             try:
                 code = process._popen.wait(END_TIMEOUT)
             except subprocess.TimeoutExpired:

@@ -221,10 +221,10 @@ class RawClient:
         return data
 
     def _fill(self, deadline: float) -> None:
-        left = deadline - time.monotonic()
-        if left <= 0:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
             raise TimeoutError(f"nothing more came; so far: {bytes(self._buffer[-1000:])!r}")
-        self.socket.settimeout(left)
+        self.socket.settimeout(remaining)
         data = self.socket.recv(65536)
         if not data:
             raise EOFError(f"the peer closed; so far: {bytes(self._buffer[-1000:])!r}")

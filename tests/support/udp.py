@@ -51,9 +51,9 @@ class Peer:
             except TimeoutError:
                 return None
 
-        found = wait_until(answer, what="an answer")
+        datagram = wait_until(answer, what="an answer")
         self._socket.settimeout(HANG)
-        return found
+        return datagram
 
     def assert_silent(self, seconds: float = 0.3) -> None:
         self._socket.settimeout(seconds)
@@ -68,7 +68,7 @@ def udp_port(server: Process, host: str = "127.0.0.1") -> int:
 
 
 def counts(server: Process) -> dict[str, int]:
-    where = server.wait_for(r"admin port on (http://\S+)")[1]
-    with urllib.request.urlopen(f"{where}/metrics", timeout=30) as response:
+    url = server.wait_for(r"admin port on (http://\S+)")[1]
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:
         lines = response.read().decode()
     return {name: int(float(count)) for name, count in re.findall(r'events_total\{kind="([^"]+)"\} (\S+)', lines)}

@@ -1,4 +1,4 @@
-"""The unit tests start no process and use no Redis. One that does fails, and belongs in tests/integration."""
+"""The unit tests start no process and use no Redis. A test that does fails, and belongs in tests/integration."""
 
 import subprocess
 from typing import NoReturn

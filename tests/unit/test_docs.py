@@ -70,7 +70,7 @@ COUNTED = re.compile(
 def test_all_counters_are_listed() -> None:
     rooms = ("interface_server", "worker", "protocol", "layers")
     sources = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
-    counted = {kind for path in sources for found in COUNTED.findall(path.read_text()) for kind in found if kind}
+    counted = {kind for path in sources for groups in COUNTED.findall(path.read_text()) for kind in groups if kind}
     counted |= {TOO_MANY, *(reason.name.lower().replace("_", " ") for reason in RunEnd)}
     _, _, table = (ROOT / "docs" / "metrics.md").read_text().partition("## What is counted\n")
     listed = [kind for row in table.splitlines() for kind in re.findall(r"`([^`]+)`", row.partition(" | ")[0])]
@@ -97,11 +97,11 @@ def test_defaults_behind_options_are_current(page: Path) -> None:
 
 def test_limits_of_clients_are_the_defaults_of_the_options() -> None:
     _, _, table = (ROOT / "docs" / "guarantees.md").read_text().partition("| event | default | result |\n")
-    said = {}
+    documented = {}
     for row in table.partition("\n\n")[0].splitlines()[1:]:
-        what, default, _ = re.split(r"\s*\|\s*", row.strip("| "))
-        options = re.findall(r"`([a-z-]+)`", what)
+        cell, default, _ = re.split(r"\s*\|\s*", row.strip("| "))
+        options = re.findall(r"`([a-z-]+)`", cell)
         for option, (value, unit) in zip(options, re.findall(VALUE, default), strict=False):
-            said[option] = number(value, unit)
-    assert len(said) > 12
-    assert said == {option: DEFAULTS[option.replace("-", "_")] for option in said}
+            documented[option] = number(value, unit)
+    assert len(documented) > 12
+    assert documented == {option: DEFAULTS[option.replace("-", "_")] for option in documented}

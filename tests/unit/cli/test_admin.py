@@ -1,4 +1,4 @@
-"""The admin port, asked over real sockets."""
+"""The admin port over real sockets."""
 
 import os
 import socket
@@ -110,7 +110,7 @@ def test_readyz_answers_with_the_reason(address: Address, state: State) -> None:
     assert ask(address, "/healthz").status == 200
 
 
-def test_a_scrape_has_the_counts_of_that_moment(address: Address, state: State) -> None:
+def test_a_scrape_has_the_current_counts(address: Address, state: State) -> None:
     first = scrape(address)
     assert first["asgibus_events_total", "takeover"] == 2
     assert first["asgibus_events_total", "slow client"] == 7
@@ -147,7 +147,7 @@ def test_without_prometheus_client_the_probes_are_answered(
     assert response.text.strip() in caplog.text
 
 
-def test_nothing_is_left_in_the_registry_of_the_whole_process(address: Address) -> None:
+def test_the_global_registry_stays_empty(address: Address) -> None:
     scrape(address)
     assert not [family.name for family in REGISTRY.collect() if family.name.startswith("asgibus")]
 
@@ -161,13 +161,13 @@ def test_head_is_get_without_the_body(address: Address, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["/", "/healthz/", "/Healthz", "http://elsewhere/"])
-def test_there_is_nothing_else(address: Address, target: str) -> None:
+def test_other_paths_are_404(address: Address, target: str) -> None:
     response = ask(address, target)
     assert (response.status, response.text) == (404, "There are /healthz, /readyz and /metrics.\n")
 
 
 @pytest.mark.parametrize("method", ["POST", "DELETE", "OPTIONS"])
-def test_nothing_can_be_changed(address: Address, method: str) -> None:
+def test_other_methods_are_405(address: Address, method: str) -> None:
     response = ask(address, "/readyz", method)
     assert response.status == 405
     assert response.get("Allow") == "GET, HEAD"
@@ -184,7 +184,7 @@ def test_nothing_can_be_changed(address: Address, method: str) -> None:
     ],
     ids=["HTTP/1.0", "upgrade", "pipelined", "garbage behind", "body"],
 )
-def test_one_request_is_answered_whatever_follows_it(connect: Callable[[], RawClient], request_bytes: bytes) -> None:
+def test_one_request_per_connection_is_answered(connect: Callable[[], RawClient], request_bytes: bytes) -> None:
     client = connect()
     client.send(request_bytes)
     assert client.read_response().text == "ok\n"
@@ -222,14 +222,14 @@ def test_garbage_is_refused(address: Address, connect: Callable[[], RawClient], 
     [b"GET /healthz HTTP/1.1\r\nX-Long: ", b"GET /", b"\r\n"],
     ids=["header", "target", "empty lines"],
 )
-def test_a_head_that_is_too_large(connect: Callable[[], RawClient], start: bytes) -> None:
+def test_an_oversized_head_is_rejected(connect: Callable[[], RawClient], start: bytes) -> None:
     client = connect()
     client.send(start + (b"\r\n" if start == b"\r\n" else b"xx") * MAX_HEAD_SIZE)
     assert client.read_response().status == 431
     assert client.read_until_close() == b""
 
 
-def test_a_head_that_just_fits(connect: Callable[[], RawClient]) -> None:
+def test_a_head_of_the_maximum_size_is_read(connect: Callable[[], RawClient]) -> None:
     head = b"GET /healthz HTTP/1.1\r\nHost: a\r\nX-Long: %s\r\n\r\n"
     client = connect()
     client.send(head % (b"x" * (MAX_HEAD_SIZE - len(head) + 2)))
@@ -263,25 +263,23 @@ def test_slow_clients_are_given_up(
     wait_until(reset, PATIENCE + 1, "the end of a socket that was not closed by its client")
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET /healthz ", b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"])
-def test_sockets_that_ask_for_nothing_make_room(
-    address: Address, connect: Callable[[], RawClient], sent: bytes
-) -> None:
+@pytest.mark.parametrize("data", [b"", b"GET /healthz ", b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"])
+def test_silent_sockets_make_room(address: Address, connect: Callable[[], RawClient], data: bytes) -> None:
     """The oldest idle socket is closed, whether silent, in the middle of a head, or answered and kept open."""
     clients = [connect() for _ in range(MAX_SOCKETS)]
     for client in clients:
-        client.send(sent)
+        client.send(data)
     for _ in range(2 * MAX_SOCKETS):
         assert ask(address, "/healthz").status == 200
     with suppress(ConnectionResetError):
         clients[0].read_until_close(2)
 
 
-def test_sockets_that_are_being_answered_are_kept(address: Address, state: State) -> None:
-    release, asked = threading.Event(), threading.Semaphore(0)
+def test_sockets_with_running_requests_are_kept(address: Address, state: State) -> None:
+    release, running = threading.Event(), threading.Semaphore(0)
 
     async def channels() -> dict[str, Statistics]:
-        asked.release()
+        running.release()
         await anyio.to_thread.run_sync(release.wait, 5)
         return {}
 
@@ -290,9 +288,9 @@ def test_sockets_that_are_being_answered_are_kept(address: Address, state: State
         clients = [stack.enter_context(RawClient(address)) for _ in range(MAX_SOCKETS)]
         for client in clients:
             client.send(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
-            assert asked.acquire(timeout=5)
-        with RawClient(address) as late, suppress(ConnectionResetError):
-            assert late.read_until_close(2) == b""
+            assert running.acquire(timeout=5)
+        with RawClient(address) as client, suppress(ConnectionResetError):
+            assert client.read_until_close(2) == b""
         release.set()
         assert [client.read_response().status for client in clients] == [200] * MAX_SOCKETS
 
@@ -325,11 +323,11 @@ def test_a_flood_is_cut_off_and_does_not_hold_the_loop(address: Address, portal:
         while sent < 256 * 1024 * 1024:
             sent += client.send(FLOODS[flood])
     beating.cancel()
-    assert sent < 64 * 1024 * 1024, "the kernel's buffers hold some of it, and the server read none of the rest"
+    assert sent < 64 * 1024 * 1024, "the server read more than the buffers of the kernel hold"
     assert longest < 0.05, "seconds of one turn of the event loop"
 
 
-def test_clients_that_go_early_do_no_harm(address: Address, connect: Callable[[], RawClient]) -> None:
+def test_early_disconnects_are_no_errors(address: Address, connect: Callable[[], RawClient]) -> None:
     for sent in (b"", b"GET /he", b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"):
         client = connect()
         client.send(sent)
@@ -340,12 +338,12 @@ def test_clients_that_go_early_do_no_harm(address: Address, connect: Callable[[]
     assert ask(address, "/healthz").status == 200
 
 
-def test_a_client_that_goes_while_its_answer_is_made_does_no_harm(address: Address, state: State) -> None:
-    asked, gone = threading.Event(), threading.Event()
+def test_a_disconnect_during_the_response_is_no_error(address: Address, state: State) -> None:
+    running, disconnected = threading.Event(), threading.Event()
 
     async def channels() -> dict[str, Statistics]:
-        asked.set()
-        await anyio.to_thread.run_sync(gone.wait, 5)
+        running.set()
+        await anyio.to_thread.run_sync(disconnected.wait, 5)
         for _ in range(10):  # turns of the event loop, which reads the reset in the next one
             await anyio.lowlevel.checkpoint()
         return {}
@@ -353,9 +351,9 @@ def test_a_client_that_goes_while_its_answer_is_made_does_no_harm(address: Addre
     state.channels = channels  # type: ignore[method-assign]
     with RawClient(address) as client:
         client.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n")
-        assert asked.wait(5)
+        assert running.wait(5)
         client.reset()
-        gone.set()
+        disconnected.set()
     assert ask(address, "/metrics").status == 200
 
 
@@ -368,7 +366,7 @@ def test_a_fault_in_counting_is_logged_and_no_more(
     assert ask(address, "/healthz").status == 200
 
 
-def test_nothing_outlives_the_context(portal: BlockingPortal, state: State) -> None:
+def test_the_context_ends_all_tasks(portal: BlockingPortal, state: State) -> None:
     async def open_sockets_to_the_end() -> list[socket.socket]:
         async with admin("127.0.0.1", 0, state) as url:
             address = ("127.0.0.1", int(url.rpartition(":")[2]))
@@ -389,7 +387,7 @@ def test_nothing_outlives_the_context(portal: BlockingPortal, state: State) -> N
                 assert client.recv(100) == b""
 
 
-def test_an_error_inside_ends_it_too(portal: BlockingPortal, state: State) -> None:
+def test_an_error_in_the_context_ends_all_tasks(portal: BlockingPortal, state: State) -> None:
     async def fail() -> None:
         async with admin("127.0.0.1", 0, state):
             raise LookupError
@@ -415,9 +413,9 @@ def test_ipv6(portal: BlockingPortal, state: State) -> None:
         ("no.such.host.invalid", 0, ""),
     ],
 )
-async def test_what_cannot_be_listened_on(state: State, host: str, port: int | None, reason: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1] if port is None else port
+async def test_an_unavailable_address(state: State, host: str, port: int | None, reason: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1] if port is None else port
         with pytest.raises(AdminError) as raised:
             async with admin(host, port, state):
                 pass

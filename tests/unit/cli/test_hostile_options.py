@@ -52,20 +52,20 @@ def _process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("command", "option"), OPTIONS)
-def test_each_value_is_taken_or_refused_in_one_line(command: click.Command, option: GroupedOption) -> None:
+def test_each_value_is_accepted_or_rejected_in_one_line(command: click.Command, option: GroupedOption) -> None:
     for value in VALUES:
         result = CliRunner().invoke(command, [APP, "--check", f"{option.opts[0]}={value}"], prog_name="command")
-        said = f"{option.opts[0]}={value[:40]!r}: {result.output[:2000]!r}"
-        assert result.exception is None or isinstance(result.exception, SystemExit), said
-        assert result.exit_code in (0, 1, 2), said
-        (line,) = [line for line in result.output.splitlines() if "WARNING" not in line] or [said]
-        assert line.startswith("Error: " if result.exit_code else "OK: "), said
-        assert len(line) < 700, said
+        context = f"{option.opts[0]}={value[:40]!r}: {result.output[:2000]!r}"
+        assert result.exception is None or isinstance(result.exception, SystemExit), context
+        assert result.exit_code in (0, 1, 2), context
+        (line,) = [line for line in result.output.splitlines() if "WARNING" not in line] or [context]
+        assert line.startswith("Error: " if result.exit_code else "OK: "), context
+        assert len(line) < 700, context
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("value", ["-1", "nan", "inf", "1e300", "9" * 400, "abc", ""])
-def test_no_number_is_taken_for_another(name: str, value: str) -> None:
+def test_invalid_numbers_are_rejected(name: str, value: str) -> None:
     for option in COMMANDS[name].params:
         if isinstance(option, GroupedOption) and isinstance(option.type, click.IntRange | click.FloatRange):
             arguments = [APP, "--check", f"{option.opts[0]}={value}"]
@@ -73,7 +73,7 @@ def test_no_number_is_taken_for_another(name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--workers", "2"], "there is no --workers here: it is called --processes"),
         (["-w", "2"], "there is no -w here: it is called --processes"),
@@ -83,10 +83,10 @@ def test_no_number_is_taken_for_another(name: str, value: str) -> None:
         (["--ssl-ca-certs", __file__], "--ssl-ca-certs needs --ssl-certfile"),
     ],
 )
-def test_options_that_mean_something_else(options: list[str], said: str) -> None:
+def test_options_of_other_servers_get_a_hint(options: list[str], message: str) -> None:
     result = CliRunner().invoke(interface, [APP, *options], prog_name="command")
     assert result.exit_code == 2
-    assert said in result.output
+    assert message in result.output
 
 
 def test_an_empty_app() -> None:

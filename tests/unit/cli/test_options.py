@@ -118,7 +118,7 @@ def sample(option: GroupedOption, default: Any, folder: Path) -> tuple[str, Any]
 
 
 @pytest.mark.parametrize(("command", "option"), OPTIONS)
-def test_every_option_is_an_environment_variable_too(
+def test_every_option_has_an_environment_variable(
     command: GroupedCommand, option: GroupedOption, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     default = command.make_context("command", ["app"]).params[str(option.name)]
@@ -126,11 +126,11 @@ def test_every_option_is_an_environment_variable_too(
     monkeypatch.setenv(variable(option), text)
     assert command.make_context("command", ["app"]).params[str(option.name)] == value != default
     if not option.is_flag and not option.multiple:
-        given = command.make_context("command", ["app", option.opts[0], str(default)] if default else ["app"])
-        assert given.params[str(option.name)] == (default or value), "the command line wins"
+        parsed = command.make_context("command", ["app", option.opts[0], str(default)] if default else ["app"])
+        assert parsed.params[str(option.name)] == (default or value), "the command line wins"
 
 
-def refused(result: Result) -> str:
+def rejection_of(result: Result) -> str:
     """Return the error line of a command with invalid arguments."""
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
@@ -140,7 +140,7 @@ def refused(result: Result) -> str:
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["--nonsense"], "--nonsense"),
         (["--port", "x"], "'x' is not a valid integer"),
@@ -190,12 +190,12 @@ def refused(result: Result) -> str:
         (["--terminator", "gopher=1"], "there is no terminator 'gopher'; installed: udp"),
     ],
 )
-def test_a_wrong_call_of_the_interface(args: list[str], said: str) -> None:
-    assert said in refused(run(interface, *args))
+def test_a_wrong_call_of_the_interface(args: list[str], message: str) -> None:
+    assert message in rejection_of(run(interface, *args))
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         ([], "APP"),
         (["app", "--nonsense"], "--nonsense"),
@@ -231,19 +231,19 @@ def test_a_wrong_call_of_the_interface(args: list[str], said: str) -> None:
         (["app", "--log-config", "/no/such/file"], "/no/such/file"),
     ],
 )
-def test_a_wrong_call_of_the_worker(args: list[str], said: str) -> None:
-    line = refused(run(worker, *args))
-    assert said in line
+def test_a_wrong_call_of_the_worker(args: list[str], message: str) -> None:
+    line = rejection_of(run(worker, *args))
+    assert message in line
     assert "s3cret" not in line
 
 
 def test_a_wrong_environment_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASGIBUS_CONCURRENCY", "many")
-    assert "ASGIBUS_CONCURRENCY" in refused(run(worker, "app"))
+    assert "ASGIBUS_CONCURRENCY" in rejection_of(run(worker, "app"))
 
 
 @pytest.mark.parametrize(
-    ("package", "options", "said"),
+    ("package", "options", "message"),
     [
         ("watchfiles", ["--reload"], "--reload needs watchfiles: pip install 'asgibus[reload]'"),
         ("dotenv", ["--env-file", "log.yaml"], "--env-file needs python-dotenv: pip install 'asgibus[env-file]'"),
@@ -251,22 +251,22 @@ def test_a_wrong_environment_variable_is_named(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_what_an_option_needs_is_named(
+def test_the_error_names_the_required_option(
     command: GroupedCommand,
     package: str,
     options: list[str],
-    said: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "log.yaml").touch()
-    assert said in refused(run(command, "app", *options))
+    assert message in rejection_of(run(command, "app", *options))
 
 
 @pytest.mark.parametrize(("value", "root"), [("/", ""), ("//", ""), ("/mount/", "/mount"), ("/a/b", "/a/b"), ("", "")])
-def test_a_root_path_has_no_slash_at_its_end(value: str, root: str) -> None:
+def test_the_trailing_slash_of_a_root_path_is_removed(value: str, root: str) -> None:
     assert interface.make_context("command", ["--root-path", value]).params["root_path"] == root
 
 
@@ -291,12 +291,12 @@ def test_encryption_keys_are_read_from_files(
     assert command.make_context("command", ["app"]).params["encryption_keys"] == ("new key", "old", "last")
 
 
-@pytest.mark.parametrize(("content", "said"), [(b"\n \n", "holds no key"), (b"s3cret\xff", "it is not text")])
-def test_a_file_without_keys_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+@pytest.mark.parametrize(("content", "message"), [(b"\n \n", "holds no key"), (b"s3cret\xff", "it is not text")])
+def test_a_file_without_keys_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "keys"
     file.write_bytes(content)
-    line = refused(run(worker, "app", "--encryption-key", f"@{file}"))
-    assert said in line
+    line = rejection_of(run(worker, "app", "--encryption-key", f"@{file}"))
+    assert message in line
     assert "s3cret" not in line
 
 

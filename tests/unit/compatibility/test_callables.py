@@ -26,12 +26,12 @@ class Double:
 async def answer(app: Any) -> Any:
     """Return the answer of an ASGI 3 app."""
     scope = {"type": "http", "path": "/", "asgi": {"version": "other", "spec_version": "2.5"}, "extensions": {}}
-    given = {**scope, "asgi": scope["asgi"]}
-    communicator = ApplicationCommunicator(app, given)
+    passed = {**scope, "asgi": scope["asgi"]}
+    communicator = ApplicationCommunicator(app, passed)
     await communicator.send_input({"type": "event"})
     event = await communicator.receive_output(1)
     await communicator.wait(1)
-    assert given == scope, "the scope is the server's"
+    assert passed == scope, "the scope is the server's"
     return event
 
 
@@ -50,11 +50,11 @@ async def test_an_asgi_3_app_as_asgi_2() -> None:
     assert await answer(server) == expected
 
 
-async def test_a_scope_of_an_old_server_says_no_version() -> None:
-    seen = []
+async def test_a_scope_without_a_version_gets_one() -> None:
+    scopes = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        seen.append(scope)
+        scopes.append(scope)
 
     await single_to_double_callable(app)({"type": "http"})(None, None)  # type: ignore[arg-type]
-    assert seen == [{"type": "http", "asgi": {"version": "3.0"}}]
+    assert scopes == [{"type": "http", "asgi": {"version": "3.0"}}]

@@ -222,7 +222,7 @@ def test_an_interface(app: Any, interface: str | None) -> None:
         assert interface_of(app) == interface
 
 
-def test_an_async_function_with_other_arguments_is_none() -> None:
+def test_an_async_function_with_other_arguments_has_no_interface() -> None:
     async def app(environ: Any, start_response: Any) -> Any: ...
 
     async def two(scope: Any) -> Any: ...
@@ -232,7 +232,7 @@ def test_an_async_function_with_other_arguments_is_none() -> None:
             interface_of(wrong)
 
 
-def test_the_error_says_what_was_seen() -> None:
+def test_the_error_shows_the_signature() -> None:
     with pytest.raises(UnknownInterface, match=r"^function many\(\*arguments: .*\).* does not show by its arguments"):
         interface_of(many)
     with pytest.raises(UnknownInterface, match=r"^class Instance3\(\) does not"):

@@ -16,13 +16,13 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("inherited", [False, True])
-async def test_clients_that_wait_are_accepted_unless_another_process_can(inherited: bool) -> None:
+async def test_waiting_clients_are_left_to_idle_processes(inherited: bool) -> None:
     listening = socket.create_server(("127.0.0.1", 0))
-    made: list[asyncio.Protocol] = []
+    protocols: list[asyncio.Protocol] = []
 
     def factory(*_: Any, **__: Any) -> asyncio.Protocol:
-        made.append(asyncio.Protocol())
-        return made[-1]
+        protocols.append(asyncio.Protocol())
+        return protocols[-1]
 
     settings = InterfaceSettings(fd=listening.fileno() if inherited else None)
     counts: Counter[str] = Counter()
@@ -31,6 +31,6 @@ async def test_clients_that_wait_are_accepted_unless_another_process_can(inherit
         sibling.settimeout(1)
         async with acceptor.accepting():
             client.connect(sibling.getsockname())
-        assert len(made) == (not inherited)
+        assert len(protocols) == (not inherited)
         if inherited:
             sibling.accept()[0].close()

@@ -15,7 +15,7 @@ VALID = [
     b"a;b=c!$&'()*+,",
     b"%41%c3%bc",
     b"127.0.0.1:80",
-    b"999.1.1.1",  # a name, though it looks like an address
+    b"999.1.1.1",  # a name that resembles an address
     b"[::]",
     b"[::ffff:1.2.3.4]:1",
     b"[v1.x:y]",

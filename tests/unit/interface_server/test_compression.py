@@ -56,7 +56,7 @@ def inflate(data: bytes, bits: int = 15) -> bytes:
         ),
         ("x-webkit-deflate-frame, permessage-deflate; client_max_window_bits", AGREED, 12),
         ("permessage-deflate; unknown, permessage-deflate; client_max_window_bits", AGREED, 12),
-        # zlib cannot do it, so the next offer counts; and without one there is no compression.
+        # zlib does not support this offer, so the next one counts; without another there is no compression.
         ("permessage-deflate; server_max_window_bits=8, permessage-deflate; client_max_window_bits", AGREED, 12),
         ("permessage-deflate; server_max_window_bits=8", None, 0),
         ("permessage-deflate; server_max_window_bits=16", None, 0),
@@ -97,8 +97,8 @@ def noise(random: Random) -> bytes:
 def inflated(*frames: CompressedFrame) -> list[bytes]:
     inflation = Inflation(15)
     pieces = []
-    for each in frames:
-        inflation.add(each)
+    for data in frames:
+        inflation.add(data)
         while not inflation.done:
             pieces.append(inflation.piece())
     return pieces
@@ -117,14 +117,14 @@ def cut(data: bytes, places: set[int]) -> list[CompressedFrame]:
     data=st.one_of(st.binary(), st.builds(bytes, st.integers(0, 3 * PIECE_OUT)), st.randoms().map(noise)),
     cuts=st.sets(st.floats(0.01, 0.99), max_size=5),
 )
-def test_any_frames_of_a_message_give_the_message(data: bytes, cuts: set[float]) -> None:
+def test_any_fragmentation_gives_the_message(data: bytes, cuts: set[float]) -> None:
     compressed = deflate(data, 15)
     pieces = inflated(*cut(compressed, {int(share * len(compressed)) for share in cuts} - {0, len(compressed)}))
     assert b"".join(pieces) == data
     assert max(map(len, pieces), default=0) <= PIECE_OUT
 
 
-def test_what_stands_behind_the_last_block_is_not_kept() -> None:
+def test_data_after_the_final_block_is_dropped() -> None:
     compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
     ended = compressor.compress(b"all") + compressor.flush(zlib.Z_FINISH)
     frames = [CompressedFrame(Opcode.CONT, bytes(PIECE_IN), fin=False)] * 100
@@ -151,6 +151,6 @@ def test_frames(message: str | bytes, bits: int) -> None:
         assert wire == plain
 
 
-def test_very_large_messages_do_not_keep_the_others_waiting() -> None:
+def test_very_large_messages_do_not_delay_others() -> None:
     assert encode_compressed(bytes(MAX_BYTES), 12)[0] == 0xC2
     assert encode_compressed(bytes(MAX_BYTES + 1), 12)[0] == 0x82

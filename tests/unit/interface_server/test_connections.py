@@ -62,7 +62,7 @@ def test_a_reset_fails_the_connection(table: Table) -> None:
     assert table.connections.counts["reset"] == 2
 
 
-def test_a_killed_worker_fails_its_connections_and_no_others(table: Table, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_killed_worker_fails_only_its_connections(table: Table, caplog: pytest.LogCaptureFixture) -> None:
     _, terminator = table.open_accepted(resumable=False)
     other, other_terminator = table.open()
     table.frames(claim_frame(other.number), sender=OTHER)
@@ -84,7 +84,7 @@ def test_a_second_worker_and_an_earlier_attempt_are_superseded(table: Table) -> 
     assert len(terminator.written) == 1
 
 
-def test_a_fault_in_one_connection_does_not_reach_the_others(table: Table, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fault_in_one_connection_affects_no_other(table: Table, caplog: pytest.LogCaptureFixture) -> None:
     connection, terminator = table.open()
     other, other_terminator = table.open()
     terminator.faulty = True
@@ -94,9 +94,7 @@ def test_a_fault_in_one_connection_does_not_reach_the_others(table: Table, caplo
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_a_message_cannot_choose_a_subprotocol_that_was_not_offered(
-    table: Table, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_message_cannot_choose_a_subprotocol_without_offer(table: Table, caplog: pytest.LogCaptureFixture) -> None:
     connection, terminator = table.open()
     table.frames(claim_frame(connection.number))
     plain = {"type": "websocket.accept", "subprotocol": "chat"}
@@ -114,7 +112,7 @@ def test_an_illegal_event_is_dropped(table: Table, caplog: pytest.LogCaptureFixt
     assert "MESSAGE_SENT is not allowed in the state 'waiting for websocket.accept'" in caplog.text
 
 
-def test_the_first_worker_gets_the_disconnect_of_a_client_that_is_gone(table: Table) -> None:
+def test_the_first_worker_gets_the_disconnect_of_a_lost_client(table: Table) -> None:
     connection, _ = table.open(HTTP, ((REQUEST_BODY, b"first"),))
     connection.event((REQUEST_END, b"rest"))
     connection.client_gone()
@@ -129,7 +127,7 @@ def test_the_first_worker_gets_the_disconnect_of_a_client_that_is_gone(table: Ta
 
 
 @pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
-def test_a_client_that_is_gone_is_forgotten_if_no_worker_claims_it(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unclaimed_lost_client_is_forgotten(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     """The offer is withdrawn. A worker that had claimed it has sent a frame long before `connect_timeout`."""
     table = Table(connect_timeout=60.0)
     table.connections.tick(100.0)
@@ -163,7 +161,7 @@ def test_nothing_is_acknowledged_while_the_client_does_not_read(table: Table) ->
     terminator.write_paused = True
     table.frames(message(connection.number, 1, "x" * 200_000))
     connection.event((MESSAGE_RECEIVED, "more"))
-    assert table.bus.posted[-1][1][4] == 1, "only what was written before it stopped reading is acknowledged"
+    assert table.bus.posted[-1][1][4] == 1, "an unwritten event is acknowledged"
     terminator.write_paused = False
     connection.acknowledge()
     assert table.bus.posted[-1][1] == (ACK, connection.number, 1, 2)
@@ -171,9 +169,9 @@ def test_nothing_is_acknowledged_while_the_client_does_not_read(table: Table) ->
 
 def test_nothing_is_written_after_a_complete_response(table: Table) -> None:
     connection, terminator = table.open(HTTP, ((REQUEST_END, b""),))
-    whole = (EVENT, connection.number, 1, 0, 0, RESPONSE, 200, (), b"body")
+    response = (EVENT, connection.number, 1, 0, 0, RESPONSE, 200, (), b"body")
     start = (EVENT, connection.number, 1, 1, 0, RESPONSE_START, 200, ())
-    table.frames(whole, start)
+    table.frames(response, start)
     assert [event[0] for event in terminator.written] == [RESPONSE]
     assert table.bus.posted == [(WORKER, (RESET, connection.number, 1))]
 
@@ -308,7 +306,7 @@ def test_a_request_that_may_have_run_gets_a_502(method: str, in_sight: bool, sta
 
 
 def test_a_close_of_the_app_after_the_client_is_gone_ends_the_connection(table: Table) -> None:
-    """The app may have returned, so it cannot get the disconnect."""
+    """No disconnect is sent to an app that may have returned."""
     connection, terminator = table.open_accepted()
     connection.client_gone()
     assert len(table.connections) == 1, "the app must get the disconnect"
@@ -329,7 +327,7 @@ def test_a_further_run_without_a_client_gets_its_events_acknowledged(table: Tabl
     assert (GROUP_DONE, None, "news") in table.events(OTHER)
     table.frames(*[message(number, sequence, part, attempt=2) for sequence in range(2, 6)], sender=OTHER)
     assert (ACK, number, 2, 6) in table.posted(OTHER)
-    assert [event[0] for event in terminator.written] == [ACCEPT], "nothing is written after the client is gone"
+    assert [event[0] for event in terminator.written] == [ACCEPT], "an event is written after the disconnect"
     table.frames((ACK, number, 2, 2), sender=OTHER)
     assert len(table.connections) == 0
 

@@ -58,10 +58,10 @@ def test_a_full_window_pauses_the_terminator(table: Table) -> None:
     assert terminator.reading
 
 
-@pytest.mark.parametrize("begun", [True, False])
-def test_a_connection_ends_with_its_run(table: Table, begun: bool) -> None:
+@pytest.mark.parametrize("claimed", [True, False])
+def test_a_connection_ends_with_its_run(table: Table, claimed: bool) -> None:
     _, terminator = open_line(table, SAY)
-    if begun:
+    if claimed:
         table.frames(claim_frame(1))
         table.dead(WORKER)
     else:
@@ -111,4 +111,4 @@ def test_only_messages_of_its_protocol_reach_a_connection(table: Table) -> None:
     assert table.connections.counts["message out of place"] == 4
     table.frames((MESSAGE, "1", {"type": "line.close"}), sender="")
     assert terminator.written == [ANSWER, END]
-    assert [event[0] for event in table.events()] == [OTHER_DISCONNECT], "its app learns it"
+    assert [event[0] for event in table.events()] == [OTHER_DISCONNECT], "the app gets no disconnect"

@@ -1,4 +1,4 @@
-"""The subject of a client's certificate, as the extension "tls" has it."""
+"""The subject of a client's certificate in the extension "tls"."""
 
 import _ssl
 import datetime as dt
@@ -24,7 +24,7 @@ Pair = tuple[x509.ObjectIdentifier, str]
 def decoded(
     folder: Path, *names: list[Pair], kind: _ASN1Type | None = None, alternative: bytes | None = None
 ) -> tuple[Any, str]:
-    """Return the subject of a certificate as Python decodes it, and as another library writes it."""
+    """Return the subject of a certificate as decoded by Python and as written by another library."""
     subject = x509.Name(
         [x509.RelativeDistinguishedName([x509.NameAttribute(o, v, kind) for o, v in name]) for name in names]
     )
@@ -73,8 +73,8 @@ def decoded(
     ],
 )
 def test_subjects(tmp_path: Path, names: list[list[Pair]], expected: str) -> None:
-    subject, written = decoded(tmp_path, *names)
-    assert distinguished_name(subject) == written == expected
+    subject, text = decoded(tmp_path, *names)
+    assert distinguished_name(subject) == text == expected
 
 
 @pytest.mark.parametrize("kind", [_ASN1Type.PrintableString, _ASN1Type.BMPString, _ASN1Type.T61String])

@@ -49,14 +49,14 @@ def received(*texts: str) -> tuple[Event, ...]:
 # A WebSocket that goes on.
 
 
-@pytest.mark.parametrize("how", ["handed over", "killed", "forgotten"])
-def test_another_run_resumes_a_websocket(table: Table, how: str) -> None:
+@pytest.mark.parametrize("ending", ["handed over", "killed", "forgotten"])
+def test_another_run_resumes_a_websocket(table: Table, ending: str) -> None:
     connection, terminator = table.open_accepted()
     send_texts(connection, "a", "b", "c")
     table.frames(event(1, SAVE_STATE, pack({"a": 1}), acked=1), event(2, SAVE_STATE, pack({"a": 2}), acked=1))
-    if how == "handed over":
+    if ending == "handed over":
         table.frames(event(3, HANDOVER, acked=2))
-    elif how == "killed":
+    elif ending == "killed":
         table.frames((ACK, 1, 1, 2))
         table.dead()
     else:
@@ -67,7 +67,7 @@ def test_another_run_resumes_a_websocket(table: Table, how: str) -> None:
     assert opening.events == received("c"), "the events that no run has handled"
     assert opening.handled == 2
     assert opening._replace(attempt=1, resumed=False, handled=0, events=(), state=b"") == table.openings[0]
-    assert table.connections.counts[how] == 1
+    assert table.connections.counts[ending] == 1
     # The second run accepts, and sends a message.
     table.frames(accept(1, attempt=2, resumable=True), message(1, 1, "again", attempt=2, acked=1), sender=OTHER)
     assert [written[0] for written in terminator.written].count(MESSAGE_SENT) == 1
@@ -208,7 +208,7 @@ def test_a_close_instead_of_a_second_accept_closes_the_client(table: Table) -> N
     assert len(table.connections) == 0
 
 
-def test_a_websocket_that_is_not_resumable_has_no_further_run(table: Table) -> None:
+def test_a_websocket_without_resume_has_no_further_run(table: Table) -> None:
     _, terminator = table.open_accepted(resumable=True)
     table.dead()
     table.frames(accept(1, attempt=2, resumable=False), sender=OTHER)
@@ -240,7 +240,7 @@ def test_a_plain_close_between_two_runs_ends_the_connection(table: Table) -> Non
     table.dead()
     table.frames((MESSAGE, "1", {"type": "websocket.close", "code": 4001}), sender="")
     assert terminator.written[1:] == [(CLOSE, 4001, "")]
-    assert table.bus.withdrawn == [], "an app has accepted it, and must get the disconnect"
+    assert table.bus.withdrawn == [], "no further run for the disconnect of an accepted client"
     table.frames(claim_frame(1, 2), sender=OTHER)
     assert table.events(OTHER) == [(WEBSOCKET_DISCONNECT, 4001, "")]
     table.frames((ACK, 1, 2, 1), sender=OTHER)
@@ -263,11 +263,11 @@ def test_a_group_answer_between_two_runs_is_dropped(table: Table) -> None:
     assert table.events(OTHER) == []
 
 
-def test_a_client_that_disconnects_between_two_runs(table: Table) -> None:
+def test_a_disconnect_between_two_runs(table: Table) -> None:
     connection, _ = table.open_accepted()
     table.dead()
     connection.client_gone(1001)
-    assert table.bus.withdrawn == [], "an app has accepted it, and must get the disconnect"
+    assert table.bus.withdrawn == [], "no further run for the disconnect of an accepted client"
     table.frames(claim_frame(1, 2), sender=OTHER)
     assert table.events(OTHER) == [(WEBSOCKET_DISCONNECT, 1001, "")]
     table.frames((ACK, 1, 2, 1), sender=OTHER)
@@ -302,7 +302,7 @@ def test_no_run_gets_the_disconnect_if_the_app_cannot_resume(table: Table) -> No
     assert table.events() == [(WEBSOCKET_DISCONNECT, 1001, "")]
 
 
-def test_a_client_that_is_gone_is_given_up_without_a_log_line(table: Table) -> None:
+def test_a_lost_client_is_given_up_without_a_log_line(table: Table) -> None:
     connection, terminator = table.open_accepted()
     connection.client_gone(1001)
     table.dead()
@@ -341,7 +341,7 @@ def test_an_open_websocket_waits_longer_for_a_worker_than_a_new_one() -> None:
 # Connections that were not answered yet, and those that cannot be resumed.
 
 
-def test_a_websocket_that_was_not_accepted_begins_anew(table: Table) -> None:
+def test_an_unaccepted_websocket_is_offered_as_new(table: Table) -> None:
     _, terminator = table.open()
     table.frames(claim_frame(1))
     table.frames(event(0, HANDOVER))
@@ -352,7 +352,7 @@ def test_a_websocket_that_was_not_accepted_begins_anew(table: Table) -> None:
     assert terminator.failed == []
 
 
-def test_a_websocket_whose_denial_had_begun_is_not_answered_twice(table: Table) -> None:
+def test_a_begun_denial_is_not_repeated(table: Table) -> None:
     _, terminator = table.open()
     table.frames(event(0, RESPONSE_START, 403, ()))
     table.dead()
@@ -418,7 +418,7 @@ def test_an_orphan_is_offered_again(table: Table, kind: str) -> None:
     table.frames(claim_frame(1))
     assert table.posted() == [(SUPERSEDED, 1, 1)], "a claimant that is alive after all is too late"
     table.frames(claim_frame(1, 2), (ABANDONED, 1, 2), sender=OTHER)
-    assert len(table.openings) == 2, "it has an owner"
+    assert len(table.openings) == 2, "a claimed connection is offered again"
     assert terminator.failed == []
 
 
@@ -431,7 +431,7 @@ def test_an_orphan_without_a_client_is_not_offered_again(table: Table) -> None:
 
 
 def crash(table: Table, attempt: int, *frames: Any) -> None:
-    """Let the next run of connection 1 accept and send frames, and its worker die."""
+    """Let the next run of connection 1 accept and send frames, and then declare its worker dead."""
     table.frames(accept(1, attempt=attempt, resumable=True), *frames)
     table.dead()
     table.pass_time()
@@ -478,7 +478,7 @@ def test_a_group_answer_is_no_progress(table: Table) -> None:
     assert {opening.handled for opening in table.openings} == {0}
 
 
-def test_from_the_second_crash_on_a_connection_waits_before_it_is_offered_again(table: Table) -> None:
+def test_offers_are_delayed_from_the_second_crash_on(table: Table) -> None:
     connection, _ = table.open_accepted()
     send_texts(connection, "a")
     table.dead()

@@ -95,7 +95,7 @@ def test_a_full_window_pauses_the_socket() -> None:
     assert socket.transport.reading
 
 
-def test_a_response_that_a_message_ends_leaves_the_next_request_its_own_window() -> None:
+def test_each_request_has_its_own_window() -> None:
     socket = Socket(window=300)
     socket.send(post(299) + bytes(299))
     socket.post(RESPONSE_START, 200, ())
@@ -203,7 +203,7 @@ def test_a_stop_waits_a_moment_for_the_first_request() -> None:
     assert socket.transport.closed
 
 
-def test_a_stop_closes_after_the_request_of_a_client_that_sends_no_more() -> None:
+def test_a_stop_closes_a_half_closed_socket_after_its_request() -> None:
     socket = Socket()
     socket.send(get("/1") + get("/2"))
     socket.end()
@@ -215,7 +215,7 @@ def test_a_stop_closes_after_the_request_of_a_client_that_sends_no_more() -> Non
 
 
 @pytest.mark.parametrize("stop_first", [True, False])
-def test_a_stop_does_not_wait_for_a_body_that_cannot_come(stop_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_does_not_wait_for_a_missing_body(stop_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     socket = Socket()
     with monkeypatch.context() as busy:
         assert socket.scheduler.try_slice(0.0), "the first slice of this turn"

@@ -35,16 +35,16 @@ def open_sockets() -> OpenSockets:
 
 async def test_every_socket_is_shut_down_once() -> None:
     sockets = open_sockets()
-    early, late, new = Socket(), Socket(), Socket()
-    sockets.admit(early)
-    sockets.admit(late)
-    await sockets.drain(0.01, lambda holder: holder is late)
-    sockets.admit(new)
+    first, second, third = Socket(), Socket(), Socket()
+    sockets.admit(first)
+    sockets.admit(second)
+    await sockets.drain(0.01, lambda holder: holder is second)
+    sockets.admit(third)
     await anyio.sleep(0.01)
-    assert [each.calls for each in (early, late, new)] == [["shut down"]] * 3
+    assert [each.calls for each in (first, second, third)] == [["shut down"]] * 3
 
 
-async def test_a_socket_that_was_handed_over_is_not_shut_down_by_its_former_holder() -> None:
+async def test_a_former_holder_does_not_shut_a_socket_down() -> None:
     sockets = open_sockets()
     await sockets.drain(0, lambda holder: False)
     http, websocket = Socket(), Socket()

@@ -87,7 +87,7 @@ def test_the_scheme(proto: str, scheme: str) -> None:
 @pytest.mark.parametrize(
     ("forwarded_for", "proto", "scheme"),
     [
-        ("203.0.113.7, 10.1.2.3", "https, http", "https"),  # as each of two proxies has seen it
+        ("203.0.113.7, 10.1.2.3", "https, http", "https"),  # the scheme at each of two proxies
         ("203.0.113.7, 10.1.2.3", "https", "https"),
         ("203.0.113.7", "https, http", "http"),  # the first is the client's invention
         ("203.0.113.7, 10.1.2.3", "https, http, http", "http"),
@@ -100,7 +100,7 @@ def test_the_scheme_of_several_hops(forwarded_for: str, proto: str, scheme: str)
 
 
 @pytest.mark.parametrize("peer", ["::ffff:127.0.0.1", "127.0.0.1"])
-def test_an_ipv4_proxy_at_a_listener_for_both(peer: str) -> None:
+def test_an_ipv4_proxy_at_a_dual_stack_listener(peer: str) -> None:
     assert TrustedProxies("127.0.0.1").trusts_peer((peer, 1))
 
 
@@ -119,6 +119,6 @@ def test_another_peer_is_not_trusted() -> None:
     assert not TrustedProxies("10.0.0.0/8").trusts_peer(PROXY)
 
 
-def test_other_entries_are_rejected() -> None:
+def test_invalid_entries_are_rejected() -> None:
     with pytest.raises(ValueError, match="example"):
         TrustedProxies("proxy.example")

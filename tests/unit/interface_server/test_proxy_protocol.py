@@ -52,7 +52,7 @@ def test_any_bytes_are_a_header_or_an_error(beginning: bytes, rest: bytes) -> No
     header = ProxyHeader()
     data = beginning + rest
     try:
-        taken = header.feed(data)
+        size = header.feed(data)
     except ProxyProtocolError:
         return
-    assert taken == len(data) if not header.complete else 0 < taken <= len(data)
+    assert size == len(data) if not header.complete else 0 < size <= len(data)

@@ -72,7 +72,7 @@ def counts() -> Counter[str]:
 @pytest.fixture
 def make(loop: Loop, counts: Counter[str]) -> Callable[..., Reader]:
     order: list[str] = []
-    scheduler = ReadScheduler(loop, counts)  # type: ignore[arg-type]  # all that it needs of a loop
+    scheduler = ReadScheduler(loop, counts)  # type: ignore[arg-type]  # the only method of the loop in use
     return lambda name, cost=READ_SECONDS / 2: Reader(name, scheduler, loop, order, cost)
 
 
@@ -83,7 +83,7 @@ def test_little_input_is_read_at_once(make: Callable[..., Reader]) -> None:
     assert one.order == ["one", "other"]
 
 
-def test_readers_with_much_input_alternate_and_delay_no_others(loop: Loop, make: Callable[..., Reader]) -> None:
+def test_readers_with_much_input_alternate(loop: Loop, make: Callable[..., Reader]) -> None:
     floods = [make(name) for name in "abc"]
     for flood in floods:
         flood.data_received(bytes(SMALL + 10 * SLICE))
@@ -107,7 +107,7 @@ def test_all_input_is_read(loop: Loop, make: Callable[..., Reader]) -> None:
     assert flood.order == ["flood"] * 10
 
 
-def test_a_reader_that_raises_is_aborted_alone(loop: Loop, make: Callable[..., Reader], counts: Counter[str]) -> None:
+def test_a_failed_reader_is_aborted_alone(loop: Loop, make: Callable[..., Reader], counts: Counter[str]) -> None:
     flood, faulty, other = make("flood", READ_SECONDS), make("faulty"), make("other")
     flood.data_received(bytes(10 * SLICE))
     faulty.data_received(b"raise")

@@ -35,8 +35,8 @@ def test_pieces_change_nothing(cuts: set[int]) -> None:
     places = [0, *sorted(cuts), len(PIPELINE)]
     for start, end in itertools.pairwise(places):
         assert reading.feed(PIPELINE[start:end]) is None
-    got = [(each.method, each.target, b"".join(each.parts), len(each.headers)) for each in requests]
-    assert got == EXPECTED
+    parsed = [(each.method, each.target, b"".join(each.parts), len(each.headers)) for each in requests]
+    assert parsed == EXPECTED
     assert all(each.complete and each.error is None for each in requests)
     assert [each.keep_alive for each in requests] == [True] * 4 + [False]
     assert reading.request is None
@@ -78,7 +78,7 @@ def test_bytes_after_a_websocket_handshake_are_the_tail(cuts: set[int]) -> None:
     st.binary(max_size=300),
     st.sampled_from([b"", b"GET / HTTP/1.1\r\n", b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"]),
 )
-def test_nothing_that_a_client_sends_is_our_fault(noise: bytes, before: bytes) -> None:
+def test_no_input_raises(noise: bytes, before: bytes) -> None:
     reading, _ = parser()
     refusal = reading.feed(before + noise)
     assert refusal is None or (refusal.status in {400, 501} and reading.request is not None)

@@ -44,7 +44,7 @@ def head(
         (head((b"connection", b"closed")), Framing.CHUNKED, 0, False),
     ],
 )
-def test_how_the_client_knows_the_end(made: Head, framing: Framing, length: int, close: bool) -> None:
+def test_the_end_of_a_body_is_marked(made: Head, framing: Framing, length: int, close: bool) -> None:
     assert (made.framing, made.length, made.close) == (framing, length, close)
     lines = made.data.split(b"\r\n")
     assert [line for line in lines if line.startswith(b"content-length")] == (
@@ -63,14 +63,14 @@ def test_a_204_has_no_length() -> None:
     assert head((b"content-length", b"0"), status=204).data == b"HTTP/1.1 204 No Content\r\n\r\n"
 
 
-def test_keep_alive_is_said_to_http_1_0_only() -> None:
+def test_keep_alive_is_sent_to_http_1_0_only() -> None:
     assert b"connection: keep-alive\r\n" in head(version="1.0", whole=0).data
     assert b"connection" not in head(whole=0).data
     assert b"connection: close\r\n" in head(whole=0, keep_alive=False).data
     assert b"connection" not in head(version="1.0", whole=0, keep_alive=False).data
 
 
-def test_standard_headers_give_way_to_the_apps() -> None:
+def test_headers_of_the_app_replace_standard_headers() -> None:
     standard = StandardHeaders(server=True, date=True)
     assert standard.get(own_server=False, own_date=True) == b"server: asgibus\r\n"
     assert standard.get(own_server=True, own_date=False).startswith(b"date: ")
@@ -78,7 +78,7 @@ def test_standard_headers_give_way_to_the_apps() -> None:
     assert PLAIN.get(own_server=False, own_date=False) == b""
 
 
-def test_a_response_of_the_server_itself() -> None:
+def test_an_error_response_of_the_server() -> None:
     whole = plain_response(503, "Later.", PLAIN)
     assert whole.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
     assert whole.endswith(b"retry-after: 1\r\ncontent-length: 7\r\nconnection: close\r\n\r\nLater.\n")

@@ -65,7 +65,7 @@ def test_a_websocket_is_accepted_or_rejected_once_and_closed_once(state: WebSock
         transition(WEBSOCKET_TABLE, state, event)
 
 
-def test_a_websocket_that_is_accepted_opens_and_closes() -> None:
+def test_an_accepted_websocket_opens_and_closes() -> None:
     state = WebSocketState.HANDSHAKE
     for event in (WebSocketEvent.ACCEPT, WebSocketEvent.CLOSE):
         state = transition(WEBSOCKET_TABLE, state, event)

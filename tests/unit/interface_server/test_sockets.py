@@ -28,13 +28,13 @@ def test_a_unix_socket_is_open_to_other_users_and_left_alone_while_served(tmp_pa
 
 
 @pytest.mark.parametrize("mode", ["660", "600", "0777"])
-def test_a_unix_socket_has_the_mode_that_was_asked_for(tmp_path: Path, mode: str) -> None:
+def test_a_unix_socket_has_the_requested_mode(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "socket"
     with listening_socket(InterfaceSettings(uds=str(path), uds_mode=mode)):
         assert stat.S_IMODE(path.stat().st_mode) == int(mode, 8)
 
 
-def test_a_file_in_the_way_stays(tmp_path: Path) -> None:
+def test_an_existing_file_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
     with pytest.raises(ListenError, match="there is something else than a socket"):
@@ -51,7 +51,7 @@ def test_a_file_in_the_way_stays(tmp_path: Path) -> None:
         InterfaceSettings(fd=9999),
     ],
 )
-def test_addresses_that_cannot_be_used(settings: InterfaceSettings) -> None:
+def test_unusable_addresses(settings: InterfaceSettings) -> None:
     with pytest.raises(ListenError, match="cannot listen on"):
         listening_socket(settings)
 
@@ -62,7 +62,7 @@ def test_no_certificate_no_tls() -> None:
     assert tls.context is None
 
 
-def test_a_file_that_is_no_certificate(tmp_path: Path) -> None:
+def test_an_invalid_certificate(tmp_path: Path) -> None:
     file = tmp_path / "cert"
     file.write_text("nonsense")
     with pytest.raises(ListenError, match="cannot be used"):
@@ -80,14 +80,14 @@ def test_a_file_that_is_no_certificate(tmp_path: Path) -> None:
         (None, None),
     ],
 )
-def test_addresses_as_the_scope_has_them(address: object, expected: object) -> None:
+def test_addresses_of_the_scope(address: object, expected: object) -> None:
     assert host_and_port(address) == expected
 
 
-def test_a_socket_that_was_passed_in() -> None:
+def test_an_inherited_socket() -> None:
     with (
-        socket.create_server(("127.0.0.1", 0)) as given,
-        listening_socket(InterfaceSettings(fd=given.fileno())) as taken,
+        socket.create_server(("127.0.0.1", 0)) as inherited,
+        listening_socket(InterfaceSettings(fd=inherited.fileno())) as adopted,
     ):
-        assert taken.getsockname() == given.getsockname()
-        taken.detach()
+        assert adopted.getsockname() == inherited.getsockname()
+        adopted.detach()

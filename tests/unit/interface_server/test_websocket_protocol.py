@@ -126,7 +126,7 @@ def test_an_invalid_message_closes_while_the_window_is_almost_full() -> None:
     assert socket.transport.closed
 
 
-def test_a_client_that_closes_is_answered() -> None:
+def test_a_close_of_the_client_is_answered() -> None:
     socket = WebSocket()
     socket.send_frame(close(4000, "bye"), Frame(Opcode.TEXT, b"too late"))
     ((_, code, reason),) = socket.received()
@@ -135,7 +135,7 @@ def test_a_client_that_closes_is_answered() -> None:
     assert socket.transport.closed
 
 
-def test_an_app_that_closes_waits_for_the_answer() -> None:
+def test_a_close_of_the_app_waits_for_the_answer() -> None:
     socket = WebSocket()
     socket.post(CLOSE, 4001, "enough")
     assert socket.frames() == [(Opcode.CLOSE, close(4001, "enough").data)]
@@ -151,7 +151,7 @@ def test_the_app_gets_a_disconnect_if_the_client_is_lost() -> None:
     assert code == 1006
 
 
-def test_an_app_may_reject() -> None:
+def test_a_handshake_is_rejected_by_the_app() -> None:
     socket = WebSocket(accepted=False)
     socket.post(CLOSE, 1000, "")
     assert socket.transport.written.startswith(b"HTTP/1.1 403 ")

@@ -32,7 +32,7 @@ def types(value: Any) -> Any:
 
 
 @given(st.dictionaries(st.text(), VALUES, max_size=4))
-def test_what_goes_in_comes_out(message: dict[str, Any]) -> None:
+def test_messages_are_unchanged_by_packing(message: dict[str, Any]) -> None:
     copy = unpack_message(pack_message(message))
     assert copy == message
     assert types(copy) == types(message)
@@ -47,12 +47,12 @@ def test_a_frame_comes_back_as_tuples() -> None:
     [2**64, -(2**63) - 1, object(), {1, 2}, 1j, "\ud800", lambda: None],
     ids=["too large", "too small", "object", "set", "complex", "lone surrogate", "function"],
 )
-def test_what_a_message_cannot_hold_is_a_type_error(value: object) -> None:
+def test_unsupported_values_are_a_type_error(value: object) -> None:
     with pytest.raises(TypeError):
         pack_message({"value": value})
 
 
-def test_a_message_that_holds_itself_is_a_type_error() -> None:
+def test_a_recursive_message_is_a_type_error() -> None:
     message: dict[str, Any] = {}
     message["self"] = message
     with pytest.raises(TypeError):
@@ -83,12 +83,12 @@ def test_damaged_bytes_are_a_value_error(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", [b"\x01", b"\x90", b"\xa1a", b"\xc0"])
-def test_what_is_no_message_is_a_value_error(data: bytes) -> None:
+def test_other_values_than_messages_are_a_value_error(data: bytes) -> None:
     with pytest.raises(ValueError, match="not a message"):
         unpack_message(data)
 
 
-def test_a_message_that_can_be_packed_can_be_read_however_deep_it_is() -> None:
+def test_deep_messages_are_readable_if_packed() -> None:
     value: Any = 1
     for depth in range(1, 5000):
         value = [value]

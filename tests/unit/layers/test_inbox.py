@@ -1,4 +1,4 @@
-"""The messages of process-local channels, by a clock that the test turns."""
+"""The messages of process-local channels, with a clock of the test."""
 
 import asyncio
 import logging
@@ -73,7 +73,7 @@ async def inbox(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Teste
     inbox.close()
 
 
-async def test_a_channel_is_forgotten_when_nobody_uses_it(inbox: TestedInbox) -> None:
+async def test_an_unused_channel_is_forgotten(inbox: TestedInbox) -> None:
     inbox.put("read", "unread", "waited for")
     for part in ("read", "waited for"):
         await inbox.get(part)
@@ -95,7 +95,7 @@ async def test_expired_messages_are_not_received_before_they_are_swept(inbox: Te
     assert inbox.numbers("1") == (2, 0, 0)
 
 
-async def test_a_clock_of_redis_that_was_put_back(inbox: TestedInbox, store: Store) -> None:
+async def test_a_clock_of_redis_set_back(inbox: TestedInbox, store: Store) -> None:
     """The ids of a stream continue from the later time when the clock of Redis goes back."""
     inbox.put("1", n="delayed", delay=0.01, age=-3600)
     assert await inbox.get("1") == "delayed"
@@ -114,7 +114,7 @@ async def test_the_message_of_a_cancelled_reader_comes_before_later_ones(inbox: 
     assert [await inbox.get("1") for _ in range(3)] == [0, 1, 2]
 
 
-async def test_a_channel_that_a_cancelled_reader_fills_is_published(inbox: TestedInbox, store: Store) -> None:
+async def test_a_channel_filled_by_a_cancelled_reader_is_published(inbox: TestedInbox, store: Store) -> None:
     reader = asyncio.create_task(inbox.receive("1"))
     await asyncio.sleep(0)  # until the call waits
     for number in range(3):
@@ -127,7 +127,7 @@ async def test_a_channel_that_a_cancelled_reader_fills_is_published(inbox: Teste
     assert store.full == {"1"}
 
 
-async def test_a_full_channel_drops_what_comes(
+async def test_a_full_channel_drops_messages(
     inbox: TestedInbox, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="asgibus.layers"):
@@ -150,14 +150,14 @@ async def test_senders_learn_which_channels_are_full(inbox: TestedInbox, store: 
     before = store.published
     for _ in range(100):
         inbox.put("1")
-    assert store.published == before, "senders that have not looked yet are no reason to publish again"
+    assert store.published == before, "a full channel is published again for senders without the news"
     await inbox.get("1")
     await until(lambda: not store.full)
     inbox.put("1")
     assert store.full == {"1"}
 
 
-async def test_it_is_published_again_when_redis_may_have_lost_it(
+async def test_full_channels_are_published_again_after_a_loss_in_redis(
     inbox: TestedInbox, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inbox_module, "REPUBLISH_SECONDS", 0.0)
@@ -181,7 +181,7 @@ async def test_expiry_and_clearing_make_room(inbox: TestedInbox, store: Store) -
     assert inbox.numbers("2") == (0, 0, 0)
 
 
-async def test_a_waiting_reader_gets_a_message_whatever_the_capacity(inbox: TestedInbox) -> None:
+async def test_a_waiting_reader_gets_a_message_of_a_full_channel(inbox: TestedInbox) -> None:
     readers = [asyncio.create_task(inbox.receive("1")) for _ in range(5)]
     await asyncio.sleep(0)  # until the calls wait
     for number in range(5):

@@ -54,45 +54,45 @@ def beat(*, live: tuple[str, ...] = (), ended: tuple[str, ...] = (), grace: bool
     return Beat(frozenset(live), frozenset(ended), grace)
 
 
-def give(leases: PeerTable, sign: PeerEvent, mailbox: str = OTHER) -> bool:
-    """Give it a sign of that process; whether a death was reported."""
-    if sign is PeerEvent.WATCH:
+def apply(leases: PeerTable, event: PeerEvent, mailbox: str = OTHER) -> bool:
+    """Apply an event of a process; return whether a death was reported."""
+    if event is PeerEvent.WATCH:
         leases.watch(mailbox)
-    elif sign is PeerEvent.LEASE:
+    elif event is PeerEvent.LEASE:
         return bool(leases.apply(beat(live=(OWN, mailbox))))
-    elif sign is PeerEvent.ENDED:
+    elif event is PeerEvent.ENDED:
         return leases.apply(beat(live=(OWN,), ended=(mailbox,))) == [mailbox]
-    elif sign is PeerEvent.ABSENT:
+    elif event is PeerEvent.ABSENT:
         return leases.apply(beat(live=(OWN,))) == [mailbox]
-    elif sign is PeerEvent.DECLARED:
+    elif event is PeerEvent.DECLARED:
         return leases.declare_dead(mailbox)
     else:
         leases.reset()
     return False
 
 
-@pytest.mark.parametrize("sign", PeerEvent, ids=lambda sign: sign.name)
+@pytest.mark.parametrize("event", PeerEvent, ids=lambda event: event.name)
 @pytest.mark.parametrize("life", PeerState, ids=lambda life: life.name)
-def test_each_sign_in_each_state(life: PeerState, sign: PeerEvent) -> None:
+def test_each_event_in_each_state(life: PeerState, event: PeerEvent) -> None:
     leases = PeerTable(OWN)
-    for each in WAYS[life]:
-        give(leases, each)
+    for earlier in WAYS[life]:
+        apply(leases, earlier)
     assert leases.state(OTHER) is life
-    reported = give(leases, sign)
-    after = AFTER[life][sign]
+    reported = apply(leases, event)
+    after = AFTER[life][event]
     assert leases.state(OTHER) is after
     assert reported is (after is PeerState.DEAD and life is not PeerState.DEAD)
 
 
-@pytest.mark.parametrize("sign", PeerEvent, ids=lambda sign: sign.name)
-def test_a_process_does_not_declare_itself_dead(sign: PeerEvent) -> None:
+@pytest.mark.parametrize("event", PeerEvent, ids=lambda event: event.name)
+def test_a_process_does_not_declare_itself_dead(event: PeerEvent) -> None:
     leases = PeerTable(OWN)
-    assert not give(leases, sign, OWN)
+    assert not apply(leases, event, OWN)
     assert leases.state(OWN) is PeerState.UNKNOWN
 
 
-def test_only_an_unknown_process_can_be_neither_absent_nor_forgotten() -> None:
-    illegal = {(life, sign) for life in PeerState for sign in PeerEvent} - TABLE.keys()
+def test_only_unknown_processes_have_illegal_events() -> None:
+    illegal = {(life, event) for life in PeerState for event in PeerEvent} - TABLE.keys()
     assert illegal == {(PeerState.UNKNOWN, PeerEvent.ABSENT), (PeerState.UNKNOWN, PeerEvent.RESET)}
     assert str(IllegalPeerEvent(PeerState.UNKNOWN, PeerEvent.ABSENT)) == (
         "a process that is unknown: it has no lease, and had time to take one"
@@ -110,14 +110,14 @@ def test_a_death_is_reported_once() -> None:
     assert leases.state(OTHER) is PeerState.UNKNOWN
 
 
-@pytest.mark.parametrize("again", [PeerEvent.WATCH, PeerEvent.RESET, PeerEvent.LEASE], ids=lambda sign: sign.name)
-@pytest.mark.parametrize("death", [PeerEvent.ENDED, PeerEvent.ABSENT, PeerEvent.DECLARED], ids=lambda sign: sign.name)
-def test_a_death_is_reported_again_after_there_was_news(again: PeerEvent, death: PeerEvent) -> None:
+@pytest.mark.parametrize("again", [PeerEvent.WATCH, PeerEvent.RESET, PeerEvent.LEASE], ids=lambda event: event.name)
+@pytest.mark.parametrize("death", [PeerEvent.ENDED, PeerEvent.ABSENT, PeerEvent.DECLARED], ids=lambda event: event.name)
+def test_a_death_is_reported_again_after_other_events(again: PeerEvent, death: PeerEvent) -> None:
     leases = PeerTable(OWN)
-    give(leases, PeerEvent.LEASE)
-    assert give(leases, PeerEvent.ENDED)
-    assert not give(leases, again)
-    assert give(leases, death)
+    apply(leases, PeerEvent.LEASE)
+    assert apply(leases, PeerEvent.ENDED)
+    assert not apply(leases, again)
+    assert apply(leases, death)
 
 
 def test_no_absent_process_is_declared_dead_within_grace() -> None:
@@ -130,7 +130,7 @@ def test_no_absent_process_is_declared_dead_within_grace() -> None:
     assert sorted(leases.apply(beat(live=(OWN,), ended=("ended!",)))) == ["alive!", "watched!"]
 
 
-def test_a_watched_process_that_takes_a_lease_is_alive() -> None:
+def test_a_watched_process_with_a_lease_is_alive() -> None:
     leases = PeerTable(OWN)
     leases.apply(beat(live=(OWN, OTHER)))
     leases.reset()

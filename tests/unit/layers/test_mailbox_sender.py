@@ -63,14 +63,14 @@ async def send(sender: MailboxSender, *parts: str, mailbox: str = CHANNELS, capa
     return await sender.send(mailbox, parts, b"x", capacity, 0.0)
 
 
-async def test_a_message_carries_what_its_reader_needs(sender: MailboxSender, store: Redis) -> None:
+async def test_a_message_carries_its_delay_and_capacity(sender: MailboxSender, store: Redis) -> None:
     assert await sender.send(CHANNELS, ("1", "2"), b"x", 8, 0.0, 1.5)
     assert store.sent == [(LOCAL_MESSAGES, ("1", "2"), b"x", 1.5, 8)]
     store.lives = False
     assert await send(sender, "1") is None
 
 
-async def test_the_state_is_read_now_and_then(sender: MailboxSender, store: Redis) -> None:
+async def test_the_state_is_read_at_intervals(sender: MailboxSender, store: Redis) -> None:
     for _ in range(9):
         assert await send(sender, "1", capacity=16)
     assert store.commands.count("SMEMBERS") == 3, "at first, and then for each quarter of the capacity"
@@ -81,17 +81,17 @@ async def test_the_state_is_read_now_and_then(sender: MailboxSender, store: Redi
 
 async def test_a_full_channel_is_refused_until_it_has_room(sender: MailboxSender, store: Redis) -> None:
     store.full = [b"1"]
-    assert await send(sender, "1"), "nothing is known yet"
+    assert await send(sender, "1"), "a channel of unknown state is refused"
     for _ in range(3):
         assert await send(sender, "1") is False
     assert await send(sender, "2")
-    assert await send(sender, "1", "2"), "the reader leaves the full one out"
+    assert await send(sender, "1", "2"), "a message to one full channel of two is refused"
     assert len(store.sent) == 3
     store.full = []
     assert await send(sender, "1")
 
 
-async def test_senders_at_once_find_that_a_channel_has_room(
+async def test_concurrent_senders_share_a_read_of_the_state(
     sender: MailboxSender, store: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mailbox_module, "REFUSE_SECONDS", 0.01)
@@ -103,13 +103,13 @@ async def test_senders_at_once_find_that_a_channel_has_room(
     assert store.commands.count("SMEMBERS") == 2
 
 
-async def test_a_mailbox_that_is_not_read_is_refused(sender: MailboxSender, store: Redis) -> None:
+async def test_an_unread_mailbox_is_refused(sender: MailboxSender, store: Redis) -> None:
     store.size = MAILBOX_BYTES + 1
     assert await send(sender, "1", "2")
     assert await send(sender, "1", "2") is False
     assert await sender.send_frame(SERVER, (1,), 0.0)
     assert await sender.send_frame(SERVER, (1,), 0.0) is False
     store.size = RuntimeError("NOPERM")
-    assert await send(sender, "1", "2"), "a user who may not ask is not refused"
+    assert await send(sender, "1", "2"), "a user without the permission to ask is refused"
     store.size = None
     assert await sender.send_frame(SERVER, (1,), 0.0)

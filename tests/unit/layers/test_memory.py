@@ -34,18 +34,18 @@ async def turns() -> None:
 
 
 async def test_an_end_is_reported_after_all_posted_frames(layer: InMemoryChannelLayer) -> None:
-    one, two, mine = Recorder(), Recorder(), Recorder()
-    async with layer.bus("a", one) as a, layer.bus("b", two):
-        async with layer.bus("c", mine) as c:
-            gone = c.mailbox
+    first, second, ended = Recorder(), Recorder(), Recorder()
+    async with layer.bus("a", first) as a, layer.bus("b", second):
+        async with layer.bus("c", ended) as c:
+            mailbox = c.mailbox
             for number in range(3):
                 c.post(a.mailbox, (KIND, number))
-        await until(lambda: one.dead and two.dead)
+        await until(lambda: first.dead and second.dead)
         await turns()
-        assert one.events == [(KIND, 0), (KIND, 1), (KIND, 2), (DEAD, gone, False)]
-        assert two.events == [(DEAD, gone, False)]
-        assert mine.events == []
-        assert [sender for sender, _ in one.batches] == [gone]
+        assert first.events == [(KIND, 0), (KIND, 1), (KIND, 2), (DEAD, mailbox, False)]
+        assert second.events == [(DEAD, mailbox, False)]
+        assert ended.events == []
+        assert [sender for sender, _ in first.batches] == [mailbox]
 
 
 async def test_a_post_to_an_unknown_mailbox_is_undelivered_and_then_a_death(
@@ -62,7 +62,7 @@ async def test_a_post_to_an_unknown_mailbox_is_undelivered_and_then_a_death(
         assert handler.events[0] == "undelivered"
 
 
-async def test_claims_that_are_not_done_are_handed_on(layer: InMemoryChannelLayer) -> None:
+async def test_unfinished_claims_are_handed_on(layer: InMemoryChannelLayer) -> None:
     claimant, other = Recorder(), Recorder()
     async with layer.bus("w", claimant) as a, layer.bus("w", other) as b, layer.bus("i", Recorder()) as interface:
         claiming = [asyncio.create_task(bus.claim([channel], 1)) for bus, channel in ((a, "x"), (b, "y"))]
@@ -97,7 +97,7 @@ async def test_claims_that_are_not_done_are_handed_on(layer: InMemoryChannelLaye
             assert await claiming[0] == []
 
 
-async def test_a_bus_that_gets_orphans_claims_from_their_channel(layer: InMemoryChannelLayer) -> None:
+async def test_orphans_go_to_a_claimant_of_their_channel(layer: InMemoryChannelLayer) -> None:
     handlers = [Recorder() for _ in range(3)]
     async with (
         layer.bus("w", handlers[0]) as stopped,
@@ -122,7 +122,7 @@ async def test_a_bus_that_gets_orphans_claims_from_their_channel(layer: InMemory
         await asyncio.gather(*claiming)
 
 
-async def test_a_live_process_that_is_declared_dead_continues(layer: InMemoryChannelLayer) -> None:
+async def test_a_live_process_declared_dead_continues(layer: InMemoryChannelLayer) -> None:
     one, living = Recorder(), Recorder()
     async with layer.bus("a", one) as a, layer.bus("b", living) as b:
         await b.join_group("group")
@@ -155,7 +155,7 @@ def unexpected() -> None:
     raise AssertionError("the offer is not lost")
 
 
-async def test_nothing_gets_lost_so_nothing_is_offered_again(layer: InMemoryChannelLayer) -> None:
+async def test_offer_again_does_nothing(layer: InMemoryChannelLayer) -> None:
     async with layer.bus("i", Recorder()) as interface, layer.bus("w", Recorder()) as worker:
         offers = [interface.offer("x", (number,)) for number in range(2)]
         assert len(await worker.claim(["x"], 1)) == 1
@@ -170,7 +170,7 @@ async def test_nothing_gets_lost_so_nothing_is_offered_again(layer: InMemoryChan
         assert await claiming == []
 
 
-async def test_an_empty_channel_keeps_its_counts_and_local_ones_are_not_among_all(layer: InMemoryChannelLayer) -> None:
+async def test_global_statistics_leave_out_local_channels(layer: InMemoryChannelLayer) -> None:
     await layer.send("a", {})
     await layer.receive("a")
     await layer.send(await layer.new_channel(), {})
@@ -180,11 +180,11 @@ async def test_an_empty_channel_keeps_its_counts_and_local_ones_are_not_among_al
 
 async def test_a_handler_runs_in_the_context_of_its_own_server(layer: InMemoryChannelLayer) -> None:
     whose = ContextVar("whose", default="nobody's")
-    seen: list[str] = []
+    values: list[str] = []
 
     class Reader(Recorder):
         def batch(self, sender: str, frames: Sequence[Frame]) -> None:
-            seen.append(whose.get())
+            values.append(whose.get())
             super().batch(sender, frames)
 
     async with layer.bus("a", Recorder()) as a:
@@ -193,11 +193,11 @@ async def test_a_handler_runs_in_the_context_of_its_own_server(layer: InMemoryCh
             whose.set("the sender's")
             a.post(b.mailbox, (KIND, 1))
             await layer.send(b.mailbox + "1", {})
-            await until(lambda: len(seen) == 2)
-    assert set(seen) == {"the reader's"}
+            await until(lambda: len(values) == 2)
+    assert set(values) == {"the reader's"}
 
 
-async def test_a_bus_that_is_removed_is_declared_dead_once_and_reads_nothing_more(layer: InMemoryChannelLayer) -> None:
+async def test_a_removed_bus_is_declared_dead_and_reads_no_frame(layer: InMemoryChannelLayer) -> None:
     one, two = Recorder(), Recorder()
     async with layer.bus("a", one) as a:
         bus = MemoryBus(layer, "b.1!", two, asyncio.get_running_loop())
@@ -212,7 +212,7 @@ async def test_a_bus_that_is_removed_is_declared_dead_once_and_reads_nothing_mor
     assert one.dead == [bus.mailbox, bus.mailbox]  # at the removal, and for the undelivered frame
 
 
-async def test_groups_that_nobody_sends_to_are_forgotten_when_their_members_have_ended() -> None:
+async def test_groups_without_members_are_forgotten() -> None:
     now = 0.0
     layer = InMemoryChannelLayer(group_expiry=10, clock=lambda: now)
     for number in range(100):

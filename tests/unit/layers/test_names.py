@@ -60,7 +60,7 @@ def test_the_exclamation_mark_splits_a_local_name() -> None:
     assert split_local("a") is None
 
 
-def test_no_two_mailboxes_are_the_same() -> None:
+def test_mailbox_names_are_unique() -> None:
     names = {new_mailbox("interface") for _ in range(1000)}
     assert len(names) == 1000
     assert all(require_channel(name).startswith("interface.") and name.endswith("!") for name in names)

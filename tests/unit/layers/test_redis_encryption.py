@@ -27,7 +27,7 @@ SEALED_BY_THE_FIRST_RELEASE = (
 @given(
     st.binary(max_size=500), st.text(max_size=30), st.lists(st.binary(min_size=1), min_size=1, max_size=4), st.data()
 )
-def test_what_is_sealed_is_opened_with_each_of_the_keys(
+def test_entries_are_decrypted_with_each_of_the_keys(
     data: bytes, place: str, secrets: list[bytes], draw: st.DataObject
 ) -> None:
     first = draw.draw(st.sampled_from(secrets))
@@ -37,7 +37,7 @@ def test_what_is_sealed_is_opened_with_each_of_the_keys(
 
 
 @given(st.binary(max_size=100), st.data())
-def test_what_was_altered_or_cut_off_is_not_opened(data: bytes, draw: st.DataObject) -> None:
+def test_altered_entries_are_rejected(data: bytes, draw: st.DataObject) -> None:
     seal = Encryptor(["a", "b"])
     sealed = seal.encrypt(PLACE, data)
     at = draw.draw(st.integers(0, len(sealed) - 1))
@@ -58,13 +58,13 @@ def test_every_part_is_protected(at: int) -> None:
     assert type(raised.value) is expected
 
 
-def test_an_entry_is_of_one_place_only() -> None:
+def test_an_entry_is_bound_to_its_place() -> None:
     seal = Encryptor(["a"])
     with pytest.raises(ValueError, match="moved from elsewhere"):
         seal.decrypt("asgibus:mailbox:b!", seal.encrypt(PLACE, b"data"))
 
 
-def test_the_same_is_never_sealed_the_same_way() -> None:
+def test_equal_entries_have_different_ciphertexts() -> None:
     seal = Encryptor(["a"])
     assert len({seal.encrypt(PLACE, b"data") for _ in range(1000)}) == 1000
 
@@ -87,7 +87,7 @@ def test_the_cipher_is_xaes_256_gcm(key: bytes, associated: bytes, ciphertext: s
     assert cipher.decrypt(nonce, bytes.fromhex(ciphertext), associated) == b"XAES-256-GCM"
 
 
-def test_threads_may_seal_and_open_at_once() -> None:
+def test_threads_encrypt_and_decrypt_concurrently() -> None:
     seal = Encryptor(["a"])
 
     def work(number: int) -> bool:
@@ -98,19 +98,19 @@ def test_threads_may_seal_and_open_at_once() -> None:
         assert all(threads.map(work, range(32)))
 
 
-def test_later_releases_open_entries_of_the_first_one() -> None:
+def test_entries_of_the_first_release_are_decrypted() -> None:
     sealed = bytes.fromhex(SEALED_BY_THE_FIRST_RELEASE)
     assert Encryptor(["other", "secret"]).decrypt(PLACE, sealed) == b"data"
     assert Encryptor([b"secret"]).key_ids == Encryptor(["secret"]).key_ids == [sealed[2:6].hex()]
 
 
 @pytest.mark.parametrize("keys", ["secret", b"secret", [""], [b"", "a"], [5], [None]])
-def test_what_is_no_list_of_keys_is_refused(keys: Any) -> None:
+def test_invalid_lists_of_keys_are_rejected(keys: Any) -> None:
     with pytest.raises(ValueError, match="encryption key"):
         RedisChannelLayer(symmetric_encryption_keys=keys)
 
 
-def test_without_the_library_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_an_error_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
     monkeypatch.delitem(sys.modules, "asgibus.layers.redis.encryption")
     with pytest.raises(ValueError, match=r"pip install 'asgibus\[encryption\]'"):
@@ -118,11 +118,11 @@ def test_without_the_library_it_is_said_what_to_install(monkeypatch: pytest.Monk
     open_layer("redis://127.0.0.1:1")
 
 
-def test_keys_mean_nothing_to_the_memory_layer() -> None:
+def test_the_memory_layer_ignores_keys() -> None:
     open_layer("memory://", encryption_keys=["secret"])
 
 
-def test_made_up_keys_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_keys_are_logged_rarely(caplog: pytest.LogCaptureFixture) -> None:
     counts: Counter[str] = Counter()
     entries = EntryCodec(Encryptor(["a"]), counts)
     for number in range(1000):

@@ -1,4 +1,4 @@
-"""Addresses of Redis in every form that users of Channels write in `CHANNEL_LAYERS`."""
+"""Addresses of Redis in every form of `CHANNEL_LAYERS`."""
 
 import ssl
 from typing import Any
@@ -47,12 +47,12 @@ SECRET = "s3cret"
         ([{"host": "h", "ssl": ssl.create_default_context()}], "rediss://h:6379"),
     ],
 )
-async def test_every_form(hosts: Any, shown: str) -> None:
+async def test_valid_hosts(hosts: Any, shown: str) -> None:
     layer = RedisChannelLayer(hosts)
     assert str(layer.address) == shown
 
 
-async def test_who_we_are() -> None:
+async def test_user_names_and_passwords() -> None:
     for host in (
         f"redis://bus:{SECRET}@h",
         {"address": "redis://h", "username": "bus", "password": SECRET},
@@ -78,7 +78,7 @@ async def test_a_host_is_not_altered() -> None:
     assert host == before
 
 
-async def test_a_context_of_one_s_own_is_used() -> None:
+async def test_a_given_ssl_context_is_used() -> None:
     context = ssl.create_default_context()
     for host in ({"host": "h", "ssl_context": context}, {"address": "rediss://h", "ssl_context": context}):
         (address,) = read_hosts([host])
@@ -89,7 +89,7 @@ async def test_a_context_of_one_s_own_is_used() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "said"),
+    ("host", "message"),
     [
         (f"http://:{SECRET}@h", "redis://"),
         (f":{SECRET}@h", "redis://"),
@@ -129,14 +129,14 @@ async def test_a_context_of_one_s_own_is_used() -> None:
         ({"sentinels": [("h", 1)], "master_name": "m", "passwort": SECRET}, "perhaps 'password' was meant"),
     ],
 )
-async def test_what_is_no_host(host: Any, said: str) -> None:
+async def test_invalid_hosts(host: Any, message: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]+$") as raised:
         RedisChannelLayer([host])
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert SECRET not in str(raised.value)
 
 
-async def test_arguments_that_are_not_used_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_ignored_arguments_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     RedisChannelLayer([{"host": "h", "password": SECRET, "socket_timeout": SECRET, "retry": None, 1: SECRET}])
     RedisChannelLayer(f"redis://:{SECRET}@h?socket_timeout=5&{SECRET}=1&{SECRET}")
     dict_line, url_line = caplog.messages
@@ -146,7 +146,7 @@ async def test_arguments_that_are_not_used_are_named_once(caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize("hosts", [{"host": "h"}, 1, b"redis://h", {("h", 1)}])
-async def test_what_is_no_list_of_hosts(hosts: Any) -> None:
+async def test_invalid_lists_of_hosts(hosts: Any) -> None:
     with pytest.raises(ValueError, match="hosts is a list of hosts, not a"):
         RedisChannelLayer(hosts)
 

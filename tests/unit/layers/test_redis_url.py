@@ -110,7 +110,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("url", "sentence"), BAD)
-def test_a_bad_url_is_refused_in_a_sentence_that_shows_nothing_of_it(url: str, sentence: str) -> None:
+def test_the_error_for_a_bad_url_shows_no_part_of_the_url(url: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence) as raised:
         open_layer(url)
     assert re.fullmatch(r"[^\n]{20,700}", str(raised.value))
@@ -143,13 +143,13 @@ GOOD = [
 
 
 @pytest.mark.parametrize(("url", "address"), GOOD)
-def test_what_a_url_says(url: str, address: Address) -> None:
+def test_valid_urls(url: str, address: Address) -> None:
     assert replace(read_hosts(url)[0], tag="") == address
 
 
 @pytest.mark.parametrize("url", ["rediss://h", "redis+clusters://h,i"])
 @pytest.mark.parametrize("option", ["", "?ssl_cert_reqs=none", "?ssl_check_hostname=false", "?ssl_min_version=772"])
-def test_a_url_may_ask_for_tls(url: str, option: str) -> None:
+def test_urls_with_tls(url: str, option: str) -> None:
     context = read_hosts(url + option)[0].tls
     assert context is not None
     assert context.check_hostname == (option in ("", "?ssl_min_version=772"))

@@ -103,20 +103,20 @@ def event(code: int, *fields: Any) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("good", GOOD_FROM_APP)
-def test_events_from_apps_pass_at_the_interface_server_alone(good: tuple[Any, ...]) -> None:
+def test_events_of_apps_pass_only_at_the_interface_server(good: tuple[Any, ...]) -> None:
     check_frame(event(*good), FROM_APP)
     with pytest.raises(BadFrame):
         check_frame(event(*good), FROM_CLIENT)
 
 
 @pytest.mark.parametrize("good", GOOD_FROM_CLIENT)
-def test_events_from_clients_pass_at_the_worker_alone(good: tuple[Any, ...]) -> None:
+def test_events_of_clients_pass_only_at_the_worker(good: tuple[Any, ...]) -> None:
     check_frame(event(*good), FROM_CLIENT)
     with pytest.raises(BadFrame):
         check_frame(event(*good), FROM_APP)
 
 
-def test_every_event_that_travels_is_checked() -> None:
+def test_every_event_of_a_frame_is_checked() -> None:
     never = {"PATH_SEND", "ZERO_COPY_SEND"}
     assert {events.NAMES[code] for code in (*FROM_APP, *FROM_CLIENT)} == {*events.NAMES.values()} - never
     assert {good[0] for good in GOOD_FROM_APP} == {*FROM_APP}
@@ -124,7 +124,7 @@ def test_every_event_that_travels_is_checked() -> None:
 
 
 @pytest.mark.parametrize("good", GOOD_FRAMES)
-def test_other_frames_pass(good: tuple[Any, ...]) -> None:
+def test_frames_without_events_pass(good: tuple[Any, ...]) -> None:
     check_frame(good, FROM_APP)
     check_frame(good, FROM_CLIENT)
 
@@ -136,14 +136,14 @@ def test_bad_events_are_refused(bad: tuple[Any, ...]) -> None:
 
 
 @pytest.mark.parametrize("good", [*GOOD_FRAMES, *(event(*each) for each in GOOD_FROM_APP)])
-def test_a_field_too_many_too_few_or_of_another_type_is_refused(good: tuple[Any, ...]) -> None:
+def test_wrong_fields_are_rejected(good: tuple[Any, ...]) -> None:
     for bad in ((*good, 1), good[:-1], *((*good[:at], object(), *good[at + 1 :]) for at in range(len(good)))):
         with pytest.raises(BadFrame):
             check_frame(bad, FROM_APP)
 
 
 @given(st.recursive(st.sampled_from(ODD[:10]), lambda inner: st.lists(inner, max_size=8).map(tuple)))
-def test_nothing_but_a_refusal_comes_of_odd_frames(frame: Any) -> None:
+def test_odd_frames_raise_no_other_error(frame: Any) -> None:
     for checks in (FROM_APP, FROM_CLIENT):
         for candidate in (frame, (frames.EVENT, frame), event(4, frame), event(frame), (frames.ACK, 1, 1, frame)):
             with suppress(BadFrame):
@@ -171,7 +171,7 @@ def opening(**fields: Any) -> ConnectRequest:
 
 @pytest.mark.parametrize("name", ConnectRequest._fields)
 @pytest.mark.parametrize("value", ODD, ids=repr)
-def test_nothing_but_a_refusal_comes_of_an_opening_with_an_odd_field(name: str, value: Any) -> None:
+def test_odd_connect_requests_raise_no_other_error(name: str, value: Any) -> None:
     try:
         good = read_request(tuple(opening(**{name: value})))
     except ValueError:
@@ -217,7 +217,7 @@ class Text(str):
     __slots__ = ()
 
 
-def test_what_an_app_sends_is_plain_also_where_nothing_is_packed() -> None:
+def test_events_of_apps_hold_plain_values_without_packing() -> None:
     accept = {"type": "websocket.accept", "subprotocol": Text("chat"), "headers": [(bytearray(b"a"), memoryview(b"b"))]}
     for message in (
         {"type": "websocket.send", "text": Text("<b>")},

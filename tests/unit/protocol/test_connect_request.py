@@ -1,4 +1,4 @@
-"""The opening of a connection, and the scope that a worker makes from it."""
+"""The connect request, and the scope that a worker builds from the request."""
 
 from typing import Any
 
@@ -46,9 +46,9 @@ def opening(**fields: Any) -> ConnectRequest:
     return ConnectRequest(**(values | fields))
 
 
-def test_it_crosses_the_bus_unchanged() -> None:
-    sent = opening()
-    assert read_request(unpack(pack(tuple(sent)))) == sent
+def test_a_connect_request_is_unchanged_by_packing() -> None:
+    request = opening()
+    assert read_request(unpack(pack(tuple(request)))) == request
 
 
 def test_an_http_scope() -> None:
@@ -75,12 +75,12 @@ def test_a_websocket_scope() -> None:
     assert "method" not in scope
 
 
-def test_the_scope_of_another_protocol_is_what_its_terminator_says() -> None:
-    said = {"type": "http", "client": ("::1", 1), "server": ("::1", 2), "extensions": {"x": {}}}
-    scope = build_scope(opening(kind="udp", scope=said))
-    assert scope == {**said, "type": "udp", "asgi": {"version": "3.0"}}
+def test_the_scope_of_another_protocol_comes_from_its_terminator() -> None:
+    terms = {"type": "http", "client": ("::1", 1), "server": ("::1", 2), "extensions": {"x": {}}}
+    scope = build_scope(opening(kind="udp", scope=terms))
+    assert scope == {**terms, "type": "udp", "asgi": {"version": "3.0"}}
     scope["extensions"]["asgibus"] = {}
-    assert said["extensions"] == {"x": {}}, "what is added is not added for others"
+    assert terms["extensions"] == {"x": {}}, "an extension is shared between scopes"
     assert build_scope(opening(kind="line", scope={})) == {"type": "line", "asgi": {"version": "3.0"}, "extensions": {}}
 
 
@@ -107,12 +107,12 @@ def test_a_root_path_is_part_of_the_path() -> None:
     assert (scope["root_path"], scope["path"], scope["raw_path"]) == ("/mounted", "/mounted/a b", b"/mounted/a%20b")
 
 
-def test_two_scopes_of_one_opening_share_nothing_that_can_be_altered() -> None:
-    one = opening()
-    first, second = build_scope(one), build_scope(one)
+def test_scopes_of_one_connect_request_share_no_mutable_part() -> None:
+    request = opening()
+    first, second = build_scope(request), build_scope(request)
     first["headers"].append((b"a", b"b"))
     first["extensions"]["new"] = {}
-    assert second == build_scope(one)
+    assert second == build_scope(request)
 
 
 @pytest.mark.parametrize(
@@ -122,14 +122,14 @@ def test_two_scopes_of_one_opening_share_nothing_that_can_be_altered() -> None:
         *(tuple(opening(version=version)) for version in (None, "1", True, 2.0)),
     ],
 )
-def test_what_is_no_opening(entry: Any) -> None:
+def test_invalid_connect_requests(entry: Any) -> None:
     with pytest.raises(ValueError, match="not a connect request"):
         read_request(entry)
 
 
 @pytest.mark.parametrize("version", [0, REQUEST_VERSION - 1, REQUEST_VERSION + 1])
 @pytest.mark.parametrize("fields", [1, 5, len(ConnectRequest._fields), len(ConnectRequest._fields) + 1])
-def test_an_opening_of_another_version_is_called_so_whatever_its_fields(version: int, fields: int) -> None:
+def test_connect_requests_of_other_versions_are_recognized(version: int, fields: int) -> None:
     entry = (*opening(version=version), "new")[:fields]
     with pytest.raises(ForeignVersion, match=f"version {version}, where version {REQUEST_VERSION} is understood"):
         read_request(entry)

@@ -54,7 +54,7 @@ def test_good_events(event: dict[str, Any], expected: tuple[Any, ...]) -> None:
     encoded = encode({**event, "extra": object(), "key": {1}})
     assert encoded == expected
     assert [type(field) for field in encoded] == [type(field) for field in expected]
-    assert unpack(pack(encoded)) == encoded, "it crosses the bus unchanged"
+    assert unpack(pack(encoded)) == encoded, "the event is changed by packing"
 
 
 VALUE, TYPE = ValueError, TypeError
@@ -144,7 +144,7 @@ def test_bad_events(event: dict[str, Any], error: type[Exception], text: str) ->
 
 
 @pytest.mark.parametrize("event", [None, 5, "http.response.body", [("type", "websocket.close")]])
-def test_what_is_no_event(event: Any) -> None:
+def test_other_values_are_rejected(event: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         encode(event)
 
@@ -211,7 +211,7 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.text().filter(lambda name: name != "type"), JSON))
-def test_an_event_of_another_protocol_travels_as_it_is(fields: dict[str, Any]) -> None:
+def test_events_of_other_protocols_are_unchanged_by_packing(fields: dict[str, Any]) -> None:
     event = {"type": "line.send", **fields}
     encoded = encode(event)
     assert encoded[0] == events.OTHER_SENT
@@ -225,7 +225,7 @@ def test_close_ends_a_connection_of_another_protocol() -> None:
     assert encode({"type": "line.close", "why": "over"})[0] == events.OTHER_CLOSE
 
 
-def test_every_kind_of_connection_has_its_disconnect() -> None:
+def test_each_kind_of_connection_has_a_disconnect() -> None:
     assert decode(disconnect("http", 1006, "")) == {"type": "http.disconnect"}
     assert decode(disconnect("websocket", 1006, "r")) == {"type": "websocket.disconnect", "code": 1006, "reason": "r"}
     assert decode(disconnect("udp", 1006, "silent")) == {"type": "udp.disconnect", "reason": "silent"}
@@ -243,31 +243,31 @@ TO_APP = {
 
 
 @pytest.mark.parametrize("code", sorted(set(NAMES) - TO_APP))
-def test_what_is_not_for_the_app_is_never_given_to_it(code: int) -> None:
+def test_events_of_the_app_are_never_delivered_to_it(code: int) -> None:
     with pytest.raises(ValueError, match=f"event {NAMES[code]} is not for the app"):
         decode((code, b"", ()))
 
 
 @given(st.binary(max_size=1000) | st.text(max_size=1000))
-def test_an_event_counts_what_it_carries(data: bytes | str) -> None:
+def test_the_size_of_an_event_counts_its_data(data: bytes | str) -> None:
     assert size((events.MESSAGE_SENT, data)) == EVENT_OVERHEAD + len(data)
     assert size((events.RESPONSE, 200, (), data)) == EVENT_OVERHEAD + len(data)
 
 
 @pytest.mark.parametrize("event", [(events.ABORT,), (events.RESPONSE_START, 200, ()), (events.ACCEPT, None, ())])
-def test_even_the_smallest_event_counts(event: tuple[Any, ...]) -> None:
+def test_the_smallest_event_has_a_size(event: tuple[Any, ...]) -> None:
     assert size(event) == EVENT_OVERHEAD
 
 
-def test_codes_have_names_of_their_own() -> None:
+def test_each_code_has_a_name() -> None:
     codes = [value for name, value in vars(events).items() if name in NAMES.values()]
     assert len(codes) == len(set(codes)) == len(NAMES)
     assert not {"EVENT_OVERHEAD", "MAX_CLOSE_REASON"} & set(NAMES.values())
 
 
-def test_a_message_with_both_is_sent_as_bytes_as_by_other_servers() -> None:
+def test_a_message_with_text_and_bytes_is_sent_as_bytes() -> None:
     assert encode({"type": "websocket.send", "text": "a", "bytes": b"b"}) == (events.MESSAGE_SENT, b"b")
 
 
-def test_a_close_without_a_code_is_a_normal_one() -> None:
+def test_a_close_without_a_code_is_1000() -> None:
     assert encode({"type": "websocket.close", "code": None, "reason": None}) == (events.CLOSE, 1000, "")

@@ -21,24 +21,22 @@ def test_requests_that_may_run_again(state: AppState, method: str, whole: bool) 
 
 @pytest.mark.parametrize("state", WEBSOCKET_STATES)
 @pytest.mark.parametrize("resumable", [True, False])
-def test_a_websocket_that_was_accepted_may_run_again_if_its_app_can_resume(state: AppState, resumable: bool) -> None:
+def test_accepted_websockets_run_again_if_resumable(state: AppState, resumable: bool) -> None:
     assert may_run_websocket_again(state, accepted=True, resumable=resumable) is resumable
 
 
 @pytest.mark.parametrize("state", WEBSOCKET_STATES)
 @pytest.mark.parametrize("resumable", [True, False])
-def test_a_websocket_that_was_not_accepted_may_run_again_if_it_was_not_answered(
-    state: AppState, resumable: bool
-) -> None:
+def test_unaccepted_websockets_run_again_if_unanswered(state: AppState, resumable: bool) -> None:
     may = state is AppState.HANDSHAKE
     assert may_run_websocket_again(state, accepted=False, resumable=resumable) is may
 
 
-def test_which_endings_are_deaths() -> None:
+def test_crashes_among_the_ends_of_runs() -> None:
     assert {ending for ending in RunEnd if ending.by_death} == {RunEnd.KILLED, RunEnd.ABANDONED}
 
 
-def test_the_first_crash_is_followed_at_once_and_the_next_ones_later_and_later() -> None:
+def test_the_delay_grows_from_the_second_crash_on() -> None:
     assert retry_delay(0, 1.0) == retry_delay(1, 1.0) == 0.0
     assert [retry_delay(crashes, 0.0) for crashes in (2, 3, 4)] == [0.5, 1.0, 2.0]
     assert [retry_delay(crashes, 1.0) for crashes in (2, 3, 4)] == [1.0, 2.0, 4.0]

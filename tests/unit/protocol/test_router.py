@@ -1,4 +1,4 @@
-"""The router: each frame reaches its endpoint, and lost frames are asked for again."""
+"""The router: each frame reaches its endpoint, and lost frames are requested again."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_requested_events_are_sent_again(table: Table) -> None:
 
 
 @pytest.mark.parametrize("attempt", [ATTEMPT, ATTEMPT + 1])
-def test_a_run_that_is_unknown_here_is_reset(table: Table, attempt: int) -> None:
+def test_an_unknown_run_is_reset(table: Table, attempt: int) -> None:
     number = NUMBER if attempt > ATTEMPT else 99
     frames: list[Frame] = [
         (EVENT, number, attempt, 0, 0, MESSAGE_RECEIVED, "a"),
@@ -151,7 +151,7 @@ def test_a_run_that_is_unknown_here_is_reset(table: Table, attempt: int) -> None
     assert table.posted() == [(PEER, (RESET, number, attempt))] * 3, "an acknowledgement and a reset need no reply"
 
 
-def test_a_run_that_another_one_has_replaced_learns_it(table: Table) -> None:
+def test_a_replaced_run_is_answered_superseded(table: Table) -> None:
     table.superseded.add(99)
     table.router.batch(PEER, [(PROBE, 99, ATTEMPT, 0)])
     assert table.posted() == [(PEER, (SUPERSEDED, 99, ATTEMPT))]
@@ -173,7 +173,7 @@ def test_frames_without_an_event_reach_their_endpoint(table: Table) -> None:
     assert table.counts == {"reset": 1, "superseded": 1}
 
 
-def test_other_frames_are_passed_on(table: Table) -> None:
+def test_frames_of_other_kinds_are_passed_on(table: Table) -> None:
     table.router.batch("", [(DEAD, PEER, True)])
     table.router.batch(PEER, [(ABANDONED, NUMBER, ATTEMPT)])
     assert table.others == [(DEAD, PEER, True), (ABANDONED, NUMBER, ATTEMPT)]
@@ -188,7 +188,7 @@ def test_a_frame_of_the_protocol_must_come_from_a_mailbox(table: Table, sender: 
     assert table.posted() == [], "nothing can be posted to a process without a mailbox"
 
 
-def test_a_frame_that_is_not_valid_is_dropped_and_logged_as_an_error_once(
+def test_an_invalid_frame_is_dropped_and_logged_once_as_an_error(
     table: Table, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -198,7 +198,7 @@ def test_a_frame_that_is_not_valid_is_dropped_and_logged_as_an_error_once(
     assert table.ends[0].calls == [(MESSAGE_RECEIVED, "a")]
 
 
-def test_a_fault_of_one_endpoint_does_not_reach_the_next_frame(table: Table, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fault_of_one_endpoint_affects_no_other_frame(table: Table, caplog: pytest.LogCaptureFixture) -> None:
     table.ends[0].faulty = True
     table.router.batch(PEER, [event(0), event(0, number=NUMBER + 1)])
     assert table.ends[1].calls == [(MESSAGE_RECEIVED, "a")]
@@ -221,7 +221,7 @@ def test_a_peer_without_a_mailbox_is_probed_at_the_next_check(table: Table) -> N
     assert probes(table) == []
 
 
-def test_an_end_whose_events_are_not_acknowledged_is_probed(table: Table) -> None:
+def test_a_stalled_endpoint_is_probed(table: Table) -> None:
     table.ends[0].stream.send((MESSAGE_RECEIVED, "a"))
     table.ends[1].stream.send((MESSAGE_RECEIVED, "a"))
     table.ends[1].expects_ack = False
@@ -245,7 +245,7 @@ def test_after_an_interruption_all_are_probed_twice(table: Table) -> None:
     assert probes(table) == []
 
 
-def test_what_was_consumed_is_acknowledged_each_second(table: Table) -> None:
+def test_consumed_events_are_acknowledged_each_second(table: Table) -> None:
     table.router.tick(0.0)
     table.router.batch(PEER, [event(0)])
     table.router.tick(0.9)

@@ -118,7 +118,7 @@ def test_every_state_of_a_run_with_every_event() -> None:
     ("table", "states"),
     [(HTTP_TABLE, HTTP_STATES), (WEBSOCKET_TABLE, WEBSOCKET_STATES), (OTHER_TABLE, OTHER_STATES)],
 )
-def test_a_table_speaks_of_its_own_states_and_reaches_all_of_them(table: AppTable, states: list[AppState]) -> None:
+def test_a_table_has_exactly_its_own_states(table: AppTable, states: list[AppState]) -> None:
     first = states[0]
     assert {state for state, _ in table} | set(table.values()) == set(states)
     reached = {first}
@@ -128,18 +128,18 @@ def test_a_table_speaks_of_its_own_states_and_reaches_all_of_them(table: AppTabl
     assert all((AppState.COMPLETE, code) not in table for code in NAMES)
 
 
-def test_where_each_kind_of_connection_begins() -> None:
+def test_initial_states() -> None:
     assert initial_state("http") == (HTTP_TABLE, AppState.WAITING)
     assert initial_state("websocket") == (WEBSOCKET_TABLE, AppState.HANDSHAKE)
     assert initial_state("udp") == initial_state("line") == (OTHER_TABLE, AppState.OPEN)
 
 
-def test_every_life_comes_to_an_end() -> None:
+def test_every_connection_can_end() -> None:
     assert {life for life, _ in CONNECTION_TABLE} | set(CONNECTION_TABLE.values()) == set(ConnectionState)
     assert all((ConnectionState.ENDED, event) not in CONNECTION_TABLE for event in ConnectionEvent)
 
 
-def test_every_run_comes_to_an_end() -> None:
+def test_every_run_can_end() -> None:
     assert {run for run, _ in RUN_TABLE} | set(RUN_TABLE.values()) == set(RunState)
     for first in RunState:
         reached = {first}
@@ -148,7 +148,7 @@ def test_every_run_comes_to_an_end() -> None:
         assert RunState.ENDED in reached
 
 
-def test_every_event_of_the_app_has_its_place() -> None:
+def test_every_event_of_the_app_is_in_a_table() -> None:
     placed = {code for table in (HTTP_TABLE, WEBSOCKET_TABLE, OTHER_TABLE) for _, code in table}
     from_app = {code for code, name in NAMES.items() if code >= events.RESPONSE_START and name not in OUTSIDE}
     assert placed == from_app

@@ -17,7 +17,7 @@ Frame = tuple[Any, ...]
 
 
 class End:
-    """One end with its app, which sends while the window is open and takes arrived events at any time.
+    """One end and its app, which sends while the window is open and consumes events at any time.
 
     All attributes of its stream are attributes of the end, too. It has a stream and does not inherit from it, because a
     compiled class has no interpreted subclasses.
@@ -105,7 +105,7 @@ class Wire(RuleBasedStateMachine):
     @precondition(lambda self: any(self.under_way))
     @rule(data=st.data())
     def deliver_any(self, data: st.DataObject) -> None:
-        """Deliver any frame of the wire, and perhaps keep it there to be repeated."""
+        """Deliver any frame of the wire, and keep or remove the frame."""
         index = data.draw(st.sampled_from([index for index in (0, 1) if self.under_way[index]]))
         position = data.draw(st.integers(0, len(self.under_way[index]) - 1))
         frame = self.under_way[index][position]
@@ -122,7 +122,7 @@ class Wire(RuleBasedStateMachine):
 
     @rule()
     def cut(self) -> None:
-        """Lose all frames on the wire; the ends learn of it and probe each other."""
+        """Lose all frames on the wire, after which the ends probe each other."""
         self.under_way = [[], []]
         self.again()
 
@@ -151,27 +151,27 @@ class Wire(RuleBasedStateMachine):
             assert arrived == self.ends[1 - index].sent_events[: len(arrived)]
 
     @invariant()
-    def i11_no_more_than_a_window_and_one_event_is_under_way(self) -> None:
+    def i11_at_most_a_window_and_one_event_are_in_flight(self) -> None:
         for index, end in enumerate(self.ends):
             other = self.ends[1 - index]
-            kept = [counted for _, counted in end.unacked_frames()]
-            assert end.in_flight == sum(kept)
-            assert sum(kept[:-1]) < self.window
+            sizes = [counted for _, counted in end.unacked_frames()]
+            assert end.in_flight == sum(sizes)
+            assert sum(sizes[:-1]) < self.window
             assert end.window_open == (end.in_flight < self.window)
-            # Events that the other end has not taken are included: the window bounds its memory, too.
+            # Events that the other end has not consumed are included: the window bounds the memory of that end, too.
             waiting = [size(event) for _, event in other.inbox]
             assert sum(waiting[:-1]) < self.window
 
     @invariant()
-    def i12_what_is_not_acknowledged_can_be_sent_again_and_nothing_else_is_kept(self) -> None:
+    def i12_exactly_the_unacknowledged_events_are_kept(self) -> None:
         for index, end in enumerate(self.ends):
-            kept = [frame for frame, _ in end.unacked_frames()]
-            assert [frame[3] for frame in kept] == list(range(end.acked, end.next_number))
-            assert [frame[EVENT_OFFSET:] for frame in kept] == end.sent_events[end.acked :]
-            assert end.acked <= len(self.ends[1 - index].received), "what was not taken is not acknowledged"
+            frames = [frame for frame, _ in end.unacked_frames()]
+            assert [frame[3] for frame in frames] == list(range(end.acked, end.next_number))
+            assert [frame[EVENT_OFFSET:] for frame in frames] == end.sent_events[end.acked :]
+            assert end.acked <= len(self.ends[1 - index].received), "an event is acknowledged before its consumption"
 
     def teardown(self) -> None:
-        """Check that over a fair wire all frames arrive and none is kept for ever."""
+        """Check that over a fair wire all frames arrive and none stays unacknowledged."""
         if not hasattr(self, "ends"):
             return
         for _ in range(3):
@@ -202,7 +202,7 @@ def test_a_window_shuts_and_opens() -> None:
     assert end.acknowledge(1) is True
     assert end.window_open
     assert end.acknowledge(1) is False
-    assert end.acknowledge(4) is False, "it was open already"
+    assert end.acknowledge(4) is False, "an open window opens again"
     assert end.in_flight == 0
 
 
@@ -222,7 +222,7 @@ def test_an_event_carries_the_acknowledgement() -> None:
     assert end.ack_frame() == (ACK, NUMBER, ATTEMPT, 1)
 
 
-def test_a_sender_of_full_parts_is_told_before_its_window_shuts() -> None:
+def test_full_parts_are_acknowledged_before_the_window_shuts() -> None:
     end = ReliableStream(NUMBER, ATTEMPT, WINDOW)
     for number in range(2):
         end.receive(number)
@@ -237,10 +237,10 @@ def test_frames_without_an_event() -> None:
     assert end.claimed_frame() == (CLAIMED, NUMBER, ATTEMPT)
     assert end.reset_frame() == (RESET, NUMBER, ATTEMPT)
     assert end.resend_frame() == (RESEND, NUMBER, ATTEMPT, 1)
-    assert end.ack_frame() == (ACK, NUMBER, ATTEMPT, 0), "arrived is not taken"
+    assert end.ack_frame() == (ACK, NUMBER, ATTEMPT, 0), "an arrived event counts as consumed"
 
 
-def test_an_arrival_is_judged_by_its_number() -> None:
+def test_arrivals_are_classified_by_number() -> None:
     end = ReliableStream(NUMBER, ATTEMPT, 1000)
     assert [end.receive(number) for number in (1, 0, 0, 2, 1, 2)] == [
         Arrival.GAP,
@@ -252,13 +252,13 @@ def test_an_arrival_is_judged_by_its_number() -> None:
     ]
 
 
-def test_what_is_missing_is_asked_for_once() -> None:
+def test_missing_events_are_requested_once() -> None:
     end = ReliableStream(NUMBER, ATTEMPT, 1000)
     assert end.receive(1) is Arrival.GAP
     end.resend_frame()
     assert [end.receive(number) for number in (2, 3)] == [Arrival.AHEAD] * 2
     assert end.receive(0) is Arrival.NEW
-    assert end.receive(2) is Arrival.GAP, "another one is missing"
+    assert end.receive(2) is Arrival.GAP, "a second gap is not reported"
     end.resend_frame()
     end.restart(2, [])
     assert end.receive(1) is Arrival.GAP
@@ -268,7 +268,7 @@ def message(text: str) -> Frame:
     return (MESSAGE_RECEIVED, text)
 
 
-def test_a_probe_says_how_much_was_sent() -> None:
+def test_a_probe_has_the_number_of_sent_events() -> None:
     end = ReliableStream(NUMBER, ATTEMPT, 1000)
     assert end.probe_frame() == (PROBE, NUMBER, ATTEMPT, 0)
     end.send(message("a"))
@@ -284,19 +284,19 @@ def test_a_probe_is_answered_with_missing_frames_or_an_acknowledgement() -> None
     end.receive(0)
     end.receive(1)
     end.consume(100, 1)
-    assert end.answer_probe(3) == (RESEND, NUMBER, ATTEMPT, 2), "from the first that has not arrived"
+    assert end.answer_probe(3) == (RESEND, NUMBER, ATTEMPT, 2), "not from the first missing event"
     assert end.unreported == 100
-    assert end.answer_probe(2) == (ACK, NUMBER, ATTEMPT, 1), "what has arrived is not yet taken"
+    assert end.answer_probe(2) == (ACK, NUMBER, ATTEMPT, 1), "an arrived event counts as consumed"
     assert end.unreported == 0
 
 
-def test_an_end_is_stalled_when_nothing_was_acknowledged_between_two_questions() -> None:
+def test_a_stream_is_stalled_without_progress_between_two_checks() -> None:
     end = ReliableStream(NUMBER, ATTEMPT, 1000)
     assert not end.check_stalled()
-    assert not end.check_stalled(), "nothing is under way"
+    assert not end.check_stalled(), "an idle stream is stalled"
     end.send(message("a"))
     end.send(message("b"))
-    assert end.check_stalled(), "the last question was asked at the same acknowledgement"
+    assert end.check_stalled(), "no progress since the last check"
     end.acknowledge(1)
     assert not end.check_stalled()
     assert end.check_stalled()
@@ -305,17 +305,17 @@ def test_an_end_is_stalled_when_nothing_was_acknowledged_between_two_questions()
     assert not end.check_stalled()
 
 
-def test_what_is_not_acknowledged_can_be_had_as_events() -> None:
+def test_unacknowledged_events_are_available() -> None:
     end = ReliableStream(NUMBER, ATTEMPT, 1000)
     events = [message(text) for text in "abc"]
     for event in events:
         end.send(event)
     end.acknowledge(1)
     assert end.unacked_events == events[1:]
-    assert all(one is other for one, other in zip(end.unacked_events, events[1:], strict=True)), "the very same"
+    assert all(one is other for one, other in zip(end.unacked_events, events[1:], strict=True)), "events are copied"
 
 
-def test_renewed_it_begins_at_nothing_with_what_it_is_given() -> None:
+def test_restart_numbers_the_given_events_from_zero() -> None:
     end = ReliableStream(NUMBER, ATTEMPT, 2000)
     events = [message(text * 600) for text in "abc"]
     for event in events:
@@ -332,14 +332,14 @@ def test_renewed_it_begins_at_nothing_with_what_it_is_given() -> None:
     ]
     assert end.in_flight == sum(size(event) for event in events[1:])
     assert (end.next_number, end.acked, end.expected, end.consumed, end.unreported) == (2, 0, 0, 0, 0)
-    assert not end.check_stalled(), "the new end has not been asked yet"
+    assert not end.check_stalled(), "the first check of a new run"
     assert end.receive(0) is Arrival.NEW
     assert end.send(message("d"))[0][2:4] == (ATTEMPT + 1, 2)
     assert end.acknowledge(3) is False
     assert end.in_flight == 0
 
 
-def test_renewed_with_nothing_it_is_as_new() -> None:
+def test_restart_without_events_equals_a_new_stream() -> None:
     end = ReliableStream(NUMBER, ATTEMPT, 1000)
     end.send(message("a"))
     end.receive(0)
@@ -350,7 +350,7 @@ def test_renewed_with_nothing_it_is_as_new() -> None:
     assert {name: getattr(end, name) for name in attributes} == {name: getattr(new, name) for name in attributes}
 
 
-def test_the_window_stays_shut_when_what_is_left_still_fills_it() -> None:
+def test_restart_with_a_full_window_stays_shut() -> None:
     end = ReliableStream(NUMBER, ATTEMPT, 100)
     end.send(message("x" * 500))
     end.restart(ATTEMPT + 1, end.unacked_events)

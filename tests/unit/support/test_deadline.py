@@ -12,7 +12,7 @@ def test_a_promised_time() -> None:
         in_time(2.5, 1, "the answer")
 
 
-def test_a_condition_that_does_not_come_true(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_condition_stays_false(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TooLate, match=r"the answer did not come true within 0\.02 s"):
         wait_until(lambda: False, 0.01, "the answer")
     monkeypatch.setattr(deadline, "HANG", 0.02)

@@ -1,4 +1,4 @@
-"""The bus of a test: clients, groups, errors, and that nothing is left of it."""
+"""The bus of a test: clients, groups, errors and cleanup."""
 
 import asyncio
 import sys
@@ -53,14 +53,14 @@ async def test_apps_of_each_interface(app: Any) -> None:
         assert (await bus.http.get("/")).text == "hello"
 
 
-async def test_what_a_wsgi_app_raises_fails_the_test_too() -> None:
+async def test_errors_of_a_wsgi_app_fail_the_test() -> None:
     async with Bus(synchronous, interface="wsgi") as bus:
         assert (await bus.http.get("/broken")).status_code == 500
         assert isinstance(bus.errors.pop(), ZeroDivisionError)
 
 
 @pytest.mark.parametrize("app", ["main:app", lambda one, two, three, four: None])
-async def test_what_is_no_app_is_refused(app: Any) -> None:
+async def test_other_values_than_apps_are_rejected(app: Any) -> None:
     with pytest.raises(ApplicationError, match="the app '"):
         async with Bus(app):
             pass
@@ -79,7 +79,7 @@ async def test_clients_of_http_and_websocket() -> None:
             assert await socket.receive() == "hello 1"
 
 
-async def test_a_websocket_has_what_the_handshake_says() -> None:
+async def test_a_websocket_has_the_values_of_its_handshake() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "websocket"
         assert dict(scope["headers"])[b"x-who"] == b"me"
@@ -98,14 +98,14 @@ async def test_a_websocket_has_what_the_handshake_says() -> None:
         assert await socket.closed() == 4001
 
 
-async def test_a_websocket_that_the_app_refuses() -> None:
+async def test_a_websocket_rejected_by_the_app() -> None:
     async with Bus(App()) as bus:
         with pytest.raises(InvalidStatus, match="403"):
             async with bus.websocket("/refuse"):
                 pytest.fail("it was refused")
 
 
-async def test_the_app_hears_the_code_with_which_a_client_leaves() -> None:
+async def test_the_close_code_of_a_client_reaches_the_app() -> None:
     app = App()
     async with Bus(app) as bus, bus.websocket("/") as socket:
         await socket.close(4002)
@@ -127,32 +127,32 @@ async def test_no_client_waits_without_end() -> None:
         app.release.set()
 
 
-async def test_a_socket_that_nobody_serves_has_no_worker() -> None:
+async def test_an_unserved_socket_has_no_worker() -> None:
     async with Bus(App(), resume=True) as bus, bus.websocket("/") as socket:
         await bus.worker_of(socket).kill()
         with pytest.raises(LookupError, match="no worker serves this socket now"):
             bus.worker_of(socket)
 
 
-async def test_groups_reach_the_sockets_from_the_test_and_across_buses_of_one_layer() -> None:
+async def test_broadcasts_cross_buses_of_one_layer() -> None:
     layer = InMemoryChannelLayer()
     async with (
-        Bus(App(), layer=layer) as one,
-        Bus(App(), layer=layer) as two,
-        one.websocket("/") as first,
-        two.websocket("/") as second,
+        Bus(App(), layer=layer) as first_bus,
+        Bus(App(), layer=layer) as second_bus,
+        first_bus.websocket("/") as first,
+        second_bus.websocket("/") as second,
     ):
         for socket in (first, second):
             await socket.send("here")
             assert await socket.receive() == "here 1"
-        await one.layer.group_send("all", {"type": "websocket.send", "text": "to all"})
+        await first_bus.layer.group_send("all", {"type": "websocket.send", "text": "to all"})
         assert await first.receive() == await second.receive() == "to all"
 
 
 # Errors.
 
 
-async def test_a_broadcast_that_no_client_can_be_sent_is_logged_once_for_its_type(
+async def test_an_unsendable_broadcast_is_logged_once_per_type(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with Bus(App()) as bus, bus.websocket("/") as socket:
@@ -183,7 +183,7 @@ async def test_an_app_that_blocks_the_event_loop_is_logged(
         await until(lambda: "nothing ran here for 1 s: the app blocked the event loop" in caplog.text)
 
 
-async def test_what_the_app_raises_fails_the_test() -> None:
+async def test_errors_of_the_app_fail_the_test() -> None:
     with pytest.raises(ExceptionGroup, match="the app raised") as caught:
         async with Bus(App()) as bus:
             assert (await bus.http.get("/raise")).status_code == 500
@@ -194,24 +194,24 @@ async def test_what_the_app_raises_fails_the_test() -> None:
     assert [type(error) for error in caught.value.exceptions] == [ArithmeticError, ArithmeticError]
 
 
-async def test_an_error_that_a_test_expects_is_taken_out() -> None:
+async def test_expected_errors_are_removed() -> None:
     async with Bus(App()) as bus:
         assert (await bus.http.get("/raise")).status_code == 500
         assert isinstance(bus.errors.pop(), ArithmeticError)
 
 
-async def test_a_failure_of_the_test_itself_is_raised_with_the_app_s_errors_in_its_notes() -> None:
-    with pytest.raises(AssertionError, match="as the test says") as caught:
+async def test_a_failed_test_has_the_errors_of_the_app_in_its_notes() -> None:
+    with pytest.raises(AssertionError, match="the failure of the test") as caught:
         async with Bus(App()) as bus:
-            assert (await bus.http.get("/raise")).status_code == 200, "as the test says"
+            assert (await bus.http.get("/raise")).status_code == 200, "the failure of the test"
     (note,) = caught.value.__notes__
     assert "Meanwhile the app raised" in note
     assert "ArithmeticError: as asked" in note
 
 
-async def test_a_client_that_leaves_and_an_app_without_lifespan_are_no_errors() -> None:
+async def test_disconnects_and_missing_lifespans_are_no_errors() -> None:
     sending = asyncio.Event()
-    gone: list[OSError] = []
+    errors: list[OSError] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -223,12 +223,12 @@ async def test_a_client_that_leaves_and_an_app_without_lifespan_are_no_errors() 
                 await send({"type": "http.response.body", "body": b"more", "more_body": True})
                 await asyncio.sleep(0)
         except OSError as error:
-            gone.append(error)
+            errors.append(error)
             raise
 
     async with Bus(app) as bus, bus.http.stream("GET", "/"):
         await sending.wait()
-    assert gone
+    assert errors
 
 
 async def test_an_error_in_the_app_s_shut_down_fails_the_test() -> None:
@@ -252,7 +252,7 @@ async def test_unknown_options_are_refused() -> None:
             await bus.add_worker(connect_timeout=1)
 
 
-async def test_without_httpx_the_client_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_httpx_is_an_error_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "httpx", None)
     async with Bus(hello) as bus:
         with pytest.raises(ImportError, match=r"pip install 'asgibus\[testing\]'"):
@@ -266,7 +266,7 @@ async def test_a_bus_is_entered_once() -> None:
             await bus.__aenter__()
 
 
-def test_outside_asyncio_it_says_so() -> None:
+def test_entering_outside_asyncio_raises() -> None:
     with pytest.raises(RuntimeError, match='choose the backend "asyncio"'):
         Bus(hello).__aenter__().send(None)
 
@@ -274,7 +274,7 @@ def test_outside_asyncio_it_says_so() -> None:
 # Event loops, and cleanup.
 
 
-async def test_nothing_is_left() -> None:
+async def test_the_bus_leaves_no_task_and_no_listener() -> None:
     app = App()
     before = asyncio.all_tasks()
     factory = asyncio.get_running_loop().get_task_factory()
@@ -289,7 +289,7 @@ async def test_nothing_is_left() -> None:
             await client.get(bus.url)
 
 
-async def test_a_bus_that_is_cancelled_ends_at_once() -> None:
+async def test_a_cancelled_bus_ends_at_once() -> None:
     app = App()
     before = asyncio.all_tasks()
     start = asyncio.get_running_loop().time()
@@ -304,7 +304,7 @@ async def test_a_bus_that_is_cancelled_ends_at_once() -> None:
     in_time(asyncio.get_running_loop().time() - start, 5)
 
 
-async def test_an_app_that_does_not_end_is_cut_after_the_graceful_timeout() -> None:
+async def test_the_graceful_timeout_cuts_apps() -> None:
     start = asyncio.get_running_loop().time()
     async with Bus(App(), timeout=0.05, graceful_timeout=0.1) as bus:
         with pytest.raises(httpx.ReadTimeout):
@@ -313,7 +313,7 @@ async def test_an_app_that_does_not_end_is_cut_after_the_graceful_timeout() -> N
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_it_may_be_entered_in_one_task_and_left_in_another(loop: str) -> None:
+def test_a_bus_is_entered_in_one_task_and_exited_in_another(loop: str) -> None:
     factory = uvloop.new_event_loop if loop == "uvloop" else asyncio.new_event_loop
     bus = Bus(App(), workers=2, resume=True)
 

@@ -1,4 +1,4 @@
-"""The layer as a virtual worker has it is a layer like any other, until it is cut."""
+"""The layer of a virtual worker: an ordinary layer until the worker is killed."""
 
 import asyncio
 from typing import Any
@@ -20,11 +20,11 @@ def make_layer(**options: Any) -> ChannelLayer:
 @pytest.mark.parametrize(
     "check", [*conformance.CHECKS, *conformance.SERVER_CHECKS], ids=lambda check: check.__name__.removeprefix("check_")
 )
-async def test_it_keeps_what_every_layer_promises(check: conformance.Check) -> None:
+async def test_the_worker_layer_conforms(check: conformance.Check) -> None:
     await check(make_layer)
 
 
-async def test_a_layer_that_is_cut_receives_and_sends_nothing_and_cancels_its_calls() -> None:
+async def test_a_cut_layer_is_silent_and_cancels_its_calls() -> None:
     shared = InMemoryChannelLayer()
     layer = WorkerLayer(shared)
     mine, other = Recorder(), Recorder()

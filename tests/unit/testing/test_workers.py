@@ -29,7 +29,7 @@ def busy(bus: Bus) -> VirtualWorker:
 # Killed.
 
 
-async def test_a_socket_that_can_be_resumed_survives_its_worker_with_what_it_saved() -> None:
+async def test_a_resumable_socket_survives_its_worker_with_its_state() -> None:
     async with Bus(App(), workers=2, resume=True) as bus, bus.websocket("/") as socket:
         await socket.send("save")
         assert await socket.receive() == "save 1"
@@ -54,7 +54,7 @@ async def test_a_killed_worker_sends_nothing_more() -> None:
         workers = {bus.worker_of(socket), bus.worker_of(other)}
         for worker in workers:
             await worker.kill()
-        assert "finally" in app.log  # code of Python cannot be kept from running
+        assert "finally" in app.log  # `finally` blocks run after the kill
         assert "finally sent" not in app.log
 
         await bus.add_worker()
@@ -96,7 +96,7 @@ async def test_without_resume_a_socket_is_closed_for_a_restart() -> None:
         assert await socket.closed() == 1012
 
 
-async def test_a_message_in_hand_is_given_to_the_next_run_until_it_has_killed_too_many(
+async def test_a_message_is_repeated_up_to_the_crash_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(retry, "FIRST_DELAY", 0.0)
@@ -111,7 +111,7 @@ async def test_a_message_in_hand_is_given_to_the_next_run_until_it_has_killed_to
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])
-async def test_a_request_that_may_be_repeated_is_run_again(method: str) -> None:
+async def test_an_idempotent_request_is_run_again(method: str) -> None:
     app = App()
     async with Bus(app, workers=2) as bus, asyncio.TaskGroup() as tasks:
         answer = tasks.create_task(bus.http.request(method, "/hold"))
@@ -122,7 +122,7 @@ async def test_a_request_that_may_be_repeated_is_run_again(method: str) -> None:
         assert (await answer).status_code == 200
 
 
-async def test_a_post_whose_worker_dies_is_a_bad_gateway() -> None:
+async def test_a_post_of_a_killed_worker_is_a_bad_gateway() -> None:
     app = App()
     async with Bus(app, workers=2) as bus, asyncio.TaskGroup() as tasks:
         answer = tasks.create_task(bus.http.post("/hold", content="pay"))
@@ -132,7 +132,7 @@ async def test_a_post_whose_worker_dies_is_a_bad_gateway() -> None:
     assert app.log.count("hold") == 1
 
 
-async def test_a_response_that_has_begun_is_cut_off() -> None:
+async def test_a_begun_response_is_cut_off() -> None:
     app = App()
     async with Bus(app, workers=2) as bus, asyncio.TaskGroup() as tasks:
 
@@ -145,7 +145,7 @@ async def test_a_response_that_has_begun_is_cut_off() -> None:
             await bus.http.get("/half")
 
 
-async def test_what_the_app_has_started_ends_with_its_worker() -> None:
+async def test_tasks_of_the_app_end_with_its_worker() -> None:
     app = App()
     async with Bus(app) as bus:
         await bus.http.get("/stray")
@@ -168,7 +168,7 @@ async def test_an_app_can_kill_its_own_worker(monkeypatch: pytest.MonkeyPatch) -
     assert len(set(deaths)) == CRASH_LIMIT
 
 
-async def test_an_app_that_does_not_let_itself_be_cancelled_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_uncancellable_app_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asgibus.testing.tasks.CANCEL_SECONDS", 0.05)
     waiting = asyncio.Event()
     enough = asyncio.Event()
@@ -204,7 +204,7 @@ async def test_the_second_kill_of_a_worker_does_nothing() -> None:
 # Drained.
 
 
-async def test_a_worker_that_drains_hands_its_sockets_over_with_their_state() -> None:
+async def test_a_drain_hands_sockets_over_with_their_state() -> None:
     app = App()
     async with Bus(app, workers=2, resume=True) as bus, bus.websocket("/") as socket:
         await socket.send("unsaved")
@@ -249,7 +249,7 @@ async def test_an_app_can_distinguish_a_hand_over_from_a_disconnect() -> None:
         socket = await sockets.enter_async_context(bus.websocket("/"))
         await socket.send("hello")
         assert await socket.receive() == "hello"
-    assert ends[2:] == [(1012, False)]  # the interface server has stopped, and with it the socket
+    assert ends[2:] == [(1012, False)]  # the interface server has stopped and closed the socket
 
     async with Bus(app) as bus, bus.websocket("/") as socket:
         await socket.send("hello")
@@ -258,13 +258,13 @@ async def test_an_app_can_distinguish_a_hand_over_from_a_disconnect() -> None:
         assert ends[3:] == [(1012, False)]  # without --resume there is no other run
 
 
-async def test_without_resume_a_worker_that_drains_closes_its_sockets() -> None:
+async def test_a_drain_without_resume_closes_sockets() -> None:
     async with Bus(App()) as bus, bus.websocket("/") as socket:
         await bus.workers[0].drain()
         assert await socket.closed() == 1012
 
 
-async def test_a_worker_that_drains_finishes_its_requests() -> None:
+async def test_a_drain_finishes_requests() -> None:
     app = App()
     async with Bus(app) as bus, asyncio.TaskGroup() as tasks:
         answer = tasks.create_task(bus.http.get("/half"))
@@ -279,7 +279,7 @@ async def test_a_worker_that_drains_finishes_its_requests() -> None:
         assert not bus.workers[0].alive
 
 
-async def test_a_worker_that_drains_can_still_be_killed() -> None:
+async def test_a_draining_worker_can_be_killed() -> None:
     app = App()
     async with Bus(app, workers=2, graceful_timeout=30) as bus, asyncio.TaskGroup() as tasks:
         answer = tasks.create_task(bus.http.get("/hold"))
@@ -321,7 +321,7 @@ async def test_a_delayed_worker_begins_later_and_receives_later_in_order() -> No
             bus.workers[0].delay(-1)
 
 
-async def test_claims_that_a_killed_worker_had_not_begun_go_to_others() -> None:
+async def test_unstarted_claims_of_a_killed_worker_go_to_others() -> None:
     app = App()
     layer = InMemoryChannelLayer()
     async with Bus(app, layer=layer) as bus, asyncio.TaskGroup() as tasks:
@@ -334,22 +334,22 @@ async def test_claims_that_a_killed_worker_had_not_begun_go_to_others() -> None:
         assert (await answer).text == "worker 2"
 
 
-# Come and gone.
+# Starts and ends of workers.
 
 
-async def test_what_comes_while_there_is_no_worker_waits_for_one() -> None:
+async def test_requests_wait_for_a_worker() -> None:
     async with Bus(App(), workers=0) as bus, asyncio.TaskGroup() as tasks:
         answer = tasks.create_task(bus.http.post("/"))
         await bus.add_worker()
         assert (await answer).text == "worker 1"
 
 
-async def test_without_a_worker_a_client_is_told_to_come_again() -> None:
+async def test_without_a_worker_requests_get_503() -> None:
     async with Bus(App(), workers=0, connect_timeout=0.01) as bus:
         assert (await bus.http.get("/")).status_code == 503
 
 
-async def test_every_worker_has_a_start_up_of_its_own_and_a_killed_one_no_shut_down() -> None:
+async def test_each_worker_has_a_start_up_and_a_killed_worker_no_shut_down() -> None:
     app = App()
     async with Bus(app, workers=3) as bus:
         assert app.counts["started"] == 3
@@ -360,7 +360,7 @@ async def test_every_worker_has_a_start_up_of_its_own_and_a_killed_one_no_shut_d
     assert app.log.count("shut down") == 2
 
 
-async def test_each_worker_can_have_an_app_of_its_own() -> None:
+async def test_a_factory_gives_each_worker_an_app() -> None:
     apps: list[App] = []
 
     def make() -> App:
@@ -372,7 +372,7 @@ async def test_each_worker_can_have_an_app_of_its_own() -> None:
     assert [app.counts["started"] for app in apps] == [1, 1]
 
 
-async def test_a_start_up_that_fails_is_raised_where_the_worker_was_started() -> None:
+async def test_a_failed_start_up_is_raised_at_the_start_of_the_worker() -> None:
     fails = True
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -395,7 +395,7 @@ async def test_a_start_up_that_fails_is_raised_where_the_worker_was_started() ->
         assert [worker.alive for worker in bus.workers] == [True, False]
 
 
-async def test_a_worker_can_serve_another_pool_or_the_messages_of_channels() -> None:
+async def test_workers_of_other_pools_and_of_channels() -> None:
     app = App()
     async with Bus(app, routes=(("/slow", "slow"),)) as bus:
         await bus.add_worker(pool="slow")

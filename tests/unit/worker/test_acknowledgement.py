@@ -48,7 +48,7 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_fast")
-async def test_an_event_in_hand_is_not_acknowledged_until_the_app_asks_for_the_next_one() -> None:
+async def test_an_event_is_acknowledged_at_the_next_receive() -> None:
     app = Slow()
     async with running(app) as interface:
         number = await interface.accepted()
@@ -65,7 +65,7 @@ async def test_an_event_in_hand_is_not_acknowledged_until_the_app_asks_for_the_n
         await until(lambda: acknowledged(interface, number) == 2)
 
 
-async def test_the_answer_carries_the_acknowledgement_if_the_app_asks_at_once_for_the_next_event() -> None:
+async def test_a_reply_carries_the_acknowledgement_of_an_immediate_receive() -> None:
     async with running(echo) as interface:
         number = await interface.accepted()
         interface.send_texts(number, "a")
@@ -78,7 +78,7 @@ async def test_the_answer_carries_the_acknowledgement_if_the_app_asks_at_once_fo
         assert [frame[0] for frame in interface.frames(number)] == [EVENT] * 4, "there is nothing more to say"
 
 
-async def test_a_message_that_is_on_its_way_is_not_altered_by_what_the_app_does_later() -> None:
+async def test_a_sent_frame_is_not_altered_by_later_acknowledgements() -> None:
     app = Slow()
     async with running(app) as interface:
         number = await interface.accepted()
@@ -91,7 +91,6 @@ async def test_a_message_that_is_on_its_way_is_not_altered_by_what_the_app_does_
 
 
 @pytest.mark.usefixtures("_fast")
-@pytest.mark.usefixtures("_fast")
 async def test_early_acknowledgement_by_option() -> None:
     app = Slow()
     async with running(app, acknowledge="taken") as interface:
@@ -101,10 +100,11 @@ async def test_early_acknowledgement_by_option() -> None:
         assert app.seen == ["a"]
         app.may_go_on.release()
         await until(lambda: acknowledged(interface, number) == 2)
+        app.may_go_on.release()  # the app returns at the disconnect
 
 
 @pytest.mark.usefixtures("_fast")
-async def test_an_app_that_reads_ahead_is_done_with_what_it_has_handed_on() -> None:
+async def test_events_read_ahead_are_acknowledged() -> None:
     queue: asyncio.Queue[Any] = asyncio.Queue()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -122,7 +122,7 @@ async def test_an_app_that_reads_ahead_is_done_with_what_it_has_handed_on() -> N
 
 
 @pytest.mark.usefixtures("_fast")
-async def test_joining_a_group_does_not_acknowledge_the_event_in_hand() -> None:
+async def test_joining_a_group_does_not_acknowledge_the_event() -> None:
     joined = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -145,7 +145,7 @@ async def test_joining_a_group_does_not_acknowledge_the_event_in_hand() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-async def test_a_handler_that_a_drain_interrupts_keeps_its_event_if_it_fails(
+async def test_an_event_of_a_handler_failed_in_a_drain_is_not_acknowledged(
     fails: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "FORCE_SECONDS", 0.0)
@@ -165,7 +165,7 @@ async def test_a_handler_that_a_drain_interrupts_keeps_its_event_if_it_fails(
 
 
 async def test_events_are_numbered_over_all_runs() -> None:
-    seen: list[tuple[int, str]] = []
+    received: list[tuple[int, str]] = []
     before: list[int] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -175,12 +175,12 @@ async def test_events_are_numbered_over_all_runs() -> None:
         await receive()
         await send({"type": "websocket.accept"})
         while (event := await receive())["type"] == "websocket.receive":
-            seen.append((connection.received, event["text"]))
+            received.append((connection.received, event["text"]))
 
     async with running(app) as interface:
-        left = ((events.MESSAGE_RECEIVED, "eight"), (events.MESSAGE_RECEIVED, "nine"))
-        number = await interface.accepted(attempt=2, resumed=True, handled=7, events=left)
+        unread = ((events.MESSAGE_RECEIVED, "eight"), (events.MESSAGE_RECEIVED, "nine"))
+        number = await interface.accepted(attempt=2, resumed=True, handled=7, events=unread)
         interface.send_texts(number, "ten", attempt=2, start=2)
-        await until(lambda: len(seen) == 3)
+        await until(lambda: len(received) == 3)
         assert before == [7]
-        assert seen == [(8, "eight"), (9, "nine"), (10, "ten")]
+        assert received == [(8, "eight"), (9, "nine"), (10, "ten")]

@@ -27,14 +27,14 @@ def body(data: bytes, *, more: bool = False) -> dict[str, Any]:
     return {"type": "http.response.body", "body": data, "more_body": more}
 
 
-# The client is gone.
+# Disconnects.
 
 
 @pytest.mark.parametrize("answer", [[body(b"all")], [body(b"part", more=True), body(b"")], [body(b"x" * 200_000)]])
-async def test_a_whole_answer_to_a_client_that_is_gone_is_no_error(
+async def test_a_whole_response_after_the_disconnect_is_no_error(
     answer: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A framework that hands a response through its middleware sends it as one part and an empty end."""
+    """A response through the middleware of a framework arrives as one part and an empty end."""
     work: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -56,19 +56,19 @@ async def test_a_whole_answer_to_a_client_that_is_gone_is_no_error(
     assert caplog.text == ""
 
 
-@pytest.mark.parametrize("begun", [False, True])
-async def test_a_stream_to_a_client_that_is_gone_is_reported(begun: bool, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("started", [False, True])
+async def test_a_streamed_response_after_the_disconnect_raises(started: bool, caplog: pytest.LogCaptureFixture) -> None:
     sent: list[int] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] != "lifespan"
-        if begun:
+        if started:
             await send(START)
             await send(body(b"0", more=True))
         await receive()
         while (await receive())["type"] != "http.disconnect":
             pass
-        if not begun:
+        if not started:
             await send(START)
         for number in range(100):
             await send(body(b"%d" % number, more=True))
@@ -77,16 +77,16 @@ async def test_a_stream_to_a_client_that_is_gone_is_reported(begun: bool, caplog
     async with running(app) as interface:
         number = interface.open(HTTP)
         await until(lambda: interface.worker.gauges()["sessions"])
-        if begun:
+        if started:
             await until(lambda: len(interface.events(number)) == 2)
         interface.post((RESET, number, 1))
         await until(lambda: not interface.worker.gauges()["sessions"])
-    assert sent == ([] if begun else [0]), "the first part may be a whole answer"
+    assert sent == ([] if started else [0]), "the first part may be a whole answer"
     assert caplog.text == ""
 
 
-async def test_what_an_app_sends_late_is_not_looked_at(caplog: pytest.LogCaptureFixture) -> None:
-    done: list[str] = []
+async def test_invalid_events_after_the_disconnect_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
+    finished: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] != "lifespan"
@@ -106,19 +106,19 @@ async def test_what_an_app_sends_late_is_not_looked_at(caplog: pytest.LogCapture
             await send(START)
             await send(START)
             await send({"type": "http.response.trailers"})
-        done.append(scope["type"])
+        finished.append(scope["type"])
 
     async with running(app) as interface:
         socket, request = await interface.accepted(), interface.open(HTTP)
         await until(lambda: interface.worker.gauges()["sessions"] == 2)
         interface.post((EVENT, socket, 1, 0, 1, events.WEBSOCKET_DISCONNECT, 1005, ""), (RESET, request, 1))
-        await until(lambda: sorted(done) == ["http", "websocket"])
+        await until(lambda: sorted(finished) == ["http", "websocket"])
     assert caplog.text == ""
 
 
-@pytest.mark.parametrize("heard", [True, False])
-async def test_a_second_answer_after_a_stream_is_no_error_after_the_disconnect(
-    heard: bool, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("notified", [True, False])
+async def test_a_second_response_after_the_disconnect_is_no_error(
+    notified: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The second answer is ignored, since the client has closed its sending side and may still read."""
 
@@ -127,7 +127,7 @@ async def test_a_second_answer_after_a_stream_is_no_error_after_the_disconnect(
         await receive()
         await send(STREAM)
         await send(body(b"data: 1\n\n", more=True))
-        if heard:
+        if notified:
             assert (await receive())["type"] == "http.disconnect"
         await send(START)
         await send(body(b""))
@@ -137,23 +137,23 @@ async def test_a_second_answer_after_a_stream_is_no_error_after_the_disconnect(
         await until(lambda: len(interface.events(number)) >= 2)
         interface.post((EVENT, number, 1, 1, 0, events.HTTP_DISCONNECT, False))
         await until(lambda: not interface.worker.gauges()["sessions"])
-        assert interface.events(number)[-1] == ((events.RESPONSE_END, b"") if heard else (events.ABORT,))
-    assert ("RESPONSE_START is not allowed" in caplog.text) is not heard
+        assert interface.events(number)[-1] == ((events.RESPONSE_END, b"") if notified else (events.ABORT,))
+    assert ("RESPONSE_START is not allowed" in caplog.text) is not notified
 
 
 class WebSocketDisconnect(Exception):
-    """An error as frameworks define it."""
+    """A disconnect error of a framework."""
 
 
-@pytest.mark.parametrize("gone", [True, False])
-async def test_what_a_framework_makes_of_a_client_that_is_gone_is_no_error_in_the_log(
-    gone: bool, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("disconnected", [True, False])
+async def test_disconnect_errors_of_frameworks_are_not_logged(
+    disconnected: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "websocket"
         await receive()
         await send({"type": "websocket.accept"})
-        if gone:
+        if disconnected:
             await receive()
         raise WebSocketDisconnect(1006)
 
@@ -161,10 +161,10 @@ async def test_what_a_framework_makes_of_a_client_that_is_gone_is_no_error_in_th
         number = await interface.accepted()
         interface.post((EVENT, number, 1, 0, 1, events.WEBSOCKET_DISCONNECT, 1001, ""))
         await until(lambda: not interface.worker.gauges()["sessions"])
-    assert ("the app raised" in caplog.text) is not gone
+    assert ("the app raised" in caplog.text) is not disconnected
 
 
-async def test_an_error_of_the_app_itself_is_logged_also_when_the_client_is_gone(
+async def test_other_errors_after_the_disconnect_are_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -181,7 +181,7 @@ async def test_an_error_of_the_app_itself_is_logged_also_when_the_client_is_gone
     assert "ZeroDivisionError" in caplog.text
 
 
-async def test_a_message_that_waits_as_its_run_is_handed_over_goes_out_and_raises_nothing() -> None:
+async def test_a_waiting_send_completes_at_a_hand_over() -> None:
     """A waiting `send` completes at a hand-over; with an error the next run would send the message again."""
     sent: list[str] = []
 
@@ -208,30 +208,30 @@ async def test_a_message_that_waits_as_its_run_is_handed_over_goes_out_and_raise
         interface.acknowledge(number)
 
 
-# Behind the app's own end.
+# After the last event of the app.
 
 
-async def test_behind_a_complete_response_there_is_a_disconnect_and_no_body() -> None:
-    seen: list[Any] = []
+async def test_receive_after_a_complete_response_is_a_disconnect() -> None:
+    received: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] != "lifespan"
         await send(START)
         await send(body(b"early"))
-        seen.extend([await receive(), await receive()])
+        received.extend([await receive(), await receive()])
 
     async with running(app) as interface:
         number = interface.open(HTTP, method="POST", events=((events.REQUEST_BODY, b"unread"),))
         interface.post((EVENT, number, 1, 1, 0, events.REQUEST_END, b"unread, too"))
         assert status_and_body(await interface.answer(number)) == (200, b"early")
-        await until(lambda: seen)
-    assert seen == [{"type": "http.disconnect"}] * 2
+        await until(lambda: received)
+    assert received == [{"type": "http.disconnect"}] * 2
 
 
 # Shapes of events.
 
 
-async def test_a_body_has_no_empty_parts_but_a_last_one_that_comes_late() -> None:
+async def test_only_a_late_last_part_of_a_body_is_empty() -> None:
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -279,13 +279,14 @@ async def test_a_scope_can_be_copied_pickled_and_dumped(kind: str) -> None:
     async with running(app) as interface:
         number = interface.open(kind)
         await interface.answer(number)
+        interface.acknowledge(number)
     assert len(set(connections)) == 1
     assert scopes[0]["path"] == "/"
     with pytest.raises(RuntimeError, match="this scope was pickled"):
         _ = asgibus.connection(scopes[0]).reply_channel
 
 
-# A worker that drains.
+# A draining worker.
 
 
 class Events:
@@ -329,7 +330,7 @@ async def test_an_event_stream_gets_a_disconnect_at_a_drain_and_ends_in_order(
     assert caplog.text == ""
 
 
-async def test_an_event_stream_that_begins_during_a_drain_gets_a_disconnect() -> None:
+async def test_an_event_stream_started_in_a_drain_gets_a_disconnect() -> None:
     go = asyncio.Event()
     stream = Events(listens=True)
 
@@ -349,7 +350,7 @@ async def test_an_event_stream_that_begins_during_a_drain_gets_a_disconnect() ->
         assert interface.events(number)[-1] == (events.RESPONSE_END, b"")
 
 
-async def test_any_other_response_may_go_on_until_shortly_before_it_is_cut() -> None:
+async def test_other_responses_get_a_disconnect_before_they_are_cut() -> None:
     received: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -371,7 +372,7 @@ async def test_any_other_response_may_go_on_until_shortly_before_it_is_cut() -> 
 # The reason in the error of `send`.
 
 
-async def test_a_stream_that_ends_with_its_worker_does_not_blame_the_client() -> None:
+async def test_send_in_a_drain_names_the_worker_as_the_reason() -> None:
     errors: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -420,7 +421,7 @@ async def test_a_stop_without_resume_lets_the_app_answer_before_the_close() -> N
         assert seen == [{"type": "websocket.disconnect", "code": 1012, "reason": ""}]
 
 
-async def test_a_task_that_outlives_its_app_learns_that_the_app_has_returned() -> None:
+async def test_send_after_the_return_names_the_app_as_the_reason() -> None:
     errors: list[str] = []
     tasks: list[asyncio.Task[None]] = []
     returned = asyncio.Event()
@@ -439,6 +440,7 @@ async def test_a_task_that_outlives_its_app_learns_that_the_app_has_returned() -
     async with running(app) as interface:
         number = interface.open(WEBSOCKET)
         await interface.answer(number)
+        interface.acknowledge(number)
         returned.set()
         await until(lambda: errors)
         assert errors == ["the app has returned: 'websocket.send' was not sent"]

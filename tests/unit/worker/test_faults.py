@@ -1,4 +1,4 @@
-"""Recovery of a worker: probes for lost frames, end of duplicate runs, and disconnects of clients that are gone."""
+"""Recovery of a worker: probes for lost frames, ends of duplicate runs, and lost clients."""
 
 import asyncio
 import logging
@@ -87,7 +87,7 @@ async def test_a_probe_is_answered_with_missing_frames_or_an_acknowledgement() -
         assert interface.worker.gauges()["sessions"] == 1
 
 
-async def test_a_gap_is_asked_for_and_nothing_behind_it_is_received() -> None:
+async def test_a_gap_is_requested_and_later_events_wait() -> None:
     app = Witness()
     async with running(app) as interface:
         number = await interface.accepted()
@@ -110,7 +110,7 @@ async def test_missing_frames_of_the_interface_server_are_sent_again() -> None:
         assert interface.worker.counts()["repeated"] == 1
 
 
-async def test_after_an_interruption_every_interface_server_is_asked() -> None:
+async def test_after_an_interruption_every_interface_server_is_probed() -> None:
     go = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -123,7 +123,7 @@ async def test_after_an_interruption_every_interface_server_is_asked() -> None:
     async with running(app) as interface:
         socket, request = await interface.accepted(), interface.open(HTTP)
         await until(lambda: interface.frames(request))
-        await interface.layer.declare_dead(interface.owner)  # as if other processes had given it up
+        await interface.layer.declare_dead(interface.owner)  # like a process whose lease has ended
         await until(lambda: count(interface, socket, PROBE) and count(interface, request, PROBE))
         assert interface.frames(socket)[-1] == (PROBE, socket, 1, 1)
         assert interface.frames(request)[-1] == (PROBE, request, 1, 0)
@@ -132,15 +132,15 @@ async def test_after_an_interruption_every_interface_server_is_asked() -> None:
 
 
 @pytest.mark.usefixtures("_fast")
-async def test_frames_that_stay_unacknowledged_are_probed() -> None:
+async def test_unacknowledged_frames_are_probed() -> None:
     async with running(echo) as interface:
         number = await interface.accepted()
         await until(lambda: count(interface, number, PROBE) >= 2)
         interface.acknowledge(number)
         await until(lambda: interface.worker._sessions._sessions[interface.bus.mailbox, number].stream.in_flight == 0)
-        asked = count(interface, number, PROBE)
+        probes = count(interface, number, PROBE)
         await asyncio.sleep(0.3)  # time for more questions, of which there must be none
-        assert count(interface, number, PROBE) == asked
+        assert count(interface, number, PROBE) == probes
 
 
 @pytest.mark.usefixtures("_fast")
@@ -156,19 +156,19 @@ async def test_undelivered_frames_are_probed_until_they_arrive(monkeypatch: pyte
         await until(lambda: count(interface, number, PROBE) == 2)
 
 
-# Clients that are gone.
+# Lost clients.
 
 
-async def test_all_clients_of_a_killed_interface_server_are_gone(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_killed_interface_server_disconnects_all_its_clients(caplog: pytest.LogCaptureFixture) -> None:
     app = Witness()
     app.may_return.set()
     async with running(app) as interface:
         numbers = [await interface.accepted() for _ in range(3)]
         recorder = Recorder()
         async with interface.layer.bus("interface", recorder) as other:
-            own, interface.bus = interface.bus, other
+            bus, interface.bus = interface.bus, other
             elsewhere = interface.open(WEBSOCKET)
-            interface.bus = own
+            interface.bus = bus
             await until(lambda: [frame for frame in recorder.frames if frame[1] == elsewhere])
             assert interface.worker.gauges()["sessions"] == 4
             await interface.layer.declare_dead(interface.bus.mailbox)
@@ -213,9 +213,9 @@ async def test_a_superseded_run_gets_a_disconnect(resume: bool) -> None:
         assert [event[0] for event in interface.events(number)] == [events.ACCEPT], "nothing is handed over"
 
 
-async def test_a_run_that_was_replaced_keeps_its_memberships_and_cannot_save_its_state() -> None:
+async def test_a_superseded_run_changes_neither_groups_nor_state() -> None:
     errors: list[OSError] = []
-    left: list[str] = []
+    discarded: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "websocket"
@@ -224,7 +224,7 @@ async def test_a_run_that_was_replaced_keeps_its_memberships_and_cannot_save_its
         await send({"type": "websocket.accept"})
         assert (await receive())["code"] == 1012
         await connection.group_discard("room")
-        left.append("room")
+        discarded.append("room")
         connection.state["a"] = 1
         for call in (connection.save_state(), connection.group_add("hall")):
             try:
@@ -236,13 +236,13 @@ async def test_a_run_that_was_replaced_keeps_its_memberships_and_cannot_save_its
         number = await interface.accepted()
         interface.post((SUPERSEDED, number, 1))
         await until(lambda: interface.worker.gauges()["sessions"] == 0)
-        assert left == ["room"]
+        assert discarded == ["room"]
         assert "another run serves this connection by now" in str(errors[0])
         assert "another run serves the client" in str(errors[1])
         assert [event[0] for event in interface.events(number)] == [events.ACCEPT]
 
 
-async def test_a_run_that_is_replaced_while_it_joins_a_group_learns_that_its_client_is_served() -> None:
+async def test_group_add_of_a_superseded_run_raises() -> None:
     errors: list[OSError] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -262,7 +262,7 @@ async def test_a_run_that_is_replaced_while_it_joins_a_group_learns_that_its_cli
         assert "another run serves the client" in str(errors[0])
 
 
-async def test_a_disconnect_behind_another_one_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_second_disconnect_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
     app = Witness()
     async with running(app) as interface:
         number = await interface.accepted()
@@ -275,7 +275,7 @@ async def test_a_disconnect_behind_another_one_is_no_fault(caplog: pytest.LogCap
     assert "Traceback" not in caplog.text
 
 
-async def test_a_disconnect_behind_a_drain_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_disconnect_in_a_drain_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
     app = Witness()
     async with running(app) as interface:
         number = await interface.accepted()
@@ -288,7 +288,7 @@ async def test_a_disconnect_behind_a_drain_is_no_fault(caplog: pytest.LogCapture
     assert "Traceback" not in caplog.text
 
 
-async def test_frames_that_are_not_for_a_worker_are_counted_and_logged_as_an_error_once(
+async def test_frames_for_interface_servers_are_counted_and_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "asgibus.worker")
@@ -299,7 +299,7 @@ async def test_frames_that_are_not_for_a_worker_are_counted_and_logged_as_an_err
     assert logged == ["ERROR", "INFO"]
 
 
-async def test_an_interface_server_that_was_declared_dead_is_notified() -> None:
+async def test_a_probe_of_an_interface_server_declared_dead_is_reset() -> None:
     app = Witness()
     async with running(app) as interface:
         number = await interface.accepted()
@@ -307,14 +307,14 @@ async def test_an_interface_server_that_was_declared_dead_is_notified() -> None:
         await until(lambda: app.codes == [1006])
         interface.post((PROBE, number, 1, 0))
         await until(lambda: count(interface, number, RESET) + count(interface, number, ACK))
-        assert interface.frames(number)[-1] == (RESET, number, 1), "else its client would be served by nobody"
+        assert interface.frames(number)[-1] == (RESET, number, 1), "no worker would serve the client"
         app.may_return.set()
 
 
 # Offers.
 
 
-async def test_an_offer_that_was_made_twice_is_answered_and_not_served_twice() -> None:
+async def test_a_repeated_offer_is_answered_and_served_once() -> None:
     app = Witness()
     app.may_return.set()
     async with running(app) as interface:
@@ -326,7 +326,7 @@ async def test_an_offer_that_was_made_twice_is_answered_and_not_served_twice() -
         assert app.runs == [3]
 
 
-async def test_an_offer_that_comes_again_while_its_run_ends_needs_another_run() -> None:
+async def test_an_offer_repeated_while_its_run_ends_is_reset() -> None:
     app = Witness()
     async with running(app) as interface:
         number = await interface.accepted()
@@ -337,7 +337,7 @@ async def test_an_offer_that_comes_again_while_its_run_ends_needs_another_run() 
         app.may_return.set()
 
 
-async def test_a_newer_attempt_takes_the_place_of_an_older_one() -> None:
+async def test_a_newer_attempt_replaces_an_older_one() -> None:
     app = Witness()
     async with running(app) as interface:
         number = await interface.accepted()
@@ -369,14 +369,15 @@ async def test_a_newer_attempt_replaces_final_frames() -> None:
         interface.post((RESEND, number, 1, 0), (RESEND, number, 2, 0))
         await until(lambda: len(interface.frames(number)) == 6)
         assert [frame[2] for frame in interface.frames(number)[4:]] == [2, 2]
+        interface.post((ACK, number, 2, 2))
 
 
 async def test_a_further_run_gets_the_events_of_its_connect_request_first() -> None:
     app = Witness()
     app.may_return.set()
-    left = ((events.MESSAGE_RECEIVED, "a"), (events.MESSAGE_RECEIVED, "b"))
+    unread = ((events.MESSAGE_RECEIVED, "a"), (events.MESSAGE_RECEIVED, "b"))
     async with running(app) as interface:
-        number = await interface.accepted(attempt=2, resumed=True, events=left)
+        number = await interface.accepted(attempt=2, resumed=True, events=unread)
         interface.send_texts(number, "c", attempt=2, start=2)
         await until(lambda: len(app.seen) == 3)
         assert [event["text"] for event in app.seen] == ["a", "b", "c"]
@@ -384,10 +385,10 @@ async def test_a_further_run_gets_the_events_of_its_connect_request_first() -> N
         assert interface.worker.counts()["further run"] == 1
 
 
-# Answers that may be lost.
+# Lost responses.
 
 
-async def test_an_answer_is_kept_for_a_moment_and_repeated_when_asked_for() -> None:
+async def test_a_recent_response_is_repeated_on_request() -> None:
     async with running(hello) as interface:
         number = interface.open(HTTP)
         answer = [*await interface.answer(number)]
@@ -399,10 +400,10 @@ async def test_an_answer_is_kept_for_a_moment_and_repeated_when_asked_for() -> N
         interface.post((RESEND, number, 1, 0))
         await until(lambda: interface.events(number) == answer * 2)
         interface.post((RESET, number, 1), (PROBE, number, 1, 1))
-        await until(lambda: (RESET, number, 1) in interface.frames(number), what="it is forgotten")
+        await until(lambda: (RESET, number, 1) in interface.frames(number), what="the end of the response")
 
 
-async def test_a_request_that_is_offered_again_after_its_answer_does_not_run_again() -> None:
+async def test_an_answered_request_offered_again_does_not_run() -> None:
     runs: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -417,10 +418,10 @@ async def test_a_request_that_is_offered_again_after_its_answer_does_not_run_aga
         assert len(runs) == 1
 
 
-def test_answers_are_bounded_in_number_and_age(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recent_responses_are_bounded_in_number_and_age(monkeypatch: pytest.MonkeyPatch) -> None:
     for limit, count in (("USUAL_BYTES", 3), ("MOST_BYTES", 8)):
         monkeypatch.setattr(session_registry, limit, count * (session_registry.SESSION_BYTES + 100))
-    kept = session_registry.RecentResponses()
+    responses = session_registry.RecentResponses()
     host = cast(SessionHost, SimpleNamespace(lifespan_state={}))
     sessions = []
     for number in range(9):
@@ -428,26 +429,26 @@ def test_answers_are_bounded_in_number_and_age(monkeypatch: pytest.MonkeyPatch) 
         session = Session(request, Claim("a", b"", None), host)
         session.stream.in_flight = 100
         sessions.append(session)
-        kept.add(session)
-    assert [*kept] == sessions[4:], "four make a generation too many"
-    kept.forget(sessions[5])
-    kept.rotate()
-    assert [*kept] == sessions[8:]
-    assert kept.find("i!", 8) is sessions[8]
-    kept.rotate()
-    assert [*kept] == []
-    kept.raise_limit()
+        responses.add(session)
+    assert [*responses] == sessions[4:], "a full generation was kept"
+    responses.forget(sessions[5])
+    responses.rotate()
+    assert [*responses] == sessions[8:]
+    assert responses.find("i!", 8) is sessions[8]
+    responses.rotate()
+    assert [*responses] == []
+    responses.raise_limit()
     for session in sessions:
-        kept.add(session)
-    assert [*kept] == sessions, "while answers are lost"
+        responses.add(session)
+    assert [*responses] == sessions, "responses are dropped during a loss"
 
 
-# Claims that may have been dealt with before.
+# Claims that an earlier worker may have handled.
 
 
 @pytest.mark.parametrize("served_already", [True, False])
 @pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
-async def test_a_stale_claim_is_served_only_if_its_interface_server_confirms_it(
+async def test_a_stale_claim_is_served_if_confirmed(
     served_already: bool, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[str] = []
@@ -475,11 +476,11 @@ async def test_a_stale_claim_is_served_only_if_its_interface_server_confirms_it(
             assert len(runs) == 1
 
 
-# A client that is gone.
+# Disconnects.
 
 
 @pytest.mark.parametrize("resume", [True, False])
-async def test_the_interface_server_is_notified_when_the_app_is_done_with_an_event(resume: bool) -> None:
+async def test_the_end_of_the_app_acknowledges_the_disconnect(resume: bool) -> None:
     app = Witness()
     async with running(app, resume=resume) as interface:
         number = await interface.accepted()
@@ -503,12 +504,12 @@ async def test_orphans_of_a_worker_are_reported_to_their_interface_server(interf
         busy = await interface.accepted()
         recorder = Recorder()
         async with interface.layer.bus("worker", Recorder()) as other:
-            own = interface.bus
+            bus = interface.bus
             async with interface.layer.bus("interface", recorder) as short_lived:
                 if not interface_lives:
                     interface.bus = short_lived
                 number = interface.open(WEBSOCKET, attempt=4)
-                interface.bus = own
+                interface.bus = bus
                 assert len(await other.claim(shared_channels("default"), 10)) == 1
         if interface_lives:
             await until(lambda: interface.frames(number))

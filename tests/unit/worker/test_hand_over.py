@@ -23,7 +23,7 @@ HAND_OVER_DISCONNECT = {"type": "websocket.disconnect", "code": 1012, "reason": 
 
 
 async def handed_over(interface: Interface, number: int) -> tuple[Any, ...]:
-    """Return the HANDOVER frame, which must be the last of its connection, and acknowledge it."""
+    """Acknowledge the HANDOVER frame, which must be the last of its connection, and return the frame."""
     frames = await interface.last(number, events.HANDOVER)
     assert [frame[3] for frame in frames if frame[0] == EVENT] == list(range(len(interface.events(number))))
     assert frames[-1][EVENT_OFFSET:] == (events.HANDOVER,)
@@ -31,7 +31,7 @@ async def handed_over(interface: Interface, number: int) -> tuple[Any, ...]:
     return frames[-1]
 
 
-async def test_an_app_gets_a_disconnect_may_clean_up_and_is_then_handed_over() -> None:
+async def test_an_app_cleans_up_before_its_hand_over() -> None:
     seen: list[Any] = []
     cleaned = asyncio.Event()
 
@@ -62,14 +62,14 @@ async def test_an_app_gets_a_disconnect_may_clean_up_and_is_then_handed_over() -
         assert interface.events(number)[1:] == [], "not before the app has returned"
         cleaned.set()
         last = await handed_over(interface, number)
-        assert last[4] == 1, "what the app has not taken is for the next run"
+        assert last[4] == 1, "an unread event is acknowledged"
         (state,) = [event[1] for event in interface.events(number) if event[0] == events.SAVE_STATE]
         assert unpack(state)["cleaned"] is True
         await asyncio.wait_for(interface.ended, 30)
     assert seen == ["one", HAND_OVER_DISCONNECT, HAND_OVER_DISCONNECT]
 
 
-async def test_events_that_wait_for_the_app_go_to_the_next_run() -> None:
+async def test_unread_events_go_to_the_next_run() -> None:
     go = asyncio.Event()
     seen: list[Any] = []
 
@@ -111,8 +111,8 @@ async def test_a_further_run_gets_the_saved_state_of_the_last_one() -> None:
         await handed_over(interface, number)
         (state,) = [event[1] for event in interface.events(number) if event[0] == events.SAVE_STATE]
     async with running(app, resume=True) as interface:
-        left = ((events.MESSAGE_RECEIVED, "left"),)
-        number = await interface.accepted(attempt=2, resumed=True, state=state, events=left)
+        unread = ((events.MESSAGE_RECEIVED, "left"),)
+        number = await interface.accepted(attempt=2, resumed=True, state=state, events=unread)
         await until(lambda: len(seen) == 4)
         interface.stop.set()
         last = await handed_over(interface, number)
@@ -120,7 +120,7 @@ async def test_a_further_run_gets_the_saved_state_of_the_last_one() -> None:
     assert seen == [(1, False, {}), None, (2, True, {"runs": 1}), "left"]
 
 
-async def test_a_state_that_was_not_looked_at_or_not_changed_is_not_saved_again() -> None:
+async def test_an_unchanged_state_is_not_saved_again() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "websocket"
         connection = asgibus.connection(scope)
@@ -143,7 +143,7 @@ async def test_a_state_that_was_not_looked_at_or_not_changed_is_not_saved_again(
 
 
 @pytest.mark.parametrize("state", [{"a": object()}, {"a": "x" * 20_000}])
-async def test_a_state_that_cannot_be_saved_is_logged_and_the_hand_over_continues(
+async def test_an_unsavable_state_is_logged_and_the_hand_over_continues(
     state: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -182,7 +182,7 @@ async def test_an_app_may_save_its_state_while_it_cleans_up() -> None:
         ]
 
 
-async def test_groups_are_kept_when_the_app_leaves_them_during_the_hand_over() -> None:
+async def test_group_discard_in_a_hand_over_keeps_the_membership() -> None:
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -204,7 +204,7 @@ async def test_groups_are_kept_when_the_app_leaves_them_during_the_hand_over() -
     assert seen == ["discarded"]
 
 
-async def test_send_raises_in_an_app_that_never_receives(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_send_raises_in_an_app_without_receive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "FORCE_SECONDS", 0.05)
     seen: list[Any] = []
 
@@ -228,7 +228,7 @@ async def test_send_raises_in_an_app_that_never_receives(monkeypatch: pytest.Mon
     assert len(seen) == 1
 
 
-async def test_an_app_that_does_not_end_is_cancelled_and_handed_over() -> None:
+async def test_an_endless_app_is_cancelled_and_handed_over() -> None:
     async def stuck(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "websocket"
         await receive()
@@ -242,7 +242,7 @@ async def test_an_app_that_does_not_end_is_cancelled_and_handed_over() -> None:
         assert (await handed_over(interface, number))[4] == 0
 
 
-async def test_an_app_that_has_not_answered_yet_is_handed_over_too() -> None:
+async def test_an_unaccepted_websocket_is_handed_over() -> None:
     async def slow(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "websocket"
         await receive()
@@ -258,7 +258,7 @@ async def test_an_app_that_has_not_answered_yet_is_handed_over_too() -> None:
         assert interface.events(number) == [(events.HANDOVER,)]
 
 
-async def test_an_app_that_ends_its_connection_itself_is_not_handed_over() -> None:
+async def test_a_closed_websocket_is_not_handed_over() -> None:
     go = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -277,7 +277,7 @@ async def test_an_app_that_ends_its_connection_itself_is_not_handed_over() -> No
         interface.acknowledge(number)
 
 
-async def test_a_client_that_leaves_during_the_hand_over_is_handed_over() -> None:
+async def test_a_client_lost_during_the_hand_over_is_handed_over() -> None:
     """The client leaves after the disconnect of the hand-over, so another run gets the final disconnect."""
     go = asyncio.Event()
     seen: list[Any] = []
@@ -297,6 +297,8 @@ async def test_a_client_that_leaves_during_the_hand_over_is_handed_over() -> Non
         interface.post((PROBE, number, 1, 1))
         await until(lambda: interface.frames(number)[-1][0] in (ACK, RESET))
         go.set()
+        await interface.last(number, events.HANDOVER)
+        interface.acknowledge(number)
         await asyncio.wait_for(interface.ended, 30)
         assert [event[0] for event in interface.events(number)] == [events.ACCEPT, events.HANDOVER]
 
@@ -394,7 +396,7 @@ async def test_final_frames_to_an_interface_server_with_a_newer_run_are_dropped(
         await asyncio.wait_for(interface.ended, 30)
 
 
-async def test_final_frames_to_a_client_that_has_left_are_dropped() -> None:
+async def test_final_frames_to_a_lost_client_are_dropped() -> None:
     async def refuse(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "websocket"
         await send({"type": "websocket.close"})
@@ -417,7 +419,7 @@ async def test_a_worker_stops_waiting_for_acknowledgements_of_final_frames(monke
         await asyncio.wait_for(interface.ended, 30)
 
 
-async def test_a_close_is_repeated_until_it_is_acknowledged() -> None:
+async def test_a_close_is_repeated_until_acknowledged() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "websocket"
         await receive()

@@ -13,20 +13,20 @@ from asgibus.worker.lifespan import LifespanError, Mode, lifespan
 
 pytestmark = pytest.mark.anyio
 
-seen: list[Any] = []
+received: list[Any] = []
 
 
 @pytest.fixture(autouse=True)
 def _forget() -> None:
-    seen.clear()
+    received.clear()
 
 
 async def good(scope: Any, receive: Any, send: Any) -> None:
-    seen.append(scope)
-    seen.append(await receive())
+    received.append(scope)
+    received.append(await receive())
     scope["state"]["db"] = "pool"
     await send({"type": "lifespan.startup.complete"})
-    seen.append(await receive())
+    received.append(await receive())
     await send({"type": "lifespan.shutdown.complete"})
 
 
@@ -34,23 +34,23 @@ async def good(scope: Any, receive: Any, send: Any) -> None:
 async def test_an_app_with_a_lifespan(mode: Mode) -> None:
     async with lifespan(good, mode, anyio.Event()) as state:
         assert state == {"db": "pool"}
-        assert [event["type"] for event in seen[1:]] == ["lifespan.startup"]
-    assert [event["type"] for event in seen[1:]] == ["lifespan.startup", "lifespan.shutdown"]
-    assert seen[0]["type"] == "lifespan"
-    assert seen[0]["asgi"] == {"version": "3.0", "spec_version": "2.0"}
+        assert [event["type"] for event in received[1:]] == ["lifespan.startup"]
+    assert [event["type"] for event in received[1:]] == ["lifespan.startup", "lifespan.shutdown"]
+    assert received[0]["type"] == "lifespan"
+    assert received[0]["asgi"] == {"version": "3.0", "spec_version": "2.0"}
 
 
-async def test_off_does_not_ask_the_app() -> None:
+async def test_off_does_not_call_the_app() -> None:
     async with lifespan(good, "off", anyio.Event()) as state:
         assert state == {}
-    assert seen == []
+    assert received == []
 
 
 async def refuses(scope: Any, receive: Any, send: Any) -> None:
     raise ValueError("only http")
 
 
-async def test_auto_goes_on_without(caplog: pytest.LogCaptureFixture) -> None:
+async def test_auto_continues_without_a_lifespan(caplog: pytest.LogCaptureFixture) -> None:
     async with lifespan(refuses, "auto", anyio.Event()) as state:
         assert state == {}
     assert "Traceback" not in caplog.text
@@ -67,7 +67,7 @@ async def takes_it_for_a_socket(scope: Any, receive: Any, send: Any) -> None:
 
 
 @pytest.mark.parametrize(("app", "logged"), [(breaks_in_its_start_up, True), (takes_it_for_a_socket, False)])
-async def test_a_start_up_that_breaks_is_logged_though_the_app_is_served(
+async def test_auto_logs_an_error_in_the_start_up_and_continues(
     app: Any, logged: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with lifespan(app, "auto", anyio.Event()) as state:
@@ -76,7 +76,7 @@ async def test_a_start_up_that_breaks_is_logged_though_the_app_is_served(
     assert ("the app raised in its start-up" in caplog.text) == logged
 
 
-async def test_on_takes_that_as_a_failure() -> None:
+async def test_on_takes_an_error_as_a_failure() -> None:
     with pytest.raises(LifespanError, match=r"the app's start-up failed: ValueError: only http"):
         async with lifespan(refuses, "on", anyio.Event()):
             pass
@@ -86,7 +86,7 @@ async def returns(scope: Any, receive: Any, send: Any) -> None:
     await receive()
 
 
-async def test_an_app_that_returns_has_no_lifespan() -> None:
+async def test_a_returned_app_has_no_lifespan() -> None:
     for mode in ("auto", "on"):
         async with lifespan(returns, mode, anyio.Event()) as state:  # type: ignore[arg-type]
             assert state == {}
@@ -94,7 +94,7 @@ async def test_an_app_that_returns_has_no_lifespan() -> None:
 
 @pytest.mark.parametrize("mode", ["auto", "on"])
 @pytest.mark.parametrize(("message", "expected"), [("no db", "failed: no db$"), ("", "failed$")])
-async def test_a_start_up_that_failed(mode: Mode, message: str, expected: str) -> None:
+async def test_a_failed_start_up(mode: Mode, message: str, expected: str) -> None:
     async def fails(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "lifespan.startup.failed", "message": message})
@@ -105,7 +105,7 @@ async def test_a_start_up_that_failed(mode: Mode, message: str, expected: str) -
             pass
 
 
-async def test_a_start_up_that_failed_with_a_traceback_as_its_message() -> None:
+async def test_a_failed_start_up_with_a_traceback_as_its_message() -> None:
     """The error is the last line of the traceback that Starlette sends as its message."""
 
     async def fails(scope: Any, receive: Any, send: Any) -> None:
@@ -123,7 +123,7 @@ async def test_a_start_up_that_failed_with_a_traceback_as_its_message() -> None:
     assert raised.value.trace.startswith("Traceback (most recent call last)")
 
 
-async def test_a_shut_down_that_fails_early_is_logged_at_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_early_failed_shut_down_is_logged_at_once(caplog: pytest.LogCaptureFixture) -> None:
     async def fails(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "lifespan.startup.complete"})
@@ -135,7 +135,7 @@ async def test_a_shut_down_that_fails_early_is_logged_at_once(caplog: pytest.Log
     assert caplog.text.count("lost the database") == 1
 
 
-async def test_a_start_up_that_failed_in_an_app_that_goes_on_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_app_waiting_after_its_failed_start_up_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifespan_module, "END_SECONDS", 0.05)
     ended = asyncio.Event()
 
@@ -153,7 +153,7 @@ async def test_a_start_up_that_failed_in_an_app_that_goes_on_waiting(monkeypatch
     assert ended.is_set()
 
 
-async def test_a_shut_down_that_failed_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failed_shut_down_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def fails(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "lifespan.startup.complete"})
@@ -165,7 +165,7 @@ async def test_a_shut_down_that_failed_is_logged(caplog: pytest.LogCaptureFixtur
     assert "the app's shut-down failed: still busy" in caplog.text
 
 
-async def test_an_app_that_raises_later_is_logged_and_does_not_end_the_worker(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_later_error_is_logged_and_does_not_end_the_worker(caplog: pytest.LogCaptureFixture) -> None:
     async def fails(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "lifespan.startup.complete"})
@@ -178,9 +178,7 @@ async def test_an_app_that_raises_later_is_logged_and_does_not_end_the_worker(ca
     assert "ValueError: later" in caplog.text
 
 
-async def test_a_shut_down_that_does_not_end_is_cut(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_endless_shut_down_is_cut(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(lifespan_module, "SHUTDOWN_SECONDS", 0.05)
 
     async def waits(scope: Any, receive: Any, send: Any) -> None:
@@ -194,7 +192,7 @@ async def test_a_shut_down_that_does_not_end_is_cut(
     assert "did not end within 0.05 s and is cancelled" in caplog.text
 
 
-async def test_an_unknown_event_raises_out_of_send() -> None:
+async def test_an_unknown_event_raises_in_send() -> None:
     raised: list[BaseException] = []
 
     async def odd(scope: Any, receive: Any, send: Any) -> None:

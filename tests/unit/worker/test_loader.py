@@ -113,21 +113,21 @@ def test_a_syntax_error(write: Write) -> None:
     assert text.endswith(f"{name}.py, line 2)")
 
 
-def test_a_module_that_raises(write: Write) -> None:
+def test_an_error_in_a_module(write: Write) -> None:
     name = write("def fail():\n  raise ValueError('first\\nsecond')\nfail()\n")
     text = refusal(f"{name}:app")
     assert "cannot be loaded: ValueError: first second" in text
     assert f"{name}.py, line 2" in text
 
 
-def test_a_module_that_lacks_another_one(write: Write) -> None:
+def test_a_missing_import_of_a_module(write: Write) -> None:
     name = write("import app_missing_dependency\n")
     text = refusal(f"{name}:app")
     assert "ModuleNotFoundError: No module named 'app_missing_dependency'" in text
     assert f"{name}.py, line 1" in text
 
 
-def test_a_factory_that_raises(write: Write) -> None:
+def test_an_error_in_a_factory(write: Write) -> None:
     name = write("def make():\n  return 1 / 0\n")
     text = refusal(f"{name}:make", factory=True)
     assert "ZeroDivisionError" in text
@@ -148,12 +148,12 @@ def test_near_names_are_suggested(write: Write, tmp_path: Path) -> None:
     assert "did you mean 'app_shop'" in refusal("app_sohp:app")
 
 
-def test_an_attribute_that_raises(write: Write) -> None:
+def test_an_error_in_an_attribute(write: Write) -> None:
     name = write("def __getattr__(name): return 1 / 0\n")
     assert "ZeroDivisionError: division by zero" in refusal(f"{name}:app")
 
 
-def test_a_traceback_shows_what_led_to_the_error(write: Write) -> None:
+def test_a_traceback_shows_the_causes_of_the_error(write: Write) -> None:
     name = write(
         "def make():\n  try:\n    {}['a']\n  except KeyError as error:\n    raise ValueError('no a') from error\n"
     )
@@ -166,7 +166,7 @@ def test_a_traceback_shows_what_led_to_the_error(write: Write) -> None:
     assert "asgibus" not in trace
 
 
-def test_what_is_not_called(write: Write) -> None:
+def test_values_other_than_apps(write: Write) -> None:
     name = write("app = {'not': 'an app'}\ndef make(): return 5\n")
     assert f"'{name}:app' is of type dict, not an app: an app can be called" in refusal(f"{name}:app")
     assert f"'{name}:make' is of type int, not an app" in refusal(f"{name}:make", factory=True)
@@ -187,14 +187,14 @@ def opening_refused(app: str, **settings: object) -> str:
 WSGI = "def app(environ, start_response): pass\n"
 
 
-def test_an_asgi_3_app_is_left_as_it_is(write: Write) -> None:
+def test_an_asgi_3_app_is_unchanged(write: Write) -> None:
     name = write(APP)
     app, settings = opened(name)
     assert app is sys.modules[name].app
     assert (settings.interface, settings.concurrency) == ("asgi3", 10_000)
 
 
-def test_a_wsgi_app_serves_nothing_but_http(write: Write) -> None:
+def test_a_wsgi_app_serves_http_only(write: Write) -> None:
     name = write(WSGI)
     assert opened(name)[1].interface == "wsgi"
     assert "is a WSGI app: messages of channels are for ASGI apps" in opening_refused(name, channels=("work",))
@@ -203,8 +203,8 @@ def test_a_wsgi_app_serves_nothing_but_http(write: Write) -> None:
 
 def test_the_given_interface_is_used(write: Write) -> None:
     name = write("def app(*args): pass\n")
-    said = opening_refused(name)
-    assert said == (
+    message = opening_refused(name)
+    assert message == (
         f"the app '{name}': function app(*args) does not show by its arguments whether it is ASGI 3, ASGI 2 or WSGI: "
         "say --interface asgi3, asgi2 or wsgi"
     )
@@ -212,7 +212,7 @@ def test_the_given_interface_is_used(write: Write) -> None:
         assert opened(name, interface=interface)[1].interface == interface
 
 
-def test_a_factory_that_is_not_called_one(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_factory_without_the_option(write: Write, caplog: pytest.LogCaptureFixture) -> None:
     name = write(APP + "def make(): return app\nclass App:\n  async def __call__(self, scope, receive, send): pass\n")
     assert opened(f"{name}:make")[0] is sys.modules[name].app
     assert f"'{name}:make' takes no arguments, so it is taken for a factory" in caplog.text

@@ -82,13 +82,13 @@ async def test_an_empty_file(tmp_path: Path) -> None:
         assert status_and_body(await interface.answer(interface.open())) == (200, b"")
 
 
-async def test_a_file_that_grows_is_sent_as_far_as_was_promised(file: Path) -> None:
+async def test_a_growing_file_is_sent_up_to_its_content_length(file: Path) -> None:
     start = START | {"headers": [(b"content-length", b"70000")]}
     async with running(sending(start, path_send(file))) as interface:
         assert status_and_body(await interface.answer(interface.open(window=WINDOW))) == (200, CONTENT[:70000])
 
 
-async def test_a_file_that_shrank_is_cut_off(file: Path) -> None:
+async def test_a_shrunken_file_is_cut_off(file: Path) -> None:
     start = START | {"headers": [(b"content-length", b"%d" % (len(CONTENT) + 1))]}
     async with running(sending(start, path_send(file))) as interface:
         answer = await interface.answer(interface.open(window=WINDOW))
@@ -115,19 +115,19 @@ async def test_reading_waits_for_the_client(file: Path) -> None:
         assert status_and_body(await interface.answer(number)) == (200, CONTENT)
 
 
-async def test_a_client_that_leaves_ends_the_reading_of_a_whole_file_without_an_error(file: Path) -> None:
-    done: list[str] = []
+async def test_a_disconnect_ends_the_reading_without_an_error(file: Path) -> None:
+    finished: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Send) -> None:
         await send(START)
         await send(path_send(file))
-        done.append("background work")
+        finished.append("background work")
 
     async with running(app) as interface:
         number = interface.open(window=PART)
         await until(lambda: len(interface.events(number)) == 2, what="the first part")
         interface.post((RESET, number, 1))
-        await until(lambda: done, what="the end of the reading")
+        await until(lambda: finished, what="the end of the reading")
         assert len(interface.events(number)) == 2
 
 
@@ -135,7 +135,7 @@ async def test_a_client_that_leaves_ends_the_reading_of_a_whole_file_without_an_
     ("name", "number"),
     [("missing", errno.ENOENT), (".", errno.EISDIR), ("pipe", errno.EINVAL), ("locked", errno.EACCES)],
 )
-async def test_what_cannot_be_read_is_the_apps_exception_and_a_500(tmp_path: Path, name: str, number: int) -> None:
+async def test_an_unreadable_path_raises_in_the_app_and_is_a_500(tmp_path: Path, name: str, number: int) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "locked").touch(0)
     if name == "locked" and os.geteuid() == 0:
@@ -155,7 +155,7 @@ async def test_what_cannot_be_read_is_the_apps_exception_and_a_500(tmp_path: Pat
         assert (status, [error.errno for error in raised]) == (500, [number])
 
 
-async def test_an_app_may_go_on_without_the_file(tmp_path: Path) -> None:
+async def test_an_app_continues_after_a_missing_file(tmp_path: Path) -> None:
     async def app(scope: Any, receive: Any, send: Send) -> None:
         await send(START)
         try:
@@ -167,7 +167,7 @@ async def test_an_app_may_go_on_without_the_file(tmp_path: Path) -> None:
         assert status_and_body(await interface.answer(interface.open())) == (200, b"instead")
 
 
-async def test_a_path_has_its_place_behind_the_start(file: Path) -> None:
+async def test_a_path_before_the_start_is_an_error(file: Path) -> None:
     raised: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Send) -> None:
@@ -202,7 +202,7 @@ async def test_descriptors_with_offset_and_count(file: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["buffered", "raw", "descriptor"])
-async def test_without_an_offset_it_goes_on_where_the_file_is(file: Path, kind: str) -> None:
+async def test_without_an_offset_the_position_of_the_file_counts(file: Path, kind: str) -> None:
     with file.open("rb", buffering=0 if kind != "buffered" else -1) as opened:
         opened.read(3)
         sent = opened.fileno() if kind == "descriptor" else opened
@@ -212,7 +212,7 @@ async def test_without_an_offset_it_goes_on_where_the_file_is(file: Path, kind: 
         assert opened.read() == b""
 
 
-async def test_descriptors_that_cannot_be_read(file: Path) -> None:
+async def test_unreadable_descriptors(file: Path) -> None:
     reading, writing = os.pipe()
     raised: list[str] = []
 
@@ -232,7 +232,7 @@ async def test_descriptors_that_cannot_be_read(file: Path) -> None:
     os.close(writing)
 
 
-async def test_trailers_behind_a_file(file: Path) -> None:
+async def test_trailers_after_a_file(file: Path) -> None:
     app = sending(
         START | {"trailers": True}, path_send(file), {"type": "http.response.trailers", "headers": [(b"a", b"1")]}
     )
@@ -242,7 +242,7 @@ async def test_trailers_behind_a_file(file: Path) -> None:
         assert b"".join(event[1] for event in interface.events(number)[1:-1]) == CONTENT
 
 
-async def test_a_cancelled_app_lets_go_of_its_file(file: Path) -> None:
+async def test_a_cancelled_app_closes_its_file(file: Path) -> None:
     def open_files() -> list[str]:
         return [os.path.realpath(entry) for entry in Path("/proc/self/fd").iterdir()]
 
@@ -255,13 +255,13 @@ async def test_a_cancelled_app_lets_go_of_its_file(file: Path) -> None:
         assert str(file) not in open_files()
 
 
-async def test_a_cancelled_app_lets_go_of_a_file_that_opens_late(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, go_on = threading.Event(), threading.Event()
+async def test_a_cancelled_app_closes_a_file_that_opens_late(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opening, go_on = threading.Event(), threading.Event()
     opened: list[io.FileIO] = []
     open_now = sendfile._open
 
     def open_late(path: str) -> io.FileIO:  # like a busy disk
-        begun.set()
+        opening.set()
         go_on.wait(30)
         opened.append(open_now(path))
         return opened[0]
@@ -269,21 +269,21 @@ async def test_a_cancelled_app_lets_go_of_a_file_that_opens_late(file: Path, mon
     monkeypatch.setattr(sendfile, "_open", open_late)
     async with running(sending(START, path_send(file)), graceful_timeout=0.1) as interface:
         interface.open()
-        await until(begun.is_set, what="the opening")
+        await until(opening.is_set, what="the opening")
         interface.stop.set()
         await interface.ended
     go_on.set()
     await until(lambda: bool(opened) and opened[0].closed, what="the file to be closed")
 
 
-async def test_a_hint_overtakes_the_start_that_is_held() -> None:
+async def test_early_hints_precede_the_delayed_start() -> None:
     app = sending(START, {"type": "http.response.early_hint", "links": [b"</a>"]}, BODY | {"body": b"body"})
     async with running(app) as interface:
         answer = await interface.answer(interface.open())
         assert answer == [(events.EARLY_HINT, ((b"link", b"</a>"),)), (events.RESPONSE, 200, (), b"body")]
 
 
-async def test_middleware_that_rewrites_bodies_gets_the_bytes_of_a_file(file: Path) -> None:
+async def test_body_middleware_gets_the_bytes_of_a_file(file: Path) -> None:
     """The response of Starlette sends a path where that is offered, and middleware is seldom made for paths."""
 
     async def app(scope: Any, receive: Any, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""The worker between a bus and an app. The test is the interface server: it offers connections and reads frames."""
+"""The worker between a bus and an app. The test is the interface server, which offers connections and reads frames."""
 
 import asyncio
 import gc
@@ -30,7 +30,7 @@ async def test_many_requests_are_answered() -> None:
         await until(lambda: interface.worker.gauges()["sessions"] == 0)
 
 
-async def test_a_worker_names_itself_when_the_app_takes_its_time() -> None:
+async def test_a_worker_announces_its_claim_if_the_app_is_slow() -> None:
     go = asyncio.Event()
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
@@ -59,7 +59,7 @@ async def test_events_of_the_client_reach_the_app_in_order() -> None:
         await until(lambda: interface.worker.gauges()["sessions"] == 0)
 
 
-async def test_what_was_taken_is_acknowledged_in_time() -> None:
+async def test_received_events_are_acknowledged_in_time() -> None:
     async def quiet(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "websocket"
         await receive()
@@ -91,7 +91,7 @@ async def test_late_frames_are_answered_with_reset() -> None:
         assert interface.frames(998) == []
 
 
-async def test_frames_of_another_attempt_are_not_for_this_session() -> None:
+async def test_frames_of_another_attempt_are_reset() -> None:
     async with running(echo) as interface:
         number = interface.open(WEBSOCKET, attempt=2)
         await until(lambda: interface.events(number))
@@ -103,7 +103,7 @@ async def test_frames_of_another_attempt_are_not_for_this_session() -> None:
         assert (RESET, number, 1) in interface.frames(number)
 
 
-async def test_a_connection_that_was_offered_twice_is_served_once() -> None:
+async def test_a_connection_offered_twice_is_served_once() -> None:
     runs: list[Any] = []
 
     async def counted(scope: Any, receive: Any, send: Any) -> None:
@@ -130,7 +130,7 @@ async def test_an_invalid_connect_request_is_dropped_and_logged(caplog: pytest.L
     assert caplog.text.count("was dropped") == 2  # the first of each kind is an error in the log
 
 
-async def test_an_interface_that_is_gone_takes_its_connections_with_it() -> None:
+async def test_the_death_of_an_interface_disconnects_its_clients() -> None:
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -147,7 +147,7 @@ async def test_an_interface_that_is_gone_takes_its_connections_with_it() -> None
         number = interface.open(WEBSOCKET)
         await until(lambda: interface.events(number))
         await interface.layer.declare_dead("interface.other!")
-        await anyio.wait_all_tasks_blocked()  # the news, which must change nothing, has come
+        await anyio.wait_all_tasks_blocked()  # the announcement has arrived and must change nothing
         assert interface.worker.gauges()["sessions"] == 1
         await interface.layer.declare_dead(interface.bus.mailbox)
         await until(lambda: interface.worker.gauges()["sessions"] == 0)
@@ -155,7 +155,7 @@ async def test_an_interface_that_is_gone_takes_its_connections_with_it() -> None
         assert isinstance(seen[1], OSError)
 
 
-async def test_an_app_that_raises_is_logged_once_and_answered(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_of_the_app_is_logged_once_and_answered(caplog: pytest.LogCaptureFixture) -> None:
     async def fails(scope: Any, receive: Any, send: Any) -> None:
         raise ValueError("the app's own")
 
@@ -165,7 +165,7 @@ async def test_an_app_that_raises_is_logged_once_and_answered(caplog: pytest.Log
     assert "the app raised on http '/'" in caplog.text
 
 
-async def test_a_stream_whose_client_left_is_closed_at_once() -> None:
+async def test_a_disconnect_closes_the_generator_of_a_stream() -> None:
     """A stream whose client has left is closed at once, without waiting for the garbage collector."""
     closed = asyncio.Event()
 
@@ -194,7 +194,7 @@ async def test_a_stream_whose_client_left_is_closed_at_once() -> None:
         gc.enable()
 
 
-async def test_no_more_than_the_concurrency_runs_at_once() -> None:
+async def test_the_concurrency_bounds_running_requests() -> None:
     active: list[Any] = []
     most = 0
     go = asyncio.Event()
@@ -248,7 +248,7 @@ async def test_draining_closes_websockets_and_lets_requests_finish() -> None:
         assert interface.frames(late) == []
 
 
-async def test_what_does_not_finish_is_cancelled(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_graceful_timeout_cancels_requests(caplog: pytest.LogCaptureFixture) -> None:
     cancelled: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -272,7 +272,7 @@ async def test_what_does_not_finish_is_cancelled(caplog: pytest.LogCaptureFixtur
     assert "1 connections were not finished within 0.05 s and are cancelled" in caplog.text
 
 
-async def test_the_lifespan_s_state_is_each_scope_s_own_copy() -> None:
+async def test_each_scope_has_a_copy_of_the_lifespan_state() -> None:
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -293,7 +293,7 @@ async def test_the_lifespan_s_state_is_each_scope_s_own_copy() -> None:
     assert seen == [{"db": "pool"}, {"db": "pool"}]
 
 
-async def test_a_start_up_that_fails_claims_nothing() -> None:
+async def test_a_worker_with_a_failed_start_up_claims_no_connection() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "lifespan.startup.failed", "message": "no"})
