@@ -68,6 +68,8 @@ class Cluster(ContextStack):
             folder = self._folder / f"node{number}"
             folder.mkdir()
             options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--databases", "1"]
+            # A new replica gets its data at once, and the first ping of its master makes others list the replica.
+            options += ["--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"]
             if self._tls is not None:
                 port = free_port(below=65535 - 10000)  # nodes talk to each other on this port plus 10,000
                 certificate, key = map(str, self._tls)

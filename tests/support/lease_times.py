@@ -14,7 +14,7 @@ BEAT = 0.4
 """Seconds between two renewals; in the product 1."""
 HANG = 4.0
 """Seconds that an event loop may stand still while its process keeps its lease; in the product 10."""
-RETURN = 8.0
+RETURN = 5.0
 """Seconds more for which broadcasts are kept for one whose lease has ended; in the product 25."""
 GRACE = 6.0
 """Seconds after an outage, or the first use of a store, in which no process without a lease is declared dead; 10 in

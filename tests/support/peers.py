@@ -1,4 +1,4 @@
-"""Places on the bus for tests of life and death: in a process that may be killed and paused, or in the test's own."""
+"""Users of a bus: in a process that a test may kill and pause, or in the process of the test."""
 
 import asyncio
 import json
@@ -51,13 +51,13 @@ class Peer:
         return next((at for each, _, at in self.events if each == what), 0.0)
 
     async def do(self, what: str, *values: Any) -> Any:
-        """Give it an order and wait for the answer."""
+        """Send an order to the process and wait for the answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([what, *values]).encode() + b"\n")
         return await asyncio.wait_for(self._answers.get(), 30)
 
     def signal(self, number: signal.Signals) -> float:
-        """Send it a signal; when that was."""
+        """Send a signal to the process. Return the time."""
         os.kill(self._process.pid, number)
         return time.monotonic()
 
@@ -105,9 +105,9 @@ class Place:
 
 
 @asynccontextmanager
-async def place(url: str, prefix: str) -> AsyncIterator[Place]:
-    """Provide a place on the bus while the context lasts, of a layer of its own."""
-    layer, handler = RedisChannelLayer(url, prefix=prefix), Recorder()
+async def place(url: str, prefix: str, **options: Any) -> AsyncIterator[Place]:
+    """Provide a place on the bus while the context lasts, of a layer of its own with these options."""
+    layer, handler = RedisChannelLayer(url, prefix=prefix, **options), Recorder()
     async with layer.bus("place", handler) as bus:
         yield Place(layer, bus, handler)
     await layer.close()

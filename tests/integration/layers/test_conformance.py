@@ -4,12 +4,12 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from asgibus.layers import ChannelLayer, InMemoryChannelLayer, RedisChannelLayer
+from asgibus.layers import InMemoryChannelLayer, RedisChannelLayer
 from asgibus.testing import conformance
 from asgibus.testing.conformance import CHECKS, SERVER_CHECKS, SHARED_CHECKS, SHARED_SERVER_CHECKS, Check, LayerFactory
 from support import redis as redis_support
@@ -18,8 +18,8 @@ from support.topologies import TOPOLOGIES, redis_binary
 pytestmark = pytest.mark.anyio
 
 SEALED = "redis, sealed"
-STORES = ("redis", "three shards", "cluster")
-"""Stores that run every check, as the memory layer does: a layer sends other commands, or to other servers."""
+SEVERAL_STORES = ("three shards", "cluster")
+"""Stores that run every check as well: a layer sends other commands there, or to other servers."""
 
 TRANSPORTS = (SEALED, "unix socket", "tls and user", "sentinel", "valkey")
 """Stores that run a few checks: only the connection to Redis differs, or the encoding of entries."""
@@ -39,6 +39,18 @@ SMOKE = (
 """Names of checks, one for each kind of command."""
 
 
+HEAVY = (
+    "a_delayed_message_comes_when_it_is_due",
+    "a_membership_ends",
+    "a_message_has_a_limit",
+    "a_waiting_reader_gets_delayed_messages",
+    "expired_messages_are_never_delivered",
+    "messages_of_many_sizes",
+    "values_keep_their_types",
+)
+"""Names of checks that take long. Their commands go to one store, so several stores run them with `--long` only."""
+
+
 @pytest.fixture(scope="module")
 def make_layer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LayerFactory]:
     """Provide layers for all tests of a store, one after another: the checks empty the store themselves."""
@@ -47,21 +59,30 @@ def make_layer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     elif request.param in ("redis", SEALED):
         url = request.getfixturevalue("_real_redis")
         redis_support.empty(url)
-        yield _on(url, **({"symmetric_encryption_keys": ["a secret"]} if request.param == SEALED else {}))
+        make = _on(url, **({"symmetric_encryption_keys": ["a secret"]} if request.param == SEALED else {}))
+        yield make
+        asyncio.run(_expect_no_leases(make))
     else:
         with TOPOLOGIES[request.param](redis_binary(), tmp_path_factory.mktemp("redis")) as hosts:
-            yield _on(hosts)
+            make = _on(hosts)
+            yield make
+            asyncio.run(_expect_no_leases(make))
 
 
-def _on(hosts: Any, **settings: Any) -> LayerFactory:
-    def make(**options: Any) -> ChannelLayer:
+async def _expect_no_leases(make_layer: Callable[[], RedisChannelLayer]) -> None:
+    """Check that every layer that the checks have closed has given its leases back."""
+    layer = make_layer()
+    for shard in layer._shards:
+        leases = await (await shard.client()).pipeline.call("ZRANGE", shard.keys.processes, 0, -1)
+        assert not leases, f"{shard.address} lists {leases} after the checks"
+    await layer.close()
+
+
+def _on(hosts: Any, **settings: Any) -> Callable[..., RedisChannelLayer]:
+    def make(**options: Any) -> RedisChannelLayer:
         return RedisChannelLayer(hosts, **settings, **options)
 
     return make
-
-
-def _stores(*names: str) -> list[Any]:
-    return [pytest.param(name, marks=[pytest.mark.redis] * (name != "memory")) for name in names]
 
 
 def _name(check: Check) -> str:
@@ -71,20 +92,33 @@ def _name(check: Check) -> str:
 ALL = {_name(check): check for check in (*CHECKS, *SERVER_CHECKS, *SHARED_CHECKS, *SHARED_SERVER_CHECKS)}
 
 
-@pytest.mark.parametrize("check", [*CHECKS, *SERVER_CHECKS], ids=_name)
-@pytest.mark.parametrize("make_layer", _stores("memory", *STORES), indirect=True)
+@pytest.mark.parametrize("check", CHECKS + SERVER_CHECKS, ids=_name)
+@pytest.mark.parametrize("make_layer", ["memory", pytest.param("redis", marks=pytest.mark.redis)], indirect=True)
 async def test_every_layer(make_layer: LayerFactory, check: Check) -> None:
     await check(make_layer)
 
 
-@pytest.mark.parametrize("check", [*SHARED_CHECKS, *SHARED_SERVER_CHECKS], ids=_name)
-@pytest.mark.parametrize("make_layer", _stores(*STORES), indirect=True)
-async def test_every_shared_layer(make_layer: LayerFactory, check: Check) -> None:
+@pytest.mark.redis
+@pytest.mark.parametrize("check", SHARED_CHECKS + SHARED_SERVER_CHECKS, ids=_name)
+@pytest.mark.parametrize("make_layer", ["redis"], indirect=True)
+async def test_several_layers(make_layer: LayerFactory, check: Check) -> None:
     await check(make_layer)
 
 
+@pytest.mark.redis
+@pytest.mark.parametrize(
+    "check",
+    [pytest.param(check, marks=pytest.mark.long, id=name) if name in HEAVY else check for name, check in ALL.items()],
+    ids=_name,
+)
+@pytest.mark.parametrize("make_layer", SEVERAL_STORES, indirect=True)
+async def test_several_stores(make_layer: LayerFactory, check: Check) -> None:
+    await check(make_layer)
+
+
+@pytest.mark.redis
 @pytest.mark.parametrize("name", SMOKE)
-@pytest.mark.parametrize("make_layer", _stores(*TRANSPORTS), indirect=True)
+@pytest.mark.parametrize("make_layer", TRANSPORTS, indirect=True)
 async def test_every_transport(make_layer: LayerFactory, name: str) -> None:
     await ALL[name](make_layer)
 

@@ -109,16 +109,17 @@ async def test_a_channel_added_by_another_process_joins_again(redis_url: str, ad
         assert await receive_number(owner, channel) == 1
 
 
+@pytest.mark.usefixtures("short_leases")  # the heartbeat restores memberships
 async def test_a_restored_membership_keeps_its_end(redis_url: str, admin: "redis.Redis[bytes]") -> None:
-    async with layers(redis_url, 1, group_expiry=3) as (owner,):
+    async with layers(redis_url, 1, group_expiry=4) as (owner,):
         channel = await owner.new_channel()
         await owner.group_add("group", channel)
         (_, end), *_ = admin.zrange("asgibus:group:group", 0, -1, withscores=True)
-        await asyncio.sleep(1)  # by the clock of Redis, which a test cannot turn
+        await asyncio.sleep(0.6)  # by the clock of Redis, which a test cannot turn
         admin.flushall()
         await until(lambda: members(admin))
         (_, restored), *_ = admin.zrange("asgibus:group:group", 0, -1, withscores=True)
-        assert abs(restored - end) < 500
+        assert abs(restored - end) < 400
         await until(lambda: not admin.exists("asgibus:group:group"))
         admin.flushall()
         await until(lambda: admin.exists(f"asgibus:mailbox:{channel.partition('!')[0]}!"))
@@ -155,13 +156,15 @@ async def test_members_join_again_at_the_store_of_their_group(start_redis: Start
             await sender.group_send(group, {"n": group})
         for channel in channels:
             assert [await receive_number(owner, channel) for _ in groups] == groups
+        home = str(owner._shards.shard_for(f"{channels[0].partition('!')[0]}!").address)
         for server in servers:
-            with redis.Redis.from_url(server.url, protocol=2) as admin:
-                admin.flushall()
-            for group in groups:
-                await sender.group_send(group, {"n": group})
-            for channel in channels:
-                assert [await receive_number(owner, channel) for _ in groups] == groups
+            if server.url != home:  # the mailbox stays
+                with redis.Redis.from_url(server.url, protocol=2) as admin:
+                    admin.flushall()
+        for group in groups:
+            await sender.group_send(group, {"n": group})
+        for channel in channels:
+            assert [await receive_number(owner, channel) for _ in groups] == groups
 
 
 async def test_members_join_again_in_a_cluster(tmp_path: Path) -> None:
@@ -185,7 +188,7 @@ async def test_members_join_again_in_a_cluster(tmp_path: Path) -> None:
 
 async def test_thousands_of_memberships_are_restored(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     async with layers(redis_url, 1) as (owner,):
-        channels = [await owner.new_channel() for _ in range(5000)]
+        channels = [await owner.new_channel() for _ in range(2000)]
         for start in range(0, len(channels), 250):
             await asyncio.gather(*(owner.group_add("group", each) for each in channels[start : start + 250]))
         admin.flushall()

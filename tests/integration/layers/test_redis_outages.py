@@ -20,7 +20,8 @@ import redis
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
 from asgibus.layers.codec import pack
 from asgibus.layers.frames import FIRST_PROTOCOL_KIND, GROUP_MESSAGE
-from asgibus.layers.redis.pipeline import PAYLOAD_VERSION
+from asgibus.layers.redis import client, pipeline
+from asgibus.layers.redis.pipeline import DRAIN_SECONDS, PAYLOAD_VERSION
 from support.bus import until
 from support.deadline import in_time
 from support.lease_times import BEAT, GRACE, LEASE
@@ -35,14 +36,16 @@ StartRedis = Callable[..., RedisServer]
 KIND = FIRST_PROTOCOL_KIND
 OUTAGE = 6.5
 """Longer than a lease, and than Redis may be silent."""
+WAIT = 1.5
+"""Seconds that calls wait for Redis; 5 by default."""
 AT_ONCE = 1.0 + SLACK
 """Seconds within which an interruption is known: a beat, and the pauses between the tries to connect."""
 
 
 @asynccontextmanager
-async def member(url: str) -> AsyncIterator[Place]:
+async def member(url: str, **options: Any) -> AsyncIterator[Place]:
     """Join the bus and a group."""
-    async with place(url, "asgibus") as one:
+    async with place(url, "asgibus", **options) as one:
         await one.bus.join_group("group")
         yield one
 
@@ -199,11 +202,12 @@ async def failure(call: Any) -> tuple[str, float]:
 
 
 async def test_messages_sent_during_an_outage_are_never_written(
-    start_redis: StartRedis, caplog: pytest.LogCaptureFixture
+    start_redis: StartRedis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pipeline, "CALL_SECONDS", WAIT)
     server = start_redis()
     with caplog.at_level(logging.INFO, logger="asgibus.layers"):
-        async with member(server.url) as one:
+        async with member(server.url, wait=WAIT) as one:
             await asyncio.to_thread(server.kill)
             await until(lambda: not one.bus.available)  # messages written earlier may have arrived
             calls = [
@@ -214,14 +218,16 @@ async def test_messages_sent_during_an_outage_are_never_written(
             ]
             flushing = asyncio.create_task(failure(one.layer.flush()))
             failures = await asyncio.gather(*map(failure, calls))
-            in_time(max(seconds for _, seconds in (*failures, await flushing)), 5 + SLACK)
+            in_time(max(seconds for _, seconds in (*failures, await flushing)), WAIT + SLACK)
             assert one.layer.counts["send failed"] == len(calls)
             assert not one.bus.available
             await asyncio.to_thread(server.start)
             await until(lambda: one.bus.available and one.handler.interruptions)
             await one.layer.send("ordinary", {"n": "after"})
             assert await asyncio.wait_for(one.layer.receive("ordinary"), 30) == {"n": "after"}
-            await one.layer.group_send("group", {"n": "after"})
+            other = RedisChannelLayer(server.url)  # which waits longer: until the members are back
+            await other.group_send("group", {"n": "after"})
+            await other.close()
             await until(lambda: one.handler.frames)
             assert one.handler.frames == [(GROUP_MESSAGE, "group", {"n": "after"})]
     assert all("nothing was written" in error for error, _ in failures)
@@ -260,16 +266,16 @@ async def test_cancelled_calls_are_not_written_after_an_outage(start_redis: Star
 async def test_messages_just_after_an_outage_have_not_expired(redis_url: str) -> None:
     url = urlsplit(redis_url)
     with TcpProxy((str(url.hostname), int(url.port or 0))) as proxy:
-        layer = RedisChannelLayer(proxy.url + url.path, expiry=2)
-        sender = RedisChannelLayer(redis_url, expiry=2)
+        layer = RedisChannelLayer(proxy.url + url.path, expiry=1)
+        sender = RedisChannelLayer(redis_url, expiry=1)
         channel = await layer.new_channel()
         proxy.blackhole("writer")
         proxy.reset("writer")
-        await asyncio.sleep(3.5)  # of an outage that is longer than the expiry
+        await asyncio.sleep(2.0)  # of an outage that is longer than the expiry
         proxy.heal()
         proxy.delay(0.15, "writer")  # so that some time passes between two beats
         sent, received = 0, []
-        for _ in range(200):
+        for _ in range(100):
             await sender.send(channel, {"n": sent})
             sent += 1
             received.append(await asyncio.wait_for(layer.receive(channel), 30))
@@ -283,20 +289,24 @@ async def test_messages_just_after_an_outage_have_not_expired(redis_url: str) ->
 # Layers that are being opened.
 
 
-async def test_calls_to_a_silent_redis_fail_in_time_side_by_side(redis_url: str) -> None:
+async def test_calls_to_a_silent_redis_fail_in_time_side_by_side(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "CONNECT_SECONDS", WAIT)
+    monkeypatch.setattr(pipeline, "CALL_SECONDS", WAIT)
     url = urlsplit(redis_url)
     with TcpProxy((str(url.hostname), int(url.port or 0))) as proxy:
         proxy.blackhole()
-        layer = RedisChannelLayer(proxy.url + url.path)
+        layer = RedisChannelLayer(proxy.url + url.path, wait=WAIT)
         calls = [call for _ in range(3) for call in (layer.send("a", {}), layer.group_add("a", "b"))]
         creations = [layer.new_channel() for _ in range(3)]
         failures = await asyncio.gather(*map(failure, [*calls, *creations]))
-        in_time(max(seconds for _, seconds in failures), 5 + SLACK)
+        in_time(max(seconds for _, seconds in failures), WAIT + SLACK)
         proxy.heal()
         await layer.send("a", {})
         proxy.blackhole()
         failures = await asyncio.gather(*(failure(layer.new_channel()) for _ in range(3)))
-        in_time(max(seconds for _, seconds in failures), 5 + 2 + SLACK)
+        in_time(max(seconds for _, seconds in failures), WAIT + DRAIN_SECONDS + SLACK)
         proxy.heal()
         await layer.new_channel()
         proxy.blackhole()

@@ -22,8 +22,6 @@ from support.reader_program import READERS, digest
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
 PROGRAM = Path(__file__).parents[2] / "support" / "reader_program.py"
-MESSAGES = 1500
-KILLS = 12
 HOUR = 3600
 
 
@@ -56,21 +54,21 @@ def readers() -> Iterator[list[Reader]]:
         reader.kill()
 
 
-def messages() -> Iterator[dict[str, Any]]:
+def messages(count: int) -> Iterator[dict[str, Any]]:
     """Return messages of every type, and of sizes up to a mebibyte."""
     dice = random.Random(3)
-    for number in range(MESSAGES):
+    for number in range(count):
         size = 2 ** dice.randrange(20) if number % 50 == 0 else dice.randrange(200)
         values = [dice.randbytes(size), "\x00ü\U0001f600" * dice.randrange(5), dice.random(), None, True]
         values += [dice.randrange(-(2**63), 2**63), [], {}, [1, [b"", ""]], {"": {"k": b"v"}}]
         yield {"n": number, "values": dice.sample(values, dice.randrange(len(values)))}
 
 
-async def send_all(layer: RedisChannelLayer, channel: str) -> dict[int, str]:
-    """Send them, and wait while the channel is full; the digest of each."""
+async def send_all(layer: RedisChannelLayer, channel: str, count: int) -> dict[int, str]:
+    """Send so many messages, and wait while the channel is full. Return their digests by number."""
     sent = {}
     dice = random.Random(4)
-    for message in messages():
+    for message in messages(count):
         delay = dice.choice([0.0] * 9 + [0.05])
         while True:
             try:
@@ -87,25 +85,26 @@ def all_lines(readers: list[Reader]) -> list[str]:
     return [line for reader in readers for line in reader.lines()]
 
 
+@pytest.mark.parametrize(("count", "kills"), [(500, 4), pytest.param(1500, 12, marks=pytest.mark.long)])
 async def test_cancelled_and_killed_readers_repeat_no_message(
-    redis_url: str, tmp_path: Path, readers: list[Reader]
+    count: int, kills: int, redis_url: str, tmp_path: Path, readers: list[Reader]
 ) -> None:
     layer = RedisChannelLayer(redis_url)
     channel = "A-z_0.9"
     readers.extend(Reader(tmp_path, number, redis_url, channel) for number in range(3))
-    sending = asyncio.create_task(send_all(layer, channel))
-    for kill in range(KILLS):
-        await until(lambda k=kill: len(all_lines(readers)) > (k + 1) * MESSAGES // (KILLS + 2), 30)  # type: ignore[misc]
+    sending = asyncio.create_task(send_all(layer, channel, count))
+    for kill in range(kills):
+        await until(lambda k=kill: len(all_lines(readers)) > (k + 1) * count // (kills + 2), 30)  # type: ignore[misc]
         readers[kill].kill()
         readers.append(Reader(tmp_path, len(readers), redis_url, channel))
     sent = await asyncio.wait_for(sending, 30)
-    await until(lambda: len(all_lines(readers)) >= MESSAGES - KILLS * READERS, 30)
-    assert (await layer.channel_statistics(channel))["messages_count"] == MESSAGES
+    await until(lambda: len(all_lines(readers)) >= count - kills * READERS, 30)
+    assert (await layer.channel_statistics(channel))["messages_count"] == count
     received = Counter(int(line.split()[0]) for line in all_lines(readers))
     assert set(received.values()) == {1}, "each to one, once"
     assert all(sent[int(number)] == text for number, text in map(str.split, all_lines(readers))), "as it was sent"
     # A killed process may have received one message with each of its readers, which is lost.
-    assert MESSAGES - len(received) <= KILLS * READERS
+    assert count - len(received) <= kills * READERS
     await layer.close()
 
 
