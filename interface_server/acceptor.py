@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -13,12 +12,13 @@ from typing import Protocol
 
 import anyio
 
+from asgibus.interface_server.open_sockets import TOO_MANY, TOO_MANY_TEXT
 from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.interface_server.proxy_protocol import MAX_LINE, Origin, ProxyHeader, ProxyProtocolError
-from asgibus.interface_server.rejections import TOO_MANY, Rejections
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.sockets import ListenError, host_and_port
 from asgibus.interface_server.tls import Tls
+from asgibus.protocol.counted_log import CountedLog
 
 logger = logging.getLogger("asgibus.interface")
 
@@ -53,8 +53,7 @@ class Acceptor:
         listening: socket.socket,
         tls: Tls,
         factory: Factory,
-        counts: Counter[str],
-        rejections: Rejections,
+        log: CountedLog,
         open_sockets: Callable[[], int],
     ) -> None:
         """Make an acceptor that does nothing until `accepting`.
@@ -64,16 +63,14 @@ class Acceptor:
             listening: The bound socket.
             tls: The certificates.
             factory: Makes the protocols.
-            counts: Where events are counted.
-            rejections: Where connections beyond the limit are counted.
+            log: Counts and logs rejected connections and faults.
             open_sockets: Returns how many sockets have a protocol.
         """
         self._settings = settings
         self._listening = listening
         self._tls = tls
         self._factory = factory
-        self._counts = counts
-        self._rejections = rejections
+        self._log = log
         self._open_sockets = open_sockets
         self._trusted = TrustedProxies(settings.forwarded_allow_ips)
         # Connections whose header or handshake is incomplete. Plain tasks: a task group costs a tenth of a connection.
@@ -129,8 +126,8 @@ class Acceptor:
             except ConnectionError:
                 continue  # the client has closed the connection meanwhile
             except OSError as error:
-                reason = f"connections cannot be accepted for a moment: {error.strerror or error}"
-                self._rejections.count("accept failed", reason)
+                text = "connections cannot be accepted for a moment: %s"
+                self._log.count("accept failed", text, error.strerror or error)
                 loop.remove_reader(self._listening)
                 self._paused = loop.call_later(PAUSE_SECONDS, self._resume, loop)
                 return
@@ -142,11 +139,12 @@ class Acceptor:
         if self._settings.proxy_protocol and not self._trusted.trusts(
             address[0] if isinstance(address, tuple) else None
         ):
-            self._log_rejection("untrusted proxy", address, "it is no trusted proxy")
+            text = "a connection from %s was rejected: it is no trusted proxy"
+            self._log.count("untrusted proxy", text, _text(address))
             accepted.close()
             return
         if used >= most:
-            self._rejections.count(TOO_MANY, f"{used} sockets are open, and --max-connections is {most}")
+            self._log.count(TOO_MANY, TOO_MANY_TEXT, used, most)
         if used >= most + REJECTED_GRACEFULLY:
             self._close_at_once(accepted)
             return
@@ -183,21 +181,16 @@ class Acceptor:
                 ssl_handshake_timeout=self._settings.head_timeout if self._tls.context is not None else None,
             )
         except ProxyProtocolError as error:
-            self._log_rejection("no PROXY header", address, f"no PROXY header: {error}")
+            text = "a connection from %s was rejected: no PROXY header: %s"
+            self._log.count("no PROXY header", text, _text(address), error)
         except (OSError, TimeoutError) as error:  # the client has closed the connection, or was too slow
             logger.debug("a connection from %s has not begun: %r", _text(address), error)
         except Exception:  # a fault in one connection must not reach the others
-            self._counts["fault"] += 1
+            self._log.counts["fault"] += 1
             logger.exception("a connection from %s could not begin", _text(address))
         finally:
             if not handed_over:
                 accepted.close()
-
-    def _log_rejection(self, kind: str, address: object, reason: str) -> None:
-        """Count a connection that is not from a trusted proxy, and log its address."""
-        self._counts[kind] += 1
-        level = logging.WARNING if self._counts[kind] == 1 else logging.INFO  # a stranger must not fill the log
-        logger.log(level, "a connection from %s was rejected: %s", _text(address), reason)
 
 
 async def _read_header(connection: socket.socket) -> Origin:

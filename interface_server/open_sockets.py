@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable
 
 import anyio
 
-from asgibus.interface_server.rejections import TOO_MANY, Rejections
 from asgibus.interface_server.terminator import FAULT, Holder, abort_faulty
+from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.pacing import staggered
 
 logger = logging.getLogger("asgibus.interface")
+
+TOO_MANY = "too many connections"
+TOO_MANY_TEXT = "a connection was rejected: %d sockets are open, and --max-connections is %d"
 
 
 class OpenSockets:
@@ -22,17 +24,15 @@ class OpenSockets:
     A holder that raises is removed and aborted, and not called again.
     """
 
-    def __init__(self, most: int, counts: Counter[str], rejections: Rejections) -> None:
+    def __init__(self, most: int, log: CountedLog) -> None:
         """Make an empty set of sockets.
 
         Args:
             most: How many sockets may be open.
-            counts: Where faults are counted.
-            rejections: Where sockets beyond the limit are counted.
+            log: Counts and logs faults, and sockets beyond the limit.
         """
         self._most = most
-        self._counts = counts
-        self._rejections = rejections
+        self._log = log
         self._holders: set[Holder] = set()
         self._empty = anyio.Event()
         self._draining = False
@@ -44,7 +44,7 @@ class OpenSockets:
         """Add a socket that was accepted, and return False if there are too many."""
         self.register(holder)
         if len(self._holders) > self._most:
-            self._rejections.count(TOO_MANY, f"{len(self)} sockets are open, and --max-connections is {self._most}")
+            self._log.count(TOO_MANY, TOO_MANY_TEXT, len(self), self._most)
             return False
         return True
 
@@ -110,4 +110,4 @@ class OpenSockets:
 
     def _abort_faulty(self, holder: Holder) -> str:
         self.forget(holder)
-        return abort_faulty(holder, self._counts)
+        return abort_faulty(holder, self._log.counts)

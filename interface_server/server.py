@@ -21,7 +21,6 @@ from asgibus.interface_server.open_sockets import OpenSockets
 from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.interface_server.proxy_protocol import Origin
 from asgibus.interface_server.read_scheduler import ReadScheduler, TerminatorInput
-from asgibus.interface_server.rejections import Rejections
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.sockets import ListenError, describe, host_and_port, listening_socket
 from asgibus.interface_server.terminator import Holder, Host, Listener, SliceParser
@@ -90,8 +89,7 @@ class Server:
         try:
             self.connections = ConnectionRegistry(self.settings)
             self.scheduler = ReadScheduler(self.loop, self.connections.counts)
-            rejections = Rejections(self.connections.counts)
-            self._sockets = OpenSockets(self.settings.max_connections, self.connections.counts, rejections)
+            self._sockets = OpenSockets(self.settings.max_connections, self.connections.log)
             async with self._layer.bus("interface", self.connections) as bus:
                 tasks = CallbackTasks()
                 self.connections.on_bus(bus, tasks)
@@ -99,7 +97,7 @@ class Server:
                 try:
                     async with anyio.create_task_group() as clock:
                         clock.start_soon(self._tick)
-                        await self._accept(listening, rejections, stop, ready)
+                        await self._accept(listening, stop, ready)
                         await self._drain()
                         clock.cancel_scope.cancel()
                 finally:
@@ -109,9 +107,7 @@ class Server:
         finally:
             listening.close()
 
-    async def _accept(
-        self, listening: socket.socket, rejections: Rejections, stop: anyio.Event, ready: Callable[[str], None]
-    ) -> None:
+    async def _accept(self, listening: socket.socket, stop: anyio.Event, ready: Callable[[str], None]) -> None:
         """Accept clients until `stop` is set."""
         address = describe(listening, tls=self.settings.ssl_certfile is not None)
         acceptor = Acceptor(
@@ -119,8 +115,7 @@ class Server:
             listening,
             self._tls,
             partial(HttpProtocol, self),
-            self.connections.counts,
-            rejections,
+            self.connections.log,
             lambda: len(self._sockets),
         )
         async with acceptor.accepting():
@@ -237,9 +232,8 @@ class Server:
         """Return whether more than `--slow-client-buffer` bytes wait for a client, and count it if so."""
         if transport.get_write_buffer_size() <= self.settings.slow_client_buffer:
             return False
-        self.connections.counts["slow client"] += 1
-        if self.connections.counts["slow client"] == 1 or self.settings.slow_client == "close":
-            logger.warning("a client is too slow for what others send to it: %s", self.settings.slow_client)
+        text = "a client is too slow for what others send to it: %s"
+        self.connections.log.count("slow client", text, self.settings.slow_client)
         return True
 
 

@@ -6,7 +6,6 @@ The router does no IO. Its owner passes it the batches of the mailbox and, at le
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -23,6 +22,7 @@ from asgibus.layers.frames import (
     SUPERSEDED,
 )
 from asgibus.protocol.checks import BadFrame, Check, check_frame
+from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.events import Event
 from asgibus.protocol.stream import GAP, NEW, ReliableStream
 
@@ -90,20 +90,17 @@ class StreamRouter:
     Args:
         endpoints: The endpoints of this process.
         checks: The events that are expected from the other end: `checks.FROM_APP` or `checks.FROM_CLIENT`.
-        counts: Counts dropped and repeated frames, by kind; exported as metrics.
-        logger: The logger of the server.
+        log: Counts and logs dropped and repeated frames.
     """
 
     bus: Bus
     """The place on the bus; set before the first batch."""
 
-    def __init__(
-        self, endpoints: Endpoints, checks: Mapping[int, Check], counts: Counter[str], logger: logging.Logger
-    ) -> None:
+    def __init__(self, endpoints: Endpoints, checks: Mapping[int, Check], log: CountedLog) -> None:
         self._endpoints = endpoints
         self._checks = checks
-        self._counts = counts
-        self._logger = logger
+        self._log = log
+        self._counts = log.counts
         self._without_mailbox: set[str] = set()  # peers whose mailbox was missing when frames were posted to them
         self._check_at = CHECK_SECONDS
         self._stalled_at = STALLED_SECONDS
@@ -127,11 +124,10 @@ class StreamRouter:
                 else:
                     self._control(sender, frame)
             except BadFrame as error:
-                self._counts["bad frame"] += 1
-                level = logging.ERROR if self._counts["bad frame"] == 1 else logging.INFO  # there is no end to them
-                self._logger.log(level, "a frame from %s was dropped: %s", sender or "the layer", error)
+                text = "a frame from %s was dropped: %s"
+                self._log.count("bad frame", text, sender or "the layer", error, level=logging.ERROR)
             except Exception:  # a fault in one connection must not affect the others of the batch
-                self._logger.exception("a frame of kind %r from %s was dropped", frame[0], sender or "the layer")
+                self._log.logger.exception("a frame of kind %r from %s was dropped", frame[0], sender or "the layer")
                 self._endpoints.on_fault(frame)
 
     def _event(self, sender: str, frame: Frame, event: Event) -> None:

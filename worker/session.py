@@ -268,8 +268,9 @@ class Session:
                 self._join_body()
             if self._inbox:
                 break
-            if self._app_state is _COMPLETE:
-                # The app itself has ended the connection. A WebSocket that it refused was never open.
+            if self._app_state is _COMPLETE or self.task is None:
+                # The app itself has ended the connection, or has returned and left a task. A WebSocket that it refused
+                # was never open.
                 return decode(self._own_end or disconnect(self.kind, 1006, ""))
             if self._expects_continue:
                 self._expects_continue = False
@@ -687,7 +688,10 @@ class Session:
         self.scope = {}
         self.task = None
         self._held = None
-        self._outbox.closed = True  # a task that the app has left running gets an error from `send`
+        # A task that the app has left running gets an error from `send`, and a disconnect from `receive`.
+        self._outbox.closed = True
+        if self._receivers is not None:
+            self._wake_receivers()
 
     def _hand_over(self) -> None:
         if self._saved is not None:

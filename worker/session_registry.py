@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from time import monotonic
 
 import anyio
 
@@ -13,6 +14,7 @@ from asgibus.layers.contract import Bus, Claim, Frame, Handler
 from asgibus.layers.frames import ABANDONED, DEAD
 from asgibus.protocol.checks import FROM_CLIENT, BadFrame, ForeignVersion, read_request
 from asgibus.protocol.connect_request import ConnectRequest
+from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.router import StreamRouter
 from asgibus.worker.outbox import Outbox
 from asgibus.worker.session import Session
@@ -95,7 +97,9 @@ class SessionRegistry(Handler):
         self._rotate_at = 0.0
         self.counts: Counter[str] = Counter()
         """Repaired, lost and dropped items by kind; exported as metrics."""
-        self._router = StreamRouter(self, FROM_CLIENT, self.counts, logger)
+        self.log = CountedLog(self.counts, logger, monotonic)
+        """Counts what should not happen, and logs it at a limited rate."""
+        self._router = StreamRouter(self, FROM_CLIENT, self.log)
 
     def on_bus(self, bus: Bus) -> None:
         """Take a place on the bus."""
@@ -258,7 +262,12 @@ class SessionRegistry(Handler):
             logger.error("a connection of %s that a dead worker had waits for another one: %s", claim.channel, error)
             return  # the claim stays with this worker, until a worker that can read it takes it over
         except ValueError as error:
-            logger.error("an entry of %s was dropped: %s", claim.channel, error)
+            self.drop_entry(claim, error)
         else:
             self.bus.post(request.interface, (ABANDONED, request.connection, request.attempt))
+            self.bus.done(claim)
+
+    def drop_entry(self, claim: Claim, error: ValueError) -> None:
+        """Drop an entry of the work queue that is no connect request."""
+        self.log.count("bad opening", "an entry of %s was dropped: %s", claim.channel, error, level=logging.ERROR)
         self.bus.done(claim)

@@ -166,10 +166,7 @@ class Worker(BaseWorker):
             self.bus.release(claim, str(error))
             return None
         except ValueError as error:
-            self._sessions.counts["bad opening"] += 1
-            level = logging.ERROR if self._sessions.counts["bad opening"] == 1 else logging.INFO
-            logger.log(level, "an entry of %s was dropped: %s", claim.channel, error)
-            self.bus.done(claim)
+            self._sessions.drop_entry(claim, error)
             return None
         if self._sessions.drop_duplicate(request):
             self.bus.done(claim)

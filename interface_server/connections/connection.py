@@ -15,6 +15,7 @@ from asgibus.interface_server.terminator import FAULT, abort_faulty
 from asgibus.layers.codec import pack, unpack
 from asgibus.layers.contract import Bus, Frame, Offer
 from asgibus.protocol.connect_request import ConnectRequest
+from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.events import (
     ABORT,
     ACCEPT,
@@ -78,6 +79,7 @@ class ConnectionHost(Protocol):
 
     bus: Bus
     counts: Counter[str]
+    log: CountedLog
 
     def on_claimed(self, connection: Connection) -> None:
         """Handle that a worker has claimed the connection."""
@@ -245,7 +247,9 @@ class Connection:
             return
         after = self.table.get((self.app_state, code))
         if after is None:
-            logger.error("connection %d of %s: %s", self.number, self.peer, IllegalTransition(self.app_state, code))
+            error = IllegalTransition(self.app_state, code)
+            text = "an event of %s for connection %d was dropped: %s"
+            self._host.log.count("illegal event", text, self.peer, self.number, error, level=logging.ERROR)
             return
         if self.app_state is _HANDSHAKE and not self._check_first_answer(event):
             return

@@ -7,13 +7,13 @@ with its last. One writer sends both commands in order, so the latest one is in 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asgibus.interface_server.callback_tasks import CallbackTasks
 from asgibus.interface_server.terminator import FAULT, abort_faulty
 from asgibus.layers.contract import Bus, Message
 from asgibus.layers.errors import LayerUnavailable
+from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.events import GROUP_ADD, OTHER_CLOSE, OTHER_SENT, encode
 
 if TYPE_CHECKING:
@@ -48,11 +48,12 @@ class Groups:
     """The groups that have members in this process.
 
     Args:
-        counts: Counts dropped broadcasts, by kind.
+        log: Counts and logs dropped broadcasts.
     """
 
-    def __init__(self, counts: Counter[str]) -> None:
-        self._counts = counts
+    def __init__(self, log: CountedLog) -> None:
+        self._log = log
+        self._counts = log.counts
         self._groups: dict[str, _Group] = {}
         self._warned: set[str] = set()
         self._bus: Bus
@@ -142,8 +143,7 @@ class Groups:
         try:
             event = encode(message)
         except (ValueError, TypeError) as error:
-            self._counts["bad message"] += 1
-            logger.warning("a broadcast to group %r was dropped: %s", name, error)
+            self._log.count("bad message", "a broadcast to group %r was dropped: %s", name, error)
             return
         shared: dict[str, Any] = {}
         before = self._counts["broadcast out of place"]

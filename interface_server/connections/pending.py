@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.contract import Bus, Offer
+from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.states import ConnectionState
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("asgibus.interface")
 
 POOL_SHARE = 16  # every pool may use one part in so many of the room, however much the others use
-WARN_SECONDS = 10.0  # between two warnings about refused connections
 ABANDONED_SECONDS = 3.0  # after an offer was withdrawn: a worker that had claimed it before has sent a frame by then
 OFFER_AGAIN_SECONDS = 3.0  # after the store lost its data: a worker that had claimed an offer has sent a frame by then
 
@@ -27,12 +27,12 @@ class PendingConnections:
 
     Args:
         settings: The settings of the server.
-        counts: Counts refused connections, by kind.
+        log: Counts and logs refused connections.
     """
 
-    def __init__(self, settings: InterfaceSettings, counts: Counter[str]) -> None:
+    def __init__(self, settings: InterfaceSettings, log: CountedLog) -> None:
         self._settings = settings
-        self._counts = counts
+        self._log = log
         # Each queue is in the order of the offers, so that the oldest comes first.
         self._new: dict[int, Connection] = {}
         self._reopened: dict[int, Connection] = {}  # with an accepted client, which may wait longer
@@ -42,7 +42,6 @@ class PendingConnections:
         self._bytes: Counter[str] = Counter()  # of the offers, by pool
         self._total = 0  # bytes of all pools
         self._refused: list[Connection] = []  # those without room; they are answered at the next tick
-        self._warned_at = -WARN_SECONDS
 
     def add(self, connection: Connection, *, is_open: bool = False) -> None:
         """Add a connection that is about to be offered.
@@ -127,7 +126,7 @@ class PendingConnections:
     def tick(self, bus: Bus, now: float) -> None:
         """Give up the connections that no worker has claimed in time, and repeat the offers that may be lost."""
         if self._refused:
-            self._fail_refused(now)
+            self._fail_refused()
         self._time_out(self._new, self._settings.connect_timeout, now)
         self._time_out(self._reopened, self._settings.resume_timeout, now)
         self._time_out(self._abandoned, ABANDONED_SECONDS, now)
@@ -136,14 +135,12 @@ class PendingConnections:
             if connection.offer is offer:
                 bus.offer_again(offer, partial(connection.on_offer_lost, offer))
 
-    def _fail_refused(self, now: float) -> None:
+    def _fail_refused(self) -> None:
         refused, self._refused = self._refused, []
         for connection in refused:
             connection.on_claim_timeout()
-        self._counts["no room"] += len(refused)
-        if now - self._warned_at >= WARN_SECONDS:
-            self._warned_at = now
-            logger.warning(
+            self._log.count(
+                "no room",
                 "new connections are refused: %d bytes of others wait for a worker, which is all that --max-unclaimed "
                 "allows. Are enough workers running?",
                 self._total,
@@ -158,7 +155,7 @@ class PendingConnections:
             unserved += connection.state is ConnectionState.OFFERED
             connection.on_claim_timeout()
         if unserved:
-            self._counts["no worker"] += unserved
+            self._log.counts["no worker"] += unserved
             logger.warning(
                 "no worker claimed %d connections within %g s: is one running for their pool?", unserved, seconds
             )

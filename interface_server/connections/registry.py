@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -18,11 +19,13 @@ from asgibus.interface_server.connections.groups import Groups
 from asgibus.interface_server.connections.pending import PendingConnections
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.terminator import FAULT, abort_faulty
+from asgibus.layers.codec import pack
 from asgibus.layers.contract import Bus, Frame, Handler, Message
 from asgibus.layers.frames import ABANDONED, FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE
 from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.checks import FROM_APP
 from asgibus.protocol.connect_request import HTTP, REQUEST_VERSION, Address, ConnectRequest
+from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.events import Event, encode
 from asgibus.protocol.retry import IDEMPOTENT, RunEnd, retry_delay
 from asgibus.protocol.router import StreamRouter
@@ -77,9 +80,11 @@ class ConnectionRegistry(Handler):
         self._to_flush: list[Flushable] = []
         self.counts: Counter[str] = Counter()
         """Dropped and refused items by kind; exported as metrics."""
-        self._router = StreamRouter(self, FROM_APP, self.counts, logger)
-        self._pending = PendingConnections(settings, self.counts)
-        self.groups = Groups(self.counts)
+        self.log = CountedLog(self.counts, logger, monotonic)
+        """Counts what should not happen, and logs it at a limited rate."""
+        self._router = StreamRouter(self, FROM_APP, self.log)
+        self._pending = PendingConnections(settings, self.log)
+        self.groups = Groups(self.log)
         self.now = 0.0
         """The time of the event loop at the last tick, in seconds."""
 
@@ -158,7 +163,11 @@ class ConnectionRegistry(Handler):
             terminator: The protocol side of the connection.
             events: The client's first events.
             window: The bytes that may be unacknowledged in each direction; by default the option `--window`.
+
+        Raises:
+            TypeError: The scope holds a value that a message cannot hold.
         """
+        pack(scope)  # for the TypeError: an offer is packed without this check
         connection = self._add(kind, window or self._settings.window, terminator, events)
         connection.request = ConnectRequest(
             version=REQUEST_VERSION,
@@ -344,13 +353,11 @@ class ConnectionRegistry(Handler):
         try:
             written = connection.plain(encode(message))
         except (ValueError, TypeError) as error:
-            self.counts["bad message"] += 1
-            logger.warning("a message for connection %s was dropped: %s", local, error)
+            self.log.count("bad message", "a message for connection %s was dropped: %s", local, error)
             return
         if not written:
-            self.counts["message out of place"] += 1
-            state = connection.app_state.value
-            logger.warning("a %s for connection %s was dropped: it is %s", message["type"], local, state)
+            text = "a %s for connection %s was dropped: it is %s"
+            self.log.count("message out of place", text, message["type"], local, connection.app_state.value)
 
     def undelivered(self, mailbox: str) -> None:
         """See `Handler`."""

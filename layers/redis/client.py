@@ -81,14 +81,25 @@ class RedisConnection(asyncio.Protocol):
         self.run_id = ""
         self.place: tuple[str, int] | None = None  # host and port, as Sentinel or the cluster names them
 
-    def write(self, data: bytes, on_replies: Iterable[OnReply]) -> None:
-        """Write packed commands, with a callback for the reply of each. A reply may be a RedisError."""
+    def write(self, data: bytes, on_replies: Iterable[OnReply], *, at_once: bool = False) -> None:
+        """Write packed commands.
+
+        Args:
+            data: The commands.
+            on_replies: A callback for the reply of each. A reply may be a RedisError.
+            at_once: Whether not to wait for the end of this turn of the event loop, as uvloop does.
+        """
         if self._transport is None or self._transport.is_closing():
             return  # the owner learns from `lost` that it has to write again
         if not self._replies:
             self.owed_since = self._loop.time()
         self._replies.extend(on_replies)
-        self._transport.write(data)
+        if at_once:
+            self._transport.set_write_buffer_limits(high=0)  # uvloop gathers writes up to this limit
+            self._transport.write(data)
+            self._transport.set_write_buffer_limits()
+        else:
+            self._transport.write(data)
 
     def call(self, *args: str | bytes | int) -> asyncio.Future[Any]:
         """Write a command. If there is no reply within `SILENCE_SECONDS`, the connection is ended.

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from asgibus.layers.codec import pack, unpack, unpack_message
+from asgibus.layers.codec import pack_entry, unpack, unpack_message
 from asgibus.layers.compiling import mypyc_attr
 from asgibus.layers.contract import Message
 from asgibus.layers.names import require_channel
@@ -65,8 +65,8 @@ class EntryCodec:
         self._logged: set[str] = set()
 
     def pack(self, place: str, value: Any) -> bytes:
-        """Return `value` as an entry of a place. Raises TypeError as `codec.pack`."""
-        return self.seal(place, pack(value))
+        """Return `value` as an entry of a place. Raises TypeError as `codec.pack_entry`."""
+        return self.seal(place, pack_entry(value))
 
     def seal(self, place: str, packed: bytes) -> bytes:
         """Return a packed value as an entry of a place."""

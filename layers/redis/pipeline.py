@@ -1,19 +1,22 @@
-"""Write to Redis: one flush is in flight at a time, and whatever is written meanwhile is gathered for the next.
+"""Write to Redis: while a flush is in flight, commands are gathered for the next.
 
-There are no timers, and no delay at low load: the first write goes out at the end of the event loop's turn. A flush has
-one entry per mailbox with all of its frames. Commands that were in flight when the connection broke are written again
-on the next one, since frames carry sequence numbers; commands that may not be repeated fail. Commands that Redis
-refuses for a while are tried again, and later ones wait for them. A server that has become a replica is left at once,
-so that the next connection goes to the new master.
+There are no timers, and no delay at low load: the first write goes out at the end of the event loop's turn. A turn that
+takes long flushes several times, so that other processes can work meanwhile. A flush has one entry per mailbox with all
+of its frames. Commands that were in flight when the connection broke are written again on the next one, since frames
+carry sequence numbers; commands that may not be repeated fail. Commands that Redis refuses for a while are tried again,
+and later ones wait for them. A server that has become a replica is left at once, so that the next connection goes to
+the new master.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from time import perf_counter
 from typing import Any, Protocol
 
 from asgibus.layers.compiling import mypyc_attr
@@ -35,6 +38,7 @@ from asgibus.layers.redis.keys import Keys
 
 logger = logging.getLogger("asgibus.layers")
 
+TURN_SECONDS = 0.002  # of the event loop, after which a flush does not wait for the end of the turn
 ENTRY_BYTES = 1024 * 1024  # frames gathered for one entry: larger ones delay others, and cost memory in one piece
 FRAME_OVERHEAD = 64  # bytes counted for a frame in addition to what it carries
 RETRY_SECONDS = 0.5  # until a command is tried again that Redis refused for a while
@@ -105,6 +109,7 @@ class Pipeline:
         self._in_flight: deque[Command] = deque()
         self._again: list[Command] = []  # refused, to be written again
         self._scheduled = False  # a flush is scheduled, at once or after a refusal
+        self._flush_by = math.inf  # in this turn of the event loop, if a flush is scheduled for its end
         self.refusal: str | None = None
         """Why Redis refuses writes for now; None while it accepts them."""
         self._moved = False
@@ -144,6 +149,8 @@ class Pipeline:
             batch.size = 0
         batch.entries[-1].append(frame)
         batch.size += size + FRAME_OVERHEAD
+        if perf_counter() > self._flush_by:
+            self._flush_early()
 
     def ack(self, key: str, entry_id: bytes, on_acked: OnAcked) -> None:
         """Acknowledge and delete a claimed entry of a work queue, after everything that was posted before.
@@ -179,6 +186,8 @@ class Pipeline:
         command = Command(data, on_reply, repeatable, patient)
         self._commands[command] = None
         self._schedule()
+        if perf_counter() > self._flush_by:
+            self._flush_early()
         return command
 
     def cancel(self, command: Command) -> bool:
@@ -270,10 +279,21 @@ class Pipeline:
     def _schedule(self) -> None:
         if not self._scheduled and not self._in_flight:
             self._scheduled = True
+            self._flush_by = perf_counter() + TURN_SECONDS
             self._loop.call_soon(self._flush)
+
+    def _flush_early(self) -> None:
+        """Flush in the middle of a turn of the event loop that takes long, so that others can work meanwhile."""
+        self._flush_by = perf_counter() + TURN_SECONDS
+        connection = self._link.connection
+        if connection is not None:
+            commands = self._gather()
+            self._in_flight.extend(commands)
+            self._write(connection, commands, at_once=True)
 
     def _flush(self) -> None:
         self._scheduled = False
+        self._flush_by = math.inf
         connection = self._link.connection
         if self._in_flight or connection is None:
             return
@@ -312,9 +332,9 @@ class Pipeline:
             self._acks = {}
         return commands
 
-    def _write(self, connection: RedisConnection, commands: list[Command]) -> None:
+    def _write(self, connection: RedisConnection, commands: list[Command], *, at_once: bool = False) -> None:
         data = commands[0].data if len(commands) == 1 else b"".join([command.data for command in commands])
-        connection.write(data, [self._reply] * len(commands))
+        connection.write(data, [self._reply] * len(commands), at_once=at_once)
 
     def _reply(self, reply: Any) -> None:
         command = self._in_flight.popleft()

@@ -14,7 +14,7 @@ import asgibus
 from asgibus import compatibility, layers, testing
 from asgibus.cli.options_docs import options_page
 from asgibus.interface_server import terminator
-from asgibus.interface_server.rejections import TOO_MANY
+from asgibus.interface_server.open_sockets import TOO_MANY
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.protocol.retry import RunEnd
 from asgibus.testing import conformance
@@ -62,9 +62,7 @@ def test_pages_of_frameworks_have_commands_and_valid_code(framework: str) -> Non
         compile(code, framework, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST)
 
 
-COUNTED = re.compile(
-    r'_?counts\[\s*"([^"]+)"\s*\] \+=|\.(?:count|log_unexpected|_refused|_log_rejection)\(\s*"([a-zA-Z ]+)"'
-)
+COUNTED = re.compile(r'_?counts\[\s*"([^"]+)"\s*\] \+=|\.(?:count|log_unexpected|_refused)\(\s*"([a-zA-Z ]+)"')
 
 
 def test_all_counters_are_listed() -> None:

@@ -1,6 +1,7 @@
 """The end of accepting: clients that the kernel has connected, and no process has accepted yet."""
 
 import asyncio
+import logging
 import socket
 from collections import Counter
 from typing import Any
@@ -8,9 +9,9 @@ from typing import Any
 import pytest
 
 from asgibus.interface_server.acceptor import Acceptor
-from asgibus.interface_server.rejections import Rejections
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.tls import Tls
+from asgibus.protocol.counted_log import CountedLog
 
 pytestmark = pytest.mark.anyio
 
@@ -25,8 +26,8 @@ async def test_waiting_clients_are_left_to_idle_processes(inherited: bool) -> No
         return protocols[-1]
 
     settings = InterfaceSettings(fd=listening.fileno() if inherited else None)
-    counts: Counter[str] = Counter()
-    acceptor = Acceptor(settings, listening, Tls(settings), factory, counts, Rejections(counts), lambda: 0)
+    log = CountedLog(Counter(), logging.getLogger("asgibus.interface"), lambda: 0.0)
+    acceptor = Acceptor(settings, listening, Tls(settings), factory, log, lambda: 0)
     with listening.dup() as sibling, socket.socket() as client:
         sibling.settimeout(1)
         async with acceptor.accepting():

@@ -112,6 +112,14 @@ def test_an_illegal_event_is_dropped(table: Table, caplog: pytest.LogCaptureFixt
     assert "MESSAGE_SENT is not allowed in the state 'waiting for websocket.accept'" in caplog.text
 
 
+def test_illegal_events_are_logged_at_a_limited_rate(table: Table, caplog: pytest.LogCaptureFixture) -> None:
+    connection, terminator = table.open()
+    table.frames(accept(connection.number), *[accept(connection.number, sequence=number) for number in range(1, 100)])
+    assert [event[0] for event in terminator.written] == [ACCEPT]
+    assert table.connections.counts["illegal event"] == 99
+    assert len([text for text in caplog.messages if text.startswith("an event of")]) == 1
+
+
 def test_the_first_worker_gets_the_disconnect_of_a_lost_client(table: Table) -> None:
     connection, _ = table.open(HTTP, ((REQUEST_BODY, b"first"),))
     connection.event((REQUEST_END, b"rest"))

@@ -36,6 +36,13 @@ def test_a_connection_is_offered_on_the_channel_of_its_protocol(table: Table) ->
     assert (offer.state.kind, offer.state.scope, offer.state.events) == ("line", {"client": ("::1", 1)}, (SAY,))
 
 
+def test_a_scope_that_no_message_can_hold_is_refused(table: Table) -> None:
+    with pytest.raises(TypeError, match="set"):
+        table.connections.open_other("line", {"extensions": {"seen": {1, 2}}}, cast(Any, RecordingTerminator()))
+    assert len(table.connections) == 0
+    assert not table.bus.offered
+
+
 def test_events_are_relayed_and_the_last_one_is_acknowledged(table: Table) -> None:
     connection, terminator = open_line(table, SAY)
     connection.event(SAY)

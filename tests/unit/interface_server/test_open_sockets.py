@@ -1,5 +1,6 @@
 """The open sockets of a server that stops."""
 
+import logging
 import math
 from collections import Counter
 
@@ -7,7 +8,7 @@ import anyio
 import pytest
 
 from asgibus.interface_server.open_sockets import OpenSockets
-from asgibus.interface_server.rejections import Rejections
+from asgibus.protocol.counted_log import CountedLog
 
 pytestmark = pytest.mark.anyio
 
@@ -29,8 +30,7 @@ class Socket:
 
 
 def open_sockets() -> OpenSockets:
-    counts: Counter[str] = Counter()
-    return OpenSockets(10, counts, Rejections(counts))
+    return OpenSockets(10, CountedLog(Counter(), logging.getLogger("asgibus.interface"), lambda: 0.0))
 
 
 async def test_every_socket_is_shut_down_once() -> None:

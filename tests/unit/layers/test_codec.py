@@ -1,11 +1,12 @@
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgibus.layers.codec import MESSAGE_BYTES, pack, pack_message, unpack, unpack_message
+from asgibus.layers.codec import MESSAGE_BYTES, pack, pack_entry, pack_message, unpack, unpack_message
 from asgibus.layers.errors import MessageTooLarge
 
 SCALARS = (
@@ -57,6 +58,34 @@ def test_a_recursive_message_is_a_type_error() -> None:
     message["self"] = message
     with pytest.raises(TypeError):
         pack_message(message)
+
+
+@given(VALUES)
+def test_entries_are_packed_as_messages_are(value: Any) -> None:
+    assert pack_entry(value) == pack(value)
+
+
+class Text(str):
+    __slots__ = ()
+
+
+class Data(bytes):
+    __slots__ = ()
+
+
+class Number(int):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize("value", [Text("é"), Data(b"x"), Number(3), HTTPStatus.OK, bytearray(b"x"), memoryview(b"x")])
+def test_subclasses_in_entries_are_packed_as_their_base_class(value: object) -> None:
+    assert pack_entry((1, [value])) == pack((1, [value]))
+
+
+@pytest.mark.parametrize("value", [2**64, -(2**63) - 1, object(), 1j, "\ud800"])
+def test_an_entry_that_cannot_be_packed_is_a_type_error(value: object) -> None:
+    with pytest.raises(TypeError, match="cannot be put in a message"):
+        pack_entry((1, [value]))
 
 
 @pytest.mark.parametrize("message", [None, "text", [("a", 1)], 1])

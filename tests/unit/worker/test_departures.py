@@ -444,3 +444,31 @@ async def test_send_after_the_return_names_the_app_as_the_reason() -> None:
         returned.set()
         await until(lambda: errors)
         assert errors == ["the app has returned: 'websocket.send' was not sent"]
+
+
+@pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
+async def test_a_task_that_outlives_its_app_receives_a_disconnect(kind: str) -> None:
+    tasks: list[asyncio.Task[str]] = []
+    receiving = asyncio.Event()
+
+    async def until_disconnect(receive: Any) -> str:
+        while True:
+            receiving.set()
+            event = await receive()
+            if event["type"].endswith(".disconnect"):
+                return str(event["type"])
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] != "lifespan"
+        if kind == WEBSOCKET:
+            await send({"type": "websocket.accept"})
+        else:
+            await receive()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        tasks.append(asyncio.create_task(until_disconnect(receive)))
+        await receiving.wait()
+
+    async with running(app) as interface:
+        await interface.answer(interface.open(kind))
+        async with asyncio.timeout(10):
+            assert await tasks[0] == f"{kind}.disconnect"
