@@ -20,7 +20,6 @@ from asgibus.cli.options import GroupedCommand, given, settings_from, settings_o
 from asgibus.cli.reload import WatchedFiles, watched_files
 from asgibus.cli.run import ProcessLifecycle, exit_after_check, on_sighup, run, wait_for_layer
 from asgibus.cli.settings import ALL_SETTINGS, ProcessSettings, check_processes
-from asgibus.cli.supervisor import supervise
 from asgibus.cli.version import version_option
 from asgibus.interface_server.plugins import listeners_of
 from asgibus.interface_server.server import Server
@@ -138,6 +137,8 @@ def _supervise(
     files: WatchedFiles | None,
 ) -> int:
     """Bind the socket of all processes, supervise them, and return the exit code."""
+    from asgibus.cli.supervisor import supervise  # noqa: PLC0415  # its processes need none of it
+
     try:
         listening = listening_socket(settings)
     except ListenError as error:

@@ -157,9 +157,12 @@ def given_on_command_line(name: str) -> bool:
 def warn_of_unknown_variables(*classes: type) -> None:
     """Log a warning for each ASGIBUS_ variable that is no setting of the classes, with the nearest name."""
     start = f"{ENVIRONMENT_PREFIX}_"
+    given = sorted(name for name in os.environ if name.startswith(start))
+    if not given:
+        return
     known = {variable(_names(field, option)[0]) for each in classes for field, option in _declared(each)}
     others = {variable(name): variable(ours) for name, ours in OTHER_NAMES.items() if ours.startswith("--")}
-    for name in sorted(name for name in os.environ if name.startswith(start)):
+    for name in given:
         if name in known or name in BUILD_VARIABLES or name.startswith(f"{start}TEST_"):
             continue
         found = get_close_matches(name.removeprefix(start), [each.removeprefix(start) for each in known], n=1)

@@ -23,7 +23,6 @@ from asgibus.cli.options import (
 from asgibus.cli.reload import watched_files
 from asgibus.cli.run import ProcessLifecycle, exit_after_check, run, wait_for_layer
 from asgibus.cli.settings import ALL_SETTINGS, ProcessSettings, check_processes
-from asgibus.cli.supervisor import supervise
 from asgibus.cli.version import version_option
 from asgibus.layers import open_layer
 from asgibus.layers.settings import set_default_wait
@@ -92,6 +91,8 @@ def command(**values: Any) -> None:
         warn_of_unknown_variables(*ALL_SETTINGS)
         _warn_of_unknown_protocols(settings.protocols)
     if supervises:
+        from asgibus.cli.supervisor import supervise  # noqa: PLC0415  # its processes need none of it
+
         raise SystemExit(supervise(process, settings.graceful_timeout, layer, control, files=files))
     try:
         app, settings = load_app(settings)

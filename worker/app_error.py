@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sysconfig
+import os
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+STDLIB = Path(os.__file__).parent
 OURS = {"asgibus", "importlib"}  # packages whose frames come before the app's and do not explain the error
 LONGEST_TEXT = 300  # characters of a message in one line of the log
 
@@ -76,4 +77,4 @@ def _is_of_app(filename: str) -> bool:
         return False
     path = Path(filename)
     libraries = "site-packages", "dist-packages"
-    return not (path.is_relative_to(sysconfig.get_path("stdlib")) or any(each in path.parts for each in libraries))
+    return not (path.is_relative_to(STDLIB) or any(each in path.parts for each in libraries))

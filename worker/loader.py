@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any
 
 from asgibus.compatibility.callables import Application, double_to_single_callable
@@ -196,6 +195,8 @@ def _attributes(owner: Any) -> list[str]:
 
 def _modules(name: str, folder: str) -> list[str]:
     """Return the names of the modules in the package of a module, or in the folder."""
+    from pkgutil import iter_modules  # noqa: PLC0415  # for error messages alone
+
     package = sys.modules.get(name.rpartition(".")[0])
     path = getattr(package, "__path__", [folder] if folder else [])
     return [module.name for module in iter_modules(path) if not module.name.startswith("_")]
