@@ -12,68 +12,106 @@ from benchmarks.processes import ROOT, BenchmarkError, Server
 HOUR = "3600"
 """Seconds between pings, for every peer: the client counts bytes and cannot distinguish a ping from a message."""
 
+APPS = {
+    "plain": ("benchmarks.apps:bus", "benchmarks.apps:in_process"),
+    "fastapi": ("benchmarks.fastapi_app:app", "benchmarks.fastapi_app:app"),
+    "django": ("benchmarks.django_app:app", "benchmarks.django_app:app"),
+}
+"""Each app as the bus and as a server with the app in process loads it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A running peer: its name, the port that clients connect to, all processes that serve."""
+    """A running peer: the port that clients connect to, and all processes that serve."""
 
-    name: str
     port: int
     servers: tuple[Server, ...]
 
-    def cpu(self) -> dict[str, float]:
-        """Return the CPU seconds so far, by process."""
-        return {server.name: server.cpu() for server in self.servers}
+    def cpu(self) -> dict[tuple[str, int], float]:
+        """Return the CPU seconds so far, by name and pid of each process."""
+        return {(server.name, pid): cpu for server in self.servers for pid, cpu in server.cpu_by_process().items()}
 
     def memory(self) -> dict[str, int]:
-        """Return the USS in bytes, by process."""
+        """Return the USS in bytes, by name."""
         return {server.name: server.memory() for server in self.servers}
 
 
+@dataclass(frozen=True, slots=True)
+class Launcher:
+    """How a peer is started: with an interpreter, in a directory for logs, with an app and a number of workers."""
+
+    python: str
+    _start: Callable[[str, Path, str, int], AbstractContextManager[Peer]]
+
+    def start(self, directory: Path, app: str = "plain", workers: int = 1) -> AbstractContextManager[Peer]:
+        """Return a context in which the peer runs."""
+        return self._start(self.python, directory, app, workers)
+
+
+def launchers(compiled: Path | None) -> dict[str, Launcher]:
+    """Return the peers by name.
+
+    Args:
+        compiled: The interpreter of an environment with a compiled asgibus, if there is one.
+    """
+    found = {"bus": Launcher(sys.executable, bus)}
+    if compiled is not None:
+        found["compiled"] = Launcher(str(compiled), bus)
+    return found | {"uvicorn": Launcher(sys.executable, uvicorn), "channels": Launcher(sys.executable, channels)}
+
+
 @contextmanager
-def bus(directory: Path) -> Iterator[Peer]:
-    """Start one interface server and one worker, joined by a private Redis."""
+def bus(python: str, directory: Path, app: str, workers: int) -> Iterator[Peer]:
+    """Start one interface server and the workers, joined by a private Redis."""
     with ExitStack() as stack:
         redis, url = start_redis(stack, directory / "bus-redis.log")
-        layer = ["--layer", url]
-        command = [sys.executable, "-m", "asgibus.cli.interface", *layer, "--host", "127.0.0.1", "--port", "0"]
-        command += ["--no-access-log", "--ping-interval", HOUR]
-        interface = start(stack, "interface", command, directory / "interface.log", r"listening on http://\S+:(\d+)")
-        command = [sys.executable, "-m", "asgibus.cli.worker", "benchmarks.apps:bus", "--app-dir", str(ROOT), *layer]
-        worker = start(stack, "worker", command, directory / "worker.log", r"worker ready: ")
-        yield Peer("bus", int(interface.wait_ready()[1]), (interface, worker, redis))
+        interface = start(stack, "interface", *interface_command(python, "--layer", url), directory / "interface.log")
+        processes = [] if workers == 1 else ["--processes", str(workers)]
+        command, ready = worker_command(python, APPS[app][0], "--layer", url, *processes)
+        ready = ready if workers == 1 else f"supervisor ready: {workers} processes"
+        worker = start(stack, "worker", command, ready, directory / "worker.log")
+        yield Peer(int(interface.wait_ready()[1]), (interface, worker, redis))
 
 
 @contextmanager
-def uvicorn(directory: Path) -> Iterator[Peer]:
-    """Run the same app in the process that holds the sockets."""
+def uvicorn(python: str, directory: Path, app: str, workers: int) -> Iterator[Peer]:
+    """Run the same app in the processes that hold the sockets."""
     with ExitStack() as stack:
-        server = start_uvicorn(stack, "benchmarks.apps:in_process", directory / "uvicorn.log", {})
-        yield Peer("uvicorn", int(server.wait_ready()[1]), (server,))
+        command, ready = uvicorn_command(python, APPS[app][1], "--workers", str(workers))
+        if workers > 1:
+            # The parent names the port before its children serve.
+            ready += "(?s:.*Application startup complete)" * workers
+        server = start(stack, "uvicorn", command, ready, directory / "uvicorn.log")
+        yield Peer(int(server.wait_ready()[1]), (server,))
 
 
 @contextmanager
-def channels(directory: Path) -> Iterator[Peer]:
+def channels(python: str, directory: Path, app: str, workers: int) -> Iterator[Peer]:
     """Start Channels 4 consumers in uvicorn, with groups through channels_redis and a private Redis."""
     with ExitStack() as stack:
         redis, url = start_redis(stack, directory / "channels-redis.log")
+        command, ready = uvicorn_command(python, "benchmarks.channels_app:app")
         log = directory / "channels.log"
-        server = start_uvicorn(stack, "benchmarks.channels_app:app", log, {"BENCHMARK_REDIS": url})
-        yield Peer("channels", int(server.wait_ready()[1]), (server, redis))
+        server = start(stack, "uvicorn", command, ready, log, {"BENCHMARK_REDIS": url})
+        yield Peer(int(server.wait_ready()[1]), (server, redis))
 
 
-PEERS: dict[str, Callable[[Path], AbstractContextManager[Peer]]] = {
-    "bus": bus,
-    "uvicorn": uvicorn,
-    "channels": channels,
-}
+def interface_command(python: str, *arguments: str) -> tuple[list[str], str]:
+    """Return the command of an interface server, and what it logs when it is ready; the first group is the port."""
+    command = [python, "-m", "asgibus.cli.interface", *arguments, "--host", "127.0.0.1", "--port", "0"]
+    return [*command, "--no-access-log", "--ping-interval", HOUR], r"listening on http://\S+:(\d+)"
 
 
-def start_uvicorn(stack: ExitStack, app: str, log: Path, environment: dict[str, str]) -> Server:
-    """Start uvicorn with the fastest parts it has."""
-    command = [sys.executable, "-m", "uvicorn", app, "--host", "127.0.0.1", "--port", "0", "--no-access-log"]
+def worker_command(python: str, app: str, *arguments: str) -> tuple[list[str], str]:
+    """Return the command of a worker, and what it logs when it is ready."""
+    return [python, "-m", "asgibus.cli.worker", app, "--app-dir", str(ROOT), *arguments], "worker ready: "
+
+
+def uvicorn_command(python: str, app: str, *arguments: str) -> tuple[list[str], str]:
+    """Return the command of uvicorn with its fastest parts, and what it logs with its port."""
+    command = [python, "-m", "uvicorn", app, "--host", "127.0.0.1", "--port", "0", "--no-access-log", *arguments]
     command += ["--loop", "uvloop", "--http", "httptools", "--ws-ping-interval", HOUR, "--no-use-colors"]
-    return start(stack, "uvicorn", command, log, r"Uvicorn running on http://\S+:(\d+)", environment)
+    return command, r"Uvicorn running on http://\S+:(\d+)"
 
 
 def start_redis(stack: ExitStack, log: Path) -> tuple[Server, str]:
@@ -82,12 +120,12 @@ def start_redis(stack: ExitStack, log: Path) -> tuple[Server, str]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
     command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"]
-    redis = start(stack, "redis", command, log, r"Ready to accept connections")
+    redis = start(stack, "redis", command, "Ready to accept connections", log)
     return redis, f"redis://127.0.0.1:{port}"
 
 
 def start(
-    stack: ExitStack, name: str, command: list[str], log: Path, ready: str, environment: dict[str, str] | None = None
+    stack: ExitStack, name: str, command: list[str], ready: str, log: Path, environment: dict[str, str] | None = None
 ) -> Server:
     """Start a server that ends with the stack, and wait until it is ready."""
     try:

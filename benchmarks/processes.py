@@ -29,11 +29,13 @@ class Server:
     def __init__(self, name: str, command: list[str], log: Path, ready: str, environment: dict[str, str] | None = None):
         self.name = name
         self._log = log
+        environment = {**os.environ, **(environment or {})}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed server has bytecode
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**os.environ, **(environment or {})},
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -55,7 +57,7 @@ class Server:
             if not running or time.monotonic() > deadline:
                 self.stop()
                 raise BenchmarkError(f"{self.name} is not ready: {log[-2000:].strip()}")
-            time.sleep(0.02)
+            time.sleep(0.002)  # start-up times are measured with it
 
     def last_line(self) -> str:
         """Return the last line of the log."""
@@ -73,7 +75,16 @@ class Server:
 
     def cpu(self) -> float:
         """Return the CPU seconds so far, of the process and its children, also of those that have ended."""
-        return sum(sum(process.cpu_times()[:4]) for process in self._tree())
+        return sum(self.cpu_by_process().values())
+
+    def cpu_by_process(self) -> dict[int, float]:
+        """Return the CPU seconds so far by pid, each with those of children that have ended."""
+        return {process.pid: sum(process.cpu_times()[:4]) for process in self._tree()}
+
+    def precise_cpu(self) -> float:
+        """Return the CPU seconds so far of the process alone, not in steps of 10 ms as the kernel's statistics are."""
+        # The id of the CPU clock of a process on Linux: clock_getcpuclockid(3), which Python has for threads only.
+        return time.clock_gettime((~self._process.pid << 3) | 2)
 
     def memory(self) -> int:
         """Return the bytes that no other process shares (USS), of the process and its children."""

@@ -1,5 +1,6 @@
 """One client socket, opened and upgraded by hand, and the frames that travel on it."""
 
+import re
 import socket
 
 HOST = "127.0.0.1"
@@ -43,24 +44,40 @@ class Connection:
             head += self.read_exactly(1)
         return bytes(head)
 
-    def upgrade(self, path: str) -> None:
-        """Open a WebSocket.
+    def read_response(self) -> int:
+        """Block until a response has come, and return its size in bytes with the head.
 
-        Raises ClientError when the server does not answer 101 with the right key.
+        Raises ClientError unless the status is 200.
         """
-        request = (
-            f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {KEY.decode()}\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        )
-        self.socket.sendall(request.encode())
         head = self.read_head()
-        if not head.startswith(b"HTTP/1.1 101") or ACCEPT not in head:
-            raise ClientError(f"no WebSocket at {path}: {head[:200]!r}")
+        length = re.search(rb"\r\ncontent-length: *(\d+)\r\n", head, re.IGNORECASE)
+        if not head.startswith(b"HTTP/1.1 200 ") or length is None:
+            raise ClientError(f"unexpected answer: {head!r}")
+        return len(head) + len(self.read_exactly(int(length[1])))
+
+    def upgrade(self, path: str) -> None:
+        """Open a WebSocket. Raises ClientError when the server does not answer 101 with the right key."""
+        self.socket.sendall(handshake(path))
+        check_handshake(self.read_head())
 
     def expect(self, frame: bytes) -> None:
         """Block until exactly this frame has come."""
         if (found := self.read_exactly(len(frame))) != frame:
             raise ClientError(f"expected {frame!r}, got {found!r}")
+
+
+def handshake(path: str) -> bytes:
+    """Return the request that opens a WebSocket."""
+    return (
+        f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: {KEY.decode()}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    ).encode()
+
+
+def check_handshake(head: bytes) -> None:
+    """Raise ClientError unless this is the head of an answer that opens a WebSocket."""
+    if not head.startswith(b"HTTP/1.1 101") or ACCEPT not in head:
+        raise ClientError(f"no WebSocket: {head[:200]!r}")
 
 
 def client_frame(text: str) -> bytes:

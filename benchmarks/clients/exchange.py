@@ -1,13 +1,12 @@
 """Question and answer, as HTTP or WebSocket echo: every connection asks, waits for its answer, and asks again."""
 
-import re
 import selectors
 import time
 from dataclasses import dataclass
 
 from benchmarks.clients.connection import HOST, PATIENCE, ClientError, Connection, client_frame, server_frame
 from benchmarks.clients.tally import Tally
-from benchmarks.payloads import BODY, ECHO
+from benchmarks.payloads import ECHO
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +58,14 @@ class Exchange:
         return Tally(len(waits), clock() - begin, time.process_time() - cpu, waits)
 
 
-def http(port: int, count: int) -> Exchange:
-    """Open keep-alive connections that ask for `/`. The first answer on each defines the size of the others."""
-    question = f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
+def http(port: int, count: int, path: str) -> Exchange:
+    """Open keep-alive connections that ask for a page. The first answer on each defines the size of the others."""
+    question = f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
     connections, sizes = [], set()
     for _ in range(count):
         connection = Connection(port)
         connection.socket.sendall(question)
-        head = connection.read_head()
-        length = re.search(rb"\r\ncontent-length: *(\d+)\r\n", head, re.IGNORECASE)
-        if not head.startswith(b"HTTP/1.1 200 ") or length is None or int(length[1]) != len(BODY):
-            raise ClientError(f"unexpected answer: {head!r}")
-        if connection.read_exactly(len(BODY)) != BODY:
-            raise ClientError("unexpected body")
-        sizes.add(len(head) + len(BODY))
+        sizes.add(connection.read_response())
         connection.socket.setblocking(False)
         connections.append(connection)
     if len(sizes) != 1:
