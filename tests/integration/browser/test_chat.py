@@ -2,6 +2,7 @@
 
 import json
 import re
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Self
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from support.processes import Process
+from support.processes import Process, Processes
 
 ROOT = Path(__file__).resolve().parents[3]
 SCREENSHOTS = ROOT / "screenshots"
@@ -27,11 +28,12 @@ class Person:
 
     page: Page
     name: str
+    room: str
 
-    def join(self, url: str, room: str = "lobby") -> Self:
-        """Open the start page, join, and wait until the server has accepted."""
+    def join(self, url: str) -> Self:
+        """Open the start page, join the room, and wait until the server has accepted."""
         self.page.goto(f"{url}/")
-        self.enter(self.name, room)
+        self.enter(self.name, self.room)
         self.expect_state("Connected")
         return self
 
@@ -95,19 +97,39 @@ class Person:
         self.page.screenshot(path=SCREENSHOTS / f"chat-{name}.png", animations="disabled")
 
 
-@pytest.fixture
-def workers(redis_url: str, start_worker: Callable[..., Process]) -> list[Process]:
-    return [start_worker(*APP, "--layer", redis_url) for _ in range(2)]
+@pytest.fixture(scope="module")
+def shared_interfaces(shared_redis_url: str, shared_processes: Processes) -> list[Process]:
+    """Provide two interface servers on one Redis, with two workers behind them, for tests that stop none of them."""
+    for _ in range(2):
+        shared_processes.start_worker(*APP, "--layer", shared_redis_url)
+    return [shared_processes.start_interface("--layer", shared_redis_url) for _ in range(2)]
 
 
 @pytest.fixture
-def interfaces(redis_url: str, workers: list[Process], start_interface: Callable[..., Process]) -> list[Process]:
-    """Provide two interface servers on one Redis, with two workers behind them."""
-    return [start_interface("--layer", redis_url) for _ in range(2)]
+def bus(shared_redis_url: str, tmp_path: Path) -> tuple[str, ...]:
+    """Return the options of servers that belong to this test alone."""
+    return "--layer", shared_redis_url, "--prefix", tmp_path.name
 
 
 @pytest.fixture
-def person(browser: Browser) -> Iterator[Callable[..., Person]]:
+def workers(bus: tuple[str, ...], start_worker: Callable[..., Process]) -> list[Process]:
+    return [start_worker(*APP, *bus) for _ in range(2)]
+
+
+@pytest.fixture
+def interfaces(bus: tuple[str, ...], workers: list[Process], start_interface: Callable[..., Process]) -> list[Process]:
+    """Provide two interface servers with two workers behind them, which the test may stop."""
+    return [start_interface(*bus) for _ in range(2)]
+
+
+@pytest.fixture
+def room() -> str:
+    """Return the name of a room for this test alone."""
+    return f"room-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def person(browser: Browser, room: str) -> Iterator[Callable[..., Person]]:
     """Open a window for a user: `person(name, **window)`. A script error in any of them fails the test."""
     contexts, errors = [], []
 
@@ -117,7 +139,7 @@ def person(browser: Browser) -> Iterator[Callable[..., Person]]:
         page = context.new_page()
         # Playwright sets an attribute on a handler, which a method of a list does not have.
         page.on("pageerror", lambda error: errors.append(error))  # noqa: PLW0108
-        return Person(page, name)
+        return Person(page, name, room)
 
     yield open_window
     for context in contexts:
@@ -125,10 +147,10 @@ def person(browser: Browser) -> Iterator[Callable[..., Person]]:
     assert not errors
 
 
-def test_two_users_exchange_messages(interfaces: list[Process], person: Callable[..., Person]) -> None:
-    ada = person("Ada Lovelace", color_scheme="light").join(interfaces[0].url)
+def test_two_users_exchange_messages(shared_interfaces: list[Process], person: Callable[..., Person]) -> None:
+    ada = person("Ada Lovelace", color_scheme="light").join(shared_interfaces[0].url)
     ada.expect_users("Ada Lovelace")
-    grace = person("Grace Hopper", color_scheme="dark", **PHONE).join(interfaces[1].url)
+    grace = person("Grace Hopper", color_scheme="dark", **PHONE).join(shared_interfaces[1].url)
     for one in (ada, grace):
         one.expect_users(one.name, ({"Ada Lovelace", "Grace Hopper"} - {one.name}).pop())
     ada.expect_note("Grace Hopper joined")
@@ -161,8 +183,10 @@ def test_two_users_exchange_messages(interfaces: list[Process], person: Callable
     ada.expect_no_gap()
 
 
-def test_many_quick_messages_arrive_in_order(interfaces: list[Process], person: Callable[..., Person]) -> None:
-    people = [person(name).join(interface.url) for name, interface in zip(("Ada", "Grace"), interfaces, strict=True)]
+def test_many_quick_messages_arrive_in_order(shared_interfaces: list[Process], person: Callable[..., Person]) -> None:
+    people = [
+        person(name).join(interface.url) for name, interface in zip(("Ada", "Grace"), shared_interfaces, strict=True)
+    ]
     people[0].expect_users("Ada", "Grace")
     people[1].expect_users("Grace", "Ada")
 
@@ -181,13 +205,13 @@ def test_many_quick_messages_arrive_in_order(interfaces: list[Process], person: 
         one.expect_no_gap()
 
 
-def test_rooms_are_separate(interfaces: list[Process], person: Callable[..., Person]) -> None:
-    ada = person("Ada").join(interfaces[0].url)
-    grace = person("Grace").join(interfaces[1].url)
+def test_rooms_are_separate(shared_interfaces: list[Process], person: Callable[..., Person]) -> None:
+    ada = person("Ada").join(shared_interfaces[0].url)
+    grace = person("Grace").join(shared_interfaces[1].url)
     ada.expect_users("Ada", "Grace")
 
     grace.open_room("engine-room")
-    expect(grace.page).to_have_url(f"{interfaces[1].url}/room/engine-room")
+    expect(grace.page).to_have_url(f"{shared_interfaces[1].url}/room/engine-room")
     grace.expect_state("Connected")
     grace.expect_users("Grace")
     ada.expect_users("Ada")
@@ -217,11 +241,11 @@ def test_rooms_are_separate(interfaces: list[Process], person: Callable[..., Per
 
 
 def test_a_reload_keeps_the_messages_and_sends_no_notes(
-    interfaces: list[Process], person: Callable[..., Person]
+    shared_interfaces: list[Process], person: Callable[..., Person]
 ) -> None:
-    ada = person("Ada").join(interfaces[0].url)
-    grace = person("Grace").join(interfaces[1].url)
-    linus = person("Linus").join(interfaces[1].url)
+    ada = person("Ada").join(shared_interfaces[0].url)
+    grace = person("Grace").join(shared_interfaces[1].url)
+    linus = person("Linus").join(shared_interfaces[1].url)
     ada.expect_users("Ada", "Grace", "Linus")
     grace.send("Before")
     ada.send("Also before")
@@ -241,13 +265,13 @@ def test_a_reload_keeps_the_messages_and_sends_no_notes(
     expect(ada.page.locator(".note", has_text="Grace")).to_have_text(["Grace joined"])
 
     # Another window of the same browser begins anew.
-    other = Person(grace.page.context.new_page(), "Grace").join(interfaces[1].url)
+    other = Person(grace.page.context.new_page(), "Grace", grace.room).join(shared_interfaces[1].url)
     expect(other.messages).to_have_count(0)
 
 
-def test_users_have_distinct_colors(interfaces: list[Process], person: Callable[..., Person]) -> None:
+def test_users_have_distinct_colors(shared_interfaces: list[Process], person: Callable[..., Person]) -> None:
     names = ["Ada Lovelace", "Grace", "Linus", "Barbara", "Guido"]
-    people = [person(name).join(interfaces[0].url) for name in names]
+    people = [person(name).join(shared_interfaces[0].url) for name in names]
     people[0].expect_users(names[0], *sorted(names[1:]))
     hues = (
         people[0]
@@ -259,8 +283,8 @@ def test_users_have_distinct_colors(interfaces: list[Process], person: Callable[
             assert min((one - other) % 360, (other - one) % 360) >= 45, hues
 
 
-def test_urls_in_messages_are_links(interfaces: list[Process], person: Callable[..., Person]) -> None:
-    ada = person("Ada").join(interfaces[0].url)
+def test_urls_in_messages_are_links(shared_interfaces: list[Process], person: Callable[..., Person]) -> None:
+    ada = person("Ada").join(shared_interfaces[0].url)
     ada.send(
         "See https://example.org/a?b=c#d, or (http://example.org/x). Not javascript:alert(1) or ftp://example.org."
     )
@@ -271,8 +295,8 @@ def test_urls_in_messages_are_links(interfaces: list[Process], person: Callable[
         assert "noopener" in str(link.get_attribute("rel"))
 
 
-def test_the_menu_on_a_phone_has_labels(interfaces: list[Process], person: Callable[..., Person]) -> None:
-    ada = person("Ada", **PHONE).join(interfaces[0].url)
+def test_the_menu_on_a_phone_has_labels(shared_interfaces: list[Process], person: Callable[..., Person]) -> None:
+    ada = person("Ada", **PHONE).join(shared_interfaces[0].url)
     menu = ada.page.get_by_role("button", name="Rooms and people, here now: 1")
     menu.click()
     close = ada.page.get_by_role("button", name="Close rooms and people")
@@ -283,8 +307,8 @@ def test_the_menu_on_a_phone_has_labels(interfaces: list[Process], person: Calla
     expect(menu).to_be_focused()
 
 
-def test_invalid_input_gets_an_error(interfaces: list[Process], person: Callable[..., Person]) -> None:
-    ada = person("Ada").join(interfaces[0].url)
+def test_invalid_input_gets_an_error(shared_interfaces: list[Process], person: Callable[..., Person]) -> None:
+    ada = person("Ada").join(shared_interfaces[0].url)
     error = ada.page.locator("#error span")
 
     # Messages that the page itself rejects.
@@ -316,13 +340,13 @@ def test_invalid_input_gets_an_error(interfaces: list[Process], person: Callable
 
     # A room or a name that only the server can refuse brings the visitor back to the door, with the reason.
     for name, room, reason in (
-        ("n" * 33, "lobby", "A name has"),
-        ("Ada\0", "lobby", "A name has"),
+        ("n" * 33, ada.room, "A name has"),
+        ("Ada\0", ada.room, "A name has"),
         ("Ada", "no spaces", "A room is"),
     ):
         ada.page.evaluate("([as, to]) => { name = as; enter(to, {push: false}); }", [name, room])
         expect(ada.page.locator("#door .bad")).to_contain_text(reason)
-    ada.enter("Ada", "lobby")
+    ada.enter("Ada", ada.room)
     ada.expect_state("Connected")
 
 
@@ -350,10 +374,14 @@ def test_a_page_moves_to_another_worker_at_a_stop(
 @pytest.mark.usefixtures("short_leases")
 @pytest.mark.parametrize("end", ["terminate", "kill"])
 def test_a_page_keeps_its_socket_when_its_worker_ends(
-    end: str, redis_url: str, start_worker: Callable[..., Process], start_interface: Callable[..., Process], person: Any
+    end: str,
+    bus: tuple[str, ...],
+    start_worker: Callable[..., Process],
+    start_interface: Callable[..., Process],
+    person: Callable[..., Person],
 ) -> None:
-    workers = [start_worker(*APP, "--layer", redis_url, "--resume") for _ in range(2)]
-    interface = start_interface("--layer", redis_url)
+    workers = [start_worker(*APP, *bus, "--resume") for _ in range(2)]
+    interface = start_interface(*bus)
     ada = person("Ada").join(interface.url)
     grace = person("Grace").join(interface.url)
     ada.send("Before")
@@ -379,7 +407,7 @@ def test_a_page_keeps_its_socket_when_its_worker_ends(
 @pytest.mark.parametrize("end", ["terminate", "kill"])
 def test_a_page_reconnects_to_a_restarted_interface(
     end: str,
-    redis_url: str,
+    bus: tuple[str, ...],
     interfaces: list[Process],
     start_interface: Callable[..., Process],
     person: Callable[..., Person],
@@ -399,7 +427,7 @@ def test_a_page_reconnects_to_a_restarted_interface(
     expect(ada.page.get_by_role("button", name="Send", exact=True)).to_be_disabled()
     ada.screenshot("reconnecting")
 
-    start_interface("--host", "127.0.0.1", "--port", interfaces[0].port, "--layer", redis_url)
+    start_interface("--host", "127.0.0.1", "--port", interfaces[0].port, *bus)
     ada.expect_state("Connected")
     expect(ada.page.locator("#offline")).to_be_hidden()
     ada.expect_users("Ada", "Grace")
