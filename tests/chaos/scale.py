@@ -31,7 +31,7 @@ RATE = by_form(300, 500)
 """Messages a second of all sockets together."""
 DRAIN_PERIOD = by_form(0.5, 5.0)
 """`--drain-period` of the workers, in seconds."""
-OUTAGE = by_form(8.0, 30.0)
+OUTAGE = by_form(4.0, 30.0)
 """Seconds without any worker."""
 PAUSE = by_form(LEASE + 1.0, 3 * LEASE)
 """Seconds that a process is stopped."""

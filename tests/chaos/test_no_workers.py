@@ -16,7 +16,7 @@ from support.raw import RawClient
 Start = Callable[..., Process]
 Figures = Callable[[object], None]
 
-SOCKETS = by_form(40, 300)
+SOCKETS = by_form(20, 300)
 SIZE = 4000
 WINDOW = 256 * 1024
 FIXED = 30 * 1024 * 1024

@@ -18,7 +18,7 @@ from support.tcp_proxy import TcpProxy
 Figures = Callable[[object], None]
 
 KINDS = ("writer", "mailbox", "claims")
-ROUNDS = by_form(2, 12)
+ROUNDS = by_form(1, 12)
 RECOVERED = 2.0
 
 

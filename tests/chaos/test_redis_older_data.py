@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import redis
 
 from chaos.crowd import Crowd
@@ -102,6 +103,7 @@ def test_a_lagging_replica_becomes_master(tmp_path: Path, processes: Processes, 
     in_time(outcome.recovery, RECOVERED)
 
 
+@pytest.mark.long  # see test_redis_broadcasts.py, with two processes
 def test_servers_recover_from_clock_steps_of_redis(
     tmp_path: Path, processes: Processes, notes: Notes, figures: Figures
 ) -> None:
@@ -116,6 +118,7 @@ def test_servers_recover_from_clock_steps_of_redis(
     outcome.assert_whole()
 
 
+@pytest.mark.long  # see test_redis_outages.py, with two processes
 def test_a_hung_master_returns(tmp_path: Path, processes: Processes, notes: Notes, figures: Figures) -> None:
     """No broadcast, request or run goes to a paused master that returns and is not yet demoted."""
     with SentinelSet(redis_binary(), tmp_path) as sentinels, Load(processes, notes, sentinels.url) as load:

@@ -124,6 +124,7 @@ def test_connections_end_if_redis_stays_away(
     with RawClient(interface) as client:
         client.send(b"GET /hold HTTP/1.1\r\nHost: test\r\n\r\n")
         assert client.read_response().status == 503, "a new request waits no longer than --connect-timeout"
+    server.start()  # otherwise the servers wait for Redis when they stop
 
 
 def test_a_broadcast_waits_for_redis_until_the_resume_timeout(
@@ -142,3 +143,4 @@ def test_a_broadcast_waits_for_redis_until_the_resume_timeout(
         assert failed["seconds"] > 0.9
         assert counts(worker)["send failed"] >= 1
         worker.wait_for("a message of the app was not sent")
+        server.start()  # otherwise the servers wait for Redis when they stop

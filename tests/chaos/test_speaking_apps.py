@@ -23,9 +23,9 @@ Start = Callable[..., Process]
 Figures = Callable[[object], None]
 Watch = Callable[[str, Callable[[], Awaitable[None]]], Awaitable[None]]
 
-SOCKETS = 100
+SOCKETS = by_form(50, 100)
 ROOM = 10
-SECONDS = by_form([3.0], [1.0, 3.0, 7.0, 30.0])
+SECONDS = by_form([2.0], [1.0, 3.0, 7.0, 30.0])
 RECOVERED = 12.0
 """Seconds after Redis is back: a connection that waits in silence has to be given up first."""
 

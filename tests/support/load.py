@@ -34,11 +34,11 @@ from support.websocket import ws
 APP = "support.outage_app:app"
 
 SOCKETS = by_form(40, 400)
-RATE = by_form(150, 400)
+RATE = by_form(100, 400)
 ROOM_SOCKETS = by_form(20, 100)
 ROOM_SIZE = 10
 ROOM_RATE = by_form(30, 100)
-POSTERS = by_form(16, 32)
+POSTERS = by_form(8, 32)
 INTERVAL = 0.1
 """Seconds between two broadcasts of the program, and of the app's ticker."""
 TICKER = "ticker"
@@ -194,8 +194,8 @@ class Load(ContextStack):
             except AssertionError:
                 assert time.monotonic() < deadline, f"rooms are not whole: {self._missed(marks, answered)[:5]}"
         # Messages that were held back are sent together.
-        members = self.room.members
-        wait_until(lambda: all(each.sent - each.answered <= 1 for each in members), what="the backlog to be sent")
+        backlog = [(member, member.sent) for member in self.room.members]
+        wait_until(lambda: all(member.answered >= sent for member, sent in backlog), what="the backlog to be sent")
         self._recovery = began - since
         self._marks = marks
         return self._recovery

@@ -12,6 +12,7 @@ import redis
 
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
 from asgibus.layers.frames import GROUP_MESSAGE
+from asgibus.layers.redis import heartbeat
 from support.bus import Recorder, until
 from support.clocks import WallClock, stepping_server
 from support.deadline import in_time
@@ -242,8 +243,11 @@ async def test_a_broadcast_waits_once_for_processes_in_an_old_snapshot(start_red
     await layer.close()
 
 
-async def test_messages_reach_a_live_process_without_a_mailbox(redis_url: str, admin: "redis.Redis[bytes]") -> None:
-    """Messages arrive although Redis has evicted the mailbox: its process makes a new one at its next beat."""
+async def test_messages_reach_a_live_process_without_a_mailbox(
+    redis_url: str, admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages arrive although Redis has evicted the mailbox: its process makes a new one at its next heartbeat."""
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.3)
     other = RedisChannelLayer(redis_url)
     async with member(redis_url) as one:
         for number in range(3):

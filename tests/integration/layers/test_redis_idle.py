@@ -12,7 +12,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_an_idle_bus_costs_three_commands_a_second(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     """A beat sends two commands, the lease thread one, and each blocking read one in two seconds."""
-    seconds = 4
+    seconds = 3
     async with place(redis_url, "a") as one:
         one.bus.offer("x", (1,))
         claiming = asyncio.create_task(one.bus.claim(["x"], 1))

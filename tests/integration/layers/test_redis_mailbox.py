@@ -63,10 +63,11 @@ def numbers(one: Place) -> list[int]:
     return [frame[2]["n"] for frame in one.handler.frames if frame[0] == MESSAGE]
 
 
-async def test_a_mailbox_is_deleted_repeatedly_under_load(redis_url: str) -> None:
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.long)])
+async def test_a_mailbox_is_deleted_repeatedly_under_load(count: int, redis_url: str) -> None:
     with redis.Redis.from_url(redis_url, protocol=2) as admin:
         async with place(redis_url, "asgibus") as one, flood(redis_url, one.mailbox) as sending:
-            for times in range(1, 5):
+            for times in range(1, count + 1):
                 admin.flushall()
                 await until(lambda times=times: one.handler.interruptions == times)  # type: ignore[misc]
                 await sending.wait_for_more()

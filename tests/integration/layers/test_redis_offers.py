@@ -15,7 +15,7 @@ import redis
 from asgibus.layers import Bus, LayerUnavailable, Offer, RedisChannelLayer
 from asgibus.layers.codec import pack, unpack
 from asgibus.layers.frames import FIRST_PROTOCOL_KIND
-from asgibus.layers.redis import work_queue
+from asgibus.layers.redis import pipeline, work_queue
 from support.bus import Recorder, until
 from support.in_process import serving_here
 from support.redis import RedisServer
@@ -448,8 +448,9 @@ async def test_offer_again_does_nothing_after_close(layer: RedisChannelLayer, ad
 
 
 async def test_withdraw_returns_whether_no_worker_can_have_the_offer(
-    start_redis: Callable[..., RedisServer],
+    start_redis: Callable[..., RedisServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pipeline, "CALL_SECONDS", 0.5)
     server = start_redis()
     layer = RedisChannelLayer(server.url)
     async with layer.bus("i", Recorder()) as interface:

@@ -97,7 +97,7 @@ async def test_each_store_has_a_share_of_the_channels(servers: list[RedisServer]
 
 
 async def test_only_the_channels_of_a_killed_store_fail(servers: list[RedisServer], hosts: list[str]) -> None:
-    layer = RedisChannelLayer(hosts)
+    layer = RedisChannelLayer(hosts, wait=1.5)
     down, other = servers[0], servers[1]
     lost, kept = next(named(layer, down, "channel")), next(named(layer, other, "channel"))
     group, lost_group = next(named(layer, other, "group")), next(named(layer, down, "group"))
