@@ -58,6 +58,8 @@ class Request:
     keep_alive: bool = True
     expects_continue: bool = False
     wants_trailers: bool = False
+    from_proxy: bool = False
+    """Whether there are headers that report another client or scheme than those of the socket."""
     parts: list[bytes] = field(default_factory=list)
     length: int = 0
     """Bytes of body that the head announces; `UNKNOWN` for a chunked body."""
@@ -146,6 +148,8 @@ class Request:
                 self.wants_trailers = self.wants_trailers or b"trailers" in [
                     coding.strip() for coding in value.lower().split(b",")
                 ]
+            elif name == b"x-forwarded-for" or name == b"x-forwarded-proto":
+                self.from_proxy = True
             elif name == b"connection":
                 if version == "1.0" and b"close" in value.lower():
                     self.keep_alive = False  # "close" outweighs "keep-alive", RFC 9112 section 9.3
@@ -177,7 +181,6 @@ class Request:
     def _become_handshake(self) -> None:
         self.kind = WEBSOCKET
         self.expects_continue = False  # there is no body to ask for
-        self.scheme = "wss" if self.scheme in ("https", "wss") else "ws"
         self.subprotocols = tuple(
             token.strip().decode("latin-1")
             for name, value in self.headers
@@ -205,7 +208,10 @@ class Request:
 
 
 _INTERPRETED = frozenset(
-    (b"host", b"content-length", b"transfer-encoding", b"expect", b"te", b"connection", b"upgrade")
+    (
+        *(b"host", b"content-length", b"transfer-encoding", b"expect", b"te", b"connection", b"upgrade"),
+        *(b"x-forwarded-for", b"x-forwarded-proto"),
+    )
 )
 # llhttp knows these, but they belong to proxies, RTSP and Icecast, and no origin server answers them.
 _OTHER_METHODS = frozenset(
@@ -440,8 +446,6 @@ class RequestParser:
         if upgrade:
             self._asks_upgrade = request
         self._section_ended = True
-        if self._proxies is not None:
-            request.client, request.scheme = self._proxies.forwarded(request.headers, request.client, request.scheme)
         request.head_complete = True
         # Twice the bytes are more than `head_size`, which is not computed for ordinary requests.
         measure = self._size_unknown or 2 * (self._head_bytes + self._fed) > self._max_head_size
@@ -451,6 +455,10 @@ class RequestParser:
             request.error = TOO_MANY_HEADERS
         else:
             request.error = request.finish_head(upgrade=upgrade)
+        if self._proxies is not None and (request.from_proxy or request.error is not None):
+            request.client, request.scheme = self._proxies.forwarded(request.headers, request.client, request.scheme)
+        if request.kind == WEBSOCKET:
+            request.scheme = "wss" if request.scheme == "https" else "ws"
         self._on_head(request)
 
     def on_body(self, body: bytes) -> None:
