@@ -89,7 +89,9 @@ class Worker(BaseWorker):
             tasks.start_soon(self._announce_app)
             ready()
             try:
-                await self._claim(stop)
+                # In a task of its own: each reply to a claim would otherwise pass through all frames that await it.
+                async with anyio.create_task_group() as claiming:
+                    claiming.start_soon(self._claim, stop)
                 await self._drain()
             finally:
                 await self._cancel()

@@ -128,6 +128,8 @@ class Heartbeat:
         self._due = asyncio.Event()
         local = has_channels(mailbox)
         self._reaper = Reaper(store, mailbox, memberships, self._due.set, counted=not local)
+        self.peer_seen = self._reaper.peers.watch  # called for every batch
+        """Note that a process posted something: its death matters from now on."""
         # The event loop of process-local channels belongs to the layer, so that no app blocks it.
         self._thread = None if local else LeaseThread(store.address, store.keys.processes, mailbox)
         self._task: asyncio.Task[None] | None = None
@@ -179,10 +181,6 @@ class Heartbeat:
         The method may be called from any thread.
         """
         return time.monotonic() + self._clock_offset
-
-    def peer_seen(self, mailbox: str) -> None:
-        """Note that a process posted something: its death matters from now on."""
-        self._reaper.peers.watch(mailbox)
 
     def mailbox_missing(self, mailbox: str) -> None:
         """Note that a mailbox does not exist: its process is dead, or it will create the mailbox again."""
