@@ -8,6 +8,7 @@ With ASGIBUS_REQUIRE_ALL set, a test marked `redis`, `browser` or `program` may 
 import compileall
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -62,6 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    sys.dont_write_bytecode = False  # pytest caches rewritten asserts: to rewrite them is half of a collection
     settings.load_profile("long" if config.getoption("--long") else "quick")
 
 
