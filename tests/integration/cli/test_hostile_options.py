@@ -17,9 +17,8 @@ APP = "cli.simple_app:app"
 
 @pytest.fixture(autouse=True)
 def _files(tmp_path: Path) -> None:
-    """Create a directory and a regular file, on which no server can listen."""
+    """Create a directory, on which no server can listen."""
     (tmp_path / "folder").mkdir()
-    (tmp_path / "text").write_text("text\n")
 
 
 def refusal(process: Process, code: int = 1) -> str:
@@ -33,11 +32,10 @@ def refusal(process: Process, code: int = 1) -> str:
 @pytest.mark.parametrize(
     "options",
     [
-        *(("--host", host) for host in ("no.such.host.invalid", "256.1.1.1", "x" * 300, "a..b", "[::1]", "192.0.2.1")),
-        ("--admin-port", 0, "--admin-host", "no.such.host.invalid"),
+        ("--host", "x" * 300),
         ("--admin-port", 0, "--admin-host", "x" * 300),
-        *(("--uds", path) for path in ("x" * 300, "/no/such/folder/socket", "folder", "text")),
-        *(("--fd", number) for number in (0, 99, 2147483647)),
+        ("--uds", "folder"),
+        ("--fd", 0),
         ("--udp", "192.0.2.1:1"),
         ("--processes", 2, "--layer", "redis://127.0.0.1:1"),
     ],
@@ -116,10 +114,8 @@ SECRET = "s3cr3t"
 
 
 @pytest.mark.parametrize("command", ["asgi-worker", "asgi-interface"])
-@pytest.mark.parametrize(
-    "url", ["redis://127.0.0.1:abc", f"redis://:{SECRET}/{SECRET}@127.0.0.1", "redis://h?user_name=x"]
-)
-def test_a_bad_url_of_a_layer(program: Callable[[str], str], command: str, url: str) -> None:
+def test_a_bad_url_of_a_layer(program: Callable[[str], str], command: str) -> None:
+    url = f"redis://:{SECRET}/{SECRET}@127.0.0.1"
     app = ["tests.support.bus_app:app"] if command == "asgi-worker" else []
     completed = subprocess.run(
         [program(command), *app, "--layer", url], check=False, capture_output=True, text=True, timeout=30

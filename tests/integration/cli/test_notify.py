@@ -49,14 +49,16 @@ class Manager:
         return False
 
 
-@pytest.fixture(params=["path", "abstract"])
+@pytest.fixture
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
-    abstract = request.param == "abstract"
+    """Provide a service manager whose socket is a file, or for the parameter "abstract" in the abstract namespace."""
+    abstract = getattr(request, "param", "path") == "abstract"
     manager = Manager(f"@asgibus-{secrets.token_hex(8)}" if abstract else str(tmp_path / "notify"))
     yield manager
     manager.close()
 
 
+@pytest.mark.parametrize("manager", ["path", "abstract"], indirect=True)
 def test_the_manager_is_notified_of_start_and_end(manager: Manager, start_interface: Start) -> None:
     interface = start_interface(app=APP, env=manager.env)
     assert manager.until("READY") == {"READY": "1", "STATUS": f"listening on {interface.url}"}

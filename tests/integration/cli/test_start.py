@@ -92,31 +92,39 @@ def test_a_missing_app(start_interface: Start, start_worker: Start, app: str, me
     assert all(message in refusal(process) for process in processes)
 
 
+SYNTAX_ERROR = "def app(:\n"
 BROKEN = {
-    "def app(:\n": "SyntaxError: invalid syntax (MODULE, line 1)",
+    SYNTAX_ERROR: "SyntaxError: invalid syntax (MODULE, line 1)",
     "import os\nos.environ['MY_SECRET']\n": "KeyError: 'MY_SECRET' (MODULE, line 2)",
     "import no_such_module.part\n": "ModuleNotFoundError: No module named 'no_such_module' (MODULE, line 1)",
     "raise ValueError('first line\\nsecond line')\n": "ValueError: first line second line (MODULE, line 1)",
 }
 
 
-@pytest.mark.parametrize("source", BROKEN)
-@pytest.mark.parametrize("inside", [False, True], ids=["in the module", "in a module that it imports"])
+@pytest.mark.parametrize(
+    ("source", "outer", "command"),
+    [
+        *((source, False, "worker") for source in BROKEN),
+        (SYNTAX_ERROR, True, "worker"),
+        (SYNTAX_ERROR, True, "interface"),
+    ],
+)
 def test_a_failed_import_shows_the_traceback_of_the_app(
-    start_interface: Start, start_worker: Start, tmp_path: Path, source: str, inside: bool
+    start_interface: Start, start_worker: Start, tmp_path: Path, source: str, outer: bool, command: str
 ) -> None:
+    """The traceback begins in the module of the app; `outer`: the error is in a module that the app imports."""
     (tmp_path / "broken.py").write_text(source)
     (tmp_path / "outer.py").write_text("import broken\n")
-    name = "outer:app" if inside else "broken:app"
-    for start in (start_worker, lambda app, **options: start_interface(app=app, **options)):
-        process = start(name, ready=False, allow_traceback=True)
-        message = BROKEN[source].replace("MODULE", str(tmp_path / "broken.py"))
-        assert refusal(process, trace=True) == f"Error: the app '{name}' cannot be loaded: {message}"
-        files = re.findall(r'  File "(.*?)", line \d+', process.log())
-        assert files[0] == str(tmp_path / ("outer.py" if inside else "broken.py"))
-        assert source.splitlines()[-1] in process.log()
-        assert "asgibus" not in process.log().partition("Error: the app")[0]
-        assert "importlib" not in process.log()
+    name = "outer:app" if outer else "broken:app"
+    options = {"ready": False, "allow_traceback": True}
+    process = start_worker(name, **options) if command == "worker" else start_interface(app=name, **options)
+    message = BROKEN[source].replace("MODULE", str(tmp_path / "broken.py"))
+    assert refusal(process, trace=True) == f"Error: the app '{name}' cannot be loaded: {message}"
+    files = re.findall(r'  File "(.*?)", line \d+', process.log())
+    assert files[0] == str(tmp_path / ("outer.py" if outer else "broken.py"))
+    assert source.splitlines()[-1] in process.log()
+    assert "asgibus" not in process.log().partition("Error: the app")[0]
+    assert "importlib" not in process.log()
 
 
 def test_a_failed_import_under_a_supervisor_shows_the_traceback(start_interface: Start, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def load(interfaces: Process) -> Iterator[list[tuple[int, str]]]:
     over = Event()
 
     def ask() -> None:
-        while not over.is_set():
+        while not over.wait(0.01):  # the processes that start need the processor, too
             answers.append(get(interfaces))
 
     with ThreadPoolExecutor(4) as clients:

@@ -17,7 +17,7 @@ from support.websocket import BINARY, CLOSE, close_frame, frame, handshake
 
 figures = logging.getLogger("figures")  # shown by `pytest -rP --log-level=info`
 
-SECONDS = 3.0
+SECONDS = 1.5
 SOCKETS = 300
 REQUESTERS = 20
 AHEAD = 6

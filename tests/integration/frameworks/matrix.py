@@ -34,6 +34,15 @@ EXPECTED = (
 )
 """Texts of the error lines that the log may contain."""
 
+PREPARE_DATABASE = """
+import django
+from django.core.management import call_command
+
+django.setup()
+call_command("migrate", verbosity=0)
+call_command("createsuperuser", username="admin", email="admin@example.org", interactive=False, verbosity=0)
+"""
+
 ERRORS = re.compile(r"^(?:  [|] )*((?:\w+\.)*\w*(?:Error|Exception|ExceptionGroup)\b.*)", re.MULTILINE)
 WRONG = re.compile(r"was never awaited|was destroyed but it is pending|never retrieved")
 
@@ -138,9 +147,7 @@ class Sites:
             "DJANGO_SETTINGS_MODULE": f"{self.framework.project}.settings",
             "DJANGO_SUPERUSER_PASSWORD": "secret",
         }
-        assert self.run("-m", "django", "migrate", "--verbosity", "0").wait(30) == 0
-        user = ["--username", "admin", "--email", "admin@example.org", "--noinput"]
-        assert self.run("-m", "django", "createsuperuser", *user).wait(30) == 0
+        assert self.run("-c", PREPARE_DATABASE).wait(30) == 0
 
     def _env_of(self, setup: str, mounted: bool = False) -> dict[str, Any]:
         env = self._env | ({"DEBUG": "1"} if mounted else {})

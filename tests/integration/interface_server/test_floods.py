@@ -58,27 +58,27 @@ def filled(piece: bytes, size: int) -> bytes:
 
 
 HTTP_FLOODS = {
-    "tiny requests ahead": filled(GET, 2 * MIB),
-    "tiny requests behind a stream": STREAM + filled(GET, 4 * MIB),
-    "heads of tiny headers behind a stream": STREAM + HEAD_OF_TINY_HEADERS * 40,
+    "tiny requests ahead": filled(GET, MIB),
+    "tiny requests behind a stream": STREAM + filled(GET, 2 * MIB),
+    "heads of tiny headers behind a stream": STREAM + HEAD_OF_TINY_HEADERS * 20,
     "empty bodies in chunks": filled(CHUNKED + b"0\r\n\r\n", MIB),
-    "chunks of one byte": CHUNKED + filled(b"1\r\na\r\n", 6 * MIB) + b"0\r\n\r\n",
-    "chunks with extensions": CHUNKED + filled(b"1;a=b;c\r\na\r\n", 6 * MIB) + b"0\r\n\r\n",
+    "chunks of one byte": CHUNKED + filled(b"1\r\na\r\n", 2 * MIB) + b"0\r\n\r\n",
+    "chunks with extensions": CHUNKED + filled(b"1;a=b;c\r\na\r\n", 3 * MIB) + b"0\r\n\r\n",
     "an endless chunk extension": CHUNKED + b"1;" + b"a" * 6 * MIB,
     "an endless head": b"GET / HTTP/1.1\r\nHost: test\r\n" + b"a:\r\n" * MIB,
     "an endless header": b"GET / HTTP/1.1\r\nHost: " + b"a" * 6 * MIB,
     "empty lines": b"\r\n" * 3 * MIB,
     "bytes behind the last request": GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + filled(GET, 12 * MIB),
-    "an upload": b"POST /count HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % (64 * MIB) + bytes(64 * MIB),
+    "an upload": b"POST /count HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % (32 * MIB) + bytes(32 * MIB),
 }
 WEBSOCKET_FLOODS = {
-    "pings": filled(frame(PING), 4 * MIB),
-    "pongs": filled(frame(PONG), 4 * MIB),
-    "empty texts": filled(frame(TEXT), 2 * MIB),
-    "empty fragments": frame(TEXT, b"a", fin=False) + filled(frame(CONT, fin=False), 4 * MIB),
-    "fragments of one byte": frame(BINARY, b"a", fin=False) + filled(frame(CONT, b"a", fin=False), 4 * MIB),
-    "texts behind the close": close_frame(1000) + filled(frame(TEXT), 4 * MIB),
-    "closes": filled(close_frame(1000), 4 * MIB),
+    "pings": filled(frame(PING), 2 * MIB),
+    "pongs": filled(frame(PONG), 2 * MIB),
+    "empty texts": filled(frame(TEXT), MIB),
+    "empty fragments": frame(TEXT, b"a", fin=False) + filled(frame(CONT, fin=False), 2 * MIB),
+    "fragments of one byte": frame(BINARY, b"a", fin=False) + filled(frame(CONT, b"a", fin=False), 2 * MIB),
+    "texts behind the close": close_frame(1000) + filled(frame(TEXT), 2 * MIB),
+    "closes": filled(close_frame(1000), 2 * MIB),
     "garbage": b"\xff" * 12 * MIB,
 }
 
@@ -166,7 +166,7 @@ class Flood:
 
 
 def _send(client: RawClient, wire: bytes) -> None:
-    client.socket.settimeout(0.5)
+    client.socket.settimeout(0.3)
     view, sent = memoryview(wire), 0
     try:
         while sent < len(wire):

@@ -257,7 +257,7 @@ async def listen_on(receive, notes):
 async def impatient(scope, receive, send, query, notes):
     """Give up waiting for the client again and again, as `Request.is_disconnected` of some frameworks does."""
     await send(ACCEPT)
-    for _ in range(80_000):
+    for _ in range(20_000):
         try:
             async with asyncio.timeout(0):
                 await receive()

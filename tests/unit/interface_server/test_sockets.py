@@ -45,11 +45,14 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        InterfaceSettings(host="203.0.113.1", port=0),
-        InterfaceSettings(uds="/nowhere/socket"),
-        InterfaceSettings(uds="/tmp/" + "x" * 200),
-        InterfaceSettings(fd=9999),
+        *(
+            InterfaceSettings(host=host, port=0)
+            for host in ("203.0.113.1", "no.such.host.invalid", "256.1.1.1", "x" * 300, "a..b", "[::1]", "192.0.2.1")
+        ),
+        *(InterfaceSettings(uds=path) for path in ("/nowhere/socket", "/tmp/" + "x" * 300, "/tmp", __file__)),
+        *(InterfaceSettings(fd=number) for number in (0, 9999, 2147483647)),
     ],
+    ids=lambda settings: f"{settings.host} {settings.uds} {settings.fd}"[:60],
 )
 def test_unusable_addresses(settings: InterfaceSettings) -> None:
     with pytest.raises(ListenError, match="cannot listen on"):
