@@ -178,7 +178,7 @@ def _run(
 
         async def reload_certificates() -> None:
             lifecycle.reloading("reading the certificates again")
-            await server.reload_certificates()
+            server.reload_certificates()
             lifecycle.reloaded("serving")
 
         health = ProcessHealth(lifecycle, layer, server, *([worker] if worker else []))

@@ -16,7 +16,7 @@ from asgibus.interface_server.open_sockets import TOO_MANY, TOO_MANY_TEXT
 from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.interface_server.proxy_protocol import MAX_LINE, Origin, ProxyHeader, ProxyProtocolError
 from asgibus.interface_server.settings import InterfaceSettings
-from asgibus.interface_server.sockets import ListenError, host_and_port
+from asgibus.interface_server.sockets import host_and_port
 from asgibus.interface_server.tls import Tls
 from asgibus.protocol.counted_log import CountedLog
 
@@ -96,15 +96,6 @@ class Acceptor:
                 self._listening.close()
                 with anyio.CancelScope(shield=True):
                     await self._end_pending()
-
-    async def reload(self) -> None:
-        """Read the certificates again, for new connections. If they are not valid, the old ones stay in force."""
-        try:
-            self._tls.load()
-        except ListenError as error:
-            logger.error("the certificates stay as they are: %s", error)
-            return
-        logger.info("the certificates are read again")
 
     async def _end_pending(self) -> None:
         if self._pending:

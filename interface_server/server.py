@@ -69,7 +69,6 @@ class Server:
         self._layer = layer
         self._proxies = TrustedProxies(settings.forwarded_allow_ips) if settings.proxy_headers else None
         self._tls = Tls(settings)
-        self._acceptor: Acceptor | None = None
         self._stopping = False
 
     async def serve(self, stop: anyio.Event, ready: Callable[[str], None]) -> None:
@@ -119,14 +118,12 @@ class Server:
             lambda: len(self._sockets),
         )
         async with acceptor.accepting():
-            self._acceptor = acceptor
             try:
                 async with _listening(self._listeners, self):
                     ready(address)
                     await stop.wait()
             finally:
                 self._stopping = True
-                self._acceptor = None
 
     async def _drain(self) -> None:
         """Close all sockets, at first gracefully."""
@@ -154,10 +151,14 @@ class Server:
             if not was_paused:  # else what clients have sent meanwhile is read first
                 self._sockets.expire(now)
 
-    async def reload_certificates(self) -> None:
+    def reload_certificates(self) -> None:
         """Read the TLS certificates again, for new connections. If they are not valid, the old ones stay in force."""
-        if self._acceptor is not None:
-            await self._acceptor.reload()
+        try:
+            self._tls.load()
+        except ListenError as error:
+            logger.error("the certificates stay as they are: %s", error)
+        else:
+            logger.info("the certificates are read again")
 
     # For the admin port.
 

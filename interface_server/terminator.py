@@ -96,11 +96,8 @@ class Terminator(Flushable, Protocol):
             close_code: The close code, for an open WebSocket.
         """
 
-    def abort(self) -> None:
-        """Close the socket at once, without writing what is buffered."""
 
-
-class Holder(Protocol):
+class Holder(Abortable, Protocol):
     """The owner of a socket. Its methods must not block or raise."""
 
     deadline: float
@@ -115,9 +112,6 @@ class Holder(Protocol):
 
     def shut_down(self) -> None:
         """Close the socket as soon as the current exchange allows it, because the server stops."""
-
-    def abort(self) -> None:
-        """Close the socket at once, without writing what is buffered."""
 
 
 class SliceParser(Abortable, Protocol):

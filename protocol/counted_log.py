@@ -24,7 +24,14 @@ class CountedLog:
         self._clock = clock
         self._silent: dict[str, tuple[float, int]] = {}  # by kind: until when, and what was not logged meanwhile
 
-    def count(self, kind: str, text: str, *args: object, level: int = logging.WARNING) -> None:
+    def count(
+        self,
+        kind: str,
+        text: str,
+        *args: object,
+        level: int = logging.WARNING,
+        error: BaseException | None = None,
+    ) -> None:
         """Count a fault, and log it unless its kind was logged just now.
 
         Args:
@@ -32,6 +39,7 @@ class CountedLog:
             text: The line of the log, with the placeholders of `logging`.
             args: The values of the placeholders.
             level: The level of the line.
+            error: An exception whose traceback is logged.
         """
         self.counts[kind] += 1
         now = self._clock()
@@ -42,4 +50,4 @@ class CountedLog:
         self._silent[kind] = now + LOG_SECONDS, 0
         if silent:
             text, args = f"{text} (and %d times since the last such line)", (*args, silent)
-        self.logger.log(level, text, *args)
+        self.logger.log(level, text, *args, exc_info=error)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import anyio
 
@@ -15,6 +16,7 @@ from asgibus.layers.errors import LayerUnavailable
 from asgibus.protocol.channels import shared_channels
 from asgibus.protocol.checks import ForeignVersion, read_request
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
+from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.pacing import staggered
 from asgibus.protocol.states import RunState
 from asgibus.worker.base import CANCEL_SECONDS, BaseWorker
@@ -28,7 +30,6 @@ logger = logging.getLogger("asgibus.worker")
 
 ANNOUNCE_SECONDS = 0.005  # an app that answers within this time needs no frame that only names the owner
 FORCE_SECONDS = 5.0  # an app that calls no `receive` for this long learns of the handover from `send`
-ERROR_SECONDS = 10.0  # between two tracebacks for connections of one protocol other than HTTP and WebSocket
 
 
 class Worker(BaseWorker):
@@ -56,7 +57,8 @@ class Worker(BaseWorker):
         self.forget = self._sessions.forget
         self._tasks: set[asyncio.Task[None]] = set()
         self._held: list[Session] = []  # the sessions to flush in this iteration of the event loop
-        self._errors = ErrorLog()
+        # Anyone can send a datagram that makes the app raise: the protocols other than HTTP and WebSocket are counted.
+        self._errors = CountedLog(Counter(), logger, monotonic)
         self._limit = ClaimLimit()
         self._apps_began = 0.0  # when the first app of the last claim began
         self._full = False
@@ -204,7 +206,7 @@ class Worker(BaseWorker):
             if not isinstance(raised, Exception) and not isinstance(raised, BaseExceptionGroup):
                 raise  # SystemExit and KeyboardInterrupt end the process
             if not (session.closed and is_disconnect(raised)):
-                self._errors.log(session, raised, self._loop.time())
+                self._log_error(session, raised)
         finally:
             client_gone = session.run in (RunState.DISCONNECTED, RunState.SUPERSEDED)
             if session.task is not None:
@@ -216,6 +218,14 @@ class Worker(BaseWorker):
             self._sessions.on_ended(session, client_gone=client_gone)
             if self._full:
                 self._slots.set()
+
+    def _log_error(self, session: Session, error: BaseException) -> None:
+        """Log an exception of the app."""
+        text, kind, level = "the app raised on %s %r", session.kind, logging.ERROR
+        if kind == HTTP or kind == WEBSOCKET:
+            logger.error(text, kind, session.target, exc_info=error)
+        else:
+            self._errors.count(kind, text, kind, session.target, level=level, error=error)
 
     # Called by sessions, which also call `schedule_ack` and `forget`.
 
@@ -275,35 +285,6 @@ class Worker(BaseWorker):
         if self._tasks:
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([*self._tasks], timeout=CANCEL_SECONDS)
-
-
-class ErrorLog:
-    """Logs the exceptions of apps: each one for HTTP and WebSocket, one per `ERROR_SECONDS` for every other protocol.
-
-    The sender of a datagram can be forged, so that anyone could fill the log by making the app raise.
-    """
-
-    def __init__(self) -> None:
-        self._silent: dict[str, tuple[float, int]] = {}  # by protocol: until when, and the number of skipped errors
-
-    def log(self, session: Session, error: BaseException, now: float) -> None:
-        """Log an exception.
-
-        Args:
-            session: The session whose app has raised.
-            error: The exception.
-            now: The time of the event loop in seconds.
-        """
-        kind = session.kind
-        skipped = 0
-        if kind != HTTP and kind != WEBSOCKET:
-            until, skipped = self._silent.get(kind, (0.0, 0))
-            if now < until:
-                self._silent[kind] = until, skipped + 1
-                return
-            self._silent[kind] = now + ERROR_SECONDS, 0
-        more = f", and {skipped} times since this was logged last" if skipped else ""
-        logger.error("the app raised on %s %r%s", kind, session.target, more, exc_info=error)
 
 
 def is_disconnect(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ from collections import Counter
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, Protocol
 
+from asgibus.interface_server.connections.groups import Groups
 from asgibus.interface_server.terminator import FAULT, abort_faulty
 from asgibus.layers.codec import pack, unpack
 from asgibus.layers.contract import Bus, Frame, Offer
@@ -80,12 +81,10 @@ class ConnectionHost(Protocol):
     bus: Bus
     counts: Counter[str]
     log: CountedLog
+    groups: Groups
 
     def on_claimed(self, connection: Connection) -> None:
         """Handle that a worker has claimed the connection."""
-
-    def on_client_gone(self, connection: Connection) -> None:
-        """Remove the connection from its groups."""
 
     def on_abandoned(self, connection: Connection) -> None:
         """Withdraw the offer of a connection whose client is gone, and end it soon if no worker has claimed it."""
@@ -98,9 +97,6 @@ class ConnectionHost(Protocol):
 
     def withdraw(self, connection: Connection) -> bool:
         """Withdraw the offer of the connection. Return False if it may have been claimed."""
-
-    def change_group(self, connection: Connection, code: int, group: str) -> None:
-        """Add the connection to a group (GROUP_ADD) or remove it, and call its `group_done` afterwards."""
 
 
 class Connection:
@@ -277,7 +273,7 @@ class Connection:
             self.crashes = 0
             self.run_ended(RunEnd.HANDED_OVER)
         elif self.state is _JOINED:
-            self._host.change_group(self, code, event[1])
+            self._host.groups.change(self, code, event[1])
         else:
             self.group_done(event[1], None)
 
@@ -547,7 +543,7 @@ class Connection:
         if event is _CLAIMED:
             self._host.on_claimed(self)
         elif event is _CLIENT_GONE:
-            self._host.on_client_gone(self)
+            self._host.groups.remove_member(self)
         if self.state is _CLOSING and not self._needs_disconnect:
             self.state = transition(CONNECTION_TABLE, self.state, ConnectionEvent.DISCONNECT_DELIVERED)
         if self.state is _ABANDONED and not self._needs_disconnect:

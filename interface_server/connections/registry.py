@@ -251,10 +251,6 @@ class ConnectionRegistry(Handler):
         if offer is not None:
             offer.taken = True
 
-    def on_client_gone(self, connection: Connection) -> None:
-        """See `ConnectionHost`."""
-        self.groups.remove_member(connection)
-
     def on_abandoned(self, connection: Connection) -> None:
         """See `ConnectionHost`."""
         self.withdraw(connection)
@@ -267,10 +263,6 @@ class ConnectionRegistry(Handler):
         self._open.pop(connection.number, None)
         if connection.groups:
             self.groups.remove_member(connection)
-
-    def change_group(self, connection: Connection, code: int, group: str) -> None:
-        """See `ConnectionHost`."""
-        self.groups.change(connection, code, group)
 
     def flush_later(self, terminator: Flushable) -> None:
         """Call the terminator's `flush` at the end of the current batch."""
