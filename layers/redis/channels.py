@@ -1,9 +1,13 @@
 """Ordinary channels: receiving from them, and taking messages that are acknowledged later.
 
-A reader waits with a command that takes nothing (BLMOVE from the head of a list to its head), and then takes with a
-script. So a reader that is cancelled while it waits holds no message. If a reader is cancelled while the script runs,
-its message is put back at the head, and the readers of this event loop wait for that. Commands that may block have
-connections of their own: each carries one command at a time and is kept for the next one.
+A reader writes a command that waits and takes nothing (BLMOVE from the head of a list to its head) and the command that
+takes at once, so that a message costs one round trip. If the reader is cancelled, the wait is ended (CLIENT UNBLOCK),
+and a message that was taken all the same is put back at the head. The cancelled call returns when that is done, and the
+next reader of this event loop waits for it. Commands that may block have connections of their own: each carries one
+operation at a time and is kept for the next one.
+
+A message is taken with a script, which drops expired messages and knows the delayed ones. While there are none, LPOP
+takes; each tenth of a second, and whenever a delayed message is sent, a reader looks with the script.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import asyncio
 import logging
 import math
 import secrets
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -26,7 +30,7 @@ from asgibus.layers.redis.client import (
     BLOCK_SECONDS,
     LOOK_SECONDS,
     SILENCE_SECONDS,
-    OnReply,
+    Argument,
     RedisConnection,
     RedisError,
     background,
@@ -44,8 +48,9 @@ logger = logging.getLogger("asgibus.layers")
 KNOWN_CHANNELS = 1000  # channels whose state is kept between two calls
 EMPTY_SECONDS = 0.1  # how long a reader relies on having found a channel empty: it waits then without a look
 MOVING_SECONDS = 0.1  # until a retry: a slot moves in less, and a new master comes in seconds
-CLOSE_SECONDS = 1.0  # for takes that are under way when the layer is closed
 RETRY_SECONDS = 0.5  # until a retry when a store cannot be reached
+SETTLE_SECONDS = 1.0  # for what is on the way to a cancelled reader to be put back
+UNBLOCK_SECONDS = 0.01  # until a wait that was not blocked yet when it should have been ended is ended again
 GIVE_BACK_AT_ONCE = 100  # messages that one script puts back: it holds up Redis for less than a millisecond
 MOVING = ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")  # errors of a cluster node while a slot moves
 
@@ -55,9 +60,21 @@ class Moving(LayerUnavailable):
     """The slot of a cluster has moved to another node, or is about to; the next connection finds the new node."""
 
 
-@mypyc_attr(native_class=False)
-class OutOfMemory(LayerUnavailable):
-    """Redis has no memory left. It refuses to wait for messages then, but not to take them."""
+OnEnd = Callable[[list[Any] | LayerUnavailable], None]
+
+
+class Operation:
+    """Commands that are written at once on a connection of their own, of which the first may block."""
+
+    __slots__ = ("connection", "data", "on_end", "replies", "size")
+
+    def __init__(self, data: bytes, size: int, on_end: OnEnd) -> None:
+        self.data = data
+        self.size = size
+        self.replies: list[Any] = []
+        self.on_end = on_end
+        self.connection: RedisConnection | None = None
+        """Carries the commands, once they are written."""
 
 
 class BlockingConnections:
@@ -76,42 +93,46 @@ class BlockingConnections:
         self._pipeline = pipeline
         self._name = name
         self._idle: list[RedisConnection] = []
-        self._busy: dict[RedisConnection, OnReply] = {}
-        self._making: list[asyncio.Task[RedisConnection]] = []  # connections whose callers have been cancelled
+        self._busy: dict[RedisConnection, Operation] = {}
+        self._queued: deque[Operation] = deque()  # wait for a connection
+        self._connecting: set[asyncio.Task[None]] = set()
         self._watching = False
         self._closed = False
         self._ending: asyncio.Task[None] | None = None  # ends the connections if the event loop ends without a `close`
 
-    async def start(self, command: bytes, on_reply: OnReply) -> RedisConnection:
-        """Write a packed command on a connection that carries nothing else.
+    def start(self, data: bytes, size: int, on_end: OnEnd) -> Operation:
+        """Write commands on a connection that carries nothing else.
 
         Args:
-            command: The command.
-            on_reply: Called with the reply, or with LayerUnavailable when the connection is lost or Redis refuses.
-
-        Returns:
-            The connection. Aborting it gives the command up.
-
-        Raises:
-            LayerUnavailable: Redis cannot be reached.
+            data: The packed commands.
+            size: How many they are.
+            on_end: Called later with the reply of each; or with LayerUnavailable if Redis cannot be reached, or refuses
+                the last command for another reason than that it is out of memory.
         """
-        connection = await self._free()
-        self._busy[connection] = on_reply
-        connection.write(command, (partial(self._reply, connection),))
-        if connection.lost.done():  # since it was made
-            self._lost(connection, connection.lost)
-        elif not self._watching:
-            self._watching = True
-            self._loop.call_later(LOOK_SECONDS, self._watch)
-        return connection
+        operation = Operation(data, size, on_end)
+        connection = self._take_idle()
+        if connection is not None:
+            self._write(connection, operation)
+        elif self._closed:
+            self._loop.call_soon(on_end, LayerUnavailable("the layer was closed"))
+        else:
+            self._queued.append(operation)
+            connecting = background(self._connect(), "asgibus connect")
+            self._connecting.add(connecting)
+            connecting.add_done_callback(self._connecting.discard)
+        return operation
 
-    def stop(self) -> None:
-        """Start no command any more. Those under way go on."""
-        self._closed = True
+    def withdraw(self, operation: Operation) -> None:
+        """Give up an operation that waits for a connection, which is made all the same for the next one."""
+        if operation in self._queued:
+            self._queued.remove(operation)
 
     def close(self) -> None:
-        """End all connections; commands under way fail."""
+        """End all connections; operations under way fail."""
         self._closed = True
+        for connecting in self._connecting:
+            connecting.cancel()
+        self._fail_queued(LayerUnavailable("the layer was closed"), len(self._queued))
         if self._ending is not None:
             self._ending.cancel()
         self._end_all()
@@ -120,79 +141,80 @@ class BlockingConnections:
         try:
             await self._loop.create_future()  # until it is cancelled, as every task is at the end of `asyncio.run`
         finally:
-            if not self._closed:
-                self._end_all()
+            self._end_all()
 
     def _end_all(self) -> None:
         for connection in (*self._idle, *self._busy):
             connection.abort("closed here")
         self._idle.clear()
-        for making in self._making:
-            _drop(making)
-        self._making.clear()
 
-    async def _free(self) -> RedisConnection:
-        """Return an idle connection, or a new one. Raises LayerUnavailable.
-
-        If the caller is cancelled while its connection is being made, the next caller gets that connection. Otherwise
-        callers with short time limits would never get one.
-        """
-        if self._closed:
-            raise LayerUnavailable("the layer was closed")
-        while self._idle:
+    def _take_idle(self) -> RedisConnection | None:
+        while self._idle and not self._closed:
             connection = self._idle.pop()
             if self._is_outdated(connection):
                 connection.abort("another Redis has taken its place")
             if not connection.lost.done():
                 return connection
-        self._making = [making for making in self._making if not making.done() or _is_made(making)]
-        making = self._making.pop() if self._making else self._loop.create_task(self._connect(), name="asgibus connect")
-        try:
-            connection = await asyncio.shield(making)
-        except asyncio.CancelledError:
-            making.add_done_callback(_is_made)  # retrieves the exception, so that asyncio does not log it
-            if self._closed:
-                _drop(making)
-            else:
-                self._making.append(making)
-            raise
-        if self._closed:
-            connection.abort("closed here")
-            raise LayerUnavailable("the layer was closed")
-        return connection
+        return None
 
     def _is_outdated(self, connection: RedisConnection) -> bool:
         """Return whether the pipeline is connected to another Redis. Cluster nodes report that themselves (MOVED)."""
         current = self._pipeline.run_id if self._pipeline.connected and not self._address.nodes else ""
         return bool(current and connection.run_id) and connection.run_id != current
 
-    async def _connect(self) -> RedisConnection:
-        connection = await connect(self._address, self._name)
-        if self._ending is None and not self._closed:
+    async def _connect(self) -> None:
+        try:
+            connection = await connect(self._address, self._name)
+        except LayerUnavailable as error:
+            self._fail_queued(error, 1)
+            return
+        if self._ending is None:
             self._ending = background(self._end_with_loop(), f"{self._name} end")
         connection.lost.add_done_callback(partial(self._lost, connection))
-        return connection
+        self._release(connection)
 
-    def _reply(self, connection: RedisConnection, reply: Any) -> None:
-        on_reply = self._busy.pop(connection)
-        refused_for_memory = isinstance(reply, RedisError) and str(reply).startswith("OOM")
-        if refused_for_memory or not isinstance(reply, RedisError):
+    def _fail_queued(self, error: LayerUnavailable, count: int) -> None:
+        for _ in range(min(count, len(self._queued))):
+            self._queued.popleft().on_end(error)
+
+    def _release(self, connection: RedisConnection) -> None:
+        """Use a connection for the next operation, or keep it."""
+        if self._queued:
+            self._write(connection, self._queued.popleft())
+        else:
             self._idle.append(connection)
-            on_reply(OutOfMemory(f"Redis refused to receive: {reply}") if refused_for_memory else reply)
+
+    def _write(self, connection: RedisConnection, operation: Operation) -> None:
+        operation.connection = connection
+        self._busy[connection] = operation
+        on_reply = partial(self._reply, connection, operation)
+        connection.write(operation.data, (on_reply,) * operation.size)
+        if not self._watching:
+            self._watching = True
+            self._loop.call_later(LOOK_SECONDS, self._watch)
+
+    def _reply(self, connection: RedisConnection, operation: Operation, reply: Any) -> None:
+        operation.replies.append(reply)
+        if len(operation.replies) < operation.size:
+            return
+        del self._busy[connection]
+        if not isinstance(reply, RedisError) or str(reply).startswith("OOM"):
+            self._release(connection)
+            operation.on_end(operation.replies)
             return
         connection.abort("a read was refused")
         if str(reply).startswith(MOVING):
             for each in self._idle:
                 each.abort("its slot of the cluster has moved")
-            on_reply(Moving("the channel is moving to another node of the cluster"))
+            operation.on_end(Moving("the channel is moving to another node of the cluster"))
         else:
-            on_reply(LayerUnavailable(f"Redis refused to receive: {reply}"))
+            operation.on_end(LayerUnavailable(f"Redis refused to receive: {reply}"))
 
     def _lost(self, connection: RedisConnection, lost: asyncio.Future[str]) -> None:
-        on_reply = self._busy.pop(connection, None)
-        if on_reply is not None:
+        operation = self._busy.pop(connection, None)
+        if operation is not None:
             reason = "the layer was closed" if self._closed else f"the connection to Redis ended: {lost.result()}"
-            on_reply(LayerUnavailable(reason))
+            operation.on_end(LayerUnavailable(reason))
 
     def _watch(self) -> None:
         """End the connections that have been silent for too long, and those to a Redis that has been replaced."""
@@ -204,15 +226,6 @@ class BlockingConnections:
         self._watching = bool(self._busy)
         if self._watching:
             self._loop.call_later(LOOK_SECONDS, self._watch)
-
-
-def _is_made(making: asyncio.Task[RedisConnection]) -> bool:
-    return making.done() and not making.cancelled() and making.exception() is None and not making.result().lost.done()
-
-
-def _drop(making: asyncio.Task[RedisConnection]) -> None:
-    making.cancel()
-    making.add_done_callback(lambda made: made.result().abort("closed here") if _is_made(made) else None)
 
 
 class Entry(NamedTuple):
@@ -228,28 +241,36 @@ class Entry(NamedTuple):
 
 
 class _Channel:
-    """The state that the readers of one channel share in one event loop.
+    """The state of one channel in one event loop.
 
     Attributes:
-        lock: Held by the one reader that waits and takes.
-        blocking: Whether a wait is under way in Redis. It goes on if its reader is cancelled.
-        waiting: Futures of the readers that are woken when that wait ends.
-        returned: Done when the messages of cancelled readers are back.
-        returning: How many cancelled readers have messages that are not back.
+        name: Its name.
+        readers: The readers that wait, in order. Each gets the item of a message.
+        operation: Reads for them; None if nothing is being read.
+        waits: Whether the operation waits for a message. It is ended if no reader is left.
+        returning: How many messages of cancelled calls are to be put back, or may have to. Nothing is read meanwhile.
+        settled: Done when nothing is being read or put back, if a caller waits for that.
         due: When the next delayed message is due, by the event loop's clock.
-        empty_until: Until when the channel is thought to be empty, by the event loop's clock.
+        empty_until: Until when the channel is thought to be empty, but for what is sent now, by the event loop's clock.
+        wait_and_pop: The packed commands that wait for a message and take it, while there are no delayed ones.
     """
 
-    __slots__ = ("blocking", "due", "empty_until", "lock", "returned", "returning", "waiting")
+    __slots__ = ("due", "empty_until", "name", "operation", "readers", "returning", "settled", "wait_and_pop", "waits")
 
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.blocking = False
-        self.waiting: set[asyncio.Future[None]] = set()
-        self.returned: asyncio.Future[None] | None = None
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.readers: deque[asyncio.Future[bytes]] = deque()
+        self.operation: Operation | None = None
+        self.waits = False
         self.returning = 0
+        self.settled: asyncio.Future[None] | None = None
         self.due = math.inf
         self.empty_until = 0.0
+        self.wait_and_pop = b""
+
+    @property
+    def is_used(self) -> bool:
+        return bool(self.readers or self.operation or self.returning)
 
 
 class ChannelReader:
@@ -283,27 +304,44 @@ class ChannelReader:
         self._taken_expiry = round(group_expiry * 1000)
         self._connections = BlockingConnections(address, pipeline, "asgibus-receive")
         self._channels: dict[str, _Channel] = {}
-        self._underway: set[asyncio.Future[Any]] = set()  # takes, and messages that are put back
+        self._takes: set[asyncio.Future[list[Any]]] = set()  # calls of `take` under way
+        self._closed = False
 
     async def receive(self, channel: str) -> Message:
-        """Wait for the next message of a channel and take it. Raises LayerUnavailable."""
+        """Wait for the next message of a channel and take it. Raises LayerUnavailable.
+
+        When a cancelled call returns, a message that was on the way to it is back in the channel.
+        """
         while True:
             try:
-                return await self._receive(channel, self._channel(channel))
+                item = await self._receive(self._channel(channel))
             except Moving:
                 # The pipeline, which may have nothing else to write, has to follow the slot to the new node.
                 self._pipeline.write(
                     ("EXISTS", self._keys.messages(channel)), ignore_reply, repeatable=False, patient=False
                 )
                 await asyncio.sleep(MOVING_SECONDS)
+                continue
+            entry = _parse("", item)
+            try:
+                return self._entries.unpack_message(self._keys.messages(channel), entry.payload)
+            except ValueError as error:
+                self._entries.log_rejected(f"channel {channel}", str(entry.stamp), error)
 
-    async def _receive(self, channel: str, state: _Channel) -> Message:
-        async with state.lock:
-            while True:
-                if self._is_empty(state):
-                    await self._wait(channel, state)
-                if (message := await self._take_one(channel, state)) is not None:
-                    return message
+    async def _receive(self, state: _Channel) -> bytes:
+        reader: asyncio.Future[bytes] = self._loop.create_future()
+        state.readers.append(reader)
+        self._read(state)
+        try:
+            return await reader
+        except asyncio.CancelledError:
+            if not reader.cancelled():  # its message has come at the same time
+                if reader.exception() is None:
+                    self._deliver(state, [reader.result()])
+            elif reader in state.readers:
+                state.readers.remove(reader)
+            await self._until_settled(state)
+            raise
 
     async def take(self, channel: str, limit: int, *, consumer: str = "", name: str = "") -> list[Entry]:
         """Take up to `limit` messages, without waiting for any.
@@ -311,7 +349,8 @@ class ChannelReader:
         Args:
             channel: The channel.
             limit: How many messages to take.
-            consumer: Under whose name the messages stay until they are acknowledged; "" if they need not be.
+            consumer: Under whose name the messages stay until they are acknowledged; "" if they need not be. Those are
+                put back if the call is cancelled.
             name: Begins the ids of those messages; no other call has it.
 
         Returns:
@@ -320,138 +359,191 @@ class ChannelReader:
         Raises:
             LayerUnavailable: Redis cannot be reached, or refuses.
         """
+        state = self._channel(channel)
+        taken: asyncio.Future[list[Any]] = self._loop.create_future()
+
+        def on_end(result: list[Any] | LayerUnavailable) -> None:
+            self._takes.discard(taken)
+            reply = result if isinstance(result, Exception) else self._note(state, result[0])
+            if not taken.cancelled():
+                _settle(taken, reply)
+            elif not consumer:
+                put_back(reply)
+
+        def put_back(reply: Any) -> None:
+            state.returning -= 1
+            if not isinstance(reply, Exception) and len(reply) > 2:
+                self._put_back(state, reply[3::2])
+            self._read(state)
+
         acknowledged = (consumer, self._taken_expiry, name) if consumer else ()
-        reply = await self._take(channel, self._channel(channel), limit, *acknowledged)
+        self._connections.start(self._pack_take(channel, limit, *acknowledged), 1, on_end)
+        self._takes.add(taken)
+        try:
+            reply = await taken
+        except asyncio.CancelledError:
+            if not consumer:
+                state.returning += 1
+                if not taken.cancelled():  # the reply has come at the same time
+                    put_back(taken.exception() or taken.result())
+                await self._until_settled(state)
+            raise
         return [_parse(entry_id.decode(), item) for entry_id, item in zip(reply[2::2], reply[3::2], strict=True)]
 
     async def wait(self, channel: str) -> None:
         """Wait until a channel may hold something to take, for two seconds at most. Raises LayerUnavailable."""
         state = self._channel(channel)
-        if self._is_empty(state):
-            await self._wait(channel, state)
+        if self._loop.time() >= state.empty_until:
+            return
+        ended: asyncio.Future[Any] = self._loop.create_future()
+        self._connections.start(self._pack_wait(state), 1, partial(_settle, ended))
+        (reply,) = await ended
+        state.empty_until = 0.0
+        if isinstance(reply, RedisError):  # Redis is out of memory
+            raise LayerUnavailable(f"Redis refused to wait: {reply}")
 
     async def close(self) -> None:
-        """Wait for what is being taken now and for what is put back, and close the connections.
-
-        Readers that wait get LayerUnavailable.
-        """
-        self._connections.stop()
-        if self._underway:
-            await asyncio.wait(self._underway, timeout=CLOSE_SECONDS)
+        """Put back what is on the way to readers, and close the connections. The readers get LayerUnavailable."""
+        self._closed = True
+        for state in self._channels.values():
+            while state.readers:
+                _settle(state.readers.popleft(), LayerUnavailable("the layer was closed"))
+        await asyncio.gather(*(self._until_settled(state) for state in self._channels.values()))
+        if self._takes:
+            await asyncio.wait(self._takes, timeout=SETTLE_SECONDS)
         self._connections.close()
 
     def _channel(self, channel: str) -> _Channel:
+        if self._closed:
+            raise LayerUnavailable("the layer was closed")
         state = self._channels.get(channel)
         if state is None:
             if len(self._channels) >= KNOWN_CHANNELS:
-                self._channels.clear()  # the readers that wait keep theirs
-            state = self._channels[channel] = _Channel()
+                self._channels = {name: each for name, each in self._channels.items() if each.is_used}
+            state = self._channels[channel] = _Channel(channel)
         return state
 
-    def _is_empty(self, state: _Channel) -> bool:
-        return self._loop.time() < state.empty_until
+    def _pack_wait(self, state: _Channel) -> bytes:
+        """Return the command that waits until the list is not empty, or a delayed message is due, and takes nothing."""
+        key = self._keys.messages(state.name)
+        seconds = max(0.001, min(BLOCK_SECONDS, state.due - self._loop.time()))
+        return pack_command(("BLMOVE", key, key, "LEFT", "LEFT", f"{seconds:.3f}"))
 
-    async def _wait(self, channel: str, state: _Channel) -> None:
-        """Wait until the list of the channel holds something, or a delayed message is due, or for two seconds."""
-        if not state.blocking:
-            key = self._keys.messages(channel)
-            seconds = max(0.001, min(BLOCK_SECONDS, state.due - self._loop.time()))
-            command = pack_command(("BLMOVE", key, key, "LEFT", "LEFT", f"{seconds:.3f}"))
-            connection = await self._connections.start(command, partial(self._wake, state))
-            if connection.lost.done():
-                return
-            state.blocking = True
-        woken: asyncio.Future[None] = self._loop.create_future()
-        state.waiting.add(woken)
-        try:
-            await woken
-        finally:
-            state.waiting.discard(woken)
-
-    def _wake(self, state: _Channel, reply: object) -> None:
-        """Wake all who wait for a channel: its wait in Redis has ended."""
-        if isinstance(reply, OutOfMemory):  # look again soon
-            seconds = max(0.0, min(RETRY_SECONDS, state.due - self._loop.time()))
-            self._loop.call_later(seconds, self._wake, state, None)
-            return
-        state.blocking = False
-        state.empty_until = 0.0
-        for woken in state.waiting:
-            _settle(woken, reply if isinstance(reply, Exception) else None)
-
-    async def _take(self, channel: str, state: _Channel, limit: int, *acknowledged: str | int) -> list[Any]:
-        """Run the script that takes, and return its reply.
-
-        When this is cancelled, the messages are put back, unless they are to be acknowledged. Raises LayerUnavailable.
-        """
-        taken: asyncio.Future[list[Any]] = self._loop.create_future()
-        put_back = None if acknowledged else partial(self._put_back, channel, state)
-
-        def on_reply(reply: Any) -> None:
-            self._underway.discard(taken)
-            if not isinstance(reply, Exception):
-                more, due = reply[:2]
-                now = self._loop.time()
-                state.due = now + due / 1000 if due >= 0 else math.inf
-                state.empty_until = 0.0 if more else min(now + EMPTY_SECONDS, state.due)
-            if taken.cancelled() and put_back is not None:
-                put_back(reply)
-            else:
-                _settle(taken, reply)
-
+    def _pack_take(self, channel: str, limit: int, *acknowledged: Argument) -> bytes:
         keys = self._keys
         names = keys.messages(channel), keys.delayed(channel), keys.taken(channel)
-        command = ("EVAL", scripts.CHANNEL_TAKE, 3, *names, self._expiry, limit, *acknowledged)
-        await self._connections.start(pack_command(command), on_reply)
-        if not taken.done():
-            self._underway.add(taken)
-        try:
-            return await taken
-        except asyncio.CancelledError:
-            if put_back is not None:
-                state.returning += 1
-                if state.returned is None:
-                    state.returned = self._loop.create_future()
-                    self._underway.add(state.returned)
-                if not taken.cancelled():  # the reply has come at the same time
-                    put_back(taken.exception() or taken.result())
-            raise
+        return pack_command(("EVAL", scripts.CHANNEL_TAKE, 3, *names, self._expiry, limit, *acknowledged))
 
-    async def _take_one(self, channel: str, state: _Channel) -> Message | None:
-        """Take the oldest message. Return None if there is none, or it cannot be read, which is counted and logged."""
-        if state.returned is not None:
-            await asyncio.wait((state.returned,))
-        reply = await self._take(channel, state, 1)
-        if len(reply) == 2:
-            return None
-        entry = _parse("", reply[3])
-        try:
-            return self._entries.unpack_message(self._keys.messages(channel), entry.payload)
-        except ValueError as error:
-            self._entries.log_rejected(f"channel {channel}", str(entry.stamp), error)
-            return None
+    def _note(self, state: _Channel, reply: list[Any]) -> list[Any]:
+        """Note from the reply to a take whether there is more. Return the reply."""
+        more, due = reply[:2]
+        now = self._loop.time()
+        state.due = now + due / 1000 if due >= 0 else math.inf
+        state.empty_until = 0.0 if more else min(now + EMPTY_SECONDS, state.due)
+        return reply
 
-    def _put_back(self, channel: str, state: _Channel, reply: Any) -> None:
-        """Put what a cancelled reader took back at the head. The next reader here waits for that.
+    def _read(self, state: _Channel) -> None:
+        """Read for the first reader, unless there is none, or something is being read or put back.
 
-        If that fails, the message is lost: at most once is what was promised.
+        The command that waits and the one that takes are written at once, so that a message costs one round trip.
         """
-        items = [] if isinstance(reply, Exception) else reply[3::2]
-        if items:
-            command = ("EVAL", scripts.CHANNEL_PUT_BACK, 1, self._keys.messages(channel), self._expiry, *items)
-            self._pipeline.write(command, partial(self._on_put_back, channel, state), repeatable=False)
+        if state.operation is not None or state.returning:
+            return
+        if not state.readers:
+            if state.settled is not None:
+                settled, state.settled = state.settled, None
+                settled.set_result(None)
+            return
+        state.waits = self._loop.time() < state.empty_until
+        if not state.waits:
+            data, size = self._pack_take(state.name, 1), 1
+        elif state.due < math.inf:
+            data, size = self._pack_wait(state) + self._pack_take(state.name, 1), 2
         else:
-            self._on_put_back(channel, state, None)
+            if not state.wait_and_pop:
+                pop = "LPOP", self._keys.messages(state.name)
+                state.wait_and_pop = self._pack_wait(state) + pack_command(("TIME",)) + pack_command(pop)
+            data, size = state.wait_and_pop, 3
+        state.operation = self._connections.start(data, size, partial(self._on_read, state))
 
-    def _on_put_back(self, channel: str, state: _Channel, reply: object) -> None:
-        if isinstance(reply, Exception):
-            logger.warning("a message of %s was lost with its reader, which was cancelled: %s", channel, reply)
+    def _on_read(self, state: _Channel, result: list[Any] | LayerUnavailable) -> None:
+        state.operation = None
+        if isinstance(result, Exception):
+            while state.readers:
+                _settle(state.readers.popleft(), result)
+            self._read(state)
+            return
+        items = self._note(state, result[-1])[3::2] if len(result) < 3 else self._check_popped(state, *result[1:])
+        if items:
+            self._deliver(state, items)
+        elif isinstance(result[0], RedisError):  # it cannot wait, as Redis is out of memory
+            self._loop.call_later(max(0.0, min(RETRY_SECONDS, state.due - self._loop.time())), self._read, state)
+            return
+        elif not state.readers and (state.due < math.inf or result[-1] == b""):
+            self._put_back(state, ())  # wakes others, who may not know of the delayed message
+        self._read(state)
+
+    def _check_popped(self, state: _Channel, time: list[bytes], item: bytes | None) -> list[bytes]:
+        """Return the item unless it has expired, or only wakes. Then the next read looks with the script."""
+        if item:
+            stamp = _parse("", item).stamp
+            if not stamp or stamp > int(time[0]) * 1000 + int(time[1]) // 1000 - self._expiry:
+                return [item]
+        state.empty_until = 0.0
+        return []
+
+    def _deliver(self, state: _Channel, items: Sequence[bytes]) -> None:
+        """Give an item to the first reader, or put it back if there is none."""
+        for item in items:
+            while state.readers:
+                reader = state.readers.popleft()
+                if not reader.done():
+                    reader.set_result(item)
+                    break
+            else:
+                self._put_back(state, [item])
+
+    def _put_back(self, state: _Channel, items: Sequence[bytes]) -> None:
+        """Put what a cancelled call took back at the head. If that fails, it is lost: each is received at most once."""
+        state.returning += 1
+        names = self._keys.messages(state.name), self._keys.delayed(state.name)
+        command: tuple[Argument, ...] = ("EVAL", scripts.CHANNEL_PUT_BACK, 2, *names, self._expiry, *items)
+        self._pipeline.write(command, partial(self._on_put_back, state), repeatable=False)
+
+    def _on_put_back(self, state: _Channel, reply: object) -> None:
+        if isinstance(reply, Exception):  # perhaps there was none, but a wake-up
+            logger.warning("a message of %s may be lost with its reader, which was cancelled: %s", state.name, reply)
         state.empty_until = 0.0
         state.returning -= 1
-        if not state.returning and state.returned is not None:
-            returned, state.returned = state.returned, None
-            self._underway.discard(returned)
-            returned.set_result(None)
+        self._read(state)
+
+    async def _until_settled(self, state: _Channel) -> None:
+        """Wait until no message is on the way to a reader that has left. Give up after a second."""
+        if state.readers or not state.is_used:
+            return
+        settled = state.settled = state.settled or self._loop.create_future()
+        if state.operation is not None:
+            self._end(state, state.operation)
+        await asyncio.wait((settled,), timeout=SETTLE_SECONDS)
+
+    def _end(self, state: _Channel, operation: Operation) -> None:
+        """End a read if it waits, unless a reader has come meanwhile."""
+        if state.operation is not operation or state.readers:
+            return
+        connection = operation.connection
+        if connection is None:
+            self._connections.withdraw(operation)
+            state.operation = None
+            self._read(state)
+        elif connection.run_id != self._pipeline.run_id:
+            connection.abort("another Redis has taken its place")
+        elif state.waits:
+            on_reply = partial(self._on_unblocked, state, operation)
+            self._pipeline.write(("CLIENT", "UNBLOCK", connection.client_id), on_reply, patient=False)
+
+    def _on_unblocked(self, state: _Channel, operation: Operation, reply: object) -> None:
+        if reply == 0:  # the command that blocks has not arrived yet
+            self._loop.call_later(UNBLOCK_SECONDS, self._end, state, operation)
 
 
 class ChannelStore(Protocol):

@@ -152,11 +152,11 @@ def test_messages_put_back_are_first(send: Run, run: Run, take: Run, store: "red
     send("later", delay=HOUR)
     marker, *items = store.lpop("c", 3)
     assert marker == MARKER
-    run(scripts.CHANNEL_PUT_BACK, "c", HOUR, *items)
+    run(scripts.CHANNEL_PUT_BACK, ("c", "delayed"), HOUR, *items)
     store.lpush("c", MARKER)
-    run(scripts.CHANNEL_PUT_BACK, "c", HOUR)
+    run(scripts.CHANNEL_PUT_BACK, ("c", "delayed"), HOUR)
     assert [payload for _, payload in take(5)] == [b"a", b"b", b"c"]
-    run(scripts.CHANNEL_PUT_BACK, "c", HOUR, b"1:1:x")
+    run(scripts.CHANNEL_PUT_BACK, ("c", "delayed"), HOUR, b"1:1:x")
     assert 0 < store.pttl("c") <= HOUR, "the channel expires"
 
 
