@@ -352,5 +352,6 @@ class ResponseWriter:
             if len(body) > self.remaining:
                 logger.error("a response's body is longer than its content-length: the rest was cut off")
                 body = body[: self.remaining]
+                self.framing = _NONE  # whatever follows is dropped
             self.remaining -= len(body)
         self._transport.write(body)
