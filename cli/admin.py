@@ -74,12 +74,12 @@ class _Page(NamedTuple):
 
     def response(self, request: Request) -> bytes:
         """Return the response, after which the connection is closed."""
-        headers = [(b"content-type", self.content_type.encode()), (b"cache-control", b"no-store")]
+        headers = b"content-type: %b\r\ncache-control: no-store\r\n" % self.content_type.encode()
         if self.status == 405:
-            headers.append((b"allow", b"GET, HEAD"))
+            headers += b"allow: GET, HEAD\r\n"
         head = response_head(
             self.status,
-            tuple(headers),
+            headers,
             STANDARD,
             http_version="1.1",
             method="GET",

@@ -31,7 +31,8 @@ from asgibus.layers.names import require_group
 from asgibus.protocol import events
 from asgibus.protocol.channels import require_protocol
 from asgibus.protocol.connect_request import HTTP, REQUEST_VERSION, WEBSOCKET, ConnectRequest
-from asgibus.protocol.events import MAX_CLOSE_REASON, Event
+from asgibus.protocol.events import MAX_CLOSE_REASON, SUBPROTOCOL, Event
+from asgibus.protocol.header_lines import are_lines
 
 MAX_STATE_BYTES = 16 * 1024  # of `connection.state`, which interface servers keep in memory for every open connection
 
@@ -46,7 +47,6 @@ class BadFrame(ValueError):
 # The fields of events.
 
 Validate = Callable[[Any], None]
-_LF, _CR, _NUL = b"\n\r\0"  # as integers, since `in` looks for those ten times as fast as for bytes
 
 
 def _one_of(*types: type) -> Validate:
@@ -60,15 +60,11 @@ def _one_of(*types: type) -> Validate:
 
 
 def _headers(headers: Any) -> None:
-    """Check that headers are pairs of bytes without line breaks, because they are written to the client unchanged."""
-    if type(headers) is not tuple:
+    """Check that headers are lines and nothing else, because they are written to the client unchanged."""
+    if type(headers) is not bytes:
         raise BadFrame(f"headers are a {type(headers).__name__}")
-    try:
-        lines = b"".join([name + value for name, value in headers])
-    except (TypeError, ValueError):
-        raise BadFrame("headers are not pairs of bytes") from None
-    if _LF in lines or _CR in lines or _NUL in lines:
-        raise BadFrame("a header holds a line break or a zero byte")
+    if not are_lines(headers):
+        raise BadFrame("headers are not lines of a name and a value")
 
 
 def _status(status: Any) -> None:
@@ -80,7 +76,8 @@ def _subprotocol(subprotocol: Any) -> None:
     if subprotocol is not None:
         if type(subprotocol) is not str:
             raise BadFrame(f"a subprotocol is a {type(subprotocol).__name__}")
-        _headers(((subprotocol.encode("utf-8", "replace"), b""),))
+        if not SUBPROTOCOL.match(subprotocol):
+            raise BadFrame("a subprotocol is not a token")
 
 
 def _sent_code(code: Any) -> None:

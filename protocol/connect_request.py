@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from asgibus.protocol.events import Event, Headers
+from asgibus.protocol.events import Event
 
-REQUEST_VERSION = 2  # to be increased with every change of the fields, the events or the frames
+REQUEST_VERSION = 3  # to be increased with every change of the fields, the events or the frames
 
 HTTP = "http"
 WEBSOCKET = "websocket"
@@ -15,6 +15,7 @@ WEBSOCKET = "websocket"
 _PERCENT = ord(b"%")  # as an integer, since `in` looks for those ten times as fast as for bytes
 
 Address = tuple[str, int | None]
+Headers = tuple[tuple[bytes, bytes], ...]
 
 
 class ConnectRequest(NamedTuple):

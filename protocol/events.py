@@ -8,13 +8,13 @@ specification, "HTTP & WebSocket ASGI Message Format" 2.5.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from asgibus.layers.codec import pack, unpack_message
+from asgibus.protocol.header_lines import as_bytes, find_content, is_length, make_lines, split_lines
 
 Event = tuple[Any, ...]
-Headers = tuple[tuple[bytes, bytes], ...]
 
 # From the client to the app.
 REQUEST_BODY = 1  # (body,) and more parts follow
@@ -26,15 +26,15 @@ OTHER_RECEIVED = 6  # (type, packed fields) an event of a protocol other than HT
 OTHER_DISCONNECT = 7  # (type, packed fields) the last event of such a protocol
 
 # From the app to the client. The code says whether more events follow, so that the state tables need only the code.
-RESPONSE_START = 16  # (status, headers)
-RESPONSE_START_TRAILERS = 17  # (status, headers) and trailers follow the body
+RESPONSE_START = 16  # (status, header lines)
+RESPONSE_START_TRAILERS = 17  # (status, header lines) and trailers follow the body
 RESPONSE_BODY = 18  # (body,) and more parts follow
 RESPONSE_END = 19  # (body,) the last part
-TRAILERS = 20  # (headers,) and more follow
-TRAILERS_END = 21  # (headers,)
-RESPONSE = 26  # (status, headers, body) a whole response: a start and the only part of its body
-EARLY_HINT = 22  # (links,)
-ACCEPT = 23  # (subprotocol or None, headers, resumable) resumable: another run may continue with the client
+TRAILERS = 20  # (header lines,) and more follow
+TRAILERS_END = 21  # (header lines,)
+RESPONSE = 26  # (status, header lines, body) a whole response: a start and the only part of its body
+EARLY_HINT = 22  # (header lines,)
+ACCEPT = 23  # (subprotocol or None, header lines, resumable) resumable: another run may continue with the client
 MESSAGE_SENT = 24  # (str or bytes,)
 CLOSE = 25  # (code, reason)
 OTHER_SENT = 27  # (type, packed fields)
@@ -61,13 +61,10 @@ NAMES = {
 
 EVENT_OVERHEAD = 256  # bytes that an event counts for besides its content: the memory of an empty one
 MAX_CLOSE_REASON = 123  # bytes of UTF-8 in a close frame, RFC 6455 section 5.5.1
-MAX_LENGTH_DIGITS = 18  # of a Content-Length: larger than any body, and within 64 bits
 MAX_DATAGRAM = 65_507  # bytes of payload in a UDP datagram over IPv4: 65,535 without the two headers
 
 _KNOWN = frozenset({"http", "websocket", "lifespan", "udp"})  # their unknown events are invalid
 
-_HEADER_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")  # a token, RFC 9110 section 5.6.2
-_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # control bytes, which would split the response
 _NO_TRAILERS = frozenset(  # forbidden as trailers by RFC 9110 section 6.5.1: framing, routing, authentication, content
     (
         *(
@@ -84,7 +81,7 @@ _NO_TRAILERS = frozenset(  # forbidden as trailers by RFC 9110 section 6.5.1: fr
         *(b"content-encoding", b"content-type", b"content-range", b"cache-control", b"expires", b"date", b"location"),
     )
 )
-_SUBPROTOCOL = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z", re.ASCII)
+SUBPROTOCOL = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z", re.ASCII)
 
 
 def size(event: Event) -> int:
@@ -183,35 +180,9 @@ def disconnect(kind: str, code: int, reason: str) -> Event:
     return other(OTHER_DISCONNECT, {"type": f"{kind}.disconnect", "reason": reason})
 
 
-def _bytes(value: Any, what: str) -> bytes:
-    if type(value) is bytes:
-        return value
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return bytes(value)
-    raise TypeError(f"{what} must be bytes, not {type(value).__name__}")
-
-
 def _plain(text: str) -> str:
     """Convert an instance of a subclass of str to a str, as packing would do."""
     return text if type(text) is str else text.encode().decode()
-
-
-def _headers(value: Iterable[Iterable[Any]], what: str) -> Headers:
-    headers = []
-    for given_name, given_content in value:
-        name = given_name if type(given_name) is bytes else _bytes(given_name, f"a name in {what}")
-        content = given_content if type(given_content) is bytes else _bytes(given_content, f"a value in {what}")
-        if not _HEADER_NAME.match(name):
-            raise ValueError(f"{name!r} in {what} is not a header name")
-        if _BAD_VALUE.search(content):
-            raise ValueError(f"the value of {name!r} in {what} holds control bytes")
-        headers.append((name, content))
-    return tuple(headers)
-
-
-def is_length(value: bytes) -> bool:
-    """Return whether a value is valid for a Content-Length header: digits, and no more than a body can have."""
-    return value.isdigit() and len(value) <= MAX_LENGTH_DIGITS
 
 
 def _response_start(event: Mapping[str, Any]) -> Event:
@@ -221,17 +192,17 @@ def _response_start(event: Mapping[str, Any]) -> Event:
     if not 200 <= status <= 999:
         raise ValueError(f"{status} is not the status of a final response")
     code = RESPONSE_START_TRAILERS if event.get("trailers") else RESPONSE_START
-    headers = _headers(event.get("headers", ()), "the response's headers")
-    lengths = [content for name, content in headers if len(name) == 14 and name.lower() == b"content-length"]
+    lines = make_lines(event.get("headers", ()), "the response's headers")
+    lengths, _ = find_content(lines)
     if lengths and (len(lengths) > 1 or not is_length(lengths[0])):
         raise ValueError(f"the response's content-length is not one number: {lengths}")
-    return (code, int(status), headers)
+    return (code, int(status), lines)
 
 
 def _response_body(event: Mapping[str, Any]) -> Event:
     body = event.get("body", b"")
     if type(body) is not bytes:
-        body = _bytes(body, "the body")
+        body = as_bytes(body, "the body")
     return (RESPONSE_BODY if event.get("more_body") else RESPONSE_END, body)
 
 
@@ -256,15 +227,15 @@ def _zero_copy_send(event: Mapping[str, Any]) -> Event:
 
 
 def _trailers(event: Mapping[str, Any]) -> Event:
-    headers = _headers(event.get("headers", ()), "the trailers")
-    for name, _ in headers:
-        if name.lower() in _NO_TRAILERS:
+    lines = make_lines(event.get("headers", ()), "the trailers")
+    for name, _ in split_lines(lines):
+        if name in _NO_TRAILERS:
             raise ValueError(f"{name!r} may not be a trailer (RFC 9110 section 6.5.1)")
-    return (TRAILERS if event.get("more_trailers") else TRAILERS_END, headers)
+    return (TRAILERS if event.get("more_trailers") else TRAILERS_END, lines)
 
 
 def _early_hint(event: Mapping[str, Any]) -> Event:
-    return (EARLY_HINT, _headers([(b"link", link) for link in event.get("links", ())], "the early hint"))
+    return (EARLY_HINT, make_lines([(b"link", link) for link in event.get("links", ())], "the early hint"))
 
 
 def _accept(event: Mapping[str, Any]) -> Event:
@@ -272,13 +243,13 @@ def _accept(event: Mapping[str, Any]) -> Event:
     if subprotocol is not None:
         if not isinstance(subprotocol, str):
             raise TypeError(f"the subprotocol must be a str, not {type(subprotocol).__name__}")
-        if not _SUBPROTOCOL.match(subprotocol):
+        if not SUBPROTOCOL.match(subprotocol):
             raise ValueError(f"{subprotocol!r} is not the name of a subprotocol")
         subprotocol = _plain(subprotocol)
-    headers = _headers(event.get("headers", ()), "the headers of websocket.accept")
-    if any(name.lower() == b"sec-websocket-protocol" for name, _ in headers):
+    lines = make_lines(event.get("headers", ()), "the headers of websocket.accept")
+    if any(name == b"sec-websocket-protocol" for name, _ in split_lines(lines)):
         raise ValueError("choose the subprotocol by 'subprotocol', not by a sec-websocket-protocol header")
-    return (ACCEPT, subprotocol, headers, False)
+    return (ACCEPT, subprotocol, lines, False)
 
 
 def _message_sent(event: Mapping[str, Any]) -> Event:
@@ -291,7 +262,7 @@ def _message_sent(event: Mapping[str, Any]) -> Event:
         if not text.isascii():
             text.encode()  # raises UnicodeEncodeError, a ValueError, for a lone surrogate, which cannot be sent
         return (MESSAGE_SENT, _plain(text))
-    return (MESSAGE_SENT, _bytes(data, "the message"))
+    return (MESSAGE_SENT, as_bytes(data, "the message"))
 
 
 def _close(event: Mapping[str, Any]) -> Event:
@@ -310,7 +281,7 @@ def _close(event: Mapping[str, Any]) -> Event:
 
 
 def _datagram(event: Mapping[str, Any]) -> Event:
-    data = _bytes(event["bytes"], "a datagram")
+    data = as_bytes(event["bytes"], "a datagram")
     if len(data) > MAX_DATAGRAM:
         raise ValueError(f"a datagram has at most {MAX_DATAGRAM} bytes, not {len(data)}")
     return other(OTHER_SENT, {"type": "udp.send", "bytes": data})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asgibus.protocol.events import RESPONSE_START, Event
+from asgibus.protocol.header_lines import find_content
 
 
 class AnnouncedBody:
@@ -23,13 +24,11 @@ class AnnouncedBody:
         """Whether this is an event stream, which lasts until either side ends it."""
         if head_only or start[1] in (204, 304):
             return
-        for name, value in start[2]:  # the lengths are compared first, because every response passes here
-            if len(name) == 14 and name.lower() == b"content-length":
-                self.remaining = int(value)
-            elif len(name) == 12 and name.lower() == b"content-type":
-                self.is_event_stream = value.lower().startswith(b"text/event-stream")
-        if self.remaining is not None or start[0] != RESPONSE_START or not is_http:
-            self.is_event_stream = False
+        lengths, content_type = find_content(start[2])
+        if lengths:
+            self.remaining = int(lengths[0])
+        elif start[0] == RESPONSE_START and is_http:
+            self.is_event_stream = content_type[:17].lower() == b"text/event-stream"
 
     def count(self, length: int, *, last: bool) -> None:
         """Count a part of the body.

@@ -51,5 +51,5 @@ def _other_close(kind: str) -> Event:
 
 
 def _answer(status: int, body: bytes) -> tuple[Event, ...]:
-    headers = ((b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body)))
+    headers = b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n" % len(body)
     return (RESPONSE_START, status, headers), (RESPONSE_END, body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from email.utils import formatdate
 from enum import Enum
@@ -11,7 +12,8 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from asgibus.interface_server.http.request import Request
-from asgibus.protocol.events import RESPONSE_START_TRAILERS, TRAILERS_END, Event, Headers, is_length
+from asgibus.protocol.events import RESPONSE_START_TRAILERS, TRAILERS_END, Event
+from asgibus.protocol.header_lines import cache_short, is_length, split_lines, without
 
 logger = logging.getLogger("asgibus.interface")
 
@@ -44,7 +46,7 @@ class Head(NamedTuple):
 
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
-_INTERPRETED = frozenset(b"content-length transfer-encoding connection server date".split())
+_INTERPRETED = re.compile(rb"\n(content-length|transfer-encoding|connection|server|date): ([^\r]*)")
 _STATUS_LINES = {status: f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n".encode() for status in range(100, 1000)}
 
 
@@ -77,7 +79,7 @@ class StandardHeaders:
 
 def response_head(
     status: int,
-    headers: Headers,
+    headers: bytes,
     standard: StandardHeaders,
     *,
     http_version: str,
@@ -90,7 +92,7 @@ def response_head(
 
     Args:
         status: The status code.
-        headers: The headers of the app.
+        headers: The headers of the app, as lines.
         standard: Makes the headers that the server adds.
         http_version: The version of the request.
         method: The method of the request.
@@ -98,34 +100,11 @@ def response_head(
         whole: The length of the body, if it is known already.
         trailers: Whether trailers follow the body.
     """
-    lines = [_STATUS_LINES[status]]
-    length: int | None = None
-    close = not keep_alive
-    own_server = own_date = False
-    for given_name, value in headers:
-        name = given_name.lower()
-        if name not in _INTERPRETED:
-            pass
-        elif name == b"content-length":
-            if length is not None or not is_length(value):
-                continue  # `events.encode` rejects these; a forged frame must not end the response elsewhere
-            length = int(value)
-            if status == 204:
-                continue  # must not be sent, RFC 9110 section 8.6
-        elif name == b"transfer-encoding":
-            continue  # the server chooses the coding; ASGI specification, Response Start
-        elif name == b"connection":
-            options = [option.strip() for option in value.split(b",")]
-            close = close or b"close" in [option.lower() for option in options]
-            others = [option for option in options if option.lower() not in (b"close", b"keep-alive", b"")]
-            if others:  # "close" and "keep-alive" are added below
-                lines.append(b"connection: %s\r\n" % b", ".join(others))
-            continue
-        elif name == b"server":
-            own_server = True
-        else:
-            own_date = True
-        lines.append(b"%s: %s\r\n" % (name, value))
+    sent, length, closes, own_server, own_date = _interpret(headers)
+    if status == 204 and length is not None:
+        sent, length = without(sent, (b"content-length",)), None  # must not be sent, RFC 9110 section 8.6
+    close = closes or not keep_alive
+    lines = [_STATUS_LINES[status], sent]
     if method == "HEAD" or status in (204, 304):
         framing = _NONE
     elif length is not None:
@@ -157,16 +136,60 @@ def plain_response(status: int, text: str, standard: StandardHeaders, *, head_on
         head_only: Whether to leave out the body, as the request was a HEAD.
     """
     body = (text + "\n").encode()
-    headers: Headers = ((b"content-type", b"text/plain; charset=utf-8"),)
+    headers = b"content-type: text/plain; charset=utf-8\r\n"
     if status == 503:
-        headers += ((b"retry-after", b"1"),)
+        headers += b"retry-after: 1\r\n"
     head = response_head(status, headers, standard, http_version="1.1", method="GET", keep_alive=False, whole=len(body))
     return head.data if head_only else head.data + body
 
 
-def header_lines(headers: Headers) -> bytes:
-    """Return headers as lines of a head or of a trailer section, without the empty line."""
-    return b"".join([b"%s: %s\r\n" % (name.lower(), value) for name, value in headers])
+@cache_short
+def _interpret(headers: bytes) -> tuple[bytes, int | None, bool, bool, bool]:
+    """Interpret the headers of an app.
+
+    Args:
+        headers: The headers, as lines.
+
+    Returns:
+        The lines to send; the content-length, or None without one; whether the app ends the connection, and whether it
+        has set `server` and `date`.
+    """
+    length: int | None = None
+    close = own_server = own_date = rewrite = False
+    for name, value in _INTERPRETED.findall(b"\n" + headers):
+        if name == b"content-length" and length is None and is_length(value):
+            length = int(value)
+        elif name == b"server":
+            own_server = True
+        elif name == b"date":
+            own_date = True
+        else:
+            rewrite = True
+            close = close or (
+                name == b"connection" and b"close" in [each.strip().lower() for each in value.split(b",")]
+            )
+    return _rewrite(headers) if rewrite else headers, length, close, own_server, own_date
+
+
+def _rewrite(headers: bytes) -> bytes:
+    """Return header lines without those that only the server may write."""
+    lines = []
+    has_length = False
+    for name, given_value in split_lines(headers):
+        value = given_value
+        if name == b"content-length":
+            if has_length or not is_length(value):
+                continue  # `events.encode` rejects these; a forged frame must not end the response elsewhere
+            has_length = True
+        elif name == b"transfer-encoding":
+            continue  # the server chooses the coding; ASGI specification, Response Start
+        elif name == b"connection":
+            options = [option.strip() for option in value.split(b",")]
+            value = b", ".join([each for each in options if each.lower() not in (b"close", b"keep-alive", b"")])
+            if not value:
+                continue  # "close" and "keep-alive" are added by the server
+        lines.append(b"%b: %b\r\n" % (name, value))
+    return b"".join(lines)
 
 
 def chunk(body: bytes) -> bytes:
@@ -247,10 +270,13 @@ class ResponseWriter:
             self._request.expects_continue = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def early_hint(self, links: Headers) -> None:
-        """Write "103 Early Hints" before the head. HTTP/1.0 has no interim responses, so its clients get none."""
+    def early_hint(self, links: bytes) -> None:
+        """Write "103 Early Hints" before the head. HTTP/1.0 has no interim responses, so its clients get none.
+
+        `links` are the header lines.
+        """
         if self.framing is None and self._request is not None and self._request.http_version == "1.1":
-            self._transport.write(b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % header_lines(links))
+            self._transport.write(b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % links)
 
     def start(self, event: Event) -> None:
         """Hold a RESPONSE_START event until the body begins, or `flush`."""
@@ -296,7 +322,7 @@ class ResponseWriter:
             lines = b"" if self._trailers_begun else LAST_CHUNK
             self._trailers_begun = True
             if self._request is not None and self._request.wants_trailers:
-                lines += header_lines(event[1])
+                lines += event[1]
             self._transport.write(lines + b"\r\n" if event[0] == TRAILERS_END else lines)
 
     def _take_head(self, whole: int | None) -> bytes:
@@ -311,8 +337,7 @@ class ResponseWriter:
             trailers = request.wants_trailers
             # With trailers a body must be chunked and have no content-length, RFC 9112 section 6.2. Without, the header
             # "trailer" would announce what does not come.
-            unfit = b"content-length" if trailers else b"trailer"
-            headers = tuple([header for header in headers if header[0].lower() != unfit])
+            headers = without(headers, (b"content-length",) if trailers else (b"trailer",))
         head = response_head(
             start[1],
             headers,

@@ -8,8 +8,8 @@ import binascii
 from websockets.utils import accept_key
 
 from asgibus.interface_server.http.request import ErrorResponse, Request
-from asgibus.interface_server.http.response import StandardHeaders, header_lines
-from asgibus.protocol.events import Headers
+from asgibus.interface_server.http.response import StandardHeaders
+from asgibus.protocol.header_lines import split_lines, without
 
 
 def check_handshake(request: Request) -> ErrorResponse | None:
@@ -40,20 +40,20 @@ def _is_reserved(name: bytes) -> bool:
 
 
 def switching_protocols(
-    request: Request, subprotocol: str | None, headers: Headers, standard: StandardHeaders, extensions: bytes = b""
+    request: Request, subprotocol: str | None, headers: bytes, standard: StandardHeaders, extensions: bytes = b""
 ) -> bytes:
     """Return the response that accepts a valid handshake.
 
     Args:
         request: The handshake.
         subprotocol: The subprotocol that the app has chosen.
-        headers: Headers of the app. Those that frame the response or belong to the handshake are left out.
+        headers: Headers of the app, as lines. Those that frame the response or belong to the handshake are left out.
         standard: Makes the headers that the server adds.
         extensions: The value of Sec-WebSocket-Extensions; empty for none.
     """
-    headers = tuple([header for header in headers if not _is_reserved(header[0].lower())])
+    names = {name for name, _ in split_lines(headers)}
+    own = {name for name in names if not _is_reserved(name)}
     key = next(value for name, value in request.headers if name == b"sec-websocket-key")
-    own = {name.lower() for name, _ in headers}
     return b"".join(
         [
             b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-accept: ",
@@ -61,7 +61,7 @@ def switching_protocols(
             b"\r\n",
             b"sec-websocket-protocol: %s\r\n" % subprotocol.encode() if subprotocol is not None else b"",
             b"sec-websocket-extensions: %s\r\n" % extensions if extensions else b"",
-            header_lines(headers),
+            without(headers, names - own),
             standard.get(own_server=b"server" in own, own_date=b"date" in own),
             b"\r\n",
         ]

@@ -43,7 +43,6 @@ from asgibus.protocol.events import (
     RESPONSE_END,
     RESPONSE_START,
     Event,
-    Headers,
 )
 from asgibus.protocol.states import transition
 from asgibus.protocol.stream import PART
@@ -452,7 +451,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     # The handshake.
 
-    def _accept(self, subprotocol: str | None, headers: Headers) -> None:
+    def _accept(self, subprotocol: str | None, headers: bytes) -> None:
         request = self._request
         assert request is not None
         settings = self._server.settings

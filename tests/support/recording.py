@@ -170,7 +170,7 @@ def accept(
     resumable: bool = False,
     subprotocol: str | None = None,
 ) -> Frame:
-    return (EVENT, number, attempt, sequence, acked, ACCEPT, subprotocol, (), resumable)
+    return (EVENT, number, attempt, sequence, acked, ACCEPT, subprotocol, b"", resumable)
 
 
 def message(number: int, sequence: int, text: str, *, attempt: int = 1, acked: int = 0) -> Frame:

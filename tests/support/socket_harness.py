@@ -170,7 +170,7 @@ class Socket:
 
     def answer(self, body: bytes = b"hello", acked: int = 0) -> None:
         """Answer the request that was offered last."""
-        self.table.frames((EVENT, self.requests[-1].connection, 1, 0, acked, RESPONSE, 200, (), body))
+        self.table.frames((EVENT, self.requests[-1].connection, 1, 0, acked, RESPONSE, 200, b"", body))
         self.turn()
 
     def acknowledge(self, events: int) -> None:

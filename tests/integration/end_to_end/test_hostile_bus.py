@@ -52,8 +52,8 @@ def bad_frames(number: int) -> list[tuple[Any, ...]]:
         *((kind, number, 1, 0) for kind in (ACK, RESEND, PROBE)),
         *((EVENT, number, 1, 99, 0, code, "field", "field") for code in (*events.NAMES, 99)),
         (EVENT, number, 1, 1, 0, events.GROUP_ADD, "bad name!"),
-        (EVENT, number, 1, 1, 0, events.RESPONSE, 99999, (), b"body"),
-        (EVENT, number, 1, 1, 0, events.RESPONSE_START, 200, ((b"a\r\nSet-Cookie: b", b"c"),)),
+        (EVENT, number, 1, 1, 0, events.RESPONSE, 99999, b"", b"body"),
+        (EVENT, number, 1, 1, 0, events.RESPONSE_START, 200, b"a\r\nSet-Cookie: b: c\r\n"),
     ]
     bad: list[tuple[Any, ...]] = [(), (None,), (99,), ("EVENT",), (0, 5, {}), (1, "room", []), (2, None, None)]
     for frame in good:

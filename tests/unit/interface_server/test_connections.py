@@ -177,8 +177,8 @@ def test_nothing_is_acknowledged_while_the_client_does_not_read(table: Table) ->
 
 def test_nothing_is_written_after_a_complete_response(table: Table) -> None:
     connection, terminator = table.open(HTTP, ((REQUEST_END, b""),))
-    response = (EVENT, connection.number, 1, 0, 0, RESPONSE, 200, (), b"body")
-    start = (EVENT, connection.number, 1, 1, 0, RESPONSE_START, 200, ())
+    response = (EVENT, connection.number, 1, 0, 0, RESPONSE, 200, b"", b"body")
+    start = (EVENT, connection.number, 1, 1, 0, RESPONSE_START, 200, b"")
     table.frames(response, start)
     assert [event[0] for event in terminator.written] == [RESPONSE]
     assert table.bus.posted == [(WORKER, (RESET, connection.number, 1))]

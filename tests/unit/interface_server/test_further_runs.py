@@ -194,7 +194,7 @@ def test_a_second_accept_with_the_same_subprotocol_is_not_written(table: Table) 
 def test_a_denial_of_an_open_client_closes_it(table: Table, caplog: pytest.LogCaptureFixture) -> None:
     _, terminator = table.open_accepted()
     table.dead()
-    table.frames(event(0, RESPONSE_START, 403, (), attempt=2), sender=OTHER)
+    table.frames(event(0, RESPONSE_START, 403, b"", attempt=2), sender=OTHER)
     assert terminator.failed == [(500, 1011)]
     assert len(terminator.written) == 1
     assert "answered with an HTTP response" in caplog.text
@@ -354,7 +354,7 @@ def test_an_unaccepted_websocket_is_offered_as_new(table: Table) -> None:
 
 def test_a_begun_denial_is_not_repeated(table: Table) -> None:
     _, terminator = table.open()
-    table.frames(event(0, RESPONSE_START, 403, ()))
+    table.frames(event(0, RESPONSE_START, 403, b""))
     table.dead()
     assert terminator.failed == [(502, 1012)]
     assert len(table.openings) == 1
@@ -372,7 +372,7 @@ def test_an_idempotent_request_without_an_answer_is_run_again(table: Table, meth
     connection.event((REQUEST_END, b"c"))
     table.frames(claim_frame(1, 2), sender=OTHER)
     assert table.posted(OTHER) == [(EVENT, 1, 2, 2, 0, REQUEST_END, b"c")]
-    table.frames(event(0, RESPONSE_START, 200, (), attempt=2), event(1, RESPONSE_END, b"", attempt=2), sender=OTHER)
+    table.frames(event(0, RESPONSE_START, 200, b"", attempt=2), event(1, RESPONSE_END, b"", attempt=2), sender=OTHER)
     assert len(terminator.written) == 2
     assert terminator.failed == []
 
@@ -396,7 +396,7 @@ def test_any_other_claimed_request_fails(table: Table, method: str) -> None:
     assert len(table.connections) == 0
 
 
-@pytest.mark.parametrize("events", [[(RESPONSE_START, 200, ())], [(RESPONSE_START, 200, ()), (RESPONSE_BODY, b"a")]])
+@pytest.mark.parametrize("events", [[(RESPONSE_START, 200, b"")], [(RESPONSE_START, 200, b""), (RESPONSE_BODY, b"a")]])
 def test_a_request_whose_response_has_begun_is_not_run_again(table: Table, events: list[Event]) -> None:
     _, terminator = table.open(HTTP, ((REQUEST_END, b""),))
     table.frames(*(event(sequence, *each) for sequence, each in enumerate(events)))

@@ -98,7 +98,7 @@ def test_a_full_window_pauses_the_socket() -> None:
 def test_each_request_has_its_own_window() -> None:
     socket = Socket(window=300)
     socket.send(post(299) + bytes(299))
-    socket.post(RESPONSE_START, 200, ())
+    socket.post(RESPONSE_START, 200, b"")
     number = socket.requests[-1].connection
     socket.table.frames((MESSAGE, str(number), {"type": "http.response.body", "body": b"end"}), sender="")
     assert (HTTP_DISCONNECT, True) in socket.table.events(WORKER)

@@ -1,6 +1,7 @@
 import pytest
 
 from asgibus.interface_server.http.response import Framing, Head, StandardHeaders, plain_response, response_head
+from asgibus.protocol.header_lines import make_lines
 
 PLAIN = StandardHeaders(server=False, date=False)
 
@@ -11,7 +12,7 @@ def head(
     keep_alive = bool(options.pop("keep_alive", True))
     return response_head(
         status,
-        headers,
+        make_lines(headers, "the test"),
         PLAIN,
         http_version=version,
         method=method,

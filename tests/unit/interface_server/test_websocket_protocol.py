@@ -28,7 +28,7 @@ class WebSocket(Socket):
             self.accept()
 
     def accept(self) -> None:
-        self.post(ACCEPT, None, (), False)
+        self.post(ACCEPT, None, b"", False)
         assert self.transport.written.startswith(b"HTTP/1.1 101 ")
         self.transport.written = b""
 

@@ -342,7 +342,7 @@ async def test_a_newer_attempt_replaces_an_older_one() -> None:
     async with running(app) as interface:
         number = await interface.accepted()
         interface.open(WEBSOCKET, connection=number, attempt=2, resumed=True)
-        await until(lambda: (EVENT, number, 2, 0, 0, events.ACCEPT, None, (), False) in interface.frames(number))
+        await until(lambda: (EVENT, number, 2, 0, 0, events.ACCEPT, None, b"", False) in interface.frames(number))
         await until(lambda: app.codes == [1012])
         assert app.handed_over == [True]
         interface.send_texts(number, "for the new one", attempt=2)

@@ -51,7 +51,7 @@ async def test_an_app_cleans_up_before_its_hand_over() -> None:
 
     async with running(app, resume=True) as interface:
         number = await interface.accepted()
-        assert interface.events(number) == [(events.ACCEPT, None, (), True)]
+        assert interface.events(number) == [(events.ACCEPT, None, b"", True)]
         interface.send_texts(number, "one")
         await until(lambda: seen)
         interface.stop.set()
@@ -317,7 +317,7 @@ async def test_without_resume_a_websocket_is_closed(caplog: pytest.LogCaptureFix
 
     async with running(app) as interface:
         number = await interface.accepted()
-        assert interface.events(number) == [(events.ACCEPT, None, (), False)]
+        assert interface.events(number) == [(events.ACCEPT, None, b"", False)]
         late = interface.open(WEBSOCKET, raw_path=b"/late")
         await until(lambda: interface.frames(late))
         resumed = await interface.accepted(attempt=2, resumed=True)

@@ -71,9 +71,7 @@ async def test_a_small_file_of_known_length_is_one_event(tmp_path: Path) -> None
     (tmp_path / "small").write_bytes(b"small")
     start = START | {"headers": [(b"content-length", b"5")]}
     async with running(sending(start, path_send(tmp_path / "small"))) as interface:
-        assert await interface.answer(interface.open()) == [
-            (events.RESPONSE, 200, ((b"content-length", b"5"),), b"small")
-        ]
+        assert await interface.answer(interface.open()) == [(events.RESPONSE, 200, b"content-length: 5\r\n", b"small")]
 
 
 async def test_an_empty_file(tmp_path: Path) -> None:
@@ -99,7 +97,7 @@ async def test_a_head_request_reads_nothing(file: Path) -> None:
     start = START | {"headers": [(b"content-length", b"%d" % len(CONTENT))]}
     async with running(sending(start, path_send(file))) as interface:
         ((code, _, headers, body),) = await interface.answer(interface.open(method="HEAD"))
-        assert (code, headers[0][1], body) == (events.RESPONSE, b"256000", b"")
+        assert (code, headers, body) == (events.RESPONSE, b"content-length: 256000\r\n", b"")
 
 
 async def test_reading_waits_for_the_client(file: Path) -> None:
@@ -280,7 +278,7 @@ async def test_early_hints_precede_the_delayed_start() -> None:
     app = sending(START, {"type": "http.response.early_hint", "links": [b"</a>"]}, BODY | {"body": b"body"})
     async with running(app) as interface:
         answer = await interface.answer(interface.open())
-        assert answer == [(events.EARLY_HINT, ((b"link", b"</a>"),)), (events.RESPONSE, 200, (), b"body")]
+        assert answer == [(events.EARLY_HINT, b"link: </a>\r\n"), (events.RESPONSE, 200, b"", b"body")]
 
 
 async def test_body_middleware_gets_the_bytes_of_a_file(file: Path) -> None:

@@ -115,7 +115,7 @@ async def test_a_connection_offered_twice_is_served_once() -> None:
         interface.open(WEBSOCKET, connection=number)
         other = interface.open(WEBSOCKET)
         await until(lambda: interface.events(number) and interface.events(other))
-        assert interface.events(number) == [(events.ACCEPT, None, (), False)]
+        assert interface.events(number) == [(events.ACCEPT, None, b"", False)]
         assert len([scope for scope in runs if scope["type"] == "websocket"]) == 2
 
 

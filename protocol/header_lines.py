@@ -1,0 +1,122 @@
+"""The headers of a response as lines, from the event of a worker to the head that the client gets.
+
+A line is `name: value` with the name in lower case, ended by CRLF: RFC 9112 section 5. A worker checks the headers of
+the app and makes the lines. An interface server checks them again, as anyone may have written them to the store, and
+copies them to the head.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable
+from functools import lru_cache, wraps
+from typing import Any, Final, TypeVar
+
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")  # a token, RFC 9110 section 5.6.2
+_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # control bytes, which would split the response
+_CONTROL_BYTES: Final = bytes([*range(9), *range(10, 32), 127])  # the same
+_LINES = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9a-z]+: [\t -~\x80-\xff]*\r\n)*\Z")
+_CONTENT = re.compile(rb"\ncontent-(length|type): ([^\r]*)")
+
+MAX_LENGTH_DIGITS = 18  # of a Content-Length: larger than any body, and within 64 bits
+KNOWN_NAMES = 1000  # whose checked form is kept; apps use few, and may make up others without end
+
+CACHED_RESULTS = 512  # of each function: apps answer with few sets of headers, or with others each time
+CACHED_BYTES = 512  # of lines whose results are cached
+
+T = TypeVar("T")
+
+
+def cache_short(work: Callable[[bytes], T]) -> Callable[[bytes], T]:
+    """Cache the latest results of a function of header lines, unless the lines are long."""
+    cached = lru_cache(CACHED_RESULTS)(work)
+
+    @wraps(work)
+    def look_up(lines: bytes) -> T:
+        return cached(lines) if len(lines) <= CACHED_BYTES else work(lines)
+
+    return look_up
+
+
+_beginnings: dict[Any, bytes] = {}
+"""The beginnings of lines, by the names as apps write them."""
+
+
+def make_lines(headers: Iterable[Iterable[Any]], what: str) -> bytes:
+    """Return headers of an app as lines.
+
+    Args:
+        headers: Pairs of a name and a value.
+        what: What the headers belong to, for errors.
+
+    Raises:
+        ValueError: A name is not a token, a value holds control bytes, or an item is no pair.
+        TypeError: A name or a value is not bytes.
+    """
+    pairs: Collection[Any] = headers if isinstance(headers, (list, tuple)) else [*headers]
+    try:
+        lines = b"".join([_beginnings[name] + value + b"\r\n" for name, value in pairs])
+    except (KeyError, TypeError):  # a new name, or something that is not bytes
+        return _make_lines_checked(pairs, what)
+    # Without its control bytes, the text is shorter by the CRLF of each line, or there are some in the values.
+    if len(lines) - len(lines.translate(None, _CONTROL_BYTES)) != 2 * len(pairs):
+        return _make_lines_checked(pairs, what)
+    return lines
+
+
+def _make_lines_checked(pairs: Iterable[Any], what: str) -> bytes:
+    """Return headers as lines, and check each of them."""
+    lines = []
+    for given_name, given_value in pairs:
+        name, value = as_bytes(given_name, f"a name in {what}"), as_bytes(given_value, f"a value in {what}")
+        if not _NAME.match(name):
+            raise ValueError(f"{name!r} in {what} is not a header name")
+        if _BAD_VALUE.search(value):
+            raise ValueError(f"the value of {name!r} in {what} holds control bytes")
+        beginning = name.lower() + b": "
+        if len(_beginnings) < KNOWN_NAMES:
+            _beginnings[name] = beginning
+        lines.append(beginning + value + b"\r\n")
+    return b"".join(lines)
+
+
+def as_bytes(value: Any, what: str) -> bytes:
+    """Return a value of an app as bytes. Raises TypeError, which says what the value is."""
+    if type(value) is bytes:
+        return value
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    raise TypeError(f"{what} must be bytes, not {type(value).__name__}")
+
+
+@cache_short
+def are_lines(data: bytes) -> bool:
+    """Return whether these bytes are lines, so that nothing but headers gets into a head with them."""
+    return _LINES.match(data) is not None
+
+
+def split_lines(lines: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the names and values of lines."""
+    return [(name, value) for name, _, value in [line.partition(b": ") for line in lines.split(b"\r\n")[:-1]]]
+
+
+def without(lines: bytes, unfit: Collection[bytes]) -> bytes:
+    """Return the lines without those of the given names."""
+    return b"".join([b"%b: %b\r\n" % (name, value) for name, value in split_lines(lines) if name not in unfit])
+
+
+@cache_short
+def find_content(lines: bytes) -> tuple[list[bytes], bytes]:
+    """Return the values of Content-Length in lines, and the last one of Content-Type; empty if there is none."""
+    lengths, content_type = [], b""
+    for name, value in _CONTENT.findall(b"\n" + lines):
+        if name == b"length":
+            lengths.append(value)
+        else:
+            content_type = value
+    return lengths, content_type
+
+
+def is_length(value: bytes) -> bool:
+    """Return whether a value is valid for a Content-Length header: digits, and no more than a body can have."""
+    return value.isdigit() and len(value) <= MAX_LENGTH_DIGITS
