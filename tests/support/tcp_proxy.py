@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -21,6 +22,16 @@ T = TypeVar("T")
 
 SETNAME = re.compile(rb"SETNAME\r\n\$\d+\r\n([^\r\n]*)\r\n", re.IGNORECASE)
 CHUNK = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A request at which a connection is reset."""
+
+    pattern: re.Pattern[bytes]
+    arrives: bool
+    late: bool
+    then: Callable[[], object]
 
 
 class TcpProxy:
@@ -38,7 +49,12 @@ class TcpProxy:
         self._serving: set[asyncio.Task[None]] = set()
         self._armed: list[tuple[str, int]] = []
         self._before: list[tuple[bytes, Callable[[], object]]] = []
+        self.requests_cut = 0
+        """How many connections were reset at a request."""
+        self._cut: _Cut | None = None
+        self._arrival = asyncio.Event()
         self._silent: set[str] = set()
+        self._held: set[str] = set()
         self._delays: dict[str, float] = {}
         self._free = asyncio.Event()
         self._loop = asyncio.new_event_loop()
@@ -66,6 +82,28 @@ class TcpProxy:
     def cut_reply(self, kind: str, least: int = 2) -> None:
         """Pass half of the next reply of at least `least` bytes, then reset both sides (RST). Once per call."""
         self._do(lambda: self._armed.append((kind, least)))
+
+    def cut_request(
+        self, pattern: bytes, *, arrives: bool, late: bool = False, then: Callable[[], object] = lambda: None
+    ) -> None:
+        """Reset a connection once, at the next request that matches a regular expression.
+
+        Args:
+            pattern: The expression.
+            arrives: Whether Redis gets the request. Its reply is dropped.
+            late: Whether Redis gets the request only when `let_arrive` is called, long after the reset.
+            then: Called when Redis has replied, in the thread of the proxy.
+        """
+        cut = _Cut(re.compile(pattern, re.DOTALL), arrives, late, then)
+        self._do(lambda: setattr(self, "_cut", cut))
+
+    def let_arrive(self) -> None:
+        """Pass the request of a late cut to Redis."""
+        self._do(self._arrival.set)
+
+    def hold_replies(self, kind: str) -> None:
+        """Hold back the replies to connections of this kind until `heal`."""
+        self._do(lambda: self._held.add(kind))
 
     def before(self, request: bytes, call: Callable[[], object]) -> None:
         """Call a function once, in the thread of the proxy, before bytes that hold `request` are passed to Redis."""
@@ -103,6 +141,7 @@ class TcpProxy:
 
         def heal() -> None:
             self._silent.clear()
+            self._held.clear()
             self._delays.clear()
             self._armed.clear()
             free, self._free = self._free, asyncio.Event()
@@ -170,12 +209,33 @@ class TcpProxy:
             for each in [each for each in self._before if each[0] in data]:
                 self._before.remove(each)
                 each[1]()
+            if (cut := self._cut) is not None and cut.pattern.search(data):
+                self._cut = None
+                await self._cut_at(cut, pair, data)
+                return
             pair.redis[1].write(data)
             await pair.redis[1].drain()
 
+    async def _cut_at(self, cut: _Cut, pair: "_Pair", request: bytes) -> None:
+        pair.dropped = asyncio.Event()
+        if cut.late:
+            _reset(pair.client[1])
+            await self._arrival.wait()
+        if cut.arrives:
+            pair.redis[1].write(request)
+            await pair.dropped.wait()
+            cut.then()
+        pair.reset()
+        self.requests_cut += 1
+
     async def _replies(self, pair: "_Pair") -> None:
         while data := await pair.redis[0].read(CHUNK):
+            if pair.dropped is not None:
+                pair.dropped.set()
+                continue
             await self._passable(pair)
+            while any(pair.is_kind(kind) for kind in self._held):
+                await self._free.wait()
             if delays := [seconds for kind, seconds in self._delays.items() if pair.is_kind(kind)]:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(max(delays)):
@@ -191,6 +251,9 @@ class TcpProxy:
                     return
             pair.client[1].write(data)
             await pair.client[1].drain()
+        if pair.dropped is not None:
+            pair.dropped.set()  # Redis has closed the connection
+            await self._loop.create_future()  # until the other task has cut the request, and this one is cancelled
 
     async def _passable(self, pair: "_Pair") -> None:
         while any(pair.is_kind(kind) for kind in self._silent):
@@ -207,6 +270,7 @@ class _Pair:
         self.client = client
         self.redis = redis
         self.name = ""
+        self.dropped: asyncio.Event | None = None  # set when a reply is dropped after a cut
         self.passing: list[asyncio.Task[None]] = []
 
     def is_kind(self, kind: str) -> bool:

@@ -1,7 +1,6 @@
 """Offers in doubt: each exists once, or its claimant knows that it must ask, or its producer is notified."""
 
 import asyncio
-import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -19,13 +18,14 @@ from asgibus.layers.redis import pipeline, work_queue
 from support.bus import Recorder, until
 from support.in_process import serving_here
 from support.redis import RedisServer
+from support.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.anyio
 
 KEY = "asgibus:shared:x"
 KIND = FIRST_PROTOCOL_KIND
 WRITTEN = rb"XADD\r\n\$\d+\r\n" + KEY.encode()
-SETNAME = re.compile(rb"SETNAME\r\n\$\d+\r\n([^\r\n]*)\r\n")
+ThroughProxy = tuple[TcpProxy, RedisChannelLayer]
 
 
 async def read_all(bus: Bus, handler: Recorder) -> None:
@@ -49,101 +49,14 @@ async def layer(redis_url: str) -> AsyncIterator[RedisChannelLayer]:
     await layer.close()
 
 
-class Cutter:
-    """A proxy before Redis that breaks a connection at a command: before that arrives, or before its reply.
-
-    The proxy can also hold back the answers of Redis to connections whose name ends in a suffix.
-    """
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self._target = (parts.hostname or "127.0.0.1", parts.port or 6379)
-        self.path = parts.path
-        self.cuts = 0
-        self._command: re.Pattern[bytes] | None = None
-        self._arrives = False
-        self._then: Callable[[], object] | None = None
-        self._late: asyncio.Event | None = None
-        self.executed: bytes | None = None
-        """The answer of Redis to a command that arrived late, empty if Redis had closed the connection."""
-        self._held = b""
-        self._passes = asyncio.Event()
-
-    def cut_at(
-        self, command: bytes, *, arrives: bool, late: bool = False, then: Callable[[], object] | None = None
-    ) -> None:
-        """Cut once, at the next command that matches; `late`: it arrives when `arrive` is called.
-
-        `then` is done when the command has arrived, and before the connection breaks.
-        """
-        self._command, self._arrives, self._then = re.compile(command, re.DOTALL), arrives, then
-        self._late = asyncio.Event() if late else None
-
-    def arrive(self) -> None:
-        """Let the late command arrive."""
-        assert self._late is not None
-        self._late.set()
-
-    def hold(self, name: bytes) -> None:
-        """Hold back the answers to connections whose name ends in `name`."""
-        self._held = name
-
-    def release(self) -> None:
-        """Pass the answers that were held back."""
-        self._held = b""
-        self._passes.set()
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        to_reader, to_writer = await asyncio.open_connection(*self._target)
-        name: list[bytes] = []
-        replies = asyncio.create_task(self._replies(to_reader, writer, name))
-        try:
-            while data := await reader.read(65536):
-                name += SETNAME.findall(data)
-                if self._command is not None and self._command.search(data):
-                    self._command = None
-                    if self._late is not None:
-                        replies.cancel()
-                        await asyncio.wait([replies])
-                        writer.transport.abort()
-                        self.cuts += 1
-                        await self._late.wait()
-                        to_writer.write(data)
-                        self.executed = await to_reader.read(1)
-                        return
-                    if self._arrives:
-                        replies.cancel()
-                        await asyncio.wait([replies])
-                        to_writer.write(data)
-                        await to_reader.read(1)  # Redis has executed the command, and the proxy drops the reply
-                        if self._then is not None:
-                            self._then()
-                    self.cuts += 1
-                    return
-                to_writer.write(data)
-        except OSError:
-            pass  # the client has left
-        finally:
-            replies.cancel()
-            writer.transport.abort()
-            to_writer.transport.abort()
-
-    async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: list[bytes]) -> None:
-        while data := await reader.read(65536):
-            while self._held and name and name[0].endswith(self._held):
-                await self._passes.wait()
-            writer.write(data)
-
-
 @pytest.fixture
-async def cutter(redis_url: str) -> AsyncIterator[tuple[Cutter, RedisChannelLayer]]:
-    """Provide the proxy, and a layer that reaches Redis through the proxy."""
-    cutter = Cutter(redis_url)
-    server = await asyncio.start_server(cutter.serve, "127.0.0.1", 0)
-    layer = RedisChannelLayer(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}{cutter.path}")
-    yield cutter, layer
-    await layer.close()
-    server.close()
+async def through_proxy(redis_url: str) -> AsyncIterator[ThroughProxy]:
+    """Provide a proxy before Redis, and a layer that reaches Redis through the proxy."""
+    url = urlsplit(redis_url)
+    with TcpProxy((str(url.hostname), int(url.port or 0))) as proxy:
+        layer = RedisChannelLayer(proxy.url + url.path)
+        yield proxy, layer
+        await layer.close()
 
 
 def unexpected() -> None:
@@ -157,19 +70,19 @@ def entries(admin: "redis.Redis[bytes]") -> list[object]:
 
 @pytest.mark.parametrize("arrives", [True, False], ids=["reply lost", "command lost"])
 async def test_an_offer_in_flight_at_a_lost_connection_exists_once(
-    arrives: bool, cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
+    arrives: bool, through_proxy: ThroughProxy, admin: "redis.Redis[bytes]"
 ) -> None:
-    proxy, layer = cutter
+    proxy, layer = through_proxy
     handler = Recorder()
     async with layer.bus("i", handler) as interface:
         interface.offer("x", (0,))
         await interface.drain()
-        proxy.cut_at(WRITTEN, arrives=arrives)
+        proxy.cut_request(WRITTEN, arrives=arrives)
         offers = [interface.offer("x", (number,), once=number == 2) for number in range(1, 4)]  # one flush for all
         await until(lambda: layer.counts["offer looked for"] >= 3)
         await interface.drain()
         await read_all(interface, handler)
-        assert proxy.cuts == 1
+        assert proxy.requests_cut == 1
         assert sorted(entries(admin)) == [(0,), (1,), (2,), (3,)]  # type: ignore[type-var]
         assert [interface.withdraw(offer) for offer in offers] == [True, True, True]
         await interface.drain()
@@ -178,14 +91,14 @@ async def test_an_offer_in_flight_at_a_lost_connection_exists_once(
 
 @pytest.mark.parametrize("once", [True, False], ids=["once", "again"])
 async def test_the_second_claim_of_an_offer_in_doubt_is_stale(
-    once: bool, cutter: tuple[Cutter, RedisChannelLayer], layer: RedisChannelLayer
+    once: bool, through_proxy: ThroughProxy, layer: RedisChannelLayer
 ) -> None:
     """The offer was claimed and acknowledged before its producer knew that it was written."""
-    proxy, proxied = cutter
+    proxy, proxied = through_proxy
     handler = Recorder()
     async with proxied.bus("i", handler) as interface, layer.bus("w", Recorder()) as worker:
-        proxy.hold(b"!mailbox")
-        proxy.cut_at(WRITTEN, arrives=True)
+        proxy.hold_replies("!mailbox")
+        proxy.cut_request(WRITTEN, arrives=True)
         interface.offer("x", (1,), once=once)
         (claim,) = await worker.claim(["x"], 1)
         assert not claim.stale
@@ -197,17 +110,15 @@ async def test_the_second_claim_of_an_offer_in_doubt_is_stale(
         worker.post(interface.mailbox, (KIND, "asked"))
         worker.done(claim)
         await worker.drain()
-        proxy.release()
+        proxy.heal()
         await read_all(interface, handler)
         assert handler.frames[:2] == [(KIND, "claimed"), (KIND, "asked")]
 
 
-async def test_an_offer_written_again_is_stale(
-    cutter: tuple[Cutter, RedisChannelLayer], layer: RedisChannelLayer
-) -> None:
-    proxy, proxied = cutter
+async def test_an_offer_written_again_is_stale(through_proxy: ThroughProxy, layer: RedisChannelLayer) -> None:
+    proxy, proxied = through_proxy
     async with proxied.bus("i", Recorder()) as interface, layer.bus("w", Recorder()) as worker:
-        proxy.cut_at(WRITTEN, arrives=False)
+        proxy.cut_request(WRITTEN, arrives=False)
         interface.offer("x", (1,), once=True)
         (claim,) = await worker.claim(["x"], 1)
         assert (claim.entry, claim.stale) == ((1,), True)
@@ -218,35 +129,33 @@ async def test_an_offer_written_again_is_stale(
         worker.done(claim)
 
 
-async def test_an_offer_that_arrives_late_exists_once(
-    cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
-) -> None:
+async def test_an_offer_that_arrives_late_exists_once(through_proxy: ThroughProxy, admin: "redis.Redis[bytes]") -> None:
     """An offer that arrives after it was looked for and repeated is on the channel once."""
-    proxy, layer = cutter
+    proxy, layer = through_proxy
     handler = Recorder()
     async with layer.bus("i", handler) as interface:
-        proxy.cut_at(WRITTEN, arrives=True, late=True)
+        proxy.cut_request(WRITTEN, arrives=True, late=True)
         interface.offer("x", (1,), once=True)
         await until(lambda: layer.counts["offer looked for"])
         await interface.drain()
-        proxy.arrive()
-        await until(lambda: proxy.executed is not None)
+        proxy.let_arrive()
+        await until(lambda: proxy.requests_cut == 1)
         assert entries(admin) == [(1,)]
 
 
 @pytest.mark.parametrize("arrives", [True, False], ids=["reply lost", "command lost"])
 async def test_an_offer_exists_once_after_a_second_lost_connection(
-    arrives: bool, cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
+    arrives: bool, through_proxy: ThroughProxy, admin: "redis.Redis[bytes]"
 ) -> None:
     """An offer is on the channel once, also if the connection breaks during the search for the offer."""
-    proxy, layer = cutter
+    proxy, layer = through_proxy
     handler = Recorder()
     async with layer.bus("i", handler) as interface:
-        proxy.cut_at(WRITTEN, arrives=arrives)
+        proxy.cut_request(WRITTEN, arrives=arrives)
         offer = interface.offer("x", (1,), once=True)
-        await until(lambda: proxy.cuts == 1)
-        proxy.cut_at(rb"XREVRANGE", arrives=True)
-        await until(lambda: proxy.cuts == 2)
+        await until(lambda: proxy.requests_cut == 1)
+        proxy.cut_request(rb"XREVRANGE", arrives=True)
+        await until(lambda: proxy.requests_cut == 2)
         await until(lambda: entries(admin))
         await interface.drain()
         await read_all(interface, handler)
@@ -257,13 +166,13 @@ async def test_an_offer_exists_once_after_a_second_lost_connection(
 
 
 async def test_a_taken_or_withdrawn_offer_in_doubt_is_not_written_again(
-    cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
+    through_proxy: ThroughProxy, admin: "redis.Redis[bytes]"
 ) -> None:
-    proxy, layer = cutter
+    proxy, layer = through_proxy
     async with layer.bus("i", Recorder()) as interface:
-        proxy.cut_at(WRITTEN, arrives=False)
+        proxy.cut_request(WRITTEN, arrives=False)
         taken, withdrawn, kept = (interface.offer("x", (number,)) for number in range(3))
-        await until(lambda: proxy.cuts == 1)
+        await until(lambda: proxy.requests_cut == 1)
         taken.taken = True  # the claimant has confirmed the offer before the reply of Redis
         assert not interface.withdraw(withdrawn)
         await until(lambda: entries(admin))
@@ -272,15 +181,13 @@ async def test_a_taken_or_withdrawn_offer_in_doubt_is_not_written_again(
         assert not kept.taken
 
 
-async def test_an_offer_withdrawn_in_doubt_is_deleted(
-    cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
-) -> None:
+async def test_an_offer_withdrawn_in_doubt_is_deleted(through_proxy: ThroughProxy, admin: "redis.Redis[bytes]") -> None:
     """An offer that was withdrawn while in doubt is removed, although it had been written."""
-    proxy, layer = cutter
+    proxy, layer = through_proxy
     async with layer.bus("i", Recorder()) as interface:
-        proxy.cut_at(WRITTEN, arrives=True)
+        proxy.cut_request(WRITTEN, arrives=True)
         offer = interface.offer("x", (1,))
-        await until(lambda: proxy.cuts == 1)
+        await until(lambda: proxy.requests_cut == 1)
         assert not interface.withdraw(offer)
         assert entries(admin) == [(1,)]
         await until(lambda: not entries(admin))
@@ -288,13 +195,13 @@ async def test_an_offer_withdrawn_in_doubt_is_deleted(
 
 @pytest.mark.parametrize("once", [True, False], ids=["once", "again"])
 async def test_an_offer_in_flight_at_a_loss_of_data(
-    once: bool, cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]"
+    once: bool, through_proxy: ThroughProxy, admin: "redis.Redis[bytes]"
 ) -> None:
-    proxy, layer = cutter
+    proxy, layer = through_proxy
     handler = Recorder()
     lost: list[str] = []
     async with layer.bus("i", handler) as interface:
-        proxy.cut_at(WRITTEN, arrives=True, then=admin.flushall)
+        proxy.cut_request(WRITTEN, arrives=True, then=admin.flushall)
         offer = interface.offer("x", (1,), once=once)
         await until(lambda: handler.interruptions == 1)
         interface.offer_again(offer, lambda: lost.append("offer"))  # as the producer does after an interruption
@@ -307,14 +214,14 @@ async def test_an_offer_in_flight_at_a_loss_of_data(
 
 
 async def test_an_offer_beyond_the_scan_limit_is_not_written_again(
-    cutter: tuple[Cutter, RedisChannelLayer], admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
+    through_proxy: ThroughProxy, admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(work_queue, "SCANNED_ENTRIES", 3)
-    proxy, layer = cutter
+    proxy, layer = through_proxy
     async with layer.bus("i", Recorder()) as interface:
         for _ in range(3):
             admin.xadd(KEY, {"b": pack(("another",))})
-        proxy.cut_at(WRITTEN, arrives=False)
+        proxy.cut_request(WRITTEN, arrives=False)
         offer = interface.offer("x", (1,), once=True)
         await until(lambda: layer.counts["offer looked for"] == 1)
         await interface.drain()
@@ -478,10 +385,10 @@ async def test_withdraw_returns_whether_no_worker_can_have_the_offer(
 @pytest.mark.parametrize("late", [True, False], ids=["answer read later", "answer read at once"])
 @pytest.mark.parametrize("arrives", [True, False], ids=["reply lost", "command lost"])
 async def test_a_post_runs_once_if_its_offer_was_in_doubt(
-    arrives: bool, late: bool, cutter: tuple[Cutter, RedisChannelLayer], layer: RedisChannelLayer
+    arrives: bool, late: bool, through_proxy: ThroughProxy, layer: RedisChannelLayer
 ) -> None:
     """A POST runs once, also if the answer of the first claimant is read after the second one has asked."""
-    proxy, proxied = cutter
+    proxy, proxied = through_proxy
     runs: Counter[bytes] = Counter()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -500,14 +407,14 @@ async def test_a_post_runs_once_if_its_offer_was_in_doubt(
     async with serving_here(app, proxied, layer) as port:
         assert (await post(port, 0)).startswith(b"HTTP/1.1 200")
         if late:
-            proxy.hold(b"!mailbox")
-        proxy.cut_at(rb"XADD\r\n\$\d+\r\nasgibus:shared:http.request", arrives=arrives)
+            proxy.hold_replies("!mailbox")
+        proxy.cut_request(rb"XADD\r\n\$\d+\r\nasgibus:shared:http.request", arrives=arrives)
         posts = [asyncio.create_task(post(port, number)) for number in range(1, 6)]
-        await until(lambda: proxy.cuts == 1 and proxied.counts["reconnect"])
+        await until(lambda: proxy.requests_cut == 1 and proxied.counts["reconnect"])
         if late:
             await until(lambda: proxied.counts["offer looked for"] == 5)
         await until(lambda: len(runs) == 6 or (late and not arrives))
-        proxy.release()
+        proxy.heal()
         answers = await asyncio.gather(*posts)
         assert [answer.splitlines()[0] for answer in answers] == [b"HTTP/1.1 200 OK"] * 5
         assert runs == Counter(b"/%d" % number for number in range(6))
