@@ -12,6 +12,7 @@ from chaos.scale import DRAIN_PERIOD, LONG
 from support import deadline, lease_times, namespaces
 from support.namespaces import Namespace
 from support.processes import Process, Processes
+from support.sentinel import SentinelSet
 
 APP = "chaos.chaos_app:app"
 GRACEFUL_TIMEOUT = DRAIN_PERIOD + 3
@@ -93,6 +94,13 @@ def binary() -> str:
     if binary is None:
         pytest.skip("no redis-server binary")
     return binary
+
+
+@pytest.fixture
+def sentinels(binary: str, tmp_path: Path) -> Iterator[SentinelSet]:
+    """Provide a master, its replica and sentinels. Name it before `processes`, which then end before the servers."""
+    with SentinelSet(binary, tmp_path) as servers:
+        yield servers
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
 """Packets to Redis are lost, or a replica becomes the master, while clients send messages."""
 
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -41,12 +40,6 @@ def test_packets_to_redis_are_lost_for_a_while(
     in_time(outcome.recovery, RECOVERED)
     assert outcome.failed == [], "broadcasts of apps wait for Redis"
     assert len(outcome.program_failed) > 0
-
-
-@pytest.fixture
-def sentinels(binary: str, tmp_path: Path) -> Iterator[SentinelSet]:
-    with SentinelSet(binary, tmp_path) as servers:
-        yield servers
 
 
 @pytest.mark.parametrize("fault", by_form(["killed"], ["killed", "paused"]))

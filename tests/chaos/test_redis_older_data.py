@@ -17,7 +17,6 @@ from support.load import RATE, ROOM_RATE, ROOM_SIZE, Load
 from support.processes import Processes
 from support.redis import RedisServer
 from support.sentinel import SentinelSet
-from support.topologies import redis_binary
 
 Figures = Callable[[object], None]
 
@@ -76,8 +75,10 @@ def test_redis_starts_from_an_older_snapshot(
     in_time(outcome.recovery, RECOVERED)
 
 
-def test_a_lagging_replica_becomes_master(tmp_path: Path, processes: Processes, notes: Notes, figures: Figures) -> None:
-    with SentinelSet(redis_binary(), tmp_path) as sentinels, Load(processes, notes, sentinels.url) as load:
+def test_a_lagging_replica_becomes_master(
+    sentinels: SentinelSet, processes: Processes, notes: Notes, figures: Figures
+) -> None:
+    with Load(processes, notes, sentinels.url) as load:
         with redis.Redis(port=sentinels.master.port, protocol=2) as admin:
             admin.config_set("repl-backlog-size", 16384)  # too small to go on from
             admin.config_set("repl-diskless-sync-delay", 3600)  # so that the replica gets no further data
@@ -119,9 +120,9 @@ def test_servers_recover_from_clock_steps_of_redis(
 
 
 @pytest.mark.long  # see test_redis_outages.py, with two processes
-def test_a_hung_master_returns(tmp_path: Path, processes: Processes, notes: Notes, figures: Figures) -> None:
+def test_a_hung_master_returns(sentinels: SentinelSet, processes: Processes, notes: Notes, figures: Figures) -> None:
     """No broadcast, request or run goes to a paused master that returns and is not yet demoted."""
-    with SentinelSet(redis_binary(), tmp_path) as sentinels, Load(processes, notes, sentinels.url) as load:
+    with Load(processes, notes, sentinels.url) as load:
         sentinels.master.pause()
         paused = time.monotonic()
         sentinels.wait_promoted()
