@@ -97,6 +97,16 @@ class Delivery:
     """The number of this delivery, from 1. It grows when a message is given back, or its process dies."""
 
 
+@dataclass(slots=True, frozen=True)
+class Announced:
+    """What another process has registered with `Bus.announce`."""
+
+    mailbox: str
+    app: str
+    sessions: int | None
+    """The number of its sessions; None if it claims nothing."""
+
+
 class Statistics(TypedDict):
     """Statistics of one channel, or of all channels."""
 
@@ -200,7 +210,7 @@ class Bus(ABC):
         """
 
     @abstractmethod
-    async def claim(self, channels: Sequence[str], limit: int) -> list[Claim]:
+    async def claim(self, channels: Sequence[str], limit: int, *, wait: bool = True) -> list[Claim]:
         """Wait for entries of shared channels and claim up to `limit` of them, oldest first per channel.
 
         Make one call at a time, and do not cancel it: entries may be on their way. Call `stop_claiming` and await the
@@ -209,20 +219,26 @@ class Bus(ABC):
         Args:
             channels: The shared channels.
             limit: The largest number of entries to claim.
+            wait: Whether to wait for an entry.
 
         Returns:
-            At least one claim, or an empty list after `stop_claiming`.
+            At least one claim, or an empty list after `stop_claiming`, or if there is none and `wait` is false.
         """
 
     @abstractmethod
     def stop_claiming(self) -> None:
         """Make every running `claim` and `take` return what it has, and every later one return an empty list."""
 
-    async def announce(self, pool: str, app: str) -> list[tuple[str, str]]:
-        """Register which app this process runs for a pool.
+    async def announce(self, pool: str, app: str, sessions: int | None) -> list[Announced]:
+        """Register what this process does for a pool, and learn what the others do.
+
+        Args:
+            pool: The pool.
+            app: The app that this process runs.
+            sessions: The number of its sessions; None while it claims nothing.
 
         Returns:
-            The mailboxes of living processes that run another app for that pool, each with the name of its app.
+            What the other living processes of this pool have registered.
 
         Raises:
             LayerUnavailable: The store cannot be reached.

@@ -12,13 +12,13 @@ import anyio
 
 from asgibus.compatibility.callables import Application
 from asgibus.layers.contract import Bus, ChannelLayer, Claim, Statistics, statistics_of
-from asgibus.layers.errors import LayerUnavailable
-from asgibus.protocol.channels import shared_channels
+from asgibus.protocol.channels import shared_channel, shared_channels
 from asgibus.protocol.checks import ForeignVersion, read_request
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.pacing import staggered
 from asgibus.protocol.states import RunState
+from asgibus.worker.announcer import Announcer
 from asgibus.worker.base import CANCEL_SECONDS, BaseWorker
 from asgibus.worker.claim_limit import ClaimLimit
 from asgibus.worker.session import ClientDisconnected, Session
@@ -28,6 +28,7 @@ from asgibus.worker.wsgi import WSGIApplication
 
 logger = logging.getLogger("asgibus.worker")
 
+SHARE_SECONDS = 0.002  # between two looks at the sessions of other workers, which may take theirs first
 ANNOUNCE_SECONDS = 0.005  # an app that answers within this time needs no frame that only names the owner
 FORCE_SECONDS = 5.0  # an app that calls no `receive` for this long learns of the handover from `send`
 
@@ -56,10 +57,12 @@ class Worker(BaseWorker):
         self.schedule_ack = self._sessions.schedule_ack
         self.forget = self._sessions.forget
         self._tasks: set[asyncio.Task[None]] = set()
+        self._lasting: set[Session] = set()  # those of WebSockets, of event streams, and of other protocols
         self._held: list[Session] = []  # the sessions to flush in this iteration of the event loop
         # Anyone can send a datagram that makes the app raise: the protocols other than HTTP and WebSocket are counted.
         self._errors = CountedLog(Counter(), logger, monotonic)
         self._limit = ClaimLimit()
+        self._announcer = Announcer(settings.pool, str(settings.app), self._announced_sessions)
         self._apps_began = 0.0  # when the first app of the last claim began
         self._full = False
         # An event of asyncio, because it is set and cleared again for every wait for a free slot; anyio's is set once.
@@ -88,7 +91,7 @@ class Worker(BaseWorker):
         self._loop = asyncio.get_running_loop()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._sessions.run_ticks)
-            tasks.start_soon(self._announce_app)
+            tasks.start_soon(self._announcer.run, self.bus)
             ready()
             try:
                 # In a task of its own: each reply to a claim would otherwise pass through all frames that await it.
@@ -100,27 +103,13 @@ class Worker(BaseWorker):
                 await self._sessions.settle()
                 tasks.cancel_scope.cancel()
 
-    async def _announce_app(self) -> None:
-        """Log a warning if other workers run another app for the same pool: each claims connections of the other."""
-        pool, app = self._settings.pool, str(self._settings.app)
-        try:
-            others = await self.bus.announce(pool, app)
-        except LayerUnavailable as error:
-            logger.debug("the app could not be announced: %s", error)
-            return
-        if others:
-            mailbox, other = others[0]
-            logger.warning(
-                "%s runs another app for the pool %r: %s, where this worker runs %s. Each serves connections that are "
-                "meant for the other: give each deployment its own --prefix, or its own --pool",
-                mailbox,
-                pool,
-                other,
-                app,
-            )
+    def _announced_sessions(self) -> int | None:
+        """Return the number of sessions that last, for the other workers; None while this one claims nothing."""
+        return None if self._full or self._stop.is_set() else len(self._lasting)
 
     def _wake(self) -> None:
         self._slots.set()
+        self._announcer.announce_soon()
 
     # Claims.
 
@@ -129,6 +118,9 @@ class Worker(BaseWorker):
         loop = self._loop
         bus = self.bus
         channels = shared_channels(self._settings.pool, self._settings.protocols)
+        requests = shared_channel(HTTP, self._settings.pool)
+        shares = self._announcer.shares
+        lasting = False  # whether the last claim had connections other than requests, which last
         while True:
             free = self._free()
             self._full = free <= 0
@@ -138,9 +130,21 @@ class Worker(BaseWorker):
                 if stop.is_set():
                     return
                 continue
-            claims = await bus.claim(channels, min(free, self._limit.connections * len(channels)))
+            room = shares.room(len(self._lasting), perf_counter())
+            if room:
+                limit = min(self._limit.connections, room) if lasting else self._limit.connections
+                claims = await bus.claim(channels, min(free, limit * len(channels)))
+            else:
+                claims = await bus.claim([requests], min(free, self._limit.connections), wait=False)
+                self._announcer.announce_soon()
             if not claims:
-                return
+                if stop.is_set():
+                    return
+                await asyncio.sleep(SHARE_SECONDS)
+                continue
+            lasting = claims[0].channel != requests or claims[-1].channel != requests
+            if lasting and not shares.alone:
+                self._announcer.announce_soon()
             claimed = perf_counter()
             loop.call_soon(self._on_apps_begin)
             started = [session for claim in claims if (session := self._start(claim)) is not None]
@@ -180,6 +184,8 @@ class Worker(BaseWorker):
         # A task of the event loop, because every request needs one: anyio's task group takes 11 µs more.
         session.task = task = self._loop.create_task(self._run(session))
         self._tasks.add(task)
+        if not session.is_http:
+            self._lasting.add(session)
         if session.awaits_body:
             session.announce()  # the interface server must know where to send the rest of the body
         return session
@@ -211,6 +217,7 @@ class Worker(BaseWorker):
             client_gone = session.run in (RunState.DISCONNECTED, RunState.SUPERSEDED)
             if session.task is not None:
                 self._tasks.discard(session.task)
+            self._lasting.discard(session)
             session.end(error)
             # The traceback refers to this frame. With the reference, what the app left open would wait for the garbage
             # collector.
@@ -231,6 +238,7 @@ class Worker(BaseWorker):
 
     def on_event_stream(self, session: Session) -> None:
         """See `SessionHost`."""
+        self._lasting.add(session)
         if self._stop.is_set():
             self._loop.call_soon(session.drain)
 

@@ -354,7 +354,7 @@ class MemoryBus(Bus):
                 channel_full_count=0,
             )
 
-    async def claim(self, channels: Sequence[str], limit: int) -> list[Claim]:
+    async def claim(self, channels: Sequence[str], limit: int, *, wait: bool = True) -> list[Claim]:
         if not self._channels.issuperset(channels):
             self._channels = self._channels.union(channels)
             self._layer._reassign_orphans()
@@ -371,7 +371,7 @@ class MemoryBus(Bus):
                             offer.state = None
                             self._claims[claim.id] = claim
                             claims.append(claim)
-                if claims or self._stopped:
+                if claims or self._stopped or not wait:
                     return claims
                 self._claiming = claiming = self._loop.create_future()
             try:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 from asgibus.layers.codec import unpack, unpack_message
-from asgibus.layers.contract import Bus, Claim, Delivery, Draft, Frame, Handler, Offer, Statistics
+from asgibus.layers.contract import Announced, Bus, Claim, Delivery, Draft, Frame, Handler, Offer, Statistics
 from asgibus.layers.frames import DEAD, GROUP_MESSAGE, LOCAL_MESSAGES, MEMBERSHIP, MESSAGE
 from asgibus.layers.names import require_channel, require_group, split_local
 from asgibus.layers.redis import scripts
@@ -292,8 +292,8 @@ class RedisBus(Bus):
             messages_count=offered, messages_pending=pending, messages_max_age=age / 1000, channel_full_count=0
         )
 
-    async def claim(self, channels: Sequence[str], limit: int) -> list[Claim]:
-        return await self._consumer.claim(channels, limit)
+    async def claim(self, channels: Sequence[str], limit: int, *, wait: bool = True) -> list[Claim]:
+        return await self._consumer.claim(channels, limit, wait)
 
     def stop_claiming(self) -> None:
         self._consumer.stop()
@@ -302,20 +302,22 @@ class RedisBus(Bus):
     def done(self, claim: Claim) -> None:
         self._consumer.ack(claim)
 
-    async def announce(self, pool: str, app: str) -> list[tuple[str, str]]:
-        key, until = self._keys.apps, call_until()
-        await self._pipeline.call("HSET", key, self.mailbox, self._entries.pack(key, (pool, app)), until=until)
-        await self._pipeline.call("EXPIRE", key, APPS_SECONDS, until=until)
-        announced = await self._pipeline.call("HGETALL", key, until=until)
+    async def announce(self, pool: str, app: str, sessions: int | None) -> list[Announced]:
+        key = self._keys.apps
+        entry = self._entries.pack(key, (pool, app, sessions))
+        self._pipeline.write(("HSET", key, self.mailbox, entry), ignore_reply)
+        self._pipeline.write(("EXPIRE", key, APPS_SECONDS), ignore_reply)
+        announced = await self._pipeline.call("HGETALL", key, until=call_until())
         others = []
         for field, value in zip(announced[::2], announced[1::2], strict=True):
             try:
-                mailbox, (its_pool, its_app) = field.decode(), self._entries.unpack(key, value)
+                mailbox, (its_pool, its_app, *rest) = field.decode(), self._entries.unpack(key, value)
             except (ValueError, TypeError) as error:
                 self._entries.log_unexpected("odd app", key, str(error))
                 continue
-            if mailbox in self._heartbeat.live and its_pool == pool and its_app != app:
-                others.append((mailbox, str(its_app)))
+            if mailbox != self.mailbox and mailbox in self._heartbeat.live and its_pool == pool:
+                its_sessions = rest[0] if rest and isinstance(rest[0], int) else None  # earlier releases announce none
+                others.append(Announced(mailbox, str(its_app), its_sessions))
         return others
 
     def release(self, claim: Claim, why: str) -> None:

@@ -22,7 +22,7 @@ class Keys:
 
     @property
     def apps(self) -> str:
-        """Hash: which app a worker runs for which pool, by its mailbox."""
+        """Hash: the pool, the app and the number of lasting sessions of each worker, by its mailbox."""
         return f"{self.prefix}:apps"
 
     def shared(self, channel: str) -> str:

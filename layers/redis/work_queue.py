@@ -247,8 +247,10 @@ class Consumer:
         self._opened = False
         self._stopped = False
         self._waiting: asyncio.Future[list[Claim]] | None = None  # of the running call of `claim`
-        self._channels: dict[str, str] = {}  # by key
-        self._turns: list[str] = []  # the keys, in the order in which they are read
+        self._channels: dict[str, str] = {}  # all that were ever asked for, by key
+        self._asked: tuple[str, ...] = ()  # the channels of the running call of `claim`
+        self._turns: list[str] = []  # their keys, in the order in which they are read
+        self._blocks = True  # whether that call waits for an entry
         self._limit = 0
         self._probed = 0  # how many of the keys were read alone and were empty
         self._held: set[tuple[str, bytes]] = set()  # keys and ids of entries that are claimed here
@@ -265,14 +267,17 @@ class Consumer:
         self._refused = ""  # why the last entry could not be read
         self._pausing: asyncio.TimerHandle | None = None  # while nothing is claimed
 
-    async def claim(self, channels: Sequence[str], limit: int) -> list[Claim]:
-        """Wait for entries and claim them: see `Bus.claim`."""
+    async def claim(self, channels: Sequence[str], limit: int, wait: bool = True) -> list[Claim]:
+        """Claim entries: see `Bus.claim`."""
         if self._stopped:
             return []
-        if [*self._channels.values()] != [*channels]:
-            self._channels = {self._keys.shared(channel): channel for channel in channels}
-            self._turns = [*self._channels]
+        if self._asked != tuple(channels):
+            self._asked = tuple(channels)
+            asked = {self._keys.shared(channel): channel for channel in channels}
+            self._channels |= asked
+            self._turns = [*asked]
         self._limit = limit
+        self._blocks = wait
         self._probed = 0
         self._waiting = asyncio.get_running_loop().create_future()
         self._pause_if_unreadable()
@@ -408,7 +413,7 @@ class Consumer:
         limit = self._limit if self.unreadable.why is None else 1
         options: tuple[str | int, ...]
         if self._recover:
-            options = ()
+            keys, options = [*self._channels], ()
         elif limit < len(keys) and self._probed < len(keys):
             # A read takes as many entries from each stream: with room for fewer, each is read alone, in turns.
             keys = [keys[0]]
@@ -416,7 +421,9 @@ class Consumer:
             self._probed += 1
             self._turns = [*self._turns[1:], *keys]
         else:
-            options = ("COUNT", max(1, limit // len(keys)), "BLOCK", BLOCK_SECONDS * 1000)
+            options = ("COUNT", max(1, limit // len(keys)))
+            if self._blocks:
+                options += ("BLOCK", BLOCK_SECONDS * 1000)
         start = "0" if self._recover else ">"
         connection.write(
             pack_command(
@@ -443,7 +450,8 @@ class Consumer:
             return
         before = self._released
         claims = [claim for key, entries in reply or () for claim in self._take(key.decode(), entries, self._release)]
-        if self._recover:
+        recovering = self._recover
+        if recovering:
             self._recover = False
             self._held.difference_update(self._acked_meanwhile)
             self._acked_meanwhile.clear()
@@ -456,7 +464,9 @@ class Consumer:
         if self._released > before:
             self._given_out = self._released = 0
             self._pause()
-        if self._pausing is None:
+        if not (self._blocks or recovering):
+            waiting.set_result([])
+        elif self._pausing is None:
             self._read(connection)
 
     def _take(self, key: str, entries: Sequence[Any], on_foreign: Callable[[str, bytes, str], None]) -> list[Claim]:

@@ -155,6 +155,23 @@ async def check_a_claimed_offer_cannot_be_withdrawn(make_layer: LayerFactory) ->
         expect_equal(await _entries(worker, channel), [(2,)], "next claim")
 
 
+async def check_a_claim_that_does_not_wait_returns_at_once(make_layer: LayerFactory) -> None:
+    """Check that it returns nothing from an empty channel, and what is there from another one."""
+    empty, channel = _channel("x"), _channel("y")
+    async with (
+        fresh_layer(make_layer) as layer,
+        layer.bus("offer", Recorder()) as interface,
+        layer.bus("w", Recorder()) as worker,
+    ):
+        interface.offer(channel, (1,))
+        await within(interface.drain(), "drain")
+        expect_equal(await within(worker.claim([empty], 10, wait=False), "claim", 2), [], "claimed entries")
+        (claim,) = await within(worker.claim([empty, channel], 10, wait=False), "claim", 2)
+        worker.done(claim)
+        expect_equal(claim.entry, (1,), "claimed entries")
+        expect_equal(await within(worker.claim([channel], 10, wait=False), "claim", 2), [], "claimed entries")
+
+
 async def check_stop_claiming_ends_a_waiting_claim_at_once(make_layer: LayerFactory) -> None:
     """Check that the waiting claim returns nothing, and so does every later one."""
     channel = _channel("x")
@@ -251,6 +268,7 @@ CHECKS = (
     check_a_claim_returns_at_most_its_limit,
     check_a_withdrawn_offer_is_not_claimed,
     check_a_claimed_offer_cannot_be_withdrawn,
+    check_a_claim_that_does_not_wait_returns_at_once,
     check_stop_claiming_ends_a_waiting_claim_at_once,
     check_stop_claiming_before_the_first_claim,
     check_a_stopped_claimant_claims_nothing,

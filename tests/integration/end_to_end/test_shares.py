@@ -4,12 +4,104 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 
+import pytest
+
+from support.deadline import wait_until
 from support.processes import Process
 from support.raw import RawClient
+from support.websocket import handshake
 
 APP = "end_to_end.shares_app:app"
 
 Start = Callable[..., Process]
+
+
+class Crowd:
+    """WebSockets that stay open, by the worker that serves them."""
+
+    def __init__(self, interface: Process, stack: ExitStack) -> None:
+        self._interface = interface
+        self._stack = stack
+        self.sockets: dict[str, list[RawClient]] = {}
+
+    def open(self, count: int) -> None:
+        """Open that many WebSockets at once, and wait until each is told its worker."""
+        clients = [self._stack.enter_context(RawClient(self._interface)) for _ in range(count)]
+        for client in clients:
+            client.send(handshake("/"))
+        for client in clients:
+            assert client.read_head()[1] == 101
+            self._read_worker(client)
+
+    def open_until_even(self, workers: int) -> None:
+        """Open WebSockets until all workers have heard of each other, and have about as many."""
+
+        def even() -> bool:
+            self.open(10)
+            return len(self.sockets) == workers and self.is_even()
+
+        wait_until(even)
+
+    def lose_worker(self, worker: Process) -> None:
+        """Kill a worker and wait until others serve its sockets."""
+        worker.kill()
+        for client in self.sockets.pop(str(worker.pid)):
+            self._read_worker(client)
+
+    def _read_worker(self, client: RawClient) -> None:
+        _, length = client.read_exactly(2)
+        self.sockets.setdefault(client.read_exactly(length).decode(), []).append(client)
+
+    @property
+    def shares(self) -> Counter[str]:
+        return Counter({worker: len(clients) for worker, clients in self.sockets.items()})
+
+    def is_even(self) -> bool:
+        """Return whether the fullest worker has 10 % more than its share at most, and four more of few sockets."""
+        shares = self.shares
+        return max(shares.values()) <= 1.1 * shares.total() / len(shares) + 4
+
+
+@pytest.mark.parametrize(("workers", "count"), [(2, 30), (4, 400)])
+def test_websockets_that_are_opened_at_once_are_spread_evenly(
+    workers: int, count: int, start_interface: Start, start_worker: Start, redis_url: str
+) -> None:
+    for _ in range(workers):
+        start_worker(APP, "--layer", redis_url)
+    with ExitStack() as stack:
+        crowd = Crowd(start_interface("--layer", redis_url), stack)
+        crowd.open_until_even(workers)
+        for _ in range(3):
+            crowd.open(count)
+            assert len(crowd.shares) == workers
+            assert crowd.is_even(), crowd.shares
+
+
+def test_the_websockets_of_a_dead_worker_are_spread_evenly(
+    short_leases: None, start_interface: Start, start_worker: Start, redis_url: str
+) -> None:
+    workers = [start_worker(APP, "--resume", "--layer", redis_url) for _ in range(3)]
+    with ExitStack() as stack:
+        crowd = Crowd(start_interface("--layer", redis_url), stack)
+        crowd.open_until_even(3)
+        crowd.open(90)
+        crowd.lose_worker(workers[0])
+        assert len(crowd.shares) == 2
+        assert crowd.is_even(), crowd.shares
+
+
+def test_a_worker_that_hangs_holds_up_nobody(
+    short_leases: None, start_interface: Start, start_worker: Start, redis_url: str
+) -> None:
+    workers = [start_worker(APP, "--layer", redis_url) for _ in range(2)]
+    with ExitStack() as stack:
+        crowd = Crowd(start_interface("--layer", redis_url), stack)
+        crowd.open_until_even(2)
+        before = crowd.shares
+        workers[0].pause()
+        crowd.open(60)  # a claim that Redis gave to the worker that hangs is taken over when its lease has ended
+        assert crowd.shares - before == Counter({str(workers[1].pid): 60})
+        workers[0].resume()
 
 
 def test_idle_workers_take_the_requests_that_a_busy_one_cannot_begin(

@@ -1,0 +1,71 @@
+"""Announce to the other workers of a pool which app this one runs and how many sessions it has, and hear of theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+
+from asgibus.layers.contract import Announced, Bus
+from asgibus.layers.errors import LayerUnavailable
+from asgibus.protocol.shares import Shares
+
+logger = logging.getLogger("asgibus.worker")
+
+ANNOUNCE_SECONDS = 1.0  # between two announcements, unless something has changed that the others should know
+
+
+class Announcer:
+    """Keeps the numbers of sessions in the pool up to date, on both sides.
+
+    Args:
+        pool: The pool.
+        app: The app that this worker runs.
+        sessions: Returns the number of sessions of this worker; None while it claims nothing.
+    """
+
+    def __init__(self, pool: str, app: str, sessions: Callable[[], int | None]) -> None:
+        self._pool = pool
+        self._app = app
+        self._sessions = sessions
+        # An event of asyncio, because it is set and cleared again for every announcement; anyio's is set once.
+        self._due = asyncio.Event()
+        self.shares = Shares()
+
+    def announce_soon(self) -> None:
+        """Announce the number of sessions now."""
+        self._due.set()
+
+    async def run(self, bus: Bus) -> None:
+        """Announce now and then, until it is cancelled."""
+        first = True
+        while True:
+            self._due.clear()
+            try:
+                others = await bus.announce(self._pool, self._app, self._sessions())
+            except LayerUnavailable as error:
+                logger.debug("the sessions could not be announced: %s", error)
+                others = []
+            else:
+                if first:
+                    self._warn(others)
+                first = False
+            self.shares.note([other.sessions for other in others if other.sessions is not None])
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ANNOUNCE_SECONDS):
+                    await self._due.wait()
+
+    def _warn(self, others: list[Announced]) -> None:
+        """Log a warning if another worker runs another app for the pool: each claims connections of the other."""
+        for other in others:
+            if other.app != self._app:
+                logger.warning(
+                    "%s runs another app for the pool %r: %s, where this worker runs %s. Each serves connections that "
+                    "are meant for the other: give each deployment its own --prefix, or its own --pool",
+                    other.mailbox,
+                    self._pool,
+                    other.app,
+                    self._app,
+                )
+                return
