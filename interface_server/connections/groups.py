@@ -105,9 +105,10 @@ class Groups:
             await self._bus.join_group(name)
         except LayerUnavailable as unavailable:
             error = str(unavailable)
-            logger.warning("group %r could not be joined: %s", name, error)
+            self._log.count("group not joined", "group %r could not be joined: %s", name, error)
         except Exception as fault:  # whatever it is, the app must get an answer
             error = f"the layer failed: {type(fault).__name__}"
+            self._counts["group not joined"] += 1
             logger.exception("group %r could not be joined", name)
         if error is not None and self._groups.get(name) is group:
             del self._groups[name]
