@@ -61,7 +61,7 @@ PUBLIC = {
 
 
 @pytest.mark.parametrize("module", PUBLIC)
-def test_what_a_module_exports(module: str) -> None:
+def test_public_names(module: str) -> None:
     exported = importlib.import_module(module)
     assert set(exported.__all__) == PUBLIC[module]
     assert all(hasattr(exported, name) for name in PUBLIC[module])
@@ -79,17 +79,17 @@ def test_what_a_module_exports(module: str) -> None:
         "asgibus.layers.redis",
     ],
 )
-def test_every_room_can_be_imported(module: str) -> None:
+def test_each_package_is_importable_by_itself(module: str) -> None:
     importlib.import_module(module)
 
 
-def test_outside_the_bus_connection_says_what_to_do() -> None:
+def test_connection_raises_for_a_scope_of_another_server() -> None:
     for scope in ({}, {"type": "http"}, {"type": "websocket", "extensions": {"tls": {}}}):
         with pytest.raises(RuntimeError, match=r"did not come over asgibus: run the app with asgi-interface APP"):
             asgibus.connection(scope)
 
 
-def test_layer_errors_are_found_on_the_layer_too() -> None:
+def test_layer_errors_are_attributes_of_the_layer() -> None:
     from asgibus.layers import ChannelFull, ChannelLayer, LayerError, LayerUnavailable, MessageTooLarge
 
     assert ChannelLayer.ChannelFull is ChannelFull

@@ -6,12 +6,12 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import pytest
 
 from asgibus.cli.reload import WatchedFiles
 from support.deadline import wait_until
 from support.processes import Process
+from support.raw import RawClient
 from support.websocket import ws
 
 Start = Callable[..., Process]
@@ -61,7 +61,8 @@ def write_in_the_same_second(path: Path, greeting: str) -> None:
 
 
 def answer(server: Process) -> str:
-    return httpx.get(server.url, trust_env=False, timeout=30).text
+    with RawClient(server) as client:
+        return client.request("GET", "/", "Connection: close").text
 
 
 def ready(process: Process) -> int:

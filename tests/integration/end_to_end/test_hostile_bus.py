@@ -1,12 +1,10 @@
 """Malformed data in the store: no process ends, and valid data is processed."""
 
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from asgibus.layers import RedisChannelLayer
@@ -14,6 +12,7 @@ from asgibus.layers.frames import ABANDONED, ACK, CLAIMED, EVENT, EVENT_OFFSET, 
 from asgibus.protocol import events
 from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.connect_request import HTTP, REQUEST_VERSION, ConnectRequest
+from support.admin import counts
 from support.bus import Recorder
 from support.deadline import wait_until
 from support.processes import Process
@@ -78,13 +77,6 @@ def bad_openings(interface: str) -> list[Any]:
     ]
 
 
-def count_events(process: Process, kind: str) -> float:
-    """Return the count of an event from the admin port of the process."""
-    text = httpx.get(process.wait_for(r"admin port on (http://\S+)")[1] + "/metrics", trust_env=False).text
-    match = re.search(rf'^asgibus_events_total{{.*kind="{kind}".*}} ([0-9.]+)$', text, re.MULTILINE)
-    return float(match[1]) if match else 0.0
-
-
 async def test_malformed_bus_data_ends_no_process(
     start_interface: Start, start_worker: Start, redis_url: str, tmp_path: Path
 ) -> None:
@@ -108,9 +100,11 @@ async def test_malformed_bus_data_ends_no_process(
                         offered += 1
                 await bus.drain()
                 wait_until(
-                    lambda: count_events(interface, "bad frame") > len(frames) / 2, what="the frames to be refused"
+                    lambda: counts(interface).get("bad frame", 0) > len(frames) / 2, what="the frames to be refused"
                 )
-                wait_until(lambda: count_events(worker, "bad opening") > offered / 2, what="the openings to be refused")
+                wait_until(
+                    lambda: counts(worker).get("bad opening", 0) > offered / 2, what="the openings to be refused"
+                )
         finally:
             await layer.close()
         socket.send("still here")

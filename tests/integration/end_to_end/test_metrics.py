@@ -19,7 +19,7 @@ def metric(server: Process, name: str, channel: str) -> float | None:
     return next((float(line.removeprefix(start)) for line in lines if line.startswith(start)), None)
 
 
-def test_requests_that_wait_for_a_worker(start_interface: Start, start_worker: Start, redis_url: str) -> None:
+def test_the_metric_of_waiting_requests(start_interface: Start, start_worker: Start, redis_url: str) -> None:
     interface = start_interface("--layer", redis_url, "--route", "/slow=slow", "--admin-port", 0)
     channel = "http.request.slow"
     wait_until(lambda: metric(interface, "pending", channel) == 0)

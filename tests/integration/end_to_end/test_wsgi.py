@@ -347,7 +347,8 @@ def test_a_stop_finishes_running_requests(start_interface: Start) -> None:
     server = start_interface(app=APP)
     with ThreadPoolExecutor(1) as clients:
         answer = clients.submit(httpx.get, f"{server.url}/wait?1", trust_env=False)
-        wait_until(lambda: "waiting" in httpx.get(f"{server.url}/noted", trust_env=False).json())
+        with httpx.Client(base_url=server.url, trust_env=False) as client:
+            wait_until(lambda: "waiting" in notes(client))
         server.terminate()
         assert answer.result().text == "waited"
     assert server.wait() == 0

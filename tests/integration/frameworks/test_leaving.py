@@ -12,7 +12,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
 
@@ -84,7 +83,8 @@ class Server:
     def settle(self) -> None:
         """Make a request: after its round trip, all earlier events have arrived."""
         for _ in range(2):
-            httpx.get(f"{self.listener.url}/ready", trust_env=False).raise_for_status()
+            with RawClient(self.listener) as client:
+                assert client.request("GET", "/ready").status == 200
 
 
 def start(processes: Processes, program: Program, setup: str, redis_url: str = "") -> Server:

@@ -183,17 +183,17 @@ def test_a_missing_tls_handshake_times_out(proxied: Callable[..., Process], auth
         assert build_scope(client)["scheme"] == "https"
 
 
-def test_only_trusted_proxies_may_connect(proxied: Callable[..., Process]) -> None:
-    server = proxied("--forwarded-allow-ips", "10.0.0.0/8")
+def test_only_trusted_proxies_may_connect(start_interface: Start) -> None:
+    server = start_interface("--proxy-protocol", "--forwarded-allow-ips", "10.0.0.0/8", app=APP)
     with RawClient(server) as client:
         client.send(V1)
         assert client.read_until_close() == b""
     server.wait_for("a connection from 127.0.0.1 was rejected: it is no trusted proxy")
 
 
-def test_forwarding_headers_are_trusted_by_the_header_address(proxied: Callable[..., Process]) -> None:
+def test_forwarding_headers_are_trusted_by_the_header_address(start_interface: Start) -> None:
     """Forwarding headers are trusted by the address in the PROXY header, not by that of the connected proxy."""
-    server = proxied("--forwarded-allow-ips", "127.0.0.1,203.0.113.0/24")
+    server = start_interface("--proxy-protocol", "--forwarded-allow-ips", "127.0.0.1,203.0.113.0/24", app=APP)
     with RawClient(server) as client:
         client.send(V1)
         assert build_scope(client, "X-Forwarded-For: 198.51.100.9")["client"] == ["198.51.100.9", 0]

@@ -286,12 +286,12 @@ def test_after_an_interruption_every_owner_is_probed(table: Table, caplog: pytes
 
 
 @pytest.mark.parametrize(("method", "once"), [("GET", False), ("PUT", False), ("POST", True), ("PATCH", True)])
-def test_a_request_that_must_not_run_twice_is_offered_once(table: Table, method: str, once: bool) -> None:
+def test_requests_are_offered_once_unless_idempotent(table: Table, method: str, once: bool) -> None:
     table.open(HTTP, ((REQUEST_END, b""),), method)
     assert table.bus.offered[0].once is once
 
 
-def test_a_request_whose_offer_is_lost_gets_a_502_unless_a_worker_has_claimed_it(table: Table) -> None:
+def test_an_unclaimed_request_with_a_lost_offer_gets_a_502(table: Table) -> None:
     (claimed, served), (_, unserved) = (table.open(HTTP, ((REQUEST_END, b""),), "POST") for _ in range(2))
     table.connections.interrupted()
     table.connections.tick(3.1)
@@ -305,7 +305,7 @@ def test_a_request_whose_offer_is_lost_gets_a_502_unless_a_worker_has_claimed_it
 @pytest.mark.parametrize(
     ("method", "in_sight", "status"), [("POST", True, 503), ("POST", False, 502), ("GET", False, 503)]
 )
-def test_a_request_that_may_have_run_gets_a_502(method: str, in_sight: bool, status: int) -> None:
+def test_a_possibly_run_request_gets_a_502(method: str, in_sight: bool, status: int) -> None:
     table = Table(connect_timeout=5.0)
     table.bus.in_sight = in_sight
     _, terminator = table.open(HTTP, ((REQUEST_END, b""),), method)
@@ -358,7 +358,7 @@ def test_after_an_interruption_unclaimed_connections_are_offered_again(table: Ta
     assert len(table.bus.offered) == 3, "the same offer, not another one"
 
 
-def test_a_layer_that_is_away_for_too_long_ends_claimed_connections(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_outage_of_the_layer_ends_claimed_connections(caplog: pytest.LogCaptureFixture) -> None:
     table = Table(resume_timeout=20.0, connect_timeout=1000.0)
     _, terminator = table.open_accepted()
     _, waiting = table.open()
@@ -383,13 +383,13 @@ def test_a_layer_that_is_away_for_too_long_ends_claimed_connections(caplog: pyte
     assert len(table.connections) == 0
 
 
-def test_a_message_for_a_connection_that_is_not_open_is_counted(table: Table) -> None:
+def test_a_message_for_an_unknown_connection_is_counted(table: Table) -> None:
     for local in ("77", "x", ""):
         table.frames((MESSAGE, local, {"type": "websocket.send", "text": "?"}), sender="")
     assert table.connections.counts["message to nobody"] == 3
 
 
-def test_a_terminator_that_fails_to_flush_ends_alone(table: Table, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_in_flush_ends_one_terminator(table: Table, caplog: pytest.LogCaptureFixture) -> None:
     flushed: list[str] = []
     broken, good = (RecordingTerminator() for _ in range(2))
     broken.flush = lambda: 1 / 0  # type: ignore[assignment,method-assign,return-value]

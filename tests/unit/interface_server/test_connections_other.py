@@ -84,7 +84,7 @@ def test_a_reset_of_the_worker_ends_the_connection(table: Table) -> None:
     assert terminator.failed == [(502, 1012)]
 
 
-def test_a_connection_that_no_worker_claims_fails(table: Table) -> None:
+def test_an_unclaimed_connection_fails(table: Table) -> None:
     _, terminator = open_line(table, SAY)
     table.connections.tick(11)
     assert terminator.failed == [(503, 1013)]

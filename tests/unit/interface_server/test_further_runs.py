@@ -312,7 +312,7 @@ def test_a_lost_client_is_given_up_without_a_log_line(table: Table) -> None:
     assert table.bus.withdrawn == table.bus.offered[1:]
 
 
-def test_a_disconnect_that_kills_one_worker_after_another_is_given_up(table: Table) -> None:
+def test_a_disconnect_is_given_up_at_the_crash_limit(table: Table) -> None:
     connection, _ = table.open_accepted()
     connection.client_gone(1001)
     for attempt in range(1, CRASH_LIMIT + 1):
@@ -377,7 +377,7 @@ def test_an_idempotent_request_without_an_answer_is_run_again(table: Table, meth
     assert terminator.failed == []
 
 
-def test_a_request_whose_body_was_partly_consumed_is_not_run_again(table: Table) -> None:
+def test_a_request_with_a_partly_consumed_body_is_not_run_again(table: Table) -> None:
     connection, terminator = table.open(HTTP, ((REQUEST_BODY, b"a"),), method="PUT")
     table.frames(claim_frame(1))
     connection.event((REQUEST_BODY, b"b"))
@@ -397,7 +397,7 @@ def test_any_other_claimed_request_fails(table: Table, method: str) -> None:
 
 
 @pytest.mark.parametrize("events", [[(RESPONSE_START, 200, b"")], [(RESPONSE_START, 200, b""), (RESPONSE_BODY, b"a")]])
-def test_a_request_whose_response_has_begun_is_not_run_again(table: Table, events: list[Event]) -> None:
+def test_a_request_with_a_begun_response_is_not_run_again(table: Table, events: list[Event]) -> None:
     _, terminator = table.open(HTTP, ((REQUEST_END, b""),))
     table.frames(*(event(sequence, *each) for sequence, each in enumerate(events)))
     table.dead()
@@ -437,9 +437,7 @@ def crash(table: Table, attempt: int, *frames: Any) -> None:
     table.pass_time()
 
 
-def test_an_event_that_kills_one_worker_after_another_ends_its_connection(
-    table: Table, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_event_at_the_crash_limit_ends_its_connection(table: Table, caplog: pytest.LogCaptureFixture) -> None:
     connection, terminator = table.open_accepted()
     send_texts(connection, "harmless", "poison", "more")
     table.frames((ACK, 1, 1, 1))
@@ -540,7 +538,7 @@ def test_crashes_of_an_idle_connection_do_not_count(table: Table) -> None:
 
 
 @pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
-def test_a_connect_request_that_kills_its_claimants_is_given_up(table: Table, kind: str) -> None:
+def test_a_connect_request_is_given_up_at_the_crash_limit(table: Table, kind: str) -> None:
     _, terminator = table.open(kind, ((REQUEST_END, b""),) if kind == HTTP else ())
     for attempt in range(1, CRASH_LIMIT + 1):
         assert terminator.failed == []

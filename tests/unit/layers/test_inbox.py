@@ -142,7 +142,7 @@ async def test_a_full_channel_drops_messages(
     assert [await inbox.get("1") for _ in range(3)] == [0, 1, 2]
 
 
-async def test_senders_learn_which_channels_are_full(inbox: TestedInbox, store: Store) -> None:
+async def test_full_channels_are_published_to_senders(inbox: TestedInbox, store: Store) -> None:
     for _ in range(3):
         assert not store.full
         inbox.put("1")

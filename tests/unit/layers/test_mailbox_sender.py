@@ -79,7 +79,7 @@ async def test_the_state_is_read_at_intervals(sender: MailboxSender, store: Redi
     assert store.commands.count("SMEMBERS") == 3, "reply channels are not full one by one"
 
 
-async def test_a_full_channel_is_refused_until_it_has_room(sender: MailboxSender, store: Redis) -> None:
+async def test_a_full_channel_is_refused_until_there_is_room(sender: MailboxSender, store: Redis) -> None:
     store.full = [b"1"]
     assert await send(sender, "1"), "a channel of unknown state is refused"
     for _ in range(3):

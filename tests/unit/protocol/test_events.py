@@ -243,7 +243,7 @@ TO_APP = {
 
 
 @pytest.mark.parametrize("code", sorted(set(NAMES) - TO_APP))
-def test_events_of_the_app_are_never_delivered_to_it(code: int) -> None:
+def test_events_of_the_app_are_never_delivered_to_the_app(code: int) -> None:
     with pytest.raises(ValueError, match=f"event {NAMES[code]} is not for the app"):
         decode((code, b"", ()))
 

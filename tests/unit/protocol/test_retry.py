@@ -13,7 +13,7 @@ METHODS = ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "POST", "PATCH", 
 
 
 @pytest.mark.parametrize(("state", "method", "whole"), [*itertools.product(HTTP_STATES, METHODS, [True, False])])
-def test_requests_that_may_run_again(state: AppState, method: str, whole: bool) -> None:
+def test_requests_run_again_if_idempotent_and_unanswered(state: AppState, method: str, whole: bool) -> None:
     idempotent = method in ("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE")
     may = state is AppState.WAITING and idempotent and whole
     assert may_run_http_again(state, method, whole=whole) is may

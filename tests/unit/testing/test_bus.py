@@ -165,7 +165,7 @@ async def test_an_unsendable_broadcast_is_logged_once_per_type(
     assert line.startswith("'chat.message' to group 'all' was dropped for 1 members here")
 
 
-async def test_an_app_that_blocks_the_event_loop_is_logged(
+async def test_a_blocked_event_loop_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(base, "WATCH_SECONDS", 0.05)

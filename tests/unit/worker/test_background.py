@@ -154,7 +154,7 @@ async def test_the_scope_names_the_channel_and_has_the_state_of_the_lifespan() -
             connection(scopes[1])
 
 
-async def test_an_app_that_asks_for_the_next_message_keeps_its_instance() -> None:
+async def test_an_instance_receives_further_messages() -> None:
     instances: list[list[int]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
