@@ -8,6 +8,7 @@ from asgibus.interface_server import read_scheduler
 from asgibus.interface_server.http.protocol import FIRST_REQUEST_SECONDS, HEAD_SLICE
 from asgibus.layers.frames import MESSAGE
 from asgibus.protocol.events import HTTP_DISCONNECT, REQUEST_BODY, REQUEST_END, RESPONSE_BODY, RESPONSE_START
+from asgibus.protocol.header_lines import make_lines
 from asgibus.protocol.stream import PART
 from support.recording import WORKER, claim_frame
 from support.socket_harness import HANDSHAKE, Socket, get
@@ -234,7 +235,7 @@ def test_a_stop_does_not_wait_for_a_missing_body(stop_first: bool, monkeypatch: 
 def test_a_body_beyond_its_content_length_is_cut_off_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     socket = Socket()
     socket.send(get())
-    socket.post(RESPONSE_START, 200, ((b"content-length", b"3"),))
+    socket.post(RESPONSE_START, 200, make_lines([(b"content-length", b"3")], "the test"))
     for _ in range(10):
         socket.post(RESPONSE_BODY, b"ab")
     assert socket.transport.written.endswith(b"\r\n\r\naba")
