@@ -15,6 +15,6 @@ async def test_memberships_of_a_live_bus_are_renewed(make_layer: MakeLayer, monk
     layer, reader = make_layer(group_expiry=1), Recorder()
     async with layer.bus("a", reader) as a:
         await a.join_group("group")
-        await asyncio.sleep(1.3)  # by the clock of the store, which a test cannot turn
+        await asyncio.sleep(1.3)  # by the clock of the store, which a test cannot set
         await layer.group_send("group", {"n": 1})
         await until(lambda: reader.frames)

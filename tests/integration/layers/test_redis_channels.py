@@ -149,14 +149,16 @@ async def test_a_message_for_a_cancelled_reader_stays_first(
     assert await result_of(layer.receive("c")) == {"n": 2}
 
 
-async def test_a_cancelled_reader_holds_no_later_message(make: Make, admin: "redis.Redis[bytes]") -> None:
+async def test_a_cancelled_reader_holds_no_later_message(
+    make: Make, admin: "redis.Redis[bytes]", long_waits: None
+) -> None:
     """A message that is sent after a reader gave up reaches another process at once."""
     layer, other = make(), make()
     (reader,) = await start_readers(admin, layer)
     await cancel(reader)
     assert admin.info("clients")["blocked_clients"] == 0
     await other.send("c", {"n": 1})
-    assert await asyncio.wait_for(other.receive("c"), 1) == {"n": 1}
+    assert await asyncio.wait_for(other.receive("c"), 3) == {"n": 1}
 
 
 @pytest.mark.parametrize("next_reader", ["a reader that waits", "the next reader", "another process", "after a close"])
@@ -311,7 +313,7 @@ async def test_readers_cancelled_at_random_lose_no_message(
 
 
 def test_a_cancelled_reader_loses_no_message_when_its_event_loop_ends(
-    redis_url: str, admin: "redis.Redis[bytes]"
+    redis_url: str, admin: "redis.Redis[bytes]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Programs that wait for a moment in one event loop after another receive each message once."""
 
@@ -320,18 +322,19 @@ def test_a_cancelled_reader_loses_no_message_when_its_event_loop_ends(
             return [(await layer.receive("c"))["n"]]
 
     def send() -> None:
-        for number in range(300):
+        for number in range(200):
             time.sleep(dice.uniform(0, 0.006))
             admin.rpush(KEY, item(number))
 
-    layer, dice = RedisChannelLayer(redis_url, expiry=EXPIRY), random.Random(5)
+    monkeypatch.setattr(channels, "SETTLE_SECONDS", HANG)  # a busy machine may be later
+    layer, dice = RedisChannelLayer(redis_url, expiry=600), random.Random(5)
     received: list[int] = []
     with ThreadPoolExecutor(1) as other:
         sending = other.submit(send)
         while not sending.done() or admin.exists(KEY):
             with suppress(TimeoutError):
                 received += asyncio.run(receive())
-    assert received == list(range(300))
+    assert received == list(range(200))
 
 
 # Delayed messages and their readers.
@@ -346,7 +349,7 @@ async def test_delayed_messages_reach_blocked_readers(
     for number in (3, 1, 2):
         await sender.send("c", {"n": number}, delay=number * 0.2)
     for number in (1, 2, 3):
-        done, rest = await asyncio.wait(readers, timeout=2, return_when=asyncio.FIRST_COMPLETED)
+        done, rest = await asyncio.wait(readers, timeout=HANG, return_when=asyncio.FIRST_COMPLETED)
         (reader,) = done
         assert reader.result() == {"n": number}
         assert 0.19 * number <= time.monotonic() - began

@@ -136,7 +136,7 @@ async def a_paused_process_is_declared_dead_and_returns(url: str, admin: "redis.
         await until(lambda: one.handler.dead and two.handler.dead, NOTICED + SLACK)
         assert redis_time(admin) >= end
         await one.layer.group_send("group", {"n": 0})
-        await asyncio.sleep(paused + PAUSE - time.monotonic())  # the length of the pause matters
+        await asyncio.sleep(paused + PAUSE - time.monotonic())  # the pause has to last
         resumed = victim.signal(signal.SIGCONT)
         await until(lambda: victim.all("interrupted"))
         in_time(victim.when("interrupted") - resumed, 1 + SLACK)

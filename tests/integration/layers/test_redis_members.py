@@ -124,7 +124,7 @@ async def test_a_restored_membership_keeps_its_end(redis_url: str, admin: "redis
         channel = await owner.new_channel()
         await owner.group_add("group", channel)
         (_, end), *_ = admin.zrange("asgibus:group:group", 0, -1, withscores=True)
-        await asyncio.sleep(0.6)  # by the clock of Redis, which a test cannot turn
+        await asyncio.sleep(0.6)  # by the clock of Redis, which a test cannot set
         admin.flushall()
         await until(lambda: members(admin))
         (_, restored), *_ = admin.zrange("asgibus:group:group", 0, -1, withscores=True)

@@ -140,7 +140,7 @@ def test_a_delayed_message_is_taken_when_it_is_due(send: Run, run: Run, take: Ru
     assert not more
     assert 0 < due <= 100
     assert not store.exists("c"), "a reader that has none knows when the next one is due"
-    time.sleep(0.11)  # by the clock of the store, which a test cannot turn
+    time.sleep(0.11)  # by the clock of the store, which a test cannot set
     assert take(5) == [(b"1", b"later")]
     assert store.lrange("c", 0, -1) == [MARKER]
     assert store.pttl("delayed") > HOUR
@@ -163,7 +163,7 @@ def test_messages_put_back_are_first(send: Run, run: Run, take: Run, store: "red
 def test_messages_are_ordered_by_their_due_time(send: Run, take: Run) -> None:
     send("second", delay=30, name="x")
     send("first")
-    time.sleep(0.05)  # as above
+    time.sleep(0.05)  # by the clock of the store
     send("third")
     assert take(5) == [(b"1", b"first"), (b"1", b"second"), (b"1", b"third")]
 
@@ -183,7 +183,7 @@ def test_unacknowledged_messages_are_taken_again(
     (name,) = store.hkeys("taken")
     assert give_back(name, delay=20) == 1
     assert take(5) == [(b"2", b"b:1!c")]
-    time.sleep(0.03)  # as above
+    time.sleep(0.03)  # by the clock of the store
     assert take(5) == [(b"3", b"a")]
 
 
@@ -193,7 +193,7 @@ def test_statistics_change_nothing(send: Run, run: Run, store: "redis.Redis[byte
     for delay in (0, 0, HOUR, 0):
         send("x", capacity=3, delay=delay)
     long_ago = round((time.time() - 100) * 1000)
-    time.sleep(0.01)  # as above
+    time.sleep(0.01)  # by the clock of the store
     sent, pending, age, full = run(scripts.CHANNEL_STATISTICS, keys, HOUR)
     assert (sent, pending, full) == (3, 3, 1)
     assert 10 <= age < 5000
