@@ -74,7 +74,7 @@ class Offer:
     """The size of the entry in the store, in bytes; 0 in a layer without a store."""
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True, eq=False)
 class Claim:
     """An entry of a shared channel that this process has claimed, and no other process gets."""
 

@@ -289,7 +289,7 @@ _REQUEST_TYPES: Mapping[str, tuple[type, ...]] = {
     "scope": (NoneType, dict),
 }
 """The types of every field; the usual one first."""
-_USUAL_SHAPE = tuple(types[0] for types in _REQUEST_TYPES.values())
+_USUAL_SHAPE = [types[0] for types in _REQUEST_TYPES.values()]
 
 
 @mypyc_attr(native_class=False)
@@ -322,7 +322,7 @@ def read_request(entry: object) -> ConnectRequest:
         )
     if len(entry) != len(ConnectRequest._fields):
         raise BadFrame(f"not a connect request, but a {_describe(entry)}")
-    request: Any = ConnectRequest._make(entry)
+    request: Any = tuple.__new__(ConnectRequest, entry)  # as `_make` does, which is slower and checks the length again
     _check_request(request)
     checked: ConnectRequest = request
     return checked
@@ -330,7 +330,7 @@ def read_request(entry: object) -> ConnectRequest:
 
 def _check_request(request: Any) -> None:
     # `request` is Any, because compiled code raises TypeError where a field does not have its declared type.
-    if tuple(map(type, request)) != _USUAL_SHAPE:  # the usual types need no comparison field by field
+    if [type(field) for field in request] != _USUAL_SHAPE:  # the usual types need no comparison field by field
         wrong = [
             f"{name} a {type(value).__name__}"
             for (name, types), value in zip(_REQUEST_TYPES.items(), request, strict=True)
@@ -346,14 +346,16 @@ def _check_request(request: Any) -> None:
             require_protocol(request.kind)
         except ValueError as error:
             raise BadFrame(str(error)) from None
-    try:  # any bytes are allowed, because headers only go to the app
-        b"".join([name + value for name, value in request.headers])
+    try:
+        for name, value in request.headers:  # any bytes are allowed, because headers only go to the app
+            if type(name) is not bytes or type(value) is not bytes:
+                raise TypeError
     except (TypeError, ValueError):
         raise BadFrame("headers are not pairs of bytes") from None
     addresses: tuple[Any, ...] = (request.client, request.server)
     for address in addresses:
         if address is not None and (
-            len(address) != 2 or type(address[0]) is not str or type(address[1]) not in (int, NoneType)
+            len(address) != 2 or type(address[0]) is not str or (type(address[1]) is not int and address[1] is not None)
         ):
             raise BadFrame("a connect request has an invalid address")
     if request.scope is not None and type(request.scope.get("extensions", {})) is not dict:
