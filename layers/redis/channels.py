@@ -137,11 +137,8 @@ class BlockingConnections:
             self._ending.cancel()
         self._end_all()
 
-    async def _end_with_loop(self) -> None:
-        try:
-            await self._loop.create_future()  # until it is cancelled, as every task is at the end of `asyncio.run`
-        finally:
-            self._end_all()
+    async def _last(self) -> None:
+        await self._loop.create_future()  # until the task is cancelled, as every task is at the end of `asyncio.run`
 
     def _end_all(self) -> None:
         for connection in (*self._idle, *self._busy):
@@ -169,7 +166,8 @@ class BlockingConnections:
             self._fail_queued(error, 1)
             return
         if self._ending is None:
-            self._ending = background(self._end_with_loop(), f"{self._name} end")
+            self._ending = background(self._last(), f"{self._name} end")
+            self._ending.add_done_callback(lambda _: self._end_all())
         connection.lost.add_done_callback(partial(self._lost, connection))
         self._release(connection)
 

@@ -288,6 +288,8 @@ class ReconnectingConnection:
     def start(self) -> None:
         """Connect in the background, and stay connected until `close`."""
         self._task = background(self._run(), f"redis {self._name}")
+        # The event loop may end without a `close`, even before the task has begun.
+        self._task.add_done_callback(lambda _: self._end())
 
     async def close(self) -> None:
         """End the connection, and wait until it has ended."""
@@ -320,22 +322,19 @@ class ReconnectingConnection:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        try:
-            if self.connection is None:
-                self._use(await self._reconnect(0))
-            pause = 0.0
-            while self.connection is not None:
-                since = loop.time()
-                reason = await self._watch(self.connection)
-                self.connection = None
-                self._outage.down(self, reason)
-                if self._on_down is not None:
-                    self._on_down()
-                steady = loop.time() - since > STEADY_SECONDS
-                pause = FIRST_PAUSE if steady else min(max(pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
-                self._use(await self._reconnect(pause))
-        finally:
-            self._end()  # also when the event loop ends without a `close`
+        if self.connection is None:
+            self._use(await self._reconnect(0))
+        pause = 0.0
+        while self.connection is not None:
+            since = loop.time()
+            reason = await self._watch(self.connection)
+            self.connection = None
+            self._outage.down(self, reason)
+            if self._on_down is not None:
+                self._on_down()
+            steady = loop.time() - since > STEADY_SECONDS
+            pause = FIRST_PAUSE if steady else min(max(pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+            self._use(await self._reconnect(pause))
 
     async def _watch(self, connection: RedisConnection) -> str:
         """Wait until the connection ends, and return why."""
