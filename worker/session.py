@@ -259,7 +259,7 @@ class Session:
             outbox.handled(self._next_number)
         while True:
             if self.run is _DRAINING:
-                self._notify_handover()
+                self._notify_stop()
             if self._disconnect is not None:
                 return decode(self._disconnect)
             if self.is_http:
@@ -642,9 +642,9 @@ class Session:
             self._close_for_stop()
 
     def force_disconnect(self) -> None:
-        """Make `send` raise for an app that does not call `receive`, so that it learns of the handover."""
+        """Make `send` raise for an app that does not call `receive`, so that it learns of the stop."""
         if self.run is _DRAINING:
-            self._notify_handover()
+            self._notify_stop()
             self._wake_receivers()
 
     def warn(self) -> None:
@@ -658,7 +658,8 @@ class Session:
         """Whether another run may continue with this connection."""
         return self.kind == WEBSOCKET and self.host.resume
 
-    def _notify_handover(self) -> None:
+    def _notify_stop(self) -> None:
+        """Give the app the disconnect that ends its run, because the worker stops."""
         if not self.is_http and not self._may_be_handed_over:
             self._close_for_stop()
             return

@@ -30,7 +30,7 @@ logger = logging.getLogger("asgibus.worker")
 
 SHARE_SECONDS = 0.002  # between two looks at the sessions of other workers, which may take theirs first
 ANNOUNCE_SECONDS = 0.005  # an app that answers within this time needs no frame that only names the owner
-FORCE_SECONDS = 5.0  # an app that calls no `receive` for this long learns of the handover from `send`
+FORCE_SECONDS = 5.0  # an app that calls no `receive` for this long learns of the stop from `send`
 
 
 class Worker(BaseWorker):
