@@ -2,9 +2,10 @@
 # docs/deployment/compose.md shows.
 
 FROM python:3.13-slim AS build
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 RUN python -m venv /opt/asgibus
 COPY . /src
-RUN /opt/asgibus/bin/pip install --no-cache-dir --disable-pip-version-check '/src[encryption,env-file,metrics,yaml]'
+RUN ASGIBUS_COMPILED=1 /opt/asgibus/bin/pip install --no-cache-dir --disable-pip-version-check '/src[encryption,env-file,metrics,yaml]'
 
 FROM python:3.13-slim
 RUN useradd --system --no-create-home --shell /usr/sbin/nologin asgibus

@@ -25,7 +25,7 @@ COMPILED = """
     interface_server/connections/{connection,groups,pending,registry}
     interface_server/http/{protocol,request,response,states}
     interface_server/websocket/{frames,handshake,protocol,states}
-    worker/{announced_body,connection,endings,outbox,session,session_registry}
+    worker/{announced_body,endings,outbox,session,session_registry}
 """
 """The modules on the path of a request, a WebSocket message and a broadcast. All others stay interpreted."""
 
