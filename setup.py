@@ -20,12 +20,12 @@ from setuptools.command.build_ext import build_ext
 COMPILED = """
     layers/{codec,frames,leases,names}
     layers/redis/{bus,channels,client,codec,groups,inbox,keys,pipeline,redelivery,store,work_queue}
-    protocol/{channels,checks,connect_request,events,retry,router,states,stream}
+    protocol/{channels,checks,connect_request,events,header_lines,retry,router,states,stream}
     interface_server/{open_sockets,proxy_headers,read_scheduler,server_context,slow_client}
     interface_server/connections/{connection,groups,pending,registry}
     interface_server/http/{protocol,request,response,states}
     interface_server/websocket/{frames,handshake,protocol,states}
-    worker/{announced_body,endings,outbox,session,session_registry}
+    worker/{announced_body,claim_limit,endings,outbox,session,session_registry,worker}
 """
 """The modules on the path of a request, a WebSocket message and a broadcast. All others stay interpreted."""
 

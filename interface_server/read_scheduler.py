@@ -10,16 +10,16 @@ import asyncio
 import logging
 from collections import Counter, deque
 from time import perf_counter
-from typing import Protocol
+from typing import Final, Protocol
 
 from asgibus.interface_server.terminator import FAULT, Abortable, SliceParser, abort_faulty
 
 logger = logging.getLogger("asgibus.interface")
 
-READ_SECONDS = 0.01  # of a turn of the event loop, for all reading
-BACKLOG_SECONDS = 0.004  # of a turn, for input of earlier turns
-SMALL = 4 * 1024  # bytes: readers with no more input than this go before those with more
-SLICE = 4 * 1024  # bytes that a terminator of another package parses at once
+READ_SECONDS: Final = 0.01  # of a turn of the event loop, for all reading
+BACKLOG_SECONDS: Final = 0.004  # of a turn, for input of earlier turns
+SMALL: Final = 4 * 1024  # bytes: readers with no more input than this go before those with more
+SLICE: Final = 4 * 1024  # bytes that a terminator of another package parses at once
 
 
 class InputBuffer:

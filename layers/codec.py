@@ -8,14 +8,14 @@ Arrays are unpacked as tuples: frames must not be altered, whether they crossed 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 from msgspec.msgpack import Encoder
 
 from asgibus.layers.errors import MessageTooLarge
 
-MESSAGE_BYTES = 16 * 1024 * 1024  # of one packed message: a store takes larger ones, but they would stall all others
+MESSAGE_BYTES: Final = 16 * 1024 * 1024  # of one packed message: larger ones would stall all others
 
 
 def pack(value: Any) -> bytes:

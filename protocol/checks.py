@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import NoneType
-from typing import Any
+from typing import Any, Final
 
 from asgibus.layers.codec import unpack, unpack_message
 from asgibus.layers.compiling import mypyc_attr
@@ -170,7 +170,7 @@ def _shape(fields: tuple[Any, ...]) -> str:
 _no_fields = _event()
 _other = _event(_is_str, _packed_fields)
 
-FROM_CLIENT: Mapping[int, Check] = {
+FROM_CLIENT: Final[Mapping[int, Check]] = {
     events.REQUEST_BODY: _body,
     events.REQUEST_END: _body,
     events.HTTP_DISCONNECT: _event(_is_bool),
@@ -182,7 +182,7 @@ FROM_CLIENT: Mapping[int, Check] = {
 }
 """The checks of events from interface servers, by code."""
 
-FROM_APP: Mapping[int, Check] = {
+FROM_APP: Final[Mapping[int, Check]] = {
     events.RESPONSE: _response,
     events.RESPONSE_START: _event(_status, _headers),
     events.RESPONSE_START_TRAILERS: _event(_status, _headers),
@@ -208,7 +208,7 @@ FROM_APP: Mapping[int, Check] = {
 
 # Frames.
 
-_TYPES: Mapping[int, tuple[type, ...]] = {
+_TYPES: Final[Mapping[int, tuple[type, ...]]] = {
     MESSAGE: (int, str, dict),
     GROUP_MESSAGE: (int, str, dict),
     DEAD: (int, str, bool),
@@ -263,7 +263,7 @@ def check_frame(frame: Any, checks: Mapping[int, Check]) -> Event | None:
 
 # Connect requests.
 
-_REQUEST_TYPES: Mapping[str, tuple[type, ...]] = {
+_REQUEST_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "version": (int,),
     "interface": (str,),
     "connection": (int,),
@@ -289,7 +289,7 @@ _REQUEST_TYPES: Mapping[str, tuple[type, ...]] = {
     "scope": (NoneType, dict),
 }
 """The types of every field; the usual one first."""
-_USUAL_SHAPE = [types[0] for types in _REQUEST_TYPES.values()]
+_USUAL_SHAPE: Final = [types[0] for types in _REQUEST_TYPES.values()]
 
 
 @mypyc_attr(native_class=False)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from asgibus.protocol.events import Event
 
 REQUEST_VERSION = 3  # to be increased with every change of the fields, the events or the frames
 
-HTTP = "http"
-WEBSOCKET = "websocket"
+HTTP: Final = "http"
+WEBSOCKET: Final = "websocket"
 
-_PERCENT = ord(b"%")  # as an integer, since `in` looks for those ten times as fast as for bytes
+_PERCENT: Final = ord(b"%")  # as an integer, since `in` looks for those ten times as fast as for bytes
 
 Address = tuple[str, int | None]
 Headers = tuple[tuple[bytes, bytes], ...]

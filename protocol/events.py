@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from asgibus.layers.codec import pack, unpack_message
 from asgibus.protocol.header_lines import as_bytes, find_content, is_length, make_lines, split_lines
@@ -17,55 +17,55 @@ from asgibus.protocol.header_lines import as_bytes, find_content, is_length, mak
 Event = tuple[Any, ...]
 
 # From the client to the app.
-REQUEST_BODY = 1  # (body,) and more parts follow
-REQUEST_END = 2  # (body,) the last part
-HTTP_DISCONNECT = 3  # (final,) the client sends nothing more; final: it cannot be written to either
-MESSAGE_RECEIVED = 4  # (str or bytes,)
-WEBSOCKET_DISCONNECT = 5  # (code, reason)
-OTHER_RECEIVED = 6  # (type, packed fields) an event of a protocol other than HTTP and WebSocket
-OTHER_DISCONNECT = 7  # (type, packed fields) the last event of such a protocol
+REQUEST_BODY: Final = 1  # (body,) and more parts follow
+REQUEST_END: Final = 2  # (body,) the last part
+HTTP_DISCONNECT: Final = 3  # (final,) the client sends nothing more; final: it cannot be written to either
+MESSAGE_RECEIVED: Final = 4  # (str or bytes,)
+WEBSOCKET_DISCONNECT: Final = 5  # (code, reason)
+OTHER_RECEIVED: Final = 6  # (type, packed fields) an event of a protocol other than HTTP and WebSocket
+OTHER_DISCONNECT: Final = 7  # (type, packed fields) the last event of such a protocol
 
 # From the app to the client. The code says whether more events follow, so that the state tables need only the code.
-RESPONSE_START = 16  # (status, header lines)
-RESPONSE_START_TRAILERS = 17  # (status, header lines) and trailers follow the body
-RESPONSE_BODY = 18  # (body,) and more parts follow
-RESPONSE_END = 19  # (body,) the last part
-TRAILERS = 20  # (header lines,) and more follow
-TRAILERS_END = 21  # (header lines,)
-RESPONSE = 26  # (status, header lines, body) a whole response: a start and the only part of its body
-EARLY_HINT = 22  # (header lines,)
-ACCEPT = 23  # (subprotocol or None, header lines, resumable) resumable: another run may continue with the client
-MESSAGE_SENT = 24  # (str or bytes,)
-CLOSE = 25  # (code, reason)
-OTHER_SENT = 27  # (type, packed fields)
-OTHER_CLOSE = 28  # (type, packed fields) the app ends the connection
+RESPONSE_START: Final = 16  # (status, header lines)
+RESPONSE_START_TRAILERS: Final = 17  # (status, header lines) and trailers follow the body
+RESPONSE_BODY: Final = 18  # (body,) and more parts follow
+RESPONSE_END: Final = 19  # (body,) the last part
+TRAILERS: Final = 20  # (header lines,) and more follow
+TRAILERS_END: Final = 21  # (header lines,)
+RESPONSE: Final = 26  # (status, header lines, body) a whole response: a start and the only part of its body
+EARLY_HINT: Final = 22  # (header lines,)
+ACCEPT: Final = 23  # (subprotocol or None, header lines, resumable) resumable: another run may continue with the client
+MESSAGE_SENT: Final = 24  # (str or bytes,)
+CLOSE: Final = 25  # (code, reason)
+OTHER_SENT: Final = 27  # (type, packed fields)
+OTHER_CLOSE: Final = 28  # (type, packed fields) the app ends the connection
 
 # From the app to its worker, which reads the file and sends parts of a body instead. They are never posted.
-PATH_SEND = 48  # (path,)
-ZERO_COPY_SEND = 49  # (more_body, file object or descriptor, offset or None, count or None)
+PATH_SEND: Final = 48  # (path,)
+ZERO_COPY_SEND: Final = 49  # (more_body, file object or descriptor, offset or None, count or None)
 
 # Between the worker and the interface server.
-CONTINUE = 32  # () the app asks for the body of a request that expects "100 Continue"
-ABORT = 33  # () the response cannot be completed: the client must see that it was cut off
-GROUP_ADD = 34  # (group,)
-GROUP_DISCARD = 35  # (group,)
-GROUP_DONE = 36  # (error or None, group) the answer to the oldest unanswered GROUP_ADD or GROUP_DISCARD of the group
-SAVE_STATE = 37  # (packed state,) kept at the interface server for a further run
-HANDOVER = 38  # () the last event of a run that ends before its connection: another run continues
+CONTINUE: Final = 32  # () the app asks for the body of a request that expects "100 Continue"
+ABORT: Final = 33  # () the response cannot be completed: the client must see that it was cut off
+GROUP_ADD: Final = 34  # (group,)
+GROUP_DISCARD: Final = 35  # (group,)
+GROUP_DONE: Final = 36  # (error or None, group) the answer to the oldest GROUP_ADD or GROUP_DISCARD of the group
+SAVE_STATE: Final = 37  # (packed state,) kept at the interface server for a further run
+HANDOVER: Final = 38  # () the last event of a run that ends before its connection: another run continues
 
-NAMES = {
+NAMES: Final = {
     value: name
     for name, value in list(globals().items())
     if name.isupper() and isinstance(value, int) and not name.startswith("_")
 }
 
-EVENT_OVERHEAD = 256  # bytes that an event counts for besides its content: the memory of an empty one
-MAX_CLOSE_REASON = 123  # bytes of UTF-8 in a close frame, RFC 6455 section 5.5.1
-MAX_DATAGRAM = 65_507  # bytes of payload in a UDP datagram over IPv4: 65,535 without the two headers
+EVENT_OVERHEAD: Final = 256  # bytes that an event counts for besides its content: the memory of an empty one
+MAX_CLOSE_REASON: Final = 123  # bytes of UTF-8 in a close frame, RFC 6455 section 5.5.1
+MAX_DATAGRAM: Final = 65_507  # bytes of payload in a UDP datagram over IPv4: 65,535 without the two headers
 
-_KNOWN = frozenset({"http", "websocket", "lifespan", "udp"})  # their unknown events are invalid
+_KNOWN: Final = frozenset({"http", "websocket", "lifespan", "udp"})  # their unknown events are invalid
 
-_NO_TRAILERS = frozenset(  # forbidden as trailers by RFC 9110 section 6.5.1: framing, routing, authentication, content
+_NO_TRAILERS: Final = frozenset(  # not for trailers, RFC 9110 section 6.5.1: framing, routing, authentication, content
     (
         *(
             b"content-length",
@@ -78,10 +78,18 @@ _NO_TRAILERS = frozenset(  # forbidden as trailers by RFC 9110 section 6.5.1: fr
             b"host",
         ),
         *(b"authorization", b"proxy-authenticate", b"proxy-authorization", b"www-authenticate", b"set-cookie"),
-        *(b"content-encoding", b"content-type", b"content-range", b"cache-control", b"expires", b"date", b"location"),
+        *(
+            b"content-encoding",
+            b"content-type",
+            b"content-range",
+            b"cache-control",
+            b"expires",
+            b"date",
+            b"location",
+        ),
     )
 )
-SUBPROTOCOL = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z", re.ASCII)
+SUBPROTOCOL: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z", re.ASCII)
 
 
 def size(event: Event) -> int:
@@ -121,7 +129,7 @@ def _kind_of(event: object) -> str:
 
 def decode(event: Event) -> dict[str, Any]:
     """Return the dict that the app's `receive` returns for an event of the client."""
-    code = event[0]
+    code: int = event[0]
     if code == MESSAGE_RECEIVED:
         data = event[1]
         # One key, as with other servers: apps check `if "text" in message`.
@@ -291,7 +299,7 @@ def _forget_peer(event: Mapping[str, Any]) -> Event:
     return other(OTHER_CLOSE, {"type": "udp.close"})
 
 
-_ENCODERS = {
+_ENCODERS: Final = {
     "http.response.start": _response_start,
     "http.response.body": _response_body,
     "http.response.pathsend": _path_send,

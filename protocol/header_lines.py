@@ -12,17 +12,17 @@ from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache, wraps
 from typing import Any, Final, TypeVar
 
-_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")  # a token, RFC 9110 section 5.6.2
-_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # control bytes, which would split the response
+_NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")  # a token, RFC 9110 section 5.6.2
+_BAD_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # control bytes, which would split the response
 _CONTROL_BYTES: Final = bytes([*range(9), *range(10, 32), 127])  # the same
-_LINES = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9a-z]+: [\t -~\x80-\xff]*\r\n)*\Z")
-_CONTENT = re.compile(rb"\ncontent-(length|type): ([^\r]*)")
+_LINES: Final = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9a-z]+: [\t -~\x80-\xff]*\r\n)*\Z")
+_CONTENT: Final = re.compile(rb"\ncontent-(length|type): ([^\r]*)")
 
-MAX_LENGTH_DIGITS = 18  # of a Content-Length: larger than any body, and within 64 bits
-KNOWN_NAMES = 1000  # whose checked form is kept; apps use few, and may make up others without end
+MAX_LENGTH_DIGITS: Final = 18  # of a Content-Length: larger than any body, and within 64 bits
+KNOWN_NAMES: Final = 1000  # whose checked form is kept; apps use few, and may make up others without end
 
-CACHED_RESULTS = 512  # of each function: apps answer with few sets of headers, or with others each time
-CACHED_BYTES = 512  # of lines whose results are cached
+CACHED_RESULTS: Final = 512  # of each function: apps answer with few sets of headers, or with others each time
+CACHED_BYTES: Final = 512  # of lines whose results are cached
 
 T = TypeVar("T")
 

@@ -146,7 +146,7 @@ class StreamRouter:
             self.bus.post(sender, stream.resend_frame())
 
     def _control(self, sender: str, frame: Frame) -> None:
-        kind = frame[0]
+        kind: int = frame[0]
         if kind == ABANDONED:
             self._endpoints.on_other_frame(sender, frame)
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from asgibus.layers.compiling import mypyc_attr
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
@@ -80,7 +80,7 @@ def transition(table: Mapping[tuple[_State, _Event], _State], state: _State, eve
 
 AppTable = dict[tuple[AppState, int], AppState]
 
-HTTP_TABLE: AppTable = {
+HTTP_TABLE: Final[AppTable] = {
     (AppState.WAITING, EARLY_HINT): AppState.WAITING,
     (AppState.WAITING, CONTINUE): AppState.WAITING,
     (AppState.WAITING, RESPONSE_START): AppState.STARTED,
@@ -102,7 +102,7 @@ HTTP_TABLE: AppTable = {
     (AppState.TRAILERS, ABORT): AppState.COMPLETE,
 }
 
-WEBSOCKET_TABLE: AppTable = {
+WEBSOCKET_TABLE: Final[AppTable] = {
     (AppState.HANDSHAKE, ACCEPT): AppState.OPEN,
     (AppState.HANDSHAKE, CLOSE): AppState.COMPLETE,  # refused: the client gets 403
     (AppState.HANDSHAKE, RESPONSE_START): AppState.DENYING,  # the extension "websocket.http.response"
@@ -116,7 +116,7 @@ WEBSOCKET_TABLE: AppTable = {
 }
 
 # UDP, and protocols that plugins bring: their connections are open from the start.
-OTHER_TABLE: AppTable = {
+OTHER_TABLE: Final[AppTable] = {
     (AppState.OPEN, OTHER_SENT): AppState.OPEN,
     (AppState.OPEN, OTHER_CLOSE): AppState.COMPLETE,
     (AppState.OPEN, ABORT): AppState.COMPLETE,
@@ -153,7 +153,7 @@ class ConnectionEvent(StrEnum):
     GIVEN_UP = "given up: not claimed in time, or its worker is gone for good"
 
 
-CONNECTION_TABLE: dict[tuple[ConnectionState, ConnectionEvent], ConnectionState] = {
+CONNECTION_TABLE: Final[dict[tuple[ConnectionState, ConnectionEvent], ConnectionState]] = {
     (ConnectionState.OFFERED, ConnectionEvent.CLAIMED): ConnectionState.JOINED,
     (ConnectionState.OFFERED, ConnectionEvent.CLIENT_GONE): ConnectionState.ABANDONED,
     # The worker that claimed it died before it sent CLAIMED.
@@ -194,7 +194,7 @@ class RunEvent(StrEnum):
     RETURN = "app returned"
 
 
-RUN_TABLE: dict[tuple[RunState, RunEvent], RunState] = {
+RUN_TABLE: Final[dict[tuple[RunState, RunEvent], RunState]] = {
     (RunState.SERVING, RunEvent.DRAIN): RunState.DRAINING,
     (RunState.SERVING, RunEvent.SUPERSEDE): RunState.SUPERSEDED,
     (RunState.SERVING, RunEvent.DISCONNECT): RunState.DISCONNECTED,

@@ -20,9 +20,9 @@ from asgibus.layers.contract import Frame
 from asgibus.layers.frames import ACK, CLAIMED, EVENT, PROBE, RESEND, RESET
 from asgibus.protocol.events import Event, size
 
-WINDOW = 256 * 1024  # bytes that may be unacknowledged per connection and direction
-PART = 64 * 1024  # bytes of a body in one event
-ACK_SHARE = 4  # acknowledge after a quarter of the window: often enough that the sender never stalls
+WINDOW: Final = 256 * 1024  # bytes that may be unacknowledged per connection and direction
+PART: Final = 64 * 1024  # bytes of a body in one event
+ACK_SHARE: Final = 4  # acknowledge after a quarter of the window: often enough that the sender never stalls
 
 
 class Arrival(Enum):

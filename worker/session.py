@@ -65,12 +65,12 @@ from asgibus.worker.sendfile import send_file
 
 logger = logging.getLogger("asgibus.worker")
 
-SERVICE_RESTART = 1012  # close code: the service restarts, and the client may connect again
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # one WebSocket message is one entry on the bus, and must not block the others
+SERVICE_RESTART: Final = 1012  # close code: the service restarts, and the client may connect again
+MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024  # one WebSocket message is one entry on the bus, and must not block others
 
 _HANDED_OVER: Event = (WEBSOCKET_DISCONNECT, SERVICE_RESTART, "")
-_DISCONNECTS = (HTTP_DISCONNECT, WEBSOCKET_DISCONNECT, OTHER_DISCONNECT)
-_NAMES = {HTTP: "an HTTP", WEBSOCKET: "a WebSocket"}
+_DISCONNECTS: Final = (HTTP_DISCONNECT, WEBSOCKET_DISCONNECT, OTHER_DISCONNECT)
+_NAMES: Final = {HTTP: "an HTTP", WEBSOCKET: "a WebSocket"}
 # Module-level aliases, because up to Python 3.11 a lookup of a member on its enum takes 50 ns.
 _OPEN: Final = AppState.OPEN
 _COMPLETE: Final = AppState.COMPLETE
@@ -329,7 +329,7 @@ class Session:
             raise ValueError(f"{kind!r} cannot be sent on {_NAMES.get(self.kind) or 'a ' + self.kind} connection")
         if self._app_state is _COMPLETE and self.is_http:
             return  # "any further messages on the channel will be ignored", Response Body
-        code = event[0]
+        code: int = event[0]
         before = self._app_state
         if code >= PATH_SEND:
             await self._send_file(event)
@@ -528,7 +528,7 @@ class Session:
 
     def on_event(self, event: Event) -> None:
         """Pass the next event of the client to the app."""
-        code = event[0]
+        code: int = event[0]
         if self.task is None:
             if code == WEBSOCKET_DISCONNECT and self.run is RunState.ENDED:
                 self.host.forget(self)  # the last events of this run are not needed

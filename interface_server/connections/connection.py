@@ -61,8 +61,8 @@ WORKER_LOST = (502, 1012)  # the worker that served it is gone, and no other may
 POISON = (502, 1011)  # one worker after another died with it
 APP_FAILED = (500, 1011)  # a further run of the app gave another answer than the first
 
-_DISCONNECTS = (HTTP_DISCONNECT, WEBSOCKET_DISCONNECT, OTHER_DISCONNECT)
-_LAST = (CLOSE, RESPONSE_END, ABORT)  # the last event of a run that has ended its connection itself
+_DISCONNECTS: Final = (HTTP_DISCONNECT, WEBSOCKET_DISCONNECT, OTHER_DISCONNECT)
+_LAST: Final = (CLOSE, RESPONSE_END, ABORT)  # the last event of a run that has ended its connection itself
 # Module-level aliases, because up to Python 3.11 a lookup of a member on its enum takes 50 ns.
 _OFFERED: Final = ConnectionState.OFFERED
 _JOINED: Final = ConnectionState.JOINED
@@ -225,7 +225,7 @@ class Connection:
 
     def on_event(self, event: Event) -> None:
         """Handle the next event of the run. See `Endpoint`."""
-        code = event[0]
+        code: int = event[0]
         if code >= GROUP_ADD:
             self._on_control_event(event)
             return
@@ -264,7 +264,7 @@ class Connection:
 
     def _on_control_event(self, event: Event) -> None:
         """Handle an event of the worker that is not for the client."""
-        code = event[0]
+        code: int = event[0]
         self._consume(size(event))
         if code == SAVE_STATE:
             self.saved_state = event[1]
@@ -283,7 +283,7 @@ class Connection:
         Returns:
             Whether to write the answer to the client.
         """
-        code = event[0]
+        code: int = event[0]
         if code == ACCEPT:
             self.resumable = event[3]
             if not self.accepted:
@@ -341,7 +341,7 @@ class Connection:
         """
         if self.state is not _JOINED and not (self.state is _OFFERED and self.accepted):
             return False
-        code = event[0]
+        code: int = event[0]
         if (code == OTHER_SENT or code == OTHER_CLOSE) and not event[1].startswith(f"{self.kind}."):
             return False
         # Between two runs the client is open, whatever the next run answers.

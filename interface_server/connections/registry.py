@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote_to_bytes
 
 from asgibus.interface_server.callback_tasks import CallbackTasks
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("asgibus.interface")
 
 DEAD_REMEMBERED = 100  # workers that died lately: their last frames may still arrive
-SMALL_BYTES = 1024  # of events that always travel in the offer: the head of the request is as large
+SMALL_BYTES: Final = 1024  # of events that always travel in the offer: the head of the request is as large
 NO_ROOM_SECONDS = 1.0  # until an open connection for which there was no room is offered again
 
 _NUMBER = re.compile(r"[0-9]{1,19}\Z", re.ASCII)  # the number of a connection, in the name of its reply channel
@@ -298,7 +298,7 @@ class ConnectionRegistry(Handler):
 
     def on_other_frame(self, sender: str, frame: Frame) -> None:
         """See `Endpoints`."""
-        kind = frame[0]
+        kind: int = frame[0]
         if kind == MESSAGE:
             self._on_message(frame[1], frame[2])
         elif kind == GROUP_MESSAGE:

@@ -14,7 +14,7 @@ import socket
 import struct
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from asgibus.interface_server.http.request import ErrorResponse, Peer, Request, RequestParser, address_text
 from asgibus.interface_server.http.response import Framing, ResponseWriter, StandardHeaders, chunk, plain_response
@@ -63,9 +63,9 @@ access = logging.getLogger("asgibus.access")
 
 CHECK_SECONDS = 1.0  # how often a running request is checked against its limits
 FIRST_REQUEST_SECONDS = 1.0  # how long a stopping server waits for it on a socket that was just accepted
-HEAD_SLICE = 4 * 1024  # bytes that are parsed at once: few enough that the requests in them take little memory
-AHEAD_BYTES = PART  # of the next requests that are buffered before the socket is paused
-WRITE_HIGH_WATER = 64 * 1024  # bytes in the write buffer at which the connection stops acknowledging
+HEAD_SLICE: Final = 4 * 1024  # bytes that are parsed at once: few enough that the requests in them take little memory
+AHEAD_BYTES: Final = PART  # of the next requests that are buffered before the socket is paused
+WRITE_HIGH_WATER: Final = 64 * 1024  # bytes in the write buffer at which the connection stops acknowledging
 REST_SECONDS = 30.0  # for the rest of a short body after its response; then the next request may come
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER, on, for no time
@@ -408,7 +408,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def write_event(self, event: Event) -> None:
         """See `Terminator`."""
-        code = event[0]
+        code: int = event[0]
         writer = self._writer
         if code == RESPONSE:
             if writer.respond(event):

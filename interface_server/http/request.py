@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import httptools
 
@@ -19,7 +19,7 @@ from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.interface_server.settings import MAX_HEADERS
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET, Address
 
-UNKNOWN = sys.maxsize
+UNKNOWN: Final = sys.maxsize
 """The length of a body that the head does not announce."""
 Headers = list[tuple[bytes, bytes]]
 Peer = tuple[Address | None, Address | None, str, dict[str, Any]]
@@ -35,8 +35,8 @@ class ErrorResponse:
     """One sentence for the client."""
 
 
-HEAD_TOO_LARGE = ErrorResponse(431, "The request head is too large.")
-TOO_MANY_HEADERS = ErrorResponse(431, "The request has too many headers.")
+HEAD_TOO_LARGE: Final = ErrorResponse(431, "The request head is too large.")
+TOO_MANY_HEADERS: Final = ErrorResponse(431, "The request has too many headers.")
 
 
 @dataclass(slots=True, eq=False)
@@ -207,28 +207,28 @@ class Request:
         return True
 
 
-_INTERPRETED = frozenset(
+_INTERPRETED: Final = frozenset(
     (
         *(b"host", b"content-length", b"transfer-encoding", b"expect", b"te", b"connection", b"upgrade"),
         *(b"x-forwarded-for", b"x-forwarded-proto"),
     )
 )
 # llhttp knows these, but they belong to proxies, RTSP and Icecast, and no origin server answers them.
-_OTHER_METHODS = frozenset(
+_OTHER_METHODS: Final = frozenset(
     (
         *("CONNECT", "SOURCE", "DESCRIBE", "ANNOUNCE", "SETUP", "PLAY", "PAUSE", "TEARDOWN"),
         *("GET_PARAMETER", "SET_PARAMETER", "REDIRECT", "RECORD", "FLUSH"),
     )
 )
-_HASH = ord(b"#")  # as an integer, since `in` looks for those ten times as fast as for bytes
+_HASH: Final = ord(b"#")  # as an integer, since `in` looks for those ten times as fast as for bytes
 _HTTP_1_1_EXTENSIONS: dict[str, Any] = {"http.response.early_hint": {}}
 
 
 MAX_PORT = 65535
 
-_USUAL = re.compile(rb"[A-Za-z0-9.-]+(?::[0-9]{1,4})?\Z")  # nearly all hosts; a sixth of the time
+_USUAL: Final = re.compile(rb"[A-Za-z0-9.-]+(?::[0-9]{1,4})?\Z")  # nearly all hosts; a sixth of the time
 _NAME = rb"[A-Za-z0-9._~!$&'()*+,;=-]*"  # unreserved and sub-delims; IPv4 addresses match, too
-_AUTHORITY = re.compile(
+_AUTHORITY: Final = re.compile(
     rb"(" + _NAME + rb"(?:%[0-9A-Fa-f]{2}" + _NAME + rb")*"
     rb"|\[[0-9A-Fa-f:.]+\]"
     rb"|\[[Vv][0-9A-Fa-f]+\.[A-Za-z0-9._~!$&'()*+,;=:-]+\])"

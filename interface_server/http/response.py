@@ -9,7 +9,7 @@ import time
 from email.utils import formatdate
 from enum import Enum
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from asgibus.interface_server.http.request import Request
 from asgibus.protocol.events import RESPONSE_START_TRAILERS, TRAILERS_END, Event
@@ -17,8 +17,8 @@ from asgibus.protocol.header_lines import cache_short, is_length, split_lines, w
 
 logger = logging.getLogger("asgibus.interface")
 
-DRAIN_BYTES = 256 * 1024  # of a body that may arrive after its response while the connection persists: as in Go
-JOIN_BYTES = 16 * 1024  # a body up to this size is copied to its head, to be one write; a larger one is not copied
+DRAIN_BYTES: Final = 256 * 1024  # of a body that may arrive after its response, if the connection persists: as in Go
+JOIN_BYTES: Final = 16 * 1024  # a body up to this size is copied to its head, to be one write
 
 
 class Framing(Enum):
@@ -45,9 +45,11 @@ class Head(NamedTuple):
     """Whether the connection ends with this response."""
 
 
-_REASONS = {status.value: status.phrase for status in HTTPStatus}
-_INTERPRETED = re.compile(rb"\n(content-length|transfer-encoding|connection|server|date): ([^\r]*)")
-_STATUS_LINES = {status: f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n".encode() for status in range(100, 1000)}
+_REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
+_INTERPRETED: Final = re.compile(rb"\n(content-length|transfer-encoding|connection|server|date): ([^\r]*)")
+_STATUS_LINES: Final = {
+    status: f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n".encode() for status in range(100, 1000)
+}
 
 
 class StandardHeaders:
@@ -197,7 +199,7 @@ def chunk(body: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(body), body)
 
 
-LAST_CHUNK = b"0\r\n"
+LAST_CHUNK: Final = b"0\r\n"
 
 
 class ResponseWriter:

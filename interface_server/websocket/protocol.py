@@ -10,7 +10,7 @@ import asyncio
 import logging
 import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import SERVER, State
@@ -52,9 +52,9 @@ if TYPE_CHECKING:
 
 access = logging.getLogger("asgibus.access")
 
-SLICE = 4 * 1024  # bytes that are parsed at once: some hundred of the smallest frames
-EARLY_BYTES = PART  # that a client may send before it is accepted; then its socket is paused
-PONGS = 16  # written for the pings of one slice: only the last one need be answered, RFC 6455 section 5.5.3
+SLICE: Final = 4 * 1024  # bytes that are parsed at once: some hundred of the smallest frames
+EARLY_BYTES: Final = PART  # that a client may send before it is accepted; then its socket is paused
+PONGS: Final = 16  # written for the pings of one slice: only the last one need be answered, RFC 6455 section 5.5.3
 CLOSE_SECONDS = 10.0  # how long a client may take to answer the server's close frame
 
 _REASONS: dict[int, str] = {
@@ -317,7 +317,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def write_event(self, event: Event) -> None:
         """See `Terminator`."""
-        code = event[0]
+        code: int = event[0]
         if code == MESSAGE_SENT:
             bits = self._window_bits
             self._transport.write(encode_compressed(event[1], bits) if bits else encode_message(event[1]))

@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import hiredis
 
@@ -58,7 +58,7 @@ OnReply = Callable[[Any], None]
 BLOCK_SECONDS = 2
 SILENCE_SECONDS = 5.0
 
-_NOTHING = object()
+_NOTHING: Final = object()
 
 
 def ignore_reply(reply: object) -> None:

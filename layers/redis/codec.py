@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from asgibus.layers.codec import pack_entry, unpack, unpack_message
 from asgibus.layers.compiling import mypyc_attr
@@ -18,8 +18,8 @@ from asgibus.layers.names import require_channel
 
 logger = logging.getLogger("asgibus.layers")
 
-MARK = b"\xc1\x02"  # begins an encrypted entry; no msgpack begins with this byte. The second is the format's version
-KEY_ID = slice(2, 6)  # where an encrypted entry names its key
+MARK: Final = b"\xc1\x02"  # begins an encrypted entry, as no msgpack does. The second byte is the version of the format
+KEY_ID: Final = slice(2, 6)  # where an encrypted entry names its key
 DAMAGED_LINES = 100  # damaged entries that are logged one by one; whoever writes more of them does not fill the log
 FOREIGN_KEYS = 16  # keys of other processes that are logged one by one, for the same reason
 

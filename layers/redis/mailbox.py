@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from asgibus.layers.contract import Frame
 from asgibus.layers.errors import LayerUnavailable
@@ -32,11 +32,11 @@ from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Pipeline, Store
 
 logger = logging.getLogger("asgibus.layers")
 
-READ_ENTRIES = 64  # entries that a read returns at most; each is up to a mebibyte, and mostly far smaller
-TRIM_ENTRIES = 256  # entries read before the stream is trimmed, which saves a command per read
-BEGINNING = b"0-0"
+READ_ENTRIES: Final = 64  # entries that a read returns at most; each is up to a mebibyte, and mostly far smaller
+TRIM_ENTRIES: Final = 256  # entries read before the stream is trimmed, which saves a command per read
+BEGINNING: Final = b"0-0"
 UNBLOCK_SECONDS = 0.05  # until a read that was not blocked yet when it should have been ended is ended again
-TRIM_BYTES = 1024 * 1024  # bytes read before the stream is trimmed, so that large frames do not pile up in Redis
+TRIM_BYTES: Final = 1024 * 1024  # bytes read before the stream is trimmed, so that large frames do not pile up in Redis
 
 # A sender reads the state of a mailbox again when it is that old, and earlier after a quarter of the capacity of a
 # channel, or before it refuses to send.

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from asgibus.layers.compiling import mypyc_attr
 from asgibus.layers.contract import Draft, Frame
@@ -38,9 +38,9 @@ from asgibus.layers.redis.keys import Keys
 
 logger = logging.getLogger("asgibus.layers")
 
-TURN_SECONDS = 0.002  # of the event loop, after which a flush does not wait for the end of the turn
-ENTRY_BYTES = 1024 * 1024  # frames gathered for one entry: larger ones delay others, and cost memory in one piece
-FRAME_OVERHEAD = 64  # bytes counted for a frame in addition to what it carries
+TURN_SECONDS: Final = 0.002  # of the event loop, after which a flush does not wait for the end of the turn
+ENTRY_BYTES: Final = 1024 * 1024  # frames gathered for one entry: larger ones delay others, and need more memory
+FRAME_OVERHEAD: Final = 64  # bytes counted for a frame in addition to what it carries
 RETRY_SECONDS = 0.5  # until a command is tried again that Redis refused for a while
 CALL_SECONDS = 5.0  # for a call of the app: then it raises, and the app can report that Redis is away
 DRAIN_SECONDS = 2.0  # for the last writes to reach Redis: a process that stops does not wait for a lost Redis
@@ -49,7 +49,7 @@ REFUSED_FOR_NOW = {"OOM", "LOADING", "READONLY", "MISCONF", "BUSY", "MASTERDOWN"
 # Refusals of a cluster while a slot migrates or has no master. They last moments, so every command is tried again.
 MOVING = {"ASK", "TRYAGAIN", "CLUSTERDOWN"}
 
-PAYLOAD_VERSION = 3  # first item of every payload; a peer of another release may have another one
+PAYLOAD_VERSION: Final = 3  # first item of every payload; a peer of another release may have another one
 
 OnAcked = Callable[[str, list[bytes]], None]
 

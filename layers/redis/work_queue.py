@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from asgibus.layers.contract import Claim, Offer
 from asgibus.layers.leases import Beat
@@ -40,7 +40,7 @@ SCANNED_ENTRIES = 10_000  # entries, newest first, that a script scans for an of
 CLOCK_STEP_MS = 60_000  # by which Redis's clock may step back, or lag after a failover, without an offer being missed
 LOST_SECONDS = 1.0  # until an offer is reported as lost: a post of its consumer may be unread yet
 
-NO_GROUP = ("NOGROUP", "UNBLOCKED")  # the stream does not exist yet, or vanished during a blocked read
+NO_GROUP: Final = ("NOGROUP", "UNBLOCKED")  # the stream does not exist yet, or vanished during a blocked read
 ORPHANS = "orphans"  # suffix of the consumer name for entries that were taken over
 ORPHANS_AT_ONCE = 1000  # entries that one script takes over: it holds up Redis for a millisecond
 ORPHANS_READ = 100  # entries whose payloads are read in one go
