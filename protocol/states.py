@@ -126,10 +126,16 @@ OTHER_TABLE: Final[AppTable] = {
 def initial_state(kind: str) -> tuple[AppTable, AppState]:
     """Return the table for the app's events on a connection of that kind, and the state it begins in."""
     if kind == HTTP:
-        return HTTP_TABLE, AppState.WAITING
+        return _HTTP_START
     if kind == WEBSOCKET:
-        return WEBSOCKET_TABLE, AppState.HANDSHAKE
-    return OTHER_TABLE, AppState.OPEN
+        return _WEBSOCKET_START
+    return _OTHER_START
+
+
+# Up to Python 3.11 a lookup of a member on its enum takes 50 ns.
+_HTTP_START: Final = (HTTP_TABLE, AppState.WAITING)
+_WEBSOCKET_START: Final = (WEBSOCKET_TABLE, AppState.HANDSHAKE)
+_OTHER_START: Final = (OTHER_TABLE, AppState.OPEN)
 
 
 class ConnectionState(StrEnum):

@@ -74,8 +74,11 @@ _NAMES: Final = {HTTP: "an HTTP", WEBSOCKET: "a WebSocket"}
 # Module-level aliases, because up to Python 3.11 a lookup of a member on its enum takes 50 ns.
 _OPEN: Final = AppState.OPEN
 _COMPLETE: Final = AppState.COMPLETE
+_SERVING: Final = RunState.SERVING
 _DRAINING: Final = RunState.DRAINING
+_NOTIFIED: Final = RunState.NOTIFIED
 _DISCONNECTED: Final = RunState.DISCONNECTED
+_RETURN: Final = RunEvent.RETURN
 
 
 @mypyc_attr(native_class=False)
@@ -160,7 +163,7 @@ class Session:
         self.resumed = request.resumed
         """Whether an earlier run has accepted the client."""
         self.stream = ReliableStream(request.connection, request.attempt, request.window)
-        self.run = RunState.SERVING
+        self.run: RunState = _SERVING
         self.task: asyncio.Task[None] | None = None
         """The task of the app; None once it has ended."""
         self._outbox = Outbox(host, self.peer, self.stream, claim, self.is_http)
@@ -676,14 +679,14 @@ class Session:
         """
         if error is None:
             self._outbox.handled(self._next_number)
-        if self.run is RunState.NOTIFIED and self._app_state is not _COMPLETE:
+        if self.run is _NOTIFIED and self._app_state is not _COMPLETE:
             if self.is_http:
                 self._end_event_stream()
             else:
                 self._hand_over()
         elif mistake := self._finish(error):
             logger.error("the app %s on %s %r", mistake, self.scope["type"], self.target)
-        self.run = transition(RUN_TABLE, self.run, RunEvent.RETURN)
+        self.run = transition(RUN_TABLE, self.run, _RETURN)
         self._outbox.complete_claim()
         # Drop the references back to this session, so that its memory is freed without the garbage collector.
         self.scope = {}

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from time import monotonic, perf_counter
+from typing import Final
 
 import anyio
 
@@ -31,6 +32,8 @@ logger = logging.getLogger("asgibus.worker")
 SHARE_SECONDS = 0.002  # between two looks at the sessions of other workers, which may take theirs first
 ANNOUNCE_SECONDS = 0.005  # an app that answers within this time needs no frame that only names the owner
 FORCE_SECONDS = 5.0  # an app that calls no `receive` for this long learns of the stop from `send`
+
+_CLIENT_GONE: Final = (RunState.DISCONNECTED, RunState.SUPERSEDED)
 
 
 class Worker(BaseWorker):
@@ -214,7 +217,7 @@ class Worker(BaseWorker):
             if not (session.closed and is_disconnect(raised)):
                 self._log_error(session, raised)
         finally:
-            client_gone = session.run in (RunState.DISCONNECTED, RunState.SUPERSEDED)
+            client_gone = session.run in _CLIENT_GONE
             if session.task is not None:
                 self._tasks.discard(session.task)
             self._lasting.discard(session)

@@ -71,7 +71,9 @@ _ABANDONED: Final = ConnectionState.ABANDONED
 _ENDED: Final = ConnectionState.ENDED
 _CLAIMED: Final = ConnectionEvent.CLAIMED
 _CLIENT_GONE: Final = ConnectionEvent.CLIENT_GONE
+_COMPLETED: Final = ConnectionEvent.COMPLETED
 _HANDSHAKE: Final = AppState.HANDSHAKE
+_OPEN: Final = AppState.OPEN
 _COMPLETE: Final = AppState.COMPLETE
 
 
@@ -149,7 +151,7 @@ class Connection:
         self.kind = kind
         self.terminator = terminator
         self.stream = ReliableStream(number, 1, window)
-        self.state = ConnectionState.OFFERED
+        self.state: ConnectionState = _OFFERED
         self.table, self.app_state = initial_state(kind)
         self.peer = ""
         """The mailbox of the worker that serves this connection; empty until one has claimed it."""
@@ -159,7 +161,7 @@ class Connection:
         """The queue of `PendingConnections` that holds this connection."""
         self.unclaimed: tuple[str, int] | None = None
         """The pool and the bytes of the offer, while it counts as unclaimed."""
-        self.accepted = self.app_state is AppState.OPEN
+        self.accepted = self.app_state is _OPEN
         self.subprotocol: str | None = None
         self.resumable = False
         """Whether another run of the app may continue with the accepted client."""
@@ -254,7 +256,7 @@ class Connection:
         if after is _COMPLETE:
             if self.table is not HTTP_TABLE:
                 self._ack_all()
-            self._transition(ConnectionEvent.COMPLETED)
+            self._transition(_COMPLETED)
             return
         self._unconsumed += size(event)
         if not self.terminator.write_paused:
