@@ -14,6 +14,7 @@ from asgibus.layers.frames import ACK, EVENT, EVENT_OFFSET
 from asgibus.protocol import events
 from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.connect_request import HTTP, REQUEST_VERSION, WEBSOCKET, ConnectRequest
+from asgibus.protocol.states import RunState
 from asgibus.worker.settings import WorkerSettings
 from asgibus.worker.worker import Worker
 from support.bus import Recorder, until
@@ -94,6 +95,12 @@ class Interface:
         number = self.open(WEBSOCKET, **fields)
         await until(lambda: self.events(number), what="the accept")
         return number
+
+    async def drain(self) -> None:
+        """Stop the worker, and wait until the drain has reached its sessions."""
+        sessions = self.worker._sessions.serving()
+        self.stop.set()
+        await until(lambda: all(session.run is not RunState.SERVING for session in sessions), what="the drain")
 
     async def last(self, number: int, code: int) -> list[Frame]:
         """Return the frames of a connection, once an event of that code is among them."""

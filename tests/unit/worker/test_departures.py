@@ -12,7 +12,6 @@ import asgibus
 from asgibus.layers.frames import EVENT, RESET
 from asgibus.protocol import events
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
-from asgibus.protocol.states import RunState
 from asgibus.worker import worker as worker_module
 from support.bus import until
 from support.worker_harness import running, status_and_body
@@ -411,9 +410,7 @@ async def test_a_stop_without_resume_lets_the_app_answer_before_the_close() -> N
         number = await interface.accepted()
         interface.send_texts(number, "a", "b")
         await working.wait()
-        (session,) = interface.worker._sessions.serving()
-        interface.stop.set()
-        await until(lambda: session.run is not RunState.SERVING)
+        await interface.drain()
         stopping.set()
         answer = await interface.answer(number)
         assert [event[0] for event in answer] == [events.ACCEPT, events.MESSAGE_SENT, events.CLOSE]

@@ -3,7 +3,6 @@
 import asyncio
 from typing import Any
 
-import anyio
 import pytest
 
 import asgibus
@@ -85,8 +84,7 @@ async def test_unread_events_go_to_the_next_run() -> None:
         number = await interface.accepted(window=100_000)
         interface.send_texts(number, "a", "b", "c")
         await until(lambda: seen)
-        interface.stop.set()
-        await anyio.wait_all_tasks_blocked()  # handed over, which must wait until the app asks
+        await interface.drain()
         go.set()
         assert (await handed_over(interface, number))[4] == 1
     assert [event.get("text") for event in seen] == ["a", None]
@@ -270,8 +268,7 @@ async def test_a_closed_websocket_is_not_handed_over() -> None:
 
     async with running(app, resume=True) as interface:
         number = await interface.accepted()
-        interface.stop.set()
-        await anyio.wait_all_tasks_blocked()  # the drain has reached the session
+        await interface.drain()
         go.set()
         assert (await interface.answer(number))[-1] == (events.CLOSE, 4000, "")
         interface.acknowledge(number)
