@@ -28,8 +28,9 @@ class ClaimLimit:
 
     @property
     def connections(self) -> int:
-        """The number of connections to claim from each channel."""
-        return max(1, int(min(MOST, BATCH_SECONDS * self._connections / max(self._seconds, SHORTEST))))
+        """The number of connections to claim from each channel: the last one may begin at the end of the time."""
+        in_time = BATCH_SECONDS * self._connections / max(self._seconds, SHORTEST)
+        return 1 + int(min(in_time, MOST - 1))
 
     def note(self, connections: int, seconds: float) -> None:
         """Note how long the apps of a claim took to begin.

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from signal import SIGKILL, SIGTERM, Signals
 
 import pytest
 
@@ -42,9 +43,9 @@ class Crowd:
 
         wait_until(even)
 
-    def lose_worker(self, worker: Process) -> None:
-        """Kill a worker and wait until others serve its sockets."""
-        worker.kill()
+    def lose_worker(self, worker: Process, signal: Signals) -> None:
+        """Kill a worker, or stop it, and wait until others serve its sockets."""
+        worker.kill() if signal is SIGKILL else worker.terminate()
         for client in self.sockets.pop(str(worker.pid)):
             self._read_worker(client)
 
@@ -77,15 +78,16 @@ def test_websockets_that_are_opened_at_once_are_spread_evenly(
             assert crowd.is_even(), crowd.shares
 
 
-def test_the_websockets_of_a_dead_worker_are_spread_evenly(
-    short_leases: None, start_interface: Start, start_worker: Start, redis_url: str
+@pytest.mark.parametrize("signal", [SIGKILL, SIGTERM])
+def test_the_websockets_of_a_worker_that_ends_are_spread_evenly(
+    signal: Signals, short_leases: None, start_interface: Start, start_worker: Start, redis_url: str
 ) -> None:
     workers = [start_worker(APP, "--resume", "--layer", redis_url) for _ in range(3)]
     with ExitStack() as stack:
         crowd = Crowd(start_interface("--layer", redis_url), stack)
         crowd.open_until_even(3)
         crowd.open(90)
-        crowd.lose_worker(workers[0])
+        crowd.lose_worker(workers[0], signal)
         assert len(crowd.shares) == 2
         assert crowd.is_even(), crowd.shares
 
