@@ -55,6 +55,20 @@ def split_local(name: str) -> tuple[str, str] | None:
     return (mailbox_of(owner), local) if mark else None
 
 
+def parse_channel(name: object) -> tuple[str, str] | None:
+    """Return (mailbox, local part) of the name of a process-local channel, None for that of an ordinary channel.
+
+    Raises:
+        TypeError: It is neither; the error says the rule.
+    """
+    return _parse_channel(name) if type(name) is str else split_local(require_channel(name, whole=True))
+
+
+@lru_cache(4096)  # a message is sent or received with each
+def _parse_channel(name: str) -> tuple[str, str] | None:
+    return split_local(require_channel(name, whole=True))
+
+
 @lru_cache(1024)  # one for each process and prefix, not for each channel
 def mailbox_of(owner: str) -> str:
     """Return the mailbox of a process-local name, by the part before the `!`."""

@@ -102,6 +102,8 @@ class RedisBus(Bus):
             (self._consumer, self._acking_consumer),
             self,
         )
+        self.time = self._heartbeat.time
+        """Returns the time in seconds by Redis's clock, or slightly ahead of it."""
 
     @property
     def available(self) -> bool:
@@ -219,10 +221,6 @@ class RedisBus(Bus):
     def clear(self) -> None:
         """Forget the memberships of all channels of this mailbox."""
         self._memberships.forget_channels()
-
-    def time(self) -> float:
-        """Return the time in seconds by Redis's clock, or slightly ahead of it."""
-        return self._heartbeat.time()
 
     def publish_full(self, full: Collection[str], others: Collection[str]) -> None:
         """Let senders know that these process-local channels are full, and that the others have room again."""

@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from asgibus.layers.codec import pack_message
 from asgibus.layers.contract import Frame, Message
@@ -32,6 +32,7 @@ from asgibus.layers.redis.redelivery import Backlog, Epoch, epoch_range
 logger = logging.getLogger("asgibus.layers")
 
 RENEWALS = 4  # how often a membership is renewed within its lifetime
+PLANNED_MEMBERS = 50_000  # whose names are kept between two messages to their groups
 _Missed = tuple[list[str], int]  # members whose processes are gone, and the number of full ones
 
 AT_ONCE = 256  # groups that are joined again, or left for a dead process, at the same time
@@ -64,6 +65,28 @@ class MemberStore(Store, Protocol):
         """Add a packed message to an ordinary channel. Return False if it is full. Raises LayerUnavailable."""
 
 
+class _Channels(NamedTuple):
+    """Members of a group that are process-local channels of one mailbox and have the same capacity."""
+
+    mailbox: str
+    capacity: int
+    parts: tuple[str, ...]
+    names: list[str]
+
+
+class _Plan(NamedTuple):
+    """How a message reaches the members of a group.
+
+    A mailbox gets one entry for the group as a whole, or one for all of its channels that have the same capacity.
+    """
+
+    members: list[bytes]
+    """The members as Redis names them: for others, another plan is made."""
+    ordinary: list[str]
+    mailboxes: list[str]
+    channels: list[_Channels]
+
+
 class GroupSender:
     """Sends to groups, in any event loop."""
 
@@ -87,6 +110,8 @@ class GroupSender:
         self._entries = entries
         self._over_capacity = over_capacity
         self._capacity_of = capacity_of
+        self._plans: dict[str, _Plan] = {}
+        self._planned = 0  # members in all plans that were made
 
     async def send(self, group: str, message: Message, until: float) -> None:
         """Send a message to all members. Raises LayerUnavailable, at the time `until` at the latest."""
@@ -101,20 +126,11 @@ class GroupSender:
 
     async def _send(self, store: MemberStore, group: str, message: Message, payload: bytes, until: float) -> None:
         members, epoch = await self._members(store, group, until)
-        # A mailbox gets one entry for the group as a whole, or one for all of its channels that have the same capacity.
+        plan = self._plan(store.keys.group(group), members)
         calls: list[Coroutine[Any, Any, _Missed]] = []
-        channels: dict[tuple[str, int], dict[str, str]] = {}
-        for member in members:
-            owner, mark, part = member.partition("!")
-            if not mark:
-                calls.append(self._to_ordinary(member, payload, until))
-            elif part:
-                channels.setdefault((mailbox_of(owner), self._capacity_of(member)), {})[part] = member
-            else:
-                calls.append(self._to_mailbox(member, (GROUP_MESSAGE, group, message), until))
-        calls += [
-            self._to_channels(mailbox, each, capacity, payload, until) for (mailbox, capacity), each in channels.items()
-        ]
+        calls += [self._to_ordinary(channel, payload, until) for channel in plan.ordinary]
+        calls += [self._to_mailbox(mailbox, (GROUP_MESSAGE, group, message), until) for mailbox in plan.mailboxes]
+        calls += [self._to_channels(each, payload, until) for each in plan.channels]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         missed = [each for each in outcomes if isinstance(each, tuple)]
         if gone := [member for each, _ in missed for member in each]:
@@ -129,13 +145,10 @@ class GroupSender:
         sent = await (await self._store_of(mailbox, until)).mailboxes.send_frame(mailbox, frame, until)
         return ([mailbox] if sent is None else []), int(sent is False)
 
-    async def _to_channels(
-        self, mailbox: str, channels: Mapping[str, str], capacity: int, payload: bytes, until: float
-    ) -> _Missed:
-        """Send a message to process-local channels of a mailbox, by their local names."""
-        store = await self._store_of(mailbox, until)
-        sent = await store.mailboxes.send(mailbox, tuple(channels), payload, capacity, until)
-        return (list(channels.values()) if sent is None else []), len(channels) if sent is False else 0
+    async def _to_channels(self, channels: _Channels, payload: bytes, until: float) -> _Missed:
+        store = await self._store_of(channels.mailbox, until)
+        sent = await store.mailboxes.send(channels.mailbox, channels.parts, payload, channels.capacity, until)
+        return (channels.names if sent is None else []), len(channels.names) if sent is False else 0
 
     async def _to_ordinary(self, channel: str, payload: bytes, until: float) -> _Missed:
         return [], not await (await self._store_of(channel, until)).send(channel, payload, 0.0, until)
@@ -148,7 +161,7 @@ class GroupSender:
         await call("ZREM", store.keys.group(group), *gone, until=call_until())
         logger.info("group %r: %d members of processes that are gone were removed", group, len(gone))
 
-    async def _members(self, store: MemberStore, group: str, until: float) -> tuple[list[str], list[bytes]]:
+    async def _members(self, store: MemberStore, group: str, until: float) -> tuple[list[bytes], list[bytes]]:
         """Return the members of a group and the epoch, once all processes had time to join in that epoch."""
         pipeline, key = store.pipeline, store.keys.group(group)
         while True:
@@ -169,13 +182,37 @@ class GroupSender:
                 continue  # the two replies may be from different servers
             now, members = found[0]
             if not await store.regroup.wait(epoch, now, until):
-                return self._member_names(key, members), epoch
+                return members, epoch
 
-    def _member_names(self, key: str, members: Sequence[bytes]) -> list[str]:
+    def _plan(self, key: str, members: list[bytes]) -> _Plan:
+        """Return how a message reaches these members. They are mostly the same as at the last message."""
+        plan = self._plans.get(key)
+        if plan is None or plan.members != members:
+            self._planned += len(members)
+            if self._planned > PLANNED_MEMBERS:
+                self._plans.clear()
+                self._planned = len(members)
+            plan = self._plans[key] = self._make_plan(key, members)
+        return plan
+
+    def _make_plan(self, key: str, members: list[bytes]) -> _Plan:
         try:
-            return [member.decode() for member in members]
+            names = [member.decode() for member in members]
         except UnicodeDecodeError:
-            return self._entries.valid_names(key, members)
+            names = self._entries.valid_names(key, members)
+        ordinary: list[str] = []
+        mailboxes: list[str] = []
+        channels: dict[tuple[str, int], dict[str, str]] = {}
+        for name in names:
+            owner, mark, part = name.partition("!")
+            if not mark:
+                ordinary.append(name)
+            elif part:
+                channels.setdefault((mailbox_of(owner), self._capacity_of(name)), {})[part] = name
+            else:
+                mailboxes.append(name)
+        by_mailbox = [_Channels(*of, tuple(each), list(each.values())) for of, each in channels.items()]
+        return _Plan(members, ordinary, mailboxes, by_mailbox)
 
 
 class Memberships:

@@ -157,7 +157,7 @@ class Inbox(Handler):
             with self._lock:
                 if self.closed:
                     raise LayerUnavailable("the layer was closed")
-                channel = self._channel(part)
+                channel = self._channels.get(part) or self._channel(part)
                 channel.used = channel.received = True
                 if channel.messages:
                     arrived = channel.messages.popleft()
@@ -223,11 +223,13 @@ class Inbox(Handler):
         with self._lock:
             for part in parts:
                 count += 1
-                channel = self._channel(part)
+                channel = self._channels.get(part) or self._channel(part)
                 channel.used = True
                 if channel.waiting and not waits:
                     channel.arrived += 1
-                    self._add(channel, arrived)
+                    reader = channel.waiting.popleft()
+                    reader.arrived = arrived
+                    self._woken.append(reader)
                     continue
                 channel.capacity = capacity
                 if channel.is_full:

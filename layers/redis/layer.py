@@ -19,7 +19,7 @@ from asgibus.layers.codec import pack_message
 from asgibus.layers.contract import Bus, ChannelLayer, Handler, Message, Statistics
 from asgibus.layers.errors import ChannelFull, ForeignChannel
 from asgibus.layers.frames import DEAD, MEMBERSHIP
-from asgibus.layers.names import has_channels, require_channel, require_group, split_local
+from asgibus.layers.names import has_channels, parse_channel, require_channel, require_group, split_local
 from asgibus.layers.over_capacity import OverCapacity
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.bus import RedisBus
@@ -135,7 +135,7 @@ class RedisChannelLayer(ChannelLayer):
 
     @_on_long_lived_loop
     async def send(self, channel: str, message: Message, *, delay: float = 0.0) -> None:
-        local = split_local(require_channel(channel, whole=True))
+        local = parse_channel(channel)
         require_delay(delay)
         payload = pack_message(message)
         capacity = self.settings.capacity_of(channel)
@@ -158,7 +158,7 @@ class RedisChannelLayer(ChannelLayer):
             raise ChannelFull(channel, capacity)
 
     async def receive(self, channel: str) -> Message:
-        local = split_local(require_channel(channel, whole=True))
+        local = parse_channel(channel)
         if local is None:
             return await (await self._shards.client_of(channel)).reader.receive(channel)
         if not self._local.has(local[0]):
@@ -213,7 +213,7 @@ class RedisChannelLayer(ChannelLayer):
         await self._groups.send(require_group(group), message, self._send_until())
 
     async def channel_statistics(self, channel: str) -> Statistics:
-        local = split_local(require_channel(channel, whole=True))
+        local = parse_channel(channel)
         if local is None:
             return await self._ordinary_statistics(channel)
         if not self._local.has(local[0]):
