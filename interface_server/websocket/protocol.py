@@ -31,7 +31,7 @@ from asgibus.interface_server.websocket.compression import (
     encode_compressed,
     negotiate,
 )
-from asgibus.interface_server.websocket.frames import encode_message
+from asgibus.interface_server.websocket.frames import decode_message, encode_message, frame_size
 from asgibus.interface_server.websocket.handshake import check_handshake, switching_protocols
 from asgibus.interface_server.websocket.states import WEBSOCKET_TABLE, WebSocketEvent, WebSocketState
 from asgibus.protocol.events import (
@@ -81,6 +81,7 @@ class WebSocketProtocol(asyncio.Protocol):
     __slots__ = (
         "_alive",
         "_connection",
+        "_decoded_here",
         "_fragments",
         "_frames",
         "_guard",
@@ -96,6 +97,7 @@ class WebSocketProtocol(asyncio.Protocol):
         "_state",
         "_text",
         "_transport",
+        "_unframed",
         "_window_bits",
         "_window_shut",
         "_writer",
@@ -116,6 +118,8 @@ class WebSocketProtocol(asyncio.Protocol):
         self._state = _HANDSHAKE
         # Frames that are parsed, and wait for the window or for decompression. Meanwhile nothing pending is written.
         self._frames: Sequence[ParsedEvent] = ()
+        self._unframed = 0  # bytes that the parser got behind its last whole frame; at most too many, never too few
+        self._decoded_here = -1  # the largest message that is decoded without the parser; -1: none is
         self._fragments: bytearray | None = None  # no list: a client may send empty fragments without end
         self._text = False  # whether the message of the fragments is text
         self._inflation: Inflation | None = None  # of the compressed message whose frames arrive
@@ -181,7 +185,13 @@ class WebSocketProtocol(asyncio.Protocol):
         # Nearly every message takes this shorter way: it is one slice, and nothing is buffered before it.
         buffer.in_slice = True
         try:
-            self._parse(parser, data)
+            message = None
+            if self._unframed == 0 and self._fragments is None and self._connection is not None:
+                message = decode_message(data, self._decoded_here)
+            if message is not None and self._connection is not None:
+                self._connection.event((MESSAGE_RECEIVED, message))
+            else:
+                self._parse(parser, data)
         finally:
             buffer.in_slice = False
         if self._frames:
@@ -239,12 +249,14 @@ class WebSocketProtocol(asyncio.Protocol):
         frames: Sequence[ParsedEvent] = self._frames
         if not frames:
             parser.receive_data(data)
+            self._unframed += len(data)
             frames = parser.events_received()
         for index, frame in enumerate(frames):
             assert isinstance(frame, Frame)  # the handshake is not left to the parser, so there is nothing else
             if self._window_shut or not self._handle_frame(frame):
                 self._frames = frames[index:]
                 return
+            self._unframed -= frame_size(len(frame.data))
         self._frames = ()
         if parser.parser_exc is not None:
             self._end_for_error()
@@ -462,6 +474,8 @@ class WebSocketProtocol(asyncio.Protocol):
         )
         self._log_handshake(101)
         self._parser = Parser(SERVER, max_size=settings.websocket_max_message_size, logger=debug_log.logger)
+        if not self._parser.debug:  # else the parser logs each frame
+            self._decoded_here = min(SLICE, settings.websocket_max_message_size)
         if agreed:
             self._parser.extensions = [CompressionMarks()]
             self._window_bits, self._reading_bits = agreed.window_bits, agreed.reading_bits

@@ -1,13 +1,16 @@
 """A WebSocket: handshake, messages in pieces, control frames, closing and flow control."""
 
+import itertools
 import struct
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from websockets.frames import Close, Frame, Opcode
 
 from asgibus.interface_server.websocket.protocol import EARLY_BYTES, PONGS, SLICE
-from asgibus.protocol.events import ACCEPT, CLOSE, MESSAGE_RECEIVED, MESSAGE_SENT, Event
+from asgibus.protocol.events import ACCEPT, CLOSE, MESSAGE_RECEIVED, MESSAGE_SENT, WEBSOCKET_DISCONNECT, Event
 from support.recording import WORKER
 from support.socket_harness import HANDSHAKE, Socket, get
 
@@ -67,6 +70,59 @@ def test_pieces_change_nothing(size: int) -> None:
     socket.send_frame(*frames, *[Frame(Opcode.TEXT, b"c")] * 100, size=size)
     assert socket.received() == [(MESSAGE_RECEIVED, "a" + "b" * 3000), *[(MESSAGE_RECEIVED, "c")] * 100]
     assert socket.frames() == [(Opcode.PONG, b"p")]
+
+
+def test_a_whole_frame_behind_a_part_of_another_one_is_not_taken_for_a_message() -> None:
+    socket = WebSocket()
+    outer = Frame(Opcode.BINARY, TEXT + TEXT).serialize(mask=True)
+    outer = outer[:2] + bytes(4) + TEXT + TEXT  # unmasked by zeros, so that the payload is two frames on the wire
+    for piece in (outer[:6], TEXT, TEXT, TEXT):
+        socket.send(piece)
+    assert socket.received() == [(MESSAGE_RECEIVED, TEXT + TEXT), (MESSAGE_RECEIVED, "hello")]
+
+
+def test_a_whole_frame_between_fragments_is_an_error() -> None:
+    socket = WebSocket()
+    socket.send_frame(Frame(Opcode.TEXT, b"a", fin=False))
+    socket.send(TEXT)
+    assert socket.received()[-1][:2] == (WEBSOCKET_DISCONNECT, 1002)
+
+
+@pytest.mark.parametrize("length", [0, 1, 125, 126, 200, SLICE - 8, SLICE, 65_535, 65_536])
+@pytest.mark.parametrize("opcode", [Opcode.TEXT, Opcode.BINARY])
+def test_messages_of_all_lengths(opcode: Opcode, length: int) -> None:
+    socket = WebSocket()
+    for _ in range(2):
+        socket.send_frame(Frame(opcode, b"x" * length))
+    message = "x" * length if opcode is Opcode.TEXT else b"x" * length
+    assert socket.received() == [(MESSAGE_RECEIVED, message)] * 2
+
+
+@given(cuts=st.sets(st.integers(1, 700)))
+def test_frames_cut_anywhere_are_the_same_messages(cuts: set[int]) -> None:
+    socket = WebSocket()
+    wire = b"".join(
+        frame.serialize(mask=True)
+        for _ in range(3)
+        for frame in (
+            Frame(Opcode.TEXT, b"one"),
+            Frame(Opcode.BINARY, b"2" * 130),
+            Frame(Opcode.TEXT, b"th", fin=False),
+            Frame(Opcode.PING, b"p"),
+            Frame(Opcode.CONT, b"ree"),
+            Frame(Opcode.TEXT, b""),
+        )
+    )
+    places = [0, *sorted(cut for cut in cuts if cut < len(wire)), len(wire)]
+    for start, end in itertools.pairwise(places):
+        socket.send(wire[start:end])
+    once = [
+        (MESSAGE_RECEIVED, "one"),
+        (MESSAGE_RECEIVED, b"2" * 130),
+        (MESSAGE_RECEIVED, "three"),
+        (MESSAGE_RECEIVED, ""),
+    ]
+    assert socket.received() == once * 3
 
 
 def test_messages_before_the_accept_are_buffered() -> None:
