@@ -5,13 +5,14 @@ A program is a block of Python that begins with a comment which names its file, 
 
 import ast
 import builtins
+import os
 import re
 import shlex
 import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from runpy import run_path
@@ -142,13 +143,19 @@ def paste(tmp_path: Path) -> Paste:
     return paste
 
 
-def python(folder: Path, *arguments: str) -> str:
+def python(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> str:
     """Run Python in this folder; return its output."""
     result = subprocess.run(
-        [sys.executable, *arguments], check=False, cwd=folder, capture_output=True, text=True, timeout=50
+        [sys.executable, *arguments], check=False, cwd=folder, capture_output=True, text=True, timeout=50, env=env
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
+
+
+def run_pytest(folder: Path, *files: str) -> str:
+    """Run the tests in this folder with the plugin of anyio alone, since others take a second to load."""
+    env = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    return python(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "anyio", *files, env=env)
 
 
 def wait_for_message(socket: ClientConnection, text: str) -> None:
@@ -265,18 +272,18 @@ def test_the_checks_for_a_layer(paste: Paste) -> None:
     folder = paste("layers.md")
     assert python(folder, "check.py") == ""
     some = "order or member"  # the program has run all checks
-    assert " passed" in python(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", some, "test_layer.py")
+    assert " passed" in run_pytest(folder, "-k", some, "test_layer.py")
 
 
 def test_the_tests_of_an_app(paste: Paste) -> None:
     paste("groups.md")
     folder = paste("testing.md", only="test_main")  # the other one is for tests that want a bus
-    assert "1 passed" in python(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    assert "1 passed" in run_pytest(folder)
     paste("testing.md")
     (folder / "test_bus.py").write_text(
         "import pytest\n\n\n@pytest.mark.anyio\nasync def test_it(bus):\n    assert len(bus.workers) == 2\n"
     )
-    assert "2 passed" in python(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    assert "2 passed" in run_pytest(folder)
 
 
 def test_udp(paste: Paste, start_interface: Start) -> None:
