@@ -23,11 +23,6 @@ def group() -> str:
     return f"group-{uuid.uuid4().hex}"
 
 
-@pytest.fixture
-def name() -> str:
-    return uuid.uuid4().hex
-
-
 @pytest.fixture(params=LAYERS)
 def serve(request: pytest.FixtureRequest, start_interface: Start, start_worker: Start) -> Callable[..., Servers]:
     """Start an interface server with these options, and a worker."""

@@ -2,43 +2,17 @@
 
 import http.client
 import json
-import uuid
-from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from support.processes import Process
 from support.raw import RawClient, Response
-from support.servers import LAYERS, Servers, serving
 from support.websocket import handshake, read_notes
 
 APP = "interface_server.http_app:app"
 SHORT = 200_000  # a rest of the body that is read and dropped
 LONG = 3_000_000  # one for which the client would wait
-
-
-@pytest.fixture(scope="module", params=LAYERS)
-def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
-    with serving(request, APP, layer=request.param) as servers:
-        yield servers
-
-
-@pytest.fixture
-def server(servers: Servers) -> Process:
-    return servers.interfaces[0]
-
-
-@pytest.fixture
-def client(server: Process) -> Iterator[RawClient]:
-    with RawClient(server) as client:
-        yield client
-
-
-@pytest.fixture
-def name() -> str:
-    """Return the key of this test's notes in the app."""
-    return uuid.uuid4().hex
 
 
 def post(target: str, length: int, *headers: str, version: str = "1.1") -> bytes:

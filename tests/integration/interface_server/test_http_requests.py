@@ -1,40 +1,15 @@
 """Requests over real sockets, on both layers: the order of reading, and disconnects."""
 
 import json
-import uuid
-from collections.abc import Iterator
 
 import pytest
 
 from support.processes import Process
 from support.raw import RawClient, Response
-from support.servers import LAYERS, Servers, serving
+from support.servers import Servers
 from support.websocket import read_notes, wait_for_note
 
 APP = "interface_server.http_app:app"
-
-
-@pytest.fixture(scope="module", params=LAYERS)
-def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
-    with serving(request, APP, layer=request.param) as servers:
-        yield servers
-
-
-@pytest.fixture
-def server(servers: Servers) -> Process:
-    return servers.interfaces[0]
-
-
-@pytest.fixture
-def client(server: Process) -> Iterator[RawClient]:
-    with RawClient(server) as client:
-        yield client
-
-
-@pytest.fixture
-def name() -> str:
-    """Return the key of this test's notes in the app."""
-    return uuid.uuid4().hex
 
 
 def get(target: str, *headers: str, version: str = "1.1") -> bytes:

@@ -3,7 +3,7 @@
 import json
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,17 +11,10 @@ import pytest
 from support.processes import LISTENING, Process, Processes
 from support.raw import RawClient
 from support.scopes import build_scope, get
-from support.servers import LAYERS, serving
 
 APP = "interface_server.http_app:app"
 EVERYWHERE = ["asgibus", "http.response.early_hint"]
 Start = Callable[..., Process]
-
-
-@pytest.fixture(scope="module", params=LAYERS)
-def server(request: pytest.FixtureRequest) -> Iterator[Process]:
-    with serving(request, APP, layer=request.param) as servers:
-        yield servers.interfaces[0]
 
 
 def test_every_key_of_the_scope(server: Process) -> None:

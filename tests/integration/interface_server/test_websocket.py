@@ -1,8 +1,6 @@
 """WebSockets over real sockets, on both layers: frames of the client and events of the app."""
 
 import json
-import uuid
-from collections.abc import Iterator
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -10,7 +8,6 @@ from websockets.utils import accept_key
 
 from support.processes import Process
 from support.raw import RawClient
-from support.servers import LAYERS, serving
 from support.websocket import (
     BINARY,
     CLOSE,
@@ -29,18 +26,6 @@ from support.websocket import (
 )
 
 APP = "interface_server.websocket_app:app"
-
-
-@pytest.fixture(scope="module", params=LAYERS)
-def server(request: pytest.FixtureRequest) -> Iterator[Process]:
-    with serving(request, APP, layer=request.param) as servers:
-        yield servers.interfaces[0]
-
-
-@pytest.fixture
-def name() -> str:
-    """Return the key of this test's notes in the app."""
-    return uuid.uuid4().hex
 
 
 # Messages.

@@ -1,7 +1,6 @@
 """Flow control of WebSockets: an end that reads slowly slows the other end, and the servers buffer little."""
 
 import threading
-import uuid
 from collections.abc import Iterator
 
 import psutil
@@ -10,7 +9,7 @@ import pytest
 from support.deadline import HANG, wait_until
 from support.processes import Process
 from support.raw import RawClient
-from support.servers import LAYERS, Servers, serving
+from support.servers import Servers
 from support.websocket import (
     BINARY,
     CONT,
@@ -29,22 +28,6 @@ APP = "interface_server.websocket_app:app"
 MIB = 1 << 20
 MESSAGE = 65_536
 KERNEL = 14 * MIB  # more than the buffers of both sockets, the windows and the bytes under way together
-
-
-@pytest.fixture(scope="module", params=LAYERS)
-def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
-    with serving(request, APP, layer=request.param) as servers:
-        yield servers
-
-
-@pytest.fixture
-def server(servers: Servers) -> Process:
-    return servers.interfaces[0]
-
-
-@pytest.fixture
-def name() -> str:
-    return uuid.uuid4().hex
 
 
 @pytest.fixture

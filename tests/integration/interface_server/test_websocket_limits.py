@@ -2,7 +2,6 @@
 
 import select
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,11 +30,6 @@ from support.websocket import (
 APP = "interface_server.websocket_app:app"
 
 Start = Callable[..., Process]
-
-
-@pytest.fixture
-def name() -> str:
-    return uuid.uuid4().hex
 
 
 def test_a_client_stays_while_it_answers_pings(start_interface: Start, name: str) -> None:
