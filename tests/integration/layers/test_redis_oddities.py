@@ -133,8 +133,10 @@ async def test_keys_of_another_type_are_replaced(redis_url: str, admin: Admin, m
                 # No process removes messages: a send to such a key fails.
                 if key.split(":")[1] in ("channel", "counts") or admin.type(key) == kind.encode():
                     continue
-                admin.delete(key)
-                WRONG[kind](admin, key)
+                with admin.pipeline() as pipeline:  # a transaction: the bus would create a key that is missing
+                    pipeline.delete(key)
+                    WRONG[kind](pipeline, key)
+                    pipeline.execute()
                 await bus.check(f"{key} as {kind}")
             assert bus.counted("wrong type")
             assert bus.one.handler.dead == bus.two.handler.dead == []
