@@ -65,7 +65,7 @@ def test_all_data_is_deleted(start_redis: StartRedis, processes: Processes, note
     server = start_redis()
     with Load(processes, notes, server.url) as load, redis.Redis.from_url(server.url, protocol=2) as admin:
         recoveries = []
-        for _ in range(by_form(2, 10)):
+        for _ in range(by_form(1, 10)):
             admin.flushall()
             recoveries.append(load.wait_recovered(time.monotonic()))
         outcome = load.finish()

@@ -148,7 +148,7 @@ def test_requests_under_load_while_workers_are_killed(
         thread.start()
     try:
         for worker in workers[:2]:
-            time.sleep(1.0)  # of load
+            time.sleep(0.5)  # of load
             worker.kill()
         time.sleep(NOTICED)
     finally:

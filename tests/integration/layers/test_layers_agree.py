@@ -32,7 +32,7 @@ SILENCE = 0.03
 """Seconds for which a reader waits that must not get a message."""
 
 SETTINGS = settings(
-    max_examples=settings.default.max_examples // 4, stateful_step_count=30, phases=(Phase.explicit, Phase.generate)
+    max_examples=settings.default.max_examples // 6, stateful_step_count=30, phases=(Phase.explicit, Phase.generate)
 )
 """Without shrinking, which would take minutes."""
 

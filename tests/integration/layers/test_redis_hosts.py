@@ -126,7 +126,7 @@ async def test_sentinels_with_a_password(sentinels: SentinelSet) -> None:
 @pytest.mark.redis
 async def test_the_search_for_a_master_can_be_cancelled_at_any_time(sentinels: SentinelSet) -> None:
     address, dice = read_hosts(sentinels.url)[0], random.Random(1)
-    for _ in range(200):
+    for _ in range(80):
         looking = asyncio.create_task(locate(address))
         for _ in range(dice.randrange(40)):
             await asyncio.sleep(0)
