@@ -66,7 +66,6 @@ class Worker(BaseWorker):
         self._errors = CountedLog(Counter(), logger, monotonic)
         self._limit = ClaimLimit()
         self._announcer = Announcer(settings.pool, str(settings.app), self._announced_sessions)
-        self._apps_began = 0.0  # when the first app of the last claim began
         self._full = False
         # An event of asyncio, because it is set and cleared again for every wait for a free slot; anyio's is set once.
         self._slots = asyncio.Event()
@@ -148,21 +147,15 @@ class Worker(BaseWorker):
             lasting = claims[0].channel != requests or claims[-1].channel != requests
             if lasting and not shares.alone:
                 self._announcer.announce_soon()
-            claimed = perf_counter()
-            loop.call_soon(self._on_apps_begin)
+            loop.call_soon(self._limit.on_begin)  # what the event loop does until then says nothing about the apps
             started = [session for claim in claims if (session := self._start(claim)) is not None]
             loop.call_later(ANNOUNCE_SECONDS, self._announce, started)
             self._count_work(len(claims))
-            prepared = perf_counter()
             # Let the apps begin, and their first answers be written, before the next claim. Both writes then wake the
             # store once, and meanwhile more offers arrive.
             await asyncio.sleep(0)
-            self._limit.note(len(claims), prepared - claimed + perf_counter() - self._apps_began)
+            self._limit.on_begun(len(claims))
             await asyncio.sleep(0)
-
-    def _on_apps_begin(self) -> None:
-        """Note the time: what the event loop does between the claim and the first app says nothing about the apps."""
-        self._apps_began = perf_counter()
 
     def _free(self) -> int:
         """Return the number of further connections that could be served now."""

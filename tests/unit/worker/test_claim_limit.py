@@ -1,7 +1,11 @@
 """The number of connections that a worker claims at once, by the time that its app takes to begin."""
 
+import time
+from itertools import count
+
 import pytest
 
+from asgibus.worker import claim_limit
 from asgibus.worker.claim_limit import BATCH_SECONDS, MOST, ClaimLimit
 
 
@@ -45,3 +49,29 @@ def test_a_clock_that_stands_still_does_no_harm() -> None:
     for _ in range(5000):
         limit.note(1, 0.0)
     assert limit.connections == MOST
+
+
+def test_an_app_that_computes_is_measured() -> None:
+    limit = ClaimLimit()
+    limit.on_begin()
+    end = time.thread_time() + 5 * BATCH_SECONDS
+    while time.thread_time() < end:
+        pass
+    limit.on_begun(1)
+    assert limit.connections < 10
+
+
+def test_an_app_that_blocks_is_measured() -> None:
+    limit = ClaimLimit()
+    limit.on_begin()
+    time.sleep(20 * BATCH_SECONDS)
+    limit.on_begun(1)
+    assert limit.connections == 1
+
+
+def test_the_time_of_other_processes_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = ClaimLimit()
+    monkeypatch.setattr(claim_limit, "perf_counter", count().__next__)  # a second passes between two calls
+    limit.on_begin()
+    limit.on_begun(1)
+    assert limit.connections > 10
