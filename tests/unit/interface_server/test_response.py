@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from asgibus.interface_server.http.response import Framing, Head, StandardHeaders, plain_response, response_head
 from asgibus.protocol.header_lines import make_lines
@@ -84,3 +86,33 @@ def test_an_error_response_of_the_server() -> None:
     assert whole.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
     assert whole.endswith(b"retry-after: 1\r\ncontent-length: 7\r\nconnection: close\r\n\r\nLater.\n")
     assert plain_response(503, "Later.", PLAIN, head_only=True) == whole.removesuffix(b"Later.\n")
+
+
+NAMES = st.sampled_from((b"Content-Length", b"transfer-encoding", b"connection", b"server", b"date", b"trailer", b"x"))
+VALUES = st.sampled_from((b"3", b"5", b"x", b"", b"chunked", b"close, x", b"keep-alive", b"content-length: 9"))
+
+
+@given(st.lists(st.tuples(NAMES, VALUES), max_size=6), st.sampled_from((200, 204, 304)), st.none() | st.just(3))
+def test_no_headers_of_an_app_leave_the_end_of_a_response_in_doubt(
+    headers: list[tuple[bytes, bytes]], status: int, whole: int | None
+) -> None:
+    made = response_head(
+        status,
+        make_lines(headers, "the test"),
+        StandardHeaders(server=True, date=True),
+        http_version="1.1",
+        method="GET",
+        keep_alive=True,
+        whole=whole,
+    )
+    assert made.data.count(b"\r\n\r\n") == 1
+    lines = [line.partition(b": ") for line in made.data.removesuffix(b"\r\n\r\n").split(b"\r\n")[1:]]
+    values: dict[bytes, list[bytes]] = {}
+    for name, _, value in lines:
+        values.setdefault(name, []).append(value)
+    lengths, codings = values.get(b"content-length", []), values.get(b"transfer-encoding", [])
+    assert len(lengths) + len(codings) <= 1, "RFC 9112, section 6.2"
+    assert lengths in ([], [b"%d" % made.length])
+    assert codings == [b"chunked"] * (made.framing is Framing.CHUNKED)
+    assert not (status == 204 and lengths), "RFC 9110, section 8.6"
+    assert (b"close" in b", ".join(values.get(b"connection", [])).split(b", ")) == made.close
