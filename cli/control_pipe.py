@@ -7,7 +7,6 @@ supervisor is gone, and nothing else would ever end the process.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
@@ -97,6 +96,8 @@ class ControlPipe:
             print(f"Error: {reason}", file=sys.stderr)
             self.manager.status(f"failed: {reason}")
         else:
+            import json  # noqa: PLC0415  # for failures alone
+
             self._send_once(FAILED, json.dumps([" ".join(reason.split()), trace]))
 
     def on_stop(self, call: OnStop, within: float) -> None:

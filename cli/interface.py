@@ -242,7 +242,7 @@ def _mailboxes(mailboxes: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """Run the command, as the entry point `asgi-interface`."""
+    """Run the command."""
     command(prog_name="asgi-interface")
 
 

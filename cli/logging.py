@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from pathlib import Path
@@ -84,7 +83,9 @@ def _prints(handler: logging.Handler, record: logging.LogRecord) -> bool:
 
 
 def _configure(path: str) -> None:
-    import logging.config  # noqa: PLC0415  # with its socket servers, it takes a tenth of a command's start-up
+    # Few commands have such a file, and its modules take a tenth of the start-up.
+    import json  # noqa: PLC0415
+    import logging.config  # noqa: PLC0415
 
     try:
         suffix = Path(path).suffix

@@ -17,7 +17,7 @@ LogLevel = Literal["critical", "error", "warning", "info", "debug"]
 MOST_PROCESSES = 1000  # more than any machine has cores for
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ProcessSettings:
     """How a process starts, logs and is watched. Times in seconds."""
 

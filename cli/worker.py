@@ -183,7 +183,7 @@ def _work(settings: WorkerSettings) -> str:
 
 
 def main() -> None:
-    """Run the command, as the entry point `asgi-worker`."""
+    """Run the command."""
     command(prog_name="asgi-worker")
 
 

@@ -49,7 +49,7 @@ def _proxies(value: str) -> str:
     return value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class InterfaceSettings(ServerSettings):
     """How an interface server runs. Times in seconds, sizes in bytes."""
 

@@ -56,7 +56,7 @@ class Kind(Enum):
     """A secret, or @FILE for each line of a file."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Option:
     """How a setting is given on the command line and in the environment."""
 
@@ -118,7 +118,7 @@ def not_empty(value: str | None) -> str | None:
     return value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ServerSettings:
     """Settings that an interface server and a worker have in common."""
 

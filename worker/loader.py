@@ -17,7 +17,6 @@ from asgibus.compatibility.callables import Application, double_to_single_callab
 from asgibus.compatibility.interfaces import Interface, UnknownInterface, interface_of, takes
 from asgibus.worker.app_error import AppError, line_of, trace_of
 from asgibus.worker.settings import WorkerSettings
-from asgibus.worker.wsgi import WSGIApplication
 
 logger = logging.getLogger("asgibus.worker")
 
@@ -65,6 +64,8 @@ def adapt_app(app: Callable[..., Any], settings: WorkerSettings) -> tuple[Applic
     if settings.protocols:
         other = ", ".join(settings.protocols)
         raise ApplicationError(f"{settings.app!r} is a WSGI app: it has HTTP alone, and cannot serve {other}")
+    from asgibus.worker.wsgi import WSGIApplication  # noqa: PLC0415  # for such apps alone
+
     return WSGIApplication(app, settings), settings
 
 

@@ -34,7 +34,7 @@ def _protocols(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(require_protocol, names)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class WorkerSettings(ServerSettings):
     """How a worker runs. Times in seconds, sizes in bytes."""
 

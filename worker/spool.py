@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import resource
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -91,10 +92,8 @@ class RequestBody:
     """
 
     def __init__(self, spool: Spool) -> None:
-        from tempfile import SpooledTemporaryFile  # noqa: PLC0415  # most workers run no WSGI app
-
         self._spool = spool
-        self._file = SpooledTemporaryFile()  # noqa: SIM115  # closed by `close`
+        self._file = tempfile.SpooledTemporaryFile()  # noqa: SIM115  # closed by `close`
         self._on_disk = False
         self.size = 0
 
@@ -254,9 +253,7 @@ class ResponseBody:
     def _write_to_disk(self, data: memoryview) -> int:
         try:
             if self._file is None:
-                from tempfile import TemporaryFile  # noqa: PLC0415  # as above
-
-                self._file = TemporaryFile(buffering=0)  # noqa: SIM115  # closed by `close`
+                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed by `close`
             return os.pwrite(self._file.fileno(), data, self._written)
         except OSError as error:
             self._spool.warn(f"a response cannot be kept in a temporary file, so its thread waits: {error}")

@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from time import monotonic, perf_counter
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -25,7 +25,9 @@ from asgibus.worker.claim_limit import ClaimLimit
 from asgibus.worker.session import ClientDisconnected, Session
 from asgibus.worker.session_registry import SessionRegistry
 from asgibus.worker.settings import WorkerSettings
-from asgibus.worker.wsgi import WSGIApplication
+
+if TYPE_CHECKING:
+    from asgibus.worker.wsgi import WSGIApplication
 
 logger = logging.getLogger("asgibus.worker")
 
@@ -69,9 +71,13 @@ class Worker(BaseWorker):
         self._full = False
         # An event of asyncio, because it is set and cleared again for every wait for a free slot; anyio's is set once.
         self._slots = asyncio.Event()
-        self._wsgi = app if isinstance(app, WSGIApplication) else None
-        if self._wsgi is not None:
-            self._wsgi.on_free = self._slots.set
+        self._wsgi: WSGIApplication | None = None
+        if settings.interface == "wsgi":
+            from asgibus.worker.wsgi import WSGIApplication  # noqa: PLC0415  # for such apps alone
+
+            if isinstance(app, WSGIApplication):  # in tests, another app may be around it
+                self._wsgi = app
+                app.on_free = self._slots.set
 
     def counts(self) -> dict[str, int]:
         """Return the repaired, lost and dropped items by kind."""
