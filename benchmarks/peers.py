@@ -98,13 +98,14 @@ def channels(python: str, directory: Path, app: str, workers: int) -> Iterator[P
 
 def interface_command(python: str, *arguments: str) -> tuple[list[str], str]:
     """Return the command of an interface server, and what it logs when it is ready; the first group is the port."""
-    command = [python, "-m", "asgibus.cli.interface", *arguments, "--host", "127.0.0.1", "--port", "0"]
+    command = [str(Path(python).with_name("asgi-interface")), *arguments, "--host", "127.0.0.1", "--port", "0"]
     return [*command, "--no-access-log", "--ping-interval", HOUR], r"listening on http://\S+:(\d+)"
 
 
 def worker_command(python: str, app: str, *arguments: str) -> tuple[list[str], str]:
     """Return the command of a worker, and what it logs when it is ready."""
-    return [python, "-m", "asgibus.cli.worker", app, "--app-dir", str(ROOT), *arguments], "worker ready: "
+    command = [str(Path(python).with_name("asgi-worker")), app, "--app-dir", str(ROOT), *arguments]
+    return command, "worker ready: "
 
 
 def uvicorn_command(python: str, app: str, *arguments: str) -> tuple[list[str], str]:
