@@ -12,7 +12,7 @@ from typing import Final
 
 FEW: Final = 4  # sessions by which a worker may be ahead of the mean: fewer make small claims, which cost CPU
 SHARE: Final = 1 / 16  # of the mean, by which it may be ahead in addition
-PATIENCE_SECONDS: Final = 0.05  # for which a worker that is ahead lets others claim first
+PATIENCE_SECONDS: Final = 0.1  # for which a worker that is ahead lets others claim first
 UNLIMITED: Final = 1_000_000
 
 
