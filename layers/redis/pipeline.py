@@ -1,11 +1,11 @@
 """Write to Redis: while a flush is in flight, commands are gathered for the next.
 
-There are no timers, and no delay at low load: the first write goes out at the end of the event loop's turn. A turn that
-takes long flushes several times, so that other processes can work meanwhile. A flush has one entry per mailbox with all
-of its frames. Commands that were in flight when the connection broke are written again on the next one, since frames
-carry sequence numbers; commands that may not be repeated fail. Commands that Redis refuses for a while are tried again,
-and later ones wait for them. A server that has become a replica is left at once, so that the next connection goes to
-the new master.
+There are no timers, and no delay at low load: the first write goes out at the end of the event loop's turn, and at once
+if a caller waits for the reply. A turn that takes long flushes several times, so that other processes can work
+meanwhile. A flush has one entry per mailbox with all of its frames. Commands that were in flight when the connection
+broke are written again on the next one, since frames carry sequence numbers; commands that may not be repeated fail.
+Commands that Redis refuses for a while are tried again, and later ones wait for them. A server that has become a
+replica is left at once, so that the next connection goes to the new master.
 """
 
 from __future__ import annotations
@@ -225,6 +225,8 @@ class Pipeline:
         future: asyncio.Future[Any] = self._loop.create_future()
         command = self.write(args, _into(future), repeatable=repeatable, patient=repeatable)
         command.in_order = in_order
+        if not self._in_flight and not self._again:
+            self._flush()  # a turn of the event loop would cost a tenth of the call
         timer = None if until is None else self._loop.call_at(until, self._give_up, command, future)
         try:
             return await future
