@@ -6,10 +6,10 @@ import resource
 from time import perf_counter
 from typing import Final
 
-BATCH_SECONDS: Final = 0.002  # for the apps of one claim to begin: a claim costs all processes 0.15 ms, however large
+BATCH_SECONDS: Final = 0.002  # for the connections of one claim: a claim costs all processes 0.15 ms, however large
 MOST: Final = 32  # connections of one channel: the interface server then works on some while the worker has others
-USUAL_SECONDS: Final = 0.000_1  # for an app to begin, until it is measured
-SHORTEST: Final = 0.000_001  # seconds that are divided by: the measured ones may be 0
+OWN_SECONDS: Final = 0.000_05  # of the worker for each connection, beside its app
+USUAL_SECONDS: Final = 0.000_1  # for a connection, until it is measured
 WEIGHT: Final = 0.75  # of earlier batches, at each new one
 
 RUSAGE_THREAD: Final = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)  # macOS knows whole processes only
@@ -39,7 +39,7 @@ class ClaimLimit:
     @property
     def connections(self) -> int:
         """The number of connections to claim from each channel: the last one may begin at the end of the time."""
-        in_time = BATCH_SECONDS * self._connections / max(self._seconds, SHORTEST)
+        in_time = BATCH_SECONDS * self._connections / self._seconds
         return 1 + int(min(in_time, MOST - 1))
 
     def on_begin(self) -> None:
@@ -69,4 +69,4 @@ class ClaimLimit:
             seconds: The time for all of them.
         """
         self._connections = WEIGHT * self._connections + connections
-        self._seconds = WEIGHT * self._seconds + seconds
+        self._seconds = WEIGHT * self._seconds + seconds + connections * OWN_SECONDS

@@ -12,18 +12,18 @@ from asgibus.worker.claim_limit import BATCH_SECONDS, MOST, ClaimLimit
 @pytest.mark.parametrize(
     ("each", "connections"),
     [
-        (0.000_001, MOST),
-        (BATCH_SECONDS / 32, 32),
-        (BATCH_SECONDS / 10, 10),
-        (BATCH_SECONDS / 3, 3),
-        (BATCH_SECONDS, 1),
+        (0.0, MOST),
+        (0.000_05, 20),
+        (0.000_2, 8),
+        (0.001, 2),
+        (0.002, 1),
         (1.0, 1),
     ],
 )
 def test_a_claim_has_as_many_connections_as_apps_begin_in_time(each: float, connections: int) -> None:
     limit = ClaimLimit()
     for _ in range(50):
-        limit.note(size := limit.connections, each * 1.01 * size)
+        limit.note(size := limit.connections, each * size)
     assert abs(limit.connections - connections) <= 1
 
 
@@ -39,16 +39,9 @@ def test_one_slow_request_is_forgotten() -> None:
     limit.note(1, 1.0)
     batches = 0
     while limit.connections < 10:
-        limit.note(size := limit.connections, size * BATCH_SECONDS / 20)
+        limit.note(size := limit.connections, size * BATCH_SECONDS / 40)
         batches += 1
     assert batches < 50
-
-
-def test_a_clock_that_stands_still_does_no_harm() -> None:
-    limit = ClaimLimit()
-    for _ in range(5000):
-        limit.note(1, 0.0)
-    assert limit.connections == MOST
 
 
 def test_an_app_that_computes_is_measured() -> None:
