@@ -262,7 +262,7 @@ def test_a_failed_start(redis_url: str, start_worker: Start, start_interface: St
     """A failed start logs one traceback and one clear line, whatever the number of processes."""
     (tmp_path / "import-fails").touch()
     options = {"ready": False, "allow_traceback": True}
-    arguments = ("--layer", redis_url, "--processes", 3)
+    arguments = ("--layer", redis_url, "--processes", 2)
     for process in (start_worker(APP, *arguments, **options), start_interface(*arguments, app=APP, **options)):
         assert process.wait() == 1
         *trace, line = [line for line in process.log().splitlines() if "INFO" not in line]

@@ -139,7 +139,7 @@ class Flood:
         for sender in senders:
             while sender.is_alive():
                 self._round_trip()
-                sender.join(0.002)
+                sender.join(0.01)  # watch, and leave most of the processor to the flood
         for _ in range(TRIPS):
             self._round_trip()
 
