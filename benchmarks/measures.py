@@ -47,9 +47,9 @@ ROWS = {
     for row in (
         Row("http-64", "HTTP, 64 connections", "http", 64, peers=EVERY),
         Row("fastapi-64", "FastAPI, 64 connections", "http", 64, path=ITEM, app="fastapi"),
-        Row("fastapi-64-2", "the same, two workers", "http", 64, path=ITEM, app="fastapi", workers=2),
+        Row("fastapi-64-2", "FastAPI, 64 connections, two workers", "http", 64, path=ITEM, app="fastapi", workers=2),
         Row("django-64", "Django, 64 connections", "http", 64, path=ITEM, app="django"),
-        Row("django-64-2", "the same, two workers", "http", 64, path=ITEM, app="django", workers=2),
+        Row("django-64-2", "Django, 64 connections, two workers", "http", 64, path=ITEM, app="django", workers=2),
         Row("upload", "4 uploads at once, MB", "upload", 4),
         Row("download", "4 downloads at once, MB", "download", 4),
         Row("echo-64", "WebSocket echo, 64 sockets", "echo", 64, peers=EVERY),
@@ -59,7 +59,7 @@ ROWS = {
         Row("even-30", "Open 30 WebSockets at once, two workers", "even", 30, workers=2),
         Row("even-400", "Open 400 WebSockets at once, eight workers", "even", 400, workers=8),
         Row("start-up", "Start with an app until the first answer", "start", 1),
-        Row("start-up-worker", "the same, a worker alone", "start", 1),
+        Row("start-up-worker", "Start a worker until the first answer", "start", 1),
     )
 }
 
