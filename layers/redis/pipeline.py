@@ -1,11 +1,11 @@
 """Write to Redis: while a flush is in flight, commands are gathered for the next.
 
-There are no timers, and no delay at low load: the first write goes out at the end of the event loop's turn, and at once
-if a caller waits for the reply. A turn that takes long flushes several times, so that other processes can work
-meanwhile. A flush has one entry per mailbox with all of its frames. Commands that were in flight when the connection
-broke are written again on the next one, since frames carry sequence numbers; commands that may not be repeated fail.
-Commands that Redis refuses for a while are tried again, and later ones wait for them. A server that has become a
-replica is left at once, so that the next connection goes to the new master.
+There are no timers, and no delay at low load: the first write goes out at the end of the event loop's turn, or at once
+if its caller wants that. A turn that takes long flushes several times, so that other processes can work meanwhile. A
+flush has one entry per mailbox with all of its frames. Commands that were in flight when the connection broke are
+written again on the next one, since frames carry sequence numbers; commands that may not be repeated fail. Commands
+that Redis refuses for a while are tried again, and later ones wait for them. A server that has become a replica is left
+at once, so that the next connection goes to the new master.
 """
 
 from __future__ import annotations
@@ -202,6 +202,7 @@ class Pipeline:
         *args: str | bytes | int,
         repeatable: bool = True,
         in_order: bool = False,
+        at_once: bool = False,
         until: float | None = None,
     ) -> Any:
         """Write a command and wait for its reply. A cancelled call does not write its command any more.
@@ -211,6 +212,7 @@ class Pipeline:
             repeatable: Whether the command may be written again if the connection breaks, and wait while Redis refuses
                 it. If not, the call fails then.
             in_order: Wait for everything that was posted and written before, also for commands that Redis refuses.
+            at_once: Do not wait for the end of the event loop's turn, which costs a tenth of such a call.
             until: When to give up, by the event loop's clock. The error says whether the command was written.
 
         Returns:
@@ -225,8 +227,8 @@ class Pipeline:
         future: asyncio.Future[Any] = self._loop.create_future()
         command = self.write(args, _into(future), repeatable=repeatable, patient=repeatable)
         command.in_order = in_order
-        if not self._in_flight and not self._again:
-            self._flush()  # a turn of the event loop would cost a tenth of the call
+        if at_once and not self._in_flight and not self._again:
+            self._flush()
         timer = None if until is None else self._loop.call_at(until, self._give_up, command, future)
         try:
             return await future

@@ -176,7 +176,7 @@ class StoreClient:
         limits = self._expiry, COUNTED_MS, self.settings.capacity_of(channel)
         later = (round(delay * 1000), secrets.token_hex(8)) if delay else ()
         if not delay and await call(
-            "EVAL", scripts.CHANNEL_SEND, 3, *names, entry, *limits, until=until, repeatable=False
+            "EVAL", scripts.CHANNEL_SEND, 3, *names, entry, *limits, until=until, repeatable=False, at_once=True
         ):
             return True
         script = scripts.CHANNEL_SEND_CHECKED
