@@ -12,8 +12,8 @@ else:
         """Return a decorator that leaves a class as it is. mypyc reads the hints when it compiles the class.
 
         Args:
-            hints: `native_class=False` for an exception whose base mypyc cannot inherit from, and for those that one
-                function catches in turn; `allow_interpreted_subclasses=True` for a base of classes of others.
+            hints: `native_class=False` for an exception, since mypyc cannot inherit from most of the built-in ones;
+                `allow_interpreted_subclasses=True` for a base of classes of others.
         """
         return lambda cls: cls
 

@@ -257,9 +257,9 @@ class SessionRegistry(Handler):
         self.counts["orphan"] += 1
         try:
             request = read_request(claim.entry)
-        except ForeignVersion as error:
+        except ForeignVersion as foreign:
             self.counts["foreign version"] += 1
-            logger.error("a connection of %s that a dead worker had waits for another one: %s", claim.channel, error)
+            logger.error("a connection of %s that a dead worker had waits for another one: %s", claim.channel, foreign)
             return  # the claim stays with this worker, until a worker that can read it takes it over
         except ValueError as error:
             self.drop_entry(claim, error)

@@ -171,9 +171,9 @@ class Worker(BaseWorker):
     def _start(self, claim: Claim) -> Session | None:
         try:
             request = read_request(claim.entry)
-        except ForeignVersion as error:
+        except ForeignVersion as foreign:
             self._sessions.counts["foreign version"] += 1
-            self.bus.release(claim, str(error))
+            self.bus.release(claim, str(foreign))
             return None
         except ValueError as error:
             self._sessions.drop_entry(claim, error)

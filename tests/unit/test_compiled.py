@@ -1,0 +1,43 @@
+"""Rules for the modules that mypyc compiles, which hold for the sources without a compiler."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def compiled_modules() -> list[Path]:
+    setup = ast.parse((ROOT / "setup.py").read_text())
+    listed = next(
+        ast.literal_eval(node.value)
+        for node in setup.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "COMPILED"
+    )
+    paths = []
+    for line in listed.split():
+        folder, _, names = line.rstrip("}").partition("{")
+        paths += [ROOT / f"{folder}{name}.py" for name in names.split(",")]
+    return paths
+
+
+MODULES = compiled_modules()
+CLASSES = {
+    node.name for path in MODULES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)
+}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_variable_is_for_exceptions_of_one_type(path: Path) -> None:
+    for function in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        caught: defaultdict[str, set[str]] = defaultdict(set)
+        for node in ast.walk(function):
+            if isinstance(node, ast.ExceptHandler) and node.name and node.type:
+                caught[node.name].add(ast.unparse(node.type))
+        for name, types in caught.items():
+            compiled = [each for each in types if CLASSES & set(each.strip("()").split(", "))]
+            assert len(types) == 1 or not compiled, f"{function.name}: mypyc gives {name!r} one type"
