@@ -88,7 +88,10 @@ OVER_TLS = {"tiny requests ahead", "an endless header", "an upload", "pings", "e
 
 
 def floods(kinds: Iterable[str]) -> list[Any]:
-    """Return each kind of flood, plain and over TLS, for `parametrize(("tls", "kind"), ..., indirect=["tls"])`."""
+    """Return each kind of flood, plain and over TLS, for `parametrize(("tls", "kind"), ...)`.
+
+    With `scope="module"` the tests share a server; pytest infers the scope "function" where not all names are indirect.
+    """
     marks = {kind: [] if kind in OVER_TLS else [pytest.mark.long] for kind in kinds}
     return [*(("plain", kind) for kind in marks), *(pytest.param("tls", kind, marks=marks[kind]) for kind in marks)]
 
@@ -175,7 +178,7 @@ def _send(client: RawClient, wire: bytes) -> None:
         pass  # the server reads no more, or has closed
 
 
-@pytest.mark.parametrize(("tls", "kind"), floods(HTTP_FLOODS), indirect=["tls"])
+@pytest.mark.parametrize(("tls", "kind"), floods(HTTP_FLOODS), indirect=["tls"], scope="module")
 def test_http(server: Process, context: ssl.SSLContext | None, kind: str) -> None:
     with Flood(server, context) as flood:
         flood.run(RawClient(server, tls=context), wire=HTTP_FLOODS[kind])
@@ -183,14 +186,14 @@ def test_http(server: Process, context: ssl.SSLContext | None, kind: str) -> Non
 
 
 @pytest.mark.parametrize("path", ["/listen", "/deaf"])
-@pytest.mark.parametrize(("tls", "kind"), floods(WEBSOCKET_FLOODS), indirect=["tls"])
+@pytest.mark.parametrize(("tls", "kind"), floods(WEBSOCKET_FLOODS), indirect=["tls"], scope="module")
 def test_websocket(server: Process, context: ssl.SSLContext | None, kind: str, path: str) -> None:
     with Flood(server, context) as flood:
         flood.run(RawWebSocket(server, path, tls=context), wire=WEBSOCKET_FLOODS[kind])
         flood.check()
 
 
-@pytest.mark.parametrize(("tls", "kind"), floods(WEBSOCKET_FLOODS), indirect=["tls"])
+@pytest.mark.parametrize(("tls", "kind"), floods(WEBSOCKET_FLOODS), indirect=["tls"], scope="module")
 def test_websocket_before_the_accept(server: Process, context: ssl.SSLContext | None, kind: str) -> None:
     with Flood(server, context) as flood:
         client = RawWebSocket(server, "/late", tls=context, answered=False)
