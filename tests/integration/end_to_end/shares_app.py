@@ -7,7 +7,7 @@ import time
 async def app(scope, receive, send):
     pid = str(os.getpid())
     if scope["type"] == "http":
-        time.sleep(0.05)  # noqa: ASYNC251 - as an app that computes
+        time.sleep(0.1)  # noqa: ASYNC251 - as an app that computes
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(pid))]})
         await send({"type": "http.response.body", "body": pid.encode()})
         return
