@@ -332,14 +332,16 @@ class ChannelReader:
         self._read(state)
         try:
             return await reader
-        except asyncio.CancelledError:
-            if not reader.cancelled():  # its message has come at the same time
-                if reader.exception() is None:
-                    self._deliver(state, [reader.result()])
-            elif reader in state.readers:
-                state.readers.remove(reader)
-            await self._until_settled(state)
-            raise
+        except asyncio.CancelledError as error:
+            cancelled = error
+        # Outside of `except`: compiled, a `raise` that repeats an error after an `await` crashes.
+        if not reader.cancelled():  # its message has come at the same time
+            if reader.exception() is None:
+                self._deliver(state, [reader.result()])
+        elif reader in state.readers:
+            state.readers.remove(reader)
+        await self._until_settled(state)
+        raise cancelled
 
     async def take(self, channel: str, limit: int, *, consumer: str = "", name: str = "") -> list[Entry]:
         """Take up to `limit` messages, without waiting for any.
@@ -377,15 +379,20 @@ class ChannelReader:
         acknowledged = (consumer, self._taken_expiry, name) if consumer else ()
         self._connections.start(self._pack_take(channel, limit, *acknowledged), 1, on_end)
         self._takes.add(taken)
+        cancelled: asyncio.CancelledError | None = None
         try:
-            reply = await taken
-        except asyncio.CancelledError:
+            await asyncio.wait((taken,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+            taken.cancel()
+        if cancelled is not None:
             if not consumer:
                 state.returning += 1
                 if not taken.cancelled():  # the reply has come at the same time
                     put_back(taken.exception() or taken.result())
                 await self._until_settled(state)
-            raise
+            raise cancelled
+        reply = taken.result()
         return [_parse(entry_id.decode(), item) for entry_id, item in zip(reply[2::2], reply[3::2], strict=True)]
 
     async def wait(self, channel: str) -> None:
