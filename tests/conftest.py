@@ -8,6 +8,7 @@ With ASGIBUS_REQUIRE_ALL set, a test marked `redis`, `browser` or `program` may 
 import compileall
 import os
 import shutil
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -65,6 +66,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     sys.dont_write_bytecode = False  # pytest caches rewritten asserts: to rewrite them is half of a collection
     settings.load_profile("long" if config.getoption("--long") else "quick")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does so in the background; children inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
