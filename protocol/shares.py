@@ -27,11 +27,6 @@ class Shares:
         self._waits_since = 0.0
         self._others_move = True  # whether their numbers have changed since that, or since it was in vain
 
-    @property
-    def alone(self) -> bool:
-        """Whether no other worker claims."""
-        return not self._others
-
     def note(self, others: Sequence[int]) -> None:
         """Note the sessions of the other workers that claim.
 

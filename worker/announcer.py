@@ -1,4 +1,4 @@
-"""Announce to the other workers of a pool which app this one runs and how many sessions it has, and hear of theirs."""
+"""Announce to the other workers of a pool which app this one runs and how many sessions it has, and read theirs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from time import perf_counter
 
 from asgibus.layers.contract import Announced, Bus
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.protocol.shares import Shares
+from asgibus.protocol.shares import PATIENCE_SECONDS, Shares
 
 logger = logging.getLogger("asgibus.worker")
 
 ANNOUNCE_SECONDS = 1.0  # between two announcements, unless something has changed that the others should know
+FRESH_SECONDS = 0.05  # for which the numbers of the others are good enough: a burst of connections is longer
 
 
 class Announcer:
@@ -31,11 +33,26 @@ class Announcer:
         self._sessions = sessions
         # An event of asyncio, because it is set and cleared again for every announcement; anyio's is set once.
         self._due = asyncio.Event()
+        self._noted = asyncio.Event()  # set and cleared again, too
+        self._noted_at = 0.0
         self.shares = Shares()
 
     def announce_soon(self) -> None:
         """Announce the number of sessions now."""
         self._due.set()
+
+    async def refresh(self) -> None:
+        """Announce the number of sessions, and wait for the numbers of the others unless the known ones are fresh.
+
+        A pool that was idle does not know of workers that have come since the last announcement.
+        """
+        self.announce_soon()
+        if perf_counter() - self._noted_at < FRESH_SECONDS:
+            return
+        self._noted.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await self._noted.wait()
 
     async def run(self, bus: Bus) -> None:
         """Announce now and then, until it is cancelled."""
@@ -52,6 +69,8 @@ class Announcer:
                     self._warn(others)
                 first = False
             self.shares.note([other.sessions for other in others if other.sessions is not None])
+            self._noted_at = perf_counter()
+            self._noted.set()
             with suppress(TimeoutError):
                 async with asyncio.timeout(ANNOUNCE_SECONDS):
                     await self._due.wait()

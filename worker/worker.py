@@ -151,8 +151,6 @@ class Worker(BaseWorker):
                 await asyncio.sleep(SHARE_SECONDS)
                 continue
             lasting = claims[0].channel != requests or claims[-1].channel != requests
-            if lasting and not shares.alone:
-                self._announcer.announce_soon()
             loop.call_soon(self._limit.on_begin)  # what the event loop does until then says nothing about the apps
             started = [session for claim in claims if (session := self._start(claim)) is not None]
             loop.call_later(ANNOUNCE_SECONDS, self._announce, started)
@@ -162,6 +160,8 @@ class Worker(BaseWorker):
             await asyncio.sleep(0)
             self._limit.on_begun(len(claims))
             await asyncio.sleep(0)
+            if lasting:
+                await self._announcer.refresh()
 
     def _free(self) -> int:
         """Return the number of further connections that could be served now."""

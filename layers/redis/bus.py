@@ -305,7 +305,13 @@ class RedisBus(Bus):
         entry = self._entries.pack(key, (pool, app, sessions))
         self._pipeline.write(("HSET", key, self.mailbox, entry), ignore_reply)
         self._pipeline.write(("EXPIRE", key, APPS_SECONDS), ignore_reply)
-        announced = await self._pipeline.call("HGETALL", key, until=call_until())
+        # The heartbeat learns of new processes a second later.
+        now = round(self._heartbeat.time() * 1000)
+        leases, announced = await asyncio.gather(
+            self._pipeline.call("ZRANGE", self._keys.processes, f"({now}", "+inf", "BYSCORE", until=call_until()),
+            self._pipeline.call("HGETALL", key, until=call_until()),
+        )
+        live = set(leases)
         others = []
         for field, value in zip(announced[::2], announced[1::2], strict=True):
             try:
@@ -313,7 +319,7 @@ class RedisBus(Bus):
             except (ValueError, TypeError) as error:
                 self._entries.log_unexpected("odd app", key, str(error))
                 continue
-            if mailbox != self.mailbox and mailbox in self._heartbeat.live and its_pool == pool:
+            if mailbox != self.mailbox and field in live and its_pool == pool:
                 its_sessions = rest[0] if rest and isinstance(rest[0], int) else None  # earlier releases announce none
                 others.append(Announced(mailbox, str(its_app), its_sessions))
         return others

@@ -114,8 +114,6 @@ class Heartbeat:
         """
         self.now = 0
         """Redis's time at the last heartbeat, in ms."""
-        self.live: frozenset[str] = frozenset()
-        """The mailboxes that had a lease at the last heartbeat."""
         self._store = store
         self._mailbox = mailbox
         self._reader = reader
@@ -277,7 +275,6 @@ class Heartbeat:
         self._epoch = epoch
         self._renewed_at = self._loop.time()
         beat = Beat(self._mailboxes(live), self._mailboxes(ended), bool(grace), self._mailboxes(gone))
-        self.live = beat.live
         if next_end >= 0:
             self._pause = min(BEAT_SECONDS, max(SOONEST_SECONDS, (next_end + 2) / 1000))
         return beat, bool(lapsed), vanished

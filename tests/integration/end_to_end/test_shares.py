@@ -80,6 +80,19 @@ def test_websockets_that_are_opened_at_once_are_spread_evenly(
         assert even >= 3, crowd.shares
 
 
+def test_a_burst_right_after_the_start_is_spread_evenly(
+    start_interface: Start, start_worker: Start, redis_url: str
+) -> None:
+    interface = start_interface("--layer", redis_url)
+    for _ in range(4):
+        start_worker(APP, "--layer", redis_url)
+    with ExitStack() as stack:
+        crowd = Crowd(interface, stack)
+        crowd.open(400)  # the first worker has not looked for others since it was alone
+        # On a busy machine a worker may not run for longer than the others wait for it.
+        assert max(crowd.shares.values()) <= 160, crowd.shares
+
+
 @pytest.mark.parametrize("signal", [SIGKILL, SIGTERM])
 def test_the_websockets_of_a_worker_that_ends_are_spread_evenly(
     signal: Signals, short_leases: None, start_interface: Start, start_worker: Start, redis_url: str
