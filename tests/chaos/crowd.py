@@ -212,8 +212,8 @@ class Crowd:
 
     def takeovers(self, since: float = 0.0) -> list[Takeover]:
         """Return the takeovers in the order in which the clients saw them."""
-        found = [takeover for member in self.members for takeover in member.takeovers if takeover.at >= since]
-        return sorted(found, key=lambda takeover: takeover.at)
+        takeovers = [takeover for member in self.members for takeover in member.takeovers if takeover.at >= since]
+        return sorted(takeovers, key=lambda takeover: takeover.at)
 
     # In the crowd's thread.
 

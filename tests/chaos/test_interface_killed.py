@@ -38,16 +38,16 @@ def traces(admin: Any, mailbox: str) -> list[str]:
 
     The list of processes is left out: an ended lease stays there for a minute, so that every process notices.
     """
-    found = [key for key in admin.keys("*") if mailbox in key]
+    leftovers = [key for key in admin.keys("*") if mailbox in key]
     for key in admin.keys("*"):
         kind = admin.type(key)
         if kind == "zset" and not key.endswith(":processes"):
-            found += [f"{key}: {member}" for member in admin.zrange(key, 0, -1) if mailbox in member]
+            leftovers += [f"{key}: {member}" for member in admin.zrange(key, 0, -1) if mailbox in member]
         elif kind == "stream" and ":mailbox:" not in key:
             for group in admin.xinfo_groups(key):
                 consumers = admin.xinfo_consumers(key, group["name"])
-                found += [f"{key}: {consumer}" for consumer in consumers if mailbox in consumer["name"]]
-    return found
+                leftovers += [f"{key}: {consumer}" for consumer in consumers if mailbox in consumer["name"]]
+    return leftovers
 
 
 def shape(admin: Any) -> dict[str, Any]:

@@ -57,14 +57,14 @@ def test_the_rules_allow_every_command_of_the_bus(
 async def channels(url: str) -> list[str]:
     """Send two messages to a channel, one of them delayed, and one to a group; return the types received."""
     layer = open_layer(url)
-    own = await layer.new_channel()
-    await layer.group_add("group", own)
+    local = await layer.new_channel()
+    await layer.group_add("group", local)
     await layer.send("work", {"type": "now"})
     await layer.send("work", {"type": "later"}, delay=0.1)
     await layer.group_send("group", {"type": "to the group"})
-    received = [(await layer.receive(name))["type"] for name in ("work", "work", own)]
+    received = [(await layer.receive(name))["type"] for name in ("work", "work", local)]
     await layer.channel_statistics("work")
-    await layer.group_discard("group", own)
+    await layer.group_discard("group", local)
     await layer.flush()
     await layer.close()
     return received

@@ -19,9 +19,9 @@ async def app(scope, receive, send):
     await send({"type": "websocket.accept"})
     number = 0
     while (event := await receive())["type"] == "websocket.receive":
-        told, _, rest = event["bytes"].partition(b" ")
-        if int(told) != number:
-            await send({"type": "websocket.close", "code": 4000, "reason": f"{told.decode()} instead of {number}"})
+        sent, _, rest = event["bytes"].partition(b" ")
+        if int(sent) != number:
+            await send({"type": "websocket.close", "code": 4000, "reason": f"{sent.decode()} instead of {number}"})
             return
         await send({"type": "websocket.send", "bytes": b"%d %s" % (number, rest)})
         number += 1

@@ -78,16 +78,16 @@ class App:
         await self.answer(parse_qs((await self.body()).decode()))
 
     async def http_upload(self) -> None:
-        found: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
 
         def on_field(field: Any) -> None:
-            found[field.field_name.decode()] = field.value.decode()
+            fields[field.field_name.decode()] = field.value.decode()
 
         def on_file(file: Any) -> None:
             file.file_object.seek(0)
             content = file.file_object.read()
             digest = hashlib.sha256(content).hexdigest()
-            found.update(name=file.file_name.decode(), size=len(content), digest=digest)
+            fields.update(name=file.file_name.decode(), size=len(content), digest=digest)
             file.close()
 
         headers = {name.decode().title(): value for name, value in self.scope["headers"]}
@@ -98,7 +98,7 @@ class App:
             parser.write(event["body"])
             more = event["more_body"]
         parser.finalize()
-        await self.answer(found)
+        await self.answer(fields)
 
     async def http_raw(self) -> None:
         await self.answer(hashlib.sha256(await self.body()).hexdigest().encode())

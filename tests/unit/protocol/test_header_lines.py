@@ -55,7 +55,7 @@ def test_names_without_end_take_no_memory_without_end() -> None:
 
 
 @pytest.mark.parametrize("long", [False, True], ids=["short", "long"])
-def test_what_lines_say_of_the_content(long: bool) -> None:
+def test_content_headers_are_found_in_lines(long: bool) -> None:
     lines = b"content-type: a\r\nx-content-length: 1\r\ncontent-length: 2\r\ncontent-length: x\r\ncontent-type: b\r\n"
     lines += b"x: " + b"y" * 1000 * long + b"\r\n"
     assert find_content(lines) == ([b"2", b"x"], b"b")
