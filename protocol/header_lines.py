@@ -54,12 +54,13 @@ def make_lines(headers: Iterable[Iterable[Any]], what: str) -> bytes:
         TypeError: A name or a value is not bytes.
     """
     pairs: Collection[Any] = headers if isinstance(headers, (list, tuple)) else [*headers]
+    lines: bytes | None
     try:
         lines = b"".join([_beginnings[name] + value + b"\r\n" for name, value in pairs])
     except (KeyError, TypeError):  # a new name, or something that is not bytes
-        return _make_lines_checked(pairs, what)
+        lines = None  # and no call here: its error would have this one in the app's traceback
     # Without its control bytes, the text is shorter by the CRLF of each line, or there are some in the values.
-    if len(lines) - len(lines.translate(None, _CONTROL_BYTES)) != 2 * len(pairs):
+    if lines is None or len(lines) - len(lines.translate(None, _CONTROL_BYTES)) != 2 * len(pairs):
         return _make_lines_checked(pairs, what)
     return lines
 

@@ -37,8 +37,9 @@ def test_a_name_is_refused_each_time(name: bytes) -> None:
 @pytest.mark.parametrize("pair", [("x-a", b"1"), (b"x-a", "1"), (b"x-a", 1), (None, b"1")])
 def test_other_types_are_refused_for_names_that_are_known_too(pair: Any) -> None:
     make_lines([(b"x-a", b"1")], "the test")
-    with pytest.raises(TypeError, match="in the test must be bytes"):
+    with pytest.raises(TypeError, match="in the test must be bytes") as raised:
         make_lines([pair], "the test")
+    assert raised.value.__context__ is None, "the app's log would show the error of a lookup, too"
 
 
 def test_views_and_arrays_are_bytes() -> None:
