@@ -307,11 +307,10 @@ class RedisBus(Bus):
         self._pipeline.write(("EXPIRE", key, APPS_SECONDS), ignore_reply)
         # The heartbeat learns of new processes a second later.
         now = round(self._heartbeat.time() * 1000)
-        leases, announced = await asyncio.gather(
-            self._pipeline.call("ZRANGE", self._keys.processes, f"({now}", "+inf", "BYSCORE", until=call_until()),
-            self._pipeline.call("HGETALL", key, until=call_until()),
-        )
-        live = set(leases)
+        leases: list[Any] = []
+        self._pipeline.write(("ZRANGE", self._keys.processes, f"({now}", "+inf", "BYSCORE"), leases.append)
+        announced = await self._pipeline.call("HGETALL", key, until=call_until())
+        live = leases[0] if leases and isinstance(leases[0], list) else ()
         others = []
         for field, value in zip(announced[::2], announced[1::2], strict=True):
             try:

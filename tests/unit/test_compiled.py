@@ -41,3 +41,14 @@ def test_a_variable_is_for_exceptions_of_one_type(path: Path) -> None:
         for name, types in caught.items():
             compiled = [each for each in types if CLASSES & set(each.strip("()").split(", "))]
             assert len(types) == 1 or not compiled, f"{function.name}: mypyc gives {name!r} one type"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_result_of_gathered_calls_is_not_a_tuple(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    unused = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Await) and node not in unused and isinstance(node.value, ast.Call):
+            gathers = ast.unparse(node.value.func) == "asyncio.gather"
+            starred = all(isinstance(argument, ast.Starred) for argument in node.value.args)
+            assert starred or not gathers, f"line {node.lineno}: mypyc expects a tuple, and gets a list"
