@@ -6,7 +6,7 @@ import logging
 import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import anyio
@@ -143,6 +143,38 @@ class BaseWorker(ABC):
         logger.info("retiring after %s", f"its last {self._unit}" if self._exhausted.is_set() else "its lifetime")
         retiring()
         stop.set()
+
+
+async def run_beside(
+    services: Iterable[Callable[[], Coroutine[Any, Any, object]]],
+    ready: Callable[[], None],
+    claim: Callable[[], Coroutine[Any, Any, object]],
+    drain: Callable[[], Coroutine[Any, Any, object]],
+    end: Callable[[], Coroutine[Any, Any, object]],
+) -> None:
+    """Claim until there is nothing to claim any more, and drain, while services run.
+
+    Compiled, a task group that is left by an exception would show that exception in every later traceback of an app.
+
+    Args:
+        services: Run until the end.
+        ready: Called when the services have been started.
+        claim: Claims and starts work.
+        drain: Called after `claim`.
+        end: Called after `drain`, and if any of these raises or is cancelled.
+    """
+    async with anyio.create_task_group() as tasks:
+        for service in services:
+            tasks.start_soon(service)
+        ready()
+        try:
+            # In a task of its own: each reply to a claim would otherwise pass through all frames that await it.
+            async with anyio.create_task_group() as claiming:
+                claiming.start_soon(claim)
+            await drain()
+        finally:
+            await end()
+            tasks.cancel_scope.cancel()
 
 
 async def _watch_event_loop() -> None:

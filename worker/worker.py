@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +21,7 @@ from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.pacing import staggered
 from asgibus.protocol.states import RunState
 from asgibus.worker.announcer import Announcer
-from asgibus.worker.base import CANCEL_SECONDS, BaseWorker
+from asgibus.worker.base import CANCEL_SECONDS, BaseWorker, run_beside
 from asgibus.worker.claim_limit import ClaimLimit
 from asgibus.worker.session import ClientDisconnected, Session
 from asgibus.worker.session_registry import SessionRegistry
@@ -97,19 +98,8 @@ class Worker(BaseWorker):
 
     async def _work(self, stop: anyio.Event, ready: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._sessions.run_ticks)
-            tasks.start_soon(self._announcer.run, self.bus)
-            ready()
-            try:
-                # In a task of its own: each reply to a claim would otherwise pass through all frames that await it.
-                async with anyio.create_task_group() as claiming:
-                    claiming.start_soon(self._claim, stop)
-                await self._drain()
-            finally:
-                await self._cancel()
-                await self._sessions.settle()
-                tasks.cancel_scope.cancel()
+        services = self._sessions.run_ticks, partial(self._announcer.run, self.bus)
+        await run_beside(services, ready, partial(self._claim, stop), self._drain, self._end)
 
     def _announced_sessions(self) -> int | None:
         """Return the number of sessions that last, for the other workers; None while this one claims nothing."""
@@ -288,13 +278,14 @@ class Worker(BaseWorker):
                     self.graceful_timeout,
                 )
 
-    async def _cancel(self) -> None:
-        """Cancel the sessions that are left."""
+    async def _end(self) -> None:
+        """Cancel the sessions that are left, and wait until the last events are acknowledged."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([*self._tasks], timeout=CANCEL_SECONDS)
+        await self._sessions.settle()
 
 
 def is_disconnect(error: BaseException) -> bool:

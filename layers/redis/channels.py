@@ -311,9 +311,12 @@ class ChannelReader:
         When a cancelled call returns, a message that was on the way to it is back in the channel.
         """
         while True:
+            moving = False
             try:
                 item = await self._receive(self._channel(channel))
             except Moving:
+                moving = True
+            if moving:
                 # The pipeline, which may have nothing else to write, has to follow the slot to the new node.
                 self._pipeline.write(
                     ("EXISTS", self._keys.messages(channel)), ignore_reply, repeatable=False, patient=False
@@ -610,11 +613,12 @@ class AckingConsumer:
                 if deliveries:
                     return deliveries
                 await self._unless_stopped(reader.wait(channel) if pause is None else asyncio.sleep(pause))
+                continue
             except LayerUnavailable as error:
                 if isinstance(error, Refused):
                     self._entries.log_unexpected("take refused", f"channel {channel}", f"nothing can be taken: {error}")
                 logger.debug("nothing can be taken from %s: %s", channel, error)
-                await self._unless_stopped(asyncio.sleep(RETRY_SECONDS))
+            await self._unless_stopped(asyncio.sleep(RETRY_SECONDS))
         return []
 
     def stop(self) -> None:
@@ -734,12 +738,16 @@ class AckingConsumer:
     async def _unless_stopped(self, waiting: Awaitable[object]) -> None:
         """Wait, at most until `stop`. Raises what the waiting raises."""
         tasks = asyncio.ensure_future(waiting), asyncio.ensure_future(self._stopped.wait())
+        cancelled: asyncio.CancelledError | None = None
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        if cancelled is not None:
+            raise cancelled
         if not tasks[0].cancelled():
             tasks[0].result()
 

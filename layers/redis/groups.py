@@ -469,6 +469,7 @@ class _StoreMemberships:
 async def _remove_dead(store: GroupStore, mailbox: str, lifetime: int, died: int) -> None:
     pipeline, keys = store.pipeline, store.keys
     joined = keys.joined(mailbox)
+    wrong_type = False
     try:
         while groups := await pipeline.call("SPOP", joined, AT_ONCE):
             names = store.entries.valid_names(joined, groups, require_group)
@@ -478,6 +479,8 @@ async def _remove_dead(store: GroupStore, mailbox: str, lifetime: int, died: int
             )
     except Refused as error:  # a key of another type holds no membership
         store.entries.log_unexpected("wrong type", joined, str(error))
+        wrong_type = True
+    if wrong_type:
         await _drop_other_types(store, {joined: "set"})
 
 

@@ -255,15 +255,18 @@ class Regroup:
         Raises:
             LayerUnavailable: The process is alive, and its mailbox is not back in time.
         """
+        answer: T | None = None
+        wrong_type = False
         try:
             answer = await send()
         except Refused as error:
             if not error.wrong_type:
                 raise
+            wrong_type = True
+        if wrong_type:
             # The process creates missing keys again at its next heartbeat, but may not notice keys of another type.
             for key, kind in ((self._keys.mailbox(mailbox), "stream"), (self._keys.full(mailbox), "set")):
                 await self._pipeline.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind, until=until)
-            answer = None
         began = self._loop.time()
         while answer is None:
             run_id = self._pipeline.run_id
@@ -329,10 +332,10 @@ class Shard:
                 late = until is None or running.time() + RETRY_SECONDS > until
                 if late or not self._reached or self._clients.get(running) is not client:
                     raise
-                await asyncio.sleep(RETRY_SECONDS)
             else:
                 self._reached = True
                 return client
+            await asyncio.sleep(RETRY_SECONDS)
 
     def weight(self, name: bytes) -> bytes:
         """Return the weight of this store for a name. The store with the highest weight has the name."""

@@ -44,6 +44,21 @@ def test_a_variable_is_for_exceptions_of_one_type(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_waits_while_it_handles_an_exception(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        handling: list[ast.stmt] = []
+        if isinstance(node, ast.ExceptHandler):
+            handling = node.body
+        elif isinstance(node, ast.Try):
+            handling = node.finalbody
+        waits = [each for statement in handling for each in ast.walk(statement) if isinstance(each, ast.Await)]
+        assert not waits, f"line {waits[0].lineno}: all other tasks would have the exception, too"
+        if isinstance(node, ast.AsyncWith):
+            manager = ast.unparse(node.items[0].context_expr)
+            assert "task_group" not in manager, f"line {node.lineno}: its end waits while it handles an exception"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_result_of_gathered_calls_is_not_a_tuple(path: Path) -> None:
     tree = ast.parse(path.read_text())
     unused = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
