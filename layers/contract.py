@@ -99,7 +99,7 @@ class Delivery:
 
 @dataclass(slots=True, frozen=True)
 class Announced:
-    """What another process has registered with `Bus.announce`."""
+    """Describes another process of the pool, as `Bus.announce` of that process registered it."""
 
     mailbox: str
     app: str

@@ -1,4 +1,4 @@
-"""What each worker gets of connections that come at once, as the clients see it."""
+"""Share connections that come at once between workers, as the clients see it."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Who may claim connections that last, by the numbers of sessions in a pool."""
+"""Share connections that last between workers, by the numbers of sessions in a pool."""
 
 import pytest
 
