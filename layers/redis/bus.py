@@ -14,7 +14,7 @@ from asgibus.layers.contract import Announced, Bus, Claim, Delivery, Draft, Fram
 from asgibus.layers.frames import DEAD, GROUP_MESSAGE, LOCAL_MESSAGES, MEMBERSHIP, MESSAGE
 from asgibus.layers.names import require_channel, require_group, split_local
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.channels import AckingConsumer
+from asgibus.layers.redis.acking_consumer import AckingConsumer
 from asgibus.layers.redis.client import RedisError, ignore_reply
 from asgibus.layers.redis.groups import Memberships
 from asgibus.layers.redis.heartbeat import Heartbeat, lease_times
