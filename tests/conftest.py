@@ -2,7 +2,8 @@
 
 Redis is found in this order: the URL in ASGIBUS_TEST_REDIS_URL (its database is emptied, one database for each xdist
 worker), a private `redis-server`, a container. Without any, the tests marked `redis` are skipped.
-With ASGIBUS_REQUIRE_ALL set, a test marked `redis`, `browser` or `program` may not be skipped: it fails.
+With ASGIBUS_REQUIRE_ALL set, a test marked `redis`, `browser`, `program` or `last_release` may not be skipped: it
+fails.
 """
 
 import compileall
@@ -20,7 +21,7 @@ from hypothesis import HealthCheck, settings
 
 import asgibus
 from asgibus.layers import settings as layer_settings
-from support import chromium, lease_times
+from support import chromium, last_release, lease_times
 from support import redis as redis_support
 from support.processes import TESTS, Process, Processes
 from support.redis import RedisServer
@@ -29,8 +30,8 @@ from support.redis import RedisServer
 settings.register_profile("quick", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("long", settings.get_profile("quick"), max_examples=1000)
 
-REQUIRED = ("redis", "browser", "program")
-UNCOVERED = {"browser", "chaos", "deployment", "differential", "end_to_end", "frameworks"}
+REQUIRED = ("redis", "browser", "program", "last_release")
+UNCOVERED = {"browser", "chaos", "deployment", "differential", "end_to_end", "frameworks", "last_release"}
 """Folders whose processes are not measured by coverage, which makes a process half as slow again: the lines that they
 run are run in the tests of each part, too."""
 MARKED_BY_FIXTURE = {
@@ -39,6 +40,7 @@ MARKED_BY_FIXTURE = {
     "start_redis": "redis",
     "browser": "browser",
     "program": "program",
+    "last_release_python": "last_release",
 }
 
 _source_key = pytest.StashKey[redis_support.Source]()
@@ -182,6 +184,18 @@ def program() -> Callable[[str], str]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def last_release_python() -> Path:
+    """Provide the Python of an environment with the last release, for `start_worker(app, python=…)` and so on.
+
+    Skip the test where the last release is not in the history of git; mark it `last_release`.
+    """
+    try:
+        return last_release.install()
+    except last_release.Unavailable as unavailable:
+        pytest.skip(str(unavailable))
 
 
 # Async tests.

@@ -225,11 +225,13 @@ class Processes:
         env: Mapping[str, Any] | None = None,
         ready: bool = True,
         allow_traceback: bool = False,
+        python: Path | None = None,
     ) -> Process:
+        """`python`: that of another environment, such as the one of the last release."""
         options = [str(arg) for arg in args]
         if not any(option.partition("=")[0] in {"--port", "--uds", "--fd"} for option in options):
             options = ["--host", "127.0.0.1", "--port", "0", *options]
-        command = [*_python("asgibus.cli.interface"), *([app] if app else []), *options]
+        command = [*_python("asgibus.cli.interface", python), *([app] if app else []), *options]
         process = self.start(
             "interface", command, ready=LISTENING if ready else None, env=env, allow_traceback=allow_traceback
         )
@@ -245,8 +247,9 @@ class Processes:
         env: Mapping[str, Any] | None = None,
         ready: bool = True,
         allow_traceback: bool = False,
+        python: Path | None = None,
     ) -> Process:
-        command = [*_python("asgibus.cli.worker"), app, *(str(arg) for arg in args)]
+        command = [*_python("asgibus.cli.worker", python), app, *(str(arg) for arg in args)]
         return self.start(
             "worker", command, ready=WORKER_READY if ready else None, env=env, allow_traceback=allow_traceback
         )
@@ -282,8 +285,13 @@ class Processes:
         return faults
 
 
-def _python(module: str) -> list[str]:
-    """Return the command that runs a module, with shorter leases if the test has asked for them."""
+def _python(module: str, python: Path | None) -> list[str]:
+    """Return the command that runs a module, with shorter leases if the test has asked for them.
+
+    Another release has the leases of the product, because what shortens them knows the code of today.
+    """
+    if python is not None:
+        return [str(python), "-m", module]
     launcher = ["support.launcher"] if os.environ.get(lease_times.VARIABLE) else []
     return [sys.executable, "-m", *launcher, module]
 
