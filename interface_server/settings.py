@@ -147,7 +147,9 @@ class InterfaceSettings(ServerSettings):
     # Longer than a worker needs to start, shorter than people wait.
     connect_timeout: float = setting(10.0, Heading.TIMES, "How long a connection waits for a worker.")
     # Longer than a deploy leaves no worker.
-    resume_timeout: float = setting(60.0, Heading.TIMES, "How long an open WebSocket waits for another worker.")
+    resume_timeout: float = setting(
+        60.0, Heading.TIMES, "How long an open WebSocket, or an event stream, waits for another worker."
+    )
     ping_interval: float = setting(
         20.0,
         Heading.TIMES,

@@ -62,8 +62,9 @@ class Flushable(Abortable, Protocol):
 class Terminator(Flushable, Protocol):
     """The protocol side of a connection. Its methods must not block or raise."""
 
-    write_paused: bool
-    """Whether the write buffer of the socket is full, so that writes wait for the client."""
+    @property
+    def write_paused(self) -> bool:
+        """Whether the write buffer of the socket is full, so that writes wait for the client."""
 
     def write_event(self, event: Event) -> None:
         """Write an event of the app, at once or at the next `flush`. The event is legal in the connection's state."""

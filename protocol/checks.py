@@ -186,6 +186,7 @@ FROM_APP: Final[Mapping[int, Check]] = {
     events.RESPONSE: _response,
     events.RESPONSE_START: _event(_status, _headers),
     events.RESPONSE_START_TRAILERS: _event(_status, _headers),
+    events.EVENT_STREAM: _event(_status, _headers),
     events.RESPONSE_BODY: _body,
     events.RESPONSE_END: _body,
     events.TRAILERS: _event(_headers),

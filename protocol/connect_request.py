@@ -54,6 +54,10 @@ class ConnectRequest(NamedTuple):
     """The scope of a connection other than HTTP and WebSocket. The fields that only these two have are then empty."""
 
 
+EVENT_STREAMS: Final = "event_streams"
+"""The member of `extensions["asgibus"]` with which an interface server says that it can continue an event stream."""
+
+
 def reply_channel(interface: str, connection: int) -> str:
     """Return the name of the channel on which a connection receives plain ASGI events from any process."""
     return f"{interface}{connection}"

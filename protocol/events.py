@@ -39,6 +39,7 @@ MESSAGE_SENT: Final = 24  # (str or bytes,)
 CLOSE: Final = 25  # (code, reason)
 OTHER_SENT: Final = 27  # (type, packed fields)
 OTHER_CLOSE: Final = 28  # (type, packed fields) the app ends the connection
+EVENT_STREAM: Final = 29  # (status, header lines) the start of an event stream, with which another run may continue
 
 # From the app to its worker, which reads the file and sends parts of a body instead. They are never posted.
 PATH_SEND: Final = 48  # (path,)

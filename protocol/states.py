@@ -18,6 +18,7 @@ from asgibus.protocol.events import (
     CLOSE,
     CONTINUE,
     EARLY_HINT,
+    EVENT_STREAM,
     MESSAGE_SENT,
     NAMES,
     OTHER_CLOSE,
@@ -39,6 +40,8 @@ class AppState(StrEnum):
     STARTED = "response started"
     STARTED_TRAILERS = "response started, trailers announced"
     TRAILERS = "response body complete, trailers to come"
+    STREAMING = "event stream started"
+    CONTINUING = "waiting for a further run to continue with the event stream"
     HANDSHAKE = "waiting for websocket.accept"
     OPEN = "open"
     DENYING = "denial response started"
@@ -100,6 +103,20 @@ HTTP_TABLE: Final[AppTable] = {
     (AppState.TRAILERS, TRAILERS): AppState.TRAILERS,
     (AppState.TRAILERS, TRAILERS_END): AppState.COMPLETE,
     (AppState.TRAILERS, ABORT): AppState.COMPLETE,
+    # An event stream with which further runs may continue. Each run sends a head, and the client gets the first one.
+    (AppState.WAITING, EVENT_STREAM): AppState.STREAMING,
+    (AppState.STREAMING, EARLY_HINT): AppState.STREAMING,
+    (AppState.STREAMING, CONTINUE): AppState.STREAMING,
+    (AppState.STREAMING, RESPONSE_BODY): AppState.STREAMING,
+    (AppState.STREAMING, RESPONSE_END): AppState.COMPLETE,
+    (AppState.STREAMING, ABORT): AppState.COMPLETE,
+    (AppState.CONTINUING, EARLY_HINT): AppState.CONTINUING,
+    (AppState.CONTINUING, CONTINUE): AppState.CONTINUING,
+    (AppState.CONTINUING, EVENT_STREAM): AppState.STREAMING,
+    (AppState.CONTINUING, RESPONSE_START): AppState.STREAMING,
+    (AppState.CONTINUING, RESPONSE_START_TRAILERS): AppState.STREAMING,
+    (AppState.CONTINUING, RESPONSE): AppState.COMPLETE,
+    (AppState.CONTINUING, ABORT): AppState.COMPLETE,
 }
 
 WEBSOCKET_TABLE: Final[AppTable] = {

@@ -84,9 +84,9 @@ class Connection:
 
     @property
     def resumed(self) -> bool:
-        """Whether an earlier run has accepted this client.
+        """Whether an earlier run has accepted this client, or has begun this event stream.
 
-        If so, this run continues the WebSocket, and its `websocket.accept` sends nothing to the client.
+        If so, this run continues, and its `websocket.accept` or `http.response.start` sends nothing to the client.
         """
         return self._session.resumed
 
@@ -103,9 +103,9 @@ class Connection:
     def handed_over(self) -> bool:
         """Whether this run ends because another run continues with the client.
 
-        It turns true with the `websocket.disconnect` event (code 1012) that announces the hand-over: the worker stops,
-        or its lease expired and another worker has taken the connection over. An interface server that stops uses the
-        same code, but then the client is gone and this is false.
+        It turns true with the `websocket.disconnect` event (code 1012), or the `http.disconnect` of an event stream,
+        that announces the hand-over: the worker stops, or its lease expired and another worker has taken the connection
+        over. An interface server that stops uses the same code, but then the client is gone and this is false.
         """
         return self._session.handed_over
 

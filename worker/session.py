@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import MutableMapping
 from functools import partial
+from random import random
 from typing import Any, Final, Protocol
 
 from asgibus.layers.codec import listed, pack, unpack
@@ -17,12 +18,14 @@ from asgibus.layers.compiling import mypyc_attr
 from asgibus.layers.contract import ChannelLayer, Claim, Frame
 from asgibus.layers.errors import LayerUnavailable, MessageTooLarge
 from asgibus.protocol.checks import MAX_STATE_BYTES
-from asgibus.protocol.connect_request import HTTP, WEBSOCKET, ConnectRequest, build_scope
+from asgibus.protocol.connect_request import EVENT_STREAMS, HTTP, WEBSOCKET, ConnectRequest, build_scope
+from asgibus.protocol.event_stream import is_event_stream, retry_line
 from asgibus.protocol.events import (
     ACCEPT,
     CLOSE,
     CONTINUE,
     EARLY_HINT,
+    EVENT_STREAM,
     GROUP_DISCARD,
     GROUP_DONE,
     HANDOVER,
@@ -74,6 +77,7 @@ _NAMES: Final = {HTTP: "an HTTP", WEBSOCKET: "a WebSocket"}
 # Module-level aliases, because up to Python 3.11 a lookup of a member on its enum takes 50 ns.
 _OPEN: Final = AppState.OPEN
 _COMPLETE: Final = AppState.COMPLETE
+_STREAMING: Final = AppState.STREAMING
 _SERVING: Final = RunState.SERVING
 _DRAINING: Final = RunState.DRAINING
 _NOTIFIED: Final = RunState.NOTIFIED
@@ -92,7 +96,7 @@ class SessionHost(OutboxHost, Protocol):
     layer: ChannelLayer
     lifespan_state: dict[str, Any]
     resume: bool
-    """Whether the app can continue with a WebSocket that an earlier run has accepted."""
+    """Whether the app can continue with a WebSocket or an event stream of an earlier run."""
     acknowledge_early: bool
     """Whether an event is acknowledged when the app gets it, and not only when the app has handled it."""
 
@@ -128,6 +132,7 @@ class Session:
         "_head_only",
         "_held",
         "_inbox",
+        "_offered",
         "_outbox",
         "_own_end",
         "_receivers",
@@ -186,6 +191,7 @@ class Session:
         self._table, self._app_state = initial_state(request.kind)
         self._subprotocols = request.subprotocols
         self._head_only = request.method == "HEAD"
+        self._offered: Any = request.extensions.get("asgibus")  # what the interface server can do
         self._held: Event | None = None  # the head of the response, which waits for the body
         self._body: AnnouncedBody | None = None
         self._streaming = False  # whether the app has sent a part of the body that is not the last one
@@ -219,8 +225,9 @@ class Session:
 
     @property
     def handed_over(self) -> bool:
-        """Whether another run continues with the WebSocket, and the app of this run knows it."""
-        return self.kind == WEBSOCKET and self.run in (RunState.NOTIFIED, RunState.HANDED_OVER, RunState.SUPERSEDED)
+        """Whether another run continues with the client, and the app of this run knows it."""
+        lasts = self.kind == WEBSOCKET or self._app_state is _STREAMING
+        return lasts and self.run in (RunState.NOTIFIED, RunState.HANDED_OVER, RunState.SUPERSEDED)
 
     @property
     def target(self) -> object:
@@ -364,6 +371,9 @@ class Session:
         if code == RESPONSE_START and self.is_http:
             if self._body is not None and self._body.is_event_stream:
                 self.host.on_event_stream(self)
+                if self._may_continue(event):
+                    event = (EVENT_STREAM, *event[1:])
+                    self._app_state = _STREAMING
             self._held = event  # most apps send the body at once: then both are one event
             self.host.schedule_flush(self)
             return
@@ -382,6 +392,16 @@ class Session:
             await self._outbox.wait_for_window()
             if self.is_disconnected and not self.is_http:
                 raise ClientDisconnected("the client is gone, and has not read all that was sent")
+
+    def _may_continue(self, head: Event) -> bool:
+        """Return whether another run of the app may continue with an event stream."""
+        offered = self._offered
+        return (
+            self.host.resume
+            and isinstance(offered, dict)
+            and EVENT_STREAMS in offered
+            and is_event_stream(head[1], head[2])
+        )
 
     def _send_to_nobody(self, message: MutableMapping[str, Any]) -> None:
         """Decide whether an app may send a message that reaches no client, because this run can send nothing more.
@@ -680,7 +700,8 @@ class Session:
         if error is None:
             self._outbox.handled(self._next_number)
         if self.run is _NOTIFIED and self._app_state is not _COMPLETE:
-            if self.is_http:
+            self.flush()
+            if self.is_http and self._app_state is not _STREAMING:
                 self._end_event_stream()
             else:
                 self._hand_over()
@@ -706,10 +727,11 @@ class Session:
         self._outbox.post((HANDOVER,))
 
     def _end_event_stream(self) -> None:
-        """End the body of an event stream for an app that was told to stop."""
-        self.flush()
+        """End the body of an event stream for an app that was told to stop. Its client connects again in a while."""
         self._app_state = _COMPLETE
-        self._outbox.post((RESPONSE_END, b""))
+        encoded = self._body is None or self._body.is_encoded
+        # A line, and no blank one behind it: the client discards an event that the app has not finished.
+        self._outbox.post((RESPONSE_END, b"" if encoded else retry_line(random())))
 
     def _finish(self, error: BaseException | None) -> str:
         """Answer for an app that has ended without a whole answer.

@@ -95,7 +95,9 @@ class WorkerSettings(ServerSettings):
     )
 
     resume: bool = setting(
-        False, Heading.STOPPING, "WebSockets outlive this worker: the app runs for them again in another worker."
+        False,
+        Heading.STOPPING,
+        "WebSockets and event streams outlive this worker: the app runs for them again in another worker.",
     )
     acknowledge: Literal["done", "taken"] = setting(
         "done",

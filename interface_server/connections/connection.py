@@ -28,6 +28,7 @@ from asgibus.protocol.events import (
     OTHER_CLOSE,
     OTHER_DISCONNECT,
     OTHER_SENT,
+    RESPONSE_BODY,
     RESPONSE_END,
     SAVE_STATE,
     WEBSOCKET_DISCONNECT,
@@ -52,6 +53,7 @@ from asgibus.protocol.stream import PART, ReliableStream
 
 if TYPE_CHECKING:
     from asgibus.interface_server.terminator import Terminator
+    from asgibus.protocol.event_stream import EventStream
 
 logger = logging.getLogger("asgibus.interface")
 
@@ -75,6 +77,9 @@ _COMPLETED: Final = ConnectionEvent.COMPLETED
 _HANDSHAKE: Final = AppState.HANDSHAKE
 _OPEN: Final = AppState.OPEN
 _COMPLETE: Final = AppState.COMPLETE
+
+# The state for the client, while a further run has not answered yet.
+_BETWEEN_RUNS: Final = {AppState.HANDSHAKE: AppState.OPEN, AppState.CONTINUING: AppState.STREAMING}
 
 
 class ConnectionHost(Protocol):
@@ -120,6 +125,7 @@ class Connection:
         "accepted",
         "app_state",
         "crashes",
+        "events",
         "group_answers",
         "groups",
         "handled",
@@ -165,6 +171,8 @@ class Connection:
         self.subprotocol: str | None = None
         self.resumable = False
         """Whether another run of the app may continue with the accepted client."""
+        self.events: EventStream | None = None
+        """The events of an event stream with which other runs may continue."""
         self.crashes = 0
         """The number of workers in a row that have died with this connection, without progress between."""
         self.handled = 0
@@ -304,6 +312,16 @@ class Connection:
         self.fail(APP_FAILED)
         return False
 
+    def begin_event_stream(self, terminator: Terminator, events: EventStream) -> None:
+        """Have further runs continue with an event stream, whose head was written.
+
+        Args:
+            terminator: Writes whole events, and the heads of further runs never.
+            events: What the client has got.
+        """
+        self.terminator, self.events = terminator, events
+        self.accepted = self.resumable = True
+
     def on_ack(self, number: int) -> None:
         """Handle that the run has consumed every event below `number`."""
         opened = self.stream.acknowledge(number)
@@ -347,13 +365,16 @@ class Connection:
         if (code == OTHER_SENT or code == OTHER_CLOSE) and not event[1].startswith(f"{self.kind}."):
             return False
         # Between two runs the client is open, whatever the next run answers.
-        state = AppState.OPEN if self.accepted and self.app_state is _HANDSHAKE else self.app_state
+        state = _BETWEEN_RUNS.get(self.app_state, self.app_state) if self.accepted else self.app_state
         after = self.table.get((state, code))
         if after is None:
             return False
         if code == ACCEPT and event[1] is not None and event[1] not in self.unpack_request().subprotocols:
             return False
         if after is not _COMPLETE and self.terminator.write_paused and not self.terminator.keeps_up():
+            return True
+        if self.events is not None and code == RESPONSE_BODY:
+            self.terminator.broadcast(event, {})  # it is not a part of what the run sends
             return True
         if state is self.app_state or after is _COMPLETE:
             self.app_state = after
@@ -425,21 +446,26 @@ class Connection:
             self._host.counts[reason.name.lower().replace("_", " ")] += 1
             self._run_again()
         else:
-            self._host.counts["worker lost"] += 1
+            if reason is not RunEnd.HANDED_OVER:
+                self._host.counts["worker lost"] += 1
             self.give_up(WORKER_LOST)
 
     @property
     def _needs_disconnect(self) -> bool:
         """Whether an app must get the disconnect of the client, if not this run then a further one."""
-        return self.accepted and self.resumable
+        return self.accepted and self.resumable and self.events is None
 
     def _count_crash(self) -> int:
         """Count the death of a worker, and return the number of workers in a row that have died without progress."""
         if self._is_idle:
             self.crashes = 0
             return 0
-        # A further run of a request gets the whole body again, so a part that was handled is no progress.
-        if self.table is not HTTP_TABLE and self._handled_by_run():
+        if self.events is not None:
+            progressed = self.events.progressed
+        else:
+            # A further run of a request gets the whole body again, so a part that was handled is no progress.
+            progressed = self.table is not HTTP_TABLE and self._handled_by_run() > 0
+        if progressed:
             self.crashes = 0
         self.crashes += 1
         return self.crashes
@@ -459,6 +485,8 @@ class Connection:
     def _may_run_again(self) -> bool:
         if isinstance(self.request, ConnectRequest) and self.table is HTTP_TABLE:
             whole = self.stream.acked <= len(self.request.events)
+            if self.events is not None:
+                return whole and self.resumable and not self.events.obstacle
             return may_run_http_again(self.app_state, self.request.method, whole=whole)
         return may_run_websocket_again(self.app_state, accepted=self.accepted, resumable=self.resumable)
 
@@ -473,13 +501,18 @@ class Connection:
         request = self.unpack_request()
         stream = self.stream
         events = stream.unacked_events
+        self.app_state = AppState.HANDSHAKE
         if self.table is HTTP_TABLE:
             events = [*request.events[: stream.acked], *events]
+            self.app_state = AppState.WAITING
+            if self.events is not None:
+                self.app_state = AppState.CONTINUING
+                self.events.restart()
+                request = request._replace(headers=self.events.headers(request.headers))
         else:
             self.handled += self._handled_by_run()
         stream.restart(stream.attempt + 1, [event for event in events if event[0] != GROUP_DONE])
         self.group_answers = 0
-        self.app_state = AppState.WAITING if self.table is HTTP_TABLE else AppState.HANDSHAKE
         self.peer = ""
         self._unconsumed = 0
         self._transition(ConnectionEvent.OFFERED_AGAIN)

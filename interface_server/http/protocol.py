@@ -16,6 +16,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from asgibus.interface_server.http.event_stream import EventStreamTerminator
 from asgibus.interface_server.http.request import ErrorResponse, Peer, Request, RequestParser, address_text
 from asgibus.interface_server.http.response import Framing, ResponseWriter, StandardHeaders, chunk, plain_response
 from asgibus.interface_server.http.states import (
@@ -42,6 +43,7 @@ from asgibus.protocol.events import (
     ABORT,
     CONTINUE,
     EARLY_HINT,
+    EVENT_STREAM,
     HTTP_DISCONNECT,
     REQUEST_BODY,
     REQUEST_END,
@@ -436,10 +438,21 @@ class HttpProtocol(asyncio.Protocol):
             writer.early_hint(event[1])
         elif code == ABORT:
             self._fail(ErrorResponse(500, "The app failed."))
+        elif code == EVENT_STREAM:
+            self._begin_event_stream(event)
         else:  # TRAILERS, TRAILERS_END
             writer.trailers(event)
             if code == TRAILERS_END:
                 self._finish()
+
+    def _begin_event_stream(self, head: Event) -> None:
+        writer, connection, request = self._writer, self._connection, self._request
+        writer.start(head)
+        writer.flush()
+        if connection is not None and request is not None and writer.framing is _CHUNKED:
+            log = self._server.connections.log
+            terminator = EventStreamTerminator(self, connection, tuple(request.headers), log)
+            connection.begin_event_stream(terminator, terminator.events)
 
     def flush(self) -> None:
         """See `Terminator`."""
@@ -454,7 +467,7 @@ class HttpProtocol(asyncio.Protocol):
         if (
             event[0] == RESPONSE_BODY
             and connection is not None
-            and connection.app_state is _STARTED
+            and (connection.app_state is _STARTED or connection.events is not None)
             and self._writer.framing is _CHUNKED
         ):
             data = shared.get("chunk")

@@ -17,7 +17,7 @@ import httptools
 
 from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.interface_server.settings import MAX_HEADERS
-from asgibus.protocol.connect_request import HTTP, WEBSOCKET, Address
+from asgibus.protocol.connect_request import EVENT_STREAMS, HTTP, WEBSOCKET, Address
 
 UNKNOWN: Final = sys.maxsize
 """The length of a body that the head does not announce."""
@@ -169,7 +169,7 @@ class Request:
         if upgrade and websocket and method == "GET" and not self.length:
             self._become_handshake()
         elif version == "1.1":
-            self.extensions = {**self.extensions, **_HTTP_1_1_EXTENSIONS}
+            self.extensions = {**self.extensions, **(_GET_EXTENSIONS if method == "GET" else _HTTP_1_1_EXTENSIONS)}
             if self.wants_trailers:
                 self.wants_trailers = method != "HEAD"
                 if self.wants_trailers:
@@ -222,6 +222,8 @@ _OTHER_METHODS: Final = frozenset(
 )
 _HASH: Final = ord(b"#")  # as an integer, since `in` looks for those ten times as fast as for bytes
 _HTTP_1_1_EXTENSIONS: dict[str, Any] = {"http.response.early_hint": {}}
+# A worker has this member in its place: see `worker.connection.Extension`.
+_GET_EXTENSIONS: dict[str, Any] = {**_HTTP_1_1_EXTENSIONS, "asgibus": {EVENT_STREAMS: True}}
 
 
 MAX_PORT = 65535

@@ -38,6 +38,7 @@ REDIS = "redis://127.0.0.1:6379"
 
 PROGRAMS = {
     "background.md": ["main.py", "send.py"],
+    "event-streams.md": ["main.py"],
     "frameworks/asgi2.md": ["myproject/main.py"],
     "frameworks/channels.md": ["myproject/asgi.py", "myproject/consumers.py"],
     "frameworks/django.md": ["myproject/asgi.py", "myproject/publish.py", "myproject/urls.py", "myproject/views.py"],
@@ -235,6 +236,13 @@ def test_the_app_that_counts_messages(paste: Paste, start_interface: Start) -> N
         client.send("one")
         client.send("two")
         assert [client.recv(timeout=HANG) for _ in range(3)] == ["welcome", "message 1", "message 2"]
+
+
+def test_the_event_stream(paste: Paste, start_interface: Start) -> None:
+    server = start_interface("--app-dir", paste("event-streams.md"), app="main:app")
+    response = httpx.get(f"{server.url}/progress", headers={"last-event-id": "99"}, trust_env=False)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.text.splitlines() == ['data: {"percent": 100}', "id: 100", ""]
 
 
 def test_the_app_that_places_orders(paste: Paste, start_interface: Start) -> None:

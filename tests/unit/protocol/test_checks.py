@@ -21,6 +21,7 @@ GOOD_FROM_APP: list[tuple[Any, ...]] = [
     (events.RESPONSE, 200, HEADERS, b"body"),
     (events.RESPONSE_START, 200, HEADERS),
     (events.RESPONSE_START_TRAILERS, 999, b""),
+    (events.EVENT_STREAM, 200, HEADERS),
     (events.RESPONSE_BODY, b""),
     (events.RESPONSE_END, b"x"),
     (events.TRAILERS, HEADERS),

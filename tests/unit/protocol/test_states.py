@@ -25,18 +25,25 @@ from asgibus.protocol.states import (
     transition,
 )
 
-HTTP_STATES = [AppState.WAITING, AppState.STARTED, AppState.STARTED_TRAILERS, AppState.TRAILERS, AppState.COMPLETE]
+HTTP_STATES = [
+    *(AppState.WAITING, AppState.STARTED, AppState.STARTED_TRAILERS, AppState.TRAILERS),
+    *(AppState.STREAMING, AppState.CONTINUING, AppState.COMPLETE),
+]
 WEBSOCKET_STATES = [AppState.HANDSHAKE, AppState.OPEN, AppState.DENYING, AppState.COMPLETE]
 OTHER_STATES = [AppState.OPEN, AppState.COMPLETE]
 
 # Written from the ASGI specification, not from the tables: the events in each state, and the states after them.
 HTTP = {
     AppState.WAITING: "EARLY_HINT>WAITING CONTINUE>WAITING RESPONSE_START>STARTED "
-    "RESPONSE_START_TRAILERS>STARTED_TRAILERS RESPONSE>COMPLETE ABORT>COMPLETE",
+    "RESPONSE_START_TRAILERS>STARTED_TRAILERS EVENT_STREAM>STREAMING RESPONSE>COMPLETE ABORT>COMPLETE",
     AppState.STARTED: "EARLY_HINT>STARTED CONTINUE>STARTED RESPONSE_BODY>STARTED RESPONSE_END>COMPLETE ABORT>COMPLETE",
     AppState.STARTED_TRAILERS: "EARLY_HINT>STARTED_TRAILERS CONTINUE>STARTED_TRAILERS RESPONSE_BODY>STARTED_TRAILERS "
     "RESPONSE_END>TRAILERS ABORT>COMPLETE",
     AppState.TRAILERS: "TRAILERS>TRAILERS TRAILERS_END>COMPLETE ABORT>COMPLETE",
+    AppState.STREAMING: "EARLY_HINT>STREAMING CONTINUE>STREAMING RESPONSE_BODY>STREAMING RESPONSE_END>COMPLETE "
+    "ABORT>COMPLETE",
+    AppState.CONTINUING: "EARLY_HINT>CONTINUING CONTINUE>CONTINUING EVENT_STREAM>STREAMING RESPONSE_START>STREAMING "
+    "RESPONSE_START_TRAILERS>STREAMING RESPONSE>COMPLETE ABORT>COMPLETE",
     AppState.COMPLETE: "",
 }
 WEBSOCKET = {
@@ -119,9 +126,9 @@ def test_every_state_of_a_run_with_every_event() -> None:
     [(HTTP_TABLE, HTTP_STATES), (WEBSOCKET_TABLE, WEBSOCKET_STATES), (OTHER_TABLE, OTHER_STATES)],
 )
 def test_a_table_has_exactly_its_own_states(table: AppTable, states: list[AppState]) -> None:
-    first = states[0]
+    between_runs = {AppState.CONTINUING} & set(states)
     assert {state for state, _ in table} | set(table.values()) == set(states)
-    reached = {first}
+    reached = {states[0]} | between_runs
     while more := {after for (state, _), after in table.items() if state in reached} - reached:
         reached |= more
     assert reached == set(states)
