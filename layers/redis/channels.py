@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -93,6 +93,7 @@ class ChannelReader:
         keys: Keys,
         entries: EntryCodec,
         pipeline: Pipeline,
+        counts: Counter[str],
         *,
         expiry: float,
         group_expiry: float,
@@ -104,6 +105,7 @@ class ChannelReader:
             keys: The names of keys.
             entries: Unpacks messages.
             pipeline: Writes to the same Redis.
+            counts: Counts the messages that may be lost.
             expiry: Seconds after which an unread message is dropped.
             group_expiry: Seconds after which a message that was taken and not acknowledged is dropped.
         """
@@ -111,11 +113,13 @@ class ChannelReader:
         self._keys = keys
         self._entries = entries
         self._pipeline = pipeline
+        self._counts = counts
         self._expiry = round(expiry * 1000)
         self._taken_expiry = round(group_expiry * 1000)
         self._connections = BlockingConnections(address, pipeline, "asgibus-receive")
         self._channels: dict[str, _Channel] = {}
-        self._takes: set[asyncio.Future[list[Any]]] = set()  # calls of `take` under way
+        # Calls of `take` under way, and how many messages of which channel are lost without the reply.
+        self._takes: dict[asyncio.Future[list[Any]], tuple[str, int]] = {}
         self._closed = False
 
     async def receive(self, channel: str) -> Message:
@@ -179,7 +183,7 @@ class ChannelReader:
         taken: asyncio.Future[list[Any]] = self._loop.create_future()
 
         def on_end(result: list[Any] | LayerUnavailable) -> None:
-            self._takes.discard(taken)
+            self._takes.pop(taken, None)
             reply = result if isinstance(result, Exception) else self._note(state, result[0])
             if not taken.cancelled():
                 _settle(taken, reply)
@@ -194,7 +198,7 @@ class ChannelReader:
 
         acknowledged = (consumer, self._taken_expiry, name) if consumer else ()
         self._connections.start(self._pack_take(channel, limit, *acknowledged), 1, on_end)
-        self._takes.add(taken)
+        self._takes[taken] = (channel, 0 if consumer else limit)
         cancelled: asyncio.CancelledError | None = None
         try:
             await asyncio.wait((taken,))
@@ -224,7 +228,10 @@ class ChannelReader:
             raise LayerUnavailable(f"Redis refused to wait: {reply}")
 
     async def close(self) -> None:
-        """Put back what is on the way to readers, and close the connections. The readers get LayerUnavailable."""
+        """Put back what is on the way to readers, and close the connections. The readers get LayerUnavailable.
+
+        A message that may be on the way after a second is counted as lost.
+        """
         self._closed = True
         for state in self._channels.values():
             while state.readers:
@@ -232,6 +239,9 @@ class ChannelReader:
         await asyncio.gather(*(self._until_settled(state) for state in self._channels.values()))
         if self._takes:
             await asyncio.wait(self._takes, timeout=SETTLE_SECONDS)
+        reads = [(state.name, 1) for state in self._channels.values() if state.operation is not None]
+        for channel, count in (*reads, *self._takes.values()):
+            self._count_lost(channel, count, "Redis did not answer before the layer was closed")
         self._connections.close()
 
     def _channel(self, channel: str) -> _Channel:
@@ -329,14 +339,19 @@ class ChannelReader:
         state.returning += 1
         names = self._keys.messages(state.name), self._keys.delayed(state.name)
         command: tuple[Argument, ...] = ("EVAL", scripts.CHANNEL_PUT_BACK, 2, *names, self._expiry, *items)
-        self._pipeline.write(command, partial(self._on_put_back, state), repeatable=False)
+        self._pipeline.write(command, partial(self._on_put_back, state, len(items)), repeatable=False)
 
-    def _on_put_back(self, state: _Channel, reply: object) -> None:
-        if isinstance(reply, Exception):  # perhaps there was none, but a wake-up
-            logger.warning("a message of %s may be lost with its reader, which was cancelled: %s", state.name, reply)
+    def _on_put_back(self, state: _Channel, count: int, reply: object) -> None:
+        if isinstance(reply, Exception):
+            self._count_lost(state.name, count, f"their reader was cancelled, and they could not be put back: {reply}")
         state.empty_until = 0.0
         state.returning -= 1
         self._read(state)
+
+    def _count_lost(self, channel: str, count: int, reason: str) -> None:
+        if count:
+            self._counts["message lost"] += count
+            logger.warning("up to %d messages of %s may be lost: %s", count, channel, reason)
 
     async def _until_settled(self, state: _Channel) -> None:
         """Wait until no message is on the way to a reader that has left. Give up after a second."""

@@ -78,7 +78,7 @@ class StoreClient:
         self.epoch = Epoch(self.outbox.on_data_lost, epoch)
         self.regroup = Regroup(self.pipeline, keys, self.epoch)
         self.reader = ChannelReader(
-            address, keys, entries, self.pipeline, expiry=settings.expiry, group_expiry=settings.group_expiry
+            address, keys, entries, self.pipeline, counts, expiry=settings.expiry, group_expiry=settings.group_expiry
         )
         self._watch = MasterWatch(address, self.outage.moved) if address.sentinels else None
         self.mailboxes = MailboxSender(self.pipeline, keys, self.post)
@@ -140,7 +140,7 @@ class StoreClient:
         if evicts and self.entries.mark_logged(f"evicts {self.address}"):
             logger.warning(
                 "Redis at %s has the maxmemory-policy %s: when it is full, it drops messages, groups and connections "
-                "that wait, without a word. Set maxmemory-policy %s",
+                "that wait, silently. Set maxmemory-policy %s",
                 self.address,
                 policy,
                 KEEPS_ALL,

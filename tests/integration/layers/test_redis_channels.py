@@ -20,6 +20,7 @@ from asgibus.layers.redis import channels, pipeline
 from asgibus.layers.redis.client import BLOCK_SECONDS
 from support.bus import Recorder, until
 from support.deadline import HANG, in_time
+from support.redis import RedisServer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
@@ -76,6 +77,12 @@ def paused(admin: "redis.Redis[bytes]") -> Iterator[None]:
 async def wait_until_taking(admin: "redis.Redis[bytes]", *readers: "asyncio.Task[Any]") -> None:
     """Wait until so many readers are taking, while Redis is paused."""
     await until(lambda: admin.info("clients")["blocked_clients"] == len(readers))
+
+
+def blocked_takes(admin: "redis.Redis[bytes]") -> int:
+    """Return how many readers wait, or are taking while Redis is paused."""
+    clients = [client for client in admin.client_list() if client["name"].startswith("asgibus-receive")]
+    return sum("b" in client["flags"] for client in clients)
 
 
 async def result_of(result: Awaitable[Any]) -> Any:
@@ -233,18 +240,13 @@ async def test_two_cancelled_calls_put_their_messages_back(make: Make, admin: "r
     """The next reader gets both messages when both cancelled calls have put theirs back."""
     layer = make()
     await connect(layer, "another")
-
-    def blocked_takes() -> int:
-        clients = [client for client in admin.client_list() if client["name"].startswith("asgibus-receive")]
-        return sum("b" in client["flags"] for client in clients)
-
     async with layer.bus("worker", Recorder()) as bus:
         admin.rpush(KEY, item(1), item(2))
         with paused(admin):
             reader = asyncio.create_task(layer.receive("c"))
-            await until(lambda: blocked_takes() == 1)
+            await until(lambda: blocked_takes(admin) == 1)
             taker = asyncio.create_task(bus.take("c", 1, once=True))
-            await until(lambda: blocked_takes() == 2)
+            await until(lambda: blocked_takes(admin) == 2)
             await cancel(reader)
             following = asyncio.create_task(layer.receive("c"))
             for _ in range(5):  # until the reader waits
@@ -272,6 +274,26 @@ async def test_closing_a_layer_ends_its_readers(make: Make, admin: "redis.Redis[
             await result_of(reader)
     await layer.send("c", {"n": 1})
     assert await result_of(layer.receive("c")) == {"n": 1}
+
+
+async def test_a_close_counts_messages_that_may_be_lost(
+    start_redis: Callable[..., RedisServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A close waits a moment for the replies to readers. Redis may have given them messages."""
+    monkeypatch.setattr(channels, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(pipeline, "DRAIN_SECONDS", 0.1)
+    server = start_redis()
+    layer = RedisChannelLayer(server.url)
+    await connect(layer)
+    async with layer.bus("worker", Recorder()) as bus:
+        server.pause()
+        calls = [asyncio.create_task(layer.receive("c")), asyncio.create_task(bus.take("c", 3, once=True))]
+        for _ in range(5):  # until both have written their commands
+            await asyncio.sleep(0)
+        await layer.close()
+        server.resume()
+        await cancel(*calls)
+    assert layer.counts["message lost"] == 4
 
 
 async def test_readers_cancelled_at_random_lose_no_message(
