@@ -68,7 +68,18 @@ def ignore_reply(reply: object) -> None:
 class RedisConnection(asyncio.Protocol):
     """A connection to Redis. `lost` is done when it has ended; callbacks that wait for replies are dropped then."""
 
-    __slots__ = ("_loop", "_reader", "_replies", "_transport", "client_id", "lost", "owed_since", "place", "run_id")
+    __slots__ = (
+        "_loop",
+        "_reader",
+        "_replies",
+        "_transport",
+        "client_id",
+        "direct",
+        "lost",
+        "owed_since",
+        "place",
+        "run_id",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -78,6 +89,7 @@ class RedisConnection(asyncio.Protocol):
         self.lost: asyncio.Future[str] = loop.create_future()
         self.owed_since = 0.0
         self.client_id = 0
+        self.direct = False  # whether Redis sees the address of this end, so that no proxy is between
         self.run_id = ""
         self.place: tuple[str, int] | None = None  # host and port, as Sentinel or the cluster names them
 
@@ -129,6 +141,16 @@ class RedisConnection(asyncio.Protocol):
         future.add_done_callback(settled)
         self.write(pack_command(args), (reply,))
         return future
+
+    @property
+    def address(self) -> str:
+        """The address of this end, as Redis writes it; for a Unix socket that of the server."""
+        assert self._transport is not None
+        name = self._transport.get_extra_info("sockname")
+        if not isinstance(name, tuple):
+            return f"{self._transport.get_extra_info('peername')}:0"
+        host, port = name[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def overdue(self, seconds: float) -> bool:
         """Return whether Redis has owed a reply for longer than that."""
@@ -405,6 +427,7 @@ async def _greet(connection: RedisConnection, address: Address, name: str) -> No
         await connection.call("SELECT", address.db)
     await connection.call("CLIENT", "SETNAME", name)
     connection.client_id = await connection.call("CLIENT", "ID")
+    connection.direct = await _is_direct(connection)
     answer = await _call_if_permitted(connection, "INFO", "server")
     if answer is not None:
         info = dict(line.split(":", 1) for line in answer.decode().split() if ":" in line)
@@ -415,6 +438,15 @@ async def _greet(connection: RedisConnection, address: Address, name: str) -> No
     role = await _call_if_permitted(connection, "ROLE")
     if role is not None and role[0] != b"master":
         raise LayerUnavailable("it is a replica")  # after a failover: a later attempt finds the new master
+
+
+async def _is_direct(connection: RedisConnection) -> bool:
+    """Return whether Redis sees the address of this end; False if it may not be asked."""
+    try:
+        info: bytes = await connection.call("CLIENT", "INFO")
+    except RedisError:
+        return False
+    return f" addr={connection.address} " in info.decode(errors="replace")
 
 
 async def _authenticate(connection: RedisConnection, username: str | None, password: str | None) -> None:

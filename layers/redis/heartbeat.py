@@ -2,7 +2,7 @@
 
 Each heartbeat says which processes are alive, whether this process's own lease had ended, whether Redis has lost data,
 and when to come again. One task repairs whatever has to be repaired, one thing after another. A thread extends the
-lease meanwhile.
+lease meanwhile. `deaths` has the way to notice a death before its lease ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from asgibus.layers.names import has_channels, require_channel
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.client import RedisConnection, RedisError, background, connect, ignore_reply
 from asgibus.layers.redis.config import Address
+from asgibus.layers.redis.deaths import ConnectionWatch, connection_names
 from asgibus.layers.redis.groups import GroupStore, Memberships
+from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Refused
 
@@ -41,12 +43,14 @@ RETURN_SECONDS = 25.0  # how long broadcasts are kept for a process whose lease 
 RETURN_BYTES = 32 * 1024 * 1024  # of broadcasts that are kept for such a process
 PATIENCE_SECONDS = 2.5  # for a repair: then the lease is renewed before the next attempt
 
-EXTEND_SECONDS = 1.0  # how often the thread extends the lease
+EXTEND_SECONDS = 0.6  # after the last renewal, the thread extends the lease: others get a sign of life in between
 PULSE_SECONDS = 0.5  # how often the event loop shows that it is running
 HANG_SECONDS = 10.0  # for which the event loop may be blocked before the thread lets the lease end
 STALE_SECONDS = 30.0  # since the last heartbeat: a process that does not get one through has lost contact with Redis
 REPLY_SECONDS = 1.0  # for Redis to answer the thread
 STOP_SECONDS = 2.0  # for the thread to end
+SUSPECTS = 2  # reply of `extend_lease.lua`
+RECONNECT_SECONDS = 0.05  # until the thread replaces a connection that was lost: others look whether there is one
 
 
 class HeartbeatStore(GroupStore, Protocol):
@@ -128,8 +132,9 @@ class Heartbeat:
         self._reaper = Reaper(store, mailbox, memberships, self._due.set, counted=not local)
         self.peer_seen = self._reaper.peers.watch  # called for every batch
         """Note that a process posted something: its death matters from now on."""
+        self._watch = ConnectionWatch(store)
         # The event loop of process-local channels belongs to the layer, so that no app blocks it.
-        self._thread = None if local else LeaseThread(store.address, store.keys.processes, mailbox)
+        self._thread = None if local else LeaseThread(store.address, store.keys, mailbox, self._watch, self._due.set)
         self._task: asyncio.Task[None] | None = None
         self._pause = BEAT_SECONDS
         self._clock_offset = 0.0  # of Redis's clock to that of the event loop
@@ -145,7 +150,7 @@ class Heartbeat:
         """Create the mailbox and take the lease. Raises LayerUnavailable, at the time `until` at the latest."""
         self._run_id = self._pipeline.run_id
         await self._create_mailbox(until)
-        beat, _, _ = await self._renew(until)
+        beat, _, _, _ = await self._renew(until)
         await self._reaper.reap(beat, self.now, log=False)
 
     def start(self) -> None:
@@ -166,7 +171,8 @@ class Heartbeat:
         """Give the lease and the mailbox back, after everything that was posted before. Do not wait for it."""
         keys = self._store.keys
         self._pipeline.write(("UNLINK", keys.mailbox(self._mailbox), keys.full(self._mailbox)), ignore_reply)
-        self._pipeline.write(("HDEL", keys.apps, self._mailbox), ignore_reply)
+        for key in (keys.apps, keys.connections):
+            self._pipeline.write(("HDEL", key, self._mailbox), ignore_reply)
         self._pipeline.write(("EVAL", scripts.END_LEASE, 1, keys.processes, self._mailbox), self._on_left)
 
     def _on_left(self, reply: object) -> None:
@@ -194,13 +200,13 @@ class Heartbeat:
     def on_frames(self, frames: Sequence[Frame]) -> Sequence[Frame]:
         """Handle deaths that other processes have declared. Return the frames that the handler gets."""
         for frame in frames:
-            if frame[0] != DEAD or not frame[2]:
+            if frame[0] != DEAD:
                 continue
             if frame[1] == self._mailbox:
                 self._interruption = "it was declared dead"
                 self._due.set()
                 return [each for each in frames if each != frame]
-            if self._reaper.declare_dead(frame[1], self.now):
+            if self._reaper.declare_dead(frame[1], self.now, reaped=frame[2]):
                 self._orphans = True
                 self._due.set()
         return frames
@@ -235,10 +241,10 @@ class Heartbeat:
             self._orphans = not active  # a death that is declared from now on sets it again
             claims = [(claimer, await claimer.list_claims()) for claimer in active]
         epoch = self._epoch
-        beat, lapsed, vanished = await self._renew(None)
+        beat, lapsed, vanished, suspects = await self._renew(None)
         run_id = self._pipeline.run_id
         if self._thread is not None:
-            self._thread.on_beat(run_id)
+            self._thread.on_beat(run_id, self._pipeline.direct_id)
         if run_id != self._run_id or (self._epoch != epoch and not vanished):
             self._interruption = "Redis is another one"
         elif vanished:
@@ -256,17 +262,33 @@ class Heartbeat:
             if not await claimer.claim_orphans(listed, beat):
                 self._orphans = True
         await self._memberships.renew(everything=False, until=self._loop.time() + PATIENCE_SECONDS)
+        if suspects:
+            await self._watch.look_for(suspects, run_id)
+        await self._watch.decide(beat.live)
+        if (wait := self._watch.wait) is not None:
+            self._pause = min(self._pause, wait)
 
-    async def _renew(self, until: float | None) -> tuple[Beat, bool, bool]:
-        """Renew the lease. Return the state of all, whether the lease had ended, and whether the mailbox is missing."""
+    async def _renew(self, until: float | None) -> tuple[Beat, bool, bool, Sequence[bytes]]:
+        """Renew the lease.
+
+        Returns:
+            The state of all processes, whether the lease had ended, whether the mailbox is missing, and the suspects
+            for `ConnectionWatch.look_for`.
+        """
         store = self._store
-        arguments: tuple[str | int, ...] = (store.keys.processes, self._mailbox, *lease_times())
+        keys = store.keys
+        watched: tuple[str | int, ...] = "", 0, 0
+        if self._thread is not None:
+            watched = self._watch.names(self._thread.direct_id), *self._watch.times
+        arguments = self._mailbox, *lease_times(), *watched
         asked = self._loop.time()
         reply, exists = await asyncio.gather(
-            self._pipeline.call("EVAL", scripts.RENEW_LEASE, 1, *arguments, until=until),
-            self._pipeline.call("EXPIRE", store.keys.mailbox(self._mailbox), MAILBOX_SECONDS, until=until),
+            self._pipeline.call(
+                "EVAL", scripts.RENEW_LEASE, 2, keys.processes, keys.connections, *arguments, until=until
+            ),
+            self._pipeline.call("EXPIRE", keys.mailbox(self._mailbox), MAILBOX_SECONDS, until=until),
         )
-        lapsed, grace, self.now, next_end, live, ended, gone, epoch = reply
+        lapsed, grace, self.now, next_end, live, ended, gone, epoch, suspects = reply
         self._clock_offset = self.now / 1000 - max(asked, self._loop.time() - LATE_SECONDS)
         store.epoch.note(epoch)
         vanished = not exists
@@ -277,7 +299,7 @@ class Heartbeat:
         beat = Beat(self._mailboxes(live), self._mailboxes(ended), bool(grace), self._mailboxes(gone))
         if next_end >= 0:
             self._pause = min(BEAT_SECONDS, max(SOONEST_SECONDS, (next_end + 2) / 1000))
-        return beat, bool(lapsed), vanished
+        return beat, bool(lapsed), vanished, suspects
 
     def _mailboxes(self, found: Sequence[bytes]) -> frozenset[str]:
         return frozenset(self._store.entries.valid_names(self._store.keys.processes, found, _require_mailbox))
@@ -356,14 +378,25 @@ class Reaper:
         self._dead: set[str] = set()  # to be cleaned up after
         self._declared: set[str] = set()  # of them, those that are known not to return
 
-    def declare_dead(self, mailbox: str, now: int) -> bool:
-        """Note that another process has declared a process dead. Return whether that is news."""
+    def declare_dead(self, mailbox: str, now: int, *, reaped: bool) -> bool:
+        """Note that a process was declared dead.
+
+        Args:
+            mailbox: The mailbox of the dead process.
+            now: The time, in ms by Redis's clock.
+            reaped: Whether its supervisor has reaped it, so that it will not return.
+
+        Returns:
+            Whether that is news.
+        """
         if not self.peers.declare_dead(mailbox):
             return False
         self._dead.add(mailbox)
-        self._declared.add(mailbox)
+        if reaped:
+            self._declared.add(mailbox)
         if self._count_once(mailbox, now):
-            logger.warning("%s was declared dead", mailbox)
+            reason = "its supervisor has reaped it" if reaped else "its connections to Redis are closed"
+            logger.warning("%s was declared dead: %s", mailbox, reason)
         return True
 
     async def reap(self, beat: Beat, now: int, *, log: bool = True) -> bool:
@@ -428,7 +461,8 @@ class Reaper:
     async def _clean_up(self, mailbox: str, now: int) -> None:
         keys, pipeline = self._store.keys, self._store.pipeline
         await pipeline.call("UNLINK", keys.mailbox(mailbox), keys.full(mailbox))
-        pipeline.write(("HDEL", keys.apps, mailbox), ignore_reply)
+        for key in (keys.apps, keys.connections):
+            pipeline.write(("HDEL", key, mailbox), ignore_reply)
         await self._memberships.remove_dead(mailbox, now)
         self._dead.discard(mailbox)
 
@@ -452,14 +486,28 @@ class LeaseThread:
     All methods are called from the event loop of the process.
     """
 
-    def __init__(self, address: Address, key: str, mailbox: str) -> None:
-        """Prepare to extend the lease of `mailbox` in the sorted set of processes, `key`."""
+    def __init__(
+        self, address: Address, keys: Keys, mailbox: str, watch: ConnectionWatch, on_suspects: Callable[[], object]
+    ) -> None:
+        """Prepare to extend a lease.
+
+        Args:
+            address: The address of the store.
+            keys: The names of keys there.
+            mailbox: The mailbox of the process.
+            watch: Knows after what time a process is a suspect.
+            on_suspects: Called in the event loop of the process when a heartbeat would return suspects.
+        """
+        self.direct_id = 0
+        """The id of the thread's connection in Redis; 0 without one, and if a proxy may be between."""
         self._address = address
-        self._command = "EVAL", scripts.EXTEND_LEASE, 1, key, mailbox, round(LIFE_SECONDS * 1000)
+        self._command = "EVAL", scripts.EXTEND_LEASE, 2, keys.processes, keys.connections, mailbox
         self._name = f"{mailbox}lease"
+        self._watch = watch
+        self._on_suspects = on_suspects
         self._loop = asyncio.get_running_loop()
         self._thread: threading.Thread | None = None
-        self._stop: asyncio.Event | None = None  # of the thread's event loop
+        self._wake: asyncio.Event | None = None  # of the thread's event loop
         self._thread_loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
@@ -467,11 +515,18 @@ class LeaseThread:
         self._ran_at = 0.0
         self._beat_at = 0.0
         self._run_id = ""
+        self._writer_id = 0
 
-    def on_beat(self, run_id: str) -> None:
-        """Note that a heartbeat reached the Redis server with this run id. The first call starts the thread."""
+    def on_beat(self, run_id: str, writer_id: int) -> None:
+        """Note a heartbeat. The first call starts the thread.
+
+        Args:
+            run_id: The run id of the Redis server that it reached.
+            writer_id: The id of its connection there; 0 if a proxy may be between.
+        """
         self._beat_at = time.monotonic()
         self._run_id = run_id
+        self._writer_id = writer_id
         if self._thread is None:
             self._pulse()
             self._thread = threading.Thread(target=self._run, name="asgibus lease", daemon=True)
@@ -484,9 +539,9 @@ class LeaseThread:
             self._timer.cancel()
         if self._thread is None:
             return
-        if self._thread_loop is not None and self._stop is not None:
+        if self._thread_loop is not None and self._wake is not None:
             with suppress(RuntimeError):  # the thread has ended
-                self._thread_loop.call_soon_threadsafe(self._stop.set)
+                self._thread_loop.call_soon_threadsafe(self._wake.set)
         await asyncio.to_thread(self._thread.join, STOP_SECONDS)
 
     def _pulse(self) -> None:
@@ -505,34 +560,62 @@ class LeaseThread:
 
     async def _extend_until_closed(self) -> None:
         connection: RedisConnection | None = None
-        self._stop, self._thread_loop = asyncio.Event(), asyncio.get_running_loop()
+        self._wake, self._thread_loop = asyncio.Event(), asyncio.get_running_loop()
         try:
             while not self._closed:
                 if self._is_running():
                     connection = await self._extend(connection)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(EXTEND_SECONDS):
-                        await self._stop.wait()
+                await self._wait(connection)
         finally:
             if connection is not None:
                 connection.abort("closed here")
                 await asyncio.sleep(0)  # in which its socket is closed
+
+    async def _wait(self, connection: RedisConnection | None) -> None:
+        """Wait until the lease is to be extended again, or the connection is lost."""
+        assert self._wake is not None
+        extended_at = time.monotonic()
+        while not self._closed:
+            if _is_lost(connection):
+                await asyncio.sleep(RECONNECT_SECONDS)
+                return
+            pause = max(self._beat_at, extended_at) + EXTEND_SECONDS - time.monotonic()
+            if pause <= 0:
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
+            self._wake.clear()
 
     async def _extend(self, connection: RedisConnection | None) -> RedisConnection | None:
         """Extend the lease. Return the connection for the next time, or None if it failed."""
         if connection is not None and connection.run_id != self._run_id:
             connection.abort("another Redis has taken its place")
         try:
-            if connection is None or connection.lost.done():
+            if connection is None or _is_lost(connection):
                 connection = await connect(self._address, self._name)
+                connection.lost.add_done_callback(self._on_lost)
+                self.direct_id = connection.client_id if connection.direct else 0
+            names = connection_names(self._run_id, self.direct_id, self._writer_id)
             async with asyncio.timeout(REPLY_SECONDS):
-                await connection.call(*self._command)
+                reply = await connection.call(*self._command, round(LIFE_SECONDS * 1000), names, *self._watch.times)
         except (LayerUnavailable, RedisError, TimeoutError) as error:
             logger.debug("%s: %s", self._name, error)
             if connection is not None:
                 connection.abort("no answer in time")
             return None
+        if reply == SUSPECTS:
+            with suppress(RuntimeError):  # the event loop was closed
+                self._loop.call_soon_threadsafe(self._on_suspects)
         return connection
+
+    def _on_lost(self, lost: asyncio.Future[str]) -> None:
+        if self._wake is not None:
+            self._wake.set()
+
+
+def _is_lost(connection: RedisConnection | None) -> bool:
+    return connection is not None and connection.lost.done()
 
 
 def lease_times() -> tuple[int, ...]:

@@ -25,6 +25,11 @@ class Keys:
         """Hash: the pool, the app and the number of lasting sessions of each worker, by its mailbox."""
         return f"{self.prefix}:apps"
 
+    @property
+    def connections(self) -> str:
+        """Hash: the connections to this store by which the death of a process is noticed, by its mailbox."""
+        return f"{self.prefix}:connections"
+
     def shared(self, channel: str) -> str:
         """Stream with a consumer group: the work queue of a shared channel."""
         return f"{self.prefix}:shared:{channel}"

@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 from asgibus.layers.codec import pack_message
 from asgibus.layers.contract import Bus, ChannelLayer, Handler, Message, Statistics
 from asgibus.layers.errors import ChannelFull, ForeignChannel
-from asgibus.layers.frames import DEAD, MEMBERSHIP
+from asgibus.layers.frames import MEMBERSHIP
 from asgibus.layers.names import has_channels, parse_channel, require_channel, require_group, split_local
 from asgibus.layers.over_capacity import OverCapacity
 from asgibus.layers.redis import scripts
@@ -26,9 +26,10 @@ from asgibus.layers.redis.bus import RedisBus
 from asgibus.layers.redis.client import ignore_reply
 from asgibus.layers.redis.codec import Encryption, EntryCodec
 from asgibus.layers.redis.config import DEFAULT_HOST, Hosts, read_hosts
+from asgibus.layers.redis.deaths import declare_dead
 from asgibus.layers.redis.groups import GroupSender
 from asgibus.layers.redis.local_channels import BackgroundLoop, LocalChannels
-from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, call_until
+from asgibus.layers.redis.pipeline import call_until
 from asgibus.layers.redis.store import Shard, Shards
 from asgibus.layers.settings import (
     BACKLOG_BYTES,
@@ -283,13 +284,10 @@ class RedisChannelLayer(ChannelLayer):
     @_on_long_lived_loop
     async def declare_dead(self, mailbox: str) -> None:
         client = await self._shards.home.client()
-        keys, call, until = client.keys, client.pipeline.call, call_until()
-        _, members = await call("EVAL", scripts.GROUP_MEMBERS, 1, keys.processes, until=until)
-        live = self._entries.valid_names(keys.processes, (each for each in members if each.endswith(b"!")))
-        mailboxes = [keys.mailbox(each) for each in live]
-        entries = [self._entries.pack(key, (PAYLOAD_VERSION, "", [(DEAD, mailbox, True)])) for key in mailboxes]
-        names = keys.processes, *mailboxes
-        await call("EVAL", scripts.DECLARE_DEAD, len(names), *names, mailbox, *entries, repeatable=False, until=until)
+        key = client.keys.processes
+        _, members = await client.pipeline.call("EVAL", scripts.GROUP_MEMBERS, 1, key, until=call_until())
+        live = client.entries.valid_names(key, (each for each in members if each.endswith(b"!")))
+        await declare_dead(client, mailbox, live)
 
     @asynccontextmanager
     async def bus(self, role: str, handler: Handler) -> AsyncIterator[Bus]:

@@ -280,6 +280,12 @@ class Pipeline:
         """Whether there is a connection."""
         return self._link.connection is not None
 
+    @property
+    def direct_id(self) -> int:
+        """The id of the connection in Redis; 0 without one, and if a proxy may be between."""
+        connection = self._link.connection
+        return connection.client_id if connection is not None and connection.direct else 0
+
     def _schedule(self) -> None:
         if not self._scheduled and not self._in_flight:
             self._scheduled = True

@@ -5,15 +5,22 @@
 --          `grace`: until when a process without a lease may be one that has not been here yet;
 --          `epoch:TIME:RUN_ID[:again]`, with the score +inf: the epoch of the data, by the time at which it began and
 --          the run id of the Redis server on which it began (empty if Redis may not be asked for it); `:again` if the
---          set existed before.
+--          set existed before;
+--          `asked`: when a process was last given suspects.
+-- KEYS[2]  hash of the connections of processes, by mailbox: the run id of the Redis server, a colon, and their ids
+--          there, with commas between. Without this key, there are no further arguments, and no suspects are returned
 -- ARGV[1]  mailbox
 -- ARGV[2]  length of a lease
 -- ARGV[3]  after how long without any process there is grace
 -- ARGV[4]  length of the grace
 -- ARGV[5]  for how long an ended lease is listed
--- ARGV[6]  for how long the process of an ended lease may return; these five are in ms
+-- ARGV[6]  for how long the process of an ended lease may return
+-- ARGV[7]  connections of this process; empty if it has none whose end says that the process has ended
+-- ARGV[8]  how long after its last sign of life a process is a suspect; 0 to get none
+-- ARGV[9]  after how long suspects may be returned again; these seven times are in ms
 -- Returns  {1 if the lease had ended, 1 if there is grace, time in ms, ms until another lease ends (or -1),
---          {mailboxes with a lease}, {mailboxes whose lease has ended}, {those of them that will not return}, epoch}
+--          {mailboxes with a lease}, {mailboxes whose lease has ended}, {those of them that will not return}, epoch,
+--          {mailbox of a suspect, the end of its lease, its ids, …}}
 
 -- include now.lua
 local function text(number) return string.format('%.0f', number) end
@@ -71,4 +78,34 @@ for i = 1, #members, 2 do
     end
   end
 end
-return {own <= (silent and beaten or now) and 1 or 0, grace > now and 1 or 0, now, first, live, ended, gone, epoch}
+local lapsed = own <= (silent and beaten or now) and 1 or 0
+local reply = {lapsed, grace > now and 1 or 0, now, first, live, ended, gone, epoch}
+if not KEYS[2] then return reply end
+if ARGV[7] == '' then
+  redis.call('HDEL', KEYS[2], ARGV[1])
+else
+  redis.call('HSET', KEYS[2], ARGV[1], ARGV[7])
+  redis.call('PEXPIRE', KEYS[2], 86400000)
+end
+-- Suspects have named connections to this server, and have given no sign of life for a while, in which another process
+-- has: otherwise Redis was stopped, or all of them. Within the grace, processes may still be about to connect again,
+-- unless it began with the epoch.
+local suspects, since = {}, now - ARGV[8]
+local asked = tonumber(redis.call('ZSCORE', KEYS[1], 'asked') or 0)
+local settled = grace <= now or grace - ARGV[4] == tonumber(string.match(epoch, '^epoch:(%d+):%x*$'))
+if tonumber(ARGV[8]) > 0 and settled and beaten > since and now - asked >= tonumber(ARGV[9]) then
+  for i = 1, #members, 2 do
+    local member, score = members[i], tonumber(members[i + 1])
+    if score > now and score - ARGV[2] <= since and string.sub(member, -1) == '!' then
+      local where, ids = string.match(redis.call('HGET', KEYS[2], member) or '', '^(%x+):([%d,]+)$')
+      if where == run then
+        suspects[#suspects + 1] = member
+        suspects[#suspects + 1] = text(score)
+        suspects[#suspects + 1] = ids
+      end
+    end
+  end
+  if #suspects > 0 then redis.call('ZADD', KEYS[1], text(now), 'asked') end
+end
+reply[#reply + 1] = suspects
+return reply
