@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from asgibus.layers.contract import Bus, ChannelLayer, Claim, Handler, Offer
+from asgibus.layers.contract import Bus, ChannelLayer, Handler
 from asgibus.layers.errors import ChannelFull, LayerError, LayerUnavailable, MessageTooLarge
 from asgibus.layers.factory import open_layer
+from asgibus.layers.offers import Claim, Offer
 
 if TYPE_CHECKING:
     from asgibus.layers.memory import InMemoryChannelLayer

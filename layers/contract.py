@@ -16,6 +16,7 @@ from typing import Any, TypedDict
 
 from asgibus.layers.errors import ChannelFull, LayerUnavailable, MessageTooLarge
 from asgibus.layers.names import require_channel, require_group
+from asgibus.layers.offers import Claim, Offer
 from asgibus.layers.settings import LayerSettings
 
 Message = dict[str, Any]
@@ -56,34 +57,6 @@ class Handler:
 
     def orphaned(self, claim: Claim) -> None:
         """Handle the claim of a process that has died. It belongs to this process now, which has to call `Bus.done`."""
-
-
-@dataclass(slots=True, eq=False)
-class Offer:
-    """An entry that was offered on a shared channel."""
-
-    channel: str
-    once: bool = False
-    """Whether the entry must not be handled twice. If so, it is offered again only if that is certain."""
-    withdrawn: bool = False
-    taken: bool = False
-    """Set by the process that made the offer, once the claimant is known: the entry is not offered again."""
-    state: Any = None
-    """Private to the layer: what the layer needs to withdraw the offer or to repeat it."""
-    size: int = 0
-    """The size of the entry in the store, in bytes; 0 in a layer without a store."""
-
-
-@dataclass(slots=True, eq=False)
-class Claim:
-    """An entry of a shared channel that this process has claimed, and no other process gets."""
-
-    channel: str
-    id: bytes
-    entry: Any
-    stale: bool = False
-    """Whether the entry may have been handled before: it is older than this process or this store, or it was offered
-    again. The process that offered it knows: ask it before handling the entry."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -7,19 +7,10 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 
-from asgibus.layers.contract import (
-    Bus,
-    ChannelLayer,
-    Claim,
-    Delivery,
-    Draft,
-    Frame,
-    Handler,
-    Message,
-    Statistics,
-)
+from asgibus.layers.contract import Bus, ChannelLayer, Delivery, Draft, Frame, Handler, Message, Statistics
 from asgibus.layers.memory import InMemoryChannelLayer, MemoryBus
 from asgibus.layers.names import new_mailbox
+from asgibus.layers.offers import Claim
 
 
 class WorkerLayer(ChannelLayer):

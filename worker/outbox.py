@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from asgibus.layers.contract import Bus, Claim, Draft
+from asgibus.layers.contract import Bus, Draft
 from asgibus.layers.frames import ACKNOWLEDGED
+from asgibus.layers.offers import Claim
 from asgibus.protocol.events import RESPONSE_BODY, Event
 from asgibus.protocol.stream import PART, ReliableStream
 

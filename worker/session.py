@@ -15,8 +15,9 @@ from typing import Any, Final, Protocol
 
 from asgibus.layers.codec import listed, pack, unpack
 from asgibus.layers.compiling import mypyc_attr
-from asgibus.layers.contract import ChannelLayer, Claim, Frame
+from asgibus.layers.contract import ChannelLayer, Frame
 from asgibus.layers.errors import LayerUnavailable, MessageTooLarge
+from asgibus.layers.offers import Claim
 from asgibus.protocol.checks import MAX_STATE_BYTES
 from asgibus.protocol.connect_request import EVENT_STREAMS, HTTP, WEBSOCKET, ConnectRequest, build_scope
 from asgibus.protocol.event_stream import is_event_stream, retry_line

@@ -10,8 +10,9 @@ from time import monotonic
 
 import anyio
 
-from asgibus.layers.contract import Bus, Claim, Frame, Handler
+from asgibus.layers.contract import Bus, Frame, Handler
 from asgibus.layers.frames import ABANDONED, DEAD
+from asgibus.layers.offers import Claim
 from asgibus.protocol.checks import FROM_CLIENT, BadFrame, ForeignVersion, read_request
 from asgibus.protocol.connect_request import ConnectRequest
 from asgibus.protocol.counted_log import CountedLog

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from asgibus.compatibility.callables import Application
-from asgibus.layers.contract import Bus, ChannelLayer, Claim, Statistics, statistics_of
+from asgibus.layers.contract import Bus, ChannelLayer, Statistics, statistics_of
+from asgibus.layers.offers import Claim
 from asgibus.protocol.channels import shared_channel, shared_channels
 from asgibus.protocol.checks import ForeignVersion, read_request
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
@@ -145,8 +146,8 @@ class Worker(BaseWorker):
             started = [session for claim in claims if (session := self._start(claim)) is not None]
             loop.call_later(ANNOUNCE_SECONDS, self._announce, started)
             self._count_work(len(claims))
-            # Let the apps begin, and their first answers be written, before the next claim. Both writes then wake the
-            # store once, and meanwhile more offers arrive.
+            # Let the apps begin, and write their first answers, before the next claim. Both writes then wake the store
+            # once, and meanwhile more offers arrive.
             await asyncio.sleep(0)
             self._limit.on_begun(len(claims))
             await asyncio.sleep(0)

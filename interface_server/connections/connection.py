@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from asgibus.interface_server.connections.groups import Groups
 from asgibus.interface_server.terminator import FAULT, abort_faulty
 from asgibus.layers.codec import pack, unpack
-from asgibus.layers.contract import Bus, Frame, Offer
+from asgibus.layers.contract import Bus, Frame
+from asgibus.layers.offers import Offer
 from asgibus.protocol.connect_request import ConnectRequest
 from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.events import (

@@ -8,7 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from asgibus.interface_server.settings import InterfaceSettings
-from asgibus.layers.contract import Bus, Offer
+from asgibus.layers.contract import Bus
+from asgibus.layers.offers import Offer
 from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.states import ConnectionState
 

@@ -19,22 +19,12 @@ from functools import partial
 from typing import Any
 
 from asgibus.layers.codec import pack_message, unpack_message
-from asgibus.layers.contract import (
-    Bus,
-    ChannelLayer,
-    Claim,
-    Delivery,
-    Draft,
-    Frame,
-    Handler,
-    Message,
-    Offer,
-    Statistics,
-)
+from asgibus.layers.contract import Bus, ChannelLayer, Delivery, Draft, Frame, Handler, Message, Statistics
 from asgibus.layers.errors import ChannelFull, ForeignChannel
 from asgibus.layers.frames import DEAD, GROUP_MESSAGE, MESSAGE
 from asgibus.layers.memory.queues import Queues
 from asgibus.layers.names import new_mailbox, require_channel, require_group, split_local
+from asgibus.layers.offers import Claim, Offer
 from asgibus.layers.over_capacity import OverCapacity
 from asgibus.layers.settings import (
     CAPACITY,

@@ -10,9 +10,10 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 from asgibus.layers.codec import unpack, unpack_message
-from asgibus.layers.contract import Announced, Bus, Claim, Delivery, Draft, Frame, Handler, Offer, Statistics
+from asgibus.layers.contract import Announced, Bus, Delivery, Draft, Frame, Handler, Statistics
 from asgibus.layers.frames import DEAD, GROUP_MESSAGE, LOCAL_MESSAGES, MEMBERSHIP, MESSAGE
 from asgibus.layers.names import require_channel, require_group, split_local
+from asgibus.layers.offers import Claim, Offer
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.acking_consumer import AckingConsumer
 from asgibus.layers.redis.client import RedisError, ignore_reply

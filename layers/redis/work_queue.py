@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from asgibus.layers.contract import Claim, Offer
 from asgibus.layers.leases import Beat
+from asgibus.layers.offers import Claim, Offer
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.client import (
     BLOCK_SECONDS,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from asgibus.layers.contract import Claim, Frame, Handler
+from asgibus.layers.contract import Frame, Handler
 from asgibus.layers.frames import DEAD
+from asgibus.layers.offers import Claim
 
 
 class Recorder(Handler):

@@ -7,8 +7,9 @@ from asgibus.interface_server.connections.registry import ConnectionRegistry
 from asgibus.interface_server.http.request import Request
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.codec import pack
-from asgibus.layers.contract import Bus, Offer
+from asgibus.layers.contract import Bus
 from asgibus.layers.frames import CLAIMED, DEAD, EVENT, EVENT_OFFSET
+from asgibus.layers.offers import Offer
 from asgibus.protocol.connect_request import WEBSOCKET, ConnectRequest
 from asgibus.protocol.events import ACCEPT, CLOSE, MESSAGE_SENT, Event
 

@@ -18,8 +18,9 @@ import psutil
 import pytest
 
 from asgibus.layers import open_layer
-from asgibus.layers.contract import Claim, Frame
+from asgibus.layers.contract import Frame
 from asgibus.layers.frames import DEAD
+from asgibus.layers.offers import Claim
 from support.bus import until
 from support.deadline import wait_until
 from support.processes import Process, Processes

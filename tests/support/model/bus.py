@@ -12,8 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from asgibus.layers.codec import pack, unpack
-from asgibus.layers.contract import Bus, Claim, Delivery, Draft, Frame, Handler, Offer, Statistics
+from asgibus.layers.contract import Bus, Delivery, Draft, Frame, Handler, Statistics
 from asgibus.layers.frames import DEAD, MESSAGE
+from asgibus.layers.offers import Claim, Offer
 
 
 class SteppedLoop(asyncio.BaseEventLoop):

@@ -4,16 +4,15 @@ import asyncio
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 import asgibus
-from asgibus.layers.contract import Claim
 from asgibus.layers.frames import ABANDONED, ACK, EVENT, PROBE, RESEND, RESET, SUPERSEDED
 from asgibus.layers.memory import MemoryBus
+from asgibus.layers.offers import Claim
 from asgibus.protocol import events, router
 from asgibus.protocol.channels import shared_channels
 from asgibus.protocol.connect_request import HTTP, REQUEST_VERSION, WEBSOCKET, ConnectRequest
@@ -455,7 +454,7 @@ async def test_a_stale_claim_is_served_if_confirmed(
     claim = MemoryBus.claim
 
     async def stale(bus: MemoryBus, channels: Sequence[str], limit: int) -> list[Claim]:
-        return [replace(each, stale=True) for each in await claim(bus, channels, limit)]
+        return [Claim(each.channel, each.id, each.entry, stale=True) for each in await claim(bus, channels, limit)]
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         runs.append(scope["path"])
