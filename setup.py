@@ -20,7 +20,7 @@ from setuptools.command.build_ext import build_ext
 COMPILED = """
     layers/{codec,frames,leases,names,offers}
     layers/redis/{acking_consumer,blocking,bus,channels,client,codec,groups,inbox,keys,pipeline,redelivery,store,work_queue}
-    protocol/{channels,checks,connect_request,events,header_lines,retry,router,states,stream}
+    protocol/{channels,checks,connect_request,events,header_lines,retry,router,shares,states,stream}
     interface_server/{open_sockets,proxy_headers,read_scheduler,server_context,slow_client}
     interface_server/connections/{connection,groups,pending,registry}
     interface_server/http/{protocol,request,response,states}

@@ -18,6 +18,38 @@ Address = tuple[str, int | None]
 Headers = tuple[tuple[bytes, bytes], ...]
 
 
+class RequestHead:
+    """The head of a request or a handshake, as far as a worker gets it. Whoever parses requests has a subclass."""
+
+    __slots__ = (
+        "client",
+        "expects_continue",
+        "extensions",
+        "headers",
+        "http_version",
+        "kind",
+        "method",
+        "query_string",
+        "raw_path",
+        "scheme",
+        "server",
+        "subprotocols",
+    )
+
+    kind: str
+    http_version: str
+    method: str
+    scheme: str
+    raw_path: bytes
+    query_string: bytes
+    headers: list[tuple[bytes, bytes]]
+    client: Address | None
+    server: Address | None
+    subprotocols: tuple[str, ...]
+    extensions: dict[str, Any]
+    expects_continue: bool
+
+
 class ConnectRequest(NamedTuple):
     """A connection, as the interface server offers it. It is packed as a plain tuple in this order."""
 

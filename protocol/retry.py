@@ -7,10 +7,11 @@ further run, or it ends.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 from asgibus.protocol.states import AppState
 
-IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})  # RFC 9110 section 9.2.2
+IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})  # RFC 9110 section 9.2.2
 CRASH_LIMIT = 5  # workers in a row that died with a connection, without progress between: then it is closed
 FIRST_DELAY = 0.5  # seconds after the second crash, doubled with each further one: see `retry_delay`
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes
 
 from asgibus.interface_server.callback_tasks import CallbackTasks
@@ -24,7 +24,7 @@ from asgibus.layers.contract import Bus, Frame, Handler, Message
 from asgibus.layers.frames import ABANDONED, FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE
 from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.checks import FROM_APP
-from asgibus.protocol.connect_request import HTTP, REQUEST_VERSION, Address, ConnectRequest
+from asgibus.protocol.connect_request import HTTP, REQUEST_VERSION, ConnectRequest, RequestHead
 from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.events import Event, encode
 from asgibus.protocol.retry import IDEMPOTENT, RunEnd, retry_delay
@@ -41,23 +41,6 @@ SMALL_BYTES: Final = 1024  # of events that always travel in the offer: the head
 NO_ROOM_SECONDS = 1.0  # until an open connection for which there was no room is offered again
 
 _NUMBER = re.compile(r"[0-9]{1,19}\Z", re.ASCII)  # the number of a connection, in the name of its reply channel
-
-
-class RequestHead(Protocol):
-    """The head of a request, as far as a worker gets it."""
-
-    kind: str
-    http_version: str
-    method: str
-    scheme: str
-    raw_path: bytes
-    query_string: bytes
-    headers: list[tuple[bytes, bytes]]
-    client: Address | None
-    server: Address | None
-    subprotocols: tuple[str, ...]
-    extensions: dict[str, Any]
-    expects_continue: bool
 
 
 class ConnectionRegistry(Handler):

@@ -72,8 +72,11 @@ REST_SECONDS = 30.0  # for the rest of a short body after its response; then the
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER, on, for no time
 # Looked up once: see `http.response`.
-_STARTED, _TRAILERS = AppState.STARTED, AppState.TRAILERS
-_LENGTH, _CHUNKED, _CLOSE = Framing.LENGTH, Framing.CHUNKED, Framing.CLOSE
+_STARTED: Final = AppState.STARTED
+_TRAILERS: Final = AppState.TRAILERS
+_LENGTH: Final = Framing.LENGTH
+_CHUNKED: Final = Framing.CHUNKED
+_CLOSE: Final = Framing.CLOSE
 
 
 class HttpServer(ServerContext, Protocol):

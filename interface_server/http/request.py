@@ -10,14 +10,14 @@ import ipaddress
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import httptools
 
 from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.interface_server.settings import MAX_HEADERS
-from asgibus.protocol.connect_request import EVENT_STREAMS, HTTP, WEBSOCKET, Address
+from asgibus.protocol.connect_request import EVENT_STREAMS, HTTP, WEBSOCKET, Address, RequestHead
 
 UNKNOWN: Final = sys.maxsize
 """The length of a body that the head does not announce."""
@@ -39,42 +39,80 @@ HEAD_TOO_LARGE: Final = ErrorResponse(431, "The request head is too large.")
 TOO_MANY_HEADERS: Final = ErrorResponse(431, "The request has too many headers.")
 
 
-@dataclass(slots=True, eq=False)
-class Request:
-    """One request: its head, and the parts of its body that were not passed on yet."""
+class Request(RequestHead):
+    """One request: its head, and the parts of its body that were not passed on yet.
 
-    client: Address | None
-    server: Address | None
-    scheme: str
-    extensions: dict[str, Any]
-    target: bytes = b""
-    method: str = ""
-    http_version: str = "1.1"
-    headers: Headers = field(default_factory=list)
-    kind: str = HTTP
-    raw_path: bytes = b""
-    query_string: bytes = b""
-    subprotocols: tuple[str, ...] = ()
-    keep_alive: bool = True
-    expects_continue: bool = False
-    wants_trailers: bool = False
-    from_proxy: bool = False
-    """Whether there are headers that report another client or scheme than those of the socket."""
-    parts: list[bytes] = field(default_factory=list)
-    length: int = 0
-    """Bytes of body that the head announces; `UNKNOWN` for a chunked body."""
-    received: int = 0
-    """Bytes of body that have arrived."""
-    held: int = 0
-    """Bytes in `parts`."""
-    head_complete: bool = False
-    complete: bool = False
-    forwarded: bool = False
-    """Whether the whole body was passed to the app."""
-    answered: bool = False
-    """Whether the response is written; the rest of the body is then discarded."""
-    error: ErrorResponse | None = None
-    """The answer, if the request is rejected."""
+    Args:
+        client: The address of the client.
+        server: The address of the server.
+        scheme: The scheme of the scope.
+        extensions: The extensions of the scope. The dict is shared, and not altered.
+        kind: The type of the scope.
+        method: The method.
+        raw_path: The path, as it came.
+        error: The answer, if the request is rejected.
+    """
+
+    # A dataclass would have an interpreted `__init__`, which takes a microsecond for so many attributes.
+    __slots__ = (
+        "answered",
+        "complete",
+        "error",
+        "forwarded",
+        "from_proxy",
+        "head_complete",
+        "held",
+        "keep_alive",
+        "length",
+        "parts",
+        "received",
+        "target",
+        "wants_trailers",
+    )
+
+    def __init__(
+        self,
+        client: Address | None,
+        server: Address | None,
+        scheme: str,
+        extensions: dict[str, Any],
+        *,
+        kind: str = HTTP,
+        method: str = "",
+        raw_path: bytes = b"",
+        error: ErrorResponse | None = None,
+    ) -> None:
+        self.client = client
+        self.server = server
+        self.scheme = scheme
+        self.extensions = extensions
+        self.target = b""
+        self.method = method
+        self.http_version = "1.1"
+        self.headers = []
+        self.kind = kind
+        self.raw_path = raw_path
+        self.query_string = b""
+        self.subprotocols = ()
+        self.keep_alive = True
+        self.expects_continue = False
+        self.wants_trailers = False
+        self.from_proxy = False
+        """Whether there are headers that report another client or scheme than those of the socket."""
+        self.parts: list[bytes] = []
+        self.length = 0
+        """Bytes of body that the head announces; `UNKNOWN` for a chunked body."""
+        self.received = 0
+        """Bytes of body that have arrived."""
+        self.held = 0
+        """Bytes in `parts`."""
+        self.head_complete = False
+        self.complete = False
+        self.forwarded = False
+        """Whether the whole body was passed to the app."""
+        self.answered = False
+        """Whether the response is written; the rest of the body is then discarded."""
+        self.error = error
 
     @property
     def line(self) -> str:
@@ -362,7 +400,7 @@ class RequestParser:
             except httptools.HttpParserCallbackError:
                 raise  # a fault of this server, not of the client
             except httptools.HttpParserError as error:
-                self.request = self.request or Request(*self._peer)
+                self.request = self.request or self._new_request()
                 return _parse_error(error)
         request = self.request
         if request is None:
@@ -371,7 +409,7 @@ class RequestParser:
             self._head_bytes = 0 if self._section_ended else self._head_bytes + self._fed
             if self._head_bytes <= self._max_head_size:
                 return None
-            self.request = Request(*self._peer)
+            self.request = self._new_request()
             return HEAD_TOO_LARGE
         if request.head_complete or request.headers:
             self._line = b""
@@ -412,6 +450,10 @@ class RequestParser:
         parser.set_dangerous_leniencies(lenient_keep_alive=True)
         return parser
 
+    def _new_request(self) -> Request:
+        client, server, scheme, extensions = self._peer
+        return Request(client, server, scheme, extensions)
+
     def _speaks_rtsp(self, request: Request) -> bool:
         """Return whether the request line ends with a version of RTSP, which llhttp takes for one of HTTP."""
         return b"%b %b RTSP/" % (request.method.encode("latin-1"), request.target) in self._line
@@ -420,7 +462,7 @@ class RequestParser:
 
     def on_message_begin(self) -> None:
         if self.request is None:
-            self.request = Request(*self._peer)
+            self.request = self._new_request()
 
     def on_url(self, url: bytes) -> None:
         request = self.request

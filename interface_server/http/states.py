@@ -8,6 +8,7 @@ in any state may be paused.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 
 class SocketState(StrEnum):
@@ -29,10 +30,17 @@ class SocketEvent(StrEnum):
     CLOSE = "the socket is closed, lost, or upgraded"
 
 
-OPEN, HALF_CLOSED, DRAINING, REJECTING, CLOSED = SocketState
-CLIENT_EOF, INVALID_INPUT, SERVER_STOP, CLOSE = SocketEvent
+OPEN: Final = SocketState.OPEN
+HALF_CLOSED: Final = SocketState.HALF_CLOSED
+DRAINING: Final = SocketState.DRAINING
+REJECTING: Final = SocketState.REJECTING
+CLOSED: Final = SocketState.CLOSED
+CLIENT_EOF: Final = SocketEvent.CLIENT_EOF
+INVALID_INPUT: Final = SocketEvent.INVALID_INPUT
+SERVER_STOP: Final = SocketEvent.SERVER_STOP
+CLOSE: Final = SocketEvent.CLOSE
 
-SOCKET_TABLE: dict[tuple[SocketState, SocketEvent], SocketState] = {
+SOCKET_TABLE: Final[dict[tuple[SocketState, SocketEvent], SocketState]] = {
     (OPEN, CLIENT_EOF): HALF_CLOSED,
     (OPEN, INVALID_INPUT): REJECTING,
     (OPEN, SERVER_STOP): DRAINING,
