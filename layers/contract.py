@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 
 from asgibus.layers.errors import ChannelFull, LayerUnavailable, MessageTooLarge
 from asgibus.layers.names import require_channel, require_group
-from asgibus.layers.offers import Claim, Offer
+from asgibus.layers.offers import AffinityKey, Claim, Offer
 from asgibus.layers.settings import LayerSettings
 
 Message = dict[str, Any]
@@ -58,6 +58,9 @@ class Handler:
     def orphaned(self, claim: Claim) -> None:
         """Handle the claim of a process that has died. It belongs to this process now, which has to call `Bus.done`."""
 
+    def declined(self, entry: Any) -> None:
+        """Handle an entry that was offered to this process alone, and that it has not claimed before it stopped."""
+
 
 @dataclass(slots=True, frozen=True)
 class Delivery:
@@ -78,6 +81,9 @@ class Announced:
     app: str
     sessions: int | None
     """The number of its sessions; None if it claims nothing."""
+    pool: str = ""
+    knows_keys: bool = False
+    """Whether it can claim what is offered by key. The workers of earlier releases cannot."""
 
 
 class Statistics(TypedDict):
@@ -175,6 +181,58 @@ class Bus(ABC):
         """
 
     @abstractmethod
+    def offer_by_key(
+        self, key: AffinityKey, lifetime: float, entry: Any, on_assigned: Callable[[Offer], None], *, once: bool = False
+    ) -> Offer:
+        """Offer an entry to the one process that a key is assigned to. The call buffers it and returns at once.
+
+        A key without a process is assigned to the one with the fewest keys, of those of the pool that claim by key. It
+        stays with that process until the process dies or stops claiming, or until the key expires.
+
+        Args:
+            key: The key.
+            lifetime: Seconds after which the key expires unless it is used again.
+            entry: The entry, of types that msgpack knows.
+            on_assigned: Called with the offer once its `claimant` is known. If that is empty, there is no such process,
+                and nothing was offered.
+            once: Whether the entry must not be handled twice; see `Offer.once`.
+
+        Returns:
+            The offer, for `withdraw`, `offer_again` and `take_back`.
+
+        Raises:
+            TypeError: The entry cannot be packed.
+        """
+
+    @abstractmethod
+    def take_back(self, offer: Offer, on_result: Callable[[bool], None]) -> None:
+        """Remove an offer whose claimant is dead.
+
+        Args:
+            offer: The offer.
+            on_result: Called with True if the entry was not claimed, so that nobody can have begun to handle it.
+        """
+
+    @abstractmethod
+    def assign(self, key: AffinityKey, lifetime: float, mailbox: str) -> None:
+        """Assign a key to a process that claims by key, unless it is assigned to another one. The call buffers it."""
+
+    @abstractmethod
+    def renew_keys(self, keys: Sequence[AffinityKey], lifetime: float) -> None:
+        """Let keys expire later, since they are in use. The call buffers and returns at once."""
+
+    @abstractmethod
+    async def announce_keys(self, pools: Sequence[str]) -> list[Announced]:
+        """Let the processes of these pools know that there are offers by key: they begin to claim them.
+
+        Returns:
+            The living processes that claim for these pools.
+
+        Raises:
+            LayerUnavailable: The store cannot be reached.
+        """
+
+    @abstractmethod
     async def shared_statistics(self, channel: str) -> Statistics:
         """Return the statistics of a shared channel. Its messages are offers, and those not yet claimed are unread.
 
@@ -200,10 +258,15 @@ class Bus(ABC):
 
     @abstractmethod
     def stop_claiming(self) -> None:
-        """Make every running `claim` and `take` return what it has, and every later one return an empty list."""
+        """Make every running `claim` and `take` return what it has, and every later one return an empty list.
+
+        No key stays assigned to this process. The handler's `declined` gets what was offered to it and is not claimed.
+        """
 
     async def announce(self, pool: str, app: str, sessions: int | None) -> list[Announced]:
         """Register what this process does for a pool, and learn what the others do.
+
+        If there are offers by key for this pool, the process begins to claim them, whatever channels `claim` names.
 
         Args:
             pool: The pool.

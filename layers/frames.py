@@ -55,6 +55,8 @@ class FrameKind(IntEnum):
     """(connection, attempt): the worker that claimed this connection died before it sent CLAIMED."""
     SUPERSEDED = FIRST_PROTOCOL_KIND + 7
     """(connection, attempt): another run serves this connection."""
+    DECLINED = FIRST_PROTOCOL_KIND + 8
+    """(connection, attempt): the sender stops, and has not claimed this connection, which was offered to it alone."""
 
 
 MESSAGE: Final = FrameKind.MESSAGE.value
@@ -71,6 +73,7 @@ RESEND: Final = FrameKind.RESEND.value
 PROBE: Final = FrameKind.PROBE.value
 ABANDONED: Final = FrameKind.ABANDONED.value
 SUPERSEDED: Final = FrameKind.SUPERSEDED.value
+DECLINED: Final = FrameKind.DECLINED.value
 
 ACKNOWLEDGED: Final = 4
 """The index in an EVENT frame of the number below which the sender has consumed the other direction's events."""

@@ -93,6 +93,11 @@ def channels_mailbox(process: str) -> str:
     return f"{CHANNELS_ROLE}{process}!"
 
 
+def claimant_channel(mailbox: str) -> str:
+    """Return the shared channel whose entries only the process of that mailbox may claim."""
+    return f"affinity.{mailbox.removesuffix('!')}"
+
+
 def has_channels(mailbox: str) -> bool:
     """Return whether a mailbox is that of channels that an app has made, and not that of a server."""
     return mailbox.startswith(CHANNELS_ROLE + CHANNELS_MARK)

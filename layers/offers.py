@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class AffinityKey(NamedTuple):
+    """A key by which entries are offered: all with the same key go to one process of a pool."""
+
+    pool: str
+    digest: bytes
 
 
 class Offer:
@@ -15,13 +22,15 @@ class Offer:
         size: The size of the entry in the store, in bytes; 0 in a layer without a store.
     """
 
-    __slots__ = ("channel", "once", "size", "state", "taken", "withdrawn")
+    __slots__ = ("channel", "claimant", "once", "size", "state", "taken", "withdrawn")
 
     def __init__(self, channel: str, once: bool = False, state: Any = None, size: int = 0) -> None:
         self.channel = channel
         self.once = once
         self.state = state
         self.size = size
+        self.claimant = ""
+        """The mailbox of the only process that may claim the entry; empty if all may that read the channel."""
         self.withdrawn = False
         self.taken = False
         """Set by the process that made the offer, once the claimant is known: the entry is not offered again."""

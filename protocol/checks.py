@@ -18,6 +18,7 @@ from asgibus.layers.frames import (
     ACK,
     CLAIMED,
     DEAD,
+    DECLINED,
     EVENT,
     EVENT_OFFSET,
     GROUP_MESSAGE,
@@ -220,6 +221,7 @@ _TYPES: Final[Mapping[int, tuple[type, ...]]] = {
     RESEND: (int, int, int, int),
     PROBE: (int, int, int, int),
     ABANDONED: (int, int, int),
+    DECLINED: (int, int, int),
 }
 """The types of the items of every frame but EVENT, by kind."""
 

@@ -15,6 +15,7 @@ from asgibus.layers.frames import (
     ACK,
     ACKNOWLEDGED,
     CLAIMED,
+    DECLINED,
     FIRST_PROTOCOL_KIND,
     PROBE,
     RESEND,
@@ -147,7 +148,7 @@ class StreamRouter:
 
     def _control(self, sender: str, frame: Frame) -> None:
         kind: int = frame[0]
-        if kind == ABANDONED:
+        if kind == ABANDONED or kind == DECLINED:
             self._endpoints.on_other_frame(sender, frame)
             return
         endpoint = self._endpoints.accept(sender, frame[1], frame[2])

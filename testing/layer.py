@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from asgibus.layers.contract import Bus, ChannelLayer, Delivery, Draft, Frame, Handler, Message, Statistics
 from asgibus.layers.memory import InMemoryChannelLayer, MemoryBus
@@ -143,3 +144,6 @@ class _LateHandler(Handler):
 
     def orphaned(self, claim: Claim) -> None:
         self._handler.orphaned(claim)
+
+    def declined(self, entry: Any) -> None:
+        self._handler.declined(entry)

@@ -7,11 +7,12 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from time import monotonic
+from typing import Any
 
 import anyio
 
 from asgibus.layers.contract import Bus, Frame, Handler
-from asgibus.layers.frames import ABANDONED, DEAD
+from asgibus.layers.frames import ABANDONED, DEAD, DECLINED
 from asgibus.layers.offers import Claim
 from asgibus.protocol.checks import FROM_CLIENT, BadFrame, ForeignVersion, read_request
 from asgibus.protocol.connect_request import ConnectRequest
@@ -267,6 +268,16 @@ class SessionRegistry(Handler):
         else:
             self.bus.post(request.interface, (ABANDONED, request.connection, request.attempt))
             self.bus.done(claim)
+
+    def declined(self, entry: Any) -> None:
+        """See `Handler`. The interface server offers the connection again, to another worker."""
+        try:
+            request = read_request(entry)
+        except ValueError as error:
+            self.log.count("bad opening", "an entry for this worker was dropped: %s", error, level=logging.ERROR)
+        else:
+            self.counts["declined"] += 1
+            self.bus.post(request.interface, (DECLINED, request.connection, request.attempt))
 
     def drop_entry(self, claim: Claim, error: ValueError) -> None:
         """Drop an entry of the work queue that is no connect request."""

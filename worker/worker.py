@@ -141,9 +141,12 @@ class Worker(BaseWorker):
                     return
                 await asyncio.sleep(SHARE_SECONDS)
                 continue
-            lasting = claims[0].channel != requests or claims[-1].channel != requests
             loop.call_soon(self._limit.on_begin)  # what the event loop does until then says nothing about the apps
             started = [session for claim in claims if (session := self._start(claim)) is not None]
+            lasting = (claims[0].channel != requests or claims[-1].channel != requests) and not all(
+                session.is_http
+                for session in started  # what is offered to this worker alone may be requests
+            )
             loop.call_later(ANNOUNCE_SECONDS, self._announce, started)
             self._count_work(len(claims))
             # Let the apps begin, and write their first answers, before the next claim. Both writes then wake the store

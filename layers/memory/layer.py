@@ -19,12 +19,23 @@ from functools import partial
 from typing import Any
 
 from asgibus.layers.codec import pack_message, unpack_message
-from asgibus.layers.contract import Bus, ChannelLayer, Delivery, Draft, Frame, Handler, Message, Statistics
+from asgibus.layers.contract import (
+    Announced,
+    Bus,
+    ChannelLayer,
+    Delivery,
+    Draft,
+    Frame,
+    Handler,
+    Message,
+    Statistics,
+)
 from asgibus.layers.errors import ChannelFull, ForeignChannel
 from asgibus.layers.frames import DEAD, GROUP_MESSAGE, MESSAGE
+from asgibus.layers.memory.assignments import Assignments
 from asgibus.layers.memory.queues import Queues
-from asgibus.layers.names import new_mailbox, require_channel, require_group, split_local
-from asgibus.layers.offers import Claim, Offer
+from asgibus.layers.names import claimant_channel, new_mailbox, require_channel, require_group, split_local
+from asgibus.layers.offers import AffinityKey, Claim, Offer
 from asgibus.layers.over_capacity import OverCapacity
 from asgibus.layers.settings import (
     CAPACITY,
@@ -82,6 +93,7 @@ class InMemoryChannelLayer(ChannelLayer):
         self._offered: Counter[str] = Counter()
         self._claimed = 0
         self._orphans: list[Claim] = []  # claims of closed buses, until another bus claims from their channels
+        self._assignments = Assignments(clock)
 
     @property
     def client_prefix(self) -> str:
@@ -185,8 +197,9 @@ class InMemoryChannelLayer(ChannelLayer):
         """Tell all other buses, after what the dead one posted, and reassign its claims."""
         with self._lock:
             others = [other for other in self._buses.values() if other.mailbox != mailbox]
+            self._assignments.leave(mailbox)
             if bus is not None:
-                self._orphans += bus._claims.values()
+                self._orphans += [claim for claim in bus._claims.values() if claim.channel != bus._own]
                 bus._claims.clear()
         if bus is not None:
             bus.give_back_all()
@@ -259,6 +272,7 @@ class MemoryBus(Bus):
         self._inbox: list[tuple[str, Frame | Draft]] = []
         self._claiming: asyncio.Future[None] | None = None
         self._channels: frozenset[str] = frozenset()  # that it claims from
+        self._own = claimant_channel(mailbox)  # what is offered to it alone
         self._claims: dict[bytes, Claim] = {}  # not done yet
         self._taken: dict[str, Delivery] = {}
         self._number = 0
@@ -317,6 +331,10 @@ class MemoryBus(Bus):
         with self._layer._lock:
             self._layer._shared[offer.channel][offer] = self._layer._clock()
             self._layer._offered[offer.channel] += 1
+        self._wake_claims()
+
+    def _wake_claims(self) -> None:
+        with self._layer._lock:
             waiting = [bus for bus in self._layer._buses.values() if bus._claiming is not None]
         for bus in waiting:
             if bus._loop is self._loop:
@@ -329,6 +347,43 @@ class MemoryBus(Bus):
         with self._layer._lock:
             self._layer._shared[offer.channel].pop(offer, None)
         return True
+
+    def offer_by_key(
+        self, key: AffinityKey, lifetime: float, entry: Any, on_assigned: Callable[[Offer], None], *, once: bool = False
+    ) -> Offer:
+        with self._layer._lock:
+            claimant = self._layer._assignments.use(key, lifetime)
+            offer = Offer(claimant_channel(claimant), once, state=entry)
+            offer.claimant = claimant
+            if claimant:
+                self._layer._shared[offer.channel][offer] = self._layer._clock()
+        if claimant:
+            self._wake_claims()
+        self._loop.call_soon(on_assigned, offer)
+        return offer
+
+    def take_back(self, offer: Offer, on_result: Callable[[bool], None]) -> None:
+        offer.withdrawn = True
+        with self._layer._lock:
+            removed = self._layer._shared[offer.channel].pop(offer, None)
+        self._loop.call_soon(on_result, removed is not None)
+
+    def assign(self, key: AffinityKey, lifetime: float, mailbox: str) -> None:
+        with self._layer._lock:
+            self._layer._assignments.use(key, lifetime, prefer=mailbox)
+
+    def renew_keys(self, keys: Sequence[AffinityKey], lifetime: float) -> None:
+        with self._layer._lock:
+            self._layer._assignments.renew(keys, lifetime)
+
+    async def announce(self, pool: str, app: str, sessions: int | None) -> list[Announced]:
+        with self._layer._lock:
+            if not self._stopped:
+                self._layer._assignments.join(pool, self.mailbox)
+        return []
+
+    async def announce_keys(self, pools: Sequence[str]) -> list[Announced]:
+        return []
 
     def offer_again(self, offer: Offer, on_lost: Callable[[], None]) -> None:
         """Do nothing: no offer is lost here, so one that is missing was claimed."""
@@ -352,7 +407,7 @@ class MemoryBus(Bus):
             claims: list[Claim] = []
             with self._layer._lock:
                 if not self._stopped:
-                    for channel in channels:
+                    for channel in (*channels, self._own):
                         shared = self._layer._shared[channel]
                         while shared and len(claims) < limit:
                             offer, _ = shared.popitem(last=False)
@@ -401,9 +456,14 @@ class MemoryBus(Bus):
             self.give_back(delivery)
 
     def stop_claiming(self) -> None:
-        self._stopped = True
+        with self._layer._lock:
+            self._stopped = True
+            self._layer._assignments.leave(self.mailbox)
+            declined = [*self._layer._shared.pop(self._own, ())]
         self._stopping.set()
         self._wake_claim()
+        for offer in declined:
+            self._soon(partial(self._handler.declined, offer.state))
 
     def _wake_claim(self) -> None:
         if self._claiming is not None and not self._claiming.done():

@@ -7,18 +7,27 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from asgibus.layers.codec import unpack, unpack_message
-from asgibus.layers.contract import Announced, Bus, Delivery, Draft, Frame, Handler, Statistics
+from asgibus.layers.contract import (
+    Announced,
+    Bus,
+    Delivery,
+    Draft,
+    Frame,
+    Handler,
+    Statistics,
+)
 from asgibus.layers.frames import DEAD, GROUP_MESSAGE, LOCAL_MESSAGES, MEMBERSHIP, MESSAGE
 from asgibus.layers.names import require_channel, require_group, split_local
-from asgibus.layers.offers import Claim, Offer
+from asgibus.layers.offers import AffinityKey, Claim, Offer
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.acking_consumer import AckingConsumer
+from asgibus.layers.redis.assignments import Assignments
 from asgibus.layers.redis.client import RedisError, ignore_reply
 from asgibus.layers.redis.groups import Memberships
-from asgibus.layers.redis.heartbeat import Heartbeat, lease_times
+from asgibus.layers.redis.heartbeat import SILENT_SECONDS, Heartbeat, lease_times
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.pipeline import call_until
 from asgibus.layers.redis.redelivery import Deduplicator
@@ -31,6 +40,17 @@ logger = logging.getLogger("asgibus.layers")
 FULL_SECONDS = 120  # for how long full channels are published: they are published again every minute
 APPS_SECONDS = 86_400  # for how long announcements are kept that no process cleans up
 STATISTICS_SECONDS = 1.0  # for statistics, whose reader waits
+
+
+OFFERS_BY_KEY = ""  # announced as the pool, which no worker has: this process offers by key
+
+
+class _Announcements(NamedTuple):
+    """What the living processes have announced."""
+
+    workers: list[Announced]
+    offers_by_key: list[tuple[str, Sequence[str]]]
+    """Each process that offers by key, and the pools that it does so for."""
 
 
 class LocalReceiver(Protocol):
@@ -77,6 +97,8 @@ class RedisBus(Bus):
         self._timers: set[asyncio.TimerHandle] = set()  # of delayed messages for reply channels
         self._delayed: Counter[str] = Counter()  # how many of them each channel has
         self._membership_tasks: set[asyncio.Task[None]] = set()
+        self._assignments = Assignments(client, mailbox, round(SILENT_SECONDS * 1000))
+        self._pool = ""  # of this process, if it claims by key
         self._consumer = Consumer(client, mailbox, handler.orphaned, self._found_wrong_type)
         self._acking_consumer = AckingConsumer(shards.client_of, entries, mailbox, outage.counts, settings.expiry)
         self._memberships = Memberships(
@@ -94,7 +116,7 @@ class RedisBus(Bus):
             self._found_wrong_type,
             lambda asked: self._deduplicator.forget_before(asked - time.monotonic() + self.time()),
         )
-        self._producer = Producer(client, mailbox, self._time_ms)
+        self._producer = Producer(client, mailbox, self._assignments, self._time_ms)
         self._heartbeat = Heartbeat(
             client,
             mailbox,
@@ -250,7 +272,7 @@ class RedisBus(Bus):
     def key_types(self) -> dict[str, str]:
         """Return the types of the keys of this bus: see `heartbeat.Host`."""
         own = {self._keys.mailbox(self.mailbox): "stream", self._keys.full(self.mailbox): "set"}
-        return own | dict.fromkeys(self._consumer.keys, "stream")
+        return own | dict.fromkeys(self._consumer.keys, "stream") | self._assignments.key_types
 
     def data_may_be_lost(self, run_id: str) -> None:
         """Prepare for the repair after an interruption: see `heartbeat.Host`."""
@@ -260,6 +282,8 @@ class RedisBus(Bus):
 
     def interrupted(self) -> None:
         """Pass an interruption on: see `heartbeat.Host`."""
+        if self._consumer.claims_by_key:
+            self._assignments.join(self._pool)
         self._handler.interrupted()
 
     def _time_ms(self) -> int:
@@ -283,6 +307,20 @@ class RedisBus(Bus):
     def offer_again(self, offer: Offer, on_lost: Callable[[], None]) -> None:
         self._producer.offer_again(offer, on_lost)
 
+    def offer_by_key(
+        self, key: AffinityKey, lifetime: float, entry: Any, on_assigned: Callable[[Offer], None], *, once: bool = False
+    ) -> Offer:
+        return self._producer.offer_by_key(key, lifetime, entry, on_assigned, once)
+
+    def take_back(self, offer: Offer, on_result: Callable[[bool], None]) -> None:
+        self._producer.take_back(offer, on_result)
+
+    def assign(self, key: AffinityKey, lifetime: float, mailbox: str) -> None:
+        self._assignments.assign(key, lifetime, mailbox)
+
+    def renew_keys(self, keys: Sequence[AffinityKey], lifetime: float) -> None:
+        self._assignments.renew(keys, lifetime, self._heartbeat.time())
+
     async def shared_statistics(self, channel: str) -> Statistics:
         until = self._loop.time() + STATISTICS_SECONDS
         key = self._keys.shared(channel)
@@ -295,15 +333,36 @@ class RedisBus(Bus):
         return await self._consumer.claim(channels, limit, wait)
 
     def stop_claiming(self) -> None:
+        by_key = self._consumer.claims_by_key
         self._consumer.stop()
         self._acking_consumer.stop()
+        if by_key:
+            self._assignments.leave(self._pool, self._on_declined)
+
+    def _on_declined(self, reply: Any) -> None:
+        if isinstance(reply, list):
+            for entry in self._consumer.unpack_declined(reply):
+                self._handler.declined(entry)
 
     def done(self, claim: Claim) -> None:
         self._consumer.ack(claim)
 
     async def announce(self, pool: str, app: str, sessions: int | None) -> list[Announced]:
+        found = await self._announce((pool, app, sessions, True))
+        if any(pool in pools for _, pools in found.offers_by_key) and not self._consumer.stopped:
+            self._pool = pool
+            self._consumer.claim_by_key(self._assignments.place(pool))
+            self._assignments.join(pool)
+        return [worker for worker in found.workers if worker.pool == pool]
+
+    async def announce_keys(self, pools: Sequence[str]) -> list[Announced]:
+        found = await self._announce((OFFERS_BY_KEY, "", None, tuple(pools)))
+        return [worker for worker in found.workers if worker.pool in pools]
+
+    async def _announce(self, own: tuple[Any, ...]) -> _Announcements:
+        """Register what this process does, and return what other living processes have registered."""
         key = self._keys.apps
-        entry = self._entries.pack(key, (pool, app, sessions))
+        entry = self._entries.pack(key, own)
         self._pipeline.write(("HSET", key, self.mailbox, entry), ignore_reply)
         self._pipeline.write(("EXPIRE", key, APPS_SECONDS), ignore_reply)
         # The heartbeat learns of new processes a second later.
@@ -312,17 +371,21 @@ class RedisBus(Bus):
         self._pipeline.write(("ZRANGE", self._keys.processes, f"({now}", "+inf", "BYSCORE"), leases.append)
         announced = await self._pipeline.call("HGETALL", key, until=call_until())
         live = leases[0] if leases and isinstance(leases[0], list) else ()
-        others = []
+        found = _Announcements([], [])
         for field, value in zip(announced[::2], announced[1::2], strict=True):
             try:
-                mailbox, (its_pool, its_app, *rest) = field.decode(), self._entries.unpack(key, value)
+                mailbox, (pool, app, *rest) = field.decode(), self._entries.unpack(key, value)
             except (ValueError, TypeError) as error:
                 self._entries.log_unexpected("odd app", key, str(error))
                 continue
-            if mailbox != self.mailbox and field in live and its_pool == pool:
-                its_sessions = rest[0] if rest and isinstance(rest[0], int) else None  # earlier releases announce none
-                others.append(Announced(mailbox, str(its_app), its_sessions))
-        return others
+            if mailbox == self.mailbox or field not in live:
+                continue
+            if pool == OFFERS_BY_KEY:
+                found.offers_by_key.append((mailbox, rest[1] if len(rest) > 1 and isinstance(rest[1], tuple) else ()))
+            else:  # earlier releases announce fewer items
+                sessions = rest[0] if rest and isinstance(rest[0], int) else None
+                found.workers.append(Announced(mailbox, str(app), sessions, str(pool), len(rest) > 1))
+        return found
 
     def release(self, claim: Claim, why: str) -> None:
         self._consumer.release(claim, why)

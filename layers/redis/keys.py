@@ -34,6 +34,18 @@ class Keys:
         """Stream with a consumer group: the work queue of a shared channel."""
         return f"{self.prefix}:shared:{channel}"
 
+    def claimants(self, pool: str) -> str:
+        """Sorted set: the mailboxes of the workers of a pool that claim by key. Scores are their numbers of keys."""
+        return f"{self.prefix}:affinity:{pool}"
+
+    def assigned(self, pool: str) -> str:
+        """Hash: the mailbox of the worker that each key of a pool is assigned to."""
+        return f"{self.prefix}:assigned:{{{self.claimants(pool)}}}"
+
+    def expiring(self, pool: str) -> str:
+        """Sorted set: the keys of a pool. Scores are when they expire."""
+        return f"{self.prefix}:expiring:{{{self.claimants(pool)}}}"
+
     def group(self, group: str) -> str:
         """Sorted set: mailboxes and channels. Scores are the ends of memberships."""
         return f"{self.prefix}:group:{group}"

@@ -5,6 +5,9 @@ it is acknowledged. So an entry whose reply was lost with the connection is foun
 are requeued at the end, and the entries of a dead process are taken over by another one. It keeps those under a second
 consumer name, so that it can tell them apart.
 
+An entry can also be offered to one process alone, by a key (`assignments`). Each process that claims by key reads a
+stream of its own beside the shared ones.
+
 An offer that is written twice would be served twice. When the connection breaks while an offer is in flight, a script
 looks for its entry, and writes it again only if it is missing. It may be missing because it was claimed and
 acknowledged already. So whoever claims an entry that was written again asks the producer first, which knows by then.
@@ -19,8 +22,10 @@ from functools import partial
 from typing import Any, Final
 
 from asgibus.layers.leases import Beat
-from asgibus.layers.offers import Claim, Offer
+from asgibus.layers.names import claimant_channel
+from asgibus.layers.offers import AffinityKey, Claim, Offer
 from asgibus.layers.redis import scripts
+from asgibus.layers.redis.assignments import Assignments
 from asgibus.layers.redis.client import (
     BLOCK_SECONDS,
     ReconnectingConnection,
@@ -48,6 +53,7 @@ CLOCKS_DIFFER_SECONDS = 1  # between a Redis and the replica that takes over fro
 UNBLOCK_SECONDS = 0.05  # until a read that was not blocked yet when it should have been ended is ended again
 
 OnLost = Callable[[], None]
+OnAssigned = Callable[[Offer], None]
 
 
 class _Entry:
@@ -56,7 +62,7 @@ class _Entry:
     __slots__ = ("command", "generation", "id", "key", "payload", "settled", "since")
 
     def __init__(self, key: str, payload: bytes, since: int) -> None:
-        self.key = key
+        self.key = key  # empty until the claimant of an offer by key is known
         self.payload = payload
         self.since = since  # a time before it was written, in ms by Redis's clock
         self.generation = 0  # that of the producer when it was known last that no process can have had it unnoticed
@@ -68,8 +74,9 @@ class _Entry:
 class Producer:
     """Offer entries to work queues, for the process of one mailbox."""
 
-    def __init__(self, store: Store, mailbox: str, now: Callable[[], int]) -> None:
+    def __init__(self, store: Store, mailbox: str, assignments: Assignments, now: Callable[[], int]) -> None:
         """Let `now` return Redis's time at the last heartbeat, in ms."""
+        self._assignments = assignments
         self._loop = asyncio.get_running_loop()
         self._pipeline = store.pipeline
         self._keys = store.keys
@@ -80,6 +87,7 @@ class Producer:
         self._run_id = store.pipeline.run_id
         self._generation = 0  # increased when Redis was replaced, or may have lost data
         self._in_doubt: dict[Offer, OnLost | None] = {}
+        self._unassigned: dict[Offer, tuple[AffinityKey, float, OnAssigned]] = {}  # whose replies were lost
         self._scheduled = False
         self._closed = False
         store.pipeline.on_up.add(self._on_up)
@@ -97,6 +105,32 @@ class Producer:
             repeatable=False,
         )
         return offer
+
+    def offer_by_key(self, key: AffinityKey, lifetime: float, entry: Any, on_assigned: OnAssigned, once: bool) -> Offer:
+        """Offer an entry to the process of a key: see `Bus.offer_by_key`."""
+        payload = self._entries.pack(self._assignments.place(key.pool), entry)
+        state = _Entry("", payload, max(0, self._now() - CLOCK_STEP_MS))
+        state.generation = self._generation
+        offer = Offer("", once, state=state, size=len(payload))
+        state.command = self._assignments.offer(
+            key,
+            lifetime,
+            partial(self._on_offered, offer, state, key, lifetime, on_assigned),
+            payload=payload,
+            repeatable=False,
+        )
+        return offer
+
+    def take_back(self, offer: Offer, on_result: Callable[[bool], None]) -> None:
+        """Remove an offer whose claimant is dead: see `Bus.take_back`."""
+        state: _Entry | None = offer.state
+        offer.withdrawn = True
+        offer.state = None
+        if state is None or not state.id:
+            self._loop.call_soon(on_result, False)
+        else:
+            arguments = state.key, state.id, state.payload
+            self._pipeline.write(("EVAL", scripts.WITHDRAW, 1, *arguments), lambda reply: on_result(reply == 1))
 
     def withdraw(self, offer: Offer) -> bool:
         """Take an offer back: see `Bus.withdraw`."""
@@ -116,7 +150,7 @@ class Producer:
     def offer_again(self, offer: Offer, on_lost: OnLost) -> None:
         """Offer an entry again if Redis has lost it: see `Bus.offer_again`."""
         state: _Entry | None = offer.state
-        if state is not None and state.command is None and not self._closed:
+        if state is not None and state.command is None and state.key and not self._closed:
             state.settled = False
             self._in_doubt[offer] = on_lost
             self._check_soon()
@@ -130,6 +164,51 @@ class Producer:
         self._closed = True
         self._pipeline.on_up.discard(self._on_up)
         self._in_doubt.clear()
+        self._unassigned.clear()
+
+    def _on_offered(
+        self, offer: Offer, state: _Entry, key: AffinityKey, lifetime: float, on_assigned: OnAssigned, reply: Any
+    ) -> None:
+        state.command = None
+        found = self._assignments.read(key, reply)
+        if found is not None:
+            state.generation = self._generation
+            self._assign(offer, state, *found)
+            on_assigned(offer)
+        elif isinstance(reply, RedisError):
+            state.settled = True
+        elif not self._closed:
+            self._unassigned[offer] = key, lifetime, on_assigned
+            self._check_soon()
+
+    def _assign(self, offer: Offer, state: _Entry, claimant: str, entry_id: bytes) -> None:
+        """Note who may claim an offer, and the id of its entry, each empty if there is none."""
+        offer.claimant = claimant
+        if not claimant:
+            offer.state = None
+            return
+        offer.channel = claimant_channel(claimant)
+        state.key = self._keys.shared(offer.channel)
+        if entry_id:
+            self._settle(offer, state, entry_id)
+
+    def _find_claimants(self) -> None:
+        """Find the claimants of offers whose replies were lost, to look for their entries."""
+        unassigned, self._unassigned = self._unassigned, {}
+        for offer, (key, lifetime, on_assigned) in unassigned.items():
+            self._assignments.offer(key, lifetime, partial(self._on_found, offer, key, on_assigned))
+
+    def _on_found(self, offer: Offer, key: AffinityKey, on_assigned: OnAssigned, reply: Any) -> None:
+        found = self._assignments.read(key, reply)
+        state: _Entry | None = offer.state
+        # A process that had claimed it is gone if there is none: then nobody knows whether it was handled.
+        if found is None or state is None or self._closed or (offer.once and not found[0]):
+            return
+        self._assign(offer, state, found[0], b"")
+        if found[0]:
+            self._in_doubt[offer] = None
+            self._check_soon()
+        on_assigned(offer)
 
     def _on_written(self, offer: Offer, state: _Entry, reply: Any) -> None:
         state.command = None
@@ -157,7 +236,7 @@ class Producer:
         self._check_soon()
 
     def _check_soon(self) -> None:
-        if self._in_doubt and not self._scheduled:
+        if (self._in_doubt or self._unassigned) and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._check)
 
@@ -165,6 +244,7 @@ class Producer:
         self._scheduled = False
         if not self._pipeline.connected:
             return  # until it is
+        self._find_claimants()
         by_key: dict[str, list[tuple[Offer, OnLost | None]]] = {}
         for offer, on_lost in self._in_doubt.items():
             if offer.taken:
@@ -249,6 +329,10 @@ class Consumer:
         self._waiting: asyncio.Future[list[Claim]] | None = None  # of the running call of `claim`
         self._channels: dict[str, str] = {}  # all that were ever asked for, by key
         self._asked: tuple[str, ...] = ()  # the channels of the running call of `claim`
+        self._own = claimant_channel(mailbox)  # what is offered to this process alone
+        self._own_key = ""  # its key, if this process claims by key
+        self._own_place = ""  # of its entries: see `EntryCodec`
+        self._rereads = False  # whether the running read lacks that key
         self._turns: list[str] = []  # their keys, in the order in which they are read
         self._blocks = True  # whether that call waits for an entry
         self._limit = 0
@@ -274,6 +358,8 @@ class Consumer:
         if self._asked != tuple(channels):
             self._asked = tuple(channels)
             asked = {self._keys.shared(channel): channel for channel in channels}
+            if self._own_key:
+                asked[self._own_key] = self._own
             self._channels |= asked
             self._turns = [*asked]
         self._limit = limit
@@ -292,6 +378,45 @@ class Consumer:
         """Make the running call of `claim` return, and later ones: see `Bus.stop_claiming`."""
         self._stopped = True
         self._end_read()
+
+    def claim_by_key(self, place: str) -> None:
+        """Claim what is offered to this process alone, too, from now on. Its entries are of that place."""
+        if self._own_key or self._stopped:
+            return
+        self._own_key = self._keys.shared(self._own)
+        self._own_place = place
+        self._channels[self._own_key] = self._own
+        if self._asked:
+            self._turns = [*self._turns, self._own_key]
+        self._rereads = True
+        self._read_again()
+
+    def _read_again(self) -> None:
+        """End the blocked read, so that the next one has all keys."""
+        if self._rereads and not self._stopped and self._waiting is not None and not self._waiting.done():
+            if self._link.connection is not None and self._pausing is None:
+                self._pipeline.write(("CLIENT", "UNBLOCK", self._link.connection.client_id), ignore_reply)
+            asyncio.get_running_loop().call_later(UNBLOCK_SECONDS, self._read_again)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether this process claims nothing any more."""
+        return self._stopped
+
+    @property
+    def claims_by_key(self) -> bool:
+        """Whether this process claims what is offered to it alone."""
+        return bool(self._own_key) and not self._stopped
+
+    def unpack_declined(self, payloads: Sequence[bytes]) -> list[Any]:
+        """Return the entries that were offered to this process alone, and that it has not claimed."""
+        entries = []
+        for payload in payloads:
+            try:
+                entries.append(self._entries.unpack(self._own_place, payload))
+            except ValueError as error:
+                self._entries.log_rejected(f"shared channel {self._own_key}", "not claimed", error)
+        return entries
 
     def ack(self, claim: Claim) -> None:
         """Acknowledge a claim: see `Bus.done`."""
@@ -357,6 +482,9 @@ class Consumer:
         if self._pausing is not None:
             self._pausing.cancel()
         await self._link.close()
+        if self._own_key and self._stopped:
+            self._pipeline.write(("UNLINK", self._own_key), ignore_reply)
+            del self._channels[self._own_key]
         if not self._held:
             for key in self._channels:
                 self._pipeline.write(("EVAL", scripts.RELEASE_CONSUMER, 1, key, self._name), ignore_reply)
@@ -409,6 +537,7 @@ class Consumer:
 
     def _read(self, connection: RedisConnection) -> None:
         """Read new entries; on a new connection first those that the last one's reply may have carried."""
+        self._rereads = False
         keys = self._turns
         limit = self._limit if self.unreadable.why is None else 1
         options: tuple[str | int, ...]
@@ -475,6 +604,7 @@ class Consumer:
         `on_foreign(key, id, why)` is called for entries that other processes may be able to read.
         """
         claims = []
+        place = self._own_place if key == self._own_key else key
         for entry_id, fields in entries:
             if (key, entry_id) in self._held:
                 continue
@@ -483,7 +613,7 @@ class Consumer:
                 self._pipeline.ack(key, entry_id, self._ack_callback)
                 continue
             try:
-                entry = self._entries.unpack(key, fields[1])
+                entry = self._entries.unpack(place, fields[1])
             except ValueError as error:
                 if why := self._entries.count_foreign(error):
                     on_foreign(key, entry_id, why)

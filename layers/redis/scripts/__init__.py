@@ -38,6 +38,10 @@ RELEASE_CONSUMER: Final = load("release_consumer")
 REMOVE_CONSUMER: Final = load("remove_consumer")
 TAKE_OVER: Final = load("take_over")
 
+# Offers by key.
+OFFER_BY_KEY: Final = load("offer_by_key")
+STOP_CLAIMING: Final = load("stop_claiming")
+
 # Leases.
 RENEW_LEASE: Final = load("renew_lease")
 EXTEND_LEASE: Final = load("extend_lease")

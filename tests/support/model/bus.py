@@ -12,9 +12,17 @@ from types import SimpleNamespace
 from typing import Any
 
 from asgibus.layers.codec import pack, unpack
-from asgibus.layers.contract import Bus, Delivery, Draft, Frame, Handler, Statistics
+from asgibus.layers.contract import (
+    Announced,
+    Bus,
+    Delivery,
+    Draft,
+    Frame,
+    Handler,
+    Statistics,
+)
 from asgibus.layers.frames import DEAD, MESSAGE
-from asgibus.layers.offers import Claim, Offer
+from asgibus.layers.offers import AffinityKey, Claim, Offer
 
 
 class SteppedLoop(asyncio.BaseEventLoop):
@@ -142,6 +150,23 @@ class ModelBus(Bus):
         raise NotImplementedError
 
     def release(self, claim: Claim, why: str) -> None:
+        raise NotImplementedError
+
+    # Nor has it offers by key.
+
+    def offer_by_key(self, *args: Any, **kwargs: Any) -> Offer:
+        raise NotImplementedError
+
+    def take_back(self, offer: Offer, on_result: Callable[[bool], None]) -> None:
+        raise NotImplementedError
+
+    def assign(self, key: AffinityKey, lifetime: float, mailbox: str) -> None:
+        raise NotImplementedError
+
+    def renew_keys(self, keys: Sequence[AffinityKey], lifetime: float) -> None:
+        raise NotImplementedError
+
+    async def announce_keys(self, pools: Sequence[str]) -> list[Announced]:
         raise NotImplementedError
 
     @property

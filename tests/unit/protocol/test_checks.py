@@ -66,6 +66,7 @@ GOOD_FRAMES: list[tuple[Any, ...]] = [
     (frames.RESEND, 1, 1, 0),
     (frames.PROBE, 1, 1, 0),
     (frames.ABANDONED, 1, 1),
+    (frames.DECLINED, 1, 1),
 ]
 BAD_EVENTS: list[tuple[Any, ...]] = [
     (events.RESPONSE, 99999, b"", b""),

@@ -1,0 +1,62 @@
+#!lua
+-- Offer an entry to the process that a key is assigned to. A key without a process is assigned to the one with the
+-- fewest keys.
+--
+-- A key stays with its process while that has a lease and is a claimant. The stream that is written belongs to the
+-- claimant, so its name is known here only; it is in the slot of the others.
+--
+-- KEYS[1]  sorted set of the processes, as in renew_lease.lua
+-- KEYS[2]  sorted set of the claimants: the processes of the pool that claim by key. Scores are their numbers of keys
+-- KEYS[3]  hash: the process that each key is assigned to
+-- KEYS[4]  sorted set of the keys. Scores are when they expire, in ms
+-- ARGV[1]  key
+-- ARGV[2]  lifetime of a key, in ms
+-- ARGV[3]  how many keys there may be: then the one is forgotten that would expire first
+-- ARGV[4]  after how long without any process leases count that ran when one was last here, in ms
+-- ARGV[5]  beginning of the name of a claimant's stream; its mailbox without the `!` follows
+-- ARGV[6]  payload of the entry; empty to assign the key alone
+-- ARGV[7]  process to assign the key to if it has none; empty for the claimant with the fewest keys
+-- Returns  {mailbox of the process, or '' if there is none; id of the entry, or ''; number of keys forgotten too soon}
+
+-- include now.lua
+local beaten = tonumber(redis.call('ZSCORE', KEYS[1], 'beaten') or 0)
+local grace = tonumber(redis.call('ZSCORE', KEYS[1], 'grace') or 0)
+local ended = now - beaten > tonumber(ARGV[4]) and beaten or now
+local function is_claimant(worker)
+  if not worker or not redis.call('ZSCORE', KEYS[2], worker) then return false end
+  local lease = redis.call('ZSCORE', KEYS[1], worker)
+  return lease and tonumber(lease) > ended or not lease and grace > now
+end
+local function forget(key)
+  local worker = redis.call('HGET', KEYS[3], key)
+  redis.call('HDEL', KEYS[3], key)
+  redis.call('ZREM', KEYS[4], key)
+  if worker and redis.call('ZSCORE', KEYS[2], worker) then redis.call('ZINCRBY', KEYS[2], -1, worker) end
+end
+for _, key in ipairs(redis.call('ZRANGE', KEYS[4], '-inf', now, 'BYSCORE', 'LIMIT', 0, 10)) do forget(key) end
+local worker, forgotten = redis.call('HGET', KEYS[3], ARGV[1]), 0
+if not is_claimant(worker) then
+  if worker then forget(ARGV[1]) end
+  worker = is_claimant(ARGV[7]) and ARGV[7] or nil
+  for _, each in ipairs(worker and {} or redis.call('ZRANGE', KEYS[2], 0, -1)) do
+    if is_claimant(each) then
+      worker = each
+      break
+    end
+  end
+  if not worker then return {'', '', 0} end
+  redis.call('HSET', KEYS[3], ARGV[1], worker)
+  redis.call('ZINCRBY', KEYS[2], 1, worker)
+  while redis.call('ZCARD', KEYS[4]) >= tonumber(ARGV[3]) do
+    forget(redis.call('ZRANGE', KEYS[4], 0, 0)[1])
+    forgotten = forgotten + 1
+  end
+end
+redis.call('ZADD', KEYS[4], string.format('%.0f', now + ARGV[2]), ARGV[1])
+redis.call('PEXPIRE', KEYS[3], ARGV[2])
+redis.call('PEXPIRE', KEYS[4], ARGV[2])
+if ARGV[6] == '' then return {worker, '', forgotten} end
+local stream = ARGV[5] .. string.sub(worker, 1, -2)
+local id = redis.call('XADD', stream, '*', 'b', ARGV[6])
+redis.call('EXPIRE', stream, 3600)
+return {worker, id, forgotten}
