@@ -91,8 +91,8 @@ class Server:
             self._sockets = OpenSockets(self.settings.max_connections, self.connections.log)
             async with self._layer.bus("interface", self.connections) as bus:
                 tasks = CallbackTasks()
-                self.connections.on_bus(bus, tasks)
                 self.now = self.connections.now = self.loop.time()
+                self.connections.on_bus(bus, tasks)
                 try:
                     async with anyio.create_task_group() as clock:
                         clock.start_soon(self._tick)

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from asgibus.interface_server.affinity import parse_rules
 from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.protocol.channels import require_pool
 from asgibus.protocol.settings import DEFAULT_LAYER, Heading, Kind, ServerSettings, not_empty, setting
@@ -31,6 +32,11 @@ def _routes(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
             raise ValueError(f"{value!r} is not of the form /path/prefix=pool")
         routes.append((prefix, require_pool(pool)))
     return tuple(routes)
+
+
+def _affinity(values: tuple[str, ...]) -> tuple[str, ...]:
+    parse_rules(values)
+    return values
 
 
 def _root_path(value: str) -> str:
@@ -100,6 +106,17 @@ class InterfaceSettings(ServerSettings):
         "Send paths that begin with PREFIX to another pool; the first match wins. Repeatable.",
         metavar="PREFIX=POOL",
         parse=_routes,
+    )
+    affinity: tuple[str, ...] = setting(
+        (),
+        Heading.BUS,
+        "Connections with the same KEY go to the same worker: path:/ws/{room}, cookie:NAME, header:NAME or query:NAME; "
+        "with PREFIX=, those whose path begins so. The first that is found counts. Repeatable.",
+        metavar="[PREFIX=]KEY",
+        parse=_affinity,
+    )
+    affinity_expiry: float = setting(
+        3600.0, Heading.TIMES, "How long a key of --affinity stays with its worker without a connection."
     )
 
     access_log: bool = setting(True, Heading.LOGGING, "Log every request.")

@@ -212,6 +212,11 @@ class Connection:
         self.event(disconnect(self.kind, code, reason))
         self._transition(_CLIENT_GONE)
 
+    @property
+    def withheld(self) -> bool:
+        """Whether the events of this run are kept until a worker has claimed the connection."""
+        return bool(self._unsent) and self._unsent == self.stream.unacked_frames()
+
     def withhold(self) -> None:
         """Keep all events until a worker has claimed the connection, and read no more from the client until then."""
         self._unsent = self.stream.unacked_frames()

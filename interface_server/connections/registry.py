@@ -16,12 +16,13 @@ from urllib.parse import unquote_to_bytes
 from asgibus.interface_server.callback_tasks import CallbackTasks
 from asgibus.interface_server.connections.connection import NO_WORKER, Connection
 from asgibus.interface_server.connections.groups import Groups
+from asgibus.interface_server.connections.keyed_offers import KeyedOffers
 from asgibus.interface_server.connections.pending import PendingConnections
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.terminator import FAULT, abort_faulty
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import Bus, Frame, Handler, Message
-from asgibus.layers.frames import ABANDONED, FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE
+from asgibus.layers.frames import ABANDONED, DECLINED, FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE
 from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.checks import FROM_APP
 from asgibus.protocol.connect_request import HTTP, REQUEST_VERSION, ConnectRequest, RequestHead
@@ -58,7 +59,9 @@ class ConnectionRegistry(Handler):
         self._routes = [(prefix.encode(), pool) for prefix, pool in settings.routes]
         self._numbers = itertools.count(1)
         self._open: dict[int, Connection] = {}
-        self._dead_workers: dict[str, None] = {}  # an ordered set, with the latest ones last
+        self._dead_workers: dict[str, int] = {}  # with the numbers of their deaths; the latest ones last
+        self.deaths = 0
+        """How many deaths of workers are known."""
         self._away_since: float | None = None
         self._to_flush: list[Flushable] = []
         self.counts: Counter[str] = Counter()
@@ -68,6 +71,7 @@ class ConnectionRegistry(Handler):
         self._router = StreamRouter(self, FROM_APP, self.log)
         self._pending = PendingConnections(settings, self.log)
         self.groups = Groups(self.log)
+        self._keyed = KeyedOffers(settings, self) if settings.affinity else None
         self.now = 0.0
         """The time of the event loop at the last tick, in seconds."""
 
@@ -86,6 +90,8 @@ class ConnectionRegistry(Handler):
         """
         self.bus = self._router.bus = bus
         self.groups.on_bus(bus, tasks)
+        if self._keyed is not None:
+            self._keyed.on_bus(tasks, self.now)
 
     # Offers.
 
@@ -215,8 +221,26 @@ class ConnectionRegistry(Handler):
             self.counts["body withheld"] += 1
             connection.withhold()
             request = request._replace(events=())
+        if self._keyed is None or not self._keyed.offer(connection, request, pool, once=once):
+            connection.offer = self.bus.offer(shared_channel(request.kind, pool), request, once=once)
+            self._pending.count_offer(connection, pool, connection.offer.size)
+
+    def offer_to_pool(self, connection: Connection, request: ConnectRequest, pool: str, *, once: bool) -> None:
+        """See `Offering`."""
         connection.offer = self.bus.offer(shared_channel(request.kind, pool), request, once=once)
         self._pending.count_offer(connection, pool, connection.offer.size)
+
+    def count_offer(self, connection: Connection, pool: str, size: int) -> None:
+        """See `Offering`."""
+        self._pending.count_offer(connection, pool, size)
+
+    def is_open(self, number: int) -> bool:
+        """See `Offering`."""
+        return number in self._open
+
+    def died_since(self, mailbox: str, deaths: int) -> bool:
+        """See `Offering`."""
+        return self._dead_workers.get(mailbox, 0) > deaths
 
     def withdraw(self, connection: Connection) -> bool:
         """See `ConnectionHost`."""
@@ -290,6 +314,10 @@ class ConnectionRegistry(Handler):
             connection = self._open.get(frame[1])
             if connection is not None and connection.stream.attempt == frame[2] and not connection.peer:
                 connection.run_ended(RunEnd.ABANDONED)
+        elif kind == DECLINED:
+            connection = self._open.get(frame[1])
+            if self._keyed is not None and connection is not None and connection.stream.attempt == frame[2]:
+                self._keyed.declined(connection, sender)
         else:
             self._on_worker_dead(frame[1])
 
@@ -303,10 +331,14 @@ class ConnectionRegistry(Handler):
     def _on_worker_dead(self, mailbox: str) -> None:
         """End the runs of a dead worker: other workers continue with its connections, where that is possible."""
         self._router.peer_dead(mailbox)
-        self._dead_workers[mailbox] = None
+        self.deaths += 1
+        self._dead_workers.pop(mailbox, None)
+        self._dead_workers[mailbox] = self.deaths
         if len(self._dead_workers) > DEAD_REMEMBERED:
             del self._dead_workers[next(iter(self._dead_workers))]
         served = [connection for connection in self._open.values() if connection.peer == mailbox]
+        if self._keyed is not None:
+            self._keyed.worker_dead(mailbox, [*self._open.values()])
         for connection in served:
             connection.run_ended(RunEnd.KILLED)
         if served:
@@ -341,6 +373,8 @@ class ConnectionRegistry(Handler):
     def interrupted(self) -> None:
         """See `Handler`."""
         self._pending.interrupted(self.now)
+        if self._keyed is not None:
+            self._keyed.interrupted()
         joined = self._router.interrupted()
         logger.warning("the bus was interrupted: %d connections are checked with their workers", joined)
 
@@ -356,6 +390,8 @@ class ConnectionRegistry(Handler):
         self._pending.tick(self.bus, now)
         for connection in self._pending.take_due(now):
             self._offer_further(connection, connection.unpack_request())
+        if self._keyed is not None:
+            self._keyed.tick(now)
         self._router.tick(now)
         if self.bus.available:
             self._away_since = None

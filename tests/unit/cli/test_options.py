@@ -87,6 +87,7 @@ def sample(option: GroupedOption, default: Any, folder: Path) -> tuple[str, Any]
     """Return a value other than the default, as text and as the parsed value."""
     special = {
         "routes": ("/ws=chat /api=x", (("/ws", "chat"), ("/api", "x"))),
+        "affinity": ("path:/ws/{room} /x=cookie:id", ("path:/ws/{room}", "/x=cookie:id")),
         "udp": ("127.0.0.1:1 [::1]:2", ("127.0.0.1:1", "[::1]:2")),
         "terminators": ("a b=c", ("a", "b=c")),
         "protocols": ("udp line", ("udp", "line")),
@@ -158,6 +159,14 @@ def rejection_of(result: Result) -> str:
         (["--route", "chat=chat"], "is not of the form"),
         (["--route", "/chat="], "a pool's name is"),
         (["--route", "/chat=a b"], "a pool's name is"),
+        (["--affinity", "room"], "'room' is not of the form [/path/prefix=]KEY"),
+        (["--affinity", "/ws=room"], "is not of the form"),
+        (["--affinity", "/ws"], "is not of the form"),
+        (["--affinity", "body:room"], "is not of the form"),
+        (["--affinity", "cookie:a b"], "'a b' in 'cookie:a b' is not a name"),
+        (["--affinity", "path:/ws"], "'/ws' is not a pattern such as /ws/{room}"),
+        (["--affinity", "path:ws/{room}"], "is not a pattern"),
+        (["--affinity", "path:/{a}/{a}"], "has two parameters of one name"),
         (["--forwarded-allow-ips", "everybody"], "everybody"),
         (["--forwarded-allow-ips", "10.0.0.0/99"], "10.0.0.0/99"),
         (["--ssl-certfile", "/no/such/file"], "/no/such/file"),

@@ -1,0 +1,252 @@
+"""Offers by key: each goes to the one worker that its key is assigned to, until that worker dies or drains."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import unquote_to_bytes
+
+from asgibus.interface_server.affinity import find_digest, parse_rules
+from asgibus.interface_server.callback_tasks import CallbackTasks
+from asgibus.interface_server.settings import InterfaceSettings
+from asgibus.layers.contract import Bus
+from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.offers import AffinityKey, Offer
+from asgibus.protocol.connect_request import HTTP, ConnectRequest
+from asgibus.protocol.retry import IDEMPOTENT, RunEnd
+
+if TYPE_CHECKING:
+    from asgibus.interface_server.connections.connection import Connection
+
+logger = logging.getLogger("asgibus.interface")
+
+ANNOUNCE_SECONDS = 1.0  # between two announcements, as those of workers
+SETTLE_SECONDS = 2.5  # after the first announcement, or an interruption: by then the workers have answered it
+AGAIN_SECONDS = 0.25  # until a key is assigned that no worker took
+RENEWALS: Final = 4  # of a key in its lifetime, while a connection has it
+RECENT_KEYS: Final = 10_000  # whose workers are remembered, to assign them again if the layer loses its data
+RESTORED_AT_ONCE: Final = 500  # keys in one tick
+WAITING_BYTES: Final = 1024  # counted for a connection that waits for a worker, beside its events
+
+
+class Offering(Protocol):
+    """The registry of connections, as offers by key use it."""
+
+    bus: Bus
+
+    def offer_to_pool(self, connection: Connection, request: ConnectRequest, pool: str, *, once: bool) -> None:
+        """Offer a connection to all workers of its pool."""
+
+    def count_offer(self, connection: Connection, pool: str, size: int) -> None:
+        """Count the bytes of an offer until its connection is claimed."""
+
+    def is_open(self, number: int) -> bool:
+        """Return whether the connection of that number is open."""
+
+    @property
+    def deaths(self) -> int:
+        """Return how many deaths of workers are known."""
+
+    def died_since(self, mailbox: str, deaths: int) -> bool:
+        """Return whether a worker has died since that many deaths were known."""
+
+
+class KeyedOffers:
+    """Offers connections by their keys.
+
+    Args:
+        settings: The settings of the server.
+        host: The registry of connections.
+    """
+
+    def __init__(self, settings: InterfaceSettings, host: Offering) -> None:
+        self._host = host
+        self._rules = parse_rules(settings.affinity)
+        self._lifetime = settings.affinity_expiry
+        self._pools = (settings.pool, *dict.fromkeys(pool for _, pool in settings.routes if pool != settings.pool))
+        self._tasks: CallbackTasks | None = None
+        self._announce_at = 0.0
+        self._announcing = False
+        self._trusts_at = 0.0  # when enough is known of the workers to tell that none will take a key
+        self._without: frozenset[str] = frozenset()  # pools whose workers all are of a release that knows no keys
+        self._warned: set[str] = set()
+        self._probe_at: dict[str, float] = {}  # when a key of a pool is tried again, whose workers took none
+        self._waiting: dict[int, tuple[Connection, AffinityKey, bool]] = {}
+        self._keys: dict[int, AffinityKey] = {}  # of the connections, by their numbers
+        self._recent: OrderedDict[AffinityKey, str] = OrderedDict()  # and their workers
+        self._renew_at = 0.0
+        self._restore: list[tuple[AffinityKey, str]] = []
+        self._holds_until = 0.0  # no key is assigned before that, because the layer has lost the assignments
+        self._now = 0.0
+
+    def on_bus(self, tasks: CallbackTasks, now: float) -> None:
+        """Announce to the workers that there are offers by key.
+
+        Args:
+            tasks: Runs the announcements.
+            now: The time of the event loop in seconds.
+        """
+        self._tasks = tasks
+        self._now = now
+        self._trusts_at = now + SETTLE_SECONDS
+        self._renew_at = now + self._lifetime / RENEWALS
+        self._announce(now)
+
+    # Offers.
+
+    def offer(self, connection: Connection, request: ConnectRequest, pool: str, *, once: bool) -> bool:
+        """Offer a connection by its key, or let it wait for a worker.
+
+        Returns:
+            Whether the connection has a key. If not, nothing was done.
+        """
+        digest = find_digest(self._rules, unquote_to_bytes(request.raw_path), request)
+        if digest is None:
+            return False
+        key = AffinityKey(pool, digest)
+        self._keys[connection.number] = key
+        self._offer(connection, request, key, once=once)
+        return True
+
+    def _offer(self, connection: Connection, request: ConnectRequest, key: AffinityKey, *, once: bool) -> None:
+        now = self._now
+        if now < self._holds_until or self._restore or now < self._probe_at.get(key.pool, 0.0):
+            self._wait(connection, key, once=once)
+            return
+        if key.pool in self._probe_at:
+            self._probe_at[key.pool] = now + AGAIN_SECONDS
+        offered = partial(self._on_assigned, connection, request, key, self._host.deaths)
+        connection.offer = self._host.bus.offer_by_key(key, self._lifetime, request, offered, once=once)
+        self._host.count_offer(connection, key.pool, connection.offer.size)
+
+    def _wait(self, connection: Connection, key: AffinityKey, *, once: bool) -> None:
+        connection.offer = None
+        self._host.count_offer(connection, key.pool, connection.stream.in_flight + WAITING_BYTES)
+        self._waiting[connection.number] = connection, key, once
+
+    def _on_assigned(
+        self, connection: Connection, request: ConnectRequest, key: AffinityKey, deaths: int, offer: Offer
+    ) -> None:
+        """Handle that the worker of an offer is known."""
+        if offer.claimant:
+            self._probe_at.pop(key.pool, None)
+            self._recent[key] = offer.claimant
+            self._recent.move_to_end(key)
+            if len(self._recent) > RECENT_KEYS:
+                self._recent.popitem(last=False)
+        if connection.offer is not offer:
+            return  # it is claimed already, or withdrawn
+        if not offer.claimant:
+            connection.offer = None
+            self._on_nobody(connection, request, key, once=offer.once)
+        elif self._host.died_since(offer.claimant, deaths):
+            self._take_back(connection, offer)  # it died before this was known
+
+    def _on_nobody(self, connection: Connection, request: ConnectRequest, key: AffinityKey, *, once: bool) -> None:
+        """Let a connection wait until a worker takes its key, unless all workers are of a release that takes none."""
+        pool = key.pool
+        if pool not in self._without or self._now < self._trusts_at:
+            self._probe_at[pool] = self._now + AGAIN_SECONDS
+            self._wait(connection, key, once=once)
+            return
+        if pool not in self._warned:
+            self._warned.add(pool)
+            logger.warning(
+                "the workers of the pool %r are of a release that knows no --affinity: any of them gets any connection",
+                pool,
+            )
+        del self._keys[connection.number]
+        self._host.offer_to_pool(connection, request, pool, once=once)
+
+    # Workers that die or stop.
+
+    def worker_dead(self, mailbox: str, connections: list[Connection]) -> None:
+        """Offer those connections again that a dead worker has not claimed. The keys move to other workers."""
+        for connection in connections:
+            offer = connection.offer
+            if offer is not None and offer.claimant == mailbox:
+                self._take_back(connection, offer)
+
+    def _take_back(self, connection: Connection, offer: Offer) -> None:
+        self._host.bus.take_back(offer, partial(self._on_taken_back, connection, offer))
+
+    def _on_taken_back(self, connection: Connection, offer: Offer, unclaimed: bool) -> None:
+        if connection.offer is not offer:
+            return
+        connection.offer = None
+        if unclaimed:
+            self._offer_again(connection)
+        else:
+            connection.run_ended(RunEnd.ABANDONED)
+
+    def declined(self, connection: Connection, mailbox: str) -> None:
+        """Offer a connection again, because the worker that it was offered to stops."""
+        offer = connection.offer
+        if offer is not None and offer.claimant in (mailbox, "") and connection.number in self._keys:
+            connection.offer = None
+            self._offer_again(connection)
+
+    def _offer_again(self, connection: Connection) -> None:
+        request = _unclaimed_request(connection)
+        once = request.kind == HTTP and request.method not in IDEMPOTENT
+        self._offer(connection, request, self._keys[connection.number], once=once)
+
+    # Time.
+
+    def tick(self, now: float) -> None:
+        """Announce, renew and restore keys, and offer what has waited.
+
+        Args:
+            now: The time of the event loop in seconds.
+        """
+        self._now = now
+        if now >= self._announce_at:
+            self._announce(now)
+        if now >= self._renew_at:
+            self._renew_at = now + self._lifetime / RENEWALS
+            self._host.bus.renew_keys([*{*self._keys.values()}], self._lifetime)
+        if self._restore and now >= self._holds_until:
+            some, self._restore = self._restore[:RESTORED_AT_ONCE], self._restore[RESTORED_AT_ONCE:]
+            for key, mailbox in some:
+                self._host.bus.assign(key, self._lifetime, mailbox)
+        if self._waiting:
+            self._offer_waiting()
+
+    def _offer_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for connection, key, once in waiting.values():
+            if connection.queue is not None and connection.offer is None:
+                self._offer(connection, _unclaimed_request(connection), key, once=once)
+
+    def interrupted(self) -> None:
+        """Assign the keys again, because the layer may have lost the assignments."""
+        self._holds_until = self._trusts_at = self._now + SETTLE_SECONDS
+        self._restore = [*self._recent.items()]
+        self._announce_at = 0.0
+
+    def _announce(self, now: float) -> None:
+        self._announce_at = now + ANNOUNCE_SECONDS
+        self._keys = {number: key for number, key in self._keys.items() if self._host.is_open(number)}
+        if self._tasks is not None and not self._announcing:
+            self._announcing = True
+            self._tasks.start_soon(self._announce_once)
+
+    async def _announce_once(self) -> None:
+        try:
+            workers = await self._host.bus.announce_keys(self._pools)
+        except LayerUnavailable as error:
+            logger.debug("the offers by key could not be announced: %s", error)
+        else:
+            claiming = [worker for worker in workers if worker.sessions is not None]
+            able = {worker.pool for worker in claiming if worker.knows_keys}
+            self._without = frozenset(worker.pool for worker in claiming) - able
+        finally:
+            self._announcing = False
+
+
+def _unclaimed_request(connection: Connection) -> ConnectRequest:
+    """Return the request of a connection that no worker has claimed, for another offer of the same run."""
+    request = connection.unpack_request()
+    return request._replace(events=()) if connection.withheld else request

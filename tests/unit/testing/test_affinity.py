@@ -1,0 +1,140 @@
+"""Connections with one key, which go to one worker, while that worker lives and does not drain."""
+
+import asyncio
+from collections import Counter
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from asgibus.testing import Bus, VirtualWorker, WebSocket
+
+pytestmark = pytest.mark.anyio
+
+KEYS = ("path:/ws/{room}", "query:room", "cookie:room", "header:X-Room")
+
+
+def named(name: str) -> Any:
+    """Return an app that tells each client its name."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] != "lifespan"
+        if scope["type"] == "http":
+            while (await receive()).get("more_body"):
+                pass
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": name.encode()})
+            return
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": name})
+        while (await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": name})
+
+    return app
+
+
+class Workers:
+    """A factory of apps, each of which tells its clients the number of its worker."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> Any:
+        self.count += 1
+        return named(str(self.count))
+
+
+def bus(workers: int = 2, **options: Any) -> Bus:
+    return Bus(Workers(), workers=workers, factory=True, affinity=KEYS, **options)
+
+
+async def ask(socket: WebSocket) -> str:
+    await socket.send("who?")
+    return str(await socket.receive())
+
+
+async def test_connections_with_one_key_go_to_one_worker() -> None:
+    async with bus() as site, AsyncExitStack() as stack:
+        for room in range(6):
+            found = set()
+            for _ in range(5):
+                socket = await stack.enter_async_context(site.websocket(f"/ws/{room}"))
+                found.add(await socket.receive())
+            assert len(found) == 1
+            found.add((await site.http.get(f"/anything?room={room}")).text)
+            found.add((await site.http.get("/", headers={"cookie": f"a=b; room={room}"})).text)
+            assert len(found) == 1
+            posted = {(await site.http.post("/", headers={"x-room": f"{room}"}, content="x")).text for _ in range(3)}
+            assert len(posted) == 1  # the name is another one, and so is the key
+
+
+async def test_keys_are_spread_over_the_workers() -> None:
+    async with bus(3) as site:
+        served = Counter([(await site.http.get(f"/?room={room}")).text for room in range(30)])
+        assert sorted(served.values()) == [10, 10, 10]
+        again = Counter([(await site.http.get(f"/?room={room}")).text for room in range(30)])
+        assert again == served
+
+
+@pytest.mark.parametrize("end", [VirtualWorker.kill, VirtualWorker.drain])
+async def test_the_keys_of_a_worker_that_ends_move_to_one_worker_each(end: Any) -> None:
+    async with bus(3, resume=True) as site, AsyncExitStack() as stack:
+        sockets = [await stack.enter_async_context(site.websocket("/ws/lobby")) for _ in range(4)]
+        (first,) = {await socket.receive() for socket in sockets}
+        await end(site.workers[int(first) - 1])
+        posts = [asyncio.ensure_future(site.http.post("/?room=lobby", content=b"x")) for _ in range(5)]
+        moved = {await ask(socket) for socket in sockets}
+        moved |= {(await post).text for post in posts}
+        moved.add(await (await stack.enter_async_context(site.websocket("/ws/lobby"))).receive())
+        assert len(moved) == 1
+        assert moved != {first}
+
+
+async def test_what_a_dying_worker_has_not_claimed_goes_to_another() -> None:
+    async with bus(2) as site:
+        first = (await site.http.get("/?room=lobby")).text
+        worker = site.workers[int(first) - 1]
+        worker.delay(60)
+        begun = asyncio.ensure_future(site.http.post("/?room=lobby", content=b"x"))
+        await asyncio.sleep(0.1)  # it is claimed, and nothing else is meanwhile
+        posts = [asyncio.ensure_future(site.http.post("/?room=lobby", content=b"x")) for _ in range(5)]
+        await asyncio.sleep(0.1)
+        await worker.kill()
+        assert (await begun).status_code == 502
+        answers = [await post for post in posts]
+        assert [answer.status_code for answer in answers] == [200] * 5
+        assert len({answer.text for answer in answers} - {first}) == 1
+
+
+async def test_a_key_waits_for_a_worker() -> None:
+    async with bus(0) as site:
+        gets = [asyncio.ensure_future(site.http.get("/?room=lobby")) for _ in range(5)]
+        posts = [asyncio.ensure_future(site.http.post("/?room=lobby", content=b"x" * 5000)) for _ in range(5)]
+        await asyncio.sleep(0.1)
+        for _ in range(2):
+            await site.add_worker()
+        assert len({(await answer).text for answer in (*gets, *posts)}) == 1
+
+
+async def test_without_a_worker_a_key_times_out() -> None:
+    async with bus(0, connect_timeout=0.2) as site:
+        assert (await site.http.get("/?room=lobby")).status_code == 503
+
+
+async def test_a_key_expires() -> None:
+    async with bus(2, affinity_expiry=0.3) as site:
+        assert (await site.http.get("/?room=a")).text == "1"
+        assert (await site.http.get("/?room=b")).text == "2"
+        assert (await site.http.get("/?room=c")).text == "1"
+        async with site.websocket("/ws/b") as socket:  # an open socket keeps its key
+            assert await socket.receive() == "2"
+            await asyncio.sleep(1.0)
+            assert (await site.http.get("/?room=b")).text == "2"
+            assert (await site.http.get("/?room=c")).text in ("1", "2")
+
+
+async def test_other_routes_have_no_key() -> None:
+    async with Bus(named("x"), affinity=("/chat=query:room",)) as site:
+        assert (await site.http.get("/?room=1")).text == "x"
+        assert (await site.http.get("/chat?room=1")).text == "x"
