@@ -29,9 +29,10 @@ from asgibus.layers.frames import (
     SUPERSEDED,
 )
 from asgibus.layers.names import require_group
+from asgibus.layers.versions import CONNECT_REQUEST
 from asgibus.protocol import events
 from asgibus.protocol.channels import require_protocol
-from asgibus.protocol.connect_request import HTTP, REQUEST_VERSION, WEBSOCKET, ConnectRequest
+from asgibus.protocol.connect_request import HTTP, WEBSOCKET, ConnectRequest
 from asgibus.protocol.events import MAX_CLOSE_REASON, SUBPROTOCOL, Event
 from asgibus.protocol.header_lines import are_lines
 
@@ -259,7 +260,7 @@ def check_frame(frame: Any, checks: Mapping[int, Check]) -> Event | None:
     types = _TYPES.get(frame[0])
     if types is None:
         raise BadFrame(f"a frame is of unknown kind {frame[0]!r:.20}")
-    if tuple(map(type, frame)) != types:
+    if tuple(map(type, frame)) != types and tuple(map(type, frame[: len(types)])) != types:  # later ones may add items
         raise BadFrame(f"the fields of a frame of kind {frame[0]} are {_shape(frame[1:])}")
     return None
 
@@ -292,12 +293,9 @@ _REQUEST_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "scope": (NoneType, dict),
 }
 """The types of every field; the usual one first."""
+_WRITTEN: Final = CONNECT_REQUEST.written
+_FIELDS: Final = len(_REQUEST_TYPES)
 _USUAL_SHAPE: Final = [types[0] for types in _REQUEST_TYPES.values()]
-
-
-@mypyc_attr(native_class=False)
-class ForeignVersion(ValueError):
-    """A request of another version of asgibus, which this one cannot read."""
 
 
 def _describe(entry: object) -> str:
@@ -312,19 +310,18 @@ def read_request(entry: object) -> ConnectRequest:
         The request.
 
     Raises:
-        ForeignVersion: Another version of asgibus wrote the entry.
+        ForeignVersion: Another release wrote the entry, in a version that this one does not read.
         BadFrame: The entry is not valid.
     """
-    # The version is the first field in every version, so that only requests of this version are checked further.
+    # The first two fields are the same in every version, so that only requests that can be read are checked further.
     if not isinstance(entry, tuple) or not entry or type(entry[0]) is not int:
         raise BadFrame(f"not a connect request, but a {_describe(entry)}")
-    if entry[0] != REQUEST_VERSION:
-        raise ForeignVersion(
-            f"a connect request of version {entry[0]}, where version {REQUEST_VERSION} is understood: run the same "
-            "version of asgibus in interface servers and workers"
-        )
-    if len(entry) != len(ConnectRequest._fields):
-        raise BadFrame(f"not a connect request, but a {_describe(entry)}")
+    if entry[0] != _WRITTEN and not CONNECT_REQUEST.reads(entry[0]):
+        raise CONNECT_REQUEST.refuse(entry[0], f"{entry[1]!s:.100}" if len(entry) > 1 else "whoever wrote them")
+    if len(entry) != _FIELDS:
+        if len(entry) < _FIELDS:
+            raise BadFrame(f"not a connect request, but a {_describe(entry)}")
+        entry = entry[:_FIELDS]  # later releases may add fields
     request: Any = tuple.__new__(ConnectRequest, entry)  # as `_make` does, which is slower and checks the length again
     _check_request(request)
     checked: ConnectRequest = request

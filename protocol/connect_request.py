@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from asgibus.layers.versions import CONNECT_REQUEST
 from asgibus.protocol.events import Event
 
-REQUEST_VERSION = 3  # to be increased with every change of the fields, the events or the frames
+REQUEST_VERSION: Final = CONNECT_REQUEST.written  # first item of every request
 
 HTTP: Final = "http"
 WEBSOCKET: Final = "websocket"
@@ -51,7 +52,11 @@ class RequestHead:
 
 
 class ConnectRequest(NamedTuple):
-    """A connection, as the interface server offers it. It is packed as a plain tuple in this order."""
+    """A connection, as the interface server offers it. It is packed as a plain tuple in this order.
+
+    Optional data for workers is a dict in `extensions["asgibus"]`: workers of every release put their own object there
+    before the app sees the scope. A later release may also add fields at the end, which this one ignores.
+    """
 
     version: int
     interface: str

@@ -14,7 +14,8 @@ import anyio
 from asgibus.layers.contract import Bus, Frame, Handler
 from asgibus.layers.frames import ABANDONED, DEAD, DECLINED
 from asgibus.layers.offers import Claim
-from asgibus.protocol.checks import FROM_CLIENT, BadFrame, ForeignVersion, read_request
+from asgibus.layers.versions import ForeignVersion
+from asgibus.protocol.checks import FROM_CLIENT, BadFrame, read_request
 from asgibus.protocol.connect_request import ConnectRequest
 from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.router import StreamRouter

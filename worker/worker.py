@@ -15,8 +15,9 @@ import anyio
 from asgibus.compatibility.callables import Application
 from asgibus.layers.contract import Bus, ChannelLayer, Statistics, statistics_of
 from asgibus.layers.offers import Claim
+from asgibus.layers.versions import ForeignVersion
 from asgibus.protocol.channels import shared_channel, shared_channels
-from asgibus.protocol.checks import ForeignVersion, read_request
+from asgibus.protocol.checks import read_request
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.pacing import staggered

@@ -31,6 +31,7 @@ from asgibus.layers.redis.heartbeat import SILENT_SECONDS, Heartbeat, lease_time
 from asgibus.layers.redis.mailbox import MailboxReader
 from asgibus.layers.redis.pipeline import call_until
 from asgibus.layers.redis.redelivery import Deduplicator
+from asgibus.layers.redis.releases import Releases
 from asgibus.layers.redis.store import Shards, StoreClient
 from asgibus.layers.redis.work_queue import Consumer, Producer
 from asgibus.layers.settings import require_delay
@@ -116,6 +117,7 @@ class RedisBus(Bus):
             self._found_wrong_type,
             lambda asked: self._deduplicator.forget_before(asked - time.monotonic() + self.time()),
         )
+        self._releases = Releases(client, mailbox)
         self._producer = Producer(client, mailbox, self._assignments, self._time_ms)
         self._heartbeat = Heartbeat(
             client,
@@ -138,7 +140,9 @@ class RedisBus(Bus):
 
     async def open(self) -> None:
         """Create the mailbox, take the lease, and begin to read. Raises LayerUnavailable."""
+        await self._releases.check(call_until())
         await self._heartbeat.open(call_until())
+        self._releases.publish()
         await self._reader.open()
         self._heartbeat.start()
 
@@ -155,6 +159,7 @@ class RedisBus(Bus):
         await self._consumer.close()
         await self._acking_consumer.close()
         self._memberships.close()
+        self._releases.withdraw()
         self._heartbeat.leave()
         await self._pipeline.drain()
 
@@ -167,11 +172,11 @@ class RedisBus(Bus):
                 return
             kind = frames[0][0] if frames else None
             if kind == LOCAL_MESSAGES:
-                _, parts, message, delay, capacity = frames[0]
+                parts, message, delay, capacity = frames[0][1:5]  # later releases may add items
                 self._deliver(parts, message, delay, capacity, sent)
                 return
             if kind == MEMBERSHIP:
-                self._note_membership(*frames[0][1:])
+                self._note_membership(*frames[0][1:4])
                 return
             for frame in frames:
                 _check(frame)
@@ -281,7 +286,8 @@ class RedisBus(Bus):
         self._consumer.drop_unless(run_id)
 
     def interrupted(self) -> None:
-        """Pass an interruption on: see `heartbeat.Host`."""
+        """Publish again what Redis may have lost, and pass the interruption on: see `heartbeat.Host`."""
+        self._releases.publish()
         if self._consumer.claims_by_key:
             self._assignments.join(self._pool)
         self._handler.interrupted()
@@ -421,9 +427,9 @@ def _check(frame: Frame) -> None:
     """Raise ValueError for a frame that is not a valid frame of the layer."""
     kind = frame[0]
     if kind in (MESSAGE, GROUP_MESSAGE):
-        valid = len(frame) == 3 and isinstance(frame[1], str) and isinstance(frame[2], dict)
+        valid = len(frame) >= 3 and isinstance(frame[1], str) and isinstance(frame[2], dict)
     else:
-        valid = kind == DEAD and len(frame) == 3 and isinstance(frame[1], str) and isinstance(frame[2], bool)
+        valid = kind == DEAD and len(frame) >= 3 and isinstance(frame[1], str) and isinstance(frame[2], bool)
     if not valid:
         raise ValueError(f"not a frame of the layer: {str(frame)[:100]}")
 

@@ -15,10 +15,12 @@ from asgibus.layers.codec import pack_entry, unpack, unpack_message
 from asgibus.layers.compiling import mypyc_attr
 from asgibus.layers.contract import Message
 from asgibus.layers.names import require_channel
+from asgibus.layers.versions import ENTRY, ForeignVersion
 
 logger = logging.getLogger("asgibus.layers")
 
-MARK: Final = b"\xc1\x02"  # begins an encrypted entry, as no msgpack does. The second byte is the version of the format
+MARK: Final = b"\xc1\x02"  # begins an encrypted entry, as no msgpack does. The second byte is the version of the form
+FIRST_BYTE: Final = MARK[:1]
 KEY_ID: Final = slice(2, 6)  # where an encrypted entry names its key
 DAMAGED_LINES = 100  # damaged entries that are logged one by one; whoever writes more of them does not fill the log
 FOREIGN_KEYS = 16  # keys of other processes that are logged one by one, for the same reason
@@ -93,6 +95,9 @@ class EntryCodec:
             self._counts["entry of unknown key"] += 1
             key = error.key_id
             why = f"it is sealed with the key {key}: give this process that encryption key, too, behind its first"
+        elif isinstance(error, ForeignVersion):
+            self._counts["foreign version"] += 1
+            return str(error)
         else:
             return None
         return f"{why} (known here: {'none' if self._encryptor is None else ', '.join(self._encryptor.key_ids)})"
@@ -107,7 +112,7 @@ class EntryCodec:
             elif self.mark_logged("damaged entry"):
                 logger.error("%d damaged entries were dropped; later ones are counted", DAMAGED_LINES)
             return
-        key = error.key_id if isinstance(error, UnknownKey) else ""
+        key = error.key_id if isinstance(error, UnknownKey) else "" if isinstance(error, NotSealed) else why
         if key not in self._foreign and len(self._foreign) < FOREIGN_KEYS:
             self._foreign.add(key)
             logger.error("%s: entry %s was dropped, as all like it will be: %s", place, entry_id, why)
@@ -146,9 +151,13 @@ class EntryCodec:
             logger.error("%s: %s; something else writes to the keys of this prefix. Others are counted", place, problem)
 
     def _open(self, place: str, data: bytes) -> bytes:
+        if self._encryptor is None and not data.startswith(FIRST_BYTE):
+            return data
+        if data.startswith(FIRST_BYTE) and len(data) > 1 and not ENTRY.reads(data[1]):
+            raise ENTRY.refuse(data[1], "whoever wrote them")
         if self._encryptor is not None:
             return self._encryptor.decrypt(place, data)
-        if data.startswith(MARK) and len(data) >= KEY_ID.stop:
+        if len(data) >= KEY_ID.stop:
             raise UnknownKey(data[KEY_ID].hex())
         return data
 

@@ -461,7 +461,7 @@ class Reaper:
     async def _clean_up(self, mailbox: str, now: int) -> None:
         keys, pipeline = self._store.keys, self._store.pipeline
         await pipeline.call("UNLINK", keys.mailbox(mailbox), keys.full(mailbox))
-        for key in (keys.apps, keys.connections):
+        for key in (keys.apps, keys.connections, keys.releases):
             pipeline.write(("HDEL", key, mailbox), ignore_reply)
         await self._memberships.remove_dead(mailbox, now)
         self._dead.discard(mailbox)

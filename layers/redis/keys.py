@@ -30,6 +30,11 @@ class Keys:
         """Hash: the connections to this store by which the death of a process is noticed, by its mailbox."""
         return f"{self.prefix}:connections"
 
+    @property
+    def releases(self) -> str:
+        """Hash: the release of each process, and the formats that it reads, by its mailbox."""
+        return f"{self.prefix}:releases"
+
     def shared(self, channel: str) -> str:
         """Stream with a consumer group: the work queue of a shared channel."""
         return f"{self.prefix}:shared:{channel}"

@@ -29,6 +29,7 @@ from asgibus.layers.redis.client import (
 )
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.pipeline import PAYLOAD_VERSION, Pipeline, Store
+from asgibus.layers.versions import PAYLOAD
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -177,11 +178,11 @@ class MailboxReader:
             self._bytes += sum(len(fields[1]) for _, fields in entries)
         for entry_id, fields in entries:
             try:
-                version, sender, frames = self._codec.unpack(self._key, fields[1])
-                if version != PAYLOAD_VERSION:
-                    raise ValueError(f"payload version {version!r}")
+                version, sender, frames, *_ = self._codec.unpack(self._key, fields[1])  # later releases may add more
                 if not isinstance(sender, str):
                     raise ValueError(f"its sender is not a name: {sender!r:.100}")
+                if version != PAYLOAD_VERSION and not PAYLOAD.reads(version):
+                    raise PAYLOAD.refuse(version, sender or "whoever wrote them")
             except (ValueError, TypeError) as error:  # TypeError: it does not have three parts
                 self._codec.log_rejected(f"mailbox {self._key}", entry_id.decode(), error)
                 continue

@@ -35,6 +35,7 @@ from asgibus.layers.redis.client import (
 from asgibus.layers.redis.codec import EntryCodec
 from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.keys import Keys
+from asgibus.layers.versions import PAYLOAD
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -49,7 +50,7 @@ REFUSED_FOR_NOW = {"OOM", "LOADING", "READONLY", "MISCONF", "BUSY", "MASTERDOWN"
 # Refusals of a cluster while a slot migrates or has no master. They last moments, so every command is tried again.
 MOVING = {"ASK", "TRYAGAIN", "CLUSTERDOWN"}
 
-PAYLOAD_VERSION: Final = 3  # first item of every payload; a peer of another release may have another one
+PAYLOAD_VERSION: Final = PAYLOAD.written  # first item of every payload
 
 OnAcked = Callable[[str, list[bytes]], None]
 

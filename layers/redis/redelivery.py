@@ -222,7 +222,7 @@ class Deduplicator:
         """
         if not frames or frames[0][0] != MESSAGE_ID:
             return frames, False
-        _, name, number = frames[0]
+        name, number = frames[0][1:3]  # later releases may add items
         if not isinstance(number, int) or not 0 < number < 2**63:
             raise ValueError(f"not a number of a message: {str(number)[:100]}")
         source = self._sources.get(name)

@@ -18,8 +18,8 @@ Figures = Callable[[object], None]
 SOCKETS = 40
 REQUESTS = 100
 OTHER_VERSION = """
-from asgibus.protocol import connect_request
-connect_request.REQUEST_VERSION += 1
+from asgibus.layers import versions
+versions.CONNECT_REQUEST = versions.Format("connect requests", written=4, oldest=4, newest=4)
 from asgibus.cli.worker import main
 main()
 """

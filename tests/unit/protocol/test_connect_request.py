@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from asgibus.layers.codec import pack, unpack
+from asgibus.layers.versions import CONNECT_REQUEST, ForeignVersion
 from asgibus.protocol.channels import require_pool, require_protocol, shared_channel, shared_channels
-from asgibus.protocol.checks import ForeignVersion, read_request
+from asgibus.protocol.checks import read_request
 from asgibus.protocol.connect_request import (
     HTTP,
     REQUEST_VERSION,
@@ -127,12 +128,19 @@ def test_invalid_connect_requests(entry: Any) -> None:
         read_request(entry)
 
 
-@pytest.mark.parametrize("version", [0, REQUEST_VERSION - 1, REQUEST_VERSION + 1])
+@pytest.mark.parametrize("version", [0, CONNECT_REQUEST.oldest - 1, CONNECT_REQUEST.newest + 1])
 @pytest.mark.parametrize("fields", [1, 5, len(ConnectRequest._fields), len(ConnectRequest._fields) + 1])
-def test_connect_requests_of_other_versions_are_recognized(version: int, fields: int) -> None:
+def test_connect_requests_of_other_versions_are_refused(version: int, fields: int) -> None:
     entry = (*opening(version=version), "new")[:fields]
-    with pytest.raises(ForeignVersion, match=f"version {version}, where version {REQUEST_VERSION} is understood"):
+    writer = "interface.1!" if fields > 1 else "whoever wrote them"
+    to_upgrade = "this process" if version > CONNECT_REQUEST.newest else writer
+    with pytest.raises(ForeignVersion, match=f"have version {version}, where .*: upgrade {to_upgrade},"):
         read_request(entry)
+
+
+def test_fields_that_a_later_release_has_added_are_ignored() -> None:
+    request = opening(extensions={"asgibus": {"new": 1}})
+    assert read_request((*request, "new", 5)) == request
 
 
 def test_the_reply_channel() -> None:
