@@ -207,7 +207,7 @@ class RedisChannelLayer(ChannelLayer):
         """Let the process of a channel note a membership or its end: it restores what the store loses."""
         if local is not None and has_channels(local[0]):
             client = await self._shards.client_of(local[0], until)
-            await client.outbox.send(local[0], (MEMBERSHIP, group, channel, joins), until)
+            await client.outbox.send(local[0], client.outbox.pack(local[0], (MEMBERSHIP, group, channel, joins)), until)
 
     @_on_long_lived_loop
     async def group_send(self, group: str, message: Message) -> None:

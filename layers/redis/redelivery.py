@@ -79,12 +79,18 @@ class Outbox:
             self._resending.cancel()
             await asyncio.wait([self._resending])
 
-    async def send(self, mailbox: str, frame: Frame, until: float) -> bool:
-        """Write a frame as one entry, after all messages that are to be sent to this mailbox again.
+    def pack(self, mailbox: str, frame: Frame) -> bytes:
+        """Return a message to a mailbox as an entry with a number of its own: it may be sent several times."""
+        self._number += 1
+        numbered = MESSAGE_ID, self._source, self._number
+        return self._entries.pack(self._keys.mailbox(mailbox), (PAYLOAD_VERSION, "", (numbered, frame)))
+
+    async def send(self, mailbox: str, entry: bytes, until: float) -> bool:
+        """Write an entry, after all messages that are to be sent to this mailbox again.
 
         Args:
             mailbox: The mailbox.
-            frame: The frame.
+            entry: The entry, of `pack`.
             until: When to give up, by the event loop's clock.
 
         Returns:
@@ -93,7 +99,6 @@ class Outbox:
         Raises:
             LayerUnavailable: Redis cannot be reached in time.
         """
-        entry = self._entry(mailbox, frame)
         if mailbox in self._lost and not await self._resend(mailbox, until):
             return False
         return await self._add(_Kept(self._loop.time(), mailbox, entry), until)
@@ -150,11 +155,6 @@ class Outbox:
                 messages.popleft()
             self._lost.pop(mailbox, None)
         return True
-
-    def _entry(self, mailbox: str, frame: Frame) -> bytes:
-        self._number += 1
-        numbered = MESSAGE_ID, self._source, self._number
-        return self._entries.pack(self._keys.mailbox(mailbox), (PAYLOAD_VERSION, "", (numbered, frame)))
 
     async def _add(self, kept: _Kept, until: float) -> bool:
         key = self._keys.mailbox(kept.mailbox)

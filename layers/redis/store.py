@@ -188,9 +188,11 @@ class StoreClient:
         Raises:
             LayerUnavailable: Redis cannot be reached in time, or the process lives and its mailbox is missing.
         """
+        # All attempts have one number. The first may have been read before Redis lost the mailbox, and its reply.
+        entry = self.outbox.pack(mailbox, frame)
 
         async def send() -> bool | None:
-            return await self.outbox.send(mailbox, frame, until) or None
+            return await self.outbox.send(mailbox, entry, until) or None
 
         return bool(await self.regroup.send_to_mailbox(mailbox, send, until))
 

@@ -15,7 +15,7 @@ from asgibus.layers.frames import GROUP_MESSAGE
 from asgibus.layers.redis import heartbeat
 from support.bus import Recorder, until
 from support.clocks import WallClock, stepping_server
-from support.deadline import in_time
+from support.deadline import in_time, wait_until
 from support.peers import Place, peer, place
 from support.redis import RedisServer
 from support.tcp_proxy import TcpProxy
@@ -315,6 +315,29 @@ async def test_a_broadcast_waits_for_live_members_without_mailboxes(
             assert await broadcast(other, "lost") == ("lost", "")
             await until(lambda: received_by(one) == [["before", "lost"]])
             assert other.counts["send failed"] == 0
+            await other.close()
+
+
+async def test_a_broadcast_that_lost_its_reply_and_then_its_mailbox_arrives_once(
+    redis_url: str, admin: "redis.Redis[bytes]"
+) -> None:
+    """The second write of a broadcast in doubt has the number of the first, though it waits for the mailbox."""
+    parts = urlsplit(redis_url)
+    with TcpProxy((parts.hostname or "", parts.port or 6379)) as proxy:
+        async with member(redis_url) as one:
+            other = RedisChannelLayer(f"{proxy.url}{parts.path}")
+            await other.group_send("group", {"n": "before"})
+
+            def lose_data() -> None:
+                wait_until(lambda: received_by(one) == [["before", "doubtful"]], what="the first copy")
+                admin.flushall()
+
+            proxy.cut_request(rb"XADD.*doubtful", arrives=True, then=lose_data)
+            await other.group_send("group", {"n": "doubtful"})
+            await other.group_send("group", {"n": "after"})
+            await until(lambda: received_by(one)[0][-1] == "after")
+            assert received_by(one) == [["before", "doubtful", "after"]]
+            assert proxy.requests_cut == 1
             await other.close()
 
 

@@ -127,9 +127,8 @@ async def test_messages_with_a_capacity_of_zero_are_dropped(redis_url: str) -> N
     channel = await layer.new_channel()
     client = await layer._shards.home.client()
     mailbox, part = split_local(channel) or ("", "")
-    await client.outbox.send(
-        mailbox, (LOCAL_MESSAGES, [part], pack_message({"n": 1}), 0.0, 0), asyncio.get_running_loop().time() + 5
-    )
+    entry = client.outbox.pack(mailbox, (LOCAL_MESSAGES, [part], pack_message({"n": 1}), 0.0, 0))
+    await client.outbox.send(mailbox, entry, asyncio.get_running_loop().time() + 5)
     await until(lambda: layer.counts["damaged entry"] == 1)
     await layer.send(channel, {"n": 2})
     assert await asyncio.wait_for(layer.receive(channel), 10) == {"n": 2}
