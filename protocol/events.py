@@ -60,6 +60,10 @@ NAMES: Final = {
     if name.isupper() and isinstance(value, int) and not name.startswith("_")
 }
 
+EXCLUDE: Final = "asgibus.exclude"
+"""The key of a broadcast that names, by its reply channel, a member that does not get it. Optional: the last release
+ignores it."""
+
 EVENT_OVERHEAD: Final = 256  # bytes that an event counts for besides its content: the memory of an empty one
 MAX_CLOSE_REASON: Final = 123  # bytes of UTF-8 in a close frame, RFC 6455 section 5.5.1
 MAX_DATAGRAM: Final = 65_507  # bytes of payload in a UDP datagram over IPv4: 65,535 without the two headers
@@ -276,6 +280,8 @@ def _message_sent(event: Mapping[str, Any]) -> Event:
 
 def _close(event: Mapping[str, Any]) -> Event:
     code, reason = event.get("code"), event.get("reason") or ""
+    if isinstance(reason, list):
+        reason = ""  # FastAPI gives its validation errors, for a client that gets 403; other servers ignore them
     if code is None:
         code = 1000
     if not isinstance(code, int):

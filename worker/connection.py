@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 from asgibus.layers.contract import ChannelLayer, Message
 from asgibus.layers.names import require_group
 from asgibus.protocol.connect_request import reply_channel
-from asgibus.protocol.events import GROUP_ADD, GROUP_DISCARD
+from asgibus.protocol.events import EXCLUDE, GROUP_ADD, GROUP_DISCARD
 
 
 class SessionApi(Protocol):
@@ -154,7 +154,7 @@ class Connection:
         """
         await self._session.change_group(GROUP_DISCARD, require_group(group))
 
-    async def group_send(self, group: str, event: Message) -> None:
+    async def group_send(self, group: str, event: Message, *, exclude: str | None = None) -> None:
         """Send an ASGI event, such as `{"type": "websocket.send", "text": "…"}`, to every member of a group.
 
         The event goes straight to the interface servers that hold the members' sockets. No app code runs there.
@@ -162,12 +162,15 @@ class Connection:
         Args:
             group: The name of the group.
             event: An ASGI event for clients: `websocket.send`, or `http.response.body` with `more_body`.
+            exclude: The reply channel of a member that does not get the event, such as its sender.
 
         Raises:
             TypeError: The name is not valid, or the event holds a value that a message cannot hold.
             MessageTooLarge: The packed event is larger than 16 MiB.
             LayerUnavailable: The store could not be reached in time.
         """
+        if exclude is not None:
+            event = {**event, EXCLUDE: exclude}
         await self._session.layer.group_send(group, event)
 
 

@@ -13,8 +13,9 @@ from asgibus.interface_server.callback_tasks import CallbackTasks
 from asgibus.interface_server.terminator import FAULT, abort_faulty
 from asgibus.layers.contract import Bus, Message
 from asgibus.layers.errors import LayerUnavailable
+from asgibus.protocol.connect_request import reply_channel
 from asgibus.protocol.counted_log import CountedLog
-from asgibus.protocol.events import GROUP_ADD, OTHER_CLOSE, OTHER_SENT, encode
+from asgibus.protocol.events import EXCLUDE, GROUP_ADD, OTHER_CLOSE, OTHER_SENT, encode
 
 if TYPE_CHECKING:
     from asgibus.interface_server.terminator import Terminator
@@ -27,6 +28,7 @@ WARNED_TYPES = 100  # event types that are logged, each once, when members canno
 class Member(Protocol):
     """A connection, as its groups see it."""
 
+    number: int
     terminator: Terminator
     groups: set[str] | None
 
@@ -136,7 +138,7 @@ class Groups:
 
         Args:
             name: The group.
-            message: A plain ASGI event.
+            message: A plain ASGI event, which may name a member that does not get it (EXCLUDE).
         """
         group = self._groups.get(name)
         if group is None:
@@ -146,9 +148,13 @@ class Groups:
         except (ValueError, TypeError) as error:
             self._log.count("bad message", "a broadcast to group %r was dropped: %s", name, error)
             return
+        members = list(group.members)
+        if EXCLUDE in message:
+            excluded = message[EXCLUDE]
+            members = [each for each in members if reply_channel(self._bus.mailbox, each.number) != excluded]
         shared: dict[str, Any] = {}
         before = self._counts["broadcast out of place"]
-        for member in list(group.members):
+        for member in members:
             try:
                 member.terminator.broadcast(event, shared)
             except Exception:  # the other members still get the broadcast

@@ -271,3 +271,7 @@ def test_a_message_with_text_and_bytes_is_sent_as_bytes() -> None:
 
 def test_a_close_without_a_code_is_1000() -> None:
     assert encode({"type": "websocket.close", "code": None, "reason": None}) == (events.CLOSE, 1000, "")
+
+
+def test_the_validation_errors_of_fastapi_are_no_reason() -> None:
+    assert encode({"type": "websocket.close", "code": 1008, "reason": [{"loc": ["name"]}]}) == (events.CLOSE, 1008, "")
