@@ -8,6 +8,7 @@ import asgibus
 
 PUBLIC = {
     "asgibus": {"Connection", "connection"},
+    "asgibus.channels": {"HandOverMixin"},
     "asgibus.compatibility": {
         "Interface",
         "UnknownInterface",
@@ -15,6 +16,7 @@ PUBLIC = {
         "interface_of",
         "single_to_double_callable",
     },
+    "asgibus.fastapi": {"Bus", "BusDep", "GroupSocket"},
     "asgibus.interface_server.terminator": {
         "ABORT",
         "OTHER_CLOSE",
@@ -47,6 +49,7 @@ PUBLIC = {
         "RedisChannelLayer",
         "open_layer",
     },
+    "asgibus.starlette": {"Bus", "GroupSocket"},
     "asgibus.testing": {"Bus", "VirtualWorker", "WebSocket"},
     "asgibus.testing.conformance": {
         "CHECKS",

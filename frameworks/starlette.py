@@ -1,0 +1,237 @@
+"""Groups of WebSockets for apps of Starlette, in a few lines: `GroupSocket` and `Bus`.
+
+    async def chat(websocket: WebSocket) -> None:
+        socket, bus = GroupSocket.of(websocket), Bus.of(websocket)
+        async with socket.joined("chat"):
+            async for text in socket.iter_text():
+                await bus.send("chat", text, exclude=socket)
+
+Over asgibus a group spans all workers. On any other server, such as uvicorn, it spans the process, which is enough for
+development and tests with one worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any, Final, Self
+from weakref import WeakKeyDictionary
+
+from asgibus.layers import ChannelLayer, InMemoryChannelLayer
+from asgibus.layers.contract import Message
+from asgibus.protocol.events import EXCLUDE
+from asgibus.worker.connection import Connection, connection
+
+try:
+    from starlette.requests import HTTPConnection
+    from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+except ImportError as error:
+    raise ImportError("asgibus.starlette needs the package starlette: pip install starlette") from error
+
+__all__ = ["Bus", "GroupSocket"]
+
+logger = logging.getLogger("asgibus.worker")
+
+_layers: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, ChannelLayer]] = WeakKeyDictionary()
+"""The layers of apps on other servers: one for each event loop."""
+
+
+def _local_layer() -> ChannelLayer:
+    loop = asyncio.get_running_loop()
+    layer = _layers.get(loop)
+    if layer is None:
+        layer = _layers[loop] = InMemoryChannelLayer()
+        logger.info("the app does not run on asgibus: its groups and channels are those of this process")
+    return layer
+
+
+def _connection(conn: HTTPConnection) -> Connection | None:
+    """Return the connection on the bus; None if another server runs the app."""
+    return connection(conn.scope) if "asgibus" in (conn.scope.get("extensions") or {}) else None
+
+
+class Bus:
+    """Sends to groups, from any request or WebSocket of the app.
+
+    Args:
+        layer: The channel layer.
+    """
+
+    def __init__(self, layer: ChannelLayer) -> None:
+        self.layer: Final = layer
+        """The channel layer, for background work and other channels: `await bus.layer.send("work", {…})`."""
+
+    @classmethod
+    def of(cls, conn: HTTPConnection) -> Self:
+        """Return the bus of a request or a WebSocket; that of the process if another server runs the app."""
+        found = _connection(conn)
+        return cls(_local_layer() if found is None else found.layer)
+
+    async def send(self, group: str, data: str | bytes, *, exclude: GroupSocket | None = None) -> None:
+        """Send a message to the WebSockets of a group.
+
+        Args:
+            group: 1 to 100 ASCII letters, digits, `.`, `-` and `_`.
+            data: The message, as text or bytes.
+            exclude: A member that does not get the message, such as its sender.
+
+        Raises:
+            TypeError: The name of the group is not valid.
+            MessageTooLarge: The message is larger than 16 MiB.
+            LayerUnavailable: The store could not be reached in time.
+        """
+        event: Message = {"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data}
+        if exclude is not None and exclude.member is not None:
+            event[EXCLUDE] = exclude.member
+        await self.layer.group_send(group, event)
+
+    async def send_json(self, group: str, data: Any, *, exclude: GroupSocket | None = None) -> None:
+        """Send an object as JSON to the WebSockets of a group. See `send`."""
+        await self.send(group, json.dumps(data, separators=(",", ":"), ensure_ascii=False), exclude=exclude)
+
+
+class GroupSocket(WebSocket):
+    """A WebSocket that joins groups, and that leaves its handler in silence when another worker takes it over.
+
+    At a hand-over the handler is cancelled: `finally` and `async with` run, what follows `iter_text()` and `except
+    WebSocketDisconnect` do not. Then the client is not gone, and the handler runs again in another worker.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take the arguments of a `WebSocket` of Starlette. `of` makes one from another."""
+        super().__init__(*args, **kwargs)
+        self._connection = _connection(self)
+        self._task = asyncio.current_task()
+        self._inbox: _LocalInbox | None = None
+
+    @classmethod
+    def of(cls, websocket: WebSocket) -> Self:
+        """Return the WebSocket with groups. Use it instead of the original one from then on."""
+        socket = cls(websocket.scope, websocket.receive, websocket.send)
+        socket.client_state = websocket.client_state
+        socket.application_state = websocket.application_state
+        return socket
+
+    @property
+    def connection(self) -> Connection:
+        """The connection on the bus. Raises RuntimeError if another server runs the app."""
+        return connection(self.scope)
+
+    @property
+    def resumed(self) -> bool:
+        """Whether an earlier run of the handler has accepted this client, which must not be welcomed again."""
+        return self._connection is not None and self._connection.resumed
+
+    @property
+    def member(self) -> str | None:
+        """The name of this WebSocket as a member of groups; None before it has joined one on another server."""
+        if self._connection is not None:
+            return self._connection.reply_channel
+        return None if self._inbox is None else self._inbox.channel
+
+    @asynccontextmanager
+    async def joined(
+        self,
+        *groups: str,
+        subprotocol: str | None = None,
+        headers: Iterable[tuple[bytes, bytes]] | None = None,
+    ) -> AsyncIterator[Self]:
+        """Accept the client, unless that is done, and be a member of groups while the block lasts.
+
+        Args:
+            groups: The names of the groups: 1 to 100 ASCII letters, digits, `.`, `-` and `_` each.
+            subprotocol: The subprotocol to accept.
+            headers: Headers of the response to the handshake.
+
+        Raises:
+            TypeError: A name is not valid.
+            LayerUnavailable: The store could not be reached in time.
+        """
+        if self.application_state is WebSocketState.CONNECTING:
+            await self.accept(subprotocol, headers)
+        async with AsyncExitStack() as stack:
+            for group in groups:
+                await stack.enter_async_context(self._member_of(group))
+            yield self
+
+    @asynccontextmanager
+    async def _member_of(self, group: str) -> AsyncIterator[None]:
+        if self._connection is None:
+            if self._inbox is None:
+                self._inbox = await _LocalInbox.open(self)
+            async with self._inbox.joined(group):
+                yield
+            return
+        await self._connection.group_add(group)
+        cancelled = False
+        try:
+            yield
+        except asyncio.CancelledError:  # the next run joins again, and meanwhile the client gets all broadcasts
+            cancelled = True
+            raise
+        finally:
+            if not cancelled and WebSocketState.DISCONNECTED not in (self.client_state, self.application_state):
+                with suppress(OSError):  # the client has gone in this moment
+                    await self._connection.group_discard(group)
+
+    async def receive(self) -> Any:
+        """Receive an event, as `WebSocket.receive` does. At a hand-over the handler is cancelled."""
+        message: Any = await super().receive()
+        if message["type"] == "websocket.disconnect":
+            await self._leave_if_handed_over()
+        return message
+
+    async def send(self, message: Any) -> None:
+        """Send an event, as `WebSocket.send` does. At a hand-over the handler is cancelled."""
+        try:
+            await super().send(message)
+        except WebSocketDisconnect:
+            await self._leave_if_handed_over()
+            raise
+
+    async def _leave_if_handed_over(self) -> None:
+        """Cancel the handler if another run continues with the client."""
+        if self._connection is not None and self._connection.handed_over and self._task is not None:
+            self._task.cancel()  # the task of the handler, which may wait for that of the caller
+            await asyncio.get_running_loop().create_future()
+
+
+class _LocalInbox:
+    """The channel of a WebSocket on another server. While it has groups, a task writes what arrives to the socket."""
+
+    def __init__(self, socket: GroupSocket, layer: ChannelLayer, channel: str) -> None:
+        self._socket = socket
+        self._layer = layer
+        self.channel = channel
+        self._groups = 0
+        self._task: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, socket: GroupSocket) -> _LocalInbox:
+        layer = _local_layer()
+        return cls(socket, layer, await layer.new_channel())
+
+    @asynccontextmanager
+    async def joined(self, group: str) -> AsyncIterator[None]:
+        await self._layer.group_add(group, self.channel)
+        self._groups += 1
+        if self._task is None:
+            self._task = asyncio.create_task(self._write(), name=f"messages of groups for {self.channel}")
+        try:
+            yield
+        finally:
+            self._groups -= 1
+            if not self._groups:
+                self._task.cancel()
+                self._task = None
+            await self._layer.group_discard(group, self.channel)
+
+    async def _write(self) -> None:
+        with suppress(WebSocketDisconnect, OSError, RuntimeError):  # the handler learns of the end by itself
+            while True:
+                event = await self._layer.receive(self.channel)
+                if event.pop(EXCLUDE, None) != self.channel:
+                    await self._socket.send(event)

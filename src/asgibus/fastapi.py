@@ -1,0 +1,1 @@
+../../frameworks/fastapi.py

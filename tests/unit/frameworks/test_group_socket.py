@@ -1,0 +1,223 @@
+"""`GroupSocket` and `Bus` of asgibus.starlette on the bus, and the same as dependencies of FastAPI."""
+
+import importlib
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.lowlevel
+import pytest
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+from websockets.exceptions import ConnectionClosedOK
+
+import asgibus.starlette
+from asgibus.fastapi import BusDep
+from asgibus.fastapi import GroupSocket as GroupSocketDep
+from asgibus.starlette import Bus, GroupSocket
+from asgibus.testing import Bus as InProcessBus
+from asgibus.testing import WebSocket as Client
+
+pytestmark = pytest.mark.anyio
+
+Handler = Callable[[GroupSocket, Bus, "Ends"], Awaitable[None]]
+Ends = Counter[str]
+
+
+@asynccontextmanager
+async def serving(handler: Handler, **options: object) -> AsyncIterator[tuple[InProcessBus, Ends]]:
+    """Serve a handler at `/`; yield the bus, and what the handler counts."""
+    ends: Ends = Counter()
+
+    async def endpoint(websocket: WebSocket) -> None:
+        await handler(GroupSocket.of(websocket), Bus.of(websocket), ends)
+
+    app = Starlette(routes=[WebSocketRoute("/", endpoint)])
+    async with InProcessBus(app, **({"workers": 2, "resume": True} | options)) as bus:
+        yield bus, ends
+
+
+async def chat(socket: GroupSocket, bus: Bus, ends: Ends) -> None:
+    try:
+        async with socket.joined("chat", "others"):
+            ends["resumed" if socket.resumed else "joined"] += 1
+            async for text in socket.iter_text():
+                await bus.send("chat", text, exclude=socket if text.startswith("psst") else None)
+            ends["left"] += 1
+    except WebSocketDisconnect:
+        ends["disconnected"] += 1
+    finally:
+        ends["finally"] += 1
+
+
+async def said(text: str, sender: Client, *others: Client) -> None:
+    await sender.send(text)
+    assert [await client.receive() for client in (sender, *others)] == [text] * (1 + len(others))
+
+
+async def test_a_message_may_exclude_its_sender() -> None:
+    async with serving(chat) as (bus, _), bus.websocket("/") as ann:
+        await said("hello", ann)
+        async with bus.websocket("/") as bob:
+            await said("hi", bob, ann)
+            await ann.send("psst")
+            await said("last", ann)
+            assert [await bob.receive() for _ in range(2)] == ["psst", "last"]
+
+
+async def test_a_client_that_leaves_has_left() -> None:
+    async with serving(chat) as (bus, ends):
+        async with bus.websocket("/") as ann:
+            await said("hello", ann)
+        while not ends["finally"]:
+            await anyio.lowlevel.checkpoint()
+        assert ends == {"joined": 1, "left": 1, "finally": 1}
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_nobody_leaves_at_a_hand_over(times: int) -> None:
+    async with serving(chat) as (bus, ends), bus.websocket("/") as ann:
+        await said("hello", ann)
+        async with bus.websocket("/") as bob:
+            await said("hi", bob, ann)
+            for number in range(times):
+                await bus.add_worker(resume=True)
+                await bus.worker_of(ann).drain()
+                await said(f"still here {number}", ann, bob)
+            assert ends["joined"] == 2
+            assert ends["resumed"] == ends["finally"] >= times
+            assert not ends["left"]
+            assert not ends["disconnected"]
+
+
+async def test_a_handler_whose_tasks_receive_and_send_is_cancelled_as_a_whole() -> None:
+    async def two_tasks(socket: GroupSocket, bus: Bus, ends: Ends) -> None:
+        async def read() -> None:
+            async for text in socket.iter_text():
+                await bus.send("chat", text)
+            ends["left"] += 1
+
+        async with socket.joined("chat"), anyio.create_task_group() as tasks:
+            tasks.start_soon(read)
+            try:
+                await anyio.sleep_forever()
+            finally:
+                ends["cancelled"] += 1
+
+    async with serving(two_tasks) as (bus, ends), bus.websocket("/") as ann:
+        await said("hello", ann)
+        await bus.worker_of(ann).drain()
+        await said("still here", ann)
+        assert ends == {"cancelled": 1}
+
+
+async def test_a_block_that_is_left_early_leaves_the_group() -> None:
+    async def for_a_while(socket: GroupSocket, bus: Bus, ends: Ends) -> None:
+        async with socket.joined("chat"):
+            await bus.send("chat", "inside")
+            assert await socket.receive_text() == "leave"
+        await bus.send("chat", "outside")
+        await socket.send_text("the end")
+        await socket.close()
+
+    async with serving(for_a_while) as (bus, _), bus.websocket("/") as ann:
+        assert await ann.receive() == "inside"
+        await ann.send("leave")
+        assert await ann.receive() == "the end"
+        with pytest.raises(ConnectionClosedOK):
+            await ann.receive()
+
+
+async def test_a_handler_may_accept_by_itself() -> None:
+    async def choosy(socket: GroupSocket, bus: Bus, ends: Ends) -> None:
+        await socket.accept("chat.v2")
+        async with socket.joined("chat"):
+            await bus.send_json("chat", {"protocol": socket.scope["subprotocols"]})
+            await socket.receive()
+
+    async def accepted(socket: GroupSocket, bus: Bus, ends: Ends) -> None:
+        async with socket.joined("chat", subprotocol="chat.v2", headers=[(b"x-room", b"chat")]):
+            await socket.receive()
+
+    for handler in (choosy, accepted):
+        async with serving(handler) as (bus, _), bus.websocket("/", subprotocols=["chat.v1", "chat.v2"]) as ann:
+            assert ann.subprotocol == "chat.v2"
+            if handler is choosy:
+                assert await ann.receive() == '{"protocol":["chat.v1","chat.v2"]}'
+
+
+async def test_an_invalid_name_raises_in_the_handler() -> None:
+    async with serving(chat_in_a_bad_room) as (bus, _), bus.websocket("/") as ann:
+        assert await ann.closed() == 1011
+        assert isinstance(bus.errors.pop(), TypeError)
+
+
+async def chat_in_a_bad_room(socket: GroupSocket, bus: Bus, ends: Ends) -> None:
+    async with socket.joined("no such room"):
+        pass
+
+
+async def test_the_dependencies_of_fastapi() -> None:
+    app = FastAPI()
+
+    @app.websocket("/{room}")
+    async def room(socket: GroupSocketDep, room: str, bus: BusDep) -> None:
+        async with socket.joined(room):
+            assert isinstance(socket, GroupSocket)
+            assert bus.layer is socket.connection.layer
+            await bus.send(room, f"{type(socket).__name__} in {room}")
+            await socket.receive()
+
+    @app.post("/{room}")
+    async def post(room: str, text: str, bus: BusDep) -> None:
+        await bus.send(room, text.encode())
+
+    async with InProcessBus(app) as bus, bus.websocket("/tea") as ann:
+        assert await ann.receive() == "GroupSocket in tea"
+        (await bus.http.post("/tea", params={"text": "posted"})).raise_for_status()
+        assert await ann.receive() == b"posted"
+
+
+@pytest.mark.parametrize(
+    ("face", "package", "module"),
+    [
+        ("starlette", "starlette", "starlette.requests"),
+        ("fastapi", "fastapi", "fastapi"),
+        ("channels", "channels", "channels.exceptions"),
+    ],
+)
+def test_a_missing_package_is_named(face: str, package: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, f"asgibus.{face}", raising=False)
+    monkeypatch.setattr(asgibus, face, None, raising=False)
+    with pytest.raises(ImportError, match=rf"^asgibus\.{face} needs the package {package}: pip install {package}$"):
+        importlib.import_module(f"asgibus.{face}")
+
+
+@pytest.mark.filterwarnings("ignore:Using `httpx` with `starlette.testclient` is deprecated")
+def test_the_test_client_of_starlette() -> None:
+    from starlette.testclient import TestClient
+
+    async def endpoint(websocket: WebSocket) -> None:
+        socket = GroupSocket.of(websocket)
+        async with socket.joined("chat", "others"):
+            assert not socket.resumed
+            with pytest.raises(RuntimeError, match="did not come over asgibus"):
+                _ = socket.connection
+            async for text in socket.iter_text():
+                await Bus.of(socket).send("chat", text, exclude=socket if text == "psst" else None)
+
+    app = Starlette(routes=[WebSocketRoute("/", endpoint)])
+    with (
+        TestClient(app) as client,
+        client.websocket_connect("/") as ann,
+        client.websocket_connect("/") as bob,
+    ):
+        for text in ("psst", "hello"):
+            ann.send_text(text)
+        assert ann.receive_text() == "hello"
+        assert [bob.receive_text() for _ in range(2)] == ["psst", "hello"]
