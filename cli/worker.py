@@ -40,6 +40,7 @@ FOR_CONNECTIONS = (
     "pool",
     "concurrency",
     "resume",
+    "handover",
     "drain_period",
     "protocols",
     "threads",
@@ -135,6 +136,8 @@ def _check_background(settings: WorkerSettings) -> None:
     """Refuse options on the command line that would mean nothing together. Raises click.UsageError."""
     if not settings.channels:
         _refuse(FOR_CHANNELS, "is for messages: it needs --channel")
+        if not settings.resume:
+            _refuse(("handover",), "is for WebSockets that outlive this worker: it needs --resume")
         return
     _refuse(FOR_CONNECTIONS, "is for connections, and with --channel there are none")
     if settings.at_most_once:

@@ -104,8 +104,9 @@ class Connection:
         """Whether this run ends because another run continues with the client.
 
         It turns true with the `websocket.disconnect` event (code 1012), or the `http.disconnect` of an event stream,
-        that announces the hand-over: the worker stops, or its lease expired and another worker has taken the connection
-        over. An interface server that stops uses the same code, but then the client is gone and this is false.
+        that announces the hand-over, or with the cancellation of the app where that is silent: the worker stops, or its
+        lease expired and another worker has taken the connection over. An interface server that stops uses the same
+        code, but then the client is gone and this is false.
         """
         return self._session.handed_over
 

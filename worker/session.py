@@ -66,6 +66,7 @@ from asgibus.worker.announced_body import AnnouncedBody
 from asgibus.worker.connection import Connection, Extension
 from asgibus.worker.outbox import Outbox, OutboxHost, Waiters, add_waiter, wake
 from asgibus.worker.sendfile import send_file
+from asgibus.worker.silent_run import SilentRun
 
 logger = logging.getLogger("asgibus.worker")
 
@@ -98,6 +99,8 @@ class SessionHost(OutboxHost, Protocol):
     lifespan_state: dict[str, Any]
     resume: bool
     """Whether the app can continue with a WebSocket or an event stream of an earlier run."""
+    silent: bool
+    """Whether a hand-over cancels a run, which then gets no disconnect."""
     acknowledge_early: bool
     """Whether an event is acknowledged when the app gets it, and not only when the app has handled it."""
 
@@ -109,6 +112,9 @@ class SessionHost(OutboxHost, Protocol):
 
     def on_event_stream(self, session: Session, /) -> None:
         """Handle that the app begins an event stream, which a worker that stops ends soon."""
+
+    def on_dropped(self, kind: str, /) -> None:
+        """Count an event of this type that the app has sent to a client after a silent hand-over."""
 
     def forget(self, session: Session, /) -> None:
         """Forget a session that has ended and has nothing to repeat."""
@@ -153,6 +159,7 @@ class Session:
         "resumed",
         "run",
         "scope",
+        "silent_run",
         "stale",
         "stream",
         "task",
@@ -172,6 +179,8 @@ class Session:
         self.run: RunState = _SERVING
         self.task: asyncio.Task[None] | None = None
         """The task of the app; None once it has ended."""
+        self.silent_run = SilentRun() if request.kind == WEBSOCKET and host.silent else None
+        """Calls the app, if a hand-over is to cancel it."""
         self._outbox = Outbox(host, self.peer, self.stream, claim, self.is_http)
         self.stale = claim.stale
         """Whether the connection may have been served before, by another worker: see `confirm`."""
@@ -269,8 +278,8 @@ class Session:
         if outbox.handling >= 0 and self._disconnect is None:
             outbox.handled(self._next_number)
         while True:
-            if self.run is _DRAINING:
-                self._notify_stop()
+            if self.run is not _SERVING:
+                await self._receive_at_end()
             if self._disconnect is not None:
                 return decode(self._disconnect)
             if self.is_http:
@@ -299,6 +308,17 @@ class Session:
                 outbox.handled(self._next_number)
         return decode(event)
 
+    async def _receive_at_end(self) -> None:
+        """End a run that is to be handed over, because its app asks for the next event."""
+        if self.run is _DRAINING and self._app_state is not _COMPLETE:
+            if self.silent_run is not None:
+                await self.silent_run.wait_until_idle()
+            if self.run is _DRAINING:  # nothing has happened meanwhile
+                self._notify_stop()
+        if self.silent_run is not None and self.silent_run.cancelled and self._disconnect is None:
+            await self.silent_run.wait()
+            self._disconnect = _HANDED_OVER
+
     def _join_body(self) -> None:
         """Remove empty parts of the body, which the app need not see: the first and the last one may be empty."""
         inbox = self._inbox
@@ -322,7 +342,9 @@ class Session:
     async def send(self, message: MutableMapping[str, Any]) -> None:
         """Send an event of the app. ASGI's `send`. Waits while the client is slow.
 
-        Once the client is gone, only a message and a further part of a stream raise: see `_send_to_nobody`.
+        Once the client is gone, only a message and a further part of a stream raise: see `_send_to_nobody`. After a
+        silent hand-over nothing raises: an app that sends to each client that it knows must not take one that was
+        handed over for one that has left.
 
         Raises:
             ClientDisconnected: The client is gone. It is an OSError.
@@ -332,7 +354,11 @@ class Session:
             OSError: A file cannot be read.
         """
         if self._outbox.closed:
-            self._send_to_nobody(message)
+            if self.silent_run is not None and self.silent_run.cancelled:
+                self.host.on_dropped(str(message.get("type")))
+                await asyncio.sleep(0)  # an app that sends without end must not block the event loop
+            else:
+                self._send_to_nobody(message)
             return
         event = encode(message)
         kind = message["type"]
@@ -593,7 +619,10 @@ class Session:
             return
         self.run = transition(RUN_TABLE, self.run, RunEvent.SUPERSEDE)
         if self.run is RunState.SUPERSEDED and self._disconnect is None:
-            self._disconnect = _HANDED_OVER if self.kind == WEBSOCKET else disconnect(self.kind, 1006, "")
+            if self.silent_run is not None:
+                self.silent_run.cancel()  # at once: the other run gets the event that this one may be handling
+            else:
+                self._disconnect = _HANDED_OVER if self.kind == WEBSOCKET else disconnect(self.kind, 1006, "")
             self._release_waiters()
             self._wake_receivers()
 
@@ -640,7 +669,9 @@ class Session:
         self._resolve_confirmation()
         why = "another run serves the client" if self.handed_over else "the client is gone, and with it its memberships"
         for _, waiter in self._group_waiters or ():
-            if not waiter.done():
+            if self.silent_run is not None and self.silent_run.cancelled:
+                waiter.cancel()
+            elif not waiter.done():
                 waiter.set_exception(ClientDisconnected(why))
                 waiter.exception()  # marks it as retrieved: the app may have stopped waiting
         self._group_waiters = None
@@ -651,7 +682,8 @@ class Session:
         """End a connection that would last, because the worker stops. Other requests may finish.
 
         The app may finish its answer to the last event that it has got. When it asks for the next one, it gets a
-        disconnect. Then a WebSocket is handed over, or closed without `--resume`, and an event stream ends.
+        disconnect, or is cancelled with `--handover silent`. Then a WebSocket is handed over, or closed without
+        `--resume`, and an event stream ends.
         """
         if self.run is not RunState.SERVING:
             return
@@ -666,10 +698,15 @@ class Session:
             self._close_for_stop()
 
     def force_disconnect(self) -> None:
-        """Make `send` raise for an app that does not call `receive`, so that it learns of the stop."""
+        """End the run of an app that does not call `receive`: make `send` raise, or cancel it for a silent hand-over.
+
+        An app that was cancelled, and has not ended, gets a disconnect.
+        """
         if self.run is _DRAINING:
             self._notify_stop()
             self._wake_receivers()
+        elif self.silent_run is not None and self.silent_run.cancelled:
+            self.silent_run.tell()
 
     def warn(self) -> None:
         """Give the app of a request `http.disconnect`, because it will be cancelled soon. It may still answer."""
@@ -683,13 +720,16 @@ class Session:
         return self.kind == WEBSOCKET and self.host.resume
 
     def _notify_stop(self) -> None:
-        """Give the app the disconnect that ends its run, because the worker stops."""
+        """Give the app the disconnect that ends its run, or cancel it, because the worker stops."""
         if not self.is_http and not self._may_be_handed_over:
             self._close_for_stop()
             return
         self.run = transition(RUN_TABLE, self.run, RunEvent.NOTIFY)
         # The events in the inbox are not acknowledged, so the next run gets them.
-        self._disconnect = (HTTP_DISCONNECT, False) if self.is_http else _HANDED_OVER
+        if self.silent_run is not None and self._app_state is not _COMPLETE:
+            self.silent_run.cancel()
+        else:
+            self._disconnect = (HTTP_DISCONNECT, False) if self.is_http else _HANDED_OVER
         self._release_waiters()
 
     def end(self, error: BaseException | None) -> None:

@@ -164,6 +164,12 @@ class SessionRegistry(Handler):
         """See `OutboxHost`."""
         self._ack_soon.append(outbox)
 
+    def on_dropped(self, kind: str) -> None:
+        """See `SessionHost`. A close or an accept is part of a clean-up, and nothing is lost with it."""
+        if not kind.endswith((".close", ".accept")):
+            text = "the app sent %r to a client that was handed over in silence before: it is dropped"
+            self.log.count("late message", text, kind, level=logging.INFO)
+
     def forget(self, session: Session) -> None:
         """See `SessionHost`."""
         if session in self:

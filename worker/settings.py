@@ -99,6 +99,12 @@ class WorkerSettings(ServerSettings):
         Heading.STOPPING,
         "WebSockets and event streams outlive this worker: the app runs for them again in another worker.",
     )
+    handover: Literal["tell", "silent"] = setting(
+        "tell",
+        Heading.STOPPING,
+        "With --resume: at a hand-over the app gets websocket.disconnect, or is cancelled in its call of receive, so "
+        "that it does not take the hand-over for a client that leaves.",
+    )
     acknowledge: Literal["done", "taken"] = setting(
         "done",
         Heading.STOPPING,

@@ -60,9 +60,11 @@ class Worker(BaseWorker):
         self._sessions = SessionRegistry()
         super().__init__(settings, app, layer, self._sessions)
         self.resume = settings.resume
+        self.silent = settings.resume and settings.handover == "silent"
         self.acknowledge_early = settings.acknowledge == "taken"
         # The sessions of this worker call the registry through their host.
         self.schedule_ack = self._sessions.schedule_ack
+        self.on_dropped = self._sessions.on_dropped
         self.forget = self._sessions.forget
         self._tasks: set[asyncio.Task[None]] = set()
         self._lasting: set[Session] = set()  # those of WebSockets, of event streams, and of other protocols
@@ -200,7 +202,10 @@ class Worker(BaseWorker):
                 await session.confirm()
                 if session.closed:
                     return
-            await self._app(session.scope, session.receive, session.send)
+            if session.silent_run is None:
+                await self._app(session.scope, session.receive, session.send)
+            else:
+                await session.silent_run.call(self._app, session.scope, session.receive, session.send)
         except asyncio.CancelledError as cancelled:
             error = cancelled
             raise
@@ -231,7 +236,7 @@ class Worker(BaseWorker):
         else:
             self._errors.count(kind, text, kind, session.target, level=level, error=error)
 
-    # Called by sessions, which also call `schedule_ack` and `forget`.
+    # Called by sessions, which also call `schedule_ack`, `on_dropped` and `forget`.
 
     def on_event_stream(self, session: Session) -> None:
         """See `SessionHost`."""

@@ -50,7 +50,7 @@ PROGRAMS = {
     "groups.md": ["main.py"],
     "layers.md": ["check.py", "script.py", "test_layer.py"],
     "security.md": ["myproject/main.py"],
-    "survival.md": ["main.py", "orders.py"],
+    "survival.md": ["endpoint.py", "main.py", "orders.py"],
     "terminators.md": ["main.py"],
     "testing.md": ["conftest.py", "test_main.py"],
 }
@@ -251,6 +251,24 @@ def test_the_app_that_places_orders(paste: Paste, start_interface: Start) -> Non
         for order in ("tea", "milk"):
             client.send(order)
             assert client.recv(timeout=HANG) == f"order {order} is placed"
+
+
+def test_the_endpoint_that_knows_a_hand_over(
+    paste: Paste, redis_url: str, start_interface: Start, start_worker: Start
+) -> None:
+    options = ("--app-dir", paste("survival.md"), "--layer", redis_url, "--resume")
+    old = start_worker("endpoint:Chat", *options, "--handover", "silent")
+    server = start_interface("--layer", redis_url)
+    with ws(server, "/") as client:
+        client.send("hello")
+        assert client.recv(timeout=HANG) == "you said hello"
+        new = start_worker("endpoint:Chat", *options, "--handover", "silent")
+        old.terminate()
+        assert old.wait() == 0
+        client.send("again")
+        assert client.recv(timeout=HANG) == "you said again"
+    new.wait_for("left")
+    assert "left" not in old.log()
 
 
 def test_the_app_that_checks_origins(paste: Paste, start_interface: Start) -> None:

@@ -1,0 +1,122 @@
+"""`--handover silent`: chats as they are written for each framework take no deploy for a client that leaves.
+
+The clients chat while the worker is replaced, three times in a row. Each client waits for the answer to a message
+before it sends the next one, so that lost, doubled and disordered messages show.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+
+from support.bus import until
+from support.deadline import HANG
+from support.processes import Process
+
+pytestmark = [pytest.mark.anyio, pytest.mark.redis]
+
+Start = Callable[..., Process]
+
+APPS = {
+    "fastapi": ("fastapi_chat", ("chat", "tasks", "first")),
+    "channels": ("channels_chat", ("chat", "thread")),
+    "litestar": ("litestar_chat", ("chat", "listener")),
+    "quart": ("quart_chat", ("chat",)),
+}
+"""The module of each chat, and its paths."""
+
+CLIENTS = 4
+"""Clients of each path."""
+
+ROUNDS = 3
+COMPLAINT = re.compile(
+    r"^.*\b(?:WARNING|ERROR|CRITICAL)\b.*|^.*(?:Traceback|never retrieved|was destroyed).*", re.MULTILINE
+)
+
+
+class Client:
+    """A client that sends numbers, and waits for the answer to each."""
+
+    def __init__(self, path: str, number: int) -> None:
+        self.name = f"{path}-{number}"
+        self.target = f"/{path}/{self.name}"
+        self.answered = 0
+        self.heard: list[str] = []
+        self.socket: ClientConnection
+
+    async def open(self, server: Process) -> None:
+        self.socket = await connect(f"{server.ws_url}{self.target}", compression=None, proxy=None)
+
+    async def chat(self, until: Callable[[], bool]) -> None:
+        while not until():
+            await self.socket.send(str(self.answered))
+            async with asyncio.timeout(HANG):
+                while not (text := str(await self.socket.recv())).startswith("you: "):
+                    self.heard.append(text)
+            assert text == f"you: {self.answered}", self.name
+            self.answered += 1
+            await asyncio.sleep(0.05)
+
+    async def wait_for_an_answer(self) -> None:
+        before = self.answered
+        await until(lambda: self.answered > before)
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Callable[[str], list[str]]:
+    """Provide `notes("left")`: the names of the clients that the app has noted with this word."""
+
+    def notes(word: str) -> list[str]:
+        path = tmp_path / "notes"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line.removeprefix(f"{word} ") for line in lines if line.startswith(f"{word} ")]
+
+    return notes
+
+
+@pytest.mark.parametrize("framework", APPS)
+async def test_a_chat_does_not_notice_that_its_worker_is_replaced(
+    framework: str, start_interface: Start, start_worker: Start, redis_url: str, notes: Callable[[str], list[str]]
+) -> None:
+    module, paths = APPS[framework]
+    workers: list[Process] = []
+
+    def start() -> None:
+        app, options = f"frameworks.moving.{module}:app", ("--resume", "--handover", "silent", "--drain-period", "0.2")
+        workers.append(start_worker(app, "--layer", redis_url, *options, env={"LAYER_URL": redis_url}))
+
+    await asyncio.to_thread(start)
+    interface = start_interface("--layer", redis_url, "--no-access-log")
+    clients = [Client(path, number) for path in paths for number in range(CLIENTS)]
+    for client in clients:
+        await client.open(interface)
+    replaced = False
+    async with asyncio.TaskGroup() as chats:
+        for client in clients:
+            chats.create_task(client.chat(lambda: replaced))
+        for _ in range(ROUNDS):
+            for client in clients:
+                await client.wait_for_an_answer()
+            await asyncio.to_thread(start)
+            workers[-2].terminate()
+            assert await asyncio.to_thread(workers[-2].wait) == 0
+        replaced = True
+    assert notes("left") == []
+    for client in clients:
+        # A consumer of Channels has no place for a clean-up other than `disconnect`, which is for a client that leaves.
+        assert notes("cleaned up").count(client.name) == (0 if framework == "channels" else ROUNDS), client.name
+        assert not [text for text in client.heard if "left the chat" in text]
+    for number, client in enumerate(clients, 1):
+        await client.socket.close()
+        await until(lambda count=number: len(notes("left")) >= count, what=f"the end of {client.name}")  # type: ignore[misc]
+        assert notes("left")[-1] == client.name
+    if framework == "fastapi":
+        for word in ("released", "freed"):
+            assert {name: notes(word).count(name) for name in notes(word)} == {
+                client.name: ROUNDS + 1 for client in clients if client.target.startswith("/chat/")
+            }
+    for worker in workers:
+        assert COMPLAINT.findall(worker.log()) == []
