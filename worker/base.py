@@ -13,7 +13,7 @@ import anyio
 
 from asgibus.compatibility.callables import Application
 from asgibus.layers.contract import Bus, ChannelLayer, Handler, Statistics
-from asgibus.worker.lifespan import lifespan
+from asgibus.worker.lifespan import Lifespan, lifespan
 from asgibus.worker.settings import WorkerSettings
 
 logger = logging.getLogger("asgibus.worker")
@@ -96,12 +96,13 @@ class BaseWorker(ABC):
         self._stop = stop
         async with self.layer.bus("worker", self._handler) as bus:
             self._on_bus(bus)
-            async with lifespan(self._app, self._settings.lifespan, stop) as state:
+            mode, notice = self._settings.lifespan, self._settings.shutdown_notice
+            async with lifespan(self._app, mode, stop, notice=notice) as app_lifespan:
                 if stop.is_set():
                     return
-                self.lifespan_state = state
+                self.lifespan_state = app_lifespan.state
                 async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._stop_taking, stop)
+                    tasks.start_soon(self._stop_taking, stop, app_lifespan)
                     tasks.start_soon(self._retire, stop, retiring)
                     tasks.start_soon(_watch_event_loop)
                     try:
@@ -119,9 +120,10 @@ class BaseWorker(ABC):
     async def _work(self, stop: anyio.Event, ready: Callable[[], None]) -> None:
         """Call `ready`, take work until `stop` is set, drain, and leave no task running."""
 
-    async def _stop_taking(self, stop: anyio.Event) -> None:
+    async def _stop_taking(self, stop: anyio.Event, app_lifespan: Lifespan) -> None:
         await stop.wait()
         self.bus.stop_claiming()
+        app_lifespan.notify()
         self._wake()
 
     @abstractmethod

@@ -28,6 +28,9 @@ class SessionApi(Protocol):
     def handed_over(self) -> bool: ...
 
     @property
+    def draining(self) -> bool: ...
+
+    @property
     def layer(self) -> ChannelLayer: ...
 
     @property
@@ -109,6 +112,14 @@ class Connection:
         code, but then the client is gone and this is false.
         """
         return self._session.handed_over
+
+    @property
+    def draining(self) -> bool:
+        """Whether the worker stops, so that this run is to end soon.
+
+        It turns true before any run is ended. A response that lasts, such as an event stream, may end itself then.
+        """
+        return self._session.draining
 
     @property
     def state(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ logger = logging.getLogger("asgibus.worker")
 
 Mode = Literal["auto", "on", "off"]
 
+NOTICE = "lifespan.shutdown.notice"  # both an event and the extension that announces it
 
 SHUTDOWN_SECONDS = 30.0  # for the app's shut-down: supervisors wait about as long before they kill the process
 END_SECONDS = 5.0  # for the app to return after its shut-down, and again after it was cancelled
@@ -27,25 +28,26 @@ class LifespanError(AppError):
 
 
 @asynccontextmanager
-async def lifespan(app: Application, mode: Mode, stop: anyio.Event) -> AsyncIterator[dict[str, Any]]:
-    """Run the app's start-up, yield its state, and run its shut-down at the end.
+async def lifespan(app: Application, mode: Mode, stop: anyio.Event, *, notice: bool = False) -> AsyncIterator[Lifespan]:
+    """Run the app's start-up, and its shut-down at the end.
 
     Args:
         app: The application.
         mode: With "auto" an app that raises on the lifespan scope is served without a lifespan, as the specification
             demands. With "on" that is a failure. With "off" the app is not called.
         stop: Cancels the start-up when it is set. The caller must check it before it serves.
+        notice: Whether the app gets `lifespan.shutdown.notice` when `Lifespan.notify` is called.
 
     Yields:
-        The state of the lifespan scope.
+        The lifespan.
 
     Raises:
         LifespanError: The start-up failed.
     """
+    runner = Lifespan(app, mode, notice=notice)
     if mode == "off":
-        yield {}
+        yield runner
         return
-    runner = _Lifespan(app, mode)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(runner.cancel_start, stop)
         failure = await runner.start()
@@ -53,7 +55,7 @@ async def lifespan(app: Application, mode: Mode, stop: anyio.Event) -> AsyncIter
     if failure is not None:
         raise _failed(failure, runner.raised)
     try:
-        yield runner.state
+        yield runner
     finally:
         await runner.stop()
 
@@ -66,23 +68,26 @@ def _failed(message: str, raised: BaseException | None) -> LifespanError:
     return LifespanError(f"the app's start-up failed: {why}" if why else "the app's start-up failed", trace)
 
 
-class _Lifespan:
+class Lifespan:
     """One call of the app with the lifespan scope.
 
     The call is a task of its own, because it lasts as long as the worker, and the start-up and the shut-down are waited
     for in different places.
     """
 
-    def __init__(self, app: Application, mode: Mode) -> None:
+    def __init__(self, app: Application, mode: Mode, *, notice: bool) -> None:
         self._app = app
         self._mode = mode
+        self._notice = notice
         self.state: dict[str, Any] = {}
+        """The state of the lifespan scope."""
         self.raised: BaseException | None = None
         """The exception of the app, if the start-up failed."""
-        self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue(maxsize=2)  # the start-up and the shut-down
+        self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue(maxsize=3)  # start-up, notice and shut-down
         self._started: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._stopped: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._received = False
+        self._stopping = False  # whether the app was sent the shut-down
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> str | None:
@@ -101,9 +106,18 @@ class _Lifespan:
             logger.info("the app's start-up is cancelled")
             self._task.cancel()
 
+    def notify(self) -> None:
+        """Tell an app that wants to know that the worker stops: its connections still last for a while.
+
+        The event is the one of the proposal https://github.com/django/asgiref/issues/588.
+        """
+        if self._notice and self._task is not None and not self._task.done():
+            self._events.put_nowait({"type": NOTICE})
+
     async def stop(self) -> None:
         """Run the app's shut-down, and wait until the app has returned."""
         assert self._task is not None
+        self._stopping = True
         if self._task.done():
             return
         self._events.put_nowait({"type": "lifespan.shutdown"})
@@ -127,7 +141,7 @@ class _Lifespan:
             "type": "lifespan",
             "asgi": {"version": "3.0", "spec_version": "2.0"},
             "state": self.state,
-            "extensions": {},
+            "extensions": {NOTICE: {}} if self._notice else {},
         }
         try:
             await self._app(scope, self._receive, self._send)
@@ -163,6 +177,12 @@ class _Lifespan:
         elif kind == "lifespan.startup.failed":
             self._resolve(self._started, str(event.get("message", "")))
         elif kind == "lifespan.shutdown.complete":
+            if self._notice and not self._stopping:
+                logger.warning(
+                    "the app took the notice before its shut-down for the shut-down itself, and serves on without what "
+                    "it has closed: it needs to ignore %s, or --shutdown-notice must be left out",
+                    NOTICE,
+                )
             self._resolve(self._stopped, None)
         elif kind == "lifespan.shutdown.failed":
             # At any time: an app may report a failure while it serves.

@@ -104,6 +104,10 @@ class SessionHost(OutboxHost, Protocol):
     acknowledge_early: bool
     """Whether an event is acknowledged when the app gets it, and not only when the app has handled it."""
 
+    @property
+    def draining(self) -> bool:
+        """Whether the worker stops."""
+
     def schedule_flush(self, session: Session, /) -> None:
         """Call the session's `flush` at the end of this iteration of the event loop."""
 
@@ -238,6 +242,11 @@ class Session:
         """Whether another run continues with the client, and the app of this run knows it."""
         lasts = self.kind == WEBSOCKET or self._app_state is _STREAMING
         return lasts and self.run in (RunState.NOTIFIED, RunState.HANDED_OVER, RunState.SUPERSEDED)
+
+    @property
+    def draining(self) -> bool:
+        """Whether the worker stops, so that this run ends soon."""
+        return self.host.draining
 
     @property
     def target(self) -> object:

@@ -60,6 +60,12 @@ class WorkerSettings(ServerSettings):
     lifespan: Mode = setting(
         "auto", Heading.APPLICATION, "Run the lifespan of the app: if the app supports it, always, or never."
     )
+    shutdown_notice: bool = setting(
+        False,
+        Heading.APPLICATION,
+        "When the worker stops, send lifespan.shutdown.notice to the lifespan of the app, before connections end. Only "
+        "for apps that know it: others take it for the shut-down.",
+    )
     # An idle WebSocket costs about 10 KB; lower it for apps that compute.
     concurrency: int = setting(
         10_000, Heading.APPLICATION, "Maximum number of connections that a worker serves at once."

@@ -238,6 +238,11 @@ class Worker(BaseWorker):
 
     # Called by sessions, which also call `schedule_ack`, `on_dropped` and `forget`.
 
+    @property
+    def draining(self) -> bool:
+        """See `SessionHost`."""
+        return self._stop.is_set()
+
     def on_event_stream(self, session: Session) -> None:
         """See `SessionHost`."""
         self._lasting.add(session)

@@ -66,7 +66,8 @@ class WSGIApplication:
         elif scope["type"] == "lifespan":
             await receive()
             await send({"type": "lifespan.startup.complete"})
-            await receive()
+            while (await receive())["type"] != "lifespan.shutdown":
+                pass  # the notice before it
             await send({"type": "lifespan.shutdown.complete"})
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -27,6 +27,7 @@ from asgibus.cli.interface import command as interface_command
 from asgibus.cli.worker import command as worker_command
 from support.deadline import HANG
 from support.processes import Process
+from support.raw import RawClient
 from support.websocket import ws
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +51,7 @@ PROGRAMS = {
     "groups.md": ["main.py"],
     "layers.md": ["check.py", "script.py", "test_layer.py"],
     "security.md": ["myproject/main.py"],
-    "survival.md": ["endpoint.py", "main.py", "orders.py"],
+    "survival.md": ["endpoint.py", "main.py", "noticed.py", "orders.py", "ticks.py"],
     "terminators.md": ["main.py"],
     "testing.md": ["conftest.py", "test_main.py"],
 }
@@ -269,6 +270,29 @@ def test_the_endpoint_that_knows_a_hand_over(
         assert client.recv(timeout=HANG) == "you said again"
     new.wait_for("left")
     assert "left" not in old.log()
+
+
+def test_the_apps_that_know_that_their_worker_stops(
+    paste: Paste, redis_url: str, start_interface: Start, start_worker: Start
+) -> None:
+    options = ("--app-dir", paste("survival.md"), "--layer", redis_url)
+    ticks = start_worker("ticks:app", *options, "--pool", "ticks")
+    noticed = start_worker("noticed:app", *options, "--shutdown-notice")
+    server = start_interface("--layer", redis_url, "--route", "/ticks=ticks")
+    with (
+        httpx.stream("GET", f"{server.url}/ticks", trust_env=False, timeout=HANG) as answer,
+        RawClient(server) as waiting,
+    ):
+        parts = answer.iter_text()
+        assert next(parts) == "tick\n"
+        waiting.send(b"GET /wait HTTP/1.1\r\nHost: test\r\n\r\n")
+        with RawClient(server) as other:  # it has reached the app when a later one is answered
+            assert other.request("GET", "/other").status == 404
+        for worker in (ticks, noticed):
+            worker.terminate()
+        assert "".join(parts).endswith("continue elsewhere\n")
+        assert waiting.read_response().body == b"this server is stopping"
+    assert [worker.wait() for worker in (ticks, noticed)] == [0, 0]
 
 
 def test_the_app_that_checks_origins(paste: Paste, start_interface: Start) -> None:

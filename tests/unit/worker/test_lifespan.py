@@ -10,6 +10,7 @@ import pytest
 
 from asgibus.worker import lifespan as lifespan_module
 from asgibus.worker.lifespan import LifespanError, Mode, lifespan
+from support.bus import until
 
 pytestmark = pytest.mark.anyio
 
@@ -32,8 +33,8 @@ async def good(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.mark.parametrize("mode", ["auto", "on"])
 async def test_an_app_with_a_lifespan(mode: Mode) -> None:
-    async with lifespan(good, mode, anyio.Event()) as state:
-        assert state == {"db": "pool"}
+    async with lifespan(good, mode, anyio.Event()) as running:
+        assert running.state == {"db": "pool"}
         assert [event["type"] for event in received[1:]] == ["lifespan.startup"]
     assert [event["type"] for event in received[1:]] == ["lifespan.startup", "lifespan.shutdown"]
     assert received[0]["type"] == "lifespan"
@@ -41,8 +42,8 @@ async def test_an_app_with_a_lifespan(mode: Mode) -> None:
 
 
 async def test_off_does_not_call_the_app() -> None:
-    async with lifespan(good, "off", anyio.Event()) as state:
-        assert state == {}
+    async with lifespan(good, "off", anyio.Event()) as running:
+        assert running.state == {}
     assert received == []
 
 
@@ -51,8 +52,8 @@ async def refuses(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def test_auto_continues_without_a_lifespan(caplog: pytest.LogCaptureFixture) -> None:
-    async with lifespan(refuses, "auto", anyio.Event()) as state:
-        assert state == {}
+    async with lifespan(refuses, "auto", anyio.Event()) as running:
+        assert running.state == {}
     assert "Traceback" not in caplog.text
 
 
@@ -70,8 +71,8 @@ async def takes_it_for_a_socket(scope: Any, receive: Any, send: Any) -> None:
 async def test_auto_logs_an_error_in_the_start_up_and_continues(
     app: Any, logged: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with lifespan(app, "auto", anyio.Event()) as state:
-        assert state == {}
+    async with lifespan(app, "auto", anyio.Event()) as running:
+        assert running.state == {}
     assert ("RuntimeError: no database" in caplog.text) == logged
     assert ("the app raised in its start-up" in caplog.text) == logged
 
@@ -88,8 +89,8 @@ async def returns(scope: Any, receive: Any, send: Any) -> None:
 
 async def test_a_returned_app_has_no_lifespan() -> None:
     for mode in ("auto", "on"):
-        async with lifespan(returns, mode, anyio.Event()) as state:  # type: ignore[arg-type]
-            assert state == {}
+        async with lifespan(returns, mode, anyio.Event()) as running:  # type: ignore[arg-type]
+            assert running.state == {}
 
 
 @pytest.mark.parametrize("mode", ["auto", "on"])
@@ -203,9 +204,49 @@ async def test_an_unknown_event_raises_in_send() -> None:
                 raised.append(error)
         await good(scope, receive, send)
 
-    async with lifespan(odd, "auto", anyio.Event()) as state:
-        assert state == {"db": "pool"}
+    async with lifespan(odd, "auto", anyio.Event()) as running:
+        assert running.state == {"db": "pool"}
     assert [str(error) for error in raised] == [
         "unknown lifespan event 'http.response.start'",
         "unknown lifespan event None",
     ]
+
+
+# The notice before the shut-down.
+
+
+async def test_an_app_is_told_before_its_shut_down() -> None:
+    async def knows(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["extensions"] == {"lifespan.shutdown.notice": {}}
+        while (event := await receive())["type"] != "lifespan.shutdown":
+            received.append(event["type"])
+            if event["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async with lifespan(knows, "on", anyio.Event(), notice=True) as running:
+        running.notify()
+        await until(lambda: len(received) == 2)
+    assert received == ["lifespan.startup", "lifespan.shutdown.notice"]
+
+
+async def test_no_app_is_told_without_the_option() -> None:
+    async with lifespan(good, "on", anyio.Event()) as running:
+        assert received[0]["extensions"] == {}
+        running.notify()
+        await asyncio.sleep(0)
+    assert [event["type"] for event in received[1:]] == ["lifespan.startup", "lifespan.shutdown"]
+
+
+async def test_an_app_that_takes_the_notice_for_the_shut_down_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with lifespan(good, "on", anyio.Event(), notice=True) as running:
+        running.notify()
+        await until(lambda: "--shutdown-notice must be left out" in caplog.text)
+        running.notify()
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("mode", ["off", "auto"])
+async def test_an_app_without_a_lifespan_is_not_told(mode: Mode) -> None:
+    async with lifespan(refuses, mode, anyio.Event(), notice=True) as running:
+        running.notify()

@@ -15,7 +15,7 @@ from asgibus.worker import silent_run
 from asgibus.worker import worker as worker_module
 from asgibus.worker.silent_run import awaited_tasks
 from support.bus import until
-from support.worker_harness import Interface, running
+from support.worker_harness import Interface, echo, running
 
 pytestmark = pytest.mark.anyio
 
@@ -473,3 +473,27 @@ async def test_the_awaited_tasks_of_a_coroutine() -> None:
         each.cancel()
     await asyncio.wait([task, one, two])
     assert awaited_tasks(run) is None
+
+
+async def test_a_run_sees_that_its_worker_drains() -> None:
+    seen: list[tuple[str, bool]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] != "lifespan"
+        connection = asgibus.connection(scope)
+        if scope["type"] == "websocket":
+            await echo(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while not connection.draining:
+            seen.append((scope["type"], connection.draining))
+            await send({"type": "http.response.body", "body": b"part", "more_body": True})
+            await asyncio.sleep(0.005)
+        await send({"type": "http.response.body", "body": b"the rest elsewhere"})
+
+    async with running(app, **SILENT) as interface:
+        number = interface.open("http", window=1_000_000)
+        await until(lambda: len(seen) > 2)
+        interface.stop.set()
+        assert (await interface.answer(number))[-1] == (events.RESPONSE_END, b"the rest elsewhere")
+    assert set(seen) == {("http", False)}
