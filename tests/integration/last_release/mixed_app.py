@@ -4,8 +4,8 @@ HTTP: `/digest` answers with the SHA-256 of the body; `/bytes?size=` with so man
 stream; `/job?number=&reply=` sends a message to the channel "work", whose result goes to the reply channel.
 
 WebSocket: `/echo`; `/denied` refuses the handshake with a page; `/room?room=` sends each text to all members of the
-room; `/run` answers with the number of the run and what earlier runs have received, in the state of the connection. All
-of them answer "reply channel" with their reply channel.
+room, `/excluding?room=` to all others; `/run` answers with the number of the run and what it and earlier runs have
+received, by the state of the connection. All of them answer "reply channel" with their reply channel.
 """
 
 import asyncio
@@ -70,7 +70,7 @@ async def websocket(scope, receive, send, query):
         await send({"type": "websocket.http.response.body", "body": b"no coffee"})
         return
     await send({"type": "websocket.accept", "subprotocol": next(iter(scope["subprotocols"]), None)})
-    if path == "/room":
+    if path in ("/room", "/excluding"):
         await bus.group_add(query["room"])
     while (event := await receive())["type"] == "websocket.receive":
         answer = {"type": "websocket.send", "text": event.get("text"), "bytes": event.get("bytes")}
@@ -78,6 +78,8 @@ async def websocket(scope, receive, send, query):
             await send({"type": "websocket.send", "text": bus.reply_channel})
         elif path == "/room":
             await bus.group_send(query["room"], answer)
+        elif path == "/excluding":  # as `group_send(…, exclude=…)` does, which the last release does not have
+            await bus.layer.group_send(query["room"], answer | {"asgibus.exclude": bus.reply_channel})
         elif path == "/run":
             bus.state.setdefault("received", []).append(event["text"])
             await bus.save_state()

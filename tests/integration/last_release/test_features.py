@@ -1,0 +1,93 @@
+"""Features of today beside processes of the last release: they may be absent, and nothing else may break."""
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from last_release.test_mixed_servers import APP, TROUBLE
+from support.processes import Process
+from support.raw import RawClient
+from support.websocket import ws
+
+Start = Callable[..., Process]
+
+
+def assert_quiet(*processes: Process) -> None:
+    """Assert that no process has reported what it does not understand, or anything else."""
+    for process in processes:
+        assert not TROUBLE.findall(process.whole_log()), process
+
+
+@pytest.mark.parametrize("also_today", [False, True])
+def test_affinity_with_workers_of_the_last_release(
+    start_interface: Start, start_worker: Start, redis_url: str, last_release_python: Path, *, also_today: bool
+) -> None:
+    layer = ("--layer", redis_url)
+    workers = [start_worker(APP, *layer, "--resume", python=last_release_python)]
+    interface = start_interface(*layer, "--affinity", "query:room", "--no-access-log")
+    if also_today:
+        workers.append(start_worker(APP, *layer, "--resume"))
+    for room in range(4):
+        query = {"room": f"r{room}"}
+        with ws(interface, "/room", query=query) as one, ws(interface, "/room", query=query) as two:
+            two.send("reply channel")
+            two.recv(30)
+            one.send("hello")
+            assert one.recv(30) == two.recv(30) == "hello"
+            with RawClient(interface) as client:
+                assert client.request("GET", f"/bytes?size=10&room=r{room}").body == bytes(10)
+    assert_quiet(*workers)
+    if also_today:
+        assert_quiet(interface)
+    else:
+        assert "are of a release that knows no --affinity" in interface.log()
+
+
+@pytest.mark.parametrize("old", ["interface", "worker"])
+def test_a_broadcast_that_excludes_its_sender(
+    start_interface: Start, start_worker: Start, redis_url: str, last_release_python: Path, old: str
+) -> None:
+    """An interface server of the last release sends the message to all members."""
+    layer = ("--layer", redis_url)
+    python = {old: last_release_python}
+    worker = start_worker(APP, *layer, python=python.get("worker"))
+    interface = start_interface(*layer, "--no-access-log", python=python.get("interface"))
+    with ws(interface, "/excluding", query={"room": "r"}) as one, ws(interface, "/room", query={"room": "r"}) as two:
+        two.send("reply channel")
+        two.recv(30)
+        one.send("to others")
+        assert two.recv(30) == "to others"
+        two.send("to all")
+        assert two.recv(30) == "to all"
+        received = [one.recv(30)]
+        if old == "interface":
+            received.append(one.recv(30))
+        assert received == (["to others", "to all"] if old == "interface" else ["to all"])
+    assert_quiet(interface, worker)
+
+
+def test_workers_that_are_killed_without_a_supervisor(
+    start_interface: Start, start_worker: Start, redis_url: str, last_release_python: Path
+) -> None:
+    """Each end notices the death of a worker of the other release by the end of its lease, at the latest."""
+    pythons = (None, last_release_python)
+    buses = []
+    with ExitStack() as stack:
+        for number, python in enumerate(pythons):
+            layer = ("--layer", redis_url, "--prefix", f"bus{number}")
+            killed = start_worker(APP, *layer, "--resume", python=pythons[1 - number])
+            interface = start_interface(*layer, "--no-access-log", python=python)
+            socket = stack.enter_context(ws(interface, "/run"))
+            socket.send("before")
+            assert json.loads(socket.recv(30))["pid"] == killed.pid
+            start_worker(APP, *layer, "--resume", python=python)
+            buses.append((killed, socket))
+        for killed, _ in buses:
+            killed.kill()
+        for _, socket in buses:
+            socket.send("after")
+            known = json.loads(socket.recv(30))
+            assert (known["attempt"], known["resumed"], known["received"]) == (2, True, ["before", "after"])
