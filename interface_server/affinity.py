@@ -19,7 +19,8 @@ DIGEST_BYTES: Final = 16
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")  # RFC 9110 section 5.6.2
 _PARAMETER: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _FORM: Final = (
-    "is not of the form [/path/prefix=]KEY, where KEY is path:/pattern/{name}, cookie:NAME, header:NAME or query:NAME"
+    "is not of the form [/path/prefix=]KEY, where KEY is path:/pattern/{name}, cookie:NAME, header:NAME or query:NAME, "
+    "the last three also with learn: before them"
 )
 
 Ids = tuple[bytes, ...]
@@ -41,12 +42,31 @@ Find = Callable[[bytes, Head], "Ids | None"]
 
 
 @dataclass(frozen=True, slots=True)
+class Learn:
+    """How to find an id in an answer: in a header of it, or in its body."""
+
+    name: bytes
+    in_header: re.Pattern[bytes] | None = None
+    """Finds the id in header lines behind a line feed; None if it is in the body."""
+    in_body: re.Pattern[bytes] | None = None
+
+    def find(self, text: bytes) -> Ids | None:
+        """Return the ids in header lines, or in a part of a body; None if there are none."""
+        pattern = self.in_header or self.in_body
+        assert pattern is not None
+        found = pattern.search(text)
+        return None if found is None else (self.name, found[1])
+
+
+@dataclass(frozen=True, slots=True)
 class AffinityRule:
     """A value of `--affinity`."""
 
     prefix: bytes
     """The beginning of the paths that the rule is for."""
     find: Find
+    learn: Learn | None = None
+    """Finds an id that the app has made in its answer to a request without a key."""
 
 
 def parse_rules(values: tuple[str, ...]) -> tuple[AffinityRule, ...]:
@@ -58,8 +78,8 @@ def parse_rules(values: tuple[str, ...]) -> tuple[AffinityRule, ...]:
     return tuple(_parse(value) for value in values)
 
 
-def find_digest(rules: Sequence[AffinityRule], path: bytes, head: Head) -> bytes | None:
-    """Return the key of a request, by the first rule that finds one; None if there is none.
+def find_key(rules: Sequence[AffinityRule], path: bytes, head: Head) -> tuple[AffinityRule, Ids] | None:
+    """Return the ids of a request and the first rule that finds them; None if there is none.
 
     Args:
         rules: The rules.
@@ -68,7 +88,7 @@ def find_digest(rules: Sequence[AffinityRule], path: bytes, head: Head) -> bytes
     """
     for rule in rules:
         if path.startswith(rule.prefix) and (ids := rule.find(path, head)) is not None:
-            return digest(ids)
+            return rule, ids
     return None
 
 
@@ -79,10 +99,12 @@ def digest(ids: Ids) -> bytes:
 
 def _parse(value: str) -> AffinityRule:
     prefix, mark, key = value.rpartition("=") if value.startswith("/") else ("", "", value)
-    source, colon, name = key.partition(":")
+    learns = key.startswith("learn:")
+    source, colon, name = key.removeprefix("learn:").partition(":")
     if not colon or not name or (value.startswith("/") and not mark):
         raise ValueError(f"{value!r} {_FORM}")
-    if source == "path":
+    learn = None
+    if source == "path" and not learns:
         find = _path(name)
     elif source not in _SOURCES:
         raise ValueError(f"{value!r} {_FORM}")
@@ -90,7 +112,8 @@ def _parse(value: str) -> AffinityRule:
         raise ValueError(f"{name!r} in {value!r} is not a name: use letters, digits, '-', '_' and '.'")
     else:
         find = _SOURCES[source](name)
-    return AffinityRule(prefix.encode(), find)
+        learn = _LEARNS[source](name) if learns else None
+    return AffinityRule(prefix.encode(), find, learn)
 
 
 def _path(pattern: str) -> Find:
@@ -151,3 +174,31 @@ def _cookie(name: str) -> Find:
 
 
 _SOURCES: Final[dict[str, Callable[[str], Find]]] = {"cookie": _cookie, "header": _header, "query": _query}
+
+
+def _learn_header(name: str) -> Learn:
+    lower = name.lower().encode()
+    return Learn(lower, in_header=re.compile(rb"\n%b: *([^\r]+?) *\r" % re.escape(lower)))
+
+
+def _learn_cookie(name: str) -> Learn:
+    encoded = name.encode()
+    return Learn(encoded, in_header=re.compile(rb'\nset-cookie: *%b="?([^;"\r]+)' % re.escape(encoded)))
+
+
+def _learn_body(name: str) -> Learn:
+    """Find `"name": "value"` of JSON or a script, and `name=value` of a link."""
+    encoded = name.encode()
+    quote = rb"(?:\\?[\"']|&quot;|&\#34;)?"
+    value = rb"([A-Za-z0-9._~-]{4,256})(?=[^A-Za-z0-9._~-])"
+    return Learn(
+        encoded,
+        in_body=re.compile(rb"(?<![A-Za-z0-9_-])%b%b\s*[=:]\s*%b%b" % (re.escape(encoded), quote, quote, value)),
+    )
+
+
+_LEARNS: Final[dict[str, Callable[[str], Learn]]] = {
+    "cookie": _learn_cookie,
+    "header": _learn_header,
+    "query": _learn_body,
+}

@@ -111,7 +111,8 @@ class InterfaceSettings(ServerSettings):
         (),
         Heading.BUS,
         "Connections with the same KEY go to the same worker: path:/ws/{room}, cookie:NAME, header:NAME or query:NAME; "
-        "with PREFIX=, those whose path begins so. The first that is found counts. Repeatable.",
+        "with learn: before these three, an id that the app makes. With PREFIX=, those whose path begins so. The first "
+        "that is found counts. Repeatable.",
         metavar="[PREFIX=]KEY",
         parse=_affinity,
     )

@@ -182,7 +182,14 @@ class Bus(ABC):
 
     @abstractmethod
     def offer_by_key(
-        self, key: AffinityKey, lifetime: float, entry: Any, on_assigned: Callable[[Offer], None], *, once: bool = False
+        self,
+        key: AffinityKey,
+        lifetime: float,
+        entry: Any,
+        on_assigned: Callable[[Offer], None],
+        *,
+        once: bool = False,
+        known: bool = False,
     ) -> Offer:
         """Offer an entry to the one process that a key is assigned to. The call buffers it and returns at once.
 
@@ -196,6 +203,7 @@ class Bus(ABC):
             on_assigned: Called with the offer once its `claimant` is known. If that is empty, there is no such process,
                 and nothing was offered.
             once: Whether the entry must not be handled twice; see `Offer.once`.
+            known: Whether not to assign the key if it has not been assigned before.
 
         Returns:
             The offer, for `withdraw`, `offer_again` and `take_back`.

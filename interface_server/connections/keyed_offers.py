@@ -8,8 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import unquote_to_bytes
 
-from asgibus.interface_server.affinity import find_digest, parse_rules
+from asgibus.interface_server.affinity import Ids, digest, find_key, parse_rules
 from asgibus.interface_server.callback_tasks import CallbackTasks
+from asgibus.interface_server.connections.learner import Learner
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.contract import Bus
 from asgibus.layers.errors import LayerUnavailable
@@ -102,23 +103,50 @@ class KeyedOffers:
         Returns:
             Whether the connection has a key. If not, nothing was done.
         """
-        digest = find_digest(self._rules, unquote_to_bytes(request.raw_path), request)
-        if digest is None:
+        path = unquote_to_bytes(request.raw_path)
+        found = find_key(self._rules, path, request)
+        if found is None:
+            self._learn(connection, path, pool)
             return False
-        key = AffinityKey(pool, digest)
+        rule, ids = found
+        key = AffinityKey(pool, digest(ids))
         self._keys[connection.number] = key
-        self._offer(connection, request, key, once=once)
+        # An id that another interface server has just learned may be on its way: it is waited for, once.
+        self._offer(connection, request, key, once=once, known=rule.learn is not None and key not in self._recent)
         return True
 
-    def _offer(self, connection: Connection, request: ConnectRequest, key: AffinityKey, *, once: bool) -> None:
+    def _learn(self, connection: Connection, path: bytes, pool: str) -> None:
+        """Look for an id in the answer to a request without a key."""
+        learns = [rule.learn for rule in self._rules if rule.learn is not None and path.startswith(rule.prefix)]
+        if learns and not isinstance(connection.terminator, Learner):
+            connection.terminator = Learner(connection, learns, partial(self._on_learned, connection, pool))
+
+    def _on_learned(self, connection: Connection, pool: str, ids: Ids) -> None:
+        """Assign an id to the worker that has made it. This is written before the client can have the answer."""
+        key = AffinityKey(pool, digest(ids))
+        self._keys[connection.number] = key
+        self._note(key, connection.peer)
+        self._host.bus.assign(key, self._lifetime, connection.peer)
+
+    def _note(self, key: AffinityKey, mailbox: str) -> None:
+        """Note the worker of a key, to assign it again if the layer loses its data."""
+        self._recent[key] = mailbox
+        self._recent.move_to_end(key)
+        if len(self._recent) > RECENT_KEYS:
+            self._recent.popitem(last=False)
+
+    def _offer(
+        self, connection: Connection, request: ConnectRequest, key: AffinityKey, *, once: bool, known: bool = False
+    ) -> None:
         now = self._now
         if now < self._holds_until or self._restore or now < self._probe_at.get(key.pool, 0.0):
             self._wait(connection, key, once=once)
             return
         if key.pool in self._probe_at:
             self._probe_at[key.pool] = now + AGAIN_SECONDS
-        offered = partial(self._on_assigned, connection, request, key, self._host.deaths)
-        connection.offer = self._host.bus.offer_by_key(key, self._lifetime, request, offered, once=once)
+        assigned = partial(self._on_assigned, connection, request, key, self._host.deaths, known)
+        bus = self._host.bus
+        connection.offer = bus.offer_by_key(key, self._lifetime, request, assigned, once=once, known=known)
         self._host.count_offer(connection, key.pool, connection.offer.size)
 
     def _wait(self, connection: Connection, key: AffinityKey, *, once: bool) -> None:
@@ -127,18 +155,17 @@ class KeyedOffers:
         self._waiting[connection.number] = connection, key, once
 
     def _on_assigned(
-        self, connection: Connection, request: ConnectRequest, key: AffinityKey, deaths: int, offer: Offer
+        self, connection: Connection, request: ConnectRequest, key: AffinityKey, deaths: int, known: bool, offer: Offer
     ) -> None:
         """Handle that the worker of an offer is known."""
         if offer.claimant:
             self._probe_at.pop(key.pool, None)
-            self._recent[key] = offer.claimant
-            self._recent.move_to_end(key)
-            if len(self._recent) > RECENT_KEYS:
-                self._recent.popitem(last=False)
+            self._note(key, offer.claimant)
         if connection.offer is not offer:
             return  # it is claimed already, or withdrawn
-        if not offer.claimant:
+        if not offer.claimant and known:
+            self._wait(connection, key, once=offer.once)
+        elif not offer.claimant:
             connection.offer = None
             self._on_nobody(connection, request, key, once=offer.once)
         elif self._host.died_since(offer.claimant, deaths):

@@ -32,13 +32,14 @@ class Assignments:
         for claimants in self._claimants.values():
             claimants.pop(mailbox, None)
 
-    def use(self, key: AffinityKey, lifetime: float, *, prefer: str = "") -> str:
+    def use(self, key: AffinityKey, lifetime: float, *, prefer: str = "", known: bool = False) -> str:
         """Return the process of a key, which is assigned to one if it has none.
 
         Args:
             key: The key.
             lifetime: Seconds after which it expires unless it is used again.
             prefer: The process that a key without one is assigned to; empty for the one with the fewest keys.
+            known: Whether not to assign the key if it has not been assigned before.
 
         Returns:
             The mailbox of the process; empty if none claims by key for this pool.
@@ -48,7 +49,7 @@ class Assignments:
         mailbox, end = self._keys.get(key, ("", 0.0))
         if end <= now or mailbox not in claimants:
             self._forget(key)
-            if not claimants:
+            if not claimants or (known and end <= now):
                 return ""
             mailbox = prefer if prefer in claimants else min(claimants, key=claimants.__getitem__)
             claimants[mailbox] += 1

@@ -349,10 +349,17 @@ class MemoryBus(Bus):
         return True
 
     def offer_by_key(
-        self, key: AffinityKey, lifetime: float, entry: Any, on_assigned: Callable[[Offer], None], *, once: bool = False
+        self,
+        key: AffinityKey,
+        lifetime: float,
+        entry: Any,
+        on_assigned: Callable[[Offer], None],
+        *,
+        once: bool = False,
+        known: bool = False,
     ) -> Offer:
         with self._layer._lock:
-            claimant = self._layer._assignments.use(key, lifetime)
+            claimant = self._layer._assignments.use(key, lifetime, known=known)
             offer = Offer(claimant_channel(claimant), once, state=entry)
             offer.claimant = claimant
             if claimant:

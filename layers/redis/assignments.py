@@ -17,6 +17,7 @@ from asgibus.layers.redis.client import Argument, OnReply, RedisError, ignore_re
 from asgibus.layers.redis.pipeline import Command, Store
 
 MOST_KEYS: Final = 100_000  # of a pool, 250 bytes each: the ones that were used least recently are forgotten
+ONLY_KNOWN: Final = "?"  # as the process to assign a key to: a key without one is not assigned
 CLAIMANTS_SECONDS = 86_400  # for how long the claimants of a pool are kept that no process renews
 RENEWED_AT_ONCE = 1000  # keys in one command: it holds up Redis for less than a millisecond
 
@@ -72,7 +73,8 @@ class Assignments:
             lifetime: Seconds after which the key expires unless it is used again.
             on_reply: Called with the reply of Redis, for `read`.
             payload: The packed entry; empty for none.
-            prefer: The process that a key without one is assigned to; empty for the one with the fewest keys.
+            prefer: The process that a key without one is assigned to; empty for the one with the fewest keys;
+                `ONLY_KNOWN` not to assign it.
             repeatable: Whether the command may be written again if the connection breaks.
 
         Returns:

@@ -314,9 +314,16 @@ class RedisBus(Bus):
         self._producer.offer_again(offer, on_lost)
 
     def offer_by_key(
-        self, key: AffinityKey, lifetime: float, entry: Any, on_assigned: Callable[[Offer], None], *, once: bool = False
+        self,
+        key: AffinityKey,
+        lifetime: float,
+        entry: Any,
+        on_assigned: Callable[[Offer], None],
+        *,
+        once: bool = False,
+        known: bool = False,
     ) -> Offer:
-        return self._producer.offer_by_key(key, lifetime, entry, on_assigned, once)
+        return self._producer.offer_by_key(key, lifetime, entry, on_assigned, once, known)
 
     def take_back(self, offer: Offer, on_result: Callable[[bool], None]) -> None:
         self._producer.take_back(offer, on_result)

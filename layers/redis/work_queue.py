@@ -25,7 +25,7 @@ from asgibus.layers.leases import Beat
 from asgibus.layers.names import claimant_channel
 from asgibus.layers.offers import AffinityKey, Claim, Offer
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.assignments import Assignments
+from asgibus.layers.redis.assignments import ONLY_KNOWN, Assignments
 from asgibus.layers.redis.client import (
     BLOCK_SECONDS,
     ReconnectingConnection,
@@ -106,7 +106,9 @@ class Producer:
         )
         return offer
 
-    def offer_by_key(self, key: AffinityKey, lifetime: float, entry: Any, on_assigned: OnAssigned, once: bool) -> Offer:
+    def offer_by_key(
+        self, key: AffinityKey, lifetime: float, entry: Any, on_assigned: OnAssigned, once: bool, known: bool
+    ) -> Offer:
         """Offer an entry to the process of a key: see `Bus.offer_by_key`."""
         payload = self._entries.pack(self._assignments.place(key.pool), entry)
         state = _Entry("", payload, max(0, self._now() - CLOCK_STEP_MS))
@@ -117,6 +119,7 @@ class Producer:
             lifetime,
             partial(self._on_offered, offer, state, key, lifetime, on_assigned),
             payload=payload,
+            prefer=ONLY_KNOWN if known else "",
             repeatable=False,
         )
         return offer

@@ -15,7 +15,7 @@
 -- ARGV[4]  after how long without any process leases count that ran when one was last here, in ms
 -- ARGV[5]  beginning of the name of a claimant's stream; its mailbox without the `!` follows
 -- ARGV[6]  payload of the entry; empty to assign the key alone
--- ARGV[7]  process to assign the key to if it has none; empty for the claimant with the fewest keys
+-- ARGV[7]  process to assign the key to if it has none; empty for the claimant with the fewest keys; `?` not to assign it
 -- Returns  {mailbox of the process, or '' if there is none; id of the entry, or ''; number of keys forgotten too soon}
 
 -- include now.lua
@@ -35,6 +35,7 @@ local function forget(key)
 end
 for _, key in ipairs(redis.call('ZRANGE', KEYS[4], '-inf', now, 'BYSCORE', 'LIMIT', 0, 10)) do forget(key) end
 local worker, forgotten = redis.call('HGET', KEYS[3], ARGV[1]), 0
+if not worker and ARGV[7] == '?' then return {'', '', 0} end
 if not is_claimant(worker) then
   if worker then forget(ARGV[1]) end
   worker = is_claimant(ARGV[7]) and ARGV[7] or nil

@@ -4,14 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from asgibus.interface_server.affinity import digest, find_digest, parse_rules
+from asgibus.interface_server.affinity import digest, find_key, parse_rules
 
 
 def key(*rules: str, path: str = "/", query: bytes = b"", **headers: bytes) -> bytes | None:
     """Return the key of a request by these rules."""
     pairs = [(name.replace("_", "-").encode(), value) for name, value in headers.items()]
     head = SimpleNamespace(query_string=query, headers=pairs)
-    return find_digest(parse_rules(rules), path.encode(), head)
+    found = find_key(parse_rules(rules), path.encode(), head)
+    return None if found is None else digest(found[1])
 
 
 @pytest.mark.parametrize(

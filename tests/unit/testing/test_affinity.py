@@ -1,6 +1,8 @@
 """Connections with one key, which go to one worker, while that worker lives and does not drain."""
 
 import asyncio
+import gzip
+import re
 from collections import Counter
 from contextlib import AsyncExitStack
 from typing import Any
@@ -138,3 +140,96 @@ async def test_other_routes_have_no_key() -> None:
     async with Bus(named("x"), affinity=("/chat=query:room",)) as site:
         assert (await site.http.get("/?room=1")).text == "x"
         assert (await site.http.get("/chat?room=1")).text == "x"
+
+
+class Maker:
+    """A factory of apps that make a session in one process, and know it in no other.
+
+    A request with an id of a session gets the worker's number if it has made the session, else 404.
+    """
+
+    def __init__(self, start: Any) -> None:
+        self.count = 0
+        self.start = start
+
+    def __call__(self) -> Any:
+        self.count += 1
+        number, sessions = self.count, set[bytes]()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            assert scope["type"] != "lifespan"
+            session = dict(scope["headers"]).get(b"session") or scope["query_string"].partition(b"sid=")[2]
+            status, headers, parts = 404, [], [b"no session"]
+            if session in sessions:
+                status, parts = 200, [b"%d" % number]
+            elif not session:
+                new = b"s%d-%d" % (number, len(sessions))
+                sessions.add(new)
+                status, headers, parts = 201, *self.start(new)
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            for part in parts:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+            await send({"type": "http.response.body"})
+
+        return app
+
+
+STARTS: dict[str, Any] = {
+    "header": ("header:Session", lambda sid: ([(b"session", sid)], [b"{}"])),
+    "cookie": ("cookie:sid", lambda sid: ([(b"set-cookie", b"sid=%b; Path=/" % sid)], [b"{}"])),
+    "Socket.IO": ("query:sid", lambda sid: ([], [b'0{"sid":"%b","upgrades":[]}' % sid])),
+    "a link": ("query:sid", lambda sid: ([], [b"event: endpoint\ndata: /messages?sid=%b\n\n" % sid])),
+    "the end": ("query:sid", lambda sid: ([], [b"go to /?sid=%b" % sid])),
+    "two parts": ("query:sid", lambda sid: ([], [b'{"sid": "%b' % sid[:2], b'%b", "x": 1}' % sid[2:]])),
+    "a page": ("query:sid", lambda sid: ([], [b"<p>" * 50_000, b"let query = {'sid': '%b'}" % sid])),
+    "gzip": (
+        "query:sid",
+        lambda sid: ([(b"content-encoding", b"gzip")], [gzip.compress(b"<p>" * 50_000 + b'{"sid": "%b"}' % sid)]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+async def test_an_id_that_the_app_makes_is_learned(name: str) -> None:
+    key, start = STARTS[name]
+    async with Bus(Maker(start), workers=3, factory=True, affinity=(f"learn:{key}",)) as site:
+        for _ in range(6):
+            began = await site.http.get("/")
+            assert began.status_code == 201
+            sid = began.headers.get("session") or re.findall(r"s\d-\d+", began.text + str(began.cookies))[0]
+            site.http.cookies.clear()
+            sent = {"header": {"session": sid}, "cookie": {"cookie": f"sid={sid}", "session": sid}}.get(name, {})
+            for _ in range(5):
+                answer = await site.http.post("/", headers=sent, params={} if sent else {"sid": sid})
+                assert answer.status_code == 200, sid
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda sid: ([(b"content-type", b"image/png")], [b"sid=%b " % sid]),
+        lambda sid: ([(b"content-encoding", b"br")], [b"sid=%b " % sid]),
+        lambda sid: ([(b"content-encoding", b"gzip")], [b"sid=%b " % sid]),
+        lambda sid: ([], [b"x" * 300_000, b"sid=%b " % sid]),
+        lambda sid: ([], [b"asid=%b " % sid]),
+        lambda sid: ([], [b"sid "]),
+        lambda sid: ([(b"sid", sid)], []),
+    ],
+)
+async def test_nothing_is_learned_from_other_answers(start: Any) -> None:
+    def begin(sid: bytes) -> Any:
+        headers, parts = start(sid)
+        return [*headers, (b"x-sid", sid)], parts
+
+    async with Bus(Maker(begin), workers=1, factory=True, affinity=("learn:query:sid",)) as site:
+        request = site.http.build_request("GET", "/")
+        began = await site.http.send(request, stream=True)
+        assert b"".join([part async for part in began.aiter_raw()]) is not None
+        assert (await site.http.get("/", params={"sid": began.headers["x-sid"]})).status_code == 200
+        assert not site.errors
+
+
+async def test_an_id_that_was_not_learned_is_waited_for_once() -> None:
+    async with Bus(Workers(), workers=2, factory=True, affinity=("learn:query:sid",)) as site:
+        answers = {(await site.http.get("/?sid=made-elsewhere")).text for _ in range(5)}
+        assert len(answers) == 1
