@@ -19,8 +19,8 @@ DIGEST_BYTES: Final = 16
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")  # RFC 9110 section 5.6.2
 _PARAMETER: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _FORM: Final = (
-    "is not of the form [/path/prefix=]KEY, where KEY is path:/pattern/{name}, cookie:NAME, header:NAME or query:NAME, "
-    "the last three also with learn: before them"
+    "is not of the form [/path/prefix=]KEY, where KEY is path:/pattern/{name}, cookie:NAME, header:NAME, query:NAME "
+    "(these three also with learn: before them) or sticky:NAME"
 )
 
 Ids = tuple[bytes, ...]
@@ -67,6 +67,8 @@ class AffinityRule:
     find: Find
     learn: Learn | None = None
     """Finds an id that the app has made in its answer to a request without a key."""
+    cookie: bytes = b""
+    """The name of the cookie that the interface server sets if a request has no key; empty for none."""
 
 
 def parse_rules(values: tuple[str, ...]) -> tuple[AffinityRule, ...]:
@@ -104,16 +106,17 @@ def _parse(value: str) -> AffinityRule:
     if not colon or not name or (value.startswith("/") and not mark):
         raise ValueError(f"{value!r} {_FORM}")
     learn = None
+    cookie = name.encode() if source == "sticky" else b""
     if source == "path" and not learns:
         find = _path(name)
-    elif source not in _SOURCES:
+    elif source not in _SOURCES or (learns and source not in _LEARNS):
         raise ValueError(f"{value!r} {_FORM}")
     elif not _TOKEN.match(name):
         raise ValueError(f"{name!r} in {value!r} is not a name: use letters, digits, '-', '_' and '.'")
     else:
         find = _SOURCES[source](name)
         learn = _LEARNS[source](name) if learns else None
-    return AffinityRule(prefix.encode(), find, learn)
+    return AffinityRule(prefix.encode(), find, learn, cookie)
 
 
 def _path(pattern: str) -> Find:
@@ -173,7 +176,12 @@ def _cookie(name: str) -> Find:
     return find
 
 
-_SOURCES: Final[dict[str, Callable[[str], Find]]] = {"cookie": _cookie, "header": _header, "query": _query}
+_SOURCES: Final[dict[str, Callable[[str], Find]]] = {
+    "cookie": _cookie,
+    "header": _header,
+    "query": _query,
+    "sticky": _cookie,
+}
 
 
 def _learn_header(name: str) -> Learn:

@@ -110,9 +110,9 @@ class InterfaceSettings(ServerSettings):
     affinity: tuple[str, ...] = setting(
         (),
         Heading.BUS,
-        "Connections with the same KEY go to the same worker: path:/ws/{room}, cookie:NAME, header:NAME or query:NAME; "
-        "with learn: before these three, an id that the app makes. With PREFIX=, those whose path begins so. The first "
-        "that is found counts. Repeatable.",
+        "Connections with one KEY go to one worker: path:/ws/{room}, cookie:NAME, header:NAME or query:NAME; "
+        "with learn: before these three, an id that the app makes; sticky:NAME, a cookie that is set. With PREFIX, a "
+        "key is for paths that begin so. The first key that is found counts. Repeatable.",
         metavar="[PREFIX=]KEY",
         parse=_affinity,
     )

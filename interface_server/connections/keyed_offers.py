@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import unquote_to_bytes
 
-from asgibus.interface_server.affinity import Ids, digest, find_key, parse_rules
+from asgibus.interface_server.affinity import AffinityRule, Ids, digest, find_key, parse_rules
 from asgibus.interface_server.callback_tasks import CallbackTasks
-from asgibus.interface_server.connections.learner import Learner
+from asgibus.interface_server.connections.first_answer import FirstAnswer
+from asgibus.interface_server.connections.learner import CookieSetter, Learner
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.contract import Bus
 from asgibus.layers.errors import LayerUnavailable
@@ -103,23 +105,37 @@ class KeyedOffers:
         Returns:
             Whether the connection has a key. If not, nothing was done.
         """
+        known_key = self._keys.get(connection.number)  # of an earlier run, which the request may not have
+        if known_key is not None:
+            self._offer(connection, request, known_key, once=once)
+            return True
         path = unquote_to_bytes(request.raw_path)
-        found = find_key(self._rules, path, request)
-        if found is None:
+        rule, ids = find_key(self._rules, path, request) or self._make_id(connection, request, path)
+        if rule is None:
             self._learn(connection, path, pool)
             return False
-        rule, ids = found
         key = AffinityKey(pool, digest(ids))
         self._keys[connection.number] = key
         # An id that another interface server has just learned may be on its way: it is waited for, once.
         self._offer(connection, request, key, once=once, known=rule.learn is not None and key not in self._recent)
         return True
 
+    def _make_id(self, connection: Connection, request: ConnectRequest, path: bytes) -> tuple[AffinityRule | None, Ids]:
+        """Make an id for a client without a key, and have the answer set it as a cookie; None if no rule says so."""
+        for rule in self._rules:
+            if rule.cookie and path.startswith(rule.prefix):
+                made = secrets.token_hex(16).encode()
+                secure = b"; Secure" if request.scheme in ("https", "wss") else b""
+                line = b"set-cookie: %b=%b; Path=/; HttpOnly; SameSite=Lax%b\r\n" % (rule.cookie, made, secure)
+                FirstAnswer(connection, CookieSetter(line))
+                return rule, (rule.cookie, made)
+        return None, ()
+
     def _learn(self, connection: Connection, path: bytes, pool: str) -> None:
         """Look for an id in the answer to a request without a key."""
         learns = [rule.learn for rule in self._rules if rule.learn is not None and path.startswith(rule.prefix)]
-        if learns and not isinstance(connection.terminator, Learner):
-            connection.terminator = Learner(connection, learns, partial(self._on_learned, connection, pool))
+        if learns and not isinstance(connection.terminator, FirstAnswer):
+            FirstAnswer(connection, Learner(learns, partial(self._on_learned, connection, pool)))
 
     def _on_learned(self, connection: Connection, pool: str, ids: Ids) -> None:
         """Assign an id to the worker that has made it. This is written before the client can have the answer."""

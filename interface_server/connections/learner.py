@@ -1,11 +1,11 @@
-"""Learn an id that the app makes, from its answer: the next requests have it, and must go to the same worker."""
+"""Learn an id from an answer, or give the client one in it: its next requests have it, and go to the same worker."""
 
 from __future__ import annotations
 
 import re
 import zlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from asgibus.interface_server.affinity import Ids, Learn
 from asgibus.protocol.events import (
@@ -18,10 +18,7 @@ from asgibus.protocol.events import (
     Event,
 )
 
-if TYPE_CHECKING:
-    from asgibus.interface_server.connections.connection import Connection
-
-_HEADS: Final = (RESPONSE, RESPONSE_START, RESPONSE_START_TRAILERS, ACCEPT)
+HEADS: Final = (RESPONSE, RESPONSE_START, RESPONSE_START_TRAILERS, ACCEPT)
 _BODIES: Final = (RESPONSE, RESPONSE_BODY, RESPONSE_END)
 _LAST: Final = (RESPONSE, RESPONSE_END, ACCEPT)
 
@@ -34,37 +31,27 @@ _GZIP_OR_ZLIB: Final = zlib.MAX_WBITS + 32
 
 
 class Learner:
-    """A terminator before that of a connection, until an id is found in the answer or there cannot be one.
+    """Searches one answer for an id, until it is found or there cannot be one. Implements `AnswerReader`.
 
     Args:
-        connection: The connection. Its request has no key.
         learns: How to find ids.
         on_found: Called with the ids that are found first, before the client gets them.
     """
 
-    def __init__(self, connection: Connection, learns: Sequence[Learn], on_found: Callable[[Ids], None]) -> None:
-        self._connection = connection
-        self._terminator = connection.terminator
+    def __init__(self, learns: Sequence[Learn], on_found: Callable[[Ids], None]) -> None:
         self._learns = learns
         self._on_found = on_found
         self._body = b""  # the end of what was searched
         self._left = SEARCHED_BYTES
         self._inflate: Any = None  # of a compressed body
 
-    @property
-    def write_paused(self) -> bool:
-        """See `Terminator`."""
-        return self._terminator.write_paused
-
-    def write_event(self, event: Event) -> None:
-        """See `Terminator`."""
+    def read(self, event: Event) -> tuple[Event, bool]:
+        """See `AnswerReader`."""
         code: int = event[0]
-        done = code in _HEADS and self._search_head(event[2])
+        done = code in HEADS and self._search_head(event[2])
         if not done and code in _BODIES:
             done = self._search_body(event[-1], last=code in _LAST)
-        if done or code in _LAST:
-            self._connection.terminator = self._terminator
-        self._terminator.write_event(event)
+        return event, done or code in _LAST
 
     def _search_head(self, lines: bytes) -> bool:
         """Search header lines. Return whether the search is over."""
@@ -102,30 +89,19 @@ class Learner:
                 return True
         return False
 
-    def broadcast(self, event: Event, shared: dict[str, Any]) -> None:
-        """See `Terminator`."""
-        self._terminator.broadcast(event, shared)
 
-    def keeps_up(self) -> bool:
-        """See `Terminator`."""
-        return self._terminator.keeps_up()
+class CookieSetter:
+    """Adds a cookie to an answer. Implements `AnswerReader`.
 
-    def pause(self) -> None:
-        """See `Terminator`."""
-        self._terminator.pause()
+    Args:
+        line: The header line.
+    """
 
-    def resume(self) -> None:
-        """See `Terminator`."""
-        self._terminator.resume()
+    def __init__(self, line: bytes) -> None:
+        self._line = line
 
-    def fail(self, status: int, close_code: int) -> None:
-        """See `Terminator`."""
-        self._terminator.fail(status, close_code)
-
-    def flush(self) -> None:
-        """See `Flushable`."""
-        self._terminator.flush()
-
-    def abort(self) -> None:
-        """See `Abortable`."""
-        self._terminator.abort()
+    def read(self, event: Event) -> tuple[Event, bool]:
+        """See `AnswerReader`."""
+        if event[0] not in HEADS:
+            return event, False
+        return (*event[:2], event[2] + self._line, *event[3:]), True

@@ -163,6 +163,8 @@ def rejection_of(result: Result) -> str:
         (["--affinity", "/ws=room"], "is not of the form"),
         (["--affinity", "/ws"], "is not of the form"),
         (["--affinity", "body:room"], "is not of the form"),
+        (["--affinity", "learn:path:/ws/{room}"], "is not of the form"),
+        (["--affinity", "learn:sticky:room"], "is not of the form"),
         (["--affinity", "cookie:a b"], "'a b' in 'cookie:a b' is not a name"),
         (["--affinity", "path:/ws"], "'/ws' is not a pattern such as /ws/{room}"),
         (["--affinity", "path:ws/{room}"], "is not a pattern"),

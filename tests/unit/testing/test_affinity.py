@@ -229,6 +229,28 @@ async def test_nothing_is_learned_from_other_answers(start: Any) -> None:
         assert not site.errors
 
 
+async def test_a_cookie_is_set() -> None:
+    async with Bus(Workers(), workers=2, factory=True, affinity=("/app=sticky:place",)) as site:
+        workers = set()
+        for _ in range(6):
+            first = await site.http.get("/app")
+            assert re.fullmatch("place=[0-9a-f]{32}; Path=/; HttpOnly; SameSite=Lax", first.headers["set-cookie"])
+            again = {(await site.http.post("/app", content=b"x")).text for _ in range(4)}  # with the cookie
+            assert again == {first.text}
+            headers = {"cookie": f"place={site.http.cookies['place']}"}
+            async with site.websocket("/app/ws", additional_headers=headers) as socket:
+                assert await socket.receive() == first.text
+                assert socket.client.response is not None
+                assert "set-cookie" not in socket.client.response.headers
+            site.http.cookies.clear()
+            workers.add(first.text)
+        assert len(workers) == 2
+        assert "set-cookie" not in (await site.http.get("/other")).headers
+        async with site.websocket("/app/ws") as socket:
+            assert socket.client.response is not None
+            assert "set-cookie" in socket.client.response.headers
+
+
 async def test_an_id_that_was_not_learned_is_waited_for_once() -> None:
     async with Bus(Workers(), workers=2, factory=True, affinity=("learn:query:sid",)) as site:
         answers = {(await site.http.get("/?sid=made-elsewhere")).text for _ in range(5)}
