@@ -1,4 +1,4 @@
-"""A server of the Model Context Protocol: streamable HTTP without state, or event streams with MCP_SSE."""
+"""A server of the Model Context Protocol. MCP_MODE: streamable HTTP without state, with sessions, or event streams."""
 
 import os
 
@@ -33,4 +33,16 @@ def review(code: str) -> str:
     return f"Please review {code}"
 
 
-app = server.sse_app() if os.environ.get("MCP_SSE") else server.streamable_http_app(stateless_http=True)
+@server.tool()
+def worker() -> int:
+    """Return the process."""
+    return os.getpid()
+
+
+match os.environ.get("MCP_MODE"):
+    case "events":
+        app = server.sse_app()
+    case "sessions":
+        app = server.streamable_http_app()
+    case _:
+        app = server.streamable_http_app(stateless_http=True)

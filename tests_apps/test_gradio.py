@@ -1,4 +1,4 @@
-"""Gradio with its own client, and in a browser; its queue is in the process, so there is one worker."""
+"""Gradio with its own client, and in a browser; its queue is in the process, to which a cookie leads."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,8 @@ from serving import Site
 
 @pytest.fixture(scope="module")
 def site(serve: Callable[..., Site]) -> Site:
-    return serve("gradio_app:app", workers=1, env={"GRADIO_ANALYTICS_ENABLED": "False", "no_proxy": "*"})
+    env = {"GRADIO_ANALYTICS_ENABLED": "False", "no_proxy": "*"}
+    return serve("gradio_app:app", affinity=("sticky:place",), env=env)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The Model Context Protocol with its own client: streamable HTTP on two workers, and event streams on one."""
+"""The Model Context Protocol with its own client: streamable HTTP, without and with sessions, and event streams."""
 
 from collections.abc import Callable
 
@@ -17,14 +17,20 @@ def site(serve: Callable[..., Site]) -> Site:
 
 
 @pytest.fixture(scope="module")
+def sessions(serve: Callable[..., Site]) -> Site:
+    """Provide a site with sessions: the process that has made one must get all of its requests."""
+    return serve("mcp_app:app", affinity=("/mcp=learn:header:Mcp-Session-Id",), env={"MCP_MODE": "sessions"})
+
+
+@pytest.fixture(scope="module")
 def events(serve: Callable[..., Site]) -> Site:
     """Provide a site with event streams: the process with the stream must get the posts."""
-    return serve("mcp_app:app", workers=1, env={"MCP_SSE": "1"})
+    return serve("mcp_app:app", affinity=("learn:query:session_id",), env={"MCP_MODE": "events"})
 
 
 async def check_client(client: Client) -> None:
     tools = await client.list_tools()
-    assert [tool.name for tool in tools.tools] == ["add", "slowly"]
+    assert [tool.name for tool in tools.tools] == ["add", "slowly", "worker"]
     for number in range(10):
         assert (await client.call_tool("add", {"a": number, "b": 2})).content[0].text == str(number + 2)
     steps = []
@@ -47,11 +53,28 @@ async def test_streamable_http(site: Site, mode: str) -> None:
             await check_client(client)
 
 
+async def worker_of(client: Client) -> str:
+    """Return the one worker that serves a client."""
+    (worker,) = {(await client.call_tool("worker", {})).content[0].text for _ in range(4)}
+    return str(worker)
+
+
+@pytest.mark.anyio
+async def test_sessions(sessions: Site) -> None:
+    workers = set()
+    while len(workers) < len(sessions.workers):
+        async with Client(f"{sessions.url}/mcp", mode="legacy") as client:
+            await check_client(client)
+            workers.add(await worker_of(client))
+
+
 @pytest.mark.anyio
 async def test_event_streams(events: Site) -> None:
-    for _ in range(3):
+    workers = set()
+    while len(workers) < len(events.workers):
         async with Client(sse_client(f"{events.url}/sse"), mode="legacy") as client:
             await check_client(client)
+            workers.add(await worker_of(client))
 
 
 def test_a_client_closes_its_event_stream(events: Site) -> None:

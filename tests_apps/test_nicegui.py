@@ -1,4 +1,4 @@
-"""NiceGUI in a browser: its pages live in the process, so there is one worker."""
+"""NiceGUI in browsers: a page lives in the process that has made it, to which a cookie leads."""
 
 from collections.abc import Callable
 
@@ -9,6 +9,11 @@ from serving import Site
 
 @pytest.fixture(scope="module")
 def site(serve: Callable[..., Site]) -> Site:
+    return serve("nicegui_app:app", affinity=("sticky:place",))
+
+
+@pytest.fixture(scope="module")
+def one_worker(serve: Callable[..., Site]) -> Site:
     return serve("nicegui_app:app", workers=1)
 
 
@@ -19,10 +24,22 @@ def test_a_button(site: Site, page: Page) -> None:
         expect(page.get_by_text(str(number), exact=True)).to_be_visible()
 
 
-def test_a_message_reaches_another_browser(site: Site, browser: Browser, page: Page) -> None:
-    page.goto(site.url)
+def test_many_browsers(site: Site, browser: Browser) -> None:
+    pages = [browser.new_page() for _ in range(6)]  # each with cookies of its own
+    for page in pages:
+        page.goto(site.url)
+    for page in pages:
+        page.get_by_role("button", name="Count").click()
+    for page in pages:
+        expect(page.get_by_text("1", exact=True)).to_be_visible()
+        page.context.close()
+
+
+def test_a_message_reaches_another_browser(one_worker: Site, browser: Browser, page: Page) -> None:
+    """Messages are in a list of the process, so there is one worker."""
+    page.goto(one_worker.url)
     other = browser.new_page()
-    other.goto(site.url)
+    other.goto(one_worker.url)
     other.get_by_label("Message").fill("grüß dich")
     other.get_by_role("button", name="Say").click()
     for each in (page, other):

@@ -1,4 +1,4 @@
-"""python-socketio with its own client and that of browsers: over WebSocket, and with one worker over polling, too."""
+"""python-socketio with its own client and that of browsers: over WebSocket, and over polling with affinity."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -22,8 +22,9 @@ def site(serve: Callable[..., Site]) -> Site:
 
 
 @pytest.fixture(scope="module")
-def one_worker(serve: Callable[..., Site]) -> Site:
-    return serve("socketio_app:app", workers=1, env={"TRANSPORTS": "polling websocket"})
+def polling(serve: Callable[..., Site]) -> Site:
+    """Provide a site with polling: all requests of a client must reach the process that has made its `sid`."""
+    return serve("socketio_app:app", affinity=("/socket.io=learn:query:sid",), env={"TRANSPORTS": "polling websocket"})
 
 
 class Person:
@@ -119,21 +120,26 @@ async def test_disconnects_are_announced(meet: Meet) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("transports", [["polling"], ["polling", "websocket"]])
-async def test_polling_with_one_worker(one_worker: Site, transports: list[str]) -> None:
-    """Polling works with one worker, since all requests of a client must reach the same process."""
-    ann, ben = Person("Ann"), Person("Ben")
-    for person in (ann, ben):
-        await person.client.connect(one_worker.url, auth={"name": person.name}, transports=transports)
-        await person.call("enter", "polling")
-    assert ann.client.transport() == transports[-1]
-    for number in range(20):
+async def test_polling(polling: Site, transports: list[str]) -> None:
+    people = [Person(f"person {number}") for number in range(6)]
+    workers = []
+    for person in people:
+        await person.client.connect(polling.url, auth={"name": person.name}, transports=transports)
+        workers.append(await person.call("enter", "polling"))
+        assert person.client.transport() == transports[-1]
+    assert len(set(workers)) == len(polling.workers)
+    ann, *others = people
+    for number in range(10):
         await ann.client.emit("say", {"room": "polling", "text": str(number)})
-        assert await ben.next("said") == {"by": "Ann", "text": str(number)}
+        for person in others:
+            assert await person.next("said") == {"by": ann.name, "text": str(number)}
     data = bytes(range(256)) * 1000
     assert await ann.call("echo_bytes", data) == data[::-1]
     await ann.client.disconnect()
-    assert await ben.next("gone") == "Ann"
-    await ben.client.disconnect()
+    for person in others:
+        assert await person.next("gone") == ann.name
+    for person in others:
+        await person.client.disconnect()
 
 
 @pytest.mark.anyio
@@ -144,26 +150,34 @@ async def test_a_client_is_refused(site: Site) -> None:
     await person.client.disconnect()
 
 
-def test_the_client_in_a_browser(site: Site, page: Page) -> None:
-    page.goto(site.url)
+@pytest.mark.parametrize("transports", [["websocket"], ["polling", "websocket"]])
+def test_the_client_in_a_browser(polling: Site, page: Page, transports: list[str]) -> None:
+    page.goto(polling.url)
     page.add_script_tag(path=Path(nicegui.__file__).parent / "static" / "socket.io.min.js")  # the client's own file
     result = page.evaluate(
-        """async (url) => {
-            const connect = (name) => io(url, {transports: ["websocket"], auth: {name}, forceNew: true});
-            const [ann, ben] = [connect("Ann"), connect("Ben")];
-            const received = new Promise((resolve) => ben.on("said", resolve));
-            for (const socket of [ann, ben]) await socket.emitWithAck("enter", "browsers");
+        """async ([url, transports]) => {
+            const connect = (name) => io(url, {transports, auth: {name}, forceNew: true});
+            const [ann, ben, cem, dua] = ["Ann", "Ben", "Cem", "Dua"].map(connect);
+            const received = [ben, cem, dua].map((socket) => new Promise((resolve) => socket.on("said", resolve)));
+            const workers = new Set();
+            for (const socket of [ann, ben, cem, dua]) workers.add(await socket.emitWithAck("enter", "browsers"));
             const sum = await ann.emitWithAck("sum_of", 1, 2, 39);
             const bytes = await ann.emitWithAck("echo_bytes", new Uint8Array([1, 2, 3]));
             ann.emit("say", {room: "browsers", text: "grüß dich"});
-            const said = await received;
-            ann.close();
-            ben.close();
-            return {sum, bytes: [...new Uint8Array(bytes)], said};
+            const said = await Promise.all(received);
+            const used = ann.io.engine.transport.name;
+            const closed = [ann, ben, cem, dua].map((socket) => new Promise((resolve) => {
+                socket.io.engine.on("close", resolve);
+                socket.close();
+            }));
+            await Promise.all(closed);
+            return {sum, bytes: [...new Uint8Array(bytes)], said, used, workers: workers.size};
         }""",
-        site.url,
+        [polling.url, transports],
     )
-    assert result == {"sum": 42, "bytes": [3, 2, 1], "said": {"by": "Ann", "text": "grüß dich"}}
+    assert result.pop("workers") <= len(polling.workers)
+    said = {"by": "Ann", "text": "grüß dich"}
+    assert result == {"sum": 42, "bytes": [3, 2, 1], "said": [said] * 3, "used": transports[-1]}
 
 
 def test_the_mounted_site(site: Site) -> None:
