@@ -1,8 +1,9 @@
 """The connection between a supervisor and one of its processes, as the process sees it.
 
 The process reports its progress, one line each: `status <text>`, `ready <mailbox> …`, `retiring`, `failed <text and
-traceback, as JSON>`. It stops gracefully when the supervisor writes anything, and when the connection ends: then the
-supervisor is gone, and nothing else would ever end the process.
+traceback, as JSON>`. It stops gracefully when the supervisor writes `stop`, and when the connection ends: then the
+supervisor is gone, and nothing else would ever end the process. With `move` the supervisor sends a socket, at whose
+other end is the successor of the process.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from asgibus.cli.service_manager import ServiceManager
 VARIABLE = "ASGIBUS_CONTROL_FD"  # in the environment of a supervised process: its end of the connection
 STATUS, READY, RETIRING, FAILED = "status", "ready", "retiring", "failed"
 STOP = b"stop\n"
+MOVE = b"move\n"
 
 OnStop = Callable[[str], None]
+OnMove = Callable[[socket.socket], None]
 
 
 class ControlPipe:
@@ -38,6 +41,7 @@ class ControlPipe:
         self._reported: set[str] = set()
         self._lock = threading.Lock()
         self._on_stop: tuple[OnStop, float] | None = None
+        self._on_move: OnMove | None = None
 
     @classmethod
     def inherited(cls) -> ControlPipe:
@@ -111,6 +115,10 @@ class ControlPipe:
         with self._lock:
             self._on_stop = call, within
 
+    def on_move(self, call: OnMove) -> None:
+        """Set what moves the process. It is called from another thread, with the connection to the successor."""
+        self._on_move = call
+
     def _send_once(self, word: str, *rest: str) -> None:
         if word not in self._reported:
             self._reported.add(word)
@@ -123,10 +131,16 @@ class ControlPipe:
             self._end.sendall(" ".join((word, *rest)).encode() + b"\n")
 
     def _wait_for_stop(self, end: socket.socket) -> None:
-        try:
-            received = end.recv(len(STOP))
-        except OSError:
-            received = b""
+        received, moves = _receive(end)
+        while moves:
+            for move in moves:
+                if self._on_move is not None and STOP not in received:
+                    self._on_move(move)
+                else:
+                    move.close()
+            if STOP in received:
+                break
+            received, moves = _receive(end)
         with self._lock:
             if self._on_stop is None:
                 os._exit(0)
@@ -134,3 +148,15 @@ class ControlPipe:
         call("stop requested by the supervisor" if received else "the supervisor is gone")
         time.sleep(within)
         os._exit(1)
+
+
+def _receive(end: socket.socket) -> tuple[bytes, list[socket.socket]]:
+    """Wait for the next request of the supervisor. Return it with the sockets that came along; empty at the end."""
+    try:
+        received, descriptors, _, _ = socket.recv_fds(end, len(STOP), 1)
+    except OSError:
+        return b"", []
+    moves = [socket.socket(fileno=each) for each in descriptors]
+    for move in moves:
+        move.set_inheritable(False)
+    return received, moves

@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import click
+from anyio.abc import TaskStatus
 
 from asgibus.cli.admin_port import admin_port
 from asgibus.cli.control_pipe import ControlPipe
@@ -20,7 +21,9 @@ from asgibus.cli.options import GroupedCommand, given, settings_from, settings_o
 from asgibus.cli.reload import WatchedFiles, watched_files
 from asgibus.cli.run import ProcessLifecycle, exit_after_check, on_sighup, run, wait_for_layer
 from asgibus.cli.settings import ALL_SETTINGS, ProcessSettings, check_processes
+from asgibus.cli.successor import Moves, inherited_channel
 from asgibus.cli.version import version_option
+from asgibus.interface_server.move import MoveChannel, MoveError
 from asgibus.interface_server.plugins import listeners_of
 from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
@@ -50,6 +53,7 @@ WORKER_ALONE = {
     "expiry",
     "capacity",
 }
+HOLDS_APP = "the app runs in the same process, and would end; run it with asgi-worker to move the sockets alone"
 
 
 @click.command(cls=GroupedCommand)
@@ -62,6 +66,7 @@ def command(**values: Any) -> None:
     With APP (module:attribute), also run that app in this process.
     """
     control = ControlPipe.inherited()
+    predecessor = inherited_channel()
     if values["app"] is not None and not given("layer"):
         values["layer"] = "memory://"
     settings = settings_from(InterfaceSettings, values)
@@ -101,7 +106,7 @@ def command(**values: Any) -> None:
         raise SystemExit(1) from None
     settings = _within_file_limit(settings)
     server = Server(settings, layer, listeners, shared=control.is_supervised)
-    raise SystemExit(_run(settings, process, control, layer, server, worker))
+    raise SystemExit(_run(settings, process, control, layer, server, worker, predecessor))
 
 
 def _check(settings: InterfaceSettings, process: ProcessSettings, control: ControlPipe, *, resume: bool) -> None:
@@ -152,6 +157,8 @@ def _supervise(
         control,
         files=files,
         fd=listening.fileno(),
+        moves=True,
+        obstacle=None if settings.app is None else HOLDS_APP,
         on_ready=lambda: _log_listening(address, settings, layer),
     )
 
@@ -163,8 +170,12 @@ def _run(
     layer: ChannelLayer,
     server: Server,
     worker: Worker | None,
+    predecessor: MoveChannel | None,
 ) -> int:
     """Run the server, and the worker if there is one, and return the exit code."""
+    # The process that goes on here may still have the admin port.
+    shares_port = control.is_supervised or predecessor is not None
+    obstacle = None if worker is None else HOLDS_APP
 
     async def serve(lifecycle: ProcessLifecycle) -> None:
         def ready(address: str) -> None:
@@ -182,21 +193,30 @@ def _run(
             lifecycle.reloaded("serving")
 
         health = ProcessHealth(lifecycle, layer, server, *([worker] if worker else []))
+        admin_end = anyio.Event()
+
+        async def serve_admin_port(*, task_status: TaskStatus[None]) -> None:
+            async with admin_port(process, settings.graceful_timeout, health, supervised=shares_port):
+                task_status.started()
+                await admin_end.wait()
+
+        moves = Moves(server, lifecycle, control, obstacle=obstacle, on_moved=admin_end.set)
         try:
-            async with (
-                admin_port(process, settings.graceful_timeout, health, supervised=control.is_supervised),
-                anyio.create_task_group() as tasks,
-            ):
+            async with anyio.create_task_group() as admin, anyio.create_task_group() as tasks:
+                await admin.start(serve_admin_port)
+                tasks.start_soon(moves.at_signal)
+                moves.at_request(tasks)
                 if settings.ssl_certfile is not None:
                     tasks.start_soon(on_sighup, lifecycle, reload_certificates)
                 if not await wait_for_layer(layer, process.wait_for_layer, lifecycle):
                     pass
                 elif worker is None:
-                    await server.serve(lifecycle.stop, ready)
+                    await server.serve(lifecycle.stop, ready, predecessor)
                 else:
                     await serve_with_worker(
                         worker, lambda: server.serve(lifecycle.stop, ready), lifecycle.stop, settings.graceful_timeout
                     )
+                admin_end.set()
                 tasks.cancel_scope.cancel()
         finally:
             await layer.close()
@@ -205,7 +225,7 @@ def _run(
     hint = "--layer names another one"
     if worker is None:
         hint += "; to run an app in this process, without Redis, give APP"
-    expected = (ListenError, AdminError, *APP_ERRORS)
+    expected = (ListenError, AdminError, MoveError, *APP_ERRORS)
     return run(serve, *expected, control=control, graceful_timeout=settings.graceful_timeout, layer_hint=hint)
 
 

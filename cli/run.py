@@ -74,6 +74,13 @@ class ProcessLifecycle:
         if self._is_ready:
             self._control.manager.ready(status)
 
+    def moved(self, pid: int, status: str) -> None:
+        """Report that another process serves in the place of this one, and stop."""
+        self._is_ready = False
+        self._control.manager.moved(pid, status)
+        self._control.retiring()
+        self.stop.set()
+
     def retiring(self) -> None:
         """Report that the process takes nothing new, so that a supervisor may start another one."""
         self._is_ready = False

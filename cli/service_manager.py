@@ -29,6 +29,14 @@ class ServiceManager:
         """Report that the start-up, or a reload, is over."""
         self._send("READY=1", f"STATUS={_line(status)}")
 
+    def moved(self, pid: int, status: str) -> None:
+        """Report that another process serves in the place of this one."""
+        self._send(f"MAINPID={pid}", "READY=1", f"STATUS={_line(status)}")
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables with which another process finds the same service manager."""
+        return {VARIABLE: self._address} if self._address else {}
+
     def stopping(self) -> None:
         """Report that the process has begun to stop."""
         self._send("STOPPING=1", "STATUS=stopping")

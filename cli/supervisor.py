@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from enum import IntEnum
 
 import anyio
@@ -36,6 +36,7 @@ FIRST_PAUSE = 0.5  # seconds before the second restart in a row: about what a st
 LONGEST_PAUSE = 30.0  # seconds; whoever repairs the cause waits no longer than that
 START_SECONDS = 300.0  # for a new process to serve in the place of an old one: apps that load models need minutes
 ANNOUNCE_SECONDS = 5.0  # the time of a lease: after that the others know by themselves
+MOVE_VARIABLE = "ASGIBUS_MOVE_FD"  # in the environment of a successor: the connection to the process before it
 READ_BYTES = 64 * 1024  # far more than a process reports in its life
 
 
@@ -67,12 +68,14 @@ class ManagedProcess:
         fds: Sequence[int] = (),
         kill_after: float,
         on_status: Callable[[str], None] = lambda text: None,
+        predecessor: socket.socket | None = None,
     ) -> None:
         """Set the process up without starting it.
 
         Args:
             command: What to run.
             fds: File descriptors that the process inherits.
+            predecessor: The connection to the process in whose place it goes on. It is closed once the process runs.
             kill_after: Seconds after which a process that retires is killed.
             on_status: Called with each status that the process reports before it is ready.
 
@@ -94,6 +97,7 @@ class ManagedProcess:
         self._fds = fds
         self._kill_after = kill_after
         self._on_status = on_status
+        self._predecessor = predecessor
         self._changed = anyio.Event()
         self._pipe: socket.socket | None = None
         self._unread = b""
@@ -104,7 +108,7 @@ class ManagedProcess:
         ours.setblocking(False)
         with ours:
             try:
-                with theirs:
+                with theirs, self._predecessor or nullcontext():
                     process = await self._open(theirs.fileno())
             except OSError as error:
                 self.failure = f"it cannot be started: {error.strerror or error}"
@@ -128,6 +132,16 @@ class ManagedProcess:
                 self._read(ours)
                 self._pipe = None
                 self._advance(State.ENDED)
+
+    def move(self, to: socket.socket) -> None:
+        """Tell the process to move to its successor.
+
+        Args:
+            to: The connection to the successor.
+        """
+        if self._pipe is not None:
+            with suppress(OSError):  # the process has ended, which `run` is about to see
+                socket.send_fds(self._pipe, [control_pipe.MOVE], [to.fileno()])
 
     def stop(self) -> None:
         """Tell the process to finish what it has and to end. Later calls do nothing."""
@@ -160,15 +174,20 @@ class ManagedProcess:
             return f"was killed by signal {-code}"
 
     async def _open(self, pipe: int) -> Process:
+        environment = {**without_env_file(), control_pipe.VARIABLE: str(pipe)}
+        fds = [pipe, *self._fds]
+        if self._predecessor is not None:
+            fds.append(self._predecessor.fileno())
+            environment[MOVE_VARIABLE] = str(self._predecessor.fileno())
         # A session of its own: a terminal's Ctrl+C reaches the supervisor alone.
         return await anyio.open_process(
             self._command,
             stdin=subprocess.DEVNULL,
             stdout=None,
             stderr=None,
-            env={**without_env_file(), control_pipe.VARIABLE: str(pipe)},
+            env=environment,
             start_new_session=True,
-            pass_fds=(pipe, *self._fds),
+            pass_fds=fds,
         )
 
     def _send_stop(self) -> None:
@@ -254,6 +273,8 @@ def supervise(
     files: WatchedFiles | None = None,
     fd: int | None = None,
     on_ready: Callable[[], None] = lambda: None,
+    moves: bool = False,
+    obstacle: str | None = None,
 ) -> int:
     """Run this command as several processes, until a signal.
 
@@ -265,6 +286,8 @@ def supervise(
         files: Files whose changes replace the processes.
         fd: The socket on which each process listens, if any.
         on_ready: Called when the first process serves.
+        moves: Whether SIGUSR2 moves each process to a new one.
+        obstacle: Why SIGUSR2 does nothing all the same, in words.
 
     Returns:
         The exit code, as from `run`.
@@ -285,6 +308,8 @@ def supervise(
         files=files,
         fds=() if fd is None else (fd,),
         on_ready=on_ready,
+        moves=moves,
+        obstacle=obstacle,
     )
 
     async def serve(lifecycle: ProcessLifecycle) -> None:
@@ -317,6 +342,8 @@ class Supervisor:
         files: WatchedFiles | None = None,
         fds: Sequence[int] = (),
         on_ready: Callable[[], None] = lambda: None,
+        moves: bool = False,
+        obstacle: str | None = None,
     ) -> None:
         """Set the supervisor up.
 
@@ -328,8 +355,12 @@ class Supervisor:
             files: Files whose changes replace the processes. A process that cannot start waits for a change.
             fds: File descriptors that the processes inherit.
             on_ready: Called when the first process serves.
+            moves: Whether SIGUSR2 moves each process to a new one.
+        obstacle: Why SIGUSR2 does nothing all the same, in words.
 
         """
+        self._moves = moves
+        self._obstacle = obstacle
         self._count = count
         self._command = command
         self._layer = layer
@@ -363,6 +394,8 @@ class Supervisor:
                 for number in range(self._count):
                     keepers.start_soon(self._keep_running, number)
                 keepers.start_soon(on_sighup, lifecycle, self._replace_on_sighup)
+                if self._moves:
+                    keepers.start_soon(self._move_on_sigusr2)
                 if self._files is not None:
                     keepers.start_soon(self._replace_on_change, self._files)
                 await lifecycle.stop.wait()
@@ -404,9 +437,13 @@ class Supervisor:
             changes = self._changes
             process = self._start(number)
 
-    def _start(self, number: int, *, current: bool = True) -> ManagedProcess:
+    def _start(self, number: int, *, current: bool = True, predecessor: socket.socket | None = None) -> ManagedProcess:
         process = ManagedProcess(
-            self._command(number), fds=self._fds, kill_after=self._kill_after, on_status=self._report_status
+            self._command(number),
+            fds=self._fds,
+            kill_after=self._kill_after,
+            on_status=self._report_status,
+            predecessor=predecessor,
         )
         if current:
             self._current[number] = process
@@ -457,6 +494,46 @@ class Supervisor:
         if failure is None:
             logger.info("all processes are replaced")
         self._lifecycle.reloaded(failure or f"{self._count} processes serve, all replaced")
+
+    async def _move_on_sigusr2(self) -> None:
+        with anyio.open_signal_receiver(signal.SIGUSR2) as signals:
+            async for _ in signals:
+                if self._obstacle is not None:
+                    logger.error("SIGUSR2: the processes are not replaced, and go on: %s", self._obstacle)
+                    continue
+                logger.info("SIGUSR2: moving one process after another to a new one")
+                self._lifecycle.reloading("moving one process after another to a new one")
+                failure = await self._move_all()
+                if failure is None:
+                    logger.info("all processes have moved")
+                self._lifecycle.reloaded(failure or f"{self._count} processes serve, all moved")
+
+    async def _move_all(self) -> str | None:
+        """Have each process move to a new one, in order. Return None, or why one could not."""
+        for number, old in list(self._current.items()):
+            if self._current[number] is not old or old.state is not State.READY:
+                continue
+            ours, theirs = socket.socketpair()
+            new = self._start(number, predecessor=theirs)
+            # The mailbox belongs to the process that goes on. If it were announced as dead, that one would be cut off.
+            mailboxes, old.mailboxes = old.mailboxes, ()
+            with ours:
+                old.move(ours)
+            with anyio.move_on_after(START_SECONDS):
+                await new.wait_for(State.READY)
+            if new.was_ready:
+                with anyio.move_on_after(self._kill_after):
+                    await old.wait_for(State.ENDED)
+                continue
+            new.stop()
+            await new.wait_for(State.ENDED)
+            old.mailboxes = mailboxes
+            if self._current[number] is new:
+                self._current[number] = old
+            if old.code is not None:  # it has ended meanwhile
+                await self._announce_death(old)
+            return _log_end(new, "the old processes stay")
+        return None
 
     async def _replace_on_change(self, files: WatchedFiles) -> None:
         """Replace all processes at every change; a further change starts over."""

@@ -76,6 +76,7 @@ class Acceptor:
         # Connections whose header or handshake is incomplete. Plain tasks: a task group costs a tenth of a connection.
         self._pending: set[asyncio.Task[None]] = set()
         self._paused: asyncio.TimerHandle | None = None
+        self._held = False  # whether the clients that wait are for another process
 
     @asynccontextmanager
     async def accepting(self) -> AsyncIterator[None]:
@@ -88,7 +89,7 @@ class Acceptor:
             try:
                 yield
             finally:
-                if self._settings.fd is None:  # else other processes serve the clients that wait
+                if self._settings.fd is None and not self._held:  # else other processes serve the clients that wait
                     self._accept(loop)  # clients that the kernel has connected already would be reset
                 if self._paused is not None:
                     self._paused.cancel()
@@ -96,6 +97,30 @@ class Acceptor:
                 self._listening.close()
                 with anyio.CancelScope(shield=True):
                     await self._end_pending()
+
+    # The move to another process.
+
+    @property
+    def descriptor(self) -> int:
+        """Return the file descriptor of the listening socket."""
+        return self._listening.fileno()
+
+    async def pause(self) -> None:
+        """Accept nothing until `resume`, and wait until the protocols of all accepted connections are made.
+
+        Clients wait in the kernel meanwhile. Connections whose header is late are closed.
+        """
+        self._held = True
+        if self._paused is not None:
+            self._paused.cancel()
+        asyncio.get_running_loop().remove_reader(self._listening)
+        await self._end_pending()
+
+    def resume(self) -> None:
+        """Accept again, after `pause`."""
+        if self._held:
+            self._held = False
+            self._resume(asyncio.get_running_loop())
 
     async def _end_pending(self) -> None:
         if self._pending:

@@ -20,6 +20,9 @@ class CallbackTasks:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def __len__(self) -> int:
+        return len(self._tasks)
+
     def start_soon(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
         """Start a task that awaits `work(*args)`. An exception is logged."""
         task = asyncio.get_running_loop().create_task(work(*args))

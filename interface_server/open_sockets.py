@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import anyio
 
@@ -39,6 +39,12 @@ class OpenSockets:
 
     def __len__(self) -> int:
         return len(self._holders)
+
+    def __contains__(self, holder: object) -> bool:
+        return holder in self._holders
+
+    def __iter__(self) -> Iterator[Holder]:
+        return iter([*self._holders])
 
     def admit(self, holder: Holder) -> bool:
         """Add a socket that was accepted, and return False if there are too many."""

@@ -25,10 +25,12 @@ SLICE: Final = 4 * 1024  # bytes that a terminator of another package parses at 
 class InputBuffer:
     """The input of one socket that is not parsed yet."""
 
-    __slots__ = ("_transport", "in_slice", "paused", "unread", "waits")
+    __slots__ = ("_transport", "held", "in_slice", "paused", "unread", "waits")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self.held = False
+        """Whether the transport is paused for a move, whatever its owner wants."""
         self.unread: bytes | memoryview = b""
         """Bytes that have arrived and are not parsed yet."""
         self.waits = False
@@ -36,7 +38,7 @@ class InputBuffer:
         self.in_slice = False
         """Whether a slice is being read, so that no other one begins."""
         self.paused = False
-        """Whether the transport is paused."""
+        """Whether the owner has paused the transport."""
 
     def add(self, data: bytes) -> None:
         """Add bytes that have arrived."""
@@ -56,10 +58,30 @@ class InputBuffer:
         """Pause the transport, or resume it."""
         if pause is not self.paused and not self._transport.is_closing():
             self.paused = pause
-            if pause:
-                self._transport.pause_reading()
-            else:
-                self._transport.resume_reading()
+            if not self.held:
+                self._read_transport(not pause)
+
+    def hold(self) -> None:
+        """Stop reading the transport until `release`, because the socket moves to another process."""
+        if not self.held:
+            self.held = True
+            if not self.paused:
+                self._read_transport(False)
+
+    def release(self) -> None:
+        """Let the owner decide again whether the transport is read."""
+        if self.held:
+            self.held = False
+            if not self.paused:
+                self._read_transport(True)
+
+    def _read_transport(self, read: bool) -> None:
+        if self._transport.is_closing():
+            return
+        if read:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
 
 
 class SlicedProtocol(Abortable, Protocol):
@@ -88,6 +110,17 @@ class ReadScheduler:
         self._began = 0.0  # when the first slice of this turn was read; 0.0 if none was
         self._waiting: deque[SlicedProtocol] = deque()
         self._waiting_small: deque[SlicedProtocol] = deque()  # those with little input wait for one turn only
+        self._held = False
+
+    def hold(self) -> None:
+        """Parse nothing until `release`, because the sockets move to another process."""
+        self._held = True
+
+    def release(self) -> None:
+        """Go on with the protocols that have input."""
+        self._held = False
+        if not self._began:
+            self._loop.call_soon(self._next_turn)
 
     def try_slice(self, seconds: float) -> bool:
         """Return whether a slice may be read now. The first call in a turn of the event loop starts the clock.
@@ -109,6 +142,9 @@ class ReadScheduler:
         buffer = protocol.input
         if buffer.waits or buffer.in_slice:
             return
+        if self._held:
+            self._wait(protocol, self._waiting)
+            return
         small, seconds = len(buffer.unread) <= SMALL, READ_SECONDS
         while protocol.has_input():
             if not self.try_slice(seconds):
@@ -121,6 +157,8 @@ class ReadScheduler:
     def _next_turn(self) -> None:
         """Read one slice of each protocol that waits, as far as the time of the turn allows."""
         self._began = 0.0
+        if self._held:
+            return
         for waiting, seconds in ((self._waiting_small, READ_SECONDS), (self._waiting, BACKLOG_SECONDS)):
             for _ in range(len(waiting)):
                 if not self.try_slice(seconds):

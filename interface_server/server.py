@@ -12,11 +12,14 @@ from functools import partial
 import anyio
 
 from asgibus.interface_server.acceptor import Acceptor
+from asgibus.interface_server.arrival import Arrival
 from asgibus.interface_server.callback_tasks import CallbackTasks
 from asgibus.interface_server.connections.registry import ConnectionRegistry
+from asgibus.interface_server.departure import Departure
 from asgibus.interface_server.http.protocol import HttpProtocol
 from asgibus.interface_server.http.request import Peer, Request
 from asgibus.interface_server.http.response import ResponseWriter, StandardHeaders
+from asgibus.interface_server.move import MoveChannel, MoveError
 from asgibus.interface_server.open_sockets import OpenSockets
 from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.interface_server.proxy_protocol import Origin
@@ -27,6 +30,7 @@ from asgibus.interface_server.terminator import Holder, Host, Listener, SlicePar
 from asgibus.interface_server.tls import Tls
 from asgibus.interface_server.websocket.protocol import WebSocketProtocol
 from asgibus.layers.contract import ChannelLayer, Statistics, statistics_of
+from asgibus.layers.errors import LayerUnavailable
 from asgibus.protocol.channels import shared_channels
 
 logger = logging.getLogger("asgibus.interface")
@@ -69,47 +73,83 @@ class Server:
         self._layer = layer
         self._proxies = TrustedProxies(settings.forwarded_allow_ips) if settings.proxy_headers else None
         self._tls = Tls(settings)
+        self._tasks = CallbackTasks()
+        self._acceptor: Acceptor | None = None
+        self._moving = anyio.Lock()
         self._stopping = False
+        self.frozen = False
+        """Whether the clock of the connections stands still, because they move to another process, or have moved."""
 
-    async def serve(self, stop: anyio.Event, ready: Callable[[str], None]) -> None:
+    async def serve(
+        self, stop: anyio.Event, ready: Callable[[str], None], predecessor: MoveChannel | None = None
+    ) -> None:
         """Serve until `stop` is set, then stop gracefully.
 
         Args:
             stop: Ends the server.
             ready: Called with the address when the server listens.
+            predecessor: The connection to the process in whose place this one goes on.
 
         Raises:
             ListenError: The address cannot be used.
             LayerUnavailable: The channel layer cannot be reached at the start.
+            MoveError: The predecessor goes on itself.
         """
         self.loop = asyncio.get_running_loop()
         self._tls.load()
-        listening = listening_socket(self.settings)
-        try:
-            self.connections = ConnectionRegistry(self.settings)
-            self.scheduler = ReadScheduler(self.loop, self.connections.counts)
-            self._sockets = OpenSockets(self.settings.max_connections, self.connections.log)
+        self.connections = ConnectionRegistry(self.settings)
+        self.scheduler = ReadScheduler(self.loop, self.connections.counts)
+        self._sockets = OpenSockets(self.settings.max_connections, self.connections.log)
+        self.now = self.connections.now = self.loop.time()
+        if predecessor is not None:
+            await self._take_over(Arrival(predecessor), stop, ready)
+            return
+        with listening_socket(self.settings) as listening:
             async with self._layer.bus("interface", self.connections) as bus:
-                tasks = CallbackTasks()
-                self.now = self.connections.now = self.loop.time()
-                self.connections.on_bus(bus, tasks)
-                try:
-                    async with anyio.create_task_group() as clock:
-                        clock.start_soon(self._tick)
-                        await self._accept(listening, stop, ready)
-                        await self._drain()
-                        clock.cancel_scope.cancel()
-                finally:
-                    await tasks.end(DRAIN_SECONDS)
-                with anyio.move_on_after(DRAIN_SECONDS):
-                    await bus.drain()
+                self.connections.on_bus(bus, self._tasks)
+                await self._serve(listening, stop, ready)
+
+    async def _take_over(self, arrival: Arrival, stop: anyio.Event, ready: Callable[[str], None]) -> None:
+        """Go on where the old process stops."""
+        try:
+            await self._layer.connect()
+            await arrival.prepare()
+            self.scheduler.hold()
+            await arrival.receive(self)
+            identity, layer = arrival.identity, self._layer
+            joining = layer.bus("interface", self.connections) if identity is None else None
+            async with joining or layer.moved_bus(identity or {}, self.connections) as bus:
+                self.connections.on_bus(bus, self._tasks)
+                if identity is not None:
+                    arrival.restore_places(self.connections)
+                await arrival.take()
+                if identity is not None:
+                    bus.thaw()
+                self.scheduler.release()
+                arrival.go_on()
+                with arrival.listening as listening:
+                    await self._serve(listening, stop, ready)
+        except (MoveError, LayerUnavailable) as error:
+            await arrival.refuse(error)
+            raise
+
+    async def _serve(self, listening: socket.socket, stop: anyio.Event, ready: Callable[[str], None]) -> None:
+        """Serve on the bus until `stop` is set, then stop gracefully."""
+        try:
+            async with anyio.create_task_group() as clock:
+                clock.start_soon(self._tick)
+                await self._accept(listening, stop, ready)
+                await self._drain()
+                clock.cancel_scope.cancel()
         finally:
-            listening.close()
+            await self._tasks.end(DRAIN_SECONDS)
+        with anyio.move_on_after(DRAIN_SECONDS):
+            await self.connections.bus.drain()
 
     async def _accept(self, listening: socket.socket, stop: anyio.Event, ready: Callable[[str], None]) -> None:
         """Accept clients until `stop` is set."""
         address = describe(listening, tls=self.settings.ssl_certfile is not None)
-        acceptor = Acceptor(
+        acceptor = self._acceptor = Acceptor(
             self.settings,
             listening,
             self._tls,
@@ -122,6 +162,8 @@ class Server:
                 async with _listening(self._listeners, self):
                     ready(address)
                     await stop.wait()
+                    async with self._moving:  # a move ends first, in one way or the other
+                        pass
             finally:
                 self._stopping = True
 
@@ -147,9 +189,53 @@ class Server:
             if was_paused:
                 paused += at - before - TICK_SECONDS
             self.now = now = at - paused
+            if self.frozen:
+                continue
             self.connections.tick(now)
             if not was_paused:  # else what clients have sent meanwhile is read first
                 self._sockets.expire(now)
+
+    def why_not_movable(self) -> str | None:
+        """Return why the server cannot move to another process, as a sentence; None if it can."""
+        for listener in self._listeners:
+            return f"sockets of the protocol {listener.kind} cannot be moved to another process"
+        return "it has not started yet" if self._acceptor is None else self.ready()
+
+    async def move(self, channel: MoveChannel, stop: anyio.Event) -> Departure:
+        """Move sockets and identity to another process. Afterwards, stop this server.
+
+        With TLS, whose state cannot be moved, only the listening socket moves: the open sockets are closed as at any
+        other stop, and this process keeps its identity until then.
+
+        Args:
+            channel: The connection to the other process.
+            stop: Ends the attempt: this process goes on, to stop gracefully.
+
+        Raises:
+            MoveError: This process goes on, because the other one cannot. The text says why.
+        """
+        acceptor = self._acceptor
+        if (reason := self.why_not_movable()) or acceptor is None:
+            raise MoveError(reason)
+        drains = self.settings.ssl_certfile is not None
+        departure = Departure(self, self._sockets, acceptor, self._tasks, drains=drains)
+        failure: MoveError | None = MoveError("this process has to stop")
+        async with self._moving, anyio.create_task_group() as tasks:
+
+            async def cancel_on_stop() -> None:
+                await stop.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(cancel_on_stop)
+            try:
+                await departure.run(channel)
+                failure = None
+            except MoveError as error:
+                failure = error
+            tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return departure
 
     def reload_certificates(self) -> None:
         """Read the TLS certificates again, for new connections. If they are not valid, the old ones stay in force."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -352,6 +352,34 @@ class Bus(ABC):
             LayerUnavailable: The store could not be reached in time.
         """
 
+    # The move of an interface server to another process: see `ChannelLayer.moved_bus`.
+
+    async def freeze(self) -> dict[str, Any] | None:
+        """Stop reading the mailbox, and wait until everything posted so far is in the store. The lease is kept.
+
+        Returns:
+            The identity of this process, with which another one goes on where this one stops. None if the layer cannot
+            be used by another process.
+
+        Raises:
+            LayerUnavailable: The store could not be reached in time. Call `thaw`.
+        """
+        return None
+
+    def thaw(self) -> None:  # noqa: B027  # a layer that has nothing to freeze
+        """Read the mailbox again: this process goes on, or goes on in the place of the one that was frozen."""
+
+    def give_away(self) -> None:  # noqa: B027
+        """Note that another process goes on: this one gives neither mailbox nor lease back at the end."""
+
+    def export_offer(self, offer: Offer) -> dict[str, Any] | None:
+        """Return what another process needs to withdraw or repeat an offer of this one; None if it need not."""
+        return None
+
+    def restore_offer(self, values: Mapping[str, Any]) -> Offer:
+        """Return an offer of another process: the result of `export_offer` there."""
+        raise LayerUnavailable("this layer cannot be used by another process")
+
     @abstractmethod
     async def drain(self) -> None:
         """Wait until all buffered writes are in the store. Return early if the store is away."""
@@ -548,6 +576,22 @@ class ChannelLayer(ABC):
         Raises:
             LayerUnavailable: The store could not be reached in time.
         """
+
+    async def connect(self) -> None:  # noqa: B027  # a layer without a store
+        """Connect to the store of the bus. Raises LayerUnavailable."""
+
+    def moved_bus(self, identity: Mapping[str, Any], handler: Handler) -> AbstractAsyncContextManager[Bus]:
+        """Join the bus under the identity of another process, frozen until `Bus.thaw`.
+
+        Args:
+            identity: The result of `Bus.freeze` in that process.
+            handler: The reader of the mailbox.
+
+        Returns:
+            A context manager. Entering it raises LayerUnavailable if the store cannot be reached. If it ends before
+            `Bus.thaw`, the store is as it was.
+        """
+        raise LayerUnavailable("this layer cannot be used by another process")
 
     @abstractmethod
     def bus(self, role: str, handler: Handler) -> AbstractAsyncContextManager[Bus]:

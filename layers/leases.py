@@ -6,6 +6,7 @@ clock ends leases. A dead process is reported once, and again only after a sign 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -112,6 +113,19 @@ class PeerTable:
             absent = self._states.keys() - beat.live - beat.ended
             dead += [mailbox for mailbox in absent if self._apply(mailbox, PeerEvent.ABSENT)]
         return dead
+
+    def export(self) -> dict[str, str]:
+        """Return the states by mailbox, as `restore` takes them."""
+        return {mailbox: state.name for mailbox, state in self._states.items()}
+
+    def restore(self, states: Mapping[str, str]) -> None:
+        """Start with the states that another process has seen. Those of unknown names are watched.
+
+        Args:
+            states: The result of `export` there.
+        """
+        for mailbox, name in states.items():
+            self._states[mailbox] = PeerState.DEAD if name == PeerState.DEAD.name else PeerState.WATCHED
 
     def watch(self, mailbox: str) -> None:
         """Note that a process posted a frame, or that a post to it failed: a later heartbeat tells whether it died."""

@@ -7,7 +7,8 @@ the client. A client that reconnects by itself does the same: it sends that id a
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from asgibus.protocol.connect_request import Headers
 from asgibus.protocol.header_lines import find_content, split_lines
@@ -136,6 +137,16 @@ class EventStream:
             passed, held = passed + held, b""
         self._held = held
         return passed
+
+    def export(self) -> dict[str, Any]:
+        """Return the state, of types that msgpack knows, for another process."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where the stream of another process has stopped. `state` is the result of `export` there."""
+        for name in self.__slots__:
+            if name in state:
+                setattr(self, name, state[name])
 
     def end(self) -> bytes:
         """Return what was held, because the app has ended the stream itself. Nothing may follow."""

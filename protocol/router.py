@@ -181,6 +181,11 @@ class StreamRouter:
         """Probe the endpoints of a peer at the next check: frames that were posted to it are lost."""
         self._without_mailbox.add(mailbox)
 
+    @property
+    def peers_without_mailbox(self) -> list[str]:
+        """The peers that are probed at the next check, because their mailbox was missing."""
+        return list(self._without_mailbox)
+
     def peer_dead(self, mailbox: str) -> None:
         """Stop probing a peer, because its process is gone."""
         self._without_mailbox.discard(mailbox)

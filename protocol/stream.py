@@ -12,9 +12,9 @@ says so and no event carries one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 from asgibus.layers.contract import Frame
 from asgibus.layers.frames import ACK, CLAIMED, EVENT, PROBE, RESEND, RESET
@@ -152,6 +152,38 @@ class ReliableStream:
         self.next_number = len(self._unacked)
         self.acked = self.expected = self.consumed = self.unreported = 0
         self._checked = self._requested = -1
+
+    # The move to another process.
+
+    def export(self) -> dict[str, Any]:
+        """Return the state of the stream, as `restore` takes it."""
+        return {
+            "attempt": self.attempt,
+            "window": self.window,
+            "acked": self.acked,
+            "unacked": self.unacked_events,
+            "expected": self.expected,
+            "consumed": self.consumed,
+            "unreported": self.unreported,
+            "requested": self._requested,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue where the stream of another process has stopped.
+
+        Args:
+            state: The result of `export` there.
+        """
+        self.restart(state["attempt"], state["unacked"])
+        first: int = state["acked"]
+        self._unacked = {first + number: kept for number, kept in self._unacked.items()}
+        self.next_number = first + len(self._unacked)
+        self.acked = first
+        self.window = state["window"]
+        self.expected = state["expected"]
+        self.consumed = state["consumed"]
+        self.unreported = state["unreported"]
+        self._requested = state["requested"]
 
     # Receiving.
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from asgibus.interface_server.connections.groups import Groups
 from asgibus.interface_server.terminator import FAULT, abort_faulty
@@ -535,6 +536,62 @@ class Connection:
         self._host.offer_again(self, self.request)
         if stream.window_open and self.state is _OFFERED:
             self.terminator.resume()
+
+    # The move to another process.
+
+    def export(self) -> dict[str, Any]:
+        """Return the state of the connection, as `restore` takes it. The registry adds its place in the queues."""
+        request = self.request
+        packed = isinstance(request, bytes)
+        return {
+            "number": self.number,
+            "kind": self.kind,
+            "stream": self.stream.export(),
+            "state": self.state.name,
+            "app_state": self.app_state.name,
+            "peer": self.peer,
+            "request": request if isinstance(request, bytes) else pack(request),
+            "packed": packed,
+            "accepted": self.accepted,
+            "subprotocol": self.subprotocol,
+            "resumable": self.resumable,
+            "crashes": self.crashes,
+            "handled": self.handled,
+            "group_answers": self.group_answers,
+            "groups": None if self.groups is None else sorted(self.groups),
+            "saved_state": self.saved_state,
+            "events": None if self.events is None else self.events.export(),
+            "unconsumed": self._unconsumed,
+            # They are the last ones of those that no run has acknowledged.
+            "unsent": None if self._unsent is None else len(self._unsent),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue where the connection of another process has stopped.
+
+        Args:
+            state: The result of `export` there.
+        """
+        self.stream.restore(state["stream"])
+        self.state = ConnectionState[state["state"]]
+        self.app_state = AppState[state["app_state"]]
+        self.peer = state["peer"]
+        self.request = state["request"]
+        if not state["packed"]:
+            self.request = self.unpack_request()
+        self.accepted = state["accepted"]
+        self.subprotocol = state["subprotocol"]
+        self.resumable = state["resumable"]
+        self.crashes = state["crashes"]
+        self.handled = state["handled"]
+        self.group_answers = state["group_answers"]
+        self.groups = None if state["groups"] is None else set(state["groups"])
+        self.saved_state = state["saved_state"]
+        self._unconsumed = state["unconsumed"]
+        unsent: int | None = state["unsent"]
+        if unsent is not None:
+            frames = self.stream.unacked_frames()
+            self._unsent = frames[len(frames) - unsent :]
 
     # The end of the connection.
 

@@ -87,6 +87,15 @@ class Groups:
             self._discard(member, name)
         member.groups = None
 
+    def restore_member(self, member: Member) -> None:
+        """Add a member of another process to its groups, which this process has joined already."""
+        for name in member.groups or ():
+            group = self._groups.get(name)
+            if group is None:
+                group = self._groups[name] = _Group()
+                group.waiting = None
+            group.members[member] = None
+
     def _add(self, member: Member, name: str) -> None:
         group = self._groups.get(name)
         if group is None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import OrderedDict
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote_to_bytes
 
 from asgibus.interface_server.affinity import AffinityRule, Ids, digest, find_key, parse_rules
@@ -96,6 +97,27 @@ class KeyedOffers:
         self._trusts_at = now + SETTLE_SECONDS
         self._renew_at = now + self._lifetime / RENEWALS
         self._announce(now)
+
+    def export(self) -> dict[str, Any]:
+        """Return the keys of the connections, of types that msgpack knows, for another process."""
+        return {
+            "keys": list(self._keys.items()),
+            "waiting": [(number, key, once) for number, (_, key, once) in self._waiting.items()],
+            "recent": list(self._recent.items()),
+        }
+
+    def restore(self, state: Mapping[str, Any], connections: Mapping[int, Connection]) -> None:
+        """Go on with the keys of another process.
+
+        Args:
+            state: The result of `export` there.
+            connections: Its connections, by their numbers.
+        """
+        self._keys = {number: AffinityKey(*key) for number, key in state["keys"]}
+        self._recent = OrderedDict((AffinityKey(*key), mailbox) for key, mailbox in state["recent"])
+        for number, key, once in state["waiting"]:
+            if number in connections:
+                self._waiting[number] = connections[number], AffinityKey(*key), once
 
     # Offers.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.contract import Bus
@@ -117,6 +118,47 @@ class PendingConnections:
             connection.queue = None
             self._delayed.pop(connection.number, None)
             self._uncount(connection)
+
+    # The move to another process.
+
+    @property
+    def has_doubts(self) -> bool:
+        """Whether offers may be lost, and are repeated soon."""
+        return bool(self._in_doubt)
+
+    def export(self, connection: Connection, now: float) -> dict[str, Any]:
+        """Return the place of a connection in the queues, as `restore` takes it."""
+        queue = connection.queue
+        names = {id(self._new): "new", id(self._reopened): "reopened", id(self._abandoned): "abandoned"}
+        delayed = self._delayed.get(connection.number)
+        return {
+            "queue": names[id(queue)] if queue is not None else None,
+            "waited": now - connection.offered_at,
+            "delayed": delayed[0] - now if delayed is not None else None,
+            "unclaimed": connection.unclaimed,
+            "refused": connection in self._refused,
+        }
+
+    def restore(self, connection: Connection, place: Mapping[str, Any], now: float) -> None:
+        """Add a connection of another process, at the end of its queue.
+
+        Args:
+            connection: The connection.
+            place: The result of `export` there. Pass the connections in the order of their offers.
+            now: The time.
+        """
+        queues = {"new": self._new, "reopened": self._reopened, "abandoned": self._abandoned}
+        connection.offered_at = now - place["waited"]
+        if place["queue"] is not None:
+            connection.queue = queues[place["queue"]]
+            connection.queue[connection.number] = connection
+        if place["delayed"] is not None:
+            self.delay(connection, now + place["delayed"])
+        if place["unclaimed"] is not None:
+            pool, size = place["unclaimed"]
+            self.count_offer(connection, pool, size)
+        if place["refused"]:
+            self.refuse(connection)
 
     def interrupted(self, now: float) -> None:
         """Repeat every offer soon, because the store has lost its data, and with it perhaps the frames of claimants."""

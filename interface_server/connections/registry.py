@@ -7,7 +7,7 @@ import logging
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -378,6 +378,79 @@ class ConnectionRegistry(Handler):
         joined = self._router.interrupted()
         logger.warning("the bus was interrupted: %d connections are checked with their workers", joined)
 
+    # The move to another process.
+
+    def export(self) -> dict[str, Any]:
+        """Return what the process knows besides its connections, as `restore` takes it."""
+        return {
+            "next": next(self._numbers),
+            "dead_workers": self._dead_workers,
+            "deaths": self.deaths,
+            "keyed": None if self._keyed is None else self._keyed.export(),
+            "without_mailbox": self._router.peers_without_mailbox,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue where another process has stopped; to be called before its connections are added.
+
+        Args:
+            state: The result of `export` there.
+        """
+        self._numbers = itertools.count(state["next"])
+        self._dead_workers = dict(state["dead_workers"])
+        self.deaths = state["deaths"]
+        for mailbox in state["without_mailbox"]:
+            self._router.mailbox_missing(mailbox)
+
+    def give_away(self) -> None:
+        """Forget all connections without a word: another process has them."""
+        self._open.clear()
+        self._pending = PendingConnections(self._settings, self.log)
+        self.groups = Groups(self.log)
+
+    @property
+    def may_move(self) -> bool:
+        """Whether no offer is in doubt, so that all connections can be exported."""
+        return not self._pending.has_doubts
+
+    def export_connection(self, connection: Connection) -> dict[str, Any]:
+        """Return the state of a connection, as `restore_connection` takes it."""
+        offer = connection.offer
+        return {
+            **connection.export(),
+            "place": self._pending.export(connection, self.now),
+            "offer": None if offer is None else self.bus.export_offer(offer),
+        }
+
+    def restore_connection(self, state: Mapping[str, Any], terminator: Terminator) -> Connection:
+        """Add a connection of another process. `restore_places` completes it.
+
+        Args:
+            state: The result of `export_connection` there.
+            terminator: The protocol side of the connection.
+        """
+        window: int = state["stream"]["window"]
+        connection = Connection(self, state["number"], state["kind"], window, terminator, self.now)
+        connection.restore(state)
+        self._open[connection.number] = connection
+        self.groups.restore_member(connection)
+        return connection
+
+    def restore_places(self, state: Mapping[str, Any], connections: Iterable[Mapping[str, Any]]) -> None:
+        """Put connections of another process into their queues, with their offers.
+
+        Args:
+            state: The result of `export` there.
+            connections: The results of `export_connection` there.
+        """
+        if self._keyed is not None and state["keyed"] is not None:
+            self._keyed.restore(state["keyed"], self._open)
+        for each in sorted(connections, key=_waited, reverse=True):
+            connection = self._open[each["number"]]
+            self._pending.restore(connection, each["place"], self.now)
+            if each["offer"] is not None:
+                connection.offer = self.bus.restore_offer(each["offer"])
+
     # Time.
 
     def tick(self, now: float) -> None:
@@ -410,3 +483,9 @@ class ConnectionRegistry(Handler):
             self.counts["layer away"] += len(joined)
             seconds = self._settings.resume_timeout
             logger.error("the channel layer is away for %g s: %d connections were ended", seconds, len(joined))
+
+
+def _waited(state: Mapping[str, Any]) -> float:
+    """Return for how long a connection of another process has waited."""
+    waited: float = state["place"]["waited"]
+    return waited

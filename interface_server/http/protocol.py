@@ -13,6 +13,7 @@ import logging
 import socket
 import struct
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -31,6 +32,7 @@ from asgibus.interface_server.http.states import (
     SERVER_STOP,
     SOCKET_TABLE,
     SocketEvent,
+    SocketState,
 )
 from asgibus.interface_server.lingering_close import LINGER_SECONDS, LingeringClose
 from asgibus.interface_server.proxy_headers import TrustedProxies
@@ -154,6 +156,16 @@ class HttpProtocol(asyncio.Protocol):
     # Called by the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        server = self._server
+        self._attach(transport)
+        if self._rejected or not server.admit(self):
+            self._transport.write(plain_response(503, "Too many connections.", server.standard_headers))
+            self._change(CLOSE)
+            LingeringClose(server, self._transport).begin(0, seconds=LINGER_SECONDS)
+            server.forget(self)
+
+    def _attach(self, transport: asyncio.BaseTransport) -> None:
+        """Make the objects that need the transport."""
         server, settings = self._server, self._server.settings
         self._transport = transport  # type: ignore[assignment]  # a stream socket has a full transport
         self._transport.set_write_buffer_limits(high=WRITE_HIGH_WATER)
@@ -166,11 +178,6 @@ class HttpProtocol(asyncio.Protocol):
             peer, settings.max_head_size, self._enqueue, max_headers=settings.max_headers, proxies=proxies
         )
         self.deadline = server.now + settings.head_timeout
-        if self._rejected or not server.admit(self):
-            self._transport.write(plain_response(503, "Too many connections.", server.standard_headers))
-            self._change(CLOSE)
-            LingeringClose(server, self._transport).begin(0, seconds=LINGER_SECONDS)
-            server.forget(self)
 
     def data_received(self, data: bytes) -> None:
         parser, buffer = self._parser, self.input
@@ -199,6 +206,8 @@ class HttpProtocol(asyncio.Protocol):
             buffer.in_slice = False
 
     def eof_received(self) -> bool:
+        if self._state is HALF_CLOSED:  # the process that had the socket before has seen it
+            return True
         self._change(CLIENT_EOF)
         request, connection = self._request, self._connection
         half_close = self._server.settings.ssl_certfile is None  # TLS has no half-closed connections
@@ -555,6 +564,117 @@ class HttpProtocol(asyncio.Protocol):
             self.deadline = min(self.deadline, self._server.now + FIRST_REQUEST_SECONDS)
         elif incoming is not None and incoming.answered:
             self._linger(incoming)
+        else:
+            self._transport.close()
+
+    # The move to another process.
+
+    @property
+    def stays(self) -> bool:
+        """See `Movable`. The socket is about to be closed."""
+        return self._state is CLOSED or self._transport.is_closing()
+
+    @property
+    def may_move(self) -> bool:
+        """See `Movable`."""
+        return (
+            self._state in (OPEN, HALF_CLOSED)
+            and self._parser.may_move
+            and not self.input.in_slice
+            and not self._transport.is_closing()
+            and not self._transport.get_write_buffer_size()
+        )
+
+    @property
+    def descriptor(self) -> int:
+        """See `Movable`."""
+        number: int = self._transport.get_extra_info("socket").fileno()
+        return number
+
+    def hold(self) -> None:
+        """See `Movable`."""
+        self.input.hold()
+
+    def export(self) -> dict[str, Any]:
+        """See `Movable`."""
+        now = self._server.now
+        incoming = self._parser.request
+        requests = [each for each in (self._request, *(self._queue or ())) if each is not None]
+        if incoming is not None and incoming not in requests:
+            requests.append(incoming)  # it is answered, and the rest of its body is to come
+        connection = self._connection
+        return {
+            "kind": "http",
+            "state": self._state.name,
+            "origin": self._origin,
+            "unread": bytes(self.input.unread),
+            "requests": [each.export() for each in requests],
+            "answering": self._request is not None,
+            "queued": len(self._queue or ()),
+            "incoming": None if incoming is None else requests.index(incoming),
+            "body_bytes": self._parser.body_bytes,
+            "writer": self._writer.export(),
+            "started": now - self._started if self._started else None,
+            "left": self.deadline - now,
+            "window_shut": self._window_shut,
+            "connection": None if connection is None else self._server.connections.export_connection(connection),
+        }
+
+    def restore(self, transport: asyncio.Transport, state: Mapping[str, Any]) -> None:
+        """See `Movable`."""
+        server = self._server
+        now = server.now
+        origin = state["origin"]
+        self._origin = None if origin is None else Origin(*origin)
+        self._attach(transport)
+        self.input.hold()
+        self.input.unread = state["unread"]
+        self._state = SocketState[state["state"]]
+        requests = [Request.restore(each) for each in state["requests"]]
+        answering = 1 if state["answering"] else 0
+        if answering:
+            self._request = requests[0]
+        if queued := requests[answering : answering + state["queued"]]:
+            self._queue = deque(queued)
+        incoming = None if state["incoming"] is None else requests[state["incoming"]]
+        self._parser.restore(incoming, state["body_bytes"])
+        self._writer.restore(self._request, state["writer"])
+        self._started = now - state["started"] if state["started"] is not None else 0.0
+        self.deadline = now + state["left"]
+        self._window_shut = state["window_shut"]
+        if incoming is not None and incoming is self._request:
+            self._guard.expect_body(now, self._parser.body_bytes)
+        if state["connection"] is not None:
+            connection = server.connections.restore_connection(state["connection"], self)
+            self._connection = connection
+            if state["connection"]["events"] is not None and self._request is not None:
+                headers = tuple(self._request.headers)
+                stream = EventStreamTerminator(self, connection, headers, server.connections.log)
+                stream.events.restore(state["connection"]["events"])
+                connection.terminator, connection.events = stream, stream.events
+        transport.set_protocol(self)
+        server.register(self)
+
+    def moved(self) -> None:
+        """See `Movable`."""
+        self._change(CLOSE)
+        self._request = self._connection = self._queue = None
+        self._server.forget(self)
+        self._transport.abort()
+
+    def go_on(self) -> None:
+        """See `Movable`."""
+        self._update_reading()
+        self.input.release()
+        self._go_on()
+
+    def refuse_move(self) -> None:
+        """See `Movable`."""
+        if self._request is not None:
+            self._end_exchange(ErrorResponse(503, "This server is being replaced."))
+        elif self._parser.request is not None and not self._parser.request.answered:
+            self._reject_input(ErrorResponse(503, "This server is being replaced."))
+            self._start_next_request()
         else:
             self._transport.close()
 

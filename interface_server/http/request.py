@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -113,6 +113,26 @@ class Request(RequestHead):
         self.answered = False
         """Whether the response is written; the rest of the body is then discarded."""
         self.error = error
+
+    def export(self) -> dict[str, Any]:
+        """Return the values of all attributes by name, of types that msgpack knows, for another process."""
+        values = {name: getattr(self, name) for name in _FIELDS}
+        error = self.error
+        values["error"] = None if error is None else (error.status, error.reason)
+        return values
+
+    @classmethod
+    def restore(cls, values: Mapping[str, Any]) -> Request:
+        """Return a request of another process. `values` is the result of `export` there; others are ignored."""
+        error = values["error"]
+        request = cls(values["client"], values["server"], values["scheme"], values["extensions"])
+        for name, value in values.items():
+            if name in _FIELDS:
+                setattr(request, name, value)
+        request.headers = list(values["headers"])
+        request.parts = list(values["parts"])
+        request.error = None if error is None else ErrorResponse(*error)
+        return request
 
     @property
     def line(self) -> str:
@@ -245,6 +265,12 @@ class Request(RequestHead):
         return True
 
 
+# All attributes of a request but `error`, which is no value of msgpack.
+_FIELDS: Final = (
+    *("client", "expects_continue", "extensions", "headers", "http_version", "kind", "method", "query_string"),
+    *("raw_path", "scheme", "server", "subprotocols", "answered", "complete", "forwarded", "from_proxy"),
+    *("head_complete", "held", "keep_alive", "length", "parts", "received", "target", "wants_trailers"),
+)
 _INTERPRETED: Final = frozenset(
     (
         *(b"host", b"content-length", b"transfer-encoding", b"expect", b"te", b"connection", b"upgrade"),
@@ -422,6 +448,29 @@ class RequestParser:
         # Only a part of a head or of trailers has arrived. It is kept in memory until the section is complete.
         self._head_bytes += self._fed
         return HEAD_TOO_LARGE if self._head_bytes > self._max_head_size else None
+
+    @property
+    def may_move(self) -> bool:
+        """Whether another process can go on parsing: the rest of what it needs to know is in `request`.
+
+        It is not within a head or a chunked body: llhttp does not tell how far it has got there.
+        """
+        request = self.request
+        if request is None:
+            return self.tail is None
+        return self.tail is None and request.head_complete and request.length != UNKNOWN
+
+    def restore(self, request: Request | None, body_bytes: int) -> None:
+        """Go on where the parser of another process has stopped.
+
+        Args:
+            request: The request that is being parsed: the rest of its body follows.
+            body_bytes: Bytes of body that have arrived on this socket.
+        """
+        self.body_bytes = body_bytes
+        self.request = request
+        if request is not None:  # as for an ignored upgrade, a head tells llhttp what follows
+            self._parser.feed_data(b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % self.body_left)
 
     def release(self) -> None:
         """Break the reference cycle of parser and callbacks, so that the memory is freed at once."""

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Mapping
 from email.utils import formatdate
 from enum import Enum
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from asgibus.interface_server.http.request import Request
 from asgibus.protocol.events import RESPONSE_START_TRAILERS, TRAILERS_END, Event
@@ -247,6 +248,34 @@ class ResponseWriter:
         """Whether the connection ends with this response."""
         self.status = 0
         """The status of the response; 0 until it begins."""
+
+    def export(self) -> dict[str, Any]:
+        """Return how far the response has got, as `restore` takes it."""
+        return {
+            "keep_alive": self._keep_alive,
+            "start": self._start,
+            "trailers_begun": self._trailers_begun,
+            "framing": None if self.framing is None else self.framing.name,
+            "remaining": self.remaining,
+            "close": self.close,
+            "status": self.status,
+        }
+
+    def restore(self, request: Request | None, state: Mapping[str, Any]) -> None:
+        """Go on with the response of another process.
+
+        Args:
+            request: The request that is answered, if there is one.
+            state: The result of `export` there.
+        """
+        self._request = request
+        self._keep_alive = state["keep_alive"]
+        self._start = state["start"]
+        self._trailers_begun = state["trailers_begun"]
+        self.framing = None if state["framing"] is None else Framing[state["framing"]]
+        self.remaining = state["remaining"]
+        self.close = state["close"]
+        self.status = state["status"]
 
     def begin(self, request: Request, *, keep_alive: bool) -> None:
         """Forget the last response, and prepare to answer a request.

@@ -75,14 +75,15 @@ class CompressionMarks(Extension):
     name = ExtensionName("permessage-deflate")
 
     def __init__(self) -> None:
-        self._in_message = False
+        self.in_message = False
+        """Whether further frames of a compressed message are to come."""
 
     def decode(self, frame: Frame, *, max_size: int | None = None) -> Frame:
         """Return a frame of a compressed message as a `CompressedFrame`, and any other frame as it is."""
         if frame.opcode in CTRL_OPCODES:
             return frame
-        compressed = self._in_message if frame.opcode is Opcode.CONT else frame.rsv1
-        self._in_message = compressed and not frame.fin
+        compressed = self.in_message if frame.opcode is Opcode.CONT else frame.rsv1
+        self.in_message = compressed and not frame.fin
         if not compressed:
             return frame
         rsv1 = frame.opcode is Opcode.CONT and frame.rsv1  # the bit belongs to the first frame alone

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from websockets.frames import CloseCode, Frame, Opcode
@@ -55,6 +55,7 @@ access = logging.getLogger("asgibus.access")
 SLICE: Final = 4 * 1024  # bytes that are parsed at once: some hundred of the smallest frames
 EARLY_BYTES: Final = PART  # that a client may send before it is accepted; then its socket is paused
 PONGS: Final = 16  # written for the pings of one slice: only the last one need be answered, RFC 6455 section 5.5.3
+LARGEST_HEADER: Final = 14  # bytes of the header of a client's frame: RFC 6455 section 5.2
 CLOSE_SECONDS = 10.0  # how long a client may take to answer the server's close frame
 
 _REASONS: dict[int, str] = {
@@ -89,6 +90,7 @@ class WebSocketProtocol(asyncio.Protocol):
         "_log_line",
         "_opened",
         "_parser",
+        "_partial_head",
         "_pinged",
         "_reading_bits",
         "_request",
@@ -119,6 +121,7 @@ class WebSocketProtocol(asyncio.Protocol):
         # Frames that are parsed, and wait for the window or for decompression. Meanwhile nothing pending is written.
         self._frames: Sequence[ParsedEvent] = ()
         self._unframed = 0  # bytes that the parser got behind its last whole frame; at most too many, never too few
+        self._partial_head = b""  # the first of the bytes behind its last whole frame, as far as they may be a header
         self._decoded_here = -1  # the largest message that is decoded without the parser; -1: none is
         self._fragments: bytearray | None = None  # no list: a client may send empty fragments without end
         self._text = False  # whether the message of the fragments is text
@@ -251,6 +254,7 @@ class WebSocketProtocol(asyncio.Protocol):
             parser.receive_data(data)
             self._unframed += len(data)
             frames = parser.events_received()
+            self._note_partial(data, frames)
         for index, frame in enumerate(frames):
             assert isinstance(frame, Frame)  # the handshake is not left to the parser, so there is nothing else
             if self._window_shut or not self._handle_frame(frame):
@@ -262,6 +266,15 @@ class WebSocketProtocol(asyncio.Protocol):
             self._end_for_error()
         if parser.writes:
             self._write_pending()
+
+    def _note_partial(self, data: bytes, frames: Sequence[ParsedEvent]) -> None:
+        """Note the beginning of a frame whose rest has not arrived, for another process: the parser keeps no header."""
+        left = self._unframed
+        for frame in frames:
+            if isinstance(frame, Frame):
+                left -= frame_size(len(frame.data))
+        head = data[len(data) - left :] if left <= len(data) else self._partial_head + data
+        self._partial_head = head[:LARGEST_HEADER]
 
     def _handle_frame(self, frame: Frame) -> bool:
         """Handle a frame. Return False if a part of it is left, to be decompressed in the next slice."""
@@ -461,6 +474,143 @@ class WebSocketProtocol(asyncio.Protocol):
         elif self._state is _OPEN:
             self._close(CloseCode.SERVICE_RESTART, "")
 
+    # The move to another process.
+
+    @property
+    def stays(self) -> bool:
+        """See `Movable`. The socket is about to be closed."""
+        return self._state is _CLOSING or self._transport.is_closing() or self._connection is None
+
+    @property
+    def may_move(self) -> bool:
+        """See `Movable`. A compressed message that has arrived in part is no state that can be exported."""
+        return (
+            self._state is not _CLOSING
+            and self._connection is not None
+            and self._inflation is None
+            and self._partial_is_known()
+            and not self.input.in_slice
+            and not self._transport.is_closing()
+            and not self._transport.get_write_buffer_size()
+        )
+
+    @property
+    def descriptor(self) -> int:
+        """See `Movable`."""
+        number: int = self._transport.get_extra_info("socket").fileno()
+        return number
+
+    def hold(self) -> None:
+        """See `Movable`."""
+        self.input.hold()
+
+    def export(self) -> dict[str, Any]:
+        """See `Movable`."""
+        now = self._server.now
+        connection, parser, request, writer = self._connection, self._parser, self._request, self._writer
+        assert connection is not None
+        return {
+            "kind": "websocket",
+            "request": None if request is None else request.export(),
+            "writer": None if writer is None else writer.export(),
+            "unread": self._unparsed() + bytes(self.input.unread),
+            "frames": [_export_frame(each) for each in self._frames if isinstance(each, Frame)],
+            "message_size": None if parser is None else parser.current_size,
+            "in_compressed": parser is not None and any(_in_message(each) for each in parser.extensions),
+            "writes": [] if parser is None else [bytes(each) for each in parser.writes],
+            "fragments": None if self._fragments is None else bytes(self._fragments),
+            "text": self._text,
+            "window_bits": self._window_bits,
+            "reading_bits": self._reading_bits,
+            "window_shut": self._window_shut,
+            "alive": self._alive,
+            "open_for": now - self._opened,
+            "pinged": now - self._pinged,
+            "left": self.deadline - now,
+            "log_line": self._log_line,
+            "connection": self._server.connections.export_connection(connection),
+        }
+
+    def _header_bytes(self, parser: Parser) -> int:
+        """Return how many bytes of a frame's header the parser has taken from its buffer."""
+        waiting = sum([frame_size(len(frame.data)) for frame in self._frames if isinstance(frame, Frame)])
+        return self._unframed - waiting - len(parser.reader.buffer)
+
+    def _unparsed(self) -> bytes:
+        """Return the bytes of a frame that the parser has in part."""
+        parser = self._parser
+        if parser is None:
+            return b""
+        return self._partial_head[: self._header_bytes(parser)] + bytes(parser.reader.buffer)
+
+    def _partial_is_known(self) -> bool:
+        """Return whether `_unparsed` is what the client has sent.
+
+        It is not if the client has sent a length in more bytes than necessary, against RFC 6455 section 5.2.
+        """
+        parser = self._parser
+        if parser is None or (header := self._header_bytes(parser)) == 0:
+            return True
+        if not 0 < header <= len(self._partial_head):
+            return False
+        trial = Parser(SERVER, max_size=None, logger=debug_log.logger)
+        trial.receive_data(self._unparsed())
+        return not trial.events and trial.parser_exc is None and trial.reader.buffer == parser.reader.buffer
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See `Movable`."""
+        server = self._server
+        now = server.now
+        self.input.hold()
+        self.input.unread = state["unread"]
+        if state["request"] is not None:
+            request = self._request = Request.restore(state["request"])
+            assert self._writer is not None
+            self._writer.restore(request, state["writer"])
+        else:
+            self._writer = None
+            parser = self._open_parser()
+            parser.current_size = state["message_size"]
+            parser.writes.extend(state["writes"])
+            if state["reading_bits"]:
+                marks = CompressionMarks()
+                marks.in_message = state["in_compressed"]
+                parser.extensions = [marks]
+            self._state = transition(WEBSOCKET_TABLE, self._state, WebSocketEvent.ACCEPT)
+        self._window_bits, self._reading_bits = state["window_bits"], state["reading_bits"]
+        self._frames = [_restore_frame(each) for each in state["frames"]]
+        self._unframed = sum([frame_size(len(frame[1])) for frame in state["frames"]])
+        fragments: bytes | None = state["fragments"]
+        self._fragments = None if fragments is None else bytearray(fragments)
+        self._text = state["text"]
+        self._window_shut = state["window_shut"]
+        self._alive = state["alive"]
+        self._opened = now - state["open_for"]
+        self._pinged = now - state["pinged"]
+        self.deadline = now + state["left"]
+        self._log_line = state["log_line"]
+        self._connection = server.connections.restore_connection(state["connection"], self)
+        self._transport.set_protocol(self)
+        server.register(self)
+
+    def moved(self) -> None:
+        """See `Movable`."""
+        self._connection = None
+        self._log_line = ""
+        self.input.unread, self._frames = b"", ()
+        self._server.forget(self)
+        self._transport.abort()
+
+    def go_on(self) -> None:
+        """See `Movable`."""
+        self.slices_read()
+        self.input.release()
+        self._scheduler.read(self)
+
+    def refuse_move(self) -> None:
+        """See `Movable`."""
+        self.shut_down()
+
     # The handshake.
 
     def _accept(self, subprotocol: str | None, headers: bytes) -> None:
@@ -473,17 +623,23 @@ class WebSocketProtocol(asyncio.Protocol):
             switching_protocols(request, subprotocol, headers, self._server.standard_headers, extensions)
         )
         self._log_handshake(101)
-        self._parser = Parser(SERVER, max_size=settings.websocket_max_message_size, logger=debug_log.logger)
-        if not self._parser.debug:  # else the parser logs each frame
-            self._decoded_here = min(SLICE, settings.websocket_max_message_size)
+        parser = self._open_parser()
         if agreed:
-            self._parser.extensions = [CompressionMarks()]
+            parser.extensions = [CompressionMarks()]
             self._window_bits, self._reading_bits = agreed.window_bits, agreed.reading_bits
         self._state = transition(WEBSOCKET_TABLE, self._state, WebSocketEvent.ACCEPT)
         self._opened = self._pinged = now = self._server.now
         self.deadline = now + min(settings.ping_interval, settings.websocket_timeout)
         self._request = self._writer = None
         self.resume()
+
+    def _open_parser(self) -> Parser:
+        """Make the parser of an open WebSocket."""
+        largest = self._server.settings.websocket_max_message_size
+        parser = self._parser = Parser(SERVER, max_size=largest, logger=debug_log.logger)
+        if not parser.debug:  # else the parser logs each frame
+            self._decoded_here = min(SLICE, largest)
+        return parser
 
     def _reject(self, error: ErrorResponse) -> None:
         """Answer the handshake with an error. If the app has begun a response, break it off."""
@@ -585,3 +741,17 @@ class WebSocketProtocol(asyncio.Protocol):
     def _check_stall(self, now: float) -> bool:
         self._guard = self._guard or SlowClientGuard()  # few sockets ever need one
         return self._guard.check_stall(now, unread_bytes(self._transport))
+
+
+def _in_message(extension: object) -> bool:
+    return isinstance(extension, CompressionMarks) and extension.in_message
+
+
+def _export_frame(frame: Frame) -> tuple[Any, ...]:
+    bits = frame.fin, frame.rsv1, frame.rsv2, frame.rsv3
+    return int(frame.opcode), bytes(frame.data), *bits, isinstance(frame, CompressedFrame)
+
+
+def _restore_frame(values: Sequence[Any]) -> Frame:
+    opcode, data, *bits, compressed = values
+    return (CompressedFrame if compressed else Frame)(Opcode(opcode), data, *bits)

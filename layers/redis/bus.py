@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from asgibus.layers.codec import unpack, unpack_message
@@ -62,6 +62,16 @@ class LocalReceiver(Protocol):
     def join(self, part: str) -> None: ...
 
 
+class _Delayed(NamedTuple):
+    """A delayed message for reply channels."""
+
+    parts: Sequence[str]
+    message: bytes
+    capacity: int
+    due: float
+    """When it is delivered, by the event loop's clock."""
+
+
 class RedisBus(Bus):
     """The bus of one mailbox: see `Bus`. Call `open` before use and `close` at the end."""
 
@@ -94,8 +104,10 @@ class RedisBus(Bus):
         settings = client.settings
         self._deduplicator = Deduplicator()
         self._wait = settings.wait
+        self._is_mine = True  # whether mailbox and lease are given back at the end
+        self._frozen: list[tuple[Sequence[str], bytes, float, int]] = []  # delayed messages whose timers are stopped
 
-        self._timers: set[asyncio.TimerHandle] = set()  # of delayed messages for reply channels
+        self._timers: dict[asyncio.TimerHandle, _Delayed] = {}  # of delayed messages for reply channels
         self._delayed: Counter[str] = Counter()  # how many of them each channel has
         self._membership_tasks: set[asyncio.Task[None]] = set()
         self._assignments = Assignments(client, mailbox, round(SILENT_SECONDS * 1000))
@@ -146,6 +158,20 @@ class RedisBus(Bus):
         await self._reader.open()
         self._heartbeat.start()
 
+    async def open_frozen(self, identity: Mapping[str, Any]) -> None:
+        """Prepare to go on under the identity of another process, from `thaw` on. Raises LayerUnavailable.
+
+        Args:
+            identity: The result of `freeze` there.
+        """
+        self._is_mine = False
+        await self._releases.check(call_until())
+        await self._memberships.restore(identity["groups"])
+        self._deduplicator.restore(identity["sources"])
+        self._frozen = [(parts, message, left, capacity) for parts, message, left, capacity in identity["delayed"]]
+        await self._reader.open_at(identity["cursor"])
+        self._heartbeat.restore(identity["lease"])
+
     async def close(self) -> None:
         """Remove the mailbox, the lease and the memberships, and requeue what was claimed and not handled."""
         await self._heartbeat.close()
@@ -158,10 +184,51 @@ class RedisBus(Bus):
         await self._pipeline.drain()
         await self._consumer.close()
         await self._acking_consumer.close()
+        if not self._is_mine:
+            return
         self._memberships.close()
         self._releases.withdraw()
         self._heartbeat.leave()
         await self._pipeline.drain()
+
+    # The move to another process.
+
+    async def freeze(self) -> dict[str, Any] | None:
+        await self._reader.stop()
+        now = self._loop.time()
+        for timer, delayed in self._timers.items():
+            timer.cancel()
+            self._frozen.append((delayed.parts, delayed.message, delayed.due - now, delayed.capacity))
+        self._timers.clear()
+        self._delayed.clear()
+        await self._pipeline.posted(call_until())
+        return {
+            "mailbox": self.mailbox,
+            "cursor": self._reader.cursor,
+            "groups": self._memberships.export(),
+            "sources": self._deduplicator.export(),
+            "delayed": self._frozen,
+            "lease": self._heartbeat.export(),
+        }
+
+    def thaw(self) -> None:
+        frozen, self._frozen = self._frozen, []
+        for parts, message, left, capacity in frozen:
+            self._delay(parts, message, max(0.0, left), capacity)
+        self._reader.start()
+        if not self._is_mine:
+            self._is_mine = True
+            self._releases.publish()
+            self._heartbeat.start()
+
+    def give_away(self) -> None:
+        self._is_mine = False
+
+    def export_offer(self, offer: Offer) -> dict[str, Any] | None:
+        return self._producer.export(offer)
+
+    def restore_offer(self, values: Mapping[str, Any]) -> Offer:
+        return self._producer.restore(values)
 
     def _batch(self, sender: str, frames: Sequence[Frame], sent: float) -> None:
         if sender:
@@ -204,12 +271,12 @@ class RedisBus(Bus):
         self._delayed.update(kept)
 
         def deliver() -> None:
-            self._timers.discard(timer)
+            del self._timers[timer]
             self._delayed -= Counter(kept)  # which removes channels without any
             self._handler.batch("", [(MESSAGE, part, unpack(message)) for part in kept])
 
         timer = self._loop.call_later(seconds, deliver)
-        self._timers.add(timer)
+        self._timers[timer] = _Delayed(kept, message, capacity, self._loop.time() + seconds)
 
     async def add_channel(self, group: str, channel: str) -> None:
         """Add a channel of this mailbox to a group, also again if the store loses that. Raises LayerUnavailable."""

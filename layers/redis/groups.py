@@ -346,6 +346,21 @@ class Memberships:
                 if not self._home.outage.available:
                     raise
 
+    def export(self) -> dict[str, float]:
+        """Return the groups of the mailbox, and in how many seconds each membership is to be renewed."""
+        now = asyncio.get_running_loop().time()
+        return {group: due - now for at in self._at.values() for group, due in at.due.items()}
+
+    async def restore(self, groups: Mapping[str, float]) -> None:
+        """Renew memberships that another process has begun. Raises LayerUnavailable.
+
+        Args:
+            groups: The result of `export` there.
+        """
+        now = asyncio.get_running_loop().time()
+        for group, left in groups.items():
+            (await self._at_store_of(group)).due[group] = now + left
+
     async def drop_other_types(self) -> None:
         """Remove keys of memberships that have another type. Raises LayerUnavailable."""
         for at in list(self._at.values()):

@@ -153,6 +153,28 @@ class Heartbeat:
         beat, _, _, _ = await self._renew(until)
         await self._reaper.reap(beat, self.now, log=False)
 
+    def export(self) -> dict[str, Any]:
+        """Return what the process has learned from its heartbeats, as `restore` takes it."""
+        return {
+            "run_id": self._run_id,
+            "epoch": self._epoch,
+            "peers": self._reaper.peers.export(),
+            "deaths": self._store.deaths,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Keep the lease and the mailbox of another process, instead of `open`: the first heartbeat comes at once.
+
+        Args:
+            state: The result of `export` there.
+        """
+        self._run_id = state["run_id"]
+        self._epoch = state["epoch"]
+        self._renewed_at = self._loop.time()
+        self._reaper.peers.restore(state["peers"])
+        self._store.deaths.update(state["deaths"])
+        self._due.set()
+
     def start(self) -> None:
         """Renew the lease in the background until `close`."""
         self._pipeline.on_up.add(self._due.set)

@@ -289,12 +289,25 @@ class RedisChannelLayer(ChannelLayer):
         live = client.entries.valid_names(key, (each for each in members if each.endswith(b"!")))
         await declare_dead(client, mailbox, live)
 
+    async def connect(self) -> None:
+        await self._shards.home.client()
+
     @asynccontextmanager
     async def bus(self, role: str, handler: Handler) -> AsyncIterator[Bus]:
         home = self._shards.home
         bus = RedisBus(await home.client(), self._shards, self._shards.new_mailbox(role, home), handler)
         try:
             await bus.open()
+            yield bus
+        finally:
+            await bus.close()
+
+    @asynccontextmanager
+    async def moved_bus(self, identity: Mapping[str, Any], handler: Handler) -> AsyncIterator[Bus]:
+        mailbox = require_channel(identity["mailbox"])
+        bus = RedisBus(await self._shards.home.client(), self._shards, mailbox, handler)
+        try:
+            await bus.open_frozen(identity)
             yield bus
         finally:
             await bus.close()

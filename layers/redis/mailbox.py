@@ -83,6 +83,7 @@ class MailboxReader:
         self._connection: RedisConnection | None = None
         self._cursor = BEGINNING
         self._reading = False
+        self._held = False  # nothing is read now
         self._begun = asyncio.Event()  # set once this connection reads, with a valid cursor
         self._stale = False  # the current read is of a stream that does not exist any more
         self._ended: asyncio.Future[None] | None = None  # done when a stale read has ended
@@ -96,6 +97,34 @@ class MailboxReader:
     async def close(self) -> None:
         """Stop reading."""
         await self._link.close()
+
+    @property
+    def cursor(self) -> bytes:
+        """The id of the last entry that was handled."""
+        return self._cursor
+
+    async def open_at(self, cursor: bytes) -> None:
+        """Connect, to read behind that entry from the call of `start` on. Raises LayerUnavailable."""
+        self._cursor = cursor
+        self._held = True
+        await self._link.open()
+
+    async def stop(self) -> None:
+        """Stop reading until `start`."""
+        self._held = True
+        await self._link.close()
+        self._connection = None
+        self._reading = False
+
+    def start(self) -> None:
+        """Read, after `open_at` or `stop`."""
+        if not self._held:
+            return
+        self._held = False
+        if self._link.connection is not None:
+            self._on_up(self._link.connection)
+        else:
+            self._link.start()
 
     async def restart(self, unblock: Callable[[int], Awaitable[object]]) -> None:
         """Read from the beginning, since the stream has vanished. Await this before the stream is created again.
@@ -130,6 +159,8 @@ class MailboxReader:
         self._link.drop_unless(run_id)
 
     def _on_up(self, connection: RedisConnection) -> None:
+        if self._held:
+            return
         self._connection = connection
         self._reading = self._stale = False
         self._begun.clear()

@@ -207,6 +207,19 @@ class Deduplicator:
         """Return the number of sources that are remembered."""
         return len(self._sources)
 
+    def export(self) -> list[tuple[str, float, int, bytes]]:
+        """Return the sources and their numbers, as `restore` takes them."""
+        return [
+            (name, source.last_at, source.highest, source.numbers.tobytes()) for name, source in self._sources.items()
+        ]
+
+    def restore(self, sources: Iterable[tuple[str, float, int, bytes]]) -> None:
+        """Remember what the reader of the mailbox in another process has had: the result of `export` there."""
+        for name, last_at, highest, numbers in sources:
+            source = self._sources[name] = _Source()
+            source.last_at, source.highest = last_at, highest
+            source.numbers.frombytes(numbers)
+
     def check(self, frames: Sequence[Frame], at: float) -> tuple[Sequence[Frame], bool]:
         """Check the number of an entry.
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.leases import Beat
 from asgibus.layers.names import claimant_channel
 from asgibus.layers.offers import AffinityKey, Claim, Offer
@@ -157,6 +158,38 @@ class Producer:
             state.settled = False
             self._in_doubt[offer] = on_lost
             self._check_soon()
+
+    def export(self, offer: Offer) -> dict[str, Any] | None:
+        """Return what another process needs to withdraw or repeat an offer: see `Bus.export_offer`."""
+        state: _Entry | None = offer.state
+        if state is None:
+            return None
+        if not state.key:
+            raise LayerUnavailable("the reply to an offer by key was lost")
+        return {
+            "claimant": offer.claimant,
+            "channel": offer.channel,
+            "once": offer.once,
+            "size": offer.size,
+            "key": state.key,
+            "payload": state.payload,
+            "since": state.since,
+            "id": state.id,
+            "settled": state.settled,
+            "current": state.generation == self._generation,
+        }
+
+    def restore(self, values: Mapping[str, Any]) -> Offer:
+        """Return an offer of another process: see `Bus.restore_offer`."""
+        state = _Entry(values["key"], values["payload"], values["since"])
+        state.generation = self._generation if values["current"] else self._generation - 1
+        state.id, state.settled = values["id"], values["settled"]
+        offer = Offer(values["channel"], values["once"], state=state, size=values["size"])
+        offer.claimant = values["claimant"]
+        if not state.settled:
+            self._in_doubt[offer] = None
+            self._check_soon()
+        return offer
 
     def data_may_be_lost(self) -> None:
         """Note that this process's mailbox may have lost posts; to be called before the mailbox is made again."""

@@ -1,0 +1,203 @@
+"""The move of an interface server to its successor: what passes between the two processes, and in which order.
+
+The process that serves, and its successor, are connected by a socket. The messages, in their order:
+
+| message | from | meaning |
+|---|---|---|
+| `OFFER` | the old process | it is going to move, in this version |
+| `PREPARED` | the successor | it has started, and can read that version |
+| `SOCKETS` | the old process | it has stopped: some of its open sockets, with their states |
+| `STATE` | the old process | its identity, its listening socket, and the connections that have lost their clients |
+| `END` | the old process | there are no more |
+| `READY` | the successor | it could go on |
+| `GO` | the old process | go on |
+| `TAKEN` | the successor | it goes on |
+
+`REFUSED`, with a reason, may come from the successor instead. Until `TAKEN` the old process can go on itself, because
+the successor neither reads a socket nor writes to the bus before. Afterwards the old process lets go.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import anyio
+
+from asgibus.interface_server.terminator import Holder
+from asgibus.layers.codec import pack, unpack
+
+VERSION = 1
+"""To be increased with a change that a process of the last version would misread. New members of dicts are none."""
+
+OFFER, PREPARED, STATE, SOCKETS, END, READY, GO, TAKEN, REFUSED = (
+    *("offer", "prepared", "state", "sockets", "end", "ready", "go", "taken", "refused"),
+)
+
+DESCRIPTORS = 200  # in one message: Linux takes 253 at most
+READ_BYTES = 1024 * 1024
+LARGEST = 1024 * 1024 * 1024  # bytes of a message; a longer one is no message
+_LENGTH = struct.Struct("!I")
+_CLOSE_ON_EXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # macOS has none
+
+
+class MoveError(Exception):
+    """The move has failed; the text says why. The old process goes on."""
+
+
+class Movable(Holder, Protocol):
+    """A holder whose socket can move to another process."""
+
+    @property
+    def stays(self) -> bool:
+        """Return whether the socket is about to be closed, and needs the bus no more."""
+
+    @property
+    def may_move(self) -> bool:
+        """Return whether the state can be exported now: nothing has arrived in part, and all is written."""
+
+    @property
+    def descriptor(self) -> int:
+        """Return the file descriptor of the socket."""
+
+    def hold(self) -> None:
+        """Stop reading the socket until `go_on`."""
+
+    def export(self) -> dict[str, Any]:
+        """Return the state, of types that msgpack knows. To be called if `may_move`, and the socket is held."""
+
+    def moved(self) -> None:
+        """Let the socket go without a word to the client or the app: another process has it."""
+
+    def go_on(self) -> None:
+        """Read the socket, in the process that has it now."""
+
+    def refuse_move(self) -> None:
+        """Close the socket, because its state cannot be exported."""
+
+
+class Message(NamedTuple):
+    """A message of the move."""
+
+    kind: str
+    body: Mapping[str, Any]
+    descriptors: Sequence[int] = ()
+
+
+def encode(kind: str, body: Mapping[str, Any], descriptors: int) -> bytes:
+    """Return a message as bytes.
+
+    Args:
+        kind: The kind.
+        body: The content, of types that msgpack knows.
+        descriptors: How many file descriptors are sent with the first byte.
+    """
+    packed = pack((kind, descriptors, body))
+    return _LENGTH.pack(len(packed)) + packed
+
+
+class Decoder:
+    """Reads messages from bytes and descriptors, as they arrive."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._descriptors: deque[int] = deque()
+
+    def feed(self, data: bytes, descriptors: Sequence[int]) -> None:
+        """Add what has arrived."""
+        self._data += data
+        self._descriptors.extend(descriptors)
+
+    def next(self) -> Message | None:
+        """Return the next message; None until it is complete.
+
+        Raises:
+            MoveError: The bytes are not a message.
+        """
+        data = self._data
+        if len(data) < _LENGTH.size:
+            return None
+        (length,) = _LENGTH.unpack_from(data)
+        end = _LENGTH.size + length
+        if length > LARGEST:
+            raise MoveError("the other process sends something else than messages")
+        if len(data) < end:
+            return None
+        try:
+            kind, count, body = unpack(bytes(data[_LENGTH.size : end]))
+        except (ValueError, TypeError) as error:
+            raise MoveError(f"a message of the other process cannot be read: {error}") from error
+        del data[:end]
+        if not isinstance(body, dict) or not isinstance(count, int) or count > len(self._descriptors):
+            raise MoveError("a message of the other process cannot be read, or lacks its sockets")
+        return Message(str(kind), body, [self._descriptors.popleft() for _ in range(count)])
+
+
+class MoveChannel:
+    """One end of the connection between a process and its successor."""
+
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        self._end = end
+        self._decoder = Decoder()
+
+    def close(self) -> None:
+        """Close this end, by which the other process learns that this one has given up, or has finished."""
+        self._end.close()
+
+    async def send(self, kind: str, body: Mapping[str, Any] | None = None, descriptors: Sequence[int] = ()) -> None:
+        """Send a message.
+
+        Args:
+            kind: The kind.
+            body: The content; none by default.
+            descriptors: File descriptors to send along, at most `DESCRIPTORS`.
+
+        Raises:
+            MoveError: The other process has ended, or the system refuses to pass the descriptors.
+        """
+        rest = memoryview(encode(kind, body or {}, len(descriptors)))
+        first = list(descriptors)
+        while rest:
+            try:
+                sent = socket.send_fds(self._end, [rest], first) if first else self._end.send(rest)
+            except BlockingIOError:
+                await anyio.wait_writable(self._end)
+            except OSError as error:
+                raise MoveError(f"the other process does not listen: {error.strerror or error}") from error
+            else:
+                first = []
+                rest = rest[sent:]
+
+    async def receive(self, kind: str) -> Message:
+        """Wait for the next message, which has to be of this kind.
+
+        Raises:
+            MoveError: The other process has ended, has refused, or has sent something else.
+        """
+        message = await self.receive_any()
+        if message.kind == REFUSED:
+            raise MoveError(str(message.body.get("reason", "the other process has refused")))
+        if message.kind != kind:
+            raise MoveError(f"the other process sent {message.kind!r} in the place of {kind!r}")
+        return message
+
+    async def receive_any(self) -> Message:
+        """Wait for the next message. Raises MoveError if there is none, or it cannot be read."""
+        while (message := self._decoder.next()) is None:
+            try:
+                data, descriptors, flags, _ = socket.recv_fds(self._end, READ_BYTES, DESCRIPTORS, _CLOSE_ON_EXEC)
+            except BlockingIOError:
+                await anyio.wait_readable(self._end)
+                continue
+            except OSError as error:
+                raise MoveError(f"the other process is gone: {error.strerror or error}") from error
+            if flags & socket.MSG_CTRUNC:
+                raise MoveError("this process may not open so many sockets: raise its limit of open files")
+            if not data:
+                raise MoveError("the other process has ended")
+            self._decoder.feed(data, descriptors)
+        return message
