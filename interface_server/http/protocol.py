@@ -627,7 +627,7 @@ class HttpProtocol(asyncio.Protocol):
         origin = state["origin"]
         self._origin = None if origin is None else Origin(*origin)
         self._attach(transport)
-        self.input.hold()
+        self.input.held = True  # the transport is paused
         self.input.unread = state["unread"]
         self._state = SocketState[state["state"]]
         requests = [Request.restore(each) for each in state["requests"]]

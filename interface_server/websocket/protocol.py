@@ -561,7 +561,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """See `Movable`."""
         server = self._server
         now = server.now
-        self.input.hold()
+        self.input.held = True  # the transport is paused
         self.input.unread = state["unread"]
         if state["request"] is not None:
             request = self._request = Request.restore(state["request"])

@@ -6,7 +6,7 @@ from typing import Any, cast
 from asgibus.interface_server.connections.registry import ConnectionRegistry
 from asgibus.interface_server.http.request import Request
 from asgibus.interface_server.settings import InterfaceSettings
-from asgibus.layers.codec import pack
+from asgibus.layers.codec import pack, unpack
 from asgibus.layers.contract import Bus
 from asgibus.layers.frames import CLAIMED, DEAD, EVENT, EVENT_OFFSET
 from asgibus.layers.offers import Offer
@@ -48,6 +48,14 @@ class RecordingBus:
     def withdraw(self, offer: Offer) -> bool:
         self.withdrawn.append(offer)
         return self.in_sight
+
+    def export_offer(self, offer: Offer) -> Any:
+        return {"channel": offer.channel, "once": offer.once, "size": offer.size, "state": pack(offer.state)}
+
+    def restore_offer(self, values: Any) -> Offer:
+        state = ConnectRequest._make(unpack(values["state"]))
+        self.offered.append(Offer(values["channel"], values["once"], state, values["size"]))
+        return self.offered[-1]
 
     async def join_group(self, group: str) -> None:
         self.groups.append(group)
