@@ -28,7 +28,7 @@ from asgibus.layers.redis.assignments import Assignments
 from asgibus.layers.redis.client import RedisError, ignore_reply
 from asgibus.layers.redis.groups import Memberships
 from asgibus.layers.redis.heartbeat import SILENT_SECONDS, Heartbeat, lease_times
-from asgibus.layers.redis.mailbox import MailboxReader
+from asgibus.layers.redis.mailbox import FindBorrower, MailboxReader
 from asgibus.layers.redis.pipeline import call_until
 from asgibus.layers.redis.redelivery import Deduplicator
 from asgibus.layers.redis.releases import Releases
@@ -82,6 +82,7 @@ class RedisBus(Bus):
         mailbox: str,
         handler: Handler,
         local_receiver: LocalReceiver | None = None,
+        find_borrower: FindBorrower | None = None,
     ) -> None:
         """Prepare the bus.
 
@@ -92,6 +93,7 @@ class RedisBus(Bus):
             handler: Handles the frames in the mailbox.
             local_receiver: Receives messages to channels of this mailbox, if they are process-local channels. Without
                 one, they are reply channels, and their messages go to the handler.
+            find_borrower: Returns who is to read the mailbox on: see `MailboxReader`.
         """
         self.mailbox = mailbox
         self._local_receiver = local_receiver
@@ -128,6 +130,7 @@ class RedisBus(Bus):
             self._batch,
             self._found_wrong_type,
             lambda asked: self._deduplicator.forget_before(asked - time.monotonic() + self.time()),
+            find_borrower,
         )
         self._releases = Releases(client, mailbox)
         self._producer = Producer(client, mailbox, self._assignments, self._time_ms)

@@ -109,7 +109,7 @@ class _Channel:
 class Inbox(Handler):
     """The messages of one mailbox's channels, until `receive` takes them. Call `on_bus` before use.
 
-    `receive`, `join` and `statistics` may be called in any event loop, the other methods in that of the bus.
+    `receive`, `join`, `statistics` and `deliver` may be called in any event loop, the other methods in that of the bus.
     """
 
     _store: InboxStore
@@ -132,7 +132,8 @@ class Inbox(Handler):
         self._publishes = False  # whether a publication is scheduled
         self._later: dict[asyncio.TimerHandle, list[_Channel]] = {}
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
-        self._woken: list[_Reader] = []  # readers that have a message and are not woken yet
+        self._woken: list[_Reader] = []  # readers that have a message of the bus and are not woken yet
+        self._sweeps = False  # whether a sweep is scheduled
         self.closed = False
         """Whether the layer was closed."""
 
@@ -203,6 +204,8 @@ class Inbox(Handler):
     def deliver(self, parts: Iterable[str], message: bytes, sent: float, delay: float, capacity: int) -> None:
         """Hand a message to readers of these channels, or keep it until they come. Full channels miss it.
 
+        It may be called in any event loop if there is no delay.
+
         Args:
             parts: The local parts of the channels.
             message: The packed message.
@@ -216,10 +219,10 @@ class Inbox(Handler):
         if arrived[0] <= now:
             return
         later: list[_Channel] = []
+        woken: list[_Reader] = []
         waits = delay > 0 and sent + delay > now
         count = full = 0
         publish = False
-        scheduled = bool(self._woken)
         with self._lock:
             for part in parts:
                 count += 1
@@ -229,7 +232,7 @@ class Inbox(Handler):
                     channel.arrived += 1
                     reader = channel.waiting.popleft()
                     reader.arrived = arrived
-                    self._woken.append(reader)
+                    woken.append(reader)
                     continue
                 channel.capacity = capacity
                 if channel.is_full:
@@ -252,43 +255,71 @@ class Inbox(Handler):
                 sent + delay - now, lambda: self._deliver_delayed(timer, arrived)
             )
             self._later[timer] = later
-        self._after_adding(scheduled)
+        self._after_adding(woken)
         if full:
             publish = publish or time.monotonic() - self._published_at > REPUBLISH_SECONDS
             self._over_capacity.missed(f"mailbox {self.mailbox}", full, count)
         if publish:
-            self._publish()
+            self._call(self._publish)
 
     def _deliver_delayed(self, timer: asyncio.TimerHandle, arrived: _Arrived) -> None:
-        scheduled = bool(self._woken)
+        woken: list[_Reader] = []
         with self._lock:
             for channel in self._later.pop(timer):
                 channel.delayed -= 1
-                self._add(channel, arrived)
+                if channel.waiting:
+                    reader = channel.waiting.popleft()
+                    reader.arrived = arrived
+                    woken.append(reader)
+                else:
+                    channel.messages.append(arrived)
                 if not channel.is_full and channel.part in self._full:
                     self._note_room(channel)
-        self._after_adding(scheduled)
+        self._after_adding(woken)
 
-    def _add(self, channel: _Channel, arrived: _Arrived) -> None:
-        """Give a message to a reader that waits, or keep it. Called with the lock."""
-        if channel.waiting:
-            reader = channel.waiting.popleft()
-            reader.arrived = arrived
-            self._woken.append(reader)
+    def _after_adding(self, woken: list[_Reader]) -> None:
+        """Wake these readers, which have a message, and have messages dropped when they have expired."""
+        if woken:
+            if asyncio.get_running_loop() is not self._loop:
+                self._wake(woken)
+            elif self._woken:
+                self._woken += woken
+            else:  # after the other entries of this read, and the next read: it wakes another thread
+                self._woken = woken
+                self._loop.call_soon(self._wake_all)
+        if not self._sweeps:
+            self._sweeps = True
+            self._call(self._schedule_sweep)
+
+    def _schedule_sweep(self) -> None:
+        self._call_later(self._expiry + SWEEP_SECONDS, self._sweep)
+
+    def _call(self, method: Callable[[], None]) -> None:
+        """Call a method in the event loop of the bus."""
+        if asyncio.get_running_loop() is self._loop:
+            method()
         else:
-            channel.messages.append(arrived)
-
-    def _after_adding(self, scheduled: bool) -> None:
-        if self._woken and not scheduled:  # after the other entries of this read, and the next read
-            self._loop.call_soon(self._wake_all)
-        if self._sweep not in self._timers:
-            self._call_later(self._expiry + SWEEP_SECONDS, self._sweep)
+            self._loop.call_soon_threadsafe(method)
 
     def _wake_all(self) -> None:
-        """Wake the readers that have a message, with one call for each event loop."""
         woken, self._woken = self._woken, []
-        for reader in _wake(woken):
-            self._give_up(reader)
+        self._wake(woken)
+
+    def _wake(self, readers: Sequence[_Reader]) -> None:
+        """End the waits of readers, with one call for each other event loop."""
+        running = asyncio.get_running_loop()
+        others: dict[asyncio.AbstractEventLoop, list[_Reader]] = {}
+        for reader in readers:
+            if reader.loop is not running:
+                others.setdefault(reader.loop, []).append(reader)
+            elif not reader.done.done():
+                reader.done.set_result(None)
+        for loop, each in others.items():
+            try:
+                loop.call_soon_threadsafe(_end_waits, each)
+            except RuntimeError:  # the event loop was closed while they waited
+                for reader in each:
+                    self._give_up(reader)
 
     def _give_up(self, reader: _Reader) -> None:
         """Remove a reader that was cancelled; a message that it has already is for the next reader."""
@@ -307,8 +338,7 @@ class Inbox(Handler):
             else:  # the message is older than all others here
                 channel.messages.appendleft(arrived)
                 return
-        for unreachable in _wake([other]):
-            self._give_up(unreachable)
+        self._wake([other])
 
     # The set of full channels.
 
@@ -353,7 +383,7 @@ class Inbox(Handler):
             for channel in self._channels.values():
                 channel.waiting.clear()
         self._wake_all()
-        _wake(waiting)
+        self._wake(waiting)
         for timer in (*self._later, *self._timers.values()):
             timer.cancel()
 
@@ -396,6 +426,7 @@ class Inbox(Handler):
                     next_end = min(next_end, channel.messages[0][0])
                 if part in self._full:
                     self._note_room(channel)
+            self._sweeps = next_end < math.inf
         if next_end < math.inf:
             self._call_later(next_end - now + SWEEP_SECONDS, self._sweep)
 
@@ -413,20 +444,6 @@ class Inbox(Handler):
         for frame in frames:
             if frame[0] != DEAD:
                 logger.error("mailbox %s: a frame of kind %r was dropped", self.mailbox, frame[0])
-
-
-def _wake(readers: Iterable[_Reader]) -> list[_Reader]:
-    """End the waits of readers, each in its event loop. Return those whose loops were closed while they waited."""
-    loops: dict[asyncio.AbstractEventLoop, list[_Reader]] = {}
-    for reader in readers:
-        loops.setdefault(reader.loop, []).append(reader)
-    unreachable: list[_Reader] = []
-    for loop, each in loops.items():
-        try:
-            loop.call_soon_threadsafe(_end_waits, each)
-        except RuntimeError:
-            unreachable += each
-    return unreachable
 
 
 def _end_waits(readers: Iterable[_Reader]) -> None:

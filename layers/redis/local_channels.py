@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.names import channels_mailbox, require_channel
 from asgibus.layers.over_capacity import OverCapacity
+from asgibus.layers.redis.borrower import Borrowers
 from asgibus.layers.redis.bus import RedisBus
 from asgibus.layers.redis.inbox import Inbox
 from asgibus.layers.redis.store import Shard, Shards, StoreClient
@@ -34,7 +35,7 @@ Close = Callable[[], Coroutine[Any, Any, None]]
 # connections of its own, which is quicker than a call into another thread.
 YOUNG_SECONDS = 1.0
 STOP_SECONDS = 5.0  # for the thread to end
-GOODBYE_SECONDS = 1.0  # for the lease to be given back when the interpreter ends without a `close`
+LEAVE_SECONDS = 1.0  # for the lease to be given back when the interpreter ends without a `close`
 
 
 class BackgroundLoop:
@@ -166,7 +167,7 @@ class _Thread(threading.Thread):
     def end_and_wait(self) -> None:
         """End the thread because its layer is gone, or the interpreter ends."""
         if self.is_alive():
-            self.stop(GOODBYE_SECONDS)
+            self.stop(LEAVE_SECONDS)
             if self is not threading.current_thread():  # any thread may collect garbage
                 self.join(STOP_SECONDS)
 
@@ -192,7 +193,7 @@ class LocalChannels:
         self._inbox: Inbox | None = None
         self._bus: RedisBus | None = None
         self._client: StoreClient | None = None  # of the bus
-        self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None  # that used them last
+        self._borrowers = Borrowers()
         _all.add(self)
 
     @property
@@ -211,9 +212,7 @@ class LocalChannels:
         inbox = self._inbox
         if inbox is None or inbox.closed:
             return None
-        loop = asyncio.get_running_loop()
-        if self._loop is None or self._loop() is not loop:
-            self._loop = weakref.ref(loop)
+        if self._borrowers.note(asyncio.get_running_loop()):
             self._background_loop.hold()
         return inbox
 
@@ -279,7 +278,8 @@ class LocalChannels:
 
     async def _open_bus(self, client: StoreClient) -> None:
         inbox = Inbox(client.settings.expiry, self._over_capacity)
-        bus = RedisBus(client, self._shards, self._mailbox, inbox, inbox)
+        find_borrower = partial(self._borrowers.find, self._shards.shard_for(self._mailbox), self._mailbox)
+        bus = RedisBus(client, self._shards, self._mailbox, inbox, inbox, find_borrower)
         inbox.on_bus(bus)
 
         async def close() -> None:
@@ -305,7 +305,8 @@ class LocalChannels:
             shard.forget()
         self._lock = threading.Lock()
         self._process = self._mailbox = ""
-        self._inbox = self._bus = self._client = self._loop = None
+        self._borrowers = Borrowers()
+        self._inbox = self._bus = self._client = None
 
 
 _all: weakref.WeakSet[LocalChannels] = weakref.WeakSet()

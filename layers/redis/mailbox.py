@@ -4,6 +4,8 @@ A mailbox is a stream, read with a cursor and trimmed by its reader. The cursor 
 connection loses nothing: the next one reads on. If the stream ends before the cursor, since a replica has taken over
 that lacks entries which were read here, the reader continues from that end. An entry that is damaged, or makes its
 handler fail, is counted, logged and skipped.
+
+The reader may lend the cursor to another event loop: see `borrower`.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from contextlib import suppress
+from typing import Any, Final, Protocol
 
 from asgibus.layers.contract import Frame
 from asgibus.layers.errors import LayerUnavailable
@@ -21,6 +25,7 @@ from asgibus.layers.frames import FIRST_PROTOCOL_KIND, LOCAL_MESSAGES
 from asgibus.layers.names import has_channels
 from asgibus.layers.redis.client import (
     BLOCK_SECONDS,
+    OnReply,
     ReconnectingConnection,
     RedisConnection,
     RedisError,
@@ -47,8 +52,20 @@ REFUSE_SECONDS = 0.01
 MAILBOX_BYTES = 64 * 1024 * 1024  # that may wait for a living process: more would be taken from all others
 KNOWN_MAILBOXES = 1024  # whose states a sender keeps
 
+LOAN_SECONDS = 0.1  # between two looks at whether a borrower still reads; longer than its reads wait
+
 OnBatch = Callable[[str, Sequence[Frame], float], None]
 Send = Callable[[str, Frame, float], Awaitable[bool]]
+
+
+class Borrower(Protocol):
+    """Reads a mailbox in another event loop, as long as it has the cursor: see `borrower.Borrower`."""
+
+    def begin(self, reader: MailboxReader) -> bool:
+        """Begin to read. Return False if that event loop has ended. Called in the event loop of `reader`."""
+
+
+FindBorrower = Callable[[str], Borrower | None]
 
 
 class MailboxReader:
@@ -61,6 +78,7 @@ class MailboxReader:
         on_batch: OnBatch,
         on_wrong_type: Callable[[], None],
         on_idle: Callable[[float], None],
+        find_borrower: FindBorrower | None = None,
     ) -> None:
         """Prepare to read; `open` connects.
 
@@ -71,7 +89,10 @@ class MailboxReader:
                 clock.
             on_wrong_type: Called when the key of the mailbox has another type.
             on_idle: Called with a time of the monotonic clock when everything written before it has been read.
+            find_borrower: Called with the run id of the Redis server after each read that found entries. Returns who is
+                to read on, or None if this reader is.
         """
+        self._loop = asyncio.get_running_loop()
         self._on_idle = on_idle
         self._asked = 0.0  # when the current read was written
         self._on_wrong_type = on_wrong_type
@@ -89,6 +110,11 @@ class MailboxReader:
         self._ended: asyncio.Future[None] | None = None  # done when a stale read has ended
         self._entries = 0
         self._bytes = 0
+        self._find_borrower = find_borrower
+        self._lock = threading.Lock()  # held while a borrower handles entries, and while a loan ends
+        self._borrower: Borrower | None = None  # has the cursor
+        self._loan_reads = 0  # of borrowers
+        self._look: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
         """Connect and begin to read. Raises LayerUnavailable."""
@@ -96,6 +122,7 @@ class MailboxReader:
 
     async def close(self) -> None:
         """Stop reading."""
+        self._end_loan()
         await self._link.close()
 
     @property
@@ -112,6 +139,7 @@ class MailboxReader:
     async def stop(self) -> None:
         """Stop reading until `start`."""
         self._held = True
+        self._end_loan()
         await self._link.close()
         self._connection = None
         self._reading = False
@@ -134,6 +162,7 @@ class MailboxReader:
         Args:
             unblock: Ends the blocked read of the client with the given id.
         """
+        self._take_back()
         self._cursor = BEGINNING
         self._stale = self._reading
         while self._stale and self._connection is not None and not self._connection.lost.done():
@@ -156,11 +185,13 @@ class MailboxReader:
 
     def drop_unless(self, run_id: str) -> None:
         """Drop the connection unless it is to the Redis server with this run id."""
+        self._take_back()
         self._link.drop_unless(run_id)
 
     def _on_up(self, connection: RedisConnection) -> None:
         if self._held:
             return
+        self._end_loan()
         self._connection = connection
         self._reading = self._stale = False
         self._begun.clear()
@@ -178,20 +209,24 @@ class MailboxReader:
     def _read(self, connection: RedisConnection) -> None:
         self._reading = True
         self._asked = time.monotonic()
+        self.write_read(connection, BLOCK_SECONDS, self._on_read)
+
+    def write_read(self, connection: RedisConnection, seconds: float, on_read: OnReply) -> None:
+        """Write a read from the cursor on, which waits for so long, and trim what was read before now and then."""
+        milliseconds = round(seconds * 1000)
         read = pack_command_with(
-            ("XREAD", "COUNT", READ_ENTRIES, "BLOCK", BLOCK_SECONDS * 1000, "STREAMS", self._key), self._cursor
+            ("XREAD", "COUNT", READ_ENTRIES, "BLOCK", milliseconds, "STREAMS", self._key), self._cursor
         )
         if self._entries >= TRIM_ENTRIES or self._bytes >= TRIM_BYTES:
             self._entries = self._bytes = 0
-            connection.write(
-                pack_command(("XTRIM", self._key, "MINID", self._cursor)) + read, (self._on_trimmed, self._on_read)
-            )
-        else:
-            connection.write(read, (self._on_read,))
 
-    def _on_trimmed(self, reply: Any) -> None:
-        if isinstance(reply, RedisError) and self._connection is not None:
-            self._connection.abort(f"trimming the mailbox was refused: {reply}")  # the server may be a replica now
+            def on_trimmed(reply: Any) -> None:
+                if isinstance(reply, RedisError):  # the server may be a replica now
+                    connection.abort(f"trimming the mailbox was refused: {reply}")
+
+            connection.write(pack_command(("XTRIM", self._key, "MINID", self._cursor)) + read, (on_trimmed, on_read))
+        else:
+            connection.write(read, (on_read,))
 
     def _on_read(self, reply: Any) -> None:
         connection = self._connection
@@ -202,11 +237,25 @@ class MailboxReader:
                 self._on_wrong_type()
             return
         entries = reply[0][1] if reply else ()
-        if entries:
-            if not self._stale:
-                self._cursor = entries[-1][0]
-            self._entries += len(entries)
-            self._bytes += sum(len(fields[1]) for _, fields in entries)
+        self._handle(entries, lent=False)
+        if not entries:
+            self._on_idle(self._asked)
+        self._stale = self._reading = False
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+        if not (entries and self._lend(connection)):
+            self._read(connection)  # after the entries are handled, so that clients get their events first
+
+    def _handle(self, entries: Sequence[Any], *, lent: bool) -> bool:
+        """Handle entries in order, and move the cursor behind each.
+
+        Args:
+            entries: The entries.
+            lent: Whether a borrower has the cursor.
+
+        Returns:
+            False if an entry cannot be handled by a borrower. The cursor is before that entry.
+        """
         for entry_id, fields in entries:
             try:
                 version, sender, frames, *_ = self._codec.unpack(self._key, fields[1])  # later releases may add more
@@ -215,8 +264,14 @@ class MailboxReader:
                 if version != PAYLOAD_VERSION and not PAYLOAD.reads(version):
                     raise PAYLOAD.refuse(version, sender or "whoever wrote them")
             except (ValueError, TypeError) as error:  # TypeError: it does not have three parts
+                if lent:
+                    return False
+                self._advance(entry_id, fields)
                 self._codec.log_rejected(f"mailbox {self._key}", entry_id.decode(), error)
                 continue
+            if lent and not _is_local_message(sender, frames):
+                return False
+            self._advance(entry_id, fields)
             try:
                 sent = _order(entry_id)[0] / 1000
                 self._on_batch(sender, frames, sent)
@@ -226,12 +281,79 @@ class MailboxReader:
                     logger.exception("mailbox %s: handling entry %s failed", self._key, entry_id.decode())
                 else:
                     self._codec.log_rejected(f"mailbox {self._key}", entry_id.decode(), error)
-        if not entries:
-            self._on_idle(self._asked)
-        self._stale = False
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_result(None)
-        self._read(connection)  # after the entries are handled, so that clients get their events first
+        return True
+
+    def _advance(self, entry_id: bytes, fields: Sequence[bytes]) -> None:
+        """Move the cursor behind an entry."""
+        if not self._stale:
+            self._cursor = entry_id
+        self._entries += 1
+        self._bytes += len(fields[1])
+
+    # The loan of the cursor. Methods that a borrower calls are called in its event loop.
+
+    def _lend(self, connection: RedisConnection) -> bool:
+        """Let another event loop read on, if one is found. Nothing is being read here now."""
+        borrower = self._find_borrower(connection.run_id) if self._find_borrower is not None else None
+        if borrower is None:
+            return False
+        self._borrower = borrower
+        if not borrower.begin(self):
+            self._borrower = None
+            return False
+        if self._look is None:
+            self._look = self._loop.call_later(LOAN_SECONDS, self._look_after_loan, self._loan_reads)
+        return True
+
+    def _look_after_loan(self, reads: int) -> None:
+        """Take the cursor back from a borrower that has read nothing since the last look: its loop may be blocked."""
+        self._look = None
+        if self._borrower is None:
+            return
+        if self._loan_reads == reads:
+            self._take_back()
+        else:
+            self._look = self._loop.call_later(LOAN_SECONDS, self._look_after_loan, self._loan_reads)
+
+    def _take_back(self) -> None:
+        """Read here again, if the cursor is lent."""
+        if self._end_loan():
+            self._resume()
+
+    def _end_loan(self) -> bool:
+        """Let a borrower handle no more entries. Return whether there was one."""
+        with self._lock:
+            borrower, self._borrower = self._borrower, None
+        return borrower is not None
+
+    def _resume(self) -> None:
+        connection = self._connection
+        if self._borrower is None and not self._reading and connection is not None and not connection.lost.done():
+            self._read(connection)
+
+    def handle_lent(self, borrower: Borrower, entries: Sequence[Any]) -> bool:
+        """Handle the entries that a borrower has read, as far as that is possible in any event loop.
+
+        Returns:
+            Whether the borrower may read on.
+        """
+        with self._lock:
+            if self._borrower is not borrower:
+                return False
+            self._loan_reads += 1
+            if self._handle(entries, lent=True):
+                return True
+        self.give_back(borrower)
+        return False
+
+    def give_back(self, borrower: Borrower) -> None:
+        """End the loan of a borrower, unless it has ended."""
+        with self._lock:
+            if self._borrower is not borrower:
+                return
+            self._borrower = None
+        with suppress(RuntimeError):  # that event loop has ended
+            self._loop.call_soon_threadsafe(self._resume)
 
 
 class _MailboxState:
@@ -341,6 +463,14 @@ class MailboxSender:
         if has_channels(mailbox):
             state.replies += 1
             self._pipeline.write(("SMEMBERS", self._keys.full(mailbox)), on_full, patient=False)
+
+
+def _is_local_message(sender: str, frames: Any) -> bool:
+    """Return whether this is a message to process-local channels that is not delayed: any event loop can handle it."""
+    try:
+        return not sender and len(frames) == 2 and frames[1][0] == LOCAL_MESSAGES and not frames[1][3]
+    except (TypeError, IndexError, KeyError):
+        return False
 
 
 def _is_valid(sender: object, frames: object) -> bool:
