@@ -158,7 +158,7 @@ class Outbox:
 
     async def _add(self, kept: _Kept, until: float) -> bool:
         key = self._keys.mailbox(kept.mailbox)
-        added = await self._pipeline.call("XADD", key, "NOMKSTREAM", "*", "b", kept.entry, until=until)
+        added = await self._pipeline.call("XADD", key, "NOMKSTREAM", "*", "b", kept.entry, until=until, at_once=True)
         if added is None:
             return False
         self._keep(kept)
