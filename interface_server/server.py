@@ -171,7 +171,7 @@ class Server:
         """Close all sockets, at first gracefully."""
         timeout = self.settings.graceful_timeout
         end = anyio.current_time() + timeout
-        await self._sockets.drain(min(self.settings.drain_period, timeout), late=_is_open_websocket)
+        await self._sockets.drain(min(self.settings.drain_period, timeout), late=_is_lasting)
         await self._sockets.wait_closed(end - anyio.current_time())
         if self._sockets:
             logger.warning("%d sockets were not closed within %g s and are aborted", len(self._sockets), timeout)
@@ -324,8 +324,11 @@ class Server:
         return True
 
 
-def _is_open_websocket(holder: Holder) -> bool:
-    return isinstance(holder, WebSocketProtocol) and holder.is_open
+def _is_lasting(holder: Holder) -> bool:
+    """Return whether a socket is an open WebSocket or an event stream, whose client is going to connect again."""
+    if isinstance(holder, WebSocketProtocol):
+        return holder.is_open
+    return isinstance(holder, HttpProtocol) and holder.is_event_stream
 
 
 @asynccontextmanager

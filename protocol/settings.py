@@ -146,6 +146,6 @@ class ServerSettings:
     drain_period: float = setting(
         5.0,
         Heading.STOPPING,
-        "Longest time over which a stopping process hands over or closes its WebSockets.",
+        "Longest time over which a stopping process hands over or closes its WebSockets and event streams.",
         zero=True,
     )

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from asgibus.interface_server.terminator import Terminator
     from asgibus.protocol.connect_request import Headers
 
+SERVER_STOPS: Final = (503, 1012)
+"""The answer for `Connection.fail` when the interface server stops."""
+
 _FIRST_ANSWERS: Final = (EVENT_STREAM, RESPONSE_START, RESPONSE_START_TRAILERS, RESPONSE, ABORT)
 
 
@@ -94,7 +97,10 @@ class EventStreamTerminator:
 
     def fail(self, status: int, close_code: int) -> None:
         """See `Terminator`."""
-        self._end(self.events.obstacle or ("no worker is ready" if status == 503 else "its worker is gone"))
+        if (status, close_code) == SERVER_STOPS:
+            self._end("the interface server stops")
+        else:
+            self._end(self.events.obstacle or ("no worker is ready" if status == 503 else "its worker is gone"))
 
     def _end(self, why: str) -> None:
         """End the response properly, and have the client connect again in a while."""

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from asgibus.interface_server.http.event_stream import EventStreamTerminator
+from asgibus.interface_server.http.event_stream import SERVER_STOPS, EventStreamTerminator
 from asgibus.interface_server.http.request import ErrorResponse, Peer, Request, RequestParser, address_text
 from asgibus.interface_server.http.response import Framing, ResponseWriter, StandardHeaders, chunk, plain_response
 from asgibus.interface_server.http.states import (
@@ -554,12 +554,19 @@ class HttpProtocol(asyncio.Protocol):
             self._reject_input(ErrorResponse(408, "The request head did not come in time."))
             self._start_next_request()
 
+    @property
+    def is_event_stream(self) -> bool:
+        """Whether the response is an event stream that outlives its runs."""
+        return self._connection is not None and self._connection.events is not None
+
     def shut_down(self) -> None:
         """See `Holder`."""
         self._change(SERVER_STOP)
         incoming = self._parser.request
         if self._request is not None:
             self._writer.close_after()
+            if self._connection is not None and self.is_event_stream:
+                self._connection.fail(SERVER_STOPS)  # it would last until the server aborts it
         elif self._started == 0.0:  # the socket was accepted just now, and its first request is on the way
             self.deadline = min(self.deadline, self._server.now + FIRST_REQUEST_SECONDS)
         elif incoming is not None and incoming.answered:

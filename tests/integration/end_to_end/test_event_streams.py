@@ -115,3 +115,21 @@ def test_a_stop_without_resume_ends_the_stream(
         assert [number for _, number in reader.events] == list(range(1, len(reader.events) + 1))
         assert reader.body.endswith(b"\n")
         assert b"retry: " in reader.body[-20:]
+
+
+def test_an_interface_server_that_stops_ends_its_streams(
+    start_interface: Callable[..., Process], start_worker: Callable[..., Process], redis_url: str
+) -> None:
+    bus = ("--layer", redis_url)
+    worker = start_worker(APP, *bus, "--resume")
+    interface = start_interface(*bus, "--drain-period", 0.2)
+    with RawClient(interface) as client, RawClient(interface) as other:
+        readers = [Reader(client), Reader(other, "/plain")]
+        for reader in readers:
+            reader.read_from(worker)
+        interface.terminate()
+        for reader in readers:
+            reader.read_to_the_end()
+            assert [number for _, number in reader.events] == list(range(1, len(reader.events) + 1))
+            assert interpret(reader.body).retry
+    assert interface.wait() == 0

@@ -248,6 +248,30 @@ def test_no_worker_comes() -> None:
     assert client.count("no worker") == 1
 
 
+def test_the_interface_server_stops() -> None:
+    client = Client()
+    client.run(HEAD)
+    client.stream(entry(1), b"id: 2\n")
+    client.table.posted(WORKER)
+    client.protocol.shut_down()
+    assert client.data == ["1"]
+    assert client.ended_properly
+    assert client.transport.closed
+    assert (HTTP_DISCONNECT, True) in client.table.events(WORKER)
+    assert len(client.connections) == 0
+
+
+def test_the_interface_server_stops_between_two_runs() -> None:
+    client = Client()
+    client.run(HEAD)
+    client.stream(entry(1))
+    client.end_run("killed")
+    client.protocol.shut_down()
+    assert client.ended_properly
+    client.table.pass_time()
+    assert len(client.connections) == 0
+
+
 def test_workers_that_die_again_and_again() -> None:
     client = Client()
     client.run(HEAD)
