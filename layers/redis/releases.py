@@ -31,6 +31,8 @@ class Releases:
         """
         key = self._keys.releases
         _, live = await self._pipeline.call("EVAL", scripts.GROUP_MEMBERS, 1, self._keys.processes, until=until)
+        if await self._pipeline.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, "hash", until=until):
+            self._entries.log_unexpected("wrong type", key, "it was no hash, and was removed")
         found = await self._pipeline.call("HGETALL", key, until=until)
         all_published = dict(zip(found[::2], found[1::2], strict=True))
         for process in self._entries.valid_names(self._keys.processes, (each for each in live if each[-1:] == b"!")):

@@ -83,6 +83,25 @@ async def test_a_process_that_does_not_understand_the_others_does_not_start(
         assert admin.hlen("asgibus:releases") == 1
 
 
+@pytest.mark.parametrize(
+    "odd", [b"no msgpack", pack(5), pack({"formats": 5}), pack({"formats": {"keys": ("a", 1)}}), None]
+)
+async def test_odd_releases_keep_no_process_from_starting(
+    start_interface: Callable[..., Process], redis_url: str, odd: bytes | None
+) -> None:
+    layer = RedisChannelLayer(redis_url)
+    async with layer.bus("worker", Recorder()) as other:
+        with redis.Redis.from_url(redis_url) as admin:
+            if odd is None:
+                admin.delete("asgibus:releases")
+                admin.set("asgibus:releases", "no hash")
+            else:
+                admin.hset("asgibus:releases", mapping={other.mailbox: odd, "worker.gone!": odd})
+            start_interface("--layer", redis_url)
+            wait_until(lambda admin=admin: b"worker.gone!" not in admin.hgetall("asgibus:releases"))
+    await layer.close()
+
+
 async def test_frames_of_another_version_are_dropped_loudly(
     start_worker: Callable[..., Process], redis_url: str
 ) -> None:
