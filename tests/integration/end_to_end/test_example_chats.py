@@ -99,11 +99,14 @@ def test_a_chat_in_one_process(example: str, one_process: Process) -> None:
 
 
 @pytest.mark.redis
-def test_nobody_leaves_at_deploys(example: str, start_interface: Start, start_worker: Start, redis_url: str) -> None:
+@pytest.mark.parametrize("handover", ["tell", "silent"])
+def test_nobody_leaves_at_deploys(
+    example: str, start_interface: Start, start_worker: Start, redis_url: str, handover: str
+) -> None:
     """Ten members, two workers that are replaced twice: nobody joins or leaves, and each message arrives once."""
     layer = ("--layer", redis_url)
     env = env_of(example, REDIS_URL=redis_url)
-    workers = [start_worker(APPS[example], *layer, "--resume", env=env) for _ in range(2)]
+    workers = [start_worker(APPS[example], *layer, "--resume", "--handover", handover, env=env) for _ in range(2)]
     interface = start_interface(*layer)
     with ExitStack() as stack:
         clients: list[ClientConnection] = []
@@ -119,7 +122,7 @@ def test_nobody_leaves_at_deploys(example: str, start_interface: Start, start_wo
                 assert all(": back" in str(text) for text in skip_to(client, f"c0: message {deploy}"))
             if deploy < 2:
                 for index, old in enumerate(workers):
-                    workers[index] = start_worker(APPS[example], *layer, "--resume", env=env)
+                    workers[index] = start_worker(APPS[example], *layer, "--resume", "--handover", handover, env=env)
                     old.terminate()
                     assert old.wait() == 0
                     assert " ERROR " not in old.log()

@@ -91,3 +91,29 @@ def test_workers_that_are_killed_without_a_supervisor(
             socket.send("after")
             known = json.loads(socket.recv(30))
             assert (known["attempt"], known["resumed"], known["received"]) == (2, True, ["before", "after"])
+
+
+@pytest.mark.parametrize("old", ["interface", "neither"])
+def test_hand_overs_in_silence_to_the_last_release_and_back(
+    start_interface: Start, start_worker: Start, redis_url: str, last_release_python: Path, old: str
+) -> None:
+    layer = ("--layer", redis_url)
+    silent = ("--resume", "--handover", "silent")
+    interface = start_interface(*layer, "--no-access-log", python=last_release_python if old == "interface" else None)
+    worker = start_worker(APP, *layer, *silent)
+    stopped = []
+    received = []
+    with ws(interface, "/run") as socket:
+        for python in (last_release_python, None):
+            received.append(f"message {len(received)}")
+            socket.send(received[-1])
+            assert json.loads(socket.recv(30))["received"] == received
+            options = silent if python is None else ["--resume"]
+            before, worker = worker, start_worker(APP, *layer, *options, python=python)
+            before.terminate()
+            assert before.wait() == 0
+            stopped.append(before)
+        socket.send("last")
+        known = json.loads(socket.recv(30))
+        assert (known["pid"], known["attempt"], known["received"]) == (worker.pid, 3, [*received, "last"])
+    assert_quiet(interface, worker, *stopped)

@@ -78,23 +78,24 @@ async def test_a_client_that_leaves_has_left() -> None:
         assert ends == {"joined": 1, "left": 1, "finally": 1}
 
 
-@pytest.mark.parametrize("times", [1, 3])
-async def test_nobody_leaves_at_a_hand_over(times: int) -> None:
-    async with serving(chat) as (bus, ends), bus.websocket("/") as ann:
+@pytest.mark.parametrize("handover", ["tell", "silent"])
+async def test_nobody_leaves_at_a_hand_over(handover: str) -> None:
+    async with serving(chat, handover=handover) as (bus, ends), bus.websocket("/") as ann:
         await said("hello", ann)
         async with bus.websocket("/") as bob:
             await said("hi", bob, ann)
-            for number in range(times):
-                await bus.add_worker(resume=True)
+            for number in range(3):
+                await bus.add_worker(resume=True, handover=handover)
                 await bus.worker_of(ann).drain()
                 await said(f"still here {number}", ann, bob)
             assert ends["joined"] == 2
-            assert ends["resumed"] == ends["finally"] >= times
+            assert ends["resumed"] == ends["finally"] >= 3
             assert not ends["left"]
             assert not ends["disconnected"]
 
 
-async def test_a_handler_whose_tasks_receive_and_send_is_cancelled_as_a_whole() -> None:
+@pytest.mark.parametrize("handover", ["tell", "silent"])
+async def test_a_handler_whose_tasks_receive_and_send_is_cancelled_as_a_whole(handover: str) -> None:
     async def two_tasks(socket: GroupSocket, bus: Bus, ends: Ends) -> None:
         async def read() -> None:
             async for text in socket.iter_text():
@@ -108,7 +109,7 @@ async def test_a_handler_whose_tasks_receive_and_send_is_cancelled_as_a_whole() 
             finally:
                 ends["cancelled"] += 1
 
-    async with serving(two_tasks) as (bus, ends), bus.websocket("/") as ann:
+    async with serving(two_tasks, handover=handover) as (bus, ends), bus.websocket("/") as ann:
         await said("hello", ann)
         await bus.worker_of(ann).drain()
         await said("still here", ann)
