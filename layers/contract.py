@@ -240,6 +240,11 @@ class Bus(ABC):
             LayerUnavailable: The store cannot be reached.
         """
 
+    @property
+    def own_channel(self) -> str:
+        """The shared channel of the entries that are offered to this process alone; empty unless it claims by key."""
+        return ""
+
     @abstractmethod
     async def shared_statistics(self, channel: str) -> Statistics:
         """Return the statistics of a shared channel. Its messages are offers, and those not yet claimed are unread.

@@ -40,6 +40,7 @@ class Assignments:
         self._mailbox = mailbox
         self._silent_ms = silent_ms
         self._streams = store.keys.shared(claimant_channel("!"))
+        self._own_stream = store.keys.shared(claimant_channel(mailbox))
         self._pools: dict[str, None] = {}  # whose keys this process uses
 
     def place(self, pool: str) -> str:
@@ -109,9 +110,12 @@ class Assignments:
         self.read(key, reply)
 
     def renew(self, keys: Sequence[AffinityKey], lifetime: float, now: float) -> None:
-        """Let keys expire later: see `Bus.renew_keys`. `now` is the time by Redis's clock, in seconds."""
+        """Let keys expire later: see `Bus.renew_keys`. `now` is the time by Redis's clock, in seconds.
+
+        To be called several times in a lifetime, also without keys: else all keys of a pool end that has no new ones.
+        """
         until = round((now + lifetime) * 1000)
-        by_pool: dict[str, list[bytes]] = {}
+        by_pool: dict[str, list[bytes]] = {pool: [] for pool in self._pools}
         for key in keys:
             by_pool.setdefault(key.pool, []).append(key.digest)
         for pool, digests in by_pool.items():
@@ -120,7 +124,7 @@ class Assignments:
                 pairs = [item for digest in digests[start : start + RENEWED_AT_ONCE] for item in (until, digest)]
                 self._pipeline.write(("ZADD", names[0], "XX", *pairs), ignore_reply)
             for name in names:
-                self._pipeline.write(("PEXPIRE", name, round(lifetime * 1000)), ignore_reply)
+                self._pipeline.write(("PEXPIRE", name, round(2 * lifetime * 1000)), ignore_reply)
 
     def join(self, pool: str) -> None:
         """Make this process a claimant of a pool, unless it is one."""
@@ -128,8 +132,9 @@ class Assignments:
         key = self._keys.claimants(pool)
         self._pipeline.write(("ZADD", key, "NX", 0, self._mailbox), ignore_reply)
         self._pipeline.write(("EXPIRE", key, CLAIMANTS_SECONDS), ignore_reply)
+        self._pipeline.write(("EXPIRE", self._own_stream, CLAIMANTS_SECONDS), ignore_reply)
 
     def leave(self, pool: str, on_reply: OnReply) -> None:
         """Take this process off the claimants of a pool. `on_reply` gets what it has not claimed, as payloads."""
-        names = self._keys.claimants(pool), self._keys.shared(claimant_channel(self._mailbox))
+        names = self._keys.claimants(pool), self._own_stream
         self._pipeline.write(("EVAL", scripts.STOP_CLAIMING, 2, *names, self._mailbox), on_reply)

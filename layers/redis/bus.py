@@ -20,7 +20,7 @@ from asgibus.layers.contract import (
     Statistics,
 )
 from asgibus.layers.frames import DEAD, GROUP_MESSAGE, LOCAL_MESSAGES, MEMBERSHIP, MESSAGE
-from asgibus.layers.names import require_channel, require_group, split_local
+from asgibus.layers.names import claimant_channel, require_channel, require_group, split_local
 from asgibus.layers.offers import AffinityKey, Claim, Offer
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.acking_consumer import AckingConsumer
@@ -403,6 +403,10 @@ class RedisBus(Bus):
 
     def renew_keys(self, keys: Sequence[AffinityKey], lifetime: float) -> None:
         self._assignments.renew(keys, lifetime, self._heartbeat.time())
+
+    @property
+    def own_channel(self) -> str:
+        return claimant_channel(self.mailbox) if self._consumer.claims_by_key else ""
 
     async def shared_statistics(self, channel: str) -> Statistics:
         until = self._loop.time() + STATISTICS_SECONDS

@@ -19,13 +19,13 @@
 -- Returns  {mailbox of the process, or '' if there is none; id of the entry, or ''; number of keys forgotten too soon}
 
 -- include now.lua
-local beaten = tonumber(redis.call('ZSCORE', KEYS[1], 'beaten') or 0)
-local grace = tonumber(redis.call('ZSCORE', KEYS[1], 'grace') or 0)
-local ended = now - beaten > tonumber(ARGV[4]) and beaten or now
 local function is_claimant(worker)
   if not worker or not redis.call('ZSCORE', KEYS[2], worker) then return false end
-  local lease = redis.call('ZSCORE', KEYS[1], worker)
-  return lease and tonumber(lease) > ended or not lease and grace > now
+  local lease = tonumber(redis.call('ZSCORE', KEYS[1], worker) or -1)
+  if lease > now then return true end
+  if lease == -1 then return tonumber(redis.call('ZSCORE', KEYS[1], 'grace') or 0) > now end
+  local beaten = tonumber(redis.call('ZSCORE', KEYS[1], 'beaten') or 0)
+  return now - beaten > tonumber(ARGV[4]) and lease > beaten
 end
 local function forget(key)
   local worker = redis.call('HGET', KEYS[3], key)
@@ -33,11 +33,16 @@ local function forget(key)
   redis.call('ZREM', KEYS[4], key)
   if worker and redis.call('ZSCORE', KEYS[2], worker) then redis.call('ZINCRBY', KEYS[2], -1, worker) end
 end
-for _, key in ipairs(redis.call('ZRANGE', KEYS[4], '-inf', now, 'BYSCORE', 'LIMIT', 0, 10)) do forget(key) end
 local worker, forgotten = redis.call('HGET', KEYS[3], ARGV[1]), 0
+if worker and tonumber(redis.call('ZSCORE', KEYS[4], ARGV[1]) or 0) <= now then
+  forget(ARGV[1])
+  worker = false
+end
 if not worker and ARGV[7] == '?' then return {'', '', 0} end
-if not is_claimant(worker) then
+local known = is_claimant(worker)
+if not known then
   if worker then forget(ARGV[1]) end
+  for _, key in ipairs(redis.call('ZRANGE', KEYS[4], '-inf', now, 'BYSCORE', 'LIMIT', 0, 10)) do forget(key) end
   worker = is_claimant(ARGV[7]) and ARGV[7] or nil
   for _, each in ipairs(worker and {} or redis.call('ZRANGE', KEYS[2], 0, -1)) do
     if is_claimant(each) then
@@ -46,18 +51,18 @@ if not is_claimant(worker) then
     end
   end
   if not worker then return {'', '', 0} end
-  redis.call('HSET', KEYS[3], ARGV[1], worker)
-  redis.call('ZINCRBY', KEYS[2], 1, worker)
   while redis.call('ZCARD', KEYS[4]) >= tonumber(ARGV[3]) do
     forget(redis.call('ZRANGE', KEYS[4], 0, 0)[1])
     forgotten = forgotten + 1
   end
+  redis.call('HSET', KEYS[3], ARGV[1], worker)
+  redis.call('ZINCRBY', KEYS[2], 1, worker)
 end
 redis.call('ZADD', KEYS[4], string.format('%.0f', now + ARGV[2]), ARGV[1])
-redis.call('PEXPIRE', KEYS[3], ARGV[2])
-redis.call('PEXPIRE', KEYS[4], ARGV[2])
-if ARGV[6] == '' then return {worker, '', forgotten} end
-local stream = ARGV[5] .. string.sub(worker, 1, -2)
-local id = redis.call('XADD', stream, '*', 'b', ARGV[6])
-redis.call('EXPIRE', stream, 3600)
+local stream, id = ARGV[5] .. string.sub(worker, 1, -2), ''
+if ARGV[6] ~= '' then id = redis.call('XADD', stream, '*', 'b', ARGV[6]) end
+if not known then
+  for i = 3, 4 do redis.call('PEXPIRE', KEYS[i], 2 * ARGV[2]) end
+  redis.call('EXPIRE', stream, 86400)
+end
 return {worker, id, forgotten}

@@ -219,3 +219,30 @@ async def test_offers_by_key_are_encrypted(redis_url: str, admin: "redis.Redis[b
         worker.bus.stop_claiming()
         await until(lambda: worker.refused == [("plain",)])
     await layer.close()
+
+
+async def test_what_waits_for_one_worker_is_counted(layer: RedisChannelLayer) -> None:
+    async with AsyncExitStack() as stack:
+        interface = await stack.enter_async_context(layer.bus("interface", Recorder()))
+        early = await start(stack, layer)
+        assert early.bus.own_channel == interface.own_channel == ""
+        await interface.announce_keys([POOL])
+        worker = await start(stack, layer)
+        for number in range(3):
+            await offer(interface, "a", (number,))
+        assert (await worker.bus.shared_statistics(worker.bus.own_channel))["messages_pending"] == 3
+        await claim(worker)
+        assert (await worker.bus.shared_statistics(worker.bus.own_channel))["messages_pending"] == 0
+
+
+async def test_the_keys_in_redis_end_by_themselves(layer: RedisChannelLayer, admin: "redis.Redis[bytes]") -> None:
+    async with AsyncExitStack() as stack:
+        interface = await stack.enter_async_context(layer.bus("interface", Recorder()))
+        await interface.announce_keys([POOL])
+        worker = await start(stack, layer)
+        await offer(interface, "a")
+        await interface.drain()
+        names = list(admin.keys("asgibus:*affinity*"))
+        assert len(names) == 4
+        assert all(admin.ttl(name) > 0 for name in names)
+        assert worker.bus.own_channel
