@@ -94,7 +94,12 @@ class Worker(BaseWorker):
 
     async def channels(self) -> dict[str, Statistics]:
         """Return the statistics of the channels that this worker claims from."""
-        return await statistics_of(self.bus, shared_channels(self._settings.pool, self._settings.protocols))
+        pool, own = self._settings.pool, self.bus.own_channel
+        channels = shared_channels(pool, self._settings.protocols)
+        statistics = await statistics_of(self.bus, (*channels, own) if own else channels)
+        if own in statistics:
+            statistics[f"affinity.{pool}"] = statistics.pop(own)  # not a name for each worker that there ever was
+        return statistics
 
     def _on_bus(self, bus: Bus) -> None:
         super()._on_bus(bus)
