@@ -8,7 +8,7 @@ import os
 from contextlib import suppress
 from typing import Any
 
-PAUSE = 0.005  # seconds between two parts
+PAUSE = float(os.environ.get("PAUSE", "0.005"))  # seconds between two parts
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
