@@ -42,6 +42,8 @@ class FirstAnswer:
         if done:
             self._connection.terminator = self._terminator
         self._terminator.write_event(written)
+        if not done and self._connection.terminator is not self:  # that of an event stream, which has begun
+            self._terminator, self._connection.terminator = self._connection.terminator, self
 
     def broadcast(self, event: Event, shared: dict[str, Any]) -> None:
         """See `Terminator`."""

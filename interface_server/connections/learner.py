@@ -10,6 +10,7 @@ from typing import Any, Final
 from asgibus.interface_server.affinity import Ids, Learn
 from asgibus.protocol.events import (
     ACCEPT,
+    EVENT_STREAM,
     RESPONSE,
     RESPONSE_BODY,
     RESPONSE_END,
@@ -18,7 +19,7 @@ from asgibus.protocol.events import (
     Event,
 )
 
-HEADS: Final = (RESPONSE, RESPONSE_START, RESPONSE_START_TRAILERS, ACCEPT)
+HEADS: Final = (RESPONSE, RESPONSE_START, RESPONSE_START_TRAILERS, EVENT_STREAM, ACCEPT)
 _BODIES: Final = (RESPONSE, RESPONSE_BODY, RESPONSE_END)
 _LAST: Final = (RESPONSE, RESPONSE_END, ACCEPT)
 

@@ -4,6 +4,9 @@ from typing import Any
 
 import pytest
 
+from asgibus.interface_server.affinity import parse_rules
+from asgibus.interface_server.connections.first_answer import FirstAnswer
+from asgibus.interface_server.connections.learner import CookieSetter, Learner
 from asgibus.layers.frames import ACK, EVENT, GROUP_MESSAGE, MESSAGE, RESET
 from asgibus.protocol.connect_request import EVENT_STREAMS
 from asgibus.protocol.event_stream import LONGEST_EVENT
@@ -380,6 +383,37 @@ def test_messages_to_the_reply_channel() -> None:
     assert client.response[2]
     client.table.pass_time()
     assert len(client.connections) == 0
+
+
+# Affinity.
+
+
+def test_an_answer_that_sets_a_cookie() -> None:
+    client = Client()
+    FirstAnswer(next(iter(client.connections)), CookieSetter(b"set-cookie: a=b\r\n"))
+    client.run(HEAD)
+    client.stream(entry(1), b"id: 2\n")
+    client.end_run("killed")
+    client.run(HEAD)
+    client.stream(entry(2))
+    head, body, _ = client.response
+    assert head.count(b"set-cookie: a=b") == 1
+    assert body == entry(1) + entry(2)
+
+
+def test_an_id_is_learned_from_an_event() -> None:
+    client = Client()
+    found: list[Any] = []
+    (rule,) = parse_rules(("learn:query:session_id",))
+    assert rule.learn is not None
+    FirstAnswer(next(iter(client.connections)), Learner([rule.learn], found.append))
+    client.run(HEAD)
+    client.stream(b"event: endpoint\ndata: /messages?session_id=c0", b"ffee\n\n", entry(1))
+    assert found == [(b"session_id", b"c0ffee")]
+    client.end_run("killed")
+    client.run(HEAD)
+    client.stream(entry(2))
+    assert client.data == ["/messages?session_id=c0ffee", "1", "2"]
 
 
 # What is offered.
