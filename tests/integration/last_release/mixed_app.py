@@ -1,7 +1,8 @@
 """An app for interface servers and workers of different releases. It uses what both releases have.
 
 HTTP: `/digest` answers with the SHA-256 of the body; `/bytes?size=` with so many bytes; `/events?count=` with an event
-stream; `/job?number=&reply=` sends a message to the channel "work", whose result goes to the reply channel.
+stream; `/job?number=&reply=` sends a message to the channel "work", whose result goes to the reply channel. With
+`&held=` the first attempt to handle it creates the file `<held>.begun`, and does not end.
 
 WebSocket: `/echo`; `/denied` refuses the handshake with a page; `/room?room=` sends each text to all members of the
 room, `/excluding?room=` to all others; `/run` answers with the number of the run and what it and earlier runs have
@@ -12,6 +13,7 @@ import asyncio
 import hashlib
 import json
 import os
+from pathlib import Path
 from urllib.parse import parse_qsl
 
 from asgibus import connection
@@ -27,8 +29,18 @@ async def app(scope, receive, send):
     await serve(scope, receive, send, query)
 
 
+def begins(held):
+    """Return whether this is the first attempt."""
+    begun = Path(f"{held}.begun")
+    first = not begun.exists()
+    begun.touch()
+    return first
+
+
 async def work(scope, message):
     layer = scope["extensions"]["asgibus"]["layer"]
+    if message.get("held") and begins(message["held"]):
+        await asyncio.Event().wait()
     text = f"done {message['number']}"
     await layer.send(message["reply"], {"type": "websocket.send", "text": text})
 
@@ -55,7 +67,7 @@ async def http(scope, receive, send, query):
             await asyncio.sleep(0.01)
         await send({"type": "http.response.body"})
     else:
-        job = {"type": "job", "number": int(query["number"]), "reply": query["reply"]}
+        job = {"type": "job", "number": int(query["number"]), "reply": query["reply"], "held": query.get("held")}
         await connection(scope).layer.send("work", job)
         await send(start)
         await send({"type": "http.response.body"})

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from last_release.test_mixed_servers import APP, TROUBLE
+from support.deadline import wait_until
 from support.processes import Process
 from support.raw import RawClient
 from support.websocket import ws
@@ -91,6 +92,32 @@ def test_workers_that_are_killed_without_a_supervisor(
             socket.send("after")
             known = json.loads(socket.recv(30))
             assert (known["attempt"], known["resumed"], known["received"]) == (2, True, ["before", "after"])
+
+
+def test_background_work_of_a_killed_worker(
+    start_interface: Start, start_worker: Start, redis_url: str, last_release_python: Path, tmp_path: Path
+) -> None:
+    """A worker of each release handles what a worker of the other one has left."""
+    pythons = (None, last_release_python)
+    buses = []
+    with ExitStack() as stack:
+        for number, python in enumerate(pythons):
+            layer = ("--layer", redis_url, "--prefix", f"bus{number}")
+            start_worker(APP, *layer)
+            interface = start_interface(*layer, "--no-access-log")
+            killed = start_worker(APP, *layer, "--channel", "work", python=python)
+            socket = stack.enter_context(ws(interface, "/echo"))
+            socket.send("reply channel")
+            reply = str(socket.recv(30)).replace("!", "%21")
+            with RawClient(interface) as client:
+                assert client.request("POST", f"/job?number=7&reply={reply}&held=job{number}").status == 200
+            wait_until((tmp_path / f"job{number}.begun").exists)
+            start_worker(APP, *layer, "--channel", "work", python=pythons[1 - number])
+            buses.append((killed, socket))
+        for killed, _ in buses:
+            killed.kill()
+        for _, socket in buses:
+            assert socket.recv(30) == "done 7"
 
 
 @pytest.mark.parametrize("old", ["interface", "neither"])
