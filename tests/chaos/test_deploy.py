@@ -68,6 +68,30 @@ def test_a_deploy_with_resume_closes_no_socket(
             assert run["at"] >= before["at"], "two runs at once"
 
 
+def test_a_silent_deploy_is_no_disconnect(
+    start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
+) -> None:
+    def start(*options: str) -> Process:
+        return start_chaos_worker(*options, "--handover", "silent")
+
+    workers = [start("--resume") for _ in range(2)]
+    interface = start_chaos_interface()
+    with echo_and_room(interface) as crowds:
+        for _ in range(ROUNDS):
+            deploy(workers, start)
+            for crowd in crowds:
+                crowd.wait_each_answered()
+        for crowd in crowds:
+            report = crowd.finish()
+            figures(f"{crowd.label}: {report}")
+            report.assert_whole()
+            for member, known in zip(crowd.members, crowd.probe(), strict=True):
+                assert known["attempt"] >= 2
+                assert known["state"] == {"last": member.sent - 1}
+        for what in ("disconnected", "disorder", "send failed"):
+            assert not notes.all(what), what
+
+
 def test_a_deploy_without_resume_spreads_the_closes(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
