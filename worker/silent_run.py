@@ -20,7 +20,7 @@ class SilentRun:
     running, and so does an app that forgets them. Such tasks are ended here, before the next run begins.
     """
 
-    __slots__ = ("_app_run", "_awaited", "_main", "_receivers", "_told", "cancelled")
+    __slots__ = ("_app_run", "_awaited", "_idle_by", "_main", "_receivers", "_told", "cancelled")
 
     def __init__(self) -> None:
         self.cancelled = False
@@ -30,6 +30,7 @@ class SilentRun:
         self._awaited: set[asyncio.Task[Any]] = set()  # the tasks that the main task waited for when it was cancelled
         self._receivers: set[asyncio.Task[Any]] = set()  # the tasks other than the main one that wait in `receive`
         self._told = asyncio.Event()
+        self._idle_by = 0.0  # when the other tasks of the run must have finished what they do; 0 before they are asked
 
     async def call(self, app: Application, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the app. After a cancellation, also wait until the tasks that the app has left have ended."""
@@ -52,9 +53,12 @@ class SilentRun:
         """
         if asyncio.current_task() is self._main:
             return
-        for _ in range(round(IDLE_SECONDS / STEP_SECONDS)):
+        clock = asyncio.get_running_loop().time
+        # An app may give up this call after a moment, again and again: the time is that of all calls.
+        self._idle_by = self._idle_by or clock() + IDLE_SECONDS
+        while not self.cancelled and clock() < self._idle_by:
             await asyncio.sleep(STEP_SECONDS)
-            if self.cancelled or awaited_tasks(self._app_run) is not None:
+            if awaited_tasks(self._app_run) is not None:
                 return
 
     def cancel(self) -> None:

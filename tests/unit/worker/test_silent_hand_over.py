@@ -9,7 +9,7 @@ import pytest
 
 import asgibus
 from asgibus.layers.codec import unpack
-from asgibus.layers.frames import EVENT
+from asgibus.layers.frames import ACK, EVENT
 from asgibus.protocol import events
 from asgibus.worker import silent_run
 from asgibus.worker import worker as worker_module
@@ -153,7 +153,7 @@ WAYS = (
 async def handed_over(interface: Interface, number: int) -> int:
     """Acknowledge the HANDOVER frame, and return the number of the client's events that are done."""
     frame = (await interface.last(number, events.HANDOVER))[-1]
-    interface.acknowledge(number, frame[2])
+    interface.post((ACK, number, frame[2], frame[3] + 1))
     done: int = frame[4]
     return done
 
