@@ -139,6 +139,10 @@ class Bus(ABC):
         """
 
     @abstractmethod
+    def write_soon(self) -> None:
+        """Write what is posted until then behind the callbacks that are scheduled now, and not one iteration later."""
+
+    @abstractmethod
     async def posted(self) -> None:
         """Wait until everything posted so far is in the store.
 

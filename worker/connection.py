@@ -205,7 +205,8 @@ class Extension(dict[str, Any]):
     __slots__ = ("connection",)
 
     def __init__(self, connection: Connection, attempt: int, resumed: bool) -> None:
-        super().__init__(attempt=attempt, resumed=resumed)
+        self["attempt"] = attempt
+        self["resumed"] = resumed
         self.connection = connection
 
     def __copy__(self) -> Extension:

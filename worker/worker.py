@@ -69,6 +69,9 @@ class Worker(BaseWorker):
         self._tasks: set[asyncio.Task[None]] = set()
         self._lasting: set[Session] = set()  # those of WebSockets, of event streams, and of other protocols
         self._held: list[Session] = []  # the sessions to flush in this iteration of the event loop
+        # The sessions that were started lately, and those to announce at the next call of `_announce`.
+        self._started: list[Session] = []
+        self._to_announce: list[Session] = []
         # Anyone can send a datagram that makes the app raise: the protocols other than HTTP and WebSocket are counted.
         self._errors = CountedLog(Counter(), logger, monotonic)
         self._limit = ClaimLimit()
@@ -155,13 +158,13 @@ class Worker(BaseWorker):
                 session.is_http
                 for session in started  # what is offered to this worker alone may be requests
             )
-            loop.call_later(ANNOUNCE_SECONDS, self._announce, started)
+            self._announce_later(started)
+            bus.write_soon()  # behind the first steps of the apps
             self._count_work(len(claims))
             # Let the apps begin, and write their first answers, before the next claim. Both writes then wake the store
             # once, and meanwhile more offers arrive.
             await asyncio.sleep(0)
             self._limit.on_begun(len(claims))
-            await asyncio.sleep(0)
             if lasting:
                 await self._announcer.refresh()
 
@@ -194,10 +197,21 @@ class Worker(BaseWorker):
             session.announce()  # the interface server must know where to send the rest of the body
         return session
 
-    def _announce(self, sessions: list[Session]) -> None:
-        for session in sessions:
-            if session in self._sessions:
-                session.announce()
+    def _announce_later(self, sessions: list[Session]) -> None:
+        """Have these sessions announced after one to two times `ANNOUNCE_SECONDS`.
+
+        A timer for each claim would wake the process for requests that are answered long since.
+        """
+        if not self._started and not self._to_announce:
+            self._loop.call_later(ANNOUNCE_SECONDS, self._announce)
+        self._started += sessions
+
+    def _announce(self) -> None:
+        for session in self._to_announce:
+            session.announce()
+        self._to_announce, self._started = self._started, []
+        if self._to_announce:
+            self._loop.call_later(ANNOUNCE_SECONDS, self._announce)
 
     async def _run(self, session: Session) -> None:
         """Run the app for a session."""

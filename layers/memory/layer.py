@@ -319,6 +319,9 @@ class MemoryBus(Bus):
         else:
             bus.deliver(self.mailbox, frame)
 
+    def write_soon(self) -> None:
+        """Do nothing, like `posted`."""
+
     async def posted(self) -> None:
         """Do nothing: posted frames are in the mailbox already."""
 

@@ -340,6 +340,9 @@ class RedisBus(Bus):
     def post(self, mailbox: str, frame: Frame | Draft, size: int = 0) -> None:
         self._pipeline.post(self, mailbox, frame, size)
 
+    def write_soon(self) -> None:
+        self._pipeline.schedule()
+
     def _found_wrong_type(self) -> None:
         """Look for keys of this bus that have another type."""
         self._heartbeat.found_wrong_type()

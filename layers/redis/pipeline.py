@@ -144,7 +144,7 @@ class Pipeline:
         batch = self._batches.get((sender.mailbox, mailbox))
         if batch is None:
             batch = self._batches[sender.mailbox, mailbox] = _Batch(sender, mailbox)
-            self._schedule()
+            self.schedule()
         elif batch.size > ENTRY_BYTES:
             batch.entries.append([])
             batch.size = 0
@@ -159,7 +159,7 @@ class Pipeline:
         `on_acked(key, ids)` is called when Redis has done so.
         """
         self._acks.setdefault((key, on_acked), []).append(entry_id)
-        self._schedule()
+        self.schedule()
 
     def write(
         self,
@@ -186,7 +186,7 @@ class Pipeline:
         """Write a packed command: see `write`."""
         command = Command(data, on_reply, repeatable, patient)
         self._commands[command] = None
-        self._schedule()
+        self.schedule()
         if perf_counter() > self._flush_by:
             self._flush_early()
         return command
@@ -287,7 +287,8 @@ class Pipeline:
         connection = self._link.connection
         return connection.client_id if connection is not None and connection.direct else 0
 
-    def _schedule(self) -> None:
+    def schedule(self) -> None:
+        """Schedule a flush, behind the callbacks that are scheduled now, unless one is scheduled or in flight."""
         if not self._scheduled and not self._in_flight:
             self._scheduled = True
             self._flush_by = perf_counter() + TURN_SECONDS

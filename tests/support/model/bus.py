@@ -235,6 +235,9 @@ class ModelBus(Bus):
 
         self.outbox.append(write)
 
+    def write_soon(self) -> None:
+        """Do nothing: the test decides when frames are delivered."""
+
     async def posted(self) -> None:
         """Do nothing: posted frames wait until they are delivered in any case."""
 
