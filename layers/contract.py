@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from asgibus.layers.codec import unpack
 from asgibus.layers.errors import ChannelFull, LayerUnavailable, MessageTooLarge
 from asgibus.layers.names import require_channel, require_group
 from asgibus.layers.offers import AffinityKey, Claim, Offer
@@ -57,6 +58,10 @@ class Handler:
 
     def orphaned(self, claim: Claim) -> None:
         """Handle the claim of a process that has died. It belongs to this process now, which has to call `Bus.done`."""
+
+    def unpack_entry(self, packed: bytes) -> Any:
+        """Return the entry of a claim, as this reader gets it. Raises ValueError for damaged data."""
+        return unpack(packed)
 
     def declined(self, entry: Any) -> None:
         """Handle an entry that was offered to this process alone, and that it has not claimed before it stopped."""

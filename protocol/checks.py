@@ -322,13 +322,15 @@ def read_request(entry: object) -> ConnectRequest:
         if len(entry) < _FIELDS:
             raise BadFrame(f"not a connect request, but a {_describe(entry)}")
         entry = entry[:_FIELDS]  # later releases may add fields
-    request: Any = tuple.__new__(ConnectRequest, entry)  # as `_make` does, which is slower and checks the length again
-    _check_request(request)
-    checked: ConnectRequest = request
-    return checked
+    if type(entry) is not ConnectRequest:  # else its types are right: see `connect_request.unpack_request`
+        entry = tuple.__new__(ConnectRequest, entry)  # as `_make` does, which is slower and checks the length again
+        _check_types(entry)
+    request: ConnectRequest = entry
+    _check_values(request)
+    return request
 
 
-def _check_request(request: Any) -> None:
+def _check_types(request: Any) -> None:
     # `request` is Any, because compiled code raises TypeError where a field does not have its declared type.
     if [type(field) for field in request] != _USUAL_SHAPE:  # the usual types need no comparison field by field
         wrong = [
@@ -338,14 +340,6 @@ def _check_request(request: Any) -> None:
         ]
         if wrong:
             raise BadFrame(f"a connect request has as {', '.join(wrong)}")
-    if request.window <= 0 or request.handled < 0 or request.interface[-1:] != "!":
-        sender = f"{request.interface!r:.50}"
-        raise BadFrame(f"a connect request has the window {request.window} and comes from {sender}")
-    if request.kind != HTTP and request.kind != WEBSOCKET:
-        try:
-            require_protocol(request.kind)
-        except ValueError as error:
-            raise BadFrame(str(error)) from None
     try:
         for name, value in request.headers:  # any bytes are allowed, because headers only go to the app
             if type(name) is not bytes or type(value) is not bytes:
@@ -358,10 +352,21 @@ def _check_request(request: Any) -> None:
             len(address) != 2 or type(address[0]) is not str or (type(address[1]) is not int and address[1] is not None)
         ):
             raise BadFrame("a connect request has an invalid address")
-    if request.scope is not None and type(request.scope.get("extensions", {})) is not dict:
-        raise BadFrame("the extensions of a scope are not a dict")
     if request.subprotocols and not all(type(each) is str for each in request.subprotocols):
         raise BadFrame("the subprotocols of a connect request are not strings")
+
+
+def _check_values(request: ConnectRequest) -> None:
+    if request.window <= 0 or request.handled < 0 or request.interface[-1:] != "!":
+        sender = f"{request.interface!r:.50}"
+        raise BadFrame(f"a connect request has the window {request.window} and comes from {sender}")
+    if request.kind != HTTP and request.kind != WEBSOCKET:
+        try:
+            require_protocol(request.kind)
+        except ValueError as error:
+            raise BadFrame(str(error)) from None
+    if request.scope is not None and type(request.scope.get("extensions", {})) is not dict:
+        raise BadFrame("the extensions of a scope are not a dict")
     if request.state:
         _state(request.state)
     for event in request.events:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from msgspec import MsgspecError
+from msgspec.msgpack import Decoder
+
+from asgibus.layers.codec import unpack
 from asgibus.layers.versions import CONNECT_REQUEST
 from asgibus.protocol.events import Event
 
@@ -89,6 +94,33 @@ class ConnectRequest(NamedTuple):
     """The state that the app saved in an earlier run, packed."""
     scope: dict[str, Any] | None = None
     """The scope of a connection other than HTTP and WebSocket. The fields that only these two have are then empty."""
+
+
+_PAIRS: Any = tuple[tuple[bytes, bytes], ...]
+_ADDRESS: Any = tuple[str, int | None] | None
+# Not the annotations of ConnectRequest, of which compiled code keeps less. A scope is left to `checks.read_request`.
+FIELD_TYPES: Final[tuple[Any, ...]] = (
+    *(int, str, int, int, bool, int, int, str),  # to `kind`
+    *(str, str, str, bytes, bytes, str),  # to `root_path`
+    *(_PAIRS, _ADDRESS, _ADDRESS, tuple[str, ...], dict[str, Any], bool),  # to `expects_continue`
+    *(tuple[tuple[Any, ...], ...], bytes, NoneType),
+)
+_decode: Final = Decoder(tuple[FIELD_TYPES]).decode  # type: ignore[valid-type]
+
+
+def unpack_request(packed: bytes) -> Any:
+    """Unpack the entry of a shared channel.
+
+    Returns:
+        A ConnectRequest whose fields have the right types, or else whatever was packed: see `checks.read_request`.
+
+    Raises:
+        ValueError: The data is damaged.
+    """
+    try:
+        return tuple.__new__(ConnectRequest, _decode(packed))
+    except (MsgspecError, RecursionError):
+        return unpack(packed)
 
 
 EVENT_STREAMS: Final = "event_streams"

@@ -202,21 +202,35 @@ def _unpickled() -> Connection:
 class Extension(dict[str, Any]):
     """The value of `scope["extensions"]["asgibus"]`: plain values and the connection."""
 
-    __slots__ = ("connection",)
+    __slots__ = ("_connection", "_session")
 
-    def __init__(self, connection: Connection, attempt: int, resumed: bool) -> None:
+    def __init__(self, session: SessionApi, attempt: int, resumed: bool) -> None:
         self["attempt"] = attempt
         self["resumed"] = resumed
-        self.connection = connection
+        self._session = session
+        self._connection: Connection | None = None  # until the app asks for it
+
+    @property
+    def connection(self) -> Connection:
+        """The connection: the same object each time."""
+        if self._connection is None:
+            self._connection = Connection(self._session)
+        return self._connection
 
     def __copy__(self) -> Extension:
-        return Extension(self.connection, self["attempt"], self["resumed"])
+        copied = Extension(self._session, self["attempt"], self["resumed"])
+        copied._connection = self.connection
+        return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Extension:
         return self.__copy__()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Extension, (self.connection, self["attempt"], self["resumed"])
+        return _unpickled_extension, (self["attempt"], self["resumed"])
+
+
+def _unpickled_extension(attempt: int, resumed: bool) -> Extension:
+    return Extension(cast(SessionApi, _NoSession()), attempt, resumed)
 
 
 def connection(scope: Mapping[str, Any]) -> Connection:

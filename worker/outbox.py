@@ -52,7 +52,7 @@ class Outbox:
         self.peer = peer
         """The mailbox of the interface server."""
         self.stream = stream
-        self._claim = claim
+        self._claim: Claim | None = claim  # until it is completed
         self._is_http = is_http
         self.announced = False
         """Whether the interface server was sent a frame that names this worker as the owner."""
@@ -129,7 +129,9 @@ class Outbox:
         """Complete the claim, because the frame that was just posted names the owner, and is written before."""
         if not self.announced:
             self.announced = True
-            self._host.bus.done(self._claim)
+            claim, self._claim = self._claim, None  # an answered request is kept for a moment, and its claim is large
+            if claim is not None:
+                self._host.bus.done(claim)
 
     def probe(self) -> None:
         """Ask the interface server whether the connection is still to be served."""

@@ -63,7 +63,7 @@ from asgibus.protocol.states import (
 from asgibus.protocol.stream import PART, ReliableStream
 from asgibus.worker import endings
 from asgibus.worker.announced_body import AnnouncedBody
-from asgibus.worker.connection import Connection, Extension
+from asgibus.worker.connection import Extension
 from asgibus.worker.outbox import Outbox, OutboxHost, Waiters, add_waiter, wake
 from asgibus.worker.sendfile import send_file
 from asgibus.worker.silent_run import SilentRun
@@ -217,7 +217,7 @@ class Session:
         self.scope = build_scope(request)
         self.scope["state"] = host.lifespan_state.copy()
         # pathsend and zerocopysend are not advertised, because middleware that rewrites bodies drops unknown messages.
-        self.scope["extensions"]["asgibus"] = Extension(Connection(self), request.attempt, request.resumed)
+        self.scope["extensions"]["asgibus"] = Extension(self, request.attempt, request.resumed)
 
     def __repr__(self) -> str:
         return f"<Session {self.peer}{self.number} attempt {self.attempt}: {self._app_state.value}>"

@@ -16,7 +16,7 @@ from asgibus.layers.frames import ABANDONED, DEAD, DECLINED
 from asgibus.layers.offers import Claim
 from asgibus.layers.versions import ForeignVersion
 from asgibus.protocol.checks import FROM_CLIENT, BadFrame, read_request
-from asgibus.protocol.connect_request import ConnectRequest
+from asgibus.protocol.connect_request import ConnectRequest, unpack_request
 from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.router import StreamRouter
 from asgibus.worker.outbox import Outbox
@@ -260,6 +260,10 @@ class SessionRegistry(Handler):
         self._recent.raise_limit()
         self._router.interrupted()
         logger.warning("the bus was interrupted: %d connections are checked", len(self._sessions))
+
+    def unpack_entry(self, packed: bytes) -> Any:
+        """See `Handler`."""
+        return unpack_request(packed)
 
     def orphaned(self, claim: Claim) -> None:
         """See `Handler`. Only the interface server knows whether to offer the connection again."""

@@ -114,7 +114,7 @@ class RedisBus(Bus):
         self._membership_tasks: set[asyncio.Task[None]] = set()
         self._assignments = Assignments(client, mailbox, round(SILENT_SECONDS * 1000))
         self._pool = ""  # of this process, if it claims by key
-        self._consumer = Consumer(client, mailbox, handler.orphaned, self._found_wrong_type)
+        self._consumer = Consumer(client, mailbox, handler, self._found_wrong_type)
         self._acking_consumer = AckingConsumer(shards.client_of, entries, mailbox, outage.counts, settings.expiry)
         self._memberships = Memberships(
             client,

@@ -42,6 +42,18 @@ def pack_command_with(args: tuple[Argument, ...], last: bytes) -> bytes:
     return b"%b$%d\r\n%b\r\n" % (_pack_start(args), len(last), last)
 
 
+def pack_command_list(args: tuple[Argument, ...], ids: Sequence[bytes]) -> bytes:
+    """Return a command as RESP that ends with a list: its other arguments are packed once."""
+    lengths = [b"$%d\r\n%b\r\n" % (len(each), each) for each in ids]
+    return b"*%d\r\n%b%b" % (len(args) + len(ids), _pack_words(args), b"".join(lengths))
+
+
+@lru_cache(maxsize=1024)
+def _pack_words(args: tuple[Argument, ...]) -> bytes:
+    """Return the arguments of a command as RESP, without their number."""
+    return pack_command(args).partition(b"\r\n")[2]
+
+
 @lru_cache(maxsize=1024)
 def _pack_start(args: tuple[Argument, ...]) -> bytes:
     """Return a command as RESP, without its last argument."""

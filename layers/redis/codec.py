@@ -76,11 +76,11 @@ class EntryCodec:
 
     def unpack(self, place: str, data: bytes) -> Any:
         """Return the value of an entry. Raises ValueError, which `log_rejected` takes."""
-        return unpack(self._open(place, data))
+        return unpack(self.open(place, data))
 
     def unpack_message(self, place: str, data: bytes) -> Message:
         """Return the message of an entry that holds nothing else. Raises ValueError, which `log_rejected` takes."""
-        return unpack_message(self._open(place, data))
+        return unpack_message(self.open(place, data))
 
     def count_foreign(self, error: Exception) -> str | None:
         """Count an entry that other processes may be able to read.
@@ -150,7 +150,8 @@ class EntryCodec:
         if self.mark_logged(kind):
             logger.error("%s: %s; something else writes to the keys of this prefix. Others are counted", place, problem)
 
-    def _open(self, place: str, data: bytes) -> bytes:
+    def open(self, place: str, data: bytes) -> bytes:
+        """Return the packed value of an entry. Raises ValueError, which `log_rejected` takes."""
         if self._encryptor is None and not data.startswith(FIRST_BYTE):
             return data
         if data.startswith(FIRST_BYTE) and len(data) > 1 and not ENTRY.reads(data[1]):

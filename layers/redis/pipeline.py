@@ -30,6 +30,7 @@ from asgibus.layers.redis.client import (
     RedisError,
     ignore_reply,
     pack_command,
+    pack_command_list,
     pack_command_with,
 )
 from asgibus.layers.redis.codec import EntryCodec
@@ -339,8 +340,8 @@ class Pipeline:
         if self._acks:
             for (key, on_acked), ids in self._acks.items():
                 acked = partial(_acked, on_acked, key, ids)
-                commands.append(Command(pack_command(("XACK", key, "workers", *ids)), acked, True, True))
-                commands.append(Command(pack_command(("XDEL", key, *ids)), ignore_reply, True, True))
+                commands.append(Command(pack_command_list(("XACK", key, "workers"), ids), acked, True, True))
+                commands.append(Command(pack_command_list(("XDEL", key), ids), ignore_reply, True, True))
             self._acks = {}
         return commands
 

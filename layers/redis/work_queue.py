@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+from asgibus.layers.contract import Handler
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.leases import Beat
 from asgibus.layers.names import claimant_channel
@@ -341,23 +342,22 @@ class Producer:
 class Consumer:
     """Claim entries of work queues, for the process of one mailbox, which is its consumer name."""
 
-    def __init__(
-        self, store: Store, mailbox: str, on_orphan: Callable[[Claim], None], on_wrong_type: Callable[[], None]
-    ) -> None:
+    def __init__(self, store: Store, mailbox: str, handler: Handler, on_wrong_type: Callable[[], None]) -> None:
         """Prepare to claim; the first claim connects.
 
         Args:
             store: The store of the queues.
             mailbox: The mailbox of this process.
-            on_orphan: Called with each claim that is taken over from a dead process.
+            handler: Unpacks the entries, and gets each claim that is taken over from a dead process.
             on_wrong_type: Called when the key of a queue has another type.
         """
+        self._loop = asyncio.get_running_loop()
         self._keys = store.keys
         self._entries = store.entries
         self._pipeline = store.pipeline
         self._counts = store.outage.counts
         self._name = mailbox
-        self._on_orphan = on_orphan
+        self._handler = handler
         self._on_wrong_type = on_wrong_type
         self._link = ReconnectingConnection(store.address, f"{mailbox}claims", store.outage, self._on_up)
         self._opened = False
@@ -401,7 +401,7 @@ class Consumer:
         self._limit = limit
         self._blocks = wait
         self._probed = 0
-        self._waiting = asyncio.get_running_loop().create_future()
+        self._waiting = self._loop.create_future()
         self._pause_if_unreadable()
         if not self._opened:
             self._opened = True
@@ -504,7 +504,7 @@ class Consumer:
             # Entries that cannot be read here stay under this name: who takes over from this process may read them.
             for claim in self._take(key, entries, _keep_unreadable):
                 self._counts["orphan"] += 1
-                self._on_orphan(claim)
+                self._handler.orphaned(claim)
             if full:
                 start = entries[-1][0]
         self._unread.discard(key)
@@ -649,7 +649,7 @@ class Consumer:
                 self._pipeline.ack(key, entry_id, self._ack_callback)
                 continue
             try:
-                entry = self._entries.unpack(place, fields[1])
+                entry = self._handler.unpack_entry(self._entries.open(place, fields[1]))
             except ValueError as error:
                 if why := self._entries.count_foreign(error):
                     on_foreign(key, entry_id, why)

@@ -10,6 +10,7 @@ import redis
 
 from asgibus.layers import RedisChannelLayer
 from asgibus.layers.codec import pack
+from asgibus.layers.contract import Handler
 from asgibus.layers.redis.client import Outage, RedisConnection
 from asgibus.layers.redis.codec import EntryCodec
 from asgibus.layers.redis.config import read_hosts
@@ -75,7 +76,7 @@ async def test_a_reply_with_an_acknowledged_entry_is_no_claim() -> None:
         outage=Outage(address, Counter()),
         pipeline=writer,
     )
-    claimant = Consumer(cast(Store, store), "worker.1!", lambda claim: None, lambda: None)
+    claimant = Consumer(cast(Store, store), "worker.1!", Handler(), lambda: None)
     key = Keys("p").shared("work")
 
     async def claim(answers: list[Any], *, acked_before: int | None = None) -> list[str]:

@@ -1,6 +1,6 @@
 """The connect request, and the scope that a worker builds from the request."""
 
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -9,12 +9,14 @@ from asgibus.layers.versions import CONNECT_REQUEST, ForeignVersion
 from asgibus.protocol.channels import require_pool, require_protocol, shared_channel, shared_channels
 from asgibus.protocol.checks import read_request
 from asgibus.protocol.connect_request import (
+    FIELD_TYPES,
     HTTP,
     REQUEST_VERSION,
     WEBSOCKET,
     ConnectRequest,
     build_scope,
     reply_channel,
+    unpack_request,
 )
 from asgibus.protocol.events import REQUEST_END
 
@@ -50,6 +52,35 @@ def opening(**fields: Any) -> ConnectRequest:
 def test_a_connect_request_is_unchanged_by_packing() -> None:
     request = opening()
     assert read_request(unpack(pack(tuple(request)))) == request
+    assert unpack_request(pack(tuple(request))) == request
+
+
+def test_a_request_is_unpacked_with_the_types_of_its_fields() -> None:
+    declared = [*get_type_hints(ConnectRequest).values()]
+    assert [*FIELD_TYPES[:-1]] == declared[:-1], "a scope is not unpacked with its type"
+    assert type(unpack_request(pack(tuple(opening())))) is ConnectRequest
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        pack(tuple(opening(window="1000"))),
+        pack(tuple(opening(raw_path="/"))),
+        pack(tuple(opening(headers=((b"host", 5),)))),
+        pack(tuple(opening(kind="udp", scope={"client": ("127.0.0.1", 1)}))),
+        pack((*opening(), "of a later release")),
+        pack((REQUEST_VERSION + 1, "of a later version")),
+        pack(5),
+    ],
+)
+def test_other_entries_are_unpacked_as_they_are(packed: bytes) -> None:
+    assert unpack_request(packed) == unpack(packed)
+    assert type(unpack_request(packed)) is not ConnectRequest
+
+
+def test_a_damaged_entry_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a message"):
+        unpack_request(pack(tuple(opening()))[:-3])
 
 
 def test_an_http_scope() -> None:
