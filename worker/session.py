@@ -692,7 +692,7 @@ class Session:
 
         The app may finish its answer to the last event that it has got. When it asks for the next one, it gets a
         disconnect, or is cancelled with `--handover silent`. Then a WebSocket is handed over, or closed without
-        `--resume`, and an event stream ends.
+        `--resume`. An event stream is handed over or ended at once: `receive` gives a disconnect, and `send` raises.
         """
         if self.run is not RunState.SERVING:
             return
@@ -702,6 +702,8 @@ class Session:
             drains = self._app_state is _OPEN or (self._may_be_handed_over and self._app_state is AppState.HANDSHAKE)
         if drains:
             self.run = transition(RUN_TABLE, self.run, RunEvent.DRAIN)
+            if self.is_http:
+                self._notify_stop()  # an app that streams may never ask for an event
             self._wake_receivers()
         elif not self.is_http:
             self._close_for_stop()

@@ -6,6 +6,7 @@ events, whichever runs they come from, and in any case a proper end.
 
 from __future__ import annotations
 
+import logging
 import random
 from typing import TYPE_CHECKING, Any, Final
 
@@ -98,13 +99,14 @@ class EventStreamTerminator:
     def fail(self, status: int, close_code: int) -> None:
         """See `Terminator`."""
         if (status, close_code) == SERVER_STOPS:
-            self._end("the interface server stops")
+            self._end("the interface server stops", level=logging.INFO)
         else:
             self._end(self.events.obstacle or ("no worker is ready" if status == 503 else "its worker is gone"))
 
-    def _end(self, why: str) -> None:
+    def _end(self, why: str, *, level: int = logging.WARNING) -> None:
         """End the response properly, and have the client connect again in a while."""
-        self._log.count("event stream ended", "an event stream was ended, so that its client connects again: %s", why)
+        text = "an event stream was ended, so that its client connects again: %s"
+        self._log.count("event stream ended", text, why, level=level)
         self._terminator.write_event((RESPONSE_END, self.events.farewell(random.random())))
 
     # Passed on.

@@ -314,11 +314,10 @@ class Events:
 
 @pytest.mark.parametrize("listens", [True, False])
 async def test_an_event_stream_gets_a_disconnect_at_a_drain_and_ends_in_order(
-    listens: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    listens: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(worker_module, "FORCE_SECONDS", 0.05)
     app = Events(listens=listens)
-    async with running(app, graceful_timeout=30.0) as interface:
+    async with running(app, graceful_timeout=600.0) as interface:
         number = interface.open(HTTP, window=100_000)
         await until(lambda: len(interface.events(number)) >= 2)
         interface.stop.set()

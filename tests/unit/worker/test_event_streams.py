@@ -62,9 +62,9 @@ async def test_a_drain_hands_an_event_stream_over() -> None:
     assert app.seen == ["http.disconnect", True]
 
 
-async def test_an_app_that_never_receives_is_handed_over() -> None:
+async def test_an_app_that_never_receives_is_handed_over_at_once() -> None:
     app = App(receives=False)
-    async with running(app, resume=True, graceful_timeout=0.5) as interface:
+    async with running(app, resume=True, graceful_timeout=600) as interface:
         number = interface.open(extensions=OFFERED, window=1_000_000)
         await interface.last(number, events.RESPONSE_BODY)
         await interface.drain()
