@@ -67,7 +67,9 @@ def _make(python: Path) -> None:
 
 
 def _git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, check=False)
+    # In a container, the clone may belong to another user.
+    command = ["git", "-C", str(REPOSITORY), "-c", f"safe.directory={REPOSITORY}", *arguments]
+    return subprocess.run(command, capture_output=True, check=False)
 
 
 def _run(*command: str | Path) -> None:
