@@ -20,6 +20,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final, Self
 from weakref import WeakKeyDictionary
 
+import anyio
+
 from asgibus.layers import ChannelLayer, InMemoryChannelLayer
 from asgibus.layers.contract import Message
 from asgibus.protocol.events import EXCLUDE
@@ -34,6 +36,8 @@ except ImportError as error:
 __all__ = ["Bus", "GroupSocket"]
 
 logger = logging.getLogger("asgibus.worker")
+
+LEAVE_SECONDS = 1.0  # for a group to be left by a handler that is cancelled
 
 _layers: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, ChannelLayer]] = WeakKeyDictionary()
 """The layers of apps on other servers: one for each event loop."""
@@ -165,16 +169,17 @@ class GroupSocket(WebSocket):
             async with self._inbox.joined(group):
                 yield
             return
-        await self._connection.group_add(group)
-        cancelled = False
+        try:
+            await self._connection.group_add(group)
+        except OSError:
+            await self._leave_if_handed_over()
+            raise
         try:
             yield
-        except asyncio.CancelledError:  # the next run joins again, and meanwhile the client gets all broadcasts
-            cancelled = True
-            raise
         finally:
-            if not cancelled and WebSocketState.DISCONNECTED not in (self.client_state, self.application_state):
-                with suppress(OSError):  # the client has gone in this moment
+            # After a hand-over the client stays a member, so that it misses no broadcast until the next run.
+            if WebSocketState.DISCONNECTED not in (self.client_state, self.application_state):
+                with anyio.move_on_after(LEAVE_SECONDS, shield=True), suppress(OSError):  # the client may be gone now
                     await self._connection.group_discard(group)
 
     async def receive(self) -> Any:

@@ -133,6 +133,24 @@ async def test_a_block_that_is_left_early_leaves_the_group() -> None:
             await ann.receive()
 
 
+async def test_a_block_that_is_cancelled_leaves_the_group() -> None:
+    async def until_told(socket: GroupSocket, bus: Bus, ends: Ends) -> None:
+        with anyio.CancelScope() as scope:
+            async with socket.joined("chat"):
+                await bus.send("chat", "inside")
+                await socket.receive()
+                scope.cancel()
+                await anyio.sleep_forever()
+        await bus.send("chat", "outside")
+        await socket.send_text("the end")
+        await socket.close()
+
+    async with serving(until_told) as (bus, _), bus.websocket("/") as ann:
+        assert await ann.receive() == "inside"
+        await ann.send("leave")
+        assert await ann.receive() == "the end"
+
+
 async def test_a_handler_may_accept_by_itself() -> None:
     async def choosy(socket: GroupSocket, bus: Bus, ends: Ends) -> None:
         await socket.accept("chat.v2")
