@@ -18,7 +18,14 @@ WAIT = 20
 
 @pytest.fixture
 def site(serve: Callable[..., Site]) -> Site:
-    return serve("chat_app:app", "--resume", workers=3, affinity=("path:/ws/{room}", "path:/rooms/{room}"))
+    return serve(
+        "chat_app:app",
+        "--resume",
+        "--handover",
+        "silent",
+        workers=3,
+        affinity=("path:/ws/{room}", "path:/rooms/{room}"),
+    )
 
 
 @pytest.fixture
@@ -76,7 +83,7 @@ async def test_everybody_in_a_room_is_reached(
     assert home != ending.pid
     async with asyncio.timeout(WAIT):
         for socket in sockets:
-            while await socket.recv() != "again":
-                pass
+            while (text := await socket.recv()) != "again":
+                assert "left" not in text
     for process in (site.server, *site.workers):
         process.mark()  # a death is a reason for warnings
