@@ -1,4 +1,4 @@
-"""The demo in a real browser: workers are killed and redeployed, and the page loses nothing."""
+"""The demo in a real browser: all processes are killed or replaced, and the page loses nothing."""
 
 import re
 import sys
@@ -17,17 +17,28 @@ SCREENSHOTS = ROOT / "screenshots"
 OPEN = re.compile(r"Open (http://\S+)")
 WINDOW = {"viewport": {"width": 1180, "height": 900}, "device_scale_factor": 2}
 FAULTS = ("lost", "disorder", "drops")
+FASTAPI_FAULTS = ("left", "lost", "cuts", "unheard", "drops", "doubled")
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 
 
 @pytest.fixture
-def demo(redis_url: str, processes: Processes) -> Process:
-    command = [sys.executable, str(ROOT / "examples" / "never_drop" / "demo.py")]
-    options = ["--port", "0", "--redis", redis_url, "--every", "1"]
-    demo = processes.start("demo", [*command, *options], ready=OPEN)
-    demo.url = demo.wait_for(OPEN)[1]
-    return demo
+def start_demo(redis_url: str, processes: Processes) -> Callable[..., Process]:
+    """Start the demo: `start_demo("--fastapi")`."""
+
+    def start(*options: str) -> Process:
+        command = [sys.executable, str(ROOT / "examples" / "never_drop" / "demo.py")]
+        options = ("--port", "0", "--redis", redis_url, "--every", "1", *options)
+        demo = processes.start("demo", [*command, *options], ready=OPEN)
+        demo.url = demo.wait_for(OPEN)[1]
+        return demo
+
+    return start
+
+
+@pytest.fixture
+def demo(start_demo: Callable[..., Process]) -> Process:
+    return start_demo()
 
 
 @pytest.fixture
@@ -53,7 +64,7 @@ def test_a_page_loses_no_message_while_workers_are_killed_and_redeployed(demo: P
     other.goto(demo.url)
     expect(other.locator("#state")).to_have_text("Connected")
 
-    # Two rounds of kill, kill, deploy.
+    # Two rounds of kill, kill, deploy, and the interface server is replaced in between.
     demo.wait_for(r"SIGTERM to version 2", timeout=40)
     page.get_by_label("Message").fill("Still here")
     page.get_by_role("button", name="Send").click()
@@ -61,6 +72,7 @@ def test_a_page_loses_no_message_while_workers_are_killed_and_redeployed(demo: P
     page.screenshot(path=SCREENSHOTS / "never-drop.png")
 
     assert demo.log().count("SIGKILL") >= 4
+    assert "SIGUSR2" in demo.log()
     assert "ERROR" not in demo.log(), "deaths that were planned are no errors"
     for one in (page, other):
         sent = count(one, "sent")
@@ -69,6 +81,25 @@ def test_a_page_loses_no_message_while_workers_are_killed_and_redeployed(demo: P
         assert count(one, "takeovers") >= 2
         assert sent >= 20  # five a second, for the eight seconds or so that two rounds take after the page is open
         expect(one.locator("#state")).to_have_text("Connected")
+
+
+def test_a_fastapi_app_loses_nothing_while_its_processes_are_killed_and_replaced(
+    start_demo: Callable[..., Process], page: Page
+) -> None:
+    demo = start_demo("--fastapi")
+    page.goto(demo.url)
+    expect(page.locator("#state")).to_have_text("Connected")
+    demo.wait_for(r"SIGTERM to version 2", timeout=40)
+    page.screenshot(path=SCREENSHOTS / "never-drop-fastapi.png")
+    sent, words = count(page, "sent"), count(page, "words")
+    wait_until(lambda: count(page, "words") > words, what="the next word")
+    wait_until(lambda: page.evaluate("highest") >= sent, what="the last message of the chat")
+
+    assert {fault: count(page, fault) for fault in FASTAPI_FAULTS} == dict.fromkeys(FASTAPI_FAULTS, 0)
+    workers = page.evaluate("new Set([...document.querySelectorAll('#answer span')].map((word) => word.title)).size")
+    assert workers >= 3, "the answer is of several workers"
+    assert "SIGUSR2" in demo.log()
+    assert "ERROR" not in demo.log()
 
 
 def test_ctrl_c_leaves_no_process(demo: Process, page: Page) -> None:
