@@ -7,6 +7,7 @@ one other process claims.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -89,6 +90,9 @@ class Announced:
     pool: str = ""
     knows_keys: bool = False
     """Whether it can claim what is offered by key. The workers of earlier releases cannot."""
+    younger_by: float = -math.inf
+    """How much later than this process it has started, in seconds by the clock of the store; negative for one that
+    started earlier. Processes of earlier releases do not tell, and count as older."""
 
 
 class Statistics(TypedDict):
@@ -263,7 +267,7 @@ class Bus(ABC):
         """
 
     @abstractmethod
-    async def claim(self, channels: Sequence[str], limit: int, *, wait: bool = True) -> list[Claim]:
+    async def claim(self, channels: Sequence[str], limit: int, *, wait: float | None = None) -> list[Claim]:
         """Wait for entries of shared channels and claim up to `limit` of them, oldest first per channel.
 
         Make one call at a time, and do not cancel it: entries may be on their way. Call `stop_claiming` and await the
@@ -272,10 +276,10 @@ class Bus(ABC):
         Args:
             channels: The shared channels.
             limit: The largest number of entries to claim.
-            wait: Whether to wait for an entry.
+            wait: Seconds to wait for an entry, at most about 2; None for as long as it takes.
 
         Returns:
-            At least one claim, or an empty list after `stop_claiming`, or if there is none and `wait` is false.
+            At least one claim, or an empty list after `stop_claiming`, or if there was none in time.
         """
 
     @abstractmethod
@@ -306,6 +310,10 @@ class Bus(ABC):
     @abstractmethod
     def done(self, claim: Claim) -> None:
         """Acknowledge a claimed entry. The acknowledgement is written after the frames that were posted before."""
+
+    @abstractmethod
+    def requeue(self, claim: Claim) -> None:
+        """Return a claimed entry to its channel because other processes should have it. It goes to the end."""
 
     @abstractmethod
     def release(self, claim: Claim, why: str) -> None:

@@ -92,7 +92,7 @@ class _WorkerBus(MemoryBus):
         if not self._worker_layer.is_cut:
             super().post(mailbox, frame, size)
 
-    async def claim(self, channels: Sequence[str], limit: int, *, wait: bool = True) -> list[Claim]:
+    async def claim(self, channels: Sequence[str], limit: int, *, wait: float | None = None) -> list[Claim]:
         claims = await super().claim(channels, limit, wait=wait)
         await self._late(bool(claims))
         return claims

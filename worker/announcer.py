@@ -10,7 +10,7 @@ from time import perf_counter
 
 from asgibus.layers.contract import Announced, Bus
 from asgibus.layers.errors import LayerUnavailable
-from asgibus.protocol.shares import PATIENCE_SECONDS, Shares
+from asgibus.protocol.shares import PATIENCE_SECONDS, Other, Shares
 
 logger = logging.getLogger("asgibus.worker")
 
@@ -25,12 +25,16 @@ class Announcer:
         pool: The pool.
         app: The app that this worker runs.
         sessions: Returns the number of sessions of this worker; None while it claims nothing.
+        on_noted: Called when the numbers of the others were noted.
     """
 
-    def __init__(self, pool: str, app: str, sessions: Callable[[], int | None]) -> None:
+    def __init__(
+        self, pool: str, app: str, sessions: Callable[[], int | None], on_noted: Callable[[], None] = lambda: None
+    ) -> None:
         self._pool = pool
         self._app = app
         self._sessions = sessions
+        self._on_noted = on_noted
         # An event of asyncio, because it is set and cleared again for every announcement; anyio's is set once.
         self._due = asyncio.Event()
         self._noted = asyncio.Event()  # set and cleared again, too
@@ -68,7 +72,8 @@ class Announcer:
                 if first:
                     self._warn(others)
                 first = False
-            self.shares.note([other.sessions for other in others if other.sessions is not None])
+            self.shares.note(self._sessions() or 0, [Other(other.sessions, other.younger_by) for other in others])
+            self._on_noted()
             self._noted_at = perf_counter()
             self._noted.set()
             with suppress(TimeoutError):

@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -25,6 +25,7 @@ from asgibus.protocol.states import RunState
 from asgibus.worker.announcer import Announcer
 from asgibus.worker.base import CANCEL_SECONDS, BaseWorker, run_beside
 from asgibus.worker.claim_limit import ClaimLimit
+from asgibus.worker.fair_claims import FairClaims
 from asgibus.worker.session import ClientDisconnected, Session
 from asgibus.worker.session_registry import SessionRegistry
 from asgibus.worker.settings import WorkerSettings
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("asgibus.worker")
 
-SHARE_SECONDS = 0.002  # between two looks at the sessions of other workers, which may take theirs first
 ANNOUNCE_SECONDS = 0.005  # an app that answers within this time needs no frame that only names the owner
 FORCE_SECONDS = 5.0  # an app that calls no `receive` for this long learns of the stop from `send`
 
@@ -129,8 +129,7 @@ class Worker(BaseWorker):
         bus = self.bus
         channels = shared_channels(self._settings.pool, self._settings.protocols)
         requests = shared_channel(HTTP, self._settings.pool)
-        shares = self._announcer.shares
-        lasting = False  # whether the last claim had connections other than requests, which last
+        fair = FairClaims(bus, channels, requests, self._announcer, self._lasting.__len__)
         while True:
             free = self._free()
             self._full = free <= 0
@@ -140,24 +139,13 @@ class Worker(BaseWorker):
                 if stop.is_set():
                     return
                 continue
-            room = shares.room(len(self._lasting), perf_counter())
-            if room:
-                limit = min(self._limit.connections, room) if lasting else self._limit.connections
-                claims = await bus.claim(channels, min(free, limit * len(channels)))
-            else:
-                claims = await bus.claim([requests], min(free, self._limit.connections), wait=False)
-                self._announcer.announce_soon()
+            claims = await fair.claim(self._limit.connections, free)
             if not claims:
                 if stop.is_set():
                     return
-                await asyncio.sleep(SHARE_SECONDS)
                 continue
             loop.call_soon(self._limit.on_begin)  # what the event loop does until then says nothing about the apps
             started = [session for claim in claims if (session := self._start(claim)) is not None]
-            lasting = (claims[0].channel != requests or claims[-1].channel != requests) and not all(
-                session.is_http
-                for session in started  # what is offered to this worker alone may be requests
-            )
             self._announce_later(started)
             bus.write_soon()  # behind the first steps of the apps
             self._count_work(len(claims))
@@ -165,8 +153,6 @@ class Worker(BaseWorker):
             # once, and meanwhile more offers arrive.
             await asyncio.sleep(0)
             self._limit.on_begun(len(claims))
-            if lasting:
-                await self._announcer.refresh()
 
     def _free(self) -> int:
         """Return the number of further connections that could be served now."""

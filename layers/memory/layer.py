@@ -409,10 +409,11 @@ class MemoryBus(Bus):
                 channel_full_count=0,
             )
 
-    async def claim(self, channels: Sequence[str], limit: int, *, wait: bool = True) -> list[Claim]:
+    async def claim(self, channels: Sequence[str], limit: int, *, wait: float | None = None) -> list[Claim]:
         if not self._channels.issuperset(channels):
             self._channels = self._channels.union(channels)
             self._layer._reassign_orphans()
+        until = math.inf if wait is None else self._loop.time() + wait
         while True:
             claims: list[Claim] = []
             with self._layer._lock:
@@ -426,11 +427,14 @@ class MemoryBus(Bus):
                             offer.state = None
                             self._claims[claim.id] = claim
                             claims.append(claim)
-                if claims or self._stopped or not wait:
+                if claims or self._stopped or self._loop.time() >= until:
                     return claims
                 self._claiming = claiming = self._loop.create_future()
             try:
-                await claiming
+                async with asyncio.timeout_at(None if wait is None else until):
+                    await claiming
+            except TimeoutError:
+                continue
             finally:
                 self._claiming = None
 
@@ -481,6 +485,10 @@ class MemoryBus(Bus):
 
     def done(self, claim: Claim) -> None:
         self._claims.pop(claim.id, None)
+
+    def requeue(self, claim: Claim) -> None:
+        if self._claims.pop(claim.id, None) is not None:
+            self._put(Offer(claim.channel, state=claim.entry))
 
     def release(self, claim: Claim, why: str) -> None:
         """Drop the entry: within one process, no other claimant could read it either."""

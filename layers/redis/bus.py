@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -104,6 +105,7 @@ class RedisBus(Bus):
         self._outage = outage = client.outage
         self._pipeline = client.pipeline
         settings = client.settings
+        self._started = 0  # in ms by Redis's clock
         self._deduplicator = Deduplicator()
         self._wait = settings.wait
         self._is_mine = True  # whether mailbox and lease are given back at the end
@@ -158,6 +160,7 @@ class RedisBus(Bus):
         await self._releases.check(call_until())
         await self._heartbeat.open(call_until())
         self._releases.publish()
+        self._started = self._heartbeat.now
         await self._reader.open()
         self._heartbeat.start()
 
@@ -419,7 +422,7 @@ class RedisBus(Bus):
             messages_count=offered, messages_pending=pending, messages_max_age=age / 1000, channel_full_count=0
         )
 
-    async def claim(self, channels: Sequence[str], limit: int, *, wait: bool = True) -> list[Claim]:
+    async def claim(self, channels: Sequence[str], limit: int, *, wait: float | None = None) -> list[Claim]:
         return await self._consumer.claim(channels, limit, wait)
 
     def stop_claiming(self) -> None:
@@ -438,7 +441,7 @@ class RedisBus(Bus):
         self._consumer.ack(claim)
 
     async def announce(self, pool: str, app: str, sessions: int | None) -> list[Announced]:
-        found = await self._announce((pool, app, sessions, True))
+        found = await self._announce((pool, app, sessions, True, self._started))
         if any(pool in pools for _, pools in found.offers_by_key) and not self._consumer.stopped:
             self._pool = pool
             self._consumer.claim_by_key(self._assignments.place(pool))
@@ -474,8 +477,13 @@ class RedisBus(Bus):
                 found.offers_by_key.append((mailbox, rest[1] if len(rest) > 1 and isinstance(rest[1], tuple) else ()))
             else:  # earlier releases announce fewer items
                 sessions = rest[0] if rest and isinstance(rest[0], int) else None
-                found.workers.append(Announced(mailbox, str(app), sessions, str(pool), len(rest) > 1))
+                started = rest[2] if len(rest) > 2 and isinstance(rest[2], int) else -math.inf
+                younger_by = (started - self._started) / 1000
+                found.workers.append(Announced(mailbox, str(app), sessions, str(pool), len(rest) > 1, younger_by))
         return found
+
+    def requeue(self, claim: Claim) -> None:
+        self._consumer.requeue(claim)
 
     def release(self, claim: Claim, why: str) -> None:
         self._consumer.release(claim, why)

@@ -22,7 +22,7 @@ class Keys:
 
     @property
     def apps(self) -> str:
-        """Hash: the pool, the app and the number of lasting sessions of each worker, by its mailbox."""
+        """Hash: the pool, the app, the number of lasting sessions and the start of each worker, by its mailbox."""
         return f"{self.prefix}:apps"
 
     @property

@@ -370,7 +370,7 @@ class Consumer:
         self._own_place = ""  # of its entries: see `EntryCodec`
         self._rereads = False  # whether the running read lacks that key
         self._turns: list[str] = []  # their keys, in the order in which they are read
-        self._blocks = True  # whether that call waits for an entry
+        self._wait: float | None = None  # for how many seconds that call waits for an entry; None without a limit
         self._limit = 0
         self._probed = 0  # how many of the keys were read alone and were empty
         self._held: set[tuple[str, bytes]] = set()  # keys and ids of entries that are claimed here
@@ -387,7 +387,7 @@ class Consumer:
         self._refused = ""  # why the last entry could not be read
         self._pausing: asyncio.TimerHandle | None = None  # while nothing is claimed
 
-    async def claim(self, channels: Sequence[str], limit: int, wait: bool = True) -> list[Claim]:
+    async def claim(self, channels: Sequence[str], limit: int, wait: float | None = None) -> list[Claim]:
         """Claim entries: see `Bus.claim`."""
         if self._stopped:
             return []
@@ -399,7 +399,7 @@ class Consumer:
             self._channels |= asked
             self._turns = [*asked]
         self._limit = limit
-        self._blocks = wait
+        self._wait = wait
         self._probed = 0
         self._waiting = self._loop.create_future()
         self._pause_if_unreadable()
@@ -587,8 +587,10 @@ class Consumer:
             self._turns = [*self._turns[1:], *keys]
         else:
             options = ("COUNT", max(1, limit // len(keys)))
-            if self._blocks:
+            if self._wait is None:
                 options += ("BLOCK", BLOCK_SECONDS * 1000)
+            elif self._wait:
+                options += ("BLOCK", max(1, round(min(self._wait, BLOCK_SECONDS) * 1000)))
         start = "0" if self._recover else ">"
         connection.write(
             pack_command(
@@ -624,12 +626,12 @@ class Consumer:
             self._given_out, self._released = len(claims[: self._limit]), 0
             waiting.set_result(claims[: self._limit])
             for claim in claims[self._limit :]:
-                self._requeue(claim)
+                self.requeue(claim)
             return
         if self._released > before:
             self._given_out = self._released = 0
             self._pause()
-        if not (self._blocks or recovering):
+        if self._wait is not None and not recovering:
             waiting.set_result([])
         elif self._pausing is None:
             self._read(connection)
@@ -675,8 +677,8 @@ class Consumer:
 
         self._pipeline.write(("EVAL", scripts.RELEASE, 1, key, entry_id, MOST_RELEASES), on_released)
 
-    def _requeue(self, claim: Claim) -> None:
-        """Requeue a claim for which the caller has no room."""
+    def requeue(self, claim: Claim) -> None:
+        """Return a claim to its queue: see `Bus.requeue`."""
         key = self._keys.shared(claim.channel)
         self._pipeline.write(("EVAL", scripts.REQUEUE, 1, key, claim.id), lambda _: self._held.discard((key, claim.id)))
 

@@ -1,5 +1,6 @@
 """Workers are replaced one after another by SIGTERM, under load."""
 
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -90,6 +91,27 @@ def test_a_silent_deploy_is_no_disconnect(
                 assert known["state"] == {"last": member.sent - 1}
         for what in ("disconnected", "disorder", "send failed"):
             assert not notes.all(what), what
+
+
+def test_a_rolling_restart_moves_each_socket_once(
+    start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
+) -> None:
+    """What an old worker hands over goes to new ones: another old one would hand it over again."""
+    workers = start_chaos_worker("--processes", 4, "--resume")
+    interface = start_chaos_interface()
+    workers.wait_for("supervisor ready")
+    with Crowd(interface, "/echo", sockets=SOCKETS, rate=RATE) as crowd:
+        crowd.begin()
+        crowd.wait_each_answered()
+        workers.send_signal(signal.SIGHUP)
+        workers.wait_for("all processes are replaced", timeout=60)
+        crowd.wait_each_answered()
+        report = crowd.finish()
+        shares = Counter(known["pid"] for known in crowd.probe())
+    moves = sum(note["attempt"] > 1 for note in notes.all("connected"))
+    figures(f"{moves / SOCKETS:.3f} moves for each socket, now {sorted(shares.values())} a worker; {report}")
+    report.assert_whole()
+    assert SOCKETS <= moves <= 1.05 * SOCKETS
 
 
 def test_a_deploy_without_resume_spreads_the_closes(

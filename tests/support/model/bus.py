@@ -149,6 +149,9 @@ class ModelBus(Bus):
     def give_back(self, delivery: Delivery, *, delay: float = 0.0) -> None:
         raise NotImplementedError
 
+    def requeue(self, claim: Claim) -> None:
+        raise NotImplementedError
+
     def release(self, claim: Claim, why: str) -> None:
         raise NotImplementedError
 
