@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from asgibus.layers.codec import pack_message
 from asgibus.layers.contract import Bus, ChannelLayer, Handler, Message, Statistics
-from asgibus.layers.errors import ChannelFull, ForeignChannel
+from asgibus.layers.errors import ChannelFull, ForeignChannel, LayerUnavailable
 from asgibus.layers.frames import MEMBERSHIP
 from asgibus.layers.names import has_channels, parse_channel, require_channel, require_group, split_local
 from asgibus.layers.over_capacity import OverCapacity
@@ -142,7 +142,7 @@ class RedisChannelLayer(ChannelLayer):
         capacity = self.settings.capacity_of(channel)
         until = self._send_until()
         client = await self._shards.client_of(local[0] if local else channel, until)
-        with client.outage.counted():
+        try:
             room = await client.backlog.enter(len(payload), until)
             try:
                 if local is None:
@@ -154,6 +154,9 @@ class RedisChannelLayer(ChannelLayer):
                         logger.info("a message to %s was dropped: its process is gone", channel)
             finally:
                 client.backlog.leave(room)
+        except LayerUnavailable as error:
+            client.outage.failed(error)
+            raise
         if full:
             self.counts["channel full"] += 1
             raise ChannelFull(channel, capacity)
@@ -279,7 +282,10 @@ class RedisChannelLayer(ChannelLayer):
 
     def is_long_lived(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Return whether an event loop has connections of its own, or has made calls for long enough to get some."""
-        return any(shard.serves(loop) for shard in self._shards) or not self.background_loop.should_run_here(loop)
+        for shard in self._shards:
+            if shard.serves(loop):
+                return True
+        return not self.background_loop.should_run_here(loop)
 
     @_on_long_lived_loop
     async def declare_dead(self, mailbox: str) -> None:

@@ -44,6 +44,7 @@ TURN_SECONDS: Final = 0.002  # of the event loop, after which a flush does not w
 ENTRY_BYTES: Final = 1024 * 1024  # frames gathered for one entry: larger ones delay others, and need more memory
 FRAME_OVERHEAD: Final = 64  # bytes counted for a frame in addition to what it carries
 RETRY_SECONDS = 0.5  # until a command is tried again that Redis refused for a while
+GIVE_UP_SECONDS = 0.05  # between two looks for calls whose time is over: a timer for each costs a tenth of a call
 CALL_SECONDS = 5.0  # for a call of the app: then it raises, and the app can report that Redis is away
 DRAIN_SECONDS = 2.0  # for the last writes to reach Redis: a process that stops does not wait for a lost Redis
 # First words of refusals that pass, compared as a whole: BUSY is a long script, BUSYGROUP an answer like any other.
@@ -118,6 +119,8 @@ class Pipeline:
         self._replica = False
         self.packed = 0
         """How often posted frames have been packed."""
+        self._calls: dict[Command, tuple[float, asyncio.Future[Any]]] = {}  # when each gives up, by the loop's clock
+        self._looks = False  # whether a look for calls whose time is over is scheduled
         self._given_up = False  # a drain took too long, and is not waited for again
         self._closed = False
         self._drained: list[asyncio.Future[None]] = []
@@ -187,9 +190,7 @@ class Pipeline:
         """Write a packed command: see `write`."""
         command = Command(data, on_reply, repeatable, patient)
         self._commands[command] = None
-        self.schedule()
-        if perf_counter() > self._flush_by:
-            self._flush_early()
+        self._flush_soon()
         return command
 
     def cancel(self, command: Command) -> bool:
@@ -215,7 +216,8 @@ class Pipeline:
                 it. If not, the call fails then.
             in_order: Wait for everything that was posted and written before, also for commands that Redis refuses.
             at_once: Do not wait for the end of the event loop's turn, which costs a tenth of such a call.
-            until: When to give up, by the event loop's clock. The error says whether the command was written.
+            until: When to give up, by the event loop's clock, or up to 0.05 s later. The error says whether the command
+                was written.
 
         Returns:
             The reply.
@@ -227,11 +229,18 @@ class Pipeline:
         if self._closed:
             raise LayerUnavailable("the layer was closed")
         future: asyncio.Future[Any] = self._loop.create_future()
-        command = self.write(args, _into(future), repeatable=repeatable, patient=repeatable)
+        command = Command(pack_command(args), _into(future), repeatable, repeatable)
         command.in_order = in_order
+        self._commands[command] = None
         if at_once and not self._in_flight and not self._again:
             self._flush()
-        timer = None if until is None else self._loop.call_at(until, self._give_up, command, future)
+        else:
+            self._flush_soon()
+        if until is not None:
+            self._calls[command] = (until, future)
+            if not self._looks:
+                self._looks = True
+                self._loop.call_later(GIVE_UP_SECONDS, self._give_up)
         try:
             return await future
         except RedisError as error:
@@ -242,12 +251,17 @@ class Pipeline:
             self._take_back(command)
             raise
         finally:
-            if timer is not None:
-                timer.cancel()
+            self._calls.pop(command, None)
 
-    def _give_up(self, command: Command, future: asyncio.Future[Any]) -> None:
-        if not future.done():
-            future.set_exception(LayerUnavailable(self._take_back(command)))
+    def _give_up(self) -> None:
+        """End the calls whose time is over."""
+        now = self._loop.time()
+        for command, (until, future) in list(self._calls.items()):
+            if until <= now and not future.done():
+                future.set_exception(LayerUnavailable(self._take_back(command)))
+        self._looks = bool(self._calls)
+        if self._looks:
+            self._loop.call_later(GIVE_UP_SECONDS, self._give_up)
 
     def _take_back(self, command: Command) -> str:
         """Do not write a command again whose caller has given up. Return what is known about it."""
@@ -294,6 +308,12 @@ class Pipeline:
             self._scheduled = True
             self._flush_by = perf_counter() + TURN_SECONDS
             self._loop.call_soon(self._flush)
+
+    def _flush_soon(self) -> None:
+        """Flush at the end of this turn of the event loop, or now if the turn takes long."""
+        self.schedule()
+        if perf_counter() > self._flush_by:
+            self._flush_early()
 
     def _flush_early(self) -> None:
         """Flush in the middle of a turn of the event loop that takes long, so that others can work meanwhile."""
