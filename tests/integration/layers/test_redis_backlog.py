@@ -103,7 +103,7 @@ async def test_an_entry_written_twice_is_received_and_counted_once(redis_url: st
         assert local is not None
         mailbox, part = local
         client = await layer._shards.shard_for(mailbox).client()
-        entry = client.outbox._entry(mailbox, (LOCAL_MESSAGES, [part], pack_message({"n": 1}), 0.0, 3))
+        entry = client.outbox.pack(mailbox, (LOCAL_MESSAGES, [part], pack_message({"n": 1}), 0.0, 3))
         for _ in range(2):
             await client.pipeline.call("XADD", client.keys.mailbox(mailbox), "*", "b", entry)
         assert await layer.receive(channel) == {"n": 1}
