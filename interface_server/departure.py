@@ -100,7 +100,7 @@ class Departure:
         try:
             if not self._drains:
                 await self._settle()
-            with anyio.fail_after(FROZEN_SECONDS):
+            with move.without_garbage_collection(), anyio.fail_after(FROZEN_SECONDS):
                 await self._pass_on(channel)
                 await channel.receive(move.READY)
             with anyio.CancelScope(shield=True):

@@ -19,10 +19,12 @@ the successor neither reads a socket nor writes to the bus before. Afterwards th
 
 from __future__ import annotations
 
+import gc
 import socket
 import struct
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import anyio
@@ -42,6 +44,16 @@ READ_BYTES = 1024 * 1024
 LARGEST = 1024 * 1024 * 1024  # bytes of a message; a longer one is no message
 _LENGTH = struct.Struct("!I")
 _CLOSE_ON_EXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # macOS has none
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Collect no garbage in this context: thousands of states would be searched again and again, in vain."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class MoveError(Exception):
@@ -166,8 +178,10 @@ class MoveChannel:
                 sent = socket.send_fds(self._end, [rest], first) if first else self._end.send(rest)
             except BlockingIOError:
                 await anyio.wait_writable(self._end)
+            except ConnectionError:
+                raise MoveError("the other process has ended") from None
             except OSError as error:
-                raise MoveError(f"the other process does not listen: {error.strerror or error}") from error
+                raise MoveError(f"sockets cannot be passed on: {error.strerror or error}") from error
             else:
                 first = []
                 rest = rest[sent:]
@@ -193,8 +207,8 @@ class MoveChannel:
             except BlockingIOError:
                 await anyio.wait_readable(self._end)
                 continue
-            except OSError as error:
-                raise MoveError(f"the other process is gone: {error.strerror or error}") from error
+            except ConnectionError:  # it has ended without reading the last message
+                raise MoveError("the other process has ended") from None
             if flags & socket.MSG_CTRUNC:
                 raise MoveError("this process may not open so many sockets: raise its limit of open files")
             if not data:

@@ -19,7 +19,7 @@ from asgibus.interface_server.departure import Departure
 from asgibus.interface_server.http.protocol import HttpProtocol
 from asgibus.interface_server.http.request import Peer, Request
 from asgibus.interface_server.http.response import ResponseWriter, StandardHeaders
-from asgibus.interface_server.move import MoveChannel, MoveError
+from asgibus.interface_server.move import MoveChannel, MoveError, without_garbage_collection
 from asgibus.interface_server.open_sockets import OpenSockets
 from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.interface_server.proxy_protocol import Origin
@@ -115,7 +115,8 @@ class Server:
             await self._layer.connect()
             await arrival.prepare()
             self.scheduler.hold()
-            await arrival.receive(self)
+            with without_garbage_collection():
+                await arrival.receive(self)
             identity, layer = arrival.identity, self._layer
             joining = layer.bus("interface", self.connections) if identity is None else None
             async with joining or layer.moved_bus(identity or {}, self.connections) as bus:

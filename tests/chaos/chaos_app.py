@@ -13,6 +13,7 @@ Both answer "?" with the state of their run, as JSON. "kill" and "crash" end the
 
 HTTP: `/fast`; `/slow?gate=` answers when the file of that name exists beside the notes; `/stream?gate=` begins its
 response first; `/kill` kills its process, `?kills=` times at most. All of them answer with JSON: attempt and pid.
+`/events` is an event stream that counts from the last event id on, until its client is gone.
 """
 
 import asyncio
@@ -28,6 +29,7 @@ from asgibus import connection
 
 NOTES = Path(os.environ["CHAOS_NOTES"])
 GATE_STEP = 0.01
+EVENT_STEP = 0.1
 
 
 def note(what, **more):
@@ -143,6 +145,9 @@ async def http(scope, receive, send, query):
     note("request", length=len(body), **run)
     if path == "/kill" and bus.attempt <= int(query.get("kills", 99)):
         kill(**run)
+    if path == "/events":
+        await count_events(scope, receive, send)
+        return
     answer = json.dumps({"pid": os.getpid(), "length": len(body), **run}).encode()
     start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
     if path == "/stream":
@@ -160,3 +165,16 @@ async def http(scope, receive, send, query):
     if path != "/stream":
         await send(start)
     await send({"type": "http.response.body", "body": answer})
+
+
+async def count_events(scope, receive, send):
+    headers = [(b"content-type", b"text/event-stream")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    number = int(dict(scope["headers"]).get(b"last-event-id", b"0"))
+    leaving = asyncio.create_task(receive())
+    while not leaving.done():
+        number += 1
+        await send(
+            {"type": "http.response.body", "body": b"id: %d\ndata: %d\n\n" % (number, number), "more_body": True}
+        )
+        await asyncio.wait([leaving], timeout=EVENT_STEP)

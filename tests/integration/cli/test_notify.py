@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.deadline import HANG
+from support.in_place import InPlace
 from support.processes import Process
 
 APP = "cli.supervised_app:app"
@@ -111,6 +112,17 @@ def test_a_supervisor_notifies_for_all_of_its_processes(
     worker.terminate()
     assert manager.next()["STOPPING"] == "1"
     assert worker.wait() == 0
+
+
+def test_the_manager_follows_the_process_that_goes_on(manager: Manager, redis_url: str, start_interface: Start) -> None:
+    interface = start_interface("--layer", redis_url, env=manager.env)
+    manager.until("READY")
+    with InPlace(interface) as in_place:
+        in_place.move()
+        assert manager.next()["RELOADING"] == "1"
+        moved = manager.until("MAINPID")
+        assert moved == {"MAINPID": str(in_place.pid), "READY": "1", "STATUS": f"process {in_place.pid} serves"}
+    assert manager.until("STOPPING")["STOPPING"] == "1"
 
 
 def test_children_of_the_app_do_not_get_the_socket(manager: Manager, start_interface: Start, tmp_path: Path) -> None:

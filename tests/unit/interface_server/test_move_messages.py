@@ -78,7 +78,7 @@ def test_a_refusal_and_the_end_are_told_apart(ends: tuple[MoveChannel, MoveChann
         new.close()
         with pytest.raises(MoveError, match="ended"):
             await old.receive(move.READY)
-        with pytest.raises(MoveError, match="does not listen"):
+        with pytest.raises(MoveError, match="ended"):
             await old.send(move.GO)
 
     anyio.run(run)

@@ -1,0 +1,70 @@
+"""Interface servers are replaced in place, under load."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from chaos.crowd import Crowd
+from chaos.listeners import Listeners
+from chaos.notes import Notes
+from chaos.scale import by_form
+from support.deadline import in_time
+from support.in_place import InPlace
+from support.processes import Process
+from support.raw import RawClient
+
+Start = Callable[..., Process]
+Figures = Callable[[object], None]
+
+SOCKETS = by_form(100, 5000)
+RATE = by_form(300, 500)
+STREAMS = by_form(10, 100)
+MOVES = by_form(2, 5)
+SILENCE = 1.0
+"""Seconds for which no client may wait."""
+
+
+def test_clients_do_not_notice_that_the_interface_server_is_another_one(
+    start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
+) -> None:
+    for _ in range(2):
+        start_chaos_worker("--resume")
+    interface = start_chaos_interface("--keep-alive-timeout", 300)
+    with (
+        InPlace(interface) as in_place,
+        Crowd(interface, "/echo", sockets=SOCKETS // 2, rate=RATE / 2) as echo,
+        Crowd(interface, "/room", sockets=SOCKETS // 2, rate=RATE / 2) as room,
+        Listeners(interface, STREAMS) as streams,
+        RawClient(interface) as idle,
+        RawClient(interface) as slow,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        for crowd in (echo, room):
+            crowd.begin()
+        assert idle.request("GET", "/fast").status == 200
+        moves = []
+        for number in range(MOVES):
+            if number == MOVES - 1:
+                answer = threads.submit(slow.request, "GET", "/slow?gate=open")
+                notes.wait("request", path="/slow")
+            for crowd in (echo, room):
+                crowd.wait_answered(RATE)
+            moves.append(in_place.move())
+        for crowd in (echo, room):
+            crowd.wait_answered(RATE)
+        assert idle.request("GET", "/fast").status == 200
+        notes.open_gate("open")
+        assert answer.result().status == 200
+        reports = [crowd.finish() for crowd in (echo, room)]
+        for seconds, what in moves:
+            figures(f"clients waited {seconds:.2f} s: {what}")
+        for crowd, report in zip((echo, room), reports, strict=True):
+            figures(f"{crowd.label}: {report}")
+        figures(f"event streams: at most {streams.longest:.2f} s without an event")
+        for report in reports:
+            report.assert_whole()
+            assert report.takeovers == 0, "the workers must not notice"
+            in_time(report.slowest, SILENCE)
+        streams.assert_whole()
+        in_time(streams.longest, SILENCE)
+    assert not notes.all("disorder")
+    assert not notes.all("disconnected", code=1006)

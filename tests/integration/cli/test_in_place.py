@@ -1,0 +1,265 @@
+"""SIGUSR2 to `asgi-interface`: a new process goes on, or the old one does."""
+
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import anyio
+import psutil
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection
+
+from asgibus.cli import control_pipe
+from asgibus.interface_server import move
+from asgibus.interface_server.move import MoveChannel, MoveError
+from support.deadline import wait_until
+from support.in_place import InPlace
+from support.processes import Process, environment
+from support.raw import RawClient
+from support.websocket import ws
+
+APP = "cli.echo_app:app"
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def worker(start_worker: Start, redis_url: str) -> Process:
+    return start_worker(APP, "--layer", redis_url, "--resume")
+
+
+def check(*sockets: ClientConnection) -> None:
+    """Check that each WebSocket gets answers and broadcasts, each once."""
+    for each in sockets:
+        each.send("mine")
+        assert each.recv(10) == "mine"
+    sockets[0].send("all of us")
+    for each in sockets:
+        assert each.recv(10) == "all of us"
+
+
+def test_a_new_process_goes_on(worker: Process, start_interface: Start, redis_url: str, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    interface = start_interface("--layer", redis_url, "--admin-port", 0, "--keep-alive-timeout", 60)
+    with InPlace(interface) as in_place, ws(interface, "/1") as one, ws(interface, "/2") as two:
+        with RawClient(interface) as client:
+            check(one, two)
+            assert client.request("GET").status == 200
+            one.send("on its way")
+            _, what = in_place.move()
+            assert what == "2 websocket, 1 http sockets moved"
+            assert one.recv(10) == "on its way"
+            check(one, two)
+            assert client.request("GET").status == 200
+            with ws(interface, "/3") as three:
+                check(one, two, three)
+                in_place.move()
+                check(one, two, three)
+        assert psutil.pid_exists(in_place.pid)
+    assert not path.exists()
+    assert "left with 1006" not in worker.log()
+    assert len({*re.findall(r"mailbox (\S+)", interface.log())}) == 1
+
+
+def test_each_process_of_a_supervisor_moves(worker: Process, start_interface: Start, redis_url: str) -> None:
+    interface = start_interface("--layer", redis_url, "--processes", 2)
+    interface.wait_for("supervisor ready")
+    before = interface.children()
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(ws(interface, f"/{number}")) for number in range(12)]
+        check(*sockets)
+        interface.send_signal(signal.SIGUSR2)
+        interface.wait_for("all processes have moved")
+        check(*sockets)
+        wait_until(lambda: len(interface.children()) == 2)
+        assert not {*before} & {*interface.children()}
+        assert len({*re.findall(r"interface server ready, mailbox (\S+)", interface.log())}) == 2
+        check(stack.enter_context(ws(interface, "/new")), *sockets)
+    assert "declared dead" not in worker.log()
+
+
+def test_a_process_with_an_app_says_that_it_cannot_move(start_interface: Start) -> None:
+    interface = start_interface(app=APP)
+    with ws(interface, "/") as one:
+        check(one)
+        interface.send_signal(signal.SIGUSR2)
+        interface.wait_for("this process is not replaced, and goes on: the app runs in the same process")
+        check(one)
+
+
+def test_a_new_process_that_cannot_start(
+    worker: Process, start_interface: Start, redis_url: str, tmp_path: Path
+) -> None:
+    variables = tmp_path / "variables"
+    variables.write_text("ASGIBUS_WINDOW=100000\n")
+    interface = start_interface("--layer", redis_url, "--env-file", variables)
+    with ws(interface, "/") as one:
+        check(one)
+        variables.write_text("ASGIBUS_WINDOW=a great many\n")
+        interface.send_signal(signal.SIGUSR2)
+        interface.wait_for("the move to a new process has failed, and this one goes on: the other process has ended")
+        check(one)
+        variables.write_text("ASGIBUS_WINDOW=100001\n")
+        with InPlace(interface) as in_place:
+            in_place.move()
+            check(one)
+
+
+class Supervised:
+    """An interface server, with the test as its supervisor."""
+
+    def __init__(self, folder: Path, layer: str) -> None:
+        self._pipe, theirs = socket.socketpair()
+        self._log = folder / "supervised.log"
+        options = ("--host", "127.0.0.1", "--port", "0", "--layer", layer)
+        with theirs, self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "asgibus.cli.interface", *options],
+                env={**environment(), control_pipe.VARIABLE: str(theirs.fileno())},
+                pass_fds=(theirs.fileno(),),
+                stdout=log,
+                stderr=log,
+            )
+        assert self._pipe.recv(100).startswith(b"ready ")
+        connections = psutil.Process(self.process.pid).net_connections("tcp")
+        port = next(each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN)
+        self.url = self.ws_url = f"ws://127.0.0.1:{port}"
+        self.port = port
+        self.uds = ""
+
+    def move(self) -> MoveChannel:
+        """Ask the process to move, and return the end of the successor."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(self._pipe, [control_pipe.MOVE], [theirs.fileno()])
+        return MoveChannel(ours)
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def end(self) -> None:
+        self._pipe.close()
+        self.process.wait(30)
+
+
+@pytest.fixture
+def supervised(tmp_path: Path, redis_url: str) -> Iterator[Supervised]:
+    server = Supervised(tmp_path, redis_url)
+    yield server
+    server.end()
+
+
+async def prepare(channel: MoveChannel, pid: int = 0, version: int = move.VERSION) -> None:
+    await channel.receive(move.OFFER)
+    await channel.send(move.PREPARED, {"version": version, "pid": pid})
+
+
+async def receive_states(channel: MoveChannel) -> None:
+    while (message := await channel.receive_any()).kind != move.END:
+        for descriptor in message.descriptors:
+            os.close(descriptor)
+
+
+@pytest.mark.timeout(90)
+def test_a_successor_that_dies_at_any_moment(worker: Process, supervised: Supervised) -> None:
+    async def at_once(channel: MoveChannel) -> None:
+        """End before the offer is read."""
+
+    async def foreign_version(channel: MoveChannel) -> None:
+        await prepare(channel, version=move.VERSION + 1)
+        with pytest.raises(MoveError):
+            await channel.receive_any()
+
+    async def while_prepared(channel: MoveChannel) -> None:
+        await prepare(channel)
+
+    async def amid_states(channel: MoveChannel) -> None:
+        await prepare(channel)
+        await channel.receive_any()
+
+    async def refusal(channel: MoveChannel) -> None:
+        await prepare(channel)
+        await receive_states(channel)
+        await channel.send(move.REFUSED, {"reason": "no room for so many sockets"})
+
+    async def before_ready(channel: MoveChannel) -> None:
+        await prepare(channel)
+        await receive_states(channel)
+
+    async def after_ready(channel: MoveChannel) -> None:
+        await prepare(channel)
+        await receive_states(channel)
+        await channel.send(move.READY)
+
+    async def after_go(channel: MoveChannel) -> None:
+        await after_ready(channel)
+        await channel.receive(move.GO)
+
+    phases = (
+        (at_once, "ended"),
+        (foreign_version, "speaks version 2"),
+        (while_prepared, "ended"),
+        (amid_states, "ended"),
+        (refusal, "no room for so many sockets"),
+        (before_ready, "ended"),
+        (after_ready, "ended"),
+        (after_go, "ended before it took over"),
+    )
+    with ws(supervised, "/1") as one, ws(supervised, "/2") as two, RawClient(supervised) as client:  # type: ignore[arg-type]
+        check(one, two)
+        for number, (phase, reason) in enumerate(phases):
+            channel = supervised.move()
+            two.send("on its way")
+            anyio.run(phase, channel)
+            channel.close()
+            wait_until(lambda: supervised.log().count("this one goes on") > number)  # noqa: B023
+            assert re.search(reason, supervised.log().splitlines()[-1]), phase.__name__
+            assert two.recv(10) == "on its way"
+            check(one, two)
+            assert client.request("GET").status == 200
+            with ws(supervised, "/new") as new:  # type: ignore[arg-type]
+                check(new, one, two)
+
+
+def test_a_successor_that_hangs_is_killed(worker: Process, supervised: Supervised) -> None:
+    with ws(supervised, "/1") as one, subprocess.Popen(["sleep", "300"]) as hanging:  # type: ignore[arg-type]
+        check(one)
+        channel = supervised.move()
+
+        async def hang() -> None:
+            await prepare(channel, hanging.pid)
+            await receive_states(channel)
+            await channel.send(move.READY)
+            await channel.receive(move.GO)
+
+        anyio.run(hang)
+        assert hanging.wait(30) == -signal.SIGKILL
+        channel.close()
+        wait_until(lambda: "this one goes on" in supervised.log())
+        check(one)
+
+
+def test_sockets_with_tls_are_drained(worker: Process, start_interface: Start, redis_url: str, tmp_path: Path) -> None:
+    run = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    names = ["-subj", "/CN=localhost", "-days", "2", "-keyout", tmp_path / "key", "-out", tmp_path / "cert"]
+    subprocess.run([*run, *names], check=True, capture_output=True)
+    tls = ("--ssl-certfile", tmp_path / "cert", "--ssl-keyfile", tmp_path / "key")
+    interface = start_interface("--layer", redis_url, "--drain-period", 0.1, *tls)
+    trusting = ssl._create_unverified_context()
+    with InPlace(interface) as in_place, ws(interface, "/1", ssl=trusting) as one:
+        check(one)
+        _, what = in_place.move()
+        assert what == "1 sockets with TLS cannot be moved, and are closed as at any other stop"
+        with pytest.raises(ConnectionClosed) as closed:
+            one.recv(10)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1012
+        with ws(interface, "/2", ssl=trusting) as two:
+            check(two)
