@@ -75,8 +75,8 @@ class Departure:
         """For how long no client was served."""
         self.pid = 0
         """The process id of the successor."""
-        self.counts: Counter[str] = Counter()
-        """How many sockets were moved, or refused, by the name of their protocol."""
+        self._moved: Counter[str] = Counter()  # sockets, by the name of their protocol
+        self._closed = 0  # sockets whose state could not be exported
 
     async def run(self, channel: MoveChannel) -> None:
         """Move. If the call is cancelled before the successor goes on, this process goes on.
@@ -122,9 +122,8 @@ class Departure:
         """Return what has happened to the open sockets, in words."""
         if self._drains:
             return f"{len(self._sockets)} sockets with TLS cannot be moved, and are closed as at any other stop"
-        moved = ", ".join(f"{self.counts[kind]} {kind}" for kind in ("websocket", "http") if self.counts[kind])
-        refused = self.counts["refused"]
-        return f"{moved or 'no'} sockets moved" + (f", {refused} closed" if refused else "")
+        moved = ", ".join(f"{count} {kind}" for kind, count in sorted(self._moved.items(), reverse=True))
+        return f"{moved or 'no'} sockets moved" + (f", {self._closed} closed" if self._closed else "")
 
     async def _settle(self) -> None:
         """Wait until every socket that cannot move now could have moved once, and nothing else is in between."""
@@ -161,7 +160,7 @@ class Departure:
         for part in _parts(self._moving):
             states = [each.export() for each in part]
             with_client.update(state["connection"]["number"] for state in states if state["connection"] is not None)
-            self.counts.update(state["kind"] for state in states)
+            self._moved.update(state["kind"] for state in states)
             await channel.send(move.SOCKETS, {"sockets": states}, [each.descriptor for each in part])
         without_client = [each for each in connections if each.number not in with_client]
         body = {
@@ -189,7 +188,7 @@ class Departure:
             if waiting:
                 await anyio.sleep(POLL_SECONDS)
         for each in waiting:
-            self.counts["refused"] += 1
+            self._closed += 1
             self._server.connections.log.count("not moved", "a socket is closed, as its state cannot be moved")
             each.refuse_move()
 
