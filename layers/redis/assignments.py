@@ -6,7 +6,7 @@ its key and appends to that stream, in one step: a process that stops claiming o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -25,14 +25,16 @@ RENEWED_AT_ONCE = 1000  # keys in one command: it holds up Redis for less than a
 class Assignments:
     """The keys of all pools, as one process uses them."""
 
-    def __init__(self, store: Store, mailbox: str, silent_ms: int) -> None:
+    def __init__(self, store: Store, mailbox: str, silent_ms: int, on_wrong_type: Callable[[], None]) -> None:
         """Prepare to assign; nothing is written before the first call.
 
         Args:
             store: The store of the bus.
             mailbox: The mailbox of this process.
             silent_ms: After how long without any process leases count that ran when one was last here, in ms.
+            on_wrong_type: Called when a key of `key_types` has another type.
         """
+        self._on_wrong_type = on_wrong_type
         self._pipeline = store.pipeline
         self._keys = store.keys
         self._entries = store.entries
@@ -93,6 +95,8 @@ class Assignments:
     def read(self, key: AffinityKey, reply: Any) -> tuple[str, bytes] | None:
         """Return the process of a key and the id of the entry, each empty if there is none; None for another reply."""
         if isinstance(reply, RedisError):
+            if "WRONGTYPE" in str(reply):
+                self._on_wrong_type()
             self._entries.log_unexpected("keys refused", self._keys.claimants(key.pool), f"no key is assigned: {reply}")
         if not isinstance(reply, list):
             return None

@@ -114,7 +114,7 @@ class RedisBus(Bus):
         self._timers: dict[asyncio.TimerHandle, _Delayed] = {}  # of delayed messages for reply channels
         self._delayed: Counter[str] = Counter()  # how many of them each channel has
         self._membership_tasks: set[asyncio.Task[None]] = set()
-        self._assignments = Assignments(client, mailbox, round(SILENT_SECONDS * 1000))
+        self._assignments = Assignments(client, mailbox, round(SILENT_SECONDS * 1000), self._found_wrong_type)
         self._pool = ""  # of this process, if it claims by key
         self._consumer = Consumer(client, mailbox, handler, self._found_wrong_type)
         self._acking_consumer = AckingConsumer(shards.client_of, entries, mailbox, outage.counts, settings.expiry)

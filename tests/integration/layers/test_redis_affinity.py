@@ -246,3 +246,22 @@ async def test_the_keys_in_redis_end_by_themselves(layer: RedisChannelLayer, adm
         assert len(names) == 4
         assert all(admin.ttl(name) > 0 for name in names)
         assert worker.bus.own_channel
+
+
+@pytest.mark.parametrize(
+    "name", ["affinity:pool", "assigned:{asgibus:affinity:pool}", "expiring:{asgibus:affinity:pool}"]
+)
+async def test_a_key_of_another_type_is_replaced(
+    name: str, layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
+) -> None:
+    async with AsyncExitStack() as stack:
+        interface = await stack.enter_async_context(layer.bus("interface", Recorder()))
+        await interface.announce_keys([POOL])
+        worker = await start(stack, layer)
+        await offer(interface, "a")
+        admin.set(f"asgibus:{name}", "odd")
+        interface.offer_by_key(key("a"), LIFETIME, ("lost",), lambda made: None)
+        await until(lambda: admin.type(f"asgibus:{name}") != b"string")
+        await worker.bus.announce(POOL, "app", 0)
+        assert (await offer(interface, "a")).claimant == worker.bus.mailbox
+        assert layer.counts["keys refused"] == 1
