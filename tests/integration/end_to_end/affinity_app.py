@@ -1,4 +1,4 @@
-"""Tells each client which worker serves it, at once and for each message."""
+"""Tells each client which worker serves it, at once and before each message."""
 
 import os
 
@@ -16,5 +16,5 @@ async def app(scope, receive, send):
     await receive()
     await send({"type": "websocket.accept"})
     await send({"type": "websocket.send", "text": pid})
-    while (await receive())["type"] == "websocket.receive":
-        await send({"type": "websocket.send", "text": pid})
+    while (event := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": f"{pid} {event['text']}"})
