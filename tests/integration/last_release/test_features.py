@@ -1,6 +1,7 @@
 """Features of today beside processes of the last release: they may be absent, and nothing else may break."""
 
 import json
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -144,3 +145,22 @@ def test_hand_overs_in_silence_to_the_last_release_and_back(
         known = json.loads(socket.recv(30))
         assert (known["pid"], known["attempt"], known["received"]) == (worker.pid, 3, [*received, "last"])
     assert_quiet(interface, worker, *stopped)
+
+
+def test_an_interface_server_moves_beside_workers_of_the_last_release(
+    start_interface: Start, start_worker: Start, redis_url: str, last_release_python: Path
+) -> None:
+    layer = ("--layer", redis_url)
+    worker = start_worker(APP, *layer, "--resume", python=last_release_python)
+    interface = start_interface(*layer, "--no-access-log", "--processes", 2)
+    with ws(interface, "/run") as run, ws(interface, "/room", query={"room": "r"}) as member:
+        run.send("before")
+        run.recv(30)
+        interface.send_signal(signal.SIGUSR2)
+        wait_until(lambda: interface.log().count(" goes on after ") == 2)
+        run.send("after")
+        known = json.loads(run.recv(30))
+        assert (known["attempt"], known["received"]) == (1, ["before", "after"])
+        member.send("still here")
+        assert member.recv(30) == "still here"
+    assert_quiet(interface, worker)
