@@ -15,6 +15,7 @@ from asgibus.protocol.shares import PATIENCE_SECONDS, Other, Shares
 logger = logging.getLogger("asgibus.worker")
 
 ANNOUNCE_SECONDS = 1.0  # between two announcements, unless something has changed that the others should know
+ENOUGH = 2  # sessions more or less, with which the number is announced again in a burst
 FRESH_SECONDS = 0.05  # for which the numbers of the others are good enough: a burst of connections is longer
 
 
@@ -39,6 +40,7 @@ class Announcer:
         self._due = asyncio.Event()
         self._noted = asyncio.Event()  # set and cleared again, too
         self._noted_at = 0.0
+        self._announced = 0  # the number that was announced last
         self.shares = Shares()
 
     def announce_soon(self) -> None:
@@ -46,13 +48,18 @@ class Announcer:
         self._due.set()
 
     async def refresh(self) -> None:
-        """Announce the number of sessions, and wait for the numbers of the others unless the known ones are fresh.
+        """Announce the number of sessions, and wait for the numbers of the others, as far as the known ones are old.
 
         A pool that was idle does not know of workers that have come since the last announcement.
         """
+        if perf_counter() - self._noted_at >= FRESH_SECONDS:
+            await self.renew()
+        elif abs((self._sessions() or 0) - self._announced) >= ENOUGH:
+            self.announce_soon()
+
+    async def renew(self) -> None:
+        """Announce the number of sessions, and wait for the numbers of the others."""
         self.announce_soon()
-        if perf_counter() - self._noted_at < FRESH_SECONDS:
-            return
         self._noted.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_SECONDS):
@@ -63,8 +70,10 @@ class Announcer:
         first = True
         while True:
             self._due.clear()
+            sessions = self._sessions()
+            self._announced = sessions or 0
             try:
-                others = await bus.announce(self._pool, self._app, self._sessions())
+                others = await bus.announce(self._pool, self._app, sessions)
             except LayerUnavailable as error:
                 logger.debug("the sessions could not be announced: %s", error)
                 others = []

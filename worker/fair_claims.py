@@ -16,6 +16,7 @@ from asgibus.layers.offers import Claim
 from asgibus.protocol.shares import FEW, PATIENCE_SECONDS
 from asgibus.worker.announcer import Announcer
 
+SMALL_ROOM: Final = 2  # connections: before so small a claim, or none, the numbers of the others are read again
 LOOK_SECONDS: Final = 0.002  # until it is looked again whether others have claimed what waits
 REST_SECONDS: Final = 0.05  # the same, while nothing waits
 
@@ -62,6 +63,10 @@ class FairClaims:
             await self._announcer.refresh()
         own, shares = self._lasting(), self._shares
         room = shares.room(own)
+        if room < SMALL_ROOM:
+            await self._announcer.renew()  # in a burst, the others have claimed some meanwhile
+            own = self._lasting()
+            room = shares.room(own)
         if room:
             self._waits_since = None
             claims = await self._claim_from_all(min(limit, room) if self._lasted else limit, free)
@@ -70,7 +75,6 @@ class FairClaims:
         elif self._has_waited():
             claims = await self._claim_some(free)
         else:
-            self._announcer.announce_soon()
             claims = await self._claim_requests(limit, free)
         if claims:
             self._lasted = self._refresh = self._lasts(claims)
@@ -121,7 +125,6 @@ class FairClaims:
             self._waits_since = None
             self._shares.end_wait()
             return await self._bus.claim(self._channels, min(free, FEW * len(self._channels)), wait=0.0)
-        self._announcer.announce_soon()
         if waited:
             return await self._claim_requests(limit, free)
         return await self._bus.claim([self._requests], min(free, limit), wait=REST_SECONDS)
