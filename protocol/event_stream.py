@@ -6,7 +6,6 @@ the client. A client that reconnects by itself does the same: it sends that id a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -18,7 +17,6 @@ LONGEST_EVENT: Final = 64 * 1024  # bytes of an unfinished event that are held; 
 LONGEST_ID: Final = 4 * 1024  # bytes of an event id that can be sent as a header
 RETRY_MS: Final = 3000  # until a client connects again, unless the app says otherwise; browsers wait for 3 to 5 s
 
-_LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _COLON: Final = ord(":")
 _LONGEST_LINE: Final = LONGEST_ID + 16  # of an unfinished line: enough to tell an id that is too long
@@ -117,20 +115,23 @@ class EventStream:
         text = self._line + data
         start = 0  # of the line that is being read
         whole = -1  # the end of the last whole event
-        if self._after_cr and text.startswith(b"\n"):
-            start = 1
-            whole = -1 if self._in_event else 1
-        for end in _LINE_END.finditer(text, max(start, len(self._line))):
-            if self._read_line(text[start : end.start()]):
-                whole = end.end()
-            start = end.end()
+        for line in text.splitlines(keepends=True):
+            content = line.rstrip(b"\r\n")
+            if len(content) == len(line):
+                break  # its end is still to come
+            start += len(line)
+            if self._after_cr and line == b"\n":
+                whole = -1 if self._in_event else start  # the rest of the end of the last line
+            elif self._read_line(content):
+                whole = start
+            self._after_cr = False
         self._after_cr = start == len(text) and text.endswith(b"\r")
         self._line = text[start : start + _LONGEST_LINE]
         held = self._held + data
         passed = b""
         if whole >= 0:
-            cut = len(held) - len(text) + whole
-            passed, held = held[:cut], held[cut:]
+            end = len(held) - len(text) + whole
+            passed, held = held[:end], held[end:]
             self._cut = False
         if self._cut or len(held) > LONGEST_EVENT:
             self._cut = True
@@ -182,7 +183,9 @@ class EventStream:
             chance: A random number from 0 to 1, by which clients connect again at different times.
         """
         line = retry_line(chance, self.retry)
-        return b"\n" + line if self._cut else line + b"\n"
+        if not self._cut:
+            return line + b"\n"
+        return b"\n" + line if self._line else line
 
     def headers(self, headers: Headers) -> Headers:
         """Return the headers of the request with which a client would continue.

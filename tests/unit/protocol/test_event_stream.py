@@ -184,10 +184,15 @@ def test_the_end_has_the_client_come_back_and_adds_no_event(chance: float, body:
     assert mean * 0.5 - 1 <= after.retry <= mean * 1.5 + 1
 
 
-def test_the_end_behind_an_event_that_was_cut_off() -> None:
+@pytest.mark.parametrize("last", [b"x", b"x\n", b"x\r", b"x\r\n", b"x\nid: 7"])
+def test_the_end_behind_an_event_that_was_cut_off(last: bytes) -> None:
     stream = EventStream()
-    passed = stream.feed(b"data: " + b"x" * LONGEST_EVENT) + stream.farewell(0.5)
-    assert interpret(passed) == ([], "", RETRY_MS)
+    passed = stream.feed(b"data: " + b"x" * LONGEST_EVENT + last)
+    assert passed
+    assert interpret(passed + stream.farewell(0.5)) == ([], "", RETRY_MS)
+
+
+def test_a_retry_line() -> None:
     assert retry_line(0.0, 1000) == b"retry: 500\n"
 
 
