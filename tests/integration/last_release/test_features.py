@@ -153,6 +153,7 @@ def test_an_interface_server_moves_beside_workers_of_the_last_release(
     layer = ("--layer", redis_url)
     worker = start_worker(APP, *layer, "--resume", python=last_release_python)
     interface = start_interface(*layer, "--no-access-log", "--processes", 2)
+    interface.wait_for("supervisor ready")
     with ws(interface, "/run") as run, ws(interface, "/room", query={"room": "r"}) as member:
         run.send("before")
         run.recv(30)
