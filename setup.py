@@ -22,7 +22,7 @@ COMPILED = """
     layers/redis/{acking_consumer,blocking,bus,channels,client,codec,groups,inbox,keys,pipeline,redelivery,store,work_queue}
     protocol/{channels,checks,connect_request,events,header_lines,retry,router,shares,states,stream}
     interface_server/{open_sockets,proxy_headers,read_scheduler,server_context,slow_client}
-    interface_server/connections/{connection,groups,pending,registry}
+    interface_server/connections/{connection,groups,takeovers,pending,registry}
     interface_server/http/{protocol,request,response,states}
     interface_server/websocket/{frames,handshake,protocol,states}
     worker/{announced_body,claim_limit,endings,fair_claims,outbox,session,session_registry,worker}

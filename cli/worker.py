@@ -41,6 +41,7 @@ FOR_CONNECTIONS = (
     "concurrency",
     "resume",
     "handover",
+    "resume_rate",
     "drain_period",
     "protocols",
     "threads",
@@ -137,7 +138,7 @@ def _check_background(settings: WorkerSettings) -> None:
     if not settings.channels:
         _refuse(FOR_CHANNELS, "is for messages: it needs --channel")
         if not settings.resume:
-            _refuse(("handover",), "is for WebSockets that outlive this worker: it needs --resume")
+            _refuse(("handover", "resume_rate"), "is for WebSockets that outlive this worker: it needs --resume")
         return
     _refuse(FOR_CONNECTIONS, "is for connections, and with --channel there are none")
     if settings.at_most_once:

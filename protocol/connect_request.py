@@ -123,6 +123,8 @@ def unpack_request(packed: bytes) -> Any:
         return unpack(packed)
 
 
+TAKEN_OVER: Final = "taken_over"
+"""The member of `extensions["asgibus"]` with which an interface server says that the last worker has died."""
 EVENT_STREAMS: Final = "event_streams"
 """The member of `extensions["asgibus"]` with which an interface server says that it can continue an event stream."""
 
@@ -130,6 +132,26 @@ EVENT_STREAMS: Final = "event_streams"
 def reply_channel(interface: str, connection: int) -> str:
     """Return the name of the channel on which a connection receives plain ASGI events from any process."""
     return f"{interface}{connection}"
+
+
+def mark_taken_over(extensions: dict[str, Any], taken_over: bool) -> dict[str, Any]:
+    """Return the extensions of a request for a further run.
+
+    Args:
+        extensions: Those of the last run.
+        taken_over: Whether its worker has died, and its client was accepted.
+    """
+    own = extensions.get("asgibus", {})
+    if taken_over == (TAKEN_OVER in own):
+        return extensions
+    own = {**own, TAKEN_OVER: True} if taken_over else {name: own[name] for name in own if name != TAKEN_OVER}
+    return {**extensions, "asgibus": own}
+
+
+def is_taken_over(request: ConnectRequest) -> bool:
+    """Return whether the worker of an accepted client has died, so that workers pace the further run."""
+    own: Any = request.extensions.get("asgibus")
+    return isinstance(own, dict) and own.get(TAKEN_OVER) is True
 
 
 def build_scope(request: ConnectRequest) -> dict[str, Any]:

@@ -708,6 +708,15 @@ class Session:
         elif not self.is_http:
             self._close_for_stop()
 
+    def pass_on(self) -> bool:
+        """Hand a WebSocket over before its app has begun, because the worker stops. Return False if it cannot be."""
+        if not self._may_be_handed_over or self.run not in (_SERVING, _DRAINING):
+            return False
+        if self.run is _SERVING:
+            self.run = transition(RUN_TABLE, self.run, RunEvent.DRAIN)
+        self.run = transition(RUN_TABLE, self.run, RunEvent.NOTIFY)
+        return True
+
     def force_disconnect(self) -> None:
         """End the run of an app that does not call `receive`: make `send` raise, or cancel it for a silent hand-over.
 

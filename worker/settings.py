@@ -111,6 +111,14 @@ class WorkerSettings(ServerSettings):
         "With --resume: at a hand-over the app gets websocket.disconnect, or is cancelled in its call of receive, so "
         "that it does not take the hand-over for a client that leaves.",
     )
+    # A pool of database connections has ten to twenty, and a session and a user are read within 0.1 s.
+    resume_rate: int = setting(
+        50,
+        Heading.STOPPING,
+        "With --resume: number of WebSockets and event streams per second that a worker takes over from workers that "
+        "died; 0 for no limit.",
+        zero=True,
+    )
     acknowledge: Literal["done", "taken"] = setting(
         "done",
         Heading.STOPPING,

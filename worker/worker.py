@@ -18,7 +18,7 @@ from asgibus.layers.offers import Claim
 from asgibus.layers.versions import ForeignVersion
 from asgibus.protocol.channels import shared_channel, shared_channels
 from asgibus.protocol.checks import read_request
-from asgibus.protocol.connect_request import HTTP, WEBSOCKET
+from asgibus.protocol.connect_request import HTTP, WEBSOCKET, is_taken_over
 from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.pacing import staggered
 from asgibus.protocol.states import RunState
@@ -26,6 +26,7 @@ from asgibus.worker.announcer import Announcer
 from asgibus.worker.base import CANCEL_SECONDS, BaseWorker, run_beside
 from asgibus.worker.claim_limit import ClaimLimit
 from asgibus.worker.fair_claims import FairClaims
+from asgibus.worker.resume_pace import ResumePace
 from asgibus.worker.session import ClientDisconnected, Session
 from asgibus.worker.session_registry import SessionRegistry
 from asgibus.worker.settings import WorkerSettings
@@ -75,6 +76,7 @@ class Worker(BaseWorker):
         # Anyone can send a datagram that makes the app raise: the protocols other than HTTP and WebSocket are counted.
         self._errors = CountedLog(Counter(), logger, monotonic)
         self._limit = ClaimLimit()
+        self._resume_pace = ResumePace(settings.resume_rate)
         self._announcer = Announcer(settings.pool, str(settings.app), self._announced_sessions)
         self._full = False
         # An event of asyncio, because it is set and cleared again for every wait for a free slot; anyio's is set once.
@@ -118,6 +120,7 @@ class Worker(BaseWorker):
         return None if self._full or self._stop.is_set() else len(self._lasting)
 
     def _wake(self) -> None:
+        self._resume_pace.release()
         self._slots.set()
         self._announcer.announce_soon()
 
@@ -160,6 +163,7 @@ class Worker(BaseWorker):
         return free if self._wsgi is None else min(free, self._wsgi.free_threads(len(self._tasks)))
 
     def _start(self, claim: Claim) -> Session | None:
+        """Start the session of a claim. Return it if it is to be announced soon."""
         try:
             request = read_request(claim.entry)
         except ForeignVersion as foreign:
@@ -175,13 +179,14 @@ class Worker(BaseWorker):
         session = Session(request, claim, self)
         self._sessions.add(session)
         # A task of the event loop, because every request needs one: anyio's task group takes 11 µs more.
-        session.task = task = self._loop.create_task(self._run(session))
+        paced = request.resumed and is_taken_over(request)
+        session.task = task = self._loop.create_task(self._run(session, paced))
         self._tasks.add(task)
         if not session.is_http:
             self._lasting.add(session)
         if session.awaits_body:
             session.announce()  # the interface server must know where to send the rest of the body
-        return session
+        return None if paced else session
 
     def _announce_later(self, sessions: list[Session]) -> None:
         """Have these sessions announced after one to two times `ANNOUNCE_SECONDS`.
@@ -199,14 +204,24 @@ class Worker(BaseWorker):
         if self._to_announce:
             self._loop.call_later(ANNOUNCE_SECONDS, self._announce)
 
-    async def _run(self, session: Session) -> None:
-        """Run the app for a session."""
+    async def _run(self, session: Session, paced: bool) -> None:
+        """Run the app for a session.
+
+        Args:
+            session: The session.
+            paced: Whether the run waits for its turn, and is announced then: an interface server has few wait at once.
+        """
         error: BaseException | None = None
         try:
             if session.stale:
                 await session.confirm()
                 if session.closed:
                     return
+            if paced:
+                await self._resume_pace.wait_for_turn()
+                if self._stop.is_set() and session.pass_on():
+                    return
+                session.announce()
             if session.silent_run is None:
                 await self._app(session.scope, session.receive, session.send)
             else:

@@ -17,7 +17,7 @@ from asgibus.interface_server.terminator import FAULT, abort_faulty
 from asgibus.layers.codec import pack, unpack
 from asgibus.layers.contract import Bus, Frame
 from asgibus.layers.offers import Offer
-from asgibus.protocol.connect_request import ConnectRequest
+from asgibus.protocol.connect_request import ConnectRequest, mark_taken_over
 from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.events import (
     ABORT,
@@ -451,7 +451,7 @@ class Connection:
             self.give_up(POISON)
         elif self._may_run_again():
             self._host.counts[reason.name.lower().replace("_", " ")] += 1
-            self._run_again()
+            self._run_again(taken_over=reason.by_death and self.accepted)
         else:
             if reason is not RunEnd.HANDED_OVER:
                 self._host.counts["worker lost"] += 1
@@ -503,8 +503,12 @@ class Connection:
             return self.request
         return ConnectRequest._make(unpack(self.request))
 
-    def _run_again(self) -> None:
-        """Offer the connection again, with the events that no run has handled."""
+    def _run_again(self, *, taken_over: bool) -> None:
+        """Offer the connection again, with the events that no run has handled.
+
+        Args:
+            taken_over: Whether its worker has died and its client is accepted: workers begin few of those at once.
+        """
         request = self.unpack_request()
         stream = self.stream
         events = stream.unacked_events
@@ -532,6 +536,7 @@ class Connection:
             handled=self.handled,
             events=tuple(stream.unacked_events[:first]),
             state=self.saved_state,
+            extensions=mark_taken_over(request.extensions, taken_over),
         )
         self._host.offer_again(self, self.request)
         if stream.window_open and self.state is _OFFERED:

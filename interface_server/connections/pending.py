@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from asgibus.interface_server.connections.takeovers import Takeovers
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.contract import Bus
 from asgibus.layers.offers import Offer
@@ -41,6 +42,7 @@ class PendingConnections:
         self._abandoned: dict[int, Connection] = {}  # without a client; a worker may have claimed them just before
         self._in_doubt: list[tuple[float, Connection, Offer]] = []  # offers that may be lost, and when to repeat them
         self._delayed: dict[int, tuple[float, Connection]] = {}  # those that are not offered before that time
+        self.takeovers = Takeovers()
         self._bytes: Counter[str] = Counter()  # of the offers, by pool
         self._total = 0  # bytes of all pools
         self._refused: list[Connection] = []  # those without room; they are answered at the next tick
@@ -115,9 +117,23 @@ class PendingConnections:
         """Remove a connection, if it is here."""
         if connection.queue is not None:
             del connection.queue[connection.number]
+            if connection.queue is self._reopened:
+                self.takeovers.remove(connection.number)
             connection.queue = None
             self._delayed.pop(connection.number, None)
             self._uncount(connection)
+
+    def next_takeover(self, now: float) -> Connection | None:
+        """Return the next connection of a dead worker that may be offered now, or None."""
+        connection = self.takeovers.next(now)
+        if connection is not None:
+            self._renew(connection, now)
+        return connection
+
+    def _renew(self, connection: Connection, now: float) -> None:
+        """Let an open connection wait as if it were offered now: it goes to the end of its queue."""
+        connection.offered_at = now
+        self._reopened[connection.number] = self._reopened.pop(connection.number)
 
     # The move to another process.
 
@@ -134,7 +150,7 @@ class PendingConnections:
         return {
             "queue": names[id(queue)] if queue is not None else None,
             "waited": now - connection.offered_at,
-            "delayed": delayed[0] - now if delayed is not None else None,
+            "delayed": 0.0 if self.takeovers.is_waiting(connection.number) else delayed and delayed[0] - now,
             "unclaimed": connection.unclaimed,
             "refused": connection in self._refused,
         }
@@ -195,6 +211,9 @@ class PendingConnections:
             connection = next(iter(queue.values()))
             if connection.offered_at > now - seconds:
                 break
+            if self.takeovers.waiting and self.takeovers.moves(connection.number, now - seconds):
+                self._renew(connection, now)
+                continue
             unserved += connection.state is ConnectionState.OFFERED
             connection.on_claim_timeout()
         if unserved:

@@ -25,7 +25,7 @@ from asgibus.layers.contract import Bus, Frame, Handler, Message
 from asgibus.layers.frames import ABANDONED, DECLINED, FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE
 from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.checks import FROM_APP
-from asgibus.protocol.connect_request import HTTP, REQUEST_VERSION, ConnectRequest, RequestHead
+from asgibus.protocol.connect_request import HTTP, REQUEST_VERSION, ConnectRequest, RequestHead, is_taken_over
 from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.events import Event, encode
 from asgibus.protocol.retry import IDEMPOTENT, RunEnd, retry_delay
@@ -211,10 +211,17 @@ class ConnectionRegistry(Handler):
     def _offer_further(self, connection: Connection, request: ConnectRequest) -> None:
         """Offer a connection for a further run, once there is room for it."""
         pool = self._pool_of(request.raw_path)
+        if is_taken_over(request) and not self._pending.takeovers.begin(connection, pool, self.now):
+            return
         if self._pending.has_room(pool):
             self._offer(connection, request, pool, once=False)
         else:
             self._pending.delay(connection, self.now + NO_ROOM_SECONDS)
+
+    def _offer_next(self) -> None:
+        """Offer the connections of dead workers whose turn it is."""
+        while (connection := self._pending.next_takeover(self.now)) is not None:
+            self._offer_further(connection, connection.unpack_request())
 
     def _offer(self, connection: Connection, request: ConnectRequest, pool: str, *, once: bool) -> None:
         """Offer a connection. Its events wait in this process if too many bytes are unclaimed in the layer."""
@@ -259,6 +266,8 @@ class ConnectionRegistry(Handler):
         offer, connection.offer = connection.offer, None
         if offer is not None:
             offer.taken = True
+        if self._pending.takeovers.waiting:
+            self._offer_next()
 
     def on_abandoned(self, connection: Connection) -> None:
         """See `ConnectionHost`."""
@@ -465,6 +474,7 @@ class ConnectionRegistry(Handler):
         self._pending.tick(self.bus, now)
         for connection in self._pending.take_due(now):
             self._offer_further(connection, connection.unpack_request())
+        self._offer_next()
         if self._keyed is not None:
             self._keyed.tick(now)
         self._router.tick(now)

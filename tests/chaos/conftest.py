@@ -71,7 +71,7 @@ def start_chaos_worker(start_worker: Callable[..., Process], redis_url: str, not
             "--graceful-timeout",
             GRACEFUL_TIMEOUT,
             *args,
-            env=notes.env,
+            env={"ASGIBUS_RESUME_RATE": "0"} | notes.env,  # the tests of the pace set their own
             **options,
         )
 

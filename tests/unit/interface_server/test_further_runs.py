@@ -6,7 +6,7 @@ import pytest
 
 from asgibus.layers.codec import pack
 from asgibus.layers.frames import ABANDONED, ACK, EVENT, EVENT_OFFSET, GROUP_MESSAGE, MESSAGE, RESET, SUPERSEDED
-from asgibus.protocol.connect_request import HTTP, WEBSOCKET
+from asgibus.protocol.connect_request import HTTP, WEBSOCKET, is_taken_over, mark_taken_over
 from asgibus.protocol.events import (
     CLOSE,
     GROUP_ADD,
@@ -66,7 +66,10 @@ def test_another_run_resumes_a_websocket(table: Table, ending: str) -> None:
     assert (opening.connection, opening.attempt, opening.resumed, opening.state) == (1, 2, True, pack({"a": 2}))
     assert opening.events == received("c"), "the events that no run has handled"
     assert opening.handled == 2
-    assert opening._replace(attempt=1, resumed=False, handled=0, events=(), state=b"") == table.openings[0]
+    assert is_taken_over(opening) is (ending == "killed"), "workers pace what follows a death"
+    first = opening._replace(attempt=1, resumed=False, handled=0, events=(), state=b"")
+    assert first._replace(extensions=mark_taken_over(first.extensions, False)).extensions.keys() <= {"asgibus"}
+    assert first._replace(extensions=table.openings[0].extensions) == table.openings[0]
     assert table.connections.counts[ending] == 1
     # The second run accepts, and sends a message.
     table.frames(accept(1, attempt=2, resumable=True), message(1, 1, "again", attempt=2, acked=1), sender=OTHER)
