@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 from typing import Any
 
 from asgibus.layers.errors import LayerUnavailable
@@ -10,8 +10,6 @@ from asgibus.layers.redis import scripts
 from asgibus.layers.redis.client import ignore_reply
 from asgibus.layers.redis.pipeline import Store
 from asgibus.layers.versions import disagreement, published
-
-logger = logging.getLogger("asgibus.layers")
 
 
 class Releases:
@@ -30,10 +28,14 @@ class Releases:
         Raises LayerUnavailable, at the time `until` at the latest.
         """
         key = self._keys.releases
-        _, live = await self._pipeline.call("EVAL", scripts.GROUP_MEMBERS, 1, self._keys.processes, until=until)
-        if await self._pipeline.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, "hash", until=until):
+        call = self._pipeline.call
+        dropped, (_, live), found = await asyncio.gather(
+            call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, "hash", until=until),
+            call("EVAL", scripts.GROUP_MEMBERS, 1, self._keys.processes, until=until),
+            call("HGETALL", key, until=until),
+        )
+        if dropped:
             self._entries.log_unexpected("wrong type", key, "it was no hash, and was removed")
-        found = await self._pipeline.call("HGETALL", key, until=until)
         all_published = dict(zip(found[::2], found[1::2], strict=True))
         for process in self._entries.valid_names(self._keys.processes, (each for each in live if each[-1:] == b"!")):
             entry = all_published.pop(process.encode(), None)
