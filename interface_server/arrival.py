@@ -15,12 +15,13 @@ from asgibus.interface_server import move
 from asgibus.interface_server.connections.registry import ConnectionRegistry
 from asgibus.interface_server.http.protocol import HttpProtocol, HttpServer
 from asgibus.interface_server.http.response import ResponseWriter
-from asgibus.interface_server.move import Message, Movable, MoveChannel, MoveError
+from asgibus.interface_server.move import Message, Movable, MovableListener, MoveChannel, MoveError
+from asgibus.interface_server.terminator import Host
 from asgibus.interface_server.websocket.protocol import WebSocketProtocol
 from asgibus.protocol.events import Event
 
 
-class ArrivingServer(HttpServer, Protocol):
+class ArrivingServer(HttpServer, Host, Protocol):
     """The server, as the arrival of its sockets sees it."""
 
     connections: ConnectionRegistry
@@ -34,7 +35,7 @@ class Arrival:
         self._channel = channel
         self._state: Message
         self._places: list[Mapping[str, Any]] = []  # of connections, in the queues
-        self._arrived: list[Movable] = []
+        self._arrived: list[Movable | MovableListener] = []
 
     async def prepare(self) -> None:
         """Tell the old process that this one has started.
@@ -54,8 +55,12 @@ class Arrival:
         with suppress(MoveError), anyio.move_on_after(1):
             await self._channel.send(move.REFUSED, {"reason": str(error)})
 
-    async def receive(self, server: ArrivingServer) -> None:
+    async def receive(self, server: ArrivingServer, listeners: Sequence[MovableListener]) -> None:
         """Receive everything. Neither a socket is read nor the bus written to.
+
+        Args:
+            server: The server.
+            listeners: Its listeners for other protocols, which do not listen yet.
 
         Raises:
             MoveError: The old process has given up, or its state cannot be used here.
@@ -70,6 +75,7 @@ class Arrival:
                     raise MoveError(f"the old process sent {message.kind!r}")
             if self.identity is not None:
                 self._restore_connections(server.connections)
+                self._restore_listeners(server, listeners)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise MoveError(f"a state of the old process cannot be used here: {error!r}") from error
 
@@ -115,6 +121,15 @@ class Arrival:
             self._arrived.append(holder)
             if state["connection"] is not None:
                 self._places.append(state["connection"])
+
+    def _restore_listeners(self, server: ArrivingServer, listeners: Sequence[MovableListener]) -> None:
+        states = self._state.body["listeners"]
+        if [each["kind"] for each in states] != [each.kind for each in listeners]:
+            raise MoveError("the options --udp and --terminator are not those of the old process")
+        for listener, state, descriptor in zip(listeners, states, self._state.descriptors[1:], strict=True):
+            listener.restore(server, socket.socket(fileno=descriptor), state, server.connections)
+            self._arrived.append(listener)
+            self._places += [peer["connection"] for peer in state["peers"]]
 
     def _restore_connections(self, connections: ConnectionRegistry) -> None:
         body = self._state.body

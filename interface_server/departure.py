@@ -17,7 +17,7 @@ from asgibus.interface_server import move
 from asgibus.interface_server.acceptor import Acceptor
 from asgibus.interface_server.callback_tasks import CallbackTasks
 from asgibus.interface_server.connections.registry import ConnectionRegistry
-from asgibus.interface_server.move import Movable, MoveChannel, MoveError
+from asgibus.interface_server.move import Movable, MovableListener, MoveChannel, MoveError
 from asgibus.interface_server.open_sockets import OpenSockets
 from asgibus.interface_server.read_scheduler import ReadScheduler
 from asgibus.interface_server.terminator import Holder
@@ -52,6 +52,7 @@ class Departure:
         sockets: OpenSockets,
         acceptor: Acceptor,
         tasks: CallbackTasks,
+        listeners: Sequence[MovableListener],
         *,
         drains: bool,
     ) -> None:
@@ -62,12 +63,14 @@ class Departure:
             sockets: Its open sockets.
             acceptor: Accepts its connections.
             tasks: Tasks of the groups, which must be over.
+            listeners: Listeners for other protocols.
             drains: Whether the open sockets cannot move, and only the listening socket does.
         """
         self._server = server
         self._sockets = sockets
         self._acceptor = acceptor
         self._tasks = tasks
+        self._listeners = listeners
         self._drains = drains
         self._moving: list[Movable] = []
         self._frozen_at = 0.0
@@ -151,6 +154,8 @@ class Departure:
         identity = await connections.bus.freeze()
         if identity is None:
             raise MoveError("the channel layer lives within this process")
+        for listener in self._listeners:
+            listener.hold()
         await self._hold_sockets()
         server.scheduler.hold()
         await checkpoint()  # callbacks that were due come to their end
@@ -162,10 +167,14 @@ class Departure:
             with_client.update(state["connection"]["number"] for state in states if state["connection"] is not None)
             self._moved.update(state["kind"] for state in states)
             await channel.send(move.SOCKETS, {"sockets": states}, [each.descriptor for each in part])
+        listeners = [each.export(connections) for each in self._listeners]
+        with_client.update(peer["connection"]["number"] for each in listeners for peer in each["peers"])
+        listening += [each.descriptor for each in self._listeners]
         without_client = [each for each in connections if each.number not in with_client]
         body = {
             "identity": identity,
             "connections": connections.export(),
+            "listeners": listeners,
             "without_client": [connections.export_connection(each) for each in without_client],
         }
         await channel.send(move.STATE, body, listening)
@@ -216,6 +225,8 @@ class Departure:
         connections.give_away()
         for each in self._moving:
             each.moved()
+        for listener in self._listeners:
+            listener.moved()
         self._server.frozen = False
 
     def _go_on(self) -> None:
@@ -229,6 +240,8 @@ class Departure:
         server.scheduler.release()
         for each in self._movable():
             each.go_on()
+        for listener in self._listeners:
+            listener.go_on()
 
     def _movable(self) -> Iterator[Movable]:
         return (each for each in self._sockets if _is_movable(each) and not each.stays)

@@ -29,7 +29,8 @@ from typing import Any, NamedTuple, Protocol
 
 import anyio
 
-from asgibus.interface_server.terminator import Holder
+from asgibus.interface_server.connections.registry import ConnectionRegistry
+from asgibus.interface_server.terminator import Holder, Host, Listener
 from asgibus.layers.codec import pack, unpack
 
 VERSION = 1
@@ -89,6 +90,31 @@ class Movable(Holder, Protocol):
 
     def refuse_move(self) -> None:
         """Close the socket, because its state cannot be exported."""
+
+
+class MovableListener(Listener, Protocol):
+    """A listener of another protocol whose socket can move to another process, with all of its clients."""
+
+    @property
+    def descriptor(self) -> int:
+        """Return the file descriptor of the socket."""
+
+    def hold(self) -> None:
+        """Stop reading the socket until `go_on`."""
+
+    def export(self, connections: ConnectionRegistry, /) -> dict[str, Any]:
+        """Return the state, of types that msgpack knows: the kind, and for each peer its connection."""
+
+    def restore(
+        self, host: Host, listening: socket.socket, state: Mapping[str, Any], connections: ConnectionRegistry, /
+    ) -> None:
+        """Take socket and clients over from another process, instead of `start`."""
+
+    def moved(self) -> None:
+        """Let the socket go without a word: another process has it."""
+
+    def go_on(self) -> None:
+        """Read the socket, in the process that has it now."""
 
 
 class Message(NamedTuple):

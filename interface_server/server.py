@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import TypeGuard
 
 import anyio
 
@@ -19,7 +20,7 @@ from asgibus.interface_server.departure import Departure
 from asgibus.interface_server.http.protocol import HttpProtocol
 from asgibus.interface_server.http.request import Peer, Request
 from asgibus.interface_server.http.response import ResponseWriter, StandardHeaders
-from asgibus.interface_server.move import MoveChannel, MoveError, without_garbage_collection
+from asgibus.interface_server.move import MovableListener, MoveChannel, MoveError, without_garbage_collection
 from asgibus.interface_server.open_sockets import OpenSockets
 from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.interface_server.proxy_protocol import Origin
@@ -75,6 +76,7 @@ class Server:
         self._tls = Tls(settings)
         self._tasks = CallbackTasks()
         self._acceptor: Acceptor | None = None
+        self._has_listeners = False  # whether they were moved from another process, and so have started
         self._moving = anyio.Lock()
         self._stopping = False
         self.frozen = False
@@ -116,7 +118,7 @@ class Server:
             await arrival.prepare()
             self.scheduler.hold()
             with without_garbage_collection():
-                await arrival.receive(self)
+                await arrival.receive(self, [each for each in self._listeners if _is_movable(each)])
             identity, layer = arrival.identity, self._layer
             joining = layer.bus("interface", self.connections) if identity is None else None
             async with joining or layer.moved_bus(identity or {}, self.connections) as bus:
@@ -128,6 +130,7 @@ class Server:
                     bus.thaw()
                 self.scheduler.release()
                 arrival.go_on()
+                self._has_listeners = identity is not None
                 with arrival.listening as listening:
                     await self._serve(listening, stop, ready)
         except (MoveError, LayerUnavailable) as error:
@@ -160,7 +163,7 @@ class Server:
         )
         async with acceptor.accepting():
             try:
-                async with _listening(self._listeners, self):
+                async with _listening(self._listeners, self, started=self._has_listeners):
                     ready(address)
                     await stop.wait()
                     async with self._moving:  # a move ends first, in one way or the other
@@ -199,7 +202,8 @@ class Server:
     def why_not_movable(self) -> str | None:
         """Return why the server cannot move to another process, as a sentence; None if it can."""
         for listener in self._listeners:
-            return f"sockets of the protocol {listener.kind} cannot be moved to another process"
+            if not _is_movable(listener) or self.settings.ssl_certfile is not None:
+                return f"sockets of the protocol {listener.kind} cannot be moved to another process"
         return "it has not started yet" if self._acceptor is None else self.ready()
 
     async def move(self, channel: MoveChannel, stop: anyio.Event) -> Departure:
@@ -219,7 +223,14 @@ class Server:
         if (reason := self.why_not_movable()) or acceptor is None:
             raise MoveError(reason)
         drains = self.settings.ssl_certfile is not None
-        departure = Departure(self, self._sockets, acceptor, self._tasks, drains=drains)
+        departure = Departure(
+            self,
+            self._sockets,
+            acceptor,
+            self._tasks,
+            [each for each in self._listeners if _is_movable(each)],
+            drains=drains,
+        )
         failure: MoveError | None = MoveError("this process has to stop")
         async with self._moving, anyio.create_task_group() as tasks:
 
@@ -325,6 +336,10 @@ class Server:
         return True
 
 
+def _is_movable(listener: Listener) -> TypeGuard[MovableListener]:
+    return hasattr(listener, "moved")
+
+
 def _is_lasting(holder: Holder) -> bool:
     """Return whether a socket is an open WebSocket or an event stream, whose client is going to connect again."""
     if isinstance(holder, WebSocketProtocol):
@@ -333,20 +348,26 @@ def _is_lasting(holder: Holder) -> bool:
 
 
 @asynccontextmanager
-async def _listening(listeners: Sequence[Listener], host: Host) -> AsyncIterator[None]:
-    """Listen for other protocols until the context ends. Raises ListenError."""
-    started: list[Listener] = []
+async def _listening(listeners: Sequence[Listener], host: Host, *, started: bool) -> AsyncIterator[None]:
+    """Listen for other protocols until the context ends. Raises ListenError.
+
+    Args:
+        listeners: The listeners.
+        host: The server.
+        started: Whether they listen already.
+    """
+    listening = [*listeners] if started else []
     try:
-        for listener in listeners:
+        for listener in listeners[len(listening) :]:
             try:
                 address = await listener.start(host)
             except OSError as error:
                 raise ListenError(f"cannot listen for {listener.kind}: {error.strerror or error}") from error
-            started.append(listener)
+            listening.append(listener)
             logger.info("listening on %s", address)
         yield
     finally:
-        for listener in started:
+        for listener in listening:
             try:
                 listener.stop()
             except Exception:  # the sockets must still be closed in good order

@@ -10,7 +10,8 @@ import asyncio
 import logging
 import math
 import socket
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.sockets import ListenError
@@ -24,6 +25,10 @@ from asgibus.interface_server.terminator import (
     message_of,
     other,
 )
+
+if TYPE_CHECKING:
+    from asgibus.interface_server.connections.connection import Connection
+    from asgibus.interface_server.connections.registry import ConnectionRegistry
 
 logger = logging.getLogger("asgibus.interface")
 
@@ -40,17 +45,38 @@ class UdpPeer:
 
     __slots__ = ("_connection", "_listener", "_paused", "address", "received_at", "write_paused")
 
-    def __init__(self, listener: UdpListener, address: Address, events: tuple[Event, ...]) -> None:
+    _connection: BusConnection
+
+    def __init__(self, listener: UdpListener, address: Address) -> None:
         self._listener = listener
         self.address = address
         self._paused = False
         self.received_at = listener.host.now
         """When the peer has sent its last datagram."""
         self.write_paused = False
-        scope = {"client": address[:2], "server": listener.address[:2]}
-        self._connection: BusConnection = listener.host.connections.open_other(
+
+    def begin(self, events: tuple[Event, ...]) -> None:
+        """Open the connection, with the first datagrams."""
+        listener = self._listener
+        scope = {"client": self.address[:2], "server": listener.address[:2]}
+        self._connection = listener.host.connections.open_other(
             UdpListener.kind, scope, self, events, window=PEER_WINDOW
         )
+
+    def export(self, connections: ConnectionRegistry) -> dict[str, Any]:
+        """Return the state, of types that msgpack knows, for another process."""
+        return {
+            "address": self.address,
+            "silent": self._listener.host.now - self.received_at,
+            "paused": self._paused,
+            "connection": connections.export_connection(cast("Connection", self._connection)),
+        }
+
+    def restore(self, state: Mapping[str, Any], connections: ConnectionRegistry) -> None:
+        """Go on with the peer of another process. `state` is the result of `export` there."""
+        self.received_at -= state["silent"]
+        self._paused = state["paused"]
+        self._connection = connections.restore_connection(state["connection"], self)
 
     def received(self, data: bytes) -> None:
         """Pass on a datagram of the peer."""
@@ -162,6 +188,51 @@ class UdpListener:
                 self._disconnect_first("the server stops")
             self.host.forget(self)
 
+    # The move to another process: see `move.MovableListener`.
+
+    @property
+    def descriptor(self) -> int:
+        """Return the file descriptor of the socket."""
+        assert self._socket is not None
+        return self._socket.fileno()
+
+    def hold(self) -> None:
+        """Stop reading the socket until `go_on`."""
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
+
+    def go_on(self) -> None:
+        """Read the socket, in the process that has it now."""
+        if self._socket is not None:
+            asyncio.get_running_loop().add_reader(self._socket, self._readable)
+
+    def export(self, connections: ConnectionRegistry) -> dict[str, Any]:
+        """Return the state of all peers, of types that msgpack knows."""
+        return {"kind": self.kind, "peers": [peer.export(connections) for peer in self._peers.values()]}
+
+    def restore(
+        self, host: Host, listening: socket.socket, state: Mapping[str, Any], connections: ConnectionRegistry
+    ) -> None:
+        """Take the socket and the peers of another process over; `go_on` follows."""
+        listening.setblocking(False)
+        self.host = host
+        self.address = listening.getsockname()
+        self._socket = listening
+        host.admit(self)
+        for each in state["peers"]:
+            address = each["address"]
+            peer = self._peers[address] = UdpPeer(self, address)
+            peer.restore(each, connections)
+            self.deadline = min(self.deadline, peer.received_at + self._timeout)
+
+    def moved(self) -> None:
+        """Let the socket and the peers go without a word."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+            self._peers.clear()
+            self.host.forget(self)
+
     # Called by the server.
 
     def expire(self, now: float) -> None:
@@ -191,7 +262,8 @@ class UdpListener:
             address: The address of the peer.
             events: Its first datagrams.
         """
-        peer = self._peers[address] = UdpPeer(self, address, events)
+        peer = self._peers[address] = UdpPeer(self, address)
+        peer.begin(events)
         self.deadline = min(self.deadline, peer.received_at + self._timeout)
 
     def forget(self, peer: UdpPeer) -> None:

@@ -1,5 +1,6 @@
 """SIGUSR2 to `asgi-interface`: a new process goes on, or the old one does."""
 
+import json
 import os
 import re
 import signal
@@ -24,6 +25,7 @@ from support.deadline import wait_until
 from support.in_place import InPlace
 from support.processes import Process, environment
 from support.raw import RawClient
+from support.udp import Peer
 from support.websocket import ws
 
 APP = "cli.echo_app:app"
@@ -66,6 +68,22 @@ def test_a_new_process_goes_on(worker: Process, start_interface: Start, redis_ur
     assert not path.exists()
     assert "left with 1006" not in worker.log()
     assert len({*re.findall(r"mailbox (\S+)", interface.log())}) == 1
+
+
+def test_udp_moves_with_its_peers(start_worker: Start, start_interface: Start, redis_url: str) -> None:
+    start_worker("interface_server.udp_app:app", "--layer", redis_url, "--protocol", "udp")
+    interface = start_interface("--layer", redis_url, "--udp", "127.0.0.1:0", "--admin-port", 0)
+    with InPlace(interface) as in_place, Peer(interface) as peer:
+        run = peer.ask(b"0")["run"]
+        peer.send(b"1")
+        in_place.move()
+        assert json.loads(peer.receive())["count"] == 2
+        again = peer.ask(b"2")
+        assert (again["run"], again["count"]) == (run, 3)
+        with Peer(interface) as other:
+            assert other.ask(b"0")["count"] == 1
+        in_place.move()
+        assert peer.ask(b"3")["count"] == 4
 
 
 def test_each_process_of_a_supervisor_moves(worker: Process, start_interface: Start, redis_url: str) -> None:
