@@ -20,9 +20,6 @@ class CallbackTasks:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def __len__(self) -> int:
-        return len(self._tasks)
-
     def start_soon(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
         """Start a task that awaits `work(*args)`. An exception is logged."""
         task = asyncio.get_running_loop().create_task(work(*args))
@@ -33,6 +30,11 @@ class CallbackTasks:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a task of the interface server failed", exc_info=error)
+
+    async def wait(self) -> None:
+        """Wait until all tasks have ended, also those that start meanwhile."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def end(self, seconds: float) -> None:
         """Wait until all tasks have ended, but no longer than `seconds`, and cancel the rest."""

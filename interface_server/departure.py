@@ -62,7 +62,7 @@ class Departure:
             server: The server.
             sockets: Its open sockets.
             acceptor: Accepts its connections.
-            tasks: Tasks of the groups, which must be over.
+            tasks: Tasks of the groups, which have to end before.
             listeners: Listeners for other protocols.
             drains: Whether the open sockets cannot move, and only the listening socket does.
         """
@@ -129,16 +129,16 @@ class Departure:
         return f"{moved or 'no'} sockets moved" + (f", {self._closed} closed" if self._closed else "")
 
     async def _settle(self) -> None:
-        """Wait until every socket that cannot move now could have moved once, and nothing else is in between."""
+        """Wait until every socket that cannot move now could have moved once, and no offer is in doubt."""
         until = anyio.current_time() + SETTLE_SECONDS
         waiting = {each for each in self._movable() if not each.may_move}
-        while waiting or self._tasks or not self._server.connections.may_move:
+        while waiting or not self._server.connections.may_move:
             if anyio.current_time() > until:
                 break
             await anyio.sleep(POLL_SECONDS)
             waiting = {each for each in waiting if each in self._sockets and not (each.stays or each.may_move)}
-        if self._tasks or not self._server.connections.may_move:
-            raise MoveError("groups are being joined, or offers are in doubt: the channel layer does not answer")
+        if not self._server.connections.may_move:
+            raise MoveError("offers are in doubt, because the channel layer has lost its data")
 
     async def _pass_on(self, channel: MoveChannel) -> None:
         """Stop, and send everything."""
@@ -151,15 +151,16 @@ class Departure:
             return
         server, connections = self._server, self._server.connections
         server.frozen = True
-        identity = await connections.bus.freeze()
-        if identity is None:
-            raise MoveError("the channel layer lives within this process")
+        await connections.bus.freeze()
+        await self._tasks.wait()  # they join and leave groups, and no more are started
         for listener in self._listeners:
             listener.hold()
         await self._hold_sockets()
         server.scheduler.hold()
         await checkpoint()  # callbacks that were due come to their end
-        await connections.bus.posted()
+        identity = await connections.bus.freeze()  # again, after all of this was posted
+        if identity is None:
+            raise MoveError("the channel layer lives within this process")
         self._moving = [each for each in self._movable() if each.may_move]
         with_client: set[int] = set()
         for part in _parts(self._moving):
