@@ -1,38 +1,20 @@
 """Offers by key in Redis: one key has one claimant, and no offer is lost or repeated when that one ends."""
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import redis
 
-from asgibus.layers import Bus, Offer, RedisChannelLayer
-from asgibus.layers.offers import AffinityKey
+from asgibus.layers import RedisChannelLayer
 from asgibus.layers.redis import assignments
+from layers.test_affinity import LIFETIME, POOL, claim, key, offer, start
 from support.bus import Recorder, until
 from support.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.anyio
-
-POOL = "pool"
-LIFETIME = 60.0
-
-
-class Worker(Recorder):
-    """Claims by key, and notes what it could not claim."""
-
-    bus: Bus
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.refused: list[Any] = []
-
-    def declined(self, entry: Any) -> None:
-        self.refused.append(entry)
 
 
 @pytest.fixture
@@ -40,43 +22,6 @@ async def layer(redis_url: str) -> AsyncIterator[RedisChannelLayer]:
     layer = RedisChannelLayer(redis_url)
     yield layer
     await layer.close()
-
-
-def key(name: str) -> AffinityKey:
-    return AffinityKey(POOL, name.encode())
-
-
-async def start(stack: AsyncExitStack, layer: RedisChannelLayer) -> Worker:
-    """Start a worker, which claims by key if offers by key were announced."""
-    worker = Worker()
-    worker.bus = await stack.enter_async_context(layer.bus("worker", worker))
-    await worker.bus.announce(POOL, "app", 0)
-    return worker
-
-
-async def offer(interface: Bus, name: str, entry: Any = (1,), **options: Any) -> Offer:
-    """Offer an entry, and wait until its claimant is known."""
-    assigned: asyncio.Future[Offer] = asyncio.get_running_loop().create_future()
-    made = interface.offer_by_key(key(name), options.pop("lifetime", LIFETIME), entry, assigned.set_result, **options)
-    assert await assigned is made
-    return made
-
-
-async def claim(worker: Worker) -> list[Any]:
-    return [claim.entry for claim in await worker.bus.claim(["shared"], 10, wait=False)]
-
-
-async def test_one_key_has_one_claimant(layer: RedisChannelLayer) -> None:
-    async with AsyncExitStack() as stack:
-        interface = await stack.enter_async_context(layer.bus("interface", Recorder()))
-        await interface.announce_keys([POOL])
-        workers = {worker.bus.mailbox: worker for worker in [await start(stack, layer) for _ in range(3)]}
-        found = {name: (await offer(interface, name, (name,))).claimant for name in "abcdef"}
-        assert Counter(found.values()) == dict.fromkeys(workers, 2)
-        assert {name: (await offer(interface, name, (name,))).claimant for name in "abcdef"} == found
-        for mailbox, worker in workers.items():
-            names = [name for name in "abcdef" if found[name] == mailbox]
-            assert await claim(worker) == [(name,) for name in names * 2]
 
 
 async def test_who_announces_before_the_offers_claims_them_soon(layer: RedisChannelLayer) -> None:
@@ -106,41 +51,6 @@ async def test_a_worker_of_an_earlier_release_gets_no_offers_by_key(
         assert (await offer(interface, "a")).claimant == ""
 
 
-async def test_a_worker_that_stops_declines_what_it_has_not_claimed(layer: RedisChannelLayer) -> None:
-    async with AsyncExitStack() as stack:
-        interface = await stack.enter_async_context(layer.bus("interface", Recorder()))
-        await interface.announce_keys([POOL])
-        first, second = [await start(stack, layer) for _ in range(2)]
-        claimant = (await offer(interface, "a", ("claimed",))).claimant
-        stops, stays = (first, second) if claimant == first.bus.mailbox else (second, first)
-        assert await claim(stops) == [("claimed",)]
-        for number in range(3):
-            await offer(interface, "a", (number,))
-        stops.bus.stop_claiming()
-        await until(lambda: stops.refused)
-        assert stops.refused == [(0,), (1,), (2,)]
-        for number in range(3):
-            assert (await offer(interface, "a", (number,))).claimant == stays.bus.mailbox
-        assert await claim(stays) == [(0,), (1,), (2,)]
-
-
-async def test_what_a_dead_worker_has_not_claimed_is_taken_back(layer: RedisChannelLayer) -> None:
-    async with AsyncExitStack() as stack:
-        interface = await stack.enter_async_context(layer.bus("interface", Recorder()))
-        await interface.announce_keys([POOL])
-        workers = {worker.bus.mailbox: worker for worker in [await start(stack, layer) for _ in range(3)]}
-        claimed = await offer(interface, "a", ("claimed",))
-        dead = workers.pop(claimed.claimant)
-        assert await claim(dead) == [("claimed",)]
-        waiting = await offer(interface, "a", ("waiting",), once=True)
-        await layer.declare_dead(dead.bus.mailbox)
-        results: dict[str, bool] = {}
-        interface.take_back(claimed, lambda unclaimed: results.update(claimed=unclaimed))
-        interface.take_back(waiting, lambda unclaimed: results.update(waiting=unclaimed))
-        await until(lambda: len(results) == 2)
-        assert results == {"claimed": False, "waiting": True}
-
-
 async def test_keys_expire(layer: RedisChannelLayer, admin: "redis.Redis[bytes]") -> None:
     async with AsyncExitStack() as stack:
         interface = await stack.enter_async_context(layer.bus("interface", Recorder()))
@@ -166,19 +76,6 @@ async def test_there_is_a_bound_to_keys(layer: RedisChannelLayer, monkeypatch: p
         for name in "abcde":
             await offer(interface, name)
         assert layer.counts["affinity key forgotten"] == 2
-
-
-async def test_a_learned_key_is_assigned_to_its_worker(layer: RedisChannelLayer) -> None:
-    async with AsyncExitStack() as stack:
-        interface = await stack.enter_async_context(layer.bus("interface", Recorder()))
-        await interface.announce_keys([POOL])
-        workers = [await start(stack, layer) for _ in range(3)]
-        for number in range(6):
-            mailbox = workers[number % 2].bus.mailbox
-            interface.assign(key(f"{number}"), LIFETIME, mailbox)
-            assert (await offer(interface, f"{number}")).claimant == mailbox
-        interface.assign(key("0"), LIFETIME, workers[2].bus.mailbox)
-        assert (await offer(interface, "0")).claimant == workers[0].bus.mailbox
 
 
 @pytest.mark.parametrize("arrives", [True, False], ids=["reply lost", "command lost"])
