@@ -71,6 +71,7 @@ from asgibus.worker.silent_run import SilentRun
 logger = logging.getLogger("asgibus.worker")
 
 SERVICE_RESTART: Final = 1012  # close code: the service restarts, and the client may connect again
+OTHER_TASKS_SECONDS = 0.1  # for what other tasks of the app do before a hand-over, if one of them waits in `receive`
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024  # one WebSocket message is one entry on the bus, and must not block others
 
 _HANDED_OVER: Event = (WEBSOCKET_DISCONNECT, SERVICE_RESTART, "")
@@ -152,6 +153,7 @@ class Session:
         "_streaming",
         "_subprotocols",
         "_table",
+        "_tasks_until",
         "confirmation",
         "end_awaited",
         "host",
@@ -201,6 +203,7 @@ class Session:
         """The number of the client's events that the app and its earlier runs have got."""
         self._disconnect: Event | None = None  # the disconnect that the app has got, or is to get next
         self._receivers: Waiters | None = None
+        self._tasks_until = 0.0  # when other tasks of the app must have finished what they do; 0 before the end
         # What the app sends.
         self._table, self._app_state = initial_state(request.kind)
         self._subprotocols = request.subprotocols
@@ -320,13 +323,27 @@ class Session:
     async def _receive_at_end(self) -> None:
         """End a run that is to be handed over, because its app asks for the next event."""
         if self.run is _DRAINING and self._app_state is not _COMPLETE:
-            if self.silent_run is not None:
-                await self.silent_run.wait_until_idle()
+            if asyncio.current_task() is not self.task and not self.is_http:
+                await self._await_other_tasks()
             if self.run is _DRAINING:  # nothing has happened meanwhile
                 self._notify_stop()
         if self.silent_run is not None and self.silent_run.cancelled and self._disconnect is None:
             await self.silent_run.wait()
             self._disconnect = _HANDED_OVER
+
+    async def _await_other_tasks(self) -> None:
+        """Let the other tasks of the app finish what they do, since it calls `receive` in a task of its own.
+
+        That task may have given the last event to another one, as in Quart, or the app may handle something else
+        meanwhile, such as a message of a group of Channels.
+        """
+        loop = asyncio.get_running_loop()
+        # An app may give up this call after a moment, again and again: the time is that of all calls.
+        self._tasks_until = self._tasks_until or loop.time() + OTHER_TASKS_SECONDS
+        while self.run is _DRAINING and (left := self._tasks_until - loop.time()) > 0:
+            waiter: asyncio.Future[None] = loop.create_future()
+            self._receivers = add_waiter(self._receivers, waiter)
+            await asyncio.wait([waiter], timeout=left)  # the client may leave
 
     def _join_body(self) -> None:
         """Remove empty parts of the body, which the app need not see: the first and the last one may be empty."""

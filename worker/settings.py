@@ -36,7 +36,7 @@ def _protocols(names: tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class WorkerSettings(ServerSettings):
-    """How a worker runs. Times in seconds, sizes in bytes."""
+    """The settings of a worker. Times are in seconds, and sizes in bytes."""
 
     app: str
     """The app, as `module:attribute`."""

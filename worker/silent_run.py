@@ -8,9 +8,6 @@ from typing import Any
 
 from asgibus.compatibility.callables import Application, Receive, Scope, Send
 
-IDLE_SECONDS = 0.1  # at most, for the tasks of a run to finish what they do while another one of them is in `receive`
-STEP_SECONDS = 0.01  # at least
-
 
 class SilentRun:
     """One run of the app, which a hand-over cancels.
@@ -20,7 +17,7 @@ class SilentRun:
     running, and so does an app that forgets them. Such tasks are ended here, before the next run begins.
     """
 
-    __slots__ = ("_app_run", "_awaited", "_idle_by", "_main", "_receivers", "_told", "cancelled")
+    __slots__ = ("_app_run", "_awaited", "_main", "_receivers", "_told", "cancelled")
 
     def __init__(self) -> None:
         self.cancelled = False
@@ -30,7 +27,6 @@ class SilentRun:
         self._awaited: set[asyncio.Task[Any]] = set()  # the tasks that the main task waited for when it was cancelled
         self._receivers: set[asyncio.Task[Any]] = set()  # the tasks other than the main one that wait in `receive`
         self._told = asyncio.Event()
-        self._idle_by = 0.0  # when the other tasks of the run must have finished what they do; 0 before they are asked
 
     async def call(self, app: Application, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the app. After a cancellation, also wait until the tasks that the app has left have ended."""
@@ -45,29 +41,13 @@ class SilentRun:
             if self.cancelled:
                 await self._end_orphans()
 
-    async def wait_until_idle(self) -> None:
-        """Let the other tasks of the run finish what they do, before the run is cancelled.
-
-        The task that waits in `receive` may have given the last event to another task, as in Quart. The main task may
-        be handling something else, such as a message of a group of Channels. If it waits for other tasks, it does not.
-        """
-        if asyncio.current_task() is self._main:
-            return
-        clock = asyncio.get_running_loop().time
-        # An app may give up this call after a moment, again and again: the time is that of all calls.
-        self._idle_by = self._idle_by or clock() + IDLE_SECONDS
-        while not self.cancelled and clock() < self._idle_by:
-            await asyncio.sleep(STEP_SECONDS)
-            if awaited_tasks(self._app_run) is not None:
-                return
-
     def cancel(self) -> None:
         """Cancel the run. Further calls do nothing."""
         if self.cancelled:
             return
         self.cancelled = True
         if self._main is not None:  # otherwise the app is not called at all
-            self._awaited = awaited_tasks(self._app_run) or set()
+            self._awaited = awaited_tasks(self._app_run)
             self._main.cancel()
 
     def tell(self) -> None:
@@ -77,8 +57,7 @@ class SilentRun:
     async def wait(self) -> None:
         """Wait in `receive` of the cancelled run, to be cancelled.
 
-        Returns:
-            The app goes on although it was cancelled: it needs a disconnect.
+        Return if the app goes on although it was cancelled, and so needs a disconnect.
         """
         task = asyncio.current_task()
         if task is self._main:
@@ -101,8 +80,8 @@ class SilentRun:
             await asyncio.wait(orphans)
 
 
-def awaited_tasks(run: object) -> set[asyncio.Task[Any]] | None:
-    """Return the tasks that a coroutine waits for with `asyncio.wait`; None if it does not.
+def awaited_tasks(run: object) -> set[asyncio.Task[Any]]:
+    """Return the tasks that a coroutine waits for with `asyncio.wait`.
 
     Args:
         run: A coroutine that is suspended. Of other objects nothing is known.
@@ -110,7 +89,7 @@ def awaited_tasks(run: object) -> set[asyncio.Task[Any]] | None:
     while isinstance(run, CoroutineType) and isinstance(run.cr_await, CoroutineType):
         run = run.cr_await
     if not isinstance(run, CoroutineType) or run.cr_code is not _WAIT or run.cr_frame is None:
-        return None
+        return set()
     return {future for future in run.cr_frame.f_locals.get("fs", ()) if isinstance(future, asyncio.Task)}
 
 

@@ -90,6 +90,39 @@ async def test_unread_events_go_to_the_next_run() -> None:
     assert [event.get("text") for event in seen] == ["a", None]
 
 
+@pytest.mark.parametrize("handover", ["tell", "silent"])
+async def test_a_task_that_was_given_the_last_event_may_finish_it(handover: str) -> None:
+    """One task receives, and another one handles: Quart does so."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        queue: asyncio.Queue[str] = asyncio.Queue()
+
+        async def listen() -> None:
+            while (event := await receive())["type"] == "websocket.receive":
+                queue.put_nowait(event["text"])
+
+        async def handle() -> None:
+            while True:
+                text = await queue.get()
+                await interface.drain()
+                await asyncio.sleep(0.02)
+                await send({"type": "websocket.send", "text": text})
+
+        tasks = {asyncio.ensure_future(listen()), asyncio.ensure_future(handle())}
+        _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+
+    async with running(app, resume=True, handover=handover) as interface:
+        number = await interface.accepted()
+        interface.send_texts(number, "a")
+        assert (await handed_over(interface, number))[4] == 1
+        assert interface.events(number)[1:-1] == [(events.MESSAGE_SENT, "a")]
+
+
 async def test_a_further_run_gets_the_saved_state_of_the_last_one() -> None:
     seen: list[Any] = []
 

@@ -11,7 +11,7 @@ import asgibus
 from asgibus.layers.codec import unpack
 from asgibus.layers.frames import ACK, EVENT
 from asgibus.protocol import events
-from asgibus.worker import silent_run
+from asgibus.worker import session as session_module
 from asgibus.worker import worker as worker_module
 from asgibus.worker.silent_run import awaited_tasks
 from support.bus import until
@@ -250,7 +250,7 @@ async def test_a_dispatcher_finishes_what_is_no_event_of_the_client() -> None:
 
 
 async def test_the_client_that_leaves_meanwhile_is_seen_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(silent_run, "IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(session_module, "OTHER_TASKS_SECONDS", 30.0)
     app = Leaves(in_a_child_of_a_task_group)
     async with running(app, **SILENT) as interface:
         number = await interface.accepted()
@@ -467,12 +467,12 @@ async def test_the_awaited_tasks_of_a_coroutine() -> None:
     task = asyncio.create_task(run)
     await asyncio.sleep(0)
     assert awaited_tasks(run) == {one, two}
-    assert awaited_tasks(one.get_coro()) is None
-    assert awaited_tasks(object()) is None
+    assert awaited_tasks(one.get_coro()) == set()
+    assert awaited_tasks(object()) == set()
     for each in (task, one, two):
         each.cancel()
     await asyncio.wait([task, one, two])
-    assert awaited_tasks(run) is None
+    assert awaited_tasks(run) == set()
 
 
 async def test_a_run_sees_that_its_worker_drains() -> None:
