@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -12,7 +13,9 @@ from asgibus.layers import RedisChannelLayer
 from asgibus.layers.redis import assignments
 from layers.test_affinity import LIFETIME, POOL, claim, key, offer, start
 from support.bus import Recorder, until
+from support.cluster import Cluster
 from support.tcp_proxy import TcpProxy
+from support.topologies import redis_binary
 
 pytestmark = pytest.mark.anyio
 
@@ -162,3 +165,19 @@ async def test_a_key_of_another_type_is_replaced(
         await worker.bus.announce(POOL, "app", 0)
         assert (await offer(interface, "a")).claimant == worker.bus.mailbox
         assert layer.counts["keys refused"] == 1
+
+
+async def test_offers_by_key_on_a_cluster(tmp_path: Path) -> None:
+    with Cluster(redis_binary(), tmp_path) as cluster:
+        layer = RedisChannelLayer([{"cluster_nodes": [("127.0.0.1", cluster.port(node)) for node in cluster.servers]}])
+        async with AsyncExitStack() as stack:
+            interface = await stack.enter_async_context(layer.bus("interface", Recorder()))
+            await interface.announce_keys([POOL])
+            first, second = [await start(stack, layer) for _ in range(2)]
+            for name in "abcd":
+                assert (await offer(interface, name, (name,))).claimant
+            assert {*await claim(first), *await claim(second)} == {("a",), ("b",), ("c",), ("d",)}
+            await offer(interface, "a", ("late",))
+            first.bus.stop_claiming()
+            assert (await offer(interface, "a")).claimant == second.bus.mailbox
+        await layer.close()
