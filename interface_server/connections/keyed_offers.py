@@ -195,6 +195,10 @@ class KeyedOffers:
         self._host.count_offer(connection, key.pool, connection.stream.in_flight + WAITING_BYTES)
         self._waiting[connection.number] = connection, key, once
 
+    def abandoned(self, connection: Connection) -> None:
+        """Do not offer a connection that waits for a worker: its client is gone."""
+        self._waiting.pop(connection.number, None)
+
     def _on_assigned(
         self, connection: Connection, request: ConnectRequest, key: AffinityKey, deaths: int, known: bool, offer: Offer
     ) -> None:

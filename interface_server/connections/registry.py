@@ -272,6 +272,8 @@ class ConnectionRegistry(Handler):
     def on_abandoned(self, connection: Connection) -> None:
         """See `ConnectionHost`."""
         self.withdraw(connection)
+        if self._keyed is not None:
+            self._keyed.abandoned(connection)
         self._pending.abandon(connection, self.now)
 
     def on_ended(self, connection: Connection) -> None:

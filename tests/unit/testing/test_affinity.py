@@ -124,6 +124,24 @@ async def test_without_a_worker_a_key_times_out() -> None:
         assert (await site.http.get("/?room=lobby")).status_code == 503
 
 
+async def test_a_client_that_leaves_while_its_key_waits_is_not_offered() -> None:
+    runs = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        runs.append(scope["path"])
+        await named("x")(scope, receive, send)
+
+    async with Bus(app, workers=0, affinity=KEYS, lifespan="off") as site:
+        with pytest.raises(TimeoutError):
+            async with site.websocket("/ws/gone", open_timeout=0.1):
+                pass
+        asking = asyncio.ensure_future(site.http.get("/?room=stays"))
+        await site.add_worker()
+        assert (await asking).status_code == 200
+        assert (await site.http.get("/?room=gone")).text == "x"
+        assert runs == ["/", "/"]
+
+
 async def test_a_key_expires() -> None:
     async with bus(2, affinity_expiry=0.3) as site:
         assert (await site.http.get("/?room=a")).text == "1"
