@@ -64,11 +64,11 @@ def skip_to(client: ClientConnection, text: str) -> list[object]:
     return list(iter(lambda: client.recv(timeout=30), text))
 
 
-def await_answers(clients: list[ClientConnection], deploy: int) -> None:
+def await_answers(clients: list[ClientConnection]) -> None:
     """Wait until each client has had an answer: a consumer of Channels has joined its group again by then."""
     for number, client in enumerate(clients):
-        client.send(f"back {deploy}")
-        assert all(": back" in str(text) for text in skip_to(client, f"c{number}: back {deploy}"))
+        client.send("back")
+        assert all(": back" in str(text) for text in skip_to(client, f"c{number}: back"))
 
 
 def expect_nothing(*clients: ClientConnection) -> None:
@@ -103,31 +103,36 @@ def test_a_chat_in_one_process(example: str, one_process: Process) -> None:
 def test_nobody_leaves_at_deploys(
     example: str, start_interface: Start, start_worker: Start, redis_url: str, handover: str
 ) -> None:
-    """Ten members, two workers that are replaced twice: nobody joins or leaves, and each message arrives once."""
+    """Six members, two workers that are replaced: nobody joins or leaves, and each message arrives once."""
     layer = ("--layer", redis_url)
     env = env_of(example, REDIS_URL=redis_url)
-    workers = [start_worker(APPS[example], *layer, "--resume", "--handover", handover, env=env) for _ in range(2)]
+
+    def start_two() -> list[Process]:
+        options = (*layer, "--resume", "--handover", handover)
+        started = [start_worker(APPS[example], *options, env=env, ready=False) for _ in range(2)]
+        for worker in started:
+            worker.wait_for("worker ready")
+        return started
+
+    old = start_two()
     interface = start_interface(*layer)
     with ExitStack() as stack:
         clients: list[ClientConnection] = []
-        for number in range(10):
-            new = join(stack, interface, example, f"c{number}")
+        for number in range(6):
+            member = join(stack, interface, example, f"c{number}")
             expect(f"c{number} has joined", *clients)
             expect(f"c{number}: hello", *clients)
-            clients.append(new)
-        for deploy in range(3):
-            await_answers(clients, deploy)
-            clients[0].send(f"message {deploy}")
-            for client in clients:
-                assert all(": back" in str(text) for text in skip_to(client, f"c0: message {deploy}"))
-            if deploy < 2:
-                for index, old in enumerate(workers):
-                    workers[index] = start_worker(APPS[example], *layer, "--resume", "--handover", handover, env=env)
-                    old.terminate()
-                    assert old.wait() == 0
-                    assert " ERROR " not in old.log()
+            clients.append(member)
+        new = start_two()
+        for worker in old:
+            worker.terminate()
+            assert worker.wait() == 0
+        await_answers(clients)
+        clients[0].send("the last message")
+        for client in clients:
+            assert all(": back" in str(text) for text in skip_to(client, "c0: the last message"))
         expect_nothing(*clients)
         clients.pop().close()
-        expect("c9 has left", *clients)
-    for worker in workers:
+        expect("c5 has left", *clients)
+    for worker in (*old, *new):
         assert " ERROR " not in worker.log()
