@@ -1,6 +1,9 @@
-"""Tells each client which worker serves it, at once and before each message."""
+"""Tells each client which worker serves it, at once and before each message. Sessions are of one process."""
 
 import os
+import secrets
+
+sessions = set()
 
 
 async def app(scope, receive, send):
@@ -8,8 +11,14 @@ async def app(scope, receive, send):
     if scope["type"] == "http":
         while (await receive()).get("more_body"):
             pass
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": pid.encode()})
+        status, body = 200, pid
+        if scope["path"] == "/session":
+            sessions.add(made := secrets.token_hex(8))
+            body = f'{{"sid": "{made}"}}'
+        elif scope["query_string"].startswith(b"sid=") and scope["query_string"].decode()[4:] not in sessions:
+            status = 404
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": body.encode()})
         return
     if scope["type"] != "websocket":
         raise ValueError(scope["type"])

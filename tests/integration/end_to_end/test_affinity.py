@@ -1,5 +1,6 @@
 """Connections with one key and two workers, while these are killed and stopped, as the clients see it."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -113,3 +114,20 @@ def test_a_key_waits_for_the_first_worker(start_interface: Start, start_worker: 
         for _ in range(2):
             start_worker(APP, "--layer", redis_url)
         assert len({each.result() for each in asked}) == 1
+
+
+def test_a_session_is_known_to_all_interface_servers_at_once(
+    start_interface: Start, start_worker: Start, redis_url: str
+) -> None:
+    keys = ("--affinity", "learn:query:sid")
+    servers = [start_interface("--layer", redis_url, *keys) for _ in range(2)]
+    for _ in range(3):
+        start_worker(APP, "--layer", redis_url)
+    workers = set()
+    with RawClient(servers[0]) as first, RawClient(servers[1]) as second:
+        for _ in range(40):
+            sid = json.loads(first.request("POST", "/session").text)["sid"]
+            answers = [client.request("POST", f"/?sid={sid}") for client in (second, first)]
+            assert [answer.status for answer in answers] == [200, 200]
+            workers |= {answer.text for answer in answers}
+    assert len(workers) > 1
