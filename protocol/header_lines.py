@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def cache_short(work: Callable[[bytes], T]) -> Callable[[bytes], T]:
-    """Cache the latest results of a function of header lines, unless the lines are long."""
+    """Cache the latest results of a function of header lines, or of one value, unless they are long."""
     cached = lru_cache(CACHED_RESULTS)(work)
 
     @wraps(work)

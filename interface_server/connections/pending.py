@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -43,7 +42,7 @@ class PendingConnections:
         self._in_doubt: list[tuple[float, Connection, Offer]] = []  # offers that may be lost, and when to repeat them
         self._delayed: dict[int, tuple[float, Connection]] = {}  # those that are not offered before that time
         self.takeovers = Takeovers()
-        self._bytes: Counter[str] = Counter()  # of the offers, by pool
+        self._bytes: dict[str, int] = {}  # of the offers, by pool
         self._total = 0  # bytes of all pools
         self._refused: list[Connection] = []  # those without room; they are answered at the next tick
 
@@ -68,7 +67,7 @@ class PendingConnections:
             events: The bytes of its events.
         """
         room = self._settings.max_unclaimed // 2 if events else self._settings.max_unclaimed
-        return self._total + events < room or self._bytes[pool] + events < room // POOL_SHARE
+        return self._total + events < room or self._bytes.get(pool, 0) + events < room // POOL_SHARE
 
     def count_offer(self, connection: Connection, pool: str, size: int) -> None:
         """Count the bytes of an offer until its connection is removed.
@@ -80,7 +79,7 @@ class PendingConnections:
         """
         if connection.unclaimed is not None:
             self._uncount(connection)
-        self._bytes[pool] += size
+        self._bytes[pool] = self._bytes.get(pool, 0) + size
         self._total += size
         connection.unclaimed = pool, size
 
@@ -120,7 +119,8 @@ class PendingConnections:
             if connection.queue is self._reopened:
                 self.takeovers.remove(connection.number)
             connection.queue = None
-            self._delayed.pop(connection.number, None)
+            if self._delayed:
+                self._delayed.pop(connection.number, None)
             self._uncount(connection)
 
     def next_takeover(self, now: float) -> Connection | None:

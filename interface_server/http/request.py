@@ -18,6 +18,7 @@ import httptools
 from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.interface_server.settings import MAX_HEADERS
 from asgibus.protocol.connect_request import EVENT_STREAMS, HTTP, WEBSOCKET, Address, RequestHead
+from asgibus.protocol.header_lines import cache_short
 
 UNKNOWN: Final = sys.maxsize
 """The length of a body that the head does not announce."""
@@ -302,6 +303,7 @@ _AUTHORITY: Final = re.compile(
 )
 
 
+@cache_short
 def is_authority(value: bytes) -> bool:
     """Return whether a value is a host with an optional port, RFC 3986 section 3.2.2 and RFC 9110 section 7.2.
 

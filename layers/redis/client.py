@@ -42,6 +42,12 @@ def pack_command_with(args: tuple[Argument, ...], last: bytes) -> bytes:
     return b"%b$%d\r\n%b\r\n" % (_pack_start(args), len(last), last)
 
 
+@lru_cache(maxsize=1024)
+def pack_command_once(args: tuple[Argument, ...]) -> bytes:
+    """Return a command as RESP that is often the same: it is packed once."""
+    return pack_command(args)
+
+
 def pack_command_list(args: tuple[Argument, ...], ids: Sequence[bytes]) -> bytes:
     """Return a command as RESP that ends with a list: its other arguments are packed once."""
     lengths = [b"$%d\r\n%b\r\n" % (len(each), each) for each in ids]

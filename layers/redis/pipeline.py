@@ -371,21 +371,9 @@ class Pipeline:
 
     def _reply(self, reply: Any) -> None:
         command = self._in_flight.popleft()
-        if isinstance(reply, RedisError) and str(reply).startswith("MOVED"):
-            self._again.append(command)  # it was not executed
-            self._moved = True
-        elif isinstance(reply, RedisError) and _waits(command, str(reply).partition(" ")[0]):
-            self._again.append(command)
-            if str(reply).startswith("READONLY"):
-                self._replica = True
-            elif self.refusal is None:
-                self.refusal = str(reply)
-                logger.warning("Redis refuses writes for now (%s): trying again until it takes them", reply)
-        elif command.in_order and self._again:
+        if (isinstance(reply, RedisError) and self._is_to_repeat(command, reply)) or (command.in_order and self._again):
             self._again.append(command)
         else:
-            if isinstance(reply, RedisError) and str(reply).startswith("READONLY"):
-                self._replica = True
             command.on_reply(reply)
         if self._in_flight:
             return
@@ -402,6 +390,20 @@ class Pipeline:
                 self.refusal = None
                 logger.warning("Redis takes writes again")
             self._flush()
+
+    def _is_to_repeat(self, command: Command, error: RedisError) -> bool:
+        """Note what a refusal says about the server. Return whether the command is written again."""
+        text = str(error)
+        if text.startswith("MOVED"):  # it was not executed
+            self._moved = True
+            return True
+        waits = _waits(command, text.partition(" ")[0])
+        if text.startswith("READONLY"):
+            self._replica = True
+        elif waits and self.refusal is None:
+            self.refusal = text
+            logger.warning("Redis refuses writes for now (%s): trying again until it takes them", text)
+        return waits
 
     def _notify_drained(self) -> None:
         """Wake the calls of `drain`: everything is written."""

@@ -35,6 +35,7 @@ from asgibus.layers.redis.client import (
     RedisError,
     ignore_reply,
     pack_command,
+    pack_command_once,
     pack_command_with,
 )
 from asgibus.layers.redis.codec import MOST_RELEASES, Unreadable
@@ -593,7 +594,7 @@ class Consumer:
                 options += ("BLOCK", max(1, round(min(self._wait, BLOCK_SECONDS) * 1000)))
         start = "0" if self._recover else ">"
         connection.write(
-            pack_command(
+            pack_command_once(
                 (
                     *("XREADGROUP", "GROUP", "workers", self._name),
                     *options,
