@@ -6,7 +6,9 @@ and a message that was taken all the same is put back at the head. The cancelled
 next reader of this event loop waits for it.
 
 A message is taken with a script, which drops expired messages and knows the delayed ones. While there are none, LPOP
-takes; each tenth of a second, and whenever a delayed message is sent, a reader looks with the script.
+takes; each tenth of a second, and whenever a delayed message is sent, a reader looks with the script. LPOP may take an
+expired message. Only the script decides that, by the clock of Redis; a reader that knows this clock from its last look
+puts a message back that seems to have expired.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any, NamedTuple
 from asgibus.layers.contract import Message
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.blocking import BlockingConnections, Moving, Operation
+from asgibus.layers.redis.blocking import BlockingConnections, Moving, OnEnd, Operation
 from asgibus.layers.redis.client import BLOCK_SECONDS, Argument, RedisError, ignore_reply, pack_command
 from asgibus.layers.redis.codec import EntryCodec
 from asgibus.layers.redis.config import Address
@@ -63,10 +65,14 @@ class _Channel:
         settled: Done when nothing is being read or put back, if a caller waits for that.
         due: When the next delayed message is due, by the event loop's clock.
         empty_until: Until when the channel is thought to be empty, but for what is sent now, by the event loop's clock.
+        plain_until: Until when it is thought to have no delayed messages.
         wait_and_pop: The packed commands that wait for a message and take it, while there are no delayed ones.
     """
 
-    __slots__ = ("due", "empty_until", "name", "operation", "readers", "returning", "settled", "wait_and_pop", "waits")
+    __slots__ = (
+        *("due", "empty_until", "name", "operation", "plain_until", "readers", "returning", "settled", "wait_and_pop"),
+        "waits",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -77,6 +83,7 @@ class _Channel:
         self.settled: asyncio.Future[None] | None = None
         self.due = math.inf
         self.empty_until = 0.0
+        self.plain_until = 0.0
         self.wait_and_pop = b""
 
     @property
@@ -116,6 +123,7 @@ class ChannelReader:
         self._counts = counts
         self._expiry = round(expiry * 1000)
         self._taken_expiry = round(group_expiry * 1000)
+        self._clock_offset = 0.0  # of Redis's clock to that of the event loop, at the last look
         self._connections = BlockingConnections(address, pipeline, "asgibus-receive")
         self._channels: dict[str, _Channel] = {}
         # Calls of `take` under way, and how many messages of which channel are lost without the reply.
@@ -271,6 +279,7 @@ class ChannelReader:
         now = self._loop.time()
         state.due = now + due / 1000 if due >= 0 else math.inf
         state.empty_until = 0.0 if more else min(now + EMPTY_SECONDS, state.due)
+        state.plain_until = now + EMPTY_SECONDS if state.due == math.inf else 0.0
         return reply
 
     def _read(self, state: _Channel) -> None:
@@ -285,43 +294,72 @@ class ChannelReader:
                 settled, state.settled = state.settled, None
                 settled.set_result(None)
             return
-        state.waits = self._loop.time() < state.empty_until
+        now = self._loop.time()
+        state.waits = now < state.empty_until or now < state.plain_until
+        on_end: OnEnd
         if not state.waits:
-            data, size = self._pack_take(state.name, 1), 1
+            data, on_end = pack_command(("TIME",)) + self._pack_take(state.name, 1), partial(self._on_looked, state)
         elif state.due < math.inf:
-            data, size = self._pack_wait(state) + self._pack_take(state.name, 1), 2
+            data, on_end = self._pack_wait(state) + self._pack_take(state.name, 1), partial(self._on_taken, state)
         else:
             if not state.wait_and_pop:
-                pop = "LPOP", self._keys.messages(state.name)
-                state.wait_and_pop = self._pack_wait(state) + pack_command(("TIME",)) + pack_command(pop)
-            data, size = state.wait_and_pop, 3
-        state.operation = self._connections.start(data, size, partial(self._on_read, state))
+                state.wait_and_pop = self._pack_wait(state) + pack_command(("LPOP", self._keys.messages(state.name)))
+            data, on_end = state.wait_and_pop, partial(self._on_popped, state)
+        state.operation = self._connections.start(data, 2, on_end)
 
-    def _on_read(self, state: _Channel, result: list[Any] | LayerUnavailable) -> None:
-        state.operation = None
+    def _on_looked(self, state: _Channel, result: list[Any] | LayerUnavailable) -> None:
+        if not isinstance(result, Exception):
+            seconds, microseconds = result[0]
+            self._clock_offset = int(seconds) + int(microseconds) / 1e6 - self._loop.time()
+        self._on_taken(state, result)
+
+    def _on_taken(self, state: _Channel, result: list[Any] | LayerUnavailable) -> None:
         if isinstance(result, Exception):
-            while state.readers:
-                _settle(state.readers.popleft(), result)
-            self._read(state)
+            self._on_failed(state, result)
+        else:
+            self._on_read(state, result[0], self._note(state, result[1])[3::2])
+
+    def _on_popped(self, state: _Channel, result: list[Any] | LayerUnavailable) -> None:
+        if isinstance(result, Exception):
+            self._on_failed(state, result)
             return
-        items = self._note(state, result[-1])[3::2] if len(result) < 3 else self._check_popped(state, *result[1:])
-        if items:
-            self._deliver(state, items)
-        elif isinstance(result[0], RedisError):  # it cannot wait, as Redis is out of memory
-            self._loop.call_later(max(0.0, min(RETRY_SECONDS, state.due - self._loop.time())), self._read, state)
+        waited, item = result
+        if item and not self._seems_expired(item):
+            self._on_read(state, waited, (item,))
             return
-        elif not state.readers and (state.due < math.inf or result[-1] == b""):
-            self._put_back(state, ())  # wakes others, who may not know of the delayed message
+        state.empty_until = state.plain_until = 0.0  # the next read looks with the script
+        if item:
+            self._put_back(state, (item,))
+        self._on_read(state, waited, (), woken=item == b"")
+
+    def _seems_expired(self, item: bytes) -> bool:
+        stamp = parse_item("", item).stamp
+        return 0 < stamp <= (self._loop.time() + self._clock_offset) * 1000 - self._expiry
+
+    def _on_failed(self, state: _Channel, error: LayerUnavailable) -> None:
+        state.operation = None
+        while state.readers:
+            _settle(state.readers.popleft(), error)
         self._read(state)
 
-    def _check_popped(self, state: _Channel, time: list[bytes], item: bytes | None) -> list[bytes]:
-        """Return the item unless it has expired, or only wakes. Then the next read looks with the script."""
-        if item:
-            stamp = parse_item("", item).stamp
-            if not stamp or stamp > int(time[0]) * 1000 + int(time[1]) // 1000 - self._expiry:
-                return [item]
-        state.empty_until = 0.0
-        return []
+    def _on_read(self, state: _Channel, waited: object, items: Sequence[bytes], *, woken: bool = False) -> None:
+        """Deliver what a read has taken, and read for the next reader.
+
+        Args:
+            state: The channel.
+            waited: The reply to the command that waits.
+            items: What was taken.
+            woken: Whether the read was only woken, because there is a delayed message.
+        """
+        state.operation = None
+        if items:
+            self._deliver(state, items)
+        elif isinstance(waited, RedisError):  # it cannot wait, as Redis is out of memory
+            self._loop.call_later(max(0.0, min(RETRY_SECONDS, state.due - self._loop.time())), self._read, state)
+            return
+        elif not state.readers and (state.due < math.inf or woken):
+            self._put_back(state, ())  # wakes others, who may not know of the delayed message
+        self._read(state)
 
     def _deliver(self, state: _Channel, items: Sequence[bytes]) -> None:
         """Give an item to the first reader, or put it back if there is none."""
@@ -335,7 +373,7 @@ class ChannelReader:
                 self._put_back(state, [item])
 
     def _put_back(self, state: _Channel, items: Sequence[bytes]) -> None:
-        """Put what a cancelled call took back at the head. If that fails, it is lost: each is received at most once."""
+        """Put what was taken back at the head. If that fails, it is lost: each message is received at most once."""
         state.returning += 1
         names = self._keys.messages(state.name), self._keys.delayed(state.name)
         command: tuple[Argument, ...] = ("EVAL", scripts.CHANNEL_PUT_BACK, 2, *names, self._expiry, *items)
@@ -343,8 +381,8 @@ class ChannelReader:
 
     def _on_put_back(self, state: _Channel, count: int, reply: object) -> None:
         if isinstance(reply, Exception):
-            self._count_lost(state.name, count, f"their reader was cancelled, and they could not be put back: {reply}")
-        state.empty_until = 0.0
+            self._count_lost(state.name, count, f"they were taken and could not be put back: {reply}")
+        state.empty_until = state.plain_until = 0.0
         state.returning -= 1
         self._read(state)
 

@@ -137,6 +137,20 @@ async def test_messages_are_received_after_a_clock_step_back(
         assert await result_of(reader) == {"n": number}
 
 
+async def test_a_message_that_only_seems_to_have_expired_is_received(
+    make: Make, admin: "redis.Redis[bytes]", caplog: pytest.LogCaptureFixture
+) -> None:
+    """The clock of Redis is put back after a reader has looked at it, before a message is sent."""
+    layer = make()
+    await connect(layer)
+    (reader,) = await start_readers(admin, layer)
+    (await layer._shards.shard_for("c").client()).reader._clock_offset += 3600
+    for number in range(3):
+        admin.rpush(KEY, item(number))
+    assert [(await result_of(each))["n"] for each in (reader, layer.receive("c"), layer.receive("c"))] == [0, 1, 2]
+    assert not caplog.records
+
+
 # Cancelled readers.
 
 
