@@ -325,8 +325,8 @@ def read_request(entry: object) -> ConnectRequest:
     if type(entry) is not ConnectRequest:  # else its types are right: see `connect_request.unpack_request`
         entry = tuple.__new__(ConnectRequest, entry)  # as `_make` does, which is slower and checks the length again
         _check_types(entry)
+    _check_values(entry)
     request: ConnectRequest = entry
-    _check_values(request)
     return request
 
 
@@ -356,7 +356,8 @@ def _check_types(request: Any) -> None:
         raise BadFrame("the subprotocols of a connect request are not strings")
 
 
-def _check_values(request: ConnectRequest) -> None:
+def _check_values(request: Any) -> None:
+    # As in `_check_types`: the items of `events` are not checked yet.
     if request.window <= 0 or request.handled < 0 or request.interface[-1:] != "!":
         sender = f"{request.interface!r:.50}"
         raise BadFrame(f"a connect request has the window {request.window} and comes from {sender}")

@@ -129,9 +129,7 @@ class Request(RequestHead):
         request = cls(values["client"], values["server"], values["scheme"], values["extensions"])
         for name, value in values.items():
             if name in _FIELDS:
-                setattr(request, name, value)
-        request.headers = list(values["headers"])
-        request.parts = list(values["parts"])
+                setattr(request, name, list(value) if name in _LISTS else value)
         request.error = None if error is None else ErrorResponse(*error)
         return request
 
@@ -272,6 +270,7 @@ _FIELDS: Final = (
     *("raw_path", "scheme", "server", "subprotocols", "answered", "complete", "forwarded", "from_proxy"),
     *("head_complete", "held", "keep_alive", "length", "parts", "received", "target", "wants_trailers"),
 )
+_LISTS: Final = ("headers", "parts")  # unpacked as tuples
 _INTERPRETED: Final = frozenset(
     (
         *(b"host", b"content-length", b"transfer-encoding", b"expect", b"te", b"connection", b"upgrade"),

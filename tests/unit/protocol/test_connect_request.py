@@ -4,6 +4,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from asgibus.cli.version import FORM
 from asgibus.layers.codec import pack, unpack
 from asgibus.layers.versions import CONNECT_REQUEST, ForeignVersion
 from asgibus.protocol.channels import require_pool, require_protocol, shared_channel, shared_channels
@@ -56,8 +57,9 @@ def test_a_connect_request_is_unchanged_by_packing() -> None:
 
 
 def test_a_request_is_unpacked_with_the_types_of_its_fields() -> None:
-    declared = [*get_type_hints(ConnectRequest).values()]
-    assert [*FIELD_TYPES[:-1]] == declared[:-1], "a scope is not unpacked with its type"
+    if FORM != "compiled":  # mypyc keeps the names of types alone
+        declared = [*get_type_hints(ConnectRequest).values()]
+        assert [*FIELD_TYPES[:-1]] == declared[:-1], "a scope is not unpacked with its type"
     assert type(unpack_request(pack(tuple(opening())))) is ConnectRequest
 
 
