@@ -20,7 +20,7 @@ PATIENCE_SECONDS: Final = 0.1  # for which a connection may be left to the worke
 UNLIMITED: Final = 1_000_000
 EMPTY: Final = 1 / 2  # of the mean: a worker with fewer sessions is new, if it is young as well
 FULL: Final = 2  # times the mean, up to which a new worker is preferred to old ones
-LEVEL: Final = 1 / 8  # of the mean, by which a worker may stay ahead, beside twice a few sessions
+LEVEL: Final = 1 / 8  # of the mean, by which a worker may stay ahead in addition to a few sessions: twice its share
 
 
 class Other(NamedTuple):
@@ -128,7 +128,7 @@ class Shares:
         if self._drains or not self._others:
             return 0
         mean = self._mean(own, self._others)
-        return int(own - mean) if own > mean + LEVEL * mean + 2 * FEW else 0
+        return int(own - mean) if own > mean + FEW + LEVEL * mean else 0
 
     @staticmethod
     def _mean(own: int, others: Sequence[Other]) -> float:

@@ -257,6 +257,12 @@ class Session:
         return self.scope.get("path") or self.scope.get("client")
 
     @property
+    def is_at_rest(self) -> bool:
+        """Whether the app waits for the next event of an open WebSocket."""
+        waits = self._receivers is not None and not self._inbox and self._outbox.handling < 0
+        return waits and self.run is _SERVING and self._app_state is _OPEN
+
+    @property
     def complete(self) -> bool:
         """Whether the app has answered in full."""
         return self._app_state is _COMPLETE

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,7 @@ from asgibus.protocol.channels import shared_channel, shared_channels
 from asgibus.protocol.checks import read_request
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET, is_taken_over
 from asgibus.protocol.counted_log import CountedLog
+from asgibus.protocol.levelling import Levelling
 from asgibus.protocol.pacing import staggered
 from asgibus.protocol.states import RunState
 from asgibus.worker.announcer import Announcer
@@ -77,7 +79,10 @@ class Worker(BaseWorker):
         self._errors = CountedLog(Counter(), logger, monotonic)
         self._limit = ClaimLimit()
         self._resume_pace = ResumePace(settings.resume_rate)
-        self._announcer = Announcer(settings.pool, str(settings.app), self._announced_sessions)
+        self._announcer = Announcer(settings.pool, str(settings.app), self._announced_sessions, self._level)
+        self._levelling = Levelling(settings.resume_rate)
+        self._movable: set[Session] = set()  # WebSockets that were offered to all workers, and that others may resume
+        self._channels = shared_channels(settings.pool, settings.protocols)
         self._full = False
         # An event of asyncio, because it is set and cleared again for every wait for a free slot; anyio's is set once.
         self._slots = asyncio.Event()
@@ -130,9 +135,8 @@ class Worker(BaseWorker):
         """Claim connections and start their sessions until `stop` is set."""
         loop = self._loop
         bus = self.bus
-        channels = shared_channels(self._settings.pool, self._settings.protocols)
         requests = shared_channel(HTTP, self._settings.pool)
-        fair = FairClaims(bus, channels, requests, self._announcer, self._lasting.__len__)
+        fair = FairClaims(bus, self._channels, requests, self._announcer, self._lasting.__len__)
         while True:
             free = self._free()
             self._full = free <= 0
@@ -184,6 +188,8 @@ class Worker(BaseWorker):
         self._tasks.add(task)
         if not session.is_http:
             self._lasting.add(session)
+            if self.resume and claim.channel in self._channels:
+                self._movable.add(session)
         if session.awaits_body:
             session.announce()  # the interface server must know where to send the rest of the body
         return None if paced else session
@@ -240,6 +246,7 @@ class Worker(BaseWorker):
             if session.task is not None:
                 self._tasks.discard(session.task)
             self._lasting.discard(session)
+            self._movable.discard(session)
             session.end(error)
             # The traceback refers to this frame. With the reference, what the app left open would wait for the garbage
             # collector.
@@ -284,6 +291,19 @@ class Worker(BaseWorker):
         held, self._held = self._held, []
         for session in held:
             session.flush()
+
+    def _level(self) -> None:
+        """Hand a few WebSockets over that are at rest, if this worker has many more than the others of its pool."""
+        if self._stop.is_set() or not self._movable:
+            return
+        own = len(self._lasting)
+        count = self._levelling.step(own, self._announcer.shares.excess(own), monotonic())
+        if count:
+            resting = list(islice((session for session in self._movable if session.is_at_rest), count))
+            self._levelling.moved(own, len(resting))
+            self._sessions.counts["levelled"] += len(resting)
+            for session in resting:
+                session.drain()
 
     # The end.
 

@@ -8,6 +8,7 @@ import pytest
 from chaos.crowd import Crowd
 from chaos.notes import Notes
 from chaos.scale import NOTICED, SOCKETS, by_form
+from support.deadline import wait_until
 from support.processes import Process
 from support.websocket import ws
 
@@ -68,3 +69,25 @@ def test_a_worker_that_stops_passes_on_what_it_has_not_begun(
         report = crowd.finish()
         figures(report)
         report.assert_whole(doubles=True)
+
+
+def test_the_shares_are_even_again_after_a_crash_and_a_restart(
+    start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
+) -> None:
+    workers = [start_chaos_worker("--resume") for _ in range(3)]
+    interface = start_chaos_interface()
+    with Crowd(interface, "/echo", sockets=SOCKETS, rate=SOCKETS) as crowd:
+        crowd.begin()
+        crowd.wait_each_answered()
+        workers[0].kill()
+        notes.wait("connected", len(crowd.of_pid(workers[0].pid)), NOTICED + 2, attempt=2)
+        workers[0] = start_chaos_worker("--resume")
+        restarted = time.monotonic()
+        mean = SOCKETS / len(workers)
+        wait_until(lambda: max(len(crowd.of_pid(each.pid)) for each in workers) <= 1.3 * mean, 60)
+        seconds = time.monotonic() - restarted
+        crowd.wait_each_answered()
+        report = crowd.finish()
+        shares = sorted(len(crowd.of_pid(each.pid)) for each in workers)
+    figures(f"even after {seconds:.1f} s: {shares}; {report}")
+    report.assert_whole(doubles=True)
