@@ -35,6 +35,7 @@ class Arrival:
         self._channel = channel
         self._state: Message
         self._places: list[Mapping[str, Any]] = []  # of connections, in the queues
+        self._ahead: dict[int, asyncio.Transport] = {}  # whose states are to come
         self._arrived: list[Movable | MovableListener] = []
 
     async def prepare(self) -> None:
@@ -67,12 +68,17 @@ class Arrival:
         """
         try:
             while (message := await self._channel.receive_any()).kind != move.END:
-                if message.kind == move.SOCKETS:
+                if message.kind == move.AHEAD:
+                    transports = await _transports(message.descriptors)
+                    self._ahead.update(enumerate(transports, message.body["first"]))
+                elif message.kind == move.SOCKETS:
                     await self._restore_sockets(server, message)
                 elif message.kind == move.STATE:
                     self._state = message
                 else:
                     raise MoveError(f"the old process sent {message.kind!r}")
+            for transport in self._ahead.values():  # the old process has closed them meanwhile
+                transport.abort()
             if self.identity is not None:
                 self._restore_connections(server.connections)
                 self._restore_listeners(server, listeners)
@@ -109,8 +115,9 @@ class Arrival:
     async def _restore_sockets(self, server: ArrivingServer, message: Message) -> None:
         states = message.body["sockets"]
         server.now = server.connections.now = asyncio.get_running_loop().time()
-        transports = await _transports(message.descriptors)
-        for transport, state in zip(transports, states, strict=True):
+        others = iter(await _transports(message.descriptors))
+        for number, state in zip(message.body["ahead"], states, strict=True):
+            transport = next(others) if number is None else self._ahead.pop(number)
             holder: HttpProtocol | WebSocketProtocol
             if state["kind"] == "http":
                 holder = HttpProtocol(server)
@@ -119,6 +126,8 @@ class Arrival:
                 holder = WebSocketProtocol(server, transport, ResponseWriter(transport, server.standard_headers))
                 holder.restore(state)
             self._arrived.append(holder)
+            if transport.is_closing():  # the client has reset the connection meanwhile
+                server.loop.call_soon(holder.connection_lost, None)
             if state["connection"] is not None:
                 self._places.append(state["connection"])
 

@@ -25,6 +25,7 @@ from asgibus.layers.errors import LayerUnavailable
 
 logger = logging.getLogger("asgibus.interface")
 
+AHEAD_SECONDS = 30.0  # for the successor to make transports, while the clients are served
 START_SECONDS = 300.0  # for the successor to start, as in a rolling restart
 SETTLE_SECONDS = 10.0  # for what cannot move: uploads in chunks, heads that arrive, and slow clients
 STILL_SECONDS = 0.5  # for the same once all others are held
@@ -72,6 +73,7 @@ class Departure:
         self._tasks = tasks
         self._listeners = listeners
         self._drains = drains
+        self._ahead: dict[Movable, int] = {}  # sockets that the successor has, by the numbers that it knows them by
         self._moving: list[Movable] = []
         self._frozen_at = 0.0
         self.frozen_seconds = 0.0
@@ -103,13 +105,15 @@ class Departure:
         try:
             if not self._drains:
                 await self._settle()
+                with anyio.fail_after(AHEAD_SECONDS):
+                    await self._send_ahead(channel)
             with move.without_garbage_collection(), anyio.fail_after(FROZEN_SECONDS):
                 await self._pass_on(channel)
                 await channel.receive(move.READY)
             with anyio.CancelScope(shield=True):
                 moved = await self._commit(channel)
         except TimeoutError:
-            raise MoveError(f"the new process was not ready within {FROZEN_SECONDS:g} s") from None
+            raise MoveError("the new process was not ready in time") from None
         except LayerUnavailable as error:
             raise MoveError(f"the channel layer cannot be reached: {error}") from error
         finally:
@@ -140,6 +144,14 @@ class Departure:
         if not self._server.connections.may_move:
             raise MoveError("offers are in doubt, because the channel layer has lost its data")
 
+    async def _send_ahead(self, channel: MoveChannel) -> None:
+        """Send the open sockets before their states, so that clients wait the shorter."""
+        for part in _parts(list(self._movable())):
+            still_open = [each for each in part if each in self._sockets and not each.stays]
+            first = len(self._ahead)
+            self._ahead.update({each: first + index for index, each in enumerate(still_open)})
+            await channel.send(move.AHEAD, {"first": first}, [each.descriptor for each in still_open])
+
     async def _pass_on(self, channel: MoveChannel) -> None:
         """Stop, and send everything."""
         listening = [self._acceptor.descriptor]
@@ -167,18 +179,19 @@ class Departure:
             states = [each.export() for each in part]
             with_client.update(state["connection"]["number"] for state in states if state["connection"] is not None)
             self._moved.update(state["kind"] for state in states)
-            await channel.send(move.SOCKETS, {"sockets": states}, [each.descriptor for each in part])
+            body = {"sockets": states, "ahead": [self._ahead.get(each) for each in part]}
+            await channel.send(move.SOCKETS, body, [each.descriptor for each in part if each not in self._ahead])
         listeners = [each.export(connections) for each in self._listeners]
         with_client.update(peer["connection"]["number"] for each in listeners for peer in each["peers"])
         listening += [each.descriptor for each in self._listeners]
         without_client = [each for each in connections if each.number not in with_client]
-        body = {
+        state = {
             "identity": identity,
             "connections": connections.export(),
             "listeners": listeners,
             "without_client": [connections.export_connection(each) for each in without_client],
         }
-        await channel.send(move.STATE, body, listening)
+        await channel.send(move.STATE, state, listening)
         await channel.send(move.END)
 
     async def _hold_sockets(self) -> None:

@@ -6,7 +6,8 @@ The process that serves, and its successor, are connected by a socket. The messa
 |---|---|---|
 | `OFFER` | the old process | it is going to move, in this version |
 | `PREPARED` | the successor | it has started, and can read that version |
-| `SOCKETS` | the old process | it has stopped: some of its open sockets, with their states |
+| `AHEAD` | the old process, which still serves | its open sockets, of which transports can be made already |
+| `SOCKETS` | the old process | it has stopped: states of its open sockets, with descriptors of those that are new |
 | `STATE` | the old process | its identity, its listening socket, and the connections that have lost their clients |
 | `END` | the old process | there are no more |
 | `READY` | the successor | it could go on |
@@ -36,9 +37,8 @@ from asgibus.layers.codec import pack, unpack
 VERSION = 1
 """To be increased with a change that a process of the last version would misread. New members of dicts are none."""
 
-OFFER, PREPARED, STATE, SOCKETS, END, READY, GO, TAKEN, REFUSED = (
-    *("offer", "prepared", "state", "sockets", "end", "ready", "go", "taken", "refused"),
-)
+OFFER, PREPARED, AHEAD, SOCKETS, STATE = "offer", "prepared", "ahead", "sockets", "state"
+END, READY, GO, TAKEN, REFUSED = "end", "ready", "go", "taken", "refused"
 
 DESCRIPTORS = 200  # in one message: Linux takes 253 at most
 READ_BYTES = 1024 * 1024
