@@ -84,10 +84,10 @@ class Moves:
         with anyio.open_signal_receiver(signal.SIGUSR2) as signals:
             async for _ in signals:
                 obstacle = self._find_obstacle()
-                if obstacle is None:
-                    await self._move_to_new_process()
-                else:
+                if obstacle is not None:
                     logger.error("SIGUSR2: this process is not replaced, and goes on: %s", obstacle)
+                elif await self._move_to_new_process():
+                    return
 
     def at_request(self, tasks: TaskGroup) -> None:
         """Move when the supervisor asks for it. `tasks` runs the move."""
@@ -107,7 +107,7 @@ class Moves:
             return "it is the first process of its container, which would end with it; use --processes, or an init"
         return self._obstacle
 
-    async def _move_to_new_process(self) -> None:
+    async def _move_to_new_process(self) -> bool:
         logger.info("SIGUSR2: starting a new process, to which this one moves its sockets")
         self._lifecycle.reloading("moving to a new process")
         ours, theirs = socket.socketpair()
@@ -123,10 +123,12 @@ class Moves:
             ours.close()
             logger.error("the new process cannot be started, and this one goes on: %s", error.strerror or error)
             self._lifecycle.reloaded("serving; the new process could not be started")
-            return
-        if not await self._move(MoveChannel(ours)):
-            await _end(process)
-            self._lifecycle.reloaded("serving; the move to a new process has failed")
+            return False
+        if await self._move(MoveChannel(ours)):
+            return True
+        await _end(process)
+        self._lifecycle.reloaded("serving; the move to a new process has failed")
+        return False
 
     async def _move(self, channel: MoveChannel) -> bool:
         """Move. Return whether the successor serves."""

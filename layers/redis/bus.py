@@ -20,6 +20,7 @@ from asgibus.layers.contract import (
     Handler,
     Statistics,
 )
+from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.frames import DEAD, GROUP_MESSAGE, LOCAL_MESSAGES, MEMBERSHIP, MESSAGE
 from asgibus.layers.names import claimant_channel, require_channel, require_group, split_local
 from asgibus.layers.offers import AffinityKey, Claim, Offer
@@ -171,7 +172,12 @@ class RedisBus(Bus):
             identity: The result of `freeze` there.
         """
         self._is_mine = False
-        await self._releases.check(call_until())
+        until = call_until()
+        if not await self._pipeline.call("EXISTS", self._keys.mailbox(self.mailbox), until=until):
+            raise LayerUnavailable(
+                f"{self.mailbox} is not there: do the new and the old process have the same --layer and --prefix?"
+            )
+        await self._releases.check(until)
         await self._memberships.restore(identity["groups"])
         self._deduplicator.restore(identity["sources"])
         self._frozen = [(parts, message, left, capacity) for parts, message, left, capacity in identity["delayed"]]

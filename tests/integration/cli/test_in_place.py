@@ -124,6 +124,10 @@ def test_a_new_process_that_cannot_start(
         interface.send_signal(signal.SIGUSR2)
         interface.wait_for("the move to a new process has failed, and this one goes on: the other process has ended")
         check(one)
+        variables.write_text("ASGIBUS_PREFIX=another\n")
+        interface.send_signal(signal.SIGUSR2)
+        interface.wait_for("have the same --layer and --prefix")
+        check(one)
         variables.write_text("ASGIBUS_WINDOW=100001\n")
         with InPlace(interface) as in_place:
             in_place.move()
