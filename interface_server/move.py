@@ -21,12 +21,14 @@ the successor neither reads a socket nor writes to the bus before. Afterwards th
 from __future__ import annotations
 
 import gc
+import os
 import socket
 import struct
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from tempfile import TemporaryFile
+from typing import IO, Any, NamedTuple, Protocol
 
 import anyio
 
@@ -40,8 +42,9 @@ VERSION = 1
 OFFER, PREPARED, AHEAD, SOCKETS, STATE = "offer", "prepared", "ahead", "sockets", "state"
 END, READY, GO, TAKEN, REFUSED = "end", "ready", "go", "taken", "refused"
 
-DESCRIPTORS = 200  # in one message: Linux takes 253 at most
+DESCRIPTORS = 200  # of sockets in one message: Linux takes 253 at most
 READ_BYTES = 1024 * 1024
+LARGE = 16 * 1024  # bytes; a longer body passes in a file: with the buffer of a socket, two processes would take turns
 LARGEST = 1024 * 1024 * 1024  # bytes of a message; a longer one is no message
 _LENGTH = struct.Struct("!I")
 _CLOSE_ON_EXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # macOS has none
@@ -125,12 +128,12 @@ class Message(NamedTuple):
     descriptors: Sequence[int] = ()
 
 
-def encode(kind: str, body: Mapping[str, Any], descriptors: int) -> bytes:
+def encode(kind: str, body: bytes | None, descriptors: int) -> bytes:
     """Return a message as bytes.
 
     Args:
         kind: The kind.
-        body: The content, of types that msgpack knows.
+        body: The packed content; None if it is in the file that is the last descriptor.
         descriptors: How many file descriptors are sent with the first byte.
     """
     packed = pack((kind, descriptors, body))
@@ -165,13 +168,32 @@ class Decoder:
         if len(data) < end:
             return None
         try:
-            kind, count, body = unpack(bytes(data[_LENGTH.size : end]))
-        except (ValueError, TypeError) as error:
+            kind, count, packed = unpack(bytes(data[_LENGTH.size : end]))
+            del data[:end]
+            if not isinstance(count, int) or count > len(self._descriptors):
+                raise MoveError("a message of the other process lacks its sockets")
+            descriptors = [self._descriptors.popleft() for _ in range(count)]
+            body = unpack(_read_file(descriptors.pop()) if packed is None else packed)
+        except (ValueError, TypeError, LookupError, OSError) as error:
             raise MoveError(f"a message of the other process cannot be read: {error}") from error
-        del data[:end]
-        if not isinstance(body, dict) or not isinstance(count, int) or count > len(self._descriptors):
-            raise MoveError("a message of the other process cannot be read, or lacks its sockets")
-        return Message(str(kind), body, [self._descriptors.popleft() for _ in range(count)])
+        if not isinstance(body, dict):
+            raise MoveError("a message of the other process has no content")
+        return Message(str(kind), body, descriptors)
+
+
+@contextmanager
+def _file_of(data: bytes) -> Iterator[IO[bytes]]:
+    """Provide a file without a name, in memory if possible, that is read from its beginning."""
+    in_memory = hasattr(os, "memfd_create")
+    with os.fdopen(os.memfd_create("asgibus"), "w+b") if in_memory else TemporaryFile() as file:
+        file.write(data)
+        file.seek(0)
+        yield file
+
+
+def _read_file(descriptor: int) -> bytes:
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read()
 
 
 class MoveChannel:
@@ -197,7 +219,15 @@ class MoveChannel:
         Raises:
             MoveError: The other process has ended, or the system refuses to pass the descriptors.
         """
-        rest = memoryview(encode(kind, body or {}, len(descriptors)))
+        packed = pack(body or {})
+        if len(packed) <= LARGE:
+            await self._send(encode(kind, packed, len(descriptors)), descriptors)
+            return
+        with _file_of(packed) as file:
+            await self._send(encode(kind, None, len(descriptors) + 1), [*descriptors, file.fileno()])
+
+    async def _send(self, data: bytes, descriptors: Sequence[int]) -> None:
+        rest = memoryview(data)
         first = list(descriptors)
         while rest:
             try:
@@ -229,7 +259,7 @@ class MoveChannel:
         """Wait for the next message. Raises MoveError if there is none, or it cannot be read."""
         while (message := self._decoder.next()) is None:
             try:
-                data, descriptors, flags, _ = socket.recv_fds(self._end, READ_BYTES, DESCRIPTORS, _CLOSE_ON_EXEC)
+                data, descriptors, flags, _ = socket.recv_fds(self._end, READ_BYTES, DESCRIPTORS + 1, _CLOSE_ON_EXEC)
             except BlockingIOError:
                 await anyio.wait_readable(self._end)
                 continue

@@ -8,10 +8,11 @@ import pytest
 
 from asgibus.interface_server import move
 from asgibus.interface_server.move import Decoder, MoveChannel, MoveError, encode
+from asgibus.layers.codec import pack
 
 
 def test_messages_arrive_in_any_pieces() -> None:
-    data = encode("sockets", {"sockets": [b"1", "2", None]}, 2) + encode("end", {}, 0)
+    data = encode("sockets", pack({"sockets": [b"1", "2", None]}), 2) + encode("end", pack({}), 0)
     decoder = Decoder()
     found = []
     for index in range(len(data)):
@@ -27,7 +28,9 @@ def test_messages_arrive_in_any_pieces() -> None:
         b"GET / HTTP/1.1\r\n\r\n",
         b"\x00\x00\x00\x01\xc1",
         b"\x00\x00\x00\x02\xa1a",
-        encode("sockets", {}, 1),
+        encode("sockets", pack({}), 1),
+        encode("sockets", None, 0),
+        encode("sockets", pack([]), 0),
     ],
 )
 def test_anything_else_is_refused(data: bytes) -> None:
