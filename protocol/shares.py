@@ -85,6 +85,11 @@ class Shares:
         most = FEW + FULL * self._mean(own, self._others)
         return [other for other in self._others if other.younger_by >= new_from and (other.sessions or 0) < most]
 
+    @property
+    def knows_others(self) -> bool:
+        """Whether there are other workers that claim, as far as this one knows."""
+        return bool(self._others)
+
     def leaves_to_new(self, own: int) -> bool:
         """Return whether new workers come before this one.
 

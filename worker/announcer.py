@@ -47,13 +47,19 @@ class Announcer:
         """Announce the number of sessions now."""
         self._due.set()
 
-    async def refresh(self) -> None:
+    async def refresh(self, *, wait: bool = True) -> None:
         """Announce the number of sessions, and wait for the numbers of the others, as far as the known ones are old.
 
         A pool that was idle does not know of workers that have come since the last announcement.
+
+        Args:
+            wait: Whether to wait. If not, the numbers are those of the last second until the reply.
         """
         if perf_counter() - self._noted_at >= FRESH_SECONDS:
-            await self.renew()
+            if wait:
+                await self.renew()
+            else:
+                self.announce_soon()
         elif abs((self._sessions() or 0) - self._announced) >= ENOUGH:
             self.announce_soon()
 

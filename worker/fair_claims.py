@@ -60,7 +60,8 @@ class FairClaims:
         """
         if self._refresh:
             self._refresh = False
-            await self._announcer.refresh()
+            # A worker that knows of no other waits: it would claim without a limit.
+            await self._announcer.refresh(wait=not self._shares.knows_others)
         own, shares = self._lasting(), self._shares
         room = shares.room(own)
         if room < SMALL_ROOM:
