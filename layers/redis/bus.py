@@ -235,6 +235,7 @@ class RedisBus(Bus):
 
     def give_away(self) -> None:
         self._is_mine = False
+        self._heartbeat.give_away()
 
     def export_offer(self, offer: Offer) -> dict[str, Any] | None:
         return self._producer.export(offer)

@@ -52,6 +52,8 @@ class ConnectionWatch:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._loop = asyncio.get_running_loop()
+        self.withholds = False
+        """Whether this process names no connection, because another one goes on under its mailbox."""
         self._permitted = True  # until Redis refuses to list connections
         self._lost: list[_Lost] = []  # processes that have until `_decide_at` to come back
         self._decide_at = 0.0
@@ -66,7 +68,7 @@ class ConnectionWatch:
             A text for the scripts; empty if the end of the connections would not say that the process has ended.
         """
         pipeline = self._store.pipeline
-        if not pipeline.connected:
+        if self.withholds or not pipeline.connected:
             return ""
         if not pipeline.run_id:
             self._log_once("this user of Redis may not call INFO, which tells one server from another")

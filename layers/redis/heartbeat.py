@@ -175,6 +175,10 @@ class Heartbeat:
         self._store.deaths.update(state["deaths"])
         self._due.set()
 
+    def give_away(self) -> None:
+        """Note that another process goes on under this mailbox, so that the end of this one is no death."""
+        self._watch.withholds = True
+
     def start(self) -> None:
         """Renew the lease in the background until `close`."""
         self._pipeline.on_up.add(self._due.set)
@@ -618,7 +622,8 @@ class LeaseThread:
                 connection = await connect(self._address, self._name)
                 connection.lost.add_done_callback(self._on_lost)
                 self.direct_id = connection.client_id if connection.direct else 0
-            names = connection_names(self._run_id, self.direct_id, self._writer_id)
+            ids = self.direct_id, self._writer_id
+            names = "" if self._watch.withholds else connection_names(self._run_id, *ids)
             async with asyncio.timeout(REPLY_SECONDS):
                 reply = await connection.call(*self._command, round(LIFE_SECONDS * 1000), names, *self._watch.times)
         except (LayerUnavailable, RedisError, TimeoutError) as error:

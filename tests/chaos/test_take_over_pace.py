@@ -47,7 +47,7 @@ def test_take_overs_are_paced_and_first_connections_are_not(
         f"a first connection was answered after {first * 1000:.0f} ms; {report}"
     )
     report.assert_whole(doubles=True)
-    assert within <= RATE + 2
+    assert within <= 1.3 * RATE, "a process that gets no processor for a moment catches up"
     assert times[-1] - begun > first, "they were still being taken over"
 
 
