@@ -123,12 +123,19 @@ class Borrower:
         reader.write_read(connection, WAIT_SECONDS, self._on_read)
 
     def _on_read(self, reply: Any) -> None:
-        self._reading = False
         reader, connection = self._reader, self._connection
         assert reader is not None
         if isinstance(reply, RedisError) or not reply or connection is None:
+            self._reading = False
             reader.give_back(self)
         elif reader.handle_lent(self, reply[0][1]):
+            # After the receivers that were woken: what they send is written first.
+            self._loop.call_soon(self._read_on, reader, connection)
+        else:
+            self._reading = False
+
+    def _read_on(self, reader: MailboxReader, connection: RedisConnection) -> None:
+        if self._connection is connection:
             self._read(reader, connection)
 
 
