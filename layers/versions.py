@@ -4,8 +4,9 @@ Two neighbouring releases understand each other in both directions. So a release
 version and still writes the old one, and the release after it writes the new one. What is added without a new version
 is optional: a process that does not know it ignores it, and one that lacks it does without.
 
-Each process publishes its formats with its lease. A process that does not understand all others does not start. If a
-version is found nevertheless that this release does not read, it is refused, counted and logged.
+Each process publishes its formats with its lease. A process that does not understand all of these does not start, and
+a program that only sends does not send. If a version is found nevertheless that this release does not read, it is
+refused, counted and logged.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from asgibus.layers.redis.heartbeat import SILENT_SECONDS, Heartbeat, lease_time
 from asgibus.layers.redis.mailbox import FindBorrower, MailboxReader
 from asgibus.layers.redis.pipeline import call_until
 from asgibus.layers.redis.redelivery import Deduplicator
-from asgibus.layers.redis.releases import Releases
+from asgibus.layers.redis.releases import Release
 from asgibus.layers.redis.store import Shards, StoreClient
 from asgibus.layers.redis.work_queue import Consumer, Producer
 from asgibus.layers.settings import require_delay
@@ -135,7 +135,7 @@ class RedisBus(Bus):
             lambda asked: self._deduplicator.forget_before(asked - time.monotonic() + self.time()),
             find_borrower,
         )
-        self._releases = Releases(client, mailbox)
+        self._release = Release(client, mailbox)
         self._producer = Producer(client, mailbox, self._assignments, self._time_ms)
         self._heartbeat = Heartbeat(
             client,
@@ -158,9 +158,8 @@ class RedisBus(Bus):
 
     async def open(self) -> None:
         """Create the mailbox, take the lease, and begin to read. Raises LayerUnavailable."""
-        await self._releases.check(call_until())
         await self._heartbeat.open(call_until())
-        self._releases.publish()
+        self._release.publish()
         self._started = self._heartbeat.now
         await self._reader.open()
         self._heartbeat.start()
@@ -177,7 +176,6 @@ class RedisBus(Bus):
             raise LayerUnavailable(
                 f"{self.mailbox} is not there: do the new and the old process have the same --layer and --prefix?"
             )
-        await self._releases.check(until)
         await self._memberships.restore(identity["groups"])
         self._deduplicator.restore(identity["sources"])
         self._frozen = [(parts, message, left, capacity) for parts, message, left, capacity in identity["delayed"]]
@@ -199,7 +197,7 @@ class RedisBus(Bus):
         if not self._is_mine:
             return
         self._memberships.close()
-        self._releases.withdraw()
+        self._release.withdraw()
         self._heartbeat.leave()
         await self._pipeline.drain()
 
@@ -230,7 +228,7 @@ class RedisBus(Bus):
         self._reader.start()
         if not self._is_mine:
             self._is_mine = True
-            self._releases.publish()
+            self._release.publish()
             self._heartbeat.start()
 
     def give_away(self) -> None:
@@ -370,7 +368,7 @@ class RedisBus(Bus):
 
     def interrupted(self) -> None:
         """Publish again what Redis may have lost, and pass the interruption on: see `heartbeat.Host`."""
-        self._releases.publish()
+        self._release.publish()
         if self._consumer.claims_by_key:
             self._assignments.join(self._pool)
         self._handler.interrupted()

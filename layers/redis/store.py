@@ -33,6 +33,7 @@ from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.mailbox import MailboxSender
 from asgibus.layers.redis.pipeline import Pipeline, Refused, call_until
 from asgibus.layers.redis.redelivery import Backlog, Epoch, Outbox, epoch_range, find_epoch
+from asgibus.layers.redis.releases import check_releases
 from asgibus.layers.settings import LayerSettings
 
 logger = logging.getLogger("asgibus.layers")
@@ -82,6 +83,7 @@ class StoreClient:
         )
         self._watch = MasterWatch(address, self.outage.moved) if address.sentinels else None
         self.mailboxes = MailboxSender(self.pipeline, keys, self.post)
+        self._linked = False  # connected once: from then on the pipeline connects again by itself
         self._open = False
         self.closed = False
         self._opening: dict[str, asyncio.Task[None]] = {}  # by name; "" is the connection for writing
@@ -116,7 +118,10 @@ class StoreClient:
             opening.exception()  # retrieved, so that asyncio logs nothing if all callers were cancelled
 
     async def _connect(self) -> None:
-        await self.pipeline.open()
+        if not self._linked:
+            await self.pipeline.open()
+            self._linked = True
+        await check_releases(self, call_until())
         await self._warn_of_eviction()
         if self._watch is not None:
             self._watch.start()

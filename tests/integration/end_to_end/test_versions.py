@@ -8,7 +8,7 @@ import pytest
 import redis
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from asgibus.layers import RedisChannelLayer
+from asgibus.layers import LayerUnavailable, RedisChannelLayer
 from asgibus.layers.codec import pack
 from asgibus.layers.versions import PAYLOAD, published, release
 from asgibus.protocol.channels import shared_channel
@@ -77,6 +77,10 @@ async def test_a_process_that_does_not_understand_the_others_does_not_start(
             assert "\n" not in line
             assert f"{later.mailbox} is of asgibus 9.0 and this process of asgibus {release()}" in line
             assert f"payloads have version 9 there and {PAYLOAD.written} here. Upgrade this process" in line
+        sender = RedisChannelLayer(redis_url)
+        with pytest.raises(LayerUnavailable, match="do not understand each other"):
+            await sender.group_send("group", {"type": "never.sent"})
+        await sender.close()
     await layer.close()
     start_interface("--layer", redis_url)
     with redis.Redis.from_url(redis_url) as admin:
