@@ -457,10 +457,11 @@ async def test_a_process_that_leaves_deletes_its_keys(redis_url: str, admin: "re
                 await each.do("join", "group")
             await two.do("join", "mine")
             await two.do("post", one.mailbox, 1)
-            assert len(keys(admin, "a")) == 2 + 2 + 2 + 2
+            assert len(keys(admin, "a")) == 3 + 2 + 2 + 2
         assert keys(admin, "a") == {
             "a:processes",
             "a:connections",
+            "a:releases",
             "a:group:group",
             f"a:mailbox:{one.mailbox}",
             f"a:joined:{one.mailbox}",
