@@ -358,6 +358,7 @@ class RedisBus(Bus):
     def key_types(self) -> dict[str, str]:
         """Return the types of the keys of this bus: see `heartbeat.Host`."""
         own = {self._keys.mailbox(self.mailbox): "stream", self._keys.full(self.mailbox): "set"}
+        own |= dict.fromkeys((self._keys.connections, self._keys.releases), "hash")
         return own | dict.fromkeys(self._consumer.keys, "stream") | self._assignments.key_types
 
     def data_may_be_lost(self, run_id: str) -> None:
