@@ -391,7 +391,7 @@ class Pipeline:
                 logger.warning("Redis takes writes again")
             self._flush()
 
-    def _is_to_repeat(self, command: Command, error: RedisError) -> bool:
+    def _is_to_repeat(self, command: Command, error: Exception) -> bool:
         """Note what a refusal says about the server. Return whether the command is written again."""
         text = str(error)
         if text.startswith("MOVED"):  # it was not executed

@@ -1,6 +1,7 @@
 """Rules for the modules that mypyc compiles, which hold for the sources without a compiler."""
 
 import ast
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -67,3 +68,42 @@ def test_the_result_of_gathered_calls_is_not_a_tuple(path: Path) -> None:
             gathers = ast.unparse(node.value.func) == "asyncio.gather"
             starred = all(isinstance(argument, ast.Starred) for argument in node.value.args)
             assert starred or not gathers, f"line {node.lineno}: mypyc expects a tuple, and gets a list"
+
+
+def annotations(tree: ast.AST) -> set[str]:
+    found: list[ast.expr | None] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            found.append(node.annotation)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found.append(node.returns)
+    return {name.id for each in found if each for name in ast.walk(each) if isinstance(name, ast.Name)}
+
+
+def aliases(tree: ast.Module) -> set[str]:
+    """Return the names of a module for what other packages have: `RedisError = hiredis.ReplyError`."""
+    packages = {each.name for node in tree.body if isinstance(node, ast.Import) for each in node.names}
+    packages -= sys.stdlib_module_names
+    return {
+        ast.unparse(node.targets[0])
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Attribute)
+        and ast.unparse(node.value.value) in packages
+    }
+
+
+ALIASES = {name for path in MODULES for name in aliases(ast.parse(path.read_text()))}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_type_is_an_alias_of_a_type_of_another_package(path: Path) -> None:
+    wrong = ALIASES & annotations(ast.parse(path.read_text()))
+    assert not wrong, f"{wrong} is no type where asgibus is built, without the packages that it needs"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_code_reads_the_slots_of_a_class(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        reads = isinstance(node, ast.Attribute) and node.attr in ("__slots__", "__dict__")
+        assert not reads, f"line {node.lineno}: a compiled class has neither __slots__ nor __dict__"
