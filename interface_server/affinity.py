@@ -55,7 +55,7 @@ class Learn:
         pattern = self.in_header or self.in_body
         assert pattern is not None
         found = pattern.search(text)
-        return None if found is None else (self.name, found[1])
+        return None if found is None else (self.name, found[1].rstrip(b" "))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +120,24 @@ def _parse(value: str) -> AffinityRule:
 
 
 def _path(pattern: str) -> Find:
-    """Find the parameters of a path that begins with a pattern, in which each stands for a part of one segment."""
+    """Find the parameters of a path that begins with a pattern, in which each stands for a part of one segment.
+
+    Of several in one segment, each ends where the text behind it is found first. Otherwise the time to match a path
+    would grow with the square of its length, and the client chooses that.
+    """
     pieces = _PARAMETER.split(pattern)  # texts and names, in turns
     texts, names = pieces[::2], [name.encode() for name in pieces[1::2]]
     if not pattern.startswith("/") or not names or any(set(text) & set("{}") for text in texts):
         raise ValueError(f"{pattern!r} is not a pattern such as /ws/{{room}}")
     if len({*names}) < len(names):
         raise ValueError(f"{pattern!r} has two parameters of one name")
-    expression = b"([^/]+)".join([re.escape(text.encode()) for text in texts])
+    escaped = [re.escape(text.encode()) for text in texts]
+    expression = escaped[0]
+    for text, behind in zip(texts[1:-1], escaped[1:-1], strict=True):
+        if not text:
+            raise ValueError(f"{pattern!r} has two parameters without a text between them")
+        expression += (rb"([^/]+)" if "/" in text else rb"([^/](?:(?!%b)[^/])*+)" % behind) + behind
+    expression += rb"([^/]+)" + escaped[-1]
     match = re.compile(expression + (b"" if pattern.endswith("/") else rb"(?=/|\Z)")).match
 
     def find(path: bytes, head: Head) -> Ids | None:
@@ -186,7 +196,7 @@ _SOURCES: Final[dict[str, Callable[[str], Find]]] = {
 
 def _learn_header(name: str) -> Learn:
     lower = name.lower().encode()
-    return Learn(lower, in_header=re.compile(rb"\n%b: *([^\r]+?) *\r" % re.escape(lower)))
+    return Learn(lower, in_header=re.compile(rb"\n%b: *([^\r ][^\r]*)" % re.escape(lower)))
 
 
 def _learn_cookie(name: str) -> Learn:

@@ -30,6 +30,11 @@ def key(*rules: str, path: str = "/", query: bytes = b"", **headers: bytes) -> b
         ("/{org}/ws/{room}", "/acme/ws/1", (b"org", b"acme", b"room", b"1")),
         ("/rooms/{room}/", "/rooms/1/say", (b"room", b"1")),
         ("/rooms/{room}/", "/rooms/1", None),
+        ("/ws/{org}-{room}", "/ws/a-b-c", (b"org", b"a", b"room", b"b-c")),
+        ("/ws/{org}-{room}", "/ws/-a-b", (b"org", b"-a", b"room", b"b")),
+        ("/ws/{org}--{room}.json", "/ws/a-b--c.json", (b"org", b"a-b", b"room", b"c")),
+        ("/ws/{org}-{room}.json", "/ws/" + 60_000 * "-" + "x", None),  # this took two minutes
+        ("/ws/{org}-{room}-{seat}.json", "/ws/" + 60_000 * "-" + "x", None),
     ],
 )
 def test_the_parameters_of_a_path(pattern: str, path: str, ids: tuple[bytes, ...] | None) -> None:
@@ -85,3 +90,23 @@ def test_the_first_rule_that_finds_a_key_counts() -> None:
 
 def test_one_name_is_one_key_wherever_it_is() -> None:
     assert key("path:/ws/{room}", path="/ws/1") == key("query:room", query=b"room=1") != key("query:r", query=b"r=1")
+
+
+def test_two_parameters_without_a_text_between_them_are_refused() -> None:
+    with pytest.raises(ValueError, match="two parameters without a text between them"):
+        parse_rules(("path:/ws/{org}{room}",))
+
+
+@pytest.mark.parametrize(
+    ("value", "ids"),
+    [
+        (b"a", (b"x-id", b"a")),
+        (b"  a b  ", (b"x-id", b"a b")),
+        (b"  ", None),
+        (b"a" + 200_000 * b" " + b"b", (b"x-id", b"a" + 200_000 * b" " + b"b")),  # this took two minutes
+    ],
+)
+def test_an_id_in_a_header_of_the_answer(value: bytes, ids: tuple[bytes, ...] | None) -> None:
+    (rule,) = parse_rules(("learn:header:X-Id",))
+    assert rule.learn is not None
+    assert rule.learn.find(b"\nx-other: b\r\nx-id: %b\r\n" % value) == ids
