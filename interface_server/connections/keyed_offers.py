@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -32,6 +34,7 @@ AGAIN_SECONDS = 0.25  # until a key is assigned that no worker took
 RENEWALS: Final = 4  # of a key in its lifetime, while a connection has it
 RECENT_KEYS: Final = 10_000  # whose workers are remembered, to assign them again if the layer loses its data
 RESTORED_AT_ONCE: Final = 500  # keys in one tick
+OFFERED_AT_ONCE: Final = 100  # connections that have waited: then the event loop handles something else
 _PERCENT: Final = ord(b"%")  # as an integer, since `in` looks for those ten times as fast as for bytes
 WAITING_BYTES: Final = 1024  # counted for a connection that waits for a worker, beside its events
 
@@ -78,7 +81,8 @@ class KeyedOffers:
         self._without: frozenset[str] = frozenset()  # pools whose workers all are of a release that knows no keys
         self._warned: set[str] = set()
         self._probe_at: dict[str, float] = {}  # when a key of a pool is tried again, whose workers took none
-        self._waiting: dict[int, tuple[Connection, AffinityKey, bool]] = {}
+        self._waiting: dict[str, dict[int, tuple[Connection, AffinityKey, bool]]] = {}  # by pool and number
+        self._offers_waiting = False  # whether a task offers them
         self._keys: dict[int, AffinityKey] = {}  # of the connections, by their numbers
         self._recent: OrderedDict[AffinityKey, str] = OrderedDict()  # and their workers
         self._renew_at = 0.0
@@ -103,7 +107,9 @@ class KeyedOffers:
         """Return the keys of the connections, of types that msgpack knows, for another process."""
         return {
             "keys": list(self._keys.items()),
-            "waiting": [(number, key, once) for number, (_, key, once) in self._waiting.items()],
+            "waiting": [
+                (number, key, once) for waiting in self._waiting.values() for number, (_, key, once) in waiting.items()
+            ],
             "recent": list(self._recent.items()),
         }
 
@@ -118,7 +124,8 @@ class KeyedOffers:
         self._recent = OrderedDict((AffinityKey(*key), mailbox) for key, mailbox in state["recent"])
         for number, key, once in state["waiting"]:
             if number in connections:
-                self._waiting[number] = connections[number], AffinityKey(*key), once
+                pool = AffinityKey(*key).pool
+                self._waiting.setdefault(pool, {})[number] = connections[number], AffinityKey(*key), once
 
     # Offers.
 
@@ -179,10 +186,10 @@ class KeyedOffers:
     def _offer(
         self, connection: Connection, request: ConnectRequest, key: AffinityKey, *, once: bool, known: bool = False
     ) -> None:
-        now = self._now
-        if now < self._holds_until or self._restore or now < self._probe_at.get(key.pool, 0.0):
+        if self._must_wait(key.pool):
             self._wait(connection, key, once=once)
             return
+        now = self._now
         if key.pool in self._probe_at:
             self._probe_at[key.pool] = now + AGAIN_SECONDS
         assigned = partial(self._on_assigned, connection, request, key, self._host.deaths, known)
@@ -190,14 +197,19 @@ class KeyedOffers:
         connection.offer = bus.offer_by_key(key, self._lifetime, request, assigned, once=once, known=known)
         self._host.count_offer(connection, key.pool, connection.offer.size)
 
+    def _must_wait(self, pool: str) -> bool:
+        now = self._now
+        return now < self._holds_until or bool(self._restore) or now < self._probe_at.get(pool, 0.0)
+
     def _wait(self, connection: Connection, key: AffinityKey, *, once: bool) -> None:
         connection.offer = None
         self._host.count_offer(connection, key.pool, connection.stream.in_flight + WAITING_BYTES)
-        self._waiting[connection.number] = connection, key, once
+        self._waiting.setdefault(key.pool, {})[connection.number] = connection, key, once
 
     def abandoned(self, connection: Connection) -> None:
-        """Do not offer a connection that waits for a worker: its client is gone."""
-        self._waiting.pop(connection.number, None)
+        """Do not offer a connection that waits for a worker: its client is gone, or it was given up."""
+        for waiting in self._waiting.values():
+            waiting.pop(connection.number, None)
 
     def _on_assigned(
         self, connection: Connection, request: ConnectRequest, key: AffinityKey, deaths: int, known: bool, offer: Offer
@@ -283,12 +295,28 @@ class KeyedOffers:
             some, self._restore = self._restore[:RESTORED_AT_ONCE], self._restore[RESTORED_AT_ONCE:]
             for key, mailbox in some:
                 self._host.bus.assign(key, self._lifetime, mailbox)
-        if self._waiting:
-            self._offer_waiting()
+        if self._waiting and self._tasks is not None and not self._offers_waiting:
+            self._offers_waiting = True
+            self._tasks.start_soon(self._offer_waiting)
 
-    def _offer_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for connection, key, once in waiting.values():
+    async def _offer_waiting(self) -> None:
+        """Offer each connection that waits once, unless it must wait for longer."""
+        try:
+            for pool, waiting in [*self._waiting.items()]:
+                left = len(waiting)
+                while left > 0 and not self._must_wait(pool):
+                    self._offer_some(pool, min(left, OFFERED_AT_ONCE))
+                    left -= OFFERED_AT_ONCE
+                    await asyncio.sleep(0)
+        finally:
+            self._offers_waiting = False
+
+    def _offer_some(self, pool: str, number: int) -> None:
+        waiting = self._waiting[pool]
+        for each in [*islice(waiting, number)]:
+            if self._must_wait(pool):
+                return
+            connection, key, once = waiting.pop(each)
             if connection.queue is not None and connection.offer is None:
                 self._offer(connection, _unclaimed_request(connection), key, once=once)
 

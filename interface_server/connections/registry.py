@@ -280,6 +280,8 @@ class ConnectionRegistry(Handler):
         """See `ConnectionHost`."""
         if connection.queue is not None:
             self._pending.remove(connection)
+            if self._keyed is not None:
+                self._keyed.abandoned(connection)
         self._open.pop(connection.number, None)
         if connection.groups:
             self.groups.remove_member(connection)
