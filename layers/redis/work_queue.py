@@ -213,8 +213,9 @@ class Producer:
             state.generation = self._generation
             self._assign(offer, state, *found)
             on_assigned(offer)
-        elif isinstance(reply, RedisError):
-            state.settled = True
+        elif isinstance(reply, RedisError):  # it was logged, and the entry is what the script writes last
+            self._assign(offer, state, "", b"")
+            on_assigned(offer)
         elif not self._closed:
             self._unassigned[offer] = key, lifetime, on_assigned
             self._check_soon()

@@ -3,7 +3,8 @@
 -- fewest keys.
 --
 -- A key stays with its process while that has a lease and is a claimant. The stream that is written belongs to the
--- claimant, so its name is known here only; it is in the slot of the others.
+-- claimant, so its name is known here only; it is in the slot of the others. A claimant that has been dead for so long
+-- that its lease is not listed any more is removed; one that returns nevertheless becomes a claimant again by itself.
 --
 -- KEYS[1]  sorted set of the processes, as in renew_lease.lua
 -- KEYS[2]  sorted set of the claimants: the processes of the pool that claim by key. Scores are their numbers of keys
@@ -49,6 +50,7 @@ if not known then
       worker = each
       break
     end
+    if not redis.call('ZSCORE', KEYS[1], each) then redis.call('ZREM', KEYS[2], each) end
   end
   if not worker then return {'', '', 0} end
   while redis.call('ZCARD', KEYS[4]) >= tonumber(ARGV[3]) do

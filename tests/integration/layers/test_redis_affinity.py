@@ -160,11 +160,25 @@ async def test_a_key_of_another_type_is_replaced(
         worker = await start(stack, layer)
         await offer(interface, "a")
         admin.set(f"asgibus:{name}", "odd")
-        interface.offer_by_key(key("a"), LIFETIME, ("lost",), lambda made: None)
+        refused = await offer(interface, "a", ("refused",))
+        assert refused.claimant == ""  # so that it is offered again later
         await until(lambda: admin.type(f"asgibus:{name}") != b"string")
         await worker.bus.announce(POOL, "app", 0)
         assert (await offer(interface, "a")).claimant == worker.bus.mailbox
         assert layer.counts["keys refused"] == 1
+
+
+async def test_claimants_that_have_died_are_forgotten(layer: RedisChannelLayer, admin: "redis.Redis[bytes]") -> None:
+    async with AsyncExitStack() as stack:
+        interface = await stack.enter_async_context(layer.bus("interface", Recorder()))
+        await interface.announce_keys([POOL])
+        worker = await start(stack, layer)
+        await until(lambda: admin.zcard("asgibus:affinity:pool"))
+        admin.zadd("asgibus:processes", {"recent!": 1 + admin.time()[0] * 1000 - 1000})
+        admin.zadd("asgibus:affinity:pool", {f"{name}!": -1 for name in ("recent", "dead", "older")})
+        admin.zrem("asgibus:processes", "grace")  # else they may be alive, and were not here yet
+        assert (await offer(interface, "a")).claimant == worker.bus.mailbox
+        assert {*admin.zrange("asgibus:affinity:pool", 0, -1)} == {b"recent!", worker.bus.mailbox.encode()}
 
 
 async def test_offers_by_key_on_a_cluster(tmp_path: Path) -> None:
