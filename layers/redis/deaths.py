@@ -32,6 +32,7 @@ RECONNECT_SECONDS = 0.4  # for a process without connections to come back; it ne
 REPLY_SECONDS = 1.0  # for Redis to list connections
 
 _ID = re.compile(rb"^id=([0-9]+) ", re.MULTILINE)
+_NAMED = re.compile(rb"[1-9][0-9]{0,17}(?:,[1-9][0-9]{0,17}){0,9}")  # what `connection_names` writes after the run id
 
 
 class _Lost(NamedTuple):
@@ -93,10 +94,16 @@ class ConnectionWatch:
             suspects: What `renew_lease.lua` has returned.
             run_id: The run id of the Redis server that has returned it.
         """
-        found = {
-            mailbox: (round(float(end)), ids.split(b","))
-            for mailbox, end, ids in zip(suspects[::3], suspects[1::3], suspects[2::3], strict=True)
-        }
+        entries, key = self._store.entries, self._store.keys.connections
+        found = {}
+        for name, end, ids in zip(suspects[::3], suspects[1::3], suspects[2::3], strict=True):
+            if not _NAMED.fullmatch(ids):  # Redis would refuse the search for all of them
+                entries.log_unexpected("connections unreadable", key, "a process has named no ids of connections")
+                continue
+            for mailbox in entries.valid_names(self._store.keys.processes, [name]):
+                found[mailbox] = round(float(end)), ids.split(b",")
+        if not found:
+            return
         asked = sorted({each for _, ids in found.values() for each in ids})
         until = self._loop.time() + REPLY_SECONDS
         call = self._store.pipeline.call
@@ -111,7 +118,7 @@ class ConnectionWatch:
         if self._store.pipeline.run_id != run_id:
             return  # another server has other ids
         open_ids = set(_ID.findall(reply))
-        lost = [_Lost(mailbox.decode(), end) for mailbox, (end, ids) in found.items() if open_ids.isdisjoint(ids)]
+        lost = [_Lost(mailbox, end) for mailbox, (end, ids) in found.items() if open_ids.isdisjoint(ids)]
         if lost and not self._lost:
             self._decide_at = self._loop.time() + RECONNECT_SECONDS
             self._lost = lost

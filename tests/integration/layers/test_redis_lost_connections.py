@@ -74,6 +74,21 @@ async def test_a_process_whose_connections_are_killed_is_alive(redis_url: str, a
         assert alive.all("interrupted") == other.all("interrupted") == []
 
 
+async def test_what_names_no_connections_hides_no_death(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+    async with place(redis_url, "a") as one, place(redis_url, "a"), peer(redis_url, "a") as victim:
+        await named(admin, "a", victim)
+        run_id = admin.info("server")["run_id"]
+        odd = {b"comma!": ",", b"long!": 5000 * "1", b"\xff!": "1", b"commas!": "1,,2"}
+        seconds, _ = admin.time()
+        admin.zadd("a:processes", dict.fromkeys(odd, (seconds + 4) * 1000))
+        for name, ids in odd.items():
+            admin.hset("a:connections", name, f"{run_id}:{ids}")
+        killed = await victim.kill()
+        await until(lambda: victim.mailbox in one.handler.dead)
+        in_time(time.monotonic() - killed, 2 * PROMISED)
+        assert one.layer.counts["death"] >= 1
+
+
 @pytest.mark.usefixtures("short_leases")
 async def test_a_process_behind_a_proxy_lives_as_long_as_its_lease(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     parts = urlsplit(redis_url)
