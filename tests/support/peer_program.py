@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from asgibus.layers import Bus, Claim, RedisChannelLayer
+from asgibus.layers import Bus, Claim, Handler, RedisChannelLayer
 from asgibus.layers.contract import Frame
 from asgibus.layers.frames import DEAD, FIRST_PROTOCOL_KIND
 from support.lease_times import shorten_if_requested
@@ -19,7 +19,7 @@ from support.lease_times import shorten_if_requested
 KIND = FIRST_PROTOCOL_KIND
 
 
-class Place:
+class Place(Handler):
     """Handler of the process on the bus, and the orders that it executes."""
 
     def __init__(self, layer: RedisChannelLayer) -> None:
