@@ -174,6 +174,7 @@ def test_connect_requests_of_other_versions_are_refused(version: int, fields: in
 def test_fields_that_a_later_release_has_added_are_ignored() -> None:
     request = opening(extensions={"asgibus": {"new": 1}})
     assert read_request((*request, "new", 5)) == request
+    assert read_request(unpack_request(pack((*request, "new", 5)))) == request
 
 
 def test_the_reply_channel() -> None:
