@@ -10,7 +10,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
 from asgibus.layers.codec import pack
-from asgibus.layers.versions import PAYLOAD, published, release
+from asgibus.layers.versions import PAYLOAD, RELEASE, published
 from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.connect_request import HTTP, REQUEST_VERSION
 from support.admin import counts, readiness
@@ -75,7 +75,7 @@ async def test_a_process_that_does_not_understand_the_others_does_not_start(
             assert process.wait() == 1
             line = process.log().strip()
             assert "\n" not in line
-            assert f"{later.mailbox} is of asgibus 9.0 and this process of asgibus {release()}" in line
+            assert f"{later.mailbox} is of asgibus 9.0 and this process of asgibus {RELEASE}" in line
             assert f"payloads have version 9 there and {PAYLOAD.written} here. Upgrade this process" in line
         sender = RedisChannelLayer(redis_url)
         with pytest.raises(LayerUnavailable, match="do not understand each other"):
