@@ -20,10 +20,10 @@ from setuptools.command.build_ext import build_ext
 COMPILED = """
     layers/{codec,frames,leases,names,offers}
     layers/redis/{acking_consumer,blocking,bus,channels,client,codec,groups,inbox,keys,pipeline,redelivery,store,work_queue}
-    protocol/{channels,checks,connect_request,events,header_lines,retry,router,shares,states,stream}
+    protocol/{channels,checks,connect_request,event_stream,events,header_lines,retry,router,shares,states,stream}
     interface_server/{open_sockets,proxy_headers,read_scheduler,server_context,slow_client}
     interface_server/connections/{connection,groups,takeovers,pending,registry}
-    interface_server/http/{protocol,request,response,states}
+    interface_server/http/{event_stream,protocol,request,response,states}
     interface_server/websocket/{frames,handshake,protocol,states}
     worker/{announced_body,claim_limit,endings,fair_claims,outbox,session,session_registry,worker}
 """

@@ -21,6 +21,11 @@ _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _COLON: Final = ord(":")
 _LONGEST_LINE: Final = LONGEST_ID + 16  # of an unfinished line: enough to tell an id that is too long
 _MOST_DIGITS: Final = 9  # of a reconnection time
+_FIELDS: Final = (
+    *("_after_cr", "_at_start", "_cut", "_has_data", "_held", "_id", "_in_event", "_line", "_restarted", "_sent_any"),
+    *("awaits_head", "last_id", "progressed", "retry"),
+)
+"""All attributes of an `EventStream`. A compiled class has no `__slots__` to read."""
 
 
 def is_event_stream(status: int, headers: bytes) -> bool:
@@ -57,22 +62,7 @@ class EventStream:
         last_id: The last event id that the client had before.
     """
 
-    __slots__ = (
-        "_after_cr",
-        "_at_start",
-        "_cut",
-        "_has_data",
-        "_held",
-        "_id",
-        "_in_event",
-        "_line",
-        "_restarted",
-        "_sent_any",
-        "awaits_head",
-        "last_id",
-        "progressed",
-        "retry",
-    )
+    __slots__ = _FIELDS
 
     def __init__(self, last_id: bytes = b"") -> None:
         self.last_id = last_id
@@ -141,11 +131,11 @@ class EventStream:
 
     def export(self) -> dict[str, Any]:
         """Return the state, of types that msgpack knows, for another process."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {name: getattr(self, name) for name in _FIELDS}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where the stream of another process has stopped. `state` is the result of `export` there."""
-        for name in self.__slots__:
+        for name in _FIELDS:
             if name in state:
                 setattr(self, name, state[name])
 
