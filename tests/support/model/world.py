@@ -124,13 +124,17 @@ class World(logging.Handler):
         before, self.interface.handed_over = self.interface.handed_over, counted
         if counted == before:
             return
-        candidates = [
-            run
-            for run in self.runs
-            if (run.client, run.attempt) == (client, opening.attempt - 1) and run.ended and run.disconnect_code != 1006
-        ]
+        began = [run for run in self.runs if (run.client, run.attempt) == (client, opening.attempt - 1)]
+        candidates = [run for run in began if run.ended and run.disconnect_code != 1006]
         if len(candidates) > 1:
             return  # its offer was claimed twice, and both runs were ended
+        if not began:  # it was taken over, and handed over before its turn came to begin
+            before_that = client.handed_over.get(opening.attempt - 1)
+            if before_that is not None:
+                client.handed_over[opening.attempt] = before_that
+            if base != client.bases[opening.attempt - 1]:
+                self.faults.append("a hand-over acknowledged what no run has taken")
+            return
         (run,) = candidates
         client.handed_over[opening.attempt] = run
         received = client.received.get(run.attempt, (run.worker.mailbox, 0))
