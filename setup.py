@@ -19,7 +19,9 @@ from setuptools.command.build_ext import build_ext
 
 COMPILED = """
     layers/{codec,frames,leases,names,offers}
-    layers/redis/{acking_consumer,blocking,bus,channels,client,codec,groups,inbox,keys,pipeline,redelivery,store,work_queue}
+    layers/redis/{bus,client,codec,groups,keys,pipeline,redelivery,store,work_queue}
+    layers/redis/local/{inbox}
+    layers/redis/ordinary/{acking_consumer,blocking,reader}
     protocol/{channels,checks,connect_request,event_stream,events,header_lines,retry,router,shares,states,stream}
     interface_server/{open_sockets,proxy_headers,read_scheduler,server_context,slow_client}
     interface_server/connections/{connection,groups,takeovers,pending,registry}

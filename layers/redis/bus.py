@@ -25,12 +25,12 @@ from asgibus.layers.frames import DEAD, GROUP_MESSAGE, LOCAL_MESSAGES, MEMBERSHI
 from asgibus.layers.names import claimant_channel, require_channel, require_group, split_local
 from asgibus.layers.offers import AffinityKey, Claim, Offer
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.acking_consumer import AckingConsumer
 from asgibus.layers.redis.assignments import Assignments
 from asgibus.layers.redis.client import RedisError, ignore_reply
 from asgibus.layers.redis.groups import Memberships
 from asgibus.layers.redis.heartbeat import SILENT_SECONDS, Heartbeat, lease_times
 from asgibus.layers.redis.mailbox import FindBorrower, MailboxReader
+from asgibus.layers.redis.ordinary.acking_consumer import AckingConsumer
 from asgibus.layers.redis.pipeline import call_until
 from asgibus.layers.redis.redelivery import Deduplicator
 from asgibus.layers.redis.releases import Release

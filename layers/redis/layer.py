@@ -28,7 +28,7 @@ from asgibus.layers.redis.codec import Encryption, EntryCodec
 from asgibus.layers.redis.config import DEFAULT_HOST, Hosts, read_hosts
 from asgibus.layers.redis.deaths import declare_dead
 from asgibus.layers.redis.groups import GroupSender
-from asgibus.layers.redis.local_channels import BackgroundLoop, LocalChannels
+from asgibus.layers.redis.local.channels import BackgroundLoop, LocalChannels
 from asgibus.layers.redis.pipeline import call_until
 from asgibus.layers.redis.store import Shard, Shards
 from asgibus.layers.settings import (

@@ -24,13 +24,13 @@ from asgibus.layers.contract import Frame
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.names import channels_mailbox, new_mailbox, new_process
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.channels import ChannelReader
 from asgibus.layers.redis.client import MasterWatch, Outage
 from asgibus.layers.redis.codec import EntryCodec
 from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.heartbeat import BEAT_SECONDS, SILENT_SECONDS
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.mailbox import MailboxSender
+from asgibus.layers.redis.ordinary.reader import ChannelReader
 from asgibus.layers.redis.pipeline import Pipeline, Refused, call_until
 from asgibus.layers.redis.redelivery import Backlog, Epoch, Outbox, epoch_range, find_epoch
 from asgibus.layers.redis.releases import check_releases

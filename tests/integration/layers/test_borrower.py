@@ -1,4 +1,4 @@
-"""A mailbox that is lent to the event loop in which its messages are received: see `layers/redis/borrower.py`."""
+"""A mailbox that is lent to the event loop in which its messages are received: see `layers/redis/local/borrower.py`."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ import redis
 from asgiref.sync import async_to_sync
 
 from asgibus.layers import ChannelFull, RedisChannelLayer
-from asgibus.layers.redis import borrower
+from asgibus.layers.redis.local import borrower
 from support.bus import until
 from support.deadline import wait_until
 

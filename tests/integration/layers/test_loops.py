@@ -15,7 +15,7 @@ from asgiref.sync import async_to_sync
 
 from asgibus.layers import ChannelLayer, RedisChannelLayer
 from asgibus.layers.frames import FIRST_PROTOCOL_KIND
-from asgibus.layers.redis.local_channels import YOUNG_SECONDS
+from asgibus.layers.redis.local.channels import YOUNG_SECONDS
 from asgibus.testing.conformance.tools import refused
 from support.bus import MakeLayer, Recorder, until
 from support.deadline import wait_until

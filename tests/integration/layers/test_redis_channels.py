@@ -16,8 +16,10 @@ import redis
 
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
 from asgibus.layers.codec import pack
-from asgibus.layers.redis import channels, pipeline
+from asgibus.layers.redis import pipeline
 from asgibus.layers.redis.client import BLOCK_SECONDS
+from asgibus.layers.redis.ordinary import reader as reader_module
+from asgibus.layers.redis.ordinary.reader import RETRY_SECONDS
 from support.bus import Recorder, until
 from support.deadline import HANG, in_time
 from support.redis import RedisServer
@@ -47,7 +49,7 @@ async def make(redis_url: str) -> AsyncIterator[Make]:
 @pytest.fixture
 def long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lengthen the waits of readers, so that only the marker can wake them during a test."""
-    monkeypatch.setattr(channels, "BLOCK_SECONDS", 4)
+    monkeypatch.setattr(reader_module, "BLOCK_SECONDS", 4)
 
 
 async def wait_until_blocked(admin: "redis.Redis[bytes]", waits: int = 1) -> None:
@@ -241,7 +243,7 @@ async def test_readers_wait_while_redis_is_full(make: Make, admin: "redis.Redis[
         reader = asyncio.create_task(layer.receive("c"))
         await until(lambda: admin.info("errorstats").get("errorstat_OOM", {"count": 0})["count"] > refused)
         connections = admin.info("stats")["total_connections_received"]
-        await asyncio.wait({reader}, timeout=2 * channels.RETRY_SECONDS)
+        await asyncio.wait({reader}, timeout=2 * RETRY_SECONDS)
         assert not reader.done()
         assert admin.info("stats")["total_connections_received"] == connections
     finally:
@@ -294,7 +296,7 @@ async def test_a_close_counts_messages_that_may_be_lost(
     start_redis: Callable[..., RedisServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A close waits a moment for the replies to readers. Redis may have given them messages."""
-    monkeypatch.setattr(channels, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(reader_module, "SETTLE_SECONDS", 0.1)
     monkeypatch.setattr(pipeline, "DRAIN_SECONDS", 0.1)
     server = start_redis()
     layer = RedisChannelLayer(server.url)
@@ -315,7 +317,7 @@ async def test_readers_cancelled_at_random_lose_no_message(
 ) -> None:
     """Each message is received once, also when layers are closed meanwhile."""
     # A close, and a cancelled call, wait only so long for a reply that may hold a message. A busy machine may be later.
-    monkeypatch.setattr(channels, "SETTLE_SECONDS", HANG)
+    monkeypatch.setattr(reader_module, "SETTLE_SECONDS", HANG)
     monkeypatch.setattr(pipeline, "DRAIN_SECONDS", HANG)
     dice = random.Random(11)
     sender = make(capacity=MESSAGES)
@@ -362,7 +364,7 @@ def test_a_cancelled_reader_loses_no_message_when_its_event_loop_ends(
             time.sleep(dice.uniform(0, 0.006))
             admin.rpush(KEY, item(number))
 
-    monkeypatch.setattr(channels, "SETTLE_SECONDS", HANG)  # a busy machine may be later
+    monkeypatch.setattr(reader_module, "SETTLE_SECONDS", HANG)  # a busy machine may be later
     layer, dice = RedisChannelLayer(redis_url, expiry=600), random.Random(5)
     received: list[int] = []
     with ThreadPoolExecutor(1) as other:

@@ -9,8 +9,8 @@ import pytest
 
 from asgibus.layers.codec import pack_message
 from asgibus.layers.over_capacity import OverCapacity
-from asgibus.layers.redis import inbox as inbox_module
-from asgibus.layers.redis.inbox import Inbox
+from asgibus.layers.redis.local import inbox as inbox_module
+from asgibus.layers.redis.local.inbox import Inbox
 from support.bus import until
 
 pytestmark = pytest.mark.anyio

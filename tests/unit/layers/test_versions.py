@@ -7,7 +7,7 @@ import pytest
 
 from asgibus.layers.redis.codec import EntryCodec
 from asgibus.layers.redis.encryption import Encryptor
-from asgibus.layers.versions import FORMATS, PAYLOAD, ForeignVersion, Format, disagreement, published, release
+from asgibus.layers.versions import FORMATS, PAYLOAD, RELEASE, ForeignVersion, Format, disagreement, published
 from support import last_release
 
 US = "this process"
@@ -50,7 +50,7 @@ def test_processes_that_do_not_understand_each_other(
     written, oldest, latest = (newest + each for each in change)
     why = disagreement(THEM, other(**{ours.name.replace(" ", "_"): (written, oldest, latest)}))
     assert why is not None
-    assert f"{THEM} is of asgibus 9.9 and this process of asgibus {release()}" in why
+    assert f"{THEM} is of asgibus 9.9 and this process of asgibus {RELEASE}" in why
     assert f"{ours.name} have version {written} there and {ours.written} here" in why
     assert f"Upgrade {to_upgrade}," in why
 
@@ -61,7 +61,7 @@ def test_a_version_that_is_not_read(version: object) -> None:
     error = PAYLOAD.refuse(version, THEM)
     assert isinstance(error, ForeignVersion)
     assert f"payloads have version {version!r}" in str(error)
-    assert f"asgibus {release()} reads version {PAYLOAD.oldest}" in str(error)
+    assert f"asgibus {RELEASE} reads version {PAYLOAD.oldest}" in str(error)
     to_upgrade = US if isinstance(version, int) and version > PAYLOAD.newest else THEM
     assert f"upgrade {to_upgrade}," in str(error)
 

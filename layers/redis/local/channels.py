@@ -23,9 +23,9 @@ from typing import Any, TypeVar
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.names import channels_mailbox, require_channel
 from asgibus.layers.over_capacity import OverCapacity
-from asgibus.layers.redis.borrower import Borrowers
 from asgibus.layers.redis.bus import RedisBus
-from asgibus.layers.redis.inbox import Inbox
+from asgibus.layers.redis.local.borrower import Borrowers
+from asgibus.layers.redis.local.inbox import Inbox
 from asgibus.layers.redis.store import Shard, Shards, StoreClient
 
 T = TypeVar("T")

@@ -13,10 +13,10 @@ from asgibus.layers.contract import Delivery
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.leases import Beat
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.channels import ChannelReader, Entry, parse_item
 from asgibus.layers.redis.client import RedisError
 from asgibus.layers.redis.codec import EntryCodec, Unreadable
 from asgibus.layers.redis.keys import Keys
+from asgibus.layers.redis.ordinary.reader import ChannelReader, Entry, parse_item
 from asgibus.layers.redis.pipeline import Pipeline, Refused
 
 logger = logging.getLogger("asgibus.layers")

@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 from asgibus.layers.contract import Message
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.blocking import BlockingConnections, Moving, OnEnd, Operation
 from asgibus.layers.redis.client import BLOCK_SECONDS, Argument, RedisError, ignore_reply, pack_command
 from asgibus.layers.redis.codec import EntryCodec
 from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.keys import Keys
+from asgibus.layers.redis.ordinary.blocking import BlockingConnections, Moving, OnEnd, Operation
 from asgibus.layers.redis.pipeline import Pipeline
 
 logger = logging.getLogger("asgibus.layers")

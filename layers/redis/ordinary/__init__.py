@@ -1,0 +1,1 @@
+"""Ordinary channels: receiving from them, and taking several messages at once."""
