@@ -33,8 +33,7 @@ SETTLE_SECONDS = 2.5  # after the first announcement, or an interruption: by the
 AGAIN_SECONDS = 0.25  # until a key is assigned that no worker took
 RENEWALS: Final = 4  # of a key in its lifetime, while a connection has it
 RECENT_KEYS: Final = 10_000  # whose workers are remembered, to assign them again if the layer loses its data
-RESTORED_AT_ONCE: Final = 500  # keys in one tick
-OFFERED_AT_ONCE: Final = 100  # connections that have waited: then the event loop handles something else
+AT_ONCE: Final = 100  # keys to restore, or connections to offer, until the event loop handles something else
 _PERCENT: Final = ord(b"%")  # as an integer, since `in` looks for those ten times as fast as for bytes
 WAITING_BYTES: Final = 1024  # counted for a connection that waits for a worker, beside its events
 
@@ -82,7 +81,7 @@ class KeyedOffers:
         self._warned: set[str] = set()
         self._probe_at: dict[str, float] = {}  # when a key of a pool is tried again, whose workers took none
         self._waiting: dict[str, dict[int, tuple[Connection, AffinityKey, bool]]] = {}  # by pool and number
-        self._offers_waiting = False  # whether a task offers them
+        self._catching_up = False  # whether a task offers them
         self._keys: dict[int, AffinityKey] = {}  # of the connections, by their numbers
         self._recent: OrderedDict[AffinityKey, str] = OrderedDict()  # and their workers
         self._renew_at = 0.0
@@ -291,25 +290,27 @@ class KeyedOffers:
         if now >= self._renew_at:
             self._renew_at = now + self._lifetime / RENEWALS
             self._host.bus.renew_keys([*{*self._keys.values()}], self._lifetime)
-        if self._restore and now >= self._holds_until:
-            some, self._restore = self._restore[:RESTORED_AT_ONCE], self._restore[RESTORED_AT_ONCE:]
-            for key, mailbox in some:
-                self._host.bus.assign(key, self._lifetime, mailbox)
-        if self._waiting and self._tasks is not None and not self._offers_waiting:
-            self._offers_waiting = True
-            self._tasks.start_soon(self._offer_waiting)
+        is_due = now >= self._holds_until and (self._restore or self._waiting)
+        if is_due and self._tasks is not None and not self._catching_up:
+            self._catching_up = True
+            self._tasks.start_soon(self._catch_up)
 
-    async def _offer_waiting(self) -> None:
-        """Offer each connection that waits once, unless it must wait for longer."""
+    async def _catch_up(self) -> None:
+        """Restore keys, then offer each connection that waits once, unless it must wait for longer."""
         try:
+            while self._restore and self._now >= self._holds_until:
+                some, self._restore = self._restore[:AT_ONCE], self._restore[AT_ONCE:]
+                for key, mailbox in some:
+                    self._host.bus.assign(key, self._lifetime, mailbox)
+                await asyncio.sleep(0)
             for pool, waiting in [*self._waiting.items()]:
                 left = len(waiting)
                 while left > 0 and not self._must_wait(pool):
-                    self._offer_some(pool, min(left, OFFERED_AT_ONCE))
-                    left -= OFFERED_AT_ONCE
+                    self._offer_some(pool, min(left, AT_ONCE))
+                    left -= AT_ONCE
                     await asyncio.sleep(0)
         finally:
-            self._offers_waiting = False
+            self._catching_up = False
 
     def _offer_some(self, pool: str, number: int) -> None:
         waiting = self._waiting[pool]

@@ -10,16 +10,16 @@ import pytest
 from asgibus.interface_server.callback_tasks import CallbackTasks
 from asgibus.interface_server.connections import keyed_offers
 from asgibus.interface_server.connections.connection import Connection
-from asgibus.interface_server.connections.keyed_offers import AGAIN_SECONDS, OFFERED_AT_ONCE
+from asgibus.interface_server.connections.keyed_offers import AGAIN_SECONDS, AT_ONCE, SETTLE_SECONDS
 from asgibus.interface_server.connections.registry import ConnectionRegistry
 from asgibus.interface_server.settings import InterfaceSettings
-from asgibus.layers.offers import Offer
+from asgibus.layers.offers import AffinityKey, Offer
 from asgibus.protocol.connect_request import ConnectRequest, RequestHead
 from asgibus.protocol.events import REQUEST_END
 
 pytestmark = pytest.mark.anyio
 
-MANY = 5 * OFFERED_AT_ONCE
+MANY = 5 * AT_ONCE
 
 
 class FakeBus:
@@ -30,11 +30,15 @@ class FakeBus:
 
     def __init__(self) -> None:
         self.offered: list[tuple[Offer, Callable[[Offer], None]]] = []
+        self.assigned: list[AffinityKey] = []
 
     def offer_by_key(self, key: Any, lifetime: float, request: Any, on_assigned: Any, **options: Any) -> Offer:
         offer = Offer("", size=500)
         self.offered.append((offer, on_assigned))
         return offer
+
+    def assign(self, key: AffinityKey, lifetime: float, mailbox: str) -> None:
+        self.assigned.append(key)
 
     def answer(self, claimant: str) -> int:
         """Answer all offers, and return their number."""
@@ -125,7 +129,7 @@ async def test_the_loop_runs_while_many_connections_are_offered() -> None:
     for _ in range(MANY):
         await asyncio.sleep(0)
         numbers.append(len(site.bus.offered))
-    assert max(after - before for before, after in pairwise(numbers)) == OFFERED_AT_ONCE
+    assert max(after - before for before, after in pairwise(numbers)) == AT_ONCE
     assert site.bus.answer("worker!") == MANY - 1
 
 
@@ -140,3 +144,23 @@ async def test_who_has_waited_too_long_is_given_up_and_not_offered() -> None:
     assert site.bus.offered == []
     assert site.registry._keyed is not None
     assert not any(site.registry._keyed.export()["waiting"])
+
+
+async def test_connections_wait_until_the_keys_are_assigned_again_and_no_longer() -> None:
+    site = Site()
+    site.tick()
+    for number in range(MANY):
+        site.open(number)
+    site.bus.answer("worker!")
+    assert site.registry._keyed is not None
+    site.registry._keyed.interrupted()
+    site.open(MANY)
+    site.tick()
+    await site.tasks.wait()
+    assert site.bus.assigned == site.bus.offered == []
+    site.tick(SETTLE_SECONDS)
+    await asyncio.sleep(0)
+    assert len(site.bus.assigned) == AT_ONCE
+    await site.tasks.wait()
+    assert len({*site.bus.assigned}) == MANY
+    assert site.bus.answer("worker!") == 1
