@@ -6,6 +6,8 @@ its key and appends to that stream, in one step: a process that stops claiming o
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -16,6 +18,9 @@ from asgibus.layers.redis import scripts
 from asgibus.layers.redis.client import Argument, OnReply, RedisError, ignore_reply
 from asgibus.layers.redis.pipeline import Command, Store
 
+logger = logging.getLogger("asgibus.layers")
+
+LOG_SECONDS: Final = 60.0  # between two lines about one kind of problem
 MOST_KEYS: Final = 100_000  # of a pool, 250 bytes each: the ones that were used least recently are forgotten
 ONLY_KNOWN: Final = "?"  # as the process to assign a key to: a key without one is not assigned
 CLAIMANTS_SECONDS = 86_400  # for how long the claimants of a pool are kept that no process renews
@@ -43,6 +48,7 @@ class Assignments:
         self._silent_ms = silent_ms
         self._streams = store.keys.shared(claimant_channel("!"))
         self._own_stream = store.keys.shared(claimant_channel(mailbox))
+        self._log_at: dict[str, float] = {}  # when a problem is logged again, by kind
         self._pools: dict[str, None] = {}  # whose keys this process uses
 
     def place(self, pool: str) -> str:
@@ -97,14 +103,22 @@ class Assignments:
         if isinstance(reply, RedisError):
             if "WRONGTYPE" in str(reply):
                 self._on_wrong_type()
-            self._entries.log_unexpected("keys refused", self._keys.claimants(key.pool), f"no key is assigned: {reply}")
+            self._count("keys refused", 1, f"Redis assigns no key of the pool {key.pool}: {reply}")
         if not isinstance(reply, list):
             return None
         worker, entry_id, forgotten = reply
         if forgotten:
-            self._counts["affinity key forgotten"] += forgotten
+            what = f"the pool {key.pool} has more than {MOST_KEYS} keys of --affinity: those used least recently go"
+            self._count("affinity key forgotten", forgotten, f"{what} to other workers when they are used again")
         found = self._entries.valid_names(self._keys.claimants(key.pool), [worker]) if worker else []
         return (found[0] if found else "", entry_id)
+
+    def _count(self, kind: str, number: int, problem: str) -> None:
+        """Count a problem by its kind, and log it once in a while."""
+        self._counts[kind] += number
+        if (now := time.monotonic()) >= self._log_at.get(kind, now):
+            self._log_at[kind] = now + LOG_SECONDS
+            logger.warning("%s (further ones are counted)", problem)
 
     def assign(self, key: AffinityKey, lifetime: float, mailbox: str) -> None:
         """Assign a key: see `Bus.assign`."""

@@ -482,7 +482,7 @@ class RedisBus(Bus):
             if pool == OFFERS_BY_KEY:
                 found.offers_by_key.append((mailbox, rest[1] if len(rest) > 1 and isinstance(rest[1], tuple) else ()))
             else:  # earlier releases announce fewer items
-                sessions = rest[0] if rest and isinstance(rest[0], int) else None
+                sessions = rest[0] if rest and isinstance(rest[0], int) and rest[0] >= 0 else None
                 started = rest[2] if len(rest) > 2 and isinstance(rest[2], int) else -math.inf
                 younger_by = (started - self._started) / 1000
                 found.workers.append(Announced(mailbox, str(app), sessions, str(pool), len(rest) > 1, younger_by))

@@ -70,7 +70,9 @@ async def test_keys_expire(layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
         assert admin.hlen("asgibus:assigned:{asgibus:affinity:pool}") == 2
 
 
-async def test_there_is_a_bound_to_keys(layer: RedisChannelLayer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_there_is_a_bound_to_keys(
+    layer: RedisChannelLayer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(assignments, "MOST_KEYS", 3)
     async with AsyncExitStack() as stack:
         interface = await stack.enter_async_context(layer.bus("interface", Recorder()))
@@ -79,6 +81,8 @@ async def test_there_is_a_bound_to_keys(layer: RedisChannelLayer, monkeypatch: p
         for name in "abcde":
             await offer(interface, name)
         assert layer.counts["affinity key forgotten"] == 2
+    (line,) = [record.getMessage() for record in caplog.records if "--affinity" in record.getMessage()]
+    assert "the pool pool has more than 3 keys" in line
 
 
 @pytest.mark.parametrize("arrives", [True, False], ids=["reply lost", "command lost"])
