@@ -64,7 +64,7 @@ def test_pages_of_frameworks_have_commands_and_valid_code(framework: str) -> Non
         compile(code, framework, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST)
 
 
-COUNTED = re.compile(r'_?counts\[\s*"([^"]+)"\s*\] \+=|\.(?:count|log_unexpected|_refused)\(\s*"([a-zA-Z ]+)"')
+COUNTED = re.compile(r'_?counts\[\s*"([^"]+)"\s*\] \+=|\.(?:_?count|log_unexpected|_refused)\(\s*"([a-zA-Z ]+)"')
 
 
 def test_all_counters_are_listed() -> None:
