@@ -509,8 +509,13 @@ class Supervisor:
                 self._lifecycle.reloaded(failure or f"{self._count} processes serve, all moved")
 
     async def _move_all(self) -> str | None:
-        """Have each process move to a new one, in order. Return None, or why one could not."""
+        """Have each process move to a new one, in order. Return None, or why one could not.
+
+        A process that is starting may have read old code. It has no sockets, and is ended.
+        """
         for number, old in list(self._current.items()):
+            if self._current[number] is old and old.state is State.STARTING:
+                old.stop()  # `_keep_running` starts another
             if self._current[number] is not old or old.state is not State.READY:
                 continue
             ours, theirs = socket.socketpair()

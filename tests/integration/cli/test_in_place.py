@@ -103,6 +103,19 @@ def test_each_process_of_a_supervisor_moves(worker: Process, start_interface: St
     assert "declared dead" not in worker.log()
 
 
+def test_a_process_that_is_starting_moves_when_it_serves(start_interface: Start, redis_url: str) -> None:
+    interface = start_interface("--layer", redis_url, "--processes", 2)
+    interface.wait_for("supervisor ready")
+    killed, *rest = interface.children()
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: len({*interface.children()} - {killed, *rest}) == 1, what="the start of another process")
+    before = interface.children()
+    interface.send_signal(signal.SIGUSR2)
+    interface.wait_for("all processes have moved")
+    wait_until(lambda: len(interface.children()) == 2)
+    assert not {*before} & {*interface.children()}
+
+
 def test_a_process_with_an_app_says_that_it_cannot_move(start_interface: Start) -> None:
     interface = start_interface(app=APP)
     with ws(interface, "/") as one:
