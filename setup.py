@@ -79,10 +79,12 @@ class Compile(build_ext):
         if self.inplace:  # a library hides the source beside it, also after the source was edited
             sys.exit("asgibus is not compiled in place: use `pip install .`")
         super().run()
-        made = {Path(self.get_ext_fullpath(extension.name)).name for extension in self.extensions}
-        for path in Path(self.build_lib).rglob(f"*{sysconfig.get_config_var('EXT_SUFFIX')}"):
-            if path.name not in made:
-                path.unlink()  # an earlier build has compiled more modules
+        # The folder may have modules of an earlier build, which are compiled no more, or were renamed.
+        built, suffix = Path(self.build_lib), sysconfig.get_config_var("EXT_SUFFIX")
+        made = {Path(self.get_ext_fullpath(extension.name)).resolve() for extension in self.extensions}
+        for path in [*built.rglob(f"*{suffix}"), *built.rglob("*.py")]:
+            if path.resolve() not in made and not Path("src", path.relative_to(built)).exists():
+                path.unlink()
 
 
 why = obstacle() or ("an editable installation is always pure Python" if "editable_wheel" in sys.argv else "")
