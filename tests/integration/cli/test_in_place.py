@@ -19,8 +19,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
 from asgibus.cli import control_pipe
+from asgibus.cli.version import FORM
 from asgibus.interface_server import move
 from asgibus.interface_server.move import MoveChannel, MoveError
+from end_to_end.test_event_streams import APP as EVENTS
+from end_to_end.test_event_streams import Reader
 from support.deadline import wait_until
 from support.in_place import InPlace
 from support.processes import Process, environment
@@ -29,6 +32,7 @@ from support.udp import Peer
 from support.websocket import ws
 
 APP = "cli.echo_app:app"
+ROOT = Path(__file__).parents[3]
 Start = Callable[..., Process]
 
 
@@ -84,6 +88,42 @@ def test_udp_moves_with_its_peers(start_worker: Start, start_interface: Start, r
             assert other.ask(b"0")["count"] == 1
         in_place.move()
         assert peer.ask(b"3")["count"] == 4
+
+
+@pytest.mark.skipif(FORM != "compiled", reason="asgibus is not compiled")
+def test_pure_and_compiled_processes_replace_each_other(
+    start_worker: Start, start_interface: Start, redis_url: str, tmp_path: Path
+) -> None:
+    """A release may be installed without a compiler, and the one before with one."""
+    bus = ("--layer", redis_url)
+    start_worker(APP, *bus, "--resume")
+    start_worker(EVENTS, *bus, "--resume", "--pool", "events")
+    source = tmp_path / "source"  # what the link names comes before the installed modules
+    path = os.pathsep.join([str(source), environment()["PYTHONPATH"]])
+    interface = start_interface(*bus, "--route", "/numbers=events", env={"PYTHONPATH": path})
+    with InPlace(interface) as in_place, ExitStack() as stack:
+        one, two = [stack.enter_context(ws(interface, f"/{number}")) for number in (1, 2)]
+        idle, client = [stack.enter_context(RawClient(interface)) for _ in range(2)]
+        reader = Reader(client)
+        for form in ("compiled", "pure Python", "compiled", "pure Python"):
+            if form_of(in_place.pid) != form:
+                source.unlink() if form == "compiled" else source.symlink_to(ROOT / "src")
+                one.send("on its way")
+                in_place.move()
+                assert one.recv(10) == "on its way"
+            assert form_of(in_place.pid) == form
+            check(one, two)
+            assert idle.request("GET").status == 200
+            count = len(reader.events) + 5
+            reader.read_until(lambda events, least=count: len(events) >= least)
+        numbers = [number for _, number in reader.events]
+        assert numbers == list(range(1, len(numbers) + 1)), "every event once, in order"
+
+
+def form_of(pid: int) -> str:
+    """Return the form of the modules that a process has loaded, as `FORM` names it."""
+    compiled = any("asgibus" in each.path and each.path.endswith(".so") for each in psutil.Process(pid).memory_maps())
+    return "compiled" if compiled else "pure Python"
 
 
 def test_each_process_of_a_supervisor_moves(worker: Process, start_interface: Start, redis_url: str) -> None:
