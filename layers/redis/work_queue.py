@@ -665,7 +665,13 @@ class Consumer:
         return claims
 
     def _release(self, key: str, entry_id: bytes, why: str) -> None:
-        """Requeue an entry that cannot be read here."""
+        """Requeue an entry that cannot be read here. What is offered to this process alone is dropped."""
+        if key == self._own_key:
+            self._counts["unreadable entry"] += 1
+            if self._entries.mark_logged("unreadable by key"):
+                logger.error("an entry that only this process may claim was dropped, as all like it will be: %s", why)
+            self._pipeline.ack(key, entry_id, self._ack_callback)
+            return
         self._released += 1
         self._refused = why
 

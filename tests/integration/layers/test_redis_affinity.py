@@ -11,6 +11,7 @@ import redis
 
 from asgibus.layers import RedisChannelLayer
 from asgibus.layers.redis import assignments
+from asgibus.layers.redis.codec import FIRST_BYTE
 from layers.test_affinity import LIFETIME, POOL, claim, key, offer, start
 from support.bus import Recorder, until
 from support.cluster import Cluster
@@ -170,6 +171,30 @@ async def test_a_key_of_another_type_is_replaced(
         await worker.bus.announce(POOL, "app", 0)
         assert (await offer(interface, "a")).claimant == worker.bus.mailbox
         assert layer.counts["keys refused"] == 1
+
+
+async def test_an_entry_that_only_a_claimant_might_read_is_dropped(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]", caplog: pytest.LogCaptureFixture
+) -> None:
+    async with AsyncExitStack() as stack:
+        interface = await stack.enter_async_context(layer.bus("interface", Recorder()))
+        await interface.announce_keys([POOL])
+        worker = await start(stack, layer)
+        stream = f"asgibus:shared:{worker.bus.own_channel}"
+        for _ in range(30):
+            admin.xadd(stream, {"b": FIRST_BYTE + b"\x09 of a later release"})
+        await offer(interface, "a", ("refused",))
+        await offer(interface, "a", ("good",))
+        async with asyncio.timeout(2):  # a pause would last for longer, and nobody else could claim them
+            refused, good = await worker.bus.claim(["shared"], 100)
+            worker.bus.release(refused, "the worker cannot read it")
+            worker.bus.done(good)
+            assert (refused.entry, good.entry) == (("refused",), ("good",))
+            await until(lambda: admin.xpending(stream, "workers")["pending"] == 0)
+        assert worker.bus.unreadable is None
+        assert layer.counts["unreadable entry"] == 31
+    (line,) = [record.getMessage() for record in caplog.records if "only this process" in record.getMessage()]
+    assert "version 9" in line
 
 
 async def test_claimants_that_have_died_are_forgotten(layer: RedisChannelLayer, admin: "redis.Redis[bytes]") -> None:
