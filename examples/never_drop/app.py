@@ -15,7 +15,13 @@ Event = dict[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 
-PAGE = Path(__file__).with_name("page.html").read_bytes()
+HERE = Path(__file__).parent
+FILES = {  # by path: the media type, and the content
+    "/": (b"text/html; charset=utf-8", (HERE / "page.html").read_bytes()),
+    "/page.css": (b"text/css; charset=utf-8", (HERE / "page.css").read_bytes()),
+    "/page.js": (b"text/javascript; charset=utf-8", (HERE / "page.js").read_bytes()),
+}
+NOT_FOUND = (b"text/plain", b"There is only /\n")
 GROUP = "never_drop"  # every open page is a member; the demo announces its actions there
 MAX_TEXT = 500
 
@@ -23,17 +29,16 @@ MAX_TEXT = 500
 async def app(scope: Event, receive: Receive, send: Send) -> None:
     """Run the ASGI application. Raise ValueError for scopes that it does not serve, such as lifespan."""
     if scope["type"] == "http":
-        await serve_page(scope, send)
+        await serve_file(scope, send)
     elif scope["type"] == "websocket":
         await serve_socket(scope, receive, send)
     else:
         raise ValueError(f"the demo serves http and websocket, not {scope['type']}")
 
 
-async def serve_page(scope: Event, send: Send) -> None:
-    status, kind, body = 200, b"text/html; charset=utf-8", PAGE
-    if scope["path"] != "/":
-        status, kind, body = 404, b"text/plain", b"There is only /\n"
+async def serve_file(scope: Event, send: Send) -> None:
+    kind, body = FILES.get(scope["path"], NOT_FOUND)
+    status = 200 if scope["path"] in FILES else 404
     headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), (b"cache-control", b"no-cache")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

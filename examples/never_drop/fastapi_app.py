@@ -10,7 +10,7 @@ import os
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import FastAPI, Header, WebSocket, WebSocketDisconnect
 from fastapi.responses import FileResponse
@@ -18,6 +18,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 import asgibus
 
+HERE = Path(__file__).parent
 GROUP = "never_drop"  # every open page is a member; the demo announces its actions there
 WORD_SECONDS = 0.15
 ANSWER = """
@@ -78,7 +79,12 @@ async def answer(last_event_id: Annotated[int, Header()] = 0) -> AsyncIterator[S
 
 @app.get("/")
 async def page() -> FileResponse:
-    return FileResponse(Path(__file__).with_name("fastapi.html"), headers={"cache-control": "no-cache"})
+    return FileResponse(HERE / "fastapi.html", headers={"cache-control": "no-cache"})
+
+
+@app.get("/{name}")
+async def part(name: Literal["page.css", "page.js"]) -> FileResponse:
+    return FileResponse(HERE / name, headers={"cache-control": "no-cache"})
 
 
 @app.websocket("/news")
