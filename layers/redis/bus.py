@@ -31,7 +31,7 @@ from asgibus.layers.redis.groups import Memberships
 from asgibus.layers.redis.heartbeat import SILENT_SECONDS, Heartbeat, lease_times
 from asgibus.layers.redis.mailbox import FindBorrower, MailboxReader
 from asgibus.layers.redis.ordinary.acking_consumer import AckingConsumer
-from asgibus.layers.redis.pipeline import call_until
+from asgibus.layers.redis.pipeline import Refused, call_until
 from asgibus.layers.redis.redelivery import Deduplicator
 from asgibus.layers.redis.releases import Release
 from asgibus.layers.redis.store import Shards, StoreClient
@@ -358,7 +358,7 @@ class RedisBus(Bus):
     def key_types(self) -> dict[str, str]:
         """Return the types of the keys of this bus: see `heartbeat.Host`."""
         own = {self._keys.mailbox(self.mailbox): "stream", self._keys.full(self.mailbox): "set"}
-        own |= dict.fromkeys((self._keys.connections, self._keys.releases), "hash")
+        own |= dict.fromkeys((self._keys.apps, self._keys.connections, self._keys.releases), "hash")
         return own | dict.fromkeys(self._consumer.keys, "stream") | self._assignments.key_types
 
     def data_may_be_lost(self, run_id: str) -> None:
@@ -468,7 +468,12 @@ class RedisBus(Bus):
         now = round(self._heartbeat.time() * 1000)
         leases: list[Any] = []
         self._pipeline.write(("ZRANGE", self._keys.processes, f"({now}", "+inf", "BYSCORE"), leases.append)
-        announced = await self._pipeline.call("HGETALL", key, until=call_until())
+        try:
+            announced = await self._pipeline.call("HGETALL", key, until=call_until())
+        except Refused as error:
+            if error.wrong_type:
+                self._found_wrong_type()
+            raise
         live = leases[0] if leases and isinstance(leases[0], list) else ()
         found = _Announcements([], [])
         for field, value in zip(announced[::2], announced[1::2], strict=True):

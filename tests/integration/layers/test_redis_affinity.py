@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from asgibus.layers import RedisChannelLayer
+from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis import assignments
 from asgibus.layers.redis.codec import FIRST_BYTE
 from layers.test_affinity import LIFETIME, POOL, claim, key, offer, start
@@ -171,6 +172,20 @@ async def test_a_key_of_another_type_is_replaced(
         await worker.bus.announce(POOL, "app", 0)
         assert (await offer(interface, "a")).claimant == worker.bus.mailbox
         assert layer.counts["keys refused"] == 1
+
+
+async def test_announcements_of_another_type_are_replaced(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
+) -> None:
+    async with AsyncExitStack() as stack:
+        interface = await stack.enter_async_context(layer.bus("interface", Recorder()))
+        admin.set("asgibus:apps", "odd")
+        with pytest.raises(LayerUnavailable, match="WRONGTYPE"):
+            await interface.announce_keys([POOL])
+        await until(lambda: admin.type("asgibus:apps") != b"string")
+        await interface.announce_keys([POOL])
+        worker = await start(stack, layer)
+        assert (await offer(interface, "a")).claimant == worker.bus.mailbox
 
 
 async def test_an_entry_that_only_a_claimant_might_read_is_dropped(
