@@ -30,6 +30,7 @@ logger = logging.getLogger("asgibus.interface")
 
 ANNOUNCE_SECONDS = 1.0  # between two announcements, as those of workers
 SETTLE_SECONDS = 2.5  # after the first announcement, or an interruption: by then the workers have answered it
+BACK_SECONDS = 0.5  # after the layer is back: by then it is known whether it has lost the assignments
 AGAIN_SECONDS = 0.25  # until a key is assigned that no worker took
 RENEWALS: Final = 4  # of a key in its lifetime, while a connection has it
 RECENT_KEYS: Final = 10_000  # whose workers are remembered, to assign them again if the layer loses its data
@@ -197,8 +198,13 @@ class KeyedOffers:
         self._host.count_offer(connection, key.pool, connection.offer.size)
 
     def _must_wait(self, pool: str) -> bool:
+        self._hold_while_away()
         now = self._now
         return now < self._holds_until or bool(self._restore) or now < self._probe_at.get(pool, 0.0)
+
+    def _hold_while_away(self) -> None:
+        if not self._host.bus.available:
+            self._holds_until = max(self._holds_until, self._now + BACK_SECONDS)
 
     def _wait(self, connection: Connection, key: AffinityKey, *, once: bool) -> None:
         connection.offer = None
@@ -285,6 +291,7 @@ class KeyedOffers:
             now: The time of the event loop in seconds.
         """
         self._now = now
+        self._hold_while_away()
         if now >= self._announce_at:
             self._announce(now)
         if now >= self._renew_at:

@@ -10,7 +10,7 @@ import pytest
 from asgibus.interface_server.callback_tasks import CallbackTasks
 from asgibus.interface_server.connections import keyed_offers
 from asgibus.interface_server.connections.connection import Connection
-from asgibus.interface_server.connections.keyed_offers import AGAIN_SECONDS, AT_ONCE, SETTLE_SECONDS
+from asgibus.interface_server.connections.keyed_offers import AGAIN_SECONDS, AT_ONCE, BACK_SECONDS, SETTLE_SECONDS
 from asgibus.interface_server.connections.registry import ConnectionRegistry
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.offers import AffinityKey, Offer
@@ -164,3 +164,20 @@ async def test_connections_wait_until_the_keys_are_assigned_again_and_no_longer(
     await site.tasks.wait()
     assert len({*site.bus.assigned}) == MANY
     assert site.bus.answer("worker!") == 1
+
+
+async def test_no_key_is_assigned_before_it_is_known_whether_the_layer_has_lost_them() -> None:
+    site = Site()
+    site.tick()
+    site.bus.available = False
+    site.open(1)
+    site.tick()
+    await site.tasks.wait()
+    site.bus.available = True
+    site.tick()
+    site.open(2)
+    await site.tasks.wait()
+    assert site.bus.offered == []
+    site.tick(BACK_SECONDS)
+    await site.tasks.wait()
+    assert site.bus.answer("worker!") == 2
