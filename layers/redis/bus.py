@@ -470,8 +470,8 @@ class RedisBus(Bus):
         self._pipeline.write(("ZRANGE", self._keys.processes, f"({now}", "+inf", "BYSCORE"), leases.append)
         try:
             announced = await self._pipeline.call("HGETALL", key, until=call_until())
-        except Refused as error:
-            if error.wrong_type:
+        except Refused as refused:
+            if refused.wrong_type:
                 self._found_wrong_type()
             raise
         live = leases[0] if leases and isinstance(leases[0], list) else ()
