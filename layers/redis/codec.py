@@ -159,7 +159,7 @@ class EntryCodec:
         if self._encryptor is not None:
             return self._encryptor.decrypt(place, data)
         if len(data) >= KEY_ID.stop:
-            raise UnknownKey(data[KEY_ID].hex())
+            raise UnknownKey(data[KEY_ID.start : KEY_ID.stop].hex())
         return data
 
 

@@ -107,3 +107,16 @@ def test_no_code_reads_the_slots_of_a_class(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         reads = isinstance(node, ast.Attribute) and node.attr in ("__slots__", "__dict__")
         assert not reads, f"line {node.lineno}: a compiled class has neither __slots__ nor __dict__"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_index_is_a_named_slice(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    slices = {
+        ast.unparse(node.target)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.AnnAssign) and node.value and ast.unparse(node.value).startswith("slice(")
+    }
+    for node in ast.walk(tree):
+        named = isinstance(node, ast.Subscript) and ast.unparse(node.slice) in slices
+        assert not named, f"line {node.lineno}: mypyc expects a number as the index of bytes"
