@@ -11,7 +11,8 @@ import pytest
 import redis
 
 from asgibus.layers import RedisChannelLayer
-from asgibus.layers.redis import heartbeat, inbox, redelivery
+from asgibus.layers.redis import heartbeat, redelivery
+from asgibus.layers.redis.local import inbox
 from support.bus import until
 from support.cluster import Cluster
 from support.redis import RedisServer
