@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[3]
-PACKAGES = sorted(path.name for path in (ROOT / "src" / "asgibus").iterdir() if path.is_symlink())
+LINKS = [path for path in (ROOT / "src" / "asgibus").iterdir() if path.is_symlink()]
+PACKAGES = sorted({path.resolve().relative_to(ROOT).parts[0] for path in LINKS})
 
 
 @pytest.mark.parametrize("package", PACKAGES)
