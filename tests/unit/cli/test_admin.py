@@ -1,5 +1,6 @@
 """The admin port over real sockets."""
 
+import gc
 import os
 import socket
 import sys
@@ -305,6 +306,15 @@ FLOODS = {
 }
 
 
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """Collect no garbage: a pass over the objects of all earlier tests takes longer than the server may."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize("flood", FLOODS)
 def test_a_flood_is_cut_off_and_does_not_hold_the_loop(address: Address, portal: BlockingPortal, flood: str) -> None:
     longest = 0.0
