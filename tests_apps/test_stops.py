@@ -59,7 +59,7 @@ def test_strawberry(serve: Callable[..., Site], protocol: str) -> None:
 
 
 def test_mcp(serve: Callable[..., Site]) -> None:
-    site = serve("mcp_app:app", *OPTIONS, workers=1, env={"MCP_SSE": "1"})
+    site = serve("mcp_app:app", *OPTIONS, workers=1, env={"MCP_MODE": "events"})
     with httpx.Client(base_url=site.url, trust_env=False) as client, connect_sse(client, "GET", "/sse") as source:
         events = source.iter_sse()
         assert next(events).event == "endpoint"
