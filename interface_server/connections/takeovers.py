@@ -20,7 +20,7 @@ class Takeovers:
 
     def __init__(self) -> None:
         self.waiting: dict[str, dict[int, Connection]] = {}
-        """Those that are not offered yet, in order; no entry for a pool without any."""
+        """The take-overs that are not offered yet, in order; no entry for a pool without any."""
         self._offered: dict[int, str] = {}  # the pools of those that no worker has begun
         self._counts: Counter[str] = Counter()  # of these, by pool
         self._moved_at: dict[str, float] = {}  # when the last one was offered

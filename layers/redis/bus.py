@@ -49,7 +49,7 @@ OFFERS_BY_KEY = ""  # announced as the pool, which no worker has: this process o
 
 
 class _Announcements(NamedTuple):
-    """What the living processes have announced."""
+    """The announcements of the living processes."""
 
     workers: list[Announced]
     offers_by_key: list[tuple[str, Sequence[str]]]

@@ -41,7 +41,7 @@ async def check_releases(store: Store, until: float) -> None:
 
 
 class Release:
-    """What a process with a lease publishes of its release."""
+    """The release and formats that a process with a lease publishes."""
 
     def __init__(self, store: Store, mailbox: str) -> None:
         """Prepare for the process of a mailbox."""

@@ -25,7 +25,7 @@ AT_ONCE = 50
 
 @dataclass
 class Report:
-    """What all readers together have seen."""
+    """The counts of all readers together."""
 
     streams: int
     events: int

@@ -96,7 +96,7 @@ def test_a_silent_deploy_is_no_disconnect(
 def test_a_rolling_restart_moves_each_socket_once(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
-    """What an old worker hands over goes to new ones: another old one would hand it over again."""
+    """A hand-over of an old worker goes to a new one: another old one would hand the socket over again."""
     workers = start_chaos_worker("--processes", 4, "--resume")
     interface = start_chaos_interface()
     workers.wait_for("supervisor ready")

@@ -53,7 +53,7 @@ def test_event_streams_outlive_their_workers(start: Start, start_chaos_interface
 def test_event_streams_of_a_paused_worker_move(
     start: Start, start_chaos_interface: Start, redis_url: str, figures: Figures
 ) -> None:
-    """What the paused worker sends later is of an earlier run, and reaches no client. Then Redis loses its data."""
+    """Frames of an earlier run, from the paused worker, reach no client. Then Redis loses its data."""
     paused, other = start(), start()
     with Readers(start_chaos_interface(), "/numbers", count=STREAMS) as readers:
         readers.wait_each_got(2)
