@@ -34,6 +34,7 @@ logger = logging.getLogger("asgibus.supervisor")
 SHORT_LIFE = 10.0  # seconds; a process that dies so young is likely to die again: a start takes some of them
 FIRST_PAUSE = 0.5  # seconds before the second restart in a row: about what a start costs a core
 LONGEST_PAUSE = 30.0  # seconds; whoever repairs the cause waits no longer than that
+LONGEST_PAUSE_SERVED = 1.0  # seconds, after a process that has served: its connections wait for the next one
 START_SECONDS = 300.0  # for a new process to serve in the place of an old one: apps that load models need minutes
 ANNOUNCE_SECONDS = 5.0  # the time of a lease: after that the others know by themselves
 MOVE_VARIABLE = "ASGIBUS_MOVE_FD"  # in the environment of a successor: the connection to the process before it
@@ -249,19 +250,20 @@ class RestartPause:
     def __init__(self) -> None:
         self._short_lives = 0
 
-    def after(self, age: float) -> float:
-        """Return the pause in seconds: none the first time, then from 0.5 doubling up to 30 while processes die young.
+    def after(self, age: float, *, served: bool) -> float:
+        """Return the pause in seconds: none the first time, then from 0.5 doubling while processes die young.
 
         Args:
             age: Seconds that the last process lived.
-
+            served: Whether the last process was ready before it died: then the pause is at most 1 s, otherwise 30 s.
         """
         if age >= SHORT_LIFE:
             self._short_lives = 0
         self._short_lives += 1
         if self._short_lives == 1:
             return 0.0
-        return min(FIRST_PAUSE * 2.0 ** min(self._short_lives - 2, 16), LONGEST_PAUSE)
+        longest = LONGEST_PAUSE_SERVED if served else LONGEST_PAUSE
+        return min(FIRST_PAUSE * 2.0 ** min(self._short_lives - 2, 16), longest)
 
 
 def supervise(
@@ -428,7 +430,7 @@ class Supervisor:
                 self._lifecycle.stop.set()
                 return
             else:
-                seconds = pause.after(process.age)
+                seconds = pause.after(process.age, served=process.was_ready)
                 when = f"in {seconds:g} s" if seconds else "now"
                 _log_end(process, f"starting another {when}")
                 await anyio.sleep(seconds)

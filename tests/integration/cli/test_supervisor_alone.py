@@ -136,9 +136,10 @@ async def test_repeated_crashes_lengthen_the_restart_pause(
 
 async def test_the_pauses() -> None:
     pause = RestartPause()
-    assert [pause.after(1) for _ in range(9)] == [0, 0.5, 1, 2, 4, 8, 16, 30, 30]
-    assert pause.after(60) == 0, "a long life did not reset the pause"
-    assert pause.after(1) == 0.5
+    assert [pause.after(1, served=False) for _ in range(9)] == [0, 0.5, 1, 2, 4, 8, 16, 30, 30]
+    assert pause.after(1, served=True) == 1, "connections wait for a process in the place of one that has served"
+    assert pause.after(60, served=True) == 0, "a long life did not reset the pause"
+    assert [pause.after(1, served=True) for _ in range(4)] == [0.5, 1, 1, 1]
 
 
 async def test_a_failed_start(supervised: Supervised) -> None:
