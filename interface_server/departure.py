@@ -150,7 +150,7 @@ class Departure:
             still_open = [each for each in part if each in self._sockets and not each.stays]
             first = len(self._ahead)
             self._ahead.update({each: first + index for index, each in enumerate(still_open)})
-            await channel.send(move.AHEAD, {"first": first}, [each.descriptor for each in still_open])
+            await channel.send(move.AHEAD, {"first": first}, [each.input.descriptor for each in still_open])
 
     async def _pass_on(self, channel: MoveChannel) -> None:
         """Stop, and send everything."""
@@ -180,7 +180,7 @@ class Departure:
             with_client.update(state["connection"]["number"] for state in states if state["connection"] is not None)
             self._moved.update(state["kind"] for state in states)
             body = {"sockets": states, "ahead": [self._ahead.get(each) for each in part]}
-            await channel.send(move.SOCKETS, body, [each.descriptor for each in part if each not in self._ahead])
+            await channel.send(move.SOCKETS, body, [each.input.descriptor for each in part if each not in self._ahead])
         listeners = [each.export(connections) for each in self._listeners]
         with_client.update(peer["connection"]["number"] for each in listeners for peer in each["peers"])
         listening += [each.descriptor for each in self._listeners]
@@ -202,7 +202,7 @@ class Departure:
             rest = []
             for each in waiting:
                 if each.may_move:
-                    each.hold()
+                    each.input.hold()
                 elif each in self._sockets and not each.stays:
                     rest.append(each)
             waiting = rest

@@ -33,6 +33,7 @@ from typing import IO, Any, NamedTuple, Protocol
 import anyio
 
 from asgibus.interface_server.connections.registry import ConnectionRegistry
+from asgibus.interface_server.read_scheduler import InputBuffer
 from asgibus.interface_server.terminator import Holder, Host, Listener
 from asgibus.layers.codec import pack, unpack
 
@@ -67,6 +68,8 @@ class MoveError(Exception):
 class Movable(Holder, Protocol):
     """A holder whose socket can move to another process."""
 
+    input: InputBuffer
+
     @property
     def stays(self) -> bool:
         """Return whether the socket is about to be closed, and needs the bus no more."""
@@ -74,13 +77,6 @@ class Movable(Holder, Protocol):
     @property
     def may_move(self) -> bool:
         """Return whether the state can be exported now: nothing has arrived in part, and all is written."""
-
-    @property
-    def descriptor(self) -> int:
-        """Return the file descriptor of the socket."""
-
-    def hold(self) -> None:
-        """Stop reading the socket until `go_on`."""
 
     def export(self) -> dict[str, Any]:
         """Return the state, of types that msgpack knows. To be called if `may_move`, and the socket is held."""

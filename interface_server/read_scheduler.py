@@ -61,6 +61,17 @@ class InputBuffer:
             if not self.held:
                 self._read_transport(not pause)
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether the socket is open, no slice of it is being read, and everything is written to it."""
+        return not (self.in_slice or self._transport.is_closing() or self._transport.get_write_buffer_size())
+
+    @property
+    def descriptor(self) -> int:
+        """The file descriptor of the socket."""
+        number: int = self._transport.get_extra_info("socket").fileno()
+        return number
+
     def hold(self) -> None:
         """Stop reading the transport until `release`, because the socket moves to another process."""
         if not self.held:

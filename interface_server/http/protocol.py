@@ -584,23 +584,7 @@ class HttpProtocol(asyncio.Protocol):
     @property
     def may_move(self) -> bool:
         """See `Movable`."""
-        return (
-            self._state in (OPEN, HALF_CLOSED)
-            and self._parser.may_move
-            and not self.input.in_slice
-            and not self._transport.is_closing()
-            and not self._transport.get_write_buffer_size()
-        )
-
-    @property
-    def descriptor(self) -> int:
-        """See `Movable`."""
-        number: int = self._transport.get_extra_info("socket").fileno()
-        return number
-
-    def hold(self) -> None:
-        """See `Movable`."""
-        self.input.hold()
+        return self._state in (OPEN, HALF_CLOSED) and self._parser.may_move and self.input.at_rest
 
     def export(self) -> dict[str, Any]:
         """See `Movable`."""

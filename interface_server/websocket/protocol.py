@@ -489,20 +489,8 @@ class WebSocketProtocol(asyncio.Protocol):
             and self._connection is not None
             and self._inflation is None
             and self._partial_is_known()
-            and not self.input.in_slice
-            and not self._transport.is_closing()
-            and not self._transport.get_write_buffer_size()
+            and self.input.at_rest
         )
-
-    @property
-    def descriptor(self) -> int:
-        """See `Movable`."""
-        number: int = self._transport.get_extra_info("socket").fileno()
-        return number
-
-    def hold(self) -> None:
-        """See `Movable`."""
-        self.input.hold()
 
     def export(self) -> dict[str, Any]:
         """See `Movable`."""

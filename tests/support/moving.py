@@ -16,7 +16,7 @@ class Moved(Socket):
         super().__init__(**settings)
         protocol = old.protocol
         assert protocol.may_move
-        protocol.hold()
+        protocol.input.hold()
         assert not old.transport.reading
         state, table = unpack(pack((protocol.export(), old.connections.export())))
         protocol.moved()
