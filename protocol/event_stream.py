@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from asgibus.protocol.connect_request import Headers
-from asgibus.protocol.header_lines import find_content, split_lines
+from asgibus.protocol.header_lines import find_content, is_encoded
 
 LAST_EVENT_ID: Final = b"last-event-id"
 LONGEST_EVENT: Final = 64 * 1024  # bytes of an unfinished event that are held; of a longer one all bytes are passed on
@@ -38,11 +38,6 @@ def is_event_stream(status: int, headers: bytes) -> bool:
     lengths, content_type = find_content(headers)
     streams = status == 200 and not lengths and content_type[:17].lower() == b"text/event-stream"
     return streams and not is_encoded(headers)
-
-
-def is_encoded(headers: bytes) -> bool:
-    """Return whether a body is compressed, or encoded in another way, and so cannot be read."""
-    return any(name == b"content-encoding" and value.lower() != b"identity" for name, value in split_lines(headers))
 
 
 def retry_line(chance: float, milliseconds: int = RETRY_MS) -> bytes:

@@ -1,4 +1,4 @@
-"""The headers of a response as lines, from the event of a worker to the head that the client gets.
+"""The headers of a response as lines, from the event of a worker to the head that the client gets, and its body.
 
 A line is `name: value` with the name in lower case, ended by CRLF: RFC 9112 section 5. A worker checks the headers of
 the app and makes the lines. An interface server checks them again, as anyone may have written them to the store, and
@@ -118,6 +118,58 @@ def find_content(lines: bytes) -> tuple[list[bytes], bytes]:
     return lengths, content_type
 
 
+def is_encoded(lines: bytes) -> bool:
+    """Return whether a body is compressed, or encoded in another way, and so cannot be read."""
+    return any(name == b"content-encoding" and value.lower() != b"identity" for name, value in split_lines(lines))
+
+
 def is_length(value: bytes) -> bool:
     """Return whether a value is valid for a Content-Length header: digits, and no more than a body can have."""
     return value.isdigit() and len(value) <= MAX_LENGTH_DIGITS
+
+
+class AnnouncedBody:
+    """The body of a response, as its head announces it.
+
+    Args:
+        status: The status of the response.
+        lines: The headers.
+        head_only: Whether the request was a HEAD.
+        may_stream: Whether the body may be an event stream: it has no trailers, and is not the refusal of a WebSocket.
+    """
+
+    __slots__ = ("is_encoded", "is_event_stream", "remaining")
+
+    def __init__(self, status: int, lines: bytes, *, head_only: bool, may_stream: bool) -> None:
+        self.remaining: int | None = None
+        """The bytes that are left of the content-length; None if there is none, or no body."""
+        self.is_event_stream = False
+        """Whether this is an event stream, which lasts until either side ends it."""
+        self.is_encoded = False
+        """Whether this event stream is compressed."""
+        if head_only or status in (204, 304):
+            return
+        lengths, content_type = find_content(lines)
+        if lengths:
+            self.remaining = int(lengths[0])
+        elif may_stream:
+            self.is_event_stream = content_type[:17].lower() == b"text/event-stream"
+            self.is_encoded = self.is_event_stream and is_encoded(lines)
+
+    def count(self, length: int, *, last: bool) -> None:
+        """Count a part of the body.
+
+        Args:
+            length: The bytes of the part.
+            last: Whether it is the last part.
+
+        Raises:
+            RuntimeError: The body is longer or shorter than its content-length.
+        """
+        if self.remaining is None:
+            return
+        if length > self.remaining:
+            raise RuntimeError("the response's body is longer than its content-length")
+        self.remaining -= length
+        if last and self.remaining:
+            raise RuntimeError(f"the response's body is {self.remaining} bytes shorter than its content-length")

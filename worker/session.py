@@ -50,6 +50,7 @@ from asgibus.protocol.events import (
     encode,
     size,
 )
+from asgibus.protocol.header_lines import AnnouncedBody
 from asgibus.protocol.states import (
     HTTP_TABLE,
     RUN_TABLE,
@@ -62,9 +63,9 @@ from asgibus.protocol.states import (
 )
 from asgibus.protocol.stream import PART, ReliableStream
 from asgibus.worker import endings
-from asgibus.worker.announced_body import AnnouncedBody
 from asgibus.worker.connection import Extension
 from asgibus.worker.outbox import Outbox, OutboxHost, Waiters, add_waiter, wake
+from asgibus.worker.pending_changes import PendingChanges
 from asgibus.worker.sendfile import send_file
 from asgibus.worker.silent_run import SilentRun
 
@@ -137,10 +138,10 @@ class Session:
     __slots__ = (
         "_app_state",
         "_body",
+        "_changes",
         "_connecting",
         "_disconnect",
         "_expects_continue",
-        "_group_waiters",
         "_head_only",
         "_held",
         "_inbox",
@@ -214,7 +215,7 @@ class Session:
         self._streaming = False  # whether the app has sent a part of the body that is not the last one
         self._own_end: Event | None = None  # the disconnect that follows the app's own close
         # Groups and state.
-        self._group_waiters: list[tuple[str, asyncio.Future[None]]] | None = None
+        self._changes: PendingChanges | None = None  # of the groups; few connections ever change them
         self._saved_bytes = request.state
         self._saved: dict[str, Any] | None = None
         self.scope = build_scope(request)
@@ -419,7 +420,8 @@ class Session:
                 if self._outbox.closed:
                     return
         elif code == RESPONSE_START or code == RESPONSE_START_TRAILERS:
-            self._body = AnnouncedBody(event, head_only=self._head_only, is_http=self.is_http)
+            streams = code == RESPONSE_START and self.is_http
+            self._body = AnnouncedBody(event[1], event[2], head_only=self._head_only, may_stream=streams)
         elif (code == MESSAGE_SENT or code == OTHER_SENT) and len(event[-1]) > MAX_MESSAGE_BYTES:
             raise MessageTooLarge(len(event[-1]), MAX_MESSAGE_BYTES)
         elif code == ACCEPT:
@@ -534,25 +536,11 @@ class Session:
             raise ClientDisconnected("another run serves the client, which keeps its memberships")
         if self._outbox.closed or self._disconnect is not None:
             raise ClientDisconnected("the client is gone, and with it its memberships")
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._group_waiters = [*(self._group_waiters or ()), (group, waiter)]
+        self._changes = self._changes or PendingChanges()
+        waiter = self._changes.add(group)
         self.flush()
         self._outbox.post((code, group))
         await waiter
-
-    def _on_group_done(self, group: str, error: str | None) -> None:
-        """Wake the task that has waited longest for that group."""
-        waiters = self._group_waiters or []
-        for index, (name, waiter) in enumerate(waiters):
-            if name == group:
-                del waiters[index]
-                if waiter.done():
-                    pass  # the app has stopped waiting
-                elif error is None:
-                    waiter.set_result(None)
-                else:
-                    waiter.set_exception(LayerUnavailable(error))
-                return
 
     @property
     def state(self) -> dict[str, Any]:
@@ -617,7 +605,8 @@ class Session:
             return
         if code == GROUP_DONE:
             self._outbox.consume(size(event), self._next_number)
-            self._on_group_done(event[2], event[1])
+            if self._changes is not None:
+                self._changes.on_reply(event[2], None if event[1] is None else LayerUnavailable(event[1]))
             return
         self._inbox.append((self.stream.expected - 1, event))
         if code == WEBSOCKET_DISCONNECT:
@@ -699,14 +688,14 @@ class Session:
         """Wake every task that waits to send, because nothing can be sent any more."""
         self._outbox.close()
         self._resolve_confirmation()
-        why = "another run serves the client" if self.handed_over else "the client is gone, and with it its memberships"
-        for _, waiter in self._group_waiters or ():
-            if self.silent_run is not None and self.silent_run.cancelled:
-                waiter.cancel()
-            elif not waiter.done():
-                waiter.set_exception(ClientDisconnected(why))
-                waiter.exception()  # marks it as retrieved: the app may have stopped waiting
-        self._group_waiters = None
+        if self._changes is None:
+            return
+        if self.silent_run is not None and self.silent_run.cancelled:
+            self._changes.end(None)
+        else:
+            gone = "the client is gone, and with it its memberships"
+            why = "another run serves the client" if self.handed_over else gone
+            self._changes.end(partial(ClientDisconnected, why))
 
     # The end.
 
