@@ -358,7 +358,7 @@ class Bus(ABC):
 
     @abstractmethod
     async def join_group(self, group: str) -> None:
-        """Add this process's mailbox to a group.
+        """Add this process's mailbox to a group, of an app or an internal one.
 
         Once this returns, every `group_send` from any process reaches the handler.
 

@@ -5,6 +5,8 @@ A name is 1 to 100 characters of `[A-Za-z0-9._-]`. One `!` splits a process-loca
 
 The channels that an app makes with `new_channel` begin with a prefix of its choice: `chat.p4f9c2a!17`. All channels of
 one process share a mailbox, whose name depends on the id of the process alone.
+
+An internal group has a name that no app can give to a group: a kind and a name, with a colon between.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ CHANNELS_ROLE = "specific."  # the prefix that `new_channel` has by default
 
 _CHANNEL = re.compile(r"[A-Za-z0-9._-]+(?:![A-Za-z0-9._-]*)?\Z", re.ASCII)
 _GROUP = re.compile(r"[A-Za-z0-9._-]+\Z", re.ASCII)
+_INTERNAL_GROUP = re.compile(rf"[a-z]{{1,10}}:[A-Za-z0-9._-]{{1,{MAX_NAME_LENGTH}}}\Z", re.ASCII)
 
 
 def require_channel(name: object, *, whole: bool = False) -> str:
@@ -47,6 +50,13 @@ def require_group(name: object) -> str:
     if isinstance(name, str) and len(name) <= MAX_NAME_LENGTH and _GROUP.match(name):
         return name
     raise TypeError(f"group names are 1 to {MAX_NAME_LENGTH} ASCII letters, digits, '.', '-' or '_'; not {name!r}")
+
+
+def require_any_group(name: object) -> str:
+    """Return `name` if it is the name of a group of an app, or of an internal one, else raise TypeError."""
+    if isinstance(name, str) and _INTERNAL_GROUP.match(name):
+        return name
+    return require_group(name)
 
 
 def split_local(name: str) -> tuple[str, str] | None:

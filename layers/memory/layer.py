@@ -34,7 +34,14 @@ from asgibus.layers.errors import ChannelFull, ForeignChannel
 from asgibus.layers.frames import DEAD, GROUP_MESSAGE, MESSAGE
 from asgibus.layers.memory.assignments import Assignments
 from asgibus.layers.memory.queues import Queues
-from asgibus.layers.names import claimant_channel, new_mailbox, require_channel, require_group, split_local
+from asgibus.layers.names import (
+    claimant_channel,
+    new_mailbox,
+    require_any_group,
+    require_channel,
+    require_group,
+    split_local,
+)
 from asgibus.layers.offers import AffinityKey, Claim, Offer
 from asgibus.layers.over_capacity import OverCapacity
 from asgibus.layers.settings import (
@@ -501,10 +508,10 @@ class MemoryBus(Bus):
         return None
 
     async def join_group(self, group: str) -> None:
-        self._layer._join(require_group(group), self.mailbox, math.inf)
+        self._layer._join(require_any_group(group), self.mailbox, math.inf)
 
     async def leave_group(self, group: str) -> None:
-        self._layer._leave(require_group(group), self.mailbox)
+        self._layer._leave(require_any_group(group), self.mailbox)
 
     async def drain(self) -> None:
         """Do nothing, like `posted`."""

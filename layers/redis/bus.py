@@ -22,7 +22,7 @@ from asgibus.layers.contract import (
 )
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.frames import DEAD, GROUP_MESSAGE, LOCAL_MESSAGES, MEMBERSHIP, MESSAGE
-from asgibus.layers.names import claimant_channel, require_channel, require_group, split_local
+from asgibus.layers.names import claimant_channel, require_any_group, require_channel, require_group, split_local
 from asgibus.layers.offers import AffinityKey, Claim, Offer
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.assignments import Assignments
@@ -517,10 +517,10 @@ class RedisBus(Bus):
         return self._loop.time() + self._wait
 
     async def join_group(self, group: str) -> None:
-        await self._memberships.join(require_group(group), self._until())
+        await self._memberships.join(require_any_group(group), self._until())
 
     async def leave_group(self, group: str) -> None:
-        await self._memberships.leave(require_group(group), self._until())
+        await self._memberships.leave(require_any_group(group), self._until())
 
     async def drain(self) -> None:
         await self._pipeline.drain()

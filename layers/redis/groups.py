@@ -20,7 +20,7 @@ from asgibus.layers.codec import pack_message
 from asgibus.layers.contract import Frame, Message
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.frames import GROUP_MESSAGE
-from asgibus.layers.names import mailbox_of, require_group
+from asgibus.layers.names import mailbox_of, require_any_group
 from asgibus.layers.over_capacity import OverCapacity
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.client import ignore_reply
@@ -487,7 +487,7 @@ async def _remove_dead(store: GroupStore, mailbox: str, lifetime: int, died: int
     wrong_type = False
     try:
         while groups := await pipeline.call("SPOP", joined, AT_ONCE):
-            names = store.entries.valid_names(joined, groups, require_group)
+            names = store.entries.valid_names(joined, groups, require_any_group)
             arguments = (mailbox, lifetime, died)
             await asyncio.gather(
                 *(pipeline.call("EVAL", scripts.GROUP_REMOVE_DEAD, 1, keys.group(name), *arguments) for name in names)

@@ -2,7 +2,14 @@ import re
 
 import pytest
 
-from asgibus.layers.names import MAX_NAME_LENGTH, new_mailbox, require_channel, require_group, split_local
+from asgibus.layers.names import (
+    MAX_NAME_LENGTH,
+    new_mailbox,
+    require_any_group,
+    require_channel,
+    require_group,
+    split_local,
+)
 
 GOOD = ["a", "A-z.0_9", "x" * MAX_NAME_LENGTH, "..", "-"]
 BAD = [
@@ -64,3 +71,21 @@ def test_mailbox_names_are_unique() -> None:
     names = {new_mailbox("interface") for _ in range(1000)}
     assert len(names) == 1000
     assert all(require_channel(name).startswith("interface.") and name.endswith("!") for name in names)
+
+
+@pytest.mark.parametrize("name", ["user:1", "stream:" + "x" * MAX_NAME_LENGTH, "a", "A-z.0_9"])
+def test_any_group(name: str) -> None:
+    assert require_any_group(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["user:", ":1", "User:1", "a:b:c", "a:b\n", "a:b!", "stream:" + "x" * 101, "a/b", b"a:b"]
+)
+def test_no_group_at_all(name: object) -> None:
+    with pytest.raises(TypeError, match="group names are"):
+        require_any_group(name)
+
+
+def test_no_app_can_name_an_internal_group() -> None:
+    with pytest.raises(TypeError):
+        require_group("user:1")
