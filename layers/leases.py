@@ -99,6 +99,8 @@ class PeerTable:
     def __init__(self, own: str) -> None:
         self._own = own
         self._states: dict[str, PeerState] = {}
+        self.alive: set[str] = set()
+        """The mailboxes of the processes that are alive: for these, `watch` does nothing."""
 
     def state(self, mailbox: str) -> PeerState:
         """Return the state of a process."""
@@ -129,8 +131,7 @@ class PeerTable:
 
     def watch(self, mailbox: str) -> None:
         """Note that a process posted a frame, or that a post to it failed: a later heartbeat tells whether it died."""
-        if self._states.get(mailbox) is not PeerState.ALIVE:  # called for every batch
-            self._apply(mailbox, PeerEvent.WATCH)
+        self._apply(mailbox, PeerEvent.WATCH)
 
     def declare_dead(self, mailbox: str) -> bool:
         """Note that another process has declared a process dead. Return whether it was not known to be dead."""
@@ -149,6 +150,10 @@ class PeerTable:
         after = TABLE.get((before, event))
         if after is None:
             raise IllegalPeerEvent(before, event)
+        if after is PeerState.ALIVE:
+            self.alive.add(mailbox)
+        else:
+            self.alive.discard(mailbox)
         if after is PeerState.UNKNOWN:
             del self._states[mailbox]
         else:

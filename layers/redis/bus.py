@@ -145,6 +145,7 @@ class RedisBus(Bus):
             (self._consumer, self._acking_consumer),
             self,
         )
+        self._alive = self._heartbeat.peers.alive  # looked into for every batch
         self.time = self._heartbeat.time
         """Returns the time in seconds by Redis's clock, or slightly ahead of it."""
 
@@ -243,7 +244,8 @@ class RedisBus(Bus):
 
     def _batch(self, sender: str, frames: Sequence[Frame], sent: float) -> None:
         if sender:
-            self._heartbeat.peer_seen(sender)
+            if sender not in self._alive:
+                self._heartbeat.peers.watch(sender)  # its death matters from now on
         else:
             frames, again = self._deduplicator.check(frames, sent)
             if again:

@@ -130,8 +130,8 @@ class Heartbeat:
         self._due = asyncio.Event()
         local = has_channels(mailbox)
         self._reaper = Reaper(store, mailbox, memberships, self._due.set, counted=not local)
-        self.peer_seen = self._reaper.peers.watch  # called for every batch
-        """Note that a process posted something: its death matters from now on."""
+        self.peers = self._reaper.peers
+        """The states of the other processes."""
         self._watch = ConnectionWatch(store)
         # The event loop of process-local channels belongs to the layer, so that no app blocks it.
         self._thread = None if local else LeaseThread(store.address, store.keys, mailbox, self._watch, self._due.set)
@@ -158,7 +158,7 @@ class Heartbeat:
         return {
             "run_id": self._run_id,
             "epoch": self._epoch,
-            "peers": self._reaper.peers.export(),
+            "peers": self.peers.export(),
             "deaths": self._store.deaths,
         }
 
@@ -171,7 +171,7 @@ class Heartbeat:
         self._run_id = state["run_id"]
         self._epoch = state["epoch"]
         self._renewed_at = self._loop.time()
-        self._reaper.peers.restore(state["peers"])
+        self.peers.restore(state["peers"])
         self._store.deaths.update(state["deaths"])
         self._due.set()
 
@@ -214,7 +214,7 @@ class Heartbeat:
 
     def mailbox_missing(self, mailbox: str) -> None:
         """Note that a mailbox does not exist: its process is dead, or it will create the mailbox again."""
-        self._reaper.peers.watch(mailbox)
+        self.peers.watch(mailbox)
         if mailbox == self._mailbox:
             self._due.set()
 
@@ -344,7 +344,7 @@ class Heartbeat:
     async def _repair(self, vanished: bool, run_id: str) -> None:
         """Put the mailbox, its reader and the memberships in their places again. Raises LayerUnavailable."""
         until = self._loop.time() + PATIENCE_SECONDS
-        self._reaper.peers.reset()
+        self.peers.reset()
         self._host.data_may_be_lost(run_id)
         if vanished:
             await self._reader.restart(lambda client: self._pipeline.call("CLIENT", "UNBLOCK", client, until=until))

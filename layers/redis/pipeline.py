@@ -102,7 +102,7 @@ class Pipeline:
 
     def __init__(self, address: Address, keys: Keys, entries: EntryCodec, name: str, outage: Outage) -> None:
         self._loop = asyncio.get_running_loop()
-        self._keys = keys
+        self._mailbox_keys = keys.mailbox("")  # the beginning of the key of each mailbox
         self._entries = entries
         self._counts = outage.counts
         self._link = ReconnectingConnection(address, name, outage, self._on_up, self._on_down)
@@ -345,7 +345,7 @@ class Pipeline:
             batches, self._batches = self._batches, {}
             for batch in batches.values():
                 gone = self._on_posted(batch.sender, batch.mailbox)
-                key = self._keys.mailbox(batch.mailbox)
+                key = self._mailbox_keys + batch.mailbox
                 for frames in batch.entries:
                     try:
                         payload = self._entries.pack(key, (PAYLOAD_VERSION, batch.sender.mailbox, frames))

@@ -82,7 +82,7 @@ class Producer:
         self._assignments = assignments
         self._loop = asyncio.get_running_loop()
         self._pipeline = store.pipeline
-        self._keys = store.keys
+        self._queues = store.keys.shared("")  # the beginning of the key of each queue
         self._entries = store.entries
         self._mailbox_key = store.keys.mailbox(mailbox)
         self._outage = store.outage
@@ -97,7 +97,7 @@ class Producer:
 
     def offer(self, channel: str, entry: Any, once: bool) -> Offer:
         """Offer an entry: see `Bus.offer`."""
-        key = self._keys.shared(channel)
+        key = self._queues + channel
         payload = self._entries.pack(key, entry)
         state = _Entry(key, payload, max(0, self._now() - CLOCK_STEP_MS))
         state.generation = self._generation
@@ -227,7 +227,7 @@ class Producer:
             offer.state = None
             return
         offer.channel = claimant_channel(claimant)
-        state.key = self._keys.shared(offer.channel)
+        state.key = self._queues + offer.channel
         if entry_id:
             self._settle(offer, state, entry_id)
 
@@ -354,7 +354,7 @@ class Consumer:
             on_wrong_type: Called when the key of a queue has another type.
         """
         self._loop = asyncio.get_running_loop()
-        self._keys = store.keys
+        self._queues = store.keys.shared("")  # the beginning of the key of each queue
         self._entries = store.entries
         self._pipeline = store.pipeline
         self._counts = store.outage.counts
@@ -395,7 +395,7 @@ class Consumer:
             return []
         if self._asked != tuple(channels):
             self._asked = tuple(channels)
-            asked = {self._keys.shared(channel): channel for channel in channels}
+            asked = {self._queues + channel: channel for channel in channels}
             if self._own_key:
                 asked[self._own_key] = self._own
             self._channels |= asked
@@ -421,7 +421,7 @@ class Consumer:
         """Claim what is offered to this process alone, too, from now on. Its entries are of that place."""
         if self._own_key or self._stopped:
             return
-        self._own_key = self._keys.shared(self._own)
+        self._own_key = self._queues + self._own
         self._own_place = place
         self._channels[self._own_key] = self._own
         if self._asked:
@@ -458,11 +458,11 @@ class Consumer:
 
     def ack(self, claim: Claim) -> None:
         """Acknowledge a claim: see `Bus.done`."""
-        self._pipeline.ack(self._keys.shared(claim.channel), claim.id, self._ack_callback)
+        self._pipeline.ack(self._queues + claim.channel, claim.id, self._ack_callback)
 
     def release(self, claim: Claim, why: str) -> None:
         """Give a claim back: see `Bus.release`."""
-        self._release(self._keys.shared(claim.channel), claim.id, why)
+        self._release(self._queues + claim.channel, claim.id, why)
 
     @property
     def active(self) -> bool:
@@ -687,7 +687,7 @@ class Consumer:
 
     def requeue(self, claim: Claim) -> None:
         """Return a claim to its queue: see `Bus.requeue`."""
-        key = self._keys.shared(claim.channel)
+        key = self._queues + claim.channel
         self._pipeline.write(("EVAL", scripts.REQUEUE, 1, key, claim.id), lambda _: self._held.discard((key, claim.id)))
 
     def _on_acked(self, key: str, ids: list[bytes]) -> None:
