@@ -84,6 +84,17 @@ def unpack_message(data: bytes) -> dict[str, Any]:
     return message
 
 
+def unpack_items(data: bytes) -> list[Any]:
+    """Unpack an array, with lists for arrays in it. Raises ValueError if `data` is not an array."""
+    try:
+        items = msgpack.unpackb(data, use_list=True, raw=False, strict_map_key=False)
+    except (ValueError, TypeError, msgpack.UnpackException):  # as in `unpack_message`
+        items = listed(unpack(data))
+    if not isinstance(items, list):
+        raise ValueError(f"not an array: {type(items).__name__}")
+    return items
+
+
 def listed(value: Any) -> Any:
     """Copy a value, with lists for tuples. There is no recursion, as messages may be nested to any depth."""
     top = [value]

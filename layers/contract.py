@@ -13,13 +13,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from asgibus.layers.codec import unpack
 from asgibus.layers.errors import ChannelFull, LayerUnavailable, MessageTooLarge
 from asgibus.layers.names import require_channel, require_group
 from asgibus.layers.offers import AffinityKey, Claim, Offer
-from asgibus.layers.settings import LayerSettings
+from asgibus.layers.settings import LayerSettings, StreamLimits
+
+if TYPE_CHECKING:
+    from asgibus.layers.streams import Stream
 
 Message = dict[str, Any]
 Frame = tuple[Any, ...]
@@ -525,6 +528,19 @@ class ChannelLayer(ABC):
             MessageTooLarge: The packed message is larger than 16 MiB.
             LayerUnavailable: The store could not be reached in time.
         """
+
+    def stream(self, name: str, limits: StreamLimits | None = None) -> Stream:
+        """Return a stream: a named channel whose entries are kept, numbered and followed. There is no IO.
+
+        Args:
+            name: The name of the stream.
+            limits: What its writers keep, instead of the `stream_limits` of the layer.
+
+        Raises:
+            TypeError: The name is not valid.
+            NotImplementedError: The layer has no streams. Those that have some name "streams" in `extensions`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no streams")
 
     @abstractmethod
     async def channel_statistics(self, channel: str) -> Statistics:

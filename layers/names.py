@@ -59,6 +59,18 @@ def require_any_group(name: object) -> str:
     return require_group(name)
 
 
+def require_stream(name: object) -> str:
+    """Return `name` if it is the name of a stream. Raises TypeError with the rule."""
+    if isinstance(name, str) and len(name) <= MAX_NAME_LENGTH and _GROUP.match(name):
+        return name
+    raise TypeError(f"stream names are 1 to {MAX_NAME_LENGTH} ASCII letters, digits, '.', '-' or '_'; not {name!r}")
+
+
+def stream_group(stream: str) -> str:
+    """Return the group of the followers of a stream."""
+    return f"stream:{stream}"
+
+
 def split_local(name: str) -> tuple[str, str] | None:
     """Return (mailbox, local part) of a process-local name, None for an ordinary one."""
     owner, mark, local = name.partition("!")

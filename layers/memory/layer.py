@@ -34,6 +34,7 @@ from asgibus.layers.errors import ChannelFull, ForeignChannel
 from asgibus.layers.frames import DEAD, GROUP_MESSAGE, MESSAGE
 from asgibus.layers.memory.assignments import Assignments
 from asgibus.layers.memory.queues import Queues
+from asgibus.layers.memory.streams import MemoryStreams
 from asgibus.layers.names import (
     claimant_channel,
     new_mailbox,
@@ -49,15 +50,20 @@ from asgibus.layers.settings import (
     EXPIRY_SECONDS,
     GROUP_EXPIRY_SECONDS,
     LayerSettings,
+    LimitsByPattern,
     Pattern,
+    StreamLimits,
     require_delay,
 )
+from asgibus.layers.streams import Stream
 
 logger = logging.getLogger("asgibus.layers")
 
 
 class InMemoryChannelLayer(ChannelLayer):
     """A channel layer within one process, for development, tests and the embedded mode."""
+
+    extensions = (*ChannelLayer.extensions, "streams")
 
     def __init__(
         self,
@@ -66,6 +72,7 @@ class InMemoryChannelLayer(ChannelLayer):
         group_expiry: float = GROUP_EXPIRY_SECONDS,
         capacity: int = CAPACITY,
         channel_capacity: Mapping[Pattern, int] | None = None,
+        stream_limits: LimitsByPattern | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make a layer whose messages are in this object.
@@ -76,13 +83,19 @@ class InMemoryChannelLayer(ChannelLayer):
             capacity: How many unread messages a channel holds; 100 by default.
             channel_capacity: Other capacities, by glob or compiled pattern of the channel's name. The first match
                 counts.
+            stream_limits: Other limits of streams, by glob or compiled pattern of the stream's name: StreamLimits, or a
+                dict of `entries`, `bytes` and `kept`. The first match counts.
             clock: Returns the time in seconds; tests may replace it.
 
         Raises:
             ValueError: An option is not valid.
         """
         self.settings = LayerSettings.of(
-            expiry=expiry, group_expiry=group_expiry, capacity=capacity, channel_capacity=channel_capacity
+            expiry=expiry,
+            group_expiry=group_expiry,
+            capacity=capacity,
+            channel_capacity=channel_capacity,
+            stream_limits=stream_limits,
         )
         self.counts = Counter()
         self._over_capacity = OverCapacity(self.counts)
@@ -101,6 +114,7 @@ class InMemoryChannelLayer(ChannelLayer):
         self._claimed = 0
         self._orphans: list[Claim] = []  # claims of closed buses, until another bus claims from their channels
         self._assignments = Assignments(clock)
+        self._streams = MemoryStreams(self, clock)
 
     @property
     def client_prefix(self) -> str:
@@ -135,7 +149,10 @@ class InMemoryChannelLayer(ChannelLayer):
         self._leave(require_group(group), require_channel(channel))
 
     async def group_send(self, group: str, message: Message) -> None:
-        require_group(group)
+        await self.send_to_group(require_group(group), message)
+
+    async def send_to_group(self, group: str, message: Message) -> None:
+        """Send a message to every member of a group, of an app or of the layer itself."""
         packed = pack_message(message)
         with self._lock:
             self._end_memberships(group)
@@ -154,6 +171,9 @@ class InMemoryChannelLayer(ChannelLayer):
             self._over_capacity.missed(f"group {group}", missed, len(targets))
         await asyncio.sleep(0)  # as in `send`
 
+    def stream(self, name: str, limits: StreamLimits | None = None) -> Stream:
+        return Stream(self._streams, name, limits or self.settings.limits_of(name), self.settings.wait)
+
     async def channel_statistics(self, channel: str) -> Statistics:
         local = split_local(require_channel(channel, whole=True))
         if local is not None and not local[0].endswith(self._process):
@@ -167,6 +187,7 @@ class InMemoryChannelLayer(ChannelLayer):
         self._queues.clear()
         with self._lock:
             self._groups.clear()
+        self._streams.clear()
 
     async def close(self) -> None:
         """Do nothing: the store is this object."""
@@ -237,6 +258,14 @@ class InMemoryChannelLayer(ChannelLayer):
             logger.info("a message to %s was dropped: its process is gone", channel)
         else:
             self._queues.put(channel, message, delay=delay)
+
+    def follow(self, group: str, channel: str) -> None:
+        """Add a channel to a group of the layer itself."""
+        self._join(group, channel, self._clock() + self.group_expiry)
+
+    def unfollow(self, group: str, channel: str) -> None:
+        """Remove a channel from a group of the layer itself."""
+        self._leave(group, channel)
 
     def _join(self, group: str, member: str, until: float) -> None:
         now = self._clock()

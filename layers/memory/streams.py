@@ -1,0 +1,273 @@
+"""The streams of the memory layer: the model of `redis/streams/`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from asgibus.layers.codec import unpack_items
+from asgibus.layers.contract import Message
+from asgibus.layers.errors import ChannelFull, WriterFenced
+from asgibus.layers.names import stream_group
+from asgibus.layers.settings import StreamLimits
+from asgibus.layers.streams.offsets import BEGINNING, Offset
+from asgibus.layers.streams.page import Broadcast, Page, StreamState
+from asgibus.layers.streams.store import (
+    ANOTHER_WRITER,
+    CANCELLED,
+    DELETED,
+    FENCED,
+    NOT_OPEN,
+    WRITER_GONE,
+    WRITER_SECONDS,
+    Batch,
+    WriterIdentity,
+)
+
+DELETED_SECONDS = 60.0  # for which it is known that a stream was deleted
+
+
+class Layer(Protocol):
+    """The layer, as its streams use it."""
+
+    async def new_channel(self, prefix: str = ...) -> str: ...
+
+    async def receive(self, channel: str) -> Message: ...
+
+    async def send(self, channel: str, message: Message) -> None: ...
+
+    async def send_to_group(self, group: str, message: Message) -> None: ...
+
+    def follow(self, group: str, channel: str) -> None: ...
+
+    def unfollow(self, group: str, channel: str) -> None: ...
+
+
+class _Stored:
+    """One stream."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.term = 0
+        self.writer = ""  # its channel
+        self.first = 1  # the number of the first entry that is kept
+        self.last = 0
+        self.bytes = 0
+        self.batches: deque[Batch] = deque()
+        self.state = StreamState.OPEN
+        self.error = ""
+        self.cancelled = False
+        self.fails_at = 0.0  # while it is open: when it fails unless its writer gives a sign of life
+        self.expires_at = 0.0
+
+    def trim(self, limits: StreamLimits) -> None:
+        """Drop what is over the limits."""
+        self.first = max(self.first, self.last - limits.entries + 1)
+        while self.batches and self.batches[0].last < self.first:
+            self.bytes -= len(self.batches.popleft().packed)
+        while len(self.batches) > 1 and self.bytes > limits.bytes:
+            dropped = self.batches.popleft()
+            self.bytes -= len(dropped.packed)
+            self.first = dropped.last + 1
+
+    def read(self, after: int, limit: int) -> list[tuple[Offset, Any]]:
+        """Return up to `limit` entries with higher numbers."""
+        begin = max(after + 1, self.first)
+        found: list[tuple[Offset, Any]] = []
+        for batch in self.batches:
+            if batch.last < begin or len(found) >= limit:
+                continue
+            numbered = enumerate(unpack_items(batch.packed), batch.first)
+            found += ((Offset(self.epoch, number), item) for number, item in numbered if number >= begin)
+        return found[:limit]
+
+
+class MemoryStreams:
+    """The streams of a memory layer: see `StreamStore`. Methods may be called from any event loop.
+
+    Args:
+        layer: The layer.
+        clock: Returns the time in seconds.
+    """
+
+    def __init__(self, layer: Layer, clock: Callable[[], float]) -> None:
+        self._layer = layer
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._streams: dict[str, _Stored] = {}
+        self._last_epoch = 0
+
+    def clear(self) -> None:
+        """Forget all streams, as a store that loses its data."""
+        with self._lock:
+            self._streams.clear()
+
+    async def begin(self, name: str, writer: WriterIdentity, *, restart: bool) -> Page:
+        with self._lock:
+            stream = self._find(name)
+            fenced = stream.writer if stream is not None and stream.state is StreamState.OPEN else ""
+            if stream is None or stream.state is not StreamState.OPEN or restart:
+                # Who pressed "stop" while no writer was there means the writer that comes.
+                cancelled = stream is not None and stream.state is StreamState.OPEN and stream.cancelled and not fenced
+                stream = self._streams[name] = _Stored(self._new_epoch())
+                stream.cancelled = cancelled
+            stream.term += 1
+            stream.writer = writer.channel
+            writer.epoch, writer.term = stream.epoch, stream.term
+            self._keep_open(stream, writer)
+            page = self._page(stream, BEGINNING, 0)
+        await self._fence(fenced, ANOTHER_WRITER)
+        return page
+
+    async def append(self, name: str, writer: WriterIdentity, batch: Batch) -> bool:
+        with self._lock:
+            stream = self._written(name, writer, batch.first - 1)
+            if stream.last < batch.last:
+                stream.batches.append(batch)
+                stream.bytes += len(batch.packed)
+                stream.last = batch.last
+                stream.trim(writer.limits)
+            self._keep_open(stream, writer)
+            return stream.cancelled
+
+    async def renew(self, name: str, writer: WriterIdentity, last: int) -> bool:
+        with self._lock:
+            stream = self._written(name, writer, last)
+            self._keep_open(stream, writer)
+            return stream.cancelled
+
+    async def finish(
+        self, name: str, writer: WriterIdentity, last: int, state: StreamState, error: str = "", *, grace: float = 0.0
+    ) -> None:
+        with self._lock:
+            stream = self._written(name, writer, last)
+            stream.writer = ""
+            stream.error = error
+            now = self._clock()
+            stream.expires_at = now + grace + writer.limits.kept
+            if grace:
+                stream.fails_at = now + grace
+            else:
+                stream.state = state
+
+    async def page(self, name: str, after: Offset, limit: int) -> Page:
+        with self._lock:
+            return self._page(self._find(name), after, limit)
+
+    async def cancel(self, name: str) -> bool:
+        with self._lock:
+            stream = self._find(name)
+            if stream is None or stream.state is not StreamState.OPEN:
+                return False
+            stream.cancelled = True
+            writer = stream.writer
+        await self._send(writer, {"type": CANCELLED})
+        return True
+
+    async def delete(self, name: str) -> bool:
+        with self._lock:
+            stream = self._find(name)
+            if stream is None or stream.state is StreamState.ABSENT:
+                return False
+            fenced = stream.writer
+            deleted = self._streams[name] = _Stored(stream.epoch)
+            deleted.state, deleted.last, deleted.first = StreamState.ABSENT, stream.last, stream.last + 1
+            deleted.expires_at = self._clock() + DELETED_SECONDS
+        await self._fence(fenced, DELETED)
+        await self.tell(Broadcast(name, stream.epoch, stream.last + 1, state=StreamState.ABSENT))
+        return True
+
+    async def tell(self, broadcast: Broadcast) -> None:
+        await self._layer.send_to_group(stream_group(broadcast.stream), broadcast.message())
+
+    async def new_channel(self) -> str:
+        return await self._layer.new_channel("stream")
+
+    async def receive(self, channel: str) -> Message:
+        return await self._layer.receive(channel)
+
+    async def follow(self, name: str, channel: str) -> None:
+        self._layer.follow(stream_group(name), channel)
+
+    async def unfollow(self, name: str, channel: str) -> None:
+        self._layer.unfollow(stream_group(name), channel)
+
+    def _find(self, name: str) -> _Stored | None:
+        """Return a stream that has not expired, in the state that it has by now."""
+        now = self._clock()
+        stream = self._streams.get(name)
+        if stream is None:
+            return None
+        if stream.expires_at <= now:
+            for each in [each for each, other in self._streams.items() if other.expires_at <= now]:
+                del self._streams[each]
+            return None
+        if stream.state is StreamState.OPEN and stream.fails_at <= now:
+            stream.state = StreamState.FAILED
+            stream.error = stream.error or WRITER_GONE
+        return stream
+
+    def _written(self, name: str, writer: WriterIdentity, last: int) -> _Stored:
+        """Return a stream for its writer, whose newest entry has the number `last`. Raises WriterFenced."""
+        stream = self._find(name)
+        if stream is None or stream.epoch < writer.epoch:
+            stream = self._streams[name] = _Stored(writer.epoch)
+            stream.first, stream.last = last + 1, last
+            stream.writer, stream.term = writer.channel, writer.term
+        elif stream.state is StreamState.ABSENT:
+            raise WriterFenced(name, DELETED)
+        elif stream.writer != writer.channel:
+            raise WriterFenced(name, ANOTHER_WRITER if stream.writer else NOT_OPEN)
+        elif stream.last < last:  # the store has gone back to an earlier state
+            stream.batches.clear()
+            stream.bytes, stream.first, stream.last = 0, last + 1, last
+        return stream
+
+    def _keep_open(self, stream: _Stored, writer: WriterIdentity) -> None:
+        stream.state, stream.error = StreamState.OPEN, ""
+        stream.fails_at = self._clock() + WRITER_SECONDS
+        stream.expires_at = stream.fails_at + writer.limits.kept
+
+    def _page(self, stream: _Stored | None, after: Offset, limit: int) -> Page:
+        if stream is None:
+            return Page([], BEGINNING, BEGINNING, StreamState.ABSENT, next=after)
+        first, last = Offset(stream.epoch, stream.first), Offset(stream.epoch, stream.last)
+        if stream.state is StreamState.ABSENT:
+            return Page([], first, last, stream.state, reset=after != BEGINNING, next=BEGINNING)
+        if after == BEGINNING:
+            after = Offset(stream.epoch, 0)
+        reset = after.epoch != stream.epoch or after.number < stream.first - 1
+        if reset:
+            after = Offset(stream.epoch, stream.first - 1)
+        items = stream.read(after.number, limit) if limit else []
+        is_open = stream.state is StreamState.OPEN
+        return Page(
+            items,
+            first,
+            last,
+            stream.state,
+            "" if is_open else stream.error,
+            stream.cancelled,
+            reset,
+            items[-1][0] if items else after,
+            max(0.0, stream.fails_at - self._clock()) if is_open else None,
+            stream.bytes,
+        )
+
+    def _new_epoch(self) -> int:
+        self._last_epoch = max(self._last_epoch + 1, round(time.time() * 1000))
+        return self._last_epoch
+
+    async def _fence(self, channel: str, why: str) -> None:
+        await self._send(channel, {"type": FENCED, "why": why})
+
+    async def _send(self, channel: str, message: Message) -> None:
+        """Tell a writer. It learns of its fencing at its next entry in any case."""
+        if channel:
+            try:
+                await self._layer.send(channel, message)
+            except ChannelFull:  # it has a hundred messages, and does not look at them
+                return

@@ -1,0 +1,134 @@
+"""The storage of streams, as a channel layer implements it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from asgibus.layers.settings import StreamLimits
+from asgibus.layers.streams.offsets import Offset
+from asgibus.layers.streams.page import Broadcast, Page, StreamState
+
+CANCELLED: Final = "asgibus.stream.cancelled"
+"""The type of the message for a writer that somebody has asked to stop."""
+FENCED: Final = "asgibus.stream.fenced"
+"""The type of the message for a writer that may not write any more. Its `why` says the reason."""
+WRITER_SECONDS = 60.0
+"""How long an open stream stays open whose writer gives no sign of life, if no process has noticed its death."""
+RENEW_SECONDS = 20.0
+"""How often a writer gives a sign of life."""
+ANOTHER_WRITER = "another writer has begun"
+DELETED = "the stream was deleted"
+NOT_OPEN = "the stream is not open any more"
+WRITER_GONE = "the writer is gone"
+"""The error of a stream whose writer has died."""
+
+
+@dataclass(slots=True)
+class WriterIdentity:
+    """A writer, as the store knows it."""
+
+    channel: str
+    """The process-local channel that tells the writer of its fencing, and of `Stream.cancel`."""
+    limits: StreamLimits
+    grace: float = 0.0
+    """Seconds for which the stream stays open if the writer dies or fails, because its work is likely to be begun
+    again. 0 if it is not."""
+    epoch: int = 0
+    """The epoch of the stream. `StreamStore.begin` sets it."""
+    term: int = 0
+    """The number of the writer in its epoch: one with a higher term fences this one. `StreamStore.begin` sets it."""
+
+
+@dataclass(slots=True, frozen=True)
+class Batch:
+    """Entries that are stored together."""
+
+    first: int
+    """The number of the first entry."""
+    packed: bytes
+    """The items as one msgpack array."""
+    count: int
+
+    @property
+    def last(self) -> int:
+        """The number of the last entry."""
+        return self.first + self.count - 1
+
+
+class StreamStore(Protocol):
+    """Stores the streams of a layer.
+
+    Every method may raise LayerUnavailable. Those that write may be called again after that: a batch is stored once.
+    """
+
+    async def begin(self, name: str, writer: WriterIdentity, *, restart: bool) -> Page:
+        """Make this writer the only one of a stream, and set its epoch and its term.
+
+        A stream that is over or absent is begun anew, and so is an open one if `restart`.
+
+        Returns:
+            The state of the stream: the writer goes on after `last`.
+        """
+
+    async def append(self, name: str, writer: WriterIdentity, batch: Batch) -> bool:
+        """Store a batch. Without earlier entries, because the store has lost its data, the stream begins with it.
+
+        Returns:
+            Whether somebody has asked the writer to stop.
+
+        Raises:
+            WriterFenced: Another writer has begun, or the stream was ended or deleted.
+        """
+
+    async def renew(self, name: str, writer: WriterIdentity, last: int) -> bool:
+        """Give a sign of life, as `append` does without a batch.
+
+        Args:
+            name: The stream.
+            writer: The writer.
+            last: The number of the newest entry.
+        """
+
+    async def finish(
+        self, name: str, writer: WriterIdentity, last: int, state: StreamState, error: str = "", *, grace: float = 0.0
+    ) -> None:
+        """End a stream.
+
+        Args:
+            name: The stream.
+            writer: The writer.
+            last: The number of the newest entry.
+            state: How it ends.
+            error: Why it has failed.
+            grace: Seconds for which it stays open, as it is likely to be begun again; then it fails with that error.
+
+        Raises:
+            WriterFenced: As `append`.
+        """
+
+    async def page(self, name: str, after: Offset, limit: int) -> Page:
+        """Return up to `limit` entries after an offset."""
+
+    async def cancel(self, name: str) -> bool:
+        """Ask the writer of an open stream to stop. Return whether there is an open stream."""
+
+    async def delete(self, name: str) -> bool:
+        """Delete a stream, and tell its followers and its writer. Return whether there was one."""
+
+    async def tell(self, broadcast: Broadcast) -> None:
+        """Send new entries or another state to the followers of a stream."""
+
+    # The messages of followers and writers.
+
+    async def new_channel(self) -> str:
+        """Return a new process-local channel."""
+
+    async def receive(self, channel: str) -> dict[str, Any]:
+        """Wait for the next message of a process-local channel."""
+
+    async def follow(self, name: str, channel: str) -> None:
+        """Add a channel to the followers of a stream."""
+
+    async def unfollow(self, name: str, channel: str) -> None:
+        """Remove a channel from the followers of a stream."""

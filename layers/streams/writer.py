@@ -1,0 +1,278 @@
+"""The writer of a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Final, Self
+
+import anyio
+
+from asgibus.layers.codec import unpack_items
+from asgibus.layers.errors import LayerUnavailable, WriterFenced
+from asgibus.layers.streams.batches import BATCH_BYTES, Batcher
+from asgibus.layers.streams.offsets import Offset
+from asgibus.layers.streams.page import Broadcast, StreamState
+from asgibus.layers.streams.store import CANCELLED, FENCED, RENEW_SECONDS, Batch, StreamStore, WriterIdentity
+
+logger = logging.getLogger("asgibus.layers")
+
+UNWRITTEN_BYTES: Final = 256 * 1024  # of entries that wait for the store: further calls of `append` wait
+RETRY_SECONDS = 0.5  # until a write is tried again for which the store was away
+GRACE_SECONDS = 30.0  # for a message to be delivered again after its worker has died
+
+no_redelivery: Final[Callable[[], float]] = lambda: 0.0  # noqa: E731 # the default of a variable, without a name of its own
+redelivery: ContextVar[Callable[[], float]] = ContextVar("asgibus_redelivery", default=no_redelivery)
+"""Returns within how many seconds the message that is being handled is delivered again if its handler fails; 0 if it is
+not. A worker of background messages sets it."""
+
+
+class StreamWriter:
+    """The only writer of a stream, as an async context manager: `Stream.writer` makes it.
+
+    Leaving the context ends the stream. If an exception leaves it, the stream has failed: with the type of the
+    exception, and without its text. In the handler of a background message that will be delivered again, the stream
+    stays open for the writer of the next delivery instead.
+    """
+
+    def __init__(self, store: StreamStore, name: str, identity: WriterIdentity, restart: bool, wait: float) -> None:
+        """Prepare to write; entering the context begins.
+
+        Args:
+            store: The storage.
+            name: The stream.
+            identity: The limits of the stream. The writer sets the rest.
+            restart: Whether an open stream is begun anew.
+            wait: Seconds that a call waits for a store that is away.
+        """
+        self._store = store
+        self._name = name
+        self._identity = identity
+        self._restart = restart
+        self._wait = wait
+        self._stored = 0  # the number of the newest stored entry
+        self._batcher = Batcher(0)
+        self._fenced: WriterFenced | None = None
+        self._cancelled = asyncio.Event()
+        self._added = asyncio.Event()
+        self._changed = asyncio.Event()  # something was stored, or the writer is fenced
+        self._tasks: list[asyncio.Task[None]] = []
+        self._untold = asyncio.Event()  # a broadcast was lost
+        self._stored_at = 0.0
+        self._ending = False
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody has called `Stream.cancel`."""
+        return self._cancelled.is_set()
+
+    @property
+    def offset(self) -> str:
+        """The offset of the newest entry, stored or not."""
+        return str(Offset(self._identity.epoch, self._batcher.last))
+
+    async def wait_cancelled(self) -> None:
+        """Wait until somebody calls `Stream.cancel`."""
+        await self._cancelled.wait()
+
+    async def append(self, item: Any) -> str:
+        """Append an entry, which is stored within 20 ms. Wait while 256 KiB of entries are not stored yet.
+
+        Args:
+            item: What msgpack knows: None, bool, integers of 64 bits, floats, str, bytes, lists, dicts.
+
+        Returns:
+            The offset of the entry.
+
+        Raises:
+            TypeError: The item holds another type.
+            EntryTooLarge: The packed item is larger than 64 KiB.
+            WriterFenced: Another writer has begun, or the stream was ended or deleted.
+            LayerUnavailable: The store has been away for so long that there is no room for further entries.
+        """
+        self._check()
+        if self._batcher.size >= UNWRITTEN_BYTES:
+            await self._wait_until(lambda: self._batcher.size < UNWRITTEN_BYTES)
+        number = self._batcher.add(item)
+        if len(self._batcher) == 1 or self._batcher.size >= BATCH_BYTES:
+            self._added.set()
+        return str(Offset(self._identity.epoch, number))
+
+    async def flush(self) -> None:
+        """Wait until all entries are stored.
+
+        Raises:
+            WriterFenced: Another writer has begun, or the stream was ended or deleted.
+            LayerUnavailable: The store could not be reached in time. The entries still wait for it.
+        """
+        self._check()
+        last = self._batcher.last
+        await self._wait_until(lambda: self._stored >= last)
+
+    async def __aenter__(self) -> Self:
+        if self._tasks:
+            raise RuntimeError("a writer is entered once: call Stream.writer again")
+        identity = self._identity
+        identity.channel = await self._store.new_channel()
+        identity.grace = redelivery.get()()
+        page = await self._store.begin(self._name, identity, restart=self._restart)
+        self._stored = page.last.number
+        self._batcher = Batcher(self._stored)
+        if page.cancelled:
+            self._cancelled.set()
+        for work in (self._write(), self._listen(), self._renew()):
+            self._tasks.append(asyncio.create_task(work, name=f"stream {self._name}"))
+        try:
+            await self._tell(())
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        problem: Exception | None = None
+        with anyio.CancelScope(shield=True):  # a reader must learn of the end of a writer that is cancelled, too
+            try:
+                await self._finish(error)
+            except (WriterFenced, LayerUnavailable) as found:
+                problem = found
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
+        if problem is None:
+            return
+        if kind is None:
+            raise problem
+        if problem is not error:
+            logger.warning("stream %s: its end was not written: %s", self._name, problem)
+
+    async def _finish(self, error: BaseException | None) -> None:
+        """Store what waits, and end the stream."""
+        self._ending = True
+        self._added.set()
+        await self.flush()
+        identity, last = self._identity, self._batcher.last
+        if error is None:
+            state, text, grace = StreamState.ENDED, "", 0.0
+        else:
+            state, text, grace = StreamState.FAILED, type(error).__name__, redelivery.get()()
+            if isinstance(error, asyncio.CancelledError):
+                text = "the writer was stopped"
+        await self._store.finish(self._name, identity, last, state, text, grace=grace)
+        if grace:
+            await self._tell((), left=grace)
+        else:
+            await self._tell((), state, text)
+
+    def _check(self) -> None:
+        if self._fenced is not None:
+            raise self._fenced
+        if not self._tasks:
+            raise RuntimeError("a writer is used inside of its context: async with stream.writer() as out")
+
+    async def _wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something is stored. Raises LayerUnavailable, or WriterFenced."""
+        try:
+            async with asyncio.timeout(self._wait):
+                while not condition():
+                    self._changed.clear()
+                    await self._changed.wait()
+                    self._check()
+        except TimeoutError:
+            raise LayerUnavailable(f"entries of the stream {self._name!r} could not be stored in time") from None
+
+    def _fence(self, error: WriterFenced) -> None:
+        self._fenced = self._fenced or error
+        self._changed.set()
+
+    async def _write(self) -> None:
+        """Store batches and tell the followers, until the writer is fenced."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            self._added.clear()
+            due_in = self._batcher.due_in(clock())
+            if due_in is None:
+                await self._added.wait()
+                continue
+            if due_in and not self._ending:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(due_in):
+                        await self._added.wait()
+                continue
+            batch = self._batcher.take(clock())
+            try:
+                cancelled = await self._store_batch(batch)
+            except WriterFenced as error:
+                self._fence(error)
+                return
+            self._stored = batch.last
+            self._stored_at = clock()
+            self._changed.set()
+            if cancelled:
+                self._cancelled.set()
+            await self._tell(unpack_items(batch.packed), first=batch.first)
+
+    async def _store_batch(self, batch: Batch) -> bool:
+        while True:
+            try:
+                return await self._store.append(self._name, self._identity, batch)
+            except LayerUnavailable as error:
+                logger.debug("stream %s: %s; trying again", self._name, error)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _tell(
+        self,
+        items: Any,
+        state: StreamState = StreamState.OPEN,
+        error: str = "",
+        *,
+        first: int | None = None,
+        left: float | None = None,
+    ) -> None:
+        first = self._stored + 1 if first is None else first
+        broadcast = Broadcast(self._name, self._identity.epoch, first, items, state, error, left)
+        try:
+            await self._store.tell(broadcast)
+        except LayerUnavailable as problem:  # the next broadcast shows the gap, and `_renew` follows
+            logger.debug("stream %s: its followers were not told: %s", self._name, problem)
+            self._untold.set()
+
+    async def _listen(self) -> None:
+        """Handle messages for this writer."""
+        while True:
+            try:
+                message = await self._store.receive(self._identity.channel)
+            except LayerUnavailable:
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if message.get("type") == CANCELLED:
+                self._cancelled.set()
+            elif message.get("type") == FENCED:
+                self._fence(WriterFenced(self._name, str(message.get("why"))))
+
+    async def _renew(self) -> None:
+        """Give signs of life, and repeat broadcasts that were lost."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RENEW_SECONDS):
+                    await self._untold.wait()
+            if self._untold.is_set():
+                await asyncio.sleep(RETRY_SECONDS)
+                self._untold.clear()
+                await self._tell(())
+            elif clock() - self._stored_at >= RENEW_SECONDS:
+                try:
+                    if await self._store.renew(self._name, self._identity, self._stored):
+                        self._cancelled.set()
+                except WriterFenced as error:
+                    self._fence(error)
+                    return
+                except LayerUnavailable as problem:
+                    logger.debug("stream %s: %s; trying again", self._name, problem)
