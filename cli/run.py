@@ -12,7 +12,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from importlib.util import find_spec
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import anyio
 from anyio.abc import TaskStatus
@@ -35,14 +35,21 @@ SILENCE_SECONDS = 1.0  # without an answer of the layer: then the log says what 
 
 
 class ProcessLifecycle:
-    """The progress of this process, reported to its supervisor or service manager, and the request to stop."""
+    """The progress of this process, reported to its supervisor or service manager, and the request to stop.
 
-    def __init__(self, control: ControlPipe) -> None:
+    Args:
+        control: The connection to the supervisor.
+        suspended: Gets the tasks of the app that wait until the process exits. If there are any, no task is cancelled
+            at the end.
+    """
+
+    def __init__(self, control: ControlPipe, suspended: list[asyncio.Task[Any]]) -> None:
         self.stop = anyio.Event()
         """Set when the process has to stop gracefully."""
         self.has_started = False
         self.status = "starting"
         """The activity of a process that is not ready yet, in one line for people."""
+        self.suspended = suspended
         self._control = control
         self._is_ready = False
 
@@ -114,13 +121,7 @@ def run(
     gc.set_threshold(YOUNG_OBJECTS, 10, 10)
     raise_limit()
     try:
-        forced = anyio.run(
-            _run_until_signal,
-            serve,
-            control,
-            graceful_timeout + END_MARGIN,
-            backend_options={"use_uvloop": find_spec("uvloop") is not None},
-        )
+        forced = _run_event_loop(serve, control, graceful_timeout + END_MARGIN)
     except Exception as raised:
         error = _single(raised)
         if not isinstance(error, (LayerError, *expected)):
@@ -219,9 +220,38 @@ async def _retry_layer(layer: ChannelLayer, seconds: float, lifecycle: ProcessLi
         await anyio.sleep(min(RETRY_SECONDS, max(0.0, start + seconds - anyio.current_time())))
 
 
-async def _run_until_signal(serve: Serve, control: ControlPipe, limit: float) -> bool:
+def _run_event_loop(serve: Serve, control: ControlPipe, limit: float) -> bool:
+    """Run `serve` in an event loop, and return whether a second signal ended it.
+
+    At the end all tasks that are left are cancelled. With suspended ones, all stay as they are, as if the process had
+    been killed. That is why this is not `anyio.run`, which always cancels.
+    """
+    with suppress(ModuleNotFoundError):
+        import sniffio  # noqa: PLC0415  # anyio asks it whether asyncio runs, and in callbacks it knows by this alone
+
+        sniffio.current_async_library_cvar.set("asyncio")
+    loop_factory = None
+    if find_spec("uvloop") is not None:
+        import uvloop  # noqa: PLC0415
+
+        loop_factory = uvloop.new_event_loop
+    suspended: list[asyncio.Task[Any]] = []
+    runner = asyncio.Runner(loop_factory=loop_factory)
+    try:
+        return runner.run(_run_until_signal(serve, control, limit, suspended))
+    finally:
+        if suspended:
+            # Otherwise the interpreter would collect the tasks at its end, and so run the `finally` clauses in them.
+            gc.freeze()
+        else:
+            runner.close()
+
+
+async def _run_until_signal(
+    serve: Serve, control: ControlPipe, limit: float, suspended: list[asyncio.Task[Any]]
+) -> bool:
     """Run `serve`, and return whether a second signal ended it."""
-    lifecycle = ProcessLifecycle(control)
+    lifecycle = ProcessLifecycle(control, suspended)
     forced = False
 
     def stop(reason: str) -> None:

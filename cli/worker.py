@@ -125,6 +125,7 @@ def command(**values: Any) -> None:
                 if await wait_for_layer(layer, process.wait_for_layer, lifecycle):
                     await worker.serve(lifecycle.stop, ready, lifecycle.retiring)
         finally:
+            lifecycle.suspended += worker.suspended
             await layer.close()
         logger.info("worker stopped")
 

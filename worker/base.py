@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import random
@@ -46,6 +47,8 @@ class BaseWorker(ABC):
         self.layer = layer
         self.graceful_timeout = settings.graceful_timeout
         self.lifespan_state: dict[str, Any] = {}
+        self.suspended: list[asyncio.Task[Any]] = []
+        """Tasks of the app that wait until the process exits, and are not to be cancelled."""
         self._stop = anyio.Event()
         self._exhausted = anyio.Event()  # set after `max_requests`
         self._remaining = _spread(settings.max_requests)

@@ -102,7 +102,11 @@ class SessionHost(OutboxHost, Protocol):
     resume: bool
     """Whether the app can continue with a WebSocket or an event stream of an earlier run."""
     silent: bool
-    """Whether a hand-over cancels a run, which then gets no disconnect."""
+    """Whether a run gets no disconnect at a hand-over: it is cancelled or suspended."""
+    suspends: bool
+    """Whether it is suspended."""
+    suspended: list[asyncio.Task[Any]]
+    """The main tasks of suspended runs."""
     acknowledge_early: bool
     """Whether an event is acknowledged when the app gets it, and not only when the app has handled it."""
 
@@ -186,8 +190,10 @@ class Session:
         self.run: RunState = _SERVING
         self.task: asyncio.Task[None] | None = None
         """The task of the app; None once it has ended."""
-        self.silent_run = SilentRun() if request.kind == WEBSOCKET and host.silent else None
-        """Calls the app, if a hand-over is to cancel it."""
+        self.silent_run: SilentRun | None = None
+        """Calls the app, if it gets no disconnect at a hand-over."""
+        if request.kind == WEBSOCKET and host.silent:
+            self.silent_run = SilentRun(host.suspended if host.suspends else None)
         self._outbox = Outbox(host, self.peer, self.stream, claim, self.is_http)
         self.stale = claim.stale
         """Whether the connection may have been served before, by another worker: see `confirm`."""
@@ -330,11 +336,12 @@ class Session:
     async def _receive_at_end(self) -> None:
         """End a run that is to be handed over, because its app asks for the next event."""
         if self.run is _DRAINING and self._app_state is not _COMPLETE:
-            if asyncio.current_task() is not self.task and not self.is_http:
+            main = self.task if self.silent_run is None else self.silent_run.main
+            if asyncio.current_task() is not main and not self.is_http:
                 await self._await_other_tasks()
             if self.run is _DRAINING:  # nothing has happened meanwhile
                 self._notify_stop()
-        if self.silent_run is not None and self.silent_run.cancelled and self._disconnect is None:
+        if self.silent_run is not None and self.silent_run.over and self._disconnect is None:
             await self.silent_run.wait()
             self._disconnect = _HANDED_OVER
 
@@ -387,7 +394,7 @@ class Session:
             OSError: A file cannot be read.
         """
         if self._outbox.closed:
-            if self.silent_run is not None and self.silent_run.cancelled:
+            if self.silent_run is not None and self.silent_run.over:
                 self.host.on_dropped(str(message.get("type")))
                 await asyncio.sleep(0)  # an app that sends without end must not block the event loop
             else:
@@ -531,6 +538,8 @@ class Session:
             LayerUnavailable: The store could not be reached in time.
         """
         if self.handed_over:
+            if self.silent_run is not None and self.silent_run.is_suspended:
+                await self.silent_run.wait()
             if code == GROUP_DISCARD:
                 return  # the connection keeps its memberships, so that no broadcast is missed between two runs
             raise ClientDisconnected("another run serves the client, which keeps its memberships")
@@ -557,6 +566,8 @@ class Session:
             TypeError: The state holds a value that a message cannot hold.
             MessageTooLarge: The packed state is larger than 16 KiB.
         """
+        if self.silent_run is not None and self.silent_run.is_suspended:
+            await self.silent_run.wait()
         if self.run is RunState.SUPERSEDED:
             raise ClientDisconnected("another run serves this connection by now, with a state of its own")
         if self.run in (RunState.DISCONNECTED, RunState.HANDED_OVER, RunState.ENDED):
@@ -690,8 +701,9 @@ class Session:
         self._resolve_confirmation()
         if self._changes is None:
             return
-        if self.silent_run is not None and self.silent_run.cancelled:
-            self._changes.end(None)
+        if self.silent_run is not None and self.silent_run.over:
+            if not self.silent_run.is_suspended:  # otherwise the app waits on
+                self._changes.end(None)
         else:
             gone = "the client is gone, and with it its memberships"
             why = "another run serves the client" if self.handed_over else gone
@@ -703,8 +715,8 @@ class Session:
         """End a connection that would last, because the worker stops. Other requests may finish.
 
         The app may finish its answer to the last event that it has got. When it asks for the next one, it gets a
-        disconnect, or is cancelled with `--handover silent`. Then a WebSocket is handed over, or closed without
-        `--resume`. An event stream is handed over or ended at once: `receive` gives a disconnect, and `send` raises.
+        disconnect, or is ended in silence. Then a WebSocket is handed over, or closed without `--resume`. An event
+        stream is handed over or ended at once: `receive` gives a disconnect, and `send` raises.
         """
         if self.run is not RunState.SERVING:
             return
@@ -730,14 +742,14 @@ class Session:
         return True
 
     def force_disconnect(self) -> None:
-        """End the run of an app that does not call `receive`: make `send` raise, or cancel it for a silent hand-over.
+        """End the run of an app that does not call `receive`: make `send` raise, or end the run in silence.
 
         An app that was cancelled, and has not ended, gets a disconnect.
         """
         if self.run is _DRAINING:
             self._notify_stop()
             self._wake_receivers()
-        elif self.silent_run is not None and self.silent_run.cancelled:
+        elif self.silent_run is not None and self.silent_run.over:
             self.silent_run.tell()
 
     def warn(self) -> None:
@@ -752,14 +764,14 @@ class Session:
         return self.kind == WEBSOCKET and self.host.resume
 
     def _notify_stop(self) -> None:
-        """Give the app the disconnect that ends its run, or cancel it, because the worker stops."""
+        """Give the app the disconnect that ends its run, or end it in silence, because the worker stops."""
         if not self.is_http and not self._may_be_handed_over:
             self._close_for_stop()
             return
         self.run = transition(RUN_TABLE, self.run, RunEvent.NOTIFY)
         # The events in the inbox are not acknowledged, so the next run gets them.
         if self.silent_run is not None and self._app_state is not _COMPLETE:
-            self.silent_run.cancel()
+            self.silent_run.end()
         else:
             self._disconnect = (HTTP_DISCONNECT, False) if self.is_http else _HANDED_OVER
         self._release_waiters()

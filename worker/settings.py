@@ -105,11 +105,12 @@ class WorkerSettings(ServerSettings):
         Heading.STOPPING,
         "WebSockets and event streams outlive this worker: the app runs for them again in another worker.",
     )
-    handover: Literal["tell", "silent"] = setting(
+    handover: Literal["tell", "silent", "suspend"] = setting(
         "tell",
         Heading.STOPPING,
-        "With --resume: at a hand-over the app gets websocket.disconnect, or is cancelled in its call of receive, so "
-        "that it does not take the hand-over for a client that leaves.",
+        "With --resume: at a hand-over the app gets websocket.disconnect; or is cancelled in its call of receive, so "
+        "that it does not take the hand-over for a client that leaves; or is left waiting there until the process "
+        "exits, for an app that takes a cancellation for a client that leaves, too.",
     )
     # A pool of database connections has ten to twenty, and a session and a user are read within 0.1 s.
     resume_rate: int = setting(

@@ -63,7 +63,8 @@ class Worker(BaseWorker):
         self._sessions = SessionRegistry()
         super().__init__(settings, app, layer, self._sessions)
         self.resume = settings.resume
-        self.silent = settings.resume and settings.handover == "silent"
+        self.silent = settings.resume and settings.handover != "tell"
+        self.suspends = settings.handover == "suspend"
         self.acknowledge_early = settings.acknowledge == "taken"
         # The sessions of this worker call the registry through their host.
         self.schedule_ack = self._sessions.schedule_ack
@@ -188,7 +189,8 @@ class Worker(BaseWorker):
         self._tasks.add(task)
         if not session.is_http:
             self._lasting.add(session)
-            if self.resume and claim.channel in self._channels:
+            # A run cannot be suspended in a process that lives on.
+            if self.resume and not self.suspends and claim.channel in self._channels:
                 self._movable.add(session)
         if session.awaits_body:
             session.announce()  # the interface server must know where to send the rest of the body

@@ -48,7 +48,7 @@ class Supervised:
         self._log = log
         command = [sys.executable, "-SEs", str(TESTS / "support" / "stub_child.py"), VARIABLE, str(folder)]
         self.supervisor = Supervisor(2, lambda number: command, self.layer, kill_after=kill_after)
-        self.lifecycle = ProcessLifecycle(ControlPipe())
+        self.lifecycle = ProcessLifecycle(ControlPipe(), [])
 
     @property
     def log(self) -> str:

@@ -1,6 +1,7 @@
-"""Silent hand-over: each run is cancelled, gets no disconnect, and cleans up; then another run continues."""
+"""Silent hand-over: a run gets no disconnect. It is cancelled and cleans up, or suspended; then another continues."""
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from support.worker_harness import Interface, echo, running
 pytestmark = pytest.mark.anyio
 
 SILENT: dict[str, Any] = {"resume": True, "handover": "silent"}
+SUSPEND: dict[str, Any] = {"resume": True, "handover": "suspend"}
 TEXT = {"type": "websocket.send", "text": "late"}
 
 
@@ -176,10 +178,40 @@ async def test_an_app_does_not_take_a_hand_over_for_a_leave(listen: Callable[[An
     assert len(asyncio.all_tasks()) <= others + 1, "a task is left"
 
 
+async def cancel_suspended(interface: Interface) -> None:
+    """End what a process would take with it when it exits."""
+    for task in interface.worker.suspended:
+        task.cancel()
+    await asyncio.wait(interface.worker.suspended)
+
+
 @pytest.mark.parametrize("listen", WAYS)
-async def test_a_client_that_leaves_is_no_hand_over(listen: Callable[[Any, Any], Awaitable[None]]) -> None:
+async def test_a_suspended_run_stays_as_it_is(listen: Callable[[Any, Any], Awaitable[None]]) -> None:
     app = Leaves(listen)
-    async with running(app, **SILENT) as interface:
+    async with running(app, **SUSPEND) as interface:
+        number = await interface.accepted()
+        interface.send_texts(number, "a")
+        await until(lambda: len(interface.events(number)) == 2)
+        interface.stop.set()
+        assert await handed_over(interface, number) == 1
+        interface.send_texts(number, "unread", start=1)
+        await asyncio.wait_for(interface.ended, 30)
+        gc.collect()
+        await asyncio.sleep(0.05)
+        assert app.notes == []
+        assert interface.events(number)[1:] == [(events.MESSAGE_SENT, "a"), (events.HANDOVER,)]
+        await cancel_suspended(interface)
+    assert app.notes == ["cancelled", "cleaned up"]
+    assert app.handed_over == [True]
+
+
+@pytest.mark.parametrize("settings", [SILENT, SUSPEND])
+@pytest.mark.parametrize("listen", WAYS)
+async def test_a_client_that_leaves_is_no_hand_over(
+    listen: Callable[[Any, Any], Awaitable[None]], settings: dict[str, Any]
+) -> None:
+    app = Leaves(listen)
+    async with running(app, **settings) as interface:
         number = await interface.accepted()
         interface.post((EVENT, number, 1, 0, 1, events.WEBSOCKET_DISCONNECT, 1001, ""))
         await until(lambda: not interface.worker.gauges()["sessions"])
@@ -187,10 +219,14 @@ async def test_a_client_that_leaves_is_no_hand_over(listen: Callable[[Any, Any],
     assert app.handed_over == [False]
 
 
+@pytest.mark.parametrize("settings", [SILENT, SUSPEND])
 @pytest.mark.parametrize("listen", WAYS)
-async def test_a_superseded_run_is_cancelled(listen: Callable[[Any, Any], Awaitable[None]]) -> None:
+async def test_a_superseded_run_is_cancelled(
+    listen: Callable[[Any, Any], Awaitable[None]], settings: dict[str, Any]
+) -> None:
+    """The process lives on, and must not collect runs."""
     app = Leaves(listen)
-    async with running(app, **SILENT) as interface:
+    async with running(app, **settings) as interface:
         await interface.accepted()
         interface.numbers -= 1
         number = interface.open("websocket", attempt=2, resumed=True)
@@ -198,8 +234,11 @@ async def test_a_superseded_run_is_cancelled(listen: Callable[[Any, Any], Awaita
         await until(lambda: app.runs == [1, 2])
         assert app.notes == ["cancelled", "cleaned up"]
         assert app.handed_over == [True]
+        assert interface.worker.suspended == []
         interface.stop.set()
         await handed_over(interface, number)
+        if settings is SUSPEND:
+            await cancel_suspended(interface)
 
 
 async def test_a_busy_run_finishes_its_event_first() -> None:
@@ -497,3 +536,87 @@ async def test_a_run_sees_that_its_worker_drains() -> None:
         interface.stop.set()
         assert (await interface.answer(number))[-1] == (events.RESPONSE_END, b"the rest elsewhere")
     assert set(seen) == {("http", False)}
+
+
+async def test_a_busy_run_is_suspended_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "FORCE_SECONDS", 0.05)
+    go = asyncio.Event()
+    notes: list[str] = []
+
+    async def listen(receive: Any, send: Any) -> None:
+        await receive()
+        await go.wait()
+        await send(TEXT)
+        notes.append("sent")
+        await receive()
+
+    app = Leaves(listen)
+    async with running(app, **SUSPEND) as interface:
+        number = await interface.accepted()
+        interface.send_texts(number, "a")
+        await interface.drain()
+        assert await handed_over(interface, number) == 0, "the next run gets the event"
+        go.set()
+        await until(lambda: notes)
+        await asyncio.sleep(0.02)
+        assert app.notes == []
+        assert interface.worker.counts()["late message"] == 1
+        await cancel_suspended(interface)
+
+
+async def test_calls_of_a_suspended_run_do_not_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would raise, and an app may take that for a client that leaves."""
+    monkeypatch.setattr(worker_module, "FORCE_SECONDS", 0.05)
+    go = asyncio.Event()
+    notes: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        connection = asgibus.connection(scope)
+        await receive()
+        await send({"type": "websocket.accept"})
+
+        async def later(call: Callable[[], Awaitable[None]]) -> None:
+            await go.wait()
+            await call()
+
+        calls = connection.group_add("room"), later(connection.save_state), later(lambda: connection.group_add("room"))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for call in calls:
+                    tasks.create_task(call)
+        finally:
+            notes.append("ended")
+
+    async with running(app, **SUSPEND) as interface:
+        number = await interface.accepted()
+        interface.stop.set()
+        await handed_over(interface, number)
+        go.set()
+        await asyncio.sleep(0.05)
+        assert notes == []
+        await cancel_suspended(interface)
+
+
+async def test_an_error_of_an_app_that_may_be_suspended_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        raise ArithmeticError("of the app")
+
+    async with running(app, **SUSPEND) as interface:
+        number = await interface.accepted()
+        assert (await interface.answer(number))[-1] == (events.CLOSE, 1011, "")
+        interface.acknowledge(number)
+    assert "ArithmeticError: of the app" in caplog.text
+    caplog.clear()
+
+
+async def test_runs_are_not_suspended_to_level_the_shares() -> None:
+    async with running(Leaves(until_disconnect), **SUSPEND) as interface:
+        await interface.accepted()
+        assert not interface.worker._movable
+        interface.stop.set()
+        await handed_over(interface, 1)
+        await cancel_suspended(interface)

@@ -1,9 +1,8 @@
-"""Litestar: a handler, and a listener, whose `on_disconnect` has to ask: Litestar calls it from a `finally`."""
+"""Litestar: a handler, and a listener, whose `on_disconnect` Litestar calls from a `finally`."""
 
 from litestar import Litestar, WebSocket, websocket, websocket_listener
 from litestar.exceptions import WebSocketDisconnect
 
-import asgibus
 from frameworks.moving.notes import note
 
 connected: set[WebSocket] = set()
@@ -30,8 +29,7 @@ async def chat(socket: WebSocket, name: str) -> None:
 
 async def on_disconnect(socket: WebSocket) -> None:
     name = socket.path_params["name"]
-    if not asgibus.connection(socket.scope).handed_over:
-        note(f"left {name}")
+    note(f"left {name}")
     note(f"cleaned up {name}")
 
 

@@ -1,10 +1,9 @@
-"""Quart: it cancels a handler whose client leaves. So the handler has to ask whether its client was handed over."""
+"""Quart: it cancels a handler whose client leaves, and so its documentation has it handle that as a disconnect."""
 
 import asyncio
 
 from quart import Quart, websocket
 
-import asgibus
 from frameworks.moving.notes import note
 
 app = Quart(__name__)
@@ -28,12 +27,13 @@ async def chat(name: str) -> None:
             await websocket.send(f"you: {text}")
             for each in connected:
                 each.put_nowait(f"{name}: {text}")
-    finally:
+    except asyncio.CancelledError:
         connected.discard(queue)
+        note(f"left {name}")
+        for each in connected:
+            each.put_nowait(f"{name} left the chat")
+        raise
+    finally:
         speaking.cancel()
         await asyncio.gather(speaking, return_exceptions=True)
-        if not asgibus.connection(websocket.scope).handed_over:
-            note(f"left {name}")
-            for each in connected:
-                each.put_nowait(f"{name} left the chat")
         note(f"cleaned up {name}")
