@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 Interface = Literal["asgi3", "asgi2", "wsgi"]
 
-INTERFACES: tuple[Interface, ...] = ("asgi3", "asgi2", "wsgi")
 _BY_COUNT: dict[int, Interface] = {1: "asgi2", 2: "wsgi", 3: "asgi3"}
 _PLAIN = (FunctionType, BuiltinFunctionType, MethodWrapperType, type)  # their `__call__` tells nothing more
 MAX_WRAPPERS = 100  # around an app; more are taken for an endless chain

@@ -12,10 +12,13 @@ import resource
 import tempfile
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from typing import IO
 
 from anyio import to_thread
+
+from asgibus.protocol.counted_log import CountedLog
 
 logger = logging.getLogger("asgibus.worker")
 
@@ -24,7 +27,6 @@ RESPONSE_IN_MEMORY = 256 * 1024  # bytes of one body: the size of the window
 READ = 256 * 1024  # bytes read from a file at once
 FEWEST_FILES = 16
 FILES_SHARE = 16  # bodies use at most one in so many of the files that the process may open
-QUIET_SECONDS = 10.0  # between two log lines of one kind: a full disk affects every request
 
 
 class SpoolFull(Exception):
@@ -45,7 +47,8 @@ class Spool:
         self._free = size
         self._files = 0
         self._lock = threading.Lock()
-        self._quiet_until: dict[str, float] = {}
+        self.log = CountedLog(Counter(), logger, time.monotonic)
+        """Logs faults at a limited rate: a full disk affects every request."""
 
     def reserve(self, count: int) -> bool:
         """Reserve `count` bytes. Return False, and reserve none, if fewer are free."""
@@ -73,15 +76,6 @@ class Spool:
         """Release a reserved file."""
         with self._lock:
             self._files -= 1
-
-    def warn(self, message: str) -> None:
-        """Log a message, unless it was logged in the last ten seconds."""
-        now = time.monotonic()
-        with self._lock:
-            if now < self._quiet_until.get(message, 0.0):
-                return
-            self._quiet_until[message] = now + QUIET_SECONDS
-        logger.error("%s", message)
 
 
 class RequestBody:
@@ -256,7 +250,8 @@ class ResponseBody:
                 self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed by `close`
             return os.pwrite(self._file.fileno(), data, self._written)
         except OSError as error:
-            self._spool.warn(f"a response cannot be kept in a temporary file, so its thread waits: {error}")
+            text = "a response cannot be kept in a temporary file, so its thread waits: %s"
+            self._spool.log.count("response", text, error, level=logging.ERROR)
             return 0
 
     # Called in the event loop.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -93,10 +94,12 @@ class WSGIApplication:
             status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         except SpoolFull:
             status = HTTPStatus.SERVICE_UNAVAILABLE
-            self._spool.warn("a request gets 503: others have used up --wsgi-spool-size, or the number of open files")
+            text = "a request gets 503: others have used up --wsgi-spool-size, or the number of open files"
+            self._spool.log.count("spool full", text, level=logging.ERROR)
         except OSError as error:
             status = HTTPStatus.INTERNAL_SERVER_ERROR
-            self._spool.warn(f"a request gets 500: its body cannot be kept in a temporary file: {error}")
+            text = "a request gets 500: its body cannot be kept in a temporary file: %s"
+            self._spool.log.count("request", text, error, level=logging.ERROR)
         await _refuse(send, status)
         return None
 
