@@ -26,7 +26,7 @@ COMPILED = """
     interface_server/{open_sockets,proxy_headers,read_scheduler,server_context,slow_client}
     interface_server/connections/{connection,groups,takeovers,pending,registry}
     interface_server/http/{event_stream,protocol,request,response,states}
-    interface_server/websocket/{frames,handshake,protocol,states}
+    interface_server/websocket/{frames,handshake,protocol,reader,states}
     worker/{claim_limit,endings,fair_claims,outbox,session,session_registry,worker}
 """
 """The modules on the path of a request, a WebSocket message and a broadcast. All others stay interpreted."""

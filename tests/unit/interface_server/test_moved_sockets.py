@@ -15,6 +15,7 @@ from asgibus.interface_server.http.protocol import HttpProtocol
 from asgibus.interface_server.http.request import _FIELDS, Request
 from asgibus.interface_server.http.response import ResponseWriter
 from asgibus.interface_server.websocket.protocol import WebSocketProtocol
+from asgibus.interface_server.websocket.reader import MessageReader
 from asgibus.protocol.connect_request import RequestHead
 from asgibus.protocol.events import (
     ACCEPT,
@@ -239,10 +240,8 @@ def test_all_attributes_of_a_request_move() -> None:
             "_host events kind number offer offered_at queue table terminator unclaimed",
         ),
         (ReliableStream, "_checked attempt in_flight number"),
-        (
-            WebSocketProtocol,
-            "_decoded_here _guard _inflation _parser _partial_head _scheduler write_paused",
-        ),
+        (WebSocketProtocol, "_guard _scheduler write_paused"),
+        (MessageReader, "_bits _inflation _largest _partial_head decoded_here"),
         (HttpProtocol, "_rejected _scheduler _transport write_paused"),
         (ResponseWriter, "_standard _transport"),
     ],
