@@ -8,32 +8,35 @@ sends it to every open page through their group.
 import argparse
 import os
 import re
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
 import anyio
 from anyio.abc import Process, TaskStatus
-from anyio.streams.buffered import BufferedByteReceiveStream
-from app import GROUP, event
+from examples.never_drop.app import GROUP, event
+from examples.processes import (
+    END_SECONDS,
+    PYTHON,
+    START_SECONDS,
+    DemoError,
+    lines,
+    private_redis,
+    run,
+    running,
+    signal_to,
+)
 
 from asgibus.layers import open_layer
 from asgibus.layers.errors import LayerError
 
 HERE = Path(__file__).resolve().parent
 PREFIX = "never_drop"  # of the keys in Redis, which others may use too
-PYTHON = (sys.executable, "-m")
 WORKERS = 2
-START_SECONDS = 30.0
-END_SECONDS = 8.0
 MOVED = re.compile(r"process (\d+) goes on after")  # in the log of an interface server
 
 
@@ -54,10 +57,6 @@ class Scenario:
 
 PLAIN = Scenario("app:app")
 FASTAPI = Scenario("fastapi_app:app", worker=("--handover", "silent"), interface=("--affinity", "path:/rooms/{room}"))
-
-
-class DemoError(Exception):
-    """The demo cannot continue; the text says why."""
 
 
 class Deployment:
@@ -217,64 +216,6 @@ class Demo:
             print(f"The pages could not be told: {error}", file=sys.stderr)
 
 
-@asynccontextmanager
-async def private_redis() -> AsyncIterator[str]:
-    """Start a Redis that ends with the context, and yield its URL. Raise DemoError if it does not start."""
-    binary = shutil.which("redis-server") or shutil.which("valkey-server")
-    if binary is None:
-        raise DemoError("there is no redis-server here: install one, or name a running one with --redis URL")
-    with tempfile.TemporaryDirectory(prefix="never-drop-") as folder:
-        path = f"{folder}/redis.sock"
-        options = ("--port", "0", "--unixsocket", path, "--dir", folder, "--save", "", "--appendonly", "no")
-        async with running(binary, *options) as process:
-            while not await anyio.Path(path).exists():
-                if process.returncode is not None:
-                    raise DemoError(f"{binary} does not start")
-                await anyio.sleep(0.02)
-            yield f"unix://{path}"
-
-
-@asynccontextmanager
-async def running(*command: str, **env: str) -> AsyncIterator[Process]:
-    """Start a process that ends with the context: by SIGTERM, and after some seconds by SIGKILL."""
-    process = await anyio.open_process(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, **env},
-        start_new_session=True,  # Ctrl+C goes to the demo alone, which ends the others in order
-    )
-    try:
-        yield process
-    finally:
-        with anyio.CancelScope(shield=True):
-            signal_to(process, signal.SIGTERM)
-            with anyio.move_on_after(END_SECONDS):
-                await process.wait()
-            signal_to(process, signal.SIGKILL)
-            await process.aclose()
-
-
-def signal_to(process: Process, number: int) -> None:
-    """Send a signal to a process that runs. (Its own methods would take its exit code away from asyncio.)"""
-    if process.returncode is None:
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, number)
-
-
-async def lines(process: Process, expected: Callable[[str], bool] = lambda line: False) -> AsyncIterator[str]:
-    """Yield the log lines of a process until it ends. Print errors, unless they are expected."""
-    assert process.stderr is not None
-    log = BufferedByteReceiveStream(process.stderr)
-    with suppress(anyio.IncompleteRead):  # the end
-        while True:
-            line = (await log.receive_until(b"\n", 100_000)).decode(errors="replace")
-            if " INFO " not in line and " WARNING " not in line and not expected(line):
-                print("        ", line, file=sys.stderr, flush=True)
-            yield line
-
-
 async def main(scenario: Scenario, port: int, redis: str | None, seconds: float) -> None:
     """Run the demo until SIGINT, SIGTERM or SIGHUP. Raise DemoError or LayerError."""
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
@@ -304,21 +245,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def only(error: Exception) -> Exception:
-    """Return the first error of nested exception groups, which task groups raise."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
 if __name__ == "__main__":
     options = parse()
-    try:
-        anyio.run(main, FASTAPI if options.fastapi else PLAIN, options.port, options.redis, options.every)
-    except Exception as raised:
-        error = only(raised)
-        if isinstance(error, TimeoutError):
-            error = DemoError(f"not all processes were ready within {START_SECONDS:g} s")
-        if not isinstance(error, (DemoError, LayerError)):
-            raise
-        sys.exit(f"Error: {error}")
+    run(main, FASTAPI if options.fastapi else PLAIN, options.port, options.redis, options.every)

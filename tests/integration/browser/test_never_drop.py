@@ -27,9 +27,9 @@ def start_demo(redis_url: str, processes: Processes) -> Callable[..., Process]:
     """Start the demo: `start_demo("--fastapi")`."""
 
     def start(*options: str) -> Process:
-        command = [sys.executable, str(ROOT / "examples" / "never_drop" / "demo.py")]
+        command = [sys.executable, "-m", "examples.never_drop.demo"]
         options = ("--port", "0", "--redis", redis_url, "--every", "1", *options)
-        demo = processes.start("demo", [*command, *options], ready=OPEN)
+        demo = processes.start("demo", [*command, *options], ready=OPEN, env={"PYTHONPATH": ROOT})
         demo.url = demo.wait_for(OPEN)[1]
         return demo
 
