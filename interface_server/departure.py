@@ -163,6 +163,7 @@ class Departure:
             return
         server, connections = self._server, self._server.connections
         server.frozen = True
+        connections.followers.hold()
         await connections.bus.freeze()
         await self._tasks.wait()  # they join and leave groups, and no more are started
         for listener in self._listeners:
@@ -251,6 +252,7 @@ class Departure:
             return
         server.frozen = False
         server.connections.bus.thaw()
+        server.connections.followers.go_on()
         server.scheduler.release()
         for each in self._movable():
             each.go_on()

@@ -32,6 +32,8 @@ from asgibus.interface_server.tls import Tls
 from asgibus.interface_server.websocket.protocol import WebSocketProtocol
 from asgibus.layers.contract import ChannelLayer, Statistics, statistics_of
 from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.streams.offsets import Offset
+from asgibus.layers.streams.page import Page
 from asgibus.protocol.channels import shared_channels
 
 logger = logging.getLogger("asgibus.interface")
@@ -108,7 +110,7 @@ class Server:
             return
         with listening_socket(self.settings) as listening:
             async with self._layer.bus("interface", self.connections) as bus:
-                self.connections.on_bus(bus, self._tasks)
+                self.connections.on_bus(bus, self._tasks, self._read_page)
                 await self._serve(listening, stop, ready)
 
     async def _take_over(self, arrival: Arrival, stop: anyio.Event, ready: Callable[[str], None]) -> None:
@@ -122,7 +124,7 @@ class Server:
             identity, layer = arrival.identity, self._layer
             joining = layer.bus("interface", self.connections) if identity is None else None
             async with joining or layer.moved_bus(identity or {}, self.connections) as bus:
-                self.connections.on_bus(bus, self._tasks)
+                self.connections.on_bus(bus, self._tasks, self._read_page)
                 if identity is not None:
                     arrival.restore_places(self.connections)
                 await arrival.take()
@@ -276,13 +278,22 @@ class Server:
 
     def gauges(self) -> dict[str, int]:
         """Return how many sockets and connections are open."""
-        return {"sockets": len(self._sockets), "connections": len(self.connections)}
+        followers = self.connections.followers
+        return {
+            "sockets": len(self._sockets),
+            "connections": len(self.connections),
+            "followers": len(followers),
+            "followed streams": followers.streams,
+        }
 
     async def channels(self) -> dict[str, Statistics]:
         """Return statistics of the channels on which connections are offered; none while the layer is away."""
         names = [*shared_channels(self.settings.pool, [listener.kind for listener in self._listeners])]
         names += [each for _, pool in self.settings.routes for each in shared_channels(pool)]
         return await statistics_of(self.connections.bus, [*dict.fromkeys(names)])
+
+    async def _read_page(self, stream: str, after: Offset, limit: int) -> Page:
+        return await self._layer.stream(stream).page(after, limit)
 
     # For the protocols of the sockets: see `Host`, `ServerContext` and `HttpServer`.
 

@@ -183,6 +183,10 @@ class InterfaceSettings(ServerSettings):
         "How long an idle HTTP connection is kept open.",
         names=("--keep-alive-timeout", "--timeout-keep-alive"),
     )
+    # Proxies end a silent response after 60 s, some after 30.
+    stream_keep_alive: float = setting(
+        15.0, Heading.TIMES, "Silence after which the event stream of a followed stream gets a comment."
+    )
     head_timeout: float = setting(10.0, Heading.TIMES, "Time for the head of a request to arrive.")
     graceful_timeout: float = setting(
         30.0,
@@ -235,6 +239,8 @@ class InterfaceSettings(ServerSettings):
         1000, Heading.SIZES, "Maximum number of UDP peers; datagrams of further ones are dropped."
     )
 
+    # A template and an offset each; a page of a chat with a hundred answers.
+    max_follows: int = setting(100, Heading.GROUPS, "Maximum number of streams that one connection follows.")
     slow_client_buffer: int = setting(
         1024 * 1024, Heading.GROUPS, "Unsent bytes above which a client is slow.", kind=Kind.BYTES
     )

@@ -14,7 +14,7 @@ package adds a protocol.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -96,6 +96,21 @@ class Terminator(Flushable, Protocol):
             status: The HTTP status, for a request or a handshake.
             close_code: The close code, for an open WebSocket.
         """
+
+
+class SharedWriter(Terminator, Protocol):
+    """A terminator whose connections can follow streams."""
+
+    def write_shared(self, events: Sequence[Event], shared: dict[str, Any]) -> None:
+        """Write events that other connections get too. The caller has seen whether the socket has room.
+
+        Args:
+            events: The events, in their order.
+            shared: A dict that is passed to every connection, to encode the events only once.
+        """
+
+    def detach(self) -> None:
+        """Go on with a response that no run of the app sends any more. Only responses are detached."""
 
 
 class Holder(Abortable, Protocol):

@@ -28,13 +28,15 @@ from asgibus.layers.frames import (
     RESET,
     SUPERSEDED,
 )
-from asgibus.layers.names import require_group
+from asgibus.layers.names import require_group, require_stream
+from asgibus.layers.streams.offsets import parse_offset
 from asgibus.layers.versions import CONNECT_REQUEST
 from asgibus.protocol import events
 from asgibus.protocol.channels import require_protocol
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET, ConnectRequest
 from asgibus.protocol.events import MAX_CLOSE_REASON, SUBPROTOCOL, Event
 from asgibus.protocol.header_lines import are_lines
+from asgibus.protocol.stream_frames import read_template
 
 MAX_STATE_BYTES = 16 * 1024  # of `connection.state`, which interface servers keep in memory for every open connection
 
@@ -101,6 +103,31 @@ def _group(group: Any) -> None:
     try:
         require_group(group)
     except TypeError as error:
+        raise BadFrame(str(error)) from None
+
+
+def _stream(stream: Any) -> None:
+    try:
+        require_stream(stream)
+    except TypeError as error:
+        raise BadFrame(str(error)) from None
+
+
+def _offset(offset: Any) -> None:
+    if type(offset) is not str:
+        raise BadFrame(f"an offset is a {type(offset).__name__}")
+    try:
+        parse_offset(offset)
+    except ValueError as error:
+        raise BadFrame(str(error)) from None
+
+
+def _template(template: Any) -> None:
+    if type(template) is not bytes:
+        raise BadFrame(f"a template is a {type(template).__name__}")
+    try:
+        read_template(template)
+    except ValueError as error:
         raise BadFrame(str(error)) from None
 
 
@@ -203,6 +230,9 @@ FROM_APP: Final[Mapping[int, Check]] = {
     events.ABORT: _no_fields,
     events.GROUP_ADD: _event(_group),
     events.GROUP_DISCARD: _event(_group),
+    events.FOLLOW: _event(_stream, _offset, _template),
+    events.UNFOLLOW: _event(_stream),
+    events.DETACH: _event(_stream, _offset, _template),
     events.SAVE_STATE: _event(_state),
     events.HANDOVER: _no_fields,
 }

@@ -128,6 +128,9 @@ TAKEN_OVER: Final = "taken_over"
 EVENT_STREAMS: Final = "event_streams"
 """The member of `extensions["asgibus"]` with which an interface server says that it can continue an event stream."""
 
+STREAMS: Final = "streams"
+"""The member of `extensions["asgibus"]` with which an interface server says that its connections can follow streams."""
+
 
 def reply_channel(interface: str, connection: int) -> str:
     """Return the name of the channel on which a connection receives plain ASGI events from any process."""

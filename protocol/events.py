@@ -53,6 +53,9 @@ GROUP_DISCARD: Final = 35  # (group,)
 GROUP_DONE: Final = 36  # (error or None, group) the answer to the oldest GROUP_ADD or GROUP_DISCARD of the group
 SAVE_STATE: Final = 37  # (packed state,) kept at the interface server for a further run
 HANDOVER: Final = 38  # () the last event of a run that ends before its connection: another run continues
+FOLLOW: Final = 39  # (stream, offset, packed template) GROUP_DONE of the group "stream:…" is the answer
+UNFOLLOW: Final = 40  # (stream,) answered in the same way
+DETACH: Final = 41  # as FOLLOW, without an answer: the last event of a run, whose response ends with the stream
 
 NAMES: Final = {
     value: name

@@ -160,6 +160,7 @@ class ConnectionState(StrEnum):
 
     OFFERED = "offered to the workers"
     JOINED = "joined to a session"
+    DETACHED = "following a stream without a session, until the stream or its client ends"
     CLOSING = "closed by its client, and its app has not received the disconnect"
     ABANDONED = "closed by its client while no worker had it"
     ENDED = "ended"
@@ -171,6 +172,7 @@ class ConnectionEvent(StrEnum):
     CLAIMED = "claimed by a worker"
     CLIENT_GONE = "client gone"
     DISCONNECT_DELIVERED = "disconnect delivered to the app, or not needed"
+    DETACHED = "detached from its session"
     COMPLETED = "answered in full"
     OFFERED_AGAIN = "offered for a further run"
     GIVEN_UP = "given up: not claimed in time, or its worker is gone for good"
@@ -186,6 +188,10 @@ CONNECTION_TABLE: Final[dict[tuple[ConnectionState, ConnectionEvent], Connection
     (ConnectionState.JOINED, ConnectionEvent.COMPLETED): ConnectionState.ENDED,
     (ConnectionState.JOINED, ConnectionEvent.OFFERED_AGAIN): ConnectionState.OFFERED,
     (ConnectionState.JOINED, ConnectionEvent.GIVEN_UP): ConnectionState.ENDED,
+    (ConnectionState.JOINED, ConnectionEvent.DETACHED): ConnectionState.DETACHED,
+    (ConnectionState.DETACHED, ConnectionEvent.CLIENT_GONE): ConnectionState.ENDED,
+    (ConnectionState.DETACHED, ConnectionEvent.COMPLETED): ConnectionState.ENDED,
+    (ConnectionState.DETACHED, ConnectionEvent.GIVEN_UP): ConnectionState.ENDED,
     (ConnectionState.CLOSING, ConnectionEvent.DISCONNECT_DELIVERED): ConnectionState.ENDED,
     (ConnectionState.CLOSING, ConnectionEvent.OFFERED_AGAIN): ConnectionState.ABANDONED,
     (ConnectionState.CLOSING, ConnectionEvent.GIVEN_UP): ConnectionState.ENDED,

@@ -10,12 +10,14 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
+from asgibus.interface_server.connections.followers import Followers, Following
 from asgibus.interface_server.connections.groups import Groups
 from asgibus.interface_server.terminator import FAULT, abort_faulty
 from asgibus.layers.codec import pack, unpack
 from asgibus.layers.contract import Bus, Frame
+from asgibus.layers.names import stream_group
 from asgibus.layers.offers import Offer
 from asgibus.protocol.connect_request import ConnectRequest, mark_taken_over
 from asgibus.protocol.counted_log import CountedLog
@@ -23,6 +25,8 @@ from asgibus.protocol.events import (
     ABORT,
     ACCEPT,
     CLOSE,
+    DETACH,
+    FOLLOW,
     GROUP_ADD,
     GROUP_DONE,
     HANDOVER,
@@ -33,6 +37,7 @@ from asgibus.protocol.events import (
     RESPONSE_BODY,
     RESPONSE_END,
     SAVE_STATE,
+    UNFOLLOW,
     WEBSOCKET_DISCONNECT,
     Event,
     disconnect,
@@ -54,7 +59,7 @@ from asgibus.protocol.states import (
 from asgibus.protocol.stream import PART, ReliableStream
 
 if TYPE_CHECKING:
-    from asgibus.interface_server.terminator import Terminator
+    from asgibus.interface_server.terminator import SharedWriter, Terminator
     from asgibus.protocol.event_stream import EventStream
 
 logger = logging.getLogger("asgibus.interface")
@@ -70,6 +75,7 @@ _LAST: Final = (CLOSE, RESPONSE_END, ABORT)  # the last event of a run that has 
 # Module-level aliases, because up to Python 3.11 a lookup of a member on its enum takes 50 ns.
 _OFFERED: Final = ConnectionState.OFFERED
 _JOINED: Final = ConnectionState.JOINED
+_DETACHED: Final = ConnectionState.DETACHED
 _CLOSING: Final = ConnectionState.CLOSING
 _ABANDONED: Final = ConnectionState.ABANDONED
 _ENDED: Final = ConnectionState.ENDED
@@ -79,6 +85,7 @@ _COMPLETED: Final = ConnectionEvent.COMPLETED
 _HANDSHAKE: Final = AppState.HANDSHAKE
 _OPEN: Final = AppState.OPEN
 _COMPLETE: Final = AppState.COMPLETE
+_FOLLOWING: Final = (AppState.OPEN, AppState.STARTED, AppState.STREAMING)  # states in which a client gets parts
 
 # The state for the client, while a further run has not answered yet.
 _BETWEEN_RUNS: Final = {AppState.HANDSHAKE: AppState.OPEN, AppState.CONTINUING: AppState.STREAMING}
@@ -91,6 +98,7 @@ class ConnectionHost(Protocol):
     counts: Counter[str]
     log: CountedLog
     groups: Groups
+    followers: Followers
 
     def on_claimed(self, connection: Connection) -> None:
         """Handle that a worker has claimed the connection."""
@@ -128,6 +136,7 @@ class Connection:
         "app_state",
         "crashes",
         "events",
+        "follows",
         "group_answers",
         "groups",
         "handled",
@@ -182,6 +191,8 @@ class Connection:
         self.group_answers = 0
         """The number of GROUP_DONE events that were sent to this run."""
         self.groups: set[str] | None = None
+        self.follows: dict[str, Following] | None = None
+        """The streams that the client follows, by name. The next run finds them as they are."""
         self.saved_state = b""
         self._unconsumed = 0  # bytes that were written while the socket had no room
         self._unsent: list[tuple[Frame, int]] | None = None  # frames that wait for a worker
@@ -208,6 +219,9 @@ class Connection:
             code: The close code of a WebSocket.
             reason: The reason for the app.
         """
+        if self.state is _DETACHED:
+            self._transition(_CLIENT_GONE)
+            return
         if self.state is not _OFFERED and self.state is not _JOINED:
             return
         self.event(disconnect(self.kind, code, reason))
@@ -289,10 +303,55 @@ class Connection:
             self._ack_all()
             self.crashes = 0
             self.run_ended(RunEnd.HANDED_OVER)
+        elif code >= FOLLOW:
+            self._follow(event)
         elif self.state is _JOINED:
             self._host.groups.change(self, code, event[1])
         else:
             self.group_done(event[1], None)
+
+    def _follow(self, event: Event) -> None:
+        """Handle FOLLOW, UNFOLLOW or DETACH."""
+        code: int = event[0]
+        name: str = event[1]
+        if self.state is not _JOINED:
+            if code != DETACH:
+                self.group_done(stream_group(name), None)
+                return
+            self._ack_all()  # as for the last event of a response
+            if self.state is _CLOSING:
+                self._transition(ConnectionEvent.DISCONNECT_DELIVERED)
+        elif code == UNFOLLOW:
+            self._host.followers.unfollow(self, name)
+        elif self.app_state not in _FOLLOWING or self.table is OTHER_TABLE:
+            self.group_done(stream_group(name), f"the client cannot get entries of a stream: {self.app_state.value}")
+        elif code == FOLLOW:
+            self._host.followers.follow(self, name, event[2], event[3])
+        elif self.table is HTTP_TABLE:
+            self._detach()
+            self._host.followers.follow(self, name, event[2], event[3], detached=True)
+
+    def _detach(self) -> None:
+        """Go on without a run of the app, whose later frames are for an attempt that is over."""
+        if self.events is None:
+            self.shared_writer.detach()
+        self.app_state = AppState.STREAMING
+        self.stream.restart(self.stream.attempt + 1, ())
+        self.peer = ""
+        self.request = b""  # there is no further run
+        self._unconsumed = 0
+        self._transition(ConnectionEvent.DETACHED)
+
+    @property
+    def shared_writer(self) -> SharedWriter:
+        """See `Reader`. Only WebSockets and responses follow streams."""
+        return cast("SharedWriter", self.terminator)
+
+    def end_detached(self) -> None:
+        """See `Reader`."""
+        self.app_state = _COMPLETE
+        self.terminator.write_event((RESPONSE_END, b""))
+        self._transition(_COMPLETED)
 
     def _check_first_answer(self, event: Event) -> bool:
         """Check the first answer of a run to a WebSocket's handshake. A client is accepted once.
@@ -415,6 +474,8 @@ class Connection:
 
     def acknowledge(self) -> None:
         """Acknowledge what was written, unless the socket has no room: then the window of the run stays shut."""
+        if self.follows and not self.terminator.write_paused:
+            self._host.followers.release(self)
         if self.state is not _JOINED or self.app_state is _COMPLETE or self.terminator.write_paused:
             return
         if self._unconsumed:
@@ -564,6 +625,7 @@ class Connection:
             "handled": self.handled,
             "group_answers": self.group_answers,
             "groups": None if self.groups is None else sorted(self.groups),
+            "follows": self._host.followers.export(self),
             "saved_state": self.saved_state,
             "events": None if self.events is None else self.events.export(),
             "unconsumed": self._unconsumed,
@@ -647,6 +709,7 @@ class Connection:
             self._host.on_claimed(self)
         elif event is _CLIENT_GONE:
             self._host.groups.remove_member(self)
+            self._host.followers.remove(self)
         if self.state is _CLOSING and not self._needs_disconnect:
             self.state = transition(CONNECTION_TABLE, self.state, ConnectionEvent.DISCONNECT_DELIVERED)
         if self.state is _ABANDONED and not self._needs_disconnect:

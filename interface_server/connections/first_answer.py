@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from asgibus.protocol.events import Event
 
 if TYPE_CHECKING:
     from asgibus.interface_server.connections.connection import Connection
+    from asgibus.interface_server.terminator import SharedWriter
 
 
 class AnswerReader(Protocol):
@@ -48,6 +50,14 @@ class FirstAnswer:
     def broadcast(self, event: Event, shared: dict[str, Any]) -> None:
         """See `Terminator`."""
         self._terminator.broadcast(event, shared)
+
+    def write_shared(self, events: Sequence[Event], shared: dict[str, Any]) -> None:
+        """See `SharedWriter`."""
+        cast("SharedWriter", self._terminator).write_shared(events, shared)
+
+    def detach(self) -> None:
+        """See `SharedWriter`."""
+        cast("SharedWriter", self._terminator).detach()
 
     def keeps_up(self) -> bool:
         """See `Terminator`."""

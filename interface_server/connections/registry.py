@@ -15,6 +15,7 @@ from urllib.parse import unquote_to_bytes
 
 from asgibus.interface_server.callback_tasks import CallbackTasks
 from asgibus.interface_server.connections.connection import NO_WORKER, Connection
+from asgibus.interface_server.connections.followers import GROUP_PREFIX, Followers, ReadPage
 from asgibus.interface_server.connections.groups import Groups
 from asgibus.interface_server.connections.keyed_offers import KeyedOffers
 from asgibus.interface_server.connections.pending import PendingConnections
@@ -39,6 +40,7 @@ logger = logging.getLogger("asgibus.interface")
 
 DEAD_REMEMBERED = 100  # workers that died lately: their last frames may still arrive
 SMALL_BYTES: Final = 1024  # of events that always travel in the offer: the head of the request is as large
+_SERVED: Final = (ConnectionState.JOINED, ConnectionState.DETACHED)
 NO_ROOM_SECONDS = 1.0  # until an open connection for which there was no room is offered again
 
 _NUMBER = re.compile(r"[0-9]{1,19}\Z", re.ASCII)  # the number of a connection, in the name of its reply channel
@@ -71,6 +73,7 @@ class ConnectionRegistry(Handler):
         self._router = StreamRouter(self, FROM_APP, self.log)
         self._pending = PendingConnections(settings, self.log)
         self.groups = Groups(self.log)
+        self.followers = Followers(self.log, settings.max_follows, settings.stream_keep_alive)
         self._keyed = KeyedOffers(settings, self) if settings.affinity else None
         self.now = 0.0
         """The time of the event loop at the last tick, in seconds."""
@@ -81,15 +84,17 @@ class ConnectionRegistry(Handler):
     def __iter__(self) -> Iterator[Connection]:
         return iter([*self._open.values()])
 
-    def on_bus(self, bus: Bus, tasks: CallbackTasks) -> None:
+    def on_bus(self, bus: Bus, tasks: CallbackTasks, read_page: ReadPage) -> None:
         """Take a place on the bus.
 
         Args:
             bus: The bus.
             tasks: Runs the joining and leaving of groups. It has to end before the place on the bus does.
+            read_page: Reads a page of a stream.
         """
         self.bus = self._router.bus = bus
         self.groups.on_bus(bus, tasks)
+        self.followers.on_bus(bus, tasks, read_page, self.now)
         if self._keyed is not None:
             self._keyed.on_bus(tasks, self.now)
 
@@ -285,6 +290,8 @@ class ConnectionRegistry(Handler):
         self._open.pop(connection.number, None)
         if connection.groups:
             self.groups.remove_member(connection)
+        if connection.follows:
+            self.followers.remove(connection)
 
     def flush_later(self, terminator: Flushable) -> None:
         """Call the terminator's `flush` at the end of the current batch."""
@@ -324,7 +331,10 @@ class ConnectionRegistry(Handler):
         if kind == MESSAGE:
             self._on_message(frame[1], frame[2])
         elif kind == GROUP_MESSAGE:
-            self.groups.broadcast(frame[1], frame[2])
+            if frame[1].startswith(GROUP_PREFIX):
+                self.followers.broadcast(frame[1], frame[2])
+            else:
+                self.groups.broadcast(frame[1], frame[2])
         elif kind == ABANDONED:
             connection = self._open.get(frame[1])
             if connection is not None and connection.stream.attempt == frame[2] and not connection.peer:
@@ -390,6 +400,7 @@ class ConnectionRegistry(Handler):
         self._pending.interrupted(self.now)
         if self._keyed is not None:
             self._keyed.interrupted()
+        self.followers.interrupted()
         joined = self._router.interrupted()
         logger.warning("the bus was interrupted: %d connections are checked with their workers", joined)
 
@@ -422,6 +433,7 @@ class ConnectionRegistry(Handler):
         self._open.clear()
         self._pending = PendingConnections(self._settings, self.log)
         self.groups = Groups(self.log)
+        self.followers = Followers(self.log, self._settings.max_follows, self._settings.stream_keep_alive)
 
     @property
     def may_move(self) -> bool:
@@ -449,6 +461,7 @@ class ConnectionRegistry(Handler):
         connection.restore(state)
         self._open[connection.number] = connection
         self.groups.restore_member(connection)
+        self.followers.restore(connection, state.get("follows") or ())
         return connection
 
     def restore_places(self, state: Mapping[str, Any], connections: Iterable[Mapping[str, Any]]) -> None:
@@ -482,6 +495,7 @@ class ConnectionRegistry(Handler):
         if self._keyed is not None:
             self._keyed.tick(now)
         self._router.tick(now)
+        self.followers.tick(now)
         if self.bus.available:
             self._away_since = None
         elif self._away_since is None:
@@ -492,7 +506,7 @@ class ConnectionRegistry(Handler):
     def _end_all(self, now: float) -> None:
         """End the connections, because the layer has been away too long and may not come back."""
         self._away_since = now
-        joined = [connection for connection in self._open.values() if connection.state is ConnectionState.JOINED]
+        joined = [connection for connection in self._open.values() if connection.state in _SERVED]
         for connection in joined:
             connection.fail(NO_WORKER)
         if joined:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from asgibus.protocol.counted_log import CountedLog
@@ -25,7 +26,7 @@ from asgibus.protocol.events import (
 
 if TYPE_CHECKING:
     from asgibus.interface_server.connections.connection import Connection
-    from asgibus.interface_server.terminator import Terminator
+    from asgibus.interface_server.terminator import SharedWriter
     from asgibus.protocol.connect_request import Headers
 
 SERVER_STOPS: Final = (503, 1012)
@@ -46,7 +47,7 @@ class EventStreamTerminator:
 
     __slots__ = ("_connection", "_log", "_terminator", "events")
 
-    def __init__(self, terminator: Terminator, connection: Connection, headers: Headers, log: CountedLog) -> None:
+    def __init__(self, terminator: SharedWriter, connection: Connection, headers: Headers, log: CountedLog) -> None:
         self._terminator = terminator
         self._connection = connection
         self._log = log
@@ -95,6 +96,20 @@ class EventStreamTerminator:
                 others.feed(event[1])
             self.events.add(others)
         self._terminator.broadcast(event, shared)
+
+    def write_shared(self, events: Sequence[Event], shared: dict[str, Any]) -> None:
+        """See `SharedWriter`."""
+        others = shared.get("events")
+        if others is None:
+            others = shared["events"] = EventStream()
+            for event in events:
+                if event[0] == RESPONSE_BODY:
+                    others.feed(event[1])
+        self.events.add(others)
+        self._terminator.write_shared(events, shared)
+
+    def detach(self) -> None:
+        """Do nothing: the response ends well already."""
 
     def fail(self, status: int, close_code: int) -> None:
         """See `Terminator`."""

@@ -13,7 +13,7 @@ import logging
 import socket
 import struct
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -488,6 +488,30 @@ class HttpProtocol(asyncio.Protocol):
             self._transport.write(data)
         elif connection is None or not connection.plain(event):
             self._server.connections.counts["broadcast out of place"] += 1
+
+    def write_shared(self, events: Sequence[Event], shared: dict[str, Any]) -> None:
+        """See `SharedWriter`."""
+        if self._connection is None:
+            return
+        chunks = shared.get("chunks")
+        if self._writer.framing is _CHUNKED and chunks is None and all(event[0] == RESPONSE_BODY for event in events):
+            chunks = shared["chunks"] = b"".join([chunk(event[1]) for event in events if event[1]])
+        if self._writer.framing is _CHUNKED and chunks is not None:
+            self._transport.write(chunks)
+            return
+        for index, event in enumerate(events):
+            if event[0] == RESPONSE_BODY:
+                self._writer.body(event[1])
+            else:
+                self.broadcast(event, shared.setdefault(str(index), {}))
+
+    def detach(self) -> None:
+        """See `SharedWriter`. If the server stops, the client is told to connect again."""
+        connection, request = self._connection, self._request
+        if connection is not None and request is not None and connection.events is None:
+            log = self._server.connections.log
+            terminator = EventStreamTerminator(self, connection, tuple(request.headers), log)
+            connection.begin_event_stream(terminator, terminator.events)
 
     def keeps_up(self) -> bool:
         """See `Terminator`."""

@@ -17,7 +17,7 @@ import httptools
 
 from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.interface_server.settings import MAX_HEADERS
-from asgibus.protocol.connect_request import EVENT_STREAMS, HTTP, WEBSOCKET, Address, RequestHead
+from asgibus.protocol.connect_request import EVENT_STREAMS, HTTP, STREAMS, WEBSOCKET, Address, RequestHead
 from asgibus.protocol.header_lines import cache_short
 
 UNKNOWN: Final = sys.maxsize
@@ -232,6 +232,7 @@ class Request(RequestHead):
                 if self.wants_trailers:
                     self.extensions["http.response.trailers"] = {}
         else:
+            self.extensions = {**self.extensions, "asgibus": {STREAMS: True}}
             self.wants_trailers = False  # they need the chunked coding, which HTTP/1.0 lacks
         return None
 
@@ -285,9 +286,9 @@ _OTHER_METHODS: Final = frozenset(
     )
 )
 _HASH: Final = ord(b"#")  # as an integer, since `in` looks for those ten times as fast as for bytes
-_HTTP_1_1_EXTENSIONS: dict[str, Any] = {"http.response.early_hint": {}}
+_HTTP_1_1_EXTENSIONS: dict[str, Any] = {"http.response.early_hint": {}, "asgibus": {STREAMS: True}}
 # A worker has this member in its place: see `worker.connection.Extension`.
-_GET_EXTENSIONS: dict[str, Any] = {**_HTTP_1_1_EXTENSIONS, "asgibus": {EVENT_STREAMS: True}}
+_GET_EXTENSIONS: dict[str, Any] = {**_HTTP_1_1_EXTENSIONS, "asgibus": {EVENT_STREAMS: True, STREAMS: True}}
 
 
 MAX_PORT = 65535

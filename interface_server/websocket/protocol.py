@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from websockets.frames import Close, CloseCode
@@ -25,6 +25,7 @@ from asgibus.interface_server.websocket.frames import decode_message, encode_mes
 from asgibus.interface_server.websocket.handshake import check_handshake, switching_protocols
 from asgibus.interface_server.websocket.reader import NOTHING_READ, SLICE, InvalidMessage, MessageReader
 from asgibus.interface_server.websocket.states import WEBSOCKET_TABLE, WebSocketEvent, WebSocketState
+from asgibus.protocol.connect_request import STREAMS
 from asgibus.protocol.events import (
     ACCEPT,
     CLOSE,
@@ -47,6 +48,7 @@ EARLY_BYTES: Final = PART  # that a client may send before it is accepted; then 
 PONGS: Final = 16  # written for the pings of one slice: only the last one need be answered, RFC 6455 section 5.5.3
 CLOSE_SECONDS = 10.0  # how long a client may take to answer the server's close frame
 
+_EXTENSIONS: Final[dict[str, Any]] = {"websocket.http.response": {}, "asgibus": {STREAMS: True}}
 _REASONS: dict[int, str] = {
     CloseCode.TRY_AGAIN_LATER: "no worker",
     CloseCode.SERVICE_RESTART: "the worker is gone",
@@ -126,7 +128,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if error is not None:
             self._reject(error)
             return
-        request.extensions = {**request.extensions, "websocket.http.response": {}}
+        request.extensions = {**request.extensions, **_EXTENSIONS}
         self._connection = self._server.connections.open(request, self, ())
         self.slices_read()
         if not self.input.paused and not self._transport.is_reading():
@@ -297,6 +299,22 @@ class WebSocketProtocol(asyncio.Protocol):
         if frame is None:
             frame = shared["frame"] = encode_message(event[1])
         self._transport.write(frame)
+
+    def write_shared(self, events: Sequence[Event], shared: dict[str, Any]) -> None:
+        """See `SharedWriter`."""
+        if self._state is not _OPEN or self._connection is None:
+            return  # its client is gone, and with it what it follows
+        frames = shared.get("frames")
+        if frames is None and all(event[0] == MESSAGE_SENT for event in events):
+            frames = shared["frames"] = b"".join([encode_message(event[1]) for event in events])
+        if frames is not None:
+            self._transport.write(frames)
+            return
+        for index, event in enumerate(events):
+            self.broadcast(event, shared.setdefault(str(index), {}))
+
+    def detach(self) -> None:
+        """See `SharedWriter`. Nothing calls it here."""
 
     def keeps_up(self) -> bool:
         """See `Terminator`."""

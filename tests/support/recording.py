@@ -1,6 +1,7 @@
 """Connections without sockets and bus: posts, offers and writes are recorded, and the test acts as the worker."""
 
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, cast
 
 from asgibus.interface_server.connections.registry import ConnectionRegistry
@@ -9,6 +10,7 @@ from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.codec import pack, unpack
 from asgibus.layers.contract import Bus
 from asgibus.layers.frames import CLAIMED, DEAD, EVENT, EVENT_OFFSET
+from asgibus.layers.memory.streams import MemoryStreams
 from asgibus.layers.offers import Offer
 from asgibus.protocol.connect_request import WEBSOCKET, ConnectRequest
 from asgibus.protocol.events import ACCEPT, CLOSE, MESSAGE_SENT, Event
@@ -101,6 +103,12 @@ class RecordingTerminator:
     def broadcast(self, event: Event, shared: dict[str, Any]) -> None:
         self.written.append(event)
 
+    def write_shared(self, events: Sequence[Event], shared: dict[str, Any]) -> None:
+        self.written += events
+
+    def detach(self) -> None:
+        pass
+
     def keeps_up(self) -> bool:
         return True
 
@@ -123,7 +131,8 @@ class Table:
     def __init__(self, **settings: Any) -> None:
         self.bus = RecordingBus()
         self.connections = ConnectionRegistry(InterfaceSettings(**settings))
-        self.connections.on_bus(cast(Bus, self.bus), cast(Any, AtOnce()))
+        self.streams = MemoryStreams(cast(Any, None), time.monotonic)
+        self.connections.on_bus(cast(Bus, self.bus), cast(Any, AtOnce()), self.streams.page)
 
     def open(
         self, kind: str = WEBSOCKET, events: tuple[Event, ...] = (), method: str = "GET"

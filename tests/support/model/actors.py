@@ -100,7 +100,7 @@ class Interface:
         self.settings = InterfaceSettings(window=window, connect_timeout=FOR_EVER, resume_timeout=FOR_EVER)
         self.connections = ConnectionRegistry(self.settings)
         self.bus = ModelBus(store, mailbox, self.connections)
-        self.connections.on_bus(self.bus, cast(Any, AtOnce()))
+        self.connections.on_bus(self.bus, cast(Any, AtOnce()), cast(Any, None))
         self.declared_dead = False
         """Whether the server was declared dead: workers then give up hand-overs to it."""
         self.handed_over = 0  # the count at the last offer

@@ -8,7 +8,7 @@ from asgibus.interface_server.affinity import parse_rules
 from asgibus.interface_server.connections.first_answer import FirstAnswer
 from asgibus.interface_server.connections.learner import CookieSetter, Learner
 from asgibus.layers.frames import ACK, EVENT, GROUP_MESSAGE, MESSAGE, RESET
-from asgibus.protocol.connect_request import EVENT_STREAMS, mark_taken_over
+from asgibus.protocol.connect_request import EVENT_STREAMS, STREAMS, mark_taken_over
 from asgibus.protocol.event_stream import LONGEST_EVENT
 from asgibus.protocol.events import (
     ABORT,
@@ -425,7 +425,8 @@ def test_an_id_is_learned_from_an_event() -> None:
 )
 def test_requests_whose_event_streams_can_continue(method: str, version: str, offered: bool) -> None:
     client = Client(method=method, version=version)
-    assert client.requests[0].extensions.get("asgibus") == ({EVENT_STREAMS: True} if offered else None)
+    assert (EVENT_STREAMS in client.requests[0].extensions["asgibus"]) is offered
+    assert STREAMS in client.requests[0].extensions["asgibus"]
 
 
 def test_other_responses_are_as_before() -> None:

@@ -82,7 +82,7 @@ class Site:
         self.registry = ConnectionRegistry(InterfaceSettings(affinity=("query:room",), connect_timeout=10))
         self.now = self.registry.now = 100.0
         self.tasks = CallbackTasks()
-        self.registry.on_bus(self.bus, self.tasks)  # type: ignore[arg-type]
+        self.registry.on_bus(self.bus, self.tasks, None)  # type: ignore[arg-type]
 
     def open(self, number: int) -> FakeTerminator:
         terminator = FakeTerminator()

@@ -237,7 +237,7 @@ def test_all_attributes_of_a_request_move() -> None:
         (
             Connection,
             # The registry restores all but `events`, which the terminator of the socket does.
-            "_host events kind number offer offered_at queue table terminator unclaimed",
+            "_host events follows kind number offer offered_at queue table terminator unclaimed",
         ),
         (ReliableStream, "_checked attempt in_flight number"),
         (WebSocketProtocol, "_guard _scheduler write_paused"),
