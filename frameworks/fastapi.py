@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from asgibus.starlette import Bus
+from asgibus.starlette import Bus, StreamResponse
 from asgibus.starlette import GroupSocket as _GroupSocket
 
 try:
@@ -24,7 +24,7 @@ try:
 except ImportError as error:
     raise ImportError("asgibus.fastapi needs the package fastapi: pip install fastapi") from error
 
-__all__ = ["Bus", "BusDep", "GroupSocket"]
+__all__ = ["Bus", "BusDep", "GroupSocket", "StreamResponse"]
 
 
 async def _bus(conn: HTTPConnection) -> Bus:

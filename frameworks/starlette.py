@@ -14,42 +14,33 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final, Self
-from weakref import WeakKeyDictionary
 
 import anyio
 
-from asgibus.layers import ChannelLayer, InMemoryChannelLayer
+from asgibus.layers import ChannelLayer
 from asgibus.layers.contract import Message
+from asgibus.layers.streams import Stream
 from asgibus.protocol.events import EXCLUDE
+from asgibus.protocol.stream_frames import Template
 from asgibus.worker.connection import Connection, connection
+from asgibus.worker.local_layer import local_layer
+from asgibus.worker.stream_response import sse_template, stream_response
 
 try:
+    from starlette.background import BackgroundTask
     from starlette.requests import HTTPConnection
+    from starlette.responses import Response
+    from starlette.types import Receive, Scope, Send
     from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 except ImportError as error:
     raise ImportError("asgibus.starlette needs the package starlette: pip install starlette") from error
 
-__all__ = ["Bus", "GroupSocket"]
-
-logger = logging.getLogger("asgibus.worker")
+__all__ = ["Bus", "GroupSocket", "StreamResponse"]
 
 LEAVE_SECONDS = 1.0  # for a group to be left by a handler that is cancelled
-
-_layers: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, ChannelLayer]] = WeakKeyDictionary()
-"""The layers of apps on other servers: one for each event loop."""
-
-
-def _local_layer() -> ChannelLayer:
-    loop = asyncio.get_running_loop()
-    layer = _layers.get(loop)
-    if layer is None:
-        layer = _layers[loop] = InMemoryChannelLayer()
-        logger.info("the app does not run on asgibus: its groups and channels are those of this process")
-    return layer
 
 
 def _connection(conn: HTTPConnection) -> Connection | None:
@@ -72,7 +63,7 @@ class Bus:
     def of(cls, conn: HTTPConnection) -> Self:
         """Return the bus of a request or a WebSocket; that of the process if another server runs the app."""
         found = _connection(conn)
-        return cls(_local_layer() if found is None else found.layer)
+        return cls(local_layer() if found is None else found.layer)
 
     async def send(self, group: str, data: str | bytes, *, exclude: GroupSocket | None = None) -> None:
         """Send a message to the WebSockets of a group.
@@ -95,6 +86,63 @@ class Bus:
     async def send_json(self, group: str, data: Any, *, exclude: GroupSocket | None = None) -> None:
         """Send an object as JSON to the WebSockets of a group. See `send`."""
         await self.send(group, json.dumps(data, separators=(",", ":"), ensure_ascii=False), exclude=exclude)
+
+
+class StreamResponse(Response):
+    """The entries of a stream, as server-sent events: those that are kept, and all that come until its end.
+
+    The client goes on after the `Last-Event-ID` of its request, or `?after=`. Over asgibus no worker takes part once
+    the response has begun; deploys and crashes of workers do not touch it. See `asgibus.stream_response`.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        stream: str | Stream,
+        *,
+        after: str | None = None,
+        template: Template | None = None,
+        event: str = "",
+        headers: Mapping[str, str] | None = None,
+        background: BackgroundTask | None = None,
+    ) -> None:
+        """Take the arguments of `asgibus.stream_response`.
+
+        Args:
+            stream: The stream, or its name.
+            after: The offset of the last entry that the client has, if its request names none.
+            template: What the client gets: `"raw"`, or the `data` of the events by what they are for.
+            event: The type of the events of entries; by default they have none.
+            headers: Further headers of the response.
+            background: Runs once the response has begun; on other servers, once it has ended.
+
+        Raises:
+            ValueError: The template is not valid.
+        """
+        sse_template(template, event)
+        self.status_code = 200
+        self.background = background
+        self._stream = stream
+        self._after = after
+        self._template = template
+        self._event = event
+        self.init_headers(headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request."""
+        await stream_response(
+            scope,
+            receive,
+            send,
+            self._stream,
+            after=self._after,
+            template=self._template,
+            event=self._event,
+            headers=self.raw_headers,
+        )
+        if self.background is not None:
+            await self.background()
 
 
 class GroupSocket(WebSocket):
@@ -216,7 +264,7 @@ class _LocalInbox:
 
     @classmethod
     async def open(cls, socket: GroupSocket) -> _LocalInbox:
-        layer = _local_layer()
+        layer = local_layer()
         return cls(socket, layer, await layer.new_channel())
 
     @asynccontextmanager

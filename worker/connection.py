@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 from asgibus.layers.contract import ChannelLayer, Message
-from asgibus.layers.names import require_group
+from asgibus.layers.names import require_group, require_stream
+from asgibus.layers.streams import Stream, parse_offset
 from asgibus.protocol.connect_request import reply_channel
 from asgibus.protocol.events import EXCLUDE, GROUP_ADD, GROUP_DISCARD
+from asgibus.protocol.stream_frames import Template, pack_template, websocket_template
 
 
 class SessionApi(Protocol):
@@ -43,6 +45,19 @@ class SessionApi(Protocol):
 
     async def change_group(self, code: int, group: str) -> None:
         """Add the connection to a group (GROUP_ADD) or remove it, and wait until that is done."""
+
+    async def follow(self, stream: str, after: str, template: bytes) -> None:
+        """Have the client follow a stream, and wait until no entry can be missed."""
+
+    async def unfollow(self, stream: str) -> None:
+        """Have the client follow a stream no more."""
+
+    @property
+    def may_detach(self) -> bool:
+        """Whether the interface server can go on with the response."""
+
+    def detach(self, stream: str, after: str, template: bytes) -> None:
+        """End this run, and have the interface server send the entries of a stream as the rest of the response."""
 
 
 class Connection:
@@ -185,6 +200,48 @@ class Connection:
             event = {**event, EXCLUDE: exclude}
         await self._session.layer.group_send(group, event)
 
+    # Streams.
+
+    def stream(self, name: str) -> Stream:
+        """Return the stream of that name: `connection.layer.stream(name)`.
+
+        Raises:
+            TypeError: The name is not valid.
+        """
+        return self._session.layer.stream(name)
+
+    async def follow(self, stream: str, after: str | None = None, template: Template | None = None) -> None:
+        """Have the client of a WebSocket follow a stream: it gets the entries that are kept, and all that come.
+
+        The interface server reads and writes them. No code of the app runs for an entry, so the client goes on to get
+        them while workers are replaced. Once this returns, no entry can be missed. A client that follows the stream
+        already, because an earlier run of the app has called this, goes on where it is: nothing is sent twice.
+
+        Args:
+            stream: The name of the stream.
+            after: The offset of the last entry that the client has, as it got it; None for the beginning.
+            template: What the client gets; by default JSON. See the page "Keep and follow a stream".
+
+        Raises:
+            TypeError: The name of the stream is not valid.
+            ValueError: The offset or the template is not valid.
+            RuntimeError: The client is not accepted yet, or its interface server is of an earlier release.
+            OSError: The client is gone.
+            LayerUnavailable: The store could not be reached in time, or the client follows as many streams as the
+                interface server allows.
+        """
+        packed = pack_template(websocket_template(template))
+        await self._session.follow(require_stream(stream), str(parse_offset(after)), packed)
+
+    async def unfollow(self, stream: str) -> None:
+        """Have the client follow a stream no more; do nothing if it does not. Its offset is forgotten.
+
+        Raises:
+            TypeError: The name is not valid.
+            OSError: The client is gone.
+        """
+        await self._session.unfollow(require_stream(stream))
+
 
 class _NoSession:
     """Replace the session of a connection whose scope was pickled."""
@@ -209,6 +266,11 @@ class Extension(dict[str, Any]):
         self["resumed"] = resumed
         self._session = session
         self._connection: Connection | None = None  # until the app asks for it
+
+    @property
+    def session(self) -> SessionApi:
+        """The session behind the connection."""
+        return self._session
 
     @property
     def connection(self) -> Connection:

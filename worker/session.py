@@ -17,16 +17,19 @@ from asgibus.layers.codec import listed, pack, unpack
 from asgibus.layers.compiling import mypyc_attr
 from asgibus.layers.contract import ChannelLayer, Frame
 from asgibus.layers.errors import LayerUnavailable, MessageTooLarge
+from asgibus.layers.names import stream_group
 from asgibus.layers.offers import Claim
 from asgibus.protocol.checks import MAX_STATE_BYTES
-from asgibus.protocol.connect_request import EVENT_STREAMS, HTTP, WEBSOCKET, ConnectRequest, build_scope
+from asgibus.protocol.connect_request import EVENT_STREAMS, HTTP, STREAMS, WEBSOCKET, ConnectRequest, build_scope
 from asgibus.protocol.event_stream import is_event_stream, retry_line
 from asgibus.protocol.events import (
     ACCEPT,
     CLOSE,
     CONTINUE,
+    DETACH,
     EARLY_HINT,
     EVENT_STREAM,
+    FOLLOW,
     GROUP_DISCARD,
     GROUP_DONE,
     HANDOVER,
@@ -43,6 +46,7 @@ from asgibus.protocol.events import (
     RESPONSE_START,
     RESPONSE_START_TRAILERS,
     SAVE_STATE,
+    UNFOLLOW,
     WEBSOCKET_DISCONNECT,
     Event,
     decode,
@@ -82,6 +86,7 @@ _NAMES: Final = {HTTP: "an HTTP", WEBSOCKET: "a WebSocket"}
 _OPEN: Final = AppState.OPEN
 _COMPLETE: Final = AppState.COMPLETE
 _STREAMING: Final = AppState.STREAMING
+_FOLLOWING: Final = (AppState.OPEN, AppState.STARTED, AppState.STREAMING)  # states in which a client gets parts
 _SERVING: Final = RunState.SERVING
 _DRAINING: Final = RunState.DRAINING
 _NOTIFIED: Final = RunState.NOTIFIED
@@ -537,19 +542,93 @@ class Session:
             ClientDisconnected: The client is gone, or another run serves it.
             LayerUnavailable: The store could not be reached in time.
         """
+        if await self._may_change("its memberships", adds=code != GROUP_DISCARD):
+            await self._change(group, (code, group))
+
+    async def _may_change(self, what: str, *, adds: bool) -> bool:
+        """Return whether this run may change what its client has; it need not remove anything once handed over.
+
+        Raises:
+            ClientDisconnected: The client is gone, or another run serves it.
+        """
         if self.handed_over:
             if self.silent_run is not None and self.silent_run.is_suspended:
                 await self.silent_run.wait()
-            if code == GROUP_DISCARD:
-                return  # the connection keeps its memberships, so that no broadcast is missed between two runs
-            raise ClientDisconnected("another run serves the client, which keeps its memberships")
+            if adds:
+                raise ClientDisconnected(f"another run serves the client, which keeps {what}")
+            return False  # the client keeps it, so that it misses nothing between two runs
         if self._outbox.closed or self._disconnect is not None:
-            raise ClientDisconnected("the client is gone, and with it its memberships")
+            raise ClientDisconnected(f"the client is gone, and with it {what}")
+        return True
+
+    async def _change(self, name: str, event: Event) -> None:
+        """Post an event that changes something by that name, and wait for the reply."""
         self._changes = self._changes or PendingChanges()
-        waiter = self._changes.add(group)
+        waiter = self._changes.add(name)
         self.flush()
-        self._outbox.post((code, group))
+        self._outbox.post(event)
         await waiter
+
+    # Streams.
+
+    @property
+    def follows_streams(self) -> bool:
+        """Whether the interface server can have a client follow streams. Those of earlier releases cannot."""
+        return isinstance(self._offered, dict) and STREAMS in self._offered
+
+    async def follow(self, stream: str, after: str, template: bytes) -> None:
+        """Have the client follow a stream, and wait until no entry can be missed.
+
+        Args:
+            stream: The stream.
+            after: The offset of the last entry that the client has.
+            template: The packed template.
+
+        Raises:
+            RuntimeError: The client is not accepted, or the interface server cannot do so.
+            ClientDisconnected: The client is gone, or another run serves it.
+            LayerUnavailable: The store could not be reached in time, or the client follows too many streams.
+        """
+        if not self.follows_streams:
+            raise RuntimeError("this client cannot follow streams: its interface server is of an earlier release")
+        if self._app_state not in _FOLLOWING:
+            raise RuntimeError("a client follows streams once it is accepted: send websocket.accept first")
+        if await self._may_change("what it follows", adds=True):
+            await self._change(stream_group(stream), (FOLLOW, stream, after, template))
+
+    async def unfollow(self, stream: str) -> None:
+        """Have the client follow a stream no more. Raises ClientDisconnected."""
+        if self.follows_streams and await self._may_change("what it follows", adds=False):
+            await self._change(stream_group(stream), (UNFOLLOW, stream))
+
+    @property
+    def may_detach(self) -> bool:
+        """Whether the interface server can go on with the response: an event stream that nothing else encodes."""
+        body = self._body
+        return (
+            self.follows_streams
+            and self.is_http
+            and not self._head_only
+            and self._app_state in _FOLLOWING
+            and not self._outbox.closed
+            and body is not None
+            and body.is_event_stream
+            and not body.is_encoded
+            and body.remaining is None
+        )
+
+    def detach(self, stream: str, after: str, template: bytes) -> None:
+        """End this run, and have the interface server send the entries of a stream as the rest of the response.
+
+        Args:
+            stream: The stream.
+            after: The offset of the last entry that the client has.
+            template: The packed template.
+        """
+        self.flush()
+        self._outbox.post((DETACH, stream, after, template))
+        self._app_state = _COMPLETE
+        self._wake_receivers()
 
     @property
     def state(self) -> dict[str, Any]:

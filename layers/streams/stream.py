@@ -48,6 +48,10 @@ class Stream:
         self.limits = limits
         self._wait = wait
 
+    def shares_store_with(self, other: Stream) -> bool:
+        """Return whether another stream is one of the same layer."""
+        return self._store is other._store
+
     def writer(self, ttl: float | None = None, restart: bool = False) -> StreamWriter:
         """Return a writer: `async with stream.writer() as out`.
 

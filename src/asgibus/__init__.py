@@ -5,5 +5,6 @@ needs one name from here: `connection(scope)` returns the connection that the ap
 """
 
 from asgibus.worker.connection import Connection, connection
+from asgibus.worker.stream_response import stream_response
 
-__all__ = ["Connection", "connection"]
+__all__ = ["Connection", "connection", "stream_response"]

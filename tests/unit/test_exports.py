@@ -7,7 +7,7 @@ import pytest
 import asgibus
 
 PUBLIC = {
-    "asgibus": {"Connection", "connection"},
+    "asgibus": {"Connection", "connection", "stream_response"},
     "asgibus.channels": {"HandOverMixin"},
     "asgibus.compatibility": {
         "Interface",
@@ -16,7 +16,7 @@ PUBLIC = {
         "interface_of",
         "single_to_double_callable",
     },
-    "asgibus.fastapi": {"Bus", "BusDep", "GroupSocket"},
+    "asgibus.fastapi": {"Bus", "BusDep", "GroupSocket", "StreamResponse"},
     "asgibus.interface_server.terminator": {
         "ABORT",
         "OTHER_CLOSE",
@@ -49,7 +49,7 @@ PUBLIC = {
         "RedisChannelLayer",
         "open_layer",
     },
-    "asgibus.starlette": {"Bus", "GroupSocket"},
+    "asgibus.starlette": {"Bus", "GroupSocket", "StreamResponse"},
     "asgibus.testing": {"Bus", "VirtualWorker", "WebSocket"},
     "asgibus.testing.conformance": {
         "CHECKS",
