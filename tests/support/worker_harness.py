@@ -149,9 +149,14 @@ def status_and_body(answer: list[Frame]) -> tuple[int, bytes]:
     return status, body
 
 
-async def echo(scope: Any, receive: Any, send: Any) -> None:
+async def accept(scope: Any, receive: Any, send: Any) -> None:
+    """Accept the client of a WebSocket."""
     assert scope["type"] == "websocket"
-    await receive()
+    assert (await receive())["type"] == "websocket.connect"
     await send({"type": "websocket.accept"})
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    await accept(scope, receive, send)
     while (event := await receive())["type"] == "websocket.receive":
         await send({"type": "websocket.send", "text": event["text"]})

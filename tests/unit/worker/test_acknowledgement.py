@@ -12,7 +12,7 @@ from asgibus.protocol import events
 from asgibus.worker import session_registry
 from asgibus.worker import worker as worker_module
 from support.bus import until
-from support.worker_harness import Interface, echo, running
+from support.worker_harness import Interface, accept, echo, running
 
 pytestmark = pytest.mark.anyio
 
@@ -26,9 +26,7 @@ class Slow:
         self.fails = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         while (event := await receive())["type"] == "websocket.receive":
             self.seen.append(event["text"])
             await send({"type": "websocket.send", "text": event["text"]})
@@ -108,9 +106,7 @@ async def test_events_read_ahead_are_acknowledged() -> None:
     queue: asyncio.Queue[Any] = asyncio.Queue()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         while (event := await receive())["type"] == "websocket.receive":
             queue.put_nowait(event)
 
@@ -126,9 +122,7 @@ async def test_joining_a_group_does_not_acknowledge_the_event() -> None:
     joined = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         await receive()
         await asgibus.connection(scope).group_add("room")
         joined.set()

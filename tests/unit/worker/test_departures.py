@@ -14,7 +14,7 @@ from asgibus.protocol import events
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.worker import worker as worker_module
 from support.bus import until
-from support.worker_harness import running, status_and_body
+from support.worker_harness import accept, running, status_and_body
 
 pytestmark = pytest.mark.anyio
 
@@ -149,9 +149,7 @@ async def test_disconnect_errors_of_frameworks_are_not_logged(
     disconnected: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         if disconnected:
             await receive()
         raise WebSocketDisconnect(1006)
@@ -167,9 +165,7 @@ async def test_other_errors_after_the_disconnect_are_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         await receive()
         raise ZeroDivisionError
 
@@ -185,9 +181,7 @@ async def test_a_waiting_send_completes_at_a_hand_over() -> None:
     sent: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         await send({"type": "websocket.send", "text": "x" * 1000})
         sent.append("x")
         assert (await receive())["code"] == 1012
@@ -398,9 +392,7 @@ async def test_a_stop_without_resume_lets_the_app_answer_before_the_close() -> N
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         await receive()
         working.set()
         await stopping.wait()

@@ -19,7 +19,7 @@ from asgibus.protocol.connect_request import HTTP, REQUEST_VERSION, WEBSOCKET, C
 from asgibus.worker import session_registry
 from asgibus.worker.session import Session, SessionHost
 from support.bus import Recorder, until
-from support.worker_harness import Interface, echo, hello, running, status_and_body
+from support.worker_harness import Interface, accept, echo, hello, running, status_and_body
 
 pytestmark = pytest.mark.anyio
 
@@ -245,9 +245,7 @@ async def test_group_add_of_a_superseded_run_raises() -> None:
     errors: list[OSError] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         try:
             await asgibus.connection(scope).group_add("room")
         except OSError as error:
@@ -355,9 +353,7 @@ async def test_a_newer_attempt_replaces_an_older_one() -> None:
 
 async def test_a_newer_attempt_replaces_final_frames() -> None:
     async def closes(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         await send({"type": "websocket.close"})
 
     async with running(closes) as interface:

@@ -14,7 +14,7 @@ from asgibus.worker import session_registry
 from asgibus.worker import worker as worker_module
 from support.bus import until
 from support.deadline import in_time
-from support.worker_harness import Interface, echo, hello, running, status_and_body
+from support.worker_harness import Interface, accept, echo, hello, running, status_and_body
 
 pytestmark = pytest.mark.anyio
 
@@ -73,9 +73,7 @@ async def test_unread_events_go_to_the_next_run() -> None:
     seen: list[Any] = []
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         seen.append(await receive())
         await go.wait()
         seen.append(await receive())
@@ -95,9 +93,7 @@ async def test_a_task_that_was_given_the_last_event_may_finish_it(handover: str)
     """One task receives, and another one handles: Quart does so."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         queue: asyncio.Queue[str] = asyncio.Queue()
 
         async def listen() -> None:
@@ -178,9 +174,7 @@ async def test_an_unsavable_state_is_logged_and_the_hand_over_continues(
     state: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         asgibus.connection(scope).state.update(state)
         await receive()
 
@@ -240,9 +234,7 @@ async def test_send_raises_in_an_app_without_receive(monkeypatch: pytest.MonkeyP
     seen: list[Any] = []
 
     async def ticker(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         try:
             while True:
                 await send({"type": "websocket.send", "text": "tick"})
@@ -261,9 +253,7 @@ async def test_send_raises_in_an_app_without_receive(monkeypatch: pytest.MonkeyP
 
 async def test_an_endless_app_is_cancelled_and_handed_over() -> None:
     async def stuck(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         await asyncio.get_running_loop().create_future()
 
     async with running(stuck, resume=True, graceful_timeout=0.1) as interface:
@@ -293,9 +283,7 @@ async def test_a_closed_websocket_is_not_handed_over() -> None:
     go = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         await go.wait()
         await send({"type": "websocket.close", "code": 4000})
 
@@ -313,9 +301,7 @@ async def test_a_client_lost_during_the_hand_over_is_handed_over() -> None:
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         seen.append(await receive())
         await go.wait()
 
@@ -451,9 +437,7 @@ async def test_a_worker_stops_waiting_for_acknowledgements_of_final_frames(monke
 
 async def test_a_close_is_repeated_until_acknowledged() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         await send({"type": "websocket.close", "code": 4000})
 
     async with running(app) as interface:

@@ -16,7 +16,7 @@ from asgibus.worker import session as session_module
 from asgibus.worker import worker as worker_module
 from asgibus.worker.silent_run import awaited_tasks
 from support.bus import until
-from support.worker_harness import Interface, echo, running
+from support.worker_harness import Interface, accept, echo, running
 
 pytestmark = pytest.mark.anyio
 
@@ -343,9 +343,7 @@ async def test_an_app_that_goes_on_gets_a_disconnect() -> None:
     seen: list[str] = []
 
     async def stubborn(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         while not seen or seen[-1] != "websocket.disconnect":
             try:
                 seen.append((await receive())["type"])
@@ -364,9 +362,7 @@ async def test_a_clean_up_that_waits_for_its_reader_is_helped(monkeypatch: pytes
     seen: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         reader = asyncio.ensure_future(receive())
         try:
             await asyncio.sleep(1000)
@@ -385,9 +381,7 @@ async def test_an_app_without_receive_is_cancelled_after_a_while(monkeypatch: py
     ends: list[str] = []
 
     async def ticker(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         try:
             while True:
                 await send({"type": "websocket.send", "text": "tick"})
@@ -409,9 +403,7 @@ async def test_an_app_that_closes_is_not_handed_over() -> None:
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         await go.wait()
         await send({"type": "websocket.close", "code": 4000})
         seen.append(await receive())
@@ -427,9 +419,7 @@ async def test_an_app_that_closes_is_not_handed_over() -> None:
 
 async def test_an_error_in_a_clean_up_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         try:
             await receive()
         finally:
@@ -600,9 +590,7 @@ async def test_calls_of_a_suspended_run_do_not_return(monkeypatch: pytest.Monkey
 
 async def test_an_error_of_an_app_that_may_be_suspended_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         raise ArithmeticError("of the app")
 
     async with running(app, **SUSPEND) as interface:

@@ -14,7 +14,7 @@ from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.worker.lifespan import LifespanError
 from support.bus import until
-from support.worker_harness import echo, hello, running, status_and_body
+from support.worker_harness import accept, echo, hello, running, status_and_body
 
 pytestmark = pytest.mark.anyio
 
@@ -61,9 +61,7 @@ async def test_events_of_the_client_reach_the_app_in_order() -> None:
 
 async def test_received_events_are_acknowledged_in_time() -> None:
     async def quiet(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         while (await receive())["type"] == "websocket.receive":
             pass
 
@@ -134,9 +132,7 @@ async def test_the_death_of_an_interface_disconnects_its_clients() -> None:
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
+        await accept(scope, receive, send)
         seen.append(await receive())
         try:
             await send({"type": "websocket.send", "text": "too late"})
