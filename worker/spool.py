@@ -251,7 +251,7 @@ class ResponseBody:
             return os.pwrite(self._file.fileno(), data, self._written)
         except OSError as error:
             text = "a response cannot be kept in a temporary file, so its thread waits: %s"
-            self._spool.log.count("response", text, error, level=logging.ERROR)
+            self._spool.log.count(text, text, error, level=logging.ERROR)
             return 0
 
     # Called in the event loop.

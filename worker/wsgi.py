@@ -95,11 +95,11 @@ class WSGIApplication:
         except SpoolFull:
             status = HTTPStatus.SERVICE_UNAVAILABLE
             text = "a request gets 503: others have used up --wsgi-spool-size, or the number of open files"
-            self._spool.log.count("spool full", text, level=logging.ERROR)
+            self._spool.log.count(text, text, level=logging.ERROR)
         except OSError as error:
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             text = "a request gets 500: its body cannot be kept in a temporary file: %s"
-            self._spool.log.count("request", text, error, level=logging.ERROR)
+            self._spool.log.count(text, text, error, level=logging.ERROR)
         await _refuse(send, status)
         return None
 

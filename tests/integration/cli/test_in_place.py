@@ -257,7 +257,8 @@ def test_a_successor_that_dies_at_any_moment(worker: Process, supervised: Superv
 
     async def amid_states(channel: MoveChannel) -> None:
         await prepare(channel)
-        await channel.receive_any()
+        for descriptor in (await channel.receive_any()).descriptors:
+            os.close(descriptor)  # an open one would keep the client's connection open
 
     async def refusal(channel: MoveChannel) -> None:
         await prepare(channel)
