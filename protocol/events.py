@@ -64,8 +64,7 @@ NAMES: Final = {
 }
 
 EXCLUDE: Final = "asgibus.exclude"
-"""The key of a broadcast that names, by its reply channel, a member that does not get it. Optional: the last release
-ignores it."""
+"""The key of a broadcast that names, by its reply channel, a member that does not get it."""
 
 EVENT_OVERHEAD: Final = 256  # bytes that an event counts for besides its content: the memory of an empty one
 MAX_CLOSE_REASON: Final = 123  # bytes of UTF-8 in a close frame, RFC 6455 section 5.5.1

@@ -6,14 +6,18 @@ is made once, in a quarter of a minute, and not by each run of the tests.
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-REVISION = "65a2f22ff5017e18a96d4a582c57d390363fe0b4"
+REVISION = "c2a6fb46a214c65a0463892b5f25bae5581ac577"
 """The last release, as git names it: a commit until 0.1.0 is out, and then a tag. Each release changes this line."""
+
+NAME = "0.1.0+last"
+"""The name that the installed copy gives its release: as long as both are unreleased, they have the same."""
 
 EXTRAS = "encryption,metrics"
 
@@ -33,7 +37,7 @@ def install() -> Path:
     find_revision()
     ENVIRONMENT.mkdir(exist_ok=True)
     python, stamp = ENVIRONMENT / "python" / "bin" / "python", ENVIRONMENT / "stamp"
-    want = f"{REVISION} {EXTRAS} {sys.version} {ENVIRONMENT}"  # an environment does not survive being moved
+    want = f"{REVISION} {NAME} {EXTRAS} {sys.version} {ENVIRONMENT}"  # an environment does not survive being moved
     with (ENVIRONMENT / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not stamp.exists() or stamp.read_text() != want:
@@ -63,6 +67,12 @@ def _make(python: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         archive = _git("archive", "--format=tar", REVISION)
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+        versions = Path(folder, "layers", "versions.py")
+        named, count = re.subn(
+            r'^RELEASE: Final = ".*"', f'RELEASE: Final = "{NAME}"', versions.read_text(), flags=re.MULTILINE
+        )
+        assert count == 1, "the release has its name elsewhere"
+        versions.write_text(named)
         _run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{folder}[{EXTRAS}]")
 
 

@@ -90,8 +90,8 @@ async def websocket(scope, receive, send, query):
             await send({"type": "websocket.send", "text": bus.reply_channel})
         elif path == "/room":
             await bus.group_send(query["room"], answer)
-        elif path == "/excluding":  # as `group_send(…, exclude=…)` does, which the last release does not have
-            await bus.layer.group_send(query["room"], answer | {"asgibus.exclude": bus.reply_channel})
+        elif path == "/excluding":
+            await bus.group_send(query["room"], answer, exclude=bus.reply_channel)
         elif path == "/run":
             bus.state.setdefault("received", []).append(event["text"])
             await bus.save_state()
