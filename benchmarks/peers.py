@@ -38,7 +38,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """How a peer is started: with an interpreter, in a directory for logs, with an app and a number of workers."""
+    """The start of a peer: its interpreter, its directory for logs, its app and its number of workers."""
 
     python: str
     _start: Callable[[str, Path, str, int], AbstractContextManager[Peer]]

@@ -19,7 +19,7 @@ MOST_PROCESSES = 1000  # more than any machine has cores for
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ProcessSettings:
-    """How a process starts, logs and is watched. Times in seconds."""
+    """The start, the log and the supervision of a process. Times in seconds."""
 
     wait_for_layer: float = setting(
         0.0,

@@ -43,7 +43,7 @@ Find = Callable[[bytes, Head], "Ids | None"]
 
 @dataclass(frozen=True, slots=True)
 class Learn:
-    """How to find an id in an answer: in a header of it, or in its body."""
+    """The place of an id in an answer: a header, or the body."""
 
     name: bytes
     in_header: re.Pattern[bytes] | None = None

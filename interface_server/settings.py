@@ -57,7 +57,7 @@ def _proxies(value: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class InterfaceSettings(ServerSettings):
-    """How an interface server runs. Times in seconds, sizes in bytes."""
+    """The settings of an interface server. Times in seconds, sizes in bytes."""
 
     app: str | None = None
     """The app that runs in the same process, as `module:attribute`; None if workers run it."""

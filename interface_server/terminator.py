@@ -187,7 +187,7 @@ class BusConnections(Protocol):
     """Opens connections on the bus."""
 
     counts: Counter[str]
-    """How often something was dropped or rejected, by kind. Exported as metrics."""
+    """Dropped and rejected items by kind. Exported as metrics."""
 
     def open_other(
         self,

@@ -94,7 +94,7 @@ class Announced:
     knows_keys: bool = False
     """Whether it can claim what is offered by key. The workers of earlier releases cannot."""
     younger_by: float = -math.inf
-    """How much later than this process it has started, in seconds by the clock of the store; negative for one that
+    """The time from the start of this process to its start, in seconds by the clock of the store; negative for one that
     started earlier. Processes of earlier releases do not tell, and count as older."""
 
 
@@ -572,7 +572,7 @@ class ChannelLayer(ABC):
     async def close(self) -> None:
         """Close the connections of the running event loop. The layer can be used again afterwards."""
 
-    # What projects find in the layers of Channels and of channels_redis, by the names that these have there.
+    # Attributes of the layers of Channels and of channels_redis, by their names there.
 
     async def close_pools(self) -> None:
         """Close the connections of the running event loop, as `close` does; channels_redis has this name."""

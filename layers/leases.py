@@ -1,4 +1,4 @@
-"""Which processes on the bus are alive, as one process sees it: a transition table, fed by the store at each heartbeat.
+"""The processes on the bus that are alive, as one process sees it: a transition table, fed by each heartbeat.
 
 Every process on the bus holds a lease under the name of its mailbox and renews it with a heartbeat. Only the store's
 clock ends leases. A dead process is reported once, and again only after a sign of life or a failed post to it.

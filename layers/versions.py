@@ -1,7 +1,7 @@
 """The versions of everything that goes over the bus, and which of them this release reads.
 
 Two neighbouring releases understand each other in both directions. So a release that changes a format reads the new
-version and still writes the old one, and the release after it writes the new one. What is added without a new version
+version and still writes the old one, and the release after it writes the new one. An addition without a new version
 is optional: a process that does not know it ignores it, and one that lacks it does without.
 
 Each process publishes its formats with its lease. A process that does not understand all of these does not start, and

@@ -25,7 +25,7 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 
 class RequestHead:
-    """The head of a request or a handshake, as far as a worker gets it. Whoever parses requests has a subclass."""
+    """The head of a request or a handshake, as far as a worker gets it. The parser of requests has a subclass."""
 
     __slots__ = (
         "client",

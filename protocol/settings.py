@@ -58,7 +58,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Option:
-    """How a setting is given on the command line and in the environment."""
+    """The form of a setting on the command line and in the environment."""
 
     heading: Heading
     help: str

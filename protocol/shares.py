@@ -29,7 +29,7 @@ class Other(NamedTuple):
     sessions: int | None
     """The number of its sessions; None while it claims nothing, because it drains or is full."""
     younger_by: float
-    """How much later than this worker it has started, in seconds; negative for one that started earlier."""
+    """The time from the start of this worker to its start, in seconds; negative for one that started earlier."""
 
 
 class Shares:

@@ -34,7 +34,7 @@ from asgibus.protocol.events import (
 
 
 class AppState(StrEnum):
-    """How far an app has got with its answer to a connection."""
+    """The progress of an app with its answer to a connection."""
 
     WAITING = "waiting for the response to start"
     STARTED = "response started"

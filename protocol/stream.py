@@ -1,8 +1,8 @@
 """One end of the reliable stream of events between an interface server and a worker.
 
 Sending: events are numbered from 0 and kept until the other end acknowledges them. The bytes of unacknowledged events
-count against the window. Receiving: every event is accepted once, in order and without a gap. What was *consumed* (by
-the app, or by the client's socket) is acknowledged, which opens the other end's window.
+count against the window. Receiving: every event is accepted once, in order and without a gap. Events that were
+*consumed* (by the app, or by the client's socket) are acknowledged, which opens the other end's window.
 
 Lost frames are found by probing: one end says how many events it has sent, and the other asks for those it misses.
 
@@ -26,7 +26,7 @@ ACK_SHARE: Final = 4  # acknowledge after a quarter of the window: often enough 
 
 
 class Arrival(Enum):
-    """How the number of an event compares with the expected one. The values say what to do."""
+    """The number of an event, compared with the expected one. The values say what to do."""
 
     NEW = "handle it"
     DUPLICATE = "ignore it"

@@ -1,4 +1,4 @@
-"""Fixtures for all tests. What they promise stands in their docstrings; `pytest --fixtures` lists them.
+"""Fixtures for all tests. Their docstrings have their promises; `pytest --fixtures` lists them.
 
 Redis is found in this order: the URL in ASGIBUS_TEST_REDIS_URL (its database is emptied, one database for each xdist
 worker), a private `redis-server`, a container. Without any, the tests marked `redis` are skipped.

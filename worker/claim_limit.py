@@ -1,4 +1,4 @@
-"""How many connections a worker claims at once: as many as its app can begin soon. The rest is for idle workers."""
+"""The number of connections that a worker claims at once: those that its app can begin soon. The rest is for others."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A session: the worker's end of a connection, for one run of the app.
 
-The app's `receive` and `send` are methods of its session. What the app sends is checked, numbered and posted to the
-interface server, as fast as the client reads it.
+The app's `receive` and `send` are methods of its session. Events of the app are checked, numbered and posted to the
+interface server, as fast as the client reads them.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Opens the sockets, loads the server shortly, prints READY. Then takes one line with the seconds to run, prints one
 line of JSON, and keeps the sockets open until stdin ends; idle sockets are checked at one more line, which prints
-CHECKED. What goes wrong is printed as `FAILED reason`.
+CHECKED. A failure is printed as `FAILED reason`.
 """
 
 import gc

@@ -29,7 +29,7 @@ somebody put the sockets in one process and the app in another, with a bus betwe
 A worker is killed while it writes this sentence, and another one writes the rest, because the bus asks it for the
 words after the last one that you have seen. The color changes; the text does not. Even the process that holds the
 sockets is replaced while you read: it hands them to its successor, one file descriptor after another, and your
-browser never learns of it. What you see here is ordinary FastAPI. You deploy whenever you like.
+browser never learns of it. This is ordinary FastAPI. You deploy whenever you like.
 """
 WORDS = ANSWER.split()
 

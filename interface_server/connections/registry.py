@@ -63,7 +63,7 @@ class ConnectionRegistry(Handler):
         self._open: dict[int, Connection] = {}
         self._dead_workers: dict[str, int] = {}  # with the numbers of their deaths; the latest ones last
         self.deaths = 0
-        """How many deaths of workers are known."""
+        """The number of deaths of workers that are known."""
         self._away_since: float | None = None
         self._to_flush: list[Flushable] = []
         self.counts: Counter[str] = Counter()

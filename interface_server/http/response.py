@@ -23,7 +23,7 @@ JOIN_BYTES: Final = 16 * 1024  # a body up to this size is copied to its head, t
 
 
 class Framing(Enum):
-    """How the client finds the end of the body."""
+    """The sign by which the client finds the end of the body."""
 
     NONE = "there is no body"
     LENGTH = "content-length"

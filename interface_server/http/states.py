@@ -12,7 +12,7 @@ from typing import Final
 
 
 class SocketState(StrEnum):
-    """Which requests of a socket are served."""
+    """The state of a socket: which of its requests are served."""
 
     OPEN = "requests are read and answered"
     HALF_CLOSED = "the client sends no more; requests that have arrived are answered"

@@ -1,7 +1,7 @@
 """The WebSocket terminator: one object per socket, callbacks only, over the sans-IO protocol of websockets.
 
 `WebSocketProtocol` takes a socket over from HTTP at the end of the handshake request. It switches protocols when the
-app has sent `websocket.accept`. What the client sends before that is buffered.
+app has sent `websocket.accept`. Input of the client before that is buffered.
 """
 
 from __future__ import annotations

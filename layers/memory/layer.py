@@ -105,7 +105,7 @@ class InMemoryChannelLayer(ChannelLayer):
         self._locals = 0
         self._lock = threading.Lock()
         self.handed_over = 0
-        """How often frames in a mailbox were handed to its handler."""
+        """The number of times that frames in a mailbox were handed to its handler."""
         self._groups: dict[str, dict[str, float]] = {}
         self._sweep_at = clock() + self.settings.group_expiry
         self._buses: dict[str, MemoryBus] = {}

@@ -75,7 +75,7 @@ class _Channels(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """How a message reaches the members of a group.
+    """The way of a message to the members of a group.
 
     A mailbox gets one entry for the group as a whole, or one for all of its channels that have the same capacity.
     """

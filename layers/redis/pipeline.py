@@ -118,7 +118,7 @@ class Pipeline:
         self._moved = False
         self._replica = False
         self.packed = 0
-        """How often posted frames have been packed."""
+        """The number of times that posted frames were packed."""
         self._calls: dict[Command, tuple[float, asyncio.Future[Any]]] = {}  # when each gives up, by the loop's clock
         self._looks = False  # whether a look for calls whose time is over is scheduled
         self._given_up = False  # a drain took too long, and is not waited for again

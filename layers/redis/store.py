@@ -2,8 +2,8 @@
 
 A layer has one store or several, which share its channels, mailboxes and groups by name. Rendezvous hashing decides
 which store has a name: every process comes to the same result without asking, and a store that is added or removed
-moves only the names that it gets or had. Whatever belongs together (a channel and the keys beside it, a mailbox and its
-lease) is on one store. The bus of the servers is at `home`.
+moves only the names that it gets or had. Keys that belong together (a channel and the keys beside it, a mailbox and its
+lease) are on one store. The bus of the servers is at `home`.
 """
 
 from __future__ import annotations

@@ -665,7 +665,7 @@ class Consumer:
         return claims
 
     def _release(self, key: str, entry_id: bytes, why: str) -> None:
-        """Requeue an entry that cannot be read here. What is offered to this process alone is dropped."""
+        """Requeue an entry that cannot be read here. One that was offered to this process alone is dropped."""
         if key == self._own_key:
             self._counts["unreadable entry"] += 1
             if self._entries.mark_logged("unreadable by key"):

@@ -22,7 +22,7 @@ APP = "end_to_end.affinity_app:app"
 KEYS = ("--affinity", "path:/ws/{room}", "--affinity", "query:room")
 ROOMS = [f"room{number}" for number in range(8)]
 ENDS = by_form(4, 40)
-"""How many workers end."""
+"""The number of workers that end."""
 POSTERS = 4
 
 Start = Callable[..., Process]

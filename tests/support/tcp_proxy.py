@@ -44,13 +44,13 @@ class TcpProxy:
         self.target = target
         self.port = 0
         self.cuts: Counter[str] = Counter()
-        """How many connections were reset in the middle of a reply, by their name."""
+        """The connections that were reset in the middle of a reply, counted by their name."""
         self._pairs: set[_Pair] = set()
         self._serving: set[asyncio.Task[None]] = set()
         self._armed: list[tuple[str, int]] = []
         self._before: list[tuple[bytes, Callable[[], object]]] = []
         self.requests_cut = 0
-        """How many connections were reset at a request."""
+        """The number of connections that were reset at a request."""
         self._cut: _Cut | None = None
         self._arrival = asyncio.Event()
         self._silent: set[str] = set()

@@ -31,7 +31,7 @@ CASES = [
     pytest.param("suspend", "fastapi", ("chat", "tasks", "first"), marks=pytest.mark.long),
     pytest.param("suspend", "channels", ("chat", "thread"), marks=pytest.mark.long),
 ]
-"""How runs end, and the framework of the chat, with its paths."""
+"""The end of a run, and the framework of the chat, with its paths."""
 
 CLIENTS = 4
 """Clients of each path."""

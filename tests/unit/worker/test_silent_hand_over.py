@@ -483,7 +483,7 @@ async def test_a_task_that_others_wait_for_is_not_cancelled() -> None:
 
 
 async def test_the_awaited_tasks_of_a_coroutine() -> None:
-    """This relies on how asyncio is written: it fails where that changes."""
+    """Fail where the source of asyncio changes in a way that matters."""
     one, two = (asyncio.ensure_future(asyncio.sleep(1000)) for _ in range(2))
 
     async def inner() -> None:
@@ -555,7 +555,7 @@ async def test_a_busy_run_is_suspended_where_it_is(monkeypatch: pytest.MonkeyPat
 
 
 async def test_calls_of_a_suspended_run_do_not_return(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They would raise, and an app may take that for a client that leaves."""
+    """A call that raised would look to an app like a client that leaves."""
     monkeypatch.setattr(worker_module, "FORCE_SECONDS", 0.05)
     go = asyncio.Event()
     notes: list[str] = []
