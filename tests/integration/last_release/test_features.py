@@ -30,17 +30,21 @@ def test_affinity_with_workers_of_both_releases(
     workers = [start_worker(APP, *layer, "--resume", python=python) for python in (last_release_python, None)]
     python = last_release_python if old == "interface" else None
     interface = start_interface(*layer, "--affinity", "query:room", "--no-access-log", python=python)
-    homes = []
-    with ExitStack() as stack:
-        for room in range(4):
-            pids = set()
+    homes: list[int] = []
+
+    def open_room() -> bool:
+        """Open another room. Return whether both workers have some."""
+        pids = set()
+        with ExitStack() as stack:
             for _ in range(3):
-                socket = stack.enter_context(ws(interface, "/run", query={"room": f"r{room}"}))
+                socket = stack.enter_context(ws(interface, "/run", query={"room": f"r{len(homes)}"}))
                 socket.send("hello")
                 pids.add(json.loads(socket.recv(30))["pid"])
-            homes.append(pids)
-    assert all(len(pids) == 1 for pids in homes), homes
-    assert set.union(*homes) == {worker.pid for worker in workers}
+        homes.extend(pids)
+        assert len(pids) == 1
+        return {*homes} == {worker.pid for worker in workers}
+
+    wait_until(open_room)
     assert_quiet(interface, *workers)
 
 
