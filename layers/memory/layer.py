@@ -114,7 +114,7 @@ class InMemoryChannelLayer(ChannelLayer):
         self._claimed = 0
         self._orphans: list[Claim] = []  # claims of closed buses, until another bus claims from their channels
         self._assignments = Assignments(clock)
-        self._streams = MemoryStreams(self, clock)
+        self._streams = MemoryStreams(self, clock, self.counts)
 
     @property
     def client_prefix(self) -> str:

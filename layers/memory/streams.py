@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -91,9 +91,11 @@ class MemoryStreams:
     Args:
         layer: The layer.
         clock: Returns the time in seconds.
+        counts: Counts what is appended.
     """
 
-    def __init__(self, layer: Layer, clock: Callable[[], float]) -> None:
+    def __init__(self, layer: Layer, clock: Callable[[], float], counts: Counter[str]) -> None:
+        self._counts = counts
         self._layer = layer
         self._clock = clock
         self._lock = threading.Lock()
@@ -129,6 +131,8 @@ class MemoryStreams:
                 stream.batches.append(batch)
                 stream.bytes += len(batch.packed)
                 stream.last = batch.last
+                self._counts["stream entry"] += batch.count
+                self._counts["stream byte"] += len(batch.packed)
                 stream.trim(writer.limits)
             self._keep_open(stream, writer)
             return stream.cancelled
@@ -152,6 +156,9 @@ class MemoryStreams:
                 stream.fails_at = now + grace
             else:
                 stream.state = state
+
+    async def leave(self, name: str, writer: WriterIdentity) -> None:
+        """Do nothing: writers are in this process."""
 
     async def page(self, name: str, after: Offset, limit: int) -> Page:
         with self._lock:

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from asgibus.layers.codec import unpack, unpack_message
@@ -43,6 +43,7 @@ logger = logging.getLogger("asgibus.layers")
 FULL_SECONDS = 120  # for how long full channels are published: they are published again every minute
 APPS_SECONDS = 86_400  # for how long announcements are kept that no process cleans up
 STATISTICS_SECONDS = 1.0  # for statistics, whose reader waits
+RETRY_SECONDS = 0.5  # until another attempt to end the streams of a dead process
 
 
 OFFERS_BY_KEY = ""  # announced as the pool, which no worker has: this process offers by key
@@ -85,6 +86,7 @@ class RedisBus(Bus):
         handler: Handler,
         local_receiver: LocalReceiver | None = None,
         find_borrower: FindBorrower | None = None,
+        end_streams_of: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         """Prepare the bus.
 
@@ -96,6 +98,7 @@ class RedisBus(Bus):
             local_receiver: Receives messages to channels of this mailbox, if they are process-local channels. Without
                 one, they are reply channels, and their messages go to the handler.
             find_borrower: Returns who is to read the mailbox on: see `MailboxReader`.
+            end_streams_of: Ends the streams that the dead process of a mailbox was writing. Raises LayerUnavailable.
         """
         self.mailbox = mailbox
         self._local_receiver = local_receiver
@@ -115,6 +118,8 @@ class RedisBus(Bus):
         self._timers: dict[asyncio.TimerHandle, _Delayed] = {}  # of delayed messages for reply channels
         self._delayed: Counter[str] = Counter()  # how many of them each channel has
         self._membership_tasks: set[asyncio.Task[None]] = set()
+        self._end_streams_of = end_streams_of
+        self._ending_streams: dict[str, asyncio.Task[None]] = {}  # by the mailbox of the dead process
         self._assignments = Assignments(client, mailbox, round(SILENT_SECONDS * 1000), self._found_wrong_type)
         self._pool = ""  # of this process, if it claims by key
         self._consumer = Consumer(client, mailbox, handler, self._found_wrong_type)
@@ -122,7 +127,7 @@ class RedisBus(Bus):
         self._memberships = Memberships(
             client,
             shards.client_of,
-            lambda: (shard.client() for shard in shards),
+            shards.clients,
             mailbox,
             settings.group_expiry,
             lease_times(),
@@ -189,7 +194,7 @@ class RedisBus(Bus):
         await self._reader.close()
         for timer in self._timers:
             timer.cancel()
-        for task in self._membership_tasks:
+        for task in (*self._membership_tasks, *self._ending_streams.values()):
             task.cancel()
         self._producer.close()
         await self._pipeline.drain()
@@ -375,6 +380,21 @@ class RedisBus(Bus):
         if self._consumer.claims_by_key:
             self._assignments.join(self._pool)
         self._handler.interrupted()
+
+    def died(self, mailbox: str) -> None:
+        """End the streams of a dead process: see `heartbeat.Host`."""
+        if self._end_streams_of is not None and mailbox not in self._ending_streams:
+            work = self._end_streams(mailbox, self._end_streams_of)
+            task = self._ending_streams[mailbox] = self._loop.create_task(work, name=f"{self.mailbox} streams")
+            task.add_done_callback(lambda _: self._ending_streams.pop(mailbox, None))
+
+    async def _end_streams(self, mailbox: str, end_streams_of: Callable[[str], Awaitable[None]]) -> None:
+        while True:
+            try:
+                return await end_streams_of(mailbox)
+            except LayerUnavailable as error:
+                logger.debug("the streams of %s cannot be ended yet: %s", mailbox, error)
+            await asyncio.sleep(RETRY_SECONDS)
 
     def _time_ms(self) -> int:
         """Return Redis's time at the last heartbeat, in ms."""

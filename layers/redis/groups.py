@@ -188,10 +188,10 @@ class GroupSender:
         """Return how a message reaches these members. They are mostly the same as at the last message."""
         plan = self._plans.get(key)
         if plan is None or plan.members != members:
-            self._planned += len(members)
+            self._planned += 1 + len(members)  # a group without members has a plan, too
             if self._planned > PLANNED_MEMBERS:
                 self._plans.clear()
-                self._planned = len(members)
+                self._planned = 1 + len(members)
             plan = self._plans[key] = self._make_plan(key, members)
         return plan
 

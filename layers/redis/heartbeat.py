@@ -93,6 +93,9 @@ class Host(Protocol):
     def interrupted(self) -> None:
         """Handle that everything is in its place again, and that frames may be lost."""
 
+    def died(self, mailbox: str) -> None:
+        """Handle the death of a process, as soon as it is known."""
+
 
 class Heartbeat:
     """Renew the lease of one mailbox, keep the mailbox, and repair both after an interruption."""
@@ -129,7 +132,7 @@ class Heartbeat:
         self._counts = store.outage.counts
         self._due = asyncio.Event()
         local = has_channels(mailbox)
-        self._reaper = Reaper(store, mailbox, memberships, self._due.set, counted=not local)
+        self._reaper = Reaper(store, mailbox, memberships, self._due.set, host.died, counted=not local)
         self.peers = self._reaper.peers
         """The states of the other processes."""
         self._watch = ConnectionWatch(store)
@@ -382,6 +385,7 @@ class Reaper:
         mailbox: str,
         memberships: Memberships,
         on_lost: Callable[[], None],
+        on_died: Callable[[str], None],
         *,
         counted: bool,
     ) -> None:
@@ -392,6 +396,7 @@ class Reaper:
             mailbox: The mailbox of this process.
             memberships: Removes dead processes from their groups.
             on_lost: Called when an announcement did not arrive, since this process's mailbox does not exist.
+            on_died: Called with the mailbox of each process that has died.
             counted: Whether deaths are counted and logged. They are not for an app that uses the layer without the
                 servers: it comes and goes as it likes, and nobody asks it about deaths.
         """
@@ -399,6 +404,7 @@ class Reaper:
         self._mailbox = mailbox
         self._memberships = memberships
         self._on_lost = on_lost
+        self._on_died = on_died
         self._counted = counted
         self.peers = PeerTable(mailbox)
         self._dead: set[str] = set()  # to be cleaned up after
@@ -418,6 +424,7 @@ class Reaper:
         if not self.peers.declare_dead(mailbox):
             return False
         self._dead.add(mailbox)
+        self._on_died(mailbox)
         if reaped:
             self._declared.add(mailbox)
         if self._count_once(mailbox, now):
@@ -446,6 +453,7 @@ class Reaper:
         if died:
             self._dead.update(died)
             for mailbox in died:
+                self._on_died(mailbox)
                 if mailbox not in beat.ended or not log:  # it gave its lease back, or died before this process started
                     logger.debug("%s is gone", mailbox)
                 elif self._count_once(mailbox, now):

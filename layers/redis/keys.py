@@ -83,6 +83,18 @@ class Keys:
         """Hash: how many messages of a channel were sent, and refused because it was full."""
         return f"{self.prefix}:counts:{{{self.messages(channel)}}}"
 
+    def stream(self, stream: str) -> str:
+        """Stream: the batches of a stream. Their ids are offsets."""
+        return f"{self.prefix}:stream:{stream}"
+
+    def stream_state(self, stream: str) -> str:
+        """Hash: the state of a stream."""
+        return f"{self.prefix}:stream-state:{{{self.stream(stream)}}}"
+
+    def writing(self, mailbox: str) -> str:
+        """Set: the streams that a process writes, each with the channel of its writer, so that others can end them."""
+        return f"{self.prefix}:writing:{mailbox}"
+
     def counted(self, key: str) -> str:
         """Return the channel of a key that `counts` has returned."""
         begin = self.counts("").removesuffix("}")

@@ -31,15 +31,19 @@ from asgibus.layers.redis.groups import GroupSender
 from asgibus.layers.redis.local.channels import BackgroundLoop, LocalChannels
 from asgibus.layers.redis.pipeline import call_until
 from asgibus.layers.redis.store import Shard, Shards
+from asgibus.layers.redis.streams.store import RedisStreams
 from asgibus.layers.settings import (
     BACKLOG_BYTES,
     CAPACITY,
     EXPIRY_SECONDS,
     GROUP_EXPIRY_SECONDS,
     LayerSettings,
+    LimitsByPattern,
     Pattern,
+    StreamLimits,
     require_delay,
 )
+from asgibus.layers.streams import Stream
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -67,6 +71,8 @@ def _on_long_lived_loop(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable
 class RedisChannelLayer(ChannelLayer):
     """A channel layer between processes, over Redis 7.0 or newer, or Valkey."""
 
+    extensions = (*ChannelLayer.extensions, "streams")
+
     def __init__(
         self,
         hosts: Hosts | None = DEFAULT_HOST,
@@ -76,6 +82,7 @@ class RedisChannelLayer(ChannelLayer):
         group_expiry: float = GROUP_EXPIRY_SECONDS,
         capacity: int = CAPACITY,
         channel_capacity: Mapping[Pattern, int] | None = None,
+        stream_limits: LimitsByPattern | None = None,
         wait: float | None = None,
         backlog: int = BACKLOG_BYTES,
         symmetric_encryption_keys: Sequence[str | bytes] = (),
@@ -90,6 +97,8 @@ class RedisChannelLayer(ChannelLayer):
             capacity: How many unread messages a channel holds; 100 by default.
             channel_capacity: Other capacities, by glob or compiled pattern of the channel's name. The first match
                 counts.
+            stream_limits: Other limits of streams, by glob or compiled pattern of the stream's name: StreamLimits, or a
+                dict of `entries`, `bytes` and `kept`. The first match counts.
             wait: Seconds that a call waits for a Redis that is away, before it raises LayerUnavailable. By default 5,
                 and in a worker its `--resume-timeout`.
             backlog: Bytes of messages that wait for Redis at once, 16 MiB by default. Further calls wait until there is
@@ -108,6 +117,7 @@ class RedisChannelLayer(ChannelLayer):
             channel_capacity=channel_capacity,
             wait=wait,
             backlog=backlog,
+            stream_limits=stream_limits,
         )
         self.counts = Counter()
         over_capacity = OverCapacity(self.counts)
@@ -120,6 +130,8 @@ class RedisChannelLayer(ChannelLayer):
         self.background_loop = BackgroundLoop(self._shards.close)
         self._local = LocalChannels(self._shards, self.background_loop, over_capacity)
         self._groups = GroupSender(self._shards.client_of, self._entries, over_capacity, self.settings.capacity_of)
+        self._streams = RedisStreams(self, self._local, self._shards, self._entries, self.counts)
+        self._local.streams = self._streams
 
     @property
     def client_prefix(self) -> str:
@@ -140,7 +152,7 @@ class RedisChannelLayer(ChannelLayer):
         require_delay(delay)
         payload = pack_message(message)
         capacity = self.settings.capacity_of(channel)
-        until = self._send_until()
+        until = self.send_until()
         client = await self._shards.client_of(local[0] if local else channel, until)
         try:
             room = await client.backlog.enter(len(payload), until)
@@ -183,7 +195,7 @@ class RedisChannelLayer(ChannelLayer):
     @_on_long_lived_loop
     async def _group_add(self, group: str, channel: str, local: tuple[str, str] | None) -> None:
         """Add a channel of another process, or an ordinary channel."""
-        until = self._send_until()
+        until = self.send_until()
         await self._notify_owner(group, channel, local, True, until)
         client = await self._shards.client_of(group, until)
         arguments = client.keys.group(group), channel, f"{self.group_expiry:f}"
@@ -199,7 +211,7 @@ class RedisChannelLayer(ChannelLayer):
     @_on_long_lived_loop
     async def _group_discard(self, group: str, channel: str, local: tuple[str, str] | None) -> None:
         """Remove a channel of another process, or an ordinary channel."""
-        until = self._send_until()
+        until = self.send_until()
         await self._notify_owner(group, channel, local, False, until)
         client = await self._shards.client_of(group, until)
         await client.pipeline.call("ZREM", client.keys.group(group), channel, until=until)
@@ -212,9 +224,16 @@ class RedisChannelLayer(ChannelLayer):
             client = await self._shards.client_of(local[0], until)
             await client.outbox.send(local[0], client.outbox.pack(local[0], (MEMBERSHIP, group, channel, joins)), until)
 
-    @_on_long_lived_loop
     async def group_send(self, group: str, message: Message) -> None:
-        await self._groups.send(require_group(group), message, self._send_until())
+        await self.send_to_group(require_group(group), message)
+
+    @_on_long_lived_loop
+    async def send_to_group(self, group: str, message: Message) -> None:
+        """Send a message to every member of a group, of an app or of the layer itself."""
+        await self._groups.send(group, message, self.send_until())
+
+    def stream(self, name: str, limits: StreamLimits | None = None) -> Stream:
+        return Stream(self._streams, name, limits or self.settings.limits_of(name), self.settings.wait)
 
     async def channel_statistics(self, channel: str) -> Statistics:
         local = parse_channel(channel)
@@ -266,7 +285,7 @@ class RedisChannelLayer(ChannelLayer):
     async def flush(self) -> None:
         clients = [await shard.client() for shard in self._shards]
         await self._local.clear()
-        async for shard, key in self._scan("channel", "delayed", "taken", "counts", "group"):
+        async for shard, key in self._scan("channel", "delayed", "taken", "counts", "group", "stream", "stream-state"):
             (await shard.client()).pipeline.write(("UNLINK", key), ignore_reply)
         for client in clients:
             await client.pipeline.posted(call_until())
@@ -279,6 +298,12 @@ class RedisChannelLayer(ChannelLayer):
         await self._shards.close()
         if self._local.get_inbox() is None:
             await self.background_loop.close()
+
+    async def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Await `work()` in the background loop if the running event loop may be about to end, else here."""
+        if self.is_long_lived(asyncio.get_running_loop()):
+            return await work()
+        return await self.background_loop.run(work)
 
     def is_long_lived(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Return whether an event loop has connections of its own, or has made calls for long enough to get some."""
@@ -301,24 +326,28 @@ class RedisChannelLayer(ChannelLayer):
     @asynccontextmanager
     async def bus(self, role: str, handler: Handler) -> AsyncIterator[Bus]:
         home = self._shards.home
-        bus = RedisBus(await home.client(), self._shards, self._shards.new_mailbox(role, home), handler)
+        mailbox = self._shards.new_mailbox(role, home)
+        bus = RedisBus(await home.client(), self._shards, mailbox, handler, end_streams_of=self._streams.end_streams_of)
         try:
             await bus.open()
+            self._streams.on_server(mailbox)
             yield bus
         finally:
+            await self._streams.on_server_stopped(mailbox)
             await bus.close()
 
     @asynccontextmanager
     async def moved_bus(self, identity: Mapping[str, Any], handler: Handler) -> AsyncIterator[Bus]:
         mailbox = require_channel(identity["mailbox"])
-        bus = RedisBus(await self._shards.home.client(), self._shards, mailbox, handler)
+        client = await self._shards.home.client()
+        bus = RedisBus(client, self._shards, mailbox, handler, end_streams_of=self._streams.end_streams_of)
         try:
             await bus.open_frozen(identity)
             yield bus
         finally:
             await bus.close()
 
-    def _send_until(self) -> float:
+    def send_until(self) -> float:
         """Return when a call that sends gives up, by the event loop's clock."""
         return asyncio.get_running_loop().time() + self.settings.wait
 

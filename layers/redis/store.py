@@ -394,6 +394,10 @@ class Shards(Sequence[Shard]):
         """Return the client of the store of a channel, a mailbox or a group: see `Shard.client`."""
         return await self.shard_for(name).client(until)
 
+    def clients(self) -> Iterator[Coroutine[Any, Any, StoreClient]]:
+        """Yield calls that return the clients of all stores: see `Shard.client`."""
+        return (shard.client() for shard in self._shards)
+
     @property
     def home(self) -> Shard:
         """The store with the leases, mailboxes and work queues of the servers."""

@@ -66,6 +66,14 @@ class Page:
     """The size of the entries that are kept, packed."""
 
     @property
+    def begin(self) -> Offset:
+        """The offset behind which this page begins. After a reset, reading is possible from there."""
+        if not self.items:
+            return self.next
+        epoch, number = self.items[0][0]
+        return Offset(epoch, number - 1)
+
+    @property
     def caught_up(self) -> bool:
         """Whether there are no entries behind this page."""
         return self.next.epoch != self.last.epoch or self.next.number >= self.last.number
@@ -96,8 +104,11 @@ class Broadcast:
         return Offset(self.epoch, self.first + len(self.items) - 1)
 
     def continues(self, offset: Offset) -> bool:
-        """Return whether a follower that has everything up to this offset has missed nothing before the items."""
-        return offset == (self.epoch, self.first - 1)
+        """Return whether a follower that has everything up to this offset has missed nothing before the items.
+
+        A stream that was deleted continues nothing: its page says so.
+        """
+        return offset == (self.epoch, self.first - 1) and self.state is not StreamState.ABSENT
 
     def message(self) -> dict[str, Any]:
         """Return the message."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -31,6 +32,8 @@ class WriterIdentity:
     channel: str
     """The process-local channel that tells the writer of its fencing, and of `Stream.cancel`."""
     limits: StreamLimits
+    renew_soon: Callable[[], None]
+    """Has the writer call `StreamStore.renew` soon, from any thread."""
     grace: float = 0.0
     """Seconds for which the stream stays open if the writer dies or fails, because its work is likely to be begun
     again. 0 if it is not."""
@@ -106,6 +109,9 @@ class StreamStore(Protocol):
         Raises:
             WriterFenced: As `append`.
         """
+
+    async def leave(self, name: str, writer: WriterIdentity) -> None:
+        """Forget a writer, whatever has become of its stream."""
 
     async def page(self, name: str, after: Offset, limit: int) -> Page:
         """Return up to `limit` entries after an offset."""

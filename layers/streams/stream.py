@@ -14,7 +14,7 @@ from asgibus.layers.names import require_stream
 from asgibus.layers.settings import StreamLimits, require_kept
 from asgibus.layers.streams.offsets import BEGINNING, Offset, parse_offset
 from asgibus.layers.streams.page import ABSENT_SECONDS, Broadcast, Page, StreamState, parse_broadcast
-from asgibus.layers.streams.store import StreamStore, WriterIdentity
+from asgibus.layers.streams.store import StreamStore
 from asgibus.layers.streams.writer import StreamWriter
 
 PAGE_ENTRIES: Final = 500  # of one read
@@ -65,7 +65,7 @@ class Stream:
             ValueError: The time is not valid.
         """
         limits = self.limits if ttl is None else replace(self.limits, kept=require_kept(ttl))
-        return StreamWriter(self._store, self.name, WriterIdentity("", limits), restart, self._wait)
+        return StreamWriter(self._store, self.name, limits, restart, self._wait)
 
     async def read(self, after: str | Offset | None = None) -> AsyncGenerator[tuple[str, Any], None]:
         """Yield the entries behind an offset, those that are kept and then those that are appended, until the end.
@@ -180,7 +180,7 @@ class _Reader:
             page = await self._store.page(self._name, self._offset, PAGE_ENTRIES)
             if page.reset:
                 why = "was deleted" if page.state is StreamState.ABSENT else self._why_reset(page)
-                raise StreamReset(self._name, str(page.next), why)
+                raise StreamReset(self._name, str(page.begin), why)
             for offset, item in page.items:
                 self._offset = offset
                 yield offset, item

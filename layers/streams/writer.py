@@ -14,6 +14,7 @@ import anyio
 
 from asgibus.layers.codec import unpack_items
 from asgibus.layers.errors import LayerUnavailable, WriterFenced
+from asgibus.layers.settings import StreamLimits
 from asgibus.layers.streams.batches import BATCH_BYTES, Batcher
 from asgibus.layers.streams.offsets import Offset
 from asgibus.layers.streams.page import Broadcast, StreamState
@@ -39,19 +40,19 @@ class StreamWriter:
     stays open for the writer of the next delivery instead.
     """
 
-    def __init__(self, store: StreamStore, name: str, identity: WriterIdentity, restart: bool, wait: float) -> None:
+    def __init__(self, store: StreamStore, name: str, limits: StreamLimits, restart: bool, wait: float) -> None:
         """Prepare to write; entering the context begins.
 
         Args:
             store: The storage.
             name: The stream.
-            identity: The limits of the stream. The writer sets the rest.
+            limits: What the stream keeps.
             restart: Whether an open stream is begun anew.
             wait: Seconds that a call waits for a store that is away.
         """
         self._store = store
         self._name = name
-        self._identity = identity
+        self._identity = WriterIdentity("", limits, self._renew_soon)
         self._restart = restart
         self._wait = wait
         self._stored = 0  # the number of the newest stored entry
@@ -61,9 +62,9 @@ class StreamWriter:
         self._added = asyncio.Event()
         self._changed = asyncio.Event()  # something was stored, or the writer is fenced
         self._tasks: list[asyncio.Task[None]] = []
-        self._untold = asyncio.Event()  # a broadcast was lost
-        self._stored_at = 0.0
-        self._ending = False
+        self._due = asyncio.Event()  # a sign of life and a broadcast, because something was lost
+        self._hurried = 0  # the number of the last entry that waits for no others
+        self._loop: asyncio.AbstractEventLoop
 
     @property
     def cancelled(self) -> bool:
@@ -110,12 +111,14 @@ class StreamWriter:
             LayerUnavailable: The store could not be reached in time. The entries still wait for it.
         """
         self._check()
-        last = self._batcher.last
+        self._hurried = last = self._batcher.last
+        self._added.set()
         await self._wait_until(lambda: self._stored >= last)
 
     async def __aenter__(self) -> Self:
         if self._tasks:
             raise RuntimeError("a writer is entered once: call Stream.writer again")
+        self._loop = asyncio.get_running_loop()
         identity = self._identity
         identity.channel = await self._store.new_channel()
         identity.grace = redelivery.get()()
@@ -145,6 +148,8 @@ class StreamWriter:
             for task in self._tasks:
                 task.cancel()
             await asyncio.wait(self._tasks)
+            with suppress(LayerUnavailable):
+                await self._store.leave(self._name, self._identity)
         if problem is None:
             return
         if kind is None:
@@ -154,8 +159,6 @@ class StreamWriter:
 
     async def _finish(self, error: BaseException | None) -> None:
         """Store what waits, and end the stream."""
-        self._ending = True
-        self._added.set()
         await self.flush()
         identity, last = self._identity, self._batcher.last
         if error is None:
@@ -200,7 +203,7 @@ class StreamWriter:
             if due_in is None:
                 await self._added.wait()
                 continue
-            if due_in and not self._ending:
+            if due_in and self._stored >= self._hurried:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(due_in):
                         await self._added.wait()
@@ -212,7 +215,6 @@ class StreamWriter:
                 self._fence(error)
                 return
             self._stored = batch.last
-            self._stored_at = clock()
             self._changed.set()
             if cancelled:
                 self._cancelled.set()
@@ -239,9 +241,9 @@ class StreamWriter:
         broadcast = Broadcast(self._name, self._identity.epoch, first, items, state, error, left)
         try:
             await self._store.tell(broadcast)
-        except LayerUnavailable as problem:  # the next broadcast shows the gap, and `_renew` follows
+        except LayerUnavailable as problem:  # the next broadcast shows the gap; without entries, `_renew` sends one
             logger.debug("stream %s: its followers were not told: %s", self._name, problem)
-            self._untold.set()
+            self._due.set()
 
     async def _listen(self) -> None:
         """Handle messages for this writer."""
@@ -256,23 +258,28 @@ class StreamWriter:
             elif message.get("type") == FENCED:
                 self._fence(WriterFenced(self._name, str(message.get("why"))))
 
+    def _renew_soon(self) -> None:
+        with suppress(RuntimeError):  # the event loop was closed
+            self._loop.call_soon_threadsafe(self._due.set)
+
     async def _renew(self) -> None:
         """Give signs of life, and repeat broadcasts that were lost."""
-        clock = asyncio.get_running_loop().time
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(RENEW_SECONDS):
-                    await self._untold.wait()
-            if self._untold.is_set():
+                    await self._due.wait()
+            was_lost = self._due.is_set()
+            self._due.clear()
+            try:
+                if await self._store.renew(self._name, self._identity, self._stored):
+                    self._cancelled.set()
+            except WriterFenced as error:
+                self._fence(error)
+                return
+            except LayerUnavailable as problem:
+                logger.debug("stream %s: %s; trying again", self._name, problem)
                 await asyncio.sleep(RETRY_SECONDS)
-                self._untold.clear()
+                self._due.set()
+                continue
+            if was_lost:
                 await self._tell(())
-            elif clock() - self._stored_at >= RENEW_SECONDS:
-                try:
-                    if await self._store.renew(self._name, self._identity, self._stored):
-                        self._cancelled.set()
-                except WriterFenced as error:
-                    self._fence(error)
-                    return
-                except LayerUnavailable as problem:
-                    logger.debug("stream %s: %s; trying again", self._name, problem)

@@ -11,6 +11,7 @@ With pytest, parametrise a test over the lists. The checks delete everything in 
 - `SHARED_CHECKS`: the same part between several layer objects over one store.
 - `SERVER_CHECKS`: the part for asgi-interface and asgi-worker (`Bus`).
 - `SHARED_SERVER_CHECKS`: that part between several layer objects.
+- `STREAM_CHECKS`, `SHARED_STREAM_CHECKS`: streams, which a layer may do without; see `ChannelLayer.extensions`.
 """
 
 from __future__ import annotations
@@ -28,11 +29,22 @@ from asgibus.testing.conformance import (
     names,
     readers,
     statistics,
+    streams,
     times,
 )
 from asgibus.testing.conformance.tools import LayerFactory
 
-__all__ = ["CHECKS", "SERVER_CHECKS", "SHARED_CHECKS", "SHARED_SERVER_CHECKS", "Check", "LayerFactory", "run"]
+__all__ = [
+    "CHECKS",
+    "SERVER_CHECKS",
+    "SHARED_CHECKS",
+    "SHARED_SERVER_CHECKS",
+    "SHARED_STREAM_CHECKS",
+    "STREAM_CHECKS",
+    "Check",
+    "LayerFactory",
+    "run",
+]
 
 Check = Callable[[LayerFactory], Awaitable[None]]
 
@@ -54,6 +66,8 @@ SHARED_CHECKS: tuple[Check, ...] = (
 )
 SERVER_CHECKS: tuple[Check, ...] = (*mailboxes.CHECKS, *claims.CHECKS, *deliveries.CHECKS)
 SHARED_SERVER_CHECKS: tuple[Check, ...] = mailboxes.SHARED_CHECKS
+STREAM_CHECKS: tuple[Check, ...] = streams.CHECKS
+SHARED_STREAM_CHECKS: tuple[Check, ...] = streams.SHARED_CHECKS
 
 CHECK_SECONDS = 60.0  # for one check; all together take some ten
 

@@ -56,6 +56,8 @@ PUBLIC = {
         "SERVER_CHECKS",
         "SHARED_CHECKS",
         "SHARED_SERVER_CHECKS",
+        "SHARED_STREAM_CHECKS",
+        "STREAM_CHECKS",
         "Check",
         "LayerFactory",
         "run",

@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from functools import partial
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.names import channels_mailbox, require_channel
@@ -172,6 +172,16 @@ class _Thread(threading.Thread):
                 self.join(STOP_SECONDS)
 
 
+class LocalStreams(Protocol):
+    """The streams of a layer, as its process-local channels see them."""
+
+    def data_may_be_lost(self) -> None:
+        """Handle that the store may have lost its data."""
+
+    async def end_streams_of(self, mailbox: str) -> None:
+        """End the streams that a dead process was writing. Raises LayerUnavailable."""
+
+
 class LocalChannels:
     """The process-local channels of one layer object. All methods may be called in several event loops at once."""
 
@@ -194,6 +204,8 @@ class LocalChannels:
         self._bus: RedisBus | None = None
         self._client: StoreClient | None = None  # of the bus
         self._borrowers = Borrowers()
+        self.streams: LocalStreams
+        """The streams of the layer, to be set before the first use."""
         _all.add(self)
 
     @property
@@ -279,7 +291,9 @@ class LocalChannels:
     async def _open_bus(self, client: StoreClient) -> None:
         inbox = Inbox(client.settings.expiry, self._over_capacity)
         find_borrower = partial(self._borrowers.find, self._shards.shard_for(self._mailbox), self._mailbox)
-        bus = RedisBus(client, self._shards, self._mailbox, inbox, inbox, find_borrower)
+        inbox.on_interrupted = self.streams.data_may_be_lost
+        end_streams_of = self.streams.end_streams_of
+        bus = RedisBus(client, self._shards, self._mailbox, inbox, inbox, find_borrower, end_streams_of)
         inbox.on_bus(bus)
 
         async def close() -> None:

@@ -136,6 +136,8 @@ class Inbox(Handler):
         self._sweeps = False  # whether a sweep is scheduled
         self.closed = False
         """Whether the layer was closed."""
+        self.on_interrupted: Callable[[], None] | None = None
+        """Called when the store may have lost its data."""
 
     def on_bus(self, store: InboxStore) -> None:
         """Be the handler of that bus."""
@@ -439,6 +441,10 @@ class Inbox(Handler):
             self._timers[method] = self._loop.call_later(seconds, call)
 
     # Handler of the mailbox.
+
+    def interrupted(self) -> None:
+        if self.on_interrupted is not None:
+            self.on_interrupted()
 
     def batch(self, sender: str, frames: Sequence[Frame]) -> None:
         for frame in frames:

@@ -63,4 +63,13 @@ CHANNEL_GIVE_BACK: Final = load("channel_give_back")
 CHANNEL_TAKEN: Final = load("channel_taken")
 CHANNEL_STATISTICS: Final = load("channel_statistics")
 
+# Streams.
+STREAM_BEGIN: Final = load("stream_begin")
+STREAM_APPEND: Final = load("stream_append")
+STREAM_FINISH: Final = load("stream_finish")
+STREAM_ORPHAN: Final = load("stream_orphan")
+STREAM_PAGE: Final = load("stream_page")
+STREAM_CANCEL: Final = load("stream_cancel")
+STREAM_DELETE: Final = load("stream_delete")
+
 DROP_OTHER_TYPE: Final = load("drop_other_type")

@@ -11,7 +11,16 @@ import pytest
 
 from asgibus.layers import InMemoryChannelLayer, RedisChannelLayer
 from asgibus.testing import conformance
-from asgibus.testing.conformance import CHECKS, SERVER_CHECKS, SHARED_CHECKS, SHARED_SERVER_CHECKS, Check, LayerFactory
+from asgibus.testing.conformance import (
+    CHECKS,
+    SERVER_CHECKS,
+    SHARED_CHECKS,
+    SHARED_SERVER_CHECKS,
+    SHARED_STREAM_CHECKS,
+    STREAM_CHECKS,
+    Check,
+    LayerFactory,
+)
 from support import redis as redis_support
 from support.topologies import TOPOLOGIES, redis_binary
 
@@ -35,6 +44,7 @@ SMOKE = (
     "a_broadcast_reaches_each_mailbox_once",
     "each_entry_is_claimed_once",
     "a_message_that_is_given_back_is_redelivered",
+    "entries_are_kept_and_followed",
 )
 """Names of checks, one for each kind of command."""
 
@@ -42,6 +52,7 @@ SMOKE = (
 HEAVY = (
     "a_delayed_message_comes_when_it_is_due",
     "a_membership_ends",
+    "an_ended_stream_expires",
     "a_message_has_a_limit",
     "a_waiting_reader_gets_delayed_messages",
     "expired_messages_are_never_delivered",
@@ -89,17 +100,19 @@ def _name(check: Check) -> str:
     return getattr(check, "__name__", "").removeprefix("check_")
 
 
-ALL = {_name(check): check for check in (*CHECKS, *SERVER_CHECKS, *SHARED_CHECKS, *SHARED_SERVER_CHECKS)}
+ONE_LAYER = CHECKS + SERVER_CHECKS + STREAM_CHECKS
+SEVERAL_LAYERS = SHARED_CHECKS + SHARED_SERVER_CHECKS + SHARED_STREAM_CHECKS
+ALL = {_name(check): check for check in ONE_LAYER + SEVERAL_LAYERS}
 
 
-@pytest.mark.parametrize("check", CHECKS + SERVER_CHECKS, ids=_name)
+@pytest.mark.parametrize("check", ONE_LAYER, ids=_name)
 @pytest.mark.parametrize("make_layer", ["memory", pytest.param("redis", marks=pytest.mark.redis)], indirect=True)
 async def test_every_layer(make_layer: LayerFactory, check: Check) -> None:
     await check(make_layer)
 
 
 @pytest.mark.redis
-@pytest.mark.parametrize("check", SHARED_CHECKS + SHARED_SERVER_CHECKS, ids=_name)
+@pytest.mark.parametrize("check", SEVERAL_LAYERS, ids=_name)
 @pytest.mark.parametrize("make_layer", ["redis"], indirect=True)
 async def test_several_layers(make_layer: LayerFactory, check: Check) -> None:
     await check(make_layer)

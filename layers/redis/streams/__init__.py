@@ -1,0 +1,1 @@
+"""Streams in Redis: see `asgibus.layers.streams`."""

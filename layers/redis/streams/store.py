@@ -1,0 +1,400 @@
+"""The streams of a layer, in Redis.
+
+The state of a stream is a hash, and its batches are a Redis stream whose ids are offsets, both in one hash slot. Every
+script decides by the clock of Redis.
+
+Each process has a set of the streams that it writes, so that others can end them when it has died. A stream is in the
+set of the process-local channels of its layer, and in those of the servers that use this layer object: a supervisor
+reports the death of a server at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import suppress
+from typing import Any, Protocol, TypeVar
+
+from asgibus.layers.codec import unpack_items
+from asgibus.layers.contract import Message
+from asgibus.layers.errors import ChannelFull, LayerUnavailable, WriterFenced
+from asgibus.layers.names import require_channel, require_stream, split_local, stream_group
+from asgibus.layers.redis import scripts
+from asgibus.layers.redis.client import ignore_reply
+from asgibus.layers.redis.codec import EntryCodec
+from asgibus.layers.redis.pipeline import Refused, Store
+from asgibus.layers.streams.offsets import BEGINNING, Offset
+from asgibus.layers.streams.page import Broadcast, Page, StreamState
+from asgibus.layers.streams.store import (
+    ANOTHER_WRITER,
+    CANCELLED,
+    DELETED,
+    FENCED,
+    NOT_OPEN,
+    WRITER_GONE,
+    WRITER_SECONDS,
+    Batch,
+    WriterIdentity,
+)
+
+logger = logging.getLogger("asgibus.layers")
+
+T = TypeVar("T")
+Work = Callable[[], Coroutine[Any, Any, T]]
+
+PAGE_BYTES = 256 * 1024  # of batches in one reply, and one batch more
+DELETED_MS = 60_000  # for which it is known that a stream was deleted
+WRITING_SECONDS = 3600  # for which the streams of a process are listed; its writers add them again sooner
+REFUSALS = ("", ANOTHER_WRITER, NOT_OPEN, DELETED)  # as in stream_written.lua
+
+
+class Stores(Protocol):
+    """The stores of a layer: see `store.Shards`."""
+
+    def client_of(self, name: str, until: float | None = None) -> Awaitable[Store]: ...
+
+    def clients(self) -> Iterable[Awaitable[Store]]: ...
+
+
+class Servers:
+    """The mailboxes of the servers in this process, by the addresses of their stores and the prefix.
+
+    An app may have another layer object than its worker.
+    """
+
+    def __init__(self) -> None:
+        self._mailboxes: dict[tuple[str, str], set[str]] = {}
+        os.register_at_fork(after_in_child=self._mailboxes.clear)
+
+    def of(self, address: str, prefix: str) -> set[str]:
+        """Return the mailboxes, in a set that may be altered."""
+        return self._mailboxes.setdefault((address, prefix), set())
+
+
+_servers = Servers()
+
+
+class Layer(Protocol):
+    """The layer, as its streams use it."""
+
+    def run(self, work: Work[T]) -> Awaitable[T]:
+        """Await `work()` in an event loop that lasts."""
+
+    @property
+    def address(self) -> str: ...
+
+    prefix: str
+
+    def send_until(self) -> float:
+        """Return when a call gives up, by the clock of the running event loop."""
+
+    async def new_channel(self, prefix: str = ...) -> str: ...
+
+    async def receive(self, channel: str) -> Message: ...
+
+    async def send(self, channel: str, message: Message) -> None: ...
+
+    async def send_to_group(self, group: str, message: Message) -> None: ...
+
+
+class Channels(Protocol):
+    """The process-local channels of a layer, as followers of streams."""
+
+    async def group_add(self, group: str, channel: str) -> None: ...
+
+    async def group_discard(self, group: str, channel: str) -> None: ...
+
+
+class RedisStreams:
+    """The streams of a layer: see `StreamStore`. Methods may be called from any event loop.
+
+    Args:
+        layer: The layer.
+        channels: Its process-local channels.
+        stores: Its stores.
+        entries: Encrypts batches, and logs those that cannot be read.
+        counts: Counts what is appended and lost.
+    """
+
+    def __init__(
+        self, layer: Layer, channels: Channels, stores: Stores, entries: EntryCodec, counts: Counter[str]
+    ) -> None:
+        self._layer = layer
+        self._channels = channels
+        self._stores = stores
+        self._entries = entries
+        self._counts = counts
+        self._writers: dict[str, WriterIdentity] = {}  # by channel
+
+    # What writers call.
+
+    async def begin(self, name: str, writer: WriterIdentity, *, restart: bool) -> Page:
+        fenced, page = await self._layer.run(lambda: self._begin(name, writer, restart))
+        self._writers[writer.channel] = writer
+        if fenced:
+            await self._send(fenced, {"type": FENCED, "why": ANOTHER_WRITER})
+        return page
+
+    async def _begin(self, name: str, writer: WriterIdentity, restart: bool) -> tuple[str, Page]:
+        times = _ms(WRITER_SECONDS), _ms(writer.grace), _ms(writer.limits.kept)
+        store = await self._stores.client_of(name, self._layer.send_until())
+        self._list(store, name, writer)
+        reply = await self._call(store, scripts.STREAM_BEGIN, name, writer.channel, int(restart), *times)
+        fenced, epoch, term, first, last, cancelled = reply
+        writer.epoch, writer.term = int(epoch), int(term)
+        offsets = Offset(writer.epoch, int(first)), Offset(writer.epoch, int(last))
+        return fenced.decode(), Page([], *offsets, StreamState.OPEN, cancelled=cancelled == b"1", next=offsets[1])
+
+    async def append(self, name: str, writer: WriterIdentity, batch: Batch) -> bool:
+        cancelled = await self._layer.run(lambda: self._append(name, writer, batch.first - 1, batch))
+        self._counts["stream entry"] += batch.count
+        self._counts["stream byte"] += len(batch.packed)
+        return cancelled
+
+    async def renew(self, name: str, writer: WriterIdentity, last: int) -> bool:
+        return await self._layer.run(lambda: self._append(name, writer, last, None))
+
+    async def _append(self, name: str, writer: WriterIdentity, before: int, batch: Batch | None) -> bool:
+        limits = writer.limits
+        times = _ms(WRITER_SECONDS), _ms(writer.grace), _ms(limits.kept)
+        store = await self._stores.client_of(name, self._layer.send_until())
+        arguments: tuple[str | bytes | int, ...] = writer.channel, writer.epoch, writer.term, *times, before
+        if batch is None:
+            self._list(store, name, writer)
+            arguments = *arguments, before
+        else:
+            sealed = self._entries.seal(store.keys.stream(name), batch.packed)
+            arguments = *arguments, batch.last, limits.entries, limits.bytes, sealed
+        refused, cancelled = await self._call(store, scripts.STREAM_APPEND, name, *arguments)
+        if refused:
+            raise WriterFenced(name, REFUSALS[refused])
+        return bool(cancelled == b"1")
+
+    async def finish(
+        self, name: str, writer: WriterIdentity, last: int, state: StreamState, error: str = "", *, grace: float = 0.0
+    ) -> None:
+        await self._layer.run(lambda: self._finish(name, writer, last, state, error, grace))
+
+    async def _finish(
+        self, name: str, writer: WriterIdentity, last: int, state: StreamState, error: str, grace: float
+    ) -> None:
+        identity = writer.channel, writer.epoch, writer.term
+        store = await self._stores.client_of(name, self._layer.send_until())
+        refused = await self._call(
+            store, scripts.STREAM_FINISH, name, *identity, last, _ms(writer.limits.kept), state, error, _ms(grace)
+        )
+        if refused:
+            raise WriterFenced(name, REFUSALS[refused])
+
+    async def leave(self, name: str, writer: WriterIdentity) -> None:
+        if self._writers.pop(writer.channel, None) is not None:
+            await self._layer.run(lambda: self._leave(name, writer))
+
+    async def _leave(self, name: str, writer: WriterIdentity) -> None:
+        store = await self._stores.client_of(name, self._layer.send_until())
+        for key in self._lists(store, writer):
+            store.pipeline.write(("SREM", key, f"{name} {writer.channel}"), ignore_reply)
+
+    def _list(self, store: Store, name: str, writer: WriterIdentity) -> None:
+        """List a stream among those that this process writes. It is written in front of the next call."""
+        for key in self._lists(store, writer):
+            store.pipeline.write(("SADD", key, f"{name} {writer.channel}"), ignore_reply)
+            store.pipeline.write(("EXPIRE", key, WRITING_SECONDS), ignore_reply)
+
+    def _lists(self, store: Store, writer: WriterIdentity) -> list[str]:
+        local = split_local(writer.channel)
+        assert local is not None
+        return [store.keys.writing(mailbox) for mailbox in (local[0], *self._servers)]
+
+    @property
+    def _servers(self) -> set[str]:
+        return _servers.of(self._layer.address, self._layer.prefix)
+
+    def on_server(self, mailbox: str) -> None:
+        """Note that a server has started in this process: its death is that of all writers here."""
+        self._servers.add(mailbox)
+
+    async def on_server_stopped(self, mailbox: str) -> None:
+        """Note that a server has stopped, so that its end is not that of the writers here."""
+        self._servers.discard(mailbox)
+        if self._writers:
+            with suppress(LayerUnavailable):
+                for getting in self._stores.clients():
+                    store = await getting
+                    await store.pipeline.call("UNLINK", store.keys.writing(mailbox), until=self._layer.send_until())
+
+    def data_may_be_lost(self) -> None:
+        """Let all writers give a sign of life, because the store may have lost its data: they begin streams again."""
+        for writer in list(self._writers.values()):
+            writer.renew_soon()
+
+    # What followers call.
+
+    async def page(self, name: str, after: Offset, limit: int) -> Page:
+        return await self._layer.run(lambda: self._page(name, after, limit))
+
+    async def _page(self, name: str, after: Offset, limit: int) -> Page:
+        store = await self._stores.client_of(name, self._layer.send_until())
+        reply = await self._call(store, scripts.STREAM_PAGE, name, *after, max(0, limit), PAGE_BYTES)
+        if not reply:
+            return Page([], BEGINNING, BEGINNING, StreamState.ABSENT, next=after)
+        *numbers, state, error, cancelled, left, reset, begin, batches = reply
+        epoch, first, last, size = map(int, numbers)
+        offsets = Offset(epoch, first), Offset(epoch, last)
+        if state == b"deleted":
+            return Page([], *offsets, StreamState.ABSENT, reset=after != BEGINNING, next=BEGINNING)
+        state = StreamState(state.decode())
+        items, number, gone = self._read(store.keys.stream(name), epoch, max(int(begin), first - 1), batches)
+        if limit > 0 and not batches and number < last:  # Redis has evicted the key
+            number, gone = last, True
+        if len(items) > limit:
+            items = items[:limit]
+            number = items[-1][0].number
+        is_open = state is StreamState.OPEN
+        return Page(
+            items,
+            *offsets,
+            state,
+            "" if is_open else error.decode(errors="replace") or WRITER_GONE,
+            cancelled == b"1",
+            bool(reset) or gone,
+            Offset(epoch, number),
+            left / 1000 if is_open else None,
+            size,
+        )
+
+    def _read(
+        self, place: str, epoch: int, after: int, batches: list[bytes]
+    ) -> tuple[list[tuple[Offset, Any]], int, bool]:
+        """Return the entries in batches, the number to read on from, and whether entries in front of them are lost.
+
+        A batch that cannot be read ends the page, or is said to be gone if it is the first one.
+        """
+        items: list[tuple[Offset, Any]] = []
+        gone = False
+        for entry_id, sealed in zip(batches[::2], batches[1::2], strict=True):
+            last = int(entry_id.partition(b"-")[2])
+            try:
+                unpacked = unpack_items(self._entries.open(place, sealed))
+            except ValueError as error:
+                if items:
+                    break
+                self._entries.log_rejected(place, entry_id.decode(), error)
+                after, gone = last, True
+                continue
+            first = last - len(unpacked) + 1
+            if first > after + 1:  # the store has lost a batch
+                if items:
+                    break
+                after, gone = first - 1, True
+            items += [(Offset(epoch, number), item) for number, item in enumerate(unpacked, first) if number > after]
+            after = max(after, last)
+        return items, after, gone
+
+    async def cancel(self, name: str) -> bool:
+        channel: bytes | None = await self._layer.run(lambda: self._cancel(name))
+        if channel:
+            await self._send(channel.decode(), {"type": CANCELLED})
+        return channel is not None
+
+    async def _cancel(self, name: str) -> Any:
+        return await self._call(
+            await self._stores.client_of(name, self._layer.send_until()), scripts.STREAM_CANCEL, name
+        )
+
+    async def delete(self, name: str) -> bool:
+        found = await self._layer.run(lambda: self._delete(name))
+        if found is None:
+            return False
+        epoch, last, channel = found
+        if channel:
+            await self._send(channel.decode(), {"type": FENCED, "why": DELETED})
+        await self.tell(Broadcast(name, int(epoch), int(last) + 1, state=StreamState.ABSENT))
+        return True
+
+    async def _delete(self, name: str) -> Any:
+        return await self._call(
+            await self._stores.client_of(name, self._layer.send_until()), scripts.STREAM_DELETE, name, DELETED_MS
+        )
+
+    async def tell(self, broadcast: Broadcast) -> None:
+        await self._layer.send_to_group(stream_group(broadcast.stream), broadcast.message())
+
+    async def new_channel(self) -> str:
+        return await self._layer.new_channel("stream")
+
+    async def receive(self, channel: str) -> Message:
+        return await self._layer.receive(channel)
+
+    async def follow(self, name: str, channel: str) -> None:
+        await self._channels.group_add(stream_group(name), channel)
+
+    async def unfollow(self, name: str, channel: str) -> None:
+        await self._channels.group_discard(stream_group(name), channel)
+
+    # What happens when a process dies.
+
+    async def end_streams_of(self, mailbox: str) -> None:
+        """End the streams that a dead process was writing, and tell their followers.
+
+        Several processes may do so at once: one of them ends each stream. It is called in an event loop that lasts.
+
+        Raises:
+            LayerUnavailable: A store cannot be reached.
+        """
+        ended = 0
+        for getting in self._stores.clients():
+            store = await getting
+            key = store.keys.writing(mailbox)
+            for listed in await store.pipeline.call("SMEMBERS", key):
+                try:
+                    name, channel = listed.decode().split(" ")
+                    require_stream(name)
+                    require_channel(channel)
+                except (UnicodeDecodeError, ValueError, TypeError):
+                    self._entries.log_unexpected("odd name", key, f"{listed!r:.200} in it is no stream")
+                else:
+                    ended += await self._end_orphan(store, name, channel)
+                await store.pipeline.call("SREM", key, listed)
+        if ended:
+            logger.warning("%s has died: %d streams that it was writing were ended", mailbox, ended)
+
+    async def _end_orphan(self, store: Store, name: str, channel: str) -> bool:
+        """End a stream whose writer has died. Return whether this process has ended it."""
+        ended = await self._call(store, scripts.STREAM_ORPHAN, name, channel, WRITER_GONE)
+        if ended is None:
+            return False
+        epoch, last, grace = map(int, ended)
+        self._counts["stream orphan"] += 1
+        state, error = (StreamState.OPEN, "") if grace else (StreamState.FAILED, WRITER_GONE)
+        left = grace / 1000 if grace else None
+        await self.tell(Broadcast(name, epoch, last + 1, [], state, error, left))
+        return True
+
+    async def _send(self, channel: str, message: Message) -> None:
+        """Tell a writer. It learns the same from the reply to its next batch."""
+        try:
+            await self._layer.send(channel, message)
+        except (ChannelFull, LayerUnavailable) as error:
+            logger.debug("the writer %s was not told: %s", channel, error)
+
+    async def _call(self, store: Store, script: str, name: str, *arguments: str | bytes | int) -> Any:
+        """Run a script on the keys of a stream. Those that have another type are removed."""
+        keys = store.keys.stream_state(name), store.keys.stream(name)
+        until = self._layer.send_until()
+        for attempt in range(2):
+            try:
+                return await store.pipeline.call("EVAL", script, 2, *keys, *arguments, until=until)
+            except Refused as error:
+                if not error.wrong_type or attempt:
+                    raise
+            for key, kind in zip(keys, ("hash", "stream"), strict=True):
+                if await store.pipeline.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind, until=until):
+                    self._entries.log_unexpected("wrong type", key, f"it was no {kind}, and was removed")
+        raise AssertionError("unreachable")
+
+
+def _ms(seconds: float) -> int:
+    return max(round(seconds * 1000), int(seconds > 0))
