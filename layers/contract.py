@@ -19,6 +19,7 @@ from asgibus.layers.codec import unpack
 from asgibus.layers.errors import ChannelFull, LayerUnavailable, MessageTooLarge
 from asgibus.layers.names import require_channel, require_group
 from asgibus.layers.offers import AffinityKey, Claim, Offer
+from asgibus.layers.presence import BusPresence, PresentCount, PresentPage, UserConnection, close_message, user_group
 from asgibus.layers.settings import LayerSettings, StreamLimits
 
 if TYPE_CHECKING:
@@ -377,6 +378,15 @@ class Bus(ABC):
             LayerUnavailable: The store could not be reached in time.
         """
 
+    @property
+    def presence(self) -> BusPresence:
+        """The users of this process in groups, and the wills of its connections.
+
+        Raises:
+            NotImplementedError: The layer keeps none. Those that do name "presence" in `extensions`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} keeps no presence")
+
     # The move of an interface server to another process: see `ChannelLayer.moved_bus`.
 
     async def freeze(self) -> dict[str, Any] | None:
@@ -541,6 +551,89 @@ class ChannelLayer(ABC):
             NotImplementedError: The layer has no streams. Those that have some name "streams" in `extensions`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no streams")
+
+    async def present(self, group: str, cursor: str | None = None) -> PresentPage:
+        """Return who is in a group: the users of connections that joined it with `group_add(group, present=True)`.
+
+        A user with several connections, at whichever interface servers, is one. A group of more than 1,000 users is
+        returned in parts. While users come and go between two calls, a user may be in two parts.
+
+        Args:
+            group: The name of the group.
+            cursor: The cursor of the part before; None for the first part.
+
+        Raises:
+            TypeError: The name is not valid.
+            ValueError: The cursor is not one of a part.
+            LayerUnavailable: The store could not be reached in time.
+        """
+        return await self._present(require_group(group), cursor)
+
+    async def present_count(self, group: str) -> PresentCount:
+        """Return how many users are in a group, and with how many connections: see `present`.
+
+        Raises:
+            TypeError: The name is not valid.
+            LayerUnavailable: The store could not be reached in time.
+        """
+        return await self._present_count(require_group(group))
+
+    async def user_connections(self, user: str) -> list[UserConnection]:
+        """Return the connections of a user: those for which an app has called `identify`, the oldest first.
+
+        Raises:
+            TypeError: The id of the user is no str.
+            ValueError: The id of the user is empty or too long.
+            LayerUnavailable: The store could not be reached in time.
+        """
+        found: dict[str, UserConnection] = {}
+        cursor: str | None = None
+        while True:
+            page = await self._present(user_group(user), cursor)
+            found |= {each.user: UserConnection(each.user, each.info, each.since) for each in page.users}
+            cursor = page.cursor
+            if cursor is None:
+                return sorted(found.values(), key=lambda each: (each.since, each.reply_channel))
+
+    async def user_send(self, user: str, event: Message) -> None:
+        """Send an ASGI event to all connections of a user, as `group_send` does to all members of a group.
+
+        Raises:
+            TypeError: The id of the user is no str, or the event holds a type that msgpack does not know.
+            ValueError: The id of the user is empty or too long.
+            MessageTooLarge: The packed event is larger than 16 MiB.
+            LayerUnavailable: The store could not be reached in time.
+        """
+        await self.send_to_group(user_group(user), event)
+
+    async def user_close(self, user: str, code: int = 1000, reason: str = "") -> None:
+        """Close all connections of a user: WebSockets with this code, and responses at their end.
+
+        The apps get a disconnect. A client may connect again, if the app lets it.
+
+        Args:
+            user: The id of the user.
+            code: The close code: 1000, or one from 3000 to 4999.
+            reason: The close reason, at most 123 bytes.
+
+        Raises:
+            TypeError: An argument has another type.
+            ValueError: The id, the code or the reason is not valid.
+            LayerUnavailable: The store could not be reached in time.
+        """
+        await self.send_to_group(user_group(user), close_message(code, reason))
+
+    async def _present(self, group: str, cursor: str | None) -> PresentPage:
+        """Return users of a group, which may be an internal one."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no presence")
+
+    async def _present_count(self, group: str) -> PresentCount:
+        """Return the number of users of a group."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no presence")
+
+    async def send_to_group(self, group: str, message: Message) -> None:
+        """Send a message to every member of a group, of an app or an internal one."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no presence")
 
     @abstractmethod
     async def channel_statistics(self, channel: str) -> Statistics:

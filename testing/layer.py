@@ -12,6 +12,7 @@ from asgibus.layers.contract import Bus, ChannelLayer, Delivery, Draft, Frame, H
 from asgibus.layers.memory import InMemoryChannelLayer, MemoryBus
 from asgibus.layers.names import new_mailbox
 from asgibus.layers.offers import Claim
+from asgibus.layers.presence import PresentCount, PresentPage
 
 
 class WorkerLayer(ChannelLayer):
@@ -63,6 +64,15 @@ class WorkerLayer(ChannelLayer):
 
     async def group_send(self, group: str, message: Message) -> None:
         await self._shared_or_cancel().group_send(group, message)
+
+    async def send_to_group(self, group: str, message: Message) -> None:
+        await self._shared_or_cancel().send_to_group(group, message)
+
+    async def _present(self, group: str, cursor: str | None) -> PresentPage:
+        return await self._shared_or_cancel()._present(group, cursor)
+
+    async def _present_count(self, group: str) -> PresentCount:
+        return await self._shared_or_cancel()._present_count(group)
 
     async def channel_statistics(self, channel: str) -> Statistics:
         return await self._shared_or_cancel().channel_statistics(channel)

@@ -33,6 +33,7 @@ from asgibus.layers.contract import (
 from asgibus.layers.errors import ChannelFull, ForeignChannel
 from asgibus.layers.frames import DEAD, GROUP_MESSAGE, MESSAGE
 from asgibus.layers.memory.assignments import Assignments
+from asgibus.layers.memory.presence import MemoryPresence, PresenceTable
 from asgibus.layers.memory.queues import Queues
 from asgibus.layers.memory.streams import MemoryStreams
 from asgibus.layers.names import (
@@ -45,6 +46,7 @@ from asgibus.layers.names import (
 )
 from asgibus.layers.offers import AffinityKey, Claim, Offer
 from asgibus.layers.over_capacity import OverCapacity
+from asgibus.layers.presence import PresentCount, PresentPage
 from asgibus.layers.settings import (
     CAPACITY,
     EXPIRY_SECONDS,
@@ -63,7 +65,7 @@ logger = logging.getLogger("asgibus.layers")
 class InMemoryChannelLayer(ChannelLayer):
     """A channel layer within one process, for development, tests and the embedded mode."""
 
-    extensions = (*ChannelLayer.extensions, "streams")
+    extensions = (*ChannelLayer.extensions, "streams", "presence")
 
     def __init__(
         self,
@@ -115,6 +117,8 @@ class InMemoryChannelLayer(ChannelLayer):
         self._orphans: list[Claim] = []  # claims of closed buses, until another bus claims from their channels
         self._assignments = Assignments(clock)
         self._streams = MemoryStreams(self, clock, self.counts)
+        self.presence = PresenceTable()
+        """The users of all buses."""
 
     @property
     def client_prefix(self) -> str:
@@ -153,6 +157,11 @@ class InMemoryChannelLayer(ChannelLayer):
 
     async def send_to_group(self, group: str, message: Message) -> None:
         """Send a message to every member of a group, of an app or of the layer itself."""
+        self.deliver_to_group(group, message)
+        await asyncio.sleep(0)  # as in `send`
+
+    def deliver_to_group(self, group: str, message: Message) -> None:
+        """Deliver a message to every member of a group. May be called from any thread."""
         packed = pack_message(message)
         with self._lock:
             self._end_memberships(group)
@@ -169,7 +178,12 @@ class InMemoryChannelLayer(ChannelLayer):
                 missed += 1
         if missed:
             self._over_capacity.missed(f"group {group}", missed, len(targets))
-        await asyncio.sleep(0)  # as in `send`
+
+    async def _present(self, group: str, cursor: str | None) -> PresentPage:
+        return self.presence.page(group, cursor)
+
+    async def _present_count(self, group: str) -> PresentCount:
+        return self.presence.count(group)
 
     def stream(self, name: str, limits: StreamLimits | None = None) -> Stream:
         return Stream(self._streams, name, limits or self.settings.limits_of(name), self.settings.wait)
@@ -213,6 +227,8 @@ class InMemoryChannelLayer(ChannelLayer):
             groups = [group for group, members in self._groups.items() if bus.mailbox in members]
         for group in groups:
             self._leave(group, bus.mailbox)
+        for group, event in self.presence.remove(bus.mailbox):
+            self.deliver_to_group(group, event)
         self._announce_death(bus.mailbox, bus)
 
     async def declare_dead(self, mailbox: str) -> None:
@@ -314,6 +330,11 @@ class MemoryBus(Bus):
         self._number = 0
         self._stopped = False
         self._stopping = asyncio.Event()
+        self._presence = MemoryPresence(layer.presence, mailbox, layer.deliver_to_group)
+
+    @property
+    def presence(self) -> MemoryPresence:
+        return self._presence
 
     @property
     def available(self) -> bool:

@@ -32,6 +32,8 @@ from asgibus.layers.redis.heartbeat import SILENT_SECONDS, Heartbeat, lease_time
 from asgibus.layers.redis.mailbox import FindBorrower, MailboxReader
 from asgibus.layers.redis.ordinary.acking_consumer import AckingConsumer
 from asgibus.layers.redis.pipeline import Refused, call_until
+from asgibus.layers.redis.presence.own import RedisPresence
+from asgibus.layers.redis.presence.reader import PresenceReader
 from asgibus.layers.redis.redelivery import Deduplicator
 from asgibus.layers.redis.releases import Release
 from asgibus.layers.redis.store import Shards, StoreClient
@@ -84,6 +86,7 @@ class RedisBus(Bus):
         shards: Shards,
         mailbox: str,
         handler: Handler,
+        reader: PresenceReader,
         local_receiver: LocalReceiver | None = None,
         find_borrower: FindBorrower | None = None,
         end_streams_of: Callable[[str], Awaitable[None]] | None = None,
@@ -95,6 +98,7 @@ class RedisBus(Bus):
             shards: All stores, for groups and ordinary channels.
             mailbox: The mailbox.
             handler: Handles the frames in the mailbox.
+            reader: Reads who is in a group.
             local_receiver: Receives messages to channels of this mailbox, if they are process-local channels. Without
                 one, they are reply channels, and their messages go to the handler.
             find_borrower: Returns who is to read the mailbox on: see `MailboxReader`.
@@ -124,6 +128,7 @@ class RedisBus(Bus):
         self._pool = ""  # of this process, if it claims by key
         self._consumer = Consumer(client, mailbox, handler, self._found_wrong_type)
         self._acking_consumer = AckingConsumer(shards.client_of, entries, mailbox, outage.counts, settings.expiry)
+        self._presence = RedisPresence(client, mailbox, reader, outage.counts, settings.group_expiry, settings.wait)
         self._memberships = Memberships(
             client,
             shards.client_of,
@@ -131,6 +136,7 @@ class RedisBus(Bus):
             mailbox,
             settings.group_expiry,
             lease_times(),
+            self._presence,
         )
         self._reader = MailboxReader(
             client,
@@ -183,6 +189,8 @@ class RedisBus(Bus):
                 f"{self.mailbox} is not there: do the new and the old process have the same --layer and --prefix?"
             )
         await self._memberships.restore(identity["groups"])
+        if "presence" in identity:  # not from a process of an earlier release
+            self._presence.restore(identity["presence"])
         self._deduplicator.restore(identity["sources"])
         self._frozen = [(parts, message, left, capacity) for parts, message, left, capacity in identity["delayed"]]
         await self._reader.open_at(identity["cursor"])
@@ -191,6 +199,7 @@ class RedisBus(Bus):
     async def close(self) -> None:
         """Remove the mailbox, the lease and the memberships, and requeue what was claimed and not handled."""
         await self._heartbeat.close()
+        self._presence.close()
         await self._reader.close()
         for timer in self._timers:
             timer.cancel()
@@ -202,6 +211,7 @@ class RedisBus(Bus):
         await self._acking_consumer.close()
         if not self._is_mine:
             return
+        await self._presence.leave()
         self._memberships.close()
         self._release.withdraw()
         self._heartbeat.leave()
@@ -211,6 +221,7 @@ class RedisBus(Bus):
 
     async def freeze(self) -> dict[str, Any] | None:
         await self._reader.stop()
+        await self._presence.settle()
         now = self._loop.time()
         for timer, delayed in self._timers.items():
             timer.cancel()
@@ -222,6 +233,7 @@ class RedisBus(Bus):
             "mailbox": self.mailbox,
             "cursor": self._reader.cursor,
             "groups": self._memberships.export(),
+            "presence": self._presence.export(),
             "sources": self._deduplicator.export(),
             "delayed": self._frozen,
             "lease": self._heartbeat.export(),
@@ -543,6 +555,10 @@ class RedisBus(Bus):
 
     async def leave_group(self, group: str) -> None:
         await self._memberships.leave(require_any_group(group), self._until())
+
+    @property
+    def presence(self) -> RedisPresence:
+        return self._presence
 
     async def drain(self) -> None:
         await self._pipeline.drain()

@@ -44,6 +44,14 @@ class GroupStore(Store, Protocol):
     epoch: Epoch
 
 
+class Presence(Protocol):
+    """What a process has stored about its users: see `presence.own.RedisPresence`."""
+
+    def renew(self, store: Any, *, everything: bool, lapsed: bool) -> None: ...
+
+    async def remove_dead(self, mailbox: str, died: int) -> None: ...
+
+
 class Regroup(Protocol):
     """Waits until members are back after Redis has lost its data: see `store.Regroup`."""
 
@@ -226,6 +234,7 @@ class Memberships:
         mailbox: str,
         lifetime: float,
         lease: tuple[int, ...],
+        presence: Presence,
     ) -> None:
         """Begin without memberships.
 
@@ -236,7 +245,9 @@ class Memberships:
             mailbox: The mailbox.
             lifetime: Seconds for which a membership lasts that nobody renews.
             lease: The times of a lease: see `renew_lease.lua`.
+            presence: The users in groups.
         """
+        self.presence = presence
         self._home = home
         self._store_of = store_of
         self._stores = stores
@@ -280,14 +291,15 @@ class Memberships:
         for at in self._at.values():
             at.forget_channels(parts)
 
-    async def renew(self, *, everything: bool, until: float) -> None:
-        """Renew the memberships that are due.
+    async def renew(self, *, everything: bool, until: float, lapsed: bool = False) -> None:
+        """Renew the memberships that are due, and have the presence of users renewed.
 
         Other stores than the home are checked for lost data here; if they are away, they are skipped.
 
         Args:
             everything: Write all memberships again, because the home may have lost them.
             until: When to give up.
+            lapsed: Whether others may have taken this process for dead, and no data is lost.
 
         Raises:
             LayerUnavailable: The home cannot be reached.
@@ -295,10 +307,12 @@ class Memberships:
         for store, at in list(self._at.items()):
             if store is self._home:
                 await at.renew(until, everything=everything)
+                self.presence.renew(store, everything=everything, lapsed=lapsed)
                 continue
             try:
                 lost = await at.renew_lease(self._lease, until)
                 await at.renew(until, everything=everything or lost)
+                self.presence.renew(store, everything=everything or lost, lapsed=lapsed and not lost)
             except LayerUnavailable as error:
                 logger.debug("the groups at %s cannot be renewed yet: %s", store.address, error)
 

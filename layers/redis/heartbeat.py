@@ -20,6 +20,7 @@ from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.frames import DEAD
 from asgibus.layers.leases import Beat, PeerTable
 from asgibus.layers.names import has_channels, require_channel
+from asgibus.layers.presence import DEATH_GRACE_SECONDS
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.client import RedisConnection, RedisError, background, connect, ignore_reply
 from asgibus.layers.redis.config import Address
@@ -145,6 +146,7 @@ class Heartbeat:
         self._epoch = b""  # of the store in which the lease is
         self._renewed_at = 0.0
         self._interruption = ""  # why data may be lost, until everything is repaired
+        self._lost_data = False  # whether Redis has lost data since everything was in its place
         self._orphans = True  # whether claims of dead processes may wait for a claimer
         self._failing = False
         self._wrong_type = False  # whether a key of the bus may have another type
@@ -272,6 +274,7 @@ class Heartbeat:
         epoch = self._epoch
         beat, lapsed, vanished, suspects = await self._renew(None)
         run_id = self._pipeline.run_id
+        self._lost_data = self._lost_data or run_id != self._run_id or self._epoch != epoch
         if self._thread is not None:
             self._thread.on_beat(run_id, self._pipeline.direct_id)
         if run_id != self._run_id or (self._epoch != epoch and not vanished):
@@ -354,8 +357,9 @@ class Heartbeat:
             await self._create_mailbox(until)
         elif run_id != self._run_id:
             await self._reader.wait_until_reading(run_id, until)
-        await self._memberships.renew(everything=True, until=until)
+        await self._memberships.renew(everything=True, until=until, lapsed=not self._lost_data)
         self._run_id = run_id
+        self._lost_data = False
         self._counts["interruption"] += 1
         logger.warning("%s was interrupted: %s; it is in place again", self._mailbox, self._interruption)
         self._interruption = ""
@@ -409,6 +413,7 @@ class Reaper:
         self.peers = PeerTable(mailbox)
         self._dead: set[str] = set()  # to be cleaned up after
         self._declared: set[str] = set()  # of them, those that are known not to return
+        self._leaving: dict[str, int] = {}  # dead processes, and when their users leave, in ms by Redis's clock
 
     def declare_dead(self, mailbox: str, now: int, *, reaped: bool) -> bool:
         """Note that a process was declared dead.
@@ -425,6 +430,7 @@ class Reaper:
             return False
         self._dead.add(mailbox)
         self._on_died(mailbox)
+        self._leaving.setdefault(mailbox, now + round(DEATH_GRACE_SECONDS * 1000))
         if reaped:
             self._declared.add(mailbox)
         if self._count_once(mailbox, now):
@@ -454,6 +460,7 @@ class Reaper:
             self._dead.update(died)
             for mailbox in died:
                 self._on_died(mailbox)
+                self._leaving.setdefault(mailbox, now)  # its clients had the time of its lease to come back
                 if mailbox not in beat.ended or not log:  # it gave its lease back, or died before this process started
                     logger.debug("%s is gone", mailbox)
                 elif self._count_once(mailbox, now):
@@ -468,6 +475,12 @@ class Reaper:
         for mailbox in list(self._dead):
             if mailbox not in may_return or not await self._keeps_broadcasts(mailbox):
                 await self._clean_up(mailbox, now)
+        for mailbox, at in list(self._leaving.items()):
+            if mailbox in beat.live:
+                del self._leaving[mailbox]
+            elif at <= now:
+                await self._memberships.presence.remove_dead(mailbox, now)
+                self._leaving.pop(mailbox, None)
         return bool(died)
 
     def _on_announced(self, reply: object) -> None:

@@ -21,6 +21,7 @@ from asgibus.layers.errors import ChannelFull, ForeignChannel, LayerUnavailable
 from asgibus.layers.frames import MEMBERSHIP
 from asgibus.layers.names import has_channels, parse_channel, require_channel, require_group, split_local
 from asgibus.layers.over_capacity import OverCapacity
+from asgibus.layers.presence import PresentCount, PresentPage
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.bus import RedisBus
 from asgibus.layers.redis.client import ignore_reply
@@ -28,9 +29,12 @@ from asgibus.layers.redis.codec import Encryption, EntryCodec
 from asgibus.layers.redis.config import DEFAULT_HOST, Hosts, read_hosts
 from asgibus.layers.redis.deaths import declare_dead
 from asgibus.layers.redis.groups import GroupSender
+from asgibus.layers.redis.heartbeat import SILENT_SECONDS
 from asgibus.layers.redis.local.channels import BackgroundLoop, LocalChannels
 from asgibus.layers.redis.pipeline import call_until
-from asgibus.layers.redis.store import Shard, Shards
+from asgibus.layers.redis.presence.reader import PresenceReader
+from asgibus.layers.redis.presence.stores import LeaseReader, Stores
+from asgibus.layers.redis.store import Shard, Shards, StoreClient
 from asgibus.layers.redis.streams.store import RedisStreams
 from asgibus.layers.settings import (
     BACKLOG_BYTES,
@@ -46,6 +50,9 @@ from asgibus.layers.settings import (
 from asgibus.layers.streams import Stream
 
 logger = logging.getLogger("asgibus.layers")
+
+EMPTIED = ("channel", "delayed", "taken", "counts", "group", "stream", "stream-state", "users", "present")
+"""The kinds of keys that `flush` deletes."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -71,7 +78,7 @@ def _on_long_lived_loop(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable
 class RedisChannelLayer(ChannelLayer):
     """A channel layer between processes, over Redis 7.0 or newer, or Valkey."""
 
-    extensions = (*ChannelLayer.extensions, "streams")
+    extensions = (*ChannelLayer.extensions, "streams", "presence")
 
     def __init__(
         self,
@@ -128,9 +135,12 @@ class RedisChannelLayer(ChannelLayer):
             raise ValueError(f"on a cluster, a layer's prefix holds no '{{', as {prefix!r} does")
         self._shards = Shards([Shard(store, prefix, self._entries, self.settings, self.counts) for store in stores])
         self.background_loop = BackgroundLoop(self._shards.close)
-        self._local = LocalChannels(self._shards, self.background_loop, over_capacity)
         self._groups = GroupSender(self._shards.client_of, self._entries, over_capacity, self.settings.capacity_of)
-        self._streams = RedisStreams(self, self._local, self._shards, self._entries, self.counts)
+        shards = self._shards
+        reached = Stores(shards.home.client, shards.client_of, lambda: (shard.client() for shard in shards))
+        self._presence = PresenceReader(reached, LeaseReader(reached, round(SILENT_SECONDS * 1000)), self._groups.send)
+        self._local = LocalChannels(shards, self.background_loop, over_capacity, self._presence)
+        self._streams = RedisStreams(self, self._local, shards, self._entries, self.counts)
         self._local.streams = self._streams
 
     @property
@@ -235,6 +245,14 @@ class RedisChannelLayer(ChannelLayer):
     def stream(self, name: str, limits: StreamLimits | None = None) -> Stream:
         return Stream(self._streams, name, limits or self.settings.limits_of(name), self.settings.wait)
 
+    @_on_long_lived_loop
+    async def _present(self, group: str, cursor: str | None) -> PresentPage:
+        return await self._presence.page(group, cursor)
+
+    @_on_long_lived_loop
+    async def _present_count(self, group: str) -> PresentCount:
+        return await self._presence.count(group)
+
     async def channel_statistics(self, channel: str) -> Statistics:
         local = parse_channel(channel)
         if local is None:
@@ -285,7 +303,7 @@ class RedisChannelLayer(ChannelLayer):
     async def flush(self) -> None:
         clients = [await shard.client() for shard in self._shards]
         await self._local.clear()
-        async for shard, key in self._scan("channel", "delayed", "taken", "counts", "group", "stream", "stream-state"):
+        async for shard, key in self._scan(*EMPTIED):
             (await shard.client()).pipeline.write(("UNLINK", key), ignore_reply)
         for client in clients:
             await client.pipeline.posted(call_until())
@@ -327,7 +345,7 @@ class RedisChannelLayer(ChannelLayer):
     async def bus(self, role: str, handler: Handler) -> AsyncIterator[Bus]:
         home = self._shards.home
         mailbox = self._shards.new_mailbox(role, home)
-        bus = RedisBus(await home.client(), self._shards, mailbox, handler, end_streams_of=self._streams.end_streams_of)
+        bus = self._new_bus(await home.client(), mailbox, handler)
         try:
             await bus.open()
             self._streams.on_server(mailbox)
@@ -336,11 +354,14 @@ class RedisChannelLayer(ChannelLayer):
             await self._streams.on_server_stopped(mailbox)
             await bus.close()
 
+    def _new_bus(self, client: StoreClient, mailbox: str, handler: Handler) -> RedisBus:
+        end_streams_of = self._streams.end_streams_of
+        return RedisBus(client, self._shards, mailbox, handler, self._presence, end_streams_of=end_streams_of)
+
     @asynccontextmanager
     async def moved_bus(self, identity: Mapping[str, Any], handler: Handler) -> AsyncIterator[Bus]:
         mailbox = require_channel(identity["mailbox"])
-        client = await self._shards.home.client()
-        bus = RedisBus(client, self._shards, mailbox, handler, end_streams_of=self._streams.end_streams_of)
+        bus = self._new_bus(await self._shards.home.client(), mailbox, handler)
         try:
             await bus.open_frozen(identity)
             yield bus

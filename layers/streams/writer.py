@@ -26,7 +26,8 @@ UNWRITTEN_BYTES: Final = 256 * 1024  # of entries that wait for the store: furth
 RETRY_SECONDS = 0.5  # until a write is tried again for which the store was away
 GRACE_SECONDS = 30.0  # for a message to be delivered again after its worker has died
 
-redelivery: ContextVar[Callable[[], float]] = ContextVar("asgibus_redelivery", default=float)  # which returns 0.0
+no_redelivery: Final[Callable[[], float]] = lambda: 0.0  # noqa: E731 # the default of a variable, without a name of its own
+redelivery: ContextVar[Callable[[], float]] = ContextVar("asgibus_redelivery", default=no_redelivery)
 """Returns within how many seconds the message that is being handled is delivered again if its handler fails; 0 if it is
 not. A worker of background messages sets it."""
 

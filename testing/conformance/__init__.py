@@ -27,6 +27,7 @@ from asgibus.testing.conformance import (
     mailboxes,
     messages,
     names,
+    presence,
     readers,
     statistics,
     streams,
@@ -64,7 +65,7 @@ SHARED_CHECKS: tuple[Check, ...] = (
     *groups.SHARED_CHECKS,
     *statistics.SHARED_CHECKS,
 )
-SERVER_CHECKS: tuple[Check, ...] = (*mailboxes.CHECKS, *claims.CHECKS, *deliveries.CHECKS)
+SERVER_CHECKS: tuple[Check, ...] = (*mailboxes.CHECKS, *claims.CHECKS, *deliveries.CHECKS, *presence.CHECKS)
 SHARED_SERVER_CHECKS: tuple[Check, ...] = mailboxes.SHARED_CHECKS
 STREAM_CHECKS: tuple[Check, ...] = streams.CHECKS
 SHARED_STREAM_CHECKS: tuple[Check, ...] = streams.SHARED_CHECKS

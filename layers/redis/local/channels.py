@@ -26,6 +26,7 @@ from asgibus.layers.over_capacity import OverCapacity
 from asgibus.layers.redis.bus import RedisBus
 from asgibus.layers.redis.local.borrower import Borrowers
 from asgibus.layers.redis.local.inbox import Inbox
+from asgibus.layers.redis.presence.reader import PresenceReader
 from asgibus.layers.redis.store import Shard, Shards, StoreClient
 
 T = TypeVar("T")
@@ -185,15 +186,19 @@ class LocalStreams(Protocol):
 class LocalChannels:
     """The process-local channels of one layer object. All methods may be called in several event loops at once."""
 
-    def __init__(self, shards: Shards, background_loop: BackgroundLoop, over_capacity: OverCapacity) -> None:
+    def __init__(
+        self, shards: Shards, background_loop: BackgroundLoop, over_capacity: OverCapacity, presence: PresenceReader
+    ) -> None:
         """Prepare to open the mailbox, which the first use does.
 
         Args:
             shards: The stores of the layer.
             background_loop: Where the mailbox is read.
             over_capacity: Counts and logs the messages that full channels miss.
+            presence: Reads who is in a group.
         """
         self._shards = shards
+        self._presence = presence
         self._background_loop = background_loop
         self._over_capacity = over_capacity
         self._lock = threading.Lock()
@@ -293,7 +298,8 @@ class LocalChannels:
         find_borrower = partial(self._borrowers.find, self._shards.shard_for(self._mailbox), self._mailbox)
         inbox.on_interrupted = self.streams.data_may_be_lost
         end_streams_of = self.streams.end_streams_of
-        bus = RedisBus(client, self._shards, self._mailbox, inbox, inbox, find_borrower, end_streams_of)
+        presence = self._presence
+        bus = RedisBus(client, self._shards, self._mailbox, inbox, presence, inbox, find_borrower, end_streams_of)
         inbox.on_bus(bus)
 
         async def close() -> None:

@@ -54,6 +54,14 @@ GROUP_ADD: Final = load("group_add")
 GROUP_MEMBERS: Final = load("group_members")
 GROUP_REMOVE_DEAD: Final = load("group_remove_dead")
 
+# Presence.
+PRESENCE_WRITE: Final = load("presence_write")
+PRESENCE_DROP: Final = load("presence_drop")
+PRESENCE_PAGE: Final = load("presence_page")
+WILL_WRITE: Final = load("will_write")
+WILL_TAKE: Final = load("will_take")
+WILLS_TAKE: Final = load("wills_take")
+
 # Ordinary channels.
 CHANNEL_SEND: Final = load("channel_send")
 CHANNEL_SEND_CHECKED: Final = load("channel_send_checked")

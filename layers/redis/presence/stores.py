@@ -1,0 +1,104 @@
+"""What the files of this folder use of the layer: its stores, and how to send to groups."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from asgibus.layers.contract import Message
+from asgibus.layers.presence import Announcements, Present
+from asgibus.layers.redis import scripts
+from asgibus.layers.redis.keys import Keys
+from asgibus.layers.redis.pipeline import Refused, Store, call_until
+
+LIVE_SECONDS = 5.0  # for which a process counts as alive that was alive a moment ago
+
+SendToGroup = Callable[[str, Message, float], Awaitable[None]]
+"""Sends a message to a group; raises LayerUnavailable, at a time of the event loop's clock at the latest."""
+
+
+class Stores(NamedTuple):
+    """The stores of a layer, from the running event loop."""
+
+    home: Callable[[], Awaitable[Store]]
+    """Returns the store with the leases and the mailboxes."""
+    of: Callable[[str], Awaitable[Store]]
+    """Returns the store of a group."""
+    every: Callable[[], Iterable[Awaitable[Store]]]
+    """Returns all stores."""
+
+
+class LeaseReader:
+    """Ask the home which processes are alive, for keys that were left by processes nobody has cleaned up after."""
+
+    def __init__(self, stores: Stores, silent_ms: int) -> None:
+        """Take from `silent_ms` after how long without any process the leases are not those that run now."""
+        self._stores = stores
+        self._silent_ms = silent_ms
+        self._alive: dict[str, float] = {}
+
+    async def is_dead(self, mailbox: str) -> bool:
+        """Return whether a process is dead. If that is not certain, it is not. Raises LayerUnavailable."""
+        now = time.monotonic()
+        if self._alive.get(mailbox, -LIVE_SECONDS) > now - LIVE_SECONDS:
+            return False
+        store = await self._stores.home()
+        arguments = store.keys.processes, mailbox, self._silent_ms
+        _, runs, silent, epochs = await store.pipeline.call(
+            "EVAL", scripts.LEASE_RUNS, 1, *arguments, until=call_until()
+        )
+        if not runs and not silent and epochs:
+            return True
+        self._alive = {each: at for each, at in self._alive.items() if at > now - LIVE_SECONDS}
+        self._alive[mailbox] = now
+        return False
+
+
+def keys_of(keys: Keys, group: str, mailbox: str) -> tuple[str, str, str]:
+    """Return the keys that the scripts take."""
+    return keys.users(group), keys.present(group), keys.present_at(group, mailbox)
+
+
+def pack_present(store: Store, group: str, present: Present) -> bytes:
+    """Return the entry of a user."""
+    return store.entries.pack(store.keys.present(group), present._asdict())
+
+
+def unpack_present(store: Store, group: str, entry: bytes) -> Present:
+    """Return a user from an entry. Raises ValueError, which `EntryCodec.log_rejected` takes."""
+    return present_of(store.entries.unpack_message(store.keys.present(group), entry))
+
+
+def present_of(fields: Mapping[str, Any]) -> Present:
+    """Return a user from fields of the bus, if they are those of one. Raises ValueError."""
+    user, since, connections = fields.get("user"), fields.get("since"), fields.get("connections")
+    if isinstance(user, str) and isinstance(since, int | float) and isinstance(connections, int):
+        return Present(user, fields.get("info"), float(since), connections)
+    raise ValueError("an entry is not that of a user")
+
+
+def pack_announcements(store: Store, group: str, told: Announcements | None) -> bytes:
+    """Return the entry of the events of a group; empty if there are none."""
+    return b"" if told is None else store.entries.pack(store.keys.present(group), told._asdict())
+
+
+def unpack_announcements(store: Store, group: str, entry: bytes) -> Announcements | None:
+    """Return the events of a group. Raises ValueError, which `EntryCodec.log_rejected` takes."""
+    return announcements_of(store.entries.unpack_message(store.keys.present(group), entry)) if entry else None
+
+
+def announcements_of(fields: Mapping[str, Any]) -> Announcements:
+    """Return the events of a group from fields of the bus, if they are such. Raises ValueError."""
+    join, leave, most = fields.get("join"), fields.get("leave"), fields.get("most")
+    if isinstance(join, dict | None) and isinstance(leave, dict | None) and isinstance(most, int):
+        return Announcements(join, leave, most)
+    raise ValueError("an entry is not that of the events of a group")
+
+
+async def remove_other_types(error: Refused, store: Store, *keys: str, kind: str = "hash") -> None:
+    """Remove keys that have another type than `kind`, if that was the reason of a refusal. Raises LayerUnavailable."""
+    if error.wrong_type:
+        for key in keys:
+            if await store.pipeline.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind, until=call_until()):
+                store.entries.log_unexpected("wrong type", key, f"it was no {kind}, and was removed")

@@ -1,0 +1,365 @@
+"""What one process writes about its users: again when the store has lost it, and no more when it is stored.
+
+For each group, the process knows which users it has, and which of them are stored. One task at a time writes the
+difference, so that what changes meanwhile is one further write. It tells the group of joins and leaves by what the
+script has replied. A process whose store lost its data writes everything again, and tells nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+from asgibus.layers.contract import Message
+from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.presence import Announcements, OnStored, Present, fill, user_key
+from asgibus.layers.redis import scripts
+from asgibus.layers.redis.client import ignore_reply
+from asgibus.layers.redis.pipeline import Refused, Store
+from asgibus.layers.redis.presence.reader import PresenceReader
+from asgibus.layers.redis.presence.stores import (
+    announcements_of,
+    keys_of,
+    pack_announcements,
+    pack_present,
+    present_of,
+    remove_other_types,
+)
+
+logger = logging.getLogger("asgibus.layers")
+
+USERS_AT_ONCE = 200  # in one write
+BYTES_AT_ONCE = 256 * 1024  # of entries in one write: others wait for it
+GROUPS_AT_ONCE = 256  # that are written at the same time
+RENEWALS = 4  # how often the keys of a group are renewed within their lifetime
+MOST_TOLD = 1000  # events that wait to be sent to one group; further ones are dropped
+
+
+class Again(Enum):
+    """How to write the users of a group again, who may not be stored any more."""
+
+    SILENTLY = "the store has lost its data, and nobody has left"
+    TELLING = "others may have taken this process for dead, and may have told that they have left"
+
+
+class _Group:
+    """The users of this process in one group."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Present] = {}
+        """The users that are to be stored, by their keys."""
+        self.stored: dict[str, Present] = {}
+        """The users that are stored, as far as is known."""
+        self.unwritten: dict[str, None] = {}
+        """The keys of users that have changed."""
+        self.missing: dict[str, None] = {}
+        """The keys of users that were to be removed and were not there: the store may have lost its data."""
+        self.waiting: dict[str, list[OnStored]] = {}
+        self.announcements: Announcements | None = None
+        self.connections = 0
+        self.again: Again | None = None
+        """How everything has to be written again."""
+        self.store: Store | None = None
+        self.named = False
+        """Whether the group is in the set by which others clean up after this process."""
+        self.due = 0.0
+        """When the keys are to be renewed, by the event loop's clock."""
+        self.untold: deque[Message] = deque()
+        self.writing: asyncio.Task[None] | None = None
+        self.telling: asyncio.Task[None] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing to keep, to write or to tell."""
+        busy = self.writing is not None or self.telling is not None or self.unwritten or self.missing
+        return not (busy or self.entries or self.stored)
+
+
+class PresenceWriter:
+    """Writes the users of one mailbox in groups, on all stores. All methods are called from one event loop."""
+
+    def __init__(
+        self, mailbox: str, reader: PresenceReader, counts: Counter[str], lifetime: float, wait: float
+    ) -> None:
+        """Begin without users.
+
+        Args:
+            mailbox: The mailbox.
+            reader: Removes dead processes from a group in which this process is new.
+            counts: Counts what is dropped.
+            lifetime: Seconds for which keys are kept that nobody renews.
+            wait: Seconds that a write waits for a store that is away.
+        """
+        self._mailbox = mailbox
+        self._reader = reader
+        self._counts = counts
+        self._lifetime = max(1.0, lifetime)
+        self._wait = wait
+        self._loop = asyncio.get_running_loop()
+        self._groups: dict[str, _Group] = {}
+        self._limit = asyncio.Semaphore(GROUPS_AT_ONCE)
+
+    def __len__(self) -> int:
+        """Return the number of groups."""
+        return len(self._groups)
+
+    def show(self, group: str, present: Present, on_stored: OnStored | None = None) -> None:
+        """See `BusPresence`."""
+        at = self._at(group)
+        key = user_key(present.user)
+        before = at.entries.get(key)
+        at.connections += present.connections - (0 if before is None else before.connections)
+        at.entries[key] = present
+        if on_stored is not None:
+            at.waiting.setdefault(key, []).append(on_stored)
+        at.unwritten[key] = None
+        self._start(group, at)
+
+    def hide(self, group: str, user: str) -> None:
+        """See `BusPresence`."""
+        at, key = self._at(group), user_key(user)
+        present = at.entries.pop(key, None)
+        if present is not None:
+            at.connections -= present.connections
+            at.unwritten[key] = None
+            self._start(group, at)
+
+    def announce(self, group: str, announcements: Announcements) -> None:
+        """See `BusPresence`."""
+        self._at(group).announcements = announcements
+
+    def renew(self, store: Store, again: Again | None = None) -> None:
+        """Renew keys that are due, and try again what has failed. To be called about once a second.
+
+        Args:
+            store: The store whose groups are meant.
+            again: Write everything again, in this way.
+        """
+        now = self._loop.time()
+        for name, at in list(self._groups.items()):
+            if at.store is not None and at.store is not store:
+                continue
+            if again is not None and at.again is not Again.TELLING:
+                at.again = again
+            elif at.missing and at.again is None:
+                at.again = Again.SILENTLY
+            if at.again is not None or at.unwritten or at.due <= now:
+                self._start(name, at)
+
+    async def settle(self) -> None:
+        """Wait until everything is written and told, as far as the stores can be reached."""
+        while tasks := [task for at in self._groups.values() for task in (at.writing, at.telling) if task is not None]:
+            await asyncio.wait(tasks)
+
+    def close(self) -> None:
+        """Stop writing. What is stored stays, for others to clean up."""
+        for at in self._groups.values():
+            for task in (at.writing, at.telling):
+                if task is not None:
+                    task.cancel()
+
+    def export(self) -> list[dict[str, Any]]:
+        """Return the users of all groups, as `restore` takes them."""
+        return [
+            {
+                "group": name,
+                "users": [present._asdict() for present in at.entries.values()],
+                "announcements": None if at.announcements is None else at.announcements._asdict(),
+                "stored": at.entries == at.stored,
+            }
+            for name, at in self._groups.items()
+        ]
+
+    def restore(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Go on where another process has stopped.
+
+        Args:
+            groups: The result of `export` there.
+        """
+        for each in groups:
+            at = self._at(each["group"])
+            at.entries = {user_key(fields["user"]): present_of(fields) for fields in each["users"]}
+            at.stored = dict(at.entries)
+            at.connections = sum(present.connections for present in at.entries.values())
+            if each["announcements"] is not None:
+                at.announcements = announcements_of(each["announcements"])
+            at.again = None if each["stored"] else Again.SILENTLY
+
+    def _at(self, group: str) -> _Group:
+        at = self._groups.get(group)
+        if at is None:
+            at = self._groups[group] = _Group()
+        return at
+
+    def _start(self, name: str, at: _Group) -> None:
+        if at.writing is None:
+            at.writing = self._loop.create_task(self._write(name, at), name=f"{self._mailbox} presence")
+
+    async def _write(self, name: str, at: _Group) -> None:
+        """Write what has changed in one group."""
+        error = ""
+        try:
+            async with self._limit:
+                await self._write_changes(name, at)
+        except LayerUnavailable as unavailable:
+            logger.debug("who is in group %r is not stored yet: %s", name, unavailable)
+            error = str(unavailable)
+        except Exception as fault:  # whatever it is, those who wait must get an answer
+            logger.exception("who is in group %r could not be stored", name)
+            error = f"the layer failed: {type(fault).__name__}"
+        at.writing = None
+        if error:
+            self._answer(at, list(at.waiting), error)
+        self._forget_if_over(name, at)
+
+    async def _write_changes(self, name: str, at: _Group) -> None:
+        store = at.store = await self._reader.stores.of(name)
+        try:
+            if at.again is not None:
+                await self._write_everything(store, name, at)
+            elif at.due <= self._loop.time():
+                await self._write_some(store, name, at, {}, tells=False)
+            while at.unwritten:
+                some: dict[str, Present | None] = {}
+                size = 0
+                while at.unwritten and len(some) < USERS_AT_ONCE and size < BYTES_AT_ONCE:
+                    key = next(iter(at.unwritten))
+                    del at.unwritten[key]
+                    some[key] = at.entries.get(key)
+                    size += len(str(some[key]))
+                await self._write_some(store, name, at, some, tells=True)
+        except Refused as error:
+            if error.wrong_type:
+                at.again = Again.SILENTLY
+                await remove_other_types(error, store, *keys_of(store.keys, name, self._mailbox))
+            raise
+
+    async def _write_everything(self, store: Store, name: str, at: _Group) -> None:
+        """Write all users again, and remove others, whom older data may have."""
+        again, at.again = at.again, None
+        at.named = False
+        try:
+            every = list(at.stored.items())
+            for start in range(0, len(every), USERS_AT_ONCE):
+                some: dict[str, Present | None] = dict(every[start : start + USERS_AT_ONCE])
+                await self._write_some(store, name, at, some, tells=again is Again.TELLING)
+            own = store.keys.present_at(name, self._mailbox)
+            found = await store.pipeline.call("HKEYS", own, until=self._until())
+            names = [key.decode(errors="replace") for key in found if not key.startswith(b":")]
+            odd = dict.fromkeys(key for key in names if key not in at.stored)
+            if odd:
+                await self._write_some(store, name, at, odd, tells=False)
+        except LayerUnavailable:
+            _write_again(at, again)
+            raise
+        at.unwritten |= at.missing
+        at.missing = {}
+
+    async def _write_some(
+        self, store: Store, name: str, at: _Group, some: Mapping[str, Present | None], *, tells: bool
+    ) -> None:
+        """Write some users of a group.
+
+        Args:
+            store: The store of the group.
+            name: The group.
+            at: The group.
+            some: The users by their keys; None for one that is to be removed.
+            tells: Whether the group is told.
+        """
+        pipeline, keys = store.pipeline, store.keys
+        if not at.named:
+            at.named = True
+            presence = keys.presence(self._mailbox)
+            # Written first, in the same flush: should this process die now, others can clean up after it.
+            pipeline.write(("SADD", presence, name), ignore_reply)
+            pipeline.write(("EXPIRE", presence, round(self._lifetime)), ignore_reply)
+        events = pack_announcements(store, name, at.announcements)
+        arguments: list[str | bytes | int] = [self._mailbox, at.connections, f"{self._lifetime:f}", events]
+        for key, present in some.items():
+            arguments += key, b"" if present is None else pack_present(store, name, present)
+        at.due = self._loop.time() + self._lifetime / RENEWALS
+        three = keys_of(keys, name, self._mailbox)
+        try:
+            changes, others = await pipeline.call(
+                "EVAL", scripts.PRESENCE_WRITE, 3, *three, *arguments, until=self._until()
+            )
+        except LayerUnavailable:
+            at.due = 0.0
+            if tells:
+                at.unwritten = {**dict.fromkeys(some), **at.unwritten}
+            raise
+        before = {key: at.stored.get(key) for key in some}
+        for key, present in some.items():
+            if present is None:
+                at.stored.pop(key, None)
+            else:
+                at.stored[key] = present
+        self._answer(at, some, None)
+        for change, user, count in zip(changes[::3], changes[1::3], changes[2::3], strict=True):
+            key = user.decode()
+            self._on_change(name, at, change, some[key] or before[key], count, tells=tells)
+        if others:
+            await self._reader.remove_left(store, name, store.entries.valid_names(keys.present(name), others))
+
+    def _on_change(
+        self, name: str, at: _Group, change: int, present: Present | None, count: int, *, tells: bool
+    ) -> None:
+        """Handle that a user was the first or the last one in the group, or was missing."""
+        if present is None:
+            return
+        if change == 0:
+            if tells:
+                at.stored[user_key(present.user)] = present
+                at.missing[user_key(present.user)] = None
+            return
+        told = at.announcements
+        template = None if told is None else told.join if change > 0 else told.leave
+        if not tells or told is None or template is None or count > told.most:
+            return
+        if len(at.untold) >= MOST_TOLD:
+            self._counts["presence event dropped"] += 1
+            return
+        at.untold.append(fill(template, present, count))
+        if at.telling is None:
+            at.telling = self._loop.create_task(self._tell(name, at), name=f"{self._mailbox} joins and leaves")
+
+    async def _tell(self, name: str, at: _Group) -> None:
+        """Send the events of one group, one after another."""
+        while at.untold:
+            event = at.untold.popleft()
+            try:
+                await self._reader.send(name, event, self._until())
+            except LayerUnavailable as error:
+                self._counts["presence event dropped"] += 1
+                logger.warning("group %r was not told who has joined or left: %s", name, error)
+            except Exception:  # the next event may be a better one
+                self._counts["presence event dropped"] += 1
+                logger.exception("group %r was not told who has joined or left", name)
+        at.telling = None
+        self._forget_if_over(name, at)
+
+    def _answer(self, at: _Group, keys: Iterable[str], error: str | None) -> None:
+        for key in keys:
+            for on_stored in at.waiting.pop(key, ()):
+                on_stored(error)
+
+    def _forget_if_over(self, name: str, at: _Group) -> None:
+        if at.is_over and self._groups.get(name) is at:
+            del self._groups[name]
+            if at.store is not None and at.named:
+                presence = at.store.keys.presence(self._mailbox)
+                at.store.pipeline.write(("SREM", presence, name), ignore_reply)
+
+    def _until(self) -> float:
+        return self._loop.time() + self._wait
+
+
+def _write_again(at: _Group, again: Again | None) -> None:
+    """Note that everything has to be written again, unless that is noted already."""
+    if at.again is None:
+        at.again = again
