@@ -183,6 +183,8 @@ class Server:
             logger.warning("%d sockets were not closed within %g s and are aborted", len(self._sockets), timeout)
             self._sockets.abort()
             await self._sockets.wait_closed(DRAIN_SECONDS)
+        with anyio.move_on_after(self.settings.presence_grace + DRAIN_SECONDS):
+            await self.connections.users.settle()
 
     async def _tick(self) -> None:
         """Keep the clock: one task for all time limits, so that no request costs a timer."""
@@ -284,6 +286,7 @@ class Server:
             "connections": len(self.connections),
             "followers": len(followers),
             "followed streams": followers.streams,
+            **self.connections.users.gauges(),
         }
 
     async def channels(self) -> dict[str, Statistics]:

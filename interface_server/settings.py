@@ -12,6 +12,7 @@ from asgibus.protocol.channels import require_pool
 from asgibus.protocol.settings import DEFAULT_LAYER, Heading, Kind, ServerSettings, not_empty, setting
 from asgibus.protocol.stream import WINDOW
 
+UserLimit = Literal["oldest", "newest"]
 SlowClient = Literal["close", "skip"]
 ClientCertificates = Literal["none", "optional", "required"]
 MAX_HEADERS = 128  # browsers send twenty; each costs more memory than its bytes
@@ -241,6 +242,23 @@ class InterfaceSettings(ServerSettings):
 
     # A template and an offset each; a page of a chat with a hundred answers.
     max_follows: int = setting(100, Heading.GROUPS, "Maximum number of streams that one connection follows.")
+    # Longer than a browser reloads a page.
+    presence_grace: float = setting(
+        3.0,
+        Heading.GROUPS,
+        "How long a user without connections stays in a group: one who comes back meanwhile has not left.",
+        zero=True,
+    )
+    # Each join is told to each member: 200 members who come at once are 40,000 messages.
+    presence_events: int = setting(
+        200, Heading.GROUPS, "Users of a group above which it is not told who joins and leaves.", zero=True
+    )
+    max_connections_per_user: int | None = setting(
+        None, Heading.GROUPS, "Maximum number of connections of one user.", shown_default="none"
+    )
+    user_limit: UserLimit = setting(
+        "oldest", Heading.GROUPS, "Which connection of a user that has too many is closed with 4429."
+    )
     slow_client_buffer: int = setting(
         1024 * 1024, Heading.GROUPS, "Unsent bytes above which a client is slow.", kind=Kind.BYTES
     )

@@ -29,6 +29,7 @@ from asgibus.layers.frames import (
     SUPERSEDED,
 )
 from asgibus.layers.names import require_group, require_stream
+from asgibus.layers.presence import INFO_BYTES, pack_info, require_user
 from asgibus.layers.streams.offsets import parse_offset
 from asgibus.layers.versions import CONNECT_REQUEST
 from asgibus.protocol import events
@@ -38,6 +39,7 @@ from asgibus.protocol.events import MAX_CLOSE_REASON, SUBPROTOCOL, Event
 from asgibus.protocol.header_lines import are_lines
 from asgibus.protocol.stream_frames import read_template
 
+MAX_KEPT_EVENT_BYTES = 16 * 1024  # of a will, or of an event that tells of joins or leaves
 MAX_STATE_BYTES = 16 * 1024  # of `connection.state`, which interface servers keep in memory for every open connection
 
 Check = Callable[[Event], None]
@@ -129,6 +131,33 @@ def _template(template: Any) -> None:
         read_template(template)
     except ValueError as error:
         raise BadFrame(str(error)) from None
+
+
+def _user(user: Any) -> None:
+    try:
+        require_user(user)
+    except (TypeError, ValueError) as error:
+        raise BadFrame(str(error)) from None
+
+
+def _info(info: Any) -> None:
+    if type(info) is not bytes or len(info) > INFO_BYTES:
+        raise BadFrame("the info about a user is not bytes, or too long")
+    try:
+        pack_info(unpack(info))
+    except (TypeError, ValueError) as error:
+        raise BadFrame(f"the info about a user cannot be used: {error}") from None
+
+
+def _packed_event(packed: Any) -> None:
+    """Check an event for a group, which is kept in memory; empty for none."""
+    if type(packed) is not bytes or len(packed) > MAX_KEPT_EVENT_BYTES:
+        raise BadFrame("an event that is kept is not bytes, or too long")
+    try:
+        if packed:
+            events.encode(unpack_message(packed))
+    except (TypeError, ValueError) as error:
+        raise BadFrame(f"an event that is kept cannot be used: {error}") from None
 
 
 def _state(state: Any) -> None:
@@ -235,6 +264,9 @@ FROM_APP: Final[Mapping[int, Check]] = {
     events.DETACH: _event(_stream, _offset, _template),
     events.SAVE_STATE: _event(_state),
     events.HANDOVER: _no_fields,
+    events.IDENTIFY: _event(_user, _info),
+    events.PRESENT: _event(_group, _packed_event, _packed_event),
+    events.SET_WILL: _event(_group, _packed_event),
 }
 """The checks of events from workers, by code."""
 

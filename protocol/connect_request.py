@@ -130,6 +130,10 @@ EVENT_STREAMS: Final = "event_streams"
 
 STREAMS: Final = "streams"
 """The member of `extensions["asgibus"]` with which an interface server says that its connections can follow streams."""
+PRESENCE: Final = "presence"
+"""The member of `extensions["asgibus"]` with which an interface server says that it knows users, presence and wills."""
+USER: Final = "user"
+"""The member of `extensions["asgibus"]` with the id of the user, for a further run of an identified connection."""
 
 
 def reply_channel(interface: str, connection: int) -> str:
@@ -149,6 +153,11 @@ def mark_taken_over(extensions: dict[str, Any], taken_over: bool) -> dict[str, A
         return extensions
     own = {**own, TAKEN_OVER: True} if taken_over else {name: own[name] for name in own if name != TAKEN_OVER}
     return {**extensions, "asgibus": own}
+
+
+def mark_user(extensions: dict[str, Any], user: str) -> dict[str, Any]:
+    """Return the extensions of a request for a further run of a user's connection."""
+    return {**extensions, "asgibus": {**extensions.get("asgibus", {}), USER: user}}
 
 
 def is_taken_over(request: ConnectRequest) -> bool:

@@ -56,6 +56,11 @@ HANDOVER: Final = 38  # () the last event of a run that ends before its connecti
 FOLLOW: Final = 39  # (stream, offset, packed template) GROUP_DONE of the group "stream:…" is the answer
 UNFOLLOW: Final = 40  # (stream,) answered in the same way
 DETACH: Final = 41  # as FOLLOW, without an answer: the last event of a run, whose response ends with the stream
+IDENTIFY: Final = 42  # (user, packed info) whose connection it is; GROUP_DONE of the group "user:…" is the answer
+PRESENT: Final = 43  # (group, packed join or empty, packed leave or empty) as GROUP_ADD, and show the user there
+SET_WILL: Final = 44  # (group, packed event) none if empty; GROUP_DONE of the group WILL_SET is the answer
+
+WILL_SET: Final = "will:set"
 
 NAMES: Final = {
     value: name

@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
+from asgibus.layers.codec import pack_message
 from asgibus.layers.contract import ChannelLayer, Message
 from asgibus.layers.names import require_group, require_stream
+from asgibus.layers.presence import Present, fill, pack_info, user_group
 from asgibus.layers.streams import Stream, parse_offset
+from asgibus.protocol.checks import MAX_KEPT_EVENT_BYTES
 from asgibus.protocol.connect_request import reply_channel
-from asgibus.protocol.events import EXCLUDE, GROUP_ADD, GROUP_DISCARD
+from asgibus.protocol.events import (
+    EXCLUDE,
+    GROUP_ADD,
+    GROUP_DISCARD,
+    IDENTIFY,
+    PRESENT,
+    SET_WILL,
+    WILL_SET,
+    Event,
+    encode,
+)
 from asgibus.protocol.stream_frames import Template, pack_template, websocket_template
 
 
@@ -58,6 +71,12 @@ class SessionApi(Protocol):
 
     def detach(self, stream: str, after: str, template: bytes) -> None:
         """End this run, and have the interface server send the entries of a stream as the rest of the response."""
+
+    @property
+    def user(self) -> str | None: ...
+
+    async def change_presence(self, name: str, event: Event) -> None:
+        """Change the user of the connection, where the user is present, or the will, and wait until that is done."""
 
 
 class Connection:
@@ -155,7 +174,9 @@ class Connection:
         """
         await self._session.save_state()
 
-    async def group_add(self, group: str) -> None:
+    async def group_add(
+        self, group: str, *, present: bool = False, join: Message | None = None, leave: Message | None = None
+    ) -> None:
         """Add this connection to a group.
 
         Once this returns, every `group_send` from any process reaches the connection. The membership ends with the
@@ -163,13 +184,32 @@ class Connection:
 
         Args:
             group: 1 to 100 ASCII letters, digits, `.`, `-` and `_`.
+            present: Whether the user of this connection is shown in the group: see `layer.present`. Call `identify`
+                before.
+            join: An ASGI event, such as `{"type": "websocket.send", "text": '{"joined": {user}}'}`, that the group gets
+                when a user joins whom it did not have. `{user}`, `{info}` and `{count}` in its text become JSON: the
+                id of the user, the info, and the number of users in the group.
+            leave: Such an event, for a user whose last connection has left for longer than `--presence-grace`. The
+                events that an interface server got last for a group count. Neither is sent above `--presence-events`
+                users.
 
         Raises:
-            TypeError: The name is not valid.
+            TypeError: The name is not valid, or an event holds a value that a message cannot hold.
+            ValueError: An event is not valid, or larger than 16 KiB.
+            RuntimeError: `identify` was not called before, or the interface server is of an earlier release.
             OSError: The client is gone.
             LayerUnavailable: The store could not be reached in time.
         """
-        await self._session.change_group(GROUP_ADD, require_group(group))
+        require_group(group)
+        if not present:
+            if join is not None or leave is not None:
+                raise ValueError("the events join and leave need present=True")
+            await self._session.change_group(GROUP_ADD, group)
+            return
+        if self._session.user is None:
+            raise RuntimeError("nobody is known to be present: call `identify` before")
+        templates = [_pack_event(each, is_template=True) for each in (join, leave)]
+        await self._session.change_presence(group, (PRESENT, group, *templates))
 
     async def group_discard(self, group: str) -> None:
         """Remove this connection from a group; do nothing if it is not a member.
@@ -180,6 +220,58 @@ class Connection:
             LayerUnavailable: The store could not be reached in time.
         """
         await self._session.change_group(GROUP_DISCARD, require_group(group))
+
+    # Users.
+
+    @property
+    def user(self) -> str | None:
+        """The id of the user whose connection this is; None until `identify` was called, by this run or an earlier."""
+        return self._session.user
+
+    async def identify(self, user: str, info: Any = None) -> None:
+        """Say whose connection this is, once. The interface server keeps that until the connection ends.
+
+        From then on `layer.user_send`, `user_close` and `user_connections` of this user include the connection, and
+        `group_add` can show the user to others. A further run of the app need not call this again, and may.
+
+        Args:
+            user: The id of the user, of 1 to 200 characters.
+            info: What others may know about the user, such as a name: JSON values, at most 16 KiB when packed.
+
+        Raises:
+            TypeError: The id is no str, or the info is not of JSON values.
+            ValueError: The id is empty or too long, or the info is too large.
+            RuntimeError: This is the connection of another user, or the interface server is of an earlier release.
+            OSError: The client is gone, or has too many connections: see `--max-connections-per-user`.
+            LayerUnavailable: The store could not be reached in time.
+        """
+        group = user_group(user)
+        if self._session.user not in (None, user):
+            raise RuntimeError(f"this is the connection of {self._session.user!r}: a connection has one user")
+        await self._session.change_presence(group, (IDENTIFY, str(user), pack_info(info)))
+
+    async def set_will(self, group: str, event: Message) -> None:
+        """Leave an event that a group gets once, when this connection ends for whatever reason.
+
+        It is also sent when the interface server dies. It is not sent when a worker dies or stops and another run of
+        the app goes on with the client. A later call replaces the event.
+
+        Args:
+            group: The name of the group.
+            event: An ASGI event for clients, as in `group_send`.
+
+        Raises:
+            TypeError: The name is not valid, or the event holds a value that a message cannot hold.
+            ValueError: The event is not valid, or larger than 16 KiB.
+            RuntimeError: The interface server is of an earlier release.
+            OSError: The client is gone.
+            LayerUnavailable: The store could not be reached in time.
+        """
+        await self._session.change_presence(WILL_SET, (SET_WILL, require_group(group), _pack_event(event)))
+
+    async def clear_will(self) -> None:
+        """Take the will back. Do nothing if there is none. Raises as `set_will`."""
+        await self._session.change_presence(WILL_SET, (SET_WILL, "none", b""))
 
     async def group_send(self, group: str, event: Message, *, exclude: str | None = None) -> None:
         """Send an ASGI event, such as `{"type": "websocket.send", "text": "…"}`, to every member of a group.
@@ -241,6 +333,26 @@ class Connection:
             OSError: The client is gone.
         """
         await self._session.unfollow(require_stream(stream))
+
+
+def _pack_event(event: Message | None, *, is_template: bool = False) -> bytes:
+    """Check an event that is kept at the interface server, and pack it.
+
+    Args:
+        event: The event; None for none.
+        is_template: Whether it has placeholders.
+
+    Raises:
+        TypeError: The event holds a value that a message cannot hold.
+        ValueError: The event is not valid, or larger than 16 KiB.
+    """
+    if event is None:
+        return b""
+    packed = pack_message(event)
+    if len(packed) > MAX_KEPT_EVENT_BYTES:
+        raise ValueError(f"an event that is kept has at most {MAX_KEPT_EVENT_BYTES} bytes, not {len(packed)}")
+    encode(fill(event, Present("", None, 0.0, 0), 0) if is_template else event)
+    return packed
 
 
 class _NoSession:

@@ -20,7 +20,16 @@ from asgibus.layers.errors import LayerUnavailable, MessageTooLarge
 from asgibus.layers.names import stream_group
 from asgibus.layers.offers import Claim
 from asgibus.protocol.checks import MAX_STATE_BYTES
-from asgibus.protocol.connect_request import EVENT_STREAMS, HTTP, STREAMS, WEBSOCKET, ConnectRequest, build_scope
+from asgibus.protocol.connect_request import (
+    EVENT_STREAMS,
+    HTTP,
+    PRESENCE,
+    STREAMS,
+    USER,
+    WEBSOCKET,
+    ConnectRequest,
+    build_scope,
+)
 from asgibus.protocol.event_stream import is_event_stream, retry_line
 from asgibus.protocol.events import (
     ACCEPT,
@@ -34,6 +43,7 @@ from asgibus.protocol.events import (
     GROUP_DONE,
     HANDOVER,
     HTTP_DISCONNECT,
+    IDENTIFY,
     MESSAGE_SENT,
     OTHER_DISCONNECT,
     OTHER_SENT,
@@ -164,6 +174,7 @@ class Session:
         "_subprotocols",
         "_table",
         "_tasks_until",
+        "_user",
         "confirmation",
         "end_awaited",
         "host",
@@ -226,6 +237,7 @@ class Session:
         self._streaming = False  # whether the app has sent a part of the body that is not the last one
         self._own_end: Event | None = None  # the disconnect that follows the app's own close
         # Groups and state.
+        self._user: str | None = None
         self._changes: PendingChanges | None = None  # of the groups; few connections ever change them
         self._saved_bytes = request.state
         self._saved: dict[str, Any] | None = None
@@ -530,6 +542,33 @@ class Session:
         await self.send({"type": "http.response.body", "body": body, "more_body": more or not last})
 
     # Groups and state.
+
+    @property
+    def user(self) -> str | None:
+        """The user whose connection this is; None until `identify`, here or in an earlier run."""
+        if self._user is None and isinstance(self._offered, dict):
+            user = self._offered.get(USER)
+            self._user = user if isinstance(user, str) else None
+        return self._user
+
+    async def change_presence(self, name: str, event: Event) -> None:
+        """Have the interface server change what it knows about the user, and wait until it has done so.
+
+        Args:
+            name: The name in the reply.
+            event: IDENTIFY, PRESENT or SET_WILL.
+
+        Raises:
+            ClientDisconnected: The client is gone, or another run serves it.
+            RuntimeError: The interface server cannot do that.
+            LayerUnavailable: The store could not be reached in time.
+        """
+        if not isinstance(self._offered, dict) or PRESENCE not in self._offered:
+            raise RuntimeError("this connection can have no user: its interface server is of an earlier release")
+        if await self._may_change("its user", adds=True):
+            await self._change(name, event)
+            if event[0] == IDENTIFY:
+                self._user = event[1]
 
     async def change_group(self, code: int, group: str) -> None:
         """Add this connection to a group or remove it, and wait until the interface server has done so.

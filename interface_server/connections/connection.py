@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from asgibus.interface_server.connections.followers import Followers, Following
 from asgibus.interface_server.connections.groups import Groups
+from asgibus.interface_server.connections.presence import UserOf, Users, reply_name
 from asgibus.interface_server.terminator import FAULT, abort_faulty
 from asgibus.layers.codec import pack, unpack
 from asgibus.layers.contract import Bus, Frame
 from asgibus.layers.names import stream_group
 from asgibus.layers.offers import Offer
-from asgibus.protocol.connect_request import ConnectRequest, mark_taken_over
+from asgibus.protocol.connect_request import WEBSOCKET, ConnectRequest, mark_taken_over, mark_user
 from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.events import (
     ABORT,
@@ -28,9 +29,11 @@ from asgibus.protocol.events import (
     DETACH,
     FOLLOW,
     GROUP_ADD,
+    GROUP_DISCARD,
     GROUP_DONE,
     HANDOVER,
     HTTP_DISCONNECT,
+    IDENTIFY,
     OTHER_CLOSE,
     OTHER_DISCONNECT,
     OTHER_SENT,
@@ -41,6 +44,7 @@ from asgibus.protocol.events import (
     WEBSOCKET_DISCONNECT,
     Event,
     disconnect,
+    other,
     size,
 )
 from asgibus.protocol.retry import CRASH_LIMIT, RunEnd, may_run_http_again, may_run_websocket_again
@@ -99,6 +103,7 @@ class ConnectionHost(Protocol):
     log: CountedLog
     groups: Groups
     followers: Followers
+    users: Users
 
     def on_claimed(self, connection: Connection) -> None:
         """Handle that a worker has claimed the connection."""
@@ -155,6 +160,7 @@ class Connection:
         "table",
         "terminator",
         "unclaimed",
+        "user",
     )
 
     request: ConnectRequest | bytes
@@ -193,6 +199,8 @@ class Connection:
         self.groups: set[str] | None = None
         self.follows: dict[str, Following] | None = None
         """The streams that the client follows, by name. The next run finds them as they are."""
+        self.user: UserOf | None = None
+        """Whose connection this is, if the app has said so; and the will."""
         self.saved_state = b""
         self._unconsumed = 0  # bytes that were written while the socket had no room
         self._unsent: list[tuple[Frame, int]] | None = None  # frames that wait for a worker
@@ -303,12 +311,16 @@ class Connection:
             self._ack_all()
             self.crashes = 0
             self.run_ended(RunEnd.HANDED_OVER)
-        elif code >= FOLLOW:
+        elif FOLLOW <= code <= DETACH:
             self._follow(event)
-        elif self.state is _JOINED:
-            self._host.groups.change(self, code, event[1])
+        elif self.state is not _JOINED:
+            self.group_done(reply_name(event), None)
+        elif code >= IDENTIFY:
+            self._host.users.change(self, event)
         else:
-            self.group_done(event[1], None)
+            if self.user is not None and code == GROUP_DISCARD:
+                self._host.users.discard(self, event[1])
+            self._host.groups.change(self, code, event[1])
 
     def _follow(self, event: Event) -> None:
         """Handle FOLLOW, UNFOLLOW or DETACH."""
@@ -448,6 +460,14 @@ class Connection:
         if after is _COMPLETE:
             self.client_gone(*event[1:3]) if code == CLOSE else self.client_gone()
         return True
+
+    def close(self, code: int, reason: str) -> bool:
+        """Close the connection for the app, with this code if it is a WebSocket. Return False if that cannot be."""
+        if self.kind == WEBSOCKET:
+            return self.plain((CLOSE, code, reason))
+        if self.table is HTTP_TABLE:
+            return self.plain((RESPONSE_END, b""))
+        return self.plain(other(OTHER_CLOSE, {"type": f"{self.kind}.close"}))
 
     def group_done(self, group: str, error: str | None) -> None:
         """Answer the oldest GROUP_ADD or GROUP_DISCARD of a group.
@@ -591,13 +611,16 @@ class Connection:
         frames = stream.unacked_frames()
         first = sum(end <= 2 * PART for end in accumulate(counted for _, counted in frames))
         self._unsent = frames[first:]
+        extensions = mark_taken_over(request.extensions, taken_over)
+        if self.user is not None and self.user.user:
+            extensions = mark_user(extensions, self.user.user)
         self.request = request._replace(
             attempt=stream.attempt,
             resumed=self.accepted,
             handled=self.handled,
             events=tuple(stream.unacked_events[:first]),
             state=self.saved_state,
-            extensions=mark_taken_over(request.extensions, taken_over),
+            extensions=extensions,
         )
         self._host.offer_again(self, self.request)
         if stream.window_open and self.state is _OFFERED:
@@ -627,6 +650,7 @@ class Connection:
             "groups": None if self.groups is None else sorted(self.groups),
             "follows": self._host.followers.export(self),
             "saved_state": self.saved_state,
+            "user": None if self.user is None else self.user.export(),
             "events": None if self.events is None else self.events.export(),
             "unconsumed": self._unconsumed,
             # They are the last ones of those that no run has acknowledged.
@@ -654,6 +678,8 @@ class Connection:
         self.group_answers = state["group_answers"]
         self.groups = None if state["groups"] is None else set(state["groups"])
         self.saved_state = state["saved_state"]
+        user: Any = state.get("user")
+        self.user = None if user is None else UserOf.restored(user)
         self._unconsumed = state["unconsumed"]
         unsent: int | None = state["unsent"]
         if unsent is not None:
@@ -710,6 +736,8 @@ class Connection:
         elif event is _CLIENT_GONE:
             self._host.groups.remove_member(self)
             self._host.followers.remove(self)
+            if self.user is not None:
+                self._host.users.remove_member(self)
         if self.state is _CLOSING and not self._needs_disconnect:
             self.state = transition(CONNECTION_TABLE, self.state, ConnectionEvent.DISCONNECT_DELIVERED)
         if self.state is _ABANDONED and not self._needs_disconnect:

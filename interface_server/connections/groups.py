@@ -7,12 +7,15 @@ with its last. One writer sends both commands in order, so the latest one is in 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asgibus.interface_server.callback_tasks import CallbackTasks
 from asgibus.interface_server.terminator import FAULT, abort_faulty
 from asgibus.layers.contract import Bus, Message
 from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.presence import CLOSE_TYPE, close_message
 from asgibus.protocol.connect_request import reply_channel
 from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.events import EXCLUDE, GROUP_ADD, OTHER_CLOSE, OTHER_SENT, encode
@@ -35,6 +38,12 @@ class Member(Protocol):
     def group_done(self, group: str, error: str | None) -> None:
         """Answer the oldest request of the app for that group."""
 
+    def close(self, code: int, reason: str) -> bool:
+        """Close the connection, as the app could. Return False if it cannot be closed in its state."""
+
+
+OnJoined = Callable[[str | None], None]
+
 
 class _Group:
     """The members of one group in this process, and those that wait until the process has joined it."""
@@ -43,7 +52,7 @@ class _Group:
 
     def __init__(self) -> None:
         self.members: dict[Member, None] = {}
-        self.waiting: list[Member] | None = []  # None: joined
+        self.waiting: list[OnJoined] | None = []  # None: joined
 
 
 class Groups:
@@ -74,7 +83,7 @@ class Groups:
     def change(self, member: Member, code: int, name: str) -> None:
         """Add a member to a group (GROUP_ADD) or remove it, and call its `group_done` afterwards."""
         if code == GROUP_ADD:
-            self._add(member, name)
+            self.add(member, name, partial(member.group_done, name))
         else:
             self._discard(member, name)
             if member.groups is not None:
@@ -96,7 +105,14 @@ class Groups:
                 group.waiting = None
             group.members[member] = None
 
-    def _add(self, member: Member, name: str) -> None:
+    def add(self, member: Member, name: str, on_joined: OnJoined) -> None:
+        """Add a member to a group.
+
+        Args:
+            member: The member.
+            name: The group, of an app or an internal one.
+            on_joined: Called with None once the member gets what is sent, or with the reason why it does not.
+        """
         group = self._groups.get(name)
         if group is None:
             group = self._groups[name] = _Group()
@@ -106,9 +122,9 @@ class Groups:
             member.groups = set()
         member.groups.add(name)
         if group.waiting is None:
-            member.group_done(name, None)
+            on_joined(None)
         else:
-            group.waiting.append(member)
+            group.waiting.append(on_joined)
 
     async def _join(self, name: str, group: _Group) -> None:
         error: str | None = None
@@ -124,8 +140,8 @@ class Groups:
         if error is not None and self._groups.get(name) is group:
             del self._groups[name]
         waiting, group.waiting = group.waiting, None
-        for member in waiting or ():
-            member.group_done(name, error)
+        for on_joined in waiting or ():
+            on_joined(error)
 
     def _discard(self, member: Member, name: str) -> None:
         group = self._groups.get(name)
@@ -152,6 +168,9 @@ class Groups:
         group = self._groups.get(name)
         if group is None:
             return
+        if message.get("type") == CLOSE_TYPE:
+            self._close(name, list(group.members), message)
+            return
         try:
             event = encode(message)
         except (ValueError, TypeError) as error:
@@ -170,6 +189,19 @@ class Groups:
                 logger.exception(FAULT, abort_faulty(member.terminator, self._counts))
         if event[0] in (OTHER_SENT, OTHER_CLOSE) and (dropped := self._counts["broadcast out of place"] - before):
             self._warn_once(name, event[1], dropped)
+
+    def _close(self, name: str, members: list[Member], message: Message) -> None:
+        """Close connections, because someone has asked for it."""
+        try:
+            close = close_message(message.get("code"), message.get("reason"))
+        except (TypeError, ValueError) as error:
+            self._log.count("bad message", "a close of group %r was dropped: %s", name, error)
+            return
+        for member in members:
+            try:
+                member.close(close["code"], close["reason"])
+            except Exception:  # the other members are still closed
+                logger.exception(FAULT, abort_faulty(member.terminator, self._counts))
 
     def _warn_once(self, name: str, kind: str, dropped: int) -> None:
         """Explain to authors who expect a group of consumers, where the app would receive the events."""

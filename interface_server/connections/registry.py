@@ -19,11 +19,13 @@ from asgibus.interface_server.connections.followers import GROUP_PREFIX, Followe
 from asgibus.interface_server.connections.groups import Groups
 from asgibus.interface_server.connections.keyed_offers import KeyedOffers
 from asgibus.interface_server.connections.pending import PendingConnections
+from asgibus.interface_server.connections.presence import Users
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.terminator import FAULT, abort_faulty
 from asgibus.layers.codec import pack
 from asgibus.layers.contract import Bus, Frame, Handler, Message
 from asgibus.layers.frames import ABANDONED, DECLINED, FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE
+from asgibus.layers.presence import CLOSE_TYPE, close_message
 from asgibus.protocol.channels import shared_channel
 from asgibus.protocol.checks import FROM_APP
 from asgibus.protocol.connect_request import HTTP, REQUEST_VERSION, ConnectRequest, RequestHead, is_taken_over
@@ -74,6 +76,7 @@ class ConnectionRegistry(Handler):
         self._pending = PendingConnections(settings, self.log)
         self.groups = Groups(self.log)
         self.followers = Followers(self.log, settings.max_follows, settings.stream_keep_alive)
+        self.users = Users(settings, self.groups, self.log)
         self._keyed = KeyedOffers(settings, self) if settings.affinity else None
         self.now = 0.0
         """The time of the event loop at the last tick, in seconds."""
@@ -95,6 +98,7 @@ class ConnectionRegistry(Handler):
         self.bus = self._router.bus = bus
         self.groups.on_bus(bus, tasks)
         self.followers.on_bus(bus, tasks, read_page, self.now)
+        self.users.on_bus(bus, tasks)
         if self._keyed is not None:
             self._keyed.on_bus(tasks, self.now)
 
@@ -292,6 +296,8 @@ class ConnectionRegistry(Handler):
             self.groups.remove_member(connection)
         if connection.follows:
             self.followers.remove(connection)
+        if connection.user is not None:
+            self.users.remove_member(connection)
 
     def flush_later(self, terminator: Flushable) -> None:
         """Call the terminator's `flush` at the end of the current batch."""
@@ -383,7 +389,11 @@ class ConnectionRegistry(Handler):
             logger.debug("a message for %r was dropped: it is not open here", local)
             return
         try:
-            written = connection.plain(encode(message))
+            if message.get("type") == CLOSE_TYPE:
+                close_message(message.get("code"), message.get("reason"))
+                written = connection.close(message["code"], message["reason"])
+            else:
+                written = connection.plain(encode(message))
         except (ValueError, TypeError) as error:
             self.log.count("bad message", "a message for connection %s was dropped: %s", local, error)
             return
@@ -414,6 +424,7 @@ class ConnectionRegistry(Handler):
             "deaths": self.deaths,
             "keyed": None if self._keyed is None else self._keyed.export(),
             "without_mailbox": self._router.peers_without_mailbox,
+            "users": self.users.export(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -427,6 +438,8 @@ class ConnectionRegistry(Handler):
         self.deaths = state["deaths"]
         for mailbox in state["without_mailbox"]:
             self._router.mailbox_missing(mailbox)
+        if "users" in state:  # not from a process of an earlier release
+            self.users.restore(state["users"], self.now)
 
     def give_away(self) -> None:
         """Forget all connections without a word: another process has them."""
@@ -434,6 +447,7 @@ class ConnectionRegistry(Handler):
         self._pending = PendingConnections(self._settings, self.log)
         self.groups = Groups(self.log)
         self.followers = Followers(self.log, self._settings.max_follows, self._settings.stream_keep_alive)
+        self.users = Users(self._settings, self.groups, self.log)
 
     @property
     def may_move(self) -> bool:
@@ -496,6 +510,7 @@ class ConnectionRegistry(Handler):
             self._keyed.tick(now)
         self._router.tick(now)
         self.followers.tick(now)
+        self.users.tick(now)
         if self.bus.available:
             self._away_since = None
         elif self._away_since is None:

@@ -17,7 +17,15 @@ import httptools
 
 from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.interface_server.settings import MAX_HEADERS
-from asgibus.protocol.connect_request import EVENT_STREAMS, HTTP, STREAMS, WEBSOCKET, Address, RequestHead
+from asgibus.protocol.connect_request import (
+    EVENT_STREAMS,
+    HTTP,
+    PRESENCE,
+    STREAMS,
+    WEBSOCKET,
+    Address,
+    RequestHead,
+)
 from asgibus.protocol.header_lines import cache_short
 
 UNKNOWN: Final = sys.maxsize
@@ -286,9 +294,10 @@ _OTHER_METHODS: Final = frozenset(
     )
 )
 _HASH: Final = ord(b"#")  # as an integer, since `in` looks for those ten times as fast as for bytes
-_HTTP_1_1_EXTENSIONS: dict[str, Any] = {"http.response.early_hint": {}, "asgibus": {STREAMS: True}}
+_OFFERED = {STREAMS: True, PRESENCE: True}
+_HTTP_1_1_EXTENSIONS: dict[str, Any] = {"http.response.early_hint": {}, "asgibus": _OFFERED}
 # A worker has this member in its place: see `worker.connection.Extension`.
-_GET_EXTENSIONS: dict[str, Any] = {**_HTTP_1_1_EXTENSIONS, "asgibus": {EVENT_STREAMS: True, STREAMS: True}}
+_GET_EXTENSIONS: dict[str, Any] = {**_HTTP_1_1_EXTENSIONS, "asgibus": {EVENT_STREAMS: True, **_OFFERED}}
 
 
 MAX_PORT = 65535

@@ -25,7 +25,7 @@ from asgibus.interface_server.websocket.frames import decode_message, encode_mes
 from asgibus.interface_server.websocket.handshake import check_handshake, switching_protocols
 from asgibus.interface_server.websocket.reader import NOTHING_READ, SLICE, InvalidMessage, MessageReader
 from asgibus.interface_server.websocket.states import WEBSOCKET_TABLE, WebSocketEvent, WebSocketState
-from asgibus.protocol.connect_request import STREAMS
+from asgibus.protocol.connect_request import PRESENCE, STREAMS
 from asgibus.protocol.events import (
     ACCEPT,
     CLOSE,
@@ -48,7 +48,7 @@ EARLY_BYTES: Final = PART  # that a client may send before it is accepted; then 
 PONGS: Final = 16  # written for the pings of one slice: only the last one need be answered, RFC 6455 section 5.5.3
 CLOSE_SECONDS = 10.0  # how long a client may take to answer the server's close frame
 
-_EXTENSIONS: Final[dict[str, Any]] = {"websocket.http.response": {}, "asgibus": {STREAMS: True}}
+_EXTENSIONS: Final[dict[str, Any]] = {"websocket.http.response": {}, "asgibus": {STREAMS: True, PRESENCE: True}}
 _REASONS: dict[int, str] = {
     CloseCode.TRY_AGAIN_LATER: "no worker",
     CloseCode.SERVICE_RESTART: "the worker is gone",

@@ -5,6 +5,7 @@ A program is a block of Python that begins with a comment which names its file, 
 
 import ast
 import builtins
+import json
 import os
 import re
 import shlex
@@ -50,6 +51,7 @@ PROGRAMS = {
     "frameworks/starlette.md": ["myproject/main.py"],
     "groups.md": ["main.py"],
     "layers.md": ["check.py", "script.py", "test_layer.py"],
+    "presence.md": ["main.py"],
     "security.md": ["myproject/main.py"],
     "survival.md": ["endpoint.py", "main.py", "noticed.py", "orders.py", "ticks.py"],
     "terminators.md": ["main.py"],
@@ -229,6 +231,21 @@ def test_a_group(paste: Paste, start_interface: Start) -> None:
         wait_for_message(ann, "ann is in")
         bob.send("hello")
         wait_for_message(ann, "hello")
+
+
+def test_the_lobby(paste: Paste, start_interface: Start) -> None:
+    server = start_interface("--app-dir", paste("presence.md"), "--presence-grace", "0.1", app="main:app")
+    with ws(server, "/?user=ann") as ann:
+        assert read_json(ann) == {"joined": "ann", "info": {"name": "Ann"}}
+        assert read_json(ann) == {"there": {"ann": "Ann"}}
+        with ws(server, "/?user=bob") as bob:
+            assert read_json(ann) == {"joined": "bob", "info": {"name": "Bob"}}
+            assert [read_json(bob) for _ in range(2)][1] == {"there": {"ann": "Ann", "bob": "Bob"}}
+        assert read_json(ann) == {"left": "bob"}
+
+
+def read_json(client: ClientConnection) -> object:
+    return json.loads(client.recv(timeout=HANG))
 
 
 def test_the_app_that_counts_messages(paste: Paste, start_interface: Start) -> None:

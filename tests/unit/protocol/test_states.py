@@ -76,7 +76,7 @@ RUN = {
 }
 # Kinds outside the state machine: handled earlier in every state, or replaced by parts of a body.
 OUTSIDE = {"GROUP_ADD", "GROUP_DISCARD", "GROUP_DONE", "SAVE_STATE", "HANDOVER", "PATH_SEND", "ZERO_COPY_SEND"}
-OUTSIDE |= {"FOLLOW", "UNFOLLOW", "DETACH"}
+OUTSIDE |= {"FOLLOW", "UNFOLLOW", "DETACH", "IDENTIFY", "PRESENT", "SET_WILL"}
 
 
 def check(table: Any, state: Any, event: Any, after: Any, name: str) -> None:
