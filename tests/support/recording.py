@@ -1,6 +1,7 @@
 """Connections without sockets and bus: posts, offers and writes are recorded, and the test acts as the worker."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, cast
 
@@ -131,7 +132,7 @@ class Table:
     def __init__(self, **settings: Any) -> None:
         self.bus = RecordingBus()
         self.connections = ConnectionRegistry(InterfaceSettings(**settings))
-        self.streams = MemoryStreams(cast(Any, None), time.monotonic)
+        self.streams = MemoryStreams(cast(Any, None), time.monotonic, Counter())
         self.connections.on_bus(cast(Bus, self.bus), cast(Any, AtOnce()), self.streams.page)
 
     def open(

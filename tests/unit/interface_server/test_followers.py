@@ -39,7 +39,7 @@ class Writer:
     def __init__(self, table: Table, name: str = "answer", **limits: Any) -> None:
         self._table = table
         self._name = name
-        self._identity = WriterIdentity("writer.1!1", StreamLimits(**limits))
+        self._identity = WriterIdentity("writer.1!1", StreamLimits(**limits), lambda: None)
         self._last = 0
         run(table.streams.begin(name, self._identity, restart=True))
 
