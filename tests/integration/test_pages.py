@@ -53,6 +53,7 @@ PROGRAMS = {
     "layers.md": ["check.py", "script.py", "test_layer.py"],
     "presence.md": ["main.py"],
     "security.md": ["myproject/main.py"],
+    "streams.md": ["main.py"],
     "survival.md": ["endpoint.py", "main.py", "noticed.py", "orders.py", "ticks.py"],
     "terminators.md": ["main.py"],
     "testing.md": ["conftest.py", "test_main.py"],
@@ -261,6 +262,21 @@ def test_the_event_stream(paste: Paste, start_interface: Start) -> None:
     response = httpx.get(f"{server.url}/progress", headers={"last-event-id": "99"}, trust_env=False)
     assert response.headers["content-type"].startswith("text/event-stream")
     assert response.text.splitlines() == ['data: {"percent": 100}', "id: 100", ""]
+
+
+def test_the_stream_that_is_kept_and_followed(paste: Paste, start_interface: Start) -> None:
+    server = start_interface("--app-dir", paste("streams.md"), app="main:app")
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=HANG) as client:
+        assert client.post("/answers/one").status_code == 200
+        body = client.get("/answers/one").text
+        ids = re.findall("^id: (.+)$", body, re.MULTILINE)
+        assert 'data: "word"\n\n' in body
+        assert body.endswith(f"id: {ids[-1]}\nevent: end\ndata: null\n\n")
+        assert client.get("/answers/one", headers={"Last-Event-ID": ids[-1]}).status_code == 204
+    with ws(server, f"/answers/one?after={ids[-3]}") as client:
+        messages = [json.loads(client.recv(timeout=HANG)) for _ in range(2)]
+    assert messages[0] == {"stream": "one", "offset": ids[-1], "data": "word"}
+    assert messages[1] == {"stream": "one", "offset": ids[-1], "end": True}
 
 
 def test_the_app_that_places_orders(paste: Paste, start_interface: Start) -> None:
