@@ -12,6 +12,9 @@ sio = socketio.AsyncServer(
     cors_allowed_origins="*",
     transports=os.environ.get("TRANSPORTS", "websocket").split(),
     client_manager=socketio.AsyncRedisManager(os.environ["REDIS_URL"]),
+    # A poll of a client that has closed goes on for both times together, on every server.
+    ping_interval=0.5,
+    ping_timeout=2,
 )
 
 
