@@ -1,0 +1,228 @@
+"""Streams in Redis: deaths of writers, keys that are lost, damaged or encrypted, and short-lived event loops."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import redis
+
+from asgibus.layers import RedisChannelLayer
+from asgibus.layers.errors import StreamError, WriterFenced
+from asgibus.layers.streams import Page, StreamState
+from asgibus.layers.streams.writer import redelivery
+from support.bus import Recorder, until
+from support.deadline import in_time
+
+pytestmark = pytest.mark.anyio
+
+BATCHES = "asgibus:stream:a"
+STATE = "asgibus:stream-state:{asgibus:stream:a}"
+
+
+@pytest.fixture
+async def layer(redis_url: str) -> AsyncIterator[RedisChannelLayer]:
+    layer = RedisChannelLayer(redis_url)
+    yield layer
+    await layer.close()
+
+
+@pytest.fixture
+async def other(redis_url: str) -> AsyncIterator[RedisChannelLayer]:
+    layer = RedisChannelLayer(redis_url)
+    yield layer
+    await layer.close()
+
+
+def items(page: Page) -> list[Any]:
+    return [item for _, item in page.items]
+
+
+async def read(layer: RedisChannelLayer, found: list[Any]) -> None:
+    async for _, item in layer.stream("a").read():
+        found.append(item)
+
+
+async def test_a_death_that_a_supervisor_reports_ends_streams_at_once(
+    layer: RedisChannelLayer, other: RedisChannelLayer, admin: "redis.Redis[bytes]"
+) -> None:
+    found: list[Any] = []
+    reader = asyncio.create_task(read(other, found))
+    async with layer.bus("worker", Recorder()) as bus, other.bus("interface", Recorder()):
+        with pytest.raises(WriterFenced, match="not open any more"):
+            async with layer.stream("a").writer() as out:
+                await out.append(1)
+                await out.flush()
+                assert len(admin.keys("asgibus:writing:*")) == 3, "of its channels, and of the servers here"
+                declared = asyncio.get_running_loop().time()
+                await other.declare_dead(bus.mailbox)
+                with pytest.raises(StreamError, match="the writer is gone"):
+                    await asyncio.wait_for(reader, 10)
+                in_time(asyncio.get_running_loop().time() - declared, 0.5)
+                await out.append(2)
+                await out.flush()
+    assert found == [1]
+    assert layer.counts["stream orphan"] + other.counts["stream orphan"] == 1
+    assert admin.keys("asgibus:writing:*") == []
+
+
+async def test_the_stream_of_a_dead_job_stays_open_for_the_next_one(
+    layer: RedisChannelLayer, other: RedisChannelLayer
+) -> None:
+    redelivery.set(lambda: 30.0)
+    stream = other.stream("a")
+    async with layer.bus("worker", Recorder()) as bus, other.bus("interface", Recorder()):
+        with pytest.raises(WriterFenced):
+            async with layer.stream("a").writer() as out:
+                await out.append(1)
+                await out.flush()
+                await other.declare_dead(bus.mailbox)
+                await until(lambda: layer.counts["stream orphan"] + other.counts["stream orphan"] > 0)
+                page = await stream.page()
+                assert (page.state, page.error) == (StreamState.OPEN, "")
+                assert page.left is not None
+                assert 25 < page.left <= 30
+                async with stream.writer(restart=True) as again:
+                    await again.append(2)
+                await out.append(3)
+                await out.flush()
+        page = await stream.page(page.last)
+    assert (page.state, page.reset, items(page)) == (StreamState.ENDED, True, [2])
+
+
+async def test_a_server_that_stops_ends_no_streams(layer: RedisChannelLayer, other: RedisChannelLayer) -> None:
+    async with other.bus("interface", Recorder()), layer.stream("a").writer() as out:
+        async with layer.bus("worker", Recorder()):
+            async with layer.stream("b").writer():
+                pass
+            await out.append(1)
+        async with other.bus("worker", Recorder()):
+            await out.append(2)
+            await out.flush()
+        assert (await layer.stream("a").info()).state is StreamState.OPEN
+    assert items(await layer.stream("a").page()) == [1, 2]
+
+
+async def test_writers_begin_again_at_once_when_redis_has_lost_its_data(
+    layer: RedisChannelLayer, other: RedisChannelLayer, admin: "redis.Redis[bytes]"
+) -> None:
+    stream = other.stream("a")
+    async with layer.stream("a").writer() as out:
+        offsets = [await out.append(number) for number in range(3)]
+        await out.flush()
+        admin.flushall()
+        await until(lambda: admin.exists(STATE))
+        page = await stream.page(offsets[2])
+        assert (page.state, page.reset, page.items) == (StreamState.OPEN, False, [])
+        assert (await stream.page(offsets[1])).reset
+        await until(lambda: admin.keys("asgibus:writing:*"))
+        await out.append(3)
+    page = await stream.page(offsets[2])
+    assert (page.state, page.reset, items(page)) == (StreamState.ENDED, False, [3])
+
+
+async def test_a_later_writer_fences_an_earlier_one_also_after_a_loss(
+    layer: RedisChannelLayer, other: RedisChannelLayer, admin: "redis.Redis[bytes]"
+) -> None:
+    writers = [each.stream("a").writer() for each in (layer, other)]
+    first, second = [await writer.__aenter__() for writer in writers]
+    admin.flushall()
+    first._fenced = None  # as if it had not been told
+    await first.append("first")
+    await first.flush()
+    await second.append("second")
+    await second.flush()
+    await first.append("late")
+    with pytest.raises(WriterFenced):
+        await first.flush()
+    await second.__aexit__(None, None, None)
+    with pytest.raises(WriterFenced):
+        await first.__aexit__(None, None, None)
+    assert items(await layer.stream("a").page()) == ["second"]
+
+
+async def test_entries_are_encrypted(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+    layer = RedisChannelLayer(redis_url, symmetric_encryption_keys=["a secret"])
+    async with layer.stream("a").writer() as out:
+        await out.append("plain text")
+    assert b"plain text" not in admin.dump(BATCHES)
+    assert items(await layer.stream("a").page()) == ["plain text"]
+    foreign = RedisChannelLayer(redis_url, symmetric_encryption_keys=["another secret"])
+    page = await foreign.stream("a").page()
+    assert (page.items, page.reset, page.caught_up) == ([], True, True), "what cannot be read is said"
+    assert foreign.counts["entry of unknown key"] == 1
+    await layer.close()
+    await foreign.close()
+
+
+async def test_a_batch_that_is_damaged_or_missing_is_said(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
+) -> None:
+    stream = layer.stream("a")
+    async with stream.writer() as out:
+        for number in range(4):
+            await out.append(number)
+            await out.flush()
+    ids = [entry_id for entry_id, _ in admin.xrange(BATCHES)]
+    admin.xdel(BATCHES, ids[1])
+    page = await stream.page()
+    assert (items(page), page.reset, page.caught_up) == ([0], False, False)
+    page = await stream.page(page.next)
+    assert (items(page), page.reset, page.over) == ([2, 3], True, True)
+    admin.delete(BATCHES)
+    page = await stream.page()
+    assert (items(page), page.reset, page.over) == ([], True, True)
+
+
+async def test_keys_of_another_type_are_replaced(layer: RedisChannelLayer, admin: "redis.Redis[bytes]") -> None:
+    admin.set(BATCHES, "x")
+    admin.set(STATE, "x")
+    async with layer.stream("a").writer() as out:
+        await out.append(1)
+    assert items(await layer.stream("a").page()) == [1]
+    assert layer.counts["wrong type"] == 2
+
+
+async def test_a_stream_ends_while_redis_is_out_of_memory(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
+) -> None:
+    stream = layer.stream("a")
+    writer = stream.writer()
+    await writer.__aenter__()
+    await writer.append(1)
+    await writer.flush()
+    admin.config_set("maxmemory", int(admin.info("memory")["used_memory"]) // 2)
+    try:
+        await stream.cancel()
+        await writer.__aexit__(None, None, None)
+        page = await stream.page()
+        assert (page.state, page.cancelled, items(page)) == (StreamState.ENDED, True, [1])
+        assert await stream.delete()
+    finally:
+        admin.config_set("maxmemory", 0)
+
+
+async def test_keys_are_gone_when_a_stream_has_expired(layer: RedisChannelLayer, admin: "redis.Redis[bytes]") -> None:
+    async with layer.stream("a").writer(ttl=0.2) as out:
+        await out.append(1)
+        await out.flush()
+        assert 60_000 < admin.pttl(STATE) <= 60_200
+        assert 60_000 < admin.pttl(BATCHES) <= 60_200
+    await until(lambda: not admin.keys("asgibus:stream*"))
+    assert admin.keys("asgibus:writing:*") == []
+
+
+def test_streams_are_written_and_read_by_event_loops_that_end(redis_url: str) -> None:
+    layer = RedisChannelLayer(redis_url)
+
+    async def write(number: int) -> None:
+        async with layer.stream("a").writer() as out:
+            await out.append(number)
+
+    async def collect() -> list[Any]:
+        return [item async for _, item in layer.stream("a").read()]
+
+    for number in range(3):
+        asyncio.run(write(number))
+        assert asyncio.run(collect()) == [number]
+    asyncio.run(layer.close())
