@@ -13,8 +13,9 @@ def site(serve: Callable[..., Site]) -> Site:
 
 
 @pytest.fixture(scope="module")
-def one_worker(serve: Callable[..., Site]) -> Site:
-    return serve("nicegui_app:app", workers=1)
+def together(serve: Callable[..., Site]) -> Site:
+    """Provide a site whose browsers all have one key, so that they share what is in the process."""
+    return serve("nicegui_app:app", affinity=("header:Host",))
 
 
 def test_a_button(site: Site, page: Page) -> None:
@@ -35,16 +36,16 @@ def test_many_browsers(site: Site, browser: Browser) -> None:
         page.context.close()
 
 
-def test_a_message_reaches_another_browser(one_worker: Site, browser: Browser, page: Page) -> None:
-    """Messages are in a list of the process, so there is one worker."""
-    page.goto(one_worker.url)
-    other = browser.new_page()
-    other.goto(one_worker.url)
-    other.get_by_label("Message").fill("grüß dich")
-    other.get_by_role("button", name="Say").click()
-    for each in (page, other):
-        expect(each.get_by_text("grüß dich")).to_be_visible()
-    other.close()
+def test_a_message_reaches_all_browsers(together: Site, browser: Browser) -> None:
+    """Messages are in a list of the process. The other worker stands by."""
+    pages = [browser.new_page() for _ in range(5)]
+    for page in pages:
+        page.goto(together.url)
+    pages[0].get_by_label("Message").fill("grüß dich")
+    pages[0].get_by_role("button", name="Say").click()
+    for page in pages:
+        expect(page.get_by_text("grüß dich")).to_be_visible()
+        page.context.close()
 
 
 def test_an_upload(site: Site, page: Page) -> None:

@@ -150,7 +150,7 @@ async def test_a_client_is_refused(site: Site) -> None:
     await person.client.disconnect()
 
 
-@pytest.mark.parametrize("transports", [["websocket"], ["polling", "websocket"]])
+@pytest.mark.parametrize("transports", [["websocket"], ["polling"], ["polling", "websocket"]])
 def test_the_client_in_a_browser(polling: Site, page: Page, transports: list[str]) -> None:
     page.goto(polling.url)
     page.add_script_tag(path=Path(nicegui.__file__).parent / "static" / "socket.io.min.js")  # the client's own file

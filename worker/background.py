@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import anyio
@@ -15,6 +16,7 @@ from asgibus.compatibility.callables import Application, Scope
 from asgibus.layers.contract import Bus, ChannelLayer, Delivery, Handler, Message, Statistics
 from asgibus.layers.errors import ChannelFull, LayerUnavailable, MessageTooLarge
 from asgibus.layers.names import MAX_NAME_LENGTH, require_channel
+from asgibus.layers.streams.writer import GRACE_SECONDS, redelivery
 from asgibus.worker.base import CANCEL_SECONDS, BaseWorker
 from asgibus.worker.settings import WorkerSettings
 
@@ -215,7 +217,15 @@ class ChannelConsumer:
         self._idle.append(instance)
         self._changed.set()
 
+    def _redelivered_within(self, instance: AppInstance) -> float:
+        """Return within how many seconds a message is delivered again if its handler fails; 0 if it is not."""
+        delivery = instance.delivery
+        if delivery is None or self._settings.at_most_once or delivery.attempt >= self._settings.attempts:
+            return 0.0
+        return GRACE_SECONDS + retry_delay(delivery.attempt)
+
     async def _run(self, instance: AppInstance) -> None:
+        redelivery.set(partial(self._redelivered_within, instance))  # of this task, and of those that it starts
         try:
             await self._app(instance.scope, instance.receive, instance.send)
         except BaseException as error:

@@ -133,7 +133,7 @@ class WorkerSettings(ServerSettings):
         None,
         Heading.STOPPING,
         "Number of connections, HTTP or WebSocket, or of messages after which the worker stops, give or take 10 %; "
-        "with --processes another one replaces it.",
+        "with --processes another one replaces it. Clients that another worker has accepted do not count.",
         shown_default="none",
     )
     max_lifetime: float | None = setting(

@@ -83,6 +83,7 @@ class Worker(BaseWorker):
         self._announcer = Announcer(settings.pool, str(settings.app), self._announced_sessions, self._level)
         self._levelling = Levelling(settings.resume_rate)
         self._movable: set[Session] = set()  # WebSockets that were offered to all workers, and that others may resume
+        self._continued = 0  # those of the last claims whose client was accepted by an earlier run
         self._channels = shared_channels(settings.pool, settings.protocols)
         self._full = False
         # An event of asyncio, because it is set and cleared again for every wait for a free slot; anyio's is set once.
@@ -156,7 +157,8 @@ class Worker(BaseWorker):
             started = [session for claim in claims if (session := self._start(claim)) is not None]
             self._announce_later(started)
             bus.write_soon()  # behind the first steps of the apps
-            self._count_work(len(claims))
+            self._count_work(len(claims) - self._continued)
+            self._continued = 0
             # Let the apps begin, and write their first answers, before the next claim. Both writes then wake the store
             # once, and meanwhile more offers arrive.
             await asyncio.sleep(0)
@@ -184,7 +186,10 @@ class Worker(BaseWorker):
         session = Session(request, claim, self)
         self._sessions.add(session)
         # A task of the event loop, because every request needs one: anyio's task group takes 11 µs more.
-        paced = request.resumed and is_taken_over(request)
+        paced = False
+        if request.resumed:
+            self._continued += 1
+            paced = is_taken_over(request)
         session.task = task = self._loop.create_task(self._run(session, paced))
         self._tasks.add(task)
         if not session.is_http:

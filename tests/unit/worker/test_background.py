@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from asgibus.layers import ChannelFull, ChannelLayer, InMemoryChannelLayer
+from asgibus.layers.streams import StreamState
 from asgibus.worker import background as background_module
 from asgibus.worker.background import BackgroundWorker
 from asgibus.worker.connection import connection
@@ -473,3 +474,57 @@ async def test_a_worker_retires_after_max_requests_messages() -> None:
 async def test_dead_letters_need_a_channel(settings: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         BackgroundWorker(WorkerSettings(app="x", **{"channels": ("work",)} | settings), Log(), InMemoryChannelLayer())
+
+
+class Answering(Log):
+    """An app that writes a stream for each message, and fails at the first attempts."""
+
+    def __init__(self, failures: int, restart: bool = True) -> None:
+        super().__init__()
+        self.failures = failures
+        self.restart = restart
+        self.attempts = 0
+
+    async def handle(self, message: Any) -> None:
+        layer = self.scopes[0]["extensions"]["asgibus"]["layer"]
+        self.attempts += 1
+        async with layer.stream("answer").writer(restart=self.restart) as out:
+            await out.append(self.attempts)
+            if self.attempts <= self.failures:
+                raise ArithmeticError("a secret")
+
+
+@pytest.mark.usefixtures("short_retries")
+@pytest.mark.parametrize(("restart", "items"), [(True, [2]), (False, [1, 2])])
+async def test_the_next_delivery_goes_on_with_a_stream(restart: bool, items: list[int]) -> None:
+    app = Answering(1, restart)
+    async with running(app) as background:
+        stream = background.layer.stream("answer")
+        await background.send(1)
+        await until(lambda: app.attempts == 2)
+        await until(lambda: app.seen == [1])
+    page = await stream.page()
+    assert (page.state, [item for _, item in page.items]) == (StreamState.ENDED, items)
+
+
+async def test_a_stream_is_open_between_two_deliveries() -> None:
+    app = Answering(1)
+    async with running(app) as background:
+        await background.send(1)
+        await background.count("message failed")
+        page = await background.layer.stream("answer").info()
+        assert page.state is StreamState.OPEN
+        assert page.left is not None
+        assert 25 < page.left <= 31
+
+
+@pytest.mark.usefixtures("short_retries")
+@pytest.mark.parametrize("settings", [{"attempts": 2}, {"at_most_once": True}])
+async def test_a_stream_fails_with_the_last_attempt(settings: dict[str, Any]) -> None:
+    app = Answering(9)
+    async with running(app, **settings) as background:
+        await background.send(1)
+        await background.count("message failed", 1 if settings.get("at_most_once") else 2)
+        await until(lambda: app.attempts == (1 if settings.get("at_most_once") else 2))
+        page = await background.layer.stream("answer").info()
+    assert (page.state, page.error) == (StreamState.FAILED, "ArithmeticError")

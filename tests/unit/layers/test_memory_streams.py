@@ -1,0 +1,221 @@
+"""Streams of the memory layer, by a clock that the test sets: writers that are silent, late or fenced."""
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from asgibus.layers import InMemoryChannelLayer, LayerUnavailable
+from asgibus.layers.errors import StreamError, StreamReset, WriterFenced
+from asgibus.layers.streams import ABSENT_SECONDS, Page, Stream, StreamLimits, StreamState
+from asgibus.layers.streams import stream as stream_module
+from asgibus.layers.streams import writer as writer_module
+from asgibus.layers.streams.store import WRITER_SECONDS
+from asgibus.layers.streams.writer import redelivery
+from support.bus import until
+
+pytestmark = pytest.mark.anyio
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def layer(clock: Clock) -> InMemoryChannelLayer:
+    return InMemoryChannelLayer(clock=clock)
+
+
+def items(page: Page) -> list[Any]:
+    return [item for _, item in page.items]
+
+
+async def test_a_stream_fails_without_a_sign_of_life_of_its_writer(layer: InMemoryChannelLayer, clock: Clock) -> None:
+    stream = layer.stream("a")
+    async with stream.writer() as out:
+        await out.append(1)
+        await out.flush()
+        clock.now += WRITER_SECONDS - 1
+        assert (await stream.page()).left == pytest.approx(1)
+        await out.append(2)
+        await out.flush()
+        clock.now += WRITER_SECONDS
+        page = await stream.page()
+        assert (page.state, page.error, page.left) == (StreamState.FAILED, "the writer is gone", None)
+        with pytest.raises(StreamError, match="the writer is gone"):
+            _ = [entry async for entry in stream.read(str(page.last))]
+        await out.append(3)  # it was only silent
+        await out.flush()
+        assert (await stream.page()).state is StreamState.OPEN
+    assert items(await stream.page()) == [1, 2, 3]
+
+
+async def test_a_writer_gives_signs_of_life(
+    layer: InMemoryChannelLayer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "RENEW_SECONDS", 0.01)
+    stream = layer.stream("a")
+    async with stream.writer():
+        clock.now += WRITER_SECONDS - 1
+        await until(lambda: layer._streams._streams["a"].fails_at == clock.now + WRITER_SECONDS)
+
+
+async def test_an_interrupted_stream_waits_for_its_next_writer(layer: InMemoryChannelLayer, clock: Clock) -> None:
+    stream = layer.stream("a")
+
+    async def fail() -> None:
+        redelivery.set(lambda: 30.0)
+        async with stream.writer() as out:
+            await out.append(1)
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        await asyncio.create_task(fail())
+    page = await stream.page()
+    assert (page.state, page.error, page.left) == (StreamState.OPEN, "", 30.0)
+    await stream.cancel()
+    async with stream.writer(restart=True) as out:
+        assert out.cancelled, "who stopped it while there was no writer means the next one"
+        await out.append(2)
+        await out.flush()
+        page = await stream.page(page.last)
+        assert (page.reset, items(page)) == (True, [2])
+    with pytest.raises(ArithmeticError):
+        await asyncio.create_task(fail())
+    clock.now += 30
+    page = await stream.page()
+    assert (page.state, page.error) == (StreamState.FAILED, "ArithmeticError")
+
+
+async def test_a_cancelled_writer_ends_its_stream(layer: InMemoryChannelLayer) -> None:
+    stream = layer.stream("a")
+    stored = asyncio.Event()
+
+    async def write() -> None:
+        async with stream.writer() as out:
+            await out.append(1)
+            await out.flush()
+            stored.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(write())
+    await asyncio.wait_for(stored.wait(), 5)
+    task.cancel()
+    await asyncio.wait([task])
+    page = await stream.page()
+    assert (page.state, page.error, items(page)) == (StreamState.FAILED, "the writer was stopped", [1])
+
+
+async def test_a_writer_that_leaves_without_an_error_learns_that_it_was_fenced(layer: InMemoryChannelLayer) -> None:
+    stream = layer.stream("a")
+    first, second = stream.writer(), stream.writer()
+    await first.__aenter__()
+    await second.__aenter__()
+    with pytest.raises(WriterFenced, match="another writer has begun"):
+        await first.__aexit__(None, None, None)
+    await second.__aexit__(None, None, None)
+    assert (await stream.info()).state is StreamState.ENDED
+
+
+async def test_an_error_of_the_app_is_not_hidden_by_the_fencing(
+    layer: InMemoryChannelLayer, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = layer.stream("a")
+    with caplog.at_level(logging.WARNING), pytest.raises(ArithmeticError):
+        async with stream.writer():
+            await stream.delete()
+            raise ArithmeticError
+    assert "stream a: its end was not written" in caplog.text
+
+
+async def test_a_writer_is_used_in_its_context(layer: InMemoryChannelLayer) -> None:
+    writer = layer.stream("a").writer()
+    for call in (writer.append(1), writer.flush()):
+        with pytest.raises(RuntimeError, match="inside of its context"):
+            await call
+    async with writer:
+        pass
+    with pytest.raises(RuntimeError, match="entered once"):
+        await writer.__aenter__()
+
+
+async def test_what_waits_for_the_store_is_bounded(
+    layer: InMemoryChannelLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "RETRY_SECONDS", 0.01)
+    store = layer._streams
+    append, away = store.append, True
+
+    async def maybe_append(*args: Any) -> bool:
+        if away:
+            raise LayerUnavailable("away")
+        return await append(*args)
+
+    monkeypatch.setattr(store, "append", maybe_append)
+    stream = Stream(store, "a", StreamLimits(), wait=0.05)
+    count = 0
+    async with stream.writer() as out:
+        with pytest.raises(LayerUnavailable):
+            while count < 1000:
+                await out.append(b"x" * 5000)
+                count += 1
+        assert 40 < count < 80
+        with pytest.raises(LayerUnavailable, match="could not be stored in time"):
+            await out.flush()
+        away = False
+        await out.append(b"y")
+        await out.flush()
+    assert len(items(await stream.page())) == count + 1
+
+
+async def test_a_lost_broadcast_is_repeated(layer: InMemoryChannelLayer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "RETRY_SECONDS", 0.01)
+    store = layer._streams
+    tell, lost = store.tell, 0
+
+    async def lose_some(broadcast: Any) -> None:
+        nonlocal lost
+        if broadcast.items and not lost:
+            lost += 1
+            raise LayerUnavailable("away")
+        await tell(broadcast)
+
+    monkeypatch.setattr(store, "tell", lose_some)
+    stream = layer.stream("a")
+    seen: list[Any] = []
+
+    async def read() -> None:
+        async for _, item in stream.read():
+            seen.append(item)
+
+    async with stream.writer() as out:
+        reader = asyncio.create_task(read())
+        await asyncio.sleep(0.01)
+        await out.append(1)
+        await until(lambda: seen == [1])
+        assert lost == 1
+    await asyncio.wait_for(reader, 5)
+
+
+async def test_a_reader_of_a_stream_that_is_lost_for_good_is_reset(
+    layer: InMemoryChannelLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ABSENT_SECONDS > 1
+    monkeypatch.setattr(stream_module, "ABSENT_SECONDS", 0.05)
+    with pytest.raises(StreamReset, match="is not there any more: read on after '0'"):
+        _ = [entry async for entry in layer.stream("a").read("1700000000000-7")]
+
+
+async def test_names_of_streams_are_checked(layer: InMemoryChannelLayer) -> None:
+    for name in ("", "a b", "a:b", "a!b", "x" * 101, 7):
+        with pytest.raises(TypeError, match="stream names are"):
+            layer.stream(name)  # type: ignore[arg-type]
