@@ -144,6 +144,23 @@ def require_delay(delay: object) -> float:
     raise ValueError(f"a delay is a number of seconds from 0 to {LONGEST_SECONDS}, not {delay!r}")
 
 
+_CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(?: *;[ -~]*)?\Z", re.ASCII)
+LONGEST_CONTENT_TYPE = 200  # characters
+
+
+def is_content_type(value: object) -> bool:
+    """Return whether a value is a content type, RFC 9110 section 8.3.1, such as `text/plain; charset=utf-8`."""
+    short = isinstance(value, str) and len(value) <= LONGEST_CONTENT_TYPE
+    return short and _CONTENT_TYPE.match(str(value)) is not None
+
+
+def require_content_type(value: str) -> str:
+    """Return the content type of a stream, or "" for none. Raises ValueError for what is neither."""
+    if value == "" or is_content_type(value):
+        return value
+    raise ValueError(f"the content type of a stream is one such as text/plain, not {value!r:.100}")
+
+
 def require_kept(seconds: object) -> float:
     """Return for how long a stream is kept, as a float. Raises ValueError if it is not above 0 and up to ten years."""
     if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds <= LONGEST_SECONDS:

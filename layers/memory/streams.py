@@ -60,6 +60,7 @@ class _Stored:
         self.state = StreamState.OPEN
         self.error = ""
         self.cancelled = False
+        self.content_type = ""
         self.fails_at = 0.0  # while it is open: when it fails unless its writer gives a sign of life
         self.expires_at = 0.0
 
@@ -118,6 +119,7 @@ class MemoryStreams:
                 stream.cancelled = cancelled
             stream.term += 1
             stream.writer = writer.channel
+            stream.content_type = writer.content_type or stream.content_type
             writer.epoch, writer.term = stream.epoch, stream.term
             self._keep_open(stream, writer)
             page = self._page(stream, BEGINNING, 0)
@@ -223,7 +225,7 @@ class MemoryStreams:
         if stream is None or stream.epoch < writer.epoch:
             stream = self._streams[name] = _Stored(writer.epoch)
             stream.first, stream.last = last + 1, last
-            stream.writer, stream.term = writer.channel, writer.term
+            stream.writer, stream.term, stream.content_type = writer.channel, writer.term, writer.content_type
         elif stream.state is StreamState.ABSENT:
             raise WriterFenced(name, DELETED)
         elif stream.writer != writer.channel:
@@ -262,6 +264,7 @@ class MemoryStreams:
             items[-1][0] if items else after,
             max(0.0, stream.fails_at - self._clock()) if is_open else None,
             stream.bytes,
+            stream.content_type,
         )
 
     def _new_epoch(self) -> int:

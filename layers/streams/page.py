@@ -64,6 +64,8 @@ class Page:
     then, if there was no broadcast meanwhile. None if it does not fail so."""
     bytes: int = 0
     """The size of the entries that are kept, packed."""
+    content_type: str = ""
+    """The content type that the writer has given; empty if it has given none."""
 
     @property
     def begin(self) -> Offset:

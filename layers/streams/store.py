@@ -37,6 +37,8 @@ class WriterIdentity:
     grace: float = 0.0
     """Seconds for which the stream stays open if the writer dies or fails, because its work is likely to be begun
     again. 0 if it is not."""
+    content_type: str = ""
+    """The content type for HTTP clients; empty if the app has given none."""
     epoch: int = 0
     """The epoch of the stream. `StreamStore.begin` sets it."""
     term: int = 0

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from asgibus.layers.errors import LayerUnavailable, StreamError, StreamReset
 from asgibus.layers.names import require_stream
-from asgibus.layers.settings import StreamLimits, require_kept
+from asgibus.layers.settings import StreamLimits, require_content_type, require_kept
 from asgibus.layers.streams.offsets import BEGINNING, Offset, parse_offset
 from asgibus.layers.streams.page import ABSENT_SECONDS, Broadcast, Page, StreamState, parse_broadcast
 from asgibus.layers.streams.store import StreamStore
@@ -52,7 +52,7 @@ class Stream:
         """Return whether another stream is one of the same layer."""
         return self._store is other._store
 
-    def writer(self, ttl: float | None = None, restart: bool = False) -> StreamWriter:
+    def writer(self, ttl: float | None = None, restart: bool = False, *, content_type: str = "") -> StreamWriter:
         """Return a writer: `async with stream.writer() as out`.
 
         A stream that is over is begun anew, with a new epoch. An open one is continued; its writer is fenced.
@@ -60,12 +60,15 @@ class Stream:
         Args:
             ttl: Seconds for which the stream is kept after its end, instead of those of the limits.
             restart: Whether an open stream is begun anew, too. Readers get StreamReset.
+            content_type: The type of the entries for clients that read them over HTTP: see docs/durable-streams.md. By
+                default they are values of JSON.
 
         Raises:
-            ValueError: The time is not valid.
+            ValueError: The time, or the content type, is not valid.
         """
         limits = self.limits if ttl is None else replace(self.limits, kept=require_kept(ttl))
-        return StreamWriter(self._store, self.name, limits, restart, self._wait)
+        content_type = require_content_type(content_type)
+        return StreamWriter(self._store, self.name, limits, restart, self._wait, content_type)
 
     async def read(self, after: str | Offset | None = None) -> AsyncGenerator[tuple[str, Any], None]:
         """Yield the entries behind an offset, those that are kept and then those that are appended, until the end.

@@ -40,7 +40,15 @@ class StreamWriter:
     stays open for the writer of the next delivery instead.
     """
 
-    def __init__(self, store: StreamStore, name: str, limits: StreamLimits, restart: bool, wait: float) -> None:
+    def __init__(
+        self,
+        store: StreamStore,
+        name: str,
+        limits: StreamLimits,
+        restart: bool,
+        wait: float,
+        content_type: str = "",
+    ) -> None:
         """Prepare to write; entering the context begins.
 
         Args:
@@ -49,10 +57,11 @@ class StreamWriter:
             limits: What the stream keeps.
             restart: Whether an open stream is begun anew.
             wait: Seconds that a call waits for a store that is away.
+            content_type: The content type for HTTP clients; empty for that of the writer before.
         """
         self._store = store
         self._name = name
-        self._identity = WriterIdentity("", limits, self._renew_soon)
+        self._identity = WriterIdentity("", limits, self._renew_soon, content_type=content_type)
         self._restart = restart
         self._wait = wait
         self._stored = 0  # the number of the newest stored entry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from asgibus.layers.contract import ChannelLayer
@@ -324,6 +324,25 @@ async def check_a_writer_goes_on_when_all_is_lost(make_layer: LayerFactory) -> N
         expect_equal(len(await _read(stream, offsets[2])), 1, "entries after the loss")
 
 
+async def check_the_content_type_is_kept(make_layer: LayerFactory) -> None:
+    """Check that it is that of the writer, also after a loss, and that the next writer may leave it out."""
+    async with fresh_layer(make_layer) as layer:
+        stream = layer.stream("typed")
+        with suppress(WriterFenced):
+            async with stream.writer(content_type="text/plain") as out:
+                await out.append("a")
+                await out.flush()
+                expect_equal((await stream.info()).content_type, "text/plain", "the content type")
+                await layer.flush()
+                await out.append("b")
+                await out.flush()
+                expect_equal((await stream.info()).content_type, "text/plain", "the content type after a loss")
+                async with stream.writer():
+                    expect_equal((await stream.info()).content_type, "text/plain", "that with another writer")
+        async with stream.writer():
+            expect_equal((await stream.info()).content_type, "", "the content type of a stream that is begun anew")
+
+
 @by_the_clock
 async def check_an_ended_stream_expires(make_layer: LayerFactory, second: float) -> None:
     """Check that it is kept for its time, and no longer."""
@@ -350,6 +369,7 @@ CHECKS = (
     check_an_entry_has_a_limit,
     check_a_deleted_stream_is_gone,
     check_a_writer_goes_on_when_all_is_lost,
+    check_the_content_type_is_kept,
     check_an_ended_stream_expires,
 )
 SHARED_CHECKS = (

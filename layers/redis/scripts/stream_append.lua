@@ -9,24 +9,25 @@
 -- ARGV[4]  after how long without a sign of life the stream fails
 -- ARGV[5]  for how long the stream stays open if the writer dies
 -- ARGV[6]  for how long the stream is kept after its end; these three times are in ms
--- ARGV[7]  number in front of the first entry of the batch
--- ARGV[8]  number of the last entry of the batch
--- ARGV[9]  how many entries are kept
--- ARGV[10] how many bytes are kept
--- ARGV[11] the batch. Without it, there are no further arguments behind ARGV[8]
+-- ARGV[7]  content type of the stream
+-- ARGV[8]  number in front of the first entry of the batch
+-- ARGV[9]  number of the last entry of the batch
+-- ARGV[10] how many entries are kept
+-- ARGV[11] how many bytes are kept
+-- ARGV[12] the batch. Without it, there are no further arguments behind ARGV[9]
 -- Returns  {0, or why the writer may not write as in stream_written.lua; 1 if somebody has asked it to stop}
 
 -- include now.lua
 -- include stream_state.lua
 -- include stream_written.lua
-local refused = refusal(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[7]))
+local refused = refusal(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[8]), ARGV[7])
 if refused > 0 then return {refused, '0'} end
-local last = tonumber(ARGV[8])
-if ARGV[11] and tonumber(stream.last) < last then -- the batch is stored already if the connection broke
-  redis.call('XADD', KEYS[2], ARGV[2] .. '-' .. ARGV[8], 'b', ARGV[11])
-  local first, bytes, limit = tonumber(stream.first), stream.bytes + #ARGV[11], tonumber(ARGV[10])
-  if last - first >= tonumber(ARGV[9]) or bytes > limit then
-    first = math.max(first, last - ARGV[9] + 1)
+local last = tonumber(ARGV[9])
+if ARGV[12] and tonumber(stream.last) < last then -- the batch is stored already if the connection broke
+  redis.call('XADD', KEYS[2], ARGV[2] .. '-' .. ARGV[9], 'b', ARGV[12])
+  local first, bytes, limit = tonumber(stream.first), stream.bytes + #ARGV[12], tonumber(ARGV[11])
+  if last - first >= tonumber(ARGV[10]) or bytes > limit then
+    first = math.max(first, last - ARGV[10] + 1)
     while true do
       local oldest = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
       local ends = tonumber(string.match(oldest[1], '%-(%d+)$'))

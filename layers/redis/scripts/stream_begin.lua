@@ -12,14 +12,16 @@
 --          `error`: why it has failed, or will fail;
 --          `cancelled`: 1 if somebody has asked the writer to stop;
 --          `fails`: when an open stream fails, unless its writer gives a sign of life;
---          `grace`: for how long it stays open if its writer dies; and
---          `kept`: for how long it is kept after its end; these three times are in ms
+--          `grace`: for how long it stays open if its writer dies;
+--          `kept`: for how long it is kept after its end; these three times are in ms; and
+--          `type`: its content type for HTTP clients, if the writer has given one
 -- KEYS[2]  stream of the batches. The id of one is its epoch and the number of its last entry
 -- ARGV[1]  channel of the writer
 -- ARGV[2]  1 to begin an open stream anew, too
 -- ARGV[3]  after how long without a sign of life the stream fails
 -- ARGV[4]  for how long the stream stays open if the writer dies
 -- ARGV[5]  for how long the stream is kept after its end; these three times are in ms
+-- ARGV[6]  content type; empty for that of the last writer
 -- Returns  {channel of the writer that is fenced, or an empty text; epoch; term; first; last; 1 if cancelled}
 
 -- include now.lua
@@ -36,6 +38,7 @@ if not (is_open() and stream.writer == ARGV[1]) then -- it is, if the connection
     stream = {epoch = epoch, term = '0', first = '1', last = '0', bytes = '0', cancelled = cancelled}
   end
   stream.term = text(stream.term + 1)
+  if ARGV[6] ~= '' then stream.type = ARGV[6] end
   stream.writer, stream.ended, stream.state, stream.error = ARGV[1], '', 'open', ''
   stream.fails, stream.grace, stream.kept = text(now + ARGV[3]), ARGV[4], ARGV[5]
   save(tonumber(ARGV[5]))

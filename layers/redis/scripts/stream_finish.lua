@@ -12,6 +12,7 @@
 -- ARGV[6]  the state: ended or failed
 -- ARGV[7]  why it has failed
 -- ARGV[8]  for how long it stays open, as it is likely to be begun again, in ms; then it fails
+-- ARGV[9]  content type of the stream
 -- Returns  0, or why the writer may not write as in stream_written.lua
 
 -- include now.lua
@@ -19,7 +20,7 @@ redis.call('PEXPIRE', KEYS[1], ARGV[5])
 -- include stream_state.lua
 -- include stream_written.lua
 if stream.epoch == ARGV[2] and stream.ended == ARGV[1] then return 0 end -- this was written again
-local refused = refusal(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]))
+local refused = refusal(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[9])
 if refused > 0 then return refused end
 stream.writer, stream.ended, stream.error, stream.kept = '', ARGV[1], ARGV[7], ARGV[5]
 stream.fails = text(now + ARGV[8])

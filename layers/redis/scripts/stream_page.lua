@@ -7,7 +7,8 @@
 -- ARGV[3]  for how many entries batches are returned; 0 for none
 -- ARGV[4]  after how many bytes no further ones are
 -- Returns  {} without a stream, or {epoch; first; last; bytes; state; error; 1 if cancelled; ms until an open stream
---          fails; 1 if entries behind the offset are gone; number behind which the batches are; {id, batch, …}}
+--          fails; 1 if entries behind the offset are gone; number behind which the batches are; content type; {id, batch,
+--          …}}
 
 -- include now.lua
 -- include stream_state.lua
@@ -34,5 +35,5 @@ while count < limit and bytes < tonumber(ARGV[4]) do
 end
 return {
   stream.epoch, stream.first, stream.last, stream.bytes, state, stream.error or '', stream.cancelled, left,
-  reset and 1 or 0, text(after), batches
+  reset and 1 or 0, text(after), stream.type or '', batches
 }

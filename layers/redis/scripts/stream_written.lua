@@ -2,7 +2,7 @@
 -- the stream is not open any more, 3 if it was deleted. A stream that the store has lost begins again in the epoch of
 -- the writer, without the entries up to number `before`.
 
-local function refusal(channel, epoch, term, before)
+local function refusal(channel, epoch, term, before, content_type)
   local found = tonumber(stream.epoch or 0)
   if found > epoch then return 1 end
   if found == epoch then
@@ -13,7 +13,7 @@ local function refusal(channel, epoch, term, before)
     redis.call('UNLINK', KEYS[1], KEYS[2])
     stream = {
       epoch = text(epoch), term = text(term), writer = channel, first = text(before + 1), last = text(before),
-      bytes = '0', cancelled = '0'
+      bytes = '0', cancelled = '0', type = content_type
     }
   end
   stream.state, stream.error = 'open', ''

@@ -141,7 +141,9 @@ class RedisStreams:
         times = _ms(WRITER_SECONDS), _ms(writer.grace), _ms(writer.limits.kept)
         store = await self._stores.client_of(name, self._layer.send_until())
         self._list(store, name, writer)
-        reply = await self._call(store, scripts.STREAM_BEGIN, name, writer.channel, int(restart), *times)
+        reply = await self._call(
+            store, scripts.STREAM_BEGIN, name, writer.channel, int(restart), *times, writer.content_type
+        )
         fenced, epoch, term, first, last, cancelled = reply
         writer.epoch, writer.term = int(epoch), int(term)
         offsets = Offset(writer.epoch, int(first)), Offset(writer.epoch, int(last))
@@ -160,7 +162,14 @@ class RedisStreams:
         limits = writer.limits
         times = _ms(WRITER_SECONDS), _ms(writer.grace), _ms(limits.kept)
         store = await self._stores.client_of(name, self._layer.send_until())
-        arguments: tuple[str | bytes | int, ...] = writer.channel, writer.epoch, writer.term, *times, before
+        arguments: tuple[str | bytes | int, ...] = (
+            writer.channel,
+            writer.epoch,
+            writer.term,
+            *times,
+            writer.content_type,
+            before,
+        )
         if batch is None:
             self._list(store, name, writer)
             arguments = *arguments, before
@@ -183,7 +192,16 @@ class RedisStreams:
         identity = writer.channel, writer.epoch, writer.term
         store = await self._stores.client_of(name, self._layer.send_until())
         refused = await self._call(
-            store, scripts.STREAM_FINISH, name, *identity, last, _ms(writer.limits.kept), state, error, _ms(grace)
+            store,
+            scripts.STREAM_FINISH,
+            name,
+            *identity,
+            last,
+            _ms(writer.limits.kept),
+            state,
+            error,
+            _ms(grace),
+            writer.content_type,
         )
         if refused:
             raise WriterFenced(name, REFUSALS[refused])
@@ -240,7 +258,7 @@ class RedisStreams:
         reply = await self._call(store, scripts.STREAM_PAGE, name, *after, max(0, limit), PAGE_BYTES)
         if not reply:
             return Page([], BEGINNING, BEGINNING, StreamState.ABSENT, next=after)
-        *numbers, state, error, cancelled, left, reset, begin, batches = reply
+        *numbers, state, error, cancelled, left, reset, begin, content_type, batches = reply
         epoch, first, last, size = map(int, numbers)
         offsets = Offset(epoch, first), Offset(epoch, last)
         if state == b"deleted":
@@ -263,6 +281,7 @@ class RedisStreams:
             Offset(epoch, number),
             left / 1000 if is_open else None,
             size,
+            content_type.decode(errors="replace"),
         )
 
     def _read(
