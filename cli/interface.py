@@ -127,6 +127,14 @@ def _check(settings: InterfaceSettings, process: ProcessSettings, control: Contr
         raise click.UsageError("--ssl-ca-certs needs --ssl-certfile: without a certificate there is no TLS")
     if settings.ssl_cert_reqs in ("optional", "required") and settings.ssl_ca_certs is None:
         raise click.UsageError("--ssl-cert-reqs needs --ssl-ca-certs, the authorities that sign them")
+    if settings.streams is None and (settings.streams_keys or settings.streams_unsigned):
+        raise click.UsageError("--streams-key and --streams-unsigned need --streams, the path of the streams")
+    if settings.streams is not None and bool(settings.streams_keys) is settings.streams_unsigned:
+        raise click.UsageError(
+            "--streams-key and --streams-unsigned exclude each other"
+            if settings.streams_unsigned
+            else "--streams needs --streams-key, which signs names; --streams-unsigned is for development"
+        )
     check_processes(process, settings.layer)
     if resume and app is not None and in_memory:
         raise click.UsageError("--resume is for workers on Redis: with memory:// the sockets end with this process")

@@ -20,6 +20,7 @@ from asgibus.interface_server.departure import Departure
 from asgibus.interface_server.http.protocol import HttpProtocol
 from asgibus.interface_server.http.request import Peer, Request
 from asgibus.interface_server.http.response import ResponseWriter, StandardHeaders
+from asgibus.interface_server.http.streams import StreamEndpoint
 from asgibus.interface_server.move import MovableListener, MoveChannel, MoveError, without_garbage_collection
 from asgibus.interface_server.open_sockets import OpenSockets
 from asgibus.interface_server.proxy_headers import TrustedProxies
@@ -72,6 +73,8 @@ class Server:
         self.standard_headers = StandardHeaders(server=settings.server_header, date=settings.date_header)
         self.now = 0.0
         """The event loop's time at the last tick, without the time for which this process was paused."""
+        self.streams: StreamEndpoint | None = None
+        """The streams that HTTP clients may read."""
         self._listeners = listeners
         self._layer = layer
         self._proxies = TrustedProxies(settings.forwarded_allow_ips) if settings.proxy_headers else None
@@ -102,6 +105,8 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self._tls.load()
         self.connections = ConnectionRegistry(self.settings)
+        if self.settings.streams is not None:
+            self.streams = StreamEndpoint(self.settings, self._layer, self.connections, self._tasks, self.loop)
         self.scheduler = ReadScheduler(self.loop, self.connections.counts)
         self._sockets = OpenSockets(self.settings.max_connections, self.connections.log)
         self.now = self.connections.now = self.loop.time()
@@ -287,6 +292,7 @@ class Server:
             "followers": len(followers),
             "followed streams": followers.streams,
             **self.connections.users.gauges(),
+            "stream reads": 0 if self.streams is None else len(self.streams.readers),
         }
 
     async def channels(self) -> dict[str, Statistics]:

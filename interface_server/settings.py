@@ -11,6 +11,7 @@ from asgibus.interface_server.proxy_headers import TrustedProxies
 from asgibus.protocol.channels import require_pool
 from asgibus.protocol.settings import DEFAULT_LAYER, Heading, Kind, ServerSettings, not_empty, setting
 from asgibus.protocol.stream import WINDOW
+from asgibus.protocol.stream_names import require_key
 
 UserLimit = Literal["oldest", "newest"]
 SlowClient = Literal["close", "skip"]
@@ -46,6 +47,20 @@ def _root_path(value: str) -> str:
     if path and not path.startswith("/"):
         raise ValueError(f"{value!r} does not begin with a slash: write it as /{path}")
     return path
+
+
+def _streams_path(value: str | None) -> str | None:
+    """Return the path without a slash at its end."""
+    path = None if value is None else value.rstrip("/")
+    if path is not None and not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)+", path):
+        raise ValueError(f"{value!r} is not a path such as /streams")
+    return path
+
+
+def _streams_keys(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        require_key(value)
+    return values
 
 
 def _proxies(value: str) -> str:
@@ -116,6 +131,29 @@ class InterfaceSettings(ServerSettings):
         "key is for paths that begin so. The first key that is found counts. Repeatable.",
         metavar="[PREFIX=]KEY",
         parse=_affinity,
+    )
+    streams: str | None = setting(
+        None,
+        Heading.STREAMS,
+        "Let HTTP clients read streams at PATH/NAME, with the Durable Streams protocol.",
+        metavar="PATH",
+        shown_default="none",
+        parse=_streams_path,
+    )
+    streams_keys: tuple[str, ...] = setting(
+        (),
+        Heading.STREAMS,
+        "Check the signatures of --streams with this key; @FILE reads a key from each line. Repeatable: a signature of "
+        "any of them is valid.",
+        kind=Kind.SECRET,
+        parse=_streams_keys,
+    )
+    streams_unsigned: bool = setting(
+        False, Heading.STREAMS, "Let anybody read every stream, without a signature. For development."
+    )
+    # Shorter than the time after which proxies give up, which is often 30 s.
+    streams_poll_timeout: float = setting(
+        20.0, Heading.STREAMS, "How long a long poll waits for something new, in seconds."
     )
     affinity_expiry: float = setting(
         3600.0, Heading.TIMES, "How long a key of --affinity stays with its worker without a connection."

@@ -32,6 +32,7 @@ class Heading(Enum):
     TIMES = "Time limits (seconds)"
     SIZES = "Size limits"
     GROUPS = "Groups"
+    STREAMS = "Streams"
     PROCESSES = "Processes"
     DEVELOPMENT = "Development"
 

@@ -12,10 +12,10 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from asgibus.interface_server.callback_tasks import CallbackTasks
-from asgibus.interface_server.terminator import FAULT, abort_faulty
+from asgibus.interface_server.terminator import FAULT, Abortable, abort_faulty
 from asgibus.layers.contract import Bus, Message
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.names import stream_group
@@ -24,10 +24,7 @@ from asgibus.layers.streams.page import ABSENT_SECONDS, Page, StreamState, parse
 from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.events import Event
 from asgibus.protocol.followers import Delivery, FollowedStream, Follower, FollowEvent, FollowState
-from asgibus.protocol.stream_frames import KEEP_ALIVE, StreamFrames, read_template
-
-if TYPE_CHECKING:
-    from asgibus.interface_server.terminator import SharedWriter
+from asgibus.protocol.stream_frames import KEEP_ALIVE, read_template
 
 logger = logging.getLogger("asgibus.interface")
 
@@ -41,14 +38,24 @@ ReadPage = Callable[[str, Offset, int], Awaitable[Page]]
 """Reads a page: the stream, the offset behind which it begins, and the largest number of entries."""
 
 
+class Output(Abortable, Protocol):
+    """The terminator of a connection, as the streams that it follows see it: see `SharedWriter`."""
+
+    @property
+    def write_paused(self) -> bool:
+        """Whether the socket has no room."""
+
+    def write_shared(self, events: Sequence[Event], shared: dict[str, Any]) -> None:
+        """Write events that other connections get too."""
+
+
 class Reader(Protocol):
     """A connection, as the streams that it follows see it."""
 
-    number: int
     follows: dict[str, Following] | None
 
     @property
-    def shared_writer(self) -> SharedWriter:
+    def shared_writer(self) -> Output:
         """The terminator, which writes what other connections get too."""
 
     def group_done(self, group: str, error: str | None) -> None:
@@ -56,6 +63,17 @@ class Reader(Protocol):
 
     def end_detached(self) -> None:
         """End a response that no run of the app sends any more, because its stream is over."""
+
+
+class Frames(Protocol):
+    """Turns entries of a stream into events. Followers that have the same object get the same events."""
+
+    @property
+    def packed(self) -> bytes:
+        """The template of the app."""
+
+    def events(self, stream: str, delivery: Delivery[Any], bad: list[str]) -> Sequence[Event]:
+        """Return the events of a delivery. See `StreamFrames`."""
 
 
 class Following(Follower):
@@ -70,7 +88,7 @@ class Following(Follower):
 
     __slots__ = ("detached", "frames", "reader")
 
-    def __init__(self, reader: Reader, frames: StreamFrames, after: Offset, *, detached: bool) -> None:
+    def __init__(self, reader: Reader, frames: Frames, after: Offset, *, detached: bool) -> None:
         super().__init__(after)
         self.reader = reader
         self.frames = frames
@@ -176,6 +194,15 @@ class Followers:
             reader.group_done(stream_group(name), None)
         else:
             stream.unanswered.append(reader)
+        self._go_on(stream)
+
+    def add(self, name: str, follower: Following) -> None:
+        """Add one that follows a stream without an app, and no other stream."""
+        follower.reader.follows = {name: follower}
+        stream = self._stream(name)
+        stream.add(follower)
+        if follower.reader.shared_writer.write_paused:
+            stream.hold(follower)
         self._go_on(stream)
 
     def unfollow(self, reader: Reader, name: str) -> None:
@@ -330,7 +357,7 @@ class Followers:
         if delivery is None:
             return
         stream.written_at = self._now
-        encoded: dict[StreamFrames, tuple[Sequence[Event], dict[str, Any]]] = {}
+        encoded: dict[Frames, tuple[Sequence[Event], dict[str, Any]]] = {}
         for follower in delivery.followers:
             frames = follower.frames
             pair = encoded.get(frames)
@@ -351,7 +378,7 @@ class Followers:
         if delivery.over is not None:
             self._leave_if_empty(stream)
 
-    def _encode(self, stream: _Stream, frames: StreamFrames, delivery: Delivery[Following]) -> Sequence[Event]:
+    def _encode(self, stream: _Stream, frames: Frames, delivery: Delivery[Following]) -> Sequence[Event]:
         bad: list[str] = []
         events = frames.events(stream.name, delivery, bad)
         for error in bad:

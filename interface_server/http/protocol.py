@@ -62,6 +62,7 @@ from asgibus.protocol.stream import PART
 
 if TYPE_CHECKING:
     from asgibus.interface_server.connections.connection import Connection
+    from asgibus.interface_server.http.streams import StreamEndpoint, StreamReader
 
 access = logging.getLogger("asgibus.access")
 
@@ -85,6 +86,8 @@ class HttpServer(ServerContext, Protocol):
     """Everything that an `HttpProtocol` needs of the server."""
 
     standard_headers: StandardHeaders
+    streams: StreamEndpoint | None
+    """The streams that HTTP clients may read."""
 
     def peer_of(self, transport: asyncio.Transport, origin: Origin | None, /) -> Peer:
         """Return the two ends of a socket, as a scope has them."""
@@ -112,6 +115,7 @@ class HttpProtocol(asyncio.Protocol):
         "_origin",
         "_parser",
         "_queue",
+        "_reader",
         "_rejected",
         "_request",
         "_scheduler",
@@ -147,6 +151,7 @@ class HttpProtocol(asyncio.Protocol):
         self._guard = SlowClientGuard()
         self._request: Request | None = None  # the one that is being answered
         self._connection: Connection | None = None  # of that request
+        self._reader: StreamReader | None = None  # of that request, if it is one for a stream
         self._queue: deque[Request] | None = None  # requests whose head is parsed and whose turn has not come
         self._started = 0.0  # when the last request began; 0.0 before the first one
         self._window_shut = False  # whether the app has more of the body than it has consumed
@@ -211,6 +216,9 @@ class HttpProtocol(asyncio.Protocol):
         self._change(CLIENT_EOF)
         request, connection = self._request, self._connection
         half_close = self._server.settings.ssl_certfile is None  # TLS has no half-closed connections
+        if self._reader is not None:
+            self._reader.stop_waiting()  # the client may have closed the connection; writing shows that
+            return half_close
         if request is None or connection is None:
             return half_close and bool(self._queue or self.input.unread)
         if request.complete:
@@ -238,6 +246,8 @@ class HttpProtocol(asyncio.Protocol):
         self.write_paused = False
         if self._connection is not None:
             self._connection.acknowledge()
+        elif self._reader is not None:
+            self._reader.resume()
         else:
             self._go_on()
 
@@ -318,7 +328,7 @@ class HttpProtocol(asyncio.Protocol):
         if self._request is None and self._queue and not self.write_paused:
             self._request = self._queue.popleft()
             self._queue = self._queue or None
-        if self._request is not None and self._connection is None:
+        if self._request is not None and self._connection is None and self._reader is None:
             self._begin(self._request)
 
     def _go_on(self) -> None:
@@ -338,6 +348,8 @@ class HttpProtocol(asyncio.Protocol):
             self._transport.close()
         elif request.kind == WEBSOCKET:
             self._upgrade(request)
+        elif server.streams is not None and (reader := server.streams.open(request, self)) is not None:
+            self._reader = reader
         elif request.complete and request.held <= PART:
             request.forwarded = True
             self._connection = server.connections.open(request, self, ((REQUEST_END, request.take_body()),))
@@ -563,6 +575,8 @@ class HttpProtocol(asyncio.Protocol):
             and self._guard.body_too_slow(now, self._parser.body_bytes, settings.min_body_rate)
         ):
             self._end_exchange(ErrorResponse(408, "The request body came too slowly."))
+        elif self._reader is not None:
+            self._reader.tick(now)
         elif settings.http_timeout is not None and now - self._started > settings.http_timeout:
             self._end_exchange(ErrorResponse(503, "The app did not answer in time."))
 
@@ -580,8 +594,8 @@ class HttpProtocol(asyncio.Protocol):
 
     @property
     def is_event_stream(self) -> bool:
-        """Whether the response is an event stream that outlives its runs."""
-        return self._connection is not None and self._connection.events is not None
+        """Whether the response is an event stream that outlives its runs, or a live read of a stream."""
+        return self._reader is not None or (self._connection is not None and self._connection.events is not None)
 
     def shut_down(self) -> None:
         """See `Holder`."""
@@ -589,7 +603,9 @@ class HttpProtocol(asyncio.Protocol):
         incoming = self._parser.request
         if self._request is not None:
             self._writer.close_after()
-            if self._connection is not None and self.is_event_stream:
+            if self._reader is not None:
+                self._reader.stop_waiting()
+            elif self._connection is not None and self.is_event_stream:
                 self._connection.fail(SERVER_STOPS)  # it would last until the server aborts it
         elif self._started == 0.0:  # the socket was accepted just now, and its first request is on the way
             self.deadline = min(self.deadline, self._server.now + FIRST_REQUEST_SECONDS)
@@ -608,7 +624,8 @@ class HttpProtocol(asyncio.Protocol):
     @property
     def may_move(self) -> bool:
         """See `Movable`."""
-        return self._state in (OPEN, HALF_CLOSED) and self._parser.may_move and self.input.at_rest
+        at_rest = self.input.at_rest and (self._reader is None or self._reader.may_move)
+        return self._state in (OPEN, HALF_CLOSED) and self._parser.may_move and at_rest
 
     def export(self) -> dict[str, Any]:
         """See `Movable`."""
@@ -633,6 +650,7 @@ class HttpProtocol(asyncio.Protocol):
             "left": self.deadline - now,
             "window_shut": self._window_shut,
             "connection": None if connection is None else self._server.connections.export_connection(connection),
+            "reader": None if self._reader is None else self._reader.export(),
         }
 
     def restore(self, transport: asyncio.Transport, state: Mapping[str, Any]) -> None:
@@ -667,13 +685,20 @@ class HttpProtocol(asyncio.Protocol):
                 stream = EventStreamTerminator(self, connection, headers, server.connections.log)
                 stream.events.restore(state["connection"]["events"])
                 connection.terminator, connection.events = stream, stream.events
+        if (reader := state.get("reader")) is not None:
+            if server.streams is not None:
+                self._reader = server.streams.restore(reader, self)
+            else:  # the option --streams was left out of this process
+                transport.abort()
         transport.set_protocol(self)
         server.register(self)
 
     def moved(self) -> None:
         """See `Movable`."""
         self._change(CLOSE)
-        self._request = self._connection = self._queue = None
+        if self._reader is not None:
+            self._reader.close()
+        self._request = self._connection = self._queue = self._reader = None
         self._server.forget(self)
         self._transport.abort()
 
@@ -703,6 +728,13 @@ class HttpProtocol(asyncio.Protocol):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.client_gone()
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def reader_done(self) -> None:
+        """Forget the reader of the request. Its last event follows. See `StreamTerminator`."""
+        self._reader = None
 
     def _end_exchange(self, error: ErrorResponse) -> None:
         """End the current request because it exceeds a limit, and answer with an error if that is still possible."""

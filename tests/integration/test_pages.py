@@ -40,6 +40,7 @@ REDIS = "redis://127.0.0.1:6379"
 
 PROGRAMS = {
     "background.md": ["main.py", "send.py"],
+    "durable-streams.md": ["main.py"],
     "event-streams.md": ["main.py"],
     "frameworks/asgi2.md": ["myproject/main.py"],
     "frameworks/channels.md": ["myproject/asgi.py", "myproject/consumers.py"],
@@ -277,6 +278,19 @@ def test_the_stream_that_is_kept_and_followed(paste: Paste, start_interface: Sta
         messages = [json.loads(client.recv(timeout=HANG)) for _ in range(2)]
     assert messages[0] == {"stream": "one", "offset": ids[-1], "data": "word"}
     assert messages[1] == {"stream": "one", "offset": ids[-1], "end": True}
+
+
+def test_the_stream_over_http(paste: Paste, start_interface: Start) -> None:
+    env = {"ASGIBUS_STREAMS_KEY": "0123456789abcdef"}
+    options = ("--app-dir", paste("durable-streams.md"), "--streams", "/streams")
+    server = start_interface(*options, app="main:app", env=env)
+    url = httpx.post(f"{server.url}/answers", trust_env=False).json()["url"]
+    assert httpx.get(f"{server.url}{url}", trust_env=False).headers["stream-up-to-date"] == "true"
+    events = httpx.get(f"{server.url}{url}&offset=-1&live=sse", trust_env=False, timeout=HANG).text
+    assert '"streamClosed":true' in events
+    whole = httpx.get(f"{server.url}{url}", trust_env=False)
+    assert whole.text == "All of this was written once , and can be read by many . "
+    assert httpx.get(f"{server.url}{url.partition('&')[0]}", trust_env=False).status_code == 403
 
 
 def test_the_app_that_places_orders(paste: Paste, start_interface: Start) -> None:

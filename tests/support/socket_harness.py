@@ -101,6 +101,7 @@ class Socket:
         self.scheduler = ReadScheduler(cast(asyncio.AbstractEventLoop, self.loop), self.connections.counts)
         self.standard_headers = StandardHeaders(server=False, date=False)
         self.now = 100.0
+        self.streams = None
         self.tail = b""
         self._posted = 0
         http = HttpProtocol(cast(HttpServer, self))

@@ -50,6 +50,7 @@ PUBLIC = {
         "open_layer",
     },
     "asgibus.starlette": {"Bus", "GroupSocket", "StreamResponse"},
+    "asgibus.streams": {"sign"},
     "asgibus.testing": {"Bus", "VirtualWorker", "WebSocket"},
     "asgibus.testing.conformance": {
         "CHECKS",
