@@ -91,10 +91,10 @@ def processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def serve(processes: Processes, redis_url: str, pytestconfig: pytest.Config) -> Callable[..., Site]:
-    """Serve an app of this folder: `serve(app, *options, workers=2, affinity=(), env=None) -> Site`.
+    """Serve an app of this folder: `serve(app, *options, workers=2, affinity=(), interface=(), env=None) -> Site`.
 
-    On the bus, `workers` workers run the app, with `options`. `affinity` holds the keys of the interface server. The
-    app finds the Redis of the bus in REDIS_URL.
+    On the bus, `workers` workers run the app, with `options`. `affinity` holds the keys of the interface server, and
+    `interface` its other options. The app finds the Redis of the bus in REDIS_URL.
     """
     prefixes = (f"site-{number}" for number in itertools.count())
 
@@ -103,6 +103,7 @@ def serve(processes: Processes, redis_url: str, pytestconfig: pytest.Config) -> 
         *options: object,
         workers: int = 2,
         affinity: tuple[str, ...] = (),
+        interface: tuple[object, ...] = (),
         env: dict[str, Any] | None = None,
     ) -> Site:
         variables = {"PYTHONPATH": HERE, "REDIS_URL": redis_url, **(env or {})}
@@ -116,10 +117,11 @@ def serve(processes: Processes, redis_url: str, pytestconfig: pytest.Config) -> 
             processes.start_worker(app, *bus, *options, env=variables, ready=False, allow_traceback=True)
             for _ in range(workers)
         ]
-        interface = processes.start_interface(*bus, *(each for key in affinity for each in ("--affinity", key)))
+        keys = (each for key in affinity for each in ("--affinity", key))
+        server = processes.start_interface(*bus, *interface, *keys)
         for worker in running:
             worker.wait_for("worker ready: ")
-        return Site(interface, running)
+        return Site(server, running)
 
     return start
 
