@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -60,11 +60,12 @@ class Supervised:
 
     def pids(self) -> set[int]:
         """Return the pids of the running children."""
-        return {
-            child.pid
-            for child in psutil.Process().children()
-            if child.status() != psutil.STATUS_ZOMBIE and "stub_child" in " ".join(child.cmdline())
-        }
+        found = set()
+        for child in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                if child.status() != psutil.STATUS_ZOMBIE and "stub_child" in " ".join(child.cmdline()):
+                    found.add(child.pid)
+        return found
 
     def hang_up(self) -> None:
         """Ask for a rolling restart."""
