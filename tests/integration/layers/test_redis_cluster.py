@@ -96,10 +96,10 @@ async def test_tls(tmp_path: Path) -> None:
             layer = RedisChannelLayer(url)
             await check_layer(layer)
             await layer.close()
-        layer = RedisChannelLayer(cluster.url)
+        layer = RedisChannelLayer(cluster.url, wait=1)
         with pytest.raises(LayerUnavailable, match="certificate verify failed"):
             await layer.send("a", {})
-        layer = RedisChannelLayer(f"{cluster.url.replace('//', '//bus:wr0ng@')}?ssl_cert_reqs=none")
+        layer = RedisChannelLayer(f"{cluster.url.replace('//', '//bus:wr0ng@')}?ssl_cert_reqs=none", wait=1)
         with pytest.raises(LayerUnavailable, match="WRONGPASS") as refused:
             await layer.send("a", {})
         assert "wr0ng" not in str(refused.value)
