@@ -23,6 +23,8 @@ def test_the_worker_has_a_temporary_folder_and_redis_a_limit() -> None:
     assert worker["read_only"]
     assert [mount for mount in worker["tmpfs"] if mount.startswith("/tmp:size=")]
     assert "--maxmemory 512mb --maxmemory-policy noeviction" in services["redis"]["command"]
+    # Also for an app whose image starts a worker of its own, without options.
+    assert f":{worker['environment']['ASGIBUS_ADMIN_PORT']}/readyz" in worker["healthcheck"]["test"][-1]
     for name in ("interface", "worker"):
         assert float(services[name]["environment"]["ASGIBUS_WAIT_FOR_LAYER"]) > 0
 
