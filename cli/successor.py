@@ -15,6 +15,7 @@ import socket
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import anyio
 import click
@@ -29,7 +30,10 @@ from asgibus.interface_server.server import Server
 
 logger = logging.getLogger("asgibus.interface")
 
-FIRST_PROCESS = 1  # of a container, which ends with it
+FIRST_PROCESS = 1
+FIRST_PROCESS_NAME = Path("/proc/1/comm")
+# First processes of a container that start one command and end with it.
+SMALL_INITS = frozenset({"catatonit", "docker-init", "dumb-init", "podman-init", "tini", "tini-static"})
 END_SECONDS = 5.0  # for a process to end that is killed
 
 
@@ -50,6 +54,17 @@ def inherited_channel() -> MoveChannel | None:
         ) from None
     end.set_inheritable(False)
     return MoveChannel(end)
+
+
+def ends_a_container() -> bool:
+    """Return whether this process is the command of a container, which ends with it."""
+    parent = os.getppid()
+    if parent != FIRST_PROCESS:
+        return parent == 0  # the first process, or one that was started from outside: Kubernetes' shared namespaces
+    try:
+        return FIRST_PROCESS_NAME.read_text().strip() in SMALL_INITS
+    except OSError:  # no Linux
+        return False
 
 
 class Moves:
@@ -103,8 +118,8 @@ class Moves:
     def _find_obstacle(self) -> str | None:
         if self._control.is_supervised:
             return "send SIGUSR2 to the supervisor, which replaces its processes one after another"
-        if os.getpid() == FIRST_PROCESS:
-            return "it is the first process of its container, which would end with it; use --processes, or an init"
+        if ends_a_container():
+            return "its container would end with it; use --processes"
         return self._obstacle
 
     async def _move_to_new_process(self) -> bool:
