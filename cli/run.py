@@ -186,14 +186,13 @@ async def wait_for_layer(layer: ChannelLayer, seconds: float, lifecycle: Process
 
 async def _retry_layer(layer: ChannelLayer, seconds: float, lifecycle: ProcessLifecycle) -> None:
     start = anyio.current_time()
-    reported = ""
+    reported: set[str] = set()
 
     def report(reason: str) -> None:
-        nonlocal reported
-        if reason != reported:
-            reported = reason
+        lifecycle.report(f"waiting for the channel layer: {reason}")
+        if reason not in reported:  # two may alternate: Redis refuses a connection before or after the first command
+            reported.add(reason)
             logger.warning("waiting up to %g s for the channel layer: %s", seconds, reason)
-            lifecycle.report(f"waiting for the channel layer: {reason}")
 
     async def report_silence() -> None:
         await anyio.sleep(SILENCE_SECONDS)

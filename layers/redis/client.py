@@ -430,7 +430,7 @@ async def connect(address: Address, name: str) -> RedisConnection:
     except UnicodeError:
         reason = "it has no valid host name"
     except (RedisError, LayerUnavailable) as error:
-        reason = str(error)
+        reason = str(error).partition(". ")[0]  # that of the protected mode has six sentences more
     else:
         return connection
     finally:

@@ -1,6 +1,7 @@
 """`--wait-for-layer`: a process that is started before its Redis."""
 
 import signal
+import socket
 from collections.abc import Callable
 
 import httpx
@@ -84,6 +85,23 @@ def test_the_wait_shows_at_the_admin_port(start_worker: Start, start_redis: Star
     assert (answer.status_code, answer.text.partition(": ")[0]) == (503, "waiting for the channel layer")
     server.start()
     worker.wait_for("worker ready")
+
+
+def test_a_reason_is_logged_once_and_in_one_sentence(start_worker: Start) -> None:
+    """Redis in protected mode refuses a connection sometimes before and sometimes after the first command."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"redis://127.0.0.1:{server.getsockname()[1]}"
+        worker = start_worker(APP, "--layer", url, "--wait-for-layer", 60, ready=False)
+        for number in range(5):
+            client, _ = server.accept()
+            with client:
+                if number % 2:
+                    client.recv(1000)
+                client.sendall(b"-DENIED Redis is running in protected mode. In this mode it serves nobody.\r\n")
+        worker.kill()
+    lines = [line for line in worker.log().splitlines() if "waiting up to" in line]
+    assert 1 <= len(lines) <= 2
+    assert all(line.endswith("DENIED Redis is running in protected mode") for line in lines)
 
 
 def test_no_wait_without_the_option(start_worker: Start, start_redis: StartRedis) -> None:
