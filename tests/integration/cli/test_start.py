@@ -53,10 +53,10 @@ def test_processes_log_their_mailboxes(redis_url: str, start_interface: Start, s
     worker = start_worker(APP, "--layer", redis_url)
     mailbox = worker.wait_for(r"worker ready: .*, mailbox (worker\.\w+!)\n")[1]
     worker.kill()
-    interface.wait_for(f"{mailbox} was declared dead")
+    interface.wait_for(f"{mailbox} (was declared dead|has died)")
     other = start_worker(APP, "--layer", redis_url)
     interface.kill()
-    other.wait_for(f"{name} was declared dead")
+    other.wait_for(f"{name} (was declared dead|has died)")
 
 
 def test_the_ready_line_with_an_embedded_worker(start_interface: Start) -> None:
