@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from asgibus.layers.codec import unpack_items
@@ -126,22 +126,16 @@ class MemoryStreams:
         await self._fence(fenced, ANOTHER_WRITER)
         return page
 
-    async def append(self, name: str, writer: WriterIdentity, batch: Batch) -> bool:
+    async def append(self, name: str, writer: WriterIdentity, batch: Batch, tail: Sequence[Batch] = ()) -> bool:
         with self._lock:
-            stream = self._written(name, writer, batch.first - 1)
-            if stream.last < batch.last:
-                stream.batches.append(batch)
-                stream.bytes += len(batch.packed)
-                stream.last = batch.last
-                self._counts["stream entry"] += batch.count
-                self._counts["stream byte"] += len(batch.packed)
-                stream.trim(writer.limits)
+            stream = self._written(name, writer, batch.first - 1, tail)
+            self._add(stream, writer, batch)
             self._keep_open(stream, writer)
             return stream.cancelled
 
-    async def renew(self, name: str, writer: WriterIdentity, last: int) -> bool:
+    async def renew(self, name: str, writer: WriterIdentity, last: int, tail: Sequence[Batch] = ()) -> bool:
         with self._lock:
-            stream = self._written(name, writer, last)
+            stream = self._written(name, writer, last, tail)
             self._keep_open(stream, writer)
             return stream.cancelled
 
@@ -219,21 +213,33 @@ class MemoryStreams:
             stream.error = stream.error or WRITER_GONE
         return stream
 
-    def _written(self, name: str, writer: WriterIdentity, last: int) -> _Stored:
+    def _written(self, name: str, writer: WriterIdentity, last: int, tail: Sequence[Batch] = ()) -> _Stored:
         """Return a stream for its writer, whose newest entry has the number `last`. Raises WriterFenced."""
         stream = self._find(name)
-        if stream is None or stream.epoch < writer.epoch:
-            stream = self._streams[name] = _Stored(writer.epoch)
-            stream.first, stream.last = last + 1, last
-            stream.writer, stream.term, stream.content_type = writer.channel, writer.term, writer.content_type
-        elif stream.state is StreamState.ABSENT:
-            raise WriterFenced(name, DELETED)
-        elif stream.writer != writer.channel:
-            raise WriterFenced(name, ANOTHER_WRITER if stream.writer else NOT_OPEN)
-        elif stream.last < last:  # the store has gone back to an earlier state
-            stream.batches.clear()
-            stream.bytes, stream.first, stream.last = 0, last + 1, last
+        if stream is not None and stream.epoch >= writer.epoch:
+            if stream.state is StreamState.ABSENT:
+                raise WriterFenced(name, DELETED)
+            if stream.writer != writer.channel:
+                raise WriterFenced(name, ANOTHER_WRITER if stream.writer else NOT_OPEN)
+            if stream.last >= last:
+                return stream
+        # The store has lost its data, or has gone back to an earlier state.
+        stream = self._streams[name] = _Stored(writer.epoch)
+        stream.writer, stream.term, stream.content_type = writer.channel, writer.term, writer.content_type
+        stream.last = tail[0].first - 1 if tail else last
+        stream.first = stream.last + 1
+        for batch in tail:
+            self._add(stream, writer, batch)
         return stream
+
+    def _add(self, stream: _Stored, writer: WriterIdentity, batch: Batch) -> None:
+        if stream.last < batch.last:
+            stream.batches.append(batch)
+            stream.bytes += len(batch.packed)
+            stream.last = batch.last
+            self._counts["stream entry"] += batch.count
+            self._counts["stream byte"] += len(batch.packed)
+            stream.trim(writer.limits)
 
     def _keep_open(self, stream: _Stored, writer: WriterIdentity) -> None:
         stream.state, stream.error = StreamState.OPEN, ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -76,8 +76,14 @@ class StreamStore(Protocol):
             The state of the stream: the writer goes on after `last`.
         """
 
-    async def append(self, name: str, writer: WriterIdentity, batch: Batch) -> bool:
-        """Store a batch. Without earlier entries, because the store has lost its data, the stream begins with it.
+    async def append(self, name: str, writer: WriterIdentity, batch: Batch, tail: Sequence[Batch] = ()) -> bool:
+        """Store a batch. If the store has lost the entries before it, the stream begins again in its epoch.
+
+        Args:
+            name: The stream.
+            writer: The writer.
+            batch: The batch.
+            tail: The batches before it, as many as the writer still has. They are stored again after such a loss.
 
         Returns:
             Whether somebody has asked the writer to stop.
@@ -86,13 +92,14 @@ class StreamStore(Protocol):
             WriterFenced: Another writer has begun, or the stream was ended or deleted.
         """
 
-    async def renew(self, name: str, writer: WriterIdentity, last: int) -> bool:
+    async def renew(self, name: str, writer: WriterIdentity, last: int, tail: Sequence[Batch] = ()) -> bool:
         """Give a sign of life, as `append` does without a batch.
 
         Args:
             name: The stream.
             writer: The writer.
             last: The number of the newest entry.
+            tail: The last batches, as many as the writer still has.
         """
 
     async def finish(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
@@ -12,17 +13,18 @@ from typing import Any, Final, Self
 
 import anyio
 
-from asgibus.layers.codec import unpack_items
 from asgibus.layers.errors import LayerUnavailable, WriterFenced
 from asgibus.layers.settings import StreamLimits
 from asgibus.layers.streams.batches import BATCH_BYTES, Batcher
+from asgibus.layers.streams.broadcaster import Broadcaster
 from asgibus.layers.streams.offsets import Offset
-from asgibus.layers.streams.page import Broadcast, StreamState
+from asgibus.layers.streams.page import StreamState
 from asgibus.layers.streams.store import CANCELLED, FENCED, RENEW_SECONDS, Batch, StreamStore, WriterIdentity
 
 logger = logging.getLogger("asgibus.layers")
 
 UNWRITTEN_BYTES: Final = 256 * 1024  # of entries that wait for the store: further calls of `append` wait
+TAIL_BYTES: Final = 32 * 1024  # of the last batches, which are stored again if the store loses its data
 RETRY_SECONDS = 0.5  # until a write is tried again for which the store was away
 GRACE_SECONDS = 30.0  # for a message to be delivered again after its worker has died
 
@@ -71,7 +73,10 @@ class StreamWriter:
         self._added = asyncio.Event()
         self._changed = asyncio.Event()  # something was stored, or the writer is fenced
         self._tasks: list[asyncio.Task[None]] = []
-        self._due = asyncio.Event()  # a sign of life and a broadcast, because something was lost
+        self._due = asyncio.Event()  # a sign of life, because the store may have lost its data
+        self._tail: deque[Batch] = deque()  # the last batches
+        self._tail_size = 0
+        self._broadcaster: Broadcaster
         self._hurried = 0  # the number of the last entry that waits for no others
         self._loop: asyncio.AbstractEventLoop
 
@@ -136,13 +141,10 @@ class StreamWriter:
         self._batcher = Batcher(self._stored)
         if page.cancelled:
             self._cancelled.set()
-        for work in (self._write(), self._listen(), self._renew()):
+        self._broadcaster = Broadcaster(self._store, self._name, identity.epoch, self._stored)
+        self._broadcaster.hint()
+        for work in (self._write(), self._broadcaster.run(), self._listen(), self._renew()):
             self._tasks.append(asyncio.create_task(work, name=f"stream {self._name}"))
-        try:
-            await self._tell(())
-        except BaseException as error:
-            await self.__aexit__(type(error), error, error.__traceback__)
-            raise
         return self
 
     async def __aexit__(
@@ -154,9 +156,7 @@ class StreamWriter:
                 await self._finish(error)
             except (WriterFenced, LayerUnavailable) as found:
                 problem = found
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(self._tasks)
+            await self._stop()
             with suppress(LayerUnavailable):
                 await self._store.leave(self._name, self._identity)
         if problem is None:
@@ -177,10 +177,19 @@ class StreamWriter:
             if isinstance(error, asyncio.CancelledError):
                 text = "the writer was stopped"
         await self._store.finish(self._name, identity, last, state, text, grace=grace)
-        if grace:
-            await self._tell((), left=grace)
-        else:
-            await self._tell((), state, text)
+        await self._stop()
+        try:
+            if grace:
+                await self._broadcaster.send(left=grace)
+            else:
+                await self._broadcaster.send(state, text)
+        except LayerUnavailable as problem:  # they look again when they have heard nothing for a minute
+            logger.warning("stream %s: its followers were not told of its end: %s", self._name, problem)
+
+    async def _stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
 
     def _check(self) -> None:
         if self._fenced is not None:
@@ -227,32 +236,23 @@ class StreamWriter:
             self._changed.set()
             if cancelled:
                 self._cancelled.set()
-            await self._tell(unpack_items(batch.packed), first=batch.first)
+            self._broadcaster.add(batch)
+            self._keep(batch)
 
     async def _store_batch(self, batch: Batch) -> bool:
         while True:
             try:
-                return await self._store.append(self._name, self._identity, batch)
+                return await self._store.append(self._name, self._identity, batch, list(self._tail))
             except LayerUnavailable as error:
                 logger.debug("stream %s: %s; trying again", self._name, error)
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def _tell(
-        self,
-        items: Any,
-        state: StreamState = StreamState.OPEN,
-        error: str = "",
-        *,
-        first: int | None = None,
-        left: float | None = None,
-    ) -> None:
-        first = self._stored + 1 if first is None else first
-        broadcast = Broadcast(self._name, self._identity.epoch, first, items, state, error, left)
-        try:
-            await self._store.tell(broadcast)
-        except LayerUnavailable as problem:  # the next broadcast shows the gap; without entries, `_renew` sends one
-            logger.debug("stream %s: its followers were not told: %s", self._name, problem)
-            self._due.set()
+    def _keep(self, batch: Batch) -> None:
+        """Keep the last batches, to store them again if the store loses them."""
+        self._tail.append(batch)
+        self._tail_size += len(batch.packed)
+        while self._tail_size > TAIL_BYTES:
+            self._tail_size -= len(self._tail.popleft().packed)
 
     async def _listen(self) -> None:
         """Handle messages for this writer."""
@@ -272,15 +272,15 @@ class StreamWriter:
             self._loop.call_soon_threadsafe(self._due.set)
 
     async def _renew(self) -> None:
-        """Give signs of life, and repeat broadcasts that were lost."""
+        """Give signs of life."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(RENEW_SECONDS):
                     await self._due.wait()
-            was_lost = self._due.is_set()
+            was_due = self._due.is_set()
             self._due.clear()
             try:
-                if await self._store.renew(self._name, self._identity, self._stored):
+                if await self._store.renew(self._name, self._identity, self._stored, list(self._tail)):
                     self._cancelled.set()
             except WriterFenced as error:
                 self._fence(error)
@@ -290,5 +290,5 @@ class StreamWriter:
                 await asyncio.sleep(RETRY_SECONDS)
                 self._due.set()
                 continue
-            if was_lost:
-                await self._tell(())
+            if was_due:
+                self._broadcaster.hint()

@@ -12,22 +12,23 @@
 -- ARGV[7]  content type of the stream
 -- ARGV[8]  number in front of the first entry of the batch
 -- ARGV[9]  number of the last entry of the batch
--- ARGV[10] how many entries are kept
--- ARGV[11] how many bytes are kept
--- ARGV[12] the batch. Without it, there are no further arguments behind ARGV[9]
+-- ARGV[10] 1 unless the writer has some of the entries before, to store them again
+-- ARGV[11] how many entries are kept
+-- ARGV[12] how many bytes are kept
+-- ARGV[13] the batch. Without it, there are no further arguments behind ARGV[10]
 -- Returns  {0, or why the writer may not write as in stream_written.lua; 1 if somebody has asked it to stop}
 
 -- include now.lua
 -- include stream_state.lua
 -- include stream_written.lua
-local refused = refusal(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[8]), ARGV[7])
+local refused = refusal(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[8]), ARGV[10] == '1', ARGV[7])
 if refused > 0 then return {refused, '0'} end
 local last = tonumber(ARGV[9])
-if ARGV[12] and tonumber(stream.last) < last then -- the batch is stored already if the connection broke
-  redis.call('XADD', KEYS[2], ARGV[2] .. '-' .. ARGV[9], 'b', ARGV[12])
-  local first, bytes, limit = tonumber(stream.first), stream.bytes + #ARGV[12], tonumber(ARGV[11])
-  if last - first >= tonumber(ARGV[10]) or bytes > limit then
-    first = math.max(first, last - ARGV[10] + 1)
+if ARGV[13] and tonumber(stream.last) < last then -- the batch is stored already if the connection broke
+  redis.call('XADD', KEYS[2], ARGV[2] .. '-' .. ARGV[9], 'b', ARGV[13])
+  local first, bytes, limit = tonumber(stream.first), stream.bytes + #ARGV[13], tonumber(ARGV[12])
+  if last - first >= tonumber(ARGV[11]) or bytes > limit then
+    first = math.max(first, last - ARGV[11] + 1)
     while true do
       local oldest = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
       local ends = tonumber(string.match(oldest[1], '%-(%d+)$'))

@@ -20,7 +20,7 @@ redis.call('PEXPIRE', KEYS[1], ARGV[5])
 -- include stream_state.lua
 -- include stream_written.lua
 if stream.epoch == ARGV[2] and stream.ended == ARGV[1] then return 0 end -- this was written again
-local refused = refusal(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[9])
+local refused = refusal(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), true, ARGV[9])
 if refused > 0 then return refused end
 stream.writer, stream.ended, stream.error, stream.kept = '', ARGV[1], ARGV[7], ARGV[5]
 stream.fails = text(now + ARGV[8])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
@@ -48,6 +48,7 @@ PAGE_BYTES = 256 * 1024  # of batches in one reply, and one batch more
 DELETED_MS = 60_000  # for which it is known that a stream was deleted
 WRITING_SECONDS = 3600  # for which the streams of a process are listed; its writers add them again sooner
 REFUSALS = ("", ANOTHER_WRITER, NOT_OPEN, DELETED)  # as in stream_written.lua
+LOST = 4  # likewise
 
 
 class Stores(Protocol):
@@ -149,37 +150,50 @@ class RedisStreams:
         offsets = Offset(writer.epoch, int(first)), Offset(writer.epoch, int(last))
         return fenced.decode(), Page([], *offsets, StreamState.OPEN, cancelled=cancelled == b"1", next=offsets[1])
 
-    async def append(self, name: str, writer: WriterIdentity, batch: Batch) -> bool:
-        cancelled = await self._layer.run(lambda: self._append(name, writer, batch.first - 1, batch))
+    async def append(self, name: str, writer: WriterIdentity, batch: Batch, tail: Sequence[Batch] = ()) -> bool:
+        cancelled = await self._layer.run(lambda: self._append(name, writer, batch.first - 1, batch, tail))
         self._counts["stream entry"] += batch.count
         self._counts["stream byte"] += len(batch.packed)
         return cancelled
 
-    async def renew(self, name: str, writer: WriterIdentity, last: int) -> bool:
-        return await self._layer.run(lambda: self._append(name, writer, last, None))
+    async def renew(self, name: str, writer: WriterIdentity, last: int, tail: Sequence[Batch] = ()) -> bool:
+        return await self._layer.run(lambda: self._append(name, writer, last, None, tail))
 
-    async def _append(self, name: str, writer: WriterIdentity, before: int, batch: Batch | None) -> bool:
-        limits = writer.limits
-        times = _ms(WRITER_SECONDS), _ms(writer.grace), _ms(limits.kept)
+    async def _append(
+        self, name: str, writer: WriterIdentity, last: int, batch: Batch | None, tail: Sequence[Batch]
+    ) -> bool:
+        """Append a batch, or give a sign of life without one. Return whether the writer is to stop."""
         store = await self._stores.client_of(name, self._layer.send_until())
-        arguments: tuple[str | bytes | int, ...] = (
-            writer.channel,
-            writer.epoch,
-            writer.term,
-            *times,
-            writer.content_type,
-            before,
-        )
         if batch is None:
             self._list(store, name, writer)
-            arguments = *arguments, before
+        cancelled, lost = await self._append_one(store, name, writer, last, batch, can_lose=not tail)
+        if lost:
+            for each in (*tail, batch) if batch else tail:
+                cancelled, _ = await self._append_one(store, name, writer, each.first - 1, each, can_lose=True)
+        return cancelled
+
+    async def _append_one(
+        self, store: Store, name: str, writer: WriterIdentity, before: int, batch: Batch | None, *, can_lose: bool
+    ) -> tuple[bool, bool]:
+        """Append one batch.
+
+        Returns:
+            Whether the writer is to stop, and whether the store has lost the entries before: then nothing was stored,
+            unless `can_lose`.
+        """
+        limits = writer.limits
+        times = _ms(WRITER_SECONDS), _ms(writer.grace), _ms(limits.kept)
+        identity = writer.channel, writer.epoch, writer.term
+        arguments: tuple[str | bytes | int, ...] = *identity, *times, writer.content_type, before
+        if batch is None:
+            arguments = *arguments, before, int(can_lose)
         else:
             sealed = self._entries.seal(store.keys.stream(name), batch.packed)
-            arguments = *arguments, batch.last, limits.entries, limits.bytes, sealed
+            arguments = *arguments, batch.last, int(can_lose), limits.entries, limits.bytes, sealed
         refused, cancelled = await self._call(store, scripts.STREAM_APPEND, name, *arguments)
-        if refused:
+        if 0 < refused < LOST:
             raise WriterFenced(name, REFUSALS[refused])
-        return bool(cancelled == b"1")
+        return cancelled == b"1", refused == LOST
 
     async def finish(
         self, name: str, writer: WriterIdentity, last: int, state: StreamState, error: str = "", *, grace: float = 0.0

@@ -114,11 +114,25 @@ async def test_writers_begin_again_at_once_when_redis_has_lost_its_data(
         await until(lambda: admin.exists(STATE))
         page = await stream.page(offsets[2])
         assert (page.state, page.reset, page.items) == (StreamState.OPEN, False, [])
-        assert (await stream.page(offsets[1])).reset
         await until(lambda: admin.keys("asgibus:writing:*"))
         await out.append(3)
-    page = await stream.page(offsets[2])
-    assert (page.state, page.reset, items(page)) == (StreamState.ENDED, False, [3])
+    page = await stream.page()
+    assert (page.state, page.reset, items(page)) == (StreamState.ENDED, False, [0, 1, 2, 3])
+
+
+async def test_what_a_writer_has_no_more_is_said_to_be_lost(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
+) -> None:
+    stream = layer.stream("a")
+    async with stream.writer() as out:
+        for number in range(10):
+            await out.append([number, b"x" * 8000])
+            await out.flush()
+        admin.flushall()
+        await out.append([10, b""])
+    page = await stream.page()
+    assert (page.reset, [item[0] for item in items(page)]) == (True, [6, 7, 8, 9, 10])
+    assert page.first.number == 7
 
 
 async def test_a_later_writer_fences_an_earlier_one_also_after_a_loss(

@@ -9,6 +9,7 @@ import pytest
 from asgibus.layers import InMemoryChannelLayer, LayerUnavailable
 from asgibus.layers.errors import StreamError, StreamReset, WriterFenced
 from asgibus.layers.streams import ABSENT_SECONDS, Page, Stream, StreamLimits, StreamState
+from asgibus.layers.streams import broadcaster as broadcaster_module
 from asgibus.layers.streams import stream as stream_module
 from asgibus.layers.streams import writer as writer_module
 from asgibus.layers.streams.store import WRITER_SECONDS
@@ -178,7 +179,7 @@ async def test_what_waits_for_the_store_is_bounded(
 
 
 async def test_a_lost_broadcast_is_repeated(layer: InMemoryChannelLayer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(broadcaster_module, "RETRY_SECONDS", 0.01)
     store = layer._streams
     tell, lost = store.tell, 0
 
@@ -204,6 +205,20 @@ async def test_a_lost_broadcast_is_repeated(layer: InMemoryChannelLayer, monkeyp
         await until(lambda: seen == [1])
         assert lost == 1
     await asyncio.wait_for(reader, 5)
+
+
+async def test_the_last_entries_are_stored_again_after_a_loss(layer: InMemoryChannelLayer) -> None:
+    stream = layer.stream("a")
+    async with stream.writer() as out:
+        offsets = []
+        for number in range(10):
+            offsets.append(await out.append([number, b"x" * 8000]))
+            await out.flush()
+        await layer.flush()
+        await out.append([10, b""])
+    page = await stream.page(offsets[5])
+    assert (page.reset, [item[0] for item in items(page)]) == (False, [6, 7, 8, 9, 10])
+    assert (await stream.page(offsets[4])).reset
 
 
 async def test_a_reader_of_a_stream_that_is_lost_for_good_is_reset(
