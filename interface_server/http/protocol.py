@@ -470,13 +470,10 @@ class HttpProtocol(asyncio.Protocol):
                 self._finish()
 
     def _begin_event_stream(self, head: Event) -> None:
-        writer, connection, request = self._writer, self._connection, self._request
-        writer.start(head)
-        writer.flush()
-        if connection is not None and request is not None and writer.framing is _CHUNKED:
-            log = self._server.connections.log
-            terminator = EventStreamTerminator(self, connection, tuple(request.headers), log)
-            connection.begin_event_stream(terminator, terminator.events)
+        self._writer.start(head)
+        self._writer.flush()
+        if self._writer.framing is _CHUNKED:
+            self.detach()
 
     def flush(self) -> None:
         """See `Terminator`."""
