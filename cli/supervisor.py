@@ -358,7 +358,7 @@ class Supervisor:
             fds: File descriptors that the processes inherit.
             on_ready: Called when the first process serves.
             moves: Whether SIGUSR2 moves each process to a new one.
-        obstacle: Why SIGUSR2 does nothing all the same, in words.
+            obstacle: Why SIGUSR2 does nothing all the same, in words.
 
         """
         self._moves = moves
