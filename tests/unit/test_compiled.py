@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,14 +26,21 @@ def compiled_modules() -> list[Path]:
 
 
 MODULES = compiled_modules()
-CLASSES = {
-    node.name for path in MODULES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)
-}
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def classes() -> set[str]:
+    return {node.name for path in MODULES for node in ast.walk(parsed(path)) if isinstance(node, ast.ClassDef)}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_variable_is_for_exceptions_of_one_type(path: Path) -> None:
-    for function in ast.walk(ast.parse(path.read_text())):
+    for function in ast.walk(parsed(path)):
         if not isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
             continue
         caught: defaultdict[str, set[str]] = defaultdict(set)
@@ -40,13 +48,13 @@ def test_a_variable_is_for_exceptions_of_one_type(path: Path) -> None:
             if isinstance(node, ast.ExceptHandler) and node.name and node.type:
                 caught[node.name].add(ast.unparse(node.type))
         for name, types in caught.items():
-            compiled = [each for each in types if CLASSES & set(each.strip("()").split(", "))]
+            compiled = [each for each in types if classes() & set(each.strip("()").split(", "))]
             assert len(types) == 1 or not compiled, f"{function.name}: mypyc gives {name!r} one type"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_waits_while_it_handles_an_exception(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         handling: list[ast.stmt] = []
         if isinstance(node, ast.ExceptHandler):
             handling = node.body
@@ -61,7 +69,7 @@ def test_nothing_waits_while_it_handles_an_exception(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_result_of_gathered_calls_is_not_a_tuple(path: Path) -> None:
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     unused = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Await) and node not in unused and isinstance(node.value, ast.Call):
@@ -93,25 +101,27 @@ def aliases(tree: ast.Module) -> set[str]:
     }
 
 
-ALIASES = {name for path in MODULES for name in aliases(ast.parse(path.read_text()))}
+@cache
+def all_aliases() -> set[str]:
+    return {name for path in MODULES for name in aliases(parsed(path))}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_type_is_an_alias_of_a_type_of_another_package(path: Path) -> None:
-    wrong = ALIASES & annotations(ast.parse(path.read_text()))
+    wrong = all_aliases() & annotations(parsed(path))
     assert not wrong, f"{wrong} is no type where asgibus is built, without the packages that it needs"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_code_reads_the_slots_of_a_class(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         reads = isinstance(node, ast.Attribute) and node.attr in ("__slots__", "__dict__")
         assert not reads, f"line {node.lineno}: a compiled class has neither __slots__ nor __dict__"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_index_is_a_named_slice(path: Path) -> None:
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     slices = {
         ast.unparse(node.target)
         for node in ast.walk(tree)

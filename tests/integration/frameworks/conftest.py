@@ -7,6 +7,7 @@ uvicorn too, which shows that the check expects the behaviour of another server.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -29,8 +30,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("long")
 
 
+def _is_check(item: pytest.Item) -> TypeGuard[pytest.Function]:
+    # The path comes last: it is slow, and this is asked of every test that there is.
+    return hasattr(item, "callspec") and isinstance(item, pytest.Function) and item.path.is_relative_to(HERE)
+
+
 def _is_for(item: pytest.Item) -> bool:
-    if HERE not in item.path.parents or not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+    if not _is_check(item):
         return True
     needed = {name for mark in item.iter_markers("needs") for name in mark.args}
     framework = item.callspec.params.get("sites")
@@ -39,7 +45,7 @@ def _is_for(item: pytest.Item) -> bool:
 
 def _repeats(item: pytest.Item) -> bool:
     """Return whether the same check of another framework, or on other servers, makes this one needless."""
-    if HERE not in item.path.parents or not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+    if not _is_check(item):
         return False
     framework, setup = (item.callspec.params.get(name) for name in ("sites", "setup"))
     required = any(framework in mark.args for mark in item.iter_markers("needs"))
