@@ -8,7 +8,6 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 from asgibus.layers.contract import ChannelLayer
-from asgibus.layers.memory.layer import InMemoryChannelLayer
 
 logger = logging.getLogger("asgibus.worker")
 
@@ -21,6 +20,8 @@ def local_layer() -> ChannelLayer:
     loop = asyncio.get_running_loop()
     layer = _layers.get(loop)
     if layer is None:
+        from asgibus.layers.memory.layer import InMemoryChannelLayer  # noqa: PLC0415  # few processes use it
+
         layer = _layers[loop] = InMemoryChannelLayer()
         logger.info("the app does not run on asgibus: its groups and channels are those of this process")
     return layer
