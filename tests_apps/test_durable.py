@@ -123,6 +123,10 @@ class Writing:
         while int(self._process.stdout.readline()) < number:
             pass
 
+    def wait(self) -> None:
+        """Wait until the stream has ended."""
+        self._process.communicate(timeout=30)
+
     def kill(self) -> None:
         self._process.kill()
 
@@ -195,9 +199,11 @@ def test_a_client_learns_that_the_writer_was_killed(node: Path, bus: Bus, live: 
 
 def test_a_client_reads_what_there_is(node: Path, bus: Bus) -> None:
     with Writing(bus.redis_url, bus.prefix, "answer", 5) as writer:
-        writer.wait_for(4)
+        writer.wait()
     with Reading(node, bus.sign("answer"), "sse") as reading:
-        assert numbers(list(reading)) == [*range(5)]
+        told = list(reading)
+    assert numbers(told) == [*range(5)]
+    assert end(told) == {"closed": True}
 
 
 def test_a_client_without_the_signature_reads_nothing(node: Path, bus: Bus) -> None:

@@ -196,14 +196,21 @@ class Followers:
             stream.unanswered.append(reader)
         self._go_on(stream)
 
-    def add(self, name: str, follower: Following) -> None:
-        """Add one that follows a stream without an app, and no other stream."""
+    def add(self, name: str, follower: Following, *, at_once: bool = True) -> None:
+        """Add one that follows a stream without an app, and no other stream.
+
+        Args:
+            name: The stream.
+            follower: The follower.
+            at_once: Whether to begin now, and not at the next tick: there is no place on the bus before a move is done.
+        """
         follower.reader.follows = {name: follower}
         stream = self._stream(name)
         stream.add(follower)
         if follower.reader.shared_writer.write_paused:
             stream.hold(follower)
-        self._go_on(stream)
+        if at_once:
+            self._go_on(stream)
 
     def unfollow(self, reader: Reader, name: str) -> None:
         """Have a connection follow a stream no more, and forget its offset. Calls `group_done`."""

@@ -273,12 +273,12 @@ class StreamReader:
         if self._stops:
             self.finish()
 
-    def _follow(self, seconds: float) -> None:
-        """Wait for what is appended, for so long."""
+    def _follow(self, seconds: float, *, at_once: bool = True) -> None:
+        """Wait for what is appended, for so long. See `Followers.add`."""
         self.state = transition(READ_TABLE, self.state, ReadEvent.FOLLOW)
         self._until = self._endpoint.connections.now + seconds
         self._following = Following(self, _DELIVERIES, self._batch.until, detached=True)
-        self._endpoint.connections.followers.add(self.request.name, self._following)
+        self._endpoint.connections.followers.add(self.request.name, self._following, at_once=at_once)
 
     @property
     def shared_writer(self) -> StreamReader:
@@ -427,4 +427,4 @@ class StreamReader:
         self.request = ReadRequest(state["name"], until, live=state["live"], cursor=state["cursor"])
         self._batch = Batch(until, None, until, state["up_to_date"], StreamState.OPEN, "", state["content_type"])
         self._writes_events = state["writes_events"]
-        self._follow(state["left"])
+        self._follow(state["left"], at_once=False)

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import anyio
+import httpx
 import psutil
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -22,9 +23,12 @@ from asgibus.cli import control_pipe
 from asgibus.cli.version import FORM
 from asgibus.interface_server import move
 from asgibus.interface_server.move import MoveChannel, MoveError
+from asgibus.layers import open_layer
 from end_to_end.test_event_streams import APP as EVENTS
 from end_to_end.test_event_streams import Reader
-from support.deadline import wait_until
+from support.admin import ADMIN
+from support.bus import until
+from support.deadline import HANG, wait_until
 from support.in_place import InPlace
 from support.processes import Process, environment
 from support.raw import RawClient
@@ -72,6 +76,39 @@ def test_a_new_process_goes_on(worker: Process, start_interface: Start, redis_ur
     assert not path.exists()
     assert "left with 1006" not in worker.log()
     assert len({*re.findall(r"mailbox (\S+)", interface.log())}) == 1
+
+
+@pytest.mark.anyio
+async def test_reads_of_streams_go_on(start_interface: Start, redis_url: str) -> None:
+    options = ("--streams", "/streams", "--streams-unsigned", "--admin-port", 0)
+    interface = start_interface("--layer", redis_url, *options)
+    metrics = f"{interface.wait_for(ADMIN)[1]}/metrics"
+    layer = open_layer(redis_url)
+    with InPlace(interface) as in_place, anyio.fail_after(HANG):
+        async with (
+            httpx.AsyncClient(base_url=interface.url, trust_env=False, timeout=HANG) as client,
+            anyio.create_task_group() as tasks,
+        ):
+            answers: dict[str, httpx.Response] = {}
+
+            async def read(live: str) -> None:
+                answers[live] = await client.get(f"/streams/log?offset=-1&live={live}")
+
+            async with layer.stream("log").writer() as out:
+                tasks.start_soon(read, "long-poll")
+                tasks.start_soon(read, "sse")
+                await anyio.to_thread.run_sync(wait_until, lambda: "asgibus_followers 2.0" in httpx.get(metrics).text)
+                _, what = await anyio.to_thread.run_sync(in_place.move)
+                assert what == "2 http sockets moved"
+                await out.append("a")
+                await until(lambda: "long-poll" in answers)
+                await anyio.to_thread.run_sync(in_place.move)
+                await out.append("b")
+    await layer.close()
+    assert answers["long-poll"].json() == ["a"]
+    data = re.findall("event: data\ndata:(.*)\n", answers["sse"].text)
+    assert data == ['["a"]', '["b"]']
+    assert '"streamClosed":true' in answers["sse"].text
 
 
 def test_udp_moves_with_its_peers(start_worker: Start, start_interface: Start, redis_url: str) -> None:
