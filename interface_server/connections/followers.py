@@ -32,6 +32,7 @@ GROUP_PREFIX: Final = stream_group("")
 PAGE_ENTRIES: Final = 200  # of one read: what a slow client may have in its write buffer at most
 READS_AT_ONCE = 8  # pages that are read, and in memory, at a time
 LOOK_SECONDS = 60.0  # without a broadcast, after which a page is read in case one was lost
+KEEP_SECONDS = 5.0  # in the group of a stream between two polls
 RETRY_SECONDS = 1.0  # until a page is read again that could not be read
 
 ReadPage = Callable[[str, Offset, int], Awaitable[Page]]
@@ -110,6 +111,8 @@ class _Stream(FollowedStream[Following]):
         self.look_at = math.inf
         self.written_at = math.inf
         self.absent_since = math.inf
+        self.keep_until = -math.inf
+        """Until when this process stays in the group without a follower."""
 
 
 class Followers:
@@ -255,7 +258,15 @@ class Followers:
             stream.remove(follower)
             self._leave_if_empty(stream)
 
+    def keep(self, name: str) -> None:
+        """Stay in the group of a stream for a while, because a client that polls is about to come back."""
+        stream = self._streams.get(name)
+        if stream is not None:
+            stream.keep_until = self._now + KEEP_SECONDS
+
     def _leave_if_empty(self, stream: _Stream) -> None:
+        if self._now < stream.keep_until:
+            return
         if not len(stream) and self._streams.get(stream.name) is stream:
             del self._streams[stream.name]
             self._tasks.start_soon(self._leave, stream.name)
@@ -412,6 +423,9 @@ class Followers:
                 stream.written_at = now
                 self._keep_alive(stream)
             self._go_on(stream)
+            if now >= stream.keep_until > -math.inf:
+                stream.keep_until = -math.inf
+                self._leave_if_empty(stream)
 
     def _keep_alive(self, stream: _Stream) -> None:
         shared: dict[str, Any] = {}
@@ -453,6 +467,9 @@ class Followers:
     def hold(self) -> None:
         """Write nothing more, because the connections move to another process."""
         self._held = True
+        for stream in [*self._streams.values()]:
+            stream.keep_until = -math.inf
+            self._leave_if_empty(stream)  # the other process knows groups by their followers
 
     def go_on(self) -> None:
         """Read on, because the connections stay."""

@@ -13,13 +13,13 @@ import math
 import random
 import re
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from urllib.parse import unquote
 
 from asgibus.interface_server.callback_tasks import CallbackTasks
 from asgibus.interface_server.connections.followers import Following
+from asgibus.interface_server.terminator import FAULT, abort_faulty
 from asgibus.layers.contract import ChannelLayer
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.streams.offsets import BEGINNING, Offset
@@ -46,6 +46,14 @@ _SIGNATURE: Final = re.compile(rb"\bsignature=[^&]*")
 _FAULT: Final = durable.refuse(500, "The stream cannot be read.")
 _AWAY: Final = (503, "The streams cannot be read now.")
 _MISSING: Final = durable.refuse(404, "There is no stream of this name.")
+
+
+class _Read(NamedTuple):
+    """A page to be read."""
+
+    name: str
+    after: Offset | None
+    """The offset behind which to read; None for the end of the stream."""
 
 
 class StreamTerminator(Protocol):
@@ -105,8 +113,9 @@ class StreamEndpoint:
         self._layer = layer
         self._tasks = tasks
         self._loop = loop
-        self._due: deque[StreamReader] = deque()  # whose page is not being read yet
-        self._reading = 0
+        self._due: dict[_Read, list[StreamReader]] = {}  # readers of pages that are not being read yet
+        self._under_way: set[_Read] = set()
+        self._tasks_reading = 0
         self.readers: set[StreamReader] = set()
         """The reads that are not answered in full."""
         self.connections = connections
@@ -162,40 +171,53 @@ class StreamEndpoint:
     # Pages.
 
     def read(self, reader: StreamReader) -> None:
-        """Read a page for a reader, which gets it by `StreamReader.on_page`."""
-        self._due.append(reader)
-        if self._reading < READS_AT_ONCE:
-            self._reading += 1
+        """Read a page for a reader, which gets it by `StreamReader.on_page`.
+
+        Readers that come while the same page is being read share the next reading of it: this one may have begun before
+        something was appended that they know of.
+        """
+        request = reader.request
+        key = _Read(request.name, None if request.head or request.from_now else request.after)
+        self._due.setdefault(key, []).append(reader)
+        if self._tasks_reading < READS_AT_ONCE and key not in self._under_way:
+            self._tasks_reading += 1
             self._tasks.start_soon(self._read_due)
 
     async def _read_due(self) -> None:
-        """Read pages until none is due."""
+        """Read pages until none is due that is not being read."""
         try:
-            while self._due:
-                reader = self._due.popleft()
-                if reader.state is ReadState.READING:
-                    await self._read(reader)
+            while key := next((each for each in self._due if each not in self._under_way), None):
+                readers = self._due.pop(key)
+                self._under_way.add(key)
+                try:
+                    await self._read(key, readers)
+                finally:
+                    self._under_way.discard(key)
         finally:
-            self._reading -= 1
+            self._tasks_reading -= 1
 
-    async def _read(self, reader: StreamReader) -> None:
-        request = reader.request
+    async def _read(self, key: _Read, readers: Sequence[StreamReader]) -> None:
+        answer: Answer | None = None
         try:
-            stream = self._layer.stream(request.name)
+            stream = self._layer.stream(key.name)
             async with asyncio.timeout(self._seconds):
-                if request.head or request.from_now:
-                    page = await stream.info()
-                else:
-                    page = await stream.page(request.after, PAGE_ENTRIES)
-            reader.on_page(page)
+                page = await (stream.info() if key.after is None else stream.page(key.after, PAGE_ENTRIES))
+            batch = durable.tail_of(page) if key.after is None else durable.batch_of(page, key.after)
         except (LayerUnavailable, TimeoutError) as error:
-            text = "stream %r could not be read: %s"
-            self.connections.log.count("stream not read", text, request.name, error)
-            reader.answer(Refused(*_AWAY).answer)
-        except Exception:  # whatever it is, the client must get an answer
+            self.connections.log.count("stream not read", "stream %r could not be read: %s", key.name, error)
+            answer = Refused(*_AWAY).answer
+        except Exception:  # whatever it is, the clients must get an answer
             self.connections.counts["fault"] += 1
-            logger.exception("the stream %r could not be read", request.name)
-            reader.answer(_FAULT)
+            logger.exception("stream %r could not be read", key.name)
+            answer = _FAULT
+        for reader in readers:
+            try:
+                if answer is not None:
+                    reader.answer(answer)
+                else:
+                    reader.on_page(page, batch)
+            except Exception:  # the other readers still get theirs
+                logger.exception(FAULT, abort_faulty(reader, self.connections.counts))
 
 
 class StreamReader:
@@ -239,8 +261,8 @@ class StreamReader:
 
     # From the stream.
 
-    def on_page(self, page: Page) -> None:
-        """Handle the page that was read."""
+    def on_page(self, page: Page, batch: Batch) -> None:
+        """Handle the page that was read. `batch` is the same, encoded."""
         request = self.request
         if self.state is not ReadState.READING:
             pass  # the client is gone
@@ -249,9 +271,8 @@ class StreamReader:
         elif page.reset and request.after != BEGINNING:
             self.answer(durable.gone(durable.start_of(page)))
         elif request.head:
-            self.answer(durable.metadata(durable.tail_of(page)))
+            self.answer(durable.metadata(batch))
         else:
-            batch = durable.tail_of(page) if request.from_now else durable.batch_of(page, request.after)
             self._on_first(batch)
 
     def _on_first(self, batch: Batch) -> None:
@@ -395,7 +416,10 @@ class StreamReader:
     def close(self) -> None:
         """Forget the request, because it is answered, or its client is gone."""
         if self.state is ReadState.FOLLOWING:
-            self._endpoint.connections.followers.remove(self)
+            followers = self._endpoint.connections.followers
+            if not self._writes_events:
+                followers.keep(self.request.name)
+            followers.remove(self)
         self.state = transition(READ_TABLE, self.state, ReadEvent.FINISH)
         self._endpoint.readers.discard(self)
 

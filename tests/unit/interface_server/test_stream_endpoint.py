@@ -12,6 +12,7 @@ import anyio
 import httpx
 import pytest
 
+from asgibus.interface_server.connections import followers
 from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers import InMemoryChannelLayer, LayerUnavailable
@@ -221,6 +222,44 @@ async def test_long_polls_get_what_is_appended(served: Served) -> None:
             await out.append("b")
     assert found == [(200, ["b"], "02")] * 40
     assert served.readers == served.following == 0
+
+
+async def test_the_group_of_a_stream_is_kept_between_two_polls(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(followers, "KEEP_SECONDS", 0.3)
+    async with served.layer.stream("log").writer() as out, anyio.create_task_group() as tasks:
+        tasks.start_soon(served.get, "log?offset=now&live=long-poll")
+        await until(lambda: served.following == 1)
+        await out.append("a")
+        await until(lambda: served.following == 0)
+        assert served.server.connections.followers.streams == 1
+        await until(lambda: served.server.connections.followers.streams == 0)
+
+
+async def test_readers_of_one_page_share_a_read(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    await write(served, *range(10))
+    stream, going_on = served.layer.stream("log"), anyio.Event()
+    reads = 0
+
+    class Slow:
+        async def page(self, *arguments: Any) -> Any:
+            nonlocal reads
+            reads += 1
+            await going_on.wait()
+            return await stream.page(*arguments)
+
+    monkeypatch.setattr(served.layer, "stream", lambda name: Slow())
+    found: list[httpx.Response] = []
+
+    async def read() -> None:
+        found.append(await served.get("log"))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(50):
+            tasks.start_soon(read)
+        await until(lambda: served.readers == 50)
+        going_on.set()
+    assert [each.json() for each in found] == [[*range(10)]] * 50
+    assert reads == 2
 
 
 async def test_a_long_poll_waits_no_longer_than_the_option_says() -> None:
