@@ -259,7 +259,7 @@ async def test_readers_of_one_page_share_a_read(served: Served, monkeypatch: pyt
         await until(lambda: served.readers == 50)
         going_on.set()
     assert [each.json() for each in found] == [[*range(10)]] * 50
-    assert reads == 2
+    assert reads <= 2
 
 
 async def test_a_long_poll_waits_no_longer_than_the_option_says() -> None:
