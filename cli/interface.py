@@ -31,7 +31,7 @@ from asgibus.interface_server.sockets import ListenError, describe, listening_so
 from asgibus.interface_server.tls import Tls
 from asgibus.layers import open_layer
 from asgibus.layers.contract import ChannelLayer
-from asgibus.layers.settings import set_default_wait
+from asgibus.layers.settings import StreamLimits, set_default_wait
 from asgibus.worker.lifespan import LifespanError
 from asgibus.worker.loader import ApplicationError
 from asgibus.worker.settings import WorkerSettings
@@ -81,6 +81,7 @@ def command(**values: Any) -> None:
             wait=settings.resume_timeout,
             backlog=values["layer_backlog"],
             encryption_keys=settings.encryption_keys,
+            stream_limits={"*": StreamLimits(values["stream_entries"], values["stream_bytes"], values["stream_kept"])},
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error

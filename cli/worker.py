@@ -83,6 +83,7 @@ def command(**values: Any) -> None:
             wait=settings.resume_timeout,
             backlog=settings.layer_backlog,
             encryption_keys=settings.encryption_keys,
+            stream_limits={"*": settings.stream_limits},
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from asgibus.layers.contract import ChannelLayer
-from asgibus.layers.settings import BACKLOG_BYTES, CAPACITY, EXPIRY_SECONDS, WAIT_SECONDS
+from asgibus.layers.settings import BACKLOG_BYTES, CAPACITY, EXPIRY_SECONDS, WAIT_SECONDS, LimitsByPattern
 
 
 def open_layer(
@@ -17,6 +17,7 @@ def open_layer(
     wait: float = WAIT_SECONDS,
     backlog: int = BACKLOG_BYTES,
     encryption_keys: Sequence[str | bytes] = (),
+    stream_limits: LimitsByPattern | None = None,
 ) -> ChannelLayer:
     """Return the channel layer for a URL.
 
@@ -37,6 +38,9 @@ def open_layer(
         backlog: Bytes of messages that wait for the store at once, 16 MiB by default. Further calls wait until there is
             room.
         encryption_keys: Secrets. Data in Redis is encrypted with the first one, and decrypted with any of them.
+        stream_limits: Other limits of streams, by glob of the stream's name: StreamLimits, or a dict of `entries`,
+            `bytes` and `kept`. The first match counts. By default a stream keeps 5,000 entries and 4 MiB, for an hour
+            after its end.
 
     Returns:
         An `InMemoryChannelLayer` or a `RedisChannelLayer`.
@@ -50,7 +54,7 @@ def open_layer(
     if schemes == ["memory"]:
         from asgibus.layers.memory import InMemoryChannelLayer  # noqa: PLC0415
 
-        return InMemoryChannelLayer(expiry=expiry, capacity=capacity)
+        return InMemoryChannelLayer(expiry=expiry, capacity=capacity, stream_limits=stream_limits)
     if "memory" in schemes:
         raise ValueError("memory:// lies within one process: it cannot be one of several stores")
     from asgibus.layers.redis import RedisChannelLayer  # noqa: PLC0415
@@ -69,4 +73,5 @@ def open_layer(
         wait=wait,
         backlog=backlog,
         symmetric_encryption_keys=encryption_keys,
+        stream_limits=stream_limits,
     )

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from asgibus.layers.names import require_channel
-from asgibus.layers.settings import BACKLOG_BYTES, CAPACITY, EXPIRY_SECONDS
+from asgibus.layers.settings import (
+    BACKLOG_BYTES,
+    CAPACITY,
+    EXPIRY_SECONDS,
+    STREAM_BYTES,
+    STREAM_ENTRIES,
+    STREAM_KEPT_SECONDS,
+    StreamLimits,
+)
 from asgibus.protocol.channels import require_protocol
 from asgibus.protocol.settings import Heading, Kind, ServerSettings, setting
 from asgibus.worker.lifespan import Mode
@@ -177,3 +185,20 @@ class WorkerSettings(ServerSettings):
     capacity: int = setting(
         CAPACITY, Heading.BACKGROUND, "Dead letters that a channel holds; when it is full, further ones are lost."
     )
+
+    stream_entries: int = setting(
+        STREAM_ENTRIES,
+        Heading.STREAMS,
+        "Entries that a stream of this worker keeps; the oldest ones fall off.",
+    )
+    stream_bytes: int = setting(
+        STREAM_BYTES, Heading.STREAMS, "Bytes of entries that such a stream keeps.", kind=Kind.BYTES
+    )
+    stream_kept: float = setting(
+        STREAM_KEPT_SECONDS, Heading.STREAMS, "Time for which such a stream is kept after its end."
+    )
+
+    @property
+    def stream_limits(self) -> StreamLimits:
+        """The limits of the streams that this worker writes. Raises ValueError if one is not valid."""
+        return StreamLimits(self.stream_entries, self.stream_bytes, self.stream_kept)
