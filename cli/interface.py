@@ -228,6 +228,8 @@ def _run(
                 admin_end.set()
                 tasks.cancel_scope.cancel()
         finally:
+            if worker is not None:
+                lifecycle.suspended += worker.suspended
             await layer.close()
         logger.info("interface server stopped")
 

@@ -132,3 +132,22 @@ async def test_a_chat_does_not_notice_that_its_worker_is_replaced(
             }
     for worker in workers:
         assert COMPLAINT.findall(worker.log()) == []
+
+
+async def test_a_worker_within_an_interface_server_suspends_runs_too(
+    start_interface: Start, start_worker: Start, redis_url: str, notes: Callable[[str], list[str]]
+) -> None:
+    app, options = "frameworks.moving.starlette_chat:app", ("--layer", redis_url, "--resume", "--handover", "suspend")
+    embedded = start_interface(*options, app=app)
+    client = Client("endpoint", 1)
+    await client.open(start_interface("--layer", redis_url))
+    await client.socket.send("one")
+    assert await client.socket.recv() == "you: one"
+    await asyncio.to_thread(start_worker, app, *options)
+    embedded.terminate()
+    assert await asyncio.to_thread(embedded.wait) == 0
+    assert notes("left") == []
+    await client.socket.send("two")
+    assert await client.socket.recv() == "you: two"
+    await client.socket.close()
+    await until(lambda: notes("left") == [client.name])
