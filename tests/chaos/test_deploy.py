@@ -5,6 +5,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+import pytest
+
 from chaos.crowd import Crowd, echo_and_room
 from chaos.flooding_app import COUNT
 from chaos.notes import Notes
@@ -69,11 +71,12 @@ def test_a_deploy_with_resume_closes_no_socket(
             assert run["at"] >= before["at"], "two runs at once"
 
 
+@pytest.mark.parametrize("handover", ["silent", "suspend"])
 def test_a_silent_deploy_is_no_disconnect(
-    start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
+    start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures, handover: str
 ) -> None:
     def start(*options: str) -> Process:
-        return start_chaos_worker(*options, "--handover", "silent")
+        return start_chaos_worker(*options, "--handover", handover)
 
     workers = [start("--resume") for _ in range(2)]
     interface = start_chaos_interface()
