@@ -21,7 +21,6 @@ from asgibus.layers.codec import pack
 USER_LENGTH = 200  # characters of a user's id
 INFO_BYTES = 16 * 1024  # of the info about a user: it is kept in memory for every connection
 PAGE: Final = 1000  # users in one answer
-DEATH_GRACE_SECONDS = 3.0  # after an early notice of a process's death, in which its clients may come to another one
 CLOSE_TYPE: Final = "asgibus.close"
 """The type of the message that closes connections of every kind: (code, reason)."""
 
@@ -173,7 +172,14 @@ class BusPresence(ABC):
     """Whether what is stored outlives this process, so that it tells of leaves before it stops."""
 
     @abstractmethod
-    def show(self, group: str, present: Present, on_stored: OnStored | None = None) -> None:
+    def show(
+        self,
+        group: str,
+        present: Present,
+        on_stored: OnStored | None = None,
+        *,
+        join: Mapping[str, Any] | None = None,
+    ) -> None:
         """Add a user to a group, or replace what is stored about the user, and tell the group of a first join.
 
         The call buffers and returns at once. A user who could not be stored in time is stored when the store is back,
@@ -183,6 +189,7 @@ class BusPresence(ABC):
             group: The group, which this process has joined.
             present: The user.
             on_stored: Called when the user is stored, or could not be stored in time.
+            join: Further members of the event that tells of the join, if there is one.
         """
 
     @abstractmethod

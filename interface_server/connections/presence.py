@@ -25,7 +25,7 @@ from asgibus.layers.names import split_local
 from asgibus.layers.presence import Announcements, Present, close_message, user_group
 from asgibus.protocol.connect_request import reply_channel
 from asgibus.protocol.counted_log import CountedLog
-from asgibus.protocol.events import IDENTIFY, PRESENT, SET_WILL, WILL_SET, Event
+from asgibus.protocol.events import EXCLUDE, IDENTIFY, PRESENT, SET_WILL, WILL_SET, Event
 
 if TYPE_CHECKING:
     from asgibus.layers.presence import BusPresence
@@ -242,7 +242,10 @@ class Users:
         if group not in known.groups:
             known.groups.add(group)
             local.connections += 1
-        self._show(group, known.user, local, partial(self._shown, member, group))
+        # The member itself knows that it has joined.
+        others = {EXCLUDE: reply_channel(self._bus.mailbox, member.number)}
+        present = Present(known.user, local.info, local.since, local.connections)
+        self._store.show(group, present, partial(self._shown, member, group), join=others)
 
     def _shown(self, member: UsersMember, group: str, error: str | None) -> None:
         if error is not None:
@@ -374,10 +377,8 @@ class Users:
     def _store(self) -> BusPresence:
         return self._bus.presence
 
-    def _show(
-        self, group: str, user: str, local: _Local, on_stored: Callable[[str | None], None] | None = None
-    ) -> None:
-        self._store.show(group, Present(user, local.info, local.since, local.connections), on_stored)
+    def _show(self, group: str, user: str, local: _Local) -> None:
+        self._store.show(group, Present(user, local.info, local.since, local.connections))
 
     def _leave(self, group: str, user: str) -> None:
         users = self._present[group]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -147,11 +147,18 @@ class MemoryPresence(BusPresence):
         self._mailbox = mailbox
         self._send = send
 
-    def show(self, group: str, present: Present, on_stored: OnStored | None = None) -> None:
+    def show(
+        self,
+        group: str,
+        present: Present,
+        on_stored: OnStored | None = None,
+        *,
+        join: Mapping[str, Any] | None = None,
+    ) -> None:
         events = self._table.show(self._mailbox, group, present)
         if on_stored is not None:
             on_stored(None)
-        self._tell(group, events)
+        self._tell(group, [{**event, **(join or {})} for event in events])
 
     def hide(self, group: str, user: str) -> None:
         self._tell(group, self._table.hide(self._mailbox, group, user))

@@ -20,7 +20,6 @@ from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.frames import DEAD
 from asgibus.layers.leases import Beat, PeerTable
 from asgibus.layers.names import has_channels, require_channel
-from asgibus.layers.presence import DEATH_GRACE_SECONDS
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.client import RedisConnection, RedisError, background, connect, ignore_reply
 from asgibus.layers.redis.config import Address
@@ -34,6 +33,7 @@ logger = logging.getLogger("asgibus.layers")
 
 LIFE_SECONDS = 5.0  # of a lease that is not renewed
 BEAT_SECONDS = 1.0  # how often the lease is renewed, and how late something is noticed at most that nobody reports
+DEATH_GRACE = 0.6  # of a lease, in which the clients of a process that was declared dead may come to another one
 LATE_SECONDS = 1.0  # a heartbeat that took longer had to wait for Redis before Redis read its clock
 SOONEST_SECONDS = 0.01  # between two heartbeats that wait for the end of a lease
 SILENT_SECONDS = 3.0  # without a heartbeat of any process: Redis or all processes were stopped, and none is dead
@@ -430,7 +430,7 @@ class Reaper:
             return False
         self._dead.add(mailbox)
         self._on_died(mailbox)
-        self._leaving.setdefault(mailbox, now + round(DEATH_GRACE_SECONDS * 1000))
+        self._leaving.setdefault(mailbox, now + round(DEATH_GRACE * LIFE_SECONDS * 1000))
         if reaped:
             self._declared.add(mailbox)
         if self._count_once(mailbox, now):

@@ -54,8 +54,15 @@ class RedisPresence(BusPresence):
         self._writer = PresenceWriter(mailbox, reader, counts, lifetime, wait)
         self._wills = Wills(home, mailbox, reader.send, lifetime, wait)
 
-    def show(self, group: str, present: Present, on_stored: OnStored | None = None) -> None:
-        self._writer.show(group, present, on_stored)
+    def show(
+        self,
+        group: str,
+        present: Present,
+        on_stored: OnStored | None = None,
+        *,
+        join: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._writer.show(group, present, on_stored, join or {})
 
     def hide(self, group: str, user: str) -> None:
         self._writer.hide(group, user)

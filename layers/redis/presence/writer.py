@@ -59,6 +59,8 @@ class _Group:
         self.missing: dict[str, None] = {}
         """The keys of users that were to be removed and were not there: the store may have lost its data."""
         self.waiting: dict[str, list[OnStored]] = {}
+        self.joins: dict[str, Mapping[str, Any]] = {}
+        """Further members of the event of a join, by the keys of users who are not stored yet."""
         self.announcements: Announcements | None = None
         self.connections = 0
         self.again: Again | None = None
@@ -107,13 +109,15 @@ class PresenceWriter:
         """Return the number of groups."""
         return len(self._groups)
 
-    def show(self, group: str, present: Present, on_stored: OnStored | None = None) -> None:
+    def show(self, group: str, present: Present, on_stored: OnStored | None, join: Mapping[str, Any]) -> None:
         """See `BusPresence`."""
         at = self._at(group)
         key = user_key(present.user)
         before = at.entries.get(key)
         at.connections += present.connections - (0 if before is None else before.connections)
         at.entries[key] = present
+        if join:
+            at.joins[key] = join
         if on_stored is not None:
             at.waiting.setdefault(key, []).append(on_stored)
         at.unwritten[key] = None
@@ -300,31 +304,40 @@ class PresenceWriter:
             else:
                 at.stored[key] = present
         self._answer(at, some, None)
-        for change, user, count in zip(changes[::3], changes[1::3], changes[2::3], strict=True):
+        joins = {key: at.joins.pop(key) for key in some if key in at.joins}
+        for change, user, count in zip(changes[::3], changes[1::3], changes[2::3], strict=True) if tells else ():
             key = user.decode()
-            self._on_change(name, at, change, some[key] or before[key], count, tells=tells)
+            self._on_change(name, at, change, some[key] or before[key], count, joins.get(key, {}))
         if others:
             await self._reader.remove_left(store, name, store.entries.valid_names(keys.present(name), others))
 
     def _on_change(
-        self, name: str, at: _Group, change: int, present: Present | None, count: int, *, tells: bool
+        self, name: str, at: _Group, change: int, present: Present | None, count: int, join: Mapping[str, Any]
     ) -> None:
-        """Handle that a user was the first or the last one in the group, or was missing."""
+        """Tell that a user was the first or the last one in the group; or note that it was missing.
+
+        Args:
+            name: The group.
+            at: The group.
+            change: 1, -1 or 0, as `presence_write.lua` has it.
+            present: The user.
+            count: The number of users in the group.
+            join: Further members of the event of a join.
+        """
         if present is None:
             return
         if change == 0:
-            if tells:
-                at.stored[user_key(present.user)] = present
-                at.missing[user_key(present.user)] = None
+            at.stored[user_key(present.user)] = present
+            at.missing[user_key(present.user)] = None
             return
         told = at.announcements
         template = None if told is None else told.join if change > 0 else told.leave
-        if not tells or told is None or template is None or count > told.most:
+        if told is None or template is None or count > told.most:
             return
         if len(at.untold) >= MOST_TOLD:
             self._counts["presence event dropped"] += 1
             return
-        at.untold.append(fill(template, present, count))
+        at.untold.append({**fill(template, present, count), **(join if change > 0 else {})})
         if at.telling is None:
             at.telling = self._loop.create_task(self._tell(name, at), name=f"{self._mailbox} joins and leaves")
 
