@@ -13,6 +13,7 @@ from asgibus.layers.contract import Bus
 from asgibus.layers.frames import CLAIMED, DEAD, EVENT, EVENT_OFFSET
 from asgibus.layers.memory.streams import MemoryStreams
 from asgibus.layers.offers import Offer
+from asgibus.layers.presence import Announcements, Present, PresentPage
 from asgibus.protocol.connect_request import WEBSOCKET, ConnectRequest
 from asgibus.protocol.events import ACCEPT, CLOSE, MESSAGE_SENT, Event
 
@@ -20,6 +21,53 @@ WORKER = "worker.1!"
 OTHER = "worker.2!"
 
 Frame = tuple[Any, ...]
+
+
+class RecordingPresence:
+    """Records users and wills. The test answers when `late` is set."""
+
+    lasts = True
+
+    def __init__(self) -> None:
+        self.late = False
+        self.answers: list[Callable[[str | None], None]] = []
+        self.users: dict[str, dict[str, Present]] = {}
+        self.announced: dict[str, Announcements] = {}
+        self.wills: dict[int, tuple[str, Any]] = {}
+        self.executed: list[int] = []
+
+    def show(self, group: str, present: Present, on_stored: Any = None, *, join: Any = None) -> None:
+        self.users.setdefault(group, {})[present.user] = present
+        self._answer(on_stored)
+
+    def hide(self, group: str, user: str) -> None:
+        self.users.get(group, {}).pop(user, None)
+
+    def announce(self, group: str, announcements: Announcements) -> None:
+        self.announced[group] = announcements
+
+    def set_will(self, connection: int, group: str, event: Any, on_stored: Any) -> None:
+        self.wills[connection] = group, event
+        self._answer(on_stored)
+
+    def clear_will(self, connection: int) -> None:
+        del self.wills[connection]
+
+    def execute_will(self, connection: int) -> None:
+        del self.wills[connection]
+        self.executed.append(connection)
+
+    async def page(self, group: str, cursor: str | None = None) -> PresentPage:
+        return PresentPage(list(self.users.get(group, {}).values()), None)
+
+    async def settle(self) -> None:
+        pass
+
+    def _answer(self, on_stored: Callable[[str | None], None] | None) -> None:
+        if on_stored is not None and self.late:
+            self.answers.append(on_stored)
+        elif on_stored is not None:
+            on_stored(None)
 
 
 class RecordingBus:
@@ -36,6 +84,7 @@ class RecordingBus:
         self.on_lost: list[Callable[[], None]] = []
         self.withdrawn: list[Offer] = []
         self.groups: list[str] = []
+        self.presence = RecordingPresence()
 
     def post(self, mailbox: str, frame: Frame, size: int = 0) -> None:
         self.posted.append((mailbox, frame))
