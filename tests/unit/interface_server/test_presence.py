@@ -337,7 +337,7 @@ def test_a_move_keeps_users_and_wills(table: Table, store: RecordingPresence) ->
     table.pass_time(1.0)
     state, moved = unpack(pack((table.connections.export(), table.connections.export_connection(app.connection))))
     successor = Table(presence_grace=GRACE)
-    successor.bus.presence = store
+    successor.bus.presence, successor.bus.groups = store, table.bus.groups
     successor.connections.restore(state)
     connection = successor.connections.restore_connection(moved, app.terminator)
     assert successor.connections.users.gauges() == table.connections.users.gauges()
