@@ -528,13 +528,34 @@ class ChannelLayer(ABC):
         """
 
     @abstractmethod
-    async def group_send(self, group: str, message: Message) -> None:
+    async def group_send(
+        self,
+        group: str,
+        message: Message,
+        *,
+        keep: int | None = None,
+        id: str | None = None,  # noqa: A002
+        placeholder: str | None = None,
+    ) -> bool:
         """Send a message to every member of a group.
 
         A member whose channel is full misses the message. That is counted and logged, and never raised.
 
+        Args:
+            group: The name of the group.
+            message: A dict, as that of `send`.
+            keep: How many messages of the group are kept for members that join with `after`; by default this one is
+                not. They are kept for `group_expiry` after the last one, as the stream `group:<group>`.
+            id: An id of 1 to 200 characters: while a message with this id is kept, another one is not sent.
+            placeholder: A text that occurs in `message["text"]`. It is replaced by the offset of the message where it
+                occurs first, so that clients learn the offset.
+
+        Returns:
+            True if it was sent, and False if a message with that id was kept.
+
         Raises:
             TypeError: The name is not valid, or the message holds a type that msgpack does not know.
+            ValueError: `keep`, `id` or `placeholder` is not valid.
             MessageTooLarge: The packed message is larger than 16 MiB.
             LayerUnavailable: The store could not be reached in time.
         """

@@ -22,7 +22,8 @@ CHANNELS_ROLE = "specific."  # the prefix that `new_channel` has by default
 
 _CHANNEL = re.compile(r"[A-Za-z0-9._-]+(?:![A-Za-z0-9._-]*)?\Z", re.ASCII)
 _GROUP = re.compile(r"[A-Za-z0-9._-]+\Z", re.ASCII)
-_INTERNAL_GROUP = re.compile(rf"[a-z]{{1,10}}:[A-Za-z0-9._-]{{1,{MAX_NAME_LENGTH}}}\Z", re.ASCII)
+_INTERNAL_GROUP = re.compile(rf"(?:stream:group|[a-z]{{1,10}}):[A-Za-z0-9._-]{{1,{MAX_NAME_LENGTH}}}\Z", re.ASCII)
+_STREAM = re.compile(rf"(?:group:)?[A-Za-z0-9._-]{{1,{MAX_NAME_LENGTH}}}\Z", re.ASCII)
 
 
 def require_channel(name: object, *, whole: bool = False) -> str:
@@ -60,8 +61,11 @@ def require_any_group(name: object) -> str:
 
 
 def require_stream(name: object) -> str:
-    """Return `name` if it is the name of a stream. Raises TypeError with the rule."""
-    if isinstance(name, str) and len(name) <= MAX_NAME_LENGTH and _GROUP.match(name):
+    """Return `name` if it is the name of a stream, else raise TypeError with the rule.
+
+    The kept messages of a group are a stream, too, such as `group:chat`.
+    """
+    if isinstance(name, str) and _STREAM.match(name):
         return name
     raise TypeError(f"stream names are 1 to {MAX_NAME_LENGTH} ASCII letters, digits, '.', '-' or '_'; not {name!r}")
 

@@ -17,6 +17,7 @@ from msgspec import json
 from asgibus.layers.codec import pack, unpack
 from asgibus.layers.streams.offsets import Offset
 from asgibus.layers.streams.page import StreamState
+from asgibus.layers.streams.past import place_offset
 from asgibus.protocol.events import MESSAGE_SENT, RESPONSE_BODY, Event, encode
 from asgibus.protocol.followers import Delivery
 
@@ -36,6 +37,11 @@ _JSON: Final = {
     "end": '{"stream":"{stream}","offset":"{offset}","end":true}',
     "error": '{"stream":"{stream}","offset":"{offset}","error":{data}}',
     "reset": '{"stream":"{stream}","offset":"{offset}","reset":true}',
+}
+_DEFAULTS: Final[Mapping[str, Mapping[str, str | None]]] = {
+    WEBSOCKET: _JSON,
+    SSE: {},
+    EVENTS: dict.fromkeys(_TEXTS),  # the entries are written as they are, and nothing else
 }
 
 
@@ -132,7 +138,7 @@ class StreamFrames:
         self._raw = raw
         self._event = event
         self._texts = texts
-        defaults = _JSON if kind == WEBSOCKET else dict.fromkeys(_TEXTS, "{text}" if raw else "{data}")
+        defaults = _DEFAULTS[kind] or dict.fromkeys(_TEXTS, "{text}" if raw else "{data}")
         self._parts = {
             name: None if text is None else _PLACEHOLDER.split(text) for name, text in {**defaults, **texts}.items()
         }
@@ -151,8 +157,8 @@ class StreamFrames:
         for offset, item in delivery.entries:
             if self.kind == EVENTS:
                 try:
-                    written.append(encode(item))
-                except (ValueError, TypeError) as error:
+                    written.append(encode(place_offset(item, offset)))
+                except (ValueError, TypeError, AttributeError) as error:
                     bad.append(str(error))
             elif self._raw and self.kind == WEBSOCKET and type(item) in (str, bytes) and "entry" not in self._texts:
                 written.append((MESSAGE_SENT, item))
@@ -168,10 +174,10 @@ class StreamFrames:
     def _add(self, written: list[Event], name: str, stream: str, offset: Offset, item: Any) -> None:
         """Add the event for one entry, or for what is said about a stream."""
         parts = self._parts[name]
-        if parts is None or self.kind == EVENTS:
+        if parts is None:
             return
         text = _fill(parts, {"stream": stream, "offset": str(offset)}, item)
-        if self.kind == WEBSOCKET:
+        if self.kind != SSE:
             written.append((MESSAGE_SENT, text))
             return
         event = self._event if name == "entry" else "" if name in self._texts else name

@@ -13,6 +13,8 @@ from asgibus.layers.memory import InMemoryChannelLayer, MemoryBus
 from asgibus.layers.names import new_mailbox
 from asgibus.layers.offers import Claim
 from asgibus.layers.presence import PresentCount, PresentPage
+from asgibus.layers.settings import StreamLimits
+from asgibus.layers.streams import Stream
 
 
 class WorkerLayer(ChannelLayer):
@@ -62,8 +64,20 @@ class WorkerLayer(ChannelLayer):
     async def group_discard(self, group: str, channel: str) -> None:
         await self._shared_or_cancel().group_discard(group, channel)
 
-    async def group_send(self, group: str, message: Message) -> None:
-        await self._shared_or_cancel().group_send(group, message)
+    async def group_send(
+        self,
+        group: str,
+        message: Message,
+        *,
+        keep: int | None = None,
+        id: str | None = None,  # noqa: A002
+        placeholder: str | None = None,
+    ) -> bool:
+        shared = self._shared_or_cancel()
+        return await shared.group_send(group, message, keep=keep, id=id, placeholder=placeholder)
+
+    def stream(self, name: str, limits: StreamLimits | None = None) -> Stream:
+        return self._shared_or_cancel().stream(name, limits)
 
     async def send_to_group(self, group: str, message: Message) -> None:
         await self._shared_or_cancel().send_to_group(group, message)

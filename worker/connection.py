@@ -10,6 +10,7 @@ from asgibus.layers.contract import ChannelLayer, Message
 from asgibus.layers.names import require_group, require_stream
 from asgibus.layers.presence import Present, fill, pack_info, user_group
 from asgibus.layers.streams import Stream, parse_offset
+from asgibus.layers.streams.past import group_past
 from asgibus.protocol.checks import MAX_KEPT_EVENT_BYTES
 from asgibus.protocol.connect_request import reply_channel
 from asgibus.protocol.events import (
@@ -23,7 +24,7 @@ from asgibus.protocol.events import (
     Event,
     encode,
 )
-from asgibus.protocol.stream_frames import Template, pack_template, websocket_template
+from asgibus.protocol.stream_frames import EVENTS, Template, pack_template, websocket_template
 
 
 class SessionApi(Protocol):
@@ -175,7 +176,14 @@ class Connection:
         await self._session.save_state()
 
     async def group_add(
-        self, group: str, *, present: bool = False, join: Message | None = None, leave: Message | None = None
+        self,
+        group: str,
+        *,
+        present: bool = False,
+        join: Message | None = None,
+        leave: Message | None = None,
+        after: str | None = None,
+        reset: str | None = None,
     ) -> None:
         """Add this connection to a group.
 
@@ -192,6 +200,10 @@ class Connection:
             leave: Such an event, for a user whose last connection has left for longer than `--presence-grace`. The
                 events that an interface server got last for a group count. Neither is sent above `--presence-events`
                 users.
+            after: The offset of the last kept message that the client has; `"0"` for all that are kept. The client gets
+                those behind it, and then what comes, without a gap and without a duplicate. See `group_send`.
+            reset: The text of a WebSocket message that the client gets in place of messages behind its offset that are
+                not kept any more.
 
         Raises:
             TypeError: The name is not valid, or an event holds a value that a message cannot hold.
@@ -201,9 +213,13 @@ class Connection:
             LayerUnavailable: The store could not be reached in time.
         """
         require_group(group)
+        if not present and (join is not None or leave is not None):
+            raise ValueError("the events join and leave need present=True")
+        if after is not None:
+            # It follows first: from then on it gets kept messages from there alone.
+            template = pack_template({"kind": EVENTS, "reset": reset})
+            await self._session.follow(group_past(group), str(parse_offset(after)), template)
         if not present:
-            if join is not None or leave is not None:
-                raise ValueError("the events join and leave need present=True")
             await self._session.change_group(GROUP_ADD, group)
             return
         if self._session.user is None:
@@ -273,7 +289,16 @@ class Connection:
         """Take the will back. Do nothing if there is none. Raises as `set_will`."""
         await self._session.change_presence(WILL_SET, (SET_WILL, "none", b""))
 
-    async def group_send(self, group: str, event: Message, *, exclude: str | None = None) -> None:
+    async def group_send(
+        self,
+        group: str,
+        event: Message,
+        *,
+        exclude: str | None = None,
+        keep: int | None = None,
+        id: str | None = None,  # noqa: A002
+        placeholder: str | None = None,
+    ) -> bool:
         """Send an ASGI event, such as `{"type": "websocket.send", "text": "…"}`, to every member of a group.
 
         The event goes straight to the interface servers that hold the members' sockets. No app code runs there.
@@ -282,15 +307,29 @@ class Connection:
             group: The name of the group.
             event: An ASGI event for clients: `websocket.send`, or `http.response.body` with `more_body`.
             exclude: The reply channel of a member that does not get the event, such as its sender.
+            keep: How many events of the group are kept for clients that join with `after`; by default this one is not.
+            id: An id of 1 to 200 characters: while an event with this id is kept, another one is not sent. So an app
+                that repeats a call after a crash is heard once.
+            placeholder: A text that occurs in `event["text"]`. It is replaced by the offset of the event where it
+                occurs first, so that clients learn the offset.
+
+        Returns:
+            True if it was sent, and False if an event with that id was kept.
 
         Raises:
+            ValueError: `keep`, `id` or `placeholder` is not valid, or `exclude` is given for an event that is kept.
             TypeError: The name is not valid, or the event holds a value that a message cannot hold.
             MessageTooLarge: The packed event is larger than 16 MiB.
             LayerUnavailable: The store could not be reached in time.
         """
         if exclude is not None:
+            if keep is not None:
+                raise ValueError("an event that is kept goes to all members: exclude is for others")
             event = {**event, EXCLUDE: exclude}
-        await self._session.layer.group_send(group, event)
+        if keep is None and id is None and placeholder is None:  # the layer may be one of another package
+            await self._session.layer.group_send(group, event)
+            return True
+        return await self._session.layer.group_send(group, event, keep=keep, id=id, placeholder=placeholder)
 
     # Streams.
 

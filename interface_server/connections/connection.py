@@ -20,6 +20,7 @@ from asgibus.layers.codec import pack, unpack
 from asgibus.layers.contract import Bus, Frame
 from asgibus.layers.names import stream_group
 from asgibus.layers.offers import Offer
+from asgibus.layers.streams.past import group_past
 from asgibus.protocol.connect_request import WEBSOCKET, ConnectRequest, mark_taken_over, mark_user
 from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.events import (
@@ -320,6 +321,8 @@ class Connection:
         else:
             if self.user is not None and code == GROUP_DISCARD:
                 self._host.users.discard(self, event[1])
+            if self.follows and code == GROUP_DISCARD:
+                self._host.followers.forget(self, group_past(event[1]))
             self._host.groups.change(self, code, event[1])
 
     def _follow(self, event: Event) -> None:

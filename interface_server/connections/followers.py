@@ -217,10 +217,14 @@ class Followers:
 
     def unfollow(self, reader: Reader, name: str) -> None:
         """Have a connection follow a stream no more, and forget its offset. Calls `group_done`."""
+        self.forget(reader, name)
+        reader.group_done(stream_group(name), None)
+
+    def forget(self, reader: Reader, name: str) -> None:
+        """Have a connection follow a stream no more, if it does."""
         follower = (reader.follows or {}).pop(name, None)
         if follower is not None:
             self._remove(name, follower)
-        reader.group_done(stream_group(name), None)
 
     def remove(self, reader: Reader) -> None:
         """Remove a connection, because it has ended."""

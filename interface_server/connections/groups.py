@@ -7,7 +7,7 @@ with its last. One writer sends both commands in order, so the latest one is in 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +16,7 @@ from asgibus.interface_server.terminator import FAULT, abort_faulty
 from asgibus.layers.contract import Bus, Message
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.presence import CLOSE_TYPE, close_message
+from asgibus.layers.streams.past import KEPT, group_past
 from asgibus.protocol.connect_request import reply_channel
 from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.events import EXCLUDE, GROUP_ADD, OTHER_CLOSE, OTHER_SENT, encode
@@ -34,6 +35,10 @@ class Member(Protocol):
     number: int
     terminator: Terminator
     groups: set[str] | None
+
+    @property
+    def follows(self) -> Mapping[str, object] | None:
+        """The streams that it follows, by name."""
 
     def group_done(self, group: str, error: str | None) -> None:
         """Answer the oldest request of the app for that group."""
@@ -180,6 +185,9 @@ class Groups:
         if EXCLUDE in message:
             excluded = message[EXCLUDE]
             members = [each for each in members if reply_channel(self._bus.mailbox, each.number) != excluded]
+        if KEPT in message:
+            past = group_past(name)  # those that follow it get the message from there
+            members = [each for each in members if past not in (each.follows or ())]
         shared: dict[str, Any] = {}
         before = self._counts["broadcast out of place"]
         for member in members:

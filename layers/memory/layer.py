@@ -58,6 +58,7 @@ from asgibus.layers.settings import (
     require_delay,
 )
 from asgibus.layers.streams import Stream
+from asgibus.layers.streams.past import new_message_id, require_no_past, send_kept
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -152,8 +153,23 @@ class InMemoryChannelLayer(ChannelLayer):
     async def group_discard(self, group: str, channel: str) -> None:
         self._leave(require_group(group), require_channel(channel))
 
-    async def group_send(self, group: str, message: Message) -> None:
-        await self.send_to_group(require_group(group), message)
+    async def group_send(
+        self,
+        group: str,
+        message: Message,
+        *,
+        keep: int | None = None,
+        id: str | None = None,  # noqa: A002
+        placeholder: str | None = None,
+    ) -> bool:
+        require_group(group)
+        if keep is None:
+            require_no_past(id, placeholder)
+            await self.send_to_group(group, message)
+            return True
+        limits = StreamLimits(keep, kept=self.group_expiry)
+        message_id = new_message_id() if id is None else id
+        return await send_kept(self._streams, self.send_to_group, group, message, limits, message_id, placeholder)
 
     async def send_to_group(self, group: str, message: Message) -> None:
         """Send a message to every member of a group, of an app or of the layer itself."""

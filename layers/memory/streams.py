@@ -60,6 +60,7 @@ class _Stored:
         self.state = StreamState.OPEN
         self.error = ""
         self.cancelled = False
+        self.ids: dict[str, int] = {}  # of kept messages of a group: their numbers, the lowest first
         self.content_type = ""
         self.fails_at = 0.0  # while it is open: when it fails unless its writer gives a sign of life
         self.expires_at = 0.0
@@ -182,6 +183,24 @@ class MemoryStreams:
         await self._fence(fenced, DELETED)
         await self.tell(Broadcast(name, stream.epoch, stream.last + 1, state=StreamState.ABSENT))
         return True
+
+    async def keep(self, name: str, packed: bytes, limits: StreamLimits, message_id: str) -> tuple[bool, Offset]:
+        with self._lock:
+            stream = self._find(name)
+            if stream is None or stream.state is not StreamState.OPEN:
+                stream = self._streams[name] = _Stored(self._new_epoch())
+            number = stream.ids.get(message_id)
+            if number is not None and number >= stream.first:
+                return False, Offset(stream.epoch, number)
+            stream.last += 1
+            stream.batches.append(Batch(stream.last, packed, 1))
+            stream.bytes += len(packed)
+            stream.trim(limits)
+            stream.ids[message_id] = stream.last
+            while next(iter(stream.ids.values())) < stream.first:
+                del stream.ids[next(iter(stream.ids))]
+            stream.fails_at = stream.expires_at = self._clock() + limits.kept
+            return True, Offset(stream.epoch, stream.last)
 
     async def tell(self, broadcast: Broadcast) -> None:
         await self._layer.send_to_group(stream_group(broadcast.stream), broadcast.message())

@@ -111,6 +111,10 @@ class Keys:
         """Hash: the state of a stream."""
         return f"{self.prefix}:stream-state:{{{self.stream(stream)}}}"
 
+    def stream_ids(self, stream: str) -> str:
+        """Hash: the numbers of the kept messages of a group, by their ids."""
+        return f"{self.prefix}:stream-ids:{{{self.stream(stream)}}}"
+
     def writing(self, mailbox: str) -> str:
         """Set: the streams that a process writes, each with the channel of its writer, so that others can end them."""
         return f"{self.prefix}:writing:{mailbox}"

@@ -48,10 +48,11 @@ from asgibus.layers.settings import (
     require_delay,
 )
 from asgibus.layers.streams import Stream
+from asgibus.layers.streams.past import new_message_id, require_no_past, send_kept
 
 logger = logging.getLogger("asgibus.layers")
 
-EMPTIED = ("channel", "delayed", "taken", "counts", "group", "stream", "stream-state", "users", "present")
+EMPTIED = ("channel", "delayed", "taken", "counts", "group", "stream", "stream-state", "stream-ids", "users", "present")
 """The kinds of keys that `flush` deletes."""
 
 P = ParamSpec("P")
@@ -234,8 +235,23 @@ class RedisChannelLayer(ChannelLayer):
             client = await self._shards.client_of(local[0], until)
             await client.outbox.send(local[0], client.outbox.pack(local[0], (MEMBERSHIP, group, channel, joins)), until)
 
-    async def group_send(self, group: str, message: Message) -> None:
-        await self.send_to_group(require_group(group), message)
+    async def group_send(
+        self,
+        group: str,
+        message: Message,
+        *,
+        keep: int | None = None,
+        id: str | None = None,  # noqa: A002
+        placeholder: str | None = None,
+    ) -> bool:
+        require_group(group)
+        if keep is None:
+            require_no_past(id, placeholder)
+            await self.send_to_group(group, message)
+            return True
+        limits = StreamLimits(keep, kept=self.group_expiry)
+        message_id = new_message_id() if id is None else id
+        return await send_kept(self._streams, self.send_to_group, group, message, limits, message_id, placeholder)
 
     @_on_long_lived_loop
     async def send_to_group(self, group: str, message: Message) -> None:

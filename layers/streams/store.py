@@ -134,6 +134,19 @@ class StreamStore(Protocol):
     async def tell(self, broadcast: Broadcast) -> None:
         """Send new entries or another state to the followers of a stream."""
 
+    async def keep(self, name: str, packed: bytes, limits: StreamLimits, message_id: str) -> tuple[bool, Offset]:
+        """Keep a message of a group, in a stream that has no writer.
+
+        Args:
+            name: The stream.
+            packed: The message, as a msgpack array of one item.
+            limits: What is kept, and for how long after the last message.
+            message_id: The id of the message.
+
+        Returns:
+            Whether no message with that id was kept, and the offset of the one that is.
+        """
+
     # The messages of followers and writers.
 
     async def new_channel(self) -> str:

@@ -66,6 +66,8 @@ class Stream:
         Raises:
             ValueError: The time, or the content type, is not valid.
         """
+        if ":" in self.name:
+            raise ValueError(f"{self.name!r} has the kept messages of a group: write it with group_send and keep")
         limits = self.limits if ttl is None else replace(self.limits, kept=require_kept(ttl))
         content_type = require_content_type(content_type)
         return StreamWriter(self._store, self.name, limits, restart, self._wait, content_type)

@@ -19,6 +19,7 @@ from asgibus.testing.conformance.tools import (
     expect_equal,
     expect_error,
     fresh_layer,
+    receive,
     within,
 )
 
@@ -358,6 +359,42 @@ async def check_an_ended_stream_expires(make_layer: LayerFactory, second: float)
         expect_equal(len(await _read(layer.stream("lasting"))), 1, "entries of another stream")
 
 
+async def check_messages_of_a_group_are_kept(make_layer: LayerFactory) -> None:
+    """Check the limit, ids, offsets in the text, and that members get each message once, as any other one."""
+    async with fresh_layer(make_layer) as layer:
+        await _check_past(layer, layer)
+
+
+async def check_messages_of_a_group_are_kept_for_another_layer(make_layer: LayerFactory) -> None:
+    """Check this when another layer object sends."""
+    async with fresh_layer(make_layer) as layer, another_layer(make_layer) as other:
+        await _check_past(layer, other)
+
+
+async def _check_past(layer: ChannelLayer, sender: ChannelLayer) -> None:
+    member, past = await layer.new_channel(), layer.stream("group:room")
+    await layer.group_add("room", member)
+    async with _reader(past) as reader:
+        for number in range(12):
+            message = {"type": "some", "text": f"{number} at <?> <?>"}
+            new = await sender.group_send("room", message, keep=10, id=f"id.{number}", placeholder="<?>")
+            expect_equal(new, True, "a new message")
+        expect_equal(await sender.group_send("room", {"type": "x"}, keep=10, id="id.11"), False, "a repeated message")
+        expect_equal(await sender.group_send("room", {"type": "some", "n": 1}), True, "a message that is not kept")
+        expect_equal(await sender.group_send("room", {"type": "x"}, keep=10, id="id.1"), True, "an id that fell off")
+        page = await past.page()
+        expect_equal((page.state, page.reset, len(page.items)), (StreamState.OPEN, True, 10), "the kept messages")
+        offsets = [str(offset) for offset, _ in page.items]
+        received = [await receive(layer, member) for _ in range(14)]
+        texts = [message.get("text") for message in received[3:12]]
+        expect_equal(texts, [f"{n} at {offsets[n - 3]} <?>" for n in range(3, 12)], "messages with their offsets")
+        expect_equal(received[12], {"type": "some", "n": 1}, "a message that is not kept")
+        await expect_error(ValueError, sender.group_send("room", {"type": "x"}, id="a"), "an id without keep")
+        wrong = sender.group_send("room", {"type": "x", "text": "a"}, keep=10, placeholder="b")
+        await expect_error(ValueError, wrong, "a placeholder that does not occur")
+        expect(not reader.done(), f"a reader of the kept messages ended: {reader}")
+
+
 CHECKS = (
     check_entries_are_kept_and_followed,
     check_many_entries_arrive_in_order,
@@ -372,8 +409,10 @@ CHECKS = (
     check_a_writer_goes_on_when_all_is_lost,
     check_the_content_type_is_kept,
     check_an_ended_stream_expires,
+    check_messages_of_a_group_are_kept,
 )
 SHARED_CHECKS = (
     check_entries_reach_readers_of_another_layer,
     check_a_writer_of_another_layer_fences_an_earlier_one,
+    check_messages_of_a_group_are_kept_for_another_layer,
 )

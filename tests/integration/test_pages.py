@@ -50,7 +50,7 @@ PROGRAMS = {
     "frameworks/litestar.md": ["myproject/main.py"],
     "frameworks/quart.md": ["myproject/main.py"],
     "frameworks/starlette.md": ["myproject/main.py"],
-    "groups.md": ["main.py"],
+    "groups.md": ["chat.py", "main.py"],
     "layers.md": ["check.py", "script.py", "test_layer.py"],
     "presence.md": ["main.py"],
     "security.md": ["myproject/main.py"],
@@ -224,6 +224,22 @@ def test_channels(tmp_path: Path, paste: Paste, start_interface: Start) -> None:
         wait_for_message(ann, "hello")
     with pytest.raises(InvalidStatus, match="403"), ws(server, "/everybody", origin="https://other.example"):
         pass
+
+
+def test_a_room_with_a_past(paste: Paste, start_interface: Start) -> None:
+    server = start_interface("--app-dir", paste("groups.md"), app="chat:app")
+    with ws(server, "/") as ann:
+        for text in ("one", "two"):
+            ann.send(text)
+        said = [json.loads(ann.recv(HANG)) for _ in range(2)]
+        assert [each["said"] for each in said] == ["one", "two"]
+        with ws(server, f"/?after={said[0]['offset']}") as bob:
+            assert json.loads(bob.recv(HANG)) == said[1]
+            ann.send("three")
+            assert [json.loads(client.recv(HANG))["said"] for client in (ann, bob)] == ["three", "three"]
+    with ws(server, "/?after=1764541234567-1") as late:
+        assert json.loads(late.recv(HANG)) == {"missing": True}
+        assert [json.loads(late.recv(HANG))["said"] for _ in range(3)] == ["one", "two", "three"]
 
 
 def test_a_group(paste: Paste, start_interface: Start) -> None:

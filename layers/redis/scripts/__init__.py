@@ -77,6 +77,7 @@ STREAM_APPEND: Final = load("stream_append")
 STREAM_FINISH: Final = load("stream_finish")
 STREAM_ORPHAN: Final = load("stream_orphan")
 STREAM_PAGE: Final = load("stream_page")
+STREAM_KEEP: Final = load("stream_keep")
 STREAM_CANCEL: Final = load("stream_cancel")
 STREAM_DELETE: Final = load("stream_delete")
 

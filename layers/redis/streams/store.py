@@ -25,6 +25,7 @@ from asgibus.layers.redis import scripts
 from asgibus.layers.redis.client import ignore_reply
 from asgibus.layers.redis.codec import EntryCodec
 from asgibus.layers.redis.pipeline import Refused, Store
+from asgibus.layers.settings import StreamLimits
 from asgibus.layers.streams.offsets import BEGINNING, Offset
 from asgibus.layers.streams.page import Broadcast, Page, StreamState
 from asgibus.layers.streams.store import (
@@ -352,6 +353,16 @@ class RedisStreams:
             await self._stores.client_of(name, self._layer.send_until()), scripts.STREAM_DELETE, name, DELETED_MS
         )
 
+    async def keep(self, name: str, packed: bytes, limits: StreamLimits, message_id: str) -> tuple[bool, Offset]:
+        return await self._layer.run(lambda: self._keep(name, packed, limits, message_id))
+
+    async def _keep(self, name: str, packed: bytes, limits: StreamLimits, message_id: str) -> tuple[bool, Offset]:
+        store = await self._stores.client_of(name, self._layer.send_until())
+        sealed = self._entries.seal(store.keys.stream(name), packed)
+        arguments = message_id, _ms(limits.kept), limits.entries, limits.bytes, sealed
+        is_new, epoch, number = await self._call(store, scripts.STREAM_KEEP, name, *arguments, ids=True)
+        return bool(is_new), Offset(int(epoch), int(number))
+
     async def tell(self, broadcast: Broadcast) -> None:
         await self._layer.send_to_group(stream_group(broadcast.stream), broadcast.message())
 
@@ -413,17 +424,21 @@ class RedisStreams:
         except (ChannelFull, LayerUnavailable) as error:
             logger.debug("the writer %s was not told: %s", channel, error)
 
-    async def _call(self, store: Store, script: str, name: str, *arguments: str | bytes | int) -> Any:
+    async def _call(
+        self, store: Store, script: str, name: str, *arguments: str | bytes | int, ids: bool = False
+    ) -> Any:
         """Run a script on the keys of a stream. Those that have another type are removed."""
-        keys = store.keys.stream_state(name), store.keys.stream(name)
+        keys = {store.keys.stream_state(name): "hash", store.keys.stream(name): "stream"}
+        if ids:
+            keys[store.keys.stream_ids(name)] = "hash"
         until = self._layer.send_until()
         for attempt in range(2):
             try:
-                return await store.pipeline.call("EVAL", script, 2, *keys, *arguments, until=until)
+                return await store.pipeline.call("EVAL", script, len(keys), *keys, *arguments, until=until)
             except Refused as error:
                 if not error.wrong_type or attempt:
                     raise
-            for key, kind in zip(keys, ("hash", "stream"), strict=True):
+            for key, kind in keys.items():
                 if await store.pipeline.call("EVAL", scripts.DROP_OTHER_TYPE, 1, key, kind, until=until):
                     self._entries.log_unexpected("wrong type", key, f"it was no {kind}, and was removed")
         raise AssertionError("unreachable")

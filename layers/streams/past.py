@@ -1,0 +1,98 @@
+"""Messages of groups that are kept: the past of a group is the stream `group:<group>`.
+
+The store numbers such a message when it is kept. Members that have joined with an offset follow that stream; the others
+get the message from the group, as any other one.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Protocol
+
+from asgibus.layers.codec import pack, pack_message
+from asgibus.layers.settings import StreamLimits
+from asgibus.layers.streams.offsets import Offset
+from asgibus.layers.streams.page import Broadcast
+
+KEPT: Final = "asgibus.kept"
+"""The member of a message to a group that says at which offset it is kept."""
+PLACEHOLDER: Final = "asgibus.placeholder"
+"""The member of a kept message that names the text to be replaced by its offset."""
+MAX_ID_LENGTH: Final = 200
+
+
+class KeepingStore(Protocol):
+    """Keeps messages of groups: a part of `StreamStore`."""
+
+    async def keep(self, name: str, packed: bytes, limits: StreamLimits, message_id: str) -> tuple[bool, Offset]: ...
+
+    async def tell(self, broadcast: Broadcast) -> None: ...
+
+
+def group_past(group: str) -> str:
+    """Return the stream of the kept messages of a group."""
+    return f"group:{group}"
+
+
+def place_offset(message: Mapping[str, Any], offset: Offset) -> Mapping[str, Any]:
+    """Return a kept message with its offset in its text, if it names a placeholder."""
+    placeholder, text = message.get(PLACEHOLDER), message.get("text")
+    if not isinstance(placeholder, str):
+        return message
+    placed = {name: value for name, value in message.items() if name != PLACEHOLDER}
+    if isinstance(text, str):
+        placed["text"] = text.replace(placeholder, str(offset), 1)
+    return placed
+
+
+def new_message_id() -> str:
+    """Return an id for a message to which the app gives none: it is kept once if the connection to the store breaks."""
+    return secrets.token_hex(8)
+
+
+def require_no_past(message_id: str | None, placeholder: str | None) -> None:
+    """Raise ValueError if a message that is not kept has an id or a placeholder."""
+    if message_id is not None or placeholder is not None:
+        raise ValueError("the id and the placeholder are those of a message that is kept: pass keep=…, too")
+
+
+async def send_kept(
+    store: KeepingStore,
+    send: Callable[[str, dict[str, Any]], Awaitable[None]],
+    group: str,
+    message: Mapping[str, Any],
+    limits: StreamLimits,
+    message_id: str,
+    placeholder: str | None,
+) -> bool:
+    """Keep a message of a group, and send it to the members.
+
+    Args:
+        store: The storage of streams.
+        send: Sends a message to a group.
+        group: The group.
+        message: The message.
+        limits: How many messages are kept, and for how long after the last one.
+        message_id: An id. A message whose id is that of a kept one is not kept and sent again.
+        placeholder: The text in `message["text"]` that is replaced by the offset, where it occurs first.
+
+    Returns:
+        Whether it was sent: False if it was kept already.
+    """
+    if not 0 < len(message_id) <= MAX_ID_LENGTH:
+        raise ValueError(f"the id of a message is a text of 1 to {MAX_ID_LENGTH} characters")
+    pack_message(message)
+    item = dict(message)
+    if placeholder is not None:
+        if not isinstance(message.get("text"), str) or placeholder not in message["text"]:
+            raise ValueError(f"the placeholder {placeholder!r:.50} does not occur in the text of the message")
+        item[PLACEHOLDER] = placeholder
+    name = group_past(group)
+    is_new, offset = await store.keep(name, pack([item]), limits, message_id)
+    if is_new:
+        await send(group, {**place_offset(item, offset), KEPT: str(offset)})
+        await store.tell(Broadcast(name, offset.epoch, offset.number, [item]))
+    else:  # who has kept it may have died before all were told
+        await store.tell(Broadcast(name, offset.epoch, offset.number + 1))
+    return is_new
