@@ -1,7 +1,8 @@
 """The read half of the Durable Streams protocol: what a request asks for, and what a page of a stream answers. No IO.
 
-`parse` makes a `ReadRequest` of a request. The endpoint then reads a page of the stream, and asks `answer` for a whole
-response: None means that a long poll waits. For server-sent events there are `event_stream_head` and `events`.
+`parse` makes a `ReadRequest` of a request. The endpoint then reads a page of the stream, makes a `Batch` of it, and
+asks `respond` for a whole response: there is none if a long poll waits, or for server-sent events, which are made by
+`event_stream_head`, `data_event` and `control_event`.
 
 The numbers of sections are those of the protocol, version 1.0. Two headers are extensions of it: `stream-error` is the
 reason why a stream has failed, and `stream-earliest-offset` the offset from which a stream can be read, if its
