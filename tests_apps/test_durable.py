@@ -22,6 +22,8 @@ from asgibus.streams import sign
 from support.deadline import in_time
 from support.processes import Process, Processes
 
+pytestmark = pytest.mark.timeout(600)  # the suite takes half a minute, and more where other tests run beside it
+
 HERE = Path(__file__).parent / "durable"
 KEY = "0123456789abcdef"
 LEASE = 5.0  # seconds
@@ -63,7 +65,7 @@ def suite(node: Path, serve: Callable[..., Site]) -> dict[str, str]:
     left_out = "|".join((*NOT_WRITTEN, *NOT_WRITTEN_EITHER))
     results = node / "results.json"
     command = ["npx", "vitest", "run", "conformance.test.mjs", "--reporter=json", f"--outputFile={results}"]
-    command += ["-t", f"^(?!.*(?:{left_out})).*$"]
+    command += ["--testTimeout=30000", "-t", f"^(?!.*(?:{left_out})).*$"]
     results.unlink(missing_ok=True)
     finished = subprocess.run(
         command, cwd=node, env={**os.environ, "STREAMS_URL": site.url}, capture_output=True, text=True, check=False
