@@ -221,6 +221,24 @@ def test_an_interface_server_moves(start_interface: Start, start_worker: Start, 
         assert come_and_go(stays, watch) == []
 
 
+@pytest.mark.usefixtures("short_leases")
+def test_an_interface_server_is_paused(start_interface: Start, start_worker: Start, redis_url: str) -> None:
+    """Its users leave, and join when it is back; its wills were sent, and are not sent again."""
+    start_worker(APP, "--layer", redis_url, "--resume")
+    stays, paused = (start_interface("--layer", redis_url, "--presence-grace", GRACE) for _ in range(2))
+    with member(stays, "watch") as watch, member(paused, "ann", will="ann") as ann:
+        assert told(watch) == ["join", "ann"]
+        paused.pause()
+        assert sorted([told(watch, NOTICED + HANG), told(watch)]) == [["leave", "ann"], ["will", "ann"]]
+        assert present(redis_url) == {"watch": 1}
+        paused.resume()
+        assert told(watch) == ["join", "ann"]
+        assert present(redis_url) == {"watch": 1, "ann": 1}
+        ann.close()
+        assert told(watch) == ["leave", "ann"]
+        assert come_and_go(stays, watch) == []
+
+
 def test_an_interface_server_stops(servers: tuple[Process, Process], redis_url: str) -> None:
     stays, stops = servers
     with member(stays, "watch") as watch, member(stops, "ann", will="ann"), member(stops, "bob", quiet=1):

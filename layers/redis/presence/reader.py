@@ -15,8 +15,8 @@ from asgibus.layers.redis.presence.stores import (
     LeaseReader,
     SendToGroup,
     Stores,
+    forget_group,
     keys_of,
-    remove_other_types,
     unpack_announcements,
     unpack_present,
 )
@@ -61,7 +61,7 @@ class PresenceReader:
                 "EVAL", scripts.PRESENCE_PAGE, 2, *keys, *arguments, until=call_until()
             )
         except Refused as error:
-            await remove_other_types(error, store, *keys)
+            await forget_group(error, store, group)
             raise
         found: dict[str, list[Present]] = {}
         live = await self.remove_left(store, group, store.entries.valid_names(keys[1], mailboxes))
@@ -121,7 +121,7 @@ class PresenceReader:
                     "EVAL", scripts.PRESENCE_DROP, 3, *keys, mailbox, died or NEVER, DROPPED_AT_ONCE, until=call_until()
                 )
             except Refused as error:
-                await remove_other_types(error, store, *keys)
+                await forget_group(error, store, group)
                 raise
             if left and events:
                 await self._tell(store, group, events, left)

@@ -96,6 +96,27 @@ def announcements_of(fields: Mapping[str, Any]) -> Announcements:
     raise ValueError("an entry is not that of the events of a group")
 
 
+async def forget_group(error: Refused, store: Store, group: str) -> None:
+    """Let all processes write the users of a group again, if one of its keys has another type.
+
+    Without an epoch, the next heartbeat begins one, and every process writes everything again.
+
+    Args:
+        error: The refusal of a script.
+        store: The store of the group.
+        group: The group.
+
+    Raises:
+        LayerUnavailable: The store cannot be reached.
+    """
+    if error.wrong_type:
+        keys, call, until = store.keys, store.pipeline.call, call_until()
+        store.entries.log_unexpected("wrong type", keys.present(group), "a key beside it was no hash: all were removed")
+        names = keys.users(group), keys.present(group), keys.group(group)
+        await call("EVAL", scripts.PRESENCE_FORGET, 3, *names, until=until)
+        await call("ZREMRANGEBYSCORE", keys.processes, "+inf", "+inf", until=until)
+
+
 async def remove_other_types(error: Refused, store: Store, *keys: str, kind: str = "hash") -> None:
     """Remove keys that have another type than `kind`, if that was the reason of a refusal. Raises LayerUnavailable."""
     if error.wrong_type:

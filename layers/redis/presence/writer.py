@@ -23,11 +23,11 @@ from asgibus.layers.redis.pipeline import Refused, Store
 from asgibus.layers.redis.presence.reader import PresenceReader
 from asgibus.layers.redis.presence.stores import (
     announcements_of,
+    forget_group,
     keys_of,
     pack_announcements,
     pack_present,
     present_of,
-    remove_other_types,
 )
 
 logger = logging.getLogger("asgibus.layers")
@@ -239,7 +239,7 @@ class PresenceWriter:
         except Refused as error:
             if error.wrong_type:
                 at.again = Again.SILENTLY
-                await remove_other_types(error, store, *keys_of(store.keys, name, self._mailbox))
+                await forget_group(error, store, name)
             raise
 
     async def _write_everything(self, store: Store, name: str, at: _Group) -> None:

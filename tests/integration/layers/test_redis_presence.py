@@ -1,0 +1,212 @@
+"""Who is in a group, where Redis loses data or has odd data."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import redis
+
+from asgibus.layers import LayerUnavailable, RedisChannelLayer
+from asgibus.layers.contract import Handler
+from asgibus.layers.presence import Announcements, Present, user_key
+from asgibus.layers.redis import heartbeat
+from support.bus import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.redis]
+
+GROUP = "asgibus:group:room"
+USERS, SERVERS = f"asgibus:users:{{{GROUP}}}", f"asgibus:present:{{{GROUP}}}"
+DEAD = "interface.0123456789abcdef!"
+TOLD = Announcements(
+    {"type": "websocket.send", "text": "+{user}"}, {"type": "websocket.send", "text": "-{user} {count}"}, 100
+)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.2)
+
+
+@pytest.fixture
+async def layer(redis_url: str) -> AsyncIterator[RedisChannelLayer]:
+    layer = RedisChannelLayer(redis_url)
+    yield layer
+    await layer.close()
+
+
+@pytest.fixture
+async def buses(layer: RedisChannelLayer) -> AsyncIterator[tuple[Any, Any]]:
+    async with layer.bus("interface", Handler()) as one, layer.bus("interface", Handler()) as two:
+        for bus in (one, two):
+            await bus.join_group("room")
+            bus.presence.announce("room", TOLD)
+        yield one, two
+
+
+def user(name: str) -> Present:
+    return Present(name, {"name": name}, 1.0, 1)
+
+
+async def show(bus: Any, *names: str) -> None:
+    for name in names:
+        bus.presence.show("room", user(name))
+    await bus.presence.settle()
+
+
+async def names(layer: RedisChannelLayer) -> set[str]:
+    return {each.user for each in (await layer.present("room")).users}
+
+
+async def eventually(layer: RedisChannelLayer, expected: set[str]) -> None:
+    async with asyncio.timeout(10):
+        while await names(layer) != expected:  # noqa: ASYNC110  # it is about Redis
+            await asyncio.sleep(0.02)
+
+
+async def test_users_are_back_after_a_flush_and_nothing_is_told(
+    layer: RedisChannelLayer, buses: tuple[Any, Any], admin: "redis.Redis[bytes]"
+) -> None:
+    one, two = buses
+    member = await layer.new_channel()
+    await layer.group_add("room", member)
+    await show(one, "a", "b")
+    await show(two, "b", "c")
+    assert {(await layer.receive(member))["text"] for _ in range(3)} == {'+"a"', '+"b"', '+"c"'}
+    admin.flushall()
+    one.presence.hide("room", "a")  # before anything is written again
+    await eventually(layer, {"b", "c"})
+    assert (await layer.receive(member))["text"].startswith('-"a"')
+    one.presence.hide("room", "b")
+    await one.presence.settle()
+    two.presence.hide("room", "b")
+    await two.presence.settle()
+    assert (await layer.receive(member))["text"] == '-"b" 1'
+    assert tuple(await layer.present_count("room")) == (1, 1)
+
+
+async def test_users_of_older_data_are_removed(
+    layer: RedisChannelLayer, buses: tuple[Any, Any], admin: "redis.Redis[bytes]"
+) -> None:
+    one, _ = buses
+    await show(one, "a", "b")
+    older = {key: admin.dump(key) for key in admin.keys("asgibus:*") if b"{" in key}
+    one.presence.hide("room", "b")
+    await show(one, "c")
+    admin.flushall()
+    for key, value in older.items():
+        admin.restore(key, 0, value, replace=True)
+    await eventually(layer, {"a", "c"})
+    assert tuple(await layer.present_count("room")) == (2, 2)
+
+
+def leave_behind(admin: "redis.Redis[bytes]", *names: str) -> None:
+    """Write what a process leaves behind that nobody has cleaned up after."""
+    for name in names:
+        key = user_key(name)
+        admin.hincrby(USERS, key, 1)
+        admin.hset(f"{SERVERS}:{DEAD}", key, RedisChannelLayer()._entries.pack(SERVERS, user(name)._asdict()))
+    admin.hset(SERVERS, DEAD, len(names))
+
+
+@pytest.mark.parametrize("by", ["present", "present_count", "a join"])
+async def test_what_a_dead_process_left_is_removed_by_who_looks(
+    by: str, layer: RedisChannelLayer, buses: tuple[Any, Any], admin: "redis.Redis[bytes]"
+) -> None:
+    one, two = buses
+    if by != "a join":
+        await show(one, "a")
+    leave_behind(admin, "a", "ghost")
+    if by == "present":
+        assert await names(layer) == {"a"}
+    elif by == "present_count":
+        assert tuple(await layer.present_count("room")) == (1, 1)
+    else:
+        await show(two, "b")
+    assert admin.hkeys(SERVERS) == [(two if by == "a join" else one).mailbox.encode()]
+    assert admin.hlen(USERS) == 1
+    assert not admin.exists(f"{SERVERS}:{DEAD}")
+
+
+async def test_odd_data_does_not_matter(
+    layer: RedisChannelLayer, buses: tuple[Any, Any], admin: "redis.Redis[bytes]"
+) -> None:
+    one, _ = buses
+    await show(one, "a")
+    own = f"{SERVERS}:{one.mailbox}"
+    for key, entry in (("x", b"\xc1"), ("y", b"\x80"), ("z", b"\x93\x01\x02\x03")):
+        admin.hset(own, key, entry)
+        admin.hset(USERS, key, 1)
+    admin.hset(SERVERS, b"\xff no name", 1)
+    assert await names(layer) == {"a"}
+    assert layer.counts["damaged entry"] == 3
+    assert layer.counts["odd name"] > 0
+    with pytest.raises(ValueError, match="cursor"):
+        await layer.present("room", "1 2")
+
+
+@pytest.mark.parametrize("suffix", ["users", "present", "own"])
+async def test_a_key_of_another_type_is_replaced(
+    suffix: str, layer: RedisChannelLayer, buses: tuple[Any, Any], admin: "redis.Redis[bytes]"
+) -> None:
+    one, two = buses
+    await show(one, "a")
+    await show(two, "a")
+    key = {"users": USERS, "present": SERVERS, "own": f"{SERVERS}:{one.mailbox}"}[suffix]
+    admin.delete(key)
+    admin.set(key, "odd")
+    one.presence.show("room", user("b"))
+    await one.presence.settle()
+
+    async def read() -> set[str]:
+        try:
+            return await names(layer)
+        except LayerUnavailable:
+            return set()
+
+    async with asyncio.timeout(10):
+        while await read() != {"a", "b"}:  # noqa: ASYNC110  # as above
+            await asyncio.sleep(0.05)
+    assert layer.counts["wrong type"] > 0
+
+    async def counted() -> Any:
+        return await layer.present_count("room")
+
+    async with asyncio.timeout(10):
+        while tuple(await counted()) != (2, 3):  # noqa: ASYNC110  # as above
+            await asyncio.sleep(0.05)
+
+
+async def test_wills_outlive_a_flush(
+    layer: RedisChannelLayer, buses: tuple[Any, Any], admin: "redis.Redis[bytes]"
+) -> None:
+    one, _ = buses
+    member = await layer.new_channel()
+    await layer.group_add("room", member)
+    stored: list[str | None] = []
+    for number in (1, 2):
+        one.presence.set_will(number, "room", {"n": number}, stored.append)
+    await until(lambda: len(stored) == 2)
+    key = f"asgibus:wills:{one.mailbox}"
+    assert admin.hlen(key) == 3
+    admin.flushall()
+    one.presence.execute_will(1)
+    await until(lambda: admin.hlen(key) == 2)
+    assert await layer.receive(member) == {"n": 1}
+    one.presence.execute_will(2)
+    assert await layer.receive(member) == {"n": 2}
+
+
+async def test_entries_are_sealed(redis_url: str, admin: "redis.Redis[bytes]") -> None:
+    layer = RedisChannelLayer(redis_url, symmetric_encryption_keys=["a secret"])
+    async with layer.bus("interface", Handler()) as bus:
+        stored: list[str | None] = []
+        bus.presence.announce("room", TOLD)
+        bus.presence.set_will(1, "room", {"text": "my-secret"}, stored.append)
+        await show(bus, "my-secret")
+        await until(lambda: stored)
+        for key in admin.keys("*"):
+            assert b"secret" not in key
+            assert b"my-secret" not in (admin.dump(key) or b"")
+        assert await names(layer) == {"my-secret"}
+    await layer.close()
