@@ -195,6 +195,10 @@ class InMemoryChannelLayer(ChannelLayer):
         if missed:
             self._over_capacity.missed(f"group {group}", missed, len(targets))
 
+    def presence_of(self, name: str) -> MemoryPresence:
+        """Return the users of one server, or of whatever else has that name."""
+        return MemoryPresence(self.presence, name, self.deliver_to_group)
+
     async def _present(self, group: str, cursor: str | None) -> PresentPage:
         return self.presence.page(group, cursor)
 
@@ -346,7 +350,7 @@ class MemoryBus(Bus):
         self._number = 0
         self._stopped = False
         self._stopping = asyncio.Event()
-        self._presence = MemoryPresence(layer.presence, mailbox, layer.deliver_to_group)
+        self._presence = layer.presence_of(mailbox)
 
     @property
     def presence(self) -> MemoryPresence:
