@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import anyio
 
 from asgibus.layers import ChannelLayer
 from asgibus.layers.contract import Message
+from asgibus.layers.presence import CLOSE_TYPE, Announcements, Present, pack_info, require_user, user_group
 from asgibus.layers.streams import Stream
 from asgibus.protocol.events import EXCLUDE
 from asgibus.protocol.stream_frames import Template
@@ -38,8 +40,12 @@ try:
 except ImportError as error:
     raise ImportError("asgibus.starlette needs the package starlette: pip install starlette") from error
 
+if TYPE_CHECKING:
+    from asgibus.layers.memory import InMemoryChannelLayer
+
 __all__ = ["Bus", "GroupSocket", "StreamResponse"]
 
+MOST_TOLD = 200  # users of a group on another server, above which it is not told who joins and leaves
 LEAVE_SECONDS = 1.0  # for a group to be left by a handler that is cancelled
 
 
@@ -158,6 +164,7 @@ class GroupSocket(WebSocket):
         self._connection = _connection(self)
         self._task = asyncio.current_task()
         self._inbox: _LocalInbox | None = None
+        self._identity: tuple[str, Any] | None = None
 
     @classmethod
     def of(cls, websocket: WebSocket) -> Self:
@@ -184,10 +191,36 @@ class GroupSocket(WebSocket):
             return self._connection.reply_channel
         return None if self._inbox is None else self._inbox.channel
 
+    async def identify(self, user: str, info: Any = None) -> None:
+        """Say whose WebSocket this is, once. See `asgibus.Connection.identify`.
+
+        Args:
+            user: The id of the user, of 1 to 200 characters.
+            info: What others may know about the user: JSON values, at most 16 KiB when packed.
+
+        Raises:
+            TypeError: The id is no str, or the info is not of JSON values.
+            ValueError: The id is empty or too long, or the info is too large.
+            RuntimeError: This is the WebSocket of another user.
+            LayerUnavailable: The store could not be reached in time.
+        """
+        if self._connection is None:
+            pack_info(info)
+            self._identity = require_user(user), info
+            return
+        try:
+            await self._connection.identify(user, info)
+        except OSError:
+            await self._leave_if_handed_over()
+            raise
+
     @asynccontextmanager
     async def joined(
         self,
         *groups: str,
+        present: bool = False,
+        join: Message | None = None,
+        leave: Message | None = None,
         subprotocol: str | None = None,
         headers: Iterable[tuple[bytes, bytes]] | None = None,
     ) -> AsyncIterator[Self]:
@@ -195,30 +228,40 @@ class GroupSocket(WebSocket):
 
         Args:
             groups: The names of the groups: 1 to 100 ASCII letters, digits, `.`, `-` and `_` each.
+            present: Whether the user of this WebSocket is shown in the groups. Call `identify` before.
+            join: The event that tells the groups that a user has joined. See `asgibus.Connection.group_add`.
+            leave: The event that tells the groups that a user has left.
             subprotocol: The subprotocol to accept.
             headers: Headers of the response to the handshake.
 
         Raises:
             TypeError: A name is not valid.
+            ValueError: An event is not valid.
+            RuntimeError: `identify` was not called before.
             LayerUnavailable: The store could not be reached in time.
         """
         if self.application_state is WebSocketState.CONNECTING:
             await self.accept(subprotocol, headers)
         async with AsyncExitStack() as stack:
             for group in groups:
-                await stack.enter_async_context(self._member_of(group))
+                await stack.enter_async_context(self._member_of(group, present, join, leave))
             yield self
 
     @asynccontextmanager
-    async def _member_of(self, group: str) -> AsyncIterator[None]:
+    async def _member_of(
+        self, group: str, present: bool, join: Message | None, leave: Message | None
+    ) -> AsyncIterator[None]:
         if self._connection is None:
+            if present and self._identity is None:
+                raise RuntimeError("nobody is known to be present: call `identify` before")
             if self._inbox is None:
                 self._inbox = await _LocalInbox.open(self)
-            async with self._inbox.joined(group):
+            shown = Announcements(join, leave, MOST_TOLD) if present else None
+            async with self._inbox.joined(group, self._identity, shown):
                 yield
             return
         try:
-            await self._connection.group_add(group)
+            await self._connection.group_add(group, present=present, join=join, leave=leave)
         except OSError:
             await self._leave_if_handed_over()
             raise
@@ -255,9 +298,10 @@ class GroupSocket(WebSocket):
 class _LocalInbox:
     """The channel of a WebSocket on another server. While it has groups, a task writes what arrives to the socket."""
 
-    def __init__(self, socket: GroupSocket, layer: ChannelLayer, channel: str) -> None:
+    def __init__(self, socket: GroupSocket, layer: InMemoryChannelLayer, channel: str) -> None:
         self._socket = socket
         self._layer = layer
+        self._presence = layer.presence_of(channel)
         self.channel = channel
         self._groups = 0
         self._task: asyncio.Task[None] | None = None
@@ -268,23 +312,42 @@ class _LocalInbox:
         return cls(socket, layer, await layer.new_channel())
 
     @asynccontextmanager
-    async def joined(self, group: str) -> AsyncIterator[None]:
+    async def joined(
+        self, group: str, identity: tuple[str, Any] | None, shown: Announcements | None
+    ) -> AsyncIterator[None]:
         await self._layer.group_add(group, self.channel)
         self._groups += 1
+        if identity is not None and self._groups == 1:
+            self._layer.follow(user_group(identity[0]), self.channel)
+            self._show(user_group(identity[0]), (self.channel, identity[1]))
+        if identity is not None and shown is not None:
+            self._presence.announce(group, shown)
+            self._show(group, identity)
         if self._task is None:
             self._task = asyncio.create_task(self._write(), name=f"messages of groups for {self.channel}")
         try:
             yield
         finally:
             self._groups -= 1
+            if identity is not None:
+                self._presence.hide(group, identity[0])
             if not self._groups:
                 self._task.cancel()
                 self._task = None
+                if identity is not None:
+                    self._layer.unfollow(user_group(identity[0]), self.channel)
+                    self._presence.hide(user_group(identity[0]), self.channel)
             await self._layer.group_discard(group, self.channel)
+
+    def _show(self, group: str, identity: tuple[str, Any]) -> None:
+        present = Present(*identity, time.time(), 1)
+        self._presence.show(group, present, join={EXCLUDE: self.channel})
 
     async def _write(self) -> None:
         with suppress(WebSocketDisconnect, OSError, RuntimeError):  # the handler learns of the end by itself
             while True:
                 event = await self._layer.receive(self.channel)
-                if event.pop(EXCLUDE, None) != self.channel:
+                if event.get("type") == CLOSE_TYPE:
+                    await self._socket.close(event["code"], event["reason"])
+                elif event.pop(EXCLUDE, None) != self.channel:
                     await self._socket.send(event)

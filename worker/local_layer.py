@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
-from asgibus.layers.contract import ChannelLayer
+if TYPE_CHECKING:
+    from asgibus.layers.memory.layer import InMemoryChannelLayer
 
 logger = logging.getLogger("asgibus.worker")
 
-_layers: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, ChannelLayer]] = WeakKeyDictionary()
+_layers: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, InMemoryChannelLayer]] = WeakKeyDictionary()
 """One for each event loop."""
 
 
-def local_layer() -> ChannelLayer:
+def local_layer() -> InMemoryChannelLayer:
     """Return the layer of the running event loop."""
     loop = asyncio.get_running_loop()
     layer = _layers.get(loop)

@@ -240,3 +240,54 @@ def test_the_test_client_of_starlette() -> None:
             ann.send_text(text)
         assert ann.receive_text() == "hello"
         assert [bob.receive_text() for _ in range(2)] == ["psst", "hello"]
+
+
+# Users and presence.
+
+JOIN = {"type": "websocket.send", "text": "+{user}"}
+LEAVE = {"type": "websocket.send", "text": "-{user} {info}"}
+
+
+async def lobby(websocket: WebSocket) -> None:
+    socket, bus = GroupSocket.of(websocket), Bus.of(websocket)
+    with pytest.raises(RuntimeError, match="identify"):
+        async with socket.joined("lobby", present=True):
+            pass
+    await socket.identify(websocket.query_params["user"], {"n": 1})
+    async with socket.joined("lobby", present=True, join=JOIN, leave=LEAVE):
+        there = (await bus.layer.present("lobby")).users
+        await socket.send_text(",".join(sorted(each.user for each in there)))
+        async for text in socket.iter_text():
+            if text == "close":
+                await bus.layer.user_close("bob", 4001, "signed out")
+            else:
+                await bus.layer.user_send(text, {"type": "websocket.send", "text": "for you"})
+
+
+async def test_who_is_in_a_group() -> None:
+    app = Starlette(routes=[WebSocketRoute("/", lobby)])
+    async with InProcessBus(app, presence_grace=0) as bus, bus.websocket("/?user=ann") as ann:
+        assert await ann.receive() == "ann"
+        async with bus.websocket("/?user=bob") as bob:
+            assert [await ann.receive(), await bob.receive()] == ['+"bob"', "ann,bob"]
+            await ann.send("bob")
+            assert await bob.receive() == "for you"
+            await ann.send("close")
+            assert await bob.closed() == 4001
+        assert await ann.receive() == '-"bob" {"n":1}'
+
+
+@pytest.mark.filterwarnings("ignore:Using `httpx` with `starlette.testclient` is deprecated")
+def test_who_is_in_a_group_on_another_server() -> None:
+    from starlette.testclient import TestClient
+
+    app = Starlette(routes=[WebSocketRoute("/", lobby)])
+    with TestClient(app) as client, client.websocket_connect("/?user=ann") as ann:
+        assert ann.receive_text() == "ann"
+        with client.websocket_connect("/?user=bob") as bob:
+            assert [ann.receive_text(), bob.receive_text()] == ['+"bob"', "ann,bob"]
+            ann.send_text("bob")
+            assert bob.receive_text() == "for you"
+            ann.send_text("close")
+            assert bob.receive() == {"type": "websocket.close", "code": 4001, "reason": "signed out"}
+        assert ann.receive_text() == '-"bob" {"n":1}'
