@@ -109,7 +109,7 @@ class _Stream(FollowedStream[Following]):
         """Whether a task joins the group, or reads pages."""
         self.retry_at = -math.inf
         self.look_at = math.inf
-        self.written_at = math.inf
+        self.written_at = math.inf  # when all live followers got something
         self.absent_since = math.inf
         self.keep_until = -math.inf
         """Until when this process stays in the group without a follower."""
@@ -187,6 +187,7 @@ class Followers:
             is_new = True
         else:
             follower.frames = frames
+            follower.detached = follower.detached or detached
             is_new = follower.state is FollowState.ENDED
         stream = self._stream(name)
         if is_new:
@@ -360,7 +361,10 @@ class Followers:
         for follower in [each for each in stream.live if each.reader.shared_writer.write_paused]:
             self._counts["slow follower"] += 1
             stream.hold(follower)
-        self._write(stream, stream.on_broadcast(broadcast))
+        delivery = stream.on_broadcast(broadcast)
+        if delivery is not None:
+            stream.written_at = self._now
+            self._write(stream, delivery)
         self._go_on(stream)
 
     def _look_later(self, stream: _Stream, left: float | None) -> None:
@@ -378,7 +382,6 @@ class Followers:
         """Write to followers what they are to get. It is encoded once for each template."""
         if delivery is None:
             return
-        stream.written_at = self._now
         encoded: dict[Frames, tuple[Sequence[Event], dict[str, Any]]] = {}
         for follower in delivery.followers:
             frames = follower.frames

@@ -387,6 +387,15 @@ def test_a_silent_stream_gets_comments() -> None:
     assert client.body.count(b":\n\n") == 2
 
 
+def test_a_page_for_another_viewer_does_not_keep_a_silent_one_waiting() -> None:
+    client = Response(stream_keep_alive=20.0)
+    Writer(client.table).append("a")
+    client.table.pass_time(15)
+    Viewer(client.table)
+    client.table.pass_time(6)
+    assert client.body.count(b":\n\n") == 2
+
+
 def test_a_server_that_stops_has_the_client_come_back() -> None:
     client = Response()
     writer = Writer(client.table)
