@@ -1,0 +1,56 @@
+"""Answers that take their time, and outlive those who read and serve them: the web app.
+
+It puts a question on the channel `answers`, for a writer (writer.py), and has the browser follow the stream that the
+writer fills. Whoever knows the name of an answer may read and stop it, on any device; names cannot be guessed.
+"""
+
+import secrets
+import time
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Body, FastAPI, HTTPException, Response
+from fastapi import Path as PathParameter
+from fastapi.responses import FileResponse
+
+from asgibus.fastapi import BusDep, StreamResponse
+from asgibus.layers import ChannelFull
+from asgibus.layers.streams import StreamState
+
+JOB_SECONDS = 60  # for which a question waits for a writer: `asgi-worker --expiry`
+
+app = FastAPI()
+
+Question = Annotated[str, Body(embed=True, min_length=1, max_length=500)]
+Answer = Annotated[str, PathParameter(pattern=r"^[0-9]{1,12}-[A-Za-z0-9_-]{16}$")]
+
+
+@app.post("/ask")
+async def ask(question: Question, bus: BusDep) -> dict[str, str]:
+    answer = f"{int(time.time())}-{secrets.token_urlsafe(12)}"
+    try:
+        await bus.layer.send("answers", {"type": "answer.write", "answer": answer, "question": question})
+    except ChannelFull:
+        raise HTTPException(503, "Too many questions are waiting.") from None
+    return {"answer": answer}
+
+
+@app.get("/answers/{answer}")
+async def read(answer: Answer, bus: BusDep) -> Response:
+    stream = bus.layer.stream(f"answer.{answer}")
+    asked_at = int(answer.partition("-")[0])
+    if time.time() - asked_at > JOB_SECONDS and (await stream.info()).state is StreamState.ABSENT:
+        # Nobody will write it any more. An EventSource can read an event, but not the status of a response.
+        return Response("event: gone\ndata:\n\n", media_type="text/event-stream")
+    return StreamResponse(stream)
+
+
+@app.post("/answers/{answer}/stop", status_code=204)
+async def stop(answer: Answer, bus: BusDep) -> None:
+    await bus.layer.stream(f"answer.{answer}").cancel()
+
+
+@app.get("/")
+@app.get("/{answer}")
+async def page() -> FileResponse:
+    return FileResponse(Path(__file__).with_name("page.html"), headers={"cache-control": "no-cache"})
