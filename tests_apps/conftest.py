@@ -6,6 +6,8 @@ The tests use the clients that belong to the apps. Helpers that `tests/` has as 
 import itertools
 import os
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -124,6 +126,29 @@ def serve(processes: Processes, redis_url: str, pytestconfig: pytest.Config) -> 
         return Site(server, running)
 
     return start
+
+
+@pytest.fixture(scope="session")
+def node_folder() -> Callable[[Path], Path]:
+    """Provide a copy of a folder of programs for Node, with the packages of its package.json: `node_folder(folder)`."""
+
+    def installed_folder(source: Path) -> Path:
+        if shutil.which("npm") is None:
+            pytest.skip("no npm")
+        folder = Path(sys.prefix) / source.name
+        wanted = (source / "package.json").read_text()
+        installed = folder / "installed.json"
+        if not installed.exists() or installed.read_text() != wanted:
+            folder.mkdir(exist_ok=True)
+            (folder / "package.json").write_text(wanted)
+            command = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--loglevel=error"]
+            subprocess.run(command, cwd=folder, check=True)
+            installed.write_text(wanted)
+        for path in source.glob("*.mjs"):
+            shutil.copy(path, folder)
+        return folder
+
+    return installed_folder
 
 
 @pytest.fixture

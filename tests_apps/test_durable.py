@@ -6,7 +6,6 @@ needs to test reading.
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -39,22 +38,9 @@ NOT_WRITTEN_EITHER = ("producer-state-survives-close", "close-with-different-bod
 
 
 @pytest.fixture(scope="module")
-def node() -> Path:
+def node(node_folder: Callable[[Path], Path]) -> Path:
     """Provide a folder with the packages of this test installed."""
-    if shutil.which("npm") is None:
-        pytest.skip("no npm")
-    folder = Path(sys.prefix) / "durable"
-    wanted = (HERE / "package.json").read_text()
-    installed = folder / "installed.json"
-    if not installed.exists() or installed.read_text() != wanted:
-        folder.mkdir(exist_ok=True)
-        (folder / "package.json").write_text(wanted)
-        command = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--loglevel=error"]
-        subprocess.run(command, cwd=folder, check=True)
-        installed.write_text(wanted)
-    for path in HERE.glob("*.mjs"):
-        shutil.copy(path, folder)
-    return folder
+    return node_folder(HERE)
 
 
 @pytest.fixture(scope="module")
