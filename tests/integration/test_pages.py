@@ -39,6 +39,7 @@ COMMANDS = {"asgi-interface": interface_command, "asgi-worker": worker_command}
 REDIS = "redis://127.0.0.1:6379"
 
 PROGRAMS = {
+    "answers.md": ["main.py", "myproject/asgi.py", "myproject/urls.py", "myproject/views.py", "writer.py"],
     "background.md": ["main.py", "send.py"],
     "durable-streams.md": ["main.py"],
     "event-streams.md": ["main.py"],
@@ -374,6 +375,30 @@ def test_background_work(paste: Paste, redis_url: str, start_worker: Start) -> N
     python(folder, "send.py")
     worker.wait_for(r"thumbnails \{'type': 'thumbnail.make', 'name': 'cat.png'\}")
     worker.wait_for(r"mails \{'type': 'mail.send', 'to': 'someone'\}")
+
+
+@pytest.mark.parametrize("app", ["main:app", "myproject.asgi:application"])
+def test_answers(
+    app: str, tmp_path: Path, paste: Paste, redis_url: str, start_interface: Start, start_worker: Start
+) -> None:
+    if app != "main:app":
+        python(tmp_path, "-m", "django", "startproject", "myproject", ".")
+    bus = ("--app-dir", paste("answers.md"), "--layer", redis_url)
+    start_worker(app, *bus)
+    start_worker("writer:app", "--channel", "answers", *bus)
+    server = start_interface("--layer", redis_url)
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=HANG) as client:
+        answer = client.post("/ask", params={"question": "Why?"}).text.strip('"')
+        with client.stream("GET", f"/answers/{answer}") as response:
+            lines = response.iter_lines()
+            while 'data: {"text":"Why? "}' not in next(lines):
+                pass
+            assert client.post(f"/answers/{answer}/stop").text.lower() == "true"
+            rest = [*lines]
+        assert 'data: {"stopped":true}' in rest
+        assert "event: end" in rest
+        *_, last = (line.removeprefix("id: ") for line in rest if line.startswith("id: "))
+        assert client.get(f"/answers/{answer}", headers={"last-event-id": last}).status_code == 204
 
 
 def test_a_script_with_a_layer(paste: Paste, redis_url: str) -> None:
