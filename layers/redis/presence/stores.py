@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -44,11 +45,13 @@ class LeaseReader:
         if self._alive.get(mailbox, -LIVE_SECONDS) > now - LIVE_SECONDS:
             return False
         store = await self._stores.home()
-        arguments = store.keys.processes, mailbox, self._silent_ms
-        _, runs, silent, epochs = await store.pipeline.call(
-            "EVAL", scripts.LEASE_RUNS, 1, *arguments, until=call_until()
+        key, call, until = store.keys.processes, store.pipeline.call, call_until()
+        (ms, runs, silent, epochs), grace = await asyncio.gather(
+            call("EVAL", scripts.LEASE_RUNS, 1, key, mailbox, self._silent_ms, until=until),
+            call("ZSCORE", key, "grace", until=until),
         )
-        if not runs and not silent and epochs:
+        # Within the grace, the process may have had no time to take its lease again.
+        if not runs and not silent and epochs and float(grace or 0) <= ms:
             return True
         self._alive = {each: at for each, at in self._alive.items() if at > now - LIVE_SECONDS}
         self._alive[mailbox] = now

@@ -125,9 +125,9 @@ class PresenceWriter:
 
     def hide(self, group: str, user: str) -> None:
         """See `BusPresence`."""
-        at, key = self._at(group), user_key(user)
-        present = at.entries.pop(key, None)
-        if present is not None:
+        at, key = self._groups.get(group), user_key(user)
+        present = None if at is None else at.entries.pop(key, None)
+        if at is not None and present is not None:
             at.connections -= present.connections
             at.unwritten[key] = None
             self._start(group, at)

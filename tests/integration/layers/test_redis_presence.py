@@ -26,6 +26,7 @@ TOLD = Announcements(
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(heartbeat, "GRACE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -126,6 +127,15 @@ async def test_what_a_dead_process_left_is_removed_by_who_looks(
     assert admin.hkeys(SERVERS) == [(two if by == "a join" else one).mailbox.encode()]
     assert admin.hlen(USERS) == 1
     assert not admin.exists(f"{SERVERS}:{DEAD}")
+
+
+async def test_within_the_grace_nobody_is_taken_for_dead(
+    layer: RedisChannelLayer, buses: tuple[Any, Any], admin: "redis.Redis[bytes]"
+) -> None:
+    leave_behind(admin, "a")
+    seconds, _ = admin.time()
+    admin.zadd("asgibus:processes", {"grace": (seconds + 5) * 1000})
+    assert await names(layer) == {"a"}
 
 
 async def test_odd_data_does_not_matter(
