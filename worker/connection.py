@@ -34,6 +34,7 @@ class SessionApi(Protocol):
     """The mailbox of the interface server."""
     number: int
     """The interface server's number of the connection."""
+    is_http: bool
     resumed: bool
     received: int
 
@@ -356,12 +357,15 @@ class Connection:
         Raises:
             TypeError: The name of the stream is not valid.
             ValueError: The offset or the template is not valid.
-            RuntimeError: The client is not accepted yet, or its interface server is of an earlier release.
+            RuntimeError: The client is not accepted yet, has no WebSocket, or its interface server is of an earlier
+                release.
             OSError: The client is gone.
             LayerUnavailable: The store could not be reached in time, or the client follows as many streams as the
                 interface server allows.
         """
         packed = pack_template(websocket_template(template))
+        if self._session.is_http:
+            raise RuntimeError("only WebSockets follow streams: answer a request with asgibus.stream_response")
         await self._session.follow(require_stream(stream), str(parse_offset(after)), packed)
 
     async def unfollow(self, stream: str) -> None:

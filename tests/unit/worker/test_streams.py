@@ -118,6 +118,23 @@ async def test_a_client_is_accepted_before_it_follows() -> None:
     assert "websocket.accept" in str(raised[0])
 
 
+async def test_a_request_is_answered_with_a_stream_instead() -> None:
+    raised: list[RuntimeError] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] != "lifespan"
+        try:
+            await asgibus.connection(scope).follow("answer")
+        except RuntimeError as error:
+            raised.append(error)
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
+
+    async with running(app) as interface:
+        await interface.answer(interface.open(extensions=OFFERED))
+    assert "stream_response" in str(raised[0])
+
+
 async def test_a_connection_has_the_streams_of_its_layer() -> None:
     app = Follows(lambda connection: asyncio.sleep(0, connection.stream("answer")))
     async with running(app) as interface:
