@@ -656,6 +656,10 @@ class ChannelLayer(ABC):
         """Send a message to every member of a group, of an app or an internal one."""
         raise NotImplementedError(f"{type(self).__name__} keeps no presence")
 
+    def gauges(self) -> dict[str, int]:
+        """Return current numbers by their names, for the metrics: open writers and readers of streams here."""
+        return {}
+
     @abstractmethod
     async def channel_statistics(self, channel: str) -> Statistics:
         """Return the statistics of a channel. Its messages are not touched.

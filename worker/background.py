@@ -62,8 +62,8 @@ class BackgroundWorker(BaseWorker):
         return dict(self._counts + self.layer.counts)
 
     def gauges(self) -> dict[str, int]:
-        """Return the current number of messages."""
-        return {"messages": self.busy}
+        """Return the current numbers of messages, and of streams that are written and read."""
+        return {"messages": self.busy, **self.layer.gauges()}
 
     async def channels(self) -> dict[str, Statistics]:
         """Return the statistics of the channels that this worker consumes."""

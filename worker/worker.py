@@ -101,8 +101,8 @@ class Worker(BaseWorker):
         return dict(self._sessions.counts + self.layer.counts)
 
     def gauges(self) -> dict[str, int]:
-        """Return the current number of sessions."""
-        return {"sessions": len(self._tasks)}
+        """Return the current numbers of sessions, and of streams that are written and read."""
+        return {"sessions": len(self._tasks), **self.layer.gauges()}
 
     async def channels(self) -> dict[str, Statistics]:
         """Return the statistics of the channels that this worker claims from."""

@@ -205,6 +205,9 @@ class InMemoryChannelLayer(ChannelLayer):
     async def _present_count(self, group: str) -> PresentCount:
         return self.presence.count(group)
 
+    def gauges(self) -> dict[str, int]:
+        return self._streams.gauges()
+
     def stream(self, name: str, limits: StreamLimits | None = None) -> Stream:
         return Stream(self._streams, name, limits or self.settings.limits_of(name), self.settings.wait)
 

@@ -103,11 +103,17 @@ class MemoryStreams:
         self._lock = threading.Lock()
         self._streams: dict[str, _Stored] = {}
         self._last_epoch = 0
+        self._writers: set[str] = set()  # their channels
+        self._readers: set[str] = set()
 
     def clear(self) -> None:
         """Forget all streams, as a store that loses its data."""
         with self._lock:
             self._streams.clear()
+
+    def gauges(self) -> dict[str, int]:
+        """Return how many streams are written and read here."""
+        return {"written streams": len(self._writers), "stream readers": len(self._readers)}
 
     async def begin(self, name: str, writer: WriterIdentity, *, restart: bool) -> Page:
         with self._lock:
@@ -120,6 +126,7 @@ class MemoryStreams:
                 stream.cancelled = cancelled
             stream.term += 1
             stream.writer = writer.channel
+            self._writers.add(writer.channel)
             stream.content_type = writer.content_type or stream.content_type
             writer.epoch, writer.term = stream.epoch, stream.term
             self._keep_open(stream, writer)
@@ -155,7 +162,7 @@ class MemoryStreams:
                 stream.state = state
 
     async def leave(self, name: str, writer: WriterIdentity) -> None:
-        """Do nothing: writers are in this process."""
+        self._writers.discard(writer.channel)
 
     async def page(self, name: str, after: Offset, limit: int) -> Page:
         with self._lock:
@@ -212,9 +219,11 @@ class MemoryStreams:
         return await self._layer.receive(channel)
 
     async def follow(self, name: str, channel: str) -> None:
+        self._readers.add(channel)
         self._layer.follow(stream_group(name), channel)
 
     async def unfollow(self, name: str, channel: str) -> None:
+        self._readers.discard(channel)
         self._layer.unfollow(stream_group(name), channel)
 
     def _find(self, name: str) -> _Stored | None:

@@ -258,6 +258,9 @@ class RedisChannelLayer(ChannelLayer):
         """Send a message to every member of a group, of an app or of the layer itself."""
         await self._groups.send(group, message, self.send_until())
 
+    def gauges(self) -> dict[str, int]:
+        return self._streams.gauges()
+
     def stream(self, name: str, limits: StreamLimits | None = None) -> Stream:
         return Stream(self._streams, name, limits or self.settings.limits_of(name), self.settings.wait)
 

@@ -129,6 +129,11 @@ class RedisStreams:
         self._entries = entries
         self._counts = counts
         self._writers: dict[str, WriterIdentity] = {}  # by channel
+        self._readers: set[str] = set()  # the channels of those that follow
+
+    def gauges(self) -> dict[str, int]:
+        """Return how many streams are written and read here."""
+        return {"written streams": len(self._writers), "stream readers": len(self._readers)}
 
     # What writers call.
 
@@ -373,9 +378,11 @@ class RedisStreams:
         return await self._layer.receive(channel)
 
     async def follow(self, name: str, channel: str) -> None:
+        self._readers.add(channel)
         await self._channels.group_add(stream_group(name), channel)
 
     async def unfollow(self, name: str, channel: str) -> None:
+        self._readers.discard(channel)
         await self._channels.group_discard(stream_group(name), channel)
 
     # What happens when a process dies.

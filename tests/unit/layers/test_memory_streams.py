@@ -200,11 +200,12 @@ async def test_a_lost_broadcast_is_repeated(layer: InMemoryChannelLayer, monkeyp
 
     async with stream.writer() as out:
         reader = asyncio.create_task(read())
-        await asyncio.sleep(0.01)
+        await until(lambda: layer.gauges() == {"written streams": 1, "stream readers": 1})
         await out.append(1)
         await until(lambda: seen == [1])
         assert lost == 1
     await asyncio.wait_for(reader, 5)
+    assert layer.gauges() == {"written streams": 0, "stream readers": 0}
 
 
 async def test_the_last_entries_are_stored_again_after_a_loss(layer: InMemoryChannelLayer) -> None:

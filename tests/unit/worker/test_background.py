@@ -185,7 +185,7 @@ async def test_the_concurrency_bounds_received_messages() -> None:
         with pytest.raises(ChannelFull):
             await background.send(8)
         assert app.begun == [0, 1, 2]
-        assert background.worker.gauges() == {"messages": 3}
+        assert background.worker.gauges()["messages"] == 3
         app.go.set()
         await until(lambda: len(app.seen) == 8)
 
