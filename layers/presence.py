@@ -157,7 +157,7 @@ def merge(found: list[Present]) -> Present:
 def _to_json(value: object) -> str:
     try:
         return json.dumps(value, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"the info about a user must be JSON: {error}") from None
 
 

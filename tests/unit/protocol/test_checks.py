@@ -124,6 +124,7 @@ BAD_EVENTS: list[tuple[Any, ...]] = [
     (events.IDENTIFY, "x", pack(b"no JSON")),
     (events.IDENTIFY, "x", pack("x" * 17_000)),
     (events.IDENTIFY, "x", pack({"a": float("nan")})),
+    *((events.IDENTIFY, "x", b"\x91" * deep + b"\xc0") for deep in (1000, 16_000)),
     (events.PRESENT, "no group", b"", b""),
     (events.PRESENT, "user:1", b"", b""),
     (events.PRESENT, "room", None, b""),

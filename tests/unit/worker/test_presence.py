@@ -68,6 +68,13 @@ async def test_a_call_waits_for_the_interface_server() -> None:
     assert (no_will[0], no_will[2]) == (events.SET_WILL, b"")
 
 
+def nested(depth: int) -> list[Any]:
+    info: list[Any] = []
+    for _ in range(depth):
+        info = [info]
+    return info
+
+
 async def test_what_is_not_valid_raises_at_once() -> None:
     app = Calls(
         lambda connection: connection.identify(17),
@@ -75,6 +82,7 @@ async def test_what_is_not_valid_raises_at_once() -> None:
         lambda connection: connection.identify("x" * 201),
         lambda connection: connection.identify("ann", b"no JSON"),
         lambda connection: connection.identify("ann", {"a": {1, 2}}),
+        lambda connection: connection.identify("ann", nested(2000)),
         lambda connection: connection.identify("ann", "x" * 17_000),
         lambda connection: connection.group_add("room", present=True),
         lambda connection: connection.group_add("room", join=TEXT),
@@ -87,18 +95,10 @@ async def test_what_is_not_valid_raises_at_once() -> None:
         number = await interface.accepted(extensions=OFFERED)
         outcomes = await app.outcomes()
         assert len(interface.events(number)) == 1
-    expected = [
-        TypeError,
-        ValueError,
-        ValueError,
-        TypeError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-    ]
-    assert [type(each) for each in outcomes] == [*expected, ValueError, ValueError, TypeError]
+    ids = [TypeError, ValueError, ValueError]
+    infos = [TypeError, TypeError, TypeError, ValueError]
+    groups = [RuntimeError, ValueError, TypeError]
+    assert [type(each) for each in outcomes] == [*ids, *infos, *groups, ValueError, ValueError, TypeError]
 
 
 async def test_a_further_run_knows_the_user() -> None:
